@@ -1,0 +1,54 @@
+"""The known parameters of a rendered view, in the order of the 3DIEBench and 3DIEBench-T files.
+
+A 3DIEBench latent holds the first seven values, a 3DIEBench-T latent all ten. Angles are in radians. The translation
+is in the object's own frame and applied before the rotation, so the object's centre stands at R t in the world.
+"""
+
+import math
+
+from torch import Tensor
+
+from ssl_equi.geometry.rotations import quat_from_euler_xyz
+
+LATENT_NAMES: tuple[str, ...] = (
+    "rotation_x",
+    "rotation_y",
+    "rotation_z",
+    "floor_hue",
+    "light_theta",
+    "light_phi",
+    "light_hue",
+    "translation_x",
+    "translation_y",
+    "translation_z",
+)
+
+LATENT_RANGES: dict[str, tuple[float, float]] = {
+    "rotation_x": (-math.pi / 2, math.pi / 2),
+    "rotation_y": (-math.pi / 2, math.pi / 2),
+    "rotation_z": (-math.pi / 2, math.pi / 2),
+    "floor_hue": (0.0, 1.0),
+    "light_theta": (0.0, math.pi / 4),
+    "light_phi": (0.0, 2 * math.pi),
+    "light_hue": (0.0, 1.0),
+    "translation_x": (-0.5, 0.5),
+    "translation_y": (-0.5, 0.5),
+    "translation_z": (-0.5, 0.5),
+}
+
+LATENT_SIZE = 7  # 3DIEBench
+LATENT_SIZE_WITH_TRANSLATION = 10  # 3DIEBench-T
+
+ROTATION_COLUMNS = (0, 1, 2)
+HUE_COLUMNS = (3, 6)
+TRANSLATION_COLUMNS = (7, 8, 9)
+
+
+def quat_xyzw_from_latents(latents: Tensor) -> Tensor:
+    """Pose quaternions [..., 4] of latents [..., 7 or 10]; w > 0 within the Euler box of 3DIEBench."""
+    if latents.shape[-1] not in (LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION):
+        raise ValueError(
+            f"latents have shape {tuple(latents.shape)}: the last dimension must be {LATENT_SIZE} (3DIEBench) "
+            f"or {LATENT_SIZE_WITH_TRANSLATION} (3DIEBench-T)"
+        )
+    return quat_from_euler_xyz(latents[..., :3])
