@@ -1,0 +1,178 @@
+"""Batch statistics over all processes: a differentiable all-gather and a synchronised batch norm.
+
+Gradient rule. DistributedDataParallel averages parameter gradients over processes, so the function that is
+being minimised is the mean over processes of what each of them computes. The backward pass of `gather_batch`
+sums the incoming gradients over processes (the exact adjoint of the gather). Together: a loss of the gathered
+batch, computed in full by every process, and a per-process mean both give exactly the gradient that one process
+would compute on the global batch, as long as every process holds equally many samples.
+
+Without an initialised process group every function here is the plain one-process operation.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+PLAIN_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def world_size() -> int:
+    """Number of processes training together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _GatherBatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, local: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.batch_size = local.shape[0]
+        gathered = [torch.empty_like(local) for _ in range(world_size())]
+        dist.all_gather(gathered, local)
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total.narrow(0, dist.get_rank() * ctx.batch_size, ctx.batch_size)
+
+
+def gather_batch(local: Tensor) -> Tensor:
+    """Concatenates the batches of all processes, in rank order, with gradients to every process.
+
+    Args:
+        local: [B, ...], the same shape on every process.
+
+    Returns:
+        [world_size * B, ...]; `local` itself when there is one process.
+    """
+    return _GatherBatch.apply(local.contiguous()) if world_size() > 1 else local
+
+
+class SynchronisedBatchNorm(_BatchNorm):
+    """Batch norm over the global batch, on any device (`torch.nn.SyncBatchNorm` refuses CPU tensors).
+
+    Outputs, gradients and running statistics equal those of a one-process batch norm on the whole batch. With one
+    process, or in eval mode, it is the ordinary batch norm. Inputs are [N, C] or [N, C, ...].
+
+    `drop` and `act` run after the normalisation; they are identities unless the replaced layer had its own, as
+    timm's `BatchNormAct2d` does.
+    """
+
+    def __init__(self, *args: Any, drop: nn.Module | None = None, act: nn.Module | None = None) -> None:
+        super().__init__(*args)
+        self.drop = drop or nn.Identity()
+        self.act = act or nn.Identity()
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"batch norm got an input of shape {tuple(input.shape)}: pass [N, C] or [N, C, ...]")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and world_size() > 1:
+            self._check_input_dim(input)
+            normalised = self._normalise_with_global_statistics(input)
+        else:
+            normalised = super().forward(input)
+        return self.act(self.drop(normalised))
+
+    def _normalise_with_global_statistics(self, input: Tensor) -> Tensor:
+        # Like torch's kernels, half precision is normalised in float32 and handed back in its own type.
+        with torch.autocast(input.device.type, enabled=False):
+            x = input.to(torch.promote_types(input.dtype, torch.float32))
+            mean, variance, count = self._global_statistics(x)
+            self._update_running_statistics(mean.detach(), variance.detach() * count / (count - 1))
+            scale = torch.rsqrt(variance + self.eps)
+            if self.affine:
+                scale = scale * self.weight
+            per_channel = (1, -1) + (1,) * (x.ndim - 2)
+            normalised = (x - mean.view(per_channel)) * scale.view(per_channel)
+            if self.affine:
+                normalised = normalised + self.bias.view(per_channel)
+        return normalised.to(input.dtype)
+
+    def _global_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean [C], biased variance [C] and element count [] of each channel over all processes."""
+        not_channel = [dim for dim in range(x.ndim) if dim != 1]
+        local_count = x.new_full((1,), x.numel() / x.shape[1])
+        local_mean = x.mean(not_channel)
+        local_variance = x.var(not_channel, correction=0)
+        packed = gather_batch(torch.cat([local_count, local_mean, local_variance]).unsqueeze(0))
+        counts = packed[:, :1].detach()
+        means, variances = packed[:, 1:].chunk(2, dim=1)
+        # Combining central moments instead of sums of squares avoids the cancellation of E[x^2] - E[x]^2.
+        count = counts.sum()
+        mean = (counts * means).sum(0) / count
+        variance = (counts * (variances + (means - mean).square())).sum(0) / count
+        return mean, variance, count
+
+    def _update_running_statistics(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return  # made with track_running_stats=False
+        self.num_batches_tracked.add_(1)
+        step = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
+        self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), step)
+
+
+class _TorchSyncBatchNorm(nn.SyncBatchNorm):
+    """torch's fused layer, followed by the `drop` and `act` of the layer that it replaces."""
+
+    def __init__(self, *args: Any, drop: nn.Module | None = None, act: nn.Module | None = None) -> None:
+        super().__init__(*args)
+        self.drop = drop or nn.Identity()
+        self.act = act or nn.Identity()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
+def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
+    """Replaces every batch norm inside `module` by one that uses the statistics of the global batch.
+
+    Parameters and buffers are shared with the replaced layers and `state_dict` keys stay the same, so this can be
+    called before or after making the optimizer. Modules on CUDA get torch's fused `SyncBatchNorm`; all others get
+    `SynchronisedBatchNorm`, so move the module to its device first.
+
+    Args:
+        module: any module; its batch norms are `torch.nn.BatchNorm1d/2d/3d` or timm's `BatchNormAct2d`.
+
+    Returns:
+        The same module, changed in place; a new one when `module` is a batch norm itself.
+
+    Raises:
+        TypeError: for a batch norm subclass whose behaviour is not known here.
+    """
+    on_cuda = any(tensor.is_cuda for tensor in (*module.parameters(), *module.buffers()))
+    return _convert(module, _TorchSyncBatchNorm if on_cuda else SynchronisedBatchNorm)
+
+
+def _convert(module: nn.Module, layer_class: type[SynchronisedBatchNorm] | type[_TorchSyncBatchNorm]) -> nn.Module:
+    if isinstance(module, (nn.SyncBatchNorm, SynchronisedBatchNorm)):
+        return module
+    if not isinstance(module, _BatchNorm):
+        for name, child in module.named_children():
+            module.register_module(name, _convert(child, layer_class))
+        return module
+
+    has_activation = hasattr(module, "drop") and hasattr(module, "act")  # timm's BatchNormAct2d
+    if type(module) not in PLAIN_BATCH_NORMS and not has_activation:
+        raise TypeError(
+            f"cannot synchronise {type(module).__name__} because its forward pass is unknown: "
+            "use torch.nn.BatchNorm1d/2d/3d or timm's BatchNormAct2d"
+        )
+    converted = layer_class(
+        module.num_features,
+        module.eps,
+        module.momentum,
+        module.affine,
+        module.track_running_stats,
+        drop=getattr(module, "drop", None),
+        act=getattr(module, "act", None),
+    )
+    converted.weight, converted.bias = module.weight, module.bias
+    converted.running_mean, converted.running_var = module.running_mean, module.running_var
+    converted.num_batches_tracked = module.num_batches_tracked
+    return converted.train(module.training)

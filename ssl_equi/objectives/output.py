@@ -1,0 +1,23 @@
+"""What every objective returns."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """The result of one forward pass of an objective.
+
+    Attributes:
+        loss: scalar to call `backward()` on. Under distributed training each process holds its own share, such
+            that the mean of the gradients over processes is the gradient of the global batch.
+        terms: detached float32 scalars, the loss terms before their weights and the collapse monitors.
+            `invariance` and `equivariance` are means over this process's batch; everything computed from
+            batch statistics covers the global batch.
+        features: detached encoder features [B, V, D] (B objects, V views), for probes that train online.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    features: Tensor

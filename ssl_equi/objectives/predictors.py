@@ -1,0 +1,88 @@
+"""Predictors: from the embedding of one view and an action to the embedding of the other view."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Hypernetwork(nn.Module):
+    """A linear map of the embedding whose matrix depends on the action (SIE, Garrido et al. 2023, section 4).
+
+    The prediction is W(a) x with W(a) = sum_k c_k(a) W_k: the matrix is linear in the coefficients c(a), so
+    W(a) x = sum_k c_k(a) (W_k x). This factored form is one matrix product with the K stored matrices; it never
+    builds the [B, D, D] tensor of per-sample matrices.
+
+    The coefficients are the action itself (`hidden_layers=0`, the paper's predictor) or the output of that many
+    Linear-ReLU layers of the action's width (2 in the "deep" variant of the released code).
+
+    Without biases and hidden layers, negating the action negates the prediction: q and -q are one rotation but two
+    inputs, so quaternion signs need one rule everywhere (see `ssl_equi.geometry`).
+
+    Args:
+        dim: embedding width D.
+        action_dim: action width A.
+        hidden_layers: Linear-ReLU layers between the action and the coefficients.
+        hypernetwork_bias: gives every linear layer of the hypernetwork a bias; the last one adds a constant matrix.
+        predicted_bias: the hypernetwork also emits a vector b(a) that is added to W(a) x.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        action_dim: int,
+        hidden_layers: int = 0,
+        hypernetwork_bias: bool = False,
+        predicted_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(hidden_layers):
+            layers += [nn.Linear(action_dim, action_dim, bias=hypernetwork_bias), nn.ReLU()]
+        self.hidden = nn.Sequential(*layers)
+        self.hypernetwork_bias = hypernetwork_bias
+        num_matrices = action_dim + int(hypernetwork_bias)
+        self.matrices = nn.Parameter(torch.empty(num_matrices, dim, dim))
+        self.vectors = nn.Parameter(torch.empty(num_matrices, dim)) if predicted_bias else None
+        # The initialisation of the Linear(action_dim, dim * dim) that these matrices are the weights of.
+        for parameter in (self.matrices, self.vectors):
+            if parameter is not None:
+                nn.init.uniform_(parameter, -1 / math.sqrt(action_dim), 1 / math.sqrt(action_dim))
+
+    def coefficients(self, actions: Tensor) -> Tensor:
+        """Weight of each stored matrix, [B, K]; a bias is a matrix whose weight is always 1."""
+        coefficients = self.hidden(actions)
+        if self.hypernetwork_bias:
+            coefficients = torch.cat([coefficients, torch.ones_like(coefficients[:, :1])], dim=1)
+        return coefficients
+
+    def forward(self, embedding: Tensor, actions: Tensor) -> Tensor:
+        """Predicts the other view's embedding [B, D] from `embedding` [B, D] and `actions` [B, A]."""
+        coefficients = self.coefficients(actions).unsqueeze(-1)
+        products = F.linear(embedding, self.matrices.flatten(0, 1)).unflatten(1, self.matrices.shape[:2])
+        prediction = (coefficients * products).sum(dim=1)
+        if self.vectors is not None:
+            prediction = prediction + (coefficients * self.vectors).sum(dim=1)
+        return prediction
+
+
+class MLPPredictor(nn.Module):
+    """A plain MLP on the concatenation of action and embedding: Linear(A + D, D), then ReLU-Linear(D, D) repeated.
+
+    Args:
+        dim: embedding width D.
+        action_dim: action width A.
+        layers: number of linear layers (1 in the released SIE code: the prediction is then affine in both inputs).
+    """
+
+    def __init__(self, dim: int, action_dim: int, layers: int = 1) -> None:
+        super().__init__()
+        modules: list[nn.Module] = [nn.Linear(action_dim + dim, dim)]
+        for _ in range(layers - 1):
+            modules += [nn.ReLU(inplace=True), nn.Linear(dim, dim)]
+        self.layers = nn.Sequential(*modules)
+
+    def forward(self, embedding: Tensor, actions: Tensor) -> Tensor:
+        """Predicts the other view's embedding [B, D] from `embedding` [B, D] and `actions` [B, A]."""
+        return self.layers(torch.cat([actions.to(embedding.dtype), embedding], dim=1))

@@ -1,0 +1,230 @@
+"""SIE: Split Invariant-Equivariant representations (Garrido, Najman and LeCun, ICML 2023, arXiv:2302.10283).
+
+The encoder's features are split in two. The first part must agree between two views of an object (invariance). From
+the second part of view 1 and the action that leads to view 2, a predictor must find the second part of view 2
+(equivariance). Variance and covariance regularisation in the manner of VICReg prevents collapse.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ssl_equi.objectives.distributed import gather_batch
+from ssl_equi.objectives.heads import projector, split_widths
+from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.predictors import Hypernetwork, MLPPredictor
+from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
+from ssl_equi.objectives.vicreg_terms import (
+    covariance_term,
+    full_precision,
+    invariance_term,
+    std_per_dim,
+    variance_term,
+)
+
+ACTION_KIND_BY_DIM = {4: "rotation", 6: "rotation_color"}
+
+
+@dataclass(frozen=True)
+class SIEConfig:
+    """Defaults are the paper's recipe for 3DIEBench (README of the released code, facebookresearch/SIE)."""
+
+    inv_weight: float = 10.0
+    """Weight of the invariance term, lambda_inv; 10 in the paper."""
+    equi_weight: float = 4.5
+    """Weight of the equivariance term, lambda_equi; 4.5 in the paper. The released code multiplies 10 by a factor whose
+    README value is 0.45 but whose command-line default is 4.5: forgetting that flag trains with 45."""
+    variance_weight: float = 10.0
+    """Weight of the variance term, lambda_V, on the mean over the two views; 10 in the paper."""
+    covariance_weight: float = 1.0
+    """Weight of the covariance term, lambda_C, on the sum over the two views; 1 in the paper."""
+    equi_dim: int | None = None
+    """Feature columns of the equivariant part, the last ones. None: half of them, as in the paper (256 of 512)."""
+    projector: tuple[int, ...] = (2048, 2048, 2048)
+    """Widths of both projectors together, shared out in proportion to the parts; 2048-2048-2048 in the paper's recipe,
+    so two MLPs 256-1024-1024-1024."""
+    action_dim: int = 4
+    """Width of the action: 4 for a relative rotation (quaternion xyzw), 6 with the two relative hues."""
+    predictor: Literal["hypernetwork_linear", "hypernetwork_deep", "mlp"] = "hypernetwork_linear"
+    """Linear hypernetwork in the paper; see `ssl_equi.objectives.predictors` for the others."""
+    hypernetwork_bias: bool = False
+    """Biases inside the hypernetwork; off in the paper. Unused by the MLP predictor."""
+    predicted_bias: bool = False
+    """The hypernetwork also emits a bias vector; off in the paper. Unused by the MLP predictor."""
+    mlp_layers: int = 1
+    """Linear layers of the MLP predictor; 1 in the released code. Unused by the hypernetworks."""
+    variance_on_prediction: bool = True
+    """Also keeps the variance of the prediction up, with weight variance_weight / 2. On in the paper; off is the
+    released code's SIENoVar."""
+    parts: Literal["split", "inv_only", "equi_only"] = "split"
+    """split: the paper's SIE. inv_only: the same split, without predictor and equivariance term, so the second part is
+    only regularised; the released VICRegPartInv has the same terms, but one projector, and draws the border between
+    its output dimensions. equi_only: one projector and one predictor on all features, without invariance term; the
+    released SIEOnlyEqui, which weights equivariance by 10: set equi_weight=10 to reproduce it."""
+    separate_batch_norm: bool = False
+    """One call of encoder and projectors a view, as in the released code (each view has its own batch statistics),
+    instead of one call for both, which is faster."""
+
+
+class SIE(nn.Module):
+    """SIE's loss, with Zi, Ze the projected parts of a view, Z = [Zi; Ze] and P = predictor(Ze, action):
+
+    loss = inv * MSE(Zi, Zi') + equi * MSE(P, Ze') + variance * ([V(Z) + V(Z')] / 2 + V(P) / 2)
+    + covariance * [C(Z) + C(Z')].
+
+    The covariance runs over the concatenation, so covariances between the two parts are penalised too. There is no
+    stop-gradient and no momentum encoder. V and C are taken over the global batch, see
+    `ssl_equi.objectives.distributed`.
+
+    Args:
+        encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D.
+        config: weights, sizes and ablations.
+
+    Raises:
+        ValueError: if the encoder does not state its feature width, or a size in the config is impossible.
+    """
+
+    def __init__(self, encoder: nn.Module, config: SIEConfig = SIEConfig()) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.num_features = feature_dim(encoder)
+        self._columns = _columns_by_part(config, self.num_features)
+        if config.parts == "equi_only":
+            widths = {"equi": list(config.projector)}
+        else:
+            inv_dim = self._columns["inv"].stop
+            inv_widths, equi_widths = split_widths(config.projector, inv_dim, self.num_features - inv_dim)
+            widths = {"inv": inv_widths, "equi": equi_widths}
+        self.projectors = nn.ModuleDict(
+            {part: projector(columns.stop - columns.start, widths[part]) for part, columns in self._columns.items()}
+        )
+        self.predictor = None if config.parts == "inv_only" else _predictor(config, widths["equi"][-1])
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Named column ranges of the encoder features: all, inv and equi; only all when nothing is split."""
+        everything = {"all": slice(0, self.num_features)}
+        return everything if self.config.parts == "equi_only" else everything | self._columns
+
+    def forward(self, views: Tensor, actions: Tensor) -> ObjectiveOutput:
+        """Computes the loss of a batch.
+
+        Args:
+            views: [B, 2, 3, H, W], float, normalised.
+            actions: [B, action_dim], the transformation from view 1 to view 2.
+
+        Returns:
+            terms `invariance` = MSE(Zi, Zi'), `equivariance` = MSE(P, Ze'), `variance` = [V(Z) + V(Z')] / 2,
+            `variance_prediction` = V(P), `covariance` = C(Z) + C(Z'), and the monitors `std_inv`, `std_equi`, the mean
+            standard deviation of the projected parts' dimensions (0 means collapse). Terms that a variant does
+            not have are absent.
+
+        Raises:
+            ValueError: if views or actions do not have the shapes and types above.
+        """
+        check_views(views)
+        self._check_actions(actions, batch_size=views.shape[0])
+        separate = self.config.separate_batch_norm
+        features = on_both_views(self.encoder, views, separate)
+        embeddings = {
+            part: on_both_views(self.projectors[part], features[..., columns], separate)
+            for part, columns in self._columns.items()
+        }
+        prediction = None if self.predictor is None else self.predictor(embeddings["equi"][:, 0], actions)
+
+        # The terms see at least float32: squares of half-precision values overflow or vanish.
+        with torch.autocast(views.device.type, enabled=False):
+            embeddings = {part: full_precision(embedding) for part, embedding in embeddings.items()}
+            terms = self._pair_terms(embeddings, prediction) | self._regularisation_terms(embeddings)
+            weights = self._term_weights()
+            loss = torch.stack([weights[name] * terms[name] for name in weights if name in terms]).sum()
+        return ObjectiveOutput(
+            loss=loss,
+            terms={name: term.detach().float() for name, term in terms.items()},
+            features=full_precision(features.detach()),
+        )
+
+    def _pair_terms(self, embeddings: dict[str, Tensor], prediction: Tensor | None) -> dict[str, Tensor]:
+        """The terms that compare the two views, and the variance of the prediction."""
+        terms = {}
+        if "inv" in embeddings:
+            terms["invariance"] = invariance_term(*embeddings["inv"].unbind(dim=1))
+        if prediction is not None:
+            prediction = full_precision(prediction)
+            terms["equivariance"] = invariance_term(prediction, embeddings["equi"][:, 1])
+            terms["variance_prediction"] = variance_term(gather_batch(prediction))
+        return terms
+
+    def _regularisation_terms(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Variance and covariance of the concatenated parts over the global batch, and the collapse monitors."""
+        together = gather_batch(torch.cat(list(embeddings.values()), dim=-1))
+        first, second = together.unbind(dim=1)
+        std = (std_per_dim(first.detach()) + std_per_dim(second.detach())) / 2
+        std_by_part = std.split([embedding.shape[-1] for embedding in embeddings.values()])
+        return {
+            "variance": (variance_term(first) + variance_term(second)) / 2,
+            "covariance": covariance_term(first) + covariance_term(second),
+            **{f"std_{part}": std_of_part.mean() for part, std_of_part in zip(embeddings, std_by_part, strict=True)},
+        }
+
+    def _term_weights(self) -> dict[str, float]:
+        config = self.config
+        return {
+            "invariance": config.inv_weight,
+            "equivariance": config.equi_weight,
+            "variance": config.variance_weight,
+            "variance_prediction": config.variance_weight / 2 if config.variance_on_prediction else 0.0,
+            "covariance": config.covariance_weight,
+        }
+
+    def _check_actions(self, actions: Tensor, batch_size: int) -> None:
+        expected = self.config.action_dim
+        if actions.ndim != 2 or actions.shape[0] != batch_size:
+            raise ValueError(
+                f"actions have shape {tuple(actions.shape)}: pass [{batch_size}, {expected}], one row for each object"
+            )
+        if actions.shape[1] != expected:
+            given = actions.shape[1]
+            raise ValueError(
+                f"actions have {given} columns but action_dim is {expected}: set action_dim={given} for "
+                f"{_describe_action(given)}, or make the actions with {_describe_action(expected)}"
+            )
+        # On a GPU the answer would have to come back to the CPU, which would stall every step.
+        if not actions.is_cuda and not torch.isfinite(actions).all():
+            row = int((~torch.isfinite(actions)).any(dim=1).nonzero()[0])
+            raise ValueError(
+                f"the action in row {row} is {actions[row].tolist()}: check the latents that it was made from"
+            )
+
+
+def _columns_by_part(config: SIEConfig, num_features: int) -> dict[str, slice]:
+    """Feature columns that each projector reads."""
+    if config.parts == "equi_only":
+        if config.equi_dim is not None:
+            raise ValueError(f"equi_dim is {config.equi_dim} but parts='equi_only' has no split: leave equi_dim unset")
+        return {"equi": slice(0, num_features)}
+    equi_dim = num_features // 2 if config.equi_dim is None else config.equi_dim
+    if not 0 < equi_dim < num_features:
+        raise ValueError(
+            f"equi_dim is {equi_dim} but the encoder has {num_features} features: choose 1 to {num_features - 1}, or "
+            "parts='equi_only' for no invariant part"
+        )
+    return {"inv": slice(0, num_features - equi_dim), "equi": slice(num_features - equi_dim, num_features)}
+
+
+def _predictor(config: SIEConfig, dim: int) -> nn.Module:
+    """The predictor on equivariant embeddings of width `dim`."""
+    if config.action_dim < 1:
+        raise ValueError(f"action_dim is {config.action_dim}: an action needs at least 1 column")
+    if config.predictor == "mlp":
+        return MLPPredictor(dim, config.action_dim, config.mlp_layers)
+    hidden_layers = {"hypernetwork_linear": 0, "hypernetwork_deep": 2}[config.predictor]
+    return Hypernetwork(dim, config.action_dim, hidden_layers, config.hypernetwork_bias, config.predicted_bias)
+
+
+def _describe_action(action_dim: int) -> str:
+    kind = ACTION_KIND_BY_DIM.get(action_dim)
+    return f"actions={kind!r}" if kind else f"{action_dim}-column actions of your own"

@@ -1,0 +1,97 @@
+"""VICReg (Bardes, Ponce and LeCun, "VICReg", ICLR 2022, arXiv:2105.04906): the invariant baseline."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ssl_equi.objectives.distributed import gather_batch
+from ssl_equi.objectives.heads import projector
+from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
+from ssl_equi.objectives.vicreg_terms import (
+    covariance_term,
+    full_precision,
+    invariance_term,
+    std_per_dim,
+    variance_term,
+)
+
+
+@dataclass(frozen=True)
+class VICRegConfig:
+    """VICReg as run on 3DIEBench by the released SIE code (facebookresearch/SIE, README)."""
+
+    inv_weight: float = 10.0
+    """Weight of the invariance term; 10 in the SIE code, 25 in the VICReg paper (ImageNet)."""
+    variance_weight: float = 10.0
+    """Weight of the variance term, the mean over the two views; 10 in the SIE code, 25 in the VICReg paper."""
+    covariance_weight: float = 1.0
+    """Weight of the covariance term, the sum over the two views; 1 in both."""
+    projector: tuple[int, ...] = (2048, 2048, 2048)
+    """Widths of the projector's linear layers; 2048-2048-2048 in the SIE code, 8192-8192-8192 in the VICReg paper."""
+    separate_batch_norm: bool = False
+    """One call a view, as in the released code, instead of one call for both; see `two_views.on_both_views`."""
+
+
+class VICReg(nn.Module):
+    """loss = inv * MSE(Z, Z') + variance * [V(Z) + V(Z')] / 2 + covariance * [C(Z) + C(Z')].
+
+    V and C are taken over the global batch, see `ssl_equi.objectives.distributed`.
+
+    Args:
+        encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D.
+        config: weights and sizes.
+
+    Raises:
+        ValueError: if the encoder does not state its feature width.
+    """
+
+    def __init__(self, encoder: nn.Module, config: VICRegConfig = VICRegConfig()) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.num_features = feature_dim(encoder)
+        self.projector = projector(self.num_features, config.projector)
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Named column ranges of the encoder features: VICReg has no split."""
+        return {"all": slice(0, self.num_features)}
+
+    def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
+        """Computes the loss of a batch.
+
+        Args:
+            views: [B, 2, 3, H, W], float, normalised.
+            actions: ignored; accepted so that all objectives are called alike.
+
+        Returns:
+            terms `invariance`, `variance`, `covariance` and the monitor `std_all`, the mean standard deviation of
+            the embedding dimensions (0 means collapse).
+
+        Raises:
+            ValueError: if the views do not have the shape or type above.
+        """
+        check_views(views)
+        config = self.config
+        features = on_both_views(self.encoder, views, config.separate_batch_norm)
+        embeddings = on_both_views(self.projector, features, config.separate_batch_norm)
+        with torch.autocast(views.device.type, enabled=False):
+            embeddings = full_precision(embeddings)
+            first, second = gather_batch(embeddings).unbind(dim=1)
+            invariance = invariance_term(embeddings[:, 0], embeddings[:, 1])
+            variance = (variance_term(first) + variance_term(second)) / 2
+            covariance = covariance_term(first) + covariance_term(second)
+            loss = (
+                config.inv_weight * invariance
+                + config.variance_weight * variance
+                + config.covariance_weight * covariance
+            )
+        terms = {"invariance": invariance, "variance": variance, "covariance": covariance}
+        terms["std_all"] = (std_per_dim(first.detach()).mean() + std_per_dim(second.detach()).mean()) / 2
+        return ObjectiveOutput(
+            loss=loss,
+            terms={name: term.detach().float() for name, term in terms.items()},
+            features=full_precision(features.detach()),
+        )

@@ -1,0 +1,42 @@
+"""The three terms of VICReg (Bardes et al. 2022, section 4.1), in float32 whatever the training precision.
+
+In half precision the squares under the variance and the covariance overflow or vanish. Therefore the terms run with
+autocast off on embeddings of at least float32 (`full_precision`); float64 stays float64.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPSILON = 1e-4  # under the square root of the standard deviation, in the paper and in the released SIE code
+
+
+def full_precision(embedding: Tensor) -> Tensor:
+    """Half precision becomes float32; float32 and float64 stay."""
+    return embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+
+
+def std_per_dim(embedding: Tensor) -> Tensor:
+    """Standard deviation of each dimension over the batch, sqrt(unbiased variance + 1e-4): [N, D] -> [D]."""
+    return torch.sqrt(embedding.var(dim=0) + EPSILON)
+
+
+def variance_term(embedding: Tensor) -> Tensor:
+    """Hinge that keeps every dimension's standard deviation above 1, mean over dimensions: [N, D] -> [].
+
+    Equals 1 - sqrt(1e-4) = 0.99 for collapsed (constant) embeddings.
+    """
+    return F.relu(1 - std_per_dim(embedding)).mean()
+
+
+def covariance_term(embedding: Tensor) -> Tensor:
+    """Sum of the squared off-diagonal covariances divided by the number of dimensions: [N, D] -> []."""
+    centred = embedding - embedding.mean(dim=0)
+    covariance = centred.T @ centred / (embedding.shape[0] - 1)
+    off_diagonal = covariance - torch.diag(covariance.diagonal())
+    return off_diagonal.square().sum() / embedding.shape[1]
+
+
+def invariance_term(first: Tensor, second: Tensor) -> Tensor:
+    """Mean squared difference over the batch and the dimensions: [N, D], [N, D] -> []."""
+    return F.mse_loss(first, second)
