@@ -1,0 +1,31 @@
+"""What a loader yields."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """V views of each of B objects, with the latents that made them."""
+
+    images: Tensor  # uint8 [B, V, H, W, 3]; a reused buffer, see ViewLoader.batches for how long it stays valid
+    latents: Tensor  # float32 [B, V, L]
+    quat_xyzw: Tensor  # float32 [B, V, 4]
+    labels: Tensor  # int64 [B]
+    object_indices: Tensor  # int64 [B]
+    view_indices: Tensor  # int64 [B, V]
+    seconds_waited: float = 0.0  # how long the consumer waited for this batch
+
+    def to(self, device: torch.device | str) -> "ViewBatch":
+        """The same batch on another device; copies are queued, not waited for. On its own device it stays as it is."""
+        return ViewBatch(
+            images=self.images.to(device, non_blocking=True),
+            latents=self.latents.to(device, non_blocking=True),
+            quat_xyzw=self.quat_xyzw.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            object_indices=self.object_indices.to(device, non_blocking=True),
+            view_indices=self.view_indices.to(device, non_blocking=True),
+            seconds_waited=self.seconds_waited,
+        )

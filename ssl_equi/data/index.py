@@ -1,0 +1,150 @@
+"""The index of a split: where each view lies, and everything small about each object, as plain .npy arrays.
+
+The arrays are memory-mapped, so all processes of a machine share one copy in the page cache.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssl_equi.data.errors import DataError
+from ssl_equi.data.files import sha256_of_file, write_atomically
+from ssl_equi.data.manifest import Manifest, index_folder
+from ssl_equi.data.shard import ScannedObject
+from ssl_equi.geometry.latents import quat_xyzw_from_latents
+
+_DTYPES: dict[str, np.dtype] = {
+    "offsets": np.dtype(np.int64),
+    "sizes": np.dtype(np.int32),
+    "crc32c": np.dtype(np.uint32),
+    "shard_numbers": np.dtype(np.int32),
+    "labels": np.dtype(np.int64),
+    "latents": np.dtype(np.float32),
+    "quats_xyzw": np.dtype(np.float32),
+    "keys": np.dtype("S100"),
+}
+
+
+@dataclass(frozen=True)
+class SplitIndex:
+    """n objects, V views, L latents; one .npy file a field."""
+
+    offsets: np.ndarray  # int64 [n, V], first byte of the view in its shard
+    sizes: np.ndarray  # int32 [n, V], bytes
+    crc32c: np.ndarray  # uint32 [n, V]
+    shard_numbers: np.ndarray  # int32 [n]
+    labels: np.ndarray  # int64 [n]
+    latents: np.ndarray  # float32 [n, V, L]
+    quats_xyzw: np.ndarray  # float32 [n, V, 4], computed in float64
+    keys: np.ndarray  # S100 [n]
+
+
+SIDECAR_NAMES = tuple(f"{field.name}.npy" for field in fields(SplitIndex))
+
+
+def index_of_objects(objects: Sequence[ScannedObject], shard_number: int) -> SplitIndex:
+    """The index rows of one shard's objects, which must agree in number of views and latents."""
+    latents = np.stack([found.latents for found in objects])
+    quats_xyzw = quat_xyzw_from_latents(torch.from_numpy(latents.astype(np.float64)))
+    columns: dict[str, Any] = {
+        "offsets": [found.offsets for found in objects],
+        "sizes": [found.sizes for found in objects],
+        "crc32c": [found.crc32c for found in objects],
+        "shard_numbers": [shard_number] * len(objects),
+        "labels": [found.label for found in objects],
+        "latents": latents,
+        "quats_xyzw": quats_xyzw.numpy(),
+        "keys": [found.key.encode() for found in objects],
+    }
+    return SplitIndex(**{name: np.asarray(column, dtype=_DTYPES[name]) for name, column in columns.items()})
+
+
+def concatenate(parts: Iterable[SplitIndex]) -> SplitIndex:
+    """The index of several shards, one after the other."""
+    parts = list(parts)
+    return SplitIndex(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in _DTYPES})
+
+
+def write_index(folder: Path, split: str, index: SplitIndex) -> dict[str, str]:
+    """Write the arrays of a split; returns their file names and SHA-256 for the manifest."""
+    target = index_folder(folder, split)
+    target.mkdir(exist_ok=True)
+    checksums = {}
+    for name in SIDECAR_NAMES:
+        content = io.BytesIO()
+        np.lib.format.write_array(content, getattr(index, name.removesuffix(".npy")), allow_pickle=False)
+        write_atomically(target / name, content.getvalue())
+        checksums[name] = sha256_of_file(target / name)
+    return checksums
+
+
+def read_index(folder: Path, manifest: Manifest) -> SplitIndex:
+    """Memory-map the arrays of a split.
+
+    Raises DataError when an array is absent, is not the one the manifest was written with, has an unexpected type or
+    shape, holds NaN, or contradicts the manifest's shards.
+    """
+    source = index_folder(folder, manifest.split)
+    arrays = {name.removesuffix(".npy"): _open_sidecar(source / name, manifest) for name in SIDECAR_NAMES}
+    index = SplitIndex(**arrays)
+    _check_shapes(index, manifest, source)
+    _check_values(index, manifest, source)
+    return index
+
+
+def _open_sidecar(path: Path, manifest: Manifest) -> np.ndarray:
+    try:
+        found_sha256 = sha256_of_file(path)
+        array = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise DataError(f"sidecar {path} is missing: download or rebuild this data set again") from None
+    except ValueError as error:
+        raise DataError(
+            f"sidecar {path} is not a plain .npy array ({error}): download or rebuild this data set again"
+        ) from error
+    if found_sha256 != manifest.sidecars.get(path.name):
+        raise DataError(
+            f"sidecar {path} does not match the SHA-256 in the manifest, it was changed or is of another build: "
+            f"download or rebuild this data set again"
+        )
+    return np.asarray(array)  # a plain view of the mapped memory; indexing a memmap itself is several times slower
+
+
+def _check_shapes(index: SplitIndex, manifest: Manifest, source: Path) -> None:
+    n, views, latents = manifest.num_objects, manifest.num_views, len(manifest.latent_names)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("offsets", "sizes", "crc32c"), (n, views))
+    shapes |= dict.fromkeys(("shard_numbers", "labels", "keys"), (n,))
+    shapes |= {"latents": (n, views, latents), "quats_xyzw": (n, views, 4)}
+    for name, shape in shapes.items():
+        array = getattr(index, name)
+        if array.shape != shape or array.dtype != _DTYPES[name]:
+            raise DataError(
+                f"sidecar {source / name}.npy holds {array.dtype} {array.shape}, expected {_DTYPES[name]} {shape}: "
+                f"rebuild this data set"
+            )
+
+
+def _check_values(index: SplitIndex, manifest: Manifest, source: Path) -> None:
+    expected_numbers = np.repeat(np.arange(len(manifest.shards)), [entry.count for entry in manifest.shards])
+    if not np.array_equal(index.shard_numbers, expected_numbers):
+        raise DataError(
+            f"sidecar {source / 'shard_numbers.npy'} contradicts the manifest's shards: rebuild this data set"
+        )
+    shard_bytes = np.array([entry.bytes for entry in manifest.shards])[index.shard_numbers, None]
+    if (index.offsets < 0).any() or (index.sizes <= 0).any() or (index.offsets + index.sizes > shard_bytes).any():
+        raise DataError(f"sidecar {source / 'offsets.npy'} points outside a shard: rebuild this data set")
+    if not (np.isfinite(index.latents).all() and np.isfinite(index.quats_xyzw).all()):
+        raise DataError(
+            f"sidecar {source / 'latents.npy'} or {source / 'quats_xyzw.npy'} holds NaN or infinity: "
+            f"rebuild this data set from a clean source"
+        )
+    if (index.labels < 0).any() or (index.labels >= len(manifest.class_names)).any():
+        raise DataError(
+            f"sidecar {source / 'labels.npy'} holds a label outside 0..{len(manifest.class_names) - 1}: "
+            f"rebuild this data set"
+        )

@@ -1,0 +1,150 @@
+"""The manifest of a split: what its shards hold, and the checksums that prove it.
+
+`{split}.manifest.json` is written last, so a split without one is unfinished. Its fingerprint, the SHA-256 of
+the manifest's canonical JSON, identifies the data in checkpoints and results.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_equi.data.errors import DataError
+from ssl_equi.data.files import write_atomically
+
+FORMAT_NAME = "ssl-equi-shards"
+FORMAT_VERSION = 1
+_SPLIT_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar file: its size, its checksum and the objects [first, first + count) that it holds."""
+
+    name: str
+    bytes: int
+    sha256: str
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a split but its pixels; `latent_ranges` are the extremes found in the split."""
+
+    split: str
+    num_objects: int
+    num_views: int
+    image_size: tuple[int, int]  # height, width in pixels
+    latent_names: tuple[str, ...]
+    latent_ranges: dict[str, tuple[float, float]]
+    class_names: tuple[str, ...]  # a label is an index into them
+    source: str
+    license: str
+    seed: int
+    writer: str
+    plan_sha256: str  # of the settings and the list of objects the writer was given
+    mean_rgb: tuple[float, float, float] | None
+    std_rgb: tuple[float, float, float] | None
+    shards: tuple[ShardEntry, ...]
+    sidecars: dict[str, str]  # file name in the index folder -> SHA-256
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON of this manifest."""
+        return hashlib.sha256(canonical_json(self._as_json())).hexdigest()
+
+    def _as_json(self) -> dict[str, Any]:
+        return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest, with its own fingerprint beside the fields, atomically."""
+        content = {**self._as_json(), "fingerprint": self.fingerprint}
+        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        write_atomically(manifest_path(folder, self.split), text.encode())
+
+
+def canonical_json(content: Any) -> bytes:
+    """JSON with sorted keys and no spaces: equal contents give equal bytes."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def manifest_path(folder: Path, split: str) -> Path:
+    """Where the manifest of a split lies; DataError for a split name that could leave the folder."""
+    if not _SPLIT_PATTERN.fullmatch(split):
+        raise DataError(f"split name '{split}' is not usable in file names: use letters, digits, '_' and '-'")
+    return folder / f"{split}.manifest.json"
+
+
+def index_folder(folder: Path, split: str) -> Path:
+    """Where the sidecar arrays of a split lie."""
+    return folder / f"{split}.index"
+
+
+def shard_name(split: str, number: int) -> str:
+    """File name of a shard: train-000000.tar, train-000001.tar, ..."""
+    return f"{split}-{number:06d}.tar"
+
+
+def read_manifest(folder: Path, split: str) -> Manifest:
+    """Read and check a manifest.
+
+    Raises DataError when it is absent, of another format version, malformed, or edited by hand.
+    """
+    path = manifest_path(folder, split)
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(
+            f"there is no manifest {path}: build this data set (an unfinished build leaves none) or name its folder"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"manifest {path} is not JSON ({error}): rebuild or download this data set again") from error
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT_NAME:
+        raise DataError(f"{path} is not a manifest of '{FORMAT_NAME}': name the folder of a data set of this format")
+    version = content.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"manifest {path} has format version {version}, this reader knows version {FORMAT_VERSION}: "
+            f"install the release that wrote it, or rebuild the data set"
+        )
+    fingerprint = content.pop("fingerprint", None)
+    try:
+        manifest = _manifest_from_json(content)
+    except (TypeError, ValueError, KeyError) as error:
+        raise DataError(f"manifest {path} is malformed ({error}): rebuild or download this data set again") from error
+    if manifest.fingerprint != fingerprint:
+        raise DataError(
+            f"manifest {path} does not match its fingerprint {fingerprint}, it was changed after it was written: "
+            f"download or rebuild this data set again"
+        )
+    _check_shard_entries(manifest, path)
+    return manifest
+
+
+def _manifest_from_json(content: dict[str, Any]) -> Manifest:
+    """Give JSON lists their tuple types back; unknown or absent fields raise TypeError."""
+    fields = dict(content)
+    for name in ("image_size", "latent_names", "class_names"):
+        fields[name] = tuple(fields[name])
+    for name in ("mean_rgb", "std_rgb"):
+        fields[name] = None if fields[name] is None else tuple(fields[name])
+    fields["latent_ranges"] = {name: tuple(limits) for name, limits in fields["latent_ranges"].items()}
+    fields["shards"] = tuple(ShardEntry(**entry) for entry in fields["shards"])
+    return Manifest(**fields)
+
+
+def _check_shard_entries(manifest: Manifest, path: Path) -> None:
+    """Shards carry their expected names (nothing outside the folder) and cover the objects without a gap."""
+    first = 0
+    for number, entry in enumerate(manifest.shards):
+        if entry.name != shard_name(manifest.split, number) or entry.first != first:
+            raise DataError(f"manifest {path} lists shard '{entry.name}' out of place: rebuild this data set")
+        first += entry.count
+    if first != manifest.num_objects:
+        raise DataError(
+            f"manifest {path} counts {manifest.num_objects} objects but its shards hold {first}: rebuild this data set"
+        )

@@ -1,0 +1,109 @@
+"""Which objects and views make up a batch: a pure function of (seed, step), whatever the ranks and threads.
+
+Random words come from the Philox4x64 counter-based generator (Salmon et al., "Parallel random numbers: as easy as
+1, 2, 3", SC 2011), keyed by (seed, epoch). Only its raw 64-bit words are used, whose stream NumPy keeps fixed; the
+permutation and the draws made of them are defined here, so an order does not change with a NumPy release.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+_PERMUTATION_STREAM = 0
+_VIEW_STREAM = 1
+
+
+def epoch_permutation(num_objects: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the objects in an epoch, int64 [n]: objects sorted by one random word each."""
+    words = _random_words(num_objects, seed, epoch, _PERMUTATION_STREAM)
+    return np.argsort(words, kind="stable")
+
+
+def epoch_views(num_objects: int, num_views: int, views: int, seed: int, epoch: int) -> np.ndarray:
+    """`views` distinct views of every object in an epoch, int64 [n, views], uniform over ordered choices.
+
+    Row i belongs to object i and depends on (seed, epoch, i) only.
+    """
+    if not 1 <= views <= num_views:
+        raise ValueError(f"cannot draw {views} distinct views of objects that have {num_views}: draw fewer views")
+    words = _random_words(num_objects * views, seed, epoch, _VIEW_STREAM).reshape(num_objects, views)
+    chosen = np.empty((num_objects, 0), dtype=np.int64)
+    for draw in range(views):
+        # The draw is a rank among the views not chosen yet; stepping over the chosen ones in ascending order
+        # turns the rank into a view. A remainder of a 64-bit word is uniform to within 2**-50.
+        view = (words[:, draw] % np.uint64(num_views - draw)).astype(np.int64)
+        for earlier in np.sort(chosen, axis=1).T:
+            view += view >= earlier
+        chosen = np.column_stack([chosen, view])
+    return chosen
+
+
+def _random_words(count: int, seed: int, epoch: int, stream: int) -> np.ndarray:
+    key = np.array([seed, epoch], dtype=np.uint64)
+    counter = np.array([0, 0, 0, stream], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(count)
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """The batches of one rank: global batch k of an epoch is perm[k*G : (k+1)*G], rank r has its contiguous slice.
+
+    The objects left over at the end of an epoch are dropped; they are others in each epoch. Raises ValueError for
+    sizes that do not fit.
+    """
+
+    num_objects: int
+    num_views: int
+    global_batch_size: int  # G, over all ranks
+    views: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.global_batch_size <= self.num_objects:
+            raise ValueError(
+                f"global batch size {self.global_batch_size} does not fit a split of {self.num_objects} objects: "
+                f"choose a size from 1 to {self.num_objects}"
+            )
+        if self.global_batch_size % self.world_size:
+            raise ValueError(
+                f"global batch size {self.global_batch_size} is not divisible by {self.world_size} processes: "
+                f"choose a multiple of {self.world_size}"
+            )
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} is outside 0..{self.world_size - 1}: give each process its own rank")
+        if not 1 <= self.views <= self.num_views:
+            raise ValueError(
+                f"cannot draw {self.views} distinct views of objects that have {self.num_views}: draw fewer views"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed {self.seed} is outside 0..2**63 - 1: choose a non-negative seed")
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        """Global batches in an epoch."""
+        return self.num_objects // self.global_batch_size
+
+    @property
+    def local_batch_size(self) -> int:
+        """Objects in this rank's slice of a batch."""
+        return self.global_batch_size // self.world_size
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Object indices int64 [b] and view indices int64 [b, views] of this rank at global step `step` >= 0."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        permutation, views = _epoch_tables(self.num_objects, self.num_views, self.views, self.seed, epoch)
+        first = step_in_epoch * self.global_batch_size + self.rank * self.local_batch_size
+        object_indices = permutation[first : first + self.local_batch_size]
+        return object_indices, views[object_indices]
+
+
+@lru_cache(maxsize=2)  # two epochs: the prefetch of one overlaps the end of the other
+def _epoch_tables(num_objects: int, num_views: int, views: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    permutation = epoch_permutation(num_objects, seed, epoch)
+    view_table = epoch_views(num_objects, num_views, views, seed, epoch)
+    permutation.flags.writeable = False
+    view_table.flags.writeable = False
+    return permutation, view_table

@@ -1,0 +1,155 @@
+"""Reading a split: any view of any object, at the cost of decoding it.
+
+Bytes are fetched with `os.pread` from descriptors opened lazily per process, so a dataset may be used from threads, be
+forked with, or be pickled to a spawned process; and a file that shrinks under the reader gives an error, where a
+memory map would kill the process.
+"""
+
+import os
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import simplejpeg
+
+from ssl_equi.data.errors import DataError
+from ssl_equi.data.index import SplitIndex, read_index
+from ssl_equi.data.manifest import Manifest, read_manifest
+from ssl_equi.data.shard import view_suffix
+
+
+class ShardDataset:
+    """The split `split` of the data set in `folder`; n objects with V views each.
+
+    Attributes: `num_objects`, `num_views`, `class_names`, `image_size` (height, width), `labels` (int64 [n]),
+    `latents` (float32 [n, V, L]), `quats_xyzw` (float32 [n, V, 4]), `keys` (bytes [n]), `fingerprint`, `manifest`.
+    The arrays are views of memory-mapped files.
+
+    Raises DataError when the split is unfinished, incomplete, cut, changed or of another format version. The pixels
+    are checked when they are read; `ssl_equi.data.verify` checks every byte.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder = Path(folder)
+        self.split = split
+        self.manifest: Manifest = read_manifest(self.folder, split)
+        self._check_shard_files()
+        self._index: SplitIndex = read_index(self.folder, self.manifest)
+        self._descriptors: dict[tuple[int, int], int] = {}  # (process, shard number) -> descriptor
+
+        self.num_objects = self.manifest.num_objects
+        self.num_views = self.manifest.num_views
+        self.class_names = self.manifest.class_names
+        self.image_size = self.manifest.image_size
+        self.fingerprint = self.manifest.fingerprint
+        self.labels = self._index.labels
+        self.latents = self._index.latents
+        self.quats_xyzw = self._index.quats_xyzw
+        self.keys = self._index.keys
+
+    def __reduce__(self) -> tuple[type["ShardDataset"], tuple[Path, str]]:
+        return ShardDataset, (self.folder, self.split)
+
+    def __len__(self) -> int:
+        return self.num_objects
+
+    def close(self) -> None:
+        """Close this process's descriptors; reading again opens them again."""
+        for process, number in list(self._descriptors):
+            if process == os.getpid():
+                os.close(self._descriptors.pop((process, number)))
+
+    def read_views(self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray) -> None:
+        """Decode the views `view_indices` [b, k] of the objects `object_indices` [b] into `out` uint8 [b, k, H, W, 3].
+
+        Safe to call from several threads on separate buffers. Raises DataError naming shard, member and byte offset
+        for a view that cannot be read, fails its CRC-32C or does not decode; ValueError or IndexError for wrong
+        arguments.
+        """
+        self._check_request(object_indices, view_indices, out)
+        shard_numbers = self._index.shard_numbers[object_indices].tolist()
+        offsets = self._index.offsets[object_indices[:, None], view_indices].tolist()
+        sizes = self._index.sizes[object_indices[:, None], view_indices].tolist()
+        checksums = self._index.crc32c[object_indices[:, None], view_indices].tolist()
+        for row, shard_number in enumerate(shard_numbers):
+            descriptor = self._descriptor(shard_number)
+            for column, offset in enumerate(offsets[row]):
+                data = os.pread(descriptor, sizes[row][column], offset)
+                problem = None
+                if len(data) != sizes[row][column]:
+                    problem = f"is cut (expected {sizes[row][column]} bytes, found {len(data)})"
+                elif google_crc32c.value(data) != checksums[row][column]:
+                    problem = "does not match its CRC-32C"
+                else:
+                    problem = self._decode(data, out[row, column])
+                if problem:
+                    self._raise_damaged(int(object_indices[row]), int(view_indices[row, column]), problem)
+
+    def _decode(self, data: bytes, out: np.ndarray) -> str | None:
+        """Decode into `out`; returns what is wrong with the image, None if nothing is."""
+        try:
+            # strict: by default libjpeg turns damaged data into wrong pixels without an error
+            image = simplejpeg.decode_jpeg(data, "RGB", buffer=out, strict=True)
+        except ValueError as error:
+            return f"does not decode ({error})"
+        if image.shape != out.shape:
+            return f"has {image.shape[0]}x{image.shape[1]} pixels, not {out.shape[0]}x{out.shape[1]}"
+        return None
+
+    def _raise_damaged(self, object_index: int, view_index: int, problem: str) -> None:
+        member = f"{self.keys[object_index].decode()}.{view_suffix(view_index, self.num_views)}"
+        shard = self._shard_path(int(self._index.shard_numbers[object_index]))
+        offset = int(self._index.offsets[object_index, view_index])
+        raise DataError(
+            f"image '{member}' at byte {offset} of shard {shard} {problem}: rebuild this shard or download it again"
+        )
+
+    def _descriptor(self, shard_number: int) -> int:
+        key = (os.getpid(), shard_number)
+        descriptor = self._descriptors.get(key)
+        if descriptor is not None:
+            return descriptor
+        path = self._shard_path(shard_number)
+        try:
+            opened = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(
+                f"shard {path} cannot be opened any more ({error.strerror}): put it back, then resume the run"
+            ) from error
+        descriptor = self._descriptors.setdefault(key, opened)  # another thread may have been faster
+        if descriptor != opened:
+            os.close(opened)
+        return descriptor
+
+    def _shard_path(self, shard_number: int) -> Path:
+        return self.folder / self.manifest.shards[shard_number].name
+
+    def _check_shard_files(self) -> None:
+        for entry in self.manifest.shards:
+            path = self.folder / entry.name
+            if not path.is_file():
+                raise DataError(f"shard {path} is missing: download it again or rebuild this data set")
+            size = path.stat().st_size
+            if size != entry.bytes:
+                raise DataError(
+                    f"shard {path} has {size} bytes where the manifest says {entry.bytes}: "
+                    f"download it again or rebuild this data set"
+                )
+
+    def _check_request(self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray) -> None:
+        expected = (*view_indices.shape, *self.image_size, 3)
+        if view_indices.ndim != 2 or object_indices.shape != view_indices.shape[:1]:
+            raise ValueError(
+                f"object_indices {object_indices.shape} and view_indices {view_indices.shape} do not belong together: "
+                f"give [b] and [b, k]"
+            )
+        if out.shape != expected or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError(
+                f"out is {out.dtype} {out.shape}: give a writable, contiguous uint8 array of shape {expected}"
+            )
+        for name, indices, end in (
+            ("object", object_indices, self.num_objects),
+            ("view", view_indices, self.num_views),
+        ):
+            if indices.size and not (indices.min() >= 0 and indices.max() < end):
+                raise IndexError(f"a {name} index lies outside 0..{end - 1}: draw indices from this split")

@@ -1,0 +1,260 @@
+"""One shard: a plain USTAR file with the members of each object side by side, latents and class first.
+
+    KEY.latents.npy   [V, L] floating point, the source's precision
+    KEY.cls           the label in decimal digits
+    KEY.v00.jpg ...   the V views, original bytes
+
+`ShardWriter` writes one; `scan_shard` walks one strictly and is the only thing the index is made from, so the index
+describes the bytes on the disk and not what the writer meant to write.
+"""
+
+import contextlib
+import io
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import google_crc32c
+import numpy as np
+import simplejpeg
+
+from ssl_equi.data.errors import DataError
+from ssl_equi.data.files import sync_folder, write_errors_named
+
+LATENTS_SUFFIX = "latents.npy"
+LABEL_SUFFIX = "cls"
+MAX_KEY_LENGTH = 100 - len("." + LATENTS_SUFFIX)  # a USTAR member name holds 100 bytes
+_KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
+_VIEW_SUFFIX_PATTERN = re.compile(r"v\d{2,}\.jpg")
+_BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True)
+class ObjectRecord:
+    """All there is about one object: key (letters, digits, '_', '-'), label, latents [V, L], V encoded JPEGs."""
+
+    key: str
+    label: int
+    latents: np.ndarray
+    images: list[bytes]
+
+
+@dataclass(frozen=True)
+class ScannedObject:
+    """An object found in a shard: its record's small members, and where each view's bytes lie."""
+
+    key: str
+    label: int
+    latents: np.ndarray  # [V, L], the precision stored
+    offsets: list[int]  # first byte of each view in the shard
+    sizes: list[int]
+    crc32c: list[int]
+    image_size: tuple[int, int]  # height, width
+
+
+def view_suffix(view: int, num_views: int) -> str:
+    """Suffix of a view's member: v00.jpg, v01.jpg, ... with as many digits as the last view needs, at least two."""
+    digits = max(2, len(str(num_views - 1)))
+    return f"v{view:0{digits}d}.jpg"
+
+
+def check_key(key: str, where: str) -> None:
+    """Raise DataError for a key that a tar reader could split, shorten or take for a path."""
+    if not _KEY_PATTERN.fullmatch(key):
+        raise DataError(f"key '{key}' of {where} has forbidden characters: use letters, digits, '_' and '-'")
+    if len(key) > MAX_KEY_LENGTH:
+        raise DataError(f"key '{key}' of {where} has {len(key)} characters: use at most {MAX_KEY_LENGTH}")
+
+
+def check_latents(latents: np.ndarray, where: str) -> None:
+    """Raise DataError unless the latents are a finite floating point matrix with a row a view."""
+    if latents.ndim != 2 or not np.issubdtype(latents.dtype, np.floating) or 0 in latents.shape:
+        raise DataError(
+            f"latents of {where} have shape {latents.shape} and type {latents.dtype}: "
+            f"give a floating point matrix with one row a view"
+        )
+    if not np.isfinite(latents).all():
+        view = int(np.flatnonzero(~np.isfinite(latents).all(axis=1))[0])
+        raise DataError(f"latents of {where} hold NaN or infinity in view {view}: rebuild this object from its source")
+
+
+def jpeg_image_size(data: bytes, where: str) -> tuple[int, int]:
+    """Height and width from a JPEG's header; DataError unless it is an RGB or grayscale JPEG."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise DataError(f"{where} is not a readable JPEG ({error}): restore it from its source") from error
+    if colorspace.upper() not in ("YCBCR", "RGB", "GRAY"):
+        raise DataError(f"{where} is a JPEG in {colorspace}: convert it to RGB or grayscale at its source")
+    return height, width
+
+
+class ShardWriter:
+    """Streams objects into `path` under a temporary name; `finish` fsyncs and renames it.
+
+    Equal objects give equal bytes: time, user and group of every member are zero.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self._temporary = path.with_name(path.name + ".partial")
+        with write_errors_named(path):
+            self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by finish or abort
+            self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+
+    def add(self, record: ObjectRecord) -> None:
+        """Append one object, its small members before its views."""
+        latents_file = io.BytesIO()
+        np.lib.format.write_array(latents_file, np.ascontiguousarray(record.latents), allow_pickle=False)
+        num_views = len(record.images)
+        with write_errors_named(self.path):
+            self._add_member(f"{record.key}.{LATENTS_SUFFIX}", latents_file.getvalue())
+            self._add_member(f"{record.key}.{LABEL_SUFFIX}", str(record.label).encode())
+            for view, image in enumerate(record.images):
+                self._add_member(f"{record.key}.{view_suffix(view, num_views)}", image)
+        self.count += 1
+
+    def _add_member(self, name: str, content: bytes) -> None:
+        member = tarfile.TarInfo(name)  # time, user and group are zero and nameless by default
+        member.size = len(content)
+        self._tar.addfile(member, io.BytesIO(content))
+
+    def finish(self) -> None:
+        """Write the end marker, make the bytes durable and give the shard its final name."""
+        with write_errors_named(self.path):
+            self._tar.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._temporary, self.path)
+            sync_folder(self.path.parent)
+
+    def abort(self) -> None:
+        """Drop the unfinished shard and give its space back."""
+        self._temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # closing flushes what is left, which fails again on a full disk
+            self._file.close()
+
+
+def scan_shard(path: Path) -> Iterator[ScannedObject]:
+    """Walk a shard from its first to its last byte and yield its objects.
+
+    Raises DataError, naming shard and member, for a file that is cut (even at a member's boundary), a member that is
+    missing, doubled, out of order or of a type outside the allowlist, latents that are not a finite matrix with a
+    row a view, a view that is no JPEG or has another size than the first, or a key that occurs twice.
+    """
+    keys_seen: set[str] = set()
+    with open(path, "rb") as file:
+        members = _walk_members(file, path)
+        for name, _, content in members:
+            found = _scan_object(name, content, members, path)
+            if found.key in keys_seen:
+                raise DataError(f"key '{found.key}' occurs twice in shard {path}: rebuild this shard")
+            keys_seen.add(found.key)
+            yield found
+    if not keys_seen:
+        raise DataError(f"shard {path} holds no object: rebuild it or download it again")
+
+
+def _scan_object(
+    first_name: str, first_content: bytes, members: Iterator[tuple[str, int, bytes]], path: Path
+) -> ScannedObject:
+    """Read the members of one object, in their one allowed order, the first being already read."""
+    key, _, suffix = first_name.partition(".")
+    where = f"'{key}' in shard {path}"
+    check_key(key, f"a member of shard {path}")
+    if suffix != LATENTS_SUFFIX:
+        raise DataError(f"shard {path} has '{first_name}' where '{key}.{LATENTS_SUFFIX}' is due: rebuild this shard")
+    latents = _parse_latents(first_content, where)
+
+    def content_of(expected_suffix: str) -> tuple[int, bytes]:
+        name, offset, content = next(members, ("the end of the file", 0, b""))
+        if name != f"{key}.{expected_suffix}":
+            raise DataError(
+                f"shard {path} has '{name}' where '{key}.{expected_suffix}' is due (a member is missing, doubled or "
+                f"out of order): rebuild this shard"
+            )
+        return offset, content
+
+    label_text = content_of(LABEL_SUFFIX)[1]
+    if not re.fullmatch(rb"\d{1,9}", label_text):
+        raise DataError(f"label of {where} is {label_text[:20]!r}, not a decimal number: rebuild this shard")
+    num_views = len(latents)
+    offsets, sizes, checksums = [], [], []
+    image_size: tuple[int, int] | None = None
+    for view in range(num_views):
+        suffix = view_suffix(view, num_views)
+        offset, content = content_of(suffix)
+        size_of_view = jpeg_image_size(content, f"image '{key}.{suffix}' in shard {path}")
+        image_size = image_size or size_of_view
+        if size_of_view != image_size:
+            raise DataError(
+                f"image '{key}.{suffix}' in shard {path} is {size_of_view[0]}x{size_of_view[1]} pixels, the first view "
+                f"{image_size[0]}x{image_size[1]}: bring the views to one size and rebuild this shard"
+            )
+        offsets.append(offset)
+        sizes.append(len(content))
+        checksums.append(google_crc32c.value(content))
+    assert image_size is not None
+    return ScannedObject(key, int(label_text), latents, offsets, sizes, checksums, image_size)
+
+
+def _parse_latents(content: bytes, where: str) -> np.ndarray:
+    try:
+        # read_array and not np.load: np.load would also open zip archives
+        latents = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"latents of {where} are not a plain .npy array ({error}): rebuild this shard") from error
+    check_latents(latents, where)
+    return latents
+
+
+def _walk_members(file: BinaryIO, path: Path) -> Iterator[tuple[str, int, bytes]]:
+    """Yield (name, offset of the content, content) of each member up to the end marker, whose presence is required.
+
+    Python's tarfile takes a file that ends at a member's boundary for complete; this walk does not.
+    """
+    last_name = "the first member"
+    while True:
+        header = file.read(_BLOCK)
+        if header == bytes(_BLOCK):
+            break
+        try:
+            member = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+        except (tarfile.HeaderError, UnicodeDecodeError) as error:
+            reason = "ends" if len(header) < _BLOCK else "has a damaged header"
+            raise DataError(
+                f"shard {path} {reason} after '{last_name}' at byte {file.tell()} ({error}): "
+                f"rebuild this shard or download it again"
+            ) from error
+        if not member.isreg():
+            raise DataError(f"member '{member.name}' of shard {path} is not a plain file: rebuild this shard")
+        _check_suffix(member.name, path)
+        last_name = member.name
+        offset = file.tell()
+        content = file.read(member.size)
+        padding = file.read(-member.size % _BLOCK)
+        if len(content) < member.size or len(padding) < -member.size % _BLOCK:
+            raise DataError(
+                f"shard {path} ends inside member '{member.name}' (expected {member.size} bytes, found "
+                f"{len(content)}): rebuild this shard or download it again"
+            )
+        yield member.name, offset, content
+    tail = file.read()
+    if len(tail) < _BLOCK or tail.strip(b"\0"):
+        raise DataError(f"shard {path} is damaged after '{last_name}': rebuild this shard or download it again")
+
+
+def _check_suffix(name: str, path: Path) -> None:
+    """Only members that no reader would unpickle or execute are accepted."""
+    suffix = name.partition(".")[2]
+    if suffix not in (LATENTS_SUFFIX, LABEL_SUFFIX) and not _VIEW_SUFFIX_PATTERN.fullmatch(suffix):
+        raise DataError(
+            f"member '{name}' of shard {path} is of a type that shards may not hold (only .{LATENTS_SUFFIX}, "
+            f".{LABEL_SUFFIX} and .vNN.jpg): get this shard from a source you trust"
+        )
