@@ -1,0 +1,179 @@
+import itertools
+import os
+import threading
+from concurrent.futures import wait
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_equi.data.errors import DataError
+from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.reader import ShardDataset
+
+
+@pytest.fixture(scope="module")
+def dataset(shared_split):
+    return ShardDataset(shared_split, "train")
+
+
+def _take(dataset: ShardDataset, count: int, start_step: int = 0, **options) -> list[dict[str, torch.Tensor]]:
+    """Copies of the tensors of `count` batches."""
+    with ViewLoader(dataset, **({"global_batch_size": 8, "seed": 1} | options)) as loader:
+        batches = itertools.islice(loader.batches(start_step), count)
+        return [
+            {name: value.clone() for name, value in vars(batch).items() if name != "seconds_waited"}
+            for batch in batches
+        ]
+
+
+def _assert_equal(found: list[dict[str, torch.Tensor]], expected: list[dict[str, torch.Tensor]]) -> None:
+    assert len(found) == len(expected)
+    for found_batch, expected_batch in zip(found, expected):
+        for name, tensor in expected_batch.items():
+            assert torch.equal(found_batch[name], tensor), name
+
+
+def test_batch_holds_what_the_reader_gives(dataset):
+    batch = _take(dataset, 1, views=3)[0]
+    objects, views = batch["object_indices"].numpy(), batch["view_indices"].numpy()
+    pixels = np.zeros((8, 3, *dataset.image_size, 3), dtype=np.uint8)
+    dataset.read_views(objects, views, pixels)
+    np.testing.assert_array_equal(batch["images"].numpy(), pixels)
+    np.testing.assert_array_equal(batch["latents"].numpy(), dataset.latents[objects[:, None], views])
+    np.testing.assert_array_equal(batch["quat_xyzw"].numpy(), dataset.quats_xyzw[objects[:, None], views])
+    np.testing.assert_array_equal(batch["labels"].numpy(), dataset.labels[objects])
+    assert {name: tensor.dtype for name, tensor in batch.items()} == {
+        "images": torch.uint8,
+        "latents": torch.float32,
+        "quat_xyzw": torch.float32,
+        "labels": torch.int64,
+        "object_indices": torch.int64,
+        "view_indices": torch.int64,
+    }
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_batches_do_not_depend_on_threads_or_prefetch(dataset, threads, prefetch):
+    _assert_equal(_take(dataset, 7, threads=threads, prefetch=prefetch), _take(dataset, 7))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_batches_of_the_ranks_join_to_the_global_ones(dataset, world_size):
+    ranks = [_take(dataset, 5, rank=rank, world_size=world_size) for rank in range(world_size)]
+    joined = [
+        {name: torch.cat([rank_batch[name] for rank_batch in rank_batches]) for name in rank_batches[0]}
+        for rank_batches in zip(*ranks)
+    ]
+    _assert_equal(joined, _take(dataset, 5))
+
+
+@pytest.mark.parametrize("start_step", [0, 1, 2, 3, 5])
+def test_resuming_at_any_step_continues_the_sequence(dataset, start_step):
+    whole = _take(dataset, 8)
+    resumed = _take(dataset, 8 - start_step, start_step=start_step, threads=1)
+    _assert_equal(resumed, whole[start_step:])
+
+
+def test_epoch_visits_objects_once(dataset):
+    with ViewLoader(dataset, global_batch_size=4, seed=0) as loader:
+        assert loader.steps_per_epoch == 5
+        batches = itertools.islice(loader.batches(), 5)
+        seen = torch.cat([batch.object_indices for batch in batches]).tolist()
+    assert len(seen) == len(set(seen)) == 20
+
+
+def test_images_stay_valid_until_the_second_next_batch_is_asked_for(dataset):
+    for prefetch in (0, 1, 3):
+        with ViewLoader(dataset, global_batch_size=8, seed=2, prefetch=prefetch) as loader:
+            batches = loader.batches()
+            previous = next(batches)
+            previous_pixels = previous.images.clone()
+            for _ in range(2 * prefetch + 6):
+                present = next(batches)
+                present_pixels = present.images.clone()
+                for pending in loader._pending:
+                    wait(pending.chunks)  # all that is decoded ahead has been written
+                assert torch.equal(previous.images, previous_pixels)
+                previous, previous_pixels = present, present_pixels
+
+
+def test_ring_reuses_its_buffers(dataset):
+    with ViewLoader(dataset, global_batch_size=8, seed=2, prefetch=2) as loader:
+        addresses = [batch.images.data_ptr() for batch in itertools.islice(loader.batches(), 12)]
+    assert addresses == addresses[:4] * 3
+    assert len(set(addresses)) == 4
+
+
+def test_new_iterator_ends_the_earlier_one(dataset):
+    with ViewLoader(dataset, global_batch_size=8, seed=1) as loader:
+        earlier = loader.batches()
+        next(earlier)
+        later = loader.batches(start_step=3)
+        assert torch.equal(next(later).images, _take(dataset, 1, start_step=3)[0]["images"])
+        assert list(earlier) == []
+
+
+def test_damaged_image_raises_in_the_consumer_and_the_loader_can_still_be_closed(own_split):
+    dataset = ShardDataset(own_split, "train")
+    shard = own_split / "train-000002.tar"
+    os.truncate(shard, 2048)
+    with (
+        ViewLoader(dataset, global_batch_size=23, seed=0) as loader,
+        pytest.raises(DataError, match=r"train-000002\.tar is cut"),
+    ):
+        next(loader.batches())
+
+
+def test_error_comes_with_the_batch_it_concerns(own_split):
+    dataset = ShardDataset(own_split, "train")
+    os.truncate(own_split / "train-000004.tar", 0)  # holds objects 20, 21, 22
+    with ViewLoader(dataset, global_batch_size=2, seed=0) as loader:
+        order = [loader.order.batch(step)[0] for step in range(11)]
+        first_bad = next(step for step, objects in enumerate(order) if objects.max() >= 20)
+        batches = loader.batches()
+        for _ in range(first_bad):
+            next(batches)
+        with pytest.raises(DataError, match=r"train-000004\.tar"):
+            next(batches)
+
+
+def test_close_ends_the_threads_and_refuses_new_iterators(dataset):
+    before = threading.active_count()
+    loader = ViewLoader(dataset, global_batch_size=8, seed=0, threads=3)
+    batches = loader.batches()
+    next(batches)
+    assert threading.active_count() > before
+    loader.close()
+    loader.close()
+    assert threading.active_count() == before
+    assert list(batches) == []
+    with pytest.raises(ValueError, match="was closed"):
+        loader.batches()
+
+
+def test_waiting_time_is_measured(dataset, monkeypatch):
+    original = ShardDataset.read_views
+
+    def slow_read(self, *arguments):
+        threading.Event().wait(0.05)
+        original(self, *arguments)
+
+    monkeypatch.setattr(ShardDataset, "read_views", slow_read)
+    with ViewLoader(dataset, global_batch_size=8, seed=0, threads=1, prefetch=0) as loader:
+        assert next(loader.batches()).seconds_waited >= 0.05
+
+
+def test_wrong_sizes_are_refused(dataset):
+    with pytest.raises(ValueError, match="does not fit a split of 23 objects"):
+        ViewLoader(dataset, global_batch_size=24, seed=0)
+    with pytest.raises(ValueError, match="not divisible by 3"):
+        ViewLoader(dataset, global_batch_size=8, seed=0, world_size=3)
+    with pytest.raises(ValueError, match="at least 1 thread"):
+        ViewLoader(dataset, global_batch_size=8, seed=0, threads=0)
+    with (
+        ViewLoader(dataset, global_batch_size=8, seed=0) as loader,
+        pytest.raises(ValueError, match="start_step is -1"),
+    ):
+        loader.batches(start_step=-1)

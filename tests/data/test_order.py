@@ -1,0 +1,101 @@
+import hashlib
+import itertools
+
+import numpy as np
+import pytest
+
+from ssl_equi.data.order import BatchOrder, epoch_permutation, epoch_views
+
+GOLDEN_PERMUTATION = [103, 98, 370, 291, 41, 632]
+GOLDEN_VIEWS = [[6, 9], [16, 27], [6, 4]]
+GOLDEN_SHA256 = "787bf5f12c7eb5eb64e7242efb5b2e73ffa4f25af4629a27751094e376f7b01a"
+
+
+def test_permutation_holds_every_object_once_and_changes_with_epoch_and_seed():
+    first = epoch_permutation(1000, seed=3, epoch=0)
+    assert sorted(first.tolist()) == list(range(1000))
+    assert not np.array_equal(first, epoch_permutation(1000, seed=3, epoch=1))
+    assert not np.array_equal(first, epoch_permutation(1000, seed=4, epoch=0))
+
+
+def test_order_is_the_golden_one():
+    # A changed hash means that checkpoints resume with other batches: never update it without a reason.
+    permutation = epoch_permutation(1000, seed=7, epoch=2)
+    views = epoch_views(1000, num_views=50, views=2, seed=7, epoch=2)
+    assert permutation[:6].tolist() == GOLDEN_PERMUTATION
+    assert views[:3].tolist() == GOLDEN_VIEWS
+    digest = hashlib.sha256(permutation.astype("<i8").tobytes() + views.astype("<i8").tobytes()).hexdigest()
+    assert digest == GOLDEN_SHA256
+
+
+def test_permutation_positions_are_uniform():
+    positions = np.array([np.argsort(epoch_permutation(20, seed=0, epoch=epoch))[:1] for epoch in range(4000)])
+    counts = np.bincount(positions[:, 0], minlength=20)
+    assert _chi_square(counts) < 45.3  # 19 degrees of freedom, p = 0.0006
+
+
+def test_view_pairs_are_uniform_over_ordered_distinct_pairs():
+    views = epoch_views(100_000, num_views=7, views=2, seed=1, epoch=0)
+    pairs = list(itertools.permutations(range(7), 2))
+    counts = [int(((views[:, 0] == a) & (views[:, 1] == b)).sum()) for a, b in pairs]
+    assert sum(counts) == 100_000
+    assert _chi_square(np.array(counts)) < 75.0  # 41 degrees of freedom, p = 0.001
+
+
+def test_all_views_of_an_object_come_in_every_order():
+    views = epoch_views(24_000, num_views=4, views=4, seed=5, epoch=9)
+    assert (np.sort(views, axis=1) == np.arange(4)).all()
+    _, counts = np.unique(views, axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert _chi_square(counts) < 49.8  # 23 degrees of freedom, p = 0.001
+
+
+def test_view_draws_of_an_object_do_not_depend_on_the_number_of_objects():
+    few = epoch_views(10, num_views=50, views=3, seed=2, epoch=4)
+    many = epoch_views(1000, num_views=50, views=3, seed=2, epoch=4)
+    np.testing.assert_array_equal(few, many[:10])
+
+
+def test_epoch_visits_every_object_at_most_once_and_drops_the_remainder():
+    order = BatchOrder(num_objects=103, num_views=5, global_batch_size=10, views=2, seed=0)
+    assert order.steps_per_epoch == 10
+    for epoch in range(3):
+        steps = range(epoch * 10, epoch * 10 + 10)
+        seen = np.concatenate([order.batch(step)[0] for step in steps])
+        assert len(set(seen.tolist())) == 100
+    exact = BatchOrder(num_objects=100, num_views=5, global_batch_size=10, views=2, seed=0)
+    assert sorted(np.concatenate([exact.batch(step)[0] for step in range(10)])) == list(range(100))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_share_out_the_same_global_batches(world_size):
+    reference = BatchOrder(num_objects=50, num_views=5, global_batch_size=8, views=3, seed=11)
+    ranks = [
+        BatchOrder(num_objects=50, num_views=5, global_batch_size=8, views=3, seed=11, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    for step in range(15):
+        objects, views = reference.batch(step)
+        np.testing.assert_array_equal(np.concatenate([rank.batch(step)[0] for rank in ranks]), objects)
+        np.testing.assert_array_equal(np.concatenate([rank.batch(step)[1] for rank in ranks]), views)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"global_batch_size": 51}, "global batch size 51 does not fit a split of 50 objects"),
+        ({"world_size": 3}, "global batch size 8 is not divisible by 3 processes"),
+        ({"rank": 2, "world_size": 2}, "rank 2 is outside 0..1"),
+        ({"views": 6}, "cannot draw 6 distinct views of objects that have 5"),
+        ({"seed": -1}, "seed -1 is outside"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_one_sentence_errors(change, message):
+    sizes = {"num_objects": 50, "num_views": 5, "global_batch_size": 8, "views": 2, "seed": 0}
+    with pytest.raises(ValueError, match=message):
+        BatchOrder(**(sizes | change))
+
+
+def _chi_square(counts: np.ndarray) -> float:
+    expected = counts.sum() / len(counts)
+    return float(((counts - expected) ** 2 / expected).sum())
