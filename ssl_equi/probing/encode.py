@@ -1,0 +1,156 @@
+"""Encode every view of a split exactly once, and prove that the encoder was not changed by it.
+
+All probes then train on the cached features: the reference code re-encodes every image for each probe and epoch, and
+leaves batch normalisation in training mode while it does, so that the "frozen" encoder drifts.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssl_equi.data.reader import ShardDataset
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Features of every view of a split, with what is known about the views.
+
+    Attributes:
+        features: float32 `[n_objects, n_views, D]`.
+        labels: int64 `[n_objects]`.
+        latents: float32 `[n_objects, n_views, L]`, columns as in `ssl_equi.geometry.latents.LATENT_NAMES`.
+        quats_xyzw: float32 `[n_objects, n_views, 4]`, absolute rotation of each view, w > 0.
+    """
+
+    features: Tensor
+    labels: Tensor
+    latents: Tensor
+    quats_xyzw: Tensor
+
+    @property
+    def num_objects(self) -> int:
+        return self.features.shape[0]
+
+    @property
+    def num_views(self) -> int:
+        return self.features.shape[1]
+
+    def to(self, device: torch.device | str) -> "FeatureCache":
+        """The same cache with its tensors on `device`."""
+        return FeatureCache(
+            self.features.to(device), self.labels.to(device), self.latents.to(device), self.quats_xyzw.to(device)
+        )
+
+    def part(self, columns: slice) -> "FeatureCache":
+        """The same cache with only these feature columns (a view, no copy)."""
+        return FeatureCache(self.features[..., columns], self.labels, self.latents, self.quats_xyzw)
+
+
+def normalise_images(images: Tensor, mean_rgb: Sequence[float], std_rgb: Sequence[float]) -> Tensor:
+    """uint8 `[N, H, W, 3]` -> float32 `[N, 3, H, W]` in channels-last memory: `(x / 255 - mean) / std`."""
+    mean = torch.tensor(mean_rgb, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(std_rgb, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
+    # The permuted NHWC tensor already has the channels-last strides, and the conversion keeps them.
+    return images.permute(0, 3, 1, 2).float().sub_(mean * 255).div_(std * 255)
+
+
+def encode_split(
+    encoder: nn.Module,
+    dataset: ShardDataset,
+    mean_rgb: Sequence[float],
+    std_rgb: Sequence[float],
+    device: torch.device | str = "cpu",
+    batch_size: int = 512,
+) -> FeatureCache:
+    """Encode each view of `dataset` once, in evaluation mode and float32; the features stay on the CPU.
+
+    The next batch is decoded in a second thread while the present one is encoded. The modes (training or evaluation)
+    of the encoder and of each submodule are what they were before.
+
+    Args:
+        encoder: maps `[N, 3, H, W]` to `[N, D]`.
+        mean_rgb, std_rgb: of the training images, in units of [0, 1].
+        batch_size: views in one forward pass, rounded down to whole objects (at least one object).
+
+    Raises:
+        RuntimeError: encoding changed a parameter or a buffer of the encoder, or a feature is not finite.
+    """
+    hashes_before = _state_hashes(encoder)
+    batches: list[Tensor] = []
+    with _evaluation_mode(encoder), torch.inference_mode():
+        for images in _image_batches(dataset, max(1, batch_size // dataset.num_views), torch.device(device)):
+            features = encoder(normalise_images(images.flatten(0, 1), mean_rgb, std_rgb))
+            batches.append(features.float().unflatten(0, images.shape[:2]).cpu())
+    _check_unchanged(hashes_before, _state_hashes(encoder))
+    # Concatenated outside inference mode, so that the cache is an ordinary tensor that autograd accepts.
+    features = torch.cat(batches)
+    if not bool(torch.isfinite(features).all()):
+        raise RuntimeError("the encoder produced features that are not finite: the run diverged, use an earlier checkpoint")
+    return FeatureCache(
+        features=features,
+        labels=torch.from_numpy(np.array(dataset.labels, dtype=np.int64)),
+        latents=torch.from_numpy(np.array(dataset.latents, dtype=np.float32)),
+        quats_xyzw=torch.from_numpy(np.array(dataset.quats_xyzw, dtype=np.float32)),
+    )
+
+
+def _image_batches(dataset: ShardDataset, objects_per_batch: int, device: torch.device) -> Iterator[Tensor]:
+    """All views of consecutive objects, uint8 `[b, V, H, W, 3]` on `device`; valid until the next one is asked for."""
+    height, width = dataset.image_size
+    shape = (objects_per_batch, dataset.num_views, height, width, 3)
+    buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda") for _ in range(2)]
+    starts = list(range(0, dataset.num_objects, objects_per_batch))
+
+    def read(batch_index: int) -> Tensor:
+        first = starts[batch_index]
+        object_indices = np.arange(first, min(first + objects_per_batch, dataset.num_objects))
+        view_indices = np.tile(np.arange(dataset.num_views), (len(object_indices), 1))
+        images = buffers[batch_index % 2][: len(object_indices)]
+        dataset.read_views(object_indices, view_indices, images.numpy())
+        return images
+
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        pending = executor.submit(read, 0)
+        for batch_index in range(len(starts)):
+            images = pending.result()
+            if batch_index + 1 < len(starts):
+                pending = executor.submit(read, batch_index + 1)
+            yield images.to(device)
+
+
+@contextmanager
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards each submodule's own mode again."""
+    modes = {submodule: submodule.training for submodule in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, training in modes.items():
+            submodule.training = training
+
+
+def _state_hashes(module: nn.Module) -> dict[str, str]:
+    """Hash of each parameter and buffer, non-persistent buffers included, by name."""
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    return {name: _tensor_hash(tensor) for name, tensor in tensors.items()}
+
+
+def _tensor_hash(tensor: Tensor) -> str:
+    raw_bytes = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(raw_bytes, digest_size=16).hexdigest()
+
+
+def _check_unchanged(before: dict[str, str], after: dict[str, str]) -> None:
+    changed = [name for name in before | after if before.get(name) != after.get(name)]
+    if changed:
+        raise RuntimeError(
+            f"encoding changed '{changed[0]}' of the encoder ({len(changed)} of {len(before)} tensors): "
+            "a frozen encoder must not update its state in evaluation mode"
+        )

@@ -1,0 +1,185 @@
+"""Probe heads on cached features: linear and MLP heads trained with Adam, and ridge regression in closed form.
+
+A sample is one or more rows of the feature matrix (one view, or the two views of a pair) whose features are
+concatenated. Heads take raw features: standardisation is folded into their first layer.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssl_equi.probing.protocol import ProbeProtocol
+
+
+@dataclass(frozen=True)
+class Samples:
+    """`rows [n, k]` int64 into a feature matrix `[N, D]`, and `targets [n]` (classes) or `[n, K]` (regression)."""
+
+    rows: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def build_head(in_features: int, hidden: tuple[int, ...], out_features: int, generator: torch.Generator) -> nn.Sequential:
+    """`in - hidden - ... - out` with ReLU between (no hidden layers: linear), initialised from `generator` alone."""
+    sizes = (in_features, *hidden, out_features)
+    layers: list[nn.Module] = []
+    for size_in, size_out in zip(sizes[:-1], sizes[1:], strict=True):
+        linear = nn.utils.skip_init(nn.Linear, size_in, size_out)
+        bound = 1 / math.sqrt(size_in)  # PyTorch's default initialisation of a linear layer
+        nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
+        nn.init.uniform_(linear.bias, -bound, bound, generator=generator)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def column_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column of `[N, D]`; a constant column gets 1, so that it becomes zero."""
+    std, mean = torch.std_mean(features, dim=0)
+    return mean, torch.where(std > 1e-8 * mean.abs().clamp(min=1e-12), std, torch.ones_like(std))
+
+
+def train_head(
+    head: nn.Sequential,
+    features: Tensor,
+    samples_of_epoch: Callable[[int], Samples],
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    protocol: ProbeProtocol,
+    *,
+    epochs: int,
+    seed: int,
+) -> nn.Sequential:
+    """Train `head` in place on rows of `features [N, D]`; the result takes raw (not standardised) features.
+
+    Args:
+        samples_of_epoch: the samples of an epoch; the trainer shuffles them with `seed` and the epoch's number.
+        loss_function: `(outputs, targets) -> scalar`.
+    """
+    head.to(features.device)
+    mean, std = _standardisation(features, protocol)
+    optimizer = torch.optim.Adam(
+        head.parameters(), lr=protocol.learning_rate, weight_decay=protocol.weight_decay, fused=True
+    )
+    for epoch in range(epochs):
+        samples = samples_of_epoch(epoch)
+        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(samples))).to(features.device)
+        batches = order.split(protocol.batch_size)
+        for batch_index, batch in enumerate(batches):
+            if protocol.learning_rate_schedule == "cosine":
+                progress = (epoch + batch_index / len(batches)) / epochs
+                optimizer.param_groups[0]["lr"] = protocol.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+            inputs = (features[samples.rows[batch]] - mean) / std
+            loss = loss_function(head(inputs.flatten(1)), samples.targets[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    views_per_sample = head[0].in_features // features.shape[1]
+    _fold_standardisation(head[0], mean.repeat(views_per_sample), std.repeat(views_per_sample))
+    return head
+
+
+def fit_ridge(
+    features: Tensor, samples: Samples, held_out: Tensor, protocol: ProbeProtocol
+) -> tuple[nn.Sequential, float]:
+    """Linear head by ridge regression; the strength is chosen on held-out samples, then all samples are used.
+
+    Minimises `sum ||y - X w - b||^2 + strength * n * ||w||^2` over standardised features, in float64.
+
+    Args:
+        held_out: bool `[n]`, the samples that choose the strength (whole objects, so that no object is on both sides).
+
+    Returns:
+        The head, which takes raw features, and the chosen strength.
+    """
+    mean, std = _standardisation(features, protocol)
+    fitting = _moments(features, samples, ~held_out, mean, std)
+    choosing = _moments(features, samples, held_out, mean, std)
+    errors = [choosing.squared_error(*fitting.solve(strength)) for strength in protocol.ridge_strengths]
+    strength = protocol.ridge_strengths[int(np.argmin(errors))]
+    weight, bias = fitting.merged(choosing).solve(strength)
+
+    views_per_sample = samples.rows.shape[1]
+    linear = nn.utils.skip_init(nn.Linear, weight.shape[0], weight.shape[1]).to(features.device)
+    with torch.no_grad():
+        linear.weight.copy_(weight.T)
+        linear.bias.copy_(bias)
+    _fold_standardisation(linear, mean.repeat(views_per_sample), std.repeat(views_per_sample))
+    return nn.Sequential(linear), strength
+
+
+def predict(head: nn.Module, features: Tensor, rows: Tensor, batch_size: int = 4096) -> Tensor:
+    """Outputs of `head` for samples `rows [n, k]` of `features [N, D]`: `[n, K]` on the features' device."""
+    with torch.inference_mode():
+        outputs = [head(features[batch].flatten(1)) for batch in rows.split(batch_size)]
+    return torch.cat(outputs)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Sufficient statistics of a linear regression, float64: sums over samples of x, y, x x^T, x y^T and y^2."""
+
+    count: int
+    sum_x: Tensor
+    sum_y: Tensor
+    sum_xx: Tensor
+    sum_xy: Tensor
+    sum_yy: Tensor
+
+    def merged(self, other: "_Moments") -> "_Moments":
+        return _Moments(
+            self.count + other.count,
+            self.sum_x + other.sum_x,
+            self.sum_y + other.sum_y,
+            self.sum_xx + other.sum_xx,
+            self.sum_xy + other.sum_xy,
+            self.sum_yy + other.sum_yy,
+        )
+
+    def solve(self, strength: float) -> tuple[Tensor, Tensor]:
+        """Weight `[D, K]` and bias `[K]`; the bias is not penalised."""
+        mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
+        covariance_xx = self.sum_xx / self.count - torch.outer(mean_x, mean_x)
+        covariance_xy = self.sum_xy / self.count - torch.outer(mean_x, mean_y)
+        penalty = strength * torch.eye(len(mean_x), dtype=torch.float64, device=mean_x.device)
+        weight = torch.cholesky_solve(covariance_xy, torch.linalg.cholesky(covariance_xx + penalty))
+        return weight, mean_y - mean_x @ weight
+
+    def squared_error(self, weight: Tensor, bias: Tensor) -> float:
+        """Sum over samples and outputs of the squared residual of `x @ weight + bias`, expanded into the sums."""
+        quadratic = (weight * (self.sum_xx @ weight)).sum(dim=0) + self.count * bias.square()
+        cross = (weight * self.sum_xy).sum(dim=0) + bias * self.sum_y
+        return float((self.sum_yy + quadratic - 2 * cross + 2 * bias * (self.sum_x @ weight)).sum())
+
+
+def _moments(features: Tensor, samples: Samples, chosen: Tensor, mean: Tensor, std: Tensor) -> _Moments:
+    rows, targets = samples.rows[chosen], samples.targets[chosen].double()
+    width = rows.shape[1] * features.shape[1]
+    sum_x = torch.zeros(width, dtype=torch.float64, device=features.device)
+    sum_xx = torch.zeros(width, width, dtype=torch.float64, device=features.device)
+    sum_xy = torch.zeros(width, targets.shape[1], dtype=torch.float64, device=features.device)
+    for batch_rows, batch_targets in zip(rows.split(4096), targets.split(4096), strict=True):
+        inputs = ((features[batch_rows] - mean) / std).flatten(1).double()
+        sum_x += inputs.sum(dim=0)
+        sum_xx += inputs.T @ inputs
+        sum_xy += inputs.T @ batch_targets
+    return _Moments(len(rows), sum_x, targets.sum(dim=0), sum_xx, sum_xy, targets.square().sum(dim=0))
+
+
+def _standardisation(features: Tensor, protocol: ProbeProtocol) -> tuple[Tensor, Tensor]:
+    if protocol.standardise:
+        return column_statistics(features)
+    return torch.zeros_like(features[0]), torch.ones_like(features[0])
+
+
+@torch.no_grad()
+def _fold_standardisation(linear: nn.Module, mean: Tensor, std: Tensor) -> None:
+    """Change `linear`, which takes `(x - mean) / std`, into the same function of `x`."""
+    assert isinstance(linear, nn.Linear)
+    linear.weight.div_(std)
+    linear.bias.sub_(linear.weight @ mean)

@@ -1,0 +1,112 @@
+"""Metrics of the probes. Every name carries its definition, because papers call two different numbers "R2".
+
+`r2_uniform` divides each component's residual by that component's own variance and averages (scikit-learn's default,
+seq-JEPA's choice). `r2_pooled` uses ONE scalar mean over all samples and components (the choice of SIE, Garrido et al.,
+ICML 2023, and EquiCaps): components whose means differ add to its total variance, so a constant predictor already
+scores above zero (0.229 on relative quaternions of poses drawn from the Euler box).
+
+All functions take tensors on any device, compute in float64 and return Python floats (or arrays where said).
+"""
+
+import torch
+from torch import Tensor
+
+from ssl_equi.geometry.rotations import geodesic_distance, quat_normalize
+
+
+def top1(logits: Tensor, labels: Tensor) -> float:
+    """Share of samples whose highest logit is the label's. `logits [N, C]`, `labels [N]` int64."""
+    _check_rows(logits, labels)
+    return float((logits.argmax(dim=1) == labels).double().mean())
+
+
+def per_class_recall(logits: Tensor, labels: Tensor) -> Tensor:
+    """Recall of each class, `[C]` float64 on the CPU; NaN where a class has no sample. Shapes as in `top1`."""
+    _check_rows(logits, labels)
+    num_classes = logits.shape[1]
+    correct = (logits.argmax(dim=1) == labels).double()
+    hits = torch.bincount(labels, weights=correct, minlength=num_classes)
+    counts = torch.bincount(labels, minlength=num_classes)
+    return (hits / counts).cpu()
+
+
+def balanced_top1(logits: Tensor, labels: Tensor) -> float:
+    """Mean of the per-class recalls over the classes that are present in `labels`."""
+    return float(per_class_recall(logits, labels).nanmean())
+
+
+def r2_uniform(predictions: Tensor, targets: Tensor) -> float:
+    """Coefficient of determination per component (own mean), then the plain average. Both `[N, K]`.
+
+    Raises:
+        ValueError: a component of the targets is constant, so its R2 is undefined.
+    """
+    predictions, targets = _as_float64(predictions, targets)
+    residual = (targets - predictions).square().sum(dim=0)
+    total = (targets - targets.mean(dim=0)).square().sum(dim=0)
+    _check_varies(total)
+    return float((1 - residual / total).mean())
+
+
+def r2_pooled(predictions: Tensor, targets: Tensor) -> float:
+    """One coefficient of determination around ONE scalar mean over all samples and components. Both `[N, K]`.
+
+    Raises:
+        ValueError: the targets are constant, so R2 is undefined.
+    """
+    predictions, targets = _as_float64(predictions, targets)
+    residual = (targets - predictions).square().sum()
+    total = (targets - targets.mean()).square().sum()
+    _check_varies(total)
+    return float(1 - residual / total)
+
+
+def angle_errors_deg(predicted_quat_xyzw: Tensor, true_quat_xyzw: Tensor) -> Tensor:
+    """Geodesic angle in degrees, in [0, 180], between two rotations each: `[N, 4]`, `[N, 4]` -> `[N]` float64, CPU.
+
+    Predictions are normalised first; `q` and `-q` are the same rotation.
+    """
+    predictions, targets = _as_float64(predicted_quat_xyzw, true_quat_xyzw)
+    angle_rad = geodesic_distance(quat_normalize(predictions), quat_normalize(targets))
+    return torch.rad2deg(angle_rad).cpu()
+
+
+def summarise_angles(errors_deg: Tensor) -> dict[str, float]:
+    """Median, mean and 90th percentile of angles in degrees, under the names of the records."""
+    return {
+        "angle_deg_median": float(torch.quantile(errors_deg, 0.5)),
+        "angle_deg_mean": float(errors_deg.mean()),
+        "angle_deg_p90": float(torch.quantile(errors_deg, 0.9)),
+    }
+
+
+def mean_quaternion(quat_xyzw: Tensor) -> Tensor:
+    """The one unit quaternion closest to all of `[N, 4]` in squared chordal distance, sign-invariant: `[4]` float64.
+
+    It is the leading eigenvector of the sum of `q q^T` (Markley et al., "Averaging Quaternions", 2007).
+    """
+    quaternions = quat_normalize(quat_xyzw.double())
+    _, eigenvectors = torch.linalg.eigh(quaternions.T @ quaternions)
+    return eigenvectors[:, -1]
+
+
+def _check_rows(logits: Tensor, labels: Tensor) -> None:
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
+        raise ValueError(
+            f"metrics need logits [N, C] and labels [N] with N > 0, got {tuple(logits.shape)} and "
+            f"{tuple(labels.shape)}: pass one row of logits for each label"
+        )
+
+
+def _as_float64(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    if predictions.shape != targets.shape or targets.ndim != 2 or len(targets) == 0:
+        raise ValueError(
+            f"metrics need predictions and targets of one shape [N, K] with N > 0, got {tuple(predictions.shape)} "
+            f"and {tuple(targets.shape)}: pass one row of predictions for each target"
+        )
+    return predictions.double(), targets.double()
+
+
+def _check_varies(total: Tensor) -> None:
+    if bool((total == 0).any()):
+        raise ValueError("R2 is undefined because a target component is constant: evaluate on more varied samples")
