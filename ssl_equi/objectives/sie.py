@@ -98,6 +98,10 @@ class SIE(nn.Module):
             inv_dim = self._columns["inv"].stop
             inv_widths, equi_widths = split_widths(config.projector, inv_dim, self.num_features - inv_dim)
             widths = {"inv": inv_widths, "equi": equi_widths}
+        if min(min(part_widths, default=0) for part_widths in widths.values()) < 1:
+            raise ValueError(
+                f"projector is {config.projector}: every width must leave at least 1 column to each of {list(widths)}"
+            )
         self.projectors = nn.ModuleDict(
             {part: projector(columns.stop - columns.start, widths[part]) for part, columns in self._columns.items()}
         )
@@ -202,6 +206,8 @@ class SIE(nn.Module):
 
 def _columns_by_part(config: SIEConfig, num_features: int) -> dict[str, slice]:
     """Feature columns that each projector reads."""
+    if config.parts not in ("split", "inv_only", "equi_only"):
+        raise ValueError(f"parts is {config.parts!r}: choose 'split', 'inv_only' or 'equi_only'")
     if config.parts == "equi_only":
         if config.equi_dim is not None:
             raise ValueError(f"equi_dim is {config.equi_dim} but parts='equi_only' has no split: leave equi_dim unset")
@@ -221,7 +227,11 @@ def _predictor(config: SIEConfig, dim: int) -> nn.Module:
         raise ValueError(f"action_dim is {config.action_dim}: an action needs at least 1 column")
     if config.predictor == "mlp":
         return MLPPredictor(dim, config.action_dim, config.mlp_layers)
-    hidden_layers = {"hypernetwork_linear": 0, "hypernetwork_deep": 2}[config.predictor]
+    hidden_layers = {"hypernetwork_linear": 0, "hypernetwork_deep": 2}.get(config.predictor)
+    if hidden_layers is None:
+        raise ValueError(
+            f"predictor is {config.predictor!r}: choose 'hypernetwork_linear', 'hypernetwork_deep' or 'mlp'"
+        )
     return Hypernetwork(dim, config.action_dim, hidden_layers, config.hypernetwork_bias, config.predicted_bias)
 
 

@@ -22,7 +22,7 @@ def feature_dim(encoder: nn.Module) -> int:
 
 
 def check_views(views: Tensor) -> None:
-    """Raises ValueError unless `views` is a floating-point [B, 2, C, H, W] with 2 or more objects in the global batch."""
+    """Raises ValueError unless `views` is a float [B, 2, C, H, W] with 2 or more objects in the global batch."""
     if views.ndim != 5 or views.shape[1] != 2:
         raise ValueError(f"views have shape {tuple(views.shape)}: pass [B, 2, C, H, W], two views of each object")
     if not views.is_floating_point():

@@ -1,0 +1,171 @@
+"""Two gloo processes with half the batch each must equal one process with the whole batch."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+
+from ssl_equi.objectives.distributed import (
+    SynchronisedBatchNorm,
+    convert_sync_batchnorm,
+    gather_batch,
+    world_size,
+)
+
+SCRIPT = Path(__file__).with_name("two_process_cases.py")
+REPOSITORY = SCRIPT.parents[2]
+SPEC = importlib.util.spec_from_file_location("two_process_cases", SCRIPT)
+CASES: ModuleType = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(CASES)
+
+OBJECTIVE_CASES = [case for case in CASES.CASES if case.startswith(("sie", "vicreg"))]
+BATCH_NORM_CASES = [case for case in CASES.CASES if case.startswith("batch_norm")]
+Results = dict[str, dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+    """Results of rank 0 and rank 1."""
+    folder = tmp_path_factory.mktemp("gloo")
+    outputs = [folder / f"rank{rank}.pt" for rank in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), "2", str(folder / "init"), str(outputs[rank])],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=200)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    return [torch.load(output, weights_only=True) for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Results:
+    return CASES.run_all()
+
+
+def assert_close(value: Tensor, expected: Tensor, scale: Tensor, tolerance: float, name: str) -> None:
+    assert value.shape == expected.shape, name
+    error = (value - expected).abs().max() / scale
+    assert error <= tolerance, f"{name} differs by {error:.1e} of the largest value"
+
+
+@pytest.mark.parametrize("case", OBJECTIVE_CASES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
+def test_objective_gradients_equal_one_process(
+    case: str, dtype: str, tolerance: float, two_processes: list[Results], one_process: Results
+):
+    expected = one_process[f"{case} {dtype}"]
+    ranks = [results[f"{case} {dtype}"] for results in two_processes]
+    largest_gradient = max(v.abs().max() for name, v in expected.items() if name.startswith("gradient"))
+    assert largest_gradient > 0
+    for name, value in expected.items():
+        if name.startswith("gradient"):
+            # DistributedDataParallel has averaged them, so either rank holds the global gradient.
+            assert_close(ranks[1][name], value, largest_gradient, tolerance, name)
+        elif name.startswith("buffer"):
+            assert_close(ranks[1][name], value, value.abs().max().clamp(min=1), tolerance, name)
+        elif name in ("loss", "term invariance", "term equivariance"):
+            mean = (ranks[0][name] + ranks[1][name]) / 2
+            assert_close(mean, value, value.abs(), max(tolerance, 1e-6 if "term" in name else 0), name)
+        else:
+            assert_close(ranks[1][name], value, value.abs(), max(tolerance, 1e-6), name)
+
+
+@pytest.mark.parametrize("case", BATCH_NORM_CASES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-13)])
+def test_batch_norm_equals_one_process(
+    case: str, dtype: str, tolerance: float, two_processes: list[Results], one_process: Results
+):
+    expected = one_process[f"{case} {dtype}"]
+    ranks = [results[f"{case} {dtype}"] for results in two_processes]
+    for name, value in expected.items():
+        if name.startswith("local"):
+            found = torch.cat([rank[name] for rank in ranks])
+        elif name.startswith("summed"):
+            found = ranks[0][name] + ranks[1][name]
+        else:
+            found = ranks[1][name]
+        assert_close(found, value, value.abs().max().clamp(min=1), tolerance, name)
+
+
+def test_gather_keeps_rank_order_and_sums_gradients(two_processes: list[Results], one_process: Results):
+    expected = one_process["gather float64"]
+    ranks = [results["gather float64"] for results in two_processes]
+    assert torch.equal(ranks[0]["gathered"], expected["gathered"])
+    assert torch.equal(ranks[1]["gathered"], expected["gathered"])
+    gradients = torch.cat([rank["local input gradient"] for rank in ranks])
+    assert torch.equal(gradients, expected["local input gradient"])
+
+
+def test_one_process_gathers_nothing():
+    x = torch.randn(3, 2)
+    assert world_size() == 1
+    assert gather_batch(x) is x
+
+
+def test_one_process_synchronised_batch_norm_is_batch_norm():
+    torch.manual_seed(0)
+    plain = nn.BatchNorm2d(4)
+    nn.init.normal_(plain.weight)
+    synchronised = SynchronisedBatchNorm(4)
+    synchronised.load_state_dict(plain.state_dict())
+    x = torch.randn(6, 4, 3, 3)
+    assert torch.equal(synchronised(x), plain(x))
+    assert torch.equal(synchronised.running_var, plain.running_var)
+    assert torch.equal(synchronised.eval()(x), plain.eval()(x))
+
+
+def test_conversion_keeps_keys_parameters_mode_and_activation():
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), BatchNormAct2d(4, act_layer=nn.SiLU))
+    module[1].eval()
+    keys, parameters, activation = list(module.state_dict()), list(module.parameters()), module[2].act
+    converted = convert_sync_batchnorm(module)
+    assert converted is module
+    assert [type(layer) for layer in converted] == [nn.Conv2d, SynchronisedBatchNorm, SynchronisedBatchNorm]
+    assert list(converted.state_dict()) == keys
+    assert all(a is b for a, b in zip(converted.parameters(), parameters, strict=True))
+    assert converted[2].act is activation
+    assert [layer.training for layer in converted] == [True, False, True]
+
+
+def test_conversion_twice_changes_nothing_more():
+    converted = convert_sync_batchnorm(nn.Sequential(nn.BatchNorm1d(4)))
+    layer = converted[0]
+    assert convert_sync_batchnorm(converted)[0] is layer
+
+
+def test_conversion_on_cuda_uses_torchs_fused_layer():
+    class PretendsToBeOnCuda(nn.Parameter):
+        is_cuda = True
+
+    module = nn.Sequential(nn.BatchNorm1d(4), BatchNormAct2d(4))
+    module.register_parameter("marker", PretendsToBeOnCuda(torch.zeros(1)))
+    keys = list(module.state_dict())
+    converted = convert_sync_batchnorm(module)
+    assert all(isinstance(layer, nn.SyncBatchNorm) for layer in converted)
+    assert isinstance(converted[1].act, nn.ReLU)
+    assert list(converted.state_dict()) == keys
+
+
+def test_unknown_batch_norm_is_refused():
+    class Surprising(nn.BatchNorm1d):
+        pass
+
+    with pytest.raises(TypeError, match="cannot synchronise Surprising"):
+        convert_sync_batchnorm(nn.Sequential(Surprising(4)))

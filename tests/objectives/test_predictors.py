@@ -1,0 +1,103 @@
+"""The factored hypernetwork against the naive one that builds every sample's matrix."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssl_equi.objectives.predictors import Hypernetwork, MLPPredictor
+
+VARIANTS = [
+    {},
+    {"hypernetwork_bias": True},
+    {"predicted_bias": True},
+    {"hidden_layers": 2},
+    {"hidden_layers": 2, "hypernetwork_bias": True, "predicted_bias": True},
+]
+
+
+def naive_prediction(predictor: Hypernetwork, embedding: Tensor, actions: Tensor) -> Tensor:
+    """Runs the hypernetwork to the end: one weight matrix [D, D] and one bias [D] a sample, then y = W x + b."""
+    coefficients = predictor.hidden(actions)
+    if predictor.hypernetwork_bias:
+        coefficients = torch.cat([coefficients, coefficients.new_ones(len(actions), 1)], dim=1)
+    matrix_per_sample = torch.einsum("bk,kij->bij", coefficients, predictor.matrices)
+    prediction = torch.einsum("bij,bj->bi", matrix_per_sample, embedding)
+    if predictor.vectors is not None:
+        prediction = prediction + coefficients @ predictor.vectors
+    return prediction
+
+
+def prediction_and_gradients(predict, predictor, embedding: Tensor, actions: Tensor) -> list[Tensor]:
+    embedding, actions = embedding.clone().requires_grad_(), actions.clone().requires_grad_()
+    prediction = predict(embedding, actions)
+    weights = torch.linspace(-1, 1, prediction.numel(), dtype=prediction.dtype).reshape(prediction.shape)
+    gradients = torch.autograd.grad((prediction * weights).sum(), [embedding, actions, *predictor.parameters()])
+    return [prediction.detach(), *gradients]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("action_dim", [1, 4, 6])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+def test_factored_equals_naive(variant: dict, action_dim: int, dtype: torch.dtype, tolerance: float):
+    torch.manual_seed(0)
+    predictor = Hypernetwork(48, action_dim, **variant).to(dtype)
+    embedding, actions = torch.randn(20, 48, dtype=dtype), torch.randn(20, action_dim, dtype=dtype)
+
+    def naive(embedding: Tensor, actions: Tensor) -> Tensor:
+        return naive_prediction(predictor, embedding, actions)
+
+    factored = prediction_and_gradients(predictor, predictor, embedding, actions)
+    reference = prediction_and_gradients(naive, predictor, embedding, actions)
+    for ours, theirs in zip(factored, reference, strict=True):
+        assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1)
+
+
+def test_negating_the_action_negates_the_prediction():
+    predictor = Hypernetwork(16, 4)
+    embedding, actions = torch.randn(5, 16), torch.randn(5, 4)
+    assert torch.equal(predictor(embedding, -actions), -predictor(embedding, actions))
+
+
+def test_a_basis_action_selects_its_matrix():
+    predictor = Hypernetwork(6, 4)
+    embedding = torch.randn(3, 6)
+    identity_rotation = torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(3, 4)
+    torch.testing.assert_close(predictor(embedding, identity_rotation), embedding @ predictor.matrices[3].T)
+
+
+@pytest.mark.parametrize(
+    ("dim", "action_dim", "expected"), [(1024, 4, 4_194_304), (1024, 6, 6_291_456), (2048, 4, 16_777_216)]
+)
+def test_parameter_counts_of_the_released_hypernetworks(dim: int, action_dim: int, expected: int):
+    with torch.device("meta"):
+        predictor = Hypernetwork(dim, action_dim)
+    assert sum(parameter.numel() for parameter in predictor.parameters()) == expected
+
+
+def test_initialisation_has_the_range_of_a_linear_layer_on_the_action():
+    matrices = Hypernetwork(64, 4).matrices
+    assert matrices.abs().max() <= 0.5
+    assert matrices.std().item() == pytest.approx(1 / 12**0.5, rel=0.02)
+
+
+def test_no_tensor_of_per_sample_matrices_is_kept_for_backward():
+    predictor, batch, dim = Hypernetwork(64, 4), 32, 64
+    saved_sizes: list[int] = []
+
+    def record(tensor: Tensor) -> Tensor:
+        saved_sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        predictor(torch.randn(batch, dim, requires_grad=True), torch.randn(batch, 4))
+    assert 0 < max(saved_sizes) <= predictor.matrices.numel() < batch * dim * dim
+
+
+def test_mlp_predictor_equals_its_formula():
+    predictor = MLPPredictor(dim=8, action_dim=4, layers=2)
+    embedding, actions = torch.randn(5, 8), torch.randn(5, 4)
+    first, second = predictor.layers[0], predictor.layers[2]
+    hidden = actions @ first.weight[:, :4].T + embedding @ first.weight[:, 4:].T + first.bias
+    expected = hidden.clamp(min=0) @ second.weight.T + second.bias
+    torch.testing.assert_close(predictor(embedding, actions), expected)
+    assert sum(p.numel() for p in MLPPredictor(1024, 4).parameters()) == 1024 * 1028 + 1024
