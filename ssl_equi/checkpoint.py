@@ -1,0 +1,187 @@
+"""Checkpoints without pickle: a folder of safetensors (the tensors) and JSON (everything else), written atomically.
+
+A folder is written under a temporary name, flushed to the disk file by file, and renamed, so a checkpoint that has its
+final name is whole. A process that is killed while it writes leaves a temporary folder and the earlier checkpoints.
+"""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+_TENSOR_MARK = "__tensor__"
+_INT_KEYS_MARK = "__int_keys__"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint can't be written, read, or put into the objects that it should fill."""
+
+
+def write_checkpoint(folder: Path, states: dict[str, Any]) -> None:
+    """Writes each named state (nested dicts and lists of tensors and JSON values) as NAME.safetensors + NAME.json.
+
+    Raises:
+        CheckpointError: the disk is full or the folder can't be written; nothing that stood there before is lost.
+    """
+    files: dict[str, bytes] = {}
+    for name, state in states.items():
+        tensors: dict[str, Tensor] = {}
+        skeleton = _detach_tensors(state, "", tensors)
+        files[f"{name}.safetensors"] = safetensors.torch.save(tensors)
+        files[f"{name}.json"] = json.dumps(skeleton, indent=1).encode()
+    write_checkpoint_files(folder, files)
+
+
+def write_checkpoint_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Writes a folder of files as a whole: temporary folder, every file flushed to the disk, renamed.
+
+    Raises:
+        CheckpointError: the disk is full or the folder can't be written; nothing that stood there before is lost.
+    """
+    temporary = folder.with_name(f".writing-{folder.name}-{os.getpid()}")
+    replaced = folder.with_name(f".writing-replaced-{folder.name}-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            _write_bytes(temporary / name, content)
+        if folder.exists():
+            folder.rename(replaced)
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise CheckpointError(describe_os_error(error, folder)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def describe_os_error(error: OSError, path: Path) -> str:
+    """One sentence for a write that failed, with the cure."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk is full while writing {path}: free some space and run the same command with --resume; "
+            "what was saved before is intact"
+        )
+    return f"{path} can't be written ({error.strerror or error}): check the folder and run again with --resume"
+
+
+def read_state(folder: Path, name: str) -> Any:
+    """Reads back one state that `write_checkpoint` wrote, on the CPU.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    json_file, tensor_file = folder / f"{name}.json", folder / f"{name}.safetensors"
+    for file in (json_file, tensor_file):
+        if not file.is_file():
+            raise CheckpointError(f"checkpoint {folder} has no {file.name}: resume from another checkpoint")
+    try:
+        skeleton = json.loads(json_file.read_text())
+        tensors = safetensors.torch.load_file(tensor_file)
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"checkpoint {folder} is damaged ({error}): delete this folder and resume from the one before"
+        ) from error
+    return _attach_tensors(skeleton, tensors)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints `step-XXXXXXXX` in a folder, the earliest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def load_module_strictly(module: torch.nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Fills a module with a state that must have exactly its names and shapes.
+
+    Raises:
+        CheckpointError: names the file and the first few tensors that differ; the module is left as it was.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state]
+    unknown = [name for name in state if name not in own]
+    reshaped = [
+        f"{name} is {tuple(state[name].shape)} there and {tuple(own[name].shape)} here"
+        for name in own
+        if name in state and own[name].shape != state[name].shape
+    ]
+    if missing or unknown or reshaped:
+        differences = [f"{name} is not in the file" for name in missing]
+        differences += [f"{name} is only in the file" for name in unknown]
+        shown = "; ".join((reshaped + differences)[:3])
+        count = len(reshaped) + len(differences)
+        raise CheckpointError(
+            f"{source} holds another architecture ({count} tensors differ, such as: {shown}): "
+            "use the options that it was trained with, or another --out folder"
+        )
+    module.load_state_dict(state)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replaces a file as a whole: temporary file in the same folder, flushed to the disk, renamed."""
+    temporary = path.with_name(f".writing-{path.name}-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_bytes(temporary, text.encode())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(describe_os_error(error, path)) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder durable; file systems that can't (some network ones) are left to their own devices."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _detach_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """The same nesting with every tensor replaced by its name in `tensors`."""
+    if isinstance(value, Tensor):
+        # safetensors refuses tensors that share memory, so each one is a copy of its own
+        tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {_TENSOR_MARK: path}
+    if isinstance(value, dict):
+        children = {str(key): _detach_tensors(item, f"{path}/{key}", tensors) for key, item in value.items()}
+        if value and all(isinstance(key, int) for key in value):
+            return {_INT_KEYS_MARK: children}
+        return children
+    if isinstance(value, list | tuple):
+        return [_detach_tensors(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise CheckpointError(
+        f"a checkpoint can't hold {path} of type {type(value).__name__}: keep tensors, numbers, text, lists and dicts"
+    )
+
+
+def _attach_tensors(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(skeleton, dict):
+        if set(skeleton) == {_TENSOR_MARK}:
+            return tensors[skeleton[_TENSOR_MARK]]
+        if set(skeleton) == {_INT_KEYS_MARK}:
+            return {int(key): _attach_tensors(item, tensors) for key, item in skeleton[_INT_KEYS_MARK].items()}
+        return {key: _attach_tensors(item, tensors) for key, item in skeleton.items()}
+    if isinstance(skeleton, list):
+        return [_attach_tensors(item, tensors) for item in skeleton]
+    return skeleton

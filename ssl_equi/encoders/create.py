@@ -1,0 +1,58 @@
+"""An encoder by its timm name."""
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+import ssl_equi.encoders.strided_cnn  # noqa: F401  (registers our encoders with timm)
+
+
+class EncoderError(ValueError):
+    """An encoder can't be made; the message says what to change."""
+
+
+def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
+    """Makes a freshly initialised encoder that maps images [N, 3, S, S] to features [N, D].
+
+    Args:
+        name: any name of `timm.list_models()`, ours included; never with pretrained weights.
+        image_size: side of the square images in pixels, passed on to models of fixed input size (most ViTs).
+        arguments: passed on to `timm.create_model`.
+
+    Returns:
+        The module; its `num_features` is D, also for models whose head widens the features.
+
+    Raises:
+        EncoderError: timm doesn't know the name, or the model can't take images of this size.
+    """
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(close)}" if close else "timm.list_models() lists the names"
+        raise EncoderError(f"timm has no model named {name!r}: {hint}")
+    if timm.get_pretrained_cfg(name).fixed_input_size:
+        arguments.setdefault("img_size", image_size)
+    try:
+        encoder = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+        num_features = _feature_size(encoder, image_size)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise EncoderError(
+            f"encoder {name!r} can't be made for images of {image_size} x {image_size} pixels ({error}): "
+            "choose another encoder or image size"
+        ) from error
+    encoder.num_features = num_features
+    return encoder
+
+
+def _feature_size(encoder: nn.Module, image_size: int) -> int:
+    """D, from one forward pass: timm's `num_features` leaves out what some heads add (MobileNet-V3)."""
+    was_training = encoder.training
+    encoder.eval()
+    with torch.inference_mode():
+        features = encoder(torch.zeros(1, 3, image_size, image_size))
+    encoder.train(was_training)
+    if features.ndim != 2:
+        raise ValueError(f"its features have shape {tuple(features.shape)}, not [N, D]")
+    return features.shape[1]

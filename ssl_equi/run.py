@@ -1,0 +1,460 @@
+"""One training run: processes, seeds, resume, atomic checkpoints, logging, preemption.
+
+The recipe keeps its loop in sight; what is dull and easy to get wrong lives here, once. This is the only file that
+knows Accelerate. Three decisions make a resumed run identical to one that was never stopped:
+
+- a batch is a function of (seed, step), so the position in the data is one integer;
+- the random generators are seeded anew at every step from (seed, step, rank), so there is no generator state to lose;
+- a checkpoint holds the objective, the optimiser and whatever else the recipe registers, and nothing is logged after
+  it that the resumed run would not log again to the bit.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from ssl_equi.checkpoint import (
+    CheckpointError,
+    describe_os_error,
+    list_checkpoints,
+    load_module_strictly,
+    read_state,
+    write_checkpoint,
+    write_text_atomically,
+)
+from ssl_equi.data.batch import ViewBatch
+from ssl_equi.objectives.distributed import convert_sync_batchnorm
+from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.progress import TrainingProgress
+
+RECORDED_PACKAGES = (
+    "ssl-equi", "torch", "torchvision", "timm", "accelerate", "numpy", "simplejpeg", "webdataset", "safetensors",
+)  # fmt: skip
+# Options that may differ between the first start of a run and its continuation: they don't change what is learnt.
+FREE_OPTIONS = ("out", "resume", "steps", "data_dir", "log_every", "save_every", "loader_threads", "tracker", "compile")
+KEPT_CHECKPOINTS = 2
+
+
+class RunError(RuntimeError):
+    """A run can't start or go on; the message says what to do."""
+
+
+class Stateful(Protocol):
+    """Anything that is saved with a checkpoint besides the objective and the optimiser."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class BatchLoader(Protocol):
+    """The part of a loader that a run uses."""
+
+    def batches(self, start_step: int = 0) -> Iterator[ViewBatch]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Options that every recipe shares. Batch sizes and steps are global: they don't change with the processes."""
+
+    out: Path | None = None
+    """Run folder; runs/NAME when not given, or runs/NAME-2 and so on if that exists."""
+    data_dir: Path | None = None
+    """Folder with the data set's shards; the user's cache folder when not given."""
+    seed: int = 0
+    """Seeds the weights, the order of the data and the probes."""
+    steps: int | None = None
+    """Stop after this many steps, with the schedule left as it is (a short try of a long run)."""
+    resume: bool = False
+    """Continue from the newest checkpoint of the run folder; starts afresh if it has none."""
+    mixed_precision: str = "no"
+    """no or bf16; losses and their statistics stay in fp32."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient, over all parameters; not clipped when not given."""
+    compile: bool = False
+    """Compile the encoder with torch.compile."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    save_every: int = 200
+    """Steps between two checkpoints."""
+    loader_threads: int = 2
+    """Threads that decode images, in each process."""
+    tracker: str | None = None
+    """tensorboard, wandb or trackio, besides metrics.jsonl (needs the extra `trackers`)."""
+
+
+class Run:
+    """A run of one recipe in one or several processes.
+
+    Args:
+        config: the recipe's configuration, which extends `RunConfig`.
+        name: the recipe's name, used for the default run folder and in what is shown.
+
+    Raises:
+        RunError: the options contradict each other or the folder.
+    """
+
+    def __init__(self, config: RunConfig, name: str) -> None:
+        self.config, self.name = config, name
+        self._check_options()
+        cuda = torch.cuda.is_available()
+        # Without cpu=True, several processes on a machine without GPU would each believe to be alone.
+        self.accelerator = Accelerator(
+            cpu=not cuda, mixed_precision=config.mixed_precision, log_with=config.tracker, project_dir=None
+        )
+        self.device = self.accelerator.device
+        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self.is_main = self.accelerator.is_main_process
+        self.folder = self._on_main_then_everywhere(self._choose_folder)
+        if self.is_main:
+            self._prepare_folder()
+        self.accelerator.wait_for_everyone()
+        if config.tracker is not None:
+            self.accelerator.project_configuration.set_directories(str(self.folder))
+            self.accelerator.init_trackers(name, config=_jsonable(config))
+        self.states: dict[str, Any] = {}
+        self.step_done = self.last_step = 0
+        self._stop_requested: str | None = None
+        self._first_bad: Tensor | None = None
+        self._term_names: list[str] = []
+        self._seconds_waited, self._images_seen, self._window_started = 0.0, 0, time.perf_counter()
+
+    # ---------------------------------------------------------------- starting
+
+    def prepare(self, objective: nn.Module, optimizer_of: Callable[[nn.Module], torch.optim.Optimizer]) -> nn.Module:
+        """Moves the objective to the device, synchronises batch norms, makes the optimiser, wraps for N processes.
+
+        Args:
+            objective: the bare objective; kept as `run.objective`.
+            optimizer_of: makes the optimiser from the objective, once its parameters are where they will stay. It is
+                found in `run.optimizer` afterwards.
+        """
+        if self.world_size > 1:
+            objective = convert_sync_batchnorm(objective)
+        self.objective = objective.to(self.device)
+        encoder = getattr(objective, "encoder", None)
+        if self.config.compile and isinstance(encoder, nn.Module):
+            encoder.compile()  # in place: the names in the checkpoint stay the same
+        self.bare_optimizer = optimizer_of(self.objective)
+        wrapped, self.optimizer = self.accelerator.prepare(self.objective, self.bare_optimizer)
+        return wrapped
+
+    def register(self, name: str, state: Stateful) -> None:
+        """Saves and restores something else with every checkpoint (online probes, an averaged encoder)."""
+        self.states[name] = state
+
+    def resume(self) -> int:
+        """Restores the newest checkpoint if `--resume` is given and there is one; returns the step to go on with.
+
+        Raises:
+            RunError, CheckpointError: the checkpoint is damaged or of another architecture.
+        """
+        checkpoints = list_checkpoints(self.folder / "checkpoints") if self.config.resume else []
+        if checkpoints:
+            newest = checkpoints[-1]
+            run_state = read_state(newest, "run")
+            load_module_strictly(self.objective, read_state(newest, "objective"), newest / "objective.safetensors")
+            self.bare_optimizer.load_state_dict(read_state(newest, "optimizer"))
+            for name, state in self.states.items():
+                state.load_state_dict(read_state(newest, name))
+            self.step_done = int(run_state["step"])
+            self.say(f"resuming {self.folder} after step {self.step_done}")
+        if self.is_main:
+            self._cut_metrics_after(self.step_done)
+        self.accelerator.wait_for_everyone()
+        return self.step_done
+
+    # ---------------------------------------------------------------- the loop
+
+    def batches(self, loader: BatchLoader, start_step: int, total_steps: int) -> Iterator[tuple[int, ViewBatch]]:
+        """Yields (step, batch on the device) until the last step; does the housekeeping after each of them.
+
+        The last step is that of the schedule (`total_steps`), or `--steps` if that comes first.
+
+        The body of the recipe's loop runs between two batches. After it, this method stops on losses that are not
+        finite, saves a checkpoint when one is due, and leaves with exit status 0 after SIGTERM, SIGUSR1 or Ctrl-C.
+        """
+        self.last_step = total_steps if self.config.steps is None else min(self.config.steps, total_steps)
+        if self.last_step < 1:
+            raise RunError(f"the run has {self.last_step} steps: ask for at least one epoch of at least one batch")
+        previous_handlers = self._install_signal_handlers()
+        self._window_started = time.perf_counter()
+        try:
+            with TrainingProgress(self.name, start_step, self.last_step, self.is_main) as self.progress:
+                if start_step < self.last_step:
+                    yield from self._steps(loader, start_step)
+        finally:
+            for number, handler in previous_handlers.items():
+                signal.signal(number, handler)
+
+    def _steps(self, loader: BatchLoader, start_step: int) -> Iterator[tuple[int, ViewBatch]]:
+        for step, batch in enumerate(loader.batches(start_step), start=start_step):
+            self._seed_step(step)
+            self._seconds_waited += batch.seconds_waited
+            self._images_seen += batch.images.shape[0] * batch.images.shape[1] * self.world_size
+            yield step, batch.to(self.device)
+            self.step_done = step + 1
+            self.progress.advance(self.step_done)
+            finished = self.step_done >= self.last_step
+            stopping = self._agree_to_stop()
+            if finished or stopping or self.step_done % self.config.save_every == 0:
+                self._raise_if_not_finite()
+                self.save()
+            if stopping and not finished:
+                self.say(
+                    f"{stopping}: saved {self.folder} after step {self.step_done} of {self.last_step}; "
+                    "run the same command with --resume to go on"
+                )
+                self.close()
+                raise SystemExit(0)
+            if finished:
+                return
+
+    def backward(self, output: ObjectiveOutput) -> None:
+        """Backpropagates the loss, clips the gradient if asked, and remembers which term first was not finite."""
+        self._watch_finite(output)
+        self.accelerator.backward(output.loss)
+        if self.config.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm)
+
+    def log(
+        self, step: int, output: ObjectiveOutput, *, probes: Callable[[], dict[str, float]] | None = None,
+        **numbers: float,
+    ) -> None:  # fmt: skip
+        """Every `log_every` steps, writes a line of losses (equal to the bit in a resumed run) and one of speed."""
+        if (step + 1) % self.config.log_every != 0 and step + 1 != self.last_step:
+            return
+        self._raise_if_not_finite()
+        terms = self.accelerator.reduce({"loss": output.loss.detach().float(), **output.terms}, reduction="mean")
+        losses = {name: value.item() for name, value in terms.items()}
+        seconds = time.perf_counter() - self._window_started
+        speed = {
+            "images_per_second": self._images_seen / seconds,
+            "waiting_share": self._seconds_waited / seconds,
+        }
+        self._seconds_waited, self._images_seen, self._window_started = 0.0, 0, time.perf_counter()
+        probe_metrics = probes() if probes is not None else {}
+        if self.is_main:
+            lines = [{"event": "loss", "step": step + 1, **losses, **numbers}]
+            if probe_metrics:
+                lines.append({"event": "online_probe", "step": step + 1, **probe_metrics})
+            lines.append({"event": "speed", "step": step + 1, **speed})
+            self._append_metrics(lines)
+            self.progress.report(losses["loss"], **speed)
+        if self.config.tracker is not None:
+            self.accelerator.log({**losses, **numbers, **probe_metrics, **speed}, step=step + 1)
+
+    def save(self) -> Path:
+        """Writes the checkpoint of the steps done so far, atomically, and deletes all but the newest few."""
+        folder = self.folder / "checkpoints" / f"step-{self.step_done:08d}"
+        if self.is_main:
+            states = {name: state.state_dict() for name, state in self.states.items()}
+            states["objective"] = dict(self.objective.state_dict())
+            states["optimizer"] = self.bare_optimizer.state_dict()
+            states["run"] = {"step": self.step_done, "world_size": self.world_size}
+            write_checkpoint(folder, states)
+            for old in list_checkpoints(folder.parent)[:-KEPT_CHECKPOINTS]:
+                shutil.rmtree(old, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def close(self) -> None:
+        """Ends trackers and the process group; safe to call twice."""
+        if self.config.tracker is not None:
+            self.accelerator.end_training()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def say(self, message: str) -> None:
+        """Prints on the first process only."""
+        if self.is_main:
+            print(message, flush=True)
+
+    # ---------------------------------------------------------------- housekeeping
+
+    def _check_options(self) -> None:
+        config = self.config
+        if config.mixed_precision not in ("no", "bf16"):
+            raise RunError(f"--mixed-precision is {config.mixed_precision!r}: it must be no or bf16")
+        for option in ("log_every", "save_every", "loader_threads", "steps"):
+            if getattr(config, option) is not None and getattr(config, option) < 1:
+                raise RunError(f"--{option.replace('_', '-')} is {getattr(config, option)}: it must be 1 or more")
+        if config.tracker is not None:
+            if config.tracker not in ("tensorboard", "wandb", "trackio"):
+                raise RunError(f"--tracker is {config.tracker!r}: it must be tensorboard, wandb or trackio")
+            try:
+                version(config.tracker)
+            except PackageNotFoundError as error:
+                raise RunError(
+                    f"--tracker {config.tracker} needs a package that is not installed: "
+                    "run `uv sync --extra trackers`, or leave the option out"
+                ) from error
+
+    def _on_main_then_everywhere(self, choose: Callable[[], Path]) -> Path:
+        """A decision that looks at the disk is made once, by the first process."""
+        outcome: list[Any] = [None]
+        if self.is_main:
+            try:
+                outcome = [choose()]
+            except RunError as error:
+                outcome = [error]
+        if self.world_size > 1:
+            broadcast_object_list(outcome)
+        if isinstance(outcome[0], RunError):
+            raise outcome[0]
+        return outcome[0]
+
+    def _choose_folder(self) -> Path:
+        if self.config.out is not None:
+            folder = self.config.out
+            if list_checkpoints(folder / "checkpoints") and not self.config.resume:
+                raise RunError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
+            return folder
+        runs = [Path("runs") / self.name]
+        while list_checkpoints(runs[-1] / "checkpoints"):
+            runs.append(Path("runs") / f"{self.name}-{len(runs) + 1}")
+        newest_started = runs[-2] if len(runs) > 1 else runs[-1]
+        return newest_started if self.config.resume else runs[-1]
+
+    def _prepare_folder(self) -> None:
+        config_file = self.folder / "config.json"
+        mine = _jsonable(self.config)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in [*self.folder.glob(".writing-*"), *self.folder.glob("checkpoints/.writing-*")]:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        except OSError as error:
+            raise RunError(describe_os_error(error, self.folder)) from error
+        if self.config.resume and list_checkpoints(self.folder / "checkpoints") and config_file.is_file():
+            theirs = json.loads(config_file.read_text())
+            for option in mine:
+                if option not in FREE_OPTIONS and mine[option] != theirs.get(option):
+                    raise RunError(
+                        f"{config_file} was made with {option} = {theirs.get(option)!r} and this command asks for "
+                        f"{mine[option]!r}: resume with the first options, or choose another --out"
+                    )
+        write_text_atomically(config_file, json.dumps(mine, indent=1))
+        write_text_atomically(self.folder / "versions.json", json.dumps(software_versions(), indent=1))
+
+    def _seed_step(self, step: int) -> None:
+        # Python's hash of a tuple of integers is stable across processes and well mixed.
+        torch.manual_seed(hash((self.config.seed, step, self.rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+
+    def _watch_finite(self, output: ObjectiveOutput) -> None:
+        """Keeps, on the device, the first step at which each term was not finite: no synchronisation per step."""
+        self._term_names = ["loss", *output.terms]
+        values = torch.stack([output.loss.detach().float(), *(term.float() for term in output.terms.values())])
+        if self._first_bad is None:
+            self._first_bad = torch.full((len(values),), math.inf, device=values.device)
+        now = torch.full_like(self._first_bad, float(self.step_done + 1))
+        self._first_bad = torch.where(torch.isfinite(values), self._first_bad, torch.minimum(self._first_bad, now))
+        if values.device.type == "cpu":
+            self._raise_if_not_finite()
+
+    def _raise_if_not_finite(self) -> None:
+        if self._first_bad is None:
+            return
+        first_bad = self._first_bad.tolist()
+        earliest = min(first_bad)
+        if math.isinf(earliest):
+            return
+        names = [name for name, step in zip(self._term_names, first_bad) if step == earliest]
+        term = next((name for name in names if name != "loss"), "loss")
+        saved = list_checkpoints(self.folder / "checkpoints")
+        good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved yet"
+        raise RunError(
+            f"the term {term!r} is not finite at step {int(earliest)} of {self.folder}: {good}; "
+            "lower the learning rate, or set --clip-norm, and go on with --resume"
+        )
+
+    def _install_signal_handlers(self) -> dict[int, Any]:
+        def request_stop(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGINT and self._stop_requested is not None:
+                raise KeyboardInterrupt
+            self._stop_requested = signal.Signals(number).name
+
+        numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+        return {number: signal.signal(number, request_stop) for number in numbers}
+
+    def _agree_to_stop(self) -> str | None:
+        """The signal's name once any process got one; all processes answer alike at the same step.
+
+        Several processes ask each other only every `log_every` steps: a collective a step would cost time on GPUs.
+        """
+        if self.world_size == 1:
+            return self._stop_requested
+        if self.step_done % self.config.log_every != 0:
+            return None
+        requested = torch.tensor(float(self._stop_requested is not None), device=self.device)
+        if self.accelerator.reduce(requested, reduction="sum").item() == 0:
+            return None
+        return self._stop_requested or "another process was told to stop"
+
+    def _append_metrics(self, lines: Iterable[dict[str, Any]]) -> None:
+        path = self.folder / "metrics.jsonl"
+        try:
+            with open(path, "a") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+        except OSError as error:
+            raise CheckpointError(describe_os_error(error, path)) from error
+
+    def _cut_metrics_after(self, step: int) -> None:
+        """Drops lines of steps that will be done again, and the half line of a process that was killed."""
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except ValueError:
+                continue
+        write_text_atomically(path, "".join(kept))
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what a number may depend on, the machine's kind, the commit, and the command."""
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    versions["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    versions["commit"] = _git_commit()
+    versions["command"] = " ".join(sys.argv)
+    return versions
+
+
+def _git_commit() -> str:
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return "not a git checkout"
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _jsonable(config: Any) -> dict[str, Any]:
+    """The configuration as plain JSON values, as it will be read back."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))

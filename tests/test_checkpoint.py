@@ -1,0 +1,130 @@
+"""Checkpoints: exact round trips, atomic writes, and one-sentence errors that lose nothing."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_equi import checkpoint
+from ssl_equi.checkpoint import CheckpointError
+
+
+def nested_state() -> dict:
+    shared = torch.arange(6.0).view(2, 3)
+    return {
+        "state": {0: {"step": torch.tensor(3.0), "exp_avg": shared.t()}, 1: {"exp_avg": shared}},
+        "param_groups": [{"lr": 1e-3, "betas": [0.9, 0.999], "fused": None, "params": [0, 1]}],
+        "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+        "empty": {},
+    }
+
+
+def assert_equal_states(left: object, right: object) -> None:
+    if isinstance(left, torch.Tensor):
+        assert isinstance(right, torch.Tensor)
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert isinstance(right, dict)
+        assert list(left) == list(right)
+        for key in left:
+            assert_equal_states(left[key], right[key])
+    elif isinstance(left, list):
+        assert isinstance(right, list)
+        assert len(left) == len(right)
+        for one, other in zip(left, right, strict=True):
+            assert_equal_states(one, other)
+    else:
+        assert left == right
+
+
+def test_nested_state_comes_back_equal(tmp_path: Path) -> None:
+    checkpoint.write_checkpoint(tmp_path / "step-00000001", {"optimizer": nested_state()})
+    assert_equal_states(checkpoint.read_state(tmp_path / "step-00000001", "optimizer"), nested_state())
+
+
+def test_an_optimizer_goes_on_exactly_after_a_round_trip(tmp_path: Path) -> None:
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        model(torch.ones(2, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    step(model, optimizer)
+    checkpoint.write_checkpoint(tmp_path / "c", {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    step(model, optimizer)
+
+    again = nn.Linear(3, 2)
+    again_optimizer = torch.optim.AdamW(again.parameters(), lr=0.5)
+    again.load_state_dict(checkpoint.read_state(tmp_path / "c", "model"))
+    again_optimizer.load_state_dict(checkpoint.read_state(tmp_path / "c", "optimizer"))
+    step(again, again_optimizer)
+    assert torch.equal(model.weight, again.weight)
+
+
+def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
+    checkpoint.write_checkpoint(tmp_path / "c", {"a": nested_state()})
+    assert sorted(file.name for file in (tmp_path / "c").iterdir()) == ["a.json", "a.safetensors"]
+    json.loads((tmp_path / "c" / "a.json").read_text())
+    assert not (tmp_path / "c" / "a.safetensors").read_bytes().startswith(b"\x80")
+
+
+def test_an_object_that_is_neither_tensor_nor_json_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"can't hold /x of type set"):
+        checkpoint.write_checkpoint(tmp_path / "c", {"a": {"x": {1, 2}}})
+
+
+@pytest.mark.parametrize("failing_file", [0, 1, 2])
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_file: int
+) -> None:
+    folder = tmp_path / "step-00000005"
+    checkpoint.write_checkpoint(folder, {"a": {"x": torch.ones(3)}, "b": {}})
+    calls = 0
+    real_fsync = os.fsync
+
+    def full_disk(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > failing_file:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(CheckpointError, match=r"the disk is full while writing .*step-00000005: free some space"):
+        checkpoint.write_checkpoint(folder, {"a": {"x": torch.zeros(3)}, "b": {}})
+    monkeypatch.undo()
+    assert torch.equal(checkpoint.read_state(folder, "a")["x"], torch.ones(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_a_half_written_checkpoint_is_never_listed(tmp_path: Path) -> None:
+    checkpoint.write_checkpoint(tmp_path / "step-00000010", {"a": {}})
+    (tmp_path / ".writing-step-00000020-123").mkdir()
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000010"]
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    checkpoint.write_checkpoint(tmp_path / "c", {"a": nested_state()})
+    content = (tmp_path / "c" / "a.safetensors").read_bytes()
+    (tmp_path / "c" / "a.safetensors").write_bytes(content[:-4])
+    with pytest.raises(CheckpointError, match=r"checkpoint .*/c is damaged .* resume from the one before"):
+        checkpoint.read_state(tmp_path / "c", "a")
+    (tmp_path / "c" / "a.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no a\.json"):
+        checkpoint.read_state(tmp_path / "c", "a")
+
+
+def test_another_architecture_is_refused_and_nothing_is_loaded(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    other = {"weight": torch.ones(4, 3), "bias": torch.ones(2), "extra": torch.ones(1)}
+    with pytest.raises(CheckpointError, match=r"another architecture \(2 tensors differ.*weight is \(4, 3\) there"):
+        checkpoint.load_module_strictly(model, other, tmp_path / "objective.safetensors")
+    assert torch.equal(model.weight, before)

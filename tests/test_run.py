@@ -1,0 +1,255 @@
+"""The run: exact resume, checkpoints that survive, stops, NaNs, and errors of one sentence."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from ssl_equi.checkpoint import CheckpointError, list_checkpoints
+from ssl_equi.data.batch import ViewBatch
+from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.run import Run, RunConfig, RunError
+
+TOTAL_STEPS = 23
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyConfig(RunConfig):
+    width: int = 4
+    log_every: int = 1
+    save_every: int = 5
+
+
+class ToyLoader:
+    """Batches that depend on the step alone."""
+
+    def batches(self, start_step: int = 0) -> Iterator[ViewBatch]:
+        step = start_step
+        while True:
+            generator = torch.Generator().manual_seed(step)
+            images = torch.randint(0, 255, (4, 2, 3, 3, 3), dtype=torch.uint8, generator=generator)
+            yield ViewBatch(
+                images=images,
+                latents=torch.zeros(4, 2, 7),
+                quat_xyzw=torch.zeros(4, 2, 4),
+                labels=torch.zeros(4, dtype=torch.int64),
+                object_indices=torch.arange(4),
+                view_indices=torch.zeros(4, 2, dtype=torch.int64),
+            )
+            step += 1
+
+
+class ToyObjective(nn.Module):
+    """A loss with dropout (so that the random generator matters) and batch norm (so that buffers do)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(27, width), nn.BatchNorm1d(width), nn.Dropout(0.3))
+        self.poison = 0.0
+
+    def forward(self, images: Tensor) -> ObjectiveOutput:
+        features = self.encoder(images.flatten(0, 1).flatten(1).float() / 255)
+        covariance = features.square().mean() + self.poison
+        loss = covariance + features.mean()
+        return ObjectiveOutput(loss=loss, terms={"covariance": covariance.detach()}, features=features.detach())
+
+
+def train(config: ToyConfig, each_step: Callable[[int, ToyObjective], None] = lambda step, objective: None) -> Run:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = Run(config, "toy")
+    torch.manual_seed(config.seed)
+    objective = ToyObjective(config.width)
+    model = run.prepare(objective, lambda module: torch.optim.AdamW(module.parameters(), lr=0.05))
+    start = run.resume()
+    for step, batch in run.batches(ToyLoader(), start, TOTAL_STEPS):
+        each_step(step, objective)
+        output = model(batch.images)
+        run.backward(output)
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+        run.log(step, output, learning_rate=0.05)
+    return run
+
+
+def loss_lines(folder: Path) -> list[str]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [line for line in lines if json.loads(line)["event"] == "loss"]
+
+
+class Killed(BaseException):
+    """Stands in for a kill: nothing of the run gets to act on it."""
+
+
+def kill_at(step_to_die: int) -> Callable[[int, ToyObjective], None]:
+    def each_step(step: int, objective: ToyObjective) -> None:
+        if step == step_to_die:
+            raise Killed
+
+    return each_step
+
+
+@pytest.mark.parametrize("died_at", [0, 4, 5, 6, 13, 22])
+def test_a_killed_and_resumed_run_logs_the_same_losses_to_the_bit(tmp_path: Path, died_at: int) -> None:
+    train(ToyConfig(out=tmp_path / "whole"))
+    with pytest.raises(Killed):
+        train(ToyConfig(out=tmp_path / "killed"), kill_at(died_at))
+    train(ToyConfig(out=tmp_path / "killed", resume=True))
+    expected = loss_lines(tmp_path / "whole")
+    assert len(expected) == TOTAL_STEPS
+    assert loss_lines(tmp_path / "killed") == expected
+
+
+def test_half_a_line_left_by_a_kill_is_dropped(tmp_path: Path) -> None:
+    train(ToyConfig(out=tmp_path / "whole"))
+    with pytest.raises(Killed):
+        train(ToyConfig(out=tmp_path / "killed"), kill_at(12))
+    with open(tmp_path / "killed" / "metrics.jsonl", "a") as file:
+        file.write('{"event": "loss", "step": 13, "lo')
+    train(ToyConfig(out=tmp_path / "killed", resume=True))
+    assert loss_lines(tmp_path / "killed") == loss_lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_save_and_leave_with_status_zero(
+    tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(step: int, objective: ToyObjective) -> None:
+        if step == 7:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stop:
+        train(ToyConfig(out=tmp_path / "run"), interrupt)
+    assert stop.value.code == 0
+    assert signal.getsignal(number) == before
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000008"
+    assert "after step 8 of 23; run the same command with --resume" in capsys.readouterr().out
+    train(ToyConfig(out=tmp_path / "run", resume=True))
+    train(ToyConfig(out=tmp_path / "whole"))
+    assert loss_lines(tmp_path / "run") == loss_lines(tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_names_step_term_and_checkpoint(tmp_path: Path) -> None:
+    def poison(step: int, objective: ToyObjective) -> None:
+        objective.poison = float("nan") if step == 12 else 0.0
+
+    with pytest.raises(
+        RunError, match=r"the term 'covariance' is not finite at step 13 .*checkpoint is .*step-00000010; lower"
+    ):
+        train(ToyConfig(out=tmp_path / "run"), poison)
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == [
+        "step-00000005", "step-00000010",
+    ]  # fmt: skip
+
+
+def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_disk(step: int, objective: ToyObjective) -> None:
+        if step == 8:
+
+            def full(descriptor: int) -> None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(CheckpointError, match="the disk is full while writing .*step-00000010.*--resume"):
+        train(ToyConfig(out=tmp_path / "run"), fill_disk)
+    monkeypatch.undo()
+    train(ToyConfig(out=tmp_path / "run", resume=True))
+    train(ToyConfig(out=tmp_path / "whole"))
+    assert loss_lines(tmp_path / "run") == loss_lines(tmp_path / "whole")
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    train(ToyConfig(out=tmp_path / "run"))
+    names = [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert names == ["step-00000020", "step-00000023"]
+
+
+def test_a_folder_that_holds_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    train(ToyConfig(out=tmp_path / "run"))
+    before = loss_lines(tmp_path / "run")
+    with pytest.raises(RunError, match="already holds a run: add --resume"):
+        train(ToyConfig(out=tmp_path / "run"))
+    assert loss_lines(tmp_path / "run") == before
+
+
+def test_the_default_folder_takes_the_next_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [train(ToyConfig(steps=1)).folder for _ in range(3)] == [
+        Path("runs/toy"), Path("runs/toy-2"), Path("runs/toy-3"),
+    ]  # fmt: skip
+    assert train(ToyConfig(steps=2, resume=True)).folder == Path("runs/toy-3")
+
+
+def test_resuming_with_another_option_is_refused(tmp_path: Path) -> None:
+    train(ToyConfig(out=tmp_path / "run", steps=6))
+    with pytest.raises(RunError, match="made with width = 4 and this command asks for 5"):
+        train(ToyConfig(out=tmp_path / "run", width=5, resume=True))
+
+
+def test_resuming_another_architecture_is_refused(tmp_path: Path) -> None:
+    train(ToyConfig(out=tmp_path / "run", steps=6))
+    config_file = tmp_path / "run" / "config.json"
+    config_file.write_text(config_file.read_text().replace('"width": 4', '"width": 5'))
+    with pytest.raises(CheckpointError, match=r"objective\.safetensors holds another architecture"):
+        train(ToyConfig(out=tmp_path / "run", width=5, resume=True))
+
+
+def test_steps_stops_early_and_a_later_resume_goes_on(tmp_path: Path) -> None:
+    train(ToyConfig(out=tmp_path / "whole"))
+    train(ToyConfig(out=tmp_path / "run", steps=9))
+    assert loss_lines(tmp_path / "run") == loss_lines(tmp_path / "whole")[:9]
+    train(ToyConfig(out=tmp_path / "run", resume=True))
+    assert loss_lines(tmp_path / "run") == loss_lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixed_precision": "fp8"}, "--mixed-precision is 'fp8'"),
+        ({"log_every": 0}, "--log-every is 0"),
+        ({"steps": 0}, "--steps is 0"),
+        ({"tracker": "excel"}, "--tracker is 'excel'"),
+    ],
+)
+def test_impossible_options_are_named(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        train(ToyConfig(out=tmp_path / "run", **options))
+
+
+def test_a_tracker_that_is_not_installed_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="uv sync --extra trackers"):
+        train(ToyConfig(out=tmp_path / "run", tracker="wandb"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file/run can't be written"):
+        train(ToyConfig(out=tmp_path / "file" / "run"))
+
+
+def test_config_and_versions_are_recorded(tmp_path: Path) -> None:
+    train(ToyConfig(out=tmp_path / "run", steps=1))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["width"] == 4
+    versions = json.loads((tmp_path / "run" / "versions.json").read_text())
+    assert versions["torch"] == torch.__version__.split("+")[0] or versions["torch"] == torch.__version__
+    assert {"commit", "command", "accelerate", "device"} <= set(versions)
+
+
+def test_gradients_are_clipped_to_the_given_norm(tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = Run(ToyConfig(out=tmp_path / "run", clip_norm=1e-3), "toy")
+    objective = ToyObjective(4)
+    model = run.prepare(objective, lambda module: torch.optim.SGD(module.parameters(), lr=1.0))
+    output = model(next(ToyLoader().batches()).images)
+    run.backward(output)
+    norms = [parameter.grad.norm() for parameter in objective.parameters() if parameter.grad is not None]
+    assert torch.stack(norms).norm().item() == pytest.approx(1e-3, rel=1e-4)
