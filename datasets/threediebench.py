@@ -36,7 +36,7 @@ MEAN_RGB = (0.5016, 0.5037, 0.5060)
 STD_RGB = (0.1030, 0.0999, 0.0969)
 
 _LISTED_OBJECT = re.compile(r"/?([A-Za-z0-9_-]+)/([A-Za-z0-9_-]+)/?")
-_IMAGE_NAME = re.compile(r"image_\d+\.jpg")
+_VIEW_FILE = re.compile(r"(?:image|latent)_(\d{1,6})\.(?:jpg|npy)")
 _READ_AHEAD_PER_WORKER = 4
 
 Item = TypeVar("Item")
@@ -152,8 +152,8 @@ def class_names_of(objects: Iterable[ListedObject]) -> tuple[str, ...]:
 def layout_of(source: Path, first: ListedObject) -> Layout:
     """Count the views and the latents of the first object."""
     folder = source / first.synset / first.object_id
-    num_views = sum(1 for name in _list_folder(folder) if _IMAGE_NAME.fullmatch(name))
-    if num_views == 0:
+    numbers = [int(match[1]) for name in _list_folder(folder) if (match := _VIEW_FILE.fullmatch(name))]
+    if not numbers:
         raise DataError(f"{folder} holds no image_0.jpg: pass the folder of the unpacked archive with --source")
     latent_size = _read_latent(folder / "latent_0.npy").size
     if latent_size not in (LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION):
@@ -161,7 +161,7 @@ def layout_of(source: Path, first: ListedObject) -> Layout:
             f"{folder / 'latent_0.npy'} holds {latent_size} values: expected {LATENT_SIZE} (3DIEBench) or "
             f"{LATENT_SIZE_WITH_TRANSLATION} (3DIEBench-T), so check the archive"
         )
-    return Layout(num_views, latent_size)
+    return Layout(max(numbers) + 1, latent_size)
 
 
 def read_object(source: Path, listed: ListedObject, layout: Layout) -> ObjectRecord:

@@ -1,0 +1,333 @@
+"""The converter of 3DIEBench on a small folder of exactly its layout."""
+
+import dataclasses
+import importlib.util
+import io
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from ssl_equi.data.errors import DataError
+from ssl_equi.data.reader import ShardDataset
+
+SCRIPT = Path(__file__).parents[2] / "datasets" / "threediebench.py"
+SYNSETS = ("02691156", "02747177", "03001627")
+NUM_VIEWS = 4
+
+
+@pytest.fixture(scope="module")
+def threediebench() -> ModuleType:
+    """The script as a module; datasets/ is no package."""
+    spec = importlib.util.spec_from_file_location("threediebench_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _write_archive(folder: Path, latent_size: int = 7) -> None:
+    """11 train and 6 val objects: images, float64 latents, lists of '<U43' strings and int64 labels."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 11), ("val", 6)):
+        names, labels = [], []
+        for number in range(count):
+            label = number % len(SYNSETS)
+            object_id = f"{generator.integers(2**63):032x}"
+            directory = folder / SYNSETS[label] / object_id
+            directory.mkdir(parents=True)
+            for view in range(NUM_VIEWS):
+                pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                (directory / f"image_{view}.jpg").write_bytes(simplejpeg.encode_jpeg(pixels, colorsubsampling="420"))
+                np.save(directory / f"latent_{view}.npy", generator.uniform(-0.5, 0.5, latent_size))
+            names.append(f"/{SYNSETS[label]}/{object_id}/")
+            labels.append(label)
+        np.save(folder / f"{split}_images.npy", np.array(names))
+        np.save(folder / f"{split}_labels.npy", np.array(labels))
+    assert np.load(folder / "train_images.npy").dtype == np.dtype("<U43")
+
+
+@pytest.fixture
+def archive(tmp_path) -> Path:
+    _write_archive(tmp_path / "archive")
+    return tmp_path / "archive"
+
+
+@pytest.fixture
+def config(threediebench, archive, tmp_path):
+    return threediebench.Config(source=archive, out=tmp_path / "shards", objects_per_shard=4, workers=2, verify=True)
+
+
+def _first_train_object(archive: Path) -> Path:
+    return archive / str(np.load(archive / "train_images.npy")[0]).strip("/")
+
+
+def test_round_trip_keeps_every_byte(threediebench, config):
+    manifests = threediebench.convert(config)
+    for split, manifest in manifests.items():
+        dataset = ShardDataset(config.out, split)
+        names = np.load(config.source / f"{split}_images.npy")
+        labels = np.load(config.source / f"{split}_labels.npy")
+        members: dict[str, bytes] = {}
+        for entry in manifest.shards:
+            with tarfile.open(config.out / entry.name) as shard:
+                members |= {member.name: shard.extractfile(member).read() for member in shard}
+        assert len(members) == len(names) * (NUM_VIEWS + 2)
+        row_of_key = {key.decode(): row for row, key in enumerate(dataset.keys.tolist())}
+        for name, label in zip(names, labels, strict=True):
+            folder = config.source / name.strip("/")
+            key = name.strip("/").replace("/", "_")
+            files = [(folder / f"image_{view}.jpg").read_bytes() for view in range(NUM_VIEWS)]
+            latents = np.stack([np.load(folder / f"latent_{view}.npy") for view in range(NUM_VIEWS)])
+            assert [members[f"{key}.v{view:02d}.jpg"] for view in range(NUM_VIEWS)] == files
+            stored = np.load(io.BytesIO(members[f"{key}.latents.npy"]))
+            assert stored.dtype == np.float64
+            np.testing.assert_array_equal(stored, latents)
+            row = row_of_key[key]
+            assert dataset.labels[row] == label
+            assert dataset.class_names[label] == key[:8]
+            np.testing.assert_array_equal(dataset.latents[row], latents.astype(np.float32))
+            pixels = np.zeros((1, NUM_VIEWS, 16, 16, 3), dtype=np.uint8)
+            dataset.read_views(np.array([row]), np.arange(NUM_VIEWS)[None], pixels)
+            for view, file in enumerate(files):
+                np.testing.assert_array_equal(pixels[0, view], simplejpeg.decode_jpeg(file))
+
+
+def test_manifest_says_where_the_data_are_from(threediebench, config):
+    manifest = threediebench.convert(config)["train"]
+    assert (manifest.num_objects, manifest.num_views, manifest.image_size) == (11, NUM_VIEWS, (16, 16))
+    assert manifest.class_names == SYNSETS
+    assert manifest.license == "CC-BY-NC-4.0"
+    assert manifest.mean_rgb == (0.5016, 0.5037, 0.5060)
+
+
+def test_objects_are_stored_in_a_seeded_order(threediebench, config):
+    orders = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        out = config.out / name
+        threediebench.convert(dataclasses.replace(config, out=out, seed=seed))
+        orders.append(ShardDataset(out, "train").keys.tolist())
+    listed = [name.strip("/").replace("/", "_").encode() for name in np.load(config.source / "train_images.npy")]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == sorted(listed)
+    assert orders[0] != listed
+
+
+def test_ten_latents_make_3diebench_t(threediebench, config, tmp_path):
+    _write_archive(tmp_path / "with_translation", latent_size=10)
+    manifest = threediebench.convert(dataclasses.replace(config, source=tmp_path / "with_translation"))["val"]
+    assert manifest.latent_names[7:] == ("translation_x", "translation_y", "translation_z")
+
+
+def test_number_of_workers_does_not_change_the_bytes(threediebench, config):
+    manifests = [
+        threediebench.convert(dataclasses.replace(config, out=config.out / str(workers), workers=workers))
+        for workers in (1, 4)
+    ]
+    assert manifests[0] == manifests[1]
+
+
+def test_interrupted_conversion_goes_on_and_reads_finished_objects_no_more(threediebench, config, monkeypatch):
+    whole = threediebench.convert(dataclasses.replace(config, out=config.out / "whole"))
+    parts = dataclasses.replace(config, out=config.out / "parts", workers=1)
+    original = threediebench.read_object
+    keys_read: list[str] = []
+
+    def stop_after_nine(source, listed, layout):
+        if len(keys_read) == 9:
+            raise KeyboardInterrupt
+        keys_read.append(listed.key)
+        return original(source, listed, layout)
+
+    monkeypatch.setattr(threediebench, "read_object", stop_after_nine)
+    with pytest.raises(KeyboardInterrupt):
+        threediebench.convert(parts)
+    assert len(list(parts.out.glob("train-*.tar"))) == 2
+    stored_keys = set(keys_read[:8])
+
+    keys_read.clear()
+    monkeypatch.setattr(threediebench, "read_object", lambda *args: keys_read.append(args[1].key) or original(*args))
+    assert threediebench.convert(parts) == whole
+    assert not stored_keys & set(keys_read)
+    assert len(keys_read) == 3 + 6
+
+    keys_read.clear()
+    assert threediebench.convert(parts) == whole  # complete: nothing is read again
+    assert keys_read == []
+
+
+def test_complete_split_of_other_options_is_not_touched(threediebench, config):
+    threediebench.convert(config)
+    with pytest.raises(DataError, match="holds a train split made with other options"):
+        threediebench.convert(dataclasses.replace(config, objects_per_shard=5))
+
+
+def _remove_view(archive: Path) -> str:
+    (_first_train_object(archive) / "image_2.jpg").unlink()
+    return (
+        r"lacks 1 of the 8 files of 4 views, the first of them image_2\.jpg|lacks 1 of the 6 files|beside its 3 views"
+    )
+
+
+def _add_view(archive: Path) -> str:
+    folder = archive / str(np.load(archive / "train_images.npy")[5]).strip("/")
+    (folder / "image_4.jpg").write_bytes((folder / "image_0.jpg").read_bytes())
+    return r"holds 1 files beside its 4 views, the first of them image_4\.jpg"
+
+
+def _remove_latent(archive: Path) -> str:
+    (_first_train_object(archive) / "latent_3.npy").unlink()
+    return r"lacks 1 of the 8 files of 4 views, the first of them latent_3\.npy"
+
+
+def _nine_latents(archive: Path) -> str:
+    for path in _first_train_object(archive).glob("latent_*.npy"):
+        np.save(path, np.zeros(9))
+    return r"latent_0\.npy holds 9 values: expected 7 \(3DIEBench\) or 10"
+
+
+def _one_longer_latent(archive: Path) -> str:
+    np.save(_first_train_object(archive) / "latent_1.npy", np.zeros(10))
+    return r"latent_1\.npy holds float64 \(10,\), expected 7 floating point values"
+
+
+def _integer_latent(archive: Path) -> str:
+    np.save(_first_train_object(archive) / "latent_1.npy", np.zeros(7, dtype=np.int64))
+    return r"latent_1\.npy holds int64 \(7,\)"
+
+
+def _nan_latent(archive: Path) -> str:
+    np.save(_first_train_object(archive) / "latent_1.npy", np.array([0, 0, 0, np.nan, 0, 0, 0]))
+    return r"latent_1\.npy holds NaN or infinity"
+
+
+def _pickled_latent(archive: Path) -> str:
+    np.save(_first_train_object(archive) / "latent_1.npy", np.array([{}]), allow_pickle=True)
+    return r"latent_1\.npy is not a plain \.npy array"
+
+
+def _cut_image(archive: Path) -> str:
+    path = _first_train_object(archive) / "image_1.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    return r"image_1\.jpg does not decode"
+
+
+def _larger_image(archive: Path) -> str:
+    path = _first_train_object(archive) / "image_1.jpg"
+    path.write_bytes(simplejpeg.encode_jpeg(np.zeros((32, 16, 3), dtype=np.uint8)))
+    return "view 1 of object '.*' is 32x16 pixels"
+
+
+def _object_folder_gone(archive: Path) -> str:
+    folder = archive / str(np.load(archive / "train_images.npy")[7]).strip("/")
+    folder.rename(archive / "elsewhere")
+    return r"folder .* of a listed object is missing"
+
+
+def _object_listed_twice(archive: Path) -> str:
+    names = np.load(archive / "train_images.npy")
+    names[3] = names[0]
+    np.save(archive / "train_images.npy", names)
+    return "of the train list is already in the train list"
+
+
+def _object_in_both_splits(archive: Path) -> str:
+    names = np.load(archive / "val_images.npy")
+    names[0] = np.load(archive / "train_images.npy")[0]
+    np.save(archive / "val_images.npy", names)
+    return "of the val list is already in the train list"
+
+
+def _too_few_labels(archive: Path) -> str:
+    np.save(archive / "val_labels.npy", np.load(archive / "val_labels.npy")[:-1])
+    return r"val_images\.npy lists 6 objects but .*val_labels\.npy 5 labels"
+
+
+def _labels_of_another_order(archive: Path) -> str:
+    np.save(archive / "train_labels.npy", np.load(archive / "train_labels.npy")[::-1].copy())
+    return "stands for synsets"
+
+
+def _labels_with_a_gap(archive: Path) -> str:
+    for split in ("train", "val"):
+        path = archive / f"{split}_labels.npy"
+        np.save(path, np.load(path) * 2)
+    return r"labels are \[0, 2, 4\]: number the classes"
+
+
+def _strings_for_labels(archive: Path) -> str:
+    np.save(archive / "train_labels.npy", np.load(archive / "train_images.npy"))
+    return r"train_labels\.npy holds <U43 \(11,\), not integer labels"
+
+
+def _path_out_of_the_archive(archive: Path) -> str:
+    names = np.load(archive / "train_images.npy")
+    names[2] = "/../secret/"
+    np.save(archive / "train_images.npy", names)
+    return r"lists '/\.\./secret/': every entry must read '/SYNSET/OBJECT/'"
+
+
+def _list_missing(archive: Path) -> str:
+    (archive / "val_images.npy").unlink()
+    return r"split file .*val_images\.npy is missing: download it"
+
+
+def _list_pickled(archive: Path) -> str:
+    names = np.load(archive / "train_images.npy").astype(object)
+    np.save(archive / "train_images.npy", names, allow_pickle=True)
+    return r"train_images\.npy is not a plain \.npy array"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _remove_view, _add_view, _remove_latent, _nine_latents, _one_longer_latent, _integer_latent, _nan_latent,
+        _pickled_latent, _cut_image, _larger_image, _object_folder_gone, _object_listed_twice, _object_in_both_splits,
+        _too_few_labels, _labels_of_another_order, _labels_with_a_gap, _strings_for_labels, _path_out_of_the_archive,
+        _list_missing, _list_pickled,
+    ],
+)  # fmt: skip
+def test_damaged_archives_are_refused_by_name(threediebench, config, damage):
+    message = damage(config.source)
+    with pytest.raises(DataError, match=message):
+        threediebench.convert(config)
+    assert not (config.out / "train.manifest.json").exists()
+
+
+def test_map_in_order_keeps_the_order_and_reads_ahead_only_so_far(threediebench):
+    started: list[int] = []
+    lock = threading.Lock()
+
+    def work(number: int) -> int:
+        with lock:
+            started.append(number)
+        time.sleep(0.002 * (number % 3))
+        return number * number
+
+    with ThreadPoolExecutor(4) as pool:
+        results = threediebench.map_in_order(pool, work, range(30), ahead=5)
+        assert next(results) == 0
+        assert max(started) <= 5
+        assert [0, *results] == [number * number for number in range(30)]
+
+
+def test_command_line_converts(archive, tmp_path):
+    command = [sys.executable, str(SCRIPT), "--source", str(archive), "--out", str(tmp_path / "shards"), "--verify"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "train: 11 objects x 4 views in 1 shards" in done.stdout
+
+
+def test_command_line_reports_errors_in_one_line(threediebench, archive, tmp_path, monkeypatch):
+    (archive / "val_labels.npy").unlink()
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--source", str(archive), "--out", str(tmp_path / "shards")])
+    with pytest.raises(SystemExit, match=r"^error: split file .*val_labels\.npy is missing: [^\n]*$"):
+        threediebench.main()
