@@ -91,7 +91,9 @@ def encode_split(
     # Concatenated outside inference mode, so that the cache is an ordinary tensor that autograd accepts.
     features = torch.cat(batches)
     if not bool(torch.isfinite(features).all()):
-        raise RuntimeError("the encoder produced features that are not finite: the run diverged, use an earlier checkpoint")
+        raise RuntimeError(
+            "the encoder produced features that are not finite: the run diverged, use an earlier checkpoint"
+        )
     return FeatureCache(
         features=features,
         labels=torch.from_numpy(np.array(dataset.labels, dtype=np.int64)),
@@ -144,7 +146,7 @@ def _state_hashes(module: nn.Module) -> dict[str, str]:
 
 def _tensor_hash(tensor: Tensor) -> str:
     raw_bytes = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return hashlib.blake2b(raw_bytes, digest_size=16).hexdigest()
+    return hashlib.blake2b(raw_bytes.tobytes(), digest_size=16).hexdigest()
 
 
 def _check_unchanged(before: dict[str, str], after: dict[str, str]) -> None:

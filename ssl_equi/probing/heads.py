@@ -4,6 +4,7 @@ A sample is one or more rows of the feature matrix (one view, or the two views o
 concatenated. Heads take raw features: standardisation is folded into their first layer.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ class Samples:
         return len(self.rows)
 
 
-def build_head(in_features: int, hidden: tuple[int, ...], out_features: int, generator: torch.Generator) -> nn.Sequential:
+def build_head(
+    in_features: int, hidden: tuple[int, ...], out_features: int, generator: torch.Generator
+) -> nn.Sequential:
     """`in - hidden - ... - out` with ReLU between (no hidden layers: linear), initialised from `generator` alone."""
     sizes = (in_features, *hidden, out_features)
     layers: list[nn.Module] = []
-    for size_in, size_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for size_in, size_out in itertools.pairwise(sizes):
         linear = nn.utils.skip_init(nn.Linear, size_in, size_out)
         bound = 1 / math.sqrt(size_in)  # PyTorch's default initialisation of a linear layer
         nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
@@ -79,8 +82,7 @@ def train_head(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    views_per_sample = head[0].in_features // features.shape[1]
-    _fold_standardisation(head[0], mean.repeat(views_per_sample), std.repeat(views_per_sample))
+    _fold_standardisation(head[0], mean, std)
     return head
 
 
@@ -104,12 +106,11 @@ def fit_ridge(
     strength = protocol.ridge_strengths[int(np.argmin(errors))]
     weight, bias = fitting.merged(choosing).solve(strength)
 
-    views_per_sample = samples.rows.shape[1]
     linear = nn.utils.skip_init(nn.Linear, weight.shape[0], weight.shape[1]).to(features.device)
     with torch.no_grad():
         linear.weight.copy_(weight.T)
         linear.bias.copy_(bias)
-    _fold_standardisation(linear, mean.repeat(views_per_sample), std.repeat(views_per_sample))
+    _fold_standardisation(linear, mean, std)
     return nn.Sequential(linear), strength
 
 
@@ -179,7 +180,8 @@ def _standardisation(features: Tensor, protocol: ProbeProtocol) -> tuple[Tensor,
 
 @torch.no_grad()
 def _fold_standardisation(linear: nn.Module, mean: Tensor, std: Tensor) -> None:
-    """Change `linear`, which takes `(x - mean) / std`, into the same function of `x`."""
+    """Change `linear`, which takes `(x - mean) / std` of each view side by side, into the same function of `x`."""
     assert isinstance(linear, nn.Linear)
-    linear.weight.div_(std)
-    linear.bias.sub_(linear.weight @ mean)
+    views_per_sample = linear.in_features // len(mean)
+    linear.weight.div_(std.repeat(views_per_sample))
+    linear.bias.sub_(linear.weight @ mean.repeat(views_per_sample))

@@ -49,7 +49,9 @@ def evaluation_views(num_objects: int, num_views: int, views_per_object: int, se
 def _sample_pairs(num_objects: int, num_views: int, pairs_per_object: int, generator: np.random.Generator) -> ViewPairs:
     """Pair up shuffled views: no view of an object returns before all its others were used (an odd one sits out)."""
     if num_views < 2:
-        raise ValueError(f"a pair needs two distinct views, but objects have {num_views}: build the split with more views")
+        raise ValueError(
+            f"a pair needs two distinct views, but objects have {num_views}: build the split with more views"
+        )
     pairs_per_round = num_views // 2
     rounds = -(-pairs_per_object // pairs_per_round)
     shuffled = generator.random((num_objects, rounds, num_views)).argsort(axis=2)

@@ -13,7 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_equi.data.actions import relative_hues, relative_rotation
-from ssl_equi.probing.baselines import Baseline, classification_baselines, constant_baselines, constant_rotation_baselines
+from ssl_equi.probing.baselines import (
+    Baseline,
+    classification_baselines,
+    constant_baselines,
+    constant_rotation_baselines,
+)
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, build_head, fit_ridge, predict, train_head
 from ssl_equi.probing.metrics import (

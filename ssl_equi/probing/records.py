@@ -1,0 +1,164 @@
+"""Results as records: appended to `results.json`, and printed as a table that is made from nothing else."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ssl_equi.checkpoint import write_text_atomically
+
+
+class ResultsError(RuntimeError):
+    """A results file can't be read or a record can't be written; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class ProbeRecord:
+    """One number, with everything that is needed to compare it.
+
+    Attributes:
+        task: "classification", "relative_rotation", "colour", ...
+        part: slice of the features that was probed: "all", "inv", "equi".
+        metric: name that carries its definition ("top1", "r2_uniform", "angle_deg_median", ...).
+        value: of the encoder; for angles lower is better.
+        baseline: what is reached without an image.
+        baseline_name: who reaches it: "majority class", "1 / classes" or "constant".
+        random_encoder: the same probe on a freshly initialised encoder of the same architecture; None if not measured.
+        n: evaluated views or pairs.
+        num_objects: objects that these come from; the independent units.
+        split: evaluated split.
+        protocol: name of the probe protocol.
+        seed: of the heads and of the random encoder's probes.
+    """
+
+    task: str
+    part: str
+    metric: str
+    value: float
+    baseline: float
+    baseline_name: str
+    random_encoder: float | None
+    n: int
+    num_objects: int
+    split: str
+    protocol: str
+    seed: int
+
+
+def append_records(path: Path, records: Sequence[ProbeRecord], run: Mapping[str, Any] | None = None) -> None:
+    """Add records to `results.json`, atomically; `run` (what describes the whole run) is merged over what is there.
+
+    The file is made if it does not exist. A process that is killed on the way leaves the old file as it was, and
+    processes that append at the same time wait for each other.
+
+    Raises:
+        ResultsError: the existing file is not a results file, or a value is not finite.
+    """
+    for record in records:
+        _check_finite(record)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        content = _read(path) if path.exists() else {"records": [], "run": {}}
+        content["records"] += [asdict(record) for record in records]
+        content["run"] |= dict(run or {})
+        write_text_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_records(path: Path) -> list[ProbeRecord]:
+    """The records of a `results.json`, oldest first.
+
+    Raises:
+        ResultsError: there is no such file, or it is not a results file.
+    """
+    if not path.exists():
+        raise ResultsError(f"there is no results file {path}: run an evaluation of this run first")
+    names = {field.name for field in fields(ProbeRecord)}
+    try:
+        return [ProbeRecord(**{name: record[name] for name in names}) for record in _read(path)["records"]]
+    except (KeyError, TypeError) as error:
+        raise _corrupt(path, f"a record lacks {error}") from error
+
+
+def print_records(records: Sequence[ProbeRecord]) -> None:
+    """Print a table at most 80 columns wide, with the baselines beside each value; plain text if not a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("task", "part", "metric"):
+        table.add_column(name, no_wrap=True)
+    for name in ("value", "baseline", "random", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    shown_task = shown_part = ""
+    for record in records:
+        if (record.task, record.part) != (shown_task, shown_part) and shown_task:
+            table.add_row()
+        new_task = record.task != shown_task
+        new_part = new_task or record.part != shown_part
+        shown_task, shown_part = record.task, record.part
+        table.add_row(
+            record.task if new_task else "",
+            record.part if new_part else "",
+            record.metric,
+            format_value(record.metric, record.value),
+            format_value(record.metric, record.baseline),
+            format_value(record.metric, record.random_encoder),
+            str(record.n),
+        )
+    console = Console()
+    # At a terminal narrower than the table, or in a log file, rows are cut nowhere: they keep their 80 columns.
+    console.print(table, width=max(80, console.width), crop=False, overflow="ignore")
+    for line in describe_records(records):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def describe_records(records: Sequence[ProbeRecord]) -> list[str]:
+    """Sentences that say what the columns mean, for the table's foot."""
+    origins = {(record.protocol, record.split, record.num_objects, record.seed) for record in records}
+    lines = [
+        f"protocol {protocol}, split {split} ({num_objects} objects), probe seed {seed}"
+        for protocol, split, num_objects, seed in sorted(origins)
+    ]
+    names = {record.metric: record.baseline_name for record in records}
+    constants = ", ".join(f"{metric}: {name}" for metric, name in names.items() if name != "constant")
+    lines.append(f"baseline: the best constant answer{f' ({constants})' if constants else ''}")
+    if any(record.random_encoder is not None for record in records):
+        lines.append("random: same architecture with fresh weights, same probes")
+    return lines
+
+
+def format_value(metric: str, value: float | None) -> str:
+    """Degrees with one decimal and the sign of degrees, everything else with three decimals; a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:.1f}°" if metric.startswith("angle_deg") else f"{value:.3f}"
+
+
+def _check_finite(record: ProbeRecord) -> None:
+    for name in ("value", "baseline", "random_encoder"):
+        number = getattr(record, name)
+        if number is not None and not math.isfinite(number):
+            raise ResultsError(
+                f"{name} of {record.task}/{record.part}/{record.metric} is {number}: "
+                "the head or the features diverged, probe an earlier checkpoint"
+            )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise _corrupt(path, f"it is not JSON: {error}") from error
+    if not (
+        isinstance(content, dict) and isinstance(content.get("records"), list) and isinstance(content.get("run"), dict)
+    ):
+        raise _corrupt(path, "it has no list 'records' and object 'run'")
+    return content
+
+
+def _corrupt(path: Path, reason: str) -> ResultsError:
+    return ResultsError(f"{path} is not a results file ({reason}): move it away and run the evaluation again")
