@@ -1,6 +1,8 @@
 """The index of a split: where each view lies, and everything small about each object, as plain .npy arrays.
 
-The arrays are memory-mapped, so all processes of a machine share one copy in the page cache.
+The arrays are memory-mapped, so all processes of a machine share one copy in the page cache. Opening compares their
+SHA-256 with the manifest, about 0.1 s of CPU for two million views: a wrong label or latent would not show otherwise.
+Replace these files if you must, never change them in place: shortening a mapped file kills the processes that map it.
 """
 
 import io

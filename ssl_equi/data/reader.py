@@ -32,10 +32,10 @@ class ShardDataset:
     def __init__(self, folder: Path, split: str) -> None:
         self.folder = Path(folder)
         self.split = split
+        self._descriptors: dict[tuple[int, int], int] = {}  # (process, shard number) -> descriptor
         self.manifest: Manifest = read_manifest(self.folder, split)
         self._check_shard_files()
         self._index: SplitIndex = read_index(self.folder, self.manifest)
-        self._descriptors: dict[tuple[int, int], int] = {}  # (process, shard number) -> descriptor
 
         self.num_objects = self.manifest.num_objects
         self.num_views = self.manifest.num_views
@@ -49,6 +49,9 @@ class ShardDataset:
 
     def __reduce__(self) -> tuple[type["ShardDataset"], tuple[Path, str]]:
         return ShardDataset, (self.folder, self.split)
+
+    def __del__(self) -> None:
+        self.close()
 
     def __len__(self) -> int:
         return self.num_objects

@@ -1,7 +1,7 @@
 import itertools
 import os
 import threading
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -104,6 +104,33 @@ def test_ring_reuses_its_buffers(dataset):
         addresses = [batch.images.data_ptr() for batch in itertools.islice(loader.batches(), 12)]
     assert addresses == addresses[:4] * 3
     assert len(set(addresses)) == 4
+
+
+def test_buffer_is_not_overwritten_before_the_copies_from_it_are_done(dataset, monkeypatch):
+    copies_done = threading.Event()
+
+    class PendingCopies:
+        """Stands in for a CUDA event, which needs a GPU."""
+
+        def synchronize(self) -> None:
+            copies_done.wait(60)
+
+    def mark_copies(self, slot) -> None:
+        slot.copies_done = PendingCopies() if slot is self._ring[0] and marked else None
+        marked.append(slot)
+
+    marked: list = []
+    monkeypatch.setattr(ViewLoader, "_mark_copies", mark_copies)
+    with ViewLoader(dataset, global_batch_size=8, seed=1, prefetch=0, threads=3) as loader:
+        batches = loader.batches()
+        first, _ = next(batches), next(batches)
+        pixels = first.images.clone()
+        with ThreadPoolExecutor(1) as consumer:
+            third = consumer.submit(next, batches)  # takes the first batch's buffer again
+            assert not wait([third], timeout=0.2).done
+            assert torch.equal(first.images, pixels)
+            copies_done.set()
+            assert torch.equal(third.result().images, _take(dataset, 1, start_step=2)[0]["images"])
 
 
 def test_new_iterator_ends_the_earlier_one(dataset):

@@ -139,6 +139,16 @@ def test_reading_goes_on_after_close(shared_split):
     np.testing.assert_array_equal(_read(dataset, [7], [[2, 3]]), expected)
 
 
+def test_descriptors_are_closed_with_the_dataset(shared_split):
+    dataset = ShardDataset(shared_split, "train")
+    _read(dataset, [7], [[2]])
+    (descriptor,) = dataset._descriptors.values()
+    assert os.fstat(descriptor).st_size == dataset.manifest.shards[1].bytes
+    del dataset
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
 def test_wrong_requests_are_refused(shared_split):
     dataset = ShardDataset(shared_split, "train")
     out = np.zeros((1, 1, 24, 32, 3), dtype=np.uint8)

@@ -145,6 +145,12 @@ def test_doubled_member(shard):
     assert "has 'object_000.v00.jpg' where 'object_000.v01.jpg' is due" in _scan_error(shard)
 
 
+def test_members_of_two_objects_interleaved(shard):
+    members = list(_members(shard).items())
+    _write_members(shard, [*members[:3], members[4], members[3], *members[5:]])
+    assert "has 'object_001.latents.npy' where 'object_000.v01.jpg' is due" in _scan_error(shard)
+
+
 def test_doubled_key(shard):
     members = list(_members(shard).items())
     _write_members(shard, [*members, *members[:4]])
