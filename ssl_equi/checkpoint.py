@@ -16,11 +16,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ssl_equi.errors import UserError
+
 _TENSOR_MARK = "__tensor__"
 _INT_KEYS_MARK = "__int_keys__"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint can't be written, read, or put into the objects that it should fill."""
 
 

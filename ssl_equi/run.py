@@ -40,6 +40,7 @@ from ssl_equi.checkpoint import (
     write_text_atomically,
 )
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.errors import UserError
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.progress import TrainingProgress
@@ -52,7 +53,7 @@ FREE_OPTIONS = ("out", "resume", "steps", "data_dir", "log_every", "save_every",
 KEPT_CHECKPOINTS = 2
 
 
-class RunError(RuntimeError):
+class RunError(UserError):
     """A run can't start or go on; the message says what to do."""
 
 

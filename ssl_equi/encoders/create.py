@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 import ssl_equi.encoders.strided_cnn  # noqa: F401  (registers our encoders with timm)
+from ssl_equi.errors import UserError
 
 
-class EncoderError(ValueError):
+class EncoderError(UserError):
     """An encoder can't be made; the message says what to change."""
 
 

@@ -1,0 +1,300 @@
+"""3DIEBench-P: the embedded data set, rendered on the spot from procedural objects, in the layout of 3DIEBench.
+
+Every object, its pose and its light follow from (seed, split, family, instance), so the set comes out the same on any
+machine up to the rounding of the renderer, an interrupted build goes on where it stopped, and no file is downloaded.
+"""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import simplejpeg
+import torch
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ssl_equi.data.errors import DataError
+from ssl_equi.data.manifest import manifest_path
+from ssl_equi.data.writer import ObjectRecord, SplitSettings, SplitWriter
+from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
+from ssl_equi.scenes.families import DEFAULT_FAMILIES, HELD_OUT_FAMILIES, build_object
+from ssl_equi.scenes.render import Renderer
+from ssl_equi.scenes.sampling import sample_latents
+from ssl_equi.scenes.scene import SceneSettings
+
+SOURCE = "3DIEBench-P, procedural objects rendered by ssl_equi.scenes"
+LICENSE = "CC0-1.0"
+# Mean and standard deviation over all pixels of the default train split, in [0, 1].
+PIXEL_MEAN_RGB = (0.486, 0.488, 0.486)
+PIXEL_STD_RGB = (0.118, 0.118, 0.118)
+
+OBJECTS_A_TASK = 12  # what a worker renders in one go: 240 images of 64 x 64 fill its caches well
+SMALL_BUILD_IMAGES = 1500  # below this, starting worker processes takes longer than the work
+
+Rotation = Literal["euler_box", "uniform", "outside_box"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProceduralConfig:
+    """What is rendered. The defaults are the embedded set: 24 families x 60 objects x 20 views of 64 x 64 pixels."""
+
+    families: tuple[str, ...] = DEFAULT_FAMILIES
+    """Object families; each is a class."""
+    held_out_families: tuple[str, ...] = HELD_OUT_FAMILIES
+    """Families of the split ood_family, unseen in training."""
+    train_objects: int = 42
+    """Objects of each family in the split train."""
+    val_objects: int = 6
+    """Objects of each family in the split val, for choosing settings."""
+    test_objects: int = 12
+    """Objects of each family in the splits test, ood_rotation and ood_family, for reporting."""
+    views: int = 20
+    """Views of each object (3DIEBench has 50)."""
+    image_size: int = 64
+    """Side of the images in pixels (3DIEBench has 256)."""
+    rotation: Rotation = "euler_box"
+    """euler_box as 3DIEBench (angles within 90 degrees), or uniform on SO(3)."""
+    translation: bool = False
+    """Move the objects too: the ten latents of 3DIEBench-T."""
+    jpeg_quality: int = 95
+    """Quality of the images, which are stored once and never encoded again."""
+    objects_per_shard: int = 500
+    """Objects in a tar file."""
+    seed: int = 0
+    """Draws another set of objects, poses and lights."""
+
+    def __post_init__(self) -> None:
+        if set(self.families) & set(self.held_out_families):
+            both = sorted(set(self.families) & set(self.held_out_families))
+            raise DataError(f"family {both[0]!r} is both trained on and held out: take it out of one of the two lists")
+        for field in ("train_objects", "val_objects", "test_objects", "views"):
+            if getattr(self, field) < (2 if field == "views" else 1):
+                raise DataError(f"{field} is {getattr(self, field)}: it is too small to make pairs of views")
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hexadecimal digits that change with every setting; part of the cache folder's name."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @property
+    def latent_names(self) -> tuple[str, ...]:
+        return LATENT_NAMES[: LATENT_SIZE_WITH_TRANSLATION if self.translation else LATENT_SIZE]
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitPlan:
+    """One split: which objects, seen under which rotations.
+
+    Attributes:
+        instances: name of the pool of objects. Splits of one pool show the same objects; pools never share any.
+    """
+
+    instances: Literal["train", "val", "test"]
+    families: tuple[str, ...]
+    objects_per_family: int
+    rotation: Rotation
+
+
+def split_plans(config: ProceduralConfig) -> dict[str, SplitPlan]:
+    """All splits by name. The two `ood_` ones show what was never trained on: rotations, and families."""
+    return {
+        "train": SplitPlan("train", config.families, config.train_objects, config.rotation),
+        "val": SplitPlan("val", config.families, config.val_objects, config.rotation),
+        "test": SplitPlan("test", config.families, config.test_objects, config.rotation),
+        "ood_rotation": SplitPlan("test", config.families, config.test_objects, "outside_box"),
+        "ood_family": SplitPlan("test", config.held_out_families, config.test_objects, config.rotation),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedObject:
+    """One object of one split, before it is rendered."""
+
+    key: str
+    label: int
+    family: str
+    object_seed: int
+    latents_seed: tuple[int, ...]
+
+
+def plan_objects(config: ProceduralConfig, split: str) -> list[PlannedObject]:
+    """The objects of a split in the order in which they are written (shuffled, so that every shard mixes classes).
+
+    Raises:
+        DataError: there is no such split.
+    """
+    plans = split_plans(config)
+    if split not in plans:
+        raise DataError(f"3DIEBench-P has no split {split!r}: choose from {', '.join(plans)}")
+    plan = plans[split]
+    # Pools of object seeds far apart, so that no object is in two of them whatever the sizes.
+    pool = {"train": 0, "val": 1, "test": 2}[plan.instances] * 10_000_000 + config.seed * 100_000_000
+    planned = [
+        PlannedObject(
+            key=f"{family}_{split}_{instance:05d}",
+            label=label,
+            family=family,
+            object_seed=pool + instance,
+            latents_seed=(config.seed, zlib.crc32(split.encode()), zlib.crc32(family.encode()), instance),
+        )
+        for label, family in enumerate(plan.families)
+        for instance in range(plan.objects_per_family)
+    ]
+    order = np.random.default_rng([config.seed, zlib.crc32(split.encode())]).permutation(len(planned))
+    return [planned[index] for index in order]
+
+
+def render_objects(
+    objects: Sequence[PlannedObject], config: ProceduralConfig, rotation: Rotation, device: str = "cpu"
+) -> list[ObjectRecord]:
+    """Renders every view of some objects and encodes them as JPEG."""
+    latents = [
+        sample_latents(config.views, np.random.default_rng(planned.latents_seed), rotation, config.translation)
+        for planned in objects
+    ]
+    meshes = [build_object(planned.family, planned.object_seed) for planned in objects]
+    renderer = Renderer(meshes, SceneSettings(resolution=config.image_size), device=device)
+    mesh_indices = torch.arange(len(objects)).repeat_interleave(config.views)
+    images = renderer.render(mesh_indices, torch.from_numpy(np.concatenate(latents))).cpu().numpy()
+    encoded = [
+        simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=config.jpeg_quality, colorspace="RGB")
+        for image in images
+    ]
+    return [
+        ObjectRecord(
+            key=planned.key,
+            label=planned.label,
+            latents=latents[index],
+            images=encoded[index * config.views : (index + 1) * config.views],
+        )
+        for index, planned in enumerate(objects)
+    ]
+
+
+def rendered_records(
+    config: ProceduralConfig, split: str, *, skip: int = 0, workers: int = 1, device: str = "cpu"
+) -> Iterator[ObjectRecord]:
+    """The records of a split in their order, after the first `skip`, rendered by `workers` processes."""
+    objects = plan_objects(config, split)[skip:]
+    rotation = split_plans(config)[split].rotation
+    tasks = [objects[start : start + OBJECTS_A_TASK] for start in range(0, len(objects), OBJECTS_A_TASK)]
+    if workers <= 1 or device != "cpu" or len(objects) * config.views < SMALL_BUILD_IMAGES:
+        for task in tasks:
+            yield from render_objects(task, config, rotation, device)
+        return
+    # Fresh processes: forking one that has used torch's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_use_one_thread) as pool:
+        futures = [pool.submit(render_objects, task, config, rotation) for task in tasks]
+        try:
+            while futures:
+                yield from futures.pop(0).result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def build_procedural(
+    folder: Path,
+    config: ProceduralConfig,
+    splits: Sequence[str],
+    *,
+    workers: int | None = None,
+    device: str = "cpu",
+    show_progress: bool = True,
+) -> None:
+    """Builds the splits that the folder doesn't hold yet, as shards; safe to call from several processes at once.
+
+    Raises:
+        DataError: an unknown split, or a file that can't be written (what is finished stays, and the next call goes
+            on from there).
+    """
+    if missing_splits(folder, splits):
+        with _building_alone(folder):
+            for split in missing_splits(folder, splits):
+                _build_split(folder, config, split, workers or usable_cores(), device, show_progress)
+
+
+def missing_splits(folder: Path, splits: Sequence[str]) -> list[str]:
+    """The splits that have no manifest yet."""
+    return [split for split in splits if not manifest_path(folder, split).exists()]
+
+
+def default_folder(config: ProceduralConfig) -> Path:
+    """Where the set is cached: the user's cache folder (XDG on Linux), one folder for each configuration."""
+    return user_cache_path("ssl_equi") / f"3diebench-p-{config.image_size}px-{config.fingerprint}"
+
+
+def _build_split(
+    folder: Path, config: ProceduralConfig, split: str, workers: int, device: str, show_progress: bool
+) -> None:
+    plan = split_plans(config)[split]
+    settings = SplitSettings(
+        split=split,
+        class_names=plan.families,
+        source=SOURCE,
+        license=LICENSE,
+        seed=config.seed,
+        latent_names=config.latent_names,
+        objects_per_shard=config.objects_per_shard,
+        mean_rgb=PIXEL_MEAN_RGB,
+        std_rgb=PIXEL_STD_RGB,
+        plan=config.fingerprint,
+    )
+    total = len(plan.families) * plan.objects_per_family * config.views
+    with SplitWriter(folder, settings, resume=True) as writer, _progress(show_progress) as progress:
+        done = writer.num_objects * config.views
+        bar = progress.add_task(f"rendering {split}", total=total, completed=done)
+        for record in rendered_records(config, split, skip=writer.num_objects, workers=workers, device=device):
+            writer.add(record)
+            progress.advance(bar, config.views)
+        writer.finish()
+    if show_progress and not progress.console.is_terminal:
+        print(f"rendered {split}: {total:,} images in {folder}", flush=True)
+
+
+@contextmanager
+def _building_alone(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock: of two processes that want the same set, one builds and the other waits."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write {folder} ({error.strerror}): choose another folder with --data-dir") from error
+    lock = FileLock(folder / ".building.lock")
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print(f"another process is building {folder}: waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _progress(enabled: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    progress = Progress(*columns, transient=True)
+    progress.disable = not (enabled and progress.console.is_terminal)
+    return progress
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, eight at most: rendering more than that at once floods the memory."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), 8)
+    return min(os.cpu_count() or 1, 8)
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)

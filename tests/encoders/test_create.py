@@ -1,0 +1,49 @@
+"""Encoders by name, and the small one of our own."""
+
+import pytest
+import timm
+import torch
+
+from ssl_equi.encoders import EncoderError, create_encoder
+from ssl_equi.encoders.strided_cnn import StridedCNN
+
+
+@pytest.mark.parametrize("name", ["strided_cnn_tiny", "resnet10t", "test_vit", "mobilenetv3_small_050"])
+def test_any_timm_name_gives_features_of_the_stated_width(name: str) -> None:
+    encoder = create_encoder(name, image_size=64).eval()
+    features = encoder(torch.randn(2, 3, 64, 64))
+    assert features.shape == (2, encoder.num_features)
+
+
+def test_a_misspelt_name_is_answered_with_close_ones() -> None:
+    with pytest.raises(EncoderError, match=r"no model named 'resnet81': did you mean resnet18"):
+        create_encoder("resnet81", image_size=64)
+
+
+def test_an_argument_that_the_model_does_not_take_is_named() -> None:
+    with pytest.raises(EncoderError, match=r"'resnet10t' can't be made .*colour_blind"):
+        create_encoder("resnet10t", image_size=64, colour_blind=True)
+
+
+def test_the_small_encoder_is_registered_with_timm_and_takes_other_sizes() -> None:
+    encoder = timm.create_model("strided_cnn_tiny", num_classes=0).eval()
+    assert isinstance(encoder, StridedCNN)
+    for size in (32, 64, 96, 128):
+        assert encoder(torch.randn(2, 3, size, size)).shape == (2, 512)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 2_634_784
+
+
+def test_the_small_encoder_keeps_where_things_are() -> None:
+    """A shifted pattern gives other features: global pooling would make them nearly equal."""
+    torch.manual_seed(0)
+    encoder = create_encoder("strided_cnn_tiny", image_size=64).eval()
+    image = torch.zeros(1, 3, 64, 64)
+    image[..., 8:24, 8:24] = 1
+    shifted = image.roll((32, 32), dims=(2, 3))
+    difference = (encoder(image) - encoder(shifted)).norm() / encoder(image).norm()
+    assert difference > 0.3
+
+
+def test_a_classifier_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_classes is 10"):
+        StridedCNN(num_classes=10)

@@ -1,0 +1,119 @@
+"""Exported encoders: the same features wherever they are opened, our own labels on them, strict loading."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from ssl_equi import load_encoder
+from ssl_equi.checkpoint import CheckpointError
+from ssl_equi.encoders import create_encoder
+from ssl_equi.export import EncoderCard, normalization_of, parts_of, read_encoder_config, save_encoder
+
+
+def card(architecture: str | None, **changes: object) -> EncoderCard:
+    fields: dict = {
+        "architecture": architecture,
+        "image_size": 64,
+        "mean_rgb": (0.41, 0.42, 0.43),
+        "std_rgb": (0.11, 0.12, 0.13),
+        "parts": {"all": (0, 512), "inv": (0, 256), "equi": (256, 512)},
+        "objective": "sie",
+        "trained_on": "3DIEBench-P train 0123",
+        "license": "apache-2.0",
+        "tag": "sie_3diebench_p",
+    }
+    return EncoderCard(**(fields | changes))
+
+
+def trained(encoder: nn.Module) -> nn.Module:
+    """Gives batch norms statistics and every parameter a value that no initialisation has."""
+    torch.manual_seed(1)
+    encoder.train()
+    for _ in range(3):
+        encoder(torch.randn(8, 3, 64, 64))
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    return encoder.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "model_args"),
+    [("strided_cnn_tiny", {}), ("resnet10t", {}), ("test_vit", {"img_size": 64})],
+)
+def test_timm_and_we_open_the_folder_and_find_the_same_features(tmp_path: Path, name: str, model_args: dict) -> None:
+    encoder = trained(create_encoder(name, image_size=64))
+    save_encoder(encoder, tmp_path / "encoder", card(name, model_args=model_args))
+    images = torch.randn(4, 3, 64, 64)
+    expected = encoder(images)
+    ours = load_encoder(tmp_path / "encoder")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'encoder'}", pretrained=True, num_classes=0).eval()
+    assert (ours(images) - expected).abs().max() <= 1e-6
+    assert (theirs(images) - expected).abs().max() <= 1e-6
+    assert ours.num_features == expected.shape[1]
+
+
+def test_our_own_labels_are_on_the_weights(tmp_path: Path) -> None:
+    """timm's own exporter would write the labels of its pretrained weights."""
+    save_encoder(create_encoder("resnet10t", 64), tmp_path / "encoder", card("resnet10t"))
+    model = timm.create_model(f"local-dir:{tmp_path / 'encoder'}", pretrained=True, num_classes=0)
+    assert model.pretrained_cfg["mean"] == (0.41, 0.42, 0.43) or list(model.pretrained_cfg["mean"]) == [0.41, 0.42, 0.43]
+    assert model.pretrained_cfg["license"] == "apache-2.0"
+    assert model.pretrained_cfg["tag"] == "sie_3diebench_p"
+    config = read_encoder_config(tmp_path / "encoder")
+    assert parts_of(config) == {"all": slice(0, 512), "inv": slice(0, 256), "equi": slice(256, 512)}
+    mean, std = normalization_of(config)
+    assert mean.tolist() == pytest.approx([0.41, 0.42, 0.43])
+    assert std.tolist() == pytest.approx([0.11, 0.12, 0.13])
+
+
+def test_only_safetensors_and_json_are_written(tmp_path: Path) -> None:
+    save_encoder(create_encoder("resnet10t", 64), tmp_path / "encoder", card("resnet10t"))
+    assert sorted(file.name for file in (tmp_path / "encoder").iterdir()) == ["config.json", "model.safetensors"]
+
+
+class Custom(nn.Module):
+    num_features = 5
+
+    def __init__(self, width: int = 5) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, width)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.linear(images.flatten(1))
+
+
+def test_a_module_of_ones_own_goes_through_encoder(tmp_path: Path) -> None:
+    encoder = Custom().eval()
+    save_encoder(encoder, tmp_path / "encoder", card(None))
+    with pytest.raises(CheckpointError, match="pass it as encoder="):
+        load_encoder(tmp_path / "encoder")
+    images = torch.randn(2, 3, 2, 2)
+    assert torch.equal(load_encoder(tmp_path / "encoder", encoder=Custom())(images), encoder(images))
+    with pytest.raises(CheckpointError, match="holds another architecture"):
+        load_encoder(tmp_path / "encoder", encoder=Custom(width=6))
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    with pytest.raises(CheckpointError, match="holds no exported encoder"):
+        load_encoder(folder)
+    save_encoder(create_encoder("resnet10t", 64), folder, card("resnet10t"))
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_encoder(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="is missing"):
+        load_encoder(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architecture": "resnet_of_tomorrow"}))
+    with pytest.raises(CheckpointError, match="resnet_of_tomorrow, which this timm doesn't know"):
+        load_encoder(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is not valid JSON"):
+        load_encoder(folder)

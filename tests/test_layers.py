@@ -1,0 +1,101 @@
+"""Imports run one way: geometry < scenes < data < objectives, encoders < probing, export, run."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ssl_equi"
+ROOT = PACKAGE.parent
+
+LAYER = {
+    "geometry": 0,
+    "errors": 0,
+    "scenes": 1,
+    "data": 2,
+    "objectives": 2,
+    "encoders": 2,
+    "schedules": 2,
+    "checkpoint": 2,
+    "progress": 2,
+    "probing": 3,
+    "export": 3,
+    "run": 3,
+    "pretraining": 4,
+    "cli": 4,
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_names(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def layer_name(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_import_runs_back_up(path: Path) -> None:
+    if path == PACKAGE / "__init__.py":
+        assert imported_names(path) <= {
+            "typing", "typing.TYPE_CHECKING", "typing.Any", "ssl_equi.encoders", "ssl_equi.encoders.create_encoder",
+            "ssl_equi.export", "ssl_equi.export.load_encoder",
+        }  # fmt: skip
+        return
+    own = layer_name(path)
+    assert own in LAYER, f"give ssl_equi/{own} a place among the layers"
+    for name in imported_names(path):
+        parts = name.split(".")
+        if parts[0] in ("recipes", "evaluation", "tools", "datasets", "tests"):
+            pytest.fail(f"{path} imports {name}: scripts import the library, never the reverse")
+        if parts[0] == "ssl_equi" and len(parts) > 1 and parts[1] != own:
+            assert parts[1] in LAYER, f"{path} imports {name}, which has no layer"
+            assert LAYER[parts[1]] <= LAYER[own], f"{path} imports {name} from a layer above its own"
+
+
+@pytest.mark.parametrize("folder", ["objectives", "encoders", "geometry", "scenes"])
+def test_tensor_code_knows_no_files_and_no_accelerate(folder: str) -> None:
+    forbidden = {"accelerate", "pathlib", "os", "shutil", "webdataset", "ssl_equi.data", "ssl_equi.run"}
+    for path in (PACKAGE / folder).rglob("*.py"):
+        roots = {name.split(".")[0] for name in imported_names(path)} | imported_names(path)
+        assert not roots & forbidden, f"{path} imports {roots & forbidden}"
+
+
+def test_only_the_run_knows_accelerate() -> None:
+    users = [path.name for path in modules() if any(name.startswith("accelerate") for name in imported_names(path))]
+    assert users == ["run.py"]
+
+
+def test_nothing_unpickles() -> None:
+    for path in modules():
+        source = path.read_text()
+        assert "pickle" not in {name.split(".")[0] for name in imported_names(path)}, path
+        assert "torch.load(" not in source, path
+        assert "allow_pickle=True" not in source, path
+
+
+def test_datasets_folder_is_not_a_package() -> None:
+    assert not (ROOT / "datasets" / "__init__.py").exists()
+
+
+def test_every_dependency_of_the_package_is_declared() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    import_name = {"google-crc32c": "google_crc32c"}
+    declared = {import_name.get(name, name) for name in (line.split(">")[0] for line in project["dependencies"])}
+    used = {name.split(".")[0] for path in modules() for name in imported_names(path)}
+    foreign = {name for name in used if name not in sys.stdlib_module_names and name != "ssl_equi"}
+    assert foreign <= declared
