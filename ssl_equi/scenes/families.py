@@ -47,6 +47,18 @@ DEFAULT_FAMILIES: tuple[str, ...] = (
     "wheelbarrow",
 )
 
+# eight classes for out-of-distribution tests, never in the embedded data set
+HELD_OUT_FAMILIES: tuple[str, ...] = (
+    "elephant",
+    "fish",
+    "helicopter",
+    "locomotive",
+    "microscope",
+    "piano",
+    "sewingmachine",
+    "towercrane",
+)
+
 FAMILIES: dict[str, Family] = {
     function.__name__: function
     for function in (
@@ -54,27 +66,54 @@ FAMILIES: dict[str, Family] = {
         household.camera,
         household.desklamp,
         household.faucet,
+        household.guitar,
         household.laptop,
         household.mug,
+        household.parasol,
+        household.pitcher,
+        household.spraybottle,
         household.teapot,
         household.wateringcan,
         furniture.bed,
+        furniture.bookshelf,
         furniture.chair,
+        furniture.desk,
+        furniture.house,
+        furniture.mailbox,
+        furniture.piano,
         furniture.sofa,
         furniture.stairs,
+        vehicles.airplane,
         vehicles.cannon,
+        vehicles.car,
         vehicles.excavator,
+        vehicles.helicopter,
+        vehicles.locomotive,
+        vehicles.motorbike,
         vehicles.pickup,
+        vehicles.sailboat,
         vehicles.satellite,
         vehicles.tractor,
         vehicles.wheelbarrow,
         nature.bird,
+        nature.cactus,
         nature.dog,
+        nature.elephant,
+        nature.fish,
+        nature.rabbit,
         nature.snail,
+        tools.crankgear,
         tools.drill,
+        tools.glyph,
+        tools.hammer,
+        tools.key,
+        tools.microscope,
+        tools.polycube,
         tools.robot,
+        tools.sewingmachine,
         tools.springarm,
         tools.taperknot,
+        tools.towercrane,
     )
 }
 

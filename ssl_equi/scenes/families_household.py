@@ -4,6 +4,8 @@ Like in every family file, a function draws the dimensions of one instance, then
 dimensions (the finished mesh is rescaled). z is up and the front of an object looks along +y.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.random import Generator
 
@@ -11,6 +13,7 @@ from ssl_equi.scenes.mesh import MeshBuilder, Palette
 from ssl_equi.scenes.primitives import (
     Part,
     arc,
+    axis_rotation,
     box,
     circle,
     cylinder,
@@ -18,6 +21,7 @@ from ssl_equi.scenes.primitives import (
     in_plane,
     lathe,
     loft,
+    prism,
     shifted,
     tube,
 )
@@ -27,20 +31,20 @@ PI = np.pi
 
 def teapot(rng: Generator, mesh: MeshBuilder, palette: Palette) -> None:
     """Round pot with a lid, its spout in front and its handle behind."""
-    body_radius = 0.6
-    body_height = rng.uniform(0.8, 1.3)
-    spout_reach = rng.uniform(0.45, 0.75)
-    handle_radius = rng.uniform(0.28, 0.4)
+    body_radius = 0.5
+    body_height = rng.uniform(0.75, 1.1)
+    spout_reach = rng.uniform(0.5, 0.75)
+    handle_radius = rng.uniform(0.3, 0.4)
     half_height = body_height / 2
 
     mesh.add(ellipsoid((body_radius, body_radius, half_height), (0, 0, half_height)), palette.main)
-    mesh.add(lathe([(0.38, 0), (0.42, 0.08)]), palette.second)
+    mesh.add(lathe([(0.34, 0), (0.37, 0.08)]), palette.second)
     lid = [(0.3, -0.1), (0.28, 0.02), (0.05, 0.08), (0.08, 0.17), (0, 0.2)]
     mesh.add(lathe(lid).moved((0, 0, body_height)), palette.second)
     along = np.linspace(0, 1, 8)
-    spout = np.stack([0.45 + spout_reach * along, half_height * (0.6 + 1.3 * along**1.7)], axis=-1)
+    spout = np.stack([0.36 + spout_reach * along, half_height * (0.6 + 1.3 * along**1.7)], axis=-1)
     mesh.add(tube(in_plane(spout, "yz"), 0.16 - 0.1 * along, sides=10), palette.main)
-    handle = arc((-0.5, half_height + 0.1), (handle_radius, handle_radius), PI - 1.9, PI + 1.9)
+    handle = arc((-0.42, half_height + 0.1), (handle_radius, handle_radius), PI - 1.9, PI + 1.9)
     mesh.add(tube(in_plane(handle, "yz"), 0.055), palette.third)
 
 
@@ -184,9 +188,9 @@ def mug(rng: Generator, mesh: MeshBuilder, palette: Palette) -> None:
     """Mug with its handle on the right and a printed band that covers part of the front."""
     height = rng.uniform(0.9, 1.4)
     top_radius = rng.uniform(0.38, 0.52)
-    base_share = rng.uniform(0.75, 1.15)
-    handle_height = rng.uniform(0.55, 0.62) * height
-    handle_radius = rng.uniform(0.26, 0.34) * height
+    base_share = rng.uniform(0.7, 0.95)
+    handle_height = rng.uniform(0.58, 0.64) * height
+    handle_radius = rng.uniform(0.27, 0.32) * height
     handle_thickness = rng.uniform(0.07, 0.1)
     print_end_rad = rng.uniform(0.6, 0.9) * PI
     wall = 0.05
@@ -195,7 +199,7 @@ def mug(rng: Generator, mesh: MeshBuilder, palette: Palette) -> None:
     inner_base, inner_top = base_radius - wall, top_radius - wall
     vessel = [(0, 0), (base_radius, 0), (top_radius, height), (inner_top, height), (inner_base, 0.08), (0, 0.08)]
     mesh.add(lathe(vessel, sides=24), palette.main)
-    handle = arc((top_radius * 0.9, handle_height), (handle_radius * 1.3, handle_radius), -PI / 2 - 0.2, PI / 2 + 0.2)
+    handle = arc((top_radius * 0.9, handle_height), (handle_radius * 1.6, handle_radius), -PI / 2 - 0.2, PI / 2 + 0.2)
     mesh.add(tube(in_plane(handle, "xz"), handle_thickness), palette.second)
     mesh.add(_band(base_radius, top_radius, height, 0.25, print_end_rad), palette.third)
     mesh.add(cylinder((0, 0, 0.09), (0, 0, height * 0.8), inner_base * 0.9, inner_top * 0.95), palette.fourth)
@@ -211,3 +215,110 @@ def _band(base_radius: float, top_radius: float, height: float, start_rad: float
         sheet = np.concatenate([direction * (radius + 0.015), direction[::-1] * (radius - 0.015)])
         rings.append(in_plane(sheet, "xy", height * share))
     return loft(rings, caps=False)
+
+
+def pitcher(rng: Generator, mesh: MeshBuilder, palette: Palette) -> None:
+    """Jug with a lip drawn out to the front, a tall handle behind and a stripe around its belly."""
+    height = rng.uniform(1.0, 1.5)
+    belly_radius = rng.uniform(0.38, 0.48)
+    neck_share = rng.uniform(0.5, 0.7)
+    lip_length = rng.uniform(0.14, 0.22)
+    handle_reach = rng.uniform(0.45, 0.6)
+    neck_radius = belly_radius * neck_share
+
+    outside = [(belly_radius * 0.8, 0), (belly_radius, height * 0.3), (neck_radius, height * 0.75)]
+    inside = [(neck_radius * 1.12, height), (neck_radius * 0.9, height * 0.75), (0, height * 0.7)]
+    vessel = lathe([(0, 0), *outside, (neck_radius * 1.2, height), *inside], sides=24)
+    vertices = vessel.vertices.copy()
+    on_lip = (vertices[:, 2] > 0.9 * height) & (vertices[:, 1] > 0)
+    vertices[on_lip, 1] += lip_length * (vertices[on_lip, 1] / neck_radius) ** 3
+    mesh.add(replace(vessel, vertices=vertices), palette.main)
+    stripe = [(1.01, 0.22), (1.04, 0.3), (0.98, 0.38)]
+    mesh.add(lathe([(belly_radius * r, height * z) for r, z in stripe], sides=24, caps=False), palette.second)
+    along = np.linspace(0, 1, 12)
+    handle_y = 0.08 - neck_radius - handle_reach * np.sin(along * PI) - 0.2 * (1 - along)
+    handle = np.stack([handle_y, height * (0.25 + 0.68 * along)], axis=-1)
+    mesh.add(tube(in_plane(handle, "yz"), 0.07), palette.third)
+
+
+def spraybottle(rng: Generator, mesh: MeshBuilder, palette: Palette) -> None:
+    """Flat bottle with a spray head: nozzle in front, trigger below it, a label in front."""
+    body_height = rng.uniform(0.7, 0.95)
+    half_width = rng.uniform(0.2, 0.26)
+    half_depth = rng.uniform(0.34, 0.44)
+    head_length = rng.uniform(0.6, 0.8)
+
+    section = circle(16) * (half_width, half_depth)
+    # height, size of the section
+    body = [(0, 0.95), (0.05, 1), (body_height * 0.6, 1), (body_height * 0.85, 0.5), (body_height, 0.35)]
+    mesh.add(loft([in_plane(section * scale, "xy", z) for z, scale in body]), palette.main)
+    label_size = (half_width * 1.3, 0.05, body_height * 0.4)
+    mesh.add(box(label_size, (0, half_depth, body_height * 0.35)), palette.second)
+    mesh.add(cylinder((0, 0, body_height), (0, 0, body_height + 0.15), 0.12), palette.third)
+    head_z = body_height + 0.27
+    head_front = head_length * 0.7
+    mesh.add(box((0.2, head_length, 0.24), (0, head_front - head_length / 2, head_z), (0.9, 0.75)), palette.third)
+    nozzle_start = (0, head_front - 0.02, head_z + 0.02)
+    mesh.add(cylinder(nozzle_start, shifted(nozzle_start, y=0.14), 0.08, 0.06, sides=10), palette.light)
+    trigger = [(0.24, head_z - 0.08), (0.4, head_z - 0.26), (0.34, head_z - 0.55)]
+    mesh.add(tube(in_plane(trigger, "yz"), 0.055, sides=6), palette.fourth)
+
+
+def guitar(rng: Generator, mesh: MeshBuilder, palette: Palette) -> None:
+    """Electric guitar, strings in front: body with one cutaway and a pick guard, all tuners on one side."""
+    half_width = rng.uniform(0.4, 0.5)
+    waist = rng.uniform(0.25, 0.4)
+    cutaway = rng.uniform(0.3, 0.5)
+    thickness = rng.uniform(0.16, 0.28)
+    neck_length = rng.uniform(0.6, 0.8)
+    head_length = rng.uniform(0.3, 0.4)
+
+    angles = np.arange(28) * (2 * PI / 28)
+    along = np.cos(angles)
+    across = np.sin(angles) * half_width * (1 - waist * np.exp(-(((along - 0.15) / 0.28) ** 2)))
+    across = np.where(along > 0.2, 0.78 * across, across)
+    across = np.where((along > 0.35) & (across > 0), cutaway * across, across)
+    outline = np.stack([across, 0.55 * along], axis=-1)
+    mesh.add(prism(outline, thickness, "y", smooth=True), palette.main)
+    front = thickness / 2
+    mesh.add(prism(0.9 * outline, 0.04, "y", (0, front, 0)), palette.fourth)
+    guard = [(0.08, 0.12), (0.3, 0.05), (0.34, -0.3), (0.08, -0.42), (-0.1, -0.2)]
+    mesh.add(prism(guard, 0.03, "y", (0, front + 0.03, 0)), palette.second)
+    for pickup_z in (0.05, -0.15):
+        mesh.add(box((0.2, 0.05, 0.06), (0, front + 0.05, pickup_z)), palette.dark)
+    mesh.add(box((0.26, 0.06, 0.07), (0, front + 0.05, -0.33)), palette.light)
+    neck_start, neck_end = 0.1, 0.45 + neck_length
+    neck_center = (0, front, (neck_start + neck_end) / 2)
+    mesh.add(box((0.11, 0.09, neck_end - neck_start), neck_center), palette.third)
+    head = [(-0.06, 0), (0.06, 0), (0.16, head_length), (-0.2, head_length * 0.8)]
+    mesh.add(prism(head, 0.08, "y", (0, front - 0.03, neck_end)), palette.main)
+    for tuner in range(3):
+        z = neck_end + head_length * (0.2 + 0.25 * tuner)
+        mesh.add(cylinder((-0.24, front - 0.03, z), (-0.05, front - 0.03, z), 0.035, sides=6), palette.light)
+
+
+def parasol(rng: Generator, mesh: MeshBuilder, palette: Palette) -> None:
+    """Cantilever garden parasol: foot and mast behind, an arm that holds a tilted canopy with coloured panels."""
+    canopy_radius = rng.uniform(0.6, 0.8)
+    canopy_depth = rng.uniform(0.25, 0.4)
+    mast_height = rng.uniform(1.2, 1.6)
+    tilt_rad = rng.uniform(0.1, 0.4)
+    accent_panels = rng.integers(2, 4)
+    panels = 8
+
+    canopy_center = np.array([0, 0.15, mast_height - 0.2])
+    mast_y = -canopy_radius * 0.95
+    mesh.add(box((0.6, 0.4, 0.1), (0, mast_y, 0.05)), palette.dark)
+    mesh.add(cylinder((0, mast_y, 0.1), (0, mast_y, mast_height), 0.05, sides=8), palette.third)
+    arm = [(0, mast_y - 0.12, mast_height - 0.15), (0, mast_y, mast_height), shifted(canopy_center, z=canopy_depth)]
+    mesh.add(tube(np.array(arm), 0.045, sides=8), palette.third)
+    crank = cylinder((0, mast_y, mast_height * 0.5), (0.2, mast_y, mast_height * 0.5), 0.04, sides=8)
+    mesh.add(crank, palette.fourth)
+    along = np.linspace(0, 1, 5)
+    radius = canopy_radius * np.sin(along * PI / 2)
+    drop = canopy_depth * (1 - along**1.7)
+    outline = np.concatenate([np.stack([radius, drop], -1), np.stack([radius, drop - 0.03], -1)[::-1]])
+    for panel in range(panels):
+        edges = [in_plane(outline, "xz").dot(axis_rotation("z", 2 * PI * (panel + end) / panels).T) for end in (0, 1)]
+        sheet = loft(edges, caps=False).faceted().rotated("x", -tilt_rad).moved(canopy_center)
+        mesh.add(sheet, palette.second if panel < accent_panels else palette.main)

@@ -217,13 +217,29 @@ def polygon_area(polygon: ArrayLike) -> float:
     return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y) / 2)
 
 
+def _crosses_itself(points: FloatArray) -> bool:
+    """Whether any two edges of a polygon [n, 2] cross in their interiors."""
+
+    def side(start: FloatArray, end: FloatArray, other: FloatArray) -> FloatArray:
+        """[n, n]: on which side of the line of edge i the point j lies."""
+        along = (end - start)[:, None]
+        towards = other[None] - start[:, None]
+        return np.sign(along[..., 0] * towards[..., 1] - along[..., 1] * towards[..., 0])
+
+    start, end = points, np.roll(points, -1, axis=0)
+    separated = side(start, end, start) * side(start, end, end) < 0
+    return bool(np.any(separated & separated.T))
+
+
 def ear_clip(polygon: ArrayLike) -> IntArray:
     """Triangles [n - 2, 3] (vertex indices, counter-clockwise) that fill a simple polygon [n, 2], concave or not.
 
-    Ear clipping (Meisters 1975): cut off a convex corner whose triangle holds no other vertex, and repeat. A polygon
-    that crosses itself has no such triangulation and raises ValueError.
+    Ear clipping (Meisters 1975): cut off a convex corner whose triangle holds no other vertex, and repeat. Raises
+    ValueError for a polygon that crosses or touches itself.
     """
     points = np.asarray(polygon, dtype=np.float64)
+    if _crosses_itself(points):
+        raise ValueError(f"polygon of {len(points)} points crosses itself: reorder the points of its outline")
     remaining = list(range(len(points)))
     if polygon_area(points) < 0:
         remaining.reverse()
@@ -248,7 +264,7 @@ def ear_clip(polygon: ArrayLike) -> IntArray:
             del remaining[position]
             break
         else:
-            raise ValueError(f"polygon of {len(points)} points cannot be triangulated: its outline crosses itself")
+            raise ValueError(f"polygon of {len(points)} points touches itself or is flat: give it a simple outline")
     return np.array([*triangles, tuple(remaining)])
 
 
