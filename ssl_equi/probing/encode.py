@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.data.images import normalise_images
 from ssl_equi.data.reader import ShardDataset
 
 
@@ -50,14 +51,6 @@ class FeatureCache:
     def part(self, columns: slice) -> "FeatureCache":
         """The same cache with only these feature columns (a view, no copy)."""
         return FeatureCache(self.features[..., columns], self.labels, self.latents, self.quats_xyzw)
-
-
-def normalise_images(images: Tensor, mean_rgb: Sequence[float], std_rgb: Sequence[float]) -> Tensor:
-    """uint8 `[N, H, W, 3]` -> float32 `[N, 3, H, W]` in channels-last memory: `(x / 255 - mean) / std`."""
-    mean = torch.tensor(mean_rgb, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(std_rgb, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
-    # The permuted NHWC tensor already has the channels-last strides, and the conversion keeps them.
-    return images.permute(0, 3, 1, 2).float().sub_(mean * 255).div_(std * 255)
 
 
 def encode_split(

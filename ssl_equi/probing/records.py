@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -76,7 +77,7 @@ def read_records(path: Path) -> list[ProbeRecord]:
     """
     if not path.exists():
         raise ResultsError(f"there is no results file {path}: run an evaluation of this run first")
-    names = {field.name for field in fields(ProbeRecord)}
+    names = [field.name for field in fields(ProbeRecord)]
     try:
         return [ProbeRecord(**{name: record[name] for name in names}) for record in _read(path)["records"]]
     except (KeyError, TypeError) as error:
@@ -109,9 +110,9 @@ def print_records(records: Sequence[ProbeRecord]) -> None:
             format_value(record.metric, record.random_encoder),
             str(record.n),
         )
-    console = Console()
-    # At a terminal narrower than the table, or in a log file, rows are cut nowhere: they keep their 80 columns.
-    console.print(table, width=max(80, console.width), crop=False, overflow="ignore")
+    # Narrower than 80 columns, rich would cut cells; a terminal or a log file had better wrap or scroll.
+    console = Console(width=max(80, shutil.get_terminal_size().columns))
+    console.print(table)
     for line in describe_records(records):
         console.print(line, highlight=False, soft_wrap=True)
 

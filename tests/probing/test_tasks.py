@@ -1,0 +1,122 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_equi.geometry.latents import quat_xyzw_from_latents
+from ssl_equi.geometry.rotations import quat_to_matrix
+from ssl_equi.probing.encode import FeatureCache
+from ssl_equi.probing.protocol import ProbeProtocol, embedded, sie
+from ssl_equi.probing.suite import make_records, probe_features, run_probes
+from ssl_equi.probing.tasks import TASKS
+
+PARTS = {"all": slice(0, 32), "inv": slice(0, 16), "equi": slice(16, 32)}
+QUICK = replace(embedded(), rotation_hidden=(128,), rotation_epochs=30, classification_epochs=20, batch_size=128,
+                learning_rate=5e-3)  # fmt: skip
+
+
+def cache_with_class_in_inv_and_pose_and_hue_in_equi(num_objects: int, seed: int) -> FeatureCache:
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.rand(num_objects, 10, 7, generator=generator)
+    latents[..., :3] = (latents[..., :3] - 0.5) * torch.pi
+    quats_xyzw = quat_xyzw_from_latents(latents)
+    labels = torch.arange(num_objects) % 4
+    features = 0.1 * torch.randn(num_objects, 10, 32, generator=generator)
+    features[..., :4] += torch.nn.functional.one_hot(labels, 4)[:, None]
+    features[..., 16:25] += quat_to_matrix(quats_xyzw).flatten(-2)
+    features[..., 25:27] += latents[..., [3, 6]] * 5
+    return FeatureCache(features, labels, latents, quats_xyzw)
+
+
+@pytest.fixture(scope="module")
+def results():
+    train = cache_with_class_in_inv_and_pose_and_hue_in_equi(160, seed=0)
+    test = cache_with_class_in_inv_and_pose_and_hue_in_equi(60, seed=1)
+    return probe_features(train, test, PARTS, num_classes=4, protocol=QUICK)
+
+
+def test_class_is_found_only_where_it_is(results):
+    for part in ("all", "inv"):
+        assert results[part]["classification"].metrics["top1"] > 0.95
+    assert results["equi"]["classification"].metrics["balanced_top1"] < 0.35
+
+
+def test_rotation_is_found_only_where_it_is(results):
+    for part in ("all", "equi"):
+        assert results[part]["relative_rotation"].metrics["r2_uniform"] > 0.8
+        assert results[part]["relative_rotation"].metrics["angle_deg_median"] < 40
+    assert results["inv"]["relative_rotation"].metrics["r2_uniform"] < 0.05
+    assert results["inv"]["relative_rotation"].metrics["angle_deg_median"] > 80
+
+
+def test_colour_is_found_only_where_it_is(results):
+    for part in ("all", "equi"):
+        assert results[part]["colour"].metrics["r2_uniform"] > 0.95
+    assert abs(results["inv"]["colour"].metrics["r2_uniform"]) < 0.05
+
+
+def test_every_metric_has_its_baseline(results):
+    for tasks in results.values():
+        assert list(tasks) == list(TASKS)
+        for result in tasks.values():
+            assert result.metrics.keys() == result.baselines.keys()
+    assert results["all"]["classification"].baselines["top1"].value == pytest.approx(0.25)
+    assert results["all"]["classification"].num_samples == 600
+    assert results["all"]["relative_rotation"].num_samples == 600
+    assert results["all"]["relative_rotation"].angle_errors_deg.shape == (600,)
+    assert results["all"]["classification"].per_class_recall.shape == (4,)
+
+
+def test_records_hold_the_second_column_and_every_origin(results):
+    records = make_records(results, results, 60, "val", QUICK, seed=7)
+    assert len(records) == 3 * (2 + 5 + 2)
+    assert {(record.protocol, record.split, record.seed) for record in records} == {("ssl_equi_v1", "val", 7)}
+    assert all(record.random_encoder == record.value for record in records)
+    assert records[0].num_objects == 60
+    assert all(record.random_encoder is None for record in make_records(results, None, 60, "val", QUICK, 7))
+
+
+def test_sie_protocol_evaluates_one_view_and_one_pair_of_each_object():
+    train = cache_with_class_in_inv_and_pose_and_hue_in_equi(20, seed=0)
+    test = cache_with_class_in_inv_and_pose_and_hue_in_equi(12, seed=1)
+    protocol = replace(sie(), classification_epochs=2, rotation_epochs=2, colour_epochs=2)
+    tasks = probe_features(train, test, {"all": slice(0, 32)}, num_classes=4, protocol=protocol)["all"]
+    assert {result.num_samples for result in tasks.values()} == {12}
+
+
+class PixelEncoder(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, :, 0, :3].flatten(1)
+
+
+def test_the_suite_runs_from_images_to_records(fake_dataset, fake_test_dataset):
+    protocol = ProbeProtocol(name="tiny", rotation_hidden=(8,), rotation_epochs=1, classification_epochs=1)
+    results = run_probes(
+        PixelEncoder(),
+        {"all": slice(0, 9), "equi": slice(3, 9)},
+        fake_dataset,
+        fake_test_dataset,
+        random_encoder=PixelEncoder(),
+        protocol=protocol,
+        mean_rgb=(0.5, 0.5, 0.5),
+        std_rgb=(0.2, 0.2, 0.2),
+        split_name="val",
+    )
+    assert {record.part for record in results.records} == {"all", "equi"}
+    assert results.test_features.features.shape == (9, 6, 9)
+    assert results.angle_errors_deg["equi"].shape == results.constant_angle_errors_deg.shape == (90,)
+    # The same network with the same heads twice: the two columns must be equal to the bit.
+    assert all(record.value == record.random_encoder for record in results.records)
+    np.testing.assert_array_equal(results.angle_errors_deg["all"], results.random_angle_errors_deg["all"])
+    assert results.per_class_recall["all"].shape == (3,)
+    assert set(results.seconds) == {"encode", "heads"}
+
+
+def test_splits_with_other_classes_are_refused(fake_dataset, fake_test_dataset):
+    fake_test_dataset.class_names = ("one", "two", "three")
+    with pytest.raises(ValueError, match="other names"):
+        run_probes(
+            PixelEncoder(), {"all": slice(0, 9)}, fake_dataset, fake_test_dataset,
+            random_encoder=None, protocol=embedded(), mean_rgb=(0.5,) * 3, std_rgb=(0.2,) * 3,
+        )  # fmt: skip
