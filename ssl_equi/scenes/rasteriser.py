@@ -142,8 +142,10 @@ def depth_buffer(fragments: Fragments, background: Tensor) -> Tensor:
     return background.scatter_reduce(0, fragments.pixel, fragments.inverse_depth, "amax")
 
 
-def visible_surface(fragments: Fragments, background: Tensor) -> VisibleSurface:
-    """What is nearest at the pixels at which a fragment lies before the background (inverse depths [pixels]).
+def visible_surface(fragments: Fragments, background: Tensor, num_images: int) -> VisibleSurface:
+    """What is nearest at the pixels at which a fragment lies before the background.
+
+    background: [resolution^2], inverse depths, the same for all pictures
 
     Depth and fragment number go through one integer z-buffer: the bits of a positive float, read as an integer, keep
     its order, so depth fills the upper half of a 64-bit key and the number (from 1; 0 is the background) the lower
@@ -151,10 +153,10 @@ def visible_surface(fragments: Fragments, background: Tensor) -> VisibleSurface:
     """
     number = torch.arange(1, len(fragments.pixel) + 1, device=background.device)
     keys = (_ordered_bits(fragments.inverse_depth) << 32) + number
-    buffer = (_ordered_bits(background) << 32).scatter_reduce_(0, fragments.pixel, keys, "amax")
-    winner = buffer & 0xFFFFFFFF
-    pixel = winner.nonzero().squeeze(1)
-    winner = winner.index_select(0, pixel) - 1
+    background_keys = (_ordered_bits(background) << 32).repeat(num_images)
+    nearest_keys = background_keys.scatter_reduce(0, fragments.pixel, keys, "amax")
+    pixel = (nearest_keys > background_keys).nonzero().squeeze(1)
+    winner = (nearest_keys.index_select(0, pixel) & 0xFFFFFFFF) - 1
 
     setup = fragments.setup
     entry = fragments.setup_of_row.index_select(0, fragments.row.index_select(0, winner))

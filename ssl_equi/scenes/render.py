@@ -23,6 +23,8 @@ from ssl_equi.scenes.shading import LightMaps, floor_radiance, make_light_maps, 
 
 __all__ = ["Renderer", "SceneSettings"]
 
+DEFAULT_SETTINGS = SceneSettings()
+
 # pictures are drawn in passes of about this many samples: few enough for a CPU's caches, many enough to fill a GPU
 SAMPLES_PER_PASS_CPU = 2**19
 SAMPLES_PER_PASS_GPU = 2**26
@@ -40,7 +42,7 @@ class Renderer:
     def __init__(
         self,
         meshes: Sequence[Mesh],
-        settings: SceneSettings = SceneSettings(),
+        settings: SceneSettings = DEFAULT_SETTINGS,
         device: torch.device | str = "cpu",
     ) -> None:
         _require_well_formed(meshes)
@@ -88,7 +90,7 @@ class Renderer:
         fragments = rasterise(
             self._project(corners, image, parameters, self._camera), image, settings.sample_resolution, NEAR_DEPTH
         )
-        surface = visible_surface(fragments, self._floor_inverse_depth.repeat(len(latents)))
+        surface = visible_surface(fragments, self._floor_inverse_depth, len(latents))
         floor = floor_radiance(self._floor_points, parameters, light_maps, settings)
         samples = self._shade_objects(surface, face, parameters, light_maps)
         return _quantise(self._merge(floor, samples, surface))
@@ -197,7 +199,7 @@ def _require_well_formed(meshes: Sequence[Mesh]) -> None:
                 f"mesh {index} has {count} faces, corner_normals of shape {mesh.corner_normals.shape} and face_colors "
                 f"of shape {mesh.face_colors.shape}: give ({count}, 3, 3) and ({count}, 3)"
             )
-        if count and not (0 <= mesh.faces.min() and mesh.faces.max() < len(mesh.vertices)):
+        if count and not (mesh.faces.min() >= 0 and mesh.faces.max() < len(mesh.vertices)):
             raise ValueError(
                 f"mesh {index} has faces that use vertices {mesh.faces.min()} to {mesh.faces.max()}: "
                 f"it has only 0 to {len(mesh.vertices) - 1}"

@@ -136,7 +136,10 @@ class Cameras:
     resolution: int
 
     def pixel_from_world(self) -> Tensor:
-        """Projections P [n, 3, 4]: P (X, 1) = depth * (x, y, 1), x to the right and y down from pixel (0, 0)'s centre."""
+        """Projections P [n, 3, 4] with P (X, 1) = depth * (x, y, 1).
+
+        x runs to the right and y down, in pixels from the centre of the upper left pixel.
+        """
         translation = -self.world_to_camera @ self.position[:, :, None]
         right, up, forward = torch.cat([self.world_to_camera, translation], dim=-1).unbind(1)
         focal_px = self.focal_px[:, None]

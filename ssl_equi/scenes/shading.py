@@ -67,10 +67,18 @@ def make_light_maps(inverse_depth: Tensor, background: Tensor, cameras: Cameras)
     """Light maps of a depth buffer [n * resolution^2] and the floor's inverse depth that it started from."""
     resolution = cameras.resolution
     blocked = (inverse_depth > background).float().view(-1, 1, resolution, resolution)
-    # two box filters make a nearly smooth edge; the wider one keeps the penumbra's width in the world
-    wide = 2 * (resolution // 64) + 1
-    blurred = F.avg_pool2d(F.avg_pool2d(blocked, 3, stride=1, padding=1), wide, stride=1, padding=wide // 2)
-    return LightMaps(inverse_depth, blurred, cameras.pixel_from_world(), resolution)
+    return LightMaps(inverse_depth, soften(blocked), cameras.pixel_from_world(), resolution)
+
+
+def soften(pictures: Tensor) -> Tensor:
+    """Blur [n, 1, h, w]: a box of 3 pixels and one of 2 * (w // 64) + 1, which keeps its width in the world."""
+    narrow, wide = 3, 2 * (pictures.shape[-1] // 64) + 1
+    # the two boxes one after the other are one trapezoid
+    kernel = F.conv1d(torch.ones(1, 1, wide), torch.ones(1, 1, narrow), padding=narrow - 1).to(pictures.device)
+    kernel = kernel[None] / kernel.sum()
+    margin = kernel.shape[-1] // 2
+    rows_blurred = F.conv2d(pictures, kernel, padding=(0, margin))
+    return F.conv2d(rows_blurred, kernel.transpose(2, 3), padding=(margin, 0))
 
 
 def spot_cone(cosine: Tensor) -> Tensor:
@@ -149,10 +157,9 @@ def object_radiance(
         return values.t().contiguous().index_select(1, surface.image)
 
     position = torch.addcmul(camera_position[:, None], rays, 1 / surface.inverse_depth)
-    to_camera = F.normalize(rays, dim=0).neg_()
+    to_camera = -_unit(rays)
     # the inner side of an open surface is lit like an outer one
-    side = 1 - 2 * surface.seen_from_inside.float()
-    normal = normals * (side * (normals.square().sum(0) + 1e-12).rsqrt())
+    normal = torch.where(surface.seen_from_inside, -1.0, 1.0) * _unit(normals)
 
     light = per_sample(parameters.light_position)
     to_light = light - position
@@ -169,16 +176,21 @@ def object_radiance(
     # the object's lower parts see less of the sun, for its upper parts are in the way
     unoccluded = 0.75 + 0.25 * (2 / settings.object_scale * height + 0.3).clamp(-1, 1)
     from_above = SUN_IRRADIANCE * sun * unoccluded + SKY_IRRADIANCE / 2 * (1 + upward)
-    floor_bounce = parameters.floor_color * (
-        FLOOR_BOUNCE_SUN * SUN_IRRADIANCE + SKY_IRRADIANCE + FLOOR_BOUNCE_SPOT * SPOT_IRRADIANCE * parameters.light_color
-    )
+    bounced_daylight = FLOOR_BOUNCE_SUN * SUN_IRRADIANCE + SKY_IRRADIANCE
+    bounced_spot = FLOOR_BOUNCE_SPOT * SPOT_IRRADIANCE * parameters.light_color
+    floor_bounce = parameters.floor_color * (bounced_daylight + bounced_spot)
     light_color = per_sample(parameters.light_color)
     irradiance = from_above + per_sample(floor_bounce / 2) * (1 - upward) + (SPOT_IRRADIANCE * spot) * light_color
 
-    halfway = F.normalize(to_light + to_camera, dim=0)
+    halfway = _unit(to_light + to_camera)
     glance = (halfway * normal).sum(0).clamp(min=0)
     specular = SPECULAR_STRENGTH * glance**SPECULAR_EXPONENT * spot
     return albedo / math.pi * irradiance + specular * light_color
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors [3, S] scaled to length 1 (several times as fast as `F.normalize` along the first dimension)."""
+    return vectors * (vectors.square().sum(0) + 1e-12).rsqrt()
 
 
 def cast_shadows(spot: Tensor, position: Tensor, image: Tensor, light_maps: LightMaps) -> Tensor:
