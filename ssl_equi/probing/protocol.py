@@ -25,7 +25,7 @@ class ProbeProtocol:
     classification_views_per_object: int | None = None  # None: every view, each epoch
 
     # Body-frame relative quaternion from two views' concatenated features, mean squared error.
-    rotation_epochs: int = 10
+    rotation_epochs: int = 20
     rotation_pairs_per_object: int = 10
     rotation_hidden: tuple[int, ...] = (512, 512)
 

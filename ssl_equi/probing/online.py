@@ -1,0 +1,158 @@
+"""Online probes: small linear heads that follow a run on detached features, with an optimiser of their own.
+
+They show during training whether class and rotation can be read off each part. Their numbers are not final results:
+they come from training objects, from features that move, and from linear heads (relative rotation is far from linear
+in most representations).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_EPSILON = 1e-5
+
+
+class OnlineProbes:
+    """A linear classifier and a linear relative-rotation regressor for each part.
+
+    Each update first measures the heads on the batch, which they have not seen, and then trains them on it. Sums stay
+    on the device, so only `metrics` waits for it. Features are standardised by the batch's own statistics, so that
+    the heads don't depend on the scale of the features. Several processes each train their own copy on their own
+    share; the first one's is logged.
+
+    Args:
+        feature_dim: columns D of the features.
+        parts: named slices of the feature columns.
+        num_classes: of the data set.
+        every: train on one of so many calls of `update`.
+        seed: of the heads; the global random generator is not touched.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        parts: Mapping[str, slice],
+        num_classes: int,
+        *,
+        every: int = 4,
+        learning_rate: float = 3e-3,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every is {every}: it must be 1 or more")
+        self.parts, self.every, self.calls = dict(parts), every, 0
+        generator = torch.Generator().manual_seed(seed)
+        widths = {part: len(range(*columns.indices(feature_dim))) for part, columns in self.parts.items()}
+        self.classifiers = nn.ModuleDict(
+            {part: _linear(width, num_classes, generator) for part, width in widths.items()}
+        )
+        self.regressors = nn.ModuleDict({part: _linear(2 * width, 4, generator) for part, width in widths.items()})
+        self.heads = nn.ModuleDict({"classifier": self.classifiers, "regressor": self.regressors}).to(device)
+        self.optimizer = torch.optim.Adam(self.heads.parameters(), lr=learning_rate, fused=True)
+        self.sums = {part: _empty_sums(device) for part in self.parts}
+
+    def update(self, features: Tensor, labels: Tensor, actions: Tensor) -> None:
+        """Measure the heads on a batch, then train them on it; does nothing on all but one of `every` calls.
+
+        Args:
+            features: `[B, 2, D]`, two views of each object; detached here once more.
+            labels: `[B]` int64.
+            actions: `[B, 4]` or wider; the first four columns are the relative rotation (xyzw).
+        """
+        self.calls += 1
+        if (self.calls - 1) % self.every != 0:
+            return
+        features = _standardise(features.detach().float())
+        targets = actions[:, :4].detach().float()
+        loss = torch.zeros((), device=features.device)
+        with torch.enable_grad():
+            for part, columns in self.parts.items():
+                views = features[:, :, columns]
+                logits = self.classifiers[part](views.flatten(0, 1))
+                predictions = self.regressors[part](views.flatten(1))
+                view_labels = labels.repeat_interleave(2)
+                loss = loss + F.cross_entropy(logits, view_labels) + F.mse_loss(predictions, targets)
+                self._add_up(part, logits.detach(), view_labels, predictions.detach(), targets)
+            self.optimizer.zero_grad()
+            loss.backward()
+        self.optimizer.step()
+
+    def metrics(self) -> dict[str, float]:
+        """`PART/top1` and `PART/r2_uniform` over the batches since the last call; empty if there were none.
+
+        This is where the device is waited for. R2 is left out while a target component has not varied yet.
+        """
+        metrics: dict[str, float] = {}
+        for part, sums in self.sums.items():
+            values: dict[str, Any] = {name: tensor.tolist() for name, tensor in sums.items()}
+            self.sums[part] = {name: torch.zeros_like(tensor) for name, tensor in sums.items()}
+            if values["views"] == 0:
+                continue
+            metrics[f"{part}/top1"] = values["correct"] / values["views"]
+            pairs = values["views"] / 2
+            totals = [
+                squared - summed**2 / pairs
+                for squared, summed in zip(values["target_squared"], values["target"], strict=True)
+            ]
+            if min(totals) > 0:
+                ratios = [residual / total for residual, total in zip(values["residual"], totals, strict=True)]
+                metrics[f"{part}/r2_uniform"] = 1 - math.fsum(ratios) / len(ratios)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Heads, optimiser, running sums and the position in the cycle: all that an exact continuation needs."""
+        return {
+            "heads": self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sums": {part: dict(sums) for part, sums in self.sums.items()},
+            "calls": self.calls,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`; every tensor is moved to the probes' device."""
+        self.heads.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sums = {
+            part: {name: state["sums"][part][name].to(tensor.device).clone() for name, tensor in sums.items()}
+            for part, sums in self.sums.items()
+        }
+        self.calls = int(state["calls"])
+
+    @torch.no_grad()
+    def _add_up(self, part: str, logits: Tensor, labels: Tensor, predictions: Tensor, targets: Tensor) -> None:
+        sums = self.sums[part]
+        sums["views"] += len(labels)
+        sums["correct"] += (logits.argmax(dim=1) == labels).sum()
+        sums["residual"] += (targets - predictions).double().square().sum(dim=0)
+        sums["target"] += targets.double().sum(dim=0)
+        sums["target_squared"] += targets.double().square().sum(dim=0)
+
+
+def _linear(in_features: int, out_features: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer that starts at small weights from `generator` and zero bias."""
+    linear = nn.utils.skip_init(nn.Linear, in_features, out_features)
+    nn.init.normal_(linear.weight, std=0.01, generator=generator)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _empty_sums(device: torch.device | str) -> dict[str, Tensor]:
+    sizes: dict[str, tuple[int, ...]] = {
+        "views": (),
+        "correct": (),
+        "residual": (4,),
+        "target": (4,),
+        "target_squared": (4,),
+    }
+    return {name: torch.zeros(size, dtype=torch.float64, device=device) for name, size in sizes.items()}
+
+
+def _standardise(features: Tensor) -> Tensor:
+    """Zero mean and unit variance of each column over all views of the batch."""
+    variance, mean = torch.var_mean(features, dim=(0, 1), correction=0)
+    return (features - mean) * torch.rsqrt(variance + _EPSILON)

@@ -1,0 +1,138 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import r2_score
+
+from ssl_equi.checkpoint import read_state, write_checkpoint
+from ssl_equi.geometry.rotations import random_quat, relative_quat
+from ssl_equi.probing.online import OnlineProbes
+
+PARTS = {"all": slice(None), "inv": slice(0, 8), "equi": slice(8, 16)}
+
+
+def batch(seed: int, size: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Class in the first columns, the relative rotation itself in the second view's last ones."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (size,), generator=generator)
+    quats = random_quat(2 * size, generator).float().unflatten(0, (size, 2))
+    actions = relative_quat(quats[:, 0], quats[:, 1])
+    features = 0.2 * torch.randn(size, 2, 16, generator=generator)
+    features[:, :, :4] += F.one_hot(labels, 4)[:, None]
+    features[:, 1, 8:12] += 3 * actions
+    return 10 * features, labels, actions
+
+
+def test_each_part_shows_what_it_holds():
+    probes = OnlineProbes(16, PARTS, 4, every=1, learning_rate=1e-2)
+    for step in range(150):
+        probes.update(*batch(step))
+        if step == 100:
+            probes.metrics()
+    metrics = probes.metrics()
+    assert metrics.keys() == {f"{part}/{name}" for part in PARTS for name in ("top1", "r2_uniform")}
+    assert metrics["inv/top1"] > 0.95
+    assert metrics["equi/top1"] < 0.4
+    assert metrics["equi/r2_uniform"] > 0.7
+    assert metrics["inv/r2_uniform"] < 0.05
+    assert metrics["all/top1"] > 0.95
+    assert metrics["all/r2_uniform"] > 0.7
+
+
+def test_metrics_are_those_of_the_heads_before_they_saw_the_batch_and_start_anew():
+    probes = OnlineProbes(16, {"all": slice(None)}, 4, every=1)
+    expected_hits, all_predictions, all_targets = [], [], []
+    for step in range(3):
+        features, labels, actions = batch(step)
+        flat = (features - features.mean((0, 1))) / (features.var((0, 1), correction=0) + 1e-5).sqrt()
+        with torch.no_grad():
+            logits = probes.classifiers["all"](flat)
+            all_predictions.append(probes.regressors["all"](flat.flatten(1)))
+        expected_hits.append((logits.argmax(-1) == labels[:, None]).float().mean())
+        all_targets.append(actions)
+        probes.update(features, labels, actions)
+    metrics = probes.metrics()
+    assert metrics["all/top1"] == pytest.approx(float(torch.stack(expected_hits).mean()))
+    assert metrics["all/r2_uniform"] == pytest.approx(
+        r2_score(torch.cat(all_targets), torch.cat(all_predictions)), abs=1e-5
+    )
+    assert probes.metrics() == {}
+
+
+def test_gradients_of_the_encoder_are_untouched():
+    encoder = torch.nn.Linear(6, 16)
+    inputs = torch.randn(64, 2, 6)
+    features = encoder(inputs)
+    features.square().mean().backward()
+    gradient = encoder.weight.grad.clone()
+    weight = encoder.weight.detach().clone()
+    _, labels, actions = batch(0)
+    OnlineProbes(16, PARTS, 4, every=1).update(encoder(inputs), labels, actions)
+    assert torch.equal(encoder.weight.grad, gradient)
+    assert torch.equal(encoder.weight, weight)
+
+
+def test_the_global_generator_is_untouched_and_the_seed_decides():
+    before = torch.random.get_rng_state()
+    probes = OnlineProbes(16, PARTS, 4, seed=3, every=1)
+    probes.update(*batch(0))
+    probes.metrics()
+    assert torch.equal(before, torch.random.get_rng_state())
+    again = OnlineProbes(16, PARTS, 4, seed=3, every=1)
+    again.update(*batch(0))
+    for name, tensor in probes.heads.state_dict().items():
+        assert torch.equal(tensor, again.heads.state_dict()[name])
+
+
+def test_only_one_of_every_calls_trains():
+    probes = OnlineProbes(16, PARTS, 4, every=3)
+    weights = []
+    for step in range(7):
+        probes.update(*batch(step))
+        weights.append(probes.classifiers["all"].weight.detach().clone())
+    changed = [not torch.equal(earlier, later) for earlier, later in itertools.pairwise(weights)]
+    assert changed == [False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("saved_after", [0, 1, 5])
+def test_a_continuation_through_a_checkpoint_is_equal_to_the_bit(tmp_path, saved_after):
+    unbroken, first = (OnlineProbes(16, PARTS, 4, every=2) for _ in range(2))
+    for step in range(9):
+        unbroken.update(*batch(step))
+    for step in range(saved_after):
+        first.update(*batch(step))
+    write_checkpoint(tmp_path / "step-00000001", {"probes": first.state_dict()})
+    second = OnlineProbes(16, PARTS, 4, every=2, seed=99)
+    second.load_state_dict(read_state(tmp_path / "step-00000001", "probes"))
+    for step in range(saved_after, 9):
+        second.update(*batch(step))
+    for name, tensor in unbroken.heads.state_dict().items():
+        assert torch.equal(tensor, second.heads.state_dict()[name])
+    assert unbroken.metrics() == second.metrics()
+
+
+def test_a_saved_state_does_not_change_when_training_goes_on():
+    probes = OnlineProbes(16, PARTS, 4, every=1)
+    other = OnlineProbes(16, PARTS, 4, every=1)
+    probes.update(*batch(0))
+    other.load_state_dict(probes.state_dict())
+    expected = other.classifiers["all"].weight.detach().clone()
+    probes.update(*batch(1))
+    assert torch.equal(other.classifiers["all"].weight, expected)
+    assert other.metrics() != probes.metrics()
+
+
+def test_a_wider_action_is_cut_to_its_rotation_and_no_grad_is_no_hindrance():
+    features, labels, actions = batch(0)
+    narrow, wide = (OnlineProbes(16, PARTS, 4, every=1) for _ in range(2))
+    narrow.update(features, labels, actions)
+    with torch.no_grad():
+        wide.update(features, labels, torch.cat([actions, torch.randn(64, 2)], dim=1))
+    assert narrow.metrics() == wide.metrics()
+    assert torch.equal(narrow.regressors["equi"].weight, wide.regressors["equi"].weight)
+
+
+def test_every_must_be_positive():
+    with pytest.raises(ValueError, match="every is 0"):
+        OnlineProbes(16, PARTS, 4, every=0)
