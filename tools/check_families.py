@@ -3,7 +3,7 @@
     python tools/check_families.py
     python tools/check_families.py --families mug teapot --instances 8 --device cuda
 
-A family whose score is below .4 has poses that cannot be told apart; see ssl_equi/scenes/symmetry.py. Takes about two
+A family whose score is below .4 has poses that cannot be told apart; see ssl_equi/scenes/symmetry.py. Takes a few
 minutes on one core.
 """
 
