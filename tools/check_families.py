@@ -40,9 +40,7 @@ def main(config: Config) -> None:
         start_s = time.process_time()
         meshes = [build_object(family, seed) for seed in range(config.instances)]
         build_ms = 1000 * (time.process_time() - start_s) / config.instances
-        score = asymmetry_score(
-            meshes, poses=config.poses, resolution=config.resolution, device=config.device
-        )
+        score = asymmetry_score(meshes, poses=config.poses, resolution=config.resolution, device=config.device)
         triangles = round(float(np.mean([len(mesh.faces) for mesh in meshes])))
         rows.append((family, score, triangles, build_ms))
 

@@ -26,9 +26,7 @@ from ssl_equi.scenes.primitives import (
 
 ARROW = [(0, 0), (2, 0), (2, 2), (1, 0.5), (0, 2)]  # concave
 LETTER_U = [(0, 0), (3, 0), (3, 3), (2, 3), (2, 1), (1, 1), (1, 3), (0, 3)]  # concave twice, area 7
-STAR = [
-    (np.cos(k * np.pi / 5) * r, np.sin(k * np.pi / 5) * r) for k, r in enumerate([1, 0.4] * 5)
-]
+STAR = [(np.cos(k * np.pi / 5) * r, np.sin(k * np.pi / 5) * r) for k, r in enumerate([1, 0.4] * 5)]
 POLYGONS = {"arrow": ARROW, "letter_u": LETTER_U, "star": STAR, "hexagon": circle(6), "triangle": circle(3)}
 
 
