@@ -140,7 +140,7 @@ class Cameras:
 
         x runs to the right and y down, in pixels from the centre of the upper left pixel.
         """
-        translation = -self.world_to_camera @ self.position[:, :, None]
+        translation = -(self.world_to_camera * self.position[:, None, :]).sum(-1, keepdim=True)
         right, up, forward = torch.cat([self.world_to_camera, translation], dim=-1).unbind(1)
         focal_px = self.focal_px[:, None]
         principal_px = self.resolution / 2 - 0.5

@@ -97,12 +97,12 @@ def floor_radiance(
     points: [3, p], world positions with z = FLOOR_Z
     """
     light = parameters.light_position
-    homogeneous = torch.cat([points, torch.ones_like(points[:1])])
-    # light-map coordinates of each point and light . point, in one product: [n, 4, p]
-    light_row = F.pad(light, (0, 1))[:, None]
+    # light-map coordinates of each point and light . point, [n, 1] * [p] + ... for each
+    rows = [*light_maps.pixel_from_world.unbind(1), F.pad(light, (0, 1))]
     x_depth, y_depth, depth, light_dot_point = (
-        torch.cat([light_maps.pixel_from_world, light_row], dim=1) @ homogeneous
-    ).unbind(1)
+        torch.addcmul(row[:, 2:3] * FLOOR_Z + row[:, 3:4], row[:, 0:1], points[0]).addcmul_(row[:, 1:2], points[1])
+        for row in rows
+    )
     inverse_distance = (SPOT_DISTANCE**2 - 2 * light_dot_point + points.square().sum(0)).rsqrt()
     axis_cosine = (SPOT_DISTANCE**2 - light_dot_point) * (inverse_distance / SPOT_DISTANCE)
     light_height = light[:, 2:] - FLOOR_Z
