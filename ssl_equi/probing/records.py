@@ -113,20 +113,24 @@ def print_records(records: Sequence[ProbeRecord]) -> None:
     # Narrower than 80 columns, rich would cut cells; a terminal or a log file had better wrap or scroll.
     console = Console(width=max(80, shutil.get_terminal_size().columns))
     console.print(table)
-    for line in describe_records(records):
+    for line in [*describe_origins(records), *describe_columns(records)]:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def describe_records(records: Sequence[ProbeRecord]) -> list[str]:
-    """Sentences that say what the columns mean, for the table's foot."""
+def describe_origins(records: Sequence[ProbeRecord]) -> list[str]:
+    """A line for each protocol, split and seed that the records come from."""
     origins = {(record.protocol, record.split, record.num_objects, record.seed) for record in records}
-    lines = [
+    return [
         f"protocol {protocol}, split {split} ({num_objects} objects), probe seed {seed}"
         for protocol, split, num_objects, seed in sorted(origins)
     ]
+
+
+def describe_columns(records: Sequence[ProbeRecord]) -> list[str]:
+    """What "baseline" and "random" stand for."""
     names = {record.metric: record.baseline_name for record in records}
     constants = ", ".join(f"{metric}: {name}" for metric, name in names.items() if name != "constant")
-    lines.append(f"baseline: the best constant answer{f' ({constants})' if constants else ''}")
+    lines = [f"baseline: the best constant answer{f' ({constants})' if constants else ''}"]
     if any(record.random_encoder is not None for record in records):
         lines.append("random: same architecture with fresh weights, same probes")
     return lines

@@ -28,6 +28,7 @@ class ProbeResults:
         random_results: the same of the random encoder; None if there was none.
         test_features: every view of the evaluated split, encoded by the encoder.
         class_names: of the data set.
+        protocol: how the heads were trained and judged.
         seconds: time spent in "encode" and "heads", both encoders together.
     """
 
@@ -37,6 +38,7 @@ class ProbeResults:
     random_results: PartResults | None
     test_features: FeatureCache
     class_names: tuple[str, ...]
+    protocol: ProbeProtocol
     seconds: dict[str, float]
 
     @property
@@ -118,6 +120,7 @@ def run_probes(
         random_results=random_results,
         test_features=test_features,
         class_names=tuple(train.class_names),
+        protocol=protocol,
         seconds=seconds,
     )
 
