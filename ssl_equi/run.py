@@ -147,9 +147,10 @@ class Run:
             optimizer_of: makes the optimiser from the objective, once its parameters are where they will stay. It is
                 found in `run.optimizer` afterwards.
         """
-        if self.world_size > 1:
-            objective = convert_sync_batchnorm(objective)
         self.objective = objective.to(self.device)
+        if self.world_size > 1:
+            # After the move: which kind of synchronised batch norm is used depends on the device.
+            self.objective = convert_sync_batchnorm(self.objective)
         encoder = getattr(objective, "encoder", None)
         if self.config.compile and isinstance(encoder, nn.Module):
             encoder.compile()  # in place: the names in the checkpoint stay the same

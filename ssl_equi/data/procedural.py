@@ -24,7 +24,7 @@ from platformdirs import user_cache_path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ssl_equi.data.errors import DataError
-from ssl_equi.data.manifest import manifest_path
+from ssl_equi.data.manifest import manifest_path, read_manifest
 from ssl_equi.data.writer import ObjectRecord, SplitSettings, SplitWriter
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.scenes.families import DEFAULT_FAMILIES, HELD_OUT_FAMILIES, build_object
@@ -34,9 +34,10 @@ from ssl_equi.scenes.scene import SceneSettings
 
 SOURCE = "3DIEBench-P, procedural objects rendered by ssl_equi.scenes"
 LICENSE = "CC0-1.0"
+GENERATOR_VERSION = 1  # raised when the same settings would give other objects or pictures, so that no cache is stale
 # Mean and standard deviation over all pixels of the default train split, in [0, 1].
-PIXEL_MEAN_RGB = (0.486, 0.488, 0.486)
-PIXEL_STD_RGB = (0.118, 0.118, 0.118)
+PIXEL_MEAN_RGB = (0.486, 0.486, 0.487)
+PIXEL_STD_RGB = (0.119, 0.120, 0.119)
 
 OBJECTS_A_TASK = 12  # what a worker renders in one go: 240 images of 64 x 64 fill its caches well
 SMALL_BUILD_IMAGES = 1500  # below this, starting worker processes takes longer than the work
@@ -84,7 +85,7 @@ class ProceduralConfig:
     @property
     def fingerprint(self) -> str:
         """Eight hexadecimal digits that change with every setting; part of the cache folder's name."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        text = json.dumps({"generator": GENERATOR_VERSION, **dataclasses.asdict(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
@@ -221,6 +222,7 @@ def build_procedural(
     """
     if missing_splits(folder, splits):
         with _building_alone(folder):
+            _refuse_to_mix(folder, config)
             for split in missing_splits(folder, splits):
                 _build_split(folder, config, split, workers or usable_cores(), device, show_progress)
 
@@ -235,11 +237,9 @@ def default_folder(config: ProceduralConfig) -> Path:
     return user_cache_path("ssl_equi") / f"3diebench-p-{config.image_size}px-{config.fingerprint}"
 
 
-def _build_split(
-    folder: Path, config: ProceduralConfig, split: str, workers: int, device: str, show_progress: bool
-) -> None:
+def _settings(config: ProceduralConfig, split: str) -> SplitSettings:
     plan = split_plans(config)[split]
-    settings = SplitSettings(
+    return SplitSettings(
         split=split,
         class_names=plan.families,
         source=SOURCE,
@@ -251,6 +251,24 @@ def _build_split(
         std_rgb=PIXEL_STD_RGB,
         plan=config.fingerprint,
     )
+
+
+def _refuse_to_mix(folder: Path, config: ProceduralConfig) -> None:
+    """Splits of two configurations in one folder would have other classes or poses under the same names."""
+    for split in split_plans(config):
+        if missing_splits(folder, [split]):
+            continue
+        if read_manifest(folder, split).plan_sha256 != _settings(config, split).plan_sha256:
+            raise DataError(
+                f"{folder} holds a split {split!r} of other settings or another data set: choose another folder, "
+                "or build the missing splits with the settings of the first"
+            )
+
+
+def _build_split(
+    folder: Path, config: ProceduralConfig, split: str, workers: int, device: str, show_progress: bool
+) -> None:
+    plan, settings = split_plans(config)[split], _settings(config, split)
     total = len(plan.families) * plan.objects_per_family * config.views
     with SplitWriter(folder, settings, resume=True) as writer, _progress(show_progress) as progress:
         done = writer.num_objects * config.views

@@ -1,0 +1,99 @@
+"""SIE: a representation split into an invariant and an equivariant half (Garrido, Najman and LeCun, ICML 2023).
+
+Two views of an object go through one encoder. One half of the features must not tell the views apart; from the other
+half of view 1 and the rotation between the views, a hypernetwork predicts the other half of view 2. Afterwards, probes
+read class, rotation and colour from either half, on objects that were never seen.
+
+    accelerate launch recipes/sie.py                            the embedded set; minutes on two CPU cores
+    accelerate launch recipes/sie.py --actions rotation_color   the predictor is told how the colours change, too
+    accelerate launch --multi_gpu recipes/sie.py paper --data-dir SHARDS      3DIEBench with the paper's settings
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ssl_equi.cli import run_recipe
+from ssl_equi.data.actions import ACTION_SIZES, ActionKind, action_from_batch
+from ssl_equi.data.images import normalise_views
+from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.sources import open_data
+from ssl_equi.encoders import create_encoder
+from ssl_equi.objectives.sie import SIE, SIEConfig
+from ssl_equi.pretraining import FollowingProbes, PretrainingConfig, finish
+from ssl_equi.run import Run
+from ssl_equi.schedules import set_learning_rate, warmup_cosine
+
+
+@dataclass(frozen=True)
+class Config(PretrainingConfig):
+    """Options of SIE. "Paper" is Garrido et al. with the README of the released code."""
+
+    objective: SIEConfig = field(default_factory=SIEConfig)
+    """Weights, sizes and ablations of the loss."""
+    actions: ActionKind = "rotation"
+    """What the predictor is told: rotation, or rotation_color. Paper: both, in separate runs."""
+    learning_rate: float = 1e-3
+    """Paper: 1e-3."""
+    final_learning_rate: float = 1e-5
+    """End of the cosine. Paper: 1e-3, a constant rate."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up. Paper: 0."""
+    weight_decay: float = 0.0
+    """Added to the gradient, as Adam does. Paper: 1e-6."""
+
+
+def embedded() -> Config:
+    """The embedded set on two CPU cores or any GPU."""
+    return Config(objective=SIEConfig(projector=(1024, 1024, 1024)))
+
+
+def paper() -> Config:
+    """3DIEBench as in the paper, but for bf16 in place of fp16 and timm's ResNet-18 in place of the authors' own."""
+    return Config(
+        dataset="3diebench", image_size=256, evaluation_split="val", encoder="resnet18", batch_size=1024, epochs=2000,
+        final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
+        save_every=1000, loader_threads=8, probe_protocol="sie", objective=SIEConfig(separate_batch_norm=True),
+    )  # fmt: skip
+
+
+def build(config: Config) -> SIE:
+    """The encoder and its objective, initialised from the seed; no side effects."""
+    torch.manual_seed(config.seed)
+    encoder = create_encoder(config.encoder, config.image_size)
+    return SIE(encoder, replace(config.objective, action_dim=ACTION_SIZES[config.actions]))
+
+
+def main(config: Config) -> None:
+    objective = build(config)
+    run = Run(config, "sie")
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    model = run.prepare(
+        objective,
+        lambda module: torch.optim.Adam(module.parameters(), config.learning_rate, weight_decay=config.weight_decay),
+    )
+    probes = FollowingProbes(run, objective, data)
+    start = run.resume()
+    with ViewLoader(
+        data.train, global_batch_size=config.batch_size, seed=config.seed, rank=run.rank, world_size=run.world_size,
+        threads=config.loader_threads,
+    ) as loader:  # fmt: skip
+        total_steps = config.epochs * loader.steps_per_epoch
+        for step, batch in run.batches(loader, start, total_steps):
+            learning_rate = warmup_cosine(
+                step, base=config.learning_rate, final=config.final_learning_rate, warmup_steps=config.warmup_steps,
+                total_steps=total_steps,
+            )  # fmt: skip
+            set_learning_rate(run.optimizer, learning_rate)
+            views = normalise_views(batch.images, data.mean_rgb, data.std_rgb)
+            output = model(views, action_from_batch(batch, config.actions))
+            run.backward(output)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            probes.update(output, batch)
+            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
+    finish(run, config, objective, data)
+
+
+if __name__ == "__main__":
+    run_recipe(main, {"embedded": embedded, "paper": paper}, __doc__)

@@ -1,0 +1,138 @@
+"""What every pretraining recipe does before and after its loop: options they share, online probes, the ending."""
+
+import dataclasses
+import json
+import time
+from typing import Literal, Protocol
+
+import timm
+import torch
+from torch import nn
+
+from ssl_equi.data.actions import relative_rotation
+from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.sources import DatasetName, DataSource
+from ssl_equi.encoders import create_encoder
+from ssl_equi.export import EncoderCard, save_encoder
+from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.probing import protocol as probe_protocols
+from ssl_equi.probing.online import OnlineProbes
+from ssl_equi.probing.publish import publish_results
+from ssl_equi.probing.suite import run_probes
+from ssl_equi.run import Run, RunConfig
+
+# The random encoder that a trained one is compared with is drawn from a seed that no training uses.
+RANDOM_ENCODER_SEED = 2**31
+
+PROBE_PROTOCOLS = {"embedded": probe_protocols.embedded, "sie": probe_protocols.sie}
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingConfig(RunConfig):
+    """Options of every pretraining recipe; the defaults are those of the embedded set."""
+
+    dataset: DatasetName = "3diebench-p"
+    """3diebench-p renders itself; 3diebench needs --data-dir."""
+    image_size: int = 64
+    """Side of the images in pixels; 256 in 3DIEBench."""
+    evaluation_split: str = "test"
+    """Split of unseen objects for the final probes; val to choose settings."""
+    encoder: str = "strided_cnn_tiny"
+    """Any name of timm.list_models()."""
+    batch_size: int = 64
+    """Objects in a step over all processes, two views each."""
+    epochs: int = 300
+    """Passes over the objects; each shows one pair of views of each object."""
+    probe_protocol: Literal["embedded", "sie"] = "embedded"
+    """How the final heads are trained; sie is the SIE paper's protocol."""
+
+
+class Objective(Protocol):
+    """What the ending needs to know of an objective: its encoder, and the parts of the features."""
+
+    encoder: nn.Module
+    parts: dict[str, slice]
+
+
+class FollowingProbes:
+    """Online probes of a run: saved with its checkpoints, fed with the objective's output."""
+
+    def __init__(self, run: Run, objective: Objective, data: DataSource) -> None:
+        columns = objective.parts
+        self.probes = OnlineProbes(
+            columns["all"].stop, columns, len(data.train.class_names), seed=run.config.seed, device=run.device
+        )
+        run.register("online_probes", self.probes)
+
+    def update(self, output: ObjectiveOutput, batch: ViewBatch) -> None:
+        """Measures and trains the probes on one step's features."""
+        self.probes.update(output.features, batch.labels, relative_rotation(batch.quat_xyzw))
+
+    def metrics(self) -> dict[str, float]:
+        """What `Run.log` writes: accuracy and rotation of each part since the last call."""
+        return self.probes.metrics()
+
+
+def finish(run: Run, config: PretrainingConfig, objective: Objective, data: DataSource) -> None:
+    """Exports the encoder, probes it and a random one on unseen objects, prints the table, writes the report.
+
+    Only the first process works; the others end here.
+    """
+    if run.is_main:
+        started = time.perf_counter()
+        save_encoder(objective.encoder, run.folder / "encoder", encoder_card(run.name, config, objective, data))
+        run.say(f"exported {run.folder / 'encoder'}; probing on the {config.evaluation_split} split")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_ENCODER_SEED)
+            random_encoder = create_encoder(config.encoder, config.image_size)
+        results = run_probes(
+            objective.encoder,
+            objective.parts,
+            data.train,
+            data.evaluation,
+            random_encoder=random_encoder.to(run.device),
+            protocol=PROBE_PROTOCOLS[config.probe_protocol](),
+            mean_rgb=data.mean_rgb,
+            std_rgb=data.std_rgb,
+            device=run.device,
+            seed=config.seed,
+            split_name=config.evaluation_split,
+        )
+        versions = json.loads((run.folder / "versions.json").read_text())
+        report = publish_results(
+            run.folder,
+            results,
+            data.evaluation,
+            title=f"{run.name} on {data.name}",
+            command=versions["command"],
+            config=json.loads((run.folder / "config.json").read_text()),
+            versions=versions,
+            run={
+                "name": run.name,
+                "steps": run.step_done,
+                "data": data.name,
+                "train_fingerprint": data.train.fingerprint,
+                "evaluation_fingerprint": data.evaluation.fingerprint,
+                "command": versions["command"],
+                "commit": versions["commit"],
+            },
+        )
+        run.say(f"probed in {time.perf_counter() - started:.0f} s; open {report} in a browser")
+    run.close()
+
+
+def encoder_card(name: str, config: PretrainingConfig, objective: Objective, data: DataSource) -> EncoderCard:
+    """The labels of the exported encoder: ours, not those of timm's pretrained weights."""
+    fixed_size = timm.get_pretrained_cfg(config.encoder).fixed_input_size
+    return EncoderCard(
+        architecture=config.encoder,
+        model_args={"img_size": config.image_size} if fixed_size else {},
+        image_size=config.image_size,
+        mean_rgb=data.mean_rgb,
+        std_rgb=data.std_rgb,
+        parts={part: (columns.start, columns.stop) for part, columns in objective.parts.items()},
+        objective=name,
+        trained_on=f"{data.name} {data.train.fingerprint[:16]}",
+        license="cc-by-nc-4.0" if data.name == "3diebench" else "apache-2.0",
+        tag=f"{name}_{data.name}".replace("-", "_"),
+    )

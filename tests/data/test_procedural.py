@@ -1,0 +1,206 @@
+"""3DIEBench-P: the same objects everywhere, splits that don't overlap, builds that resume and don't collide."""
+
+import dataclasses
+import importlib.util
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssl_equi.data import procedural
+from ssl_equi.data.errors import DataError
+from ssl_equi.data.procedural import (
+    PIXEL_MEAN_RGB,
+    PIXEL_STD_RGB,
+    ProceduralConfig,
+    build_procedural,
+    default_folder,
+    plan_objects,
+    render_objects,
+    split_plans,
+)
+from ssl_equi.data.reader import ShardDataset
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def all_views(dataset: ShardDataset) -> np.ndarray:
+    views = np.tile(np.arange(dataset.num_views), (dataset.num_objects, 1))
+    images = np.zeros((*views.shape, *dataset.image_size, 3), np.uint8)
+    dataset.read_views(np.arange(dataset.num_objects), views, images)
+    return images
+
+
+def test_the_default_is_the_embedded_set() -> None:
+    counts = {split: len(plan_objects(ProceduralConfig(), split)) for split in split_plans(ProceduralConfig())}
+    assert counts == {"train": 1008, "val": 144, "test": 288, "ood_rotation": 288, "ood_family": 96}
+    assert len(ProceduralConfig().families) == 24
+
+
+def test_no_object_is_in_two_splits_but_for_the_ones_shown_in_new_poses(tiny_config: ProceduralConfig) -> None:
+    objects = {
+        split: {(planned.family, planned.object_seed) for planned in plan_objects(tiny_config, split)}
+        for split in split_plans(tiny_config)
+    }
+    assert not objects["train"] & (objects["val"] | objects["test"] | objects["ood_family"])
+    assert not objects["val"] & objects["test"]
+    assert objects["ood_rotation"] == objects["test"]
+    seeds = [{planned.latents_seed for planned in plan_objects(tiny_config, split)} for split in split_plans(tiny_config)]
+    assert len(set.union(*seeds)) == sum(len(split_seeds) for split_seeds in seeds)
+
+
+def test_another_seed_draws_other_objects(tiny_config: ProceduralConfig) -> None:
+    other = dataclasses.replace(tiny_config, seed=1)
+    mine = {planned.object_seed for split in ("train", "test") for planned in plan_objects(tiny_config, split)}
+    theirs = {planned.object_seed for split in ("train", "test") for planned in plan_objects(other, split)}
+    assert not mine & theirs
+
+
+def test_two_builds_are_equal_to_the_byte(tiny_data: Path, tiny_config: ProceduralConfig, tmp_path: Path) -> None:
+    build_procedural(tmp_path, tiny_config, ("train",), workers=1, show_progress=False)
+    for file in sorted(tmp_path.glob("train*")):
+        if file.is_file():
+            assert file.read_bytes() == (tiny_data / file.name).read_bytes(), file.name
+    assert ShardDataset(tmp_path, "train").fingerprint == ShardDataset(tiny_data, "train").fingerprint
+
+
+def test_worker_processes_render_the_same_bytes(
+    tiny_data: Path, tiny_config: ProceduralConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(procedural, "SMALL_BUILD_IMAGES", 0)
+    build_procedural(tmp_path, tiny_config, ("train",), workers=2, show_progress=False)
+    assert np.array_equal(all_views(ShardDataset(tmp_path, "train")), all_views(ShardDataset(tiny_data, "train")))
+
+
+def test_an_interrupted_build_goes_on_where_it_stopped(
+    tiny_data: Path, tiny_config: ProceduralConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered = []
+    real = procedural.render_objects
+
+    def counting(objects, *arguments):  # noqa: ANN001, ANN002, ANN202
+        rendered.extend(planned.key for planned in objects)
+        if len(rendered) > 12:
+            raise KeyboardInterrupt
+        return real(objects, *arguments)
+
+    monkeypatch.setattr(procedural, "render_objects", counting)
+    with pytest.raises(KeyboardInterrupt):
+        build_procedural(tmp_path, tiny_config, ("train",), workers=1, show_progress=False)
+    assert not (tmp_path / "train.manifest.json").exists()
+    monkeypatch.setattr(procedural, "render_objects", real)
+    again = []
+    monkeypatch.setattr(
+        procedural, "render_objects", lambda objects, *rest: (again.extend(objects), real(objects, *rest))[1]
+    )
+    build_procedural(tmp_path, tiny_config, ("train",), workers=1, show_progress=False)
+    assert len(again) == 24 - 10, "the two finished shards of five objects were rendered again"
+    assert np.array_equal(all_views(ShardDataset(tmp_path, "train")), all_views(ShardDataset(tiny_data, "train")))
+
+
+def test_two_processes_at_once_build_one_set(
+    tiny_data: Path, tiny_config: ProceduralConfig, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    arguments, options = (tmp_path, tiny_config, ("train", "val")), {"workers": 1, "show_progress": False}
+    processes = [context.Process(target=build_procedural, args=arguments, kwargs=options) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    for split in ("train", "val"):
+        assert ShardDataset(tmp_path, split).fingerprint == ShardDataset(tiny_data, split).fingerprint
+
+
+def test_splits_of_other_settings_are_not_mixed_in(tiny_config: ProceduralConfig, tmp_path: Path) -> None:
+    build_procedural(tmp_path, tiny_config, ("val",), workers=1, show_progress=False)
+    other = dataclasses.replace(tiny_config, views=6)
+    with pytest.raises(DataError, match="holds a split 'val' of other settings"):
+        build_procedural(tmp_path, other, ("test",), workers=1, show_progress=False)
+
+
+def test_held_out_rotations_and_families(tiny_config: ProceduralConfig, tmp_path: Path) -> None:
+    build_procedural(tmp_path, tiny_config, ("test", "ood_rotation", "ood_family"), workers=1, show_progress=False)
+    inside, outside = ShardDataset(tmp_path, "test"), ShardDataset(tmp_path, "ood_rotation")
+    assert (np.abs(inside.latents[..., :3]) <= np.pi / 2).all()
+    assert (np.abs(outside.latents[..., :3]).max(axis=-1) > np.pi / 2).all()
+    assert ShardDataset(tmp_path, "ood_family").class_names == ("mug",)
+
+
+def test_translation_gives_ten_latents(tiny_config: ProceduralConfig) -> None:
+    config = dataclasses.replace(tiny_config, translation=True)
+    records = render_objects(plan_objects(config, "val")[:1], config, "euler_box")
+    assert records[0].latents.shape == (4, 10)
+    assert np.abs(records[0].latents[:, 7:]).max() <= 0.5
+
+
+def test_stated_pixel_statistics_are_those_of_the_pixels() -> None:
+    config = ProceduralConfig(train_objects=2, views=8)
+    images = np.stack(
+        [
+            simplejpeg_decode(image)
+            for record in render_objects(plan_objects(config, "train"), config, "euler_box")
+            for image in record.images
+        ]
+    )
+    pixels = images.reshape(-1, 3) / 255
+    assert pixels.mean(axis=0) == pytest.approx(PIXEL_MEAN_RGB, abs=0.012)
+    assert pixels.std(axis=0) == pytest.approx(PIXEL_STD_RGB, abs=0.008)
+
+
+def simplejpeg_decode(image: bytes) -> np.ndarray:
+    import simplejpeg
+
+    return simplejpeg.decode_jpeg(image, colorspace="RGB")
+
+
+def test_the_cache_follows_xdg_and_the_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first, second = default_folder(ProceduralConfig()), default_folder(ProceduralConfig(seed=1))
+    assert first != second
+    assert first.parent == second.parent
+    import sys
+
+    if sys.platform == "linux":
+        assert first.parent == tmp_path / "ssl_equi"
+
+
+def test_impossible_settings_are_named() -> None:
+    with pytest.raises(DataError, match="no split 'trian': choose from train, val"):
+        plan_objects(ProceduralConfig(), "trian")
+    with pytest.raises(DataError, match="views is 1"):
+        ProceduralConfig(views=1)
+    with pytest.raises(DataError, match="family 'chair' is both"):
+        ProceduralConfig(held_out_families=("chair",))
+
+
+def load_script(name: str):  # noqa: ANN201
+    specification = importlib.util.spec_from_file_location(f"datasets_{name}", ROOT / "datasets" / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_files_in_the_original_layout_convert_to_the_same_shards(
+    tiny_data: Path, tiny_config: ProceduralConfig, tmp_path: Path
+) -> None:
+    """Our renderer writes 3DIEBench's folder layout; the converter of the real data set reads it."""
+    script = load_script("procedural")
+    tree = tmp_path / "tree"
+    for split in ("train", "val"):
+        script.write_files(tree, tiny_config, split, workers=1)
+    paths = np.load(tree / "train_images.npy", allow_pickle=False)
+    assert paths[0].startswith("/")
+    assert paths[0].endswith("/")
+    folder = tree / paths[0].strip("/")
+    assert sorted(file.name for file in folder.iterdir()) == sorted(
+        [f"image_{view}.jpg" for view in range(4)] + [f"latent_{view}.npy" for view in range(4)]
+    )
+    assert np.load(folder / "latent_0.npy", allow_pickle=False).dtype == np.float64
+    first_image = (folder / "image_0.jpg").read_bytes()
+    script.write_files(tree, tiny_config, "train", workers=1)
+    assert (folder / "image_0.jpg").read_bytes() == first_image
+    dataset = ShardDataset(tiny_data, "train")
+    assert [f"/{key.decode().rsplit('_', 2)[0]}/{key.decode()}/" for key in dataset.keys] == paths.tolist()
