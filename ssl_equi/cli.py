@@ -17,8 +17,9 @@ def parse_command_line(
     config_type: type[Config], description: str, default: Config | None = None, arguments: list[str] | None = None
 ) -> Config:
     """The options of a dataclass from the command line; an unknown one ends the process with status 2 and a hint."""
-    defaults = {} if default is None else {"default": default}
-    return tyro.cli(config_type, args=arguments, description=description.strip(), **defaults)
+    if default is None:
+        return tyro.cli(config_type, args=arguments, description=description.strip())
+    return tyro.cli(config_type, args=arguments, description=description.strip(), default=default)
 
 
 def run_recipe(main: Callable[[Config], None], configs: Mapping[str, Callable[[], Config]], description: str) -> None:

@@ -5,7 +5,6 @@ import json
 import time
 from typing import Literal, Protocol
 
-import timm
 import torch
 from torch import nn
 
@@ -13,6 +12,7 @@ from ssl_equi.data.actions import relative_rotation
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.sources import DatasetName, DataSource
 from ssl_equi.encoders import create_encoder
+from ssl_equi.encoders.create import has_fixed_input_size
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.probing import protocol as probe_protocols
@@ -123,10 +123,9 @@ def finish(run: Run, config: PretrainingConfig, objective: Objective, data: Data
 
 def encoder_card(name: str, config: PretrainingConfig, objective: Objective, data: DataSource) -> EncoderCard:
     """The labels of the exported encoder: ours, not those of timm's pretrained weights."""
-    fixed_size = timm.get_pretrained_cfg(config.encoder).fixed_input_size
     return EncoderCard(
         architecture=config.encoder,
-        model_args={"img_size": config.image_size} if fixed_size else {},
+        model_args={"img_size": config.image_size} if has_fixed_input_size(config.encoder) else {},
         image_size=config.image_size,
         mean_rgb=data.mean_rgb,
         std_rgb=data.std_rgb,

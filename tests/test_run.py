@@ -159,7 +159,7 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tmp_path: Path, monk
 
             monkeypatch.setattr(os, "fsync", full)
 
-    with pytest.raises(CheckpointError, match="the disk is full while writing .*step-00000010.*--resume"):
+    with pytest.raises(CheckpointError, match=r"the disk is full while writing .*step-00000010.*--resume"):
         train(ToyConfig(out=tmp_path / "run"), fill_disk)
     monkeypatch.undo()
     train(ToyConfig(out=tmp_path / "run", resume=True))

@@ -29,7 +29,7 @@ from ssl_equi.data.writer import ObjectRecord, SplitSettings, SplitWriter
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.scenes.families import DEFAULT_FAMILIES, HELD_OUT_FAMILIES, build_object
 from ssl_equi.scenes.render import Renderer
-from ssl_equi.scenes.sampling import sample_latents
+from ssl_equi.scenes.sampling import RotationSampling, sample_latents
 from ssl_equi.scenes.scene import SceneSettings
 
 SOURCE = "3DIEBench-P, procedural objects rendered by ssl_equi.scenes"
@@ -41,8 +41,6 @@ PIXEL_STD_RGB = (0.119, 0.120, 0.119)
 
 OBJECTS_A_TASK = 12  # what a worker renders in one go: 240 images of 64 x 64 fill its caches well
 SMALL_BUILD_IMAGES = 1500  # below this, starting worker processes takes longer than the work
-
-Rotation = Literal["euler_box", "uniform", "outside_box"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +61,7 @@ class ProceduralConfig:
     """Views of each object (3DIEBench has 50)."""
     image_size: int = 64
     """Side of the images in pixels (3DIEBench has 256)."""
-    rotation: Rotation = "euler_box"
+    rotation: RotationSampling = "euler_box"
     """euler_box as 3DIEBench (angles within 90 degrees), or uniform on SO(3)."""
     translation: bool = False
     """Move the objects too: the ten latents of 3DIEBench-T."""
@@ -104,7 +102,7 @@ class SplitPlan:
     instances: Literal["train", "val", "test"]
     families: tuple[str, ...]
     objects_per_family: int
-    rotation: Rotation
+    rotation: RotationSampling
 
 
 def split_plans(config: ProceduralConfig) -> dict[str, SplitPlan]:
@@ -157,7 +155,7 @@ def plan_objects(config: ProceduralConfig, split: str) -> list[PlannedObject]:
 
 
 def render_objects(
-    objects: Sequence[PlannedObject], config: ProceduralConfig, rotation: Rotation, device: str = "cpu"
+    objects: Sequence[PlannedObject], config: ProceduralConfig, rotation: RotationSampling, device: str = "cpu"
 ) -> list[ObjectRecord]:
     """Renders every view of some objects and encodes them as JPEG."""
     latents = [

@@ -33,7 +33,7 @@ def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(close)}" if close else "timm.list_models() lists the names"
         raise EncoderError(f"timm has no model named {name!r}: {hint}")
-    if timm.get_pretrained_cfg(name).fixed_input_size:
+    if has_fixed_input_size(name):
         arguments.setdefault("img_size", image_size)
     try:
         encoder = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
@@ -43,8 +43,14 @@ def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
             f"encoder {name!r} can't be made for images of {image_size} x {image_size} pixels ({error}): "
             "choose another encoder or image size"
         ) from error
-    encoder.num_features = num_features
+    encoder.num_features = num_features  # type: ignore[assignment]  # a plain attribute, which mypy takes for a module
     return encoder
+
+
+def has_fixed_input_size(name: str) -> bool:
+    """Whether a model must be told the size of its images when it is made (most ViTs)."""
+    pretrained_cfg = timm.get_pretrained_cfg(name)
+    return pretrained_cfg is not None and pretrained_cfg.fixed_input_size
 
 
 def _feature_size(encoder: nn.Module, image_size: int) -> int:

@@ -1,10 +1,13 @@
 """Predictors: from the embedding of one view and an action to the embedding of the other view."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+HypernetworkInit = Literal["scale_preserving", "released"]
 
 
 class Hypernetwork(nn.Module):
@@ -26,6 +29,12 @@ class Hypernetwork(nn.Module):
         hidden_layers: Linear-ReLU layers between the action and the coefficients.
         hypernetwork_bias: gives every linear layer of the hypernetwork a bias; the last one adds a constant matrix.
         predicted_bias: the hypernetwork also emits a vector b(a) that is added to W(a) x.
+        init: scale_preserving gives W(a) x the length of x for actions of length 1. released is PyTorch's default for
+            the layer, as in the SIE code: W(a) x is then about sqrt(D / 12) times as long as x, nine times at
+            D = 1024, and the equivariance term shrinks the embeddings for thousands of steps before it teaches.
+
+    Raises:
+        ValueError: unknown init.
     """
 
     def __init__(
@@ -35,6 +44,7 @@ class Hypernetwork(nn.Module):
         hidden_layers: int = 0,
         hypernetwork_bias: bool = False,
         predicted_bias: bool = False,
+        init: HypernetworkInit = "scale_preserving",
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -45,10 +55,20 @@ class Hypernetwork(nn.Module):
         num_matrices = action_dim + int(hypernetwork_bias)
         self.matrices = nn.Parameter(torch.empty(num_matrices, dim, dim))
         self.vectors = nn.Parameter(torch.empty(num_matrices, dim)) if predicted_bias else None
-        # The initialisation of the Linear(action_dim, dim * dim) that these matrices are the weights of.
-        for parameter in (self.matrices, self.vectors):
-            if parameter is not None:
-                nn.init.uniform_(parameter, -1 / math.sqrt(action_dim), 1 / math.sqrt(action_dim))
+        self._initialise(init, dim, action_dim)
+
+    def _initialise(self, init: HypernetworkInit, dim: int, action_dim: int) -> None:
+        if init == "scale_preserving":
+            nn.init.normal_(self.matrices, std=1 / math.sqrt(dim))
+            if self.vectors is not None:
+                nn.init.zeros_(self.vectors)
+        elif init == "released":
+            # The default of the Linear(action_dim, dim * dim) that these matrices are the weights of.
+            for parameter in (self.matrices, self.vectors):
+                if parameter is not None:
+                    nn.init.uniform_(parameter, -1 / math.sqrt(action_dim), 1 / math.sqrt(action_dim))
+        else:
+            raise ValueError(f"the hypernetwork's init is {init!r}: choose 'scale_preserving' or 'released'")
 
     def coefficients(self, actions: Tensor) -> Tensor:
         """Weight of each stored matrix, [B, K]; a bias is a matrix whose weight is always 1."""

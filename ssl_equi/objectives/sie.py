@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.heads import projector, split_widths
 from ssl_equi.objectives.output import ObjectiveOutput
-from ssl_equi.objectives.predictors import Hypernetwork, MLPPredictor
+from ssl_equi.objectives.predictors import Hypernetwork, HypernetworkInit, MLPPredictor
 from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import (
     covariance_term,
@@ -53,6 +53,8 @@ class SIEConfig:
     """Biases inside the hypernetwork; off in the paper. Unused by the MLP predictor."""
     predicted_bias: bool = False
     """The hypernetwork also emits a bias vector; off in the paper. Unused by the MLP predictor."""
+    hypernetwork_init: HypernetworkInit = "scale_preserving"
+    """released is what the paper's code does: far too large a start for short runs, see `Hypernetwork`."""
     mlp_layers: int = 1
     """Linear layers of the MLP predictor; 1 in the released code. Unused by the hypernetworks."""
     variance_on_prediction: bool = True
@@ -232,7 +234,14 @@ def _predictor(config: SIEConfig, dim: int) -> nn.Module:
         raise ValueError(
             f"predictor is {config.predictor!r}: choose 'hypernetwork_linear', 'hypernetwork_deep' or 'mlp'"
         )
-    return Hypernetwork(dim, config.action_dim, hidden_layers, config.hypernetwork_bias, config.predicted_bias)
+    return Hypernetwork(
+        dim,
+        config.action_dim,
+        hidden_layers,
+        config.hypernetwork_bias,
+        config.predicted_bias,
+        config.hypernetwork_init,
+    )
 
 
 def _describe_action(action_dim: int) -> str:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ssl_equi.probing.protocol import ProbeProtocol
 
+SMALLEST_STD = 0.01  # of a column that is standardised, as a share of the columns' average
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -43,9 +45,15 @@ def build_head(
 
 
 def column_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column of `[N, D]`; a constant column gets 1, so that it becomes zero."""
+    """Mean of each column of `[N, D]`, and its standard deviation or SMALLEST_STD of the average one if it is less.
+
+    A column that hardly moves over the training views (a unit that almost never fires) may move on unseen objects;
+    divided by its own tiny deviation it would swamp all others there.
+    """
     std, mean = torch.std_mean(features, dim=0)
-    return mean, torch.where(std > 1e-8 * mean.abs().clamp(min=1e-12), std, torch.ones_like(std))
+    average = std.mean()
+    floor = SMALLEST_STD * average if average > 0 else torch.ones_like(average)
+    return mean, std.clamp(min=floor)
 
 
 def train_head(

@@ -10,7 +10,8 @@ class ProbeProtocol:
 
     Training draws new views or pairs of each object every epoch; evaluation uses fixed ones that depend on
     `evaluation_seed` and the split's shape only. With `standardise`, features are shifted and scaled by the mean and
-    standard deviation of each column over all training views; the finished head has that folded into its first layer.
+    standard deviation of each column over all training views (1 % of the average deviation at least); the finished
+    head has that folded into its first layer.
     """
 
     name: str = "ssl_equi_v1"

@@ -46,7 +46,9 @@ def test_no_object_is_in_two_splits_but_for_the_ones_shown_in_new_poses(tiny_con
     assert not objects["train"] & (objects["val"] | objects["test"] | objects["ood_family"])
     assert not objects["val"] & objects["test"]
     assert objects["ood_rotation"] == objects["test"]
-    seeds = [{planned.latents_seed for planned in plan_objects(tiny_config, split)} for split in split_plans(tiny_config)]
+    seeds = [
+        {planned.latents_seed for planned in plan_objects(tiny_config, split)} for split in split_plans(tiny_config)
+    ]
     assert len(set.union(*seeds)) == sum(len(split_seeds) for split_seeds in seeds)
 
 
@@ -79,7 +81,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
     rendered = []
     real = procedural.render_objects
 
-    def counting(objects, *arguments):  # noqa: ANN001, ANN002, ANN202
+    def counting(objects, *arguments):
         rendered.extend(planned.key for planned in objects)
         if len(rendered) > 12:
             raise KeyboardInterrupt
@@ -99,9 +101,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
     assert np.array_equal(all_views(ShardDataset(tmp_path, "train")), all_views(ShardDataset(tiny_data, "train")))
 
 
-def test_two_processes_at_once_build_one_set(
-    tiny_data: Path, tiny_config: ProceduralConfig, tmp_path: Path
-) -> None:
+def test_two_processes_at_once_build_one_set(tiny_data: Path, tiny_config: ProceduralConfig, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     arguments, options = (tmp_path, tiny_config, ("train", "val")), {"workers": 1, "show_progress": False}
     processes = [context.Process(target=build_procedural, args=arguments, kwargs=options) for _ in range(2)]
@@ -176,7 +176,7 @@ def test_impossible_settings_are_named() -> None:
         ProceduralConfig(held_out_families=("chair",))
 
 
-def load_script(name: str):  # noqa: ANN201
+def load_script(name: str):
     specification = importlib.util.spec_from_file_location(f"datasets_{name}", ROOT / "datasets" / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)

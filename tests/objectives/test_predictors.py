@@ -74,8 +74,8 @@ def test_parameter_counts_of_the_released_hypernetworks(dim: int, action_dim: in
     assert sum(parameter.numel() for parameter in predictor.parameters()) == expected
 
 
-def test_initialisation_has_the_range_of_a_linear_layer_on_the_action():
-    matrices = Hypernetwork(64, 4).matrices
+def test_released_initialisation_has_the_range_of_a_linear_layer_on_the_action():
+    matrices = Hypernetwork(64, 4, init="released").matrices
     assert matrices.abs().max() <= 0.5
     assert matrices.std().item() == pytest.approx(1 / 12**0.5, rel=0.02)
 
@@ -101,3 +101,21 @@ def test_mlp_predictor_equals_its_formula():
     expected = hidden.clamp(min=0) @ second.weight.T + second.bias
     torch.testing.assert_close(predictor(embedding, actions), expected)
     assert sum(p.numel() for p in MLPPredictor(1024, 4).parameters()) == 1024 * 1028 + 1024
+
+
+@pytest.mark.parametrize("action_dim", [4, 6])
+def test_initial_scale_of_the_prediction(action_dim: int) -> None:
+    """scale_preserving keeps the length of the embedding; the released start multiplies it by sqrt(D / (3 A))."""
+    torch.manual_seed(0)
+    dim = 256
+    embedding = torch.randn(512, dim)
+    actions = torch.nn.functional.normalize(torch.randn(512, action_dim))
+    expected = {"scale_preserving": 1.0, "released": (dim / (3 * action_dim)) ** 0.5}
+    for init, ratio in expected.items():
+        prediction = Hypernetwork(dim, action_dim, init=init)(embedding, actions)
+        assert (prediction.norm(dim=1) / embedding.norm(dim=1)).mean().item() == pytest.approx(ratio, rel=0.03)
+
+
+def test_an_unknown_initialisation_is_refused() -> None:
+    with pytest.raises(ValueError, match="init is 'large'"):
+        Hypernetwork(8, 4, init="large")

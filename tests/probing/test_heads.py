@@ -127,11 +127,24 @@ def test_the_ridge_strength_is_the_best_on_the_held_out_samples():
 def test_a_constant_column_does_no_harm():
     mean, std = column_statistics(torch.tensor([[1.0, 3.0], [3.0, 3.0]]))
     assert mean.tolist() == [2.0, 3.0]
-    assert std[1] == 1
+    assert std[1] == pytest.approx(0.01 * 2**0.5 / 2)  # 1 % of the average of sqrt(2) and 0
     features, samples = linear_regression_case()
     features[:, 2] = 0.1
     head, _ = fit_ridge(features, samples, torch.arange(400) < 80, embedded())
     assert torch.isfinite(predict(head, features, samples.rows)).all()
+
+
+def test_a_column_that_is_nearly_dead_in_training_cannot_swamp_the_others():
+    """One unit fires once in 400 training views and often on new ones: the fit must not care."""
+    features, samples = linear_regression_case()
+    features[:, 2] = 0.0
+    features[7, 2] = 1e-4
+    protocol = replace(embedded(), ridge_strengths=(1e-4,))
+    head, _ = fit_ridge(features, samples, torch.arange(400) < 80, protocol)
+    awake = features.clone()
+    awake[:, 2] = 0.01
+    shift = (predict(head, awake, samples.rows) - predict(head, features, samples.rows)).abs().max()
+    assert shift < predict(head, features, samples.rows).std()
 
 
 def test_the_head_of_sie_has_its_sizes():
