@@ -30,7 +30,8 @@ def open_data(name: DatasetName, data_dir: Path | None, evaluation_split: str, i
     Args:
         name: 3diebench-p is the embedded set, 3diebench the real one as written by datasets/threediebench.py.
         data_dir: folder of the shards; the user's cache folder for the embedded set when None.
-        evaluation_split: split that is never trained on; test (to report) or val (to choose settings).
+        evaluation_split: split that is never trained on: test (to report), val (to choose settings), or
+            ood_rotation (poses outside the trained ones).
         image_size: side of the images in pixels, which the shards must have.
 
     Raises:
@@ -39,7 +40,7 @@ def open_data(name: DatasetName, data_dir: Path | None, evaluation_split: str, i
     if name == "3diebench-p":
         config = ProceduralConfig(image_size=image_size)
         folder = default_folder(config) if data_dir is None else data_dir
-        build_procedural(folder, config, EMBEDDED_SPLITS)
+        build_procedural(folder, config, tuple(dict.fromkeys((*EMBEDDED_SPLITS, evaluation_split))))
     elif data_dir is None or not manifest_path(data_dir, "train").exists():
         raise DataError(
             f"3DIEBench has no shards in {data_dir or 'an unnamed folder'}: convert it with "

@@ -61,7 +61,8 @@ def sofa(rng: Generator, mesh: MeshBuilder, palette: Palette) -> None:
     chaise_center = ((width - chaise_width) / 2, (depth + chaise_length) / 2, seat_z)
     mesh.add(box((chaise_width, chaise_length, seat_height), chaise_center), palette.main)
     for side in SIDES if has_right_arm else (-1,):
-        mesh.add(box((arm, depth, 0.3), (side * (width - arm) / 2, 0, seat_height + 0.1)), palette.second)
+        # A little outwards and forwards: two faces of different colours in one plane would flicker.
+        mesh.add(box((arm, depth, 0.3), (side * ((width - arm) / 2 + 0.02), 0.02, seat_height + 0.1)), palette.second)
     for index in range(cushions):
         x = ((index + 0.5) / cushions - 0.5) * (width - 2 * arm)
         cushion = box((width / cushions * 0.75, 0.14, 0.34)).rotated("x", 0.25)

@@ -138,8 +138,9 @@ def boot(rng: Generator, mesh: MeshBuilder, palette: Palette) -> None:
     shaft_rings = [(0.15, 1.0), (0.3 + 0.4 * shaft_height, 0.9), (0.3 + shaft_height, 1.05)]
     shaft = [in_plane(section * (foot_width, 0.25) * scale + (0, -0.02), "xy", z) for z, scale in shaft_rings]
     mesh.add(loft(shaft), palette.second)
-    cuff = [(foot_width * 1.02, 0.22 + shaft_height), (foot_width * 1.02, 0.32 + shaft_height)]
-    mesh.add(lathe(cuff, sides=14), palette.third)
+    cuff_heights = (0.22 + shaft_height, 0.32 + shaft_height)
+    cuff = [in_plane(section * (foot_width, 0.25) * 1.12 + (0, -0.02), "xy", z) for z in cuff_heights]
+    mesh.add(loft(cuff), palette.third)
     mesh.add(box((foot_width * 1.9, 0.75 * foot_length, 0.08), (0, 0.45 * foot_length, 0.02)), palette.dark)
     heel_center = (0, -0.12 * foot_length, 0.02 - heel_height / 2)
     mesh.add(box((foot_width * 1.6, 0.3, heel_height), heel_center), palette.dark)

@@ -1,0 +1,109 @@
+"""Probes an exported encoder: class, relative rotation and colour from each part of its features.
+
+    python evaluation/probe.py runs/sie/encoder                                  the embedded test split
+    python evaluation/probe.py runs/sie/encoder --split ood_rotation             poses that were never trained on
+    python evaluation/probe.py runs/sie/encoder --data-dir SHARDS --split val --protocol sie
+    python evaluation/probe.py timm:resnet18 --image-size 64                     a timm model with random weights
+
+Every view is encoded once; heads are trained on the train split's features. Prints the table and appends the records
+to results.json in --out (the folder above the encoder when not given).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from ssl_equi.cli import explain_errors, parse_command_line
+from ssl_equi.data.sources import DatasetName, DataSource, open_data
+from ssl_equi.encoders import create_encoder
+from ssl_equi.export import load_encoder, normalization_of, parts_of, read_encoder_config
+from ssl_equi.pretraining import PROBE_PROTOCOLS, RANDOM_ENCODER_SEED
+from ssl_equi.probing.records import append_records, print_records
+from ssl_equi.probing.suite import ProbeResults, run_probes
+
+TIMM_PREFIX = "timm:"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is probed, and on what."""
+
+    encoder: Annotated[str, tyro.conf.Positional]
+    """Folder of an exported encoder, or timm:NAME for random weights."""
+    dataset: DatasetName = "3diebench-p"
+    """3diebench-p renders itself; 3diebench needs --data-dir."""
+    data_dir: Path | None = None
+    """Folder with the data set's shards; the user's cache folder when not given."""
+    split: str = "test"
+    """Split that is judged; heads are trained on train."""
+    image_size: int = 64
+    """Side of the data set's images in pixels."""
+    protocol: Literal["embedded", "sie"] = "embedded"
+    """How the heads are trained."""
+    seed: int = 0
+    """Seeds the heads."""
+    out: Path | None = None
+    """Folder of results.json."""
+
+
+def main(config: Config) -> None:
+    data = open_data(config.dataset, config.data_dir, config.split, config.image_size)
+    if config.encoder.startswith(TIMM_PREFIX):
+        name = config.encoder.removeprefix(TIMM_PREFIX)
+        results, out = probe_random(name, config, data), Path("runs") / f"random-{name}"
+    else:
+        results, out = probe_exported(Path(config.encoder), config, data), Path(config.encoder).parent
+    out = config.out or out
+    print_records(results.records)
+    append_records(out / "results.json", results.records)
+    print(f"added to {out / 'results.json'}")
+
+
+def probe_exported(folder: Path, config: Config, data: DataSource) -> ProbeResults:
+    """An exported encoder beside one of its architecture with random weights, both with the exported normalisation."""
+    encoder_config = read_encoder_config(folder)
+    mean, std = normalization_of(encoder_config)
+    encoder = load_encoder(folder)
+    torch.manual_seed(RANDOM_ENCODER_SEED)
+    random_encoder = create_encoder(encoder_config["architecture"], config.image_size)
+    return run_probes(
+        encoder.to(DEVICE),
+        parts_of(encoder_config),
+        data.train,
+        data.evaluation,
+        random_encoder=random_encoder.to(DEVICE),
+        mean_rgb=mean.tolist(),
+        std_rgb=std.tolist(),
+        **options(config),
+    )
+
+
+def probe_random(name: str, config: Config, data: DataSource) -> ProbeResults:
+    """A timm architecture with random weights: what any training has to beat."""
+    torch.manual_seed(RANDOM_ENCODER_SEED)
+    encoder = create_encoder(name, config.image_size)
+    return run_probes(
+        encoder.to(DEVICE),
+        {"all": slice(0, int(encoder.num_features))},
+        data.train,
+        data.evaluation,
+        random_encoder=None,
+        mean_rgb=data.mean_rgb,
+        std_rgb=data.std_rgb,
+        **options(config),
+    )
+
+
+def options(config: Config) -> dict[str, Any]:
+    """What both kinds of encoder are probed with."""
+    protocol = PROBE_PROTOCOLS[config.protocol]()
+    return {"protocol": protocol, "device": DEVICE, "seed": config.seed, "split_name": config.split}
+
+
+if __name__ == "__main__":
+    config = parse_command_line(Config, __doc__)
+    explain_errors(lambda: main(config))
