@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ssl_equi.errors import UserError
+from ssl_equi.files import replace_file, sync_folder, write_durably
 
 _TENSOR_MARK = "__tensor__"
 _INT_KEYS_MARK = "__int_keys__"
@@ -52,7 +53,7 @@ def write_checkpoint_files(folder: Path, files: dict[str, bytes]) -> None:
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            _write_bytes(temporary / name, content)
+            write_durably(temporary / name, content)
         if folder.exists():
             folder.rename(replaced)
         temporary.rename(folder)
@@ -126,35 +127,16 @@ def load_module_strictly(module: torch.nn.Module, state: dict[str, Tensor], sour
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replaces a file as a whole: temporary file in the same folder, flushed to the disk, renamed."""
-    temporary = path.with_name(f".writing-{path.name}-{os.getpid()}")
+    """Replaces a text file as a whole, and makes its folder if need be.
+
+    Raises:
+        CheckpointError: the disk is full or the file can't be written; the old file is then intact.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_bytes(temporary, text.encode())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        replace_file(path, text.encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(describe_os_error(error, path)) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder durable; file systems that can't (some network ones) are left to their own devices."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _detach_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -12,6 +12,7 @@ ROOT = PACKAGE.parent
 LAYER = {
     "geometry": 0,
     "errors": 0,
+    "files": 0,
     "scenes": 1,
     "data": 2,
     "objectives": 2,

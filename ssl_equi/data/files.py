@@ -1,12 +1,12 @@
-"""Writing a file so that a crash or a full disk never leaves half of it under its final name."""
+"""Checksums of files, and writing them with errors that name the file and the cure."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ssl_equi.data.errors import DataError
+from ssl_equi.files import replace_file
 
 
 def sha256_of_file(path: Path) -> str:
@@ -15,32 +15,13 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` under a temporary name in the same folder, fsync it and rename it to `path`.
+    """Replaces a file as a whole.
 
     Raises DataError when the file cannot be written (a full disk, a quota, missing rights).
     """
-    temporary = path.with_name(path.name + ".partial")
     with write_errors_named(path):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+        replace_file(path, content)
 
 
 @contextmanager

@@ -23,7 +23,8 @@ import numpy as np
 import simplejpeg
 
 from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import sync_folder, write_errors_named
+from ssl_equi.data.files import write_errors_named
+from ssl_equi.files import sync_folder
 
 LATENTS_SUFFIX = "latents.npy"
 LABEL_SUFFIX = "cls"

@@ -11,9 +11,10 @@ from typing import Any
 from filelock import FileLock
 
 from ssl_equi.checkpoint import write_text_atomically
+from ssl_equi.errors import UserError
 
 
-class ResultsError(RuntimeError):
+class ResultsError(UserError):
     """A results file can't be read or a record can't be written; the message says what to do."""
 
 
