@@ -1,0 +1,103 @@
+"""Recipes as modules, in small sizes, one run after another in this process, on one thread."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from ssl_equi import pretraining
+from ssl_equi.probing.protocol import ProbeProtocol
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def load_recipe() -> Callable[[str], ModuleType]:
+    """recipes/NAME.py as a module."""
+
+    def load(name: str) -> ModuleType:
+        specification = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
+        assert specification is not None and specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[specification.name] = module
+        specification.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def sie(load_recipe: Callable[[str], ModuleType]) -> ModuleType:
+    return load_recipe("sie")
+
+
+@pytest.fixture(scope="session")
+def small_config(tiny_data: Path) -> Callable[..., Any]:
+    """The embedded configuration of a recipe on the tiny set: 3 steps an epoch, 2 epochs."""
+
+    def configure(recipe: ModuleType, **changes: Any) -> Any:
+        config = recipe.embedded()
+        if hasattr(config.objective, "projector"):
+            changes.setdefault("objective", dataclasses.replace(config.objective, projector=(32, 32, 32)))
+        sizes = {"data_dir": tiny_data, "image_size": 32, "batch_size": 8, "epochs": 2, "log_every": 1}
+        return dataclasses.replace(config, **(sizes | changes))
+
+    return configure
+
+
+@pytest.fixture(scope="session")
+def small_options(tiny_data: Path) -> list[str]:
+    """The same sizes for the command line of recipes/sie.py."""
+    return [
+        "--data-dir", str(tiny_data), "--image-size", "32", "--batch-size", "8", "--epochs", "2", "--log-every", "1",
+        "--objective.projector", "32", "32", "32",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The final heads train for one epoch, for tests that look at something else."""
+    protocol = ProbeProtocol(
+        name="quick", classification_epochs=1, rotation_epochs=1, rotation_hidden=(16,), rotation_pairs_per_object=2
+    )
+    monkeypatch.setitem(pretraining.PROBE_PROTOCOLS, "embedded", lambda: protocol)
+
+
+@pytest.fixture(scope="session")
+def subprocess_environment() -> dict[str, str]:
+    """One thread a process, no GPU, and no trace of a launcher around the tests."""
+    launcher = ("ACCELERATE_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(launcher)}
+    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="session")
+def event_lines() -> Callable[[Path, str], list[str]]:
+    """Whole lines of a run folder's metrics.jsonl that report a kind of event."""
+
+    def lines(folder: Path, event: str) -> list[str]:
+        file = folder / "metrics.jsonl"
+        written = file.read_text().splitlines(keepends=True) if file.exists() else []
+        return [line for line in written if line.endswith("\n") and json.loads(line)["event"] == event]
+
+    return lines
+
+
+@pytest.fixture(autouse=True)
+def start_afresh() -> Iterator[None]:
+    """Accelerate's state belongs to a process, and the bits of a sum to a number of threads."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,0 +1,224 @@
+"""Every recipe, from its configurations to its report, on a tiny rendered set."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import timm
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from ssl_equi import load_encoder
+from ssl_equi.checkpoint import list_checkpoints, read_state
+from ssl_equi.data.images import normalise_images
+from ssl_equi.data.reader import ShardDataset
+from ssl_equi.probing.tasks import TASKS
+
+RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
+STEPS = 3
+
+
+class FinishedRun(NamedTuple):
+    recipe: ModuleType
+    config: Any
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def finished(
+    load_recipe: Callable[[str], ModuleType],
+    small_config: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], FinishedRun]:
+    """Trains a recipe for three steps when it is first asked for."""
+    runs: dict[str, FinishedRun] = {}
+
+    def run(name: str) -> FinishedRun:
+        if name not in runs:
+            recipe, folder = load_recipe(name), tmp_path_factory.mktemp(name) / "run"
+            config = small_config(recipe, out=folder, steps=STEPS, save_every=2)
+            recipe.main(config)
+            runs[name] = FinishedRun(recipe, config, folder)
+        return runs[name]
+
+    return run
+
+
+def test_recipes_are_found() -> None:
+    assert {"sie", "vicreg"} <= set(RECIPES)
+
+
+def process_state() -> tuple[object, ...]:
+    """What a function without side effects leaves alone (it may draw from the random generator)."""
+    return (
+        dict(os.environ), dict(AcceleratorState._shared_state), torch.get_default_dtype(), torch.get_num_threads(),
+        torch.is_grad_enabled(), torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_build_has_no_side_effects_and_follows_the_seed(
+    name: str,
+    load_recipe: Callable[[str], ModuleType],
+    small_config: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(name)
+    config = small_config(recipe)
+    before = process_state()
+    first, second = recipe.build(config), recipe.build(config)
+    other = recipe.build(dataclasses.replace(config, seed=1))
+    assert process_state() == before
+    assert list(tmp_path.iterdir()) == []
+    weights = [torch.cat([value.flatten() for value in module.parameters()]) for module in (first, second, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_named_configurations_build_objectives_with_the_part_all(
+    name: str, load_recipe: Callable[[str], ModuleType], small_config: Callable[..., Any]
+) -> None:
+    recipe = load_recipe(name)
+    for config in (small_config(recipe), recipe.embedded(), recipe.paper()):
+        objective = recipe.build(config)
+        assert objective.parts["all"] == slice(0, objective.encoder.num_features)
+        assert all(0 <= part.start < part.stop <= objective.parts["all"].stop for part in objective.parts.values())
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_sie_has_the_sizes_of_the_paper(sie: ModuleType) -> None:
+    objective = sie.build(sie.paper())
+    assert objective.encoder.num_features == 512
+    assert objective.parts == {"all": slice(0, 512), "inv": slice(0, 256), "equi": slice(256, 512)}
+    assert count(objective.predictor) == 4_194_304
+    assert [count(objective.projectors[part]) for part in ("inv", "equi")] == [2_365_440, 2_365_440]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_run_leaves_its_files_and_finite_losses(
+    name: str, finished: Callable[[str], FinishedRun], event_lines: Callable[[Path, str], list[str]]
+) -> None:
+    run = finished(name)
+    assert {"config.json", "versions.json", "metrics.jsonl", "checkpoints", "encoder", "results.json", "report.html"} <= {
+        path.name for path in run.folder.iterdir()
+    }  # fmt: skip
+    assert not list(run.folder.rglob(".writing-*"))
+    assert json.loads((run.folder / "config.json").read_text())["image_size"] == 32
+    assert "torch" in json.loads((run.folder / "versions.json").read_text())
+    losses = [json.loads(line) for line in event_lines(run.folder, "loss")]
+    assert [line["step"] for line in losses] == [1, 2, 3]
+    for line in losses:
+        numbers = {key: value for key, value in line.items() if key not in ("event", "step")}
+        assert "loss" in numbers and len(numbers) > 2
+        assert all(math.isfinite(value) for value in numbers.values()), line
+    assert event_lines(run.folder, "online_probe") and event_lines(run.folder, "speed")
+    assert [path.name for path in list_checkpoints(run.folder / "checkpoints")] == ["step-00000002", "step-00000003"]
+
+
+def tiny_images(data_dir: Path) -> Tensor:
+    dataset = ShardDataset(data_dir, "test")
+    pixels = np.empty((6, 2, 32, 32, 3), dtype=np.uint8)
+    dataset.read_views(np.arange(6), np.tile([0, 3], (6, 1)), pixels)
+    assert dataset.manifest.mean_rgb is not None and dataset.manifest.std_rgb is not None
+    return normalise_images(torch.from_numpy(pixels).flatten(0, 1), dataset.manifest.mean_rgb, dataset.manifest.std_rgb)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_exported_encoder_is_that_of_the_checkpoint(
+    name: str, finished: Callable[[str], FinishedRun], tiny_data: Path
+) -> None:
+    run = finished(name)
+    state = read_state(list_checkpoints(run.folder / "checkpoints")[-1], "objective")
+    encoder = run.recipe.build(run.config).encoder
+    untrained = encoder.eval()(tiny_images(tiny_data))
+    encoder.load_state_dict(
+        {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
+    )
+    images = tiny_images(tiny_data)
+    with torch.inference_mode():
+        expected = encoder(images)
+        ours = load_encoder(run.folder / "encoder")(images)
+        theirs = timm.create_model(f"local-dir:{run.folder / 'encoder'}", pretrained=True).eval()(images)
+    assert (ours - expected).abs().max() <= 1e-6
+    assert (theirs - expected).abs().max() <= 1e-6
+    assert (ours - untrained).abs().max() > 1e-4, "the training left no trace in the exported encoder"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_results_have_every_task_on_every_part_beside_its_baselines(
+    name: str, finished: Callable[[str], FinishedRun], tiny_data: Path
+) -> None:
+    run = finished(name)
+    results = json.loads((run.folder / "results.json").read_text())
+    parts = run.recipe.build(run.config).parts
+    assert {(record["task"], record["part"]) for record in results["records"]} == {
+        (task, part) for task in TASKS for part in parts
+    }
+    names = [(record["task"], record["part"], record["metric"]) for record in results["records"]]
+    assert len(set(names)) == len(names)
+    for record in results["records"]:
+        assert all(math.isfinite(record[field]) for field in ("value", "baseline", "random_encoder")), record
+        assert record["baseline_name"] and record["protocol"] == "ssl_equi_v1"
+        assert (record["split"], record["num_objects"]) == ("test", 12)
+    assert results["run"]["name"] == name
+    assert results["run"]["steps"] == STEPS
+    assert results["run"]["train_fingerprint"] == ShardDataset(tiny_data, "train").fingerprint
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_report_is_one_file_that_asks_the_network_for_nothing(
+    name: str, finished: Callable[[str], FinishedRun]
+) -> None:
+    page = (finished(name).folder / "report.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html")
+    assert "data:image/" in page or "<svg" in page
+    loads = r"""<link\b|<iframe\b|@import\b|<script[^>]*\bsrc|(?:src|srcset|href)\s*=\s*["']?\s*(?:https?:)?//|url\(\s*["']?http"""
+    assert re.findall(loads, page, flags=re.IGNORECASE) == []
+
+
+@pytest.mark.usefixtures("quick_probes")
+@pytest.mark.parametrize(
+    ("changes", "objective_changes", "parts", "terms"),
+    [
+        ({"actions": "rotation_color"}, {}, {"all", "inv", "equi"}, {"invariance", "equivariance"}),
+        ({}, {"parts": "inv_only"}, {"all", "inv", "equi"}, {"invariance"}),
+        ({}, {"parts": "equi_only"}, {"all"}, {"equivariance"}),
+        ({}, {"predictor": "mlp"}, {"all", "inv", "equi"}, {"invariance", "equivariance"}),
+    ],
+    ids=["rotation_color", "inv_only", "equi_only", "mlp"],
+)
+def test_variants_of_sie_train_and_are_probed(
+    sie: ModuleType,
+    small_config: Callable[..., Any],
+    event_lines: Callable[[Path, str], list[str]],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    objective_changes: dict[str, Any],
+    parts: set[str],
+    terms: set[str],
+) -> None:
+    objective = dataclasses.replace(sie.embedded().objective, projector=(32, 32, 32), **objective_changes)
+    sie.main(small_config(sie, out=tmp_path / "run", steps=STEPS, objective=objective, **changes))
+    lines = [json.loads(line) for line in event_lines(tmp_path / "run", "loss")]
+    assert len(lines) == STEPS
+    for line in lines:
+        assert {"invariance", "equivariance"} & set(line) == terms
+        assert all(math.isfinite(value) for value in line.values() if not isinstance(value, str))
+    records = json.loads((tmp_path / "run" / "results.json").read_text())["records"]
+    assert {record["part"] for record in records} == parts
