@@ -47,7 +47,9 @@ def explain_errors(action: Callable[[], None]) -> None:
     except (UserError, ValueError) as error:
         if not isinstance(error, UserError) and not _raised_by_this_package(error):
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        # One write of one line: that of another process can't get in between, nor can a library's line breaks.
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.flush()
         raise SystemExit(1) from None
 
 

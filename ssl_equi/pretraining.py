@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from ssl_equi.data.actions import relative_rotation
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.sources import DatasetName, DataSource
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.create import has_fixed_input_size
@@ -19,7 +21,7 @@ from ssl_equi.probing import protocol as probe_protocols
 from ssl_equi.probing.online import OnlineProbes
 from ssl_equi.probing.publish import publish_results
 from ssl_equi.probing.suite import run_probes
-from ssl_equi.run import Run, RunConfig
+from ssl_equi.run import Run, RunConfig, RunError
 
 # The random encoder that a trained one is compared with is drawn from a seed that no training uses.
 RANDOM_ENCODER_SEED = 2**31
@@ -54,6 +56,28 @@ class Objective(Protocol):
     parts: dict[str, slice]
 
 
+class DataIdentity:
+    """What a checkpoint remembers of the training data, so that a run never goes on with another set.
+
+    The plan (settings and list of objects) is compared and not the fingerprint of the bytes: the embedded set, rendered
+    anew on another machine, may differ in the rounding of a pixel.
+    """
+
+    def __init__(self, train: ShardDataset) -> None:
+        self.train = train
+
+    def state_dict(self) -> dict[str, str]:
+        return {"plan_sha256": self.train.manifest.plan_sha256, "source": self.train.manifest.source}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        """Raises RunError if the checkpoint was trained on other data."""
+        if state["plan_sha256"] != self.train.manifest.plan_sha256:
+            raise RunError(
+                f"the run was trained on other data ({state['source']}) than {self.train.folder} holds: "
+                "resume with the first --data-dir, or choose another --out"
+            )
+
+
 class FollowingProbes:
     """Online probes of a run: saved with its checkpoints, fed with the objective's output."""
 
@@ -62,6 +86,7 @@ class FollowingProbes:
         self.probes = OnlineProbes(
             columns["all"].stop, columns, len(data.train.class_names), seed=run.config.seed, device=run.device
         )
+        run.register("data", DataIdentity(data.train))
         run.register("online_probes", self.probes)
 
     def update(self, output: ObjectiveOutput, batch: ViewBatch) -> None:
@@ -98,6 +123,7 @@ def finish(run: Run, config: PretrainingConfig, objective: Objective, data: Data
             seed=config.seed,
             split_name=config.evaluation_split,
         )
+        set_aside_earlier_results(run.folder)
         versions = json.loads((run.folder / "versions.json").read_text())
         report = publish_results(
             run.folder,
@@ -119,6 +145,14 @@ def finish(run: Run, config: PretrainingConfig, objective: Objective, data: Data
         )
         run.say(f"probed in {time.perf_counter() - started:.0f} s; open {report} in a browser")
     run.close()
+
+
+def set_aside_earlier_results(folder: Path) -> None:
+    """Renames a results.json written before the run was resumed: its numbers are those of an earlier encoder."""
+    results = folder / "results.json"
+    if results.is_file():
+        number = 1 + len(list(folder.glob("results-earlier-*.json")))
+        results.replace(folder / f"results-earlier-{number}.json")
 
 
 def encoder_card(name: str, config: PretrainingConfig, objective: Objective, data: DataSource) -> EncoderCard:

@@ -345,15 +345,24 @@ class Run:
         except OSError as error:
             raise RunError(describe_os_error(error, self.folder)) from error
         if self.config.resume and list_checkpoints(self.folder / "checkpoints") and config_file.is_file():
-            theirs = json.loads(config_file.read_text())
-            for option in mine:
-                if option not in FREE_OPTIONS and mine[option] != theirs.get(option):
-                    raise RunError(
-                        f"{config_file} was made with {option} = {theirs.get(option)!r} and this command asks for "
-                        f"{mine[option]!r}: resume with the first options, or choose another --out"
-                    )
+            self._refuse_other_options(config_file, mine)
         write_text_atomically(config_file, json.dumps(mine, indent=1))
         write_text_atomically(self.folder / "versions.json", json.dumps(software_versions(), indent=1))
+
+    def _refuse_other_options(self, config_file: Path, mine: dict[str, Any]) -> None:
+        """A run goes on with the options that it was begun with, but for those that don't change what is learnt."""
+        try:
+            theirs = _flattened(json.loads(config_file.read_text()))
+        except (ValueError, AttributeError) as error:
+            raise RunError(
+                f"{config_file} is damaged ({error}): delete this file to resume with the options of this command"
+            ) from error
+        for option, value in _flattened(mine).items():
+            if option not in FREE_OPTIONS and value != theirs.get(option):
+                raise RunError(
+                    f"{config_file} was made with {option} = {theirs.get(option)!r} and this command asks for "
+                    f"{value!r}: resume with the first options, or choose another --out"
+                )
 
     def _seed_step(self, step: int) -> None:
         # Python's hash of a tuple of integers is stable across processes and well mixed.
@@ -460,3 +469,11 @@ def _git_commit() -> str:
 def _jsonable(config: Any) -> dict[str, Any]:
     """The configuration as plain JSON values, as it will be read back."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def _flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options by their names on the command line, such as objective.inv_weight."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,142 @@
+"""recipes/sie.py killed and stopped as a cluster does it: resumed, it writes the lines of a run that never stopped."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ssl_equi.checkpoint import list_checkpoints
+
+ROOT = Path(__file__).parents[2]
+EPOCHS = 14
+TOTAL_STEPS = 3 * EPOCHS
+SAVE_EVERY = 7
+PATIENCE_SECONDS = 100
+
+EventLines = Callable[[Path, str], list[str]]
+
+
+@pytest.fixture(scope="module")
+def long_run(sie: ModuleType, small_config: Callable[..., Any]) -> Callable[..., Any]:
+    """The configuration of `started`, with changes."""
+
+    def configure(**changes: Any) -> Any:
+        return small_config(sie, **({"epochs": EPOCHS, "save_every": SAVE_EVERY} | changes))
+
+    return configure
+
+
+@pytest.fixture
+def whole(
+    sie: ModuleType, long_run: Callable[..., Any], event_lines: EventLines, tmp_path: Path, quick_probes: None
+) -> Callable[[str], list[str]]:
+    """Lines of a run that nothing stopped."""
+    sie.main(long_run(out=tmp_path / "whole"))
+    assert len(event_lines(tmp_path / "whole", "loss")) == TOTAL_STEPS
+    assert len(event_lines(tmp_path / "whole", "online_probe")) > 5
+    return lambda event: event_lines(tmp_path / "whole", event)
+
+
+@contextmanager
+def started(folder: Path, options: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    command = [
+        sys.executable, "recipes/sie.py", "--out", str(folder), *options, "--epochs", str(EPOCHS),
+        "--save-every", str(SAVE_EVERY),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def freeze_after(process: subprocess.Popen[str], count_lines: Callable[[], int], lines: int) -> int:
+    """Halts the process once it has logged so many losses and is not just at a checkpoint; returns their number.
+
+    A halted process can be looked at in peace: what it has written does not change before the kill.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if count_lines() >= lines:
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.05)
+            if count_lines() % SAVE_EVERY != 0:
+                return count_lines()
+            process.send_signal(signal.SIGCONT)
+        time.sleep(0.002)
+    process.kill()
+    pytest.fail(f"the run ended or hung before {lines} lines: {process.communicate()}")
+
+
+def test_killed_at_two_places_the_resumed_run_logs_the_same_to_the_byte(
+    sie: ModuleType,
+    long_run: Callable[..., Any],
+    whole: Callable[[str], list[str]],
+    small_options: list[str],
+    subprocess_environment: dict[str, str],
+    event_lines: EventLines,
+    tmp_path: Path,
+) -> None:
+    """The same run is killed, resumed, killed again later, and resumed to its end."""
+    run = tmp_path / "killed"
+    for options, lines in (([], 3), (["--resume"], 3 * SAVE_EVERY + 2)):
+        with started(run, [*small_options, *options], subprocess_environment) as process:
+            logged = freeze_after(process, lambda: len(event_lines(run, "loss")), lines)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert process.returncode == -signal.SIGKILL
+        assert lines <= logged < TOTAL_STEPS
+        assert event_lines(run, "loss") == whole("loss")[:logged]
+    saved = list_checkpoints(run / "checkpoints")
+    assert saved and saved[-1].name != f"step-{logged:08d}"
+    sie.main(long_run(out=run, resume=True))
+    assert event_lines(run, "loss") == whole("loss")
+    assert event_lines(run, "online_probe") == whole("online_probe")
+    assert (run / "report.html").is_file()
+
+
+def test_sigterm_saves_says_how_to_go_on_and_leaves_with_status_zero(
+    sie: ModuleType,
+    long_run: Callable[..., Any],
+    whole: Callable[[str], list[str]],
+    small_options: list[str],
+    subprocess_environment: dict[str, str],
+    event_lines: EventLines,
+    tmp_path: Path,
+) -> None:
+    """With `--steps`, as in a trial of a long run; the resumed run has no such limit."""
+    run = tmp_path / "stopped"
+    with started(run, [*small_options, "--steps", str(TOTAL_STEPS - 2)], subprocess_environment) as process:
+        logged = freeze_after(process, lambda: len(event_lines(run, "loss")), 2)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
+        output, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, errors
+    newest = list_checkpoints(run / "checkpoints")[-1]
+    step = int(newest.name.removeprefix("step-"))
+    assert logged <= step <= logged + 1, "it stopped at the end of the step in which the signal came"
+    message = (
+        f"SIGTERM: saved {run} after step {step} of {TOTAL_STEPS - 2}; run the same command with --resume to go on"
+    )
+    assert message in output.splitlines()
+    assert "Traceback" not in errors
+    assert not (run / "results.json").exists()
+    sie.main(long_run(out=run, resume=True, steps=step + 4))
+    assert event_lines(run, "loss") == whole("loss")[: step + 4]
+    sie.main(long_run(out=run, resume=True))
+    assert event_lines(run, "loss") == whole("loss")
+    assert event_lines(run, "online_probe") == whole("online_probe")
+    results = [json.loads((run / name).read_text()) for name in ("results-earlier-1.json", "results.json")]
+    assert [result["run"]["steps"] for result in results] == [step + 4, TOTAL_STEPS]
+    assert len(results[0]["records"]) == len(results[1]["records"]), "numbers of two encoders are in one file"

@@ -1,0 +1,103 @@
+"""recipes/sie.py in two CPU processes, started as users start it, against one process with the same global batch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_equi import load_encoder
+from ssl_equi.checkpoint import list_checkpoints
+
+ROOT = Path(__file__).parents[2]
+# Without a GPU, `--multi_gpu` starts processes that talk over gloo; `--cpu --num_processes 2` would start only one.
+LAUNCH_TWO = [
+    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+]  # fmt: skip
+# Adam divides by the size of the gradient, so rounding grows with every step: large steps would blur the comparison.
+LEARNING_RATE = 1e-5
+PATIENCE_SECONDS = 200
+
+
+@contextmanager
+def started(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A launcher in a process group of its own, which is gone afterwards with all its processes."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def moved(encoder: nn.Module, start: nn.Module) -> torch.Tensor:
+    """How far the training took every parameter, in one vector."""
+    steps = [(now - before).flatten() for now, before in zip(encoder.parameters(), start.parameters(), strict=True)]
+    return torch.cat(steps).detach()
+
+
+@pytest.mark.usefixtures("quick_probes")
+def test_two_processes_learn_what_one_does(
+    sie: ModuleType,
+    small_config: Callable[..., Any],
+    small_options: list[str],
+    subprocess_environment: dict[str, str],
+    event_lines: Callable[[Path, str], list[str]],
+    tmp_path: Path,
+) -> None:
+    rates = {"learning_rate": LEARNING_RATE, "final_learning_rate": LEARNING_RATE, "warmup_steps": 0}
+    config = small_config(sie, out=tmp_path / "one", **rates)
+    sie.main(config)
+    options = [word for name, value in rates.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    (tmp_path / "two").mkdir()
+    command = [*LAUNCH_TWO, "recipes/sie.py", "--out", str(tmp_path / "two" / "run"), *small_options, *options]
+    with started(command, subprocess_environment) as launcher:
+        output, errors = launcher.communicate(timeout=PATIENCE_SECONDS)
+    assert launcher.returncode == 0, errors
+
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["run"], "one folder, not one for each process"
+    assert output.count("exported") == output.count("probed in") == 1, "the first process alone speaks"
+    state = json.loads((list_checkpoints(tmp_path / "two/run/checkpoints")[-1] / "run.json").read_text())
+    assert state == {"step": 6, "world_size": 2}
+    records = json.loads((tmp_path / "two/run/results.json").read_text())["records"]
+    names = [(record["task"], record["part"], record["metric"]) for record in records]
+    assert len(set(names)) == len(names), "the first process alone writes"
+
+    one, two = ([json.loads(line) for line in event_lines(tmp_path / run, "loss")] for run in ("one", "two/run"))
+    assert [line["step"] for line in two] == [line["step"] for line in one] == [1, 2, 3, 4, 5, 6]
+    for ours, theirs in zip(one, two, strict=True):
+        assert list(theirs) == list(ours)
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-4)
+        for name in ours.keys() - {"event", "step"}:
+            # Before the first update, nothing but the order of sums differs.
+            assert theirs[name] == pytest.approx(ours[name], rel=2e-5 if ours["step"] == 1 else 2e-3), name
+    start = sie.build(config).encoder
+    one_move, two_move = (moved(load_encoder(tmp_path / run / "encoder"), start) for run in ("one", "two/run"))
+    assert one_move.abs().mean() > LEARNING_RATE / 2
+    assert torch.cosine_similarity(one_move, two_move, dim=0) > 0.999
+
+
+def test_a_batch_that_cannot_be_shared_out_ends_both_processes_with_a_sentence(
+    small_options: list[str], subprocess_environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = [*LAUNCH_TWO, "recipes/sie.py", "--out", str(tmp_path / "run"), *small_options, "--batch-size", "7"]
+    with started(command, subprocess_environment) as launcher:
+        _, errors = launcher.communicate(timeout=PATIENCE_SECONDS)
+    assert launcher.returncode != 0
+    sentence = "error: global batch size 7 is not divisible by 2 processes: choose a multiple of 2"
+    assert errors.splitlines().count(sentence) >= 1  # the launcher may end the second process before it speaks
+    assert not list_checkpoints(tmp_path / "run" / "checkpoints")
