@@ -43,7 +43,7 @@ class PretrainingConfig(RunConfig):
     """Any name of timm.list_models()."""
     batch_size: int = 64
     """Objects in a step over all processes, two views each."""
-    epochs: int = 250
+    epochs: int = 160
     """Passes over the objects; each shows one pair of views of each object."""
     probe_protocol: Literal["embedded", "sie"] = "embedded"
     """How the final heads are trained; sie is the SIE paper's protocol."""
