@@ -117,10 +117,9 @@ def load_encoder(folder: str | Path, encoder: nn.Module | None = None) -> nn.Mod
             raise CheckpointError(
                 f"{folder} holds an encoder that timm doesn't know: build the module and pass it as encoder="
             )
-        import timm
+        from ssl_equi.encoders.create import timm_with_our_encoders
 
-        import ssl_equi.encoders  # noqa: F401  (registers our encoders with timm)
-
+        timm = timm_with_our_encoders()
         if not timm.is_model(architecture):
             raise CheckpointError(f"{folder} holds a {architecture}, which this timm doesn't know: update timm")
         encoder = timm.create_model(architecture, pretrained=False, num_classes=0, **config.get("model_args", {}))

@@ -1,13 +1,12 @@
 """An encoder by its timm name."""
 
 import difflib
+from types import ModuleType
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
-import ssl_equi.encoders.strided_cnn  # noqa: F401  (registers our encoders with timm)
 from ssl_equi.errors import UserError
 
 
@@ -29,6 +28,7 @@ def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
     Raises:
         EncoderError: timm doesn't know the name, or the model can't take images of this size.
     """
+    timm = timm_with_our_encoders()
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(close)}" if close else "timm.list_models() lists the names"
@@ -43,13 +43,25 @@ def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
             f"encoder {name!r} can't be made for images of {image_size} x {image_size} pixels ({error}): "
             "choose another encoder or image size"
         ) from error
-    encoder.num_features = num_features  # type: ignore[assignment]  # a plain attribute, which mypy takes for a module
+    encoder.num_features = num_features
     return encoder
+
+
+def timm_with_our_encoders() -> ModuleType:
+    """The timm module, with this project's encoders registered.
+
+    timm takes seconds to import, so that is left until an encoder is made: `--help` needs none.
+    """
+    import timm
+
+    import ssl_equi.encoders.strided_cnn  # noqa: F401  (registers itself with timm)
+
+    return timm
 
 
 def has_fixed_input_size(name: str) -> bool:
     """Whether a model must be told the size of its images when it is made (most ViTs)."""
-    pretrained_cfg = timm.get_pretrained_cfg(name)
+    pretrained_cfg = timm_with_our_encoders().get_pretrained_cfg(name)
     return pretrained_cfg is not None and pretrained_cfg.fixed_input_size
 
 
