@@ -11,6 +11,7 @@ from ssl_equi.data.reader import ShardDataset
 
 DatasetName = Literal["3diebench-p", "3diebench"]
 EMBEDDED_SPLITS = ("train", "val", "test")
+EMBEDDED_EVALUATION_SPLITS = ("test", "val", "ood_rotation")  # the splits with the classes of train
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,12 @@ def open_data(name: DatasetName, data_dir: Path | None, evaluation_split: str, i
         image_size: side of the images in pixels, which the shards must have.
 
     Raises:
-        DataError: the shards are missing, damaged, or of another image size.
+        DataError: the shards are missing, damaged, or of another image size, or the split can't be evaluated.
     """
     if name == "3diebench-p":
+        if evaluation_split not in EMBEDDED_EVALUATION_SPLITS:
+            choices = ", ".join(EMBEDDED_EVALUATION_SPLITS)
+            raise DataError(f"--evaluation-split is {evaluation_split!r}: choose from {choices}")
         config = ProceduralConfig(image_size=image_size)
         folder = default_folder(config) if data_dir is None else data_dir
         build_procedural(folder, config, tuple(dict.fromkeys((*EMBEDDED_SPLITS, evaluation_split))))

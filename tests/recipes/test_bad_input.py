@@ -1,0 +1,405 @@
+"""What a user can get wrong, and what can break under a run: one sentence with the cure, and nothing saved is lost."""
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ssl_equi.checkpoint import list_checkpoints, read_state
+from ssl_equi.cli import explain_errors, run_recipe
+from ssl_equi.data import sources
+from ssl_equi.data.files import sha256_of_file
+from ssl_equi.data.manifest import index_folder, read_manifest
+from ssl_equi.data.order import BatchOrder
+from ssl_equi.data.procedural import ProceduralConfig
+from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.shard import view_suffix
+
+ROOT = Path(__file__).parents[2]
+
+Fail = Callable[[Any], str]
+SmallConfig = Callable[..., Any]
+EventLines = Callable[[Path, str], list[str]]
+
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
+
+@pytest.fixture
+def fail(sie: ModuleType, capsys: pytest.CaptureFixture[str]) -> Fail:
+    """Runs recipes/sie.py with a configuration that must fail; returns the one sentence on stderr."""
+
+    def run(config: Any) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            explain_errors(lambda: sie.main(config))
+        errors = capsys.readouterr().err
+        assert stop.value.code == 1
+        assert "Traceback" not in errors
+        assert errors.startswith("error: ") and errors.endswith("\n") and errors.count("\n") == 1, errors
+        assert ": " in errors.removeprefix("error: "), "the sentence ends with a cure, after a colon"
+        return errors.removeprefix("error: ").rstrip("\n")
+
+    return run
+
+
+@pytest.fixture
+def own_data(tiny_data: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny set, to be damaged."""
+    return Path(shutil.copytree(tiny_data, tmp_path / "data"))
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--lerning-rate", "1"], "--lerning-rate"),
+        (["--dataset", "4diebench"], "4diebench"),
+        (["--batch-size", "many"], "--batch-size"),
+        (["--objective.predictor", "hypernet"], "hypernet"),
+        (["papr"], "papr"),
+    ],
+)
+def test_what_the_command_line_does_not_know_is_named_with_status_two(
+    sie: ModuleType,
+    words: list[str],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sie.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(sie.main, {"embedded": sie.embedded, "paper": sie.paper}, sie.__doc__)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert named in captured.err + captured.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_real_command_prints_one_line_and_no_traceback(
+    small_options: list[str], subprocess_environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "recipes/sie.py",
+        "--out",
+        str(tmp_path / "run"),
+        *small_options,
+        "--encoder",
+        "resnet81",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=subprocess_environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: timm has no model named 'resnet81': did you mean resnet")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- options that do not fit
+
+
+@pytest.mark.parametrize(
+    ("changes", "objective_changes", "sentence"),
+    [
+        ({"encoder": "strided_cnn_tniy"}, {}, "no model named 'strided_cnn_tniy': did you mean strided_cnn_tiny"),
+        ({"image_size": 64}, {}, "images of 32 x 32 pixels and the run wants 64: give --image-size 32"),
+        ({"batch_size": 25}, {}, "batch size 25 does not fit a split of 24 objects: choose a size from 1 to 24"),
+        ({"batch_size": 0}, {}, "batch size 0 does not fit"),
+        ({"epochs": 0}, {}, "the run has 0 steps: ask for at least one epoch"),
+        ({}, {"equi_dim": 512}, "equi_dim is 512 but the encoder has 512 features: choose 1 to 511"),
+        ({}, {"parts": "equi_only", "equi_dim": 8}, "leave equi_dim unset"),
+        ({}, {"projector": (32, 1)}, "projector is (32, 1): every width must leave at least 1 column"),
+        ({"seed": -1}, {}, "seed"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_fit_are_named(
+    sie: ModuleType,
+    small_config: SmallConfig,
+    fail: Fail,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    objective_changes: dict[str, Any],
+    sentence: str,
+) -> None:
+    objective = dataclasses.replace(sie.embedded().objective, **({"projector": (32, 32, 32)} | objective_changes))
+    assert sentence in fail(small_config(sie, out=tmp_path / "run", objective=objective, **changes))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("folder", [None, "nowhere"])
+def test_3diebench_without_its_shards_says_how_to_make_them(
+    sie: ModuleType, small_config: SmallConfig, fail: Fail, tmp_path: Path, folder: str | None
+) -> None:
+    data_dir = None if folder is None else tmp_path / folder
+    sentence = fail(small_config(sie, out=tmp_path / "run", dataset="3diebench", data_dir=data_dir))
+    assert str(data_dir or "an unnamed folder") in sentence
+    assert "`python datasets/threediebench.py` and give the folder as --data-dir" in sentence
+
+
+@pytest.mark.parametrize("split", ["tset", "train", "ood_family"])
+def test_a_split_that_cannot_be_evaluated_is_named_before_anything_is_rendered(
+    sie: ModuleType, small_config: SmallConfig, fail: Fail, tmp_path: Path, split: str
+) -> None:
+    """The split of other families has other classes, which the trained heads could not name."""
+    config = small_config(sie, out=tmp_path / "run", data_dir=tmp_path / "data", evaluation_split=split)
+    assert fail(config) == f"--evaluation-split is {split!r}: choose from test, val, ood_rotation"
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_missing_evaluation_split_is_named(
+    sie: ModuleType, small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
+) -> None:
+    (own_data / "val.manifest.json").unlink()
+    config = small_config(sie, out=tmp_path / "run", dataset="3diebench", data_dir=own_data, evaluation_split="val")
+    assert f"there is no manifest {own_data / 'val.manifest.json'}: build this data set" in fail(config)
+
+
+# ---------------------------------------------------------------- damaged data
+
+
+def test_a_truncated_shard_is_named_before_the_first_step(
+    sie: ModuleType, small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
+) -> None:
+    shard = own_data / "train-000001.tar"
+    size = shard.stat().st_size
+    os.truncate(shard, size - 700)
+    sentence = fail(small_config(sie, out=tmp_path / "run", data_dir=own_data))
+    assert f"shard {shard} has {size - 700} bytes where the manifest says {size}: download it again" in sentence
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_nan_latents_are_found_before_the_first_step(
+    sie: ModuleType, small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
+) -> None:
+    """The sidecar and its checksum agree: the data were made with the NaN."""
+    file = index_folder(own_data, "train") / "latents.npy"
+    latents = np.load(file)
+    latents[3, 1, 0] = np.nan
+    np.save(file, latents)
+    manifest = read_manifest(own_data, "train")
+    sidecars = manifest.sidecars | {"latents.npy": sha256_of_file(file)}
+    dataclasses.replace(manifest, sidecars=sidecars).write(own_data)
+    sentence = fail(small_config(sie, out=tmp_path / "run", data_dir=own_data))
+    assert str(file) in sentence and "holds NaN or infinity: rebuild this data set" in sentence
+
+
+def first_view_of_a_later_step(dataset: ShardDataset, step: int) -> tuple[int, int]:
+    """(object, view) that a run of batch 8 and seed 0 shows at `step` and never before."""
+    order = BatchOrder(dataset.num_objects, dataset.num_views, global_batch_size=8, views=2, seed=0)
+    seen: set[tuple[int, int]] = set()
+    for earlier in range(step):
+        objects, views = order.batch(earlier)
+        seen |= {(int(index), int(view)) for index, pair in zip(objects, views) for view in pair}
+    objects, views = order.batch(step)
+    return next(
+        found for index, pair in zip(objects, views) for view in pair if (found := (int(index), int(view))) not in seen
+    )
+
+
+def test_a_corrupt_image_is_named_and_the_checkpoint_before_it_serves_to_go_on(
+    sie: ModuleType,
+    small_config: SmallConfig,
+    fail: Fail,
+    event_lines: EventLines,
+    own_data: Path,
+    tmp_path: Path,
+) -> None:
+    """A byte of an image flips on the disk; after the shard is restored, the run ends as if nothing had happened."""
+    bad_step = 4
+    dataset = ShardDataset(own_data, "train")
+    index, view = first_view_of_a_later_step(dataset, bad_step)
+    shard = own_data / dataset.manifest.shards[int(dataset._index.shard_numbers[index])].name
+    middle = int(dataset._index.offsets[index, view] + dataset._index.sizes[index, view] // 2)
+    intact = shard.read_bytes()
+    damaged = bytearray(intact)
+    damaged[middle] ^= 0xFF
+    shard.write_bytes(damaged)
+
+    config = small_config(sie, out=tmp_path / "run", data_dir=own_data, save_every=1)
+    sentence = fail(config)
+    member = f"{dataset.keys[index].decode()}.{view_suffix(view, dataset.num_views)}"
+    assert f"image '{member}'" in sentence and str(shard) in sentence and "does not match its CRC-32C" in sentence
+    checkpoints = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert checkpoints[-1].name == f"step-{bad_step:08d}"
+    assert read_state(checkpoints[-1], "run")["step"] == bad_step
+    assert len(event_lines(tmp_path / "run", "loss")) == bad_step
+
+    shard.write_bytes(intact)
+    sie.main(dataclasses.replace(config, resume=True))
+    sie.main(dataclasses.replace(config, out=tmp_path / "whole"))
+    assert event_lines(tmp_path / "run", "loss") == event_lines(tmp_path / "whole", "loss")
+
+
+# ---------------------------------------------------------------- full disks
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, folder: Path, pattern: str) -> None:
+    """The disk is full as soon as a file or folder of such a (temporary) name is being written."""
+    really_sync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        if any(folder.glob(pattern)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        really_sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+
+
+def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
+    sie: ModuleType,
+    small_config: SmallConfig,
+    fail: Fail,
+    event_lines: EventLines,
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    config = small_config(sie, out=run, save_every=2)
+    with pytest.MonkeyPatch.context() as patch:
+        fill_disk(patch, run / "checkpoints", "*step-00000004*")
+        sentence = fail(config)
+    assert f"the disk is full while writing {run / 'checkpoints' / 'step-00000004'}: free some space" in sentence
+    assert "--resume" in sentence
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002"]
+    assert len(event_lines(run, "loss")) == 4
+    sie.main(dataclasses.replace(config, resume=True))
+    assert [json.loads(line)["step"] for line in event_lines(run, "loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_full_disk_while_exporting_keeps_the_trained_run(
+    sie: ModuleType, small_config: SmallConfig, fail: Fail, event_lines: EventLines, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    config = small_config(sie, out=run)
+    with pytest.MonkeyPatch.context() as patch:
+        fill_disk(patch, run, "*encoder*")
+        sentence = fail(config)
+    assert f"the disk is full while writing {run / 'encoder'}: free some space" in sentence
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-00000006"]
+    losses = event_lines(run, "loss")
+    sie.main(dataclasses.replace(config, resume=True))
+    assert event_lines(run, "loss") == losses
+    assert (run / "encoder" / "model.safetensors").is_file() and (run / "report.html").is_file()
+
+
+def test_a_full_disk_while_rendering_keeps_the_finished_shards(
+    sie: ModuleType,
+    small_config: SmallConfig,
+    fail: Fail,
+    tiny_config: ProceduralConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(sources, "ProceduralConfig", lambda image_size: tiny_config)
+    data = tmp_path / "data"
+    config = small_config(sie, out=tmp_path / "run", data_dir=data, steps=1)
+    with pytest.MonkeyPatch.context() as patch:
+        fill_disk(patch, data, "*train-000002*")
+        sentence = fail(config)
+    assert str(data) in sentence and "No space left on device" in sentence and "free some space" in sentence
+    finished = {path: path.stat().st_mtime_ns for path in data.glob("train-00000[01].tar")}
+    assert len(finished) == 2
+    assert not (data / "train.manifest.json").exists()
+    sie.main(config)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "the finished shards were rendered again"
+    assert ShardDataset(data, "train").num_objects == 24
+
+
+# ---------------------------------------------------------------- run folders
+
+
+@pytest.fixture
+def trained(sie: ModuleType, small_config: SmallConfig, tmp_path: Path) -> Any:
+    """The configuration of a run with a checkpoint in its folder."""
+    config = small_config(sie, out=tmp_path / "run", save_every=2)
+    with pytest.raises(InterruptedRunError):
+        interrupted(sie, config)
+    return config
+
+
+class InterruptedRunError(Exception):
+    """Stands in for a kill after the last step, so that nothing is probed."""
+
+
+def interrupted(sie: ModuleType, config: Any) -> None:
+    def die(*arguments: object) -> None:
+        raise InterruptedRunError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sie, "finish", die)
+        sie.main(config)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a run folder but for the notes on who last used it."""
+    files = {path for path in folder.rglob("*") if path.is_file() and path.name != "versions.json"}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_folder_with_a_run_is_not_overwritten(sie: ModuleType, trained: Any, fail: Fail) -> None:
+    before = contents(trained.out)
+    assert f"{trained.out} already holds a run: add --resume" in fail(trained)
+    assert contents(trained.out) == before
+
+
+def test_resuming_with_other_options_names_the_option(sie: ModuleType, trained: Any, fail: Fail) -> None:
+    before = contents(trained.out)
+    wider = dataclasses.replace(trained.objective, projector=(64, 64, 64))
+    sentence = fail(dataclasses.replace(trained, resume=True, objective=wider))
+    assert (
+        "made with objective.projector = [32, 32, 32] and this command asks for [64, 64, 64]: resume with" in sentence
+    )
+    assert contents(trained.out) == before
+
+
+def test_resuming_a_checkpoint_of_another_architecture_is_refused(sie: ModuleType, trained: Any, fail: Fail) -> None:
+    """The folder's config.json was lost, so that only the tensors can tell."""
+    (trained.out / "config.json").unlink()
+    before = contents(trained.out)
+    wider = dataclasses.replace(trained.objective, projector=(64, 64, 64))
+    sentence = fail(dataclasses.replace(trained, resume=True, objective=wider))
+    assert "objective.safetensors holds another architecture" in sentence and "another --out folder" in sentence
+    assert before.items() <= contents(trained.out).items()
+
+
+def test_resuming_with_other_data_is_refused(sie: ModuleType, trained: Any, fail: Fail, own_data: Path) -> None:
+    manifest = read_manifest(own_data, "train")
+    dataclasses.replace(manifest, plan_sha256="0" * 64, source="something else").write(own_data)
+    sentence = fail(dataclasses.replace(trained, resume=True, data_dir=own_data))
+    assert "was trained on other data (3DIEBench-P" in sentence and str(own_data) in sentence
+    assert "resume with the first --data-dir" in sentence
+
+
+def test_a_damaged_config_of_a_run_is_named(sie: ModuleType, trained: Any, fail: Fail) -> None:
+    (trained.out / "config.json").write_text("{")
+    sentence = fail(dataclasses.replace(trained, resume=True))
+    assert f"{trained.out / 'config.json'} is damaged" in sentence and "delete this file to resume" in sentence
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(
+    sie: ModuleType, trained: Any, fail: Fail, event_lines: EventLines
+) -> None:
+    losses = event_lines(trained.out, "loss")
+    newest = list_checkpoints(trained.out / "checkpoints")[-1]
+    os.truncate(newest / "objective.safetensors", 1000)
+    sentence = fail(dataclasses.replace(trained, resume=True))
+    assert f"checkpoint {newest} is damaged" in sentence and "delete this folder and resume" in sentence
+    assert event_lines(trained.out, "loss") == losses
+    shutil.rmtree(newest)
+    with pytest.raises(InterruptedRunError):
+        interrupted(sie, dataclasses.replace(trained, resume=True))
+    assert event_lines(trained.out, "loss") == losses
