@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -225,7 +226,11 @@ def test_impossible_options_are_named(tmp_path: Path, options: dict, message: st
         train(ToyConfig(out=tmp_path / "run", **options))
 
 
-def test_a_tracker_that_is_not_installed_says_how_to_get_it(tmp_path: Path) -> None:
+def test_a_tracker_that_is_not_installed_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_package(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("ssl_equi.run.version", no_package)
     with pytest.raises(RunError, match="uv sync --extra trackers"):
         train(ToyConfig(out=tmp_path / "run", tracker="wandb"))
 
