@@ -11,15 +11,10 @@ knows Accelerate. Three decisions make a resumed run identical to one that was n
 
 import dataclasses
 import json
-import math
-import os
-import platform
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -28,10 +23,9 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_equi.checkpoint import (
-    CheckpointError,
     describe_os_error,
     list_checkpoints,
     load_module_strictly,
@@ -41,13 +35,13 @@ from ssl_equi.checkpoint import (
 )
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.errors import UserError
+from ssl_equi.finite_watch import FiniteWatch
+from ssl_equi.metrics_log import MetricsLog
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.progress import TrainingProgress
+from ssl_equi.versions import software_versions
 
-RECORDED_PACKAGES = (
-    "ssl-equi", "torch", "torchvision", "timm", "accelerate", "numpy", "simplejpeg", "webdataset", "safetensors",
-)  # fmt: skip
 # Options that may differ between the first start of a run and its continuation: they don't change what is learnt.
 FREE_OPTIONS = ("out", "resume", "steps", "data_dir", "log_every", "save_every", "loader_threads", "tracker", "compile")
 KEPT_CHECKPOINTS = 2
@@ -124,6 +118,7 @@ class Run:
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
         self.folder = self._on_main_then_everywhere(self._choose_folder)
+        self.metrics_log = MetricsLog(self.folder / "metrics.jsonl")
         if self.is_main:
             self._prepare_folder()
         self.accelerator.wait_for_everyone()
@@ -133,8 +128,7 @@ class Run:
         self.states: dict[str, Any] = {}
         self.step_done = self.last_step = 0
         self._stop_requested: str | None = None
-        self._first_bad: Tensor | None = None
-        self._term_names: list[str] = []
+        self._finite_watch = FiniteWatch()
         self._seconds_waited, self._images_seen, self._window_started = 0.0, 0, time.perf_counter()
 
     # ---------------------------------------------------------------- starting
@@ -179,7 +173,7 @@ class Run:
             self.step_done = int(run_state["step"])
             self.say(f"resuming {self.folder} after step {self.step_done}")
         if self.is_main:
-            self._cut_metrics_after(self.step_done)
+            self.metrics_log.cut_after(self.step_done)
         self.accelerator.wait_for_everyone()
         return self.step_done
 
@@ -231,7 +225,9 @@ class Run:
 
     def backward(self, output: ObjectiveOutput) -> None:
         """Backpropagates the loss, clips the gradient if asked, and remembers which term first was not finite."""
-        self._watch_finite(output)
+        self._finite_watch.look(output, self.step_done + 1)
+        if self.device.type == "cpu":
+            self._raise_if_not_finite()
         self.accelerator.backward(output.loss)
         if self.config.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm)
@@ -258,7 +254,7 @@ class Run:
             if probe_metrics:
                 lines.append({"event": "online_probe", "step": step + 1, **probe_metrics})
             lines.append({"event": "speed", "step": step + 1, **speed})
-            self._append_metrics(lines)
+            self.metrics_log.append(lines)
             self.progress.report(losses["loss"], **speed)
         if self.config.tracker is not None:
             self.accelerator.log({**losses, **numbers, **probe_metrics, **speed}, step=step + 1)
@@ -368,30 +364,15 @@ class Run:
         # Python's hash of a tuple of integers is stable across processes and well mixed.
         torch.manual_seed(hash((self.config.seed, step, self.rank)) & 0x7FFF_FFFF_FFFF_FFFF)
 
-    def _watch_finite(self, output: ObjectiveOutput) -> None:
-        """Keeps, on the device, the first step at which each term was not finite: no synchronisation per step."""
-        self._term_names = ["loss", *output.terms]
-        values = torch.stack([output.loss.detach().float(), *(term.float() for term in output.terms.values())])
-        if self._first_bad is None:
-            self._first_bad = torch.full((len(values),), math.inf, device=values.device)
-        now = torch.full_like(self._first_bad, float(self.step_done + 1))
-        self._first_bad = torch.where(torch.isfinite(values), self._first_bad, torch.minimum(self._first_bad, now))
-        if values.device.type == "cpu":
-            self._raise_if_not_finite()
-
     def _raise_if_not_finite(self) -> None:
-        if self._first_bad is None:
+        bad = self._finite_watch.first_bad()
+        if bad is None:
             return
-        first_bad = self._first_bad.tolist()
-        earliest = min(first_bad)
-        if math.isinf(earliest):
-            return
-        names = [name for name, step in zip(self._term_names, first_bad) if step == earliest]
-        term = next((name for name in names if name != "loss"), "loss")
+        step, term = bad
         saved = list_checkpoints(self.folder / "checkpoints")
         good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved yet"
         raise RunError(
-            f"the term {term!r} is not finite at step {int(earliest)} of {self.folder}: {good}; "
+            f"the term {term!r} is not finite at step {step} of {self.folder}: {good}; "
             "lower the learning rate, or set --clip-norm, and go on with --resume"
         )
 
@@ -417,53 +398,6 @@ class Run:
         if self.accelerator.reduce(requested, reduction="sum").item() == 0:
             return None
         return self._stop_requested or "another process was told to stop"
-
-    def _append_metrics(self, lines: Iterable[dict[str, Any]]) -> None:
-        path = self.folder / "metrics.jsonl"
-        try:
-            with open(path, "a") as file:
-                file.write("".join(json.dumps(line) + "\n" for line in lines))
-        except OSError as error:
-            raise CheckpointError(describe_os_error(error, path)) from error
-
-    def _cut_metrics_after(self, step: int) -> None:
-        """Drops lines of steps that will be done again, and the half line of a process that was killed."""
-        path = self.folder / "metrics.jsonl"
-        if not path.is_file():
-            return
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except ValueError:
-                continue
-        write_text_atomically(path, "".join(kept))
-
-
-def software_versions() -> dict[str, str]:
-    """Versions of what a number may depend on, the machine's kind, the commit, and the command."""
-    versions = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in RECORDED_PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    versions["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    versions["commit"] = _git_commit()
-    versions["command"] = " ".join(sys.argv)
-    return versions
-
-
-def _git_commit() -> str:
-    folder = Path(__file__).resolve().parent.parent
-    if not (folder / ".git").exists():
-        return "not a git checkout"
-    try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _jsonable(config: Any) -> dict[str, Any]:
