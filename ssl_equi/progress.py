@@ -1,5 +1,6 @@
 """What a training run shows while it runs: one live line on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -22,7 +23,7 @@ class TrainingProgress:
         self.step = first_step
         self.console = Console()
         self.bar: Progress | None = None
-        self.last_line_at = 0.0
+        self.last_line_at = -math.inf
         self.started_at, self.first_step = time.perf_counter(), first_step
 
     def __enter__(self) -> "TrainingProgress":
