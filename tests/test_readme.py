@@ -1,0 +1,141 @@
+"""What the documents tell users to type and to open is there; what must not be published is not."""
+
+import contextlib
+import functools
+import io
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPT_FOLDERS = ("recipes", "datasets", "tools", "evaluation")
+SCRIPT = re.compile(rf"\b(?:{'|'.join(SCRIPT_FOLDERS)})/\w+\.py\b")
+SHELL_BREAKS = {"&&", "||", "|", ";", ">"}
+
+# From pieces, so that this file names none of them.
+PACKAGE_HOSTS = [
+    ".".join(labels)
+    for labels in (
+        ("pypi", "org"), ("files", "pythonhosted", "org"), ("download", "pytorch", "org"), ("anaconda", "org"),
+        ("conda", "anaconda", "org"), ("registry", "npmjs", "org"), ("test", "pypi", "org"),
+    )
+]  # fmt: skip
+MACHINE_PATHS = [f"/{folder}/" for folder in ("root", "work", "home")]
+
+
+def documents() -> list[Path]:
+    return sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("datasets/*.md")])
+
+
+def scripts() -> list[Path]:
+    return sorted(path for folder in SCRIPT_FOLDERS for path in (ROOT / folder).glob("*.py"))
+
+
+def code_blocks(text: str) -> str:
+    return "\n".join(re.findall(r"^```[a-z]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def module_docstring(source: str) -> str:
+    found = re.match(r'\s*"""(.*?)"""', source, flags=re.DOTALL)
+    return found.group(1) if found else ""
+
+
+def documented_text(path: Path) -> str:
+    return path.read_text() if path.suffix == ".md" else module_docstring(path.read_text())
+
+
+def documented_commands() -> list[tuple[str, str]]:
+    """(file, command) of every line or `inline code` that runs a script, in documents and scripts' docstrings."""
+    commands = []
+    for path in [*documents(), *scripts()]:
+        text = documented_text(path)
+        candidates = re.findall(r"`([^`\n]+)`", text) + text.replace("\\\n", " ").splitlines()
+        for candidate in candidates:
+            if re.search(r"(?:^|\s)(?:python|launch)\s[^`]*?" + SCRIPT.pattern, candidate) and "`" not in candidate:
+                # What follows some spaces explains the command.
+                commands.append((str(path.relative_to(ROOT)), re.split(r"\s{3,}|\s#", candidate.strip())[0]))
+    return commands
+
+
+@functools.cache
+def help_text(script: str) -> str:
+    """What `script --help` prints; in this process, whose imports are done."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", [script, "--help"])
+        patch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert not end.value.code
+    return printed.getvalue()
+
+
+def tracked_files() -> list[Path]:
+    if not (ROOT / ".git").exists():
+        print("not a git checkout: it has no list of published files")
+        pytest.skip("not a git checkout: it has no list of published files")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_the_two_commands_of_the_readme_stand_in_code_blocks() -> None:
+    commands = code_blocks((ROOT / "README.md").read_text())
+    assert re.search(r"\baccelerate launch recipes/sie\.py$", commands, flags=re.MULTILINE)
+    assert re.search(r"^uv run pytest$", commands, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", [*documents(), *scripts()], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_named_script_exists(path: Path) -> None:
+    named = set(SCRIPT.findall(documented_text(path)))
+    missing = [name for name in named if not (ROOT / name).is_file()]
+    assert not missing, f"{path.relative_to(ROOT)} names {missing}"
+
+
+def test_every_script_tells_how_it_is_run() -> None:
+    run = {SCRIPT.search(command).group() for _, command in documented_commands()}  # type: ignore[union-attr]
+    assert {str(path.relative_to(ROOT)) for path in scripts()} <= run
+
+
+@pytest.mark.parametrize("script", [str(path.relative_to(ROOT)) for path in scripts()])
+def test_every_documented_option_is_one_of_its_script(script: str) -> None:
+    """One `--help` for each script; options before the script belong to the launcher."""
+    for source, command in documented_commands():
+        found = SCRIPT.search(command)
+        if found is None or found.group() != script:
+            continue
+        words = shlex.split(command[found.end() :].replace("[", " ").replace("]", " "))
+        words = words[: next((index for index, word in enumerate(words) if word in SHELL_BREAKS), len(words))]
+        for option in (word.split("=")[0] for word in words if word.startswith("--") and len(word) > 2):
+            known = re.search(rf"(?<![\w-]){re.escape(option)}(?![\w.-])", help_text(script))
+            assert known, f"{source} says `{command}`, but {script} has no {option}"
+
+
+def test_options_named_in_the_readme_are_options_of_some_script() -> None:
+    named = set(re.findall(r"`(--[a-z][\w.-]*)", (ROOT / "README.md").read_text())) - {"--help"}
+    assert named
+    texts = [help_text(str(path.relative_to(ROOT))) for path in scripts()]
+    for option in named:
+        assert any(re.search(rf"(?<![\w-]){re.escape(option)}(?![\w.-])", text) for text in texts), option
+
+
+def test_no_published_file_names_a_package_host_or_a_folder_of_the_authors_machine() -> None:
+    found = []
+    for path in tracked_files():
+        text = path.read_bytes().decode(errors="replace")
+        for word in PACKAGE_HOSTS:
+            if word in text:
+                found.append(f"{path.relative_to(ROOT)} names {word}")
+        for word in MACHINE_PATHS:
+            if re.search(rf"(?<![\w.:/-]){re.escape(word)}", text):
+                found.append(f"{path.relative_to(ROOT)} names {word}")
+    assert found == []
+
+
+def test_no_lock_file_is_published() -> None:
+    """It would pin the package host of whoever made it."""
+    assert [path for path in tracked_files() if path.name == "uv.lock"] == []
