@@ -255,6 +255,7 @@ class Run:
                 lines.append({"event": "online_probe", "step": step + 1, **probe_metrics})
             lines.append({"event": "speed", "step": step + 1, **speed})
             self.metrics_log.append(lines)
+            self.progress.advance(step + 1)  # the step is done, though its housekeeping is still to come
             self.progress.report(losses["loss"], **speed)
         if self.config.tracker is not None:
             self.accelerator.log({**losses, **numbers, **probe_metrics, **speed}, step=step + 1)

@@ -64,15 +64,19 @@ def documented_commands() -> list[tuple[str, str]]:
 
 @functools.cache
 def help_text(script: str) -> str:
-    """What `script --help` prints; in this process, whose imports are done."""
-    printed = io.StringIO()
+    """What the parser of `script --help` says of its options; in this process, whose imports are done."""
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(sys, "argv", [script, "--help"])
         patch.setenv("COLUMNS", "200")
         with pytest.raises(SystemExit) as end:
             runpy.run_path(str(ROOT / script), run_name="__main__")
     assert not end.value.code
-    return printed.getvalue()
+    # The description above the boxes is the docstring, which proves nothing.
+    printed.seek(0)
+    boxes = printed.read().partition("╭")[2]
+    assert "--help" in boxes
+    return boxes
 
 
 def tracked_files() -> list[Path]:

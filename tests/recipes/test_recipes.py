@@ -212,9 +212,12 @@ def test_variants_of_sie_train_and_are_probed(
     objective_changes: dict[str, Any],
     parts: set[str],
     terms: set[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     objective = dataclasses.replace(sie.embedded().objective, projector=(32, 32, 32), **objective_changes)
     sie.main(small_config(sie, out=tmp_path / "run", steps=STEPS, objective=objective, **changes))
+    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("sie ")]
+    assert shown == ["1/3", "3/3"], "a log file shows the first steps and the last"
     lines = [json.loads(line) for line in event_lines(tmp_path / "run", "loss")]
     assert len(lines) == STEPS
     for line in lines:
