@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
@@ -111,20 +111,22 @@ class Run:
         self._check_options()
         cuda = torch.cuda.is_available()
         # Without cpu=True, several processes on a machine without GPU would each believe to be alone.
-        self.accelerator = Accelerator(
-            cpu=not cuda, mixed_precision=config.mixed_precision, log_with=config.tracker, project_dir=None
-        )
-        self.device = self.accelerator.device
-        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
-        self.is_main = self.accelerator.is_main_process
+        processes = PartialState(cpu=not cuda)
+        self.device = processes.device
+        self.rank, self.world_size = processes.process_index, processes.num_processes
+        self.is_main = processes.is_main_process
         self.folder = self._on_main_then_everywhere(self._choose_folder)
         self.metrics_log = MetricsLog(self.folder / "metrics.jsonl")
         if self.is_main:
             self._prepare_folder()
-        self.accelerator.wait_for_everyone()
+        processes.wait_for_everyone()
+        self.accelerator = Accelerator(
+            cpu=not cuda, mixed_precision=config.mixed_precision, log_with=config.tracker, project_dir=self.folder
+        )
         if config.tracker is not None:
-            self.accelerator.project_configuration.set_directories(str(self.folder))
-            self.accelerator.init_trackers(name, config=_jsonable(config))
+            # TensorBoard takes nothing but numbers and text.
+            options = {name: str(value) for name, value in _flattened(_jsonable(config)).items()}
+            self.accelerator.init_trackers(name, config=options)
         self.states: dict[str, Any] = {}
         self.step_done = self.last_step = 0
         self._stop_requested: str | None = None
