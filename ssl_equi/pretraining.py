@@ -9,7 +9,6 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
-from ssl_equi.data.actions import relative_rotation
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.sources import DatasetName, DataSource
@@ -91,7 +90,7 @@ class FollowingProbes:
 
     def update(self, output: ObjectiveOutput, batch: ViewBatch) -> None:
         """Measures and trains the probes on one step's features."""
-        self.probes.update(output.features, batch.labels, relative_rotation(batch.quat_xyzw))
+        self.probes.update(output.features, batch.labels, batch.quat_xyzw)
 
     def metrics(self) -> dict[str, float]:
         """What `Run.log` writes: accuracy and rotation of each part since the last call."""

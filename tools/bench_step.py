@@ -75,7 +75,7 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if with_probes:
-            self.probes.update(output.features, batch.labels, actions)
+            self.probes.update(output.features, batch.labels, batch.quat_xyzw)
 
 
 def time_round(step: Step, batches: Iterator[ViewBatch], count: int, with_probes: bool) -> tuple[float, float]:

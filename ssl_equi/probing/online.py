@@ -1,8 +1,8 @@
 """Online probes: small linear heads that follow a run on detached features, with an optimiser of their own.
 
-They show during training whether class and rotation can be read off each part. Their numbers are not final results:
-they come from training objects, from features that move, and from linear heads (relative rotation is far from linear
-in most representations).
+They show during training whether class and pose can be read off each part. Their numbers are not final results: they
+come from training objects, from features that move, and from linear heads. The pose is each view's absolute rotation,
+which a linear head can follow; the relative rotation of two views is far from linear in their features.
 """
 
 import math
@@ -17,7 +17,7 @@ _EPSILON = 1e-5
 
 
 class OnlineProbes:
-    """A linear classifier and a linear relative-rotation regressor for each part.
+    """A linear classifier and a linear regressor of the absolute rotation for each part.
 
     Each update first measures the heads on the batch, which they have not seen, and then trains them on it. Sums stay
     on the device, so only `metrics` waits for it. Features are standardised by the batch's own statistics, so that
@@ -51,31 +51,29 @@ class OnlineProbes:
         self.classifiers = nn.ModuleDict(
             {part: _linear(width, num_classes, generator) for part, width in widths.items()}
         )
-        self.regressors = nn.ModuleDict({part: _linear(2 * width, 4, generator) for part, width in widths.items()})
+        self.regressors = nn.ModuleDict({part: _linear(width, 4, generator) for part, width in widths.items()})
         self.heads = nn.ModuleDict({"classifier": self.classifiers, "regressor": self.regressors}).to(device)
         self.optimizer = torch.optim.Adam(self.heads.parameters(), lr=learning_rate, fused=True)
         self.sums = {part: _empty_sums(device) for part in self.parts}
 
-    def update(self, features: Tensor, labels: Tensor, actions: Tensor) -> None:
+    def update(self, features: Tensor, labels: Tensor, quat_xyzw: Tensor) -> None:
         """Measure the heads on a batch, then train them on it; does nothing on all but one of `every` calls.
 
         Args:
             features: `[B, 2, D]`, two views of each object; detached here once more.
             labels: `[B]` int64.
-            actions: `[B, 4]` or wider; the first four columns are the relative rotation (xyzw).
+            quat_xyzw: `[B, 2, 4]`, each view's absolute rotation, w > 0.
         """
         self.calls += 1
         if (self.calls - 1) % self.every != 0:
             return
         features = _standardise(features.detach().float())
-        targets = actions[:, :4].detach().float()
+        view_labels, targets = labels.repeat_interleave(2), quat_xyzw.detach().float().flatten(0, 1)
         loss = torch.zeros((), device=features.device)
         with torch.enable_grad():
             for part, columns in self.parts.items():
-                views = features[:, :, columns]
-                logits = self.classifiers[part](views.flatten(0, 1))
-                predictions = self.regressors[part](views.flatten(1))
-                view_labels = labels.repeat_interleave(2)
+                views = features[:, :, columns].flatten(0, 1)
+                logits, predictions = self.classifiers[part](views), self.regressors[part](views)
                 loss = loss + F.cross_entropy(logits, view_labels) + F.mse_loss(predictions, targets)
                 self._add_up(part, logits.detach(), view_labels, predictions.detach(), targets)
             self.optimizer.zero_grad()
@@ -83,7 +81,7 @@ class OnlineProbes:
         self.optimizer.step()
 
     def metrics(self) -> dict[str, float]:
-        """`PART/top1` and `PART/r2_uniform` over the batches since the last call; empty if there were none.
+        """`PART/top1` and `PART/absolute_rotation_r2_uniform` over the batches since the last call; empty without any.
 
         This is where the device is waited for. R2 is left out while a target component has not varied yet.
         """
@@ -94,14 +92,13 @@ class OnlineProbes:
             if values["views"] == 0:
                 continue
             metrics[f"{part}/top1"] = values["correct"] / values["views"]
-            pairs = values["views"] / 2
             totals = [
-                squared - summed**2 / pairs
+                squared - summed**2 / values["views"]
                 for squared, summed in zip(values["target_squared"], values["target"], strict=True)
             ]
             if min(totals) > 0:
                 ratios = [residual / total for residual, total in zip(values["residual"], totals, strict=True)]
-                metrics[f"{part}/r2_uniform"] = 1 - math.fsum(ratios) / len(ratios)
+                metrics[f"{part}/absolute_rotation_r2_uniform"] = 1 - math.fsum(ratios) / len(ratios)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
