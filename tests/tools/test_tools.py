@@ -1,0 +1,88 @@
+"""The tools run, at tiny sizes, and write what they promise."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from ssl_equi.errors import UserError
+from ssl_equi.probing.records import ProbeRecord, append_records
+
+TOOLS = Path(__file__).parent.parent.parent / "tools"
+
+
+def load_tool(name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(f"tools_{name}", TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def assert_is_benchmark_report(file: Path) -> dict[str, dict]:
+    report = json.loads(file.read_text())
+    assert {"python", "torch"} <= set(report["machine"])
+    for row in report["rows"]:
+        assert {"name", "ratio", "low", "high", "target"} <= set(row)
+        assert row["low"] <= row["ratio"] <= row["high"]
+    return {row["name"]: row for row in report["rows"]}
+
+
+def test_predictor_benchmark(tmp_path: Path) -> None:
+    tool = load_tool("bench_predictor")
+    tool.main(tool.Config(batch_size=16, dim=64, rounds=2, json=tmp_path / "report.json"))
+    rows = assert_is_benchmark_report(tmp_path / "report.json")
+    assert len(rows) >= 3
+
+
+def test_step_benchmark(tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = load_tool("bench_step")
+    real = tool.open_data
+    monkeypatch.setattr(tool, "open_data", lambda name, folder, split, size: real(name, tiny_data, split, 32))
+    config = tool.Config(batch_size=8, projector_width=32, steps_per_round=4, rounds=2, json=tmp_path / "report.json")
+    tool.main(config)
+    rows = assert_is_benchmark_report(tmp_path / "report.json")
+    assert rows["images a second"]["ratio"] > 0
+    assert 0 <= rows["waiting for data, share of the loop"]["ratio"] < 1
+
+
+def test_contact_sheet_has_the_stated_size(tmp_path: Path) -> None:
+    tool = load_tool("contact_sheet")
+    tool.main(tool.Config(out=tmp_path / "sheet.jpg", families=("chair", "dog", "mug"), objects=2, resolution=32))
+    sheet = simplejpeg.decode_jpeg((tmp_path / "sheet.jpg").read_bytes())
+    assert sheet.shape == (2 * 32, 2 * 2 * 2 * 32, 3)
+    assert np.ptp(sheet) > 50
+
+
+def record(value: float, part: str, random_encoder: float, split: str = "test") -> ProbeRecord:
+    return ProbeRecord(
+        task="relative_rotation", part=part, metric="r2_uniform", value=value, baseline=0.0, baseline_name="constant",
+        random_encoder=random_encoder, n=100, num_objects=10, split=split, protocol="ssl_equi_v1", seed=0,
+    )  # fmt: skip
+
+
+def test_runs_are_summarised_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tool = load_tool("summarise_runs")
+    for seed, value in enumerate([0.4, 0.5, 0.6]):
+        append_records(tmp_path / f"sie{seed}" / "results.json", [record(value, "equi", 0.1)], {"name": "sie"})
+        append_records(tmp_path / f"vicreg{seed}" / "results.json", [record(0.3, "all", 0.1)], {"name": "vicreg"})
+    tool.main(tool.Config(runs=tuple(tmp_path / f"{name}{seed}" for name in ("sie", "vicreg") for seed in range(3))))
+    printed = capsys.readouterr().out
+    assert "sie: 3 seeds, vicreg: 3 seeds" in printed
+    assert "| relative_rotation | `r2_uniform` | `equi` | 0.000 | 0.100 ± 0.000 | 0.500 ± 0.100 | - |" in printed
+    assert "| relative_rotation | `r2_uniform` | `all` | 0.000 | 0.100 ± 0.000 | - | 0.300 ± 0.000 |" in printed
+
+
+def test_runs_judged_on_different_splits_are_not_averaged(tmp_path: Path) -> None:
+    tool = load_tool("summarise_runs")
+    append_records(tmp_path / "a" / "results.json", [record(0.4, "equi", 0.1)], {"name": "sie"})
+    append_records(tmp_path / "b" / "results.json", [record(0.4, "equi", 0.1, split="val")], {"name": "sie"})
+    with pytest.raises(UserError, match="2 protocols or splits"):
+        tool.main(tool.Config(runs=(tmp_path / "a", tmp_path / "b")))
+    with pytest.raises(UserError, match=r"c has no results\.json"):
+        tool.main(tool.Config(runs=(tmp_path / "c",)))
