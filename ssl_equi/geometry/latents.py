@@ -8,7 +8,7 @@ import math
 
 from torch import Tensor
 
-from ssl_equi.geometry.rotations import quat_from_euler_xyz
+from ssl_equi.geometry.rotations import quat_from_euler_xyz, quat_positive
 
 LATENT_NAMES: tuple[str, ...] = (
     "rotation_x",
@@ -45,10 +45,14 @@ TRANSLATION_COLUMNS = (7, 8, 9)
 
 
 def quat_xyzw_from_latents(latents: Tensor) -> Tensor:
-    """Pose quaternions [..., 4] of latents [..., 7 or 10]; w > 0 within the Euler box of 3DIEBench."""
+    """Pose quaternions [..., 4] of latents [..., 7 or 10], with w >= 0.
+
+    Within the Euler box of 3DIEBench w is positive as it comes; for poses outside it (other splits, uniform rotations)
+    the sign is changed where need be, so that relative rotations follow one rule everywhere.
+    """
     if latents.shape[-1] not in (LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION):
         raise ValueError(
             f"latents have shape {tuple(latents.shape)}: the last dimension must be {LATENT_SIZE} (3DIEBench) "
             f"or {LATENT_SIZE_WITH_TRANSLATION} (3DIEBench-T)"
         )
-    return quat_from_euler_xyz(latents[..., :3])
+    return quat_positive(quat_from_euler_xyz(latents[..., :3]))

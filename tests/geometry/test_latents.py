@@ -12,6 +12,17 @@ def test_names_and_ranges_agree() -> None:
     assert LATENT_NAMES[3] == "floor_hue" and LATENT_NAMES[6] == "light_hue"
 
 
+def test_poses_outside_the_box_have_positive_w_too() -> None:
+    """Relative rotations are made from per-view quaternions with w > 0; Euler angles beyond pi/2 give either sign."""
+    latents = torch.rand(2000, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    latents[:, :3] = (latents[:, :3] - 0.5) * 2 * torch.pi
+    raw = quat_from_euler_xyz(latents[:, :3])
+    assert (raw[:, 3] < 0).double().mean() > 0.1
+    quats = quat_xyzw_from_latents(latents)
+    assert (quats[:, 3] >= 0).all()
+    assert torch.equal(quats * torch.where(raw[:, 3:] < 0, -1.0, 1.0), raw)
+
+
 @pytest.mark.parametrize("size", [7, 10])
 def test_pose_is_read_from_the_first_three_columns(size: int) -> None:
     latents = torch.rand(5, 2, size, dtype=torch.float64)
