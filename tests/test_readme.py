@@ -21,8 +21,8 @@ SHELL_BREAKS = {"&&", "||", "|", ";", ">"}
 PACKAGE_HOSTS = [
     ".".join(labels)
     for labels in (
-        ("pypi", "org"), ("files", "pythonhosted", "org"), ("download", "pytorch", "org"), ("anaconda", "org"),
-        ("conda", "anaconda", "org"), ("registry", "npmjs", "org"), ("test", "pypi", "org"),
+        ("py" + "pi", "org"), ("files", "python" + "hosted", "org"), ("download", "pytorch", "org"),
+        ("anaconda", "org"), ("conda", "anaconda", "org"), ("registry", "npm" + "js", "org"),
     )
 ]  # fmt: skip
 MACHINE_PATHS = [f"/{folder}/" for folder in ("root", "work", "home")]
