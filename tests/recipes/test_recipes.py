@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -225,3 +226,33 @@ def test_variants_of_sie_train_and_are_probed(
         assert all(math.isfinite(value) for value in line.values() if not isinstance(value, str))
     records = json.loads((tmp_path / "run" / "results.json").read_text())["records"]
     assert {record["part"] for record in records} == parts
+
+
+def losses_of(run_folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["event"] == "loss"]
+
+
+def test_bf16_follows_fp32_and_exports_fp32(
+    sie: ModuleType, small_config: Callable[..., Any], tmp_path: Path, quick_probes: None
+) -> None:
+    sie.main(small_config(sie, out=tmp_path / "fp32", steps=3))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    sie.main(small_config(sie, out=tmp_path / "bf16", steps=3, mixed_precision="bf16"))
+    expected, found = losses_of(tmp_path / "fp32"), losses_of(tmp_path / "bf16")
+    assert found != expected
+    assert found == pytest.approx(expected, rel=0.03)
+    weights = load_encoder(tmp_path / "bf16" / "encoder").state_dict().values()
+    assert {tensor.dtype for tensor in weights if tensor.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_encoder_learns_the_same_and_keeps_its_names(
+    sie: ModuleType, small_config: Callable[..., Any], tmp_path: Path, quick_probes: None
+) -> None:
+    sie.main(small_config(sie, out=tmp_path / "plain", steps=2))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    sie.main(small_config(sie, out=tmp_path / "compiled", steps=2, compile=True))
+    assert losses_of(tmp_path / "compiled") == pytest.approx(losses_of(tmp_path / "plain"), rel=1e-4)
+    names = load_encoder(tmp_path / "compiled" / "encoder").state_dict().keys()
+    assert not [name for name in names if "_orig_mod" in name]
