@@ -1,0 +1,59 @@
+"""The probing script: an exported encoder and a timm model with random weights, on the tiny set."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from ssl_equi import create_encoder, pretraining
+from ssl_equi.checkpoint import CheckpointError
+from ssl_equi.export import EncoderCard, save_encoder
+from ssl_equi.probing.protocol import ProbeProtocol
+from ssl_equi.probing.records import read_records
+
+SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "probe.py"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """evaluation/probe.py with heads that train for one epoch."""
+    specification = importlib.util.spec_from_file_location("evaluation_probe", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    quick = ProbeProtocol(name="quick", classification_epochs=1, rotation_epochs=1, rotation_hidden=(16,))
+    monkeypatch.setitem(pretraining.PROBE_PROTOCOLS, "embedded", lambda: quick)
+    return module
+
+
+def test_an_exported_encoder_is_probed_part_by_part(script: ModuleType, tiny_data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    card = EncoderCard(
+        architecture="strided_cnn_tiny", image_size=32, mean_rgb=(0.5, 0.5, 0.5), std_rgb=(0.1, 0.1, 0.1),
+        parts={"all": (0, 512), "equi": (256, 512)}, objective="sie", trained_on="test", license="apache-2.0",
+        tag="test",
+    )  # fmt: skip
+    save_encoder(create_encoder("strided_cnn_tiny", 32), tmp_path / "run" / "encoder", card)
+    script.main(script.Config(encoder=str(tmp_path / "run" / "encoder"), data_dir=tiny_data, image_size=32))
+    records = read_records(tmp_path / "run" / "results.json")
+    assert {record.part for record in records} == {"all", "equi"}
+    assert {record.task for record in records} == {"classification", "relative_rotation", "colour"}
+    assert all(record.random_encoder is not None and record.num_objects == 12 for record in records)
+
+
+def test_a_timm_model_with_random_weights_is_its_own_baseline(
+    script: ModuleType, tiny_data: Path, tmp_path: Path
+) -> None:
+    config = script.Config(encoder="timm:resnet10t", data_dir=tiny_data, image_size=32, split="val", out=tmp_path)
+    script.main(config)
+    records = read_records(tmp_path / "results.json")
+    assert {record.part for record in records} == {"all"}
+    assert {(record.random_encoder, record.split) for record in records} == {(None, "val")}
+
+
+def test_a_folder_without_an_encoder_is_named(script: ModuleType, tiny_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no exported encoder"):
+        script.main(script.Config(encoder=str(tmp_path), data_dir=tiny_data, image_size=32))
