@@ -11,6 +11,7 @@ knows Accelerate. Three decisions make a resumed run identical to one that was n
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import time
@@ -43,7 +44,18 @@ from ssl_equi.progress import TrainingProgress
 from ssl_equi.versions import software_versions
 
 # Options that may differ between the first start of a run and its continuation: they don't change what is learnt.
-FREE_OPTIONS = ("out", "resume", "steps", "data_dir", "log_every", "save_every", "loader_threads", "tracker", "compile")
+FREE_OPTIONS = (
+    "out",
+    "resume",
+    "steps",
+    "data_dir",
+    "log_every",
+    "save_every",
+    "threads",
+    "loader_threads",
+    "tracker",
+    "compile",
+)
 KEPT_CHECKPOINTS = 2
 
 
@@ -89,6 +101,8 @@ class RunConfig:
     """Steps between two lines of metrics.jsonl."""
     save_every: int = 200
     """Steps between two checkpoints."""
+    threads: int | None = None
+    """CPU threads of torch in each process; the cores shared among the processes when not given."""
     loader_threads: int = 2
     """Threads that decode images, in each process."""
     tracker: str | None = None
@@ -113,6 +127,8 @@ class Run:
         # Without cpu=True, several processes on a machine without GPU would each believe to be alone.
         processes = PartialState(cpu=not cuda)
         self.device = processes.device
+        if self.device.type == "cpu":
+            torch.set_num_threads(config.threads or default_threads())
         self.rank, self.world_size = processes.process_index, processes.num_processes
         self.is_main = processes.is_main_process
         self.folder = self._on_main_then_everywhere(self._choose_folder)
@@ -294,7 +310,7 @@ class Run:
         config = self.config
         if config.mixed_precision not in ("no", "bf16"):
             raise RunError(f"--mixed-precision is {config.mixed_precision!r}: it must be no or bf16")
-        for option in ("log_every", "save_every", "loader_threads", "steps"):
+        for option in ("log_every", "save_every", "threads", "loader_threads", "steps"):
             if getattr(config, option) is not None and getattr(config, option) < 1:
                 raise RunError(f"--{option.replace('_', '-')} is {getattr(config, option)}: it must be 1 or more")
         if config.tracker is not None:
@@ -401,6 +417,17 @@ class Run:
         if self.accelerator.reduce(requested, reduction="sum").item() == 0:
             return None
         return self._stop_requested or "another process was told to stop"
+
+
+def default_threads() -> int:
+    """Threads for torch in this process: its share of the usable cores under a launcher, else torch's own choice.
+
+    Launchers set OMP_NUM_THREADS to 1 unless told otherwise, which leaves all cores but one idle on a CPU.
+    """
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _jsonable(config: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ssl_equi.checkpoint import CheckpointError, list_checkpoints
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.objectives.output import ObjectiveOutput
-from ssl_equi.run import Run, RunConfig, RunError
+from ssl_equi.run import Run, RunConfig, RunError, default_threads
 
 TOTAL_STEPS = 23
 
@@ -210,6 +210,24 @@ def test_steps_stops_early_and_a_later_resume_goes_on(tmp_path: Path) -> None:
     assert loss_lines(tmp_path / "run") == loss_lines(tmp_path / "whole")[:9]
     train(ToyConfig(out=tmp_path / "run", resume=True))
     assert loss_lines(tmp_path / "run") == loss_lines(tmp_path / "whole")
+
+
+def test_a_launched_process_takes_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    assert default_threads() == torch.get_num_threads()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert default_threads() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert default_threads() == 2
+
+
+def test_threads_are_those_asked_for(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    train(ToyConfig(out=tmp_path / "run", steps=1, threads=before + 1))
+    assert torch.get_num_threads() == before + 1
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
