@@ -20,7 +20,8 @@ from ssl_equi.probing import protocol as probe_protocols
 from ssl_equi.probing.online import OnlineProbes
 from ssl_equi.probing.publish import publish_results
 from ssl_equi.probing.suite import run_probes
-from ssl_equi.run import Run, RunConfig, RunError
+from ssl_equi.run import Run
+from ssl_equi.run_config import RunConfig, RunError
 
 # The random encoder that a trained one is compared with is drawn from a seed that no training uses.
 RANDOM_ENCODER_SEED = 2**31

@@ -9,14 +9,11 @@ knows Accelerate. Three decisions make a resumed run identical to one that was n
   it that the resumed run would not log again to the bit.
 """
 
-import dataclasses
 import json
-import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -35,32 +32,23 @@ from ssl_equi.checkpoint import (
     write_text_atomically,
 )
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.errors import UserError
 from ssl_equi.finite_watch import FiniteWatch
 from ssl_equi.metrics_log import MetricsLog
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.progress import TrainingProgress
+from ssl_equi.run_config import (
+    RunConfig,
+    RunError,
+    check_options,
+    default_threads,
+    flattened,
+    jsonable,
+    refuse_other_options,
+)
 from ssl_equi.versions import software_versions
 
-# Options that may differ between the first start of a run and its continuation: they don't change what is learnt.
-FREE_OPTIONS = (
-    "out",
-    "resume",
-    "steps",
-    "data_dir",
-    "log_every",
-    "save_every",
-    "threads",
-    "loader_threads",
-    "tracker",
-    "compile",
-)
 KEPT_CHECKPOINTS = 2
-
-
-class RunError(UserError):
-    """A run can't start or go on; the message says what to do."""
 
 
 class Stateful(Protocol):
@@ -77,38 +65,6 @@ class BatchLoader(Protocol):
     def batches(self, start_step: int = 0) -> Iterator[ViewBatch]: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """Options that every recipe shares. Batch sizes and steps are global: they don't change with the processes."""
-
-    out: Path | None = None
-    """Run folder; runs/NAME when not given, or runs/NAME-2 and so on if that exists."""
-    data_dir: Path | None = None
-    """Folder with the data set's shards; the user's cache folder when not given."""
-    seed: int = 0
-    """Seeds the weights, the order of the data and the probes."""
-    steps: int | None = None
-    """Stop after this many steps, with the schedule left as it is (a short try of a long run)."""
-    resume: bool = False
-    """Continue from the newest checkpoint of the run folder; starts afresh if it has none."""
-    mixed_precision: str = "no"
-    """no or bf16; losses and their statistics stay in fp32."""
-    clip_norm: float | None = None
-    """Largest norm of the gradient, over all parameters; not clipped when not given."""
-    compile: bool = False
-    """Compile the encoder with torch.compile."""
-    log_every: int = 10
-    """Steps between two lines of metrics.jsonl."""
-    save_every: int = 200
-    """Steps between two checkpoints."""
-    threads: int | None = None
-    """CPU threads of torch in each process; the cores shared among the processes when not given."""
-    loader_threads: int = 2
-    """Threads that decode images, in each process."""
-    tracker: str | None = None
-    """tensorboard, wandb or trackio, besides metrics.jsonl (needs the extra `trackers`)."""
-
-
 class Run:
     """A run of one recipe in one or several processes.
 
@@ -122,7 +78,7 @@ class Run:
 
     def __init__(self, config: RunConfig, name: str) -> None:
         self.config, self.name = config, name
-        self._check_options()
+        check_options(config)
         cuda = torch.cuda.is_available()
         # Without cpu=True, several processes on a machine without GPU would each believe to be alone.
         processes = PartialState(cpu=not cuda)
@@ -141,7 +97,7 @@ class Run:
         )
         if config.tracker is not None:
             # TensorBoard takes nothing but numbers and text.
-            options = {name: str(value) for name, value in _flattened(_jsonable(config)).items()}
+            options = {name: str(value) for name, value in flattened(jsonable(config)).items()}
             self.accelerator.init_trackers(name, config=options)
         self.states: dict[str, Any] = {}
         self.step_done = self.last_step = 0
@@ -306,24 +262,6 @@ class Run:
 
     # ---------------------------------------------------------------- housekeeping
 
-    def _check_options(self) -> None:
-        config = self.config
-        if config.mixed_precision not in ("no", "bf16"):
-            raise RunError(f"--mixed-precision is {config.mixed_precision!r}: it must be no or bf16")
-        for option in ("log_every", "save_every", "threads", "loader_threads", "steps"):
-            if getattr(config, option) is not None and getattr(config, option) < 1:
-                raise RunError(f"--{option.replace('_', '-')} is {getattr(config, option)}: it must be 1 or more")
-        if config.tracker is not None:
-            if config.tracker not in ("tensorboard", "wandb", "trackio"):
-                raise RunError(f"--tracker is {config.tracker!r}: it must be tensorboard, wandb or trackio")
-            try:
-                version(config.tracker)
-            except PackageNotFoundError as error:
-                raise RunError(
-                    f"--tracker {config.tracker} needs a package that is not installed: "
-                    "run `uv sync --extra trackers`, or leave the option out"
-                ) from error
-
     def _on_main_then_everywhere(self, choose: Callable[[], Path]) -> Path:
         """A decision that looks at the disk is made once, by the first process."""
         outcome: list[Any] = [None]
@@ -352,7 +290,7 @@ class Run:
 
     def _prepare_folder(self) -> None:
         config_file = self.folder / "config.json"
-        mine = _jsonable(self.config)
+        mine = jsonable(self.config)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in [*self.folder.glob(".writing-*"), *self.folder.glob("checkpoints/.writing-*")]:
@@ -360,24 +298,9 @@ class Run:
         except OSError as error:
             raise RunError(describe_os_error(error, self.folder)) from error
         if self.config.resume and list_checkpoints(self.folder / "checkpoints") and config_file.is_file():
-            self._refuse_other_options(config_file, mine)
+            refuse_other_options(config_file, mine)
         write_text_atomically(config_file, json.dumps(mine, indent=1))
         write_text_atomically(self.folder / "versions.json", json.dumps(software_versions(), indent=1))
-
-    def _refuse_other_options(self, config_file: Path, mine: dict[str, Any]) -> None:
-        """A run goes on with the options that it was begun with, but for those that don't change what is learnt."""
-        try:
-            theirs = _flattened(json.loads(config_file.read_text()))
-        except (ValueError, AttributeError) as error:
-            raise RunError(
-                f"{config_file} is damaged ({error}): delete this file to resume with the options of this command"
-            ) from error
-        for option, value in _flattened(mine).items():
-            if option not in FREE_OPTIONS and value != theirs.get(option):
-                raise RunError(
-                    f"{config_file} was made with {option} = {theirs.get(option)!r} and this command asks for "
-                    f"{value!r}: resume with the first options, or choose another --out"
-                )
 
     def _seed_step(self, step: int) -> None:
         # Python's hash of a tuple of integers is stable across processes and well mixed.
@@ -417,27 +340,3 @@ class Run:
         if self.accelerator.reduce(requested, reduction="sum").item() == 0:
             return None
         return self._stop_requested or "another process was told to stop"
-
-
-def default_threads() -> int:
-    """Threads for torch in this process: its share of the usable cores under a launcher, else torch's own choice.
-
-    Launchers set OMP_NUM_THREADS to 1 unless told otherwise, which leaves all cores but one idle on a CPU.
-    """
-    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        return torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _jsonable(config: Any) -> dict[str, Any]:
-    """The configuration as plain JSON values, as it will be read back."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def _flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options by their names on the command line, such as objective.inv_weight."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

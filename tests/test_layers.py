@@ -25,6 +25,7 @@ LAYER = {
     "finite_watch": 3,
     "probing": 3,
     "export": 3,
+    "run_config": 3,
     "run": 3,
     "pretraining": 4,
     "cli": 4,

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ssl_equi.checkpoint import CheckpointError, list_checkpoints
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.objectives.output import ObjectiveOutput
-from ssl_equi.run import Run, RunConfig, RunError, default_threads
+from ssl_equi.run import Run
+from ssl_equi.run_config import RunConfig, RunError, default_threads
 
 TOTAL_STEPS = 23
 
@@ -248,7 +249,7 @@ def test_a_tracker_that_is_not_installed_says_how_to_get_it(tmp_path: Path, monk
     def no_package(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("ssl_equi.run.version", no_package)
+    monkeypatch.setattr("ssl_equi.run_config.version", no_package)
     with pytest.raises(RunError, match="uv sync --extra trackers"):
         train(ToyConfig(out=tmp_path / "run", tracker="wandb"))
 

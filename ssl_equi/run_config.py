@@ -1,0 +1,121 @@
+"""Options that every run has, and what is checked about them before it starts or goes on."""
+
+import dataclasses
+import json
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssl_equi.errors import UserError
+
+# Options that may differ between the first start of a run and its continuation: they don't change what is learnt.
+FREE_OPTIONS = (
+    "out",
+    "resume",
+    "steps",
+    "data_dir",
+    "log_every",
+    "save_every",
+    "threads",
+    "loader_threads",
+    "tracker",
+    "compile",
+)
+
+
+class RunError(UserError):
+    """A run can't start or go on; the message says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Options that every recipe shares. Batch sizes and steps are global: they don't change with the processes."""
+
+    out: Path | None = None
+    """Run folder; runs/NAME when not given, or runs/NAME-2 and so on if that exists."""
+    data_dir: Path | None = None
+    """Folder with the data set's shards; the user's cache folder when not given."""
+    seed: int = 0
+    """Seeds the weights, the order of the data and the probes."""
+    steps: int | None = None
+    """Stop after this many steps, with the schedule left as it is (a short try of a long run)."""
+    resume: bool = False
+    """Continue from the newest checkpoint of the run folder; starts afresh if it has none."""
+    mixed_precision: str = "no"
+    """no or bf16; losses and their statistics stay in fp32."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient, over all parameters; not clipped when not given."""
+    compile: bool = False
+    """Compile the encoder with torch.compile."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    save_every: int = 200
+    """Steps between two checkpoints."""
+    threads: int | None = None
+    """CPU threads of torch in each process; the cores shared among the processes when not given."""
+    loader_threads: int = 2
+    """Threads that decode images, in each process."""
+    tracker: str | None = None
+    """tensorboard, wandb or trackio, besides metrics.jsonl (needs the extra `trackers`)."""
+
+
+def check_options(config: RunConfig) -> None:
+    """Raises RunError for options that no run can have."""
+    if config.mixed_precision not in ("no", "bf16"):
+        raise RunError(f"--mixed-precision is {config.mixed_precision!r}: it must be no or bf16")
+    for option in ("log_every", "save_every", "threads", "loader_threads", "steps"):
+        if getattr(config, option) is not None and getattr(config, option) < 1:
+            raise RunError(f"--{option.replace('_', '-')} is {getattr(config, option)}: it must be 1 or more")
+    if config.tracker is not None:
+        if config.tracker not in ("tensorboard", "wandb", "trackio"):
+            raise RunError(f"--tracker is {config.tracker!r}: it must be tensorboard, wandb or trackio")
+        try:
+            version(config.tracker)
+        except PackageNotFoundError as error:
+            raise RunError(
+                f"--tracker {config.tracker} needs a package that is not installed: "
+                "run `uv sync --extra trackers`, or leave the option out"
+            ) from error
+
+
+def refuse_other_options(config_file: Path, mine: dict[str, Any]) -> None:
+    """A run goes on with the options that it was begun with, but for those that don't change what is learnt."""
+    try:
+        theirs = flattened(json.loads(config_file.read_text()))
+    except (ValueError, AttributeError) as error:
+        raise RunError(
+            f"{config_file} is damaged ({error}): delete this file to resume with the options of this command"
+        ) from error
+    for option, value in flattened(mine).items():
+        if option not in FREE_OPTIONS and value != theirs.get(option):
+            raise RunError(
+                f"{config_file} was made with {option} = {theirs.get(option)!r} and this command asks for "
+                f"{value!r}: resume with the first options, or choose another --out"
+            )
+
+
+def default_threads() -> int:
+    """Threads for torch in this process: its share of the usable cores under a launcher, else torch's own choice.
+
+    Launchers set OMP_NUM_THREADS to 1 unless told otherwise, which leaves all cores but one idle on a CPU.
+    """
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def jsonable(config: Any) -> dict[str, Any]:
+    """The configuration as plain JSON values, as it will be read back."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options by their names on the command line, such as objective.inv_weight."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
