@@ -26,10 +26,10 @@ from ssl_equi.data.procedural import (
     ProceduralConfig,
     build_procedural,
     default_folder,
+    default_workers,
     plan_objects,
     rendered_records,
     split_plans,
-    usable_cores,
 )
 from ssl_equi.data.verify import verify_split
 from ssl_equi.data.writer import ObjectRecord
@@ -59,7 +59,7 @@ def main(config: BuildConfig) -> None:
     folder = default_folder(config.set) if config.out is None else config.out
     if config.layout == "files":
         for split in config.splits:
-            write_files(folder, config.set, split, config.workers or usable_cores(), config.device)
+            write_files(folder, config.set, split, config.workers or default_workers(), config.device)
     else:
         build_procedural(folder, config.set, config.splits, workers=config.workers, device=config.device)
         if config.verify:

@@ -20,7 +20,7 @@ from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.sie import SIE, SIEConfig
-from ssl_equi.pretraining import FollowingProbes, PretrainingConfig, finish
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, PretrainingConfig, finish
 from ssl_equi.run import Run
 from ssl_equi.schedules import set_learning_rate, warmup_cosine
 
@@ -73,6 +73,7 @@ def main(config: Config) -> None:
         objective,
         lambda module: torch.optim.Adam(module.parameters(), config.learning_rate, weight_decay=config.weight_decay),
     )
+    run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
     start = run.resume()
     with ViewLoader(

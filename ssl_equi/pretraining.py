@@ -86,7 +86,6 @@ class FollowingProbes:
         self.probes = OnlineProbes(
             columns["all"].stop, columns, len(data.train.class_names), seed=run.config.seed, device=run.device
         )
-        run.register("data", DataIdentity(data.train))
         run.register("online_probes", self.probes)
 
     def update(self, output: ObjectiveOutput, batch: ViewBatch) -> None:

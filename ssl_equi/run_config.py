@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ssl_equi.errors import UserError
+from ssl_equi.machine import usable_cores
 
 # Options that may differ between the first start of a run and its continuation: they don't change what is learnt.
 FREE_OPTIONS = (
@@ -104,8 +105,7 @@ def default_threads() -> int:
     """
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def jsonable(config: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ LAYER = {
     "geometry": 0,
     "errors": 0,
     "files": 0,
+    "machine": 0,
     "scenes": 1,
     "data": 2,
     "objectives": 2,

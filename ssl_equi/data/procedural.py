@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +26,7 @@ from ssl_equi.data.errors import DataError
 from ssl_equi.data.manifest import manifest_path, read_manifest
 from ssl_equi.data.writer import ObjectRecord, SplitSettings, SplitWriter
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
+from ssl_equi.machine import usable_cores
 from ssl_equi.scenes.families import DEFAULT_FAMILIES, HELD_OUT_FAMILIES, build_object
 from ssl_equi.scenes.render import Renderer
 from ssl_equi.scenes.sampling import RotationSampling, sample_latents
@@ -222,7 +222,7 @@ def build_procedural(
         with _building_alone(folder):
             _refuse_to_mix(folder, config)
             for split in missing_splits(folder, splits):
-                _build_split(folder, config, split, workers or usable_cores(), device, show_progress)
+                _build_split(folder, config, split, workers or default_workers(), device, show_progress)
 
 
 def missing_splits(folder: Path, splits: Sequence[str]) -> list[str]:
@@ -305,11 +305,9 @@ def _progress(enabled: bool) -> Progress:
     return progress
 
 
-def usable_cores() -> int:
-    """Cores that this process may use, eight at most: rendering more than that at once floods the memory."""
-    if hasattr(os, "sched_getaffinity"):
-        return min(len(os.sched_getaffinity(0)), 8)
-    return min(os.cpu_count() or 1, 8)
+def default_workers() -> int:
+    """One process for each usable core, eight at most: rendering more than that at once floods the memory."""
+    return min(usable_cores(), 8)
 
 
 def _use_one_thread() -> None:
