@@ -18,6 +18,7 @@ LAYER = {
     "data": 2,
     "objectives": 2,
     "encoders": 2,
+    "views": 2,
     "schedules": 2,
     "checkpoint": 2,
     "progress": 2,
@@ -71,7 +72,7 @@ def test_no_import_runs_back_up(path: Path) -> None:
             assert LAYER[parts[1]] <= LAYER[own], f"{path} imports {name} from a layer above its own"
 
 
-@pytest.mark.parametrize("folder", ["objectives", "encoders", "geometry", "scenes"])
+@pytest.mark.parametrize("folder", ["objectives", "encoders", "geometry", "scenes", "views"])
 def test_tensor_code_knows_no_files_and_no_accelerate(folder: str) -> None:
     forbidden = {"accelerate", "pathlib", "os", "shutil", "webdataset", "ssl_equi.data", "ssl_equi.run"}
     for path in (PACKAGE / folder).rglob("*.py"):
@@ -82,6 +83,12 @@ def test_tensor_code_knows_no_files_and_no_accelerate(folder: str) -> None:
 def test_only_the_run_knows_accelerate() -> None:
     users = [path.name for path in modules() if any(name.startswith("accelerate") for name in imported_names(path))]
     assert users == ["run.py"]
+
+
+@pytest.mark.parametrize(("library", "border"), [("kornia", "operations.py"), ("lightly", "lightly_parts.py")])
+def test_a_library_stays_behind_its_border(library: str, border: str) -> None:
+    users = {path.name for path in modules() if library in {name.split(".")[0] for name in imported_names(path)}}
+    assert users <= {border}
 
 
 def test_nothing_unpickles() -> None:

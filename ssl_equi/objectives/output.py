@@ -16,8 +16,11 @@ class ObjectiveOutput:
             `invariance` and `equivariance` are means over this process's batch; everything computed from
             batch statistics covers the global batch.
         features: detached encoder features [B, V, D] (B objects, V views), for probes that train online.
+        embeddings: the projected views [B, V, E] with their graph, for a term that is added to this objective and
+            reuses them; None where there are none to reuse.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
     features: Tensor
+    embeddings: Tensor | None = None

@@ -23,9 +23,10 @@ SCRIPT = Path(__file__).with_name("two_process_cases.py")
 REPOSITORY = SCRIPT.parents[2]
 SPEC = importlib.util.spec_from_file_location("two_process_cases", SCRIPT)
 CASES: ModuleType = importlib.util.module_from_spec(SPEC)
+sys.modules["two_process_cases"] = CASES  # what the files in cases/ import
 SPEC.loader.exec_module(CASES)
 
-OBJECTIVE_CASES = [case for case in CASES.CASES if case.startswith(("sie", "vicreg"))]
+OBJECTIVE_CASES = list(CASES.objective_cases())
 BATCH_NORM_CASES = [case for case in CASES.CASES if case.startswith("batch_norm")]
 Results = dict[str, dict[str, Tensor]]
 
@@ -80,11 +81,11 @@ def test_objective_gradients_equal_one_process(
             assert_close(ranks[1][name], value, largest_gradient, tolerance, name)
         elif name.startswith("buffer"):
             assert_close(ranks[1][name], value, value.abs().max().clamp(min=1), tolerance, name)
-        elif name in ("loss", "term invariance", "term equivariance"):
-            mean = (ranks[0][name] + ranks[1][name]) / 2
-            assert_close(mean, value, value.abs(), max(tolerance, 1e-6 if "term" in name else 0), name)
         else:
-            assert_close(ranks[1][name], value, value.abs(), max(tolerance, 1e-6), name)
+            # A term of the global batch is the same on both ranks, one of the own share is not; the mean is right for
+            # both. Terms are float32 whatever the case's dtype.
+            mean = (ranks[0][name] + ranks[1][name]) / 2
+            assert_close(mean, value, value.abs().clamp(min=1e-3), max(tolerance, 1e-6), name)
 
 
 @pytest.mark.parametrize("case", BATCH_NORM_CASES)

@@ -3,11 +3,14 @@
     python two_process_cases.py RANK WORLD_SIZE INIT_FILE OUTPUT_FILE
 
 Each case is a pure function of (rank, world_size): it takes its rank's share of a fixed global batch and returns
-tensors. The test runs two processes of this script and the same functions once without a group.
+tensors. The test runs two processes of this script and the same functions once without a group. The cases of the
+objectives are in cases/, one file a method.
 """
 
+import importlib.util
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -16,8 +19,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_equi.objectives.distributed import convert_sync_batchnorm, gather_batch, world_size
-from ssl_equi.objectives.sie import SIE, SIEConfig
-from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 
 Tensors = dict[str, Tensor]
 GLOBAL_BATCH = 12
@@ -52,36 +53,41 @@ def share(global_batch: Tensor) -> Tensor:
     return global_batch.chunk(world_size())[rank]
 
 
-def train_step(make_objective: Callable[[], nn.Module], dtype: torch.dtype, action_dim: int = 4) -> Tensors:
-    """Gradients, buffers, loss and terms of one step, under DistributedDataParallel when there is a group."""
+def random_pairs(dtype: torch.dtype, action_dim: int = 4) -> tuple[Tensor, ...]:
+    """Two views of each object of the global batch, and actions of length 1."""
+    views = torch.randn(GLOBAL_BATCH, 2, 3, 8, 8, dtype=dtype)
+    return views, nn.functional.normalize(torch.randn(GLOBAL_BATCH, action_dim, dtype=dtype), dim=1)
+
+
+def train_steps(
+    make_objective: Callable[[], nn.Module],
+    dtype: torch.dtype,
+    make_inputs: Callable[[torch.dtype], tuple[Tensor, ...]] = random_pairs,
+    *,
+    steps: int = 1,
+    after_step: Callable[[nn.Module], None] | None = None,
+) -> Tensors:
+    """Gradients, buffers, loss and terms of the last of some SGD steps, each on a new global batch.
+
+    Under DistributedDataParallel when there is a group. `make_inputs` returns global tensors [GLOBAL_BATCH, ...]; the
+    objective is called with this rank's share of them. `after_step` gets the bare objective (momentum targets).
+    """
     torch.manual_seed(0)
     objective = convert_sync_batchnorm(make_objective().to(dtype))
-    views = torch.randn(GLOBAL_BATCH, 2, 3, 8, 8, dtype=dtype)
-    actions = nn.functional.normalize(torch.randn(GLOBAL_BATCH, action_dim, dtype=dtype), dim=1)
     model = DistributedDataParallel(objective) if world_size() > 1 else objective
-    output = model(share(views), share(actions))
-    output.loss.backward()
-    result = {f"gradient {name}": p.grad for name, p in objective.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.05)
+    for step in range(steps):
+        inputs = make_inputs(dtype)
+        optimizer.zero_grad()
+        output = model(*(share(tensor) for tensor in inputs))
+        output.loss.backward()
+        if step + 1 < steps:
+            optimizer.step()
+            if after_step is not None:
+                after_step(objective)
+    result = {f"gradient {name}": p.grad for name, p in objective.named_parameters() if p.requires_grad}
     result |= {f"buffer {name}": buffer for name, buffer in objective.named_buffers()}
     return result | {f"term {name}": term for name, term in output.terms.items()} | {"loss": output.loss.detach()}
-
-
-def sie_step(dtype: torch.dtype, **changes: object) -> Tensors:
-    config = SIEConfig(projector=(24, 24, 24), **changes)
-
-    def make() -> SIE:
-        objective = SIE(BatchNormEncoder(), config)
-        if objective.predictor is not None:
-            with torch.no_grad():  # so that the hinge on the prediction's variance is active
-                for parameter in objective.predictor.parameters():
-                    parameter.mul_(0.2)
-        return objective
-
-    return train_step(make, dtype, config.action_dim)
-
-
-def vicreg_step(dtype: torch.dtype) -> Tensors:
-    return train_step(lambda: VICReg(BatchNormEncoder(), VICRegConfig(projector=(24, 24, 24))), dtype)
 
 
 def batch_norm_steps(layer: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> Tensors:
@@ -118,15 +124,6 @@ def with_activation_and_drop() -> nn.Module:
 
 
 CASES: dict[str, Callable[[torch.dtype], Tensors]] = {
-    "sie_split": lambda dtype: sie_step(dtype),
-    "sie_split_separate_batch_norm": lambda dtype: sie_step(dtype, separate_batch_norm=True),
-    "sie_inv_only": lambda dtype: sie_step(dtype, parts="inv_only"),
-    "sie_equi_only": lambda dtype: sie_step(dtype, parts="equi_only", action_dim=6),
-    "sie_deep": lambda dtype: sie_step(
-        dtype, predictor="hypernetwork_deep", hypernetwork_bias=True, predicted_bias=True
-    ),
-    "sie_mlp": lambda dtype: sie_step(dtype, predictor="mlp", variance_on_prediction=False),
-    "vicreg": vicreg_step,
     "batch_norm_1d": lambda dtype: batch_norm_steps(nn.BatchNorm1d(5), (5,), dtype),
     "batch_norm_1d_sequence": lambda dtype: batch_norm_steps(nn.BatchNorm1d(5, momentum=None), (5, 7), dtype),
     "batch_norm_2d": lambda dtype: batch_norm_steps(nn.BatchNorm2d(5, momentum=0.3), (5, 4, 3), dtype),
@@ -135,11 +132,26 @@ CASES: dict[str, Callable[[torch.dtype], Tensors]] = {
     "batch_norm_act": lambda dtype: batch_norm_steps(with_activation_and_drop(), (5, 4, 3), dtype),
     "gather": gather_step,
 }
+
+
+def objective_cases() -> dict[str, Callable[[torch.dtype], Tensors]]:
+    """The cases of every file in cases/: a dictionary CASES of functions from a dtype to tensors."""
+    cases: dict[str, Callable[[torch.dtype], Tensors]] = {}
+    for path in sorted((Path(__file__).parent / "cases").glob("*_cases.py")):
+        specification = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        assert not cases.keys() & module.CASES.keys(), f"{path} names a case that exists already"
+        cases |= module.CASES
+    return cases
+
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def run_all() -> dict[str, Tensors]:
-    return {f"{case} {name}": step(dtype) for case, step in CASES.items() for name, dtype in DTYPES.items()}
+    cases = CASES | objective_cases()
+    return {f"{case} {name}": step(dtype) for case, step in cases.items() for name, dtype in DTYPES.items()}
 
 
 def main(rank: int, processes: int, init_file: str, output_file: str) -> None:
@@ -152,4 +164,5 @@ def main(rank: int, processes: int, init_file: str, output_file: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["two_process_cases"] = sys.modules["__main__"]  # what the files in cases/ import
     main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])

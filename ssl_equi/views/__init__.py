@@ -1,0 +1,1 @@
+"""Image views with known parameters: batched transforms that report and replay what they did."""
