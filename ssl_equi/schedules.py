@@ -14,6 +14,15 @@ def warmup_cosine(step: int, *, base: float, final: float, warmup_steps: int, to
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Gives every parameter group the same learning rate."""
+    """Gives every parameter group the learning rate, times the group's `rate_factor` where it has one.
+
+    A group with `constant_rate` keeps that one (SimSiam's predictor).
+    """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = group.get("constant_rate", learning_rate * group.get("rate_factor", 1.0))
+
+
+def rising_momentum(step: int, *, base: float, total_steps: int) -> float:
+    """Momentum of a target network, from `base` up to 1 at the last step (BYOL, Grill et al., NeurIPS 2020, 3.2)."""
+    share = step / max(total_steps - 1, 1)
+    return 1 - (1 - base) * (math.cos(math.pi * min(share, 1.0)) + 1) / 2

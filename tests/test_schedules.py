@@ -3,8 +3,9 @@
 import math
 
 import pytest
+import torch
 
-from ssl_equi.schedules import warmup_cosine
+from ssl_equi.schedules import rising_momentum, set_learning_rate, warmup_cosine
 
 
 def rate(step: int) -> float:
@@ -26,3 +27,17 @@ def test_cosine_starts_at_base_and_ends_at_final() -> None:
 def test_equal_ends_are_a_constant_rate() -> None:
     rates = {warmup_cosine(step, base=1e-3, final=1e-3, warmup_steps=0, total_steps=50) for step in range(50)}
     assert rates == {1e-3}
+
+
+def test_groups_follow_with_their_factor_or_stay() -> None:
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    groups = [{"params": [weights[0]]}, {"params": [weights[1]], "rate_factor": 0.1}]
+    optimizer = torch.optim.SGD([*groups, {"params": [weights[2]], "constant_rate": 0.7}], lr=1.0)
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 0.05, 0.7])
+
+
+def test_the_targets_momentum_rises_to_one() -> None:
+    values = [rising_momentum(step, base=0.99, total_steps=101) for step in (0, 50, 100, 300)]
+    assert values == pytest.approx([0.99, 0.995, 1.0, 1.0])
+    assert rising_momentum(0, base=0.99, total_steps=1) == pytest.approx(0.99)

@@ -54,7 +54,8 @@ def timm_with_our_encoders() -> ModuleType:
     """
     import timm
 
-    import ssl_equi.encoders.strided_cnn  # noqa: F401  (registers itself with timm)
+    import ssl_equi.encoders.small_image_resnet
+    import ssl_equi.encoders.strided_cnn  # noqa: F401  (they register themselves with timm)
 
     return timm
 

@@ -33,6 +33,19 @@ def test_the_small_encoder_is_registered_with_timm_and_takes_other_sizes() -> No
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 2_634_784
 
 
+@pytest.mark.parametrize(
+    ("name", "features", "parameters"),
+    [("resnet18_small_images", 512, 11_168_832), ("resnet50_small_images", 2048, 23_500_352)],
+)
+def test_resnets_for_small_images_keep_the_resolution_in_their_stem(name: str, features: int, parameters: int) -> None:
+    encoder = create_encoder(name, image_size=32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert encoder(images).shape == (2, features)
+    assert encoder.maxpool(encoder.act1(encoder.bn1(encoder.conv1(images)))).shape[-2:] == (32, 32)
+    assert encoder.forward_features(images).shape[-2:] == (4, 4)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == parameters
+
+
 def test_the_small_encoder_keeps_where_things_are() -> None:
     """A shifted pattern gives other features: global pooling would make them nearly equal."""
     torch.manual_seed(0)

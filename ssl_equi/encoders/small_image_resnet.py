@@ -1,0 +1,49 @@
+"""ResNets for images of 32 pixels: the stem keeps the resolution.
+
+The ImageNet stem (7 x 7 convolution of stride 2, then a max-pooling of stride 2) would leave 8 x 8 cells of a CIFAR
+image. SimCLR (Chen et al., ICML 2020, appendix B.9) and those who follow it, E-SSL and CARE among them, put one 3 x 3
+convolution of stride 1 in its place. Everything else is timm's.
+"""
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import nn
+
+__all__ = ["SmallImageResNet"]
+
+
+class SmallImageResNet(ResNet):
+    """timm's ResNet with a 3 x 3 convolution of stride 1 as its stem; images [N, 3, H, W] from 8 pixels."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        width = self.conv1.out_channels
+        self.conv1 = nn.Conv2d(self.conv1.in_channels, width, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.maxpool = nn.Identity()
+
+
+_CFG = {
+    "input_size": (3, 32, 32),
+    "num_classes": 0,
+    "first_conv": "conv1",
+    "classifier": "fc",
+    "license": "apache-2.0",
+}
+default_cfgs = generate_default_cfgs({"resnet18_small_images.untrained": _CFG, "resnet50_small_images.untrained": _CFG})
+
+
+@register_model
+def resnet18_small_images(pretrained: bool = False, **kwargs: Any) -> SmallImageResNet:
+    """11.2 M parameters, 512 features."""
+    sizes = {"block": BasicBlock, "layers": (2, 2, 2, 2)}
+    return build_model_with_cfg(SmallImageResNet, "resnet18_small_images", pretrained, **sizes, **kwargs)
+
+
+@register_model
+def resnet50_small_images(pretrained: bool = False, **kwargs: Any) -> SmallImageResNet:
+    """23.5 M parameters, 2,048 features."""
+    sizes = {"block": Bottleneck, "layers": (3, 4, 6, 3)}
+    return build_model_with_cfg(SmallImageResNet, "resnet50_small_images", pretrained, **sizes, **kwargs)

@@ -1,0 +1,66 @@
+"""Optimisers by name, with the parameter groups that the papers ask for."""
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+OptimizerName = Literal["adam", "adamw", "sgd", "lars"]
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, decay_bias_and_norm: bool = True, bias_and_norm_rate_factor: float = 1.0
+) -> list[dict[str, Any]]:
+    """The parameters that are trained, in one group, or biases and normalisations in a group of their own.
+
+    Args:
+        module: parameters without gradient (momentum targets) are left out.
+        weight_decay: of the weights.
+        decay_bias_and_norm: False: parameters of less than two dimensions are not decayed.
+        bias_and_norm_rate_factor: their learning rate as a multiple of the others' (Barlow Twins: .0048 / .2).
+
+    Returns:
+        Groups for a torch optimiser; `rate_factor` is what `schedules.set_learning_rate` multiplies the rate by.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if decay_bias_and_norm and bias_and_norm_rate_factor == 1:
+        return [{"params": trained, "weight_decay": weight_decay, "rate_factor": 1.0}]
+    weights = [parameter for parameter in trained if parameter.ndim > 1]
+    others = [parameter for parameter in trained if parameter.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": weight_decay, "rate_factor": 1.0},
+        {
+            "params": others,
+            "weight_decay": weight_decay if decay_bias_and_norm else 0.0,
+            "rate_factor": bias_and_norm_rate_factor,
+        },
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(
+    name: OptimizerName, groups: list[dict[str, Any]], learning_rate: float, momentum: float = 0.9
+) -> torch.optim.Optimizer:
+    """An optimiser over parameter groups.
+
+    Args:
+        name: adam adds the weight decay to the gradient, adamw takes it from the weights; lars scales each layer's
+            step by the ratio of its norms (You et al., 2017) and leaves out groups without weight decay.
+        groups: see `parameter_groups`.
+        learning_rate: of groups with `rate_factor` 1.
+        momentum: of sgd and lars.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=learning_rate)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
+    if name == "lars":
+        from timm.optim import Lars  # timm takes seconds to import
+
+        return Lars(groups, lr=learning_rate, momentum=momentum, trust_coeff=0.001)
+    raise ValueError(f"the optimizer is {name!r}: choose adam, adamw, sgd or lars")
