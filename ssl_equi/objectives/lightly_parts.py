@@ -5,15 +5,19 @@ of one process are taken: its Barlow Twins loss normalises by each process's own
 not saved with a checkpoint, so those two are our own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
+
+from ssl_equi.objectives.two_views import check_temperature
 
 LastBatchNorm = Literal["none", "affine", "not_affine"]
 
 
-def projection_head(in_features: int, widths: Sequence[int], last_batch_norm: LastBatchNorm = "none") -> nn.Module:
+def projection_head(
+    in_features: int, widths: Sequence[int], last_batch_norm: LastBatchNorm = "none", batch_norm: bool = True
+) -> nn.Module:
     """An MLP [N, in_features] -> [N, widths[-1]]: Linear-BatchNorm-ReLU for every width but the last, then a Linear.
 
     Args:
@@ -21,6 +25,7 @@ def projection_head(in_features: int, widths: Sequence[int], last_batch_norm: La
         widths: output width of each linear layer.
         last_batch_norm: whether a batch norm follows the last linear layer, and whether it has scale and shift. Linear
             layers before a batch norm have no bias.
+        batch_norm: False leaves out the batch norms between the linear layers (the head of MoCo v2).
 
     Raises:
         ValueError: no width, or a width below 1.
@@ -31,26 +36,27 @@ def projection_head(in_features: int, widths: Sequence[int], last_batch_norm: La
 
     blocks: list[tuple[int, int, nn.Module | None, nn.Module | None]] = []
     for width in widths[:-1]:
-        blocks.append((in_features, width, nn.BatchNorm1d(width), nn.ReLU(inplace=True)))
+        norm = nn.BatchNorm1d(width) if batch_norm else None
+        blocks.append((in_features, width, norm, nn.ReLU(inplace=True)))
         in_features = width
     last_norm = None if last_batch_norm == "none" else nn.BatchNorm1d(widths[-1], affine=last_batch_norm == "affine")
     blocks.append((in_features, widths[-1], last_norm, None))
     return ProjectionHead(blocks)
 
 
-def nt_xent(temperature: float) -> nn.Module:
+def nt_xent(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
     """NT-Xent (Chen et al., SimCLR, ICML 2020, equation 1) of two [B, E] batches, mean over both directions.
 
-    Each embedding's candidates are the 2N - 1 others of the global batch. The module normalises to length 1.
+    Each embedding's candidates are the 2N - 1 others of the global batch. The embeddings are normalised to length 1.
 
     Raises:
         ValueError: the temperature is not positive.
     """
-    if temperature <= 0:
-        raise ValueError(f"the temperature is {temperature}: give a positive one, such as 0.5")
+    check_temperature(temperature)
     from lightly.loss import NTXentLoss
 
-    return NTXentLoss(temperature=temperature, gather_distributed=True)
+    # The function instead of the module: the module's unused memory bank would join the objective's buffers.
+    return NTXentLoss(temperature=temperature, gather_distributed=True).forward
 
 
 def negative_cosine_similarity() -> nn.Module:

@@ -29,8 +29,14 @@ def check_views(views: Tensor) -> None:
         raise ValueError(f"views have dtype {views.dtype}: convert them to float and normalise them first")
     if views.shape[0] * world_size() < 2:
         raise ValueError(
-            f"views hold {views.shape[0]} object: the variance and covariance terms need a global batch of at least 2"
+            f"views hold {views.shape[0]} object: statistics and negatives need a global batch of at least 2"
         )
+
+
+def check_temperature(temperature: float) -> None:
+    """Raises ValueError unless the temperature, which divides similarities, is positive."""
+    if not temperature > 0:
+        raise ValueError(f"the temperature is {temperature}: give a positive one, such as 0.5")
 
 
 def on_both_views(module: nn.Module, inputs: Tensor, separate_batch_norm: bool) -> Tensor:

@@ -59,6 +59,10 @@ class VICReg(nn.Module):
         """Named column ranges of the encoder features: VICReg has no split."""
         return {"all": slice(0, self.num_features)}
 
+    def embed(self, images: Tensor) -> Tensor:
+        """Encoder and projector, in float32 or better: [N, 3, H, W] -> [N, E]."""
+        return full_precision(self.projector(self.encoder(images)))
+
     def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
         """Computes the loss of a batch.
 
@@ -94,4 +98,5 @@ class VICReg(nn.Module):
             loss=loss,
             terms={name: term.detach().float() for name, term in terms.items()},
             features=full_precision(features.detach()),
+            embeddings=embeddings,
         )

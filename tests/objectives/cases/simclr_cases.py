@@ -1,0 +1,16 @@
+"""SimCLR."""
+
+from two_process_cases import BatchNormEncoder, train_steps
+
+from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
+
+CASES = {
+    "simclr": lambda dtype: train_steps(lambda: SimCLR(BatchNormEncoder(), SimCLRConfig(projector=(24, 24))), dtype),
+    "simclr_last_batch_norm": lambda dtype: train_steps(
+        lambda: SimCLR(
+            BatchNormEncoder(),
+            SimCLRConfig(projector=(24, 24), last_batch_norm="affine", separate_batch_norm=True),
+        ),
+        dtype,
+    ),
+}
