@@ -18,9 +18,12 @@ class ObjectiveOutput:
         features: detached encoder features [B, V, D] (B objects, V views), for probes that train online.
         embeddings: the projected views [B, V, E] with their graph, for a term that is added to this objective and
             reuses them; None where there are none to reuse.
+        encoder_features: the encoder features of `features` with their graph, in the encoder's precision, for a term
+            that trains the encoder without the projector; None where there are none to reuse.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
     features: Tensor
     embeddings: Tensor | None = None
+    encoder_features: Tensor | None = None

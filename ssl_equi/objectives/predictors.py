@@ -1,11 +1,15 @@
 """Predictors: from the embedding of one view and an action to the embedding of the other view."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ssl_equi.objectives.lightly_parts import LastBatchNorm, projection_head
+from ssl_equi.objectives.two_views import check_action_dim
 
 HypernetworkInit = Literal["scale_preserving", "released"]
 
@@ -106,3 +110,42 @@ class MLPPredictor(nn.Module):
     def forward(self, embedding: Tensor, actions: Tensor) -> Tensor:
         """Predicts the other view's embedding [B, D] from `embedding` [B, D] and `actions` [B, A]."""
         return self.layers(torch.cat([actions.to(embedding.dtype), embedding], dim=1))
+
+
+class ConditionedPredictor(nn.Module):
+    """A head on the concatenation of the embedding and a learnt linear projection of the action.
+
+    The projection gives an action of a few numbers a weight of its own beside an embedding of a thousand; EquiMod has
+    it, and SEN and conditional BYOL as seq-JEPA runs them.
+
+    Args:
+        dim: embedding width D.
+        action_dim: action width A.
+        widths: output widths of the head's linear layers, see `lightly_parts.projection_head`; the last one is the
+            prediction's.
+        action_width: width of the projected action; 128 in seq-JEPA.
+        last_batch_norm: batch norm after the head's last linear layer.
+
+    Raises:
+        ValueError: a width is below 1, or there is none.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        action_dim: int,
+        widths: Sequence[int],
+        action_width: int = 128,
+        last_batch_norm: LastBatchNorm = "none",
+    ) -> None:
+        super().__init__()
+        check_action_dim(action_dim)
+        if action_width < 1:
+            raise ValueError(f"action_width is {action_width}: give 1 or more, such as 128")
+        self.action_projection = nn.Linear(action_dim, action_width)
+        self.head = projection_head(dim + action_width, widths, last_batch_norm)
+
+    def forward(self, embedding: Tensor, actions: Tensor) -> Tensor:
+        """Predicts the other view's embedding [B, E] from `embedding` [B, D] and `actions` [B, A]."""
+        projected = self.action_projection(actions.to(self.action_projection.weight.dtype))
+        return self.head(torch.cat([embedding, projected], dim=1))

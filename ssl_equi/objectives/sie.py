@@ -15,7 +15,13 @@ from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.heads import projector, split_widths
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.predictors import Hypernetwork, HypernetworkInit, MLPPredictor
-from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
+from ssl_equi.objectives.two_views import (
+    check_action_dim,
+    check_actions,
+    check_views,
+    feature_dim,
+    on_both_views,
+)
 from ssl_equi.objectives.vicreg_terms import (
     covariance_term,
     full_precision,
@@ -23,8 +29,6 @@ from ssl_equi.objectives.vicreg_terms import (
     std_per_dim,
     variance_term,
 )
-
-ACTION_KIND_BY_DIM = {4: "rotation", 6: "rotation_color"}
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ class SIE(nn.Module):
             ValueError: if views or actions do not have the shapes and types above.
         """
         check_views(views)
-        self._check_actions(actions, batch_size=views.shape[0])
+        check_actions(actions, len(views), self.config.action_dim)
         separate = self.config.separate_batch_norm
         features = on_both_views(self.encoder, views, separate)
         embeddings = {
@@ -186,25 +190,6 @@ class SIE(nn.Module):
             "covariance": config.covariance_weight,
         }
 
-    def _check_actions(self, actions: Tensor, batch_size: int) -> None:
-        expected = self.config.action_dim
-        if actions.ndim != 2 or actions.shape[0] != batch_size:
-            raise ValueError(
-                f"actions have shape {tuple(actions.shape)}: pass [{batch_size}, {expected}], one row for each object"
-            )
-        if actions.shape[1] != expected:
-            given = actions.shape[1]
-            raise ValueError(
-                f"actions have {given} columns but action_dim is {expected}: set action_dim={given} for "
-                f"{_describe_action(given)}, or make the actions with {_describe_action(expected)}"
-            )
-        # On a GPU the answer would have to come back to the CPU, which would stall every step.
-        if not actions.is_cuda and not torch.isfinite(actions).all():
-            row = int((~torch.isfinite(actions)).any(dim=1).nonzero()[0])
-            raise ValueError(
-                f"the action in row {row} is {actions[row].tolist()}: check the latents that it was made from"
-            )
-
 
 def _columns_by_part(config: SIEConfig, num_features: int) -> dict[str, slice]:
     """Feature columns that each projector reads."""
@@ -225,8 +210,7 @@ def _columns_by_part(config: SIEConfig, num_features: int) -> dict[str, slice]:
 
 def _predictor(config: SIEConfig, dim: int) -> nn.Module:
     """The predictor on equivariant embeddings of width `dim`."""
-    if config.action_dim < 1:
-        raise ValueError(f"action_dim is {config.action_dim}: an action needs at least 1 column")
+    check_action_dim(config.action_dim)
     if config.predictor == "mlp":
         return MLPPredictor(dim, config.action_dim, config.mlp_layers)
     hidden_layers = {"hypernetwork_linear": 0, "hypernetwork_deep": 2}.get(config.predictor)
@@ -242,8 +226,3 @@ def _predictor(config: SIEConfig, dim: int) -> nn.Module:
         config.predicted_bias,
         config.hypernetwork_init,
     )
-
-
-def _describe_action(action_dim: int) -> str:
-    kind = ACTION_KIND_BY_DIM.get(action_dim)
-    return f"actions={kind!r}" if kind else f"{action_dim}-column actions of your own"

@@ -89,4 +89,5 @@ class SimCLR(nn.Module):
             terms={name: term.detach().float() for name, term in terms.items()},
             features=full_precision(features.detach()),
             embeddings=embeddings,
+            encoder_features=features,
         )

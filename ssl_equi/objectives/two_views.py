@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from ssl_equi.objectives.distributed import world_size
 
+ACTION_KIND_BY_DIM = {4: "rotation", 6: "rotation_color"}
+
 
 def feature_dim(encoder: nn.Module) -> int:
     """Width D of the encoder's features, from its `num_features` (timm's convention).
@@ -31,6 +33,39 @@ def check_views(views: Tensor) -> None:
         raise ValueError(
             f"views hold {views.shape[0]} object: statistics and negatives need a global batch of at least 2"
         )
+
+
+def check_action_dim(action_dim: int) -> None:
+    """Raises ValueError unless an action has at least one column."""
+    if action_dim < 1:
+        raise ValueError(f"action_dim is {action_dim}: an action needs at least 1 column")
+
+
+def check_actions(actions: Tensor | None, batch_size: int, action_dim: int) -> None:
+    """Raises ValueError unless `actions` is [batch_size, action_dim] and, on the CPU, finite."""
+    if actions is None:
+        raise ValueError(
+            f"actions are None: pass [{batch_size}, {action_dim}], the transformation from view 1 to view 2"
+        )
+    if actions.ndim != 2 or actions.shape[0] != batch_size:
+        raise ValueError(
+            f"actions have shape {tuple(actions.shape)}: pass [{batch_size}, {action_dim}], one row for each object"
+        )
+    given = actions.shape[1]
+    if given != action_dim:
+        raise ValueError(
+            f"actions have {given} columns but action_dim is {action_dim}: set action_dim={given} for "
+            f"{_describe_action(given)}, or make the actions with {_describe_action(action_dim)}"
+        )
+    # On a GPU the answer would have to come back to the CPU, which would stall every step.
+    if not actions.is_cuda and not torch.isfinite(actions).all():
+        row = int((~torch.isfinite(actions)).any(dim=1).nonzero()[0])
+        raise ValueError(f"the action in row {row} is {actions[row].tolist()}: check the latents that it was made from")
+
+
+def _describe_action(action_dim: int) -> str:
+    kind = ACTION_KIND_BY_DIM.get(action_dim)
+    return f"actions={kind!r}" if kind else f"{action_dim}-column actions of your own"
 
 
 def check_temperature(temperature: float) -> None:

@@ -99,4 +99,5 @@ class VICReg(nn.Module):
             terms={name: term.detach().float() for name, term in terms.items()},
             features=full_precision(features.detach()),
             embeddings=embeddings,
+            encoder_features=features,
         )
