@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.objectives.byol import BYOL, BYOLConfig
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
@@ -34,6 +35,7 @@ def objectives_with(projector: tuple[int, ...]) -> dict[str, Callable[[], nn.Mod
     return {
         "vicreg": lambda: VICReg(LinearEncoder(), VICRegConfig(projector=projector)),
         "simclr": lambda: SimCLR(LinearEncoder(), SimCLRConfig(projector=projector)),
+        "byol": lambda: BYOL(LinearEncoder(), BYOLConfig(projector=projector, predictor_hidden_width=24)),
     }
 
 
