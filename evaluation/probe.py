@@ -4,8 +4,10 @@
     python evaluation/probe.py runs/sie/encoder --split ood_rotation             poses that were never trained on
     python evaluation/probe.py runs/sie/encoder --data-dir SHARDS --split val --protocol sie
     python evaluation/probe.py timm:resnet18 --image-size 64                     a timm model with random weights
+    python evaluation/probe.py runs/simclr/encoder --dataset cifar10 --data-dir DATA --image-size 32
 
-Every view is encoded once; heads are trained on the train split's features. Prints the table and appends the records
+Every view is encoded once; heads are trained on the train split's features. Ordinary images (datasets/images.md) have
+no poses and are probed for their class alone. Prints the table and appends the records
 to results.json in --out (the folder above the encoder when not given).
 """
 
@@ -35,9 +37,9 @@ class Config:
     encoder: Annotated[str, tyro.conf.Positional]
     """Folder of an exported encoder, or timm:NAME for random weights."""
     dataset: DatasetName = "3diebench-p"
-    """3diebench-p renders itself; 3diebench needs --data-dir."""
+    """3diebench-p renders itself; the others need --data-dir."""
     data_dir: Path | None = None
-    """Folder with the data set's shards; the user's cache folder when not given."""
+    """Folder with the data set; the user's cache folder for 3diebench-p when not given."""
     split: str = "test"
     """Split that is judged; heads are trained on train."""
     image_size: int = 64
@@ -73,7 +75,7 @@ def probe_exported(folder: Path, config: Config, data: DataSource) -> ProbeResul
     return run_probes(
         encoder.to(DEVICE),
         parts_of(encoder_config),
-        data.train,
+        data.probe_train,
         data.evaluation,
         random_encoder=random_encoder.to(DEVICE),
         mean_rgb=mean.tolist(),
@@ -89,7 +91,7 @@ def probe_random(name: str, config: Config, data: DataSource) -> ProbeResults:
     return run_probes(
         encoder.to(DEVICE),
         {"all": slice(0, int(encoder.num_features))},
-        data.train,
+        data.probe_train,
         data.evaluation,
         random_encoder=None,
         mean_rgb=data.mean_rgb,

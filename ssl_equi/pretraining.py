@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DatasetName, DataSource
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.create import has_fixed_input_size
@@ -63,15 +63,15 @@ class DataIdentity:
     anew on another machine, may differ in the rounding of a pixel.
     """
 
-    def __init__(self, train: ShardDataset) -> None:
+    def __init__(self, train: ViewCollection) -> None:
         self.train = train
 
     def state_dict(self) -> dict[str, str]:
-        return {"plan_sha256": self.train.manifest.plan_sha256, "source": self.train.manifest.source}
+        return {"plan_sha256": self.train.plan_sha256, "source": self.train.source}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
         """Raises RunError if the checkpoint was trained on other data."""
-        if state["plan_sha256"] != self.train.manifest.plan_sha256:
+        if state["plan_sha256"] != self.train.plan_sha256:
             raise RunError(
                 f"the run was trained on other data ({state['source']}) than {self.train.folder} holds: "
                 "resume with the first --data-dir, or choose another --out"
@@ -112,7 +112,7 @@ def finish(run: Run, config: PretrainingConfig, objective: Objective, data: Data
         results = run_probes(
             objective.encoder,
             objective.parts,
-            data.train,
+            data.probe_train,
             data.evaluation,
             random_encoder=random_encoder.to(run.device),
             protocol=PROBE_PROTOCOLS[config.probe_protocol](),

@@ -32,8 +32,10 @@ def relative_hues(latents: Tensor) -> Tensor:
 def action_from_batch(batch: ViewBatch, kind: ActionKind) -> Tensor:
     """Actions [B, 4] ("rotation") or [B, 6] ("rotation_color": rotation, then hues) of a batch of pairs.
 
-    Raises ValueError unless the batch has exactly two views an object and `kind` is known.
+    Raises ValueError unless the batch has poses, exactly two views an object, and `kind` is known.
     """
+    if batch.quat_xyzw is None:
+        raise ValueError("the batch has no poses: actions of this kind need a rendered data set")
     if batch.quat_xyzw.shape[1] != 2:
         raise ValueError(f"the batch has {batch.quat_xyzw.shape[1]} views an object: an action needs exactly 2")
     if kind not in ACTION_SIZES:

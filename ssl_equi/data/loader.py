@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.order import BatchOrder
-from ssl_equi.data.reader import ShardDataset
 
 _CHUNKS_PER_THREAD = 2  # smaller pieces than threads, so that one slow piece does not hold up a batch
 
@@ -38,6 +38,7 @@ class _PendingBatch:
 
     object_indices: np.ndarray
     view_indices: np.ndarray
+    content_sizes: np.ndarray | None  # int64 [b, V, 2]; None if every picture fills its image
     slot: _Slot
     chunks: list[Future] = field(default_factory=list)
 
@@ -52,7 +53,7 @@ class ViewLoader:
 
     def __init__(
         self,
-        dataset: ShardDataset,
+        dataset: ViewCollection,
         *,
         global_batch_size: int,
         views: int = 2,
@@ -145,7 +146,8 @@ class ViewLoader:
 
     def _start_batch(self, step: int, slot: _Slot) -> _PendingBatch:
         object_indices, view_indices = self.order.batch(step)
-        pending = _PendingBatch(object_indices, view_indices, slot)
+        content_sizes = None if self.dataset.fills_image else np.zeros((*view_indices.shape, 2), dtype=np.int64)
+        pending = _PendingBatch(object_indices, view_indices, content_sizes, slot)
         for first in range(0, len(object_indices), self._chunk_size):
             rows = slice(first, first + self._chunk_size)
             pending.chunks.append(self._pool.submit(self._decode_rows, pending, rows))
@@ -154,18 +156,25 @@ class ViewLoader:
     def _decode_rows(self, pending: _PendingBatch, rows: slice) -> None:
         if pending.slot.copies_done is not None:
             pending.slot.copies_done.synchronize()
-        self.dataset.read_views(pending.object_indices[rows], pending.view_indices[rows], pending.slot.pixels[rows])
+        self.dataset.read_views(
+            pending.object_indices[rows],
+            pending.view_indices[rows],
+            pending.slot.pixels[rows],
+            None if pending.content_sizes is None else pending.content_sizes[rows],
+        )
 
     def _finish_batch(self, pending: _PendingBatch, seconds_waited: float) -> ViewBatch:
         objects, views = pending.object_indices, pending.view_indices
+        quats_xyzw = self.dataset.quats_xyzw
         return ViewBatch(
             images=pending.slot.images,
             latents=torch.from_numpy(self.dataset.latents[objects[:, None], views]),
-            quat_xyzw=torch.from_numpy(self.dataset.quats_xyzw[objects[:, None], views]),
+            quat_xyzw=None if quats_xyzw is None else torch.from_numpy(quats_xyzw[objects[:, None], views]),
             labels=torch.from_numpy(self.dataset.labels[objects]),
             object_indices=torch.from_numpy(objects.copy()),
             view_indices=torch.from_numpy(views),
             seconds_waited=seconds_waited,
+            content_sizes=None if pending.content_sizes is None else torch.from_numpy(pending.content_sizes),
         )
 
     def _new_slot(self) -> _Slot:

@@ -12,6 +12,7 @@ import google_crc32c
 import numpy as np
 import simplejpeg
 
+from ssl_equi.data.collection import check_request
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.index import SplitIndex, read_index
 from ssl_equi.data.manifest import Manifest, read_manifest
@@ -19,11 +20,10 @@ from ssl_equi.data.shard import view_suffix
 
 
 class ShardDataset:
-    """The split `split` of the data set in `folder`; n objects with V views each.
+    """The split `split` of the data set in `folder`; n objects with V views each, all images of one size.
 
-    Attributes: `num_objects`, `num_views`, `class_names`, `image_size` (height, width), `labels` (int64 [n]),
-    `latents` (float32 [n, V, L]), `quats_xyzw` (float32 [n, V, 4]), `keys` (bytes [n]), `fingerprint`, `manifest`.
-    The arrays are views of memory-mapped files.
+    A `ssl_equi.data.collection.ViewCollection`, whose attributes are described there; also `keys` (bytes [n]) and
+    `manifest`. The arrays are views of memory-mapped files.
 
     Raises DataError when the split is unfinished, incomplete, cut, changed or of another format version. The pixels
     are checked when they are read; `ssl_equi.data.verify` checks every byte.
@@ -41,6 +41,11 @@ class ShardDataset:
         self.num_views = self.manifest.num_views
         self.class_names = self.manifest.class_names
         self.image_size = self.manifest.image_size
+        self.fills_image = True
+        self.mean_rgb = self.manifest.mean_rgb
+        self.std_rgb = self.manifest.std_rgb
+        self.source = self.manifest.source
+        self.plan_sha256 = self.manifest.plan_sha256
         self.fingerprint = self.manifest.fingerprint
         self.labels = self._index.labels
         self.latents = self._index.latents
@@ -62,14 +67,25 @@ class ShardDataset:
             if process == os.getpid():
                 os.close(self._descriptors.pop((process, number)))
 
-    def read_views(self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray) -> None:
+    def read_views(
+        self,
+        object_indices: np.ndarray,
+        view_indices: np.ndarray,
+        out: np.ndarray,
+        content_sizes_out: np.ndarray | None = None,
+    ) -> None:
         """Decode the views `view_indices` [b, k] of the objects `object_indices` [b] into `out` uint8 [b, k, H, W, 3].
 
-        Safe to call from several threads on separate buffers. Raises DataError naming shard, member and byte offset
-        for a view that cannot be read, fails its CRC-32C or does not decode; ValueError or IndexError for wrong
-        arguments.
+        Every image is as large as the buffer, which is what `content_sizes_out` int64 [b, k, 2] then holds. Safe to
+        call from several threads on separate buffers. Raises DataError naming shard, member and byte offset for a
+        view that cannot be read, fails its CRC-32C or does not decode; ValueError or IndexError for wrong arguments.
         """
-        self._check_request(object_indices, view_indices, out)
+        check_request(
+            object_indices, view_indices, out, content_sizes_out,
+            num_objects=self.num_objects, num_views=self.num_views, image_size=self.image_size,
+        )  # fmt: skip
+        if content_sizes_out is not None:
+            content_sizes_out[...] = self.image_size
         shard_numbers = self._index.shard_numbers[object_indices].tolist()
         offsets = self._index.offsets[object_indices[:, None], view_indices].tolist()
         sizes = self._index.sizes[object_indices[:, None], view_indices].tolist()
@@ -138,21 +154,3 @@ class ShardDataset:
                     f"shard {path} has {size} bytes where the manifest says {entry.bytes}: "
                     f"download it again or rebuild this data set"
                 )
-
-    def _check_request(self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray) -> None:
-        expected = (*view_indices.shape, *self.image_size, 3)
-        if view_indices.ndim != 2 or object_indices.shape != view_indices.shape[:1]:
-            raise ValueError(
-                f"object_indices {object_indices.shape} and view_indices {view_indices.shape} do not belong together: "
-                f"give [b] and [b, k]"
-            )
-        if out.shape != expected or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
-            raise ValueError(
-                f"out is {out.dtype} {out.shape}: give a writable, contiguous uint8 array of shape {expected}"
-            )
-        for name, indices, end in (
-            ("object", object_indices, self.num_objects),
-            ("view", view_indices, self.num_views),
-        ):
-            if indices.size and not (indices.min() >= 0 and indices.max() < end):
-                raise IndexError(f"a {name} index lies outside 0..{end - 1}: draw indices from this split")

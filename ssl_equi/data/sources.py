@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.manifest import manifest_path
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural, default_folder
@@ -16,13 +17,22 @@ EMBEDDED_EVALUATION_SPLITS = ("test", "val", "ood_rotation")  # the splits with 
 
 @dataclass(frozen=True)
 class DataSource:
-    """Shards to train on and shards to judge on, with the normalisation of the former."""
+    """Images to train on and images to judge on, with the normalisation of the former."""
 
     name: str
-    train: ShardDataset
-    evaluation: ShardDataset
+    train: ViewCollection
+    """What the encoder learns from."""
+    probe_train: ViewCollection
+    """What the final heads learn from: the labelled training images, as large as those of `evaluation`."""
+    evaluation: ViewCollection
+    """What the final heads are judged on."""
     mean_rgb: tuple[float, float, float]
     std_rgb: tuple[float, float, float]
+
+    @property
+    def has_poses(self) -> bool:
+        """True if rotations and colours of the views are known, so that the encoder can be probed for them."""
+        return self.evaluation.quats_xyzw is not None
 
 
 def open_data(name: DatasetName, data_dir: Path | None, evaluation_split: str, image_size: int) -> DataSource:
@@ -63,4 +73,4 @@ def open_data(name: DatasetName, data_dir: Path | None, evaluation_split: str, i
     mean_rgb, std_rgb = train.manifest.mean_rgb, train.manifest.std_rgb
     if mean_rgb is None or std_rgb is None:
         raise DataError(f"the manifest of {folder} states no mean and std of the pixels: convert the data set again")
-    return DataSource(name, train, evaluation, mean_rgb, std_rgb)
+    return DataSource(name, train, train, evaluation, mean_rgb, std_rgb)

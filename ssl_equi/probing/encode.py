@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import normalise_images
-from ssl_equi.data.reader import ShardDataset
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,15 @@ class FeatureCache:
     Attributes:
         features: float32 `[n_objects, n_views, D]`.
         labels: int64 `[n_objects]`.
-        latents: float32 `[n_objects, n_views, L]`, columns as in `ssl_equi.geometry.latents.LATENT_NAMES`.
-        quats_xyzw: float32 `[n_objects, n_views, 4]`, absolute rotation of each view, w > 0.
+        latents: float32 `[n_objects, n_views, L]`, columns as in `ssl_equi.geometry.latents.LATENT_NAMES`; L is 0
+            where nothing is known about the views.
+        quats_xyzw: float32 `[n_objects, n_views, 4]`, absolute rotation of each view, w > 0; None where unknown.
     """
 
     features: Tensor
     labels: Tensor
     latents: Tensor
-    quats_xyzw: Tensor
+    quats_xyzw: Tensor | None
 
     @property
     def num_objects(self) -> int:
@@ -45,7 +46,10 @@ class FeatureCache:
     def to(self, device: torch.device | str) -> "FeatureCache":
         """The same cache with its tensors on `device`."""
         return FeatureCache(
-            self.features.to(device), self.labels.to(device), self.latents.to(device), self.quats_xyzw.to(device)
+            self.features.to(device),
+            self.labels.to(device),
+            self.latents.to(device),
+            None if self.quats_xyzw is None else self.quats_xyzw.to(device),
         )
 
     def part(self, columns: slice) -> "FeatureCache":
@@ -55,7 +59,7 @@ class FeatureCache:
 
 def encode_split(
     encoder: nn.Module,
-    dataset: ShardDataset,
+    dataset: ViewCollection,
     mean_rgb: Sequence[float],
     std_rgb: Sequence[float],
     device: torch.device | str = "cpu",
@@ -87,15 +91,16 @@ def encode_split(
         raise RuntimeError(
             "the encoder produced features that are not finite: the run diverged, use an earlier checkpoint"
         )
+    quats_xyzw = dataset.quats_xyzw
     return FeatureCache(
         features=features,
         labels=torch.from_numpy(np.array(dataset.labels, dtype=np.int64)),
         latents=torch.from_numpy(np.array(dataset.latents, dtype=np.float32)),
-        quats_xyzw=torch.from_numpy(np.array(dataset.quats_xyzw, dtype=np.float32)),
+        quats_xyzw=None if quats_xyzw is None else torch.from_numpy(np.array(quats_xyzw, dtype=np.float32)),
     )
 
 
-def _image_batches(dataset: ShardDataset, objects_per_batch: int, device: torch.device) -> Iterator[Tensor]:
+def _image_batches(dataset: ViewCollection, objects_per_batch: int, device: torch.device) -> Iterator[Tensor]:
     """All views of consecutive objects, uint8 `[b, V, H, W, 3]` on `device`; valid until the next one is asked for."""
     height, width = dataset.image_size
     shape = (objects_per_batch, dataset.num_views, height, width, 3)

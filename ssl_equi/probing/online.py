@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+UNLABELLED = -1
 _EPSILON = 1e-5
 
 
 class OnlineProbes:
     """A linear classifier and a linear regressor of the absolute rotation for each part.
 
+    Objects without a label (-1) are ignored by the classifier, and without poses the regressors stay untrained.
     Each update first measures the heads on the batch, which they have not seen, and then trains them on it. Sums stay
     on the device, so only `metrics` waits for it. Features are standardised by the batch's own statistics, so that
     the heads don't depend on the scale of the features. Several processes each train their own copy on their own
@@ -56,26 +58,33 @@ class OnlineProbes:
         self.optimizer = torch.optim.Adam(self.heads.parameters(), lr=learning_rate, fused=True)
         self.sums = {part: _empty_sums(device) for part in self.parts}
 
-    def update(self, features: Tensor, labels: Tensor, quat_xyzw: Tensor) -> None:
+    def update(self, features: Tensor, labels: Tensor, quat_xyzw: Tensor | None) -> None:
         """Measure the heads on a batch, then train them on it; does nothing on all but one of `every` calls.
 
         Args:
             features: `[B, 2, D]`, two views of each object; detached here once more.
-            labels: `[B]` int64.
-            quat_xyzw: `[B, 2, 4]`, each view's absolute rotation, w > 0.
+            labels: `[B]` int64, -1 for an object without a label.
+            quat_xyzw: `[B, 2, 4]`, each view's absolute rotation, w > 0; None where poses are unknown.
         """
         self.calls += 1
         if (self.calls - 1) % self.every != 0:
             return
         features = _standardise(features.detach().float())
-        view_labels, targets = labels.repeat_interleave(2), quat_xyzw.detach().float().flatten(0, 1)
+        view_labels = labels.repeat_interleave(2)
+        targets = None if quat_xyzw is None else quat_xyzw.detach().float().flatten(0, 1)
+        num_labelled = (view_labels != UNLABELLED).sum().clamp(min=1)
         loss = torch.zeros((), device=features.device)
         with torch.enable_grad():
             for part, columns in self.parts.items():
                 views = features[:, :, columns].flatten(0, 1)
-                logits, predictions = self.classifiers[part](views), self.regressors[part](views)
-                loss = loss + F.cross_entropy(logits, view_labels) + F.mse_loss(predictions, targets)
-                self._add_up(part, logits.detach(), view_labels, predictions.detach(), targets)
+                logits = self.classifiers[part](views)
+                cross_entropy = F.cross_entropy(logits, view_labels, ignore_index=UNLABELLED, reduction="sum")
+                loss = loss + cross_entropy / num_labelled
+                self._add_up_classes(part, logits.detach(), view_labels)
+                if targets is not None:
+                    predictions = self.regressors[part](views)
+                    loss = loss + F.mse_loss(predictions, targets)
+                    self._add_up_rotations(part, predictions.detach(), targets)
             self.optimizer.zero_grad()
             loss.backward()
         self.optimizer.step()
@@ -83,17 +92,19 @@ class OnlineProbes:
     def metrics(self) -> dict[str, float]:
         """`PART/top1` and `PART/absolute_rotation_r2_uniform` over the batches since the last call; empty without any.
 
-        This is where the device is waited for. R2 is left out while a target component has not varied yet.
+        This is where the device is waited for. Top-1 is left out without labels, R2 without poses and while a target
+        component has not varied yet.
         """
         metrics: dict[str, float] = {}
         for part, sums in self.sums.items():
             values: dict[str, Any] = {name: tensor.tolist() for name, tensor in sums.items()}
             self.sums[part] = {name: torch.zeros_like(tensor) for name, tensor in sums.items()}
-            if values["views"] == 0:
+            if values["labelled"] > 0:
+                metrics[f"{part}/top1"] = values["correct"] / values["labelled"]
+            if values["posed"] == 0:
                 continue
-            metrics[f"{part}/top1"] = values["correct"] / values["views"]
             totals = [
-                squared - summed**2 / values["views"]
+                squared - summed**2 / values["posed"]
                 for squared, summed in zip(values["target_squared"], values["target"], strict=True)
             ]
             if min(totals) > 0:
@@ -121,10 +132,15 @@ class OnlineProbes:
         self.calls = int(state["calls"])
 
     @torch.no_grad()
-    def _add_up(self, part: str, logits: Tensor, labels: Tensor, predictions: Tensor, targets: Tensor) -> None:
+    def _add_up_classes(self, part: str, logits: Tensor, labels: Tensor) -> None:
         sums = self.sums[part]
-        sums["views"] += len(labels)
+        sums["labelled"] += (labels != UNLABELLED).sum()
         sums["correct"] += (logits.argmax(dim=1) == labels).sum()
+
+    @torch.no_grad()
+    def _add_up_rotations(self, part: str, predictions: Tensor, targets: Tensor) -> None:
+        sums = self.sums[part]
+        sums["posed"] += len(targets)
         sums["residual"] += (targets - predictions).double().square().sum(dim=0)
         sums["target"] += targets.double().sum(dim=0)
         sums["target_squared"] += targets.double().square().sum(dim=0)
@@ -140,8 +156,9 @@ def _linear(in_features: int, out_features: int, generator: torch.Generator) -> 
 
 def _empty_sums(device: torch.device | str) -> dict[str, Tensor]:
     sizes: dict[str, tuple[int, ...]] = {
-        "views": (),
+        "labelled": (),  # views of objects with a label
         "correct": (),
+        "posed": (),  # views with a known rotation
         "residual": (4,),
         "target": (4,),
         "target_squared": (4,),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.collection import ViewCollection
 from ssl_equi.geometry.rotations import geodesic_distance
 from ssl_equi.probing.records import append_records, print_records
 from ssl_equi.probing.report import Neighbours, ReportFigures, nearest_neighbours, write_report
@@ -18,7 +18,7 @@ from ssl_equi.probing.suite import ProbeResults
 def publish_results(
     run_folder: Path,
     results: ProbeResults,
-    test: ShardDataset,
+    test: ViewCollection,
     *,
     title: str,
     command: str,
@@ -42,6 +42,7 @@ def publish_results(
         constant_angle_errors_deg=results.constant_angle_errors_deg,
         per_class_recall=results.per_class_recall,
         class_names=results.class_names,
+        has_poses=test.quats_xyzw is not None,
     )
     return write_report(
         run_folder,
@@ -56,15 +57,23 @@ def publish_results(
     )
 
 
-def _view_sheet(test: ShardDataset, max_objects: int = 8, max_views: int = 12) -> np.ndarray:
-    """The first views of objects spread over the split, uint8 `[objects, views, H, W, 3]`."""
+def _view_sheet(test: ViewCollection, max_objects: int = 8, max_views: int = 12) -> np.ndarray:
+    """The first views of objects spread over the split, uint8 `[rows, columns, H, W, 3]`.
+
+    A row is an object; objects with one view stand side by side, as many as fill whole rows.
+    """
+    if test.num_views == 1:
+        columns = min(max_views, test.num_objects)
+        rows = min(max_objects, test.num_objects // columns)
+        objects = _spread(test.num_objects, rows * columns)
+        return _read(test, objects, np.zeros((len(objects), 1), np.int64)).reshape(rows, columns, *test.image_size, 3)
     objects = _spread(test.num_objects, max_objects)
     views = np.tile(np.arange(min(max_views, test.num_views)), (len(objects), 1))
     return _read(test, objects, views)
 
 
 def _neighbour_strips(
-    results: ProbeResults, test: ShardDataset, num_queries: int = 6, num_neighbours: int = 6
+    results: ProbeResults, test: ViewCollection, num_queries: int = 6, num_neighbours: int = 6
 ) -> dict[str, list[Neighbours]]:
     """Strips for the invariant and the equivariant part, or for all features if there are no such parts."""
     k = min(num_neighbours, test.num_objects - 1)
@@ -80,16 +89,19 @@ def _neighbour_strips(
         objects, views = found.unbind(dim=-1)
         images = _read(test, objects.reshape(-1).numpy(), views.reshape(-1, 1).numpy())[:, 0]
         same_class = cache.labels[objects] == cache.labels[query_objects, None]
-        query_quats = cache.quats_xyzw[queries[:, 0], queries[:, 1]]
-        angles_rad = geodesic_distance(query_quats[:, None], cache.quats_xyzw[objects, views])
+        if cache.quats_xyzw is None:
+            notes = [[results.class_names[label] for label in row] for row in cache.labels[objects].tolist()]
+        else:
+            query_quats = cache.quats_xyzw[queries[:, 0], queries[:, 1]]
+            angles_rad = geodesic_distance(query_quats[:, None], cache.quats_xyzw[objects, views])
+            notes = [[f"{angle:.0f}°" for angle in row] for row in torch.rad2deg(angles_rad).tolist()]
         strips[part] = [
             Neighbours(
                 query=query_images[index],
                 query_name=results.class_names[int(cache.labels[query_objects[index]])],
                 images=images[index * k : (index + 1) * k],
                 captions=[
-                    f"{'✓ ' if same else ''}{angle:.0f}°"
-                    for same, angle in zip(same_class[index], torch.rad2deg(angles_rad[index]), strict=True)
+                    f"{'✓ ' if same else ''}{note}" for same, note in zip(same_class[index], notes[index], strict=True)
                 ],
             )
             for index in range(len(queries))
@@ -102,7 +114,7 @@ def _spread(count: int, wanted: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))
 
 
-def _read(dataset: ShardDataset, objects: np.ndarray, views: np.ndarray) -> np.ndarray:
+def _read(dataset: ViewCollection, objects: np.ndarray, views: np.ndarray) -> np.ndarray:
     """uint8 `[n, k, H, W, 3]` of `objects [n]` and `views [n, k]`."""
     images = np.empty((*views.shape, *dataset.image_size, 3), dtype=np.uint8)
     dataset.read_views(objects, views, images)

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from ssl_equi.checkpoint import write_text_atomically
 from ssl_equi.probing.records import ProbeRecord, describe_columns, describe_origins, format_value
-from ssl_equi.probing.report_figures import angle_histogram, curve_figure, image_data_uri, recall_bars, shrink, tile
+from ssl_equi.probing.report_figures import (
+    MAX_BARS,
+    angle_histogram,
+    curve_figure,
+    image_data_uri,
+    recall_bars,
+    shrink,
+    tile,
+)
 from ssl_equi.probing.report_style import STYLE
 
 # Task, metric, the parts to look at first, and the card's label.
@@ -57,11 +65,12 @@ class ReportFigures:
     """What the report draws; anything that is empty or None is left out.
 
     Attributes:
-        view_sheet: uint8 `[objects, views, H, W, 3]`.
+        view_sheet: uint8 `[rows, columns, H, W, 3]`; with poses, a row holds the views of one object.
         neighbours: strips by part.
         angle_errors_deg, random_angle_errors_deg: rotation error of each pair, by part.
         constant_angle_errors_deg: the same for the constant rotation.
         per_class_recall: `[C]` by part, NaN for classes without objects.
+        has_poses: False for ordinary images, which are one view each.
     """
 
     view_sheet: np.ndarray | None = None
@@ -71,6 +80,7 @@ class ReportFigures:
     constant_angle_errors_deg: np.ndarray | None = None
     per_class_recall: Mapping[str, np.ndarray] = field(default_factory=dict)
     class_names: Sequence[str] = ()
+    has_poses: bool = True
 
 
 def write_report(
@@ -98,8 +108,8 @@ def write_report(
         _result_table(records),
         _rotation_and_classes(figures),
         _training(metrics_path),
-        _views(figures.view_sheet),
-        _neighbours(figures.neighbours),
+        _views(figures.view_sheet, figures.has_poses),
+        _neighbours(figures.neighbours, figures.has_poses),
         _details("Probe protocol", protocol),
         _details("Configuration", config),
         _details("Versions", versions),
@@ -240,7 +250,9 @@ def _rotation_and_classes(figures: ReportFigures) -> str:
         drawn.append(_figure(svg, "Rotation error over the evaluated pairs, by part and for both baselines"))
     if figures.per_class_recall:
         svg = recall_bars("recall", figures.per_class_recall, figures.class_names)
-        drawn.append(_figure(svg, "Recall of each class on unseen objects, by part"))
+        num_classes = int(np.isfinite(next(iter(figures.per_class_recall.values()))).sum())
+        which = "each class" if num_classes <= MAX_BARS else f"{MAX_BARS} of {num_classes} classes, best to worst,"
+        drawn.append(_figure(svg, f"Recall of {which} on unseen objects, by part"))
     if not drawn:
         return ""
     return f'<section id="errors"><h2>Where it is right</h2><div class="figures">{"".join(drawn)}</div></section>'
@@ -269,26 +281,31 @@ def _training(metrics_path: Path | None) -> str:
     )
 
 
-def _views(view_sheet: np.ndarray | None) -> str:
+def _views(view_sheet: np.ndarray | None, has_poses: bool) -> str:
     if view_sheet is None:
         return ""
     rows, columns = view_sheet.shape[:2]
-    description = f"{columns} views of each of {rows} unseen objects, one object a row"
+    if has_poses:
+        heading, description = "Views", f"{columns} views of each of {rows} unseen objects, one object a row"
+    else:
+        heading, description = "Images", f"{rows * columns} unseen images, as the encoder is given them"
     image = f'<img class="sheet" alt="{description}" src="{image_data_uri(tile(shrink(view_sheet)))}">'
-    return f'<section id="views"><h2>Views</h2><figure>{image}<figcaption>{description}</figcaption></figure></section>'
+    figure = f"<figure>{image}<figcaption>{description}</figcaption></figure>"
+    return f'<section id="views"><h2>{heading}</h2>{figure}</section>'
 
 
-def _neighbours(neighbours: Mapping[str, Sequence[Neighbours]]) -> str:
+def _neighbours(neighbours: Mapping[str, Sequence[Neighbours]], has_poses: bool) -> str:
     blocks = []
     for part, strips in neighbours.items():
         rows = "".join(_strip(part, strip) for strip in strips)
         blocks.append(f"<div><h3>by part <code>{_text(part)}</code></h3>{rows}</div>")
     if not blocks:
         return ""
+    what = "views (cosine) of other objects, at most one an object" if has_poses else "other images (cosine)"
+    captions = "degrees: angle between the two poses" if has_poses else "the name is its class"
     return (
         '<section id="neighbours"><h2>Nearest neighbours</h2><p class="muted">Framed: the query. Then the nearest '
-        "views (cosine) of other objects, at most one an object. ✓: same class; degrees: angle between the two poses."
-        f'</p><div class="figures">{"".join(blocks)}</div></section>'
+        f'{what}. ✓: same class; {captions}.</p><div class="figures">{"".join(blocks)}</div></section>'
     )
 
 

@@ -23,6 +23,7 @@ CSS_VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {
 }
 MAX_CURVE_POINTS = 300
 MAX_IMAGE_SIDE = 96
+MAX_BARS = 60
 
 
 def curve_figure(
@@ -79,10 +80,15 @@ def angle_histogram(
 
 
 def recall_bars(name: str, recalls: Mapping[str, np.ndarray], class_names: Sequence[str]) -> str:
-    """Recall of each class, best first: bars for the first part, dots for the others; absent classes are left out."""
+    """Recall of each class, best first: bars for the first part, dots for the others; absent classes are left out.
+
+    Of more than `MAX_BARS` classes so many are drawn, evenly spread from the best to the worst.
+    """
     first_part, *other_parts = recalls
     present = np.flatnonzero(~np.isnan(recalls[first_part]))
     order = present[np.argsort(-recalls[first_part][present], kind="stable")]
+    if len(order) > MAX_BARS:
+        order = order[np.linspace(0, len(order) - 1, MAX_BARS).round().astype(int)]
     figure, axes = _new_figure((4.2, 0.7 + 0.19 * len(order)))
     positions = np.arange(len(order))
     values = 100 * recalls[first_part][order]

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.collection import ViewCollection
 from ssl_equi.probing.encode import FeatureCache, encode_split
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
-from ssl_equi.probing.tasks import TASKS, TaskResult
+from ssl_equi.probing.tasks import TaskResult, tasks_for
 
 PartResults = dict[str, dict[str, TaskResult]]  # by part, then task
 
@@ -52,12 +52,10 @@ class ProbeResults:
         return _angle_errors(self.random_results or {})
 
     @property
-    def constant_angle_errors_deg(self) -> np.ndarray:
-        """Rotation error of each evaluated pair if the mean rotation is always the answer."""
+    def constant_angle_errors_deg(self) -> np.ndarray | None:
+        """Rotation error of each evaluated pair if the mean rotation is always the answer; None without poses."""
         any_part = next(iter(self.results.values()))
-        errors = any_part["relative_rotation"].constant_angle_errors_deg
-        assert errors is not None
-        return errors
+        return any_part["relative_rotation"].constant_angle_errors_deg if "relative_rotation" in any_part else None
 
     @property
     def per_class_recall(self) -> dict[str, np.ndarray]:
@@ -69,8 +67,8 @@ class ProbeResults:
 def run_probes(
     encoder: nn.Module,
     parts: dict[str, slice],
-    train: ShardDataset,
-    test: ShardDataset,
+    train: ViewCollection,
+    test: ViewCollection,
     *,
     random_encoder: nn.Module | None,
     protocol: ProbeProtocol,
@@ -83,6 +81,8 @@ def run_probes(
 ) -> ProbeResults:
     """Probe `encoder` on objects of `test` with heads that were trained on objects of `train`.
 
+    Without poses in both splits the only task is the class.
+
     Args:
         encoder: maps `[N, 3, H, W]` to `[N, D]`; on `device`; its state and modes are left untouched.
         parts: named slices of the feature columns.
@@ -91,7 +91,7 @@ def run_probes(
         seed: of the heads' initialisation and of their training pairs.
 
     Raises:
-        ValueError: the two splits have different classes, or `parts` is empty.
+        ValueError: the two splits have different classes, an object has no label, or `parts` is empty.
     """
     if not parts:
         raise ValueError("parts is empty: name at least one slice of the features, such as {'all': slice(0, 512)}")
@@ -100,6 +100,9 @@ def run_probes(
             f"the train split has {len(train.class_names)} classes and the {split_name} split {len(test.class_names)} "
             "with other names: probe splits of one data set"
         )
+    for split in (train, test):
+        if (split.labels < 0).any():
+            raise ValueError(f"{int((split.labels < 0).sum())} objects have no label: probe labelled images only")
     seconds = {"encode": 0.0, "heads": 0.0}
 
     def probe(module: nn.Module) -> tuple[PartResults, FeatureCache]:
@@ -139,7 +142,7 @@ def probe_features(
     return {
         part: {
             name: task(train.part(columns), test.part(columns), num_classes, protocol, seed)
-            for name, task in TASKS.items()
+            for name, task in tasks_for(test).items()
         }
         for part, columns in parts.items()
     }
@@ -169,12 +172,13 @@ def make_records(
             protocol=protocol.name,
             seed=seed,
         )
-        for task in TASKS
+        for task in next(iter(results.values()))
         for part in results
         for metric, value in results[part][task].metrics.items()
     ]
 
 
 def _angle_errors(results: PartResults) -> dict[str, np.ndarray]:
-    errors = {part: tasks["relative_rotation"].angle_errors_deg for part, tasks in results.items()}
+    with_poses = {part: tasks for part, tasks in results.items() if "relative_rotation" in tasks}
+    errors = {part: tasks["relative_rotation"].angle_errors_deg for part, tasks in with_poses.items()}
     return {part: values for part, values in errors.items() if values is not None}

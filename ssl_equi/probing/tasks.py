@@ -154,6 +154,14 @@ TASKS: dict[str, Task] = {
 }
 
 
+NEEDS_POSES = ("relative_rotation", "colour")
+
+
+def tasks_for(cache: FeatureCache) -> dict[str, Task]:
+    """The tasks that can be asked of a split: those that need two views of known pose are left out without poses."""
+    return {name: task for name, task in TASKS.items() if cache.quats_xyzw is not None or name not in NEEDS_POSES}
+
+
 def _matrix(cache: FeatureCache) -> Tensor:
     """Features as rows: view v of object o is row `o * num_views + v`."""
     return cache.features.flatten(0, 1)
@@ -173,6 +181,7 @@ def _pair_rows(cache: FeatureCache, pairs: ViewPairs) -> Tensor:
 
 
 def _rotation_samples(cache: FeatureCache, pairs: ViewPairs) -> Samples:
+    assert cache.quats_xyzw is not None, "the task needs poses"
     rows = _pair_rows(cache, pairs)
     return Samples(rows, relative_rotation(cache.quats_xyzw.flatten(0, 1)[rows]))
 

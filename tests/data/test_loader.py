@@ -22,7 +22,7 @@ def _take(dataset: ShardDataset, count: int, start_step: int = 0, **options) -> 
     with ViewLoader(dataset, **({"global_batch_size": 8, "seed": 1} | options)) as loader:
         batches = itertools.islice(loader.batches(start_step), count)
         return [
-            {name: value.clone() for name, value in vars(batch).items() if name != "seconds_waited"}
+            {name: value.clone() for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
             for batch in batches
         ]
 
