@@ -106,4 +106,5 @@ class BYOL(nn.Module):
             loss=loss,
             terms={name: term.detach().float() for name, term in terms.items()},
             features=full_precision(features.detach()),
+            encoder_features=features,
         )
