@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from ssl_equi.objectives.byol import BYOL, BYOLConfig
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
+from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 
 
@@ -36,11 +38,13 @@ def objectives_with(projector: tuple[int, ...]) -> dict[str, Callable[[], nn.Mod
         "vicreg": lambda: VICReg(LinearEncoder(), VICRegConfig(projector=projector)),
         "simclr": lambda: SimCLR(LinearEncoder(), SimCLRConfig(projector=projector)),
         "byol": lambda: BYOL(LinearEncoder(), BYOLConfig(projector=projector, predictor_hidden_width=24)),
+        "barlow_twins": lambda: BarlowTwins(LinearEncoder(), BarlowTwinsConfig(projector=projector)),
+        "simsiam": lambda: SimSiam(LinearEncoder(), SimSiamConfig(projector=projector, predictor_hidden_width=6)),
     }
 
 
 OBJECTIVES = objectives_with((24, 8))
-REUSABLE = ["vicreg", "simclr"]  # give embeddings for other terms
+REUSABLE = ["vicreg", "simclr", "barlow_twins"]  # give embeddings for other terms
 
 
 def make(name: str) -> nn.Module:
@@ -70,6 +74,8 @@ def test_output_has_the_common_shapes(name: str):
     assert output.loss.shape == ()
     assert torch.allclose(output.features, objective.encoder(views.flatten(0, 1)).unflatten(0, (8, 2)))
     assert not output.features.requires_grad
+    assert torch.equal(output.encoder_features.detach(), output.features)
+    assert output.encoder_features.requires_grad
     for term in output.terms.values():
         assert (term.shape, term.dtype, term.requires_grad) == ((), torch.float32, False)
     assert output.terms["std_all"] > 0
