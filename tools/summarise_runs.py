@@ -1,17 +1,19 @@
 """Mean and standard deviation over seeds, from the results.json of several runs, as a Markdown table.
 
     python tools/summarise_runs.py runs/sie-seed0 runs/sie-seed1 runs/sie-seed2 runs/vicreg-seed0 ...
+    python tools/summarise_runs.py runs/*-seed? --layout methods      one row a method, with the commands below
 
-Runs of one recipe make one column. The random encoder is the one that each run was compared with; the constant is the
-best answer that looks at no image.
+Runs whose folders differ in a trailing -seedN only are one method. The random encoder is the one that runs were
+compared with; the constant is the best answer that looks at no image.
 """
 
 import json
+import re
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -21,6 +23,14 @@ from ssl_equi.probing.records import ProbeRecord, read_records
 
 METRICS = ("top1", "r2_uniform", "r2_pooled", "angle_deg_median")
 PARTS = ("all", "inv", "equi")
+METHOD_COLUMNS = (
+    ("classification", "top1"),
+    ("relative_rotation", "r2_uniform"),
+    ("relative_rotation", "angle_deg_median"),
+    ("colour", "r2_uniform"),
+    ("augmentation_equivariance", "gamma_f"),
+)
+RunRecords = dict[str, list[list[ProbeRecord]]]  # by method: the records of each of its runs
 
 
 @dataclass(frozen=True)
@@ -29,14 +39,16 @@ class Config:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders."""
+    layout: Literal["tasks", "methods"] = "tasks"
+    """tasks: a row for each task, metric and part. methods: a row for each method and part, main metrics only."""
     metrics: tuple[str, ...] = METRICS
-    """Metrics to show."""
+    """Metrics to show in the layout by tasks."""
 
 
 def main(config: Config) -> None:
-    records_by_name: dict[str, list[list[ProbeRecord]]] = defaultdict(list)
+    records_by_name: RunRecords = defaultdict(list)
     for folder in config.runs:
-        records_by_name[run_name(folder)].append(read_records(folder / "results.json"))
+        records_by_name[method_name(folder)].append(read_run(folder)[0])
     origins = {
         (record.protocol, record.split, record.num_objects)
         for runs in records_by_name.values()
@@ -48,13 +60,53 @@ def main(config: Config) -> None:
     protocol, split, num_objects = origins.pop()
     seeds = ", ".join(f"{name}: {len(runs)} seeds" for name, runs in records_by_name.items())
     print(f"Protocol `{protocol}`, split `{split}` ({num_objects} objects); {seeds}; mean ± standard deviation.\n")
+    if config.layout == "methods":
+        print_methods(records_by_name)
+        print_commands(config.runs)
+    else:
+        print_tasks(records_by_name, config.metrics)
+
+
+def print_tasks(records_by_name: RunRecords, metrics: tuple[str, ...]) -> None:
+    """A row for each task, metric and part; a column for each method."""
     print("| task | metric | part | constant | random encoder | " + " | ".join(records_by_name) + " |")
     print("|---|---|---|---|---|" + "---|" * len(records_by_name))
     first = next(iter(records_by_name.values()))[0]
     for task in dict.fromkeys(record.task for record in first):
-        for metric in config.metrics:
+        for metric in metrics:
             for part in PARTS:
                 print_row(task, metric, part, records_by_name)
+
+
+def print_methods(records_by_name: RunRecords) -> None:
+    """A row for each method and part, one for the constant answer and one for the random encoder."""
+    everything = [record for runs in records_by_name.values() for records in runs for record in records]
+    print("| method | part | " + " | ".join(f"{task} `{metric}`" for task, metric in METHOD_COLUMNS) + " |")
+    print("|---|---|" + "---|" * len(METHOD_COLUMNS))
+    wholes = [record for record in everything if record.part == "all"]
+    cells = [[r.baseline for r in wholes if (r.task, r.metric) == column] for column in METHOD_COLUMNS]
+    print("| without an image | - | " + " | ".join(spread(values[:1]) for values in cells) + " |")
+    cells = [
+        [r.random_encoder for r in wholes if (r.task, r.metric) == column and r.random_encoder is not None]
+        for column in METHOD_COLUMNS
+    ]
+    print("| random encoder | `all` | " + " | ".join(spread(values) for values in cells) + " |")
+    for name, runs in records_by_name.items():
+        for part in PARTS:
+            cells = [
+                [r.value for records in runs for r in records if (r.task, r.metric, r.part) == (*column, part)]
+                for column in METHOD_COLUMNS
+            ]
+            if any(cells):
+                print(f"| {name} | `{part}` | " + " | ".join(spread(values) for values in cells) + " |")
+
+
+def print_commands(folders: tuple[Path, ...]) -> None:
+    """The command of each method's first run."""
+    print()
+    for name in dict.fromkeys(method_name(folder) for folder in folders):
+        first = next(folder for folder in folders if method_name(folder) == name)
+        print(f"- {name}: `{read_run(first)[1]['command']}`")
 
 
 def print_row(task: str, metric: str, part: str, records_by_name: dict[str, list[list[ProbeRecord]]]) -> None:
@@ -79,18 +131,25 @@ def print_row(task: str, metric: str, part: str, records_by_name: dict[str, list
 
 
 def spread(values: list[float]) -> str:
-    """Mean ± standard deviation, angles with one decimal."""
+    """Mean ± standard deviation, angles with one decimal; a dash for nothing."""
+    if not values:
+        return "-"
     decimals = 1 if max(values) > 5 else 3
     mean = f"{statistics.mean(values):.{decimals}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{decimals}f}"
 
 
-def run_name(folder: Path) -> str:
-    """The recipe's name, from results.json."""
+def method_name(folder: Path) -> str:
+    """The folder's name without the seed."""
+    return re.sub(r"-seed\d+$", "", folder.resolve().name)
+
+
+def read_run(folder: Path) -> tuple[list[ProbeRecord], dict]:
+    """Records and description of a finished run."""
     file = folder / "results.json"
     if not file.is_file():
         raise UserError(f"{folder} has no results.json: let the run end, or leave it out")
-    return json.loads(file.read_text())["run"]["name"]
+    return read_records(file), json.loads(file.read_text())["run"]
 
 
 if __name__ == "__main__":

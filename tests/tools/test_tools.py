@@ -69,13 +69,28 @@ def record(value: float, part: str, random_encoder: float, split: str = "test") 
 def test_runs_are_summarised_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tool = load_tool("summarise_runs")
     for seed, value in enumerate([0.4, 0.5, 0.6]):
-        append_records(tmp_path / f"sie{seed}" / "results.json", [record(value, "equi", 0.1)], {"name": "sie"})
-        append_records(tmp_path / f"vicreg{seed}" / "results.json", [record(0.3, "all", 0.1)], {"name": "vicreg"})
-    tool.main(tool.Config(runs=tuple(tmp_path / f"{name}{seed}" for name in ("sie", "vicreg") for seed in range(3))))
+        append_records(
+            tmp_path / f"sie-seed{seed}" / "results.json",
+            [record(value, "equi", 0.1)],
+            {"name": "sie", "command": f"sie.py --seed {seed}"},
+        )
+        append_records(
+            tmp_path / f"vicreg-seed{seed}" / "results.json",
+            [record(0.3, "all", 0.1)],
+            {"name": "vicreg", "command": "vicreg.py"},
+        )
+    runs = tuple(tmp_path / f"{name}-seed{seed}" for name in ("sie", "vicreg") for seed in range(3))
+    tool.main(tool.Config(runs=runs))
     printed = capsys.readouterr().out
     assert "sie: 3 seeds, vicreg: 3 seeds" in printed
     assert "| relative_rotation | `r2_uniform` | `equi` | 0.000 | 0.100 ± 0.000 | 0.500 ± 0.100 | - |" in printed
     assert "| relative_rotation | `r2_uniform` | `all` | 0.000 | 0.100 ± 0.000 | - | 0.300 ± 0.000 |" in printed
+    tool.main(tool.Config(runs=runs, layout="methods"))
+    printed = capsys.readouterr().out
+    assert "| random encoder | `all` | - | 0.100 ± 0.000 | - | - | - |" in printed
+    assert "| sie | `equi` | - | 0.500 ± 0.100 | - | - | - |" in printed
+    assert "| vicreg | `all` | - | 0.300 ± 0.000 | - | - | - |" in printed
+    assert "- sie: `sie.py --seed 0`\n- vicreg: `vicreg.py`" in printed
 
 
 def test_runs_judged_on_different_splits_are_not_averaged(tmp_path: Path) -> None:
