@@ -1,0 +1,221 @@
+"""E-SSL (Dangovski et al., "Equivariant Contrastive Learning", ICLR 2022, arXiv:2111.00899).
+
+Any of the two-view objectives, and besides it the prediction of a transformation from one more, small view: the base
+makes the features insensitive to augmentation, the prediction keeps them sensitive to the transformation.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_equi.objectives.batch_norm import running_statistics_kept
+from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.two_views import feature_dim
+from ssl_equi.objectives.vicreg_terms import full_precision
+
+
+@dataclass(frozen=True)
+class ESSLConfig:
+    """E-SSL as released for CIFAR-10, but for `separate_statistics`."""
+
+    weight: float = 0.4
+    """Weight (lambda) of the prediction; 0.4 with SimCLR, 0.4 (CIFAR-10) or 0.08 (ImageNet) with SimSiam, 8 with Barlow
+    Twins. 0 leaves the base alone and makes no head."""
+    num_elements: int = 4
+    """Size of the set of transformations; 4 rotations in the paper, 24 for jigsaw."""
+    hidden_widths: tuple[int, ...] = (2048, 2048)
+    """Widths of the head's hidden layers; 2048-2048 on CIFAR-10, 2048-2048-128 on ImageNet with SimCLR, 2048-2048-256
+    with SimSiam and Barlow Twins."""
+    relu_after_last_hidden: bool = True
+    """Whether a ReLU follows the last hidden layer's LayerNorm; True on CIFAR-10, False on ImageNet."""
+    relative: bool = False
+    """Predict g2 g1^-1 from two small views that were transformed by g1 and g2 (appendix H). For data that contain both
+    an image and its transformed version: there the element alone can't be known, only the relative one."""
+    separate_statistics: bool = True
+    """Keep the small views out of the running statistics of the encoder's batch norms. False in the released code,
+    where they have more weight in these (37 %) than either base view."""
+
+
+class ESSL(nn.Module):
+    """loss = base loss + weight * cross-entropy(head(encoder(T_k x')), k), with x' a small view of its own.
+
+    The head reads the encoder's features, before any projector, and its gradient reaches the encoder (equation 2).
+
+    Args:
+        base: SimCLR, SimSiam, BarlowTwins or VICReg.
+        config: weight, head and variant.
+        relative_table: for `relative` only: int64 [G, G], the label of g2 g1^-1 at [g1, g2];
+            `ssl_equi.views.groups.TransformationSet.relative_table()` gives it.
+
+    Raises:
+        ValueError: a negative weight, fewer than 2 elements, no width or one below 1, a table that is missing, not
+            needed or wrong, or a base that is not a plain two-view objective with an encoder.
+    """
+
+    relative_table: Tensor | None
+
+    def __init__(
+        self, base: nn.Module, config: ESSLConfig = ESSLConfig(), relative_table: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        _check_config(config)
+        _check_base(base)
+        _check_relative_table(config, relative_table)
+        self.config = config
+        self.base = base
+        self.num_features = feature_dim(self.encoder)
+        if config.weight > 0:
+            in_features = self.num_features * (2 if config.relative else 1)
+            self.head = transformation_head(
+                in_features, config.hidden_widths, config.num_elements, config.relu_after_last_hidden
+            )
+        # Follows from the configuration, so checkpoints need not hold it.
+        self.register_buffer("relative_table", relative_table, persistent=False)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The base's encoder."""
+        return self.base.encoder  # type: ignore[return-value]
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """The base's named column ranges of the encoder features."""
+        return self.base.parts  # type: ignore[return-value]
+
+    def forward(
+        self,
+        views: Tensor,
+        actions: Tensor | None = None,
+        transformed_views: Tensor | None = None,
+        elements: Tensor | None = None,
+    ) -> ObjectiveOutput:
+        """Computes the loss of a batch.
+
+        Args:
+            views: [B, 2, 3, H, W], float, normalised: the base's views.
+            actions: handed to the base, which ignores them.
+            transformed_views: [B, K, 3, s, s], float, normalised: K transformed versions of one small view of each
+                object, all of the set's or some; for `relative` K = 2, two different small views. None if the
+                weight is 0.
+            elements: int64 [B, K], by which element of the set each was transformed. None if the weight is 0.
+
+        Returns:
+            the base's output with the terms `transformation` (cross-entropy, mean over B * K; over B for `relative`)
+            and `transformation_top1`, both of this process's batch; no embeddings. With weight 0 the base's output.
+
+        Raises:
+            ValueError: if the inputs do not have the shapes and types above.
+        """
+        if self.config.weight == 0:
+            if transformed_views is not None or elements is not None:
+                raise ValueError("E-SSL got transformed views although its weight is 0: leave them out, they cost time")
+            return self.base(views, actions)
+        transformed_views, elements = self._checked(views, transformed_views, elements)
+        output = self.base(views, actions)
+        logits, labels = self._logits_and_labels(transformed_views, elements)
+        with torch.autocast(views.device.type, enabled=False):
+            prediction = F.cross_entropy(full_precision(logits), labels)
+            loss = output.loss + self.config.weight * prediction
+        top1 = (logits.detach().argmax(dim=1) == labels).float().mean()
+        terms = {**output.terms, "transformation": prediction.detach().float(), "transformation_top1": top1}
+        return replace(output, loss=loss, terms=terms, embeddings=None, encoder_features=None)
+
+    def _logits_and_labels(self, transformed_views: Tensor, elements: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [M, G] and labels [M]: M = B * K, or B for relative prediction."""
+        statistics = running_statistics_kept(self.encoder) if self.config.separate_statistics else nullcontext()
+        with statistics:
+            features = self.encoder(transformed_views.flatten(0, 1))
+        if self.relative_table is None:
+            return self.head(features), elements.flatten()
+        pairs = features.unflatten(0, elements.shape).flatten(1)
+        return self.head(pairs), self.relative_table[elements[:, 0], elements[:, 1]]
+
+    def _checked(
+        self, views: Tensor, transformed_views: Tensor | None, elements: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if transformed_views is None or elements is None:
+            raise ValueError("E-SSL got no transformed views or no elements: pass both, or set the weight to 0")
+        shape = tuple(transformed_views.shape)
+        if transformed_views.ndim != 5 or shape[0] != views.shape[0] or not transformed_views.is_floating_point():
+            raise ValueError(
+                f"transformed_views have shape {shape} and dtype {transformed_views.dtype}: "
+                f"pass float [{views.shape[0]}, K, 3, s, s], as many objects as in views"
+            )
+        if self.config.relative and shape[1] != 2:
+            raise ValueError(f"transformed_views hold {shape[1]} small views of each object: relative E-SSL takes 2")
+        if elements.shape != shape[:2] or elements.dtype != torch.int64:
+            raise ValueError(
+                f"elements have shape {tuple(elements.shape)} and dtype {elements.dtype}: pass int64 {list(shape[:2])}"
+            )
+        # On an accelerator this would wait for the device, and indexing refuses the values there as well.
+        if elements.device.type == "cpu" and not ((elements >= 0) & (elements < self.config.num_elements)).all():
+            raise ValueError(
+                f"elements have values {elements.min()}..{elements.max()}: "
+                f"num_elements is {self.config.num_elements}, so use 0..{self.config.num_elements - 1}"
+            )
+        return transformed_views, elements
+
+
+def transformation_head(
+    in_features: int, hidden_widths: Sequence[int], num_elements: int, relu_after_last_hidden: bool
+) -> nn.Sequential:
+    """Linear-LayerNorm-ReLU for every hidden width, then a Linear: [N, in_features] -> logits [N, num_elements].
+
+    Args:
+        in_features: width of the input.
+        hidden_widths: output width of each hidden layer; none gives a linear head.
+        num_elements: number of logits.
+        relu_after_last_hidden: False leaves out the last ReLU.
+    """
+    layers: list[nn.Module] = []
+    for width in hidden_widths:
+        layers += [nn.Linear(in_features, width), nn.LayerNorm(width), nn.ReLU(inplace=True)]
+        in_features = width
+    if hidden_widths and not relu_after_last_hidden:
+        layers.pop()
+    layers.append(nn.Linear(in_features, num_elements))
+    return nn.Sequential(*layers)
+
+
+def _check_config(config: ESSLConfig) -> None:
+    if not config.weight >= 0:
+        raise ValueError(f"the weight of the prediction is {config.weight}: give 0 or more, such as 0.4")
+    if config.num_elements < 2:
+        raise ValueError(f"num_elements is {config.num_elements}: there is nothing to predict with fewer than 2")
+    if any(width < 1 for width in config.hidden_widths):
+        raise ValueError(f"the head's hidden widths are {config.hidden_widths}: all must be 1 or more")
+
+
+def _check_base(base: nn.Module) -> None:
+    name = type(base).__name__
+    if not isinstance(getattr(base, "encoder", None), nn.Module):
+        raise ValueError(f"base {name} has no encoder: E-SSL takes SimCLR, SimSiam, BarlowTwins or VICReg")
+    if hasattr(base, "base"):
+        raise ValueError(f"base {name} already extends another objective: give E-SSL the plain one, {name}.base")
+    if hasattr(base, "update_target"):
+        raise ValueError(f"base {name} keeps a momentum target: E-SSL takes SimCLR, SimSiam, BarlowTwins or VICReg")
+    if hasattr(getattr(base, "config", None), "action_dim"):
+        raise ValueError(f"base {name} needs actions: E-SSL takes SimCLR, SimSiam, BarlowTwins or VICReg")
+
+
+def _check_relative_table(config: ESSLConfig, table: Tensor | None) -> None:
+    if config.weight == 0:
+        return
+    if not config.relative:
+        if table is not None:
+            raise ValueError("E-SSL got a relative_table although relative is False: leave it out or set relative")
+        return
+    if table is None:
+        raise ValueError("relative E-SSL needs relative_table: pass TransformationSet.relative_table() of a group")
+    size = config.num_elements
+    if tuple(table.shape) != (size, size) or table.dtype != torch.int64:
+        raise ValueError(
+            f"relative_table has shape {tuple(table.shape)} and dtype {table.dtype}: "
+            f"num_elements is {size}, so pass int64 [{size}, {size}]"
+        )
+    if not 0 <= int(table.min()) <= int(table.max()) < size:
+        raise ValueError(f"relative_table has values {table.min()}..{table.max()}: use 0..{size - 1}")

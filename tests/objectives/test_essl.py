@@ -1,0 +1,308 @@
+"""E-SSL: the prediction against NumPy, the base against itself, and labels that no head can know."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
+from ssl_equi.objectives.byol import BYOL, BYOLConfig
+from ssl_equi.objectives.essl import ESSL, ESSLConfig, transformation_head
+from ssl_equi.objectives.sie import SIE, SIEConfig
+from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
+from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
+from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
+
+HEAD = {"hidden_widths": (16, 16)}
+C4_RELATIVE_TABLE = (torch.arange(4) - torch.arange(4).unsqueeze(1)) % 4
+
+
+class SmallEncoder(nn.Module):
+    """Takes images of any size, as a ResNet does."""
+
+    num_features = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+        )
+        self.calls: list[tuple[int, ...]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls.append(tuple(images.shape))
+        return self.layers(images)
+
+
+BASES = {
+    "simclr": lambda: SimCLR(SmallEncoder(), SimCLRConfig(projector=(12, 8))),
+    "simsiam": lambda: SimSiam(SmallEncoder(), SimSiamConfig(projector=(12, 8))),
+    "barlow_twins": lambda: BarlowTwins(SmallEncoder(), BarlowTwinsConfig(projector=(12, 8))),
+    "vicreg": lambda: VICReg(SmallEncoder(), VICRegConfig(projector=(12, 8))),
+}
+
+
+def inputs(batch: int = 6, number: int = 4, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    views = torch.randn(batch, 2, 3, 8, 8, generator=generator)
+    small_views = torch.randn(batch, number, 3, 6, 6, generator=generator) + 1
+    return views, small_views, torch.randint(4, (batch, number), generator=generator)
+
+
+def make(name: str = "vicreg", table: Tensor | None = None, **changes) -> ESSL:
+    torch.manual_seed(0)
+    config = ESSLConfig(**{**HEAD, "relative": table is not None, **changes})
+    return ESSL(BASES[name](), config, table)
+
+
+def numpy_cross_entropy(logits: Tensor, labels: Tensor) -> float:
+    x = logits.detach().double().numpy()
+    log_sums = np.log(np.exp(x).sum(axis=1))
+    return float(np.mean(log_sums - x[np.arange(len(x)), labels.numpy()]))
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor | None]:
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_prediction_equals_numpy_on_the_logits(number: int):
+    objective = make(weight=0.7)
+    views, small_views, elements = inputs(number=number)
+    output = objective(views, None, small_views, elements)
+    with torch.no_grad():
+        logits = objective.head(objective.encoder(small_views.flatten(0, 1)))
+    labels = elements.flatten()
+    expected = numpy_cross_entropy(logits, labels)
+    assert output.terms["transformation"].item() == pytest.approx(expected, rel=1e-5)
+    assert output.terms["transformation_top1"] == (logits.argmax(1) == labels).float().mean()
+    base_loss = copy.deepcopy(objective.base)(views).loss
+    assert output.loss.item() == pytest.approx(base_loss.item() + 0.7 * expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_the_base_is_the_same_as_alone(name: str):
+    objective = make(name)
+    base = copy.deepcopy(objective.base)
+    views, small_views, elements = inputs()
+    alone = base(views)
+    output = objective(views, None, small_views, elements)
+    assert output.terms.keys() == alone.terms.keys() | {"transformation", "transformation_top1"}
+    for term, value in alone.terms.items():
+        assert torch.equal(output.terms[term], value), term
+    assert torch.equal(output.features, alone.features)
+    assert torch.equal(output.loss, alone.loss + 0.4 * output.terms["transformation"])
+    assert output.embeddings is None
+    assert output.encoder_features is None
+    for buffer_name, buffer in base.named_buffers():
+        assert torch.equal(buffer, dict(objective.base.named_buffers())[buffer_name]), buffer_name
+
+
+def test_statistics_are_mixed_if_asked_for():
+    separate, mixed = make(), make(separate_statistics=False)
+    views, small_views, elements = inputs()
+    outputs = [objective(views, None, small_views, elements) for objective in (separate, mixed)]
+    assert torch.equal(outputs[0].loss, outputs[1].loss)
+    means = [objective.encoder.layers[1].running_mean for objective in (separate, mixed)]
+    assert (means[0] - means[1]).abs().max() > 1e-3
+    assert mixed.encoder.layers[1].num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_weight_zero_is_the_base_to_the_bit(name: str):
+    objective = make(name, weight=0.0)
+    base = copy.deepcopy(objective.base)
+    views, *_ = inputs()
+    output, alone = objective(views), base(views)
+    output.loss.backward()
+    alone.loss.backward()
+    assert torch.equal(output.loss, alone.loss)
+    assert output.terms.keys() == alone.terms.keys()
+    assert list(objective.state_dict()) == [f"base.{key}" for key in base.state_dict()]
+    for parameter_name, gradient in gradients(base).items():
+        assert torch.equal(gradient, gradients(objective.base)[parameter_name]), parameter_name
+    assert len(objective.encoder.calls) == len(base.encoder.calls)
+
+
+def test_gradients_of_the_prediction_reach_the_encoder():
+    torch.manual_seed(0)
+    objective = make().double()
+    objective.base.double()
+    views, small_views, elements = (t.double() if t.is_floating_point() else t for t in inputs(batch=3))
+    objective.encoder.layers[2] = nn.Tanh()  # smooth, so that finite differences are exact enough
+    weight = objective.encoder.layers[0].weight
+    objective(views, None, small_views, elements).loss.backward()
+    analytic = weight.grad[0, 0, 0, 0].item()
+    step, losses = 1e-6, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight[0, 0, 0, 0] += sign * step
+            losses.append(objective(views, None, small_views, elements).loss.item())
+            weight[0, 0, 0, 0] -= sign * step
+    assert analytic == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=1e-5)
+    base = copy.deepcopy(objective.base)
+    base.zero_grad()
+    base(views).loss.backward()
+    assert abs(base.encoder.layers[0].weight.grad[0, 0, 0, 0].item() - analytic) > 1e-4
+
+
+def test_small_views_are_encoded_in_one_call():
+    objective = make()
+    views, small_views, elements = inputs()
+    objective(views, None, small_views, elements)
+    assert objective.encoder.calls == [(12, 3, 8, 8), (24, 3, 6, 6)]
+
+
+def test_encoder_parts_and_width_are_the_base_ones():
+    objective = make()
+    assert objective.encoder is objective.base.encoder
+    assert objective.parts == objective.base.parts == {"all": slice(0, 10)}
+    assert objective.num_features == 10
+    assert not any(key.startswith("encoder") or "relative_table" in key for key in objective.state_dict())
+
+
+def test_head_follows_the_papers():
+    def kinds(head: nn.Sequential) -> list[type]:
+        return [type(layer) for layer in head]
+
+    block = [nn.Linear, nn.LayerNorm, nn.ReLU]
+    assert kinds(transformation_head(8, (5, 6), 4, True)) == [*block, *block, nn.Linear]
+    imagenet = transformation_head(8, (5, 6, 7), 4, False)
+    assert kinds(imagenet) == [*block, *block, nn.Linear, nn.LayerNorm, nn.Linear]
+    assert [layer.out_features for layer in imagenet if isinstance(layer, nn.Linear)] == [5, 6, 7, 4]
+    assert kinds(transformation_head(8, (), 4, False)) == [nn.Linear]
+
+
+class CornerEncoder(nn.Module):
+    """The mean of each quarter of the image, counter-clockwise, so that turns permute the features cyclically."""
+
+    num_features = 4
+
+    def forward(self, images: Tensor) -> Tensor:
+        quarters = nn.functional.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), 2).flatten(1)
+        return quarters[:, [1, 0, 2, 3]]
+
+
+def turned_anyhow(number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images with one bright corner, already turned at random, in `number` versions turned once more; the elements."""
+    upright = torch.zeros(64, 3, 4, 4)
+    upright[:, :, :2, 2:] = 1
+    turns_before = torch.randint(4, (64,), generator=generator)
+    elements = torch.randint(4, (64, number), generator=generator)
+    transformed = [
+        torch.stack([torch.rot90(x, int(turn), (1, 2)) for turn in before + chosen])
+        for x, before, chosen in zip(upright, turns_before, elements, strict=True)
+    ]
+    return torch.stack(transformed), elements
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_relative_elements_can_be_known_where_absolute_ones_cannot(relative: bool):
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    base = VICReg(CornerEncoder(), VICRegConfig(projector=(8, 8)))
+    table = C4_RELATIVE_TABLE if relative else None
+    objective = ESSL(base, ESSLConfig(hidden_widths=(32,), relative=relative), table)
+    optimizer = torch.optim.Adam(objective.head.parameters(), lr=1e-2)
+    views = torch.randn(64, 2, 3, 4, 4, generator=generator)
+    losses = []
+    for _ in range(120):
+        output = objective(views, None, *turned_anyhow(2, generator))
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        losses.append(output.terms["transformation"].item())
+    if relative:
+        assert max(losses[-10:]) < 0.02
+        assert output.terms["transformation_top1"] == 1
+    else:
+        assert np.mean(losses[-10:]) > 0.97 * math.log(4)
+
+
+def test_relative_labels_are_second_after_inverse_of_first():
+    objective = make(table=C4_RELATIVE_TABLE)
+    views, small_views, _ = inputs(number=2)
+    elements = torch.tensor([[0, 0], [0, 1], [1, 0], [3, 1], [2, 3], [1, 1]])
+    logits, labels = objective._logits_and_labels(small_views, elements)
+    assert labels.tolist() == [0, 1, 3, 2, 1, 0]
+    assert logits.shape == (6, 4)
+    output = objective(views, None, small_views, elements)
+    assert output.terms["transformation"].item() == pytest.approx(numpy_cross_entropy(logits, labels), rel=1e-5)
+
+
+def test_half_precision_is_summed_in_full():
+    objective = make()
+    views, small_views, elements = inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = objective(views, None, small_views, elements)
+    output.loss.backward()
+    assert output.loss.dtype == torch.float32
+    assert output.terms["transformation"].dtype == torch.float32
+    assert all(torch.isfinite(parameter.grad).all() for parameter in objective.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: (x[0],), "no transformed views"),
+        (lambda x: (x[0], None, x[1]), "no elements"),
+        (lambda x: (x[0], None, x[1][:5], x[2][:5]), "as many objects as in views"),
+        (lambda x: (x[0], None, x[1][:, 0], x[2]), r"shape \(6, 3, 6, 6\)"),
+        (lambda x: (x[0], None, (x[1] * 9).to(torch.uint8), x[2]), "dtype torch.uint8: pass float"),
+        (lambda x: (x[0], None, x[1], x[2][:, :2]), r"pass int64 \[6, 4\]"),
+        (lambda x: (x[0], None, x[1], x[2].float()), "dtype torch.float32: pass int64"),
+        (lambda x: (x[0], None, x[1], x[2] + 4), r"num_elements is 4, so use 0\.\.3"),
+        (lambda x: (x[0], None, x[1], x[2] - 4), r"num_elements is 4, so use 0\.\.3"),
+    ],
+)
+def test_wrong_inputs_are_refused(change, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()(*change(inputs()))
+
+
+def test_transformed_views_without_weight_are_refused():
+    with pytest.raises(ValueError, match="its weight is 0"):
+        views, small_views, elements = inputs()
+        make(weight=0.0)(views, None, small_views, elements)
+
+
+def test_relative_prediction_takes_two_views():
+    with pytest.raises(ValueError, match="hold 4 small views"):
+        views, small_views, elements = inputs()
+        make(table=C4_RELATIVE_TABLE)(views, None, small_views, elements)
+
+
+@pytest.mark.parametrize(
+    ("changes", "table", "message"),
+    [
+        ({"weight": -0.1}, None, "is -0.1: give 0 or more"),
+        ({"weight": math.nan}, None, "is nan: give 0 or more"),
+        ({"num_elements": 1}, None, "num_elements is 1"),
+        ({"hidden_widths": (8, 0)}, None, "must be 1 or more"),
+        ({"relative": True}, None, "needs relative_table"),
+        ({"relative": False}, C4_RELATIVE_TABLE, "although relative is False"),
+        ({"relative": True, "num_elements": 8}, C4_RELATIVE_TABLE, r"pass int64 \[8, 8\]"),
+        ({"relative": True}, C4_RELATIVE_TABLE.float(), "dtype torch.float32"),
+        ({"relative": True}, C4_RELATIVE_TABLE + 1, r"use 0\.\.3"),
+    ],
+)
+def test_wrong_configurations_are_refused(changes: dict, table: Tensor | None, message: str):
+    with pytest.raises(ValueError, match=message):
+        make(table=table, **changes)
+
+
+@pytest.mark.parametrize(
+    ("make_base", "message"),
+    [
+        (lambda: nn.Linear(3, 4), "Linear has no encoder"),
+        (lambda: make(), "ESSL already extends another objective"),
+        (lambda: BYOL(SmallEncoder(), BYOLConfig(projector=(12, 8))), "BYOL keeps a momentum target"),
+        (lambda: SIE(SmallEncoder(), SIEConfig(projector=(12, 12))), "SIE needs actions"),
+    ],
+)
+def test_bases_that_do_not_fit_are_refused(make_base, message: str):
+    with pytest.raises(ValueError, match=message):
+        ESSL(make_base(), ESSLConfig())
