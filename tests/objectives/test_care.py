@@ -1,0 +1,287 @@
+"""CARE's Gram term against its definition pair by pair, and its two ways of making the shared views."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
+from ssl_equi.objectives.byol import BYOL, BYOLConfig
+from ssl_equi.objectives.care import CARE, CAREConfig, gram_difference, mean_pair_weight
+from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
+
+CHUNK = 4
+BATCH = 12
+
+
+class ConvolutionEncoder(nn.Module):
+    num_features = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+def simclr() -> SimCLR:
+    return SimCLR(ConvolutionEncoder(), SimCLRConfig(projector=(16, 8)))
+
+
+def barlow_twins() -> BarlowTwins:
+    return BarlowTwins(ConvolutionEncoder(), BarlowTwinsConfig(projector=(16, 8)))
+
+
+def care(**options: object) -> CARE:
+    torch.manual_seed(0)
+    return CARE(simclr(), CAREConfig(**{"chunk_size": CHUNK} | options))
+
+
+def random_views(seed: int = 1) -> Tensor:
+    return torch.randn(BATCH, 2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def numpy_sum_over_pairs(chunk: np.ndarray) -> float:
+    """Squared differences of cosines over the ordered pairs of one chunk [N, 2, E], one by one."""
+    f, f_prime = unit(chunk[:, 0]), unit(chunk[:, 1])
+    count = len(chunk)
+    return sum((f[i] @ f[j] - f_prime[i] @ f_prime[j]) ** 2 for i in range(count) for j in range(count) if i != j)
+
+
+def numpy_gram_difference(embeddings: np.ndarray, chunk_size: int) -> float:
+    chunks = embeddings.reshape(-1, chunk_size, *embeddings.shape[1:])
+    return float(np.mean([numpy_sum_over_pairs(chunk) / (chunk_size * (chunk_size - 1)) for chunk in chunks]))
+
+
+def random_embeddings(count: int, width: int = 5, seed: int = 0) -> Tensor:
+    return torch.randn(count, 2, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rotation(width: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
+
+
+@pytest.mark.parametrize(("count", "chunk_size"), [(12, 4), (12, 12), (6, 2), (24, 8)])
+def test_gram_difference_equals_its_definition(count: int, chunk_size: int):
+    embeddings = random_embeddings(count)
+    expected = numpy_gram_difference(embeddings.numpy(), chunk_size)
+    assert gram_difference(embeddings, chunk_size).item() == pytest.approx(expected, rel=1e-12)
+    assert gram_difference(embeddings.float(), chunk_size).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("chunk_size", "ratio"), [(8, 14), (16, 30), (32, 62), (64, 126)])
+def test_the_weight_converts_from_the_released_sum(chunk_size: int, ratio: int):
+    embeddings = random_embeddings(2 * chunk_size)
+    chunks = embeddings.numpy().reshape(2, chunk_size, 2, -1)
+    released = np.mean([2 / chunk_size * numpy_sum_over_pairs(chunk) for chunk in chunks])
+    ours = gram_difference(embeddings, chunk_size).item()
+    assert mean_pair_weight(1.0, chunk_size) == ratio
+    assert mean_pair_weight(0.01, chunk_size) * ours == pytest.approx(0.01 * released, rel=1e-10)
+
+
+def test_weights_of_the_documentation():
+    lambdas = [(0.01, 16), (0.03, 16), (0.001, 64), (0.01, 32), (0.005, 8), (0.01, 8)]
+    weights = [mean_pair_weight(released, size) for released, size in lambdas]
+    assert weights == pytest.approx([0.3, 0.9, 0.126, 0.62, 0.07, 0.14])
+
+
+def test_one_orthogonal_matrix_a_chunk_costs_nothing():
+    first = random_embeddings(BATCH)[:, 0]
+    turned = torch.cat([chunk @ rotation(5, seed).T for seed, chunk in enumerate(first.split(CHUNK))])
+    lengths = 1 + torch.arange(BATCH, dtype=torch.float64)[:, None]  # directions only count
+    assert gram_difference(torch.stack([first, lengths * turned], dim=1), CHUNK) < 1e-28
+    assert gram_difference(torch.stack([first, turned], dim=1), BATCH) > 0.01
+
+
+def test_different_matrices_within_a_chunk_cost():
+    first = random_embeddings(BATCH)[:, 0]
+    turned = torch.stack([row @ rotation(5, seed).T for seed, row in enumerate(first)])
+    assert gram_difference(torch.stack([first, turned], dim=1), CHUNK) > 0.01
+
+
+def test_identical_embeddings_cost_exactly_nothing():
+    first = random_embeddings(BATCH)[:, 0].float()
+    assert gram_difference(torch.stack([first, first], dim=1), CHUNK) == 0
+    assert gram_difference(torch.ones(BATCH, 2, 5), CHUNK) == 0
+
+
+def test_opposite_placement_is_the_largest_difference():
+    line = torch.tensor([[1.0, 0], [1.0, 0]])
+    opposite = torch.tensor([[1.0, 0], [-1.0, 0]])
+    assert gram_difference(torch.stack([line, opposite], dim=1), 2) == 4
+
+
+def test_gradient():
+    embeddings = random_embeddings(6, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: gram_difference(z, 3), (embeddings,))
+
+
+def test_four_passes_equal_numpy():
+    objective, views, shared = care(weight=0.7), random_views(1), random_views(2)
+    output = objective(views, None, shared)
+    torch.manual_seed(0)
+    base = simclr()
+    base_output = base(views)
+    embeddings = base.embed(shared.flatten(0, 1)).unflatten(0, (BATCH, 2)).detach().double().numpy()
+    expected = numpy_gram_difference(embeddings, CHUNK)
+    assert expected > 1e-4
+    assert output.terms["gram_difference"].item() == pytest.approx(expected, rel=1e-5)
+    assert output.loss.item() == pytest.approx(base_output.loss.item() + 0.7 * expected, rel=1e-5)
+    cosines = (unit(embeddings[:, 0]) * unit(embeddings[:, 1])).sum(1)
+    assert output.terms["alignment_shared"].item() == pytest.approx(cosines.mean(), rel=1e-5)
+    assert {name: output.terms[name] for name in base_output.terms} == base_output.terms
+    assert torch.equal(output.features, base_output.features)
+    assert output.embeddings is None
+    assert all(term.dtype == torch.float32 and not term.requires_grad for term in output.terms.values())
+
+
+@pytest.mark.parametrize("make_base", [simclr, barlow_twins])
+def test_two_passes_reuse_the_embeddings_of_the_base(make_base: Callable[[], nn.Module]):
+    views = random_views()
+    torch.manual_seed(0)
+    objective = CARE(make_base(), CAREConfig(weight=0.7, chunk_size=CHUNK, reuse_views=True))
+    calls = count_calls(objective.encoder)
+    output = objective(views)
+    assert len(calls) == 1
+    torch.manual_seed(0)
+    base_output = make_base()(views)
+    expected = numpy_gram_difference(base_output.embeddings.detach().double().numpy(), CHUNK)
+    assert output.terms["gram_difference"].item() == pytest.approx(expected, rel=1e-5)
+    assert output.loss.item() == pytest.approx(base_output.loss.item() + 0.7 * expected, rel=1e-5)
+
+
+def count_calls(module: nn.Module) -> list[int]:
+    """Grows by the batch size at every call."""
+    calls: list[int] = []
+    module.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    return calls
+
+
+def test_shared_views_are_encoded_in_one_call():
+    objective = care()
+    calls = count_calls(objective.encoder)
+    objective(random_views(1), None, random_views(2))
+    assert calls == [2 * BATCH, 2 * BATCH]
+
+
+def test_the_gradient_is_that_of_both_losses():
+    objective, views, shared = care(weight=0.7), random_views(1), random_views(2)
+    objective(views, None, shared).loss.backward()
+    torch.manual_seed(0)
+    base = simclr()
+    embeddings = base.embed(shared.flatten(0, 1)).unflatten(0, (BATCH, 2))
+    (base(views).loss + 0.7 * gram_difference(embeddings, CHUNK)).backward()
+    for found, expected in zip(objective.parameters(), base.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_running_statistics_are_those_of_the_base_if_separate(separate: bool):
+    objective, views = care(separate_statistics=separate), random_views(1)
+    objective(views, None, 3 * random_views(2) + 1)
+    torch.manual_seed(0)
+    base = simclr()
+    base(views)
+    found, expected = dict(objective.base.named_buffers()), dict(base.named_buffers())
+    assert found.keys() == expected.keys() and len(found) > 3
+    same = [torch.equal(found[name], expected[name]) for name in found]
+    assert all(same) if separate else not any(same)
+
+
+@pytest.mark.parametrize("reuse_views", [False, True])
+def test_without_weight_it_is_the_base_to_the_bit(reuse_views: bool):
+    objective, views = care(weight=0.0, reuse_views=reuse_views, chunk_size=5), random_views()
+    calls = count_calls(objective.encoder)
+    output = objective(views)
+    assert len(calls) == 1
+    torch.manual_seed(0)
+    base = simclr()
+    expected = base(views)
+    assert output.terms == expected.terms and torch.equal(output.loss, expected.loss)
+    assert torch.equal(output.features, expected.features)
+    assert output.embeddings is None
+    output.loss.backward()
+    expected.loss.backward()
+    for mine, theirs in zip(objective.parameters(), base.parameters(), strict=True):
+        assert torch.equal(mine.grad, theirs.grad)
+
+
+def test_half_precision_is_compared_in_float32():
+    objective = care()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = objective(random_views(1), None, random_views(2))
+    assert output.loss.dtype == torch.float32
+    assert torch.isfinite(output.loss)
+
+
+def test_encoder_parts_and_width_are_the_bases():
+    objective = care()
+    assert objective.encoder is objective.base.encoder
+    assert objective.num_features == 10
+    assert objective.parts == {"all": slice(0, 10)}
+
+
+def test_a_momentum_target_is_moved_and_none_is_no_error():
+    base = BYOL(ConvolutionEncoder(), BYOLConfig(projector=(16, 8), predictor_hidden_width=6))
+    with torch.no_grad():
+        base.encoder.layers[0].weight.add_(1.0)
+    CARE(base, CAREConfig()).update_target(0.0)
+    assert torch.equal(base.target_encoder.layers[0].weight, base.encoder.layers[0].weight)
+    care().update_target(0.5)
+
+
+class NoEmbed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = ConvolutionEncoder()
+
+
+@pytest.mark.parametrize("base", [NoEmbed(), nn.Identity(), ConvolutionEncoder()])
+def test_a_base_that_cannot_embed_is_refused(base: nn.Module):
+    with pytest.raises(ValueError, match=f"the base objective {type(base).__name__} has no encoder or no method embed"):
+        CARE(base)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan")])
+def test_an_impossible_weight_is_refused(weight: float):
+    with pytest.raises(ValueError, match="weight is"):
+        care(weight=weight)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 0])
+def test_a_chunk_without_pairs_is_refused(chunk_size: int):
+    with pytest.raises(ValueError, match=f"chunk_size is {chunk_size}: a chunk needs 2"):
+        care(chunk_size=chunk_size)
+
+
+def test_a_batch_that_leaves_a_piece_of_a_chunk_is_refused():
+    with pytest.raises(ValueError, match="a process has 12 images but chunk_size is 5"):
+        care(chunk_size=5)(random_views(), None, random_views())
+
+
+def test_missing_and_superfluous_shared_views_are_refused():
+    views = random_views()
+    with pytest.raises(ValueError, match="shared_views are missing"):
+        care()(views)
+    with pytest.raises(ValueError, match="reuse_views is on but shared_views were passed"):
+        care(reuse_views=True)(views, None, views)
+    with pytest.raises(ValueError, match="weight is 0 but shared_views were passed"):
+        care(weight=0.0)(views, None, views)
+    with pytest.raises(ValueError, match=r"views have shape \(12, 3, 6, 6\)"):
+        care()(views, None, views[:, 0])
+
+
+def test_a_base_without_embeddings_has_none_to_reuse():
+    base = BYOL(ConvolutionEncoder(), BYOLConfig(projector=(16, 8), predictor_hidden_width=6))
+    with pytest.raises(ValueError, match="the base objective BYOL returned no embeddings"):
+        CARE(base, CAREConfig(chunk_size=CHUNK, reuse_views=True))(random_views())
