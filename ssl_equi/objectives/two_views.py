@@ -41,8 +41,8 @@ def check_action_dim(action_dim: int) -> None:
         raise ValueError(f"action_dim is {action_dim}: an action needs at least 1 column")
 
 
-def check_actions(actions: Tensor | None, batch_size: int, action_dim: int) -> None:
-    """Raises ValueError unless `actions` is [batch_size, action_dim] and, on the CPU, finite."""
+def check_actions(actions: Tensor | None, batch_size: int, action_dim: int) -> Tensor:
+    """The actions; raises ValueError unless they are [batch_size, action_dim] and, on the CPU, finite."""
     if actions is None:
         raise ValueError(
             f"actions are None: pass [{batch_size}, {action_dim}], the transformation from view 1 to view 2"
@@ -61,6 +61,7 @@ def check_actions(actions: Tensor | None, batch_size: int, action_dim: int) -> N
     if not actions.is_cuda and not torch.isfinite(actions).all():
         row = int((~torch.isfinite(actions)).any(dim=1).nonzero()[0])
         raise ValueError(f"the action in row {row} is {actions[row].tolist()}: check the latents that it was made from")
+    return actions
 
 
 def _describe_action(action_dim: int) -> str:
@@ -75,12 +76,12 @@ def check_temperature(temperature: float) -> None:
 
 
 def on_both_views(module: nn.Module, inputs: Tensor, separate_batch_norm: bool) -> Tensor:
-    """Applies `module` ([N, ...] -> [N, D]) to both views of `inputs` [B, 2, ...]; returns [B, 2, D].
+    """Applies `module` ([N, ...] -> [N, D]) to the views of `inputs` [B, V, ...], V = 2 or 1; returns [B, V, D].
 
     Args:
-        separate_batch_norm: False: one call on the 2B samples, faster, and batch norm sees both views together.
+        separate_batch_norm: False: one call on all samples, faster, and batch norm sees both views together.
             True: one call a view, so each view has its own batch statistics.
     """
     if separate_batch_norm:
-        return torch.stack([module(inputs[:, 0]), module(inputs[:, 1])], dim=1)
+        return torch.stack([module(view) for view in inputs.unbind(dim=1)], dim=1)
     return module(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
