@@ -9,13 +9,7 @@ from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.heads import projector
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
-from ssl_equi.objectives.vicreg_terms import (
-    covariance_term,
-    full_precision,
-    invariance_term,
-    std_per_dim,
-    variance_term,
-)
+from ssl_equi.objectives.vicreg_terms import full_precision, std_per_dim, vicreg_terms
 
 
 @dataclass(frozen=True)
@@ -83,17 +77,14 @@ class VICReg(nn.Module):
         embeddings = on_both_views(self.projector, features, config.separate_batch_norm)
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
-            first, second = gather_batch(embeddings).unbind(dim=1)
-            invariance = invariance_term(embeddings[:, 0], embeddings[:, 1])
-            variance = (variance_term(first) + variance_term(second)) / 2
-            covariance = covariance_term(first) + covariance_term(second)
+            gathered = gather_batch(embeddings)
+            terms = vicreg_terms(embeddings, gathered)
             loss = (
-                config.inv_weight * invariance
-                + config.variance_weight * variance
-                + config.covariance_weight * covariance
+                config.inv_weight * terms["invariance"]
+                + config.variance_weight * terms["variance"]
+                + config.covariance_weight * terms["covariance"]
             )
-        terms = {"invariance": invariance, "variance": variance, "covariance": covariance}
-        terms["std_all"] = (std_per_dim(first.detach()).mean() + std_per_dim(second.detach()).mean()) / 2
+        terms["std_all"] = std_per_dim(gathered.detach()).mean()
         return ObjectiveOutput(
             loss=loss,
             terms={name: term.detach().float() for name, term in terms.items()},

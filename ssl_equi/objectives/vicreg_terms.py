@@ -40,3 +40,22 @@ def covariance_term(embedding: Tensor) -> Tensor:
 def invariance_term(first: Tensor, second: Tensor) -> Tensor:
     """Mean squared difference over the batch and the dimensions: [N, D], [N, D] -> []."""
     return F.mse_loss(first, second)
+
+
+def vicreg_terms(pairs: Tensor, gathered_pairs: Tensor) -> dict[str, Tensor]:
+    """VICReg's three terms, before their weights.
+
+    Args:
+        pairs: this process's share of the embeddings of two views, [B, 2, D].
+        gathered_pairs: those of the global batch, [N, 2, D].
+
+    Returns:
+        `invariance`, over the share; `variance`, the mean over both views, and `covariance`, their sum, over the
+        global batch.
+    """
+    first, second = gathered_pairs.unbind(dim=1)
+    return {
+        "invariance": invariance_term(pairs[:, 0], pairs[:, 1]),
+        "variance": (variance_term(first) + variance_term(second)) / 2,
+        "covariance": covariance_term(first) + covariance_term(second),
+    }
