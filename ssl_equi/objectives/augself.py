@@ -1,0 +1,103 @@
+"""AugSelf (Lee et al., "Improving Transferability of Representations via Augmentation-Aware Self-Supervision", NeurIPS
+2021, arXiv:2111.09613): a term that makes the encoder's features tell the action, added to any objective.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ssl_equi.objectives.heads import ActionHead, action_regression
+from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.two_views import check_actions, feature_dim
+
+
+@dataclass(frozen=True)
+class AugSelfConfig:
+    """Defaults are those of the SIE paper's comparison on 3DIEBench (released code), whose base is SimCLR."""
+
+    weight: float = 1.0
+    """Weight of the regression; 1 in the SIE code. 0 makes no head and leaves the base as it is."""
+    action_dim: int = 4
+    """Width of the action: 4 for a relative rotation (quaternion xyzw), 6 with the two relative hues."""
+    hidden: tuple[int, ...] = (1024, 1024)
+    """Widths of the hidden layers of the regression head; 1024-1024 in the SIE code, on the 1024 features of two
+    views."""
+
+
+class AugSelf(nn.Module):
+    """loss = base loss + weight * MSE(head([y; y']), action), with y, y' the encoder features of the two views.
+
+    The regression reads the features in front of the projector and trains the encoder. The paper has one head for each
+    kind of augmentation; here one head regresses the whole action, as in the SIE code.
+
+    Args:
+        base: an objective of this package on two views, whose output has `encoder_features`.
+        config: weight and sizes.
+
+    Raises:
+        ValueError: if the base has no encoder that states its feature width, or a size or the weight is impossible.
+    """
+
+    def __init__(self, base: nn.Module, config: AugSelfConfig = AugSelfConfig()) -> None:
+        super().__init__()
+        if not isinstance(getattr(base, "encoder", None), nn.Module):
+            raise ValueError(
+                f"the base objective {type(base).__name__} has no encoder: pass an objective of two views, such as "
+                "SimCLR(encoder)"
+            )
+        if not config.weight >= 0:
+            raise ValueError(f"weight is {config.weight}: give 0 or more")
+        self.config = config
+        self.base = base
+        self.num_features = feature_dim(self.encoder)
+        self.head = ActionHead(self.num_features, config.action_dim, config.hidden) if config.weight > 0 else None
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The base's encoder."""
+        encoder = self.base.encoder
+        assert isinstance(encoder, nn.Module)
+        return encoder
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Named column ranges of the encoder features: those of the base."""
+        parts: dict[str, slice] = self.base.parts  # type: ignore[assignment]
+        return parts
+
+    def update_target(self, momentum: float) -> None:
+        """Moves the base's momentum target, see there; does nothing for a base that has none."""
+        update = getattr(self.base, "update_target", None)
+        if update is not None:
+            update(momentum)
+
+    def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
+        """Computes the loss of a batch.
+
+        Args:
+            views: [B, 2, 3, H, W], float, normalised.
+            actions: [B, action_dim], the transformation from view 1 to view 2; may be None if the weight is 0.
+
+        Returns:
+            the base's terms and `action_regression`, the mean squared error over the batch and the action's columns.
+
+        Raises:
+            ValueError: if views or actions do not have the shapes and types above, or the base gives no features with
+                a graph.
+        """
+        if self.head is None:
+            return replace(self.base(views, actions), embeddings=None, encoder_features=None)
+        actions = check_actions(actions, len(views), self.config.action_dim)
+        output = self.base(views, actions)
+        if output.encoder_features is None:
+            raise ValueError(
+                f"the base objective {type(self.base).__name__} returned no encoder_features: pass one that is not a "
+                "wrapper of another, such as SimCLR(encoder)"
+            )
+        prediction = self.head(output.encoder_features)
+        with torch.autocast(views.device.type, enabled=False):
+            regression = action_regression(prediction, actions)
+            loss = output.loss + self.config.weight * regression
+        terms = output.terms | {"action_regression": regression.detach().float()}
+        return ObjectiveOutput(loss=loss, terms=terms, features=output.features)
