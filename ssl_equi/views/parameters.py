@@ -39,11 +39,17 @@ class ParameterRows:
 
 
 @dataclass(frozen=True)
-class CropParameters(ParameterRows):
-    """A rectangle of the source image, resized to a square of `output_size` pixels."""
+class TransformParameters(ParameterRows):
+    """What was drawn for one transform."""
 
     applied: Tensor
-    """bool [N]"""
+    """bool [N]; False where the transform left the image as it was"""
+
+
+@dataclass(frozen=True)
+class CropParameters(TransformParameters):
+    """A rectangle of the source image, resized to a square of `output_size` pixels; always applied."""
+
     top: Tensor
     """float32 [N], pixels of the source image: the rectangle's upper edge"""
     left: Tensor
@@ -61,19 +67,14 @@ class CropParameters(ParameterRows):
 
 
 @dataclass(frozen=True)
-class FlipParameters(ParameterRows):
+class FlipParameters(TransformParameters):
     """A mirror image; the field of `ViewParameters` says which way."""
-
-    applied: Tensor
-    """bool [N]"""
 
 
 @dataclass(frozen=True)
-class ColorJitterParameters(ParameterRows):
+class ColorJitterParameters(TransformParameters):
     """Brightness, contrast, saturation and hue, changed one after another in an order of each image's own."""
 
-    applied: Tensor
-    """bool [N]"""
     brightness: Tensor
     """float32 [N], factor"""
     contrast: Tensor
@@ -87,59 +88,46 @@ class ColorJitterParameters(ParameterRows):
 
 
 @dataclass(frozen=True)
-class GrayscaleParameters(ParameterRows):
+class GrayscaleParameters(TransformParameters):
     """Colour removed; the three channels stay."""
-
-    applied: Tensor
-    """bool [N]"""
 
 
 @dataclass(frozen=True)
-class BlurParameters(ParameterRows):
+class BlurParameters(TransformParameters):
     """Convolution with a Gaussian."""
 
-    applied: Tensor
-    """bool [N]"""
     sigma: Tensor
     """float32 [N], standard deviation in pixels of the blurred image"""
 
 
 @dataclass(frozen=True)
-class SolarizeParameters(ParameterRows):
+class SolarizeParameters(TransformParameters):
     """Inversion of all values from a threshold upwards."""
 
-    applied: Tensor
-    """bool [N]"""
     threshold: Tensor
     """float32 [N] in [0, 1]; 1 where it was not applied"""
 
 
 @dataclass(frozen=True)
-class QuarterTurnParameters(ParameterRows):
+class QuarterTurnParameters(TransformParameters):
     """Rotation by multiples of 90 degrees, exact on pixels."""
 
-    applied: Tensor
-    """bool [N]"""
     turns: Tensor
     """int64 [N], 0 to 3, counter-clockwise"""
 
 
 @dataclass(frozen=True)
-class RotationParameters(ParameterRows):
+class RotationParameters(TransformParameters):
     """Rotation about the image's centre."""
 
-    applied: Tensor
-    """bool [N]"""
     angle_rad: Tensor
     """float32 [N], counter-clockwise"""
 
 
 @dataclass(frozen=True)
-class AffineParameters(ParameterRows):
+class AffineParameters(TransformParameters):
     """Shear (x, then y), scale and rotation about the image's centre, in this order, then translation."""
 
-    applied: Tensor
-    """bool [N]"""
     angle_rad: Tensor
     """float32 [N], counter-clockwise"""
     translate_right: Tensor
@@ -155,21 +143,16 @@ class AffineParameters(ParameterRows):
 
 
 @dataclass(frozen=True)
-class JigsawParameters(ParameterRows):
+class JigsawParameters(TransformParameters):
     """The four quarters of the image, permuted."""
 
-    applied: Tensor
-    """bool [N]"""
     permutation: Tensor
     """int64 [N], 0 to 23; 0 is the identity"""
 
 
 @dataclass(frozen=True)
-class InversionParameters(ParameterRows):
+class InversionParameters(TransformParameters):
     """Every value v replaced by 1 - v."""
-
-    applied: Tensor
-    """bool [N]"""
 
 
 @dataclass(frozen=True)
@@ -197,13 +180,13 @@ def concatenate(parameters: Sequence[AnyParameters]) -> AnyParameters:
         ValueError: if there is none, or if they are not alike (other types, transforms or output sizes).
     """
     if not parameters:
-        raise ValueError("There are no parameters to concatenate; give at least one.")
+        raise ValueError("there are no parameters to concatenate: pass at least one")
     first = parameters[0]
     for other in parameters:
         if type(other) is not type(first) or _fixed_values(other) != _fixed_values(first):
             raise ValueError(
-                f"Parameters of {_describe(first)} and of {_describe(other)} cannot be concatenated; "
-                "give parameters drawn by the same pipeline."
+                f"{_describe(first)} and {_describe(other)} cannot be concatenated: "
+                "pass parameters drawn by one pipeline"
             )
     joined: dict[str, Any] = {}
     for name, value in _row_values(first).items():
@@ -228,7 +211,7 @@ def _row_count(parameters: ParameterRows) -> int:
     lengths = {len(value) for value in _row_values(parameters).values()}
     if len(lengths) > 1:
         raise ValueError(
-            f"{type(parameters).__name__} holds fields of {sorted(lengths)} rows; all must describe the same images."
+            f"{type(parameters).__name__} holds fields of {sorted(lengths)} rows: pass one row an image in each"
         )
     return lengths.pop() if lengths else 0
 
@@ -241,7 +224,9 @@ def _as_selection(index: Rows, count: int) -> slice | Tensor:
     if selection.ndim == 0:
         position = int(selection)
         if not -count <= position < count:
-            raise IndexError(f"There is no row {position} in parameters of {count} images.")
+            raise IndexError(
+                f"row {position} of parameters of {count} images does not exist: pass -{count}..{count - 1}"
+            )
         return slice(position % count, position % count + 1)
     return selection
 

@@ -1,0 +1,109 @@
+"""What all random transforms of batches have in common."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Generator, Tensor
+
+from ssl_equi.views import exact
+from ssl_equi.views.parameters import TransformParameters
+
+Parameters = TypeVar("Parameters", bound=TransformParameters)
+
+
+class Transform(ABC, Generic[Parameters]):
+    """Draws one row of parameters an image, and applies rows that it is given.
+
+    Images are float32 [N, 3, H, W] in [0, 1]; type and shape are checked, the range is not (that would wait for the
+    device). No gradients flow through. Only rows that were applied are computed; the others come back equal to the
+    bit. Parameters are best left on the CPU, where they are drawn: then no value is read back from the device.
+    """
+
+    name: ClassVar[str]
+    """the transform's field in `ssl_equi.views.parameters.ViewParameters`"""
+
+    @abstractmethod
+    def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> Parameters:
+        """Parameters of `count` images, on the CPU.
+
+        Args:
+            count: N.
+            source_sizes: int64 [N, 2], height and width of the images in pixels; only crops look at them.
+            generator: on the CPU.
+        """
+
+    @torch.no_grad()
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        """Transforms each image by its row of the parameters.
+
+        Returns:
+            the same tensor if nothing was applied, otherwise a new one.
+
+        Raises:
+            ValueError: the images are not float32 [N, 3, H, W], or the parameters have another number of rows.
+        """
+        check_images(images, len(parameters))
+        rows = parameters.applied.nonzero().squeeze(1)
+        if len(rows) == 0:
+            return images
+        with torch.autocast(images.device.type, enabled=False):
+            if len(rows) == len(images):
+                return self._change(images, parameters)
+            rows_on_device = rows.to(images.device)
+            changed = self._change(images[rows_on_device], parameters.rows(rows))
+            return images.index_copy(0, rows_on_device, changed)
+
+    @abstractmethod
+    def _change(self, images: Tensor, parameters: Parameters) -> Tensor:
+        """New images, each of them transformed."""
+
+
+@dataclass(frozen=True)
+class OccasionalTransform(Transform[Parameters]):
+    """A transform that is applied to a share of the images, each by a draw of its own."""
+
+    probability: float = field(default=1.0, kw_only=True)
+    """probability that an image is transformed"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"{self.name} has probability {self.probability}: use a number from 0 to 1")
+
+    def _draw_applied(self, count: int, generator: Generator) -> Tensor:
+        """bool [count]"""
+        return torch.rand(count, generator=generator, dtype=torch.float64) < self.probability
+
+
+def check_images(images: Tensor, count: int) -> None:
+    """Raises ValueError unless the images are float32 [count, 3, H, W]."""
+    exact.check_images(images)
+    if images.dtype != torch.float32:
+        raise ValueError(f"images have dtype {images.dtype}: pass float32 in [0, 1], such as images.float() / 255")
+    if len(images) != count:
+        raise ValueError(f"{len(images)} images came with {count} rows of parameters: pass one row an image")
+
+
+def check_interval(what: str, interval: tuple[float, float], lowest: float, highest: float, cure: str) -> None:
+    """Raises ValueError unless lowest < low <= high <= highest."""
+    low, high = interval
+    if not lowest < low <= high <= highest:
+        raise ValueError(f"{what} is {interval}: use {cure}")
+
+
+def check_from_zero(what: str, value: float, highest: float = float("inf")) -> None:
+    """Raises ValueError unless 0 <= value <= highest and the value is finite."""
+    if not 0 <= value <= highest or value == float("inf"):
+        limit = "upwards" if highest == float("inf") else f"to {highest:g}"
+        raise ValueError(f"{what} is {value}: use a number from 0 {limit}")
+
+
+def uniform(shape: int | tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
+    """float64 values in [low, high)."""
+    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def where_applied(applied: Tensor, values: Tensor, neutral: float) -> Tensor:
+    """float32: the values, or the neutral one where the transform is not applied."""
+    return torch.where(applied, values, neutral).float()
