@@ -17,10 +17,10 @@ EPSILON = 1e-5  # added to the variance, as batch norm does: a constant dimensio
 
 @dataclass(frozen=True)
 class BarlowTwinsConfig:
-    """Defaults are the paper's."""
+    """Defaults are the paper's and its released code's."""
 
     off_diagonal_weight: float = 0.0051
-    """Weight of the redundancy reduction, lambda. Paper: 0.0051 (5e-3 in the first version)."""
+    """Weight of the redundancy reduction, lambda. Paper: 0.005; 0.0051 in the released code."""
     projector: tuple[int, ...] = (8192, 8192, 8192)
     """Widths of the projector's linear layers. Paper: 8192-8192-8192."""
     separate_batch_norm: bool = False
