@@ -110,7 +110,7 @@ def test_every_dependency_of_the_package_is_declared() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    import_name = {"google-crc32c": "google_crc32c"}
+    import_name = {"google-crc32c": "google_crc32c", "pillow": "PIL"}
     declared = {import_name.get(name, name) for name in (line.split(">")[0] for line in project["dependencies"])}
     used = {name.split(".")[0] for path in modules() for name in imported_names(path)}
     foreign = {name for name in used if name not in sys.stdlib_module_names and name != "ssl_equi"}

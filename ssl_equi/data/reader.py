@@ -1,11 +1,8 @@
 """Reading a split: any view of any object, at the cost of decoding it.
 
-Bytes are fetched with `os.pread` from descriptors opened lazily per process, so a dataset may be used from threads, be
-forked with, or be pickled to a spawned process; and a file that shrinks under the reader gives an error, where a
-memory map would kill the process.
+A dataset may be used from threads, be forked with, or be pickled to a spawned process.
 """
 
-import os
 from pathlib import Path
 
 import google_crc32c
@@ -17,6 +14,7 @@ from ssl_equi.data.errors import DataError
 from ssl_equi.data.index import SplitIndex, read_index
 from ssl_equi.data.manifest import Manifest, read_manifest
 from ssl_equi.data.shard import view_suffix
+from ssl_equi.data.shard_files import ShardFiles
 
 
 class ShardDataset:
@@ -32,8 +30,8 @@ class ShardDataset:
     def __init__(self, folder: Path, split: str) -> None:
         self.folder = Path(folder)
         self.split = split
-        self._descriptors: dict[tuple[int, int], int] = {}  # (process, shard number) -> descriptor
         self.manifest: Manifest = read_manifest(self.folder, split)
+        self._files = ShardFiles([self.folder / entry.name for entry in self.manifest.shards])
         self._check_shard_files()
         self._index: SplitIndex = read_index(self.folder, self.manifest)
 
@@ -55,17 +53,12 @@ class ShardDataset:
     def __reduce__(self) -> tuple[type["ShardDataset"], tuple[Path, str]]:
         return ShardDataset, (self.folder, self.split)
 
-    def __del__(self) -> None:
-        self.close()
-
     def __len__(self) -> int:
         return self.num_objects
 
     def close(self) -> None:
         """Close this process's descriptors; reading again opens them again."""
-        for process, number in list(self._descriptors):
-            if process == os.getpid():
-                os.close(self._descriptors.pop((process, number)))
+        self._files.close()
 
     def read_views(
         self,
@@ -91,9 +84,8 @@ class ShardDataset:
         sizes = self._index.sizes[object_indices[:, None], view_indices].tolist()
         checksums = self._index.crc32c[object_indices[:, None], view_indices].tolist()
         for row, shard_number in enumerate(shard_numbers):
-            descriptor = self._descriptor(shard_number)
             for column, offset in enumerate(offsets[row]):
-                data = os.pread(descriptor, sizes[row][column], offset)
+                data = self._files.read(shard_number, offset, sizes[row][column])
                 problem = None
                 if len(data) != sizes[row][column]:
                     problem = f"is cut (expected {sizes[row][column]} bytes, found {len(data)})"
@@ -117,35 +109,14 @@ class ShardDataset:
 
     def _raise_damaged(self, object_index: int, view_index: int, problem: str) -> None:
         member = f"{self.keys[object_index].decode()}.{view_suffix(view_index, self.num_views)}"
-        shard = self._shard_path(int(self._index.shard_numbers[object_index]))
+        shard = self._files.paths[int(self._index.shard_numbers[object_index])]
         offset = int(self._index.offsets[object_index, view_index])
         raise DataError(
             f"image '{member}' at byte {offset} of shard {shard} {problem}: rebuild this shard or download it again"
         )
 
-    def _descriptor(self, shard_number: int) -> int:
-        key = (os.getpid(), shard_number)
-        descriptor = self._descriptors.get(key)
-        if descriptor is not None:
-            return descriptor
-        path = self._shard_path(shard_number)
-        try:
-            opened = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(
-                f"shard {path} cannot be opened any more ({error.strerror}): put it back, then resume the run"
-            ) from error
-        descriptor = self._descriptors.setdefault(key, opened)  # another thread may have been faster
-        if descriptor != opened:
-            os.close(opened)
-        return descriptor
-
-    def _shard_path(self, shard_number: int) -> Path:
-        return self.folder / self.manifest.shards[shard_number].name
-
     def _check_shard_files(self) -> None:
-        for entry in self.manifest.shards:
-            path = self.folder / entry.name
+        for path, entry in zip(self._files.paths, self.manifest.shards, strict=True):
             if not path.is_file():
                 raise DataError(f"shard {path} is missing: download it again or rebuild this data set")
             size = path.stat().st_size

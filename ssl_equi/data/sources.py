@@ -6,13 +6,20 @@ from typing import Literal
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.errors import DataError
+from ssl_equi.data.fit import Canvas, CenterCrop, imagenet_center_crop
+from ssl_equi.data.image_folder import ImageFolder
+from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.manifest import manifest_path
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural, default_folder
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.single_views import ImageStore, SingleViews
+from ssl_equi.data.torchvision_sets import STORED_SIDE, TorchvisionName, open_torchvision
 
-DatasetName = Literal["3diebench-p", "3diebench"]
+RenderedName = Literal["3diebench-p", "3diebench"]
+DatasetName = Literal["3diebench-p", "3diebench", "cifar10", "cifar100", "stl10", "imagenet", "folder"]
 EMBEDDED_SPLITS = ("train", "val", "test")
 EMBEDDED_EVALUATION_SPLITS = ("test", "val", "ood_rotation")  # the splits with the classes of train
+CANVAS_PER_IMAGE_SIDE = 2  # side of the canvas of training images whose sizes differ, in sides of the encoder's input
 
 
 @dataclass(frozen=True)
@@ -36,18 +43,31 @@ class DataSource:
 
 
 def open_data(name: DatasetName, data_dir: Path | None, evaluation_split: str, image_size: int) -> DataSource:
-    """Opens a data set's shards; the procedural one is rendered first where it isn't there yet.
+    """Opens a data set; the procedural one is rendered first where it isn't there yet. Nothing is downloaded.
 
     Args:
-        name: 3diebench-p is the embedded set, 3diebench the real one as written by datasets/threediebench.py.
-        data_dir: folder of the shards; the user's cache folder for the embedded set when None.
-        evaluation_split: split that is never trained on: test (to report), val (to choose settings), or
-            ood_rotation (poses outside the trained ones).
-        image_size: side of the images in pixels, which the shards must have.
+        name: 3diebench-p is the embedded set, 3diebench the real one as written by datasets/threediebench.py; the
+            others are ordinary images, as datasets/images.md says.
+        data_dir: folder of the data set; the user's cache folder for the embedded set when None.
+        evaluation_split: split that is never trained on: test (to report), val (to choose settings), or, of the
+            embedded set, ood_rotation (poses outside the trained ones).
+        image_size: side in pixels of what the encoder takes, which rendered shards must have.
 
     Raises:
-        DataError: the shards are missing, damaged, or of another image size, or the split can't be evaluated.
+        DataError: the data are missing, damaged, or of another image size, or the split can't be evaluated.
     """
+    if image_size < 1:
+        raise DataError(f"--image-size is {image_size}: give a side of at least 1 pixel")
+    if name == "3diebench-p" or name == "3diebench":
+        return _open_rendered(name, data_dir, evaluation_split, image_size)
+    if data_dir is None:
+        raise DataError(f"--dataset {name} is not part of this project: give its folder as --data-dir")
+    if name == "imagenet" or name == "folder":
+        return _open_images(name, data_dir, evaluation_split, image_size)
+    return _open_torchvision(name, data_dir, evaluation_split, image_size)
+
+
+def _open_rendered(name: RenderedName, data_dir: Path | None, evaluation_split: str, image_size: int) -> DataSource:
     if name == "3diebench-p":
         if evaluation_split not in EMBEDDED_EVALUATION_SPLITS:
             choices = ", ".join(EMBEDDED_EVALUATION_SPLITS)
@@ -70,7 +90,52 @@ def open_data(name: DatasetName, data_dir: Path | None, evaluation_split: str, i
                 f"split {dataset.split!r} in {folder} has images of {height} x {width} pixels and the run wants "
                 f"{image_size}: give --image-size {height}, or the --data-dir of a set of that size"
             )
-    mean_rgb, std_rgb = train.manifest.mean_rgb, train.manifest.std_rgb
-    if mean_rgb is None or std_rgb is None:
+    if train.mean_rgb is None or train.std_rgb is None:
         raise DataError(f"the manifest of {folder} states no mean and std of the pixels: convert the data set again")
-    return DataSource(name, train, train, evaluation, mean_rgb, std_rgb)
+    return DataSource(name, train, train, evaluation, train.mean_rgb, train.std_rgb)
+
+
+def _open_images(
+    name: Literal["imagenet", "folder"], data_dir: Path, evaluation_split: str, image_size: int
+) -> DataSource:
+    """Images whose sizes differ: canvases to train on, central crops to probe on."""
+    if evaluation_split == "train":
+        raise DataError("--evaluation-split is 'train': choose a split that is never trained on, such as val or test")
+    train: ImageStore
+    evaluation: ImageStore
+    if name == "folder":
+        train, evaluation = ImageFolder(data_dir, "train"), ImageFolder(data_dir, evaluation_split)
+    else:
+        train = ImageShards(data_dir, "train")
+        evaluation = ImageShards(data_dir, evaluation_split, num_classes=len(train.class_names))
+    crop = imagenet_center_crop(image_size)
+    return DataSource(
+        name=name,
+        train=SingleViews(train, Canvas(CANVAS_PER_IMAGE_SIDE * image_size)),
+        probe_train=SingleViews(train, crop),
+        evaluation=SingleViews(evaluation, crop),
+        mean_rgb=train.mean_rgb,
+        std_rgb=train.std_rgb,
+    )
+
+
+def _open_torchvision(name: TorchvisionName, data_dir: Path, evaluation_split: str, image_size: int) -> DataSource:
+    """Images of one size: trained on as they are stored, probed at the encoder's size."""
+    stored_side = STORED_SIDE[name]
+    if evaluation_split != "test":
+        raise DataError(f"--evaluation-split is {evaluation_split!r} and {name} has only train and test: give test")
+    if image_size > stored_side:
+        raise DataError(
+            f"--image-size is {image_size} and the images of {name} have {stored_side} x {stored_side} pixels: "
+            f"give --image-size {stored_side} or less"
+        )
+    opened = open_torchvision(name, data_dir)
+    whole, stored = CenterCrop(image_size, image_size), CenterCrop(stored_side, stored_side)
+    return DataSource(
+        name=name,
+        train=SingleViews(opened.train, stored),
+        probe_train=SingleViews(opened.labelled_train, whole),
+        evaluation=SingleViews(opened.test, whole),
+        mean_rgb=opened.train.mean_rgb,
+        std_rgb=opened.train.std_rgb,
+    )

@@ -111,12 +111,12 @@ def test_another_process_reads_the_same_pixels_at_the_same_time(shared_split, me
 def test_forked_process_opens_descriptors_of_its_own(shared_split):
     dataset = ShardDataset(shared_split, "train")
     expected = _read(dataset, [0], [[0]])
-    inherited = set(dataset._descriptors.values())
+    inherited = set(dataset._files.descriptors.values())
     receiver, sender = multiprocessing.get_context("fork").Pipe()
 
     def read_in_child() -> None:
         pixels = _read(dataset, [0], [[0]])
-        own = {descriptor for (process, _), descriptor in dataset._descriptors.items() if process == os.getpid()}
+        own = {descriptor for (process, _), descriptor in dataset._files.descriptors.items() if process == os.getpid()}
         sender.send((np.array_equal(pixels, expected), bool(own) and not own & inherited))
 
     child = multiprocessing.get_context("fork").Process(target=read_in_child)
@@ -135,14 +135,14 @@ def test_reading_goes_on_after_close(shared_split):
     dataset = ShardDataset(shared_split, "train")
     expected = _read(dataset, [7], [[2, 3]])
     dataset.close()
-    assert not dataset._descriptors
+    assert not dataset._files.descriptors
     np.testing.assert_array_equal(_read(dataset, [7], [[2, 3]]), expected)
 
 
 def test_descriptors_are_closed_with_the_dataset(shared_split):
     dataset = ShardDataset(shared_split, "train")
     _read(dataset, [7], [[2]])
-    (descriptor,) = dataset._descriptors.values()
+    (descriptor,) = dataset._files.descriptors.values()
     assert os.fstat(descriptor).st_size == dataset.manifest.shards[1].bytes
     del dataset
     with pytest.raises(OSError, match="Bad file descriptor"):

@@ -1,0 +1,90 @@
+"""From the bytes of one ordinary image file to pixels.
+
+Colour and grey JPEGs are decoded strictly by simplejpeg (libjpeg-turbo would otherwise turn damaged data into wrong
+pixels without a word), everything else by Pillow. The pixels are those that are stored: an orientation in the EXIF data
+is not applied, as in torchvision's and WebDataset's readers, so that results can be compared.
+"""
+
+import io
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from ssl_equi.data.errors import DataError
+
+# Pillow's other plug-ins are left out: nobody trains on them, and one of them starts a program (EPS, Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MIN_SIDE = 2  # pixels; smaller "images" are place-holders of web pages
+MAX_PIXELS = 178_956_970  # Pillow's own limit: more is taken for a decompression bomb
+
+_SIXTEEN_TO_EIGHT_BIT = 257  # 65535 / 255
+_JPEG_START = b"\xff\xd8\xff"
+_CURE = "restore it from its source or take it out of the data set"
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """Decode an image file of any of `FORMATS` into uint8 [H, W, 3].
+
+    Grey levels become three equal channels. Transparency is laid over white. CMYK becomes RGB. Grey of 16 bits is
+    divided by 257 and rounded, so that white stays white; of 16-bit colour Pillow keeps the upper byte. Of an animation
+    the first frame is taken.
+
+    Args:
+        data: the whole file.
+        name: what errors call it.
+
+    Raises:
+        DataError: the data are empty, cut, damaged or no image; a side is below 2 pixels; there are more than
+            178,956,970 pixels; or the pixels are floating point or 32-bit numbers.
+    """
+    if not data:
+        raise DataError(f"image {name} is empty (0 bytes): {_CURE}")
+    try:
+        if data.startswith(_JPEG_START):
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+            _check_size(height, width, name)
+            if colorspace.upper() in ("YCBCR", "RGB", "GRAY"):
+                return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+        return _decode_with_pillow(data, name)
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's plug-ins raise errors of many types for damaged files
+        raise DataError(f"image {name} does not decode ({error}): {_CURE}") from error
+
+
+def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_size(image.height, image.width, name)
+        image.load()
+        if image.mode.startswith("I"):
+            return _from_sixteen_bits(np.asarray(image), name)
+        if image.mode == "F":
+            raise DataError(f"image {name} has floating point pixels: convert it to 8 or 16 bits")
+        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+            image_rgba = image.convert("RGBA")
+            on_white = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image_rgba)
+            return np.asarray(on_white.convert("RGB"))
+        return np.asarray(image.convert("RGB"))
+
+
+def _from_sixteen_bits(grey: np.ndarray, name: str) -> np.ndarray:
+    """[H, W] of 0..65535 -> uint8 [H, W, 3]. Pillow's own conversion would clip everything above 255 to white."""
+    if grey.min() < 0 or grey.max() > 65535:
+        raise DataError(f"image {name} has pixels of 32 bits, beyond 0..65535: convert it to 8 or 16 bits")
+    rounded = (grey.astype(np.uint32) + _SIXTEEN_TO_EIGHT_BIT // 2) // _SIXTEEN_TO_EIGHT_BIT
+    return np.repeat(rounded.astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def _check_size(height: int, width: int, name: str) -> None:
+    if min(height, width) < MIN_SIDE:
+        raise DataError(
+            f"image {name} has {height} x {width} pixels, the smallest side allowed is {MIN_SIDE}: "
+            f"take it out of the data set"
+        )
+    if height * width > MAX_PIXELS:
+        raise DataError(
+            f"image {name} claims {height} x {width} pixels, more than {MAX_PIXELS:,}, and may be a decompression "
+            f"bomb: shrink it or take it out of the data set"
+        )

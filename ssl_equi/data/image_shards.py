@@ -1,0 +1,241 @@
+"""Tar shards with one image a record, as WebDataset writes ImageNet: KEY.jpg (or .jpeg, .png) and KEY.cls.
+
+The shards' headers are walked once; after that every image is a single read at a known place, in any order. What was
+found is kept beside the shards, in SPLIT.images.npz, if the folder can be written to. Members of other suffixes
+(KEY.json) are passed over, and nothing is ever unpickled.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ssl_equi.data.decode import decode_image
+from ssl_equi.data.errors import DataError
+from ssl_equi.data.files import write_atomically
+from ssl_equi.data.manifest import canonical_json
+from ssl_equi.data.shard_files import ShardFiles
+from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
+LABEL_SUFFIX = "cls"
+_INDEX_VERSION = 1
+_CURE = "download this shard again or write it anew"
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where each image of a split lies; arrays of n rows, in the order of the shards."""
+
+    shard_numbers: np.ndarray  # int32
+    offsets: np.ndarray  # int64, first byte of the image in its shard
+    sizes: np.ndarray  # int64, bytes
+    labels: np.ndarray  # int64
+    keys: np.ndarray  # bytes
+
+
+class ImageShards:
+    """The images of `folder`/`split`-*.tar; an `ssl_equi.data.single_views.ImageStore`.
+
+    Class names are the lines of `classes.txt` in the folder if there is one. Otherwise they are the numbers up to
+    `num_classes`, or up to the largest label of this split if that is None (give the train split's for others). The
+    fingerprint is of keys, labels, image sizes in bytes and class names. Normalisation is by ImageNet's constants.
+
+    Raises:
+        DataError: there are no shards, or one is cut, damaged or holds incomplete, doubled or ill-labelled records.
+            Whether the members are images is seen when they are read.
+    """
+
+    def __init__(self, folder: Path, split: str, num_classes: int | None = None) -> None:
+        self.folder, self.split = Path(folder), split
+        self._files = ShardFiles(find_shards(self.folder, split))
+        self._index = index = _read_or_scan(self.folder, split, self._files.paths)
+        self.labels = index.labels
+        self.class_names = _class_names(self.folder, split, index.labels, num_classes)
+        self.source = f"image shards {self.folder.name}"
+        self.mean_rgb, self.std_rgb = IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
+        digest = hashlib.sha256(canonical_json({"split": split, "classes": self.class_names}))
+        for array in (index.keys, index.labels, index.sizes):
+            digest.update(array.tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def __reduce__(self) -> tuple[type["ImageShards"], tuple[Path, str, int]]:
+        return ImageShards, (self.folder, self.split, len(self.class_names))
+
+    def read_image(self, index: int) -> np.ndarray:
+        """Image `index` as uint8 [H, W, 3]; DataError naming shard and member if it is damaged."""
+        shard_number = int(self._index.shard_numbers[index])
+        size = int(self._index.sizes[index])
+        data = self._files.read(shard_number, int(self._index.offsets[index]), size)
+        name = f"'{self._index.keys[index].decode()}' in shard {self._files.paths[shard_number]}"
+        if len(data) != size:
+            raise DataError(f"image {name} is cut (expected {size} bytes, found {len(data)}): {_CURE}")
+        return decode_image(data, name)
+
+
+def find_shards(folder: Path, split: str) -> list[Path]:
+    """The split's tar files by name; DataError if there are none."""
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}: give the folder that holds the tar shards as --data-dir")
+    shards = sorted(folder.glob(f"{split}-*.tar"))
+    if not shards:
+        present = ", ".join(sorted({path.name.rpartition("-")[0] for path in folder.glob("*-*.tar")})) or "no shards"
+        raise DataError(
+            f"{folder} has no shards {split}-*.tar but {present}: choose a split that is there, or use "
+            f"--dataset folder for images in folders"
+        )
+    return shards
+
+
+def _class_names(folder: Path, split: str, labels: np.ndarray, num_classes: int | None) -> tuple[str, ...]:
+    largest = int(labels.max())
+    names_file = folder / "classes.txt"
+    if names_file.is_file():
+        names = tuple(names_file.read_text(encoding="utf-8").splitlines())
+        where = f"{names_file} names {len(names)} classes"
+    else:
+        count = largest + 1 if num_classes is None else num_classes
+        names = tuple(str(label) for label in range(count))
+        where = f"the train split has {count} classes"
+    if largest >= len(names):
+        raise DataError(
+            f"split {split!r} in {folder} has label {largest} and {where}: number the classes from 0 in every split"
+        )
+    return names
+
+
+def _read_or_scan(folder: Path, split: str, shards: Sequence[Path]) -> ShardIndex:
+    """The kept index if it belongs to these shards as they are now, else a new one, kept if that is possible."""
+    path = folder / f"{split}.images.npz"
+    stats = [(shard.name, shard.stat()) for shard in shards]
+    belongs_to = canonical_json(
+        {"version": _INDEX_VERSION, "shards": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]}
+    )
+    kept = _read_index(path, belongs_to)
+    if kept is not None:
+        return kept
+    index = _scan(shards)
+    buffer = io.BytesIO()
+    np.savez(buffer, belongs_to=np.frombuffer(belongs_to, np.uint8), **vars(index))
+    with contextlib.suppress(DataError):  # a folder that can't be written to is scanned anew each time
+        write_atomically(path, buffer.getvalue())
+    return index
+
+
+def _read_index(path: Path, belongs_to: bytes) -> ShardIndex | None:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if arrays["belongs_to"].tobytes() != belongs_to:
+                return None
+            return ShardIndex(**{name: arrays[name] for name in ShardIndex.__dataclass_fields__})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _scan(shards: Sequence[Path]) -> ShardIndex:
+    shard_numbers: list[int] = []
+    records: list[_Record] = []
+    for number, shard in enumerate(shards):
+        found = list(_records(shard))
+        if not found:
+            raise DataError(f"shard {shard} holds no image: {_CURE}")
+        shard_numbers += [number] * len(found)
+        records += found
+    keys = np.array([record.key.encode() for record in records])
+    unique, counts = np.unique(keys, return_counts=True)
+    if len(unique) < len(keys):
+        raise DataError(
+            f"key '{unique[counts > 1][0].decode()}' occurs more than once in the shards of {shards[0].parent}: "
+            f"give every image a key of its own"
+        )
+    return ShardIndex(
+        shard_numbers=np.array(shard_numbers, dtype=np.int32),
+        offsets=np.array([record.offset for record in records], dtype=np.int64),
+        sizes=np.array([record.size for record in records], dtype=np.int64),
+        labels=np.array([record.label for record in records], dtype=np.int64),
+        keys=keys,
+    )
+
+
+@dataclass
+class _Record:
+    """The members of one key that were met so far; -1 for what is still missing."""
+
+    key: str
+    offset: int = -1
+    size: int = -1
+    label: int = -1
+
+
+def _records(shard: Path) -> Iterator[_Record]:
+    """The records of one shard, whose members stand side by side."""
+    record: _Record | None = None
+    with open(shard, "rb") as file:
+        for member in _members(shard):
+            key, suffix = _split_name(member.name)
+            if suffix not in (*IMAGE_SUFFIXES, LABEL_SUFFIX):
+                continue
+            if record is None or record.key != key:
+                if record is not None:
+                    yield _whole(record, shard)
+                record = _Record(key)
+            if suffix == LABEL_SUFFIX:
+                content = os.pread(file.fileno(), member.size, member.offset_data).strip()
+                if not re.fullmatch(rb"\d{1,9}", content):
+                    raise DataError(
+                        f"member '{member.name}' of shard {shard} is {content[:20]!r}, not a class number in decimal "
+                        f"digits: {_CURE}"
+                    )
+                record.label = int(content)
+            elif record.offset >= 0:
+                raise DataError(f"key '{key}' of shard {shard} has two images: give every image a key of its own")
+            else:
+                record.offset, record.size = member.offset_data, member.size
+    if record is not None:
+        yield _whole(record, shard)
+
+
+def _whole(record: _Record, shard: Path) -> _Record:
+    missing = "image" if record.offset < 0 else f".{LABEL_SUFFIX}" if record.label < 0 else None
+    if missing:
+        raise DataError(
+            f"key '{record.key}' of shard {shard} has no {missing} member beside its other one: {_CURE}, with the "
+            f"members of a key side by side"
+        )
+    return record
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Key and suffix, parted at the first dot of the last path component, as WebDataset does."""
+    folder, slash, file = name.rpartition("/")
+    key, _, suffix = file.partition(".")
+    return f"{folder}{slash}{key}", suffix.lower()
+
+
+def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
+    """The plain files in a tar of any dialect, without reading their contents.
+
+    Python's tarfile takes a file that ends at a member's boundary for complete, and one that ends within its last
+    member too; so the end marker is looked for here.
+    """
+    end = 0
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                if member.isreg():
+                    yield member
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"shard {shard} is no readable tar file ({error}): {_CURE}") from error
+    with open(shard, "rb") as file:
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise DataError(f"shard {shard} is cut or damaged at byte {end}: {_CURE}")

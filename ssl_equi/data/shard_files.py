@@ -1,0 +1,49 @@
+"""The open shards of a split: bytes of any shard at any place, from any thread or process."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssl_equi.data.errors import DataError
+
+
+class ShardFiles:
+    """Reads from `paths` with `os.pread`, from descriptors opened lazily and once for each process.
+
+    So it may be used from threads and be forked with; and a file that shrinks under the reader gives too few bytes,
+    where a memory map would kill the process.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self.descriptors: dict[tuple[int, int], int] = {}  # (process, shard number) -> descriptor
+
+    def __del__(self) -> None:
+        self.close()
+
+    def read(self, shard_number: int, offset: int, size: int) -> bytes:
+        """At most `size` bytes from byte `offset` on; DataError if the shard cannot be opened any more."""
+        return os.pread(self._descriptor(shard_number), size, offset)
+
+    def close(self) -> None:
+        """Close this process's descriptors; reading again opens them again."""
+        for process, number in list(self.descriptors):
+            if process == os.getpid():
+                os.close(self.descriptors.pop((process, number)))
+
+    def _descriptor(self, shard_number: int) -> int:
+        key = (os.getpid(), shard_number)
+        descriptor = self.descriptors.get(key)
+        if descriptor is not None:
+            return descriptor
+        path = self.paths[shard_number]
+        try:
+            opened = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(
+                f"shard {path} cannot be opened any more ({error.strerror}): put it back, then resume the run"
+            ) from error
+        descriptor = self.descriptors.setdefault(key, opened)  # another thread may have been faster
+        if descriptor != opened:
+            os.close(opened)
+        return descriptor

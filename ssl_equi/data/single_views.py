@@ -1,0 +1,72 @@
+"""Ordinary images as a `ViewCollection`: every image is an object with one view and no pose."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ssl_equi.data.collection import check_request
+from ssl_equi.data.fit import Fit
+
+# Mean and standard deviation of ImageNet's training pixels in units of [0, 1], as everybody uses them.
+IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
+IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
+
+
+class ImageStore(Protocol):
+    """Where the images of a split come from; its attributes are those of a `ViewCollection`."""
+
+    split: str
+    folder: Path
+    source: str
+    fingerprint: str
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    mean_rgb: tuple[float, float, float]
+    std_rgb: tuple[float, float, float]
+
+    def read_image(self, index: int) -> np.ndarray:
+        """Image `index` as uint8 [H, W, 3] of any size; DataError naming it if it cannot be read. Thread-safe."""
+
+
+class SingleViews:
+    """The images of a store, each brought to one size by `fit`; a `ViewCollection`.
+
+    Several of them can share a store: one that trains on canvases, one that is probed on central crops.
+    """
+
+    def __init__(self, store: ImageStore, fit: Fit) -> None:
+        self.store, self.fit = store, fit
+        self.split = store.split
+        self.folder = store.folder
+        self.source = store.source
+        self.fingerprint = store.fingerprint
+        self.plan_sha256 = store.fingerprint
+        self.num_objects = len(store.labels)
+        self.num_views = 1
+        self.image_size = fit.image_size
+        self.fills_image = fit.fills_image
+        self.class_names = store.class_names
+        self.labels = store.labels
+        self.latents = np.zeros((self.num_objects, 1, 0), dtype=np.float32)
+        self.quats_xyzw: np.ndarray | None = None
+        self.mean_rgb: tuple[float, float, float] | None = store.mean_rgb
+        self.std_rgb: tuple[float, float, float] | None = store.std_rgb
+
+    def read_views(
+        self,
+        object_indices: np.ndarray,
+        view_indices: np.ndarray,
+        out: np.ndarray,
+        content_sizes_out: np.ndarray | None = None,
+    ) -> None:
+        """Decode images into `out` uint8 [b, k, H, W, 3]; see `ViewCollection.read_views`. All view indices are 0."""
+        check_request(
+            object_indices, view_indices, out, content_sizes_out,
+            num_objects=self.num_objects, num_views=1, image_size=self.image_size,
+        )  # fmt: skip
+        for row, index in enumerate(object_indices.tolist()):
+            for column in range(view_indices.shape[1]):
+                content_size = self.fit.place(self.store.read_image(index), out[row, column])
+                if content_sizes_out is not None:
+                    content_sizes_out[row, column] = content_size
