@@ -46,14 +46,15 @@ class ESSL(nn.Module):
     The head reads the encoder's features, before any projector, and its gradient reaches the encoder (equation 2).
 
     Args:
-        base: SimCLR, SimSiam, BarlowTwins or VICReg.
+        base: an objective of this package on two views that takes no actions; SimCLR, SimSiam or Barlow Twins in the
+            paper.
         config: weight, head and variant.
         relative_table: for `relative` only: int64 [G, G], the label of g2 g1^-1 at [g1, g2];
             `ssl_equi.views.groups.TransformationSet.relative_table()` gives it.
 
     Raises:
         ValueError: a negative weight, fewer than 2 elements, no width or one below 1, a table that is missing, not
-            needed or wrong, or a base that is not a plain two-view objective with an encoder.
+            needed or wrong, or a base without encoder, with actions, or that itself extends another one.
     """
 
     relative_table: Tensor | None
@@ -79,12 +80,21 @@ class ESSL(nn.Module):
     @property
     def encoder(self) -> nn.Module:
         """The base's encoder."""
-        return self.base.encoder  # type: ignore[return-value]
+        encoder = self.base.encoder
+        assert isinstance(encoder, nn.Module)
+        return encoder
 
     @property
     def parts(self) -> dict[str, slice]:
-        """The base's named column ranges of the encoder features."""
-        return self.base.parts  # type: ignore[return-value]
+        """Named column ranges of the encoder features: those of the base."""
+        parts: dict[str, slice] = self.base.parts  # type: ignore[assignment]
+        return parts
+
+    def update_target(self, momentum: float) -> None:
+        """Moves the base's momentum target, see there; does nothing for a base that has none."""
+        update = getattr(self.base, "update_target", None)
+        if update is not None:
+            update(momentum)
 
     def forward(
         self,
@@ -105,7 +115,7 @@ class ESSL(nn.Module):
 
         Returns:
             the base's output with the terms `transformation` (cross-entropy, mean over B * K; over B for `relative`)
-            and `transformation_top1`, both of this process's batch; no embeddings. With weight 0 the base's output.
+            and `transformation_top1`, both of this process's batch; with weight 0 the base's terms. No embeddings.
 
         Raises:
             ValueError: if the inputs do not have the shapes and types above.
@@ -113,7 +123,7 @@ class ESSL(nn.Module):
         if self.config.weight == 0:
             if transformed_views is not None or elements is not None:
                 raise ValueError("E-SSL got transformed views although its weight is 0: leave them out, they cost time")
-            return self.base(views, actions)
+            return replace(self.base(views, actions), embeddings=None, encoder_features=None)
         transformed_views, elements = self._checked(views, transformed_views, elements)
         output = self.base(views, actions)
         logits, labels = self._logits_and_labels(transformed_views, elements)
@@ -193,13 +203,11 @@ def _check_config(config: ESSLConfig) -> None:
 def _check_base(base: nn.Module) -> None:
     name = type(base).__name__
     if not isinstance(getattr(base, "encoder", None), nn.Module):
-        raise ValueError(f"base {name} has no encoder: E-SSL takes SimCLR, SimSiam, BarlowTwins or VICReg")
+        raise ValueError(f"base {name} has no encoder: give E-SSL a two-view objective, such as SimCLR(encoder)")
     if hasattr(base, "base"):
         raise ValueError(f"base {name} already extends another objective: give E-SSL the plain one, {name}.base")
-    if hasattr(base, "update_target"):
-        raise ValueError(f"base {name} keeps a momentum target: E-SSL takes SimCLR, SimSiam, BarlowTwins or VICReg")
     if hasattr(getattr(base, "config", None), "action_dim"):
-        raise ValueError(f"base {name} needs actions: E-SSL takes SimCLR, SimSiam, BarlowTwins or VICReg")
+        raise ValueError(f"base {name} needs actions: give E-SSL one without, such as SimCLR(encoder)")
 
 
 def _check_relative_table(config: ESSLConfig, table: Tensor | None) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.objectives.augself import AugSelf
 from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from ssl_equi.objectives.byol import BYOL, BYOLConfig
 from ssl_equi.objectives.essl import ESSL, ESSLConfig, transformation_head
@@ -42,6 +43,7 @@ BASES = {
     "simsiam": lambda: SimSiam(SmallEncoder(), SimSiamConfig(projector=(12, 8))),
     "barlow_twins": lambda: BarlowTwins(SmallEncoder(), BarlowTwinsConfig(projector=(12, 8))),
     "vicreg": lambda: VICReg(SmallEncoder(), VICRegConfig(projector=(12, 8))),
+    "byol": lambda: BYOL(SmallEncoder(), BYOLConfig(projector=(12, 8))),
 }
 
 
@@ -64,8 +66,8 @@ def numpy_cross_entropy(logits: Tensor, labels: Tensor) -> float:
     return float(np.mean(log_sums - x[np.arange(len(x)), labels.numpy()]))
 
 
-def gradients(module: nn.Module) -> dict[str, Tensor | None]:
-    return {name: parameter.grad for name, parameter in module.named_parameters()}
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
@@ -154,6 +156,16 @@ def test_small_views_are_encoded_in_one_call():
     views, small_views, elements = inputs()
     objective(views, None, small_views, elements)
     assert objective.encoder.calls == [(12, 3, 8, 8), (24, 3, 6, 6)]
+
+
+def test_the_momentum_target_of_the_base_follows():
+    objective = make("byol")
+    target, online = (part.layers[0].weight for part in (objective.base.target_encoder, objective.encoder))
+    with torch.no_grad():
+        online.add_(1)
+    objective.update_target(0.75)
+    assert torch.allclose(online - target, torch.tensor(0.75))
+    make("vicreg").update_target(0.75)
 
 
 def test_encoder_parts_and_width_are_the_base_ones():
@@ -299,7 +311,7 @@ def test_wrong_configurations_are_refused(changes: dict, table: Tensor | None, m
     [
         (lambda: nn.Linear(3, 4), "Linear has no encoder"),
         (lambda: make(), "ESSL already extends another objective"),
-        (lambda: BYOL(SmallEncoder(), BYOLConfig(projector=(12, 8))), "BYOL keeps a momentum target"),
+        (lambda: AugSelf(make().base), "AugSelf already extends another objective"),
         (lambda: SIE(SmallEncoder(), SIEConfig(projector=(12, 12))), "SIE needs actions"),
     ],
 )
