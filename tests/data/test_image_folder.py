@@ -1,0 +1,157 @@
+"""Images in folders, and what the loader makes of them."""
+
+import itertools
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_equi.data.decode import decode_image
+from ssl_equi.data.errors import DataError
+from ssl_equi.data.fit import Canvas
+from ssl_equi.data.image_folder import ImageFolder
+from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.single_views import SingleViews
+from ssl_equi.data.sources import open_data
+
+
+def test_classes_and_files_are_sorted(mixed_folder: Path) -> None:
+    (mixed_folder / "train" / "cat" / "deeper").mkdir()
+    (mixed_folder / "train" / "cat" / "deeper" / "6.JPG").write_bytes(
+        (mixed_folder / "train" / "cat" / "0.jpg").read_bytes()
+    )
+    for passed_over in ("._0.jpg", "notes.txt", "Thumbs.db"):
+        (mixed_folder / "train" / "cat" / passed_over).write_bytes(b"")
+    train = ImageFolder(mixed_folder, "train")
+    assert train.class_names == ("cat", "dog")
+    assert train.labels.tolist() == [0] * 7 + [1] * 6 and train.labels.dtype == np.int64
+    names = ["0.jpg", "1.jpeg", "2.png", "3.png", "4.webp", "5.bmp", "deeper/6.JPG"]
+    for index, name in enumerate(names):
+        expected = decode_image((mixed_folder / "train" / "cat" / name).read_bytes(), name)
+        np.testing.assert_array_equal(train.read_image(index), expected)
+
+
+def test_a_class_may_be_absent_from_the_evaluated_split(mixed_folder: Path) -> None:
+    (mixed_folder / "train" / "ape").mkdir()
+    (mixed_folder / "train" / "ape" / "0.jpg").write_bytes((mixed_folder / "train" / "cat" / "0.jpg").read_bytes())
+    evaluated = ImageFolder(mixed_folder, "val")
+    assert evaluated.class_names == ("ape", "cat", "dog")
+    assert evaluated.labels.tolist() == [1, 1, 2, 2]
+
+
+def test_the_fingerprint_follows_names_and_sizes_not_places(mixed_folder: Path, tmp_path: Path) -> None:
+    first = ImageFolder(mixed_folder, "train").fingerprint
+    moved = mixed_folder.rename(tmp_path / "elsewhere")
+    assert ImageFolder(moved, "train").fingerprint == first
+    (moved / "train" / "cat" / "0.jpg").rename(moved / "train" / "cat" / "00.jpg")
+    renamed = ImageFolder(moved, "train").fingerprint
+    (moved / "train" / "dog" / "0.jpg").write_bytes(b"other")
+    assert len({first, renamed, ImageFolder(moved, "train").fingerprint}) == 3
+
+
+def test_the_loader_reports_each_pictures_size_on_the_canvas(mixed_folder: Path) -> None:
+    views = SingleViews(ImageFolder(mixed_folder, "train"), Canvas(64))
+    with ViewLoader(views, global_batch_size=6, views=1, seed=0, threads=2) as loader:
+        assert loader.steps_per_epoch == 2
+        batches = list(itertools.islice(loader.batches(), 2))
+        seen = []
+        for batch in batches:
+            assert batch.images.shape == (6, 1, 64, 64, 3)
+            assert batch.latents.shape == (6, 1, 0)
+            assert batch.quat_xyzw is None
+            assert batch.content_sizes is not None and batch.content_sizes.dtype == torch.int64
+            assert batch.to("cpu").content_sizes is not None
+            for index, image, (height, width) in zip(
+                batch.object_indices.tolist(), batch.images[:, 0].numpy(), batch.content_sizes[:, 0].tolist()
+            ):
+                expected = np.zeros((64, 64, 3), np.uint8)
+                assert (height, width) == Canvas(64).place(views.store.read_image(index), expected)
+                np.testing.assert_array_equal(image, expected)
+                assert max(height, width) <= 64
+                seen.append(index)
+        assert sorted(seen) == list(range(12))
+
+
+def test_two_views_cannot_be_drawn_of_objects_that_have_one(mixed_folder: Path) -> None:
+    views = SingleViews(ImageFolder(mixed_folder, "train"), Canvas(64))
+    with pytest.raises(ValueError, match="cannot draw 2 distinct views of objects that have 1"):
+        ViewLoader(views, global_batch_size=6, views=2, seed=0)
+
+
+def test_the_probes_see_square_images(mixed_folder: Path) -> None:
+    data = open_data("folder", mixed_folder, "val", 32)
+    assert not data.has_poses
+    assert data.train.image_size == (64, 64) and not data.train.fills_image
+    assert data.probe_train.image_size == data.evaluation.image_size == (32, 32)
+    assert data.probe_train.fills_image and data.probe_train.num_objects == data.train.num_objects == 12
+    assert data.train.plan_sha256 == data.probe_train.plan_sha256 != data.evaluation.plan_sha256
+    assert data.mean_rgb == (0.485, 0.456, 0.406)
+    out = np.zeros((4, 1, 32, 32, 3), np.uint8)
+    sizes = np.zeros((4, 1, 2), np.int64)
+    data.evaluation.read_views(np.arange(4), np.zeros((4, 1), int), out, sizes)
+    assert (sizes == 32).all() and (out.reshape(4, -1).max(axis=1) > 0).all()
+
+
+def test_requests_are_checked(mixed_folder: Path) -> None:
+    views = SingleViews(ImageFolder(mixed_folder, "train"), Canvas(64))
+    out, zero = np.zeros((1, 1, 64, 64, 3), np.uint8), np.zeros((1, 1), int)
+    with pytest.raises(IndexError, match=r"view index lies outside 0\.\.0"):
+        views.read_views(np.array([0]), zero + 1, out)
+    with pytest.raises(IndexError, match=r"object index lies outside 0\.\.11"):
+        views.read_views(np.array([12]), zero, out)
+    with pytest.raises(ValueError, match="give an int64 array of shape"):
+        views.read_views(np.array([0]), zero, out, np.zeros((1, 2), np.int64))
+
+
+def test_a_pickled_collection_reads_the_same(mixed_folder: Path) -> None:
+    views = SingleViews(ImageFolder(mixed_folder, "train"), Canvas(64))
+    copy = pickle.loads(pickle.dumps(views))
+    np.testing.assert_array_equal(copy.store.read_image(5), views.store.read_image(5))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"", "is empty"), (b"a shopping list", "does not decode"), (None, "cannot be read")],
+)
+def test_a_file_that_is_no_image_is_named_when_it_is_read(
+    mixed_folder: Path, content: bytes | None, expected: str
+) -> None:
+    path = mixed_folder / "train" / "dog" / "0.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    views = SingleViews(ImageFolder(mixed_folder, "train"), Canvas(64))
+    if content is None:
+        path.unlink()
+    with (
+        ViewLoader(views, global_batch_size=12, views=1, seed=0) as loader,
+        pytest.raises(DataError, match=expected) as caught,
+    ):
+        next(loader.batches())
+    assert str(path) in str(caught.value)
+
+
+def test_wrong_layouts_are_named(mixed_folder: Path, image_bytes: Callable[..., bytes]) -> None:
+    with pytest.raises(DataError, match=r"no folder .*nowhere"):
+        open_data("folder", mixed_folder / "nowhere", "val", 32)
+    with pytest.raises(DataError, match="give its folder as --data-dir"):
+        open_data("folder", None, "val", 32)
+    with pytest.raises(DataError, match=r"has no split 'test' but train, val"):
+        open_data("folder", mixed_folder, "test", 32)
+    with pytest.raises(DataError, match="never trained on"):
+        open_data("folder", mixed_folder, "train", 32)
+    with pytest.raises(DataError, match="--image-size is 0"):
+        open_data("folder", mixed_folder, "val", 0)
+    (mixed_folder / "val" / "emu").mkdir()
+    with pytest.raises(DataError, match=r"class 'emu' of .*val is unknown to .*train, which has 2 classes"):
+        open_data("folder", mixed_folder, "val", 32)
+    (mixed_folder / "train" / "emu").mkdir()
+    with pytest.raises(DataError, match=r"class folder .*emu holds no image"):
+        open_data("folder", mixed_folder, "val", 32)
+    flat = mixed_folder / "flat"
+    (flat / "train").mkdir(parents=True)
+    (flat / "train" / "0.jpg").write_bytes(image_bytes(0))
+    with pytest.raises(DataError, match="holds no class folders"):
+        open_data("folder", flat, "val", 32)
