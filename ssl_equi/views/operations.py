@@ -10,6 +10,7 @@ only file that imports kornia. Where kornia has several definitions of one opera
 - angles are counter-clockwise (kornia's `RandomRotation` agrees, its `RandomAffine` turns clockwise).
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -20,7 +21,7 @@ from kornia.enhance import (
     adjust_contrast_with_mean_subtraction,
     adjust_saturation_with_gray_subtraction,
 )
-from kornia.filters import gaussian_blur2d
+from kornia.filters import get_gaussian_kernel1d
 from kornia.geometry.transform import warp_affine
 from torch import Tensor
 
@@ -87,8 +88,21 @@ def gaussian_blur(images: Tensor, values: Tensor, kernel_size: int) -> Tensor:
             f"a blur of kernel size {kernel_size} got images of {images.shape[2]} x {images.shape[3]} pixels: "
             "use a smaller kernel"
         )
-    sigma = values.to(images.device).unsqueeze(1).expand(-1, 2)
-    return gaussian_blur2d(images, kernel_size, sigma, border_type="reflect")
+    # Beyond 6.5 standard deviations a weight is below 1e-9 of the largest.
+    radius = min(kernel_size // 2, math.ceil(6.5 * float(values.max())))
+    weights = get_gaussian_kernel1d(2 * radius + 1, values.view(-1, 1)).to(images.device)
+    for dim, padding in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
+        images = _weighted_shifts(F.pad(images, padding, mode="reflect"), weights, dim)
+    return images
+
+
+def _weighted_shifts(padded: Tensor, weights: Tensor, dim: int) -> Tensor:
+    """Correlates along one dimension: on CPUs several times faster than a convolution, and never in TF32."""
+    length = padded.shape[dim] - weights.shape[1] + 1
+    result = torch.zeros_like(padded.narrow(dim, 0, length), memory_format=torch.contiguous_format)
+    for shift, weight in enumerate(weights.unbind(dim=1)):
+        result.addcmul_(padded.narrow(dim, shift, length), weight.view(-1, 1, 1, 1))
+    return result
 
 
 def affine(
@@ -167,7 +181,8 @@ def _crop_in_turn(images: Tensor, edges: list[Tensor], output_size: int, interpo
     result = images.new_empty(len(images), 3, output_size, output_size)
     boxes = torch.stack(edges, dim=1).tolist()
     for index, (top, left, height, width) in enumerate(boxes):
-        box = images[index : index + 1, :, top : top + height, left : left + width]
+        # Resizing is several times slower on channels-last memory, in which decoded pictures come.
+        box = images[index : index + 1, :, top : top + height, left : left + width].contiguous()
         size = (output_size, output_size)
         result[index : index + 1] = F.interpolate(box, size, mode=interpolation, antialias=True)
     return result

@@ -222,9 +222,12 @@ class ColorJitter(OccasionalTransform[ColorJitterParameters]):
         )
         images = images.clone()
         for turn in parameters.order.unbind(dim=1):
-            for number, (adjust, values, neutral) in enumerate(adjustments):
+            for number in turn.unique().tolist():
+                adjust, values, neutral = adjustments[number]
                 rows = ((turn == number) & (values != neutral)).nonzero().squeeze(1)
-                if len(rows):
+                if len(rows) == len(images):
+                    images = adjust(images, values)
+                elif len(rows):
                     rows_on_device = rows.to(images.device)
                     images.index_copy_(0, rows_on_device, adjust(images[rows_on_device], values[rows]))
         return images

@@ -1,0 +1,162 @@
+"""Transforms in a row: draw all parameters first, then apply them, as often as wanted."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ssl_equi.views.parameters import CropParameters, TransformParameters, ViewParameters
+from ssl_equi.views.transform import Transform, check_images
+from ssl_equi.views.transforms import Crop
+
+CPU_BLOCK_BYTES = 2**20
+"""How much of a batch goes through all transforms together on the CPU: what its caches hold."""
+
+
+@dataclass(frozen=True)
+class ViewPipeline:
+    """Transforms that are applied one after another, each at most once; a crop comes first.
+
+    Parameters are drawn on the CPU, so that every device gives the same views, and `apply` makes the same view again
+    from them: equal to the bit for the same batch, and to 1e-6 for an image alone or in another batch.
+
+    Raises:
+        ValueError: there are two transforms of one name, or a crop behind another transform.
+    """
+
+    transforms: tuple[Transform[Any], ...]
+    """in the order in which they are applied"""
+
+    def __post_init__(self) -> None:
+        names = [transform.name for transform in self.transforms]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"a pipeline has {names.count(name)} transforms named {name}: use each at most once")
+        if "crop" in names[1:]:
+            raise ValueError(f"a pipeline has its crop behind {names[0]}: put the crop first")
+
+    @property
+    def output_size(self) -> int | None:
+        """Side of the views in pixels; None without a crop, which leaves the images' size."""
+        first = self.transforms[0] if self.transforms else None
+        return first.size if isinstance(first, Crop) else None
+
+    def draw(
+        self,
+        count: int,
+        *,
+        source_sizes: tuple[int, int] | Tensor,
+        generator: Generator,
+        shared_by: int = 1,
+    ) -> ViewParameters:
+        """Draws the parameters of `count` views, on the CPU.
+
+        Args:
+            count: N, number of images.
+            source_sizes: (height, width) of all images, or int [N, 2] with one row an image, in pixels.
+            generator: on the CPU.
+            shared_by: so many consecutive images share one draw. Where their sizes differ, they share the crop
+                relative to the source, rounded to whole pixels.
+
+        Raises:
+            ValueError: `shared_by` does not divide `count`, the sizes do not fit, or the generator is not on the CPU.
+        """
+        if shared_by < 1 or count % shared_by:
+            raise ValueError(f"shared_by is {shared_by} for {count} images: use a divisor of the number of images")
+        if generator.device.type != "cpu":
+            raise ValueError(f"the generator of views is on {generator.device}: pass one on the CPU")
+        sizes = _one_size_an_image(source_sizes, count)
+        drawn: dict[str, TransformParameters] = {}
+        for transform in self.transforms:
+            parameters = transform.draw(count // shared_by, sizes[::shared_by], generator)
+            if shared_by > 1:
+                parameters = parameters.rows(torch.arange(count) // shared_by)
+                if isinstance(parameters, CropParameters):
+                    parameters = _fit_to_sources(parameters, sizes)
+            drawn[transform.name] = parameters
+        return ViewParameters(**drawn)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def apply(self, images: Tensor, parameters: ViewParameters) -> Tensor:
+        """Makes the views that the parameters describe.
+
+        Args:
+            images: float32 [N, 3, H, W] in [0, 1]. They may be larger than the sizes given to `draw`, padded at the
+                right and at the bottom: the crop reads nothing outside of what those sizes say.
+            parameters: of this pipeline; on any device, best on the CPU, where they were drawn.
+
+        Returns:
+            [N, 3, S, S] with S = `output_size`, on the device of the images. Nothing flows back through them.
+
+        Raises:
+            ValueError: images of another type or shape, or parameters of another pipeline or number of images.
+        """
+        self._check_parameters(parameters)
+        check_images(images, len(parameters) if self.transforms else len(images))
+        parameters = parameters.to("cpu")
+        blocks = [self._apply_block(images[rows], parameters.rows(rows)) for rows in self._blocks(images)]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+    def _apply_block(self, images: Tensor, parameters: ViewParameters) -> Tensor:
+        for transform in self.transforms:
+            images = transform.apply(images, getattr(parameters, transform.name))
+        return images
+
+    def _blocks(self, images: Tensor) -> Iterator[slice]:
+        """Slices of the batch: all of it, but few images at a time on the CPU."""
+        count = max(len(images), 1)
+        rows = count
+        if images.device.type == "cpu":
+            height, width = (self.output_size, self.output_size) if self.output_size else images.shape[2:]
+            rows = max(1, CPU_BLOCK_BYTES // (3 * 4 * height * width))
+        for start in range(0, count, rows):
+            yield slice(start, start + rows)
+
+    def _check_parameters(self, parameters: ViewParameters) -> None:
+        given = {field.name for field in fields(parameters) if getattr(parameters, field.name) is not None}
+        needed = {transform.name for transform in self.transforms}
+        if given != needed:
+            raise ValueError(
+                f"a pipeline of {_listed(needed)} got parameters of {_listed(given)}: "
+                "pass parameters that this pipeline drew"
+            )
+        if parameters.crop is not None and parameters.crop.output_size != self.output_size:
+            raise ValueError(
+                f"a pipeline for {self.output_size} pixels got parameters for {parameters.crop.output_size} pixels: "
+                "pass parameters that this pipeline drew"
+            )
+
+
+def _one_size_an_image(source_sizes: tuple[int, int] | Tensor, count: int) -> Tensor:
+    """int64 [count, 2] on the CPU."""
+    sizes = torch.as_tensor(source_sizes, device="cpu")
+    if sizes.shape == (2,):
+        sizes = sizes.expand(count, 2)
+    if sizes.shape != (count, 2) or sizes.is_floating_point() or bool((sizes < 1).any()):
+        raise ValueError(
+            f"source_sizes has shape {tuple(sizes.shape)} and type {sizes.dtype} for {count} images: "
+            f"pass (height, width) or positive integers [{count}, 2]"
+        )
+    return sizes.long()
+
+
+def _fit_to_sources(crop: CropParameters, sizes: Tensor) -> CropParameters:
+    """The same share of every source: crops drawn for sources of one size, carried over to sources of others."""
+    source_height, source_width = sizes.float().unbind(dim=1)
+    down, right = source_height / crop.source_height, source_width / crop.source_width
+    height, width = (crop.height * down).round().clamp(min=1), (crop.width * right).round().clamp(min=1)
+    return replace(
+        crop,
+        top=torch.minimum((crop.top * down).round(), source_height - height),
+        left=torch.minimum((crop.left * right).round(), source_width - width),
+        height=height,
+        width=width,
+        source_height=source_height,
+        source_width=source_width,
+    )
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
