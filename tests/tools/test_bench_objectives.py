@@ -1,0 +1,53 @@
+"""The benchmark of the objectives runs, at tiny sizes, and writes what it promises."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+TOOL = Path(__file__).parent.parent.parent / "tools" / "bench_objectives.py"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("tools_bench_objectives", TOOL)
+    tool = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = tool
+    specification.loader.exec_module(tool)
+    return tool
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_objectives_benchmark(tool: ModuleType, bf16: bool, tmp_path: Path) -> None:
+    config = tool.Config(
+        encoder="strided_cnn_tiny", batch_size=4, image_size=32, small_size=16, projector=(16, 8), chunk_size=2,
+        steps_per_round=1, rounds=2, bf16=bf16, json=tmp_path / "cost.json",
+    )  # fmt: skip
+    tool.main(config)
+    report = json.loads((tmp_path / "cost.json").read_text())
+    assert {"device", "python", "torch"} <= set(report["machine"])
+    targets = {row["name"]: row["target"] for row in report["rows"]}
+    assert targets["E-SSL / SimCLR"] == 1.4
+    assert targets["CARE, two passes / SimCLR"] == 1.15
+    assert "milliseconds, SimCLR" in targets
+    assert all(0 < row["low"] <= row["ratio"] <= row["high"] for row in report["rows"])
+
+
+def test_methods_learn_from_the_same_images(tool: ModuleType) -> None:
+    config = tool.Config(
+        encoder="strided_cnn_tiny", batch_size=4, image_size=32, small_size=16, projector=(16, 8), chunk_size=2
+    )
+    steps = tool.make_steps(config)
+    views = steps[tool.BASE].inputs[0]
+    assert views.shape == (4, 2, 3, 32, 32)
+    assert views.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert all(step.inputs[0] is views for step in steps.values())
+    assert steps["E-SSL"].inputs[2].shape == (4, 4, 3, 16, 16)
+    before = [parameter.clone() for parameter in steps["E-SSL"].objective.parameters()]
+    steps["E-SSL"].run()
+    after = list(steps["E-SSL"].objective.parameters())
+    assert not any(torch.equal(x, y) for x, y in zip(before, after, strict=True) if x.ndim > 1)
