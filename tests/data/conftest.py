@@ -1,13 +1,11 @@
 """Small splits made of random images, shared by the tests of the data layer."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
 
 from ssl_equi.data.manifest import Manifest
 from ssl_equi.data.writer import ObjectRecord, write_split
@@ -77,43 +75,4 @@ def own_split(tmp_path: Path, records: list[ObjectRecord]) -> Path:
     """A split of those objects that the test may damage."""
     folder = tmp_path / "split"
     _write_train_split(folder, records)
-    return folder
-
-
-def _image_bytes(number: int, image_format: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> bytes:
-    """A smooth picture whose tint depends on `number`; `size` is width, height."""
-    columns, rows = np.meshgrid(np.linspace(0, 60, size[0]), np.linspace(0, 60, size[1]))
-    pixels = np.stack([rows + 7 * number, columns, rows + columns], axis=-1).astype(np.uint8)
-    image = Image.fromarray(pixels)
-    if mode == "I;16":
-        image = Image.fromarray((pixels[..., 0].astype(np.uint16) + 1) * 257)
-    elif mode != "RGB":
-        image = image.convert(mode)
-    buffer = io.BytesIO()
-    image.save(buffer, image_format)
-    return buffer.getvalue()
-
-
-@pytest.fixture(scope="session")
-def image_bytes() -> Callable[..., bytes]:
-    """image_bytes(number, image_format="JPEG", mode="RGB", size=(40, 30)): an encoded picture."""
-    return _image_bytes
-
-
-@pytest.fixture
-def mixed_folder(tmp_path: Path) -> Path:
-    """train/ and val/ with 2 classes: 12 and 4 images of different sizes, formats and modes."""
-    folder = tmp_path / "pictures"
-    kinds = [
-        ("jpg", "JPEG", "RGB"), ("jpeg", "JPEG", "L"), ("png", "PNG", "RGBA"),
-        ("png", "PNG", "I;16"), ("webp", "WEBP", "RGB"), ("bmp", "BMP", "P"),
-    ]  # fmt: skip
-    for split, per_class in (("train", 6), ("val", 2)):
-        for label, name in enumerate(("cat", "dog")):
-            (folder / split / name).mkdir(parents=True)
-            for number in range(per_class):
-                suffix, image_format, mode = kinds[number % len(kinds)]
-                size = (20 + 17 * number, 90 - 11 * number)
-                data = _image_bytes(number + 10 * label, image_format, mode, size)
-                (folder / split / name / f"{number}.{suffix}").write_bytes(data)
     return folder

@@ -57,3 +57,13 @@ def test_a_timm_model_with_random_weights_is_its_own_baseline(
 def test_a_folder_without_an_encoder_is_named(script: ModuleType, tiny_data: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no exported encoder"):
         script.main(script.Config(encoder=str(tmp_path), data_dir=tiny_data, image_size=32))
+
+
+def test_ordinary_images_are_probed_for_their_class(script: ModuleType, mixed_folder: Path, tmp_path: Path) -> None:
+    config = script.Config(
+        encoder="timm:resnet10t", dataset="folder", data_dir=mixed_folder, image_size=32, split="val", out=tmp_path
+    )
+    script.main(config)
+    records = read_records(tmp_path / "results.json")
+    assert {record.task for record in records} == {"classification"}
+    assert all(record.n == record.num_objects == 4 for record in records)
