@@ -92,8 +92,8 @@ class AugSelf(nn.Module):
         output = self.base(views, actions)
         if output.encoder_features is None:
             raise ValueError(
-                f"the base objective {type(self.base).__name__} returned no encoder_features: pass one that is not a "
-                "wrapper of another, such as SimCLR(encoder)"
+                f"the base objective {type(self.base).__name__} returned no encoder_features: pass one that trains "
+                "its encoder on both views and wraps no other, such as SimCLR(encoder)"
             )
         prediction = self.head(output.encoder_features)
         with torch.autocast(views.device.type, enabled=False):

@@ -8,8 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.objectives.augself import AugSelf, AugSelfConfig
+from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
+from ssl_equi.objectives.byol import BYOL, BYOLConfig
 from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
+from ssl_equi.objectives.moco import MoCo, MoCoConfig
+from ssl_equi.objectives.sen import SEN, SENConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
+from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 
 SMALL = AugSelfConfig(weight=0.7, hidden=(20, 16))
@@ -29,6 +34,11 @@ class LinearEncoder(nn.Module):
 BASES = {
     "simclr": lambda: SimCLR(LinearEncoder(), SimCLRConfig(projector=(24, 8))),
     "vicreg": lambda: VICReg(LinearEncoder(), VICRegConfig(projector=(24, 8))),
+    "simsiam": lambda: SimSiam(LinearEncoder(), SimSiamConfig(projector=(24, 8), predictor_hidden_width=6)),
+    "barlow_twins": lambda: BarlowTwins(LinearEncoder(), BarlowTwinsConfig(projector=(24, 8))),
+    "byol": lambda: BYOL(LinearEncoder(), BYOLConfig(projector=(24, 8), predictor_hidden_width=6)),
+    "moco": lambda: MoCo(LinearEncoder(), MoCoConfig(projector=(24, 8), queue_size=48, symmetric=True)),
+    "sen": lambda: SEN(LinearEncoder(), SENConfig(projector=(24, 8))),
     "conditional_byol": lambda: ConditionalBYOL(LinearEncoder(), ConditionalBYOLConfig(projector=(24, 8))),
 }
 
@@ -132,6 +142,8 @@ def test_unsuitable_bases_and_sizes_are_refused_with_the_cure():
         AugSelf(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="AugSelf returned no encoder_features"):
         AugSelf(make("simclr"), SMALL).double()(*random_batch(12))
+    with pytest.raises(ValueError, match="MoCo returned no encoder_features: pass one that trains its encoder on both"):
+        AugSelf(MoCo(LinearEncoder(), MoCoConfig(queue_size=48)), SMALL).double()(*random_batch(12))
     with pytest.raises(ValueError, match="weight is -1"):
         make("simclr", AugSelfConfig(weight=-1.0))
     with pytest.raises(ValueError, match="action_dim is 0"):
