@@ -14,15 +14,13 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.actions import ACTION_SIZES, ActionKind, action_from_batch
-from ssl_equi.data.images import normalise_views
-from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.sie import SIE, SIEConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, PretrainingConfig, finish
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
-from ssl_equi.schedules import set_learning_rate, warmup_cosine
+from ssl_equi.training_views import PairAction, TrainingViews, action_size
 
 
 @dataclass(frozen=True)
@@ -31,16 +29,9 @@ class Config(PretrainingConfig):
 
     objective: SIEConfig = field(default_factory=SIEConfig)
     """Weights, sizes and ablations of the loss."""
-    actions: ActionKind = "rotation"
-    """What the predictor is told: rotation, or rotation_color. Paper: both, in separate runs."""
-    learning_rate: float = 1e-3
-    """Paper: 1e-3."""
-    final_learning_rate: float = 1e-5
-    """End of the cosine. Paper: 1e-3, a constant rate."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up. Paper: 0."""
-    weight_decay: float = 0.0
-    """Added to the gradient, as Adam does. Paper: 1e-6."""
+    actions: PairAction = "rotation"
+    """What the predictor is told: rotation, or rotation_color (paper: both, in separate runs); augmentation for
+    augmented views."""
 
 
 def embedded() -> Config:
@@ -58,37 +49,31 @@ def paper() -> Config:
     )  # fmt: skip
 
 
+CONFIGS = {"embedded": embedded, "paper": paper}
+
+
 def build(config: Config) -> SIE:
     """The encoder and its objective, initialised from the seed; no side effects."""
     torch.manual_seed(config.seed)
     encoder = create_encoder(config.encoder, config.image_size)
-    return SIE(encoder, replace(config.objective, action_dim=ACTION_SIZES[config.actions]))
+    return SIE(encoder, replace(config.objective, action_dim=action_size(config.actions, config)))
 
 
 def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "sie")
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
-    model = run.prepare(
-        objective,
-        lambda module: torch.optim.Adam(module.parameters(), config.learning_rate, weight_decay=config.weight_decay),
-    )
+    make_views = TrainingViews(config, data, run, actions=config.actions)
+    model = run.prepare(objective, lambda module: optimizer_of(module, config))
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
     start = run.resume()
-    with ViewLoader(
-        data.train, global_batch_size=config.batch_size, seed=config.seed, rank=run.rank, world_size=run.world_size,
-        threads=config.loader_threads,
-    ) as loader:  # fmt: skip
+    with open_loader(config, data, run) as loader:
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = warmup_cosine(
-                step, base=config.learning_rate, final=config.final_learning_rate, warmup_steps=config.warmup_steps,
-                total_steps=total_steps,
-            )  # fmt: skip
-            set_learning_rate(run.optimizer, learning_rate)
-            views = normalise_views(batch.images, data.mean_rgb, data.std_rgb)
-            output = model(views, action_from_batch(batch, config.actions))
+            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
+            views = make_views(batch, step)
+            output = model(views.images, views.actions)
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()
@@ -98,4 +83,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main, {"embedded": embedded, "paper": paper}, __doc__)
+    run_recipe(main, CONFIGS, __doc__)

@@ -5,21 +5,21 @@ pose: what the features still tell of it is what SIE has to beat, at the same en
 
     accelerate launch recipes/vicreg.py                        the embedded set; minutes on two CPU cores
     accelerate launch --multi_gpu recipes/vicreg.py paper --data-dir SHARDS      3DIEBench with the paper's settings
+    accelerate launch --multi_gpu recipes/vicreg.py imagenet --data-dir SHARDS   ImageNet with VICReg's own settings
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.images import normalise_views
-from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, PretrainingConfig, finish
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
-from ssl_equi.schedules import set_learning_rate, warmup_cosine
+from ssl_equi.training_views import TrainingViews, ViewOptions
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,16 @@ class Config(PretrainingConfig):
 
     objective: VICRegConfig = field(default_factory=VICRegConfig)
     """Weights and sizes of the loss."""
-    learning_rate: float = 1e-3
-    """Paper: 1e-3."""
-    final_learning_rate: float = 1e-5
-    """End of the cosine. Paper: 1e-3, a constant rate."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up. Paper: 0."""
-    weight_decay: float = 0.0
-    """Added to the gradient, as Adam does. Paper: 1e-6."""
 
 
 def embedded() -> Config:
     """The embedded set on two CPU cores or any GPU, with the budget of SIE's."""
     return Config(objective=VICRegConfig(projector=(1024, 1024, 1024)))
+
+
+def augmented() -> Config:
+    """The embedded set as ordinary images: two augmentations of one rendering, whose pose nobody knows."""
+    return replace(embedded(), views=ViewOptions(source="augmented", preset="simclr_cifar"))
 
 
 def paper() -> Config:
@@ -50,6 +47,23 @@ def paper() -> Config:
         final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
         save_every=1000, loader_threads=8, probe_protocol="sie", objective=VICRegConfig(separate_batch_norm=True),
     )  # fmt: skip
+
+
+def imagenet() -> Config:
+    """ImageNet as in the VICReg paper, but for bf16: batch 2,048, LARS, 1,000 epochs, weights 25, 25 and 1."""
+    return Config(
+        dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
+        views=ViewOptions(source="augmented", preset="byol_imagenet"), batch_size=2048, epochs=1000, optimizer="lars",
+        learning_rate=1.6, final_learning_rate=0.002, warmup_steps=6250, weight_decay=1e-6, decay_bias_and_norm=False,
+        mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
+        objective=VICRegConfig(
+            inv_weight=25.0, variance_weight=25.0, covariance_weight=1.0, projector=(8192, 8192, 8192),
+            separate_batch_norm=True,
+        ),
+    )  # fmt: skip
+
+
+CONFIGS = {"embedded": embedded, "augmented": augmented, "paper": paper, "imagenet": imagenet}
 
 
 def build(config: Config) -> VICReg:
@@ -62,25 +76,17 @@ def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "vicreg")
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
-    model = run.prepare(
-        objective,
-        lambda module: torch.optim.Adam(module.parameters(), config.learning_rate, weight_decay=config.weight_decay),
-    )
+    make_views = TrainingViews(config, data, run)
+    model = run.prepare(objective, lambda module: optimizer_of(module, config))
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
     start = run.resume()
-    with ViewLoader(
-        data.train, global_batch_size=config.batch_size, seed=config.seed, rank=run.rank, world_size=run.world_size,
-        threads=config.loader_threads,
-    ) as loader:  # fmt: skip
+    with open_loader(config, data, run) as loader:
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = warmup_cosine(
-                step, base=config.learning_rate, final=config.final_learning_rate, warmup_steps=config.warmup_steps,
-                total_steps=total_steps,
-            )  # fmt: skip
-            set_learning_rate(run.optimizer, learning_rate)
-            output = model(normalise_views(batch.images, data.mean_rgb, data.std_rgb))
+            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
+            views = make_views(batch, step)
+            output = model(views.images)
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()
@@ -90,4 +96,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main, {"embedded": embedded, "paper": paper}, __doc__)
+    run_recipe(main, CONFIGS, __doc__)

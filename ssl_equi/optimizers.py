@@ -60,7 +60,7 @@ def make_optimizer(
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
     if name == "lars":
-        from timm.optim import Lars  # timm takes seconds to import
+        from timm.optim.lars import Lars  # timm takes seconds to import
 
         return Lars(groups, lr=learning_rate, momentum=momentum, trust_coeff=0.001)
     raise ValueError(f"the optimizer is {name!r}: choose adam, adamw, sgd or lars")

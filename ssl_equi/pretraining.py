@@ -1,52 +1,34 @@
-"""What every pretraining recipe does before and after its loop: options they share, online probes, the ending."""
+"""What every pretraining recipe does around its loop: the loader, online probes, the ending."""
 
-import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.sources import DatasetName, DataSource
+from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.sources import DataSource
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.create import has_fixed_input_size
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.pretraining_config import PretrainingConfig
 from ssl_equi.probing import protocol as probe_protocols
 from ssl_equi.probing.online import OnlineProbes
 from ssl_equi.probing.publish import publish_results
 from ssl_equi.probing.suite import run_probes
 from ssl_equi.run import Run
-from ssl_equi.run_config import RunConfig, RunError
+from ssl_equi.run_config import RunError
+from ssl_equi.training_views import views_to_load
 
 # The random encoder that a trained one is compared with is drawn from a seed that no training uses.
 RANDOM_ENCODER_SEED = 2**31
 
 PROBE_PROTOCOLS = {"embedded": probe_protocols.embedded, "sie": probe_protocols.sie}
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainingConfig(RunConfig):
-    """Options of every pretraining recipe; the defaults are those of the embedded set."""
-
-    dataset: DatasetName = "3diebench-p"
-    """3diebench-p renders itself; 3diebench needs --data-dir."""
-    image_size: int = 64
-    """Side of the images in pixels; 256 in 3DIEBench."""
-    evaluation_split: str = "test"
-    """Split of unseen objects for the final probes; val to choose settings."""
-    encoder: str = "strided_cnn_tiny"
-    """Any name of timm.list_models()."""
-    batch_size: int = 64
-    """Objects in a step over all processes, two views each."""
-    epochs: int = 160
-    """Passes over the objects; each shows one pair of views of each object."""
-    probe_protocol: Literal["embedded", "sie"] = "embedded"
-    """How the final heads are trained; sie is the SIE paper's protocol."""
 
 
 class Objective(Protocol):
@@ -78,6 +60,19 @@ class DataIdentity:
             )
 
 
+def open_loader(config: PretrainingConfig, data: DataSource, run: Run) -> ViewLoader:
+    """The loader of a run: its process's share of the global batches, with as many stored views as the views need."""
+    return ViewLoader(
+        data.train,
+        global_batch_size=config.batch_size,
+        views=views_to_load(config.views),
+        seed=config.seed,
+        rank=run.rank,
+        world_size=run.world_size,
+        threads=config.loader_threads,
+    )
+
+
 class FollowingProbes:
     """Online probes of a run: saved with its checkpoints, fed with the objective's output."""
 
@@ -89,8 +84,13 @@ class FollowingProbes:
         run.register("online_probes", self.probes)
 
     def update(self, output: ObjectiveOutput, batch: ViewBatch) -> None:
-        """Measures and trains the probes on one step's features."""
-        self.probes.update(output.features, batch.labels, batch.quat_xyzw)
+        """Measures and trains the probes on one step's features.
+
+        Augmentations turn and crop a picture, so the pose of the stored view is followed only if the views are stored
+        ones.
+        """
+        stored_pair = batch.images.shape[1] == output.features.shape[1]
+        self.probes.update(output.features, batch.labels, batch.quat_xyzw if stored_pair else None)
 
     def metrics(self) -> dict[str, float]:
         """What `Run.log` writes: accuracy and rotation of each part since the last call."""
@@ -106,15 +106,13 @@ def finish(run: Run, config: PretrainingConfig, objective: Objective, data: Data
         started = time.perf_counter()
         save_encoder(objective.encoder, run.folder / "encoder", encoder_card(run.name, config, objective, data))
         run.say(f"exported {run.folder / 'encoder'}; probing on the {config.evaluation_split} split")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(RANDOM_ENCODER_SEED)
-            random_encoder = create_encoder(config.encoder, config.image_size)
+        random_encoder = untrained_encoder(config).to(run.device) if config.compare_with_random else None
         results = run_probes(
             objective.encoder,
             objective.parts,
             data.probe_train,
             data.evaluation,
-            random_encoder=random_encoder.to(run.device),
+            random_encoder=random_encoder,
             protocol=PROBE_PROTOCOLS[config.probe_protocol](),
             mean_rgb=data.mean_rgb,
             std_rgb=data.std_rgb,
@@ -144,6 +142,13 @@ def finish(run: Run, config: PretrainingConfig, objective: Objective, data: Data
         )
         run.say(f"probed in {time.perf_counter() - started:.0f} s; open {report} in a browser")
     run.close()
+
+
+def untrained_encoder(config: PretrainingConfig) -> nn.Module:
+    """The architecture with random weights that no training starts from; the global generator is not touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_ENCODER_SEED)
+        return create_encoder(config.encoder, config.image_size)
 
 
 def set_aside_earlier_results(folder: Path) -> None:

@@ -18,7 +18,8 @@ from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.sie import SIE, SIEConfig
-from ssl_equi.pretraining import RANDOM_ENCODER_SEED, FollowingProbes, PretrainingConfig, encoder_card, finish
+from ssl_equi.pretraining import RANDOM_ENCODER_SEED, FollowingProbes, encoder_card, finish
+from ssl_equi.pretraining_config import PretrainingConfig
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.run import Run
 from ssl_equi.run_config import RunError

@@ -19,10 +19,12 @@ class SmallImageResNet(ResNet):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        width = self.conv1.out_channels
-        self.conv1 = nn.Conv2d(self.conv1.in_channels, width, kernel_size=3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.maxpool = nn.Identity()
+        usual = self.conv1
+        assert isinstance(usual, nn.Conv2d)
+        stem = nn.Conv2d(usual.in_channels, usual.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        self.add_module("conv1", stem)
+        self.add_module("maxpool", nn.Identity())
 
 
 _CFG = {
@@ -38,12 +40,12 @@ default_cfgs = generate_default_cfgs({"resnet18_small_images.untrained": _CFG, "
 @register_model
 def resnet18_small_images(pretrained: bool = False, **kwargs: Any) -> SmallImageResNet:
     """11.2 M parameters, 512 features."""
-    sizes = {"block": BasicBlock, "layers": (2, 2, 2, 2)}
+    sizes: dict[str, Any] = {"block": BasicBlock, "layers": (2, 2, 2, 2)}
     return build_model_with_cfg(SmallImageResNet, "resnet18_small_images", pretrained, **sizes, **kwargs)
 
 
 @register_model
 def resnet50_small_images(pretrained: bool = False, **kwargs: Any) -> SmallImageResNet:
     """23.5 M parameters, 2,048 features."""
-    sizes = {"block": Bottleneck, "layers": (3, 4, 6, 3)}
+    sizes: dict[str, Any] = {"block": Bottleneck, "layers": (3, 4, 6, 3)}
     return build_model_with_cfg(SmallImageResNet, "resnet50_small_images", pretrained, **sizes, **kwargs)

@@ -40,14 +40,31 @@ def sie(load_recipe: Callable[[str], ModuleType]) -> ModuleType:
     return load_recipe("sie")
 
 
+# Sizes of heads, queues, chunks and views in which a step takes milliseconds.
+SMALL_SIZES: dict[str, Any] = {
+    "projector": (32, 32, 32), "predictor_hidden_width": 16, "hidden_widths": (32, 32), "queue_size": 16,
+    "chunk_size": 4, "hidden": (32,), "size": 16,
+}  # fmt: skip
+
+
+def shrunk(options: Any) -> Any:
+    """A copy of a dataclass whose sizes, also those of the dataclasses in it, are small."""
+    changes = {}
+    for entry in dataclasses.fields(options):
+        value = getattr(options, entry.name)
+        if dataclasses.is_dataclass(value):
+            changes[entry.name] = shrunk(value)
+        elif entry.name in SMALL_SIZES:
+            changes[entry.name] = SMALL_SIZES[entry.name]
+    return dataclasses.replace(options, **changes)
+
+
 @pytest.fixture(scope="session")
 def small_config(tiny_data: Path) -> Callable[..., Any]:
-    """The embedded configuration of a recipe on the tiny set: 3 steps an epoch, 2 epochs."""
+    """A named configuration of a recipe (the first by default) on the tiny set: 3 steps an epoch, 2 epochs."""
 
-    def configure(recipe: ModuleType, **changes: Any) -> Any:
-        config = recipe.embedded()
-        if hasattr(config.objective, "projector"):
-            changes.setdefault("objective", dataclasses.replace(config.objective, projector=(32, 32, 32)))
+    def configure(recipe: ModuleType, name: str | None = None, **changes: Any) -> Any:
+        config = shrunk(next(iter(recipe.CONFIGS.values()))() if name is None else recipe.CONFIGS[name]())
         sizes = {"data_dir": tiny_data, "image_size": 32, "batch_size": 8, "epochs": 2, "log_every": 1}
         return dataclasses.replace(config, **(sizes | changes))
 

@@ -1,0 +1,183 @@
+"""CARE: the same augmentation must turn all embeddings alike (Gupta et al., ICLR 2024).
+
+A contrastive base learns from two views as usual. Besides, two augmentations (a, a') are applied to all images of a
+chunk: the cosines between the chunk's embeddings must be the same under a as under a', so that an augmentation acts on
+the embedding space as one rotation, whatever the image. Every chunk has a pair (a, a') of its own, as in the paper's
+algorithm (the released code gives all chunks of a step the same pair).
+
+    accelerate launch recipes/care.py                                    the embedded set; minutes on two CPU cores
+    accelerate launch recipes/care.py two_pass                           the base learns from the shared views, too
+    accelerate launch recipes/care.py cifar10 --data-dir CIFAR           CIFAR-10 as in the paper, SimCLR base
+    accelerate launch --multi_gpu recipes/care.py imagenet100 --data-dir FOLDER       ImageNet-100 as in the paper
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import open_data
+from ssl_equi.encoders import create_encoder
+from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
+from ssl_equi.objectives.care import CARE, CAREConfig, mean_pair_weight
+from ssl_equi.objectives.moco import MoCo, MoCoConfig
+from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.run import Run
+from ssl_equi.training_views import SharedViews, TrainingViews, ViewOptions
+
+
+@dataclass(frozen=True)
+class Config(PretrainingConfig):
+    """Options of CARE."""
+
+    objective: CAREConfig = field(default_factory=CAREConfig)
+    """Weight and chunks of the Gram term."""
+    base: Literal["simclr", "moco", "barlow_twins"] = "simclr"
+    """The objective that the Gram term is added to; its options follow under its name."""
+    simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
+    """Options of the base simclr."""
+    moco: MoCoConfig = field(default_factory=MoCoConfig)
+    """Options of the base moco."""
+    target_momentum: float = 0.99
+    """Momentum of the base moco's target encoder. Paper: .99."""
+    barlow_twins: BarlowTwinsConfig = field(default_factory=BarlowTwinsConfig)
+    """Options of the base barlow_twins."""
+
+
+def embedded() -> Config:
+    """The embedded set: the base learns from rendered pairs, the Gram term from shared augmentations of one of them."""
+    widths = (1024, 1024, 1024)
+    return Config(
+        objective=CAREConfig(weight=0.9, chunk_size=16), simclr=SimCLRConfig(projector=widths),
+        moco=MoCoConfig(projector=(1024, 128), queue_size=1024), barlow_twins=BarlowTwinsConfig(projector=widths),
+    )  # fmt: skip
+
+
+def two_pass() -> Config:
+    """The embedded set, augmented views only: two encoder passes a step, as many as the base alone."""
+    config = embedded()
+    return replace(
+        config, views=ViewOptions(source="augmented", preset="care_cifar"),
+        objective=replace(config.objective, reuse_views=True),
+    )  # fmt: skip
+
+
+def cifar10() -> Config:
+    """CIFAR-10 as in the paper: 16 chunks of 16 images, lambda .01 (which the released script sets to .03)."""
+    return Config(
+        dataset="cifar10", image_size=32, encoder="resnet50_small_images",
+        views=ViewOptions(source="augmented", preset="care_cifar"), batch_size=256, epochs=400,
+        final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, log_every=50, save_every=975, loader_threads=8,
+        objective=CAREConfig(weight=mean_pair_weight(0.01, 16), chunk_size=16),
+        simclr=SimCLRConfig(temperature=0.5, projector=(512, 128)),
+    )  # fmt: skip
+
+
+def cifar10_released() -> Config:
+    """CIFAR-10 with the lambda of the released script, .03."""
+    config = cifar10()
+    return replace(config, objective=replace(config.objective, weight=mean_pair_weight(0.03, 16)))
+
+
+def cifar100() -> Config:
+    """CIFAR-100 as in the paper and the script: 4 chunks of 64 images, lambda .001."""
+    config = cifar10()
+    objective = CAREConfig(weight=mean_pair_weight(0.001, 64), chunk_size=64)
+    return replace(config, dataset="cifar100", objective=objective)
+
+
+def stl10() -> Config:
+    """STL-10 at 32 pixels as in the paper: 8 chunks of 32 images, SGD (momentum .9; the script forgets to pass it)."""
+    return replace(
+        cifar10(), dataset="stl10", optimizer="sgd", learning_rate=0.06, final_learning_rate=0.0, warmup_steps=4100,
+        weight_decay=5e-4, objective=CAREConfig(weight=mean_pair_weight(0.01, 32), chunk_size=32),
+    )  # fmt: skip
+
+
+def imagenet100() -> Config:
+    """A folder of 100 ImageNet classes, SimCLR base, as in the paper: batch 512, learning rate .8, lambda .005."""
+    return Config(
+        dataset="folder", image_size=224, evaluation_split="val", encoder="resnet50",
+        views=ViewOptions(source="augmented", preset="care_imagenet100"), batch_size=512, epochs=200, optimizer="sgd",
+        learning_rate=0.8, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4, mixed_precision="bf16",
+        log_every=50, save_every=1000, loader_threads=16,
+        objective=CAREConfig(weight=mean_pair_weight(0.005, 8), chunk_size=8),
+        simclr=SimCLRConfig(temperature=0.2, projector=(2048, 128)),
+    )  # fmt: skip
+
+
+def imagenet100_released() -> Config:
+    """The same with the script's batch of 256 and learning rate of .4."""
+    return replace(imagenet100(), batch_size=256, learning_rate=0.4)
+
+
+def imagenet100_moco() -> Config:
+    """The same data with MoCo-v2 as the base, lambda .01 as in the paper (.005 in the script)."""
+    return replace(
+        imagenet100(), base="moco", objective=CAREConfig(weight=mean_pair_weight(0.01, 8), chunk_size=8),
+        moco=MoCoConfig(temperature=0.2, queue_size=65536, projector=(2048, 128)), target_momentum=0.99,
+    )  # fmt: skip
+
+
+CONFIGS = {
+    "embedded": embedded,
+    "two_pass": two_pass,
+    "cifar10": cifar10,
+    "cifar10_released": cifar10_released,
+    "cifar100": cifar100,
+    "stl10": stl10,
+    "imagenet100": imagenet100,
+    "imagenet100_released": imagenet100_released,
+    "imagenet100_moco": imagenet100_moco,
+}
+
+
+def build_base(config: Config) -> SimCLR | MoCo | BarlowTwins:
+    """The encoder and the base objective."""
+    encoder = create_encoder(config.encoder, config.image_size)
+    if config.base == "simclr":
+        return SimCLR(encoder, config.simclr)
+    if config.base == "moco":
+        return MoCo(encoder, config.moco)
+    return BarlowTwins(encoder, config.barlow_twins)
+
+
+def build(config: Config) -> CARE:
+    """The encoder and its objective, initialised from the seed; no side effects."""
+    torch.manual_seed(config.seed)
+    return CARE(build_base(config), config.objective)
+
+
+def main(config: Config) -> None:
+    objective = build(config)
+    run = Run(config, "care")
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    two_passes, chunk_size = config.objective.reuse_views, config.objective.chunk_size
+    make_views = TrainingViews(config, data, run, shared_by=chunk_size if two_passes else 1)
+    make_shared_views = SharedViews(config, data, run, shared_by=chunk_size)
+    model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    run.register("data", DataIdentity(data.train))
+    probes = FollowingProbes(run, objective, data)
+    start = run.resume()
+    with open_loader(config, data, run) as loader:
+        total_steps = config.epochs * loader.steps_per_epoch
+        for step, batch in run.batches(loader, start, total_steps):
+            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
+            views = make_views(batch, step)
+            needs_more = config.objective.weight > 0 and not two_passes
+            output = model(views.images, None, make_shared_views(batch, step) if needs_more else None)
+            run.backward(output)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            if config.base == "moco":
+                objective.update_target(config.target_momentum)
+            probes.update(output, batch)
+            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
+    finish(run, config, objective, data)
+
+
+if __name__ == "__main__":
+    run_recipe(main, CONFIGS, __doc__)

@@ -1,0 +1,105 @@
+"""EquiMod: one projection is invariant, another follows the action (Devillers and Lefort, ICLR 2023).
+
+Two projectors read the same features. One learns with SimCLR or VICReg; from the other and the action, a predictor
+must find the other view's projection.
+
+    accelerate launch recipes/equimod.py                                  the embedded set; minutes on two CPU cores
+    accelerate launch recipes/equimod.py vicreg                           the same in its VICReg form
+    accelerate launch recipes/equimod.py --actions rotation_color         also told how the colours change
+    accelerate launch --multi_gpu recipes/equimod.py threediebench --data-dir SHARDS     3DIEBench as SIE's authors
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import open_data
+from ssl_equi.encoders import create_encoder
+from ssl_equi.objectives.equimod import EquiMod, EquiModConfig
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.run import Run
+from ssl_equi.training_views import PairAction, TrainingViews, action_size
+
+
+@dataclass(frozen=True)
+class Config(PretrainingConfig):
+    """Options of EquiMod."""
+
+    objective: EquiModConfig = field(default_factory=EquiModConfig)
+    """Form, weights and sizes."""
+    actions: PairAction = "rotation"
+    """What the objective is told of the change: rotation or rotation_color; augmentation for augmented views."""
+
+
+def embedded() -> Config:
+    """The embedded set on two CPU cores or any GPU, SimCLR form, with the budget of the other methods."""
+    return Config(objective=EquiModConfig(projector=(1024, 1024, 1024)))
+
+
+def vicreg() -> Config:
+    """The embedded set, VICReg form."""
+    return Config(objective=EquiModConfig(form="vicreg", projector=(1024, 1024, 1024)))
+
+
+def threediebench() -> Config:
+    """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
+    return Config(
+        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
+        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000, loader_threads=8,
+        probe_protocol="sie", objective=EquiModConfig(temperature=0.1, projector=(1024, 1024, 128)),
+    )  # fmt: skip
+
+
+def threediebench_sie() -> Config:
+    """3DIEBench as in the comparison of SIE (Garrido et al., ICML 2023): 256 pixels, batch 1,024, hypernetwork."""
+    return Config(
+        dataset="3diebench", image_size=256, evaluation_split="val", encoder="resnet18", batch_size=1024, epochs=2000,
+        final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
+        save_every=1000, loader_threads=8, probe_protocol="sie", objective=EquiModConfig(
+            temperature=0.1, projector=(2048, 2048, 2048), predictor="hypernetwork", separate_batch_norm=True
+        ),
+    )  # fmt: skip
+
+
+CONFIGS = {
+    "embedded": embedded,
+    "vicreg": vicreg,
+    "threediebench": threediebench,
+    "threediebench_sie": threediebench_sie,
+}
+
+
+def build(config: Config) -> EquiMod:
+    """The encoder and its objective, initialised from the seed; no side effects."""
+    torch.manual_seed(config.seed)
+    objective = replace(config.objective, action_dim=action_size(config.actions, config))
+    return EquiMod(create_encoder(config.encoder, config.image_size), objective)
+
+
+def main(config: Config) -> None:
+    objective = build(config)
+    run = Run(config, "equimod")
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    make_views = TrainingViews(config, data, run, actions=config.actions)
+    model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    run.register("data", DataIdentity(data.train))
+    probes = FollowingProbes(run, objective, data)
+    start = run.resume()
+    with open_loader(config, data, run) as loader:
+        total_steps = config.epochs * loader.steps_per_epoch
+        for step, batch in run.batches(loader, start, total_steps):
+            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
+            views = make_views(batch, step)
+            output = model(views.images, views.actions)
+            run.backward(output)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            probes.update(output, batch)
+            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
+    finish(run, config, objective, data)
+
+
+if __name__ == "__main__":
+    run_recipe(main, CONFIGS, __doc__)

@@ -1,0 +1,152 @@
+"""E-SSL: a small view must also tell how it was transformed (Dangovski et al., ICLR 2022).
+
+Any base objective learns from two views as usual; besides, a separate small view of each image is turned by 0, 90, 180
+and 270 degrees (or transformed by another finite set), and a head on the encoder's features says by which. The base
+learns what stays, the head keeps the encoder sensitive to what changes.
+
+    accelerate launch recipes/essl.py                                     the embedded set; minutes on two CPU cores
+    accelerate launch recipes/essl.py --base vicreg --small-view.group jigsaw
+    accelerate launch recipes/essl.py --objective.relative True           predicts the turn between two small views
+    accelerate launch recipes/essl.py cifar10 --data-dir CIFAR            CIFAR-10 as in the paper, SimCLR base
+    accelerate launch --multi_gpu recipes/essl.py imagenet --data-dir SHARDS      ImageNet as in the paper, SimCLR base
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import open_data
+from ssl_equi.encoders import create_encoder
+from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
+from ssl_equi.objectives.essl import ESSL, ESSLConfig
+from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
+from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
+from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.run import Run
+from ssl_equi.training_views import SmallViewOptions, TrainingViews, TransformedSmallViews, ViewOptions
+from ssl_equi.views.groups import GROUPS
+
+
+@dataclass(frozen=True)
+class Config(PretrainingConfig):
+    """Options of E-SSL."""
+
+    objective: ESSLConfig = field(default_factory=ESSLConfig)
+    """Weight and head of the prediction."""
+    small_view: SmallViewOptions = field(default_factory=SmallViewOptions)
+    """The separate view and its transformations."""
+    base: Literal["simclr", "simsiam", "barlow_twins", "vicreg"] = "simclr"
+    """The objective that the prediction is added to; its options follow under its name."""
+    simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
+    """Options of the base simclr."""
+    simsiam: SimSiamConfig = field(default_factory=SimSiamConfig)
+    """Options of the base simsiam."""
+    barlow_twins: BarlowTwinsConfig = field(default_factory=BarlowTwinsConfig)
+    """Options of the base barlow_twins."""
+    vicreg: VICRegConfig = field(default_factory=VICRegConfig)
+    """Options of the base vicreg."""
+
+
+def embedded() -> Config:
+    """The embedded set on two CPU cores or any GPU; all four turns of a view of half the side."""
+    widths = (1024, 1024, 1024)
+    return Config(
+        objective=ESSLConfig(hidden_widths=(1024, 1024)), simclr=SimCLRConfig(projector=widths),
+        simsiam=SimSiamConfig(projector=widths, predictor_hidden_width=256),
+        barlow_twins=BarlowTwinsConfig(projector=widths), vicreg=VICRegConfig(projector=widths),
+    )  # fmt: skip
+
+
+def cifar10() -> Config:
+    """CIFAR-10 as released with the SimCLR base: lambda .4, views of 16 pixels, learning rate .06 x 512 / 256.
+
+    The small views go into the running statistics of the encoder's batch norms, as there.
+    """
+    return Config(
+        dataset="cifar10", image_size=32, encoder="resnet18_small_images",
+        views=ViewOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
+        learning_rate=0.12, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
+        loader_threads=8, objective=ESSLConfig(weight=0.4, separate_statistics=False),
+        small_view=SmallViewOptions(size=16), simclr=SimCLRConfig(
+            temperature=0.5, projector=(2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True
+        ),
+    )  # fmt: skip
+
+
+def cifar10_equal_rate() -> Config:
+    """The same at the baseline's learning rate (.03 x 512 / 256) and with statistics apart: for a fair comparison."""
+    config = cifar10()
+    return replace(config, learning_rate=0.06, objective=replace(config.objective, separate_statistics=True))
+
+
+def imagenet() -> Config:
+    """ImageNet as in the paper with the SimCLR base, but for bf16 in place of fp16: lambda .4, views of 96 pixels."""
+    return Config(
+        dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
+        views=ViewOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=100, optimizer="lars",
+        learning_rate=4.8, final_learning_rate=0.0048, warmup_steps=3120, weight_decay=1e-6, decay_bias_and_norm=False,
+        mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
+        small_view=SmallViewOptions(size=96, preset="imagenet"),
+        objective=ESSLConfig(weight=0.4, hidden_widths=(2048, 2048, 128), relu_after_last_hidden=False),
+        simclr=SimCLRConfig(
+            temperature=0.2, projector=(2048, 2048, 128), last_batch_norm="affine", separate_batch_norm=True
+        ),
+    )  # fmt: skip
+
+
+CONFIGS = {"embedded": embedded, "cifar10": cifar10, "cifar10_equal_rate": cifar10_equal_rate, "imagenet": imagenet}
+
+
+def build_base(config: Config) -> nn.Module:
+    """The encoder and the base objective."""
+    encoder = create_encoder(config.encoder, config.image_size)
+    if config.base == "simclr":
+        return SimCLR(encoder, config.simclr)
+    if config.base == "simsiam":
+        return SimSiam(encoder, config.simsiam)
+    if config.base == "barlow_twins":
+        return BarlowTwins(encoder, config.barlow_twins)
+    return VICReg(encoder, config.vicreg)
+
+
+def build(config: Config) -> ESSL:
+    """The encoder and its objective, initialised from the seed; no side effects."""
+    torch.manual_seed(config.seed)
+    base, group = build_base(config), GROUPS[config.small_view.group]
+    relative_table = group.relative_table() if config.objective.relative else None
+    return ESSL(base, replace(config.objective, num_elements=group.size), relative_table)
+
+
+def main(config: Config) -> None:
+    objective = build(config)
+    run = Run(config, "essl")
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    make_views = TrainingViews(config, data, run)
+    relative = config.objective.relative
+    make_small_views = TransformedSmallViews(config, config.small_view, data, run, relative=relative)
+    model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    run.register("data", DataIdentity(data.train))
+    probes = FollowingProbes(run, objective, data)
+    start = run.resume()
+    with open_loader(config, data, run) as loader:
+        total_steps = config.epochs * loader.steps_per_epoch
+        for step, batch in run.batches(loader, start, total_steps):
+            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
+            views = make_views(batch, step)
+            transformed = () if config.objective.weight == 0 else make_small_views(batch, step)
+            output = model(views.images, None, *transformed)
+            run.backward(output)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            probes.update(output, batch)
+            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
+    finish(run, config, objective, data)
+
+
+if __name__ == "__main__":
+    run_recipe(main, CONFIGS, __doc__)

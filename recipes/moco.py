@@ -1,0 +1,102 @@
+"""MoCo-v2: a view must pick its other view's key among a long queue of earlier keys (He et al., CVPR 2020).
+
+Keys come from a slowly following copy of the network, so that a queue of them can be kept. An invariant baseline, and a
+base of CARE.
+
+    accelerate launch recipes/moco.py                                     the embedded set; minutes on two CPU cores
+    accelerate launch --multi_gpu recipes/moco.py imagenet --data-dir SHARDS      ImageNet with the paper's settings
+    accelerate launch --multi_gpu recipes/moco.py imagenet100 --data-dir FOLDER       ImageNet-100 as the CARE paper
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import open_data
+from ssl_equi.encoders import create_encoder
+from ssl_equi.objectives.moco import MoCo, MoCoConfig
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.run import Run
+from ssl_equi.training_views import TrainingViews, ViewOptions
+
+
+@dataclass(frozen=True)
+class Config(PretrainingConfig):
+    """Options of MoCo-v2."""
+
+    objective: MoCoConfig = field(default_factory=MoCoConfig)
+    """Temperature, queue and sizes."""
+    target_momentum: float = 0.999
+    """Of the network that makes the keys, at every step. Paper: .999."""
+
+
+def embedded() -> Config:
+    """The embedded set: a queue as long as the set, and keys that follow faster than in long runs."""
+    return Config(objective=MoCoConfig(projector=(1024, 128), queue_size=1024), target_momentum=0.99)
+
+
+def imagenet() -> Config:
+    """ImageNet with the settings of MoCo-v2 (Chen et al., 2020), but for bf16: batch 256, SGD, 200 epochs."""
+    return Config(
+        dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
+        views=ViewOptions(source="augmented", preset="mocov2"), batch_size=256, epochs=200, optimizer="sgd",
+        learning_rate=0.03, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4, mixed_precision="bf16",
+        log_every=50, save_every=5000, loader_threads=16,
+    )  # fmt: skip
+
+
+def imagenet100() -> Config:
+    """A folder of 100 ImageNet classes as the baseline of CARE (Gupta et al., ICLR 2024): batch 512, rate .8."""
+    return replace(
+        imagenet(), dataset="folder", views=ViewOptions(source="augmented", preset="care_imagenet100"), batch_size=512,
+        learning_rate=0.8, target_momentum=0.99, save_every=1000,
+    )  # fmt: skip
+
+
+def imagenet100_released() -> Config:
+    """The same with the batch of 256 and the learning rate of .4 of CARE's script."""
+    return replace(imagenet100(), batch_size=256, learning_rate=0.4)
+
+
+CONFIGS = {
+    "embedded": embedded,
+    "imagenet": imagenet,
+    "imagenet100": imagenet100,
+    "imagenet100_released": imagenet100_released,
+}
+
+
+def build(config: Config) -> MoCo:
+    """The encoder and its objective, initialised from the seed; no side effects."""
+    torch.manual_seed(config.seed)
+    return MoCo(create_encoder(config.encoder, config.image_size), config.objective)
+
+
+def main(config: Config) -> None:
+    objective = build(config)
+    run = Run(config, "moco")
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    make_views = TrainingViews(config, data, run)
+    model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    run.register("data", DataIdentity(data.train))
+    probes = FollowingProbes(run, objective, data)
+    start = run.resume()
+    with open_loader(config, data, run) as loader:
+        total_steps = config.epochs * loader.steps_per_epoch
+        for step, batch in run.batches(loader, start, total_steps):
+            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
+            views = make_views(batch, step)
+            output = model(views.images)
+            run.backward(output)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            objective.update_target(config.target_momentum)
+            probes.update(output, batch)
+            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
+    finish(run, config, objective, data)
+
+
+if __name__ == "__main__":
+    run_recipe(main, CONFIGS, __doc__)

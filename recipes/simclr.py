@@ -1,0 +1,106 @@
+"""SimCLR: two views of an object attract, all other views repel (Chen et al., ICML 2020).
+
+The contrastive baseline, and the base that E-SSL, CARE, AugSelf and EquiMod add to. On the embedded set the views are
+two renderings of an object; on ordinary images two augmentations of one.
+
+    accelerate launch recipes/simclr.py                                   the embedded set; minutes on two CPU cores
+    accelerate launch recipes/simclr.py cifar10 --data-dir CIFAR          CIFAR-10 with the settings of the E-SSL paper
+    accelerate launch --multi_gpu recipes/simclr.py imagenet --data-dir SHARDS     ImageNet, likewise
+    accelerate launch --multi_gpu recipes/simclr.py threediebench --data-dir SHARDS      3DIEBench as seq-JEPA's authors
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import open_data
+from ssl_equi.encoders import create_encoder
+from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.run import Run
+from ssl_equi.training_views import TrainingViews, ViewOptions
+
+
+@dataclass(frozen=True)
+class Config(PretrainingConfig):
+    """Options of SimCLR."""
+
+    objective: SimCLRConfig = field(default_factory=SimCLRConfig)
+    """Temperature and sizes of the loss."""
+
+
+def embedded() -> Config:
+    """The embedded set on two CPU cores or any GPU, with the budget of the other methods."""
+    return Config(objective=SimCLRConfig(projector=(1024, 1024, 1024)))
+
+
+def cifar10() -> Config:
+    """CIFAR-10 as the baseline of E-SSL (Dangovski et al., ICLR 2022, released code)."""
+    return Config(
+        dataset="cifar10", image_size=32, encoder="resnet18_small_images",
+        views=ViewOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
+        learning_rate=0.06, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
+        loader_threads=8, objective=SimCLRConfig(
+            temperature=0.5, projector=(2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True
+        ),
+    )  # fmt: skip
+
+
+def imagenet() -> Config:
+    """ImageNet as the baseline of E-SSL, but for bf16 in place of fp16: batch 4,096, LARS, 100 epochs."""
+    return Config(
+        dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
+        views=ViewOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=100, optimizer="lars",
+        learning_rate=4.8, final_learning_rate=0.0048, warmup_steps=3120, weight_decay=1e-6, decay_bias_and_norm=False,
+        mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
+        objective=SimCLRConfig(
+            temperature=0.2, projector=(2048, 2048, 128), last_batch_norm="affine", separate_batch_norm=True
+        ),
+    )  # fmt: skip
+
+
+def threediebench() -> Config:
+    """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
+    return Config(
+        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
+        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000, loader_threads=8,
+        probe_protocol="sie", objective=SimCLRConfig(temperature=0.5, projector=(2048, 2048, 2048)),
+    )  # fmt: skip
+
+
+CONFIGS = {"embedded": embedded, "cifar10": cifar10, "imagenet": imagenet, "threediebench": threediebench}
+
+
+def build(config: Config) -> SimCLR:
+    """The encoder and its objective, initialised from the seed; no side effects."""
+    torch.manual_seed(config.seed)
+    return SimCLR(create_encoder(config.encoder, config.image_size), config.objective)
+
+
+def main(config: Config) -> None:
+    objective = build(config)
+    run = Run(config, "simclr")
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    make_views = TrainingViews(config, data, run)
+    model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    run.register("data", DataIdentity(data.train))
+    probes = FollowingProbes(run, objective, data)
+    start = run.resume()
+    with open_loader(config, data, run) as loader:
+        total_steps = config.epochs * loader.steps_per_epoch
+        for step, batch in run.batches(loader, start, total_steps):
+            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
+            views = make_views(batch, step)
+            output = model(views.images)
+            run.backward(output)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            probes.update(output, batch)
+            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
+    finish(run, config, objective, data)
+
+
+if __name__ == "__main__":
+    run_recipe(main, CONFIGS, __doc__)

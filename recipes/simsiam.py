@@ -1,0 +1,107 @@
+"""SimSiam: predict the other view's embedding, which is held still (Chen and He, CVPR 2021).
+
+BYOL without the target network; the stop-gradient alone keeps it from collapsing. An invariant baseline, and a base of
+E-SSL.
+
+    accelerate launch recipes/simsiam.py                                  the embedded set; minutes on two CPU cores
+    accelerate launch recipes/simsiam.py cifar10 --data-dir CIFAR         CIFAR-10 with the settings of the E-SSL paper
+    accelerate launch --multi_gpu recipes/simsiam.py imagenet --data-dir SHARDS        ImageNet, likewise
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import open_data
+from ssl_equi.encoders import create_encoder
+from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
+from ssl_equi.optimizers import make_optimizer, parameter_groups
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.run import Run
+from ssl_equi.training_views import TrainingViews, ViewOptions
+
+
+@dataclass(frozen=True)
+class Config(PretrainingConfig):
+    """Options of SimSiam."""
+
+    objective: SimSiamConfig = field(default_factory=SimSiamConfig)
+    """Sizes of the heads."""
+    constant_predictor_rate: bool = True
+    """The predictor's learning rate stays what it was at the start. Paper: yes, on ImageNet and CIFAR-10."""
+
+
+def embedded() -> Config:
+    """The embedded set on two CPU cores or any GPU, with the budget of the other methods."""
+    return Config(objective=SimSiamConfig(projector=(1024, 1024, 1024), predictor_hidden_width=256))
+
+
+def cifar10() -> Config:
+    """CIFAR-10 as the baseline of E-SSL (Dangovski et al., ICLR 2022, released code)."""
+    return Config(
+        dataset="cifar10", image_size=32, encoder="resnet18_small_images",
+        views=ViewOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
+        learning_rate=0.06, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
+        loader_threads=8, objective=SimSiamConfig(
+            projector=(2048, 2048), last_batch_norm="not_affine", predictor_hidden_width=512, separate_batch_norm=True
+        ),
+    )  # fmt: skip
+
+
+def imagenet() -> Config:
+    """ImageNet with the paper's settings (those of E-SSL's baseline, too): batch 512, SGD, 100 epochs."""
+    return Config(
+        dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
+        views=ViewOptions(source="augmented", preset="mocov2"), batch_size=512, epochs=100, optimizer="sgd",
+        learning_rate=0.1, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4, mixed_precision="bf16",
+        log_every=50, save_every=2500, loader_threads=16, objective=SimSiamConfig(separate_batch_norm=True),
+    )  # fmt: skip
+
+
+CONFIGS = {"embedded": embedded, "cifar10": cifar10, "imagenet": imagenet}
+
+
+def build(config: Config) -> SimSiam:
+    """The encoder and its objective, initialised from the seed; no side effects."""
+    torch.manual_seed(config.seed)
+    return SimSiam(create_encoder(config.encoder, config.image_size), config.objective)
+
+
+def simsiam_optimizer(objective: SimSiam, config: Config) -> torch.optim.Optimizer:
+    """The usual optimiser, with a group of its own for the predictor if its rate is to stay constant."""
+    if not config.constant_predictor_rate:
+        return optimizer_of(objective, config)
+    learner = torch.nn.ModuleList([objective.encoder, objective.projector])
+    groups = parameter_groups(learner, config.weight_decay, config.decay_bias_and_norm)
+    predictor = parameter_groups(objective.predictor, config.weight_decay, config.decay_bias_and_norm)
+    groups += [{**group, "constant_rate": config.learning_rate} for group in predictor]
+    return make_optimizer(config.optimizer, groups, config.learning_rate, config.sgd_momentum)
+
+
+def main(config: Config) -> None:
+    objective = build(config)
+    run = Run(config, "simsiam")
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    make_views = TrainingViews(config, data, run)
+    model = run.prepare(objective, lambda module: simsiam_optimizer(module, config))
+    run.register("data", DataIdentity(data.train))
+    probes = FollowingProbes(run, objective, data)
+    start = run.resume()
+    with open_loader(config, data, run) as loader:
+        total_steps = config.epochs * loader.steps_per_epoch
+        for step, batch in run.batches(loader, start, total_steps):
+            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
+            views = make_views(batch, step)
+            output = model(views.images)
+            run.backward(output)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            probes.update(output, batch)
+            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
+    finish(run, config, objective, data)
+
+
+if __name__ == "__main__":
+    run_recipe(main, CONFIGS, __doc__)

@@ -1,0 +1,75 @@
+"""Options of every pretraining recipe: data, encoder, views, budget, optimiser."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ssl_equi.data.sources import DatasetName
+from ssl_equi.optimizers import OptimizerName, make_optimizer, parameter_groups
+from ssl_equi.run_config import RunConfig
+from ssl_equi.schedules import set_learning_rate, warmup_cosine
+from ssl_equi.training_views import ViewOptions
+
+
+@dataclass(frozen=True)
+class PretrainingConfig(RunConfig):
+    """Options of every pretraining recipe; the defaults are those of the embedded set.
+
+    What a paper used stands in the recipe's named configurations.
+    """
+
+    dataset: DatasetName = "3diebench-p"
+    """3diebench-p renders itself; the others need --data-dir."""
+    image_size: int = 64
+    """Side of the images that the encoder sees, in pixels; 256 in 3DIEBench."""
+    evaluation_split: str = "test"
+    """Split of unseen objects for the final probes; val to choose settings."""
+    encoder: str = "strided_cnn_tiny"
+    """Any name of timm.list_models(), or one of our own."""
+    views: ViewOptions = field(default_factory=ViewOptions)
+    """Where the two views of an object come from."""
+    batch_size: int = 64
+    """Objects in a step over all processes, two views each."""
+    epochs: int = 160
+    """Passes over the objects; each shows one pair of views of each object."""
+    optimizer: OptimizerName = "adam"
+    """adam, adamw, sgd or lars."""
+    learning_rate: float = 1e-3
+    """After the warm-up. Not scaled with the batch: give the rate that is meant."""
+    final_learning_rate: float = 1e-5
+    """End of the cosine; the same as the learning rate for a constant one."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.0
+    """Of the weights; how it acts depends on the optimiser."""
+    decay_bias_and_norm: bool = True
+    """Decay biases and normalisation layers too; with lars, off also leaves them out of its scaling."""
+    bias_and_norm_rate_factor: float = 1.0
+    """Learning rate of biases and normalisation layers, as a multiple of the others'."""
+    sgd_momentum: float = 0.9
+    """Momentum of sgd and lars."""
+    probe_protocol: Literal["embedded", "sie"] = "embedded"
+    """How the final heads are trained; sie is the SIE paper's protocol."""
+    compare_with_random: bool = True
+    """Also probe an untrained encoder; off saves a third of the final probing."""
+
+
+def optimizer_of(module: nn.Module, config: PretrainingConfig) -> torch.optim.Optimizer:
+    """The optimiser that the options ask for, over the parameters of `module` that take a gradient."""
+    groups = parameter_groups(module, config.weight_decay, config.decay_bias_and_norm, config.bias_and_norm_rate_factor)
+    return make_optimizer(config.optimizer, groups, config.learning_rate, config.sgd_momentum)
+
+
+def follow_schedule(optimizer: torch.optim.Optimizer, config: PretrainingConfig, step: int, total_steps: int) -> float:
+    """Sets the learning rate of a step: linear warm-up, then a cosine; returns it."""
+    learning_rate = warmup_cosine(
+        step,
+        base=config.learning_rate,
+        final=config.final_learning_rate,
+        warmup_steps=config.warmup_steps,
+        total_steps=total_steps,
+    )
+    set_learning_rate(optimizer, learning_rate)
+    return learning_rate

@@ -1,0 +1,291 @@
+"""From a batch of stored images to the views that an objective sees.
+
+Rendered data hold several views of each object, whose poses are known: two of them are a pair, and the action is the
+relative rotation. Ordinary images have one view: a pair is made of two augmentations of it, and the action comes from
+the two parameter sets. Whatever is random is a function of (seed, step) for the whole global batch, of which a process
+applies its own rows; so the views don't depend on the number of processes, nor on whether a run was resumed.
+"""
+
+import zlib
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ssl_equi.data.actions import ACTION_SIZES, ActionKind, action_from_batch
+from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.images import normalise_views
+from ssl_equi.data.sources import DataSource
+from ssl_equi.errors import UserError
+from ssl_equi.views.actions import ActionEncoding, augmentation_action, augmentation_action_size
+from ssl_equi.views.groups import GROUPS
+from ssl_equi.views.parameters import ViewParameters
+from ssl_equi.views.pipeline import ViewPipeline
+from ssl_equi.views.presets import small_view_pipeline, view_pipelines
+
+PairAction = Literal["rotation", "rotation_color", "augmentation"]
+
+
+class ViewsError(UserError):
+    """The asked-for views can't be made of these data; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """Where the two views of an object come from."""
+
+    source: Literal["rendered", "augmented"] = "rendered"
+    """rendered: two stored views of an object (data with known poses). augmented: two augmentations of one image."""
+    preset: str = "simclr_cifar"
+    """Whose augmentations, if augmented: crop_flip, simclr_cifar, simclr_imagenet, mocov2, byol_imagenet, care_cifar,
+    care_imagenet100 or seq_jepa."""
+    action_encoding: ActionEncoding = "standard"
+    """How the change from one augmentation to the other is written as a vector, if an objective asks for it."""
+
+
+@dataclass(frozen=True)
+class SmallViewOptions:
+    """The separate small view whose transformation E-SSL predicts."""
+
+    group: str = "four_fold_rotation"
+    """Which transformations: four_fold_rotation, horizontal_flip, vertical_flip, jigsaw, inversion, grayscale,
+    four_fold_blur or half_translations."""
+    preset: str = "cifar"
+    """Whose augmentations before the transformation: cifar, imagenet or imagenet_wide."""
+    size: int = 32
+    """Side of the small view in pixels; 16 for CIFAR-10 and 96 for ImageNet in the paper."""
+    elements: int | None = None
+    """Transformations of each image; all when not given, as in the paper, else so many drawn ones."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a two-view objective is given: images [B, 2, 3, S, S] float, normalised; actions [B, A] or None."""
+
+    images: Tensor
+    actions: Tensor | None
+
+
+class ViewsConfig(Protocol):
+    """The options that making views depends on."""
+
+    @property
+    def views(self) -> ViewOptions: ...
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+class Processes(Protocol):
+    """This process among those of the run."""
+
+    rank: int
+    world_size: int
+
+
+def action_size(kind: PairAction, config: ViewsConfig) -> int:
+    """Width A of the actions.
+
+    Raises:
+        ViewsError: the kind doesn't go with the source of the views.
+    """
+    check_action(kind, config.views)
+    if kind != "augmentation":
+        return ACTION_SIZES[kind]
+    first, _ = view_pipelines(config.views.preset, config.image_size)
+    names = [transform.name for transform in first.transforms]
+    return augmentation_action_size(config.views.action_encoding, names)
+
+
+def check_action(kind: PairAction, options: ViewOptions) -> None:
+    """Raises ViewsError unless augmented views have augmentation actions and rendered ones the others."""
+    if (kind == "augmentation") != (options.source == "augmented"):
+        cure = "--actions augmentation" if options.source == "augmented" else "rotation or rotation_color"
+        raise ViewsError(f"--actions is {kind} and --views.source is {options.source}: choose {cure}")
+
+
+class AugmentationDraws:
+    """Augmentation parameters as a function of (seed, step, purpose), the rows of this process only."""
+
+    def __init__(self, config: ViewsConfig, processes: Processes) -> None:
+        self.seed, self.rank, self.world_size = config.seed, processes.rank, processes.world_size
+
+    def generator(self, step: int, purpose: str) -> torch.Generator:
+        """A CPU generator of its own for each seed, step and purpose."""
+        seed = hash((self.seed, step, zlib.crc32(purpose.encode()))) & 0x7FFF_FFFF_FFFF_FFFF
+        return torch.Generator().manual_seed(seed)
+
+    def parameters(
+        self, pipeline: ViewPipeline, sizes: Tensor, step: int, purpose: str, shared_by: int = 1
+    ) -> ViewParameters:
+        """Parameters for the local images, whose heights and widths are `sizes` [b, 2].
+
+        Args:
+            shared_by: consecutive images of the global batch that share their parameters.
+        """
+        # Every image takes its own random numbers, so which sizes stand in for the other processes' doesn't matter.
+        global_sizes = sizes.cpu().repeat(self.world_size, 1)
+        generator = self.generator(step, purpose)
+        drawn = pipeline.draw(len(global_sizes), source_sizes=global_sizes, generator=generator, shared_by=shared_by)
+        return drawn.rows(self.rows(len(sizes)))
+
+    def rows(self, count: int) -> slice:
+        """This process's rows of a global batch of which it holds `count`."""
+        return slice(self.rank * count, (self.rank + 1) * count)
+
+
+class TrainingViews:
+    """Makes the two views of each object of a batch, and the action between them if asked.
+
+    Args:
+        config: options of the recipe.
+        data: what is trained on.
+        processes: the run.
+        actions: what the objective is told of the change from view 1 to view 2; None for nothing.
+        shared_by: consecutive images that share their augmentations (CARE's chunks).
+
+    Raises:
+        ViewsError: rendered views of data without poses, or actions that don't go with the views.
+    """
+
+    def __init__(
+        self,
+        config: ViewsConfig,
+        data: DataSource,
+        processes: Processes,
+        *,
+        actions: PairAction | None = None,
+        shared_by: int = 1,
+    ) -> None:
+        self.options, self.data, self.actions, self.shared_by = config.views, data, actions, shared_by
+        check_source(config.views, data)
+        if actions is not None:
+            check_action(actions, config.views)
+        if shared_by > 1 and config.views.source == "rendered":
+            raise ViewsError("rendered views share no augmentations: choose --views.source augmented")
+        self.draws = AugmentationDraws(config, processes)
+        self.pipelines = view_pipelines(config.views.preset, config.image_size)
+
+    def __call__(self, batch: ViewBatch, step: int) -> Views:
+        """The views of one step; random parameters depend on (seed, step) only."""
+        if self.options.source == "rendered":
+            images = normalise_views(batch.images, self.data.mean_rgb, self.data.std_rgb)
+            kind: ActionKind | None = None if self.actions in (None, "augmentation") else self.actions  # type: ignore[assignment]
+            return Views(images, None if kind is None else action_from_batch(batch, kind))
+        images, sizes = unit_images(batch)
+        parameters = [
+            self.draws.parameters(pipeline, sizes, step, f"view {number}", self.shared_by)
+            for number, pipeline in enumerate(self.pipelines)
+        ]
+        augmented = [pipeline.apply(images, drawn) for pipeline, drawn in zip(self.pipelines, parameters, strict=True)]
+        views = normalise(torch.stack(augmented, dim=1), self.data)
+        if self.actions is None:
+            return Views(views, None)
+        action = augmentation_action(parameters[0], parameters[1], self.options.action_encoding)
+        return Views(views, action.to(images.device))
+
+
+class SharedViews:
+    """Two more views of each object's first image, whose augmentations are shared by chunks of images (CARE).
+
+    Returns [B, 2, 3, S, S], normalised. Each chunk of the global batch has a pair of its own.
+    """
+
+    def __init__(self, config: ViewsConfig, data: DataSource, processes: Processes, *, shared_by: int) -> None:
+        self.data, self.shared_by = data, shared_by
+        self.draws = AugmentationDraws(config, processes)
+        self.pipelines = view_pipelines(config.views.preset, config.image_size)
+
+    def __call__(self, batch: ViewBatch, step: int) -> Tensor:
+        """The shared views of one step."""
+        images, sizes = unit_images(batch)
+        augmented = [
+            pipeline.apply(
+                images, self.draws.parameters(pipeline, sizes, step, f"shared view {number}", self.shared_by)
+            )
+            for number, pipeline in enumerate(self.pipelines)
+        ]
+        return normalise(torch.stack(augmented, dim=1), self.data)
+
+
+class TransformedSmallViews:
+    """Small augmented views of each object's first image under elements of a finite set (E-SSL).
+
+    Args:
+        relative: two different small views, each under one drawn element; otherwise one small view under all elements
+            or under some drawn ones.
+    """
+
+    def __init__(
+        self, config: ViewsConfig, options: SmallViewOptions, data: DataSource, processes: Processes, *, relative: bool
+    ) -> None:
+        if options.group not in GROUPS:
+            raise ViewsError(f"--small-view.group is {options.group!r}: choose from {', '.join(GROUPS)}")
+        self.group, self.data, self.relative = GROUPS[options.group], data, relative
+        self.elements = self.group.size if options.elements is None else options.elements
+        if not 1 <= self.elements <= self.group.size:
+            raise ViewsError(
+                f"--small-view.elements is {self.elements}: {options.group} has {self.group.size}, choose 1 to so many"
+            )
+        self.draws = AugmentationDraws(config, processes)
+        self.pipeline = small_view_pipeline(options.preset, options.size)
+
+    def __call__(self, batch: ViewBatch, step: int) -> tuple[Tensor, Tensor]:
+        """Transformed views [B, K, 3, s, s], normalised, and the elements [B, K] that transformed them."""
+        images, sizes = unit_images(batch)
+        if self.relative:
+            views = [self._small_view(images, sizes, step, f"small view {number}") for number in range(2)]
+            count = len(images) * self.draws.world_size
+            generator = self.draws.generator(step, "relative elements")
+            elements = torch.randint(self.group.size, (count, 2), generator=generator)[self.draws.rows(len(images))]
+            elements = elements.to(images.device)
+            transformed = torch.stack(
+                [self.group.apply(view, elements[:, number]) for number, view in enumerate(views)], dim=1
+            )
+        elif self.elements == self.group.size:
+            transformed, elements = self.group.all_elements(self._small_view(images, sizes, step, "small view"))
+        else:
+            count = len(images) * self.draws.world_size
+            # The ranks of random numbers are distinct elements, drawn for the whole global batch.
+            noise = torch.rand(count, self.group.size, generator=self.draws.generator(step, "elements"))
+            elements = noise.argsort(dim=1)[self.draws.rows(len(images)), : self.elements].to(images.device)
+            small = self._small_view(images, sizes, step, "small view")
+            repeated = small.repeat_interleave(self.elements, dim=0)
+            transformed = self.group.apply(repeated, elements.flatten()).unflatten(0, elements.shape)
+        return normalise(transformed, self.data), elements
+
+    def _small_view(self, images: Tensor, sizes: Tensor, step: int, purpose: str) -> Tensor:
+        return self.pipeline.apply(images, self.draws.parameters(self.pipeline, sizes, step, purpose))
+
+
+def check_source(options: ViewOptions, data: DataSource) -> None:
+    """Raises ViewsError for rendered pairs of data that hold one view of each object."""
+    if options.source == "rendered" and data.train.num_views < 2:
+        raise ViewsError(
+            f"{data.name} holds one view of each image: choose --views.source augmented, which makes two of it"
+        )
+
+
+def views_to_load(options: ViewOptions) -> int:
+    """How many stored views of each object a step needs."""
+    return 2 if options.source == "rendered" else 1
+
+
+def unit_images(batch: ViewBatch) -> tuple[Tensor, Tensor]:
+    """The first image of each object in [0, 1], float [B, 3, H, W], and the picture's height and width in it [B, 2]."""
+    first = batch.images[:, 0]
+    images = first.permute(0, 3, 1, 2).float().div_(255)
+    if batch.content_sizes is not None:
+        return images, batch.content_sizes[:, 0]
+    return images, torch.tensor(images.shape[-2:], device=images.device).expand(len(images), 2)
+
+
+def normalise(views: Tensor, data: DataSource) -> Tensor:
+    """Shifts and scales [..., 3, H, W] in [0, 1] by the data's mean and standard deviation."""
+    mean = torch.tensor(data.mean_rgb, dtype=views.dtype, device=views.device).view(3, 1, 1)
+    std = torch.tensor(data.std_rgb, dtype=views.dtype, device=views.device).view(3, 1, 1)
+    return (views - mean) / std
