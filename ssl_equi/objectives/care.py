@@ -175,7 +175,7 @@ class CARE(nn.Module):
         if output.embeddings is None:
             raise ValueError(
                 f"the base objective {type(self.base).__name__} returned no embeddings of both views: set "
-                "reuse_views=False, or pass a base that does, such as SimCLR(encoder)"
+                "reuse_views=False, or pass a base that does, such as SimCLR(encoder) or a symmetric MoCo"
             )
         return output.embeddings
 

@@ -1,0 +1,186 @@
+"""Does an augmentation turn the features of all images alike? Measures that need no labels, for any encoder.
+
+W_f and gamma_f are those of CARE (Gupta et al., "Structuring Representation Geometry with Rotationally Equivariant
+Contrastive Learning", ICLR 2024, arXiv:2306.13924); its corollary 1, that the rotations follow each other as the
+augmentations do, is measured by the composition error.
+
+Features [n, d] are one row an image; everything is computed in float64 on rows of length 1, so scale plays no part.
+Each measure has a null value beside it, because small numbers come cheaply: a rotation of d dimensions brings few
+points close to anything (.71 at n = d for unrelated points, 1.08 at n = 4 d, sqrt 2 in the limit), and points that all
+lie close together are close after any augmentation.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MIN_ROWS_PER_DIM = 4  # below, a rotation interpolates: even unrelated features seem to fit
+ROUNDING = 1e-5  # of the length 1: what is nearer than this differs by rounding of a float32 encoder
+
+
+def unit_rows(features: Tensor) -> Tensor:
+    """Rows of length 1 in float64; a row of zeros stays."""
+    return F.normalize(features.double(), dim=1)
+
+
+def is_collapsed(features: Tensor) -> bool:
+    """True if all rows [n, d] have one direction, up to rounding: then every measure here is meaningless."""
+    rows = unit_rows(features)
+    return bool((rows - rows.mean(dim=0)).square().sum(dim=1).mean().sqrt() <= ROUNDING)
+
+
+def has_enough_rows(num_rows: int, dim: int) -> bool:
+    """True if a rotation of `dim` dimensions cannot simply interpolate `num_rows` points."""
+    return num_rows >= MIN_ROWS_PER_DIM * dim
+
+
+def nearest_rotation(source: Tensor, target: Tensor) -> Tensor:
+    """R in SO(d) that minimises the sum over rows of |R source_i - target_i|^2 (Wahba's problem).
+
+    With U S V^T the singular value decomposition of target^T source, R = U diag(1, ..., 1, det(U V^T)) V^T: the last
+    factor keeps it from being a reflection.
+
+    Args:
+        source, target: [n, d], any n; taken at length 1.
+
+    Returns:
+        float64 [d, d], which acts on columns.
+    """
+    left, _, right_transposed = torch.linalg.svd(unit_rows(target).T @ unit_rows(source))
+    sign = torch.det(left @ right_transposed).sign()
+    return torch.cat([left[:, :-1], left[:, -1:] * sign], dim=1) @ right_transposed
+
+
+def rotation_error(rotation: Tensor, source: Tensor, target: Tensor) -> float:
+    """Root of the mean over rows of |rotation source_i - target_i|^2, in [0, 2]; rows [n, d] are taken at length 1."""
+    difference = unit_rows(source) @ rotation.T - unit_rows(target)
+    return float(difference.square().sum(dim=1).mean().sqrt())
+
+
+def wahba(source: Tensor, target: Tensor) -> tuple[Tensor, float]:
+    """The rotation that best takes the features of images to those of the augmented images, and what is left over.
+
+    The error is CARE's W_f divided by sqrt(n): 0 if the augmentation rotates the features, about sqrt 2 for unrelated
+    ones. `rotation_error` of a fit to `shuffled` targets tells what no relation at all gives for the same features.
+
+    Args:
+        source, target: [n, d], features of the images and of the augmented images.
+
+    Returns:
+        the rotation, float64 [d, d], and the error in [0, 2].
+
+    Raises:
+        ValueError: there are fewer than 4 d rows, or the features have collapsed.
+    """
+    num_rows, dim = _check(source, target)
+    if not has_enough_rows(num_rows, dim):
+        raise ValueError(
+            f"{num_rows} images are too few to fit a rotation of {dim} features: use {MIN_ROWS_PER_DIM * dim} or more"
+        )
+    rotation = nearest_rotation(source, target)
+    return rotation, rotation_error(rotation, source, target)
+
+
+def composition_error(first: Tensor, second: Tensor, both: Tensor) -> float:
+    """How far the rotation of a composed augmentation is from the composed rotations (corollary 1 of CARE).
+
+    Args:
+        first, second, both: [d, d], the rotations of an augmentation a, of another b, and of b after a.
+
+    Returns:
+        |both - second first|_F / sqrt(2 d): 0 for a representation of the group, about 1 for unrelated rotations.
+    """
+    return float((both - second @ first).norm()) / (2 * both.shape[0]) ** 0.5
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """gamma_f of one augmentation.
+
+    Attributes:
+        value: None if no pair could be used, because the features are invariant to the augmentation.
+        share_left_out: of the pairs, those whose denominator is 0.
+    """
+
+    value: float | None
+    share_left_out: float
+
+
+def gamma(features: Tensor, augmented: Tensor, seed: int = 0, partners: int = 8) -> Gamma:
+    """CARE's gamma_f: change of the distances between images, relative to how far an augmentation moves them.
+
+    The mean over pairs of images x, x' of
+    (|f(ax') - f(ax)|^2 - |f(x') - f(x)|^2)^2 / (|f(ax') - f(x')|^2 + |f(ax) - f(x)|^2)^2,
+    0 if the augmentation moves all features rigidly. Pairs that it does not move at all (both by less than rounding)
+    have no value and are left out. The mean is heavy-tailed: pairs that hardly move weigh most, so encoders are to be
+    compared beside the value of `shuffled_displacements`.
+
+    Args:
+        features, augmented: [n, d], features of the images and of the augmented images.
+        seed: draws the pairs.
+        partners: pairs of each image; no pair is taken twice while partners < n / 2.
+
+    Raises:
+        ValueError: the features have collapsed.
+    """
+    num_rows, _ = _check(features, augmented)
+    before, after = unit_rows(features), unit_rows(augmented)
+    moved = (after - before).square().sum(dim=1)
+    order = _permutation(num_rows, seed).to(features.device)
+    values: list[Tensor] = []
+    for shift in range(1, partners + 1):
+        other = order.roll(shift)
+        change = _squared_distances(after, order, other) - _squared_distances(before, order, other)
+        total_moved = moved[order] + moved[other]
+        usable = total_moved > ROUNDING**2
+        values.append((change[usable] / total_moved[usable]).square())
+    used = torch.cat(values)
+    share_left_out = 1 - len(used) / (partners * num_rows)
+    return Gamma(float(used.mean()) if len(used) else None, share_left_out)
+
+
+def shuffled(augmented: Tensor, seed: int = 0) -> Tensor:
+    """The rows [n, d] given to other images, none to its own: the null for `nearest_rotation`."""
+    return augmented[_other_rows(len(augmented), seed).to(augmented.device)]
+
+
+def shuffled_displacements(features: Tensor, augmented: Tensor, seed: int = 0) -> Tensor:
+    """Each image moved as another one was, and put back to length 1: the null for `gamma`.
+
+    Images move as far as they do, but not where they belong. (Giving each image the augmented features of another
+    one would instead move it much farther, and gamma_f falls with the distance.)
+    """
+    before = unit_rows(features)
+    return unit_rows(before + shuffled(unit_rows(augmented) - before, seed))
+
+
+def _check(features: Tensor, augmented: Tensor) -> tuple[int, int]:
+    if features.ndim != 2 or features.shape != augmented.shape or len(features) < 2:
+        raise ValueError(
+            f"features have shapes {tuple(features.shape)} and {tuple(augmented.shape)}: pass [n, d] twice, a row for "
+            "each of 2 or more images"
+        )
+    if is_collapsed(features):
+        raise ValueError(
+            f"the {len(features)} images all have the same features: the encoder has collapsed, and any rotation fits"
+        )
+    num_rows, dim = features.shape
+    return num_rows, dim
+
+
+def _squared_distances(rows: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    return (rows[first] - rows[second]).square().sum(dim=1)
+
+
+def _permutation(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def _other_rows(count: int, seed: int) -> Tensor:
+    """A permutation that leaves no row where it is (for 2 or more rows): one random cycle through all of them."""
+    order = _permutation(count, seed)
+    others = torch.empty_like(order)
+    others[order] = order.roll(1)
+    return others
