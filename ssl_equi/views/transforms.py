@@ -133,9 +133,7 @@ class CentralCrop(Crop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_interval(
-            "a central crop's fraction", (self.fraction, self.fraction), 0, 1, "a number above 0 and up to 1"
-        )
+        check_interval("a central crop's fraction", (self.fraction,) * 2, 0, 1, "a number above 0 and up to 1")
 
     def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> CropParameters:
         sizes = source_sizes.double()

@@ -26,7 +26,7 @@ def brightest_pixel(images: Tensor) -> tuple[int, int]:
 
 
 def affine(images: Tensor, **changes: float) -> Tensor:
-    neutral = {name: 0.0 for name in ("angle_rad", "translate_right", "translate_down", "shear_x_rad", "shear_y_rad")}
+    neutral = dict.fromkeys(("angle_rad", "translate_right", "translate_down", "shear_x_rad", "shear_y_rad"), 0.0)
     values = neutral | {"scale": 1.0} | changes
     return operations.affine(images, **{name: torch.full((len(images),), value) for name, value in values.items()})
 

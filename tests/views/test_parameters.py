@@ -78,7 +78,7 @@ def test_unlike_parameters_are_not_joined():
         concatenate([FlipParameters(applied), JigsawParameters(applied, torch.zeros(1, dtype=torch.int64))])
     with pytest.raises(ValueError, match=r"ViewParameters\(crop, blur\) and ViewParameters\(crop\)"):
         concatenate([views(2), ViewParameters(crop=crop(2))])
-    with pytest.raises(ValueError, match="output_size=8.*output_size=16"):
+    with pytest.raises(ValueError, match=r"output_size=8.*output_size=16"):
         concatenate([crop(2), crop(2, output_size=16)])
     with pytest.raises(ValueError, match="pass at least one"):
         concatenate([])

@@ -1,0 +1,197 @@
+"""Pipelines: drawn once, applied as often as wanted, with the same result on every way."""
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from ssl_equi.views import pipeline as pipeline_module
+from ssl_equi.views.parameters import concatenate
+from ssl_equi.views.pipeline import ViewPipeline
+from ssl_equi.views.transforms import (
+    CentralCrop,
+    ColorJitter,
+    GaussianBlur,
+    Grayscale,
+    HorizontalFlip,
+    QuarterTurn,
+    RandomResizedCrop,
+    Solarize,
+)
+
+PIPELINE = ViewPipeline(
+    (
+        RandomResizedCrop(16),
+        HorizontalFlip(probability=0.5),
+        ColorJitter(0.4, 0.4, 0.4, 0.1, probability=0.8),
+        Grayscale(probability=0.2),
+        GaussianBlur(5, probability=0.5),
+        Solarize(probability=0.2),
+    )
+)
+
+
+def seeded(seed: int = 0) -> Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(count: int = 24, height: int = 20, width: int = 28) -> Tensor:
+    return torch.rand(count, 3, height, width, generator=seeded(1))
+
+
+def test_views_are_replayed_to_the_bit():
+    drawn = PIPELINE.draw(24, source_sizes=(20, 28), generator=seeded())
+    again = PIPELINE.draw(24, source_sizes=torch.tensor([[20, 28]] * 24), generator=seeded())
+    batch = images()
+    before = batch.clone()
+    views = PIPELINE.apply(batch, drawn)
+    assert torch.equal(views, PIPELINE.apply(batch, drawn))
+    assert torch.equal(views, PIPELINE.apply(batch, again))
+    assert torch.equal(batch, before)
+    assert views.shape == (24, 3, 16, 16)
+    assert views.dtype == torch.float32
+    assert not views.requires_grad
+    assert 0 <= views.min() <= views.max() <= 1
+
+
+def test_an_image_alone_gives_what_it_gives_in_a_batch():
+    drawn, batch = PIPELINE.draw(24, source_sizes=(20, 28), generator=seeded()), images()
+    alone = [PIPELINE.apply(batch[row : row + 1], drawn.rows(row)) for row in range(24)]
+    torch.testing.assert_close(PIPELINE.apply(batch, drawn), torch.cat(alone), atol=1e-6, rtol=0)
+
+
+def test_the_size_of_the_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    drawn, batch = PIPELINE.draw(24, source_sizes=(20, 28), generator=seeded()), images()
+    together = PIPELINE.apply(batch, drawn)
+    monkeypatch.setattr(pipeline_module, "CPU_BLOCK_BYTES", 5 * 3 * 4 * 16 * 16)
+    torch.testing.assert_close(PIPELINE.apply(batch, drawn), together, atol=1e-6, rtol=0)
+
+
+def test_parameters_can_be_joined_and_reordered():
+    first = PIPELINE.draw(8, source_sizes=(20, 28), generator=seeded(0))
+    second = PIPELINE.draw(16, source_sizes=(20, 28), generator=seeded(1))
+    batch = images()
+    views = PIPELINE.apply(batch, concatenate([first, second]))
+    separate = torch.cat([PIPELINE.apply(batch[:8], first), PIPELINE.apply(batch[8:], second)])
+    torch.testing.assert_close(views, separate, atol=1e-6, rtol=0)
+    order = torch.randperm(24, generator=seeded())
+    shuffled = PIPELINE.apply(batch[order], concatenate([first, second]).rows(order))
+    torch.testing.assert_close(shuffled, views[order], atol=1e-6, rtol=0)
+
+
+def test_two_draws_differ_and_rows_differ():
+    generator = seeded()
+    first = PIPELINE.draw(24, source_sizes=(20, 28), generator=generator)
+    second = PIPELINE.draw(24, source_sizes=(20, 28), generator=generator)
+    assert not torch.equal(first.crop.top, second.crop.top)
+    assert len(first.jitter.order.unique(dim=0)) > 5
+
+
+def test_the_memory_format_of_the_images_changes_nothing():
+    drawn, batch = PIPELINE.draw(24, source_sizes=(20, 28), generator=seeded()), images()
+    views = PIPELINE.apply(batch.contiguous(memory_format=torch.channels_last), drawn)
+    torch.testing.assert_close(views, PIPELINE.apply(batch, drawn), atol=1e-6, rtol=0)
+
+
+def test_a_chunk_shares_one_draw():
+    drawn = PIPELINE.draw(24, source_sizes=(20, 28), generator=seeded(), shared_by=6)
+    same_image = images(1).expand(24, -1, -1, -1)
+    chunks = PIPELINE.apply(same_image, drawn).unflatten(0, (4, 6))
+    torch.testing.assert_close(chunks, chunks[:, :1].expand_as(chunks), atol=1e-6, rtol=0)
+    for other in range(1, 4):
+        assert (chunks[0, 0] - chunks[other, 0]).abs().max() > 0.05
+    alone = PIPELINE.draw(4, source_sizes=(20, 28), generator=seeded())
+    assert torch.equal(drawn.jitter.order, alone.jitter.order.repeat_interleave(6, dim=0))
+    assert torch.equal(drawn.crop.top, alone.crop.top.repeat_interleave(6))
+
+
+def test_a_chunk_of_different_sizes_shares_the_crop_relative_to_the_source():
+    sizes = torch.tensor([[100, 200], [50, 400], [1, 1], [300, 300]])
+    crop = PIPELINE.draw(4, source_sizes=sizes, generator=seeded(), shared_by=4).crop
+    assert torch.equal(torch.stack([crop.source_height, crop.source_width], dim=1), sizes.float())
+    for start, length, source in (
+        (crop.top, crop.height, crop.source_height),
+        (crop.left, crop.width, crop.source_width),
+    ):
+        assert (start >= 0).all()
+        assert (length >= 1).all()
+        assert (start + length <= source).all()
+        relative = (start / source)[[0, 1, 3]]
+        torch.testing.assert_close(relative, relative[:1].expand(3), atol=0.02, rtol=0)
+    assert PIPELINE.apply(images(4, 300, 400), PIPELINE.draw(4, source_sizes=sizes, generator=seeded())).shape[0] == 4
+
+
+def test_a_padded_canvas_gives_the_same_views_and_is_never_read():
+    sizes = torch.tensor([[20, 28], [13, 9], [1, 1], [20, 5]])
+    canvas = torch.full((4, 3, 20, 28), float("nan"))
+    each = [images(1, *size) for size in sizes.tolist()]
+    for row, (image, (height, width)) in enumerate(zip(each, sizes.tolist())):
+        canvas[row, :, :height, :width] = image[0]
+    drawn = PIPELINE.draw(4, source_sizes=sizes, generator=seeded())
+    views = PIPELINE.apply(canvas, drawn)
+    assert torch.isfinite(views).all()
+    alone = [PIPELINE.apply(image, drawn.rows(row)) for row, image in enumerate(each)]
+    torch.testing.assert_close(views, torch.cat(alone), atol=1e-6, rtol=0)
+
+
+def test_without_a_crop_the_size_stays():
+    pipeline = ViewPipeline((QuarterTurn(),))
+    drawn = pipeline.draw(24, source_sizes=(20, 20), generator=seeded())
+    assert pipeline.output_size is None
+    assert pipeline.apply(images(24, 20, 20), drawn).shape == (24, 3, 20, 20)
+    assert PIPELINE.output_size == 16
+
+
+def test_the_order_of_the_transforms_is_kept():
+    grey_last = ViewPipeline((CentralCrop(8), Solarize(threshold=0.5), Grayscale()))
+    solarised_last = ViewPipeline((CentralCrop(8), Grayscale(), Solarize(threshold=0.5)))
+    drawn = grey_last.draw(2, source_sizes=(8, 8), generator=seeded())
+    one, other = grey_last.apply(images(2, 8, 8), drawn), solarised_last.apply(images(2, 8, 8), drawn)
+    assert torch.equal(one[:, 0], one[:, 1])
+    assert other.max() <= 0.5
+    assert (one - other).abs().max() > 0.05
+
+
+def test_pipelines_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="a pipeline has 2 transforms named grayscale: use each at most once"):
+        ViewPipeline((Grayscale(), HorizontalFlip(), Grayscale()))
+    with pytest.raises(ValueError, match="2 transforms named crop"):
+        ViewPipeline((CentralCrop(8), RandomResizedCrop(8)))
+    with pytest.raises(ValueError, match="a pipeline has its crop behind grayscale: put the crop first"):
+        ViewPipeline((Grayscale(), RandomResizedCrop(8)))
+
+
+def test_draws_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="shared_by is 5 for 24 images: use a divisor"):
+        PIPELINE.draw(24, source_sizes=(20, 28), generator=seeded(), shared_by=5)
+    with pytest.raises(ValueError, match="shared_by is 0"):
+        PIPELINE.draw(24, source_sizes=(20, 28), generator=seeded(), shared_by=0)
+    for sizes in (torch.tensor([[20, 28]] * 3), torch.tensor([[20.0, 28.0]] * 24), (0, 5)):
+        with pytest.raises(ValueError, match=r"pass \(height, width\) or positive integers \[24, 2\]"):
+            PIPELINE.draw(24, source_sizes=sizes, generator=seeded())
+
+
+def test_parameters_of_another_pipeline_are_refused():
+    other = ViewPipeline((RandomResizedCrop(16), HorizontalFlip()))
+    drawn = other.draw(24, source_sizes=(20, 28), generator=seeded())
+    with pytest.raises(ValueError, match="got parameters of crop, horizontal_flip: pass parameters that this"):
+        PIPELINE.apply(images(), drawn)
+    larger = ViewPipeline((RandomResizedCrop(32), HorizontalFlip()))
+    with pytest.raises(ValueError, match="a pipeline for 32 pixels got parameters for 16 pixels"):
+        larger.apply(images(), drawn)
+
+
+def test_images_that_do_not_fit_are_refused():
+    drawn = PIPELINE.draw(24, source_sizes=(20, 28), generator=seeded())
+    with pytest.raises(ValueError, match="23 images came with 24 rows"):
+        PIPELINE.apply(images(23), drawn)
+    with pytest.raises(ValueError, match=r"images have dtype torch\.float64"):
+        PIPELINE.apply(images().double(), drawn)
+    with pytest.raises(ValueError, match="images of 19 x 28 pixels are smaller than the sources"):
+        PIPELINE.apply(images(24, 19, 28), drawn)
+
+
+def test_drawing_leaves_the_global_generator_alone():
+    state = torch.get_rng_state()
+    drawn = PIPELINE.draw(24, source_sizes=(20, 28), generator=seeded())
+    PIPELINE.apply(images(), drawn)
+    assert torch.equal(torch.get_rng_state(), state)

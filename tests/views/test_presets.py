@@ -1,0 +1,101 @@
+"""The named augmentations have the papers' values and make views."""
+
+import pytest
+import torch
+
+from ssl_equi.views.pipeline import ViewPipeline
+from ssl_equi.views.presets import PRESETS, SMALL_VIEW_PRESETS, small_view_pipeline, tenth_of_side, view_pipelines
+from ssl_equi.views.transforms import (
+    ColorJitter,
+    GaussianBlur,
+    Grayscale,
+    HorizontalFlip,
+    RandomResizedCrop,
+    Solarize,
+)
+
+FLIP = HorizontalFlip(probability=0.5)
+GREY = Grayscale(probability=0.2)
+MEDIUM = ColorJitter(0.4, 0.4, 0.4, 0.1, probability=0.8)
+BYOL = ColorJitter(0.4, 0.4, 0.2, 0.1, probability=0.8)
+
+
+def make_views(pipeline: ViewPipeline) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 3, 40, 50, generator=generator)
+    return pipeline.apply(images, pipeline.draw(4, source_sizes=(40, 50), generator=generator))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_makes_views_and_names_its_source(name: str):
+    assert PRESETS[name].source
+    for pipeline in view_pipelines(name, 32):
+        views = make_views(pipeline)
+        assert views.shape == (4, 3, 32, 32)
+        assert 0 <= views.min() <= views.max() <= 1
+
+
+@pytest.mark.parametrize("name", SMALL_VIEW_PRESETS)
+def test_every_small_view_has_its_size(name: str):
+    assert SMALL_VIEW_PRESETS[name].source
+    assert make_views(small_view_pipeline(name, 16)).shape == (4, 3, 16, 16)
+
+
+def test_both_views_are_made_alike_where_the_paper_makes_no_difference():
+    for name in ("crop_flip", "simclr_cifar", "simclr_imagenet", "mocov2", "care_cifar", "care_imagenet100"):
+        first, second = view_pipelines(name, 32)
+        assert first == second
+
+
+def test_values_of_the_symmetric_papers():
+    expected = {
+        "crop_flip": (RandomResizedCrop(224, (0.08, 1.0)), FLIP),
+        "simclr_cifar": (RandomResizedCrop(224, (0.2, 1.0)), FLIP, MEDIUM, GREY),
+        "simclr_imagenet": (
+            RandomResizedCrop(224, (0.08, 1.0)),
+            FLIP,
+            ColorJitter(0.8, 0.8, 0.8, 0.2, probability=0.8),
+            GREY,
+            GaussianBlur(23, (0.1, 2.0), probability=0.5),
+        ),
+        "mocov2": (RandomResizedCrop(224, (0.2, 1.0)), FLIP, MEDIUM, GREY, GaussianBlur(23, probability=0.5)),
+        "care_cifar": (RandomResizedCrop(224, (0.08, 1.0)), FLIP, MEDIUM, GREY, GaussianBlur(3, probability=0.5)),
+        "care_imagenet100": (RandomResizedCrop(224, (0.2, 1.0)), FLIP, MEDIUM, GREY, GaussianBlur(5, probability=0.5)),
+    }
+    for name, transforms in expected.items():
+        assert view_pipelines(name, 224)[0].transforms == transforms
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "size", "kernel"), [("byol_imagenet", 0.08, 224, 23), ("seq_jepa", 0.2, 64, 7)]
+)
+def test_values_of_the_asymmetric_papers(name: str, scale: float, size: int, kernel: int):
+    first, second = view_pipelines(name, size)
+    crop = RandomResizedCrop(size, (scale, 1.0), interpolation="bicubic")
+    assert first.transforms == (crop, FLIP, BYOL, GREY, GaussianBlur(kernel, probability=1.0))
+    assert second.transforms == (
+        crop,
+        FLIP,
+        BYOL,
+        GREY,
+        GaussianBlur(kernel, probability=0.1),
+        Solarize(probability=0.2),
+    )
+
+
+def test_values_of_essls_small_views():
+    assert small_view_pipeline("cifar", 16).transforms == (RandomResizedCrop(16, (0.2, 1.0)), FLIP, MEDIUM, GREY)
+    blur = GaussianBlur(9, probability=0.1)
+    for name, scale in (("imagenet", (0.05, 0.14)), ("imagenet_wide", (0.08, 1.0))):
+        assert small_view_pipeline(name, 96).transforms == (RandomResizedCrop(96, scale), FLIP, BYOL, GREY, blur)
+
+
+def test_kernel_sizes_are_odd_and_near_a_tenth():
+    assert [tenth_of_side(size) for size in (16, 32, 64, 96, 128, 224, 256)] == [3, 3, 7, 9, 13, 23, 25]
+
+
+def test_unknown_names_are_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="there are no views named 'simclr': use crop_flip, simclr_cifar"):
+        view_pipelines("simclr", 32)
+    with pytest.raises(ValueError, match="there is no small view named 'stl': use cifar, imagenet, imagenet_wide"):
+        small_view_pipeline("stl", 32)
