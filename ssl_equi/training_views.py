@@ -96,8 +96,8 @@ def action_size(kind: PairAction, config: ViewsConfig) -> int:
     check_action(kind, config.views)
     if kind != "augmentation":
         return ACTION_SIZES[kind]
-    first, _ = view_pipelines(config.views.preset, config.image_size)
-    names = [transform.name for transform in first.transforms]
+    pipelines = view_pipelines(config.views.preset, config.image_size)
+    names = {transform.name for pipeline in pipelines for transform in pipeline.transforms}
     return augmentation_action_size(config.views.action_encoding, names)
 
 

@@ -23,6 +23,7 @@ from ssl_equi.training_views import (
     views_to_load,
 )
 from ssl_equi.views.groups import GROUPS
+from ssl_equi.views.presets import PRESETS
 
 ONE_PROCESS = SimpleNamespace(rank=0, world_size=1)
 AUGMENTED = ViewOptions(source="augmented", preset="mocov2")
@@ -89,6 +90,15 @@ def test_augmented_views_are_two_changed_versions_of_the_first_image(data: DataS
     assert not torch.equal(make_views(batch, step=4).images, views.images)
     other_seed = TrainingViews(Options(AUGMENTED, seed=1), data, ONE_PROCESS)(batch, 3)
     assert not torch.equal(other_seed.images, views.images)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_gives_actions_of_the_stated_size(data: DataSource, preset: str) -> None:
+    options = Options(ViewOptions(source="augmented", preset=preset))
+    views = TrainingViews(options, data, ONE_PROCESS, actions="augmentation")(random_batch(), step=0)
+    assert views.images.shape == (8, 2, 3, 32, 32) and views.images.isfinite().all()
+    assert views.actions is not None and views.actions.isfinite().all()
+    assert views.actions.shape == (8, action_size("augmentation", options))
 
 
 @pytest.mark.parametrize("canvas", [False, True], ids=["full images", "pictures of their own sizes"])
