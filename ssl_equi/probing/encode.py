@@ -78,13 +78,11 @@ def encode_split(
     Raises:
         RuntimeError: encoding changed a parameter or a buffer of the encoder, or a feature is not finite.
     """
-    hashes_before = _state_hashes(encoder)
     batches: list[Tensor] = []
-    with _evaluation_mode(encoder), torch.inference_mode():
+    with frozen(encoder):
         for images in _image_batches(dataset, max(1, batch_size // dataset.num_views), torch.device(device)):
             features = encoder(normalise_images(images.flatten(0, 1), mean_rgb, std_rgb))
             batches.append(features.float().unflatten(0, images.shape[:2]).cpu())
-    _check_unchanged(hashes_before, _state_hashes(encoder))
     # Concatenated outside inference mode, so that the cache is an ordinary tensor that autograd accepts.
     features = torch.cat(batches)
     if not bool(torch.isfinite(features).all()):
@@ -98,6 +96,19 @@ def encode_split(
         latents=torch.from_numpy(np.array(dataset.latents, dtype=np.float32)),
         quats_xyzw=None if quats_xyzw is None else torch.from_numpy(np.array(quats_xyzw, dtype=np.float32)),
     )
+
+
+@contextmanager
+def frozen(encoder: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; afterwards each submodule has its own mode again.
+
+    Raises:
+        RuntimeError: at the end, if a parameter or a buffer was changed.
+    """
+    hashes_before = _state_hashes(encoder)
+    with _evaluation_mode(encoder), torch.inference_mode():
+        yield
+    _check_unchanged(hashes_before, _state_hashes(encoder))
 
 
 def _image_batches(dataset: ViewCollection, objects_per_batch: int, device: torch.device) -> Iterator[Tensor]:
