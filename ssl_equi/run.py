@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -186,6 +186,7 @@ class Run:
             stopping = self._agree_to_stop()
             if finished or stopping or self.step_done % self.config.save_every == 0:
                 self._raise_if_not_finite()
+                self._raise_if_weights_not_finite()
                 self.save()
             if stopping and not finished:
                 self.say(
@@ -311,10 +312,20 @@ class Run:
         if bad is None:
             return
         step, term = bad
+        self._stop_for_numbers(f"the term {term!r}", step)
+
+    def _raise_if_weights_not_finite(self) -> None:
+        """A gradient may overflow though its loss did not: such weights are never saved over good ones."""
+        finite = torch.stack([weight.isfinite().all() for weight in self.objective.parameters()])
+        if not finite.all():
+            names = [name for name, _ in self.objective.named_parameters()]
+            self._stop_for_numbers(f"the weight {names[int(finite.int().argmin())]!r}", self.step_done)
+
+    def _stop_for_numbers(self, what: str, step: int) -> NoReturn:
         saved = list_checkpoints(self.folder / "checkpoints")
         good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved yet"
         raise RunError(
-            f"the term {term!r} is not finite at step {step} of {self.folder}: {good}; "
+            f"{what} is not finite at step {step} of {self.folder}: {good}; "
             "lower the learning rate, or set --clip-norm, and go on with --resume"
         )
 

@@ -152,6 +152,18 @@ def test_a_loss_that_is_not_finite_names_step_term_and_checkpoint(tmp_path: Path
     ]  # fmt: skip
 
 
+def test_weights_spoilt_by_a_gradient_are_not_saved_though_their_loss_was_finite(tmp_path: Path) -> None:
+    def spoil(step: int, objective: ToyObjective) -> None:
+        if step == 14:  # the last step before a checkpoint: its loss is still finite
+            objective.encoder[0].bias.register_hook(lambda gradient: gradient * float("inf"))
+
+    with pytest.raises(
+        RunError, match=r"the weight 'encoder\.0\.bias' is not finite at step 15 .*checkpoint is .*step-00000010; lower"
+    ):
+        train(ToyConfig(out=tmp_path / "run"), spoil)
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000010"
+
+
 def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill_disk(step: int, objective: ToyObjective) -> None:
         if step == 8:
