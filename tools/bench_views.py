@@ -4,7 +4,7 @@
 
 SimCLR's augmentations for ImageNet (crop of 0.08 to 1 of the area, flip, jitter at strength 0.8, grey, blur with a
 kernel of a tenth of the side), made of decoded uint8 pictures whose sides are between the view's side and 8/7 of it.
-Ours: `ssl_equi.views` on the whole batch on --device, from uint8 on that device to float views, drawing of the
+Ours: `ssl_equi.views` on the whole batch on --device, from uint8 on that device to float32 views, drawing of the
 parameters included. Compared with `torchvision.transforms.v2` on the CPU, image after image as a data loader's worker
 does, on uint8 and on float32 images, of which the faster counts. One thread each. Ours and theirs take turns, round
 after round; printed are the median ratios of the seconds an image, and their range. Target: above 1.
@@ -94,7 +94,7 @@ def contenders(config: Config, pictures: Pictures, generator: torch.Generator) -
     pipeline, _ = view_pipelines("simclr_imagenet", config.image_size)
 
     def ours() -> None:
-        images = pictures.canvas.permute(0, 3, 1, 2).float().div_(255)
+        images = pictures.canvas.permute(0, 3, 1, 2)
         parameters = pipeline.draw(len(images), source_sizes=pictures.sizes, generator=generator)
         pipeline.apply(images, parameters)
         if config.device == "cuda":

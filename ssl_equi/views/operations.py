@@ -158,9 +158,10 @@ def crop_and_resize(
 ) -> Tensor:
     """Cuts a rectangle of whole pixels out of each image and resizes it to a square.
 
-    Shrinking averages over all pixels that the rectangle has (antialiasing, as Pillow and torchvision do); what
-    lies outside of the rectangle has no influence, as long as it is finite. Bicubic results are clipped to [0, 1]. On the CPU the images take turns; elsewhere
-    two matrix products resize all at once, equal to 1e-6 unless the user lets float32 products use TF32.
+    Shrinking averages over all pixels that the rectangle has (antialiasing, as Pillow and torchvision do). What lies
+    outside of the rectangle has no influence, as long as it is finite. Bicubic results are clipped to [0, 1]. On the
+    CPU the images take turns; elsewhere two matrix products resize all at once, equal to 5e-6 unless the user lets
+    float32 products use TF32.
 
     Args:
         images: [N, 3, H, W].

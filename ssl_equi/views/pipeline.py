@@ -1,6 +1,5 @@
 """Transforms in a row: draw all parameters first, then apply them, as often as wanted."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -23,7 +22,7 @@ class ViewPipeline:
     from them: equal to the bit for the same batch, and to 1e-6 for an image alone or in another batch.
 
     Raises:
-        ValueError: there are two transforms of one name, or a crop behind another transform.
+        ValueError: there is no transform, there are two of one name, or a crop stands behind another transform.
     """
 
     transforms: tuple[Transform[Any], ...]
@@ -31,6 +30,8 @@ class ViewPipeline:
 
     def __post_init__(self) -> None:
         names = [transform.name for transform in self.transforms]
+        if not names:
+            raise ValueError("a pipeline has no transforms: use at least one")
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"a pipeline has {names.count(name)} transforms named {name}: use each at most once")
@@ -40,7 +41,7 @@ class ViewPipeline:
     @property
     def output_size(self) -> int | None:
         """Side of the views in pixels; None without a crop, which leaves the images' size."""
-        first = self.transforms[0] if self.transforms else None
+        first = self.transforms[0]
         return first.size if isinstance(first, Crop) else None
 
     def draw(
@@ -63,6 +64,8 @@ class ViewPipeline:
         Raises:
             ValueError: `shared_by` does not divide `count`, the sizes do not fit, or the generator is not on the CPU.
         """
+        if count < 1:
+            raise ValueError(f"views of {count} images are asked for: use at least 1")
         if shared_by < 1 or count % shared_by:
             raise ValueError(f"shared_by is {shared_by} for {count} images: use a divisor of the number of images")
         if generator.device.type != "cpu":
@@ -83,36 +86,35 @@ class ViewPipeline:
         """Makes the views that the parameters describe.
 
         Args:
-            images: float32 [N, 3, H, W] in [0, 1]. They may be larger than the sizes given to `draw`, padded at the
-                right and at the bottom: the crop reads nothing outside of what those sizes say.
+            images: [N, 3, H, W], float32 in [0, 1] or uint8. They may be larger than the sizes given to `draw`, padded
+                at the right and at the bottom: the crop takes nothing from outside of what those sizes say.
             parameters: of this pipeline; on any device, best on the CPU, where they were drawn.
 
         Returns:
-            [N, 3, S, S] with S = `output_size`, on the device of the images. Nothing flows back through them.
+            float32 [N, 3, S, S] with S = `output_size`, on the device of the images. Nothing flows back through them.
 
         Raises:
             ValueError: images of another type or shape, or parameters of another pipeline or number of images.
         """
         self._check_parameters(parameters)
-        check_images(images, len(parameters) if self.transforms else len(images))
+        check_images(images, len(parameters), or_uint8=True)
         parameters = parameters.to("cpu")
-        blocks = [self._apply_block(images[rows], parameters.rows(rows)) for rows in self._blocks(images)]
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        if images.device.type != "cpu":
+            return self._apply_to_block(images, parameters)
+        height, width = (self.output_size, self.output_size) if self.output_size else images.shape[2:]
+        rows_of_a_block = max(1, CPU_BLOCK_BYTES // (3 * 4 * height * width))
+        views = torch.empty(len(images), 3, height, width)
+        for start in range(0, len(images), rows_of_a_block):
+            rows = slice(start, start + rows_of_a_block)
+            views[rows] = self._apply_to_block(images[rows], parameters.rows(rows))
+        return views
 
-    def _apply_block(self, images: Tensor, parameters: ViewParameters) -> Tensor:
+    def _apply_to_block(self, images: Tensor, parameters: ViewParameters) -> Tensor:
+        if images.dtype == torch.uint8:
+            images = images.float().div_(255)
         for transform in self.transforms:
             images = transform.apply(images, getattr(parameters, transform.name))
         return images
-
-    def _blocks(self, images: Tensor) -> Iterator[slice]:
-        """Slices of the batch: all of it, but few images at a time on the CPU."""
-        count = max(len(images), 1)
-        rows = count
-        if images.device.type == "cpu":
-            height, width = (self.output_size, self.output_size) if self.output_size else images.shape[2:]
-            rows = max(1, CPU_BLOCK_BYTES // (3 * 4 * height * width))
-        for start in range(0, count, rows):
-            yield slice(start, start + rows)
 
     def _check_parameters(self, parameters: ViewParameters) -> None:
         given = {field.name for field in fields(parameters) if getattr(parameters, field.name) is not None}

@@ -76,10 +76,10 @@ class OccasionalTransform(Transform[Parameters]):
         return torch.rand(count, generator=generator, dtype=torch.float64) < self.probability
 
 
-def check_images(images: Tensor, count: int) -> None:
-    """Raises ValueError unless the images are float32 [count, 3, H, W]."""
+def check_images(images: Tensor, count: int, *, or_uint8: bool = False) -> None:
+    """Raises ValueError unless the images are float32 (or uint8, where that is allowed) of shape [count, 3, H, W]."""
     exact.check_images(images)
-    if images.dtype != torch.float32:
+    if images.dtype != torch.float32 and not (or_uint8 and images.dtype == torch.uint8):
         raise ValueError(f"images have dtype {images.dtype}: pass float32 in [0, 1], such as images.float() / 255")
     if len(images) != count:
         raise ValueError(f"{len(images)} images came with {count} rows of parameters: pass one row an image")

@@ -92,6 +92,12 @@ def test_the_memory_format_of_the_images_changes_nothing():
     torch.testing.assert_close(views, PIPELINE.apply(batch, drawn), atol=1e-6, rtol=0)
 
 
+def test_uint8_images_are_taken_as_255ths():
+    drawn = PIPELINE.draw(24, source_sizes=(20, 28), generator=seeded())
+    stored = (images() * 255).to(torch.uint8)
+    assert torch.equal(PIPELINE.apply(stored, drawn), PIPELINE.apply(stored.float() / 255, drawn))
+
+
 def test_a_chunk_shares_one_draw():
     drawn = PIPELINE.draw(24, source_sizes=(20, 28), generator=seeded(), shared_by=6)
     same_image = images(1).expand(24, -1, -1, -1)
@@ -152,6 +158,8 @@ def test_the_order_of_the_transforms_is_kept():
 
 
 def test_pipelines_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="a pipeline has no transforms: use at least one"):
+        ViewPipeline(())
     with pytest.raises(ValueError, match="a pipeline has 2 transforms named grayscale: use each at most once"):
         ViewPipeline((Grayscale(), HorizontalFlip(), Grayscale()))
     with pytest.raises(ValueError, match="2 transforms named crop"):
@@ -161,6 +169,8 @@ def test_pipelines_that_cannot_work_are_refused():
 
 
 def test_draws_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="views of 0 images are asked for"):
+        PIPELINE.draw(0, source_sizes=(20, 28), generator=seeded())
     with pytest.raises(ValueError, match="shared_by is 5 for 24 images: use a divisor"):
         PIPELINE.draw(24, source_sizes=(20, 28), generator=seeded(), shared_by=5)
     with pytest.raises(ValueError, match="shared_by is 0"):
