@@ -176,7 +176,7 @@ class TrainingViews:
             images = normalise_views(batch.images, self.data.mean_rgb, self.data.std_rgb)
             kind: ActionKind | None = None if self.actions in (None, "augmentation") else self.actions  # type: ignore[assignment]
             return Views(images, None if kind is None else action_from_batch(batch, kind))
-        images, sizes = unit_images(batch)
+        images, sizes = first_images(batch)
         parameters = [
             self.draws.parameters(pipeline, sizes, step, f"view {number}", self.shared_by)
             for number, pipeline in enumerate(self.pipelines)
@@ -202,7 +202,7 @@ class SharedViews:
 
     def __call__(self, batch: ViewBatch, step: int) -> Tensor:
         """The shared views of one step."""
-        images, sizes = unit_images(batch)
+        images, sizes = first_images(batch)
         augmented = [
             pipeline.apply(
                 images, self.draws.parameters(pipeline, sizes, step, f"shared view {number}", self.shared_by)
@@ -236,7 +236,7 @@ class TransformedSmallViews:
 
     def __call__(self, batch: ViewBatch, step: int) -> tuple[Tensor, Tensor]:
         """Transformed views [B, K, 3, s, s], normalised, and the elements [B, K] that transformed them."""
-        images, sizes = unit_images(batch)
+        images, sizes = first_images(batch)
         if self.relative:
             views = [self._small_view(images, sizes, step, f"small view {number}") for number in range(2)]
             count = len(images) * self.draws.world_size
@@ -275,10 +275,9 @@ def views_to_load(options: ViewOptions) -> int:
     return 2 if options.source == "rendered" else 1
 
 
-def unit_images(batch: ViewBatch) -> tuple[Tensor, Tensor]:
-    """The first image of each object in [0, 1], float [B, 3, H, W], and the picture's height and width in it [B, 2]."""
-    first = batch.images[:, 0]
-    images = first.permute(0, 3, 1, 2).float().div_(255)
+def first_images(batch: ViewBatch) -> tuple[Tensor, Tensor]:
+    """The first image of each object, uint8 [B, 3, H, W], and its picture's height and width [B, 2] in pixels."""
+    images = batch.images[:, 0].permute(0, 3, 1, 2)
     if batch.content_sizes is not None:
         return images, batch.content_sizes[:, 0]
     return images, torch.tensor(images.shape[-2:], device=images.device).expand(len(images), 2)
