@@ -28,6 +28,9 @@ from ssl_equi.training_views import views_to_load
 # The random encoder that a trained one is compared with is drawn from a seed that no training uses.
 RANDOM_ENCODER_SEED = 2**31
 
+# Of weights by what they learnt from: our own renderings, ShapeNet's models, or images whose terms only the user knows.
+LICENCES = {"3diebench-p": "apache-2.0", "3diebench": "cc-by-nc-4.0"}
+
 PROBE_PROTOCOLS = {"embedded": probe_protocols.embedded, "sie": probe_protocols.sie}
 
 
@@ -170,6 +173,6 @@ def encoder_card(name: str, config: PretrainingConfig, objective: Objective, dat
         parts={part: (columns.start, columns.stop) for part, columns in objective.parts.items()},
         objective=name,
         trained_on=f"{data.name} {data.train.fingerprint[:16]}",
-        license="cc-by-nc-4.0" if data.name == "3diebench" else "apache-2.0",
+        license=LICENCES.get(data.name, "other"),
         tag=f"{name}_{data.name}".replace("-", "_"),
     )

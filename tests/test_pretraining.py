@@ -123,10 +123,12 @@ def test_the_exported_labels_come_from_the_data(config: PretrainingConfig, data:
     assert exported["ssl_equi"]["parts"] == {"all": [0, 512], "inv": [0, 256], "equi": [256, 512]}
 
 
-def test_weights_learnt_from_3diebench_carry_its_licence(config: PretrainingConfig, data: DataSource) -> None:
+def test_weights_carry_the_licence_of_what_they_learnt_from(config: PretrainingConfig, data: DataSource) -> None:
     """3DIEBench is made of ShapeNet, for non-commercial use only."""
     card = encoder_card("sie", config, make_objective(config), dataclasses.replace(data, name="3diebench"))
     assert (card.license, card.tag) == ("cc-by-nc-4.0", "sie_3diebench")
+    card = encoder_card("sie", config, make_objective(config), dataclasses.replace(data, name="imagenet"))
+    assert card.license == "other"
 
 
 def gradients_of_three_steps(
