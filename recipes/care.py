@@ -51,7 +51,7 @@ def embedded() -> Config:
     """The embedded set: the base learns from rendered pairs, the Gram term from shared augmentations of one of them."""
     widths = (1024, 1024, 1024)
     return Config(
-        objective=CAREConfig(weight=0.9, chunk_size=16), simclr=SimCLRConfig(projector=widths),
+        objective=CAREConfig(weight=0.9, chunk_size=16), simclr=SimCLRConfig(temperature=0.1, projector=widths),
         moco=MoCoConfig(projector=(1024, 128), queue_size=1024), barlow_twins=BarlowTwinsConfig(projector=widths),
     )  # fmt: skip
 

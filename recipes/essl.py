@@ -56,7 +56,7 @@ def embedded() -> Config:
     """The embedded set on two CPU cores or any GPU; all four turns of a view of half the side."""
     widths = (1024, 1024, 1024)
     return Config(
-        objective=ESSLConfig(hidden_widths=(1024, 1024)), simclr=SimCLRConfig(projector=widths),
+        objective=ESSLConfig(hidden_widths=(1024, 1024)), simclr=SimCLRConfig(temperature=0.1, projector=widths),
         simsiam=SimSiamConfig(projector=widths, predictor_hidden_width=256),
         barlow_twins=BarlowTwinsConfig(projector=widths), vicreg=VICRegConfig(projector=widths),
     )  # fmt: skip

@@ -34,7 +34,7 @@ class Config(PretrainingConfig):
 
 def embedded() -> Config:
     """The embedded set on two CPU cores or any GPU, with the budget of the other methods."""
-    return Config(objective=SENConfig(projector=(1024, 1024, 1024)))
+    return Config(objective=SENConfig(temperature=0.1, projector=(1024, 1024, 1024)))
 
 
 def threediebench() -> Config:

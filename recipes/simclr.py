@@ -33,7 +33,7 @@ class Config(PretrainingConfig):
 
 def embedded() -> Config:
     """The embedded set on two CPU cores or any GPU, with the budget of the other methods."""
-    return Config(objective=SimCLRConfig(projector=(1024, 1024, 1024)))
+    return Config(objective=SimCLRConfig(temperature=0.1, projector=(1024, 1024, 1024)))
 
 
 def cifar10() -> Config:
