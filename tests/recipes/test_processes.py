@@ -1,4 +1,4 @@
-"""recipes/sie.py in two CPU processes, started as users start it, against one process with the same global batch."""
+"""Recipes in two CPU processes, started as users start them, against one process with the same global batch."""
 
 import json
 import os
@@ -89,6 +89,40 @@ def test_two_processes_learn_what_one_does(
     one_move, two_move = (moved(load_encoder(tmp_path / run / "encoder"), start) for run in ("one", "two/run"))
     assert one_move.abs().mean() > LEARNING_RATE / 2
     assert torch.cosine_similarity(one_move, two_move, dim=0) > 0.999
+
+
+AUGMENTED_CASES = {
+    # Augmented pairs, a small view under drawn elements, batch-norm statistics kept apart.
+    "essl": "--views.source augmented --small-view.elements 2 --small-view.size 16 --objective.hidden-widths 32 32 "
+    "--simclr.projector 32 32 32",
+    # Views shared by chunks, a momentum target and a queue of everybody's keys.
+    "care": "--views.source augmented --objective.chunk-size 4 --base moco --moco.projector 32 16 --moco.queue-size 16",
+}
+
+
+@pytest.mark.parametrize("name", AUGMENTED_CASES)
+def test_two_processes_see_the_augmented_views_of_one(
+    name: str,
+    load_recipe: Callable[[str], ModuleType],
+    tiny_data: Path,
+    subprocess_environment: dict[str, str],
+    event_lines: Callable[[Path, str], list[str]],
+    tmp_path: Path,
+) -> None:
+    rates = f"--learning-rate {LEARNING_RATE} --final-learning-rate {LEARNING_RATE}"
+    words = (
+        f"--data-dir {tiny_data} --image-size 32 --batch-size 8 --epochs 2 --log-every 1 {rates} "
+        f"--no-compare-with-random --steps 4 {AUGMENTED_CASES[name]}"
+    ).split()
+    for launch, folder in (([sys.executable], "one"), (LAUNCH_TWO, "two")):
+        command = [*launch, f"recipes/{name}.py", "--out", str(tmp_path / folder), *words]
+        with started(command, subprocess_environment) as launcher:
+            _, errors = launcher.communicate(timeout=PATIENCE_SECONDS)
+        assert launcher.returncode == 0, errors
+    one, two = ([json.loads(line) for line in event_lines(tmp_path / run, "loss")] for run in ("one", "two"))
+    assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2, 3, 4]
+    for ours, theirs in zip(one, two, strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=2e-5 if ours["step"] == 1 else 1e-3)
 
 
 def test_a_batch_that_cannot_be_shared_out_ends_both_processes_with_a_sentence(
