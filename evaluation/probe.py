@@ -60,7 +60,7 @@ def main(config: Config) -> None:
     else:
         results, out = probe_exported(Path(config.encoder), config, data), Path(config.encoder).parent
     out = config.out or out
-    print_records(results.records)
+    print_records(results.records, results.notes)
     append_records(out / "results.json", results.records)
     print(f"added to {out / 'results.json'}")
 

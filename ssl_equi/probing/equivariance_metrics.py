@@ -12,11 +12,13 @@ lie close together are close after any augmentation.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 MIN_ROWS_PER_DIM = 4  # below, a rotation interpolates: even unrelated features seem to fit
+PAIR_STREAM, SHUFFLE_STREAM = 0, 1  # pairs must not depend on who was exchanged with whom
 ROUNDING = 1e-5  # of the length 1: what is nearer than this differs by rounding of a float32 encoder
 
 
@@ -108,7 +110,7 @@ class Gamma:
     share_left_out: float
 
 
-def gamma(features: Tensor, augmented: Tensor, seed: int = 0, partners: int = 8) -> Gamma:
+def gamma(features: Tensor, augmented: Tensor, seed: int = 0, partners: int = 4) -> Gamma:
     """CARE's gamma_f: change of the distances between images, relative to how far an augmentation moves them.
 
     The mean over pairs of images x, x' of
@@ -126,19 +128,14 @@ def gamma(features: Tensor, augmented: Tensor, seed: int = 0, partners: int = 8)
         ValueError: the features have collapsed.
     """
     num_rows, _ = _check(features, augmented)
-    before, after = unit_rows(features), unit_rows(augmented)
+    order = _permutation(num_rows, seed, PAIR_STREAM).to(features.device)
+    before, after = unit_rows(features)[order], unit_rows(augmented)[order]
+    change = _distances_to_partners(after, partners) - _distances_to_partners(before, partners)
     moved = (after - before).square().sum(dim=1)
-    order = _permutation(num_rows, seed).to(features.device)
-    values: list[Tensor] = []
-    for shift in range(1, partners + 1):
-        other = order.roll(shift)
-        change = _squared_distances(after, order, other) - _squared_distances(before, order, other)
-        total_moved = moved[order] + moved[other]
-        usable = total_moved > ROUNDING**2
-        values.append((change[usable] / total_moved[usable]).square())
-    used = torch.cat(values)
-    share_left_out = 1 - len(used) / (partners * num_rows)
-    return Gamma(float(used.mean()) if len(used) else None, share_left_out)
+    total_moved = moved + _of_partners(moved, partners)
+    usable = total_moved > ROUNDING**2
+    values = (change[usable] / total_moved[usable]).square()
+    return Gamma(float(values.mean()) if len(values) else None, 1 - len(values) / usable.numel())
 
 
 def shuffled(augmented: Tensor, seed: int = 0) -> Tensor:
@@ -170,17 +167,25 @@ def _check(features: Tensor, augmented: Tensor) -> tuple[int, int]:
     return num_rows, dim
 
 
-def _squared_distances(rows: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    return (rows[first] - rows[second]).square().sum(dim=1)
+def _of_partners(per_row: Tensor, partners: int) -> Tensor:
+    """`[n]` -> `[partners, n]`: the value of the row that comes 1, 2, ... places earlier."""
+    return torch.stack([per_row.roll(shift) for shift in range(1, partners + 1)])
 
 
-def _permutation(count: int, seed: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+def _distances_to_partners(rows: Tensor, partners: int) -> Tensor:
+    """Squared distances `[partners, n]` of rows `[n, d]` to those that come 1, 2, ... places earlier."""
+    products = [torch.linalg.vecdot(rows, rows.roll(shift, dims=0)) for shift in range(1, partners + 1)]
+    squared_lengths = rows.square().sum(dim=1)
+    return squared_lengths + _of_partners(squared_lengths, partners) - 2 * torch.stack(products)
+
+
+def _permutation(count: int, seed: int, stream: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng([seed, stream]).permutation(count))
 
 
 def _other_rows(count: int, seed: int) -> Tensor:
     """A permutation that leaves no row where it is (for 2 or more rows): one random cycle through all of them."""
-    order = _permutation(count, seed)
+    order = _permutation(count, seed, SHUFFLE_STREAM)
     others = torch.empty_like(order)
     others[order] = order.roll(1)
     return others

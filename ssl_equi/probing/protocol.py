@@ -1,7 +1,31 @@
 """Everything that turns features into a number, as one value that is stored and printed with the number."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+
+@dataclass(frozen=True)
+class EquivarianceProtocol:
+    """Which augmentations the features are compared under, each of them shared by all images.
+
+    "mild" crops to at least half of the area, flips every other time, and always jitters colours (.4, .4, .4, .1):
+    strong crops and grayscale remove content, so that no features could follow them by a rotation.
+    """
+
+    augmentations: str = "mild"  # or a preset of ssl_equi.views.presets, whose view 1 is taken
+    num_augmentations: int = 6  # CARE: 20
+    num_compositions: int = 3  # augmentation 2 after 1, 4 after 3, ...
+    max_images: int = 2304  # drawn from all views of the evaluated split
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_augmentations < 1 or not 0 <= 2 * self.num_compositions <= self.num_augmentations:
+            raise ValueError(
+                f"{self.num_compositions} compositions of {self.num_augmentations} augmentations are impossible: use "
+                "1 or more augmentations, and two for each composition"
+            )
+        if self.max_images < 2:
+            raise ValueError(f"max_images is {self.max_images}: features of 2 or more images can be compared")
 
 
 @dataclass(frozen=True)
@@ -40,6 +64,9 @@ class ProbeProtocol:
     evaluation_views_per_object: int | None = None  # None: every view
     evaluation_pairs_per_object: int = 10
     evaluation_seed: int = 0
+
+    # Whether an augmentation moves the features of all evaluated images alike; nothing is trained.
+    augmentation_equivariance: EquivarianceProtocol = field(default_factory=EquivarianceProtocol)
 
 
 def embedded() -> ProbeProtocol:

@@ -33,7 +33,7 @@ def publish_results(
         run: what `results.json` shall say of the run as a whole.
     """
     append_records(run_folder / "results.json", results.records, run)
-    print_records(results.records)
+    print_records(results.records, results.notes)
     figures = ReportFigures(
         view_sheet=_view_sheet(test),
         neighbours=_neighbour_strips(results, test),
@@ -48,6 +48,7 @@ def publish_results(
         run_folder,
         title=title,
         records=results.records,
+        notes=results.notes,
         figures=figures,
         metrics_path=run_folder / "metrics.jsonl",
         protocol=asdict(results.protocol),

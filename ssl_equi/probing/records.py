@@ -13,6 +13,8 @@ from filelock import FileLock
 from ssl_equi.checkpoint import write_text_atomically
 from ssl_equi.errors import UserError
 
+LOWER_IS_BETTER = ("gamma_f", "wahba_error", "composition_error")  # and angles
+
 
 class ResultsError(UserError):
     """A results file can't be read or a record can't be written; the message says what to do."""
@@ -23,12 +25,12 @@ class ProbeRecord:
     """One number, with everything that is needed to compare it.
 
     Attributes:
-        task: "classification", "relative_rotation", "colour", ...
+        task: "classification", "relative_rotation", "colour", "augmentation_equivariance", ...
         part: slice of the features that was probed: "all", "inv", "equi".
         metric: name that carries its definition ("top1", "r2_uniform", "angle_deg_median", ...).
-        value: of the encoder; for angles lower is better.
-        baseline: what is reached without an image.
-        baseline_name: who reaches it: "majority class", "1 / classes" or "constant".
+        value: of the encoder; lower is better for angles and for `LOWER_IS_BETTER`.
+        baseline: what is reached without an image, or by features without relation to it.
+        baseline_name: who reaches it: "majority class", "1 / classes", "constant", "shuffled images", ...
         random_encoder: the same probe on a freshly initialised encoder of the same architecture; None if not measured.
         n: evaluated views or pairs.
         num_objects: objects that these come from; the independent units.
@@ -85,12 +87,16 @@ def read_records(path: Path) -> list[ProbeRecord]:
         raise _corrupt(path, f"a record lacks {error}") from error
 
 
-def print_records(records: Sequence[ProbeRecord]) -> None:
-    """Print a table at most 80 columns wide, with the baselines beside each value; plain text if not a terminal."""
+def print_records(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> None:
+    """Print a table at most 80 columns wide, with the baselines beside each value; plain text if not a terminal.
+
+    Args:
+        notes: printed under the table, one a line.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for name in ("task", "part", "metric"):
         table.add_column(name, no_wrap=True)
     for name in ("value", "baseline", "random", "n"):
@@ -114,7 +120,7 @@ def print_records(records: Sequence[ProbeRecord]) -> None:
     # Narrower than 80 columns, rich would cut cells; a terminal or a log file had better wrap or scroll.
     console = Console(width=max(80, shutil.get_terminal_size().columns))
     console.print(table)
-    for line in [*describe_origins(records), *describe_columns(records)]:
+    for line in [*describe_origins(records), *describe_columns(records), *notes]:
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -131,7 +137,10 @@ def describe_columns(records: Sequence[ProbeRecord]) -> list[str]:
     """What "baseline" and "random" stand for."""
     names = {record.metric: record.baseline_name for record in records}
     constants = ", ".join(f"{metric}: {name}" for metric, name in names.items() if name != "constant")
-    lines = [f"baseline: the best constant answer{f' ({constants})' if constants else ''}"]
+    lines = [f"baseline: the best constant answer{f', or as named ({constants})' if constants else ''}"]
+    lower = [metric for metric in names if metric in LOWER_IS_BETTER or metric.startswith("angle_deg")]
+    if lower:
+        lines.append(f"lower is better: {', '.join(lower)}")
     if any(record.random_encoder is not None for record in records):
         lines.append("random: same architecture with fresh weights, same probes")
     return lines

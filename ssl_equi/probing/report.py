@@ -40,6 +40,12 @@ METRIC_NOTES = {
     "r2_uniform": "R² of each component around its own mean, averaged",
     "r2_pooled": "R² around one mean over all components, as in SIE; a constant scores above 0",
     "angle_deg_median": "median angle between predicted and true rotation; lower is better",
+    "gamma_f": "how much an augmentation changes the distances between images, relative to how far it moves them; "
+    "0: all move alike; lower is better; baseline: each image moved as another one was",
+    "wahba_error": "distance that the best rotation leaves between features before and after an augmentation; lower is "
+    "better; baseline: features of other images",
+    "composition_error": "distance of the rotation of two augmentations in a row from their rotations in a row; lower "
+    "is better; 1: unrelated rotations",
 }
 
 
@@ -94,6 +100,7 @@ def write_report(
     config: Mapping[str, Any],
     versions: Mapping[str, str],
     command: str,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write `report.html` into the run folder, atomically, and return its path.
 
@@ -101,11 +108,12 @@ def write_report(
         metrics_path: `metrics.jsonl` of the run; its curves are left out if it is None or does not exist.
         protocol: every number of the probe protocol.
         command: what was typed to make the run.
+        notes: why numbers are missing or incomplete, shown under the table.
     """
     sections = [
         _header(title, records, command),
         _headlines(records),
-        _result_table(records),
+        _result_table(records, notes),
         _rotation_and_classes(figures),
         _training(metrics_path),
         _views(figures.view_sheet, figures.has_poses),
@@ -205,7 +213,7 @@ def _headlines(records: Sequence[ProbeRecord]) -> str:
     return f'<section id="headline" class="cards">{"".join(cards)}</section>' if cards else ""
 
 
-def _result_table(records: Sequence[ProbeRecord]) -> str:
+def _result_table(records: Sequence[ProbeRecord], missing: Sequence[str]) -> str:
     if not records:
         return ""
     columns = ("part", "metric", "value", "baseline", "random")
@@ -228,9 +236,8 @@ def _result_table(records: Sequence[ProbeRecord]) -> str:
         )
     used = dict.fromkeys(record.metric for record in records)
     notes = [f"{metric}: {METRIC_NOTES[metric]}" for metric in used if metric in METRIC_NOTES]
-    listed = "".join(
-        f"<li>{_text(line)}</li>" for line in [*describe_origins(records), *describe_columns(records), *notes]
-    )
+    lines = [*describe_origins(records), *describe_columns(records), *notes, *missing]
+    listed = "".join(f"<li>{_text(line)}</li>" for line in lines)
     return (
         '<section id="results"><h2>Results</h2><div class="scroll"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"

@@ -1,4 +1,7 @@
-"""All probes of one encoder: encode both splits once, then every task on every part; the same for a random encoder."""
+"""All probes of one encoder: encode both splits once, then every task on every part; the same for a random encoder.
+
+Whether augmentations move all features alike needs augmented images too, so it is asked beside the tasks.
+"""
 
 import time
 from collections.abc import Sequence
@@ -9,6 +12,8 @@ import torch
 from torch import nn
 
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
+from ssl_equi.probing.augmentation_equivariance import probe_augmentation_equivariance
 from ssl_equi.probing.encode import FeatureCache, encode_split
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
@@ -29,7 +34,9 @@ class ProbeResults:
         test_features: every view of the evaluated split, encoded by the encoder.
         class_names: of the data set.
         protocol: how the heads were trained and judged.
-        seconds: time spent in "encode" and "heads", both encoders together.
+        seconds: time spent in "encode" (which includes all of the augmented images) and "heads", both encoders
+            together.
+        notes: why a number is missing or incomplete.
     """
 
     records: list[ProbeRecord]
@@ -40,6 +47,7 @@ class ProbeResults:
     class_names: tuple[str, ...]
     protocol: ProbeProtocol
     seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     @property
     def angle_errors_deg(self) -> dict[str, np.ndarray]:
@@ -81,7 +89,7 @@ def run_probes(
 ) -> ProbeResults:
     """Probe `encoder` on objects of `test` with heads that were trained on objects of `train`.
 
-    Without poses in both splits the only task is the class.
+    Without poses in both splits there are two questions: the class, and equivariance to augmentations.
 
     Args:
         encoder: maps `[N, 3, H, W]` to `[N, D]`; on `device`; its state and modes are left untouched.
@@ -105,17 +113,25 @@ def run_probes(
             raise ValueError(f"{int((split.labels < 0).sum())} objects have no label: probe labelled images only")
     seconds = {"encode": 0.0, "heads": 0.0}
 
-    def probe(module: nn.Module) -> tuple[PartResults, FeatureCache]:
+    def probe(module: nn.Module) -> tuple[PartResults, FeatureCache, tuple[str, ...]]:
         started = time.perf_counter()
         caches = [encode_split(module, split, mean_rgb, std_rgb, device, encode_batch_size) for split in (train, test)]
+        equivariance = probe_augmentation_equivariance(
+            module, parts, test, mean_rgb, std_rgb, protocol.augmentation_equivariance, device, encode_batch_size
+        )
         encoded = time.perf_counter()
         results = probe_features(caches[0], caches[1], parts, len(train.class_names), protocol, device, seed)
         seconds["encode"] += encoded - started
         seconds["heads"] += time.perf_counter() - encoded
-        return results, caches[1]
+        for part, result in equivariance.results.items():
+            results[part][AUGMENTATION_EQUIVARIANCE] = result
+        return results, caches[1], tuple(f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in equivariance.notes)
 
-    results, test_features = probe(encoder)
-    random_results = None if random_encoder is None else probe(random_encoder)[0]
+    results, test_features, notes = probe(encoder)
+    random_results = None
+    if random_encoder is not None:
+        random_results, _, random_notes = probe(random_encoder)
+        notes += tuple(f"random encoder, {note}" for note in random_notes if note not in notes)
     return ProbeResults(
         records=make_records(results, random_results, test_features.num_objects, split_name, protocol, seed),
         parts=dict(parts),
@@ -125,6 +141,7 @@ def run_probes(
         class_names=tuple(train.class_names),
         protocol=protocol,
         seconds=seconds,
+        notes=notes,
     )
 
 
@@ -156,26 +173,34 @@ def make_records(
     protocol: ProbeProtocol,
     seed: int,
 ) -> list[ProbeRecord]:
-    """Records in the order of the printed table: task by task, part by part."""
+    """Records in the order of the printed table: task by task, part by part; a task may be absent from a part."""
+    tasks = dict.fromkeys(task for results_of_part in results.values() for task in results_of_part)
     return [
         ProbeRecord(
             task=task,
             part=part,
             metric=metric,
             value=value,
-            baseline=results[part][task].baselines[metric].value,
-            baseline_name=results[part][task].baselines[metric].name,
-            random_encoder=None if random_results is None else random_results[part][task].metrics[metric],
-            n=results[part][task].num_samples,
+            baseline=results_of_part[task].baselines[metric].value,
+            baseline_name=results_of_part[task].baselines[metric].name,
+            random_encoder=_random_value(random_results, part, task, metric),
+            n=results_of_part[task].num_samples,
             num_objects=num_objects,
             split=split_name,
             protocol=protocol.name,
             seed=seed,
         )
-        for task in next(iter(results.values()))
-        for part in results
-        for metric, value in results[part][task].metrics.items()
+        for task in tasks
+        for part, results_of_part in results.items()
+        if task in results_of_part
+        for metric, value in results_of_part[task].metrics.items()
     ]
+
+
+def _random_value(random_results: PartResults | None, part: str, task: str, metric: str) -> float | None:
+    """The random encoder's number; None if it was not measured."""
+    result = None if random_results is None else random_results[part].get(task)
+    return None if result is None else result.metrics.get(metric)
 
 
 def _angle_errors(results: PartResults) -> dict[str, np.ndarray]:

@@ -11,8 +11,10 @@ import torch
 from ssl_equi import create_encoder, pretraining
 from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.export import EncoderCard, save_encoder
+from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.records import read_records
+from ssl_equi.probing.tasks import TASKS
 
 SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "probe.py"
 
@@ -40,7 +42,7 @@ def test_an_exported_encoder_is_probed_part_by_part(script: ModuleType, tiny_dat
     script.main(script.Config(encoder=str(tmp_path / "run" / "encoder"), data_dir=tiny_data, image_size=32))
     records = read_records(tmp_path / "run" / "results.json")
     assert {record.part for record in records} == {"all", "equi"}
-    assert {record.task for record in records} == {"classification", "relative_rotation", "colour"}
+    assert {record.task for record in records} == {*TASKS, AUGMENTATION_EQUIVARIANCE}
     assert all(record.random_encoder is not None and record.num_objects == 12 for record in records)
 
 
@@ -65,5 +67,5 @@ def test_ordinary_images_are_probed_for_their_class(script: ModuleType, mixed_fo
     )
     script.main(config)
     records = read_records(tmp_path / "results.json")
-    assert {record.task for record in records} == {"classification"}
+    assert {record.task for record in records} == {"classification", AUGMENTATION_EQUIVARIANCE}
     assert all(record.n == record.num_objects == 4 for record in records)

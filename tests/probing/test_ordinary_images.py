@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ssl_equi.data.sources import DataSource, open_data
+from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
 from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.online import OnlineProbes
 from ssl_equi.probing.protocol import ProbeProtocol, sie
@@ -52,11 +53,11 @@ def test_rendered_objects_are_still_asked_everything(fake_dataset: SimpleNamespa
 
 
 @pytest.mark.parametrize("protocol", [ProbeProtocol(classification_epochs=30), sie()], ids=["embedded", "sie"])
-def test_the_class_is_the_only_question(data: DataSource, protocol: ProbeProtocol) -> None:
+def test_class_and_augmentations_are_the_only_questions(data: DataSource, protocol: ProbeProtocol) -> None:
     results = probe(data, dataclasses.replace(protocol, classification_epochs=5))
     assert [(record.task, record.part, record.metric) for record in results.records] == [
         ("classification", part, metric) for part in PARTS for metric in ("top1", "balanced_top1")
-    ]
+    ] + [(AUGMENTATION_EQUIVARIANCE, part, "gamma_f") for part in PARTS]
     assert all(record.n == record.num_objects == 4 for record in results.records)
     assert all(record.random_encoder is not None for record in results.records)
     assert results.angle_errors_deg == {} and results.constant_angle_errors_deg is None
@@ -69,7 +70,7 @@ def test_objects_without_a_label_are_refused(data: DataSource) -> None:
         probe(data, ProbeProtocol())
 
 
-def test_table_records_and_report_speak_of_nothing_but_the_class(
+def test_table_records_and_report_do_not_speak_of_poses(
     data: DataSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = probe(data, ProbeProtocol(classification_epochs=2))
@@ -79,7 +80,7 @@ def test_table_records_and_report_speak_of_nothing_but_the_class(
     printed = capsys.readouterr().out
     assert "classification" in printed and "rotation" not in printed and "colour" not in printed
     records = json.loads((tmp_path / "results.json").read_text())["records"]
-    assert {record["task"] for record in records} == {"classification"}
+    assert {record["task"] for record in records} == {"classification", AUGMENTATION_EQUIVARIANCE}
     page = path.read_text()
     shown = re.sub(r'<details id="probe-protocol">.*?</details>', "", page, flags=re.DOTALL)
     for word in ("rotation", "degrees", "angle", "colour (", "views of each"):

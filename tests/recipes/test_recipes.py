@@ -23,6 +23,7 @@ from ssl_equi import load_encoder
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.data.images import normalise_images
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
 from ssl_equi.probing.tasks import TASKS
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
@@ -174,7 +175,7 @@ def test_results_have_every_task_on_every_part_beside_its_baselines(
     results = json.loads((run.folder / "results.json").read_text())
     parts = run.recipe.build(run.config).parts
     assert {(record["task"], record["part"]) for record in results["records"]} == {
-        (task, part) for task in TASKS for part in parts
+        (task, part) for task in (*TASKS, AUGMENTATION_EQUIVARIANCE) for part in parts
     }
     names = [(record["task"], record["part"], record["metric"]) for record in results["records"]]
     assert len(set(names)) == len(names)
