@@ -22,8 +22,6 @@ from ssl_equi.probing.equivariance_metrics import (
     gamma,
     has_enough_rows,
     is_collapsed,
-    nearest_rotation,
-    rotation_error,
     shuffled,
     shuffled_displacements,
     wahba,
@@ -172,12 +170,9 @@ def compare(features: AugmentedFeatures, seed: int) -> tuple[TaskResult, list[st
         metrics["gamma_f"] = gamma_metric[0]
         baselines["gamma_f"] = Baseline(gamma_metric[1], "shuffled displacements")
     if has_enough_rows(num_images, dim):
-        error, null_error, compositions = _mean_wahba(features, seed)
-        metrics["wahba_error"] = error
-        baselines["wahba_error"] = Baseline(null_error, "shuffled images")
-        if compositions:
-            metrics["composition_error"] = float(np.mean(compositions))
-            baselines["composition_error"] = Baseline(1.0, "unrelated")
+        metrics |= _rotation_errors(features)
+        unrelated = AugmentedFeatures(shuffled(features.original, seed), features.augmented, features.composed)
+        baselines |= {name: Baseline(value, "shuffled images") for name, value in _rotation_errors(unrelated).items()}
     else:
         notes.append(
             f"wahba_error and composition_error are left out, because {num_images} images are too few for {dim} "
@@ -203,18 +198,18 @@ def _mean_gamma(features: AugmentedFeatures, seed: int) -> tuple[tuple[float, fl
     return (float(np.mean(values)), float(np.mean(nulls))), notes
 
 
-def _mean_wahba(features: AugmentedFeatures, seed: int) -> tuple[float, float, list[float]]:
-    """Wahba error and its null, means over the augmentations, and the error of each composition."""
+def _rotation_errors(features: AugmentedFeatures) -> dict[str, float]:
+    """Wahba error, mean over the augmentations, and composition error, mean over the compositions if there are any."""
     fits = [wahba(features.original, augmented) for augmented in features.augmented]
-    null_errors = []
-    for augmented in features.augmented:
-        others = shuffled(augmented, seed)
-        null_errors.append(rotation_error(nearest_rotation(features.original, others), features.original, others))
-    compositions = [
-        composition_error(fits[2 * index][0], fits[2 * index + 1][0], nearest_rotation(features.original, composed))
-        for index, composed in enumerate(features.composed)
-    ]
-    return float(np.mean([error for _, error in fits])), float(np.mean(null_errors)), compositions
+    rotations = [rotation for rotation, _ in fits]
+    errors = {"wahba_error": float(np.mean([error for _, error in fits]))}
+    if len(features.composed):
+        compositions = [
+            composition_error(rotations[2 * index], rotations[2 * index + 1], wahba(features.original, composed)[0])
+            for index, composed in enumerate(features.composed)
+        ]
+        errors["composition_error"] = float(np.mean(compositions))
+    return errors
 
 
 def _apply_to_all(pipeline: ViewPipeline, images: Tensor, draw: ViewParameters) -> Tensor:

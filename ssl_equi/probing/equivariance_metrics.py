@@ -19,6 +19,7 @@ from torch import Tensor
 
 MIN_ROWS_PER_DIM = 4  # below, a rotation interpolates: even unrelated features seem to fit
 PAIR_STREAM, SHUFFLE_STREAM = 0, 1  # pairs must not depend on who was exchanged with whom
+UNUSED = 1e-12  # mean square below which a direction counts as unused: rounding of float32 features, squared
 ROUNDING = 1e-5  # of the length 1: what is nearer than this differs by rounding of a float32 encoder
 
 
@@ -42,7 +43,8 @@ def nearest_rotation(source: Tensor, target: Tensor) -> Tensor:
     """R in SO(d) that minimises the sum over rows of |R source_i - target_i|^2 (Wahba's problem).
 
     With U S V^T the singular value decomposition of target^T source, R = U diag(1, ..., 1, det(U V^T)) V^T: the last
-    factor keeps it from being a reflection.
+    factor keeps it from being a reflection. Where the features have no variance (dead columns, few dimensions in use)
+    any R would do, and it is the identity.
 
     Args:
         source, target: [n, d], any n; taken at length 1.
@@ -50,7 +52,9 @@ def nearest_rotation(source: Tensor, target: Tensor) -> Tensor:
     Returns:
         float64 [d, d], which acts on columns.
     """
-    left, _, right_transposed = torch.linalg.svd(unit_rows(target).T @ unit_rows(source))
+    num_rows, dim = source.shape
+    unused = UNUSED * num_rows * torch.eye(dim, dtype=torch.float64, device=source.device)
+    left, _, right_transposed = torch.linalg.svd(unit_rows(target).T @ unit_rows(source) + unused)
     sign = torch.det(left @ right_transposed).sign()
     return torch.cat([left[:, :-1], left[:, -1:] * sign], dim=1) @ right_transposed
 
@@ -92,7 +96,8 @@ def composition_error(first: Tensor, second: Tensor, both: Tensor) -> float:
         first, second, both: [d, d], the rotations of an augmentation a, of another b, and of b after a.
 
     Returns:
-        |both - second first|_F / sqrt(2 d): 0 for a representation of the group, about 1 for unrelated rotations.
+        |both - second first|_F / sqrt(2 d): 0 for a representation of the group, about 1 for unrelated rotations, and
+        less for those if features leave dimensions unused, in which all rotations agree.
     """
     return float((both - second @ first).norm()) / (2 * both.shape[0]) ** 0.5
 

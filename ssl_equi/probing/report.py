@@ -45,7 +45,7 @@ METRIC_NOTES = {
     "wahba_error": "distance that the best rotation leaves between features before and after an augmentation; lower is "
     "better; baseline: features of other images",
     "composition_error": "distance of the rotation of two augmentations in a row from their rotations in a row; lower "
-    "is better; 1: unrelated rotations",
+    "is better; baseline: rotations to features of other images",
 }
 
 
