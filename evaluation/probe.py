@@ -6,9 +6,10 @@
     python evaluation/probe.py timm:resnet18 --image-size 64                     a timm model with random weights
     python evaluation/probe.py runs/simclr/encoder --dataset cifar10 --data-dir DATA --image-size 32
 
-Every view is encoded once; heads are trained on the train split's features. Ordinary images (datasets/images.md) have
-no poses and are probed for their class alone. Prints the table and appends the records
-to results.json in --out (the folder above the encoder when not given).
+Every view is encoded once; heads are trained on the train split's features. Besides, it is measured whether
+augmentations move the features of all images alike. Ordinary images (datasets/images.md) have no poses and are probed
+for their class and this alone. Prints the table and appends the records to results.json in --out (the folder above the
+encoder when not given).
 """
 
 from dataclasses import dataclass
