@@ -13,9 +13,7 @@ frees that torch's profiler records, so scratch space inside the BLAS library is
 Difference: largest absolute difference over the largest naive value, the worst of output and all gradients.
 """
 
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -30,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ssl_equi.benchmarks import row_of, write_rows
 from ssl_equi.objectives.predictors import Hypernetwork
 
 MIB = 2**20
@@ -152,9 +151,9 @@ def main(config: Config) -> None:
     memory_ratio = naive_bytes / factored_bytes
 
     rows = [
-        row("predictor time, naive / factored", time_ratios, target=10.0),
-        row("predictor peak memory, naive / factored", [memory_ratio], target=50.0),
-        row("predictor largest relative difference", [difference], target=1e-4),
+        row_of("predictor time, naive / factored", time_ratios, target=10.0),
+        row_of("predictor peak memory, naive / factored", [memory_ratio], target=50.0),
+        row_of("predictor largest relative difference", [difference], target=1e-4),
     ]
     console = Console(width=80)
     table = Table(title=f"B={config.batch_size}, D={config.dim}, A={config.action_dim}, {config.device}")
@@ -176,30 +175,7 @@ def main(config: Config) -> None:
     )
     table.add_row("relative difference", "", "", f"{difference:.1e}", "<= 1e-4")
     console.print(table)
-    if config.json is not None:
-        config.json.write_text(json.dumps({"rows": rows, "machine": machine(config)}, indent=1) + "\n")
-
-
-def row(name: str, ratios: list[float], target: float) -> dict[str, str | float]:
-    return {
-        "name": name,
-        "ratio": statistics.median(ratios),
-        "low": min(ratios),
-        "high": max(ratios),
-        "target": target,
-    }
-
-
-def machine(config: Config) -> dict[str, str | int]:
-    accelerator = torch.cuda.get_device_name() if config.device.startswith("cuda") else "none"
-    return {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "accelerator": accelerator,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    write_rows(config.json, rows, config.device)
 
 
 if __name__ == "__main__":

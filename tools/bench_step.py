@@ -1,25 +1,29 @@
-"""What a training step spends its time on: the step itself, the online probes, waiting for data.
+"""What a training step costs: the online probes and the wait for data, and what E-SSL and CARE add to their base.
 
-    python tools/bench_step.py                                 the embedded set's sizes, about two minutes on 2 cores
-    python tools/bench_step.py --device cuda --batch-size 1024 --encoder resnet18 --json step.json
+    python tools/bench_step.py                          both, some minutes on two CPU cores
+    python tools/bench_step.py --measure loop --device cuda --loop.batch-size 1024 --loop.encoder resnet18
+    python tools/bench_step.py --measure methods --device cuda --methods.encoder resnet50 --methods.batch-size 256
 
-Trains SIE on the embedded set, step by step, and takes the time of each share. Rounds alternate between steps with
-and without probes, so that a busy machine slows both. Shares are of the time of a step without probes; data wait is
-the share of the loop that the loader made it wait.
+loop: trains SIE on the embedded set, step by step. Rounds alternate between steps with and without online probes, so
+that a busy machine slows both. Shares are of the time of a step without probes; data wait is the share of the loop
+that the loader made it wait.
+
+methods: a step is forward, backward and optimiser on normalised random images that lie on the device; making views is
+timed by bench_views. SimCLR is the base of all. In each round every method takes its turn, in reverse order every other
+round; a ratio is that of one round. Counting pixels alone, E-SSL with four rotations at 96 pixels costs 1 + 4 * 96^2 /
+(2 * 224^2) = 1.37 times SimCLR at 224, CARE with two further passes twice as much.
 """
 
-import json
-import platform
-import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from torch import Tensor, nn
 
+from ssl_equi.benchmarks import Row, print_rows, row_of, write_rows
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.actions import relative_rotation
 from ssl_equi.data.batch import ViewBatch
@@ -27,16 +31,20 @@ from ssl_equi.data.images import normalise_views
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.encoders import create_encoder
+from ssl_equi.objectives.care import CARE, CAREConfig
+from ssl_equi.objectives.essl import ESSL, ESSLConfig
 from ssl_equi.objectives.sie import SIE, SIEConfig
+from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.probing.online import OnlineProbes
 
 TARGET_PROBE_SHARE = 0.02
-WARMUP_STEPS = 5
+BASE = "SimCLR"
+TARGETS = {"E-SSL": 1.4, "CARE, two passes": 1.15, "CARE, four passes": None}
 
 
 @dataclass(frozen=True)
-class Config:
-    """Sizes of the step and length of the measurement."""
+class LoopConfig:
+    """Sizes of SIE's training loop."""
 
     batch_size: int = 64
     """Objects in a step, two views each."""
@@ -48,27 +56,73 @@ class Config:
     """Steps in a round; probes train on every fourth."""
     rounds: int = 9
     """Rounds of each kind."""
+
+
+@dataclass(frozen=True)
+class MethodsConfig:
+    """Sizes of the steps of SimCLR, E-SSL and CARE."""
+
+    encoder: str = "resnet18"
+    """Any timm name."""
+    batch_size: int = 8
+    """Images in a step, two views each."""
+    image_size: int = 224
+    """Side of the base's views in pixels."""
+    small_size: int = 96
+    """Side of E-SSL's rotated views in pixels."""
+    projector: tuple[int, ...] = (2048, 2048, 128)
+    """Widths of SimCLR's projector; E-SSL's head has the same hidden layers, as on ImageNet."""
+    chunk_size: int = 8
+    """CARE: images that share augmentations."""
+    steps_per_round: int = 2
+    """Steps of each method in a round."""
+    rounds: int = 9
+    """Rounds."""
+    bf16: bool = False
+    """Run under autocast in bfloat16."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure, and where."""
+
+    measure: Literal["both", "loop", "methods"] = "both"
+    """loop: online probes and waiting for data. methods: E-SSL and CARE over their base."""
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    """Sizes of SIE's training loop."""
+    methods: MethodsConfig = field(default_factory=MethodsConfig)
+    """Sizes of the steps that are compared."""
     device: str = "cpu"
     """cpu or cuda."""
     json: Path | None = None
     """Also write the figures to this file."""
 
 
-class Step:
+def wait_for(device: str) -> None:
+    """Until all that was queued on a GPU is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+# ---------------------------------------------------------------- the loop
+
+
+class LoopStep:
     """One training step of SIE, and its online probes."""
 
-    def __init__(self, config: Config, data: DataSource) -> None:
+    def __init__(self, config: LoopConfig, data: DataSource, device: str) -> None:
         torch.manual_seed(0)
-        self.data, self.device = data, config.device
+        self.data, self.device = data, device
         width = config.projector_width
         encoder = create_encoder(config.encoder, data.train.image_size[0])
-        self.objective = SIE(encoder, SIEConfig(projector=(width, width, width))).to(config.device)
+        self.objective = SIE(encoder, SIEConfig(projector=(width, width, width))).to(device)
         self.optimizer = torch.optim.Adam(self.objective.parameters(), lr=1e-3)
         parts = self.objective.parts
-        self.probes = OnlineProbes(parts["all"].stop, parts, len(data.train.class_names), device=config.device)
+        self.probes = OnlineProbes(parts["all"].stop, parts, len(data.train.class_names), device=device)
 
     def run(self, batch: ViewBatch, with_probes: bool) -> None:
         batch = batch.to(self.device)
+        assert batch.quat_xyzw is not None
         actions = relative_rotation(batch.quat_xyzw)
         output = self.objective(normalise_views(batch.images, self.data.mean_rgb, self.data.std_rgb), actions)
         output.loss.backward()
@@ -78,25 +132,25 @@ class Step:
             self.probes.update(output.features, batch.labels, batch.quat_xyzw)
 
 
-def time_round(step: Step, batches: Iterator[ViewBatch], count: int, with_probes: bool) -> tuple[float, float]:
+def time_round(step: LoopStep, batches: Iterator[ViewBatch], count: int, with_probes: bool) -> tuple[float, float]:
     """Seconds a step without the wait for data, and seconds of waiting a step."""
     started, waited = time.perf_counter(), 0.0
     for _ in range(count):
         batch = next(batches)
         waited += batch.seconds_waited
         step.run(batch, with_probes)
-    if step.device == "cuda":
-        torch.cuda.synchronize()
+    wait_for(step.device)
     return (time.perf_counter() - started - waited) / count, waited / count
 
 
-def measure(config: Config) -> list[dict]:
+def measure_loop(config: LoopConfig, device: str) -> list[Row]:
+    """Shares of a step of SIE, and its speed."""
     data = open_data("3diebench-p", None, "test", 64)
-    step = Step(config, data)
+    step = LoopStep(config, data, device)
     plain, probed, waits = [], [], []
     with ViewLoader(data.train, global_batch_size=config.batch_size, seed=0) as loader:
         batches = loader.batches()
-        time_round(step, batches, WARMUP_STEPS, with_probes=True)
+        time_round(step, batches, 5, with_probes=True)  # warms up
         for _ in range(config.rounds):
             for seconds, with_probes in ((plain, False), (probed, True)):
                 busy, waited = time_round(step, batches, config.steps_per_round, with_probes)
@@ -104,36 +158,100 @@ def measure(config: Config) -> list[dict]:
                 waits.append(waited / (busy + waited))
     shares = [with_probes / without - 1 for without, with_probes in zip(plain, probed, strict=True)]
     return [
-        {"name": "online probes, share of a step", "target": TARGET_PROBE_SHARE, **summary(shares)},
-        {"name": "waiting for data, share of the loop", "target": None, **summary(waits)},
-        {"name": "images a second", "target": None, **summary([2 * config.batch_size / s for s in plain])},
-        {"name": "milliseconds a step", "target": None, **summary([1000 * s for s in plain])},
+        row_of("online probes, share of a step", shares, TARGET_PROBE_SHARE),
+        row_of("waiting for data, share of the loop", waits),
+        row_of("images a second", [2 * config.batch_size / seconds for seconds in plain]),
+        row_of("milliseconds a step", [1000 * seconds for seconds in plain]),
     ]
 
 
-def summary(values: list[float]) -> dict[str, float]:
-    return {"ratio": statistics.median(values), "low": min(values), "high": max(values)}
+# ---------------------------------------------------------------- the methods
+
+
+class MethodStep:
+    """One method's training step on fixed inputs."""
+
+    def __init__(
+        self, objective: nn.Module, inputs: tuple[Tensor | None, ...], config: MethodsConfig, device: str
+    ) -> None:
+        self.config, self.device, self.inputs = config, device, inputs
+        self.objective = objective.to(device)
+        self.optimizer = torch.optim.SGD(self.objective.parameters(), lr=1e-3, momentum=0.9)
+
+    def run(self) -> None:
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.config.bf16):
+            output = self.objective(*self.inputs)
+        output.loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def seconds(self, count: int) -> float:
+        """Mean time of a step."""
+        started = time.perf_counter()
+        for _ in range(count):
+            self.run()
+        wait_for(self.device)
+        return (time.perf_counter() - started) / count
+
+
+def random_views(config: MethodsConfig, number: int, side: int, device: str) -> Tensor:
+    """[B, number, 3, side, side] in channels-last memory, as batches of images arrive."""
+    views = torch.randn(config.batch_size, number, side, side, 3, device=device)
+    return views.permute(0, 1, 4, 2, 3)
+
+
+def make_steps(config: MethodsConfig, device: str) -> dict[str, MethodStep]:
+    """A step of each method, all on the same views."""
+
+    def base() -> SimCLR:
+        return SimCLR(create_encoder(config.encoder, config.image_size), SimCLRConfig(projector=config.projector))
+
+    torch.manual_seed(0)
+    views, shared_views = (random_views(config, 2, config.image_size, device) for _ in range(2))
+    small_views = random_views(config, 4, config.small_size, device)
+    elements = torch.arange(4, device=device).repeat(config.batch_size, 1)
+    essl = ESSLConfig(hidden_widths=config.projector, relu_after_last_hidden=False)
+    four_passes = CAREConfig(chunk_size=config.chunk_size)
+    two_passes = CAREConfig(chunk_size=config.chunk_size, reuse_views=True)
+    return {
+        BASE: MethodStep(base(), (views,), config, device),
+        "E-SSL": MethodStep(ESSL(base(), essl), (views, None, small_views, elements), config, device),
+        "CARE, two passes": MethodStep(CARE(base(), two_passes), (views,), config, device),
+        "CARE, four passes": MethodStep(CARE(base(), four_passes), (views, None, shared_views), config, device),
+    }
+
+
+def measure_methods(config: MethodsConfig, device: str) -> list[Row]:
+    """Ratios of step times over the base's in the same round, and the times."""
+    steps = make_steps(config, device)
+    for step in steps.values():
+        step.seconds(2)  # warms up
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for round_number in range(config.rounds):
+        names = list(steps) if round_number % 2 == 0 else list(reversed(steps))
+        for name in names:
+            seconds[name].append(steps[name].seconds(config.steps_per_round))
+    rows = []
+    for name, target in TARGETS.items():
+        ratios = [method / base for method, base in zip(seconds[name], seconds[BASE], strict=True)]
+        rows.append(row_of(f"{name} / {BASE}", ratios, target))
+    return rows + [row_of(f"milliseconds, {name}", [1000 * s for s in values]) for name, values in seconds.items()]
 
 
 def main(config: Config) -> None:
-    rows = measure(config)
-    table = Table(title=f"SIE, {config.encoder}, {config.batch_size} pairs a step, {config.device}", width=80)
-    for header in ("", "median", "range", "target"):
-        table.add_column(header, justify="left" if not header else "right")
-    for row in rows:
-        style = "{:.1%}" if "share" in row["name"] else "{:,.0f}"
-        low, high = style.format(row["low"]), style.format(row["high"])
-        target = "" if row["target"] is None else style.format(row["target"])
-        table.add_row(row["name"], style.format(row["ratio"]), f"{low} - {high}", target)
-    Console(width=80).print(table)
-    if config.json is not None:
-        machine = {
-            "device": torch.cuda.get_device_name() if config.device == "cuda" else platform.machine(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
-        config.json.write_text(json.dumps({"rows": rows, "machine": machine}, indent=1) + "\n")
+    rows: list[Row] = []
+    if config.measure in ("both", "loop"):
+        found = measure_loop(config.loop, config.device)
+        title = f"SIE, {config.loop.encoder}, {config.loop.batch_size} pairs a step, {config.device}"
+        print_rows(title, found, ["{:.1%}" if "share" in row["name"] else "{:,.0f}" for row in found])
+        rows += found
+    if config.measure in ("both", "methods"):
+        sizes = config.methods
+        found = measure_methods(sizes, config.device)
+        title = f"{sizes.encoder}, {sizes.batch_size} x 2 views of {sizes.image_size} px, {config.device}"
+        print_rows(title, found, ["{:,.0f}" if "milliseconds" in row["name"] else "{:.2f}" for row in found])
+        rows += found
+    write_rows(config.json, rows, config.device)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ does, on uint8 and on float32 images, of which the faster counts. One thread eac
 after round; printed are the median ratios of the seconds an image, and their range. Target: above 1.
 """
 
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.transforms import v2
 
+from ssl_equi.benchmarks import Row, machine_of, row_of, write_rows
 from ssl_equi.views.presets import tenth_of_side, view_pipelines
 
 TARGET = 1.0
@@ -124,37 +123,19 @@ def measure(config: Config) -> dict[str, list[float]]:
     return milliseconds
 
 
-def as_row(config: Config, milliseconds: dict[str, list[float]]) -> dict[str, object]:
+def as_row(config: Config, milliseconds: dict[str, list[float]]) -> Row:
     """For the JSON file: how often our views are made in the time of torchvision's faster way."""
     ours = milliseconds.pop("ours")
     fastest = min(milliseconds, key=lambda name: statistics.median(milliseconds[name]))
     ratios = [theirs / own for theirs, own in zip(milliseconds[fastest], ours, strict=True)]
-    return {
-        "name": f"SimCLR views of {config.image_size} px, batches of {config.batch_size} on {config.device}, "
-        f"{fastest} / ours",
-        "ratio": statistics.median(ratios),
-        "low": min(ratios),
-        "high": max(ratios),
-        "target": TARGET,
-        "value": statistics.median(ours),
-    }
-
-
-def describe_machine(device: str) -> dict[str, str]:
-    """What the numbers were measured on."""
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, one thread",
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    sizes = f"{config.image_size} px, batches of {config.batch_size} on {config.device}"
+    return row_of(f"SimCLR views of {sizes}, {fastest} / ours", ratios, TARGET)
 
 
 def main(config: Config) -> None:
     torch.set_num_threads(1)
     milliseconds = measure(config)
-    machine = describe_machine(config.device)
-    table = Table(title=f"milliseconds an image ({machine['device']})")
+    table = Table(title=f"milliseconds an image ({machine_of(config.device)['device']}, one thread)")
     for header in ("", "median", "range"):
         table.add_column(header, justify="right")
     for name, values in milliseconds.items():
@@ -163,8 +144,7 @@ def main(config: Config) -> None:
     console = Console(width=100)
     console.print(table)
     console.print(f"{row['name']}: {row['ratio']:.2f} ({row['low']:.2f} - {row['high']:.2f})")
-    if config.json:
-        config.json.write_text(json.dumps({"rows": [row], "machine": machine}, indent=2) + "\n", encoding="utf-8")
+    write_rows(config.json, [row], config.device)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ def test_step_benchmark(tmp_path: Path, tiny_data: Path, monkeypatch: pytest.Mon
     tool = load_tool("bench_step")
     real = tool.open_data
     monkeypatch.setattr(tool, "open_data", lambda name, folder, split, size: real(name, tiny_data, split, 32))
-    config = tool.Config(batch_size=8, projector_width=32, steps_per_round=4, rounds=2, json=tmp_path / "report.json")
-    tool.main(config)
+    sizes = tool.LoopConfig(batch_size=8, projector_width=32, steps_per_round=4, rounds=2)
+    tool.main(tool.Config(measure="loop", loop=sizes, json=tmp_path / "report.json"))
     rows = assert_is_benchmark_report(tmp_path / "report.json")
     assert rows["images a second"]["ratio"] > 0
     assert 0 <= rows["waiting for data, share of the loop"]["ratio"] < 1

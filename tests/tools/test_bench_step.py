@@ -1,4 +1,4 @@
-"""The benchmark of the objectives runs, at tiny sizes, and writes what it promises."""
+"""The benchmark of training steps compares methods fairly, at tiny sizes, and writes what it promises."""
 
 import importlib.util
 import json
@@ -9,25 +9,28 @@ from types import ModuleType
 import pytest
 import torch
 
-TOOL = Path(__file__).parent.parent.parent / "tools" / "bench_objectives.py"
+TOOL = Path(__file__).parent.parent.parent / "tools" / "bench_step.py"
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("tools_bench_objectives", TOOL)
+    specification = importlib.util.spec_from_file_location("tools_bench_step", TOOL)
     tool = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = tool
     specification.loader.exec_module(tool)
     return tool
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_objectives_benchmark(tool: ModuleType, bf16: bool, tmp_path: Path) -> None:
-    config = tool.Config(
+def tiny_sizes(tool: ModuleType, **changes: object) -> object:
+    return tool.MethodsConfig(
         encoder="strided_cnn_tiny", batch_size=4, image_size=32, small_size=16, projector=(16, 8), chunk_size=2,
-        steps_per_round=1, rounds=2, bf16=bf16, json=tmp_path / "cost.json",
+        steps_per_round=1, rounds=2, **changes,
     )  # fmt: skip
-    tool.main(config)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_methods_are_compared_with_their_base(tool: ModuleType, bf16: bool, tmp_path: Path) -> None:
+    tool.main(tool.Config(measure="methods", methods=tiny_sizes(tool, bf16=bf16), json=tmp_path / "cost.json"))
     report = json.loads((tmp_path / "cost.json").read_text())
     assert {"device", "python", "torch"} <= set(report["machine"])
     targets = {row["name"]: row["target"] for row in report["rows"]}
@@ -38,10 +41,7 @@ def test_objectives_benchmark(tool: ModuleType, bf16: bool, tmp_path: Path) -> N
 
 
 def test_methods_learn_from_the_same_images(tool: ModuleType) -> None:
-    config = tool.Config(
-        encoder="strided_cnn_tiny", batch_size=4, image_size=32, small_size=16, projector=(16, 8), chunk_size=2
-    )
-    steps = tool.make_steps(config)
+    steps = tool.make_steps(tiny_sizes(tool), "cpu")
     views = steps[tool.BASE].inputs[0]
     assert views.shape == (4, 2, 3, 32, 32)
     assert views.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
