@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.objectives.extension import Extension
 from ssl_equi.objectives.heads import ActionHead, action_regression
 from ssl_equi.objectives.output import ObjectiveOutput
-from ssl_equi.objectives.two_views import check_actions, feature_dim
+from ssl_equi.objectives.two_views import check_actions
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class AugSelfConfig:
     views."""
 
 
-class AugSelf(nn.Module):
+class AugSelf(Extension):
     """loss = base loss + weight * MSE(head([y; y']), action), with y, y' the encoder features of the two views.
 
     The regression reads the features in front of the projector and trains the encoder. The paper has one head for each
@@ -40,37 +41,11 @@ class AugSelf(nn.Module):
     """
 
     def __init__(self, base: nn.Module, config: AugSelfConfig = AugSelfConfig()) -> None:
-        super().__init__()
-        if not isinstance(getattr(base, "encoder", None), nn.Module):
-            raise ValueError(
-                f"the base objective {type(base).__name__} has no encoder: pass an objective of two views, such as "
-                "SimCLR(encoder)"
-            )
+        super().__init__(base)
         if not config.weight >= 0:
             raise ValueError(f"weight is {config.weight}: give 0 or more")
         self.config = config
-        self.base = base
-        self.num_features = feature_dim(self.encoder)
         self.head = ActionHead(self.num_features, config.action_dim, config.hidden) if config.weight > 0 else None
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The base's encoder."""
-        encoder = self.base.encoder
-        assert isinstance(encoder, nn.Module)
-        return encoder
-
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Named column ranges of the encoder features: those of the base."""
-        parts: dict[str, slice] = self.base.parts  # type: ignore[assignment]
-        return parts
-
-    def update_target(self, momentum: float) -> None:
-        """Moves the base's momentum target, see there; does nothing for a base that has none."""
-        update = getattr(self.base, "update_target", None)
-        if update is not None:
-            update(momentum)
 
     def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
         """Computes the loss of a batch.

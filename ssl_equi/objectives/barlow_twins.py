@@ -66,6 +66,8 @@ class BarlowTwins(nn.Module):
         ValueError: if the encoder does not state its feature width, or the projector has no width or one below 1.
     """
 
+    embeds_both_views = True  # its output has `embeddings`
+
     def __init__(self, encoder: nn.Module, config: BarlowTwinsConfig = BarlowTwinsConfig()) -> None:
         super().__init__()
         self.config = config

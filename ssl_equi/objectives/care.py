@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_equi.objectives.batch_norm import running_statistics_kept
+from ssl_equi.objectives.extension import Extension
 from ssl_equi.objectives.output import ObjectiveOutput
-from ssl_equi.objectives.two_views import check_views, feature_dim
+from ssl_equi.objectives.two_views import check_views
 from ssl_equi.objectives.vicreg_terms import full_precision
 
 
@@ -68,14 +69,14 @@ def gram_difference(embeddings: Tensor, chunk_size: int) -> Tensor:
     return difference.square().sum() / (len(difference) * chunk_size * (chunk_size - 1))
 
 
-class CARE(nn.Module):
+class CARE(Extension):
     """loss = base loss + weight * `gram_difference` of views whose augmentations are shared by chunks of images.
 
     Chunks lie within a process, and the term is a mean over them, so the mean over processes is that of all chunks.
 
     Args:
         base: a contrastive objective of this package on two views, with a method `embed` for its online encoder and
-            projector; with `reuse_views` its output has `embeddings`.
+            projector; with `reuse_views` one that `embeds_both_views`.
         config: weight, chunks, and which views are compared.
 
     Raises:
@@ -84,38 +85,22 @@ class CARE(nn.Module):
     """
 
     def __init__(self, base: nn.Module, config: CAREConfig = CAREConfig()) -> None:
-        super().__init__()
-        if not isinstance(getattr(base, "encoder", None), nn.Module) or not callable(getattr(base, "embed", None)):
+        super().__init__(base)
+        if not callable(getattr(base, "embed", None)):
             raise ValueError(
-                f"the base objective {type(base).__name__} has no encoder or no method embed: pass one that can embed "
-                "single images, such as SimCLR(encoder)"
+                f"the base objective {type(base).__name__} has no method embed: pass one that can embed single images, "
+                "such as SimCLR(encoder)"
+            )
+        if config.reuse_views and not getattr(base, "embeds_both_views", False):
+            raise ValueError(
+                f"the base objective {type(base).__name__} does not embed both views with its online branch: set "
+                "reuse_views=False, or pass a base that does, such as SimCLR(encoder) or a symmetric MoCo"
             )
         if not config.weight >= 0:
             raise ValueError(f"weight is {config.weight}: give 0 or more")
         if config.chunk_size < 2:
             raise ValueError(f"chunk_size is {config.chunk_size}: a chunk needs 2 images to compare, such as 16")
         self.config = config
-        self.base = base
-        self.num_features = feature_dim(self.encoder)
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The base's encoder."""
-        encoder = self.base.encoder
-        assert isinstance(encoder, nn.Module)
-        return encoder
-
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Named column ranges of the encoder features: those of the base."""
-        parts: dict[str, slice] = self.base.parts  # type: ignore[assignment]
-        return parts
-
-    def update_target(self, momentum: float) -> None:
-        """Moves the base's momentum target, see there; does nothing for a base that has none."""
-        update = getattr(self.base, "update_target", None)
-        if update is not None:
-            update(momentum)
 
     def forward(
         self, views: Tensor, actions: Tensor | None = None, shared_views: Tensor | None = None
@@ -149,7 +134,8 @@ class CARE(nn.Module):
                 " share of each process is a multiple of it"
             )
         output = self.base(views, actions)
-        embeddings = self._reused(output) if config.reuse_views else self._embed(compared)
+        embeddings = output.embeddings if config.reuse_views else self._embed(compared)
+        assert embeddings is not None, "a base that embeds both views hands them out"
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
             difference = gram_difference(embeddings, config.chunk_size)
@@ -170,14 +156,6 @@ class CARE(nn.Module):
                 "shared_views are missing: pass [B, 2, 3, H, W] with augmentations shared by chunks, or set reuse_views"
             )
         return shared_views
-
-    def _reused(self, output: ObjectiveOutput) -> Tensor:
-        if output.embeddings is None:
-            raise ValueError(
-                f"the base objective {type(self.base).__name__} returned no embeddings of both views: set "
-                "reuse_views=False, or pass a base that does, such as SimCLR(encoder) or a symmetric MoCo"
-            )
-        return output.embeddings
 
     def _embed(self, shared_views: Tensor) -> Tensor:
         """[B, 2, 3, H, W] -> [B, 2, E], in one call."""

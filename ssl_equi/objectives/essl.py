@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_equi.objectives.batch_norm import running_statistics_kept
+from ssl_equi.objectives.extension import Extension
 from ssl_equi.objectives.output import ObjectiveOutput
-from ssl_equi.objectives.two_views import feature_dim
 from ssl_equi.objectives.vicreg_terms import full_precision
 
 
@@ -40,7 +40,7 @@ class ESSLConfig:
     where they have more weight in these (37 %) than either base view."""
 
 
-class ESSL(nn.Module):
+class ESSL(Extension):
     """loss = base loss + weight * cross-entropy(head(encoder(T_k x')), k), with x' a small view of its own.
 
     The head reads the encoder's features, before any projector, and its gradient reaches the encoder (equation 2).
@@ -62,13 +62,11 @@ class ESSL(nn.Module):
     def __init__(
         self, base: nn.Module, config: ESSLConfig = ESSLConfig(), relative_table: Tensor | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(base)
         _check_config(config)
         _check_base(base)
         _check_relative_table(config, relative_table)
         self.config = config
-        self.base = base
-        self.num_features = feature_dim(self.encoder)
         if config.weight > 0:
             in_features = self.num_features * (2 if config.relative else 1)
             self.head = transformation_head(
@@ -76,25 +74,6 @@ class ESSL(nn.Module):
             )
         # Follows from the configuration, so checkpoints need not hold it.
         self.register_buffer("relative_table", relative_table, persistent=False)
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The base's encoder."""
-        encoder = self.base.encoder
-        assert isinstance(encoder, nn.Module)
-        return encoder
-
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Named column ranges of the encoder features: those of the base."""
-        parts: dict[str, slice] = self.base.parts  # type: ignore[assignment]
-        return parts
-
-    def update_target(self, momentum: float) -> None:
-        """Moves the base's momentum target, see there; does nothing for a base that has none."""
-        update = getattr(self.base, "update_target", None)
-        if update is not None:
-            update(momentum)
 
     def forward(
         self,
@@ -202,8 +181,6 @@ def _check_config(config: ESSLConfig) -> None:
 
 def _check_base(base: nn.Module) -> None:
     name = type(base).__name__
-    if not isinstance(getattr(base, "encoder", None), nn.Module):
-        raise ValueError(f"base {name} has no encoder: give E-SSL a two-view objective, such as SimCLR(encoder)")
     if hasattr(base, "base"):
         raise ValueError(f"base {name} already extends another objective: give E-SSL the plain one, {name}.base")
     if hasattr(getattr(base, "config", None), "action_dim"):

@@ -83,6 +83,11 @@ class MoCo(nn.Module):
         """Named column ranges of the encoder features: MoCo has no split."""
         return {"all": slice(0, self.num_features)}
 
+    @property
+    def embeds_both_views(self) -> bool:
+        """Whether the output has `embeddings`: only with the symmetric loss are both views queries."""
+        return self.config.symmetric
+
     def embed(self, images: Tensor) -> Tensor:
         """Online encoder and projector, in float32 or better, not normalised: [N, 3, H, W] -> [N, E]."""
         return full_precision(self.projector(self.encoder(images)))

@@ -43,6 +43,8 @@ class SimCLR(nn.Module):
             projector has no width or one below 1.
     """
 
+    embeds_both_views = True  # its output has `embeddings`
+
     def __init__(self, encoder: nn.Module, config: SimCLRConfig = SimCLRConfig()) -> None:
         super().__init__()
         self.config = config

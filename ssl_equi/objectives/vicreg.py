@@ -41,6 +41,8 @@ class VICReg(nn.Module):
         ValueError: if the encoder does not state its feature width.
     """
 
+    embeds_both_views = True  # its output has `embeddings`
+
     def __init__(self, encoder: nn.Module, config: VICRegConfig = VICRegConfig()) -> None:
         super().__init__()
         self.config = config

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from ssl_equi.objectives.byol import BYOL, BYOLConfig
 from ssl_equi.objectives.care import CARE, CAREConfig, gram_difference, mean_pair_weight
+from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 
 CHUNK = 4
@@ -248,7 +249,7 @@ class NoEmbed(nn.Module):
 
 @pytest.mark.parametrize("base", [NoEmbed(), nn.Identity(), ConvolutionEncoder()])
 def test_a_base_that_cannot_embed_is_refused(base: nn.Module):
-    with pytest.raises(ValueError, match=f"the base objective {type(base).__name__} has no encoder or no method embed"):
+    with pytest.raises(ValueError, match=f"the base objective {type(base).__name__} has no (encoder|method embed)"):
         CARE(base)
 
 
@@ -283,5 +284,11 @@ def test_missing_and_superfluous_shared_views_are_refused():
 
 def test_a_base_without_embeddings_has_none_to_reuse():
     base = BYOL(ConvolutionEncoder(), BYOLConfig(projector=(16, 8), predictor_hidden_width=6))
-    with pytest.raises(ValueError, match="the base objective BYOL returned no embeddings"):
-        CARE(base, CAREConfig(chunk_size=CHUNK, reuse_views=True))(random_views())
+    with pytest.raises(ValueError, match="the base objective BYOL does not embed both views"):
+        CARE(base, CAREConfig(chunk_size=CHUNK, reuse_views=True))
+    asymmetric = MoCo(ConvolutionEncoder(), MoCoConfig(projector=(16, 8), queue_size=24))
+    with pytest.raises(ValueError, match="the base objective MoCo does not embed both views"):
+        CARE(asymmetric, CAREConfig(chunk_size=CHUNK, reuse_views=True))
+    symmetric = MoCo(ConvolutionEncoder(), MoCoConfig(projector=(16, 8), queue_size=24, symmetric=True))
+    output = CARE(symmetric, CAREConfig(chunk_size=CHUNK, reuse_views=True))(random_views())
+    assert output.terms["gram_difference"] > 0
