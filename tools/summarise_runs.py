@@ -3,6 +3,8 @@
     python tools/summarise_runs.py runs/sie-seed0 runs/sie-seed1 runs/sie-seed2 runs/vicreg-seed0 ...
     python tools/summarise_runs.py runs/*-seed? --layout methods      one row a method, with the commands below
 
+In the layout by methods, `gamma_f` has in brackets what the same features give if nothing relates the images.
+
 Runs whose folders differ in a trailing -seedN only are one method. The random encoder is the one that runs were
 compared with; the constant is the best answer that looks at no image.
 """
@@ -80,25 +82,46 @@ def print_tasks(records_by_name: RunRecords, metrics: tuple[str, ...]) -> None:
 
 def print_methods(records_by_name: RunRecords) -> None:
     """A row for each method and part, one for the constant answer and one for the random encoder."""
-    everything = [record for runs in records_by_name.values() for records in runs for record in records]
+    wholes = [
+        record for runs in records_by_name.values() for records in runs for record in records if record.part == "all"
+    ]
     print("| method | part | " + " | ".join(f"{task} `{metric}`" for task, metric in METHOD_COLUMNS) + " |")
     print("|---|---|" + "---|" * len(METHOD_COLUMNS))
-    wholes = [record for record in everything if record.part == "all"]
-    cells = [[r.baseline for r in wholes if (r.task, r.metric) == column] for column in METHOD_COLUMNS]
-    print("| without an image | - | " + " | ".join(spread(values[:1]) for values in cells) + " |")
-    cells = [
-        [r.random_encoder for r in wholes if (r.task, r.metric) == column and r.random_encoder is not None]
+    # What stands for "no relation" in augmentation_equivariance differs between encoders: it is shown in their cells.
+    constants = [
+        [r.baseline for r in of_column(wholes, column)[:1] if not own_baseline(r)] for column in METHOD_COLUMNS
+    ]
+    print_cells("without an image", "-", constants)
+    randoms = [
+        [r.random_encoder for r in of_column(wholes, column) if r.random_encoder is not None]
         for column in METHOD_COLUMNS
     ]
-    print("| random encoder | `all` | " + " | ".join(spread(values) for values in cells) + " |")
+    print_cells("random encoder", "`all`", randoms)
     for name, runs in records_by_name.items():
         for part in PARTS:
-            cells = [
-                [r.value for records in runs for r in records if (r.task, r.metric, r.part) == (*column, part)]
-                for column in METHOD_COLUMNS
-            ]
-            if any(cells):
-                print(f"| {name} | `{part}` | " + " | ".join(spread(values) for values in cells) + " |")
+            found = [r for records in runs for r in records if r.part == part]
+            if found:
+                columns = [of_column(found, column) for column in METHOD_COLUMNS]
+                nulls = [[r.baseline for r in records if own_baseline(r)] for records in columns]
+                print_cells(name, f"`{part}`", [[r.value for r in records] for records in columns], nulls)
+
+
+def of_column(records: list[ProbeRecord], column: tuple[str, str]) -> list[ProbeRecord]:
+    return [record for record in records if (record.task, record.metric) == column]
+
+
+def own_baseline(record: ProbeRecord) -> bool:
+    """Whether the baseline was measured on the encoder's own features."""
+    return record.task == "augmentation_equivariance"
+
+
+def print_cells(name: str, part: str, values: list[list[float]], nulls: list[list[float]] | None = None) -> None:
+    """A row; the mean of a cell's own baselines in brackets behind it."""
+    cells = [spread(cell) for cell in values]
+    for index, null in enumerate(nulls or []):
+        if null:
+            cells[index] += f" ({statistics.mean(null):.3f})"
+    print(f"| {name} | {part} | " + " | ".join(cells) + " |")
 
 
 def print_commands(folders: tuple[Path, ...]) -> None:

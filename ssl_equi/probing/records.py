@@ -121,7 +121,7 @@ def print_records(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> 
     console = Console(width=max(80, shutil.get_terminal_size().columns))
     console.print(table)
     for line in [*describe_origins(records), *describe_columns(records), *notes]:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False)
 
 
 def describe_origins(records: Sequence[ProbeRecord]) -> list[str]:
