@@ -77,6 +77,9 @@ class ViewsConfig(Protocol):
     def image_size(self) -> int: ...
 
     @property
+    def batch_size(self) -> int: ...
+
+    @property
     def seed(self) -> int: ...
 
 
@@ -167,6 +170,7 @@ class TrainingViews:
             check_action(actions, config.views)
         if shared_by > 1 and config.views.source == "rendered":
             raise ViewsError("rendered views share no augmentations: choose --views.source augmented")
+        check_chunks(config, processes, shared_by)
         self.draws = AugmentationDraws(config, processes)
         self.pipelines = view_pipelines(config.views.preset, config.image_size)
 
@@ -196,6 +200,7 @@ class SharedViews:
     """
 
     def __init__(self, config: ViewsConfig, data: DataSource, processes: Processes, *, shared_by: int) -> None:
+        check_chunks(config, processes, shared_by)
         self.data, self.shared_by = data, shared_by
         self.draws = AugmentationDraws(config, processes)
         self.pipelines = view_pipelines(config.views.preset, config.image_size)
@@ -267,6 +272,15 @@ def check_source(options: ViewOptions, data: DataSource) -> None:
     if options.source == "rendered" and data.train.num_views < 2:
         raise ViewsError(
             f"{data.name} holds one view of each image: choose --views.source augmented, which makes two of it"
+        )
+
+
+def check_chunks(config: ViewsConfig, processes: Processes, shared_by: int) -> None:
+    """Raises ViewsError unless each process holds whole chunks."""
+    if config.batch_size % (shared_by * processes.world_size):
+        raise ViewsError(
+            f"--batch-size is {config.batch_size} and chunks of {shared_by} images share their augmentations: choose a "
+            f"multiple of {shared_by * processes.world_size}, so that each process has whole chunks"
         )
 
 

@@ -33,6 +33,7 @@ AUGMENTED = ViewOptions(source="augmented", preset="mocov2")
 class Options:
     views: ViewOptions = field(default_factory=ViewOptions)
     image_size: int = 32
+    batch_size: int = 8
     seed: int = 0
 
 

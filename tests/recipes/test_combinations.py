@@ -1,0 +1,59 @@
+"""Bases and terms that can't be combined are refused before anything is trained, in one sentence with the cure."""
+
+import dataclasses
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ssl_equi.cli import explain_errors
+
+# recipe, configuration, changes of it, changes of its objective, what is said
+CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], str]] = [
+    ("care", "two_pass", {"base": "moco"}, {}, "the base objective MoCo does not embed both views"),
+    ("care", "embedded", {}, {"reuse_views": True}, "rendered views share no augmentations: choose --views.source"),
+    (
+        "care",
+        "embedded",
+        {"batch_size": 6},
+        {},
+        "--batch-size is 6 and chunks of 4 images share their augmentations: choose a multiple of 4",
+    ),
+    ("essl", "embedded", {"group": "grayscale"}, {"relative": True}, "grayscale is not a group"),
+    ("essl", "embedded", {"elements": 9}, {}, "--small-view.elements is 9: four_fold_rotation has 4"),
+    ("essl", "embedded", {}, {"weight": -1.0}, "the weight of the prediction is -1.0"),
+    (
+        "moco",
+        "embedded",
+        {"batch_size": 12},
+        {},
+        "queue_size is 16 but each step adds 12 keys: choose a multiple of 12",
+    ),
+    ("sie", "embedded", {"actions": "augmentation"}, {}, "--actions is augmentation and --views.source is rendered"),
+    ("simclr", "embedded", {}, {"temperature": 0.0}, "temperature is 0.0"),
+    ("supervised", "embedded", {}, {"class_weight": 0.0, "action_weight": 0.0}, "weight"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case[0]}: {case[4]}" for case in CASES])
+def test_what_does_not_go_together_is_said_in_one_sentence(
+    case: tuple[str, str, dict[str, Any], dict[str, Any], str],
+    load_recipe: Callable[[str], ModuleType],
+    small_config: Callable[..., Any],
+    tmp_path: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, configuration, changes, objective_changes, sentence = case
+    recipe = load_recipe(name)
+    changes = dict(changes)
+    small_view = {key: changes.pop(key) for key in ("group", "elements") if key in changes}
+    config = small_config(recipe, configuration, out=tmp_path / "run", **changes)
+    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, **objective_changes))
+    if small_view:
+        config = dataclasses.replace(config, small_view=dataclasses.replace(config.small_view, **small_view))
+    with pytest.raises(SystemExit) as stop:
+        explain_errors(lambda: recipe.main(config))
+    errors = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and sentence in errors, errors
