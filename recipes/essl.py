@@ -6,7 +6,7 @@ learns what stays, the head keeps the encoder sensitive to what changes.
 
     accelerate launch recipes/essl.py                                     the embedded set; minutes on two CPU cores
     accelerate launch recipes/essl.py --base vicreg --small-view.group jigsaw
-    accelerate launch recipes/essl.py --objective.relative True           predicts the turn between two small views
+    accelerate launch recipes/essl.py --objective.relative                predicts the turn between two small views
     accelerate launch recipes/essl.py cifar10 --data-dir CIFAR            CIFAR-10 as in the paper, SimCLR base
     accelerate launch --multi_gpu recipes/essl.py imagenet --data-dir SHARDS      ImageNet as in the paper, SimCLR base
 """
