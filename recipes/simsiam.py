@@ -5,7 +5,7 @@ E-SSL.
 
     accelerate launch recipes/simsiam.py                                  the embedded set; minutes on two CPU cores
     accelerate launch recipes/simsiam.py cifar10 --data-dir CIFAR         CIFAR-10 with the settings of the E-SSL paper
-    accelerate launch --multi_gpu recipes/simsiam.py imagenet --data-dir SHARDS        ImageNet, likewise
+    accelerate launch --multi_gpu recipes/simsiam.py imagenet --data-dir SHARDS        ImageNet, the paper's settings
 """
 
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ def cifar10() -> Config:
 
 
 def imagenet() -> Config:
-    """ImageNet with the paper's settings (those of E-SSL's baseline, too): batch 512, SGD, 100 epochs."""
+    """ImageNet with the paper's settings, but for bf16: batch 512, SGD, 100 epochs."""
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
         views=ViewOptions(source="augmented", preset="mocov2"), batch_size=512, epochs=100, optimizer="sgd",
