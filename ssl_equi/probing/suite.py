@@ -101,16 +101,7 @@ def run_probes(
     Raises:
         ValueError: the two splits have different classes, an object has no label, or `parts` is empty.
     """
-    if not parts:
-        raise ValueError("parts is empty: name at least one slice of the features, such as {'all': slice(0, 512)}")
-    if tuple(train.class_names) != tuple(test.class_names):
-        raise ValueError(
-            f"the train split has {len(train.class_names)} classes and the {split_name} split {len(test.class_names)} "
-            "with other names: probe splits of one data set"
-        )
-    for split in (train, test):
-        if (split.labels < 0).any():
-            raise ValueError(f"{int((split.labels < 0).sum())} objects have no label: probe labelled images only")
+    _check_splits(parts, train, test, split_name)
     seconds = {"encode": 0.0, "heads": 0.0}
 
     def probe(module: nn.Module) -> tuple[PartResults, FeatureCache, tuple[str, ...]]:
@@ -143,6 +134,20 @@ def run_probes(
         seconds=seconds,
         notes=notes,
     )
+
+
+def _check_splits(parts: dict[str, slice], train: ViewCollection, test: ViewCollection, split_name: str) -> None:
+    """Raises ValueError unless the splits are of one data set, all labelled, and there is something to probe."""
+    if not parts:
+        raise ValueError("parts is empty: name at least one slice of the features, such as {'all': slice(0, 512)}")
+    if tuple(train.class_names) != tuple(test.class_names):
+        raise ValueError(
+            f"the train split has {len(train.class_names)} classes and the {split_name} split {len(test.class_names)} "
+            "with other names: probe splits of one data set"
+        )
+    for split in (train, test):
+        if (split.labels < 0).any():
+            raise ValueError(f"{int((split.labels < 0).sum())} objects have no label: probe labelled images only")
 
 
 def probe_features(
