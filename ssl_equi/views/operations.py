@@ -8,6 +8,8 @@ only file that imports kornia. Where kornia has several definitions of one opera
 - saturation blends with the pixel's grey value (kornia's `adjust_saturation` scales the S of HSV);
 - hue is a fraction of the circle (kornia's is an angle) and is computed here, several times faster;
 - angles are counter-clockwise (kornia's `RandomRotation` agrees, its `RandomAffine` turns clockwise).
+
+kornia takes a second to import, so it is imported where it is used: `--help` needs none of it.
 """
 
 import math
@@ -15,14 +17,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from kornia.color import rgb_to_grayscale
-from kornia.enhance import (
-    adjust_brightness_accumulative,
-    adjust_contrast_with_mean_subtraction,
-    adjust_saturation_with_gray_subtraction,
-)
-from kornia.filters import get_gaussian_kernel1d
-from kornia.geometry.transform import warp_affine
 from torch import Tensor
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -30,16 +24,22 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 def adjust_brightness(images: Tensor, values: Tensor) -> Tensor:
     """Multiplies every pixel by a factor and clips to [0, 1]."""
+    from kornia.enhance import adjust_brightness_accumulative
+
     return adjust_brightness_accumulative(images, values.to(images.device))
 
 
 def adjust_contrast(images: Tensor, values: Tensor) -> Tensor:
     """Multiplies the distance to the image's mean grey value by a factor and clips to [0, 1]."""
+    from kornia.enhance import adjust_contrast_with_mean_subtraction
+
     return adjust_contrast_with_mean_subtraction(images, values.to(images.device))
 
 
 def adjust_saturation(images: Tensor, values: Tensor) -> Tensor:
     """Multiplies the distance of each pixel to its grey value by a factor and clips to [0, 1]."""
+    from kornia.enhance import adjust_saturation_with_gray_subtraction
+
     return adjust_saturation_with_gray_subtraction(images, values.to(images.device))
 
 
@@ -67,6 +67,8 @@ def adjust_hue(images: Tensor, values: Tensor) -> Tensor:
 
 def to_grayscale(images: Tensor) -> Tensor:
     """Three equal channels: 0.299 red + 0.587 green + 0.114 blue."""
+    from kornia.color import rgb_to_grayscale
+
     return rgb_to_grayscale(images).expand_as(images)
 
 
@@ -83,6 +85,8 @@ def gaussian_blur(images: Tensor, values: Tensor, kernel_size: int) -> Tensor:
     Raises:
         ValueError: half the kernel does not fit into the images.
     """
+    from kornia.filters import get_gaussian_kernel1d
+
     if min(images.shape[2:]) <= kernel_size // 2:
         raise ValueError(
             f"a blur of kernel size {kernel_size} got images of {images.shape[2]} x {images.shape[3]} pixels: "
@@ -119,6 +123,8 @@ def affine(
 
     The units and signs are those of `ssl_equi.views.parameters.AffineParameters`.
     """
+    from kornia.geometry.transform import warp_affine
+
     height, width = images.shape[2:]
     cosine, sine = torch.cos(angle_rad), torch.sin(angle_rad)
     tangent_x, tangent_y = torch.tan(shear_x_rad), torch.tan(shear_y_rad)
