@@ -276,8 +276,8 @@ def check_source(options: ViewOptions, data: DataSource) -> None:
 
 
 def check_chunks(config: ViewsConfig, processes: Processes, shared_by: int) -> None:
-    """Raises ViewsError unless each process holds whole chunks."""
-    if config.batch_size % (shared_by * processes.world_size):
+    """Raises ViewsError unless each process holds whole chunks; single images are the loader's to share out."""
+    if shared_by > 1 and config.batch_size % (shared_by * processes.world_size):
         raise ViewsError(
             f"--batch-size is {config.batch_size} and chunks of {shared_by} images share their augmentations: choose a "
             f"multiple of {shared_by * processes.world_size}, so that each process has whole chunks"
