@@ -172,8 +172,7 @@ def main(config: Config) -> None:
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()
-            if config.base == "moco":
-                objective.update_target(config.target_momentum)
+            objective.update_target(config.target_momentum)
             probes.update(output, batch)
             run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
     finish(run, config, objective, data)

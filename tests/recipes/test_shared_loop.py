@@ -46,7 +46,6 @@ OWN_LINES: dict[str, set[str]] = {
         "make_shared_views = SharedViews(config, data, run, shared_by=chunk_size)",
         "needs_more = config.objective.weight > 0 and (not two_passes)",
         "output = model(views.images, None, make_shared_views(batch, step) if needs_more else None)",
-        "if config.base == 'moco':",
         "objective.update_target(config.target_momentum)",
     },
 }
