@@ -20,6 +20,8 @@ class ObjectiveOutput:
             reuses them; None where there are none to reuse.
         encoder_features: the encoder features of `features` with their graph, in the encoder's precision, for a term
             that trains the encoder without the projector; None where there are none to reuse.
+        aggregates: detached [B, W], what each object's views share as one representation (seq-JEPA), for probes that
+            train online; None where there is none.
     """
 
     loss: Tensor
@@ -27,3 +29,4 @@ class ObjectiveOutput:
     features: Tensor
     embeddings: Tensor | None = None
     encoder_features: Tensor | None = None
+    aggregates: Tensor | None = None
