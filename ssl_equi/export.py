@@ -54,11 +54,23 @@ def save_encoder(encoder: nn.Module, folder: Path, card: EncoderCard) -> None:
     Raises:
         CheckpointError: the folder can't be written.
     """
-    num_features = int(encoder.num_features)  # type: ignore[arg-type]
-    config = {
+    config = describe_encoder(encoder, card)
+    tensors = module_tensors(encoder)
+    write_checkpoint_files(
+        folder,
+        {
+            WEIGHTS_FILE: safetensors.torch.save(tensors, metadata={"format": "pt"}),
+            CONFIG_FILE: json.dumps(config, indent=1).encode(),
+        },
+    )
+
+
+def describe_encoder(encoder: nn.Module, card: EncoderCard) -> dict[str, Any]:
+    """The `config.json` of an exported encoder."""
+    return {
         "architecture": card.architecture,
         "num_classes": 0,
-        "num_features": num_features,
+        "num_features": int(encoder.num_features),  # type: ignore[arg-type]
         "model_args": card.model_args,
         "pretrained_cfg": {
             "tag": card.tag,
@@ -74,14 +86,11 @@ def save_encoder(encoder: nn.Module, folder: Path, card: EncoderCard) -> None:
         },
         "ssl_equi": {"objective": card.objective, "parts": card.parts, "trained_on": card.trained_on},
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    write_checkpoint_files(
-        folder,
-        {
-            WEIGHTS_FILE: safetensors.torch.save(tensors, metadata={"format": "pt"}),
-            CONFIG_FILE: json.dumps(config, indent=1).encode(),
-        },
-    )
+
+
+def module_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, on the CPU, as safetensors wants them."""
+    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
 
 
 def read_encoder_config(folder: Path) -> dict[str, Any]:
@@ -112,20 +121,29 @@ def load_encoder(folder: str | Path, encoder: nn.Module | None = None) -> nn.Mod
     folder = Path(folder)
     config = read_encoder_config(folder)
     if encoder is None:
-        architecture = config.get("architecture")
-        if architecture is None:
-            raise CheckpointError(
-                f"{folder} holds an encoder that timm doesn't know: build the module and pass it as encoder="
-            )
-        from ssl_equi.encoders.create import timm_with_our_encoders
-
-        timm = timm_with_our_encoders()
-        if not timm.is_model(architecture):
-            raise CheckpointError(f"{folder} holds a {architecture}, which this timm doesn't know: update timm")
-        encoder = timm.create_model(architecture, pretrained=False, num_classes=0, **config.get("model_args", {}))
+        encoder = build_encoder(config, folder)
     load_module_strictly(encoder, read_weights(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
     encoder.num_features = config["num_features"]
     return encoder.eval()
+
+
+def build_encoder(config: dict[str, Any], folder: Path) -> nn.Module:
+    """The architecture of an exported encoder with random weights.
+
+    Raises:
+        CheckpointError: neither timm nor this project knows it.
+    """
+    architecture = config.get("architecture")
+    if architecture is None:
+        raise CheckpointError(
+            f"{folder} holds an encoder that timm doesn't know: build the module and pass it as encoder="
+        )
+    from ssl_equi.encoders.create import timm_with_our_encoders
+
+    timm = timm_with_our_encoders()
+    if not timm.is_model(architecture):
+        raise CheckpointError(f"{folder} holds a {architecture}, which this timm doesn't know: update timm")
+    return timm.create_model(architecture, pretrained=False, num_classes=0, **config.get("model_args", {}))
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +22,8 @@ from ssl_equi.pretraining_config import PretrainingConfig
 from ssl_equi.probing import protocol as probe_protocols
 from ssl_equi.probing.online import OnlineProbes
 from ssl_equi.probing.publish import publish_results
-from ssl_equi.probing.suite import run_probes
+from ssl_equi.probing.records import ProbeRecord
+from ssl_equi.probing.suite import ProbeResults, run_probes
 from ssl_equi.run import Run
 from ssl_equi.run_config import RunError
 from ssl_equi.training_views import views_to_load
@@ -63,12 +66,16 @@ class DataIdentity:
             )
 
 
-def open_loader(config: PretrainingConfig, data: DataSource, run: Run) -> ViewLoader:
-    """The loader of a run: its process's share of the global batches, with as many stored views as the views need."""
+def open_loader(config: PretrainingConfig, data: DataSource, run: Run, stored_views: int | None = None) -> ViewLoader:
+    """The loader of a run: its process's share of the global batches.
+
+    Args:
+        stored_views: of each object; as many as a pair of views needs when None.
+    """
     return ViewLoader(
         data.train,
         global_batch_size=config.batch_size,
-        views=views_to_load(config.views),
+        views=views_to_load(config.views) if stored_views is None else stored_views,
         seed=config.seed,
         rank=run.rank,
         world_size=run.world_size,
@@ -77,33 +84,60 @@ def open_loader(config: PretrainingConfig, data: DataSource, run: Run) -> ViewLo
 
 
 class FollowingProbes:
-    """Online probes of a run: saved with its checkpoints, fed with the objective's output."""
+    """Online probes of a run: saved with its checkpoints, fed with the objective's output.
+
+    Args:
+        run: the probes are registered with it.
+        objective: with an attribute `aggregate_width`, the class is read from its aggregates too, as part `agg`.
+        data: what is trained on.
+    """
 
     def __init__(self, run: Run, objective: Objective, data: DataSource) -> None:
-        columns = objective.parts
-        self.probes = OnlineProbes(
-            columns["all"].stop, columns, len(data.train.class_names), seed=run.config.seed, device=run.device
-        )
+        num_classes = len(data.train.class_names)
+
+        def probes(width: int, columns: dict[str, slice]) -> OnlineProbes:
+            return OnlineProbes(width, columns, num_classes, seed=run.config.seed, device=run.device)
+
+        self.probes = probes(objective.parts["all"].stop, objective.parts)
         run.register("online_probes", self.probes)
+        aggregate_width = getattr(objective, "aggregate_width", None)
+        self.aggregate_probes = None
+        if aggregate_width is not None:
+            self.aggregate_probes = probes(aggregate_width, {"agg": slice(0, aggregate_width)})
+            run.register("online_aggregate_probes", self.aggregate_probes)
 
     def update(self, output: ObjectiveOutput, batch: ViewBatch) -> None:
         """Measures and trains the probes on one step's features.
 
-        Augmentations turn and crop a picture, so the pose of the stored view is followed only if the views are stored
-        ones.
+        Augmentations turn and crop a picture, so the poses are followed only if the views are stored ones: then a
+        batch holds more than one of each object.
         """
-        stored_pair = batch.images.shape[1] == output.features.shape[1]
-        self.probes.update(output.features, batch.labels, batch.quat_xyzw if stored_pair else None)
+        num_views = output.features.shape[1]
+        stored_views = batch.quat_xyzw is not None and batch.images.shape[1] > 1
+        poses = batch.quat_xyzw[:, :num_views] if stored_views and batch.quat_xyzw is not None else None
+        self.probes.update(output.features, batch.labels, poses)
+        if self.aggregate_probes is not None and output.aggregates is not None:
+            self.aggregate_probes.update(output.aggregates.unsqueeze(1), batch.labels, None)
 
     def metrics(self) -> dict[str, float]:
         """What `Run.log` writes: accuracy and rotation of each part since the last call."""
-        return self.probes.metrics()
+        metrics = self.probes.metrics()
+        return metrics if self.aggregate_probes is None else metrics | self.aggregate_probes.metrics()
 
 
-def finish(run: Run, config: PretrainingConfig, objective: Objective, data: DataSource) -> None:
+def finish(
+    run: Run,
+    config: PretrainingConfig,
+    objective: Objective,
+    data: DataSource,
+    further_records: Callable[[ProbeResults], list[ProbeRecord]] | None = None,
+) -> None:
     """Exports the encoder, probes it and a random one on unseen objects, prints the table, writes the report.
 
     Only the first process works; the others end here.
+
+    Args:
+        further_records: asks more of the encoded splits; its records join the table.
     """
     if run.is_main:
         started = time.perf_counter()
@@ -123,6 +157,8 @@ def finish(run: Run, config: PretrainingConfig, objective: Objective, data: Data
             seed=config.seed,
             split_name=config.evaluation_split,
         )
+        if further_records is not None:
+            results = replace(results, records=results.records + further_records(results))
         set_aside_earlier_results(run.folder)
         versions = json.loads((run.folder / "versions.json").read_text())
         report = publish_results(

@@ -18,6 +18,7 @@ from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import normalise_views
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError
+from ssl_equi.views.action_columns import columns_about
 from ssl_equi.views.actions import ActionEncoding, augmentation_action, augmentation_action_size
 from ssl_equi.views.groups import GROUPS
 from ssl_equi.views.parameters import ViewParameters
@@ -41,7 +42,10 @@ class ViewOptions:
     """Whose augmentations, if augmented: crop_flip, simclr_cifar, simclr_imagenet, mocov2, byol_imagenet, care_cifar,
     care_imagenet100 or seq_jepa."""
     action_encoding: ActionEncoding = "standard"
-    """How the change from one augmentation to the other is written as a vector, if an objective asks for it."""
+    """How the change from one augmentation to the other is written as a vector, if an objective asks for it;
+    seq_jepa_legacy, of seq-JEPA's released code, leaks what is to be predicted into what is observed."""
+    action_transforms: tuple[str, ...] = ()
+    """Which transforms that vector tells of, such as crop, jitter or blur; all of the preset's if none is named."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,24 @@ def action_size(kind: PairAction, config: ViewsConfig) -> int:
     check_action(kind, config.views)
     if kind != "augmentation":
         return ACTION_SIZES[kind]
+    return len(augmentation_columns(config))
+
+
+def augmentation_columns(config: ViewsConfig) -> tuple[int, ...]:
+    """The columns of the augmentation actions that the objective is told.
+
+    Raises:
+        ViewsError: a transform is named that the action doesn't tell of.
+    """
     pipelines = view_pipelines(config.views.preset, config.image_size)
     names = {transform.name for pipeline in pipelines for transform in pipeline.transforms}
-    return augmentation_action_size(config.views.action_encoding, names)
+    encoding, transforms = config.views.action_encoding, config.views.action_transforms
+    if not transforms:
+        return tuple(range(augmentation_action_size(encoding, names)))
+    try:
+        return columns_about(transforms, encoding, names)
+    except ValueError as error:
+        raise ViewsError(f"--views.action-transforms is {' '.join(transforms)}: {error}") from error
 
 
 def check_action(kind: PairAction, options: ViewOptions) -> None:
@@ -166,8 +185,11 @@ class TrainingViews:
     ) -> None:
         self.options, self.data, self.actions, self.shared_by = config.views, data, actions, shared_by
         check_source(config.views, data)
+        self.action_columns: tuple[int, ...] = ()
         if actions is not None:
             check_action(actions, config.views)
+        if actions == "augmentation":
+            self.action_columns = augmentation_columns(config)
         if shared_by > 1 and config.views.source == "rendered":
             raise ViewsError("rendered views share no augmentations: choose --views.source augmented")
         check_chunks(config, processes, shared_by)
@@ -190,7 +212,7 @@ class TrainingViews:
         if self.actions is None:
             return Views(views, None)
         action = augmentation_action(parameters[0], parameters[1], self.options.action_encoding)
-        return Views(views, action.to(images.device))
+        return Views(views, action[:, self.action_columns].to(images.device))
 
 
 class SharedViews:

@@ -31,9 +31,12 @@ LAYER = {
     "export": 3,
     "run_config": 3,
     "training_views": 3,
+    "training_sequences": 3,
     "pretraining_config": 3,
     "run": 3,
+    "sequence_export": 4,
     "pretraining": 4,
+    "pretraining_sequences": 4,
     "cli": 4,
 }
 

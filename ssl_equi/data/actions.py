@@ -34,13 +34,22 @@ def action_from_batch(batch: ViewBatch, kind: ActionKind) -> Tensor:
 
     Raises ValueError unless the batch has poses, exactly two views an object, and `kind` is known.
     """
+    if batch.quat_xyzw is not None and batch.quat_xyzw.shape[1] != 2:
+        raise ValueError(f"the batch has {batch.quat_xyzw.shape[1]} views an object: an action needs exactly 2")
+    return action_between_views(batch, kind, 0, 1)
+
+
+def action_between_views(batch: ViewBatch, kind: ActionKind, first: int, second: int) -> Tensor:
+    """Actions [B, 4] or [B, 6], as `action_from_batch`, that take view `first` of each object to view `second`.
+
+    Raises ValueError unless the batch has poses and `kind` is known.
+    """
     if batch.quat_xyzw is None:
         raise ValueError("the batch has no poses: actions of this kind need a rendered data set")
-    if batch.quat_xyzw.shape[1] != 2:
-        raise ValueError(f"the batch has {batch.quat_xyzw.shape[1]} views an object: an action needs exactly 2")
     if kind not in ACTION_SIZES:
         raise ValueError(f"action kind '{kind}' is unknown: choose one of {', '.join(ACTION_SIZES)}")
-    rotation = relative_rotation(batch.quat_xyzw)
+    pair = [first, second]
+    rotation = relative_rotation(batch.quat_xyzw[:, pair])
     if kind == "rotation":
         return rotation
-    return torch.cat([rotation, relative_hues(batch.latents)], dim=-1)
+    return torch.cat([rotation, relative_hues(batch.latents[:, pair])], dim=-1)

@@ -62,15 +62,15 @@ class OnlineProbes:
         """Measure the heads on a batch, then train them on it; does nothing on all but one of `every` calls.
 
         Args:
-            features: `[B, 2, D]`, two views of each object; detached here once more.
+            features: `[B, V, D]`, V views of each object; detached here once more.
             labels: `[B]` int64, -1 for an object without a label.
-            quat_xyzw: `[B, 2, 4]`, each view's absolute rotation, w > 0; None where poses are unknown.
+            quat_xyzw: `[B, V, 4]`, each view's absolute rotation, w > 0; None where poses are unknown.
         """
         self.calls += 1
         if (self.calls - 1) % self.every != 0:
             return
         features = _standardise(features.detach().float())
-        view_labels = labels.repeat_interleave(2)
+        view_labels = labels.repeat_interleave(features.shape[1])
         targets = None if quat_xyzw is None else quat_xyzw.detach().float().flatten(0, 1)
         num_labelled = (view_labels != UNLABELLED).sum().clamp(min=1)
         loss = torch.zeros((), device=features.device)

@@ -31,7 +31,8 @@ class ProbeResults:
         parts: the probed slices of the feature columns.
         results: result of the encoder by part and task.
         random_results: the same of the random encoder; None if there was none.
-        test_features: every view of the evaluated split, encoded by the encoder.
+        train_features: every view of the split that the heads were trained on, encoded by the encoder.
+        test_features: the same of the evaluated split.
         class_names: of the data set.
         protocol: how the heads were trained and judged.
         seconds: time spent in "encode" (which includes all of the augmented images) and "heads", both encoders
@@ -43,6 +44,7 @@ class ProbeResults:
     parts: dict[str, slice]
     results: PartResults
     random_results: PartResults | None
+    train_features: FeatureCache
     test_features: FeatureCache
     class_names: tuple[str, ...]
     protocol: ProbeProtocol
@@ -104,7 +106,7 @@ def run_probes(
     _check_splits(parts, train, test, split_name)
     seconds = {"encode": 0.0, "heads": 0.0}
 
-    def probe(module: nn.Module) -> tuple[PartResults, FeatureCache, tuple[str, ...]]:
+    def probe(module: nn.Module) -> tuple[PartResults, list[FeatureCache], tuple[str, ...]]:
         started = time.perf_counter()
         caches = [encode_split(module, split, mean_rgb, std_rgb, device, encode_batch_size) for split in (train, test)]
         equivariance = probe_augmentation_equivariance(
@@ -116,9 +118,9 @@ def run_probes(
         seconds["heads"] += time.perf_counter() - encoded
         for part, result in equivariance.results.items():
             results[part][AUGMENTATION_EQUIVARIANCE] = result
-        return results, caches[1], tuple(f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in equivariance.notes)
+        return results, caches, tuple(f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in equivariance.notes)
 
-    results, test_features, notes = probe(encoder)
+    results, (train_features, test_features), notes = probe(encoder)
     random_results = None
     if random_encoder is not None:
         random_results, _, random_notes = probe(random_encoder)
@@ -128,6 +130,7 @@ def run_probes(
         parts=dict(parts),
         results=results,
         random_results=random_results,
+        train_features=train_features,
         test_features=test_features,
         class_names=tuple(train.class_names),
         protocol=protocol,

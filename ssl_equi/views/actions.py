@@ -6,7 +6,7 @@ The encodings:
   constants. Nothing depends on other views, and equal parameters give zeros.
 - augself: the differences that AugSelf regresses (Lee et al., NeurIPS 2021, and its released code).
 - seq_jepa_raw: the nine parameters of seq-JEPA (Ghaemi et al., NeurIPS 2025), plain differences in their own units.
-- seq_jepa_released: as its released code makes them, which divides every parameter by its length over all views of
+- seq_jepa_legacy: as its released code makes them, which divides every parameter by its length over all views of
   the sequence first. Scales are lost, and an action between two views depends on all others, the target included: what
   is to be predicted leaks into the input. For comparison with that code only.
 """
@@ -37,7 +37,7 @@ from ssl_equi.views.parameters import (
     ViewParameters,
 )
 
-ActionEncoding = Literal["standard", "augself", "seq_jepa_raw", "seq_jepa_released"]
+ActionEncoding = Literal["standard", "augself", "seq_jepa_raw", "seq_jepa_legacy"]
 
 LEAST_JITTER_FACTOR = 0.05
 """Smaller factors count as this one in the standard encoding, whose logarithm of 0 would be infinite."""
@@ -60,7 +60,7 @@ REQUIRED_FIELDS: dict[ActionEncoding, tuple[str, ...]] = {
     "standard": (),
     "augself": ("crop", "horizontal_flip", "jitter", "blur"),
     "seq_jepa_raw": ("crop", "jitter", "blur"),
-    "seq_jepa_released": ("crop", "jitter", "blur"),
+    "seq_jepa_legacy": ("crop", "jitter", "blur"),
 }
 
 
@@ -92,6 +92,22 @@ def augmentation_actions(views: Sequence[ViewParameters], encoding: ActionEncodi
     filled = _with_the_same_fields(views)
     action_names(encoding, _present_fields(filled[0]))
     return ENCODERS[encoding](filled).float()
+
+
+def sequence_actions_between(
+    views: Sequence[ViewParameters], encoding: ActionEncoding = "standard"
+) -> Callable[[int, int], Tensor]:
+    """A function from (i, j) to the actions [N, A] that take view i of a sequence to view j, counted from 0.
+
+    With "seq_jepa_legacy" these depend on all views of the sequence, otherwise on the two views only. Arguments and
+    errors as in `augmentation_actions`; all actions have the same columns.
+    """
+    augmentation_actions(views, encoding)  # checks what the views have
+    filled = _with_the_same_fields(views)
+    if encoding == "seq_jepa_legacy":
+        normalised = _normalised_over_the_sequence(filled)
+        return lambda first, second: normalised[:, second] - normalised[:, first]
+    return lambda first, second: ENCODERS[encoding]([filled[first], filled[second]])[:, 0].float()
 
 
 def augmentation_action_size(encoding: ActionEncoding, present_fields: Collection[str]) -> int:
@@ -326,8 +342,13 @@ def _seq_jepa_raw(views: Sequence[ViewParameters]) -> Tensor:
     return _seq_jepa_parameters(views).diff(dim=1)
 
 
-def _seq_jepa_released(views: Sequence[ViewParameters]) -> Tensor:
-    return F.normalize(_seq_jepa_parameters(views), dim=1).diff(dim=1)
+def _seq_jepa_legacy(views: Sequence[ViewParameters]) -> Tensor:
+    return _normalised_over_the_sequence(views).diff(dim=1)
+
+
+def _normalised_over_the_sequence(views: Sequence[ViewParameters]) -> Tensor:
+    """Each of the nine parameters divided by its length over all views, [N, V, 9]."""
+    return F.normalize(_seq_jepa_parameters(views), dim=1)
 
 
 def _seq_jepa_parameters(views: Sequence[ViewParameters]) -> Tensor:
@@ -348,6 +369,6 @@ ENCODERS: dict[ActionEncoding, Callable[[Sequence[ViewParameters]], Tensor]] = {
     "standard": _between_neighbours(_standard),
     "augself": _between_neighbours(_augself),
     "seq_jepa_raw": _seq_jepa_raw,
-    "seq_jepa_released": _seq_jepa_released,
+    "seq_jepa_legacy": _seq_jepa_legacy,
 }
 """From V views to the actions [N, V - 1, A] between neighbours."""

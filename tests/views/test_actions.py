@@ -128,7 +128,7 @@ def test_seq_jepa_values():
     raw = augmentation_action(FIRST, SECOND, "seq_jepa_raw")
     assert torch.allclose(raw, (absolute[1:] - absolute[:1]), atol=1e-5)
     lengths = (absolute**2).sum(dim=0).sqrt()
-    released = augmentation_action(FIRST, SECOND, "seq_jepa_released")
+    released = augmentation_action(FIRST, SECOND, "seq_jepa_legacy")
     assert torch.allclose(released, (absolute[1:] - absolute[:1]) / lengths, atol=1e-6)
 
 
@@ -179,7 +179,7 @@ def test_equal_parameters_give_zeros(encoding: str):
     assert torch.equal(action, torch.zeros(6, augmentation_action_size(encoding, ALL_FIELDS)))
 
 
-@pytest.mark.parametrize("encoding", ["standard", "seq_jepa_raw", "seq_jepa_released"])
+@pytest.mark.parametrize("encoding", ["standard", "seq_jepa_raw", "seq_jepa_legacy"])
 def test_exchanging_the_views_negates(encoding: str):
     """All but the cosines, which are the same for a rotation and its inverse."""
     first, second = random_view(1), random_view(2)
@@ -202,8 +202,8 @@ def test_an_action_depends_on_its_two_views_only(encoding: str):
 def test_the_released_encoding_leaks_the_other_views():
     """Kept for comparison: the action between the first two views changes with the third."""
     views = [random_view(seed) for seed in range(4)]
-    with_third = augmentation_actions(views[:3], "seq_jepa_released")
-    with_other = augmentation_actions([*views[:2], views[3]], "seq_jepa_released")
+    with_third = augmentation_actions(views[:3], "seq_jepa_legacy")
+    with_other = augmentation_actions([*views[:2], views[3]], "seq_jepa_legacy")
     assert not torch.allclose(with_third[:, 0], with_other[:, 0])
 
 
@@ -246,7 +246,7 @@ def test_size_and_names_agree_with_the_action_of_each_transform(field: str):
     assert torch.equal(action, together[:, alone : alone + len(names)])
 
 
-@pytest.mark.parametrize(("encoding", "size"), [("augself", 10), ("seq_jepa_raw", 9), ("seq_jepa_released", 9)])
+@pytest.mark.parametrize(("encoding", "size"), [("augself", 10), ("seq_jepa_raw", 9), ("seq_jepa_legacy", 9)])
 def test_fixed_encodings_have_their_size_and_names(encoding: str, size: int):
     assert augmentation_action_size(encoding, ALL_FIELDS) == len(action_names(encoding, ALL_FIELDS)) == size
     assert augmentation_action(FIRST, SECOND, encoding).shape == (1, size)

@@ -1,0 +1,47 @@
+"""The ending of a run on sequences: what `pretraining.finish` does, for the aggregates too."""
+
+from typing import Any
+
+from ssl_equi.data.sources import DataSource
+from ssl_equi.objectives.seq_jepa import SeqJEPA
+from ssl_equi.pretraining import encoder_card, finish
+from ssl_equi.pretraining_config import PretrainingConfig
+from ssl_equi.probing.records import ProbeRecord
+from ssl_equi.probing.suite import ProbeResults
+from ssl_equi.run import Run
+from ssl_equi.sequence_export import save_sequence_model
+
+SEQUENCE_MODEL_FOLDER = "sequence_model"
+
+
+def finish_sequences(
+    run: Run, config: PretrainingConfig, objective: SeqJEPA, data: DataSource, sequences: dict[str, Any]
+) -> None:
+    """Exports the whole sequence model beside the encoder, probes both, prints the table, writes the report.
+
+    Aggregates are probed here if the actions between stored views are known; `evaluation/sequences.py` asks more of
+    any sequence model.
+
+    Args:
+        sequences: how the sequences were made, see `sequence_export.SequenceModel`.
+    """
+    if run.is_main:
+        card = encoder_card(run.name, config, objective, data)
+        save_sequence_model(objective, run.folder / SEQUENCE_MODEL_FOLDER, card, sequences)
+
+    def aggregate_records(results: ProbeResults) -> list[ProbeRecord]:
+        from ssl_equi.probing.sequence_tasks import quick_sequence_records
+
+        return quick_sequence_records(
+            objective,
+            results.train_features,
+            results.test_features,
+            sequences["actions"],
+            len(results.class_names),
+            device=run.device,
+            seed=config.seed,
+            split_name=config.evaluation_split,
+        )
+
+    rendered = sequences["source"] == "rendered"
+    finish(run, config, objective, data, aggregate_records if rendered else None)
