@@ -1,15 +1,19 @@
-"""What the benchmark scripts share: rows of figures, the machine they were measured on, the JSON file."""
+"""What the benchmark scripts share: timed training steps, rows of figures, the machine they were measured on, the JSON
+file.
+"""
 
 import json
 import platform
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
 
 class Row(TypedDict):
@@ -25,6 +29,88 @@ class Row(TypedDict):
 def row_of(name: str, values: Sequence[float], target: float | None = None) -> Row:
     """The row of some measurements."""
     return {"name": name, "ratio": statistics.median(values), "low": min(values), "high": max(values), "target": target}
+
+
+def wait_for(device: str) -> None:
+    """Until all that was queued on a GPU is done; `device` is cpu or cuda."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+class TrainingStep:
+    """A method's training step on inputs that stay the same: forward, backward, optimiser, and what follows them.
+
+    Args:
+        objective: module whose output has a `loss`; it is moved to the device.
+        inputs: its arguments, on the device.
+        make_optimizer: from the objective's parameters to their optimiser.
+        device: cpu or cuda.
+        bf16: runs the forward pass under autocast in bfloat16.
+        after: called at the end of every step, such as to move a momentum target.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        inputs: tuple[Tensor | None, ...],
+        make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        *,
+        device: str,
+        bf16: bool = False,
+        after: Callable[[], object] | None = None,
+    ) -> None:
+        self.inputs, self.device, self.bf16, self.after = inputs, device, bf16, after
+        self.objective = objective.to(device)
+        self.optimizer = make_optimizer(parameter for parameter in objective.parameters() if parameter.requires_grad)
+
+    def run(self) -> None:
+        """One step."""
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16):
+            output = self.objective(*self.inputs)
+        output.loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.after is not None:
+            self.after()
+
+    def seconds(self, count: int) -> float:
+        """Mean time of a step."""
+        wait_for(self.device)
+        started = time.perf_counter()
+        for _ in range(count):
+            self.run()
+        wait_for(self.device)
+        return (time.perf_counter() - started) / count
+
+
+def random_views(batch_size: int, number: int, side: int, device: str) -> Tensor:
+    """[B, number, 3, side, side] in channels-last memory, as batches of images arrive."""
+    views = torch.randn(batch_size, number, side, side, 3, device=device)
+    return views.permute(0, 1, 4, 2, 3)
+
+
+def seconds_in_turns(steps: dict[str, TrainingStep], rounds: int, steps_per_round: int) -> dict[str, list[float]]:
+    """Seconds a step of each method, one figure a round, after two steps of each that are not counted.
+
+    In each round every method takes its turn, in reverse order every other round, so that a busy machine slows all.
+    """
+    for step in steps.values():
+        step.seconds(2)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for round_number in range(rounds):
+        names = list(steps) if round_number % 2 == 0 else list(reversed(steps))
+        for name in names:
+            seconds[name].append(steps[name].seconds(steps_per_round))
+    return seconds
+
+
+def step_cost_rows(seconds: Mapping[str, Sequence[float]], base: str, targets: Mapping[str, float | None]) -> list[Row]:
+    """For each method of `targets`, the ratios of its seconds over the base's in the same round; then all times."""
+    rows = [
+        row_of(f"{name} / {base}", [own / theirs for own, theirs in zip(seconds[name], seconds[base])], target)
+        for name, target in targets.items()
+    ]
+    return rows + [row_of(f"milliseconds, {name}", [1000 * s for s in values]) for name, values in seconds.items()]
 
 
 def machine_of(device: str) -> dict[str, str | int]:

@@ -15,7 +15,7 @@ round; a ratio is that of one round. Counting pixels alone, E-SSL with four rota
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.benchmarks import Row, print_rows, row_of, write_rows
+from ssl_equi.benchmarks import (
+    Row,
+    TrainingStep,
+    print_rows,
+    random_views,
+    row_of,
+    seconds_in_turns,
+    step_cost_rows,
+    wait_for,
+    write_rows,
+)
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.actions import relative_rotation
 from ssl_equi.data.batch import ViewBatch
@@ -98,12 +108,6 @@ class Config:
     """Also write the figures to this file."""
 
 
-def wait_for(device: str) -> None:
-    """Until all that was queued on a GPU is done."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 # ---------------------------------------------------------------- the loop
 
 
@@ -168,74 +172,38 @@ def measure_loop(config: LoopConfig, device: str) -> list[Row]:
 # ---------------------------------------------------------------- the methods
 
 
-class MethodStep:
-    """One method's training step on fixed inputs."""
-
-    def __init__(
-        self, objective: nn.Module, inputs: tuple[Tensor | None, ...], config: MethodsConfig, device: str
-    ) -> None:
-        self.config, self.device, self.inputs = config, device, inputs
-        self.objective = objective.to(device)
-        self.optimizer = torch.optim.SGD(self.objective.parameters(), lr=1e-3, momentum=0.9)
-
-    def run(self) -> None:
-        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.config.bf16):
-            output = self.objective(*self.inputs)
-        output.loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def seconds(self, count: int) -> float:
-        """Mean time of a step."""
-        started = time.perf_counter()
-        for _ in range(count):
-            self.run()
-        wait_for(self.device)
-        return (time.perf_counter() - started) / count
-
-
-def random_views(config: MethodsConfig, number: int, side: int, device: str) -> Tensor:
-    """[B, number, 3, side, side] in channels-last memory, as batches of images arrive."""
-    views = torch.randn(config.batch_size, number, side, side, 3, device=device)
-    return views.permute(0, 1, 4, 2, 3)
-
-
-def make_steps(config: MethodsConfig, device: str) -> dict[str, MethodStep]:
+def make_steps(config: MethodsConfig, device: str) -> dict[str, TrainingStep]:
     """A step of each method, all on the same views."""
 
     def base() -> SimCLR:
         return SimCLR(create_encoder(config.encoder, config.image_size), SimCLRConfig(projector=config.projector))
 
+    def step(objective: nn.Module, *inputs: Tensor | None) -> TrainingStep:
+        return TrainingStep(objective, inputs, momentum_sgd, device=device, bf16=config.bf16)
+
     torch.manual_seed(0)
-    views, shared_views = (random_views(config, 2, config.image_size, device) for _ in range(2))
-    small_views = random_views(config, 4, config.small_size, device)
+    views, shared_views = (random_views(config.batch_size, 2, config.image_size, device) for _ in range(2))
+    small_views = random_views(config.batch_size, 4, config.small_size, device)
     elements = torch.arange(4, device=device).repeat(config.batch_size, 1)
     essl = ESSLConfig(hidden_widths=config.projector, relu_after_last_hidden=False)
     four_passes = CAREConfig(chunk_size=config.chunk_size)
     two_passes = CAREConfig(chunk_size=config.chunk_size, reuse_views=True)
     return {
-        BASE: MethodStep(base(), (views,), config, device),
-        "E-SSL": MethodStep(ESSL(base(), essl), (views, None, small_views, elements), config, device),
-        "CARE, two passes": MethodStep(CARE(base(), two_passes), (views,), config, device),
-        "CARE, four passes": MethodStep(CARE(base(), four_passes), (views, None, shared_views), config, device),
+        BASE: step(base(), views),
+        "E-SSL": step(ESSL(base(), essl), views, None, small_views, elements),
+        "CARE, two passes": step(CARE(base(), two_passes), views),
+        "CARE, four passes": step(CARE(base(), four_passes), views, None, shared_views),
     }
+
+
+def momentum_sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
 
 
 def measure_methods(config: MethodsConfig, device: str) -> list[Row]:
     """Ratios of step times over the base's in the same round, and the times."""
-    steps = make_steps(config, device)
-    for step in steps.values():
-        step.seconds(2)  # warms up
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for round_number in range(config.rounds):
-        names = list(steps) if round_number % 2 == 0 else list(reversed(steps))
-        for name in names:
-            seconds[name].append(steps[name].seconds(config.steps_per_round))
-    rows = []
-    for name, target in TARGETS.items():
-        ratios = [method / base for method, base in zip(seconds[name], seconds[BASE], strict=True)]
-        rows.append(row_of(f"{name} / {BASE}", ratios, target))
-    return rows + [row_of(f"milliseconds, {name}", [1000 * s for s in values]) for name, values in seconds.items()]
+    seconds = seconds_in_turns(make_steps(config, device), config.rounds, config.steps_per_round)
+    return step_cost_rows(seconds, BASE, TARGETS)
 
 
 def main(config: Config) -> None:
