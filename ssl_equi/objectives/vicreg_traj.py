@@ -1,0 +1,137 @@
+"""VICReg-Traj: VICReg and a trajectory that must be straight (Wang, Chen and Yu, "Pose-Aware Self-Supervised Learning
+with Viewpoint Trajectory Regularization", ECCV 2024), as the seq-JEPA paper compares it (Ghaemi et al., NeurIPS 2025,
+appendix A.3).
+
+Three views of an object are three points on the unit sphere of embeddings. The path through them should not bend in the
+second one; nobody says which way it should go, so no action is needed.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_equi.objectives.distributed import gather_batch
+from ssl_equi.objectives.extension import Extension
+from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.sequences import check_sequence
+from ssl_equi.objectives.two_views import on_both_views
+from ssl_equi.objectives.vicreg import VICReg
+from ssl_equi.objectives.vicreg_terms import full_precision, std_per_dim, vicreg_terms
+
+# Of a tangent vector on the unit sphere. Rounding in float32 leaves the direction of a shorter one few right digits,
+# and the gradient of a direction grows with the inverse of the length.
+SHORTEST_TANGENT = 1e-4
+
+
+@dataclass(frozen=True)
+class VICRegTrajConfig:
+    """What comes to VICReg; VICReg's own options are in `VICRegConfig`, whose defaults are the comparison's too."""
+
+    weight: float = 0.01
+    """Weight of the trajectory term; 0 leaves VICReg as it is. Paper: .01; 1 in seq-JEPA's released code."""
+
+
+def trajectory_term(embeddings: Tensor) -> Tensor:
+    """How much the path through three embeddings bends on the unit sphere: -1 is straight, 1 goes back.
+
+    With u_k = z_k / |z_k|, the displacements u_2 - u_1 and u_3 - u_2 lose what points along u_2,
+
+        t_1 = (u_2 - u_1) - <u_2 - u_1, u_2> u_2,        t_2 = (u_3 - u_2) - <u_3 - u_2, u_2> u_2,
+
+    so that both lie in the plane that touches the sphere in u_2. The term is -<t_1, t_2> / (|t_1| |t_2|), mean over the
+    batch: -1 for points in their order on a great circle, if each step is less than half a turn.
+
+    A view whose t is shorter than `SHORTEST_TANGENT` (equal or opposite embeddings) has no direction: its object counts
+    as 0 and gives no gradient.
+
+    Args:
+        embeddings: [B, 3, E], of any length; this process's share.
+    """
+    first, middle, last = F.normalize(embeddings, dim=-1).unbind(dim=1)
+    arriving = _direction(_tangent(middle - first, middle))
+    leaving = _direction(_tangent(last - middle, middle))
+    return -(arriving * leaving).sum(dim=-1).mean()
+
+
+def _tangent(displacement: Tensor, point: Tensor) -> Tensor:
+    """The part of a displacement that is orthogonal to `point` of length 1: [B, E], [B, E] -> [B, E]."""
+    return displacement - (displacement * point).sum(dim=-1, keepdim=True) * point
+
+
+def _direction(tangent: Tensor) -> Tensor:
+    """Tangent vectors [B, E] at length 1; zeros, without gradient, for those that are too short."""
+    length = torch.linalg.vector_norm(tangent, dim=-1, keepdim=True)
+    unit = tangent / length.clamp(min=SHORTEST_TANGENT)
+    return torch.where(length > SHORTEST_TANGENT, unit, torch.zeros_like(unit))
+
+
+class VICRegTraj(Extension):
+    """loss = VICReg's loss of views 1 and 2 + weight * `trajectory_term` of views 1, 2 and 3.
+
+    The trajectory is that of the projected embeddings. All three views go through encoder and projector in one call
+    (with VICReg's `separate_batch_norm`: one a view), so the third one counts in the statistics of batch norms.
+
+    Args:
+        base: VICReg, which holds encoder and projector.
+        config: weight of the trajectory.
+
+    Raises:
+        ValueError: if the base is not VICReg, or the weight is impossible.
+    """
+
+    base: VICReg
+
+    def __init__(self, base: VICReg, config: VICRegTrajConfig = VICRegTrajConfig()) -> None:
+        super().__init__(base)
+        if not isinstance(base, VICReg):
+            raise ValueError(f"the base objective is {type(base).__name__}: pass VICReg(encoder)")
+        if not config.weight >= 0:
+            raise ValueError(f"weight is {config.weight}: give 0 or more, such as 0.01")
+        self.config = config
+
+    @property
+    def num_views(self) -> int:
+        """How many views of each object `forward` takes: three, or VICReg's two if the weight is 0."""
+        return 2 if self.config.weight == 0 else 3
+
+    def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
+        """Computes the loss of a batch.
+
+        Args:
+            views: [B, 3, 3, H, W], float, normalised; with weight 0 the third view may be missing and is not used.
+            actions: ignored; accepted so that all objectives are called alike.
+
+        Returns:
+            VICReg's terms `invariance`, `variance`, `covariance` and the monitor `std_all`, all of views 1 and 2, and
+            `trajectory`; features of all three views. With weight 0 the base's terms and features of two views.
+
+        Raises:
+            ValueError: if the views do not have the shape or type above.
+        """
+        if self.config.weight == 0:
+            return replace(self.base(views[:, :2]), embeddings=None, encoder_features=None)
+        check_sequence(views, least=3)
+        if views.shape[1] != 3:
+            raise ValueError(f"views have shape {tuple(views.shape)}: pass [B, 3, C, H, W], three views of each object")
+        vicreg = self.base.config
+        features = on_both_views(self.encoder, views, vicreg.separate_batch_norm)
+        embeddings = on_both_views(self.base.projector, features, vicreg.separate_batch_norm)
+        with torch.autocast(views.device.type, enabled=False):
+            embeddings = full_precision(embeddings)
+            pairs = embeddings[:, :2]
+            gathered = gather_batch(pairs)
+            terms = vicreg_terms(pairs, gathered) | {"trajectory": trajectory_term(embeddings)}
+            loss = (
+                vicreg.inv_weight * terms["invariance"]
+                + vicreg.variance_weight * terms["variance"]
+                + vicreg.covariance_weight * terms["covariance"]
+                + self.config.weight * terms["trajectory"]
+            )
+        terms["std_all"] = std_per_dim(gathered.detach()).mean()
+        return ObjectiveOutput(
+            loss=loss,
+            terms={name: term.detach().float() for name, term in terms.items()},
+            features=full_precision(features.detach()),
+        )
