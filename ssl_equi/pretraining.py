@@ -41,7 +41,10 @@ class Objective(Protocol):
     """What the ending needs to know of an objective: its encoder, and the parts of the features."""
 
     encoder: nn.Module
-    parts: dict[str, slice]
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Named slices of the feature columns."""
 
 
 class DataIdentity:
