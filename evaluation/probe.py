@@ -1,4 +1,4 @@
-"""Probes an exported encoder: class, relative rotation and colour from each part of its features.
+"""Probes an exported encoder: class, rotations and colour from each part of its features.
 
     python evaluation/probe.py runs/sie/encoder                                  the embedded test split
     python evaluation/probe.py runs/sie/encoder --split ood_rotation             poses that were never trained on

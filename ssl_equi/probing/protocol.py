@@ -54,6 +54,11 @@ class ProbeProtocol:
     rotation_pairs_per_object: int = 10
     rotation_hidden: tuple[int, ...] = (512, 512)
 
+    # Quaternion of a single view's pose (w > 0) from its features, mean squared error.
+    absolute_rotation_epochs: int = 20
+    absolute_rotation_views_per_object: int | None = 10  # None: every view, each epoch
+    absolute_rotation_hidden: tuple[int, ...] = (256, 256)
+
     # Differences of floor hue and light hue from two views' concatenated features, linear head.
     colour_solver: Literal["ridge", "adam"] = "ridge"
     colour_epochs: int = 1
@@ -90,6 +95,9 @@ def sie() -> ProbeProtocol:
         rotation_epochs=300,
         rotation_pairs_per_object=1,
         rotation_hidden=(1024, 1024),
+        absolute_rotation_epochs=300,  # SIE has no such probe; the head is that of seq-JEPA's individual rotation
+        absolute_rotation_views_per_object=1,
+        absolute_rotation_hidden=(1024, 1024),
         colour_solver="adam",
         colour_epochs=300,
         colour_pairs_per_object=1,

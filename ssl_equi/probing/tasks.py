@@ -1,4 +1,4 @@
-"""The three questions asked of frozen features: which class, which relative rotation, which change of colour.
+"""The questions asked of frozen features: which class, which relative and absolute rotation, which change of colour.
 
 Each task trains its head on one split's features and measures it on another's. A result carries its metrics, the same
 metrics of the best answer that looks at no image, and what the figures of the report need.
@@ -42,8 +42,8 @@ class TaskResult:
         metrics: value by metric name.
         baselines: the best answer without an image, by metric name.
         num_samples: evaluated views or pairs.
-        angle_errors_deg: rotation task only, error of each pair `[num_samples]`.
-        constant_angle_errors_deg: rotation task only, the same for the constant rotation.
+        angle_errors_deg: rotation tasks only, error of each pair or view `[num_samples]`.
+        constant_angle_errors_deg: rotation tasks only, the same for the constant rotation.
         per_class_recall: classification task only, `[C]`, NaN for a class without test objects.
     """
 
@@ -72,10 +72,7 @@ def classification(
     epochs = protocol.classification_epochs
     train_head(head, features, samples_of_epoch, F.cross_entropy, protocol, epochs=epochs, seed=seed)
 
-    test_views_per_object = protocol.evaluation_views_per_object or test.num_views
-    samples = _view_samples(
-        test, evaluation_views(test.num_objects, test.num_views, test_views_per_object, protocol.evaluation_seed)
-    )
+    samples = _view_samples(test, _test_views(test, protocol))
     logits = predict(head, _matrix(test), samples.rows)
     return TaskResult(
         metrics={"top1": top1(logits, samples.targets), "balanced_top1": balanced_top1(logits, samples.targets)},
@@ -100,20 +97,31 @@ def relative_rotation_task(
     train_head(head, features, samples_of_epoch, F.mse_loss, protocol, epochs=protocol.rotation_epochs, seed=seed)
 
     samples = _rotation_samples(test, _test_pairs(test, protocol))
-    predictions = predict(head, _matrix(test), samples.rows)
-    errors_deg = angle_errors_deg(predictions, samples.targets)
-    baselines, constant_errors_deg = constant_rotation_baselines(samples.targets)
-    return TaskResult(
-        metrics={
-            "r2_uniform": r2_uniform(predictions, samples.targets),
-            "r2_pooled": r2_pooled(predictions, samples.targets),
-            **summarise_angles(errors_deg),
-        },
-        baselines=baselines,
-        num_samples=len(samples),
-        angle_errors_deg=errors_deg.numpy(),
-        constant_angle_errors_deg=constant_errors_deg.numpy(),
-    )
+    return _rotation_result(predict(head, _matrix(test), samples.rows), samples.targets)
+
+
+def absolute_rotation_task(
+    train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
+) -> TaskResult:
+    """Quaternion (w > 0) of a single view's pose: MLP on its features, mean squared error.
+
+    The "individual rotation" of seq-JEPA (Ghaemi et al., NeurIPS 2025). The pose is that of an object in its family's
+    own frame, which no view shows: of an object whose front can't be told from its back, it can't be known.
+    """
+    features = _matrix(train)
+    generator = torch.Generator().manual_seed(seed)
+    head = build_head(features.shape[1], protocol.absolute_rotation_hidden, 4, generator)
+    views_per_object = protocol.absolute_rotation_views_per_object or train.num_views
+
+    def samples_of_epoch(epoch: int) -> Samples:
+        views = training_views(train.num_objects, train.num_views, views_per_object, seed, epoch)
+        return _pose_samples(train, views)
+
+    epochs = protocol.absolute_rotation_epochs
+    train_head(head, features, samples_of_epoch, F.mse_loss, protocol, epochs=epochs, seed=seed)
+
+    samples = _pose_samples(test, _test_views(test, protocol))
+    return _rotation_result(predict(head, _matrix(test), samples.rows), samples.targets)
 
 
 def colour(train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int) -> TaskResult:
@@ -150,15 +158,16 @@ def colour(train: FeatureCache, test: FeatureCache, num_classes: int, protocol: 
 TASKS: dict[str, Task] = {
     "classification": classification,
     "relative_rotation": relative_rotation_task,
+    "absolute_rotation": absolute_rotation_task,
     "colour": colour,
 }
 
 
-NEEDS_POSES = ("relative_rotation", "colour")
+NEEDS_POSES = ("relative_rotation", "absolute_rotation", "colour")
 
 
 def tasks_for(cache: FeatureCache) -> dict[str, Task]:
-    """The tasks that can be asked of a split: those that need two views of known pose are left out without poses."""
+    """The tasks that can be asked of a split: those that need known poses are left out without them."""
     return {name: task for name, task in TASKS.items() if cache.quats_xyzw is not None or name not in NEEDS_POSES}
 
 
@@ -167,12 +176,24 @@ def _matrix(cache: FeatureCache) -> Tensor:
     return cache.features.flatten(0, 1)
 
 
+def _view_rows(cache: FeatureCache, view_indices: np.ndarray) -> Tensor:
+    """Rows `[n_objects, k]` of the views `view_indices [n_objects, k]`."""
+    rows = np.arange(cache.num_objects)[:, None] * cache.num_views + view_indices
+    return torch.from_numpy(rows).to(cache.features.device)
+
+
 def _view_samples(cache: FeatureCache, view_indices: np.ndarray) -> Samples:
     """One sample for each of `view_indices [n_objects, k]`, labelled with the object's class."""
-    device = cache.features.device
-    rows = torch.from_numpy(np.arange(cache.num_objects)[:, None] * cache.num_views + view_indices).to(device)
-    labels = cache.labels.to(device)[:, None].expand_as(rows)
+    rows = _view_rows(cache, view_indices)
+    labels = cache.labels.to(rows.device)[:, None].expand_as(rows)
     return Samples(rows.reshape(-1, 1), labels.reshape(-1))
+
+
+def _pose_samples(cache: FeatureCache, view_indices: np.ndarray) -> Samples:
+    """One sample for each of `view_indices [n_objects, k]`, with the view's absolute quaternion."""
+    assert cache.quats_xyzw is not None, "the task needs poses"
+    rows = _view_rows(cache, view_indices).reshape(-1, 1)
+    return Samples(rows, cache.quats_xyzw.flatten(0, 1)[rows[:, 0]])
 
 
 def _pair_rows(cache: FeatureCache, pairs: ViewPairs) -> Tensor:
@@ -189,6 +210,28 @@ def _rotation_samples(cache: FeatureCache, pairs: ViewPairs) -> Samples:
 def _colour_samples(cache: FeatureCache, pairs: ViewPairs) -> Samples:
     rows = _pair_rows(cache, pairs)
     return Samples(rows, relative_hues(cache.latents.flatten(0, 1)[rows]))
+
+
+def _rotation_result(predictions: Tensor, targets_xyzw: Tensor) -> TaskResult:
+    """Metrics of predicted quaternions `[n, 4]` beside those of the best constants."""
+    errors_deg = angle_errors_deg(predictions, targets_xyzw)
+    baselines, constant_errors_deg = constant_rotation_baselines(targets_xyzw)
+    return TaskResult(
+        metrics={
+            "r2_uniform": r2_uniform(predictions, targets_xyzw),
+            "r2_pooled": r2_pooled(predictions, targets_xyzw),
+            **summarise_angles(errors_deg),
+        },
+        baselines=baselines,
+        num_samples=len(targets_xyzw),
+        angle_errors_deg=errors_deg.numpy(),
+        constant_angle_errors_deg=constant_errors_deg.numpy(),
+    )
+
+
+def _test_views(test: FeatureCache, protocol: ProbeProtocol) -> np.ndarray:
+    views_per_object = protocol.evaluation_views_per_object or test.num_views
+    return evaluation_views(test.num_objects, test.num_views, views_per_object, protocol.evaluation_seed)
 
 
 def _test_pairs(test: FeatureCache, protocol: ProbeProtocol) -> ViewPairs:
