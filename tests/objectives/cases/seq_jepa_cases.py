@@ -1,0 +1,38 @@
+"""seq-JEPA without dropout, whose draws depend on the number of processes: with a step of the target in between."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from two_process_cases import GLOBAL_BATCH, BatchNormEncoder, Tensors, train_steps
+
+from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
+
+VARIANTS = {
+    "seq_jepa": {},
+    "seq_jepa_separate_batch_norm": {"separate_batch_norm": True},
+    "seq_jepa_no_target": {"momentum_target": False},
+    "seq_jepa_aggregator_only": {"conditioning": "aggregator"},
+    "seq_jepa_no_action": {"conditioning": "none"},
+}
+
+
+def random_sequences(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Four views of each object, and the three actions between them."""
+    return torch.randn(GLOBAL_BATCH, 4, 3, 8, 8, dtype=dtype), torch.randn(GLOBAL_BATCH, 3, 4, dtype=dtype)
+
+
+def seq_jepa_steps(dtype: torch.dtype, **changes: object) -> Tensors:
+    config = SeqJEPAConfig(
+        action_width=8, layers=2, feedforward_width=32, dropout=0.0, predictor_hidden_width=20, **changes
+    )
+    return train_steps(
+        lambda: SeqJEPA(BatchNormEncoder(), config),
+        dtype,
+        random_sequences,
+        steps=2,
+        after_step=lambda objective: objective.update_target(0.9),
+    )
+
+
+CASES = {name: partial(seq_jepa_steps, **changes) for name, changes in VARIANTS.items()}
