@@ -1,0 +1,30 @@
+"""Conv-JEPA on three observed views, two steps with the target following in between."""
+
+import torch
+from torch import Tensor
+from two_process_cases import GLOBAL_BATCH, BatchNormEncoder, Tensors, train_steps
+
+from ssl_equi.objectives.conv_jepa import ConvJEPA, ConvJEPAConfig
+
+
+def views_and_actions(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return torch.randn(GLOBAL_BATCH, 4, 3, 8, 8, dtype=dtype), torch.randn(GLOBAL_BATCH, 3, 2, dtype=dtype)
+
+
+def conv_jepa_steps(dtype: torch.dtype, **changes: object) -> Tensors:
+    config = ConvJEPAConfig(projector=(24, 16), predictor_hidden_width=20, action_width=8, **changes)
+    return train_steps(
+        lambda: ConvJEPA(BatchNormEncoder(), config),
+        dtype,
+        views_and_actions,
+        steps=2,
+        after_step=lambda objective: objective.update_target(0.7),
+    )
+
+
+CASES = {
+    "conv_jepa": lambda dtype: conv_jepa_steps(dtype),
+    "conv_jepa_sum_separate_batch_norm": lambda dtype: conv_jepa_steps(
+        dtype, reduction="sum", separate_batch_norm=True
+    ),
+}
