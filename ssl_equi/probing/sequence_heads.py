@@ -1,0 +1,162 @@
+"""What the questions about sequences share: aggregates of views, and heads that regress parts of an action."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_equi.probing.baselines import constant_baselines, constant_rotation_baselines
+from ssl_equi.probing.encode import frozen
+from ssl_equi.probing.heads import Samples, build_head, fit_ridge, train_head
+from ssl_equi.probing.metrics import angle_errors_deg, r2_uniform, summarise_angles
+from ssl_equi.probing.protocol import ProbeProtocol
+from ssl_equi.probing.sequences import HUE_NAMES, ROTATION_NAMES, FeatureSequences
+from ssl_equi.probing.tasks import TaskResult
+
+SEQUENCES_IN_A_CHUNK = 512
+
+
+class AggregatingModel(Protocol):
+    """A module that makes one vector of the features of several views, such as `ssl_equi.objectives.seq_jepa.SeqJEPA`.
+
+    Attributes:
+        num_features: columns D of the encoder's features.
+        aggregate_width: columns W of an aggregate.
+        aggregator_takes_actions: False if `aggregate` is given None instead of actions.
+    """
+
+    num_features: int
+    aggregate_width: int
+
+    @property
+    def aggregator_takes_actions(self) -> bool: ...
+
+    def aggregate(self, features: Tensor, actions: Tensor | None) -> Tensor:
+        """`[B, W]` of features `[B, M, D]` and actions `[B, M - 1, A]`, for any M >= 1."""
+
+
+def aggregate_views(
+    model: AggregatingModel,
+    sets: Sequence[FeatureSequences],
+    first: int,
+    count: int,
+    *,
+    without_images: bool = False,
+    without_actions: bool = False,
+) -> list[Tensor]:
+    """Aggregates `[N, W]` of views `first` to `first + count - 1` of every sequence of each set.
+
+    Args:
+        model: on the device of the sets; in evaluation mode here, whatever its mode is.
+        without_images: zeros stand for the features.
+        without_actions: zeros stand for the actions.
+
+    Raises:
+        RuntimeError: aggregating changed a parameter or a buffer of the model, or an aggregate is not finite.
+    """
+    assert isinstance(model, nn.Module)
+    chunks: list[list[Tensor]] = []
+    with frozen(model):
+        for sequences in sets:
+            features, actions = sequences.features[:, first : first + count], sequences.steps(first, count - 1)
+            features = torch.zeros_like(features) if without_images else features
+            actions = torch.zeros_like(actions) if without_actions else actions
+            pairs = zip(features.split(SEQUENCES_IN_A_CHUNK), actions.split(SEQUENCES_IN_A_CHUNK), strict=True)
+            chunks.append(
+                [model.aggregate(seen, told if model.aggregator_takes_actions else None) for seen, told in pairs]
+            )
+    # Concatenated outside inference mode, so that they are ordinary tensors that autograd accepts.
+    aggregates = [torch.cat(chunks_of_set) for chunks_of_set in chunks]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in aggregates):
+        raise RuntimeError("the model's aggregates are not finite: the run diverged, use an earlier checkpoint")
+    return aggregates
+
+
+@dataclass(frozen=True)
+class ActionTarget:
+    """Columns of an action that are asked for together, and by which head."""
+
+    name: str
+    columns: tuple[int, ...]
+    head: Literal["mlp", "linear"]
+
+    @property
+    def is_rotation(self) -> bool:
+        """True if the columns are a quaternion xyzw."""
+        return self.name == "rotation"
+
+
+# By the paper's appendix, MLPs read rotations, crops and colour jitter, and linear heads read hues, blur and positions.
+_MLP_TARGETS = ("rotation", "crop", "jitter")
+_JITTER_NAMES = (
+    "brightness", "contrast", "saturation", "hue", "log_brightness", "log_contrast", "log_saturation",
+)  # fmt: skip
+
+
+def action_targets(action_names: Sequence[str]) -> tuple[ActionTarget, ...]:
+    """The parts of an action by its column names; columns of no part (flips, grayscale, ...) are not asked for."""
+    columns: dict[str, list[int]] = {}
+    for column, action_name in enumerate(action_names):
+        target_name = _target_name(action_name)
+        if target_name is not None:
+            columns.setdefault(target_name, []).append(column)
+    return tuple(
+        ActionTarget(name, tuple(members), "mlp" if name in _MLP_TARGETS else "linear")
+        for name, members in columns.items()
+    )
+
+
+def _target_name(action_name: str) -> str | None:
+    if action_name in ROTATION_NAMES:
+        return "rotation"
+    if action_name in HUE_NAMES:
+        return "hues"
+    if action_name in _JITTER_NAMES:
+        return "jitter"
+    prefixes = ("position", "crop", "blur")
+    return next((prefix for prefix in prefixes if action_name.startswith(f"{prefix}_")), None)
+
+
+def fit_target(
+    target: ActionTarget,
+    features: Tensor,
+    objects: Tensor,
+    samples_of_epoch: Callable[[int], Samples],
+    protocol: ProbeProtocol,
+    seed: int,
+) -> nn.Sequential:
+    """The head of the target's kind, trained on rows of `features [R, D]` that show the objects `objects [R]`.
+
+    A linear head is the ridge regression on the samples of epoch 0, an MLP is trained like that of relative rotations.
+    """
+    samples = samples_of_epoch(0)
+    if target.head == "linear":
+        held_out = _held_out(objects, protocol.ridge_held_out_share, seed)[samples.rows[:, 0]]
+        return fit_ridge(features, samples, held_out, protocol)[0]
+    inputs = samples.rows.shape[1] * features.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    head = build_head(inputs, protocol.rotation_hidden, len(target.columns), generator)
+    epochs = protocol.rotation_epochs
+    return train_head(head, features, samples_of_epoch, F.mse_loss, protocol, epochs=epochs, seed=seed)
+
+
+def judge(target: ActionTarget, predictions: Tensor, truth: Tensor) -> TaskResult:
+    """`r2_uniform`, and the median angle of rotations, of predictions `[n, K]`, beside the constant answer's."""
+    metrics = {"r2_uniform": r2_uniform(predictions, truth)}
+    baselines = constant_baselines(truth)
+    if target.is_rotation:
+        metrics["angle_deg_median"] = summarise_angles(angle_errors_deg(predictions, truth))["angle_deg_median"]
+        baselines, _ = constant_rotation_baselines(truth)
+    return TaskResult(metrics, {name: baselines[name] for name in metrics}, len(truth))
+
+
+def _held_out(objects: Tensor, share: float, seed: int) -> Tensor:
+    """Bool `[R]`: the rows of the objects that choose the strength of a ridge regression, at least one of several."""
+    distinct, position = objects.unique(return_inverse=True)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(distinct))).to(objects.device)
+    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
+    return (order < count)[position]

@@ -1,0 +1,281 @@
+"""Questions asked of a model that aggregates sequences of views (seq-JEPA, Ghaemi et al., NeurIPS 2025, section 3.3).
+
+- classification: the object's class from the aggregate of M views, by a linear head of its own for every M, beside the
+  class from the encoder's features of the first view ("all").
+- leakage: what the aggregate should have left to the encoder. Two aggregates, of views 1 to M and of views M + 1 to
+  2M, are asked for the action from the last view of the first half to the last view of the second half; neither was
+  told of it. Beside them, the encoder's features of those two views ("all@M"). The paper's leakage of actions is of an
+  unnamed pair; this definition is ours.
+
+Parts are named "all" (features of the encoder) and "agg@M" (aggregate of M views), tasks by question and part of the
+action: "leakage_rotation".
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ssl_equi.data.actions import ActionKind
+from ssl_equi.probing.encode import FeatureCache
+from ssl_equi.probing.heads import Samples, predict
+from ssl_equi.probing.protocol import ProbeProtocol
+from ssl_equi.probing.records import ProbeRecord
+from ssl_equi.probing.sequence_heads import (
+    ActionTarget,
+    AggregatingModel,
+    action_targets,
+    aggregate_views,
+    fit_target,
+    judge,
+)
+from ssl_equi.probing.sequences import FeatureSequences, sequences_of_cache
+from ssl_equi.probing.tasks import TaskResult, classification
+
+Question = Literal["classification", "leakage"]
+QUESTIONS: tuple[Question, ...] = ("classification", "leakage")
+TASK_ORDER = ("classification", "leakage")  # first words of the tasks' names
+
+Answers = dict[tuple[str, str], TaskResult]  # by task and part
+
+
+@dataclass(frozen=True)
+class SequenceProtocol:
+    """What is asked, of which sequences, and how the heads are trained and judged.
+
+    Heads learn from the fixed sequences of the training split and are judged on those of the evaluated one.
+    """
+
+    name: str = "ssl_equi_sequences_v1"
+    questions: tuple[Question, ...] = QUESTIONS
+    lengths: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)  # numbers M of aggregated views
+    leakage_lengths: tuple[int, ...] = (1, 2, 3, 4)  # M of each half
+    sequences_per_object: int = 4
+    sequences_seed: int = 0
+    heads: ProbeProtocol = field(default_factory=ProbeProtocol)
+
+    def __post_init__(self) -> None:
+        if min((*self.lengths, *self.leakage_lengths, self.sequences_per_object)) < 1 or not self.lengths:
+            raise ValueError(
+                f"lengths are {self.lengths}, leakage_lengths {self.leakage_lengths} and sequences_per_object is "
+                f"{self.sequences_per_object}: give one length or more, and numbers of at least 1"
+            )
+        unknown = [question for question in self.questions if question not in QUESTIONS]
+        if unknown:
+            raise ValueError(f"there is no question {unknown[0]!r}: choose from {', '.join(QUESTIONS)}")
+
+    @property
+    def views_needed(self) -> int:
+        """Views of a sequence that is long enough for the longest aggregate."""
+        return max(self.lengths)
+
+
+QUICK = SequenceProtocol(
+    name="ssl_equi_sequences_quick",
+    questions=("classification", "leakage"),
+    lengths=(1, 2, 3, 5, 8),
+    leakage_lengths=(1, 3),
+    sequences_per_object=2,
+)
+
+
+@dataclass(frozen=True)
+class SequenceResults:
+    """Records of all questions in the order of the table, and a sentence for each number that is missing."""
+
+    records: list[ProbeRecord]
+    notes: tuple[str, ...]
+
+
+def probe_sequences(
+    model: AggregatingModel,
+    train: FeatureSequences,
+    test: FeatureSequences,
+    num_classes: int,
+    protocol: SequenceProtocol,
+    *,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    split_name: str = "test",
+) -> SequenceResults:
+    """Ask the questions of the protocol; lengths for which the sequences are too short are left out with a note.
+
+    Args:
+        model: a module on `device`; its state and modes are left untouched.
+        train, test: sequences of different objects.
+        seed: of the heads' initialisation and training.
+
+    Raises:
+        ValueError: the two sets of sequences do not belong together or to the model, or an object has no label.
+        RuntimeError: aggregating changed the state of the model.
+    """
+    _check_sets(train, test)
+    probing = _Probing(model, train.to(device), test.to(device), num_classes, protocol, seed)
+    answers = probing.encoder_answers()
+    for length in range(1, train.length + 1):
+        answers |= probing.answers_at(length)
+    tasks = sorted({task: None for task, _ in answers}, key=lambda task: TASK_ORDER.index(task.partition("_")[0]))
+    records = [
+        ProbeRecord(
+            task=task,
+            part=part,
+            metric=metric,
+            value=value,
+            baseline=result.baselines[metric].value,
+            baseline_name=result.baselines[metric].name,
+            random_encoder=None,
+            n=result.num_samples,
+            num_objects=test.num_objects,
+            split=split_name,
+            protocol=protocol.name,
+            seed=seed,
+        )
+        for task in tasks
+        for (task_of_part, part), result in answers.items()
+        if task_of_part == task
+        for metric, value in result.metrics.items()
+    ]
+    return SequenceResults(records, tuple(_notes(protocol, train.length)))
+
+
+def quick_sequence_records(
+    model: AggregatingModel,
+    train_cache: FeatureCache,
+    test_cache: FeatureCache,
+    kind: ActionKind,
+    num_classes: int,
+    *,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    split_name: str = "test",
+) -> list[ProbeRecord]:
+    """The class from a few lengths, and the leakage at two, of stored views of rendered objects; see `QUICK`.
+
+    Args:
+        model: a module on `device`.
+        train_cache, test_cache: every view of the two splits, encoded by the model's encoder.
+        kind: what the model was told between views.
+        seed: of the heads; the sequences are the same for every model.
+
+    Raises:
+        ValueError: the poses are unknown, or the action does not fit the model.
+    """
+    train, test = [
+        sequences_of_cache(
+            cache, kind, min(QUICK.views_needed, cache.num_views), QUICK.sequences_per_object, QUICK.sequences_seed
+        )
+        for cache in (train_cache, test_cache)
+    ]
+    return probe_sequences(
+        model, train, test, num_classes, QUICK, device=device, seed=seed, split_name=split_name
+    ).records
+
+
+@dataclass(frozen=True)
+class _Probing:
+    """One model, two sets of sequences on its device, and what is asked of them."""
+
+    model: AggregatingModel
+    train: FeatureSequences
+    test: FeatureSequences
+    num_classes: int
+    protocol: SequenceProtocol
+    seed: int
+
+    def encoder_answers(self) -> Answers:
+        """What needs no aggregate."""
+        if "classification" not in self.protocol.questions:
+            return {}
+        return {("classification", "all"): self._class_from(self.train.features[:, 0], self.test.features[:, 0])}
+
+    def answers_at(self, length: int) -> Answers:
+        """What is asked of aggregates of `length` views."""
+        asked = [
+            question for question, lengths in _lengths(self.protocol, self.train.length).items() if length in lengths
+        ]
+        if not asked:
+            return {}
+        train, test = aggregate_views(self.model, [self.train, self.test], 0, length)
+        answers: Answers = {}
+        if "classification" in asked:
+            answers["classification", f"agg@{length}"] = self._class_from(train, test)
+        if "leakage" in asked:
+            answers |= self._leakage(length, train, test)
+        return answers
+
+    def _class_from(self, train: Tensor, test: Tensor) -> TaskResult:
+        """The class from one row of features `[N, D]` a sequence."""
+        train_cache, test_cache = [
+            FeatureCache(features[:, None], sequences.labels, features.new_zeros(len(features), 1, 0), None)
+            for features, sequences in ((train, self.train), (test, self.test))
+        ]
+        return classification(train_cache, test_cache, self.num_classes, self.protocol.heads, self.seed)
+
+    def _leakage(self, length: int, train: Tensor, test: Tensor) -> Answers:
+        """The action between the last views of both halves, from aggregates of the halves and from these views."""
+        second_train, second_test = aggregate_views(self.model, [self.train, self.test], length, length)
+        views = (length - 1, 2 * length - 1)
+        sources = {
+            f"all@{length}": [[sequences.features[:, view] for view in views] for sequences in (self.train, self.test)],
+            f"agg@{length}": [[train, second_train], [test, second_test]],
+        }
+        truths = [sequences.actions[:, views[0], views[1]] for sequences in (self.train, self.test)]
+        answers: Answers = {}
+        for target in action_targets(self.train.action_names):
+            for part, (train_pair, test_pair) in sources.items():
+                result = self._regress(target, train_pair, truths[0], test_pair, truths[1])
+                answers[f"leakage_{target.name}", part] = result
+        return answers
+
+    def _regress(
+        self, target: ActionTarget, train: list[Tensor], train_actions: Tensor, test: list[Tensor], test_actions: Tensor
+    ) -> TaskResult:
+        """A part of the actions `[N, A]` from two rows `[N, D]` of each sequence."""
+        columns = list(target.columns)
+        samples, test_samples = _pair_samples(train_actions[:, columns]), _pair_samples(test_actions[:, columns])
+        objects = self.train.objects.repeat(len(train))
+        head = fit_target(target, torch.cat(train), objects, lambda epoch: samples, self.protocol.heads, self.seed)
+        return judge(target, predict(head, torch.cat(test), test_samples.rows), test_samples.targets)
+
+
+def _pair_samples(targets: Tensor) -> Samples:
+    """Samples of the rows i and N + i for `targets [N, K]`."""
+    count = len(targets)
+    rows = torch.arange(2 * count, device=targets.device).view(2, count).T
+    return Samples(rows, targets)
+
+
+def _lengths(protocol: SequenceProtocol, views: int) -> dict[Question, tuple[int, ...]]:
+    """The lengths of each question of the protocol for which sequences of so many views suffice."""
+    possible: dict[Question, tuple[int, ...]] = {
+        "classification": tuple(length for length in protocol.lengths if length <= views),
+        "leakage": tuple(length for length in protocol.leakage_lengths if 2 * length <= views),
+    }
+    return {question: possible[question] for question in protocol.questions}
+
+
+def _notes(protocol: SequenceProtocol, views: int) -> list[str]:
+    """A sentence for each question of which a length is left out."""
+    wanted: dict[Question, tuple[int, ...]] = {
+        "classification": protocol.lengths,
+        "leakage": protocol.leakage_lengths,
+    }
+    notes = []
+    for question, possible in _lengths(protocol, views).items():
+        missing = [str(length) for length in wanted[question] if length not in possible]
+        if missing:
+            notes.append(f"{question}: {', '.join(missing)} views are left out, because sequences have {views}")
+    return notes
+
+
+def _check_sets(train: FeatureSequences, test: FeatureSequences) -> None:
+    if (train.length, train.action_names) != (test.length, test.action_names):
+        raise ValueError(
+            f"training sequences have {train.length} views and actions {train.action_names}, evaluated ones "
+            f"{test.length} and {test.action_names}: make both alike"
+        )
+    for sequences in (train, test):
+        if bool((sequences.labels < 0).any()):
+            count = int((sequences.labels < 0).sum())
+            raise ValueError(f"{count} sequences have no label: probe labelled images only")
