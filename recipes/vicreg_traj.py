@@ -1,0 +1,94 @@
+"""VICReg-Traj: VICReg whose embeddings of three views lie on a straight path (seq-JEPA's comparison).
+
+VICReg on the first two of three views of an object; besides, the path through the embeddings of all three, on the unit
+sphere, should not bend in the second one (Wang, Chen and Yu, ECCV 2024; Ghaemi et al., NeurIPS 2025). No action is
+needed. The three views are drawn at random, as in the comparison; the method was made for neighbouring views on a path.
+
+    accelerate launch recipes/vicreg_traj.py                         the embedded set; minutes on two CPU cores
+    accelerate launch recipes/vicreg_traj.py --objective.weight 0    VICReg
+    accelerate launch --multi_gpu recipes/vicreg_traj.py threediebench --data-dir SHARDS      as seq-JEPA's authors
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import open_data
+from ssl_equi.encoders import create_encoder
+from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
+from ssl_equi.objectives.vicreg_traj import VICRegTraj, VICRegTrajConfig
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.run import Run
+from ssl_equi.training_sequences import SequenceViews
+
+
+@dataclass(frozen=True)
+class Config(PretrainingConfig):
+    """Options of VICReg-Traj. "Paper" is Ghaemi et al. (seq-JEPA), whose baseline it is."""
+
+    objective: VICRegTrajConfig = field(default_factory=VICRegTrajConfig)
+    """Weight of the trajectory."""
+    vicreg: VICRegConfig = field(default_factory=VICRegConfig)
+    """Weights and sizes of VICReg."""
+
+
+def embedded() -> Config:
+    """The embedded set on two CPU cores or any GPU, with the budget of the other methods."""
+    return Config(vicreg=VICRegConfig(projector=(1024, 1024, 1024)))
+
+
+def threediebench() -> Config:
+    """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
+    return Config(
+        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
+        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000, loader_threads=8,
+        probe_protocol="sie", vicreg=VICRegConfig(
+            inv_weight=10.0, variance_weight=10.0, covariance_weight=1.0, projector=(2048, 2048, 2048)
+        ),
+    )  # fmt: skip
+
+
+def threediebench_released() -> Config:
+    """The same with the default weights of seq-JEPA's released code: 25, 25 and 1, and 1 for the trajectory."""
+    config = threediebench()
+    vicreg = replace(config.vicreg, inv_weight=25.0, variance_weight=25.0, covariance_weight=1.0)
+    return replace(config, objective=VICRegTrajConfig(weight=1.0), vicreg=vicreg)
+
+
+CONFIGS = {"embedded": embedded, "threediebench": threediebench, "threediebench_released": threediebench_released}
+
+
+def build(config: Config) -> VICRegTraj:
+    """The encoder and its objective, initialised from the seed; no side effects."""
+    torch.manual_seed(config.seed)
+    vicreg = VICReg(create_encoder(config.encoder, config.image_size), config.vicreg)
+    return VICRegTraj(vicreg, config.objective)
+
+
+def main(config: Config) -> None:
+    objective = build(config)
+    run = Run(config, "vicreg_traj")
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    make_views = SequenceViews(config, data, run, length=objective.num_views, actions=None)
+    model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    run.register("data", DataIdentity(data.train))
+    probes = FollowingProbes(run, objective, data)
+    start = run.resume()
+    with open_loader(config, data, run, make_views.stored_views) as loader:
+        total_steps = config.epochs * loader.steps_per_epoch
+        for step, batch in run.batches(loader, start, total_steps):
+            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
+            views = make_views(batch, step)
+            output = model(views.images)
+            run.backward(output)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            probes.update(output, batch)
+            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
+    finish(run, config, objective, data)
+
+
+if __name__ == "__main__":
+    run_recipe(main, CONFIGS, __doc__)
