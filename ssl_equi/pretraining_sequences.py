@@ -7,6 +7,7 @@ from ssl_equi.objectives.seq_jepa import SeqJEPA
 from ssl_equi.pretraining import encoder_card, finish
 from ssl_equi.pretraining_config import PretrainingConfig
 from ssl_equi.probing.records import ProbeRecord
+from ssl_equi.probing.sequence_tasks import quick_sequence_records
 from ssl_equi.probing.suite import ProbeResults
 from ssl_equi.run import Run
 from ssl_equi.sequence_export import save_sequence_model
@@ -30,8 +31,6 @@ def finish_sequences(
         save_sequence_model(objective, run.folder / SEQUENCE_MODEL_FOLDER, card, sequences)
 
     def aggregate_records(results: ProbeResults) -> list[ProbeRecord]:
-        from ssl_equi.probing.sequence_tasks import quick_sequence_records
-
         return quick_sequence_records(
             objective,
             results.train_features,

@@ -26,6 +26,9 @@ CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "care_two_pass": ("care", "two_pass", {}),
     "care_moco": ("care", None, {"base": "moco"}),
     "equimod_vicreg": ("equimod", "vicreg", {}),
+    # Dropout, too.
+    "seq_jepa": ("seq_jepa", None, {}),
+    "seq_jepa_augmented": ("seq_jepa", None, {**AUGMENTED, "actions": "augmentation", "observed_views": 2}),
     "simclr_augmented_lars": ("simclr", None, {**AUGMENTED, "optimizer": "lars", "decay_bias_and_norm": False}),
     "sie_augmented": ("sie", None, {**AUGMENTED, "actions": "augmentation"}),
     "augself_augmented": ("augself", None, {**AUGMENTED, "actions": "augmentation"}),

@@ -17,6 +17,7 @@ WITH_ACTIONS = {
 FOLLOWING_TARGET = (
     "objective.update_target(rising_momentum(step, base=config.target_momentum, total_steps=total_steps))"
 )
+LOADING_SEQUENCES = "with open_loader(config, data, run, make_views.stored_views) as loader:"
 OWN_LINES: dict[str, set[str]] = {
     "simclr": set(),
     "vicreg": set(),
@@ -29,6 +30,14 @@ OWN_LINES: dict[str, set[str]] = {
     "equimod": WITH_ACTIONS,
     "augself": WITH_ACTIONS,
     "conditional_byol": WITH_ACTIONS | {FOLLOWING_TARGET},
+    "seq_jepa": {
+        "make_views = SequenceViews(config, data, run, length=config.observed_views + 1, actions=config.actions)",
+        "output = model(views.images, views.steps())",
+        FOLLOWING_TARGET,
+        LOADING_SEQUENCES,
+        "finish_sequences(run, config, objective, data, describe_sequences(config, config.observed_views, "
+        "config.actions))",
+    },
     "supervised": {
         "objective = build(config, len(data.train.class_names))",
         "make_views = TrainingViews(config, data, run, actions=config.actions)",
@@ -55,6 +64,8 @@ REPLACED = {
     "make_views = TrainingViews(config, data, run)",
     "model = run.prepare(objective, lambda module: optimizer_of(module, config))",
     "output = model(views.images)",
+    "with open_loader(config, data, run) as loader:",
+    "finish(run, config, objective, data)",
 }
 
 
