@@ -32,6 +32,7 @@ LAYER = {
     "run_config": 3,
     "training_views": 3,
     "training_sequences": 3,
+    "training_saccades": 3,
     "pretraining_config": 3,
     "run": 3,
     "sequence_export": 4,
