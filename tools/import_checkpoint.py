@@ -9,11 +9,12 @@ and the scripts in evaluation/. Every tensor of the file must have its place her
 out; every parameter here must be in the file. Files are opened without running code from them. Sizes are read from the
 file, but for the number of attention heads, which shapes don't tell.
 
-Rotations and hues are given to the model here as there: R1^-1 R2 as a quaternion xyzw, then plain differences of hues.
-Before version 1.11, SciPy returned inverse rotations with the other sign; for a checkpoint that was trained with it,
---action-sign -1 turns the sign in the weights. (seq-JEPA asks for SciPy 1.15.1.) Glimpses differ: the released code
-exchanges row and column when it cuts them out, so a move that it calls one along rows was seen as one along columns.
-The weights are made to read moves as they were seen, which is what they are here.
+Actions are given to the model here as there: R1^-1 R2 as a quaternion xyzw, plain differences of hues, differences of
+(row, column) in units of the image's sides. Before version 1.11, SciPy returned inverse rotations with the other sign;
+for a checkpoint that was trained with it, --action-sign -1 turns the sign in the weights. (seq-JEPA asks for SciPy
+1.15.1.) The released code exchanges row and column when it cuts glimpses out, so a move that it calls one along rows
+was seen as one along columns; the folder says so (`transposed`), and scripts that read it take glimpses the same way.
+They copy pixels, where the released code interpolates at a pitch of 32/31 pixels.
 
 The weights stay under the terms of their authors.
 """
@@ -33,10 +34,13 @@ from torch import Tensor
 
 from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.cli import explain_errors, parse_command_line
+from ssl_equi.data.actions import ACTION_SIZES
 from ssl_equi.encoders import create_encoder
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.sequence_export import save_sequence_model
+from ssl_equi.training_saccades import ACTION_SIZE as SACCADE_SIZE
+from ssl_equi.training_saccades import SaccadeOptions, describe_saccades
 
 Actions = Literal["rotation", "rotation_color", "position"]
 
@@ -61,24 +65,22 @@ PROBES = (
 
 @dataclass(frozen=True)
 class Variant:
-    """What a checkpoint of one kind of action was trained on, with which the file itself says nothing of."""
+    """What a checkpoint of one kind of action was trained on; the file says nothing of it."""
 
     data: str
-    action_columns: tuple[int, ...]
-    """For each column of our action, the one of the released code that means the same."""
-    quaternion: bool
-    """Whether an action begins with a quaternion, whose sign depends on SciPy's version."""
+    action_dim: int
     image_size: int
     observed_views: int
     mean_rgb: tuple[float, float, float]
     std_rgb: tuple[float, float, float]
 
 
+QUATERNION_SIZE = 4
 RENDERED_MEAN, RENDERED_STD = (0.5016, 0.5037, 0.5060), (0.1030, 0.0999, 0.0969)
 VARIANTS: dict[Actions, Variant] = {
-    "rotation": Variant("3diebench", (0, 1, 2, 3), True, 128, 3, RENDERED_MEAN, RENDERED_STD),
-    "rotation_color": Variant("3diebench", (0, 1, 2, 3, 4, 5), True, 128, 4, RENDERED_MEAN, RENDERED_STD),
-    "position": Variant("stl10", (1, 0), False, 32, 4, (0.4467, 0.4398, 0.4066), (0.2241, 0.2215, 0.2239)),
+    "rotation": Variant("3diebench", ACTION_SIZES["rotation"], 128, 3, RENDERED_MEAN, RENDERED_STD),
+    "rotation_color": Variant("3diebench", ACTION_SIZES["rotation_color"], 128, 4, RENDERED_MEAN, RENDERED_STD),
+    "position": Variant("stl10", SACCADE_SIZE, 96, 4, (0.4467, 0.4398, 0.4066), (0.2241, 0.2215, 0.2239)),
 }
 
 
@@ -93,7 +95,7 @@ class Config:
     actions: Actions = "rotation"
     """What the model was told of: rotation, rotation_color (3DIEBench), or position (glimpses of STL-10)."""
     image_size: int | None = None
-    """Side in pixels of the views that it was trained on; 128 for 3DIEBench, 32 for glimpses when not given."""
+    """Side in pixels of the images that it was trained on; 128 for 3DIEBench, 96 for STL-10 when not given."""
     observed_views: int | None = None
     """Views that it observed in training; 3 for rotation and 4 for the others when not given."""
     heads: int = 4
@@ -180,9 +182,9 @@ def sizes_of(tensors: Mapping[str, Tensor], config: Config) -> SeqJEPAConfig:
         CheckpointError: a tensor is missing, or its actions have another width than those of `config.actions`.
     """
     action_width, action_dim = rows_of(tensors, "action_proj.0.weight")
-    expected = len(VARIANTS[config.actions].action_columns)
+    expected = VARIANTS[config.actions].action_dim
     if action_dim != expected:
-        fitting = [kind for kind, variant in VARIANTS.items() if len(variant.action_columns) == action_dim]
+        fitting = [kind for kind, variant in VARIANTS.items() if variant.action_dim == action_dim]
         cure = f"give --actions {fitting[0]}" if fitting else "its actions are of none of the known kinds"
         raise CheckpointError(
             f"'action_proj.0.weight' takes actions of {action_dim} numbers, but {config.actions} has {expected}: {cure}"
@@ -227,24 +229,21 @@ def build_objective(tensors: Mapping[str, Tensor], config: Config) -> SeqJEPA:
         if their_name(place) not in tensors:
             raise CheckpointError(f"the checkpoint lacks {their_name(place)!r}: give a whole checkpoint of seq-JEPA")
     objective.load_state_dict({str(our_name(name)): value for name, value in tensors.items()})
-    adapt_actions(objective, config)
+    if config.action_sign == -1:
+        turn_sign(objective, config.actions)
     return objective.eval()
 
 
 @torch.no_grad()
-def adapt_actions(objective: SeqJEPA, config: Config) -> None:
-    """Makes the action embedding read our actions.
+def turn_sign(objective: SeqJEPA, actions: Actions) -> None:
+    """Makes the embedding of q what that of -q was; hues keep their sign.
 
-    The embedded values stay what they were, so the running statistics of its batch norm hold as they are.
+    The embedded values stay what they were, so the running statistics of their batch norm hold as they are.
     """
+    if actions == "position":
+        raise CheckpointError("--action-sign is -1, but positions have no sign to turn: leave it out")
     assert objective.action_embedding is not None
-    variant = VARIANTS[config.actions]
-    weight = objective.action_embedding.projection.weight
-    weight.copy_(weight[:, list(variant.action_columns)])
-    if config.action_sign == -1:
-        if not variant.quaternion:
-            raise CheckpointError(f"--action-sign is -1, but {config.actions} has no sign to turn: leave it out")
-        weight[:, :4].neg_()
+    objective.action_embedding.projection.weight[:, :QUATERNION_SIZE].neg_()
 
 
 # ---------------------------------------------------------------- the folder
@@ -271,7 +270,7 @@ def describe_sequences(config: Config) -> dict[str, Any]:
     """How the sequences were made that it was trained on, see `sequence_export.SequenceModel`."""
     observed_views = config.observed_views or VARIANTS[config.actions].observed_views
     if config.actions == "position":
-        return {"source": "saccades", "observed_views": observed_views}
+        return describe_saccades(SaccadeOptions(saliency="file", inhibition="square", transposed=True), observed_views)
     return {"source": "rendered", "actions": config.actions, "observed_views": observed_views}
 
 

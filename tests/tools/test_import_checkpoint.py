@@ -16,6 +16,7 @@ from ssl_equi.cli import explain_errors
 from ssl_equi.export import load_encoder, parts_of, read_encoder_config
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.sequence_export import load_sequence_model
+from ssl_equi.training_saccades import SaccadeOptions, described_saccades
 
 TOOL = Path(__file__).parent.parent.parent / "tools" / "import_checkpoint.py"
 ACTION_DIM = {"rotation": 4, "rotation_color": 6, "position": 2}
@@ -102,18 +103,11 @@ def close(x: Tensor, y: Tensor) -> bool:
     return bool((x - y).abs().max() <= 1e-5)
 
 
-def seen_by_the_released_model(actions: Tensor, kind: str, sign: int = 1) -> Tensor:
-    """Our actions as the released code would have given them."""
-    if kind == "position":
-        return actions.flip(-1)
-    return torch.cat([sign * actions[..., :4], actions[..., 4:]], dim=-1)
-
-
 @torch.no_grad()
 def assert_same_answers(model: Released, ours: SeqJEPA, kind: str, sign: int = 1) -> None:
     side = 32 if kind == "position" else 64
     views, actions = torch.randn(3, 4, 3, side, side), torch.randn(3, 3, ACTION_DIM[kind])
-    theirs = seen_by_the_released_model(actions, kind, sign)
+    theirs = torch.cat([sign * actions[..., :4], actions[..., 4:]], dim=-1)
     features = ours.encoder(views[:, :3].flatten(0, 1)).unflatten(0, (3, 3))
     assert close(features[:, 1], model.encoder(views[:, 1]))
     assert close(ours.target_features(views[:, 3]), model.target_encoder(views[:, 3]))
@@ -130,7 +124,7 @@ def assert_same_answers(model: Released, ours: SeqJEPA, kind: str, sign: int = 1
     ("kind", "architecture", "image_size", "mean", "sequences"),
     [
         ("rotation", "resnet18", 128, 0.5016, {"source": "rendered", "actions": "rotation", "observed_views": 3}),
-        ("position", "resnet18_small_images", 32, 0.4467, {"source": "saccades", "observed_views": 4}),
+        ("position", "resnet18_small_images", 96, 0.4467, {"source": "saccades", "observed_views": 4}),
     ],
 )
 def test_an_imported_model_answers_as_the_released_one(
@@ -176,6 +170,14 @@ def tensors(model: Released) -> dict[str, Tensor]:
     return dict(model.state_dict())
 
 
+def test_glimpses_are_described_as_the_released_code_takes_them(tool: ModuleType) -> None:
+    options = described_saccades(tool.describe_sequences(config_for(tool, actions="position")), Path("deepgaze.npy"))
+    assert options == SaccadeOptions(
+        saliency="file", saliency_file=Path("deepgaze.npy"), glimpse_size=32, inhibition="square",
+        inhibition_radius_px=16, transposed=True,
+    )  # fmt: skip
+
+
 def config_for(tool: ModuleType, **changes: object) -> object:
     return tool.Config(**({"file": Path("official.pth"), "out": Path("out"), "actions": "rotation_color"} | changes))
 
@@ -190,7 +192,7 @@ def test_the_sign_of_old_quaternions_is_turned_in_the_weights_and_that_of_hues_i
 
 def test_positions_have_no_sign(tool: ModuleType) -> None:
     position = dict(Released(2, small_stem=True).state_dict())
-    with pytest.raises(CheckpointError, match="--action-sign is -1, but position has no sign"):
+    with pytest.raises(CheckpointError, match="--action-sign is -1, but positions have no sign"):
         tool.build_objective(position, config_for(tool, actions="position", action_sign=-1))
 
 
