@@ -26,8 +26,9 @@ def spectral_residual(images: Tensor) -> Tensor:
     """What is unexpected in the spectrum (Hou and Zhang, "Saliency Detection: A Spectral Residual Approach", 2007).
 
     With the Fourier transform A exp(i P) of the small grey image, the residual is log A minus its average over 3 x 3
-    frequencies; the saliency is the squared inverse transform of exp(residual + i P), smoothed by a Gaussian. In the
-    average, amplitudes are raised by what rounding to 8 bits adds to them, so that log A stays finite.
+    frequencies; the saliency is the squared inverse transform of exp(residual + i P), smoothed by a Gaussian. The mean
+    grey is taken off first, unlike in the paper: it has no place, and would be added to every one. In the average,
+    amplitudes are raised by what rounding to 8 bits adds to them, so that log A stays finite.
 
     Args:
         images: float32 [N, 3, H, W] in [0, 1].
@@ -37,7 +38,7 @@ def spectral_residual(images: Tensor) -> Tensor:
     """
     check_images(images, len(images))
     grey = operations.to_grayscale(_small(images))[:, :1]
-    spectrum = torch.fft.fft2(grey.float())
+    spectrum = torch.fft.fft2(grey - grey.mean(dim=(2, 3), keepdim=True))
     # Rounding to whole grey levels is noise of standard deviation 1 / sqrt(12) levels in every pixel.
     rounding = GREY_LEVEL * math.sqrt(grey.shape[2] * grey.shape[3] / 12)
     log_amplitude = torch.log(spectrum.abs() + rounding)
@@ -55,8 +56,9 @@ def centre_surround(images: Tensor) -> Tensor:
 
     Intensity (r + g + b) / 3 and the opponent colours r - g and b - (r + g) / 2 are blurred by narrow Gaussians and by
     four times wider ones; the absolute differences, at three scales, are the feature maps. Each is scaled to a largest
-    value of 1 (never by more than 255) and weighted by (1 - its mean)^2, so that a map with one peak counts more than
-    one with many; the saliency is their sum. Orientations, which the authors use too, are left out.
+    value of 1 (never by more than 255) and weighted by the square of how far its largest value stands above the average
+    of its other peaks, so that a map with one peak counts more than one with many alike; the saliency is their sum.
+    Orientations, which the authors use too, are left out.
 
     Args:
         images: float32 [N, 3, H, W] in [0, 1].
@@ -71,8 +73,7 @@ def centre_surround(images: Tensor) -> Tensor:
     for sigma in CENTRE_SIGMAS:
         contrast = (_blur(features, sigma) - _blur(features, SURROUND_FACTOR * sigma)).abs()
         contrast = contrast / contrast.amax(dim=(2, 3), keepdim=True).clamp(min=GREY_LEVEL)
-        weight = (1 - contrast.mean(dim=(2, 3), keepdim=True)).square()
-        total = total + (weight * contrast).sum(dim=1, keepdim=True)
+        total = total + (_prominence(contrast, sigma) * contrast).sum(dim=1, keepdim=True)
     return _distributions(total, _has_contrast(features), images.shape[2:])
 
 
@@ -113,6 +114,16 @@ def _blur(maps: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of [N, C, h, w]; its kernel ends at three standard deviations or at the image's shorter side."""
     radius = min(math.ceil(3 * sigma), min(maps.shape[2:]) - 1)
     return operations.gaussian_blur(maps, torch.full((len(maps),), sigma), kernel_size=2 * radius + 1)
+
+
+def _prominence(contrast: Tensor, sigma: float) -> Tensor:
+    """[N, C, 1, 1]: (largest value - mean of the other peaks)^2; a peak is the largest within two sigmas."""
+    window = 2 * math.ceil(2 * sigma) + 1
+    is_peak = contrast == F.max_pool2d(contrast, window, stride=1, padding=window // 2)
+    largest = contrast.amax(dim=(2, 3), keepdim=True)
+    others = (contrast * is_peak).sum(dim=(2, 3), keepdim=True) - largest
+    count = is_peak.sum(dim=(2, 3), keepdim=True) - 1
+    return (largest - others / count.clamp(min=1)).square()
 
 
 def _has_contrast(channels: Tensor) -> Tensor:
