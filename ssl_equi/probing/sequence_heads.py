@@ -42,13 +42,13 @@ class AggregatingModel(Protocol):
 def aggregate_views(
     model: AggregatingModel,
     sets: Sequence[FeatureSequences],
-    first: int,
     count: int,
     *,
+    windows: int = 1,
     without_images: bool = False,
     without_actions: bool = False,
 ) -> list[Tensor]:
-    """Aggregates `[N, W]` of views `first` to `first + count - 1` of every sequence of each set.
+    """Aggregates `[N, windows, W]` of every sequence of each set: of its first `count` views, the next ones, and so on.
 
     Args:
         model: on the device of the sets; in evaluation mode here, whatever its mode is.
@@ -59,18 +59,18 @@ def aggregate_views(
         RuntimeError: aggregating changed a parameter or a buffer of the model, or an aggregate is not finite.
     """
     assert isinstance(model, nn.Module)
-    chunks: list[list[Tensor]] = []
+
+    def aggregate_chunks(sequences: FeatureSequences, first: int) -> list[Tensor]:
+        features, actions = sequences.features[:, first : first + count], sequences.steps(first, count - 1)
+        features = torch.zeros_like(features) if without_images else features
+        actions = torch.zeros_like(actions) if without_actions else actions
+        pairs = zip(features.split(SEQUENCES_IN_A_CHUNK), actions.split(SEQUENCES_IN_A_CHUNK), strict=True)
+        return [model.aggregate(seen, told if model.aggregator_takes_actions else None) for seen, told in pairs]
+
     with frozen(model):
-        for sequences in sets:
-            features, actions = sequences.features[:, first : first + count], sequences.steps(first, count - 1)
-            features = torch.zeros_like(features) if without_images else features
-            actions = torch.zeros_like(actions) if without_actions else actions
-            pairs = zip(features.split(SEQUENCES_IN_A_CHUNK), actions.split(SEQUENCES_IN_A_CHUNK), strict=True)
-            chunks.append(
-                [model.aggregate(seen, told if model.aggregator_takes_actions else None) for seen, told in pairs]
-            )
-    # Concatenated outside inference mode, so that they are ordinary tensors that autograd accepts.
-    aggregates = [torch.cat(chunks_of_set) for chunks_of_set in chunks]
+        chunks = [[aggregate_chunks(sequences, window * count) for window in range(windows)] for sequences in sets]
+    # Put together outside inference mode, so that they are ordinary tensors that autograd accepts.
+    aggregates = [torch.stack([torch.cat(window) for window in chunks_of_set], dim=1) for chunks_of_set in chunks]
     if not all(bool(torch.isfinite(tensor).all()) for tensor in aggregates):
         raise RuntimeError("the model's aggregates are not finite: the run diverged, use an earlier checkpoint")
     return aggregates

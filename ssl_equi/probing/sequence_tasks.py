@@ -1,11 +1,11 @@
 """Questions asked of a model that aggregates sequences of views (seq-JEPA, Ghaemi et al., NeurIPS 2025, section 3.3).
 
-- classification: the object's class from the aggregate of M views, by a linear head of its own for every M, beside the
-  class from the encoder's features of the first view ("all").
-- leakage: what the aggregate should have left to the encoder. Two aggregates, of views 1 to M and of views M + 1 to
-  2M, are asked for the action from the last view of the first half to the last view of the second half; neither was
-  told of it. Beside them, the encoder's features of those two views ("all@M"). The paper's leakage of actions is of an
-  unnamed pair; this definition is ours.
+- classification: the object's class from the aggregate of a sequence's first M views, by a linear head of its own for
+  every M, beside the class from the encoder's features of the first view ("all").
+- leakage: what the aggregate should leave to the encoder. One sequence of each object is cut into windows of M views,
+  and the aggregates of two windows are asked for the action from the last view of the one to the last view of the
+  other; neither was told of it. Beside them, the encoder's features of the same two views ("all@M"). The paper does not
+  say between which views it asks for the action; this definition is ours.
 
 Parts are named "all" (features of the encoder) and "agg@M" (aggregate of M views), tasks by question and part of the
 action: "leakage_rotation".
@@ -20,6 +20,7 @@ from torch import Tensor
 from ssl_equi.data.actions import ActionKind
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, predict
+from ssl_equi.probing.pairs import ViewPairs, evaluation_pairs, training_pairs
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.sequence_heads import (
@@ -44,13 +45,15 @@ Answers = dict[tuple[str, str], TaskResult]  # by task and part
 class SequenceProtocol:
     """What is asked, of which sequences, and how the heads are trained and judged.
 
-    Heads learn from the fixed sequences of the training split and are judged on those of the evaluated one.
+    Heads learn from the fixed sequences of the training split and are judged on those of the evaluated one. Pairs of
+    windows are drawn as `heads` says of pairs of views, from one sequence of each object.
     """
 
     name: str = "ssl_equi_sequences_v1"
     questions: tuple[Question, ...] = QUESTIONS
     lengths: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)  # numbers M of aggregated views
-    leakage_lengths: tuple[int, ...] = (1, 2, 3, 4)  # M of each half
+    leakage_lengths: tuple[int, ...] = (1, 2, 3, 4)  # M of each window
+    views: int = 20  # of a sequence; more than the longest aggregate needs, so that there are many pairs of windows
     sequences_per_object: int = 4
     sequences_seed: int = 0
     heads: ProbeProtocol = field(default_factory=ProbeProtocol)
@@ -65,18 +68,15 @@ class SequenceProtocol:
         if unknown:
             raise ValueError(f"there is no question {unknown[0]!r}: choose from {', '.join(QUESTIONS)}")
 
-    @property
-    def views_needed(self) -> int:
-        """Views of a sequence that is long enough for the longest aggregate."""
-        return max(self.lengths)
-
 
 QUICK = SequenceProtocol(
     name="ssl_equi_sequences_quick",
     questions=("classification", "leakage"),
     lengths=(1, 2, 3, 5, 8),
     leakage_lengths=(1, 3),
+    views=12,
     sequences_per_object=2,
+    heads=ProbeProtocol(rotation_epochs=10, rotation_hidden=(256,)),
 )
 
 
@@ -163,7 +163,7 @@ def quick_sequence_records(
     """
     train, test = [
         sequences_of_cache(
-            cache, kind, min(QUICK.views_needed, cache.num_views), QUICK.sequences_per_object, QUICK.sequences_seed
+            cache, kind, min(QUICK.views, cache.num_views), QUICK.sequences_per_object, QUICK.sequences_seed
         )
         for cache in (train_cache, test_cache)
     ]
@@ -196,12 +196,12 @@ class _Probing:
         ]
         if not asked:
             return {}
-        train, test = aggregate_views(self.model, [self.train, self.test], 0, length)
         answers: Answers = {}
         if "classification" in asked:
-            answers["classification", f"agg@{length}"] = self._class_from(train, test)
+            train, test = aggregate_views(self.model, [self.train, self.test], length)
+            answers["classification", f"agg@{length}"] = self._class_from(train[:, 0], test[:, 0])
         if "leakage" in asked:
-            answers |= self._leakage(length, train, test)
+            answers |= self._leakage(length)
         return answers
 
     def _class_from(self, train: Tensor, test: Tensor) -> TaskResult:
@@ -212,38 +212,49 @@ class _Probing:
         ]
         return classification(train_cache, test_cache, self.num_classes, self.protocol.heads, self.seed)
 
-    def _leakage(self, length: int, train: Tensor, test: Tensor) -> Answers:
-        """The action between the last views of both halves, from aggregates of the halves and from these views."""
-        second_train, second_test = aggregate_views(self.model, [self.train, self.test], length, length)
-        views = (length - 1, 2 * length - 1)
+    def _leakage(self, length: int) -> Answers:
+        """The action between the last views of two windows, from aggregates of the windows and from these views."""
+        sets = [self.train.one_per_object(), self.test.one_per_object()]
+        last_views = list(range(length - 1, self.train.length, length))
         sources = {
-            f"all@{length}": [[sequences.features[:, view] for view in views] for sequences in (self.train, self.test)],
-            f"agg@{length}": [[train, second_train], [test, second_test]],
+            f"all@{length}": [sequences.features[:, last_views] for sequences in sets],
+            f"agg@{length}": aggregate_views(self.model, sets, length, windows=len(last_views)),
         }
-        truths = [sequences.actions[:, views[0], views[1]] for sequences in (self.train, self.test)]
-        answers: Answers = {}
-        for target in action_targets(self.train.action_names):
-            for part, (train_pair, test_pair) in sources.items():
-                result = self._regress(target, train_pair, truths[0], test_pair, truths[1])
-                answers[f"leakage_{target.name}", part] = result
-        return answers
+        return {
+            (f"leakage_{target.name}", part): self._action_of_pairs(target, sets, windows, last_views)
+            for target in action_targets(self.train.action_names)
+            for part, windows in sources.items()
+        }
 
-    def _regress(
-        self, target: ActionTarget, train: list[Tensor], train_actions: Tensor, test: list[Tensor], test_actions: Tensor
+    def _action_of_pairs(
+        self, target: ActionTarget, sets: list[FeatureSequences], windows: list[Tensor], last_views: list[int]
     ) -> TaskResult:
-        """A part of the actions `[N, A]` from two rows `[N, D]` of each sequence."""
-        columns = list(target.columns)
-        samples, test_samples = _pair_samples(train_actions[:, columns]), _pair_samples(test_actions[:, columns])
-        objects = self.train.objects.repeat(len(train))
-        head = fit_target(target, torch.cat(train), objects, lambda epoch: samples, self.protocol.heads, self.seed)
-        return judge(target, predict(head, torch.cat(test), test_samples.rows), test_samples.targets)
+        """A part of the action between two windows' last views, from the features `[N, K, D]` of K windows."""
+        (train, test), heads = sets, self.protocol.heads
+        count, per_sequence = len(last_views), heads.rotation_pairs_per_object
+
+        def samples_of_epoch(epoch: int) -> Samples:
+            pairs = training_pairs(len(train), count, per_sequence, self.seed, epoch)
+            return _pair_samples(train, target, pairs, last_views)
+
+        objects = train.objects.repeat_interleave(count)
+        head = fit_target(target, windows[0].flatten(0, 1), objects, samples_of_epoch, heads, self.seed)
+        pairs = evaluation_pairs(len(test), count, heads.evaluation_pairs_per_object, heads.evaluation_seed)
+        samples = _pair_samples(test, target, pairs, last_views)
+        return judge(target, predict(head, windows[1].flatten(0, 1), samples.rows), samples.targets)
 
 
-def _pair_samples(targets: Tensor) -> Samples:
-    """Samples of the rows i and N + i for `targets [N, K]`."""
-    count = len(targets)
-    rows = torch.arange(2 * count, device=targets.device).view(2, count).T
-    return Samples(rows, targets)
+def _pair_samples(
+    sequences: FeatureSequences, target: ActionTarget, pairs: ViewPairs, last_views: list[int]
+) -> Samples:
+    """Rows of `[N * K, D]`, where window k of sequence n is row n * K + k, and the action between their last views."""
+    device = sequences.features.device
+    index, first, second = [
+        torch.from_numpy(array).to(device) for array in (pairs.object_indices, pairs.first_view, pairs.second_view)
+    ]
+    last = torch.tensor(last_views, device=device)
+    rows = index[:, None] * len(last_views) + torch.stack([first, second], dim=1)
+    return Samples(rows, sequences.actions[index, last[first], last[second]][:, list(target.columns)])
 
 
 def _lengths(protocol: SequenceProtocol, views: int) -> dict[Question, tuple[int, ...]]:

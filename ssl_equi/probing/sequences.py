@@ -66,6 +66,14 @@ class FeatureSequences:
         views = torch.arange(first, first + count, device=self.actions.device)
         return self.actions[:, views, views + 1]
 
+    def one_per_object(self) -> "FeatureSequences":
+        """The first sequence of each object."""
+        objects = self.objects.cpu().numpy()
+        first = torch.from_numpy(np.sort(np.unique(objects, return_index=True)[1])).to(self.objects.device)
+        return FeatureSequences(
+            self.features[first], self.actions[first], self.labels[first], self.objects[first], self.action_names
+        )
+
     def to(self, device: torch.device | str) -> "FeatureSequences":
         """The same sequences with their tensors on `device`."""
         return FeatureSequences(
