@@ -32,10 +32,10 @@ from ssl_equi.sequence_export import SequenceModel, load_sequence_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NOTES = (
-    "pred@M: predicted from M observed views; mrr, hit_at_k: among the object's views;",
-    "retrieval_error: 1 - (q_true . q_nearest)^2 among all views of the split, lower is",
-    "better; from 1 view, that view itself is asked for, too; _without_source: observed",
-    "views are neither asked for nor in the gallery",
+    "pred@M: predicted from M observed views; from 1, that view is asked for, too",
+    "mrr, hit_at_k: rank of the true view among those of its object",
+    "retrieval_error: 1 - (q_true . q_nearest)^2 among all views; lower is better",
+    "without_source: observed views are neither asked for nor in the gallery",
 )
 
 
