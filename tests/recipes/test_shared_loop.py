@@ -38,6 +38,13 @@ OWN_LINES: dict[str, set[str]] = {
         "finish_sequences(run, config, objective, data, describe_sequences(config, config.observed_views, "
         "config.actions))",
     },
+    "seq_jepa_saccades": {
+        "make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)",
+        "output = model(views.images, views.steps())",
+        FOLLOWING_TARGET,
+        LOADING_SEQUENCES,
+        "finish_sequences(run, config, objective, data, describe_saccades(config.saccades, config.observed_views))",
+    },
     "supervised": {
         "objective = build(config, len(data.train.class_names))",
         "make_views = TrainingViews(config, data, run, actions=config.actions)",

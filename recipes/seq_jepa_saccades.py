@@ -1,0 +1,107 @@
+"""seq-JEPA on glimpses: predictive learning across saccades (Ghaemi et al., NeurIPS 2025), without augmentations.
+
+A gaze jumps over an image, drawn to what is salient. M glimpses are observed one after another, with the jumps between
+them; from their aggregate and the next jump, the features of the glimpse that it leads to are predicted. The encoder
+keeps where things are (part `all`), the aggregate what the image shows.
+
+Saliency is computed once from the pixels and kept in the user's cache folder, or comes as a file, such as of DeepGaze;
+see datasets/images.md.
+
+    accelerate launch recipes/seq_jepa_saccades.py                               the embedded set
+    accelerate launch recipes/seq_jepa_saccades.py --saccades.saliency uniform   the ablation without saliency
+    accelerate launch recipes/seq_jepa_saccades.py --saccades.inhibition none    and without inhibition of return
+    accelerate launch --multi_gpu recipes/seq_jepa_saccades.py stl10 --data-dir STL10      STL-10 as in the paper
+    accelerate launch --multi_gpu recipes/seq_jepa_saccades.py stl10 --data-dir STL10 --saccades.saliency file \
+        --saccades.saliency-file deepgaze.npy
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import open_data
+from ssl_equi.encoders import create_encoder
+from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.pretraining_sequences import finish_sequences
+from ssl_equi.run import Run
+from ssl_equi.schedules import rising_momentum
+from ssl_equi.training_saccades import (
+    ACTION_SIZE,
+    SaccadeOptions,
+    SaccadeViews,
+    check_glimpse_encoder,
+    describe_saccades,
+)
+
+
+@dataclass(frozen=True)
+class Config(PretrainingConfig):
+    """Options of seq-JEPA on glimpses; those under `views` are of no use here."""
+
+    objective: SeqJEPAConfig = field(default_factory=SeqJEPAConfig)
+    """Sizes and ablations."""
+    observed_views: int = 4
+    """M, glimpses that are observed; one more is predicted. Paper: 1 to 5; 4 in its tables."""
+    saccades: SaccadeOptions = field(default_factory=SaccadeOptions)
+    """Where the gaze goes, and what it sees there."""
+    target_momentum: float = 0.996
+    """Of the target encoder at the first step; it rises to 1 by a cosine. Paper: .996."""
+
+
+def embedded() -> Config:
+    """The embedded set: a smaller aggregator, and a target that follows faster than in long runs."""
+    return Config(
+        objective=SeqJEPAConfig(layers=2, feedforward_width=1024), saccades=SaccadeOptions(inhibition_radius_px=12),
+        target_momentum=0.99, optimizer="adamw", weight_decay=1e-3, decay_bias_and_norm=False,
+    )  # fmt: skip
+
+
+def stl10() -> Config:
+    """STL-10, labelled and not: 96 pixels, glimpses of 32, batch 512, 2000 epochs, M = 4."""
+    return Config(
+        dataset="stl10", image_size=96, encoder="resnet18_small_images", batch_size=512, epochs=2000,
+        optimizer="adamw", learning_rate=4e-4, final_learning_rate=1e-5, warmup_steps=20 * 205, weight_decay=1e-3,
+        decay_bias_and_norm=False, log_every=50, save_every=2050, loader_threads=8, probe_protocol="sie",
+    )  # fmt: skip
+
+
+CONFIGS = {"embedded": embedded, "stl10": stl10}
+
+
+def build(config: Config) -> SeqJEPA:
+    """The encoder and its objective, initialised from the seed; no side effects."""
+    torch.manual_seed(config.seed)
+    check_glimpse_encoder(config.encoder, config.image_size, config.saccades)
+    objective = replace(config.objective, action_dim=ACTION_SIZE)
+    return SeqJEPA(create_encoder(config.encoder, config.image_size), objective)
+
+
+def main(config: Config) -> None:
+    objective = build(config)
+    run = Run(config, "seq_jepa_saccades")
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)
+    model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    run.register("data", DataIdentity(data.train))
+    probes = FollowingProbes(run, objective, data)
+    start = run.resume()
+    with open_loader(config, data, run, make_views.stored_views) as loader:
+        total_steps = config.epochs * loader.steps_per_epoch
+        for step, batch in run.batches(loader, start, total_steps):
+            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
+            views = make_views(batch, step)
+            output = model(views.images, views.steps())
+            run.backward(output)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            objective.update_target(rising_momentum(step, base=config.target_momentum, total_steps=total_steps))
+            probes.update(output, batch)
+            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
+    finish_sequences(run, config, objective, data, describe_saccades(config.saccades, config.observed_views))
+
+
+if __name__ == "__main__":
+    run_recipe(main, CONFIGS, __doc__)
