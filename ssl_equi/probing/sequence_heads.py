@@ -1,5 +1,6 @@
 """What the questions about sequences share: aggregates of views, and heads that regress parts of an action."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -9,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_equi.geometry.rotations import quat_multiply
 from ssl_equi.probing.baselines import constant_baselines, constant_rotation_baselines
 from ssl_equi.probing.encode import frozen
 from ssl_equi.probing.heads import Samples, build_head, fit_ridge, train_head
 from ssl_equi.probing.metrics import angle_errors_deg, r2_uniform, summarise_angles
 from ssl_equi.probing.protocol import ProbeProtocol
-from ssl_equi.probing.sequences import HUE_NAMES, ROTATION_NAMES, FeatureSequences
+from ssl_equi.probing.sequences import HUE_NAMES, POSITION_NAMES, ROTATION_NAMES, FeatureSequences
 from ssl_equi.probing.tasks import TaskResult
 
 SEQUENCES_IN_A_CHUNK = 512
@@ -61,7 +63,7 @@ def aggregate_views(
     assert isinstance(model, nn.Module)
 
     def aggregate_chunks(sequences: FeatureSequences, first: int) -> list[Tensor]:
-        features, actions = sequences.features[:, first : first + count], sequences.steps(first, count - 1)
+        features, actions = sequences.features[:, first : first + count], sequences.told_steps(first, count - 1)
         features = torch.zeros_like(features) if without_images else features
         actions = torch.zeros_like(actions) if without_actions else actions
         pairs = zip(features.split(SEQUENCES_IN_A_CHUNK), actions.split(SEQUENCES_IN_A_CHUNK), strict=True)
@@ -89,12 +91,29 @@ class ActionTarget:
         """True if the columns are a quaternion xyzw."""
         return self.name == "rotation"
 
+    @property
+    def composes(self) -> bool:
+        """True if the actions of steps in a row determine the action of all of them."""
+        return self.name in ("rotation", "position")
+
+    def of(self, actions: Tensor) -> Tensor:
+        """The columns `[..., K]` of actions `[..., A]`."""
+        return actions[..., list(self.columns)]
+
+    def composed(self, steps: Tensor) -> Tensor:
+        """What steps `[N, S, K]` in a row make together, `[N, K]`: the product of rotations, the sum of the others."""
+        return functools.reduce(quat_multiply, steps.unbind(dim=1)) if self.is_rotation else steps.sum(dim=1)
+
 
 # By the paper's appendix, MLPs read rotations, crops and colour jitter, and linear heads read hues, blur and positions.
 _MLP_TARGETS = ("rotation", "crop", "jitter")
-_JITTER_NAMES = (
-    "brightness", "contrast", "saturation", "hue", "log_brightness", "log_contrast", "log_saturation",
-)  # fmt: skip
+_MEMBERS = {
+    "rotation": ROTATION_NAMES,
+    "hues": HUE_NAMES,
+    "position": POSITION_NAMES,
+    "jitter": ("brightness", "contrast", "saturation", "hue", "log_brightness", "log_contrast", "log_saturation"),
+}
+_PREFIXES = ("crop_", "blur_")
 
 
 def action_targets(action_names: Sequence[str]) -> tuple[ActionTarget, ...]:
@@ -111,14 +130,8 @@ def action_targets(action_names: Sequence[str]) -> tuple[ActionTarget, ...]:
 
 
 def _target_name(action_name: str) -> str | None:
-    if action_name in ROTATION_NAMES:
-        return "rotation"
-    if action_name in HUE_NAMES:
-        return "hues"
-    if action_name in _JITTER_NAMES:
-        return "jitter"
-    prefixes = ("position", "crop", "blur")
-    return next((prefix for prefix in prefixes if action_name.startswith(f"{prefix}_")), None)
+    by_prefix = [prefix.removesuffix("_") for prefix in _PREFIXES if action_name.startswith(prefix)]
+    return next((name for name, members in _MEMBERS.items() if action_name in members), next(iter(by_prefix), None))
 
 
 def fit_target(

@@ -2,20 +2,24 @@
 
 - classification: the object's class from the aggregate of a sequence's first M views, by a linear head of its own for
   every M, beside the class from the encoder's features of the first view ("all").
+- pair_action: the action between two views from the encoder's features of both, as the paper probes equivariance.
 - leakage: what the aggregate should leave to the encoder. One sequence of each object is cut into windows of M views,
   and the aggregates of two windows are asked for the action from the last view of the one to the last view of the
   other; neither was told of it. Beside them, the encoder's features of the same two views ("all@M"). The paper does not
   say between which views it asks for the action; this definition is ours.
+- path_integration: the action from the first view to view M + 1, from the aggregate of M views and the last step's
+  action. M = 1 is trivial: the last step is the answer. "oracle@M" composes the exact actions of all steps. Heads are
+  trained on intact inputs; "no images" aggregates zeros for features, "no actions" zeros for every action.
 
 Parts are named "all" (features of the encoder) and "agg@M" (aggregate of M views), tasks by question and part of the
-action: "leakage_rotation".
+action: "pair_rotation", "leakage_position", "path_rotation".
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_equi.data.actions import ActionKind
 from ssl_equi.probing.encode import FeatureCache
@@ -34,9 +38,9 @@ from ssl_equi.probing.sequence_heads import (
 from ssl_equi.probing.sequences import FeatureSequences, sequences_of_cache
 from ssl_equi.probing.tasks import TaskResult, classification
 
-Question = Literal["classification", "leakage"]
-QUESTIONS: tuple[Question, ...] = ("classification", "leakage")
-TASK_ORDER = ("classification", "leakage")  # first words of the tasks' names
+Question = Literal["classification", "pair_action", "leakage", "path_integration"]
+QUESTIONS: tuple[Question, ...] = ("classification", "pair_action", "leakage", "path_integration")
+TASK_ORDER = ("classification", "pair", "leakage", "path")  # first words of the tasks' names
 
 Answers = dict[tuple[str, str], TaskResult]  # by task and part
 
@@ -136,7 +140,7 @@ def probe_sequences(
         if task_of_part == task
         for metric, value in result.metrics.items()
     ]
-    return SequenceResults(records, tuple(_notes(protocol, train.length)))
+    return SequenceResults(records, tuple(_notes(protocol, train.length, action_targets(train.action_names))))
 
 
 def quick_sequence_records(
@@ -185,21 +189,30 @@ class _Probing:
 
     def encoder_answers(self) -> Answers:
         """What needs no aggregate."""
-        if "classification" not in self.protocol.questions:
-            return {}
-        return {("classification", "all"): self._class_from(self.train.features[:, 0], self.test.features[:, 0])}
+        answers: Answers = {}
+        if "classification" in self.protocol.questions:
+            answers["classification", "all"] = self._class_from(self.train.features[:, 0], self.test.features[:, 0])
+        if "pair_action" in self.protocol.questions:
+            sets = [self.train.one_per_object(), self.test.one_per_object()]
+            features, views = [sequences.features for sequences in sets], list(range(self.train.length))
+            for target in action_targets(self.train.action_names):
+                answers[f"pair_{target.name}", "all"] = self._action_of_pairs(target, sets, features, views)
+        return answers
 
     def answers_at(self, length: int) -> Answers:
         """What is asked of aggregates of `length` views."""
         asked = [
             question for question, lengths in _lengths(self.protocol, self.train.length).items() if length in lengths
         ]
-        if not asked:
-            return {}
         answers: Answers = {}
-        if "classification" in asked:
-            train, test = aggregate_views(self.model, [self.train, self.test], length)
-            answers["classification", f"agg@{length}"] = self._class_from(train[:, 0], test[:, 0])
+        if "classification" in asked or "path_integration" in asked:
+            train, test = [
+                aggregates[:, 0] for aggregates in aggregate_views(self.model, [self.train, self.test], length)
+            ]
+            if "classification" in asked:
+                answers["classification", f"agg@{length}"] = self._class_from(train, test)
+            if "path_integration" in asked:
+                answers |= self._path(length, train, test)
         if "leakage" in asked:
             answers |= self._leakage(length)
         return answers
@@ -226,6 +239,35 @@ class _Probing:
             for part, windows in sources.items()
         }
 
+    def _path(self, length: int, train: Tensor, test: Tensor) -> Answers:
+        """The action from the first view to the one after `length` views, from their aggregates `[N, W]`."""
+        targets = [target for target in action_targets(self.train.action_names) if target.composes]
+        if not targets:
+            return {}
+        [no_images] = aggregate_views(self.model, [self.test], length, without_images=True)
+        [no_actions] = aggregate_views(self.model, [self.test], length, without_actions=True)
+        answers: Answers = {}
+        for target in targets:
+            train_step, step = [target.of(sets.actions[:, length - 1, length]) for sets in (self.train, self.test)]
+            train_truth, truth = [target.of(sets.actions[:, 0, length]) for sets in (self.train, self.test)]
+            inputs = torch.cat([train, train_step], dim=1)
+            head = self._path_head(target, inputs, train_truth)
+            seen = {
+                f"agg@{length}": torch.cat([test, step], dim=1),
+                f"agg@{length} no images": torch.cat([no_images[:, 0], step], dim=1),
+                f"agg@{length} no actions": torch.cat([no_actions[:, 0], torch.zeros_like(step)], dim=1),
+            }
+            predictions = {part: predict(head, features, _every_row(features)) for part, features in seen.items()}
+            predictions[f"oracle@{length}"] = target.composed(target.of(self.test.steps(0, length)))
+            for part, predicted in predictions.items():
+                answers[f"path_{target.name}", part] = judge(target, predicted, truth)
+        return answers
+
+    def _path_head(self, target: ActionTarget, inputs: Tensor, truth: Tensor) -> nn.Sequential:
+        """Trained on one row of `inputs [N, D]` a sequence."""
+        samples = Samples(_every_row(inputs), truth)
+        return fit_target(target, inputs, self.train.objects, lambda epoch: samples, self.protocol.heads, self.seed)
+
     def _action_of_pairs(
         self, target: ActionTarget, sets: list[FeatureSequences], windows: list[Tensor], last_views: list[int]
     ) -> TaskResult:
@@ -244,6 +286,11 @@ class _Probing:
         return judge(target, predict(head, windows[1].flatten(0, 1), samples.rows), samples.targets)
 
 
+def _every_row(features: Tensor) -> Tensor:
+    """Rows `[N, 1]` of samples that each are one row of `features [N, D]`."""
+    return torch.arange(len(features), device=features.device)[:, None]
+
+
 def _pair_samples(
     sequences: FeatureSequences, target: ActionTarget, pairs: ViewPairs, last_views: list[int]
 ) -> Samples:
@@ -254,29 +301,37 @@ def _pair_samples(
     ]
     last = torch.tensor(last_views, device=device)
     rows = index[:, None] * len(last_views) + torch.stack([first, second], dim=1)
-    return Samples(rows, sequences.actions[index, last[first], last[second]][:, list(target.columns)])
+    return Samples(rows, target.of(sequences.actions[index, last[first], last[second]]))
 
 
 def _lengths(protocol: SequenceProtocol, views: int) -> dict[Question, tuple[int, ...]]:
     """The lengths of each question of the protocol for which sequences of so many views suffice."""
-    possible: dict[Question, tuple[int, ...]] = {
-        "classification": tuple(length for length in protocol.lengths if length <= views),
-        "leakage": tuple(length for length in protocol.leakage_lengths if 2 * length <= views),
+    views_needed = _views_needed(protocol)
+    return {
+        question: tuple(length for length, needed in views_needed[question].items() if needed <= views)
+        for question in protocol.questions
     }
-    return {question: possible[question] for question in protocol.questions}
 
 
-def _notes(protocol: SequenceProtocol, views: int) -> list[str]:
-    """A sentence for each question of which a length is left out."""
-    wanted: dict[Question, tuple[int, ...]] = {
-        "classification": protocol.lengths,
-        "leakage": protocol.leakage_lengths,
+def _views_needed(protocol: SequenceProtocol) -> dict[Question, dict[int, int]]:
+    """Views of a sequence that each question needs, by the number M of aggregated views."""
+    return {
+        "classification": {length: length for length in protocol.lengths},
+        "pair_action": {},
+        "leakage": {length: 2 * length for length in protocol.leakage_lengths},
+        "path_integration": {length: length + 1 for length in protocol.lengths},
     }
+
+
+def _notes(protocol: SequenceProtocol, views: int, targets: tuple[ActionTarget, ...]) -> list[str]:
+    """A sentence for each question of which something is left out."""
     notes = []
     for question, possible in _lengths(protocol, views).items():
-        missing = [str(length) for length in wanted[question] if length not in possible]
+        missing = [str(length) for length in _views_needed(protocol)[question] if length not in possible]
         if missing:
-            notes.append(f"{question}: {', '.join(missing)} views are left out, because sequences have {views}")
+            notes.append(f"{question}: M = {', '.join(missing)} is left out, because sequences have {views} views")
+    if "path_integration" in protocol.questions and not any(target.composes for target in targets):
+        notes.append("path_integration is left out: it is asked of rotations and positions, whose steps compose")
     return notes
 
 

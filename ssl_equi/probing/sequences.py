@@ -3,19 +3,23 @@
 Sequences depend on seeds and on the split's shape only, so every model is judged on the same ones.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_equi.data.actions import ACTION_SIZES, ActionKind, relative_hues, relative_rotation
-from ssl_equi.probing.encode import FeatureCache
+from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.collection import ViewCollection
+from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.pairs import training_views
+from ssl_equi.training_sequences import ViewSequence
 
 ROTATION_NAMES = ("quat_x", "quat_y", "quat_z", "quat_w")
 HUE_NAMES = ("floor_hue", "light_hue")
+POSITION_NAMES = ("position_down", "position_right")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class FeatureSequences:
         labels: int64 `[N]`.
         objects: int64 `[N]`, which object a sequence shows; one object may have several sequences.
         action_names: of the A columns of an action.
+        told_columns: the columns that the model is told of, the others are only asked for; None for all.
 
     Raises:
         ValueError: the shapes do not belong together.
@@ -38,6 +43,7 @@ class FeatureSequences:
     labels: Tensor
     objects: Tensor
     action_names: tuple[str, ...]
+    told_columns: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         count, length = self.features.shape[:2]
@@ -66,22 +72,31 @@ class FeatureSequences:
         views = torch.arange(first, first + count, device=self.actions.device)
         return self.actions[:, views, views + 1]
 
+    def told_steps(self, first: int, count: int) -> Tensor:
+        """What the model is told of `steps`."""
+        steps = self.steps(first, count)
+        return steps if self.told_columns is None else steps[..., list(self.told_columns)]
+
     def one_per_object(self) -> "FeatureSequences":
         """The first sequence of each object."""
         objects = self.objects.cpu().numpy()
         first = torch.from_numpy(np.sort(np.unique(objects, return_index=True)[1])).to(self.objects.device)
-        return FeatureSequences(
-            self.features[first], self.actions[first], self.labels[first], self.objects[first], self.action_names
+        return replace(
+            self,
+            features=self.features[first],
+            actions=self.actions[first],
+            labels=self.labels[first],
+            objects=self.objects[first],
         )
 
     def to(self, device: torch.device | str) -> "FeatureSequences":
         """The same sequences with their tensors on `device`."""
-        return FeatureSequences(
-            self.features.to(device),
-            self.actions.to(device),
-            self.labels.to(device),
-            self.objects.to(device),
-            self.action_names,
+        return replace(
+            self,
+            features=self.features.to(device),
+            actions=self.actions.to(device),
+            labels=self.labels.to(device),
+            objects=self.objects.to(device),
         )
 
 
@@ -132,3 +147,89 @@ def _between_all_views(relative: Callable[[Tensor], Tensor], values: Tensor) -> 
     shape = (*values.shape[:2], *values.shape[1:])
     pairs = torch.stack([values[:, :, None].expand(shape), values[:, None].expand(shape)], dim=3)
     return relative(pairs.flatten(0, 2)).unflatten(0, shape[:3])
+
+
+def encode_sequences(
+    encoder: nn.Module,
+    collection: ViewCollection,
+    make_views: Callable[[ViewBatch, int], ViewSequence],
+    action_names: tuple[str, ...],
+    *,
+    length: int,
+    per_object: int = 1,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> FeatureSequences:
+    """Sequences of views that are made from stored images, encoded in evaluation mode.
+
+    Every step goes on in the collection, which is gone through `per_object` times; sequence k of an object is made from
+    its stored view k (the first one after the last). What `make_views` draws depends on the step and the size of the
+    batch, so models can be compared if both are the same.
+
+    Args:
+        encoder: maps `[N, 3, S, S]` to `[N, D]`; on `device`; its state and modes are left untouched.
+        make_views: from a batch of stored images and the number of the step to `length` views or more.
+        action_names: of the columns of the actions between the views.
+        length: views that are kept; further ones are left out.
+        per_object: sequences of each object.
+        batch_size: objects in a step.
+
+    Raises:
+        ValueError: nothing is known of the actions, or there are fewer views than asked for.
+        RuntimeError: encoding changed a parameter or a buffer of the encoder, or a feature is not finite.
+    """
+    features: list[Tensor] = []
+    actions: list[Tensor] = []
+    objects: list[Tensor] = []
+    with frozen(encoder):
+        for step, batch in enumerate(_stored_batches(collection, per_object, batch_size)):
+            views = make_views(batch.to(device), step)
+            images = views.images[:, :length]
+            features.append(encoder(images.flatten(0, 1)).float().unflatten(0, images.shape[:2]).cpu())
+            actions.append(_known_actions(views, length))
+            objects.append(batch.object_indices)
+    encoded = torch.cat(features)
+    if not bool(torch.isfinite(encoded).all()):
+        raise RuntimeError(
+            "the encoder produced features that are not finite: the run diverged, use an earlier checkpoint"
+        )
+    order = torch.cat(objects)
+    labels = torch.from_numpy(np.array(collection.labels, dtype=np.int64))[order]
+    return FeatureSequences(encoded, torch.cat(actions), labels, order, action_names)
+
+
+def _stored_batches(collection: ViewCollection, per_object: int, batch_size: int) -> Iterator[ViewBatch]:
+    """One stored view of each object, in order, as often as asked; the last batch of a round may be smaller."""
+    for number in range(per_object):
+        for start in range(0, collection.num_objects, batch_size):
+            objects = np.arange(start, min(start + batch_size, collection.num_objects))
+            views = np.full((len(objects), 1), number % collection.num_views)
+            images = np.empty((len(objects), 1, *collection.image_size, 3), dtype=np.uint8)
+            sizes = None if collection.fills_image else np.empty((len(objects), 1, 2), dtype=np.int64)
+            collection.read_views(objects, views, images, sizes)
+            yield ViewBatch(
+                images=torch.from_numpy(images),
+                latents=torch.zeros(len(objects), 1, 0),
+                quat_xyzw=None,
+                labels=torch.from_numpy(np.array(collection.labels[objects], dtype=np.int64)),
+                object_indices=torch.from_numpy(objects),
+                view_indices=torch.from_numpy(views),
+                content_sizes=None if sizes is None else torch.from_numpy(sizes),
+            )
+
+
+def _known_actions(views: ViewSequence, length: int) -> Tensor:
+    """`[B, L, L, A]` between the first L views, float32 on the CPU."""
+    if views.length < length or length < 2:
+        raise ValueError(
+            f"sequences of {length} views were asked for and {views.length} were made: ask for 2 to so many"
+        )
+    if views.action_between is None:
+        raise ValueError("the sequences have no actions: make views whose actions are known")
+    one = views.action_between(0, 1)
+    actions = one.new_zeros(len(one), length, length, one.shape[1])
+    for first in range(length):
+        for second in range(length):
+            if first != second:
+                actions[:, first, second] = views.action_between(first, second)
+    return actions.float().cpu()
