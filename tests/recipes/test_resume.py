@@ -29,6 +29,8 @@ CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     # Dropout, too.
     "seq_jepa": ("seq_jepa", None, {}),
     "seq_jepa_augmented": ("seq_jepa", None, {**AUGMENTED, "actions": "augmentation", "observed_views": 2}),
+    "vicreg_traj": ("vicreg_traj", None, {}),
+    "conv_jepa": ("conv_jepa", None, {}),
     "simclr_augmented_lars": ("simclr", None, {**AUGMENTED, "optimizer": "lars", "decay_bias_and_norm": False}),
     "sie_augmented": ("sie", None, {**AUGMENTED, "actions": "augmentation"}),
     "augself_augmented": ("augself", None, {**AUGMENTED, "actions": "augmentation"}),

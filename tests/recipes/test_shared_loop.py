@@ -45,6 +45,16 @@ OWN_LINES: dict[str, set[str]] = {
         LOADING_SEQUENCES,
         "finish_sequences(run, config, objective, data, describe_saccades(config.saccades, config.observed_views))",
     },
+    "vicreg_traj": {
+        "make_views = SequenceViews(config, data, run, length=objective.num_views, actions=None)",
+        LOADING_SEQUENCES,
+    },
+    "conv_jepa": {
+        "make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)",
+        "output = model(views.images, views.to_last())",
+        FOLLOWING_TARGET,
+        LOADING_SEQUENCES,
+    },
     "supervised": {
         "objective = build(config, len(data.train.class_names))",
         "make_views = TrainingViews(config, data, run, actions=config.actions)",
