@@ -8,11 +8,10 @@ Saliency is computed once from the pixels and kept in the user's cache folder, o
 see datasets/images.md.
 
     accelerate launch recipes/seq_jepa_saccades.py                               the embedded set
-    accelerate launch recipes/seq_jepa_saccades.py --saccades.saliency uniform   the ablation without saliency
-    accelerate launch recipes/seq_jepa_saccades.py --saccades.inhibition none    and without inhibition of return
-    accelerate launch --multi_gpu recipes/seq_jepa_saccades.py stl10 --data-dir STL10      STL-10 as in the paper
-    accelerate launch --multi_gpu recipes/seq_jepa_saccades.py stl10 --data-dir STL10 --saccades.saliency file \
-        --saccades.saliency-file deepgaze.npy
+    accelerate launch recipes/seq_jepa_saccades.py --saccades.inhibition none    the gaze may return
+    accelerate launch recipes/seq_jepa_saccades.py --saccades.saliency uniform   drawn to nothing in particular
+    accelerate launch --multi_gpu recipes/seq_jepa_saccades.py stl10 --data-dir STL10      STL-10 as in the paper, but
+                                   for the saliency; --saccades.saliency file --saccades.saliency-file MAPS.npy for that
 """
 
 from dataclasses import dataclass, field, replace

@@ -30,8 +30,8 @@ class SaccadeOptions:
     """Where the gaze goes, and what it sees there. Defaults are the paper's for STL-10, but for the saliency."""
 
     saliency: Literal["spectral_residual", "centre_surround", "uniform", "file"] = "spectral_residual"
-    """What draws the gaze: maps computed from the pixels once, nothing in particular, or the maps of a file. Paper: a
-    file of DeepGaze IIE's; uniform is its ablation."""
+    """What draws the gaze: maps computed from the pixels once, nothing in particular (uniform), or the maps of a file.
+    Paper: DeepGaze IIE's maps; its ablation is uniform without inhibition."""
     saliency_file: Path | None = None
     """Maps of the training images, an array as datasets/images.md says."""
     glimpse_size: int = 32
