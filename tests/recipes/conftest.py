@@ -15,6 +15,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from ssl_equi import pretraining
+from ssl_equi.data import saliency_maps
 from ssl_equi.probing.protocol import ProbeProtocol
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +79,15 @@ def small_options(tiny_data: Path) -> list[str]:
         "--data-dir", str(tiny_data), "--image-size", "32", "--batch-size", "8", "--epochs", "2", "--log-every", "1",
         "--objective.projector", "32", "32", "32",
     ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="session")
+def saliency_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Saliency maps that recipes compute are kept in a folder of the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saliency_maps, "user_cache_path", lambda *_: folder)
+        yield
 
 
 @pytest.fixture

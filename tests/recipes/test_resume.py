@@ -31,6 +31,7 @@ CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "seq_jepa_augmented": ("seq_jepa", None, {**AUGMENTED, "actions": "augmentation", "observed_views": 2}),
     "vicreg_traj": ("vicreg_traj", None, {}),
     "conv_jepa": ("conv_jepa", None, {}),
+    "seq_jepa_saccades": ("seq_jepa_saccades", None, {}),
     "simclr_augmented_lars": ("simclr", None, {**AUGMENTED, "optimizer": "lars", "decay_bias_and_norm": False}),
     "sie_augmented": ("sie", None, {**AUGMENTED, "actions": "augmentation"}),
     "augself_augmented": ("augself", None, {**AUGMENTED, "actions": "augmentation"}),
