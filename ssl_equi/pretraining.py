@@ -40,7 +40,9 @@ PROBE_PROTOCOLS = {"embedded": probe_protocols.embedded, "sie": probe_protocols.
 class Objective(Protocol):
     """What the ending needs to know of an objective: its encoder, and the parts of the features."""
 
-    encoder: nn.Module
+    @property
+    def encoder(self) -> nn.Module:
+        """Maps images [N, 3, H, W] to features [N, D]."""
 
     @property
     def parts(self) -> dict[str, slice]:

@@ -59,6 +59,18 @@ class VICReg(nn.Module):
         """Encoder and projector, in float32 or better: [N, 3, H, W] -> [N, E]."""
         return full_precision(self.projector(self.encoder(images)))
 
+    def loss_of(self, embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and the terms that `forward` returns, from this process's embeddings of pairs [B, 2, E]; call it
+        with autocast off."""
+        gathered = gather_batch(embeddings)
+        terms = vicreg_terms(embeddings, gathered)
+        loss = (
+            self.config.inv_weight * terms["invariance"]
+            + self.config.variance_weight * terms["variance"]
+            + self.config.covariance_weight * terms["covariance"]
+        )
+        return loss, terms | {"std_all": std_per_dim(gathered.detach()).mean()}
+
     def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
         """Computes the loss of a batch.
 
@@ -74,19 +86,11 @@ class VICReg(nn.Module):
             ValueError: if the views do not have the shape or type above.
         """
         check_views(views)
-        config = self.config
-        features = on_both_views(self.encoder, views, config.separate_batch_norm)
-        embeddings = on_both_views(self.projector, features, config.separate_batch_norm)
+        features = on_both_views(self.encoder, views, self.config.separate_batch_norm)
+        embeddings = on_both_views(self.projector, features, self.config.separate_batch_norm)
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
-            gathered = gather_batch(embeddings)
-            terms = vicreg_terms(embeddings, gathered)
-            loss = (
-                config.inv_weight * terms["invariance"]
-                + config.variance_weight * terms["variance"]
-                + config.covariance_weight * terms["covariance"]
-            )
-        terms["std_all"] = std_per_dim(gathered.detach()).mean()
+            loss, terms = self.loss_of(embeddings)
         return ObjectiveOutput(
             loss=loss,
             terms={name: term.detach().float() for name, term in terms.items()},

@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.extension import Extension
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.sequences import check_sequence
 from ssl_equi.objectives.two_views import on_both_views
 from ssl_equi.objectives.vicreg import VICReg
-from ssl_equi.objectives.vicreg_terms import full_precision, std_per_dim, vicreg_terms
+from ssl_equi.objectives.vicreg_terms import full_precision
 
 # Of a tangent vector on the unit sphere. Rounding in float32 leaves the direction of a shorter one few right digits,
 # and the gradient of a direction grows with the inverse of the length.
@@ -115,21 +114,14 @@ class VICRegTraj(Extension):
         check_sequence(views, least=3)
         if views.shape[1] != 3:
             raise ValueError(f"views have shape {tuple(views.shape)}: pass [B, 3, C, H, W], three views of each object")
-        vicreg = self.base.config
-        features = on_both_views(self.encoder, views, vicreg.separate_batch_norm)
-        embeddings = on_both_views(self.base.projector, features, vicreg.separate_batch_norm)
+        separate = self.base.config.separate_batch_norm
+        features = on_both_views(self.encoder, views, separate)
+        embeddings = on_both_views(self.base.projector, features, separate)
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
-            pairs = embeddings[:, :2]
-            gathered = gather_batch(pairs)
-            terms = vicreg_terms(pairs, gathered) | {"trajectory": trajectory_term(embeddings)}
-            loss = (
-                vicreg.inv_weight * terms["invariance"]
-                + vicreg.variance_weight * terms["variance"]
-                + vicreg.covariance_weight * terms["covariance"]
-                + self.config.weight * terms["trajectory"]
-            )
-        terms["std_all"] = std_per_dim(gathered.detach()).mean()
+            base_loss, terms = self.base.loss_of(embeddings[:, :2])
+            terms["trajectory"] = trajectory_term(embeddings)
+            loss = base_loss + self.config.weight * terms["trajectory"]
         return ObjectiveOutput(
             loss=loss,
             terms={name: term.detach().float() for name, term in terms.items()},
