@@ -18,10 +18,9 @@ from typing import Literal
 import numpy as np
 import simplejpeg
 import torch
-from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ssl_equi.data.building import building_progress, working_alone
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.manifest import manifest_path, read_manifest
 from ssl_equi.data.writer import ObjectRecord, SplitSettings, SplitWriter
@@ -268,7 +267,7 @@ def _build_split(
 ) -> None:
     plan, settings = split_plans(config)[split], _settings(config, split)
     total = len(plan.families) * plan.objects_per_family * config.views
-    with SplitWriter(folder, settings, resume=True) as writer, _progress(show_progress) as progress:
+    with SplitWriter(folder, settings, resume=True) as writer, building_progress(show_progress) as progress:
         done = writer.num_objects * config.views
         bar = progress.add_task(f"rendering {split}", total=total, completed=done)
         for record in rendered_records(config, split, skip=writer.num_objects, workers=workers, device=device):
@@ -286,23 +285,8 @@ def _building_alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot write {folder} ({error.strerror}): choose another folder with --data-dir") from error
-    lock = FileLock(folder / ".building.lock")
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        print(f"another process is building {folder}: waiting for it", flush=True)
-        lock.acquire()
-    try:
+    with working_alone(folder / ".building.lock", f"building {folder}"):
         yield
-    finally:
-        lock.release()
-
-
-def _progress(enabled: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    progress = Progress(*columns, transient=True)
-    progress.disable = not (enabled and progress.console.is_terminal)
-    return progress
 
 
 def default_workers() -> int:

@@ -7,17 +7,15 @@ order of the objects; a map's values are densities up to a factor. It stays on t
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ssl_equi.data.building import building_progress, working_alone
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.files import write_errors_named
@@ -120,7 +118,7 @@ def computed_saliency(collection: ViewCollection, source: SaliencySource, folder
     if not file.exists():
         with write_errors_named(file):
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(file):
+            with working_alone(file.with_name(f".{file.name}.lock"), f"computing {file}"):
                 if not file.exists():
                     _compute(collection, source, file)
     return SaliencyMaps(file, collection)
@@ -145,7 +143,7 @@ def _compute(collection: ViewCollection, source: str, file: Path) -> None:
     try:
         maps = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         flat = maps.reshape(-1, *collection.image_size)
-        with _progress() as progress:
+        with building_progress() as progress:
             bar = progress.add_task(f"computing saliency of {collection.split}", total=len(flat))
             for rows, images, sizes in _image_batches(collection):
                 flat[rows] = _scaled_maps(images, sizes, SALIENCY_SOURCES[source])
@@ -184,25 +182,3 @@ def _scaled_maps(pixels: np.ndarray, sizes: np.ndarray | None, saliency: Callabl
         for image, whole_map, (height, width) in zip(images, maps, sizes.tolist(), strict=True):
             whole_map[:height, :width] = saliency(image[None, :, :height, :width])[0]
     return (maps / maps.amax(dim=(1, 2), keepdim=True)).numpy()
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Of two processes that want the same maps, one computes them and the other waits."""
-    lock = FileLock(file.with_name(f".{file.name}.lock"))
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        print(f"another process is computing {file}: waiting for it", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    progress = Progress(*columns, transient=True)
-    progress.disable = not progress.console.is_terminal
-    return progress
