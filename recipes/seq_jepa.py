@@ -44,9 +44,9 @@ class Config(PretrainingConfig):
 
 
 def embedded() -> Config:
-    """The embedded set: a smaller aggregator, and a target that follows faster than in long runs."""
+    """The embedded set: a smaller aggregator without dropout, and as many images as other methods see in 160 epochs."""
     return Config(
-        objective=SeqJEPAConfig(layers=2, feedforward_width=1024), target_momentum=0.99, optimizer="adamw",
+        objective=SeqJEPAConfig(layers=2, feedforward_width=1024, dropout=0.0), epochs=80, optimizer="adamw",
         weight_decay=1e-3, decay_bias_and_norm=False,
     )  # fmt: skip
 
