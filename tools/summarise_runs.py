@@ -2,8 +2,9 @@
 
     python tools/summarise_runs.py runs/sie-seed0 runs/sie-seed1 runs/sie-seed2 runs/vicreg-seed0 ...
     python tools/summarise_runs.py runs/*-seed? --layout methods      one row a method, with the commands below
+    python tools/summarise_runs.py runs/*-seed? --layout sequences    the same, of what aggregates of views know
 
-In the layout by methods, `gamma_f` has in brackets what the same features give if nothing relates the images.
+In these layouts, `gamma_f` has in brackets what the same features give if nothing relates the images.
 
 Runs whose folders differ in a trailing -seedN only are one method. The random encoder is the one that runs were
 compared with; the constant is the best answer that looks at no image.
@@ -24,14 +25,22 @@ from ssl_equi.errors import UserError
 from ssl_equi.probing.records import ProbeRecord, read_records
 
 METRICS = ("top1", "r2_uniform", "r2_pooled", "angle_deg_median")
-PARTS = ("all", "inv", "equi")
-METHOD_COLUMNS = (
+Column = tuple[str, str]  # task and metric
+METHOD_COLUMNS: tuple[Column, ...] = (
     ("classification", "top1"),
     ("relative_rotation", "r2_uniform"),
     ("relative_rotation", "angle_deg_median"),
     ("colour", "r2_uniform"),
     ("augmentation_equivariance", "gamma_f"),
 )
+SEQUENCE_COLUMNS: tuple[Column, ...] = (
+    ("classification", "top1"),
+    ("relative_rotation", "r2_uniform"),
+    ("relative_rotation", "angle_deg_median"),
+    ("absolute_rotation", "r2_uniform"),
+    ("leakage_rotation", "r2_uniform"),
+)
+COLUMNS = {"methods": METHOD_COLUMNS, "sequences": SEQUENCE_COLUMNS}
 RunRecords = dict[str, list[list[ProbeRecord]]]  # by method: the records of each of its runs
 
 
@@ -41,8 +50,9 @@ class Config:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders."""
-    layout: Literal["tasks", "methods"] = "tasks"
-    """tasks: a row for each task, metric and part. methods: a row for each method and part, main metrics only."""
+    layout: Literal["tasks", "methods", "sequences"] = "tasks"
+    """tasks: a row for each task, metric and part. methods: a row for each method and part, main metrics only.
+    sequences: the same, with what leaks into aggregates."""
     metrics: tuple[str, ...] = METRICS
     """Metrics to show in the layout by tasks."""
 
@@ -51,22 +61,40 @@ def main(config: Config) -> None:
     records_by_name: RunRecords = defaultdict(list)
     for folder in config.runs:
         records_by_name[method_name(folder)].append(read_run(folder)[0])
-    origins = {
-        (record.protocol, record.split, record.num_objects)
-        for runs in records_by_name.values()
-        for records in runs
-        for record in records
-    }
-    if len(origins) != 1:
-        raise UserError(f"the runs were judged by {len(origins)} protocols or splits: summarise one at a time")
-    protocol, split, num_objects = origins.pop()
-    seeds = ", ".join(f"{name}: {len(runs)} seeds" for name, runs in records_by_name.items())
-    print(f"Protocol `{protocol}`, split `{split}` ({num_objects} objects); {seeds}; mean ± standard deviation.\n")
-    if config.layout == "methods":
-        print_methods(records_by_name)
-        print_commands(config.runs)
-    else:
+    check_origins(records_by_name)
+    print_origins(records_by_name)
+    if config.layout == "tasks":
         print_tasks(records_by_name, config.metrics)
+    else:
+        print_methods(records_by_name, COLUMNS[config.layout])
+        print_commands(config.runs)
+
+
+def check_origins(records_by_name: RunRecords) -> None:
+    """Raises UserError if the same question was asked of two runs by different protocols or on different splits."""
+    origins: dict[tuple[str, str, str], tuple[str, str, int]] = {}
+    for record in (record for runs in records_by_name.values() for records in runs for record in records):
+        origin = (record.protocol, record.split, record.num_objects)
+        first = origins.setdefault((record.task, record.part, record.metric), origin)
+        if first != origin:
+            raise UserError(
+                f"{record.task} of {record.part} was judged by {first[0]} on {first[1]} ({first[2]} objects) and by "
+                f"{origin[0]} on {origin[1]} ({origin[2]} objects): summarise one protocol and split at a time"
+            )
+
+
+def print_origins(records_by_name: RunRecords) -> None:
+    """Protocols, split and numbers of seeds."""
+    records = [record for runs in records_by_name.values() for records in runs for record in records]
+    protocols = ", ".join(f"`{name}`" for name in dict.fromkeys(record.protocol for record in records))
+    splits = ", ".join(dict.fromkeys(f"`{record.split}` ({record.num_objects} objects)" for record in records))
+    seeds = ", ".join(f"{name}: {len(runs)} seeds" for name, runs in records_by_name.items())
+    print(f"Protocol {protocols}, split {splits}; {seeds}; mean ± standard deviation.\n")
+
+
+def parts_of(records_by_name: RunRecords) -> list[str]:
+    """All parts that any run has, in the order in which they turn up."""
+    return list(dict.fromkeys(r.part for runs in records_by_name.values() for records in runs for r in records))
 
 
 def print_tasks(records_by_name: RunRecords, metrics: tuple[str, ...]) -> None:
@@ -76,32 +104,29 @@ def print_tasks(records_by_name: RunRecords, metrics: tuple[str, ...]) -> None:
     first = next(iter(records_by_name.values()))[0]
     for task in dict.fromkeys(record.task for record in first):
         for metric in metrics:
-            for part in PARTS:
+            for part in parts_of(records_by_name):
                 print_row(task, metric, part, records_by_name)
 
 
-def print_methods(records_by_name: RunRecords) -> None:
+def print_methods(records_by_name: RunRecords, shown: tuple[Column, ...]) -> None:
     """A row for each method and part, one for the constant answer and one for the random encoder."""
     wholes = [
         record for runs in records_by_name.values() for records in runs for record in records if record.part == "all"
     ]
-    print("| method | part | " + " | ".join(f"{task} `{metric}`" for task, metric in METHOD_COLUMNS) + " |")
-    print("|---|---|" + "---|" * len(METHOD_COLUMNS))
+    print("| method | part | " + " | ".join(f"{task} `{metric}`" for task, metric in shown) + " |")
+    print("|---|---|" + "---|" * len(shown))
     # What stands for "no relation" in augmentation_equivariance differs between encoders: it is shown in their cells.
-    constants = [
-        [r.baseline for r in of_column(wholes, column)[:1] if not own_baseline(r)] for column in METHOD_COLUMNS
-    ]
+    constants = [[r.baseline for r in of_column(wholes, column)[:1] if not own_baseline(r)] for column in shown]
     print_cells("without an image", "-", constants)
     randoms = [
-        [r.random_encoder for r in of_column(wholes, column) if r.random_encoder is not None]
-        for column in METHOD_COLUMNS
+        [r.random_encoder for r in of_column(wholes, column) if r.random_encoder is not None] for column in shown
     ]
     print_cells("random encoder", "`all`", randoms)
     for name, runs in records_by_name.items():
-        for part in PARTS:
+        for part in parts_of({name: runs}):
             found = [r for records in runs for r in records if r.part == part]
-            if found:
-                columns = [of_column(found, column) for column in METHOD_COLUMNS]
+            columns = [of_column(found, column) for column in shown]
+            if any(columns):
                 nulls = [[r.baseline for r in records if own_baseline(r)] for records in columns]
                 print_cells(name, f"`{part}`", [[r.value for r in records] for records in columns], nulls)
 

@@ -1,5 +1,6 @@
 """From the latents of two views to the action that takes the first view to the second."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -53,3 +54,28 @@ def action_between_views(batch: ViewBatch, kind: ActionKind, first: int, second:
     if kind == "rotation":
         return rotation
     return torch.cat([rotation, relative_hues(batch.latents[:, pair])], dim=-1)
+
+
+def actions_between_all_views(quat_xyzw: Tensor, latents: Tensor, kind: ActionKind) -> Tensor:
+    """Actions between any two views of each object: [N, V, V, A], where entry (i, j) takes view i to view j.
+
+    Args:
+        quat_xyzw: [N, V, 4], each view's absolute rotation, w > 0.
+        latents: [N, V, L]; only the hues are used, for "rotation_color".
+
+    Raises ValueError for an unknown kind.
+    """
+    if kind not in ACTION_SIZES:
+        raise ValueError(f"action kind '{kind}' is unknown: choose one of {', '.join(ACTION_SIZES)}")
+    rotation = _of_all_pairs(relative_rotation, quat_xyzw)
+    if kind == "rotation":
+        return rotation
+    return torch.cat([rotation, _of_all_pairs(relative_hues, latents)], dim=-1)
+
+
+def _of_all_pairs(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """A function of pairs [n, 2, K], for all pairs of the views of [N, V, K]: [N, V, V, A]."""
+    num_objects, num_views, size = values.shape
+    shape = (num_objects, num_views, num_views, size)
+    pairs = torch.stack([values.unsqueeze(2).expand(shape), values.unsqueeze(1).expand(shape)], dim=3)
+    return function(pairs.flatten(0, 2)).unflatten(0, shape[:3])

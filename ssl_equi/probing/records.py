@@ -13,7 +13,7 @@ from filelock import FileLock
 from ssl_equi.checkpoint import write_text_atomically
 from ssl_equi.errors import UserError
 
-LOWER_IS_BETTER = ("gamma_f", "wahba_error", "composition_error")  # and angles
+LOWER_IS_BETTER = ("gamma_f", "wahba_error", "composition_error", "retrieval_error")  # and angles
 
 
 class ResultsError(UserError):
@@ -135,10 +135,14 @@ def describe_origins(records: Sequence[ProbeRecord]) -> list[str]:
 
 def describe_columns(records: Sequence[ProbeRecord]) -> list[str]:
     """What "baseline" and "random" stand for."""
-    names = {record.metric: record.baseline_name for record in records}
-    constants = ", ".join(f"{metric}: {name}" for metric, name in names.items() if name != "constant")
-    lines = [f"baseline: the best constant answer{f', or as named ({constants})' if constants else ''}"]
-    lower = [metric for metric in names if metric in LOWER_IS_BETTER or metric.startswith("angle_deg")]
+    metrics_by_name: dict[str, list[str]] = {}
+    for metric, name in dict.fromkeys((record.metric, record.baseline_name) for record in records):
+        metrics_by_name.setdefault(name, []).append(metric)
+    metrics_by_name.pop("constant", None)
+    named = "; ".join(f"{', '.join(metrics)}: {name}" for name, metrics in metrics_by_name.items())
+    lines = [f"baseline: the best constant answer{f', or as named ({named})' if named else ''}"]
+    all_metrics = dict.fromkeys(record.metric for record in records)
+    lower = [metric for metric in all_metrics if metric.startswith((*LOWER_IS_BETTER, "angle_deg"))]
     if lower:
         lines.append(f"lower is better: {', '.join(lower)}")
     if any(record.random_encoder is not None for record in records):

@@ -12,14 +12,14 @@ Over a whole split, the gallery is all views of all objects, and it is measured 
 from the true pose. How contexts and galleries were formed for the published numbers of seq-JEPA is not known.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.data.actions import ACTION_SIZES, ActionKind, relative_hues, relative_rotation
+from ssl_equi.data.actions import ACTION_SIZES, ActionKind, actions_between_all_views
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.retrieval import (
@@ -288,7 +288,8 @@ def _rows(cache: FeatureCache, objects: slice) -> FeatureCache:
 def _predict_all_views(model: PredictingModel, cache: FeatureCache, kind: ActionKind, contexts: Tensor) -> Tensor:
     """Embeddings `[o, C, V, E]` that are predicted for all views of the cache's objects after each context `[C, M]`."""
     num_objects, num_views = cache.features.shape[:2]
-    actions = _actions_between_views(cache, kind)
+    assert cache.quats_xyzw is not None
+    actions = actions_between_all_views(cache.quats_xyzw, cache.latents, kind)
     steps = actions[:, contexts[:, :-1], contexts[:, 1:]].flatten(0, 1)
     aggregates = model.aggregate(
         cache.features[:, contexts].flatten(0, 1), steps if model.aggregator_takes_actions else None
@@ -298,18 +299,3 @@ def _predict_all_views(model: PredictingModel, cache: FeatureCache, kind: Action
         aggregates.repeat_interleave(num_views, dim=0), to_views if model.predictor_takes_actions else None
     )
     return predictions.view(num_objects, len(contexts), num_views, -1)
-
-
-def _actions_between_views(cache: FeatureCache, kind: ActionKind) -> Tensor:
-    """`[o, V, V, A]`: entry (i, j) takes view i of an object to view j, in the object's frame, sign as it comes."""
-    assert cache.quats_xyzw is not None
-    rotation = _of_pairs(relative_rotation, cache.quats_xyzw)
-    return rotation if kind == "rotation" else torch.cat([rotation, _of_pairs(relative_hues, cache.latents)], dim=-1)
-
-
-def _of_pairs(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """A function of pairs `[n, 2, k]`, for all pairs of the views of `[o, V, k]`: `[o, V, V, A]`."""
-    num_objects, num_views, size = values.shape
-    shape = (num_objects, num_views, num_views, size)
-    pairs = torch.stack([values.unsqueeze(2).expand(shape), values.unsqueeze(1).expand(shape)], dim=3)
-    return function(pairs.flatten(0, 2)).unflatten(0, shape[:3])

@@ -5,8 +5,15 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from ssl_equi.data.actions import action_from_batch, relative_hues, relative_rotation
+from ssl_equi.data.actions import (
+    ACTION_SIZES,
+    action_from_batch,
+    actions_between_all_views,
+    relative_hues,
+    relative_rotation,
+)
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.geometry.rotations import quat_positive, random_quat
 
 
 def _batch_of_latents(latents: np.ndarray) -> ViewBatch:
@@ -76,3 +83,19 @@ def test_batch_moves_as_a_whole(pair_latents):
     assert moved.images.device.type == moved.labels.device.type == moved.view_indices.device.type == "meta"
     assert moved.seconds_waited == 1.5
     assert batch.to("cpu").images.data_ptr() == batch.images.data_ptr()
+
+
+@pytest.mark.parametrize("kind", ["rotation", "rotation_color"])
+def test_actions_between_all_views_are_those_of_each_pair(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    quats = quat_positive(random_quat(6, generator)).float().unflatten(0, (2, 3))
+    latents = torch.rand(2, 3, 7, generator=generator)
+    together = actions_between_all_views(quats, latents, kind)
+    assert together.shape == (2, 3, 3, ACTION_SIZES[kind])
+    for first in range(3):
+        for second in range(3):
+            pair = [first, second]
+            expected = relative_rotation(quats[:, pair])
+            if kind == "rotation_color":
+                expected = torch.cat([expected, relative_hues(latents[:, pair])], dim=1)
+            assert torch.allclose(together[:, first, second], expected, atol=1e-6)

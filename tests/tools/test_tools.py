@@ -97,7 +97,7 @@ def test_runs_judged_on_different_splits_are_not_averaged(tmp_path: Path) -> Non
     tool = load_tool("summarise_runs")
     append_records(tmp_path / "a" / "results.json", [record(0.4, "equi", 0.1)], {"name": "sie"})
     append_records(tmp_path / "b" / "results.json", [record(0.4, "equi", 0.1, split="val")], {"name": "sie"})
-    with pytest.raises(UserError, match="2 protocols or splits"):
+    with pytest.raises(UserError, match=r"on test \(10 objects\) and by ssl_equi_v1 on val"):
         tool.main(tool.Config(runs=(tmp_path / "a", tmp_path / "b")))
     with pytest.raises(UserError, match=r"c has no results\.json"):
         tool.main(tool.Config(runs=(tmp_path / "c",)))
