@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.data.actions import ACTION_SIZES, ActionKind, relative_hues, relative_rotation
+from ssl_equi.data.actions import ActionKind, actions_between_all_views
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.probing.encode import FeatureCache, frozen
@@ -118,8 +118,6 @@ def sequences_of_cache(
     """
     if cache.quats_xyzw is None:
         raise ValueError("the cache has no poses: sequences of stored views need a rendered data set")
-    if kind not in ACTION_SIZES:
-        raise ValueError(f"action kind '{kind}' is unknown: choose one of {', '.join(ACTION_SIZES)}")
     if not 1 <= length <= cache.num_views or per_object < 1:
         raise ValueError(
             f"{per_object} sequences of {length} distinct views were asked for and objects have {cache.num_views}: "
@@ -129,24 +127,14 @@ def sequences_of_cache(
     views = torch.from_numpy(np.stack(drawn, axis=1).reshape(-1, length))
     objects = torch.arange(cache.num_objects).repeat_interleave(per_object)
     latents, quats_xyzw = cache.latents.cpu()[objects[:, None], views], cache.quats_xyzw.cpu()[objects[:, None], views]
-    actions = _between_all_views(relative_rotation, quats_xyzw)
-    if kind == "rotation_color":
-        actions = torch.cat([actions, _between_all_views(relative_hues, latents)], dim=-1)
     device = cache.features.device
     return FeatureSequences(
         features=cache.features[objects.to(device)[:, None], views.to(device)],
-        actions=actions,
+        actions=actions_between_all_views(quats_xyzw, latents, kind),
         labels=cache.labels.cpu()[objects],
         objects=objects,
         action_names=ROTATION_NAMES + (HUE_NAMES if kind == "rotation_color" else ()),
     ).to(device)
-
-
-def _between_all_views(relative: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """`[N, L, L, A]` of a function of pairs `[n, 2, k]` and the values `[N, L, k]` of each view."""
-    shape = (*values.shape[:2], *values.shape[1:])
-    pairs = torch.stack([values[:, :, None].expand(shape), values[:, None].expand(shape)], dim=3)
-    return relative(pairs.flatten(0, 2)).unflatten(0, shape[:3])
 
 
 def encode_sequences(

@@ -1,0 +1,235 @@
+"""Asks a sequence model what its aggregates of 1 to 8 views know, and what they leave to the encoder.
+
+    python evaluation/sequences.py runs/seq_jepa                                   the embedded test split
+    python evaluation/sequences.py runs/seq_jepa --questions classification leakage
+    python evaluation/sequences.py runs/seq_jepa --dataset 3diebench --data-dir SHARDS --split val
+    python evaluation/sequences.py runs/cifar --dataset cifar100 --data-dir CIFAR        augmented images
+    python evaluation/sequences.py runs/stl --dataset stl10 --data-dir STL10             saccades
+
+- classification: the class from the aggregate of M views, and from one view by the encoder.
+- pair_action: the action between two views, from the encoder's features of both.
+- leakage: class and action, from the encoder and from aggregates.
+- path_integration: the action from the first view to view M + 1, from the aggregate of M views and the last step; with
+  zeros for images or for actions, beside the exact composition of all steps. M = 1 is trivial.
+
+Sequences are made as in training, the same for every model; heads are trained on the train split. Images that are
+augmented or looked at by saccades are those of the final probes: whole, in the size that the encoder takes. Prints
+tables, appends all records to results.json and writes sequences.html in the run's folder. The embedded set takes
+MINUTES minutes on two CPU cores.
+"""
+
+import shlex
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from ssl_equi.cli import explain_errors, parse_command_line
+from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.sources import DatasetName, DataSource, open_data
+from ssl_equi.errors import UserError
+from ssl_equi.pretraining import PROBE_PROTOCOLS
+from ssl_equi.pretraining_sequences import SEQUENCE_MODEL_FOLDER
+from ssl_equi.probing.encode import encode_split
+from ssl_equi.probing.records import append_records
+from ssl_equi.probing.sequence_figures import print_summary, write_page
+from ssl_equi.probing.sequence_tasks import QUESTIONS, Question, SequenceProtocol, probe_sequences
+from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
+from ssl_equi.sequence_export import SequenceModel, load_sequence_model
+from ssl_equi.training_saccades import SaccadeViews, described_saccades
+from ssl_equi.training_sequences import SequenceViews
+from ssl_equi.training_views import ViewOptions, augmentation_columns
+from ssl_equi.views.actions import action_names
+from ssl_equi.views.presets import view_pipelines
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ROTATION_COLUMNS = (0, 1, 2, 3)  # of "rotation_color" actions
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which model is asked what, and on which sequences."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run of recipes/seq_jepa.py or recipes/seq_jepa_saccades.py."""
+    dataset: DatasetName = "3diebench-p"
+    """3diebench-p renders itself; the others need --data-dir."""
+    data_dir: Path | None = None
+    """Folder with the data set; the user's cache folder for 3diebench-p when not given."""
+    split: str = "test"
+    """Split that is judged; heads are trained on train."""
+    questions: tuple[Question, ...] = QUESTIONS
+    """What is asked."""
+    lengths: tuple[int, ...] = SequenceProtocol.lengths
+    """Numbers M of views, for classification and path integration."""
+    leakage_lengths: tuple[int, ...] = SequenceProtocol.leakage_lengths
+    """Numbers M of views for the leakage, which needs sequences of 2M."""
+    sequences_per_object: int | None = None
+    """When not given 4 of a rendered object, 1 of an image."""
+    views_per_sequence: int | None = None
+    """When not given 20 of a rendered object (or all, if there are less), or as many as the other options need."""
+    protocol: Literal["embedded", "sie"] = "embedded"
+    """How the heads are trained."""
+    saliency_files: tuple[Path, Path] | None = None
+    """Maps of the train split and of the judged one, for a model whose gaze followed a file."""
+    seed: int = 0
+    """Seeds the heads."""
+    out: Path | None = None
+    """Folder of results.json and sequences.html; the run's when not given."""
+
+
+@dataclass(frozen=True)
+class EvaluatedViews:
+    """What making views depends on; the batch size is part of what is drawn."""
+
+    views: ViewOptions
+    image_size: int
+    batch_size: int = 256
+    seed: int = 0
+
+
+@dataclass
+class OneProcess:
+    """The evaluation is one process."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+def main(config: Config) -> None:
+    model = load_sequence_model(config.run / SEQUENCE_MODEL_FOLDER)
+    model.objective.to(DEVICE)
+    protocol = protocol_of(config, model)
+    data = open_data(config.dataset, config.data_dir, config.split, model.image_size)
+    data = replace(data, mean_rgb=model.mean_rgb, std_rgb=model.std_rgb)
+    check_poses(config, model, data)
+    train = encoded_sequences(config, model, data, data.probe_train, protocol)
+    test = encoded_sequences(config, model, data, data.evaluation, protocol)
+    print(
+        f"asking {model.objective.__class__.__name__} on {len(test)} sequences of the {config.split} split", flush=True
+    )
+    results = probe_sequences(
+        model.objective,
+        train,
+        test,
+        len(data.evaluation.class_names),
+        protocol,
+        device=DEVICE,
+        seed=config.seed,
+        split_name=config.split,
+    )
+    print_summary(results.records, results.notes)
+    out = config.out or config.run
+    append_records(out / "results.json", results.records)
+    write_page(
+        out / "sequences.html",
+        title=f"sequences of {config.run.resolve().name}",
+        records=results.records,
+        notes=results.notes,
+        protocol=asdict(protocol),
+        config=asdict(config),
+        command=f"python {shlex.join(sys.argv)}",
+    )
+    print(f"added to {out / 'results.json'}; figures in {out / 'sequences.html'}")
+
+
+def protocol_of(config: Config, model: SequenceModel) -> SequenceProtocol:
+    """The protocol that the options ask for; its name tells of heads and sequences that are not the usual ones."""
+    rendered = model.sequences["source"] == "rendered"
+    needed = [length + 1 for length in config.lengths] + [2 * length for length in config.leakage_lengths]
+    views = config.views_per_sequence or (SequenceProtocol.views if rendered else max(needed, default=2))
+    per_object = config.sequences_per_object or (SequenceProtocol.sequences_per_object if rendered else 1)
+    name = SequenceProtocol.name
+    if config.protocol != "embedded":
+        name += f", heads {config.protocol}"
+    if config.views_per_sequence or config.sequences_per_object:
+        name += f", {per_object} sequences of {views} views"
+    return SequenceProtocol(
+        name=name,
+        questions=config.questions,
+        lengths=config.lengths,
+        leakage_lengths=config.leakage_lengths,
+        views=views,
+        sequences_per_object=per_object,
+        heads=PROBE_PROTOCOLS[config.protocol](),
+    )
+
+
+def check_poses(config: Config, model: SequenceModel, data: DataSource) -> None:
+    """Raises UserError for a model of stored views, and data that hold one view of each object."""
+    if model.sequences["source"] == "rendered" and not data.has_poses:
+        raise UserError(
+            f"{config.run} was trained on stored views of known poses, and {config.dataset} has none: give rendered "
+            "data, such as 3diebench-p"
+        )
+
+
+def encoded_sequences(
+    config: Config, model: SequenceModel, data: DataSource, collection: ViewCollection, protocol: SequenceProtocol
+) -> FeatureSequences:
+    """Sequences of one split, made as those that the model was trained on."""
+    print(f"encoding sequences of {collection.num_objects} objects of the {collection.split} split", flush=True)
+    source = model.sequences["source"]
+    if source == "rendered":
+        return rendered_sequences(model, collection, protocol)
+    if source == "augmented":
+        return augmented_sequences(model, data, collection, protocol)
+    return saccade_sequences(config, model, data, collection, protocol)
+
+
+def rendered_sequences(
+    model: SequenceModel, collection: ViewCollection, protocol: SequenceProtocol
+) -> FeatureSequences:
+    """Stored views; hues are asked for, too, if the model was told of rotations only."""
+    cache = encode_split(model.objective.encoder, collection, model.mean_rgb, model.std_rgb, DEVICE)
+    length = min(protocol.views, cache.num_views)
+    sequences = sequences_of_cache(
+        cache, "rotation_color", length, protocol.sequences_per_object, protocol.sequences_seed
+    )
+    return replace(sequences, told_columns=ROTATION_COLUMNS) if model.sequences["actions"] == "rotation" else sequences
+
+
+def augmented_sequences(
+    model: SequenceModel, data: DataSource, collection: ViewCollection, protocol: SequenceProtocol
+) -> FeatureSequences:
+    """Augmentations as of observed views; transforms that the model was not told of are asked for, too."""
+    described = model.sequences
+    options = ViewOptions("augmented", described["preset"], described["action_encoding"])
+    every_action = EvaluatedViews(options, model.image_size, seed=protocol.sequences_seed)
+    told = replace(options, action_transforms=tuple(described["action_transforms"]))
+    pipelines = view_pipelines(options.preset, model.image_size)
+    names = action_names(
+        options.action_encoding, {transform.name for pipeline in pipelines for transform in pipeline.transforms}
+    )
+    # One view more, because the last one is augmented like a view that is predicted.
+    make_views = SequenceViews(every_action, data, OneProcess(), length=protocol.views + 1, actions="augmentation")
+    sequences = encode_sequences(
+        model.objective.encoder, collection, make_views, names,
+        length=protocol.views, per_object=protocol.sequences_per_object, batch_size=every_action.batch_size,
+        device=DEVICE,
+    )  # fmt: skip
+    return replace(sequences, told_columns=augmentation_columns(replace(every_action, views=told)))
+
+
+def saccade_sequences(
+    config: Config, model: SequenceModel, data: DataSource, collection: ViewCollection, protocol: SequenceProtocol
+) -> FeatureSequences:
+    """Glimpses of whole images, where the gaze follows the same kind of saliency."""
+    file = None
+    if config.saliency_files is not None:
+        file = config.saliency_files[0 if collection is data.probe_train else 1]
+    options = described_saccades(model.sequences, file)
+    views = EvaluatedViews(ViewOptions("augmented"), model.image_size, seed=protocol.sequences_seed)
+    make_views = SaccadeViews(views, data, OneProcess(), options, length=protocol.views, collection=collection)
+    return encode_sequences(
+        model.objective.encoder, collection, make_views, POSITION_NAMES,
+        length=protocol.views, per_object=protocol.sequences_per_object, batch_size=views.batch_size, device=DEVICE,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    config = parse_command_line(Config, __doc__)
+    explain_errors(lambda: main(config))
