@@ -142,11 +142,11 @@ def protocol_of(config: Config, model: SequenceModel) -> SequenceProtocol:
     needed = [length + 1 for length in config.lengths] + [2 * length for length in config.leakage_lengths]
     views = config.views_per_sequence or (SequenceProtocol.views if rendered else max(needed, default=2))
     per_object = config.sequences_per_object or (SequenceProtocol.sequences_per_object if rendered else 1)
-    name = SequenceProtocol.name
+    name = SequenceProtocol.name if rendered else f"{SequenceProtocol.name}_{model.sequences['source']}"
     if config.protocol != "embedded":
         name += f", heads {config.protocol}"
     if config.views_per_sequence or config.sequences_per_object:
-        name += f", {per_object} sequences of {views} views"
+        name += f", {per_object} x {views} views"
     return SequenceProtocol(
         name=name,
         questions=config.questions,
@@ -195,7 +195,10 @@ def rendered_sequences(
 def augmented_sequences(
     model: SequenceModel, data: DataSource, collection: ViewCollection, protocol: SequenceProtocol
 ) -> FeatureSequences:
-    """Augmentations as of observed views; transforms that the model was not told of are asked for, too."""
+    """Augmentations as of observed views; transforms that the model was not told of are asked for, too.
+
+    With the encoding seq_jepa_legacy, actions depend on how many views a sequence has, here more than in training.
+    """
     described = model.sequences
     options = ViewOptions("augmented", described["preset"], described["action_encoding"])
     every_action = EvaluatedViews(options, model.image_size, seed=protocol.sequences_seed)

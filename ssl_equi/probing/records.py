@@ -26,7 +26,8 @@ class ProbeRecord:
 
     Attributes:
         task: "classification", "relative_rotation", "colour", "augmentation_equivariance", ...
-        part: slice of the features that was probed: "all", "inv", "equi".
+        part: slice of the features that was probed: "all", "inv", "equi"; of sequences "agg@M", the aggregate of M
+            views, "all@M", the encoder's features beside it, and "pred@M", what is predicted from it.
         metric: name that carries its definition ("top1", "r2_uniform", "angle_deg_median", ...).
         value: of the encoder; lower is better for angles and for `LOWER_IS_BETTER`.
         baseline: what is reached without an image, or by features without relation to it.

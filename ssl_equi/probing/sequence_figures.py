@@ -21,7 +21,7 @@ from ssl_equi.probing.report_style import STYLE
 COLUMNS_IN_A_TABLE = 8  # as many numbers as stand beside a name in 80 columns
 LEAST_R2_SHOWN = -0.6
 EXPLANATIONS = (
-    "agg@M: aggregate of M views; all: features of the encoder; all@M: of the same two views as agg@M",
+    "agg@M: aggregate of M views; all, all@M: features of the encoder, of any views or of the same as agg@M ends with",
     "class: from the first M views of a sequence, a linear head for each M",
     "leakage: the action between the last views of two windows of M views, which neither aggregate was told",
     "path: the action from view 1 to view M + 1, from the aggregate of M views and the last step; M = 1 is trivial, "
@@ -88,8 +88,8 @@ def class_figure(records: Sequence[ProbeRecord]) -> str:
     single, majority = [
         np.full(len(lengths), level, dtype=float)
         for level in (
-            numbers.value("classification", "all", "top1"),
-            numbers.baseline("classification", "all", "top1"),
+            numbers.value("classification", "all@1", "top1"),
+            numbers.baseline("classification", "all@1", "top1"),
         )
     ]
     curves.append(Curve("encoder, one view", lengths, single, INK, (0, (1, 1.5))))
@@ -158,7 +158,7 @@ def summary_tables(records: Sequence[ProbeRecord]) -> list[SummaryTable]:
     numbers = _Numbers(records)
     tables = []
     if "classification" in numbers.tasks:
-        rows = {"aggregate": "agg@{}", "encoder, one view": "all"}
+        rows = {"aggregate": "agg@{}", "encoder, one view": "all@1"}
         tables += _tables_over_lengths(numbers, "class", "classification", "top1", rows, "majority class")
     pairs = [task for task in numbers.tasks if task.startswith("pair_")]
     if pairs:
@@ -284,7 +284,7 @@ def _leakage_matrix(numbers: _Numbers, length: int) -> SummaryTable:
     """What the encoder and what the aggregate know: the class, and the action."""
     tasks = [task for task in numbers.tasks if task.startswith("leakage_")]
     rows = []
-    for name, class_part, action_part in (("encoder", "all", f"all@{length}"), ("aggregate", *[f"agg@{length}"] * 2)):
+    for name, class_part, action_part in (("encoder", "all@1", f"all@{length}"), ("aggregate", *[f"agg@{length}"] * 2)):
         values = [("top1", numbers.value("classification", class_part, "top1"))]
         values += [("r2_uniform", numbers.value(task, action_part, "r2_uniform")) for task in tasks]
         rows.append((name, *(format_value(metric, value) for metric, value in values)))

@@ -1,7 +1,7 @@
 """Questions asked of a model that aggregates sequences of views (seq-JEPA, Ghaemi et al., NeurIPS 2025, section 3.3).
 
 - classification: the object's class from the aggregate of a sequence's first M views, by a linear head of its own for
-  every M, beside the class from the encoder's features of the first view ("all").
+  every M, beside the class from the encoder's features of the first view ("all@1").
 - pair_action: the action between two views from the encoder's features of both, as the paper probes equivariance.
 - leakage: what the aggregate should leave to the encoder. One sequence of each object is cut into windows of M views,
   and the aggregates of two windows are asked for the action from the last view of the one to the last view of the
@@ -11,8 +11,8 @@
   action. M = 1 is trivial: the last step is the answer. "oracle@M" composes the exact actions of all steps. Heads are
   trained on intact inputs; "no images" aggregates zeros for features, "no actions" zeros for every action.
 
-Parts are named "all" (features of the encoder) and "agg@M" (aggregate of M views), tasks by question and part of the
-action: "pair_rotation", "leakage_position", "path_rotation".
+Parts are named "agg@M" (aggregate of M views) and "all" or "all@M" (features of the encoder: of any views, or of those
+that stand beside "agg@M"), tasks by question and part of the action: "pair_rotation", "leakage_position".
 """
 
 from dataclasses import dataclass, field
@@ -190,7 +190,7 @@ class _Probing:
         """What needs no aggregate."""
         answers: Answers = {}
         if "classification" in self.protocol.questions:
-            answers["classification", "all"] = self._class_from(self.train.features[:, 0], self.test.features[:, 0])
+            answers["classification", "all@1"] = self._class_from(self.train.features[:, 0], self.test.features[:, 0])
         if "pair_action" in self.protocol.questions:
             sets = [self.train.one_per_object(), self.test.one_per_object()]
             features, views = [sequences.features for sequences in sets], list(range(self.train.length))

@@ -114,7 +114,7 @@ def table(records: list[ProbeRecord]) -> dict[tuple[str, str, str], float]:
 def test_more_views_show_a_class_that_a_single_view_hides():
     values = table(ask(Mean(), "classification").records)
     top1 = [values["classification", f"agg@{length}", "top1"] for length in (1, 2, 3, 6)]
-    assert top1[0] == values["classification", "all", "top1"]  # the mean of one view is the view
+    assert top1[0] == values["classification", "all@1", "top1"]  # the mean of one view is the view
     assert all(later > earlier + 0.03 for earlier, later in itertools.pairwise(top1))
     assert top1[0] < 0.55 and top1[-1] > 0.6
 
@@ -236,7 +236,7 @@ def test_every_record_has_its_baseline_and_its_origin(capsys, monkeypatch):
 def test_lengths_that_do_not_fit_are_left_out_with_a_note():
     train, test = positions(40, length=3), positions(20, length=3, seed=1)
     results = ask(Mean(), *SequenceProtocol().questions, lengths=(1, 3, 4), train=train, test=test)
-    assert {record.part for record in results.records if record.task == "classification"} == {"all", "agg@1", "agg@3"}
+    assert {record.part for record in results.records if record.task == "classification"} == {"all@1", "agg@1", "agg@3"}
     assert {record.part for record in results.records if record.task == "leakage_position"} == {"all@1", "agg@1"}
     assert results.notes == (
         "classification: M = 4 is left out, because sequences have 3 views",
@@ -290,7 +290,7 @@ def test_quick_records_are_the_same_twice_and_leave_the_model_as_it_was():
     assert quick_sequence_records(model, *arguments, split_name="val") == first
     assert model.training and all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     parts = {record.part for record in first if record.task == "classification"}
-    assert parts == {"all", *(f"agg@{length}" for length in QUICK.lengths)}
+    assert parts == {"all@1", *(f"agg@{length}" for length in QUICK.lengths)}
     assert {record.part for record in first if record.task == "leakage_rotation"} == {
         "all@1",
         "agg@1",
@@ -305,7 +305,7 @@ def test_quick_records_of_a_model_that_aggregates_without_actions(conditioning: 
         small_seq_jepa(conditioning=conditioning), poses(12, 0), poses(6, 1), "rotation", NUM_CLASSES
     )
     assert all(np.isfinite(record.value) for record in records)
-    assert {record.part for record in records if record.task == "classification"} >= {"all", "agg@1", "agg@5"}
+    assert {record.part for record in records if record.task == "classification"} >= {"all@1", "agg@1", "agg@5"}
 
 
 def test_sets_and_protocols_that_cannot_be_are_refused():
