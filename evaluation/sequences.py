@@ -15,7 +15,7 @@
 Sequences are made as in training, the same for every model; heads are trained on the train split. Images that are
 augmented or looked at by saccades are those of the final probes: whole, in the size that the encoder takes. Prints
 tables, appends all records to results.json and writes sequences.html in the run's folder. The embedded set takes
-MINUTES minutes on two CPU cores.
+3 minutes on one CPU core.
 """
 
 import shlex

@@ -19,6 +19,7 @@ from ssl_equi.probing.report_figures import INK, MUTED, SERIES, _legend, _new_fi
 from ssl_equi.probing.report_style import STYLE
 
 COLUMNS_IN_A_TABLE = 8  # as many numbers as stand beside a name in 80 columns
+LONGEST_NUMBER = 6  # characters in such a table
 LEAST_R2_SHOWN = -0.6
 EXPLANATIONS = (
     "agg@M: aggregate of M views; all, all@M: features of the encoder, of any views or of the same as agg@M ends with",
@@ -149,7 +150,7 @@ def _length_figure(
     low, high = limits
     drawn_low, drawn_high = axes.get_ylim()
     axes.set_ylim(drawn_low if low is None else max(low, min(drawn_low, 0)), drawn_high if high is None else high)
-    _legend(axes)
+    _legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return _to_svg(figure, name)
 
 
@@ -270,9 +271,15 @@ def _tables_over_lengths(
             name: [numbers.value(task, part.format(length), metric) for length in chunk] for name, part in rows.items()
         }
         values[baseline_name] = [numbers.baseline(task, f"agg@{length}", metric) for length in chunk]
-        shown = tuple((name, *(format_value(metric, value) for value in row)) for name, row in values.items())
+        shown = tuple((name, *(_short(metric, value) for value in row)) for name, row in values.items())
         tables.append(SummaryTable(f"{title} ({metric})", tuple(f"M={length}" for length in chunk), shown))
     return tables
+
+
+def _short(metric: str, value: float | None) -> str:
+    """At most as many digits as let 8 numbers stand in a line."""
+    text = format_value(metric, value)
+    return text if value is None or len(text) <= LONGEST_NUMBER else f"{value:.3g}"
 
 
 def _leakage_lengths(numbers: _Numbers) -> list[int]:

@@ -18,7 +18,7 @@ from ssl_equi.export import EncoderCard
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord, read_records
-from ssl_equi.probing.sequence_figures import summary_tables
+from ssl_equi.probing.sequence_figures import print_summary, summary_tables
 from ssl_equi.sequence_export import save_sequence_model
 from ssl_equi.training_saccades import SaccadeOptions, describe_saccades
 
@@ -150,13 +150,20 @@ def test_faults_are_named(script: ModuleType, tiny_data: Path, mixed_folder: Pat
         script.main(script.Config(run=gaze, data_dir=tiny_data))
 
 
-def test_long_curves_are_tabled_in_pieces() -> None:
+def test_long_curves_are_tabled_in_pieces(capsys: pytest.CaptureFixture[str]) -> None:
     records = [
-        ProbeRecord("classification", f"agg@{length}", "top1", 0.5, 0.1, "majority class", None, 9, 9, "test", "p", 0)
+        ProbeRecord(task, f"agg@{length}", metric, value, 0.1, baseline_name, None, 9, 9, "test", "p", 0)
         for length in range(1, 13)
+        for task, metric, value, baseline_name in (
+            ("classification", "top1", 0.5, "majority class"),
+            ("path_position", "r2_uniform", -123.4567, "constant"),
+        )
     ]
     tables = summary_tables(records)
-    assert [len(table.columns) for table in tables] == [8, 4]
+    assert [len(table.columns) for table in tables] == [8, 4, 8, 4]
+    assert tables[2].rows[0] == ("images and actions", *["-123"] * 8)
+    print_summary(records)
+    assert max(len(line) for line in capsys.readouterr().out.splitlines()) <= 80
     assert tables[1].rows == (
         ("aggregate", *["0.500"] * 4), ("encoder, one view", *["-"] * 4), ("majority class", *["0.100"] * 4),
     )  # fmt: skip
