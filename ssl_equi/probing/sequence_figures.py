@@ -222,7 +222,7 @@ def write_page(
         _header(title, records, command),
         f'<section id="figures"><h2>Over the number of views</h2>{figures}</section>',
         f'<section id="tables"><h2>In short</h2>{tables}<ul class="notes">{explained}</ul></section>',
-        _result_table(records, notes),
+        _result_table(records, ()),
         _details("Protocol", protocol),
         _details("Configuration", config),
     ]
@@ -312,5 +312,6 @@ def _html_table(table: SummaryTable) -> str:
     )
     return (
         f"<h3>{_text(table.title)}</h3>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<div class="scroll" style="margin-bottom: 20px"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
     )
