@@ -193,11 +193,12 @@ def method_name(folder: Path) -> str:
 
 
 def read_run(folder: Path) -> tuple[list[ProbeRecord], dict]:
-    """Records and description of a finished run."""
+    """Records and description of a finished run; of a question that was asked again, the last answer."""
     file = folder / "results.json"
     if not file.is_file():
         raise UserError(f"{folder} has no results.json: let the run end, or leave it out")
-    return read_records(file), json.loads(file.read_text())["run"]
+    last = {(record.task, record.part, record.metric): record for record in read_records(file)}
+    return list(last.values()), json.loads(file.read_text())["run"]
 
 
 if __name__ == "__main__":

@@ -111,22 +111,22 @@ def write_report(
         notes: why numbers are missing or incomplete, shown under the table.
     """
     sections = [
-        _header(title, records, command),
+        page_header(title, records, command),
         _headlines(records),
-        _result_table(records, notes),
+        result_table(records, notes),
         _rotation_and_classes(figures),
         _training(metrics_path),
         _views(figures.view_sheet, figures.has_poses),
         _neighbours(figures.neighbours, figures.has_poses),
-        _details("Probe protocol", protocol),
-        _details("Configuration", config),
-        _details("Versions", versions),
+        details_table("Probe protocol", protocol),
+        details_table("Configuration", config),
+        details_table("Versions", versions),
     ]
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(section for section in sections if section)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -177,21 +177,26 @@ def read_curves(metrics_path: Path, event: str) -> dict[str, tuple[np.ndarray, n
     return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in points.items()}
 
 
-def _text(value: Any) -> str:
+def escaped(value: Any) -> str:
+    """A value as text that is safe in HTML, in attributes too."""
     return html.escape(str(value), quote=True)
 
 
-def _figure(svg: str, caption: str, css_class: str = "") -> str:
-    label = _text(caption)
+def captioned_figure(svg: str, caption: str, css_class: str = "") -> str:
+    """A drawing with its caption, which is read out in its place."""
+    label = escaped(caption)
     return (
         f'<figure class="{css_class}"><div role="img" aria-label="{label}">{svg}</div>'
         f"<figcaption>{label}</figcaption></figure>"
     )
 
 
-def _header(title: str, records: Sequence[ProbeRecord], command: str) -> str:
+def page_header(title: str, records: Sequence[ProbeRecord], command: str) -> str:
+    """Title, origin of the numbers, and the command that made them."""
     origin = "; ".join(describe_origins(records)) if records else "no probes were run"
-    return f"<header><h1>{_text(title)}</h1><p>{_text(origin)}</p><pre><code>{_text(command)}</code></pre></header>"
+    return (
+        f"<header><h1>{escaped(title)}</h1><p>{escaped(origin)}</p><pre><code>{escaped(command)}</code></pre></header>"
+    )
 
 
 def _headlines(records: Sequence[ProbeRecord]) -> str:
@@ -205,15 +210,16 @@ def _headlines(records: Sequence[ProbeRecord]) -> str:
         if record.random_encoder is not None:
             comparison += f" · random encoder {format_value(metric, record.random_encoder)}"
         cards.append(
-            f'<div class="card"><div class="label">{_text(label)}</div>'
-            f'<div class="value">{_text(format_value(metric, record.value))}</div>'
-            f"<div>part <strong>{_text(record.part)}</strong></div>"
-            f'<div class="muted">{_text(comparison)}</div></div>'
+            f'<div class="card"><div class="label">{escaped(label)}</div>'
+            f'<div class="value">{escaped(format_value(metric, record.value))}</div>'
+            f"<div>part <strong>{escaped(record.part)}</strong></div>"
+            f'<div class="muted">{escaped(comparison)}</div></div>'
         )
     return f'<section id="headline" class="cards">{"".join(cards)}</section>' if cards else ""
 
 
-def _result_table(records: Sequence[ProbeRecord], missing: Sequence[str]) -> str:
+def result_table(records: Sequence[ProbeRecord], missing: Sequence[str]) -> str:
+    """The records as an HTML table, and what is missing from it."""
     if not records:
         return ""
     columns = ("part", "metric", "value", "baseline", "random")
@@ -222,22 +228,22 @@ def _result_table(records: Sequence[ProbeRecord], missing: Sequence[str]) -> str
     previous_task = None
     for record in records:
         if record.task != previous_task:
-            heading = f"{_text(record.task)} <span class=muted>(n = {record.n})</span>"
+            heading = f"{escaped(record.task)} <span class=muted>(n = {record.n})</span>"
             rows.append(f'<tr class="task"><th colspan="{len(columns)}" scope="colgroup">{heading}</th></tr>')
         previous_task = record.task
         note = METRIC_NOTES.get(record.metric, record.metric)
         rows.append(
-            f"<tr><td>{_text(record.part)}</td>"
-            f'<td title="{_text(note)}"><code>{_text(record.metric)}</code></td>'
-            f'<td class="number"><strong>{_text(format_value(record.metric, record.value))}</strong></td>'
-            f'<td class="number" title="{_text(record.baseline_name)}">'
-            f"{_text(format_value(record.metric, record.baseline))}</td>"
-            f'<td class="number">{_text(format_value(record.metric, record.random_encoder))}</td></tr>'
+            f"<tr><td>{escaped(record.part)}</td>"
+            f'<td title="{escaped(note)}"><code>{escaped(record.metric)}</code></td>'
+            f'<td class="number"><strong>{escaped(format_value(record.metric, record.value))}</strong></td>'
+            f'<td class="number" title="{escaped(record.baseline_name)}">'
+            f"{escaped(format_value(record.metric, record.baseline))}</td>"
+            f'<td class="number">{escaped(format_value(record.metric, record.random_encoder))}</td></tr>'
         )
     used = dict.fromkeys(record.metric for record in records)
     notes = [f"{metric}: {METRIC_NOTES[metric]}" for metric in used if metric in METRIC_NOTES]
     lines = [*describe_origins(records), *describe_columns(records), *notes, *missing]
-    listed = "".join(f"<li>{_text(line)}</li>" for line in lines)
+    listed = "".join(f"<li>{escaped(line)}</li>" for line in lines)
     return (
         '<section id="results"><h2>Results</h2><div class="scroll"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
@@ -254,12 +260,12 @@ def _rotation_and_classes(figures: ReportFigures) -> str:
             figures.random_angle_errors_deg,
             figures.constant_angle_errors_deg,
         )
-        drawn.append(_figure(svg, "Rotation error over the evaluated pairs, by part and for both baselines"))
+        drawn.append(captioned_figure(svg, "Rotation error over the evaluated pairs, by part and for both baselines"))
     if figures.per_class_recall:
         svg = recall_bars("recall", figures.per_class_recall, figures.class_names)
         num_classes = int(np.isfinite(next(iter(figures.per_class_recall.values()))).sum())
         which = "each class" if num_classes <= MAX_BARS else f"{MAX_BARS} of {num_classes} classes, best to worst,"
-        drawn.append(_figure(svg, f"Recall of {which} on unseen objects, by part"))
+        drawn.append(captioned_figure(svg, f"Recall of {which} on unseen objects, by part"))
     if not drawn:
         return ""
     return f'<section id="errors"><h2>Where it is right</h2><div class="figures">{"".join(drawn)}</div></section>'
@@ -272,14 +278,14 @@ def _training(metrics_path: Path | None) -> str:
     main_figures, small_figures = [], []
     if "loss" in losses:
         svg = curve_figure("loss", {"loss": losses.pop("loss")}, y_label="total loss")
-        main_figures.append(_figure(svg, "Total loss over training steps"))
+        main_figures.append(captioned_figure(svg, "Total loss over training steps"))
     for index, (name, curve) in enumerate(losses.items()):
         svg = curve_figure(f"term-{index}", {name: curve}, y_label=name, small=True)
-        small_figures.append(_figure(svg, f"{name} over training steps", "small"))
+        small_figures.append(captioned_figure(svg, f"{name} over training steps", "small"))
     for metric in dict.fromkeys(name.rpartition("/")[2] for name in probes):
         curves = {name.rpartition("/")[0] or name: c for name, c in probes.items() if name.rpartition("/")[2] == metric}
         svg = curve_figure(f"online-{metric}", curves, y_label=metric)
-        main_figures.append(_figure(svg, f"Online probes on training batches, linear heads: {metric} by part"))
+        main_figures.append(captioned_figure(svg, f"Online probes on training batches, linear heads: {metric} by part"))
     if not main_figures and not small_figures:
         return ""
     return (
@@ -305,7 +311,7 @@ def _neighbours(neighbours: Mapping[str, Sequence[Neighbours]], has_poses: bool)
     blocks = []
     for part, strips in neighbours.items():
         rows = "".join(_strip(part, strip) for strip in strips)
-        blocks.append(f"<div><h3>by part <code>{_text(part)}</code></h3>{rows}</div>")
+        blocks.append(f"<div><h3>by part <code>{escaped(part)}</code></h3>{rows}</div>")
     if not blocks:
         return ""
     what = "views (cosine) of other objects, at most one an object" if has_poses else "other images (cosine)"
@@ -319,21 +325,22 @@ def _neighbours(neighbours: Mapping[str, Sequence[Neighbours]], has_poses: bool)
 def _strip(part: str, strip: Neighbours) -> str:
     query_uri = image_data_uri(shrink(strip.query))
     cells = [
-        f'<figure class="query"><img alt="query: {_text(strip.query_name)}" src="{query_uri}">'
-        f"<figcaption>{_text(strip.query_name)}</figcaption></figure>"
+        f'<figure class="query"><img alt="query: {escaped(strip.query_name)}" src="{query_uri}">'
+        f"<figcaption>{escaped(strip.query_name)}</figcaption></figure>"
     ]
     for rank, (image, caption) in enumerate(zip(strip.images, strip.captions, strict=True), start=1):
-        alt = _text(f"neighbour {rank} of {strip.query_name} by {part}: {caption}")
+        alt = escaped(f"neighbour {rank} of {strip.query_name} by {part}: {caption}")
         cells.append(
             f'<figure><img alt="{alt}" src="{image_data_uri(shrink(image))}">'
-            f"<figcaption>{_text(caption)}</figcaption></figure>"
+            f"<figcaption>{escaped(caption)}</figcaption></figure>"
         )
     return f'<div class="strip" style="--cells:{len(cells)}">{"".join(cells)}</div>'
 
 
-def _details(heading: str, content: Mapping[str, Any]) -> str:
+def details_table(heading: str, content: Mapping[str, Any]) -> str:
+    """A folded table of settings."""
     rows = "".join(
-        f"<tr><th scope=row>{_text(name)}</th><td><code>{_text(_shown(value))}</code></td></tr>"
+        f"<tr><th scope=row>{escaped(name)}</th><td><code>{escaped(_shown(value))}</code></td></tr>"
         for name, value in content.items()
     )
     return (

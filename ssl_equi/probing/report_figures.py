@@ -30,7 +30,7 @@ def curve_figure(
     name: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, y_label: str, small: bool = False
 ) -> str:
     """Lines over training steps, `{label: (steps, values)}`; a logarithmic axis if values span two decades."""
-    figure, axes = _new_figure((2.3, 1.5) if small else (4.2, 2.6))
+    figure, axes = new_figure((2.3, 1.5) if small else (4.2, 2.6))
     for color, (label, (steps, values)) in zip(_cycle(SERIES), curves.items()):
         steps, values = _thinned(steps, values)
         axes.plot(steps, values, color=color, linewidth=1.4, label=label)
@@ -46,8 +46,8 @@ def curve_figure(
     if small:
         axes.set_title(y_label, fontsize=9, color=INK, loc="left")
     if len(curves) > 1:
-        _legend(axes)
-    return _to_svg(figure, name)
+        plain_legend(axes)
+    return to_svg(figure, name)
 
 
 def angle_histogram(
@@ -57,7 +57,7 @@ def angle_histogram(
     constant_errors_deg: np.ndarray | None,
 ) -> str:
     """Share of pairs by rotation error: a filled step for each part, and the two baselines as outlines."""
-    figure, axes = _new_figure((4.2, 2.8))
+    figure, axes = new_figure((4.2, 2.8))
     bins = np.linspace(0, 180, 37)
 
     def draw(errors: np.ndarray, color: str, label: str, **style: Any) -> None:
@@ -75,8 +75,8 @@ def angle_histogram(
     axes.set_ylabel("pairs in %")
     axes.set_xlim(0, 180)
     axes.set_xticks(range(0, 181, 30))
-    _legend(axes)
-    return _to_svg(figure, name)
+    plain_legend(axes)
+    return to_svg(figure, name)
 
 
 def recall_bars(name: str, recalls: Mapping[str, np.ndarray], class_names: Sequence[str]) -> str:
@@ -89,7 +89,7 @@ def recall_bars(name: str, recalls: Mapping[str, np.ndarray], class_names: Seque
     order = present[np.argsort(-recalls[first_part][present], kind="stable")]
     if len(order) > MAX_BARS:
         order = order[np.linspace(0, len(order) - 1, MAX_BARS).round().astype(int)]
-    figure, axes = _new_figure((4.2, 0.7 + 0.19 * len(order)))
+    figure, axes = new_figure((4.2, 0.7 + 0.19 * len(order)))
     positions = np.arange(len(order))
     values = 100 * recalls[first_part][order]
     axes.barh(positions, values, color=SERIES[0], height=0.62, label=first_part, alpha=0.75)
@@ -106,8 +106,8 @@ def recall_bars(name: str, recalls: Mapping[str, np.ndarray], class_names: Seque
         handles = sorted(
             axes.get_legend_handles_labels()[0], key=lambda handle: list(recalls).index(str(handle.get_label()))
         )
-        _legend(axes, handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1 + len(other_parts))
-    return _to_svg(figure, name)
+        plain_legend(axes, handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1 + len(other_parts))
+    return to_svg(figure, name)
 
 
 def image_data_uri(image: np.ndarray, quality: int = 88) -> str:
@@ -140,7 +140,8 @@ def tile(images: np.ndarray, gap: int = 2) -> np.ndarray:
     return sheet
 
 
-def _new_figure(size_inches: tuple[float, float]) -> "tuple[Figure, Axes]":
+def new_figure(size_inches: tuple[float, float]) -> "tuple[Figure, Axes]":
+    """An empty figure in the style of the report: inches wide and high."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size_inches, layout="constrained")
@@ -159,7 +160,8 @@ def _new_figure(size_inches: tuple[float, float]) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _legend(axes: "Axes", **placement: Any) -> None:
+def plain_legend(axes: "Axes", **placement: Any) -> None:
+    """A small legend without a frame."""
     axes.legend(fontsize=8, labelcolor=INK, frameon=False, handlelength=1.4, **placement)
 
 
@@ -178,7 +180,7 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.add.reduceat(steps, starts) / sizes, np.add.reduceat(values, starts) / sizes
 
 
-def _to_svg(figure: "Figure", name: str) -> str:
+def to_svg(figure: "Figure", name: str) -> str:
     """SVG that stands inside HTML: no XML header, metadata or namespaces, unique ids, the page's colours."""
     from matplotlib import rc_context
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from ssl_equi.checkpoint import write_text_atomically
 from ssl_equi.probing.records import ProbeRecord, describe_origins, format_value
-from ssl_equi.probing.report import _details, _figure, _header, _result_table, _text
-from ssl_equi.probing.report_figures import INK, MUTED, SERIES, _legend, _new_figure, _to_svg
+from ssl_equi.probing.report import captioned_figure, details_table, escaped, page_header, result_table
+from ssl_equi.probing.report_figures import INK, MUTED, SERIES, new_figure, plain_legend, to_svg
 from ssl_equi.probing.report_style import STYLE
 
 COLUMNS_IN_A_TABLE = 8  # as many numbers as stand beside a name in 80 columns
@@ -133,7 +133,7 @@ def _length_figure(
     trivial_length: int | None = None,
 ) -> str:
     """Lines over M as inline SVG; the first curve's point at `trivial_length` is hollow and named."""
-    figure, axes = _new_figure((4.2, 2.8))
+    figure, axes = new_figure((4.2, 2.8))
     for curve in curves:
         axes.plot(
             curve.lengths, curve.values, color=curve.color, linestyle=curve.dashes, linewidth=1.4, label=curve.label
@@ -150,8 +150,8 @@ def _length_figure(
     low, high = limits
     drawn_low, drawn_high = axes.get_ylim()
     axes.set_ylim(drawn_low if low is None else max(low, min(drawn_low, 0)), drawn_high if high is None else high)
-    _legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    return _to_svg(figure, name)
+    plain_legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    return to_svg(figure, name)
 
 
 def summary_tables(records: Sequence[ProbeRecord]) -> list[SummaryTable]:
@@ -216,21 +216,21 @@ def write_page(
         command: what was typed.
     """
     tables = "".join(_html_table(table) for table in summary_tables(records))
-    explained = "".join(f"<li>{_text(line)}</li>" for line in (*EXPLANATIONS, *notes))
+    explained = "".join(f"<li>{escaped(line)}</li>" for line in (*EXPLANATIONS, *notes))
     figures = f'<div class="figures">{_figures(records)}</div>'
     sections = [
-        _header(title, records, command),
+        page_header(title, records, command),
         f'<section id="figures"><h2>Over the number of views</h2>{figures}</section>',
         f'<section id="tables"><h2>In short</h2>{tables}<ul class="notes">{explained}</ul></section>',
-        _result_table(records, ()),
-        _details("Protocol", protocol),
-        _details("Configuration", config),
+        result_table(records, ()),
+        details_table("Protocol", protocol),
+        details_table("Configuration", config),
     ]
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(sections)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -242,20 +242,20 @@ def _figures(records: Sequence[ProbeRecord]) -> str:
     numbers = _Numbers(records)
     drawn = []
     if numbers.lengths("classification"):
-        drawn.append(_figure(class_figure(records), "Class from M views of unseen objects, a head for each M"))
+        drawn.append(captioned_figure(class_figure(records), "Class from M views of unseen objects, a head for each M"))
     for task in numbers.tasks:
         name = task.partition("_")[2]
         if task.startswith("leakage_"):
             caption = (
                 f"Leakage: {name} between the last views of two windows of M views; lower is better for aggregates"
             )
-            drawn.append(_figure(leakage_figure(records, task), caption))
+            drawn.append(captioned_figure(leakage_figure(records, task), caption))
         if task.startswith("path_"):
             for metric in numbers.metrics(task):
                 caption = f"Path integration: {name} from view 1 to view M + 1 ({metric})"
                 if metric == "r2_uniform":
                     caption += f"; values below {LEAST_R2_SHOWN} lie outside"
-                drawn.append(_figure(path_figure(records, task, metric), caption))
+                drawn.append(captioned_figure(path_figure(records, task, metric), caption))
     return "".join(drawn)
 
 
@@ -303,15 +303,15 @@ def _leakage_matrix(numbers: _Numbers, length: int) -> SummaryTable:
 
 
 def _html_table(table: SummaryTable) -> str:
-    head = "".join(f'<th scope="col">{_text(column)}</th>' for column in ("", *table.columns))
+    head = "".join(f'<th scope="col">{escaped(column)}</th>' for column in ("", *table.columns))
     rows = "".join(
-        f'<tr><th scope="row">{_text(name)}</th>'
-        + "".join(f'<td class="number">{_text(cell)}</td>' for cell in cells)
+        f'<tr><th scope="row">{escaped(name)}</th>'
+        + "".join(f'<td class="number">{escaped(cell)}</td>' for cell in cells)
         + "</tr>"
         for name, *cells in table.rows
     )
     return (
-        f"<h3>{_text(table.title)}</h3>"
+        f"<h3>{escaped(table.title)}</h3>"
         f'<div class="scroll" style="margin-bottom: 20px"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
