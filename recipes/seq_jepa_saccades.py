@@ -54,7 +54,8 @@ def embedded() -> Config:
     """The embedded set: a smaller aggregator without dropout."""
     return Config(
         objective=SeqJEPAConfig(layers=2, feedforward_width=1024, dropout=0.0), optimizer="adamw",
-        learning_rate=6e-4, weight_decay=1e-3, saccades=SaccadeOptions(inhibition_radius_px=12), decay_bias_and_norm=False,
+        learning_rate=6e-4, weight_decay=1e-3, decay_bias_and_norm=False,
+        saccades=SaccadeOptions(inhibition_radius_px=12),
     )  # fmt: skip
 
 
