@@ -146,6 +146,8 @@ def describe_columns(records: Sequence[ProbeRecord]) -> list[str]:
     lower = [metric for metric in all_metrics if metric.startswith((*LOWER_IS_BETTER, "angle_deg"))]
     if lower:
         lines.append(f"lower is better: {', '.join(lower)}")
+    if any(record.part.startswith("agg@") for record in records):
+        lines.append("agg@M: the aggregate of M views; all@M: the features of the views that it ends with")
     if any(record.random_encoder is not None for record in records):
         lines.append("random: same architecture with fresh weights, same probes")
     return lines
