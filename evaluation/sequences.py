@@ -43,7 +43,7 @@ from ssl_equi.training_saccades import SaccadeViews, described_saccades
 from ssl_equi.training_sequences import SequenceViews
 from ssl_equi.training_views import ViewOptions, augmentation_columns
 from ssl_equi.views.actions import action_names
-from ssl_equi.views.presets import view_pipelines
+from ssl_equi.views.presets import transforms_of_views
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROTATION_COLUMNS = (0, 1, 2, 3)  # of "rotation_color" actions
@@ -203,10 +203,7 @@ def augmented_sequences(
     options = ViewOptions("augmented", described["preset"], described["action_encoding"])
     every_action = EvaluatedViews(options, model.image_size, seed=protocol.sequences_seed)
     told = replace(options, action_transforms=tuple(described["action_transforms"]))
-    pipelines = view_pipelines(options.preset, model.image_size)
-    names = action_names(
-        options.action_encoding, {transform.name for pipeline in pipelines for transform in pipeline.transforms}
-    )
+    names = action_names(options.action_encoding, transforms_of_views(options.preset, model.image_size))
     # One view more, because the last one is augmented like a view that is predicted.
     make_views = SequenceViews(every_action, data, OneProcess(), length=protocol.views + 1, actions="augmentation")
     sequences = encode_sequences(

@@ -23,7 +23,7 @@ from ssl_equi.views.actions import ActionEncoding, augmentation_action, augmenta
 from ssl_equi.views.groups import GROUPS
 from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.pipeline import ViewPipeline
-from ssl_equi.views.presets import small_view_pipeline, view_pipelines
+from ssl_equi.views.presets import small_view_pipeline, transforms_of_views, view_pipelines
 
 PairAction = Literal["rotation", "rotation_color", "augmentation"]
 
@@ -112,8 +112,7 @@ def augmentation_columns(config: ViewsConfig) -> tuple[int, ...]:
     Raises:
         ViewsError: a transform is named that the action doesn't tell of.
     """
-    pipelines = view_pipelines(config.views.preset, config.image_size)
-    names = {transform.name for pipeline in pipelines for transform in pipeline.transforms}
+    names = transforms_of_views(config.views.preset, config.image_size)
     encoding, transforms = config.views.action_encoding, config.views.action_transforms
     if not transforms:
         return tuple(range(augmentation_action_size(encoding, names)))

@@ -172,11 +172,10 @@ class SeqJEPA(nn.Module):
         Raises:
             ValueError: the actions do not fit the features.
         """
-        if not self.aggregator_takes_actions:
-            return full_precision(self.aggregator(features))
-        steps = features.shape[1] - 1
-        embedded = self._embed(check_steps(actions, len(features), steps, self.config.action_dim))
-        return self._aggregate_embedded(features, embedded)
+        embedded = None
+        if self.aggregator_takes_actions:
+            embedded = self._embed(check_steps(actions, len(features), features.shape[1] - 1, self.config.action_dim))
+        return self._aggregate(features, embedded)
 
     def predict(self, aggregates: Tensor, actions: Tensor | None) -> Tensor:
         """The expected target features [B, D] of the view that an action leads to.
@@ -188,11 +187,11 @@ class SeqJEPA(nn.Module):
         Raises:
             ValueError: the actions do not fit the aggregates.
         """
-        if not self.predictor_takes_actions:
-            return self.predictor(aggregates)
-        given = None if actions is None else actions.unsqueeze(1)
-        checked = check_steps(given, len(aggregates), 1, self.config.action_dim)
-        return self.predictor(torch.cat([aggregates, self._embed(checked)[:, 0].to(aggregates.dtype)], dim=1))
+        embedded = None
+        if self.predictor_takes_actions:
+            given = None if actions is None else actions.unsqueeze(1)
+            embedded = self._embed(check_steps(given, len(aggregates), 1, self.config.action_dim))[:, 0]
+        return self._predict(aggregates, embedded)
 
     def target_features(self, images: Tensor) -> Tensor:
         """What predictions are compared with: features [N, D] of the momentum encoder, or of the encoder."""
@@ -223,18 +222,13 @@ class SeqJEPA(nn.Module):
             ValueError: if views or actions do not have the shapes and types above.
         """
         check_sequence(views)
-        embedded = None
+        observed_actions = last_action = None
         if self.action_embedding is not None:
             embedded = self._embed(check_steps(actions, len(views), views.shape[1] - 1, self.config.action_dim))
+            observed_actions, last_action = embedded[:, :-1], embedded[:, -1]
         features, target = self._encode(views)
-        if self.aggregator_takes_actions and embedded is not None:
-            aggregates = self._aggregate_embedded(features, embedded[:, :-1])
-        else:
-            aggregates = self.aggregator(features)
-        inputs = aggregates
-        if self.predictor_takes_actions and embedded is not None:
-            inputs = torch.cat([aggregates, embedded[:, -1].to(aggregates.dtype)], dim=1)
-        prediction = self.predictor(inputs)
+        aggregates = self._aggregate(features, observed_actions)
+        prediction = self._predict(aggregates, last_action)
 
         with torch.autocast(views.device.type, enabled=False):
             cosine = F.cosine_similarity(full_precision(prediction), full_precision(target), dim=1).mean()
@@ -248,7 +242,7 @@ class SeqJEPA(nn.Module):
             terms={name: term.detach().float() for name, term in terms.items()},
             features=full_precision(features.detach()),
             encoder_features=features,
-            aggregates=full_precision(aggregates.detach()),
+            aggregates=aggregates.detach(),
         )
 
     def _encode(self, views: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,8 +262,16 @@ class SeqJEPA(nn.Module):
             return actions.new_zeros(len(actions), 0, self.config.action_width)
         return self.action_embedding(actions.flatten(0, 1)).unflatten(0, actions.shape[:2])
 
-    def _aggregate_embedded(self, features: Tensor, embedded: Tensor) -> Tensor:
-        """The aggregate of features [B, M, D] beside embedded actions [B, M - 1, E]."""
-        last = embedded.new_zeros(len(features), 1, self.config.action_width)
-        beside = torch.cat([embedded, last], dim=1).to(features.dtype)
-        return full_precision(self.aggregator(torch.cat([features, beside], dim=2)))
+    def _aggregate(self, features: Tensor, embedded: Tensor | None) -> Tensor:
+        """The aggregate of features [B, M, D], beside embedded actions [B, M - 1, E] if the aggregator takes them."""
+        if self.aggregator_takes_actions and embedded is not None:
+            last = embedded.new_zeros(len(features), 1, self.config.action_width)
+            beside = torch.cat([embedded, last], dim=1).to(features.dtype)
+            features = torch.cat([features, beside], dim=2)
+        return full_precision(self.aggregator(features))
+
+    def _predict(self, aggregates: Tensor, embedded: Tensor | None) -> Tensor:
+        """The prediction from aggregates [B, W], beside an embedded action [B, E] if the predictor takes it."""
+        if self.predictor_takes_actions and embedded is not None:
+            aggregates = torch.cat([aggregates, embedded.to(aggregates.dtype)], dim=1)
+        return self.predictor(aggregates)

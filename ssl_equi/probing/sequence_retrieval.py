@@ -120,16 +120,8 @@ def retrieve_with_sequences(
     Raises:
         ValueError: there are no poses, or the numbers of views or the target features do not fit the cache.
     """
-    if cache.quats_xyzw is None:
-        raise ValueError("the cache has no poses: a view that an action leads to is known for rendered views only")
-    if kind not in ACTION_SIZES:
-        raise ValueError(f"action kind '{kind}' is unknown: choose one of {', '.join(ACTION_SIZES)}")
-    if target_features.shape[:-1] != cache.features.shape[:-1]:
-        raise ValueError(
-            f"target_features {tuple(target_features.shape)} do not fit features {tuple(cache.features.shape)}: encode "
-            "the same views by both encoders"
-        )
-    assert isinstance(model, nn.Module)
+    _check_retrieval(cache, target_features, kind)
+    assert isinstance(model, nn.Module) and cache.quats_xyzw is not None
     contexts = _contexts(cache.num_views, context_views, contexts_per_object).to(device)
     questions = (
         _questions_with_source(contexts, cache.num_views),
@@ -155,6 +147,19 @@ def retrieve_with_sequences(
         error_without_source=without_error,
         chance_error=chance_retrieval_error(quats_xyzw) if whole_set else None,
     )
+
+
+def _check_retrieval(cache: FeatureCache, target_features: Tensor, kind: ActionKind) -> None:
+    """Raises ValueError unless poses are known, the kind of action is, and both encoders saw the same views."""
+    if cache.quats_xyzw is None:
+        raise ValueError("the cache has no poses: a view that an action leads to is known for rendered views only")
+    if kind not in ACTION_SIZES:
+        raise ValueError(f"action kind '{kind}' is unknown: choose one of {', '.join(ACTION_SIZES)}")
+    if target_features.shape[:-1] != cache.features.shape[:-1]:
+        raise ValueError(
+            f"target_features {tuple(target_features.shape)} do not fit features {tuple(cache.features.shape)}: encode "
+            "the same views by both encoders"
+        )
 
 
 def retrieval_records(retrieval: Retrieval, gallery_encoder: str, split_name: str) -> list[ProbeRecord]:

@@ -164,6 +164,12 @@ def view_pipelines(name: str, image_size: int) -> tuple[ViewPipeline, ViewPipeli
     return preset.first.pipeline(image_size), (preset.second or preset.first).pipeline(image_size)
 
 
+def transforms_of_views(name: str, image_size: int) -> set[str]:
+    """Names of the transforms, fields of `ViewParameters`, that either view of a preset has; arguments and errors as in
+    `view_pipelines`."""
+    return {transform.name for pipeline in view_pipelines(name, image_size) for transform in pipeline.transforms}
+
+
 def small_view_pipeline(name: str, size: int) -> ViewPipeline:
     """The pipeline of E-SSL's separate view, whose transformation is predicted.
 
