@@ -48,9 +48,10 @@ class Config:
     contexts: tuple[int, ...] = (1, 3)
     """Numbers of observed views, each less than the views of an object."""
     dataset: DatasetName = "3diebench-p"
-    """3diebench-p renders itself; 3diebench needs --data-dir. Ordinary images have no known poses."""
+    """3diebench-p and 3diebench-pt render themselves; 3diebench and 3diebench-t need --data-dir. Ordinary images have
+    no known poses."""
     data_dir: Path | None = None
-    """Folder with the data set; the user's cache folder for 3diebench-p when not given."""
+    """Folder with the data set; the user's cache folder for those that render themselves when not given."""
     split: str = "test"
     """Split whose views are looked for."""
     contexts_per_object: int | None = None

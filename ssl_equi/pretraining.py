@@ -32,7 +32,12 @@ from ssl_equi.training_views import views_to_load
 RANDOM_ENCODER_SEED = 2**31
 
 # Of weights by what they learnt from: our own renderings, ShapeNet's models, or images whose terms only the user knows.
-LICENCES = {"3diebench-p": "apache-2.0", "3diebench": "cc-by-nc-4.0"}
+LICENCES = {
+    "3diebench-p": "apache-2.0",
+    "3diebench-pt": "apache-2.0",
+    "3diebench": "cc-by-nc-4.0",
+    "3diebench-t": "cc-by-nc-4.0",
+}
 
 PROBE_PROTOCOLS = {"embedded": probe_protocols.embedded, "sie": probe_protocols.sie}
 

@@ -21,7 +21,7 @@ class PretrainingConfig(RunConfig):
     """
 
     dataset: DatasetName = "3diebench-p"
-    """3diebench-p renders itself; the others need --data-dir."""
+    """3diebench-p and 3diebench-pt (whose objects also move) render themselves; the others need --data-dir."""
     image_size: int = 64
     """Side of the images that the encoder sees, in pixels; 256 in 3DIEBench."""
     evaluation_split: str = "test"

@@ -1,5 +1,6 @@
 """Which data a run learns from and is judged on."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,14 +10,30 @@ from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import Canvas, CenterCrop, imagenet_center_crop
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.image_shards import ImageShards
-from ssl_equi.data.manifest import manifest_path
+from ssl_equi.data.manifest import manifest_path, read_manifest
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural, default_folder
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.single_views import ImageStore, SingleViews
 from ssl_equi.data.torchvision_sets import STORED_SIDE, TorchvisionName, open_torchvision
+from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 
-RenderedName = Literal["3diebench-p", "3diebench"]
-DatasetName = Literal["3diebench-p", "3diebench", "cifar10", "cifar100", "stl10", "imagenet", "folder"]
+RenderedName = Literal["3diebench-p", "3diebench-pt", "3diebench", "3diebench-t"]
+DatasetName = Literal[
+    "3diebench-p", "3diebench-pt", "3diebench", "3diebench-t", "cifar10", "cifar100", "stl10", "imagenet", "folder"
+]
+# The views of each rendered set have so many latents; its counterpart has the other number of them.
+LATENT_SIZES: dict[RenderedName, int] = {
+    "3diebench-p": LATENT_SIZE,
+    "3diebench-pt": LATENT_SIZE_WITH_TRANSLATION,
+    "3diebench": LATENT_SIZE,
+    "3diebench-t": LATENT_SIZE_WITH_TRANSLATION,
+}
+COUNTERPARTS: dict[RenderedName, RenderedName] = {
+    "3diebench-p": "3diebench-pt",
+    "3diebench-pt": "3diebench-p",
+    "3diebench": "3diebench-t",
+    "3diebench-t": "3diebench",
+}
 EMBEDDED_SPLITS = ("train", "val", "test")
 EMBEDDED_EVALUATION_SPLITS = ("test", "val", "ood_rotation")  # the splits with the classes of train
 CANVAS_PER_IMAGE_SIDE = 2  # side of the canvas of training images whose sizes differ, in sides of the encoder's input
@@ -43,22 +60,24 @@ class DataSource:
 
 
 def open_data(name: DatasetName, data_dir: Path | None, evaluation_split: str, image_size: int) -> DataSource:
-    """Opens a data set; the procedural one is rendered first where it isn't there yet. Nothing is downloaded.
+    """Opens a data set; the procedural ones are rendered first where they aren't there yet. Nothing is downloaded.
 
     Args:
-        name: 3diebench-p is the embedded set, 3diebench the real one as written by datasets/threediebench.py; the
-            others are ordinary images, as datasets/images.md says.
-        data_dir: folder of the data set; the user's cache folder for the embedded set when None.
+        name: 3diebench-p is the embedded set, 3diebench-pt the embedded set whose objects also move; 3diebench and
+            3diebench-t are the real ones as written by datasets/threediebench.py; the others are ordinary images, as
+            datasets/images.md says.
+        data_dir: folder of the data set; the user's cache folder for an embedded set when None.
         evaluation_split: split that is never trained on: test (to report), val (to choose settings), or, of the
             embedded set, ood_rotation (poses outside the trained ones).
         image_size: side in pixels of what the encoder takes, which rendered shards must have.
 
     Raises:
-        DataError: the data are missing, damaged, or of another image size, or the split can't be evaluated.
+        DataError: the data are missing, damaged, of another image size or another number of latents, or the split
+            can't be evaluated.
     """
     if image_size < 1:
         raise DataError(f"--image-size is {image_size}: give a side of at least 1 pixel")
-    if name == "3diebench-p" or name == "3diebench":
+    if name == "3diebench-p" or name == "3diebench-pt" or name == "3diebench" or name == "3diebench-t":
         return _open_rendered(name, data_dir, evaluation_split, image_size)
     if data_dir is None:
         raise DataError(f"--dataset {name} is not part of this project: give its folder as --data-dir")
@@ -68,20 +87,24 @@ def open_data(name: DatasetName, data_dir: Path | None, evaluation_split: str, i
 
 
 def _open_rendered(name: RenderedName, data_dir: Path | None, evaluation_split: str, image_size: int) -> DataSource:
-    if name == "3diebench-p":
+    if name == "3diebench-p" or name == "3diebench-pt":
         if evaluation_split not in EMBEDDED_EVALUATION_SPLITS:
             choices = ", ".join(EMBEDDED_EVALUATION_SPLITS)
             raise DataError(f"--evaluation-split is {evaluation_split!r}: choose from {choices}")
         config = ProceduralConfig(image_size=image_size)
+        if name == "3diebench-pt":
+            config = dataclasses.replace(config, translation=True)
         folder = default_folder(config) if data_dir is None else data_dir
+        _refuse_other_latents(name, folder, ("train", evaluation_split))
         build_procedural(folder, config, tuple(dict.fromkeys((*EMBEDDED_SPLITS, evaluation_split))))
     elif data_dir is None or not manifest_path(data_dir, "train").exists():
         raise DataError(
-            f"3DIEBench has no shards in {data_dir or 'an unnamed folder'}: convert it with "
+            f"{name} has no shards in {data_dir or 'an unnamed folder'}: convert it with "
             "`python datasets/threediebench.py` and give the folder as --data-dir"
         )
     else:
         folder = data_dir
+        _refuse_other_latents(name, folder, ("train", evaluation_split))
     train, evaluation = ShardDataset(folder, "train"), ShardDataset(folder, evaluation_split)
     for dataset in (train, evaluation):
         if dataset.image_size != (image_size, image_size):
@@ -93,6 +116,19 @@ def _open_rendered(name: RenderedName, data_dir: Path | None, evaluation_split: 
     if train.mean_rgb is None or train.std_rgb is None:
         raise DataError(f"the manifest of {folder} states no mean and std of the pixels: convert the data set again")
     return DataSource(name, train, train, evaluation, train.mean_rgb, train.std_rgb)
+
+
+def _refuse_other_latents(name: RenderedName, folder: Path, splits: tuple[str, ...]) -> None:
+    """Raises DataError for a split of the folder whose views move where the named set's do not, or the reverse."""
+    for split in splits:
+        if not manifest_path(folder, split).exists():
+            continue
+        latent_size = len(read_manifest(folder, split).latent_names)
+        if latent_size != LATENT_SIZES[name]:
+            raise DataError(
+                f"split {split!r} in {folder} has {latent_size} latents a view and {name} has {LATENT_SIZES[name]}: "
+                f"give --dataset {COUNTERPARTS[name]}, or the --data-dir of {name}"
+            )
 
 
 def _open_images(
