@@ -1,17 +1,19 @@
 """From the latents of two views to the action that takes the first view to the second."""
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.geometry.latents import HUE_COLUMNS
+from ssl_equi.geometry.latents import HUE_COLUMNS, LATENT_SIZE_WITH_TRANSLATION, TRANSLATION_COLUMNS
+from ssl_equi.geometry.poses import ObjectPose
 from ssl_equi.geometry.rotations import relative_quat
 
-ActionKind = Literal["rotation", "rotation_color"]
-ACTION_SIZES: dict[ActionKind, int] = {"rotation": 4, "rotation_color": 6}
+ActionKind = Literal["rotation", "rotation_color", "pose_base", "pose_object"]
+ACTION_SIZES: dict[ActionKind, int] = {"rotation": 4, "rotation_color": 6, "pose_base": 7, "pose_object": 7}
+PoseActionKind = Literal["pose_base", "pose_object"]
+POSE_ACTION_KINDS: tuple[PoseActionKind, ...] = get_args(PoseActionKind)
 
 
 def relative_rotation(quat_xyzw: Tensor) -> Tensor:
@@ -30,10 +32,38 @@ def relative_hues(latents: Tensor) -> Tensor:
     return latents[:, 1, list(HUE_COLUMNS)] - latents[:, 0, list(HUE_COLUMNS)]
 
 
-def action_from_batch(batch: ViewBatch, kind: ActionKind) -> Tensor:
-    """Actions [B, 4] ("rotation") or [B, 6] ("rotation_color": rotation, then hues) of a batch of pairs.
+def relative_pose(quat_xyzw: Tensor, latents: Tensor, kind: PoseActionKind) -> Tensor:
+    """Relative rigid motion [B, 7] of view pairs, M1^-1 M2: quaternion as in `relative_rotation`, then translation.
 
-    Raises ValueError unless the batch has poses, exactly two views an object, and `kind` is known.
+    The translation is R12 t2 - t1 in the base frame and R1^-1 (t2 - t1) in the object's, as in EquiCaps (Konstantinou
+    et al., 2025); see `ssl_equi.geometry.poses`.
+
+    Args:
+        quat_xyzw: [B, 2, 4], each view's absolute rotation, w > 0.
+        latents: [B, 2, 10].
+
+    Raises:
+        ValueError: the latents have no translations.
+    """
+    if latents.shape[-1] != LATENT_SIZE_WITH_TRANSLATION:
+        raise ValueError(
+            f"the views have {latents.shape[-1]} latents and actions '{kind}' need {LATENT_SIZE_WITH_TRANSLATION}: "
+            "choose a set with translations (--dataset 3diebench-pt or 3diebench-t)"
+        )
+    translations = latents[..., TRANSLATION_COLUMNS]
+    first, second = (ObjectPose(quat_xyzw[:, view], translations[:, view]) for view in (0, 1))
+    if kind == "pose_base":
+        return first.in_base_frame().action_to(second.in_base_frame()).vector()
+    return first.action_to(second).vector()
+
+
+def action_from_batch(batch: ViewBatch, kind: ActionKind) -> Tensor:
+    """Actions of a batch of pairs: [B, 4] "rotation", [B, 6] "rotation_color" or [B, 7] "pose_base", "pose_object".
+
+    The first four columns are the rotation; hues or a translation follow.
+
+    Raises ValueError unless the batch has poses (and translations, for the last two kinds), exactly two views an
+    object, and `kind` is known.
     """
     if batch.quat_xyzw is not None and batch.quat_xyzw.shape[1] != 2:
         raise ValueError(f"the batch has {batch.quat_xyzw.shape[1]} views an object: an action needs exactly 2")
@@ -41,19 +71,14 @@ def action_from_batch(batch: ViewBatch, kind: ActionKind) -> Tensor:
 
 
 def action_between_views(batch: ViewBatch, kind: ActionKind, first: int, second: int) -> Tensor:
-    """Actions [B, 4] or [B, 6], as `action_from_batch`, that take view `first` of each object to view `second`.
+    """Actions [B, A], as `action_from_batch`, that take view `first` of each object to view `second`.
 
-    Raises ValueError unless the batch has poses and `kind` is known.
+    Raises ValueError unless the batch has poses (and translations, where asked for) and `kind` is known.
     """
     if batch.quat_xyzw is None:
         raise ValueError("the batch has no poses: actions of this kind need a rendered data set")
-    if kind not in ACTION_SIZES:
-        raise ValueError(f"action kind '{kind}' is unknown: choose one of {', '.join(ACTION_SIZES)}")
     pair = [first, second]
-    rotation = relative_rotation(batch.quat_xyzw[:, pair])
-    if kind == "rotation":
-        return rotation
-    return torch.cat([rotation, relative_hues(batch.latents[:, pair])], dim=-1)
+    return _action_of_pairs(batch.quat_xyzw[:, pair], batch.latents[:, pair], kind)
 
 
 def actions_between_all_views(quat_xyzw: Tensor, latents: Tensor, kind: ActionKind) -> Tensor:
@@ -61,21 +86,29 @@ def actions_between_all_views(quat_xyzw: Tensor, latents: Tensor, kind: ActionKi
 
     Args:
         quat_xyzw: [N, V, 4], each view's absolute rotation, w > 0.
-        latents: [N, V, L]; only the hues are used, for "rotation_color".
+        latents: [N, V, L]; only the hues are used, for "rotation_color", or the translations, for poses.
 
-    Raises ValueError for an unknown kind.
+    Raises ValueError for an unknown kind, or poses without translations.
     """
-    if kind not in ACTION_SIZES:
-        raise ValueError(f"action kind '{kind}' is unknown: choose one of {', '.join(ACTION_SIZES)}")
-    rotation = _of_all_pairs(relative_rotation, quat_xyzw)
+    num_objects, num_views = quat_xyzw.shape[:2]
+    actions = _action_of_pairs(_all_pairs(quat_xyzw), _all_pairs(latents), kind)
+    return actions.unflatten(0, (num_objects, num_views, num_views))
+
+
+def _action_of_pairs(quat_xyzw: Tensor, latents: Tensor, kind: ActionKind) -> Tensor:
+    """Actions [n, A] of pairs of views, from quaternions [n, 2, 4] and latents [n, 2, L]."""
     if kind == "rotation":
-        return rotation
-    return torch.cat([rotation, _of_all_pairs(relative_hues, latents)], dim=-1)
+        return relative_rotation(quat_xyzw)
+    if kind == "rotation_color":
+        return torch.cat([relative_rotation(quat_xyzw), relative_hues(latents)], dim=-1)
+    if kind in POSE_ACTION_KINDS:
+        return relative_pose(quat_xyzw, latents, kind)
+    raise ValueError(f"action kind '{kind}' is unknown: choose one of {', '.join(ACTION_SIZES)}")
 
 
-def _of_all_pairs(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """A function of pairs [n, 2, K], for all pairs of the views of [N, V, K]: [N, V, V, A]."""
+def _all_pairs(values: Tensor) -> Tensor:
+    """All pairs [N * V * V, 2, K] of the views of [N, V, K]; pair (i, j) of an object is its number i * V + j."""
     num_objects, num_views, size = values.shape
     shape = (num_objects, num_views, num_views, size)
     pairs = torch.stack([values.unsqueeze(2).expand(shape), values.unsqueeze(1).expand(shape)], dim=3)
-    return function(pairs.flatten(0, 2)).unflatten(0, shape[:3])
+    return pairs.flatten(0, 2)

@@ -7,13 +7,16 @@ from scipy.spatial.transform import Rotation
 
 from ssl_equi.data.actions import (
     ACTION_SIZES,
+    POSE_ACTION_KINDS,
+    ActionKind,
+    action_between_views,
     action_from_batch,
     actions_between_all_views,
     relative_hues,
     relative_rotation,
 )
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.geometry.rotations import quat_positive, random_quat
+from ssl_equi.geometry.poses import matrix_of_action
 
 
 def _batch_of_latents(latents: np.ndarray) -> ViewBatch:
@@ -35,6 +38,12 @@ def pair_latents() -> np.ndarray:
     generator = np.random.default_rng(0)
     rotations = generator.uniform(-math.pi / 2, math.pi / 2, (500, 2, 3))
     return np.concatenate([rotations, generator.uniform(0, 1, (500, 2, 4))], axis=-1)
+
+
+@pytest.fixture
+def moving_pair_latents(pair_latents: np.ndarray) -> np.ndarray:
+    translations = np.random.default_rng(1).uniform(-0.5, 0.5, (500, 2, 3))
+    return np.concatenate([pair_latents, translations], axis=-1)
 
 
 def test_rotation_is_the_body_frame_one_of_scipy_with_its_sign(pair_latents):
@@ -77,6 +86,39 @@ def test_action_needs_pairs_and_a_known_kind(pair_latents):
         action_from_batch(_batch_of_latents(np.zeros((4, 3, 7))), "rotation")
 
 
+def _motion_matrices(latents: np.ndarray, rotate_last: bool) -> np.ndarray:
+    """R T [N, 4, 4] if `rotate_last`, else T R, of latents [N, 10]."""
+    rotation, translation = np.tile(np.eye(4), (2, len(latents), 1, 1))
+    rotation[:, :3, :3] = Rotation.from_euler("xyz", latents[:, :3]).as_matrix()
+    translation[:, :3, 3] = latents[:, 7:]
+    return rotation @ translation if rotate_last else translation @ rotation
+
+
+@pytest.mark.parametrize(("kind", "rotate_last"), [("pose_base", True), ("pose_object", False)])
+def test_pose_is_the_relative_rigid_motion_after_the_rotation_to_the_bit(
+    moving_pair_latents: np.ndarray, kind: ActionKind, rotate_last: bool
+) -> None:
+    batch = _batch_of_latents(moving_pair_latents)
+    action = action_from_batch(batch, kind)
+    assert action.shape == (500, 7) and action.dtype == torch.float32
+    assert torch.equal(action[:, :4], action_from_batch(batch, "rotation"))
+    first, second = (_motion_matrices(moving_pair_latents[:, view], rotate_last) for view in (0, 1))
+    np.testing.assert_allclose(matrix_of_action(action), np.linalg.inv(first) @ second, atol=1e-5)
+    back = action_between_views(batch, kind, 1, 0)
+    identity = torch.eye(4).expand(500, 4, 4)
+    torch.testing.assert_close(matrix_of_action(action) @ matrix_of_action(back), identity, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", POSE_ACTION_KINDS)
+def test_pose_needs_translations(pair_latents: np.ndarray, kind: ActionKind) -> None:
+    message = f"the views have 7 latents and actions '{kind}' need 10: .*--dataset 3diebench-pt or 3diebench-t"
+    batch = _batch_of_latents(pair_latents)
+    with pytest.raises(ValueError, match=message):
+        action_from_batch(batch, kind)
+    with pytest.raises(ValueError, match=message):
+        actions_between_all_views(batch.quat_xyzw, batch.latents, kind)
+
+
 def test_batch_moves_as_a_whole(pair_latents):
     batch = _batch_of_latents(pair_latents)
     moved = batch.to("meta")
@@ -85,17 +127,19 @@ def test_batch_moves_as_a_whole(pair_latents):
     assert batch.to("cpu").images.data_ptr() == batch.images.data_ptr()
 
 
-@pytest.mark.parametrize("kind", ["rotation", "rotation_color"])
-def test_actions_between_all_views_are_those_of_each_pair(kind: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    quats = quat_positive(random_quat(6, generator)).float().unflatten(0, (2, 3))
-    latents = torch.rand(2, 3, 7, generator=generator)
-    together = actions_between_all_views(quats, latents, kind)
+@pytest.mark.parametrize("kind", ACTION_SIZES)
+def test_actions_between_all_views_are_those_of_each_pair(kind: ActionKind) -> None:
+    latents = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 3, 10))
+    batch = _batch_of_latents(latents)
+    assert batch.quat_xyzw is not None
+    together = actions_between_all_views(batch.quat_xyzw, batch.latents, kind)
     assert together.shape == (2, 3, 3, ACTION_SIZES[kind])
     for first in range(3):
         for second in range(3):
-            pair = [first, second]
-            expected = relative_rotation(quats[:, pair])
-            if kind == "rotation_color":
-                expected = torch.cat([expected, relative_hues(latents[:, pair])], dim=1)
+            expected = action_between_views(batch, kind, first, second)
             assert torch.allclose(together[:, first, second], expected, atol=1e-6)
+
+
+def test_actions_between_all_views_are_of_a_known_kind() -> None:
+    with pytest.raises(ValueError, match="action kind 'crop' is unknown"):
+        actions_between_all_views(torch.zeros(2, 3, 4), torch.zeros(2, 3, 7), "crop")
