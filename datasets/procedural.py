@@ -2,7 +2,7 @@
 
     python datasets/procedural.py                                       the embedded default, into the user's cache
     python datasets/procedural.py --out p128 --set.image-size 128       twice the resolution
-    python datasets/procedural.py --out pt --set.translation            with the ten latents of 3DIEBench-T
+    python datasets/procedural.py --set.translation                     objects that also move: 3DIEBench-PT
     python datasets/procedural.py --out ood --splits ood_rotation ood_family
     python datasets/procedural.py --out tree --layout files             CLASS/OBJECT/image_0.jpg, latent_0.npy, lists
 
@@ -66,7 +66,7 @@ def main(config: BuildConfig) -> None:
             for split in config.splits:
                 verify_split(folder, split)
                 print(f"verified {split}")
-    print(f"3DIEBench-P is in {folder}")
+    print(f"{config.set.title} is in {folder}")
 
 
 def write_files(folder: Path, config: ProceduralConfig, split: str, workers: int, device: str = "cpu") -> None:

@@ -1,5 +1,7 @@
 """3DIEBench-P: the embedded data set, rendered on the spot from procedural objects, in the layout of 3DIEBench.
 
+3DIEBench-PT is the same objects under other poses and lights, moved too, in the layout of 3DIEBench-T.
+
 Every object, its pose and its light follow from (seed, split, family, instance), so the set comes out the same on any
 machine up to the rounding of the renderer, an interrupted build goes on where it stopped, and no file is downloaded.
 """
@@ -31,12 +33,14 @@ from ssl_equi.scenes.render import Renderer
 from ssl_equi.scenes.sampling import RotationSampling, sample_latents
 from ssl_equi.scenes.scene import SceneSettings
 
-SOURCE = "3DIEBench-P, procedural objects rendered by ssl_equi.scenes"
+SOURCE = "procedural objects rendered by ssl_equi.scenes"
 LICENSE = "CC0-1.0"
 GENERATOR_VERSION = 1  # raised when the same settings would give other objects or pictures, so that no cache is stale
 # Mean and standard deviation over all pixels of the default train split, in [0, 1].
 PIXEL_MEAN_RGB = (0.486, 0.486, 0.487)
 PIXEL_STD_RGB = (0.119, 0.120, 0.119)
+TRANSLATED_PIXEL_MEAN_RGB = (0.488, 0.487, 0.487)  # the same of the translated set
+TRANSLATED_PIXEL_STD_RGB = (0.122, 0.122, 0.122)
 
 OBJECTS_A_TASK = 12  # what a worker renders in one go: 240 images of 64 x 64 fill its caches well
 SMALL_BUILD_IMAGES = 1500  # below this, starting worker processes takes longer than the work
@@ -63,7 +67,7 @@ class ProceduralConfig:
     rotation: RotationSampling = "euler_box"
     """euler_box as 3DIEBench (angles within 90 degrees), or uniform on SO(3)."""
     translation: bool = False
-    """Move the objects too: the ten latents of 3DIEBench-T."""
+    """Move the objects too, by up to 0.5 along each of their own axes: the ten latents of 3DIEBench-T."""
     jpeg_quality: int = 95
     """Quality of the images, which are stored once and never encoded again."""
     objects_per_shard: int = 500
@@ -84,6 +88,11 @@ class ProceduralConfig:
         """Eight hexadecimal digits that change with every setting; part of the cache folder's name."""
         text = json.dumps({"generator": GENERATOR_VERSION, **dataclasses.asdict(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @property
+    def title(self) -> str:
+        """What the set is called: 3DIEBench-P, or 3DIEBench-PT where its objects move."""
+        return "3DIEBench-PT" if self.translation else "3DIEBench-P"
 
     @property
     def latent_names(self) -> tuple[str, ...]:
@@ -134,7 +143,7 @@ def plan_objects(config: ProceduralConfig, split: str) -> list[PlannedObject]:
     """
     plans = split_plans(config)
     if split not in plans:
-        raise DataError(f"3DIEBench-P has no split {split!r}: choose from {', '.join(plans)}")
+        raise DataError(f"{config.title} has no split {split!r}: choose from {', '.join(plans)}")
     plan = plans[split]
     # Pools of object seeds far apart, so that no object is in two of them whatever the sizes.
     pool = {"train": 0, "val": 1, "test": 2}[plan.instances] * 10_000_000 + config.seed * 100_000_000
@@ -231,7 +240,7 @@ def missing_splits(folder: Path, splits: Sequence[str]) -> list[str]:
 
 def default_folder(config: ProceduralConfig) -> Path:
     """Where the set is cached: the user's cache folder (XDG on Linux), one folder for each configuration."""
-    return user_cache_path("ssl_equi") / f"3diebench-p-{config.image_size}px-{config.fingerprint}"
+    return user_cache_path("ssl_equi") / f"{config.title.lower()}-{config.image_size}px-{config.fingerprint}"
 
 
 def _settings(config: ProceduralConfig, split: str) -> SplitSettings:
@@ -239,13 +248,13 @@ def _settings(config: ProceduralConfig, split: str) -> SplitSettings:
     return SplitSettings(
         split=split,
         class_names=plan.families,
-        source=SOURCE,
+        source=f"{config.title}, {SOURCE}",
         license=LICENSE,
         seed=config.seed,
         latent_names=config.latent_names,
         objects_per_shard=config.objects_per_shard,
-        mean_rgb=PIXEL_MEAN_RGB,
-        std_rgb=PIXEL_STD_RGB,
+        mean_rgb=TRANSLATED_PIXEL_MEAN_RGB if config.translation else PIXEL_MEAN_RGB,
+        std_rgb=TRANSLATED_PIXEL_STD_RGB if config.translation else PIXEL_STD_RGB,
         plan=config.fingerprint,
     )
 
