@@ -3,9 +3,10 @@
 import pytest
 import timm
 import torch
+from torch import nn
 
 from ssl_equi.encoders import EncoderError, create_encoder
-from ssl_equi.encoders.strided_cnn import StridedCNN
+from ssl_equi.encoders.strided_cnn import PooledStridedCNN, StridedCNN
 
 
 @pytest.mark.parametrize("name", ["strided_cnn_tiny", "resnet10t", "test_vit", "mobilenetv3_small_050"])
@@ -46,10 +47,22 @@ def test_resnets_for_small_images_keep_the_resolution_in_their_stem(name: str, f
     assert sum(parameter.numel() for parameter in encoder.parameters()) == parameters
 
 
-def test_the_small_encoder_keeps_where_things_are() -> None:
+def test_the_pooled_small_encoder_has_no_weights_behind_its_map() -> None:
+    encoder = create_encoder("strided_cnn_pooled", image_size=64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    feature_map = encoder.forward_features(images)
+    assert feature_map.shape == (2, 128, 4, 4)
+    means = torch.stack([feature_map[:, :, y : y + 2, x : x + 2].mean((2, 3)) for y in (0, 2) for x in (0, 2)], dim=-1)
+    torch.testing.assert_close(encoder(images), means.flatten(1))
+    assert encoder(torch.randn(2, 3, 96, 96)).shape == (2, 512)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 387_936 + 2 * 480
+
+
+@pytest.mark.parametrize("name", ["strided_cnn_tiny", "strided_cnn_pooled"])
+def test_the_small_encoders_keep_where_things_are(name: str) -> None:
     """A shifted pattern gives other features: global pooling would make them nearly equal."""
     torch.manual_seed(0)
-    encoder = create_encoder("strided_cnn_tiny", image_size=64).eval()
+    encoder = create_encoder(name, image_size=64).eval()
     image = torch.zeros(1, 3, 64, 64)
     image[..., 8:24, 8:24] = 1
     shifted = image.roll((32, 32), dims=(2, 3))
@@ -57,6 +70,7 @@ def test_the_small_encoder_keeps_where_things_are() -> None:
     assert difference > 0.3
 
 
-def test_a_classifier_is_refused() -> None:
+@pytest.mark.parametrize("encoder_class", [StridedCNN, PooledStridedCNN])
+def test_a_classifier_is_refused(encoder_class: type[nn.Module]) -> None:
     with pytest.raises(ValueError, match="num_classes is 10"):
-        StridedCNN(num_classes=10)
+        encoder_class(num_classes=10)
