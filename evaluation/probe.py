@@ -1,4 +1,4 @@
-"""Probes an exported encoder: class, rotations and colour from each part of its features.
+"""Probes an exported encoder: class, rotations, translations and colour from each part of its features.
 
     python evaluation/probe.py runs/sie/encoder                                  the embedded test split
     python evaluation/probe.py runs/sie/encoder --split ood_rotation             poses that were never trained on
@@ -7,9 +7,9 @@
     python evaluation/probe.py runs/simclr/encoder --dataset cifar10 --data-dir DATA --image-size 32
 
 Every view is encoded once; heads are trained on the train split's features. Besides, it is measured whether
-augmentations move the features of all images alike. Ordinary images (datasets/images.md) have no poses and are probed
-for their class and this alone. Prints the table and appends the records to results.json in --out (the folder above the
-encoder when not given).
+augmentations move the features of all images alike. Translations are asked of sets whose objects move; ordinary
+images (datasets/images.md) have no poses and are probed for their class and this alone. Prints the table and appends
+the records to results.json in --out (the folder above the encoder when not given).
 """
 
 from dataclasses import dataclass
@@ -45,8 +45,8 @@ class Config:
     """Split that is judged; heads are trained on train."""
     image_size: int = 64
     """Side of the data set's images in pixels."""
-    protocol: Literal["embedded", "sie"] = "embedded"
-    """How the heads are trained."""
+    protocol: Literal["embedded", "sie", "equicaps"] = "embedded"
+    """How the heads are trained; sie and equicaps are those papers' protocols."""
     seed: int = 0
     """Seeds the heads."""
     out: Path | None = None

@@ -39,7 +39,11 @@ LICENCES = {
     "3diebench-t": "cc-by-nc-4.0",
 }
 
-PROBE_PROTOCOLS = {"embedded": probe_protocols.embedded, "sie": probe_protocols.sie}
+PROBE_PROTOCOLS = {
+    "embedded": probe_protocols.embedded,
+    "sie": probe_protocols.sie,
+    "equicaps": probe_protocols.equicaps,
+}
 
 
 class Objective(Protocol):

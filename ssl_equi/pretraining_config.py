@@ -50,8 +50,8 @@ class PretrainingConfig(RunConfig):
     """Learning rate of biases and normalisation layers, as a multiple of the others'."""
     sgd_momentum: float = 0.9
     """Momentum of sgd and lars."""
-    probe_protocol: Literal["embedded", "sie"] = "embedded"
-    """How the final heads are trained; sie is the SIE paper's protocol."""
+    probe_protocol: Literal["embedded", "sie", "equicaps"] = "embedded"
+    """How the final heads are trained; sie and equicaps are those papers' protocols."""
     compare_with_random: bool = True
     """Also probe an untrained encoder; off saves a third of the final probing."""
 

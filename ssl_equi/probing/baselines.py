@@ -9,7 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_equi.probing.metrics import angle_errors_deg, mean_quaternion, r2_pooled, r2_uniform, summarise_angles
+from ssl_equi.probing.metrics import (
+    angle_errors_deg,
+    distance_median,
+    mean_quaternion,
+    r2_pooled,
+    r2_uniform,
+    summarise_angles,
+)
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,17 @@ def classification_baselines(train_labels: Tensor, test_labels: Tensor) -> dict[
 
 def constant_baselines(targets: Tensor) -> dict[str, Baseline]:
     """The per-component mean of the targets `[N, K]` as the answer to every sample."""
-    constant = targets.double().mean(dim=0).expand_as(targets)
+    constant = _mean_answer(targets)
     return {
         "r2_uniform": Baseline(r2_uniform(constant, targets), "constant"),
         "r2_pooled": Baseline(r2_pooled(constant, targets), "constant"),
     }
+
+
+def constant_translation_baselines(targets: Tensor) -> dict[str, Baseline]:
+    """The mean displacement of the targets `[N, 3]` as the answer to every sample, judged by its distance too."""
+    distance = distance_median(_mean_answer(targets), targets)
+    return constant_baselines(targets) | {"distance_median": Baseline(distance, "constant")}
 
 
 def constant_rotation_baselines(targets_xyzw: Tensor) -> tuple[dict[str, Baseline], Tensor]:
@@ -50,3 +63,7 @@ def constant_rotation_baselines(targets_xyzw: Tensor) -> tuple[dict[str, Baselin
     errors_deg = angle_errors_deg(constant_xyzw, targets_xyzw)
     angles = {name: Baseline(value, "constant") for name, value in summarise_angles(errors_deg).items()}
     return constant_baselines(targets_xyzw) | angles, errors_deg
+
+
+def _mean_answer(targets: Tensor) -> Tensor:
+    return targets.double().mean(dim=0).expand_as(targets)

@@ -82,6 +82,12 @@ def summarise_angles(errors_deg: Tensor) -> dict[str, float]:
     }
 
 
+def distance_median(predictions: Tensor, targets: Tensor) -> float:
+    """Median Euclidean distance between predicted and true vectors, in their own units. Both `[N, K]`."""
+    predictions, targets = _as_float64(predictions, targets)
+    return float(np.median((targets - predictions).norm(dim=1).cpu().numpy()))
+
+
 def mean_quaternion(quat_xyzw: Tensor) -> Tensor:
     """The one unit quaternion closest to all of `[N, 4]` in squared chordal distance, sign-invariant: `[4]` float64.
 

@@ -1,6 +1,6 @@
 """Everything that turns features into a number, as one value that is stored and printed with the number."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
@@ -59,6 +59,12 @@ class ProbeProtocol:
     absolute_rotation_views_per_object: int | None = 10  # None: every view, each epoch
     absolute_rotation_hidden: tuple[int, ...] = (256, 256)
 
+    # Displacement of the object between two views, in its own frame and in the world, from both views' concatenated
+    # features, mean squared error; asked where objects move.
+    translation_epochs: int = 20
+    translation_pairs_per_object: int = 10
+    translation_hidden: tuple[int, ...] = (512, 512)
+
     # Differences of floor hue and light hue from two views' concatenated features, linear head.
     colour_solver: Literal["ridge", "adam"] = "ridge"
     colour_epochs: int = 1
@@ -98,9 +104,26 @@ def sie() -> ProbeProtocol:
         absolute_rotation_epochs=300,  # SIE has no such probe; the head is that of seq-JEPA's individual rotation
         absolute_rotation_views_per_object=1,
         absolute_rotation_hidden=(1024, 1024),
+        translation_epochs=300,  # SIE's data don't move; the head is that of its rotations
+        translation_pairs_per_object=1,
+        translation_hidden=(1024, 1024),
         colour_solver="adam",
         colour_epochs=300,
         colour_pairs_per_object=1,
         evaluation_views_per_object=1,
         evaluation_pairs_per_object=1,
     )
+
+
+def equicaps() -> ProbeProtocol:
+    """The protocol of EquiCaps (Konstantinou et al., 2025, arXiv:2506.09895, released evaluation scripts).
+
+    As SIE's (300 epochs, one random view or pair of each object in each, batch 256, Adam with a constant learning rate
+    of 1e-3, raw features, the last epoch counts), with the encoder in evaluation mode there too. Rotations and
+    translations have the MLP that the paper writes 1024-1024-1024-4 or -3, whose first number is the input, two views
+    of 512 features: two hidden layers. Colour has a linear head and 50 epochs.
+
+    The released scripts draw the validation pairs anew every epoch; here they are fixed, so that every encoder is
+    judged on the same ones. The paper has no probe of absolute rotations; theirs is SIE's here.
+    """
+    return replace(sie(), name="equicaps", colour_epochs=50)
