@@ -54,6 +54,7 @@ def timm_with_our_encoders() -> ModuleType:
     """
     import timm
 
+    import ssl_equi.encoders.capsule_network
     import ssl_equi.encoders.small_image_resnet
     import ssl_equi.encoders.strided_cnn  # noqa: F401  (they register themselves with timm)
 

@@ -1,0 +1,142 @@
+"""An encoder whose features are capsules: any timm backbone, and a capsule head on its last feature map.
+
+This is the architecture of EquiCaps (Konstantinou et al. 2025, arXiv:2506.09895; there a ResNet-18 on images of 256
+pixels) and of CapsIE (Everett et al., arXiv:2405.14386). timm makes it as "capsule_network" with arguments, or under
+the fixed names below.
+"""
+
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from ssl_equi.encoders.capsules import CapsuleHead, Capsules, Votes
+from ssl_equi.encoders.create import create_encoder
+from ssl_equi.encoders.feature_maps import as_feature_map, feature_map_size
+
+__all__ = ["CapsuleNetwork"]
+
+
+class CapsuleNetwork(nn.Module):
+    """Images [N, 3, S, S] to capsules [N, K + K * d * d]: K activations, then the poses row by row.
+
+    Args:
+        backbone: encoder with timm's `forward_features` and `forward_head`, made without classifier.
+        image_size: S, in pixels; the head fits images of this size only.
+        num_capsules: K; 32 in the paper.
+        pose_side: d; 3 in the paper for rotations, 4 for rigid motions.
+        votes: see `ssl_equi.encoders.capsules.SelfRouting`; "free" in the paper.
+
+    Attributes:
+        num_features: K + K * d * d.
+        parts: columns of the features by name: all, inv (the activations), equi (the poses).
+
+    Raises:
+        ValueError: the backbone has no feature map, or a size is not positive.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, image_size: int, num_capsules: int = 32, pose_side: int = 3, votes: Votes = "free"
+    ) -> None:
+        super().__init__()
+        channels, height, width = feature_map_size(backbone, image_size)
+        self.image_size, self.num_classes = image_size, 0
+        self.backbone = backbone
+        self.head = CapsuleHead(channels, (height, width), num_capsules, pose_side, votes)
+        self.num_features = num_capsules * (1 + pose_side * pose_side)
+        self.parts = {
+            "all": slice(0, self.num_features),
+            "inv": slice(0, num_capsules),
+            "equi": slice(num_capsules, self.num_features),
+        }
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """What the backbone's `forward_features` returns, in its own layout.
+
+        Raises:
+            ValueError: the images are not of the size that the network was built for.
+        """
+        if images.ndim != 4 or images.shape[2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}, but this capsule network was built for "
+                f"[N, 3, {self.image_size}, {self.image_size}]: resize them, or build it with their size"
+            )
+        return self.backbone.forward_features(images)  # type: ignore[operator]
+
+    def features_and_capsules(self, images: Tensor) -> tuple[Tensor, Capsules]:
+        """The backbone's features [N, D], and activations [N, K] and poses [N, K, d, d], from one pass.
+
+        Raises:
+            ValueError: the images are not of the size that the network was built for.
+        """
+        output = self.feature_map(images)
+        return self.backbone.forward_head(output), self.head(as_feature_map(self.backbone, output))  # type: ignore[operator]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, 3, S, S] to [N, K + K * d * d].
+
+        Raises:
+            ValueError: the images are not of the size that the network was built for.
+        """
+        activations, poses = self.head(as_feature_map(self.backbone, self.feature_map(images)))
+        return torch.cat([activations, poses.flatten(1)], dim=1)
+
+
+def _make_network(
+    backbone: str,
+    img_size: int | tuple[int, int],
+    num_capsules: int = 32,
+    pose_side: int = 3,
+    votes: Votes = "free",
+    num_classes: int = 0,
+    in_chans: int = 3,
+) -> CapsuleNetwork:
+    """What timm calls: the network with a freshly initialised backbone of this name."""
+    if num_classes != 0:
+        raise ValueError(f"num_classes is {num_classes}: this encoder has no classifier, pass num_classes=0")
+    if in_chans != 3:
+        raise ValueError(f"in_chans is {in_chans}: this encoder takes images of 3 channels")
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if height != width:
+        raise ValueError(f"img_size is {img_size}: this encoder takes square images")
+    return CapsuleNetwork(create_encoder(backbone, height), height, num_capsules, pose_side, votes)
+
+
+def _cfg(image_size: int) -> dict[str, Any]:
+    return {
+        "input_size": (3, image_size, image_size),
+        "fixed_input_size": True,
+        "num_classes": 0,
+        "first_conv": None,
+        "classifier": None,
+        "license": "apache-2.0",
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "capsule_network.untrained": _cfg(256),
+        "capsule_resnet18.untrained": _cfg(256),
+        "capsule_strided_cnn_tiny.untrained": _cfg(64),
+    }
+)
+
+
+@register_model
+def capsule_network(pretrained: bool = False, backbone: str = "resnet18", **kwargs: Any) -> CapsuleNetwork:
+    """Capsules on any backbone: `backbone` is a timm name; with ResNet-18 18.6 M parameters, 320 features."""
+    return build_model_with_cfg(_make_network, "capsule_network", pretrained, backbone=backbone, **kwargs)
+
+
+@register_model
+def capsule_resnet18(pretrained: bool = False, **kwargs: Any) -> CapsuleNetwork:
+    """The network of EquiCaps: 18.6 M parameters, 320 features, for images of 256 pixels."""
+    return build_model_with_cfg(_make_network, "capsule_resnet18", pretrained, backbone="resnet18", **kwargs)
+
+
+@register_model
+def capsule_strided_cnn_tiny(pretrained: bool = False, **kwargs: Any) -> CapsuleNetwork:
+    """For images of 64 pixels, the embedded data set's: 4.9 M parameters, 320 features."""
+    sizes: dict[str, Any] = {"backbone": "strided_cnn_tiny"}
+    return build_model_with_cfg(_make_network, "capsule_strided_cnn_tiny", pretrained, **sizes, **kwargs)
