@@ -31,7 +31,8 @@ class Config(PretrainingConfig):
     simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
     """Options of the base."""
     actions: PairAction = "rotation"
-    """What the objective is told of the change: rotation or rotation_color; augmentation for augmented views."""
+    """What the objective is told of the change: rotation or rotation_color; for objects that also move (3diebench-pt,
+    3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for augmented views."""
 
 
 def embedded() -> Config:

@@ -28,7 +28,8 @@ class Config(PretrainingConfig):
     objective: ConditionalBYOLConfig = field(default_factory=ConditionalBYOLConfig)
     """Sizes of the heads."""
     actions: PairAction = "rotation"
-    """What the objective is told of the change: rotation or rotation_color; augmentation for augmented views."""
+    """What the objective is told of the change: rotation or rotation_color; for objects that also move (3diebench-pt,
+    3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for augmented views."""
     target_momentum: float = 0.996
     """Of the target network at the first step; it rises to 1 by a cosine. Paper: .996."""
 

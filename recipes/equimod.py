@@ -30,7 +30,8 @@ class Config(PretrainingConfig):
     objective: EquiModConfig = field(default_factory=EquiModConfig)
     """Form, weights and sizes."""
     actions: PairAction = "rotation"
-    """What the objective is told of the change: rotation or rotation_color; augmentation for augmented views."""
+    """What the objective is told of the change: rotation or rotation_color; for objects that also move (3diebench-pt,
+    3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for augmented views."""
 
 
 def embedded() -> Config:

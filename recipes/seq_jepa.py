@@ -38,7 +38,8 @@ class Config(PretrainingConfig):
     observed_views: int = 3
     """M; one more view is predicted. Paper: 1 to 5; 3 for its best rotation."""
     actions: PairAction = "rotation"
-    """What aggregator and predictor are told: rotation or rotation_color; augmentation for augmented views."""
+    """What aggregator and predictor are told: rotation or rotation_color; for objects that also move (3diebench-pt,
+    3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for augmented views."""
     target_momentum: float = 0.996
     """Of the target encoder at the first step; it rises to 1 by a cosine. Paper: .996."""
 

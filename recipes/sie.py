@@ -30,7 +30,8 @@ class Config(PretrainingConfig):
     objective: SIEConfig = field(default_factory=SIEConfig)
     """Weights, sizes and ablations of the loss."""
     actions: PairAction = "rotation"
-    """What the predictor is told: rotation, or rotation_color (paper: both, in separate runs); augmentation for
+    """What the predictor is told: rotation, or rotation_color (paper: both, in separate runs); for objects that also
+    move (3diebench-pt, 3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for
     augmented views."""
 
 

@@ -1,9 +1,9 @@
 """From a batch of stored images to the sequence of views, and the actions between them, that seq-JEPA observes.
 
 Rendered data: the views are stored ones of an object, the action from one to another is the relative rotation (and
-hues). Ordinary images: the views are augmentations of one image; all but the last are drawn from the preset's first
-pipeline and the last, which is to be predicted, from its second. As for pairs, whatever is random is a function of
-(seed, step) for the whole global batch.
+hues, or a translation). Ordinary images: the views are augmentations of one image; all but the last are drawn from the
+preset's first pipeline and the last, which is to be predicted, from its second. As for pairs, whatever is random is a
+function of (seed, step) for the whole global batch.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from ssl_equi.training_views import (
     ViewsError,
     augmentation_columns,
     check_action,
+    check_translations,
     first_images,
     normalise,
 )
@@ -80,7 +81,7 @@ class SequenceViews:
 
     Raises:
         ViewsError: more rendered views than the objects have, rendered views of data without poses, actions that
-            don't go with the views, or less than two views.
+            don't go with the views, relative poses of objects that don't move, or less than two views.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class SequenceViews:
         self.action_columns: tuple[int, ...] = ()
         if actions is not None:
             check_action(actions, config.views)
+            check_translations(actions, data)
         if actions == "augmentation":
             self.action_columns = augmentation_columns(config)
         self.draws = AugmentationDraws(config, processes)

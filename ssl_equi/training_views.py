@@ -1,9 +1,10 @@
 """From a batch of stored images to the views that an objective sees.
 
 Rendered data hold several views of each object, whose poses are known: two of them are a pair, and the action is the
-relative rotation. Ordinary images have one view: a pair is made of two augmentations of it, and the action comes from
-the two parameter sets. Whatever is random is a function of (seed, step) for the whole global batch, of which a process
-applies its own rows; so the views don't depend on the number of processes, nor on whether a run was resumed.
+relative rotation, with hues or a translation if asked. Ordinary images have one view: a pair is made of two
+augmentations of it, and the action comes from the two parameter sets. Whatever is random is a function of (seed, step)
+for the whole global batch, of which a process applies its own rows; so the views don't depend on the number of
+processes, nor on whether a run was resumed.
 """
 
 import zlib
@@ -13,11 +14,12 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ssl_equi.data.actions import ACTION_SIZES, ActionKind, action_from_batch
+from ssl_equi.data.actions import ACTION_SIZES, POSE_ACTION_KINDS, ActionKind, action_from_batch
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import normalise_views
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError
+from ssl_equi.geometry.latents import LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.views.action_columns import columns_about
 from ssl_equi.views.actions import ActionEncoding, augmentation_action, augmentation_action_size
 from ssl_equi.views.groups import GROUPS
@@ -25,7 +27,7 @@ from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.presets import small_view_pipeline, transforms_of_views, view_pipelines
 
-PairAction = Literal["rotation", "rotation_color", "augmentation"]
+PairAction = Literal["rotation", "rotation_color", "pose_base", "pose_object", "augmentation"]
 
 
 class ViewsError(UserError):
@@ -125,7 +127,7 @@ def augmentation_columns(config: ViewsConfig) -> tuple[int, ...]:
 def check_action(kind: PairAction, options: ViewOptions) -> None:
     """Raises ViewsError unless augmented views have augmentation actions and rendered ones the others."""
     if (kind == "augmentation") != (options.source == "augmented"):
-        cure = "--actions augmentation" if options.source == "augmented" else "rotation or rotation_color"
+        cure = "--actions augmentation" if options.source == "augmented" else f"one of {', '.join(ACTION_SIZES)}"
         raise ViewsError(f"--actions is {kind} and --views.source is {options.source}: choose {cure}")
 
 
@@ -170,7 +172,8 @@ class TrainingViews:
         shared_by: consecutive images that share their augmentations (CARE's chunks).
 
     Raises:
-        ViewsError: rendered views of data without poses, or actions that don't go with the views.
+        ViewsError: rendered views of data without poses, actions that don't go with the views, or relative poses of
+            objects that don't move.
     """
 
     def __init__(
@@ -187,6 +190,7 @@ class TrainingViews:
         self.action_columns: tuple[int, ...] = ()
         if actions is not None:
             check_action(actions, config.views)
+            check_translations(actions, data)
         if actions == "augmentation":
             self.action_columns = augmentation_columns(config)
         if shared_by > 1 and config.views.source == "rendered":
@@ -293,6 +297,15 @@ def check_source(options: ViewOptions, data: DataSource) -> None:
     if options.source == "rendered" and data.train.num_views < 2:
         raise ViewsError(
             f"{data.name} holds one view of each image: choose --views.source augmented, which makes two of it"
+        )
+
+
+def check_translations(actions: str, data: DataSource) -> None:
+    """Raises ViewsError for relative poses between views of data whose objects don't move."""
+    if actions in POSE_ACTION_KINDS and data.train.latents.shape[-1] != LATENT_SIZE_WITH_TRANSLATION:
+        raise ViewsError(
+            f"actions {actions} tell of translations and the objects of {data.name} have none: choose a set with "
+            "translations (--dataset 3diebench-pt or 3diebench-t)"
         )
 
 

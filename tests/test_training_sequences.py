@@ -1,16 +1,19 @@
 """Sequences of views: stored ones with the rotations between any two, or augmentations of one image."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from ssl_equi.data.actions import POSE_ACTION_KINDS
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import normalise_views
 from ssl_equi.data.sources import DataSource, open_data
+from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.geometry.rotations import quat_positive, quat_to_matrix, random_quat
 from ssl_equi.training_sequences import SequenceViews, ViewSequence, describe_sequences
 from ssl_equi.training_views import ViewOptions, ViewsError, action_size
@@ -80,6 +83,22 @@ def test_hues_join_the_rotation_and_no_action_is_made_if_nobody_asks(data: DataS
     assert torch.equal(present(views.steps())[:, 1, 4:], hues)
     silent = SequenceViews(Options(), data, ONE_PROCESS, length=4, actions=None)(batch, 0)
     assert silent.steps() is None and silent.from_first() is None and silent.to_last() is None
+
+
+@pytest.mark.parametrize("kind", POSE_ACTION_KINDS)
+def test_rigid_motions_compose_along_the_sequence(data: DataSource, kind: str) -> None:
+    with pytest.raises(ViewsError, match=f"actions {kind} tell of translations and the objects of 3diebench-p"):
+        SequenceViews(Options(), data, ONE_PROCESS, length=4, actions=kind)
+    batch = random_batch()
+    batch = replace(batch, latents=torch.cat([batch.latents, batch.latents[..., :3] - 0.5], dim=-1))
+    train = SimpleNamespace(num_views=4, latents=np.zeros((24, 4, 10), np.float32))
+    moving = SimpleNamespace(name="moving", train=train, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb)
+    views = SequenceViews(Options(), moving, ONE_PROCESS, length=4, actions=kind)(batch, 0)
+    steps, from_first = present(views.steps()), present(views.from_first())
+    assert steps.shape == (8, 3, action_size(kind, Options())) == (8, 3, 7)
+    motions = matrix_of_action(steps)
+    composed = motions[:, 0] @ motions[:, 1] @ motions[:, 2]
+    assert torch.allclose(composed, matrix_of_action(from_first[:, 2]), atol=1e-5)
 
 
 def test_augmented_sequences_depend_on_seed_and_step_only(data: DataSource) -> None:

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ssl_equi.data.actions import relative_hues, relative_rotation
+from ssl_equi.data.actions import POSE_ACTION_KINDS, action_from_batch, relative_hues, relative_rotation
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import normalise_views
 from ssl_equi.data.sources import DataSource, open_data
@@ -62,6 +63,18 @@ def random_batch(count: int = 8, views: int = 2) -> ViewBatch:
     return batch_of(torch.randint(0, 256, (count, views, 32, 32, 3), dtype=torch.uint8, generator=generator))
 
 
+def moved(batch: ViewBatch) -> ViewBatch:
+    """The same views with ten latents."""
+    translations = torch.rand(*batch.latents.shape[:2], 3, generator=torch.Generator().manual_seed(3)) - 0.5
+    return replace(batch, latents=torch.cat([batch.latents, translations], dim=-1))
+
+
+def moving(data: DataSource) -> SimpleNamespace:
+    """The same data as if its views had ten latents."""
+    train = SimpleNamespace(num_views=4, latents=np.zeros((24, 4, 10), np.float32))
+    return SimpleNamespace(name="moving", train=train, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb)
+
+
 def rows(batch: ViewBatch, start: int, stop: int) -> ViewBatch:
     sizes = None if batch.content_sizes is None else batch.content_sizes[start:stop]
     return batch_of(batch.images[start:stop], sizes)
@@ -76,6 +89,16 @@ def test_rendered_views_are_the_stored_ones_with_the_action_between_them(data: D
     assert torch.equal(views.actions, expected)
     assert TrainingViews(Options(), data, ONE_PROCESS)(batch, 0).actions is None
     assert (views_to_load(ViewOptions()), views_to_load(AUGMENTED)) == (2, 1)
+
+
+@pytest.mark.parametrize("kind", POSE_ACTION_KINDS)
+def test_views_of_moving_objects_have_the_rigid_motion_between_them(data: DataSource, kind: str) -> None:
+    batch = moved(random_batch())
+    views = TrainingViews(Options(), moving(data), ONE_PROCESS, actions=kind)(batch, step=0)
+    assert views.actions is not None and views.actions.shape == (8, action_size(kind, Options())) == (8, 7)
+    assert torch.equal(views.actions, action_from_batch(batch, kind))
+    with pytest.raises(ViewsError, match=rf"actions {kind} tell of translations .* choose a set with translations"):
+        TrainingViews(Options(), data, ONE_PROCESS, actions=kind)
 
 
 def test_augmented_views_are_two_changed_versions_of_the_first_image(data: DataSource) -> None:
@@ -167,7 +190,7 @@ def test_relative_small_views_are_two_crops_under_two_elements(data: DataSource)
 @pytest.mark.parametrize(
     ("options", "actions", "message"),
     [
-        (ViewOptions(), "augmentation", "choose rotation or rotation_color"),
+        (ViewOptions(), "augmentation", "choose one of rotation, rotation_color, pose_base, pose_object"),
         (AUGMENTED, "rotation", "choose --actions augmentation"),
     ],
 )

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ssl_equi.objectives.distributed import world_size
 
-ACTION_KIND_BY_DIM = {4: "rotation", 6: "rotation_color"}
+ACTION_KINDS_BY_DIM = {4: ("rotation",), 6: ("rotation_color",), 7: ("pose_base", "pose_object")}
 
 
 def feature_dim(encoder: nn.Module) -> int:
@@ -65,8 +65,8 @@ def check_actions(actions: Tensor | None, batch_size: int, action_dim: int) -> T
 
 
 def _describe_action(action_dim: int) -> str:
-    kind = ACTION_KIND_BY_DIM.get(action_dim)
-    return f"actions={kind!r}" if kind else f"{action_dim}-column actions of your own"
+    kinds = ACTION_KINDS_BY_DIM.get(action_dim)
+    return f"actions={' or '.join(map(repr, kinds))}" if kinds else f"{action_dim}-column actions of your own"
 
 
 def check_temperature(temperature: float) -> None:
