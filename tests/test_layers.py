@@ -38,6 +38,7 @@ LAYER = {
     "sequence_export": 4,
     "pretraining": 4,
     "pretraining_sequences": 4,
+    "pretraining_capsules": 4,
     "cli": 4,
 }
 

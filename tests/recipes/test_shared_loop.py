@@ -55,6 +55,9 @@ OWN_LINES: dict[str, set[str]] = {
         FOLLOWING_TARGET,
         LOADING_SEQUENCES,
     },
+    "equicaps": WITH_ACTIONS | {"finish_capsules(run, config, objective, data)"},
+    "capsie": WITH_ACTIONS
+    | {"objective.soften_targets(step / total_steps)", "finish_capsules(run, config, objective, data)"},
     "supervised": {
         "objective = build(config, len(data.train.class_names))",
         "make_views = TrainingViews(config, data, run, actions=config.actions)",

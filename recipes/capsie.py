@@ -1,0 +1,100 @@
+"""CapsIE: capsules with a learnt predictor, the predecessor of EquiCaps (Everett, Durrant, Zhong and Leontidis 2024).
+
+A capsule network on the encoder's feature map makes activations, which must agree between the two views of an object,
+and poses; a hypernetwork that is told the rotation predicts the poses of view 2 from those of view 1, as in SIE. The
+run also leaves `capsule_network/`, whose activations and poses `evaluation/probe.py` probes.
+
+    accelerate launch recipes/capsie.py                                                 minutes on two CPU cores
+    accelerate launch --multi_gpu recipes/capsie.py paper --data-dir SHARDS             3DIEBench, as the paper
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import open_data
+from ssl_equi.encoders import create_encoder
+from ssl_equi.encoders.capsules import Votes
+from ssl_equi.objectives.capsie import CapsIE, CapsIEConfig
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
+from ssl_equi.pretraining_capsules import finish_capsules
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.run import Run
+from ssl_equi.training_views import PairAction, TrainingViews, action_size
+
+
+@dataclass(frozen=True)
+class Config(PretrainingConfig):
+    """Options of CapsIE. "Paper" is Everett et al. with the released training script."""
+
+    encoder: str = "strided_cnn_pooled"
+    """Any name of timm.list_models() whose features are pooled from its feature map without further weights; the paper
+    has resnet18."""
+    objective: CapsIEConfig = field(default_factory=CapsIEConfig)
+    """Weights and temperatures of the loss."""
+    actions: PairAction = "rotation"
+    """What the predictor is told: rotation (paper) or rotation_color; pose_base or pose_object where objects also
+    move; augmentation for augmented views."""
+    num_capsules: int = 16
+    """Capsules of each of the two layers; 16 in the paper."""
+    pose_side: int = 4
+    """Poses are square matrices of this side; 4 in the paper."""
+    votes: Votes = "free"
+    """free: any linear map of a pose, as in the paper. matrix: multiplication from the left."""
+
+
+def embedded() -> Config:
+    """The embedded set on two CPU cores or any GPU."""
+    return Config()
+
+
+def paper() -> Config:
+    """3DIEBench as in the paper, but for timm's ResNet-18 in place of the authors' own."""
+    return Config(
+        dataset="3diebench", image_size=256, evaluation_split="val", encoder="resnet18", batch_size=1024, epochs=2000,
+        final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
+        save_every=1000, loader_threads=8, probe_protocol="sie",
+        objective=CapsIEConfig(separate_batch_norm=True, hypernetwork_init="released"),
+    )  # fmt: skip
+
+
+CONFIGS = {"embedded": embedded, "paper": paper}
+
+
+def build(config: Config) -> CapsIE:
+    """The capsule network and its objective, initialised from the seed; no side effects."""
+    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+
+    torch.manual_seed(config.seed)
+    backbone = create_encoder(config.encoder, config.image_size)
+    network = CapsuleNetwork(backbone, config.image_size, config.num_capsules, config.pose_side, config.votes)
+    return CapsIE(network, replace(config.objective, action_dim=action_size(config.actions, config)))
+
+
+def main(config: Config) -> None:
+    objective = build(config)
+    run = Run(config, "capsie")
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    make_views = TrainingViews(config, data, run, actions=config.actions)
+    model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    run.register("data", DataIdentity(data.train))
+    probes = FollowingProbes(run, objective, data)
+    start = run.resume()
+    with open_loader(config, data, run) as loader:
+        total_steps = config.epochs * loader.steps_per_epoch
+        for step, batch in run.batches(loader, start, total_steps):
+            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
+            objective.soften_targets(step / total_steps)
+            views = make_views(batch, step)
+            output = model(views.images, views.actions)
+            run.backward(output)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            probes.update(output, batch)
+            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
+    finish_capsules(run, config, objective, data)
+
+
+if __name__ == "__main__":
+    run_recipe(main, CONFIGS, __doc__)

@@ -1,0 +1,118 @@
+"""EquiCaps: capsules whose poses turn with the object (Konstantinou, Leontidis, Thota and Durrant 2025).
+
+A capsule network on the encoder's feature map makes activations, which must not tell the two views of an object apart,
+and pose matrices: those of view 1, multiplied by the true transformation between the views, must be those of view 2.
+There is no predictor to learn. Afterwards, probes read class, rotation, translation and colour from the encoder's
+features; the run also leaves `capsule_network/`, whose activations and poses `evaluation/probe.py` probes.
+
+    accelerate launch recipes/equicaps.py                          the embedded set; minutes on two CPU cores
+    accelerate launch recipes/equicaps.py translated               objects that move, 4 x 4 poses in the world's frame
+    accelerate launch recipes/equicaps.py --votes matrix           votes that keep equivariance, a ninth of the weights
+    accelerate launch --multi_gpu recipes/equicaps.py paper --data-dir SHARDS                  3DIEBench, as the paper
+    accelerate launch --multi_gpu recipes/equicaps.py paper_translated --data-dir SHARDS       3DIEBench-T
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import open_data
+from ssl_equi.encoders import create_encoder
+from ssl_equi.encoders.capsules import Votes
+from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
+from ssl_equi.pretraining_capsules import finish_capsules
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.run import Run
+from ssl_equi.training_views import PairAction, TrainingViews
+
+POSE_SIDES: dict[PairAction, int] = {"rotation": 3, "pose_base": 4, "pose_object": 4}
+
+
+@dataclass(frozen=True)
+class Config(PretrainingConfig):
+    """Options of EquiCaps. "Paper" is Konstantinou et al. with the README of the released code."""
+
+    encoder: str = "strided_cnn_pooled"
+    """Any name of timm.list_models() whose features are pooled from its feature map without further weights; the paper
+    has resnet18."""
+    objective: EquiCapsConfig = field(default_factory=EquiCapsConfig)
+    """Weights of the loss."""
+    actions: PairAction = "rotation"
+    """What poses are multiplied with: rotation (3 x 3); pose_base or pose_object (4 x 4) where objects also move, in
+    the world's or in the object's own frame. Paper: all three, in separate runs."""
+    num_capsules: int = 32
+    """Capsules of each of the two layers; 32 in the paper."""
+    votes: Votes = "free"
+    """free: any linear map of a pose, as in the paper. matrix: multiplication from the left, which multiplication from
+    the right passes through unchanged."""
+
+
+def embedded() -> Config:
+    """The embedded set on two CPU cores or any GPU."""
+    return Config()
+
+
+def translated() -> Config:
+    """The embedded set's translated version, with 4 x 4 poses in the world's frame."""
+    return Config(dataset="3diebench-pt", actions="pose_base")
+
+
+def paper() -> Config:
+    """3DIEBench as in the paper, but for bf16 in place of fp16 and timm's ResNet-18 in place of the authors' own."""
+    return Config(
+        dataset="3diebench", image_size=256, evaluation_split="val", encoder="resnet18", batch_size=256, epochs=2000,
+        final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
+        save_every=1000, loader_threads=8, probe_protocol="equicaps",
+        objective=EquiCapsConfig(variance_target="published", separate_batch_norm=True),
+    )  # fmt: skip
+
+
+def paper_translated() -> Config:
+    """3DIEBench-T with poses in the world's frame; --actions pose_object or rotation for the paper's other two runs."""
+    return replace(paper(), dataset="3diebench-t", actions="pose_base")
+
+
+CONFIGS = {"embedded": embedded, "translated": translated, "paper": paper, "paper_translated": paper_translated}
+
+
+def build(config: Config) -> EquiCaps:
+    """The capsule network and its objective, initialised from the seed; no side effects."""
+    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+
+    if config.actions not in POSE_SIDES:
+        choices = ", ".join(POSE_SIDES)
+        raise ValueError(f"--actions is {config.actions} and poses are multiplied with a matrix: choose from {choices}")
+    torch.manual_seed(config.seed)
+    backbone = create_encoder(config.encoder, config.image_size)
+    pose_side = POSE_SIDES[config.actions]
+    network = CapsuleNetwork(backbone, config.image_size, config.num_capsules, pose_side, config.votes)
+    return EquiCaps(network, config.objective)
+
+
+def main(config: Config) -> None:
+    objective = build(config)
+    run = Run(config, "equicaps")
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    make_views = TrainingViews(config, data, run, actions=config.actions)
+    model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    run.register("data", DataIdentity(data.train))
+    probes = FollowingProbes(run, objective, data)
+    start = run.resume()
+    with open_loader(config, data, run) as loader:
+        total_steps = config.epochs * loader.steps_per_epoch
+        for step, batch in run.batches(loader, start, total_steps):
+            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
+            views = make_views(batch, step)
+            output = model(views.images, views.actions)
+            run.backward(output)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            probes.update(output, batch)
+            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
+    finish_capsules(run, config, objective, data)
+
+
+if __name__ == "__main__":
+    run_recipe(main, CONFIGS, __doc__)

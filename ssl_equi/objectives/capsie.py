@@ -1,0 +1,178 @@
+"""CapsIE: capsules with a learnt predictor (Everett, Durrant, Zhong and Leontidis, arXiv:2405.14386v4).
+
+The predecessor of EquiCaps: activations of a capsule network must agree between two views of an object, sharpened by
+temperatures, and a hypernetwork predicts the poses of view 2 from those of view 1 and the action, as in SIE.
+
+The released code lacks its loss. Its options and the paper's abstract fix the weights, the temperatures and the kinds
+of terms; which logits the temperatures divide, the stop-gradient and what is regularised are our reading, see `CapsIE`.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ssl_equi.objectives.capsule_terms import (
+    capsule_monitors,
+    capsules_of_both_views,
+    check_trained_by_map,
+    cross_entropy,
+    missing_entropy,
+    spread_terms,
+)
+from ssl_equi.objectives.distributed import gather_batch
+from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.predictors import Hypernetwork, HypernetworkInit
+from ssl_equi.objectives.two_views import (
+    check_action_dim,
+    check_actions,
+    check_temperature,
+    check_views,
+    feature_dim,
+)
+from ssl_equi.objectives.vicreg_terms import full_precision, invariance_term, variance_term
+
+if TYPE_CHECKING:  # it imports timm, which takes seconds
+    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+
+TEMPERATURE_SCHEDULE_LENGTH = 1.25  # of the training, so that the last target temperature is not reached
+
+
+@dataclass(frozen=True)
+class CapsIEConfig:
+    """Defaults are those of the released training script (AberdeenML/CapsIE)."""
+
+    inv_weight: float = 10.0
+    """Weight of the cross-entropy between sharpened activations; 10 in the released script."""
+    equi_weight: float = 4.5
+    """Weight of the squared difference between predicted and true poses; 10 times the factor .45 in the script."""
+    entropy_weight: float = 1.0
+    """Weight of the mean-entropy maximisation, which keeps all capsules in use; not stated, ours."""
+    variance_weight: float = 10.0
+    """Weight of the variance term of the poses, and half of it for the prediction's; 10 in the script."""
+    covariance_weight: float = 1.0
+    """Weight of the covariance term of the poses; 1 in the script."""
+    prediction_temperature: float = 0.1
+    """Divides the activations that predict; .1 in the script."""
+    target_temperature: float = 0.025
+    """Divides the activations that are the target, at the start; .025 in the script."""
+    last_target_temperature: float = 0.1
+    """Where the target's temperature would be after 1.25 trainings, on a straight line; .1 in the script."""
+    action_dim: int = 4
+    """Width of the action: 4 for a relative rotation (quaternion xyzw), 7 for a relative pose."""
+    hypernetwork_init: HypernetworkInit = "scale_preserving"
+    """Of the linear hypernetwork that predicts poses; see `ssl_equi.objectives.predictors`."""
+    separate_batch_norm: bool = False
+    """One call of the network a view instead of one call for both; see `two_views.on_both_views`."""
+
+
+class CapsIE(nn.Module):
+    """CapsIE's loss. With a, a' the activations of the views, Q, Q' their poses as one vector each:
+
+    loss = inv * [CE(s(a'), p(a)) + CE(s(a), p(a'))] / 2 + equi * MSE(W(action) Q, Q') + entropy * [E(p(a)) + E(p(a'))]
+    + variance * ([V(Q) + V(Q')] / 2 + V(W(action) Q) / 2) + covariance * [C(Q) + C(Q')],
+
+    where p(a) = softmax(a / prediction temperature), s(a) = softmax(a / target temperature) without gradient, E is
+    log K minus the entropy of the batch's mean, V and C are VICReg's. E, V and C are taken over the global batch.
+
+    Args:
+        network: 16 capsules of 4 x 4 poses in the paper.
+        config: weights and temperatures.
+
+    Raises:
+        ValueError: an impossible temperature or size, or a backbone with weights behind its feature map, which would
+            never learn.
+    """
+
+    def __init__(self, network: "CapsuleNetwork", config: CapsIEConfig = CapsIEConfig()) -> None:
+        super().__init__()
+        for temperature in (config.prediction_temperature, config.target_temperature, config.last_target_temperature):
+            check_temperature(temperature)
+        check_action_dim(config.action_dim)
+        check_trained_by_map(network)
+        self.config = config
+        self.network = network
+        self.num_features = feature_dim(network.backbone)
+        pose_width = network.num_capsules * network.pose_side**2
+        self.predictor = Hypernetwork(pose_width, config.action_dim, init=config.hypernetwork_init)
+        self.target_temperature = config.target_temperature
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The backbone below the capsules, whose features are what the paper probes."""
+        return self.network.backbone
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Named column ranges of the backbone's features: there is no split. The capsules have parts of their own."""
+        return {"all": slice(0, self.num_features)}
+
+    def soften_targets(self, progress: float) -> None:
+        """Sets the target's temperature for a share of the training that is done, from 0 to 1."""
+        first, last = self.config.target_temperature, self.config.last_target_temperature
+        self.target_temperature = first + (last - first) * progress / TEMPERATURE_SCHEDULE_LENGTH
+
+    def forward(self, views: Tensor, actions: Tensor) -> ObjectiveOutput:
+        """Computes the loss of a batch.
+
+        Args:
+            views: [B, 2, 3, H, W], float, normalised.
+            actions: [B, action_dim], the transformation from view 1 to view 2.
+
+        Returns:
+            terms `invariance`, the mean of both cross-entropies; `equivariance` = MSE(W(action) Q, Q');
+            `missing_entropy` = E(p(a)) + E(p(a')); `variance` = [V(Q) + V(Q')] / 2; `variance_prediction` =
+            V(W(action) Q); `covariance` = C(Q) + C(Q'); and the monitors `std_inv`, `std_equi` and `entropy`, see
+            `capsule_terms.capsule_monitors`.
+
+        Raises:
+            ValueError: if views or actions do not have the shapes and types above.
+        """
+        check_views(views)
+        actions = check_actions(actions, len(views), self.config.action_dim)
+        features, capsules = capsules_of_both_views(self.network, views, self.config.separate_batch_norm)
+        prediction = self.predictor(capsules.poses[:, 0].flatten(1), actions)
+
+        # The terms see at least float32: squares and logarithms of half-precision values overflow or vanish.
+        with torch.autocast(views.device.type, enabled=False):
+            activations, prediction = full_precision(capsules.activations), full_precision(prediction)
+            poses = full_precision(capsules.poses).flatten(2)
+            terms = self._activation_terms(activations) | self._pose_terms(poses, prediction)
+            weights = self._term_weights()
+            loss = torch.stack([weights[name] * terms[name] for name in weights]).sum()
+            terms |= capsule_monitors(gather_batch(activations.detach()), gather_batch(poses.detach()), pose_std=1.0)
+        return ObjectiveOutput(
+            loss=loss,
+            terms={name: term.detach().float() for name, term in terms.items()},
+            features=full_precision(features.detach()),
+        )
+
+    def _activation_terms(self, activations: Tensor) -> dict[str, Tensor]:
+        """Agreement of the two views' activations [B, 2, K], and use of all capsules."""
+        predictions = (activations / self.config.prediction_temperature).softmax(dim=-1)
+        targets = (activations.detach() / self.target_temperature).softmax(dim=-1)
+        gathered = gather_batch(predictions)
+        return {
+            "invariance": cross_entropy(targets.flip(1), predictions),
+            "missing_entropy": missing_entropy(gathered[:, 0]) + missing_entropy(gathered[:, 1]),
+        }
+
+    def _pose_terms(self, poses: Tensor, prediction: Tensor) -> dict[str, Tensor]:
+        """The prediction's error and the spread of poses [B, 2, E]."""
+        return {
+            "equivariance": invariance_term(prediction, poses[:, 1]),
+            "variance_prediction": variance_term(gather_batch(prediction)),
+            **spread_terms(gather_batch(poses), std_targets=torch.ones_like(poses[0, 0])),
+        }
+
+    def _term_weights(self) -> dict[str, float]:
+        config = self.config
+        return {
+            "invariance": config.inv_weight,
+            "equivariance": config.equi_weight,
+            "missing_entropy": config.entropy_weight,
+            "variance": config.variance_weight,
+            "variance_prediction": config.variance_weight / 2,
+            "covariance": config.covariance_weight,
+        }

@@ -1,0 +1,144 @@
+"""What objectives on capsules share: both views' capsules, terms on activations (probabilities) and poses (matrices).
+
+Everything is finite, with finite gradients, for one-hot activations and zero poses. Call the terms with autocast off on
+values of at least float32 (`vicreg_terms.full_precision`).
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_equi.encoders.capsules import Capsules
+from ssl_equi.objectives.vicreg_terms import covariance_term, std_per_dim
+
+if TYPE_CHECKING:  # it imports timm, which takes seconds
+    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+
+SMALLEST_PROBABILITY = 1e-6  # under a logarithm
+SMALLEST_NORM = 1e-3  # of a pose that is scaled to length 1; shorter ones stay shorter
+
+
+def check_trained_by_map(network: "CapsuleNetwork") -> None:
+    """Raises ValueError if the backbone has weights behind its feature map, the only thing that capsules learn from.
+
+    They would stay random in the features that are probed and exported, and several processes would wait for their
+    gradients.
+    """
+    backbone = network.backbone
+    weights = {name: weight for name, weight in backbone.named_parameters() if weight.requires_grad}
+    was_training = backbone.training
+    backbone.eval()  # leaves the statistics of batch norms alone
+    with torch.enable_grad():
+        size = network.image_size
+        output = network.feature_map(next(iter(weights.values())).new_zeros(1, 3, size, size))
+        gradients = torch.autograd.grad(output.sum(), list(weights.values()), allow_unused=True)
+    backbone.train(was_training)
+    behind = [name for name, gradient in zip(weights, gradients, strict=True) if gradient is None]
+    if behind:
+        raise ValueError(
+            f"the encoder has {len(behind)} weights behind its feature map ({behind[0]}, ...), which capsules would "
+            "never train: choose one that only pools there, such as strided_cnn_pooled or resnet18"
+        )
+
+
+def capsules_of_both_views(
+    network: "CapsuleNetwork", views: Tensor, separate_batch_norm: bool
+) -> tuple[Tensor, Capsules]:
+    """The backbone's features [B, 2, D] and the capsules, activations [B, 2, K] and poses [B, 2, K, d, d], of views.
+
+    Args:
+        views: [B, 2, 3, H, W].
+        separate_batch_norm: see `two_views.on_both_views`.
+    """
+    if separate_batch_norm:
+        outputs = [network.features_and_capsules(view) for view in views.unbind(dim=1)]
+        features = torch.stack([features_of_view for features_of_view, _ in outputs], dim=1)
+        activations = torch.stack([capsules.activations for _, capsules in outputs], dim=1)
+        poses = torch.stack([capsules.poses for _, capsules in outputs], dim=1)
+        return features, Capsules(activations, poses)
+    features, capsules = network.features_and_capsules(views.flatten(0, 1))
+    activations, poses = (part.unflatten(0, views.shape[:2]) for part in capsules)
+    return features.unflatten(0, views.shape[:2]), Capsules(activations, poses)
+
+
+def cross_entropy(targets: Tensor, predictions: Tensor) -> Tensor:
+    """Mean over the batch of -sum_j t_j log p_j, for probabilities [..., K] each: []."""
+    return -(targets * predictions.clamp(min=SMALLEST_PROBABILITY).log()).sum(dim=-1).mean()
+
+
+def missing_entropy(activations: Tensor) -> Tensor:
+    """log K - H(mean over the batch) of probabilities [N, K]: 0 if all capsules are used equally, log K if only one."""
+    mean = activations.mean(dim=0)
+    return math.log(activations.shape[1]) - cross_entropy(mean, mean)
+
+
+def unit_poses(poses: Tensor) -> Tensor:
+    """Poses [..., d, d] of Frobenius norm 1."""
+    return F.normalize(poses.flatten(-2), dim=-1, eps=SMALLEST_NORM).unflatten(-1, poses.shape[-2:])
+
+
+def transformed_poses(poses: Tensor, matrices: Tensor) -> Tensor:
+    """P_k M for every capsule's pose P_k: [B, K, d, d] and [B, d, d] -> [B, K, d, d]."""
+    return poses @ matrices.unsqueeze(1)
+
+
+def reachable_stds(activations: Tensor, poses: Tensor) -> Tensor:
+    """The largest standard deviation that every column of [activations, unit poses] can have at once: [K + K d d].
+
+    Activations that sum to 1 reach it one-hot with every capsule used equally, sqrt(K - 1) / K; entries of matrices of
+    norm 1 reach it with mean zero and equal shares of the norm, 1 / d. The target 1 of the released code is out of
+    reach for either: its hinge never closes.
+
+    Args:
+        activations: [..., K].
+        poses: [..., K, d, d], scaled to norm 1.
+    """
+    num_capsules, side = poses.shape[-3:-1]
+    of_activations = activations.new_full((num_capsules,), largest_activation_std(num_capsules))
+    return torch.cat([of_activations, poses.new_full((num_capsules * side * side,), 1 / side)])
+
+
+def largest_activation_std(num_capsules: int) -> float:
+    """Of a column of K activations that are one-hot and equally often 1, sqrt(K - 1) / K."""
+    return math.sqrt(num_capsules - 1) / num_capsules
+
+
+def spread_terms(pairs: Tensor, std_targets: Tensor) -> dict[str, Tensor]:
+    """Variance and covariance terms, before their weights, of embeddings of the global batch [N, 2, E].
+
+    Args:
+        std_targets: [E], the standard deviation below which a column is pushed apart.
+
+    Returns:
+        `variance`, the hinge max(0, target - std) averaged over columns and over both views, and `covariance`, as
+        VICReg's but with N - 1 of the batch as it is, summed over both views.
+    """
+    first, second = pairs.unbind(dim=1)
+    hinges = [F.relu(std_targets - std_per_dim(view)).mean() for view in (first, second)]
+    return {
+        "variance": (hinges[0] + hinges[1]) / 2,
+        "covariance": covariance_term(first) + covariance_term(second),
+    }
+
+
+def capsule_monitors(activations: Tensor, pose_columns: Tensor, pose_std: float) -> dict[str, Tensor]:
+    """Whether capsules collapse: mean standard deviations as shares of the largest possible, and an image's entropy.
+
+    Args:
+        activations: [N, 2, K] of the global batch.
+        pose_columns: [N, 2, E], the poses in the scale in which they are compared.
+        pose_std: the standard deviation that counts as 1.
+
+    Returns:
+        `std_inv` and `std_equi`, 0 for constants; `entropy`, the mean over images of the entropy of the activations
+        as a share of log K, 0 if one capsule answers alone.
+    """
+    num_capsules = activations.shape[-1]
+    return {
+        "std_inv": activations.std(dim=0).mean() / largest_activation_std(num_capsules),
+        "std_equi": pose_columns.std(dim=0).mean() / pose_std,
+        "entropy": cross_entropy(activations, activations) / math.log(num_capsules),
+    }

@@ -1,0 +1,161 @@
+"""EquiCaps: capsule poses that turn with the object (Konstantinou, Leontidis, Thota, Durrant 2025, arXiv:2506.09895).
+
+A capsule network makes K activations, which sum to 1 and must agree between two views of an object, and K pose
+matrices. There is no predictor: the poses of view 1, multiplied from the right by the true transformation between the
+views, must be the poses of view 2.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ssl_equi.geometry.poses import matrix_of_action
+from ssl_equi.objectives.capsule_terms import (
+    capsule_monitors,
+    capsules_of_both_views,
+    check_trained_by_map,
+    cross_entropy,
+    missing_entropy,
+    reachable_stds,
+    spread_terms,
+    transformed_poses,
+    unit_poses,
+)
+from ssl_equi.objectives.distributed import gather_batch
+from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.two_views import check_actions, check_views, feature_dim
+from ssl_equi.objectives.vicreg_terms import full_precision, invariance_term
+
+if TYPE_CHECKING:  # it imports timm, which takes seconds
+    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+
+ACTION_DIM_BY_POSE_SIDE = {3: 4, 4: 7}  # relative rotation; relative pose in one of the two frames
+
+VarianceTarget = Literal["reachable", "published"]
+
+
+@dataclass(frozen=True)
+class EquiCapsConfig:
+    """Defaults are the paper's weights for 3DIEBench (README of the released code, AberdeenML/EquiCaps)."""
+
+    inv_weight: float = 0.1
+    """Weight of the cross-entropy between the activations of the two views; 0.1 in the paper."""
+    equi_weight: float = 5.0
+    """Weight of the squared difference between transformed and true poses; 5 in the paper."""
+    entropy_weight: float = 1.0
+    """Weight of the mean-entropy maximisation, which keeps all capsules in use; 1 in the paper."""
+    variance_weight: float = 10.0
+    """Weight of the variance term, the mean over the two views; 10 in the paper."""
+    covariance_weight: float = 1.0
+    """Weight of the covariance term, the sum over the two views; 1 in the paper."""
+    variance_target: VarianceTarget = "reachable"
+    """reachable: the largest standard deviation that probabilities and matrices of norm 1 can have. published: 1, which
+    neither can reach, so the term always pushes and adds at least 6.8 (3 x 3) or 7.5 (4 x 4) to the loss."""
+    separate_batch_norm: bool = False
+    """One call of the network a view, as in the released code (each view has its own batch statistics), instead of one
+    call for both, which is faster."""
+
+
+class EquiCaps(nn.Module):
+    """EquiCaps' loss. With a, a' the activations of the views, P, P' their poses and M the action as a matrix:
+
+    loss = inv * CE(a', a) + equi * MSE(u(P M), u(P')) + entropy * [E(a) + E(a')]
+    + variance * [V(Z) + V(Z')] / 2 + covariance * [C(Z) + C(Z')],
+
+    where u scales each capsule's matrix to Frobenius norm 1, Z = [a; u(P M)] and Z' = [a'; u(P')] side by side, E is
+    log K minus the entropy of the batch's mean activation, V and C the hinge on standard deviations and the squared
+    covariances. E, V and C are taken over the global batch. There is no stop-gradient.
+
+    Args:
+        network: its poses are 3 x 3 for rotations or 4 x 4 for poses.
+        config: weights.
+
+    Raises:
+        ValueError: poses of another size, or a backbone with weights behind its feature map, which would never learn.
+    """
+
+    def __init__(self, network: "CapsuleNetwork", config: EquiCapsConfig = EquiCapsConfig()) -> None:
+        super().__init__()
+        if config.variance_target not in get_args(VarianceTarget):
+            raise ValueError(f"variance_target is {config.variance_target!r}: choose 'reachable' or 'published'")
+        self.config = config
+        self.network = network
+        self.num_features = feature_dim(network.backbone)
+        self.num_capsules, self.pose_side = network.num_capsules, network.pose_side
+        if self.pose_side not in ACTION_DIM_BY_POSE_SIDE:
+            raise ValueError(
+                f"the capsules' poses are {self.pose_side} x {self.pose_side}: make them 3 x 3 for rotations or 4 x 4 "
+                "for poses, which the action is multiplied with"
+            )
+        self.action_dim = ACTION_DIM_BY_POSE_SIDE[self.pose_side]
+        check_trained_by_map(network)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The backbone below the capsules, whose features are what the paper probes."""
+        return self.network.backbone
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Named column ranges of the backbone's features: there is no split. The capsules have parts of their own."""
+        return {"all": slice(0, self.num_features)}
+
+    def forward(self, views: Tensor, actions: Tensor) -> ObjectiveOutput:
+        """Computes the loss of a batch.
+
+        Args:
+            views: [B, 2, 3, H, W], float, normalised.
+            actions: [B, 4], the relative rotation as a quaternion xyzw, for 3 x 3 poses; [B, 7], the relative pose in
+                one frame (see `ssl_equi.geometry.poses`), for 4 x 4 ones.
+
+        Returns:
+            terms `invariance` = CE(a', a), `equivariance` = the mean squared difference of entries of u(P M) and u(P'),
+            `missing_entropy` = E(a) + E(a'), `variance` = [V(Z) + V(Z')] / 2, `covariance` = C(Z) + C(Z'), and the
+            monitors `std_inv`, `std_equi`, the mean standard deviation of activations and of entries of poses as a
+            share of the largest possible (0 means collapse), and `entropy`, the mean entropy of an image's activations
+            as a share of log K (0: one capsule answers).
+
+        Raises:
+            ValueError: if views or actions do not have the shapes and types above.
+        """
+        check_views(views)
+        actions = check_actions(actions, len(views), self.action_dim)
+        features, capsules = capsules_of_both_views(self.network, views, self.config.separate_batch_norm)
+
+        # The terms see at least float32: squares and logarithms of half-precision values overflow or vanish.
+        with torch.autocast(views.device.type, enabled=False):
+            activations, poses = full_precision(capsules.activations), full_precision(capsules.poses)
+            matrices = matrix_of_action(actions.to(poses.dtype))
+            moved, target = unit_poses(transformed_poses(poses[:, 0], matrices)), unit_poses(poses[:, 1])
+            embeddings = torch.cat([activations, torch.stack([moved, target], dim=1).flatten(2)], dim=-1)
+            std_targets = reachable_stds(activations, poses)
+            if self.config.variance_target == "published":
+                std_targets = torch.ones_like(std_targets)
+            together = gather_batch(embeddings)
+            all_activations, all_poses = together.split([self.num_capsules, together.shape[-1] - self.num_capsules], -1)
+            terms = {
+                "invariance": cross_entropy(activations[:, 1], activations[:, 0]),
+                "equivariance": invariance_term(moved, target),
+                "missing_entropy": missing_entropy(all_activations[:, 0]) + missing_entropy(all_activations[:, 1]),
+                **spread_terms(together, std_targets),
+            }
+            weights = self._term_weights()
+            loss = torch.stack([weights[name] * terms[name] for name in weights]).sum()
+            terms |= capsule_monitors(all_activations.detach(), all_poses.detach(), 1 / self.pose_side)
+        return ObjectiveOutput(
+            loss=loss,
+            terms={name: term.detach().float() for name, term in terms.items()},
+            features=full_precision(features.detach()),
+        )
+
+    def _term_weights(self) -> dict[str, float]:
+        config = self.config
+        return {
+            "invariance": config.inv_weight,
+            "equivariance": config.equi_weight,
+            "missing_entropy": config.entropy_weight,
+            "variance": config.variance_weight,
+            "covariance": config.covariance_weight,
+        }
