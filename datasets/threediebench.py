@@ -1,11 +1,13 @@
 """Build the shards of 3DIEBench, or 3DIEBench-T, from the folders of the original archive.
 
     python datasets/threediebench.py --source 3DIEBench --lists SIE/data --out data/3diebench --verify
+    python datasets/threediebench.py --source 3DIEBench-T --lists EquiCaps/data --out data/3diebench-t --verify
 
-`--source` is the unpacked archive (SYNSET/OBJECT/image_0.jpg, latent_0.npy, ...), `--lists` the folder with the
-authors' split files (train_images.npy, train_labels.npy, val_images.npy, val_labels.npy). Images are decoded once to
-check them and stored as they are. An interrupted run goes on where it stopped when started again with the same
-options: finished shards are kept after comparing their size and SHA-256. The card beside this file has the rest.
+Which of the two it is follows from the number of latents of a view, seven or ten. `--source` is the unpacked archive
+(SYNSET/OBJECT/image_0.jpg, latent_0.npy, ...), `--lists` the folder with the authors' split files (train_images.npy,
+train_labels.npy, val_images.npy, val_labels.npy). Images are decoded once to check them and stored as they are. An
+interrupted run goes on where it stopped when started again with the same options: finished shards are kept after
+comparing their size and SHA-256. The card beside this file has the rest.
 """
 
 import dataclasses
@@ -29,9 +31,14 @@ from ssl_equi.data.verify import verify_split
 from ssl_equi.data.writer import ObjectRecord, SplitSettings, SplitWriter
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 
-SOURCE = "3DIEBench, Garrido et al., ICML 2023, https://github.com/facebookresearch/SIE"
-LICENSE = "CC-BY-NC-4.0"
-# The normalisation that SIE and seq-JEPA train with.
+SOURCES = {
+    LATENT_SIZE: "3DIEBench, Garrido et al., ICML 2023, https://github.com/facebookresearch/SIE",
+    LATENT_SIZE_WITH_TRANSLATION: (
+        "3DIEBench-T, Konstantinou et al., 2025, https://huggingface.co/datasets/athenacon/3DIEBench-T"
+    ),
+}
+LICENSE = "CC-BY-NC-4.0"  # of both
+# The normalisation that SIE and seq-JEPA train with, and EquiCaps on 3DIEBench-T too.
 MEAN_RGB = (0.5016, 0.5037, 0.5060)
 STD_RGB = (0.1030, 0.0999, 0.0969)
 
@@ -58,8 +65,8 @@ class Config:
     seed: int = 0  # of the order in which objects are stored
     workers: int = min(16, os.cpu_count() or 1)  # threads that read and check objects
     verify: bool = False  # read everything back at the end: checksums, and every image decoded
-    # What the manifest says; override for 3DIEBench-T or a set of your own in the same layout.
-    source_name: str = SOURCE
+    # What the manifest says; override for a set of your own in the same layout.
+    source_name: str | None = None  # by default the published set whose views have as many latents
     license: str = LICENSE
 
 
@@ -113,8 +120,8 @@ def _read_list(path: Path) -> np.ndarray:
             return np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(
-            f"split file {path} is missing: download it from the data folder of the SIE repository and pass its "
-            f"folder with --lists"
+            f"split file {path} is missing: download it from the data folder of the SIE repository (3DIEBench-T: of "
+            f"the EquiCaps repository) and pass its folder with --lists"
         ) from None
     except ValueError as error:
         raise DataError(f"split file {path} is not a plain .npy array ({error}): download it again") from error
@@ -251,7 +258,7 @@ def settings_of(
     return SplitSettings(
         split=split,
         class_names=class_names,
-        source=config.source_name,
+        source=SOURCES[layout.latent_size] if config.source_name is None else config.source_name,
         license=config.license,
         seed=config.seed,
         latent_names=LATENT_NAMES[: layout.latent_size],

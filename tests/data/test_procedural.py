@@ -4,17 +4,21 @@ import dataclasses
 import importlib.util
 import multiprocessing
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 
-from ssl_equi.data import procedural
+from ssl_equi.data import procedural, sources
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.procedural import (
     PIXEL_MEAN_RGB,
     PIXEL_STD_RGB,
+    TRANSLATED_PIXEL_MEAN_RGB,
+    TRANSLATED_PIXEL_STD_RGB,
     ProceduralConfig,
     build_procedural,
     default_folder,
@@ -23,6 +27,12 @@ from ssl_equi.data.procedural import (
     split_plans,
 )
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.sources import open_data
+from ssl_equi.geometry.latents import quat_xyzw_from_latents
+from ssl_equi.geometry.rotations import quat_to_matrix
+from ssl_equi.scenes.families import build_object
+from ssl_equi.scenes.sampling import sample_latents
+from ssl_equi.scenes.scene import SceneSettings, main_camera
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -38,6 +48,17 @@ def test_the_default_is_the_embedded_set() -> None:
     counts = {split: len(plan_objects(ProceduralConfig(), split)) for split in split_plans(ProceduralConfig())}
     assert counts == {"train": 1008, "val": 144, "test": 288, "ood_rotation": 288, "ood_family": 96}
     assert len(ProceduralConfig().families) == 24
+
+
+def test_the_default_is_the_set_that_is_already_in_caches_and_results() -> None:
+    """A new option must leave the hashes of the old settings alone: they name cache folders, and data in results."""
+    assert ProceduralConfig().fingerprint == "250633f4"
+    assert ProceduralConfig(image_size=128).fingerprint == "ecf2ae23"
+    assert ProceduralConfig(translation=True).fingerprint == "f3f9c7ff"
+    assert default_folder(ProceduralConfig()).name == "3diebench-p-64px-250633f4"
+    assert default_folder(ProceduralConfig(translation=True)).name == "3diebench-pt-64px-f3f9c7ff"
+    settings = procedural._settings(ProceduralConfig(), "train")
+    assert settings.plan_sha256 == "dfb59cc2769cac60fc8f25df751329115ed8d0aab63dcddf7f832d65110fba6f"
 
 
 def test_no_object_is_in_two_splits_but_for_the_ones_shown_in_new_poses(tiny_config: ProceduralConfig) -> None:
@@ -138,8 +159,71 @@ def test_translation_gives_ten_latents(tiny_config: ProceduralConfig) -> None:
     assert np.abs(records[0].latents[:, 7:]).max() <= 0.5
 
 
-def test_stated_pixel_statistics_are_those_of_the_pixels() -> None:
-    config = ProceduralConfig(train_objects=2, views=8)
+def test_the_translated_set_shows_the_same_objects_moved(tiny_config: ProceduralConfig) -> None:
+    translated = dataclasses.replace(tiny_config, translation=True)
+    assert plan_objects(translated, "test") == plan_objects(tiny_config, "test")
+    assert translated.title == "3DIEBench-PT"
+
+
+def test_moved_objects_stay_in_sight() -> None:
+    """Of the vertices of every object more than half are in the frame in 99 % of its views, and some in all."""
+    config = ProceduralConfig(train_objects=2, translation=True)
+    camera = main_camera(config.image_size, torch.device("cpu"))
+    pixel_from_world = camera.pixel_from_world()[0].double().numpy()
+    shares = []
+    for planned in plan_objects(config, "train"):
+        latents = sample_latents(config.views, np.random.default_rng(planned.latents_seed), translation=True)
+        rotations = quat_to_matrix(quat_xyzw_from_latents(torch.from_numpy(latents))).numpy()
+        vertices = SceneSettings().object_scale * build_object(planned.family, planned.object_seed).vertices
+        world = np.einsum("vij,vpj->vpi", rotations, vertices + latents[:, None, 7:])
+        pixels = world @ pixel_from_world[:, :3].T + pixel_from_world[:, 3]
+        pixels = pixels[..., :2] / pixels[..., 2:]
+        shares.append(((pixels > -0.5) & (pixels < config.image_size - 0.5)).all(axis=-1).mean(axis=-1))
+    assert np.min(shares) > 0.05
+    assert np.mean(np.array(shares) > 0.5) > 0.99
+
+
+def test_embedded_sets_open_under_their_own_name_only(
+    tiny_data: Path, tiny_config: ProceduralConfig, tmp_path: Path
+) -> None:
+    translated = dataclasses.replace(tiny_config, translation=True)
+    build_procedural(tmp_path, translated, ("train", "val", "test"), workers=1, show_progress=False)
+    data = open_data("3diebench-pt", tmp_path, "test", 32)
+    assert data.train.latents.shape == (24, 4, 10)
+    assert data.mean_rgb == TRANSLATED_PIXEL_MEAN_RGB
+    assert data.train.source.startswith("3DIEBench-PT, ")
+    with pytest.raises(DataError, match="10 latents a view and 3diebench-p has 7: give --dataset 3diebench-pt, or"):
+        open_data("3diebench-p", tmp_path, "test", 32)
+    with pytest.raises(DataError, match="7 latents a view and 3diebench-pt has 10: give --dataset 3diebench-p, or"):
+        open_data("3diebench-pt", tiny_data, "test", 32)
+
+
+def test_the_translated_set_renders_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    built = []
+
+    def note(folder: Path, config: ProceduralConfig, splits: tuple[str, ...]) -> None:
+        built.append((folder.name, config, splits))
+        raise DataError("nothing is rendered in this test")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sources, "build_procedural", note)
+    with pytest.raises(DataError, match="nothing is rendered"):
+        open_data("3diebench-pt", None, "ood_rotation", 64)
+    expected = ProceduralConfig(translation=True)
+    assert built == [(default_folder(expected).name, expected, ("train", "val", "test", "ood_rotation"))]
+
+
+@pytest.mark.parametrize(
+    ("translation", "mean", "std"),
+    [
+        (False, PIXEL_MEAN_RGB, PIXEL_STD_RGB),
+        (True, TRANSLATED_PIXEL_MEAN_RGB, TRANSLATED_PIXEL_STD_RGB),
+    ],
+)
+def test_stated_pixel_statistics_are_those_of_the_pixels(
+    translation: bool, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    config = ProceduralConfig(train_objects=2, views=8, translation=translation)
     images = np.stack(
         [
             decoded(image)
@@ -148,8 +232,8 @@ def test_stated_pixel_statistics_are_those_of_the_pixels() -> None:
         ]
     )
     pixels = images.reshape(-1, 3) / 255
-    assert pixels.mean(axis=0) == pytest.approx(PIXEL_MEAN_RGB, abs=0.012)
-    assert pixels.std(axis=0) == pytest.approx(PIXEL_STD_RGB, abs=0.008)
+    assert pixels.mean(axis=0) == pytest.approx(mean, abs=0.012)
+    assert pixels.std(axis=0) == pytest.approx(std, abs=0.008)
 
 
 def decoded(image: bytes) -> np.ndarray:
@@ -182,14 +266,26 @@ def load_script(name: str):
     return module
 
 
+def stored_views(folder: Path, split: str) -> dict[str, bytes]:
+    """The encoded pictures of a split's shards by the name they are stored under."""
+    pictures = {}
+    for path in sorted(folder.glob(f"{split}-*.tar")):
+        with tarfile.open(path) as shard:
+            members = (member for member in shard if member.name.endswith(".jpg"))
+            pictures |= {member.name: shard.extractfile(member).read() for member in members}
+    return pictures
+
+
+@pytest.mark.parametrize("translation", [False, True])
 def test_files_in_the_original_layout_convert_to_the_same_shards(
-    tiny_data: Path, tiny_config: ProceduralConfig, tmp_path: Path
+    translation: bool, tiny_config: ProceduralConfig, tmp_path: Path
 ) -> None:
-    """Our renderer writes 3DIEBench's folder layout; the converter of the real data set reads it."""
+    """Our renderer writes the folder layout of 3DIEBench(-T); the converter of the real data sets reads it."""
+    config = dataclasses.replace(tiny_config, translation=translation)
     script = load_script("procedural")
     tree = tmp_path / "tree"
     for split in ("train", "val"):
-        script.write_files(tree, tiny_config, split, workers=1)
+        script.write_files(tree, config, split, workers=1)
     paths = np.load(tree / "train_images.npy", allow_pickle=False)
     assert paths[0].startswith("/")
     assert paths[0].endswith("/")
@@ -197,18 +293,23 @@ def test_files_in_the_original_layout_convert_to_the_same_shards(
     assert sorted(file.name for file in folder.iterdir()) == sorted(
         [f"image_{view}.jpg" for view in range(4)] + [f"latent_{view}.npy" for view in range(4)]
     )
-    assert np.load(folder / "latent_0.npy", allow_pickle=False).dtype == np.float64
+    first_latent = np.load(folder / "latent_0.npy", allow_pickle=False)
+    assert (first_latent.dtype, first_latent.shape) == (np.float64, (10 if translation else 7,))
     first_image = (folder / "image_0.jpg").read_bytes()
-    script.write_files(tree, tiny_config, "train", workers=1)
+    script.write_files(tree, config, "train", workers=1)
     assert (folder / "image_0.jpg").read_bytes() == first_image
 
     converter = load_script("threediebench")
     converter.convert(converter.Config(source=tree, out=tmp_path / "shards", verify=True))
+    build_procedural(tmp_path / "direct", config, ("train", "val"), workers=1, show_progress=False)
     for split in ("train", "val"):
-        converted, original = ShardDataset(tmp_path / "shards", split), ShardDataset(tiny_data, split)
-        ours = {key.decode(): index for index, key in enumerate(original.keys)}
-        order = [ours[key.decode().split("_", 1)[1]] for key in converted.keys]
-        assert sorted(order) == list(range(original.num_objects))
-        assert np.array_equal(all_views(converted), all_views(original)[order])
-        assert np.array_equal(converted.latents, original.latents[order])
-        assert np.array_equal(converted.quats_xyzw, original.quats_xyzw[order])
+        converted, direct = ShardDataset(tmp_path / "shards", split), ShardDataset(tmp_path / "direct", split)
+        rows = {key.decode(): row for row, key in enumerate(direct.keys)}
+        order = [rows[key.decode().split("_", 1)[1]] for key in converted.keys]
+        assert sorted(order) == list(range(direct.num_objects))
+        assert converted.class_names == direct.class_names
+        for ours, theirs in ((converted.labels, direct.labels), (converted.latents, direct.latents)):
+            assert np.array_equal(ours, theirs[order])
+        assert np.array_equal(converted.quats_xyzw, direct.quats_xyzw[order])
+        pictures = {name.split("_", 1)[1]: data for name, data in stored_views(tmp_path / "shards", split).items()}
+        assert pictures == stored_views(tmp_path / "direct", split)

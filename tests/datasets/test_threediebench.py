@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ import simplejpeg
 
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.sources import RenderedName, open_data
+from ssl_equi.pretraining import LICENCES
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "threediebench.py"
 SYNSETS = ("02691156", "02747177", "03001627")
@@ -105,6 +109,7 @@ def test_manifest_says_where_the_data_are_from(threediebench, config):
     manifest = threediebench.convert(config)["train"]
     assert (manifest.num_objects, manifest.num_views, manifest.image_size) == (11, NUM_VIEWS, (16, 16))
     assert manifest.class_names == SYNSETS
+    assert manifest.source.startswith("3DIEBench, Garrido")
     assert manifest.license == "CC-BY-NC-4.0"
     assert manifest.mean_rgb == (0.5016, 0.5037, 0.5060)
 
@@ -121,10 +126,81 @@ def test_objects_are_stored_in_a_seeded_order(threediebench, config):
     assert orders[0] != listed
 
 
-def test_ten_latents_make_3diebench_t(threediebench, config, tmp_path):
+@pytest.fixture
+def translated_config(config, tmp_path):
+    """Converts an archive of the same layout with ten latents a view."""
     _write_archive(tmp_path / "with_translation", latent_size=10)
-    manifest = threediebench.convert(dataclasses.replace(config, source=tmp_path / "with_translation"))["val"]
+    return dataclasses.replace(config, source=tmp_path / "with_translation", out=tmp_path / "translated_shards")
+
+
+def test_ten_latents_make_3diebench_t(threediebench, translated_config):
+    manifest = threediebench.convert(translated_config)["val"]
     assert manifest.latent_names[7:] == ("translation_x", "translation_y", "translation_z")
+    assert manifest.source.startswith("3DIEBench-T, Konstantinou")
+    assert "athenacon/3DIEBench-T" in manifest.source
+    assert manifest.license == "CC-BY-NC-4.0"
+    assert (manifest.mean_rgb, manifest.std_rgb) == ((0.5016, 0.5037, 0.5060), (0.1030, 0.0999, 0.0969))
+
+
+def test_a_set_of_ones_own_keeps_its_name(threediebench, translated_config):
+    own = dataclasses.replace(translated_config, source_name="our scans", license="CC0-1.0")
+    manifest = threediebench.convert(own)["train"]
+    assert (manifest.source, manifest.license) == ("our scans", "CC0-1.0")
+
+
+def test_each_set_opens_under_its_own_name_only(threediebench, config, translated_config):
+    threediebench.convert(config)
+    threediebench.convert(translated_config)
+    assert open_data("3diebench", config.out, "val", 16).train.latents.shape == (11, NUM_VIEWS, 7)
+    assert open_data("3diebench-t", translated_config.out, "val", 16).evaluation.latents.shape == (6, NUM_VIEWS, 10)
+    with pytest.raises(DataError, match="has 10 latents a view and 3diebench has 7: give --dataset 3diebench-t, or"):
+        open_data("3diebench", translated_config.out, "val", 16)
+    with pytest.raises(DataError, match="has 7 latents a view and 3diebench-t has 10: give --dataset 3diebench, or"):
+        open_data("3diebench-t", config.out, "val", 16)
+    with pytest.raises(DataError, match="3diebench-t has no shards in an unnamed folder: convert it with"):
+        open_data("3diebench-t", None, "val", 16)
+
+
+def test_one_split_of_the_other_set_is_noticed(threediebench, config, translated_config):
+    threediebench.convert(config)
+    threediebench.convert(translated_config)
+    for file in (file for file in translated_config.out.glob("val*") if file.is_file()):
+        shutil.copy(config.out / file.name, file)
+    with pytest.raises(DataError, match=r"split 'val' in .* has 7 latents a view and 3diebench-t has 10"):
+        open_data("3diebench-t", translated_config.out, "val", 16)
+
+
+def test_encoders_inherit_the_terms_of_the_data():
+    assert set(LICENCES) == set(get_args(RenderedName))
+    assert (LICENCES["3diebench-t"], LICENCES["3diebench-pt"]) == ("cc-by-nc-4.0", "apache-2.0")
+
+
+def _seven_latents_among_ten(archive: Path) -> str:
+    np.save(_first_train_object(archive) / "latent_1.npy", np.zeros(7))
+    return r"latent_1\.npy holds float64 \(7,\), expected 10 floating point values"
+
+
+def _nan_translation(archive: Path) -> str:
+    latents = np.zeros(10)
+    latents[8] = np.nan
+    np.save(_first_train_object(archive) / "latent_2.npy", latents)
+    return r"latent_2\.npy holds NaN or infinity"
+
+
+def _object_without_a_view(archive: Path) -> str:
+    folder = archive / str(np.load(archive / "train_images.npy")[4]).strip("/")
+    for name in ("image_3.jpg", "latent_3.npy"):
+        (folder / name).unlink()
+    return r"lacks 2 of the 8 files of 4 views, the first of them image_3\.jpg"
+
+
+@pytest.mark.parametrize("damage", [_seven_latents_among_ten, _nan_translation, _object_without_a_view])
+def test_damage_among_ten_latents_is_named_in_one_sentence(threediebench, translated_config, damage):
+    message = damage(translated_config.source)
+    with pytest.raises(DataError, match=message) as caught:
+        threediebench.convert(translated_config)
+    assert "\n" not in str(caught.value)
+    assert not (translated_config.out / "train.manifest.json").exists()
 
 
 def test_number_of_workers_does_not_change_the_bytes(threediebench, config):
