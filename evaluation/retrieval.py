@@ -29,12 +29,13 @@ from ssl_equi.probing.records import ProbeRecord, append_records, print_records
 from ssl_equi.probing.retrieval import Similarity
 from ssl_equi.probing.sequence_retrieval import retrieval_records, retrieve_with_sequences
 from ssl_equi.sequence_export import SequenceModel, load_sequence_model
+from ssl_equi.training_views import check_translations
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NOTES = (
     "pred@M: predicted from M observed views; from 1, that view is asked for, too",
     "mrr, hit_at_k: rank of the true view among those of its object",
-    "retrieval_error: 1 - (q_true . q_nearest)^2 among all views; lower is better",
+    "retrieval_error: 1 - (q_true . q_nearest)^2, rotations among all views; lower is better",
     "without_source: observed views are neither asked for nor in the gallery",
 )
 
@@ -73,6 +74,7 @@ def main(config: Config) -> None:
             f"--dataset is {config.dataset}, whose views have no known poses: retrieve among rendered views, such as "
             "those of 3diebench-p"
         )
+    check_translations(model.sequences["actions"], data)
     check_contexts(config, data.evaluation)
     records = retrieve(config, model, data.evaluation)
     print_records(records, NOTES)

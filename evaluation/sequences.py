@@ -41,12 +41,11 @@ from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_
 from ssl_equi.sequence_export import SequenceModel, load_sequence_model
 from ssl_equi.training_saccades import SaccadeViews, described_saccades
 from ssl_equi.training_sequences import SequenceViews
-from ssl_equi.training_views import ViewOptions, augmentation_columns
+from ssl_equi.training_views import ViewOptions, augmentation_columns, check_translations
 from ssl_equi.views.actions import action_names
 from ssl_equi.views.presets import transforms_of_views
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ROTATION_COLUMNS = (0, 1, 2, 3)  # of "rotation_color" actions
 
 
 @dataclass(frozen=True)
@@ -159,12 +158,15 @@ def protocol_of(config: Config, model: SequenceModel) -> SequenceProtocol:
 
 
 def check_poses(config: Config, model: SequenceModel, data: DataSource) -> None:
-    """Raises UserError for a model of stored views, and data that hold one view of each object."""
-    if model.sequences["source"] == "rendered" and not data.has_poses:
+    """Raises UserError for a model of stored views, and data without the poses that it is told of."""
+    if model.sequences["source"] != "rendered":
+        return
+    if not data.has_poses:
         raise UserError(
             f"{config.run} was trained on stored views of known poses, and {config.dataset} has none: give rendered "
             "data, such as 3diebench-p"
         )
+    check_translations(model.sequences["actions"], data)
 
 
 def encoded_sequences(
@@ -183,13 +185,13 @@ def encoded_sequences(
 def rendered_sequences(
     model: SequenceModel, collection: ViewCollection, protocol: SequenceProtocol
 ) -> FeatureSequences:
-    """Stored views; hues are asked for, too, if the model was told of rotations only."""
+    """Stored views; hues are asked for, too, if the model was not told of them."""
     cache = encode_split(model.objective.encoder, collection, model.mean_rgb, model.std_rgb, DEVICE)
     length = min(protocol.views, cache.num_views)
-    sequences = sequences_of_cache(
-        cache, "rotation_color", length, protocol.sequences_per_object, protocol.sequences_seed
+    kind = model.sequences["actions"]
+    return sequences_of_cache(
+        cache, kind, length, protocol.sequences_per_object, protocol.sequences_seed, ask_for_hues=True
     )
-    return replace(sequences, told_columns=ROTATION_COLUMNS) if model.sequences["actions"] == "rotation" else sequences
 
 
 def augmented_sequences(

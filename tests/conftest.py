@@ -1,5 +1,6 @@
 """A tiny rendered data set, made once for every test that trains, and a tiny folder of ordinary images."""
 
+import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,15 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 training objects of 3 families, 4 views of 32 x 32 pixels each; splits train, val, test."""
     folder = tmp_path_factory.mktemp("tiny") / "3diebench-p"
     build_procedural(folder, TINY, ("train", "val", "test"), workers=1, show_progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_moving_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same objects, which also move: ten latents a view."""
+    folder = tmp_path_factory.mktemp("tiny") / "3diebench-pt"
+    moving = dataclasses.replace(TINY, translation=True)
+    build_procedural(folder, moving, ("train", "val", "test"), workers=1, show_progress=False)
     return folder
 
 

@@ -10,13 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_equi.geometry.poses import Pose
 from ssl_equi.geometry.rotations import quat_multiply
 from ssl_equi.probing.baselines import constant_baselines, constant_rotation_baselines
 from ssl_equi.probing.encode import frozen
 from ssl_equi.probing.heads import Samples, build_head, fit_ridge, train_head
 from ssl_equi.probing.metrics import angle_errors_deg, r2_uniform, summarise_angles
 from ssl_equi.probing.protocol import ProbeProtocol
-from ssl_equi.probing.sequences import HUE_NAMES, POSITION_NAMES, ROTATION_NAMES, FeatureSequences
+from ssl_equi.probing.sequences import (
+    BASE_TRANSLATION_NAMES,
+    HUE_NAMES,
+    OBJECT_TRANSLATION_NAMES,
+    POSITION_NAMES,
+    ROTATION_NAMES,
+    FeatureSequences,
+)
 from ssl_equi.probing.tasks import TaskResult
 
 SEQUENCES_IN_A_CHUNK = 512
@@ -80,11 +88,16 @@ def aggregate_views(
 
 @dataclass(frozen=True)
 class ActionTarget:
-    """Columns of an action that are asked for together, and by which head."""
+    """Columns of an action that are asked for together, and by which head.
+
+    Attributes:
+        step_columns: the columns of which those of a path are composed: a translation takes the rotations, too.
+    """
 
     name: str
     columns: tuple[int, ...]
     head: Literal["mlp", "linear"]
+    step_columns: tuple[int, ...]
 
     @property
     def is_rotation(self) -> bool:
@@ -94,22 +107,44 @@ class ActionTarget:
     @property
     def composes(self) -> bool:
         """True if the actions of steps in a row determine the action of all of them."""
-        return self.name in ("rotation", "position")
+        return self.is_rotation or self.is_translation or self.name == "position"
+
+    @property
+    def is_translation(self) -> bool:
+        """True if the columns are the translation of a rigid motion."""
+        return self.name in _TRANSLATION_TARGETS
 
     def of(self, actions: Tensor) -> Tensor:
         """The columns `[..., K]` of actions `[..., A]`."""
         return actions[..., list(self.columns)]
 
-    def composed(self, steps: Tensor) -> Tensor:
-        """What steps `[N, S, K]` in a row make together, `[N, K]`: the product of rotations, the sum of the others."""
-        return functools.reduce(quat_multiply, steps.unbind(dim=1)) if self.is_rotation else steps.sum(dim=1)
+    def steps_of(self, actions: Tensor) -> Tensor:
+        """What the steps of a path have to tell, columns `[..., S]` of actions `[..., A]`."""
+        return actions[..., list(self.step_columns)]
+
+    def composed(self, actions: Tensor) -> Tensor:
+        """The columns `[N, K]` of what actions `[N, M, A]` in a row make together.
+
+        The product of rotations, the translation of the product of rigid motions, the sum of positions.
+        """
+        steps = self.steps_of(actions)
+        if self.is_rotation:
+            return functools.reduce(quat_multiply, steps.unbind(dim=1))
+        if self.is_translation:
+            motions = [Pose.from_vector(step) for step in steps.unbind(dim=1)]
+            return functools.reduce(Pose.compose, motions).translation
+        return steps.sum(dim=1)
 
 
-# By the paper's appendix, MLPs read rotations, crops and colour jitter, and linear heads read hues, blur and positions.
-_MLP_TARGETS = ("rotation", "crop", "jitter")
+# By the paper's appendix, MLPs read rotations, crops and colour jitter, and linear heads read hues, blur and positions;
+# translations of rigid motions are read like the rotations.
+_TRANSLATION_TARGETS = ("base_translation", "object_translation")
+_MLP_TARGETS = ("rotation", "crop", "jitter", *_TRANSLATION_TARGETS)
 _MEMBERS = {
     "rotation": ROTATION_NAMES,
     "hues": HUE_NAMES,
+    "base_translation": BASE_TRANSLATION_NAMES,
+    "object_translation": OBJECT_TRANSLATION_NAMES,
     "position": POSITION_NAMES,
     "jitter": ("brightness", "contrast", "saturation", "hue", "log_brightness", "log_contrast", "log_saturation"),
 }
@@ -124,7 +159,12 @@ def action_targets(action_names: Sequence[str]) -> tuple[ActionTarget, ...]:
         if target_name is not None:
             columns.setdefault(target_name, []).append(column)
     return tuple(
-        ActionTarget(name, tuple(members), "mlp" if name in _MLP_TARGETS else "linear")
+        ActionTarget(
+            name,
+            tuple(members),
+            "mlp" if name in _MLP_TARGETS else "linear",
+            (*columns["rotation"], *members) if name in _TRANSLATION_TARGETS else tuple(members),
+        )
         for name, members in columns.items()
     )
 

@@ -8,8 +8,9 @@ Garrido et al., ICML 2023) asks for a view that the predictor was shown:
   for, itself by the identity action included (SIE's protocol); from several, the views that were not observed.
 - without the source: the observed views are neither asked for nor in the gallery.
 
-Over a whole split, the gallery is all views of all objects, and it is measured how far the pose of the nearest one is
-from the true pose. How contexts and galleries were formed for the published numbers of seq-JEPA is not known.
+Over a whole split, the gallery is all views of all objects, and it is measured how far the rotation of the nearest one
+is from the true one; translations are not looked at. How contexts and galleries were formed for the published numbers
+of seq-JEPA is not known.
 """
 
 from collections.abc import Iterator
@@ -118,7 +119,8 @@ def retrieve_with_sequences(
         whole_set: measure the prediction retrieval error, too; it compares every query with every view of the set.
 
     Raises:
-        ValueError: there are no poses, or the numbers of views or the target features do not fit the cache.
+        ValueError: there are no poses, or no translations though the kind tells of them, or the numbers of views or the
+            target features do not fit the cache.
     """
     _check_retrieval(cache, target_features, kind)
     assert isinstance(model, nn.Module) and cache.quats_xyzw is not None

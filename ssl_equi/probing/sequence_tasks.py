@@ -9,10 +9,14 @@
   say between which views it asks for the action; this definition is ours.
 - path_integration: the action from the first view to view M + 1, from the aggregate of M views and the last step's
   action. M = 1 is trivial: the last step is the answer. "oracle@M" composes the exact actions of all steps. Heads are
-  trained on intact inputs; "no images" aggregates zeros for features, "no actions" zeros for every action.
+  trained on intact inputs; "no images" aggregates zeros for features, "no actions" zeros for every action. It is asked
+  of actions that compose: rotations, translations of rigid motions (whose last step is given with its rotation), and
+  positions.
 
 Parts are named "agg@M" (aggregate of M views) and "all" or "all@M" (features of the encoder: of any views, or of those
-that stand beside "agg@M"), tasks by question and part of the action: "pair_rotation", "leakage_position".
+that stand beside "agg@M"), tasks by question and part of the action: "pair_rotation", "leakage_position". The
+parts "base_translation" and "object_translation" are those of the action that the model is told, R12 t2 - t1 and
+R1^-1 (t2 - t1), not the differences of positions that `ssl_equi.probing.tasks` asks for.
 """
 
 from dataclasses import dataclass, field
@@ -247,7 +251,9 @@ class _Probing:
         [no_actions] = aggregate_views(self.model, [self.test], length, without_actions=True)
         answers: Answers = {}
         for target in targets:
-            train_step, step = [target.of(sets.actions[:, length - 1, length]) for sets in (self.train, self.test)]
+            train_step, step = [
+                target.steps_of(sets.actions[:, length - 1, length]) for sets in (self.train, self.test)
+            ]
             train_truth, truth = [target.of(sets.actions[:, 0, length]) for sets in (self.train, self.test)]
             inputs = torch.cat([train, train_step], dim=1)
             head = self._path_head(target, inputs, train_truth)
@@ -257,7 +263,7 @@ class _Probing:
                 f"agg@{length} no actions": torch.cat([no_actions[:, 0], torch.zeros_like(step)], dim=1),
             }
             predictions = {part: predict(head, features, _every_row(features)) for part, features in seen.items()}
-            predictions[f"oracle@{length}"] = target.composed(target.of(self.test.steps(0, length)))
+            predictions[f"oracle@{length}"] = target.composed(self.test.steps(0, length))
             for part, predicted in predictions.items():
                 answers[f"path_{target.name}", part] = judge(target, predicted, truth)
         return answers
@@ -330,7 +336,7 @@ def _notes(protocol: SequenceProtocol, views: int, targets: tuple[ActionTarget, 
         if missing:
             notes.append(f"{question}: M = {', '.join(missing)} is left out, because sequences have {views} views")
     if "path_integration" in protocol.questions and not any(target.composes for target in targets):
-        notes.append("path_integration is left out: it is asked of rotations and positions, whose steps compose")
+        notes.append("path_integration is left out: only steps of rotations, translations and positions compose")
     return notes
 
 

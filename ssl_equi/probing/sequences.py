@@ -19,7 +19,15 @@ from ssl_equi.training_sequences import ViewSequence
 
 ROTATION_NAMES = ("quat_x", "quat_y", "quat_z", "quat_w")
 HUE_NAMES = ("floor_hue", "light_hue")
+BASE_TRANSLATION_NAMES = ("base_translation_x", "base_translation_y", "base_translation_z")
+OBJECT_TRANSLATION_NAMES = ("object_translation_x", "object_translation_y", "object_translation_z")
 POSITION_NAMES = ("position_down", "position_right")
+COLUMN_NAMES: dict[ActionKind, tuple[str, ...]] = {
+    "rotation": ROTATION_NAMES,
+    "rotation_color": ROTATION_NAMES + HUE_NAMES,
+    "pose_base": ROTATION_NAMES + BASE_TRANSLATION_NAMES,
+    "pose_object": ROTATION_NAMES + OBJECT_TRANSLATION_NAMES,
+}
 
 
 @dataclass(frozen=True)
@@ -101,20 +109,23 @@ class FeatureSequences:
 
 
 def sequences_of_cache(
-    cache: FeatureCache, kind: ActionKind, length: int, per_object: int, seed: int
+    cache: FeatureCache, kind: ActionKind, length: int, per_object: int, seed: int, *, ask_for_hues: bool = False
 ) -> FeatureSequences:
     """Sequences of distinct stored views of each object, whose poses are known.
 
     Args:
         cache: every view of a split, encoded.
         kind: "rotation", the body-frame relative quaternion with the sign as it comes; "rotation_color": and the
-            differences of floor and light hue.
+            differences of floor and light hue; "pose_base", "pose_object": and the translation of the relative rigid
+            motion in that frame.
         length: views of each sequence.
         per_object: sequences of each object, drawn independently of each other.
         seed: of the draw, which depends on the split's shape besides.
+        ask_for_hues: the differences of hue follow in any case; the model is told of those of the kind only.
 
     Raises:
-        ValueError: the poses are unknown, the kind is, or an object has fewer views than a sequence needs.
+        ValueError: the poses are unknown, or the translations that the kind tells of; the kind is unknown; or an
+            object has fewer views than a sequence needs.
     """
     if cache.quats_xyzw is None:
         raise ValueError("the cache has no poses: sequences of stored views need a rendered data set")
@@ -127,13 +138,20 @@ def sequences_of_cache(
     views = torch.from_numpy(np.stack(drawn, axis=1).reshape(-1, length))
     objects = torch.arange(cache.num_objects).repeat_interleave(per_object)
     latents, quats_xyzw = cache.latents.cpu()[objects[:, None], views], cache.quats_xyzw.cpu()[objects[:, None], views]
+    actions = actions_between_all_views(quats_xyzw, latents, kind)
+    action_names, told_columns = COLUMN_NAMES[kind], None
+    if ask_for_hues and kind != "rotation_color":
+        with_hues = actions_between_all_views(quats_xyzw, latents, "rotation_color")
+        actions = torch.cat([actions, with_hues[..., len(ROTATION_NAMES) :]], dim=-1)
+        action_names, told_columns = action_names + HUE_NAMES, tuple(range(len(action_names)))
     device = cache.features.device
     return FeatureSequences(
         features=cache.features[objects.to(device)[:, None], views.to(device)],
-        actions=actions_between_all_views(quats_xyzw, latents, kind),
+        actions=actions,
         labels=cache.labels.cpu()[objects],
         objects=objects,
-        action_names=ROTATION_NAMES + (HUE_NAMES if kind == "rotation_color" else ()),
+        action_names=action_names,
+        told_columns=told_columns,
     ).to(device)
 
 

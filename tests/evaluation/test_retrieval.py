@@ -83,6 +83,16 @@ def test_without_a_momentum_target_the_gallery_is_the_encoders(
     assert not (run / "results.json").exists()
 
 
+def test_views_of_objects_that_move_are_found_by_rigid_motions(
+    script: ModuleType, tiny_moving_data: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    run = save_run(tmp_path / "run", RENDERED | {"actions": "pose_object"}, action_dim=7)
+    script.main(script.Config(run=run, dataset="3diebench-pt", data_dir=tiny_moving_data, contexts=(1, 2)))
+    assert {record.part for record in read_records(run / "results.json")} == {"pred@1", "pred@2"}
+    with pytest.raises(UserError, match=r"choose a set with translations \(--dataset 3diebench-pt or 3diebench-t\)"):
+        script.main(script.Config(run=run, data_dir=tiny_data))
+
+
 def test_only_rendered_views_have_a_gallery_of_known_poses(
     script: ModuleType, mixed_folder: Path, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from ssl_equi import create_encoder, pretraining
 from ssl_equi.checkpoint import CheckpointError
+from ssl_equi.data.actions import POSE_ACTION_KINDS
 from ssl_equi.errors import UserError
 from ssl_equi.export import EncoderCard
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
@@ -77,6 +78,28 @@ def test_stored_views_are_asked_everything(
     # Paths may be longer than a line.
     assert all(len(line) <= 80 for line in printed.splitlines() if str(tmp_path) not in line)
     assert "what is where, M = 1" in printed and "M = 5, 6, 7, 8 is left out" in printed.replace("\n  ", " ")
+
+
+@pytest.mark.parametrize("kind", POSE_ACTION_KINDS)
+def test_objects_that_move_are_asked_for_rigid_motions(
+    script: ModuleType, tiny_moving_data: Path, tiny_data: Path, tmp_path: Path, kind: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = save_run(tmp_path / "run", RENDERED | {"actions": kind}, action_dim=7)
+    sizes = {"lengths": (1, 3), "leakage_lengths": (1,), "sequences_per_object": 1}
+    script.main(script.Config(run=run, dataset="3diebench-pt", data_dir=tiny_moving_data, **sizes))
+    records = read_records(run / "results.json")
+    translation = f"{kind.removeprefix('pose_')}_translation"
+    assert {record.task for record in records} == {
+        "classification", "pair_hues", "leakage_hues",
+        *(f"{question}_{part}" for question in ("pair", "leakage", "path") for part in ("rotation", translation)),
+    }  # fmt: skip
+    oracle = [record.value for record in records if record.part == "oracle@3" and record.metric == "r2_uniform"]
+    assert oracle == pytest.approx([1.0, 1.0])
+    printed = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in printed.splitlines() if str(tmp_path) not in line)
+    with pytest.raises(UserError, match=f"actions {kind} tell of translations and the objects of 3diebench-p"):
+        script.main(script.Config(run=run, data_dir=tiny_data, **sizes))
 
 
 def test_the_page_stands_alone_and_shows_the_numbers(script: ModuleType, tiny_data: Path, tmp_path: Path) -> None:

@@ -296,6 +296,7 @@ def test_state_dict_round_trip_gives_the_same_loss():
         ((1, 2, 3, 2, 2), (1, 4), ["global batch of at least 2"]),
         ((4, 2, 3, 2, 2), (3, 4), ["(3, 4)", "[4, 4]"]),
         ((4, 2, 3, 2, 2), (4, 6), ["6 columns", "action_dim is 4", "'rotation_color'", "'rotation'"]),
+        ((4, 2, 3, 2, 2), (4, 7), ["7 columns", "actions='pose_base' or 'pose_object'"]),
         ((4, 2, 3, 2, 2), (4, 5), ["5 columns", "action_dim is 4", "of your own"]),
     ],
 )

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.data.actions import POSE_ACTION_KINDS
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
-from ssl_equi.geometry.rotations import quat_multiply
+from ssl_equi.geometry.poses import matrix_of_action
+from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.protocol import ProbeProtocol
@@ -21,7 +23,7 @@ from ssl_equi.probing.sequence_tasks import (
     probe_sequences,
     quick_sequence_records,
 )
-from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, sequences_of_cache
+from ssl_equi.probing.sequences import COLUMN_NAMES, POSITION_NAMES, FeatureSequences, sequences_of_cache
 from ssl_equi.views.actions import action_names
 
 NUM_CLASSES = 4
@@ -77,10 +79,11 @@ def positions(count: int, length: int = 6, seed: int = 0, noise: float = 1.5) ->
     return FeatureSequences(features, places[:, None] - places[:, :, None], labels, objects, POSITION_NAMES)
 
 
-def poses(num_objects: int, seed: int, num_views: int = 6) -> FeatureCache:
+def poses(num_objects: int, seed: int, num_views: int = 6, num_latents: int = 7) -> FeatureCache:
     generator = torch.Generator().manual_seed(seed)
-    latents = torch.rand(num_objects, num_views, 7, generator=generator)
+    latents = torch.rand(num_objects, num_views, num_latents, generator=generator)
     latents[..., :3] = (latents[..., :3] - 0.5) * torch.pi
+    latents[..., 7:] -= 0.5
     quats_xyzw = quat_xyzw_from_latents(latents)
     features = torch.randn(num_objects, num_views, 8, generator=generator)
     features[..., :4] = quats_xyzw
@@ -190,6 +193,29 @@ def test_the_oracle_composes_positions_and_rotations_exactly():
         assert table(places.records)["path_position", f"oracle@{length}", "r2_uniform"] == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.parametrize("kind", POSE_ACTION_KINDS)
+def test_rigid_motions_are_asked_for_by_rotation_and_translation(kind: str):
+    caches = [poses(count, seed, num_latents=10) for seed, count in enumerate((60, 30))]
+    train, test = [sequences_of_cache(cache, kind, 6, 2, seed=0, ask_for_hues=True) for cache in caches]
+    model = SumOfActions()
+    results = ask(model, *SequenceProtocol().questions, lengths=(1, 3, 5), train=train, test=test)
+    frame = kind.removeprefix("pose_")
+    assert {record.task for record in results.records if record.part != "all@1"} >= {
+        f"{question}_{target}" for question in ("pair", "leakage", "path")
+        for target in ("rotation", f"{frame}_translation")
+    }  # fmt: skip
+    values = table(results.records)
+    for length in (1, 3, 5):
+        assert values[f"path_{frame}_translation", f"oracle@{length}", "r2_uniform"] == pytest.approx(1, abs=1e-9)
+
+
+def test_quick_records_of_a_model_that_is_told_of_rigid_motions():
+    caches = [poses(12, seed, num_latents=10) for seed in (0, 1)]
+    records = quick_sequence_records(small_seq_jepa(action_dim=7), *caches, "pose_base", NUM_CLASSES)
+    assert {record.task for record in records} == {"classification", "leakage_rotation", "leakage_base_translation"}
+    assert all(np.isfinite(record.value) for record in records)
+
+
 def test_composition_is_the_product_in_order():
     target = action_targets(("quat_x", "quat_y", "quat_z", "quat_w"))[0]
     steps = nn.functional.normalize(torch.randn(7, 3, 4, dtype=torch.float64), dim=2)
@@ -197,6 +223,12 @@ def test_composition_is_the_product_in_order():
     assert torch.allclose(target.composed(steps), expected)
     position = action_targets(POSITION_NAMES)[0]
     assert torch.allclose(position.composed(steps[..., :2]), steps[..., :2].sum(dim=1))
+    rotation, translation = action_targets(COLUMN_NAMES["pose_base"])
+    motions = torch.cat([steps, torch.randn(7, 3, 3, dtype=torch.float64)], dim=-1)
+    matrices = matrix_of_action(motions)
+    product = matrices[:, 0] @ matrices[:, 1] @ matrices[:, 2]
+    assert torch.allclose(quat_to_matrix(rotation.composed(motions)), product[:, :3, :3])
+    assert torch.allclose(translation.composed(motions), product[:, :3, 3])
 
 
 def test_a_path_is_integrated_by_who_sums_the_actions_and_lost_without_them():
@@ -261,7 +293,7 @@ def test_augmentations_are_asked_for_by_kind_and_not_composed():
     results = ask(Mean(), "pair_action", "path_integration", lengths=(1, 2), train=train, test=test)
     assert {record.task for record in results.records} == {"pair_crop", "pair_jitter", "pair_blur"}
     assert results.notes == (
-        "path_integration is left out: it is asked of rotations and positions, whose steps compose",
+        "path_integration is left out: only steps of rotations, translations and positions compose",
     )
     standard = action_names("standard", ("crop", "horizontal_flip", "jitter", "grayscale", "blur", "solarize"))
     found = {target.name: (target.head, target.columns) for target in action_targets(standard)}

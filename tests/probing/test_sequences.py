@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.data.actions import POSE_ACTION_KINDS
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
+from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
@@ -49,6 +51,30 @@ def test_actions_are_body_frame_rotations_and_differences_of_hues():
                 assert torch.allclose(quat_to_matrix(action[:4]), first.T @ second, atol=1e-5)
                 hues = cache.latents[objects[j], views[j]] - cache.latents[objects[i], views[i]]
                 assert torch.allclose(action[4:], hues[[3, 6]], atol=1e-6)
+
+
+def test_hues_are_asked_for_beside_what_the_model_is_told():
+    cache = cache_that_names_its_views()
+    with_hues = sequences_of_cache(cache, "rotation", length=4, per_object=2, seed=0, ask_for_hues=True)
+    both = sequences_of_cache(cache, "rotation_color", length=4, per_object=2, seed=0, ask_for_hues=True)
+    assert torch.equal(with_hues.actions, both.actions) and with_hues.action_names == both.action_names
+    assert with_hues.told_columns == (0, 1, 2, 3) and both.told_columns is None
+
+
+@pytest.mark.parametrize("kind", POSE_ACTION_KINDS)
+def test_rigid_motions_between_views_of_objects_that_move(kind: str):
+    still = cache_that_names_its_views()
+    with pytest.raises(ValueError, match=f"actions '{kind}' need 10"):
+        sequences_of_cache(still, kind, length=4, per_object=2, seed=0)
+    cache = replace(still, latents=torch.cat([still.latents, still.latents[..., 3:6] - 0.5], dim=-1))
+    told = sequences_of_cache(cache, kind, length=4, per_object=2, seed=0)
+    assert told.action_names[4:] == tuple(f"{kind.removeprefix('pose_')}_translation_{axis}" for axis in "xyz")
+    assert torch.equal(told.actions[..., :4], sequences_of_cache(cache, "rotation", 4, 2, seed=0).actions)
+    motions = matrix_of_action(told.actions)
+    assert torch.allclose(motions[:, 0, 1] @ motions[:, 1, 3], motions[:, 0, 3], atol=1e-5)
+    asked = sequences_of_cache(cache, kind, length=4, per_object=2, seed=0, ask_for_hues=True)
+    assert asked.told_columns == tuple(range(7)) and torch.equal(asked.told_steps(0, 3), told.steps(0, 3))
+    assert asked.action_names == (*told.action_names, "floor_hue", "light_hue")
 
 
 def test_actions_obey_the_group_laws_with_their_signs():
