@@ -23,9 +23,11 @@ from ssl_equi.scenes.sampling import sample_latents
 OBJECTS, VIEWS = 20, 6
 
 
-def posed_cache(num_objects: int = OBJECTS, num_views: int = VIEWS, width: int | None = None) -> FeatureCache:
+def posed_cache(
+    num_objects: int = OBJECTS, num_views: int = VIEWS, width: int | None = None, translation: bool = False
+) -> FeatureCache:
     """Features are each view's quaternion, or random numbers of some width."""
-    drawn = sample_latents(num_objects * num_views, np.random.default_rng(0))
+    drawn = sample_latents(num_objects * num_views, np.random.default_rng(0), translation=translation)
     latents = torch.from_numpy(drawn).float().unflatten(0, (num_objects, num_views))
     quats_xyzw = quat_xyzw_from_latents(latents)
     features = quats_xyzw if width is None else torch.randn(num_objects, num_views, width)
@@ -129,6 +131,10 @@ def actions_by_scipy(cache: FeatureCache, kind: str) -> np.ndarray:
     if kind == "rotation_color":
         hues = cache.latents[..., [3, 6]].numpy()
         actions = np.concatenate([actions, hues[:, None, :] - hues[:, :, None]], axis=-1)
+    if kind == "pose_object":
+        steps = cache.latents[..., None, :, 7:].numpy() - cache.latents[..., None, 7:].numpy()
+        turned = [[a.inv().apply(step) for a, step in zip(*item, strict=True)] for item in zip(rotations, steps)]
+        actions = np.concatenate([actions, np.array(turned)], axis=-1)
     return actions.astype(np.float32)
 
 
@@ -162,13 +168,14 @@ def retrieve_by_a_loop(
 
 @pytest.mark.parametrize(
     ("context_views", "kind", "conditioning"),
-    [(1, "rotation", "both"), (3, "rotation_color", "both"), (4, "rotation", "predictor"), (2, "rotation", "none")],
-)
+    [(1, "rotation", "both"), (3, "rotation_color", "both"), (4, "rotation", "predictor"), (2, "rotation", "none"),
+     (2, "pose_object", "both")],
+)  # fmt: skip
 def test_twenty_objects_equal_a_loop(
     context_views: int, kind: str, conditioning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(1)
-    cache = posed_cache(width=8)
+    cache = posed_cache(width=8, translation=kind == "pose_object")
     target_features = torch.randn(OBJECTS, VIEWS, 8)
     model = small_seq_jepa(conditioning, ACTION_SIZES[kind]).eval()
     expected = retrieve_by_a_loop(model, cache, target_features, kind, context_views)

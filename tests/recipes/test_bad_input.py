@@ -125,6 +125,7 @@ def test_the_real_command_prints_one_line_and_no_traceback(
         ({}, {"parts": "equi_only", "equi_dim": 8}, "leave equi_dim unset"),
         ({}, {"projector": (32, 1)}, "projector is (32, 1): every width must leave at least 1 column"),
         ({"seed": -1}, {}, "seed"),
+        ({"actions": "pose_base"}, {}, "choose a set with translations (--dataset 3diebench-pt or 3diebench-t)"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit_are_named(

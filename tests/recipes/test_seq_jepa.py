@@ -100,6 +100,18 @@ def test_a_run_follows_its_schedules_and_leaves_a_sequence_model(
 
 
 @pytest.mark.usefixtures("quick_probes")
+def test_sequences_of_objects_that_move_are_told_of_rigid_motions(
+    seq_jepa: ModuleType, small_config: Callable[..., Any], tiny_moving_data: Path, tmp_path: Path
+) -> None:
+    config = small_config(seq_jepa, out=tmp_path / "run", compare_with_random=False, steps=2, actions="pose_base")
+    seq_jepa.main(dataclasses.replace(config, dataset="3diebench-pt", data_dir=tiny_moving_data))
+    model = load_sequence_model(tmp_path / "run" / "sequence_model")
+    assert model.objective.config.action_dim == 7 and model.sequences["actions"] == "pose_base"
+    records = json.loads((tmp_path / "run" / "results.json").read_text())["records"]
+    assert {"leakage_rotation", "leakage_base_translation"} <= {record["task"] for record in records}
+
+
+@pytest.mark.usefixtures("quick_probes")
 def test_augmented_sequences_train_without_aggregate_records(
     seq_jepa: ModuleType, small_config: Callable[..., Any], tmp_path: Path
 ) -> None:
