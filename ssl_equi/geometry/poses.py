@@ -8,7 +8,7 @@ of the object stands at R (x + t) in the world. Two 4 x 4 matrices hold these tw
 
 The action from view 1 to view 2 is M1^-1 M2 in either, so M1 M12 = M2 and (A M1) M12 = A M2 for any A. Both have the
 rotation R12 = R1^-1 R2; the translation is R12 t2 - t1 in the base frame and R1^-1 (t2 - t1) in the object frame
-(EquiCaps, Konstantinou et al., 2025, section on 3DIEBench-T). Tensors have any batch shape and keep dtype and device.
+(EquiCaps, Konstantinou et al., 2025, arXiv 2506.09895). Tensors have any batch shape and keep dtype and device.
 """
 
 import math
