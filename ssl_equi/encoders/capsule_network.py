@@ -30,6 +30,7 @@ class CapsuleNetwork(nn.Module):
 
     Attributes:
         num_features: K + K * d * d.
+        num_capsules, pose_side, votes, image_size: as given.
         parts: columns of the features by name: all, inv (the activations), equi (the poses).
 
     Raises:
@@ -42,6 +43,7 @@ class CapsuleNetwork(nn.Module):
         super().__init__()
         channels, height, width = feature_map_size(backbone, image_size)
         self.image_size, self.num_classes = image_size, 0
+        self.num_capsules, self.pose_side, self.votes = num_capsules, pose_side, votes
         self.backbone = backbone
         self.head = CapsuleHead(channels, (height, width), num_capsules, pose_side, votes)
         self.num_features = num_capsules * (1 + pose_side * pose_side)

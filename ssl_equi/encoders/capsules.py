@@ -140,7 +140,7 @@ class SelfRouting(nn.Module):
         self._check(capsules)
         with torch.autocast(capsules.poses.device.type, enabled=False):
             activations, poses = (_full_precision(tensor) for tensor in capsules)
-            positions = (len(activations), *self._output_size(activations))
+            positions = (activations.shape[0], *self._output_size(activations))
             new_activations, new_poses = self._route(
                 self._windows(activations),
                 self._windows(poses.flatten(1, 3)).unflatten(1, (self.num_in, -1)),

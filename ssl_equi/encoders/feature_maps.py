@@ -57,8 +57,8 @@ def _token_grid(encoder: nn.Module, tokens: int) -> tuple[int, int]:
     if grid is not None and math.prod(grid) == tokens:
         return grid[0], grid[1]
     side = math.isqrt(tokens)
-    if side == 0 or side * side != tokens:
-        raise ValueError(_no_map(encoder, f"its {tokens} tokens fill neither its patch grid nor a square"))
+    if side < 2 or side * side != tokens:
+        raise ValueError(_no_map(encoder, f"its {tokens} tokens fill neither its patch grid nor a square of 2 x 2 up"))
     return side, side
 
 

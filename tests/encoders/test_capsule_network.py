@@ -1,0 +1,164 @@
+"""Capsules on any backbone: made by name, exported, loaded, compiled, and what they answer to wrong sizes."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from ssl_equi.encoders import EncoderError, create_encoder
+from ssl_equi.encoders.capsule_network import CapsuleNetwork
+from ssl_equi.encoders.feature_maps import as_feature_map
+from ssl_equi.export import EncoderCard, load_encoder, save_encoder
+
+BACKBONES = {
+    "resnet18": (2, 2),
+    "test_convnext": (2, 2),
+    "test_maxvit": (2, 2),
+    "test_vit": (4, 4),
+    "test_mambaout": (2, 2),
+    "strided_cnn_tiny": (4, 4),
+}
+
+
+def make_network(backbone: str = "strided_cnn_tiny", **arguments: object) -> CapsuleNetwork:
+    sizes: dict = {"backbone": backbone, "num_capsules": 4, "pose_side": 3} | arguments
+    return create_encoder("capsule_network", 64, **sizes)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_one_pass_gives_the_backbones_features_and_the_capsules(backbone: str) -> None:
+    torch.manual_seed(0)
+    network = make_network(backbone).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        features, (activations, poses) = network.features_and_capsules(images)
+        together = network(images)
+        feature_map = as_feature_map(network.backbone, network.feature_map(images))
+        assert torch.equal(features, network.backbone(images))
+    assert features.shape == (2, network.backbone.num_features)
+    assert network.head.map_size == BACKBONES[backbone] == feature_map.shape[2:]
+    assert together.shape == (2, network.num_features) == (2, 4 + 4 * 9)
+    assert torch.equal(together[:, network.parts["all"]], together)
+    assert torch.equal(together[:, network.parts["inv"]], activations)
+    assert torch.equal(together[:, network.parts["equi"]].view(2, 4, 3, 3), poses)
+    assert torch.allclose(activations.sum(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "backbone_parameters", "head_parameters", "map_size"),
+    [
+        ("capsule_resnet18", 256, 11_176_512, 7_438_976, (8, 8)),
+        ("capsule_strided_cnn_tiny", 64, 2_634_784, 2_228_864, (4, 4)),
+    ],
+)
+def test_fixed_names_are_registered_with_timm(name, image_size, backbone_parameters, head_parameters, map_size) -> None:
+    network = timm.create_model(name, num_classes=0)
+    assert isinstance(network, CapsuleNetwork)
+    assert (network.image_size, network.head.map_size, network.num_features) == (image_size, map_size, 32 + 32 * 9)
+    assert sum(parameter.numel() for parameter in network.backbone.parameters()) == backbone_parameters
+    assert sum(parameter.numel() for parameter in network.head.parameters()) == head_parameters
+
+
+def test_the_image_size_reaches_backbones_of_fixed_size_and_the_head() -> None:
+    network = create_encoder("capsule_network", 96, backbone="test_vit", num_capsules=2)
+    assert network.backbone.patch_embed.img_size == (96, 96)
+    assert network.head.map_size == (6, 6)
+    assert create_encoder("capsule_strided_cnn_tiny", 32, num_capsules=2).head.map_size == (2, 2)
+
+
+def test_arguments_reach_the_head() -> None:
+    network = make_network(pose_side=4, votes="matrix")
+    assert network.num_features == 4 + 4 * 16
+    assert network.head.routing.votes == "matrix"
+
+
+@pytest.mark.parametrize("name", ["capsule_network", "capsule_strided_cnn_tiny"])
+def test_an_exported_network_comes_back_with_its_backbone_and_size(name: str, tmp_path: Path) -> None:
+    arguments: dict = {"img_size": 32, "num_capsules": 3, "pose_side": 4, "votes": "matrix"}
+    if name == "capsule_network":
+        arguments["backbone"] = "strided_cnn_tiny"
+    network = timm.create_model(name, num_classes=0, **arguments).eval()
+    parts = {part: (columns.start, columns.stop) for part, columns in network.parts.items()}
+    card = EncoderCard(
+        architecture=name, model_args=arguments, image_size=32, mean_rgb=(0.5,) * 3, std_rgb=(0.2,) * 3, parts=parts,
+        objective="equicaps", trained_on="nothing", license="apache-2.0", tag="test",
+    )  # fmt: skip
+    save_encoder(network, tmp_path / "encoder", card)
+    loaded = load_encoder(tmp_path / "encoder")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(images), network(images))
+    assert loaded.num_features == network.num_features == 3 + 3 * 16
+
+
+def test_the_state_is_loaded_strictly() -> None:
+    torch.manual_seed(0)
+    first, second = make_network().eval(), make_network().eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert not torch.allclose(first(images), second(images))
+    second.load_state_dict(first.state_dict(), strict=True)
+    assert torch.equal(first(images), second(images))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        make_network(num_capsules=5).load_state_dict(first.state_dict(), strict=True)
+
+
+def test_the_network_can_be_exported_as_a_graph_for_any_number_of_images() -> None:
+    torch.manual_seed(0)
+    network = make_network().eval()
+    images = torch.randn(4, 3, 64, 64)
+    graph = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("n", min=2, max=64)},))
+    for n in (2, 4):
+        assert torch.allclose(graph.module()(images[:n]), network(images[:n]), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_network_compiles_as_one_graph_and_trains() -> None:
+    torch.manual_seed(0)
+    head = make_network().head
+    compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
+    feature_map = torch.randn(4, 256, 4, 4)
+
+    def gradients(module: nn.Module) -> tuple[torch.Tensor, ...]:
+        activations, poses = module(feature_map)
+        return torch.autograd.grad(activations.square().sum() + poses.square().sum(), list(head.parameters()))
+
+    for ours, theirs in zip(gradients(compiled), gradients(head), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_every_parameter_learns_under_autocast() -> None:
+    torch.manual_seed(0)
+    network = make_network()
+    nn.init.normal_(network.head.routing.routing_weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features, (activations, poses) = network.features_and_capsules(torch.randn(4, 3, 64, 64))
+    loss = features.float().square().sum() + activations.square().sum() + poses.square().sum()
+    loss.backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.any(), name
+
+
+def test_images_of_another_size_are_refused() -> None:
+    network = make_network()
+    with pytest.raises(
+        ValueError, match=r"shape \(2, 3, 32, 32\), but this capsule network was built for \[N, 3, 64, 64\]"
+    ):
+        network(torch.zeros(2, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"shape \(3, 64, 64\)"):
+        network.features_and_capsules(torch.zeros(3, 64, 64))
+
+
+def test_what_cannot_be_made_is_named() -> None:
+    with pytest.raises(EncoderError, match=r"no model named 'resnet81': did you mean resnet18"):
+        make_network("resnet81")
+    with pytest.raises(EncoderError, match=r"'capsule_network' can't be made .*votes is 'square': choose 'free' or"):
+        make_network(votes="square")
+    with pytest.raises(EncoderError, match="pose_side is 0: it must be at least 1"):
+        make_network(pose_side=0)
+    with pytest.raises(EncoderError, match=r"gives no feature map .*1 tokens"):
+        create_encoder("capsule_network", 224, backbone="pit_ti_224")
+    with pytest.raises(ValueError, match="num_classes is 10: this encoder has no classifier"):
+        timm.create_model("capsule_strided_cnn_tiny", num_classes=10)
+    with pytest.raises(ValueError, match=r"img_size is \(64, 32\): this encoder takes square images"):
+        timm.create_model("capsule_strided_cnn_tiny", img_size=(64, 32))
