@@ -1,5 +1,5 @@
-"""What the benchmark scripts share: timed training steps, rows of figures, the machine they were measured on, the JSON
-file.
+"""What the benchmark scripts share: time and peak memory of a piece of work, timed training steps, rows of figures, the
+machine they were measured on, the JSON file.
 """
 
 import json
@@ -8,12 +8,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+
+MIB = 2**20
 
 
 class Row(TypedDict):
@@ -35,6 +37,109 @@ def wait_for(device: str) -> None:
     """Until all that was queued on a GPU is done; `device` is cpu or cuda."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
+
+
+Work = Callable[[], object]
+
+
+def seconds_of(work: Work, device: str) -> float:
+    """Wall clock of one call."""
+    wait_for(device)
+    started = time.perf_counter()
+    work()
+    wait_for(device)
+    return time.perf_counter() - started
+
+
+def peak_bytes(work: Work, device: str) -> int:
+    """Highest sum of live tensors that one call allocates, what it returns included; what was there before is not.
+
+    On CUDA from the allocator's statistics; on the CPU by replaying the allocations and frees that torch's profiler
+    records, so scratch space inside the BLAS library is not counted.
+    """
+    if device.startswith("cuda"):
+        wait_for(device)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        results = work()
+        wait_for(device)
+        del results
+        return torch.cuda.max_memory_allocated() - before
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        results = work()
+    del results
+    kineto_results = profile.profiler.kineto_results
+    live, peak = 0, 0
+    changes = [event for event in kineto_results.events() if event.name() == "[memory]"]
+    for change in sorted(changes, key=lambda event: event.start_ns()):
+        live += change.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+class Cost(NamedTuple):
+    """What a piece of work costs: wall clock of some calls, and peak memory of one."""
+
+    seconds: list[float]
+    bytes: int
+
+
+def costs_in_turns(works: Mapping[str, Work], rounds: int, device: str) -> dict[str, Cost]:
+    """Costs of pieces of work that take turns, after one round of each that is not counted."""
+    memory = {name: peak_bytes(work, device) for name, work in works.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds + 1):
+        for name, work in works.items():
+            seconds[name].append(seconds_of(work, device))
+    return {name: Cost(seconds[name][1:], memory[name]) for name in works}
+
+
+class Targets(NamedTuple):
+    """What a better form should reach against a plain one: ratios of time and memory, and how equal they must be."""
+
+    time: float
+    memory: float
+    difference: float
+
+
+def comparison_rows(subject: str, costs: Mapping[str, Cost], difference: float, targets: Targets) -> list[Row]:
+    """The rows of two costs, the plain form's first: ratios of time, one a round, and of memory; the difference."""
+    (plain_name, plain), (better_name, better) = costs.items()
+    ratios = [theirs / own for theirs, own in zip(plain.seconds, better.seconds, strict=True)]
+    pair = f"{plain_name} / {better_name}"
+    return [
+        row_of(f"{subject} time, {pair}", ratios, targets.time),
+        row_of(f"{subject} peak memory, {pair}", [plain.bytes / better.bytes], targets.memory),
+        row_of(f"{subject} largest relative difference", [difference], targets.difference),
+    ]
+
+
+def largest_relative_difference(plain: Mapping[str, Tensor], better: Mapping[str, Tensor]) -> float:
+    """Largest absolute difference over the largest plain value, the worst of all tensors."""
+    return max(float((better[name] - plain[name]).abs().max() / plain[name].abs().max()) for name in plain)
+
+
+def print_comparison(title: str, costs: Mapping[str, Cost], rows: Sequence[Row]) -> None:
+    """The table of two costs and of their `comparison_rows`, 80 columns wide."""
+    table = Table(title=title)
+    for heading in ("forward + backward", *costs, "ratio (range)", "target"):
+        table.add_column(heading, justify="left" if heading == "forward + backward" else "right")
+    time_row, memory_row, difference_row = rows
+    table.add_row(
+        "time",
+        *(f"{statistics.median(cost.seconds) * 1e3:.1f} ms" for cost in costs.values()),
+        f"{time_row['ratio']:.1f} ({time_row['low']:.1f}-{time_row['high']:.1f})",
+        f">= {time_row['target']:g}",
+    )
+    table.add_row(
+        "peak memory",
+        *(f"{cost.bytes / MIB:.1f} MiB" for cost in costs.values()),
+        f"{memory_row['ratio']:.1f}",
+        f">= {memory_row['target']:g}",
+    )
+    table.add_row("relative difference", "", "", f"{difference_row['ratio']:.1e}", f"<= {difference_row['target']:.0e}")
+    Console(width=80).print(table)
 
 
 class TrainingStep:

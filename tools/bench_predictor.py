@@ -14,8 +14,6 @@ Difference: largest absolute difference over the largest naive value, the worst 
 """
 
 import os
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +22,17 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is loaded; ke
 
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from ssl_equi.benchmarks import row_of, write_rows
+from ssl_equi.benchmarks import (
+    Targets,
+    comparison_rows,
+    costs_in_turns,
+    largest_relative_difference,
+    print_comparison,
+    write_rows,
+)
 from ssl_equi.objectives.predictors import Hypernetwork
-
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -96,85 +97,19 @@ def make_problem(config: Config) -> Problem:
     )
 
 
-def seconds(predict: Predict, problem: Problem) -> float:
-    synchronise(problem)
-    start = time.perf_counter()
-    forward_backward(predict, problem)
-    synchronise(problem)
-    return time.perf_counter() - start
-
-
-def synchronise(problem: Problem) -> None:
-    if problem.embedding.is_cuda:
-        torch.cuda.synchronize()
-
-
-def peak_bytes(predict: Predict, problem: Problem) -> int:
-    """Highest sum of live allocations made during one step."""
-    if problem.embedding.is_cuda:
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        forward_backward(predict, problem)
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        results = forward_backward(predict, problem)
-    del results
-    live, peak = 0, 0
-    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for change in sorted(changes, key=lambda event: event.start_ns()):
-        live += change.nbytes()
-        peak = max(peak, live)
-    return peak
-
-
-def largest_relative_difference(problem: Problem) -> float:
-    naive = forward_backward(naive_prediction, problem)
-    factored = forward_backward(factored_prediction, problem)
-    return max(float((factored[k] - naive[k]).abs().max() / naive[k].abs().max()) for k in naive)
-
-
 def main(config: Config) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     problem = make_problem(config)
-    difference = largest_relative_difference(problem)
-    naive_bytes, factored_bytes = (peak_bytes(predict, problem) for predict in (naive_prediction, factored_prediction))
-    naive_s, factored_s = [], []
-    for _ in range(config.rounds + 1):
-        naive_s.append(seconds(naive_prediction, problem))
-        factored_s.append(seconds(factored_prediction, problem))
-    naive_s, factored_s = naive_s[1:], factored_s[1:]  # the first round warms up caches and allocators
-    time_ratios = [naive / factored for naive, factored in zip(naive_s, factored_s, strict=True)]
-    memory_ratio = naive_bytes / factored_bytes
-
-    rows = [
-        row_of("predictor time, naive / factored", time_ratios, target=10.0),
-        row_of("predictor peak memory, naive / factored", [memory_ratio], target=50.0),
-        row_of("predictor largest relative difference", [difference], target=1e-4),
-    ]
-    console = Console(width=80)
-    table = Table(title=f"B={config.batch_size}, D={config.dim}, A={config.action_dim}, {config.device}")
-    for heading in ("forward + backward", "naive", "factored", "ratio (range)", "target"):
-        table.add_column(heading, justify="left" if heading == "forward + backward" else "right")
-    table.add_row(
-        "time",
-        f"{statistics.median(naive_s) * 1e3:.1f} ms",
-        f"{statistics.median(factored_s) * 1e3:.1f} ms",
-        f"{rows[0]['ratio']:.1f} ({rows[0]['low']:.1f}-{rows[0]['high']:.1f})",
-        ">= 10",
-    )
-    table.add_row(
-        "peak memory",
-        f"{naive_bytes / MIB:.0f} MiB",
-        f"{factored_bytes / MIB:.1f} MiB",
-        f"{memory_ratio:.1f}",
-        ">= 50",
-    )
-    table.add_row("relative difference", "", "", f"{difference:.1e}", "<= 1e-4")
-    console.print(table)
+    works = {
+        "naive": lambda: forward_backward(naive_prediction, problem),
+        "factored": lambda: forward_backward(factored_prediction, problem),
+    }
+    difference = largest_relative_difference(works["naive"](), works["factored"]())
+    costs = costs_in_turns(works, config.rounds, config.device)
+    rows = comparison_rows("predictor", costs, difference, Targets(time=10.0, memory=50.0, difference=1e-4))
+    title = f"B={config.batch_size}, D={config.dim}, A={config.action_dim}, {config.device}"
+    print_comparison(title, costs, rows)
     write_rows(config.json, rows, config.device)
 
 

@@ -35,10 +35,7 @@ def test_the_map_is_the_last_one_that_timm_tells_of(name: str) -> None:
         assert torch.equal(encoder.forward_head(output), encoder(images))
         if hasattr(encoder, "forward_intermediates"):
             (last,) = encoder.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
-            if last.shape == feature_map.shape:  # MobileNet's is one layer short of forward_features
-                assert torch.equal(feature_map, last)
-            else:
-                assert name == "mobilenetv3_small_050"
+            assert torch.equal(feature_map, last)
     assert feature_map.shape == (2, *size)
     assert feature_map_size(encoder, image_size) == size
 
