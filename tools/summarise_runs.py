@@ -3,6 +3,7 @@
     python tools/summarise_runs.py runs/sie-seed0 runs/sie-seed1 runs/sie-seed2 runs/vicreg-seed0 ...
     python tools/summarise_runs.py runs/*-seed? --layout methods      one row a method, with the commands below
     python tools/summarise_runs.py runs/*-seed? --layout sequences    the same, of what aggregates of views know
+    python tools/summarise_runs.py runs/*-seed? --layout poses        the same, of rotations and translations
 
 In these layouts, `gamma_f` has in brackets what the same features give if nothing relates the images.
 
@@ -40,7 +41,15 @@ SEQUENCE_COLUMNS: tuple[Column, ...] = (
     ("absolute_rotation", "r2_uniform"),
     ("leakage_rotation", "r2_uniform"),
 )
-COLUMNS = {"methods": METHOD_COLUMNS, "sequences": SEQUENCE_COLUMNS}
+POSE_COLUMNS: tuple[Column, ...] = (
+    ("classification", "top1"),
+    ("relative_rotation", "r2_uniform"),
+    ("relative_rotation", "angle_deg_median"),
+    ("translation_object", "r2_uniform"),
+    ("translation_base", "r2_uniform"),
+    ("colour", "r2_uniform"),
+)
+COLUMNS = {"methods": METHOD_COLUMNS, "sequences": SEQUENCE_COLUMNS, "poses": POSE_COLUMNS}
 RunRecords = dict[str, list[list[ProbeRecord]]]  # by method: the records of each of its runs
 
 
@@ -50,9 +59,10 @@ class Config:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders."""
-    layout: Literal["tasks", "methods", "sequences"] = "tasks"
+    layout: Literal["tasks", "methods", "sequences", "poses"] = "tasks"
     """tasks: a row for each task, metric and part. methods: a row for each method and part, main metrics only.
-    sequences: the same, with what leaks into aggregates."""
+    sequences: the same, with what leaks into aggregates. poses: the same, with translations in both frames, and
+    without the columns that no run has."""
     metrics: tuple[str, ...] = METRICS
     """Metrics to show in the layout by tasks."""
 
@@ -66,7 +76,8 @@ def main(config: Config) -> None:
     if config.layout == "tasks":
         print_tasks(records_by_name, config.metrics)
     else:
-        print_methods(records_by_name, COLUMNS[config.layout])
+        shown = COLUMNS[config.layout]
+        print_methods(records_by_name, present(shown, records_by_name) if config.layout == "poses" else shown)
         print_commands(config.runs)
 
 
@@ -95,6 +106,12 @@ def print_origins(records_by_name: RunRecords) -> None:
 def parts_of(records_by_name: RunRecords) -> list[str]:
     """All parts that any run has, in the order in which they turn up."""
     return list(dict.fromkeys(r.part for runs in records_by_name.values() for records in runs for r in records))
+
+
+def present(columns: tuple[Column, ...], records_by_name: RunRecords) -> tuple[Column, ...]:
+    """The columns that any run has a number for."""
+    every = [record for runs in records_by_name.values() for records in runs for record in records]
+    return tuple(column for column in columns if of_column(every, column))
 
 
 def print_tasks(records_by_name: RunRecords, metrics: tuple[str, ...]) -> None:

@@ -32,14 +32,23 @@ HEADLINES = (
     ("classification", "top1", ("inv", "all"), "class (top1)"),
     ("relative_rotation", "r2_uniform", ("equi", "all"), "rotation (r2_uniform)"),
     ("relative_rotation", "angle_deg_median", ("equi", "all"), "rotation error (median)"),
+    ("translation_base", "r2_uniform", ("equi", "all"), "translation, base frame (r2_uniform)"),
+    ("translation_object", "r2_uniform", ("equi", "all"), "translation, object frame (r2_uniform)"),
     ("colour", "r2_uniform", ("equi", "all"), "colour (r2_uniform)"),
 )
+TASK_NOTES = {
+    "translation_object": "change of the translation in the object's own frame, t₂ - t₁; needs both rotations too, "
+    "since a view shows where the object stands, R t",
+    "translation_base": "how the object's centre moves in the world, R₂t₂ - R₁t₁",
+}
 METRIC_NOTES = {
     "top1": "share of views whose class is right",
     "balanced_top1": "mean of the recalls of the classes",
     "r2_uniform": "R² of each component around its own mean, averaged",
     "r2_pooled": "R² around one mean over all components, as in SIE; a constant scores above 0",
     "angle_deg_median": "median angle between predicted and true rotation; lower is better",
+    "distance_median": "median distance between predicted and true displacement, in world units; lower is better; the "
+    "diagonal of an object's bounding box is 1 in 3DIEBench-T and 1.3 in the embedded set",
     "gamma_f": "how much an augmentation changes the distances between images, relative to how far it moves them; "
     "0: all move alike; lower is better; baseline: each image moved as another one was",
     "wahba_error": "distance that the best rotation leaves between features before and after an augmentation; lower is "
@@ -240,8 +249,9 @@ def result_table(records: Sequence[ProbeRecord], missing: Sequence[str]) -> str:
             f"{escaped(format_value(record.metric, record.baseline))}</td>"
             f'<td class="number">{escaped(format_value(record.metric, record.random_encoder))}</td></tr>'
         )
-    used = dict.fromkeys(record.metric for record in records)
-    notes = [f"{metric}: {METRIC_NOTES[metric]}" for metric in used if metric in METRIC_NOTES]
+    used = dict.fromkeys([record.task for record in records] + [record.metric for record in records])
+    explained = TASK_NOTES | METRIC_NOTES
+    notes = [f"{name}: {explained[name]}" for name in used if name in explained]
     lines = [*describe_origins(records), *describe_columns(records), *notes, *missing]
     listed = "".join(f"<li>{escaped(line)}</li>" for line in lines)
     return (

@@ -23,8 +23,10 @@ p { margin: 0 0 10px; }
 .muted, .notes, figcaption, header p { color: var(--muted); }
 pre { background: var(--panel); padding: 8px 12px; border-radius: 6px; overflow-x: auto; margin: 8px 0; }
 code { font: 0.9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-.cards { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); margin-top: 16px; }
-.card { background: var(--panel); border-radius: 8px; padding: 12px 14px; }
+.cards { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin-top: 16px; }
+/* label, value, part and comparison stand on the same lines in all cards, however long their texts */
+.card { background: var(--panel); border-radius: 8px; padding: 12px 14px;
+  display: grid; grid-row: span 4; grid-template-rows: subgrid; row-gap: 0; }
 .card .label { font-weight: 600; }
 .card .value { font-size: 2rem; font-weight: 650; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .card .muted { font-size: 0.85rem; }

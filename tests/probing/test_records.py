@@ -94,13 +94,16 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, value):
 def test_the_table_fits_80_columns_and_shows_every_number(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     top1 = replace(RECORD, task="classification", metric="balanced_top1", value=0.8125, baseline=1 / 24, n=123456)
+    moved = replace(RECORD, task="translation_object", metric="distance_median", value=0.6401, baseline=0.66)
     longest = replace(RECORD, task="augmentation_equivariance", metric="composition_error", value=0.5)
-    print_records([replace(top1, baseline_name="1 / classes"), RECORD, replace(longest, random_encoder=None)], ["why"])
+    records = [replace(top1, baseline_name="1 / classes"), RECORD, moved, replace(longest, random_encoder=None)]
+    print_records(records, ["why"])
     text = capsys.readouterr().out
     assert max(len(line) for line in text.splitlines()) <= 80
     for shown in ("classification", "equi", "angle_deg_median", "23.5°", "110.2°", "98.7°", "0.812", "0.042", "123456"):
         assert shown in text
-    assert "ssl_equi_v1" in text and "lower is better: angle_deg_median, composition_error" in text and "why" in text
+    assert "ssl_equi_v1" in text and "why" in text and "0.640" in text and "0.640°" not in text
+    assert "lower is better: angle_deg_median, distance_median, composition_error" in text
     assert "\x1b" not in text
 
 

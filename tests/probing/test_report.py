@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.publish import publish_results
-from ssl_equi.probing.records import read_records
+from ssl_equi.probing.records import ProbeRecord, read_records
 from ssl_equi.probing.report import ReportFigures, nearest_neighbours, read_curves, write_report
 from ssl_equi.probing.report_figures import curve_figure, shrink, tile
 from ssl_equi.probing.suite import run_probes
@@ -162,6 +163,26 @@ def test_a_page_without_anything_is_still_a_page(tmp_path):
     page = read_page(path.read_text())
     assert "no probes were run" in page.text
     assert "training" not in page.ids
+
+
+def test_translations_have_tiles_and_are_explained(tmp_path):
+    record = ProbeRecord(
+        task="translation_base", part="all", metric="r2_uniform", value=0.9125, baseline=0.0, baseline_name="constant",
+        random_encoder=0.4, n=10, num_objects=5, split="test", protocol="ssl_equi_v1", seed=0,
+    )  # fmt: skip
+    object_frame = replace(record, task="translation_object", value=0.6213)
+    records = [record, replace(record, metric="distance_median", value=0.1234, baseline=0.66), object_frame]
+    path = write_report(
+        tmp_path, title="t", records=records, figures=ReportFigures(), metrics_path=None,
+        protocol={}, config={}, versions={}, command="x",
+    )  # fmt: skip
+    page = path.read_text()
+    headline = page[page.index('id="headline"') : page.index('id="results"')]
+    for shown in ("translation, base frame (r2_uniform)", "0.912", "translation, object frame (r2_uniform)", "0.621"):
+        assert shown in headline
+    text = read_page(page).text
+    for shown in ("0.123", "R₂t₂ - R₁t₁", "t₂ - t₁", "world units", "lower is better: distance_median"):
+        assert shown in text
 
 
 def test_large_images_do_not_make_a_large_page(tmp_path):

@@ -1,5 +1,6 @@
 """The tools run, at tiny sizes, and write what they promise."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -91,6 +92,41 @@ def test_runs_are_summarised_over_seeds(tmp_path: Path, capsys: pytest.CaptureFi
     assert "| sie | `equi` | - | 0.500 ± 0.100 | - | - | - |" in printed
     assert "| vicreg | `all` | - | 0.300 ± 0.000 | - | - | - |" in printed
     assert "- sie: `sie.py --seed 0`\n- vicreg: `vicreg.py`" in printed
+
+
+def test_runs_on_moving_objects_are_summarised_in_both_frames(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = load_tool("summarise_runs")
+    runs = tuple(tmp_path / f"equicaps-seed{seed}" for seed in range(2))
+    for folder, value in zip(runs, (0.5, 0.7), strict=True):
+        rotation = record(0.25, "all", 0.1)
+        records = [
+            rotation,
+            dataclasses.replace(rotation, metric="angle_deg_median", value=60.0, baseline=110.0, random_encoder=100.0),
+            dataclasses.replace(rotation, task="translation_base", value=value),
+            dataclasses.replace(rotation, task="translation_object", value=value / 2),
+        ]
+        append_records(folder / "results.json", records, {"command": "equicaps.py"})
+    tool.main(tool.Config(runs=runs, layout="poses"))
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        "| method | part | relative_rotation `r2_uniform` | relative_rotation `angle_deg_median` "
+        "| translation_object `r2_uniform` | translation_base `r2_uniform` |"
+    ) in lines
+    assert "| without an image | - | 0.000 | 110.0 | 0.000 | 0.000 |" in lines
+    assert "| equicaps | `all` | 0.250 ± 0.000 | 60.0 ± 0.0 | 0.300 ± 0.071 | 0.600 ± 0.141 |" in lines
+
+
+def test_the_layout_of_poses_leaves_out_what_no_run_was_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = load_tool("summarise_runs")
+    append_records(tmp_path / "sie" / "results.json", [record(0.4, "equi", 0.1)], {"command": "sie.py"})
+    tool.main(tool.Config(runs=(tmp_path / "sie",), layout="poses"))
+    printed = capsys.readouterr().out
+    assert "| method | part | relative_rotation `r2_uniform` |\n" in printed
+    assert "translation" not in printed
 
 
 def test_runs_judged_on_different_splits_are_not_averaged(tmp_path: Path) -> None:
