@@ -167,11 +167,12 @@ def print_cells(name: str, part: str, values: list[list[float]], nulls: list[lis
 
 
 def print_commands(folders: tuple[Path, ...]) -> None:
-    """The command of each method's first run."""
+    """The command of each method's first run; an encoder that was only probed has none."""
     print()
     for name in dict.fromkeys(method_name(folder) for folder in folders):
         first = next(folder for folder in folders if method_name(folder) == name)
-        print(f"- {name}: `{read_run(first)[1]['command']}`")
+        if command := read_run(first)[1].get("command"):
+            print(f"- {name}: `{command}`")
 
 
 def print_row(task: str, metric: str, part: str, records_by_name: dict[str, list[list[ProbeRecord]]]) -> None:

@@ -123,8 +123,10 @@ def test_the_layout_of_poses_leaves_out_what_no_run_was_asked(
 ) -> None:
     tool = load_tool("summarise_runs")
     append_records(tmp_path / "sie" / "results.json", [record(0.4, "equi", 0.1)], {"command": "sie.py"})
-    tool.main(tool.Config(runs=(tmp_path / "sie",), layout="poses"))
+    append_records(tmp_path / "only-probed" / "results.json", [record(0.2, "all", 0.1)])
+    tool.main(tool.Config(runs=(tmp_path / "sie", tmp_path / "only-probed"), layout="poses"))
     printed = capsys.readouterr().out
+    assert printed.endswith("| only-probed | `all` | 0.200 |\n\n- sie: `sie.py`\n")
     assert "| method | part | relative_rotation `r2_uniform` |\n" in printed
     assert "translation" not in printed
 
