@@ -74,11 +74,13 @@ class Problem:
 
 def broadcast_weights(layer: SelfRouting) -> tuple[Tensor, Tensor, Tensor]:
     """Copies of the layer's weights with the input capsules (capsule, then place) first."""
-    votes = layer.vote_weight.detach().permute(2, 4, 0, 1, 3).flatten(0, 1)
+    votes = layer.vote_weight.detach().permute(3, 4, 0, 1, 2).flatten(0, 1)
     votes = votes.flatten(1, 2) if layer.votes == "free" else votes
-    routing = layer.routing_weight.detach().permute(1, 3, 0, 2).flatten(0, 1)
-    bias = layer.routing_bias.detach().permute(1, 2, 0).flatten(0, 1)
-    return tuple(weight.contiguous().requires_grad_() for weight in (votes, routing, bias))
+    routing = layer.routing_weight.detach().flatten(0, 1).transpose(1, 2)
+    bias = layer.routing_bias.detach().flatten(0, 1)
+    return tuple(
+        weight.clone(memory_format=torch.contiguous_format).requires_grad_() for weight in (votes, routing, bias)
+    )
 
 
 def broadcast_routing(problem: Problem) -> Capsules:
@@ -106,9 +108,9 @@ def broadcast_forward_backward(problem: Problem) -> dict[str, Tensor]:
     values = layer.vote_weight.shape[1]
     votes = step["votes gradient"].view(*places, layer.num_out, values, -1)
     return step | {
-        "votes gradient": votes.permute(2, 3, 0, 4, 1),
-        "routing gradient": step["routing gradient"].unflatten(0, places).permute(2, 0, 3, 1),
-        "bias gradient": step["bias gradient"].unflatten(0, places).permute(2, 0, 1),
+        "votes gradient": votes.permute(2, 3, 4, 0, 1),
+        "routing gradient": step["routing gradient"].transpose(1, 2).unflatten(0, places),
+        "bias gradient": step["bias gradient"].unflatten(0, places),
     }
 
 

@@ -92,10 +92,10 @@ class SelfRouting(nn.Module):
             passes through the votes, and through the layer as far as the routing stays the same.
 
     Attributes:
-        vote_weight: W1, [num_out, V, num_in, Q, window], with V = Q = d * d (free) or d (matrix); drawn from a normal
+        vote_weight: W1, [num_out, V, Q, num_in, window], with V = Q = d * d (free) or d (matrix); drawn from a normal
             distribution of variance 1 / Q, so that a vote is as large as the pose it is made from.
-        routing_weight: W2, [num_out, num_in, d * d, window], zero at the start: uniform routing.
-        routing_bias: b2, [num_out, num_in, window], likewise.
+        routing_weight: W2, [num_in, window, d * d, num_out], zero at the start: uniform routing.
+        routing_bias: b2, [num_in, window, num_out], likewise.
 
     Raises:
         ValueError: a size is not positive, or there are no such votes.
@@ -124,9 +124,9 @@ class SelfRouting(nn.Module):
         self.kernel_size, self.stride, self.padding, self.votes = (height, width), stride, padding, votes
         window, pose_size = height * width, pose_side * pose_side
         vote_size = pose_size if votes == "free" else pose_side
-        self.vote_weight = nn.Parameter(torch.empty(num_out, vote_size, num_in, vote_size, window))
-        self.routing_weight = nn.Parameter(torch.zeros(num_out, num_in, pose_size, window))
-        self.routing_bias = nn.Parameter(torch.zeros(num_out, num_in, window))
+        self.vote_weight = nn.Parameter(torch.empty(num_out, vote_size, vote_size, num_in, window))
+        self.routing_weight = nn.Parameter(torch.zeros(num_in, window, pose_size, num_out))
+        self.routing_bias = nn.Parameter(torch.zeros(num_in, window, num_out))
         nn.init.normal_(self.vote_weight, std=vote_size**-0.5)
 
     def forward(self, capsules: Capsules) -> Capsules:
@@ -151,23 +151,31 @@ class SelfRouting(nn.Module):
         )
 
     def _route(self, activations: Tensor, poses: Tensor) -> Capsules:
-        """The output capsules [R, num_out] of R windows, from activations [R, K, X] and poses [R, K, d * d, X]."""
+        """The output capsules [R, num_out] of R windows, from activations [R, K, X] and poses [R, K, d * d, X].
+
+        In all that is large the input capsules, K * X of them, are the innermost dimension: twice as fast as other orders.
+        """
         routing_weight, routing_bias, vote_weight = (
             _full_precision(weight) for weight in (self.routing_weight, self.routing_bias, self.vote_weight)
         )
-        logits = torch.einsum("rkpx,jkpx->jrkx", poses, routing_weight) + routing_bias.unsqueeze(1)
-        gates = activations * torch.softmax(logits, dim=0)
-        received = gates.sum(dim=(2, 3)).T
-        total = activations.sum(dim=(1, 2)).unsqueeze(1)
+        activations = activations.flatten(1)
+        poses = poses.transpose(1, 2).flatten(2).contiguous()
+        logits = torch.baddbmm(
+            routing_bias.flatten(0, 1).unsqueeze(1), poses.permute(2, 0, 1), routing_weight.flatten(0, 1)
+        )
+        routing = torch.softmax(logits, dim=2).permute(2, 1, 0).contiguous()
+        gates = activations * routing
+        received = gates.sum(dim=2).T
+        total = activations.sum(dim=1, keepdim=True)
         safe_total = total.clamp(min=EPSILON)
         missing_share = (1 - total / safe_total) / self.num_out
-        side = self.pose_side
+        poses = poses.unflatten(1, (self.pose_side, self.pose_side))
         if self.votes == "free":
-            weighted_votes = gated_product(poses.unsqueeze(1), gates, vote_weight)
-            weighted_votes = weighted_votes.unflatten(-1, (side, side)).squeeze(2).transpose(0, 1)
-        else:  # the columns of a pose are multiplied by the same matrix
-            columns = poses.unflatten(2, (side, side)).permute(0, 3, 1, 2, 4).contiguous()
-            weighted_votes = gated_product(columns, gates, vote_weight).permute(1, 0, 3, 2)
+            weighted_votes = gated_product(poses.flatten(1, 2).unsqueeze(1), gates, vote_weight.flatten(3))
+            weighted_votes = weighted_votes.view(*received.T.shape, self.pose_side, self.pose_side).transpose(0, 1)
+        else:  # all columns of a pose are multiplied by the same matrix
+            columns = poses.transpose(1, 2).contiguous()
+            weighted_votes = gated_product(columns, gates, vote_weight.flatten(3)).permute(1, 0, 3, 2)
         return Capsules(
             received / safe_total + missing_share,
             weighted_votes / received.clamp(min=EPSILON)[..., None, None],

@@ -42,11 +42,11 @@ def routed_by_definition(layer: SelfRouting, capsules: Capsules) -> tuple[np.nda
             if not (0 <= row < height and 0 <= column < width):
                 continue
             activation, pose = activations[n, i, row, column], poses[n, i, :, :, row, column]
-            logits = np.array([w @ pose.ravel() + b for w, b in zip(routing_w[:, i, :, place], routing_b[:, i, place])])
+            logits = np.array([pose.ravel() @ w + b for w, b in zip(routing_w[i, place].T, routing_b[i, place])])
             routing = np.exp(logits) / np.exp(logits).sum()
             total += activation
             for j in range(layer.num_out):
-                weight = votes_w[j, :, i, :, place]
+                weight = votes_w[j, :, :, i, place]
                 vote = weight @ pose if layer.votes == "matrix" else (weight @ pose.ravel()).reshape(side, side)
                 received[j] += activation * routing[j]
                 votes[j] += activation * routing[j] * vote
@@ -59,7 +59,14 @@ def routed_by_definition(layer: SelfRouting, capsules: Capsules) -> tuple[np.nda
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "padding"),
-    [((3, 4), (3, 4), 1, 0), ((4, 5), (2, 3), 2, 1), ((3, 3), 2, 1, 0), ((2, 2), 3, 1, 1), ((3, 3), 3, 2, 1)],
+    [
+        ((3, 4), (3, 4), 1, 0),
+        ((4, 5), (2, 3), 2, 1),
+        ((3, 3), 2, 1, 0),
+        ((2, 2), 3, 1, 1),
+        ((3, 3), 3, 2, 1),
+        ((1, 1), 1, 1, 0),
+    ],
 )
 def test_routing_is_its_definition(size, kernel, stride, padding, dtype, tolerance, votes) -> None:
     torch.manual_seed(0)
@@ -86,7 +93,7 @@ def test_gradients_are_those_of_finite_differences(votes: str) -> None:
 
 def test_the_gated_product_is_its_formula_and_keeps_only_its_inputs_for_the_backward_pass() -> None:
     torch.manual_seed(0)
-    inputs, gates, weight = torch.randn(4, 2, 3, 5, 6), torch.rand(7, 4, 3, 6), torch.randn(7, 5, 3, 5, 6)
+    inputs, gates, weight = torch.randn(4, 2, 5, 6), torch.rand(7, 4, 6), torch.randn(7, 3, 5, 6)
     for tensor in (inputs, gates, weight):
         tensor.requires_grad_()
     kept: dict[int, int] = {}
@@ -98,7 +105,7 @@ def test_the_gated_product_is_its_formula_and_keeps_only_its_inputs_for_the_back
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         product = gated_product(inputs, gates, weight)
     assert sum(kept.values()) == inputs.numel() + gates.numel() + weight.numel()
-    expected = torch.einsum("nckqx,jnkx,jvkqx->jncv", inputs, gates, weight)
+    expected = torch.einsum("ncqi,jni,jvqi->jncv", inputs, gates, weight)
     assert torch.allclose(product, expected, atol=1e-5)
     gradient = torch.randn_like(expected)
     for ours, theirs in zip(
@@ -186,7 +193,7 @@ def test_outputs_and_gradients_are_finite_where_sums_vanish(precision: str, vote
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     layer = with_random_routing(SelfRouting(4, 3, 3, 2, votes=votes))
     if starved:  # an output capsule that gets nothing
-        layer.routing_bias.data[0] = -1e4
+        layer.routing_bias.data[..., 0] = -1e4
     if precision == "bfloat16 weights":
         layer.to(torch.bfloat16)
     for name, capsules in hard_cases(4, dtype).items():
@@ -230,6 +237,7 @@ def test_the_head_routes_the_whole_map_to_one_set_of_capsules() -> None:
     activations, poses = head(feature_map)
     expected_activations, expected_poses = routed_by_definition(head.routing, head.primary(feature_map))
     assert np.allclose(activations.detach(), expected_activations[..., 0, 0], atol=1e-5)
+    assert torch.allclose(head(feature_map.contiguous(memory_format=torch.channels_last)).poses, poses, atol=1e-5)
     assert np.allclose(poses.detach(), expected_poses[..., 0, 0], atol=1e-5)
 
 
