@@ -25,7 +25,7 @@ from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
 from ssl_equi.pretraining_capsules import finish_capsules
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
-from ssl_equi.training_views import PairAction, TrainingViews
+from ssl_equi.training_views import PairAction, TrainingViews, ViewsError
 
 POSE_SIDES: dict[PairAction, int] = {"rotation": 3, "pose_base": 4, "pose_object": 4}
 
@@ -83,7 +83,7 @@ def build(config: Config) -> EquiCaps:
 
     if config.actions not in POSE_SIDES:
         choices = ", ".join(POSE_SIDES)
-        raise ValueError(f"--actions is {config.actions} and poses are multiplied with a matrix: choose from {choices}")
+        raise ViewsError(f"--actions is {config.actions} and poses are multiplied with a matrix: choose from {choices}")
     torch.manual_seed(config.seed)
     backbone = create_encoder(config.encoder, config.image_size)
     pose_side = POSE_SIDES[config.actions]

@@ -45,6 +45,7 @@ def sie(load_recipe: Callable[[str], ModuleType]) -> ModuleType:
 SMALL_SIZES: dict[str, Any] = {
     "projector": (32, 32, 32), "predictor_hidden_width": 16, "hidden_widths": (32, 32), "queue_size": 16,
     "chunk_size": 4, "hidden": (32,), "size": 16, "action_width": 8, "layers": 1, "feedforward_width": 32,
+    "num_capsules": 4,
 }  # fmt: skip
 
 

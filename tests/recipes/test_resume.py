@@ -26,6 +26,8 @@ CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "care_two_pass": ("care", "two_pass", {}),
     "care_moco": ("care", None, {"base": "moco"}),
     "equimod_vicreg": ("equimod", "vicreg", {}),
+    "equicaps": ("equicaps", None, {}),
+    "capsie": ("capsie", None, {}),
     # Dropout, too.
     "seq_jepa": ("seq_jepa", None, {}),
     "seq_jepa_augmented": ("seq_jepa", None, {**AUGMENTED, "actions": "augmentation", "observed_views": 2}),
