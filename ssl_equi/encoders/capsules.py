@@ -153,7 +153,7 @@ class SelfRouting(nn.Module):
     def _route(self, activations: Tensor, poses: Tensor) -> Capsules:
         """The output capsules [R, num_out] of R windows, from activations [R, K, X] and poses [R, K, d * d, X].
 
-        In all that is large the input capsules, K * X of them, are the innermost dimension: twice as fast as other orders.
+        Large tensors have the K * X input capsules as their innermost dimension: twice as fast as other orders.
         """
         routing_weight, routing_bias, vote_weight = (
             _full_precision(weight) for weight in (self.routing_weight, self.routing_bias, self.vote_weight)
