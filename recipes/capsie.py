@@ -42,6 +42,9 @@ class Config(PretrainingConfig):
     """Poses are square matrices of this side; 4 in the paper."""
     votes: Votes = "free"
     """free: any linear map of a pose, as in the paper. matrix: multiplication from the left."""
+    routing_std: float = 0.3
+    """Standard deviation of the routing's weights at the start; at 0, as in the paper, activations stay equal for
+    thousands of steps."""
 
 
 def embedded() -> Config:
@@ -54,7 +57,7 @@ def paper() -> Config:
     return Config(
         dataset="3diebench", image_size=256, evaluation_split="val", encoder="resnet18", batch_size=1024, epochs=2000,
         final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
-        save_every=1000, loader_threads=8, probe_protocol="sie",
+        save_every=1000, loader_threads=8, routing_std=0.0, probe_protocol="sie",
         objective=CapsIEConfig(separate_batch_norm=True, hypernetwork_init="released"),
     )  # fmt: skip
 
@@ -68,7 +71,9 @@ def build(config: Config) -> CapsIE:
 
     torch.manual_seed(config.seed)
     backbone = create_encoder(config.encoder, config.image_size)
-    network = CapsuleNetwork(backbone, config.image_size, config.num_capsules, config.pose_side, config.votes)
+    network = CapsuleNetwork(
+        backbone, config.image_size, config.num_capsules, config.pose_side, config.votes, config.routing_std
+    )
     return CapsIE(network, replace(config.objective, action_dim=action_size(config.actions, config)))
 
 

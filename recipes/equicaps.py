@@ -47,6 +47,9 @@ class Config(PretrainingConfig):
     votes: Votes = "free"
     """free: any linear map of a pose, as in the paper. matrix: multiplication from the left, which multiplication from
     the right passes through unchanged."""
+    routing_std: float = 0.3
+    """Standard deviation of the routing's weights at the start; at 0, as in the paper, activations stay equal for
+    thousands of steps."""
 
 
 def embedded() -> Config:
@@ -64,7 +67,7 @@ def paper() -> Config:
     return Config(
         dataset="3diebench", image_size=256, evaluation_split="val", encoder="resnet18", batch_size=256, epochs=2000,
         final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
-        save_every=1000, loader_threads=8, probe_protocol="equicaps",
+        save_every=1000, loader_threads=8, routing_std=0.0, probe_protocol="equicaps",
         objective=EquiCapsConfig(variance_target="published", separate_batch_norm=True),
     )  # fmt: skip
 
@@ -87,7 +90,9 @@ def build(config: Config) -> EquiCaps:
     torch.manual_seed(config.seed)
     backbone = create_encoder(config.encoder, config.image_size)
     pose_side = POSE_SIDES[config.actions]
-    network = CapsuleNetwork(backbone, config.image_size, config.num_capsules, pose_side, config.votes)
+    network = CapsuleNetwork(
+        backbone, config.image_size, config.num_capsules, pose_side, config.votes, config.routing_std
+    )
     return EquiCaps(network, config.objective)
 
 

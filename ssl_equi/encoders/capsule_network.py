@@ -27,6 +27,7 @@ class CapsuleNetwork(nn.Module):
         num_capsules: K; 32 in the paper.
         pose_side: d; 3 in the paper for rotations, 4 for rigid motions.
         votes: see `ssl_equi.encoders.capsules.SelfRouting`; "free" in the paper.
+        routing_std: likewise; 0 in the paper.
 
     Attributes:
         num_features: K + K * d * d.
@@ -38,14 +39,20 @@ class CapsuleNetwork(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, image_size: int, num_capsules: int = 32, pose_side: int = 3, votes: Votes = "free"
+        self,
+        backbone: nn.Module,
+        image_size: int,
+        num_capsules: int = 32,
+        pose_side: int = 3,
+        votes: Votes = "free",
+        routing_std: float = 0.0,
     ) -> None:
         super().__init__()
         channels, height, width = feature_map_size(backbone, image_size)
         self.image_size, self.num_classes = image_size, 0
         self.num_capsules, self.pose_side, self.votes = num_capsules, pose_side, votes
         self.backbone = backbone
-        self.head = CapsuleHead(channels, (height, width), num_capsules, pose_side, votes)
+        self.head = CapsuleHead(channels, (height, width), num_capsules, pose_side, votes, routing_std)
         self.num_features = num_capsules * (1 + pose_side * pose_side)
         self.parts = {
             "all": slice(0, self.num_features),
@@ -91,6 +98,7 @@ def _make_network(
     num_capsules: int = 32,
     pose_side: int = 3,
     votes: Votes = "free",
+    routing_std: float = 0.0,
     num_classes: int = 0,
     in_chans: int = 3,
 ) -> CapsuleNetwork:
@@ -102,7 +110,7 @@ def _make_network(
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     if height != width:
         raise ValueError(f"img_size is {img_size}: this encoder takes square images")
-    return CapsuleNetwork(create_encoder(backbone, height), height, num_capsules, pose_side, votes)
+    return CapsuleNetwork(create_encoder(backbone, height), height, num_capsules, pose_side, votes, routing_std)
 
 
 def _cfg(image_size: int) -> dict[str, Any]:

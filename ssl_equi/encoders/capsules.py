@@ -90,11 +90,13 @@ class SelfRouting(nn.Module):
         votes: "free": W1_ij maps the d * d numbers of a pose linearly in any way, as in EquiCaps. "matrix": W1_ij is a
             d x d matrix that multiplies the pose from the left; whatever multiplies all poses from the right then
             passes through the votes, and through the layer as far as the routing stays the same.
+        routing_std: standard deviation of W2 at the start. At 0, as in EquiCaps, all images have the same activations
+            1 / num_out, and it takes thousands of steps until they differ.
 
     Attributes:
         vote_weight: W1, [num_out, V, Q, num_in, window], with V = Q = d * d (free) or d (matrix); drawn from a normal
             distribution of variance 1 / Q, so that a vote is as large as the pose it is made from.
-        routing_weight: W2, [num_in, window, d * d, num_out], zero at the start: uniform routing.
+        routing_weight: W2, [num_in, window, d * d, num_out], of standard deviation `routing_std` at the start.
         routing_bias: b2, [num_in, window, num_out], likewise.
 
     Raises:
@@ -110,8 +112,11 @@ class SelfRouting(nn.Module):
         stride: int = 1,
         padding: int = 0,
         votes: Votes = "free",
+        routing_std: float = 0.0,
     ) -> None:
         super().__init__()
+        if not routing_std >= 0:
+            raise ValueError(f"routing_std is {routing_std}: it must be at least 0")
         if votes not in get_args(Votes):
             raise ValueError(f"votes is {votes!r}: choose 'free' or 'matrix'")
         height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
@@ -128,6 +133,8 @@ class SelfRouting(nn.Module):
         self.routing_weight = nn.Parameter(torch.zeros(num_in, window, pose_size, num_out))
         self.routing_bias = nn.Parameter(torch.zeros(num_in, window, num_out))
         nn.init.normal_(self.vote_weight, std=vote_size**-0.5)
+        if routing_std > 0:
+            nn.init.normal_(self.routing_weight, std=routing_std)
 
     def forward(self, capsules: Capsules) -> Capsules:
         """Activations [N, num_in, h, w] and poses [N, num_in, d, d, h, w] to those of the num_out capsules.
@@ -224,6 +231,7 @@ class CapsuleHead(nn.Module):
         num_capsules: K, of both layers; 32 in the paper.
         pose_side: d; 3 in the paper for rotations, 4 for rigid motions. Any from 1 up works.
         votes: see `SelfRouting`; "free" in the paper.
+        routing_std: see `SelfRouting`; 0 in the paper.
 
     Raises:
         ValueError: a size is not positive, or there are no such votes.
@@ -236,11 +244,14 @@ class CapsuleHead(nn.Module):
         num_capsules: int = 32,
         pose_side: int = 3,
         votes: Votes = "free",
+        routing_std: float = 0.0,
     ) -> None:
         super().__init__()
         self.in_channels, self.map_size = in_channels, map_size
         self.primary = PrimaryCapsules(in_channels, num_capsules, pose_side)
-        self.routing = SelfRouting(num_capsules, num_capsules, pose_side, map_size, votes=votes)
+        self.routing = SelfRouting(
+            num_capsules, num_capsules, pose_side, map_size, votes=votes, routing_std=routing_std
+        )
 
     def forward(self, feature_map: Tensor) -> Capsules:
         """[N, C, h, w] to activations [N, K], which sum to 1, and poses [N, K, d, d].

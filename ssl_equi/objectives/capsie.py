@@ -19,7 +19,6 @@ from ssl_equi.objectives.capsule_terms import (
     check_trained_by_map,
     cross_entropy,
     missing_entropy,
-    spread_terms,
 )
 from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.output import ObjectiveOutput
@@ -31,7 +30,7 @@ from ssl_equi.objectives.two_views import (
     check_views,
     feature_dim,
 )
-from ssl_equi.objectives.vicreg_terms import full_precision, invariance_term, variance_term
+from ssl_equi.objectives.vicreg_terms import full_precision, invariance_term, spread_terms, variance_term
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
     from ssl_equi.encoders.capsule_network import CapsuleNetwork
@@ -47,8 +46,9 @@ class CapsIEConfig:
     """Weight of the cross-entropy between sharpened activations; 10 in the released script."""
     equi_weight: float = 4.5
     """Weight of the squared difference between predicted and true poses; 10 times the factor .45 in the script."""
-    entropy_weight: float = 1.0
-    """Weight of the mean-entropy maximisation, which keeps all capsules in use; not stated, ours."""
+    entropy_weight: float = 10.0
+    """Weight of the mean-entropy maximisation, which keeps all capsules in use; not stated, ours: with a tenth of the
+    invariance term's weight one capsule soon answers for all images."""
     variance_weight: float = 10.0
     """Weight of the variance term of the poses, and half of it for the prediction's; 10 in the script."""
     covariance_weight: float = 1.0
@@ -163,7 +163,7 @@ class CapsIE(nn.Module):
         return {
             "equivariance": invariance_term(prediction, poses[:, 1]),
             "variance_prediction": variance_term(gather_batch(prediction)),
-            **spread_terms(gather_batch(poses), std_targets=torch.ones_like(poses[0, 0])),
+            **spread_terms(gather_batch(poses)),
         }
 
     def _term_weights(self) -> dict[str, float]:

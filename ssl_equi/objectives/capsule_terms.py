@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_equi.encoders.capsules import Capsules
-from ssl_equi.objectives.vicreg_terms import covariance_term, std_per_dim
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
     from ssl_equi.encoders.capsule_network import CapsuleNetwork
@@ -104,24 +103,6 @@ def reachable_stds(activations: Tensor, poses: Tensor) -> Tensor:
 def largest_activation_std(num_capsules: int) -> float:
     """Of a column of K activations that are one-hot and equally often 1, sqrt(K - 1) / K."""
     return math.sqrt(num_capsules - 1) / num_capsules
-
-
-def spread_terms(pairs: Tensor, std_targets: Tensor) -> dict[str, Tensor]:
-    """Variance and covariance terms, before their weights, of embeddings of the global batch [N, 2, E].
-
-    Args:
-        std_targets: [E], the standard deviation below which a column is pushed apart.
-
-    Returns:
-        `variance`, the hinge max(0, target - std) averaged over columns and over both views, and `covariance`, as
-        VICReg's but with N - 1 of the batch as it is, summed over both views.
-    """
-    first, second = pairs.unbind(dim=1)
-    hinges = [F.relu(std_targets - std_per_dim(view)).mean() for view in (first, second)]
-    return {
-        "variance": (hinges[0] + hinges[1]) / 2,
-        "covariance": covariance_term(first) + covariance_term(second),
-    }
 
 
 def capsule_monitors(activations: Tensor, pose_columns: Tensor, pose_std: float) -> dict[str, Tensor]:

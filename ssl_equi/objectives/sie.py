@@ -23,9 +23,9 @@ from ssl_equi.objectives.two_views import (
     on_both_views,
 )
 from ssl_equi.objectives.vicreg_terms import (
-    covariance_term,
     full_precision,
     invariance_term,
+    spread_terms,
     std_per_dim,
     variance_term,
 )
@@ -175,8 +175,7 @@ class SIE(nn.Module):
         std = (std_per_dim(first.detach()) + std_per_dim(second.detach())) / 2
         std_by_part = std.split([embedding.shape[-1] for embedding in embeddings.values()])
         return {
-            "variance": (variance_term(first) + variance_term(second)) / 2,
-            "covariance": covariance_term(first) + covariance_term(second),
+            **spread_terms(together),
             **{f"std_{part}": std_of_part.mean() for part, std_of_part in zip(embeddings, std_by_part, strict=True)},
         }
 

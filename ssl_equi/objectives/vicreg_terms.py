@@ -42,6 +42,22 @@ def invariance_term(first: Tensor, second: Tensor) -> Tensor:
     return F.mse_loss(first, second)
 
 
+def spread_terms(gathered_pairs: Tensor, std_targets: Tensor | None = None) -> dict[str, Tensor]:
+    """The two terms that keep embeddings apart, before their weights: `variance`, the mean over both views, and
+    `covariance`, their sum.
+
+    Args:
+        gathered_pairs: embeddings of two views of the global batch, [N, 2, D].
+        std_targets: [D], the standard deviation up to which each column is pushed; 1, as in VICReg, if None. The hinge
+            is then of a column's share of it.
+    """
+    first, second = gathered_pairs.unbind(dim=1)
+    covariance = covariance_term(first) + covariance_term(second)
+    if std_targets is not None:
+        first, second = first / std_targets, second / std_targets
+    return {"variance": (variance_term(first) + variance_term(second)) / 2, "covariance": covariance}
+
+
 def vicreg_terms(pairs: Tensor, gathered_pairs: Tensor) -> dict[str, Tensor]:
     """VICReg's three terms, before their weights.
 
@@ -50,12 +66,6 @@ def vicreg_terms(pairs: Tensor, gathered_pairs: Tensor) -> dict[str, Tensor]:
         gathered_pairs: those of the global batch, [N, 2, D].
 
     Returns:
-        `invariance`, over the share; `variance`, the mean over both views, and `covariance`, their sum, over the
-        global batch.
+        `invariance`, over the share, and `spread_terms`, over the global batch.
     """
-    first, second = gathered_pairs.unbind(dim=1)
-    return {
-        "invariance": invariance_term(pairs[:, 0], pairs[:, 1]),
-        "variance": (variance_term(first) + variance_term(second)) / 2,
-        "covariance": covariance_term(first) + covariance_term(second),
-    }
+    return {"invariance": invariance_term(pairs[:, 0], pairs[:, 1]), **spread_terms(gathered_pairs)}

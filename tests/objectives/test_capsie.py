@@ -95,7 +95,7 @@ def test_terms_and_loss_equal_numpy(pose_side: int, action_dim: int, progress: f
         assert value > 0, name
         assert output.terms[name].item() == pytest.approx(value, rel=1e-5), name
     weights = {
-        "invariance": 10, "equivariance": 4.5, "missing_entropy": 1, "variance": 10, "variance_prediction": 5,
+        "invariance": 10, "equivariance": 4.5, "missing_entropy": 10, "variance": 10, "variance_prediction": 5,
         "covariance": 1,
     }  # fmt: skip
     assert output.loss.item() == pytest.approx(sum(weights[name] * expected[name] for name in weights), rel=1e-9)
