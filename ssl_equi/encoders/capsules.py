@@ -97,7 +97,7 @@ class SelfRouting(nn.Module):
         vote_weight: W1, [num_out, V, Q, num_in, window], with V = Q = d * d (free) or d (matrix); drawn from a normal
             distribution of variance 1 / Q, so that a vote is as large as the pose it is made from.
         routing_weight: W2, [num_in, window, d * d, num_out], of standard deviation `routing_std` at the start.
-        routing_bias: b2, [num_in, window, num_out], likewise.
+        routing_bias: b2, [num_in, window, num_out], zero at the start.
 
     Raises:
         ValueError: a size is not positive, or there are no such votes.
