@@ -5,6 +5,7 @@
     python evaluation/probe.py runs/sie/encoder --data-dir SHARDS --split val --protocol sie
     python evaluation/probe.py timm:resnet18 --image-size 64                     a timm model with random weights
     python evaluation/probe.py runs/simclr/encoder --dataset cifar10 --data-dir DATA --image-size 32
+    python evaluation/probe.py runs/equicaps/capsule_network                     activations (inv), poses (equi)
 
 Every view is encoded once; heads are trained on the train split's features. Besides, it is measured whether
 augmentations move the features of all images alike. Translations are asked of sets whose objects move; ordinary
@@ -22,7 +23,7 @@ import tyro
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.encoders import create_encoder
-from ssl_equi.export import load_encoder, normalization_of, parts_of, read_encoder_config
+from ssl_equi.export import build_encoder, load_encoder, normalization_of, parts_of, read_encoder_config
 from ssl_equi.pretraining import PROBE_PROTOCOLS, RANDOM_ENCODER_SEED
 from ssl_equi.probing.records import append_records, print_records
 from ssl_equi.probing.suite import ProbeResults, run_probes
@@ -72,7 +73,7 @@ def probe_exported(folder: Path, config: Config, data: DataSource) -> ProbeResul
     mean, std = normalization_of(encoder_config)
     encoder = load_encoder(folder)
     torch.manual_seed(RANDOM_ENCODER_SEED)
-    random_encoder = create_encoder(encoder_config["architecture"], config.image_size)
+    random_encoder = build_encoder(encoder_config, folder)
     return run_probes(
         encoder.to(DEVICE),
         parts_of(encoder_config),

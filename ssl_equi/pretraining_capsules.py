@@ -34,8 +34,8 @@ class CapsuleObjective(Protocol):
 def finish_capsules(run: Run, config: PretrainingConfig, objective: CapsuleObjective, data: DataSource) -> None:
     """Exports the whole capsule network beside its backbone, then ends as every run does.
 
-    `evaluation/probe.py RUN/capsule_network` asks its activations (part `inv`) and poses (part `equi`) the questions
-    that the ending asks the backbone's features.
+    `evaluation/probe.py RUN/capsule_network` asks its activations (part `inv`), its poses (part `equi`) and both
+    together (part `capsules`) the questions that the ending asks the backbone's features.
     """
     if run.is_main:
         network = objective.network
@@ -49,7 +49,11 @@ def finish_capsules(run: Run, config: PretrainingConfig, objective: CapsuleObjec
                 "votes": network.votes,
                 "img_size": config.image_size,
             },
-            parts={part: (columns.start, columns.stop) for part, columns in network.parts.items()},
+            # Beside the backbone's `all` in one results.json, the capsules need a name of their own.
+            parts={
+                "capsules" if part == "all" else part: (columns.start, columns.stop)
+                for part, columns in network.parts.items()
+            },
         )
         save_encoder(network, run.folder / CAPSULE_FOLDER, card)
         run.say(f"exported {run.folder / CAPSULE_FOLDER}")

@@ -46,6 +46,23 @@ def test_an_exported_encoder_is_probed_part_by_part(script: ModuleType, tiny_dat
     assert all(record.random_encoder is not None and record.num_objects == 12 for record in records)
 
 
+def test_a_capsule_network_is_compared_with_one_of_its_own_sizes(
+    script: ModuleType, tiny_data: Path, tmp_path: Path
+) -> None:
+    sizes = {"backbone": "strided_cnn_pooled", "num_capsules": 3, "pose_side": 2, "img_size": 32}
+    card = EncoderCard(
+        architecture="capsule_network", model_args=sizes, image_size=32, mean_rgb=(0.5, 0.5, 0.5),
+        std_rgb=(0.1, 0.1, 0.1), parts={"capsules": (0, 15), "inv": (0, 3), "equi": (3, 15)}, objective="equicaps",
+        trained_on="test", license="apache-2.0", tag="test",
+    )  # fmt: skip
+    save_encoder(create_encoder("capsule_network", 32, **sizes), tmp_path / "run" / "capsule_network", card)
+    folder = str(tmp_path / "run" / "capsule_network")
+    script.main(script.Config(encoder=folder, data_dir=tiny_data, image_size=32))
+    records = read_records(tmp_path / "run" / "results.json")
+    assert {record.part for record in records} == {"capsules", "inv", "equi"}
+    assert all(record.random_encoder is not None for record in records)
+
+
 def test_a_timm_model_with_random_weights_is_its_own_baseline(
     script: ModuleType, tiny_data: Path, tmp_path: Path
 ) -> None:
