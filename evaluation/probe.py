@@ -15,7 +15,7 @@ the records to results.json in --out (the folder above the encoder when not give
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -24,7 +24,8 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.export import build_encoder, load_encoder, normalization_of, parts_of, read_encoder_config
-from ssl_equi.pretraining import PROBE_PROTOCOLS, RANDOM_ENCODER_SEED
+from ssl_equi.pretraining import RANDOM_ENCODER_SEED
+from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.probing.records import append_records, print_records
 from ssl_equi.probing.suite import ProbeResults, run_probes
 
@@ -46,7 +47,7 @@ class Config:
     """Split that is judged; heads are trained on train."""
     image_size: int = 64
     """Side of the data set's images in pixels."""
-    protocol: Literal["embedded", "sie", "equicaps"] = "embedded"
+    protocol: ProtocolName = "embedded"
     """How the heads are trained; sie and equicaps are those papers' protocols."""
     seed: int = 0
     """Seeds the heads."""

@@ -22,7 +22,7 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import tyro
@@ -31,9 +31,9 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
-from ssl_equi.pretraining import PROBE_PROTOCOLS
 from ssl_equi.pretraining_sequences import SEQUENCE_MODEL_FOLDER
 from ssl_equi.probing.encode import encode_split
+from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.probing.records import append_records
 from ssl_equi.probing.sequence_figures import print_summary, write_page
 from ssl_equi.probing.sequence_tasks import QUESTIONS, Question, SequenceProtocol, probe_sequences
@@ -70,7 +70,7 @@ class Config:
     """When not given 4 of a rendered object, 1 of an image."""
     views_per_sequence: int | None = None
     """When not given 20 of a rendered object (or all, if there are less), or as many as the other options need."""
-    protocol: Literal["embedded", "sie"] = "embedded"
+    protocol: ProtocolName = "embedded"
     """How the heads are trained."""
     saliency_files: tuple[Path, Path] | None = None
     """Maps of the train split and of the judged one, for a model whose gaze followed a file."""

@@ -19,8 +19,8 @@ from ssl_equi.encoders.create import has_fixed_input_size
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.pretraining_config import PretrainingConfig
-from ssl_equi.probing import protocol as probe_protocols
 from ssl_equi.probing.online import OnlineProbes
+from ssl_equi.probing.protocol import PROBE_PROTOCOLS
 from ssl_equi.probing.publish import publish_results
 from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.suite import ProbeResults, run_probes
@@ -37,12 +37,6 @@ LICENCES = {
     "3diebench-pt": "apache-2.0",
     "3diebench": "cc-by-nc-4.0",
     "3diebench-t": "cc-by-nc-4.0",
-}
-
-PROBE_PROTOCOLS = {
-    "embedded": probe_protocols.embedded,
-    "sie": probe_protocols.sie,
-    "equicaps": probe_protocols.equicaps,
 }
 
 

@@ -1,13 +1,13 @@
 """Options of every pretraining recipe: data, encoder, views, budget, optimiser."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import nn
 
 from ssl_equi.data.sources import DatasetName
 from ssl_equi.optimizers import OptimizerName, make_optimizer, parameter_groups
+from ssl_equi.probing.protocol import ProtocolName
 from ssl_equi.run_config import RunConfig
 from ssl_equi.schedules import set_learning_rate, warmup_cosine
 from ssl_equi.training_views import ViewOptions
@@ -50,7 +50,7 @@ class PretrainingConfig(RunConfig):
     """Learning rate of biases and normalisation layers, as a multiple of the others'."""
     sgd_momentum: float = 0.9
     """Momentum of sgd and lars."""
-    probe_protocol: Literal["embedded", "sie", "equicaps"] = "embedded"
+    probe_protocol: ProtocolName = "embedded"
     """How the final heads are trained; sie and equicaps are those papers' protocols."""
     compare_with_random: bool = True
     """Also probe an untrained encoder; off saves a third of the final probing."""

@@ -1,7 +1,10 @@
 """Everything that turns features into a number, as one value that is stored and printed with the number."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
+
+ProtocolName = Literal["embedded", "sie", "equicaps"]
 
 
 @dataclass(frozen=True)
@@ -127,3 +130,10 @@ def equicaps() -> ProbeProtocol:
     judged on the same ones. The paper has no probe of absolute rotations; theirs is SIE's here.
     """
     return replace(sie(), name="equicaps", colour_epochs=50)
+
+
+PROBE_PROTOCOLS: dict[ProtocolName, Callable[[], ProbeProtocol]] = {
+    "embedded": embedded,
+    "sie": sie,
+    "equicaps": equicaps,
+}
