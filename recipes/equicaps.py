@@ -116,7 +116,7 @@ def main(config: Config) -> None:
             run.optimizer.zero_grad()
             probes.update(output, batch)
             run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish_capsules(run, config, objective, data)
+    finish_capsules(run, config, objective, data, multiplied_by=config.actions)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
-"""The ending of a run that trained a capsule network: the capsules are exported too."""
+"""The ending of a run that trained a capsule network: the capsules are exported and asked, too."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from torch import nn
 
+from ssl_equi.data.actions import ActionKind
 from ssl_equi.data.sources import DataSource
-from ssl_equi.export import save_encoder
+from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.pretraining import encoder_card, finish
 from ssl_equi.pretraining_config import PretrainingConfig
+from ssl_equi.probing.capsule_poses import probe_capsule_poses
+from ssl_equi.probing.encode import encode_split
+from ssl_equi.probing.records import ProbeRecord
+from ssl_equi.probing.suite import ProbeResults, make_records
 from ssl_equi.run import Run
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
@@ -31,30 +36,56 @@ class CapsuleObjective(Protocol):
         """Named slices of the backbone's feature columns."""
 
 
-def finish_capsules(run: Run, config: PretrainingConfig, objective: CapsuleObjective, data: DataSource) -> None:
+def finish_capsules(
+    run: Run,
+    config: PretrainingConfig,
+    objective: CapsuleObjective,
+    data: DataSource,
+    multiplied_by: ActionKind | None = None,
+) -> None:
     """Exports the whole capsule network beside its backbone, then ends as every run does.
 
     `evaluation/probe.py RUN/capsule_network` asks its activations (part `inv`), its poses (part `equi`) and both
     together (part `capsules`) the questions that the ending asks the backbone's features.
+
+    Args:
+        multiplied_by: the kind of action that poses are multiplied with; what they tell without a head joins the
+            table. None: poses follow actions in a way that only a predictor knows.
     """
     if run.is_main:
-        network = objective.network
-        card = replace(
-            encoder_card(run.name, config, objective, data),
-            architecture="capsule_network",
-            model_args={
-                "backbone": config.encoder,
-                "num_capsules": network.num_capsules,
-                "pose_side": network.pose_side,
-                "votes": network.votes,
-                "img_size": config.image_size,
-            },
-            # Beside the backbone's `all` in one results.json, the capsules need a name of their own.
-            parts={
-                "capsules" if part == "all" else part: (columns.start, columns.stop)
-                for part, columns in network.parts.items()
-            },
-        )
-        save_encoder(network, run.folder / CAPSULE_FOLDER, card)
+        save_encoder(objective.network, run.folder / CAPSULE_FOLDER, capsule_card(run.name, config, objective, data))
         run.say(f"exported {run.folder / CAPSULE_FOLDER}")
-    finish(run, config, objective, data)
+    if multiplied_by is None:
+        finish(run, config, objective, data)
+        return
+
+    def pose_records(results: ProbeResults) -> list[ProbeRecord]:
+        network, split = objective.network, config.evaluation_split
+        capsules = encode_split(network, data.evaluation, data.mean_rgb, data.std_rgb, run.device)
+        answers = probe_capsule_poses(
+            capsules, network.num_capsules, network.pose_side, multiplied_by, results.protocol
+        )
+        return make_records({"capsules": answers}, None, capsules.num_objects, split, results.protocol, config.seed)
+
+    finish(run, config, objective, data, pose_records)
+
+
+def capsule_card(name: str, config: PretrainingConfig, objective: CapsuleObjective, data: DataSource) -> EncoderCard:
+    """The labels of the exported capsule network."""
+    network = objective.network
+    return replace(
+        encoder_card(name, config, objective, data),
+        architecture="capsule_network",
+        model_args={
+            "backbone": config.encoder,
+            "num_capsules": network.num_capsules,
+            "pose_side": network.pose_side,
+            "votes": network.votes,
+            "img_size": config.image_size,
+        },
+        # Beside the backbone's `all` in one results.json, the capsules need a name of their own.
+        parts={
+            "capsules" if part == "all" else part: (columns.start, columns.stop)
+            for part, columns in network.parts.items()
+        },
+    )

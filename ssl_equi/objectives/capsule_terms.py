@@ -75,7 +75,7 @@ def missing_entropy(activations: Tensor) -> Tensor:
 
 
 def unit_poses(poses: Tensor) -> Tensor:
-    """Poses [..., d, d] of Frobenius norm 1."""
+    """Poses [..., d, d], or some columns of them, scaled to Frobenius norm 1."""
     return F.normalize(poses.flatten(-2), dim=-1, eps=SMALLEST_NORM).unflatten(-1, poses.shape[-2:])
 
 

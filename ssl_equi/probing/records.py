@@ -13,7 +13,9 @@ from filelock import FileLock
 from ssl_equi.checkpoint import write_text_atomically
 from ssl_equi.errors import UserError
 
-LOWER_IS_BETTER = ("gamma_f", "wahba_error", "composition_error", "retrieval_error", "distance_median")  # and angles
+LOWER_IS_BETTER = (  # and angles
+    "gamma_f", "wahba_error", "composition_error", "retrieval_error", "distance_median", "pose_error",
+)  # fmt: skip
 
 
 class ResultsError(UserError):

@@ -40,6 +40,8 @@ TASK_NOTES = {
     "translation_object": "change of the translation in the object's own frame, t₂ - t₁; needs both rotations too, "
     "since a view shows where the object stands, R t",
     "translation_base": "how the object's centre moves in the world, R₂t₂ - R₁t₁",
+    "capsule_rotation": "the rotation between two views, read from all capsules' poses in closed form, without a head",
+    "capsule_equivariance": "whether the poses of view 1, multiplied by the true action, are those of view 2",
 }
 METRIC_NOTES = {
     "top1": "share of views whose class is right",
@@ -49,6 +51,8 @@ METRIC_NOTES = {
     "angle_deg_median": "median angle between predicted and true rotation; lower is better",
     "distance_median": "median distance between predicted and true displacement, in world units; lower is better; the "
     "diagonal of an object's bounding box is 1 in 3DIEBench-T and 1.3 in the embedded set",
+    "pose_error": "squared distance between poses of norm 1; 0: they follow the action, 2: unrelated; lower is better; "
+    "baseline: actions between views of other objects",
     "gamma_f": "how much an augmentation changes the distances between images, relative to how far it moves them; "
     "0: all move alike; lower is better; baseline: each image moved as another one was",
     "wahba_error": "distance that the best rotation leaves between features before and after an augmentation; lower is "

@@ -40,7 +40,7 @@ def test_a_run_on_moving_objects_leaves_its_capsules_and_asks_for_translations(
     losses = [json.loads(line) for line in event_lines(tmp_path, "loss")]
     assert len(losses) == 3 and all(math.isfinite(line["loss"]) and line["equivariance"] > 0 for line in losses)
     tasks = {record.task for record in read_records(tmp_path / "results.json")}
-    assert {"relative_rotation", "translation_object", "translation_base"} <= tasks
+    assert {"relative_rotation", "translation_object", "translation_base", "capsule_rotation"} <= tasks
 
     card = read_encoder_config(tmp_path / "capsule_network")
     assert parts_of(card) == {"capsules": slice(0, 68), "inv": slice(0, 4), "equi": slice(4, 68)}

@@ -55,7 +55,7 @@ OWN_LINES: dict[str, set[str]] = {
         FOLLOWING_TARGET,
         LOADING_SEQUENCES,
     },
-    "equicaps": WITH_ACTIONS | {"finish_capsules(run, config, objective, data)"},
+    "equicaps": WITH_ACTIONS | {"finish_capsules(run, config, objective, data, multiplied_by=config.actions)"},
     "capsie": WITH_ACTIONS
     | {"objective.soften_targets(step / total_steps)", "finish_capsules(run, config, objective, data)"},
     "supervised": {
