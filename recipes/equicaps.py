@@ -54,12 +54,12 @@ class Config(PretrainingConfig):
 
 def embedded() -> Config:
     """The embedded set on two CPU cores or any GPU."""
-    return Config()
+    return Config(learning_rate=2e-3)
 
 
 def translated() -> Config:
     """The embedded set's translated version, with 4 x 4 poses in the world's frame."""
-    return Config(dataset="3diebench-pt", actions="pose_base")
+    return replace(embedded(), dataset="3diebench-pt", actions="pose_base")
 
 
 def paper() -> Config:
