@@ -35,7 +35,7 @@ class CapsuleNetwork(nn.Module):
         parts: columns of the features by name: all, inv (the activations), equi (the poses).
 
     Raises:
-        ValueError: the backbone has no feature map, or a size is not positive.
+        ValueError: the backbone has no feature map, or a layer behind it, or a size is not positive.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class CapsuleNetwork(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = feature_map_size(backbone, image_size)
+        _freeze_behind_the_map(backbone, image_size)
         self.image_size, self.num_classes = image_size, 0
         self.num_capsules, self.pose_side, self.votes = num_capsules, pose_side, votes
         self.backbone = backbone
@@ -92,6 +93,34 @@ class CapsuleNetwork(nn.Module):
         return torch.cat([activations, poses.flatten(1)], dim=1)
 
 
+def _freeze_behind_the_map(backbone: nn.Module, image_size: int) -> None:
+    """Takes weights that no gradient of the map reaches out of the training: scales of a norm before the pooling.
+
+    Several processes would wait for their gradients. A whole layer there would stay random in the features that are
+    probed and exported.
+
+    Raises:
+        ValueError: there is such a layer.
+    """
+    weights = {name: weight for name, weight in backbone.named_parameters() if weight.requires_grad}
+    was_training = backbone.training
+    backbone.eval()  # leaves the statistics of batch norms alone
+    with torch.enable_grad():
+        images = next(iter(weights.values())).new_zeros(1, 3, image_size, image_size)
+        output = backbone.forward_features(images)  # type: ignore[operator]
+        gradients = torch.autograd.grad(output.sum(), list(weights.values()), allow_unused=True)
+    backbone.train(was_training)
+    behind = {name: weights[name] for name, gradient in zip(weights, gradients, strict=True) if gradient is None}
+    layers = [name for name, weight in behind.items() if weight.ndim > 1]
+    if layers:
+        raise ValueError(
+            f"the backbone has a layer behind its feature map ({layers[0]}), which capsules would never train: choose "
+            "one that only pools there, such as strided_cnn_pooled or resnet18"
+        )
+    for weight in behind.values():
+        weight.requires_grad_(False)
+
+
 def _make_network(
     backbone: str,
     img_size: int | tuple[int, int],
@@ -128,7 +157,7 @@ default_cfgs = generate_default_cfgs(
     {
         "capsule_network.untrained": _cfg(256),
         "capsule_resnet18.untrained": _cfg(256),
-        "capsule_strided_cnn_tiny.untrained": _cfg(64),
+        "capsule_strided_cnn_pooled.untrained": _cfg(64),
     }
 )
 
@@ -146,7 +175,7 @@ def capsule_resnet18(pretrained: bool = False, **kwargs: Any) -> CapsuleNetwork:
 
 
 @register_model
-def capsule_strided_cnn_tiny(pretrained: bool = False, **kwargs: Any) -> CapsuleNetwork:
-    """For images of 64 pixels, the embedded data set's: 4.9 M parameters, 320 features."""
-    sizes: dict[str, Any] = {"backbone": "strided_cnn_tiny"}
-    return build_model_with_cfg(_make_network, "capsule_strided_cnn_tiny", pretrained, **sizes, **kwargs)
+def capsule_strided_cnn_pooled(pretrained: bool = False, **kwargs: Any) -> CapsuleNetwork:
+    """For images of 64 pixels, the embedded data set's: 2.2 M parameters, 320 features."""
+    sizes: dict[str, Any] = {"backbone": "strided_cnn_pooled"}
+    return build_model_with_cfg(_make_network, "capsule_strided_cnn_pooled", pretrained, **sizes, **kwargs)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ssl_equi.objectives.capsule_terms import (
     capsule_monitors,
     capsules_of_both_views,
-    check_trained_by_map,
     cross_entropy,
     missing_entropy,
 )
@@ -81,8 +80,7 @@ class CapsIE(nn.Module):
         config: weights and temperatures.
 
     Raises:
-        ValueError: an impossible temperature or size, or a backbone with weights behind its feature map, which would
-            never learn.
+        ValueError: an impossible temperature or size.
     """
 
     def __init__(self, network: "CapsuleNetwork", config: CapsIEConfig = CapsIEConfig()) -> None:
@@ -90,7 +88,6 @@ class CapsIE(nn.Module):
         for temperature in (config.prediction_temperature, config.target_temperature, config.last_target_temperature):
             check_temperature(temperature)
         check_action_dim(config.action_dim)
-        check_trained_by_map(network)
         self.config = config
         self.network = network
         self.num_features = feature_dim(network.backbone)

@@ -20,29 +20,6 @@ SMALLEST_PROBABILITY = 1e-6  # under a logarithm
 SMALLEST_NORM = 1e-3  # of a pose that is scaled to length 1; shorter ones stay shorter
 
 
-def check_trained_by_map(network: "CapsuleNetwork") -> None:
-    """Raises ValueError if the backbone has weights behind its feature map, the only thing that capsules learn from.
-
-    They would stay random in the features that are probed and exported, and several processes would wait for their
-    gradients.
-    """
-    backbone = network.backbone
-    weights = {name: weight for name, weight in backbone.named_parameters() if weight.requires_grad}
-    was_training = backbone.training
-    backbone.eval()  # leaves the statistics of batch norms alone
-    with torch.enable_grad():
-        size = network.image_size
-        output = network.feature_map(next(iter(weights.values())).new_zeros(1, 3, size, size))
-        gradients = torch.autograd.grad(output.sum(), list(weights.values()), allow_unused=True)
-    backbone.train(was_training)
-    behind = [name for name, gradient in zip(weights, gradients, strict=True) if gradient is None]
-    if behind:
-        raise ValueError(
-            f"the encoder has {len(behind)} weights behind its feature map ({behind[0]}, ...), which capsules would "
-            "never train: choose one that only pools there, such as strided_cnn_pooled or resnet18"
-        )
-
-
 def capsules_of_both_views(
     network: "CapsuleNetwork", views: Tensor, separate_batch_norm: bool
 ) -> tuple[Tensor, Capsules]:

@@ -15,7 +15,6 @@ from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.objectives.capsule_terms import (
     capsule_monitors,
     capsules_of_both_views,
-    check_trained_by_map,
     cross_entropy,
     missing_entropy,
     reachable_stds,
@@ -76,7 +75,7 @@ class EquiCaps(nn.Module):
         config: weights.
 
     Raises:
-        ValueError: poses of another size, or a backbone with weights behind its feature map, which would never learn.
+        ValueError: poses of another size, or an unknown variance target.
     """
 
     def __init__(self, network: "CapsuleNetwork", config: EquiCapsConfig = EquiCapsConfig()) -> None:
@@ -93,7 +92,6 @@ class EquiCaps(nn.Module):
                 "for poses, which the action is multiplied with"
             )
         self.action_dim = ACTION_DIM_BY_POSE_SIDE[self.pose_side]
-        check_trained_by_map(network)
 
     @property
     def encoder(self) -> nn.Module:

@@ -17,12 +17,11 @@ BACKBONES = {
     "test_convnext": (2, 2),
     "test_maxvit": (2, 2),
     "test_vit": (4, 4),
-    "test_mambaout": (2, 2),
-    "strided_cnn_tiny": (4, 4),
+    "strided_cnn_pooled": (4, 4),
 }
 
 
-def make_network(backbone: str = "strided_cnn_tiny", **arguments: object) -> CapsuleNetwork:
+def make_network(backbone: str = "strided_cnn_pooled", **arguments: object) -> CapsuleNetwork:
     sizes: dict = {"backbone": backbone, "num_capsules": 4, "pose_side": 3} | arguments
     return create_encoder("capsule_network", 64, **sizes)
 
@@ -46,11 +45,28 @@ def test_one_pass_gives_the_backbones_features_and_the_capsules(backbone: str) -
     assert torch.allclose(activations.sum(dim=1), torch.ones(2))
 
 
+def test_a_layer_behind_the_feature_map_is_refused_and_a_norm_frozen() -> None:
+    backbone = create_encoder("strided_cnn_tiny", 32)
+    statistics = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    with pytest.raises(
+        ValueError, match=r"a layer behind its feature map \(embed.weight\), which capsules would never"
+    ):
+        CapsuleNetwork(backbone, 32, 4)
+    assert backbone.training
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in backbone.named_buffers())
+
+    network = make_network("test_convnext")
+    network(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    frozen = {name for name, weight in network.named_parameters() if not weight.requires_grad}
+    assert frozen == {"backbone.head.norm.weight", "backbone.head.norm.bias"}
+    assert all(weight.grad is not None for weight in network.parameters() if weight.requires_grad)
+
+
 @pytest.mark.parametrize(
     ("name", "image_size", "backbone_parameters", "head_parameters", "map_size"),
     [
         ("capsule_resnet18", 256, 11_176_512, 7_438_976, (8, 8)),
-        ("capsule_strided_cnn_tiny", 64, 2_634_784, 2_228_864, (4, 4)),
+        ("capsule_strided_cnn_pooled", 64, 388_896, 1_860_224, (4, 4)),
     ],
 )
 def test_fixed_names_are_registered_with_timm(name, image_size, backbone_parameters, head_parameters, map_size) -> None:
@@ -65,7 +81,7 @@ def test_the_image_size_reaches_backbones_of_fixed_size_and_the_head() -> None:
     network = create_encoder("capsule_network", 96, backbone="test_vit", num_capsules=2)
     assert network.backbone.patch_embed.img_size == (96, 96)
     assert network.head.map_size == (6, 6)
-    assert create_encoder("capsule_strided_cnn_tiny", 32, num_capsules=2).head.map_size == (2, 2)
+    assert create_encoder("capsule_strided_cnn_pooled", 32, num_capsules=2).head.map_size == (2, 2)
 
 
 def test_arguments_reach_the_head() -> None:
@@ -74,11 +90,11 @@ def test_arguments_reach_the_head() -> None:
     assert network.head.routing.votes == "matrix"
 
 
-@pytest.mark.parametrize("name", ["capsule_network", "capsule_strided_cnn_tiny"])
+@pytest.mark.parametrize("name", ["capsule_network", "capsule_strided_cnn_pooled"])
 def test_an_exported_network_comes_back_with_its_backbone_and_size(name: str, tmp_path: Path) -> None:
     arguments: dict = {"img_size": 32, "num_capsules": 3, "pose_side": 4, "votes": "matrix"}
     if name == "capsule_network":
-        arguments["backbone"] = "strided_cnn_tiny"
+        arguments["backbone"] = "strided_cnn_pooled"
     network = timm.create_model(name, num_classes=0, **arguments).eval()
     parts = {part: (columns.start, columns.stop) for part, columns in network.parts.items()}
     card = EncoderCard(
@@ -159,6 +175,6 @@ def test_what_cannot_be_made_is_named() -> None:
     with pytest.raises(EncoderError, match=r"gives no feature map .*1 tokens"):
         create_encoder("capsule_network", 224, backbone="pit_ti_224")
     with pytest.raises(ValueError, match="num_classes is 10: this encoder has no classifier"):
-        timm.create_model("capsule_strided_cnn_tiny", num_classes=10)
+        timm.create_model("capsule_strided_cnn_pooled", num_classes=10)
     with pytest.raises(ValueError, match=r"img_size is \(64, 32\): this encoder takes square images"):
-        timm.create_model("capsule_strided_cnn_tiny", img_size=(64, 32))
+        timm.create_model("capsule_strided_cnn_pooled", img_size=(64, 32))

@@ -8,7 +8,6 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.capsule_network import CapsuleNetwork
 from ssl_equi.encoders.capsules import Capsules
 from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
@@ -246,16 +245,6 @@ def test_poses_that_no_action_multiplies_are_refused() -> None:
 def test_an_unknown_variance_target_is_refused() -> None:
     with pytest.raises(ValueError, match="variance_target is 'one': choose 'reachable' or 'published'"):
         make_objective(variance_target="one")
-
-
-def test_weights_behind_the_feature_map_are_refused() -> None:
-    backbone = create_encoder("strided_cnn_tiny", 32)
-    statistics = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
-    network = CapsuleNetwork(backbone, 32, 4, 3, "free")
-    with pytest.raises(ValueError, match=r"has 3 weights behind its feature map \(embed.weight, ...\)"):
-        EquiCaps(network)
-    assert backbone.training
-    assert all(torch.equal(buffer, statistics[name]) for name, buffer in backbone.named_buffers())
 
 
 def test_with_matrix_votes_every_weight_learns() -> None:

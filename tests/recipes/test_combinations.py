@@ -28,7 +28,7 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], str]] = [
         "--actions is rotation_color and poses are multiplied with a matrix: choose from rotation, pose_base",
     ),
     ("equicaps", "embedded", {"actions": "pose_base"}, {}, "pose_base"),
-    ("equicaps", "embedded", {"encoder": "strided_cnn_tiny"}, {}, "the encoder has 3 weights behind its feature map"),
+    ("equicaps", "embedded", {"encoder": "strided_cnn_tiny"}, {}, "the backbone has a layer behind its feature map"),
     ("equicaps", "embedded", {"num_capsules": 0}, {}, "num_capsules is 0"),
     ("capsie", "embedded", {"pose_side": 0}, {}, "pose_side is 0"),
     ("essl", "embedded", {"group": "grayscale"}, {"relative": True}, "grayscale is not a group"),
