@@ -8,7 +8,6 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_equi.encoders.capsules import Capsules
@@ -51,9 +50,15 @@ def missing_entropy(activations: Tensor) -> Tensor:
     return math.log(activations.shape[1]) - cross_entropy(mean, mean)
 
 
-def unit_poses(poses: Tensor) -> Tensor:
-    """Poses [..., d, d], or some columns of them, scaled to Frobenius norm 1."""
-    return F.normalize(poses.flatten(-2), dim=-1, eps=SMALLEST_NORM).unflatten(-1, poses.shape[-2:])
+def unit_poses(poses: Tensor, columns: int | None = None) -> Tensor:
+    """Poses [..., d, d], or some columns of them, scaled so that the first `columns` have Frobenius norm 1 (None: all).
+
+    A rigid motion from the right turns the first three columns of a 4 x 4 pose and keeps their norm. Not so that of the
+    whole matrix: scaled by it, poses whose last column outweighs the others follow any action without knowing it.
+    """
+    measured = poses if columns is None else poses[..., :columns]
+    norm = torch.linalg.vector_norm(measured, dim=(-2, -1), keepdim=True)
+    return poses / norm.clamp(min=SMALLEST_NORM)
 
 
 def transformed_poses(poses: Tensor, matrices: Tensor) -> Tensor:
@@ -61,20 +66,27 @@ def transformed_poses(poses: Tensor, matrices: Tensor) -> Tensor:
     return poses @ matrices.unsqueeze(1)
 
 
-def reachable_stds(activations: Tensor, poses: Tensor) -> Tensor:
+def reachable_stds(activations: Tensor, poses: Tensor, columns: int | None = None) -> Tensor:
     """The largest standard deviation that every column of [activations, unit poses] can have at once: [K + K d d].
 
     Activations that sum to 1 reach it one-hot with every capsule used equally, sqrt(K - 1) / K; entries of matrices of
-    norm 1 reach it with mean zero and equal shares of the norm, 1 / d. The target 1 of the released code is out of
-    reach for either: its hinge never closes.
+    norm 1 reach it with mean zero and equal shares of the norm, 1 / d for d x d. The target 1 of the released code is
+    out of reach for either: its hinge never closes.
 
     Args:
         activations: [..., K].
-        poses: [..., K, d, d], scaled to norm 1.
+        poses: [..., K, d, d].
+        columns: how many of a pose's columns have norm 1, see `unit_poses`; others are held to the same.
     """
     num_capsules, side = poses.shape[-3:-1]
     of_activations = activations.new_full((num_capsules,), largest_activation_std(num_capsules))
-    return torch.cat([of_activations, poses.new_full((num_capsules * side * side,), 1 / side)])
+    of_poses = poses.new_full((num_capsules * side * side,), largest_pose_std(side, columns))
+    return torch.cat([of_activations, of_poses])
+
+
+def largest_pose_std(side: int, columns: int | None = None) -> float:
+    """Of an entry of matrices with `side` rows whose first `columns` (None: all) have norm 1 and mean zero."""
+    return 1 / math.sqrt(side * (side if columns is None else columns))
 
 
 def largest_activation_std(num_capsules: int) -> float:

@@ -16,6 +16,7 @@ from ssl_equi.objectives.capsule_terms import (
     capsule_monitors,
     capsules_of_both_views,
     cross_entropy,
+    largest_pose_std,
     missing_entropy,
     reachable_stds,
     transformed_poses,
@@ -34,7 +35,10 @@ if TYPE_CHECKING:  # it imports timm, which takes seconds
 TARGET_SHARE = 0.5
 ACTION_DIM_BY_POSE_SIDE = {3: 4, 4: 7}  # relative rotation; relative pose in one of the two frames
 
+TURNED_COLUMNS = 3  # of a pose that is multiplied with a rotation or a rigid motion
+
 VarianceTarget = Literal["reachable", "published"]
+PoseNorm = Literal["turned_columns", "published"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class EquiCapsConfig:
     """reachable: half of the largest standard deviation that a probability or an entry of a matrix of norm 1 can have.
     published: 1, which neither can reach, so the term always pushes and adds at least 6.8 (3 x 3) or 7.5 (4 x 4) to the
     loss."""
+    pose_norm: PoseNorm = "turned_columns"
+    """What has norm 1 when poses are compared. turned_columns: the three columns that the action turns. published: the
+    whole matrix, which is the same for 3 x 3; 4 x 4 poses may then put their weight on the last column and follow the
+    action without knowing the rotation."""
     separate_batch_norm: bool = False
     """One call of the network a view, as in the released code (each view has its own batch statistics), instead of one
     call for both, which is faster."""
@@ -66,22 +74,25 @@ class EquiCaps(nn.Module):
     loss = inv * CE(a', a) + equi * MSE(u(P M), u(P')) + entropy * [E(a) + E(a')]
     + variance * [V(Z) + V(Z')] / 2 + covariance * [C(Z) + C(Z')],
 
-    where u scales each capsule's matrix to Frobenius norm 1, Z = [a; u(P M)] and Z' = [a'; u(P')] side by side, E is
-    log K minus the entropy of the batch's mean activation, V the hinge on standard deviations as shares of their
-    targets, C the squared covariances. E, V and C are taken over the global batch. There is no stop-gradient.
+    where u scales each capsule's matrix so that the columns that the action turns have Frobenius norm 1,
+    Z = [a; u(P M)] and Z' = [a'; u(P')] side by side, E is log K minus the entropy of the batch's mean activation, V
+    the hinge on standard deviations as shares of their targets, C the squared covariances. E, V and C are taken over
+    the global batch. There is no stop-gradient.
 
     Args:
         network: its poses are 3 x 3 for rotations or 4 x 4 for poses.
         config: weights.
 
     Raises:
-        ValueError: poses of another size, or an unknown variance target.
+        ValueError: poses of another size, or an unknown variance target or norm.
     """
 
     def __init__(self, network: "CapsuleNetwork", config: EquiCapsConfig = EquiCapsConfig()) -> None:
         super().__init__()
         if config.variance_target not in get_args(VarianceTarget):
             raise ValueError(f"variance_target is {config.variance_target!r}: choose 'reachable' or 'published'")
+        if config.pose_norm not in get_args(PoseNorm):
+            raise ValueError(f"pose_norm is {config.pose_norm!r}: choose 'turned_columns' or 'published'")
         self.config = config
         self.network = network
         self.num_features = feature_dim(network.backbone)
@@ -91,6 +102,7 @@ class EquiCaps(nn.Module):
                 f"the capsules' poses are {self.pose_side} x {self.pose_side}: make them 3 x 3 for rotations or 4 x 4 "
                 "for poses, which the action is multiplied with"
             )
+        self.unit_columns = TURNED_COLUMNS if config.pose_norm == "turned_columns" else None
         self.action_dim = ACTION_DIM_BY_POSE_SIDE[self.pose_side]
 
     @property
@@ -129,9 +141,10 @@ class EquiCaps(nn.Module):
         with torch.autocast(views.device.type, enabled=False):
             activations, poses = full_precision(capsules.activations), full_precision(capsules.poses)
             matrices = matrix_of_action(actions.to(poses.dtype))
-            moved, target = unit_poses(transformed_poses(poses[:, 0], matrices)), unit_poses(poses[:, 1])
+            moved = unit_poses(transformed_poses(poses[:, 0], matrices), self.unit_columns)
+            target = unit_poses(poses[:, 1], self.unit_columns)
             embeddings = torch.cat([activations, torch.stack([moved, target], dim=1).flatten(2)], dim=-1)
-            std_targets = TARGET_SHARE * reachable_stds(activations, poses)
+            std_targets = TARGET_SHARE * reachable_stds(activations, poses, self.unit_columns)
             if self.config.variance_target == "published":
                 std_targets = torch.ones_like(std_targets)
             together = gather_batch(embeddings)
@@ -144,7 +157,8 @@ class EquiCaps(nn.Module):
             }
             weights = self._term_weights()
             loss = torch.stack([weights[name] * terms[name] for name in weights]).sum()
-            terms |= capsule_monitors(all_activations.detach(), all_poses.detach(), 1 / self.pose_side)
+            pose_std = largest_pose_std(self.pose_side, self.unit_columns)
+            terms |= capsule_monitors(all_activations.detach(), all_poses.detach(), pose_std)
         return ObjectiveOutput(
             loss=loss,
             terms={name: term.detach().float() for name, term in terms.items()},

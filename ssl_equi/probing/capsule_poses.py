@@ -19,6 +19,8 @@ from ssl_equi.probing.pairs import evaluation_pairs
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.tasks import TaskResult
 
+TURNED_COLUMNS = 3  # the columns of P M12 that are those of P turned
+
 
 def rotation_between(first: Tensor, second: Tensor) -> Tensor:
     """The rotations R [N, 3, 3] that bring the columns of poses P1 R closest to those of P2, over all capsules.
@@ -26,7 +28,9 @@ def rotation_between(first: Tensor, second: Tensor) -> Tensor:
     Args:
         first, second: [N, K, d, d] with d of 3 or more; the scale of each pose does not matter.
     """
-    first_columns, second_columns = (unit_poses(poses[..., :3]).flatten(1, 2).double() for poses in (first, second))
+    first_columns, second_columns = (
+        unit_poses(poses[..., :TURNED_COLUMNS]).flatten(1, 2).double() for poses in (first, second)
+    )
     left, _, right = torch.linalg.svd(first_columns.mT @ second_columns)
     reflected = torch.linalg.det(left @ right) < 0
     left = torch.where(reflected[:, None, None], left * left.new_tensor([1.0, 1.0, -1.0]), left)
@@ -39,8 +43,8 @@ def probe_capsule_poses(
     """The two questions by task name, asked of the pairs that the heads of other tasks are judged on.
 
     - `capsule_rotation`: angle between the rotation read from the poses and the true one.
-    - `capsule_equivariance`: `pose_error`, the mean squared distance of u(P M12) from u(P'), where u scales matrices to
-      norm 1: 0 for poses that follow the action, 2 for unrelated ones. Baseline: the actions of other objects' pairs.
+    - `capsule_equivariance`: `pose_error`, the mean squared distance of u(P M12) from u(P'), where u scales the first
+      three columns to norm 1: 0 for poses that follow the action. Baseline: the actions of other objects' pairs.
 
     Args:
         test: what a capsule network answers: K activations, then the poses row by row.
@@ -88,5 +92,5 @@ def _rotation_result(first: Tensor, second: Tensor, true_xyzw: Tensor) -> TaskRe
 
 
 def _pose_error(first: Tensor, second: Tensor, actions: Tensor) -> float:
-    moved = unit_poses(transformed_poses(first, matrix_of_action(actions)))
-    return float((moved - unit_poses(second)).square().sum(dim=(2, 3)).mean())
+    moved = unit_poses(transformed_poses(first, matrix_of_action(actions)), TURNED_COLUMNS)
+    return float((moved - unit_poses(second, TURNED_COLUMNS)).square().sum(dim=(2, 3)).mean())

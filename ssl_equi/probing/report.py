@@ -51,8 +51,8 @@ METRIC_NOTES = {
     "angle_deg_median": "median angle between predicted and true rotation; lower is better",
     "distance_median": "median distance between predicted and true displacement, in world units; lower is better; the "
     "diagonal of an object's bounding box is 1 in 3DIEBench-T and 1.3 in the embedded set",
-    "pose_error": "squared distance between poses of norm 1; 0: they follow the action, 2: unrelated; lower is better; "
-    "baseline: actions between views of other objects",
+    "pose_error": "squared distance between poses whose turned columns have norm 1; 0: they follow the action; lower "
+    "is better; baseline: actions between views of other objects",
     "gamma_f": "how much an augmentation changes the distances between images, relative to how far it moves them; "
     "0: all move alike; lower is better; baseline: each image moved as another one was",
     "wahba_error": "distance that the best rotation leaves between features before and after an augmentation; lower is "

@@ -62,8 +62,8 @@ def numpy_matrices(actions: Tensor) -> np.ndarray:
     return matrices
 
 
-def numpy_unit(poses: np.ndarray) -> np.ndarray:
-    return poses / np.sqrt((poses**2).sum((2, 3), keepdims=True))
+def numpy_unit(poses: np.ndarray, columns: int) -> np.ndarray:
+    return poses / np.sqrt((poses[..., :columns] ** 2).sum((2, 3), keepdims=True))
 
 
 def numpy_variance(embedding: np.ndarray, targets: np.ndarray) -> float:
@@ -78,15 +78,17 @@ def numpy_covariance(embedding: np.ndarray) -> float:
 def numpy_terms(objective: EquiCaps, activations: np.ndarray, poses: np.ndarray, actions: Tensor) -> dict[str, float]:
     """Every term from activations [B, 2, K] and poses [B, 2, K, d, d]."""
     num_capsules, side = poses.shape[2], poses.shape[3]
-    moved = numpy_unit(np.einsum("bkij,bjl->bkil", poses[:, 0], numpy_matrices(actions)))
-    target = numpy_unit(poses[:, 1])
+    columns = side if objective.config.pose_norm == "published" else 3
+    moved = numpy_unit(np.einsum("bkij,bjl->bkil", poses[:, 0], numpy_matrices(actions)), columns)
+    target = numpy_unit(poses[:, 1], columns)
     embeddings = [
         np.concatenate([activations[:, view], unit.reshape(len(unit), -1)], axis=1)
         for view, unit in enumerate((moved, target))
     ]
     targets = np.ones(embeddings[0].shape[1])
     if objective.config.variance_target == "reachable":
-        targets[:num_capsules], targets[num_capsules:] = 0.5 * math.sqrt(num_capsules - 1) / num_capsules, 0.5 / side
+        targets[:num_capsules] = 0.5 * math.sqrt(num_capsules - 1) / num_capsules
+        targets[num_capsules:] = 0.5 / math.sqrt(columns * side)
     means = activations.mean(0)
     return {
         "invariance": float(-(activations[:, 1] * np.log(activations[:, 0])).sum(1).mean()),
@@ -109,11 +111,13 @@ def capsules_in_numpy(objective: EquiCaps, views: Tensor, separate: bool) -> tup
 
 @pytest.mark.parametrize("pose_side", [3, 4])
 @pytest.mark.parametrize("variance_target", ["reachable", "published"])
+@pytest.mark.parametrize("pose_norm", ["turned_columns", "published"])
 @pytest.mark.parametrize("separate_batch_norm", [False, True])
-def test_terms_and_loss_equal_numpy(pose_side: int, variance_target: str, separate_batch_norm: bool) -> None:
-    objective = make_objective(
-        pose_side, variance_target=variance_target, separate_batch_norm=separate_batch_norm
-    ).double()
+def test_terms_and_loss_equal_numpy(
+    pose_side: int, variance_target: str, pose_norm: str, separate_batch_norm: bool
+) -> None:
+    options = {"variance_target": variance_target, "pose_norm": pose_norm, "separate_batch_norm": separate_batch_norm}
+    objective = make_objective(pose_side, **options).double()
     views, actions = random_batch(20, pose_side)
     output = objective(views, actions)
     expected = numpy_terms(objective, *capsules_in_numpy(objective, views, separate_batch_norm), actions)
@@ -242,9 +246,22 @@ def test_poses_that_no_action_multiplies_are_refused() -> None:
         EquiCaps(network)
 
 
-def test_an_unknown_variance_target_is_refused() -> None:
+def test_poses_on_their_last_column_follow_any_action_only_under_the_published_norm() -> None:
+    """What says nothing of the rotation has almost no equivariance term if the whole matrix has norm 1."""
+    generator = torch.Generator().manual_seed(2)
+    poses = 0.01 * torch.randn(16, 2, 4, 4, 4, dtype=torch.float64, generator=generator)
+    poses[..., 3] = 1
+    activations = torch.full((16, 2, 4), 0.25, dtype=torch.float64)
+    batch = random_batch(16, 4)
+    assert GivenCapsules(activations, poses, pose_norm="published")(*batch).terms["equivariance"] < 1e-3
+    assert GivenCapsules(activations, poses)(*batch).terms["equivariance"] > 0.05
+
+
+def test_an_unknown_variance_target_or_norm_is_refused() -> None:
     with pytest.raises(ValueError, match="variance_target is 'one': choose 'reachable' or 'published'"):
         make_objective(variance_target="one")
+    with pytest.raises(ValueError, match="pose_norm is 'one': choose 'turned_columns' or 'published'"):
+        make_objective(pose_norm="one")
 
 
 def test_with_matrix_votes_every_weight_learns() -> None:
