@@ -2,11 +2,13 @@
 
 import dataclasses
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural
@@ -15,6 +17,13 @@ TINY = ProceduralConfig(
     families=("chair", "teapot", "dog"), held_out_families=("mug",), train_objects=8, val_objects=2, test_objects=4,
     views=4, image_size=32, objects_per_shard=5,
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread_a_worker() -> None:
+    """Test processes side by side that each used all cores would wait for one another."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
