@@ -108,7 +108,8 @@ class _SymmetricConvolution(nn.Module):
         numbers = self.weight.flatten(2).movedim(2, 0).contiguous()
         gathered = numbers.index_select(0, self.sources.flatten()).view(*self.sources.shape, *numbers.shape[1:])
         kernel = gathered.permute(0, 4, 1, 5, 2, 3)  # element, output field, orientation, input field, k, k
-        return kernel.reshape(self.out_channels, self.in_channels, *self.sources.shape[2:])
+        # By way of one dimension, so that the strides of sides of length 1 don't look like channels-last memory.
+        return kernel.flatten().view(self.out_channels, self.in_channels, *self.sources.shape[2:])
 
     def expanded_bias(self) -> Tensor | None:
         """The bias of the ordinary convolution, [out_channels]."""
