@@ -300,7 +300,7 @@ class OcticVisionTransformer(nn.Module):
         given: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
         if not given:
             return OcticFeatures(ones, twos)
-        prefix = torch.cat(given, dim=1).expand(len(images), -1, -1).to(ones.dtype)
+        prefix = torch.cat(given, dim=1).expand(images.shape[0], -1, -1).to(ones.dtype)
         zeros = torch.zeros_like(prefix)
         return OcticFeatures(
             torch.cat([torch.stack([prefix, zeros, zeros, zeros]), ones], dim=2),

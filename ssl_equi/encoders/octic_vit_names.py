@@ -105,29 +105,29 @@ def hybrid_octic_vit_huge_patch16_224(pretrained: bool = False, **kwargs: Any) -
 
 @register_model
 def invariant_octic_vit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
-    """The first half of the blocks commutes with the group, the rest sees invariants: 3.1 M parameters, 0.8 G multiplications."""
+    """The first half of the blocks commutes, the rest sees invariants: 3.1 M parameters, 0.8 G multiplications."""
     return _make("invariant_octic_vit_tiny_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def invariant_octic_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
-    """The first half of the blocks commutes with the group, the rest sees invariants: 12.1 M parameters, 2.9 G multiplications."""
+    """The first half of the blocks commutes, the rest sees invariants: 12.1 M parameters, 2.9 G multiplications."""
     return _make("invariant_octic_vit_small_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def invariant_octic_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
-    """The first half of the blocks commutes with the group, the rest sees invariants: 48.4 M parameters, 10.9 G multiplications."""
+    """The first half of the blocks commutes, the rest sees invariants: 48.4 M parameters, 10.9 G multiplications."""
     return _make("invariant_octic_vit_base_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def invariant_octic_vit_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
-    """The first half of the blocks commutes with the group, the rest sees invariants: 171 M parameters, 37.5 G multiplications."""
+    """The first half of the blocks commutes, the rest sees invariants: 171 M parameters, 37.5 G multiplications."""
     return _make("invariant_octic_vit_large_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def invariant_octic_vit_huge_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
-    """The first half of the blocks commutes with the group, the rest sees invariants: 356 M parameters, 77.2 G multiplications."""
+    """The first half of the blocks commutes, the rest sees invariants: 356 M parameters, 77.2 G multiplications."""
     return _make("invariant_octic_vit_huge_patch16_224", pretrained, kwargs)
