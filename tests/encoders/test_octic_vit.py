@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_equi.encoders import EncoderError, create_encoder
 from ssl_equi.encoders.create import timm_with_our_encoders
 from ssl_equi.encoders.feature_maps import as_feature_map
+from ssl_equi.encoders.octic_features import OcticFeatures
 from ssl_equi.encoders.octic_invariants import INVARIANTS
 from ssl_equi.encoders.octic_vit import OcticVisionTransformer
 from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image
@@ -204,7 +205,10 @@ def test_the_classifier_and_the_pooling_can_be_reset() -> None:
 def test_tokens_after_every_block(variant: str) -> None:
     encoder = make(variant)
     images = random_images(encoder, torch.float32)
+    outputs: list[OcticFeatures] = []
+    hook = encoder.blocks[0].register_forward_hook(lambda block, inputs, output: outputs.append(output))
     final, maps = encoder.forward_intermediates(images)
+    hook.remove()
     assert torch.allclose(final, encoder.forward_features(images))
     assert [tuple(m.shape) for m in maps] == [(2, 64, 4, 4)] * 2
     (pair,) = encoder.forward_intermediates(
@@ -213,18 +217,14 @@ def test_tokens_after_every_block(variant: str) -> None:
     assert torch.allclose(torch.cat(pair[::-1], dim=1), final)
     early = encoder.forward_intermediates(images, [0], stop_early=True, intermediates_only=True)
     assert torch.equal(early[0], maps[0])
-    assert torch.equal(maps[0].flatten(2).transpose(1, 2), make_tokens_after_first_block(encoder, images))
+    patches = outputs[0].to_tokens()[:, encoder.num_prefix_tokens :]
+    assert torch.equal(maps[0].flatten(2).transpose(1, 2), patches)
     with pytest.raises(ValueError, match="output_fmt is 'NHWC': choose 'NCHW' or 'NLC'"):
         encoder.forward_intermediates(images, output_fmt="NHWC")
     with pytest.raises(ValueError, match=r"indices are \[2\]: the encoder has 2 blocks, use some of 0..1"):
         encoder.forward_intermediates(images, [2])
     with contextlib.nullcontext() if encoder.kind == "octic" else pytest.raises(ValueError, match="norm=True for bloc"):
         encoder.forward_intermediates(images, [0], norm=True)
-
-
-def make_tokens_after_first_block(encoder: OcticVisionTransformer, images: Tensor) -> Tensor:
-    octic = encoder.blocks[0](encoder._embed(images))
-    return octic.to_tokens()[:, encoder.num_prefix_tokens :]
 
 
 def test_the_encoder_can_be_exported_as_a_graph_for_any_number_of_images() -> None:
