@@ -72,8 +72,8 @@ class GroupBasicBlock(nn.Module):
 class GroupResNet(nn.Module):
     """Square images [N, in_chans, S, S] to features [N, num_features].
 
-    Its weights fit any size; the symmetry does not: S must be a multiple of 2 for every stride of 2 (32 with the stem
-    for large images and four stages, 16 with the other one).
+    Its weights fit any size, its symmetry only some: with four stages, S must be a multiple of 32 with the stem for
+    large images, and of 16 with the other one.
 
     Args:
         group: "c4" or "d4".

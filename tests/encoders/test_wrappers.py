@@ -165,6 +165,16 @@ def test_scores_move_with_the_image_whatever_its_side(group: GroupName) -> None:
             assert relative_error(scorer(act_on_image(g, images)), expected) < 1e-10
 
 
+def test_the_scorer_keeps_its_precision_under_autocast() -> None:
+    network, images = wrapped("canonicalization", "invariant", "d4"), random_images(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for images_in in (images, images.bfloat16().float()):
+            scores = network.scores(images_in)
+            with torch.autocast("cpu", enabled=False):
+                assert torch.equal(scores, network.scores(images_in)) and scores.dtype == torch.float32
+        assert network.scores(images.bfloat16()).dtype == torch.float32
+
+
 def test_the_choice_has_the_gradient_of_the_softmax_and_the_value_of_the_best() -> None:
     network, images = wrapped("canonicalization", "with_element", "d4").double(), random_images()
     canonical, one_hot = network.canonicalize(images)
