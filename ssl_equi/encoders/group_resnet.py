@@ -1,0 +1,259 @@
+"""ResNets whose features turn with the image: exact under quarter turns (C4), or these and mirrorings (D4).
+
+The layout of He et al. (CVPR 2016) with basic blocks, of the convolutions of Cohen and Welling (ICML 2016); see
+`ssl_equi.encoders.group_convolutions`. Windows of 3 x 3 or 1 x 1 pixels that move in steps of 2 over a map of even side
+would break the symmetry (`ssl_equi.encoders.symmetric_sampling`). So strided convolutions have windows of 4 x 4, the
+first one of 6 x 6 or 4 x 4, the max-pooling takes 2 x 2 pixels, and shortcuts average 2 x 2 before their convolution.
+
+`channels` counts all channels, |G| for each field. At equal channels, and so equal multiplications and features, the
+network has about |G| times fewer parameters than the ordinary one. To have as many parameters instead, widen it
+sqrt(|G|) times: 2 times for C4, about 2.8 times for D4, at |G| times the multiplications.
+
+    name                        images  channels            features  parameters  multiplications
+    c4_resnet18                 224     64, 128, 256, 512   512       3.09 M      1.92 G
+    d4_resnet18                 224     64, 128, 256, 512   512       1.55 M      1.92 G
+    timm's resnet18             224     64, 128, 256, 512   512       11.18 M     1.81 G
+    c4_resnet10_small_images    64      32, 64, 128, 256    256       0.38 M      0.075 G
+    d4_resnet10_small_images    64      32, 64, 128, 256    256       0.19 M      0.075 G
+"""
+
+from typing import Any, Literal
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from ssl_equi.encoders.group_convolutions import (
+    GroupBatchNorm,
+    GroupConvolution,
+    GroupName,
+    LiftingConvolution,
+    act_on_regular_maps,
+    group_size,
+)
+from ssl_equi.encoders.regular_features import Features, RegularFeatures
+from ssl_equi.encoders.symmetric_sampling import Window, check_image_side
+
+__all__ = ["GroupResNet"]
+
+Stem = Literal["large_images", "small_images"]
+
+
+class GroupBasicBlock(nn.Module):
+    """Two group convolutions and a shortcut: regular maps of in_fields to regular maps of out_fields.
+
+    Args:
+        group: "c4" or "d4".
+        in_fields, out_fields: |G| channels each.
+        stride: 1, or 2 to halve maps of even side.
+    """
+
+    def __init__(self, group: GroupName, in_fields: int, out_fields: int, stride: int = 1) -> None:
+        super().__init__()
+        kernel_size = 3 if stride == 1 else 4
+        self.conv1 = GroupConvolution(group, in_fields, out_fields, kernel_size, stride, padding=1)
+        self.norm1 = GroupBatchNorm(group, out_fields)
+        self.conv2 = GroupConvolution(group, out_fields, out_fields, 3, padding=1)
+        self.norm2 = GroupBatchNorm(group, out_fields)
+        self.activation = nn.ReLU(inplace=True)
+        shortcut: list[nn.Module] = []
+        if stride > 1:
+            shortcut.append(nn.AvgPool2d(stride))
+        if stride > 1 or in_fields != out_fields:
+            shortcut += [GroupConvolution(group, in_fields, out_fields, 1), GroupBatchNorm(group, out_fields)]
+        self.shortcut = nn.Sequential(*shortcut)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """[N, |G| * in_fields, h, w] to [N, |G| * out_fields, h / stride, w / stride]."""
+        residual = self.activation(self.norm1(self.conv1(maps)))
+        residual = self.norm2(self.conv2(residual))
+        return self.activation(residual + self.shortcut(maps))
+
+
+class GroupResNet(nn.Module):
+    """Square images [N, in_chans, S, S] to features [N, num_features].
+
+    Its weights fit any size, its symmetry only some: with four stages, S must be a multiple of 32 with the stem for
+    large images, and of 16 with the other one.
+
+    Args:
+        group: "c4" or "d4".
+        blocks: basic blocks of each stage.
+        channels: of each stage, multiples of |G|.
+        stem: "large_images": a 6 x 6 convolution of stride 2 and a max-pooling of stride 2. "small_images": a 4 x 4
+            convolution of stride 2.
+        img_size: S, or (S, S): sizes that break the symmetry are refused here, others also when they come.
+        features: "regular": the pooled regular maps, [N, |G| * C], blocks of C for each element; C is channels[-1] /
+            |G|. "invariant": their mean over the elements, [N, C]. "both": first the mean, then the blocks.
+        num_classes: 0; the encoder has no classifier.
+        in_chans: colour channels.
+
+    Attributes:
+        num_features: |G| * C, C, or (1 + |G|) * C.
+        parts: columns of the features by name: all; inv (do not change with the group) and equi (change places), where
+            there are such.
+
+    Raises:
+        ValueError: an argument is out of range, or images of this size break the symmetry; the message names the layer
+            and the nearest legal size.
+    """
+
+    def __init__(
+        self,
+        group: GroupName = "d4",
+        blocks: tuple[int, ...] = (2, 2, 2, 2),
+        channels: tuple[int, ...] = (64, 128, 256, 512),
+        stem: Stem = "large_images",
+        img_size: int | tuple[int, int] = 224,
+        features: Features = "regular",
+        num_classes: int = 0,
+        in_chans: int = 3,
+    ) -> None:
+        super().__init__()
+        if num_classes != 0:
+            raise ValueError(f"num_classes is {num_classes}: this encoder has no classifier, pass num_classes=0")
+        fields = _fields(group, channels)
+        if len(blocks) != len(channels) or min(blocks) < 1:
+            raise ValueError(f"blocks are {blocks}: give a positive number for each of the {len(channels)} stages")
+        self.group, self.num_classes = group, num_classes
+        self.windows = _windows(stem, len(blocks))
+        check_image_side(self.windows, _side(img_size))
+        first = self.windows[0]
+        self.conv1 = LiftingConvolution(group, in_chans, fields[0], first.kernel_size, first.stride, first.padding)
+        self.norm1 = GroupBatchNorm(group, fields[0])
+        self.activation = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool2d(2) if stem == "large_images" else nn.Identity()
+        self.stages = _stages(group, fields, blocks)
+        self.head = RegularFeatures(group, fields[-1], features)
+        self.parts = self.head.parts
+        self.num_features = self.head_hidden_size = self.head.num_features
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last regular maps [N, |G| * C, s, s], on which `act_on_maps` acts.
+
+        Raises:
+            ValueError: the images are not square, or their size breaks the symmetry.
+        """
+        if images.ndim != 4 or images.shape[2] != images.shape[3]:
+            raise ValueError(f"images have shape {tuple(images.shape)}: this encoder takes square ones, [N, 3, S, S]")
+        check_image_side(self.windows, images.shape[2])
+        return self.stages(self.pool(self.activation(self.norm1(self.conv1(images)))))
+
+    def forward_head(self, maps: Tensor) -> Tensor:
+        """Features [N, num_features] of regular maps."""
+        return self.head(maps.mean((2, 3)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
+
+    def act_on_maps(self, g: int, maps: Tensor) -> Tensor:
+        """The regular maps of g x, from those of x.
+
+        Raises:
+            ValueError: the group has no such element.
+        """
+        return act_on_regular_maps(self.group, g, maps)
+
+    def act_on_features(self, g: int, features: Tensor) -> Tensor:
+        """The features of g x, from those of x: [N, num_features] to the same shape.
+
+        Args:
+            g: element of the group, numbered as in `ssl_equi.encoders.square_symmetries`.
+            features: of this encoder.
+
+        Raises:
+            ValueError: the group has no such element, or the features have another width.
+        """
+        return self.head.act(g, features)
+
+
+def _fields(group: GroupName, channels: tuple[int, ...]) -> list[int]:
+    """C of each stage."""
+    size = group_size(group)
+    if not channels:
+        raise ValueError("channels are (): a network needs at least one stage")
+    for width in channels:
+        if width < size or width % size:
+            nearest = max(1, round(width / size)) * size
+            raise ValueError(f"channels has {width}: with {group} they come in multiples of {size}, such as {nearest}")
+    return [width // size for width in channels]
+
+
+def _side(img_size: int | tuple[int, int]) -> int:
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if height != width:
+        raise ValueError(f"img_size is {img_size}: this encoder takes square images")
+    return height
+
+
+def _windows(stem: Stem, stages: int) -> list[Window]:
+    """Every window that moves in steps larger than 1, in order; the first is that of the first convolution.
+
+    Shortcuts, whose 2 x 2 windows suit the same maps as the 4 x 4 ones beside them, are left out.
+    """
+    if stem == "large_images":
+        windows = [Window("conv1", 6, stride=2, padding=2), Window("pool", 2, stride=2)]
+    elif stem == "small_images":
+        windows = [Window("conv1", 4, stride=2, padding=1)]
+    else:
+        raise ValueError(f"stem is {stem!r}: choose 'large_images' or 'small_images'")
+    return windows + [Window(f"stages.{stage}.0.conv1", 4, stride=2, padding=1) for stage in range(1, stages)]
+
+
+def _stages(group: GroupName, fields: list[int], blocks: tuple[int, ...]) -> nn.Sequential:
+    """Basic blocks; the first one of every stage but the first halves the map."""
+    stages = []
+    for number, (in_fields, out_fields, depth) in enumerate(zip([fields[0], *fields], fields, blocks)):
+        first = GroupBasicBlock(group, in_fields, out_fields, stride=2 if number else 1)
+        stages.append(nn.Sequential(first, *(GroupBasicBlock(group, out_fields, out_fields) for _ in range(depth - 1))))
+    return nn.Sequential(*stages)
+
+
+def _cfg(image_size: int) -> dict[str, Any]:
+    return {
+        "input_size": (3, image_size, image_size),
+        "fixed_input_size": True,
+        "num_classes": 0,
+        "first_conv": "conv1",
+        "classifier": None,
+        "license": "apache-2.0",
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "c4_resnet18.untrained": _cfg(224),
+        "d4_resnet18.untrained": _cfg(224),
+        "c4_resnet10_small_images.untrained": _cfg(64),
+        "d4_resnet10_small_images.untrained": _cfg(64),
+    }
+)
+
+_SMALL: dict[str, Any] = {"blocks": (1, 1, 1, 1), "channels": (32, 64, 128, 256), "stem": "small_images"}
+
+
+def _build(name: str, group: GroupName, pretrained: bool, arguments: dict[str, Any]) -> GroupResNet:
+    return build_model_with_cfg(GroupResNet, name, pretrained, group=group, **arguments)
+
+
+@register_model
+def c4_resnet18(pretrained: bool = False, **kwargs: Any) -> GroupResNet:
+    """For images of 224 pixels: 3.1 M parameters, 512 features."""
+    return _build("c4_resnet18", "c4", pretrained, kwargs)
+
+
+@register_model
+def d4_resnet18(pretrained: bool = False, **kwargs: Any) -> GroupResNet:
+    """For images of 224 pixels: 1.5 M parameters, 512 features."""
+    return _build("d4_resnet18", "d4", pretrained, kwargs)
+
+
+@register_model
+def c4_resnet10_small_images(pretrained: bool = False, **kwargs: Any) -> GroupResNet:
+    """For images of 64 pixels: 0.38 M parameters, 256 features."""
+    return _build("c4_resnet10_small_images", "c4", pretrained, _SMALL | kwargs)
+
+
+@register_model
+def d4_resnet10_small_images(pretrained: bool = False, **kwargs: Any) -> GroupResNet:
+    """For images of 64 pixels: 0.19 M parameters, 256 features."""
+    return _build("d4_resnet10_small_images", "d4", pretrained, _SMALL | kwargs)

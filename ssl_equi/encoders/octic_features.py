@@ -1,0 +1,139 @@
+"""How octic layers store features, and the group's action on them.
+
+A feature vector of width D = 8 C is C copies of the regular representation of the square's symmetries (see
+`square_symmetries`), split into irreducible ones: C values each of A1, A2, B1 and B2, and 2 C vectors of E, which have
+two rows. Values of one representation lie together, so that a linear layer is two matrix products:
+
+    ones    [4, B, N, C]     A1, A2, B1, B2 of N tokens of B images
+    twos    [2, B, N, 2 C]   the rows of E
+
+As one vector [D] they are A1, A2, B1, B2, the first row of E, the second row of E.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image, irrep_matrix
+
+
+class OcticFeatures(NamedTuple):
+    """Features of B images of N tokens, split into irreducible representations."""
+
+    ones: Tensor
+    """[4, B, N, C]."""
+    twos: Tensor
+    """[2, B, N, 2 C]."""
+
+    def to_tokens(self) -> Tensor:
+        """As [B, N, D]."""
+        return torch.cat([part.permute(1, 2, 0, 3).flatten(2) for part in self], dim=2)
+
+    @staticmethod
+    def from_tokens(tokens: Tensor) -> "OcticFeatures":
+        """From [B, N, D], the inverse of `to_tokens`."""
+        ones, twos = split_components(tokens)
+        return OcticFeatures(ones.permute(2, 0, 1, 3).contiguous(), twos.permute(2, 0, 1, 3).contiguous())
+
+
+def check_octic_width(what: str, width: int) -> None:
+    """Raises ValueError if a width is not a positive multiple of 8; `what` names it in the message."""
+    if width < ELEMENTS or width % ELEMENTS:
+        nearest = max(ELEMENTS, ELEMENTS * round(width / ELEMENTS))
+        raise ValueError(f"{what} is {width}: octic features need a multiple of {ELEMENTS}, use {nearest}")
+
+
+def split_components(features: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., D] to views of A1, A2, B1, B2 [..., 4, C] and of the rows of E [..., 2, 2 C]."""
+    ones, twos = features.chunk(2, dim=-1)
+    return ones.unflatten(-1, (4, -1)), twos.unflatten(-1, (2, -1))
+
+
+# What each element is in A1, A2, B1, B2, [8, 4], and in E, [8, 2, 2].
+_SIGNS = torch.tensor(
+    [[irrep_matrix(name, g).item() for name in ("A1", "A2", "B1", "B2")] for g in range(ELEMENTS)],
+    dtype=torch.float32,
+)
+_MATRICES = torch.stack([irrep_matrix("E", g) for g in range(ELEMENTS)]).float()
+
+
+def act_on_components(elements: int | Tensor, features: Tensor) -> Tensor:
+    """The group's action on feature vectors; exact, since it only swaps and negates values.
+
+    Args:
+        elements: one element for all vectors, or int64 [...] with one for each.
+        features: [..., D].
+
+    Returns:
+        a new tensor [..., D].
+
+    Raises:
+        ValueError: the element is not in 0..7 (looked for when it is an int), or D is not a multiple of 8.
+    """
+    check_octic_width("the last dimension of the features", features.shape[-1])
+    if isinstance(elements, int) and not 0 <= elements < ELEMENTS:
+        raise ValueError(f"{elements} is not a symmetry of the square: use 0..{ELEMENTS - 1}")
+    signs, matrices = (table.to(features.device, features.dtype)[elements] for table in (_SIGNS, _MATRICES))
+    ones, twos = split_components(features)
+    ones = ones * signs.unsqueeze(-1)
+    # Element by element, for a matrix product may round to fewer bits.
+    twos = (matrices.unsqueeze(-1) * twos.unsqueeze(-3)).sum(dim=-2)
+    return torch.cat([ones.flatten(-2), twos.flatten(-2)], dim=-1)
+
+
+def irreps_to_regular(ones: Tensor, twos: Tensor) -> Tensor:
+    """The regular representation: T^T of `square_symmetries.regular_to_irreps`, in three stages of sums.
+
+    Unlike a product with T it never rounds to the reduced precision that matrix products may use.
+
+    Args:
+        ones: [4, ...]: A1, A2, B1, B2.
+        twos: [2, 2, ...]: the rows of the two copies of E; row first.
+
+    Returns:
+        [8, ...], by group element.
+    """
+    low = torch.stack([ones[:2] + ones[2:], ones[:2] - ones[2:]]) * 8**-0.5
+    high = torch.stack([twos[1, 1], twos[0, 0], -twos[0, 1], twos[1, 0]]).unflatten(0, (2, 2)) * 0.5
+    turns = torch.cat([low + high, low - high])
+    return torch.cat([turns[:, 0] + turns[:, 1], turns[:, 0] - turns[:, 1]])
+
+
+def regular_to_irreps(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of `irreps_to_regular`: [8, ...] to [4, ...] and [2, 2, ...]."""
+    unmirrored, mirrored = values[:4], values[4:]
+    turns = torch.stack([unmirrored + mirrored, unmirrored - mirrored], dim=1)
+    low, high = turns[:2] + turns[2:], turns[:2] - turns[2:]
+    ones = torch.cat([low[0] + low[1], low[0] - low[1]]) * 8**-0.5
+    twos = torch.stack([high[0, 1], -high[1, 0], high[1, 1], high[0, 0]]).unflatten(0, (2, 2)) * 0.5
+    return ones, twos
+
+
+def features_to_regular(features: OcticFeatures) -> Tensor:
+    """[8, B, N, C], by group element."""
+    return irreps_to_regular(features.ones, features.twos.unflatten(-1, (2, -1)).movedim(-2, 1))
+
+
+def regular_to_features(values: Tensor) -> OcticFeatures:
+    """The inverse of `features_to_regular`."""
+    ones, twos = regular_to_irreps(values)
+    return OcticFeatures(ones, torch.cat([twos[:, 0], twos[:, 1]], dim=-1))
+
+
+def steerable_maps(maps: Tensor) -> Tensor:
+    """Fills the space of steerable maps from free ones: all eight transformed copies, split into irreducible parts.
+
+    Turning every map of the result by g is the same as multiplying its first dimension by g^-1, so as the kernels of a
+    convolution they give octic features, and added to octic features they commute with the group. Nothing is lost:
+    the space has the dimension of the free maps.
+
+    Args:
+        maps: [C, ..., S, S], of any side S.
+
+    Returns:
+        [8 C, ..., S, S], in the order of a feature vector.
+    """
+    copies = torch.stack([act_on_image(g, maps) for g in range(ELEMENTS)])
+    ones, twos = regular_to_irreps(copies)
+    return torch.cat([ones.flatten(0, 1), twos.flatten(0, 2)])

@@ -1,0 +1,307 @@
+"""Transformer layers that commute with the eight symmetries of the square.
+
+Octic vision transformers (Nordström, Edstedt, Kahl and Bökman 2025, arXiv:2505.15441): a linear layer that commutes
+with the group mixes only values of the same irreducible representation, which takes 12 C C' multiplications and 8 C C'
+weights where a dense layer of widths 8 C and 8 C' takes 64 C C' of each. The formulation here is our own: two stored
+tensors, steerable kernels and positions made from free ones, and one norm over the whole token.
+
+Layers take and return `OcticFeatures`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_equi.encoders.octic_features import (
+    OcticFeatures,
+    check_octic_width,
+    features_to_regular,
+    regular_to_features,
+    steerable_maps,
+)
+
+DENSE_STD = 0.02
+"""Standard deviation of the weights of a dense layer in a vision transformer."""
+
+
+class OcticLinear(nn.Module):
+    """Any linear map of octic features that commutes with the group.
+
+    Args:
+        in_features: 8 C.
+        out_features: 8 C'.
+        bias: adds one to A1, the only values that a constant can be added to.
+
+    Raises:
+        ValueError: a width is not a positive multiple of 8.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        check_octic_width("in_features", in_features)
+        check_octic_width("out_features", out_features)
+        self.in_features, self.out_features = in_features, out_features
+        channels_in, channels_out = in_features // 8, out_features // 8
+        self.weight_ones = nn.Parameter(torch.empty(4, channels_out, channels_in))
+        self.weight_twos = nn.Parameter(torch.empty(2 * channels_out, 2 * channels_in))
+        self.bias = nn.Parameter(torch.empty(channels_out)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights such that outputs vary as those of a dense layer of the same width do."""
+        # A value is a sum over an eighth (E: a quarter) of the inputs, so that its weights are as much larger.
+        for weight, share in ((self.weight_ones, 8), (self.weight_twos, 4)):
+            std = DENSE_STD * share**0.5
+            nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, features: OcticFeatures) -> OcticFeatures:
+        """Width 8 C to width 8 C'."""
+        weight, inputs = self.weight_ones.transpose(1, 2), features.ones.flatten(1, 2)
+        if self.bias is None:
+            ones = torch.bmm(inputs, weight)
+        else:
+            ones = torch.baddbmm(F.pad(self.bias.expand(1, 1, -1), (0, 0, 0, 0, 0, 3)), inputs, weight)
+        return OcticFeatures(ones.view(*features.ones.shape[:3], -1), F.linear(features.twos, self.weight_twos))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class OcticScale(nn.Module):
+    """A learned factor for each irreducible representation and channel; the two rows of E share theirs.
+
+    Args:
+        dim: D.
+        init: the factors at first.
+    """
+
+    def __init__(self, dim: int, init: float = 1.0) -> None:
+        super().__init__()
+        check_octic_width("dim", dim)
+        # One vector, so that an optimiser that spares biases and norms from weight decay spares it.
+        self.weight = nn.Parameter(torch.full((dim * 3 // 4,), init))
+
+    def forward(self, features: OcticFeatures) -> OcticFeatures:
+        ones, twos = self.weight.tensor_split((len(self.weight) * 2 // 3,))
+        return OcticFeatures(features.ones * ones.view(4, 1, 1, -1), features.twos * twos)
+
+
+class OcticRMSNorm(OcticScale):
+    """Root mean square norm over the whole token, then a learned factor for each representation and channel.
+
+    The group acts by orthogonal matrices, so it leaves the root mean square as it is (Zhang and Sennrich 2019,
+    arXiv:1910.07467, without the group).
+
+    Args:
+        dim: D.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__(dim)
+        self.dim, self.eps = dim, eps
+
+    def forward(self, features: OcticFeatures) -> OcticFeatures:
+        ones, twos = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in features)
+        squares = ones.square().sum(dim=(0, 3)) + twos.square().sum(dim=(0, 3))
+        factor = torch.rsqrt(squares / self.dim + self.eps).unsqueeze(-1)
+        normed = OcticFeatures((ones * factor).to(features.ones.dtype), (twos * factor).to(features.twos.dtype))
+        return super().forward(normed)
+
+
+class OcticGELU(nn.Module):
+    """GELU of every value of the regular representation, which the group permutes."""
+
+    def forward(self, features: OcticFeatures) -> OcticFeatures:
+        return regular_to_features(F.gelu(features_to_regular(features)))
+
+
+class OcticDropPath(nn.Module):
+    """Drops a residual branch for some images, all their values at once (stochastic depth).
+
+    Args:
+        rate: share of images, in [0, 1).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, features: OcticFeatures) -> OcticFeatures:
+        if self.rate == 0 or not self.training:
+            return features
+        kept = features.ones.new_empty(1, features.ones.shape[1], 1, 1).bernoulli_(1 - self.rate) / (1 - self.rate)
+        return OcticFeatures(features.ones * kept, features.twos * kept)
+
+
+class OcticAttention(nn.Module):
+    """Self-attention; a head takes the same channels of every representation.
+
+    The group acts on queries and keys by orthogonal matrices, so their inner products stay.
+
+    Args:
+        dim: D.
+        num_heads: divides D / 8.
+        qkv_bias: adds a bias to A1 of queries, keys and values.
+
+    Raises:
+        ValueError: D / num_heads is not a multiple of 8.
+    """
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        check_octic_width("dim", dim)
+        if num_heads < 1 or dim % (8 * num_heads):
+            legal = [heads for heads in range(1, dim // 8 + 1) if dim % (8 * heads) == 0]
+            nearest = min(legal, key=lambda heads: abs(heads - num_heads))
+            raise ValueError(
+                f"num_heads is {num_heads} for a width of {dim}: a head's width must be a multiple of 8, use {nearest}"
+            )
+        self.num_heads = num_heads
+        self.qkv = OcticLinear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = OcticLinear(dim, dim)
+
+    def forward(self, features: OcticFeatures) -> OcticFeatures:
+        parts = [self._split_heads(part) for part in self.qkv(features)]
+        queries, keys, values = torch.cat(parts, dim=-1).unbind(0)
+        ones, twos = F.scaled_dot_product_attention(queries, keys, values).chunk(2, dim=-1)
+        return self.proj(OcticFeatures(_join_heads(ones, 4), _join_heads(twos, 2)))
+
+    def _split_heads(self, part: Tensor) -> Tensor:
+        """[R, B, N, 3 heads c] -> [3, B, heads, N, R c]."""
+        return part.unflatten(-1, (3, self.num_heads, -1)).permute(3, 1, 4, 2, 0, 5).flatten(-2)
+
+
+def _join_heads(part: Tensor, rows: int) -> Tensor:
+    """[B, heads, N, R c] -> [R, B, N, heads c]."""
+    return part.unflatten(-1, (rows, -1)).permute(3, 0, 2, 1, 4).flatten(-2)
+
+
+class OcticMlp(nn.Module):
+    """Linear, GELU, linear.
+
+    Args:
+        dim: D.
+        hidden_dim: width between the linear layers, a multiple of 8.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = OcticLinear(dim, hidden_dim)
+        self.act = OcticGELU()
+        self.fc2 = OcticLinear(hidden_dim, dim)
+
+    def forward(self, features: OcticFeatures) -> OcticFeatures:
+        return self.fc2(self.act(self.fc1(features)))
+
+
+class OcticBlock(nn.Module):
+    """Attention and multi-layer perceptron, each after a norm and beside a shortcut.
+
+    Args:
+        dim: D.
+        num_heads: see `OcticAttention`.
+        mlp_ratio: hidden width of the perceptron over D.
+        qkv_bias: see `OcticAttention`.
+        init_values: factors of layer scale at first; None leaves it out.
+        drop_path: see `OcticDropPath`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        init_values: float | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = OcticRMSNorm(dim)
+        self.attn = OcticAttention(dim, num_heads, qkv_bias)
+        self.ls1 = nn.Identity() if init_values is None else OcticScale(dim, init_values)
+        self.norm2 = OcticRMSNorm(dim)
+        self.mlp = OcticMlp(dim, int(dim * mlp_ratio))
+        self.ls2 = nn.Identity() if init_values is None else OcticScale(dim, init_values)
+        self.drop_path = OcticDropPath(drop_path)
+
+    def forward(self, features: OcticFeatures) -> OcticFeatures:
+        features = _add(features, self.drop_path(self.ls1(self.attn(self.norm1(features)))))
+        return _add(features, self.drop_path(self.ls2(self.mlp(self.norm2(features)))))
+
+
+def _add(first: OcticFeatures, second: OcticFeatures) -> OcticFeatures:
+    return OcticFeatures(first.ones + second.ones, first.twos + second.twos)
+
+
+class OcticPatchEmbed(nn.Module):
+    """Images [B, in_chans, S, S] to octic features of their patches, row by row, by one convolution.
+
+    Args:
+        img_size: side that `grid_size` is given for; images of other sizes are taken as well.
+        patch_size: side of a patch, even or odd.
+        in_chans: colour channels.
+        embed_dim: D.
+
+    Raises:
+        ValueError: D is not a multiple of 8, or the patch size doesn't divide the image size.
+    """
+
+    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        check_octic_width("embed_dim", embed_dim)
+        _check_divisible(img_size, patch_size)
+        self.img_size, self.patch_size = (img_size, img_size), (patch_size, patch_size)
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.weight = nn.Parameter(torch.empty(embed_dim // 8, in_chans, patch_size, patch_size))
+        self.bias = nn.Parameter(torch.zeros(embed_dim // 8))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of patches of an image of (height, width) pixels."""
+        return img_size[0] // self.patch_size[0], img_size[1] // self.patch_size[1]
+
+    def forward(self, images: Tensor) -> OcticFeatures:
+        """Raises ValueError if the images are not square, or their side is no multiple of the patch size."""
+        channels = self.weight.shape[1]
+        if images.ndim != 4 or images.shape[1] != channels or images.shape[2] != images.shape[3]:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}: this encoder takes square images [B, {channels}, S, S], "
+                "crop or pad them"
+            )
+        _check_divisible(images.shape[2], self.patch_size[0])
+        bias = F.pad(self.bias, (0, 7 * len(self.bias)))
+        maps = F.conv2d(images, steerable_maps(self.weight), bias, stride=self.patch_size)
+        return maps_to_features(maps)
+
+
+def maps_to_features(maps: Tensor) -> OcticFeatures:
+    """[B, D, h, w], D in the order of a feature vector, to features of h w tokens."""
+    ones, twos = maps.flatten(2).chunk(2, dim=1)
+    return OcticFeatures(
+        ones.unflatten(1, (4, -1)).permute(1, 0, 3, 2).contiguous(),
+        twos.unflatten(1, (2, -1)).permute(1, 0, 3, 2).contiguous(),
+    )
+
+
+def positions(table: Tensor, side: int) -> OcticFeatures:
+    """What tells tokens where they are: a free table of positions [C, s, s] as features of side * side tokens, B = 1.
+
+    The table is resized while it is still free, so that the result is exactly steerable at any side.
+    """
+    if table.shape[-1] != side:
+        free = table.to(torch.promote_types(table.dtype, torch.float32)).unsqueeze(0)
+        free = F.interpolate(free, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
+        table = free[0].to(table.dtype)
+    return maps_to_features(steerable_maps(table).unsqueeze(0))
+
+
+def _check_divisible(img_size: int, patch_size: int) -> None:
+    if img_size % patch_size:
+        nearest = max(patch_size, patch_size * round(img_size / patch_size))
+        raise ValueError(
+            f"the image size is {img_size}: patches of {patch_size} x {patch_size} pixels must fill it, use {nearest}"
+        )

@@ -1,0 +1,398 @@
+"""Vision transformers that commute with the quarter turns and mirrorings of their images.
+
+Octic vision transformers (Nordström, Edstedt, Kahl and Bökman 2025, arXiv:2505.15441), in three kinds:
+
+    octic        all blocks commute with the group. The features of a turned or mirrored image are the features of the
+                 image times a known matrix (invariants="none"), or invariants made of them. A block has an eighth of
+                 the weights of a standard one, and its linear layers take 5.33 times fewer multiplications.
+    hybrid       the first blocks commute with the group, and standard ones follow, which break the symmetry.
+    invariant    the first blocks commute with the group, and standard ones follow that see invariants only, so that the
+                 features stay the same.
+
+`ssl_equi.encoders.octic_vit_names` registers them with timm. Compile them block by block
+(`for block in encoder.blocks: block.compile()`): blocks share compiled code, whole models take very long.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ssl_equi.encoders.octic_features import OcticFeatures, act_on_components
+from ssl_equi.encoders.octic_invariants import make_invariants
+from ssl_equi.encoders.octic_layers import OcticBlock, OcticPatchEmbed, OcticRMSNorm, positions
+from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image
+
+__all__ = ["OcticVisionTransformer"]
+
+Kind = Literal["octic", "hybrid", "invariant"]
+Pooling = Literal["token", "avg", ""]
+
+
+class OcticVisionTransformer(nn.Module):
+    """Square images [B, in_chans, S, S] to features [B, num_features]; any side S that patches fill.
+
+    Args:
+        kind: see above.
+        octic_blocks: how many blocks commute with the group, 0..depth; all of kind octic, half of the others if not
+            given. A hybrid in which all do is of kind octic.
+        invariants: name in `octic_invariants.INVARIANTS`: what the head of kind octic, or the standard blocks of kind
+            invariant, see of the octic features. Hybrids don't use it.
+        img_size: side of the images that the table of positions is made for; others resize it.
+        patch_size: side of a patch.
+        in_chans: colour channels.
+        num_classes: outputs of the classifier; 0 leaves it out.
+        global_pool: "token": the class token; "avg": the mean over patches; "": none.
+        embed_dim: D, a multiple of 8.
+        depth: number of blocks.
+        num_heads: D / num_heads must be a multiple of 8 if any block commutes with the group.
+        mlp_ratio: hidden width of a block's perceptron over D.
+        qkv_bias: queries, keys and values have a bias.
+        class_token: whether there is one.
+        reg_tokens: number of register tokens.
+        init_values: factors of layer scale at first; None leaves it out.
+        drop_path_rate: of the last block; it rises from 0.
+
+    Attributes:
+        num_features, head_hidden_size: width of what the classifier sees, and of the output without one.
+        embed_dim, num_prefix_tokens, patch_embed, blocks, num_classes, global_pool: as in timm.
+        octic_blocks: how many of the blocks commute with the group.
+
+    Raises:
+        ValueError: an argument is out of range or not the name of anything.
+    """
+
+    def __init__(
+        self,
+        kind: Kind = "octic",
+        octic_blocks: int | None = None,
+        invariants: str = "power_spectrum",
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 0,
+        global_pool: Pooling = "token",
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        class_token: bool = True,
+        reg_tokens: int = 0,
+        init_values: float | None = None,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.octic_blocks = _number_of_octic_blocks(kind, octic_blocks, depth)
+        self.kind: Kind = "octic" if kind == "hybrid" and self.octic_blocks == depth else kind
+        if self.kind == "invariant" and invariants == "none":
+            raise ValueError("invariants is 'none' for kind 'invariant': choose 'power_spectrum', or kind 'hybrid'")
+        self.invariants = invariants
+        self.embed_dim, self.num_classes, self.has_class_token = embed_dim, num_classes, class_token
+        self.num_prefix_tokens = int(class_token) + reg_tokens
+        self.grad_checkpointing = False
+        self.global_pool = _checked_pooling(global_pool, class_token)
+
+        self.patch_embed = OcticPatchEmbed(_side(img_size), patch_size, in_chans, embed_dim)
+        channels = embed_dim // 8
+        self.pos_embed = _table(channels, *self.patch_embed.grid_size)
+        # A constant that the group leaves as it is must be in A1; the other values of these tokens start at 0.
+        self.cls_token = _table(1, 1, channels) if class_token else None
+        self.reg_token = _table(1, reg_tokens, channels) if reg_tokens else None
+
+        sizes: dict[str, Any] = {"mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "init_values": init_values}
+        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        blocks: list[nn.Module] = [
+            OcticBlock(embed_dim, num_heads, drop_path=rate, **sizes) for rate in rates[: self.octic_blocks]
+        ]
+        if self.kind != "octic":
+            blocks += [Block(embed_dim, num_heads, drop_path=rate, **sizes) for rate in rates[self.octic_blocks :]]
+        self.blocks = nn.ModuleList(blocks)
+        self.feature_info = [
+            {"module": f"blocks.{number}", "num_chs": embed_dim, "reduction": patch_size} for number in range(depth)
+        ]
+
+        self.num_features = embed_dim
+        self.head_invariants: nn.Module = nn.Identity()
+        if self.kind == "octic":
+            self.norm: nn.Module = OcticRMSNorm(embed_dim)
+            self.head_invariants, self.num_features = make_invariants(invariants, embed_dim)
+        else:
+            self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        if self.kind == "invariant":
+            self.trunk_norm = OcticRMSNorm(embed_dim)
+            self.trunk_invariants, width = make_invariants(invariants, embed_dim)
+            self.trunk_proj = nn.Linear(width, embed_dim)
+        self.head_hidden_size = self.num_features
+        self.head: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+        self.apply(_initialise_linear)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, in_chans, S, S] -> [B, num_classes], or [B, num_features] without a classifier.
+
+        Raises:
+            ValueError: the images are not square, or patches don't fill them.
+        """
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Tokens [B, T, D] after all blocks and the last norm: prefix tokens, then patches row by row."""
+        octic = self._run_octic_blocks(images)
+        if self.kind == "octic":
+            return self.norm(octic).to_tokens()
+        tokens = self._leave_octic_blocks(octic)
+        for block in self.blocks[self.octic_blocks :]:
+            tokens = self._run(block, tokens)
+        return self.norm(tokens)
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """What `forward_features` gave to the output; with `pre_logits` to what the classifier would see."""
+        if self.global_pool == "token":
+            tokens = tokens[:, 0]
+        elif self.global_pool == "avg":
+            tokens = tokens[:, self.num_prefix_tokens :].mean(dim=1)
+        features = self.head_invariants(tokens)
+        return features if pre_logits else self.head(features)
+
+    def forward_octic(self, images: Tensor) -> Tensor:
+        """Tokens [B, T, D] after the last block that commutes with the group, without a norm.
+
+        `act_on_octic_tokens` is the group's action on them, in every kind of encoder.
+        """
+        return self._run_octic_blocks(images).to_tokens()
+
+    def act_on_octic_tokens(self, g: int, tokens: Tensor) -> Tensor:
+        """Turns the tokens [B, T, D] of `forward_octic` of images into those of `act_on_image(g, images)`.
+
+        Raises:
+            ValueError: g is not an element, or the patches fill no square.
+        """
+        return act_on_components(g, self._move_patches(g, tokens))
+
+    def act_on_tokens(self, g: int, tokens: Tensor) -> Tensor:
+        """Turns the tokens [B, T, D] of `forward_features` of images into those of `act_on_image(g, images)`.
+
+        Patches move; prefix tokens stay in their place. The values of each token are mixed in kind octic, and stay in
+        kind invariant.
+
+        Raises:
+            ValueError: the encoder is a hybrid; g is not an element; the patches fill no square.
+        """
+        self._refuse_hybrid()
+        return self.act_on_octic_tokens(g, tokens) if self.kind == "octic" else self._move_patches(g, tokens)
+
+    def act_on_features(self, g: int, features: Tensor) -> Tensor:
+        """Turns the features [B, num_features] of images into those of `act_on_image(g, images)`.
+
+        Features are the output without a classifier, `forward_head(tokens, pre_logits=True)`. Invariant ones stay;
+        without pooling the patches move.
+
+        Raises:
+            ValueError: the encoder is a hybrid; g is not an element; the features have another width.
+        """
+        self._refuse_hybrid()
+        if not 0 <= g < ELEMENTS:
+            raise ValueError(f"{g} is not a symmetry of the square: use 0..{ELEMENTS - 1}")
+        if features.shape[-1] != self.num_features:
+            raise ValueError(f"features have {features.shape[-1]} columns: this encoder's have {self.num_features}")
+        if self.global_pool == "":
+            features = self._move_patches(g, features)
+        return act_on_components(g, features) if self.has_steerable_features else features
+
+    @property
+    def has_steerable_features(self) -> bool:
+        """Whether features change with the orientation of images, by a known matrix."""
+        return self.kind == "octic" and self.invariants == "none"
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """timm's interface to the tokens after chosen blocks.
+
+        Args:
+            x: images [B, in_chans, S, S].
+            indices: numbers of blocks; an int for the last so many, None for all.
+            return_prefix_tokens: gives pairs of patches and prefix tokens.
+            norm: puts the last norm after each; it fits blocks of the last block's sort only.
+            stop_early: leaves out the blocks after the last chosen one.
+            output_fmt: "NCHW" for maps [B, D, h, w], "NLC" for tokens [B, h w, D].
+            intermediates_only: leaves out the tokens after the last block.
+
+        Returns:
+            a list with one tensor (or pair) for each index, or (final tokens [B, T, D], list).
+
+        Raises:
+            ValueError: another output format, or the norm for octic blocks that standard ones follow.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt is {output_fmt!r}: choose 'NCHW' or 'NLC'")
+        taken = _chosen_blocks(len(self.blocks), indices)
+        if norm and self.kind != "octic" and min(taken) < self.octic_blocks:
+            raise ValueError(
+                f"norm=True for block {min(taken)} of a {self.kind} encoder: its last norm fits blocks from "
+                f"{self.octic_blocks} on, choose those or norm=False"
+            )
+        stop = max(taken) + 1 if stop_early else len(self.blocks)
+        kept: list[Tensor] = []
+        state: Any = self._embed(x)
+        for number in range(stop):
+            if number == self.octic_blocks:
+                state = self._leave_octic_blocks(state)
+            state = self._run(self.blocks[number], state)
+            if number in taken:
+                kept.append(_as_tokens(self.norm(state) if norm else state))
+        prefixes = [tokens[:, : self.num_prefix_tokens] for tokens in kept]
+        kept = [tokens[:, self.num_prefix_tokens :] for tokens in kept]
+        if output_fmt == "NCHW":
+            side = x.shape[-1] // self.patch_embed.patch_size[0]
+            kept = [tokens.transpose(1, 2).unflatten(2, (side, side)).contiguous() for tokens in kept]
+        intermediates = list(zip(kept, prefixes)) if return_prefix_tokens else kept
+        if intermediates_only:
+            return intermediates
+        if isinstance(state, OcticFeatures) and self.kind != "octic":
+            state = self._leave_octic_blocks(state)
+        return _as_tokens(self.norm(state)), intermediates
+
+    def reset_classifier(self, num_classes: int, global_pool: Pooling | None = None) -> None:
+        """A new classifier of so many outputs (0: none), and another pooling if one is named."""
+        if global_pool is not None:
+            self.global_pool = _checked_pooling(global_pool, self.has_class_token)
+        self.num_classes = num_classes
+        weight = self.patch_embed.weight
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+        self.head.apply(_initialise_linear).to(weight.device, weight.dtype)
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer, or nn.Identity."""
+        return self.head
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Computes each block's activations again in the backward pass rather than keep them."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay should spare, beside all vectors."""
+        return {"pos_embed", "cls_token", "reg_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's groups of parameters, for learning rates by layer."""
+        return {
+            "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|^trunk", (99999,))],
+        }
+
+    def _embed(self, images: Tensor) -> OcticFeatures:
+        """Prefix tokens and patches with their positions."""
+        patches = self.patch_embed(images)
+        places = positions(self.pos_embed, images.shape[-1] // self.patch_embed.patch_size[0])
+        ones, twos = patches.ones + places.ones, patches.twos + places.twos
+        given: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        if not given:
+            return OcticFeatures(ones, twos)
+        prefix = torch.cat(given, dim=1).expand(images.shape[0], -1, -1).to(ones.dtype)
+        zeros = torch.zeros_like(prefix)
+        return OcticFeatures(
+            torch.cat([torch.stack([prefix, zeros, zeros, zeros]), ones], dim=2),
+            torch.cat([torch.stack([zeros, zeros]).repeat(1, 1, 1, 2), twos], dim=2),
+        )
+
+    def _run(self, block: nn.Module, state: Any) -> Any:
+        if self.grad_checkpointing:
+            return checkpoint(block, state, use_reentrant=False)
+        return block(state)
+
+    def _run_octic_blocks(self, images: Tensor) -> OcticFeatures:
+        octic = self._embed(images)
+        for block in self.blocks[: self.octic_blocks]:
+            octic = self._run(block, octic)
+        return octic
+
+    def _leave_octic_blocks(self, octic: OcticFeatures) -> Tensor:
+        """Tokens [B, T, D] as the standard blocks take them."""
+        if self.kind == "invariant":
+            return self.trunk_proj(self.trunk_invariants(self.trunk_norm(octic).to_tokens()))
+        return octic.to_tokens()
+
+    def _move_patches(self, g: int, tokens: Tensor) -> Tensor:
+        prefix, patches = tokens.tensor_split((self.num_prefix_tokens,), dim=1)
+        side = math.isqrt(patches.shape[1])
+        if side * side != patches.shape[1]:
+            raise ValueError(
+                f"{patches.shape[1]} tokens beside {self.num_prefix_tokens} prefix tokens fill no square grid: "
+                "pass all tokens of square images"
+            )
+        maps = patches.transpose(1, 2).unflatten(2, (side, side))
+        return torch.cat([prefix, act_on_image(g, maps).flatten(2).transpose(1, 2)], dim=1)
+
+    def _refuse_hybrid(self) -> None:
+        if self.kind == "hybrid":
+            raise ValueError(
+                "the standard blocks of a hybrid break the symmetry, so the group does not act on its features: "
+                f"use forward_octic and act_on_octic_tokens, or octic_blocks={len(self.blocks)}"
+            )
+
+
+def _chosen_blocks(depth: int, indices: int | Sequence[int] | None) -> list[int]:
+    """timm's convention: all blocks for None, the last n for an int, and negative numbers count from the end."""
+    if indices is None or isinstance(indices, int):
+        indices = range(-(depth if indices is None else indices), 0)
+    if not indices or not all(-depth <= number < depth for number in indices):
+        raise ValueError(f"indices are {list(indices)}: the encoder has {depth} blocks, use some of 0..{depth - 1}")
+    return [number % depth for number in indices]
+
+
+def _as_tokens(state: OcticFeatures | Tensor) -> Tensor:
+    return state.to_tokens() if isinstance(state, OcticFeatures) else state
+
+
+def _table(*size: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(*size), std=0.02))
+
+
+def _initialise_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _side(img_size: int | tuple[int, int]) -> int:
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if height != width:
+        raise ValueError(f"img_size is {img_size}: this encoder takes square images, use {max(height, width)}")
+    return height
+
+
+def _checked_pooling(global_pool: Pooling, class_token: bool) -> Pooling:
+    if global_pool not in get_args(Pooling):
+        raise ValueError(f"global_pool is {global_pool!r}: choose 'token', 'avg' or '' (none)")
+    if global_pool == "token" and not class_token:
+        raise ValueError("global_pool is 'token', but there is no class token: choose 'avg', or class_token=True")
+    return global_pool
+
+
+def _number_of_octic_blocks(kind: Kind, octic_blocks: int | None, depth: int) -> int:
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind is {kind!r}: choose {', '.join(get_args(Kind))}")
+    if octic_blocks is None:
+        return depth if kind == "octic" else depth // 2
+    if not 0 <= octic_blocks <= depth:
+        nearest = min(max(octic_blocks, 0), depth)
+        raise ValueError(f"octic_blocks is {octic_blocks}: the encoder has {depth} blocks, use {nearest}")
+    if kind == "octic" and octic_blocks != depth:
+        raise ValueError(
+            f"octic_blocks is {octic_blocks}, but all {depth} blocks of kind 'octic' are octic: "
+            f"use {depth}, or kind 'hybrid' or 'invariant'"
+        )
+    return octic_blocks

@@ -1,0 +1,345 @@
+"""Octic vision transformers: what turning an image does to tokens and features, and what timm expects of a model."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl_equi.encoders import EncoderError, create_encoder
+from ssl_equi.encoders.create import timm_with_our_encoders
+from ssl_equi.encoders.feature_maps import as_feature_map
+from ssl_equi.encoders.octic_features import OcticFeatures
+from ssl_equi.encoders.octic_invariants import INVARIANTS
+from ssl_equi.encoders.octic_vit import OcticVisionTransformer
+from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image
+from ssl_equi.export import EncoderCard, load_encoder, save_encoder
+
+IMAGE = 32
+TINY: dict[str, Any] = {"img_size": IMAGE, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "octic": {},
+    "octic, steerable": {"invariants": "none"},
+    "octic, mean of patches": {"invariants": "none", "global_pool": "avg", "class_token": False},
+    "octic, registers and scales": {"invariants": "none", "reg_tokens": 2, "init_values": 0.1, "num_heads": 4},
+    "octic, no pooling": {"invariants": "none", "global_pool": ""},
+    "octic, odd sizes": {"invariants": "none", "patch_size": 7, "img_size": 35},
+    "octic, one patch": {"invariants": "none", "patch_size": 32},
+    "hybrid": {"kind": "hybrid"},
+    "hybrid, no octic block": {"kind": "hybrid", "octic_blocks": 0},
+    "hybrid, all octic": {"kind": "hybrid", "octic_blocks": 2, "invariants": "none"},
+    "invariant": {"kind": "invariant"},
+    "invariant, no octic block": {"kind": "invariant", "octic_blocks": 0, "invariants": "third_order"},
+    "invariant, all octic": {"kind": "invariant", "octic_blocks": 2, "global_pool": "avg"},
+    "invariant, no pooling": {"kind": "invariant", "global_pool": "", "reg_tokens": 1},
+}
+
+
+def make(variant: str = "octic", seed: int = 0, **arguments: Any) -> OcticVisionTransformer:
+    torch.manual_seed(seed)
+    return OcticVisionTransformer(**(TINY | VARIANTS[variant] | arguments)).eval()
+
+
+def random_images(encoder: OcticVisionTransformer, dtype: torch.dtype = torch.float64, n: int = 2) -> Tensor:
+    return torch.randn(n, 3, *encoder.patch_embed.img_size, dtype=dtype)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float(((found - expected).abs().max() / expected.abs().max()).detach())
+
+
+@torch.no_grad()
+def largest_error(encoder: OcticVisionTransformer, images: Tensor) -> float:
+    """Over all elements, of the tokens where the octic blocks end, the last tokens, and the features."""
+    errors = []
+    outputs = [encoder.forward_octic(images), encoder.forward_features(images)]
+    outputs.append(encoder.forward_head(outputs[1], pre_logits=True))
+    for g in range(ELEMENTS):
+        turned = act_on_image(g, images)
+        found = encoder.forward_octic(turned)
+        errors.append(relative_error(found, encoder.act_on_octic_tokens(g, outputs[0])))
+        if encoder.kind != "hybrid":
+            found = encoder.forward_features(turned)
+            errors.append(relative_error(found, encoder.act_on_tokens(g, outputs[1])))
+            found = encoder.forward_head(found, pre_logits=True)
+            errors.append(relative_error(found, encoder.act_on_features(g, outputs[2])))
+    return max(errors)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_turning_images_acts_on_tokens_and_features_as_predicted(variant: str) -> None:
+    encoder = make(variant).double()
+    assert largest_error(encoder, random_images(encoder)) < 1e-10
+
+
+@pytest.mark.parametrize("variant", ["octic", "octic, steerable", "hybrid", "invariant"])
+def test_it_does_so_in_single_precision_and_under_autocast(variant: str) -> None:
+    encoder = make(variant)
+    images = random_images(encoder, torch.float32)
+    assert largest_error(encoder, images) < 1e-5
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert largest_error(encoder, images) < 2e-2
+
+
+@pytest.mark.parametrize("invariants", INVARIANTS)
+def test_it_does_so_with_all_invariants(invariants: str) -> None:
+    encoder = make(invariants=invariants, num_classes=3).double()
+    images = random_images(encoder)
+    assert largest_error(encoder, images) < 1e-10
+    logits = encoder(images)
+    assert logits.shape == (2, 3)
+    same = all(relative_error(encoder(act_on_image(g, images)), logits) < 1e-10 for g in range(ELEMENTS))
+    assert same == (invariants != "none") == (not encoder.has_steerable_features)
+
+
+def train_two_steps(encoder: OcticVisionTransformer) -> None:
+    encoder.train()
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.01)
+    for _ in range(2):
+        images = random_images(encoder, next(encoder.parameters()).dtype, n=4)
+        loss = (encoder.forward_features(images).square() - 1).square().mean() + encoder(images).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    encoder.eval()
+
+
+@pytest.mark.parametrize("variant", ["octic", "octic, steerable", "octic, registers and scales", "hybrid", "invariant"])
+def test_training_and_storing_keep_the_symmetry(variant: str) -> None:
+    encoder, other = make(variant).double(), make(variant, seed=1).double()
+    images = random_images(encoder)
+    before = encoder(images)
+    train_two_steps(encoder)
+    assert relative_error(encoder(images), before) > 0.01
+    assert largest_error(encoder, images) < 1e-10
+    other.load_state_dict(encoder.state_dict(), strict=True)
+    assert torch.equal(other(images), encoder(images))
+    assert largest_error(other, images) < 1e-10
+
+
+@pytest.mark.parametrize("variant", ["octic", "hybrid", "invariant"])
+def test_stochastic_depth_and_checkpoints_keep_every_parameter_learning(variant: str) -> None:
+    encoder = make(variant, drop_path_rate=0.2, num_classes=5, reg_tokens=1).train()
+    images = random_images(encoder, torch.float32, n=16)
+
+    def gradients() -> list[Tensor]:
+        torch.manual_seed(0)
+        return list(torch.autograd.grad(encoder(images).square().sum(), list(encoder.parameters())))
+
+    direct = gradients()
+    encoder.set_grad_checkpointing()
+    for (name, _), ours, theirs in zip(encoder.named_parameters(), gradients(), direct, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6), name
+        assert theirs.isfinite().all() and theirs.any(), name
+
+
+def test_a_hybrid_breaks_the_symmetry_and_says_so() -> None:
+    encoder = make("hybrid").double()
+    images = random_images(encoder)
+    for g in range(1, ELEMENTS):
+        assert relative_error(encoder(act_on_image(g, images)), encoder(images)) > 0.1
+    for act in (encoder.act_on_features, encoder.act_on_tokens):
+        with pytest.raises(ValueError, match=r"a hybrid break the symmetry.*or octic_blocks=2"):
+            act(1, encoder.forward_features(images))
+
+
+def test_what_is_no_symmetry_changes_even_invariant_features() -> None:
+    for variant in ("octic", "invariant"):
+        encoder = make(variant).double()
+        images = random_images(encoder)
+        assert relative_error(encoder(images.roll(8, dims=-1)), encoder(images)) > 1e-3
+        assert relative_error(encoder(images.flip(1)), encoder(images)) > 1e-3
+        assert relative_error(encoder(images.flip(0)), encoder(images)) > 1e-3
+
+
+def test_prefix_tokens_keep_their_place_and_patches_move() -> None:
+    encoder = make("invariant, no pooling")
+    tokens = torch.arange(2 + 16.0).view(1, 18, 1).expand(1, 18, 64)
+    moved = encoder.act_on_tokens(1, tokens)[0, :, 0]
+    assert moved.tolist() == [0, 1, 5, 9, 13, 17, 4, 8, 12, 16, 3, 7, 11, 15, 2, 6, 10, 14]
+
+
+@pytest.mark.parametrize("variant", ["octic, steerable", "hybrid", "invariant"])
+@pytest.mark.parametrize("side", [8, 24, 40])
+def test_images_of_other_sizes_are_taken(variant: str, side: int) -> None:
+    encoder = make(variant).double()
+    images = torch.randn(2, 3, side, side, dtype=torch.float64)
+    assert encoder.forward_features(images).shape == (2, 1 + (side // 8) ** 2, 64)
+    assert largest_error(encoder, images) < 1e-10
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shapes_are_as_timm_has_them(variant: str) -> None:
+    encoder = make(variant, num_classes=7)
+    images = random_images(encoder, torch.float32)
+    tokens = encoder.forward_features(images)
+    side = encoder.patch_embed.grid_size[0]
+    assert tokens.shape == (2, encoder.num_prefix_tokens + side * side, encoder.embed_dim)
+    pooled = (2, tokens.shape[1]) if encoder.global_pool == "" else (2,)
+    assert encoder.forward_head(tokens, pre_logits=True).shape == (*pooled, encoder.num_features)
+    assert encoder.head_hidden_size == encoder.num_features
+    assert torch.equal(encoder(images), encoder.forward_head(tokens))
+    assert encoder(images).shape == (*pooled, 7) and isinstance(encoder.get_classifier(), nn.Linear)
+    if side > 1:
+        assert as_feature_map(encoder, tokens).shape == (2, 64, side, side)
+    encoder.reset_classifier(0)
+    assert torch.equal(encoder(images), encoder.forward_head(tokens, pre_logits=True))
+    assert encoder.no_weight_decay() >= {"pos_embed"}
+
+
+def test_the_classifier_and_the_pooling_can_be_reset() -> None:
+    encoder = make().double()
+    encoder.reset_classifier(4, "avg")
+    images = random_images(encoder)
+    tokens = encoder.forward_features(images)
+    assert encoder(images).shape == (2, 4)
+    mean = tokens[:, 1:].mean(dim=1)
+    assert torch.equal(encoder.forward_head(tokens, pre_logits=True), encoder.head_invariants(mean))
+
+
+@pytest.mark.parametrize("variant", ["octic, registers and scales", "hybrid", "invariant"])
+def test_tokens_after_every_block(variant: str) -> None:
+    encoder = make(variant)
+    images = random_images(encoder, torch.float32)
+    outputs: list[OcticFeatures] = []
+    hook = encoder.blocks[0].register_forward_hook(lambda block, inputs, output: outputs.append(output))
+    final, maps = encoder.forward_intermediates(images)
+    hook.remove()
+    assert torch.allclose(final, encoder.forward_features(images))
+    assert [tuple(m.shape) for m in maps] == [(2, 64, 4, 4)] * 2
+    (pair,) = encoder.forward_intermediates(
+        images, 1, norm=True, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+    )
+    assert torch.allclose(torch.cat(pair[::-1], dim=1), final)
+    early = encoder.forward_intermediates(images, [0], stop_early=True, intermediates_only=True)
+    assert torch.equal(early[0], maps[0])
+    patches = outputs[0].to_tokens()[:, encoder.num_prefix_tokens :]
+    assert torch.equal(maps[0].flatten(2).transpose(1, 2), patches)
+    with pytest.raises(ValueError, match="output_fmt is 'NHWC': choose 'NCHW' or 'NLC'"):
+        encoder.forward_intermediates(images, output_fmt="NHWC")
+    with pytest.raises(ValueError, match=r"indices are \[2\]: the encoder has 2 blocks, use some of 0..1"):
+        encoder.forward_intermediates(images, [2])
+    with contextlib.nullcontext() if encoder.kind == "octic" else pytest.raises(ValueError, match="norm=True for bloc"):
+        encoder.forward_intermediates(images, [0], norm=True)
+
+
+def test_the_encoder_can_be_exported_as_a_graph_for_any_number_of_images() -> None:
+    encoder = make("octic, steerable")
+    images = random_images(encoder, torch.float32, n=4)
+    graph = torch.export.export(encoder, (images,), dynamic_shapes=({0: torch.export.Dim("n", min=2, max=64)},))
+    for n in (2, 4):
+        features = graph.module()(images[:n])
+        assert torch.allclose(features, encoder(images[:n]), atol=1e-5)
+        for g in range(ELEMENTS):
+            found = graph.module()(act_on_image(g, images[:n]))
+            assert relative_error(found, encoder.act_on_features(g, features)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["octic, steerable", "invariant"])
+def test_blocks_compile_as_one_graph_and_keep_the_symmetry(variant: str) -> None:
+    encoder = make(variant)
+    images = random_images(encoder, torch.float32)
+    expected = encoder(images)
+    for block in encoder.blocks:
+        block.compile(fullgraph=True)
+    assert relative_error(encoder(images), expected) < 1e-5
+    assert largest_error(encoder, images) < 1e-5
+    train_two_steps(encoder)
+    assert largest_error(encoder, images) < 1e-5
+
+
+def test_names_are_registered_with_timm() -> None:
+    names = timm_with_our_encoders().list_models("*octic_vit_*")
+    assert len(names) == 15
+    encoder = create_encoder("octic_vit_tiny_patch16_224", 48)
+    assert isinstance(encoder, OcticVisionTransformer)
+    assert (encoder.kind, encoder.octic_blocks, encoder.num_features) == ("octic", 12, 192 * 6 // 8)
+    assert encoder.patch_embed.grid_size == (3, 3)
+    images = torch.randn(1, 3, 48, 48)
+    with torch.no_grad():
+        assert relative_error(encoder.eval()(act_on_image(5, images)), encoder(images)) < 1e-5
+    hybrid = create_encoder("hybrid_octic_vit_tiny_patch16_224", 32, octic_blocks=3, invariants="linear")
+    assert (hybrid.kind, hybrid.octic_blocks, hybrid.num_features) == ("hybrid", 3, 192)
+    maps = timm.create_model(
+        "invariant_octic_vit_tiny_patch16_224", features_only=True, img_size=32, depth=2, in_chans=1, out_indices=(0, 1)
+    )
+    assert [tuple(m.shape) for m in maps(torch.zeros(1, 1, 32, 32))] == [(1, 192, 2, 2)] * 2
+    assert maps.feature_info.channels() == [192, 192] and maps.feature_info.reduction() == [16, 16]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "multiplications"),
+    [
+        ("octic_vit_small_patch16_224", 2.7, 1.20),
+        ("hybrid_octic_vit_small_patch16_224", 12.0, 2.90),
+        ("invariant_octic_vit_small_patch16_224", 12.1, 2.92),
+        ("octic_vit_base_patch16_224", 10.7, 3.97),
+        ("hybrid_octic_vit_base_patch16_224", 47.9, 10.77),
+    ],
+)
+def test_the_fixed_names_have_the_documented_costs(name: str, parameters: float, multiplications: float) -> None:
+    """Millions of parameters and billions of multiplications of one image of 224 pixels."""
+    with torch.device("meta"):
+        encoder = timm_with_our_encoders().create_model(name)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoder(torch.zeros(1, 3, 224, 224, device="meta"))
+    assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(parameters, abs=0.05)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(multiplications, abs=0.005)
+
+
+def test_an_exported_encoder_comes_back(tmp_path: Path) -> None:
+    name = "octic_vit_tiny_patch16_224"
+    arguments: dict[str, Any] = {"img_size": 32, "depth": 2, "invariants": "none"}
+    encoder = timm_with_our_encoders().create_model(name, num_classes=0, **arguments).eval()
+    card = EncoderCard(
+        architecture=name, model_args=arguments, image_size=32, mean_rgb=(0.5,) * 3, std_rgb=(0.2,) * 3,
+        parts={"all": (0, 192)}, objective="vicreg", trained_on="nothing", license="apache-2.0", tag="test",
+    )  # fmt: skip
+    save_encoder(encoder, tmp_path / "encoder", card)
+    loaded = load_encoder(tmp_path / "encoder")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(images), encoder(images))
+    assert loaded.num_features == 192
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "cyclic"}, "kind is 'cyclic': choose octic, hybrid, invariant"),
+        ({"kind": "hybrid", "octic_blocks": 3}, "octic_blocks is 3: the encoder has 2 blocks, use 2"),
+        ({"kind": "invariant", "octic_blocks": -1}, "octic_blocks is -1: the encoder has 2 blocks, use 0"),
+        ({"octic_blocks": 1}, "octic_blocks is 1, but all 2 blocks of kind 'octic' are octic"),
+        ({"kind": "invariant", "invariants": "none"}, "invariants is 'none' for kind 'invariant'"),
+        ({"invariants": "cubic"}, "no invariants 'cubic': choose one of linear, power_spectrum"),
+        ({"embed_dim": 60}, "embed_dim is 60: octic features need a multiple of 8, use 64"),
+        ({"num_heads": 3}, "num_heads is 3 for a width of 64: .* use [24]"),
+        ({"img_size": 30}, "image size is 30: patches of 8 x 8 pixels must fill it, use 32"),
+        ({"img_size": (32, 40)}, r"img_size is \(32, 40\): this encoder takes square images, use 40"),
+        ({"global_pool": "max"}, "global_pool is 'max': choose 'token', 'avg' or ''"),
+        ({"class_token": False}, "global_pool is 'token', but there is no class token: choose 'avg'"),
+    ],
+)
+def test_what_cannot_be_made_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    encoder = make("octic, steerable")
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 32, 24\): this encoder takes square images"):
+        encoder(torch.zeros(2, 3, 32, 24))
+    with pytest.raises(ValueError, match="image size is 36: patches of 8 x 8"):
+        encoder(torch.zeros(2, 3, 36, 36))
+    with pytest.raises(ValueError, match=r"8 is not a symmetry of the square: use 0..7"):
+        encoder.act_on_features(8, torch.zeros(2, 64))
+    with pytest.raises(ValueError, match="features have 48 columns: this encoder's have 64"):
+        encoder.act_on_features(1, torch.zeros(2, 48))
+    with pytest.raises(ValueError, match="15 tokens beside 1 prefix tokens fill no square grid"):
+        encoder.act_on_tokens(1, torch.zeros(2, 16, 64))
+    with pytest.raises(EncoderError, match=r"can't be made for images of 50 x 50 pixels .*use 48"):
+        create_encoder("octic_vit_tiny_patch16_224", 50)
