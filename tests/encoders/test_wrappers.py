@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.encoders import EncoderError, create_encoder
+from ssl_equi.encoders import EncoderError, create_encoder, wrap
 from ssl_equi.encoders.canonicalization import Canonicalized, GroupScorer
 from ssl_equi.encoders.group_averaging import GroupAveraged
 from ssl_equi.encoders.group_convolutions import GroupName, act_on_regular_stack, bake, group_size
 from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image, compose, inverse
-from ssl_equi.encoders.wrappers import wrap
 
 GROUPS: tuple[GroupName, ...] = ("c4", "d4")
 VARIANTS = [
