@@ -17,6 +17,7 @@ so near ties are rare but not harmless in `ShiftEquivariantTwins`, above all in 
 `ssl_equi.encoders.shift_equivariant_vit_names` registers them with timm.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
@@ -270,6 +271,7 @@ class ShiftEquivariantTwins(ShiftEquivariantEncoder):
     Attributes:
         side_step: windows and sub-sampling fill the maps of images whose sides are multiples of this: 224 with the
             defaults, 64 with windows (4, 4, 4, 2).
+        blocks: of all stages, in order.
 
     Raises:
         ValueError: an argument is out of range; the message gives the nearest legal one.
@@ -296,28 +298,29 @@ class ShiftEquivariantTwins(ShiftEquivariantEncoder):
         side_step = math.lcm(*(s * math.lcm(w, k) for s, w, k in zip(strides, window_sizes, kv_strides)))
         super().__init__(embed_dims[-1], num_classes, global_pool, strides[-1], side_step, img_size)
         self.num_prefix_tokens = 0
+        self.depths, self.pixels_a_place = tuple(depths), (1, *strides[:-1])
         self.patch_embeds, self.pos_block, self.blocks = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         for stage, channels in enumerate(embed_dims):
             before, patch = (embed_dims[stage - 1], 2) if stage else (in_chans, patch_size)
             self.patch_embeds.append(AnchoredPatches(before, channels, patch, normalise=stage > 0))
             self.pos_block.append(PositionalConvolution(channels))
-            blocks = nn.ModuleList()
             for number in range(depths[stage]):
                 sizes = {"kv_stride": kv_strides[stage]} if number % 2 else {"window_size": window_sizes[stage]}
-                blocks.append(AnchoredBlock(channels, num_heads[stage], mlp_ratio, next(rates), **sizes))
-            self.blocks.append(blocks)
+                self.blocks.append(AnchoredBlock(channels, num_heads[stage], mlp_ratio, next(rates), **sizes))
         self.apply(_initialise_linear)
 
     def _tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        maps, stride = images, 1
+        maps = images
         origins = torch.zeros(images.shape[0], 2, dtype=torch.int64, device=images.device)
-        for patch_embed, blocks, pos_block in zip(self.patch_embeds, self.blocks, self.pos_block):
+        blocks = iter(self.blocks)
+        for pixels, depth, patch_embed, pos_block in zip(
+            self.pixels_a_place, self.depths, self.patch_embeds, self.pos_block
+        ):
             maps, offsets = patch_embed(maps)
-            origins = origins + stride * offsets
-            stride *= patch_embed.patch_size
-            maps = pos_block(self._run(blocks[0], maps))
-            for block in blocks[1:]:
+            origins = origins + pixels * offsets
+            maps = pos_block(self._run(next(blocks), maps))
+            for block in itertools.islice(blocks, depth - 1):
                 maps = self._run(block, maps)
         return maps, origins
 
