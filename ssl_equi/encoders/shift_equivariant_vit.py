@@ -9,10 +9,10 @@ The group are the circular shifts of the image by (rows, columns), `polyphase.ac
 same, up to rounding. The map of tokens moves circularly by whole tokens; how far depends on where the grid lay:
 `forward_tokens` gives that place and `act_on_tokens` the action.
 
-Limits: shifts that bring in other content, such as crops or shifts with zeros behind them, change the features, less
-than those of a standard model but without a guarantee. So do ties, see `polyphase`. Inner maps carry rounding errors,
-so near ties are rare but not harmless in `ShiftEquivariantTwins`, above all in half precision;
-`ShiftEquivariantVisionTransformer` anchors images only. Anchoring commutes with no turns or mirrorings.
+Limits: shifts that bring in other content, such as crops or shifts with zeros behind them, change the features; nothing
+is promised of these. Ties break the symmetry, see `polyphase`. Inner maps carry rounding errors, so in
+`ShiftEquivariantTwins` near ties can break it too, above all in half precision; `ShiftEquivariantVisionTransformer`
+anchors images only. Anchoring commutes with no turns or mirrorings.
 
 `ssl_equi.encoders.shift_equivariant_vit_names` registers them with timm.
 """
