@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_equi.encoders.square_symmetries import ELEMENTS, TURNS, act_on_image
-from ssl_equi.views.operations import rotate
 
 SymmetryName = Literal["c4", "d4", "circular_shifts", "rotations"]
 DEFAULT_ANGLES_DEG = tuple(float(angle) for angle in range(15, 360, 15))
@@ -60,6 +60,11 @@ class ImageSymmetries:
         """Whether elements only move pixels."""
         return self.name != "rotations"
 
+    @property
+    def argument(self) -> str:
+        """Name of the first argument of an encoder's `act_on_features` if it is an element of this set."""
+        return {"circular_shifts": "shift", "rotations": "angle_deg"}.get(self.name, "g")
+
     def prepare(self, images: Tensor) -> Tensor:
         """The images [..., S, S] that are compared: for rotations what lies within the circle, others as they are."""
         return images * _circle(images) if self.name == "rotations" else images
@@ -80,8 +85,7 @@ class ImageSymmetries:
             return maps.roll([step * side // self.image_side for step in value], dims=(-2, -1))
         if isinstance(value, int):
             return act_on_image(value, maps)
-        angles = torch.full((len(maps),), math.radians(value), dtype=maps.dtype, device=maps.device)
-        return rotate(maps, angles) * _circle(maps) if side > 1 else maps.clone()
+        return _rotate(math.radians(value), maps) * _circle(maps)
 
 
 def image_symmetries(
@@ -148,6 +152,15 @@ def _rotations(angles_deg: Sequence[float]) -> tuple[Element, ...]:
     if wrong or not angles_deg:
         raise ValueError(f"angles are {wrong or 'none'}: give degrees between 0 and 360, both left out")
     return tuple(Element(float(angle), f"turned by {angle:g}°", "turned", float(angle)) for angle in sorted(angles_deg))
+
+
+def _rotate(angle_rad: float, maps: Tensor) -> Tensor:
+    """Turns maps [N, C, h, h] of any channels and precision counter-clockwise; bilinear, 0 outside."""
+    cosine, sine = math.cos(angle_rad), math.sin(angle_rad)
+    # Where each cell comes from: the opposite turn, in coordinates that run right and down.
+    source = torch.tensor([[cosine, -sine, 0], [sine, cosine, 0]], dtype=maps.dtype, device=maps.device)
+    grid = F.affine_grid(source.expand(len(maps), 2, 3), list(maps.shape), align_corners=False)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def _circle(maps: Tensor) -> Tensor:

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from ssl_equi.probing.image_symmetries import Element, ImageSymmetries
 from ssl_equi.probing.layer_outputs import layer_outputs, stated_layer_action
 
-NOT_THIS_ACTION = (TypeError, ValueError, IndexError)  # what an action raises for elements of another group
-
 
 @dataclass(frozen=True)
 class LayerErrors:
@@ -99,12 +97,12 @@ class LayerSums:
             return
         self.compared.setdefault(name, set()).add(element)
         self._add(name, "spatial", found, expected)
-        action = stated_layer_action(self.encoder, name)
-        if action is None or not self.symmetries.exact:
+        action = stated_layer_action(self.encoder, name, self.symmetries.argument)
+        if action is None:
             return
         try:
             self._add(name, "equivariance", found, action(element.value, known))
-        except NOT_THIS_ACTION:
+        except ValueError:
             # An action of c4 has no mirrorings: a mean over the turns alone would be taken for one over d4.
             self.sums[name, "equivariance"] = [float("nan"), 1]
 

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from ssl_equi.probing.encode import frozen
 from ssl_equi.probing.image_symmetries import Element, ImageSymmetries
-from ssl_equi.probing.layer_errors import NOT_THIS_ACTION, LayerErrors, LayerSums, Spread, mean_squared_distance
-from ssl_equi.probing.layer_outputs import Action
+from ssl_equi.probing.layer_errors import LayerErrors, LayerSums, Spread, mean_squared_distance
+from ssl_equi.probing.layer_outputs import Action, stated_action
 
 
 @dataclass(frozen=True)
@@ -247,18 +247,15 @@ def _stated_action(
     encoder: nn.Module, symmetries: ImageSymmetries, features: Tensor
 ) -> tuple[Action | None, list[str]]:
     """How the elements act on features, where the encoder says so, or a note that it doesn't."""
-    action = getattr(encoder, "act_on_features", None)
-    if not callable(action):
-        return None, ["equivariance_error is not measured: the encoder states no action on its features"]
-    if not symmetries.exact:
-        return None, ["equivariance_error is not measured: encoders state no action of rotations on their features"]
+    missing = f"equivariance_error is not measured: the encoder states no action of {symmetries.name} on its features"
+    action = stated_action(encoder, "act_on_features", symmetries.argument)
+    if action is None:
+        return None, [missing]
     try:
         for element in symmetries.elements:
             action(element.value, features[:1])
-    except NOT_THIS_ACTION as error:
-        detail = f" ({error})" if isinstance(error, ValueError) else ""
-        reason = f"the encoder states no action of {symmetries.name} on its features{detail}"
-        return None, [f"equivariance_error is not measured: {reason}"]
+    except ValueError as error:
+        return None, [f"{missing} ({error})"]
     return action, []
 
 

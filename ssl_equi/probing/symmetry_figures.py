@@ -32,7 +32,7 @@ from ssl_equi.probing.symmetry_errors import LayerErrors, PartErrors, SymmetryEr
 TASK = "symmetry"
 SMALLEST_ERROR_SHOWN = 1e-8
 LOWEST_SIMILARITY_SHOWN = -0.5
-NUM_ORBITS = 5
+NUM_ORBITS = 4
 LONGEST_LAYER_NAME = 30
 EXPLANATIONS = (
     "errors: 0 exact, 1 as different as another image; root of the mean squared distance of the features of g x from "
@@ -105,7 +105,7 @@ def print_layers(measurement: Measurement) -> None:
             values = [_shown(getattr(layer, metric)) for metric in _ERROR_NAMES]
             count = f"{layer.compared_elements}/{len(errors.symmetries.elements)}"
             print("  " + _short_name(layer).ljust(width) + "".join(text.rjust(13) for text in (*values, count)))
-        print("spatial: cells moved like pixels, over so many elements; pooled: invariance_error")
+        print("spatial: cells moved like pixels, for so many elements; pooled: invariance_error")
     for line in notes_of(measurement):
         print(textwrap.fill(line, width=80, subsequent_indent="  ", break_on_hyphens=False))
 
@@ -207,21 +207,25 @@ def orbit_figure(errors: SymmetryErrors, rows: Sequence[int], name: str) -> str:
     axes.spines["polar"].set_color(LINE)
     axes.set_theta_zero_location("N")
     axes.set_ylim(LOWEST_SIMILARITY_SHOWN, 1.02)
-    axes.set_rgrids([0, 0.5, 1], ["0", "", "1"], angle=22, fontsize=7, color=MUTED)
+    axes.set_rgrids([0, 0.5, 1], ["0", "", ""], angle=22, fontsize=7, color=MUTED)
     degrees = range(0, 360, 90)
     axes.set_xticks(np.deg2rad(degrees), _around(errors), fontsize=7.5, color=MUTED)
     axes.tick_params(pad=-3)
-    circle = np.linspace(0, 2 * np.pi, 100)
-    axes.plot(circle, np.zeros(100), color=MUTED, linewidth=0.9, linestyle="dashed")
+    # Between its points a curve follows the circle: straight lines would cut the corners of four equal values.
+    circle = np.linspace(0, 2 * np.pi, 181)
+    axes.plot(circle, np.zeros(len(circle)), color=MUTED, linewidth=0.9, linestyle="dashed")
     for color, curve in zip(SERIES * 2, _curves(errors)):
         places, similar = _closed_curve(errors, errors.similarities.numpy()[list(rows)], curve)
         if len(rows) > 1:
-            axes.fill_between(places, *np.quantile(similar, (0.1, 0.9), axis=0), color=color, alpha=0.16, linewidth=0)
-        axes.plot(places, similar.mean(axis=0), color=color, linewidth=1.4, marker="o", markersize=2.6)
+            low, high = (np.interp(circle, places, edge) for edge in np.quantile(similar, (0.1, 0.9), axis=0))
+            axes.fill_between(circle, low, high, color=color, alpha=0.16, linewidth=0)
+        axes.plot(circle, np.interp(circle, places, similar.mean(axis=0)), color=color, linewidth=1.2)
+        axes.plot(places, similar.mean(axis=0), "o", color=color, markersize=2.8)
     if errors.similarities_of_action is not None:
         for curve in _curves(errors):
             places, similar = _closed_curve(errors, errors.similarities_of_action.numpy()[list(rows)], curve)
-            axes.plot(places, similar.mean(axis=0), color=INK, linewidth=1, linestyle=(0, (1, 1.5)))
+            moved = np.interp(circle, places, similar.mean(axis=0))
+            axes.plot(circle, moved, color=INK, linewidth=1.1, linestyle=(0, (1, 1.5)))
     return to_svg(figure, name)
 
 
