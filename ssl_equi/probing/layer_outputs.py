@@ -117,7 +117,9 @@ def _as_map_or_vector(encoder: nn.Module, found: list[Any], num_images: int) -> 
     if output.ndim == 0 or len(output) != num_images:
         raise ValueError(f"its output has shape {tuple(output.shape)} for {num_images} images")
     if output.ndim == 4:
-        return output.permute(0, 3, 1, 2) if getattr(encoder, "output_fmt", "NCHW") == "NHWC" else output
+        # Of square images only a map with its channels last has two equal sides first and another one after them.
+        channels_last = output.shape[1] == output.shape[2] != output.shape[3]
+        return output.permute(0, 3, 1, 2) if channels_last else output
     if output.ndim == 2:
         return output
     if output.ndim == 3:

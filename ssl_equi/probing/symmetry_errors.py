@@ -131,8 +131,8 @@ def measure_symmetry(
         notes.append("consistency is not measured: there are not two classes among the images")
     if interpolation is not None:
         notes.append(
-            f"rotations interpolate: turning images there and back has the error {interpolation:.3f} in pixels, "
-            "so that no encoder is exact"
+            f"interpolation alone: images that are turned there and back have the error {interpolation:.3f} in pixels, "
+            "so no encoder is exact"
         )
     return SymmetryErrors(
         symmetries=symmetries,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ssl_equi.checkpoint import write_text_atomically
+from ssl_equi.probing.layer_errors import LayerErrors
 from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.report import captioned_figure, details_table, escaped, page_header, result_table
 from ssl_equi.probing.report_figures import (
@@ -27,7 +28,7 @@ from ssl_equi.probing.report_figures import (
     to_svg,
 )
 from ssl_equi.probing.report_style import STYLE
-from ssl_equi.probing.symmetry_errors import LayerErrors, PartErrors, SymmetryErrors
+from ssl_equi.probing.symmetry_errors import PartErrors, SymmetryErrors
 
 TASK = "symmetry"
 SMALLEST_ERROR_SHOWN = 1e-8

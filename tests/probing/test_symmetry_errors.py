@@ -129,7 +129,7 @@ def test_rotations_turn_counter_clockwise_within_the_circle_and_say_that_they_in
     errors = measure(MeanColour(), rotations, images=smooth)
     assert 0 < errors.parts["all"].invariance_error < 0.1
     assert not rotations.exact
-    assert any("rotations interpolate" in note for note in errors.notes)
+    assert any("interpolation alone" in note for note in errors.notes)
 
 
 @pytest.mark.parametrize("features", ["both", "invariant"])
@@ -216,6 +216,25 @@ class ManyOutputs(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.last(self.pool(self.twice(self.twice(images)))[0].flatten(1))
+
+
+class ChannelsLast(nn.Module):
+    """A norm of maps with their channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(images.permute(0, 2, 3, 1)).mean(dim=(1, 2))
+
+
+def test_maps_with_their_channels_last_are_maps() -> None:
+    errors = measure(ChannelsLast().double(), "d4")
+    assert not errors.left_out
+    (layer,) = errors.layers
+    assert layer.spatial_error < 1e-12
+    assert layer.invariance_error < 1e-12
 
 
 def test_what_cannot_be_compared_is_named_with_its_reason() -> None:
