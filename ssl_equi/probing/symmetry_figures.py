@@ -211,7 +211,7 @@ def orbit_figure(errors: SymmetryErrors, rows: Sequence[int], name: str) -> str:
     axes.set_rgrids([0, 0.5, 1], ["0", "", ""], angle=22, fontsize=7, color=MUTED)
     degrees = range(0, 360, 90)
     axes.set_xticks(np.deg2rad(degrees), _around(errors), fontsize=7.5, color=MUTED)
-    axes.tick_params(pad=-3)
+    axes.tick_params(pad=-1)
     # Between its points a curve follows the circle: straight lines would cut the corners of four equal values.
     circle = np.linspace(0, 2 * np.pi, 181)
     axes.plot(circle, np.zeros(len(circle)), color=MUTED, linewidth=0.9, linestyle="dashed")
