@@ -57,6 +57,7 @@ def timm_with_our_encoders() -> ModuleType:
     import ssl_equi.encoders.capsule_network
     import ssl_equi.encoders.group_resnet
     import ssl_equi.encoders.octic_vit_names
+    import ssl_equi.encoders.shift_equivariant_vit_names
     import ssl_equi.encoders.small_image_resnet
     import ssl_equi.encoders.strided_cnn
     import ssl_equi.encoders.wrappers  # noqa: F401  (they register themselves with timm)

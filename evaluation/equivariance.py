@@ -1,0 +1,220 @@
+"""Measures how far any encoder is from invariant and equivariant under symmetries of images, layer by layer.
+
+    python evaluation/equivariance.py runs/sie/encoder                               d4, the embedded test split
+    python evaluation/equivariance.py runs/sie/encoder --symmetries c4 circular_shifts rotations
+    python evaluation/equivariance.py timm:d4_resnet10_small_images                  random weights
+    python evaluation/equivariance.py timm:resnet18 --dataset random --image-size 64 smooth noise, no data set
+    python evaluation/equivariance.py runs/simclr/encoder --dataset cifar10 --data-dir DATA
+
+- c4, d4: quarter turns, and mirrorings. Exact: they only move pixels.
+- circular_shifts: what leaves the image on one side comes in on the other. Exact.
+- rotations: by any angles, within a circle. Not exact: they interpolate; how much that alone does is printed.
+
+An error is the root of the mean squared distance between the features of a transformed image and those of the image
+(invariance_error), or what the encoder itself says they become (equivariance_error), over the mean squared distance
+between different images: 0 is exact, 1 as different as another image. Layers are compared as maps whose cells move
+like pixels, with the encoder's own action where it states one, and after pooling. Prints tables, appends all records
+to results.json and writes equivariance.html, in --out (the folder above the encoder when not given).
+"""
+
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from ssl_equi.cli import explain_errors, parse_command_line
+from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.images import normalise_images
+from ssl_equi.data.sources import DatasetName, open_data
+from ssl_equi.encoders import create_encoder
+from ssl_equi.errors import UserError
+from ssl_equi.export import build_encoder, load_encoder, normalization_of, parts_of, read_encoder_config
+from ssl_equi.pretraining import RANDOM_ENCODER_SEED
+from ssl_equi.probing.image_symmetries import DEFAULT_ANGLES_DEG, SymmetryName, image_symmetries
+from ssl_equi.probing.records import append_records, print_records
+from ssl_equi.probing.symmetry_errors import measure_symmetry
+from ssl_equi.probing.symmetry_figures import Measurement, print_layers, symmetry_records, write_page
+
+TIMM_PREFIX = "timm:"
+TIMM_IMAGE_SIZE = 64
+NOISE_CELLS = 8  # a side of random images has so many independent values
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which encoder is measured, under what, and on which images."""
+
+    encoder: Annotated[str, tyro.conf.Positional]
+    """Folder of an exported encoder, or timm:NAME for random weights."""
+    symmetries: tuple[SymmetryName, ...] = ("d4",)
+    """Sets of symmetries."""
+    dataset: DatasetName | Literal["random"] = "3diebench-p"
+    """3diebench-p and 3diebench-pt render themselves; random is smooth noise; the others need --data-dir."""
+    data_dir: Path | None = None
+    """Folder with the data set; the user's cache folder for those that render themselves when not given."""
+    split: str = "test"
+    """Split that the images are of."""
+    image_size: int | None = None
+    """Side of the images in pixels; when not given that of the exported encoder, or 64."""
+    num_images: int = 128
+    """So many images, spread over the split, one an object."""
+    shifts: tuple[int, ...] = ()
+    """Distances of circular shifts in pixels, to the right, down and both; 15 of them when not given."""
+    all_shifts: bool = False
+    """Every circular shift, one for each pixel; slow."""
+    angles: tuple[float, ...] = DEFAULT_ANGLES_DEG
+    """Rotations in degrees, counter-clockwise."""
+    layers: bool = True
+    """Measure layers, too; takes about twice as long."""
+    batch_size: int = 64
+    """Images in one forward pass."""
+    seed: int = 0
+    """Draws the views, or the random images."""
+    out: Path | None = None
+    """Folder of results.json and equivariance.html."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The encoder that is measured, and one of its architecture with random weights, if it has learnt."""
+
+    name: str
+    encoder: nn.Module
+    random_encoder: nn.Module | None
+    parts: dict[str, slice]
+    image_size: int
+    mean_rgb: list[float] | None  # None: as the data set's training images
+    std_rgb: list[float] | None
+    out: Path
+
+
+def main(config: Config) -> None:
+    subject = open_encoder(config)
+    pixels, labels, mean_rgb, std_rgb = open_images(config, subject.image_size)
+    images = normalise_images(torch.from_numpy(pixels), subject.mean_rgb or mean_rgb, subject.std_rgb or std_rgb)
+    measurements = [measure(config, subject, name, images.contiguous(), labels) for name in config.symmetries]
+    split = "random images" if config.dataset == "random" else config.split
+    records = [symmetry_records(measurement, split, config.seed) for measurement in measurements]
+    for found, measurement in zip(records, measurements):
+        print_records([record for record in found if not record.task.endswith("_layers")])
+        print_layers(measurement)
+        print()
+    together = [record for found in records for record in found]
+    append_records(subject.out / "results.json", together)
+    write_page(
+        subject.out / "equivariance.html",
+        title=f"symmetry of {subject.name}",
+        measurements=measurements,
+        images=pixels,
+        records=together,
+        config=asdict(config),
+        command=f"python {shlex.join(sys.argv)}",
+    )
+    print(f"added to {subject.out / 'results.json'}; figures in {subject.out / 'equivariance.html'}")
+
+
+def open_encoder(config: Config) -> Subject:
+    """An exported encoder with its own normalisation, or a timm architecture with random weights."""
+    torch.manual_seed(RANDOM_ENCODER_SEED)
+    if config.encoder.startswith(TIMM_PREFIX):
+        name = config.encoder.removeprefix(TIMM_PREFIX)
+        side = config.image_size or TIMM_IMAGE_SIZE
+        encoder = create_encoder(name, side)
+        parts = getattr(encoder, "parts", {"all": slice(0, int(encoder.num_features))})
+        out = config.out or Path("runs") / f"random-{name}"
+        return Subject(name, encoder.to(DEVICE), None, parts, side, None, None, out)
+    folder = Path(config.encoder)
+    encoder_config = read_encoder_config(folder)
+    mean, std = normalization_of(encoder_config)
+    return Subject(
+        name=folder.resolve().parent.name,
+        encoder=load_encoder(folder).to(DEVICE),
+        random_encoder=build_encoder(encoder_config, folder).to(DEVICE),
+        parts=parts_of(encoder_config),
+        image_size=config.image_size or encoder_config["pretrained_cfg"]["input_size"][1],
+        mean_rgb=mean.tolist(),
+        std_rgb=std.tolist(),
+        out=config.out or folder.parent,
+    )
+
+
+def open_images(
+    config: Config, image_size: int
+) -> tuple[np.ndarray, Tensor | None, tuple[float, ...], tuple[float, ...]]:
+    """Images uint8 [N, S, S, 3], their labels, and mean and deviation of the data set's colours."""
+    if config.num_images < 2:
+        raise UserError(f"--num-images is {config.num_images}: errors are relative to other images, give 2 or more")
+    if config.dataset == "random":
+        return random_images(config.num_images, image_size, config.seed), None, (0.5,) * 3, (0.25,) * 3
+    data = open_data(config.dataset, config.data_dir, config.split, image_size)
+    pixels, labels = read_images(data.evaluation, config.num_images, config.seed)
+    return pixels, labels, data.mean_rgb, data.std_rgb
+
+
+def random_images(count: int, side: int, seed: int) -> np.ndarray:
+    """Smooth noise, uint8 [N, S, S, 3]."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = torch.rand(count, 3, NOISE_CELLS, NOISE_CELLS, generator=generator)
+    smooth = F.interpolate(cells, size=(side, side), mode="bicubic", align_corners=False).clamp(0, 1)
+    return (smooth * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def read_images(collection: ViewCollection, count: int, seed: int) -> tuple[np.ndarray, Tensor]:
+    """One view of each of so many objects, evenly spread over the split."""
+    height, width = collection.image_size
+    if height != width:
+        raise UserError(
+            f"the images of {collection.folder} have {height} x {width} pixels and symmetries are those of squares: "
+            "give a data set of square images"
+        )
+    objects = np.unique(np.linspace(0, collection.num_objects - 1, count).round().astype(np.int64))
+    views = np.random.default_rng(seed).integers(0, collection.num_views, (len(objects), 1))
+    pixels = np.empty((len(objects), 1, height, width, 3), dtype=np.uint8)
+    collection.read_views(objects, views, pixels)
+    return pixels[:, 0], torch.from_numpy(np.asarray(collection.labels, dtype=np.int64)[objects])
+
+
+def measure(config: Config, subject: Subject, name: SymmetryName, images: Tensor, labels: Tensor | None) -> Measurement:
+    """The encoder with its layers, and the features of the random one."""
+    symmetries = image_symmetries(
+        name,
+        images.shape[2],
+        distances_px=config.shifts or None,
+        all_shifts=config.all_shifts,
+        angles_deg=config.angles,
+    )
+    print(f"{name}: {len(images)} images under {len(symmetries.elements)} elements", flush=True)
+    errors = measure_symmetry(
+        subject.encoder,
+        images,
+        symmetries,
+        subject.parts,
+        labels,
+        with_layers=config.layers,
+        batch_size=config.batch_size,
+    )
+    if subject.random_encoder is None:
+        return Measurement(errors)
+    fresh = measure_symmetry(
+        subject.random_encoder,
+        images,
+        symmetries,
+        subject.parts,
+        labels,
+        with_layers=False,
+        batch_size=config.batch_size,
+    )
+    return Measurement(errors, fresh.parts)
+
+
+if __name__ == "__main__":
+    config = parse_command_line(Config, __doc__)
+    explain_errors(lambda: main(config))
