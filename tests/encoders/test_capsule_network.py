@@ -15,7 +15,6 @@ from ssl_equi.export import EncoderCard, load_encoder, save_encoder
 BACKBONES = {
     "resnet18": (2, 2),
     "test_convnext": (2, 2),
-    "test_maxvit": (2, 2),
     "test_vit": (4, 4),
     "strided_cnn_pooled": (4, 4),
 }

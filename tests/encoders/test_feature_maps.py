@@ -14,7 +14,6 @@ MODELS = {  # name: (size of the images, arguments, size of the map)
     "mobilenetv3_small_050": (64, {}, (288, 2, 2)),
     "test_mambaout": (64, {}, (64, 2, 2)),
     "swin_s3_tiny_224": (112, {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 4)}, (192, 4, 4)),
-    "test_maxvit": (64, {}, (128, 2, 2)),
     "test_vit": (64, {}, (64, 4, 4)),
     "test_vit2": (64, {"reg_tokens": 4}, (64, 4, 4)),
     "test_vit3": (64, {}, (96, 4, 4)),
