@@ -45,9 +45,11 @@ POSE_COLUMNS: tuple[Column, ...] = (
     ("classification", "top1"),
     ("relative_rotation", "r2_uniform"),
     ("relative_rotation", "angle_deg_median"),
+    ("absolute_rotation", "r2_uniform"),
     ("translation_object", "r2_uniform"),
     ("translation_base", "r2_uniform"),
     ("colour", "r2_uniform"),
+    ("capsule_rotation", "angle_deg_median"),
 )
 COLUMNS = {"methods": METHOD_COLUMNS, "sequences": SEQUENCE_COLUMNS, "poses": POSE_COLUMNS}
 RunRecords = dict[str, list[list[ProbeRecord]]]  # by method: the records of each of its runs
