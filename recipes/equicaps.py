@@ -48,8 +48,8 @@ class Config(PretrainingConfig):
     """free: any linear map of a pose, as in the paper. matrix: multiplication from the left, which multiplication from
     the right passes through unchanged."""
     routing_std: float = 0.3
-    """Standard deviation of the routing's weights at the start; at 0, as in the paper, activations stay equal for
-    thousands of steps."""
+    """Standard deviation of the routing's weights at the start; at 0, as in the paper, activations are all equal, and
+    on the embedded set still were after 200 steps."""
 
 
 def embedded() -> Config:

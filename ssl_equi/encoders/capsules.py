@@ -91,7 +91,7 @@ class SelfRouting(nn.Module):
             d x d matrix that multiplies the pose from the left; whatever multiplies all poses from the right then
             passes through the votes, and through the layer as far as the routing stays the same.
         routing_std: standard deviation of W2 at the start. At 0, as in EquiCaps, all images have the same activations
-            1 / num_out, and it takes thousands of steps until they differ.
+            1 / num_out, from which training departs slowly.
 
     Attributes:
         vote_weight: W1, [num_out, V, Q, num_in, window], with V = Q = d * d (free) or d (matrix); drawn from a normal
