@@ -15,6 +15,7 @@ from ssl_equi.encoders.capsules import Capsules
 if TYPE_CHECKING:  # it imports timm, which takes seconds
     from ssl_equi.encoders.capsule_network import CapsuleNetwork
 
+TURNED_COLUMNS = 3  # of a pose that is multiplied with a rotation or a rigid motion
 SMALLEST_PROBABILITY = 1e-6  # under a logarithm
 SMALLEST_NORM = 1e-3  # of a pose that is scaled to length 1; shorter ones stay shorter
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.objectives.capsule_terms import (
+    TURNED_COLUMNS,
     capsule_monitors,
     capsules_of_both_views,
     cross_entropy,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:  # it imports timm, which takes seconds
 TARGET_SHARE = 0.5
 ACTION_DIM_BY_POSE_SIDE = {3: 4, 4: 7}  # relative rotation; relative pose in one of the two frames
 
-TURNED_COLUMNS = 3  # of a pose that is multiplied with a rotation or a rigid motion
 
 VarianceTarget = Literal["reachable", "published"]
 PoseNorm = Literal["turned_columns", "published"]

@@ -11,15 +11,13 @@ from torch import Tensor
 from ssl_equi.data.actions import ActionKind, actions_between_all_views
 from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.geometry.rotations import quat_from_matrix
-from ssl_equi.objectives.capsule_terms import transformed_poses, unit_poses
+from ssl_equi.objectives.capsule_terms import TURNED_COLUMNS, transformed_poses, unit_poses
 from ssl_equi.probing.baselines import Baseline, constant_rotation_baselines
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.metrics import angle_errors_deg, summarise_angles
 from ssl_equi.probing.pairs import evaluation_pairs
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.tasks import TaskResult
-
-TURNED_COLUMNS = 3  # the columns of P M12 that are those of P turned
 
 
 def rotation_between(first: Tensor, second: Tensor) -> Tensor:
