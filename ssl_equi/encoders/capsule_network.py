@@ -11,6 +11,7 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ssl_equi.encoders.arguments import side_for_backbone
 from ssl_equi.encoders.capsules import CapsuleHead, Capsules, Votes
 from ssl_equi.encoders.create import create_encoder
 from ssl_equi.encoders.feature_maps import as_feature_map, feature_map_size
@@ -132,14 +133,8 @@ def _make_network(
     in_chans: int = 3,
 ) -> CapsuleNetwork:
     """What timm calls: the network with a freshly initialised backbone of this name."""
-    if num_classes != 0:
-        raise ValueError(f"num_classes is {num_classes}: this encoder has no classifier, pass num_classes=0")
-    if in_chans != 3:
-        raise ValueError(f"in_chans is {in_chans}: this encoder takes images of 3 channels")
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if height != width:
-        raise ValueError(f"img_size is {img_size}: this encoder takes square images")
-    return CapsuleNetwork(create_encoder(backbone, height), height, num_capsules, pose_side, votes, routing_std)
+    side = side_for_backbone(img_size, num_classes, in_chans)
+    return CapsuleNetwork(create_encoder(backbone, side), side, num_capsules, pose_side, votes, routing_std)
 
 
 def _cfg(image_size: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ssl_equi.encoders.arguments import refuse_classifier, square_side
 from ssl_equi.encoders.group_convolutions import (
     GroupBatchNorm,
     GroupConvolution,
@@ -109,14 +110,13 @@ class GroupResNet(nn.Module):
         in_chans: int = 3,
     ) -> None:
         super().__init__()
-        if num_classes != 0:
-            raise ValueError(f"num_classes is {num_classes}: this encoder has no classifier, pass num_classes=0")
+        refuse_classifier(num_classes)
         fields = _fields(group, channels)
         if len(blocks) != len(channels) or min(blocks) < 1:
             raise ValueError(f"blocks are {blocks}: give a positive number for each of the {len(channels)} stages")
         self.group, self.num_classes = group, num_classes
         self.windows = _windows(stem, len(blocks))
-        check_image_side(self.windows, _side(img_size))
+        check_image_side(self.windows, square_side(img_size))
         first = self.windows[0]
         self.conv1 = LiftingConvolution(group, in_chans, fields[0], first.kernel_size, first.stride, first.padding)
         self.norm1 = GroupBatchNorm(group, fields[0])
@@ -176,13 +176,6 @@ def _fields(group: GroupName, channels: tuple[int, ...]) -> list[int]:
             nearest = max(1, round(width / size)) * size
             raise ValueError(f"channels has {width}: with {group} they come in multiples of {size}, such as {nearest}")
     return [width // size for width in channels]
-
-
-def _side(img_size: int | tuple[int, int]) -> int:
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if height != width:
-        raise ValueError(f"img_size is {img_size}: this encoder takes square images")
-    return height
 
 
 def _windows(stem: Stem, stages: int) -> list[Window]:

@@ -22,6 +22,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ssl_equi.encoders.arguments import square_side
 from ssl_equi.encoders.octic_features import OcticFeatures, act_on_components
 from ssl_equi.encoders.octic_invariants import make_invariants
 from ssl_equi.encoders.octic_layers import OcticBlock, OcticPatchEmbed, OcticRMSNorm, positions
@@ -97,7 +98,7 @@ class OcticVisionTransformer(nn.Module):
         self.grad_checkpointing = False
         self.global_pool = _checked_pooling(global_pool, class_token)
 
-        self.patch_embed = OcticPatchEmbed(_side(img_size), patch_size, in_chans, embed_dim)
+        self.patch_embed = OcticPatchEmbed(square_side(img_size), patch_size, in_chans, embed_dim)
         channels = embed_dim // 8
         self.pos_embed = _table(channels, *self.patch_embed.grid_size)
         # A constant that the group leaves as it is must be in A1; the other values of these tokens start at 0.
@@ -365,13 +366,6 @@ def _initialise_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _side(img_size: int | tuple[int, int]) -> int:
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if height != width:
-        raise ValueError(f"img_size is {img_size}: this encoder takes square images, use {max(height, width)}")
-    return height
 
 
 def _checked_pooling(global_pool: Pooling, class_token: bool) -> Pooling:

@@ -19,6 +19,7 @@ anchors images only. Anchoring commutes with no turns or mirrorings.
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
@@ -41,7 +42,7 @@ __all__ = ["ShiftEquivariantTwins", "ShiftEquivariantVisionTransformer"]
 Pooling = Literal["avg", ""]
 
 
-class ShiftEquivariantEncoder(nn.Module):
+class ShiftEquivariantEncoder(nn.Module, ABC):
     """What both architectures share; subclasses make the tokens in `_tokens`.
 
     Args:
@@ -168,9 +169,9 @@ class ShiftEquivariantEncoder(nn.Module):
             f"{name}.proj.weight" for name, module in self.named_modules() if isinstance(module, PositionalConvolution)
         }
 
+    @abstractmethod
     def _tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The map of tokens before the last norm, and the pixel at which each first token begins."""
-        raise NotImplementedError
 
     def _run(self, block: nn.Module, state: Tensor) -> Tensor:
         if self.grad_checkpointing:

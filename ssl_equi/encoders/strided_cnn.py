@@ -12,6 +12,8 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ssl_equi.encoders.arguments import refuse_classifier
+
 __all__ = ["PooledStridedCNN", "StridedCNN"]
 
 GRID = 4  # side of the grid of cells that the linear layer reads
@@ -37,7 +39,7 @@ class StridedCNN(nn.Module):
         in_chans: int = 3,
     ) -> None:
         super().__init__()
-        _refuse_classifier(num_classes)
+        refuse_classifier(num_classes)
         self.num_features = self.head_hidden_size = num_features
         self.num_classes = num_classes
         self.blocks = _strided_convolutions(in_chans, widths, strides)
@@ -78,7 +80,7 @@ class PooledStridedCNN(nn.Module):
         in_chans: int = 3,
     ) -> None:
         super().__init__()
-        _refuse_classifier(num_classes)
+        refuse_classifier(num_classes)
         self.num_features = self.head_hidden_size = widths[-1] * grid * grid
         self.num_classes = num_classes
         self.blocks = _strided_convolutions(in_chans, widths, strides)
@@ -94,11 +96,6 @@ class PooledStridedCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
-
-
-def _refuse_classifier(num_classes: int) -> None:
-    if num_classes != 0:
-        raise ValueError(f"num_classes is {num_classes}: this encoder has no classifier, pass num_classes=0")
 
 
 def _strided_convolutions(in_chans: int, widths: tuple[int, ...], strides: tuple[int, ...]) -> nn.Sequential:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from ssl_equi.encoders.arguments import side_for_backbone
 from ssl_equi.encoders.canonicalization import CanonicalFeatures, Canonicalized
 from ssl_equi.encoders.create import create_encoder
 from ssl_equi.encoders.group_averaging import GroupAveraged
@@ -57,14 +58,7 @@ def _make_canonicalized(
 def _make_backbone(
     backbone: str, img_size: int | tuple[int, int] = 64, num_classes: int = 0, in_chans: int = 3
 ) -> nn.Module:
-    if num_classes != 0:
-        raise ValueError(f"num_classes is {num_classes}: this encoder has no classifier, pass num_classes=0")
-    if in_chans != 3:
-        raise ValueError(f"in_chans is {in_chans}: this encoder takes images of 3 channels")
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if height != width:
-        raise ValueError(f"img_size is {img_size}: this encoder takes square images")
-    return create_encoder(backbone, height)
+    return create_encoder(backbone, side_for_backbone(img_size, num_classes, in_chans))
 
 
 _CFG = {

@@ -1,0 +1,27 @@
+"""Checks of what timm passes on to our encoders."""
+
+
+def refuse_classifier(num_classes: int) -> None:
+    """Raises ValueError if a classifier is asked for, of an encoder that has none."""
+    if num_classes != 0:
+        raise ValueError(f"num_classes is {num_classes}: this encoder has no classifier, pass num_classes=0")
+
+
+def square_side(img_size: int | tuple[int, int]) -> int:
+    """The side of images of `img_size`; raises ValueError unless they are square."""
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if height != width:
+        raise ValueError(f"img_size is {img_size}: this encoder takes square images, use {max(height, width)}")
+    return height
+
+
+def side_for_backbone(img_size: int | tuple[int, int], num_classes: int, in_chans: int) -> int:
+    """The side of the images of an encoder that is made around a backbone by name.
+
+    Raises:
+        ValueError: a classifier is asked for, or images that are not square or have not 3 channels.
+    """
+    refuse_classifier(num_classes)
+    if in_chans != 3:
+        raise ValueError(f"in_chans is {in_chans}: this encoder takes images of 3 channels")
+    return square_side(img_size)
