@@ -58,7 +58,9 @@ def build(config: Config) -> AugSelf:
     """The encoder and its objective, initialised from the seed; no side effects."""
     torch.manual_seed(config.seed)
     objective = replace(config.objective, action_dim=action_size(config.actions, config))
-    return AugSelf(SimCLR(create_encoder(config.encoder, config.image_size), config.simclr), objective)
+    return AugSelf(
+        SimCLR(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), config.simclr), objective
+    )
 
 
 def main(config: Config) -> None:

@@ -51,7 +51,7 @@ CONFIGS = {"embedded": embedded, "imagenet": imagenet}
 def build(config: Config) -> BarlowTwins:
     """The encoder and its objective, initialised from the seed; no side effects."""
     torch.manual_seed(config.seed)
-    return BarlowTwins(create_encoder(config.encoder, config.image_size), config.objective)
+    return BarlowTwins(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), config.objective)
 
 
 def main(config: Config) -> None:

@@ -74,7 +74,7 @@ CONFIGS = {
 def build(config: Config) -> BYOL:
     """The encoder and its objective, initialised from the seed; no side effects."""
     torch.manual_seed(config.seed)
-    return BYOL(create_encoder(config.encoder, config.image_size), config.objective)
+    return BYOL(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), config.objective)
 
 
 def main(config: Config) -> None:

@@ -70,7 +70,7 @@ def build(config: Config) -> CapsIE:
     from ssl_equi.encoders.capsule_network import CapsuleNetwork
 
     torch.manual_seed(config.seed)
-    backbone = create_encoder(config.encoder, config.image_size)
+    backbone = create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
     network = CapsuleNetwork(
         backbone, config.image_size, config.num_capsules, config.pose_side, config.votes, config.routing_std
     )

@@ -137,7 +137,7 @@ CONFIGS = {
 
 def build_base(config: Config) -> SimCLR | MoCo | BarlowTwins:
     """The encoder and the base objective."""
-    encoder = create_encoder(config.encoder, config.image_size)
+    encoder = create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
     if config.base == "simclr":
         return SimCLR(encoder, config.simclr)
     if config.base == "moco":

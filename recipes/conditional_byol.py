@@ -64,7 +64,7 @@ def build(config: Config) -> ConditionalBYOL:
     """The encoder and its objective, initialised from the seed; no side effects."""
     torch.manual_seed(config.seed)
     objective = replace(config.objective, action_dim=action_size(config.actions, config))
-    return ConditionalBYOL(create_encoder(config.encoder, config.image_size), objective)
+    return ConditionalBYOL(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), objective)
 
 
 def main(config: Config) -> None:

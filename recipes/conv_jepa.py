@@ -63,7 +63,7 @@ def build(config: Config) -> ConvJEPA:
     torch.manual_seed(config.seed)
     check_glimpse_encoder(config.encoder, config.image_size, config.saccades)
     objective = replace(config.objective, action_dim=ACTION_SIZE)
-    return ConvJEPA(create_encoder(config.encoder, config.image_size), objective)
+    return ConvJEPA(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), objective)
 
 
 def main(config: Config) -> None:

@@ -90,7 +90,7 @@ def build(config: Config) -> EquiCaps:
         choices = ", ".join(POSE_SIDES)
         raise ViewsError(f"--actions is {config.actions} and poses are multiplied with a matrix: choose from {choices}")
     torch.manual_seed(config.seed)
-    backbone = create_encoder(config.encoder, config.image_size)
+    backbone = create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
     pose_side = POSE_SIDES[config.actions]
     network = CapsuleNetwork(
         backbone, config.image_size, config.num_capsules, pose_side, config.votes, config.routing_std

@@ -104,7 +104,7 @@ CONFIGS = {"embedded": embedded, "cifar10": cifar10, "cifar10_equal_rate": cifar
 
 def build_base(config: Config) -> nn.Module:
     """The encoder and the base objective."""
-    encoder = create_encoder(config.encoder, config.image_size)
+    encoder = create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
     if config.base == "simclr":
         return SimCLR(encoder, config.simclr)
     if config.base == "simsiam":

@@ -71,7 +71,7 @@ CONFIGS = {
 def build(config: Config) -> MoCo:
     """The encoder and its objective, initialised from the seed; no side effects."""
     torch.manual_seed(config.seed)
-    return MoCo(create_encoder(config.encoder, config.image_size), config.objective)
+    return MoCo(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), config.objective)
 
 
 def main(config: Config) -> None:

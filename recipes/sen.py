@@ -54,7 +54,7 @@ def build(config: Config) -> SEN:
     """The encoder and its objective, initialised from the seed; no side effects."""
     torch.manual_seed(config.seed)
     objective = replace(config.objective, action_dim=action_size(config.actions, config))
-    return SEN(create_encoder(config.encoder, config.image_size), objective)
+    return SEN(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), objective)
 
 
 def main(config: Config) -> None:

@@ -76,7 +76,7 @@ def build(config: Config) -> SeqJEPA:
     torch.manual_seed(config.seed)
     check_glimpse_encoder(config.encoder, config.image_size, config.saccades)
     objective = replace(config.objective, action_dim=ACTION_SIZE)
-    return SeqJEPA(create_encoder(config.encoder, config.image_size), objective)
+    return SeqJEPA(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), objective)
 
 
 def main(config: Config) -> None:

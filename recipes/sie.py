@@ -56,7 +56,7 @@ CONFIGS = {"embedded": embedded, "paper": paper}
 def build(config: Config) -> SIE:
     """The encoder and its objective, initialised from the seed; no side effects."""
     torch.manual_seed(config.seed)
-    encoder = create_encoder(config.encoder, config.image_size)
+    encoder = create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
     return SIE(encoder, replace(config.objective, action_dim=action_size(config.actions, config)))
 
 

@@ -76,7 +76,7 @@ CONFIGS = {"embedded": embedded, "cifar10": cifar10, "imagenet": imagenet, "thre
 def build(config: Config) -> SimCLR:
     """The encoder and its objective, initialised from the seed; no side effects."""
     torch.manual_seed(config.seed)
-    return SimCLR(create_encoder(config.encoder, config.image_size), config.objective)
+    return SimCLR(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), config.objective)
 
 
 def main(config: Config) -> None:

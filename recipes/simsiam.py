@@ -66,7 +66,7 @@ CONFIGS = {"embedded": embedded, "cifar10": cifar10, "imagenet": imagenet}
 def build(config: Config) -> SimSiam:
     """The encoder and its objective, initialised from the seed; no side effects."""
     torch.manual_seed(config.seed)
-    return SimSiam(create_encoder(config.encoder, config.image_size), config.objective)
+    return SimSiam(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), config.objective)
 
 
 def simsiam_optimizer(objective: SimSiam, config: Config) -> torch.optim.Optimizer:

@@ -54,7 +54,10 @@ def build(config: Config, num_classes: int = 24) -> Supervised:
     """The encoder and its heads, initialised from the seed; no side effects."""
     torch.manual_seed(config.seed)
     sizes = {"num_classes": num_classes, "action_dim": action_size(config.actions, config)}
-    return Supervised(create_encoder(config.encoder, config.image_size), replace(config.objective, **sizes))
+    return Supervised(
+        create_encoder(config.encoder, config.image_size, **config.encoder_arguments),
+        replace(config.objective, **sizes),
+    )
 
 
 def main(config: Config) -> None:

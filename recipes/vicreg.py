@@ -69,7 +69,7 @@ CONFIGS = {"embedded": embedded, "augmented": augmented, "paper": paper, "imagen
 def build(config: Config) -> VICReg:
     """The encoder and its objective, initialised from the seed; no side effects."""
     torch.manual_seed(config.seed)
-    return VICReg(create_encoder(config.encoder, config.image_size), config.objective)
+    return VICReg(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), config.objective)
 
 
 def main(config: Config) -> None:

@@ -63,7 +63,7 @@ CONFIGS = {"embedded": embedded, "threediebench": threediebench, "threediebench_
 def build(config: Config) -> VICRegTraj:
     """The encoder and its objective, initialised from the seed; no side effects."""
     torch.manual_seed(config.seed)
-    vicreg = VICReg(create_encoder(config.encoder, config.image_size), config.vicreg)
+    vicreg = VICReg(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), config.vicreg)
     return VICRegTraj(vicreg, config.objective)
 
 

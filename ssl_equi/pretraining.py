@@ -15,7 +15,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.sources import DataSource
 from ssl_equi.encoders import create_encoder
-from ssl_equi.encoders.create import has_fixed_input_size
+from ssl_equi.encoders.create import model_arguments
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.pretraining_config import PretrainingConfig
@@ -195,7 +195,7 @@ def untrained_encoder(config: PretrainingConfig) -> nn.Module:
     """The architecture with random weights that no training starts from; the global generator is not touched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_ENCODER_SEED)
-        return create_encoder(config.encoder, config.image_size)
+        return create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
 
 
 def set_aside_earlier_results(folder: Path) -> None:
@@ -210,7 +210,7 @@ def encoder_card(name: str, config: PretrainingConfig, objective: Objective, dat
     """The labels of the exported encoder: ours, not those of timm's pretrained weights."""
     return EncoderCard(
         architecture=config.encoder,
-        model_args={"img_size": config.image_size} if has_fixed_input_size(config.encoder) else {},
+        model_args=model_arguments(config.encoder, config.image_size, config.encoder_arguments),
         image_size=config.image_size,
         mean_rgb=data.mean_rgb,
         std_rgb=data.std_rgb,

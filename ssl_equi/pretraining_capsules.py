@@ -78,6 +78,7 @@ def capsule_card(name: str, config: PretrainingConfig, objective: CapsuleObjecti
         architecture="capsule_network",
         model_args={
             "backbone": config.encoder,
+            "backbone_arguments": config.encoder_arguments,
             "num_capsules": network.num_capsules,
             "pose_side": network.pose_side,
             "votes": network.votes,

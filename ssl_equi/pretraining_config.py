@@ -28,6 +28,8 @@ class PretrainingConfig(RunConfig):
     """Split of unseen objects for the final probes; val to choose settings."""
     encoder: str = "strided_cnn_tiny"
     """Any name of timm.list_models(), or one of our own."""
+    encoder_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
+    """What timm.create_model is given besides the name, in pairs: --encoder-arguments depth 6 embed_dim 128."""
     views: ViewOptions = field(default_factory=ViewOptions)
     """Where the two views of an object come from."""
     batch_size: int = 64

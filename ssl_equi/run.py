@@ -32,6 +32,7 @@ from ssl_equi.checkpoint import (
     write_text_atomically,
 )
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.encoders.compiling import compile_encoder
 from ssl_equi.finite_watch import FiniteWatch
 from ssl_equi.metrics_log import MetricsLog
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
@@ -121,7 +122,7 @@ class Run:
             self.objective = convert_sync_batchnorm(self.objective)
         encoder = getattr(objective, "encoder", None)
         if self.config.compile and isinstance(encoder, nn.Module):
-            encoder.compile()  # in place: the names in the checkpoint stay the same
+            compile_encoder(encoder)
         self.bare_optimizer = optimizer_of(self.objective)
         wrapped, self.optimizer = self.accelerator.prepare(self.objective, self.bare_optimizer)
         return wrapped

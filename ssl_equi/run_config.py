@@ -50,7 +50,7 @@ class RunConfig:
     clip_norm: float | None = None
     """Largest norm of the gradient, over all parameters; not clipped when not given."""
     compile: bool = False
-    """Compile the encoder with torch.compile."""
+    """Compile the encoder with torch.compile; of vision transformers each block."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
     save_every: int = 200

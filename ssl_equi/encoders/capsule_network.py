@@ -5,6 +5,7 @@ pixels) and of CapsIE (Everett et al., arXiv:2405.14386). timm makes it as "caps
 the fixed names below.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -131,10 +132,12 @@ def _make_network(
     routing_std: float = 0.0,
     num_classes: int = 0,
     in_chans: int = 3,
+    backbone_arguments: Mapping[str, Any] | None = None,
 ) -> CapsuleNetwork:
     """What timm calls: the network with a freshly initialised backbone of this name."""
     side = side_for_backbone(img_size, num_classes, in_chans)
-    return CapsuleNetwork(create_encoder(backbone, side), side, num_capsules, pose_side, votes, routing_std)
+    made = create_encoder(backbone, side, **(backbone_arguments or {}))
+    return CapsuleNetwork(made, side, num_capsules, pose_side, votes, routing_std)
 
 
 def _cfg(image_size: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """An encoder by its timm name."""
 
 import difflib
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -33,10 +34,10 @@ def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(close)}" if close else "timm.list_models() lists the names"
         raise EncoderError(f"timm has no model named {name!r}: {hint}")
-    if has_fixed_input_size(name):
-        arguments.setdefault("img_size", image_size)
     try:
-        encoder = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+        encoder = timm.create_model(
+            name, pretrained=False, num_classes=0, **model_arguments(name, image_size, arguments)
+        )
         num_features = _feature_size(encoder, image_size)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise EncoderError(
@@ -63,6 +64,11 @@ def timm_with_our_encoders() -> ModuleType:
     import ssl_equi.encoders.wrappers  # noqa: F401  (they register themselves with timm)
 
     return timm
+
+
+def model_arguments(name: str, image_size: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What `timm.create_model` needs besides the name for images of this size: `img_size` where it must be told."""
+    return ({"img_size": image_size} if has_fixed_input_size(name) else {}) | dict(arguments)
 
 
 def has_fixed_input_size(name: str) -> bool:

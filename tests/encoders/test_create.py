@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ssl_equi.encoders import EncoderError, create_encoder
+from ssl_equi.encoders.compiling import compile_encoder
 from ssl_equi.encoders.strided_cnn import PooledStridedCNN, StridedCNN
 
 
@@ -74,3 +75,14 @@ def test_the_small_encoders_keep_where_things_are(name: str) -> None:
 def test_a_classifier_is_refused(encoder_class: type[nn.Module]) -> None:
     with pytest.raises(ValueError, match="num_classes is 10"):
         encoder_class(num_classes=10)
+
+
+def test_vision_transformers_are_compiled_block_by_block_and_others_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    transformer = create_encoder("octic_vit_tiny_patch16_224", image_size=32, embed_dim=64, depth=3, num_heads=2)
+    standard = create_encoder("vit_tiny_patch16_224", image_size=32, embed_dim=64, depth=2, num_heads=2)
+    convolutional = create_encoder("strided_cnn_tiny", image_size=64)
+    for encoder in (transformer, standard, convolutional):
+        compile_encoder(encoder)
+    assert compiled == [*transformer.blocks, *standard.blocks, convolutional]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ssl_equi import load_encoder
 from ssl_equi.checkpoint import list_checkpoints, read_state
+from ssl_equi.cli import parse_command_line
 from ssl_equi.data.images import normalise_images
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
@@ -267,3 +268,38 @@ def test_a_compiled_encoder_learns_the_same_and_keeps_its_names(
     assert losses_of(tmp_path / "compiled") == pytest.approx(losses_of(tmp_path / "plain"), rel=1e-4)
     names = load_encoder(tmp_path / "compiled" / "encoder").state_dict().keys()
     assert not [name for name in names if "_orig_mod" in name]
+
+
+VIT: dict[str, int | float | bool | str] = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "arguments", "exported"),
+    [
+        ("vit_tiny_patch16_224", VIT, {"img_size": 32} | VIT),
+        ("octic_vit_tiny_patch16_224", VIT | {"invariants": "none"}, {"img_size": 32, "invariants": "none"} | VIT),
+        ("resnet10t", {"drop_rate": 0.1}, {"drop_rate": 0.1}),
+    ],
+)
+def test_an_encoder_made_with_arguments_is_exported_with_them(
+    encoder: str,
+    arguments: dict[str, int | float | bool | str],
+    exported: dict[str, Any],
+    sie: ModuleType,
+    small_config: Callable[..., Any],
+    tmp_path: Path,
+    quick_probes: None,
+) -> None:
+    pairs = [str(word) for pair in arguments.items() for word in pair]
+    parsed = parse_command_line(sie.Config, "", arguments=["--encoder-arguments", *pairs])
+    assert parsed.encoder_arguments == arguments
+    sie.main(small_config(sie, out=tmp_path, steps=1, encoder=encoder, encoder_arguments=arguments))
+    card = json.loads((tmp_path / "encoder" / "config.json").read_text())
+    assert card["model_args"] == exported
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32)
+    features = load_encoder(tmp_path / "encoder")(images)
+    assert features.shape == (2, card["num_features"])
+    if encoder == "resnet10t":
+        opened = timm.create_model(f"local-dir:{tmp_path / 'encoder'}", pretrained=True, **arguments).eval()
+        torch.testing.assert_close(opened(images), features)
