@@ -1,10 +1,36 @@
 """Checks of what timm passes on to our encoders."""
 
+from collections.abc import Sequence
+
 
 def refuse_classifier(num_classes: int) -> None:
     """Raises ValueError if a classifier is asked for, of an encoder that has none."""
     if num_classes != 0:
         raise ValueError(f"num_classes is {num_classes}: this encoder has no classifier, pass num_classes=0")
+
+
+def chosen_layers(layers: str, count: int, indices: int | Sequence[int] | None) -> list[int]:
+    """The numbers of layers that timm's `indices` mean: all for None, the last n for an int, negative from the end.
+
+    Args:
+        layers: what they are called in the message, such as "blocks".
+        count: how many there are.
+        indices: which are chosen.
+
+    Raises:
+        ValueError: none is chosen, or one that there isn't.
+    """
+    if indices is None or isinstance(indices, int):
+        indices = range(-(count if indices is None else indices), 0)
+    if not indices or not all(-count <= number < count for number in indices):
+        raise ValueError(f"indices are {list(indices)}: the encoder has {count} {layers}, use some of 0..{count - 1}")
+    return [number % count for number in indices]
+
+
+def check_output_format(output_fmt: str, legal: Sequence[str]) -> None:
+    """Raises ValueError unless the layout of intermediate features is among the legal ones."""
+    if output_fmt not in legal:
+        raise ValueError(f"output_fmt is {output_fmt!r}: choose {' or '.join(repr(layout) for layout in legal)}")
 
 
 def square_side(img_size: int | tuple[int, int]) -> int:

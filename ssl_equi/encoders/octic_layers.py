@@ -292,11 +292,16 @@ def positions(table: Tensor, side: int) -> OcticFeatures:
 
     The table is resized while it is still free, so that the result is exactly steerable at any side.
     """
-    if table.shape[-1] != side:
-        free = table.to(torch.promote_types(table.dtype, torch.float32)).unsqueeze(0)
-        free = F.interpolate(free, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
-        table = free[0].to(table.dtype)
-    return maps_to_features(steerable_maps(table).unsqueeze(0))
+    return maps_to_features(steerable_maps(resized_table(table, side)).unsqueeze(0))
+
+
+def resized_table(table: Tensor, side: int) -> Tensor:
+    """A free table of positions [C, s, s] as one of another side, [C, side, side]."""
+    if table.shape[-1] == side:
+        return table
+    free = table.to(torch.promote_types(table.dtype, torch.float32)).unsqueeze(0)
+    free = F.interpolate(free, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
+    return free[0].to(table.dtype)
 
 
 def _check_divisible(img_size: int, patch_size: int) -> None:

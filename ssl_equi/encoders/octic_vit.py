@@ -22,7 +22,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssl_equi.encoders.arguments import square_side
+from ssl_equi.encoders.arguments import check_output_format, chosen_layers, square_side
 from ssl_equi.encoders.octic_features import OcticFeatures, act_on_components
 from ssl_equi.encoders.octic_invariants import make_invariants
 from ssl_equi.encoders.octic_layers import OcticBlock, OcticPatchEmbed, OcticRMSNorm, positions
@@ -209,6 +209,21 @@ class OcticVisionTransformer(nn.Module):
         """Whether features change with the orientation of images, by a known matrix."""
         return self.kind == "octic" and self.invariants == "none"
 
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Columns of the features by name: all; inv (do not change with the group) and equi, where there are such.
+
+        Those of steerable features are A1 and all others. Hybrids, and features without pooling, have no part but all.
+        """
+        parts = {"all": slice(0, self.num_features)}
+        if self.kind == "hybrid" or self.global_pool == "":
+            return parts
+        invariant = self.embed_dim // 8 if self.has_steerable_features else self.num_features
+        parts["inv"] = slice(0, invariant)
+        if self.has_steerable_features:
+            parts["equi"] = slice(invariant, self.num_features)
+        return parts
+
     def forward_intermediates(
         self,
         x: Tensor,
@@ -236,9 +251,8 @@ class OcticVisionTransformer(nn.Module):
         Raises:
             ValueError: another output format, or the norm for octic blocks that standard ones follow.
         """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt is {output_fmt!r}: choose 'NCHW' or 'NLC'")
-        taken = _chosen_blocks(len(self.blocks), indices)
+        check_output_format(output_fmt, ("NCHW", "NLC"))
+        taken = chosen_layers("blocks", len(self.blocks), indices)
         if norm and self.kind != "octic" and min(taken) < self.octic_blocks:
             raise ValueError(
                 f"norm=True for block {min(taken)} of a {self.kind} encoder: its last norm fits blocks from "
@@ -342,15 +356,6 @@ class OcticVisionTransformer(nn.Module):
                 "the standard blocks of a hybrid break the symmetry, so the group does not act on its features: "
                 f"use forward_octic and act_on_octic_tokens, or octic_blocks={len(self.blocks)}"
             )
-
-
-def _chosen_blocks(depth: int, indices: int | Sequence[int] | None) -> list[int]:
-    """timm's convention: all blocks for None, the last n for an int, and negative numbers count from the end."""
-    if indices is None or isinstance(indices, int):
-        indices = range(-(depth if indices is None else indices), 0)
-    if not indices or not all(-depth <= number < depth for number in indices):
-        raise ValueError(f"indices are {list(indices)}: the encoder has {depth} blocks, use some of 0..{depth - 1}")
-    return [number % depth for number in indices]
 
 
 def _as_tokens(state: OcticFeatures | Tensor) -> Tensor:

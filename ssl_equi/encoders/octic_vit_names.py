@@ -8,7 +8,9 @@ transformers of the sizes small, base and large have 21.7 M, 85.8 M and 303 M pa
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor
 
+from ssl_equi.encoders.octic_layers import resized_table
 from ssl_equi.encoders.octic_vit import Kind, OcticVisionTransformer
 
 SIZES: dict[str, dict[str, int]] = {
@@ -35,11 +37,26 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def fit_positions(state: dict[str, Tensor], encoder: OcticVisionTransformer) -> dict[str, Tensor]:
+    """The weights with their table of positions resized to the encoder's, for weights of another image size.
+
+    On images of its new size, the encoder then computes what the old one computed on them.
+    """
+    if "pos_embed" not in state:
+        return state
+    return state | {"pos_embed": resized_table(state["pos_embed"], encoder.patch_embed.grid_size[0])}
+
+
 def _make(name: str, pretrained: bool, arguments: dict[str, Any]) -> OcticVisionTransformer:
     prefix, _, rest = name.partition("_vit_")
     sizes = {"kind": PREFIXES[prefix], "patch_size": 16, **SIZES[rest.split("_")[0]]}
     return build_model_with_cfg(
-        OcticVisionTransformer, name, pretrained, feature_cfg={"feature_cls": "getter"}, **(sizes | arguments)
+        OcticVisionTransformer,
+        name,
+        pretrained,
+        pretrained_filter_fn=fit_positions,
+        feature_cfg={"feature_cls": "getter", "out_indices": 3},
+        **(sizes | arguments),
     )
 
 

@@ -19,16 +19,13 @@ anchors images only. Anchoring commutes with no turns or mirrorings.
 
 import itertools
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from collections.abc import Collection, Sequence
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ssl_equi.encoders.polyphase import act_on_image, nearest_multiple
+from ssl_equi.encoders.shift_equivariant_encoder import Pooling, ShiftEquivariantEncoder, Tokens, initialise_linear
 from ssl_equi.encoders.shift_equivariant_layers import (
     AnchoredBlock,
     AnchoredPatches,
@@ -38,153 +35,6 @@ from ssl_equi.encoders.shift_equivariant_layers import (
 )
 
 __all__ = ["ShiftEquivariantTwins", "ShiftEquivariantVisionTransformer"]
-
-Pooling = Literal["avg", ""]
-
-
-class ShiftEquivariantEncoder(nn.Module, ABC):
-    """What both architectures share; subclasses make the tokens in `_tokens`.
-
-    Args:
-        num_features: D, width of the tokens.
-        num_classes: outputs of the classifier; 0 leaves it out.
-        global_pool: "avg": the mean over tokens; "": none.
-        token_stride: side of the square of pixels that a token stands for.
-        side_step: what the sides of images must be multiples of.
-        img_size: side, or (height, width), to be checked; the model takes all legal ones.
-
-    Attributes:
-        group: the name of the group.
-        parts: columns of the features by name; all of them are invariant.
-    """
-
-    group: ClassVar[str] = "circular_shifts"
-
-    def __init__(
-        self,
-        num_features: int,
-        num_classes: int,
-        global_pool: Pooling,
-        token_stride: int,
-        side_step: int,
-        img_size: int | tuple[int, int],
-    ) -> None:
-        super().__init__()
-        self.num_features = self.head_hidden_size = num_features
-        self.num_classes, self.global_pool = num_classes, _checked_pooling(global_pool)
-        self.token_stride, self.side_step = token_stride, side_step
-        self.grad_checkpointing = False
-        self.parts = {"all": slice(0, num_features), "inv": slice(0, num_features)}
-        self.norm = nn.LayerNorm(num_features, eps=1e-6)
-        self.head = _classifier(num_features, num_classes)
-        self._check_size(*((img_size, img_size) if isinstance(img_size, int) else img_size))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[N, in_chans, H, W] -> [N, num_classes], or [N, D] without a classifier.
-
-        Raises:
-            ValueError: the images have another shape, or sides that the grids don't fill.
-        """
-        return self.forward_head(self.forward_features(images))
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """The map of tokens after the last norm, [N, D, H / token_stride, W / token_stride]."""
-        return self.forward_tokens(images)[0]
-
-    def forward_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The map of tokens, and the pixel [N, 2] at which the first token's square begins."""
-        if images.ndim != 4:
-            raise ValueError(f"images have shape {tuple(images.shape)}: this encoder takes [N, in_chans, H, W]")
-        self._check_size(*images.shape[2:])
-        tokens, origins = self._tokens(images)
-        return self.norm(tokens.movedim(1, -1)).movedim(-1, 1), origins
-
-    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """What `forward_features` gave to the output; with `pre_logits` to what the classifier would see.
-
-        Without pooling that is a row for each token, [N, T, D] or [N, T, num_classes].
-        """
-        features = tokens.mean(dim=(2, 3)) if self.global_pool == "avg" else as_tokens(tokens)
-        return features if pre_logits else self.head(features)
-
-    def act_on_features(self, shift: tuple[int, int], features: Tensor) -> Tensor:
-        """The features of shifted images from those of the images: the same ones, [N, D].
-
-        Args:
-            shift: rows down and columns to the right, in pixels.
-            features: pooled ones, without a classifier.
-
-        Raises:
-            ValueError: the features have another shape, or are those of tokens (`act_on_tokens` moves these).
-        """
-        if features.ndim != 2 or features.shape[1] != self.num_features:
-            raise ValueError(
-                f"features have shape {tuple(features.shape)}: pooled ones of this encoder are [N, "
-                f"{self.num_features}]; for maps of tokens use act_on_tokens"
-            )
-        return features
-
-    def act_on_tokens(self, shift: tuple[int, int], tokens: Tensor, origins: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward_tokens` gives for shifted images, from what it gives for the images.
-
-        With R = token_stride, the grid begins at (origins + shift) mod R, and tokens move circularly by
-        floor((origins + shift) / R).
-
-        Args:
-            shift: rows down and columns to the right, in pixels.
-            tokens: [N, D, h, w].
-            origins: [N, 2].
-
-        Raises:
-            ValueError: there is not one origin for each map.
-        """
-        if tokens.ndim != 4 or origins.shape != (tokens.shape[0], 2):
-            raise ValueError(
-                f"tokens have shape {tuple(tokens.shape)} and origins {tuple(origins.shape)}: "
-                "pass [N, D, h, w] and [N, 2], as forward_tokens gives them"
-            )
-        begins = origins + torch.tensor(shift, device=origins.device)
-        moves = begins.div(self.token_stride, rounding_mode="floor").tolist()
-        moved = [act_on_image((rows, columns), own) for own, (rows, columns) in zip(tokens, moves)]
-        return torch.stack(moved), begins % self.token_stride
-
-    def reset_classifier(self, num_classes: int, global_pool: Pooling | None = None) -> None:
-        """A new classifier of so many outputs (0: none), and another pooling if one is named."""
-        if global_pool is not None:
-            self.global_pool = _checked_pooling(global_pool)
-        self.num_classes = num_classes
-        self.head = _classifier(self.num_features, num_classes).to(self.norm.weight.device, self.norm.weight.dtype)
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer, or nn.Identity."""
-        return self.head
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Computes each block's activations again in the backward pass rather than keep them."""
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay should spare, beside all vectors: those that tell positions."""
-        return {
-            f"{name}.proj.weight" for name, module in self.named_modules() if isinstance(module, PositionalConvolution)
-        }
-
-    @abstractmethod
-    def _tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The map of tokens before the last norm, and the pixel at which each first token begins."""
-
-    def _run(self, block: nn.Module, state: Tensor) -> Tensor:
-        if self.grad_checkpointing:
-            return checkpoint(block, state, use_reentrant=False)
-        return block(state)
-
-    def _check_size(self, height: int, width: int) -> None:
-        step = self.side_step
-        if height < 1 or width < 1 or height % step or width % step:
-            raise ValueError(
-                f"images of {height} x {width} pixels don't fill the grids of this encoder, whose sides are multiples "
-                f"of {step}: use {nearest_multiple(height, step)} x {nearest_multiple(width, step)}"
-            )
 
 
 class ShiftEquivariantVisionTransformer(ShiftEquivariantEncoder):
@@ -237,16 +87,21 @@ class ShiftEquivariantVisionTransformer(ShiftEquivariantEncoder):
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias=qkv_bias, init_values=init_values, drop_path=rate)
             for rate in torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         )
-        self.apply(_initialise_linear)
+        self.feature_info = [
+            {"module": f"blocks.{number}", "num_chs": embed_dim, "reduction": patch_size} for number in range(depth)
+        ]
+        self.apply(initialise_linear)
 
-    def _tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _tokens(self, images: Tensor, layers: int | None = None, kept: Collection[int] = ()) -> Tokens:
         maps, origins = self.patch_embed(images)
-        size = tuple(maps.shape[2:])
-        tokens = self._run(self.blocks[0], as_tokens(maps))
-        tokens = as_tokens(self.pos_block(as_maps(tokens, size)))
-        for block in self.blocks[1:]:
+        size, tokens, kept_maps = tuple(maps.shape[2:]), as_tokens(maps), {}
+        for number, block in enumerate(self.blocks[:layers]):
             tokens = self._run(block, tokens)
-        return as_maps(tokens, size), origins
+            if number == 0:
+                tokens = as_tokens(self.pos_block(as_maps(tokens, size)))
+            if number in kept:
+                kept_maps[number] = as_maps(tokens, size)
+        return Tokens(as_maps(tokens, size), origins, kept_maps)
 
 
 class ShiftEquivariantTwins(ShiftEquivariantEncoder):
@@ -309,39 +164,25 @@ class ShiftEquivariantTwins(ShiftEquivariantEncoder):
             for number in range(depths[stage]):
                 sizes = {"kv_stride": kv_strides[stage]} if number % 2 else {"window_size": window_sizes[stage]}
                 self.blocks.append(AnchoredBlock(channels, num_heads[stage], mlp_ratio, next(rates), **sizes))
-        self.apply(_initialise_linear)
+        self.feature_info = [
+            {"module": f"blocks.{end - 1}", "num_chs": channels, "reduction": stride}
+            for end, channels, stride in zip(itertools.accumulate(depths), embed_dims, strides)
+        ]
+        self.apply(initialise_linear)
 
-    def _tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        maps = images
+    def _tokens(self, images: Tensor, layers: int | None = None, kept: Collection[int] = ()) -> Tokens:
+        maps, kept_maps = images, {}
         origins = torch.zeros(images.shape[0], 2, dtype=torch.int64, device=images.device)
         blocks = iter(self.blocks)
-        for pixels, depth, patch_embed, pos_block in zip(
-            self.pixels_a_place, self.depths, self.patch_embeds, self.pos_block
-        ):
-            maps, offsets = patch_embed(maps)
-            origins = origins + pixels * offsets
-            maps = pos_block(self._run(next(blocks), maps))
+        for stage, depth in enumerate(self.depths[:layers]):
+            maps, offsets = self.patch_embeds[stage](maps)
+            origins = origins + self.pixels_a_place[stage] * offsets
+            maps = self.pos_block[stage](self._run(next(blocks), maps))
             for block in itertools.islice(blocks, depth - 1):
                 maps = self._run(block, maps)
-        return maps, origins
-
-
-def _classifier(num_features: int, num_classes: int) -> nn.Module:
-    classifier: nn.Module = nn.Linear(num_features, num_classes) if num_classes > 0 else nn.Identity()
-    return classifier.apply(_initialise_linear)
-
-
-def _initialise_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def _checked_pooling(global_pool: Pooling) -> Pooling:
-    if global_pool not in get_args(Pooling):
-        raise ValueError(f"global_pool is {global_pool!r}: choose 'avg' or '' (none)")
-    return global_pool
+            if stage in kept:
+                kept_maps[stage] = maps
+        return Tokens(maps, origins, kept_maps)
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:

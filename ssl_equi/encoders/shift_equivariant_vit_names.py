@@ -36,7 +36,13 @@ def _vit(
     name: str, pretrained: bool, width: int, num_heads: int, arguments: dict[str, Any]
 ) -> ShiftEquivariantVisionTransformer:
     sizes = {"patch_size": 16, "embed_dim": width, "depth": 12, "num_heads": num_heads}
-    return build_model_with_cfg(ShiftEquivariantVisionTransformer, name, pretrained, **(sizes | arguments))
+    return build_model_with_cfg(
+        ShiftEquivariantVisionTransformer,
+        name,
+        pretrained,
+        feature_cfg={"feature_cls": "getter", "out_indices": 3},
+        **(sizes | arguments),
+    )
 
 
 @register_model
@@ -66,4 +72,10 @@ def shift_equivariant_vit_base_patch16_224(
 @register_model
 def shift_equivariant_twins_small(pretrained: bool = False, **kwargs: Any) -> ShiftEquivariantTwins:
     """512 features: 23.5 M parameters, 2.9 G multiplications; images of 64 pixels need other window_sizes."""
-    return build_model_with_cfg(ShiftEquivariantTwins, "shift_equivariant_twins_small", pretrained, **kwargs)
+    return build_model_with_cfg(
+        ShiftEquivariantTwins,
+        "shift_equivariant_twins_small",
+        pretrained,
+        feature_cfg={"feature_cls": "getter", "out_indices": (0, 1, 2, 3)},
+        **kwargs,
+    )

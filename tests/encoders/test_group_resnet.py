@@ -214,8 +214,8 @@ def test_wrong_arguments_are_named() -> None:
         GroupResNet("d4", features="max")
     with pytest.raises(ValueError, match="stem is 'none'"):
         GroupResNet("d4", stem="none")
-    with pytest.raises(ValueError, match="num_classes is 10"):
-        GroupResNet("d4", num_classes=10)
+    with pytest.raises(ValueError, match="global_pool is 'max': this encoder has 'avg' only"):
+        network.reset_classifier(10, "max")
     with pytest.raises(ValueError, match=r"element is 4: c4 has the elements 0\.\.3"):
         network.act_on_features(4, torch.randn(1, 16))
     with pytest.raises(ValueError, match=r"features have shape \(1, 12\): these are \[N, 16\]"):
