@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_equi.encoders.group_averaging import stated_num_features, undone_copies
+from ssl_equi.encoders.group_averaging import undone_copies
 from ssl_equi.encoders.group_convolutions import (
     GroupBatchNorm,
     GroupConvolution,
@@ -27,6 +27,7 @@ from ssl_equi.encoders.group_convolutions import (
     check_element,
     group_size,
 )
+from ssl_equi.encoders.wrapped_encoder import WrappedEncoder, stated_num_features
 
 CanonicalFeatures = Literal["invariant", "with_element"]
 SCORED_SIDE = 32  # side in pixels of what the scorer sees
@@ -66,7 +67,7 @@ class GroupScorer(nn.Module):
         return self.layers(images)
 
 
-class Canonicalized(nn.Module):
+class Canonicalized(WrappedEncoder):
     """Square images [N, 3, S, S] to features [N, num_features] of an encoder that sees them put upright.
 
     The gradient reaches the scorer straight through the choice: forwards the canonical image is h*^-1 x, backwards it
@@ -95,12 +96,11 @@ class Canonicalized(nn.Module):
         features: CanonicalFeatures = "invariant",
         scorer: nn.Module | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(encoder)
         if features not in get_args(CanonicalFeatures):
             raise ValueError(f"features is {features!r}: choose 'invariant' or 'with_element'")
-        self.group, self.size, self.features, self.num_classes = group, group_size(group), features, 0
+        self.group, self.size, self.features = group, group_size(group), features
         width = stated_num_features(encoder)
-        self.encoder = encoder
         self.scorer = GroupScorer(group) if scorer is None else scorer
         self.num_features = self.head_hidden_size = width + (self.size if features == "with_element" else 0)
         self.parts = {"all": slice(0, self.num_features), "inv": slice(0, width)}

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from ssl_equi.encoders.group_convolutions import GroupName, group_size
 from ssl_equi.encoders.regular_features import Features, RegularFeatures
 from ssl_equi.encoders.square_symmetries import act_on_image, inverse
+from ssl_equi.encoders.wrapped_encoder import WrappedEncoder, stated_num_features
 
 
-class GroupAveraged(nn.Module):
+class GroupAveraged(WrappedEncoder):
     """Square images [N, 3, S, S] to features [N, num_features] of an encoder that sees all |G| copies of each.
 
     Batch norms of the encoder see the |G| * N copies together, so it holds in training mode too; with dropout inside,
@@ -34,10 +35,9 @@ class GroupAveraged(nn.Module):
     """
 
     def __init__(self, encoder: nn.Module, group: GroupName = "c4", features: Features = "invariant") -> None:
-        super().__init__()
-        self.group, self.num_classes = group, 0
+        super().__init__(encoder)
+        self.group = group
         self.head = RegularFeatures(group, stated_num_features(encoder), features)
-        self.encoder = encoder
         self.parts = self.head.parts
         self.num_features = self.head_hidden_size = self.head.num_features
 
@@ -67,18 +67,3 @@ def undone_copies(group: GroupName, images: Tensor) -> Tensor:
         ValueError: the images are not square.
     """
     return torch.stack([act_on_image(inverse(h), images) for h in range(group_size(group))])
-
-
-def stated_num_features(encoder: nn.Module) -> int:
-    """D of an encoder.
-
-    Raises:
-        ValueError: it states none.
-    """
-    num_features = getattr(encoder, "num_features", None)
-    if not isinstance(num_features, int) or num_features < 1:
-        raise ValueError(
-            f"num_features of {type(encoder).__name__} is {num_features}: make the encoder with create_encoder, "
-            "or set the width of its features"
-        )
-    return num_features
