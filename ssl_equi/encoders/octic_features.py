@@ -10,6 +10,7 @@ two rows. Values of one representation lie together, so that a linear layer is t
 As one vector [D] they are A1, A2, B1, B2, the first row of E, the second row of E.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -82,43 +83,50 @@ def act_on_components(elements: int | Tensor, features: Tensor) -> Tensor:
     return torch.cat([ones.flatten(-2), twos.flatten(-2)], dim=-1)
 
 
-def irreps_to_regular(ones: Tensor, twos: Tensor) -> Tensor:
+def irreps_to_regular(irreps: Sequence[Tensor]) -> list[Tensor]:
     """The regular representation: T^T of `square_symmetries.regular_to_irreps`, in three stages of sums.
 
-    Unlike a product with T it never rounds to the reduced precision that matrix products may use.
+    Unlike a product with T it never rounds to the reduced precision that matrix products may use. Eight tensors that
+    are never stacked can be compiled to one loop that reads and writes every value once, backward as well.
 
     Args:
-        ones: [4, ...]: A1, A2, B1, B2.
-        twos: [2, 2, ...]: the rows of the two copies of E; row first.
+        irreps: eight tensors of one shape, in the order of a feature vector: A1, A2, B1, B2, then the first row of both
+            copies of E, then the second row of both.
 
     Returns:
-        [8, ...], by group element.
+        eight tensors, by group element.
     """
-    low = torch.stack([ones[:2] + ones[2:], ones[:2] - ones[2:]]) * 8**-0.5
-    high = torch.stack([twos[1, 1], twos[0, 0], -twos[0, 1], twos[1, 0]]).unflatten(0, (2, 2)) * 0.5
-    turns = torch.cat([low + high, low - high])
-    return torch.cat([turns[:, 0] + turns[:, 1], turns[:, 0] - turns[:, 1]])
+    a1, a2, b1, b2, first_x, second_x, first_y, second_y = irreps
+    from_ones = [value * 8**-0.5 for value in (a1 + b1, a2 + b2, a1 - b1, a2 - b2)]
+    from_twos = [second_y * 0.5, first_x * 0.5, second_x * -0.5, first_y * 0.5]
+    pairs = list(zip(from_ones, from_twos))
+    turns = [x + y for x, y in pairs] + [x - y for x, y in pairs]
+    pairs = list(zip(turns[::2], turns[1::2]))
+    return [even + odd for even, odd in pairs] + [even - odd for even, odd in pairs]
 
 
-def regular_to_irreps(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of `irreps_to_regular`: [8, ...] to [4, ...] and [2, 2, ...]."""
-    unmirrored, mirrored = values[:4], values[4:]
-    turns = torch.stack([unmirrored + mirrored, unmirrored - mirrored], dim=1)
-    low, high = turns[:2] + turns[2:], turns[:2] - turns[2:]
-    ones = torch.cat([low[0] + low[1], low[0] - low[1]]) * 8**-0.5
-    twos = torch.stack([high[0, 1], -high[1, 0], high[1, 1], high[0, 0]]).unflatten(0, (2, 2)) * 0.5
-    return ones, twos
+def regular_to_irreps(values: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of `irreps_to_regular`."""
+    pairs = list(zip(values[:4], values[4:]))
+    even0, even1, even2, even3 = (unmirrored + mirrored for unmirrored, mirrored in pairs)
+    odd0, odd1, odd2, odd3 = (unmirrored - mirrored for unmirrored, mirrored in pairs)
+    a1_and_b1, a2_and_b2 = (even0 + even2, even1 + even3), (odd0 + odd2, odd1 + odd3)
+    ones = [x + y for x, y in (a1_and_b1, a2_and_b2)] + [x - y for x, y in (a1_and_b1, a2_and_b2)]
+    twos = [odd0 - odd2, even3 - even1, odd1 - odd3, even0 - even2]
+    return [value * 8**-0.5 for value in ones] + [value * 0.5 for value in twos]
 
 
-def features_to_regular(features: OcticFeatures) -> Tensor:
-    """[8, B, N, C], by group element."""
-    return irreps_to_regular(features.ones, features.twos.unflatten(-1, (2, -1)).movedim(-2, 1))
+def features_to_regular(features: OcticFeatures) -> list[Tensor]:
+    """Eight tensors [B, N, C], by group element."""
+    copies = [copy for row in features.twos.unbind(0) for copy in row.chunk(2, dim=-1)]
+    return irreps_to_regular([*features.ones.unbind(0), *copies])
 
 
-def regular_to_features(values: Tensor) -> OcticFeatures:
+def regular_to_features(values: Sequence[Tensor]) -> OcticFeatures:
     """The inverse of `features_to_regular`."""
-    ones, twos = regular_to_irreps(values)
-    return OcticFeatures(ones, torch.cat([twos[:, 0], twos[:, 1]], dim=-1))
+    irreps = regular_to_irreps(values)
+    rows = [torch.cat(irreps[4:6], dim=-1), torch.cat(irreps[6:], dim=-1)]
+    return OcticFeatures(torch.stack(irreps[:4]), torch.stack(rows))
 
 
 def steerable_maps(maps: Tensor) -> Tensor:
@@ -134,6 +142,4 @@ def steerable_maps(maps: Tensor) -> Tensor:
     Returns:
         [8 C, ..., S, S], in the order of a feature vector.
     """
-    copies = torch.stack([act_on_image(g, maps) for g in range(ELEMENTS)])
-    ones, twos = regular_to_irreps(copies)
-    return torch.cat([ones.flatten(0, 1), twos.flatten(0, 2)])
+    return torch.cat(regular_to_irreps([act_on_image(g, maps) for g in range(ELEMENTS)]))

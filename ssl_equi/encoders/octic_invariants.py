@@ -134,7 +134,7 @@ class MaxFiltering(nn.Module):
         """[B, D] -> [B, num_templates], or [B, N, D] -> [B, N, num_templates]."""
         tokens = features.unsqueeze(0) if features.ndim == 2 else features
         products = features_to_regular(self.templates(OcticFeatures.from_tokens(tokens)))
-        return products.amax(dim=0).view(*features.shape[:-1], -1)
+        return torch.stack(products).amax(dim=0).view(*features.shape[:-1], -1)
 
 
 class Canonisation(nn.Module):

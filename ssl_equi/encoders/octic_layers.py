@@ -115,7 +115,7 @@ class OcticGELU(nn.Module):
     """GELU of every value of the regular representation, which the group permutes."""
 
     def forward(self, features: OcticFeatures) -> OcticFeatures:
-        return regular_to_features(F.gelu(features_to_regular(features)))
+        return regular_to_features([F.gelu(values) for values in features_to_regular(features)])
 
 
 class OcticDropPath(nn.Module):
