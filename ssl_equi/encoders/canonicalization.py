@@ -116,7 +116,7 @@ class Canonicalized(WrappedEncoder):
         dtype = next((parameter.dtype for parameter in self.scorer.parameters()), images.dtype)
         with torch.autocast(images.device.type, enabled=False):
             scores = self.scorer(images.to(dtype))
-        if scores.shape != (len(images), self.size):
+        if scores.shape != (images.shape[0], self.size):
             raise ValueError(
                 f"scores have shape {tuple(scores.shape)}: a scorer for {self.group} gives [{len(images)}, {self.size}]"
             )
@@ -140,10 +140,10 @@ class Canonicalized(WrappedEncoder):
         chosen = scores.argmax(dim=1)
         one_hot = F.one_hot(chosen, self.size).to(scores.dtype)
         if not scores.requires_grad:
-            return copies[chosen, torch.arange(len(images), device=images.device)], one_hot
+            return copies[chosen, torch.arange(images.shape[0], device=images.device)], one_hot
         probabilities = scores.softmax(dim=1)
         one_hot = one_hot + (probabilities - probabilities.detach())  # the bracket is exactly zero
-        weights = one_hot.T.to(images.dtype).reshape(self.size, len(images), 1, 1, 1)
+        weights = one_hot.T.to(images.dtype).reshape(self.size, -1, 1, 1, 1)
         return (weights * copies).sum(dim=0), one_hot
 
     def forward(self, images: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class GroupAveraged(WrappedEncoder):
             ValueError: the images are not square.
         """
         copies = undone_copies(self.group, images).flatten(0, 1)
-        stack = self.encoder(copies).unflatten(0, (-1, len(images)))
+        stack = self.encoder(copies).unflatten(0, (group_size(self.group), -1))
         return self.head(stack.transpose(0, 1).flatten(1))
 
     def act_on_features(self, g: int, features: Tensor) -> Tensor:
