@@ -1,6 +1,8 @@
 """Checks of what timm passes on to our encoders."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
 
 
 def refuse_classifier(num_classes: int) -> None:
@@ -33,11 +35,32 @@ def check_output_format(output_fmt: str, legal: Sequence[str]) -> None:
         raise ValueError(f"output_fmt is {output_fmt!r}: choose {' or '.join(repr(layout) for layout in legal)}")
 
 
-def square_side(img_size: int | tuple[int, int]) -> int:
-    """The side of images of `img_size`; raises ValueError unless they are square."""
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Raises ValueError if the argument of this name is smaller than that."""
+    if value < least:
+        raise ValueError(f"{name} is {value}: it must be at least {least}")
+
+
+def check_heads(width: int, num_heads: int) -> None:
+    """Raises ValueError with the nearest legal number unless attention heads divide the width."""
+    if num_heads < 1 or width % num_heads:
+        divisors = [number for number in range(1, width + 1) if width % number == 0]
+        nearest = min(divisors, key=lambda divisor: abs(divisor - num_heads))
+        raise ValueError(f"num_heads is {num_heads} for a width of {width}: it must divide the width, use {nearest}")
+
+
+def square_side(img_size: int | tuple[int, int], nearest_side: Callable[[int], int] = int) -> int:
+    """The side of images of `img_size`; raises ValueError unless they are square.
+
+    Args:
+        img_size: side, or (height, width).
+        nearest_side: the legal side nearest to one, for the message.
+    """
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     if height != width:
-        raise ValueError(f"img_size is {img_size}: this encoder takes square images, use {max(height, width)}")
+        raise ValueError(
+            f"img_size is {img_size}: this encoder takes square images, use {nearest_side(max(height, width))}"
+        )
     return height
 
 
@@ -51,3 +74,20 @@ def side_for_backbone(img_size: int | tuple[int, int], num_classes: int, in_chan
     if in_chans != 3:
         raise ValueError(f"in_chans is {in_chans}: this encoder takes images of 3 channels")
     return square_side(img_size)
+
+
+def check_square_images(images: Tensor, channels: int | None, nearest_side: Callable[[int], int]) -> None:
+    """Raises ValueError unless images are [N, channels, S, S]; any side S will do.
+
+    Args:
+        images: what was given.
+        channels: colour channels; None for any.
+        nearest_side: the legal side nearest to one, for the message.
+    """
+    if images.ndim == 4 and images.shape[1] == (channels or images.shape[1]) and images.shape[2] == images.shape[3]:
+        return
+    legal = nearest_side(max(images.shape[-2:], default=1))
+    raise ValueError(
+        f"images have shape {tuple(images.shape)}: this encoder takes square images [N, {channels or 'C'}, S, S], crop "
+        f"or pad them to {legal} x {legal} pixels"
+    )

@@ -8,6 +8,7 @@ and mirrorings only move pixels, so that holds to rounding errors, at |G| times 
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.encoders.arguments import check_square_images
 from ssl_equi.encoders.group_convolutions import GroupName, group_size
 from ssl_equi.encoders.regular_features import Features, RegularFeatures
 from ssl_equi.encoders.square_symmetries import act_on_image, inverse
@@ -64,6 +65,7 @@ def undone_copies(group: GroupName, images: Tensor) -> Tensor:
     """h^-1 x for every element h: [N, 3, S, S] to [|G|, N, 3, S, S].
 
     Raises:
-        ValueError: the images are not square.
+        ValueError: the images have another shape.
     """
+    check_square_images(images, None, lambda side: side)
     return torch.stack([act_on_image(inverse(h), images) for h in range(group_size(group))])

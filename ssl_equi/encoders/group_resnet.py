@@ -17,17 +17,11 @@ sqrt(|G|) times: 2 times for C4, about 2.8 times for D4, at |G| times the multip
     d4_resnet10_small_images    64      32, 64, 128, 256    256       0.19 M      0.075 G
 """
 
-import functools
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
-from ssl_equi.encoders.arguments import check_output_format, chosen_layers, square_side
 from ssl_equi.encoders.group_convolutions import (
     GroupBatchNorm,
     GroupConvolution,
@@ -37,7 +31,15 @@ from ssl_equi.encoders.group_convolutions import (
     group_size,
 )
 from ssl_equi.encoders.regular_features import Features, RegularFeatures
-from ssl_equi.encoders.symmetric_sampling import Window, check_image_side
+from ssl_equi.encoders.symmetric_resnet import (
+    ResNetLayers,
+    SymmetricResNet,
+    check_blocks,
+    check_image_size,
+    fields_of_channels,
+    fit_colours,
+)
+from ssl_equi.encoders.symmetric_sampling import Window
 
 __all__ = ["GroupResNet"]
 
@@ -75,7 +77,7 @@ class GroupBasicBlock(nn.Module):
         return self.activation(residual + self.shortcut(maps))
 
 
-class GroupResNet(nn.Module):
+class GroupResNet(SymmetricResNet):
     """Square images [N, in_chans, S, S] to features [N, num_features].
 
     Its weights fit any size, its symmetry only some: with four stages, S must be a multiple of 32 with the stem for
@@ -116,119 +118,22 @@ class GroupResNet(nn.Module):
         num_classes: int = 0,
         in_chans: int = 3,
     ) -> None:
-        super().__init__()
-        fields = _fields(group, channels)
-        if len(blocks) != len(channels) or min(blocks) < 1:
-            raise ValueError(f"blocks are {blocks}: give a positive number for each of the {len(channels)} stages")
-        self.group, self.num_classes, self.grad_checkpointing = group, num_classes, False
-        self.windows = _windows(stem, len(blocks))
-        check_image_side(self.windows, square_side(img_size))
-        first = self.windows[0]
-        self.conv1 = LiftingConvolution(group, in_chans, fields[0], first.kernel_size, first.stride, first.padding)
-        self.norm1 = GroupBatchNorm(group, fields[0])
-        self.activation = nn.ReLU(inplace=True)
-        self.pool = nn.MaxPool2d(2) if stem == "large_images" else nn.Identity()
-        self.stages = _stages(group, fields, blocks)
-        self.head = RegularFeatures(group, fields[-1], features)
-        self.parts = self.head.parts
-        self.num_features = self.head_hidden_size = self.head.num_features
-        self.fc: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
-        self.feature_info = _feature_info(channels, first_stage=4 if stem == "large_images" else 2)
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """The last regular maps [N, |G| * C, s, s], on which `act_on_maps` acts.
-
-        Raises:
-            ValueError: the images are not square, or their size breaks the symmetry.
-        """
-        maps = self.pool(self._stem(images))
-        for stage in self.stages:
-            maps = self._run(stage, maps)
-        return maps
-
-    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features [N, num_features] of regular maps, or what the classifier makes of them, [N, num_classes]."""
-        features = self.head(maps.mean((2, 3)))
-        return features if pre_logits else self.fc(features)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """timm's interface to the regular maps after chosen layers, those in `feature_info`; `act_on_maps` acts on all.
-
-        Args:
-            x: images [N, in_chans, S, S].
-            indices: numbers of layers; an int for the last so many, None for all.
-            norm: there is no last norm, so it changes nothing.
-            stop_early: leaves out the stages after the last chosen one.
-            output_fmt: "NCHW".
-            intermediates_only: leaves out the last maps.
-
-        Returns:
-            a list with one tensor for each index, or (the last maps that were made, list).
-
-        Raises:
-            ValueError: another output format, no such layer, or images that `forward_features` refuses.
-        """
-        check_output_format(output_fmt, ("NCHW",))
-        taken = chosen_layers("layers", len(self.feature_info), indices)
-        last = max(taken) if stop_early else len(self.stages)
-        maps = self._stem(x)
-        intermediates = [maps] if 0 in taken else []
-        maps = self.pool(maps) if last > 0 else maps
-        for number, stage in enumerate(self.stages[:last], start=1):
-            maps = self._run(stage, maps)
-            if number in taken:
-                intermediates.append(maps)
-        return intermediates if intermediates_only else (maps, intermediates)
-
-    def reset_classifier(self, num_classes: int, global_pool: Literal["avg"] | None = None) -> None:
-        """A new classifier of so many outputs (0: none).
-
-        Raises:
-            ValueError: another pooling than the mean is named.
-        """
-        if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool is {global_pool!r}: this encoder has 'avg' only")
-        weight = self.conv1.weight
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
-        self.fc.to(weight.device, weight.dtype)
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer, or nn.Identity."""
-        return self.fc
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Computes each block's activations again in the backward pass rather than keep them."""
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay should spare, beside all vectors: none."""
-        return set()
-
-    def _stem(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[2] != images.shape[3]:
-            raise ValueError(f"images have shape {tuple(images.shape)}: this encoder takes square ones, [N, 3, S, S]")
-        check_image_side(self.windows, images.shape[2])
-        return self.activation(self.norm1(self.conv1(images)))
-
-    def _run(self, stage: nn.Module, maps: Tensor) -> Tensor:
-        if not self.grad_checkpointing:
-            return stage(maps)
-        for block in stage.children():
-            contexts = functools.partial(_contexts, block)
-            maps = checkpoint(block, maps, use_reentrant=False, context_fn=contexts)
-        return maps
+        fields = fields_of_channels(group, group_size(group), channels)
+        check_blocks(blocks, channels)
+        windows = _windows(stem, len(blocks))
+        check_image_size(windows, img_size)
+        first = windows[0]
+        layers = ResNetLayers(
+            conv1=LiftingConvolution(group, in_chans, fields[0], first.kernel_size, first.stride, first.padding),
+            norm1=GroupBatchNorm(group, fields[0]),
+            activation=nn.ReLU(inplace=True),
+            pool=nn.MaxPool2d(2) if stem == "large_images" else nn.Identity(),
+            stages=_stages(group, fields, blocks),
+        )
+        head = RegularFeatures(group, fields[-1], features)
+        feature_info = _feature_info(channels, first_stage=4 if stem == "large_images" else 2)
+        super().__init__(layers, head, windows, feature_info, num_classes)
+        self.group = group
 
     def act_on_maps(self, g: int, maps: Tensor) -> Tensor:
         """The regular maps of g x, from those of x.
@@ -249,18 +154,6 @@ class GroupResNet(nn.Module):
             ValueError: the group has no such element, or the features have another width.
         """
         return self.head.act(g, features)
-
-
-def _fields(group: GroupName, channels: tuple[int, ...]) -> list[int]:
-    """C of each stage."""
-    size = group_size(group)
-    if not channels:
-        raise ValueError("channels are (): a network needs at least one stage")
-    for width in channels:
-        if width < size or width % size:
-            nearest = max(1, round(width / size)) * size
-            raise ValueError(f"channels has {width}: with {group} they come in multiples of {size}, such as {nearest}")
-    return [width // size for width in channels]
 
 
 def _windows(stem: Stem, stages: int) -> list[Window]:
@@ -295,25 +188,6 @@ def _feature_info(channels: tuple[int, ...], first_stage: int) -> list[dict[str,
     return [{"module": "activation", "num_chs": channels[0], "reduction": 2}, *stages]
 
 
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """In which a block is computed, and computed again."""
-    return nullcontext(), _same_statistics(block)
-
-
-@contextmanager
-def _same_statistics(block: nn.Module) -> Iterator[None]:
-    """Running statistics of batch norms stay as they are: a block that is computed again sees no new images."""
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum
-
-
 def _cfg(image_size: int) -> dict[str, Any]:
     return {
         "input_size": (3, image_size, image_size),
@@ -334,12 +208,21 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
+
 _SMALL: dict[str, Any] = {"blocks": (1, 1, 1, 1), "channels": (32, 64, 128, 256), "stem": "small_images"}
 
 
 def _build(name: str, group: GroupName, pretrained: bool, arguments: dict[str, Any]) -> GroupResNet:
     feature_cfg = {"feature_cls": "getter", "out_indices": (0, 1, 2, 3, 4)}
-    return build_model_with_cfg(GroupResNet, name, pretrained, feature_cfg=feature_cfg, group=group, **arguments)
+    return build_model_with_cfg(
+        GroupResNet,
+        name,
+        pretrained,
+        pretrained_filter_fn=fit_colours,
+        feature_cfg=feature_cfg,
+        group=group,
+        **arguments,
+    )
 
 
 @register_model

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_equi.encoders.arguments import check_square_images
 from ssl_equi.encoders.octic_features import (
     OcticFeatures,
     check_octic_width,
@@ -132,8 +133,11 @@ class OcticDropPath(nn.Module):
     def forward(self, features: OcticFeatures) -> OcticFeatures:
         if self.rate == 0 or not self.training:
             return features
-        kept = features.ones.new_empty(1, features.ones.shape[1], 1, 1).bernoulli_(1 - self.rate) / (1 - self.rate)
-        return OcticFeatures(features.ones * kept, features.twos * kept)
+        # bernoulli_ would take the rate as a constant: torch.compile would make code for each block of a trunk.
+        ones = features.ones
+        kept = torch.rand(1, ones.shape[1], 1, 1, device=ones.device) >= self.rate
+        factor = kept.to(ones.dtype) / (1 - self.rate)
+        return OcticFeatures(ones * factor, features.twos * factor)
 
 
 class OcticAttention(nn.Module):
@@ -189,6 +193,7 @@ class OcticMlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
+        check_octic_width(f"the hidden width of a perceptron (mlp_ratio times {dim})", hidden_dim)
         self.fc1 = OcticLinear(dim, hidden_dim)
         self.act = OcticGELU()
         self.fc2 = OcticLinear(hidden_dim, dim)
@@ -266,12 +271,7 @@ class OcticPatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> OcticFeatures:
         """Raises ValueError if the images are not square, or their side is no multiple of the patch size."""
-        channels = self.weight.shape[1]
-        if images.ndim != 4 or images.shape[1] != channels or images.shape[2] != images.shape[3]:
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}: this encoder takes square images [B, {channels}, S, S], "
-                "crop or pad them"
-            )
+        check_square_images(images, self.weight.shape[1], lambda side: nearest_side(side, self.patch_size[0]))
         _check_divisible(images.shape[2], self.patch_size[0])
         bias = F.pad(self.bias, (0, 7 * len(self.bias)))
         maps = F.conv2d(images, steerable_maps(self.weight), bias, stride=self.patch_size)
@@ -305,8 +305,13 @@ def resized_table(table: Tensor, side: int) -> Tensor:
 
 
 def _check_divisible(img_size: int, patch_size: int) -> None:
-    if img_size % patch_size:
-        nearest = max(patch_size, patch_size * round(img_size / patch_size))
+    if img_size < 1 or img_size % patch_size:
+        nearest = nearest_side(img_size, patch_size)
         raise ValueError(
             f"the image size is {img_size}: patches of {patch_size} x {patch_size} pixels must fill it, use {nearest}"
         )
+
+
+def nearest_side(img_size: int, patch_size: int) -> int:
+    """The side nearest to this one that patches fill."""
+    return max(patch_size, patch_size * round(img_size / patch_size))

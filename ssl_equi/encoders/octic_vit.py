@@ -15,23 +15,21 @@ Octic vision transformers (Nordström, Edstedt, Kahl and Bökman 2025, arXiv:250
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssl_equi.encoders.arguments import check_output_format, chosen_layers, square_side
+from ssl_equi.encoders.arguments import check_heads, check_output_format, chosen_layers, square_side
+from ssl_equi.encoders.octic_arguments import Kind, Pooling, check_sizes, checked_pooling, number_of_octic_blocks
 from ssl_equi.encoders.octic_features import OcticFeatures, act_on_components
 from ssl_equi.encoders.octic_invariants import make_invariants
-from ssl_equi.encoders.octic_layers import OcticBlock, OcticPatchEmbed, OcticRMSNorm, positions
+from ssl_equi.encoders.octic_layers import OcticBlock, OcticPatchEmbed, OcticRMSNorm, nearest_side, positions
 from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image
 
 __all__ = ["OcticVisionTransformer"]
-
-Kind = Literal["octic", "hybrid", "invariant"]
-Pooling = Literal["token", "avg", ""]
 
 
 class OcticVisionTransformer(nn.Module):
@@ -88,7 +86,8 @@ class OcticVisionTransformer(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.octic_blocks = _number_of_octic_blocks(kind, octic_blocks, depth)
+        check_sizes(patch_size, in_chans, depth, reg_tokens)
+        self.octic_blocks = number_of_octic_blocks(kind, octic_blocks, depth)
         self.kind: Kind = "octic" if kind == "hybrid" and self.octic_blocks == depth else kind
         if self.kind == "invariant" and invariants == "none":
             raise ValueError("invariants is 'none' for kind 'invariant': choose 'power_spectrum', or kind 'hybrid'")
@@ -96,9 +95,10 @@ class OcticVisionTransformer(nn.Module):
         self.embed_dim, self.num_classes, self.has_class_token = embed_dim, num_classes, class_token
         self.num_prefix_tokens = int(class_token) + reg_tokens
         self.grad_checkpointing = False
-        self.global_pool = _checked_pooling(global_pool, class_token)
+        self.global_pool = checked_pooling(global_pool, class_token)
 
-        self.patch_embed = OcticPatchEmbed(square_side(img_size), patch_size, in_chans, embed_dim)
+        side = square_side(img_size, lambda side: nearest_side(side, patch_size))
+        self.patch_embed = OcticPatchEmbed(side, patch_size, in_chans, embed_dim)
         channels = embed_dim // 8
         self.pos_embed = _table(channels, *self.patch_embed.grid_size)
         # A constant that the group leaves as it is must be in A1; the other values of these tokens start at 0.
@@ -111,6 +111,7 @@ class OcticVisionTransformer(nn.Module):
             OcticBlock(embed_dim, num_heads, drop_path=rate, **sizes) for rate in rates[: self.octic_blocks]
         ]
         if self.kind != "octic":
+            check_heads(embed_dim, num_heads)
             blocks += [Block(embed_dim, num_heads, drop_path=rate, **sizes) for rate in rates[self.octic_blocks :]]
         self.blocks = nn.ModuleList(blocks)
         self.feature_info = [
@@ -282,7 +283,7 @@ class OcticVisionTransformer(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: Pooling | None = None) -> None:
         """A new classifier of so many outputs (0: none), and another pooling if one is named."""
         if global_pool is not None:
-            self.global_pool = _checked_pooling(global_pool, self.has_class_token)
+            self.global_pool = checked_pooling(global_pool, self.has_class_token)
         self.num_classes = num_classes
         weight = self.patch_embed.weight
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
@@ -371,27 +372,3 @@ def _initialise_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _checked_pooling(global_pool: Pooling, class_token: bool) -> Pooling:
-    if global_pool not in get_args(Pooling):
-        raise ValueError(f"global_pool is {global_pool!r}: choose 'token', 'avg' or '' (none)")
-    if global_pool == "token" and not class_token:
-        raise ValueError("global_pool is 'token', but there is no class token: choose 'avg', or class_token=True")
-    return global_pool
-
-
-def _number_of_octic_blocks(kind: Kind, octic_blocks: int | None, depth: int) -> int:
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind is {kind!r}: choose {', '.join(get_args(Kind))}")
-    if octic_blocks is None:
-        return depth if kind == "octic" else depth // 2
-    if not 0 <= octic_blocks <= depth:
-        nearest = min(max(octic_blocks, 0), depth)
-        raise ValueError(f"octic_blocks is {octic_blocks}: the encoder has {depth} blocks, use {nearest}")
-    if kind == "octic" and octic_blocks != depth:
-        raise ValueError(
-            f"octic_blocks is {octic_blocks}, but all {depth} blocks of kind 'octic' are octic: "
-            f"use {depth}, or kind 'hybrid' or 'invariant'"
-        )
-    return octic_blocks

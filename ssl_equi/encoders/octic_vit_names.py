@@ -10,8 +10,9 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor
 
+from ssl_equi.encoders.octic_arguments import Kind
 from ssl_equi.encoders.octic_layers import resized_table
-from ssl_equi.encoders.octic_vit import Kind, OcticVisionTransformer
+from ssl_equi.encoders.octic_vit import OcticVisionTransformer
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssl_equi.encoders.arguments import check_output_format, chosen_layers
+from ssl_equi.encoders.arguments import check_at_least, check_output_format, chosen_layers
 from ssl_equi.encoders.polyphase import act_on_image, nearest_multiple
 from ssl_equi.encoders.shift_equivariant_layers import PositionalConvolution, as_tokens
 
@@ -35,6 +35,7 @@ class ShiftEquivariantEncoder(nn.Module, ABC):
     """What both architectures share; subclasses make the tokens in `_tokens` and set `feature_info`.
 
     Args:
+        in_chans: colour channels of the images.
         num_features: D, width of the tokens.
         num_classes: outputs of the classifier; 0 leaves it out.
         global_pool: "avg": the mean over tokens; "": none.
@@ -54,6 +55,7 @@ class ShiftEquivariantEncoder(nn.Module, ABC):
 
     def __init__(
         self,
+        in_chans: int,
         num_features: int,
         num_classes: int,
         global_pool: Pooling,
@@ -62,6 +64,8 @@ class ShiftEquivariantEncoder(nn.Module, ABC):
         img_size: int | tuple[int, int],
     ) -> None:
         super().__init__()
+        check_at_least("in_chans", in_chans, 1)
+        self.in_chans = in_chans
         self.num_features = self.head_hidden_size = num_features
         self.num_classes, self.global_pool = num_classes, _checked_pooling(global_pool)
         self.token_stride, self.side_step = token_stride, side_step
@@ -149,8 +153,10 @@ class ShiftEquivariantEncoder(nn.Module, ABC):
             features: pooled ones, without a classifier.
 
         Raises:
-            ValueError: the features have another shape, or are those of tokens (`act_on_tokens` moves these).
+            ValueError: the shift is not of whole pixels; the features have another shape, or are those of tokens
+                (`act_on_tokens` moves these).
         """
+        _check_shift(shift)
         if features.ndim != 2 or features.shape[1] != self.num_features:
             raise ValueError(
                 f"features have shape {tuple(features.shape)}: pooled ones of this encoder are [N, "
@@ -170,8 +176,9 @@ class ShiftEquivariantEncoder(nn.Module, ABC):
             origins: [N, 2].
 
         Raises:
-            ValueError: there is not one origin for each map.
+            ValueError: the shift is not of whole pixels, or there is not one origin for each map.
         """
+        _check_shift(shift)
         if tokens.ndim != 4 or origins.shape != (tokens.shape[0], 2):
             raise ValueError(
                 f"tokens have shape {tuple(tokens.shape)} and origins {tuple(origins.shape)}: "
@@ -216,8 +223,8 @@ class ShiftEquivariantEncoder(nn.Module, ABC):
         return self.norm(maps.movedim(1, -1)).movedim(-1, 1)
 
     def _check_images(self, images: Tensor) -> None:
-        if images.ndim != 4:
-            raise ValueError(f"images have shape {tuple(images.shape)}: this encoder takes [N, in_chans, H, W]")
+        if images.ndim != 4 or images.shape[1] != self.in_chans:
+            raise ValueError(f"images have shape {tuple(images.shape)}: this encoder takes [N, {self.in_chans}, H, W]")
         self._check_size(*images.shape[2:])
 
     def _check_size(self, height: int, width: int) -> None:
@@ -227,6 +234,13 @@ class ShiftEquivariantEncoder(nn.Module, ABC):
                 f"images of {height} x {width} pixels don't fill the grids of this encoder, whose sides are multiples "
                 f"of {step}: use {nearest_multiple(height, step)} x {nearest_multiple(width, step)}"
             )
+
+
+def _check_shift(shift: tuple[int, int]) -> None:
+    given = shift if isinstance(shift, (tuple, list)) else (shift,)
+    if len(given) != 2 or not all(isinstance(pixels, int) for pixels in given):
+        nearest = tuple(round(pixels) for pixels in (*given, 0, 0)[:2])
+        raise ValueError(f"shift is {shift}: pass two whole numbers of pixels, such as {nearest}")
 
 
 def _classifier(num_features: int, num_classes: int) -> nn.Module:

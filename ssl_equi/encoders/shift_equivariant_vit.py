@@ -25,6 +25,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from ssl_equi.encoders.arguments import check_at_least, check_heads
 from ssl_equi.encoders.shift_equivariant_encoder import Pooling, ShiftEquivariantEncoder, Tokens, initialise_linear
 from ssl_equi.encoders.shift_equivariant_layers import (
     AnchoredBlock,
@@ -76,10 +77,11 @@ class ShiftEquivariantVisionTransformer(ShiftEquivariantEncoder):
         init_values: float | None = None,
         drop_path_rate: float = 0.0,
     ) -> None:
-        _check_at_least("patch_size", patch_size, 1)
-        _check_at_least("depth", depth, 1)
-        _check_heads(embed_dim, num_heads)
-        super().__init__(embed_dim, num_classes, global_pool, patch_size, patch_size, img_size)
+        check_at_least("patch_size", patch_size, 1)
+        check_at_least("embed_dim", embed_dim, 1)
+        check_at_least("depth", depth, 1)
+        check_heads(embed_dim, num_heads)
+        super().__init__(in_chans, embed_dim, num_classes, global_pool, patch_size, patch_size, img_size)
         self.embed_dim, self.num_prefix_tokens = embed_dim, 0
         self.patch_embed = AnchoredPatches(in_chans, embed_dim, patch_size)
         self.pos_block = PositionalConvolution(embed_dim)
@@ -148,11 +150,11 @@ class ShiftEquivariantTwins(ShiftEquivariantEncoder):
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        _check_at_least("patch_size", patch_size, 1)
+        check_at_least("patch_size", patch_size, 1)
         _check_stages(embed_dims, depths, num_heads, window_sizes, kv_strides)
         strides = [patch_size * 2**stage for stage in range(len(depths))]
         side_step = math.lcm(*(s * math.lcm(w, k) for s, w, k in zip(strides, window_sizes, kv_strides)))
-        super().__init__(embed_dims[-1], num_classes, global_pool, strides[-1], side_step, img_size)
+        super().__init__(in_chans, embed_dims[-1], num_classes, global_pool, strides[-1], side_step, img_size)
         self.num_prefix_tokens = 0
         self.depths, self.pixels_a_place = tuple(depths), (1, *strides[:-1])
         self.patch_embeds, self.pos_block, self.blocks = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -185,18 +187,6 @@ class ShiftEquivariantTwins(ShiftEquivariantEncoder):
         return Tokens(maps, origins, kept_maps)
 
 
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} is {value}: it must be at least {least}")
-
-
-def _check_heads(width: int, num_heads: int) -> None:
-    if num_heads < 1 or width % num_heads:
-        divisors = [number for number in range(1, width + 1) if width % number == 0]
-        nearest = min(divisors, key=lambda divisor: abs(divisor - num_heads))
-        raise ValueError(f"num_heads is {num_heads} for a width of {width}: it must divide the width, use {nearest}")
-
-
 def _check_stages(
     embed_dims: Sequence[int],
     depths: Sequence[int],
@@ -204,8 +194,9 @@ def _check_stages(
     window_sizes: Sequence[int],
     kv_strides: Sequence[int],
 ) -> None:
-    _check_at_least("the number of stages (embed_dims)", len(embed_dims), 1)
+    check_at_least("the number of stages (embed_dims)", len(embed_dims), 1)
     for name, values, least in (
+        ("embed_dims", embed_dims, 1),
         ("depths", depths, 1),
         ("num_heads", num_heads, 1),
         ("window_sizes", window_sizes, 2),
@@ -213,6 +204,6 @@ def _check_stages(
     ):
         if len(values) != len(embed_dims):
             raise ValueError(f"{name} are {values}: give one for each of the {len(embed_dims)} stages")
-        _check_at_least(f"the smallest of {name}", min(values), least)
+        check_at_least(f"the smallest of {name}", min(values), least)
     for width, heads in zip(embed_dims, num_heads):
-        _check_heads(width, heads)
+        check_heads(width, heads)
