@@ -253,6 +253,21 @@ def test_blocks_compile_as_one_graph_and_keep_the_symmetry(variant: str) -> None
     assert largest_error(encoder, images) < 1e-5
 
 
+def test_blocks_share_compiled_code_whatever_their_rate_of_stochastic_depth() -> None:
+    torch.compiler.reset()
+    encoder = make(depth=4, drop_path_rate=0.3).train()
+    compiled: list[torch.fx.GraphModule] = []
+
+    def keep_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        compiled.append(graph)
+        return graph
+
+    for block in encoder.blocks:
+        block.compile(backend=keep_graph, fullgraph=True)
+    encoder(random_images(encoder, torch.float32))
+    assert len(compiled) == 2  # without stochastic depth in the first block, with it in all others
+
+
 def test_names_are_registered_with_timm() -> None:
     names = timm_with_our_encoders().list_models("*octic_vit_*")
     assert len(names) == 15
