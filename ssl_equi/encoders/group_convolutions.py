@@ -219,18 +219,18 @@ class GroupConvolution(_SymmetricConvolution):
         super().__init__(group, sources, in_fields, out_fields, window, bias)
 
 
-class GroupBatchNorm(nn.Module):
-    """Batch norm of regular maps [N, |G| * fields, h, w] whose statistics and weights all orientations share.
+class OrientationBatchNorm(nn.Module):
+    """Batch norm of maps [N, size * fields, h, w] whose statistics and weights all `size` blocks share.
 
     The ordinary `nn.BatchNorm2d` inside is what becomes synchronised over processes.
 
     Raises:
-        ValueError: there is no such group; in `forward`, the channels are others.
+        ValueError: in `forward`, the channels are others.
     """
 
-    def __init__(self, group: GroupName, fields: int) -> None:
+    def __init__(self, size: int, fields: int) -> None:
         super().__init__()
-        self.size, self.fields = group_size(group), fields
+        self.size, self.fields = size, fields
         self.norm = nn.BatchNorm2d(fields)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -258,6 +258,17 @@ class GroupBatchNorm(nn.Module):
         return plain
 
 
+class GroupBatchNorm(OrientationBatchNorm):
+    """`OrientationBatchNorm` of regular maps [N, |G| * fields, h, w].
+
+    Raises:
+        ValueError: there is no such group; in `forward`, the channels are others.
+    """
+
+    def __init__(self, group: GroupName, fields: int) -> None:
+        super().__init__(group_size(group), fields)
+
+
 class GroupPooling(nn.Module):
     """Regular maps or features [N, |G| * C, ...] to invariant ones [N, C, ...], by mean or maximum over the elements.
 
@@ -279,21 +290,23 @@ class GroupPooling(nn.Module):
 
 
 def bake(module: nn.Module) -> nn.Module:
-    """A copy in eval mode in which ordinary convolutions and batch norms stand for those of this file.
+    """A copy in eval mode in which ordinary convolutions and batch norms stand for those that keep a symmetry.
 
     It computes the same function, without expanding kernels at every call, and is exported (`torch.export`) and
     compiled as any convolutional network. Its weights don't learn: trained, they would lose the symmetry.
 
     Args:
-        module: an encoder, or anything that contains layers of this file.
+        module: an encoder, or anything that contains layers with a method `baked`: those of this file and of
+            `ssl_equi.encoders.steerable_layers`.
     """
     baked = _bake(copy.deepcopy(module)).eval()
     return baked.requires_grad_(False)
 
 
 def _bake(module: nn.Module) -> nn.Module:
-    if isinstance(module, (_SymmetricConvolution, GroupBatchNorm)):
-        return module.baked()
+    baked = getattr(module, "baked", None)
+    if callable(baked):
+        return baked()
     for name, child in module.named_children():
         module.register_module(name, _bake(child))
     return module

@@ -4,6 +4,8 @@ A regular stack [N, |G| * D] holds D numbers for each element, all those of the 
 the blocks, (g F)[h] = F[g^-1 h], so their mean is invariant.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -11,7 +13,6 @@ from torch import Tensor, nn
 
 from ssl_equi.encoders.group_convolutions import (
     GroupName,
-    GroupPooling,
     act_on_regular_stack,
     check_element,
     group_size,
@@ -20,32 +21,32 @@ from ssl_equi.encoders.group_convolutions import (
 Features = Literal["regular", "invariant", "both"]
 
 
-class RegularFeatures(nn.Module):
-    """From a regular stack [N, |G| * D] to features [N, num_features]; it has no weights.
+class OrientationFeatures(nn.Module):
+    """From a stack [N, size * D] of blocks that a group moves to features [N, num_features]; it has no weights.
 
     Args:
-        group: "c4" or "d4".
-        width: D, numbers for each element.
-        features: "regular": the stack as it is. "invariant": the mean over the elements, [N, D]. "both": first the
-            mean, then the stack.
+        size: number of blocks.
+        width: D, numbers in each block.
+        features: "regular": the stack as it is. "invariant": the mean over the blocks, [N, D]. "both": first the mean,
+            then the stack.
 
     Attributes:
-        num_features: |G| * D, D, or (1 + |G|) * D.
+        num_features: size * D, D, or (1 + size) * D.
         parts: columns of the features by name: all; inv (do not change with the group) and equi (change places), where
             there are such.
 
     Raises:
-        ValueError: there is no such group, or there are no such features.
+        ValueError: there are no such features.
     """
 
-    def __init__(self, group: GroupName, width: int, features: Features = "regular") -> None:
+    def __init__(self, size: int, width: int, features: Features = "regular") -> None:
         super().__init__()
         if features not in get_args(Features):
             raise ValueError(f"features is {features!r}: choose 'regular', 'invariant' or 'both'")
-        self.group, self.width, self.features = group, width, features
-        self.mean_over_elements = GroupPooling(group)
+        self.size, self.width, self.features = size, width, features
         invariant = slice(0, 0 if features == "regular" else width)
-        self.num_features = invariant.stop + (0 if features == "invariant" else group_size(group) * width)
+        self.stack_start = invariant.stop
+        self.num_features = invariant.stop + (0 if features == "invariant" else size * width)
         self.parts = {"all": slice(0, self.num_features)}
         if features != "regular":
             self.parts["inv"] = invariant
@@ -53,11 +54,40 @@ class RegularFeatures(nn.Module):
             self.parts["equi"] = slice(invariant.stop, self.num_features)
 
     def forward(self, stack: Tensor) -> Tensor:
-        """[N, |G| * D] to [N, num_features]."""
+        """[N, size * D] to [N, num_features]."""
         if self.features == "regular":
             return stack
-        invariant = self.mean_over_elements(stack)
+        invariant = stack.unflatten(1, (self.size, -1)).mean(1)
         return invariant if self.features == "invariant" else torch.cat([invariant, stack], dim=1)
+
+    def move(self, act_on_stack: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+        """The features of g x from those of x, given how g acts on the stack.
+
+        Raises:
+            ValueError: the features have another width.
+        """
+        if features.ndim != 2 or features.shape[1] != self.num_features:
+            raise ValueError(f"features have shape {tuple(features.shape)}: these are [N, {self.num_features}]")
+        if self.features == "invariant":
+            return features
+        invariant, stack = features.tensor_split([self.stack_start], dim=1)
+        return torch.cat([invariant, act_on_stack(stack)], dim=1)
+
+
+class RegularFeatures(OrientationFeatures):
+    """`OrientationFeatures` of the |G| blocks of a regular stack.
+
+    Args:
+        group: "c4" or "d4".
+        width, features: as there.
+
+    Raises:
+        ValueError: there is no such group, or there are no such features.
+    """
+
+    def __init__(self, group: GroupName, width: int, features: Features = "regular") -> None:
+        super().__init__(group_size(group), width, features)
+        self.group = group
 
     def act(self, g: int, features: Tensor) -> Tensor:
         """The features of g x, from those of x: [N, num_features] to the same shape.
@@ -66,9 +96,4 @@ class RegularFeatures(nn.Module):
             ValueError: the group has no such element, or the features have another width.
         """
         check_element(self.group, g)
-        if features.ndim != 2 or features.shape[1] != self.num_features:
-            raise ValueError(f"features have shape {tuple(features.shape)}: these are [N, {self.num_features}]")
-        if self.features == "invariant":
-            return features
-        invariant, stack = features.tensor_split([self.parts["equi"].start], dim=1)
-        return torch.cat([invariant, act_on_regular_stack(self.group, g, stack)], dim=1)
+        return self.move(partial(act_on_regular_stack, self.group, g), features)

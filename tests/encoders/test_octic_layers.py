@@ -232,7 +232,7 @@ def test_what_does_not_fit_is_refused_with_the_nearest_that_does() -> None:
     with pytest.raises(ValueError, match=r"image size is 30: patches of 8 x 8 pixels must fill it, use 32"):
         OcticPatchEmbed(30, 8, 3, DIM)
     embed = OcticPatchEmbed(32, 8, 3, DIM)
-    with pytest.raises(ValueError, match=r"shape \(1, 3, 32, 24\): this encoder takes square images \[B, 3, S, S\]"):
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 32, 24\): this encoder takes square images \[N, 3, S, S\]"):
         embed(torch.zeros(1, 3, 32, 24))
     with pytest.raises(ValueError, match=r"shape \(1, 1, 32, 32\)"):
         embed(torch.zeros(1, 1, 32, 32))

@@ -360,7 +360,7 @@ def test_what_cannot_be_made_is_named(variant: str, arguments: dict[str, Any], m
 
 def test_what_does_not_fit_is_named() -> None:
     encoder = make("vit")
-    with pytest.raises(ValueError, match=r"images have shape \(3, 32, 32\): this encoder takes \[N, in_chans, H, W\]"):
+    with pytest.raises(ValueError, match=r"images have shape \(3, 32, 32\): this encoder takes \[N, 3, H, W\]"):
         encoder(torch.zeros(3, 32, 32))
     with pytest.raises(ValueError, match=r"images of 32 x 35 pixels .* use 32 x 36"):
         encoder(torch.zeros(1, 3, 32, 35))
