@@ -94,7 +94,10 @@ def test_only_the_run_knows_accelerate() -> None:
     assert users == ["run.py"]
 
 
-@pytest.mark.parametrize(("library", "border"), [("kornia", "operations.py"), ("lightly", "lightly_parts.py")])
+@pytest.mark.parametrize(
+    ("library", "border"),
+    [("kornia", "operations.py"), ("lightly", "lightly_parts.py"), ("escnn", "escnn_import.py")],
+)
 def test_a_library_stays_behind_its_border(library: str, border: str) -> None:
     users = {path.name for path in modules() if library in {name.split(".")[0] for name in imported_names(path)}}
     assert users <= {border}
@@ -117,7 +120,8 @@ def test_every_dependency_of_the_package_is_declared() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     import_name = {"google-crc32c": "google_crc32c", "pillow": "PIL"}
-    declared = {import_name.get(name, name) for name in (line.split(">")[0] for line in project["dependencies"])}
+    lines = [*project["dependencies"], *project["optional-dependencies"]["steerable"]]
+    declared = {import_name.get(name, name) for name in (line.split(">")[0] for line in lines)}
     used = {name.split(".")[0] for path in modules() for name in imported_names(path)}
     foreign = {name for name in used if name not in sys.stdlib_module_names and name != "ssl_equi"}
     assert foreign <= declared

@@ -60,6 +60,7 @@ def timm_with_our_encoders() -> ModuleType:
     import ssl_equi.encoders.octic_vit_names
     import ssl_equi.encoders.shift_equivariant_vit_names
     import ssl_equi.encoders.small_image_resnet
+    import ssl_equi.encoders.steerable_resnet
     import ssl_equi.encoders.strided_cnn
     import ssl_equi.encoders.wrappers  # noqa: F401  (they register themselves with timm)
 

@@ -38,6 +38,7 @@ from ssl_equi.encoders.symmetric_resnet import (
     check_image_size,
     fields_of_channels,
     fit_colours,
+    resnet_feature_info,
 )
 from ssl_equi.encoders.symmetric_sampling import Window
 
@@ -107,6 +108,8 @@ class GroupResNet(SymmetricResNet):
             and the nearest legal size.
     """
 
+    head: RegularFeatures
+
     def __init__(
         self,
         group: GroupName = "d4",
@@ -131,8 +134,8 @@ class GroupResNet(SymmetricResNet):
             stages=_stages(group, fields, blocks),
         )
         head = RegularFeatures(group, fields[-1], features)
-        feature_info = _feature_info(channels, first_stage=4 if stem == "large_images" else 2)
-        super().__init__(layers, head, windows, feature_info, num_classes)
+        feature_info = resnet_feature_info(channels, first_map=2, first_stage=4 if stem == "large_images" else 2)
+        super().__init__(layers, head, windows, feature_info, num_classes, in_chans)
         self.group = group
 
     def act_on_maps(self, g: int, maps: Tensor) -> Tensor:
@@ -177,15 +180,6 @@ def _stages(group: GroupName, fields: list[int], blocks: tuple[int, ...]) -> nn.
         first = GroupBasicBlock(group, in_fields, out_fields, stride=2 if number else 1)
         stages.append(nn.Sequential(first, *(GroupBasicBlock(group, out_fields, out_fields) for _ in range(depth - 1))))
     return nn.Sequential(*stages)
-
-
-def _feature_info(channels: tuple[int, ...], first_stage: int) -> list[dict[str, Any]]:
-    """As timm wants it; `first_stage` is the reduction of the map of the first stage."""
-    stages = [
-        {"module": f"stages.{stage}", "num_chs": width, "reduction": first_stage * 2**stage}
-        for stage, width in enumerate(channels)
-    ]
-    return [{"module": "activation", "num_chs": channels[0], "reduction": 2}, *stages]
 
 
 def _cfg(image_size: int) -> dict[str, Any]:

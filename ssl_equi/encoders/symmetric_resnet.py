@@ -21,7 +21,7 @@ class ResNetLayers:
     """The layers of a network, in order; all of them keep the symmetry."""
 
     conv1: nn.Module
-    """From images; has a weight [fields, in_chans, ...] and states its in_channels."""
+    """From images; its weight is [fields, in_chans, ...]."""
     norm1: nn.Module
     activation: nn.Module
     pool: nn.Module
@@ -38,11 +38,14 @@ class SymmetricResNet(nn.Module):
         windows: every one that moves in steps larger than 1, in order; images of other sizes than suit all are refused.
         feature_info: what timm is told of the maps after the first activation, and after every stage.
         num_classes: outputs of a classifier on top, or 0.
+        in_chans: colour channels.
 
     Attributes:
         num_features: width of the features.
         parts: columns of the features by name.
     """
+
+    head: OrientationFeatures
 
     def __init__(
         self,
@@ -51,9 +54,10 @@ class SymmetricResNet(nn.Module):
         windows: Sequence[Window],
         feature_info: list[dict[str, Any]],
         num_classes: int,
+        in_chans: int,
     ) -> None:
         super().__init__()
-        self.windows, self.feature_info = windows, feature_info
+        self.windows, self.feature_info, self.in_chans = windows, feature_info, in_chans
         self.num_classes, self.grad_checkpointing = num_classes, False
         self.conv1, self.norm1, self.activation = layers.conv1, layers.norm1, layers.activation
         self.pool, self.stages = layers.pool, layers.stages
@@ -126,7 +130,7 @@ class SymmetricResNet(nn.Module):
         """
         if global_pool not in (None, "avg"):
             raise ValueError(f"global_pool is {global_pool!r}: this encoder has 'avg' only")
-        weight = self.conv1.weight
+        weight = next(self.parameters())
         self.num_classes = num_classes
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
         self.fc.to(weight.device, weight.dtype)
@@ -144,7 +148,7 @@ class SymmetricResNet(nn.Module):
         return set()
 
     def _stem(self, images: Tensor) -> Tensor:
-        check_square_images(images, self.conv1.in_channels, self._nearest_side)
+        check_square_images(images, self.in_chans, self._nearest_side)
         check_image_side(self.windows, images.shape[2])
         return self.activation(self.norm1(self.conv1(images)))
 
@@ -211,7 +215,7 @@ def fit_colours(state: dict[str, Tensor], encoder: SymmetricResNet) -> dict[str,
     timm itself expects kernels [C, in_chans, k, k]; these are [C, in_chans, ...].
     """
     kernel = state.get("conv1.weight")
-    in_chans = encoder.conv1.weight.shape[1]
+    in_chans = encoder.in_chans
     if kernel is None or kernel.shape[1] == in_chans:
         return state
     adapted = adapt_input_conv(in_chans, kernel.flatten(2).unsqueeze(3))
