@@ -53,16 +53,17 @@ def timm_with_our_encoders() -> ModuleType:
 
     timm takes seconds to import, so that is left until an encoder is made: `--help` needs none.
     """
-    import timm
+    with torch.device("cpu"):  # whatever the default: modules make tables when they are imported
+        import timm
 
-    import ssl_equi.encoders.capsule_network
-    import ssl_equi.encoders.group_resnet
-    import ssl_equi.encoders.octic_vit_names
-    import ssl_equi.encoders.shift_equivariant_vit_names
-    import ssl_equi.encoders.small_image_resnet
-    import ssl_equi.encoders.steerable_resnet
-    import ssl_equi.encoders.strided_cnn
-    import ssl_equi.encoders.wrappers  # noqa: F401  (they register themselves with timm)
+        import ssl_equi.encoders.capsule_network
+        import ssl_equi.encoders.group_resnet
+        import ssl_equi.encoders.octic_vit_names
+        import ssl_equi.encoders.shift_equivariant_vit_names
+        import ssl_equi.encoders.small_image_resnet
+        import ssl_equi.encoders.steerable_resnet
+        import ssl_equi.encoders.strided_cnn
+        import ssl_equi.encoders.wrappers  # noqa: F401  (they register themselves with timm)
 
     return timm
 

@@ -8,7 +8,6 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_equi.encoders import EncoderError, create_encoder
 from ssl_equi.encoders.create import timm_with_our_encoders
@@ -285,26 +284,6 @@ def test_names_are_registered_with_timm() -> None:
     )
     assert [tuple(m.shape) for m in maps(torch.zeros(1, 1, 32, 32))] == [(1, 192, 2, 2)] * 2
     assert maps.feature_info.channels() == [192, 192] and maps.feature_info.reduction() == [16, 16]
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "multiplications"),
-    [
-        ("octic_vit_small_patch16_224", 2.7, 1.20),
-        ("hybrid_octic_vit_small_patch16_224", 12.0, 2.90),
-        ("invariant_octic_vit_small_patch16_224", 12.1, 2.92),
-        ("octic_vit_base_patch16_224", 10.7, 3.97),
-        ("hybrid_octic_vit_base_patch16_224", 47.9, 10.77),
-    ],
-)
-def test_the_fixed_names_have_the_documented_costs(name: str, parameters: float, multiplications: float) -> None:
-    """Millions of parameters and billions of multiplications of one image of 224 pixels."""
-    with torch.device("meta"):
-        encoder = timm_with_our_encoders().create_model(name)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        encoder(torch.zeros(1, 3, 224, 224, device="meta"))
-    assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(parameters, abs=0.05)
-    assert counter.get_total_flops() / 2e9 == pytest.approx(multiplications, abs=0.005)
 
 
 def test_an_exported_encoder_comes_back(tmp_path: Path) -> None:
