@@ -1,0 +1,249 @@
+"""Encoders with a symmetry are used as any model of timm: heads, intermediate features, checkpointing, weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ssl_equi.encoders import create_encoder
+from ssl_equi.encoders.create import has_fixed_input_size, timm_with_our_encoders
+from ssl_equi.export import EncoderCard, load_encoder, module_tensors, save_encoder
+from tests.encoders.symmetric_encoders import ARCHITECTURES, CASES, IMAGE, Case, relative_error, train_two_steps
+
+WRAPPED = [label for label, case in CASES.items() if case.name in ("group_averaged", "canonicalized")]
+WITH_MAPS = [label for label in CASES if label not in WRAPPED]
+"""Those with `forward_features`: the others only hand on the features of what they wrap."""
+LEGAL_POOLING = {"octic": "avg", "shift": "", "resnet": "avg"}
+
+
+def gradients(encoder: nn.Module, images: Tensor) -> list[Tensor]:
+    torch.manual_seed(0)
+    parameters = list(encoder.parameters())
+    return list(
+        torch.autograd.grad(encoder(images).square().sum(), parameters, allow_unused=True, materialize_grads=True)
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("label", CASES)
+def test_without_a_classifier_they_give_features(label: str) -> None:
+    case = CASES[label]
+    for encoder in (case.make(), case.make(num_classes=0), create_encoder(case.name, IMAGE, **case.arguments).eval()):
+        assert encoder.num_classes == 0 and isinstance(encoder.get_classifier(), nn.Identity)
+        assert encoder(case.images()).shape == (2, encoder.num_features)
+        assert encoder.head_hidden_size == encoder.num_features
+    assert has_fixed_input_size(case.name) and encoder.pretrained_cfg["num_classes"] == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("label", WITH_MAPS)
+def test_the_classifier_sees_what_the_head_gives(label: str) -> None:
+    case = CASES[label]
+    encoder, images = case.make(num_classes=7), case.images()
+    tokens = encoder.forward_features(images)
+    features = encoder.forward_head(tokens, pre_logits=True)
+    assert features.shape == (2, encoder.num_features)
+    assert torch.equal(encoder(images), encoder.forward_head(tokens))
+    assert torch.equal(encoder(images), encoder.get_classifier()(features))
+    assert encoder.get_submodule(encoder.pretrained_cfg["classifier"]) is encoder.get_classifier()
+    encoder.double().reset_classifier(3)
+    assert encoder.num_classes == 3 and encoder(images.double()).shape == (2, 3)
+    pooling = next(pooling for part, pooling in LEGAL_POOLING.items() if part in case.name)
+    encoder.reset_classifier(0, pooling)
+    assert encoder.num_classes == 0 and encoder(images.double()).shape[-1] == encoder.num_features
+    with pytest.raises(ValueError, match="global_pool is 'max'"):
+        encoder.reset_classifier(0, "max")
+
+
+@pytest.mark.parametrize("label", WRAPPED)
+def test_wrapped_encoders_have_no_classifier(label: str) -> None:
+    encoder = CASES[label].make()
+    encoder.reset_classifier(0)
+    with pytest.raises(ValueError, match="num_classes is 3: this encoder has no classifier, pass num_classes=0"):
+        encoder.reset_classifier(3)
+    with pytest.raises(ValueError, match="global_pool is 'max': the pooling is that of the wrapped encoder"):
+        encoder.reset_classifier(0, "max")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("label", WITH_MAPS)
+def test_intermediate_features(label: str) -> None:
+    case = CASES[label]
+    encoder, images = case.make(), case.images()
+    final, maps = encoder.forward_intermediates(images)
+    assert torch.equal(final, encoder.forward_features(images))
+    assert len(maps) == len(encoder.feature_info)
+    for number, info in enumerate(encoder.feature_info):
+        side = IMAGE // info["reduction"]
+        assert maps[number].shape == (2, info["num_chs"], side, side)
+        assert encoder.get_submodule(info["module"]) is not None
+        early = encoder.forward_intermediates(images, [number], stop_early=True, intermediates_only=True)
+        assert len(early) == 1 and torch.equal(early[0], maps[number])
+    (last,) = encoder.forward_intermediates(images, 1, intermediates_only=True)
+    assert torch.equal(last, maps[-1])
+    with pytest.raises(ValueError, match="output_fmt is 'NHWC': choose 'NCHW'"):
+        encoder.forward_intermediates(images, output_fmt="NHWC")
+    count = len(maps)
+    with pytest.raises(
+        ValueError, match=rf"indices are \[{count}\]: the encoder has {count} \w+, use some of 0..{count - 1}"
+    ):
+        encoder.forward_intermediates(images, [count])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("label", WITH_MAPS)
+def test_features_only(label: str) -> None:
+    case = CASES[label]
+    expected = case.make().forward_intermediates(case.images(), intermediates_only=True)
+    backbone = case.make(features_only=True, out_indices=tuple(range(len(expected))))
+    maps = backbone(case.images())
+    for ours, theirs in zip(maps, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert backbone.feature_info.channels() == [m.shape[1] for m in maps]
+    assert backbone.feature_info.reduction() == [IMAGE // m.shape[2] for m in maps]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("label", ["shift_equivariant_vit_small_patch16_224", "shift_equivariant_twins_small"])
+def test_intermediate_maps_of_shifted_images_have_the_same_means(label: str) -> None:
+    case = CASES[label]
+    encoder, images = case.make().double(), case.images().double()
+    maps = encoder.forward_intermediates(images, intermediates_only=True)
+    for shift in case.elements:
+        found = encoder.forward_intermediates(case.act_on_image(shift, images), intermediates_only=True)
+        for ours, expected in zip(found, maps):
+            assert relative_error(ours.mean((2, 3)), expected.mean((2, 3))) < 1e-10
+    tokens = encoder.forward_intermediates(images, 1, norm=True, output_fmt="NLC", intermediates_only=True)[0]
+    assert torch.equal(tokens, encoder.forward_features(images).flatten(2).transpose(1, 2))
+    if encoder.feature_info[0]["num_chs"] != encoder.num_features:
+        with pytest.raises(ValueError, match=r"norm=True for layers \[0\] of widths \[8\]: the last norm fits .* 16"):
+            encoder.forward_intermediates(images, [0], norm=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("label", ["c4_resnet18", "d4_resnet18", "d4_resnet10_small_images"])
+def test_intermediate_maps_of_turned_images_are_regular_maps(label: str) -> None:
+    case = CASES[label]
+    encoder, images = case.make().double(), case.images().double()
+    maps = encoder.forward_intermediates(images, intermediates_only=True)
+    for g in case.elements:
+        found = encoder.forward_intermediates(case.act_on_image(g, images), intermediates_only=True)
+        for ours, expected in zip(found, maps):
+            assert relative_error(ours, encoder.act_on_maps(g, expected)) < 1e-10
+
+
+@pytest.mark.parametrize("label", WITH_MAPS)
+def test_activations_can_be_computed_again(label: str) -> None:
+    """With the same gradients, and the same running statistics of batch norms."""
+    case = CASES[label]
+    direct, checkpointed = case.make().train(), case.make().train()
+    checkpointed.set_grad_checkpointing()
+    images = case.images(4)
+    for (name, _), ours, theirs in zip(
+        direct.named_parameters(), gradients(checkpointed, images), gradients(direct, images), strict=True
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-4 * float(theirs.abs().max())), name
+    for (name, ours), theirs in zip(checkpointed.named_buffers(), direct.buffers(), strict=True):
+        assert torch.equal(ours, theirs) or name.endswith("num_batches_tracked"), name
+    checkpointed.set_grad_checkpointing(False)
+    assert not checkpointed.grad_checkpointing
+
+
+def test_wrapped_encoders_hand_on_what_timm_asks_for() -> None:
+    timm = timm_with_our_encoders()
+    for name in ("group_averaged", "canonicalized"):
+        encoder = timm.create_model(name, backbone="octic_vit_tiny_patch16_224", img_size=32)
+        encoder.set_grad_checkpointing()
+        assert encoder.encoder.grad_checkpointing
+        assert encoder.no_weight_decay() == {"encoder.pos_embed", "encoder.cls_token", "encoder.reg_token"}
+        without = timm.create_model(name, img_size=32)
+        without.set_grad_checkpointing(False)
+        assert without.no_weight_decay() == set()
+        with pytest.raises(ValueError, match="StridedCNN has no gradient checkpointing: choose another backbone"):
+            without.set_grad_checkpointing()
+
+
+@pytest.mark.parametrize("label", CASES)
+def test_names_that_weight_decay_spares_are_those_of_weights(label: str) -> None:
+    encoder = CASES[label].make(**({} if label in WRAPPED else {"num_classes": 3}))
+    spared = encoder.no_weight_decay() - {"reg_token"}  # named even if there is none, as in timm
+    assert spared <= {name for name, _ in encoder.named_parameters()}
+    assert bool(spared) == ("vit" in label or "twins" in label)
+    first = encoder.pretrained_cfg["first_conv"]
+    if first is not None:
+        assert encoder.get_submodule(first).weight.shape[1] == 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("label", CASES)
+def test_parts_are_what_they_are_called(label: str) -> None:
+    case, encoder = CASES[label], CASES[label].make()
+    train_two_steps(encoder, case.images(4))
+    parts = encoder.parts
+    assert parts["all"] == slice(0, encoder.num_features)
+    if case.name.startswith("hybrid"):
+        assert set(parts) == {"all"}
+        return
+    assert sorted((part.start, part.stop) for name, part in parts.items() if name != "all") == _consecutive(parts)
+    features, images = encoder(case.images()), case.images()
+    moved = encoder(case.act_on_image(case.elements[1], images))
+    if "inv" in parts:
+        assert relative_error(moved[:, parts["inv"]], features[:, parts["inv"]]) < 1e-5
+    if "equi" in parts:
+        assert relative_error(moved[:, parts["equi"]], features[:, parts["equi"]]) > 0.01
+
+
+def _consecutive(parts: dict[str, slice]) -> list[tuple[int, int]]:
+    """inv, then equi, which fill all."""
+    ends = [parts[name].stop for name in ("inv", "equi") if name in parts]
+    assert ends[-1] == parts["all"].stop
+    return list(zip([0, *ends], ends))
+
+
+def folder_for_timm(folder: Path, case: Case, encoder: nn.Module, side: int = IMAGE) -> Path:
+    """As `save_encoder` writes it, but for encoders with a classifier, too."""
+    folder.mkdir()
+    safetensors.torch.save_file(module_tensors(encoder), folder / "model.safetensors")
+    cfg = {"input_size": [3, side, side], "num_classes": encoder.num_classes, "fixed_input_size": True}
+    for key in ("first_conv", "classifier"):
+        cfg[key] = encoder.pretrained_cfg[key]
+    config = {"architecture": case.name, "num_classes": encoder.num_classes, "pretrained_cfg": cfg}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("label", ARCHITECTURES)
+def test_exported_encoders_come_back(label: str, tmp_path: Path) -> None:
+    case, encoder = CASES[label], CASES[label].make(seed=3)
+    parts = {name: (columns.start, columns.stop) for name, columns in encoder.parts.items()}
+    card = EncoderCard(
+        architecture=case.name, model_args=case.arguments, image_size=IMAGE, mean_rgb=(0.5,) * 3, std_rgb=(0.2,) * 3,
+        parts=parts, objective="vicreg", trained_on="nothing", license="apache-2.0", tag="test",
+    )  # fmt: skip
+    save_encoder(encoder, tmp_path / "encoder", card)
+    loaded = load_encoder(tmp_path / "encoder")
+    assert torch.equal(loaded(case.images()), encoder(case.images()))
+    assert loaded.num_features == encoder.num_features and loaded.parts == encoder.parts
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("label", [label for label in ARCHITECTURES if label not in WRAPPED])
+def test_weights_fit_other_image_sizes_classes_and_colours(label: str, tmp_path: Path) -> None:
+    """On larger images, the loaded encoder is the function that the old one was on them."""
+    case, old = CASES[label], CASES[label].make(seed=3, num_classes=5)
+    source = f"local-dir:{folder_for_timm(tmp_path / 'weights', case, old)}"
+    create, arguments = timm_with_our_encoders().create_model, {**case.arguments}
+    arguments["img_size"] = 2 * IMAGE
+    larger = create(source, pretrained=True, **arguments).eval()
+    images = torch.randn(2, 3, 2 * IMAGE, 2 * IMAGE)
+    assert relative_error(larger(images), old(images)) < 1e-5
+    without_classifier = create(source, pretrained=True, **(arguments | {"num_classes": 0})).eval()
+    expected = old.forward_head(old.forward_features(images), pre_logits=True)
+    assert relative_error(without_classifier(images), expected) < 1e-5
+    grey = create(source, pretrained=True, **(arguments | {"in_chans": 1})).eval()
+    image = images[:, :1]
+    assert relative_error(grey(image), old(image.expand(-1, 3, -1, -1))) < 1e-4
