@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from ssl_equi.encoders.feature_maps import as_feature_map, feature_map_size
 from ssl_equi.encoders.polyphase import act_on_image, phase_energies
 from ssl_equi.encoders.shift_equivariant_layers import AnchoredBlock, AnchoredPatches
 from ssl_equi.encoders.shift_equivariant_vit import ShiftEquivariantTwins, ShiftEquivariantVisionTransformer
-from ssl_equi.export import EncoderCard, load_encoder, save_encoder
 
 Encoder = ShiftEquivariantVisionTransformer | ShiftEquivariantTwins
 IMAGE = 16
@@ -86,17 +84,6 @@ def assert_invariant(encode: Callable[[Tensor], Tensor], image: Tensor, toleranc
     assert error < tolerance and same_predictions == 1
 
 
-def train_two_steps(encoder: Encoder) -> None:
-    encoder.train()
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.01)
-    for _ in range(2):
-        loss = (encoder(random_images(next(encoder.parameters()).dtype, n=4)) - 1).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    encoder.eval()
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_shift_changes_features_or_predictions(variant: str) -> None:
     encoder = make(variant).double()
@@ -104,36 +91,9 @@ def test_no_shift_changes_features_or_predictions(variant: str) -> None:
     assert_invariant(encoder, random_images(), 1e-10)
 
 
-@pytest.mark.parametrize(("variant", "depth"), [("vit", {"depth": 1}), ("twins", {"depths": (2, 1)})])
-def test_nor_do_the_1024_shifts_of_a_larger_image(variant: str, depth: dict[str, Any]) -> None:
-    assert_invariant(make(variant, img_size=32, **depth).double(), random_images(height=32, width=32), 1e-10)
-
-
 @pytest.mark.parametrize("variant", ["vit", "twins"])
 def test_nor_in_single_precision(variant: str) -> None:
     assert_invariant(make(variant), random_images(torch.float32), 1e-5)
-
-
-@pytest.mark.parametrize("variant", ["vit", "twins"])
-def test_training_and_storing_keep_it_so(variant: str) -> None:
-    encoder, other = make(variant).double(), make(variant, seed=1).double()
-    images = random_images()
-    before = encoder(images)
-    train_two_steps(encoder)
-    assert relative_error(encoder(images), before) > 0.01
-    assert_invariant(encoder, images, 1e-10)
-    other.load_state_dict(encoder.state_dict(), strict=True)
-    assert torch.equal(other(images), encoder(images))
-    assert_invariant(other, images, 1e-10)
-
-
-@pytest.mark.parametrize("variant", ["vit", "twins"])
-def test_so_does_exporting_a_graph_for_any_number_of_images(variant: str) -> None:
-    encoder = make(variant, depth=1) if variant == "vit" else make(variant, depths=(2, 1))
-    images = random_images(torch.float32, n=4)
-    graph = torch.export.export(encoder, (images,), dynamic_shapes=({0: torch.export.Dim("n", min=2, max=2048)},))
-    assert torch.allclose(graph.module()(images[:3]), encoder(images[:3]), atol=1e-5)
-    assert_invariant(graph.module(), images[:1], 1e-5)
 
 
 @torch.no_grad()
@@ -319,18 +279,6 @@ def test_the_fixed_names_have_the_documented_costs(name: str, parameters: float,
     cost = cost_by_name(name, 224)
     assert cost.parameters / 1e6 == pytest.approx(parameters, abs=0.05)
     assert cost.multiplications / 1e9 == pytest.approx(multiplications, abs=0.05)
-
-
-def test_an_exported_encoder_comes_back(tmp_path: Path) -> None:
-    name, arguments = "shift_equivariant_vit_tiny_patch16_224", {"img_size": 32, "depth": 1}
-    encoder = timm_with_our_encoders().create_model(name, num_classes=0, **arguments).eval()
-    card = EncoderCard(
-        architecture=name, model_args=arguments, image_size=32, mean_rgb=(0.5,) * 3, std_rgb=(0.2,) * 3,
-        parts={"all": (0, 192)}, objective="vicreg", trained_on="nothing", license="apache-2.0", tag="test",
-    )  # fmt: skip
-    save_encoder(encoder, tmp_path / "encoder", card)
-    images = random_images(torch.float32)
-    assert torch.equal(load_encoder(tmp_path / "encoder")(images), encoder(images))
 
 
 @pytest.mark.parametrize(
