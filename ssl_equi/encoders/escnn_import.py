@@ -31,6 +31,7 @@ def import_escnn() -> ModuleType:
         EncoderError: escnn is missing or can't be imported; the message says what to type.
     """
     stand_ins = {} if _has_lie_learn() else _stand_ins_for_lie_learn()
+    known = {name: sys.modules[name] for name in stand_ins if name in sys.modules}
     sys.modules.update(stand_ins)
     try:
         with warnings.catch_warnings():
@@ -46,6 +47,7 @@ def import_escnn() -> ModuleType:
     finally:
         for name in stand_ins:
             sys.modules.pop(name, None)
+        sys.modules.update(known)
     return escnn
 
 

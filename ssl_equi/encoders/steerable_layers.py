@@ -194,7 +194,7 @@ class FourierCoefficients(nn.Module):
 def _mix_blocks(matrix: Tensor, maps: Tensor) -> Tensor:
     """[j, k] times maps [N, k * C, h, w], to [N, j * C, h, w]."""
     blocks = maps.unflatten(1, (matrix.shape[1], -1))
-    return (matrix @ blocks.flatten(2)).view(len(maps), -1, *maps.shape[2:])
+    return (matrix @ blocks.flatten(2)).view(maps.shape[0], -1, *maps.shape[2:])
 
 
 class AntialiasedPooling(nn.Module):

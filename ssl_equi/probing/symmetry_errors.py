@@ -248,7 +248,9 @@ def _stated_action(
 ) -> tuple[Action | None, list[str]]:
     """How the elements act on features, where the encoder says so, or a note that it doesn't."""
     missing = f"equivariance_error is not measured: the encoder states no action of {symmetries.name} on its features"
-    action = stated_action(encoder, "act_on_features", symmetries.argument)
+    methods = ("act_on_features", "turn_features")  # the second of steerable encoders, for angles
+    stated = (stated_action(encoder, method, symmetries.argument) for method in methods)
+    action = next((method for method in stated if method is not None), None)
     if action is None:
         return None, [missing]
     try:
