@@ -217,7 +217,7 @@ def folder_for_timm(folder: Path, case: Case, encoder: nn.Module, side: int = IM
 
 @torch.no_grad()
 @pytest.mark.parametrize("label", ARCHITECTURES)
-def test_exported_encoders_come_back(label: str, tmp_path: Path) -> None:
+def test_exported_encoders_come_back_also_for_larger_images(label: str, tmp_path: Path) -> None:
     case, encoder = CASES[label], CASES[label].make(seed=3)
     parts = {name: (columns.start, columns.stop) for name, columns in encoder.parts.items()}
     card = EncoderCard(
@@ -228,6 +228,10 @@ def test_exported_encoders_come_back(label: str, tmp_path: Path) -> None:
     loaded = load_encoder(tmp_path / "encoder")
     assert torch.equal(loaded(case.images()), encoder(case.images()))
     assert loaded.num_features == encoder.num_features and loaded.parts == encoder.parts
+    folder = f"local-dir:{tmp_path / 'encoder'}"
+    larger = timm_with_our_encoders().create_model(folder, pretrained=True, img_size=2 * IMAGE).eval()
+    images = torch.randn(2, 3, 2 * IMAGE, 2 * IMAGE)
+    assert relative_error(larger(images), encoder(images)) < 1e-5
 
 
 @torch.no_grad()
