@@ -27,7 +27,8 @@ def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
         The module; its `num_features` is D, also for models whose head widens the features.
 
     Raises:
-        EncoderError: timm doesn't know the name, or the model can't take images of this size.
+        EncoderError: timm doesn't know the name, the model can't take images of this size, or needs a library that is
+            missing.
     """
     timm = timm_with_our_encoders()
     if not timm.is_model(name):
@@ -39,6 +40,8 @@ def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
             name, pretrained=False, num_classes=0, **model_arguments(name, image_size, arguments)
         )
         num_features = _feature_size(encoder, image_size)
+    except EncoderError:  # a library is missing: neither the name nor the size is wrong
+        raise
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise EncoderError(
             f"encoder {name!r} can't be made for images of {image_size} x {image_size} pixels ({error}): "
