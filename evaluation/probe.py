@@ -2,6 +2,7 @@
 
     python evaluation/probe.py runs/sie/encoder                                  the embedded test split
     python evaluation/probe.py runs/sie/encoder --split ood_rotation             poses that were never trained on
+    python evaluation/probe.py runs/sie/encoder --turns quarter                  views turned in the image plane
     python evaluation/probe.py runs/sie/encoder --data-dir SHARDS --split val --protocol sie
     python evaluation/probe.py timm:resnet18 --image-size 64                     a timm model with random weights
     python evaluation/probe.py runs/simclr/encoder --dataset cifar10 --data-dir DATA --image-size 32
@@ -9,19 +10,23 @@
 
 Every view is encoded once; heads are trained on the train split's features. Besides, it is measured whether
 augmentations move the features of all images alike. Translations are asked of sets whose objects move; ordinary
-images (datasets/images.md) have no poses and are probed for their class and this alone. Prints the table and appends
-the records to results.json in --out (the folder above the encoder when not given).
+images (datasets/images.md) have no poses and are probed for their class and this alone. With --turns every judged view
+is turned about the camera's axis, by an angle of its own, and its pose with it: what a head has learnt of upright
+images is then asked of turned ones. Prints the table and appends the records to results.json in --out (the folder above
+the encoder when not given).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
+from ssl_equi.data.errors import DataError
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
+from ssl_equi.data.turned_views import TurnedViews
 from ssl_equi.encoders import create_encoder
 from ssl_equi.export import build_encoder, load_encoder, normalization_of, parts_of, read_encoder_config
 from ssl_equi.pretraining import RANDOM_ENCODER_SEED
@@ -49,6 +54,12 @@ class Config:
     """Side of the data set's images in pixels."""
     protocol: ProtocolName = "embedded"
     """How the heads are trained; sie and equicaps are those papers' protocols."""
+    turns: Literal["none", "quarter", "any"] = "none"
+    """Turns judged views by a random number of quarter turns (exactly), or by any angle (with interpolation)."""
+    turn_training_views: bool = False
+    """Turns the views that the heads are trained on likewise."""
+    encoder_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
+    """What timm.create_model is given besides timm:NAME, in pairs: --encoder-arguments depth 6 embed_dim 128."""
     seed: int = 0
     """Seeds the heads."""
     out: Path | None = None
@@ -56,7 +67,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    data = open_data(config.dataset, config.data_dir, config.split, config.image_size)
+    data = turned(open_data(config.dataset, config.data_dir, config.split, config.image_size), config)
     if config.encoder.startswith(TIMM_PREFIX):
         name = config.encoder.removeprefix(TIMM_PREFIX)
         results, out = probe_random(name, config, data), Path("runs") / f"random-{name}"
@@ -66,6 +77,20 @@ def main(config: Config) -> None:
     print_records(results.records, results.notes)
     append_records(out / "results.json", results.records)
     print(f"added to {out / 'results.json'}")
+
+
+def turned(data: DataSource, config: Config) -> DataSource:
+    """The data, with those views turned that the options name.
+
+    Raises:
+        DataError: the training views alone would be turned, or views that aren't square.
+    """
+    if config.turns == "none" and config.turn_training_views:
+        raise DataError("--turn-training-views is given and --turns is none: give --turns quarter or any")
+    if config.turns == "none":
+        return data
+    probe_train = TurnedViews(data.probe_train, config.turns) if config.turn_training_views else data.probe_train
+    return replace(data, probe_train=probe_train, evaluation=TurnedViews(data.evaluation, config.turns))
 
 
 def probe_exported(folder: Path, config: Config, data: DataSource) -> ProbeResults:
@@ -83,14 +108,14 @@ def probe_exported(folder: Path, config: Config, data: DataSource) -> ProbeResul
         random_encoder=random_encoder.to(DEVICE),
         mean_rgb=mean.tolist(),
         std_rgb=std.tolist(),
-        **options(config),
+        **options(config, data),
     )
 
 
 def probe_random(name: str, config: Config, data: DataSource) -> ProbeResults:
     """A timm architecture with random weights: what any training has to beat."""
     torch.manual_seed(RANDOM_ENCODER_SEED)
-    encoder = create_encoder(name, config.image_size)
+    encoder = create_encoder(name, config.image_size, **config.encoder_arguments)
     return run_probes(
         encoder.to(DEVICE),
         {"all": slice(0, int(encoder.num_features))},
@@ -99,14 +124,16 @@ def probe_random(name: str, config: Config, data: DataSource) -> ProbeResults:
         random_encoder=None,
         mean_rgb=data.mean_rgb,
         std_rgb=data.std_rgb,
-        **options(config),
+        **options(config, data),
     )
 
 
-def options(config: Config) -> dict[str, Any]:
+def options(config: Config, data: DataSource) -> dict[str, Any]:
     """What both kinds of encoder are probed with."""
     protocol = PROBE_PROTOCOLS[config.protocol]()
-    return {"protocol": protocol, "device": DEVICE, "seed": config.seed, "split_name": config.split}
+    if config.turn_training_views:
+        protocol = replace(protocol, name=f"{protocol.name}_{config.turns}_turned_heads")
+    return {"protocol": protocol, "device": DEVICE, "seed": config.seed, "split_name": data.evaluation.split}
 
 
 if __name__ == "__main__":

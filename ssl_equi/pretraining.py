@@ -106,7 +106,7 @@ class FollowingProbes:
         def probes(width: int, columns: dict[str, slice]) -> OnlineProbes:
             return OnlineProbes(width, columns, num_classes, seed=run.config.seed, device=run.device)
 
-        self.probes = probes(objective.parts["all"].stop, objective.parts)
+        self.probes = probes(objective.parts["all"].stop, probed_parts(objective))
         run.register("online_probes", self.probes)
         aggregate_width = getattr(objective, "aggregate_width", None)
         self.aggregate_probes = None
@@ -133,6 +133,18 @@ class FollowingProbes:
         return metrics if self.aggregate_probes is None else metrics | self.aggregate_probes.metrics()
 
 
+def probed_parts(objective: Objective) -> dict[str, slice]:
+    """Columns of the features by name: those that the objective makes.
+
+    Of an objective that makes none, those of its encoder: what stays and what follows when the image is turned.
+    """
+    parts = dict(objective.parts)
+    if set(parts) == {"all"}:
+        encoders: dict[str, slice] = getattr(objective.encoder, "parts", {})
+        parts |= {name: columns for name, columns in encoders.items() if columns != parts["all"]}
+    return parts
+
+
 def finish(
     run: Run,
     config: PretrainingConfig,
@@ -154,7 +166,7 @@ def finish(
         random_encoder = untrained_encoder(config).to(run.device) if config.compare_with_random else None
         results = run_probes(
             objective.encoder,
-            objective.parts,
+            probed_parts(objective),
             data.probe_train,
             data.evaluation,
             random_encoder=random_encoder,
@@ -214,7 +226,7 @@ def encoder_card(name: str, config: PretrainingConfig, objective: Objective, dat
         image_size=config.image_size,
         mean_rgb=data.mean_rgb,
         std_rgb=data.std_rgb,
-        parts={part: (columns.start, columns.stop) for part, columns in objective.parts.items()},
+        parts={part: (columns.start, columns.stop) for part, columns in probed_parts(objective).items()},
         objective=name,
         trained_on=f"{data.name} {data.train.fingerprint[:16]}",
         license=LICENCES.get(data.name, "other"),

@@ -18,7 +18,8 @@ from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.sie import SIE, SIEConfig
-from ssl_equi.pretraining import RANDOM_ENCODER_SEED, FollowingProbes, encoder_card, finish
+from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
+from ssl_equi.pretraining import RANDOM_ENCODER_SEED, FollowingProbes, encoder_card, finish, probed_parts
 from ssl_equi.pretraining_config import PretrainingConfig
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.run import Run
@@ -121,6 +122,18 @@ def test_the_exported_labels_come_from_the_data(config: PretrainingConfig, data:
     assert exported["architecture"] == "strided_cnn_tiny"
     assert exported["ssl_equi"]["trained_on"] == f"3diebench-p {data.train.fingerprint[:16]}"
     assert exported["ssl_equi"]["parts"] == {"all": [0, 512], "inv": [0, 256], "equi": [256, 512]}
+
+
+def test_an_objective_without_parts_is_probed_for_those_of_its_encoder(config: PretrainingConfig) -> None:
+    whole = {"all": slice(0, 512)}
+    assert probed_parts(VICReg(create_encoder("strided_cnn_tiny", 32), VICRegConfig())) == whole
+    symmetric = create_encoder("group_averaged", 32, features="both")
+    both = {"all": slice(0, 2560), "inv": slice(0, 512), "equi": slice(512, 2560)}
+    assert probed_parts(VICReg(symmetric, VICRegConfig())) == both
+    # Invariants alone are all that there is, and SIE has parts of its own.
+    assert probed_parts(VICReg(create_encoder("group_averaged", 32), VICRegConfig())) == whole
+    split = {"all": slice(0, 2560), "inv": slice(0, 1280), "equi": slice(1280, 2560)}
+    assert probed_parts(SIE(symmetric, SIEConfig())) == split
 
 
 def test_weights_carry_the_licence_of_what_they_learnt_from(config: PretrainingConfig, data: DataSource) -> None:

@@ -41,6 +41,7 @@ class OcticVisionTransformer(nn.Module):
             given. A hybrid in which all do is of kind octic.
         invariants: name in `octic_invariants.INVARIANTS`: what the head of kind octic, or the standard blocks of kind
             invariant, see of the octic features. Hybrids don't use it.
+        keep_octic: kind octic puts the octic features themselves behind their invariants, as part equi behind inv.
         img_size: side of the images that the table of positions is made for; others resize it.
         patch_size: side of a patch.
         in_chans: colour channels.
@@ -70,6 +71,7 @@ class OcticVisionTransformer(nn.Module):
         kind: Kind = "octic",
         octic_blocks: int | None = None,
         invariants: str = "power_spectrum",
+        keep_octic: bool = False,
         img_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
         in_chans: int = 3,
@@ -89,9 +91,8 @@ class OcticVisionTransformer(nn.Module):
         check_sizes(patch_size, in_chans, depth, reg_tokens)
         self.octic_blocks = number_of_octic_blocks(kind, octic_blocks, depth)
         self.kind: Kind = "octic" if kind == "hybrid" and self.octic_blocks == depth else kind
-        if self.kind == "invariant" and invariants == "none":
-            raise ValueError("invariants is 'none' for kind 'invariant': choose 'power_spectrum', or kind 'hybrid'")
-        self.invariants = invariants
+        _check_invariants(self.kind, invariants, keep_octic)
+        self.invariants, self.keep_octic = invariants, keep_octic
         self.embed_dim, self.num_classes, self.has_class_token = embed_dim, num_classes, class_token
         self.num_prefix_tokens = int(class_token) + reg_tokens
         self.grad_checkpointing = False
@@ -122,7 +123,8 @@ class OcticVisionTransformer(nn.Module):
         self.head_invariants: nn.Module = nn.Identity()
         if self.kind == "octic":
             self.norm: nn.Module = OcticRMSNorm(embed_dim)
-            self.head_invariants, self.num_features = make_invariants(invariants, embed_dim)
+            self.head_invariants, num_invariants = make_invariants(invariants, embed_dim)
+            self.num_features = num_invariants + (embed_dim if keep_octic else 0)
         else:
             self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         if self.kind == "invariant":
@@ -158,6 +160,8 @@ class OcticVisionTransformer(nn.Module):
         elif self.global_pool == "avg":
             tokens = tokens[:, self.num_prefix_tokens :].mean(dim=1)
         features = self.head_invariants(tokens)
+        if self.keep_octic:
+            features = torch.cat([features, tokens], dim=-1)
         return features if pre_logits else self.head(features)
 
     def forward_octic(self, images: Tensor) -> Tensor:
@@ -203,23 +207,28 @@ class OcticVisionTransformer(nn.Module):
             raise ValueError(f"features have {features.shape[-1]} columns: this encoder's have {self.num_features}")
         if self.global_pool == "":
             features = self._move_patches(g, features)
-        return act_on_components(g, features) if self.has_steerable_features else features
+        if not self.has_steerable_features:
+            return features
+        kept, octic = features.split([self.num_features - self.embed_dim, self.embed_dim], dim=-1)
+        return torch.cat([kept, act_on_components(g, octic)], dim=-1)
 
     @property
     def has_steerable_features(self) -> bool:
         """Whether features change with the orientation of images, by a known matrix."""
-        return self.kind == "octic" and self.invariants == "none"
+        return self.kind == "octic" and (self.invariants == "none" or self.keep_octic)
 
     @property
     def parts(self) -> dict[str, slice]:
         """Columns of the features by name: all; inv (do not change with the group) and equi, where there are such.
 
-        Those of steerable features are A1 and all others. Hybrids, and features without pooling, have no part but all.
+        Octic features alone are A1, inv, and others, equi. Hybrids and features without pooling have no part but all.
         """
         parts = {"all": slice(0, self.num_features)}
         if self.kind == "hybrid" or self.global_pool == "":
             return parts
-        invariant = self.embed_dim // 8 if self.has_steerable_features else self.num_features
+        invariant = self.embed_dim // 8 if self.invariants == "none" else self.num_features
+        if self.keep_octic:
+            invariant -= self.embed_dim
         parts["inv"] = slice(0, invariant)
         if self.has_steerable_features:
             parts["equi"] = slice(invariant, self.num_features)
@@ -361,6 +370,16 @@ class OcticVisionTransformer(nn.Module):
 
 def _as_tokens(state: OcticFeatures | Tensor) -> Tensor:
     return state.to_tokens() if isinstance(state, OcticFeatures) else state
+
+
+def _check_invariants(kind: Kind, invariants: str, keep_octic: bool) -> None:
+    """Raises ValueError for invariants that this kind of encoder can't make."""
+    if kind == "invariant" and invariants == "none":
+        raise ValueError("invariants is 'none' for kind 'invariant': choose 'power_spectrum', or kind 'hybrid'")
+    if keep_octic and kind != "octic":
+        raise ValueError(f"keep_octic is True for kind {kind!r}: only kind 'octic' ends with octic features")
+    if keep_octic and invariants == "none":
+        raise ValueError("keep_octic is True for invariants 'none', which are the octic features: leave it out")
 
 
 def _table(*size: int) -> nn.Parameter:

@@ -21,6 +21,7 @@ TINY: dict[str, Any] = {"img_size": IMAGE, "patch_size": 8, "embed_dim": 64, "de
 VARIANTS: dict[str, dict[str, Any]] = {
     "octic": {},
     "octic, steerable": {"invariants": "none"},
+    "octic, invariant and steerable": {"keep_octic": True},
     "octic, mean of patches": {"invariants": "none", "global_pool": "avg", "class_token": False},
     "octic, registers and scales": {"invariants": "none", "reg_tokens": 2, "init_values": 0.1, "num_heads": 4},
     "octic, no pooling": {"invariants": "none", "global_pool": ""},
@@ -266,6 +267,8 @@ def test_names_are_registered_with_timm() -> None:
         ({"kind": "hybrid", "octic_blocks": 3}, "octic_blocks is 3: the encoder has 2 blocks, use 2"),
         ({"kind": "invariant", "octic_blocks": -1}, "octic_blocks is -1: the encoder has 2 blocks, use 0"),
         ({"octic_blocks": 1}, "octic_blocks is 1, but all 2 blocks of kind 'octic' are octic"),
+        ({"keep_octic": True, "kind": "hybrid"}, "keep_octic is True for kind 'hybrid': only kind 'octic' ends with"),
+        ({"keep_octic": True, "invariants": "none"}, "for invariants 'none', which are the octic features: leave it"),
         ({"kind": "invariant", "invariants": "none"}, "invariants is 'none' for kind 'invariant'"),
         ({"invariants": "cubic"}, "no invariants 'cubic': choose one of linear, power_spectrum"),
         ({"embed_dim": 60}, "embed_dim is 60: octic features need a multiple of 8, use 64"),
@@ -295,3 +298,29 @@ def test_what_does_not_fit_is_named() -> None:
         encoder.act_on_tokens(1, torch.zeros(2, 16, 64))
     with pytest.raises(EncoderError, match=r"can't be made for images of 50 x 50 pixels .*use 48"):
         create_encoder("octic_vit_tiny_patch16_224", 50)
+
+
+@pytest.mark.parametrize(
+    ("variant", "inv", "equi"),
+    [
+        ("octic", (0, 48), None),
+        ("octic, steerable", (0, 8), (8, 64)),
+        ("octic, invariant and steerable", (0, 48), (48, 112)),
+        ("invariant", (0, 64), None),
+        ("hybrid", None, None),
+    ],
+)
+def test_the_parts_are_what_they_are_called(
+    variant: str, inv: tuple[int, int] | None, equi: tuple[int, int] | None
+) -> None:
+    encoder = make(variant).double()
+    named = {"inv": inv, "equi": equi}
+    expected = {name: slice(*columns) for name, columns in named.items() if columns is not None}
+    assert encoder.parts == {"all": slice(0, encoder.num_features)} | expected
+    images = random_images(encoder)
+    features = encoder(images)
+    for g in range(1, ELEMENTS):
+        turned = encoder(act_on_image(g, images))
+        for name, columns in expected.items():
+            error = relative_error(turned[:, columns], features[:, columns])
+            assert error < 1e-10 if name == "inv" else error > 0.01

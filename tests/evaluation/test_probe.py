@@ -10,6 +10,7 @@ import torch
 
 from ssl_equi import create_encoder, pretraining
 from ssl_equi.checkpoint import CheckpointError
+from ssl_equi.data.errors import DataError
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
 from ssl_equi.probing.protocol import ProbeProtocol
@@ -71,6 +72,38 @@ def test_a_timm_model_with_random_weights_is_its_own_baseline(
     records = read_records(tmp_path / "results.json")
     assert {record.part for record in records} == {"all"}
     assert {(record.random_encoder, record.split) for record in records} == {(None, "val")}
+
+
+def test_turned_views_leave_the_class_that_a_symmetric_encoder_knows_and_are_labelled(
+    script: ModuleType, tiny_data: Path, tmp_path: Path
+) -> None:
+    """The mean over quarter turns is the same for a turned view, so its head gives the same answers."""
+
+    def top1(encoder: str, folder: str, **options: object) -> dict[tuple[str, str], float]:
+        config = script.Config(
+            encoder=f"timm:{encoder}", data_dir=tiny_data, image_size=32, out=tmp_path / folder, **options
+        )
+        script.main(config)
+        records = read_records(tmp_path / folder / "results.json")
+        found = {(record.task, record.metric): record.value for record in records}
+        labels.update((record.split, record.protocol) for record in records)
+        return found
+
+    labels: set[tuple[str, str]] = set()
+    upright = top1("group_averaged", "upright")
+    turned = top1("group_averaged", "turned", turns="quarter")
+    assert labels == {("test", "quick"), ("test_quarter_turns", "quick")}
+    assert turned["classification", "top1"] == upright["classification", "top1"]
+    assert turned["relative_rotation", "r2_uniform"] != upright["relative_rotation", "r2_uniform"]
+    backbone = {"encoder_arguments": {"backbone": "strided_cnn_pooled"}}
+    top1("group_averaged", "any", turns="any", turn_training_views=True, **backbone)
+    assert ("test_any_turns", "quick_any_turned_heads") in labels
+
+
+def test_turning_the_training_views_alone_is_refused(script: ModuleType, tiny_data: Path) -> None:
+    config = script.Config(encoder="timm:resnet10t", data_dir=tiny_data, image_size=32, turn_training_views=True)
+    with pytest.raises(DataError, match="--turns is none: give --turns quarter or any"):
+        script.main(config)
 
 
 def test_a_folder_without_an_encoder_is_named(script: ModuleType, tiny_data: Path, tmp_path: Path) -> None:
