@@ -58,6 +58,7 @@ def test_exported_for_any_number_of_images(label: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("label", ARCHITECTURES)
 def test_trained_and_used_as_compiled_code(label: str) -> None:
     case = CASES[label]
