@@ -60,6 +60,8 @@ class Config:
     """Turns the views that the heads are trained on likewise."""
     encoder_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
     """What timm.create_model is given besides timm:NAME, in pairs: --encoder-arguments depth 6 embed_dim 128."""
+    compare_with_random: bool = True
+    """Also probe an untrained encoder; off saves half of the time."""
     seed: int = 0
     """Seeds the heads."""
     out: Path | None = None
@@ -98,14 +100,16 @@ def probe_exported(folder: Path, config: Config, data: DataSource) -> ProbeResul
     encoder_config = read_encoder_config(folder)
     mean, std = normalization_of(encoder_config)
     encoder = load_encoder(folder)
-    torch.manual_seed(RANDOM_ENCODER_SEED)
-    random_encoder = build_encoder(encoder_config, folder)
+    random_encoder = None
+    if config.compare_with_random:
+        torch.manual_seed(RANDOM_ENCODER_SEED)
+        random_encoder = build_encoder(encoder_config, folder).to(DEVICE)
     return run_probes(
         encoder.to(DEVICE),
         parts_of(encoder_config),
         data.probe_train,
         data.evaluation,
-        random_encoder=random_encoder.to(DEVICE),
+        random_encoder=random_encoder,
         mean_rgb=mean.tolist(),
         std_rgb=std.tolist(),
         **options(config, data),

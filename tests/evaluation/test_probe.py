@@ -58,10 +58,13 @@ def test_a_capsule_network_is_compared_with_one_of_its_own_sizes(
     )  # fmt: skip
     save_encoder(create_encoder("capsule_network", 32, **sizes), tmp_path / "run" / "capsule_network", card)
     folder = str(tmp_path / "run" / "capsule_network")
-    script.main(script.Config(encoder=folder, data_dir=tiny_data, image_size=32))
-    records = read_records(tmp_path / "run" / "results.json")
-    assert {record.part for record in records} == {"capsules", "inv", "equi"}
-    assert all(record.random_encoder is not None for record in records)
+    for compared in (True, False):
+        config = script.Config(encoder=folder, data_dir=tiny_data, image_size=32, compare_with_random=compared)
+        script.main(config)
+        records = read_records(tmp_path / "run" / "results.json")
+        assert {record.part for record in records} == {"capsules", "inv", "equi"}
+        assert all((record.random_encoder is not None) == compared for record in records)
+        (tmp_path / "run" / "results.json").unlink()
 
 
 def test_a_timm_model_with_random_weights_is_its_own_baseline(
