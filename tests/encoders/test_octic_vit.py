@@ -324,3 +324,15 @@ def test_the_parts_are_what_they_are_called(
         for name, columns in expected.items():
             error = relative_error(turned[:, columns], features[:, columns])
             assert error < 1e-10 if name == "inv" else error > 0.01
+
+
+def test_the_halves_that_sie_makes_of_kept_octic_features_are_exactly_invariant_and_steerable() -> None:
+    """6 C invariants and A1 are one half of 14 C, all other octic features the other."""
+    encoder = make("octic, invariant and steerable").double()
+    halves = SIE(encoder, SIEConfig(projector=(8, 8, 8))).parts
+    images = random_images(encoder)
+    features = encoder(images)
+    for g in range(1, ELEMENTS):
+        turned = encoder(act_on_image(g, images))
+        assert relative_error(turned[:, halves["inv"]], features[:, halves["inv"]]) < 1e-10
+        assert relative_error(turned[:, halves["equi"]], features[:, halves["equi"]]) > 0.1
