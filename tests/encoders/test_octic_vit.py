@@ -15,6 +15,7 @@ from ssl_equi.encoders.octic_features import OcticFeatures
 from ssl_equi.encoders.octic_invariants import INVARIANTS
 from ssl_equi.encoders.octic_vit import OcticVisionTransformer
 from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image
+from ssl_equi.objectives.sie import SIE, SIEConfig
 
 IMAGE = 32
 TINY: dict[str, Any] = {"img_size": IMAGE, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
