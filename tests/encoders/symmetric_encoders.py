@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -143,6 +144,11 @@ ARCHITECTURES = (
     "canonicalized, with element, d4",
 )
 """One case of each, for checks that take long."""
+MADE_OF_OTHERS = ("octic_vit_small_patch16_224", "hybrid_octic_vit_small_patch16_224")
+ARCHITECTURES_TO_COMPILE = [
+    pytest.param(label, marks=[pytest.mark.slow] if label in MADE_OF_OTHERS else []) for label in ARCHITECTURES
+]
+"""Those that are made of the layers of others are compiled in the slow tests only."""
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -177,3 +183,11 @@ def train_two_steps(encoder: nn.Module, images: Tensor) -> None:
         (output - target).square().mean().backward()
         optimizer.step()
     encoder.eval()
+
+
+def trained(label: str) -> tuple[Case, nn.Module]:
+    """A case, and its subject after two steps."""
+    case = CASES[label]
+    subject = case.subject()
+    train_two_steps(subject, case.images(4))
+    return case, subject
