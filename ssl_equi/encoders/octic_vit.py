@@ -15,7 +15,7 @@ Octic vision transformers (Nordström, Edstedt, Kahl and Bökman 2025, arXiv:250
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.models.vision_transformer import Block
@@ -61,10 +61,13 @@ class OcticVisionTransformer(nn.Module):
         num_features, head_hidden_size: width of what the classifier sees, and of the output without one.
         embed_dim, num_prefix_tokens, patch_embed, blocks, num_classes, global_pool: as in timm.
         octic_blocks: how many of the blocks commute with the group.
+        group: its name.
 
     Raises:
         ValueError: an argument is out of range or not the name of anything.
     """
+
+    group: ClassVar[str] = "d4"
 
     def __init__(
         self,

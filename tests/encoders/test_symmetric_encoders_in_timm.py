@@ -183,6 +183,7 @@ def test_parts_are_what_they_are_called(label: str) -> None:
     case, encoder = CASES[label], CASES[label].make()
     train_two_steps(encoder, case.images(4))
     parts = encoder.parts
+    assert encoder.group == case.group
     assert parts["all"] == slice(0, encoder.num_features)
     if case.name.startswith("hybrid"):
         assert set(parts) == {"all"}
