@@ -187,7 +187,7 @@ def _cfg(image_size: int) -> dict[str, Any]:
         "input_size": (3, image_size, image_size),
         "fixed_input_size": True,
         "num_classes": 0,
-        "first_conv": "conv1",
+        "first_conv": None,  # its kernel has a shape of its own; fit_colours adapts it
         "classifier": "fc",
         "license": "apache-2.0",
     }

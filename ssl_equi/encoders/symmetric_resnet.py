@@ -212,7 +212,7 @@ def resnet_feature_info(channels: Sequence[int], first_map: int, first_stage: in
 def fit_colours(state: dict[str, Tensor], encoder: SymmetricResNet) -> dict[str, Tensor]:
     """The weights with their first kernel made for the encoder's colour channels, as timm makes those of others.
 
-    timm itself expects kernels [C, in_chans, k, k]; these are [C, in_chans, ...].
+    timm itself would expect a kernel [C, in_chans, k, k]; this one is [C, in_chans, ...].
     """
     kernel = state.get("conv1.weight")
     in_chans = encoder.in_chans
