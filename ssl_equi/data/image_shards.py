@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import re
-import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from ssl_equi.data.files import write_atomically
 from ssl_equi.data.manifest import canonical_json
 from ssl_equi.data.shard_files import ShardFiles
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
+from ssl_equi.data.tar_members import tar_members
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
 LABEL_SUFFIX = "cls"
@@ -179,7 +179,7 @@ def _records(shard: Path) -> Iterator[_Record]:
     """The records of one shard, whose members stand side by side."""
     record: _Record | None = None
     with open(shard, "rb") as file:
-        for member in _members(shard):
+        for member in tar_members(shard, _CURE):
             key, suffix = _split_name(member.name)
             if suffix not in (*IMAGE_SUFFIXES, LABEL_SUFFIX):
                 continue
@@ -218,24 +218,3 @@ def _split_name(name: str) -> tuple[str, str]:
     folder, slash, file = name.rpartition("/")
     key, _, suffix = file.partition(".")
     return f"{folder}{slash}{key}", suffix.lower()
-
-
-def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
-    """The plain files in a tar of any dialect, without reading their contents.
-
-    Python's tarfile takes a file that ends at a member's boundary for complete, and one that ends within its last
-    member too; so the end marker is looked for here.
-    """
-    end = 0
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if member.isreg():
-                    yield member
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(f"shard {shard} is no readable tar file ({error}): {_CURE}") from error
-    with open(shard, "rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise DataError(f"shard {shard} is cut or damaged at byte {end}: {_CURE}")
