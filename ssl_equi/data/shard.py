@@ -94,6 +94,27 @@ def jpeg_image_size(data: bytes, where: str) -> tuple[int, int]:
     return height, width
 
 
+def problem_of_bytes(data: bytes, size: int, crc32c: int) -> str | None:
+    """What is wrong with the bytes read for a view, None if they are those that the index describes."""
+    if len(data) != size:
+        return f"is cut (expected {size} bytes, found {len(data)})"
+    if google_crc32c.value(data) != crc32c:
+        return "does not match its CRC-32C"
+    return None
+
+
+def decode_view(data: bytes, out: np.ndarray) -> str | None:
+    """Decode a JPEG into `out` uint8 [H, W, 3]; returns what is wrong with the image, None if nothing is."""
+    try:
+        # strict: by default libjpeg turns damaged data into wrong pixels without an error
+        image = simplejpeg.decode_jpeg(data, "RGB", buffer=out, strict=True)
+    except ValueError as error:
+        return f"does not decode ({error})"
+    if image.shape != out.shape:
+        return f"has {image.shape[0]}x{image.shape[1]} pixels, not {out.shape[0]}x{out.shape[1]}"
+    return None
+
+
 class ShardWriter:
     """Streams objects into `path` under a temporary name; `finish` fsyncs and renames it.
 
