@@ -12,7 +12,7 @@ from ssl_equi.data.errors import DataError
 from ssl_equi.data.index import SplitIndex, read_index
 from ssl_equi.data.manifest import Manifest, read_manifest
 from ssl_equi.data.shard import decode_view, problem_of_bytes, view_suffix
-from ssl_equi.data.shard_files import ShardFiles
+from ssl_equi.data.shard_files import ShardFiles, check_shard_sizes
 
 
 class ShardDataset:
@@ -30,7 +30,7 @@ class ShardDataset:
         self.split = split
         self.manifest: Manifest = read_manifest(self.folder, split)
         self._files = ShardFiles([self.folder / entry.name for entry in self.manifest.shards])
-        self._check_shard_files()
+        check_shard_sizes(self._files.paths, self.manifest.shards)
         self._index: SplitIndex = read_index(self.folder, self.manifest)
 
         self.num_objects = self.manifest.num_objects
@@ -96,14 +96,3 @@ class ShardDataset:
         raise DataError(
             f"image '{member}' at byte {offset} of shard {shard} {problem}: rebuild this shard or download it again"
         )
-
-    def _check_shard_files(self) -> None:
-        for path, entry in zip(self._files.paths, self.manifest.shards, strict=True):
-            if not path.is_file():
-                raise DataError(f"shard {path} is missing: download it again or rebuild this data set")
-            size = path.stat().st_size
-            if size != entry.bytes:
-                raise DataError(
-                    f"shard {path} has {size} bytes where the manifest says {entry.bytes}: "
-                    f"download it again or rebuild this data set"
-                )

@@ -94,11 +94,14 @@ def jpeg_image_size(data: bytes, where: str) -> tuple[int, int]:
     return height, width
 
 
-def problem_of_bytes(data: bytes, size: int, crc32c: int) -> str | None:
-    """What is wrong with the bytes read for a view, None if they are those that the index describes."""
+def problem_of_bytes(data: bytes, size: int, crc32c: int | None) -> str | None:
+    """What is wrong with the bytes read for a view, None if they are those that the index describes.
+
+    `crc32c` is None where nobody computed it.
+    """
     if len(data) != size:
         return f"is cut (expected {size} bytes, found {len(data)})"
-    if google_crc32c.value(data) != crc32c:
+    if crc32c is not None and google_crc32c.value(data) != crc32c:
         return "does not match its CRC-32C"
     return None
 
