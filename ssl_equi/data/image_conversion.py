@@ -47,11 +47,9 @@ class ConversionOptions:
     verify: bool = False
     """Read everything back at the end: every checksum compared, every image decoded."""
     resize_shorter_side: int | None = None
-    """Shrink larger images to this shorter side in pixels and store them as JPEG of quality 90; by default the
-    original bytes are kept."""
+    """Shrink larger images to this shorter side in pixels, as JPEG of quality 90; the bytes stay as they are if None."""
     repair_damaged: bool = False
-    """Store an image that strict decoding refuses, but Pillow decodes, as a PNG of Pillow's pixels; the manifest
-    counts them. By default such an image is an error."""
+    """Store the pixels that Pillow makes of an image that strict decoding refuses (counted in the manifest)."""
 
 
 @dataclass(frozen=True)

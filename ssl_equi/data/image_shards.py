@@ -78,6 +78,7 @@ class ImageShards:
             self._crc32c = None if self._crc32c is None else self._crc32c[rows]
             self.fingerprint = hashlib.sha256(canonical_json({"labelled of": self.fingerprint})).hexdigest()
         self.labels = self._index.labels
+        self.shard_numbers = self._index.shard_numbers
 
     def _open_with_manifest(self) -> None:
         manifest = read_image_manifest(self.folder, self.split)

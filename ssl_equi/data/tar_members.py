@@ -7,7 +7,9 @@ from pathlib import Path
 from ssl_equi.data.errors import DataError
 
 
-def tar_members(path: Path, cure: str, inner: tarfile.TarInfo | None = None) -> Iterator[tarfile.TarInfo]:
+def tar_members(
+    path: Path, cure: str, inner: tarfile.TarInfo | None = None, *, what: str = "shard"
+) -> Iterator[tarfile.TarInfo]:
     """The plain files in a tar, without reading their contents; `offset_data` counts from the start of `path`.
 
     With `inner`, a member of `path` that is itself a tar, those within it. Python's tarfile takes a file that ends at
@@ -18,11 +20,12 @@ def tar_members(path: Path, cure: str, inner: tarfile.TarInfo | None = None) -> 
         path: the tar file.
         cure: what the errors tell the user to do.
         inner: a member that `tar_members(path, cure)` gave.
+        what: what the errors call the file.
 
     Raises:
         DataError: the file can't be read, is no tar file, or is cut.
     """
-    name = f"shard {path}" if inner is None else f"'{inner.name}' in {path}"
+    name = f"{what} {path}" if inner is None else f"'{inner.name}' in {what} {path}"
     end = 0 if inner is None else inner.offset_data
     try:
         with open(path, "rb") as file:
