@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.collection import DecodedViews, ViewCollection
 from ssl_equi.data.order import BatchOrder, Order
 
 _CHUNKS_PER_THREAD = 2  # smaller pieces than threads, so that one slow piece does not hold up a batch
@@ -53,7 +53,7 @@ class OrderedLoader:
 
     def __init__(
         self,
-        dataset: ViewCollection,
+        dataset: DecodedViews,
         order: Order,
         *,
         threads: int = 2,
