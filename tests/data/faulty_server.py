@@ -29,7 +29,7 @@ class FaultyServer:
             def log_message(self, *arguments) -> None:
                 pass
 
-            def do_HEAD(self) -> None:  # noqa: N802 - the base class's name
+            def do_HEAD(self) -> None:
                 path = server.folder / self.path.lstrip("/")
                 if not path.is_file():
                     self.send_error(404)
@@ -38,7 +38,7 @@ class FaultyServer:
                 self.send_header("Content-Length", str(path.stat().st_size))
                 self.end_headers()
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 server._answer(self)
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

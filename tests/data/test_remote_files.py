@@ -1,6 +1,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -155,10 +156,10 @@ def test_plain_locations_are_taken():
 class _FakeS3(MemoryFileSystem):
     """S3 in memory, behind the interface through which s3fs is used."""
 
-    store: dict = {}
-    pseudo_dirs = [""]
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
     protocol = "s3"
-    options: dict = {}
+    options: ClassVar[dict] = {}
 
     def __init__(self, **options) -> None:
         super().__init__()
