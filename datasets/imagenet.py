@@ -102,7 +102,7 @@ def main(config: Config) -> None:
     for split, manifest in convert_images(splits, PROVENANCE, config.options).items():
         print(summary(manifest))
         if manifest.num_objects != OFFICIAL_COUNTS[split]:
-            print(f"note: the published {split} split has {OFFICIAL_COUNTS[split]:,} images, this source fewer or more")
+            print(f"note: the published {split} split has {OFFICIAL_COUNTS[split]:,} images")
 
 
 def train_images(config: Config) -> ListedImages:

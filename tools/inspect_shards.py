@@ -29,7 +29,7 @@ from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import CenterCrop
 from ssl_equi.data.image_manifest import ImageManifest, read_image_manifest
 from ssl_equi.data.image_shards import ImageShards, find_shards
-from ssl_equi.data.manifest import Manifest, read_manifest
+from ssl_equi.data.manifest import Manifest
 from ssl_equi.data.order import epoch_permutation
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.single_views import SingleViews
@@ -37,6 +37,7 @@ from ssl_equi.machine import usable_cores
 from ssl_equi.scenes.sheet import contact_sheet
 
 MOST_ROWS = 12  # of a table, unless --all
+FINGERPRINT_DIGITS = 16  # as the converters print it
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,9 @@ def facts_of_objects(manifest: Manifest, objects: ShardDataset) -> dict[str, str
         "licence": manifest.license,
         "made by": f"{manifest.writer}, seed {manifest.seed}",
         "objects": f"{manifest.num_objects:,} x {manifest.num_views} views of {width} x {height} pixels",
-        **totals(shard_rows(manifest)),
+        **totals(shard_rows(manifest), manifest.num_views),
         "normalisation": normalisation(manifest.mean_rgb, manifest.std_rgb),
-        "fingerprint": objects.fingerprint,
+        "fingerprint": objects.fingerprint[:FINGERPRINT_DIGITS],
     }
 
 
@@ -143,12 +144,12 @@ def facts_of_images(manifest: ImageManifest) -> dict[str, str]:
         "images": f"{manifest.num_objects:,}{unlabelled}",
         "kinds": ", ".join(f"{count:,} {kind}" for kind, count in manifest.kinds.items()),
         "pixels changed": manifest.reencoding or "no",
-        "width": "{:,} to {:,} pixels".format(*manifest.width_range),
-        "height": "{:,} to {:,} pixels".format(*manifest.height_range),
+        "width": f"{between(*manifest.width_range)} pixels",
+        "height": f"{between(*manifest.height_range)} pixels",
         **totals(shard_rows(manifest)),
         "normalisation": normalisation(manifest.mean_rgb, manifest.std_rgb),
         "measured": f"{measured} ({manifest.measured_images:,} images)",
-        "fingerprint": manifest.fingerprint,
+        "fingerprint": manifest.fingerprint[:FINGERPRINT_DIGITS],
     }
 
 
@@ -156,7 +157,7 @@ def normalisation(mean_rgb: Sequence[float] | None, std_rgb: Sequence[float] | N
     if mean_rgb is None or std_rgb is None:
         return "not stated"
     mean, std = (" ".join(f"{value:.4f}" for value in rgb) for rgb in (mean_rgb, std_rgb))
-    return f"mean {mean}; deviation {std}"
+    return f"mean {mean}; std {std}"
 
 
 ShardRow = tuple[str, int, int]  # name, objects, bytes
@@ -172,15 +173,20 @@ def foreign_shard_rows(images: ImageShards) -> list[ShardRow]:
     return [(shard.name, count, shard.stat().st_size) for shard, count in zip(shards, counts)]
 
 
-def totals(shards: Sequence[ShardRow]) -> dict[str, str]:
-    return {"shards": f"{len(shards):,}, {human_bytes(sum(size for _, _, size in shards))}"}
+def totals(shards: Sequence[ShardRow], num_views: int = 1) -> dict[str, str]:
+    size, images = sum(size for _, _, size in shards), num_views * sum(count for _, count, _ in shards)
+    return {"shards": f"{len(shards):,}, {human_bytes(size)} ({human_bytes(size / images)} an image)"}
 
 
-def human_bytes(count: int) -> str:
+def between(lowest: int, highest: int) -> str:
+    return f"{lowest:,}" if lowest == highest else f"{lowest:,} to {highest:,}"
+
+
+def human_bytes(count: float) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
+    return f"{count:.0f} bytes"
 
 
 def print_facts(console: Console, split: str, facts: Mapping[str, str]) -> None:
@@ -192,9 +198,18 @@ def print_facts(console: Console, split: str, facts: Mapping[str, str]) -> None:
     console.print(table)
 
 
+def left_titled(*headers: str, title: str) -> Table:
+    return Table(
+        *headers, title=title, title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD
+    )
+
+
 def print_latents(console: Console, manifest: Manifest) -> None:
-    table = Table("latent", "lowest", "highest", box=box.SIMPLE_HEAD)
-    for name, (lowest, highest) in manifest.latent_ranges.items():
+    table = left_titled("latent", "lowest", "highest", title=f"{len(manifest.latent_names)} latents")
+    for column in (1, 2):
+        table.columns[column].justify = "right"
+    for name in manifest.latent_names:
+        lowest, highest = manifest.latent_ranges[name]
         table.add_row(name, f"{lowest:.4f}", f"{highest:.4f}")
     console.print(table)
 
@@ -202,8 +217,8 @@ def print_latents(console: Console, manifest: Manifest) -> None:
 def print_classes(console: Console, class_names: Sequence[str], labels: np.ndarray, show_all: bool) -> None:
     counts = np.bincount(labels[labels >= 0], minlength=len(class_names))
     empty = int((counts == 0).sum())
-    title = f"{len(class_names):,} classes, {counts.min():,} to {counts.max():,} each"
-    table = Table("label", "class", "count", title=title + (f", {empty} empty" if empty else ""), box=box.SIMPLE_HEAD)
+    title = f"{len(class_names):,} classes, {between(int(counts.min()), int(counts.max()))} each"
+    table = left_titled("label", "class", "count", title=title + (f", {empty:,} without any" if empty else ""))
     for column in (0, 2):
         table.columns[column].justify = "right"
     rows = [(str(label), escape(name), f"{counts[label]:,}") for label, name in enumerate(class_names)]
@@ -212,7 +227,7 @@ def print_classes(console: Console, class_names: Sequence[str], labels: np.ndarr
 
 
 def print_shards(console: Console, shards: Sequence[ShardRow], what: str, show_all: bool) -> None:
-    table = Table("shard", what, "bytes", title=f"{len(shards):,} shards", box=box.SIMPLE_HEAD)
+    table = left_titled("shard", what, "bytes", title=f"{len(shards):,} shard{'s' if len(shards) > 1 else ''}")
     for column in (1, 2):
         table.columns[column].justify = "right"
     add_rows(table, [(escape(name), f"{count:,}", f"{size:,}") for name, count, size in shards], show_all)
@@ -231,7 +246,6 @@ def add_rows(table: Table, rows: Sequence[tuple[str, ...]], show_all: bool) -> N
     for row in rows[-2:]:
         table.add_row(*row)
     table.caption = f"{len(rows) - MOST_ROWS + 1:,} left out; --all shows them"
-    table.caption_justify = "left"
 
 
 def verify(console: Console, config: Config, split: str) -> int:
@@ -246,7 +260,8 @@ def verify(console: Console, config: Config, split: str) -> int:
     if not found:
         console.print(f"split {split}: [green]whole[/green], every byte read and every image decoded")
         return 0
-    table = Table("file", "key", "at byte", "what", title=f"split {split}: {len(found):,} damages", box=box.SIMPLE_HEAD)
+    title = f"split {split}: [red]{len(found):,} damaged[/red]"
+    table = left_titled("file", "key", "at byte", "what", title=title)
     table.columns[0].overflow = table.columns[1].overflow = table.columns[3].overflow = "fold"
     table.columns[2].justify = "right"
     shown = found if config.all else found[:MOST_ROWS]

@@ -111,17 +111,18 @@ def _check_object_shard(
     folder: Path, index: SplitIndex, image_size: tuple[int, int], entry: ShardEntry
 ) -> list[Damage]:
     buffer = np.empty((*image_size, 3), dtype=np.uint8)
+    rows = range(entry.first, entry.first + entry.count)
     views = index.offsets.shape[1]
     records = [
         _Record(f"{index.keys[row].decode()}.{view_suffix(view, views)}", int(index.offsets[row, view]),
                 int(index.sizes[row, view]), int(index.crc32c[row, view]))
-        for row in range(entry.first, entry.first + entry.count)
+        for row in rows
         for view in range(views)
     ]  # fmt: skip
 
     def rest(path: Path) -> Iterator[Damage]:
         """What isn't an image: labels and latents."""
-        for row, found in enumerate(scan_shard(path), entry.first):
+        for row, found in zip(rows, scan_shard(path)):
             latents = found.latents.astype(np.float32)
             if found.label != index.labels[row] or not np.array_equal(latents, index.latents[row]):
                 yield Damage(path, found.key, found.offsets[0], "has another label or other latents than the index")
@@ -130,14 +131,15 @@ def _check_object_shard(
 
 
 def _check_image_shard(folder: Path, index: ImageIndex, entry: ShardEntry) -> list[Damage]:
+    rows = range(entry.first, entry.first + entry.count)
     records = [
         _Record(index.keys[row].decode(), int(index.offsets[row]), int(index.sizes[row]), int(index.crc32c[row]))
-        for row in range(entry.first, entry.first + entry.count)
+        for row in rows
     ]
 
     def rest(path: Path) -> Iterator[Damage]:
         """What isn't an image: the labels."""
-        for row, found in enumerate(scan_image_shard(path), entry.first):
+        for row, found in zip(rows, scan_image_shard(path)):
             if found.label != index.labels[row]:
                 yield Damage(path, found.key, found.offset, f"has label {found.label}, the index {index.labels[row]}")
 
@@ -153,16 +155,24 @@ def _check_shard(
 ) -> list[Damage]:
     """What is wrong with a shard: its size, its images and, if its SHA-256 differs, the rest of it."""
     path = folder / entry.name
+    found = _damage_of_file(path, entry)
+    if found and not path.is_file():
+        return found
     try:
-        found = _damage_of_file(path, entry)
-        if found and not path.is_file():
-            return found
-        damaged_records = _damaged_records(path, records, decode)
-        if found and not damaged_records:
-            damaged_records = list(rest(path))
-    except (DataError, OSError, IndexError) as error:  # the walk of the rest ends at the first thing it can't read
-        return [*found, Damage(path, None, None, f"can't be read to its end: {error}")]
-    return [*found, *damaged_records]
+        found += _damaged_records(path, records, decode)
+        if found and path.stat().st_size == entry.bytes:
+            found += rest(path)
+    except (DataError, OSError) as error:
+        found.append(_damage_of_walk(path, error))
+    return found
+
+
+def _damage_of_walk(path: Path, error: Exception) -> Damage:
+    """What ended the walk of a shard: the error without the shard's name, which stands beside it, and the cure."""
+    what = str(error).rpartition(": ")[0] or str(error)
+    for words in (f" in shard {path}", f" of shard {path}", f"shard {path} "):
+        what = what.replace(words, "")
+    return Damage(path, None, None, what)
 
 
 def _damage_of_file(path: Path, entry: ShardEntry) -> list[Damage]:
@@ -205,7 +215,7 @@ def _check_without_index(folder: Path, kind: SplitKind, entry: ShardEntry) -> li
             for _ in scan_image_shard(path) if kind == "images" else scan_shard(path):
                 pass
         except DataError as error:
-            found.append(Damage(path, None, None, f"can't be read to its end: {error}"))
+            found.append(_damage_of_walk(path, error))
     return found
 
 
@@ -219,11 +229,11 @@ def _damage_of_foreign_images(
             for found in records_of_shard(path):
                 records.append(_Record(found.key, found.offset, found.size, None))
         except DataError as error:
-            ending.append(Damage(path, None, None, f"can't be read to its end: {error}"))
+            ending.append(_damage_of_walk(path, error))
         try:
             damaged = _damaged_records(path, records, _problem_of_image)
         except DataError as error:
-            damaged = [Damage(path, None, None, f"can't be read to its end: {error}")]
+            damaged = [_damage_of_walk(path, error)]
         return [record.key for record in records], [*damaged, *ending]
 
     times: Counter[str] = Counter()

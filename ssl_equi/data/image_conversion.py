@@ -47,7 +47,7 @@ class ConversionOptions:
     verify: bool = False
     """Read everything back at the end: every checksum compared, every image decoded."""
     resize_shorter_side: int | None = None
-    """Shrink larger images to this shorter side in pixels, as JPEG of quality 90; the bytes stay as they are if None."""
+    """Shrink larger images to this shorter side in pixels, as JPEG of quality 90; original bytes if None."""
     repair_damaged: bool = False
     """Store the pixels that Pillow makes of an image that strict decoding refuses (counted in the manifest)."""
 
