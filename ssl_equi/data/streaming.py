@@ -1,7 +1,7 @@
-"""Batches streamed from shards of rendered objects, local or remote, read from front to back through a shuffle buffer.
+"""Batches streamed from shards, local or remote, read from front to back through a shuffle buffer.
 
 For data that are too large or too slow to reach for random access. What is on a local disk, or fits there
-(`ssl_equi.data.remote_shards.download_split`), is better read by `ssl_equi.data.loader.ViewLoader`, which mixes all
+(`ssl_equi.data.remote_download.download_split`), is better read by `ssl_equi.data.loader.ViewLoader`, which mixes all
 objects and whose batches don't depend on the number of processes.
 """
 
@@ -19,10 +19,12 @@ import numpy as np
 import torch
 
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.collection import check_request
 from ssl_equi.data.errors import DataError
+from ssl_equi.data.fit import Fit
 from ssl_equi.data.loader import OrderedLoader
 from ssl_equi.data.remote_files import Patience
-from ssl_equi.data.remote_shards import RemoteShards
+from ssl_equi.data.remote_shards import RemoteCollection, RemoteImages, RemoteShards
 from ssl_equi.data.streaming_order import StreamedOrder, StreamingMode
 
 _OBJECTS_PER_REQUEST = 16
@@ -62,6 +64,7 @@ class StreamedLoader:
     Args:
         location: local folder, or http://, https:// or s3:// address, of manifest, index and shards.
         split: name of the split.
+        fit: for ordinary images, which have one view each: how they are brought to one size; None for rendered objects.
         global_batch_size: objects in a batch over all ranks.
         views: distinct views of each object.
         seed: of order and views.
@@ -88,6 +91,7 @@ class StreamedLoader:
         location: str | Path,
         split: str,
         *,
+        fit: Fit | None = None,
         global_batch_size: int,
         views: int = 2,
         seed: int,
@@ -107,9 +111,13 @@ class StreamedLoader:
                 f"on_bad_record is {on_bad_record!r} and max_skipped {max_skipped}: give 'raise' or 'skip', and at "
                 f"least 0"
             )
-        self.dataset = RemoteShards(location, split, patience)
+        self.dataset: RemoteCollection
+        if fit is None:
+            self.dataset = RemoteShards(location, split, patience)
+        else:
+            self.dataset = RemoteImages(location, split, fit, patience)
         self.order = StreamedOrder(
-            shard_counts=self.dataset.shard_counts,
+            shard_counts=self.dataset.records.shard_counts,
             num_views=self.dataset.num_views,
             global_batch_size=global_batch_size,
             views=views,
@@ -152,7 +160,7 @@ class StreamedLoader:
 
     def close(self) -> None:
         """Stop reading and end the threads."""
-        self.dataset.close()
+        self.dataset.records.remote.close()
         self._read_ahead.stop()
         self._loader.close()
         self._read_ahead.close()
@@ -206,6 +214,7 @@ class StreamedLoader:
             labels=batch.labels[chosen],
             object_indices=batch.object_indices[chosen],
             view_indices=batch.view_indices[chosen],
+            content_sizes=None if batch.content_sizes is None else batch.content_sizes[chosen],
         )
 
 
@@ -224,14 +233,14 @@ class _Reading:
 class _ReadAhead:
     """Fetches, in threads, what the coming batches need; `ssl_equi.data.collection.DecodedViews` of just that."""
 
-    def __init__(self, shards: RemoteShards, order: StreamedOrder, threads: int, *, skip_bad: bool) -> None:
-        self.image_size = shards.image_size
-        self.fills_image = shards.fills_image
-        self.labels = shards.labels
-        self.latents = shards.latents
-        self.quats_xyzw = shards.quats_xyzw
+    def __init__(self, dataset: RemoteCollection, order: StreamedOrder, threads: int, *, skip_bad: bool) -> None:
+        self.image_size = dataset.image_size
+        self.fills_image = dataset.fills_image
+        self.labels = dataset.labels
+        self.latents = dataset.latents
+        self.quats_xyzw = dataset.quats_xyzw
         self.bad: dict[_Draw, DataError] = {}  # with `skip_bad`, what was wrong with a draw; never taken out again
-        self._shards, self._order, self._skip_bad = shards, order, skip_bad
+        self._dataset, self._order, self._skip_bad = dataset, order, skip_bad
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
         self._reading = _Reading(0, 0, {}, stopped=True)
 
@@ -257,7 +266,7 @@ class _ReadAhead:
         """Ask for all that the steps before `end_step` need."""
         while reading.next_step < end_step and not reading.stopped:
             objects, views = self._newly_needed(reading)
-            for run in _runs(self._shards.shards_of(objects)):
+            for run in _runs(self._dataset.records.shards_of(objects)):
                 self._request(reading, objects[run], views[run])
             reading.next_step += 1
 
@@ -269,13 +278,18 @@ class _ReadAhead:
         content_sizes_out: np.ndarray | None = None,
     ) -> None:
         """Decode views that were asked for; see `ViewCollection.read_views`. Waits until they have been fetched."""
-        self._shards.check_request(object_indices, view_indices, out, content_sizes_out)
+        check_request(
+            object_indices, view_indices, out, content_sizes_out,
+            num_objects=len(self.labels), num_views=self.latents.shape[1], image_size=self.image_size,
+        )  # fmt: skip
         for row, draw in enumerate(_draws(object_indices, view_indices)):
             encoded = self._take(draw)
             try:
                 if isinstance(encoded, DataError):
                     raise encoded
-                self._shards.decode(draw[0], view_indices[row], encoded, out[row])
+                content_sizes = self._dataset.decode(draw[0], view_indices[row], encoded, out[row])
+                if content_sizes_out is not None:
+                    content_sizes_out[row] = content_sizes
             except DataError as error:
                 if not self._skip_bad:
                     raise
@@ -303,7 +317,7 @@ class _ReadAhead:
         if reading.failure is not None:  # do not try the server again and again while the run ends
             raise reading.failure
         try:
-            return self._shards.fetch_views(objects, views)
+            return self._dataset.records.fetch(objects, views)
         except Exception as error:
             reading.failure = error
             raise

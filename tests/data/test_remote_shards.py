@@ -13,8 +13,9 @@ import webdataset
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.manifest import Manifest, read_manifest
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.remote_download import download_split
 from ssl_equi.data.remote_files import Patience
-from ssl_equi.data.remote_shards import RemoteShards, download_split
+from ssl_equi.data.remote_shards import RemoteShards
 from tests.data.faulty_server import FaultyServer
 
 IMPATIENT = Patience(timeout_seconds=0.3, retries=1, first_pause_seconds=0.01)
@@ -31,7 +32,7 @@ def server(own_split: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS
 
 
 def _views(shards: RemoteShards, objects: list[int], views: list[list[int]]):
-    return shards.fetch_views(np.array(objects), np.array(views))
+    return shards.records.fetch(np.array(objects), np.array(views))
 
 
 def test_collection_is_the_indexed_one(server, own_split):
@@ -61,7 +62,7 @@ def test_bytes_are_those_that_webdataset_reads(server, own_split):
 
 def test_only_what_is_wanted_is_fetched_where_gaps_are_large(server, own_split):
     shards = RemoteShards(server.url, "train")
-    shards.remote.max_gap_bytes = 0
+    shards.records.remote.max_gap_bytes = 0
     everything = _views(shards, [5, 9], [[0, 1, 2, 3, 4, 5]] * 2)
     server.requests.clear()
     server.bytes_asked.clear()
@@ -143,9 +144,9 @@ def test_damaged_record_is_an_error_naming_shard_member_and_offset(server, own_s
 
 def test_a_view_that_does_not_decode_is_an_error(own_split, monkeypatch):
     shards = RemoteShards(own_split, "train")
-    size = int(shards._index.sizes[7, 3])
-    _overwrite(own_split, int(shards._index.offsets[7, 3]) + size // 2, bytes(size - size // 2))
-    monkeypatch.setattr("google_crc32c.value", lambda data: int(shards._index.crc32c[7, 3]))
+    size = int(shards.records._sizes[7, 3])
+    _overwrite(own_split, int(shards.records._offsets[7, 3]) + size // 2, bytes(size - size // 2))
+    monkeypatch.setattr("google_crc32c.value", lambda data: int(shards.records._crc32c[7, 3]))
     with pytest.raises(DataError, match=r"'object_007\.v03\.jpg' at byte \d+ of shard .* does not decode"):
         shards.read_views(np.array([7]), np.array([[3]]), np.zeros((1, 1, 24, 32, 3), dtype=np.uint8))
 
@@ -202,7 +203,7 @@ def _forge(folder: Path, name: str, array: np.ndarray) -> None:
     [
         ("latents", lambda a: np.where(a == a.flat[9], np.nan, a), "holds NaN or infinity"),
         ("latents", lambda a: a[:, :, :6].copy(), r"expected float32 \(23, 6, 7\)"),
-        ("keys", lambda a: np.where(a == a[3], a[4], a), "key 'object_004' occurs twice in split 'train' of http"),
+        ("keys", lambda a: np.where(a == a[3], a[4], a), "key 'object_004' occurs twice in the shards of http"),
         ("offsets", lambda a: a + 10**9, "points outside a shard"),
     ],
 )
@@ -275,7 +276,7 @@ def test_too_large_a_split_is_refused_before_a_shard_is_fetched(server, tmp_path
 
 def test_manifest_that_is_far_too_large_is_refused(server, monkeypatch):
     monkeypatch.setattr("ssl_equi.data.remote_shards._MAX_MANIFEST_BYTES", 10)
-    with pytest.raises(DataError, match="more than a manifest's"):
+    with pytest.raises(DataError, match="larger than any manifest"):
         RemoteShards(server.url, "train")
 
 

@@ -14,6 +14,7 @@ from ssl_equi.data.errors import DataError
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.remote_files import Patience
+from ssl_equi.data.remote_records import RemoteRecords
 from ssl_equi.data.remote_shards import RemoteShards
 from ssl_equi.data.streaming import StreamedLoader
 from tests.data.faulty_server import FaultyServer
@@ -159,12 +160,13 @@ def test_resuming_at_any_step_continues_the_sequence(shared_split, start_step, m
 def test_resuming_reads_no_more_than_the_buffer_again(tmp_path, random_records, write_train_split, monkeypatch):
     write_train_split(tmp_path, random_records(num_objects=120, num_views=2), 50)
     fetched: list[int] = []
-    original = RemoteShards.fetch_views
-    monkeypatch.setattr(
-        RemoteShards,
-        "fetch_views",
-        lambda self, objects, views: fetched.extend(objects) or original(self, objects, views),
-    )
+    original = RemoteRecords.fetch
+
+    def fetch(self, objects, views):
+        fetched.extend(objects.tolist())
+        return original(self, objects, views)
+
+    monkeypatch.setattr(RemoteRecords, "fetch", fetch)
     _take(tmp_path, 9, start_step=21, prefetch=0, shuffle_buffer=10)  # to the end of the epoch, and little beyond
     with _loader(tmp_path, shuffle_buffer=10) as loader:
         rest = np.concatenate([loader.order.batch(step)[0] for step in range(21, 30)])
@@ -349,9 +351,9 @@ def test_close_does_not_wait_for_a_stalling_server(server):
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("place", ["fetch_views", "decode"])
+@pytest.mark.parametrize(("owner", "place"), [(RemoteRecords, "fetch"), (RemoteShards, "decode")])
 @pytest.mark.parametrize("error", [MemoryError("no memory"), SystemExit("the thread ends")])
-def test_a_thread_that_dies_ends_the_run_with_its_message(shared_split, monkeypatch, place, error):
+def test_a_thread_that_dies_ends_the_run_with_its_message(shared_split, monkeypatch, owner, place, error):
     calls = itertools.count()
 
     def die(self, *arguments):
@@ -359,8 +361,8 @@ def test_a_thread_that_dies_ends_the_run_with_its_message(shared_split, monkeypa
             raise error
         return original(self, *arguments)
 
-    original = getattr(RemoteShards, place)
-    monkeypatch.setattr(RemoteShards, place, die)
+    original = getattr(owner, place)
+    monkeypatch.setattr(owner, place, die)
     for on_bad_record in ("raise", "skip"):
         calls = itertools.count()
         with (
