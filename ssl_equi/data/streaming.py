@@ -70,7 +70,8 @@ class StreamedLoader:
         seed: of order and views.
         rank: this process.
         world_size: number of processes.
-        threads: threads that decode, and as many that fetch.
+        threads: threads that decode.
+        fetch_threads: threads that fetch, each of which mostly waits for its answer.
         prefetch: batches that are decoded ahead; twice as many are fetched ahead.
         shuffle_buffer: the most objects that wait, encoded, to be given out.
         mode: "exact" or "resampled".
@@ -98,6 +99,7 @@ class StreamedLoader:
         rank: int = 0,
         world_size: int = 1,
         threads: int = 2,
+        fetch_threads: int = 8,
         prefetch: int = 3,
         shuffle_buffer: int = 1000,
         mode: StreamingMode = "exact",
@@ -111,6 +113,8 @@ class StreamedLoader:
                 f"on_bad_record is {on_bad_record!r} and max_skipped {max_skipped}: give 'raise' or 'skip', and at "
                 f"least 0"
             )
+        if fetch_threads < 1:
+            raise ValueError(f"fetch_threads is {fetch_threads}: give at least 1")
         self.dataset: RemoteCollection
         if fit is None:
             self.dataset = RemoteShards(location, split, patience)
@@ -130,7 +134,7 @@ class StreamedLoader:
         self.skipped = 0
         self._max_skipped = max_skipped
         self._batches_ahead = 2 * prefetch + 2
-        self._read_ahead = _ReadAhead(self.dataset, self.order, threads, skip_bad=on_bad_record == "skip")
+        self._read_ahead = _ReadAhead(self.dataset, self.order, fetch_threads, skip_bad=on_bad_record == "skip")
         self._loader = OrderedLoader(
             self._read_ahead, self.order, threads=threads, prefetch=prefetch, pin_memory=pin_memory
         )

@@ -158,7 +158,6 @@ class _FakeS3(MemoryFileSystem):
 
     store: ClassVar[dict] = {}
     pseudo_dirs: ClassVar[list[str]] = [""]
-    protocol = "s3"
     options: ClassVar[dict] = {}
 
     def __init__(self, **options) -> None:
@@ -167,7 +166,7 @@ class _FakeS3(MemoryFileSystem):
 
 
 def test_s3_is_read_through_fsspec(monkeypatch):
-    fsspec.register_implementation("s3", _FakeS3, clobber=True)
+    monkeypatch.setattr(fsspec, "filesystem", lambda protocol, **options: {"s3": _FakeS3}[protocol](**options))
     _FakeS3().pipe_file("s3://bucket/data/file", CONTENT)
     folder = open_folder("s3://bucket/data/", IMPATIENT)
     assert folder.size("file") == len(CONTENT)

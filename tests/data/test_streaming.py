@@ -145,7 +145,7 @@ def test_every_object_once_an_epoch_over_all_ranks(tmp_path, records, write_trai
 def test_batches_do_not_depend_on_threads_prefetch_or_where_the_shards_lie(server, shared_split):
     expected = _take(shared_split, 11)
     for threads, prefetch in ((1, 0), (4, 3)):
-        _assert_equal(_take(shared_split, 11, threads=threads, prefetch=prefetch), expected)
+        _assert_equal(_take(shared_split, 11, threads=threads, fetch_threads=threads, prefetch=prefetch), expected)
     _assert_equal(_take(server.url, 11), expected)
 
 
@@ -216,6 +216,8 @@ def test_wrong_arguments_are_refused(shared_split):
         ({"on_bad_record": "ignore"}, "give 'raise' or 'skip'"),
         ({"max_skipped": -1}, "give 'raise' or 'skip', and at least 0"),
         ({"shuffle_buffer": 0}, "give at least 1 object"),
+        ({"threads": 0}, "give at least 1 thread"),
+        ({"fetch_threads": 0}, "fetch_threads is 0"),
     ):
         with pytest.raises(ValueError, match=message):
             _loader(shared_split, **options)
@@ -332,7 +334,7 @@ def test_failed_server_is_not_asked_again_and_again_and_the_loader_can_go_on(ser
     expected = _take(shared_split, 3)
     for number in range(5):
         server.fail(f"train-{number:06d}.tar", 503, times=1000)
-    with _loader(server.url, threads=1) as loader:
+    with _loader(server.url, fetch_threads=1) as loader:
         with pytest.raises(DataError, match="503"):
             next(loader.batches())
         assert sum(count for name, count in server.requests.items() if name.endswith(".tar")) == 2  # one and its retry
