@@ -11,6 +11,7 @@ was, also those in CMYK and the PNG named .JPEG. Stopped, it goes on with the ne
 again. Train on the shards with `--dataset imagenet --data-dir data/imagenet`.
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Sequence
@@ -98,11 +99,23 @@ class ArchivedImages:
 
 def main(config: Config) -> None:
     train = train_images(config)
-    splits = [train, val_images(config, train.class_names)]
+    splits = [sorted_by_key(images) for images in (train, val_images(config, train.class_names))]
     for split, manifest in convert_images(splits, PROVENANCE, config.options).items():
         print(summary(manifest))
         if manifest.num_objects != OFFICIAL_COUNTS[split]:
             print(f"note: the published {split} split has {OFFICIAL_COUNTS[split]:,} images")
+
+
+def sorted_by_key(images: ListedImages) -> ListedImages:
+    """The same images by their names, so that folders and archives give the same shards."""
+    order = sorted(range(len(images.keys)), key=images.keys.__getitem__)
+    return dataclasses.replace(
+        images,
+        keys=[images.keys[row] for row in order],
+        labels=[images.labels[row] for row in order],
+        read=lambda row: images.read(order[row]),
+        name_of=lambda row: images.name_of(order[row]),
+    )
 
 
 def train_images(config: Config) -> ListedImages:
@@ -195,7 +208,7 @@ def images_of_val_archive(
     archive: Path, wnids: Sequence[str], ground_truth: Path, class_names: tuple[str, ...]
 ) -> ListedImages:
     """The images of the validation archive; image number k has the k-th WordNet id."""
-    members = sorted(tar_members(archive, _DOWNLOAD_AGAIN, what="archive"), key=lambda member: member.name)
+    members = list(tar_members(archive, _DOWNLOAD_AGAIN, what="archive"))
     if len(members) != len(wnids):
         raise DataError(
             f"{archive} holds {len(members)} images but {ground_truth} {len(wnids)} labels: give the ground truth of "
