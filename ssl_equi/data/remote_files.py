@@ -1,6 +1,6 @@
 """Byte ranges of files in a local folder, behind http(s), or in S3; nothing here starts a program or opens a shell.
 
-http(s) is the standard library's. S3 needs the extra `streaming`. Faults that may pass (no connection, a stall, a body
+http(s) is the standard library's, with proxies as the environment names them. S3 needs the extra `streaming`. Faults that may pass (no connection, a stall, a body
 cut short, HTTP 408, 429 and 5xx) are tried again from the first missing byte, all others are errors at once.
 """
 
@@ -14,7 +14,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -231,19 +230,23 @@ class S3Folder:
                 f"location {url!r} needs s3fs ({error}): install it with `pip install 'ssl-equi[streaming]'`"
             ) from error
         self._url = url.rstrip("/")
-        self.size = lru_cache(maxsize=None)(self._size)  # asked once a shard
+        self._known_sizes: dict[str, int] = {}  # of shards, which are asked for once
 
     def describe(self, name: str) -> str:
         return f"{self._url}/{name}"
 
-    def _size(self, name: str) -> int:
+    def size(self, name: str) -> int:
         try:
             return int(self._files.info(self.describe(name))["size"])
+        except FileNotFoundError as error:
+            raise _unreadable(self.describe(name), "there is no such file or bucket") from error
         except Exception as error:  # botocore's errors have no common base
             raise _unreadable(self.describe(name), str(error) or repr(error)) from error
 
     def read(self, name: str, start: int, end: int, file_bytes: int) -> bytes:
-        found_bytes = self.size(name)
+        found_bytes = self._known_sizes.get(name)
+        if found_bytes is None:
+            found_bytes = self._known_sizes[name] = self.size(name)
         if found_bytes != file_bytes:
             raise _of_other_size(self.describe(name), found_bytes, file_bytes)
         try:
@@ -273,7 +276,9 @@ def _web_opener() -> urllib.request.OpenerDirector:
 
 
 def _unreadable(file: str, problem: str) -> DataError:
-    return DataError(f"{file} cannot be read ({problem}): check the address and the server, then resume the run")
+    return DataError(
+        f"{file} cannot be read ({problem}): see that it is there and can be reached, then start again or resume"
+    )
 
 
 def _of_other_size(file: str, found_bytes: int, expected_bytes: int) -> DataError:
