@@ -1,7 +1,8 @@
 """Byte ranges of files in a local folder, behind http(s), or in S3; nothing here starts a program or opens a shell.
 
-http(s) is the standard library's, with proxies as the environment names them. S3 needs the extra `streaming`. Faults that may pass (no connection, a stall, a body
-cut short, HTTP 408, 429 and 5xx) are tried again from the first missing byte, all others are errors at once.
+http(s) is the standard library's, with proxies as the environment names them. S3 needs the extra `streaming`. Faults
+that may pass (no connection, a stall, a body cut short, HTTP 408, 429 and 5xx) are tried again from the first missing
+byte, all others are errors at once.
 """
 
 import http.client
