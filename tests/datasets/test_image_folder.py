@@ -2,7 +2,7 @@
 
 import importlib.util
 import io
-import subprocess
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -227,11 +227,16 @@ def test_pngs_keep_every_pixel() -> None:
     assert Image.open(io.BytesIO(data)).format == "PNG"
 
 
-@pytest.mark.slow
-def test_command_line_converts(mixed_folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPT, "--source", mixed_folder, "--out", tmp_path / "out", "--license", "CC0-1.0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "train: 12 images of 2 classes in 1 shards" in " ".join(done.stdout.split())
+def test_command_line_converts(
+    mixed_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"--source": mixed_folder, "--out": tmp_path / "out", "--license": "CC0-1.0", "--splits": "train"}
+    monkeypatch.setattr(sys, "argv", ["image_folder.py", *(str(word) for pair in options.items() for word in pair)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "train: 12 images of 2 classes in 1 shards" in " ".join(capsys.readouterr().out.split())
     (mixed_folder / "train" / "cat" / "0.jpg").unlink()
-    failed = subprocess.run(command, capture_output=True, text=True)
-    assert failed.returncode == 1 and failed.stderr.startswith("error: ") and "other options" in failed.stderr
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    printed = capsys.readouterr().err
+    assert end.value.code == 1 and printed.startswith("error: ") and printed.count("\n") == 1
+    assert "made with other options or from other images" in printed
