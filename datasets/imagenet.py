@@ -178,19 +178,23 @@ def images_of_train_archive(archive: Path, workers: int) -> ListedImages:
         class_names.append(match[1])
     if not class_names:
         raise DataError(f"{archive} holds no class: {_DOWNLOAD_AGAIN}")
-    walk = functools.partial(_members_of_class, archive)
-    members: list[TarInfo] = []
-    labels: list[int] = []
+    walk = functools.partial(_images_of_class, archive)
+    parts: list[ArchivedImages] = []
     with ThreadPoolExecutor(workers) as pool:
         found_in_order = map_in_order(pool, walk, inner_archives, ahead=2 * workers)
-        for label, found in enumerate(track(found_in_order, "reading headers", len(inner_archives))):
-            members += found
-            labels += [label] * len(found)
-    images = ArchivedImages.of_members(archive, members)
+        parts += track(found_in_order, "reading headers", len(inner_archives))
+    images = ArchivedImages(
+        archive=archive,
+        names=[name for part in parts for name in part.names],
+        offsets=np.concatenate([part.offsets for part in parts]),
+        sizes=np.concatenate([part.sizes for part in parts]),
+        files=ShardFiles([archive]),
+    )
+    labels = np.repeat(np.arange(len(parts)), [len(part.names) for part in parts]).tolist()
     return ListedImages("train", tuple(class_names), images.keys, labels, images.read, images.name_of)
 
 
-def _members_of_class(archive: Path, inner: TarInfo) -> list[TarInfo]:
+def _images_of_class(archive: Path, inner: TarInfo) -> ArchivedImages:
     wnid = inner.name.rpartition("/")[2].removesuffix(".tar")
     found = list(tar_members(archive, _DOWNLOAD_AGAIN, inner, what="archive"))
     if not found:
@@ -201,7 +205,7 @@ def _members_of_class(archive: Path, inner: TarInfo) -> list[TarInfo]:
                 f"class archive '{inner.name}' in {archive} holds '{member.name}' where only {wnid}_NUMBER.JPEG are "
                 f"due: {_DOWNLOAD_AGAIN}"
             )
-    return found
+    return ArchivedImages.of_members(archive, found)
 
 
 def images_of_val_archive(

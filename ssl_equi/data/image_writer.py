@@ -93,7 +93,7 @@ class ImageSplitWriter:
         self.settings = settings
         self.num_images = 0
         self._entries: list[ShardEntry] = []
-        self._images: list[ScannedImage] = []
+        self._parts: list[ImageIndex] = []
         self._keys: set[str] = set()
         self._shard: ShardWriter | None = None
         manifest = manifest_path(folder, settings.split)
@@ -136,9 +136,9 @@ class ImageSplitWriter:
         """Finish the last shard, measure the pixels with so many threads, write the index and, last, the manifest."""
         self._finish_shard()
         settings = self.settings
-        if not self._images:
+        if not self._parts:
             raise DataError(f"split '{settings.split}' for {self.folder} got no image: give at least one")
-        index = self._index()
+        index = concatenate(self._parts)
         mean_rgb, std_rgb = self._measure(index, workers)
         kinds, kind_counts = np.unique(index.kinds, return_counts=True)
         labelled = index.labels[index.labels >= 0]
@@ -171,32 +171,15 @@ class ImageSplitWriter:
             note_path(self.folder / entry.name).unlink(missing_ok=True)
         return manifest
 
-    def _index(self) -> ImageIndex:
-        images = self._images
-        numbers = np.repeat(np.arange(len(self._entries)), [entry.count for entry in self._entries])
-        return ImageIndex.from_columns(
-            {
-                "shard_numbers": numbers,
-                "offsets": [image.offset for image in images],
-                "sizes": [image.size for image in images],
-                "crc32c": [image.crc32c for image in images],
-                "labels": [image.label for image in images],
-                "heights": [image.header.height for image in images],
-                "widths": [image.header.width for image in images],
-                "kinds": [KINDS.index(image.header.kind) for image in images],
-                "keys": [image.key.encode() for image in images],
-            }
-        )
-
     def _measure(self, index: ImageIndex, workers: int) -> tuple[Rgb, Rgb]:
         files = ShardFiles([self.folder / entry.name for entry in self._entries])
 
         def moments(row: int) -> np.ndarray:
             data = files.read(int(index.shard_numbers[row]), int(index.offsets[row]), int(index.sizes[row]))
-            return pixel_moments(decode_image(data, f"'{self._images[row].key}'"))
+            return pixel_moments(decode_image(data, f"'{index.keys[row].decode()}'"))
 
         with ThreadPoolExecutor(workers) as pool:
-            rows = range(min(MEASURED_IMAGES, len(self._images)))
+            rows = range(min(MEASURED_IMAGES, self.num_images))
             measured = mean_and_std(list(map_in_order(pool, moments, rows, ahead=2 * workers)))
         files.close()
         return measured
@@ -208,9 +191,13 @@ class ImageSplitWriter:
         self._shard.finish()
         self._shard = None
         entry = entry_of_shard(path, self.num_images - count, count)
-        self._images += scan_image_shard(path)
-        self._entries.append(entry)
+        self._add_to_index(entry)
         write_note(path, entry, self.settings.plan_sha256)
+
+    def _add_to_index(self, entry: ShardEntry) -> None:
+        images = list(scan_image_shard(self.folder / entry.name))
+        self._parts.append(index_of_images(images, shard_number=len(self._entries)))
+        self._entries.append(entry)
 
     def _keep_finished_shards(self) -> None:
         """Keep the longest run of shards from number 0 whose note, size and SHA-256 agree."""
@@ -219,11 +206,9 @@ class ImageSplitWriter:
             entry = read_note(path, self.settings.plan_sha256)
             if entry is None or entry.first != self.num_images:
                 return
-            images = list(scan_image_shard(path))
-            self._images += images
-            self._entries.append(entry)
+            self._add_to_index(entry)
             self.num_images += entry.count
-            self._keys.update(image.key for image in images)
+            self._keys.update(key.decode() for key in self._parts[-1].keys.tolist())
 
 
 def scan_image_shard(path: Path) -> Iterator[ScannedImage]:
@@ -259,6 +244,28 @@ def scan_image_shard(path: Path) -> Iterator[ScannedImage]:
             yield ScannedImage(key, int(label_text), offset, len(data), google_crc32c.value(data), header)
     if not keys_seen:
         raise DataError(f"shard {path} holds no image: rebuild it or download it again")
+
+
+def index_of_images(images: Sequence[ScannedImage], shard_number: int) -> ImageIndex:
+    """The index rows of one shard's images."""
+    return ImageIndex.from_columns(
+        {
+            "shard_numbers": [shard_number] * len(images),
+            "offsets": [image.offset for image in images],
+            "sizes": [image.size for image in images],
+            "crc32c": [image.crc32c for image in images],
+            "labels": [image.label for image in images],
+            "heights": [image.header.height for image in images],
+            "widths": [image.header.width for image in images],
+            "kinds": [KINDS.index(image.header.kind) for image in images],
+            "keys": [image.key.encode() for image in images],
+        }
+    )
+
+
+def concatenate(parts: Sequence[ImageIndex]) -> ImageIndex:
+    """The index of several shards, one after the other."""
+    return ImageIndex(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 def pixel_moments(image: np.ndarray) -> np.ndarray:
