@@ -191,5 +191,5 @@ def test_headers_say_what_a_file_is(mode: str, image_format: str, kind: str, suf
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x04K\x01.", b"\xff\xd8\xff\xe0", b"%!PS-Adobe-3.0"])
 def test_what_has_no_header_is_named(data: bytes) -> None:
-    with pytest.raises(DataError, match="image a (is empty|does not decode)"):
+    with pytest.raises(DataError, match=r"image a (is empty|does not decode)"):
         read_image_header(data, "a")
