@@ -14,12 +14,10 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import simplejpeg
@@ -27,6 +25,7 @@ import simplejpeg
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.manifest import Manifest, canonical_json, manifest_path, read_manifest
 from ssl_equi.data.order import epoch_permutation
+from ssl_equi.data.parallel import map_in_order
 from ssl_equi.data.verify import verify_split
 from ssl_equi.data.writer import ObjectRecord, SplitSettings, SplitWriter
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
@@ -45,9 +44,6 @@ STD_RGB = (0.1030, 0.0999, 0.0969)
 _LISTED_OBJECT = re.compile(r"/?([A-Za-z0-9_-]+)/([A-Za-z0-9_-]+)/?")
 _VIEW_FILE = re.compile(r"(?:image|latent)_(\d{1,6})\.(?:jpg|npy)")
 _READ_AHEAD_PER_WORKER = 4
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -231,23 +227,6 @@ def _read_latent(path: Path) -> np.ndarray:
         raise DataError(f"{path} is missing: unpack the archive again") from None
     except ValueError as error:
         raise DataError(f"{path} is not a plain .npy array ({error}): unpack it from the archive again") from error
-
-
-def map_in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
-    """Results of `function` in the order of `items`, at most `ahead` of them computed before they are asked for."""
-    pending: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
 
 
 def settings_of(

@@ -96,7 +96,12 @@ def test_only_the_run_knows_accelerate() -> None:
 
 @pytest.mark.parametrize(
     ("library", "border"),
-    [("kornia", "operations.py"), ("lightly", "lightly_parts.py"), ("escnn", "escnn_import.py")],
+    [
+        ("kornia", "operations.py"),
+        ("lightly", "lightly_parts.py"),
+        ("escnn", "escnn_import.py"),
+        ("fsspec", "remote_files.py"),
+    ],
 )
 def test_a_library_stays_behind_its_border(library: str, border: str) -> None:
     users = {path.name for path in modules() if library in {name.split(".")[0] for name in imported_names(path)}}
@@ -120,7 +125,8 @@ def test_every_dependency_of_the_package_is_declared() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     import_name = {"google-crc32c": "google_crc32c", "pillow": "PIL"}
-    lines = [*project["dependencies"], *project["optional-dependencies"]["steerable"]]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["steerable"], *extras["streaming"]]
     declared = {import_name.get(name, name) for name in (line.split(">")[0] for line in lines)}
     used = {name.split(".")[0] for path in modules() for name in imported_names(path)}
     foreign = {name for name in used if name not in sys.stdlib_module_names and name != "ssl_equi"}

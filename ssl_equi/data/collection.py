@@ -10,7 +10,46 @@ from typing import Protocol
 import numpy as np
 
 
-class ViewCollection(Protocol):
+class DecodedViews(Protocol):
+    """What a loader makes batches from: pixels on request, and what is known about each object and view."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the buffer that a view is decoded into."""
+
+    @property
+    def fills_image(self) -> bool:
+        """True if every picture is as large as `image_size`; otherwise `read_views` reports each one's size."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [n]; -1 for an object without a label."""
+
+    @property
+    def latents(self) -> np.ndarray:
+        """float32 [n, V, L]; L is 0 where nothing is known about the views."""
+
+    @property
+    def quats_xyzw(self) -> np.ndarray | None:
+        """float32 [n, V, 4], each view's absolute rotation; None where poses are unknown."""
+
+    def read_views(
+        self,
+        object_indices: np.ndarray,
+        view_indices: np.ndarray,
+        out: np.ndarray,
+        content_sizes_out: np.ndarray | None = None,
+    ) -> None:
+        """Decode the views `view_indices` [b, k] of the objects `object_indices` [b] into `out` uint8 [b, k, H, W, 3].
+
+        A picture that is smaller than the buffer lies in its top-left corner, the rest is zero; its height and width
+        are written into `content_sizes_out` int64 [b, k, 2] if that is given. Safe to call from several threads on
+        separate buffers. Raises DataError naming the image that cannot be read, ValueError or IndexError for wrong
+        arguments.
+        """
+
+
+class ViewCollection(DecodedViews, Protocol):
     """One split of a data set, held ready for reading any view of any object."""
 
     @property
@@ -42,28 +81,8 @@ class ViewCollection(Protocol):
         """Views V of each object; 1 for ordinary images."""
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the buffer that a view is decoded into."""
-
-    @property
-    def fills_image(self) -> bool:
-        """True if every picture is as large as `image_size`; otherwise `read_views` reports each one's size."""
-
-    @property
     def class_names(self) -> tuple[str, ...]:
         """A label is an index into them."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 [n]; -1 for an object without a label."""
-
-    @property
-    def latents(self) -> np.ndarray:
-        """float32 [n, V, L]; L is 0 where nothing is known about the views."""
-
-    @property
-    def quats_xyzw(self) -> np.ndarray | None:
-        """float32 [n, V, 4], each view's absolute rotation; None where poses are unknown."""
 
     @property
     def mean_rgb(self) -> tuple[float, float, float] | None:
@@ -72,21 +91,6 @@ class ViewCollection(Protocol):
     @property
     def std_rgb(self) -> tuple[float, float, float] | None:
         """Standard deviation of the pixels in units of [0, 1]; None if it is not known."""
-
-    def read_views(
-        self,
-        object_indices: np.ndarray,
-        view_indices: np.ndarray,
-        out: np.ndarray,
-        content_sizes_out: np.ndarray | None = None,
-    ) -> None:
-        """Decode the views `view_indices` [b, k] of the objects `object_indices` [b] into `out` uint8 [b, k, H, W, 3].
-
-        A picture that is smaller than the buffer lies in its top-left corner, the rest is zero; its height and width
-        are written into `content_sizes_out` int64 [b, k, 2] if that is given. Safe to call from several threads on
-        separate buffers. Raises DataError naming the image that cannot be read, ValueError or IndexError for wrong
-        arguments.
-        """
 
 
 def check_request(

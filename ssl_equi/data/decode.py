@@ -6,6 +6,7 @@ is not applied, as in torchvision's and WebDataset's readers, so that results ca
 """
 
 import io
+from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
@@ -19,9 +20,47 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 MIN_SIDE = 2  # pixels; smaller "images" are place-holders of web pages
 MAX_PIXELS = 178_956_970  # Pillow's own limit: more is taken for a decompression bomb
 
+# What image files are, by the suffix of their member in a tar shard. Those in CMYK and those that were repaired when
+# the shard was written are kinds of their own, so that they are counted.
+JPEG_IN_CMYK, REPAIRED_PNG = "JPEG in CMYK", "repaired PNG"
+SUFFIX_OF_KIND = {
+    "JPEG": "jpg", JPEG_IN_CMYK: "jpg", "PNG": "png", REPAIRED_PNG: "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif",
+    "TIFF": "tif", "PPM": "ppm",
+}  # fmt: skip
+REPAIRED_COMMENT = "pixels of a damaged image, as Pillow decoded them"  # marks a repaired PNG
+
 _SIXTEEN_TO_EIGHT_BIT = 257  # 65535 / 255
 _JPEG_START = b"\xff\xd8\xff"
 _CURE = "restore it from its source or take it out of the data set"
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the first bytes of an image file say: a key of `SUFFIX_OF_KIND`, height and width in pixels."""
+
+    kind: str
+    height: int
+    width: int
+
+
+def read_image_header(data: bytes, name: str) -> ImageHeader:
+    """The kind and the size of an image file by its content, whatever its name says; the pixels aren't decoded.
+
+    Raises:
+        DataError: the data, called `name`, are empty or no image of any of `FORMATS`.
+    """
+    if not data:
+        raise DataError(f"image {name} is empty (0 bytes): {_CURE}")
+    try:
+        if data.startswith(_JPEG_START):
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+            kind = JPEG_IN_CMYK if colorspace.upper() in ("CMYK", "YCCK") else "JPEG"
+            return ImageHeader(kind, height, width)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            repaired = image.format == "PNG" and image.info.get("Comment") == REPAIRED_COMMENT
+            return ImageHeader(REPAIRED_PNG if repaired else str(image.format), image.height, image.width)
+    except Exception as error:  # Pillow's plug-ins raise errors of many types for damaged files
+        raise DataError(f"image {name} does not decode ({error}): {_CURE}") from error
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -47,14 +86,18 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
             _check_size(height, width, name)
             if colorspace.upper() in ("YCBCR", "RGB", "GRAY"):
                 return simplejpeg.decode_jpeg(data, "RGB", strict=True)
-        return _decode_with_pillow(data, name)
+        return decode_with_pillow(data, name)
     except DataError:
         raise
     except Exception as error:  # Pillow's plug-ins raise errors of many types for damaged files
         raise DataError(f"image {name} does not decode ({error}): {_CURE}") from error
 
 
-def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
+def decode_with_pillow(data: bytes, name: str) -> np.ndarray:
+    """What `decode_image` gives for a whole image; damage that Pillow doesn't notice in a JPEG gives wrong pixels.
+
+    Raises DataError as `decode_image` does, and whatever Pillow raises for data that it can't decode.
+    """
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_size(image.height, image.width, name)
         image.load()

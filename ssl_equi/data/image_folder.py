@@ -51,12 +51,19 @@ class ImageFolder:
 
     def read_image(self, index: int) -> np.ndarray:
         """Image `index` as uint8 [H, W, 3]; DataError naming the file if it is gone or damaged."""
-        path = self.folder / os.fsdecode(self._paths[index])
+        return decode_image(self.read_file(index), str(self.path(index)))
+
+    def read_file(self, index: int) -> bytes:
+        """The bytes of image `index`; DataError naming the file if it is gone."""
+        path = self.path(index)
         try:
-            data = path.read_bytes()
+            return path.read_bytes()
         except OSError as error:
             raise DataError(f"image {path} cannot be read ({error.strerror}): put it back, then run again") from error
-        return decode_image(data, str(path))
+
+    def path(self, index: int) -> Path:
+        """The file of image `index`."""
+        return self.folder / os.fsdecode(self._paths[index])
 
 
 def _class_folders(folder: Path, split: str) -> list[str]:

@@ -1,8 +1,9 @@
 """Tar shards with one image a record, as WebDataset writes ImageNet: KEY.jpg (or .jpeg, .png) and KEY.cls.
 
-The shards' headers are walked once; after that every image is a single read at a known place, in any order. What was
-found is kept beside the shards, in SPLIT.images.npz, if the folder can be written to. Members of other suffixes
-(KEY.json) are passed over, and nothing is ever unpickled.
+Shards with a manifest (`ssl_equi.data.image_writer` wrote them) have an index with a checksum of each image. Of others
+the headers are walked once; after that every image is a single read at a known place, in any order. What was
+found is kept beside the shards, in SPLIT.images.npz, if the folder can be written to; members of other suffixes
+(KEY.json) are passed over. Nothing is ever unpickled.
 """
 
 import contextlib
@@ -10,20 +11,23 @@ import hashlib
 import io
 import os
 import re
-import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ssl_equi.data.decode import decode_image
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.files import write_atomically
-from ssl_equi.data.manifest import canonical_json
-from ssl_equi.data.shard_files import ShardFiles
+from ssl_equi.data.image_manifest import read_image_index, read_image_manifest
+from ssl_equi.data.manifest import canonical_json, manifest_path
+from ssl_equi.data.shard import problem_of_bytes
+from ssl_equi.data.shard_files import ShardFiles, check_shard_sizes
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
+from ssl_equi.data.tar_members import tar_members
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
 LABEL_SUFFIX = "cls"
@@ -45,40 +49,78 @@ class ShardIndex:
 class ImageShards:
     """The images of `folder`/`split`-*.tar; an `ssl_equi.data.single_views.ImageStore`.
 
-    Class names are the lines of `classes.txt` in the folder if there is one. Otherwise they are the numbers up to
-    `num_classes`, or up to the largest label of this split if that is None (give the train split's for others). The
-    fingerprint is of keys, labels, image sizes in bytes and class names. Normalisation is by ImageNet's constants.
+    With a manifest, class names, normalisation and fingerprint are the manifest's, and every image that is read is
+    compared with its CRC-32C. Without one, class names are the lines of `classes.txt` in the folder if there is one,
+    else the numbers up to `num_classes`, or up to the largest label of this split if that is None (give the train
+    split's for others); the fingerprint is of keys, labels, image sizes in bytes and class names; and normalisation is
+    by ImageNet's constants. `labelled_only` leaves out images without a label, which only a manifest allows.
 
     Raises:
-        DataError: there are no shards, or one is cut, damaged or holds incomplete, doubled or ill-labelled records.
-            Whether the members are images is seen when they are read.
+        DataError: there are no shards, or one is cut, damaged or holds incomplete, doubled or ill-labelled records; or
+            shards or index aren't those of the manifest. Whether the members are images is seen when they are read.
     """
 
-    def __init__(self, folder: Path, split: str, num_classes: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, split: str, num_classes: int | None = None, *, labelled_only: bool = False
+    ) -> None:
         self.folder, self.split = Path(folder), split
-        self._files = ShardFiles(find_shards(self.folder, split))
-        self._index = index = _read_or_scan(self.folder, split, self._files.paths)
-        self.labels = index.labels
-        self.class_names = _class_names(self.folder, split, index.labels, num_classes)
+        self._labelled_only = labelled_only
+        self._index: ShardIndex
+        self._crc32c: np.ndarray | None = None  # of each image, from a manifest's index
+        self.fingerprint: str
+        if manifest_path(self.folder, split).exists():
+            self._open_with_manifest()
+        else:
+            self._open_without_manifest(num_classes)
+        if labelled_only and (self._index.labels < 0).any():
+            rows = np.flatnonzero(self._index.labels >= 0)
+            self._index = ShardIndex(**{name: array[rows] for name, array in vars(self._index).items()})
+            self._crc32c = None if self._crc32c is None else self._crc32c[rows]
+            self.fingerprint = hashlib.sha256(canonical_json({"labelled of": self.fingerprint})).hexdigest()
+        self.labels = self._index.labels
+        self.shard_numbers = self._index.shard_numbers
+
+    def _open_with_manifest(self) -> None:
+        manifest = read_image_manifest(self.folder, self.split)
+        self._files = ShardFiles([self.folder / entry.name for entry in manifest.shards])
+        check_shard_sizes(self._files.paths, manifest.shards)
+        index = read_image_index(self.folder, manifest)
+        self._index = ShardIndex(**{name: getattr(index, name) for name in ShardIndex.__dataclass_fields__})
+        self._crc32c = index.crc32c
+        self.class_names = manifest.class_names
+        self.source = manifest.source
+        self.mean_rgb, self.std_rgb = manifest.mean_rgb, manifest.std_rgb
+        self.fingerprint = manifest.fingerprint
+
+    def _open_without_manifest(self, num_classes: int | None) -> None:
+        self._files = ShardFiles(find_shards(self.folder, self.split))
+        self._index = index = _read_or_scan(self.folder, self.split, self._files.paths)
+        self.class_names = _class_names(self.folder, self.split, index.labels, num_classes)
         self.source = f"image shards {self.folder.name}"
         self.mean_rgb, self.std_rgb = IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
-        digest = hashlib.sha256(canonical_json({"split": split, "classes": self.class_names}))
+        digest = hashlib.sha256(canonical_json({"split": self.split, "classes": self.class_names}))
         for array in (index.keys, index.labels, index.sizes):
             digest.update(array.tobytes())
         self.fingerprint = digest.hexdigest()
 
-    def __reduce__(self) -> tuple[type["ImageShards"], tuple[Path, str, int]]:
-        return ImageShards, (self.folder, self.split, len(self.class_names))
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_again, (self.folder, self.split, len(self.class_names), self._labelled_only)
 
     def read_image(self, index: int) -> np.ndarray:
         """Image `index` as uint8 [H, W, 3]; DataError naming shard and member if it is damaged."""
         shard_number = int(self._index.shard_numbers[index])
-        size = int(self._index.sizes[index])
-        data = self._files.read(shard_number, int(self._index.offsets[index]), size)
-        name = f"'{self._index.keys[index].decode()}' in shard {self._files.paths[shard_number]}"
-        if len(data) != size:
-            raise DataError(f"image {name} is cut (expected {size} bytes, found {len(data)}): {_CURE}")
+        size, offset = int(self._index.sizes[index]), int(self._index.offsets[index])
+        data = self._files.read(shard_number, offset, size)
+        place = "in" if self._crc32c is None else f"at byte {offset} of"
+        name = f"'{self._index.keys[index].decode()}' {place} shard {self._files.paths[shard_number]}"
+        problem = problem_of_bytes(data, size, None if self._crc32c is None else int(self._crc32c[index]))
+        if problem:
+            raise DataError(f"image {name} {problem}: {_CURE}")
         return decode_image(data, name)
+
+
+def _open_again(folder: Path, split: str, num_classes: int, labelled_only: bool) -> ImageShards:
+    return ImageShards(folder, split, num_classes, labelled_only=labelled_only)
 
 
 def find_shards(folder: Path, split: str) -> list[Path]:
@@ -142,9 +184,9 @@ def _read_index(path: Path, belongs_to: bytes) -> ShardIndex | None:
 
 def _scan(shards: Sequence[Path]) -> ShardIndex:
     shard_numbers: list[int] = []
-    records: list[_Record] = []
+    records: list[ForeignRecord] = []
     for number, shard in enumerate(shards):
-        found = list(_records(shard))
+        found = list(records_of_shard(shard))
         if not found:
             raise DataError(f"shard {shard} holds no image: {_CURE}")
         shard_numbers += [number] * len(found)
@@ -166,7 +208,7 @@ def _scan(shards: Sequence[Path]) -> ShardIndex:
 
 
 @dataclass
-class _Record:
+class ForeignRecord:
     """The members of one key that were met so far; -1 for what is still missing."""
 
     key: str
@@ -175,18 +217,21 @@ class _Record:
     label: int = -1
 
 
-def _records(shard: Path) -> Iterator[_Record]:
-    """The records of one shard, whose members stand side by side."""
-    record: _Record | None = None
+def records_of_shard(shard: Path) -> Iterator[ForeignRecord]:
+    """The records of one shard that others wrote, whose members stand side by side.
+
+    Raises DataError for a shard that is cut or damaged, and for a record that is incomplete, doubled or ill-labelled.
+    """
+    record: ForeignRecord | None = None
     with open(shard, "rb") as file:
-        for member in _members(shard):
+        for member in tar_members(shard, _CURE):
             key, suffix = _split_name(member.name)
             if suffix not in (*IMAGE_SUFFIXES, LABEL_SUFFIX):
                 continue
             if record is None or record.key != key:
                 if record is not None:
                     yield _whole(record, shard)
-                record = _Record(key)
+                record = ForeignRecord(key)
             if suffix == LABEL_SUFFIX:
                 content = os.pread(file.fileno(), member.size, member.offset_data).strip()
                 if not re.fullmatch(rb"\d{1,9}", content):
@@ -203,7 +248,7 @@ def _records(shard: Path) -> Iterator[_Record]:
         yield _whole(record, shard)
 
 
-def _whole(record: _Record, shard: Path) -> _Record:
+def _whole(record: ForeignRecord, shard: Path) -> ForeignRecord:
     missing = "image" if record.offset < 0 else f".{LABEL_SUFFIX}" if record.label < 0 else None
     if missing:
         raise DataError(
@@ -218,24 +263,3 @@ def _split_name(name: str) -> tuple[str, str]:
     folder, slash, file = name.rpartition("/")
     key, _, suffix = file.partition(".")
     return f"{folder}{slash}{key}", suffix.lower()
-
-
-def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
-    """The plain files in a tar of any dialect, without reading their contents.
-
-    Python's tarfile takes a file that ends at a member's boundary for complete, and one that ends within its last
-    member too; so the end marker is looked for here.
-    """
-    end = 0
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if member.isreg():
-                    yield member
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(f"shard {shard} is no readable tar file ({error}): {_CURE}") from error
-    with open(shard, "rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise DataError(f"shard {shard} is cut or damaged at byte {end}: {_CURE}")

@@ -6,8 +6,8 @@ Replace these files if you must, never change them in place: shortening a mapped
 """
 
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ _DTYPES: dict[str, np.dtype] = {
     "quats_xyzw": np.dtype(np.float32),
     "keys": np.dtype("S100"),
 }
+SIDECAR_NAMES = tuple(f"{name}.npy" for name in _DTYPES)
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,6 @@ class SplitIndex:
     latents: np.ndarray  # float32 [n, V, L]
     quats_xyzw: np.ndarray  # float32 [n, V, 4], computed in float64
     keys: np.ndarray  # S100 [n]
-
-
-SIDECAR_NAMES = tuple(f"{field.name}.npy" for field in fields(SplitIndex))
 
 
 def index_of_objects(objects: Sequence[ScannedObject], shard_number: int) -> SplitIndex:
@@ -74,14 +72,19 @@ def concatenate(parts: Iterable[SplitIndex]) -> SplitIndex:
 
 def write_index(folder: Path, split: str, index: SplitIndex) -> dict[str, str]:
     """Write the arrays of a split; returns their file names and SHA-256 for the manifest."""
-    target = index_folder(folder, split)
-    target.mkdir(exist_ok=True)
+    return write_sidecars(index_folder(folder, split), {name: getattr(index, name) for name in _DTYPES})
+
+
+def write_sidecars(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Write each array as NAME.npy into a folder; returns the file names and their SHA-256."""
+    folder.mkdir(exist_ok=True)
     checksums = {}
-    for name in SIDECAR_NAMES:
+    for name, array in arrays.items():
+        path = folder / f"{name}.npy"
         content = io.BytesIO()
-        np.lib.format.write_array(content, getattr(index, name.removesuffix(".npy")), allow_pickle=False)
-        write_atomically(target / name, content.getvalue())
-        checksums[name] = sha256_of_file(target / name)
+        np.lib.format.write_array(content, array, allow_pickle=False)
+        write_atomically(path, content.getvalue())
+        checksums[path.name] = sha256_of_file(path)
     return checksums
 
 
@@ -92,14 +95,18 @@ def read_index(folder: Path, manifest: Manifest) -> SplitIndex:
     shape, holds NaN, or contradicts the manifest's shards.
     """
     source = index_folder(folder, manifest.split)
-    arrays = {name.removesuffix(".npy"): _open_sidecar(source / name, manifest) for name in SIDECAR_NAMES}
+    arrays = {name: open_sidecar(source / f"{name}.npy", manifest.sidecars) for name in _DTYPES}
     index = SplitIndex(**arrays)
     _check_shapes(index, manifest, source)
     _check_values(index, manifest, source)
     return index
 
 
-def _open_sidecar(path: Path, manifest: Manifest) -> np.ndarray:
+def open_sidecar(path: Path, checksums: Mapping[str, str]) -> np.ndarray:
+    """Memory-map one array whose SHA-256 the manifest states under its file name.
+
+    Raises DataError when it is absent, no plain array, or not the one the manifest was written with.
+    """
     try:
         found_sha256 = sha256_of_file(path)
         array = np.lib.format.open_memmap(path, mode="r")
@@ -109,7 +116,7 @@ def _open_sidecar(path: Path, manifest: Manifest) -> np.ndarray:
         raise DataError(
             f"sidecar {path} is not a plain .npy array ({error}): download or rebuild this data set again"
         ) from error
-    if found_sha256 != manifest.sidecars.get(path.name):
+    if found_sha256 != checksums.get(path.name):
         raise DataError(
             f"sidecar {path} does not match the SHA-256 in the manifest, it was changed or is of another build: "
             f"download or rebuild this data set again"

@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.order import BatchOrder
+from ssl_equi.data.collection import DecodedViews, ViewCollection
+from ssl_equi.data.order import BatchOrder, Order
 
 _CHUNKS_PER_THREAD = 2  # smaller pieces than threads, so that one slow piece does not hold up a batch
 
@@ -43,23 +44,18 @@ class _PendingBatch:
     chunks: list[Future] = field(default_factory=list)
 
 
-class ViewLoader:
-    """Endless batches of `views` distinct views of each of `global_batch_size` objects, over all ranks.
+class OrderedLoader:
+    """Endless batches of the objects and views that `order` names, read from `dataset`.
 
-    A batch is a pure function of (seed, global step): the world size and the number of threads may change on resume.
     `prefetch` batches are decoded ahead; the ring holds `prefetch + 2` buffers, pinned if `pin_memory` (by default
     where CUDA is available). Use it as a context manager, or call `close`. Raises ValueError for sizes that do not fit.
     """
 
     def __init__(
         self,
-        dataset: ViewCollection,
+        dataset: DecodedViews,
+        order: Order,
         *,
-        global_batch_size: int,
-        views: int = 2,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
         threads: int = 2,
         prefetch: int = 3,
         pin_memory: bool | None = None,
@@ -67,15 +63,7 @@ class ViewLoader:
         if threads < 1 or prefetch < 0:
             raise ValueError(f"threads is {threads} and prefetch {prefetch}: give at least 1 thread and prefetch >= 0")
         self.dataset = dataset
-        self.order = BatchOrder(
-            num_objects=dataset.num_objects,
-            num_views=dataset.num_views,
-            global_batch_size=global_batch_size,
-            views=views,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-        )
+        self.order = order
         self._prefetch = prefetch
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._chunk_size = -(-self.order.local_batch_size // (threads * _CHUNKS_PER_THREAD))
@@ -85,7 +73,7 @@ class ViewLoader:
         self._iteration = 0
         self._closed = False
 
-    def __enter__(self) -> "ViewLoader":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -197,3 +185,35 @@ class ViewLoader:
         for chunk in chunks:
             chunk.cancel()
         wait(chunks)
+
+
+class ViewLoader(OrderedLoader):
+    """Endless batches of `views` distinct views of each of `global_batch_size` objects, over all ranks.
+
+    A batch is a pure function of (seed, global step): the world size and the number of threads may change on resume.
+    `threads`, `prefetch` and `pin_memory` are those of OrderedLoader. Raises ValueError for sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        dataset: ViewCollection,
+        *,
+        global_batch_size: int,
+        views: int = 2,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        threads: int = 2,
+        prefetch: int = 3,
+        pin_memory: bool | None = None,
+    ) -> None:
+        order = BatchOrder(
+            num_objects=dataset.num_objects,
+            num_views=dataset.num_views,
+            global_batch_size=global_batch_size,
+            views=views,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        super().__init__(dataset, order, threads=threads, prefetch=prefetch, pin_memory=pin_memory)

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,21 @@ def read_manifest(folder: Path, split: str) -> Manifest:
     Raises DataError when it is absent, of another format version, malformed, or edited by hand.
     """
     path = manifest_path(folder, split)
+    content = read_manifest_content(path, FORMAT_NAME, FORMAT_VERSION)
+    fingerprint = content.pop("fingerprint", None)
+    try:
+        manifest = _manifest_from_json(content)
+    except (TypeError, ValueError, KeyError) as error:
+        raise DataError(f"manifest {path} is malformed ({error}): rebuild or download this data set again") from error
+    check_manifest(manifest.fingerprint, fingerprint, manifest.split, manifest.shards, manifest.num_objects, path)
+    return manifest
+
+
+def read_manifest_content(path: Path, format_name: str, format_version: int) -> dict[str, Any]:
+    """The fields of a manifest of the format that is named, with its fingerprint.
+
+    Raises DataError when it is absent, not JSON, or of another format or version.
+    """
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -103,26 +119,15 @@ def read_manifest(folder: Path, split: str) -> Manifest:
         ) from None
     except ValueError as error:
         raise DataError(f"manifest {path} is not JSON ({error}): rebuild or download this data set again") from error
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT_NAME:
-        raise DataError(f"{path} is not a manifest of '{FORMAT_NAME}': name the folder of a data set of this format")
+    if not isinstance(content, dict) or content.pop("format", None) != format_name:
+        raise DataError(f"{path} is not a manifest of '{format_name}': name the folder of a data set of this format")
     version = content.pop("format_version", None)
-    if version != FORMAT_VERSION:
+    if version != format_version:
         raise DataError(
-            f"manifest {path} has format version {version}, this reader knows version {FORMAT_VERSION}: "
+            f"manifest {path} has format version {version}, this reader knows version {format_version}: "
             f"install the release that wrote it, or rebuild the data set"
         )
-    fingerprint = content.pop("fingerprint", None)
-    try:
-        manifest = _manifest_from_json(content)
-    except (TypeError, ValueError, KeyError) as error:
-        raise DataError(f"manifest {path} is malformed ({error}): rebuild or download this data set again") from error
-    if manifest.fingerprint != fingerprint:
-        raise DataError(
-            f"manifest {path} does not match its fingerprint {fingerprint}, it was changed after it was written: "
-            f"download or rebuild this data set again"
-        )
-    _check_shard_entries(manifest, path)
-    return manifest
+    return content
 
 
 def _manifest_from_json(content: dict[str, Any]) -> Manifest:
@@ -137,14 +142,24 @@ def _manifest_from_json(content: dict[str, Any]) -> Manifest:
     return Manifest(**fields)
 
 
-def _check_shard_entries(manifest: Manifest, path: Path) -> None:
-    """Shards carry their expected names (nothing outside the folder) and cover the objects without a gap."""
+def check_manifest(
+    fingerprint: str, stated_fingerprint: Any, split: str, shards: Iterable[ShardEntry], num_objects: int, path: Path
+) -> None:
+    """Raise DataError for a manifest that was edited, or whose shards aren't the expected ones.
+
+    Shards must carry their expected names (nothing outside the folder) and cover the objects without a gap.
+    """
+    if fingerprint != stated_fingerprint:
+        raise DataError(
+            f"manifest {path} does not match its fingerprint {stated_fingerprint}, it was changed after it was "
+            f"written: download or rebuild this data set again"
+        )
     first = 0
-    for number, entry in enumerate(manifest.shards):
-        if entry.name != shard_name(manifest.split, number) or entry.first != first:
+    for number, entry in enumerate(shards):
+        if entry.name != shard_name(split, number) or entry.first != first:
             raise DataError(f"manifest {path} lists shard '{entry.name}' out of place: rebuild this data set")
         first += entry.count
-    if first != manifest.num_objects:
+    if first != num_objects:
         raise DataError(
-            f"manifest {path} counts {manifest.num_objects} objects but its shards hold {first}: rebuild this data set"
+            f"manifest {path} counts {num_objects} objects but its shards hold {first}: rebuild this data set"
         )

@@ -7,6 +7,7 @@ permutation and the draws made of them are defined here, so an order does not ch
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -16,7 +17,7 @@ _VIEW_STREAM = 1
 
 def epoch_permutation(num_objects: int, seed: int, epoch: int) -> np.ndarray:
     """The order of the objects in an epoch, int64 [n]: objects sorted by one random word each."""
-    words = _random_words(num_objects, seed, epoch, _PERMUTATION_STREAM)
+    words = random_words(num_objects, seed, epoch, _PERMUTATION_STREAM)
     return np.argsort(words, kind="stable")
 
 
@@ -27,8 +28,13 @@ def epoch_views(num_objects: int, num_views: int, views: int, seed: int, epoch: 
     """
     if not 1 <= views <= num_views:
         raise ValueError(f"cannot draw {views} distinct views of objects that have {num_views}: draw fewer views")
-    words = _random_words(num_objects * views, seed, epoch, _VIEW_STREAM).reshape(num_objects, views)
-    chosen = np.empty((num_objects, 0), dtype=np.int64)
+    return distinct_views(random_words(num_objects * views, seed, epoch, _VIEW_STREAM), num_views, views)
+
+
+def distinct_views(words: np.ndarray, num_views: int, views: int) -> np.ndarray:
+    """`views` distinct ones of `num_views` views a row, int64 [n, views], from uint64 random words [n * views]."""
+    words = words.reshape(-1, views)
+    chosen = np.empty((len(words), 0), dtype=np.int64)
     for draw in range(views):
         # The draw is a rank among the views not chosen yet; stepping over the chosen ones in ascending order
         # turns the rank into a view. A remainder of a 64-bit word is uniform to within 2**-50.
@@ -39,10 +45,30 @@ def epoch_views(num_objects: int, num_views: int, views: int, seed: int, epoch: 
     return chosen
 
 
-def _random_words(count: int, seed: int, epoch: int, stream: int) -> np.ndarray:
+def random_words(count: int, seed: int, epoch: int, stream: int, rank: int = 0) -> np.ndarray:
+    """uint64 [count]; each purpose has a stream of its own, and each rank if the ranks shall differ."""
     key = np.array([seed, epoch], dtype=np.uint64)
-    counter = np.array([0, 0, 0, stream], dtype=np.uint64)
+    counter = np.array([0, 0, rank, stream], dtype=np.uint64)
     return np.random.Philox(key=key, counter=counter).random_raw(count)
+
+
+class Order(Protocol):
+    """What a loader asks of an order: which objects and views this rank's batches hold."""
+
+    @property
+    def views(self) -> int:
+        """Views of each object in a batch."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in an epoch."""
+
+    @property
+    def local_batch_size(self) -> int:
+        """Objects in this rank's slice of a batch."""
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Object indices int64 [b] and view indices int64 [b, views] of this rank at global step `step` >= 0."""
 
 
 @dataclass(frozen=True)
@@ -62,24 +88,10 @@ class BatchOrder:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.global_batch_size <= self.num_objects:
-            raise ValueError(
-                f"global batch size {self.global_batch_size} does not fit a split of {self.num_objects} objects: "
-                f"choose a size from 1 to {self.num_objects}"
-            )
-        if self.global_batch_size % self.world_size:
-            raise ValueError(
-                f"global batch size {self.global_batch_size} is not divisible by {self.world_size} processes: "
-                f"choose a multiple of {self.world_size}"
-            )
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank {self.rank} is outside 0..{self.world_size - 1}: give each process its own rank")
-        if not 1 <= self.views <= self.num_views:
-            raise ValueError(
-                f"cannot draw {self.views} distinct views of objects that have {self.num_views}: draw fewer views"
-            )
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed {self.seed} is outside 0..2**63 - 1: choose a non-negative seed")
+        check_sizes(
+            num_objects=self.num_objects, num_views=self.num_views, global_batch_size=self.global_batch_size,
+            views=self.views, seed=self.seed, rank=self.rank, world_size=self.world_size,
+        )  # fmt: skip
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -98,6 +110,28 @@ class BatchOrder:
         first = step_in_epoch * self.global_batch_size + self.rank * self.local_batch_size
         object_indices = permutation[first : first + self.local_batch_size]
         return object_indices, views[object_indices]
+
+
+def check_sizes(
+    *, num_objects: int, num_views: int, global_batch_size: int, views: int, seed: int, rank: int, world_size: int
+) -> None:
+    """Raise ValueError unless these sizes of an order fit each other."""
+    if not 1 <= global_batch_size <= num_objects:
+        raise ValueError(
+            f"global batch size {global_batch_size} does not fit a split of {num_objects} objects: "
+            f"choose a size from 1 to {num_objects}"
+        )
+    if global_batch_size % world_size:
+        raise ValueError(
+            f"global batch size {global_batch_size} is not divisible by {world_size} processes: "
+            f"choose a multiple of {world_size}"
+        )
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is outside 0..{world_size - 1}: give each process its own rank")
+    if not 1 <= views <= num_views:
+        raise ValueError(f"cannot draw {views} distinct views of objects that have {num_views}: draw fewer views")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed {seed} is outside 0..2**63 - 1: choose a non-negative seed")
 
 
 @lru_cache(maxsize=2)  # two epochs: the prefetch of one overlaps the end of the other

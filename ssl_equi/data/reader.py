@@ -5,16 +5,14 @@ A dataset may be used from threads, be forked with, or be pickled to a spawned p
 
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
-import simplejpeg
 
 from ssl_equi.data.collection import check_request
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.index import SplitIndex, read_index
 from ssl_equi.data.manifest import Manifest, read_manifest
-from ssl_equi.data.shard import view_suffix
-from ssl_equi.data.shard_files import ShardFiles
+from ssl_equi.data.shard import decode_view, problem_of_bytes, view_suffix
+from ssl_equi.data.shard_files import ShardFiles, check_shard_sizes
 
 
 class ShardDataset:
@@ -32,7 +30,7 @@ class ShardDataset:
         self.split = split
         self.manifest: Manifest = read_manifest(self.folder, split)
         self._files = ShardFiles([self.folder / entry.name for entry in self.manifest.shards])
-        self._check_shard_files()
+        check_shard_sizes(self._files.paths, self.manifest.shards)
         self._index: SplitIndex = read_index(self.folder, self.manifest)
 
         self.num_objects = self.manifest.num_objects
@@ -86,26 +84,10 @@ class ShardDataset:
         for row, shard_number in enumerate(shard_numbers):
             for column, offset in enumerate(offsets[row]):
                 data = self._files.read(shard_number, offset, sizes[row][column])
-                problem = None
-                if len(data) != sizes[row][column]:
-                    problem = f"is cut (expected {sizes[row][column]} bytes, found {len(data)})"
-                elif google_crc32c.value(data) != checksums[row][column]:
-                    problem = "does not match its CRC-32C"
-                else:
-                    problem = self._decode(data, out[row, column])
+                problem = problem_of_bytes(data, sizes[row][column], checksums[row][column])
+                problem = problem or decode_view(data, out[row, column])
                 if problem:
                     self._raise_damaged(int(object_indices[row]), int(view_indices[row, column]), problem)
-
-    def _decode(self, data: bytes, out: np.ndarray) -> str | None:
-        """Decode into `out`; returns what is wrong with the image, None if nothing is."""
-        try:
-            # strict: by default libjpeg turns damaged data into wrong pixels without an error
-            image = simplejpeg.decode_jpeg(data, "RGB", buffer=out, strict=True)
-        except ValueError as error:
-            return f"does not decode ({error})"
-        if image.shape != out.shape:
-            return f"has {image.shape[0]}x{image.shape[1]} pixels, not {out.shape[0]}x{out.shape[1]}"
-        return None
 
     def _raise_damaged(self, object_index: int, view_index: int, problem: str) -> None:
         member = f"{self.keys[object_index].decode()}.{view_suffix(view_index, self.num_views)}"
@@ -114,14 +96,3 @@ class ShardDataset:
         raise DataError(
             f"image '{member}' at byte {offset} of shard {shard} {problem}: rebuild this shard or download it again"
         )
-
-    def _check_shard_files(self) -> None:
-        for path, entry in zip(self._files.paths, self.manifest.shards, strict=True):
-            if not path.is_file():
-                raise DataError(f"shard {path} is missing: download it again or rebuild this data set")
-            size = path.stat().st_size
-            if size != entry.bytes:
-                raise DataError(
-                    f"shard {path} has {size} bytes where the manifest says {entry.bytes}: "
-                    f"download it again or rebuild this data set"
-                )

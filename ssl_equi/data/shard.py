@@ -13,7 +13,7 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -94,6 +94,30 @@ def jpeg_image_size(data: bytes, where: str) -> tuple[int, int]:
     return height, width
 
 
+def problem_of_bytes(data: bytes, size: int, crc32c: int | None) -> str | None:
+    """What is wrong with the bytes read for a view, None if they are those that the index describes.
+
+    `crc32c` is None where nobody computed it.
+    """
+    if len(data) != size:
+        return f"is cut (expected {size} bytes, found {len(data)})"
+    if crc32c is not None and google_crc32c.value(data) != crc32c:
+        return "does not match its CRC-32C"
+    return None
+
+
+def decode_view(data: bytes, out: np.ndarray) -> str | None:
+    """Decode a JPEG into `out` uint8 [H, W, 3]; returns what is wrong with the image, None if nothing is."""
+    try:
+        # strict: by default libjpeg turns damaged data into wrong pixels without an error
+        image = simplejpeg.decode_jpeg(data, "RGB", buffer=out, strict=True)
+    except ValueError as error:
+        return f"does not decode ({error})"
+    if image.shape != out.shape:
+        return f"has {image.shape[0]}x{image.shape[1]} pixels, not {out.shape[0]}x{out.shape[1]}"
+    return None
+
+
 class ShardWriter:
     """Streams objects into `path` under a temporary name; `finish` fsyncs and renames it.
 
@@ -113,17 +137,18 @@ class ShardWriter:
         latents_file = io.BytesIO()
         np.lib.format.write_array(latents_file, np.ascontiguousarray(record.latents), allow_pickle=False)
         num_views = len(record.images)
-        with write_errors_named(self.path):
-            self._add_member(f"{record.key}.{LATENTS_SUFFIX}", latents_file.getvalue())
-            self._add_member(f"{record.key}.{LABEL_SUFFIX}", str(record.label).encode())
-            for view, image in enumerate(record.images):
-                self._add_member(f"{record.key}.{view_suffix(view, num_views)}", image)
-        self.count += 1
+        small = [(LATENTS_SUFFIX, latents_file.getvalue()), (LABEL_SUFFIX, str(record.label).encode())]
+        views = [(view_suffix(view, num_views), image) for view, image in enumerate(record.images)]
+        self.add_members(record.key, [*small, *views])
 
-    def _add_member(self, name: str, content: bytes) -> None:
-        member = tarfile.TarInfo(name)  # time, user and group are zero and nameless by default
-        member.size = len(content)
-        self._tar.addfile(member, io.BytesIO(content))
+    def add_members(self, key: str, members: Iterable[tuple[str, bytes]]) -> None:
+        """Append one object as its members KEY.SUFFIX, given as (suffix, content), side by side."""
+        with write_errors_named(self.path):
+            for suffix, content in members:
+                member = tarfile.TarInfo(f"{key}.{suffix}")  # time, user and group are zero and nameless by default
+                member.size = len(content)
+                self._tar.addfile(member, io.BytesIO(content))
+        self.count += 1
 
     def finish(self) -> None:
         """Write the end marker, make the bytes durable and give the shard its final name."""
@@ -151,7 +176,7 @@ def scan_shard(path: Path) -> Iterator[ScannedObject]:
     """
     keys_seen: set[str] = set()
     with open(path, "rb") as file:
-        members = _walk_members(file, path)
+        members = walk_members(file, path, _check_suffix)
         for name, _, content in members:
             found = _scan_object(name, content, members, path)
             if found.key in keys_seen:
@@ -215,10 +240,13 @@ def _parse_latents(content: bytes, where: str) -> np.ndarray:
     return latents
 
 
-def _walk_members(file: BinaryIO, path: Path) -> Iterator[tuple[str, int, bytes]]:
+def walk_members(
+    file: BinaryIO, path: Path, check_name: Callable[[str, Path], None]
+) -> Iterator[tuple[str, int, bytes]]:
     """Yield (name, offset of the content, content) of each member up to the end marker, whose presence is required.
 
-    Python's tarfile takes a file that ends at a member's boundary for complete; this walk does not.
+    Python's tarfile takes a file that ends at a member's boundary for complete; this walk does not. `check_name` is
+    called with each member's name, before its content is read, and raises DataError for one that may not be there.
     """
     last_name = "the first member"
     while True:
@@ -235,7 +263,7 @@ def _walk_members(file: BinaryIO, path: Path) -> Iterator[tuple[str, int, bytes]
             ) from error
         if not member.isreg():
             raise DataError(f"member '{member.name}' of shard {path} is not a plain file: rebuild this shard")
-        _check_suffix(member.name, path)
+        check_name(member.name, path)
         last_name = member.name
         offset = file.tell()
         content = file.read(member.size)

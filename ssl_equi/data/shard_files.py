@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_equi.data.errors import DataError
+from ssl_equi.data.manifest import ShardEntry
 
 
 class ShardFiles:
@@ -47,3 +48,16 @@ class ShardFiles:
         if descriptor != opened:
             os.close(opened)
         return descriptor
+
+
+def check_shard_sizes(paths: Sequence[Path], entries: Sequence[ShardEntry]) -> None:
+    """Raise DataError for a shard that is missing or has another size than its manifest states."""
+    for path, entry in zip(paths, entries, strict=True):
+        if not path.is_file():
+            raise DataError(f"shard {path} is missing: download it again or rebuild this data set")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise DataError(
+                f"shard {path} has {size} bytes where the manifest says {entry.bytes}: "
+                f"download it again or rebuild this data set"
+            )

@@ -19,8 +19,9 @@ from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 
 RenderedName = Literal["3diebench-p", "3diebench-pt", "3diebench", "3diebench-t"]
 DatasetName = Literal[
-    "3diebench-p", "3diebench-pt", "3diebench", "3diebench-t", "cifar10", "cifar100", "stl10", "imagenet", "folder"
-]
+    "3diebench-p", "3diebench-pt", "3diebench", "3diebench-t", "cifar10", "cifar100", "stl10", "imagenet", "shards",
+    "folder",
+]  # fmt: skip
 # The views of each rendered set have so many latents; its counterpart has the other number of them.
 LATENT_SIZES: dict[RenderedName, int] = {
     "3diebench-p": LATENT_SIZE,
@@ -81,7 +82,7 @@ def open_data(name: DatasetName, data_dir: Path | None, evaluation_split: str, i
         return _open_rendered(name, data_dir, evaluation_split, image_size)
     if data_dir is None:
         raise DataError(f"--dataset {name} is not part of this project: give its folder as --data-dir")
-    if name == "imagenet" or name == "folder":
+    if name == "imagenet" or name == "shards" or name == "folder":
         return _open_images(name, data_dir, evaluation_split, image_size)
     return _open_torchvision(name, data_dir, evaluation_split, image_size)
 
@@ -132,23 +133,31 @@ def _refuse_other_latents(name: RenderedName, folder: Path, splits: tuple[str, .
 
 
 def _open_images(
-    name: Literal["imagenet", "folder"], data_dir: Path, evaluation_split: str, image_size: int
+    name: Literal["imagenet", "shards", "folder"], data_dir: Path, evaluation_split: str, image_size: int
 ) -> DataSource:
     """Images whose sizes differ: canvases to train on, central crops to probe on."""
     if evaluation_split == "train":
         raise DataError("--evaluation-split is 'train': choose a split that is never trained on, such as val or test")
     train: ImageStore
     evaluation: ImageStore
+    labelled_train: ImageStore
     if name == "folder":
         train, evaluation = ImageFolder(data_dir, "train"), ImageFolder(data_dir, evaluation_split)
+        labelled_train = train
     else:
         train = ImageShards(data_dir, "train")
+        labelled_train = ImageShards(data_dir, "train", labelled_only=True) if (train.labels < 0).any() else train
         evaluation = ImageShards(data_dir, evaluation_split, num_classes=len(train.class_names))
+        if evaluation.class_names != train.class_names:
+            raise DataError(
+                f"splits 'train' and {evaluation_split!r} in {data_dir} have different classes: convert both again, "
+                f"from one source"
+            )
     crop = imagenet_center_crop(image_size)
     return DataSource(
         name=name,
         train=SingleViews(train, Canvas(CANVAS_PER_IMAGE_SIDE * image_size)),
-        probe_train=SingleViews(train, crop),
+        probe_train=SingleViews(labelled_train, crop),
         evaluation=SingleViews(evaluation, crop),
         mean_rgb=train.mean_rgb,
         std_rgb=train.std_rgb,

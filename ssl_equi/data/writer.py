@@ -6,32 +6,28 @@ with `resume=True` the shards whose note, size and SHA-256 agree, and that were 
 
 import dataclasses
 import hashlib
-import json
-import re
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import sha256_of_file, write_atomically, write_errors_named
+from ssl_equi.data.files import write_errors_named
 from ssl_equi.data.index import SplitIndex, concatenate, index_of_objects, write_index
 from ssl_equi.data.manifest import (
     Manifest,
     ShardEntry,
     canonical_json,
-    index_folder,
     manifest_path,
     shard_name,
 )
 from ssl_equi.data.shard import ObjectRecord, ShardWriter, check_key, check_latents, jpeg_image_size, scan_shard
+from ssl_equi.data.shard_notes import entry_of_shard, note_path, read_note, remove_leftovers, write_note
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 
 __all__ = ["ObjectRecord", "SplitSettings", "SplitWriter", "write_split"]
 
 WRITER_VERSION = "ssl_equi.data.writer 1"  # raised when equal records would give other bytes
-_NOTE_SUFFIX = ".finished.json"
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ class SplitWriter:
             folder.mkdir(parents=True, exist_ok=True)
             if resume:
                 self._keep_finished_shards()
-            self._remove_leftovers(first_number=len(self._entries))
+            remove_leftovers(folder, settings.split, first_number=len(self._entries))
 
     def __enter__(self) -> "SplitWriter":
         return self
@@ -144,7 +140,7 @@ class SplitWriter:
         )
         manifest.write(self.folder)
         for entry in self._entries:
-            _note_path(self.folder / entry.name).unlink(missing_ok=True)
+            note_path(self.folder / entry.name).unlink(missing_ok=True)
         return manifest
 
     def _check_record(self, record: ObjectRecord) -> None:
@@ -178,10 +174,9 @@ class SplitWriter:
         path, count = self._shard.path, self._shard.count
         self._shard.finish()
         self._shard = None
-        entry = ShardEntry(path.name, path.stat().st_size, sha256_of_file(path), self.num_objects - count, count)
-        note = {"plan_sha256": self.settings.plan_sha256, **dataclasses.asdict(entry)}
+        entry = entry_of_shard(path, self.num_objects - count, count)
         self._add_to_index(entry)
-        write_atomically(_note_path(path), canonical_json(note))
+        write_note(path, entry, self.settings.plan_sha256)
 
     def _add_to_index(self, entry: ShardEntry) -> None:
         objects = list(scan_shard(self.folder / entry.name))
@@ -194,39 +189,12 @@ class SplitWriter:
         """Keep the longest run of shards from number 0 whose note, size and SHA-256 agree."""
         while True:
             path = self.folder / shard_name(self.settings.split, len(self._entries))
-            entry = self._read_note(path)
+            entry = read_note(path, self.settings.plan_sha256)
             if entry is None or entry.first != self.num_objects:
                 return
             self._add_to_index(entry)
             self.num_objects += entry.count
             self._keys.update(key.decode() for key in self._parts[-1].keys.tolist())
-
-    def _read_note(self, shard: Path) -> ShardEntry | None:
-        """The entry of a finished, intact shard; None where the shard must be written again."""
-        try:
-            note = json.loads(_note_path(shard).read_bytes())
-            plan_sha256 = note.pop("plan_sha256")
-            entry = ShardEntry(**note)
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
-            return None
-        if plan_sha256 != self.settings.plan_sha256:
-            raise DataError(
-                f"{shard} was begun with other settings or another list of objects: choose another folder, or delete "
-                f"the unfinished split there and start anew"
-            )
-        intact = shard.exists() and shard.stat().st_size == entry.bytes and sha256_of_file(shard) == entry.sha256
-        return entry if intact else None
-
-    def _remove_leftovers(self, first_number: int) -> None:
-        """Remove what an interrupted writer of this split left, from shard `first_number` on."""
-        pattern = re.compile(
-            re.escape(self.settings.split) + r"-(\d{6})\.tar(\.partial|" + re.escape(_NOTE_SUFFIX) + ")?"
-        )
-        for path in self.folder.iterdir():
-            match = pattern.fullmatch(path.name)
-            if match and int(match[1]) >= first_number:
-                path.unlink()
-        shutil.rmtree(index_folder(self.folder, self.settings.split), ignore_errors=True)
 
 
 def write_split(
@@ -259,7 +227,3 @@ def write_split(
         for record in records:
             writer.add(record)
         return writer.finish()
-
-
-def _note_path(shard: Path) -> Path:
-    return shard.with_name(shard.name + _NOTE_SUFFIX)

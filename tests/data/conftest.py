@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from ssl_equi.data.image_writer import ImageRecord
 from ssl_equi.data.manifest import Manifest
 from ssl_equi.data.writer import ObjectRecord, write_split
+from tests.data.image_sets import write_pictures
 
 CLASS_NAMES = ("bottle", "chair", "lamp")
 IMAGE_SIZE = (24, 32)
@@ -76,3 +78,20 @@ def own_split(tmp_path: Path, records: list[ObjectRecord]) -> Path:
     folder = tmp_path / "split"
     _write_train_split(folder, records)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(image_bytes: Callable[..., bytes]) -> list[ImageRecord]:
+    """11 images of 3 classes: JPEG, one of them in CMYK, one PNG; of different sizes."""
+    kinds = {3: ("JPEG", "CMYK"), 5: ("PNG", "RGB")}
+    return [
+        ImageRecord(f"img_{row:02d}", row % 3, image_bytes(row, *kinds.get(row, ()), size=(20 + row, 30)))
+        for row in range(11)
+    ]
+
+
+@pytest.fixture
+def picture_shards(tmp_path: Path, pictures: list[ImageRecord]) -> Path:
+    """Those images in three shards, which the test may damage."""
+    write_pictures(tmp_path / "picture_shards", pictures)
+    return tmp_path / "picture_shards"

@@ -11,7 +11,7 @@ import simplejpeg
 from PIL import Image
 
 from ssl_equi.data import decode
-from ssl_equi.data.decode import decode_image
+from ssl_equi.data.decode import SUFFIX_OF_KIND, ImageHeader, decode_image, read_image_header
 from ssl_equi.data.errors import DataError
 
 
@@ -173,3 +173,23 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(monkeypatch: pyte
     for image_format in ("JPEG", "PNG"):
         data = encoded(Image.fromarray(smooth_rgb()), image_format)
         assert "claims 24 x 32 pixels, more than 767" in message(data)
+
+
+@pytest.mark.parametrize(
+    ("mode", "image_format", "kind", "suffix"),
+    [
+        ("RGB", "JPEG", "JPEG", "jpg"), ("L", "JPEG", "JPEG", "jpg"), ("CMYK", "JPEG", "JPEG in CMYK", "jpg"),
+        ("RGBA", "PNG", "PNG", "png"), ("RGB", "WEBP", "WEBP", "webp"), ("RGB", "BMP", "BMP", "bmp"),
+        ("P", "GIF", "GIF", "gif"), ("RGB", "TIFF", "TIFF", "tif"), ("L", "PPM", "PPM", "ppm"),
+    ],
+)  # fmt: skip
+def test_headers_say_what_a_file_is(mode: str, image_format: str, kind: str, suffix: str) -> None:
+    data = encoded(Image.fromarray(smooth_rgb()).convert(mode), image_format)
+    assert read_image_header(data, "a") == ImageHeader(kind, height=24, width=32)
+    assert SUFFIX_OF_KIND[kind] == suffix
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80\x04K\x01.", b"\xff\xd8\xff\xe0", b"%!PS-Adobe-3.0"])
+def test_what_has_no_header_is_named(data: bytes) -> None:
+    with pytest.raises(DataError, match=r"image a (is empty|does not decode)"):
+        read_image_header(data, "a")

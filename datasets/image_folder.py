@@ -1,0 +1,99 @@
+"""Build shards of your own images from a tree of class folders, SPLIT/CLASS/*.jpg.
+
+    python datasets/image_folder.py --source IMAGES --out data/shards --license CC-BY-4.0 --verify
+    python datasets/image_folder.py --source IMAGES --out data/shards --license CC-BY-4.0 --splits train test
+
+Train on them with `--dataset shards --data-dir data/shards`. Every image is decoded once to check it and stored as the
+bytes it was. Files of other suffixes and hidden ones are passed over, as `--dataset folder` does. Stopped, it goes on
+with the next shard when the same command is given again. The card, images.md, has the rest.
+"""
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ssl_equi.cli import explain_errors, parse_command_line
+from ssl_equi.data.image_conversion import ConversionOptions, ListedImages, Provenance, convert_images, summary
+from ssl_equi.data.image_folder import ImageFolder
+from ssl_equi.data.shard import MAX_KEY_LENGTH
+from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
+
+_DIGEST_LENGTH = 10  # hexadecimal digits that tell keys apart whose paths had to be changed
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the converter."""
+
+    source: Path
+    """Folder that holds a folder for each split, with a folder for each class; images without one go in train/all."""
+    options: Annotated[ConversionOptions, tyro.conf.arg(name="")]
+    """How images are stored."""
+    license: str
+    """The licence of the images, for the manifest."""
+    splits: tuple[str, ...] = ("train", "val")
+    """Folders to convert; the classes are those of train, whichever are given."""
+    source_name: str | None = None
+    """Where the images are from, for the manifest; the name of the source folder by default."""
+    source_version: str = "unversioned"
+    """Version of the images, for the manifest."""
+    normalisation: Literal["imagenet", "measured"] = "imagenet"
+    """What training normalises with: ImageNet's constants, as with --dataset folder, or what is measured here."""
+
+
+def main(config: Config) -> None:
+    splits = [listed_folder(config.source, split) for split in config.splits]
+    by_imagenet = config.normalisation == "imagenet"
+    provenance = Provenance(
+        source=config.source_name or config.source.resolve().name,
+        source_version=config.source_version,
+        license=config.license,
+        mean_rgb=IMAGENET_MEAN_RGB if by_imagenet else None,
+        std_rgb=IMAGENET_STD_RGB if by_imagenet else None,
+    )
+    for manifest in convert_images(splits, provenance, config.options).values():
+        print(summary(manifest))
+
+
+def listed_folder(source: Path, split: str) -> ListedImages:
+    """The images of one split in the order of their classes and names."""
+    store = ImageFolder(source, split)
+    paths = [store.path(row).relative_to(source / split) for row in range(len(store.labels))]
+    return ListedImages(
+        split=split,
+        class_names=store.class_names,
+        keys=[key_of_path(path.as_posix()) for path in paths],
+        labels=store.labels.tolist(),
+        read=store.read_file,
+        name_of=functools.partial(_name, store.path),
+    )
+
+
+def key_of_path(path: str) -> str:
+    """CLASS/NAME.jpg as a key: CLASS_NAME.
+
+    A tar shard takes letters, digits, '_' and '-'. Where others become '_', or the key would be too long, the end of
+    the key is a hash of the path, so that different paths have different keys.
+    """
+    plain = path.rpartition(".")[0]
+    key = plain.replace("/", "_")
+    if re.fullmatch(r"[A-Za-z0-9_-]+", key) and len(key) <= MAX_KEY_LENGTH and plain.count("/") == 1:
+        return key
+    digest = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:_DIGEST_LENGTH]
+    readable = re.sub(r"[^A-Za-z0-9_-]", "_", key)[: MAX_KEY_LENGTH - _DIGEST_LENGTH - 1]
+    return f"{readable}-{digest}"
+
+
+def _name(path_of: Callable[[int], Path], row: int) -> str:
+    return str(path_of(row))
+
+
+if __name__ == "__main__":
+    config = parse_command_line(Config, __doc__)
+    explain_errors(lambda: main(config))

@@ -1,0 +1,246 @@
+"""Everything that is wrong with a split on the disk, instead of the first thing that is.
+
+Works for rendered objects, for images with a manifest, and for image shards that others wrote, which have no checksums:
+of those, tar headers are walked and every image is decoded.
+"""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ssl_equi.data.decode import decode_image
+from ssl_equi.data.errors import DataError
+from ssl_equi.data.files import sha256_of_file
+from ssl_equi.data.image_manifest import FORMAT_NAME as IMAGE_FORMAT_NAME
+from ssl_equi.data.image_manifest import ImageIndex, ImageManifest, read_image_index, read_image_manifest
+from ssl_equi.data.image_shards import find_shards, records_of_shard
+from ssl_equi.data.image_writer import scan_image_shard
+from ssl_equi.data.index import SplitIndex, read_index
+from ssl_equi.data.manifest import Manifest, ShardEntry, index_folder, manifest_path, read_manifest
+from ssl_equi.data.parallel import map_in_order
+from ssl_equi.data.shard import decode_view, problem_of_bytes, scan_shard, view_suffix
+from ssl_equi.data.shard_files import ShardFiles
+
+SplitKind = Literal["objects", "images", "foreign images"]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is wrong: in which file, with which record at which byte (None if with the file as a whole)."""
+
+    file: Path
+    key: str | None
+    offset: int | None
+    what: str
+
+    @property
+    def sentence(self) -> str:
+        """All of it in words, without a cure."""
+        record = "" if self.key is None else f"'{self.key}' at byte {self.offset} of "
+        return f"{record}{self.file} {self.what}"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One image of a shard, as the index has it."""
+
+    key: str
+    offset: int
+    size: int
+    crc32c: int | None  # None where nobody computed it
+
+
+Decode = Callable[[bytes], str | None]  # what is wrong with an image file; None if nothing is
+
+
+def kind_of_split(folder: Path, split: str) -> SplitKind:
+    """What the shards of a split hold: told by its manifest; without one they are taken for images others wrote."""
+    path = manifest_path(folder, split)
+    if not path.exists():
+        return "foreign images"
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        content = None  # reading it as a manifest of either kind says what is wrong
+    is_of_images = isinstance(content, dict) and content.get("format") == IMAGE_FORMAT_NAME
+    return "images" if is_of_images else "objects"
+
+
+def find_damage(
+    folder: Path, split: str, *, workers: int = 1, report_shard: Callable[[str], None] = lambda name: None
+) -> Iterator[Damage]:
+    """Read every byte of a split with so many threads and yield what is wrong, shard by shard.
+
+    `report_shard` is called with each shard's name once it was read. Raises DataError only for a folder without such a
+    split.
+    """
+    kind = kind_of_split(folder, split)
+    if kind == "foreign images":
+        yield from _damage_of_foreign_images(find_shards(folder, split), workers, report_shard)
+        return
+    manifest: Manifest | ImageManifest
+    check_shard: Callable[[ShardEntry], list[Damage]]
+    try:
+        manifest = read_image_manifest(folder, split) if kind == "images" else read_manifest(folder, split)
+    except DataError as error:
+        yield Damage(manifest_path(folder, split), None, None, f"is no whole manifest: {error}")
+        return
+    try:
+        if isinstance(manifest, ImageManifest):
+            check_shard = functools.partial(_check_image_shard, folder, read_image_index(folder, manifest))
+        else:
+            index = read_index(folder, manifest)
+            check_shard = functools.partial(_check_object_shard, folder, index, manifest.image_size)
+    except DataError as error:
+        yield Damage(index_folder(folder, split), None, None, f"is no whole index: {error}")
+        check_shard = functools.partial(_check_without_index, folder, kind)
+    with ThreadPoolExecutor(workers) as pool:
+        for entry, found in zip(manifest.shards, map_in_order(pool, check_shard, manifest.shards, ahead=workers)):
+            yield from found
+            report_shard(entry.name)
+
+
+def _check_object_shard(
+    folder: Path, index: SplitIndex, image_size: tuple[int, int], entry: ShardEntry
+) -> list[Damage]:
+    buffer = np.empty((*image_size, 3), dtype=np.uint8)
+    rows = range(entry.first, entry.first + entry.count)
+    views = index.offsets.shape[1]
+    records = [
+        _Record(f"{index.keys[row].decode()}.{view_suffix(view, views)}", int(index.offsets[row, view]),
+                int(index.sizes[row, view]), int(index.crc32c[row, view]))
+        for row in rows
+        for view in range(views)
+    ]  # fmt: skip
+
+    def rest(path: Path) -> Iterator[Damage]:
+        """What isn't an image: labels and latents."""
+        for row, found in zip(rows, scan_shard(path)):
+            latents = found.latents.astype(np.float32)
+            if found.label != index.labels[row] or not np.array_equal(latents, index.latents[row]):
+                yield Damage(path, found.key, found.offsets[0], "has another label or other latents than the index")
+
+    return _check_shard(folder, entry, records, lambda data: decode_view(data, buffer), rest)
+
+
+def _check_image_shard(folder: Path, index: ImageIndex, entry: ShardEntry) -> list[Damage]:
+    rows = range(entry.first, entry.first + entry.count)
+    records = [
+        _Record(index.keys[row].decode(), int(index.offsets[row]), int(index.sizes[row]), int(index.crc32c[row]))
+        for row in rows
+    ]
+
+    def rest(path: Path) -> Iterator[Damage]:
+        """What isn't an image: the labels."""
+        for row, found in zip(rows, scan_image_shard(path)):
+            if found.label != index.labels[row]:
+                yield Damage(path, found.key, found.offset, f"has label {found.label}, the index {index.labels[row]}")
+
+    return _check_shard(folder, entry, records, _problem_of_image, rest)
+
+
+def _check_shard(
+    folder: Path,
+    entry: ShardEntry,
+    records: Sequence[_Record],
+    decode: Decode,
+    rest: Callable[[Path], Iterator[Damage]],
+) -> list[Damage]:
+    """What is wrong with a shard: its size, its images and, if its SHA-256 differs, the rest of it."""
+    path = folder / entry.name
+    found = _damage_of_file(path, entry)
+    if found and not path.is_file():
+        return found
+    try:
+        found += _damaged_records(path, records, decode)
+        if found and path.stat().st_size == entry.bytes:
+            found += rest(path)
+    except (DataError, OSError) as error:
+        found.append(_damage_of_walk(path, error))
+    return found
+
+
+def _damage_of_walk(path: Path, error: Exception) -> Damage:
+    """What ended the walk of a shard: the error without the shard's name, which stands beside it, and the cure."""
+    what = str(error).rpartition(": ")[0] or str(error)
+    for words in (f" in shard {path}", f" of shard {path}", f"shard {path} "):
+        what = what.replace(words, "")
+    return Damage(path, None, None, what)
+
+
+def _damage_of_file(path: Path, entry: ShardEntry) -> list[Damage]:
+    if not path.is_file():
+        return [Damage(path, None, None, "is missing")]
+    size = path.stat().st_size
+    if size != entry.bytes:
+        return [Damage(path, None, None, f"has {size} bytes where the manifest says {entry.bytes}")]
+    if sha256_of_file(path) != entry.sha256:
+        return [Damage(path, None, None, "does not match its SHA-256 in the manifest")]
+    return []
+
+
+def _damaged_records(path: Path, records: Sequence[_Record], decode: Decode) -> list[Damage]:
+    files = ShardFiles([path])
+    found = []
+    for record in records:
+        data = files.read(0, record.offset, record.size)
+        problem = problem_of_bytes(data, record.size, record.crc32c) or decode(data)
+        if problem:
+            found.append(Damage(path, record.key, record.offset, problem))
+    files.close()
+    return found
+
+
+def _problem_of_image(data: bytes) -> str | None:
+    try:
+        decode_image(data, "")
+    except DataError as error:
+        return f"does not decode ({error.__cause__ or error})"
+    return None
+
+
+def _check_without_index(folder: Path, kind: SplitKind, entry: ShardEntry) -> list[Damage]:
+    """Where the index is of no use, a walk of the shard says whether it is whole."""
+    path = folder / entry.name
+    found = _damage_of_file(path, entry)
+    if found and path.is_file():
+        try:
+            for _ in scan_image_shard(path) if kind == "images" else scan_shard(path):
+                pass
+        except DataError as error:
+            found.append(_damage_of_walk(path, error))
+    return found
+
+
+def _damage_of_foreign_images(
+    shards: Sequence[Path], workers: int, report_shard: Callable[[str], None]
+) -> Iterator[Damage]:
+    def check(path: Path) -> tuple[list[str], list[Damage]]:
+        records: list[_Record] = []
+        ending = []
+        try:
+            for found in records_of_shard(path):
+                records.append(_Record(found.key, found.offset, found.size, None))
+        except DataError as error:
+            ending.append(_damage_of_walk(path, error))
+        try:
+            damaged = _damaged_records(path, records, _problem_of_image)
+        except DataError as error:
+            damaged = [_damage_of_walk(path, error)]
+        return [record.key for record in records], [*damaged, *ending]
+
+    times: Counter[str] = Counter()
+    with ThreadPoolExecutor(workers) as pool:
+        for path, (keys, found) in zip(shards, map_in_order(pool, check, shards, ahead=workers)):
+            yield from found
+            times.update(keys)
+            for key in (key for key in dict.fromkeys(keys) if times[key] > 1):
+                yield Damage(path, key, None, "has a key that occurs more than once in the split")
+            report_shard(path.name)

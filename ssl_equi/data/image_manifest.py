@@ -1,0 +1,158 @@
+"""The manifest of a split of ordinary images, and the arrays that say where each image lies.
+
+As for rendered objects (`ssl_equi.data.manifest`), `{split}.manifest.json` is written last, states the SHA-256 of all
+shards and arrays, and its fingerprint identifies the data.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_equi.data.decode import SUFFIX_OF_KIND
+from ssl_equi.data.errors import DataError
+from ssl_equi.data.files import write_atomically
+from ssl_equi.data.index import open_sidecar
+from ssl_equi.data.manifest import (
+    ShardEntry,
+    canonical_json,
+    check_manifest,
+    index_folder,
+    manifest_path,
+    read_manifest_content,
+)
+
+FORMAT_NAME = "ssl-equi-image-shards"
+FORMAT_VERSION = 1
+KINDS = tuple(SUFFIX_OF_KIND)  # the array `kinds` holds places in it
+_DTYPES: dict[str, np.dtype] = {
+    "shard_numbers": np.dtype(np.int32),
+    "offsets": np.dtype(np.int64),
+    "sizes": np.dtype(np.int32),
+    "crc32c": np.dtype(np.uint32),
+    "labels": np.dtype(np.int64),
+    "heights": np.dtype(np.int32),
+    "widths": np.dtype(np.int32),
+    "kinds": np.dtype(np.uint8),
+    "keys": np.dtype("S100"),
+}
+
+Rgb = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """n images in the order of the shards; one .npy file a field."""
+
+    shard_numbers: np.ndarray  # int32 [n]
+    offsets: np.ndarray  # int64 [n], first byte of the image in its shard
+    sizes: np.ndarray  # int32 [n], bytes
+    crc32c: np.ndarray  # uint32 [n]
+    labels: np.ndarray  # int64 [n], -1 for an image without a label
+    heights: np.ndarray  # int32 [n], pixels
+    widths: np.ndarray  # int32 [n], pixels
+    kinds: np.ndarray  # uint8 [n], place in KINDS
+    keys: np.ndarray  # S100 [n]
+
+    @classmethod
+    def from_columns(cls, columns: dict[str, Any]) -> "ImageIndex":
+        """Lists or arrays by field name, brought to their types."""
+        return cls(**{name: np.asarray(columns[name], dtype=dtype) for name, dtype in _DTYPES.items()})
+
+
+@dataclass(frozen=True)
+class ImageManifest:
+    """Everything about a split of images but its pixels.
+
+    `mean_rgb` and `std_rgb` are what training normalises with; the measured ones are of the first `measured_images`
+    stored, each image counting the same, in units of [0, 1].
+    """
+
+    split: str
+    num_objects: int  # images
+    num_unlabelled: int
+    class_names: tuple[str, ...]  # a label is an index into them
+    images_per_class: tuple[int, ...]
+    kinds: dict[str, int]  # JPEG, PNG, ...: how many images
+    height_range: tuple[int, int]  # pixels
+    width_range: tuple[int, int]
+    mean_rgb: Rgb
+    std_rgb: Rgb
+    measured_mean_rgb: Rgb
+    measured_std_rgb: Rgb
+    measured_images: int
+    source: str
+    source_version: str
+    license: str
+    reencoding: str | None  # how the pixels differ from the source's; None where all bytes are the source's
+    seed: int  # of the order in which the images are stored
+    writer: str
+    plan_sha256: str  # of the settings and the list of images the writer was given
+    shards: tuple[ShardEntry, ...]
+    sidecars: dict[str, str]  # file name in the index folder -> SHA-256
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON of this manifest."""
+        return hashlib.sha256(canonical_json(self._as_json())).hexdigest()
+
+    def _as_json(self) -> dict[str, Any]:
+        return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest, with its own fingerprint beside the fields, atomically."""
+        content = {**self._as_json(), "fingerprint": self.fingerprint}
+        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        write_atomically(manifest_path(folder, self.split), text.encode())
+
+
+def read_image_manifest(folder: Path, split: str) -> ImageManifest:
+    """Read and check a manifest of images.
+
+    Raises DataError when it is absent, of rendered objects, of another format version, malformed, or edited by hand.
+    """
+    path = manifest_path(folder, split)
+    content = read_manifest_content(path, FORMAT_NAME, FORMAT_VERSION)
+    fingerprint = content.pop("fingerprint", None)
+    try:
+        for name, value in content.items():
+            if isinstance(value, list) and name != "shards":
+                content[name] = tuple(value)
+        content["shards"] = tuple(ShardEntry(**entry) for entry in content["shards"])
+        manifest = ImageManifest(**content)
+    except (TypeError, KeyError) as error:
+        raise DataError(f"manifest {path} is malformed ({error}): rebuild or download this data set again") from error
+    check_manifest(manifest.fingerprint, fingerprint, manifest.split, manifest.shards, manifest.num_objects, path)
+    return manifest
+
+
+def read_image_index(folder: Path, manifest: ImageManifest) -> ImageIndex:
+    """Memory-map the arrays of a split of images.
+
+    Raises DataError when an array is absent, is not the one the manifest was written with, has an unexpected type or
+    shape, or contradicts the manifest.
+    """
+    source = index_folder(folder, manifest.split)
+    index = ImageIndex(**{name: open_sidecar(source / f"{name}.npy", manifest.sidecars) for name in _DTYPES})
+    for name, dtype in _DTYPES.items():
+        array = getattr(index, name)
+        if array.shape != (manifest.num_objects,) or array.dtype != dtype:
+            raise DataError(
+                f"sidecar {source / name}.npy holds {array.dtype} {array.shape}, expected {dtype} "
+                f"{(manifest.num_objects,)}: rebuild this data set"
+            )
+    expected_numbers = np.repeat(np.arange(len(manifest.shards)), [entry.count for entry in manifest.shards])
+    shard_bytes = np.array([entry.bytes for entry in manifest.shards])[expected_numbers]
+    wrong = {
+        "shard_numbers": (index.shard_numbers != expected_numbers).any(),
+        "offsets": ((index.offsets < 0) | (index.sizes <= 0) | (index.offsets + index.sizes > shard_bytes)).any(),
+        "labels": ((index.labels < -1) | (index.labels >= len(manifest.class_names))).any(),
+        "kinds": (index.kinds >= len(KINDS)).any(),
+    }
+    for name in (name for name, is_wrong in wrong.items() if is_wrong):
+        raise DataError(f"sidecar {source / name}.npy contradicts the manifest: rebuild this data set")
+    return index

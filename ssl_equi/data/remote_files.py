@@ -1,0 +1,289 @@
+"""Byte ranges of files in a local folder, behind http(s), or in S3; nothing here starts a program or opens a shell.
+
+http(s) is the standard library's, with proxies as the environment names them. S3 needs the extra `streaming`. Faults
+that may pass (no connection, a stall, a body cut short, HTTP 408, 429 and 5xx) are tried again from the first missing
+byte, all others are errors at once.
+"""
+
+import http.client
+import os
+import re
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from ssl_equi.data.errors import DataError
+
+_Answer = TypeVar("_Answer")
+_SCHEME_PATTERN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_URL_PATTERN = re.compile(r"(https?|s3)://[A-Za-z0-9._:\[\]-]+(/[A-Za-z0-9._~%+=,-]+)*/?")
+_CHUNK_BYTES = 1 << 16
+_MIB = 1 << 20
+_REMOTE_GAP_BYTES = _MIB  # about what a fast connection carries while a request is under way
+_TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server is waited for, and how often it is asked again."""
+
+    timeout_seconds: float = 30.0
+    """Longest silence of a server; also the longest time that a MiB may take."""
+    retries: int = 4
+    """How often a failed request is made again."""
+    first_pause_seconds: float = 1.0
+    """Pause before the first retry; it doubles with each further one."""
+
+    def __post_init__(self) -> None:
+        if self.timeout_seconds <= 0 or self.retries < 0 or self.first_pause_seconds < 0:
+            raise ValueError(f"{self}: give a positive timeout_seconds, retries >= 0 and first_pause_seconds >= 0")
+
+
+class RemoteFolder(Protocol):
+    """A folder whose files are read in pieces, from any thread."""
+
+    max_gap_bytes: int
+    """Between two pieces that are wanted, so many bytes are rather read and dropped than asked around."""
+
+    def describe(self, name: str) -> str:
+        """The path or address of a file, for messages."""
+
+    def size(self, name: str) -> int:
+        """Bytes of a file; DataError if it isn't there."""
+
+    def read(self, name: str, start: int, end: int, file_bytes: int) -> bytes:
+        """The bytes [start, end) of a file that should have `file_bytes` of them.
+
+        Raises DataError if the file is missing, has another size or can't be read.
+        """
+
+    def close(self) -> None:
+        """End the pauses before retries; reads that are under way fail."""
+
+
+def open_folder(location: str | Path, patience: Patience | None = None) -> RemoteFolder:
+    """A local folder, or one behind http://, https:// or s3://.
+
+    Raises DataError for any other address (pipe:, file:, ...), and for one with credentials, a query, or characters
+    that an address doesn't need.
+    """
+    patience = patience or Patience()
+    if isinstance(location, Path):
+        return LocalFolder(location)
+    scheme = _SCHEME_PATTERN.match(location)
+    if scheme is None:
+        return LocalFolder(Path(location))
+    if not _URL_PATTERN.fullmatch(location):
+        raise DataError(
+            f"location {location!r} is refused: give the path of a local folder, or a plain http://, https:// or "
+            f"s3:// address without password or query (commands are never run)"
+        )
+    if scheme[1] == "s3":
+        return S3Folder(location, patience)
+    return HttpFolder(location, patience)
+
+
+class LocalFolder:
+    """Files on a disk or a network file system."""
+
+    max_gap_bytes = 0
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def describe(self, name: str) -> str:
+        return str(self._folder / name)
+
+    def size(self, name: str) -> int:
+        try:
+            return (self._folder / name).stat().st_size
+        except OSError as error:
+            raise _unreadable(self.describe(name), error.strerror or str(error)) from error
+
+    def read(self, name: str, start: int, end: int, file_bytes: int) -> bytes:
+        try:
+            with open(self._folder / name, "rb") as file:
+                found_bytes = os.fstat(file.fileno()).st_size
+                data = os.pread(file.fileno(), end - start, start)
+        except OSError as error:
+            raise _unreadable(self.describe(name), error.strerror or str(error)) from error
+        if found_bytes != file_bytes:
+            raise _of_other_size(self.describe(name), found_bytes, file_bytes)
+        return data
+
+    def close(self) -> None:
+        pass
+
+
+class HttpFolder:
+    """Files behind a web server that answers byte ranges, as those of object stores and nginx do."""
+
+    max_gap_bytes = _REMOTE_GAP_BYTES
+
+    def __init__(self, url: str, patience: Patience) -> None:
+        self._url = url.rstrip("/")
+        self._patience = patience
+        self._closed = threading.Event()
+        self._opener = _web_opener()
+
+    def describe(self, name: str) -> str:
+        return f"{self._url}/{name}"
+
+    def size(self, name: str) -> int:
+        request = urllib.request.Request(self.describe(name), method="HEAD")
+
+        def ask() -> int:
+            with self._opener.open(request, timeout=self._patience.timeout_seconds) as response:
+                length = response.headers.get("Content-Length", "")
+            if not length.isdecimal():
+                raise _unreadable(self.describe(name), "the server does not say how long it is")
+            return int(length)
+
+        return self._with_retries(self.describe(name), ask)
+
+    def read(self, name: str, start: int, end: int, file_bytes: int) -> bytes:
+        received = bytearray()
+
+        def ask() -> bytes:
+            self._receive(name, start + len(received), end, file_bytes, received)
+            return bytes(received)
+
+        return self._with_retries(self.describe(name), ask)
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _receive(self, name: str, start: int, end: int, file_bytes: int, received: bytearray) -> None:
+        """Append what comes of [start, end) to `received`; OSError or HTTPException if that isn't all."""
+        url = self.describe(name)
+        request = urllib.request.Request(url, headers={"Range": f"bytes={start}-{end - 1}"})
+        deadline = time.monotonic() + self._patience.timeout_seconds * (1 + (end - start) / _MIB)
+        with self._opener.open(request, timeout=self._patience.timeout_seconds) as response:
+            if response.status != 206:
+                raise _unreadable(url, f"the server ignores byte ranges (status {response.status})")
+            answered = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
+            if answered is None or int(answered[1]) != start:
+                raise _unreadable(url, "the server answers with another byte range than was asked for")
+            if int(answered[3]) != file_bytes:
+                raise _of_other_size(url, int(answered[3]), file_bytes)
+            missing = end - start
+            while missing:
+                chunk = response.read1(min(_CHUNK_BYTES, missing))
+                if not chunk:
+                    raise ConnectionError(f"the connection ended {missing} bytes early")
+                received += chunk
+                missing -= len(chunk)
+                if time.monotonic() > deadline:  # it drips: no single read times out
+                    raise TimeoutError
+                if self._closed.is_set():
+                    raise _unreadable(url, "reading was stopped")
+
+    def _with_retries(self, url: str, ask: Callable[[], _Answer]) -> _Answer:
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                return ask()
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code == 416:
+                    size = re.search(r"/(\d+)$", error.headers.get("Content-Range", ""))
+                    raise _unreadable(url, f"it is cut, with {size[1] if size else 'too few'} bytes") from None
+                problem = f"the server answers {error.code} {error.reason}"
+                if error.code not in _TRANSIENT_STATUS:
+                    raise _unreadable(url, problem) from None
+            except (OSError, http.client.HTTPException) as error:
+                reason = error.reason if isinstance(error, urllib.error.URLError) else error
+                problem = "the server stalls" if isinstance(reason, TimeoutError) else str(reason) or repr(reason)
+                if isinstance(reason, ssl.SSLCertVerificationError):
+                    raise _unreadable(url, problem) from error
+            if attempts > self._patience.retries:
+                raise _unreadable(url, f"{problem}; {attempts} attempts")
+            if self._closed.wait(self._patience.first_pause_seconds * 2 ** (attempts - 1)):
+                raise _unreadable(url, "reading was stopped")
+
+
+class S3Folder:
+    """Files in S3, with the credentials and retries of s3fs; needs the extra `streaming`."""
+
+    max_gap_bytes = _REMOTE_GAP_BYTES
+
+    def __init__(self, url: str, patience: Patience) -> None:
+        try:
+            import fsspec
+
+            self._files: Any = fsspec.filesystem(
+                "s3",
+                config_kwargs={
+                    "connect_timeout": patience.timeout_seconds,
+                    "read_timeout": patience.timeout_seconds,
+                    "retries": {"max_attempts": patience.retries},
+                },
+            )
+        except ImportError as error:
+            raise DataError(
+                f"location {url!r} needs s3fs ({error}): install it with `pip install 'ssl-equi[streaming]'`"
+            ) from error
+        self._url = url.rstrip("/")
+        self._known_sizes: dict[str, int] = {}  # of shards, which are asked for once
+
+    def describe(self, name: str) -> str:
+        return f"{self._url}/{name}"
+
+    def size(self, name: str) -> int:
+        try:
+            return int(self._files.info(self.describe(name))["size"])
+        except FileNotFoundError as error:
+            raise _unreadable(self.describe(name), "there is no such file or bucket") from error
+        except Exception as error:  # botocore's errors have no common base
+            raise _unreadable(self.describe(name), str(error) or repr(error)) from error
+
+    def read(self, name: str, start: int, end: int, file_bytes: int) -> bytes:
+        found_bytes = self._known_sizes.get(name)
+        if found_bytes is None:
+            found_bytes = self._known_sizes[name] = self.size(name)
+        if found_bytes != file_bytes:
+            raise _of_other_size(self.describe(name), found_bytes, file_bytes)
+        try:
+            data = bytes(self._files.cat_file(self.describe(name), start=start, end=end))
+        except Exception as error:  # botocore's errors have no common base
+            raise _unreadable(self.describe(name), str(error) or repr(error)) from error
+        return data
+
+    def close(self) -> None:
+        pass
+
+
+def _web_opener() -> urllib.request.OpenerDirector:
+    """Opens http(s) addresses only, also when a server redirects."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
+def _unreadable(file: str, problem: str) -> DataError:
+    return DataError(
+        f"{file} cannot be read ({problem}): see that it is there and can be reached, then start again or resume"
+    )
+
+
+def _of_other_size(file: str, found_bytes: int, expected_bytes: int) -> DataError:
+    return DataError(
+        f"{file} has {found_bytes} bytes where the manifest says {expected_bytes}: it is cut or of another build, "
+        f"upload it again or rebuild this data set"
+    )

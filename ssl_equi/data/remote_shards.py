@@ -1,0 +1,221 @@
+"""Splits that lie elsewhere, as collections: manifest and index are fetched at once, views by byte range when read."""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from ssl_equi.data.collection import ViewCollection, check_request
+from ssl_equi.data.decode import SUFFIX_OF_KIND, decode_image
+from ssl_equi.data.errors import DataError
+from ssl_equi.data.files import write_errors_named
+from ssl_equi.data.fit import Fit
+from ssl_equi.data.image_manifest import KINDS, ImageIndex, ImageManifest, read_image_index, read_image_manifest
+from ssl_equi.data.index import SplitIndex, read_index
+from ssl_equi.data.manifest import Manifest, index_folder, manifest_path, read_manifest
+from ssl_equi.data.remote_files import Patience, RemoteFolder, open_folder
+from ssl_equi.data.remote_records import RemoteRecords
+from ssl_equi.data.shard import decode_view, view_suffix
+
+_PIECE_BYTES = 8 << 20  # a whole file is fetched in such pieces
+_MAX_MANIFEST_BYTES = 256 << 20
+
+_Contents = TypeVar("_Contents")
+
+
+class RemoteCollection(ViewCollection, Protocol):
+    """A collection whose views can be fetched ahead and decoded later."""
+
+    @property
+    def records(self) -> RemoteRecords:
+        """Where the views lie."""
+
+    def decode(self, object_index: int, view_indices: np.ndarray, encoded: list[bytes], out: np.ndarray) -> np.ndarray:
+        """Decode views [k] of an object into `out` uint8 [k, H, W, 3]; DataError naming one that does not decode.
+
+        Returns height and width of each picture in `out`, int64 [k, 2].
+        """
+
+
+class RemoteShards:
+    """Rendered objects: the split `split` of the data set at `location`, a folder or a web or S3 address.
+
+    A `RemoteCollection`, whose attributes are described there and in `ViewCollection`; also `keys` (bytes [n]) and
+    `manifest`. `read_views` fetches what it needs each time; `ssl_equi.data.streaming` reads ahead.
+
+    Args:
+        location: where manifest, index folder and shards lie, as `ssl_equi.data.writer` leaves them.
+        split: name of the split.
+        patience: how long a server is waited for.
+
+    Raises:
+        DataError: the location is refused or can't be reached, or manifest or index are missing, changed, of another
+            version or inconsistent.
+    """
+
+    def __init__(self, location: str | Path, split: str, patience: Patience | None = None) -> None:
+        remote = open_folder(location, patience)
+        self.manifest, index = _open_metadata(remote, split, read_rendered_metadata)
+        manifest = self.manifest
+        self.records = RemoteRecords(
+            remote, manifest.shards, shard_numbers=index.shard_numbers, offsets=index.offsets, sizes=index.sizes,
+            crc32c=index.crc32c, keys=index.keys, suffix_of=lambda _, view: view_suffix(view, manifest.num_views),
+        )  # fmt: skip
+        self.split = split
+        self.folder = Path(location)  # says where the data are from; only a local one can be opened as a path
+        self.num_objects = manifest.num_objects
+        self.num_views = manifest.num_views
+        self.class_names = manifest.class_names
+        self.image_size = manifest.image_size
+        self.fills_image = True
+        self.mean_rgb = manifest.mean_rgb
+        self.std_rgb = manifest.std_rgb
+        self.source = manifest.source
+        self.plan_sha256 = manifest.plan_sha256
+        self.fingerprint = manifest.fingerprint
+        self.labels = index.labels
+        self.latents = index.latents
+        self.quats_xyzw = index.quats_xyzw
+        self.keys = index.keys
+
+    def read_views(
+        self,
+        object_indices: np.ndarray,
+        view_indices: np.ndarray,
+        out: np.ndarray,
+        content_sizes_out: np.ndarray | None = None,
+    ) -> None:
+        """Fetch and decode views into `out` uint8 [b, k, H, W, 3]; see `ViewCollection.read_views`."""
+        _read_now(self, object_indices, view_indices, out, content_sizes_out)
+
+    def decode(self, object_index: int, view_indices: np.ndarray, encoded: list[bytes], out: np.ndarray) -> np.ndarray:
+        """Decode fetched views; see `RemoteCollection.decode`."""
+        for view_index, data, pixels in zip(view_indices.tolist(), encoded, out, strict=True):
+            problem = decode_view(data, pixels)
+            if problem:
+                raise self.records.damaged(object_index, view_index, problem)
+        return np.tile(np.array(self.image_size), (len(encoded), 1))
+
+
+class RemoteImages:
+    """Ordinary images with a manifest: the split `split` at `location`, each image brought to one size by `fit`.
+
+    A `RemoteCollection` with one view an object; arguments and errors are those of `RemoteShards`.
+    """
+
+    def __init__(self, location: str | Path, split: str, fit: Fit, patience: Patience | None = None) -> None:
+        remote = open_folder(location, patience)
+        self.manifest, index = _open_metadata(remote, split, read_image_metadata)
+        manifest = self.manifest
+        self.records = RemoteRecords(
+            remote, manifest.shards, shard_numbers=index.shard_numbers, offsets=index.offsets[:, None],
+            sizes=index.sizes[:, None], crc32c=index.crc32c[:, None], keys=index.keys,
+            suffix_of=lambda number, _: SUFFIX_OF_KIND[KINDS[int(index.kinds[number])]],
+        )  # fmt: skip
+        self.fit = fit
+        self.split = split
+        self.folder = Path(location)  # says where the data are from; only a local one can be opened as a path
+        self.num_objects = manifest.num_objects
+        self.num_views = 1
+        self.class_names = manifest.class_names
+        self.image_size = fit.image_size
+        self.fills_image = fit.fills_image
+        self.mean_rgb: tuple[float, float, float] | None = manifest.mean_rgb
+        self.std_rgb: tuple[float, float, float] | None = manifest.std_rgb
+        self.source = manifest.source
+        self.plan_sha256 = manifest.plan_sha256
+        self.fingerprint = manifest.fingerprint
+        self.labels = index.labels
+        self.latents = np.zeros((self.num_objects, 1, 0), dtype=np.float32)
+        self.quats_xyzw: np.ndarray | None = None
+        self.keys = index.keys
+
+    def read_views(
+        self,
+        object_indices: np.ndarray,
+        view_indices: np.ndarray,
+        out: np.ndarray,
+        content_sizes_out: np.ndarray | None = None,
+    ) -> None:
+        """Fetch and decode images into `out` uint8 [b, k, H, W, 3]; see `ViewCollection.read_views`."""
+        _read_now(self, object_indices, view_indices, out, content_sizes_out)
+
+    def decode(self, object_index: int, view_indices: np.ndarray, encoded: list[bytes], out: np.ndarray) -> np.ndarray:
+        """Decode fetched images; see `RemoteCollection.decode`."""
+        name = self.records.place(object_index, 0)
+        sizes = [self.fit.place(decode_image(data, name), pixels) for data, pixels in zip(encoded, out, strict=True)]
+        return np.array(sizes, dtype=np.int64)
+
+
+def _read_now(
+    collection: RemoteCollection,
+    object_indices: np.ndarray,
+    view_indices: np.ndarray,
+    out: np.ndarray,
+    content_sizes_out: np.ndarray | None,
+) -> None:
+    check_request(
+        object_indices, view_indices, out, content_sizes_out,
+        num_objects=collection.num_objects, num_views=collection.num_views, image_size=collection.image_size,
+    )  # fmt: skip
+    for row in range(len(object_indices)):
+        (encoded,) = collection.records.fetch(object_indices[row : row + 1], view_indices[row : row + 1])
+        if isinstance(encoded, DataError):
+            raise encoded
+        content_sizes = collection.decode(int(object_indices[row]), view_indices[row], encoded, out[row])
+        if content_sizes_out is not None:
+            content_sizes_out[row] = content_sizes
+
+
+def read_rendered_metadata(remote: RemoteFolder, split: str, folder: Path) -> tuple[Manifest, SplitIndex]:
+    """Copy manifest and index of rendered objects into a local folder and open them; DataError if that can't be."""
+    fetch_manifest(remote, split, folder)
+    manifest = read_manifest(folder, split)
+    _fetch_sidecars(remote, split, folder, SplitIndex)
+    return manifest, read_index(folder, manifest)
+
+
+def read_image_metadata(remote: RemoteFolder, split: str, folder: Path) -> tuple[ImageManifest, ImageIndex]:
+    """Copy manifest and index of ordinary images into a local folder and open them; DataError if that can't be."""
+    fetch_manifest(remote, split, folder)
+    manifest = read_image_manifest(folder, split)
+    _fetch_sidecars(remote, split, folder, ImageIndex)
+    return manifest, read_image_index(folder, manifest)
+
+
+def _open_metadata(remote: RemoteFolder, split: str, read: Callable[[RemoteFolder, str, Path], _Contents]) -> _Contents:
+    """What `read` makes of a split's small files, in a folder that goes away; what is mapped outlives its name."""
+    with tempfile.TemporaryDirectory(prefix="ssl-equi-index-") as folder:
+        try:
+            return read(remote, split, Path(folder))
+        except DataError as error:
+            raise DataError(str(error).replace(f"{folder}/", remote.describe(""))) from error
+
+
+def fetch_manifest(remote: RemoteFolder, split: str, folder: Path) -> Path:
+    """Copy a split's manifest into a local folder."""
+    path = manifest_path(folder, split)
+    if remote.size(path.name) > _MAX_MANIFEST_BYTES:
+        raise DataError(f"{remote.describe(path.name)} is larger than any manifest: give another location")
+    fetch_file(remote, path.name, path)
+    return path
+
+
+def _fetch_sidecars(remote: RemoteFolder, split: str, folder: Path, index_type: type) -> None:
+    """Copy the arrays of an index, one a field of its dataclass; their names in a manifest are not trusted."""
+    sidecars = index_folder(folder, split)
+    with write_errors_named(sidecars):
+        sidecars.mkdir(exist_ok=True)
+    for field in dataclasses.fields(index_type):
+        fetch_file(remote, f"{sidecars.name}/{field.name}.npy", sidecars / f"{field.name}.npy")
+
+
+def fetch_file(remote: RemoteFolder, name: str, path: Path, expected_bytes: int | None = None) -> None:
+    """Copy one file piece by piece; DataError if it can't be read or has another size than expected."""
+    size = remote.size(name) if expected_bytes is None else expected_bytes
+    with write_errors_named(path), open(path, "wb") as file:
+        for start in range(0, size, _PIECE_BYTES):
+            file.write(remote.read(name, start, min(start + _PIECE_BYTES, size), size))

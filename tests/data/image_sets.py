@@ -1,0 +1,29 @@
+"""Small sets of image shards, for tests that write, read and damage them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssl_equi.data.image_manifest import ImageManifest
+from ssl_equi.data.image_writer import ImageRecord, ImageSplitSettings, ImageSplitWriter
+
+SETTINGS = ImageSplitSettings(
+    split="train", class_names=("cat", "dog", "frog"), source="pictures of the tests", source_version="1",
+    license="CC0-1.0", seed=0, images_per_shard=4,
+)  # fmt: skip
+
+
+def write_pictures(
+    folder: Path, records: Sequence[ImageRecord], settings: ImageSplitSettings = SETTINGS
+) -> ImageManifest:
+    """All records as one split, going on after the shards that are there."""
+    with ImageSplitWriter(folder, settings) as writer:
+        for record in records[writer.num_images :]:
+            writer.add(record)
+        return writer.finish()
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change one bit of the byte at `offset`."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
