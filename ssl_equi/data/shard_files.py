@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from stat import S_ISREG
 
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.manifest import ShardEntry
@@ -53,9 +54,13 @@ class ShardFiles:
 def check_shard_sizes(paths: Sequence[Path], entries: Sequence[ShardEntry]) -> None:
     """Raise DataError for a shard that is missing or has another size than its manifest states."""
     for path, entry in zip(paths, entries, strict=True):
-        if not path.is_file():
+        try:
+            stat = os.stat(path)
+        except OSError:
+            stat = None
+        if stat is None or not S_ISREG(stat.st_mode):
             raise DataError(f"shard {path} is missing: download it again or rebuild this data set")
-        size = path.stat().st_size
+        size = stat.st_size
         if size != entry.bytes:
             raise DataError(
                 f"shard {path} has {size} bytes where the manifest says {entry.bytes}: "
