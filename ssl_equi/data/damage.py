@@ -94,9 +94,11 @@ def find_damage(
         return
     try:
         if isinstance(manifest, ImageManifest):
-            check_shard = functools.partial(_check_image_shard, folder, read_image_index(folder, manifest))
+            check_shard = functools.partial(
+                _check_image_shard, folder, read_image_index(folder, manifest, always_verify=True)
+            )
         else:
-            index = read_index(folder, manifest)
+            index = read_index(folder, manifest, always_verify=True)
             check_shard = functools.partial(_check_object_shard, folder, index, manifest.image_size)
     except DataError as error:
         yield Damage(index_folder(folder, split), None, None, f"is no whole index: {error}")

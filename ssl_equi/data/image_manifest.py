@@ -4,10 +4,10 @@ As for rendered objects (`ssl_equi.data.manifest`), `{split}.manifest.json` is w
 shards and arrays, and its fingerprint identifies the data.
 """
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import numpy as np
 from ssl_equi.data.decode import SUFFIX_OF_KIND
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.files import write_atomically
-from ssl_equi.data.index import open_sidecar
+from ssl_equi.data.index import open_sidecar, rows_of_shards
+from ssl_equi.data.index_stamps import IndexStamp
 from ssl_equi.data.manifest import (
     ShardEntry,
     canonical_json,
     check_manifest,
+    fields_as_json,
     index_folder,
     manifest_path,
     read_manifest_content,
@@ -95,13 +97,13 @@ class ImageManifest:
     shards: tuple[ShardEntry, ...]
     sidecars: dict[str, str]  # file name in the index folder -> SHA-256
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the canonical JSON of this manifest."""
         return hashlib.sha256(canonical_json(self._as_json())).hexdigest()
 
     def _as_json(self) -> dict[str, Any]:
-        return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **fields_as_json(self)}
 
     def write(self, folder: Path) -> None:
         """Write the manifest, with its own fingerprint beside the fields, atomically."""
@@ -130,14 +132,17 @@ def read_image_manifest(folder: Path, split: str) -> ImageManifest:
     return manifest
 
 
-def read_image_index(folder: Path, manifest: ImageManifest) -> ImageIndex:
-    """Memory-map the arrays of a split of images.
+def read_image_index(folder: Path, manifest: ImageManifest, *, always_verify: bool = False) -> ImageIndex:
+    """Memory-map the arrays of a split of images, verified now or, unless `always_verify`, earlier on this machine.
 
     Raises DataError when an array is absent, is not the one the manifest was written with, has an unexpected type or
     shape, or contradicts the manifest.
     """
     source = index_folder(folder, manifest.split)
-    index = ImageIndex(**{name: open_sidecar(source / f"{name}.npy", manifest.sidecars) for name in _DTYPES})
+    stamp = IndexStamp(source, manifest.fingerprint, [f"{name}.npy" for name in _DTYPES])
+    verify = always_verify or not stamp.is_known()
+    checksums = manifest.sidecars if verify else None
+    index = ImageIndex(**{name: open_sidecar(source / f"{name}.npy", checksums) for name in _DTYPES})
     for name, dtype in _DTYPES.items():
         array = getattr(index, name)
         if array.shape != (manifest.num_objects,) or array.dtype != dtype:
@@ -145,14 +150,21 @@ def read_image_index(folder: Path, manifest: ImageManifest) -> ImageIndex:
                 f"sidecar {source / name}.npy holds {array.dtype} {array.shape}, expected {dtype} "
                 f"{(manifest.num_objects,)}: rebuild this data set"
             )
-    expected_numbers = np.repeat(np.arange(len(manifest.shards)), [entry.count for entry in manifest.shards])
-    shard_bytes = np.array([entry.bytes for entry in manifest.shards])[expected_numbers]
-    wrong = {
-        "shard_numbers": (index.shard_numbers != expected_numbers).any(),
-        "offsets": ((index.offsets < 0) | (index.sizes <= 0) | (index.offsets + index.sizes > shard_bytes)).any(),
-        "labels": ((index.labels < -1) | (index.labels >= len(manifest.class_names))).any(),
-        "kinds": (index.kinds >= len(KINDS)).any(),
-    }
-    for name in (name for name, is_wrong in wrong.items() if is_wrong):
-        raise DataError(f"sidecar {source / name}.npy contradicts the manifest: rebuild this data set")
+    if verify:
+        _check_values(index, manifest, source)
+        if not always_verify:
+            stamp.write()
     return index
+
+
+def _check_values(index: ImageIndex, manifest: ImageManifest, source: Path) -> None:
+    for rows, shard_numbers, shard_bytes in rows_of_shards(manifest.shards):
+        offsets, sizes, labels = index.offsets[rows], index.sizes[rows], index.labels[rows]
+        wrong = {
+            "shard_numbers": (index.shard_numbers[rows] != shard_numbers).any(),
+            "offsets": ((offsets < 0) | (sizes <= 0) | (offsets + sizes > shard_bytes)).any(),
+            "labels": ((labels < -1) | (labels >= len(manifest.class_names))).any(),
+            "kinds": (index.kinds[rows] >= len(KINDS)).any(),
+        }
+        for name in (name for name, is_wrong in wrong.items() if is_wrong):
+            raise DataError(f"sidecar {source / name}.npy contradicts the manifest: rebuild this data set")

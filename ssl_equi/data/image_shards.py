@@ -25,7 +25,7 @@ from ssl_equi.data.files import write_atomically
 from ssl_equi.data.image_manifest import read_image_index, read_image_manifest
 from ssl_equi.data.manifest import canonical_json, manifest_path
 from ssl_equi.data.shard import problem_of_bytes
-from ssl_equi.data.shard_files import ShardFiles, check_shard_sizes
+from ssl_equi.data.shard_files import ShardFiles, open_shard_files
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
 from ssl_equi.data.tar_members import tar_members
 
@@ -82,8 +82,7 @@ class ImageShards:
 
     def _open_with_manifest(self) -> None:
         manifest = read_image_manifest(self.folder, self.split)
-        self._files = ShardFiles([self.folder / entry.name for entry in manifest.shards])
-        check_shard_sizes(self._files.paths, manifest.shards)
+        self._files = open_shard_files(self.folder, manifest.shards)
         index = read_image_index(self.folder, manifest)
         self._index = ShardIndex(**{name: getattr(index, name) for name in ShardIndex.__dataclass_fields__})
         self._crc32c = index.crc32c
@@ -93,8 +92,9 @@ class ImageShards:
         self.fingerprint = manifest.fingerprint
 
     def _open_without_manifest(self, num_classes: int | None) -> None:
-        self._files = ShardFiles(find_shards(self.folder, self.split))
-        self._index = index = _read_or_scan(self.folder, self.split, self._files.paths)
+        shards = find_shards(self.folder, self.split)
+        self._files = ShardFiles(shards)
+        self._index = index = _read_or_scan(self.folder, self.split, shards)
         self.class_names = _class_names(self.folder, self.split, index.labels, num_classes)
         self.source = f"image shards {self.folder.name}"
         self.mean_rgb, self.std_rgb = IMAGENET_MEAN_RGB, IMAGENET_STD_RGB

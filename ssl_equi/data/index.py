@@ -1,12 +1,13 @@
 """The index of a split: where each view lies, and everything small about each object, as plain .npy arrays.
 
-The arrays are memory-mapped, so all processes of a machine share one copy in the page cache. Opening compares their
-SHA-256 with the manifest, about 0.1 s of CPU for two million views: a wrong label or latent would not show otherwise.
+The arrays are memory-mapped, so all processes of a machine share one copy in the page cache. The first opening on a
+machine compares their SHA-256 with the manifest and checks their values, since a wrong label or latent would not show
+otherwise; later ones see from a stamp (`ssl_equi.data.index_stamps`) that it was done.
 Replace these files if you must, never change them in place: shortening a mapped file kills the processes that map it.
 """
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import torch
 
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.files import sha256_of_file, write_atomically
-from ssl_equi.data.manifest import Manifest, index_folder
+from ssl_equi.data.index_stamps import IndexStamp
+from ssl_equi.data.manifest import Manifest, ShardEntry, index_folder
 from ssl_equi.data.shard import ScannedObject
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 
@@ -30,6 +32,7 @@ _DTYPES: dict[str, np.dtype] = {
     "quats_xyzw": np.dtype(np.float32),
     "keys": np.dtype("S100"),
 }
+_VALUES_AT_ONCE = 1 << 20
 SIDECAR_NAMES = tuple(f"{name}.npy" for name in _DTYPES)
 
 
@@ -88,27 +91,32 @@ def write_sidecars(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, 
     return checksums
 
 
-def read_index(folder: Path, manifest: Manifest) -> SplitIndex:
-    """Memory-map the arrays of a split.
+def read_index(folder: Path, manifest: Manifest, *, always_verify: bool = False) -> SplitIndex:
+    """Memory-map the arrays of a split, verified now or, unless `always_verify`, earlier on this machine.
 
     Raises DataError when an array is absent, is not the one the manifest was written with, has an unexpected type or
     shape, holds NaN, or contradicts the manifest's shards.
     """
     source = index_folder(folder, manifest.split)
-    arrays = {name: open_sidecar(source / f"{name}.npy", manifest.sidecars) for name in _DTYPES}
-    index = SplitIndex(**arrays)
+    stamp = IndexStamp(source, manifest.fingerprint, SIDECAR_NAMES)
+    verify = always_verify or not stamp.is_known()
+    checksums = manifest.sidecars if verify else None
+    index = SplitIndex(**{name: open_sidecar(source / f"{name}.npy", checksums) for name in _DTYPES})
     _check_shapes(index, manifest, source)
-    _check_values(index, manifest, source)
+    if verify:
+        _check_values(index, manifest, source)
+        if not always_verify:
+            stamp.write()
     return index
 
 
-def open_sidecar(path: Path, checksums: Mapping[str, str]) -> np.ndarray:
-    """Memory-map one array whose SHA-256 the manifest states under its file name.
+def open_sidecar(path: Path, checksums: Mapping[str, str] | None) -> np.ndarray:
+    """Memory-map one array whose SHA-256 the manifest states under its file name; None: it is known to be right.
 
     Raises DataError when it is absent, no plain array, or not the one the manifest was written with.
     """
     try:
-        found_sha256 = sha256_of_file(path)
+        found_sha256 = None if checksums is None else sha256_of_file(path)
         array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise DataError(f"sidecar {path} is missing: download or rebuild this data set again") from None
@@ -116,7 +124,7 @@ def open_sidecar(path: Path, checksums: Mapping[str, str]) -> np.ndarray:
         raise DataError(
             f"sidecar {path} is not a plain .npy array ({error}): download or rebuild this data set again"
         ) from error
-    if found_sha256 != checksums.get(path.name):
+    if checksums is not None and found_sha256 != checksums.get(path.name):
         raise DataError(
             f"sidecar {path} does not match the SHA-256 in the manifest, it was changed or is of another build: "
             f"download or rebuild this data set again"
@@ -139,21 +147,37 @@ def _check_shapes(index: SplitIndex, manifest: Manifest, source: Path) -> None:
 
 
 def _check_values(index: SplitIndex, manifest: Manifest, source: Path) -> None:
-    expected_numbers = np.repeat(np.arange(len(manifest.shards)), [entry.count for entry in manifest.shards])
-    if not np.array_equal(index.shard_numbers, expected_numbers):
-        raise DataError(
-            f"sidecar {source / 'shard_numbers.npy'} contradicts the manifest's shards: rebuild this data set"
-        )
-    shard_bytes = np.array([entry.bytes for entry in manifest.shards])[index.shard_numbers, None]
-    if (index.offsets < 0).any() or (index.sizes <= 0).any() or (index.offsets + index.sizes > shard_bytes).any():
-        raise DataError(f"sidecar {source / 'offsets.npy'} points outside a shard: rebuild this data set")
-    if not (np.isfinite(index.latents).all() and np.isfinite(index.quats_xyzw).all()):
-        raise DataError(
-            f"sidecar {source / 'latents.npy'} or {source / 'quats_xyzw.npy'} holds NaN or infinity: "
-            f"rebuild this data set from a clean source"
-        )
+    for rows, shard_numbers, shard_bytes in rows_of_shards(manifest.shards, max(1, manifest.num_views)):
+        if not np.array_equal(index.shard_numbers[rows], shard_numbers):
+            raise DataError(
+                f"sidecar {source / 'shard_numbers.npy'} contradicts the manifest's shards: rebuild this data set"
+            )
+        offsets, sizes = index.offsets[rows], index.sizes[rows]
+        if (offsets < 0).any() or (sizes <= 0).any() or (offsets + sizes > shard_bytes[:, None]).any():
+            raise DataError(f"sidecar {source / 'offsets.npy'} points outside a shard: rebuild this data set")
+        if not (np.isfinite(index.latents[rows]).all() and np.isfinite(index.quats_xyzw[rows]).all()):
+            raise DataError(
+                f"sidecar {source / 'latents.npy'} or {source / 'quats_xyzw.npy'} holds NaN or infinity: "
+                f"rebuild this data set from a clean source"
+            )
     if (index.labels < 0).any() or (index.labels >= len(manifest.class_names)).any():
         raise DataError(
             f"sidecar {source / 'labels.npy'} holds a label outside 0..{len(manifest.class_names) - 1}: "
             f"rebuild this data set"
         )
+
+
+def rows_of_shards(
+    shards: Sequence[ShardEntry], values_per_row: int = 1
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Rows of an index, about a million values at a time, with each row's shard number and that shard's bytes.
+
+    So the checks of a large index need little memory. Bytes are int64 [m], shard numbers int64 [m].
+    """
+    ends = np.cumsum([entry.count for entry in shards])
+    bytes_of_shards = np.array([entry.bytes for entry in shards])
+    rows_at_once = max(1, _VALUES_AT_ONCE // values_per_row)
+    for first in range(0, int(ends[-1]), rows_at_once):
+        end = min(first + rows_at_once, int(ends[-1]))
+        shard_numbers = np.searchsorted(ends, np.arange(first, end), side="right")
+        yield slice(first, end), shard_numbers, bytes_of_shards[shard_numbers]

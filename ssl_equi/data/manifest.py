@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +54,25 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     sidecars: dict[str, str]  # file name in the index folder -> SHA-256
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the canonical JSON of this manifest."""
         return hashlib.sha256(canonical_json(self._as_json())).hexdigest()
 
     def _as_json(self) -> dict[str, Any]:
-        return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **fields_as_json(self)}
 
     def write(self, folder: Path) -> None:
         """Write the manifest, with its own fingerprint beside the fields, atomically."""
         content = {**self._as_json(), "fingerprint": self.fingerprint}
         text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
         write_atomically(manifest_path(folder, self.split), text.encode())
+
+
+def fields_as_json(manifest: Any) -> dict[str, Any]:
+    """The fields of a manifest, a dataclass with a field `shards`, for JSON; far faster than `dataclasses.asdict`."""
+    fields = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
+    return {**fields, "shards": [vars(entry) for entry in manifest.shards]}
 
 
 def canonical_json(content: Any) -> bytes:

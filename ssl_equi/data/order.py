@@ -11,14 +11,35 @@ from typing import Protocol
 
 import numpy as np
 
+from ssl_equi.data.philox import words_at
+
 _PERMUTATION_STREAM = 0
 _VIEW_STREAM = 1
+_WORDS_AT_ONCE = 1 << 20
+_MOST_PASSES = 16
 
 
 def epoch_permutation(num_objects: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the objects in an epoch, int64 [n]: objects sorted by one random word each."""
-    words = random_words(num_objects, seed, epoch, _PERMUTATION_STREAM)
-    return np.argsort(words, kind="stable")
+    """The order of the objects in an epoch, [n]: objects sorted by one random word each.
+
+    int32 where that holds every object, else int64. The words are sorted in passes, each over one range of their
+    values, and made anew for each: so beside the result, few of many millions of them are in memory at a time.
+    """
+    passes = min(_MOST_PASSES, 1 << (num_objects // _WORDS_AT_ONCE).bit_length())
+    range_bits = np.uint64(64 - (passes - 1).bit_length())
+    permutation = np.empty(num_objects, dtype=np.int32 if num_objects < 2**31 else np.int64)
+    filled = 0
+    for number in range(passes):
+        parts = [np.empty((2, 0), dtype=np.uint64)]
+        generator = _philox(seed, epoch, _PERMUTATION_STREAM)
+        for first in range(0, num_objects, _WORDS_AT_ONCE):
+            words = generator.random_raw(min(_WORDS_AT_ONCE, num_objects - first))
+            found = np.arange(len(words)) if passes == 1 else np.flatnonzero(words >> range_bits == np.uint64(number))
+            parts.append(np.stack([words[found], (found + first).astype(np.uint64)]))
+        words, objects = np.concatenate(parts, axis=1)
+        permutation[filled : filled + len(words)] = objects[np.argsort(words, kind="stable")]
+        filled += len(words)
+    return permutation
 
 
 def epoch_views(num_objects: int, num_views: int, views: int, seed: int, epoch: int) -> np.ndarray:
@@ -29,6 +50,13 @@ def epoch_views(num_objects: int, num_views: int, views: int, seed: int, epoch: 
     if not 1 <= views <= num_views:
         raise ValueError(f"cannot draw {views} distinct views of objects that have {num_views}: draw fewer views")
     return distinct_views(random_words(num_objects * views, seed, epoch, _VIEW_STREAM), num_views, views)
+
+
+def views_of_objects(objects: np.ndarray, num_views: int, views: int, seed: int, epoch: int) -> np.ndarray:
+    """The rows `objects` [b] of `epoch_views`, int64 [b, views], without the others: for few of many objects."""
+    positions = objects.astype(np.int64)[:, None] * views + np.arange(views)
+    words = words_at(positions, (seed, epoch), (0, 0, _VIEW_STREAM))
+    return distinct_views(words, num_views, views)
 
 
 def distinct_views(words: np.ndarray, num_views: int, views: int) -> np.ndarray:
@@ -47,9 +75,13 @@ def distinct_views(words: np.ndarray, num_views: int, views: int) -> np.ndarray:
 
 def random_words(count: int, seed: int, epoch: int, stream: int, rank: int = 0) -> np.ndarray:
     """uint64 [count]; each purpose has a stream of its own, and each rank if the ranks shall differ."""
+    return _philox(seed, epoch, stream, rank).random_raw(count)
+
+
+def _philox(seed: int, epoch: int, stream: int, rank: int = 0) -> np.random.Philox:
     key = np.array([seed, epoch], dtype=np.uint64)
     counter = np.array([0, 0, rank, stream], dtype=np.uint64)
-    return np.random.Philox(key=key, counter=counter).random_raw(count)
+    return np.random.Philox(key=key, counter=counter)
 
 
 class Order(Protocol):
@@ -106,10 +138,10 @@ class BatchOrder:
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Object indices int64 [b] and view indices int64 [b, views] of this rank at global step `step` >= 0."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        permutation, views = _epoch_tables(self.num_objects, self.num_views, self.views, self.seed, epoch)
+        permutation = _kept_permutation(self.num_objects, self.seed, epoch)
         first = step_in_epoch * self.global_batch_size + self.rank * self.local_batch_size
-        object_indices = permutation[first : first + self.local_batch_size]
-        return object_indices, views[object_indices]
+        object_indices = permutation[first : first + self.local_batch_size].astype(np.int64)
+        return object_indices, views_of_objects(object_indices, self.num_views, self.views, self.seed, epoch)
 
 
 def check_sizes(
@@ -135,9 +167,7 @@ def check_sizes(
 
 
 @lru_cache(maxsize=2)  # two epochs: the prefetch of one overlaps the end of the other
-def _epoch_tables(num_objects: int, num_views: int, views: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+def _kept_permutation(num_objects: int, seed: int, epoch: int) -> np.ndarray:
     permutation = epoch_permutation(num_objects, seed, epoch)
-    view_table = epoch_views(num_objects, num_views, views, seed, epoch)
     permutation.flags.writeable = False
-    view_table.flags.writeable = False
-    return permutation, view_table
+    return permutation

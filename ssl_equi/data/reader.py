@@ -12,7 +12,7 @@ from ssl_equi.data.errors import DataError
 from ssl_equi.data.index import SplitIndex, read_index
 from ssl_equi.data.manifest import Manifest, read_manifest
 from ssl_equi.data.shard import decode_view, problem_of_bytes, view_suffix
-from ssl_equi.data.shard_files import ShardFiles, check_shard_sizes
+from ssl_equi.data.shard_files import open_shard_files
 
 
 class ShardDataset:
@@ -29,8 +29,7 @@ class ShardDataset:
         self.folder = Path(folder)
         self.split = split
         self.manifest: Manifest = read_manifest(self.folder, split)
-        self._files = ShardFiles([self.folder / entry.name for entry in self.manifest.shards])
-        check_shard_sizes(self._files.paths, self.manifest.shards)
+        self._files = open_shard_files(self.folder, self.manifest.shards)
         self._index: SplitIndex = read_index(self.folder, self.manifest)
 
         self.num_objects = self.manifest.num_objects

@@ -175,7 +175,7 @@ def read_rendered_metadata(remote: RemoteFolder, split: str, folder: Path) -> tu
     fetch_manifest(remote, split, folder)
     manifest = read_manifest(folder, split)
     _fetch_sidecars(remote, split, folder, SplitIndex)
-    return manifest, read_index(folder, manifest)
+    return manifest, read_index(folder, manifest, always_verify=True)
 
 
 def read_image_metadata(remote: RemoteFolder, split: str, folder: Path) -> tuple[ImageManifest, ImageIndex]:
@@ -183,7 +183,7 @@ def read_image_metadata(remote: RemoteFolder, split: str, folder: Path) -> tuple
     fetch_manifest(remote, split, folder)
     manifest = read_image_manifest(folder, split)
     _fetch_sidecars(remote, split, folder, ImageIndex)
-    return manifest, read_image_index(folder, manifest)
+    return manifest, read_image_index(folder, manifest, always_verify=True)
 
 
 def _open_metadata(remote: RemoteFolder, split: str, read: Callable[[RemoteFolder, str, Path], _Contents]) -> _Contents:

@@ -3,19 +3,23 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from stat import S_ISREG
 
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.manifest import ShardEntry
+
+_MOST_DESCRIPTORS = 256  # many systems allow a process 1024 open files
 
 
 class ShardFiles:
     """Reads from `paths` with `os.pread`, from descriptors opened lazily and once for each process.
 
-    So it may be used from threads and be forked with; and a file that shrinks under the reader gives too few bytes,
-    where a memory map would kill the process.
+    The first few hundred shards stay open; of a split with more, the others are opened for each read. So it may be used
+    from threads and be forked with; and a file that shrinks under the reader gives too few bytes, where a memory map
+    would kill the process.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path | str]) -> None:
         self.paths = tuple(paths)
         self.descriptors: dict[tuple[int, int], int] = {}  # (process, shard number) -> descriptor
 
@@ -24,7 +28,20 @@ class ShardFiles:
 
     def read(self, shard_number: int, offset: int, size: int) -> bytes:
         """At most `size` bytes from byte `offset` on; DataError if the shard cannot be opened any more."""
-        return os.pread(self._descriptor(shard_number), size, offset)
+        key = (os.getpid(), shard_number)
+        descriptor = self.descriptors.get(key)
+        if descriptor is not None:
+            return os.pread(descriptor, size, offset)
+        opened = self._open(shard_number)
+        if len(self.descriptors) >= _MOST_DESCRIPTORS:
+            try:
+                return os.pread(opened, size, offset)
+            finally:
+                os.close(opened)
+        descriptor = self.descriptors.setdefault(key, opened)  # another thread may have been faster
+        if descriptor != opened:
+            os.close(opened)
+        return os.pread(descriptor, size, offset)
 
     def close(self) -> None:
         """Close this process's descriptors; reading again opens them again."""
@@ -32,30 +49,32 @@ class ShardFiles:
             if process == os.getpid():
                 os.close(self.descriptors.pop((process, number)))
 
-    def _descriptor(self, shard_number: int) -> int:
-        key = (os.getpid(), shard_number)
-        descriptor = self.descriptors.get(key)
-        if descriptor is not None:
-            return descriptor
+    def _open(self, shard_number: int) -> int:
         path = self.paths[shard_number]
         try:
-            opened = os.open(path, os.O_RDONLY)
+            return os.open(path, os.O_RDONLY)
         except OSError as error:
             raise DataError(
                 f"shard {path} cannot be opened any more ({error.strerror}): put it back, then resume the run"
             ) from error
-        descriptor = self.descriptors.setdefault(key, opened)  # another thread may have been faster
-        if descriptor != opened:
-            os.close(opened)
-        return descriptor
 
 
-def check_shard_sizes(paths: Sequence[Path], entries: Sequence[ShardEntry]) -> None:
-    """Raise DataError for a shard that is missing or has another size than its manifest states."""
+def open_shard_files(folder: Path, entries: Sequence[ShardEntry]) -> ShardFiles:
+    """The shards of a manifest, whose sizes are compared; DataError for one that is missing or of another size."""
+    files = ShardFiles([f"{folder}/{entry.name}" for entry in entries])  # thousands of Paths take milliseconds
+    _check_shard_sizes(files.paths, entries)
+    return files
+
+
+def _check_shard_sizes(paths: Sequence[Path | str], entries: Sequence[ShardEntry]) -> None:
     for path, entry in zip(paths, entries, strict=True):
-        if not path.is_file():
+        try:
+            stat = os.stat(path)
+        except OSError:
+            stat = None
+        if stat is None or not S_ISREG(stat.st_mode):
             raise DataError(f"shard {path} is missing: download it again or rebuild this data set")
-        size = path.stat().st_size
+        size = stat.st_size
         if size != entry.bytes:
             raise DataError(
                 f"shard {path} has {size} bytes where the manifest says {entry.bytes}: "

@@ -4,7 +4,8 @@ import itertools
 import numpy as np
 import pytest
 
-from ssl_equi.data.order import BatchOrder, epoch_permutation, epoch_views
+import ssl_equi.data.order as order_module
+from ssl_equi.data.order import BatchOrder, epoch_permutation, epoch_views, random_words, views_of_objects
 
 GOLDEN_PERMUTATION = [103, 98, 370, 291, 41, 632]
 GOLDEN_VIEWS = [[6, 9], [16, 27], [6, 4]]
@@ -26,6 +27,50 @@ def test_order_is_the_golden_one():
     assert views[:3].tolist() == GOLDEN_VIEWS
     digest = hashlib.sha256(permutation.astype("<i8").tobytes() + views.astype("<i8").tobytes()).hexdigest()
     assert digest == GOLDEN_SHA256
+
+
+@pytest.mark.parametrize("num_objects", [1, 999, 1000, 1001, 3999, 50_000])
+def test_permutation_in_passes_is_the_sorted_one(num_objects, monkeypatch):
+    monkeypatch.setattr(order_module, "_WORDS_AT_ONCE", 1000)
+    for seed, epoch in ((0, 0), (7, 2), (2**63 - 1, 90)):
+        expected = np.argsort(random_words(num_objects, seed, epoch, stream=0), kind="stable")
+        found = epoch_permutation(num_objects, seed, epoch)
+        assert found.dtype == np.int32
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_equal_words_keep_the_order_of_the_objects(monkeypatch):
+    class FewWords:
+        def __init__(self) -> None:
+            self.words = iter(np.random.default_rng(0).integers(0, 8, 5000, np.uint64) << np.uint64(61))
+
+        def random_raw(self, count: int) -> np.ndarray:
+            return np.array([next(self.words) for _ in range(count)])
+
+    expected = np.argsort(FewWords().random_raw(5000), kind="stable")
+    monkeypatch.setattr(order_module, "_WORDS_AT_ONCE", 1000)
+    monkeypatch.setattr(order_module, "_philox", lambda *_: FewWords())
+    np.testing.assert_array_equal(epoch_permutation(5000, seed=0, epoch=0), expected)
+
+
+@pytest.mark.parametrize(("num_views", "views"), [(1, 1), (2, 1), (50, 2), (50, 3), (7, 7), (1000, 5)])
+def test_views_of_some_objects_are_those_of_the_epoch(num_views, views):
+    objects = np.random.default_rng(views).permutation(5000)[:300]
+    for seed, epoch in ((0, 0), (7, 2), (2**63 - 1, 90)):
+        found = views_of_objects(objects.astype(np.int32), num_views, views, seed, epoch)
+        assert found.dtype == np.int64
+        np.testing.assert_array_equal(found, epoch_views(5000, num_views, views, seed, epoch)[objects])
+
+
+def test_batches_are_slices_of_the_epoch():
+    order = BatchOrder(num_objects=100, num_views=9, global_batch_size=8, views=2, seed=3)
+    for step in range(30):
+        objects, views = order.batch(step)
+        assert objects.dtype == views.dtype == np.int64
+        epoch, place = divmod(step, 12)
+        expected = np.argsort(random_words(100, 3, epoch, stream=0), kind="stable")[8 * place : 8 * place + 8]
+        np.testing.assert_array_equal(objects, expected)
+        np.testing.assert_array_equal(views, epoch_views(100, 9, 2, 3, epoch)[expected])
 
 
 def test_permutation_positions_are_uniform():

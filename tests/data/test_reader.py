@@ -12,6 +12,7 @@ import webdataset
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+import ssl_equi.data.shard_files as shard_files_module
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.writer import ObjectRecord
@@ -137,6 +138,17 @@ def test_reading_goes_on_after_close(shared_split):
     dataset.close()
     assert not dataset._files.descriptors
     np.testing.assert_array_equal(_read(dataset, [7], [[2, 3]]), expected)
+
+
+def test_of_many_shards_only_some_stay_open(shared_split, monkeypatch):
+    expected = _read_all(ShardDataset(shared_split, "train"))
+    monkeypatch.setattr(shard_files_module, "_MOST_DESCRIPTORS", 2)
+    dataset = ShardDataset(shared_split, "train")
+    open_before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        np.testing.assert_array_equal(_read_all(dataset), expected)
+    assert len(dataset._files.descriptors) == 2 < len(dataset.manifest.shards)
+    assert len(os.listdir("/proc/self/fd")) == open_before + 2
 
 
 def test_descriptors_are_closed_with_the_dataset(shared_split):

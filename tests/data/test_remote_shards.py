@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import json
@@ -11,7 +12,7 @@ import pytest
 import webdataset
 
 from ssl_equi.data.errors import DataError
-from ssl_equi.data.manifest import Manifest, read_manifest
+from ssl_equi.data.manifest import read_manifest
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.remote_download import download_split
 from ssl_equi.data.remote_files import Patience
@@ -195,7 +196,7 @@ def _forge(folder: Path, name: str, array: np.ndarray) -> None:
     np.save(path, array)
     manifest = read_manifest(folder, "train")
     sidecars = manifest.sidecars | {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
-    Manifest(**{**vars(manifest), "sidecars": sidecars}).write(folder)
+    dataclasses.replace(manifest, sidecars=sidecars).write(folder)
 
 
 @pytest.mark.parametrize(
