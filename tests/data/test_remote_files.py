@@ -12,7 +12,7 @@ from ssl_equi.data.remote_files import HttpFolder, LocalFolder, Patience, open_f
 from tests.data.faulty_server import FaultyServer
 
 CONTENT = bytes(range(256)) * 1000
-IMPATIENT = Patience(timeout_seconds=0.3, retries=2, first_pause_seconds=0.01)
+IMPATIENT = Patience(timeout_seconds=1, retries=2, first_pause_seconds=0.01)
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_s3_is_read_through_fsspec(monkeypatch):
     folder = open_folder("s3://bucket/data/", IMPATIENT)
     assert folder.size("file") == len(CONTENT)
     assert folder.read("file", 100, 200, len(CONTENT)) == CONTENT[100:200]
-    assert _FakeS3.options["config_kwargs"]["read_timeout"] == 0.3
+    assert _FakeS3.options["config_kwargs"]["read_timeout"] == IMPATIENT.timeout_seconds
     with pytest.raises(DataError, match=r"s3://bucket/data/none cannot be read \(there is no such file or bucket"):
         folder.read("none", 0, 1, 1)
     with pytest.raises(DataError, match=r"s3://bucket/data/file has 256000 bytes where the manifest says 5"):

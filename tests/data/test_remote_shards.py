@@ -19,7 +19,8 @@ from ssl_equi.data.remote_files import Patience
 from ssl_equi.data.remote_shards import RemoteShards
 from tests.data.faulty_server import FaultyServer
 
-IMPATIENT = Patience(timeout_seconds=0.3, retries=1, first_pause_seconds=0.01)
+PATIENT = Patience(timeout_seconds=10, retries=3, first_pause_seconds=0.01)
+IMPATIENT = Patience(timeout_seconds=1, retries=1, first_pause_seconds=0.01)
 SHARD = "train-000001.tar"  # objects 5 to 9
 
 
@@ -156,7 +157,7 @@ def test_a_view_that_does_not_decode_is_an_error(own_split, monkeypatch):
 def test_a_cut_shard_is_an_error_with_the_key(server, own_split, length):
     size = (own_split / SHARD).stat().st_size
     cut = length if length >= 0 else size + length
-    shards = [RemoteShards(location, "train", IMPATIENT) for location in (server.url, own_split)]
+    shards = [RemoteShards(location, "train", PATIENT) for location in (server.url, own_split)]
     os.truncate(own_split / SHARD, cut)
     for one in shards:
         with pytest.raises(DataError, match=rf"views of 'object_007' are not to be had: .*/{SHARD} .*{cut} bytes"):
@@ -178,7 +179,7 @@ def test_unfinished_split_is_refused(server, own_split):
     (own_split / "train.manifest.json").unlink()
     for location in (server.url, own_split):
         with pytest.raises(DataError, match=r"/train\.manifest\.json cannot be read"):
-            RemoteShards(location, "train", IMPATIENT)
+            RemoteShards(location, "train", PATIENT)
     with pytest.raises(DataError, match=r"split name '\.\./train' is not usable"):
         RemoteShards(server.url, "../train")
 

@@ -21,7 +21,8 @@ from tests.data.faulty_server import FaultyServer
 
 pytestmark = pytest.mark.timeout(60)  # a reader that hangs fails its test
 
-IMPATIENT = Patience(timeout_seconds=0.3, retries=1, first_pause_seconds=0.01)
+PATIENT = Patience(timeout_seconds=10, retries=3, first_pause_seconds=0.01)
+IMPATIENT = Patience(timeout_seconds=1, retries=1, first_pause_seconds=0.01)
 SHARD = "train-000001.tar"  # objects 5 to 9
 
 Tensors = dict[str, torch.Tensor]
@@ -47,7 +48,7 @@ def _serve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServ
 
 
 def _loader(location: str | Path, **options) -> StreamedLoader:
-    defaults = {"global_batch_size": 4, "seed": 1, "shuffle_buffer": 6, "patience": IMPATIENT}
+    defaults = {"global_batch_size": 4, "seed": 1, "shuffle_buffer": 6, "patience": PATIENT}
     return StreamedLoader(location, "train", **(defaults | options))
 
 
@@ -318,7 +319,7 @@ def test_failing_server_ends_the_run_with_shard_and_keys(server, fault):
     server.fail(SHARD, fault)
     started = time.monotonic()
     with (
-        _loader(server.url) as loader,
+        _loader(server.url, patience=IMPATIENT) as loader,
         pytest.raises(DataError, match=rf"views of 'object_00\d'.* are not to be had: {server.url}/{SHARD} cannot"),
     ):
         list(itertools.islice(loader.batches(), 5))
@@ -330,14 +331,15 @@ def test_faults_that_pass_change_nothing(server, shared_split, fault):
     expected = _take(shared_split, 6)
     for number in range(5):
         server.fail(f"train-{number:06d}.tar", fault, times=1)
-    _assert_equal(_take(server.url, 6), expected)
+    patience = Patience(timeout_seconds=1, retries=4, first_pause_seconds=0.01)
+    _assert_equal(_take(server.url, 6, patience=patience), expected)
 
 
 def test_failed_server_is_not_asked_again_and_again_and_the_loader_can_go_on(server, shared_split):
     expected = _take(shared_split, 3)
     for number in range(5):
         server.fail(f"train-{number:06d}.tar", 503, times=1000)
-    with _loader(server.url, fetch_threads=1) as loader:
+    with _loader(server.url, fetch_threads=1, patience=IMPATIENT) as loader:
         with pytest.raises(DataError, match="503"):
             next(loader.batches())
         assert sum(count for name, count in server.requests.items() if name.endswith(".tar")) == 2  # one and its retry
