@@ -122,7 +122,7 @@ def probe_random(name: str, config: Config, data: DataSource) -> ProbeResults:
     encoder = create_encoder(name, config.image_size, **config.encoder_arguments)
     return run_probes(
         encoder.to(DEVICE),
-        {"all": slice(0, int(encoder.num_features))},
+        getattr(encoder, "parts", {"all": slice(0, int(encoder.num_features))}),
         data.probe_train,
         data.evaluation,
         random_encoder=None,
