@@ -5,7 +5,6 @@ shards and arrays, and its fingerprint identifies the data.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 
 from ssl_equi.data.decode import SUFFIX_OF_KIND
 from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import write_atomically
 from ssl_equi.data.index import open_sidecar, rows_of_shards
 from ssl_equi.data.index_stamps import IndexStamp
 from ssl_equi.data.manifest import (
@@ -26,6 +24,7 @@ from ssl_equi.data.manifest import (
     index_folder,
     manifest_path,
     read_manifest_content,
+    write_manifest_content,
 )
 
 FORMAT_NAME = "ssl-equi-image-shards"
@@ -107,9 +106,7 @@ class ImageManifest:
 
     def write(self, folder: Path) -> None:
         """Write the manifest, with its own fingerprint beside the fields, atomically."""
-        content = {**self._as_json(), "fingerprint": self.fingerprint}
-        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
-        write_atomically(manifest_path(folder, self.split), text.encode())
+        write_manifest_content(manifest_path(folder, self.split), self._as_json(), self.fingerprint)
 
 
 def read_image_manifest(folder: Path, split: str) -> ImageManifest:

@@ -64,9 +64,13 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the manifest, with its own fingerprint beside the fields, atomically."""
-        content = {**self._as_json(), "fingerprint": self.fingerprint}
-        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
-        write_atomically(manifest_path(folder, self.split), text.encode())
+        write_manifest_content(manifest_path(folder, self.split), self._as_json(), self.fingerprint)
+
+
+def write_manifest_content(path: Path, content: dict[str, Any], fingerprint: str) -> None:
+    """Write a manifest's JSON with its fingerprint beside the fields, atomically."""
+    text = json.dumps({**content, "fingerprint": fingerprint}, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_atomically(path, text.encode())
 
 
 def fields_as_json(manifest: Any) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from ssl_equi.encoders.symmetric_resnet import (
     fields_of_channels,
     fit_colours,
     resnet_feature_info,
+    timm_cfg,
 )
 from ssl_equi.encoders.symmetric_sampling import Window
 
@@ -182,23 +183,12 @@ def _stages(group: GroupName, fields: list[int], blocks: tuple[int, ...]) -> nn.
     return nn.Sequential(*stages)
 
 
-def _cfg(image_size: int) -> dict[str, Any]:
-    return {
-        "input_size": (3, image_size, image_size),
-        "fixed_input_size": True,
-        "num_classes": 0,
-        "first_conv": None,  # its kernel has a shape of its own; fit_colours adapts it
-        "classifier": "fc",
-        "license": "apache-2.0",
-    }
-
-
 default_cfgs = generate_default_cfgs(
     {
-        "c4_resnet18.untrained": _cfg(224),
-        "d4_resnet18.untrained": _cfg(224),
-        "c4_resnet10_small_images.untrained": _cfg(64),
-        "d4_resnet10_small_images.untrained": _cfg(64),
+        "c4_resnet18.untrained": timm_cfg(224),
+        "d4_resnet18.untrained": timm_cfg(224),
+        "c4_resnet10_small_images.untrained": timm_cfg(64),
+        "d4_resnet10_small_images.untrained": timm_cfg(64),
     }
 )
 

@@ -111,13 +111,10 @@ class OcticVisionTransformer(nn.Module):
 
         sizes: dict[str, Any] = {"mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "init_values": init_values}
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        blocks: list[nn.Module] = [
-            OcticBlock(embed_dim, num_heads, drop_path=rate, **sizes) for rate in rates[: self.octic_blocks]
-        ]
-        if self.kind != "octic":
-            check_heads(embed_dim, num_heads)
-            blocks += [Block(embed_dim, num_heads, drop_path=rate, **sizes) for rate in rates[self.octic_blocks :]]
-        self.blocks = nn.ModuleList(blocks)
+        makers = [OcticBlock] * self.octic_blocks + [_standard_block] * (depth - self.octic_blocks)
+        self.blocks = nn.ModuleList(
+            make(embed_dim, num_heads, drop_path=rate, **sizes) for make, rate in zip(makers, rates)
+        )
         self.feature_info = [
             {"module": f"blocks.{number}", "num_chs": embed_dim, "reduction": patch_size} for number in range(depth)
         ]
@@ -373,6 +370,12 @@ class OcticVisionTransformer(nn.Module):
 
 def _as_tokens(state: OcticFeatures | Tensor) -> Tensor:
     return state.to_tokens() if isinstance(state, OcticFeatures) else state
+
+
+def _standard_block(embed_dim: int, num_heads: int, **sizes: Any) -> Block:
+    """timm's; raises ValueError for heads that don't divide the width."""
+    check_heads(embed_dim, num_heads)
+    return Block(embed_dim, num_heads, **sizes)
 
 
 def _check_invariants(kind: Kind, invariants: str, keep_octic: bool) -> None:

@@ -209,6 +209,18 @@ def resnet_feature_info(channels: Sequence[int], first_map: int, first_stage: in
     return [{"module": "activation", "num_chs": channels[0], "reduction": first_map}, *stages]
 
 
+def timm_cfg(image_size: int) -> dict[str, Any]:
+    """What timm is told of a network without trained weights for images of this size."""
+    return {
+        "input_size": (3, image_size, image_size),
+        "fixed_input_size": True,
+        "num_classes": 0,
+        "first_conv": None,  # its kernel has a shape of its own; fit_colours adapts it
+        "classifier": "fc",
+        "license": "apache-2.0",
+    }
+
+
 def fit_colours(state: dict[str, Tensor], encoder: SymmetricResNet) -> dict[str, Tensor]:
     """The weights with their first kernel made for the encoder's colour channels, as timm makes those of others.
 
