@@ -119,21 +119,24 @@ class OcticVisionTransformer(nn.Module):
             {"module": f"blocks.{number}", "num_chs": embed_dim, "reduction": patch_size} for number in range(depth)
         ]
 
-        self.num_features = embed_dim
-        self.head_invariants: nn.Module = nn.Identity()
-        if self.kind == "octic":
-            self.norm: nn.Module = OcticRMSNorm(embed_dim)
-            self.head_invariants, num_invariants = make_invariants(invariants, embed_dim)
-            self.num_features = num_invariants + (embed_dim if keep_octic else 0)
-        else:
-            self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        if self.kind == "invariant":
-            self.trunk_norm = OcticRMSNorm(embed_dim)
-            self.trunk_invariants, width = make_invariants(invariants, embed_dim)
-            self.trunk_proj = nn.Linear(width, embed_dim)
-        self.head_hidden_size = self.num_features
+        self.num_features = self.head_hidden_size = self._make_norms_and_invariants()
         self.head: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
         self.apply(_initialise_linear)
+
+    def _make_norms_and_invariants(self) -> int:
+        """What follows the octic blocks, and all blocks; returns the width of the features."""
+        width = self.embed_dim
+        self.head_invariants: nn.Module = nn.Identity()
+        if self.kind == "octic":
+            self.norm: nn.Module = OcticRMSNorm(width)
+            self.head_invariants, num_invariants = make_invariants(self.invariants, width)
+            return num_invariants + (width if self.keep_octic else 0)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        if self.kind == "invariant":
+            self.trunk_norm = OcticRMSNorm(width)
+            self.trunk_invariants, num_invariants = make_invariants(self.invariants, width)
+            self.trunk_proj = nn.Linear(num_invariants, width)
+        return width
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, in_chans, S, S] -> [B, num_classes], or [B, num_features] without a classifier.
