@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_equi.data.bad_records import BadRecords, OnBadRecord
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import DecodedViews, ViewCollection
+from ssl_equi.data.errors import DataError, LostShardError
 from ssl_equi.data.order import BatchOrder, Order
 
 _CHUNKS_PER_THREAD = 2  # smaller pieces than threads, so that one slow piece does not hold up a batch
@@ -37,10 +39,12 @@ class _Slot:
 class _PendingBatch:
     """A batch that is being decoded."""
 
+    step: int
     object_indices: np.ndarray
     view_indices: np.ndarray
     content_sizes: np.ndarray | None  # int64 [b, V, 2]; None if every picture fills its image
     slot: _Slot
+    problems: list[DataError | None]  # of each row, if bad records are skipped
     chunks: list[Future] = field(default_factory=list)
 
 
@@ -48,7 +52,8 @@ class OrderedLoader:
     """Endless batches of the objects and views that `order` names, read from `dataset`.
 
     `prefetch` batches are decoded ahead; the ring holds `prefetch + 2` buffers, pinned if `pin_memory` (by default
-    where CUDA is available). Use it as a context manager, or call `close`. Raises ValueError for sizes that do not fit.
+    where CUDA is available). With `bad_records`, a record that can't be read is treated as those say; without, it
+    raises. Use it as a context manager, or call `close`. Raises ValueError for sizes that do not fit.
     """
 
     def __init__(
@@ -59,11 +64,13 @@ class OrderedLoader:
         threads: int = 2,
         prefetch: int = 3,
         pin_memory: bool | None = None,
+        bad_records: BadRecords | None = None,
     ) -> None:
         if threads < 1 or prefetch < 0:
             raise ValueError(f"threads is {threads} and prefetch {prefetch}: give at least 1 thread and prefetch >= 0")
         self.dataset = dataset
         self.order = order
+        self._bad_records = BadRecords("raise", max_skipped=0, rank=0) if bad_records is None else bad_records
         self._prefetch = prefetch
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._chunk_size = -(-self.order.local_batch_size // (threads * _CHUNKS_PER_THREAD))
@@ -85,6 +92,11 @@ class OrderedLoader:
     def steps_per_epoch(self) -> int:
         """Global steps in an epoch; the epoch of a step is step // steps_per_epoch."""
         return self.order.steps_per_epoch
+
+    @property
+    def skipped(self) -> int:
+        """Bad records that were replaced in the batches given out so far."""
+        return self._bad_records.skipped
 
     def batches(self, start_step: int = 0) -> Iterator[ViewBatch]:
         """Yield the batches of global steps start_step, start_step + 1, ... without end.
@@ -130,12 +142,20 @@ class OrderedLoader:
                 wait(pending.chunks)
                 self._drain()
                 raise
-            yield self._finish_batch(pending, time.perf_counter() - started)
+            batch = self._finish_batch(pending, time.perf_counter() - started)
+            try:
+                batch = self._bad_records.replaced(batch, pending.problems, pending.step)
+            except DataError:
+                self._drain()
+                raise
+            yield batch
 
     def _start_batch(self, step: int, slot: _Slot) -> _PendingBatch:
         object_indices, view_indices = self.order.batch(step)
         content_sizes = None if self.dataset.fills_image else np.zeros((*view_indices.shape, 2), dtype=np.int64)
-        pending = _PendingBatch(object_indices, view_indices, content_sizes, slot)
+        pending = _PendingBatch(
+            step, object_indices, view_indices, content_sizes, slot, problems=[None] * len(object_indices)
+        )
         for first in range(0, len(object_indices), self._chunk_size):
             rows = slice(first, first + self._chunk_size)
             pending.chunks.append(self._pool.submit(self._decode_rows, pending, rows))
@@ -144,6 +164,18 @@ class OrderedLoader:
     def _decode_rows(self, pending: _PendingBatch, rows: slice) -> None:
         if pending.slot.copies_done is not None:
             pending.slot.copies_done.synchronize()
+        if not self._bad_records.are_skipped:
+            self._read_rows(pending, rows)
+            return
+        for row in range(*rows.indices(len(pending.object_indices))):
+            try:
+                self._read_rows(pending, slice(row, row + 1))
+            except LostShardError:
+                raise
+            except DataError as error:
+                pending.problems[row] = error
+
+    def _read_rows(self, pending: _PendingBatch, rows: slice) -> None:
         self.dataset.read_views(
             pending.object_indices[rows],
             pending.view_indices[rows],
@@ -192,6 +224,10 @@ class ViewLoader(OrderedLoader):
 
     A batch is a pure function of (seed, global step): the world size and the number of threads may change on resume.
     `threads`, `prefetch` and `pin_memory` are those of OrderedLoader. Raises ValueError for sizes that do not fit.
+
+    on_bad_record="skip" replaces an object with a view that is cut, changed or does not decode by the next good one of
+    the same rank's batch, logs it and counts it in `skipped`, and raises DataError beyond `max_skipped`. A shard that
+    is gone always raises: going on would leave a hole in the data.
     """
 
     def __init__(
@@ -206,6 +242,8 @@ class ViewLoader(OrderedLoader):
         threads: int = 2,
         prefetch: int = 3,
         pin_memory: bool | None = None,
+        on_bad_record: OnBadRecord = "raise",
+        max_skipped: int = 100,
     ) -> None:
         order = BatchOrder(
             num_objects=dataset.num_objects,
@@ -216,4 +254,7 @@ class ViewLoader(OrderedLoader):
             rank=rank,
             world_size=world_size,
         )
-        super().__init__(dataset, order, threads=threads, prefetch=prefetch, pin_memory=pin_memory)
+        super().__init__(
+            dataset, order, threads=threads, prefetch=prefetch, pin_memory=pin_memory,
+            bad_records=BadRecords(on_bad_record, max_skipped, rank),
+        )  # fmt: skip

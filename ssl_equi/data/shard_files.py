@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from stat import S_ISREG
 
-from ssl_equi.data.errors import DataError
+from ssl_equi.data.errors import DataError, LostShardError
 from ssl_equi.data.manifest import ShardEntry
 
 _MOST_DESCRIPTORS = 256  # many systems allow a process 1024 open files
@@ -27,7 +27,7 @@ class ShardFiles:
         self.close()
 
     def read(self, shard_number: int, offset: int, size: int) -> bytes:
-        """At most `size` bytes from byte `offset` on; DataError if the shard cannot be opened any more."""
+        """At most `size` bytes from byte `offset` on; LostShardError if the shard cannot be opened any more."""
         key = (os.getpid(), shard_number)
         descriptor = self.descriptors.get(key)
         if descriptor is not None:
@@ -54,7 +54,7 @@ class ShardFiles:
         try:
             return os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise DataError(
+            raise LostShardError(
                 f"shard {path} cannot be opened any more ({error.strerror}): put it back, then resume the run"
             ) from error
 

@@ -6,21 +6,19 @@ objects and whose batches don't depend on the number of processes.
 """
 
 import dataclasses
-import logging
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 import numpy as np
-import torch
 
+from ssl_equi.data.bad_records import BadRecords, OnBadRecord
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import check_request
-from ssl_equi.data.errors import DataError
+from ssl_equi.data.errors import DataError, LostShardError
 from ssl_equi.data.fit import Fit
 from ssl_equi.data.loader import OrderedLoader
 from ssl_equi.data.remote_files import Patience
@@ -28,7 +26,6 @@ from ssl_equi.data.remote_shards import RemoteCollection, RemoteImages, RemoteSh
 from ssl_equi.data.streaming_order import StreamedOrder, StreamingMode
 
 _OBJECTS_PER_REQUEST = 16
-_LOG = logging.getLogger(__name__)
 
 _Draw = tuple[int, ...]  # an object and its views
 
@@ -103,16 +100,12 @@ class StreamedLoader:
         prefetch: int = 3,
         shuffle_buffer: int = 1000,
         mode: StreamingMode = "exact",
-        on_bad_record: Literal["raise", "skip"] = "raise",
+        on_bad_record: OnBadRecord = "raise",
         max_skipped: int = 100,
         patience: Patience | None = None,
         pin_memory: bool | None = None,
     ) -> None:
-        if on_bad_record not in ("raise", "skip") or max_skipped < 0:
-            raise ValueError(
-                f"on_bad_record is {on_bad_record!r} and max_skipped {max_skipped}: give 'raise' or 'skip', and at "
-                f"least 0"
-            )
+        bad_records = BadRecords(on_bad_record, max_skipped, rank)
         if fetch_threads < 1:
             raise ValueError(f"fetch_threads is {fetch_threads}: give at least 1")
         self.dataset: RemoteCollection
@@ -131,13 +124,12 @@ class StreamedLoader:
             shuffle_buffer=shuffle_buffer,
             mode=mode,
         )
-        self.skipped = 0
-        self._max_skipped = max_skipped
         self._batches_ahead = 2 * prefetch + 2
-        self._read_ahead = _ReadAhead(self.dataset, self.order, fetch_threads, skip_bad=on_bad_record == "skip")
+        self._read_ahead = _ReadAhead(self.dataset, self.order, fetch_threads)
         self._loader = OrderedLoader(
-            self._read_ahead, self.order, threads=threads, prefetch=prefetch, pin_memory=pin_memory
-        )
+            self._read_ahead, self.order, threads=threads, prefetch=prefetch, pin_memory=pin_memory,
+            bad_records=bad_records,
+        )  # fmt: skip
 
     def __enter__(self) -> "StreamedLoader":
         return self
@@ -151,6 +143,11 @@ class StreamedLoader:
     def steps_per_epoch(self) -> int:
         """Global steps in an epoch, the same number on every rank."""
         return self.order.steps_per_epoch
+
+    @property
+    def skipped(self) -> int:
+        """Bad records that were replaced in the batches given out so far."""
+        return self._loader.skipped
 
     def batches(self, start_step: int = 0) -> Iterator[ViewBatch]:
         """Yield the batches of global steps start_step, start_step + 1, ... without end.
@@ -176,50 +173,8 @@ class StreamedLoader:
             batch = next(batches, None)
             if batch is None:
                 return
-            yield self._with_bad_rows_replaced(batch, step)
+            yield batch
             step += 1
-
-    def _with_bad_rows_replaced(self, batch: ViewBatch, step: int) -> ViewBatch:
-        """The batch with each bad row overwritten by the next good one, in the images' buffer itself."""
-        if not self._read_ahead.bad:
-            return batch
-        draws = _draws(batch.object_indices.numpy(), batch.view_indices.numpy())
-        problems = [self._read_ahead.bad.get(draw) for draw in draws]
-        bad_rows = [row for row, problem in enumerate(problems) if problem is not None]
-        if not bad_rows:
-            return batch
-        for row in bad_rows:
-            self.skipped += 1
-            _LOG.warning("skipped a record (%d so far on rank %d): %s", self.skipped, self.order.rank, problems[row])
-        last_problem = problems[bad_rows[-1]]
-        if self.skipped > self._max_skipped:
-            raise DataError(
-                f"{self.skipped} bad records were skipped on rank {self.order.rank}, more than max_skipped = "
-                f"{self._max_skipped}; the last one: {last_problem}"
-            )
-        if len(bad_rows) == len(draws):
-            raise DataError(
-                f"none of the {len(draws)} records of step {step} on rank {self.order.rank} is good, so none can be "
-                f"skipped; the last one: {last_problem}"
-            )
-        sources = np.arange(len(draws))
-        for row in bad_rows:
-            sources[row] = next(
-                source
-                for source in ((row + distance) % len(draws) for distance in range(1, len(draws)))
-                if problems[source] is None
-            )
-        chosen = torch.from_numpy(sources)
-        batch.images[bad_rows] = batch.images[chosen[bad_rows]]
-        return dataclasses.replace(
-            batch,
-            latents=batch.latents[chosen],
-            quat_xyzw=None if batch.quat_xyzw is None else batch.quat_xyzw[chosen],
-            labels=batch.labels[chosen],
-            object_indices=batch.object_indices[chosen],
-            view_indices=batch.view_indices[chosen],
-            content_sizes=None if batch.content_sizes is None else batch.content_sizes[chosen],
-        )
 
 
 @dataclasses.dataclass
@@ -237,14 +192,13 @@ class _Reading:
 class _ReadAhead:
     """Fetches, in threads, what the coming batches need; `ssl_equi.data.collection.DecodedViews` of just that."""
 
-    def __init__(self, dataset: RemoteCollection, order: StreamedOrder, threads: int, *, skip_bad: bool) -> None:
+    def __init__(self, dataset: RemoteCollection, order: StreamedOrder, threads: int) -> None:
         self.image_size = dataset.image_size
         self.fills_image = dataset.fills_image
         self.labels = dataset.labels
         self.latents = dataset.latents
         self.quats_xyzw = dataset.quats_xyzw
-        self.bad: dict[_Draw, DataError] = {}  # with `skip_bad`, what was wrong with a draw; never taken out again
-        self._dataset, self._order, self._skip_bad = dataset, order, skip_bad
+        self._dataset, self._order = dataset, order
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
         self._reading = _Reading(0, 0, {}, stopped=True)
 
@@ -288,16 +242,11 @@ class _ReadAhead:
         )  # fmt: skip
         for row, draw in enumerate(_draws(object_indices, view_indices)):
             encoded = self._take(draw)
-            try:
-                if isinstance(encoded, DataError):
-                    raise encoded
-                content_sizes = self._dataset.decode(draw[0], view_indices[row], encoded, out[row])
-                if content_sizes_out is not None:
-                    content_sizes_out[row] = content_sizes
-            except DataError as error:
-                if not self._skip_bad:
-                    raise
-                self.bad[draw] = error
+            if isinstance(encoded, DataError):
+                raise encoded
+            content_sizes = self._dataset.decode(draw[0], view_indices[row], encoded, out[row])
+            if content_sizes_out is not None:
+                content_sizes_out[row] = content_sizes
 
     def _newly_needed(self, reading: _Reading) -> tuple[np.ndarray, np.ndarray]:
         """Objects and views that the next step needs and that nobody asked for before, in the order of the shards."""
@@ -335,7 +284,10 @@ class _ReadAhead:
             request, row = reading.arriving[draw].pop()
             if not reading.arriving[draw]:
                 del reading.arriving[draw]
-        rows = request.result()
+        try:
+            rows = request.result()
+        except DataError as error:
+            raise LostShardError(str(error)) from error
         encoded, rows[row] = rows[row], None  # the buffer keeps no bytes that were given out
         return encoded
 

@@ -2,6 +2,7 @@ import itertools
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.reader import ShardDataset
+from tests.data.image_sets import flip
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +206,38 @@ def test_wrong_sizes_are_refused(dataset):
         pytest.raises(ValueError, match="start_step is -1"),
     ):
         loader.batches(start_step=-1)
+
+
+def _damage_object(folder: Path, number: int) -> None:
+    """Change one byte of each view of an object."""
+    dataset = ShardDataset(folder, "train")
+    shard = folder / dataset.manifest.shards[int(dataset._index.shard_numbers[number])].name
+    for offset in dataset._index.offsets[number].tolist():
+        flip(shard, offset + 300)
+
+
+def test_bad_record_is_replaced_by_the_next_good_one_counted_and_logged(own_split, caplog):
+    expected = _take(ShardDataset(own_split, "train"), 1)[0]
+    _damage_object(own_split, int(expected["object_indices"][2]))
+    _damage_object(own_split, int(expected["object_indices"][7]))
+    damaged = ShardDataset(own_split, "train")
+    with pytest.raises(DataError, match="does not match"):
+        _take(damaged, 1)
+    with ViewLoader(damaged, global_batch_size=8, seed=1, on_bad_record="skip", max_skipped=2) as loader:
+        batch = next(loader.batches())
+        for name, tensor in expected.items():
+            assert torch.equal(getattr(batch, name), tensor[[0, 1, 3, 3, 4, 5, 6, 0]]), name
+        assert loader.skipped == 2
+    assert "skipped a record (2 so far on rank 0): image 'object_" in caplog.messages[1]
+    with (
+        ViewLoader(damaged, global_batch_size=8, seed=1, on_bad_record="skip", max_skipped=1) as loader,
+        pytest.raises(DataError, match="2 bad records were skipped on rank 0, more than max_skipped = 1"),
+    ):
+        next(loader.batches())
+
+
+def test_lost_shard_is_not_skipped(own_split):
+    dataset = ShardDataset(own_split, "train")
+    (own_split / "train-000001.tar").unlink()
+    with pytest.raises(DataError, match="cannot be opened any more"):
+        _take(dataset, 3, on_bad_record="skip")
