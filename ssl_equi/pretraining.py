@@ -26,6 +26,7 @@ from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.suite import ProbeResults, run_probes
 from ssl_equi.run import Run
 from ssl_equi.run_config import RunError
+from ssl_equi.training_loader import TrainingLoader, rendered_loader
 from ssl_equi.training_views import views_to_load
 
 # The random encoder that a trained one is compared with is drawn from a seed that no training uses.
@@ -74,16 +75,21 @@ class DataIdentity:
             )
 
 
-def open_loader(config: PretrainingConfig, data: DataSource, run: Run, stored_views: int | None = None) -> ViewLoader:
+def open_loader(
+    config: PretrainingConfig, data: DataSource, run: Run, stored_views: int | None = None
+) -> TrainingLoader:
     """The loader of a run: its process's share of the global batches.
 
     Args:
         stored_views: of each object; as many as a pair of views needs when None.
     """
+    views = views_to_load(config.views) if stored_views is None else stored_views
+    if config.render_views:
+        return rendered_loader(config, data, run, views)
     return ViewLoader(
         data.train,
         global_batch_size=config.batch_size,
-        views=views_to_load(config.views) if stored_views is None else stored_views,
+        views=views,
         seed=config.seed,
         rank=run.rank,
         world_size=run.world_size,

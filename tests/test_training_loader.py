@@ -1,0 +1,62 @@
+"""Options that say how a run gets at its views: what they give, and what doesn't go together."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ssl_equi.data.rendered_views import RenderedLoader
+from ssl_equi.data.sources import DataSource, open_data
+from ssl_equi.pretraining import open_loader
+from ssl_equi.pretraining_config import PretrainingConfig
+from ssl_equi.run_config import RunError, check_options
+
+
+@dataclasses.dataclass
+class OneOfTwo:
+    """The second of two processes, in place of a `Run`."""
+
+    rank: int = 1
+    world_size: int = 2
+    is_main: bool = False
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+
+
+def config_of(data_dir: Path, **options: Any) -> PretrainingConfig:
+    return PretrainingConfig(data_dir=data_dir, image_size=32, batch_size=8, **options)
+
+
+def data_of(config: PretrainingConfig) -> DataSource:
+    return open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"render_views": True, "dataset": "folder"}, "--render-views is given and --dataset folder consists of files"),
+        ({"render_views": True, "dataset": "3diebench"}, "choose 3diebench-p or 3diebench-pt, or leave it out"),
+        ({"fresh_views": True}, "--fresh-views is given and stored views are always the same: add --render-views"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_before_data_are_opened(
+    options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(RunError, match=problem):
+        check_options(PretrainingConfig(**options))
+
+
+@pytest.mark.parametrize("dataset", ["3diebench-p", "3diebench-pt"])
+def test_rendered_batches_of_a_rank_are_the_stored_ones(dataset: Any, tiny_data: Path, tiny_moving_data: Path) -> None:
+    config = config_of(tiny_data if dataset == "3diebench-p" else tiny_moving_data, dataset=dataset)
+    data, rendering = data_of(config), dataclasses.replace(config, render_views=True)
+    with (
+        open_loader(config, data, OneOfTwo()) as stored,  # type: ignore[arg-type]
+        open_loader(rendering, data, OneOfTwo()) as rendered,  # type: ignore[arg-type]
+    ):
+        assert isinstance(rendered, RenderedLoader) and rendered.steps_per_epoch == stored.steps_per_epoch == 3
+        mine, theirs = next(rendered.batches(4)), next(stored.batches(4))
+    assert mine.images.shape == theirs.images.shape == (4, 2, 32, 32, 3)
+    for name in ("latents", "quat_xyzw", "labels", "object_indices", "view_indices"):
+        assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
