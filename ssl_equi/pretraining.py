@@ -12,6 +12,7 @@ from torch import nn
 
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.decoded_cache import CachedViews
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.sources import DataSource
 from ssl_equi.encoders import create_encoder
@@ -87,7 +88,7 @@ def open_loader(
     if config.render_views:
         return rendered_loader(config, data, run, views)
     return ViewLoader(
-        data.train,
+        CachedViews(data.train, show_progress=run.is_main) if config.cache_decoded else data.train,
         global_batch_size=config.batch_size,
         views=views,
         seed=config.seed,

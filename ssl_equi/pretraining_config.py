@@ -34,6 +34,8 @@ class PretrainingConfig(RunConfig):
     """Render the views of 3diebench-p or 3diebench-pt while training, on its device; the probes read stored ones."""
     fresh_views: bool = False
     """With render_views, other views of each object in every epoch."""
+    cache_decoded: bool = False
+    """Decode all training views once, into the user's cache folder (the size is stated), and copy them ever after."""
     views: ViewOptions = field(default_factory=ViewOptions)
     """Where the two views of an object come from."""
     batch_size: int = 64
@@ -70,6 +72,8 @@ class PretrainingConfig(RunConfig):
             )
         if self.fresh_views and not self.render_views:
             raise RunError("--fresh-views is given and stored views are always the same: add --render-views")
+        if self.cache_decoded and self.render_views:
+            raise RunError("--cache-decoded keeps stored views and --render-views reads none: give one of the two")
 
 
 def optimizer_of(module: nn.Module, config: PretrainingConfig) -> torch.optim.Optimizer:

@@ -22,6 +22,7 @@ FREE_OPTIONS = (
     "save_every",
     "threads",
     "loader_threads",
+    "cache_decoded",
     "tracker",
     "compile",
 )

@@ -1,17 +1,19 @@
 """Options that say how a run gets at its views: what they give, and what doesn't go together."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ssl_equi.data import decoded_cache
 from ssl_equi.data.rendered_views import RenderedLoader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.pretraining import open_loader
 from ssl_equi.pretraining_config import PretrainingConfig
-from ssl_equi.run_config import RunError, check_options
+from ssl_equi.run_config import FREE_OPTIONS, RunError, check_options
 
 
 @dataclasses.dataclass
@@ -37,6 +39,7 @@ def data_of(config: PretrainingConfig) -> DataSource:
     [
         ({"render_views": True, "dataset": "folder"}, "--render-views is given and --dataset folder consists of files"),
         ({"render_views": True, "dataset": "3diebench"}, "choose 3diebench-p or 3diebench-pt, or leave it out"),
+        ({"render_views": True, "cache_decoded": True}, "--render-views reads none: give one of the two"),
         ({"fresh_views": True}, "--fresh-views is given and stored views are always the same: add --render-views"),
     ],
 )
@@ -45,6 +48,22 @@ def test_options_that_do_not_go_together_are_refused_before_data_are_opened(
 ) -> None:
     with pytest.raises(RunError, match=problem):
         check_options(PretrainingConfig(**options))
+
+
+def test_the_cache_gives_the_same_batches_and_may_be_chosen_on_resume(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoded_cache, "user_cache_path", lambda name: tmp_path / name)
+    config = config_of(tiny_data)
+    data, caching = data_of(config), dataclasses.replace(config, cache_decoded=True)
+    with (
+        open_loader(config, data, OneOfTwo()) as stored,  # type: ignore[arg-type]
+        open_loader(caching, data, OneOfTwo()) as cached,  # type: ignore[arg-type]
+    ):
+        for mine, theirs in zip(itertools.islice(cached.batches(4), 3), stored.batches(4)):
+            assert torch.equal(mine.images, theirs.images) and torch.equal(mine.latents, theirs.latents)
+    assert len(list((tmp_path / "ssl_equi" / "decoded-views").glob("train-*/pixels.bin"))) == 1
+    assert "cache_decoded" in FREE_OPTIONS
 
 
 @pytest.mark.parametrize("dataset", ["3diebench-p", "3diebench-pt"])
