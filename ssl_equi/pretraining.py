@@ -27,7 +27,7 @@ from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.suite import ProbeResults, run_probes
 from ssl_equi.run import Run
 from ssl_equi.run_config import RunError
-from ssl_equi.training_loader import TrainingLoader, rendered_loader
+from ssl_equi.training_loader import TrainingLoader, device_decoded_loader, rendered_loader
 from ssl_equi.training_views import views_to_load
 
 # The random encoder that a trained one is compared with is drawn from a seed that no training uses.
@@ -87,6 +87,8 @@ def open_loader(
     views = views_to_load(config.views) if stored_views is None else stored_views
     if config.render_views:
         return rendered_loader(config, data, run, views)
+    if config.decode_on == "cuda":
+        return device_decoded_loader(config, data, run, views)
     return ViewLoader(
         CachedViews(data.train, show_progress=run.is_main) if config.cache_decoded else data.train,
         global_batch_size=config.batch_size,

@@ -1,6 +1,7 @@
 """Options of every pretraining recipe: data, encoder, views, budget, optimiser."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
@@ -36,6 +37,8 @@ class PretrainingConfig(RunConfig):
     """With render_views, other views of each object in every epoch."""
     cache_decoded: bool = False
     """Decode all training views once, into the user's cache folder (the size is stated), and copy them ever after."""
+    decode_on: Literal["cpu", "cuda"] = "cpu"
+    """Where the JPEGs of shards are decoded; cuda (nvJPEG) gives slightly other pixels."""
     views: ViewOptions = field(default_factory=ViewOptions)
     """Where the two views of an object come from."""
     batch_size: int = 64
@@ -74,6 +77,12 @@ class PretrainingConfig(RunConfig):
             raise RunError("--fresh-views is given and stored views are always the same: add --render-views")
         if self.cache_decoded and self.render_views:
             raise RunError("--cache-decoded keeps stored views and --render-views reads none: give one of the two")
+        if self.decode_on == "cuda":
+            if self.cache_decoded or self.render_views:
+                other = "--cache-decoded" if self.cache_decoded else "--render-views"
+                raise RunError(f"--decode-on cuda takes encoded views and {other} gives none: give one of the two")
+            if not torch.cuda.is_available():
+                raise RunError("--decode-on cuda needs an NVIDIA GPU and PyTorch sees none: leave it out")
 
 
 def optimizer_of(module: nn.Module, config: PretrainingConfig) -> torch.optim.Optimizer:

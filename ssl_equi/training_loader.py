@@ -1,4 +1,4 @@
-"""Other ways to the views of a run than the loader of stored ones: rendered while training."""
+"""Other ways to the views of a run than the loader of stored ones: rendered while training, or decoded by the GPU."""
 
 from collections.abc import Iterator
 from types import TracebackType
@@ -7,6 +7,7 @@ from typing import Protocol, Self
 import torch
 
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, nvjpeg_decoder
 from ssl_equi.data.rendered_views import RenderedLoader, RenderedViews, config_of_stored
 from ssl_equi.data.sources import DataSource
 from ssl_equi.pretraining_config import PretrainingConfig
@@ -55,4 +56,21 @@ def rendered_loader(
         world_size=process.world_size,
         threads=config.loader_threads,
         fresh_views=config.fresh_views,
+    )
+
+
+def device_decoded_loader(
+    config: PretrainingConfig, data: DataSource, process: Process, views_per_object: int
+) -> DeviceDecodedLoader:
+    """Decodes the stored views on the CUDA device of the run; raises DataError for data that it can't decode."""
+    return DeviceDecodedLoader(
+        encoded_views(data.train),
+        global_batch_size=config.batch_size,
+        views_per_object=views_per_object,
+        seed=config.seed,
+        device=process.device,
+        decode=nvjpeg_decoder(process.device),
+        rank=process.rank,
+        world_size=process.world_size,
+        threads=config.loader_threads,
     )

@@ -1,14 +1,18 @@
 """Options that say how a run gets at its views: what they give, and what doesn't go together."""
 
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torchvision.io import ImageReadMode, decode_jpeg
 
+from ssl_equi import training_loader
 from ssl_equi.data import decoded_cache
+from ssl_equi.data.device_decoding import DeviceDecodedLoader
 from ssl_equi.data.rendered_views import RenderedLoader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.pretraining import open_loader
@@ -40,6 +44,8 @@ def data_of(config: PretrainingConfig) -> DataSource:
         ({"render_views": True, "dataset": "folder"}, "--render-views is given and --dataset folder consists of files"),
         ({"render_views": True, "dataset": "3diebench"}, "choose 3diebench-p or 3diebench-pt, or leave it out"),
         ({"render_views": True, "cache_decoded": True}, "--render-views reads none: give one of the two"),
+        ({"decode_on": "cuda", "cache_decoded": True}, "takes encoded views and --cache-decoded gives none"),
+        ({"decode_on": "cuda", "render_views": True}, "takes encoded views and --render-views gives none"),
         ({"fresh_views": True}, "--fresh-views is given and stored views are always the same: add --render-views"),
     ],
 )
@@ -48,6 +54,26 @@ def test_options_that_do_not_go_together_are_refused_before_data_are_opened(
 ) -> None:
     with pytest.raises(RunError, match=problem):
         check_options(PretrainingConfig(**options))
+
+
+def test_decoding_on_a_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RunError, match="--decode-on cuda needs an NVIDIA GPU and PyTorch sees none: leave it out"):
+        check_options(PretrainingConfig(decode_on="cuda"))
+
+
+def test_decoding_on_a_device_is_the_third_way(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = functools.partial(decode_jpeg, mode=ImageReadMode.RGB)
+    monkeypatch.setattr(training_loader, "nvjpeg_decoder", lambda device: decode)
+    config = config_of(tiny_data)
+    data, on_device = data_of(config), dataclasses.replace(config, decode_on="cuda")
+    with (
+        open_loader(config, data, OneOfTwo()) as stored,  # type: ignore[arg-type]
+        open_loader(on_device, data, OneOfTwo()) as decoded,  # type: ignore[arg-type]
+    ):
+        assert isinstance(decoded, DeviceDecodedLoader) and decoded.steps_per_epoch == stored.steps_per_epoch
+        for mine, theirs in zip(itertools.islice(decoded.batches(4), 3), stored.batches(4)):
+            assert torch.equal(mine.images, theirs.images) and torch.equal(mine.latents, theirs.latents)
 
 
 def test_the_cache_gives_the_same_batches_and_may_be_chosen_on_resume(
