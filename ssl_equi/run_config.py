@@ -22,6 +22,7 @@ FREE_OPTIONS = (
     "save_every",
     "threads",
     "loader_threads",
+    "cache_decoded",
     "tracker",
     "compile",
 )
@@ -62,6 +63,9 @@ class RunConfig:
     tracker: str | None = None
     """tensorboard, wandb or trackio, besides metrics.jsonl (needs the extra `trackers`)."""
 
+    def check(self) -> None:
+        """Raises RunError for further options, of an extension of this class, that contradict each other."""
+
 
 def check_options(config: RunConfig) -> None:
     """Raises RunError for options that no run can have."""
@@ -80,6 +84,7 @@ def check_options(config: RunConfig) -> None:
                 f"--tracker {config.tracker} needs a package that is not installed: "
                 "run `uv sync --extra trackers`, or leave the option out"
             ) from error
+    config.check()
 
 
 def refuse_other_options(config_file: Path, mine: dict[str, Any]) -> None:

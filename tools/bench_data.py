@@ -13,6 +13,9 @@ a view with its latents in another; and images like ImageNet's, 110 KB each, as 
   convert and normalise them, read two files of latents and make the relative rotation with SciPy.
 - WebDataset: a torch DataLoader whose workers stream the same shards object by object and decode two views as above.
 
+- our loader, nvJPEG: `DeviceDecodedLoader`, which a GPU decodes for, where there is one; and `ViewLoader` with the copy
+  of each batch to the GPU.
+
 Every round all of them take their turn, in reverse order every other round. A figure is a ratio of seconds a pair (an
 image) in the same round; CPU seconds are those of the process and its workers.
 """
@@ -39,6 +42,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssl_equi.benchmarks import Row, print_rows, row_of, write_rows
 from ssl_equi.cli import explain_errors, parse_command_line
+from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, nvjpeg_decoder
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.reader import ShardDataset
@@ -333,7 +337,46 @@ def measure_objects(config: Config, folder: Path) -> list[Row]:
             row_of(f"CPU milliseconds a pair, {name}", [1000 * value.cpu for value in values])
             for name, values in seconds.items()
         ),
+        *measure_gpu(config, dataset),
     ]
+
+
+def loading_to_gpu(loader: ViewLoader | DeviceDecodedLoader, pairs: int) -> Contestant:
+    """Batches that lie on the GPU when the last one's work is done."""
+    batch_size = loader.order.local_batch_size
+    batches = loader.batches(0)
+
+    def run() -> int:
+        for _ in range(pairs // batch_size):
+            next(batches).to("cuda")
+        torch.cuda.synchronize()
+        return (pairs // batch_size) * batch_size
+
+    return run
+
+
+def measure_gpu(config: Config, dataset: ShardDataset) -> list[Row]:
+    """Decoding on the GPU against decoding in threads and copying; no rows without a GPU."""
+    if not torch.cuda.is_available():
+        return []
+    pairs, device = config.epochs * config.objects, torch.device("cuda")
+    options: dict[str, Any] = {"global_batch_size": config.batch_size, "seed": 0, "threads": config.threads}
+    with (
+        ViewLoader(dataset, **options) as threads,
+        DeviceDecodedLoader(encoded_views(dataset), device=device, decode=nvjpeg_decoder(device), **options) as nvjpeg,
+    ):
+        contestants = {
+            "our loader, to the GPU": loading_to_gpu(threads, pairs),
+            "our loader, nvJPEG": loading_to_gpu(nvjpeg, pairs),
+        }
+        seconds = seconds_in_turns(contestants, config.rounds)
+    wall = [
+        row_of(f"wall milliseconds a pair, {name}", [1000 * value.wall for value in values])
+        for name, values in seconds.items()
+    ]
+    pairs_of_times = zip(seconds["our loader, to the GPU"], seconds["our loader, nvJPEG"], strict=True)
+    ratios = [one.wall / other.wall for one, other in pairs_of_times]
+    return [row_of("wall clock, our loader, to the GPU / our loader, nvJPEG", ratios), *wall]
 
 
 def measure_images(config: Config, folder: Path) -> list[Row]:
