@@ -136,6 +136,7 @@ class OrderedLoader:
                 next_step += 1
             pending = self._pending.popleft()
             try:
+                wait(pending.chunks)  # wakes once, where waiting for one chunk after the other interrupts the threads
                 for chunk in pending.chunks:
                     chunk.result()
             except BaseException:

@@ -80,7 +80,8 @@ def test_every_contestant_does_the_share_that_it_reports(
         assert tool.decoding(pictures, 12, 4, 1, pool)() == 12
     with ViewLoader(dataset, global_batch_size=4, seed=0, threads=1, prefetch=1, pin_memory=False) as loader:
         run = tool.loading(loader, 12)
-        assert run() == 12 and run() == 12
+        for _ in range(2):
+            assert min(run()) > 0
 
 
 def test_the_report_has_ratios_ranges_and_targets(tool: ModuleType, tiny: Callable[..., Any], tmp_path: Path) -> None:
