@@ -88,6 +88,7 @@ def open_loader(config: PretrainingConfig, data: DataSource, run: Run, stored_vi
         rank=run.rank,
         world_size=run.world_size,
         threads=config.loader_threads,
+        workers=config.loader_workers,
     )
 
 

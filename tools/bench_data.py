@@ -10,6 +10,7 @@ a view with its latents in another; and images like ImageNet's, 110 KB each, as 
 - our reader: `ShardDataset.read_views`, batch by batch, in one thread; of images `ImageShards.read_image`.
 - our loader: `ViewLoader`, which decodes ahead in threads. It runs on before and after what is measured: the time from
   one batch to a later one, in which it decodes as many batches as it gives out.
+- our loader, processes: the same with worker processes that share a ring of buffers.
 - files, PIL: as the papers' loaders do it: a torch DataLoader whose workers open two views' files with PIL, resize,
   convert and normalise them, read two files of latents and make the relative rotation with SciPy.
 - WebDataset: a torch DataLoader whose workers stream the same shards object by object and decode two views as above.
@@ -60,7 +61,7 @@ class Config:
     json: Path | None = None
     """Also write the table to this file."""
     threads: int = 2
-    """Decoding threads of ours, and worker processes of the others."""
+    """Decoding threads or processes of ours, and worker processes of the others."""
     rounds: int = 9
     """Measured rounds, after one that warms up."""
     objects: int = 256
@@ -333,9 +334,10 @@ def measure_objects(config: Config, folder: Path) -> list[Row]:
     pairs = config.epochs * config.objects
     dataset = ShardDataset(folder / "shards", "train")
     shards = [str(path) for path in sorted((folder / "shards").glob("train-*.tar"))]
-    loader_options = {"global_batch_size": config.batch_size, "seed": 0, "threads": config.threads}
+    loader_options = {"global_batch_size": config.batch_size, "seed": 0, "pin_memory": False}
     with ExitStack() as open_until_then:
-        loader = open_until_then.enter_context(ViewLoader(dataset, **loader_options, pin_memory=False))
+        loader = open_until_then.enter_context(ViewLoader(dataset, **loader_options, threads=config.threads))
+        workers = open_until_then.enter_context(ViewLoader(dataset, **loader_options, workers=config.threads))
         pools = [open_until_then.enter_context(ThreadPoolExecutor(threads)) for threads in (1, config.threads)]
         seconds = seconds_in_turns(
             {
@@ -343,6 +345,7 @@ def measure_objects(config: Config, folder: Path) -> list[Row]:
                 "decoding": timed(decoding(pictures, pairs, config.batch_size, config.threads, pools[1])),
                 "our reader": timed(reading(dataset, pairs, config.batch_size)),
                 "our loader": loading(loader, pairs),
+                "our loader, processes": loading(workers, pairs),
                 "files, PIL": timed(worker_batches(FilePairs(folder / "files", config.views), config)),
                 "WebDataset": timed(worker_batches(stream(shards), config)),
             },
@@ -352,6 +355,8 @@ def measure_objects(config: Config, folder: Path) -> list[Row]:
         ratio(seconds, "cpu", "our reader", "decoding, one thread", 1.15),
         ratio(seconds, "cpu", "our loader", "decoding", 1.15),
         ratio(seconds, "wall", "our loader", "decoding", 1.3),
+        ratio(seconds, "cpu", "our loader, processes", "decoding", 1.15),
+        ratio(seconds, "wall", "our loader, processes", "decoding", 1.3),
         ratio(seconds, "cpu", "files, PIL", "our loader", 8),
         ratio(seconds, "cpu", "WebDataset", "our loader", 5),
         *(

@@ -94,6 +94,8 @@ def test_the_report_has_ratios_ranges_and_targets(tool: ModuleType, tiny: Callab
         "CPU time, our reader / decoding, one thread": 1.15,
         "CPU time, our loader / decoding": 1.15,
         "wall clock, our loader / decoding": 1.3,
+        "CPU time, our loader, processes / decoding": 1.15,
+        "wall clock, our loader, processes / decoding": 1.3,
         "CPU time, files, PIL / our loader": 8,
         "CPU time, WebDataset / our loader": 5,
         "images: CPU time, our reader / decoding": 1.1,
