@@ -97,6 +97,7 @@ def open_loader(
         rank=run.rank,
         world_size=run.world_size,
         threads=config.loader_threads,
+        workers=config.loader_workers,
     )
 
 

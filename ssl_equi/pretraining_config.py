@@ -77,6 +77,12 @@ class PretrainingConfig(RunConfig):
             raise RunError("--fresh-views is given and stored views are always the same: add --render-views")
         if self.cache_decoded and self.render_views:
             raise RunError("--cache-decoded keeps stored views and --render-views reads none: give one of the two")
+        if self.loader_workers > 0 and (self.render_views or self.decode_on == "cuda"):
+            other = "--render-views" if self.render_views else "--decode-on cuda"
+            raise RunError(
+                f"--loader-workers is {self.loader_workers} and {other} decodes nothing in worker processes: give one "
+                "of the two"
+            )
         if self.decode_on == "cuda":
             if self.cache_decoded or self.render_views:
                 other = "--cache-decoded" if self.cache_decoded else "--render-views"

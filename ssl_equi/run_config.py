@@ -23,6 +23,7 @@ FREE_OPTIONS = (
     "threads",
     "loader_threads",
     "cache_decoded",
+    "loader_workers",
     "tracker",
     "compile",
 )
@@ -60,6 +61,8 @@ class RunConfig:
     """CPU threads of torch in each process; the cores shared among the processes when not given."""
     loader_threads: int = 2
     """Threads that decode images, in each process."""
+    loader_workers: int = 0
+    """Processes that decode images, for each process that trains, instead of threads; 0: threads."""
     tracker: str | None = None
     """tensorboard, wandb or trackio, besides metrics.jsonl (needs the extra `trackers`)."""
 
@@ -74,6 +77,8 @@ def check_options(config: RunConfig) -> None:
     for option in ("log_every", "save_every", "threads", "loader_threads", "steps"):
         if getattr(config, option) is not None and getattr(config, option) < 1:
             raise RunError(f"--{option.replace('_', '-')} is {getattr(config, option)}: it must be 1 or more")
+    if config.loader_workers < 0:
+        raise RunError(f"--loader-workers is {config.loader_workers}: it must be 0 (threads decode) or more")
     if config.tracker is not None:
         if config.tracker not in ("tensorboard", "wandb", "trackio"):
             raise RunError(f"--tracker is {config.tracker!r}: it must be tensorboard, wandb or trackio")
