@@ -27,7 +27,8 @@ from ssl_equi.pretraining_sequences import SEQUENCE_MODEL_FOLDER
 from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.records import ProbeRecord, append_records, print_records
 from ssl_equi.probing.retrieval import Similarity
-from ssl_equi.probing.sequence_retrieval import retrieval_records, retrieve_with_sequences
+from ssl_equi.probing.retrieval_results import retrieval_records
+from ssl_equi.probing.sequence_retrieval import retrieve_with_sequences
 from ssl_equi.sequence_export import SequenceModel, load_sequence_model
 from ssl_equi.training_views import check_translations
 
