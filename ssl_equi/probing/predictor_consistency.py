@@ -26,6 +26,7 @@ from ssl_equi.predictor_export import QUATERNION_COLUMNS, LatentPredictor
 from ssl_equi.probing.baselines import Baseline
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.predictor_retrieval import ROWS_IN_A_CHUNK, OneObservedView, known_action_kind
+from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.retrieval import Similarity
 from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.tasks import TaskResult
@@ -98,6 +99,33 @@ def predictor_consistency(
             "it predicted (it has no method advance)",
         )
     return PredictorConsistency(result, notes)
+
+
+def consistency_records(consistency: PredictorConsistency, num_objects: int, split_name: str) -> list[ProbeRecord]:
+    """Records (part "pred@1") beside the baseline of 1.
+
+    Args:
+        num_objects: of the evaluated split.
+        split_name: evaluated split.
+    """
+    result = consistency.result
+    return [
+        ProbeRecord(
+            task=TASK,
+            part="pred@1",
+            metric=metric,
+            value=value,
+            baseline=result.baselines[metric].value,
+            baseline_name=result.baselines[metric].name,
+            random_encoder=None,
+            n=result.num_samples,
+            num_objects=num_objects,
+            split=split_name,
+            protocol=PROTOCOL,
+            seed=0,  # nothing is drawn
+        )
+        for metric, value in result.metrics.items()
+    ]
 
 
 def _triples(
