@@ -11,9 +11,9 @@ Opens the `predictor/` of a two-view method (SIE, EquiMod, SEN, conditional BYOL
 `sequence_model/` of seq-JEPA. From the embedding of one view, or the aggregate of the observed ones, and the action
 that leads to another view of the same object, the embedding of that view is predicted, and looked for among those of
 the object's views: once as in SIE, with the observed views in the gallery, and once without them; `retrieval_error`
-looks among all views of the split. seq-JEPA's gallery is encoded by what the predictor was trained towards (the momentum
-encoder, if there is one). A two-view predictor is also asked whether it is consistent: `predictor_consistency` says how
-far it is from staying where it is by the identity, from coming back by the inverse, and from doing two actions as one.
+looks among all views of the split. seq-JEPA's gallery is encoded by what the predictor was trained towards (the
+momentum encoder, if there is one). A two-view predictor is also asked whether it is consistent: how far is it from
+staying by the identity, from coming back by the inverse, from doing two actions as one (`predictor_consistency`)?
 Prints the table with chance beside each number and appends the records to results.json in the run's folder.
 """
 

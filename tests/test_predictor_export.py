@@ -163,20 +163,11 @@ def test_negated_quaternions_undo_a_training_with_the_other_sign(tmp_path: Path)
     assert torch.equal(negated.embed(features), plain.embed(features))
 
 
-def edited(folder: Path, **changes: Any) -> Path:
-    """The same folder with another config.json; None takes an entry away."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({key: value for key, value in config.items() if value != "gone"}))
-    return folder
-
-
 def test_what_is_no_predictor_is_refused(tmp_path: Path) -> None:
-    def saved() -> Path:
-        save_predictor(sie().latent_predictor(), tmp_path / "predictor", PredictorCard("sie", "rotation", ""))
-        return tmp_path / "predictor"
-
-    wider = json.loads((saved() / "config.json").read_text())["predictor"] | {"dim": 20}
+    folder = tmp_path / "predictor"
+    save_predictor(sie().latent_predictor(), folder, PredictorCard("sie", "rotation", ""))
+    config = json.loads((folder / "config.json").read_text())
+    wider = config["predictor"] | {"dim": 20}
     malformed = [
         ({"kind": "guess"}, "kind is 'guess'"),
         ({"kind": "gone"}, "holds no exported predictor"),
@@ -192,14 +183,17 @@ def test_what_is_no_predictor_is_refused(tmp_path: Path) -> None:
         ({"predictor": None}, "describes no predictor"),
     ]
     for changes, message in malformed:
+        edited = {key: value for key, value in (config | changes).items() if value != "gone"}
+        (folder / "config.json").write_text(json.dumps(edited))
         with pytest.raises(CheckpointError, match=message):
-            load_predictor(edited(saved(), **changes))
-    (saved() / "config.json").write_text("{")
+            load_predictor(folder)
+    (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="is not valid JSON"):
-        load_predictor(tmp_path / "predictor")
-    (saved() / "model.safetensors").write_bytes(b"no tensors")
+        load_predictor(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match="damaged"):
-        load_predictor(tmp_path / "predictor")
+        load_predictor(folder)
     with pytest.raises(CheckpointError, match="whose objective has a predictor"):
         load_predictor(tmp_path / "nothing")
 
