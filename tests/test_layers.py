@@ -36,6 +36,7 @@ LAYER = {
     "pretraining_config": 3,
     "training_loader": 3,
     "run": 3,
+    "predictor_export": 3,
     "sequence_export": 4,
     "pretraining": 4,
     "pretraining_sequences": 4,

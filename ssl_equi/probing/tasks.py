@@ -49,6 +49,8 @@ class TaskResult:
         angle_errors_deg: rotation tasks only, error of each pair or view `[num_samples]`.
         constant_angle_errors_deg: rotation tasks only, the same for the constant rotation.
         per_class_recall: classification task only, `[C]`, NaN for a class without test objects.
+        object_scores: by the name of a metric that is a mean, the mean of each evaluated object `[n_objects]`, NaN if
+            it has none.
     """
 
     metrics: dict[str, float]
@@ -57,6 +59,7 @@ class TaskResult:
     angle_errors_deg: np.ndarray | None = None
     constant_angle_errors_deg: np.ndarray | None = None
     per_class_recall: np.ndarray | None = None
+    object_scores: dict[str, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
