@@ -26,7 +26,7 @@ the file. Files are opened without running code from them. Layouts:
                 student. With another --image-size than its own, positions are resampled as timm does it
     moco        the query encoder, or the base encoder of MoCo v3, whose ViT-S has 12 heads:
                 --architecture vit_small_patch16_224 --architecture-arguments num_heads 12
-    timm        any state of a timm model, or of a torchvision ResNet
+    timm        any state of a timm model, by its --architecture, or of a torchvision ResNet
 
 Actions are given to imported predictors as anywhere here: R1^-1 R2 as a quaternion xyzw, plain differences of hues.
 Before version 1.11, SciPy returned inverse rotations with the other sign; for a checkpoint that was trained with it,
@@ -100,7 +100,7 @@ class Config:
     """Others: what it was trained on, and so how images are normalised; when not given, 3DIEBench for sie, equicaps and
     capsie, CIFAR-10 for E-SSL's small images, ImageNet-100 for CARE's large ones, ImageNet for others."""
     architecture: str | None = None
-    """Others: timm's name of the encoder; found in the shapes for ResNets and ViTs when not given."""
+    """Others: timm's name of the encoder; found in the shapes for ResNets, and DINO's ViTs, when not given."""
     architecture_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
     """Others: what timm.create_model is given besides the name, in pairs."""
     encoder_prefix: str | None = None
@@ -195,7 +195,8 @@ def import_others(content: Mapping[str, Any], config: Config) -> None:
         predictor = import_sie_predictor(tensors, num_features) if config.predictor else None
         if predictor is None and config.action_sign == -1:
             raise CheckpointError(f"--action-sign is -1, but no predictor of {config.file} is imported: leave it out")
-    save_encoder(imported.module, config.out / "encoder", imported.card(layout, trained_on, parts))
+    objective = "unknown" if layout == "timm" else layout
+    save_encoder(imported.module, config.out / "encoder", imported.card(objective, trained_on, parts))
     print(f"{imported.architecture} for images of {imported.image_size} pixels, {imported.data}: {config.out}")
     if predictor is not None:
         card = PredictorCard("sie", ACTIONS[predictor.action_dim], trained_on, config.action_sign)

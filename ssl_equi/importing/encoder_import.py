@@ -101,7 +101,7 @@ def import_encoder(tensors: Mapping[str, Tensor], options: EncoderOptions) -> Im
     layout = LAYOUTS[options.layout]
     located = _locate(tensors, options, layout)
     is_transformer = vit_names.is_vision_transformer(located.tensors)
-    architecture, arguments, native_size = _architecture(located, options, is_transformer)
+    architecture, arguments, native_size = _architecture(located, options, layout, is_transformer)
     data = _training_data(located, options, layout)
     image_size = options.image_size or native_size or NORMALISATIONS[data].image_size
     if is_transformer:
@@ -153,7 +153,7 @@ def _prefix(tensors: Mapping[str, Tensor], options: EncoderOptions, layout: Layo
 
 
 def _architecture(
-    located: _Located, options: EncoderOptions, is_transformer: bool
+    located: _Located, options: EncoderOptions, layout: Layout, is_transformer: bool
 ) -> tuple[str, dict[str, int | float | bool | str], int | None]:
     """timm's name, its arguments, and the image size that the position embedding is for."""
     native_size = vit_names.native_image_size(located.tensors) if is_transformer else None
@@ -162,6 +162,11 @@ def _architecture(
     arguments: dict[str, int | float | bool | str] = {}
     architecture = located.architecture
     if is_transformer:
+        if not layout.transformer_heads_known:
+            raise CheckpointError(
+                "the shapes of a vision transformer don't tell how many heads it has: give timm's name of it as "
+                "--architecture, such as vit_base_patch16_224"
+            )
         sizes = vit_names.sizes_of(located.tensors)
         if sizes is not None:
             architecture, arguments = sizes.architecture, sizes.arguments

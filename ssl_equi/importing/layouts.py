@@ -52,6 +52,8 @@ class Layout:
     """The same for what stands on the encoder and has names inside it: a classifier or projector."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Beginnings of names that repeat other tensors -> beginnings of their names."""
+    transformer_heads_known: bool = False
+    """Whether its vision transformers have heads of 64 numbers each, which shapes don't tell."""
     data: TrainingData | None = None
     """What it was trained on if the stem has large windows or is one of a vision transformer."""
     small_image_data: TrainingData | None = None
@@ -99,6 +101,7 @@ LAYOUTS: dict[EncoderLayout, Layout] = {
             "loss": r"(\w+_)?loss\.",
         },
         on_top=r"((fc|head)\.|mask_token$)",
+        transformer_heads_known=True,
         data="imagenet",
     ),
     "moco": Layout(

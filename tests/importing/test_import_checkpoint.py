@@ -106,7 +106,7 @@ def test_a_wrong_layout_ends_with_the_right_one(error_of: Callable[..., str]) ->
 def test_safetensors_of_a_timm_model_open_in_timm_again(tool: ModuleType, tmp_path: Path) -> None:
     tiny = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0).eval()
     safetensors.torch.save_file(tiny.state_dict(), tmp_path / "tiny.safetensors")
-    tool.main(tool.Config(tmp_path / "tiny.safetensors", tmp_path / "out", layout="timm"))
+    tool.main(tool.Config(tmp_path / "tiny.safetensors", tmp_path / "out", "timm", architecture="vit_tiny_patch16_224"))
     folder = tmp_path / "out" / "encoder"
     opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = torch.randn(2, 3, 32, 32)
@@ -116,6 +116,7 @@ def test_safetensors_of_a_timm_model_open_in_timm_again(tool: ModuleType, tmp_pa
     config = read_encoder_config(folder)
     assert config["pretrained_cfg"]["mean"] == [0.485, 0.456, 0.406]
     assert config["pretrained_cfg"]["license"] == "other"
+    assert config["ssl_equi"]["objective"] == "unknown"
     assert "tiny.safetensors, SHA-256 " in config["ssl_equi"]["trained_on"]
 
 
@@ -153,8 +154,11 @@ def test_sie_leaves_an_encoder_and_a_predictor_of_the_old_sign(
 
 
 def test_a_sign_without_a_predictor_is_refused(tool: ModuleType, error_of: Callable[..., str]) -> None:
+    sentence = "--action-sign is -1, but no predictor of model.pth is imported: leave it out"
+    sie_file(Path("model.pth"))
+    assert error_of("model.pth", layout="sie", action_sign=-1, predictor=False).startswith(sentence)
     sie_file(Path("model.pth"), with_predictor=False)
-    assert error_of("model.pth", layout="sie", action_sign=-1).startswith("--action-sign is -1, but no predictor of")
+    assert error_of("model.pth", layout="sie", action_sign=-1).startswith(sentence)
     tool.main(tool.Config(Path("model.pth"), Path("plain"), layout="sie"))
     assert not Path("plain/predictor").exists()
     assert parts_of(read_encoder_config(Path("plain/encoder"))) == {"all": slice(0, 512)}
