@@ -235,12 +235,15 @@ def _classify(
         else:
             unknown.append(name)
     if unknown:
-        first = unknown[0].split(".")[0] if not located.prefix.startswith(unknown[0].split(".")[0]) else unknown[0]
+        inside = bool(located.prefix) and unknown[0].startswith(located.prefix)
+        top_level = unknown[0].split(".")[0]
         known = ", ".join(layout.left_out)
         raise LayoutError(
             f"the checkpoint holds {first_names(unknown)}, which is neither the encoder's nor of what layout "
             f"{options.layout} leaves out ({known})",
-            f"give --leave-out {first} if it is no part of the encoder",
+            "give the --layout or --architecture that has it"
+            if inside
+            else f"give --leave-out {top_level} if it is no part of the encoder",
         )
     return left_out
 

@@ -309,7 +309,10 @@ EXTRA = torch.zeros(3)
     [
         ({"backbone.bn1.bias": None}, "lacks what timm's resnet18_small_images calls 'bn1.bias'"),
         ({"backbone.bn1.running_var": None, "backbone.bn1.bias": None}, "calls 'bn1.bias', 'bn1.running_var'"),
-        ({"backbone.extra.scale": EXTRA}, "holds 'backbone.extra.scale', which is neither the encoder's nor"),
+        (
+            {"backbone.extra.scale": EXTRA},
+            "holds 'backbone.extra.scale', .* give the --layout or --architecture that has it",
+        ),
         ({"decoder.weight": EXTRA}, "holds 'decoder.weight', .* give --leave-out decoder"),
         ({"backbone.bn1.bias": EXTRA}, r"'backbone.bn1.bias' has shape \(3,\) and not \(64,\)"),
         ({"backbone.conv1.weight": None}, "are of no ResNet or vision transformer"),
