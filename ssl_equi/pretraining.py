@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.loader import ViewLoader
@@ -88,6 +89,8 @@ def open_loader(config: PretrainingConfig, data: DataSource, run: Run, stored_vi
         rank=run.rank,
         world_size=run.world_size,
         threads=config.loader_threads,
+        on_bad_record=config.on_bad_record,
+        max_skipped=config.max_skipped,
     )
 
 
@@ -176,6 +179,7 @@ def finish(
             device=run.device,
             seed=config.seed,
             split_name=config.evaluation_split,
+            bad_train_records=BadRecords(config.on_bad_record, config.max_skipped, run.rank),
         )
         if further_records is not None:
             results = replace(results, records=results.records + further_records(results))
@@ -192,6 +196,7 @@ def finish(
             run={
                 "name": run.name,
                 "steps": run.step_done,
+                "records_skipped": run.records_skipped,
                 "data": data.name,
                 "train_fingerprint": data.train.fingerprint,
                 "evaluation_fingerprint": data.evaluation.fingerprint,

@@ -53,11 +53,18 @@ class TrainingProgress:
         if self.bar is not None:
             self.bar.update(self.task, completed=steps_done)
 
-    def report(self, loss: float, images_per_second: float, waiting_share: float) -> None:
-        """Shows the latest figures; `waiting_share` is the fraction of the time spent waiting for data."""
+    def report(self, loss: float, images_per_second: float, waiting_share: float, records_skipped: int = 0) -> None:
+        """Shows the latest figures.
+
+        Args:
+            waiting_share: fraction of the time spent waiting for data.
+            records_skipped: bad records that were replaced so far; shown if there are any.
+        """
         if not self.enabled:
             return
         numbers = f"loss {loss:.3f} · {images_per_second:,.0f} img/s · {waiting_share:.0%} wait"
+        if records_skipped:
+            numbers += f" · {records_skipped} skipped"
         if self.bar is not None:
             self.bar.update(self.task, numbers=numbers)
             return

@@ -105,6 +105,9 @@ class Run:
         self._stop_requested: str | None = None
         self._finite_watch = FiniteWatch()
         self._seconds_waited, self._images_seen, self._window_started = 0.0, 0, time.perf_counter()
+        self._records_skipped_here = 0  # by this process, since all processes last added theirs up
+        self.records_skipped = 0
+        """How often a bad record was replaced, in all processes, up to the last checkpoint or line of speed."""
 
     # ---------------------------------------------------------------- starting
 
@@ -146,6 +149,7 @@ class Run:
             for name, state in self.states.items():
                 state.load_state_dict(read_state(newest, name))
             self.step_done = int(run_state["step"])
+            self.records_skipped = int(run_state.get("records_skipped", 0))
             self.say(f"resuming {self.folder} after step {self.step_done}")
         if self.is_main:
             self.metrics_log.cut_after(self.step_done)
@@ -179,6 +183,7 @@ class Run:
         for step, batch in enumerate(loader.batches(start_step), start=start_step):
             self._seed_step(step)
             self._seconds_waited += batch.seconds_waited
+            self._records_skipped_here += batch.records_skipped
             self._images_seen += batch.images.shape[0] * batch.images.shape[1] * self.world_size
             yield step, batch.to(self.device)
             self.step_done = step + 1
@@ -223,6 +228,8 @@ class Run:
             "images_per_second": self._images_seen / seconds,
             "waiting_share": self._seconds_waited / seconds,
         }
+        self._add_up_skipped_records()
+        speed["records_skipped"] = self.records_skipped
         self._seconds_waited, self._images_seen, self._window_started = 0.0, 0, time.perf_counter()
         probe_metrics = probes() if probes is not None else {}
         if self.is_main:
@@ -232,18 +239,23 @@ class Run:
             lines.append({"event": "speed", "step": step + 1, **speed})
             self.metrics_log.append(lines)
             self.progress.advance(step + 1)  # the step is done, though its housekeeping is still to come
-            self.progress.report(losses["loss"], **speed)
+            self.progress.report(
+                losses["loss"], speed["images_per_second"], speed["waiting_share"], self.records_skipped
+            )
         if self.config.tracker is not None:
             self.accelerator.log({**losses, **numbers, **probe_metrics, **speed}, step=step + 1)
 
     def save(self) -> Path:
         """Writes the checkpoint of the steps done so far, atomically, and deletes all but the newest few."""
         folder = self.folder / "checkpoints" / f"step-{self.step_done:08d}"
+        self._add_up_skipped_records()
         if self.is_main:
             states = {name: state.state_dict() for name, state in self.states.items()}
             states["objective"] = dict(self.objective.state_dict())
             states["optimizer"] = self.bare_optimizer.state_dict()
-            states["run"] = {"step": self.step_done, "world_size": self.world_size}
+            states["run"] = {
+                "step": self.step_done, "world_size": self.world_size, "records_skipped": self.records_skipped,
+            }  # fmt: skip
             write_checkpoint(folder, states)
             for old in list_checkpoints(folder.parent)[:-KEPT_CHECKPOINTS]:
                 shutil.rmtree(old, ignore_errors=True)
@@ -307,6 +319,13 @@ class Run:
     def _seed_step(self, step: int) -> None:
         # Python's hash of a tuple of integers is stable across processes and well mixed.
         torch.manual_seed(hash((self.config.seed, step, self.rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+
+    def _add_up_skipped_records(self) -> None:
+        """Called by all processes at the same steps."""
+        if self.config.on_bad_record == "skip":
+            skipped = torch.tensor(self._records_skipped_here, device=self.device)
+            self.records_skipped += int(self.accelerator.reduce(skipped, reduction="sum").item())
+            self._records_skipped_here = 0
 
     def _raise_if_not_finite(self) -> None:
         bad = self._finite_watch.first_bad()

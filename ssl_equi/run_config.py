@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from ssl_equi.data.bad_records import OnBadRecord
 from ssl_equi.errors import UserError
 from ssl_equi.machine import usable_cores
 
-# Options that may differ between the first start of a run and its continuation: they don't change what is learnt.
+# Options that may differ between the first start of a run and its continuation: they don't change what is learnt. A run
+# that ended at a bad record goes on as if it had skipped bad records from the start.
 FREE_OPTIONS = (
     "out",
     "resume",
@@ -22,6 +24,8 @@ FREE_OPTIONS = (
     "save_every",
     "threads",
     "loader_threads",
+    "on_bad_record",
+    "max_skipped",
     "tracker",
     "compile",
 )
@@ -59,6 +63,11 @@ class RunConfig:
     """CPU threads of torch in each process; the cores shared among the processes when not given."""
     loader_threads: int = 2
     """Threads that decode images, in each process."""
+    on_bad_record: OnBadRecord = "raise"
+    """raise ends the run at a record that is cut, changed or does not decode; skip puts another one of its batch in its
+    place, counts and logs it. Records that are judged, and whole shards, are never skipped."""
+    max_skipped: int = 100
+    """The most different bad records that each process skips before it ends the run after all."""
     tracker: str | None = None
     """tensorboard, wandb or trackio, besides metrics.jsonl (needs the extra `trackers`)."""
 
@@ -70,6 +79,8 @@ def check_options(config: RunConfig) -> None:
     for option in ("log_every", "save_every", "threads", "loader_threads", "steps"):
         if getattr(config, option) is not None and getattr(config, option) < 1:
             raise RunError(f"--{option.replace('_', '-')} is {getattr(config, option)}: it must be 1 or more")
+    if config.max_skipped < 0:
+        raise RunError(f"--max-skipped is {config.max_skipped}: it must be 0 or more")
     if config.tracker is not None:
         if config.tracker not in ("tensorboard", "wandb", "trackio"):
             raise RunError(f"--tracker is {config.tracker!r}: it must be tensorboard, wandb or trackio")

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_equi.data.bad_records import BadRecords, OnBadRecord
+from ssl_equi.data.bad_records import BadRecords, OnBadRecord, problems_of_rows
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import DecodedViews, ViewCollection
-from ssl_equi.data.errors import DataError, LostShardError
+from ssl_equi.data.errors import DataError
 from ssl_equi.data.order import BatchOrder, Order
 
 _CHUNKS_PER_THREAD = 2  # smaller pieces than threads, so that one slow piece does not hold up a batch
@@ -167,13 +167,11 @@ class OrderedLoader:
         if not self._bad_records.are_skipped:
             self._read_rows(pending, rows)
             return
-        for row in range(*rows.indices(len(pending.object_indices))):
-            try:
-                self._read_rows(pending, slice(row, row + 1))
-            except LostShardError:
-                raise
-            except DataError as error:
-                pending.problems[row] = error
+        every_row = range(*rows.indices(len(pending.object_indices)))
+        for row, problem in problems_of_rows(
+            lambda row: self._read_rows(pending, slice(row, row + 1)), every_row
+        ).items():
+            pending.problems[row] = problem
 
     def _read_rows(self, pending: _PendingBatch, rows: slice) -> None:
         self.dataset.read_views(
@@ -226,8 +224,8 @@ class ViewLoader(OrderedLoader):
     `threads`, `prefetch` and `pin_memory` are those of OrderedLoader. Raises ValueError for sizes that do not fit.
 
     on_bad_record="skip" replaces an object with a view that is cut, changed or does not decode by the next good one of
-    the same rank's batch, logs it and counts it in `skipped`, and raises DataError beyond `max_skipped`. A shard that
-    is gone always raises: going on would leave a hole in the data.
+    the same rank's batch, logs it and counts it in `skipped`, and raises DataError once more than `max_skipped`
+    different objects were bad. A shard that is gone always raises: going on would leave a hole in the data.
     """
 
     def __init__(

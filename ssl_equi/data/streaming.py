@@ -75,7 +75,7 @@ class StreamedLoader:
         on_bad_record: "raise" for a view that is cut, changed, misnamed or does not decode; "skip" replaces its object
             by the next good one of the same rank's batch, logs it and counts it in `skipped`. A shard that is missing,
             of another size or out of reach always raises: going on would leave a hole in the data.
-        max_skipped: the most objects that this loader replaces before it raises.
+        max_skipped: the most different objects that this loader replaces before it raises.
         patience: how long a server is waited for.
         pin_memory: as in `ViewLoader`.
 
