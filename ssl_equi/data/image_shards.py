@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import re
+import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -108,6 +109,11 @@ class ImageShards:
 
     def read_image(self, index: int) -> np.ndarray:
         """Image `index` as uint8 [H, W, 3]; DataError naming shard and member if it is damaged."""
+        return self.load(index)[0]
+
+    def load(self, index: int) -> tuple[np.ndarray, float]:
+        """The same, and the seconds that reading and checking its bytes took."""
+        began = time.perf_counter()
         shard_number = int(self._index.shard_numbers[index])
         size, offset = int(self._index.sizes[index]), int(self._index.offsets[index])
         data = self._files.read(shard_number, offset, size)
@@ -116,7 +122,8 @@ class ImageShards:
         problem = problem_of_bytes(data, size, None if self._crc32c is None else int(self._crc32c[index]))
         if problem:
             raise DataError(f"image {name} {problem}: {_CURE}")
-        return decode_image(data, name)
+        seconds = time.perf_counter() - began
+        return decode_image(data, name), seconds
 
 
 def _open_again(folder: Path, split: str, num_classes: int, labelled_only: bool) -> ImageShards:

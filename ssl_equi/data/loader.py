@@ -22,6 +22,7 @@ from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import DecodedViews, ViewCollection
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.order import BatchOrder, Order
+from ssl_equi.data.stage_seconds import StageSeconds
 
 _CHUNKS_PER_THREAD = 2  # smaller pieces than threads, so that one slow piece does not hold up a batch
 
@@ -136,13 +137,12 @@ class OrderedLoader:
                 next_step += 1
             pending = self._pending.popleft()
             try:
-                for chunk in pending.chunks:
-                    chunk.result()
+                stage_seconds = sum((chunk.result() for chunk in pending.chunks), StageSeconds())
             except BaseException:
                 wait(pending.chunks)
                 self._drain()
                 raise
-            batch = self._finish_batch(pending, time.perf_counter() - started)
+            batch = self._finish_batch(pending, time.perf_counter() - started, stage_seconds)
             try:
                 batch = self._bad_records.replaced(batch, pending.problems, pending.step)
             except DataError:
@@ -161,27 +161,29 @@ class OrderedLoader:
             pending.chunks.append(self._pool.submit(self._decode_rows, pending, rows))
         return pending
 
-    def _decode_rows(self, pending: _PendingBatch, rows: slice) -> None:
+    def _decode_rows(self, pending: _PendingBatch, rows: slice) -> StageSeconds:
         if pending.slot.copies_done is not None:
             pending.slot.copies_done.synchronize()
         if not self._bad_records.are_skipped:
-            self._read_rows(pending, rows)
-            return
-        every_row = range(*rows.indices(len(pending.object_indices)))
-        for row, problem in problems_of_rows(
-            lambda row: self._read_rows(pending, slice(row, row + 1)), every_row
-        ).items():
+            return self._read_rows(pending, rows)
+        spent: list[StageSeconds] = []
+        found = problems_of_rows(
+            lambda row: spent.append(self._read_rows(pending, slice(row, row + 1))),
+            range(*rows.indices(len(pending.object_indices))),
+        )
+        for row, problem in found.items():
             pending.problems[row] = problem
+        return sum(spent, StageSeconds())
 
-    def _read_rows(self, pending: _PendingBatch, rows: slice) -> None:
-        self.dataset.read_views(
+    def _read_rows(self, pending: _PendingBatch, rows: slice) -> StageSeconds:
+        return self.dataset.read_views(
             pending.object_indices[rows],
             pending.view_indices[rows],
             pending.slot.pixels[rows],
             None if pending.content_sizes is None else pending.content_sizes[rows],
         )
 
-    def _finish_batch(self, pending: _PendingBatch, seconds_waited: float) -> ViewBatch:
+    def _finish_batch(self, pending: _PendingBatch, seconds_waited: float, stage_seconds: StageSeconds) -> ViewBatch:
         objects, views = pending.object_indices, pending.view_indices
         quats_xyzw = self.dataset.quats_xyzw
         return ViewBatch(
@@ -192,6 +194,7 @@ class OrderedLoader:
             object_indices=torch.from_numpy(objects.copy()),
             view_indices=torch.from_numpy(views),
             seconds_waited=seconds_waited,
+            stage_seconds=stage_seconds,
             content_sizes=None if pending.content_sizes is None else torch.from_numpy(pending.content_sizes),
         )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -19,6 +20,7 @@ from ssl_equi.data.manifest import Manifest, index_folder, manifest_path, read_m
 from ssl_equi.data.remote_files import Patience, RemoteFolder, open_folder
 from ssl_equi.data.remote_records import RemoteRecords
 from ssl_equi.data.shard import decode_view, view_suffix
+from ssl_equi.data.stage_seconds import StageSeconds
 
 _PIECE_BYTES = 8 << 20  # a whole file is fetched in such pieces
 _MAX_MANIFEST_BYTES = 256 << 20
@@ -87,9 +89,9 @@ class RemoteShards:
         view_indices: np.ndarray,
         out: np.ndarray,
         content_sizes_out: np.ndarray | None = None,
-    ) -> None:
+    ) -> StageSeconds:
         """Fetch and decode views into `out` uint8 [b, k, H, W, 3]; see `ViewCollection.read_views`."""
-        _read_now(self, object_indices, view_indices, out, content_sizes_out)
+        return _read_now(self, object_indices, view_indices, out, content_sizes_out)
 
     def decode(self, object_index: int, view_indices: np.ndarray, encoded: list[bytes], out: np.ndarray) -> np.ndarray:
         """Decode fetched views; see `RemoteCollection.decode`."""
@@ -139,9 +141,9 @@ class RemoteImages:
         view_indices: np.ndarray,
         out: np.ndarray,
         content_sizes_out: np.ndarray | None = None,
-    ) -> None:
+    ) -> StageSeconds:
         """Fetch and decode images into `out` uint8 [b, k, H, W, 3]; see `ViewCollection.read_views`."""
-        _read_now(self, object_indices, view_indices, out, content_sizes_out)
+        return _read_now(self, object_indices, view_indices, out, content_sizes_out)
 
     def decode(self, object_index: int, view_indices: np.ndarray, encoded: list[bytes], out: np.ndarray) -> np.ndarray:
         """Decode fetched images; see `RemoteCollection.decode`."""
@@ -156,18 +158,22 @@ def _read_now(
     view_indices: np.ndarray,
     out: np.ndarray,
     content_sizes_out: np.ndarray | None,
-) -> None:
+) -> StageSeconds:
     check_request(
         object_indices, view_indices, out, content_sizes_out,
         num_objects=collection.num_objects, num_views=collection.num_views, image_size=collection.image_size,
     )  # fmt: skip
+    began, reading = time.perf_counter(), 0.0
     for row in range(len(object_indices)):
+        began_to_read = time.perf_counter()
         (encoded,) = collection.records.fetch(object_indices[row : row + 1], view_indices[row : row + 1])
+        reading += time.perf_counter() - began_to_read
         if isinstance(encoded, DataError):
             raise encoded
         content_sizes = collection.decode(int(object_indices[row]), view_indices[row], encoded, out[row])
         if content_sizes_out is not None:
             content_sizes_out[row] = content_sizes
+    return StageSeconds(reading, time.perf_counter() - began - reading)
 
 
 def read_rendered_metadata(remote: RemoteFolder, split: str, folder: Path) -> tuple[Manifest, SplitIndex]:

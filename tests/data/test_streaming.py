@@ -197,7 +197,7 @@ def test_no_more_is_kept_than_what_is_still_to_be_given_out(shared_split):
             # What has been asked for: three steps further than this one, and the buffer, of two epochs at most.
             assert len(waiting) <= 3 * 4 + 2 * 6
             for request in set(waiting):
-                assert sum(encoded is not None for encoded in request.result()) == waiting.count(request)
+                assert sum(encoded is not None for encoded in request.result().rows) == waiting.count(request)
 
 
 def test_close_ends_the_threads_and_refuses_new_iterators(shared_split):

@@ -80,8 +80,12 @@ def test_a_run_skips_a_bad_record_if_asked_also_when_it_had_ended_there_before(
         sie.main(dataclasses.replace(config, out=tmp_path / "whole", on_bad_record="skip"))
     assert event_lines(tmp_path / "run", "loss") == event_lines(tmp_path / "whole", "loss")
 
-    counts = [json.loads(line)["records_skipped"] for line in event_lines(tmp_path / "whole", "speed")]
-    assert counts == [int(np.searchsorted(bad_steps, step, side="right")) for step in range(6)]
+    speeds = [json.loads(line) for line in event_lines(tmp_path / "whole", "speed")]
+    for stage in ("read_thread_seconds", "decode_thread_seconds", "augment_seconds"):
+        assert all(speed[stage] > 0 for speed in speeds)
+    assert [speed["records_skipped"] for speed in speeds] == [
+        int(np.searchsorted(bad_steps, step, side="right")) for step in range(6)
+    ]
     assert json.loads((tmp_path / "run" / "results.json").read_text())["run"]["records_skipped"] == 2
     assert " · 2 skipped" in shown
     assert "without 1 of 24 objects, which can't be read" in " ".join(shown.split())
