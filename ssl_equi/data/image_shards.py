@@ -246,6 +246,8 @@ def records_of_shard(shard: Path) -> Iterator[ForeignRecord]:
                         f"member '{member.name}' of shard {shard} is {content[:20]!r}, not a class number in decimal "
                         f"digits: {_CURE}"
                     )
+                if record.label >= 0:
+                    raise DataError(f"key '{key}' of shard {shard} has two labels: give every image a key of its own")
                 record.label = int(content)
             elif record.offset >= 0:
                 raise DataError(f"key '{key}' of shard {shard} has two images: give every image a key of its own")
