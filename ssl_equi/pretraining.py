@@ -14,7 +14,9 @@ from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.remote_shards import RemoteImages, RemoteShards
 from ssl_equi.data.sources import DataSource
+from ssl_equi.data.streaming import StreamedLoader
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.create import model_arguments
 from ssl_equi.export import EncoderCard, save_encoder
@@ -75,12 +77,29 @@ class DataIdentity:
             )
 
 
-def open_loader(config: PretrainingConfig, data: DataSource, run: Run, stored_views: int | None = None) -> ViewLoader:
-    """The loader of a run: its process's share of the global batches.
+def open_loader(
+    config: PretrainingConfig, data: DataSource, run: Run, stored_views: int | None = None
+) -> ViewLoader | StreamedLoader:
+    """The loader of a run: its process's share of the global batches. Data that are streamed have one of their own.
 
     Args:
         stored_views: of each object; as many as a pair of views needs when None.
     """
+    if isinstance(data.train, (RemoteShards, RemoteImages)):
+        return StreamedLoader(
+            data.train.location,
+            data.train.split,
+            fit=data.train.fit,
+            global_batch_size=config.batch_size,
+            views=views_to_load(config.views) if stored_views is None else stored_views,
+            seed=config.seed,
+            rank=run.rank,
+            world_size=run.world_size,
+            threads=config.loader_threads,
+            shuffle_buffer=config.shuffle_buffer,
+            on_bad_record=config.on_bad_record,
+            max_skipped=config.max_skipped,
+        )
     return ViewLoader(
         data.train,
         global_batch_size=config.batch_size,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ssl_equi.data.sources import DatasetName
+from ssl_equi.data.sources import DatasetName, Reading
 from ssl_equi.optimizers import OptimizerName, make_optimizer, parameter_groups
 from ssl_equi.probing.protocol import ProtocolName
 from ssl_equi.run_config import RunConfig
@@ -22,6 +22,11 @@ class PretrainingConfig(RunConfig):
 
     dataset: DatasetName = "3diebench-p"
     """3diebench-p and 3diebench-pt (whose objects also move) render themselves; the others need --data-dir."""
+    reading: Reading = "indexed"
+    """indexed: every step draws from the whole split; of an address, the splits are first fetched to the user's cache
+    folder. streamed: training reads the shards from front to back, where they lie; only what is judged is fetched."""
+    shuffle_buffer: int = 1000
+    """Objects among which a streamed run mixes its batches."""
     image_size: int = 64
     """Side of the images that the encoder sees, in pixels; 256 in 3DIEBench."""
     evaluation_split: str = "test"

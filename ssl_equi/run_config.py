@@ -41,8 +41,9 @@ class RunConfig:
 
     out: Path | None = None
     """Run folder; runs/NAME when not given, or runs/NAME-2 and so on if that exists."""
-    data_dir: Path | None = None
-    """Folder with the data set's shards; the user's cache folder when not given."""
+    data_dir: str | Path | None = None
+    """Folder with the data set's shards, or their http://, https:// or s3:// address; the user's cache folder when not
+    given."""
     seed: int = 0
     """Seeds the weights, the order of the data and the probes."""
     steps: int | None = None

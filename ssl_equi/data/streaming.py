@@ -23,11 +23,9 @@ from ssl_equi.data.errors import DataError, LostShardError
 from ssl_equi.data.fit import Fit
 from ssl_equi.data.loader import OrderedLoader
 from ssl_equi.data.remote_files import Patience
-from ssl_equi.data.remote_shards import RemoteCollection, RemoteImages, RemoteShards
+from ssl_equi.data.remote_shards import RemoteCollection, RemoteImages, RemoteShards, runs_of_neighbours
 from ssl_equi.data.stage_seconds import StageSeconds
 from ssl_equi.data.streaming_order import StreamedOrder, StreamingMode
-
-_OBJECTS_PER_REQUEST = 16
 
 _Draw = tuple[int, ...]  # an object and its views
 
@@ -234,7 +232,7 @@ class _ReadAhead:
         """Ask for all that the steps before `end_step` need."""
         while reading.next_step < end_step and not reading.stopped:
             objects, views = self._newly_needed(reading)
-            for run in _runs(self._dataset.records.shards_of(objects)):
+            for run in runs_of_neighbours(self._dataset.records.shards_of(objects)):
                 self._request(reading, objects[run], views[run])
             reading.next_step += 1
 
@@ -312,18 +310,6 @@ class _ReadAhead:
         assert encoded is not None, "a draw is given out once"
         fetched.rows[row] = None  # the buffer keeps no bytes that were given out
         return encoded, fetched.seconds_per_row
-
-
-def _runs(shard_numbers: np.ndarray) -> list[slice]:
-    """Neighbours in one shard, so many at most as one request fetches."""
-    ends = [*(np.flatnonzero(np.diff(shard_numbers)) + 1).tolist(), len(shard_numbers)]
-    runs, first = [], 0
-    for end in ends:
-        runs += [
-            slice(start, min(start + _OBJECTS_PER_REQUEST, end)) for start in range(first, end, _OBJECTS_PER_REQUEST)
-        ]
-        first = end
-    return runs
 
 
 def _draws(object_indices: np.ndarray, view_indices: np.ndarray) -> list[_Draw]:
