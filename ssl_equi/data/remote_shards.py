@@ -11,7 +11,7 @@ import numpy as np
 
 from ssl_equi.data.collection import ViewCollection, check_request
 from ssl_equi.data.decode import SUFFIX_OF_KIND, decode_image
-from ssl_equi.data.errors import DataError
+from ssl_equi.data.errors import DataError, LostShardError
 from ssl_equi.data.files import write_errors_named
 from ssl_equi.data.fit import Fit
 from ssl_equi.data.image_manifest import KINDS, ImageIndex, ImageManifest, read_image_index, read_image_manifest
@@ -178,7 +178,10 @@ def _read_now(
     began, reading = time.perf_counter(), 0.0
     for run in runs_of_neighbours(collection.records.shards_of(object_indices)):
         began_to_read = time.perf_counter()
-        fetched = collection.records.fetch(object_indices[run], view_indices[run])
+        try:
+            fetched = collection.records.fetch(object_indices[run], view_indices[run])
+        except DataError as error:
+            raise LostShardError(str(error)) from error
         reading += time.perf_counter() - began_to_read
         for row, encoded in zip(range(run.start, run.stop), fetched, strict=True):
             if isinstance(encoded, DataError):

@@ -108,6 +108,7 @@ def open_data(
     """
     if image_size < 1:
         raise DataError(f"--image-size is {image_size}: give a side of at least 1 pixel")
+    _check_evaluation_split(name, evaluation_split)
     place = _place_of(name, data_dir, evaluation_split, reading)
     data_dir = place.folder
     if name == "3diebench-p" or name == "3diebench-pt" or name == "3diebench" or name == "3diebench-t":
@@ -115,12 +116,18 @@ def open_data(
     if data_dir is None:
         raise DataError(f"--dataset {name} is not part of this project: give its folder as --data-dir")
     if name == "imagenet" or name == "shards" or name == "folder":
-        if evaluation_split == "train":
-            raise DataError("--evaluation-split is 'train': choose a split that is never trained on, such as val")
         if place.streamed:
             return _open_streamed_images(name, data_dir, evaluation_split, image_size, place.address or data_dir)
         return _open_images(name, data_dir, evaluation_split, image_size)
     return _open_torchvision(name, data_dir, evaluation_split, image_size)
+
+
+def _check_evaluation_split(name: DatasetName, split: str) -> None:
+    """Before anything is rendered or fetched."""
+    if name in ("3diebench-p", "3diebench-pt") and split not in EMBEDDED_EVALUATION_SPLITS:
+        raise DataError(f"--evaluation-split is {split!r}: choose from {', '.join(EMBEDDED_EVALUATION_SPLITS)}")
+    if name in ("imagenet", "shards", "folder") and split == "train":
+        raise DataError("--evaluation-split is 'train': choose a split that is never trained on, such as val or test")
 
 
 def _place_of(name: DatasetName, data_dir: str | Path | None, evaluation_split: str, reading: Reading) -> _Place:
@@ -141,9 +148,6 @@ def _place_of(name: DatasetName, data_dir: str | Path | None, evaluation_split: 
 def _open_rendered(name: RenderedName, place: _Place, evaluation_split: str, image_size: int) -> DataSource:
     data_dir = place.folder
     if name == "3diebench-p" or name == "3diebench-pt":
-        if evaluation_split not in EMBEDDED_EVALUATION_SPLITS:
-            choices = ", ".join(EMBEDDED_EVALUATION_SPLITS)
-            raise DataError(f"--evaluation-split is {evaluation_split!r}: choose from {choices}")
         config = ProceduralConfig(image_size=image_size)
         if name == "3diebench-pt":
             config = dataclasses.replace(config, translation=True)
