@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.data.bad_records import BadRecords, problems_of_rows
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.errors import DataError
 from ssl_equi.data.images import normalise_images
 
 
@@ -64,6 +66,7 @@ def encode_split(
     std_rgb: Sequence[float],
     device: torch.device | str = "cpu",
     batch_size: int = 512,
+    bad_records: BadRecords | None = None,
 ) -> FeatureCache:
     """Encode each view of `dataset` once, in evaluation mode and float32; the features stay on the CPU.
 
@@ -74,17 +77,29 @@ def encode_split(
         encoder: maps `[N, 3, H, W]` to `[N, D]`.
         mean_rgb, std_rgb: of the training images, in units of [0, 1].
         batch_size: views in one forward pass, rounded down to whole objects (at least one object).
+        bad_records: if these are skipped, an object of which a view can't be read is left out of the cache.
 
     Raises:
+        DataError: a view can't be read and isn't skipped, or no object is left.
         RuntimeError: encoding changed a parameter or a buffer of the encoder, or a feature is not finite.
     """
     batches: list[Tensor] = []
+    problems: dict[int, DataError] = {}
+    skipping = bad_records is not None and bad_records.are_skipped
+    objects_per_batch = max(1, batch_size // dataset.num_views)
     with frozen(encoder):
-        for images in _image_batches(dataset, max(1, batch_size // dataset.num_views), torch.device(device)):
+        for images in _image_batches(dataset, objects_per_batch, torch.device(device), problems if skipping else None):
             features = encoder(normalise_images(images.flatten(0, 1), mean_rgb, std_rgb))
             batches.append(features.float().unflatten(0, images.shape[:2]).cpu())
     # Concatenated outside inference mode, so that the cache is an ordinary tensor that autograd accepts.
     features = torch.cat(batches)
+    if bad_records is not None:
+        for object_index, problem in problems.items():
+            bad_records.count(object_index, problem)
+    good = np.array([index for index in range(dataset.num_objects) if index not in problems], dtype=np.int64)
+    if not len(good):
+        raise DataError(f"none of the {dataset.num_objects} objects of split {dataset.split!r} can be read: rebuild it")
+    features = features[torch.from_numpy(good)] if problems else features
     if not bool(torch.isfinite(features).all()):
         raise RuntimeError(
             "the encoder produced features that are not finite: the run diverged, use an earlier checkpoint"
@@ -92,9 +107,9 @@ def encode_split(
     quats_xyzw = dataset.quats_xyzw
     return FeatureCache(
         features=features,
-        labels=torch.from_numpy(np.array(dataset.labels, dtype=np.int64)),
-        latents=torch.from_numpy(np.array(dataset.latents, dtype=np.float32)),
-        quats_xyzw=None if quats_xyzw is None else torch.from_numpy(np.array(quats_xyzw, dtype=np.float32)),
+        labels=torch.from_numpy(dataset.labels[good].astype(np.int64)),
+        latents=torch.from_numpy(dataset.latents[good].astype(np.float32)),
+        quats_xyzw=None if quats_xyzw is None else torch.from_numpy(quats_xyzw[good].astype(np.float32)),
     )
 
 
@@ -111,11 +126,16 @@ def frozen(encoder: nn.Module) -> Iterator[None]:
     _check_unchanged(hashes_before, _state_hashes(encoder))
 
 
-def _image_batches(dataset: ViewCollection, objects_per_batch: int, device: torch.device) -> Iterator[Tensor]:
-    """All views of consecutive objects, uint8 `[b, V, H, W, 3]` on `device`; valid until the next one is asked for."""
+def _image_batches(
+    dataset: ViewCollection, objects_per_batch: int, device: torch.device, problems: dict[int, DataError] | None
+) -> Iterator[Tensor]:
+    """All views of consecutive objects, uint8 `[b, V, H, W, 3]` on `device`; valid until the next one is asked for.
+
+    What is wrong with an object is put into `problems`, and its images are any; without `problems` it raises.
+    """
     height, width = dataset.image_size
     shape = (objects_per_batch, dataset.num_views, height, width, 3)
-    buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda") for _ in range(2)]
+    buffers = [torch.zeros(shape, dtype=torch.uint8, pin_memory=device.type == "cuda") for _ in range(2)]
     starts = list(range(0, dataset.num_objects, objects_per_batch))
 
     def read(batch_index: int) -> Tensor:
@@ -123,7 +143,19 @@ def _image_batches(dataset: ViewCollection, objects_per_batch: int, device: torc
         object_indices = np.arange(first, min(first + objects_per_batch, dataset.num_objects))
         view_indices = np.tile(np.arange(dataset.num_views), (len(object_indices), 1))
         images = buffers[batch_index % 2][: len(object_indices)]
-        dataset.read_views(object_indices, view_indices, images.numpy())
+        pixels = images.numpy()
+        try:
+            dataset.read_views(object_indices, view_indices, pixels)
+        except DataError:
+            if problems is None:
+                raise
+
+            def read_object(row: int) -> None:
+                one = slice(row, row + 1)
+                dataset.read_views(object_indices[one], view_indices[one], pixels[one])
+
+            found = problems_of_rows(read_object, range(len(object_indices)))
+            problems.update({first + row: problem for row, problem in found.items()})
         return images
 
     with ThreadPoolExecutor(max_workers=1) as executor:
