@@ -75,6 +75,44 @@ class ProbeProtocol:
     ridge_strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # penalty per sample
     ridge_held_out_share: float = 0.2  # of the training objects, to choose the strength; then refitted on all
 
+    # Class by a linear head whose learning rate and weight decay are chosen on held-out training objects (by top-1, then
+    # by cross-entropy) among all combinations, which learn side by side; then it learns from all objects.
+    linear_epochs: int = 20
+    linear_views_per_object: int | None = None  # None: every view, each epoch
+    linear_learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+    linear_weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3)  # Adam's, so strengths of a penalty in the loss
+    linear_held_out_share: float = 0.2  # of the training objects
+
+    # Class by the training views nearest in cosine similarity of raw features: by a plain vote of `knn_neighbours`, and
+    # by the vote of Wu et al. (CVPR 2018) of `knn_weighted_neighbours` with weights exp(similarity / temperature).
+    knn_neighbours: int = 20
+    knn_weighted_neighbours: int = 200
+    knn_temperature: float = 0.1
+    knn_views_per_object: int | None = None  # views of each training object that can be neighbours; None: every view
+
+    # Class by a linear head from few objects of each class (1 % and 10 % of the training objects).
+    low_shot_steps: int = 1000  # at least; the number of epochs follows
+    low_shot_weight_decay: float = 1e-3
+
+    # Sine and cosine of the differences of both hues, MLP on two views' features: a product of both views' hues, which
+    # no linear head can form.
+    colour_circular_epochs: int = 20
+    colour_circular_pairs_per_object: int = 10
+    colour_circular_hidden: tuple[int, ...] = (512, 512)
+
+    # Direction of the light from one view, and its change between two, MLPs, mean squared error.
+    light_epochs: int = 20
+    light_samples_per_object: int | None = 10  # views, or pairs; None: as many as an object has views
+    light_hidden: tuple[int, ...] = (256, 256)
+
+    # Do features move linearly with the known rotation? Ridge regression; of more features than
+    # `feature_action_components`, so many principal components of the training features are taken.
+    feature_action_pairs_per_object: int = 10
+    feature_action_components: int = 64
+    feature_action_ridge_strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalty per sample
+
+    compared_objects: int = 1000  # whose views are each other's gallery in the nearest neighbours of `invariance`
+
     evaluation_views_per_object: int | None = None  # None: every view
     evaluation_pairs_per_object: int = 10
     evaluation_seed: int = 0
