@@ -35,6 +35,7 @@ LAYER = {
     "training_saccades": 3,
     "pretraining_config": 3,
     "run": 3,
+    "predictor_export": 3,
     "sequence_export": 4,
     "pretraining": 4,
     "pretraining_sequences": 4,
