@@ -1,9 +1,10 @@
-"""Probe heads on cached features: linear and MLP heads trained with Adam, and ridge regression in closed form.
+"""Probe heads on cached features: linear and MLP heads trained by gradients, and ridge regression in closed form.
 
 A sample is one or more rows of the feature matrix (one view, or the two views of a pair) whose features are
 concatenated. Heads take raw features: standardisation is folded into their first layer.
 """
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -67,17 +68,29 @@ def train_head(
     *,
     epochs: int,
     seed: int,
+    after_epoch: Callable[[nn.Sequential], None] | None = None,
 ) -> nn.Sequential:
     """Train `head` in place on rows of `features [N, D]`; the result takes raw (not standardised) features.
 
     Args:
         samples_of_epoch: the samples of an epoch; the trainer shuffles them with `seed` and the epoch's number.
         loss_function: `(outputs, targets) -> scalar`.
+        after_epoch: is given the head of every epoch's end, which takes raw features.
     """
     head.to(features.device)
     mean, std = _standardisation(features, protocol)
     groups = [{"params": list(head.parameters()), "lr": protocol.learning_rate, "weight_decay": protocol.weight_decay}]
-    _optimise(groups, head, features, mean, std, samples_of_epoch, loss_function, protocol, epochs=epochs, seed=seed)
+
+    def end_epoch() -> None:
+        if after_epoch is not None:
+            finished = copy.deepcopy(head)
+            _fold_standardisation(finished[0], mean, std)
+            after_epoch(finished)
+
+    _optimise(
+        groups, head, features, mean, std, samples_of_epoch, loss_function, protocol,
+        epochs=epochs, seed=seed, end_epoch=end_epoch,
+    )  # fmt: skip
     _fold_standardisation(head[0], mean, std)
     return head
 
@@ -176,24 +189,34 @@ def _optimise(
     *,
     epochs: int,
     seed: int,
+    end_epoch: Callable[[], None] = lambda: None,
 ) -> None:
-    """Adam on groups of parameters with learning rates of their own, over shuffled batches of each epoch's samples."""
-    optimizer = torch.optim.Adam(groups, fused=True)
+    """The protocol's optimiser on groups of parameters with rates of their own, over shuffled batches of each epoch."""
+    optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, fused=True)
+    if protocol.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, momentum=protocol.momentum, fused=True)
     peak_rates = [group["lr"] for group in optimizer.param_groups]
     for epoch in range(epochs):
         samples = samples_of_epoch(epoch)
         order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(samples))).to(features.device)
         batches = order.split(protocol.batch_size)
         for batch_index, batch in enumerate(batches):
-            if protocol.learning_rate_schedule == "cosine":
-                progress = (epoch + batch_index / len(batches)) / epochs
-                for group, peak_rate in zip(optimizer.param_groups, peak_rates, strict=True):
-                    group["lr"] = peak_rate * 0.5 * (1 + math.cos(math.pi * progress))
+            share = _share_of_peak_rate(protocol, epoch, batch_index / len(batches), epochs)
+            for group, peak_rate in zip(optimizer.param_groups, peak_rates, strict=True):
+                group["lr"] = peak_rate * share
             inputs = (features[samples.rows[batch]] - mean) / std
             loss = loss_function(forward(inputs.flatten(1)), samples.targets[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        end_epoch()
+
+
+def _share_of_peak_rate(protocol: ProbeProtocol, epoch: int, done_of_epoch: float, epochs: int) -> float:
+    """The learning rate of a step, as a share of the highest one."""
+    if protocol.learning_rate_schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * ((epoch + done_of_epoch) / epochs)))
+    return 0.1 ** sum(epoch >= step for step in protocol.learning_rate_steps)
 
 
 @dataclass(frozen=True)

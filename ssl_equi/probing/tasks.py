@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ssl_equi.geometry.latents import LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.probing.encode import FeatureCache
+from ssl_equi.probing.protocol import CORE_TASKS
 from ssl_equi.probing.task_results import Task, TaskResult
 from ssl_equi.probing.tasks_appearance import colour, colour_circular, light, relative_light
 from ssl_equi.probing.tasks_classification import (
@@ -69,16 +70,6 @@ TASKS: dict[str, Task] = {
     "collapse": collapse,
     "feature_action": feature_action,
 }
-
-# Those of a quick evaluation: one question of each kind.
-CORE_TASKS: tuple[str, ...] = (
-    "classification",
-    "relative_rotation",
-    "absolute_rotation",
-    "translation_object",
-    "translation_base",
-    "colour",
-)
 
 NEEDS_TRANSLATIONS = ("translation_object", "translation_base")
 NEEDS_POSES = (

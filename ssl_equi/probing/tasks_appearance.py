@@ -34,12 +34,12 @@ from ssl_equi.probing.task_samples import (
 
 
 def colour(train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int) -> TaskResult:
-    """Differences of floor hue and light hue between two views (not wrapped): linear head on their features."""
+    """Differences of floor hue and light hue between two views (not wrapped), from the features of both."""
     require_latents(train, test)
     if protocol.colour_solver == "ridge":
         predictions, samples = _ridge_on_pairs(train, test, protocol, seed)
     else:
-        plan = HeadPlan((), protocol.colour_epochs, protocol.colour_pairs_per_object)
+        plan = HeadPlan(protocol.colour_hidden, protocol.colour_epochs, protocol.colour_pairs_per_object)
         predictions, samples = regress_pairs(train, test, _relative_hues, plan, protocol, seed)
     return TaskResult(r2(predictions, samples.targets), constant_baselines(samples.targets), len(samples))
 

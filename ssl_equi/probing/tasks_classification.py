@@ -5,6 +5,7 @@ on held-out objects of the training split.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -52,8 +53,20 @@ def classify_views(
     views_per_object = protocol.classification_views_per_object or train.num_views
     objects = torch.arange(train.num_objects)
     epochs = protocol.classification_epochs
-    return _judge(
-        train, test, _trained(train, objects, num_classes, views_per_object, protocol, epochs, seed), protocol
+    top1_of_epochs: list[float] = []
+
+    def judge_epoch(head: torch.nn.Sequential) -> None:
+        top1_of_epochs.append(_judge(train, test, head, protocol).metrics["top1"])
+
+    after_epoch = judge_epoch if protocol.classification_best_epoch else None
+    head = _trained(train, objects, num_classes, views_per_object, protocol, epochs, seed, after_epoch)
+    result = _judge(train, test, head, protocol)
+    if not protocol.classification_best_epoch:
+        return result
+    return replace(
+        result,
+        metrics=result.metrics | {"top1_best_epoch": max(top1_of_epochs)},
+        baselines=result.baselines | {"top1_best_epoch": result.baselines["top1"]},
     )
 
 
@@ -185,6 +198,7 @@ def _trained(
     protocol: ProbeProtocol,
     epochs: int,
     seed: int,
+    after_epoch: Callable[[torch.nn.Sequential], None] | None = None,
 ) -> torch.nn.Sequential:
     """A linear head that learned from some of the training objects, with the protocol's learning rate."""
     features = feature_matrix(train)
@@ -197,6 +211,7 @@ def _trained(
         protocol,
         epochs=epochs,
         seed=seed,
+        after_epoch=after_epoch,
     )
 
 

@@ -54,9 +54,11 @@ def test_whatever_features_depend_on_is_part_of_the_key(fake_dataset, fake_test_
     store, encoder = FeatureStore(tmp_path), pooled_encoder()
     encode(store, encoder, fake_dataset)
     square = SimpleNamespace(**vars(fake_dataset) | {"image_size": (8, 8), "fills_image": True, "plan_sha256": "a"})
-    square.read_views = lambda objects, views, out: np.copyto(
-        out, fake_dataset.images[objects[:, None], views][..., :8, :]
-    )
+
+    def read_square(objects: np.ndarray, views: np.ndarray, out: np.ndarray, sizes: object = None) -> None:
+        out[...] = fake_dataset.images[objects[:, None], views][..., :8, :]
+
+    square.read_views = read_square
     others = [
         (pooled_encoder(scale=2.0), fake_dataset, {}),
         (encoder, fake_test_dataset, {}),
