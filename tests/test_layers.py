@@ -41,6 +41,7 @@ LAYER = {
     "pretraining_sequences": 4,
     "pretraining_capsules": 4,
     "cli": 4,
+    "evaluation_command": 4,
 }
 
 
