@@ -24,7 +24,6 @@ from ssl_equi.export import (
     WEIGHTS_FILE,
     build_encoder,
     load_encoder,
-    normalization_of,
     parts_of,
     read_encoder_config,
     read_weights,
@@ -205,7 +204,7 @@ def _open_folder(folder: Path, name: str, run_folder: Path | None, image_size: i
         arguments=arguments,
         parts=parts,
         trained_size=trained_size,
-        normalisation=tuple(tuple(row.tolist()) for row in normalization_of(config)),  # type: ignore[arg-type]
+        normalisation=_normalisation(config["pretrained_cfg"]),
         build_untrained=lambda: build_encoder(config, folder),
         run_folder=run_folder,
     )

@@ -2,11 +2,15 @@
 
 import math
 import shutil
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 
 from ssl_equi.probing.records import ProbeRecord, describe_columns, format_value
+
+LINE_WIDTH = 80
+HEADERS = ("part", "metric", "value", "±seed", "±obj", "baseline", "random", "n")
 
 
 def print_seeds(records: Sequence[ProbeRecord], notes: Sequence[str] = (), paper_metrics: Sequence[str] = ()) -> None:
@@ -16,36 +20,47 @@ def print_seeds(records: Sequence[ProbeRecord], notes: Sequence[str] = (), paper
         notes: printed under the table; those that say the same of several tasks or parts share a line.
         paper_metrics: marked with a star.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for name in ("part", "metric"):
-        table.add_column(name, no_wrap=True)
-    for name in ("value", "±seeds", "±objects", "baseline", "random", "n"):
-        table.add_column(name, justify="right", no_wrap=True)
-    shown_task = shown_part = ""
+    rows: list[tuple[str, ...]] = []
     for group in grouped(records):
         record = group[0]
-        if record.task != shown_task:
-            table.add_row(f"[bold]{record.task}")
-        new_part = record.task != shown_task or record.part != shown_part
-        shown_task, shown_part = record.task, record.part
         random_values = [each.random_encoder for each in group if each.random_encoder is not None]
-        table.add_row(
-            f" {record.part}" if new_part else "",
-            record.metric + ("*" if record.metric in paper_metrics else ""),
-            format_value(record.metric, float(np.mean([each.value for each in group]))),
-            format_value(record.metric, standard_error([each.value for each in group])),
-            format_value(record.metric, object_error(group)),
-            format_value(record.metric, float(np.mean([each.baseline for each in group]))),
-            format_value(record.metric, float(np.mean(random_values)) if random_values else None),
-            str(record.n),
+        numbers = (
+            float(np.mean([each.value for each in group])),
+            standard_error([each.value for each in group]),
+            object_error(group),
+            float(np.mean([each.baseline for each in group])),
+            float(np.mean(random_values)) if random_values else None,
         )
-    console = Console(width=max(80, shutil.get_terminal_size().columns))
-    console.print(table)
+        name = record.metric + ("*" if record.metric in paper_metrics else "")
+        shown = [format_value(record.metric, number) for number in numbers]
+        rows.append((record.task, record.part, name, *shown, str(record.n)))
+    print("\n".join(_table_lines(rows)))
+    width = max(LINE_WIDTH, shutil.get_terminal_size().columns)
     for line in [*describe_seeds(records, paper_metrics), *describe_columns(records), *merged_notes(notes)]:
-        console.print(line, highlight=False, markup=False)
+        print(textwrap.fill(line, width, break_long_words=False))
+
+
+def _table_lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Aligned text: a line for each task, and under it its parts and metrics."""
+    columns = list(zip(*[HEADERS, *(row[1:] for row in rows)], strict=True))
+    widths = [max(len(cell) for cell in column) for column in columns]
+    lines = [_aligned(HEADERS, widths)]
+    task = part = ""
+    for row in rows:
+        if row[0] != task:
+            lines += ["", row[0]]
+        lines.append(_aligned(("" if row[:2] == (task, part) else row[1], *row[2:]), widths))
+        task, part = row[:2]
+    return lines
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Part and metric to the left, numbers to the right."""
+    padded = [
+        f"{cell:<{width}}" if index < 2 else f"{cell:>{width}}"
+        for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "  " + " ".join(padded)
 
 
 def grouped(records: Sequence[ProbeRecord]) -> list[list[ProbeRecord]]:
@@ -80,7 +95,7 @@ def describe_seeds(records: Sequence[ProbeRecord], paper_metrics: Sequence[str] 
         f"{', '.join(str(seed) for seed in sorted(seeds))}"
         for (protocol, split, num_objects), seeds in origins.items()
     ]
-    lines.append("±seeds, ±objects: standard errors over heads' seeds, and over evaluated objects")
+    lines.append("±seed, ±obj: standard errors over the heads' seeds, and over evaluated objects")
     if any(record.metric in paper_metrics for record in records):
         lines.append("*: what the paper of this protocol reports")
     return lines
