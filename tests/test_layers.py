@@ -34,6 +34,7 @@ LAYER = {
     "training_sequences": 3,
     "training_saccades": 3,
     "pretraining_config": 3,
+    "training_loader": 3,
     "run": 3,
     "predictor_export": 3,
     "sequence_export": 4,
