@@ -75,8 +75,8 @@ class ProbeProtocol:
     ridge_strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # penalty per sample
     ridge_held_out_share: float = 0.2  # of the training objects, to choose the strength; then refitted on all
 
-    # Class by a linear head whose learning rate and weight decay are chosen on held-out training objects (by top-1, then
-    # by cross-entropy) among all combinations, which learn side by side; then it learns from all objects.
+    # Class by a linear head whose learning rate and weight decay are chosen on held-out training objects (by top-1,
+    # then by cross-entropy) among all combinations, which learn side by side; then it learns from all objects.
     linear_epochs: int = 20
     linear_views_per_object: int | None = None  # None: every view, each epoch
     linear_learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
