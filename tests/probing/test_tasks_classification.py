@@ -131,6 +131,12 @@ def test_few_objects_are_balanced_and_follow_the_seed() -> None:
     np.testing.assert_array_equal(chosen, few_objects(labels, 0.1, seed=0))
     assert not np.array_equal(chosen, few_objects(labels, 0.1, seed=1))
     assert np.bincount(labels[few_objects(labels, 0.01, seed=0)]).tolist() == [1, 1, 1]
+    just_enough = np.arange(30) % 3
+    assert len(few_objects(just_enough, 0.1, seed=0)) == 3
+    with pytest.raises(
+        TaskSkipped, match="10% of the 29 training objects is less than one for each of 3 classes: use 30"
+    ):
+        few_objects(just_enough[:29], 0.1, seed=0)
 
 
 def test_few_objects_are_all_that_the_head_learns_from(posed_cache: MakeCache) -> None:
