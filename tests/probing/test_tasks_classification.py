@@ -133,9 +133,7 @@ def test_few_objects_are_balanced_and_follow_the_seed() -> None:
     assert np.bincount(labels[few_objects(labels, 0.01, seed=0)]).tolist() == [1, 1, 1]
     just_enough = np.arange(30) % 3
     assert len(few_objects(just_enough, 0.1, seed=0)) == 3
-    with pytest.raises(
-        TaskSkipped, match="10% of the 29 training objects is less than one for each of 3 classes: use 30"
-    ):
+    with pytest.raises(TaskSkipped, match=r"10% of the 29 training objects is less than one .* use 30 objects"):
         few_objects(just_enough[:29], 0.1, seed=0)
 
 
