@@ -38,6 +38,7 @@ LAYER = {
     "run": 3,
     "predictor_export": 3,
     "sequence_export": 4,
+    "importing": 4,
     "pretraining": 4,
     "pretraining_sequences": 4,
     "pretraining_capsules": 4,
