@@ -24,6 +24,7 @@ from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.predictor_export import PREDICTOR_FOLDER, PredictorCard, save_predictor
 from ssl_equi.pretraining_config import PretrainingConfig
+from ssl_equi.probing.encoder_sources import RANDOM_ENCODER_SEED
 from ssl_equi.probing.online import OnlineProbes
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS
 from ssl_equi.probing.publish import publish_results
@@ -33,9 +34,6 @@ from ssl_equi.run import Run
 from ssl_equi.run_config import RunError
 from ssl_equi.training_loader import TrainingLoader, device_decoded_loader, rendered_loader
 from ssl_equi.training_views import views_to_load
-
-# The random encoder that a trained one is compared with is drawn from a seed that no training uses.
-RANDOM_ENCODER_SEED = 2**31
 
 # Of weights by what they learnt from: our own renderings, ShapeNet's models, or images whose terms only the user knows.
 LICENCES = {
@@ -239,10 +237,10 @@ def finish(
 
 
 def export_predictor(run: Run, config: PretrainingConfig, objective: Objective, trained_on: str) -> None:
-    """Writes `predictor/` if the objective hands out a predictor of embeddings (`latent_predictor()`)."""
+    """Writes `predictor/` if the objective hands out a predictor (`latent_predictor()`) of a known kind of action."""
     latent_predictor = getattr(objective, "latent_predictor", lambda: None)()
-    if latent_predictor is not None:
-        actions: str = config.actions  # type: ignore[attr-defined]  # of every recipe with such an objective
+    actions: str | None = getattr(config, "actions", None)
+    if latent_predictor is not None and actions is not None:
         save_predictor(latent_predictor, run.folder / PREDICTOR_FOLDER, PredictorCard(run.name, actions, trained_on))
         run.say(f"exported {run.folder / PREDICTOR_FOLDER}")
 

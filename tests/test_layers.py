@@ -44,6 +44,7 @@ LAYER = {
     "pretraining_sequences": 4,
     "pretraining_capsules": 4,
     "cli": 4,
+    "evaluation_command": 4,
 }
 
 
@@ -128,7 +129,7 @@ def test_every_dependency_of_the_package_is_declared() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    import_name = {"google-crc32c": "google_crc32c", "pillow": "PIL"}
+    import_name = {"google-crc32c": "google_crc32c", "pillow": "PIL", "huggingface-hub": "huggingface_hub"}
     extras = project["optional-dependencies"]
     lines = [*project["dependencies"], *extras["steerable"], *extras["streaming"]]
     declared = {import_name.get(name, name) for name in (line.split(">")[0] for line in lines)}

@@ -122,6 +122,18 @@ def open_data(
     return _open_torchvision(name, data_dir, evaluation_split, image_size)
 
 
+def stored_image_size(name: DatasetName, data_dir: str | Path | None) -> int | None:
+    """Side in pixels of the images of rendered shards in the folder `data_dir`; None for all other data.
+
+    Raises:
+        DataError: the manifest is damaged.
+    """
+    if name not in LATENT_SIZES or data_dir is None or is_address(data_dir):
+        return None
+    folder = Path(data_dir)
+    return read_manifest(folder, "train").image_size[0] if manifest_path(folder, "train").exists() else None
+
+
 def _check_evaluation_split(name: DatasetName, split: str) -> None:
     """Before anything is rendered or fetched."""
     if name in ("3diebench-p", "3diebench-pt") and split not in EMBEDDED_EVALUATION_SPLITS:

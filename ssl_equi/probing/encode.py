@@ -5,7 +5,7 @@ leaves batch normalisation in training mode while it does, so that the "frozen" 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +18,11 @@ from ssl_equi.data.bad_records import BadRecords, problems_of_rows
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.images import normalise_images
+from ssl_equi.errors import UserError
+
+
+class FeatureError(UserError):
+    """Features can't be used; the message names the encoder and the first bad view."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,11 @@ class FeatureCache:
         """The same cache with only these feature columns (a view, no copy)."""
         return FeatureCache(self.features[..., columns], self.labels, self.latents, self.quats_xyzw)
 
+    def objects(self, chosen: Tensor) -> "FeatureCache":
+        """The same cache with only these objects, int64 `[m]`."""
+        quats_xyzw = None if self.quats_xyzw is None else self.quats_xyzw[chosen]
+        return FeatureCache(self.features[chosen], self.labels[chosen], self.latents[chosen], quats_xyzw)
+
 
 def encode_split(
     encoder: nn.Module,
@@ -81,35 +91,69 @@ def encode_split(
 
     Raises:
         DataError: a view can't be read and isn't skipped, or no object is left.
-        RuntimeError: encoding changed a parameter or a buffer of the encoder, or a feature is not finite.
+        FeatureError: a feature is not finite.
+        RuntimeError: encoding changed a parameter or a buffer of the encoder.
     """
     batches: list[Tensor] = []
-    problems: dict[int, DataError] = {}
-    skipping = bad_records is not None and bad_records.are_skipped
-    objects_per_batch = max(1, batch_size // dataset.num_views)
-    with frozen(encoder):
-        for images in _image_batches(dataset, objects_per_batch, torch.device(device), problems if skipping else None):
-            features = encoder(normalise_images(images.flatten(0, 1), mean_rgb, std_rgb))
-            batches.append(features.float().unflatten(0, images.shape[:2]).cpu())
+    problems: dict[int, DataError] | None = {} if bad_records is not None and bad_records.are_skipped else None
+    encode_batches(
+        encoder, dataset, mean_rgb, std_rgb, device, batch_size, lambda _, features: batches.append(features),
+        problems=problems,
+    )  # fmt: skip
     # Concatenated outside inference mode, so that the cache is an ordinary tensor that autograd accepts.
-    features = torch.cat(batches)
-    if bad_records is not None:
-        for object_index, problem in problems.items():
-            bad_records.count(object_index, problem)
-    good = np.array([index for index in range(dataset.num_objects) if index not in problems], dtype=np.int64)
-    if not len(good):
+    cache = cache_of(torch.cat(batches), dataset)
+    if not problems or bad_records is None:
+        return cache
+    for object_index, problem in problems.items():
+        bad_records.count(object_index, problem)
+    good = [index for index in range(dataset.num_objects) if index not in problems]
+    if not good:
         raise DataError(f"none of the {dataset.num_objects} objects of split {dataset.split!r} can be read: rebuild it")
-    features = features[torch.from_numpy(good)] if problems else features
-    if not bool(torch.isfinite(features).all()):
-        raise RuntimeError(
-            "the encoder produced features that are not finite: the run diverged, use an earlier checkpoint"
-        )
+    return cache.objects(torch.tensor(good))
+
+
+def encode_batches(
+    encoder: nn.Module,
+    dataset: ViewCollection,
+    mean_rgb: Sequence[float],
+    std_rgb: Sequence[float],
+    device: torch.device | str,
+    batch_size: int,
+    receive: Callable[[int, Tensor], None],
+    encoder_name: str = "the encoder",
+    problems: dict[int, DataError] | None = None,
+) -> None:
+    """Encode each view once, as `encode_split` does, and hand over each batch in turn.
+
+    Args:
+        receive: is given the index of the batch's first object, and features float32 `[b, n_views, D]` on the CPU.
+        encoder_name: for errors.
+        problems: is told what is wrong with an object that can't be read, whose features mean nothing then; such an
+            object raises when None.
+
+    Raises:
+        FeatureError: a feature is not finite.
+        RuntimeError: encoding changed a parameter or a buffer of the encoder.
+    """
+    first_object = 0
+    with frozen(encoder):
+        objects_per_batch = max(1, batch_size // dataset.num_views)
+        for images in _image_batches(dataset, objects_per_batch, torch.device(device), problems):
+            encoded = encoder(normalise_images(images.flatten(0, 1), mean_rgb, std_rgb))
+            features = encoded.float().unflatten(0, images.shape[:2]).cpu()
+            _check_finite(features, first_object, dataset, encoder_name)
+            receive(first_object, features)
+            first_object += len(images)
+
+
+def cache_of(features: Tensor, dataset: ViewCollection) -> FeatureCache:
+    """Features `[n_objects, n_views, D]` of all views of a split with what the split knows about them."""
     quats_xyzw = dataset.quats_xyzw
     return FeatureCache(
         features=features,
-        labels=torch.from_numpy(dataset.labels[good].astype(np.int64)),
-        latents=torch.from_numpy(dataset.latents[good].astype(np.float32)),
-        quats_xyzw=None if quats_xyzw is None else torch.from_numpy(quats_xyzw[good].astype(np.float32)),
+        labels=torch.from_numpy(np.array(dataset.labels, dtype=np.int64)),
+        latents=torch.from_numpy(np.array(dataset.latents, dtype=np.float32)),
+        quats_xyzw=None if quats_xyzw is None else torch.from_numpy(np.array(quats_xyzw, dtype=np.float32)),
     )
 
 
@@ -124,6 +168,17 @@ def frozen(encoder: nn.Module) -> Iterator[None]:
     with _evaluation_mode(encoder), torch.inference_mode():
         yield
     _check_unchanged(hashes_before, _state_hashes(encoder))
+
+
+def _check_finite(features: Tensor, first_object: int, dataset: ViewCollection, encoder_name: str) -> None:
+    """Raises FeatureError naming the first bad view of a batch `[b, n_views, D]`."""
+    bad = (~torch.isfinite(features).all(dim=-1)).nonzero()
+    if len(bad):
+        object_in_batch, view = bad[0].tolist()
+        raise FeatureError(
+            f"features of {encoder_name} are not finite, first those of view {view} of object "
+            f"{first_object + object_in_batch} of the {dataset.split} split: it diverged, use an earlier checkpoint"
+        )
 
 
 def _image_batches(
@@ -183,6 +238,19 @@ def _state_hashes(module: nn.Module) -> dict[str, str]:
     """Hash of each parameter and buffer, non-persistent buffers included, by name."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     return {name: _tensor_hash(tensor) for name, tensor in tensors.items()}
+
+
+def state_sha256(module: nn.Module) -> str:
+    """One hash of all parameters and buffers with their names, types and shapes; modes don't count.
+
+    Non-persistent buffers are included, so that it tells of any change that could alter the features.
+    """
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    lines = [
+        f"{name} {tensor.dtype} {tuple(tensor.shape)} {_tensor_hash(tensor)}\n"
+        for name, tensor in sorted(tensors.items())
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _tensor_hash(tensor: Tensor) -> str:

@@ -34,6 +34,20 @@ def publish_results(
     """
     append_records(run_folder / "results.json", results.records, run)
     print_records(results.records, results.notes)
+    return write_probe_report(run_folder, results, test, title=title, command=command, config=config, versions=versions)
+
+
+def write_probe_report(
+    folder: Path,
+    results: ProbeResults,
+    test: ViewCollection,
+    *,
+    title: str,
+    command: str,
+    config: Mapping[str, Any],
+    versions: Mapping[str, str],
+) -> Path:
+    """Write `report.html`; returns its path. `test` is the evaluated split, for the pictures."""
     figures = ReportFigures(
         view_sheet=_view_sheet(test),
         neighbours=_neighbour_strips(results, test),
@@ -45,12 +59,12 @@ def publish_results(
         has_poses=test.quats_xyzw is not None,
     )
     return write_report(
-        run_folder,
+        folder,
         title=title,
         records=results.records,
         notes=results.notes,
         figures=figures,
-        metrics_path=run_folder / "metrics.jsonl",
+        metrics_path=folder / "metrics.jsonl",
         protocol=asdict(results.protocol),
         config=config,
         versions=versions,
