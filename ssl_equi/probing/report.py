@@ -3,7 +3,6 @@
 The page needs no network and no JavaScript: style, figures and images are inside it.
 """
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from ssl_equi.probing.report_figures import (
     shrink,
     tile,
 )
-from ssl_equi.probing.report_style import STYLE
+from ssl_equi.probing.report_page import captioned_figure, details_table, escaped, page_document
 
 # Task, metric, the parts to look at first, and the card's label.
 HEADLINES = (
@@ -135,16 +134,8 @@ def write_report(
         details_table("Configuration", config),
         details_table("Versions", versions),
     ]
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
     path = run_folder / "report.html"
-    write_text_atomically(path, page)
+    write_text_atomically(path, page_document(title, sections))
     return path
 
 
@@ -188,20 +179,6 @@ def read_curves(metrics_path: Path, event: str) -> dict[str, tuple[np.ndarray, n
             if name not in ("event", "step") and isinstance(value, int | float) and np.isfinite(value):
                 points.setdefault(name, []).append((numbers["step"], value))
     return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in points.items()}
-
-
-def escaped(value: Any) -> str:
-    """A value as text that is safe in HTML, in attributes too."""
-    return html.escape(str(value), quote=True)
-
-
-def captioned_figure(svg: str, caption: str, css_class: str = "") -> str:
-    """A drawing with its caption, which is read out in its place."""
-    label = escaped(caption)
-    return (
-        f'<figure class="{css_class}"><div role="img" aria-label="{label}">{svg}</div>'
-        f"<figcaption>{label}</figcaption></figure>"
-    )
 
 
 def page_header(title: str, records: Sequence[ProbeRecord], command: str) -> str:
@@ -349,19 +326,3 @@ def _strip(part: str, strip: Neighbours) -> str:
             f"<figcaption>{escaped(caption)}</figcaption></figure>"
         )
     return f'<div class="strip" style="--cells:{len(cells)}">{"".join(cells)}</div>'
-
-
-def details_table(heading: str, content: Mapping[str, Any]) -> str:
-    """A folded table of settings."""
-    rows = "".join(
-        f"<tr><th scope=row>{escaped(name)}</th><td><code>{escaped(_shown(value))}</code></td></tr>"
-        for name, value in content.items()
-    )
-    return (
-        f'<details id="{heading.lower().replace(" ", "-")}"><summary>{heading}</summary>'
-        f'<div class="scroll"><table class="plain"><tbody>{rows}</tbody></table></div></details>'
-    )
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
