@@ -5,11 +5,13 @@ STYLE = """
   color-scheme: light dark;
   --page: #ffffff; --panel: #f6f7f9; --ink: #1b1f24; --muted: #5b6570; --line: #dde1e6;
   --series-1: #2f6fdd; --series-2: #c2571a; --series-3: #16806a; --series-4: #8a4fc7; --series-5: #a8762a;
+  --ramp-1: #d9c400; --ramp-2: #8fb93a; --ramp-3: #3da37a; --ramp-4: #2b7f95; --ramp-5: #3c5191; --ramp-6: #47206b;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #14171a; --panel: #1e2226; --ink: #e8eaed; --muted: #a3adb8; --line: #353b42;
     --series-1: #7aa7ff; --series-2: #ff9f6b; --series-3: #57cfb2; --series-4: #c49bff; --series-5: #e2b866;
+    --ramp-1: #5b4fa8; --ramp-2: #4672b8; --ramp-3: #2f95a8; --ramp-4: #45b487; --ramp-5: #96cc5a; --ramp-6: #f2e34c;
   }
 }
 * { box-sizing: border-box; }
