@@ -143,7 +143,7 @@ def build_encoder(config: dict[str, Any], folder: Path) -> nn.Module:
     timm = timm_with_our_encoders()
     if not timm.is_model(architecture):
         raise CheckpointError(f"{folder} holds a {architecture}, which this timm doesn't know: update timm")
-    return timm.create_model(architecture, pretrained=False, num_classes=0, **config.get("model_args", {}))
+    return timm.create_model(architecture, pretrained=False, **(config.get("model_args", {}) | {"num_classes": 0}))
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from ssl_equi.encoders.create import model_arguments
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.pretraining_config import PretrainingConfig
+from ssl_equi.probing.encoder_sources import RANDOM_ENCODER_SEED
 from ssl_equi.probing.online import OnlineProbes
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS
 from ssl_equi.probing.publish import publish_results
@@ -27,9 +28,6 @@ from ssl_equi.probing.suite import ProbeResults, run_probes
 from ssl_equi.run import Run
 from ssl_equi.run_config import RunError
 from ssl_equi.training_views import views_to_load
-
-# The random encoder that a trained one is compared with is drawn from a seed that no training uses.
-RANDOM_ENCODER_SEED = 2**31
 
 # Of weights by what they learnt from: our own renderings, ShapeNet's models, or images whose terms only the user knows.
 LICENCES = {

@@ -125,7 +125,10 @@ def test_every_dependency_of_the_package_is_declared() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    import_name = {"google-crc32c": "google_crc32c", "pillow": "PIL", "scikit-learn": "sklearn"}
+    import_name = {
+        "google-crc32c": "google_crc32c", "huggingface-hub": "huggingface_hub", "pillow": "PIL",
+        "scikit-learn": "sklearn",
+    }  # fmt: skip
     extras = project["optional-dependencies"]
     lines = [*project["dependencies"], *extras["steerable"], *extras["streaming"], *extras["maps"]]
     declared = {import_name.get(name, name) for name in (line.split(">")[0] for line in lines)}

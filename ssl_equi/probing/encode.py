@@ -153,6 +153,19 @@ def _state_hashes(module: nn.Module) -> dict[str, str]:
     return {name: _tensor_hash(tensor) for name, tensor in tensors.items()}
 
 
+def state_sha256(module: nn.Module) -> str:
+    """One hash of all parameters and buffers with their names, types and shapes; modes don't count.
+
+    Non-persistent buffers are included, so that it tells of any change that could alter the features.
+    """
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    lines = [
+        f"{name} {tensor.dtype} {tuple(tensor.shape)} {_tensor_hash(tensor)}\n"
+        for name, tensor in sorted(tensors.items())
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def _tensor_hash(tensor: Tensor) -> str:
     raw_bytes = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return hashlib.blake2b(raw_bytes.tobytes(), digest_size=16).hexdigest()

@@ -7,7 +7,6 @@ leave those of the upright view (nothing, for what is invariant), and how wrong 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from ssl_equi.data.images import normalise_images
 from ssl_equi.data.turned_views import turn_quat_xyzw, turned_by_any_angle
 from ssl_equi.geometry.rotations import quat_multiply, quat_positive
 from ssl_equi.probing.encode import FeatureCache, frozen
+from ssl_equi.probing.encoder_sources import EncoderSource
 from ssl_equi.probing.heads import Samples, build_head, train_head
 from ssl_equi.probing.metrics import angle_errors_deg
 from ssl_equi.probing.pairs import training_pairs
@@ -31,35 +31,13 @@ NUM_ORBIT_OBJECTS = 12
 RotationHead = Callable[[Tensor], Tensor]  # features of two views side by side [N, 2 D] -> quaternions [N, 4]
 
 
-class TurnedEncoder(Protocol):
-    """What is needed of an encoder under test (`ssl_equi.probing.encoder_sources.EncoderSource` has it)."""
-
-    @property
-    def module(self) -> nn.Module:
-        """Maps normalised images `[N, 3, S, S]` to features `[N, D]`."""
-
-    @property
-    def parts(self) -> Mapping[str, slice]:
-        """Named columns of the features."""
-
-    @property
-    def image_size(self) -> int:
-        """Side S of the images in pixels."""
-
-    @property
-    def mean_rgb(self) -> Sequence[float]:
-        """Mean of the training images, in units of [0, 1]."""
-
-    @property
-    def std_rgb(self) -> Sequence[float]:
-        """Their standard deviation."""
-
-
 def orbit_errors(
-    encoder_source: TurnedEncoder,
+    encoder_source: EncoderSource,
     collection: ViewCollection,
     angles_deg: Sequence[float] = ORBIT_ANGLES_DEG,
     *,
+    mean_rgb: Sequence[float],
+    std_rgb: Sequence[float],
     rotation_heads: Mapping[str, RotationHead] | None = None,
     num_objects: int = NUM_ORBIT_OBJECTS,
     device: torch.device | str = "cpu",
@@ -73,6 +51,7 @@ def orbit_errors(
         encoder_source: its module is on `device`, and is left as it was.
         collection: objects are spread over it; its pictures fill squares of the encoder's size.
         angles_deg: of the orbit.
+        mean_rgb, std_rgb: of the data's training images, for an encoder that states none.
         rotation_heads: by part, such as those of `fit_relative_rotation_head`; parts without one have no second array.
         num_objects: at most so many.
 
@@ -95,7 +74,9 @@ def orbit_errors(
         raise TaskSkipped("the views have no known poses, which rotation heads need: take rendered views")
     objects = np.unique(np.linspace(0, collection.num_objects - 1, min(num_objects, collection.num_objects)).round())
     objects = objects.astype(np.int64)
-    features = _encode_orbits(encoder_source, _orbit_images(collection, objects, angles_deg), device, batch_size)
+    colours = (encoder_source.mean_rgb or mean_rgb, encoder_source.std_rgb or std_rgb)
+    images = _orbit_images(collection, objects, angles_deg)
+    features = _encode_orbits(encoder_source.module, images, colours, device, batch_size)
     arrays = {"orbit_angles_deg": np.asarray(angles_deg, dtype=np.float64), "orbit_objects": objects}
     for part, columns in encoder_source.parts.items():
         upright, turned = features[:, :1, columns], features[:, 1:, columns]
@@ -158,17 +139,16 @@ def _orbit_images(collection: ViewCollection, objects: np.ndarray, angles_deg: S
 
 
 def _encode_orbits(
-    encoder_source: TurnedEncoder, images: np.ndarray, device: torch.device | str, batch_size: int
+    encoder: nn.Module,
+    images: np.ndarray,
+    colours: tuple[Sequence[float], Sequence[float]],
+    device: torch.device | str,
+    batch_size: int,
 ) -> Tensor:
     """float32 `[n, 1 + A, D]` on the CPU."""
     flat = torch.from_numpy(images).flatten(0, 1)
-    with frozen(encoder_source.module):
-        batches = [
-            encoder_source.module(
-                normalise_images(batch.to(device), encoder_source.mean_rgb, encoder_source.std_rgb)
-            ).float()
-            for batch in flat.split(batch_size)
-        ]
+    with frozen(encoder):
+        batches = [encoder(normalise_images(batch.to(device), *colours)).float() for batch in flat.split(batch_size)]
         features = torch.cat(batches).cpu()
     if not bool(torch.isfinite(features).all()):
         raise RuntimeError("the encoder produced features that are not finite: use an earlier checkpoint")

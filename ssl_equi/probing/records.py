@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class ProbeRecord:
         split: evaluated split.
         protocol: name of the probe protocol.
         seed: of the heads and of the random encoder's probes.
+        object_standard_error: standard error of `value` over the evaluated objects, for metrics that are means of
+            their scores; None for the others.
     """
 
     task: str
@@ -55,6 +57,7 @@ class ProbeRecord:
     split: str
     protocol: str
     seed: int
+    object_standard_error: float | None = None
 
 
 def append_records(path: Path, records: Sequence[ProbeRecord], run: Mapping[str, Any] | None = None) -> None:
@@ -70,9 +73,25 @@ def append_records(path: Path, records: Sequence[ProbeRecord], run: Mapping[str,
         _check_finite(record)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        content = _read(path) if path.exists() else {"records": [], "run": {}}
+        content = read_results(path) if path.exists() else {"records": [], "run": {}}
         content["records"] += [asdict(record) for record in records]
         content["run"] |= dict(run or {})
+        write_text_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_records(
+    path: Path, records: Sequence[ProbeRecord], run: Mapping[str, Any], notes: Sequence[str] = ()
+) -> None:
+    """Replace `results.json` as a whole, atomically, by these records, their notes, and what describes the run.
+
+    Raises:
+        ResultsError: a value is not finite.
+    """
+    for record in records:
+        _check_finite(record)
+    content = {"records": [asdict(record) for record in records], "notes": list(notes), "run": dict(run)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
         write_text_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
@@ -82,13 +101,33 @@ def read_records(path: Path) -> list[ProbeRecord]:
     Raises:
         ResultsError: there is no such file, or it is not a results file.
     """
-    if not path.exists():
-        raise ResultsError(f"there is no results file {path}: run an evaluation of this run first")
-    names = [field.name for field in fields(ProbeRecord)]
+    known = fields(ProbeRecord)
     try:
-        return [ProbeRecord(**{name: record[name] for name in names}) for record in _read(path)["records"]]
+        return [
+            ProbeRecord(**{field.name: _field_of(record, field) for field in known})
+            for record in read_results(path)["records"]
+        ]
     except (KeyError, TypeError) as error:
         raise _corrupt(path, f"a record lacks {error}") from error
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """All of a `results.json` as it stands there: "records", "run" and, of an evaluation, "notes".
+
+    Raises:
+        ResultsError: there is no such file, or it is not a results file.
+    """
+    if not path.exists():
+        raise ResultsError(f"there is no results file {path}: run an evaluation of this run first")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise _corrupt(path, f"it is not JSON: {error}") from error
+    if not (
+        isinstance(content, dict) and isinstance(content.get("records"), list) and isinstance(content.get("run"), dict)
+    ):
+        raise _corrupt(path, "it has no list 'records' and object 'run'")
+    return content
 
 
 def print_records(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> None:
@@ -146,7 +185,7 @@ def describe_columns(records: Sequence[ProbeRecord]) -> list[str]:
     named = "; ".join(f"{', '.join(metrics)}: {name}" for name, metrics in metrics_by_name.items())
     lines = [f"baseline: the best constant answer{f', or as named ({named})' if named else ''}"]
     all_metrics = dict.fromkeys(record.metric for record in records)
-    lower = [metric for metric in all_metrics if metric.startswith((*LOWER_IS_BETTER, "angle_deg"))]
+    lower = [metric for metric in all_metrics if lower_is_better(metric)]
     if lower:
         lines.append(f"lower is better: {', '.join(lower)}")
     if any(record.part.startswith("agg@") for record in records):
@@ -154,6 +193,11 @@ def describe_columns(records: Sequence[ProbeRecord]) -> list[str]:
     if any(record.random_encoder is not None for record in records):
         lines.append("random: same architecture with fresh weights, same probes")
     return lines
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a smaller value of the metric is the better one."""
+    return metric.startswith((*LOWER_IS_BETTER, "angle_deg"))
 
 
 def format_value(metric: str, value: float | None) -> str:
@@ -173,16 +217,9 @@ def _check_finite(record: ProbeRecord) -> None:
             )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise _corrupt(path, f"it is not JSON: {error}") from error
-    if not (
-        isinstance(content, dict) and isinstance(content.get("records"), list) and isinstance(content.get("run"), dict)
-    ):
-        raise _corrupt(path, "it has no list 'records' and object 'run'")
-    return content
+def _field_of(record: Mapping[str, Any], field: Field[Any]) -> Any:
+    """A record's entry; those that earlier versions did not write have their default."""
+    return record[field.name] if field.default is MISSING else record.get(field.name, field.default)
 
 
 def _corrupt(path: Path, reason: str) -> ResultsError:
