@@ -116,6 +116,7 @@ def read_evaluated_folder(folder: Path) -> EvaluatedFolder:
         content = read_results(folder / RESULTS_FILE)
         records, run = read_records(folder / RESULTS_FILE), content["run"]
         notes = [str(note) for note in content.get("notes", [])]
+    notes = [*notes, *(str(note) for note in run.get("notes", []))]
     # An evaluation may lie inside the folder of the run that it is about.
     run_folder = next((place for place in (folder, folder.parent) if (place / "config.json").exists()), folder)
     metrics_path = run_folder / "metrics.jsonl"
@@ -129,6 +130,14 @@ def read_evaluated_folder(folder: Path) -> EvaluatedFolder:
         versions=_json_object(run_folder / "versions.json"),
         metrics_path=metrics_path if metrics_path.exists() else None,
     )
+
+
+def class_names_of(arrays: Mapping[str, np.ndarray], count: int) -> list[str]:
+    """The names that an evaluation stored for so many classes; their numbers if it stored none."""
+    names = arrays.get("class_names")
+    if names is not None and len(names) >= count:
+        return [str(name) for name in names]
+    return [f"class {index}" for index in range(count)]
 
 
 def _name_and_folders(text: str | Path) -> tuple[str, list[Path]]:

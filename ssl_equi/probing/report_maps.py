@@ -55,7 +55,9 @@ def shown_classes(labels: np.ndarray) -> list[int]:
 
 def class_legend(shown: Sequence[int], class_names: Sequence[str], num_classes: int) -> str:
     """The coloured classes with their shapes, as HTML."""
-    items = [_key(SHAPES[place % len(SHAPES)], class_colour(place), class_names[label]) for place, label in enumerate(shown)]
+    items = [
+        _key(SHAPES[place % len(SHAPES)], class_colour(place), class_names[label]) for place, label in enumerate(shown)
+    ]
     if num_classes > len(shown):
         items.append(_key(SHAPES[0], GREY, f"{num_classes - len(shown)} other classes"))
     return f'<p class="keys">{"".join(items)}</p>'
@@ -64,7 +66,7 @@ def class_legend(shown: Sequence[int], class_names: Sequence[str], num_classes: 
 def angle_legend() -> str:
     """The ramp of angles, as HTML."""
     items = [
-        _key(SHAPES[0], f"var(--ramp-{index + 1})", f"{index * ANGLE_STEP_DEG}–{(index + 1) * ANGLE_STEP_DEG}°")
+        _key(SHAPES[0], f"var(--ramp-{index + 1})", f"{index * ANGLE_STEP_DEG} to {(index + 1) * ANGLE_STEP_DEG}°")
         for index in range(NUM_RAMP_COLOURS)
     ]
     return f'<p class="keys">{"".join(items)}</p>'

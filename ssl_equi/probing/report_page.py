@@ -1,11 +1,20 @@
-"""What every page of results is made of: one document without network or JavaScript, captions, folded tables."""
+"""What every page of results is made of: one document, captions, strips of pictures, folded tables.
+
+A page is readable on a phone, printable, in light and dark. It needs no network and no JavaScript: style, figures and
+images are inside it.
+"""
 
 import html
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from ssl_equi.probing.report_figures import image_data_uri, shrink
 from ssl_equi.probing.report_style import STYLE
+
+SMALL_PICTURE_SIDE = 64  # in pixels, of pictures that stand in a row
 
 
 def page_document(title: str, sections: Sequence[str]) -> str:
@@ -44,6 +53,23 @@ def details_table(heading: str, content: Mapping[str, Any]) -> str:
         f'<details id="{heading.lower().replace(" ", "-")}"><summary>{heading}</summary>'
         f'<div class="scroll"><table class="plain"><tbody>{rows}</tbody></table></div></details>'
     )
+
+
+def picture_strip(pictures: np.ndarray, captions: Sequence[str], name: str) -> str:
+    """Pictures uint8 `[k, H, W, 3]` in a row with a caption each; the first one is framed.
+
+    Args:
+        name: what the strip is of, for those who hear it.
+    """
+    cells = []
+    for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        uri = image_data_uri(shrink(picture, SMALL_PICTURE_SIDE))
+        css_class = ' class="query"' if place == 0 else ""
+        alt = escaped(f"{name}: {caption}" if place == 0 else f"{name}, picture {place}: {caption}")
+        cells.append(
+            f'<figure{css_class}><img alt="{alt}" src="{uri}"><figcaption>{escaped(caption)}</figcaption></figure>'
+        )
+    return f'<div class="strip" style="--cells:{len(cells)}">{"".join(cells)}</div>'
 
 
 def shown_setting(value: Any) -> str:
