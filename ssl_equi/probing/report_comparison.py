@@ -7,11 +7,14 @@ import numpy as np
 
 from ssl_equi.probing.compared_runs import ComparedRun
 from ssl_equi.probing.comparison import Cell, Row
+from ssl_equi.probing.part_choices import EQUIVARIANT_FIRST, INVARIANT_FIRST, absent_in_words, choose_parts
 from ssl_equi.probing.records import describe_columns, format_value
 from ssl_equi.probing.report import METRIC_NOTES, TASK_NOTES, read_curves
 from ssl_equi.probing.report_figures import curve_figure
-from ssl_equi.probing.report_overlays import overview_figure, styles_in_words
+from ssl_equi.probing.report_overlays import overview_figure, shortened, styles_in_words
 from ssl_equi.probing.report_page import captioned_figure, escaped, shown_setting
+
+Curve = tuple[np.ndarray, np.ndarray]  # steps and values
 
 RUNS_IN_A_TABLE = 6
 BEST, NEAR = "★", "☆"
@@ -54,7 +57,7 @@ def runs_section(runs: Sequence[ComparedRun]) -> str:
         items.append(
             f'<li><span class="swatch" style="background: {colours[run.name]}"></span><strong>{escaped(run.name)}'
             f"</strong> <span class=muted>{escaped(' · '.join(facts))}</span>"
-            f'<details><summary>where from</summary><p class="muted wrap">{escaped(places)}</p>{shown}</details></li>'
+            f'<details><summary>where from</summary><p class="wrap">{escaped(places)}</p>{shown}</details></li>'
         )
     return f'<section id="runs"><h2>Runs</h2><ul class="runs">{"".join(items)}</ul></section>'
 
@@ -79,10 +82,12 @@ def overview_section(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
     labels = tuple(f"{what} ({metric})" for _, metric, _, what in OVERVIEW)
     baselines = tuple(found[both[0]][2].baseline for found in chosen)
     svg = overview_figure("overview", points, labels, baselines)  # type: ignore[arg-type]
-    parts_used = "; ".join(f"{name}: {chosen[0][name][0]}, {chosen[1][name][0]}" for name in both)
+    parts_used = "; ".join(
+        f"{name}: class from {chosen[0][name][0]}, rotation from {chosen[1][name][0]}" for name in both
+    )
     caption = (
-        f"What stays (class) and what changes (rotation): up and to the right is better. Parts of {parts_used}. "
-        "Dotted: baselines without an image"
+        "What stays and what changes: up and to the right is better. Dotted: baselines without an image. Parts: "
+        f"{parts_used}"
     )
     figure = f'<div class="single">{captioned_figure(svg, caption)}</div>'
     return f'<section id="overview"><h2>At a glance</h2>{figure}</section>'
@@ -119,15 +124,21 @@ def training_overlays(runs: Sequence[ComparedRun]) -> str:
     figures: list[str] = []
     small: list[str] = []
     probes = {run.name: _curves(run, "online_probe") for run in runs}
-    for metric in dict.fromkeys(name for curves in probes.values() for name in curves):
-        svg = curve_figure(f"online-{len(figures)}", _of_all(probes, metric), y_label=metric.rpartition("/")[2])
-        figures.append(captioned_figure(svg, f"Online probe on training batches: {metric}"))
+    for metric in dict.fromkeys(name.rpartition("/")[2] for curves in probes.values() for name in curves):
+        by_part = {
+            run: {name.rpartition("/")[0]: curve for name, curve in curves.items() if name.rpartition("/")[2] == metric}
+            for run, curves in probes.items()
+        }
+        for choice in choose_parts(by_part, INVARIANT_FIRST if metric.endswith("top1") else EQUIVARIANT_FIRST):
+            svg = curve_figure(f"online-{len(figures)}", _drawable(choice.shown), y_label=metric)
+            caption = f"Online probe on training batches: {metric}, {choice.title}{absent_in_words(choice)}"
+            figures.append(captioned_figure(svg, caption))
     for method in dict.fromkeys(run.method for run in runs):
         losses = {run.name: _curves(run, "loss") if run.method == method else {} for run in runs}
         for term in dict.fromkeys(name for curves in losses.values() for name in curves):
-            label = f"{method}: {term}"
-            svg = curve_figure(f"term-{len(small)}", _of_all(losses, term), y_label=label, small=True)
-            small.append(captioned_figure(svg, f"{label} over training steps", "small"))
+            shown = _drawable({run: curves.get(term) for run, curves in losses.items()})
+            svg = curve_figure(f"term-{len(small)}", shown, y_label=shortened(f"{method}: {term}"), small=True)
+            small.append(captioned_figure(svg, f"{method}: {term} over training steps", "small"))
     if not figures and not small:
         return ""
     return (
@@ -176,7 +187,9 @@ def _table(runs: Sequence[ComparedRun], rows: Sequence[Row], columns: range, rea
             shown_metric = ""
         note = escaped(METRIC_NOTES.get(row.metric, row.metric))
         metric = (
-            f'<td title="{note}"><code>{escaped(row.metric)}</code></td>' if row.metric != shown_metric else "<td></td>"
+            f'<td title="{note}"><code>{_breakable(row.metric)}</code></td>'
+            if row.metric != shown_metric
+            else "<td></td>"
         )
         shown_task, shown_metric = heading, row.metric
         mark = ""
@@ -189,6 +202,11 @@ def _table(runs: Sequence[ComparedRun], rows: Sequence[Row], columns: range, rea
         f'<div class="scroll"><table class="comparison"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _breakable(name: str) -> str:
+    """A name that a narrow column may break after each underscore."""
+    return escaped(name).replace("_", "_<wbr>")
 
 
 def _heading(row: Row) -> str:
@@ -263,17 +281,14 @@ def _differs(row: Row) -> bool:
     return "not meant to" not in row.why_not_ranked and bool(row.why_not_ranked)
 
 
-def _curves(run: ComparedRun, event: str) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
+def _curves(run: ComparedRun, event: str) -> Mapping[str, Curve]:
     path = run.folders[0].metrics_path
     return {} if path is None else read_curves(path, event)
 
 
-def _of_all(
-    curves: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], name: str
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """One curve of each run, empty where it has none."""
-    empty = (np.zeros(0), np.zeros(0))
-    return {run: found.get(name, empty) for run, found in curves.items()}
+def _drawable(curves: Mapping[str, Curve | None]) -> dict[str, Curve]:
+    """Without a curve, one without points: it takes a colour, so that those of the others stay what they are."""
+    return {run: (np.zeros(0), np.zeros(0)) if curve is None else curve for run, curve in curves.items()}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -44,10 +44,10 @@ def curve_figure(
         axes.ticklabel_format(axis="y", scilimits=(-3, 5))
         axes.yaxis.get_offset_text().set(color=MUTED, fontsize=8)
     axes.set_xlabel("" if small else "step")
-    axes.set_ylabel("" if small else y_label)
+    axes.set_ylabel("" if small else plain_text(y_label))
     axes.locator_params(axis="x", nbins=3 if small else 6)
     if small:
-        axes.set_title(y_label, fontsize=9, color=INK, loc="left")
+        axes.set_title(plain_text(y_label), fontsize=9, color=INK, loc="left")
     if len(curves) > 1:
         plain_legend(axes)
     return to_svg(figure, name)

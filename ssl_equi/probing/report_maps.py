@@ -11,7 +11,7 @@ MARGIN = 8
 MAX_CLASSES = 10  # are coloured; the points of all others are grey
 ANGLE_STEP_DEG = 30
 NUM_RAMP_COLOURS = 6
-DOT = "h0"  # a line without length, whose round ends are a disc: the shortest path for a point
+DOT = "h.1"  # a line of hardly any length, whose round ends are a disc: the shortest path for a point
 # Paths of closed shapes around the present point, of about the same area.
 SHAPES = (
     DOT,
@@ -94,7 +94,8 @@ def _path(points: np.ndarray, shape: str, colour: str) -> str:
 
 def _drawn(data: str, shape: str, colour: str) -> str:
     if shape == DOT:
-        return f'<path d="{data}" stroke="{colour}" stroke-width="5" stroke-linecap="round" opacity=".8"/>'
+        # As style, because matplotlib's figures bring a rule for the whole page, which is stronger than attributes.
+        return f'<path d="{data}" stroke="{colour}" stroke-width="5" style="stroke-linecap:round" opacity=".8"/>'
     return f'<path d="{data}" fill="{colour}" opacity=".8"/>'
 
 

@@ -1,11 +1,12 @@
 """Sections of a report that show one run or several over each other, made from what `arrays.npz` holds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ssl_equi.probing.compared_runs import ComparedRun, class_names_of
 from ssl_equi.probing.feature_map import MapMethod, map_coordinates
+from ssl_equi.probing.part_choices import EQUIVARIANT_FIRST, INVARIANT_FIRST, absent_in_words, choose_parts
 from ssl_equi.probing.report_figures import recall_bars
 from ssl_equi.probing.report_maps import angle_legend, angle_map, class_legend, class_map, shown_classes
 from ssl_equi.probing.report_overlays import orbit_rings, overlaid_angles, rank_histogram, spectrum_figure
@@ -17,25 +18,24 @@ MAP_NAMES: dict[MapMethod, str] = {"pca": "the first two principal components", 
 
 
 def errors_section(runs: Sequence[ComparedRun]) -> str:
-    """Rotation errors and recalls of several runs, a figure for each part that two runs or more have."""
-    figures = []
-    for index, (task, part) in enumerate(_keys(runs, "angle_errors_deg")):
-        key = f"angle_errors_deg/{task}/{part}"
-        found = _by_run(runs, key)
-        constants = list(_by_run(runs, f"constant_{key}").values())
-        constant = next((values for values in constants if len(values)), None)
-        svg = overlaid_angles(f"angles-{index}", found, constant)
-        caption = f"{_in_words(task)}, part {part}: error over the evaluated pairs"
-        figures.append(captioned_figure(svg, caption + _absent(found)))
-    for index, (task, part) in enumerate(_keys(runs, "per_class_recall")):
-        found = _by_run(runs, f"per_class_recall/{task}/{part}")
-        present = {run: recall for run, recall in found.items() if len(recall)}
-        sizes = {len(recall) for recall in present.values()}
-        if len(sizes) == 1:
-            arrays = next(run.arrays for run in runs if len(found[run.name]))
-            class_names = class_names_of(arrays, sizes.pop())
-            svg = recall_bars(f"recall-{index}", present, class_names)
-            figures.append(captioned_figure(svg, f"Recall of each class, part {part}" + _absent(found)))
+    """Rotation errors and recalls, of several runs or of one run's parts."""
+    figures: list[str] = []
+    for task in _tasks(runs, "angle_errors_deg"):
+        constants = _by_part(runs, f"constant_angle_errors_deg/{task}/").values()
+        constant = next((values for parts in constants for values in parts.values()), None)
+        for choice in choose_parts(_by_part(runs, f"angle_errors_deg/{task}/"), EQUIVARIANT_FIRST):
+            svg = overlaid_angles(f"angles-{len(figures)}", choice.shown, constant)
+            caption = f"{_in_words(task)}, {choice.title}: error over the evaluated pairs"
+            figures.append(captioned_figure(svg, caption + absent_in_words(choice)))
+    for task in _tasks(runs, "per_class_recall"):
+        for choice in choose_parts(_by_part(runs, f"per_class_recall/{task}/"), INVARIANT_FIRST):
+            present = {label: recall for label, recall in choice.shown.items() if recall is not None}
+            sizes = {len(recall) for recall in present.values()}
+            if len(sizes) == 1:
+                arrays = next(run.arrays for run in runs if "class_names" in run.arrays or run is runs[-1])
+                svg = recall_bars(f"recall-{len(figures)}", present, class_names_of(arrays, sizes.pop()))
+                caption = f"{_in_words(task)}, {choice.title}: recall of each class on unseen objects"
+                figures.append(captioned_figure(svg, caption + absent_in_words(choice)))
     return _section("errors", "Where they are right", figures)
 
 
@@ -43,22 +43,18 @@ def retrieval_section(runs: Sequence[ComparedRun]) -> str:
     """Histograms of the rank of the true view, with chance, and strips of what each prediction retrieves."""
     figures: list[str] = []
     strips: list[str] = []
-    for task, part in _keys(runs, "retrieval_ranks"):
-        found = _by_run(runs, f"retrieval_ranks/{task}/{part}")
-        sizes = {_gallery_size(run, task, part) for run in runs if len(found[run.name])}
-        for size in sorted(sizes):
-            same = {run.name: found[run.name] if _gallery_size(run, task, part) == size else NONE for run in runs}
-            svg = rank_histogram(f"ranks-{len(figures)}", same, size)
-            caption = f"{_in_words(task)}, part {part}: rank of the view asked for, 1 is the nearest"
-            figures.append(captioned_figure(svg, caption + _absent(same)))
-    for task, part in _keys(runs, "retrieval_images"):
+    for task in _tasks(runs, "retrieval_ranks"):
+        for size, found in _ranks_by_gallery(runs, task).items():
+            for choice in choose_parts(found, EQUIVARIANT_FIRST):
+                svg = rank_histogram(f"ranks-{len(figures)}", choice.shown, size)
+                caption = f"{_in_words(task)}, {choice.title}: rank of the view asked for, 1 is the nearest"
+                figures.append(captioned_figure(svg, caption + absent_in_words(choice)))
+    for task in _tasks(runs, "retrieval_images"):
         for run in runs:
-            key = f"{task}/{part}"
-            if f"retrieval_images/{key}" in run.arrays:
-                named = f"{run.name}: " if len(runs) > 1 else ""
-                strips.append(
-                    f"<div><h3>{escaped(named)}part <code>{escaped(part)}</code></h3>{_strips(run, key)}</div>"
-                )
+            for part in _by_part([run], f"retrieval_images/{task}/")[run.name]:
+                named = f"{run.name}, " if len(runs) > 1 else ""
+                heading = f"<h3>{escaped(named)}{escaped(task)}, part <code>{escaped(part)}</code></h3>"
+                strips.append(f"<div>{heading}{_strips(run, f'{task}/{part}')}</div>")
     explained = (
         '<p class="muted">Framed: the view that the prediction starts from. Then the view asked for, with its rank, '
         "and the views nearest to the prediction; ✓ is the one asked for.</p>"
@@ -90,9 +86,10 @@ def maps_section(runs: Sequence[ComparedRun], method: MapMethod) -> str:
     if not cells:
         return ""
     most = max(len(run.arrays.get("map_labels", NONE)) for run in runs)
+    angle_told = " Angle: that of the view's rotation from the upright pose." if has_angles else ""
     about = (
         f'<p class="muted">Up to {most} views of unseen objects, placed by {MAP_NAMES[method]} of the features; nearby '
-        "points have similar features. Angle: that of the view's rotation from the upright pose.</p>"
+        f"points have similar features.{angle_told}</p>"
     )
     angles = angle_legend() if has_angles else ""
     return (
@@ -102,32 +99,40 @@ def maps_section(runs: Sequence[ComparedRun], method: MapMethod) -> str:
 
 
 def spectrum_section(runs: Sequence[ComparedRun]) -> str:
-    """Singular values of each part."""
+    """Singular values of the features."""
     figures = []
-    for index, part in enumerate(_plain_parts(runs, "singular_values")):
-        found = _by_run(runs, f"singular_values/{part}")
-        svg = spectrum_figure(f"spectrum-{index}", found)
-        caption = f"Part {part}: singular values of the centred features; a cliff is a collapse to fewer dimensions"
-        figures.append(captioned_figure(svg, caption + _absent(found)))
+    # A task may have stored them, too, as TASK/PART; those without a task come last here, and are taken.
+    found = {
+        run: {key.rpartition("/")[2]: parts[key] for key in sorted(parts, key=lambda key: "/" not in key)}
+        for run, parts in _by_part(runs, "singular_values/").items()
+    }
+    for index, choice in enumerate(choose_parts(found, ("all",))):
+        caption = f"Singular values of the centred features, {choice.title}; a cliff is a collapse to fewer dimensions"
+        svg = spectrum_figure(f"spectrum-{index}", choice.shown)
+        figures.append(captioned_figure(svg, caption + absent_in_words(choice)))
     return _section("spectrum", "Do the features use their dimensions?", figures)
 
 
 def orbits_section(runs: Sequence[ComparedRun]) -> str:
     """Curves around the orbit of in-plane turns: how far features move, and how wrong the rotation head is."""
     figures: list[str] = []
-    for kind, unit, what in (
-        ("orbit", "", "1 - cosine between the features of the turned and the upright view; 0 does not change at all"),
-        ("orbit_rotation_deg", "°", "error of the rotation read from the upright and the turned view; 0 is right"),
+    angles = [run.arrays["orbit_angles_deg"] for run in runs if "orbit_angles_deg" in run.arrays]
+    if any(not np.array_equal(angles[0], others) for others in angles):
+        apart = '<p class="muted">The runs were turned by different angles, so their orbits are not drawn.</p>'
+        return _section("orbits", "Around the orbit of turns", figures, apart)
+    for kind, unit, preferred, what in (
+        (
+            "orbit",
+            "",
+            INVARIANT_FIRST,
+            "1 - cosine between the features of the turned and of the upright view; 0: the same",
+        ),
+        ("orbit_rotation_deg", "°", EQUIVARIANT_FIRST, "error of the turn that is read from both views; 0: right"),
     ):
-        for part in _plain_parts(runs, kind):
-            found = _by_run(runs, f"{kind}/{part}")
-            angles = [run.arrays["orbit_angles_deg"] for run in runs if len(found[run.name])]
-            same = [np.array_equal(angles[0], others) for others in angles]
-            if not all(same):
-                figures.append(f'<p class="muted">Part {escaped(part)}: the runs were turned by other angles.</p>')
-                continue
-            svg = orbit_rings(f"orbit-{len(figures)}", angles[0], found, unit)
-            figures.append(captioned_figure(svg, f"Part {part}: {what}{_absent(found)}"))
+        for choice in choose_parts(_by_part(runs, f"{kind}/"), preferred):
+            svg = orbit_rings(f"orbit-{len(figures)}", angles[0], choice.shown, unit)
+            caption = f"{choice.title[0].upper()}{choice.title[1:]}: {what}"
+            figures.append(captioned_figure(svg, caption + absent_in_words(choice)))
     about = (
         '<p class="muted">Objects turned once around in the image plane, 0 in the centre of the circle. Thick: the '
         "mean over objects; thin: single objects. The corners of a turned picture hold its mirror image.</p>"
@@ -152,35 +157,34 @@ def _section(identity: str, heading: str, figures: Sequence[str], after: str = "
     return f'<section id="{identity}"><h2>{heading}</h2>{before}{drawn}{after}</section>'
 
 
-def _by_run(runs: Sequence[ComparedRun], key: str) -> dict[str, np.ndarray]:
-    """The array of each run, empty where it has none: styles stay those of the run."""
-    return {run.name: run.arrays.get(key, NONE) for run in runs}
-
-
-def _absent(found: Mapping[str, np.ndarray]) -> str:
-    missing = [run for run, values in found.items() if not len(values)]
-    return f"; not measured: {', '.join(missing)}" if missing else ""
-
-
-def _keys(runs: Sequence[ComparedRun], kind: str) -> list[tuple[str, str]]:
-    """Tasks and parts for which a run has an array `KIND/TASK/PART`."""
-    return _found(runs, kind, lambda rest: len(rest) == 2)  # type: ignore[return-value]
-
-
-def _plain_parts(runs: Sequence[ComparedRun], kind: str) -> list[str]:
-    """Parts for which a run has an array `KIND/PART`."""
-    return [rest[0] for rest in _found(runs, kind, lambda rest: len(rest) == 1)]
-
-
-def _found(runs: Sequence[ComparedRun], kind: str, wanted: Callable[[tuple[str, ...]], bool]) -> list[tuple[str, ...]]:
-    keys = dict.fromkeys(tuple(key.split("/")) for run in runs for key in run.arrays)
-    return [key[1:] for key in keys if key[0] == kind and wanted(key[1:])]
+def _by_part(runs: Sequence[ComparedRun], prefix: str) -> dict[str, dict[str, np.ndarray]]:
+    """Arrays whose key is the prefix and a part, by run and part."""
+    return {
+        run.name: {key.removeprefix(prefix): array for key, array in run.arrays.items() if key.startswith(prefix)}
+        for run in runs
+    }
 
 
 def _parts_to_map(run: ComparedRun) -> list[str]:
     """The invariant and the equivariant part, or whatever there is."""
-    parts = _plain_parts([run], "map_features")
+    parts = list(_by_part([run], "map_features/")[run.name])
     return [part for part in ("inv", "equi") if part in parts] or parts
+
+
+def _tasks(runs: Sequence[ComparedRun], kind: str) -> list[str]:
+    """Tasks for which a run has an array `KIND/TASK/PART`."""
+    keys = dict.fromkeys(tuple(key.split("/", 2)) for run in runs for key in run.arrays)
+    return list(dict.fromkeys(key[1] for key in keys if key[0] == kind and len(key) == 3))
+
+
+def _ranks_by_gallery(runs: Sequence[ComparedRun], task: str) -> dict[int, dict[str, dict[str, np.ndarray]]]:
+    """Ranks by the size of the gallery, then run and part: ranks among other numbers of views are not the same."""
+    found: dict[int, dict[str, dict[str, np.ndarray]]] = {}
+    for run, parts in zip(runs, _by_part(runs, f"retrieval_ranks/{task}/").values(), strict=True):
+        for part, ranks in parts.items():
+            by_run = found.setdefault(_gallery_size(run, task, part), {other.name: {} for other in runs})
+            by_run[run.name][part] = ranks
+    return found
 
 
 def _gallery_size(run: ComparedRun, task: str, part: str) -> int:

@@ -287,7 +287,7 @@ def test_numbers_reach_the_records_the_table_and_the_report(tmp_path: Path, caps
     collapsed = "random encoder, augmentation_equivariance: all: not measured: all images have the same features"
     assert results.notes[0].startswith(collapsed)
 
-    path = publish_results(tmp_path, results, test, title="t", command="c", config={}, versions={})
+    path = publish_results(tmp_path, results, test, title="t", command="c")
     printed = capsys.readouterr().out
     assert TASK in printed and "lower is better: gamma_f, wahba_error, composition_error" in printed
     assert collapsed in " ".join(printed.split()), "notes are wrapped at words"
