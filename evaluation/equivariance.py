@@ -2,8 +2,9 @@
 
     python evaluation/equivariance.py runs/sie/encoder                               d4, the embedded test split
     python evaluation/equivariance.py runs/sie/encoder --symmetries c4 circular_shifts rotations
-    python evaluation/equivariance.py timm:d4_resnet10_small_images                  random weights
-    python evaluation/equivariance.py timm:resnet18 --dataset random --image-size 64 smooth noise, no data set
+    python evaluation/equivariance.py random:d4_resnet10_small_images                random weights
+    python evaluation/equivariance.py random:resnet18 --dataset random               smooth noise, no data set
+    python evaluation/equivariance.py timm:resnet18 --image-size 64                  timm's pretrained weights
     python evaluation/equivariance.py runs/simclr/encoder --dataset cifar10 --data-dir DATA
 
 - c4, d4: quarter turns, and mirrorings. Exact: they only move pixels.
@@ -33,17 +34,13 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import normalise_images
 from ssl_equi.data.sources import DatasetName, open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import UserError
-from ssl_equi.export import build_encoder, load_encoder, normalization_of, parts_of, read_encoder_config
-from ssl_equi.pretraining import RANDOM_ENCODER_SEED
+from ssl_equi.probing.encoder_sources import open_encoder
 from ssl_equi.probing.image_symmetries import DEFAULT_ANGLES_DEG, SymmetryName, image_symmetries
 from ssl_equi.probing.records import append_records, print_records
 from ssl_equi.probing.symmetry_errors import measure_symmetry
 from ssl_equi.probing.symmetry_figures import Measurement, print_layers, symmetry_records, write_page
 
-TIMM_PREFIX = "timm:"
-TIMM_IMAGE_SIZE = 64
 NOISE_CELLS = 8  # a side of random images has so many independent values
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -53,7 +50,7 @@ class Config:
     """Which encoder is measured, under what, and on which images."""
 
     encoder: Annotated[str, tyro.conf.Positional]
-    """Folder of an exported encoder, or timm:NAME for random weights."""
+    """Folder of an exported encoder, timm:NAME (pretrained), random:NAME or hub:OWNER/NAME."""
     symmetries: tuple[SymmetryName, ...] = ("d4",)
     """Sets of symmetries."""
     dataset: DatasetName | Literal["random"] = "3diebench-p"
@@ -63,7 +60,7 @@ class Config:
     split: str = "test"
     """Split that the images are of."""
     image_size: int | None = None
-    """Side of the images in pixels; when not given that of the exported encoder, or 64."""
+    """Side of the images in pixels; when not given that which the encoder was trained on, or 64."""
     num_images: int = 128
     """So many images, spread over the split, one an object."""
     shifts: tuple[int, ...] = ()
@@ -82,25 +79,16 @@ class Config:
     """Folder of results.json and equivariance.html."""
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The encoder that is measured, and one of its architecture with random weights, if it has learnt."""
-
-    name: str
-    encoder: nn.Module
-    random_encoder: nn.Module | None
-    parts: dict[str, slice]
-    image_size: int
-    mean_rgb: list[float] | None  # None: as the data set's training images
-    std_rgb: list[float] | None
-    out: Path
-
-
 def main(config: Config) -> None:
-    subject = open_encoder(config)
-    pixels, labels, mean_rgb, std_rgb = open_images(config, subject.image_size)
-    images = normalise_images(torch.from_numpy(pixels), subject.mean_rgb or mean_rgb, subject.std_rgb or std_rgb)
-    measurements = [measure(config, subject, name, images.contiguous(), labels) for name in config.symmetries]
+    source = open_encoder(config.encoder, image_size=config.image_size)
+    encoder, random_encoder = source.module.to(DEVICE), source.untrained()
+    pixels, labels, mean_rgb, std_rgb = open_images(config, source.image_size)
+    images = normalise_images(torch.from_numpy(pixels), source.mean_rgb or mean_rgb, source.std_rgb or std_rgb)
+
+    def measured(name: SymmetryName) -> Measurement:
+        return measure(config, encoder, random_encoder, source.parts, name, images.contiguous(), labels)
+
+    measurements = [measured(name) for name in config.symmetries]
     split = "random images" if config.dataset == "random" else config.split
     records = [symmetry_records(measurement, split, config.seed) for measurement in measurements]
     for found, measurement in zip(records, measurements):
@@ -108,42 +96,20 @@ def main(config: Config) -> None:
         print_layers(measurement)
         print()
     together = [record for found in records for record in found]
-    append_records(subject.out / "results.json", together)
+    for note in source.notes:
+        print(note)
+    out = config.out or source.out_folder
+    append_records(out / "results.json", together)
     write_page(
-        subject.out / "equivariance.html",
-        title=f"symmetry of {subject.name}",
+        out / "equivariance.html",
+        title=f"symmetry of {source.name}",
         measurements=measurements,
         images=pixels,
         records=together,
         config=asdict(config),
         command=f"python {shlex.join(sys.argv)}",
     )
-    print(f"added to {subject.out / 'results.json'}; figures in {subject.out / 'equivariance.html'}")
-
-
-def open_encoder(config: Config) -> Subject:
-    """An exported encoder with its own normalisation, or a timm architecture with random weights."""
-    torch.manual_seed(RANDOM_ENCODER_SEED)
-    if config.encoder.startswith(TIMM_PREFIX):
-        name = config.encoder.removeprefix(TIMM_PREFIX)
-        side = config.image_size or TIMM_IMAGE_SIZE
-        encoder = create_encoder(name, side)
-        parts = getattr(encoder, "parts", {"all": slice(0, int(encoder.num_features))})
-        out = config.out or Path("runs") / f"random-{name}"
-        return Subject(name, encoder.to(DEVICE), None, parts, side, None, None, out)
-    folder = Path(config.encoder)
-    encoder_config = read_encoder_config(folder)
-    mean, std = normalization_of(encoder_config)
-    return Subject(
-        name=folder.resolve().parent.name,
-        encoder=load_encoder(folder).to(DEVICE),
-        random_encoder=build_encoder(encoder_config, folder).to(DEVICE),
-        parts=parts_of(encoder_config),
-        image_size=config.image_size or encoder_config["pretrained_cfg"]["input_size"][1],
-        mean_rgb=mean.tolist(),
-        std_rgb=std.tolist(),
-        out=config.out or folder.parent,
-    )
+    print(f"added to {out / 'results.json'}; figures in {out / 'equivariance.html'}")
 
 
 def open_images(
@@ -182,7 +148,15 @@ def read_images(collection: ViewCollection, count: int, seed: int) -> tuple[np.n
     return pixels[:, 0], torch.from_numpy(np.asarray(collection.labels, dtype=np.int64)[objects])
 
 
-def measure(config: Config, subject: Subject, name: SymmetryName, images: Tensor, labels: Tensor | None) -> Measurement:
+def measure(
+    config: Config,
+    encoder: nn.Module,
+    random_encoder: nn.Module | None,
+    parts: dict[str, slice],
+    name: SymmetryName,
+    images: Tensor,
+    labels: Tensor | None,
+) -> Measurement:
     """The encoder with its layers, and the features of the random one."""
     symmetries = image_symmetries(
         name,
@@ -192,25 +166,14 @@ def measure(config: Config, subject: Subject, name: SymmetryName, images: Tensor
         angles_deg=config.angles,
     )
     print(f"{name}: {len(images)} images under {len(symmetries.elements)} elements", flush=True)
+    batch_size = config.batch_size
     errors = measure_symmetry(
-        subject.encoder,
-        images,
-        symmetries,
-        subject.parts,
-        labels,
-        with_layers=config.layers,
-        batch_size=config.batch_size,
+        encoder, images, symmetries, parts, labels, with_layers=config.layers, batch_size=batch_size
     )
-    if subject.random_encoder is None:
+    if random_encoder is None:
         return Measurement(errors)
     fresh = measure_symmetry(
-        subject.random_encoder,
-        images,
-        symmetries,
-        subject.parts,
-        labels,
-        with_layers=False,
-        batch_size=config.batch_size,
+        random_encoder.to(DEVICE), images, symmetries, parts, labels, with_layers=False, batch_size=batch_size
     )
     return Measurement(errors, fresh.parts)
 

@@ -4,7 +4,8 @@
     python evaluation/probe.py runs/sie/encoder --split ood_rotation             poses that were never trained on
     python evaluation/probe.py runs/sie/encoder --turns quarter                  views turned in the image plane
     python evaluation/probe.py runs/sie/encoder --data-dir SHARDS --split val --protocol sie
-    python evaluation/probe.py timm:resnet18 --image-size 64                     a timm model with random weights
+    python evaluation/probe.py random:resnet18                                   a timm model with random weights
+    python evaluation/probe.py timm:resnet18 --weights resnet18.safetensors      timm's pretrained weights
     python evaluation/probe.py runs/simclr/encoder --dataset cifar10 --data-dir DATA --image-size 32
     python evaluation/probe.py runs/equicaps/capsule_network                     activations (inv), poses (equi)
 
@@ -18,23 +19,19 @@ the encoder when not given).
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.errors import DataError
-from ssl_equi.data.sources import DatasetName, DataSource, open_data
-from ssl_equi.data.turned_views import TurnedViews
-from ssl_equi.encoders import create_encoder
-from ssl_equi.export import build_encoder, load_encoder, normalization_of, parts_of, read_encoder_config
-from ssl_equi.pretraining import RANDOM_ENCODER_SEED
+from ssl_equi.data.sources import DatasetName, open_data
+from ssl_equi.data.turned_views import turned_source
+from ssl_equi.probing.encoder_sources import open_encoder
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.probing.records import append_records, print_records
-from ssl_equi.probing.suite import ProbeResults, run_probes
+from ssl_equi.probing.suite import run_probes
 
-TIMM_PREFIX = "timm:"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -43,7 +40,7 @@ class Config:
     """What is probed, and on what."""
 
     encoder: Annotated[str, tyro.conf.Positional]
-    """Folder of an exported encoder, or timm:NAME for random weights."""
+    """Folder of an exported encoder, timm:NAME (pretrained), random:NAME or hub:OWNER/NAME."""
     dataset: DatasetName = "3diebench-p"
     """3diebench-p and 3diebench-pt (whose objects also move) render themselves; the others need --data-dir."""
     data_dir: Path | None = None
@@ -53,13 +50,15 @@ class Config:
     image_size: int = 64
     """Side of the data set's images in pixels."""
     protocol: ProtocolName = "embedded"
-    """How the heads are trained; sie and equicaps are those papers' protocols."""
+    """How the heads are trained; all but embedded and ssl_equi are papers' protocols."""
     turns: Literal["none", "quarter", "any"] = "none"
     """Turns judged views by a random number of quarter turns (exactly), or by any angle (with interpolation)."""
     turn_training_views: bool = False
     """Turns the views that the heads are trained on likewise."""
     encoder_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """What timm.create_model is given besides timm:NAME, in pairs: --encoder-arguments depth 6 embed_dim 128."""
+    """What timm.create_model is given besides timm:NAME or random:NAME, in pairs: depth 6 embed_dim 128."""
+    weights: Path | None = None
+    """Local safetensors file for timm:NAME, in place of a download."""
     compare_with_random: bool = True
     """Also probe an untrained encoder; off saves half of the time."""
     seed: int = 0
@@ -69,75 +68,32 @@ class Config:
 
 
 def main(config: Config) -> None:
-    data = turned(open_data(config.dataset, config.data_dir, config.split, config.image_size), config)
-    if config.encoder.startswith(TIMM_PREFIX):
-        name = config.encoder.removeprefix(TIMM_PREFIX)
-        results, out = probe_random(name, config, data), Path("runs") / f"random-{name}"
-    else:
-        results, out = probe_exported(Path(config.encoder), config, data), Path(config.encoder).parent
-    out = config.out or out
-    print_records(results.records, results.notes)
-    append_records(out / "results.json", results.records)
-    print(f"added to {out / 'results.json'}")
-
-
-def turned(data: DataSource, config: Config) -> DataSource:
-    """The data, with those views turned that the options name.
-
-    Raises:
-        DataError: the training views alone would be turned, or views that aren't square.
-    """
-    if config.turns == "none" and config.turn_training_views:
-        raise DataError("--turn-training-views is given and --turns is none: give --turns quarter or any")
-    if config.turns == "none":
-        return data
-    probe_train = TurnedViews(data.probe_train, config.turns) if config.turn_training_views else data.probe_train
-    return replace(data, probe_train=probe_train, evaluation=TurnedViews(data.evaluation, config.turns))
-
-
-def probe_exported(folder: Path, config: Config, data: DataSource) -> ProbeResults:
-    """An exported encoder beside one of its architecture with random weights, both with the exported normalisation."""
-    encoder_config = read_encoder_config(folder)
-    mean, std = normalization_of(encoder_config)
-    encoder = load_encoder(folder)
-    random_encoder = None
-    if config.compare_with_random:
-        torch.manual_seed(RANDOM_ENCODER_SEED)
-        random_encoder = build_encoder(encoder_config, folder).to(DEVICE)
-    return run_probes(
-        encoder.to(DEVICE),
-        parts_of(encoder_config),
-        data.probe_train,
-        data.evaluation,
-        random_encoder=random_encoder,
-        mean_rgb=mean.tolist(),
-        std_rgb=std.tolist(),
-        **options(config, data),
+    source = open_encoder(
+        config.encoder, image_size=config.image_size, weights=config.weights, arguments=config.encoder_arguments
     )
-
-
-def probe_random(name: str, config: Config, data: DataSource) -> ProbeResults:
-    """A timm architecture with random weights: what any training has to beat."""
-    torch.manual_seed(RANDOM_ENCODER_SEED)
-    encoder = create_encoder(name, config.image_size, **config.encoder_arguments)
-    return run_probes(
-        encoder.to(DEVICE),
-        getattr(encoder, "parts", {"all": slice(0, int(encoder.num_features))}),
-        data.probe_train,
-        data.evaluation,
-        random_encoder=None,
-        mean_rgb=data.mean_rgb,
-        std_rgb=data.std_rgb,
-        **options(config, data),
-    )
-
-
-def options(config: Config, data: DataSource) -> dict[str, Any]:
-    """What both kinds of encoder are probed with."""
+    opened = open_data(config.dataset, config.data_dir, config.split, source.image_size)
+    data = turned_source(opened, config.turns, config.turn_training_views)
     protocol = PROBE_PROTOCOLS[config.protocol]()
     if config.turn_training_views:
         protocol = replace(protocol, name=f"{protocol.name}_{config.turns}_turned_heads")
-    return {"protocol": protocol, "device": DEVICE, "seed": config.seed, "split_name": data.evaluation.split}
+    untrained = source.untrained() if config.compare_with_random else None
+    results = run_probes(
+        source.module.to(DEVICE),
+        source.parts,
+        data.probe_train,
+        data.evaluation,
+        random_encoder=None if untrained is None else untrained.to(DEVICE),
+        protocol=protocol,
+        mean_rgb=source.mean_rgb or data.mean_rgb,
+        std_rgb=source.std_rgb or data.std_rgb,
+        device=DEVICE,
+        seed=config.seed,
+        split_name=data.evaluation.split,
+    )
+    out = config.out or source.out_folder
+    print_records(results.records, [*source.notes, *results.notes])
+    append_records(out / "results.json", results.records)
+    print(f"added to {out / 'results.json'}")
 
 
 if __name__ == "__main__":

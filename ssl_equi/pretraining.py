@@ -18,6 +18,7 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.create import model_arguments
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.predictor_export import PREDICTOR_FOLDER, PredictorCard, save_predictor
 from ssl_equi.pretraining_config import PretrainingConfig
 from ssl_equi.probing.encoder_sources import RANDOM_ENCODER_SEED
 from ssl_equi.probing.online import OnlineProbes
@@ -159,7 +160,9 @@ def finish(
     """
     if run.is_main:
         started = time.perf_counter()
-        save_encoder(objective.encoder, run.folder / "encoder", encoder_card(run.name, config, objective, data))
+        card = encoder_card(run.name, config, objective, data)
+        save_encoder(objective.encoder, run.folder / "encoder", card)
+        export_predictor(run, config, objective, card.trained_on)
         run.say(f"exported {run.folder / 'encoder'}; probing on the {config.evaluation_split} split")
         random_encoder = untrained_encoder(config).to(run.device) if config.compare_with_random else None
         results = run_probes(
@@ -196,6 +199,15 @@ def finish(
         )
         run.say(f"probed in {time.perf_counter() - started:.0f} s; open {report} in a browser")
     run.close()
+
+
+def export_predictor(run: Run, config: PretrainingConfig, objective: Objective, trained_on: str) -> None:
+    """Writes `predictor/` if the objective hands out a predictor of embeddings (`latent_predictor()`)."""
+    latent_predictor = getattr(objective, "latent_predictor", lambda: None)()
+    if latent_predictor is not None:
+        actions: str = config.actions  # type: ignore[attr-defined]  # of every recipe with such an objective
+        save_predictor(latent_predictor, run.folder / PREDICTOR_FOLDER, PredictorCard(run.name, actions, trained_on))
+        run.say(f"exported {run.folder / PREDICTOR_FOLDER}")
 
 
 def untrained_encoder(config: PretrainingConfig) -> nn.Module:

@@ -35,11 +35,13 @@ LAYER = {
     "training_saccades": 3,
     "pretraining_config": 3,
     "run": 3,
+    "predictor_export": 3,
     "sequence_export": 4,
     "pretraining": 4,
     "pretraining_sequences": 4,
     "pretraining_capsules": 4,
     "cli": 4,
+    "evaluation_command": 4,
 }
 
 

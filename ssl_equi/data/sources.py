@@ -87,6 +87,17 @@ def open_data(name: DatasetName, data_dir: Path | None, evaluation_split: str, i
     return _open_torchvision(name, data_dir, evaluation_split, image_size)
 
 
+def stored_image_size(name: DatasetName, data_dir: Path | None) -> int | None:
+    """Side in pixels of the images that rendered shards in `data_dir` hold; None for all other data.
+
+    Raises:
+        DataError: the manifest is damaged.
+    """
+    if name not in LATENT_SIZES or data_dir is None or not manifest_path(data_dir, "train").exists():
+        return None
+    return read_manifest(data_dir, "train").image_size[0]
+
+
 def _open_rendered(name: RenderedName, data_dir: Path | None, evaluation_split: str, image_size: int) -> DataSource:
     if name == "3diebench-p" or name == "3diebench-pt":
         if evaluation_split not in EMBEDDED_EVALUATION_SPLITS:

@@ -6,6 +6,7 @@ angle about the direction from the origin to the camera: its pose R becomes Q R,
 spot light turns along; floor and sun, which no latent places, would too.
 """
 
+import dataclasses
 import hashlib
 import math
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.errors import DataError
+from ssl_equi.data.sources import DataSource
 from ssl_equi.geometry.latents import LIGHT_DIRECTION_COLUMNS, ROTATION_COLUMNS
 from ssl_equi.geometry.rotations import (
     euler_xyz_from_matrix,
@@ -29,9 +31,23 @@ from ssl_equi.geometry.rotations import (
 )
 from ssl_equi.scenes.scene import CAMERA_POSITION, spot_position
 
-__all__ = ["TurnedViews", "Turns", "turn_quat_xyzw", "turned_by_any_angle"]
+__all__ = ["TurnedViews", "Turns", "turn_quat_xyzw", "turned_by_any_angle", "turned_source"]
 
 Turns = Literal["quarter", "any"]
+
+
+def turned_source(data: DataSource, turns: Literal["none"] | Turns, turn_training_views: bool = False) -> DataSource:
+    """The data with judged views turned, and if asked the views that heads are trained on.
+
+    Raises:
+        DataError: the training views alone would be turned, or views that aren't square.
+    """
+    if turns == "none":
+        if turn_training_views:
+            raise DataError("--turn-training-views is given and --turns is none: give --turns quarter or any")
+        return data
+    probe_train = TurnedViews(data.probe_train, turns) if turn_training_views else data.probe_train
+    return dataclasses.replace(data, probe_train=probe_train, evaluation=TurnedViews(data.evaluation, turns))
 
 
 class TurnedViews:

@@ -6,6 +6,7 @@ is in the object's own frame and applied before the rotation, so the object's ce
 
 import math
 
+import torch
 from torch import Tensor
 
 from ssl_equi.geometry.rotations import quat_from_euler_xyz, quat_positive
@@ -57,3 +58,9 @@ def quat_xyzw_from_latents(latents: Tensor) -> Tensor:
             f"or {LATENT_SIZE_WITH_TRANSLATION} (3DIEBench-T)"
         )
     return quat_positive(quat_from_euler_xyz(latents[..., :3]))
+
+
+def light_direction(theta_rad: Tensor, phi_rad: Tensor) -> Tensor:
+    """Unit vectors [..., 3] from the world's origin to the light: theta from the zenith, phi the azimuth from +x."""
+    sine = theta_rad.sin()
+    return torch.stack([sine * phi_rad.cos(), sine * phi_rad.sin(), theta_rad.cos()], dim=-1)

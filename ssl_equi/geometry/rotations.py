@@ -195,6 +195,18 @@ def matrix_from_rotation_6d(rotation_6d: Tensor) -> Tensor:
     return torch.stack([first, second, torch.linalg.cross(first, second, dim=-1)], dim=-1)
 
 
+def nearest_rotation_matrix(matrices: Tensor) -> Tensor:
+    """The rotation matrices [..., 3, 3] that are nearest (in the Frobenius norm) to any matrices [..., 3, 3].
+
+    With U S V^T the singular value decomposition, U diag(1, 1, det(U V^T)) V^T: the last factor keeps it from being a
+    reflection (Levinson et al., "An Analysis of SVD for Deep Rotation Estimation", NeurIPS 2020, equation 2).
+    """
+    _require_matrices(matrices)
+    left, _, right_transposed = torch.linalg.svd(matrices)
+    sign = torch.linalg.det(left @ right_transposed)[..., None, None].sign()
+    return torch.cat([left[..., :2], left[..., 2:] * sign], dim=-1) @ right_transposed
+
+
 def wxyz_from_xyzw(quat_xyzw: Tensor) -> Tensor:
     """Scalar-first quaternions, as kornia expects them."""
     _require_last_dim(quat_xyzw, 4, "quat_xyzw")

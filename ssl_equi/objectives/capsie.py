@@ -20,6 +20,7 @@ from ssl_equi.objectives.capsule_terms import (
     missing_entropy,
 )
 from ssl_equi.objectives.distributed import gather_batch
+from ssl_equi.objectives.latent_predictor import ProjectedPredictor
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.predictors import Hypernetwork, HypernetworkInit
 from ssl_equi.objectives.two_views import (
@@ -104,6 +105,11 @@ class CapsIE(nn.Module):
     def parts(self) -> dict[str, slice]:
         """Named column ranges of the backbone's features: there is no split. The capsules have parts of their own."""
         return {"all": slice(0, self.num_features)}
+
+    def latent_predictor(self) -> ProjectedPredictor:
+        """The trained predictor by itself, on the poses of the capsule network; the weights are shared."""
+        poses = self.network.parts["equi"]
+        return ProjectedPredictor(self.network.num_features, poses, None, self.predictor, "capsule_network")
 
     def soften_targets(self, progress: float) -> None:
         """Sets the target's temperature for a share of the training that is done, from 0 to 1."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.objectives.latent_predictor import ProjectedPredictor
 from ssl_equi.objectives.lightly_parts import negative_cosine_similarity, projection_head
 from ssl_equi.objectives.momentum import follow, target_of
 from ssl_equi.objectives.monitors import normalised_std
@@ -73,6 +74,14 @@ class ConditionalBYOL(nn.Module):
     def parts(self) -> dict[str, slice]:
         """Named column ranges of the encoder features: Conditional BYOL has no split."""
         return {"all": slice(0, self.num_features)}
+
+    def latent_predictor(self) -> ProjectedPredictor:
+        """The trained predictor by itself, with the online projector; the weights are shared.
+
+        The predictor was trained towards the target's projections. The target follows the online network and ends close
+        to it, and the features of one encoder are embedded: those of the online one.
+        """
+        return ProjectedPredictor(self.num_features, self.parts["all"], self.projector, self.predictor)
 
     def update_target(self, momentum: float) -> None:
         """target <- momentum * target + (1 - momentum) * online, for the encoder and the projector.

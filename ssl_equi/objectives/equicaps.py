@@ -24,6 +24,7 @@ from ssl_equi.objectives.capsule_terms import (
     unit_poses,
 )
 from ssl_equi.objectives.distributed import gather_batch
+from ssl_equi.objectives.latent_predictor import PoseProduct
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.two_views import check_actions, check_views, feature_dim
 from ssl_equi.objectives.vicreg_terms import full_precision, invariance_term, spread_terms
@@ -114,6 +115,10 @@ class EquiCaps(nn.Module):
     def parts(self) -> dict[str, slice]:
         """Named column ranges of the backbone's features: there is no split. The capsules have parts of their own."""
         return {"all": slice(0, self.num_features)}
+
+    def latent_predictor(self) -> PoseProduct:
+        """What predicts here: the product of the capsule network's poses and the action."""
+        return PoseProduct(self.num_capsules, self.pose_side, self.unit_columns)
 
     def forward(self, views: Tensor, actions: Tensor) -> ObjectiveOutput:
         """Computes the loss of a batch.

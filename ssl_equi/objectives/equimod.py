@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.objectives.distributed import gather_batch
+from ssl_equi.objectives.latent_predictor import ProjectedPredictor
 from ssl_equi.objectives.lightly_parts import LastBatchNorm, nt_xent, projection_head
 from ssl_equi.objectives.monitors import normalised_std
 from ssl_equi.objectives.output import ObjectiveOutput
@@ -82,6 +83,10 @@ class EquiMod(nn.Module):
     def parts(self) -> dict[str, slice]:
         """Named column ranges of the encoder features: EquiMod has no split, both projectors read all of them."""
         return {"all": slice(0, self.num_features)}
+
+    def latent_predictor(self) -> ProjectedPredictor:
+        """The trained predictor by itself, with its projector; the weights are shared."""
+        return ProjectedPredictor(self.num_features, self.parts["all"], self.projectors["equi"], self.predictor)
 
     def forward(self, views: Tensor, actions: Tensor) -> ObjectiveOutput:
         """Computes the loss of a batch.

@@ -37,6 +37,9 @@ class Hypernetwork(nn.Module):
             the layer, as in the SIE code: W(a) x is then about sqrt(D / 12) times as long as x, nine times at
             D = 1024, and the equivariance term shrinks the embeddings for thousands of steps before it teaches.
 
+    Attributes:
+        sizes: the arguments that another one with the same weights is made with.
+
     Raises:
         ValueError: unknown init.
     """
@@ -51,6 +54,13 @@ class Hypernetwork(nn.Module):
         init: HypernetworkInit = "scale_preserving",
     ) -> None:
         super().__init__()
+        self.sizes = {
+            "dim": dim,
+            "action_dim": action_dim,
+            "hidden_layers": hidden_layers,
+            "hypernetwork_bias": hypernetwork_bias,
+            "predicted_bias": predicted_bias,
+        }
         layers: list[nn.Module] = []
         for _ in range(hidden_layers):
             layers += [nn.Linear(action_dim, action_dim, bias=hypernetwork_bias), nn.ReLU()]
@@ -98,10 +108,14 @@ class MLPPredictor(nn.Module):
         dim: embedding width D.
         action_dim: action width A.
         layers: number of linear layers (1 in the released SIE code: the prediction is then affine in both inputs).
+
+    Attributes:
+        sizes: these arguments.
     """
 
     def __init__(self, dim: int, action_dim: int, layers: int = 1) -> None:
         super().__init__()
+        self.sizes = {"dim": dim, "action_dim": action_dim, "layers": layers}
         modules: list[nn.Module] = [nn.Linear(action_dim + dim, dim)]
         for _ in range(layers - 1):
             modules += [nn.ReLU(inplace=True), nn.Linear(dim, dim)]
@@ -126,6 +140,9 @@ class ConditionedPredictor(nn.Module):
         action_width: width of the projected action; 128 in seq-JEPA.
         last_batch_norm: batch norm after the head's last linear layer.
 
+    Attributes:
+        sizes: these arguments.
+
     Raises:
         ValueError: a width is below 1, or there is none.
     """
@@ -142,6 +159,13 @@ class ConditionedPredictor(nn.Module):
         check_action_dim(action_dim)
         if action_width < 1:
             raise ValueError(f"action_width is {action_width}: give 1 or more, such as 128")
+        self.sizes = {
+            "dim": dim,
+            "action_dim": action_dim,
+            "widths": list(widths),
+            "action_width": action_width,
+            "last_batch_norm": last_batch_norm,
+        }
         self.action_projection = nn.Linear(action_dim, action_width)
         self.head = projection_head(dim + action_width, widths, last_batch_norm)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.objectives.latent_predictor import ProjectedPredictor
 from ssl_equi.objectives.lightly_parts import LastBatchNorm, nt_xent, projection_head
 from ssl_equi.objectives.monitors import normalised_std
 from ssl_equi.objectives.output import ObjectiveOutput
@@ -64,6 +65,10 @@ class SEN(nn.Module):
     def parts(self) -> dict[str, slice]:
         """Named column ranges of the encoder features: SEN has no split."""
         return {"all": slice(0, self.num_features)}
+
+    def latent_predictor(self) -> ProjectedPredictor:
+        """The trained predictor by itself, with its projector; the weights are shared."""
+        return ProjectedPredictor(self.num_features, self.parts["all"], self.projector, self.predictor)
 
     def forward(self, views: Tensor, actions: Tensor) -> ObjectiveOutput:
         """Computes the loss of a batch.

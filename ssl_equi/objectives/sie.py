@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.heads import projector, split_widths
+from ssl_equi.objectives.latent_predictor import ProjectedPredictor
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.predictors import Hypernetwork, HypernetworkInit, MLPPredictor
 from ssl_equi.objectives.two_views import (
@@ -118,6 +119,12 @@ class SIE(nn.Module):
         """Named column ranges of the encoder features: all, inv and equi; only all when nothing is split."""
         everything = {"all": slice(0, self.num_features)}
         return everything if self.config.parts == "equi_only" else everything | self._columns
+
+    def latent_predictor(self) -> ProjectedPredictor | None:
+        """The trained predictor by itself, with its projector; the weights are shared. None for parts="inv_only"."""
+        if self.predictor is None:
+            return None
+        return ProjectedPredictor(self.num_features, self._columns["equi"], self.projectors["equi"], self.predictor)
 
     def forward(self, views: Tensor, actions: Tensor) -> ObjectiveOutput:
         """Computes the loss of a batch.

@@ -44,13 +44,8 @@ class EvaluatedFolder:
 
         A run notes that of the split it was evaluated on when it ended; numbers of other splits came later.
         """
-        of_splits = self.run.get("evaluation_fingerprints")
-        if isinstance(of_splits, Mapping) and split in of_splits:
-            return str(of_splits[split])
-        noted_split = self.config.get("evaluation_split")
-        if noted_split is None:
-            splits = {record.split for record in self.records}
-            noted_split = next(iter(splits)) if len(splits) == 1 else None
+        splits = {record.split for record in self.records}
+        noted_split = next(iter(splits)) if len(splits) == 1 else self.config.get("evaluation_split")
         found = self.run.get("evaluation_fingerprint")
         return str(found) if found is not None and split == noted_split else None
 
@@ -81,7 +76,8 @@ class ComparedRun:
 def read_compared_runs(texts: Sequence[str | Path]) -> list[ComparedRun]:
     """Columns from what was typed: FOLDER, or NAME=FOLDER,FOLDER,... for one method trained from several seeds.
 
-    Columns without a name have that of their folder, with as many folders above it as tell them apart.
+    Columns without a name have that of the encoder that was evaluated; where these are not all different, that of the
+    folder, with as many folders above it as tell them apart.
 
     Raises:
         ResultsError: nothing was given, a folder has no results or damaged ones, or two names are the same.
@@ -89,12 +85,10 @@ def read_compared_runs(texts: Sequence[str | Path]) -> list[ComparedRun]:
     if not texts:
         raise ResultsError("no folder was given: name at least one folder with a results.json")
     named = [_name_and_folders(text) for text in texts]
-    unnamed = [folders[0] for name, folders in named if not name]
-    shortest = dict(zip(unnamed, _shortest_names(unnamed), strict=True))
-    runs = [
-        ComparedRun(name or shortest[folders[0]], tuple(read_evaluated_folder(folder) for folder in folders))
-        for name, folders in named
-    ]
+    read = [tuple(read_evaluated_folder(folder) for folder in folders) for _, folders in named]
+    unnamed = [folders[0] for (name, _), folders in zip(named, read, strict=True) if not name]
+    own_names = iter(_own_names(unnamed))
+    runs = [ComparedRun(name or next(own_names), folders) for (name, _), folders in zip(named, read, strict=True)]
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:
@@ -117,8 +111,9 @@ def read_evaluated_folder(folder: Path) -> EvaluatedFolder:
         records, run = read_records(folder / RESULTS_FILE), content["run"]
         notes = [str(note) for note in content.get("notes", [])]
     notes = [*notes, *(str(note) for note in run.get("notes", []))]
-    # An evaluation may lie inside the folder of the run that it is about.
-    run_folder = next((place for place in (folder, folder.parent) if (place / "config.json").exists()), folder)
+    # An evaluation lies in RUN/evaluation/NAME, unless it was told otherwise.
+    places = (folder, folder.parent.parent) if "encoder" in run else (folder,)
+    run_folder = next((place for place in places if (place / "config.json").exists()), folder)
     metrics_path = run_folder / "metrics.jsonl"
     return EvaluatedFolder(
         path=folder,
@@ -141,11 +136,22 @@ def class_names_of(arrays: Mapping[str, np.ndarray], count: int) -> list[str]:
 
 
 def _name_and_folders(text: str | Path) -> tuple[str, list[Path]]:
-    """The name, empty if none is given, and the folders."""
+    """The name, empty if none is given, and the folders. Raises ResultsError if there are none."""
     if isinstance(text, Path) or Path(text).exists() or "=" not in text:
         return "", [Path(text)]
     name, _, folders = text.partition("=")
-    return name, [Path(folder) for folder in folders.split(",") if folder]
+    named = [Path(folder) for folder in folders.split(",") if folder]
+    if not named:
+        raise ResultsError(f"{text!r} names no folder: give NAME=FOLDER or NAME=FOLDER,FOLDER")
+    return name, named
+
+
+def _own_names(folders: Sequence[EvaluatedFolder]) -> list[str]:
+    """Names of the encoders if they tell all folders apart, otherwise those of the folders."""
+    names = [str(folder.run["name"]) if "encoder" in folder.run and "name" in folder.run else "" for folder in folders]
+    if all(names) and len(set(names)) == len(names):
+        return names
+    return _shortest_names([folder.path for folder in folders])
 
 
 def _shortest_names(folders: Sequence[Path]) -> list[str]:

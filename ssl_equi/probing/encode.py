@@ -5,7 +5,7 @@ leaves batch normalisation in training mode while it does, so that the "frozen" 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,11 @@ from torch import Tensor, nn
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import normalise_images
+from ssl_equi.errors import UserError
+
+
+class FeatureError(UserError):
+    """Features can't be used; the message names the encoder and the first bad view."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +81,49 @@ def encode_split(
         batch_size: views in one forward pass, rounded down to whole objects (at least one object).
 
     Raises:
-        RuntimeError: encoding changed a parameter or a buffer of the encoder, or a feature is not finite.
+        FeatureError: a feature is not finite.
+        RuntimeError: encoding changed a parameter or a buffer of the encoder.
     """
     batches: list[Tensor] = []
+    encode_batches(
+        encoder, dataset, mean_rgb, std_rgb, device, batch_size, lambda _, features: batches.append(features)
+    )
+    # Concatenated outside inference mode, so that the cache is an ordinary tensor that autograd accepts.
+    return cache_of(torch.cat(batches), dataset)
+
+
+def encode_batches(
+    encoder: nn.Module,
+    dataset: ViewCollection,
+    mean_rgb: Sequence[float],
+    std_rgb: Sequence[float],
+    device: torch.device | str,
+    batch_size: int,
+    receive: Callable[[int, Tensor], None],
+    encoder_name: str = "the encoder",
+) -> None:
+    """Encode each view once, as `encode_split` does, and hand over each batch in turn.
+
+    Args:
+        receive: is given the index of the batch's first object, and features float32 `[b, n_views, D]` on the CPU.
+        encoder_name: for errors.
+
+    Raises:
+        FeatureError: a feature is not finite.
+        RuntimeError: encoding changed a parameter or a buffer of the encoder.
+    """
+    first_object = 0
     with frozen(encoder):
         for images in _image_batches(dataset, max(1, batch_size // dataset.num_views), torch.device(device)):
-            features = encoder(normalise_images(images.flatten(0, 1), mean_rgb, std_rgb))
-            batches.append(features.float().unflatten(0, images.shape[:2]).cpu())
-    # Concatenated outside inference mode, so that the cache is an ordinary tensor that autograd accepts.
-    features = torch.cat(batches)
-    if not bool(torch.isfinite(features).all()):
-        raise RuntimeError(
-            "the encoder produced features that are not finite: the run diverged, use an earlier checkpoint"
-        )
+            encoded = encoder(normalise_images(images.flatten(0, 1), mean_rgb, std_rgb))
+            features = encoded.float().unflatten(0, images.shape[:2]).cpu()
+            _check_finite(features, first_object, dataset, encoder_name)
+            receive(first_object, features)
+            first_object += len(images)
+
+
+def cache_of(features: Tensor, dataset: ViewCollection) -> FeatureCache:
+    """Features `[n_objects, n_views, D]` of all views of a split with what the split knows about them."""
     quats_xyzw = dataset.quats_xyzw
     return FeatureCache(
         features=features,
@@ -109,6 +144,17 @@ def frozen(encoder: nn.Module) -> Iterator[None]:
     with _evaluation_mode(encoder), torch.inference_mode():
         yield
     _check_unchanged(hashes_before, _state_hashes(encoder))
+
+
+def _check_finite(features: Tensor, first_object: int, dataset: ViewCollection, encoder_name: str) -> None:
+    """Raises FeatureError naming the first bad view of a batch `[b, n_views, D]`."""
+    bad = (~torch.isfinite(features).all(dim=-1)).nonzero()
+    if len(bad):
+        object_in_batch, view = bad[0].tolist()
+        raise FeatureError(
+            f"features of {encoder_name} are not finite, first those of view {view} of object "
+            f"{first_object + object_in_batch} of the {dataset.split} split: it diverged, use an earlier checkpoint"
+        )
 
 
 def _image_batches(dataset: ViewCollection, objects_per_batch: int, device: torch.device) -> Iterator[Tensor]:

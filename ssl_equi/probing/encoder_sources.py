@@ -24,7 +24,6 @@ from ssl_equi.export import (
     WEIGHTS_FILE,
     build_encoder,
     load_encoder,
-    normalization_of,
     parts_of,
     read_encoder_config,
     read_weights,
@@ -190,12 +189,6 @@ def _open_folder(folder: Path, name: str, run_folder: Path | None, image_size: i
     trained_size = int(config["pretrained_cfg"]["input_size"][-1])
     side = image_size or trained_size
     arguments = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
-    fixed = "img_size" in arguments or config["pretrained_cfg"].get("fixed_input_size", False)
-    if fixed and side != trained_size:
-        raise EncoderError(
-            f"{folder} takes images of {trained_size} x {trained_size} pixels only and is given {side} x {side}: "
-            f"give --image-size {trained_size}, and data of that size"
-        )
     if "ssl_equi" in config:
         module, parts = load_encoder(folder), parts_of(config)
     else:
@@ -211,7 +204,7 @@ def _open_folder(folder: Path, name: str, run_folder: Path | None, image_size: i
         arguments=arguments,
         parts=parts,
         trained_size=trained_size,
-        normalisation=tuple(tuple(row.tolist()) for row in normalization_of(config)),  # type: ignore[arg-type]
+        normalisation=_normalisation(config["pretrained_cfg"]),
         build_untrained=lambda: build_encoder(config, folder),
         run_folder=run_folder,
     )

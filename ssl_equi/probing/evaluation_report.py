@@ -10,7 +10,7 @@ from ssl_equi.checkpoint import write_text_atomically
 from ssl_equi.probing.compared_runs import ComparedRun, read_compared_runs
 from ssl_equi.probing.comparison import Row, compare_runs
 from ssl_equi.probing.feature_map import MapMethod
-from ssl_equi.probing.report import neighbours_section, run_sections, views_section
+from ssl_equi.probing.report import neighbours_section, run_details, run_sections, views_section
 from ssl_equi.probing.report_comparison import (
     comparison_header,
     comparison_section,
@@ -81,6 +81,7 @@ def _comparison_sections(
         views_section(pictures.arrays, pictures.name),
         neighbours_section({run.name: run.arrays for run in runs}, STRIPS_OF_A_RUN),
         differences_section(runs),
+        *(run_details(runs[0].folders[0]) if len(runs) == 1 else []),
     ]
 
 

@@ -1,16 +1,19 @@
-"""Probe heads on cached features: linear and MLP heads trained with Adam, and ridge regression in closed form.
+"""Probe heads on cached features: linear and MLP heads trained by gradients, and ridge regression in closed form.
 
 A sample is one or more rows of the feature matrix (one view, or the two views of a pair) whose features are
 concatenated. Heads take raw features: standardisation is folded into their first layer.
 """
 
+import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_equi.probing.protocol import ProbeProtocol
@@ -65,33 +68,78 @@ def train_head(
     *,
     epochs: int,
     seed: int,
+    after_epoch: Callable[[nn.Sequential], None] | None = None,
 ) -> nn.Sequential:
     """Train `head` in place on rows of `features [N, D]`; the result takes raw (not standardised) features.
 
     Args:
         samples_of_epoch: the samples of an epoch; the trainer shuffles them with `seed` and the epoch's number.
         loss_function: `(outputs, targets) -> scalar`.
+        after_epoch: is given the head of every epoch's end, which takes raw features.
     """
     head.to(features.device)
     mean, std = _standardisation(features, protocol)
-    optimizer = torch.optim.Adam(
-        head.parameters(), lr=protocol.learning_rate, weight_decay=protocol.weight_decay, fused=True
-    )
-    for epoch in range(epochs):
-        samples = samples_of_epoch(epoch)
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(samples))).to(features.device)
-        batches = order.split(protocol.batch_size)
-        for batch_index, batch in enumerate(batches):
-            if protocol.learning_rate_schedule == "cosine":
-                progress = (epoch + batch_index / len(batches)) / epochs
-                optimizer.param_groups[0]["lr"] = protocol.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-            inputs = (features[samples.rows[batch]] - mean) / std
-            loss = loss_function(head(inputs.flatten(1)), samples.targets[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    groups = [{"params": list(head.parameters()), "lr": protocol.learning_rate, "weight_decay": protocol.weight_decay}]
+
+    def end_epoch() -> None:
+        if after_epoch is not None:
+            finished = copy.deepcopy(head)
+            _fold_standardisation(finished[0], mean, std)
+            after_epoch(finished)
+
+    _optimise(
+        groups, head, features, mean, std, samples_of_epoch, loss_function, protocol,
+        epochs=epochs, seed=seed, end_epoch=end_epoch,
+    )  # fmt: skip
     _fold_standardisation(head[0], mean, std)
     return head
+
+
+def train_linear_heads(
+    strengths: Sequence[tuple[float, float]],
+    num_classes: int,
+    features: Tensor,
+    samples_of_epoch: Callable[[int], Samples],
+    protocol: ProbeProtocol,
+    *,
+    epochs: int,
+    seed: int,
+) -> nn.Linear:
+    """Linear classifiers of several learning rates and weight decays, trained side by side in one pass.
+
+    Each of them becomes what `train_head` would make of it alone, from the initialisation and the batches of `seed`.
+
+    Args:
+        strengths: learning rate and weight decay of each of the C heads; those of the protocol are not used.
+        samples_of_epoch: as in `train_head`, with classes as targets.
+
+    Returns:
+        All heads as one layer that takes raw features: outputs `[n, C * num_classes]`, those of the first head first.
+    """
+    head = build_head(features.shape[1], (), num_classes, torch.Generator().manual_seed(seed)).to(features.device)
+    weights, biases = ([value.detach().clone().requires_grad_() for _ in strengths] for value in head.parameters())
+
+    def side_by_side(inputs: Tensor) -> Tensor:
+        return F.linear(inputs, torch.cat(weights), torch.cat(biases))
+
+    def sum_of_losses(outputs: Tensor, labels: Tensor) -> Tensor:
+        logits = outputs.unflatten(1, (len(strengths), num_classes)).permute(0, 2, 1)
+        return F.cross_entropy(logits, labels[:, None].expand(-1, len(strengths)), reduction="sum") / len(labels)
+
+    mean, std = _standardisation(features, protocol)
+    groups = [
+        {"params": [weight, bias], "lr": learning_rate, "weight_decay": weight_decay}
+        for weight, bias, (learning_rate, weight_decay) in zip(weights, biases, strengths, strict=True)
+    ]
+    _optimise(
+        groups, side_by_side, features, mean, std, samples_of_epoch, sum_of_losses, protocol, epochs=epochs, seed=seed
+    )
+    together = nn.utils.skip_init(nn.Linear, features.shape[1], len(strengths) * num_classes).to(features.device)
+    with torch.no_grad():
+        together.weight.copy_(torch.cat(weights))
+        together.bias.copy_(torch.cat(biases))
+    _fold_standardisation(together, mean, std)
+    return together
 
 
 def fit_ridge(
@@ -127,6 +175,48 @@ def predict(head: nn.Module, features: Tensor, rows: Tensor, batch_size: int = 4
     with torch.inference_mode():
         outputs = [head(features[batch].flatten(1)) for batch in rows.split(batch_size)]
     return torch.cat(outputs)
+
+
+def _optimise(
+    groups: list[dict[str, Any]],
+    forward: Callable[[Tensor], Tensor],
+    features: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    samples_of_epoch: Callable[[int], Samples],
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    protocol: ProbeProtocol,
+    *,
+    epochs: int,
+    seed: int,
+    end_epoch: Callable[[], None] = lambda: None,
+) -> None:
+    """The protocol's optimiser on groups of parameters with rates of their own, over shuffled batches of each epoch."""
+    optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, fused=True)
+    if protocol.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, momentum=protocol.momentum, fused=True)
+    peak_rates = [group["lr"] for group in optimizer.param_groups]
+    for epoch in range(epochs):
+        samples = samples_of_epoch(epoch)
+        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(samples))).to(features.device)
+        batches = order.split(protocol.batch_size)
+        for batch_index, batch in enumerate(batches):
+            share = _share_of_peak_rate(protocol, epoch, batch_index / len(batches), epochs)
+            for group, peak_rate in zip(optimizer.param_groups, peak_rates, strict=True):
+                group["lr"] = peak_rate * share
+            inputs = (features[samples.rows[batch]] - mean) / std
+            loss = loss_function(forward(inputs.flatten(1)), samples.targets[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        end_epoch()
+
+
+def _share_of_peak_rate(protocol: ProbeProtocol, epoch: int, done_of_epoch: float, epochs: int) -> float:
+    """The learning rate of a step, as a share of the highest one."""
+    if protocol.learning_rate_schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * ((epoch + done_of_epoch) / epochs)))
+    return 0.1 ** sum(epoch >= step for step in protocol.learning_rate_steps)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ All functions take tensors on any device, compute in float64 and return Python f
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_equi.geometry.rotations import geodesic_distance, quat_normalize
@@ -69,6 +70,17 @@ def angle_errors_deg(predicted_quat_xyzw: Tensor, true_quat_xyzw: Tensor) -> Ten
     """
     predictions, targets = _as_float64(predicted_quat_xyzw, true_quat_xyzw)
     angle_rad = geodesic_distance(quat_normalize(predictions), quat_normalize(targets))
+    return torch.rad2deg(angle_rad).cpu()
+
+
+def direction_errors_deg(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Angle in degrees, in [0, 180], between two directions each: `[N, K]`, `[N, K]` of any lengths -> `[N]`, CPU.
+
+    A direction of length 0 is 90 degrees from all others.
+    """
+    first, second = (F.normalize(vectors, dim=1) for vectors in _as_float64(predictions, targets))
+    # Unlike the arc cosine, exact for directions that are nearly the same or opposite.
+    angle_rad = 2 * torch.atan2((first - second).norm(dim=1), (first + second).norm(dim=1))
     return torch.rad2deg(angle_rad).cpu()
 
 

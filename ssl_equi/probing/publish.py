@@ -41,7 +41,7 @@ def publish_results(
         "title": title,
         "command": command,
         "notes": list(results.notes),
-        "probe_protocol": asdict(results.protocol),
+        "protocol": asdict(results.protocol),
         ARRAYS_HASH: write_arrays(run_folder, result_arrays(results, test)),
     }
     append_records(run_folder / RESULTS_FILE, results.records, described)

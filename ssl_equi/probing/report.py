@@ -72,15 +72,20 @@ def run_sections(folder: EvaluatedFolder, title: str, between: Sequence[str] = (
         _training(folder.metrics_path),
         views_section(arrays),
         neighbours_section({"": arrays}),
-        *(
-            details_table(heading, content)
-            for heading, content in (
-                ("Probe protocol", folder.run.get("probe_protocol", {})),
-                ("Configuration", folder.config),
-                ("Versions", folder.versions),
-            )
-            if content
-        ),
+        *run_details(folder),
+    ]
+
+
+def run_details(folder: EvaluatedFolder) -> list[str]:
+    """Folded tables of how the numbers were made."""
+    tables = {
+        "Probe protocol": folder.run.get("protocol"),
+        "Options": folder.run.get("options"),
+        "Configuration": folder.config,
+        "Versions": folder.run.get("versions", folder.versions),
+    }
+    return [
+        details_table(heading, content) for heading, content in tables.items() if isinstance(content, dict) and content
     ]
 
 

@@ -43,7 +43,7 @@ def runs_section(runs: Sequence[ComparedRun]) -> str:
         facts = [
             fact
             for fact in (
-                f"{first.run['name']} recipe" if "name" in first.run else "",
+                f"{first.run['name']} recipe" if "steps" in first.run and "name" in first.run else "",
                 str(first.run.get("encoder", first.config.get("encoder", ""))),
                 f"{first.run['steps']} steps" if "steps" in first.run else "",
                 f"data {first.run['data']}" if isinstance(first.run.get("data"), str) else "",

@@ -40,7 +40,8 @@ from ssl_equi.probing.sequence_heads import (
     judge,
 )
 from ssl_equi.probing.sequences import FeatureSequences, sequences_of_cache
-from ssl_equi.probing.tasks import TaskResult, classification
+from ssl_equi.probing.task_results import TaskResult
+from ssl_equi.probing.tasks_classification import classify_views
 
 Question = Literal["classification", "pair_action", "leakage", "path_integration"]
 QUESTIONS: tuple[Question, ...] = ("classification", "pair_action", "leakage", "path_integration")
@@ -226,7 +227,7 @@ class _Probing:
             FeatureCache(features[:, None], sequences.labels, features.new_zeros(len(features), 1, 0), None)
             for features, sequences in ((train, self.train), (test, self.test))
         ]
-        return classification(train_cache, test_cache, self.num_classes, self.protocol.heads, self.seed)
+        return classify_views(train_cache, test_cache, self.num_classes, self.protocol.heads, self.seed)
 
     def _leakage(self, length: int) -> Answers:
         """The action between the last views of two windows, from aggregates of the windows and from these views."""

@@ -1,10 +1,11 @@
 """All probes of one encoder: encode both splits once, then every task on every part; the same for a random encoder.
 
 Whether augmentations move all features alike needs augmented images too, so it is asked beside the tasks.
+`ssl_equi.probing.evaluation_suite` asks more of this, over seeds, from features that are kept.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,12 @@ from torch import nn
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
 from ssl_equi.probing.augmentation_equivariance import probe_augmentation_equivariance
-from ssl_equi.probing.encode import FeatureCache, encode_split
+from ssl_equi.probing.encode import FeatureCache, encode_split, state_sha256
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
-from ssl_equi.probing.tasks import TaskResult, tasks_for
+from ssl_equi.probing.skipping import TaskSkipped
+from ssl_equi.probing.task_samples import require_varied
+from ssl_equi.probing.tasks import Task, TaskResult, tasks_for
 
 PartResults = dict[str, dict[str, TaskResult]]  # by part, then task
 
@@ -64,14 +67,14 @@ class ProbeResults:
     @property
     def constant_angle_errors_deg(self) -> np.ndarray | None:
         """Rotation error of each evaluated pair if the mean rotation is always the answer; None without poses."""
-        any_part = next(iter(self.results.values()))
-        return any_part["relative_rotation"].constant_angle_errors_deg if "relative_rotation" in any_part else None
+        asked = [tasks["relative_rotation"] for tasks in self.results.values() if "relative_rotation" in tasks]
+        return asked[0].constant_angle_errors_deg if asked else None
 
     @property
     def per_class_recall(self) -> dict[str, np.ndarray]:
         """Recall of each class by part, NaN for classes without evaluated objects."""
-        recalls = {part: tasks["classification"].per_class_recall for part, tasks in self.results.items()}
-        return {part: recall for part, recall in recalls.items() if recall is not None}
+        asked = {part: tasks["classification"] for part, tasks in self.results.items() if "classification" in tasks}
+        return {part: result.per_class_recall for part, result in asked.items() if result.per_class_recall is not None}
 
 
 def run_probes(
@@ -103,7 +106,7 @@ def run_probes(
     Raises:
         ValueError: the two splits have different classes, an object has no label, or `parts` is empty.
     """
-    _check_splits(parts, train, test, split_name)
+    check_splits(parts, train, test, split_name)
     seconds = {"encode": 0.0, "heads": 0.0}
 
     def probe(module: nn.Module) -> tuple[PartResults, list[FeatureCache], tuple[str, ...]]:
@@ -113,18 +116,22 @@ def run_probes(
             module, parts, test, mean_rgb, std_rgb, protocol.augmentation_equivariance, device, encode_batch_size
         )
         encoded = time.perf_counter()
-        results = probe_features(caches[0], caches[1], parts, len(train.class_names), protocol, device, seed)
+        results, skipped = ask_tasks(
+            caches[0], caches[1], parts, tasks_for(caches[1]), len(train.class_names), protocol, device, seed,
+            unchanged=module,
+        )  # fmt: skip
         seconds["encode"] += encoded - started
         seconds["heads"] += time.perf_counter() - encoded
         for part, result in equivariance.results.items():
             results[part][AUGMENTATION_EQUIVARIANCE] = result
-        return results, caches, tuple(f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in equivariance.notes)
+        notes = tuple(f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in equivariance.notes)
+        return results, caches, (*skipped, *notes)
 
     results, (train_features, test_features), notes = probe(encoder)
     random_results = None
     if random_encoder is not None:
         random_results, _, random_notes = probe(random_encoder)
-        notes += tuple(f"random encoder, {note}" for note in random_notes if note not in notes)
+        notes = with_notes_of_random(notes, random_notes)
     return ProbeResults(
         records=make_records(results, random_results, test_features.num_objects, split_name, protocol, seed),
         parts=dict(parts),
@@ -139,7 +146,12 @@ def run_probes(
     )
 
 
-def _check_splits(parts: dict[str, slice], train: ViewCollection, test: ViewCollection, split_name: str) -> None:
+def with_notes_of_random(notes: Sequence[str], random_notes: Sequence[str]) -> tuple[str, ...]:
+    """The notes, and those of the random encoder that don't say the same."""
+    return (*notes, *(f"random encoder, {note}" for note in random_notes if note not in notes))
+
+
+def check_splits(parts: dict[str, slice], train: ViewCollection, test: ViewCollection, split_name: str) -> None:
     """Raises ValueError unless the splits are of one data set, all labelled, and there is something to probe."""
     if not parts:
         raise ValueError("parts is empty: name at least one slice of the features, such as {'all': slice(0, 512)}")
@@ -162,15 +174,69 @@ def probe_features(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> PartResults:
-    """Every task on every part of cached features; heads of different parts know nothing of each other."""
+    """Every task on every part of cached features; what can't be asked is left out."""
+    return ask_tasks(train, test, parts, tasks_for(test), num_classes, protocol, device, seed)[0]
+
+
+def ask_tasks(
+    train: FeatureCache,
+    test: FeatureCache,
+    parts: dict[str, slice],
+    tasks: Mapping[str, Task],
+    num_classes: int,
+    protocol: ProbeProtocol,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    *,
+    unchanged: nn.Module | None = None,
+    before_task: Callable[[str, str], None] = lambda task, part: None,
+) -> tuple[PartResults, list[str]]:
+    """Tasks on parts of cached features; heads of different parts know nothing of each other.
+
+    Args:
+        unchanged: the encoder, whose parameters and buffers are hashed before and after each task.
+        before_task: is told the task and the part that is asked next.
+
+    Returns:
+        Results by part and task, and a sentence for each answer that is missing: "TASK, part PART: why", or one for
+        all tasks that can't be asked of a part whose features are the same in every view.
+
+    Raises:
+        RuntimeError: a task changed the encoder.
+    """
     train, test = train.to(device), test.to(device)
-    return {
-        part: {
-            name: task(train.part(columns), test.part(columns), num_classes, protocol, seed)
-            for name, task in tasks_for(test).items()
-        }
-        for part, columns in parts.items()
-    }
+    state = None if unchanged is None else state_sha256(unchanged)
+    results: PartResults = {part: {} for part in parts}
+    notes: list[str] = []
+    for part, columns in parts.items():
+        train_part, test_part = train.part(columns), test.part(columns)
+        constant = _why_constant(train_part, test_part)
+        not_asked = []
+        for name, task in tasks.items():
+            before_task(name, part)
+            try:
+                results[part][name] = task(train_part, test_part, num_classes, protocol, seed)
+            except TaskSkipped as reason:
+                if constant is None:
+                    notes.append(f"{name}, part {part}: {reason}")
+                else:
+                    not_asked.append(name)
+            if unchanged is not None and state_sha256(unchanged) != state:
+                raise RuntimeError(
+                    f"task {name!r} changed a parameter or a buffer of the encoder: a frozen encoder must stay as it is"
+                )
+        if constant is not None:
+            notes.append(f"part {part} is constant: {constant} (not asked: {', '.join(not_asked) or 'nothing'})")
+    return results, notes
+
+
+def _why_constant(train: FeatureCache, test: FeatureCache) -> str | None:
+    """A sentence if all training views have the same features; None otherwise."""
+    try:
+        require_varied(train, test)
+    except TaskSkipped as reason:
+        return str(reason)
+    return None
 
 
 def make_records(
@@ -197,12 +263,22 @@ def make_records(
             split=split_name,
             protocol=protocol.name,
             seed=seed,
+            object_standard_error=object_standard_error(results_of_part[task], metric),
         )
         for task in tasks
         for part, results_of_part in results.items()
         if task in results_of_part
         for metric, value in results_of_part[task].metrics.items()
     ]
+
+
+def object_standard_error(result: TaskResult, metric: str) -> float | None:
+    """Standard error of a metric over the evaluated objects; None where it is no mean of their scores."""
+    scores = (result.object_scores or {}).get(metric)
+    scores = None if scores is None else scores[np.isfinite(scores)]
+    if scores is None or len(scores) < 2:
+        return None
+    return float(scores.std(ddof=1) / np.sqrt(len(scores)))
 
 
 def _random_value(random_results: PartResults | None, part: str, task: str, metric: str) -> float | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_equi.geometry.latents import TRANSLATION_COLUMNS, quat_xyzw_from_latents
+from ssl_equi.geometry.latents import TRANSLATION_COLUMNS, light_direction, quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_to_matrix
 
 CAMERA_POSITION: tuple[float, float, float] = (0.0, 2.5 * math.sin(math.pi / 4), 2.5 * math.cos(math.pi / 4))
@@ -109,8 +109,7 @@ def scene_parameters(latents: Tensor) -> SceneParameters:
 
 def spot_position(theta_rad: Tensor, phi_rad: Tensor) -> Tensor:
     """World position [..., 3] of the spot light: theta is the angle from the zenith, phi the azimuth from +x."""
-    direction = torch.stack([theta_rad.sin() * phi_rad.cos(), theta_rad.sin() * phi_rad.sin(), theta_rad.cos()], dim=-1)
-    return SPOT_DISTANCE * direction
+    return SPOT_DISTANCE * light_direction(theta_rad, phi_rad)
 
 
 def rgb_from_hsv(hue: Tensor, saturation: float, value: float) -> Tensor:

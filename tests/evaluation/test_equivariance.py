@@ -68,7 +68,7 @@ def test_an_exported_encoder_is_measured_beside_a_random_one(
 
 def test_a_timm_model_is_measured_on_random_images(script: ModuleType, tmp_path: Path) -> None:
     config = script.Config(
-        "timm:strided_cnn_tiny", symmetries=("rotations",), dataset="random", image_size=32, num_images=3,
+        "random:strided_cnn_tiny", symmetries=("rotations",), dataset="random", image_size=32, num_images=3,
         angles=(30.0, 90.0), layers=False, out=tmp_path,
     )  # fmt: skip
     script.main(config)
@@ -82,9 +82,9 @@ def test_wrong_options_are_named(script: ModuleType, tiny_data: Path, tmp_path: 
     with pytest.raises(CheckpointError, match="holds no exported encoder"):
         script.main(script.Config(str(tmp_path), data_dir=tiny_data))
     with pytest.raises(UserError, match="--num-images is 1: errors are relative"):
-        script.main(script.Config("timm:strided_cnn_tiny", dataset="random", num_images=1))
+        script.main(script.Config("random:strided_cnn_tiny", dataset="random", num_images=1))
     folder = export(tmp_path / "run", "d4_resnet10_small_images", {"all": (0, 256)})
-    with pytest.raises(ValueError, match="can't take images of 40 x 40 pixels"):
+    with pytest.raises(UserError, match="can't take images of 40 x 40 pixels"):
         script.main(script.Config(folder, dataset="random", image_size=40, num_images=2))
     assert not (tmp_path / "run" / "results.json").exists()
 

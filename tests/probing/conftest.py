@@ -1,5 +1,6 @@
 """A data set held in memory, whose views show their latents: a stand-in for `ssl_equi.data.reader.ShardDataset`."""
 
+import hashlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from ssl_equi.geometry.latents import quat_xyzw_from_latents
 
 
 def make_fake_dataset(
-    num_objects: int = 12, num_views: int = 6, num_classes: int = 3, seed: int = 0
+    num_objects: int = 12, num_views: int = 6, num_classes: int = 3, seed: int = 0, split: str = "test"
 ) -> SimpleNamespace:
     generator = np.random.default_rng(seed)
     latents = generator.random((num_objects, num_views, 7))
@@ -26,6 +27,8 @@ def make_fake_dataset(
         out[...] = images[object_indices[:, None], view_indices]
 
     return SimpleNamespace(
+        split=split,
+        fingerprint=hashlib.sha256(images.tobytes()).hexdigest(),
         num_objects=num_objects,
         num_views=num_views,
         class_names=tuple(f"class {index}" for index in range(num_classes)),

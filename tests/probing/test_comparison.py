@@ -147,3 +147,19 @@ def test_damaged_folders_are_named(tmp_path, break_it, message):
 def test_nothing_to_compare_is_an_error():
     with pytest.raises(ResultsError, match="no folder was given"):
         read_compared_runs([])
+    with pytest.raises(ResultsError, match="'sie=,' names no folder"):
+        read_compared_runs(["sie=,"])
+
+
+def test_evaluations_are_named_after_their_encoders_and_know_the_run_around_them(tmp_path):
+    folders = [
+        make_evaluation(tmp_path / run / "evaluation" / "suite-test", [record(split="ood")], encoder="x", name=run)
+        for run in ("sie", "byol")
+    ]
+    (tmp_path / "sie" / "config.json").write_text('{"evaluation_split": "test", "lr": 1}')
+    (tmp_path / "sie" / "metrics.jsonl").write_text("")
+    runs = read_compared_runs(folders)
+    assert [run.name for run in runs] == ["sie", "byol"]
+    assert runs[0].folders[0].config["lr"] == 1
+    assert runs[0].folders[0].metrics_path == tmp_path / "sie" / "metrics.jsonl"
+    assert compare_runs(runs)[0].why_not_ranked == ""

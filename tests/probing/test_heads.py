@@ -155,3 +155,55 @@ def test_the_head_of_sie_has_its_sizes():
         (4, 1024),
     ]
     assert [type(layer) for layer in head[1::2]] == [nn.ReLU, nn.ReLU]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected_rates"),
+    [
+        ({"learning_rate_schedule": "constant"}, [0.5] * 6),
+        ({"learning_rate_schedule": "steps", "learning_rate_steps": (1, 2)}, [0.5, 0.5, 0.05, 0.05, 0.005, 0.005]),
+        ({"learning_rate_schedule": "cosine"}, [0.25 * (1 + np.cos(np.pi * step / 6)) for step in range(6)]),
+    ],
+)
+def test_sgd_with_momentum_and_weight_decay_follows_its_formula(changes: dict, expected_rates: list[float]) -> None:
+    """v <- .9 v + gradient + decay w; w <- w - rate v, on a linear head and mean squared error, written out."""
+    generator = torch.Generator().manual_seed(0)
+    features, targets = torch.randn(8, 3, generator=generator), torch.randn(8, 2, generator=generator)
+    head = build_head(3, (), 2, generator)
+    weight, bias = head[0].weight.detach().double(), head[0].bias.detach().double()
+    protocol = ProbeProtocol(
+        optimizer="sgd", momentum=0.9, weight_decay=0.01, learning_rate=0.5, batch_size=4, standardise=False, **changes
+    )
+    samples = Samples(torch.arange(8)[:, None], targets)
+    ends = []
+    train_head(
+        head, features, lambda epoch: samples, F.mse_loss, protocol,
+        epochs=3, seed=5, after_epoch=lambda finished: ends.append(finished[0].weight.detach().clone()),
+    )  # fmt: skip
+
+    weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
+    for epoch in range(3):
+        order = torch.from_numpy(np.random.default_rng([5, epoch]).permutation(8))
+        for index, batch in enumerate(order.split(4)):
+            inputs = features[batch].double()
+            residual = (inputs @ weight.T + bias - targets[batch].double()) * 2 / 8  # a mean over 4 rows of 2
+            weight_speed = 0.9 * weight_speed + residual.T @ inputs + 0.01 * weight
+            bias_speed = 0.9 * bias_speed + residual.sum(dim=0) + 0.01 * bias
+            weight = weight - expected_rates[2 * epoch + index] * weight_speed
+            bias = bias - expected_rates[2 * epoch + index] * bias_speed
+        torch.testing.assert_close(ends[epoch].double(), weight, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(head[0].bias.detach().double(), bias, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate_schedule": "steps"}, r"learning_rate_steps is \(\): give epochs with 'steps'"),
+        ({"learning_rate_steps": (3,)}, r"learning_rate_steps is \(3,\): give epochs with 'steps'"),
+        ({"momentum": 0.9}, "only sgd has momentum"),
+        ({"colour_hidden": (8,)}, "ridge regression is linear, choose adam"),
+    ],
+)
+def test_protocols_that_contradict_themselves_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProbeProtocol(**changes)

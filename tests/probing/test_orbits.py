@@ -114,7 +114,7 @@ def test_the_head_learns_relative_rotations_from_features_that_are_poses():
     quats_xyzw = torch.nn.functional.normalize(torch.randn(60, 6, 4, generator=generator), dim=-1)
     quats_xyzw = torch.where(quats_xyzw[..., 3:] < 0, -quats_xyzw, quats_xyzw)
     cache = FeatureCache(quats_xyzw, torch.zeros(60, dtype=torch.int64), torch.zeros(60, 6, 7), quats_xyzw)
-    head = fit_relative_rotation_head(cache, ProbeProtocol(rotation_epochs=15, rotation_hidden=(128,)), seed=0)
+    head = fit_relative_rotation_head(cache, ProbeProtocol(rotation_epochs=30, rotation_hidden=(128,)), seed=0)
     first, second = quats_xyzw[:, 0], quats_xyzw[:, 1]
     answers = head(torch.cat([first, second], dim=1)).detach()
     targets = quat_multiply(quat_conjugate(first), second)

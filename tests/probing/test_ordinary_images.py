@@ -18,7 +18,7 @@ from ssl_equi.probing.online import OnlineProbes
 from ssl_equi.probing.protocol import ProbeProtocol, sie
 from ssl_equi.probing.publish import publish_results
 from ssl_equi.probing.suite import ProbeResults, run_probes
-from ssl_equi.probing.tasks import NEEDS_TRANSLATIONS, TASKS, tasks_for
+from ssl_equi.probing.tasks import CORE_TASKS, NEEDS_TRANSLATIONS, tasks_for
 
 PARTS = {"all": slice(None), "inv": slice(0, 4)}
 
@@ -49,7 +49,7 @@ def test_each_image_is_encoded_once(data: DataSource) -> None:
 
 def test_rendered_objects_are_still_asked_everything(fake_dataset: SimpleNamespace) -> None:
     cache = encode_split(encoder(), fake_dataset, (0.5,) * 3, (0.5,) * 3)
-    assert set(TASKS) - set(tasks_for(cache)) == set(NEEDS_TRANSLATIONS)
+    assert set(CORE_TASKS) - set(tasks_for(cache)) == set(NEEDS_TRANSLATIONS)
 
 
 @pytest.mark.parametrize("protocol", [ProbeProtocol(classification_epochs=30), sie()], ids=["embedded", "sie"])

@@ -1,0 +1,30 @@
+"""Asks how objects are turned and moved, of any encoder's features.
+
+    python evaluation/pose.py --encoder runs/sie                                 the embedded test split
+    python evaluation/pose.py --encoder runs/sie --split ood_rotation            poses that were never trained on
+    python evaluation/pose.py --encoder runs/sie --dataset 3diebench-pt          objects that also move
+    python evaluation/pose.py --encoder timm:resnet18 --tasks relative_rotation
+
+The rotation between two views and that of one, as quaternions, six numbers and matrices, and translations where objects
+move. evaluation/suite.py --help says how all of it goes.
+"""
+
+import tyro
+
+from ssl_equi.cli import explain_errors, parse_command_line
+from ssl_equi.evaluation_command import EvaluationConfig, evaluate_command
+
+TASKS = (
+    "relative_rotation",
+    "relative_rotation_6d",
+    "relative_rotation_matrix",
+    "absolute_rotation",
+    "absolute_rotation_6d",
+    "absolute_rotation_matrix",
+    "translation_object",
+    "translation_base",
+)
+
+if __name__ == "__main__":
+    config = parse_command_line(EvaluationConfig, __doc__, EvaluationConfig(encoder=tyro.MISSING, tasks=TASKS))
+    explain_errors(lambda: evaluate_command(config, "pose"))

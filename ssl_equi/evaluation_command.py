@@ -1,0 +1,175 @@
+"""What the scripts that evaluate an encoder share: their options, and the way from these to a folder of results."""
+
+import hashlib
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ssl_equi.data.procedural import ProceduralConfig
+from ssl_equi.data.sources import DatasetName, DataSource, open_data, stored_image_size
+from ssl_equi.data.turned_views import turned_source
+from ssl_equi.errors import UserError
+from ssl_equi.probing.encoder_sources import HUB_PREFIX, TIMM_PREFIX, EncoderSource, open_encoder
+from ssl_equi.probing.evaluation_folder import write_evaluation
+from ssl_equi.probing.evaluation_report import write_evaluation_report
+from ssl_equi.probing.evaluation_suite import Suite, SuiteResults
+from ssl_equi.probing.feature_store import FeatureStore, FeatureType, default_cache_folder
+from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
+from ssl_equi.probing.publish import result_arrays
+from ssl_equi.probing.seed_table import print_seeds
+from ssl_equi.versions import software_versions
+
+EMBEDDED_SETS = ("3diebench-p", "3diebench-pt")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Which encoder is asked what, and on which images."""
+
+    encoder: str
+    """A run's folder, an exported encoder's, timm:NAME (pretrained), random:NAME or hub:OWNER/NAME."""
+    dataset: DatasetName = "3diebench-p"
+    """3diebench-p and 3diebench-pt (whose objects also move) render themselves; the others need --data-dir."""
+    data_dir: Path | None = None
+    """Folder with the data set; the user's cache folder for those that render themselves when not given."""
+    split: str = "test"
+    """Split that is judged; heads are trained on train."""
+    image_size: int | None = None
+    """Side of the images in pixels; when not given that of rendered shards, or else the encoder's own."""
+    turns: Literal["none", "quarter", "any"] = "none"
+    """Turns judged views by a random number of quarter turns (exactly), or by any angle (with interpolation)."""
+    turn_training_views: bool = False
+    """Turns the views that the heads are trained on likewise."""
+    weights: Path | None = None
+    """Local safetensors file for timm:NAME, in place of a download."""
+    encoder_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
+    """What timm.create_model is given besides timm:NAME or random:NAME, in pairs: depth 6 embed_dim 128."""
+    protocol: ProtocolName = "ssl_equi"
+    """How heads are trained and judged; all but ssl_equi are papers' protocols."""
+    tasks: tuple[str, ...] = ()
+    """What is asked; the protocol's questions when not given."""
+    parts: tuple[str, ...] = ()
+    """Parts of the features, such as all, inv and equi; all that the encoder has when not given."""
+    seeds: int = 3
+    """Heads are trained with so many seeds, 0, 1, ..."""
+    compare_with_random: bool = True
+    """Also ask an untrained encoder of the same architecture; off saves half of the time."""
+    cache: Path | None = None
+    """Folder of encoded features, which are found again; the user's cache folder when not given."""
+    cache_type: FeatureType = "float32"
+    """Type of encoded features; float16 takes half of the space and rounds by up to 1 / 2048."""
+    batch_size: int = 512
+    """Images in one forward pass."""
+    out: Path | None = None
+    """Folder of results.json, arrays.npz and report.html; one within the encoder's run when not given."""
+
+
+def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
+    """Runs an evaluation as a script does; returns the folder of its results.
+
+    Args:
+        label: the script's name; part of the default folder.
+
+    Raises:
+        UserError: an option is wrong, or the encoder, the data and the protocol don't go together.
+    """
+    if config.seeds < 1:
+        raise UserError(f"--seeds is {config.seeds}: give 1 or more")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    image_size = config.image_size or stored_image_size(config.dataset, config.data_dir)
+    if image_size is None and config.dataset in EMBEDDED_SETS and config.encoder.startswith((TIMM_PREFIX, HUB_PREFIX)):
+        image_size = ProceduralConfig().image_size
+    source = open_encoder(
+        config.encoder, image_size=image_size, weights=config.weights, arguments=config.encoder_arguments
+    )
+    opened = open_data(config.dataset, config.data_dir, config.split, source.image_size)
+    data = turned_source(opened, config.turns, config.turn_training_views)
+    protocol = PROBE_PROTOCOLS[config.protocol]()
+    if config.turn_training_views:
+        protocol = replace(protocol, name=f"{protocol.name}_{config.turns}_turned_heads")
+    live = LiveLine()
+    suite = Suite(
+        protocol, config.tasks, config.parts, tuple(range(config.seeds)), device=device,
+        batch_size=config.batch_size, say=live.say, show=live.show,
+    )  # fmt: skip
+    store = FeatureStore(config.cache or default_cache_folder(), config.cache_type)
+    results = suite.evaluate(source, data, store, compare_with_random=config.compare_with_random)
+    live.clear()
+    print_seeds(results.records, results.notes, protocol.paper_metrics)
+    out = (
+        config.out or source.out_folder / "evaluation" / f"{label}-{data.name}-{data.evaluation.split}-{protocol.name}"
+    )
+    publish(out, config, source, data, results)
+    print(f"{results.encoder_passes:,} images went through the encoder; all of it in {out}")
+    return out
+
+
+def publish(
+    out: Path, config: EvaluationConfig, source: EncoderSource, data: DataSource, results: SuiteResults
+) -> None:
+    """Writes `results.json`, `arrays.npz` and `report.html`."""
+    run = describe(config, source, data, results, software_versions())
+    arrays = results.arrays | result_arrays(results.first_seed, data.evaluation)
+    write_evaluation(out, results.records, results.notes, run, arrays)
+    write_evaluation_report([out], out / "report.html", title=f"{source.name} on {data.name}")
+
+
+def describe(
+    config: EvaluationConfig,
+    source: EncoderSource,
+    data: DataSource,
+    results: SuiteResults,
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """What `results.json` says of the evaluation as a whole."""
+    protocol = results.first_seed.protocol
+    return {
+        "encoder": config.encoder,
+        "name": source.name,
+        "architecture": source.architecture,
+        "encoder_sha256": source.state_sha256,
+        "parts": {name: [columns.start, columns.stop] for name, columns in results.first_seed.parts.items()},
+        "image_size": source.image_size,
+        "data": data.name,
+        "train_fingerprint": data.probe_train.fingerprint,
+        "evaluation_fingerprint": data.evaluation.fingerprint,
+        "protocol": asdict(protocol),
+        "protocol_sha256": hashlib.sha256(repr(protocol).encode()).hexdigest(),
+        "paper_metrics": list(protocol.paper_metrics),
+        "seeds": config.seeds,
+        "encoder_passes": results.encoder_passes,
+        "seconds": results.first_seed.seconds,
+        "command": f"python {shlex.join(sys.argv)}",
+        "commit": versions["commit"],
+        "options": {name: str(value) for name, value in asdict(config).items()},
+        "versions": dict(versions),
+    }
+
+
+class LiveLine:
+    """Plain lines, and on a terminal one more that is written over."""
+
+    def __init__(self) -> None:
+        self._live = sys.stdout.isatty()
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays."""
+        self.clear()
+        print(line, flush=True)
+
+    def show(self, line: str) -> None:
+        """Replaces the line that doesn't stay."""
+        if self._live:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r{line[:width]:{width}}", end="", flush=True)
+
+    def clear(self) -> None:
+        """Takes the line that doesn't stay away."""
+        if self._live:
+            print(f"\r{'':{shutil.get_terminal_size().columns - 1}}\r", end="", flush=True)

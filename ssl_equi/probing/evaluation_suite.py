@@ -1,0 +1,267 @@
+"""One encoder through a whole protocol: every split encoded once, then all tasks on all parts with several seeds.
+
+What can't be asked of the data or of a part becomes a note; the encoder's state is hashed before and after every task.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import numpy as np
+import torch
+from torch import nn
+
+from ssl_equi.data.sources import DataSource
+from ssl_equi.errors import UserError
+from ssl_equi.probing.augmentation_equivariance import probe_augmentation_equivariance
+from ssl_equi.probing.encode import FeatureCache, state_sha256
+from ssl_equi.probing.encoder_sources import EncoderSource
+from ssl_equi.probing.feature_store import FeatureStore, counted_images
+from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, ProbeProtocol
+from ssl_equi.probing.records import ProbeRecord
+from ssl_equi.probing.suite import (
+    PartResults,
+    ProbeResults,
+    ask_tasks,
+    check_splits,
+    make_records,
+    with_notes_of_random,
+)
+from ssl_equi.probing.tasks import TASKS, Task
+
+PROGRESS_EVERY_SECONDS = 20.0
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SuiteResults:
+    """What the suite found.
+
+    Attributes:
+        records: of every seed, task, part and metric.
+        notes: a sentence for each answer that is missing or needs a remark.
+        first_seed: all that the report draws, of the first seed.
+        arrays: of the first seed, as in `ssl_equi.probing.evaluation_folder`.
+        encoder_passes: images that went through the encoder; those of the random encoder are not among them.
+    """
+
+    records: list[ProbeRecord]
+    notes: tuple[str, ...]
+    first_seed: ProbeResults
+    arrays: dict[str, np.ndarray]
+    encoder_passes: int
+
+
+@dataclass(frozen=True)
+class Suite:
+    """How an encoder is evaluated.
+
+    Attributes:
+        protocol: how heads are trained and judged.
+        tasks: names of `ssl_equi.probing.tasks.TASKS`, augmentation_equivariance, or of `further_tasks`; none: the
+            protocol's.
+        parts: names of parts; none: all that the encoder has.
+        seeds: of the heads; every record keeps its own.
+        further_tasks: tasks of this encoder alone, such as those that need its predictor.
+        device: where the encoder and the heads run.
+        batch_size: images in one forward pass.
+        say: is told what is going on, line by line.
+        show: is told of every task, for a line that is written over.
+    """
+
+    protocol: ProbeProtocol
+    tasks: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    further_tasks: Mapping[str, Task] | None = None
+    device: torch.device | str = "cpu"
+    batch_size: int = 512
+    say: Say = print
+    show: Say = lambda line: None
+
+    def evaluate(
+        self, source: EncoderSource, data: DataSource, store: FeatureStore, *, compare_with_random: bool = True
+    ) -> SuiteResults:
+        """Puts an encoder through the suite; see the module.
+
+        Raises:
+            UserError: there is no such task or part, or features are not finite.
+            ValueError: the splits don't belong together, or an object has no label.
+            RuntimeError: the encoder's state changed.
+        """
+        parts = self.parts_of(source)
+        check_splits(parts, data.probe_train, data.evaluation, data.evaluation.split)
+        names = self.task_names()
+        passes_before = store.encoder_passes
+        outcome = self._probe(source.module, source.name, source.architecture, source, parts, names, data, store)
+        encoder_passes = store.encoder_passes - passes_before
+        random_module = source.untrained() if compare_with_random else None
+        random_outcome = None
+        if random_module is not None:
+            random_outcome = self._probe(
+                random_module, f"random {source.name}", source.architecture, source, parts, names, data, store
+            )
+        return self._collect(source, data, parts, outcome, random_outcome, encoder_passes)
+
+    def parts_of(self, source: EncoderSource) -> dict[str, slice]:
+        """The parts that are asked. Raises UserError for one that the encoder doesn't have."""
+        unknown = [part for part in self.parts if part not in source.parts]
+        if unknown:
+            raise UserError(f"{source.name} has no part {unknown[0]!r}: choose from {', '.join(source.parts)}")
+        return {part: source.parts[part] for part in self.parts or source.parts}
+
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks that are asked. Raises UserError for one that there is not."""
+        known = [*TASKS, AUGMENTATION_EQUIVARIANCE, *(self.further_tasks or {})]
+        names = self.tasks or (*self.protocol.tasks, *(self.further_tasks or {}))
+        for name in names:
+            if name not in known:
+                close = get_close_matches(name, known, n=3)
+                hint = f"did you mean {' or '.join(close)}" if close else f"choose from {', '.join(known)}"
+                raise UserError(f"there is no task {name!r}: {hint}")
+        return names
+
+    def _probe(
+        self,
+        module: nn.Module,
+        name: str,
+        architecture: str,
+        source: EncoderSource,
+        parts: dict[str, slice],
+        names: Sequence[str],
+        data: DataSource,
+        store: FeatureStore,
+    ) -> "_Outcome":
+        """Everything about one module, the encoder or its random counterpart."""
+        started = time.perf_counter()
+        module = module.to(self.device)
+        mean_rgb, std_rgb = source.mean_rgb or data.mean_rgb, source.std_rgb or data.std_rgb
+        state = state_sha256(module)
+        train, test = (
+            store.encode(
+                module, split, mean_rgb, std_rgb, name=name, architecture=architecture, encoder_sha256=state,
+                device=self.device, batch_size=self.batch_size, on_progress=self._progress(f"{name}: {split.split}"),
+            )
+            for split in (data.probe_train, data.evaluation)
+        )  # fmt: skip
+        augmented: PartResults = {}
+        notes: list[str] = []
+        if AUGMENTATION_EQUIVARIANCE in names:
+            self.say(f"{name}: {AUGMENTATION_EQUIVARIANCE}")
+            with counted_images(module) as images:
+                measured = probe_augmentation_equivariance(
+                    module, parts, data.evaluation, mean_rgb, std_rgb, self.protocol.augmentation_equivariance,
+                    self.device, self.batch_size,
+                )  # fmt: skip
+            store.encoder_passes += images[0]
+            augmented = {part: {AUGMENTATION_EQUIVARIANCE: result} for part, result in measured.results.items()}
+            notes += [f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in measured.notes]
+        encoded = time.perf_counter()
+        by_seed: dict[int, PartResults] = {}
+        tasks = self._tasks(names)
+        for seed in self.seeds:
+            self.say(f"{name}: {len(tasks)} tasks on {len(parts)} parts, seed {seed}")
+            by_seed[seed], skipped = ask_tasks(
+                train, test, parts, tasks, len(data.evaluation.class_names), self.protocol, self.device, seed,
+                unchanged=module, before_task=self._announce(name),
+            )  # fmt: skip
+            notes += [note for note in skipped if note not in notes]
+        for part, result in augmented.items():  # nothing is trained: one seed is all there is
+            by_seed[self.seeds[0]][part] |= result
+        return _Outcome(by_seed, train, test, tuple(notes), encoded - started, time.perf_counter() - encoded)
+
+    def _tasks(self, names: Sequence[str]) -> dict[str, Task]:
+        tasks = {**TASKS, **(self.further_tasks or {})}
+        return {name: tasks[name] for name in names if name in tasks}
+
+    def _announce(self, name: str) -> Callable[[str, str], None]:
+        def announce(task: str, part: str) -> None:
+            self.show(f"{name}: {task}, part {part}")
+
+        return announce
+
+    def _progress(self, label: str) -> Callable[[int, int], None]:
+        """Says how far encoding is, and how fast; silent where features are found."""
+        started = time.perf_counter()
+        last = started
+
+        def report(done: int, total: int) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            if done == total or now - last >= PROGRESS_EVERY_SECONDS:
+                self.say(f"{label}: encoded {done:,} of {total:,} views, {done / (now - started):,.0f} images/s")
+                last = now
+
+        return report
+
+    def _collect(
+        self,
+        source: EncoderSource,
+        data: DataSource,
+        parts: dict[str, slice],
+        outcome: "_Outcome",
+        random_outcome: "_Outcome | None",
+        encoder_passes: int,
+    ) -> SuiteResults:
+        notes = (*source.notes, *outcome.notes)
+        if random_outcome is not None:
+            notes = with_notes_of_random(notes, random_outcome.notes)
+        split = data.evaluation.split
+        by_seed = {
+            seed: make_records(
+                results,
+                None if random_outcome is None else random_outcome.by_seed[seed],
+                outcome.test.num_objects,
+                split,
+                self.protocol,
+                seed,
+            )
+            for seed, results in outcome.by_seed.items()
+        }
+        seconds = [outcome] if random_outcome is None else [outcome, random_outcome]
+        first = self.seeds[0]
+        first_seed = ProbeResults(
+            records=by_seed[first],
+            parts=parts,
+            results=outcome.by_seed[first],
+            random_results=None if random_outcome is None else random_outcome.by_seed[first],
+            train_features=outcome.train,
+            test_features=outcome.test,
+            class_names=tuple(data.evaluation.class_names),
+            protocol=self.protocol,
+            seconds={
+                "encode": sum(each.encode_seconds for each in seconds),
+                "heads": sum(each.head_seconds for each in seconds),
+            },
+            notes=notes,
+        )
+        records = [record for found in by_seed.values() for record in found]
+        return SuiteResults(records, notes, first_seed, arrays_of(outcome.by_seed[first]), encoder_passes)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What one module answered, by seed."""
+
+    by_seed: dict[int, PartResults]
+    train: FeatureCache
+    test: FeatureCache
+    notes: tuple[str, ...]
+    encode_seconds: float
+    head_seconds: float
+
+
+def arrays_of(results: PartResults) -> dict[str, np.ndarray]:
+    """What results hold besides numbers, by `KIND/TASK/PART`; the kind of objects' scores is `object_scores.METRIC`."""
+    arrays: dict[str, np.ndarray] = {}
+    for part, tasks in results.items():
+        for task, result in tasks.items():
+            found = {
+                "angle_errors_deg": result.angle_errors_deg,
+                "constant_angle_errors_deg": result.constant_angle_errors_deg,
+                "per_class_recall": result.per_class_recall,
+                "singular_values": result.singular_values,
+            } | {f"object_scores.{metric}": scores for metric, scores in (result.object_scores or {}).items()}
+            arrays |= {f"{kind}/{task}/{part}": array for kind, array in found.items() if array is not None}
+    return arrays

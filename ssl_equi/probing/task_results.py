@@ -1,0 +1,54 @@
+"""What a task is and what it answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from ssl_equi.probing.baselines import Baseline
+from ssl_equi.probing.encode import FeatureCache
+from ssl_equi.probing.protocol import ProbeProtocol
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one head (or one measure) achieved on one part.
+
+    Attributes:
+        metrics: value by metric name.
+        baselines: the best answer without an image, by metric name.
+        num_samples: evaluated views or pairs.
+        angle_errors_deg: rotation tasks only, error of each pair or view `[num_samples]`.
+        constant_angle_errors_deg: rotation tasks only, the same for the constant rotation.
+        per_class_recall: classification tasks only, `[C]`, NaN for a class without test objects.
+        object_scores: of metrics that are means over samples, the mean of each evaluated object `[n_objects]`, NaN for
+            an object without samples; objects are the independent units of a standard error.
+        singular_values: collapse task only, of the matrix of features, largest first.
+        details: numbers beside the metrics that are no scores: strengths that training objects chose, and the like.
+    """
+
+    metrics: dict[str, float]
+    baselines: dict[str, Baseline]
+    num_samples: int
+    angle_errors_deg: np.ndarray | None = None
+    constant_angle_errors_deg: np.ndarray | None = None
+    per_class_recall: np.ndarray | None = None
+    object_scores: dict[str, np.ndarray] | None = None
+    singular_values: np.ndarray | None = None
+    details: dict[str, float] | None = None
+
+
+Task = Callable[[FeatureCache, FeatureCache, int, ProbeProtocol, int], TaskResult]
+"""Of the training features, the evaluated ones, the number of classes, the protocol and the seed.
+
+Raises TaskSkipped where these data or features can't be asked.
+"""
+
+
+def object_means(scores: Tensor, object_indices: Tensor, num_objects: int) -> np.ndarray:
+    """Mean score `[num_objects]` float64 of each object's samples, from `[n]` and `[n]`; NaN without samples."""
+    objects = object_indices.cpu().numpy()
+    sums = np.bincount(objects, weights=scores.double().cpu().numpy(), minlength=num_objects)
+    counts = np.bincount(objects, minlength=num_objects)
+    return np.divide(sums, counts, out=np.full(num_objects, np.nan), where=counts > 0)

@@ -1,0 +1,207 @@
+"""What the tasks share: the rows they look at, what these are asked to show, and what makes a task impossible."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
+from ssl_equi.probing.encode import FeatureCache
+from ssl_equi.probing.heads import Samples, build_head, predict, train_head
+from ssl_equi.probing.metrics import r2_pooled, r2_uniform
+from ssl_equi.probing.pairs import ViewPairs, evaluation_pairs, evaluation_views, training_pairs, training_views
+from ssl_equi.probing.protocol import ProbeProtocol
+from ssl_equi.probing.skipping import TaskSkipped
+
+ROUNDING = 1e-6  # of the features' root mean square: what varies less is float32 rounding of one constant
+
+TargetsOf = Callable[[FeatureCache, Tensor], Tensor]  # of rows [n, k], k views a sample: [n, K]
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """Widths of an MLP's hidden layers (none: a linear head), and the epochs and samples of each object in one."""
+
+    hidden: tuple[int, ...]
+    epochs: int
+    samples_per_object: int
+
+
+def feature_matrix(cache: FeatureCache) -> Tensor:
+    """Features as rows: view v of object o is row `o * num_views + v`."""
+    return cache.features.flatten(0, 1)
+
+
+def sample_objects(cache: FeatureCache, rows: Tensor) -> Tensor:
+    """The object `[n]` that each sample of rows `[n, k]` is of."""
+    return rows[:, 0] // cache.num_views
+
+
+def require_finite(*caches: FeatureCache) -> None:
+    """Raises TaskSkipped if a feature is NaN or infinite."""
+    for cache in caches:
+        finite = torch.isfinite(cache.features).all(dim=-1)
+        if not bool(finite.all()):
+            raise TaskSkipped(
+                f"features of {int((~finite).sum())} of {finite.numel()} views are not finite: the encoder diverged, "
+                "use an earlier checkpoint"
+            )
+
+
+def require_varied(train: FeatureCache, test: FeatureCache) -> None:
+    """Raises TaskSkipped if the features are not finite, or the same in every training view."""
+    require_finite(train, test)
+    features = feature_matrix(train)
+    spread = float((features - features[0]).abs().max())
+    if spread <= ROUNDING * float(features.square().mean().sqrt()):
+        raise TaskSkipped(
+            f"all {len(features)} training views have the same {features.shape[1]} features: this part is empty or has "
+            "collapsed, and a head could only answer with a constant"
+        )
+
+
+def require_poses(*caches: FeatureCache) -> None:
+    """Raises TaskSkipped if the views' rotations are unknown."""
+    if any(cache.quats_xyzw is None for cache in caches):
+        raise TaskSkipped("the views have no known rotations: use a data set of rendered views with latents")
+
+
+def require_latents(*caches: FeatureCache) -> None:
+    """Raises TaskSkipped if the views' latents (rotation, hues, light) are unknown."""
+    for cache in caches:
+        if cache.latents.shape[-1] < LATENT_SIZE:
+            raise TaskSkipped(
+                f"the views have {cache.latents.shape[-1]} latents and {LATENT_SIZE} are needed: use a data set of "
+                "rendered views with latents"
+            )
+
+
+def require_translations(*caches: FeatureCache) -> None:
+    """Raises TaskSkipped if objects don't move."""
+    for cache in caches:
+        if cache.latents.shape[-1] != LATENT_SIZE_WITH_TRANSLATION:
+            raise TaskSkipped(
+                f"the views have {cache.latents.shape[-1]} latents and a translation takes "
+                f"{LATENT_SIZE_WITH_TRANSLATION}: use a data set whose objects move (3diebench-t or 3diebench-pt)"
+            )
+
+
+def require_views(*caches: FeatureCache) -> None:
+    """Raises TaskSkipped if an object has no two views to pair."""
+    for cache in caches:
+        if cache.num_views < 2:
+            raise TaskSkipped(f"objects have {cache.num_views} view and a pair takes 2: use a data set of more views")
+
+
+def require_objects(cache: FeatureCache, split: str) -> None:
+    """Raises TaskSkipped if there is one object only."""
+    if cache.num_objects < 2:
+        raise TaskSkipped(f"the {split} split has {cache.num_objects} object and 2 are needed: use more objects")
+
+
+def require_varied_targets(targets: Tensor, what: str) -> None:
+    """Raises TaskSkipped if a component of the evaluated targets `[n, K]` is constant, so that R2 is undefined."""
+    constant = (targets == targets[0]).all(dim=0)
+    if bool(constant.any()):
+        raise TaskSkipped(
+            f"{int(constant.sum())} of the {targets.shape[1]} components of {what} are the same in all {len(targets)} "
+            "evaluated samples, so R2 is undefined: use data in which they vary"
+        )
+
+
+def view_rows(cache: FeatureCache, view_indices: np.ndarray) -> Tensor:
+    """Rows `[n_objects * k, 1]`: one sample for each of the views `view_indices [n_objects, k]`."""
+    rows = np.arange(cache.num_objects)[:, None] * cache.num_views + view_indices
+    return torch.from_numpy(rows.reshape(-1, 1)).to(cache.features.device)
+
+
+def pair_rows(cache: FeatureCache, pairs: ViewPairs) -> Tensor:
+    """Rows `[n, 2]`: one sample for each pair."""
+    views = np.stack([pairs.first_view, pairs.second_view], axis=1)
+    return torch.from_numpy(pairs.object_indices[:, None] * cache.num_views + views).to(cache.features.device)
+
+
+def samples_of(cache: FeatureCache, rows: Tensor, targets_of: TargetsOf) -> Samples:
+    return Samples(rows, targets_of(cache, rows))
+
+
+def classes(cache: FeatureCache, rows: Tensor) -> Tensor:
+    """The objects' classes `[n]` of views `[n, 1]`."""
+    return cache.labels[sample_objects(cache, rows)]
+
+
+def evaluated_view_rows(test: FeatureCache, protocol: ProbeProtocol) -> Tensor:
+    """The fixed views `[n, 1]` that heads are judged on."""
+    views_per_object = protocol.evaluation_views_per_object or test.num_views
+    return view_rows(test, evaluation_views(test.num_objects, test.num_views, views_per_object,
+                                            protocol.evaluation_seed))  # fmt: skip
+
+
+def evaluated_pair_rows(test: FeatureCache, protocol: ProbeProtocol) -> Tensor:
+    """The fixed pairs `[n, 2]` that heads are judged on."""
+    pairs_per_object = protocol.evaluation_pairs_per_object
+    return pair_rows(test, evaluation_pairs(test.num_objects, test.num_views, pairs_per_object,
+                                            protocol.evaluation_seed))  # fmt: skip
+
+
+def held_out_objects(num_objects: int, share: float, seed: int) -> np.ndarray:
+    """Bool `[num_objects]`: which objects choose a strength; at least one, and at least one is left."""
+    count = min(max(1, round(share * num_objects)), num_objects - 1)
+    held_out = np.zeros(num_objects, dtype=bool)
+    held_out[np.random.default_rng(seed).permutation(num_objects)[:count]] = True
+    return held_out
+
+
+def regress_views(
+    train: FeatureCache, test: FeatureCache, targets_of: TargetsOf, plan: HeadPlan, protocol: ProbeProtocol, seed: int
+) -> tuple[Tensor, Samples]:
+    """Answers to the fixed views of `test`, of an MLP that met views of `train` drawn each epoch, and these samples."""
+
+    def samples_of_epoch(epoch: int) -> Samples:
+        views = training_views(train.num_objects, train.num_views, plan.samples_per_object, seed, epoch)
+        return samples_of(train, view_rows(train, views), targets_of)
+
+    samples = samples_of(test, evaluated_view_rows(test, protocol), targets_of)
+    return _regress(train, test, samples_of_epoch, samples, plan, protocol, seed), samples
+
+
+def regress_pairs(
+    train: FeatureCache, test: FeatureCache, targets_of: TargetsOf, plan: HeadPlan, protocol: ProbeProtocol, seed: int
+) -> tuple[Tensor, Samples]:
+    """Answers to the fixed pairs of `test`, of an MLP that met new pairs of `train` each epoch, and these samples."""
+    require_views(train, test)
+
+    def samples_of_epoch(epoch: int) -> Samples:
+        pairs = training_pairs(train.num_objects, train.num_views, plan.samples_per_object, seed, epoch)
+        return samples_of(train, pair_rows(train, pairs), targets_of)
+
+    samples = samples_of(test, evaluated_pair_rows(test, protocol), targets_of)
+    return _regress(train, test, samples_of_epoch, samples, plan, protocol, seed), samples
+
+
+def r2(predictions: Tensor, targets: Tensor) -> dict[str, float]:
+    """Both definitions, under the names of the records."""
+    return {"r2_uniform": r2_uniform(predictions, targets), "r2_pooled": r2_pooled(predictions, targets)}
+
+
+def _regress(
+    train: FeatureCache,
+    test: FeatureCache,
+    samples_of_epoch: Callable[[int], Samples],
+    test_samples: Samples,
+    plan: HeadPlan,
+    protocol: ProbeProtocol,
+    seed: int,
+) -> Tensor:
+    """What an MLP trained on samples of `train` (mean squared error) answers to those of `test`: `[n, K]`."""
+    require_varied(train, test)
+    require_varied_targets(test_samples.targets, "the targets")
+    features = feature_matrix(train)
+    views_per_sample, num_targets = test_samples.rows.shape[1], test_samples.targets.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    head = build_head(views_per_sample * features.shape[1], plan.hidden, num_targets, generator)
+    train_head(head, features, samples_of_epoch, F.mse_loss, protocol, epochs=plan.epochs, seed=seed)
+    return predict(head, feature_matrix(test), test_samples.rows)

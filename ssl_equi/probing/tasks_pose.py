@@ -1,0 +1,187 @@
+"""Which rotation, which translation? Asked of one view, or of two, as a regression with several targets.
+
+A rotation is asked for as a quaternion (SIE's target), as the first two columns of its matrix (6-D, Zhou et al.,
+"On the Continuity of Rotation Representations in Neural Networks", CVPR 2019) and as the whole matrix (9-D, Levinson
+et al., "An Analysis of SVD for Deep Rotation Estimation", NeurIPS 2020). R2 is that of the target's own components, so
+it differs between the targets; angles, of the rotation that an answer stands for, can be compared.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ssl_equi.data.actions import relative_rotation
+from ssl_equi.geometry.poses import BasePose, ObjectPose
+from ssl_equi.geometry.rotations import (
+    matrix_from_rotation_6d,
+    nearest_rotation_matrix,
+    quat_from_matrix,
+    quat_to_matrix,
+    rotation_6d_from_matrix,
+)
+from ssl_equi.probing.baselines import constant_baselines, constant_rotation_baselines, constant_translation_baselines
+from ssl_equi.probing.encode import FeatureCache
+from ssl_equi.probing.metrics import angle_errors_deg, distance_median, summarise_angles
+from ssl_equi.probing.protocol import ProbeProtocol
+from ssl_equi.probing.task_results import Task, TaskResult, object_means
+from ssl_equi.probing.task_samples import (
+    HeadPlan,
+    TargetsOf,
+    r2,
+    regress_pairs,
+    regress_views,
+    require_poses,
+    require_translations,
+    sample_objects,
+)
+
+
+@dataclass(frozen=True)
+class RotationTarget:
+    """How a rotation is written for a head.
+
+    Attributes:
+        encode: unit quaternions xyzw `[n, 4]` -> targets `[n, K]`.
+        decode: a head's answers `[n, K]` -> quaternions `[n, 4]`, of any length and sign.
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+
+
+QUATERNION = RotationTarget(encode=lambda quats: quats, decode=lambda answers: answers)
+SIX_NUMBERS = RotationTarget(
+    encode=lambda quats: rotation_6d_from_matrix(quat_to_matrix(quats)),
+    decode=lambda answers: quat_from_matrix(matrix_from_rotation_6d(answers.double())),
+)
+MATRIX = RotationTarget(
+    encode=lambda quats: quat_to_matrix(quats).flatten(-2),
+    decode=lambda answers: quat_from_matrix(nearest_rotation_matrix(answers.double().unflatten(-1, (3, 3)))),
+)
+
+
+def relative_rotation_task_of(target: RotationTarget) -> Task:
+    """Body-frame relative rotation of two views, written as `target`: MLP on their features, mean squared error."""
+
+    def task(
+        train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
+    ) -> TaskResult:
+        require_poses(train, test)
+        plan = HeadPlan(protocol.rotation_hidden, protocol.rotation_epochs, protocol.rotation_pairs_per_object)
+        answers, samples = regress_pairs(train, test, _encoded(target, _relative_rotations), plan, protocol, seed)
+        true_xyzw = _relative_rotations(test, samples.rows)
+        objects = sample_objects(test, samples.rows)
+        return _rotation_result(answers, samples.targets, true_xyzw, target, objects, test.num_objects)
+
+    return task
+
+
+def absolute_rotation_task_of(target: RotationTarget) -> Task:
+    """Rotation of a single view's pose, written as `target`: MLP on its features, mean squared error.
+
+    The "individual rotation" of seq-JEPA (Ghaemi et al., NeurIPS 2025), whose quaternions have w > 0. The pose is that
+    of an object in its family's own frame, which no view shows: of an object whose front can't be told from its back,
+    it can't be known.
+    """
+
+    def task(
+        train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
+    ) -> TaskResult:
+        require_poses(train, test)
+        views_per_object = protocol.absolute_rotation_views_per_object or train.num_views
+        plan = HeadPlan(protocol.absolute_rotation_hidden, protocol.absolute_rotation_epochs, views_per_object)
+        answers, samples = regress_views(train, test, _encoded(target, _rotations), plan, protocol, seed)
+        true_xyzw = _rotations(test, samples.rows)
+        objects = sample_objects(test, samples.rows)
+        return _rotation_result(answers, samples.targets, true_xyzw, target, objects, test.num_objects)
+
+    return task
+
+
+def translation_object_task(
+    train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
+) -> TaskResult:
+    """How far the second view's translation is from the first's, t2 - t1, in the object's own frame.
+
+    MLP on two views' features, mean squared error, as in EquiCaps (Konstantinou et al., 2025, arXiv:2506.09895). It
+    asks for the rotations too: what a view shows is where the object stands, R t.
+    """
+    return _translation_task(train, test, displacement_in_object_frame, protocol, seed)
+
+
+def translation_base_task(
+    train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
+) -> TaskResult:
+    """How the object's centre moves in the world from the first view to the second, R2 t2 - R1 t1.
+
+    MLP on two views' features, mean squared error, as in EquiCaps (Konstantinou et al., 2025, arXiv:2506.09895).
+    """
+    return _translation_task(train, test, displacement_in_base_frame, protocol, seed)
+
+
+def displacement_in_object_frame(cache: FeatureCache, rows: Tensor) -> Tensor:
+    """t2 - t1 `[n, 3]` of pairs of views `rows [n, 2]` (row `o * num_views + v` is view v of object o)."""
+    positions = ObjectPose.from_latents(cache.latents.flatten(0, 1)[rows]).translation
+    return positions[:, 1] - positions[:, 0]
+
+
+def displacement_in_base_frame(cache: FeatureCache, rows: Tensor) -> Tensor:
+    """R2 t2 - R1 t1 `[n, 3]` of pairs of views `rows [n, 2]`: how the object's centre moves in the world."""
+    positions = BasePose.from_latents(cache.latents.flatten(0, 1)[rows]).translation
+    return positions[:, 1] - positions[:, 0]
+
+
+def _translation_task(
+    train: FeatureCache, test: FeatureCache, displacement: TargetsOf, protocol: ProbeProtocol, seed: int
+) -> TaskResult:
+    """Predicted displacements beside those of the best constant."""
+    require_translations(train, test)
+    plan = HeadPlan(protocol.translation_hidden, protocol.translation_epochs, protocol.translation_pairs_per_object)
+    predictions, samples = regress_pairs(train, test, displacement, plan, protocol, seed)
+    return TaskResult(
+        metrics=r2(predictions, samples.targets) | {"distance_median": distance_median(predictions, samples.targets)},
+        baselines=constant_translation_baselines(samples.targets),
+        num_samples=len(samples),
+    )
+
+
+def _encoded(target: RotationTarget, rotations_of: TargetsOf) -> TargetsOf:
+    return lambda cache, rows: target.encode(rotations_of(cache, rows))
+
+
+def _rotations(cache: FeatureCache, rows: Tensor) -> Tensor:
+    """Absolute quaternions `[n, 4]` of views `[n, 1]`, w > 0."""
+    return _quats_xyzw(cache)[rows[:, 0]]
+
+
+def _relative_rotations(cache: FeatureCache, rows: Tensor) -> Tensor:
+    """Relative quaternions `[n, 4]` of pairs `[n, 2]`, sign as it comes."""
+    return relative_rotation(_quats_xyzw(cache)[rows])
+
+
+def _quats_xyzw(cache: FeatureCache) -> Tensor:
+    """Absolute rotations as rows, in the order of the features' rows."""
+    assert cache.quats_xyzw is not None, "the task needs poses"
+    return cache.quats_xyzw.flatten(0, 1)
+
+
+def _rotation_result(
+    answers: Tensor,
+    targets: Tensor,
+    true_xyzw: Tensor,
+    target: RotationTarget,
+    object_indices: Tensor,
+    num_objects: int,
+) -> TaskResult:
+    """R2 of a head's answers to its targets `[n, K]`, and angles between the rotations; both beside the constants'."""
+    errors_deg = angle_errors_deg(target.decode(answers), true_xyzw)
+    angle_baselines, constant_errors_deg = constant_rotation_baselines(true_xyzw)
+    return TaskResult(
+        metrics=r2(answers, targets) | summarise_angles(errors_deg),
+        baselines=angle_baselines | constant_baselines(targets),
+        num_samples=len(targets),
+        angle_errors_deg=errors_deg.numpy(),
+        constant_angle_errors_deg=constant_errors_deg.numpy(),
+        object_scores={"angle_deg_mean": object_means(errors_deg, object_indices, num_objects)},
+    )
