@@ -98,9 +98,9 @@ def spectrum_figure(name: str, deviations: Mapping[str, np.ndarray | None]) -> s
             continue
         shares = np.maximum(values / values[0], SMALLEST_SHARE_SHOWN)
         axes.plot(np.arange(1, len(values) + 1), shares, label=label, linewidth=1.5, **run_style(index))
-    axes.set_xscale("log")
-    axes.set_yscale("log")
     if any(values is not None and values[0] > 0 for values in deviations.values()):
+        axes.set_xscale("log")
+        axes.set_yscale("log")
         axes.set_ylim(top=1.3)
     axes.minorticks_off()
     axes.set_xlabel("number of the principal axis (legend: effective rank)")
