@@ -1,15 +1,20 @@
-"""Retrieves views by their predicted features: does seq-JEPA's predictor know which view an action leads to?
+"""Retrieves views by their predicted embeddings: does a predictor know which view an action leads to?
 
+    python evaluation/retrieval.py runs/sie                               from view 0 of each object, as in SIE
+    python evaluation/retrieval.py runs/sie --sources 5                   from the first five views of each
     python evaluation/retrieval.py runs/seq_jepa                          from 1 and from 3 observed views
     python evaluation/retrieval.py runs/seq_jepa --contexts 1 2 3 4 5     from more of them
     python evaluation/retrieval.py runs/seq_jepa --split ood_rotation     among poses that were never trained on
-    python evaluation/retrieval.py runs/seq_jepa --dataset 3diebench --data-dir SHARDS --split val
+    python evaluation/retrieval.py runs/sie --dataset 3diebench --data-dir SHARDS --split val
 
-From the aggregate of the observed views and the action that leads from the last of them to another view of the same
-object, the features of that view are predicted, and looked for among those of the object's views by the encoder that
-the predictor was trained towards (the momentum encoder, if there is one). Once as in SIE, with the observed views in
-the gallery, and once without them; `retrieval_error` looks among all views of the split. Prints the table with chance
-beside each number and appends the records to results.json in the run's folder.
+Opens the `predictor/` of a two-view method (SIE, EquiMod, SEN, conditional BYOL, EquiCaps, CapsIE) or the
+`sequence_model/` of seq-JEPA. From the embedding of one view, or the aggregate of the observed ones, and the action
+that leads to another view of the same object, the embedding of that view is predicted, and looked for among those of
+the object's views: once as in SIE, with the observed views in the gallery, and once without them; `retrieval_error`
+looks among all views of the split. seq-JEPA's gallery is encoded by what the predictor was trained towards (the
+momentum encoder, if there is one). A two-view predictor is also asked whether it is consistent: how far is it from
+staying by the identity, from coming back by the inverse, from doing two actions as one (`predictor_consistency`)?
+Prints the table with chance beside each number and appends the records to results.json in the run's folder.
 """
 
 from dataclasses import dataclass
@@ -21,21 +26,29 @@ import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.sources import DatasetName, open_data
+from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
+from ssl_equi.export import load_encoder, normalization_of, read_encoder_config
+from ssl_equi.predictor_export import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
 from ssl_equi.pretraining_sequences import SEQUENCE_MODEL_FOLDER
-from ssl_equi.probing.encode import encode_split
+from ssl_equi.probing.encode import FeatureCache, encode_split
+from ssl_equi.probing.predictor_consistency import consistency_records, predictor_consistency
+from ssl_equi.probing.predictor_retrieval import retrieve_with_predictor
 from ssl_equi.probing.records import ProbeRecord, append_records, print_records
 from ssl_equi.probing.retrieval import Similarity
-from ssl_equi.probing.sequence_retrieval import retrieval_records, retrieve_with_sequences
+from ssl_equi.probing.retrieval_results import retrieval_records
+from ssl_equi.probing.sequence_retrieval import retrieve_with_sequences
+from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.sequence_export import SequenceModel, load_sequence_model
 from ssl_equi.training_views import check_translations
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEFAULT_CONTEXTS = (1, 3)
 NOTES = (
     "pred@M: predicted from M observed views; from 1, that view is asked for, too",
     "mrr, hit_at_k: rank of the true view among those of its object",
     "retrieval_error: 1 - (q_true . q_nearest)^2, rotations among all views; lower is better",
+    "without_identity: the observed view is not asked for, but is in the gallery",
     "without_source: observed views are neither asked for nor in the gallery",
 )
 
@@ -45,9 +58,10 @@ class Config:
     """Which predictor looks for which views."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run of recipes/seq_jepa.py on rendered views."""
-    contexts: tuple[int, ...] = (1, 3)
-    """Numbers of observed views, each less than the views of an object."""
+    """Folder of a run whose objective has a predictor, on rendered views."""
+    contexts: tuple[int, ...] | None = None
+    """Sequence models only: numbers of observed views, each less than the views of an object; 1 and 3 when not
+    given."""
     dataset: DatasetName = "3diebench-p"
     """3diebench-p and 3diebench-pt render themselves; 3diebench and 3diebench-t need --data-dir. Ordinary images have
     no known poses."""
@@ -56,7 +70,10 @@ class Config:
     split: str = "test"
     """Split whose views are looked for."""
     contexts_per_object: int | None = None
-    """Contexts of each object; when not given one for each view, which is its last."""
+    """Sequence models only: contexts of each object; when not given one for each view, which is its last."""
+    sources: int | None = None
+    """Two-view predictors only: so many views of each object, the first ones, are asked from; 1 when not given, as in
+    SIE."""
     similarity: Similarity = "cosine"
     """What near means. seq-JEPA's loss and SIE's protocol: cosine."""
     whole_split: bool = True
@@ -66,21 +83,93 @@ class Config:
 
 
 def main(config: Config) -> None:
-    model = load_sequence_model(config.run / SEQUENCE_MODEL_FOLDER)
-    check_actions_are_known(config, model)
-    data = open_data(config.dataset, config.data_dir, config.split, model.image_size)
+    if (config.run / SEQUENCE_MODEL_FOLDER).is_dir():
+        records, notes = records_of_sequence_model(config)
+    else:
+        records, notes = records_of_predictor(config)
+    print_records(records, (*NOTES, *notes))
+    out = config.out or config.run
+    append_records(out / "results.json", records)
+    print(f"added to {out / 'results.json'}")
+
+
+def open_rendered_data(config: Config, image_size: int) -> DataSource:
+    """Raises UserError unless the poses of the views are known."""
+    data = open_data(config.dataset, config.data_dir, config.split, image_size)
     if not data.has_poses:
         raise UserError(
             f"--dataset is {config.dataset}, whose views have no known poses: retrieve among rendered views, such as "
             "those of 3diebench-p"
         )
+    return data
+
+
+def records_of_predictor(config: Config) -> tuple[list[ProbeRecord], tuple[str, ...]]:
+    """Of a run's `predictor/`: every view is encoded once; then retrieval and consistency. Records and notes."""
+    predictor = load_predictor(config.run / PREDICTOR_FOLDER)
+    if config.contexts is not None or config.contexts_per_object is not None:
+        raise UserError(
+            f"{config.run} holds a predictor from one view: --contexts and --contexts-per-object belong to sequence "
+            "models, so give --sources"
+        )
+    folder = config.run / predictor.features_from
+    encoder_config = read_encoder_config(folder)
+    mean_rgb, std_rgb = (values.tolist() for values in normalization_of(encoder_config))
+    data = open_rendered_data(config, encoder_config["pretrained_cfg"]["input_size"][-1])
+    sources = check_sources(config, data.evaluation)
+    cache = encode_split(load_encoder(folder).to(DEVICE), data.evaluation, mean_rgb, std_rgb, DEVICE)
+    try:
+        retrieval = retrieve_with_predictor(
+            predictor,
+            cache,
+            source_views=sources,
+            metric=config.similarity,
+            whole_set=config.whole_split,
+            device=DEVICE,
+        )
+    except TaskSkipped as reason:
+        raise UserError(f"{config.run}: {reason}") from reason
+    records = retrieval_records(retrieval, f"the {predictor.features_from.replace('_', ' ')}", config.split)
+    further, notes = records_of_consistency(config, predictor, cache)
+    return records + further, notes
+
+
+def records_of_consistency(
+    config: Config, predictor: TrainedPredictor, cache: FeatureCache
+) -> tuple[list[ProbeRecord], tuple[str, ...]]:
+    """Records and notes; no records but a reason if it can't be asked."""
+    try:
+        consistency = predictor_consistency(predictor, cache, metric=config.similarity, device=DEVICE)
+    except TaskSkipped as reason:
+        return [], (f"predictor_consistency: {reason}",)
+    return consistency_records(consistency, cache.num_objects, config.split), consistency.notes
+
+
+def check_sources(config: Config, views: ViewCollection) -> int:
+    """How many views of each object are asked from; raises UserError unless there are so many."""
+    sources = 1 if config.sources is None else config.sources
+    if not 1 <= sources <= views.num_views:
+        raise UserError(
+            f"--sources is {sources}: give a number from 1 to {views.num_views}, the views of an object of "
+            f"{config.dataset}"
+        )
+    return sources
+
+
+def records_of_sequence_model(config: Config) -> tuple[list[ProbeRecord], tuple[str, ...]]:
+    """Of a run's `sequence_model/`: records of each context length, and notes."""
+    model = load_sequence_model(config.run / SEQUENCE_MODEL_FOLDER)
+    if config.sources is not None:
+        raise UserError(
+            f"{config.run} holds a sequence model: --sources belongs to predictors from one view, so give --contexts "
+            "and --contexts-per-object"
+        )
+    check_actions_are_known(config, model)
+    data = open_rendered_data(config, model.image_size)
     check_translations(model.sequences["actions"], data)
-    check_contexts(config, data.evaluation)
-    records = retrieve(config, model, data.evaluation)
-    print_records(records, NOTES)
-    out = config.out or config.run
-    append_records(out / "results.json", records)
-    print(f"added to {out / 'results.json'}")
+    contexts = DEFAULT_CONTEXTS if config.contexts is None else config.contexts
+    check_contexts(config, contexts, data.evaluation)
+    return retrieve(config, model, contexts, data.evaluation), ()
 
 
 def check_actions_are_known(config: Config, model: SequenceModel) -> None:
@@ -93,12 +182,12 @@ def check_actions_are_known(config: Config, model: SequenceModel) -> None:
         )
 
 
-def check_contexts(config: Config, views: ViewCollection) -> None:
+def check_contexts(config: Config, contexts: tuple[int, ...], views: ViewCollection) -> None:
     """Raises UserError unless contexts of these sizes leave a view to ask for."""
     largest = views.num_views - 1
-    if not config.contexts or min(config.contexts) < 1 or max(config.contexts) > largest:
+    if not contexts or min(contexts) < 1 or max(contexts) > largest:
         raise UserError(
-            f"--contexts is {config.contexts} and the objects of {config.dataset} have {views.num_views} views: give "
+            f"--contexts is {contexts} and the objects of {config.dataset} have {views.num_views} views: give "
             f"numbers from 1 to {largest}"
         )
     if config.contexts_per_object is not None and not 1 <= config.contexts_per_object <= views.num_views:
@@ -108,7 +197,9 @@ def check_contexts(config: Config, views: ViewCollection) -> None:
         )
 
 
-def retrieve(config: Config, model: SequenceModel, views: ViewCollection) -> list[ProbeRecord]:
+def retrieve(
+    config: Config, model: SequenceModel, contexts: tuple[int, ...], views: ViewCollection
+) -> list[ProbeRecord]:
     """Every view is encoded once by the encoder, and once by the target encoder; then each context length in turn."""
     objective = model.objective.to(DEVICE)
     cache = encode_split(objective.encoder, views, model.mean_rgb, model.std_rgb, DEVICE)
@@ -117,7 +208,7 @@ def retrieve(config: Config, model: SequenceModel, views: ViewCollection) -> lis
         target = encode_split(objective.target_encoder, views, model.mean_rgb, model.std_rgb, DEVICE)
         target_features, gallery_encoder = target.features, "the momentum encoder"
     records = []
-    for context_views in config.contexts:
+    for context_views in contexts:
         retrieval = retrieve_with_sequences(
             objective,
             cache,

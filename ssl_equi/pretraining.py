@@ -12,6 +12,7 @@ from torch import nn
 
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.decoded_cache import CachedViews
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.sources import DataSource
 from ssl_equi.encoders import create_encoder
@@ -28,6 +29,7 @@ from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.suite import ProbeResults, run_probes
 from ssl_equi.run import Run
 from ssl_equi.run_config import RunError
+from ssl_equi.training_loader import TrainingLoader, device_decoded_loader, rendered_loader
 from ssl_equi.training_views import views_to_load
 
 # Of weights by what they learnt from: our own renderings, ShapeNet's models, or images whose terms only the user knows.
@@ -73,20 +75,28 @@ class DataIdentity:
             )
 
 
-def open_loader(config: PretrainingConfig, data: DataSource, run: Run, stored_views: int | None = None) -> ViewLoader:
+def open_loader(
+    config: PretrainingConfig, data: DataSource, run: Run, stored_views: int | None = None
+) -> TrainingLoader:
     """The loader of a run: its process's share of the global batches.
 
     Args:
         stored_views: of each object; as many as a pair of views needs when None.
     """
+    views = views_to_load(config.views) if stored_views is None else stored_views
+    if config.render_views:
+        return rendered_loader(config, data, run, views)
+    if config.decode_on == "cuda":
+        return device_decoded_loader(config, data, run, views)
     return ViewLoader(
-        data.train,
+        CachedViews(data.train, show_progress=run.is_main) if config.cache_decoded else data.train,
         global_batch_size=config.batch_size,
-        views=views_to_load(config.views) if stored_views is None else stored_views,
+        views=views,
         seed=config.seed,
         rank=run.rank,
         world_size=run.world_size,
         threads=config.loader_threads,
+        workers=config.loader_workers,
     )
 
 

@@ -1,6 +1,7 @@
 """Options of every pretraining recipe: data, encoder, views, budget, optimiser."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
@@ -8,7 +9,7 @@ from torch import nn
 from ssl_equi.data.sources import DatasetName
 from ssl_equi.optimizers import OptimizerName, make_optimizer, parameter_groups
 from ssl_equi.probing.protocol import ProtocolName
-from ssl_equi.run_config import RunConfig
+from ssl_equi.run_config import RunConfig, RunError
 from ssl_equi.schedules import set_learning_rate, warmup_cosine
 from ssl_equi.training_views import ViewOptions
 
@@ -30,6 +31,14 @@ class PretrainingConfig(RunConfig):
     """Any name of timm.list_models(), or one of our own."""
     encoder_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
     """What timm.create_model is given besides the name, in pairs: --encoder-arguments depth 6 embed_dim 128."""
+    render_views: bool = False
+    """Render the views of 3diebench-p or 3diebench-pt while training, on its device; the probes read stored ones."""
+    fresh_views: bool = False
+    """With render_views, other views of each object in every epoch."""
+    cache_decoded: bool = False
+    """Decode all training views once, into the user's cache folder (the size is stated), and copy them ever after."""
+    decode_on: Literal["cpu", "cuda"] = "cpu"
+    """Where the JPEGs of shards are decoded; cuda (nvJPEG) gives slightly other pixels."""
     views: ViewOptions = field(default_factory=ViewOptions)
     """Where the two views of an object come from."""
     batch_size: int = 64
@@ -56,6 +65,30 @@ class PretrainingConfig(RunConfig):
     """How the final heads are trained; sie and equicaps are those papers' protocols."""
     compare_with_random: bool = True
     """Also probe an untrained encoder; off saves a third of the final probing."""
+
+    def check(self) -> None:
+        """Raises RunError for ways of getting at the views that don't go together, or with the data."""
+        if self.render_views and self.dataset not in ("3diebench-p", "3diebench-pt"):
+            raise RunError(
+                f"--render-views is given and --dataset {self.dataset} consists of files: choose 3diebench-p or "
+                f"3diebench-pt, or leave it out"
+            )
+        if self.fresh_views and not self.render_views:
+            raise RunError("--fresh-views is given and stored views are always the same: add --render-views")
+        if self.cache_decoded and self.render_views:
+            raise RunError("--cache-decoded keeps stored views and --render-views reads none: give one of the two")
+        if self.loader_workers > 0 and (self.render_views or self.decode_on == "cuda"):
+            other = "--render-views" if self.render_views else "--decode-on cuda"
+            raise RunError(
+                f"--loader-workers is {self.loader_workers} and {other} decodes nothing in worker processes: give one "
+                "of the two"
+            )
+        if self.decode_on == "cuda":
+            if self.cache_decoded or self.render_views:
+                other = "--cache-decoded" if self.cache_decoded else "--render-views"
+                raise RunError(f"--decode-on cuda takes encoded views and {other} gives none: give one of the two")
+            if not torch.cuda.is_available():
+                raise RunError("--decode-on cuda needs an NVIDIA GPU and PyTorch sees none: leave it out")
 
 
 def optimizer_of(module: nn.Module, config: PretrainingConfig) -> torch.optim.Optimizer:

@@ -22,6 +22,8 @@ FREE_OPTIONS = (
     "save_every",
     "threads",
     "loader_threads",
+    "cache_decoded",
+    "loader_workers",
     "tracker",
     "compile",
 )
@@ -59,8 +61,13 @@ class RunConfig:
     """CPU threads of torch in each process; the cores shared among the processes when not given."""
     loader_threads: int = 2
     """Threads that decode images, in each process."""
+    loader_workers: int = 0
+    """Processes that decode images, for each process that trains, instead of threads; 0: threads."""
     tracker: str | None = None
     """tensorboard, wandb or trackio, besides metrics.jsonl (needs the extra `trackers`)."""
+
+    def check(self) -> None:
+        """Raises RunError for further options, of an extension of this class, that contradict each other."""
 
 
 def check_options(config: RunConfig) -> None:
@@ -70,6 +77,8 @@ def check_options(config: RunConfig) -> None:
     for option in ("log_every", "save_every", "threads", "loader_threads", "steps"):
         if getattr(config, option) is not None and getattr(config, option) < 1:
             raise RunError(f"--{option.replace('_', '-')} is {getattr(config, option)}: it must be 1 or more")
+    if config.loader_workers < 0:
+        raise RunError(f"--loader-workers is {config.loader_workers}: it must be 0 (threads decode) or more")
     if config.tracker is not None:
         if config.tracker not in ("tensorboard", "wandb", "trackio"):
             raise RunError(f"--tracker is {config.tracker!r}: it must be tensorboard, wandb or trackio")
@@ -80,6 +89,7 @@ def check_options(config: RunConfig) -> None:
                 f"--tracker {config.tracker} needs a package that is not installed: "
                 "run `uv sync --extra trackers`, or leave the option out"
             ) from error
+    config.check()
 
 
 def refuse_other_options(config_file: Path, mine: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Exported predictors: what the training step computes, opened as saved, and nothing else is taken for one."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.capsule_network import CapsuleNetwork
 from ssl_equi.geometry.rotations import random_quat
@@ -15,8 +17,10 @@ from ssl_equi.objectives.capsie import CapsIE, CapsIEConfig
 from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
 from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
 from ssl_equi.objectives.equimod import EquiMod, EquiModConfig
+from ssl_equi.objectives.latent_predictor import PoseProduct, ProjectedPredictor
 from ssl_equi.objectives.sen import SEN, SENConfig
 from ssl_equi.objectives.sie import SIE, SIEConfig
+from ssl_equi.objectives.simclr import SimCLR
 from ssl_equi.predictor_export import PredictorCard, load_predictor, save_predictor
 
 SIDE, BATCH = 32, 6
@@ -99,11 +103,13 @@ def compared_in_training(objective: nn.Module, views: Tensor, actions: Tensor, m
     if isinstance(objective, SIE | EquiCaps | CapsIE):
         monkeypatch.setattr(module, "invariance_term", Recorder(module.invariance_term, calls))
     elif isinstance(objective, EquiMod) and objective.config.form == "vicreg":
-        record = Recorder(lambda first, second: None, calls)
         original = module.vicreg_terms
-        monkeypatch.setattr(
-            module, "vicreg_terms", lambda pair, gathered: (record(*pair.unbind(1)), original(pair, gathered))[1]
-        )
+
+        def vicreg_terms(pair: Tensor, gathered: Tensor) -> dict[str, Tensor]:
+            calls.insert(0, tuple(pair.unbind(1)))  # the prediction's pair comes first
+            return original(pair, gathered)
+
+        monkeypatch.setattr(module, "vicreg_terms", vicreg_terms)
     elif isinstance(objective, ConditionalBYOL):
         objective.negative_cosine.register_forward_pre_hook(lambda _, pair: calls.append(pair))
     else:
@@ -123,7 +129,8 @@ def test_an_exported_predictor_computes_what_the_training_step_compares(
     save_predictor(objective.latent_predictor(), tmp_path / "predictor", PredictorCard(name, kind, "3diebench-p 01"))
     views, actions = torch.randn(BATCH, 2, 3, SIDE, SIDE), actions_of(kind)
     if isinstance(objective, ConditionalBYOL):
-        objective.update_target(0.0)
+        objective.target_encoder.load_state_dict(objective.encoder.state_dict())
+        objective.target_projector.load_state_dict(objective.projector.state_dict())
     prediction, target = compared_in_training(objective, views, actions, monkeypatch)
 
     predictor = load_predictor(tmp_path / "predictor")
@@ -135,3 +142,74 @@ def test_an_exported_predictor_computes_what_the_training_step_compares(
     torch.testing.assert_close(predictor.embed(second), target, rtol=1e-4, atol=1e-5)
     assert torch.equal(predictor.advance(predictor.embed(first), actions), predictor.predict(first, actions))
     assert predictor.embed(second).shape == (BATCH, predictor.embedding_dim)
+
+
+def test_objectives_without_a_predictor_have_none() -> None:
+    assert sie(parts="inv_only").latent_predictor() is None
+    assert not hasattr(SimCLR(encoder()), "latent_predictor")
+
+
+def test_negated_quaternions_undo_a_training_with_the_other_sign(tmp_path: Path) -> None:
+    """Hues and translations keep theirs."""
+    features, actions = torch.randn(BATCH, 512), actions_of("rotation_color")
+    module = trained(lambda: sie("rotation_color"), "rotation_color").latent_predictor()
+    for sign in (1, -1):
+        save_predictor(module, tmp_path / str(sign), PredictorCard("sie", "rotation_color", "", action_sign=sign))
+    plain, negated = (load_predictor(tmp_path / str(sign)) for sign in (1, -1))
+    other_sign = torch.cat([-actions[:, :4], actions[:, 4:]], dim=1)
+    given = actions.clone()
+    assert torch.equal(negated.predict(features, actions), plain.predict(features, other_sign))
+    assert torch.equal(actions, given), "the actions that were given are left alone"
+    assert torch.equal(negated.embed(features), plain.embed(features))
+
+
+def test_what_is_no_predictor_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "predictor"
+    save_predictor(sie().latent_predictor(), folder, PredictorCard("sie", "rotation", ""))
+    config = json.loads((folder / "config.json").read_text())
+    wider = config["predictor"] | {"dim": 20}
+    malformed = [
+        ({"kind": "guess"}, "kind is 'guess'"),
+        ({"kind": "gone"}, "holds no exported predictor"),
+        ({"actions": "gone"}, "KeyError: 'actions'"),
+        ({"actions": "rotation_color"}, "takes actions of 4 columns, but 'rotation_color' has 6"),
+        ({"actions": "somersault"}, "actions are 'somersault': choose one of rotation, "),
+        ({"action_sign": 2}, "action_sign is 2"),
+        ({"features_from": "elsewhere"}, "features_from is 'elsewhere'"),
+        ({"columns": [500, 700]}, "columns 500 to 700 are not among 512 features"),
+        ({"projector": {"kind": "new"}}, "the projector's kind is 'new'"),
+        ({"predictor": wider}, r"predictor\.matrices is \(4, 16, 16\) there and \(4, 20, 20\) here"),
+        ({"predictor": wider | {"wings": 2}}, "TypeError: .*wings"),
+        ({"predictor": None}, "describes no predictor"),
+    ]
+    for changes, message in malformed:
+        edited = {key: value for key, value in (config | changes).items() if value != "gone"}
+        (folder / "config.json").write_text(json.dumps(edited))
+        with pytest.raises(CheckpointError, match=message):
+            load_predictor(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is not valid JSON"):
+        load_predictor(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_predictor(folder)
+    with pytest.raises(CheckpointError, match="whose objective has a predictor"):
+        load_predictor(tmp_path / "nothing")
+
+
+def test_wrong_features_and_actions_are_named(tmp_path: Path) -> None:
+    save_predictor(sie().latent_predictor(), tmp_path, PredictorCard("sie", "rotation", ""))
+    predictor = load_predictor(tmp_path)
+    with pytest.raises(ValueError, match=r"features have shape \(6, 256\): this predictor of sie reads \[N, 512\]"):
+        predictor.embed(torch.randn(BATCH, 256))
+    with pytest.raises(ValueError, match=r"actions have shape \(6, 6\): this predictor of sie is told 'rotation'"):
+        predictor.predict(torch.randn(BATCH, 512), actions_of("rotation_color"))
+    with pytest.raises(ValueError, match="takes actions of 4 columns, but 'pose_base' has 7"):
+        save_predictor(sie().latent_predictor(), tmp_path, PredictorCard("sie", "pose_base", ""))
+    with pytest.raises(ValueError, match="Identity is no predictor of hypernetwork, mlp, conditioned"):
+        unknown = nn.Identity()
+        unknown.sizes = {"dim": 8, "action_dim": 4}
+        save_predictor(ProjectedPredictor(8, slice(0, 8), None, unknown), tmp_path, PredictorCard("", "rotation", ""))
+    with pytest.raises(ValueError, match="pose_side is 5"):
+        PoseProduct(4, 5)

@@ -8,16 +8,22 @@ a view with its latents in another; and images like ImageNet's, 110 KB each, as 
 - decoding: simplejpeg decodes the same bytes, which are in memory, into buffers that are already there. Threads share
   the work as our loader's do.
 - our reader: `ShardDataset.read_views`, batch by batch, in one thread; of images `ImageShards.read_image`.
-- our loader: `ViewLoader`, which decodes ahead in threads. What it decodes ahead when a round ends counts too.
+- our loader: `ViewLoader`, which decodes ahead in threads. It runs on before and after what is measured: the time from
+  one batch to a later one, in which it decodes as many batches as it gives out.
+- our loader, processes: the same with worker processes that share a ring of buffers.
 - files, PIL: as the papers' loaders do it: a torch DataLoader whose workers open two views' files with PIL, resize,
   convert and normalise them, read two files of latents and make the relative rotation with SciPy.
 - WebDataset: a torch DataLoader whose workers stream the same shards object by object and decode two views as above.
 
+- our loader, nvJPEG: `DeviceDecodedLoader`, which a GPU decodes for, where there is one; and `ViewLoader` with the copy
+  of each batch to the GPU.
+
 Every round all of them take their turn, in reverse order every other round. A figure is a ratio of seconds a pair (an
-image) in the same round; CPU seconds are those of the process and its workers.
+image) in the same round; CPU seconds are those of the process and its workers (read from /proc, so Linux is needed).
 """
 
 import io
+import multiprocessing
 import os
 import resource
 import shutil
@@ -39,6 +45,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssl_equi.benchmarks import Row, print_rows, row_of, write_rows
 from ssl_equi.cli import explain_errors, parse_command_line
+from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, nvjpeg_decoder
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.reader import ShardDataset
@@ -47,6 +54,7 @@ from ssl_equi.errors import UserError
 
 VIEW_SIDE, VIEW_QUALITY = 256, 90
 DIFFERENT_PICTURES = 64
+WARM_UP_BATCHES = 8  # more than the loader decodes ahead
 MEAN_RGB, STD_RGB = (0.5016, 0.5037, 0.5060), (0.1030, 0.0999, 0.0969)
 
 
@@ -57,7 +65,7 @@ class Config:
     json: Path | None = None
     """Also write the table to this file."""
     threads: int = 2
-    """Decoding threads of ours, and worker processes of the others."""
+    """Decoding threads or processes of ours, and worker processes of the others."""
     rounds: int = 9
     """Measured rounds, after one that warms up."""
     objects: int = 256
@@ -81,7 +89,8 @@ class Seconds(NamedTuple):
     cpu: float
 
 
-Contestant = Callable[[], int]  # does its share of a round and returns the number of pairs or images
+Work = Callable[[], int]  # does its share of a round and returns the number of pairs or images
+Contestant = Callable[[], Seconds]  # takes its turn in a round
 
 
 # ---------------------------------------------------------------- data
@@ -137,7 +146,7 @@ def make_images(config: Config, folder: Path) -> list[bytes]:
 # ---------------------------------------------------------------- decoding, and ours
 
 
-def decoding(pictures: list[bytes], pairs: int, batch_size: int, threads: int, pool: ThreadPoolExecutor) -> Contestant:
+def decoding(pictures: list[bytes], pairs: int, batch_size: int, threads: int, pool: ThreadPoolExecutor) -> Work:
     """Bytes in memory into reused buffers, a batch after the other, as many threads at once as the loader has."""
     buffers = np.zeros((batch_size, 2, VIEW_SIDE, VIEW_SIDE, 3), dtype=np.uint8)
     chunk_size = max(1, batch_size // (2 * threads))
@@ -157,7 +166,7 @@ def decoding(pictures: list[bytes], pairs: int, batch_size: int, threads: int, p
     return run
 
 
-def reading(dataset: ShardDataset, pairs: int, batch_size: int) -> Contestant:
+def reading(dataset: ShardDataset, pairs: int, batch_size: int) -> Work:
     """Two views of drawn objects into a reused buffer, in this thread."""
     generator = np.random.default_rng(0)
     buffer = np.zeros((batch_size, 2, *dataset.image_size, 3), dtype=np.uint8)
@@ -174,17 +183,24 @@ def reading(dataset: ShardDataset, pairs: int, batch_size: int) -> Contestant:
 
 
 def loading(loader: ViewLoader, pairs: int) -> Contestant:
-    """Batches of our loader, latents and relative rotations' quaternions included."""
+    """Batches of our loader, latents and relative rotations' quaternions included, while it runs on."""
     batch_size = loader.order.local_batch_size
 
-    def run() -> int:
+    def turn() -> Seconds:
         batches = loader.batches(0)
-        for _ in range(pairs // batch_size):
-            next(batches)
-        loader.batches(0)  # ends the one before, and with it what is decoded ahead
-        return (pairs // batch_size) * batch_size
 
-    return run
+        def take() -> int:
+            for _ in range(pairs // batch_size):
+                next(batches)
+            return (pairs // batch_size) * batch_size
+
+        for _ in range(WARM_UP_BATCHES):
+            next(batches)
+        seconds = seconds_of(take)
+        loader.batches(0)  # ends the one before, and with it what is decoded ahead
+        return seconds
+
+    return turn
 
 
 # ---------------------------------------------------------------- the usual ways
@@ -239,7 +255,7 @@ def stream(shards: list[str]) -> Any:
     return webdataset.WebDataset(shards, shardshuffle=False, empty_check=False).map(two_views)
 
 
-def worker_batches(dataset: Any, config: Config) -> Contestant:
+def worker_batches(dataset: Any, config: Config) -> Work:
     """One pass of a torch DataLoader over the objects, whose workers start and end with it."""
 
     def run() -> int:
@@ -252,7 +268,7 @@ def worker_batches(dataset: Any, config: Config) -> Contestant:
 # ---------------------------------------------------------------- images
 
 
-def decoding_each(pictures: list[bytes]) -> Contestant:
+def decoding_each(pictures: list[bytes]) -> Work:
     """Bytes in memory to new arrays, for sizes differ."""
 
     def run() -> int:
@@ -263,7 +279,7 @@ def decoding_each(pictures: list[bytes]) -> Contestant:
     return run
 
 
-def reading_each(shards: ImageShards) -> Contestant:
+def reading_each(shards: ImageShards) -> Work:
     """All images, in an order that is not the shard's."""
     order = np.random.default_rng(0).permutation(len(shards.labels)).tolist()
 
@@ -279,9 +295,25 @@ def reading_each(shards: ImageShards) -> Contestant:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its children that ended."""
+    """Of this process, its children that run and those that ended."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + ended.ru_utime + ended.ru_stime
+    running = 0
+    for child in multiprocessing.active_children():
+        for thread in Path(f"/proc/{child.pid}/task").glob("*/schedstat"):
+            running += int(thread.read_text().split()[0])  # nanoseconds on a CPU
+    return time.process_time() + ended.ru_utime + ended.ru_stime + running * 1e-9
+
+
+def seconds_of(work: Work) -> Seconds:
+    """Seconds a pair or image of some work."""
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    count = work()
+    return Seconds((time.perf_counter() - wall) / count, (cpu_seconds() - cpu) / count)
+
+
+def timed(work: Work) -> Contestant:
+    """A contestant whose turn is all of this work."""
+    return lambda: seconds_of(work)
 
 
 def seconds_in_turns(contestants: dict[str, Contestant], rounds: int) -> dict[str, list[Seconds]]:
@@ -289,9 +321,7 @@ def seconds_in_turns(contestants: dict[str, Contestant], rounds: int) -> dict[st
     seconds: dict[str, list[Seconds]] = {name: [] for name in contestants}
     for round_number in range(rounds + 1):
         for name in list(contestants) if round_number % 2 == 0 else list(reversed(contestants)):
-            wall, cpu = time.perf_counter(), cpu_seconds()
-            count = contestants[name]()
-            seconds[name].append(Seconds((time.perf_counter() - wall) / count, (cpu_seconds() - cpu) / count))
+            seconds[name].append(contestants[name]())
     return {name: values[1:] for name, values in seconds.items()}
 
 
@@ -308,18 +338,20 @@ def measure_objects(config: Config, folder: Path) -> list[Row]:
     pairs = config.epochs * config.objects
     dataset = ShardDataset(folder / "shards", "train")
     shards = [str(path) for path in sorted((folder / "shards").glob("train-*.tar"))]
-    loader_options = {"global_batch_size": config.batch_size, "seed": 0, "threads": config.threads, "prefetch": 1}
+    loader_options = {"global_batch_size": config.batch_size, "seed": 0, "pin_memory": False}
     with ExitStack() as open_until_then:
-        loader = open_until_then.enter_context(ViewLoader(dataset, **loader_options, pin_memory=False))
+        loader = open_until_then.enter_context(ViewLoader(dataset, **loader_options, threads=config.threads))
+        workers = open_until_then.enter_context(ViewLoader(dataset, **loader_options, workers=config.threads))
         pools = [open_until_then.enter_context(ThreadPoolExecutor(threads)) for threads in (1, config.threads)]
         seconds = seconds_in_turns(
             {
-                "decoding, one thread": decoding(pictures, pairs, config.batch_size, 1, pools[0]),
-                "decoding": decoding(pictures, pairs, config.batch_size, config.threads, pools[1]),
-                "our reader": reading(dataset, pairs, config.batch_size),
+                "decoding, one thread": timed(decoding(pictures, pairs, config.batch_size, 1, pools[0])),
+                "decoding": timed(decoding(pictures, pairs, config.batch_size, config.threads, pools[1])),
+                "our reader": timed(reading(dataset, pairs, config.batch_size)),
                 "our loader": loading(loader, pairs),
-                "files, PIL": worker_batches(FilePairs(folder / "files", config.views), config),
-                "WebDataset": worker_batches(stream(shards), config),
+                "our loader, processes": loading(workers, pairs),
+                "files, PIL": timed(worker_batches(FilePairs(folder / "files", config.views), config)),
+                "WebDataset": timed(worker_batches(stream(shards), config)),
             },
             config.rounds,
         )
@@ -327,21 +359,62 @@ def measure_objects(config: Config, folder: Path) -> list[Row]:
         ratio(seconds, "cpu", "our reader", "decoding, one thread", 1.15),
         ratio(seconds, "cpu", "our loader", "decoding", 1.15),
         ratio(seconds, "wall", "our loader", "decoding", 1.3),
+        ratio(seconds, "cpu", "our loader, processes", "decoding", 1.15),
+        ratio(seconds, "wall", "our loader, processes", "decoding", 1.3),
         ratio(seconds, "cpu", "files, PIL", "our loader", 8),
         ratio(seconds, "cpu", "WebDataset", "our loader", 5),
         *(
             row_of(f"CPU milliseconds a pair, {name}", [1000 * value.cpu for value in values])
             for name, values in seconds.items()
         ),
+        *measure_gpu(config, dataset),
     ]
+
+
+def loading_to_gpu(loader: ViewLoader | DeviceDecodedLoader, pairs: int) -> Contestant:
+    """Batches that lie on the GPU when the last one's work is done."""
+    batch_size = loader.order.local_batch_size
+    batches = loader.batches(0)
+
+    def run() -> int:
+        for _ in range(pairs // batch_size):
+            next(batches).to("cuda")
+        torch.cuda.synchronize()
+        return (pairs // batch_size) * batch_size
+
+    return run
+
+
+def measure_gpu(config: Config, dataset: ShardDataset) -> list[Row]:
+    """Decoding on the GPU against decoding in threads and copying; no rows without a GPU."""
+    if not torch.cuda.is_available():
+        return []
+    pairs, device = config.epochs * config.objects, torch.device("cuda")
+    options: dict[str, Any] = {"global_batch_size": config.batch_size, "seed": 0, "threads": config.threads}
+    with (
+        ViewLoader(dataset, **options) as threads,
+        DeviceDecodedLoader(encoded_views(dataset), device=device, decode=nvjpeg_decoder(device), **options) as nvjpeg,
+    ):
+        contestants = {
+            "our loader, to the GPU": loading_to_gpu(threads, pairs),
+            "our loader, nvJPEG": loading_to_gpu(nvjpeg, pairs),
+        }
+        seconds = seconds_in_turns(contestants, config.rounds)
+    wall = [
+        row_of(f"wall milliseconds a pair, {name}", [1000 * value.wall for value in values])
+        for name, values in seconds.items()
+    ]
+    pairs_of_times = zip(seconds["our loader, to the GPU"], seconds["our loader, nvJPEG"], strict=True)
+    ratios = [one.wall / other.wall for one, other in pairs_of_times]
+    return [row_of("wall clock, our loader, to the GPU / our loader, nvJPEG", ratios), *wall]
 
 
 def measure_images(config: Config, folder: Path) -> list[Row]:
     """Our reader of single images against decoding alone, in one thread."""
     pictures = make_images(config, folder)
     contestants = {
-        "decoding": decoding_each(pictures),
-        "our reader": reading_each(ImageShards(folder / "images", "train")),
+        "decoding": timed(decoding_each(pictures)),
+        "our reader": timed(reading_each(ImageShards(folder / "images", "train"))),
     }
     seconds = seconds_in_turns(contestants, config.rounds)
     return [

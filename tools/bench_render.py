@@ -6,10 +6,14 @@ On a CPU: pictures per CPU-second of one thread (process time, so other programs
 256 pixels over the default object families, 2 x 2 supersampling. Targets: 250, 80 and 20. On a GPU: pictures per
 second of wall time, synchronised, without targets. The sizes take turns, round
 after round; printed are the median over the rounds and the range. Takes about 15 seconds on one core.
+
+Two more rows compare what a run with and without `--render-views` gets, batches of 64 pairs at 64 pixels, in wall time:
+`RenderedLoader` ("rendered while training") and `ViewLoader` on shards of the same, with `--threads` threads each.
 """
 
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +22,12 @@ import numpy as np
 import torch
 import tyro
 
-from ssl_equi.benchmarks import Row, machine_of, print_rows, row_of, write_rows
+from ssl_equi.benchmarks import Row, machine_of, print_rows, row_of, seconds_of, write_rows
+from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.procedural import ProceduralConfig, build_procedural
+from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.rendered_views import RenderedLoader, RenderedViews
 from ssl_equi.scenes.families import DEFAULT_FAMILIES, build_object
 from ssl_equi.scenes.mesh import Mesh
 from ssl_equi.scenes.render import Renderer, SceneSettings
@@ -30,6 +39,7 @@ CPU_TARGETS = {64: 250.0, 128: 80.0, 256: 20.0}
 # pictures a round, about half a second of work
 CPU_IMAGES = {64: 384, 128: 128, 256: 32}
 GPU_IMAGES = {64: 16384, 128: 4096, 256: 1024}
+PAIRS = 64  # a batch while training
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,8 @@ class Config:
     """measurements of each size"""
     seed: int = 0
     """of the latents"""
+    threads: int = 2
+    """of either loader"""
 
 
 def measure(meshes: list[Mesh], config: Config) -> list[Row]:
@@ -77,10 +89,42 @@ def seconds_to_render(
     return clock() - start
 
 
+def measure_loaders(config: Config) -> list[Row]:
+    """Pictures a second of wall time that reach the device, rendered and read from shards."""
+    embedded = ProceduralConfig(train_objects=OBJECTS_PER_FAMILY)
+    batches = {"rendered while training": 4, "read from shards": 100}  # a round
+    if config.device == "cuda":
+        batches = dict.fromkeys(batches, 100)
+    rates: dict[str, list[float]] = {name: [] for name in batches}
+    with tempfile.TemporaryDirectory(prefix="bench_render_") as folder:
+        build_procedural(Path(folder), embedded, ("train",), show_progress=False)
+        rendered, stored = RenderedViews(embedded, "train", config.device), ShardDataset(Path(folder), "train")
+        options = {"global_batch_size": PAIRS, "seed": config.seed, "threads": config.threads}
+        with RenderedLoader(rendered, **options) as rendering, ViewLoader(stored, **options) as reading:
+            iterators = dict(zip(batches, (rendering.batches(), reading.batches()), strict=True))
+            for round_number in range(config.rounds + 1):
+                for name, count in batches.items():
+                    work = taking(iterators[name], count, config.device)
+                    seconds = seconds_of(work, config.device)
+                    if round_number > 0:
+                        rates[name].append(2 * PAIRS * count / seconds)
+    return [row_of(f"64 px, {name}, images per second", values) for name, values in rates.items()]
+
+
+def taking(batches: Iterator[ViewBatch], count: int, device: str) -> Callable[[], None]:
+    """Takes so many batches to the device."""
+
+    def take() -> None:
+        for _ in range(count):
+            next(batches).to(device)
+
+    return take
+
+
 def main(config: Config) -> None:
     torch.set_num_threads(1)
     meshes = [build_object(family, seed) for family in DEFAULT_FAMILIES for seed in range(OBJECTS_PER_FAMILY)]
-    rows = measure(meshes, config)
+    rows = measure(meshes, config) + measure_loaders(config)
     print_rows(f"Rendering ({machine_of(config.device)['device']})", rows, ["{:,.0f}"] * len(rows))
     write_rows(config.json, rows, config.device)
 

@@ -30,7 +30,7 @@ SUFFIX_OF_KIND = {
 REPAIRED_COMMENT = "pixels of a damaged image, as Pillow decoded them"  # marks a repaired PNG
 
 _SIXTEEN_TO_EIGHT_BIT = 257  # 65535 / 255
-_JPEG_START = b"\xff\xd8\xff"
+JPEG_START = b"\xff\xd8\xff"
 _CURE = "restore it from its source or take it out of the data set"
 
 
@@ -52,7 +52,7 @@ def read_image_header(data: bytes, name: str) -> ImageHeader:
     if not data:
         raise DataError(f"image {name} is empty (0 bytes): {_CURE}")
     try:
-        if data.startswith(_JPEG_START):
+        if data.startswith(JPEG_START):
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
             kind = JPEG_IN_CMYK if colorspace.upper() in ("CMYK", "YCCK") else "JPEG"
             return ImageHeader(kind, height, width)
@@ -81,7 +81,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     if not data:
         raise DataError(f"image {name} is empty (0 bytes): {_CURE}")
     try:
-        if data.startswith(_JPEG_START):
+        if data.startswith(JPEG_START):
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
             _check_size(height, width, name)
             if colorspace.upper() in ("YCBCR", "RGB", "GRAY"):

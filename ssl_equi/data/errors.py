@@ -9,3 +9,7 @@ class DataError(UserError):
 
 class LostShardError(DataError):
     """A whole file of records can't be read any more, which is never skipped as one bad record is."""
+
+
+class WorkerError(UserError):
+    """A worker process of the loader can't be started or has ended by itself; the message says how."""

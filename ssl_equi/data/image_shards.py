@@ -106,17 +106,29 @@ class ImageShards:
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_again, (self.folder, self.split, len(self.class_names), self._labelled_only)
 
+    @property
+    def has_checksums(self) -> bool:
+        """True if every image that is read is compared with its CRC-32C."""
+        return self._crc32c is not None
+
     def read_image(self, index: int) -> np.ndarray:
         """Image `index` as uint8 [H, W, 3]; DataError naming shard and member if it is damaged."""
-        shard_number = int(self._index.shard_numbers[index])
-        size, offset = int(self._index.sizes[index]), int(self._index.offsets[index])
-        data = self._files.read(shard_number, offset, size)
-        place = "in" if self._crc32c is None else f"at byte {offset} of"
-        name = f"'{self._index.keys[index].decode()}' {place} shard {self._files.paths[shard_number]}"
+        return decode_image(self.read_encoded(index), self.name_of(index))
+
+    def read_encoded(self, index: int) -> bytes:
+        """The file of image `index`; DataError naming shard and member if it is cut or changed."""
+        size = int(self._index.sizes[index])
+        data = self._files.read(int(self._index.shard_numbers[index]), int(self._index.offsets[index]), size)
         problem = problem_of_bytes(data, size, None if self._crc32c is None else int(self._crc32c[index]))
         if problem:
-            raise DataError(f"image {name} {problem}: {_CURE}")
-        return decode_image(data, name)
+            raise DataError(f"image {self.name_of(index)} {problem}: {_CURE}")
+        return data
+
+    def name_of(self, index: int) -> str:
+        """What errors call image `index`: its key, and where it lies."""
+        place = "in" if self._crc32c is None else f"at byte {int(self._index.offsets[index])} of"
+        shard = self._files.paths[int(self._index.shard_numbers[index])]
+        return f"'{self._index.keys[index].decode()}' {place} shard {shard}"
 
 
 def _open_again(folder: Path, split: str, num_classes: int, labelled_only: bool) -> ImageShards:

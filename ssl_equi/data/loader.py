@@ -1,8 +1,9 @@
-"""Batches for a trainer, decoded ahead by threads of the same process into a ring of reused buffers.
+"""Batches for a trainer, decoded ahead into a ring of reused buffers, by threads of the same process or by others.
 
-Threads suffice because reading and decoding release the interpreter lock, and they avoid what a worker process pays to
-hand a batch over. The loader already gives each rank its own slice: never pass it to `Accelerator.prepare`, which
-would split the batches a second time.
+Threads mostly suffice, because reading and decoding release the interpreter lock. Worker processes share the ring, so
+that handing over a batch costs them nothing either; they help where the training itself keeps the interpreter busy, or
+many threads wait for its lock. The loader already gives each rank its own slice: never pass it to
+`Accelerator.prepare`, which would split the batches a second time.
 """
 
 import time
@@ -13,25 +14,24 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from ssl_equi.data.bad_records import BadRecords, OnBadRecord
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import DecodedViews, ViewCollection
-from ssl_equi.data.errors import DataError, LostShardError
+from ssl_equi.data.decoding import BatchBuffer, BufferShape, Decoder, Problems, ThreadDecoder
+from ssl_equi.data.decoding_processes import ProcessDecoder
 from ssl_equi.data.order import BatchOrder, Order
 
-_CHUNKS_PER_THREAD = 2  # smaller pieces than threads, so that one slow piece does not hold up a batch
+_CHUNKS_PER_LANE = 2  # smaller pieces than threads, so that one slow piece does not hold up a batch
 
 
 @dataclass
 class _Slot:
-    """One reused image buffer, and the copies to a GPU that must end before it is overwritten."""
+    """A place in the ring, and the copies to a GPU that must end before its buffer is overwritten."""
 
-    images: Tensor  # uint8 [b, V, H, W, 3]
-    pixels: np.ndarray  # the same memory
+    number: int
+    buffer: BatchBuffer
     copies_done: torch.cuda.Event | None = None
 
 
@@ -40,20 +40,22 @@ class _PendingBatch:
     """A batch that is being decoded."""
 
     step: int
-    object_indices: np.ndarray
-    view_indices: np.ndarray
-    content_sizes: np.ndarray | None  # int64 [b, V, 2]; None if every picture fills its image
     slot: _Slot
-    problems: list[DataError | None]  # of each row, if bad records are skipped
-    chunks: list[Future] = field(default_factory=list)
+    chunks: list[Future[Problems]] = field(default_factory=list)
 
 
 class OrderedLoader:
     """Endless batches of the objects and views that `order` names, read from `dataset`.
 
     `prefetch` batches are decoded ahead; the ring holds `prefetch + 2` buffers, pinned if `pin_memory` (by default
-    where CUDA is available). With `bad_records`, a record that can't be read is treated as those say; without, it
-    raises. Use it as a context manager, or call `close`. Raises ValueError for sizes that do not fit.
+    where CUDA is available). They are decoded by `threads` threads or, if `workers` is above 0, by so many processes,
+    which open the data set anew. With `bad_records`, a record that can't be read is treated as those say; without, it
+    raises. Use it as a context manager, or call `close`.
+
+    A script that uses workers must start its work below `if __name__ == "__main__":`, as all that start processes do.
+
+    Raises ValueError for sizes that do not fit; WorkerError if the data set can't be sent to worker processes, or they
+    can't share memory with this one.
     """
 
     def __init__(
@@ -62,23 +64,43 @@ class OrderedLoader:
         order: Order,
         *,
         threads: int = 2,
+        workers: int = 0,
         prefetch: int = 3,
         pin_memory: bool | None = None,
         bad_records: BadRecords | None = None,
     ) -> None:
-        if threads < 1 or prefetch < 0:
-            raise ValueError(f"threads is {threads} and prefetch {prefetch}: give at least 1 thread and prefetch >= 0")
+        if threads < 1 or workers < 0 or prefetch < 0:
+            raise ValueError(
+                f"threads is {threads}, workers {workers} and prefetch {prefetch}: give at least 1 thread, workers >= "
+                f"0 and prefetch >= 0"
+            )
         self.dataset = dataset
         self.order = order
         self._bad_records = BadRecords("raise", max_skipped=0, rank=0) if bad_records is None else bad_records
         self._prefetch = prefetch
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
-        self._chunk_size = -(-self.order.local_batch_size // (threads * _CHUNKS_PER_THREAD))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._decoder = self._new_decoder(threads, workers)
+        self._ring = [_Slot(number, buffer) for number, buffer in enumerate(self._decoder.buffers)]
+        self._chunk_size = -(-self.order.local_batch_size // (self._decoder.lanes * _CHUNKS_PER_LANE))
+        self._pool = ThreadPoolExecutor(self._decoder.lanes, thread_name_prefix="decode")
         self._pending: deque[_PendingBatch] = deque()
-        self._ring: list[_Slot] = []
         self._iteration = 0
         self._closed = False
+
+    def _new_decoder(self, threads: int, workers: int) -> Decoder:
+        shape = BufferShape(
+            self.order.local_batch_size, self.order.views, self.dataset.image_size, self.dataset.fills_image
+        )
+        buffer_count, report_bad_records = self._prefetch + 2, self._bad_records.are_skipped
+        if workers > 0:
+            return ProcessDecoder(
+                self.dataset, shape, workers=workers, buffer_count=buffer_count, pin_memory=self._pin_memory,
+                report_bad_records=report_bad_records,
+            )  # fmt: skip
+        return ThreadDecoder(
+            self.dataset, shape, threads=threads, buffer_count=buffer_count, pin_memory=self._pin_memory,
+            report_bad_records=report_bad_records,
+        )  # fmt: skip
 
     def __enter__(self) -> Self:
         return self
@@ -104,7 +126,7 @@ class OrderedLoader:
         The `images` of a batch stay valid until the second next batch is asked for: keep at most the present and
         the previous one, and clone what must live longer. A copy to a GPU is safe if it was issued on the current
         stream before then. An earlier iterator of this loader ends when a new one begins. Raises the reader's
-        DataError from the batch it concerns.
+        DataError from the batch it concerns, and WorkerError as soon as a worker process has ended.
         """
         if start_step < 0:
             raise ValueError(f"start_step is {start_step}: give a step of at least 0")
@@ -112,17 +134,16 @@ class OrderedLoader:
             raise ValueError("this loader was closed: make a new one")
         self._drain()
         self._iteration += 1
-        if not self._ring:
-            self._ring = [self._new_slot() for _ in range(self._prefetch + 2)]
         return self._iterate(start_step, self._iteration)
 
     def close(self) -> None:
-        """Stop decoding and end the threads."""
+        """Stop decoding and end the threads and worker processes."""
         self._closed = True
         self._iteration += 1
         self._drain()
         self._pool.shutdown()
         self._ring = []
+        self._decoder.close()
 
     def _iterate(self, start_step: int, iteration: int) -> Iterator[ViewBatch]:
         next_step = start_step
@@ -136,73 +157,45 @@ class OrderedLoader:
                 next_step += 1
             pending = self._pending.popleft()
             try:
-                for chunk in pending.chunks:
-                    chunk.result()
+                wait(pending.chunks)  # wakes once, where waiting for one chunk after the other interrupts the threads
+                self._decoder.check()
+                problems = {row: problem for chunk in pending.chunks for row, problem in chunk.result().items()}
+                batch = self._finish_batch(pending.slot.buffer, time.perf_counter() - started)
+                rows = range(self.order.local_batch_size)
+                batch = self._bad_records.replaced(batch, [problems.get(row) for row in rows], pending.step)
             except BaseException:
                 wait(pending.chunks)
-                self._drain()
-                raise
-            batch = self._finish_batch(pending, time.perf_counter() - started)
-            try:
-                batch = self._bad_records.replaced(batch, pending.problems, pending.step)
-            except DataError:
                 self._drain()
                 raise
             yield batch
 
     def _start_batch(self, step: int, slot: _Slot) -> _PendingBatch:
-        object_indices, view_indices = self.order.batch(step)
-        content_sizes = None if self.dataset.fills_image else np.zeros((*view_indices.shape, 2), dtype=np.int64)
-        pending = _PendingBatch(
-            step, object_indices, view_indices, content_sizes, slot, problems=[None] * len(object_indices)
-        )
-        for first in range(0, len(object_indices), self._chunk_size):
-            rows = slice(first, first + self._chunk_size)
-            pending.chunks.append(self._pool.submit(self._decode_rows, pending, rows))
+        buffer = slot.buffer
+        buffer.object_indices[:], buffer.view_indices[:] = self.order.batch(step)
+        pending = _PendingBatch(step, slot)
+        for first in range(0, self.order.local_batch_size, self._chunk_size):
+            rows = range(first, min(first + self._chunk_size, self.order.local_batch_size))
+            pending.chunks.append(self._pool.submit(self._decode_rows, slot, rows))
         return pending
 
-    def _decode_rows(self, pending: _PendingBatch, rows: slice) -> None:
-        if pending.slot.copies_done is not None:
-            pending.slot.copies_done.synchronize()
-        if not self._bad_records.are_skipped:
-            self._read_rows(pending, rows)
-            return
-        for row in range(*rows.indices(len(pending.object_indices))):
-            try:
-                self._read_rows(pending, slice(row, row + 1))
-            except LostShardError:
-                raise
-            except DataError as error:
-                pending.problems[row] = error
+    def _decode_rows(self, slot: _Slot, rows: range) -> Problems:
+        if slot.copies_done is not None:
+            slot.copies_done.synchronize()
+        return self._decoder.decode(slot.number, rows)
 
-    def _read_rows(self, pending: _PendingBatch, rows: slice) -> None:
-        self.dataset.read_views(
-            pending.object_indices[rows],
-            pending.view_indices[rows],
-            pending.slot.pixels[rows],
-            None if pending.content_sizes is None else pending.content_sizes[rows],
-        )
-
-    def _finish_batch(self, pending: _PendingBatch, seconds_waited: float) -> ViewBatch:
-        objects, views = pending.object_indices, pending.view_indices
+    def _finish_batch(self, buffer: BatchBuffer, seconds_waited: float) -> ViewBatch:
+        objects, views, content_sizes = buffer.object_indices, buffer.view_indices, buffer.content_sizes
         quats_xyzw = self.dataset.quats_xyzw
         return ViewBatch(
-            images=pending.slot.images,
+            images=buffer.images,
             latents=torch.from_numpy(self.dataset.latents[objects[:, None], views]),
             quat_xyzw=None if quats_xyzw is None else torch.from_numpy(quats_xyzw[objects[:, None], views]),
             labels=torch.from_numpy(self.dataset.labels[objects]),
             object_indices=torch.from_numpy(objects.copy()),
-            view_indices=torch.from_numpy(views),
+            view_indices=torch.from_numpy(views.copy()),
             seconds_waited=seconds_waited,
-            content_sizes=None if pending.content_sizes is None else torch.from_numpy(pending.content_sizes),
+            content_sizes=None if content_sizes is None else torch.from_numpy(content_sizes.copy()),
         )
-
-    def _new_slot(self) -> _Slot:
-        shape = (self.order.local_batch_size, self.order.views, *self.dataset.image_size, 3)
-        images = torch.zeros(shape, dtype=torch.uint8)  # zeros touch every page now, not while training
-        if self._pin_memory:
-            images = images.pin_memory()
-        return _Slot(images, images.numpy())
 
     def _mark_copies(self, slot: _Slot) -> None:
         """Let the decoding threads wait for the copies that the consumer has queued on its stream so far."""
@@ -211,7 +204,7 @@ class OrderedLoader:
             slot.copies_done.record()
 
     def _drain(self) -> None:
-        """Cancel what has not begun and wait for what has, so that no thread writes into the ring any more."""
+        """Cancel what has not begun and wait for what has, so that nobody writes into the ring any more."""
         chunks = [chunk for pending in self._pending for chunk in pending.chunks]
         self._pending.clear()
         for chunk in chunks:
@@ -222,8 +215,8 @@ class OrderedLoader:
 class ViewLoader(OrderedLoader):
     """Endless batches of `views` distinct views of each of `global_batch_size` objects, over all ranks.
 
-    A batch is a pure function of (seed, global step): the world size and the number of threads may change on resume.
-    `threads`, `prefetch` and `pin_memory` are those of OrderedLoader. Raises ValueError for sizes that do not fit.
+    A batch is a pure function of (seed, global step): the world size and the number of threads or workers may change
+    on resume. `threads`, `workers`, `prefetch`, `pin_memory` and the errors are those of OrderedLoader.
 
     on_bad_record="skip" replaces an object with a view that is cut, changed or does not decode by the next good one of
     the same rank's batch, logs it and counts it in `skipped`, and raises DataError beyond `max_skipped`. A shard that
@@ -240,6 +233,7 @@ class ViewLoader(OrderedLoader):
         rank: int = 0,
         world_size: int = 1,
         threads: int = 2,
+        workers: int = 0,
         prefetch: int = 3,
         pin_memory: bool | None = None,
         on_bad_record: OnBadRecord = "raise",
@@ -255,6 +249,6 @@ class ViewLoader(OrderedLoader):
             world_size=world_size,
         )
         super().__init__(
-            dataset, order, threads=threads, prefetch=prefetch, pin_memory=pin_memory,
+            dataset, order, threads=threads, workers=workers, prefetch=prefetch, pin_memory=pin_memory,
             bad_records=BadRecords(on_bad_record, max_skipped, rank),
         )  # fmt: skip

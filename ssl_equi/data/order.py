@@ -16,6 +16,7 @@ from ssl_equi.data.philox import words_at
 _PERMUTATION_STREAM = 0
 _VIEW_STREAM = 1
 _WORDS_AT_ONCE = 1 << 20
+_OBJECTS_PER_DRAW = 1024  # a draw for few objects costs as much as one for hundreds
 _MOST_PASSES = 16
 
 
@@ -138,10 +139,24 @@ class BatchOrder:
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Object indices int64 [b] and view indices int64 [b, views] of this rank at global step `step` >= 0."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        draw, step_in_draw = divmod(step_in_epoch, self._steps_per_draw)
+        object_indices, view_indices = _kept_draw(self, epoch, draw)
+        return object_indices[step_in_draw].copy(), view_indices[step_in_draw].copy()
+
+    @property
+    def _steps_per_draw(self) -> int:
+        return -(-_OBJECTS_PER_DRAW // self.local_batch_size)
+
+    def _draw(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Objects [steps, b] and views [steps, b, views] of some consecutive steps of an epoch."""
+        first = number * self._steps_per_draw
+        end = min(first + self._steps_per_draw, self.steps_per_epoch)
         permutation = _kept_permutation(self.num_objects, self.seed, epoch)
-        first = step_in_epoch * self.global_batch_size + self.rank * self.local_batch_size
-        object_indices = permutation[first : first + self.local_batch_size].astype(np.int64)
-        return object_indices, views_of_objects(object_indices, self.num_views, self.views, self.seed, epoch)
+        rows = permutation[first * self.global_batch_size : end * self.global_batch_size]
+        by_rank = rows.reshape(end - first, self.world_size, self.local_batch_size)
+        object_indices = by_rank[:, self.rank].astype(np.int64)
+        view_indices = views_of_objects(object_indices.ravel(), self.num_views, self.views, self.seed, epoch)
+        return object_indices, view_indices.reshape(*object_indices.shape, self.views)
 
 
 def check_sizes(
@@ -171,3 +186,8 @@ def _kept_permutation(num_objects: int, seed: int, epoch: int) -> np.ndarray:
     permutation = epoch_permutation(num_objects, seed, epoch)
     permutation.flags.writeable = False
     return permutation
+
+
+@lru_cache(maxsize=2)
+def _kept_draw(order: BatchOrder, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    return order._draw(epoch, number)

@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 import simplejpeg
 import torch
+from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
 from ssl_equi.data.building import building_progress, working_alone
@@ -162,14 +163,18 @@ def plan_objects(config: ProceduralConfig, split: str) -> list[PlannedObject]:
     return [planned[index] for index in order]
 
 
+def latents_of_object(
+    planned: PlannedObject, config: ProceduralConfig, rotation: RotationSampling
+) -> NDArray[np.float64]:
+    """The latents of an object's views, [V, L]."""
+    return sample_latents(config.views, np.random.default_rng(planned.latents_seed), rotation, config.translation)
+
+
 def render_objects(
     objects: Sequence[PlannedObject], config: ProceduralConfig, rotation: RotationSampling, device: str = "cpu"
 ) -> list[ObjectRecord]:
     """Renders every view of some objects and encodes them as JPEG."""
-    latents = [
-        sample_latents(config.views, np.random.default_rng(planned.latents_seed), rotation, config.translation)
-        for planned in objects
-    ]
+    latents = [latents_of_object(planned, config, rotation) for planned in objects]
     meshes = [build_object(planned.family, planned.object_seed) for planned in objects]
     renderer = Renderer(meshes, SceneSettings(resolution=config.image_size), device=device)
     mesh_indices = torch.arange(len(objects)).repeat_interleave(config.views)
@@ -243,7 +248,8 @@ def default_folder(config: ProceduralConfig) -> Path:
     return user_cache_path("ssl_equi") / f"{config.title.lower()}-{config.image_size}px-{config.fingerprint}"
 
 
-def _settings(config: ProceduralConfig, split: str) -> SplitSettings:
+def split_settings(config: ProceduralConfig, split: str) -> SplitSettings:
+    """What the manifest of a split says besides its contents."""
     plan = split_plans(config)[split]
     return SplitSettings(
         split=split,
@@ -264,7 +270,7 @@ def _refuse_to_mix(folder: Path, config: ProceduralConfig) -> None:
     for split in split_plans(config):
         if missing_splits(folder, [split]):
             continue
-        if read_manifest(folder, split).plan_sha256 != _settings(config, split).plan_sha256:
+        if read_manifest(folder, split).plan_sha256 != split_settings(config, split).plan_sha256:
             raise DataError(
                 f"{folder} holds a split {split!r} of other settings or another data set: choose another folder, "
                 "or build the missing splits with the settings of the first"
@@ -274,7 +280,7 @@ def _refuse_to_mix(folder: Path, config: ProceduralConfig) -> None:
 def _build_split(
     folder: Path, config: ProceduralConfig, split: str, workers: int, device: str, show_progress: bool
 ) -> None:
-    plan, settings = split_plans(config)[split], _settings(config, split)
+    plan, settings = split_plans(config)[split], split_settings(config, split)
     total = len(plan.families) * plan.objects_per_family * config.views
     with SplitWriter(folder, settings, resume=True) as writer, building_progress(show_progress) as progress:
         done = writer.num_objects * config.views

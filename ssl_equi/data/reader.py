@@ -76,17 +76,27 @@ class ShardDataset:
         )  # fmt: skip
         if content_sizes_out is not None:
             content_sizes_out[...] = self.image_size
-        shard_numbers = self._index.shard_numbers[object_indices].tolist()
-        offsets = self._index.offsets[object_indices[:, None], view_indices].tolist()
-        sizes = self._index.sizes[object_indices[:, None], view_indices].tolist()
-        checksums = self._index.crc32c[object_indices[:, None], view_indices].tolist()
-        for row, shard_number in enumerate(shard_numbers):
-            for column, offset in enumerate(offsets[row]):
-                data = self._files.read(shard_number, offset, sizes[row][column])
-                problem = problem_of_bytes(data, sizes[row][column], checksums[row][column])
-                problem = problem or decode_view(data, out[row, column])
-                if problem:
-                    self._raise_damaged(int(object_indices[row]), int(view_indices[row, column]), problem)
+        for row, object_index in enumerate(object_indices.tolist()):
+            for column, view_index in enumerate(view_indices[row].tolist()):
+                data = self.read_encoded(object_index, view_index)
+                self.decode_encoded(data, object_index, view_index, out[row, column])
+
+    def read_encoded(self, object_index: int, view_index: int) -> bytes:
+        """The JPEG of one view, which matches its size and CRC-32C; DataError as `read_views`."""
+        index = self._index
+        size = int(index.sizes[object_index, view_index])
+        offset = int(index.offsets[object_index, view_index])
+        data = self._files.read(int(index.shard_numbers[object_index]), offset, size)
+        problem = problem_of_bytes(data, size, int(index.crc32c[object_index, view_index]))
+        if problem:
+            self._raise_damaged(object_index, view_index, problem)
+        return data
+
+    def decode_encoded(self, data: bytes, object_index: int, view_index: int, out: np.ndarray) -> None:
+        """Decode what `read_encoded` gave for a view into `out` uint8 [H, W, 3]; DataError as `read_views`."""
+        problem = decode_view(data, out)
+        if problem:
+            self._raise_damaged(object_index, view_index, problem)
 
     def _raise_damaged(self, object_index: int, view_index: int, problem: str) -> None:
         member = f"{self.keys[object_index].decode()}.{view_suffix(view_index, self.num_views)}"

@@ -53,6 +53,9 @@ class SingleViews:
         self.mean_rgb: tuple[float, float, float] | None = store.mean_rgb
         self.std_rgb: tuple[float, float, float] | None = store.std_rgb
 
+    def __reduce__(self) -> tuple[type["SingleViews"], tuple[ImageStore, Fit]]:
+        return SingleViews, (self.store, self.fit)
+
     def read_views(
         self,
         object_indices: np.ndarray,

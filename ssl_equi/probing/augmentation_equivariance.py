@@ -22,6 +22,7 @@ from ssl_equi.probing.equivariance_metrics import (
     gamma,
     has_enough_rows,
     is_collapsed,
+    least_squares_error,
     shuffled,
     shuffled_displacements,
     wahba,
@@ -43,7 +44,7 @@ class AugmentationEquivariance:
 
     Attributes:
         results: by part; a part of which nothing can be measured is absent. Metrics are means over the augmentations:
-            `gamma_f`, `wahba_error` and `composition_error`.
+            `gamma_f`, `wahba_error`, `composition_error` and `least_squares_error` (cross-validated).
         notes: a sentence for each number that is missing or incomplete, saying why.
     """
 
@@ -170,13 +171,14 @@ def compare(features: AugmentedFeatures, seed: int) -> tuple[TaskResult, list[st
         metrics["gamma_f"] = gamma_metric[0]
         baselines["gamma_f"] = Baseline(gamma_metric[1], "shuffled displacements")
     if has_enough_rows(num_images, dim):
-        metrics |= _rotation_errors(features)
+        metrics |= _map_errors(features, seed)
         unrelated = AugmentedFeatures(shuffled(features.original, seed), features.augmented, features.composed)
-        baselines |= {name: Baseline(value, "shuffled images") for name, value in _rotation_errors(unrelated).items()}
+        errors_of_unrelated = _map_errors(unrelated, seed)
+        baselines |= {name: Baseline(value, "shuffled images") for name, value in errors_of_unrelated.items()}
     else:
         notes.append(
-            f"wahba_error and composition_error are left out, because {num_images} images are too few for {dim} "
-            f"features ({MIN_ROWS_PER_DIM * dim} needed)"
+            f"wahba_error, composition_error and least_squares_error are left out, because {num_images} images are too "
+            f"few for {dim} features ({MIN_ROWS_PER_DIM * dim} needed)"
         )
     return TaskResult(metrics, baselines, num_images), notes
 
@@ -198,8 +200,8 @@ def _mean_gamma(features: AugmentedFeatures, seed: int) -> tuple[tuple[float, fl
     return (float(np.mean(values)), float(np.mean(nulls))), notes
 
 
-def _rotation_errors(features: AugmentedFeatures) -> dict[str, float]:
-    """Wahba error, mean over the augmentations, and composition error, mean over the compositions if there are any."""
+def _map_errors(features: AugmentedFeatures, seed: int) -> dict[str, float]:
+    """Wahba and least-squares error, means over the augmentations; composition error, over the compositions if any."""
     fits = [wahba(features.original, augmented) for augmented in features.augmented]
     rotations = [rotation for rotation, _ in fits]
     errors = {"wahba_error": float(np.mean([error for _, error in fits]))}
@@ -209,7 +211,8 @@ def _rotation_errors(features: AugmentedFeatures) -> dict[str, float]:
             for index, composed in enumerate(features.composed)
         ]
         errors["composition_error"] = float(np.mean(compositions))
-    return errors
+    left_over = [least_squares_error(features.original, augmented, seed) for augmented in features.augmented]
+    return errors | {"least_squares_error": float(np.mean(left_over))}
 
 
 def _apply_to_all(pipeline: ViewPipeline, images: Tensor, draw: ViewParameters) -> Tensor:

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MIN_ROWS_PER_DIM = 4  # below, a rotation interpolates: even unrelated features seem to fit
-PAIR_STREAM, SHUFFLE_STREAM = 0, 1  # pairs must not depend on who was exchanged with whom
+FOLDS = 5  # of the cross-validated least squares: each is predicted by a map that was fitted to the four others
+PAIR_STREAM, SHUFFLE_STREAM, FOLD_STREAM = 0, 1, 2  # pairs must not depend on who was exchanged with whom
 UNUSED = 1e-12  # mean square below which a direction counts as unused: rounding of float32 features, squared
 ROUNDING = 1e-5  # of the length 1: what is nearer than this differs by rounding of a float32 encoder
 
@@ -87,6 +88,36 @@ def wahba(source: Tensor, target: Tensor) -> tuple[Tensor, float]:
         )
     rotation = nearest_rotation(source, target)
     return rotation, rotation_error(rotation, source, target)
+
+
+def least_squares_error(source: Tensor, target: Tensor, seed: int = 0) -> float:
+    """What the best linear map (any matrix, not only a rotation) from features to augmented features leaves over.
+
+    Root of the mean over rows of |A source_i - target_i|^2, rows taken at length 1, where A is the least-squares map of
+    the other four fifths of the rows: a matrix has d^2 free numbers, so that its error on the rows that it was fitted
+    to would flatter it. 0 if the augmentation acts linearly, about 1 for unrelated features of mean 0.
+
+    Args:
+        source, target: [n, d], features of the images and of the augmented images.
+        seed: draws the five folds.
+
+    Raises:
+        ValueError: there are fewer than 4 d rows, or the features have collapsed.
+    """
+    num_rows, dim = _check(source, target)
+    if not has_enough_rows(num_rows, dim):
+        raise ValueError(
+            f"{num_rows} images are too few to fit a linear map of {dim} features: use {MIN_ROWS_PER_DIM * dim} or more"
+        )
+    before, after = unit_rows(source), unit_rows(target)
+    moments, products = before.T @ before, before.T @ after
+    unused = UNUSED * num_rows * torch.eye(dim, dtype=torch.float64, device=before.device)
+    total = 0.0
+    for fold in _permutation(num_rows, seed, FOLD_STREAM).to(before.device).tensor_split(FOLDS):
+        left, right = before[fold], after[fold]
+        linear_map = torch.linalg.solve(moments - left.T @ left + unused, products - left.T @ right)
+        total += float((left @ linear_map - right).square().sum())
+    return (total / num_rows) ** 0.5
 
 
 def composition_error(first: Tensor, second: Tensor, both: Tensor) -> float:

@@ -14,12 +14,17 @@ from torch import nn
 
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError
+from ssl_equi.predictor_export import TrainedPredictor
 from ssl_equi.probing.augmentation_equivariance import probe_augmentation_equivariance
 from ssl_equi.probing.encode import FeatureCache, state_sha256
 from ssl_equi.probing.encoder_sources import EncoderSource
 from ssl_equi.probing.feature_store import FeatureStore, counted_images
+from ssl_equi.probing.predictor_retrieval import retrieve_with_predictor
 from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
+from ssl_equi.probing.retrieval_results import TASK as RETRIEVAL
+from ssl_equi.probing.retrieval_results import retrieval_result
+from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.suite import (
     PartResults,
     ProbeResults,
@@ -28,7 +33,7 @@ from ssl_equi.probing.suite import (
     make_records,
     with_notes_of_random,
 )
-from ssl_equi.probing.tasks import TASKS, Task
+from ssl_equi.probing.tasks import TASKS, Task, TaskResult
 
 PROGRESS_EVERY_SECONDS = 20.0
 Say = Callable[[str], None]
@@ -63,7 +68,8 @@ class Suite:
             protocol's.
         parts: names of parts; none: all that the encoder has.
         seeds: of the heads; every record keeps its own.
-        further_tasks: tasks of this encoder alone, such as those that need its predictor.
+        further_tasks: other tasks of the encoder, in which nothing is drawn: asked once, with the first seed, and not
+            of the random encoder.
         device: where the encoder and the heads run.
         batch_size: images in one forward pass.
         say: is told what is going on, line by line.
@@ -92,7 +98,7 @@ class Suite:
         """
         parts = self.parts_of(source)
         check_splits(parts, data.probe_train, data.evaluation, data.evaluation.split)
-        names = self.task_names()
+        names = self.task_names(source)
         passes_before = store.encoder_passes
         outcome = self._probe(source.module, source.name, source.architecture, source, parts, names, data, store)
         encoder_passes = store.encoder_passes - passes_before
@@ -111,13 +117,21 @@ class Suite:
             raise UserError(f"{source.name} has no part {unknown[0]!r}: choose from {', '.join(source.parts)}")
         return {part: source.parts[part] for part in self.parts or source.parts}
 
-    def task_names(self) -> tuple[str, ...]:
+    def further_tasks_of(self, source: EncoderSource) -> dict[str, Task]:
+        """Those that are asked of this encoder besides: retrieval, if its run left a predictor."""
+        own = {} if source.predictor is None else {RETRIEVAL: retrieval_task(source.predictor)}
+        return own | dict(self.further_tasks or {})
+
+    def task_names(self, source: EncoderSource) -> tuple[str, ...]:
         """The tasks that are asked. Raises UserError for one that there is not."""
-        known = [*TASKS, AUGMENTATION_EQUIVARIANCE, *(self.further_tasks or {})]
-        names = self.tasks or (*self.protocol.tasks, *(self.further_tasks or {}))
+        further = self.further_tasks_of(source)
+        known = [*TASKS, AUGMENTATION_EQUIVARIANCE, *further]
+        names = self.tasks or (*self.protocol.tasks, *further)
         for name in names:
             if name not in known:
                 close = get_close_matches(name, known, n=3)
+                if name == RETRIEVAL:
+                    raise UserError(f"{source.name} has no predictor beside it to retrieve with: give a run that has")
                 hint = f"did you mean {' or '.join(close)}" if close else f"choose from {', '.join(known)}"
                 raise UserError(f"there is no task {name!r}: {hint}")
         return names
@@ -159,8 +173,11 @@ class Suite:
             notes += [f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in measured.notes]
         encoded = time.perf_counter()
         by_seed: dict[int, PartResults] = {}
-        tasks = self._tasks(names)
+        further = self.further_tasks_of(source) if module is source.module else {}
         for seed in self.seeds:
+            tasks = {name: task for name, task in (TASKS | further).items() if name in names}
+            if seed != self.seeds[0]:
+                tasks = {name: task for name, task in tasks.items() if name not in further}
             self.say(f"{name}: {len(tasks)} tasks on {len(parts)} parts, seed {seed}")
             by_seed[seed], skipped = ask_tasks(
                 train, test, parts, tasks, len(data.evaluation.class_names), self.protocol, self.device, seed,
@@ -170,10 +187,6 @@ class Suite:
         for part, result in augmented.items():  # nothing is trained: one seed is all there is
             by_seed[self.seeds[0]][part] |= result
         return _Outcome(by_seed, train, test, tuple(notes), encoded - started, time.perf_counter() - encoded)
-
-    def _tasks(self, names: Sequence[str]) -> dict[str, Task]:
-        tasks = {**TASKS, **(self.further_tasks or {})}
-        return {name: tasks[name] for name in names if name in tasks}
 
     def _announce(self, name: str) -> Callable[[str, str], None]:
         def announce(task: str, part: str) -> None:
@@ -250,6 +263,23 @@ class _Outcome:
     notes: tuple[str, ...]
     encode_seconds: float
     head_seconds: float
+
+
+def retrieval_task(predictor: TrainedPredictor) -> Task:
+    """Which view does the predictor mean? Asked from view 0 of each evaluated object, as SIE does."""
+
+    def retrieval(
+        train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
+    ) -> TaskResult:
+        width = test.features.shape[-1]
+        if width != predictor.num_features:
+            raise TaskSkipped(
+                f"the predictor of {predictor.name} reads {predictor.num_features} features and the part has {width}: "
+                "ask it of all features"
+            )
+        return retrieval_result(retrieve_with_predictor(predictor, test, device=test.features.device))
+
+    return retrieval
 
 
 def arrays_of(results: PartResults) -> dict[str, np.ndarray]:

@@ -50,6 +50,8 @@ METRIC_NOTES = {
     "0: all move alike; lower is better; baseline: each image moved as another one was",
     "wahba_error": "distance that the best rotation leaves between features before and after an augmentation; lower is "
     "better; baseline: features of other images",
+    "least_squares_error": "distance that the best linear map, fitted to other images, leaves between features before "
+    "and after an augmentation; lower is better; baseline: features of other images",
     "composition_error": "distance of the rotation of two augmentations in a row from their rotations in a row; lower "
     "is better; baseline: rotations to features of other images",
 }

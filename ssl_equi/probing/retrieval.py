@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Similarity = Literal["cosine", "euclidean"]
+NUMBERS_AT_ONCE_CPU, NUMBERS_AT_ONCE_GPU = 2**19, 2**27  # of float64 embeddings: what stays in a cache; in memory
 ROUNDING = 1e-12  # as a share of a query's largest similarity, in float64: equal columns of a product may differ by it
 
 
@@ -43,13 +44,28 @@ def ranks(
     """
     _check_embeddings(predictions, gallery)
     _check_indices(true_index, predictions.shape[:-1], gallery.shape[-2], "true_index")
-    similarities = _similarities(*_prepare(predictions.double(), gallery.double(), metric))
-    tolerance = ROUNDING * similarities.abs().amax(dim=-1, keepdim=True)
-    as_near = similarities >= similarities.gather(-1, true_index.unsqueeze(-1)) - tolerance
     if excluded is not None:
         _check_indices(excluded, (*predictions.shape[:-1], excluded.shape[-1]), gallery.shape[-2], "excluded")
         if bool((excluded == true_index.unsqueeze(-1)).any()):
             raise ValueError("a query excludes the entry that it asks for: leave that query out")
+    queries, entries, width = predictions.shape[-2], gallery.shape[-2], gallery.shape[-1]
+    numbers_at_once = NUMBERS_AT_ONCE_CPU if gallery.device.type == "cpu" else NUMBERS_AT_ONCE_GPU
+    galleries_at_once = max(1, numbers_at_once // ((queries + entries) * width))
+    inputs = [predictions.reshape(-1, queries, width), gallery.reshape(-1, entries, width)]
+    inputs.append(true_index.reshape(-1, queries))
+    if excluded is not None:
+        inputs.append(excluded.reshape(-1, queries, excluded.shape[-1]))
+    chunks = zip(*(values.split(galleries_at_once) for values in inputs), strict=True)
+    return torch.cat([_ranks_of_chunk(metric, *chunk) for chunk in chunks]).view(true_index.shape)
+
+
+def _ranks_of_chunk(
+    metric: Similarity, predictions: Tensor, gallery: Tensor, true_index: Tensor, excluded: Tensor | None = None
+) -> Tensor:
+    similarities = _similarities(*_prepare(predictions.double(), gallery.double(), metric))
+    tolerance = ROUNDING * similarities.abs().amax(dim=-1, keepdim=True)
+    as_near = similarities >= similarities.gather(-1, true_index.unsqueeze(-1)) - tolerance
+    if excluded is not None:
         as_near.scatter_(-1, excluded, False)
     return as_near.sum(dim=-1)
 

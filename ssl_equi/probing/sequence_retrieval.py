@@ -22,21 +22,9 @@ from torch import Tensor, nn
 
 from ssl_equi.data.actions import ACTION_SIZES, ActionKind, actions_between_all_views
 from ssl_equi.probing.encode import FeatureCache, frozen
-from ssl_equi.probing.records import ProbeRecord
-from ssl_equi.probing.retrieval import (
-    Similarity,
-    chance_hit_at_k,
-    chance_mean_reciprocal_rank,
-    chance_retrieval_error,
-    hit_at_k,
-    mean_reciprocal_rank,
-    prediction_retrieval_error,
-    ranks,
-)
+from ssl_equi.probing.retrieval import Similarity, chance_retrieval_error, prediction_retrieval_error, ranks
+from ssl_equi.probing.retrieval_results import Ranking, Retrieval
 
-TASK = "retrieval"
-PROTOCOL = "retrieval_v1"
-HIT_RANKS = (1, 2, 5, 10)
 PREDICTIONS_IN_A_CHUNK = 16384
 
 
@@ -58,37 +46,6 @@ class PredictingModel(Protocol):
 
     def predict(self, aggregates: Tensor, actions: Tensor | None) -> Tensor:
         """Target features `[B, E]` of the views that actions `[B, A]` lead to from the last observed one."""
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Ranks of all queries, int64 `[n]` on the CPU, and how many views each of them was among."""
-
-    ranks: Tensor
-    gallery_size: int
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """What a predictor retrieved from contexts of M views.
-
-    Attributes:
-        context_views: M.
-        num_objects: objects whose views were asked for.
-        with_source: ranks among all views of the object.
-        without_source: ranks among the views that were not observed.
-        error_with_source, error_without_source: mean prediction retrieval error over the whole set; None if it was not
-            asked for.
-        chance_error: of random views of the set; None like the errors.
-    """
-
-    context_views: int
-    num_objects: int
-    with_source: Ranking
-    without_source: Ranking
-    error_with_source: float | None = None
-    error_without_source: float | None = None
-    chance_error: float | None = None
 
 
 def retrieve_with_sequences(
@@ -138,15 +95,16 @@ def retrieve_with_sequences(
             for asked, found, errors in zip(questions, found_ranks, found_errors, strict=True):
                 found.append(asked.ranks(predictions, gallery[objects], metric).cpu())
                 if whole_set:
-                    errors.append(asked.errors(predictions, gallery, quats_xyzw, objects, metric).cpu())
-    with_error, without_error = [float(torch.cat(errors).mean()) if whole_set else None for errors in found_errors]
+                    of_queries = asked.errors(predictions, gallery, quats_xyzw, objects, metric)
+                    errors.append(of_queries.view(len(predictions), -1).mean(dim=1).cpu())
+    with_errors, without_errors = [torch.cat(errors) if whole_set else None for errors in found_errors]
     return Retrieval(
         context_views=context_views,
         num_objects=cache.num_objects,
         with_source=Ranking(torch.cat(found_ranks[0]), cache.num_views),
         without_source=Ranking(torch.cat(found_ranks[1]), cache.num_views - context_views),
-        error_with_source=with_error,
-        error_without_source=without_error,
+        object_errors_with_source=with_errors,
+        object_errors_without_source=without_errors,
         chance_error=chance_retrieval_error(quats_xyzw) if whole_set else None,
     )
 
@@ -162,53 +120,6 @@ def _check_retrieval(cache: FeatureCache, target_features: Tensor, kind: ActionK
             f"target_features {tuple(target_features.shape)} do not fit features {tuple(cache.features.shape)}: encode "
             "the same views by both encoders"
         )
-
-
-def retrieval_records(retrieval: Retrieval, gallery_encoder: str, split_name: str) -> list[ProbeRecord]:
-    """Records of one context length (part "pred@M") beside chance; a rank that no view can miss is left out.
-
-    Args:
-        gallery_encoder: what encoded the gallery, in words.
-        split_name: evaluated split.
-    """
-    records = []
-    within = [(retrieval.with_source, ""), (retrieval.without_source, "_without_source")]
-    for ranking, suffix in within:
-        found, size = ranking.ranks, ranking.gallery_size
-        hits = [k for k in HIT_RANKS if k < size]
-        values = [("mrr", mean_reciprocal_rank(found), chance_mean_reciprocal_rank(size))]
-        values += [(f"hit_at_{k}", hit_at_k(found, k), chance_hit_at_k(k, size)) for k in hits]
-        protocol = f"{PROTOCOL}, {size} views of the object by {gallery_encoder}"
-        records += [
-            _record(retrieval, name + suffix, value, chance, len(found), split_name, protocol)
-            for name, value, chance in values
-        ]
-    whole = [(retrieval.error_with_source, ""), (retrieval.error_without_source, "_without_source")]
-    for (ranking, _), (error, suffix) in zip(within, whole, strict=True):
-        if error is not None and retrieval.chance_error is not None:
-            protocol = f"{PROTOCOL}, all views of the split by {gallery_encoder}"
-            count, chance = len(ranking.ranks), retrieval.chance_error
-            records.append(_record(retrieval, f"retrieval_error{suffix}", error, chance, count, split_name, protocol))
-    return records
-
-
-def _record(
-    retrieval: Retrieval, metric: str, value: float, chance: float, count: int, split_name: str, protocol: str
-) -> ProbeRecord:
-    return ProbeRecord(
-        task=TASK,
-        part=f"pred@{retrieval.context_views}",
-        metric=metric,
-        value=value,
-        baseline=chance,
-        baseline_name="chance",
-        random_encoder=None,
-        n=count,
-        num_objects=retrieval.num_objects,
-        split=split_name,
-        protocol=protocol,
-        seed=0,  # nothing is drawn
-    )
 
 
 @dataclass(frozen=True)

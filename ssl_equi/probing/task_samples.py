@@ -55,8 +55,9 @@ def require_varied(train: FeatureCache, test: FeatureCache) -> None:
     """Raises TaskSkipped if the features are not finite, or the same in every training view."""
     require_finite(train, test)
     features = feature_matrix(train)
-    spread = float((features - features[0]).abs().max())
-    if spread <= ROUNDING * float(features.square().mean().sqrt()):
+    spread = float((features.amax(dim=0) - features.amin(dim=0)).max())
+    root_mean_square = float(features.norm()) / features.numel() ** 0.5
+    if spread <= ROUNDING * root_mean_square:
         raise TaskSkipped(
             f"all {len(features)} training views have the same {features.shape[1]} features: this part is empty or has "
             "collapsed, and a head could only answer with a constant"

@@ -138,7 +138,7 @@ def low_shot_10pct(
 
 
 def few_objects(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Indices of about `share` of the objects, equally many of each class (all of a class that has fewer).
+    """Indices of at most `share` of the objects, equally many of each class (all of a class that has fewer).
 
     Args:
         labels: int `[n_objects]`.
@@ -147,7 +147,7 @@ def few_objects(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
         TaskSkipped: that is less than one object of each class.
     """
     present = np.unique(labels)
-    per_class = round(share * len(labels) / len(present))
+    per_class = int(share * len(labels) / len(present) + 1e-9)  # whole objects; .1 * 30 / 3 must not be less than 1
     if per_class < 1:
         raise TaskSkipped(
             f"{share:.0%} of the {len(labels)} training objects is less than one for each of {len(present)} classes: "

@@ -125,6 +125,23 @@ def test_ranks_share_out_the_same_global_batches(world_size):
         np.testing.assert_array_equal(np.concatenate([rank.batch(step)[1] for rank in ranks]), views)
 
 
+@pytest.mark.parametrize("global_batch_size", [6, 600, 2400])  # many, few and one step in what is drawn at once
+@pytest.mark.parametrize("rank", [0, 1])
+def test_batches_drawn_together_are_the_slices_of_permutation_and_views(global_batch_size, rank):
+    order = BatchOrder(
+        num_objects=2500, num_views=5, global_batch_size=global_batch_size, views=2, seed=3, rank=rank, world_size=2
+    )
+    for epoch in range(2):
+        permutation, views = epoch_permutation(2500, 3, epoch), epoch_views(2500, 5, 2, 3, epoch)
+        for step in reversed(range(order.steps_per_epoch)):
+            first = step * global_batch_size + rank * order.local_batch_size
+            expected = permutation[first : first + order.local_batch_size]
+            objects, view_indices = order.batch(epoch * order.steps_per_epoch + step)
+            np.testing.assert_array_equal(objects, expected)
+            np.testing.assert_array_equal(view_indices, views[expected])
+            objects[:], view_indices[:] = -1, -1  # a batch is the caller's own
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

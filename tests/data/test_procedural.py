@@ -51,7 +51,7 @@ def test_the_default_is_the_set_that_is_already_in_caches_and_results() -> None:
     assert ProceduralConfig(translation=True).fingerprint == "f3f9c7ff"
     assert default_folder(ProceduralConfig()).name == "3diebench-p-64px-250633f4"
     assert default_folder(ProceduralConfig(translation=True)).name == "3diebench-pt-64px-f3f9c7ff"
-    settings = procedural._settings(ProceduralConfig(), "train")
+    settings = procedural.split_settings(ProceduralConfig(), "train")
     assert settings.plan_sha256 == "dfb59cc2769cac60fc8f25df751329115ed8d0aab63dcddf7f832d65110fba6f"
 
 

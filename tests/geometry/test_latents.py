@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_RANGES, quat_xyzw_from_latents
+from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_RANGES, light_direction, quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_from_euler_xyz
 
 
@@ -32,3 +32,9 @@ def test_pose_is_read_from_the_first_three_columns(size: int) -> None:
 def test_latents_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(5, 9\).*must be 7"):
         quat_xyzw_from_latents(torch.zeros(5, 9))
+
+
+def test_the_light_stands_at_the_zenith_for_theta_0_and_turns_from_x_to_y_with_phi() -> None:
+    theta, phi = torch.tensor([0.0, torch.pi / 2, torch.pi / 2, torch.pi / 4]), torch.tensor([1.0, 0, torch.pi / 2, 0])
+    expected = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0], [0.5**0.5, 0, 0.5**0.5]])
+    torch.testing.assert_close(light_direction(theta, phi), expected, atol=1e-6, rtol=0)

@@ -152,6 +152,28 @@ def test_six_dimensional_representation() -> None:
     assert torch.allclose(torch.linalg.det(free), torch.ones(200, dtype=torch.float64))
 
 
+def test_the_nearest_rotation_matrix() -> None:
+    matrices = so3.quat_to_matrix(so3.random_quat(300, generator()))
+    assert torch.allclose(so3.nearest_rotation_matrix(matrices), matrices, atol=1e-12)
+    any_matrices = torch.randn(300, 3, 3, generator=generator(1), dtype=torch.float64)
+    nearest = so3.nearest_rotation_matrix(any_matrices)
+    identity = torch.eye(3, dtype=torch.float64).expand(300, 3, 3)
+    assert torch.allclose(nearest @ nearest.mT, identity, atol=1e-12)
+    assert torch.allclose(torch.linalg.det(nearest), torch.ones(300, dtype=torch.float64)), "no reflections"
+    # It follows rotations from both sides, R1 M R2 -> R1 nearest(M) R2, and no other rotation is nearer.
+    left, right = (so3.quat_to_matrix(so3.random_quat(300, generator(seed))) for seed in (2, 3))
+    assert torch.allclose(so3.nearest_rotation_matrix(left @ any_matrices @ right), left @ nearest @ right, atol=1e-9)
+    distance = (nearest - any_matrices).square().sum((1, 2))
+    for turn in (left, so3.quat_to_matrix(so3.quat_exp(0.01 * torch.randn(300, 3, generator=generator(4)).double()))):
+        assert (((nearest @ turn) - any_matrices).square().sum((1, 2)) >= distance - 1e-12).all()
+    # SciPy orthogonalises by the singular value decomposition too (for a positive determinant).
+    positive = any_matrices[torch.linalg.det(any_matrices) > 0]
+    expected = torch.from_numpy(Rotation.from_matrix(positive.numpy()).as_matrix())
+    assert torch.allclose(so3.nearest_rotation_matrix(positive), expected, atol=1e-9)
+    with pytest.raises(ValueError, match="3 x 3"):
+        so3.nearest_rotation_matrix(torch.zeros(2, 9))
+
+
 def test_uniform_rotations_have_the_haar_angle_density() -> None:
     """Haar measure: density (1 - cos a) / pi, so the mean angle is pi/2 + 2/pi (126.5 degrees)."""
     angles = so3.rotation_angle(so3.random_quat(200_000, generator()))

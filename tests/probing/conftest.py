@@ -1,6 +1,7 @@
 """A data set held in memory, whose views show their latents: a stand-in for `ssl_equi.data.reader.ShardDataset`."""
 
 import hashlib
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
+from ssl_equi.probing.encode import FeatureCache
 
 
 def make_fake_dataset(
@@ -49,3 +51,20 @@ def fake_dataset() -> SimpleNamespace:
 @pytest.fixture
 def fake_test_dataset() -> SimpleNamespace:
     return make_fake_dataset(num_objects=9, seed=1)
+
+
+def make_posed_cache(num_objects: int, seed: int, num_views: int = 8, num_classes: int = 4) -> FeatureCache:
+    """Views of random latents with translations; the features are nothing yet (one column of zeros)."""
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.rand(num_objects, num_views, 10, generator=generator)
+    latents[..., :3] = (latents[..., :3] - 0.5) * torch.pi
+    latents[..., 4] *= torch.pi / 4
+    latents[..., 5] *= 2 * torch.pi
+    latents[..., 7:] -= 0.5
+    labels = torch.arange(num_objects) % num_classes
+    return FeatureCache(torch.zeros(num_objects, num_views, 1), labels, latents, quat_xyzw_from_latents(latents))
+
+
+@pytest.fixture
+def posed_cache() -> Callable[..., FeatureCache]:
+    return make_posed_cache

@@ -25,7 +25,7 @@ from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.transforms import HorizontalFlip, QuarterTurn
 
 MEAN_RGB, STD_RGB = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
-METRICS = ["gamma_f", "wahba_error", "composition_error"]
+METRICS = ["gamma_f", "wahba_error", "composition_error", "least_squares_error"]
 
 
 def make_images(num_objects: int = 20, num_views: int = 4, size: int = 16, seed: int = 0) -> SimpleNamespace:
@@ -97,8 +97,8 @@ def test_an_equivariant_encoder_scores_zero_and_its_rotations_compose():
     assert all(value < 1e-5 for value in result.metrics.values())
     assert result.baselines["wahba_error"].value > 0.5 and result.baselines["wahba_error"].name == "shuffled images"
     assert result.baselines["gamma_f"].value > 0.01 and result.baselines["gamma_f"].name == "shuffled displacements"
-    assert result.baselines["composition_error"].value > 0.5
-    assert result.baselines["composition_error"].name == "shuffled images"
+    for name in METRICS[2:]:
+        assert result.baselines[name].value > 0.1 and result.baselines[name].name == "shuffled images"
 
 
 def test_an_encoder_that_loses_all_relation_scores_like_its_baselines():
@@ -212,7 +212,7 @@ def test_a_collapsed_encoder_has_no_numbers_but_a_note():
 @pytest.mark.usefixtures("turns_and_flips")
 def test_an_invariant_encoder_has_no_gamma_and_a_note():
     found = probe(MeanColour(), make_images())
-    assert list(found.results["all"].metrics) == ["wahba_error", "composition_error"]
+    assert list(found.results["all"].metrics) == METRICS[1:]
     assert found.results["all"].metrics["wahba_error"] < 1e-5
     assert found.notes == ("all: gamma_f is left out, because no augmentation moves any features",)
 
@@ -221,8 +221,8 @@ def test_with_few_images_only_gamma_is_measured():
     found = probe(Grid(), make_images(), max_images=63)
     assert list(found.results["all"].metrics) == ["gamma_f"]
     assert found.notes == (
-        "all: wahba_error and composition_error are left out, because 63 images are too few for 16 features "
-        "(64 needed)",
+        "all: wahba_error, composition_error and least_squares_error are left out, because 63 images are too few for "
+        "16 features (64 needed)",
     )
     assert list(probe(Grid(), make_images(), max_images=64).results["all"].metrics) == METRICS
 
@@ -270,7 +270,8 @@ def test_presets_may_be_chosen():
 def test_impossible_protocols_are_refused(changes: dict[str, int], message: str):
     with pytest.raises(ValueError, match=message):
         EquivarianceProtocol(**changes)
-    assert list(probe(Grid(), make_images(), num_compositions=0).results["all"].metrics) == METRICS[:2]
+    without_compositions = probe(Grid(), make_images(), num_compositions=0).results["all"].metrics
+    assert list(without_compositions) == [name for name in METRICS if name != "composition_error"]
 
 
 def test_numbers_reach_the_records_the_table_and_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -285,7 +286,9 @@ def test_numbers_reach_the_records_the_table_and_the_report(tmp_path: Path, caps
     ]
     assert all(record.n == 80 and record.num_objects == 20 and record.random_encoder is None for record in records)
     collapsed = "random encoder, augmentation_equivariance: all: not measured: all images have the same features"
-    assert results.notes[0].startswith(collapsed)
+    assert any(note.startswith(collapsed) for note in results.notes)
+    constant = [note for note in results.notes if "all 24 training views have the same 16 features" in note]
+    assert len(constant) == 1 and constant[0].startswith("random encoder, ") and "classification" in constant[0]
 
     path = publish_results(tmp_path, results, test, title="t", command="c")
     printed = capsys.readouterr().out
@@ -293,7 +296,7 @@ def test_numbers_reach_the_records_the_table_and_the_report(tmp_path: Path, caps
     assert collapsed in " ".join(printed.split()), "notes are wrapped at words"
     assert max(len(line.rstrip()) for line in printed.splitlines() if str(tmp_path) not in line) <= 80
     stored = json.loads((tmp_path / "results.json").read_text())["records"]
-    assert sum(record["task"] == TASK for record in stored) == 6
+    assert sum(record["task"] == TASK for record in stored) == 8
     page = path.read_text()
     assert "wahba_error" in page and "lower is better" in page and collapsed in page
     assert "num_compositions" in page, "the protocol is shown"

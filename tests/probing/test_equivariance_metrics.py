@@ -11,6 +11,7 @@ from ssl_equi.probing.equivariance_metrics import (
     gamma,
     has_enough_rows,
     is_collapsed,
+    least_squares_error,
     nearest_rotation,
     rotation_error,
     shuffled,
@@ -220,3 +221,29 @@ def test_features_of_other_shapes_are_refused(first: tuple[int, ...], second: tu
     for measure in (wahba, gamma):
         with pytest.raises(ValueError, match="features have shapes"):
             measure(torch.rand(first), torch.rand(second))
+
+
+def test_least_squares_finds_any_linear_map_and_nothing_between_unrelated_features():
+    features = unit_rows(points(400, 8))
+    stretched = features * torch.linspace(1, 3, 8)  # no rotation, and not quite linear at length 1 again
+    assert least_squares_error(features, features @ random_rotation(8, 1).T) < 1e-9
+    assert least_squares_error(features, -features) < 1e-9, "nor need it keep orientation"
+    assert least_squares_error(features, stretched) < wahba(features, stretched)[1]
+    # Unrelated rows of length 1 and mean 0: the map can only lose by its d / n of noise.
+    unrelated = least_squares_error(features, points(400, 8, seed=5))
+    assert unrelated == pytest.approx((1 + 8 / 320) ** 0.5, abs=0.02)
+
+
+def test_least_squares_is_cross_validated_as_by_numpy():
+    source, target = points(60, 4), points(60, 4, seed=2) + points(60, 4)
+    unit_source, unit_target = unit_rows(source).numpy(), unit_rows(target).numpy()
+    order = np.random.default_rng([7, 2]).permutation(60)
+    residuals = []
+    for fold in np.array_split(order, 5):
+        others = np.setdiff1d(order, fold)
+        linear_map = np.linalg.lstsq(unit_source[others], unit_target[others], rcond=None)[0]
+        residuals.append(((unit_source[fold] @ linear_map - unit_target[fold]) ** 2).sum(axis=1))
+    expected = np.sqrt(np.concatenate(residuals).mean())
+    assert least_squares_error(source, target, seed=7) == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match="60 images are too few to fit a linear map of 16 features: use 64 or more"):
+        least_squares_error(points(60, 16), points(60, 16, seed=1))

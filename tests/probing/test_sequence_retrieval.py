@@ -17,7 +17,8 @@ from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.probing import sequence_retrieval
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.retrieval import chance_mean_reciprocal_rank, mean_reciprocal_rank
-from ssl_equi.probing.sequence_retrieval import Retrieval, retrieval_records, retrieve_with_sequences
+from ssl_equi.probing.retrieval_results import Retrieval, retrieval_records, retrieval_result
+from ssl_equi.probing.sequence_retrieval import retrieve_with_sequences
 from ssl_equi.scenes.sampling import sample_latents
 
 OBJECTS, VIEWS = 20, 6
@@ -204,7 +205,8 @@ def test_records_state_gallery_encoder_and_chance() -> None:
     records = retrieval_records(retrieve(Staying(), posed_cache(), context_views=1), "the momentum encoder", "val")
     by_metric = {record.metric: record for record in records}
     assert list(by_metric) == [
-        "mrr", "hit_at_1", "hit_at_2", "hit_at_5", "mrr_without_source", "hit_at_1_without_source",
+        "mrr", "hit_at_1", "hit_at_2", "hit_at_5", "mrr_without_identity", "hit_at_1_without_identity",
+        "hit_at_2_without_identity", "hit_at_5_without_identity", "mrr_without_source", "hit_at_1_without_source",
         "hit_at_2_without_source", "retrieval_error", "retrieval_error_without_source",
     ]  # fmt: skip
     assert {(record.task, record.part, record.split) for record in records} == {("retrieval", "pred@1", "val")}
@@ -217,6 +219,21 @@ def test_records_state_gallery_encoder_and_chance() -> None:
     assert "5 views of the object" in by_metric["hit_at_1_without_source"].protocol
     assert "all views of the split by the momentum encoder" in by_metric["retrieval_error"].protocol
     assert by_metric["retrieval_error_without_source"].n == OBJECTS * 30
+
+
+@pytest.mark.parametrize("context_views", [1, 3])
+def test_a_result_has_the_mean_of_each_object(context_views: int) -> None:
+    retrieval = retrieve(Inverse(), posed_cache(), context_views=context_views)
+    result = retrieval_result(retrieval)
+    records = {record.metric: record for record in retrieval_records(retrieval, "the encoder", "val")}
+    assert list(result.metrics) == list(result.baselines) == list(result.object_scores) == list(records)
+    assert result.num_samples == len(retrieval.with_source.ranks)
+    for name, scores in result.object_scores.items():
+        assert scores.shape == (OBJECTS,) and scores.std() > 0
+        assert scores.mean() == pytest.approx(result.metrics[name]) == records[name].value
+        assert result.baselines[name].value == records[name].baseline
+    first = retrieval.with_source.ranks.view(OBJECTS, -1)[0]
+    assert result.object_scores["mrr"][0] == pytest.approx((1 / first.double()).mean())
 
 
 def test_malformed_input_is_named() -> None:

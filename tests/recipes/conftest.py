@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 
 from ssl_equi import pretraining
 from ssl_equi.data import saliency_maps
-from ssl_equi.probing.protocol import ProbeProtocol
+from ssl_equi.probing.protocol import EquivarianceProtocol, ProbeProtocol
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,8 +95,10 @@ def saliency_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The final heads train for one epoch, for tests that look at something else."""
     protocol = ProbeProtocol(
-        name="quick", classification_epochs=1, rotation_epochs=1, rotation_hidden=(16,), rotation_pairs_per_object=2
-    )
+        name="quick", classification_epochs=1, rotation_epochs=1, rotation_hidden=(16,), rotation_pairs_per_object=2,
+        absolute_rotation_epochs=1, absolute_rotation_hidden=(16,), translation_epochs=1, translation_hidden=(16,),
+        augmentation_equivariance=EquivarianceProtocol(num_augmentations=2, num_compositions=1, max_images=64),
+    )  # fmt: skip
     monkeypatch.setitem(pretraining.PROBE_PROTOCOLS, "embedded", lambda: protocol)
 
 

@@ -24,6 +24,8 @@ from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.cli import parse_command_line
 from ssl_equi.data.images import normalise_images
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.export import read_encoder_config
+from ssl_equi.predictor_export import load_predictor
 from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
 from ssl_equi.probing.tasks import CORE_TASKS, NEEDS_TRANSLATIONS
 
@@ -124,6 +126,12 @@ def test_a_run_leaves_its_files_and_finite_losses(
     files = {"config.json", "versions.json", "metrics.jsonl", "checkpoints", "encoder", "results.json", "report.html"}
     assert files <= {path.name for path in run.folder.iterdir()}
     assert not list(run.folder.rglob(".writing-*"))
+    predicts = name in ("sie", "sen", "equimod", "conditional_byol", "equicaps", "capsie")
+    assert (run.folder / "predictor").exists() == predicts
+    if predicts:
+        predictor = load_predictor(run.folder / "predictor")
+        assert (predictor.name, predictor.actions) == (name, "rotation")
+        assert read_encoder_config(run.folder / predictor.features_from)["num_features"] == predictor.num_features
     assert json.loads((run.folder / "config.json").read_text())["image_size"] == 32
     assert "torch" in json.loads((run.folder / "versions.json").read_text())
     losses = [json.loads(line) for line in event_lines(run.folder, "loss")]

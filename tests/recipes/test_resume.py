@@ -36,6 +36,7 @@ CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "seq_jepa_saccades": ("seq_jepa_saccades", None, {}),
     "simclr_augmented_lars": ("simclr", None, {**AUGMENTED, "optimizer": "lars", "decay_bias_and_norm": False}),
     "sie_augmented": ("sie", None, {**AUGMENTED, "actions": "augmentation"}),
+    "sie_rendered": ("sie", None, {"render_views": True, "fresh_views": True}),
     "augself_augmented": ("augself", None, {**AUGMENTED, "actions": "augmentation"}),
 }
 

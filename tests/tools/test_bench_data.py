@@ -80,7 +80,8 @@ def test_every_contestant_does_the_share_that_it_reports(
         assert tool.decoding(pictures, 12, 4, 1, pool)() == 12
     with ViewLoader(dataset, global_batch_size=4, seed=0, threads=1, prefetch=1, pin_memory=False) as loader:
         run = tool.loading(loader, 12)
-        assert run() == 12 and run() == 12
+        for _ in range(2):
+            assert min(run()) > 0
 
 
 def test_the_report_has_ratios_ranges_and_targets(tool: ModuleType, tiny: Callable[..., Any], tmp_path: Path) -> None:
@@ -93,6 +94,8 @@ def test_the_report_has_ratios_ranges_and_targets(tool: ModuleType, tiny: Callab
         "CPU time, our reader / decoding, one thread": 1.15,
         "CPU time, our loader / decoding": 1.15,
         "wall clock, our loader / decoding": 1.3,
+        "CPU time, our loader, processes / decoding": 1.15,
+        "wall clock, our loader, processes / decoding": 1.3,
         "CPU time, files, PIL / our loader": 8,
         "CPU time, WebDataset / our loader": 5,
         "images: CPU time, our reader / decoding": 1.1,

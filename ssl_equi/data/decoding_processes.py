@@ -1,0 +1,191 @@
+"""Worker processes that decode batches into a shared ring: the side of the process that trains."""
+
+import json
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import weakref
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from ssl_equi.data.collection import DecodedViews
+from ssl_equi.data.decoding import BatchBuffer, BufferShape, Problems
+from ssl_equi.data.decoding_worker import checked_reply, command_bytes, problems_of_reply, serve
+from ssl_equi.data.errors import DataError, WorkerError
+from ssl_equi.data.shared_ring import SharedRing
+
+_SECONDS_TO_END = 5.0
+
+
+class ProcessDecoder:
+    """A `ssl_equi.data.decoding.Decoder` of `workers` processes that share a ring of `buffer_count` buffers.
+
+    The workers are forked from a clean server process and not from this one, so CUDA and threads here don't matter.
+    Each opens the data set anew from its pickled form. They end with `close`, with the garbage collection of this
+    object, and when this process ends in whatever way. `pin_memory` pins the ring for copies to a GPU;
+    `report_bad_records` returns the errors of bad records instead of raising them.
+
+    Raises WorkerError if the data set can't be pickled, shared memory is short or can't be pinned; from `decode` and
+    `check`, when a worker has ended.
+    """
+
+    def __init__(
+        self,
+        dataset: DecodedViews,
+        shape: BufferShape,
+        *,
+        workers: int,
+        buffer_count: int,
+        pin_memory: bool,
+        report_bad_records: bool,
+    ) -> None:
+        self.lanes = workers
+        self._fingerprint = getattr(dataset, "fingerprint", None)
+        self._ring = SharedRing(shape, buffer_count)
+        self._workers: list[_Worker] = []
+        self._end = weakref.finalize(self, _end, self._workers, self._ring, os.getpid())
+        try:
+            if pin_memory:
+                self._ring.pin()
+            self._is_pinned = pin_memory
+            for number in range(workers):
+                self._workers.append(_Worker(number, (self._ring, report_bad_records, os.getpid())))
+            for worker in self._workers:
+                worker.send_dataset(dataset)
+        except BaseException:
+            self._end()
+            raise
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+
+    @property
+    def buffers(self) -> Sequence[BatchBuffer]:
+        """The shared buffers."""
+        return self._ring.buffers
+
+    def decode(self, buffer_number: int, rows: range) -> Problems:
+        """See `ssl_equi.data.decoding.Decoder`."""
+        worker = self._idle.get()
+        try:
+            worker.check_dataset(self._fingerprint)
+            return problems_of_reply(worker.ask(command_bytes(buffer_number, rows)), str(worker))
+        finally:
+            self._idle.put(worker)
+
+    def check(self) -> None:
+        """Raise WorkerError if a worker has ended."""
+        ended = wait([worker.process.sentinel for worker in self._workers], timeout=0)
+        for worker in self._workers:
+            if worker.is_dead or worker.process.sentinel in ended:
+                raise worker.death()
+
+    def close(self) -> None:
+        """End the workers and give the memory back; a second call does nothing."""
+        if self._end.alive and self._is_pinned:
+            self._ring.unpin()
+        self._end()
+
+
+class _Worker:
+    """One worker process and this side's end of its pipe."""
+
+    def __init__(self, number: int, arguments: tuple[Any, ...]) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", serve.__module__])
+        self.number = number
+        self.is_dead = False  # once its exit status was read, which the sentinel tells of
+        self._opening: dict[str, Any] | None = None  # the first reply
+        self._exit_code_lock = threading.Lock()
+        self._connection: Connection
+        self._connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(
+            target=serve, args=(theirs, *arguments), name=f"decode-{number}", daemon=True
+        )
+        try:
+            self.process.start()
+        finally:
+            theirs.close()
+
+    def __str__(self) -> str:
+        return f"worker process {self.number} of the loader (pid {self.process.pid})"
+
+    def send_dataset(self, dataset: DecodedViews) -> None:
+        """Let the worker open the data set."""
+        try:
+            self._connection.send(dataset)
+        except ConnectionError:
+            raise self.death() from None
+        except Exception as error:  # objects that can't be pickled raise errors of many types
+            raise WorkerError(
+                f"{type(dataset).__name__} cannot be sent to worker processes ({error}): decode in threads, with 0 "
+                f"workers"
+            ) from error
+
+    def check_dataset(self, fingerprint: str | None) -> None:
+        """Wait until the worker has opened the data set; DataError if that is another one by now."""
+        if self._opening is None:
+            self._opening = self._reply()
+        found = checked_reply(self._opening, str(self))["fingerprint"]
+        if found != fingerprint:
+            raise DataError(
+                f"{self} opened a data set with fingerprint {found} where this run has {fingerprint}: the files were "
+                f"changed, start again"
+            )
+
+    def ask(self, command: bytes) -> dict[str, Any]:
+        """Send a command and wait for the reply to it."""
+        try:
+            self._connection.send_bytes(command)
+        except ConnectionError:
+            raise self.death() from None
+        return self._reply()
+
+    def _reply(self) -> dict[str, Any]:
+        if self._connection not in wait([self._connection, self.process.sentinel]):
+            raise self.death()
+        try:
+            return json.loads(self._connection.recv_bytes())
+        except (EOFError, ConnectionError):
+            raise self.death() from None
+
+    def death(self) -> WorkerError:
+        """How the worker ended, as an error."""
+        with self._exit_code_lock:
+            self.is_dead = True
+            self.process.join(_SECONDS_TO_END)
+            code = self.process.exitcode
+        if code is not None and code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+            cure = "a lack of memory does so: give fewer workers" if -code == signal.SIGKILL else "resume the run"
+        else:
+            how, cure = f"ended with exit status {code}", "see what it printed, then resume the run"
+        return WorkerError(f"{self} {how}: {cure}")
+
+    def hang_up(self) -> None:
+        """Let the worker end once it has done what it is at."""
+        self._connection.close()
+
+    def end(self) -> None:
+        """Wait for the worker to end, and make it."""
+        for make_it_end in (self.process.terminate, self.process.kill):
+            self.process.join(_SECONDS_TO_END)
+            if self.process.exitcode is None:
+                make_it_end()
+        self.process.join()
+        self.process.close()
+
+
+def _end(workers: list[_Worker], ring: SharedRing, owner_pid: int) -> None:
+    if os.getpid() != owner_pid:  # a fork of the process that the workers belong to
+        return
+    for worker in workers:
+        worker.hang_up()
+    for worker in workers:
+        worker.end()
+    workers.clear()
+    ring.close()

@@ -1,0 +1,263 @@
+"""Worker processes of the loader: the same batches as threads give, and what happens when something ends."""
+
+import errno
+import gc
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from ssl_equi.data.decoding import BufferShape
+from ssl_equi.data.errors import DataError, LostShardError, WorkerError
+from ssl_equi.data.fit import Canvas
+from ssl_equi.data.image_folder import ImageFolder
+from ssl_equi.data.image_shards import ImageShards
+from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.shared_ring import SharedRing
+from ssl_equi.data.single_views import SingleViews
+from ssl_equi.data.turned_views import TurnedViews
+from tests.data.image_sets import flip
+from tests.data.numbered_objects import NumberedObjects
+
+SECONDS_TO_END = 20.0
+
+
+@pytest.fixture(autouse=True)
+def workers_without_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers import the main module, which costs more than all else here."""
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _wait_until_ended(pids: list[int]) -> None:
+    deadline = time.monotonic() + SECONDS_TO_END
+    while any(_is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"of the processes {pids} some still run"
+        time.sleep(0.02)
+
+
+def _pids(loader: ViewLoader) -> list[int]:
+    return [worker.process.pid for worker in loader._decoder._workers]
+
+
+def _take(dataset, count: int, **options) -> tuple[list[dict[str, torch.Tensor]], int]:
+    """Copies of the tensors of `count` batches, and how many records were skipped."""
+    with ViewLoader(dataset, **({"global_batch_size": 7, "views": 1, "seed": 1} | options)) as loader:
+        batches = [
+            {name: value.clone() for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+            for batch in itertools.islice(loader.batches(), count)
+        ]
+        return batches, loader.skipped
+
+
+def _image_folder(folder: Path, image_bytes) -> ImageFolder:
+    for number in range(8):
+        path = folder / "train" / "a" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image_bytes(number, size=(20 + number, 30)))
+    return ImageFolder(folder, "train")
+
+
+@pytest.mark.parametrize("kind", ["rendered", "turned", "image shards", "image folder"])
+def test_processes_give_the_batches_of_threads(kind, shared_split, picture_shards, tmp_path, image_bytes) -> None:
+    dataset = {
+        "rendered": lambda: ShardDataset(shared_split, "train"),
+        "turned": lambda: TurnedViews(NumberedObjects(20)),
+        "image shards": lambda: SingleViews(ImageShards(picture_shards, "train"), Canvas(40)),
+        "image folder": lambda: SingleViews(_image_folder(tmp_path / "images", image_bytes), Canvas(40)),
+    }[kind]()
+    expected, _ = _take(dataset, 5)
+    found, _ = _take(dataset, 5, workers=2, prefetch=1)
+    for found_batch, expected_batch in zip(found, expected, strict=True):
+        assert found_batch.keys() == expected_batch.keys()
+        for name, tensor in expected_batch.items():
+            assert torch.equal(found_batch[name], tensor), name
+    assert ("content_sizes" in expected[0]) == kind.startswith("image")
+
+
+def test_bad_records_raise_or_are_skipped_as_in_threads_and_lost_shards_always_raise(own_split) -> None:
+    dataset = ShardDataset(own_split, "train")
+    damaged = 12
+    shard = own_split / dataset.manifest.shards[int(dataset._index.shard_numbers[damaged])].name
+    for offset in dataset._index.offsets[damaged].tolist():
+        flip(shard, offset + 300)
+    with pytest.raises(DataError, match=rf"image 'object_\d+\.v\d\d\.jpg' at byte \d+ of shard {shard} does not match"):
+        _take(dataset, 3, workers=2)
+    expected, skipped = _take(dataset, 3, on_bad_record="skip")
+    found, skipped_by_workers = _take(dataset, 3, on_bad_record="skip", workers=2)
+    assert skipped == skipped_by_workers == 1
+    for found_batch, expected_batch in zip(found, expected, strict=True):
+        assert all(torch.equal(found_batch[name], tensor) for name, tensor in expected_batch.items())
+
+    with ViewLoader(dataset, global_batch_size=20, seed=1, workers=2, prefetch=0, on_bad_record="skip") as loader:
+        batches = loader.batches()
+        next(batches)
+        for path in own_split.glob("train-*.tar"):
+            os.truncate(path, 0)  # these are open already
+        with pytest.raises(DataError, match="none of the 20 records of step 1 on rank 0 is good"):
+            next(batches)
+
+
+def test_shard_that_is_gone_raises_its_own_error(own_split, monkeypatch) -> None:
+    dataset = ShardDataset(own_split, "train")
+    with ViewLoader(dataset, global_batch_size=20, seed=1, workers=1, prefetch=0, on_bad_record="skip") as loader:
+        worker = loader._decoder._workers[0]
+        worker.check_dataset(dataset.fingerprint)  # it has opened the data set, but no shard yet
+        (own_split / "train-000001.tar").unlink()
+        with pytest.raises(LostShardError, match=r"train-000001\.tar cannot be opened any more"):
+            next(loader.batches())
+
+
+def test_data_set_that_a_worker_cannot_open_or_finds_changed_is_an_error(own_split, shared_split) -> None:
+    dataset = ShardDataset(own_split, "train")
+    (own_split / "train.manifest.json").unlink()
+    with pytest.raises(DataError, match=r"there is no manifest .*train\.manifest\.json"):
+        _take(dataset, 1, workers=1)
+    dataset = ShardDataset(shared_split, "train")
+    dataset.fingerprint = "another"
+    with pytest.raises(DataError, match="where this run has another: the files were changed"):
+        _take(dataset, 1, workers=1)
+
+
+def test_data_set_that_cannot_be_pickled_is_refused_at_once() -> None:
+    dataset = NumberedObjects(20)
+    dataset.lock = threading.Lock()
+    with pytest.raises(WorkerError, match="NumberedObjects cannot be sent to worker processes"):
+        ViewLoader(dataset, global_batch_size=4, seed=0, workers=2)
+
+
+@pytest.mark.parametrize("when", ["before the first batch", "between batches"])
+def test_killed_worker_ends_the_run_with_the_next_batch(when) -> None:
+    with ViewLoader(NumberedObjects(40), global_batch_size=4, seed=0, workers=2, prefetch=3) as loader:
+        batches = loader.batches()
+        if when == "between batches":
+            next(batches)
+        os.kill(_pids(loader)[1], signal.SIGKILL)
+        wait([loader._decoder._workers[1].process.sentinel])
+        with pytest.raises(
+            WorkerError,
+            match=rf"worker process 1 of the loader \(pid {_pids(loader)[1]}\) was ended by SIGKILL: a lack",
+        ):
+            next(batches)
+        pids = _pids(loader)
+    _wait_until_ended(pids)
+
+
+def test_worker_that_exits_or_fails_within_a_batch_is_an_error() -> None:
+    with pytest.raises(WorkerError, match=r"worker process \d of the loader \(pid \d+\) ended with exit status 3"):
+        _take(NumberedObjects(14, 5, "exit"), 3, workers=2)
+    with pytest.raises(RuntimeError, match=r"worker process \d of the loader \(pid \d+\) failed:[^$]*no such number"):
+        _take(NumberedObjects(14, 5, "no such number"), 3, workers=2)
+
+
+def test_close_and_garbage_collection_end_the_workers_and_free_the_memory() -> None:
+    loader = ViewLoader(NumberedObjects(20), global_batch_size=4, seed=0, workers=2)
+    batch, pids = next(loader.batches()), _pids(loader)
+    loader.close()
+    loader.close()
+    _wait_until_ended(pids)
+    assert (batch.images[..., 0] == batch.images[:, :1, :1, :1, 0]).all()  # memory that is still seen stays there
+    with pytest.raises(ValueError, match="was closed"):
+        loader.batches()
+
+    loader = ViewLoader(NumberedObjects(20), global_batch_size=4, seed=0, workers=2)
+    batches = loader.batches()
+    next(batches)
+    pids = _pids(loader)
+    del loader, batches, batch
+    gc.collect()
+    _wait_until_ended(pids)
+    gc.collect()
+    open_files = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    assert open_files and not any("ssl_equi_batches" in name for name in open_files)
+
+
+def _train_until_killed(to_test: Connection) -> None:
+    """Tells the test the workers' process ids, and that of another child, which holds their pipes open too."""
+    loader = ViewLoader(NumberedObjects(40), global_batch_size=4, seed=0, workers=2)
+    next(loader.batches())
+    other = os.fork()
+    if other != 0:
+        to_test.send([*_pids(loader), other])
+    time.sleep(60)
+
+
+def test_workers_notice_that_their_parent_was_killed() -> None:
+    context = multiprocessing.get_context("forkserver")
+    from_parent, to_test = context.Pipe(duplex=False)
+    parent = context.Process(target=_train_until_killed, args=(to_test,))
+    parent.start()
+    *workers, other = from_parent.recv()
+    try:
+        assert len(workers) == 2 and all(map(_is_running, workers))
+        parent.kill()
+        _wait_until_ended(workers)
+    finally:
+        os.kill(other, signal.SIGKILL)
+    parent.join()
+
+
+SHAPE = BufferShape(batch_size=4, views=2, image_size=(8, 8), fills_image=False)
+
+
+def test_ring_is_pinned_buffer_by_buffer_and_refusal_is_an_error(monkeypatch) -> None:
+    pinned: list[int] = []
+
+    def register(address: int, size: int, flags: int) -> int:
+        assert size == 4 * 2 * 8 * 8 * 3 and address % os.sysconf("SC_PAGE_SIZE") == 0 and flags == 0
+        pinned.append(address)
+        return 2 if len(pinned) == refused_at else 0
+
+    cuda = SimpleNamespace(cudaHostRegister=register, cudaHostUnregister=lambda address: pinned.remove(address))
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    ring, refused_at = SharedRing(SHAPE, 3), 0
+    ring.pin()
+    assert pinned == [buffer.images.data_ptr() for buffer in ring.buffers]
+    ring.unpin()
+    assert pinned == []
+    refused_at = 3
+    with pytest.raises(
+        WorkerError, match=r"CUDA cannot pin the shared buffers of the loader \(cudaHostRegister: error 2"
+    ):
+        ring.pin()
+    assert len(pinned) == 1  # the refused one
+    ring.close()
+
+
+def test_too_little_shared_memory_is_an_error(monkeypatch) -> None:
+    def no_space(descriptor: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
+    with pytest.raises(WorkerError, match="3 batches of 16,384 bytes do not fit into shared memory"):
+        SharedRing(SHAPE, 3)
+
+
+def test_buffers_of_the_ring_do_not_overlap() -> None:
+    ring = SharedRing(SHAPE, 2)
+    arrays = [
+        array
+        for buffer in ring.buffers
+        for array in (buffer.object_indices, buffer.view_indices, buffer.images.numpy(), buffer.content_sizes)
+    ]
+    for number, array in enumerate(arrays):
+        array[...] = number
+    assert all((array == number).all() for number, array in enumerate(arrays))
+    ring.close()

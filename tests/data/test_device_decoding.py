@@ -1,0 +1,194 @@
+"""Batches that a device decodes: torchvision's decoder on the CPU stands in for nvJPEG, with the same interface."""
+
+import itertools
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.device_decoding import (
+    DeviceDecodedLoader,
+    encoded_views,
+    is_for_device,
+    nvjpeg_decoder,
+    place_on_canvas,
+)
+from ssl_equi.data.errors import DataError
+from ssl_equi.data.fit import Canvas, CenterCrop
+from ssl_equi.data.image_folder import ImageFolder
+from ssl_equi.data.image_shards import ImageShards
+from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.single_views import SingleViews
+from tests.data.image_sets import flip
+
+TENSORS = ("images", "latents", "quat_xyzw", "labels", "object_indices", "view_indices", "content_sizes")
+
+
+class CpuDecoder:
+    """What `nvjpeg_decoder` gives, on the CPU; remembers how many images it was given at a time."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def __call__(self, encoded: list[Tensor]) -> list[Tensor]:
+        self.counts.append(len(encoded))
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            return decode_jpeg(encoded, mode=ImageReadMode.RGB)
+
+
+def loader_of(collection: ViewCollection, decode: Callable | None = None, **options: Any) -> DeviceDecodedLoader:
+    sizes = {"global_batch_size": 8, "seed": 1, "device": torch.device("cpu"), "decode": decode or CpuDecoder()}
+    return DeviceDecodedLoader(encoded_views(collection), **(sizes | options))
+
+
+def take(collection: ViewCollection, count: int, start_step: int = 0, **options: Any) -> list[ViewBatch]:
+    with loader_of(collection, **options) as loader:
+        return list(itertools.islice(loader.batches(start_step), count))
+
+
+def assert_equal(mine: ViewBatch, theirs: ViewBatch) -> None:
+    for name in TENSORS:
+        expected, found = getattr(theirs, name), getattr(mine, name)
+        assert (found is None) == (expected is None), name
+        assert expected is None or (torch.equal(found, expected) and found.dtype == expected.dtype), name
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_batches_are_those_of_the_usual_loader(shared_split: Path, threads: int, prefetch: int) -> None:
+    dataset, decoder = ShardDataset(shared_split, "train"), CpuDecoder()
+    mine = take(dataset, 6, decode=decoder, views_per_object=3, threads=threads, prefetch=prefetch)
+    with ViewLoader(dataset, global_batch_size=8, seed=1, views=3) as loader:
+        for batch, expected in zip(mine, loader.batches()):
+            assert_equal(batch, expected)
+    assert decoder.counts == [24] * 6
+
+
+def test_resuming_and_ranks_give_the_same_batches(shared_split: Path) -> None:
+    dataset = ShardDataset(shared_split, "train")
+    whole = take(dataset, 5)
+    for batch, expected in zip(take(dataset, 2, start_step=3), whole[3:], strict=True):
+        assert_equal(batch, expected)
+    ranks = [take(dataset, 1, rank=rank, world_size=2)[0] for rank in range(2)]
+    assert torch.equal(torch.cat([batch.images for batch in ranks]), whole[0].images)
+
+
+def test_ordinary_images_lie_on_canvases_and_the_cpu_decodes_what_the_device_does_not(picture_shards: Path) -> None:
+    """Eleven images of different sizes, of which one is in CMYK and one a PNG."""
+    canvases = SingleViews(ImageShards(picture_shards, "train"), Canvas(32))
+    decoder = CpuDecoder()
+    (batch,) = take(canvases, 1, decode=decoder, views_per_object=1, global_batch_size=11)
+    with ViewLoader(canvases, global_batch_size=11, views=1, seed=1) as loader:
+        assert_equal(batch, next(loader.batches()))
+    assert decoder.counts == [9]
+
+
+def test_pictures_larger_than_the_canvas_shrink_as_pillow_shrinks_them(picture_shards: Path) -> None:
+    canvases = SingleViews(ImageShards(picture_shards, "train"), Canvas(17))
+    (batch,) = take(canvases, 1, views_per_object=1, global_batch_size=11)
+    with ViewLoader(canvases, global_batch_size=11, views=1, seed=1) as loader:
+        expected = next(loader.batches())
+    assert batch.content_sizes is not None and expected.content_sizes is not None
+    assert torch.equal(batch.content_sizes, expected.content_sizes)
+    assert (batch.images.int() - expected.images.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [(100, 37), (20, 90), (31, 31), (300, 2)])
+def test_place_on_canvas_is_that_of_the_cpu(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected, found = np.zeros((48, 48, 3), dtype=np.uint8), torch.zeros(48, 48, 3, dtype=torch.uint8)
+    assert place_on_canvas(torch.from_numpy(image).permute(2, 0, 1), found) == Canvas(48).place(image, expected)
+    assert np.abs(found.numpy().astype(int) - expected).max() <= 1
+
+
+def test_only_usual_jpegs_are_for_the_device(image_bytes: Callable[..., bytes]) -> None:
+    pixels = np.zeros((16, 16, 3), dtype=np.uint8)
+    for subsampling in ("444", "422", "420", "440", "411", "Gray"):
+        data = simplejpeg.encode_jpeg(pixels, colorsubsampling=subsampling)
+        assert is_for_device(data, None) and is_for_device(data, (16, 16)) and not is_for_device(data, (16, 17))
+    assert is_for_device(image_bytes(0, "JPEG", "L"), None)
+    for others in (image_bytes(0, "JPEG", "CMYK"), image_bytes(0, "PNG"), b"", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0cut"):
+        assert not is_for_device(others, None)
+
+
+def test_changed_and_lost_bytes_raise_as_in_the_usual_loader(own_split: Path) -> None:
+    dataset = ShardDataset(own_split, "train")
+    flip(own_split / "train-000001.tar", int(dataset._index.offsets[7, 3]) + 300)
+    with pytest.raises(DataError, match=r"image 'object_007\.v03\.jpg' at byte \d+ .* does not match its CRC-32C"):
+        take(dataset, 1, views_per_object=6, global_batch_size=23)
+    os.truncate(own_split / "train-000001.tar", 0)
+    with pytest.raises(DataError, match=r"train-000001\.tar is cut"):
+        take(dataset, 1, views_per_object=6, global_batch_size=23)
+
+
+def test_an_image_that_no_decoder_takes_is_named(
+    tmp_path: Path, random_records: Callable, write_train_split: Callable
+) -> None:
+    """Damaged before it came into the shard, so that its CRC-32C is right."""
+    records = random_records()
+    records[7].images[3] = records[7].images[3][:-40]
+    write_train_split(tmp_path / "split", records)
+
+    def refuse(encoded: list[Tensor]) -> list[Tensor]:
+        raise RuntimeError("nvjpegDecodeBatched failed: 5")
+
+    dataset = ShardDataset(tmp_path / "split", "train")
+    with pytest.raises(DataError, match=r"'object_007\.v03\.jpg' .* does not decode"):
+        take(dataset, 1, decode=refuse, views_per_object=6, global_batch_size=23)
+
+
+def test_a_decoder_that_fails_on_good_images_says_so(shared_split: Path) -> None:
+    def refuse(encoded: list[Tensor]) -> list[Tensor]:
+        raise RuntimeError("no such chip")
+
+    with pytest.raises(DataError, match=r"the GPU can't decode a batch that the CPU can \(no such chip\): leave"):
+        take(ShardDataset(shared_split, "train"), 1, decode=refuse)
+
+
+def test_data_without_checksums_or_in_another_form_are_refused(mixed_folder: Path, picture_shards: Path) -> None:
+    cropped = SingleViews(ImageShards(picture_shards, "train"), CenterCrop(16, 16))
+    (picture_shards / "train.manifest.json").unlink()
+    others = [
+        cropped,
+        SingleViews(ImageFolder(mixed_folder, "train"), Canvas(32)),
+        SingleViews(ImageShards(picture_shards, "train"), Canvas(32)),
+    ]
+    for other in others:
+        with pytest.raises(DataError, match="which needs shards with checksums: convert the images"):
+            encoded_views(other)
+
+
+def test_wrong_sizes_are_refused_and_threads_end(shared_split: Path) -> None:
+    dataset = ShardDataset(shared_split, "train")
+    with pytest.raises(ValueError, match="at least 1 thread"):
+        loader_of(dataset, threads=0)
+    with pytest.raises(ValueError, match="does not fit a split of 23 objects"):
+        loader_of(dataset, global_batch_size=24)
+    loader = loader_of(dataset)
+    with pytest.raises(ValueError, match="start_step is -1"):
+        loader.batches(-1)
+    batches = loader.batches()
+    next(batches)
+    loader.close()
+    assert loader._pool._shutdown
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_nvjpeg_gives_nearly_the_same_pixels(tiny_data: Path) -> None:
+    dataset, cuda = ShardDataset(tiny_data, "train"), torch.device("cuda")
+    mine = take(dataset, 4, device=cuda, decode=nvjpeg_decoder(cuda))
+    for batch, expected in zip(mine, take(dataset, 4), strict=True):
+        assert batch.images.device.type == "cuda"
+        assert (batch.images.cpu().int() - expected.images.int()).abs().float().mean() < 2
+        assert torch.equal(batch.latents, expected.latents)

@@ -1,0 +1,66 @@
+"""What the loader promises of an epoch, counted, for several world sizes and ways of decoding."""
+
+import itertools
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.order import BatchOrder
+from tests.data.numbered_objects import NumberedObjects
+
+CASES = [
+    *itertools.product([{"threads": 1}, {"threads": 2}, {"threads": 4}], [80, 83]),
+    *itertools.product([{"workers": 2}, {"workers": 4}], [83]),
+]
+SEED, BATCH_SIZE = 7, 8
+
+
+@pytest.fixture(autouse=True)
+def workers_without_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers import the main module, which costs more than all else here."""
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+
+
+def _keys(loader: ViewLoader, start_step: int, count: int) -> np.ndarray:
+    """Object and two views of each row of `count` batches, [count, b, 3]; the pixels must bear them."""
+    keys = []
+    for batch in itertools.islice(loader.batches(start_step), count):
+        key = torch.column_stack([batch.object_indices, batch.view_indices])
+        assert torch.equal(batch.images[:, :, 0, 0, 0].long(), key[:, :1].expand(-1, 2))
+        assert torch.equal(batch.images[:, :, 0, 0, 1].long(), key[:, 1:])
+        keys.append(key.numpy())
+    return np.stack(keys)
+
+
+def _expected(num_objects: int, steps: int) -> np.ndarray:
+    """The keys of the first steps over all ranks, [steps, G, 3]: a function of the seed."""
+    order = BatchOrder(num_objects=num_objects, num_views=5, global_batch_size=BATCH_SIZE, views=2, seed=SEED)
+    return np.stack([np.column_stack(order.batch(step)) for step in range(steps)])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize(("decoding", "num_objects"), CASES, ids=str)
+def test_epoch_over_all_ranks_is_the_data_set_but_for_the_remainder(world_size, decoding, num_objects) -> None:
+    steps = num_objects // BATCH_SIZE
+    of_ranks = []
+    for rank in range(world_size):
+        with ViewLoader(
+            NumberedObjects(num_objects), global_batch_size=BATCH_SIZE, seed=SEED, rank=rank, world_size=world_size,
+            prefetch=2, **decoding,
+        ) as loader:  # fmt: skip
+            of_ranks.append(_keys(loader, 0, 3 * steps))
+            for resumed_at in (1, steps - 1, steps, 2 * steps + 3):  # within an epoch, at its ends
+                np.testing.assert_array_equal(_keys(loader, resumed_at, 4), of_ranks[-1][resumed_at:][:4])
+    seen = np.concatenate(of_ranks, axis=1)
+    np.testing.assert_array_equal(seen, _expected(num_objects, 3 * steps))
+    dropped = []
+    for objects in seen[..., 0].reshape(3, -1):
+        assert len(np.unique(objects)) == len(objects) == steps * BATCH_SIZE
+        dropped.append(frozenset(range(num_objects)) - frozenset(objects.tolist()))
+        assert len(dropped[-1]) == num_objects % BATCH_SIZE
+    assert len(set(dropped)) == (1 if num_objects % BATCH_SIZE == 0 else 3)
+    assert not np.array_equal(seen[:steps], seen[steps : 2 * steps])

@@ -1,0 +1,107 @@
+"""Options that say how a run gets at its views: what they give, and what doesn't go together."""
+
+import dataclasses
+import functools
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from ssl_equi import training_loader
+from ssl_equi.data import decoded_cache
+from ssl_equi.data.device_decoding import DeviceDecodedLoader
+from ssl_equi.data.rendered_views import RenderedLoader
+from ssl_equi.data.sources import DataSource, open_data
+from ssl_equi.pretraining import open_loader
+from ssl_equi.pretraining_config import PretrainingConfig
+from ssl_equi.run_config import FREE_OPTIONS, RunError, check_options
+
+
+@dataclasses.dataclass
+class OneOfTwo:
+    """The second of two processes, in place of a `Run`."""
+
+    rank: int = 1
+    world_size: int = 2
+    is_main: bool = False
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+
+
+def config_of(data_dir: Path, **options: Any) -> PretrainingConfig:
+    return PretrainingConfig(data_dir=data_dir, image_size=32, batch_size=8, **options)
+
+
+def data_of(config: PretrainingConfig) -> DataSource:
+    return open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"render_views": True, "dataset": "folder"}, "--render-views is given and --dataset folder consists of files"),
+        ({"render_views": True, "dataset": "3diebench"}, "choose 3diebench-p or 3diebench-pt, or leave it out"),
+        ({"render_views": True, "cache_decoded": True}, "--render-views reads none: give one of the two"),
+        ({"decode_on": "cuda", "cache_decoded": True}, "takes encoded views and --cache-decoded gives none"),
+        ({"decode_on": "cuda", "render_views": True}, "takes encoded views and --render-views gives none"),
+        ({"fresh_views": True}, "--fresh-views is given and stored views are always the same: add --render-views"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_before_data_are_opened(
+    options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(RunError, match=problem):
+        check_options(PretrainingConfig(**options))
+
+
+def test_decoding_on_a_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RunError, match="--decode-on cuda needs an NVIDIA GPU and PyTorch sees none: leave it out"):
+        check_options(PretrainingConfig(decode_on="cuda"))
+
+
+def test_decoding_on_a_device_is_the_third_way(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = functools.partial(decode_jpeg, mode=ImageReadMode.RGB)
+    monkeypatch.setattr(training_loader, "nvjpeg_decoder", lambda device: decode)
+    config = config_of(tiny_data)
+    data, on_device = data_of(config), dataclasses.replace(config, decode_on="cuda")
+    with (
+        open_loader(config, data, OneOfTwo()) as stored,  # type: ignore[arg-type]
+        open_loader(on_device, data, OneOfTwo()) as decoded,  # type: ignore[arg-type]
+    ):
+        assert isinstance(decoded, DeviceDecodedLoader) and decoded.steps_per_epoch == stored.steps_per_epoch
+        for mine, theirs in zip(itertools.islice(decoded.batches(4), 3), stored.batches(4)):
+            assert torch.equal(mine.images, theirs.images) and torch.equal(mine.latents, theirs.latents)
+
+
+def test_the_cache_gives_the_same_batches_and_may_be_chosen_on_resume(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoded_cache, "user_cache_path", lambda name: tmp_path / name)
+    config = config_of(tiny_data)
+    data, caching = data_of(config), dataclasses.replace(config, cache_decoded=True)
+    with (
+        open_loader(config, data, OneOfTwo()) as stored,  # type: ignore[arg-type]
+        open_loader(caching, data, OneOfTwo()) as cached,  # type: ignore[arg-type]
+    ):
+        for mine, theirs in zip(itertools.islice(cached.batches(4), 3), stored.batches(4)):
+            assert torch.equal(mine.images, theirs.images) and torch.equal(mine.latents, theirs.latents)
+    assert len(list((tmp_path / "ssl_equi" / "decoded-views").glob("train-*/pixels.bin"))) == 1
+    assert "cache_decoded" in FREE_OPTIONS
+
+
+@pytest.mark.parametrize("dataset", ["3diebench-p", "3diebench-pt"])
+def test_rendered_batches_of_a_rank_are_the_stored_ones(dataset: Any, tiny_data: Path, tiny_moving_data: Path) -> None:
+    config = config_of(tiny_data if dataset == "3diebench-p" else tiny_moving_data, dataset=dataset)
+    data, rendering = data_of(config), dataclasses.replace(config, render_views=True)
+    with (
+        open_loader(config, data, OneOfTwo()) as stored,  # type: ignore[arg-type]
+        open_loader(rendering, data, OneOfTwo()) as rendered,  # type: ignore[arg-type]
+    ):
+        assert isinstance(rendered, RenderedLoader) and rendered.steps_per_epoch == stored.steps_per_epoch == 3
+        mine, theirs = next(rendered.batches(4)), next(stored.batches(4))
+    assert mine.images.shape == theirs.images.shape == (4, 2, 32, 32, 3)
+    for name in ("latents", "quat_xyzw", "labels", "object_indices", "view_indices"):
+        assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
