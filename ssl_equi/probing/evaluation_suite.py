@@ -175,7 +175,7 @@ class Suite:
         by_seed: dict[int, PartResults] = {}
         further = self.further_tasks_of(source) if module is source.module else {}
         for seed in self.seeds:
-            tasks = {name: task for name, task in (TASKS | further).items() if name in names}
+            tasks = {name: (TASKS | further)[name] for name in names if name in TASKS | further}
             if seed != self.seeds[0]:
                 tasks = {name: task for name, task in tasks.items() if name not in further}
             self.say(f"{name}: {len(tasks)} tasks on {len(parts)} parts, seed {seed}")
