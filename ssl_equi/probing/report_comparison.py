@@ -235,15 +235,13 @@ def _shown_cell(row: Row, index: int) -> str:
     elif index in row.near:
         title = "within two standard errors of the best"
         mark = f'<span class="mark" title="{title}" role="img" aria-label="{title}">{NEAR}</span>'
-    details = []
     if cell.standard_error is not None:
         error = escaped(format_value(row.metric, cell.standard_error))
-        details.append(f'<span title="standard error over {escaped(cell.over)}">± {error}</span>')
+        value += f' <small title="standard error over {escaped(cell.over)}">± {error}</small>'
     if cell.random_encoder is not None:
         random = escaped(format_value(row.metric, cell.random_encoder))
-        details.append(f'<span title="random encoder">random {random}</span>')
-    shown = f"<small>{'<br>'.join(details)}</small>" if details else ""
-    return f'<td class="number">{mark}{value}{shown}</td>'
+        value += f'<small class="below" title="random encoder"><span class="word">random </span>{random}</small>'
+    return f'<td class="number">{mark}{value}</td>'
 
 
 def _shown_baseline(row: Row) -> str:
@@ -267,6 +265,8 @@ def _how_to_read(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> list[str]:
     lines = [
         f"± standard error over {words.get(name, name)}: {', '.join(names)}" for name, names in sorted(over.items())
     ]
+    if any(cell is not None and cell.random_encoder is not None for row in rows for cell in row.cells):
+        lines.append("the small number under a value: the random encoder's")
     if alone:
         lines.append(f"one number without a standard error, in some rows or all: {', '.join(alone)}")
     if any(row.best is not None for row in rows):

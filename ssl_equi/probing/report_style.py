@@ -41,15 +41,6 @@ thead th { color: var(--muted); font-weight: 600; border-bottom: 1px solid var(-
 thead th:nth-child(n+3), td.number { text-align: right; font-variant-numeric: tabular-nums; }
 tr.task th { padding-top: 14px; border-bottom: 1px solid var(--line); }
 tr.task .muted { font-weight: 400; }
-@media (max-width: 480px) {
-  th, td { padding-right: 10px; }
-  table { font-size: 0.86rem; }
-  table.comparison { font-size: 0.8rem; }
-  table.comparison th, table.comparison td { padding-right: 7px; }
-  table.comparison tr > :last-child { padding-right: 0; }
-  table.comparison th.run { min-width: 54px; max-width: 90px; }
-  table.comparison td:first-child { white-space: normal; line-height: 1.15; }
-}
 table.plain th { color: var(--muted); font-weight: 500; }
 table.plain td { white-space: normal; overflow-wrap: anywhere; }
 .notes { font-size: 0.85rem; padding-left: 18px; margin: 10px 0 0; }
@@ -80,13 +71,25 @@ img.sheet { max-width: 820px; margin-bottom: 6px; }
 .swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 7px; }
 table.comparison th, table.comparison td { padding-right: 14px; }
 table.comparison th.run { white-space: normal; overflow-wrap: anywhere; min-width: 74px; max-width: 150px; }
-table.comparison small { display: block; color: var(--muted); font-size: 0.8rem; }
+table.comparison small { color: var(--muted); font-size: 0.78rem; }
+table.comparison small.below { display: block; line-height: 1.1; }
 table.comparison tr > :first-child { position: sticky; left: 0; background: var(--page); }
 .mark { margin-right: 3px; }
 a { color: inherit; }
 .wrap { overflow-wrap: anywhere; }
 details { margin-top: 14px; border-top: 1px solid var(--line); padding-top: 10px; }
 summary { cursor: pointer; font-weight: 600; }
+@media (max-width: 480px) {
+  th, td { padding-right: 10px; }
+  table { font-size: 0.86rem; }
+  table.comparison { font-size: 0.8rem; }
+  table.comparison th, table.comparison td { padding-right: 7px; }
+  table.comparison tr > :last-child { padding-right: 0; }
+  table.comparison th.run { min-width: 54px; max-width: 90px; }
+  table.comparison small { display: block; font-size: 0.7rem; line-height: 1.1; }
+  table.comparison .word { display: none; }
+  table.comparison td:first-child { white-space: normal; line-height: 1.15; }
+}
 @media print {
   body { font-size: 11px; }
   main { max-width: none; padding: 0; }
