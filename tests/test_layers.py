@@ -23,6 +23,7 @@ LAYER = {
     "schedules": 2,
     "optimizers": 2,
     "checkpoint": 2,
+    "speed": 2,
     "progress": 2,
     "versions": 2,
     "metrics_log": 3,
