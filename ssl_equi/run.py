@@ -305,7 +305,7 @@ class Run:
         except OSError as error:
             raise RunError(describe_os_error(error, self.folder)) from error
         if self.config.resume and list_checkpoints(self.folder / "checkpoints") and config_file.is_file():
-            refuse_other_options(config_file, mine)
+            refuse_other_options(config_file, mine, jsonable(type(self.config)()))
         write_text_atomically(config_file, json.dumps(mine, indent=1))
         write_text_atomically(self.folder / "versions.json", json.dumps(software_versions(), indent=1))
 

@@ -104,18 +104,23 @@ def check_options(config: RunConfig) -> None:
     config.check()
 
 
-def refuse_other_options(config_file: Path, mine: dict[str, Any]) -> None:
-    """A run goes on with the options that it was begun with, but for those that don't change what is learnt."""
+def refuse_other_options(config_file: Path, mine: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """A run goes on with the options that it was begun with, but for those that don't change what is learnt.
+
+    An option that the file doesn't name came with a later version, whose default leaves things as they were: such a
+    run was made with that default.
+    """
     try:
         theirs = flattened(json.loads(config_file.read_text()))
     except (ValueError, AttributeError) as error:
         raise RunError(
             f"{config_file} is damaged ({error}): delete this file to resume with the options of this command"
         ) from error
+    known = flattened(defaults) | theirs
     for option, value in flattened(mine).items():
-        if option not in FREE_OPTIONS and value != theirs.get(option):
+        if option not in FREE_OPTIONS and value != known.get(option):
             raise RunError(
-                f"{config_file} was made with {option} = {theirs.get(option)!r} and this command asks for "
+                f"{config_file} was made with {option} = {known.get(option)!r} and this command asks for "
                 f"{value!r}: resume with the first options, or choose another --out"
             )
 

@@ -209,6 +209,18 @@ def test_resuming_with_another_option_is_refused(tmp_path: Path) -> None:
         train(ToyConfig(out=tmp_path / "run", width=5, resume=True))
 
 
+def test_a_run_of_an_earlier_version_had_the_default_of_a_later_option(tmp_path: Path) -> None:
+    train(ToyConfig(out=tmp_path / "run", steps=6))
+    config_file = tmp_path / "run" / "config.json"
+    earlier = json.loads(config_file.read_text())
+    del earlier["clip_norm"], earlier["width"]
+    config_file.write_text(json.dumps(earlier))
+    with pytest.raises(RunError, match="made with clip_norm = None and this command asks for 1.0"):
+        train(ToyConfig(out=tmp_path / "run", clip_norm=1.0, resume=True))
+    train(ToyConfig(out=tmp_path / "run", steps=7, resume=True))
+    assert json.loads(config_file.read_text())["width"] == 4
+
+
 def test_resuming_another_architecture_is_refused(tmp_path: Path) -> None:
     train(ToyConfig(out=tmp_path / "run", steps=6))
     config_file = tmp_path / "run" / "config.json"
