@@ -215,7 +215,7 @@ def test_a_run_of_an_earlier_version_had_the_default_of_a_later_option(tmp_path:
     earlier = json.loads(config_file.read_text())
     del earlier["clip_norm"], earlier["width"]
     config_file.write_text(json.dumps(earlier))
-    with pytest.raises(RunError, match="made with clip_norm = None and this command asks for 1.0"):
+    with pytest.raises(RunError, match=r"made with clip_norm = None and this command asks for 1\.0"):
         train(ToyConfig(out=tmp_path / "run", clip_norm=1.0, resume=True))
     train(ToyConfig(out=tmp_path / "run", steps=7, resume=True))
     assert json.loads(config_file.read_text())["width"] == 4
