@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,17 @@ from ssl_equi.errors import UserError
 
 class FeatureError(UserError):
     """Features can't be used; the message names the encoder and the first bad view."""
+
+
+class ImageChange(Protocol):
+    """Something done to every image of a split before it is encoded, on the device: a corruption, an augmentation."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this change from all others."""
+
+    def __call__(self, images: Tensor, first_object: int) -> Tensor:
+        """Changed images of consecutive objects from `first_object` on: uint8 `[b, V, H, W, 3]`, and the same back."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +113,14 @@ def encode_batches(
     batch_size: int,
     receive: Callable[[int, Tensor], None],
     encoder_name: str = "the encoder",
+    change: ImageChange | None = None,
 ) -> None:
     """Encode each view once, as `encode_split` does, and hand over each batch in turn.
 
     Args:
         receive: is given the index of the batch's first object, and features float32 `[b, n_views, D]` on the CPU.
         encoder_name: for errors.
+        change: of the images before they are encoded.
 
     Raises:
         FeatureError: a feature is not finite.
@@ -115,6 +129,7 @@ def encode_batches(
     first_object = 0
     with frozen(encoder):
         for images in _image_batches(dataset, max(1, batch_size // dataset.num_views), torch.device(device)):
+            images = images if change is None else change(images, first_object)
             encoded = encoder(normalise_images(images.flatten(0, 1), mean_rgb, std_rgb))
             features = encoded.float().unflatten(0, images.shape[:2]).cpu()
             _check_finite(features, first_object, dataset, encoder_name)
