@@ -1,9 +1,9 @@
 """Common corruptions of images, at five severities, to ask how much of a question's answer survives them.
 
 The kinds are those that Hendrycks & Dietterich ("Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", ICLR 2019) made usual; what each one does is said at its function. The strengths are this project's: they
-are the same for images of every size, lengths being shares of the image's side, and each severity is further from the
-image than the one before. Numbers are therefore not those of ImageNet-C.
+Perturbations", ICLR 2019) made usual; what each one does is said at its function. The strengths are this project's:
+lengths are shares of the image's side, so that they suit images of any size, and each severity is further from the
+image than the one before. Results are therefore not comparable with those on ImageNet-C.
 """
 
 import hashlib
@@ -102,7 +102,9 @@ def corrupt(images: Tensor, name: str, severity: int, *, image_indices: np.ndarr
 
 def _gaussian_noise(images: Tensor, deviation: float, generators: list[np.random.Generator]) -> Tensor:
     """Adds to every value a normal number of this standard deviation."""
-    return images + deviation * _drawn(lambda generator: generator.standard_normal(images.shape[1:]), images, generators)
+    return images + deviation * _drawn(
+        lambda generator: generator.standard_normal(images.shape[1:]), images, generators
+    )
 
 
 def _shot_noise(images: Tensor, photons: float, generators: list[np.random.Generator]) -> Tensor:
@@ -151,9 +153,7 @@ def _zoom_blur(images: Tensor, zoom: float, generators: list[np.random.Generator
 
 def _fog(images: Tensor, density: float, generators: list[np.random.Generator]) -> Tensor:
     """Blends with a bright grey that varies slowly over the image, which takes contrast away unevenly."""
-    coarse = _drawn(
-        lambda generator: generator.uniform(FOG_DARKEST, 1, (1, FOG_GRID, FOG_GRID)), images, generators
-    )
+    coarse = _drawn(lambda generator: generator.uniform(FOG_DARKEST, 1, (1, FOG_GRID, FOG_GRID)), images, generators)
     fog = F.interpolate(coarse, images.shape[2:], mode="bicubic", align_corners=True).clamp(FOG_DARKEST, 1)
     return (1 - density) * images + density * fog
 

@@ -18,6 +18,8 @@ from ssl_equi.probing.augmentation_equivariance import probe_augmentation_equiva
 from ssl_equi.probing.encode import FeatureCache, state_sha256
 from ssl_equi.probing.encoder_sources import EncoderSource
 from ssl_equi.probing.feature_store import FeatureStore, counted_images
+from ssl_equi.probing.image_context import ImageContext, ImageQuestion
+from ssl_equi.probing.image_questions import IMAGE_QUESTIONS, ROBUSTNESS, ask_questions, spelled_out
 from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.suite import (
@@ -59,11 +61,13 @@ class Suite:
 
     Attributes:
         protocol: how heads are trained and judged.
-        tasks: names of `ssl_equi.probing.tasks.TASKS`, augmentation_equivariance, or of `further_tasks`; none: the
-            protocol's.
+        tasks: names of `ssl_equi.probing.tasks.TASKS`, augmentation_equivariance, of `further_tasks`, or of
+            `ssl_equi.probing.image_questions.IMAGE_QUESTIONS`; robustness stands for four of these,
+            transfer for `further_questions`, and all for everything. None: the protocol's.
         parts: names of parts; none: all that the encoder has.
         seeds: of the heads; every record keeps its own.
         further_tasks: tasks of this encoder alone, such as those that need its predictor.
+        further_questions: questions of images that are asked whatever `tasks` says, such as transfer to other data.
         device: where the encoder and the heads run.
         batch_size: images in one forward pass.
         say: is told what is going on, line by line.
@@ -75,6 +79,7 @@ class Suite:
     parts: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     further_tasks: Mapping[str, Task] | None = None
+    further_questions: Mapping[str, ImageQuestion] | None = None
     device: torch.device | str = "cpu"
     batch_size: int = 512
     say: Say = print
@@ -113,10 +118,17 @@ class Suite:
 
     def task_names(self) -> tuple[str, ...]:
         """The tasks that are asked. Raises UserError for one that there is not."""
-        known = [*TASKS, AUGMENTATION_EQUIVARIANCE, *(self.further_tasks or {})]
-        names = self.tasks or (*self.protocol.tasks, *(self.further_tasks or {}))
+        further_questions = tuple(self.further_questions or {})
+        everything = (
+            *TASKS, AUGMENTATION_EQUIVARIANCE, *(self.further_tasks or {}), *IMAGE_QUESTIONS, *further_questions
+        )  # fmt: skip
+        groups = {"robustness": ROBUSTNESS, "transfer": further_questions, "all": everything}
+        known = [*everything, *groups]
+        if "transfer" in self.tasks and not further_questions:
+            raise UserError("task 'transfer' is asked without a data set: give --transfer DATASET:DIR")
+        names = spelled_out(self.tasks or (*self.protocol.tasks, *(self.further_tasks or {})), groups)
         for name in names:
-            if name not in known:
+            if name not in everything:
                 close = get_close_matches(name, known, n=3)
                 hint = f"did you mean {' or '.join(close)}" if close else f"choose from {', '.join(known)}"
                 raise UserError(f"there is no task {name!r}: {hint}")
@@ -167,9 +179,30 @@ class Suite:
                 unchanged=module, before_task=self._announce(name),
             )  # fmt: skip
             notes += [note for note in skipped if note not in notes]
+        questions = {name: IMAGE_QUESTIONS[name] for name in names if name in IMAGE_QUESTIONS}
+        questions |= self.further_questions or {}
+        if questions:
+            context = ImageContext(
+                module, name, architecture, state, parts, mean_rgb, std_rgb, data, train, test, store, self.protocol,
+                self.device, self.batch_size, self._progress,
+            )  # fmt: skip
+            notes += self._ask_questions(context, questions, by_seed)
         for part, result in augmented.items():  # nothing is trained: one seed is all there is
             by_seed[self.seeds[0]][part] |= result
         return _Outcome(by_seed, train, test, tuple(notes), encoded - started, time.perf_counter() - encoded)
+
+    def _ask_questions(
+        self, context: ImageContext, questions: Mapping[str, ImageQuestion], by_seed: dict[int, PartResults]
+    ) -> list[str]:
+        """Adds the answers of every seed to its results; returns notes."""
+        notes: list[str] = []
+        for seed in self.seeds:
+            self.say(f"{context.name}: {len(questions)} questions of images, seed {seed}")
+            answers, skipped = ask_questions(context, questions, seed, self._announce(context.name))
+            for part, answers_of_part in answers.items():
+                by_seed[seed][part] |= answers_of_part
+            notes += [note for note in skipped if note not in notes]
+        return notes
 
     def _tasks(self, names: Sequence[str]) -> dict[str, Task]:
         tasks = {**TASKS, **(self.further_tasks or {})}

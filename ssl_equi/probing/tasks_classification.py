@@ -80,7 +80,9 @@ def class_head(
     return _trained(train, objects, num_classes, views_per_object, protocol, epochs, seed, after_epoch)
 
 
-def judge_class_head(train: FeatureCache, test: FeatureCache, head: torch.nn.Module, protocol: ProbeProtocol) -> TaskResult:
+def judge_class_head(
+    train: FeatureCache, test: FeatureCache, head: torch.nn.Module, protocol: ProbeProtocol
+) -> TaskResult:
     """What a head of classes achieves on the fixed views of a split; `train` is for the majority class."""
     rows = evaluated_view_rows(test, protocol)
     return _result(train, test, rows, predict(head, feature_matrix(test), rows))
@@ -249,7 +251,9 @@ def _low_shot(
     batches_per_epoch = math.ceil(len(objects) * train.num_views / protocol.batch_size)
     epochs = math.ceil(protocol.low_shot_steps / batches_per_epoch)
     few = replace(protocol, weight_decay=protocol.low_shot_weight_decay)
-    result = judge_class_head(train, test, _trained(train, objects, num_classes, train.num_views, few, epochs, seed), protocol)
+    result = judge_class_head(
+        train, test, _trained(train, objects, num_classes, train.num_views, few, epochs, seed), protocol
+    )
     return replace(result, details={"training_objects": len(objects)})
 
 
