@@ -1,5 +1,7 @@
 """Corruptions: what each one does, on smooth pictures and by closed forms."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,7 @@ def test_each_severity_is_further_from_the_image_and_zero_is_the_image(name: str
         found = [corrupted(images, name, severity) for severity in range(1, 6)]
         assert all(each.shape == images.shape and each.dtype == torch.uint8 for each in found)
         psnr = [mean_psnr_db(images, each) for each in found]
-        assert all(later < earlier for earlier, later in zip(psnr, psnr[1:], strict=False)), psnr
+        assert all(later < earlier for earlier, later in itertools.pairwise(psnr)), psnr
         assert 15 < psnr[0] < 45 and psnr[4] > 4
 
 
