@@ -55,7 +55,7 @@ class Config:
     """Sets of symmetries."""
     dataset: DatasetName | Literal["random"] = "3diebench-p"
     """3diebench-p and 3diebench-pt render themselves; random is smooth noise; the others need --data-dir."""
-    data_dir: Path | None = None
+    data_dir: str | Path | None = None
     """Folder with the data set; the user's cache folder for those that render themselves when not given."""
     split: str = "test"
     """Split that the images are of."""

@@ -65,7 +65,7 @@ class Config:
     dataset: DatasetName = "3diebench-p"
     """3diebench-p and 3diebench-pt render themselves; 3diebench and 3diebench-t need --data-dir. Ordinary images have
     no known poses."""
-    data_dir: Path | None = None
+    data_dir: str | Path | None = None
     """Folder with the data set; the user's cache folder for those that render themselves when not given."""
     split: str = "test"
     """Split whose views are looked for."""

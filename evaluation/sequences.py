@@ -56,7 +56,7 @@ class Config:
     """Folder of a run of recipes/seq_jepa.py or recipes/seq_jepa_saccades.py."""
     dataset: DatasetName = "3diebench-p"
     """3diebench-p and 3diebench-pt (whose objects also move) render themselves; the others need --data-dir."""
-    data_dir: Path | None = None
+    data_dir: str | Path | None = None
     """Folder with the data set; the user's cache folder for those that render themselves when not given."""
     split: str = "test"
     """Split that is judged; heads are trained on train."""

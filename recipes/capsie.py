@@ -80,7 +80,7 @@ def build(config: Config) -> CapsIE:
 def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "capsie")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     run.register("data", DataIdentity(data.train))

@@ -154,7 +154,7 @@ def build(config: Config) -> CARE:
 def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "care")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     two_passes, chunk_size = config.objective.reuse_views, config.objective.chunk_size
     make_views = TrainingViews(config, data, run, shared_by=chunk_size if two_passes else 1)
     make_shared_views = SharedViews(config, data, run, shared_by=chunk_size)

@@ -69,7 +69,7 @@ def build(config: Config) -> ConvJEPA:
 def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "conv_jepa")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     run.register("data", DataIdentity(data.train))

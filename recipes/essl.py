@@ -125,7 +125,7 @@ def build(config: Config) -> ESSL:
 def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "essl")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run)
     relative = config.objective.relative
     make_small_views = TransformedSmallViews(config, config.small_view, data, run, relative=relative)

@@ -60,7 +60,7 @@ def build(config: Config) -> SEN:
 def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "sen")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     run.register("data", DataIdentity(data.train))

@@ -113,7 +113,7 @@ def build(config: Config) -> SeqJEPA:
 def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "seq_jepa")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = SequenceViews(config, data, run, length=config.observed_views + 1, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     run.register("data", DataIdentity(data.train))

@@ -82,7 +82,7 @@ def build(config: Config) -> SeqJEPA:
 def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "seq_jepa_saccades")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     run.register("data", DataIdentity(data.train))

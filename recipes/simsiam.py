@@ -83,7 +83,7 @@ def simsiam_optimizer(objective: SimSiam, config: Config) -> torch.optim.Optimiz
 def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "simsiam")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run)
     model = run.prepare(objective, lambda module: simsiam_optimizer(module, config))
     run.register("data", DataIdentity(data.train))

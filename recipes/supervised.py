@@ -62,7 +62,7 @@ def build(config: Config, num_classes: int = 24) -> Supervised:
 
 def main(config: Config) -> None:
     run = Run(config, "supervised")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     objective = build(config, len(data.train.class_names))
     make_views = TrainingViews(config, data, run, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))

@@ -70,7 +70,7 @@ def build(config: Config) -> VICRegTraj:
 def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "vicreg_traj")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = SequenceViews(config, data, run, length=objective.num_views, actions=None)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     run.register("data", DataIdentity(data.train))

@@ -36,8 +36,8 @@ class EvaluationConfig:
     """A run's folder, an exported encoder's, timm:NAME (pretrained), random:NAME or hub:OWNER/NAME."""
     dataset: DatasetName = "3diebench-p"
     """3diebench-p and 3diebench-pt (whose objects also move) render themselves; the others need --data-dir."""
-    data_dir: Path | None = None
-    """Folder with the data set; the user's cache folder for those that render themselves when not given."""
+    data_dir: str | None = None
+    """Folder or address of the data set; the user's cache folder for those that render themselves when not given."""
     split: str = "test"
     """Split that is judged; heads are trained on train."""
     image_size: int | None = None

@@ -10,11 +10,14 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.decoded_cache import CachedViews
 from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.remote_shards import RemoteImages, RemoteShards
 from ssl_equi.data.sources import DataSource
+from ssl_equi.data.streaming import StreamedLoader
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.create import model_arguments
 from ssl_equi.export import EncoderCard, save_encoder
@@ -78,7 +81,7 @@ class DataIdentity:
 def open_loader(
     config: PretrainingConfig, data: DataSource, run: Run, stored_views: int | None = None
 ) -> TrainingLoader:
-    """The loader of a run: its process's share of the global batches.
+    """The loader of a run: its process's share of the global batches. Data that are streamed have one of their own.
 
     Args:
         stored_views: of each object; as many as a pair of views needs when None.
@@ -88,6 +91,21 @@ def open_loader(
         return rendered_loader(config, data, run, views)
     if config.decode_on == "cuda":
         return device_decoded_loader(config, data, run, views)
+    if isinstance(data.train, (RemoteShards, RemoteImages)):
+        return StreamedLoader(
+            data.train.location,
+            data.train.split,
+            fit=data.train.fit,
+            global_batch_size=config.batch_size,
+            views=views,
+            seed=config.seed,
+            rank=run.rank,
+            world_size=run.world_size,
+            threads=config.loader_threads,
+            shuffle_buffer=config.shuffle_buffer,
+            on_bad_record=config.on_bad_record,
+            max_skipped=config.max_skipped,
+        )
     return ViewLoader(
         CachedViews(data.train, show_progress=run.is_main) if config.cache_decoded else data.train,
         global_batch_size=config.batch_size,
@@ -97,6 +115,8 @@ def open_loader(
         world_size=run.world_size,
         threads=config.loader_threads,
         workers=config.loader_workers,
+        on_bad_record=config.on_bad_record,
+        max_skipped=config.max_skipped,
     )
 
 
@@ -187,6 +207,7 @@ def finish(
             device=run.device,
             seed=config.seed,
             split_name=config.evaluation_split,
+            bad_train_records=BadRecords(config.on_bad_record, config.max_skipped, run.rank),
         )
         if further_records is not None:
             results = replace(results, records=results.records + further_records(results))
@@ -203,6 +224,7 @@ def finish(
             run={
                 "name": run.name,
                 "steps": run.step_done,
+                "records_skipped": run.records_skipped,
                 "data": data.name,
                 "train_fingerprint": data.train.fingerprint,
                 "evaluation_fingerprint": data.evaluation.fingerprint,
@@ -215,10 +237,10 @@ def finish(
 
 
 def export_predictor(run: Run, config: PretrainingConfig, objective: Objective, trained_on: str) -> None:
-    """Writes `predictor/` if the objective hands out a predictor of embeddings (`latent_predictor()`)."""
+    """Writes `predictor/` if the objective hands out a predictor (`latent_predictor()`) of a known kind of action."""
     latent_predictor = getattr(objective, "latent_predictor", lambda: None)()
-    if latent_predictor is not None:
-        actions: str = config.actions  # type: ignore[attr-defined]  # of every recipe with such an objective
+    actions: str | None = getattr(config, "actions", None)
+    if latent_predictor is not None and actions is not None:
         save_predictor(latent_predictor, run.folder / PREDICTOR_FOLDER, PredictorCard(run.name, actions, trained_on))
         run.say(f"exported {run.folder / PREDICTOR_FOLDER}")
 

@@ -6,12 +6,26 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ssl_equi.data.sources import DatasetName
+from ssl_equi.data.sources import DatasetName, Reading
 from ssl_equi.optimizers import OptimizerName, make_optimizer, parameter_groups
 from ssl_equi.probing.protocol import ProtocolName
 from ssl_equi.run_config import RunConfig, RunError
 from ssl_equi.schedules import set_learning_rate, warmup_cosine
 from ssl_equi.training_views import ViewOptions
+
+EXCLUSIVE_OPTIONS = (
+    ("--render-views", "--cache-decoded", "rendering reads no stored views that could be kept"),
+    ("--render-views", "--decode-on cuda", "rendering decodes nothing"),
+    ("--render-views", "--reading streamed", "rendering reads nothing"),
+    ("--render-views", "--loader-workers", "rendering decodes nothing"),
+    ("--cache-decoded", "--decode-on cuda", "what is kept has been decoded"),
+    ("--cache-decoded", "--reading streamed", "what is kept is read by index"),
+    ("--cache-decoded", "--on-bad-record skip", "every view is decoded when the cache is made"),
+    ("--decode-on cuda", "--reading streamed", "a GPU decodes what is read by index"),
+    ("--decode-on cuda", "--loader-workers", "a GPU decodes in the process that trains"),
+    ("--decode-on cuda", "--on-bad-record skip", "a GPU decodes whole batches"),
+    ("--reading streamed", "--loader-workers", "what is streamed is decoded by threads"),
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,11 @@ class PretrainingConfig(RunConfig):
 
     dataset: DatasetName = "3diebench-p"
     """3diebench-p and 3diebench-pt (whose objects also move) render themselves; the others need --data-dir."""
+    reading: Reading = "indexed"
+    """indexed: every step draws from the whole split; of an address, the splits are first fetched to the user's cache
+    folder. streamed: training reads the shards from front to back, where they lie; only what is judged is fetched."""
+    shuffle_buffer: int = 1000
+    """Objects among which a streamed run mixes its batches."""
     image_size: int = 64
     """Side of the images that the encoder sees, in pixels; 256 in 3DIEBench."""
     evaluation_split: str = "test"
@@ -75,20 +94,19 @@ class PretrainingConfig(RunConfig):
             )
         if self.fresh_views and not self.render_views:
             raise RunError("--fresh-views is given and stored views are always the same: add --render-views")
-        if self.cache_decoded and self.render_views:
-            raise RunError("--cache-decoded keeps stored views and --render-views reads none: give one of the two")
-        if self.loader_workers > 0 and (self.render_views or self.decode_on == "cuda"):
-            other = "--render-views" if self.render_views else "--decode-on cuda"
-            raise RunError(
-                f"--loader-workers is {self.loader_workers} and {other} decodes nothing in worker processes: give one "
-                "of the two"
-            )
-        if self.decode_on == "cuda":
-            if self.cache_decoded or self.render_views:
-                other = "--cache-decoded" if self.cache_decoded else "--render-views"
-                raise RunError(f"--decode-on cuda takes encoded views and {other} gives none: give one of the two")
-            if not torch.cuda.is_available():
-                raise RunError("--decode-on cuda needs an NVIDIA GPU and PyTorch sees none: leave it out")
+        given = {
+            "--render-views": self.render_views,
+            "--cache-decoded": self.cache_decoded,
+            "--decode-on cuda": self.decode_on == "cuda",
+            "--reading streamed": self.reading == "streamed",
+            "--loader-workers": self.loader_workers > 0,
+            "--on-bad-record skip": self.on_bad_record == "skip",
+        }
+        for first, second, reason in EXCLUSIVE_OPTIONS:
+            if given[first] and given[second]:
+                raise RunError(f"{first} and {second} don't go together ({reason}): give one of the two")
+        if self.decode_on == "cuda" and not torch.cuda.is_available():
+            raise RunError("--decode-on cuda needs an NVIDIA GPU and PyTorch sees none: leave it out")
 
 
 def optimizer_of(module: nn.Module, config: PretrainingConfig) -> torch.optim.Optimizer:

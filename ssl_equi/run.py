@@ -12,8 +12,8 @@ knows Accelerate. Three decisions make a resumed run identical to one that was n
 import json
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol
@@ -47,6 +47,7 @@ from ssl_equi.run_config import (
     jsonable,
     refuse_other_options,
 )
+from ssl_equi.speed import SpeedWindow
 from ssl_equi.versions import software_versions
 
 KEPT_CHECKPOINTS = 2
@@ -104,7 +105,10 @@ class Run:
         self.step_done = self.last_step = 0
         self._stop_requested: str | None = None
         self._finite_watch = FiniteWatch()
-        self._seconds_waited, self._images_seen, self._window_started = 0.0, 0, time.perf_counter()
+        self._speed_window = SpeedWindow()
+        self._records_skipped_here = 0  # by this process, since all processes last added theirs up
+        self.records_skipped = 0
+        """How often a bad record was replaced, in all processes, up to the last checkpoint or line of speed."""
 
     # ---------------------------------------------------------------- starting
 
@@ -146,6 +150,7 @@ class Run:
             for name, state in self.states.items():
                 state.load_state_dict(read_state(newest, name))
             self.step_done = int(run_state["step"])
+            self.records_skipped = int(run_state.get("records_skipped", 0))
             self.say(f"resuming {self.folder} after step {self.step_done}")
         if self.is_main:
             self.metrics_log.cut_after(self.step_done)
@@ -166,7 +171,7 @@ class Run:
         if self.last_step < 1:
             raise RunError(f"the run has {self.last_step} steps: ask for at least one epoch of at least one batch")
         previous_handlers = self._install_signal_handlers()
-        self._window_started = time.perf_counter()
+        self._speed_window = SpeedWindow()
         try:
             with TrainingProgress(self.name, start_step, self.last_step, self.is_main) as self.progress:
                 if start_step < self.last_step:
@@ -178,9 +183,9 @@ class Run:
     def _steps(self, loader: BatchLoader, start_step: int) -> Iterator[tuple[int, ViewBatch]]:
         for step, batch in enumerate(loader.batches(start_step), start=start_step):
             self._seed_step(step)
-            self._seconds_waited += batch.seconds_waited
-            self._images_seen += batch.images.shape[0] * batch.images.shape[1] * self.world_size
-            yield step, batch.to(self.device)
+            self._speed_window.add(batch, self.world_size)
+            self._records_skipped_here += batch.records_skipped
+            yield step, replace(batch.to(self.device), augmenting=self._speed_window.augmenting)
             self.step_done = step + 1
             self.progress.advance(self.step_done)
             finished = self.step_done >= self.last_step
@@ -218,32 +223,32 @@ class Run:
         self._raise_if_not_finite()
         terms = self.accelerator.reduce({"loss": output.loss.detach().float(), **output.terms}, reduction="mean")
         losses = {name: value.item() for name, value in terms.items()}
-        seconds = time.perf_counter() - self._window_started
-        speed = {
-            "images_per_second": self._images_seen / seconds,
-            "waiting_share": self._seconds_waited / seconds,
-        }
-        self._seconds_waited, self._images_seen, self._window_started = 0.0, 0, time.perf_counter()
+        self._add_up_skipped_records()
+        speed = self._speed_window.speed(self.records_skipped)
+        self._speed_window = SpeedWindow()
         probe_metrics = probes() if probes is not None else {}
         if self.is_main:
             lines = [{"event": "loss", "step": step + 1, **losses, **numbers}]
             if probe_metrics:
                 lines.append({"event": "online_probe", "step": step + 1, **probe_metrics})
-            lines.append({"event": "speed", "step": step + 1, **speed})
+            lines.append({"event": "speed", "step": step + 1, **asdict(speed)})
             self.metrics_log.append(lines)
             self.progress.advance(step + 1)  # the step is done, though its housekeeping is still to come
-            self.progress.report(losses["loss"], **speed)
+            self.progress.report(losses["loss"], speed)
         if self.config.tracker is not None:
-            self.accelerator.log({**losses, **numbers, **probe_metrics, **speed}, step=step + 1)
+            self.accelerator.log({**losses, **numbers, **probe_metrics, **asdict(speed)}, step=step + 1)
 
     def save(self) -> Path:
         """Writes the checkpoint of the steps done so far, atomically, and deletes all but the newest few."""
         folder = self.folder / "checkpoints" / f"step-{self.step_done:08d}"
+        self._add_up_skipped_records()
         if self.is_main:
             states = {name: state.state_dict() for name, state in self.states.items()}
             states["objective"] = dict(self.objective.state_dict())
             states["optimizer"] = self.bare_optimizer.state_dict()
-            states["run"] = {"step": self.step_done, "world_size": self.world_size}
+            states["run"] = {
+                "step": self.step_done, "world_size": self.world_size, "records_skipped": self.records_skipped,
+            }  # fmt: skip
             write_checkpoint(folder, states)
             for old in list_checkpoints(folder.parent)[:-KEPT_CHECKPOINTS]:
                 shutil.rmtree(old, ignore_errors=True)
@@ -307,6 +312,13 @@ class Run:
     def _seed_step(self, step: int) -> None:
         # Python's hash of a tuple of integers is stable across processes and well mixed.
         torch.manual_seed(hash((self.config.seed, step, self.rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+
+    def _add_up_skipped_records(self) -> None:
+        """Called by all processes at the same steps."""
+        if self.config.on_bad_record == "skip":
+            skipped = torch.tensor(self._records_skipped_here, device=self.device)
+            self.records_skipped += int(self.accelerator.reduce(skipped, reduction="sum").item())
+            self._records_skipped_here = 0
 
     def _raise_if_not_finite(self) -> None:
         bad = self._finite_watch.first_bad()

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from ssl_equi.data.bad_records import OnBadRecord
 from ssl_equi.errors import UserError
 from ssl_equi.machine import usable_cores
 
-# Options that may differ between the first start of a run and its continuation: they don't change what is learnt.
+# Options that may differ between the first start of a run and its continuation: they don't change what is learnt. A run
+# that ended at a bad record goes on as if it had skipped bad records from the start.
 FREE_OPTIONS = (
     "out",
     "resume",
@@ -24,6 +26,8 @@ FREE_OPTIONS = (
     "loader_threads",
     "cache_decoded",
     "loader_workers",
+    "on_bad_record",
+    "max_skipped",
     "tracker",
     "compile",
 )
@@ -39,8 +43,9 @@ class RunConfig:
 
     out: Path | None = None
     """Run folder; runs/NAME when not given, or runs/NAME-2 and so on if that exists."""
-    data_dir: Path | None = None
-    """Folder with the data set's shards; the user's cache folder when not given."""
+    data_dir: str | Path | None = None
+    """Folder with the data set's shards, or their http://, https:// or s3:// address; the user's cache folder when not
+    given."""
     seed: int = 0
     """Seeds the weights, the order of the data and the probes."""
     steps: int | None = None
@@ -63,6 +68,11 @@ class RunConfig:
     """Threads that decode images, in each process."""
     loader_workers: int = 0
     """Processes that decode images, for each process that trains, instead of threads; 0: threads."""
+    on_bad_record: OnBadRecord = "raise"
+    """raise ends the run at a record that is cut, changed or does not decode; skip puts another one of its batch in its
+    place, counts and logs it. Records that are judged, and whole shards, are never skipped."""
+    max_skipped: int = 100
+    """The most different bad records that each process skips before it ends the run after all."""
     tracker: str | None = None
     """tensorboard, wandb or trackio, besides metrics.jsonl (needs the extra `trackers`)."""
 
@@ -79,6 +89,8 @@ def check_options(config: RunConfig) -> None:
             raise RunError(f"--{option.replace('_', '-')} is {getattr(config, option)}: it must be 1 or more")
     if config.loader_workers < 0:
         raise RunError(f"--loader-workers is {config.loader_workers}: it must be 0 (threads decode) or more")
+    if config.max_skipped < 0:
+        raise RunError(f"--max-skipped is {config.max_skipped}: it must be 0 or more")
     if config.tracker is not None:
         if config.tracker not in ("tensorboard", "wandb", "trackio"):
             raise RunError(f"--tracker is {config.tracker!r}: it must be tensorboard, wandb or trackio")

@@ -18,7 +18,15 @@ from ssl_equi.data.saliency_maps import SaliencyMaps, computed_saliency
 from ssl_equi.data.sources import DataSource
 from ssl_equi.encoders.create import has_fixed_input_size
 from ssl_equi.training_sequences import ViewSequence
-from ssl_equi.training_views import AugmentationDraws, Processes, ViewsConfig, ViewsError, first_images, normalise
+from ssl_equi.training_views import (
+    AugmentationDraws,
+    Processes,
+    ViewsConfig,
+    ViewsError,
+    first_images,
+    normalise,
+    timed,
+)
 from ssl_equi.views.glimpses import Inhibition, InhibitionShape, fixation_positions, take_glimpses
 from ssl_equi.views.presets import view_pipelines
 
@@ -97,6 +105,7 @@ class SaccadeViews:
         self.draws = AugmentationDraws(config, processes)
         self.maps = saliency_maps(options, collection)
 
+    @timed
     def __call__(self, batch: ViewBatch, step: int) -> SaccadeSequence:
         """The glimpses of one step; random parameters depend on (seed, step) only."""
         images, sizes = first_images(batch)

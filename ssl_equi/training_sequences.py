@@ -28,6 +28,7 @@ from ssl_equi.training_views import (
     check_translations,
     first_images,
     normalise,
+    timed,
 )
 from ssl_equi.views.actions import sequence_actions_between
 from ssl_equi.views.presets import view_pipelines
@@ -109,6 +110,7 @@ class SequenceViews:
         """How many stored views of each object a step needs."""
         return self.length if self.options.source == "rendered" else 1
 
+    @timed
     def __call__(self, batch: ViewBatch, step: int) -> ViewSequence:
         """The views of one step; random parameters depend on (seed, step) only."""
         return self._rendered(batch) if self.options.source == "rendered" else self._augmented(batch, step)

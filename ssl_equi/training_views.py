@@ -7,9 +7,11 @@ for the whole global batch, of which a process applies its own rows; so the view
 processes, nor on whether a run was resumed.
 """
 
+import functools
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -94,6 +96,21 @@ class Processes(Protocol):
 
     rank: int
     world_size: int
+
+
+_Maker = TypeVar("_Maker")
+_Made = TypeVar("_Made")
+
+
+def timed(make: Callable[[_Maker, ViewBatch, int], _Made]) -> Callable[[_Maker, ViewBatch, int], _Made]:
+    """Lets a batch's stopwatch run while views are made of it. It doesn't wait for a GPU to finish."""
+
+    @functools.wraps(make)
+    def timed_make(maker: _Maker, batch: ViewBatch, step: int) -> _Made:
+        with batch.augmenting:
+            return make(maker, batch, step)
+
+    return timed_make
 
 
 def action_size(kind: PairAction, config: ViewsConfig) -> int:
@@ -199,6 +216,7 @@ class TrainingViews:
         self.draws = AugmentationDraws(config, processes)
         self.pipelines = view_pipelines(config.views.preset, config.image_size)
 
+    @timed
     def __call__(self, batch: ViewBatch, step: int) -> Views:
         """The views of one step; random parameters depend on (seed, step) only."""
         if self.options.source == "rendered":
@@ -230,6 +248,7 @@ class SharedViews:
         self.draws = AugmentationDraws(config, processes)
         self.pipelines = view_pipelines(config.views.preset, config.image_size)
 
+    @timed
     def __call__(self, batch: ViewBatch, step: int) -> Tensor:
         """The shared views of one step."""
         images, sizes = first_images(batch)
@@ -264,6 +283,7 @@ class TransformedSmallViews:
         self.draws = AugmentationDraws(config, processes)
         self.pipeline = small_view_pipeline(options.preset, options.size)
 
+    @timed
     def __call__(self, batch: ViewBatch, step: int) -> tuple[Tensor, Tensor]:
         """Transformed views [B, K, 3, s, s], normalised, and the elements [B, K] that transformed them."""
         images, sizes = first_images(batch)

@@ -1,5 +1,6 @@
 """Exported predictors: what the training step computes, opened as saved, and nothing else is taken for one."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.capsule_network import CapsuleNetwork
 from ssl_equi.geometry.rotations import random_quat
@@ -15,8 +17,10 @@ from ssl_equi.objectives.capsie import CapsIE, CapsIEConfig
 from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
 from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
 from ssl_equi.objectives.equimod import EquiMod, EquiModConfig
+from ssl_equi.objectives.latent_predictor import PoseProduct, ProjectedPredictor
 from ssl_equi.objectives.sen import SEN, SENConfig
 from ssl_equi.objectives.sie import SIE, SIEConfig
+from ssl_equi.objectives.simclr import SimCLR
 from ssl_equi.predictor_export import PredictorCard, load_predictor, save_predictor
 
 SIDE, BATCH = 32, 6

@@ -16,7 +16,7 @@ from ssl_equi.data.device_decoding import DeviceDecodedLoader
 from ssl_equi.data.rendered_views import RenderedLoader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.pretraining import open_loader
-from ssl_equi.pretraining_config import PretrainingConfig
+from ssl_equi.pretraining_config import EXCLUSIVE_OPTIONS, PretrainingConfig
 from ssl_equi.run_config import FREE_OPTIONS, RunError, check_options
 
 
@@ -43,9 +43,6 @@ def data_of(config: PretrainingConfig) -> DataSource:
     [
         ({"render_views": True, "dataset": "folder"}, "--render-views is given and --dataset folder consists of files"),
         ({"render_views": True, "dataset": "3diebench"}, "choose 3diebench-p or 3diebench-pt, or leave it out"),
-        ({"render_views": True, "cache_decoded": True}, "--render-views reads none: give one of the two"),
-        ({"decode_on": "cuda", "cache_decoded": True}, "takes encoded views and --cache-decoded gives none"),
-        ({"decode_on": "cuda", "render_views": True}, "takes encoded views and --render-views gives none"),
         ({"fresh_views": True}, "--fresh-views is given and stored views are always the same: add --render-views"),
     ],
 )
@@ -54,6 +51,22 @@ def test_options_that_do_not_go_together_are_refused_before_data_are_opened(
 ) -> None:
     with pytest.raises(RunError, match=problem):
         check_options(PretrainingConfig(**options))
+
+
+AS_FIELDS: dict[str, dict[str, Any]] = {
+    "--render-views": {"render_views": True},
+    "--cache-decoded": {"cache_decoded": True},
+    "--decode-on cuda": {"decode_on": "cuda"},
+    "--reading streamed": {"reading": "streamed"},
+    "--loader-workers": {"loader_workers": 2},
+    "--on-bad-record skip": {"on_bad_record": "skip"},
+}
+
+
+@pytest.mark.parametrize(("first", "second", "reason"), EXCLUSIVE_OPTIONS)
+def test_two_ways_to_the_views_at_once_are_refused(first: str, second: str, reason: str) -> None:
+    with pytest.raises(RunError, match=f"{first} and {second} don't go together .{reason}.: give one of the two"):
+        check_options(PretrainingConfig(**AS_FIELDS[first], **AS_FIELDS[second]))
 
 
 def test_decoding_on_a_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ from ssl_equi.benchmarks import Row, print_rows, row_of, seconds_of, write_rows
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.actions import relative_hues, relative_rotation
 from ssl_equi.data.images import normalise_images
+from ssl_equi.data.stage_seconds import StageSeconds
 from ssl_equi.errors import UserError
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.probing.encode import encode_split
@@ -115,9 +116,10 @@ class RandomViews:
         view_indices: np.ndarray,
         out: np.ndarray,
         content_sizes_out: np.ndarray | None = None,
-    ) -> None:
+    ) -> StageSeconds:
         """See `ssl_equi.data.collection`."""
         out[:] = self.pixels[object_indices[:, None], view_indices]
+        return StageSeconds()
 
 
 def images_of_the_usual_way(num_objects: int, epochs: int = PUBLISHED_EPOCHS) -> int:

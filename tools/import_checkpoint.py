@@ -1,30 +1,48 @@
-"""Brings checkpoints of the released seq-JEPA code into this project's layout.
+"""Brings checkpoints that others trained into this project's layout.
 
     python tools/import_checkpoint.py 3diebench_rot_seqlen3.pth --out runs/seq-jepa-rotation
     python tools/import_checkpoint.py 3diebench_rotcol_seqlen4.pth --actions rotation_color --out runs/seq-jepa-colour
     python tools/import_checkpoint.py stl10_pls.pth --actions position --out runs/seq-jepa-saccades
+    python tools/import_checkpoint.py model.pth --layout sie --action-sign -1 --out runs/sie-official
+    python tools/import_checkpoint.py 800.pth --layout essl --out runs/essl-cifar10
+    python tools/import_checkpoint.py best.pth --layout care --data stl10 --out runs/care-stl10
+    python tools/import_checkpoint.py dinov2_vits14_pretrain.pth --layout dino --image-size 224 --out runs/dinov2
+    python tools/import_checkpoint.py weights.safetensors --layout timm --architecture convnext_tiny --out runs/convnext
 
-The folder then holds encoder/ and sequence_model/ as after a run, for `ssl_equi.load_encoder`, `load_sequence_model`
-and the scripts in evaluation/. Every tensor of the file must have its place here, or belong to a probe, which is left
-out; every parameter here must be in the file. Files are opened without running code from them. Sizes are read from the
-file, but for the number of attention heads, which shapes don't tell.
+The folder then holds encoder/ as after a run, for `ssl_equi.load_encoder` and the scripts in evaluation/, and for
+timm's local-dir: where the architecture is timm's own. seq-JEPA adds sequence_model/, SIE predictor/, as their runs do.
 
-Actions are given to the model here as there: R1^-1 R2 as a quaternion xyzw, plain differences of hues, differences of
-(row, column) in units of the image's sides. Before version 1.11, SciPy returned inverse rotations with the other sign;
-for a checkpoint that was trained with it, --action-sign -1 turns the sign in the weights. (seq-JEPA asks for SciPy
-1.15.1.) The released code exchanges row and column when it cuts glimpses out, so a move that it calls one along rows
-was seen as one along columns; the folder says so (`transposed`), and scripts that read it take glimpses the same way.
-They copy pixels, where the released code interpolates at a pitch of 32/31 pixels.
+Every tensor of the file must have its place, or belong to a class that the layout leaves out (projectors, predictors,
+probes, momentum networks, queues, optimisers), which is printed; every parameter and buffer of the encoder must be in
+the file. Files are opened without running code from them. Layouts:
+
+    seq_jepa    released checkpoints; sizes are read from the file, but for the number of attention heads
+    sie, equicaps, capsie
+                SIE's own ResNet. Their code is not looked at, so it is recognised by the order and the shapes of its
+                tensors, and what else is in the file by words in its name, such as projector; give --leave-out for
+                other names. The halves of SIE's features are read from its equivariant projector. Capsules are left out
+    care, essl  ResNets for images of CIFAR's size, whose layers may be numbered, and ResNets for ImageNet
+    dino        DINO and DINOv2, with or without registers: the teacher, or with --encoder-prefix student.backbone the
+                student. With another --image-size than its own, positions are resampled as timm does it
+    moco        the query encoder, or the base encoder of MoCo v3, whose ViT-S has 12 heads:
+                --architecture vit_small_patch16_224 --architecture-arguments num_heads 12
+    timm        any state of a timm model, by its --architecture, or of a torchvision ResNet
+
+Actions are given to imported predictors as anywhere here: R1^-1 R2 as a quaternion xyzw, plain differences of hues.
+Before version 1.11, SciPy returned inverse rotations with the other sign; for a checkpoint that was trained with it,
+--action-sign -1 turns the sign (in the weights of seq-JEPA; predictor/ of SIE says it). seq-JEPA asks for SciPy 1.15.1;
+SIE is older than 1.11 and names no version.
 
 The weights stay under the terms of their authors.
 """
 
+import argparse
 import hashlib
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import safetensors
 import safetensors.torch
@@ -34,54 +52,26 @@ from torch import Tensor
 
 from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.actions import ACTION_SIZES
-from ssl_equi.encoders import create_encoder
-from ssl_equi.export import EncoderCard, save_encoder
-from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
+from ssl_equi.export import save_encoder
+from ssl_equi.importing.encoder_import import EncoderOptions, fitting_layouts, import_encoder
+from ssl_equi.importing.layouts import EncoderLayout, TrainingData
+from ssl_equi.importing.seq_jepa_import import (
+    Actions,
+    SeqJEPAOptions,
+    architecture_of,
+    build_objective,
+    card_of,
+    data_of,
+    describe_sequences,
+    model_tensors,
+)
+from ssl_equi.importing.sie_predictor import ACTIONS, feature_parts, import_sie_predictor
+from ssl_equi.importing.tensors import LayoutError, named_tensors
+from ssl_equi.predictor_export import PREDICTOR_FOLDER, PredictorCard, save_predictor
 from ssl_equi.sequence_export import save_sequence_model
-from ssl_equi.training_saccades import ACTION_SIZE as SACCADE_SIZE
-from ssl_equi.training_saccades import SaccadeOptions, describe_saccades
 
-Actions = Literal["rotation", "rotation_color", "position"]
-
-# Beginnings of names there -> beginnings of names here; what follows is the same.
-NAMES = {
-    "encoder.": "encoder.",
-    "target_encoder.": "target_encoder.",
-    "action_proj.0.": "action_embedding.projection.",
-    "action_proj.1.": "action_embedding.norm.",
-    "agg_token": "aggregator.token",
-    "transformer_encoder.transformer_encoder.layers.": "aggregator.transformer.layers.",
-    "transformer_encoder.norm.": "aggregator.transformer.norm.",
-    "predictor.": "predictor.layers.",
-}
-BESIDE_THE_MODEL = {"optimizer", "lr_scheduler", "min_loss", "epoch", "run_id", "args"}
-PROBES = (
-    "online_linprobe.", "online_res_probe.", "online_agg_probe.", "online_equiprobe.", "agg_classifier.",
-    "res_classifier.", "pos_regressor.", "rot_regressor.", "color_regressor.", "blur_regressor.", "crop_regressor.",
-    "jitter_regressor.",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What a checkpoint of one kind of action was trained on; the file says nothing of it."""
-
-    data: str
-    action_dim: int
-    image_size: int
-    observed_views: int
-    mean_rgb: tuple[float, float, float]
-    std_rgb: tuple[float, float, float]
-
-
-QUATERNION_SIZE = 4
-RENDERED_MEAN, RENDERED_STD = (0.5016, 0.5037, 0.5060), (0.1030, 0.0999, 0.0969)
-VARIANTS: dict[Actions, Variant] = {
-    "rotation": Variant("3diebench", ACTION_SIZES["rotation"], 128, 3, RENDERED_MEAN, RENDERED_STD),
-    "rotation_color": Variant("3diebench", ACTION_SIZES["rotation_color"], 128, 4, RENDERED_MEAN, RENDERED_STD),
-    "position": Variant("stl10", SACCADE_SIZE, 96, 4, (0.4467, 0.4398, 0.4066), (0.2241, 0.2215, 0.2239)),
-}
+SEQ_JEPA: Literal["seq_jepa"] = "seq_jepa"
+Layout = EncoderLayout | Literal["seq_jepa"]
 
 
 @dataclass(frozen=True)
@@ -92,39 +82,52 @@ class Config:
     """The checkpoint: torch's format, or safetensors."""
     out: Path
     """Folder to make; it must not be there yet."""
-    actions: Actions = "rotation"
-    """What the model was told of: rotation, rotation_color (3DIEBench), or position (glimpses of STL-10)."""
+    layout: Layout = "seq_jepa"
+    """Whose code saved it; see above."""
     image_size: int | None = None
-    """Side in pixels of the images that it was trained on; 128 for 3DIEBench, 96 for STL-10 when not given."""
-    observed_views: int | None = None
-    """Views that it observed in training; 3 for rotation and 4 for the others when not given."""
-    heads: int = 4
-    """Attention heads of each layer; 4 in the released checkpoints."""
+    """Side in pixels of the images that it was trained on; when not given, 128 for seq-JEPA on 3DIEBench, 96 on STL-10,
+    that of a position embedding, or that of the data."""
     action_sign: Literal[1, -1] = 1
-    """-1 if it was trained with SciPy before 1.11."""
+    """-1 if it was trained with SciPy before 1.11; seq_jepa, and sie with a predictor."""
+    actions: Actions | None = None
+    """seq_jepa: what it was told of: rotation (when not given), rotation_color (3DIEBench), or position (glimpses of
+    STL-10)."""
+    observed_views: int | None = None
+    """seq_jepa: views that it observed in training; 3 for rotation and 4 for the others when not given."""
+    heads: int | None = None
+    """seq_jepa: attention heads of each layer; 4, as in the released checkpoints, when not given."""
+    data: TrainingData | None = None
+    """Others: what it was trained on, and so how images are normalised; when not given, 3DIEBench for sie, equicaps and
+    capsie, CIFAR-10 for E-SSL's small images, ImageNet-100 for CARE's large ones, ImageNet for others."""
+    architecture: str | None = None
+    """Others: timm's name of the encoder; found in the shapes for ResNets, and DINO's ViTs, when not given."""
+    architecture_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
+    """Others: what timm.create_model is given besides the name, in pairs."""
+    encoder_prefix: str | None = None
+    """Others, but for sie, equicaps and capsie: what the names of the encoder's tensors begin with, such as
+    student.backbone, if not with what the layout says."""
+    leave_out: tuple[str, ...] = ()
+    """Others: what further names begin with that are no part of the encoder."""
+    predictor: bool = True
+    """sie: also import projector and predictor, if they are in the file."""
 
 
-# ---------------------------------------------------------------- the file
+ONLY_SEQ_JEPA = ("actions", "observed_views", "heads")
+NOT_SEQ_JEPA = ("data", "architecture", "architecture_arguments", "encoder_prefix", "leave_out", "predictor")
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The model's tensors by their names in the released code, without those of probes.
-
-    Raises:
-        CheckpointError: the file is missing, is no checkpoint, holds code, or holds what no seq-JEPA checkpoint does.
-    """
-    content = open_file(file)
-    if "model" in content:
-        unknown = [key for key in content if key != "model" and key not in BESIDE_THE_MODEL]
-        if unknown:
-            raise CheckpointError(
-                f"{file} holds {unknown[0]!r} beside the model, which no seq-JEPA checkpoint does: give one of those"
-            )
-        content = content["model"]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{file} holds no named tensors: give a checkpoint with the state of the model")
-    tensors = {str(name).removeprefix("module."): value for name, value in content.items()}
-    return {name: value for name, value in tensors.items() if not name.startswith(PROBES)}
+def check_options(config: Config) -> None:
+    """Raises CheckpointError if an option is given that the layout has no use for."""
+    unused: tuple[str, ...] = NOT_SEQ_JEPA if config.layout == SEQ_JEPA else ONLY_SEQ_JEPA
+    if config.layout in ("sie", "equicaps", "capsie"):
+        unused += ("encoder_prefix",)
+    if config.layout not in (SEQ_JEPA, "sie"):
+        unused += ("action_sign", "predictor")
+    plain = Config(config.file, config.out)
+    for name in unused:
+        if getattr(config, name) != getattr(plain, name):
+            option = f"--{name.replace('_', '-')}"
+            raise CheckpointError(f"{option} says nothing to layout {config.layout}: leave it out")
 
 
 def open_file(file: Path) -> Mapping[str, Any]:
@@ -134,11 +137,13 @@ def open_file(file: Path) -> Mapping[str, Any]:
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        # Options of training scripts, which many put beside the model: a plain object with attributes.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} holds something besides tensors, numbers and text, which could be code, so it is not opened: "
-            "give a checkpoint of seq-JEPA as its authors released it"
+            "give a checkpoint as its authors released it, or save the state of its model alone"
         ) from error
     except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{file} is damaged or no checkpoint ({error}): fetch it again") from error
@@ -147,143 +152,87 @@ def open_file(file: Path) -> Mapping[str, Any]:
     return content
 
 
-# ---------------------------------------------------------------- the model
+def describe_source(data: str, file: Path) -> str:
+    """On what data the weights were trained, and from which file they come."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return f"{data}, by others: {file.name}, SHA-256 {digest[:16]}"
 
 
-def our_name(name: str) -> str | None:
-    """A tensor's name here, or None for one that has no place."""
-    for theirs, ours in NAMES.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return None
-
-
-def their_name(name: str) -> str:
-    for theirs, ours in NAMES.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    raise AssertionError(f"{name} has no name in the released code")
-
-
-def rows_of(tensors: Mapping[str, Tensor], name: str, dimensions: int = 2) -> tuple[int, ...]:
-    """The shape of a weight from which a size is read."""
-    if name not in tensors:
-        raise CheckpointError(f"the checkpoint lacks {name!r}: give one of seq-JEPA with learned action embeddings")
-    shape = tuple(tensors[name].shape)
-    if len(shape) != dimensions:
-        raise CheckpointError(f"{name!r} has shape {shape}, not {dimensions} dimensions: give a seq-JEPA checkpoint")
-    return shape
-
-
-def sizes_of(tensors: Mapping[str, Tensor], config: Config) -> SeqJEPAConfig:
-    """The sizes that the shapes of the tensors tell.
-
-    Raises:
-        CheckpointError: a tensor is missing, or its actions have another width than those of `config.actions`.
-    """
-    action_width, action_dim = rows_of(tensors, "action_proj.0.weight")
-    expected = VARIANTS[config.actions].action_dim
-    if action_dim != expected:
-        fitting = [kind for kind, variant in VARIANTS.items() if variant.action_dim == action_dim]
-        cure = f"give --actions {fitting[0]}" if fitting else "its actions are of none of the known kinds"
-        raise CheckpointError(
-            f"'action_proj.0.weight' takes actions of {action_dim} numbers, but {config.actions} has {expected}: {cure}"
-        )
-    layers = "transformer_encoder.transformer_encoder.layers."
-    return SeqJEPAConfig(
-        action_dim=action_dim,
-        action_width=action_width,
-        layers=len({name.removeprefix(layers).split(".")[0] for name in tensors if name.startswith(layers)}),
-        heads=config.heads,
-        feedforward_width=rows_of(tensors, f"{layers}0.linear1.weight")[0],
-        predictor_hidden_width=rows_of(tensors, "predictor.0.weight")[0],
-        momentum_target=any(name.startswith("target_encoder.") for name in tensors),
+def import_seq_jepa(content: Mapping[str, Any], config: Config) -> None:
+    """Writes encoder/ and sequence_model/."""
+    options = SeqJEPAOptions(
+        config.actions or "rotation",
+        config.image_size,
+        config.observed_views,
+        4 if config.heads is None else config.heads,
+        config.action_sign,
     )
+    tensors = model_tensors(content, str(config.file))
+    objective = build_objective(tensors, options)
+    trained_on = describe_source(data_of(options), config.file)
+    card = card_of(objective, architecture_of(tensors), options, trained_on)
+    save_encoder(objective.encoder, config.out / "encoder", card)
+    save_sequence_model(objective, config.out / "sequence_model", card, describe_sequences(options))
+    target = "with" if objective.target_encoder is not None else "without"
+    print(f"{card.architecture}, {objective.config.layers} layers, {target} a momentum target: {config.out}")
 
 
-def architecture_of(tensors: Mapping[str, Tensor]) -> str:
-    """timm's name of the encoder: a ResNet-18 with the usual stem, or with that for small images."""
-    kernel = rows_of(tensors, "encoder.conv1.weight", dimensions=4)[2:]
-    return "resnet18_small_images" if kernel == (3, 3) else "resnet18"
+def import_others(content: Mapping[str, Any], config: Config) -> None:
+    """Writes encoder/, and predictor/ for SIE."""
+    layout = cast(EncoderLayout, config.layout)
+    tensors = named_tensors(content, str(config.file))
+    options = EncoderOptions(
+        layout, config.data, config.image_size, config.architecture, config.architecture_arguments,
+        config.encoder_prefix, config.leave_out,
+    )  # fmt: skip
+    imported = import_encoder(tensors, options)
+    num_features = cast(int, imported.module.num_features)
+    trained_on = describe_source(imported.data, config.file)
+    parts = {"all": (0, num_features)}
+    predictor = None
+    if layout == "sie":
+        parts = feature_parts(tensors, num_features)
+        predictor = import_sie_predictor(tensors, num_features) if config.predictor else None
+        if predictor is None and config.action_sign == -1:
+            raise CheckpointError(f"--action-sign is -1, but no predictor of {config.file} is imported: leave it out")
+    objective = "unknown" if layout == "timm" else layout
+    save_encoder(imported.module, config.out / "encoder", imported.card(objective, trained_on, parts))
+    print(f"{imported.architecture} for images of {imported.image_size} pixels, {imported.data}: {config.out}")
+    if predictor is not None:
+        card = PredictorCard("sie", ACTIONS[predictor.action_dim], trained_on, config.action_sign)
+        save_predictor(predictor, config.out / PREDICTOR_FOLDER, card)
+        print(f"with a predictor that is told {card.actions}")
+    for kind, names in imported.left_out.items():
+        print(f"not in the encoder: {kind}, {len(names)} tensors ({names[0]}{', ...' if len(names) > 1 else ''})")
 
 
-def build_objective(tensors: Mapping[str, Tensor], config: Config) -> SeqJEPA:
-    """seq-JEPA in eval mode with the tensors of `read_tensors`.
-
-    Raises:
-        CheckpointError: a tensor has no place here, is missing, or has another shape; the sentence names the first.
-    """
-    image_size = config.image_size or VARIANTS[config.actions].image_size
-    objective = SeqJEPA(create_encoder(architecture_of(tensors), image_size), sizes_of(tensors, config))
-    own = objective.state_dict()
-    for name, value in tensors.items():
-        place = our_name(name)
-        if place not in own:
-            raise CheckpointError(f"the checkpoint holds {name!r}, which seq-JEPA doesn't have: give one of seq-JEPA")
-        if value.shape != own[place].shape:
-            raise CheckpointError(
-                f"{name!r} has shape {tuple(value.shape)} and not {tuple(own[place].shape)}: give a whole checkpoint "
-                "of seq-JEPA with a ResNet-18"
-            )
-    for place in own:
-        if their_name(place) not in tensors:
-            raise CheckpointError(f"the checkpoint lacks {their_name(place)!r}: give a whole checkpoint of seq-JEPA")
-    objective.load_state_dict({str(our_name(name)): value for name, value in tensors.items()})
-    if config.action_sign == -1:
-        turn_sign(objective, config.actions)
-    return objective.eval()
-
-
-@torch.no_grad()
-def turn_sign(objective: SeqJEPA, actions: Actions) -> None:
-    """Makes the embedding of q what that of -q was; hues keep their sign.
-
-    The embedded values stay what they were, so the running statistics of their batch norm hold as they are.
-    """
-    if actions == "position":
-        raise CheckpointError("--action-sign is -1, but positions have no sign to turn: leave it out")
-    assert objective.action_embedding is not None
-    objective.action_embedding.projection.weight[:, :QUATERNION_SIZE].neg_()
-
-
-# ---------------------------------------------------------------- the folder
-
-
-def card_of(objective: SeqJEPA, architecture: str, config: Config) -> EncoderCard:
-    """What users must know of the weights; the digest says from which file they come."""
-    variant = VARIANTS[config.actions]
-    digest = hashlib.sha256(config.file.read_bytes()).hexdigest()
-    return EncoderCard(
-        architecture=architecture,
-        image_size=config.image_size or variant.image_size,
-        mean_rgb=variant.mean_rgb,
-        std_rgb=variant.std_rgb,
-        parts={part: (columns.start, columns.stop) for part, columns in objective.parts.items()},
-        objective="seq_jepa",
-        trained_on=f"{variant.data}, by others: {config.file.name}, SHA-256 {digest[:16]}",
-        license="other",
-        tag=f"seq_jepa_{variant.data}_imported",
-    )
-
-
-def describe_sequences(config: Config) -> dict[str, Any]:
-    """How the sequences were made that it was trained on, see `sequence_export.SequenceModel`."""
-    observed_views = config.observed_views or VARIANTS[config.actions].observed_views
-    if config.actions == "position":
-        return describe_saccades(SaccadeOptions(saliency="file", inhibition="square", transposed=True), observed_views)
-    return {"source": "rendered", "actions": config.actions, "observed_views": observed_views}
+def suggestion(content: Mapping[str, Any], config: Config) -> str | None:
+    """Which layout to give instead, if the tensors have their places in another one."""
+    try:
+        tensors: Mapping[str, Tensor] = named_tensors(content, str(config.file))
+    except CheckpointError:
+        return None
+    if "action_proj.0.weight" in tensors and config.layout != SEQ_JEPA:
+        return "its names are those of seq-JEPA, so give --layout seq_jepa"
+    fitting = fitting_layouts(tensors, config.layout)
+    return f"all of it fits layout {' or '.join(fitting)}, so give --layout {fitting[0]}" if fitting else None
 
 
 def main(config: Config) -> None:
+    check_options(config)
     if config.out.exists():
         raise CheckpointError(f"{config.out} is there already: give --out a folder that isn't")
-    tensors = read_tensors(config.file)
-    objective = build_objective(tensors, config)
-    card = card_of(objective, architecture_of(tensors), config)
-    save_encoder(objective.encoder, config.out / "encoder", card)
-    save_sequence_model(objective, config.out / "sequence_model", card, describe_sequences(config))
-    target = "with" if objective.target_encoder is not None else "without"
-    print(f"{card.architecture}, {objective.config.layers} layers, {target} a momentum target: {config.out}")
+    content = open_file(config.file)
+    try:
+        if config.layout == SEQ_JEPA:
+            import_seq_jepa(content, config)
+        else:
+            import_others(content, config)
+    except LayoutError as error:
+        cure = suggestion(content, config)
+        if cure is None:
+            raise
+        raise CheckpointError(f"{error.problem}: {cure}") from error
     print("The weights stay under the terms of their authors.")
 
 

@@ -2,14 +2,14 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.data.errors import DataError
+from ssl_equi.data.errors import DataError, LostShardError
 
 OnBadRecord = Literal["raise", "skip"]
 
@@ -17,8 +17,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class BadRecords:
-    """Counts, logs and replaces the bad records of one rank, at most `max_skipped` of them.
+    """Counts, logs and replaces the bad records of one rank, at most `max_skipped` different ones.
 
+    A record that is met again in a later epoch is counted and logged again, but doesn't come nearer to the limit.
     Raises ValueError for another choice than "raise" and "skip", or a negative limit.
     """
 
@@ -31,6 +32,18 @@ class BadRecords:
         self.are_skipped = on_bad_record == "skip"
         self.skipped = 0
         self._max_skipped, self._rank = max_skipped, rank
+        self._objects: set[int] = set()
+
+    def count(self, object_index: int, problem: DataError) -> None:
+        """Count and log one skipped record; DataError if it is one more than allowed."""
+        self.skipped += 1
+        self._objects.add(object_index)
+        _LOG.warning("skipped a record (%d so far on rank %d): %s", self.skipped, self._rank, problem)
+        if len(self._objects) > self._max_skipped:
+            raise DataError(
+                f"{len(self._objects)} bad records were skipped on rank {self._rank}, more than max_skipped = "
+                f"{self._max_skipped}; the last one: {problem}"
+            )
 
     def replaced(self, batch: ViewBatch, problems: Sequence[DataError | None], step: int) -> ViewBatch:
         """The batch with each bad row overwritten by the next good one, in the images' buffer itself.
@@ -42,27 +55,21 @@ class BadRecords:
         Raises:
             DataError: more were skipped than allowed, or no row is good.
         """
-        bad_rows = [row for row, problem in enumerate(problems) if problem is not None]
-        if not bad_rows:
+        bad = {row: problem for row, problem in enumerate(problems) if problem is not None}
+        if not bad:
             return batch
-        for row in bad_rows:
-            self.skipped += 1
-            _LOG.warning("skipped a record (%d so far on rank %d): %s", self.skipped, self._rank, problems[row])
-        last_problem = problems[bad_rows[-1]]
-        if self.skipped > self._max_skipped:
-            raise DataError(
-                f"{self.skipped} bad records were skipped on rank {self._rank}, more than max_skipped = "
-                f"{self._max_skipped}; the last one: {last_problem}"
-            )
-        if len(bad_rows) == len(problems):
+        for row, problem in bad.items():
+            self.count(int(batch.object_indices[row]), problem)
+        if len(bad) == len(problems):
             raise DataError(
                 f"none of the {len(problems)} records of step {step} on rank {self._rank} is good, so none can be "
-                f"skipped; the last one: {last_problem}"
+                f"skipped; the last one: {problems[-1]}"
             )
+        bad_rows = list(bad)
         sources = np.arange(len(problems))
         for row in bad_rows:
             following = ((row + distance) % len(problems) for distance in range(1, len(problems)))
-            sources[row] = next(source for source in following if problems[source] is None)
+            sources[row] = next(source for source in following if source not in bad)
         chosen = torch.from_numpy(sources)
         batch.images[bad_rows] = batch.images[chosen[bad_rows]]
         return dataclasses.replace(
@@ -73,4 +80,18 @@ class BadRecords:
             object_indices=batch.object_indices[chosen],
             view_indices=batch.view_indices[chosen],
             content_sizes=None if batch.content_sizes is None else batch.content_sizes[chosen],
+            records_skipped=len(bad),
         )
+
+
+def problems_of_rows(read_row: Callable[[int], object], rows: Iterable[int]) -> dict[int, DataError]:
+    """Read rows one by one; of each that can't be read, what is wrong. A lost shard raises: it is never skipped."""
+    problems: dict[int, DataError] = {}
+    for row in rows:
+        try:
+            read_row(row)
+        except LostShardError:
+            raise
+        except DataError as error:
+            problems[row] = error
+    return problems

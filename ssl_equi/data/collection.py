@@ -9,6 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ssl_equi.data.stage_seconds import StageSeconds
+
 
 class DecodedViews(Protocol):
     """What a loader makes batches from: pixels on request, and what is known about each object and view."""
@@ -39,13 +41,13 @@ class DecodedViews(Protocol):
         view_indices: np.ndarray,
         out: np.ndarray,
         content_sizes_out: np.ndarray | None = None,
-    ) -> None:
+    ) -> StageSeconds:
         """Decode the views `view_indices` [b, k] of the objects `object_indices` [b] into `out` uint8 [b, k, H, W, 3].
 
         A picture that is smaller than the buffer lies in its top-left corner, the rest is zero; its height and width
-        are written into `content_sizes_out` int64 [b, k, 2] if that is given. Safe to call from several threads on
-        separate buffers. Raises DataError naming the image that cannot be read, ValueError or IndexError for wrong
-        arguments.
+        are written into `content_sizes_out` int64 [b, k, 2] if that is given. Returns how long the calling thread took
+        for reading and for decoding. Safe to call from several threads on separate buffers. Raises DataError naming
+        the image that cannot be read, ValueError or IndexError for wrong arguments.
         """
 
 

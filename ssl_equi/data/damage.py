@@ -232,6 +232,8 @@ def _damage_of_foreign_images(
                 records.append(_Record(found.key, found.offset, found.size, None))
         except DataError as error:
             ending.append(_damage_of_walk(path, error))
+        if not records and not ending:
+            ending.append(Damage(path, None, None, "holds no image"))
         try:
             damaged = _damaged_records(path, records, _problem_of_image)
         except DataError as error:

@@ -11,6 +11,7 @@ import importlib.metadata
 import io
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,7 @@ from ssl_equi.data.files import write_errors_named
 from ssl_equi.data.manifest import canonical_json
 from ssl_equi.data.parallel import map_in_order
 from ssl_equi.data.shard_files import ShardFiles
+from ssl_equi.data.stage_seconds import StageSeconds
 from ssl_equi.files import sync_folder, write_durably
 from ssl_equi.machine import usable_cores
 
@@ -98,7 +100,7 @@ class CachedViews:
         view_indices: np.ndarray,
         out: np.ndarray,
         content_sizes_out: np.ndarray | None = None,
-    ) -> None:
+    ) -> StageSeconds:
         """Copy views into `out` uint8 [b, k, H, W, 3]; see `ViewCollection.read_views`.
 
         Raises DataError for a view that is cut or fails its CRC-32C.
@@ -107,6 +109,7 @@ class CachedViews:
             object_indices, view_indices, out, content_sizes_out,
             num_objects=self.num_objects, num_views=self.num_views, image_size=self.image_size,
         )  # fmt: skip
+        now, reading, began = time.perf_counter, 0.0, time.perf_counter()
         if content_sizes_out is not None and self._content_sizes is None:
             content_sizes_out[...] = self.image_size
         elif content_sizes_out is not None and self._content_sizes is not None:
@@ -114,13 +117,16 @@ class CachedViews:
         for row, object_index in enumerate(object_indices.tolist()):
             for column, view in enumerate(view_indices[row].tolist()):
                 place = (object_index * self.num_views + view) * self._bytes_per_view
+                began_to_read = now()
                 data = self._pixels.read(0, place, self._bytes_per_view)
                 if len(data) != self._bytes_per_view:
                     raise self._damaged(f"ends within view {view} of object {object_index}")
                 size = None if self._content_sizes is None else self._content_sizes[object_index, view]
                 if _checksum(data, size) != self._checksums[object_index, view]:
                     raise self._damaged(f"does not match the CRC-32C of view {view} of object {object_index}")
+                reading += now() - began_to_read
                 out[row, column] = np.frombuffer(data, dtype=np.uint8).reshape(out.shape[2:])
+        return StageSeconds(reading, now() - began - reading)
 
     def _opened(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
         try:

@@ -8,10 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_equi.data.bad_records import problems_of_rows
 from ssl_equi.data.collection import DecodedViews
-from ssl_equi.data.errors import DataError, LostShardError
+from ssl_equi.data.errors import DataError
+from ssl_equi.data.stage_seconds import StageSeconds
 
-Problems = dict[int, DataError]  # of rows whose record is bad, where such rows don't raise
+
+@dataclass(frozen=True)
+class DecodedRows:
+    """What came of decoding some rows of a buffer."""
+
+    problems: dict[int, DataError]
+    """Of rows whose record is bad, where such rows don't raise."""
+    seconds: StageSeconds
+    """What it took the thread or process that did it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class Decoder(Protocol):
     def lanes(self) -> int:
         """How many threads may call `decode` at a time."""
 
-    def decode(self, buffer_number: int, rows: range) -> Problems:
+    def decode(self, buffer_number: int, rows: range) -> DecodedRows:
         """Decode some rows of a buffer, whose indices are there.
 
         Raises DataError for a bad record, or returns it where bad records are to be reported; WorkerError if a worker
@@ -83,7 +93,7 @@ class ThreadDecoder:
         self.buffers: Sequence[BatchBuffer] = [_new_buffer(shape, pin_memory) for _ in range(buffer_count)]
         self._dataset, self._report_bad_records = dataset, report_bad_records
 
-    def decode(self, buffer_number: int, rows: range) -> Problems:
+    def decode(self, buffer_number: int, rows: range) -> DecodedRows:
         """See `Decoder`."""
         return decode_rows(self._dataset, self.buffers[buffer_number], rows, self._report_bad_records)
 
@@ -95,27 +105,20 @@ class ThreadDecoder:
         self.buffers = ()
 
 
-def decode_rows(dataset: DecodedViews, buffer: BatchBuffer, rows: range, report_bad_records: bool) -> Problems:
+def decode_rows(dataset: DecodedViews, buffer: BatchBuffer, rows: range, report_bad_records: bool) -> DecodedRows:
     """Decode some rows of a buffer; the errors of bad records are raised, or returned if they are to be reported.
 
     A shard that is gone always raises LostShardError.
     """
     if not report_bad_records:
-        _read_rows(dataset, buffer, slice(rows.start, rows.stop))
-        return {}
-    problems: Problems = {}
-    for row in rows:
-        try:
-            _read_rows(dataset, buffer, slice(row, row + 1))
-        except LostShardError:
-            raise
-        except DataError as error:
-            problems[row] = error
-    return problems
+        return DecodedRows({}, _read_rows(dataset, buffer, slice(rows.start, rows.stop)))
+    spent: list[StageSeconds] = []
+    problems = problems_of_rows(lambda row: spent.append(_read_rows(dataset, buffer, slice(row, row + 1))), rows)
+    return DecodedRows(problems, sum(spent, StageSeconds()))
 
 
-def _read_rows(dataset: DecodedViews, buffer: BatchBuffer, rows: slice) -> None:
-    dataset.read_views(
+def _read_rows(dataset: DecodedViews, buffer: BatchBuffer, rows: slice) -> StageSeconds:
+    return dataset.read_views(
         buffer.object_indices[rows],
         buffer.view_indices[rows],
         buffer.images.numpy()[rows],

@@ -13,8 +13,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ssl_equi.data.collection import DecodedViews
-from ssl_equi.data.decoding import BatchBuffer, BufferShape, Problems
-from ssl_equi.data.decoding_worker import checked_reply, command_bytes, problems_of_reply, serve
+from ssl_equi.data.decoding import BatchBuffer, BufferShape, DecodedRows
+from ssl_equi.data.decoding_worker import checked_reply, command_bytes, rows_of_reply, serve
 from ssl_equi.data.errors import DataError, WorkerError
 from ssl_equi.data.shared_ring import SharedRing
 
@@ -68,12 +68,12 @@ class ProcessDecoder:
         """The shared buffers."""
         return self._ring.buffers
 
-    def decode(self, buffer_number: int, rows: range) -> Problems:
+    def decode(self, buffer_number: int, rows: range) -> DecodedRows:
         """See `ssl_equi.data.decoding.Decoder`."""
         worker = self._idle.get()
         try:
             worker.check_dataset(self._fingerprint)
-            return problems_of_reply(worker.ask(command_bytes(buffer_number, rows)), str(worker))
+            return rows_of_reply(worker.ask(command_bytes(buffer_number, rows)), str(worker))
         finally:
             self._idle.put(worker)
 

@@ -1,7 +1,7 @@
 """A worker process of the loader: decodes rows of batches into a shared ring until its parent is done or gone.
 
 What goes through the pipe: to the worker, once the data set and then the number of a buffer and a range of its rows;
-back, JSON that says which records are bad, or what went wrong.
+back, JSON that says which records are bad and how long it took, or what went wrong.
 """
 
 import json
@@ -13,9 +13,10 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from ssl_equi.data.collection import DecodedViews
-from ssl_equi.data.decoding import Problems, decode_rows
+from ssl_equi.data.decoding import DecodedRows, decode_rows
 from ssl_equi.data.errors import DataError, LostShardError
 from ssl_equi.data.shared_ring import SharedRing
+from ssl_equi.data.stage_seconds import StageSeconds
 
 _COMMAND = struct.Struct("<qqq")  # buffer, first row, end of the rows
 _ERROR_KINDS: dict[str, type[DataError]] = {"data": DataError, "lost shard": LostShardError}
@@ -36,9 +37,11 @@ def checked_reply(reply: dict[str, Any], worker: str) -> dict[str, Any]:
     raise RuntimeError(f"{worker} failed:\n{message}")
 
 
-def problems_of_reply(reply: dict[str, Any], worker: str) -> Problems:
-    """What the reply to a command says of bad records; raises the error that it carries instead."""
-    return {row: DataError(message) for row, message in checked_reply(reply, worker)["problems"]}
+def rows_of_reply(reply: dict[str, Any], worker: str) -> DecodedRows:
+    """What the reply to a command says of the rows; raises the error that it carries instead."""
+    checked = checked_reply(reply, worker)
+    problems = {row: DataError(message) for row, message in checked["problems"]}
+    return DecodedRows(problems, StageSeconds(*checked["seconds"]))
 
 
 def serve(connection: Connection, ring: SharedRing, report_bad_records: bool, parent_pid: int) -> None:
@@ -71,10 +74,11 @@ def serve(connection: Connection, ring: SharedRing, report_bad_records: bool, pa
 def _reply_to(command: bytes, dataset: DecodedViews, ring: SharedRing, report_bad_records: bool) -> dict[str, Any]:
     buffer_number, first, end = _COMMAND.unpack(command)
     try:
-        problems = decode_rows(dataset, ring.buffers[buffer_number], range(first, end), report_bad_records)
+        decoded = decode_rows(dataset, ring.buffers[buffer_number], range(first, end), report_bad_records)
     except Exception as error:
         return _error_reply(error)
-    return {"problems": [[row, str(error)] for row, error in problems.items()]}
+    problems = [[row, str(error)] for row, error in decoded.problems.items()]
+    return {"problems": problems, "seconds": [decoded.seconds.reading, decoded.seconds.decoding]}
 
 
 def _error_reply(error: Exception) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.order import BatchOrder
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.single_views import SingleViews
+from ssl_equi.data.stage_seconds import StageSeconds
 
 _COLORSPACES = ("YCBCR", "GRAY")
 _SUBSAMPLINGS = ("444", "422", "420", "440", "411", "GRAY")  # of colour, which nvJPEG knows
@@ -121,7 +122,7 @@ class _PendingBatch:
 
     object_indices: np.ndarray
     view_indices: np.ndarray
-    chunks: list[Future[list[_ReadView]]]
+    chunks: list[Future[tuple[list[_ReadView], float]]]
 
 
 class DeviceDecodedLoader:
@@ -216,12 +217,15 @@ class DeviceDecodedLoader:
         rows = [slice(first, first + self._chunk_size) for first in starts]
         return _PendingBatch(objects, views, [self._pool.submit(self._read, objects[r], views[r]) for r in rows])
 
-    def _read(self, objects: np.ndarray, views: np.ndarray) -> list[_ReadView]:
-        return [
+    def _read(self, objects: np.ndarray, views: np.ndarray) -> tuple[list[_ReadView], float]:
+        """Views, and the seconds that it took to read them (and to decode those that the device can't)."""
+        began = time.perf_counter()
+        read = [
             self._read_view(object_index, view)
             for object_index, row in zip(objects.tolist(), views.tolist(), strict=True)
             for view in row
         ]
+        return read, time.perf_counter() - began
 
     def _read_view(self, object_index: int, view: int) -> _ReadView:
         data = self.views.read(object_index, view)
@@ -233,7 +237,8 @@ class DeviceDecodedLoader:
 
     def _finish_batch(self, pending: _PendingBatch, started: float) -> ViewBatch:
         objects, views, collection = pending.object_indices, pending.view_indices, self.views.collection
-        read = [view for chunk in pending.chunks for view in chunk.result()]
+        chunks = [chunk.result() for chunk in pending.chunks]
+        read = [view for views_of_chunk, _ in chunks for view in views_of_chunk]
         images, sizes = self._on_device(read, objects, views)
         quats_xyzw = collection.quats_xyzw
         return ViewBatch(
@@ -244,6 +249,7 @@ class DeviceDecodedLoader:
             object_indices=torch.from_numpy(objects),
             view_indices=torch.from_numpy(views),
             seconds_waited=time.perf_counter() - started,
+            stage_seconds=StageSeconds(reading=sum(seconds for _, seconds in chunks)),
             content_sizes=None if collection.fills_image else sizes,
         )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,14 @@ class ImageFolder:
 
     def read_image(self, index: int) -> np.ndarray:
         """Image `index` as uint8 [H, W, 3]; DataError naming the file if it is gone or damaged."""
-        return decode_image(self.read_file(index), str(self.path(index)))
+        return self.load(index)[0]
+
+    def load(self, index: int) -> tuple[np.ndarray, float]:
+        """The same, and the seconds that reading the file took."""
+        began = time.perf_counter()
+        data = self.read_file(index)
+        seconds = time.perf_counter() - began
+        return decode_image(data, str(self.path(index))), seconds
 
     def read_file(self, index: int) -> bytes:
         """The bytes of image `index`; DataError naming the file if it is gone."""

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import re
+import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -113,7 +114,14 @@ class ImageShards:
 
     def read_image(self, index: int) -> np.ndarray:
         """Image `index` as uint8 [H, W, 3]; DataError naming shard and member if it is damaged."""
-        return decode_image(self.read_encoded(index), self.name_of(index))
+        return self.load(index)[0]
+
+    def load(self, index: int) -> tuple[np.ndarray, float]:
+        """The same, and the seconds that reading and checking its bytes took."""
+        began = time.perf_counter()
+        data = self.read_encoded(index)
+        seconds = time.perf_counter() - began
+        return decode_image(data, self.name_of(index)), seconds
 
     def read_encoded(self, index: int) -> bytes:
         """The file of image `index`; DataError naming shard and member if it is cut or changed."""
@@ -251,6 +259,8 @@ def records_of_shard(shard: Path) -> Iterator[ForeignRecord]:
                         f"member '{member.name}' of shard {shard} is {content[:20]!r}, not a class number in decimal "
                         f"digits: {_CURE}"
                     )
+                if record.label >= 0:
+                    raise DataError(f"key '{key}' of shard {shard} has two labels: give every image a key of its own")
                 record.label = int(content)
             elif record.offset >= 0:
                 raise DataError(f"key '{key}' of shard {shard} has two images: give every image a key of its own")

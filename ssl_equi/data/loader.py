@@ -19,9 +19,10 @@ import torch
 from ssl_equi.data.bad_records import BadRecords, OnBadRecord
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import DecodedViews, ViewCollection
-from ssl_equi.data.decoding import BatchBuffer, BufferShape, Decoder, Problems, ThreadDecoder
+from ssl_equi.data.decoding import BatchBuffer, BufferShape, DecodedRows, Decoder, ThreadDecoder
 from ssl_equi.data.decoding_processes import ProcessDecoder
 from ssl_equi.data.order import BatchOrder, Order
+from ssl_equi.data.stage_seconds import StageSeconds
 
 _CHUNKS_PER_LANE = 2  # smaller pieces than threads, so that one slow piece does not hold up a batch
 
@@ -41,7 +42,7 @@ class _PendingBatch:
 
     step: int
     slot: _Slot
-    chunks: list[Future[Problems]] = field(default_factory=list)
+    chunks: list[Future[DecodedRows]] = field(default_factory=list)
 
 
 class OrderedLoader:
@@ -159,8 +160,10 @@ class OrderedLoader:
             try:
                 wait(pending.chunks)  # wakes once, where waiting for one chunk after the other interrupts the threads
                 self._decoder.check()
-                problems = {row: problem for chunk in pending.chunks for row, problem in chunk.result().items()}
-                batch = self._finish_batch(pending.slot.buffer, time.perf_counter() - started)
+                decoded = [chunk.result() for chunk in pending.chunks]
+                problems = {row: problem for chunk in decoded for row, problem in chunk.problems.items()}
+                stage_seconds = sum((chunk.seconds for chunk in decoded), StageSeconds())
+                batch = self._finish_batch(pending.slot.buffer, time.perf_counter() - started, stage_seconds)
                 rows = range(self.order.local_batch_size)
                 batch = self._bad_records.replaced(batch, [problems.get(row) for row in rows], pending.step)
             except BaseException:
@@ -178,12 +181,12 @@ class OrderedLoader:
             pending.chunks.append(self._pool.submit(self._decode_rows, slot, rows))
         return pending
 
-    def _decode_rows(self, slot: _Slot, rows: range) -> Problems:
+    def _decode_rows(self, slot: _Slot, rows: range) -> DecodedRows:
         if slot.copies_done is not None:
             slot.copies_done.synchronize()
         return self._decoder.decode(slot.number, rows)
 
-    def _finish_batch(self, buffer: BatchBuffer, seconds_waited: float) -> ViewBatch:
+    def _finish_batch(self, buffer: BatchBuffer, seconds_waited: float, stage_seconds: StageSeconds) -> ViewBatch:
         objects, views, content_sizes = buffer.object_indices, buffer.view_indices, buffer.content_sizes
         quats_xyzw = self.dataset.quats_xyzw
         return ViewBatch(
@@ -195,6 +198,7 @@ class OrderedLoader:
             view_indices=torch.from_numpy(views.copy()),
             seconds_waited=seconds_waited,
             content_sizes=None if content_sizes is None else torch.from_numpy(content_sizes.copy()),
+            stage_seconds=stage_seconds,
         )
 
     def _mark_copies(self, slot: _Slot) -> None:
@@ -219,8 +223,8 @@ class ViewLoader(OrderedLoader):
     on resume. `threads`, `workers`, `prefetch`, `pin_memory` and the errors are those of OrderedLoader.
 
     on_bad_record="skip" replaces an object with a view that is cut, changed or does not decode by the next good one of
-    the same rank's batch, logs it and counts it in `skipped`, and raises DataError beyond `max_skipped`. A shard that
-    is gone always raises: going on would leave a hole in the data.
+    the same rank's batch, logs it and counts it in `skipped`, and raises DataError once more than `max_skipped`
+    different objects were bad. A shard that is gone always raises: going on would leave a hole in the data.
     """
 
     def __init__(

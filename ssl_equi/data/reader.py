@@ -3,6 +3,7 @@
 A dataset may be used from threads, be forked with, or be pickled to a spawned process.
 """
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from ssl_equi.data.index import SplitIndex, read_index
 from ssl_equi.data.manifest import Manifest, read_manifest
 from ssl_equi.data.shard import decode_view, problem_of_bytes, view_suffix
 from ssl_equi.data.shard_files import open_shard_files
+from ssl_equi.data.stage_seconds import StageSeconds
 
 
 class ShardDataset:
@@ -63,12 +65,13 @@ class ShardDataset:
         view_indices: np.ndarray,
         out: np.ndarray,
         content_sizes_out: np.ndarray | None = None,
-    ) -> None:
+    ) -> StageSeconds:
         """Decode the views `view_indices` [b, k] of the objects `object_indices` [b] into `out` uint8 [b, k, H, W, 3].
 
-        Every image is as large as the buffer, which is what `content_sizes_out` int64 [b, k, 2] then holds. Safe to
-        call from several threads on separate buffers. Raises DataError naming shard, member and byte offset for a
-        view that cannot be read, fails its CRC-32C or does not decode; ValueError or IndexError for wrong arguments.
+        Every image is as large as the buffer, which is what `content_sizes_out` int64 [b, k, 2] then holds. Returns
+        how long reading and decoding took; see `ViewCollection.read_views`. Safe to call from several threads on
+        separate buffers. Raises DataError naming shard, member and byte offset for a view that cannot be read, fails
+        its CRC-32C or does not decode; ValueError or IndexError for wrong arguments.
         """
         check_request(
             object_indices, view_indices, out, content_sizes_out,
@@ -76,10 +79,14 @@ class ShardDataset:
         )  # fmt: skip
         if content_sizes_out is not None:
             content_sizes_out[...] = self.image_size
+        now, reading, began = time.perf_counter, 0.0, time.perf_counter()
         for row, object_index in enumerate(object_indices.tolist()):
             for column, view_index in enumerate(view_indices[row].tolist()):
+                began_to_read = now()
                 data = self.read_encoded(object_index, view_index)
+                reading += now() - began_to_read
                 self.decode_encoded(data, object_index, view_index, out[row, column])
+        return StageSeconds(reading, now() - began - reading)
 
     def read_encoded(self, object_index: int, view_index: int) -> bytes:
         """The JPEG of one view, which matches its size and CRC-32C; DataError as `read_views`."""

@@ -67,6 +67,11 @@ class RemoteFolder(Protocol):
         """End the pauses before retries; reads that are under way fail."""
 
 
+def is_address(location: str | Path) -> bool:
+    """True for what names a place that isn't a local path (also one that `open_folder` refuses)."""
+    return isinstance(location, str) and _SCHEME_PATTERN.match(location) is not None
+
+
 def open_folder(location: str | Path, patience: Patience | None = None) -> RemoteFolder:
     """A local folder, or one behind http://, https:// or s3://.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -10,7 +11,7 @@ import numpy as np
 
 from ssl_equi.data.collection import ViewCollection, check_request
 from ssl_equi.data.decode import SUFFIX_OF_KIND, decode_image
-from ssl_equi.data.errors import DataError
+from ssl_equi.data.errors import DataError, LostShardError
 from ssl_equi.data.files import write_errors_named
 from ssl_equi.data.fit import Fit
 from ssl_equi.data.image_manifest import KINDS, ImageIndex, ImageManifest, read_image_index, read_image_manifest
@@ -19,8 +20,10 @@ from ssl_equi.data.manifest import Manifest, index_folder, manifest_path, read_m
 from ssl_equi.data.remote_files import Patience, RemoteFolder, open_folder
 from ssl_equi.data.remote_records import RemoteRecords
 from ssl_equi.data.shard import decode_view, view_suffix
+from ssl_equi.data.stage_seconds import StageSeconds
 
 _PIECE_BYTES = 8 << 20  # a whole file is fetched in such pieces
+_OBJECTS_PER_REQUEST = 16
 _MAX_MANIFEST_BYTES = 256 << 20
 
 _Contents = TypeVar("_Contents")
@@ -28,6 +31,14 @@ _Contents = TypeVar("_Contents")
 
 class RemoteCollection(ViewCollection, Protocol):
     """A collection whose views can be fetched ahead and decoded later."""
+
+    @property
+    def location(self) -> str | Path:
+        """The folder or address that was given."""
+
+    @property
+    def fit(self) -> Fit | None:
+        """How images are brought to one size; None for rendered objects."""
 
     @property
     def records(self) -> RemoteRecords:
@@ -64,6 +75,8 @@ class RemoteShards:
             remote, manifest.shards, shard_numbers=index.shard_numbers, offsets=index.offsets, sizes=index.sizes,
             crc32c=index.crc32c, keys=index.keys, suffix_of=lambda _, view: view_suffix(view, manifest.num_views),
         )  # fmt: skip
+        self.fit: Fit | None = None  # all views have one size
+        self.location = location
         self.split = split
         self.folder = Path(location)  # says where the data are from; only a local one can be opened as a path
         self.num_objects = manifest.num_objects
@@ -87,9 +100,9 @@ class RemoteShards:
         view_indices: np.ndarray,
         out: np.ndarray,
         content_sizes_out: np.ndarray | None = None,
-    ) -> None:
+    ) -> StageSeconds:
         """Fetch and decode views into `out` uint8 [b, k, H, W, 3]; see `ViewCollection.read_views`."""
-        _read_now(self, object_indices, view_indices, out, content_sizes_out)
+        return _read_now(self, object_indices, view_indices, out, content_sizes_out)
 
     def decode(self, object_index: int, view_indices: np.ndarray, encoded: list[bytes], out: np.ndarray) -> np.ndarray:
         """Decode fetched views; see `RemoteCollection.decode`."""
@@ -116,6 +129,7 @@ class RemoteImages:
             suffix_of=lambda number, _: SUFFIX_OF_KIND[KINDS[int(index.kinds[number])]],
         )  # fmt: skip
         self.fit = fit
+        self.location = location
         self.split = split
         self.folder = Path(location)  # says where the data are from; only a local one can be opened as a path
         self.num_objects = manifest.num_objects
@@ -139,9 +153,9 @@ class RemoteImages:
         view_indices: np.ndarray,
         out: np.ndarray,
         content_sizes_out: np.ndarray | None = None,
-    ) -> None:
+    ) -> StageSeconds:
         """Fetch and decode images into `out` uint8 [b, k, H, W, 3]; see `ViewCollection.read_views`."""
-        _read_now(self, object_indices, view_indices, out, content_sizes_out)
+        return _read_now(self, object_indices, view_indices, out, content_sizes_out)
 
     def decode(self, object_index: int, view_indices: np.ndarray, encoded: list[bytes], out: np.ndarray) -> np.ndarray:
         """Decode fetched images; see `RemoteCollection.decode`."""
@@ -156,18 +170,38 @@ def _read_now(
     view_indices: np.ndarray,
     out: np.ndarray,
     content_sizes_out: np.ndarray | None,
-) -> None:
+) -> StageSeconds:
     check_request(
         object_indices, view_indices, out, content_sizes_out,
         num_objects=collection.num_objects, num_views=collection.num_views, image_size=collection.image_size,
     )  # fmt: skip
-    for row in range(len(object_indices)):
-        (encoded,) = collection.records.fetch(object_indices[row : row + 1], view_indices[row : row + 1])
-        if isinstance(encoded, DataError):
-            raise encoded
-        content_sizes = collection.decode(int(object_indices[row]), view_indices[row], encoded, out[row])
-        if content_sizes_out is not None:
-            content_sizes_out[row] = content_sizes
+    began, reading = time.perf_counter(), 0.0
+    for run in runs_of_neighbours(collection.records.shards_of(object_indices)):
+        began_to_read = time.perf_counter()
+        try:
+            fetched = collection.records.fetch(object_indices[run], view_indices[run])
+        except DataError as error:
+            raise LostShardError(str(error)) from error
+        reading += time.perf_counter() - began_to_read
+        for row, encoded in zip(range(run.start, run.stop), fetched, strict=True):
+            if isinstance(encoded, DataError):
+                raise encoded
+            content_sizes = collection.decode(int(object_indices[row]), view_indices[row], encoded, out[row])
+            if content_sizes_out is not None:
+                content_sizes_out[row] = content_sizes
+    return StageSeconds(reading, time.perf_counter() - began - reading)
+
+
+def runs_of_neighbours(shard_numbers: np.ndarray) -> list[slice]:
+    """Parts of a sequence of objects that lie in one shard, so many at most as one request fetches."""
+    ends = [*(np.flatnonzero(np.diff(shard_numbers)) + 1).tolist(), len(shard_numbers)]
+    runs, first = [], 0
+    for end in ends:
+        runs += [
+            slice(start, min(start + _OBJECTS_PER_REQUEST, end)) for start in range(first, end, _OBJECTS_PER_REQUEST)
+        ]
+        first = end
+    return runs
 
 
 def read_rendered_metadata(remote: RemoteFolder, split: str, folder: Path) -> tuple[Manifest, SplitIndex]:

@@ -34,6 +34,7 @@ from ssl_equi.data.procedural import (
     split_settings,
 )
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.stage_seconds import StageSeconds
 from ssl_equi.geometry.latents import LATENT_SIZE_WITH_TRANSLATION, quat_xyzw_from_latents
 from ssl_equi.scenes.families import build_object
 from ssl_equi.scenes.render import Renderer
@@ -107,8 +108,9 @@ class RenderedViews:
         view_indices: np.ndarray,
         out: np.ndarray,
         content_sizes_out: np.ndarray | None = None,
-    ) -> None:
-        """Render views into `out` uint8 [b, k, H, W, 3]; see `ViewCollection.read_views`."""
+    ) -> StageSeconds:
+        """Render views into `out` uint8 [b, k, H, W, 3]; see `ViewCollection.read_views`. Rendering is the decoding."""
+        began = time.perf_counter()
         check_request(
             object_indices, view_indices, out, content_sizes_out,
             num_objects=self.num_objects, num_views=self.num_views, image_size=self.image_size,
@@ -116,6 +118,7 @@ class RenderedViews:
         if content_sizes_out is not None:
             content_sizes_out[...] = self.image_size
         out[...] = self.render(object_indices, self.exact_latents[object_indices[:, None], view_indices]).cpu().numpy()
+        return StageSeconds(decoding=time.perf_counter() - began)
 
 
 class RenderedLoader:

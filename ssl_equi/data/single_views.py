@@ -1,5 +1,6 @@
 """Ordinary images as a `ViewCollection`: every image is an object with one view and no pose."""
 
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from ssl_equi.data.collection import check_request
 from ssl_equi.data.fit import Fit
+from ssl_equi.data.stage_seconds import StageSeconds
 
 # Mean and standard deviation of ImageNet's training pixels in units of [0, 1], as everybody uses them.
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
@@ -25,8 +27,11 @@ class ImageStore(Protocol):
     mean_rgb: tuple[float, float, float]
     std_rgb: tuple[float, float, float]
 
-    def read_image(self, index: int) -> np.ndarray:
-        """Image `index` as uint8 [H, W, 3] of any size; DataError naming it if it cannot be read. Thread-safe."""
+    def load(self, index: int) -> tuple[np.ndarray, float]:
+        """Image `index` as uint8 [H, W, 3] of any size, and the seconds that it took to read its bytes.
+
+        Thread-safe. Raises DataError naming the image if it cannot be read.
+        """
 
 
 class SingleViews:
@@ -62,14 +67,18 @@ class SingleViews:
         view_indices: np.ndarray,
         out: np.ndarray,
         content_sizes_out: np.ndarray | None = None,
-    ) -> None:
+    ) -> StageSeconds:
         """Decode images into `out` uint8 [b, k, H, W, 3]; see `ViewCollection.read_views`. All view indices are 0."""
         check_request(
             object_indices, view_indices, out, content_sizes_out,
             num_objects=self.num_objects, num_views=1, image_size=self.image_size,
         )  # fmt: skip
+        began, reading = time.perf_counter(), 0.0
         for row, index in enumerate(object_indices.tolist()):
             for column in range(view_indices.shape[1]):
-                content_size = self.fit.place(self.store.read_image(index), out[row, column])
+                image, seconds = self.store.load(index)
+                reading += seconds
+                content_size = self.fit.place(image, out[row, column])
                 if content_sizes_out is not None:
                     content_sizes_out[row, column] = content_size
+        return StageSeconds(reading, time.perf_counter() - began - reading)

@@ -7,12 +7,15 @@ from typing import Literal
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.errors import DataError
+from ssl_equi.data.fetched import fetch_splits
 from ssl_equi.data.fit import Canvas, CenterCrop, imagenet_center_crop
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.manifest import manifest_path, read_manifest
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural, default_folder
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.remote_files import is_address
+from ssl_equi.data.remote_shards import RemoteImages, RemoteShards
 from ssl_equi.data.single_views import ImageStore, SingleViews
 from ssl_equi.data.torchvision_sets import STORED_SIDE, TorchvisionName, open_torchvision
 from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
@@ -35,6 +38,8 @@ COUNTERPARTS: dict[RenderedName, RenderedName] = {
     "3diebench": "3diebench-t",
     "3diebench-t": "3diebench",
 }
+Reading = Literal["indexed", "streamed"]
+SHARDED = ("3diebench-p", "3diebench-pt", "3diebench", "3diebench-t", "imagenet", "shards")  # may lie elsewhere
 EMBEDDED_SPLITS = ("train", "val", "test")
 OOD_ROTATION = "ood_rotation"  # the objects of test under rotations outside of the trained ones
 EMBEDDED_EVALUATION_SPLITS = ("test", "val", OOD_ROTATION)  # the splits with the classes of train
@@ -61,17 +66,42 @@ class DataSource:
         return self.evaluation.quats_xyzw is not None
 
 
-def open_data(name: DatasetName, data_dir: Path | None, evaluation_split: str, image_size: int) -> DataSource:
-    """Opens a data set; the procedural ones are rendered first where they aren't there yet. Nothing is downloaded.
+@dataclass(frozen=True)
+class _Place:
+    """Where a data set lies."""
+
+    folder: Path | None
+    """Local folder, which holds at least what is judged; None if the user named none."""
+    fetched: bool = False
+    """True if the folder is a copy of an address, so that nothing is to be made there."""
+    streamed: bool = False
+    """True if the training split is read from front to back instead of by index."""
+    address: str | None = None
+    """Where a streamed training split lies, if not in the folder."""
+
+
+def open_data(
+    name: DatasetName,
+    data_dir: str | Path | None,
+    evaluation_split: str,
+    image_size: int,
+    reading: Reading = "indexed",
+) -> DataSource:
+    """Opens a data set; the procedural ones are rendered first where they aren't there yet.
+
+    Nothing is downloaded but from an address that is given as `data_dir`.
 
     Args:
         name: 3diebench-p is the embedded set, 3diebench-pt the embedded set whose objects also move; 3diebench and
             3diebench-t are the real ones as written by datasets/threediebench.py; the others are ordinary images, as
             datasets/images.md says.
-        data_dir: folder of the data set; the user's cache folder for an embedded set when None.
+        data_dir: folder of the data set, or http://, https:// or s3:// address of shards with a manifest; the user's
+            cache folder for an embedded set when None.
         evaluation_split: split that is never trained on: test (to report), val (to choose settings), or, of the
             embedded set, ood_rotation (poses outside the trained ones).
         image_size: side in pixels of what the encoder takes, which rendered shards must have.
+        reading: indexed copies the two splits of an address to the user's cache folder first; streamed leaves the
+            training split where it is, for `ssl_equi.data.streaming` (and for the probes, who read it in order).
 
     Raises:
         DataError: the data are missing, damaged, of another image size or another number of latents, or the split
@@ -79,11 +109,16 @@ def open_data(name: DatasetName, data_dir: Path | None, evaluation_split: str, i
     """
     if image_size < 1:
         raise DataError(f"--image-size is {image_size}: give a side of at least 1 pixel")
+    _check_evaluation_split(name, evaluation_split)
+    place = _place_of(name, data_dir, evaluation_split, reading)
+    data_dir = place.folder
     if name == "3diebench-p" or name == "3diebench-pt" or name == "3diebench" or name == "3diebench-t":
-        return _open_rendered(name, data_dir, evaluation_split, image_size)
+        return _open_rendered(name, place, evaluation_split, image_size)
     if data_dir is None:
         raise DataError(f"--dataset {name} is not part of this project: give its folder as --data-dir")
     if name == "imagenet" or name == "shards" or name == "folder":
+        if place.streamed:
+            return _open_streamed_images(name, data_dir, evaluation_split, image_size, place.address or data_dir)
         return _open_images(name, data_dir, evaluation_split, image_size)
     return _open_torchvision(name, data_dir, evaluation_split, image_size)
 
@@ -102,28 +137,54 @@ def open_ood_rotation(data: DataSource) -> ViewCollection:
     return ShardDataset(folder, OOD_ROTATION)
 
 
-def stored_image_size(name: DatasetName, data_dir: Path | None) -> int | None:
-    """Side in pixels of the images that rendered shards in `data_dir` hold; None for all other data.
+def stored_image_size(name: DatasetName, data_dir: str | Path | None) -> int | None:
+    """Side in pixels of the images of rendered shards in the folder `data_dir`; None for all other data.
 
     Raises:
         DataError: the manifest is damaged.
     """
-    if name not in LATENT_SIZES or data_dir is None or not manifest_path(data_dir, "train").exists():
+    if name not in LATENT_SIZES or data_dir is None or is_address(data_dir):
         return None
-    return read_manifest(data_dir, "train").image_size[0]
+    folder = Path(data_dir)
+    return read_manifest(folder, "train").image_size[0] if manifest_path(folder, "train").exists() else None
 
 
-def _open_rendered(name: RenderedName, data_dir: Path | None, evaluation_split: str, image_size: int) -> DataSource:
+def _check_evaluation_split(name: DatasetName, split: str) -> None:
+    """Before anything is rendered or fetched."""
+    if name in ("3diebench-p", "3diebench-pt") and split not in EMBEDDED_EVALUATION_SPLITS:
+        raise DataError(f"--evaluation-split is {split!r}: choose from {', '.join(EMBEDDED_EVALUATION_SPLITS)}")
+    if name in ("imagenet", "shards", "folder") and split == "train":
+        raise DataError("--evaluation-split is 'train': choose a split that is never trained on, such as val or test")
+
+
+def _place_of(name: DatasetName, data_dir: str | Path | None, evaluation_split: str, reading: Reading) -> _Place:
+    """Fetches what an address holds and the run reads from a disk."""
+    streamed = reading == "streamed"
+    address = str(data_dir) if data_dir is not None and is_address(data_dir) else None
+    if (address is not None or streamed) and name not in SHARDED:
+        raise DataError(
+            f"--dataset {name} is read from a local folder only: write shards of it (datasets/images.md says how) to "
+            f"stream them or to fetch them from an address"
+        )
+    if address is None:
+        return _Place(None if data_dir is None else Path(data_dir), streamed=streamed)
+    splits = (evaluation_split,) if streamed else ("train", evaluation_split)
+    return _Place(fetch_splits(address, splits), fetched=True, streamed=streamed, address=address)
+
+
+def _open_rendered(name: RenderedName, place: _Place, evaluation_split: str, image_size: int) -> DataSource:
+    data_dir = place.folder
     if name == "3diebench-p" or name == "3diebench-pt":
-        if evaluation_split not in EMBEDDED_EVALUATION_SPLITS:
-            choices = ", ".join(EMBEDDED_EVALUATION_SPLITS)
-            raise DataError(f"--evaluation-split is {evaluation_split!r}: choose from {choices}")
         config = ProceduralConfig(image_size=image_size)
         if name == "3diebench-pt":
             config = dataclasses.replace(config, translation=True)
         folder = default_folder(config) if data_dir is None else data_dir
         _refuse_other_latents(name, folder, ("train", evaluation_split))
-        build_procedural(folder, config, tuple(dict.fromkeys((*EMBEDDED_SPLITS, evaluation_split))))
+        if not place.fetched:
+            build_procedural(folder, config, tuple(dict.fromkeys((*EMBEDDED_SPLITS, evaluation_split))))
+    elif place.fetched and data_dir is not None:
+        folder = data_dir
+        _refuse_other_latents(name, folder, ("train", evaluation_split))
     elif data_dir is None or not manifest_path(data_dir, "train").exists():
         raise DataError(
             f"{name} has no shards in {data_dir or 'an unnamed folder'}: convert it with "
@@ -132,7 +193,15 @@ def _open_rendered(name: RenderedName, data_dir: Path | None, evaluation_split: 
     else:
         folder = data_dir
         _refuse_other_latents(name, folder, ("train", evaluation_split))
-    train, evaluation = ShardDataset(folder, "train"), ShardDataset(folder, evaluation_split)
+    train: ShardDataset | RemoteShards = (
+        RemoteShards(place.address or folder, "train") if place.streamed else ShardDataset(folder, "train")
+    )
+    evaluation = ShardDataset(folder, evaluation_split)
+    if train.latents.shape[-1] != evaluation.latents.shape[-1]:
+        raise DataError(
+            f"split 'train' has {train.latents.shape[-1]} latents a view and {evaluation_split!r} in {folder} "
+            f"{evaluation.latents.shape[-1]}: give the --data-dir of one data set"
+        )
     for dataset in (train, evaluation):
         if dataset.image_size != (image_size, image_size):
             height, width = dataset.image_size
@@ -162,8 +231,6 @@ def _open_images(
     name: Literal["imagenet", "shards", "folder"], data_dir: Path, evaluation_split: str, image_size: int
 ) -> DataSource:
     """Images whose sizes differ: canvases to train on, central crops to probe on."""
-    if evaluation_split == "train":
-        raise DataError("--evaluation-split is 'train': choose a split that is never trained on, such as val or test")
     train: ImageStore
     evaluation: ImageStore
     labelled_train: ImageStore
@@ -173,12 +240,7 @@ def _open_images(
     else:
         train = ImageShards(data_dir, "train")
         labelled_train = ImageShards(data_dir, "train", labelled_only=True) if (train.labels < 0).any() else train
-        evaluation = ImageShards(data_dir, evaluation_split, num_classes=len(train.class_names))
-        if evaluation.class_names != train.class_names:
-            raise DataError(
-                f"splits 'train' and {evaluation_split!r} in {data_dir} have different classes: convert both again, "
-                f"from one source"
-            )
+        evaluation = _evaluation_images(data_dir, evaluation_split, train.class_names)
     crop = imagenet_center_crop(image_size)
     return DataSource(
         name=name,
@@ -188,6 +250,32 @@ def _open_images(
         mean_rgb=train.mean_rgb,
         std_rgb=train.std_rgb,
     )
+
+
+def _open_streamed_images(
+    name: DatasetName, folder: Path, evaluation_split: str, image_size: int, location: str | Path
+) -> DataSource:
+    """As `_open_images`, but the training images stay where they are."""
+    crop = imagenet_center_crop(image_size)
+    train = RemoteImages(location, "train", Canvas(CANVAS_PER_IMAGE_SIDE * image_size))
+    if (train.labels < 0).any():
+        raise DataError(
+            f"split 'train' at {location} holds images without a label, which the probes would have to pick out: give "
+            f"--reading indexed, which fetches it"
+        )
+    mean_rgb, std_rgb = train.manifest.mean_rgb, train.manifest.std_rgb
+    evaluation = _evaluation_images(folder, evaluation_split, train.class_names)
+    probe_train = RemoteImages(location, "train", crop)
+    return DataSource(name, train, probe_train, SingleViews(evaluation, crop), mean_rgb, std_rgb)
+
+
+def _evaluation_images(folder: Path, split: str, class_names: tuple[str, ...]) -> ImageShards:
+    evaluation = ImageShards(folder, split, num_classes=len(class_names))
+    if evaluation.class_names != class_names:
+        raise DataError(
+            f"splits 'train' and {split!r} in {folder} have different classes: convert both again, from one source"
+        )
+    return evaluation
 
 
 def _open_torchvision(name: TorchvisionName, data_dir: Path, evaluation_split: str, image_size: int) -> DataSource:

@@ -7,6 +7,7 @@ objects and whose batches don't depend on the number of processes.
 
 import dataclasses
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,10 +23,9 @@ from ssl_equi.data.errors import DataError, LostShardError
 from ssl_equi.data.fit import Fit
 from ssl_equi.data.loader import OrderedLoader
 from ssl_equi.data.remote_files import Patience
-from ssl_equi.data.remote_shards import RemoteCollection, RemoteImages, RemoteShards
+from ssl_equi.data.remote_shards import RemoteCollection, RemoteImages, RemoteShards, runs_of_neighbours
+from ssl_equi.data.stage_seconds import StageSeconds
 from ssl_equi.data.streaming_order import StreamedOrder, StreamingMode
-
-_OBJECTS_PER_REQUEST = 16
 
 _Draw = tuple[int, ...]  # an object and its views
 
@@ -75,7 +75,7 @@ class StreamedLoader:
         on_bad_record: "raise" for a view that is cut, changed, misnamed or does not decode; "skip" replaces its object
             by the next good one of the same rank's batch, logs it and counts it in `skipped`. A shard that is missing,
             of another size or out of reach always raises: going on would leave a hole in the data.
-        max_skipped: the most objects that this loader replaces before it raises.
+        max_skipped: the most different objects that this loader replaces before it raises.
         patience: how long a server is waited for.
         pin_memory: as in `ViewLoader`.
 
@@ -177,6 +177,14 @@ class StreamedLoader:
             step += 1
 
 
+@dataclasses.dataclass(frozen=True)
+class _Fetched:
+    """What one request brought."""
+
+    rows: list[list[bytes] | DataError | None]  # None once it was given out
+    seconds_per_row: float
+
+
 @dataclasses.dataclass
 class _Reading:
     """What one iterator reads ahead."""
@@ -224,7 +232,7 @@ class _ReadAhead:
         """Ask for all that the steps before `end_step` need."""
         while reading.next_step < end_step and not reading.stopped:
             objects, views = self._newly_needed(reading)
-            for run in _runs(self._dataset.records.shards_of(objects)):
+            for run in runs_of_neighbours(self._dataset.records.shards_of(objects)):
                 self._request(reading, objects[run], views[run])
             reading.next_step += 1
 
@@ -234,19 +242,27 @@ class _ReadAhead:
         view_indices: np.ndarray,
         out: np.ndarray,
         content_sizes_out: np.ndarray | None = None,
-    ) -> None:
-        """Decode views that were asked for; see `ViewCollection.read_views`. Waits until they have been fetched."""
+    ) -> StageSeconds:
+        """Decode views that were asked for; see `ViewCollection.read_views`. Waits until they have been fetched.
+
+        What was spent on reading is what the threads that fetch spent on these views, not the waiting for them.
+        """
         check_request(
             object_indices, view_indices, out, content_sizes_out,
             num_objects=len(self.labels), num_views=self.latents.shape[1], image_size=self.image_size,
         )  # fmt: skip
+        reading = decoding = 0.0
         for row, draw in enumerate(_draws(object_indices, view_indices)):
-            encoded = self._take(draw)
+            encoded, seconds = self._take(draw)
+            reading += seconds
             if isinstance(encoded, DataError):
                 raise encoded
+            began = time.perf_counter()
             content_sizes = self._dataset.decode(draw[0], view_indices[row], encoded, out[row])
             if content_sizes_out is not None:
                 content_sizes_out[row] = content_sizes
+            decoding += time.perf_counter() - began
+        return StageSeconds(reading, decoding)
 
     def _newly_needed(self, reading: _Reading) -> tuple[np.ndarray, np.ndarray]:
         """Objects and views that the next step needs and that nobody asked for before, in the order of the shards."""
@@ -266,17 +282,19 @@ class _ReadAhead:
             for row, draw in enumerate(_draws(objects, views)):
                 reading.arriving[draw].append((request, row))
 
-    def _fetch(self, reading: _Reading, objects: np.ndarray, views: np.ndarray) -> list:
+    def _fetch(self, reading: _Reading, objects: np.ndarray, views: np.ndarray) -> "_Fetched":
         if reading.failure is not None:  # do not try the server again and again while the run ends
             raise reading.failure
+        began = time.perf_counter()
         try:
-            return self._dataset.records.fetch(objects, views)
+            rows = self._dataset.records.fetch(objects, views)
+            return _Fetched(list(rows), (time.perf_counter() - began) / len(rows))
         except Exception as error:
             reading.failure = error
             raise
 
-    def _take(self, draw: _Draw) -> list[bytes] | DataError:
-        """The encoded views of a draw, which are given out once."""
+    def _take(self, draw: _Draw) -> tuple[list[bytes] | DataError, float]:
+        """The encoded views of a draw, which are given out once, and its share of the seconds that fetching took."""
         reading = self._reading
         with reading.lock:
             if reading.stopped:
@@ -285,23 +303,13 @@ class _ReadAhead:
             if not reading.arriving[draw]:
                 del reading.arriving[draw]
         try:
-            rows = request.result()
+            fetched = request.result()
         except DataError as error:
             raise LostShardError(str(error)) from error
-        encoded, rows[row] = rows[row], None  # the buffer keeps no bytes that were given out
-        return encoded
-
-
-def _runs(shard_numbers: np.ndarray) -> list[slice]:
-    """Neighbours in one shard, so many at most as one request fetches."""
-    ends = [*(np.flatnonzero(np.diff(shard_numbers)) + 1).tolist(), len(shard_numbers)]
-    runs, first = [], 0
-    for end in ends:
-        runs += [
-            slice(start, min(start + _OBJECTS_PER_REQUEST, end)) for start in range(first, end, _OBJECTS_PER_REQUEST)
-        ]
-        first = end
-    return runs
+        encoded = fetched.rows[row]
+        assert encoded is not None, "a draw is given out once"
+        fetched.rows[row] = None  # the buffer keeps no bytes that were given out
+        return encoded, fetched.seconds_per_row
 
 
 def _draws(object_indices: np.ndarray, view_indices: np.ndarray) -> list[_Draw]:

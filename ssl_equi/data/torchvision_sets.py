@@ -43,6 +43,10 @@ class ImagesInMemory:
         """Image `index` as uint8 [H, W, 3]."""
         return self.images[index]
 
+    def load(self, index: int) -> tuple[np.ndarray, float]:
+        """Image `index`, which is in memory already; see `ImageStore.load`."""
+        return self.images[index], 0.0
+
 
 @dataclass(frozen=True)
 class TorchvisionSet:

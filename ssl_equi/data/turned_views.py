@@ -20,6 +20,7 @@ from torch import Tensor
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.sources import DataSource
+from ssl_equi.data.stage_seconds import StageSeconds
 from ssl_equi.geometry.latents import LIGHT_DIRECTION_COLUMNS, ROTATION_COLUMNS
 from ssl_equi.geometry.rotations import (
     euler_xyz_from_matrix,
@@ -143,13 +144,14 @@ class TurnedViews:
         view_indices: np.ndarray,
         out: np.ndarray,
         content_sizes_out: np.ndarray | None = None,
-    ) -> None:
+    ) -> StageSeconds:
         """As `ViewCollection.read_views`."""
-        self._stored.read_views(object_indices, view_indices, out, content_sizes_out)
+        stage_seconds = self._stored.read_views(object_indices, view_indices, out, content_sizes_out)
         turn = _turned_by_quarters if self._turns == "quarter" else _turned_by_any_angle
         angles_deg = self.angles_deg[object_indices[:, None], view_indices]
         for image, angle_deg in zip(out.reshape(-1, *out.shape[2:]), angles_deg.flat):
             image[...] = turn(image, float(angle_deg))
+        return stage_seconds
 
 
 def turn_quat_xyzw(angles_rad: Tensor) -> Tensor:

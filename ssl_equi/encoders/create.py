@@ -63,6 +63,7 @@ def timm_with_our_encoders() -> ModuleType:
         import ssl_equi.encoders.group_resnet
         import ssl_equi.encoders.octic_vit_names
         import ssl_equi.encoders.shift_equivariant_vit_names
+        import ssl_equi.encoders.sie_resnet
         import ssl_equi.encoders.small_image_resnet
         import ssl_equi.encoders.steerable_resnet
         import ssl_equi.encoders.strided_cnn

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.data.bad_records import BadRecords, problems_of_rows
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.errors import DataError
 from ssl_equi.data.images import normalise_images
 from ssl_equi.errors import UserError
 
@@ -73,6 +75,11 @@ class FeatureCache:
         """The same cache with only these feature columns (a view, no copy)."""
         return FeatureCache(self.features[..., columns], self.labels, self.latents, self.quats_xyzw)
 
+    def objects(self, chosen: Tensor) -> "FeatureCache":
+        """The same cache with only these objects, int64 `[m]`."""
+        quats_xyzw = None if self.quats_xyzw is None else self.quats_xyzw[chosen]
+        return FeatureCache(self.features[chosen], self.labels[chosen], self.latents[chosen], quats_xyzw)
+
 
 def encode_split(
     encoder: nn.Module,
@@ -81,6 +88,7 @@ def encode_split(
     std_rgb: Sequence[float],
     device: torch.device | str = "cpu",
     batch_size: int = 512,
+    bad_records: BadRecords | None = None,
 ) -> FeatureCache:
     """Encode each view of `dataset` once, in evaluation mode and float32; the features stay on the CPU.
 
@@ -91,17 +99,29 @@ def encode_split(
         encoder: maps `[N, 3, H, W]` to `[N, D]`.
         mean_rgb, std_rgb: of the training images, in units of [0, 1].
         batch_size: views in one forward pass, rounded down to whole objects (at least one object).
+        bad_records: if these are skipped, an object of which a view can't be read is left out of the cache.
 
     Raises:
+        DataError: a view can't be read and isn't skipped, or no object is left.
         FeatureError: a feature is not finite.
         RuntimeError: encoding changed a parameter or a buffer of the encoder.
     """
     batches: list[Tensor] = []
+    problems: dict[int, DataError] | None = {} if bad_records is not None and bad_records.are_skipped else None
     encode_batches(
-        encoder, dataset, mean_rgb, std_rgb, device, batch_size, lambda _, features: batches.append(features)
-    )
+        encoder, dataset, mean_rgb, std_rgb, device, batch_size, lambda _, features: batches.append(features),
+        problems=problems,
+    )  # fmt: skip
     # Concatenated outside inference mode, so that the cache is an ordinary tensor that autograd accepts.
-    return cache_of(torch.cat(batches), dataset)
+    cache = cache_of(torch.cat(batches), dataset)
+    if not problems or bad_records is None:
+        return cache
+    for object_index, problem in problems.items():
+        bad_records.count(object_index, problem)
+    good = [index for index in range(dataset.num_objects) if index not in problems]
+    if not good:
+        raise DataError(f"none of the {dataset.num_objects} objects of split {dataset.split!r} can be read: rebuild it")
+    return cache.objects(torch.tensor(good))
 
 
 def encode_batches(
@@ -113,6 +133,7 @@ def encode_batches(
     batch_size: int,
     receive: Callable[[int, Tensor], None],
     encoder_name: str = "the encoder",
+    problems: dict[int, DataError] | None = None,
     change: ImageChange | None = None,
 ) -> None:
     """Encode each view once, as `encode_split` does, and hand over each batch in turn.
@@ -120,6 +141,8 @@ def encode_batches(
     Args:
         receive: is given the index of the batch's first object, and features float32 `[b, n_views, D]` on the CPU.
         encoder_name: for errors.
+        problems: is told what is wrong with an object that can't be read, whose features mean nothing then; such an
+            object raises when None.
         change: of the images before they are encoded.
 
     Raises:
@@ -128,7 +151,8 @@ def encode_batches(
     """
     first_object = 0
     with frozen(encoder):
-        for images in _image_batches(dataset, max(1, batch_size // dataset.num_views), torch.device(device)):
+        objects_per_batch = max(1, batch_size // dataset.num_views)
+        for images in _image_batches(dataset, objects_per_batch, torch.device(device), problems):
             images = images if change is None else change(images, first_object)
             encoded = encoder(normalise_images(images.flatten(0, 1), mean_rgb, std_rgb))
             features = encoded.float().unflatten(0, images.shape[:2]).cpu()
@@ -172,11 +196,16 @@ def _check_finite(features: Tensor, first_object: int, dataset: ViewCollection, 
         )
 
 
-def _image_batches(dataset: ViewCollection, objects_per_batch: int, device: torch.device) -> Iterator[Tensor]:
-    """All views of consecutive objects, uint8 `[b, V, H, W, 3]` on `device`; valid until the next one is asked for."""
+def _image_batches(
+    dataset: ViewCollection, objects_per_batch: int, device: torch.device, problems: dict[int, DataError] | None
+) -> Iterator[Tensor]:
+    """All views of consecutive objects, uint8 `[b, V, H, W, 3]` on `device`; valid until the next one is asked for.
+
+    What is wrong with an object is put into `problems`, and its images are any; without `problems` it raises.
+    """
     height, width = dataset.image_size
     shape = (objects_per_batch, dataset.num_views, height, width, 3)
-    buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda") for _ in range(2)]
+    buffers = [torch.zeros(shape, dtype=torch.uint8, pin_memory=device.type == "cuda") for _ in range(2)]
     starts = list(range(0, dataset.num_objects, objects_per_batch))
 
     def read(batch_index: int) -> Tensor:
@@ -184,7 +213,19 @@ def _image_batches(dataset: ViewCollection, objects_per_batch: int, device: torc
         object_indices = np.arange(first, min(first + objects_per_batch, dataset.num_objects))
         view_indices = np.tile(np.arange(dataset.num_views), (len(object_indices), 1))
         images = buffers[batch_index % 2][: len(object_indices)]
-        dataset.read_views(object_indices, view_indices, images.numpy())
+        pixels = images.numpy()
+        try:
+            dataset.read_views(object_indices, view_indices, pixels)
+        except DataError:
+            if problems is None:
+                raise
+
+            def read_object(row: int) -> None:
+                one = slice(row, row + 1)
+                dataset.read_views(object_indices[one], view_indices[one], pixels[one])
+
+            found = problems_of_rows(read_object, range(len(object_indices)))
+            problems.update({first + row: problem for row, problem in found.items()})
         return images
 
     with ThreadPoolExecutor(max_workers=1) as executor:

@@ -28,6 +28,7 @@ from ssl_equi.export import (
     read_encoder_config,
     read_weights,
 )
+from ssl_equi.predictor_export import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
 from ssl_equi.probing.encode import state_sha256
 
 TIMM_PREFIX, RANDOM_PREFIX, HUB_PREFIX = "timm:", "random:", "hub:"
@@ -51,6 +52,7 @@ class EncoderSource:
         state_sha256: of all parameters and buffers.
         architecture: name and arguments, as canonical JSON.
         build_untrained: makes the same architecture with random weights; None if these weights are random.
+        predictor: trained with the encoder and exported beside it; None if there is none that reads its features.
         run_folder: folder that results belong to by default; None if nothing but a name is known.
         notes: what a reader of the numbers must know of it, such as images of another size than in training.
     """
@@ -64,6 +66,7 @@ class EncoderSource:
     state_sha256: str
     architecture: str
     build_untrained: Callable[[], nn.Module] | None
+    predictor: TrainedPredictor | None = None
     run_folder: Path | None = None
     notes: tuple[str, ...] = ()
 
@@ -71,12 +74,6 @@ class EncoderSource:
     def out_folder(self) -> Path:
         """Where results go if nothing else is said: beside the encoder, or `runs/NAME`."""
         return self.run_folder or Path("runs") / self.name
-
-    @property
-    def predictor_folder(self) -> Path | None:
-        """The predictor that the encoder's run left beside it; None if there is none."""
-        folder = None if self.run_folder is None else self.run_folder / "predictor"
-        return folder if folder is not None and folder.is_dir() else None
 
     def untrained(self) -> nn.Module | None:
         """The architecture with the random weights that every comparison uses; None if this encoder is random itself.
@@ -206,8 +203,17 @@ def _open_folder(folder: Path, name: str, run_folder: Path | None, image_size: i
         trained_size=trained_size,
         normalisation=_normalisation(config["pretrained_cfg"]),
         build_untrained=lambda: build_encoder(config, folder),
+        predictor=_predictor_of(folder) if run_folder is not None else None,
         run_folder=run_folder,
     )
+
+
+def _predictor_of(folder: Path) -> TrainedPredictor | None:
+    """The predictor that a run exported beside this folder, if it reads the features of this encoder."""
+    if not (folder.parent / PREDICTOR_FOLDER / CONFIG_FILE).is_file():
+        return None
+    predictor = load_predictor(folder.parent / PREDICTOR_FOLDER)
+    return predictor if predictor.features_from == folder.resolve().name else None
 
 
 def _described(
@@ -221,6 +227,7 @@ def _described(
     trained_size: int | None = None,
     normalisation: tuple[ColourStatistics, ColourStatistics] | None = None,
     build_untrained: Callable[[], nn.Module] | None = None,
+    predictor: TrainedPredictor | None = None,
     run_folder: Path | None = None,
 ) -> EncoderSource:
     """The source of a module that was tried on an image of this size; one trained on others gets a note."""
@@ -243,6 +250,7 @@ def _described(
         state_sha256=state_sha256(module),
         architecture=json.dumps([architecture, dict(arguments)], sort_keys=True, default=str),
         build_untrained=build_untrained,
+        predictor=predictor,
         run_folder=run_folder,
         notes=notes,
     )

@@ -14,14 +14,19 @@ from torch import nn
 
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError
+from ssl_equi.predictor_export import TrainedPredictor
 from ssl_equi.probing.augmentation_equivariance import probe_augmentation_equivariance
 from ssl_equi.probing.encode import FeatureCache, state_sha256
 from ssl_equi.probing.encoder_sources import EncoderSource
 from ssl_equi.probing.feature_store import FeatureStore, counted_images
 from ssl_equi.probing.image_context import ImageContext, ImageQuestion
 from ssl_equi.probing.image_questions import IMAGE_QUESTIONS, ROBUSTNESS, ask_questions, spelled_out
+from ssl_equi.probing.predictor_retrieval import retrieve_with_predictor
 from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
+from ssl_equi.probing.retrieval_results import TASK as RETRIEVAL
+from ssl_equi.probing.retrieval_results import retrieval_result
+from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.suite import (
     PartResults,
     ProbeResults,
@@ -30,7 +35,7 @@ from ssl_equi.probing.suite import (
     make_records,
     with_notes_of_random,
 )
-from ssl_equi.probing.tasks import TASKS, Task
+from ssl_equi.probing.tasks import TASKS, Task, TaskResult
 
 PROGRESS_EVERY_SECONDS = 20.0
 Say = Callable[[str], None]
@@ -66,7 +71,8 @@ class Suite:
             transfer for `further_questions`, and all for everything. None: the protocol's.
         parts: names of parts; none: all that the encoder has.
         seeds: of the heads; every record keeps its own.
-        further_tasks: tasks of this encoder alone, such as those that need its predictor.
+        further_tasks: other tasks of the encoder, in which nothing is drawn: asked once, with the first seed, and not
+            of the random encoder.
         further_questions: questions of images that are asked whatever `tasks` says, such as transfer to other data.
         device: where the encoder and the heads run.
         batch_size: images in one forward pass.
@@ -97,7 +103,7 @@ class Suite:
         """
         parts = self.parts_of(source)
         check_splits(parts, data.probe_train, data.evaluation, data.evaluation.split)
-        names = self.task_names()
+        names = self.task_names(source)
         passes_before = store.encoder_passes
         outcome = self._probe(source.module, source.name, source.architecture, source, parts, names, data, store)
         encoder_passes = store.encoder_passes - passes_before
@@ -116,20 +122,25 @@ class Suite:
             raise UserError(f"{source.name} has no part {unknown[0]!r}: choose from {', '.join(source.parts)}")
         return {part: source.parts[part] for part in self.parts or source.parts}
 
-    def task_names(self) -> tuple[str, ...]:
+    def further_tasks_of(self, source: EncoderSource) -> dict[str, Task]:
+        """Those that are asked of this encoder besides: retrieval, if its run left a predictor."""
+        own = {} if source.predictor is None else {RETRIEVAL: retrieval_task(source.predictor)}
+        return own | dict(self.further_tasks or {})
+
+    def task_names(self, source: EncoderSource) -> tuple[str, ...]:
         """The tasks that are asked. Raises UserError for one that there is not."""
-        further_questions = tuple(self.further_questions or {})
-        everything = (
-            *TASKS, AUGMENTATION_EQUIVARIANCE, *(self.further_tasks or {}), *IMAGE_QUESTIONS, *further_questions
-        )  # fmt: skip
+        further, further_questions = self.further_tasks_of(source), tuple(self.further_questions or {})
+        everything = (*TASKS, AUGMENTATION_EQUIVARIANCE, *further, *IMAGE_QUESTIONS, *further_questions)
         groups = {"robustness": ROBUSTNESS, "transfer": further_questions, "all": everything}
         known = [*everything, *groups]
         if "transfer" in self.tasks and not further_questions:
             raise UserError("task 'transfer' is asked without a data set: give --transfer DATASET:DIR")
-        names = spelled_out(self.tasks or (*self.protocol.tasks, *(self.further_tasks or {})), groups)
+        names = spelled_out(self.tasks or (*self.protocol.tasks, *further), groups)
         for name in names:
             if name not in everything:
                 close = get_close_matches(name, known, n=3)
+                if name == RETRIEVAL:
+                    raise UserError(f"{source.name} has no predictor beside it to retrieve with: give a run that has")
                 hint = f"did you mean {' or '.join(close)}" if close else f"choose from {', '.join(known)}"
                 raise UserError(f"there is no task {name!r}: {hint}")
         return names
@@ -171,42 +182,38 @@ class Suite:
             notes += [f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in measured.notes]
         encoded = time.perf_counter()
         by_seed: dict[int, PartResults] = {}
-        tasks = self._tasks(names)
+        further = self.further_tasks_of(source) if module is source.module else {}
         for seed in self.seeds:
+            tasks = {name: (TASKS | further)[name] for name in names if name in TASKS | further}
+            if seed != self.seeds[0]:
+                tasks = {name: task for name, task in tasks.items() if name not in further}
             self.say(f"{name}: {len(tasks)} tasks on {len(parts)} parts, seed {seed}")
             by_seed[seed], skipped = ask_tasks(
                 train, test, parts, tasks, len(data.evaluation.class_names), self.protocol, self.device, seed,
                 unchanged=module, before_task=self._announce(name),
             )  # fmt: skip
             notes += [note for note in skipped if note not in notes]
-        questions = {name: IMAGE_QUESTIONS[name] for name in names if name in IMAGE_QUESTIONS}
-        questions |= self.further_questions or {}
-        if questions:
-            context = ImageContext(
-                module, name, architecture, state, parts, mean_rgb, std_rgb, data, train, test, store, self.protocol,
-                self.device, self.batch_size, self._progress,
-            )  # fmt: skip
-            notes += self._ask_questions(context, questions, by_seed)
+        context = ImageContext(
+            module, name, architecture, state, parts, mean_rgb, std_rgb, data, train, test, store, self.protocol,
+            self.device, self.batch_size, self._progress,
+        )  # fmt: skip
+        notes += self._ask_questions(context, names, by_seed)
         for part, result in augmented.items():  # nothing is trained: one seed is all there is
             by_seed[self.seeds[0]][part] |= result
         return _Outcome(by_seed, train, test, tuple(notes), encoded - started, time.perf_counter() - encoded)
 
-    def _ask_questions(
-        self, context: ImageContext, questions: Mapping[str, ImageQuestion], by_seed: dict[int, PartResults]
-    ) -> list[str]:
-        """Adds the answers of every seed to its results; returns notes."""
+    def _ask_questions(self, context: ImageContext, names: Sequence[str], by_seed: dict[int, PartResults]) -> list[str]:
+        """Adds what is asked of images to every seed's results; returns notes."""
+        questions = {name: IMAGE_QUESTIONS[name] for name in names if name in IMAGE_QUESTIONS}
+        questions |= self.further_questions or {}
         notes: list[str] = []
-        for seed in self.seeds:
+        for seed in self.seeds if questions else ():
             self.say(f"{context.name}: {len(questions)} questions of images, seed {seed}")
             answers, skipped = ask_questions(context, questions, seed, self._announce(context.name))
             for part, answers_of_part in answers.items():
                 by_seed[seed][part] |= answers_of_part
             notes += [note for note in skipped if note not in notes]
         return notes
-
-    def _tasks(self, names: Sequence[str]) -> dict[str, Task]:
-        tasks = {**TASKS, **(self.further_tasks or {})}
-        return {name: tasks[name] for name in names if name in tasks}
 
     def _announce(self, name: str) -> Callable[[str, str], None]:
         def announce(task: str, part: str) -> None:
@@ -283,6 +290,23 @@ class _Outcome:
     notes: tuple[str, ...]
     encode_seconds: float
     head_seconds: float
+
+
+def retrieval_task(predictor: TrainedPredictor) -> Task:
+    """Which view does the predictor mean? Asked from view 0 of each evaluated object, as SIE does."""
+
+    def retrieval(
+        train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
+    ) -> TaskResult:
+        width = test.features.shape[-1]
+        if width != predictor.num_features:
+            raise TaskSkipped(
+                f"the predictor of {predictor.name} reads {predictor.num_features} features and the part has {width}: "
+                "ask it of all features"
+            )
+        return retrieval_result(retrieve_with_predictor(predictor, test, device=test.features.device))
+
+    return retrieval
 
 
 def arrays_of(results: PartResults) -> dict[str, np.ndarray]:

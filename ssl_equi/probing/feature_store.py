@@ -109,7 +109,7 @@ class FeatureStore:
 
             with counted_images(encoder) as images:
                 try:
-                    encode_batches(encoder, dataset, mean_rgb, std_rgb, device, batch_size, count, name, change)
+                    encode_batches(encoder, dataset, mean_rgb, std_rgb, device, batch_size, count, name, change=change)
                 finally:
                     self.encoder_passes += images[0]
 

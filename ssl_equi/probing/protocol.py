@@ -109,9 +109,7 @@ class ProbeProtocol:
     # Class of the object from one view, linear head, cross-entropy.
     classification_epochs: int = 20
     classification_views_per_object: int | None = None  # None: every view, each epoch
-    classification_best_epoch: bool = (
-        False  # also the highest top-1 of all epochs on the judged split, as top1_best_epoch
-    )
+    classification_best_epoch: bool = False  # also the highest top-1 of all epochs on the judged split, by its own name
 
     # Body-frame relative quaternion from two views' concatenated features, mean squared error.
     rotation_epochs: int = 20
@@ -208,9 +206,8 @@ def sie() -> ProbeProtocol:
 
     300 epochs of one random view (or pair) of each object, batch 256, Adam with a constant learning rate of 1e-3, raw
     features, one fixed view (or pair) of each test object. A linear head for the class, an MLP with hidden layers of
-    1024 and 1024 for rotations. The paper's R2 is `r2_pooled`. The released scripts keep batch normalisation in
-    training mode; here the encoder is in evaluation mode, hence the name. The colour's head is linear, as EquiCaps and
-    seq-JEPA have it too; the released command gives it the MLP (`colour_hidden=(1024, 1024)`).
+    1024 and 1024 for rotations and, as in the released command, for colours. The paper's R2 is `r2_pooled`. The
+    released scripts keep batch normalisation in training mode; here the encoder is in evaluation mode, hence the name.
     """
     return ProbeProtocol(
         name="sie_eval_mode",
@@ -230,6 +227,7 @@ def sie() -> ProbeProtocol:
         translation_pairs_per_object=1,
         translation_hidden=(1024, 1024),
         colour_solver="adam",
+        colour_hidden=(1024, 1024),
         colour_epochs=300,
         colour_pairs_per_object=1,
         evaluation_views_per_object=1,
@@ -249,6 +247,7 @@ def seq_jepa() -> ProbeProtocol:
         name="seq_jepa",
         tasks=("classification", "relative_rotation", "absolute_rotation", "colour"),
         paper_metrics=("top1", "r2_uniform"),
+        colour_hidden=(),
         colour_epochs=50,
     )
 
@@ -268,6 +267,7 @@ def equicaps() -> ProbeProtocol:
         sie(),
         name="equicaps",
         tasks=("classification", "relative_rotation", "translation_object", "translation_base", "colour"),
+        colour_hidden=(),
         colour_epochs=50,
     )
 

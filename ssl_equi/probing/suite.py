@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
 from ssl_equi.probing.augmentation_equivariance import probe_augmentation_equivariance
@@ -91,6 +92,7 @@ def run_probes(
     seed: int = 0,
     split_name: str = "test",
     encode_batch_size: int = 512,
+    bad_train_records: BadRecords | None = None,
 ) -> ProbeResults:
     """Probe `encoder` on objects of `test` with heads that were trained on objects of `train`.
 
@@ -102,8 +104,11 @@ def run_probes(
         random_encoder: the same architecture with fresh weights for the second baseline; None to leave it out.
         mean_rgb, std_rgb: of the training images, in units of [0, 1].
         seed: of the heads' initialisation and of their training pairs.
+        bad_train_records: what is done with training objects that can't be read; they raise when it is None. Objects
+            that are judged always do.
 
     Raises:
+        DataError: an image can't be read.
         ValueError: the two splits have different classes, an object has no label, or `parts` is empty.
     """
     check_splits(parts, train, test, split_name)
@@ -111,7 +116,10 @@ def run_probes(
 
     def probe(module: nn.Module) -> tuple[PartResults, list[FeatureCache], tuple[str, ...]]:
         started = time.perf_counter()
-        caches = [encode_split(module, split, mean_rgb, std_rgb, device, encode_batch_size) for split in (train, test)]
+        caches = [
+            encode_split(module, split, mean_rgb, std_rgb, device, encode_batch_size, bad_records)
+            for split, bad_records in ((train, bad_train_records), (test, None))
+        ]
         equivariance = probe_augmentation_equivariance(
             module, parts, test, mean_rgb, std_rgb, protocol.augmentation_equivariance, device, encode_batch_size
         )
@@ -128,6 +136,9 @@ def run_probes(
         return results, caches, (*skipped, *notes)
 
     results, (train_features, test_features), notes = probe(encoder)
+    left_out = train.num_objects - train_features.num_objects
+    if left_out:
+        notes += (f"the heads were trained without {left_out} of {train.num_objects} objects, which can't be read",)
     random_results = None
     if random_encoder is not None:
         random_results, _, random_notes = probe(random_encoder)

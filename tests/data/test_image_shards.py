@@ -158,6 +158,7 @@ def test_a_class_that_train_lacks_is_named(shards: Path, members: list[tuple[str
         ({3: ("n0144/img_1.cls", b"cat")}, "'n0144/img_1.cls' of shard {shard} is b'cat', not a class number"),
         ({3: ("n0144/img_1.cls", b"-1")}, "not a class number"),
         ({3: ("n0144/img_1.cls", b"")}, "not a class number"),
+        ({2: ("n0144/img_1.cls", b"1")}, "key 'n0144/img_1' of shard {shard} has two labels"),
         ({3: ("n0144/img_1.png", b"x")}, "key 'n0144/img_1' of shard {shard} has two images"),
         ({4: ("n0144/img_0.jpg", b"x"), 5: ("n0144/img_0.cls", b"0")}, "key 'n0144/img_0' occurs more than once"),
     ],

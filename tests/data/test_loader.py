@@ -187,7 +187,7 @@ def test_waiting_time_is_measured(dataset, monkeypatch):
 
     def slow_read(self, *arguments):
         threading.Event().wait(0.05)
-        original(self, *arguments)
+        return original(self, *arguments)
 
     monkeypatch.setattr(ShardDataset, "read_views", slow_read)
     with ViewLoader(dataset, global_batch_size=8, seed=0, threads=1, prefetch=0) as loader:

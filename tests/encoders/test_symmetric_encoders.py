@@ -22,7 +22,7 @@ from tests.encoders.symmetric_encoders import (
     train_two_steps,
 )
 
-OTHER_MODULES = ("capsule_network", "small_image_resnet", "strided_cnn", "steerable", "escnn")
+OTHER_MODULES = ("capsule_network", "sie_resnet", "small_image_resnet", "strided_cnn", "steerable", "escnn")
 """Encoders without a symmetry, and steerable CNNs, which have a test of their own; see `_names_with_symmetry`."""
 
 

@@ -3,6 +3,8 @@ import pytest
 import torch
 from torch import nn
 
+from ssl_equi.data.bad_records import BadRecords
+from ssl_equi.data.errors import DataError
 from ssl_equi.probing.encode import encode_split
 
 MEAN_RGB, STD_RGB = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
@@ -38,6 +40,30 @@ def test_what_is_known_of_the_views_comes_along(fake_dataset):
     assert cache.labels.tolist() == fake_dataset.labels.tolist()
     np.testing.assert_array_equal(cache.latents, fake_dataset.latents)
     np.testing.assert_array_equal(cache.quats_xyzw, fake_dataset.quats_xyzw)
+
+
+@pytest.mark.parametrize("batch_size", [13, 1000])
+def test_objects_that_cannot_be_read_are_left_out_if_asked(fake_dataset, batch_size, monkeypatch):
+    whole = encode_split(small_encoder(), fake_dataset, MEAN_RGB, STD_RGB)
+    read_views = fake_dataset.read_views
+
+    def read_all_but_two(object_indices, view_indices, out):
+        if np.isin(object_indices, (4, 5)).any():
+            raise DataError("it is damaged")
+        read_views(object_indices, view_indices, out)
+
+    monkeypatch.setattr(fake_dataset, "read_views", read_all_but_two)
+    for unskipping in (None, BadRecords("raise", 2, 0), BadRecords("skip", 1, 0)):
+        with pytest.raises(DataError, match="it is damaged"):
+            encode_split(
+                small_encoder(), fake_dataset, MEAN_RGB, STD_RGB, batch_size=batch_size, bad_records=unskipping
+            )
+    skipping = BadRecords("skip", 2, 0)
+    cache = encode_split(small_encoder(), fake_dataset, MEAN_RGB, STD_RGB, batch_size=batch_size, bad_records=skipping)
+    kept = [0, 1, 2, 3, 6, 7, 8, 9, 10, 11]
+    for name in ("features", "labels", "latents", "quats_xyzw"):
+        torch.testing.assert_close(getattr(cache, name), getattr(whole, name)[kept], atol=1e-6, rtol=0)
+    assert skipping.skipped == 2
 
 
 def test_state_and_each_submodules_mode_are_left_as_they_were(fake_dataset):

@@ -13,6 +13,9 @@ from ssl_equi import create_encoder
 from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.encoders.create import EncoderError
 from ssl_equi.export import EncoderCard, save_encoder
+from ssl_equi.objectives.latent_predictor import ProjectedPredictor
+from ssl_equi.objectives.predictors import MLPPredictor
+from ssl_equi.predictor_export import PredictorCard, save_predictor
 from ssl_equi.probing.encode import state_sha256
 from ssl_equi.probing.encoder_sources import RANDOM_ENCODER_SEED, open_encoder
 
@@ -39,11 +42,10 @@ def save_as_timm_does(folder: Path, model: torch.nn.Module) -> Path:
 
 def test_a_run_its_encoder_folder_and_a_copy_are_the_same_encoder(tmp_path: Path) -> None:
     encoder = export(tmp_path / "runs" / "sie" / "encoder")
-    (tmp_path / "runs" / "sie" / "predictor").mkdir()
     sources = [open_encoder(str(tmp_path / "runs" / "sie" / folder)) for folder in ("", "encoder")]
     for source in sources:
         assert source.name == "sie" and source.out_folder == tmp_path / "runs" / "sie"
-        assert source.predictor_folder == tmp_path / "runs" / "sie" / "predictor"
+        assert source.predictor is None
         assert source.parts == {"all": slice(0, 512), "equi": slice(256, 512)}
         assert source.image_size == 64 and not source.module.training and source.notes == ()
         assert source.mean_rgb == (0.5, 0.25, 0.125) and source.std_rgb == (0.25, 0.5, 0.75)
@@ -167,3 +169,14 @@ def test_damaged_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "encoder" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
         open_encoder(str(tmp_path / "encoder"))
+
+
+@pytest.mark.parametrize("features_from", ["encoder", "capsule_network"])
+def test_a_predictor_comes_with_the_encoder_whose_features_it_reads(tmp_path: Path, features_from: str) -> None:
+    export(tmp_path / "run" / "encoder")
+    module = ProjectedPredictor(512, slice(256, 512), None, MLPPredictor(256, 4), features_from)
+    save_predictor(module, tmp_path / "run" / "predictor", PredictorCard("sie", "rotation", "test"))
+    predictor = open_encoder(str(tmp_path / "run")).predictor
+    assert (predictor is None) == (features_from == "capsule_network")
+    if predictor is not None:
+        assert predictor.actions == "rotation" and predictor.num_features == 512

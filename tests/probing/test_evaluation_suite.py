@@ -14,6 +14,8 @@ from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_to_matrix
+from ssl_equi.objectives.latent_predictor import PoseProduct
+from ssl_equi.predictor_export import PredictorCard, TrainedPredictor
 from ssl_equi.probing.encode import FeatureError, state_sha256
 from ssl_equi.probing.encoder_sources import EncoderSource
 from ssl_equi.probing.evaluation_suite import Suite, SuiteResults
@@ -298,3 +300,24 @@ def test_the_best_epoch_is_reported_apart_and_only_where_the_paper_does() -> Non
     assert "top1_best_epoch" not in {
         record.metric for record in evaluate(data, source, protocol=BRIEF, tasks=("classification",)).records
     }
+
+
+def test_the_predictor_of_a_run_is_asked_for_views_once() -> None:
+    """Poses as embeddings: R2 = R1 R12 by the true action finds every view; the smaller part can't be asked."""
+    data = data_of(num_latents=7)
+    rotations = torch.cat([
+        quat_to_matrix(torch.from_numpy(split.quats_xyzw)).flatten(-2).flatten(0, 1)
+        for split in (data.probe_train, data.evaluation)
+    ])  # fmt: skip
+    exact = TrainedPredictor(PoseProduct(1, 3, unit_columns=None), PredictorCard("by hand", "rotation", "nothing"))
+    features = torch.cat([torch.ones(len(rotations), 1), rotations], dim=1)
+    source = replace(source_of(Table(features), {"all": slice(0, 10), "equi": slice(1, 10)}), predictor=exact)
+    results = evaluate(data, source, protocol=replace(BRIEF, tasks=("colour",)), seeds=(0, 1))
+    found = [record for record in results.records if record.task == "retrieval"]
+    assert {record.seed for record in found} == {0} and {record.part for record in found} == {"all"}
+    assert value(results, "retrieval", "all", "mrr") == 1
+    assert {record.seed for record in results.records if record.task == "colour"} == {0, 1}
+    reason = "retrieval, part equi: the predictor of by hand reads 10 features"
+    assert any(note.startswith(reason) for note in results.notes)
+    with pytest.raises(UserError, match="by hand has no predictor beside it to retrieve with"):
+        evaluate(data, replace(source, predictor=None), tasks=("retrieval",))

@@ -146,4 +146,5 @@ def test_heads_of_the_named_protocols() -> None:
         assert protocol.translation_pairs_per_object == protocol.evaluation_pairs_per_object == 1
         assert (protocol.learning_rate_schedule, protocol.standardise) == ("constant", False)
     assert equicaps().name == "equicaps"
-    assert (equicaps().colour_solver, equicaps().colour_epochs) == ("adam", 50)
+    assert (equicaps().colour_solver, equicaps().colour_hidden, equicaps().colour_epochs) == ("adam", (), 50)
+    assert (sie().colour_solver, sie().colour_hidden, sie().colour_epochs) == ("adam", (1024, 1024), 300)

@@ -1,34 +1,29 @@
 """Imported checkpoints of the released seq-JEPA code compute what its own modules compute."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from ssl_equi.checkpoint import CheckpointError
-from ssl_equi.cli import explain_errors
 from ssl_equi.export import load_encoder, parts_of, read_encoder_config
+from ssl_equi.importing.seq_jepa_import import (
+    SeqJEPAOptions,
+    architecture_of,
+    build_objective,
+    card_of,
+    describe_sequences,
+    model_tensors,
+    sizes_of,
+)
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.sequence_export import load_sequence_model
 from ssl_equi.training_saccades import SaccadeOptions, described_saccades
 
-TOOL = Path(__file__).parent.parent.parent / "tools" / "import_checkpoint.py"
 ACTION_DIM = {"rotation": 4, "rotation_color": 6, "position": 2}
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("tools_import_checkpoint", TOOL)
-    tool = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = tool
-    specification.loader.exec_module(tool)
-    return tool
 
 
 class Stack(nn.Module):
@@ -128,16 +123,16 @@ def assert_same_answers(model: Released, ours: SeqJEPA, kind: str, sign: int = 1
     ],
 )
 def test_an_imported_model_answers_as_the_released_one(
-    tool: ModuleType, kind: str, architecture: str, image_size: int, mean: float, sequences: dict
+    kind: str, architecture: str, image_size: int, mean: float, sequences: dict
 ) -> None:
     model = released(ACTION_DIM[kind], small_stem=kind == "position")
     tensors = model.state_dict()
-    config = tool.Config(TOOL, Path("out"), actions=kind)
-    objective = tool.build_objective(tensors, config)
+    options = SeqJEPAOptions(actions=kind)
+    objective = build_objective(tensors, options)
     assert_same_answers(model, objective, kind)
-    card = tool.card_of(objective, tool.architecture_of(tensors), config)
+    card = card_of(objective, architecture_of(tensors), options, "by others")
     assert (card.architecture, card.image_size, card.mean_rgb[0]) == (architecture, image_size, mean)
-    assert tool.describe_sequences(config).items() >= sequences.items()
+    assert describe_sequences(options).items() >= sequences.items()
 
 
 def test_an_imported_folder_is_opened_as_that_of_a_run(
@@ -170,50 +165,46 @@ def tensors(model: Released) -> dict[str, Tensor]:
     return dict(model.state_dict())
 
 
-def test_glimpses_are_described_as_the_released_code_takes_them(tool: ModuleType) -> None:
-    options = described_saccades(tool.describe_sequences(config_for(tool, actions="position")), Path("deepgaze.npy"))
+def test_glimpses_are_described_as_the_released_code_takes_them() -> None:
+    options = described_saccades(describe_sequences(SeqJEPAOptions(actions="position")), Path("deepgaze.npy"))
     assert options == SaccadeOptions(
         saliency="file", saliency_file=Path("deepgaze.npy"), glimpse_size=32, inhibition="square",
         inhibition_radius_px=16, transposed=True,
     )  # fmt: skip
 
 
-def config_for(tool: ModuleType, **changes: object) -> object:
-    return tool.Config(**({"file": Path("official.pth"), "out": Path("out"), "actions": "rotation_color"} | changes))
-
-
 def test_the_sign_of_old_quaternions_is_turned_in_the_weights_and_that_of_hues_is_not(
-    tool: ModuleType, model: Released, tensors: dict[str, Tensor]
+    model: Released, tensors: dict[str, Tensor]
 ) -> None:
-    ours = tool.build_objective(tensors, config_for(tool, action_sign=-1))
+    ours = build_objective(tensors, SeqJEPAOptions(actions="rotation_color", action_sign=-1))
     assert_same_answers(model, ours, "rotation_color", sign=-1)
     assert torch.equal(ours.action_embedding.norm.running_mean, tensors["action_proj.1.running_mean"])
 
 
-def test_positions_have_no_sign(tool: ModuleType) -> None:
+def test_positions_have_no_sign() -> None:
     position = dict(Released(2, small_stem=True).state_dict())
     with pytest.raises(CheckpointError, match="--action-sign is -1, but positions have no sign"):
-        tool.build_objective(position, config_for(tool, actions="position", action_sign=-1))
+        build_objective(position, SeqJEPAOptions(actions="position", action_sign=-1))
 
 
 def test_a_checkpoint_without_momentum_target_predicts_the_encoders_features(
-    tool: ModuleType, model: Released, tensors: dict[str, Tensor]
+    model: Released, tensors: dict[str, Tensor]
 ) -> None:
     online = {name: value for name, value in tensors.items() if not name.startswith("target_encoder.")}
-    ours = tool.build_objective(online, config_for(tool))
+    ours = build_objective(online, SeqJEPAOptions(actions="rotation_color"))
     assert ours.target_encoder is None
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert close(ours.target_features(images), model.encoder(images))
 
 
-def test_the_released_sizes_are_the_published_ones(tool: ModuleType) -> None:
+def test_the_released_sizes_are_the_published_ones() -> None:
     with torch.device("meta"):
         model = Released(4, layers=3, feedforward=2560, hidden=1024)
-    assert tool.sizes_of(model.state_dict(), config_for(tool, actions="rotation")) == SeqJEPAConfig()
-    ours = tool.build_objective(
+    assert sizes_of(model.state_dict(), SeqJEPAOptions(actions="rotation")) == SeqJEPAConfig()
+    ours = build_objective(
         {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in model.state_dict().items()},
-        config_for(tool, actions="rotation"),
+        SeqJEPAOptions(actions="rotation"),
     )
     for part, count in ((ours.aggregator, 14_772_480), (ours.predictor, 1_313_280)):
         assert sum(parameter.numel() for parameter in part.parameters()) == count
@@ -221,17 +212,17 @@ def test_the_released_sizes_are_the_published_ones(tool: ModuleType) -> None:
     assert count == 14_772_480
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_probes_and_wrappers_are_left_out(tool: ModuleType, tmp_path: Path, suffix: str) -> None:
-    file = tmp_path / f"official{suffix}"
+def test_probes_optimisers_and_wrappers_are_left_out() -> None:
     kept = nn.Module()
     kept.agg_token = nn.Parameter(torch.ones(1, 1, 4))
-    state = checkpoint(kept, prefix="module.")["model"]
-    if suffix == ".pth":
-        torch.save({"model": state, "epoch": 1}, file)
-    else:
-        safetensors.torch.save_file(state, file)
-    assert {name: value.tolist() for name, value in tool.read_tensors(file).items()} == {"agg_token": [[[1, 1, 1, 1]]]}
+    for content in (checkpoint(kept, "module."), checkpoint(kept, "module.")["model"]):
+        found = model_tensors(content, "official.pth")
+        assert {name: value.tolist() for name, value in found.items()} == {"agg_token": [[[1, 1, 1, 1]]]}
+
+
+def test_what_stands_beside_the_model_is_known() -> None:
+    with pytest.raises(CheckpointError, match=r"official.pth holds 'config' beside the model"):
+        model_tensors({"model": {"agg_token": torch.zeros(2)}, "config": 3}, "official.pth")
 
 
 @pytest.mark.parametrize(
@@ -249,53 +240,8 @@ def test_probes_and_wrappers_are_left_out(tool: ModuleType, tmp_path: Path, suff
     ],
 )
 def test_tensors_that_do_not_fit_are_named(
-    tool: ModuleType, tensors: dict[str, Tensor], change: dict[str, Tensor | None], sentence: str
+    tensors: dict[str, Tensor], change: dict[str, Tensor | None], sentence: str
 ) -> None:
     changed = {name: value for name, value in (tensors | change).items() if value is not None}
     with pytest.raises(CheckpointError, match=sentence):
-        tool.build_objective(changed, config_for(tool))
-
-
-class Malicious:
-    def __reduce__(self) -> tuple:
-        return Path.touch, (Path("ran"),)
-
-
-def test_files_that_hold_no_checkpoint_are_refused_in_one_sentence(
-    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("text.pth").write_text("no checkpoint\n")
-    Path("empty.pth").touch()
-    Path("text.safetensors").write_text("no checkpoint\n")
-    torch.save({"model": Malicious()}, "code.pth")
-    torch.save([torch.zeros(2)], "list.pth")
-    torch.save({"model": {"agg_token": torch.zeros(2)}, "config": 3}, "beside.pth")
-    torch.save({"model": {"agg_token": 3}}, "number.pth")
-    whole = Path("list.pth").read_bytes()
-    Path("cut.pth").write_bytes(whole[: len(whole) // 2])
-    expected = {
-        "missing.pth": "there is no file missing.pth",
-        "text.pth": "text.pth holds something besides tensors",
-        "empty.pth": "empty.pth is damaged or no checkpoint",
-        "text.safetensors": "text.safetensors is damaged or no checkpoint",
-        "code.pth": "code.pth holds something besides tensors",
-        "list.pth": "list.pth holds a list",
-        "beside.pth": "beside.pth holds 'config' beside the model",
-        "number.pth": "number.pth holds no named tensors",
-        "cut.pth": "cut.pth is damaged or no checkpoint",
-    }
-    for name, sentence in expected.items():
-        with pytest.raises(SystemExit) as stopped:
-            explain_errors(lambda name=name: tool.main(tool.Config(Path(name), Path("out"))))
-        assert stopped.value.code == 1
-        error = capsys.readouterr().err
-        assert error.startswith(f"error: {sentence}"), error
-        assert error.count("\n") == 1
-    assert not Path("ran").exists()
-    assert not Path("out").exists()
-
-
-def test_a_folder_that_is_there_is_never_replaced(tool: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is there already"):
-        tool.main(tool.Config(tmp_path / "official.pth", tmp_path))
+        build_objective(changed, SeqJEPAOptions(actions="rotation_color"))

@@ -1,0 +1,164 @@
+"""The script around all importers: files that are no checkpoints, misplaced options, and the folders it makes."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from ssl_equi.checkpoint import CheckpointError
+from ssl_equi.cli import explain_errors
+from ssl_equi.encoders import create_encoder
+from ssl_equi.export import load_encoder, parts_of, read_encoder_config
+from ssl_equi.predictor_export import load_predictor
+
+SAYS_NOTHING = "says nothing to layout"
+
+
+@pytest.fixture
+def error_of(
+    tool: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """The one sentence with which an import ends."""
+    monkeypatch.chdir(tmp_path)
+
+    def end(file: str, **options: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            explain_errors(lambda: tool.main(tool.Config(Path(file), Path("out"), **options)))
+        assert stopped.value.code == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert not Path("out").exists()
+        return error.removeprefix("error: ")
+
+    return end
+
+
+class Malicious:
+    def __reduce__(self) -> tuple:
+        return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize("layout", ["seq_jepa", "sie"])
+def test_files_that_hold_no_checkpoint_are_refused_in_one_sentence(error_of: Callable[..., str], layout: str) -> None:
+    Path("text.pth").write_text("no checkpoint\n")
+    Path("empty.pth").touch()
+    Path("text.safetensors").write_text("no checkpoint\n")
+    torch.save({"model": Malicious()}, "code.pth")
+    torch.save({"args": argparse.Namespace(lr=Malicious())}, "hidden.pth")
+    torch.save([torch.zeros(2)], "list.pth")
+    torch.save({"model": {"agg_token": 3}}, "number.pth")
+    whole = Path("list.pth").read_bytes()
+    Path("cut.pth").write_bytes(whole[: len(whole) // 2])
+    expected = {
+        "missing.pth": "there is no file missing.pth",
+        "text.pth": "text.pth holds something besides tensors",
+        "empty.pth": "empty.pth is damaged or no checkpoint",
+        "text.safetensors": "text.safetensors is damaged or no checkpoint",
+        "code.pth": "code.pth holds something besides tensors",
+        "hidden.pth": "hidden.pth holds something besides tensors",
+        "list.pth": "list.pth holds a list",
+        "number.pth": "number.pth holds no named tensors",
+        "cut.pth": "cut.pth is damaged or no checkpoint",
+    }
+    for name, sentence in expected.items():
+        assert error_of(name, layout=layout).startswith(sentence)
+    assert not Path("ran").exists()
+
+
+def test_a_folder_that_is_there_is_never_replaced(tool: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is there already"):
+        tool.main(tool.Config(tmp_path / "official.pth", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"layout": "dino", "actions": "rotation"}, f"--actions {SAYS_NOTHING} dino"),
+        ({"layout": "sie", "heads": 4}, f"--heads {SAYS_NOTHING} sie"),
+        ({"layout": "sie", "encoder_prefix": "net"}, f"--encoder-prefix {SAYS_NOTHING} sie"),
+        ({"layout": "care", "action_sign": -1}, f"--action-sign {SAYS_NOTHING} care"),
+        ({"data": "stl10"}, f"--data {SAYS_NOTHING} seq_jepa"),
+        ({"leave_out": ("fc",)}, f"--leave-out {SAYS_NOTHING} seq_jepa"),
+    ],
+)
+def test_options_of_other_layouts_are_refused(error_of: Callable[..., str], options: dict, sentence: str) -> None:
+    assert error_of("any.pth", **options).startswith(sentence)
+
+
+def test_a_wrong_layout_ends_with_the_right_one(error_of: Callable[..., str]) -> None:
+    tiny = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0)
+    state = {f"backbone.{name}": value for name, value in tiny.state_dict().items()}
+    torch.save({"teacher": state, "student": state, "args": argparse.Namespace(arch="vit_tiny")}, "dino.pth")
+    advice = "all of it fits layout dino, so give --layout dino\n"
+    assert error_of("dino.pth") == f"the checkpoint lacks 'encoder.conv1.weight': {advice}"
+    assert error_of("dino.pth", layout="moco").endswith(advice)
+    torch.save({"model": {"action_proj.0.weight": torch.zeros(128, 4)}}, "seq.pth")
+    assert error_of("seq.pth", layout="dino").endswith("its names are those of seq-JEPA, so give --layout seq_jepa\n")
+    torch.save({"model": {"weight": torch.zeros(3)}}, "unknown.pth")
+    assert error_of("unknown.pth", layout="sie").endswith("give one with the whole encoder\n")
+
+
+def test_safetensors_of_a_timm_model_open_in_timm_again(tool: ModuleType, tmp_path: Path) -> None:
+    tiny = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0).eval()
+    safetensors.torch.save_file(tiny.state_dict(), tmp_path / "tiny.safetensors")
+    tool.main(tool.Config(tmp_path / "tiny.safetensors", tmp_path / "out", "timm", architecture="vit_tiny_patch16_224"))
+    folder = tmp_path / "out" / "encoder"
+    opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(opened(images), tiny(images))
+        assert torch.equal(load_encoder(folder)(images), tiny(images))
+    config = read_encoder_config(folder)
+    assert config["pretrained_cfg"]["mean"] == [0.485, 0.456, 0.406]
+    assert config["pretrained_cfg"]["license"] == "other"
+    assert config["ssl_equi"]["objective"] == "unknown"
+    assert "tiny.safetensors, SHA-256 " in config["ssl_equi"]["trained_on"]
+
+
+def sie_file(file: Path, with_predictor: bool = True) -> torch.nn.Module:
+    """A small stand-in for the heads, the whole encoder, and training options beside them; gives the encoder."""
+    encoder = create_encoder("sie_resnet18", 64).eval()
+    state = {f"module.backbone.{name}": value for name, value in encoder.state_dict().items()}
+    if with_predictor:
+        state["module.projector_equi.0.weight"] = torch.randn(6, 256)
+        state["module.predictor.weight"] = torch.randn(36, 4)
+    torch.save({"epoch": 2000, "model": state, "args": argparse.Namespace(equi=256, lr=1e-3)}, file)
+    return encoder
+
+
+def test_sie_leaves_an_encoder_and_a_predictor_of_the_old_sign(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = sie_file(tmp_path / "model.pth")
+    for sign in (1, -1):
+        tool.main(tool.Config(tmp_path / "model.pth", tmp_path / f"sign{sign}", layout="sie", action_sign=sign))
+    said = capsys.readouterr().out
+    assert "sie_resnet18 for images of 256 pixels, 3diebench" in said
+    assert "with a predictor that is told rotation" in said
+    assert "not in the encoder: predictors, 1 tensors (predictor.weight)" in said
+    assert "under the terms of their authors" in said
+    opened = load_encoder(tmp_path / "sign1" / "encoder")
+    images, features, actions = torch.randn(2, 3, 64, 64), torch.randn(2, 512), torch.randn(2, 4)
+    with torch.no_grad():
+        assert torch.equal(opened(images), encoder(images))
+        new, old = (load_predictor(tmp_path / f"sign{sign}" / "predictor") for sign in (1, -1))
+        assert torch.equal(new.predict(features, -actions), old.predict(features, actions))
+        assert new.predict(features, actions).abs().max() > 0
+    parts = parts_of(read_encoder_config(tmp_path / "sign1" / "encoder"))
+    assert parts == {"all": slice(0, 512), "inv": slice(0, 256), "equi": slice(256, 512)}
+
+
+def test_a_sign_without_a_predictor_is_refused(tool: ModuleType, error_of: Callable[..., str]) -> None:
+    sentence = "--action-sign is -1, but no predictor of model.pth is imported: leave it out"
+    sie_file(Path("model.pth"))
+    assert error_of("model.pth", layout="sie", action_sign=-1, predictor=False).startswith(sentence)
+    sie_file(Path("model.pth"), with_predictor=False)
+    assert error_of("model.pth", layout="sie", action_sign=-1).startswith(sentence)
+    tool.main(tool.Config(Path("model.pth"), Path("plain"), layout="sie"))
+    assert not Path("plain/predictor").exists()
+    assert parts_of(read_encoder_config(Path("plain/encoder"))) == {"all": slice(0, 512)}
