@@ -17,10 +17,11 @@ from ssl_equi.data.turned_views import turned_source
 from ssl_equi.errors import UserError
 from ssl_equi.probing.encoder_sources import HUB_PREFIX, TIMM_PREFIX, EncoderSource, open_encoder
 from ssl_equi.probing.evaluation_folder import write_evaluation
+from ssl_equi.probing.evaluation_report import write_evaluation_report
 from ssl_equi.probing.evaluation_suite import Suite, SuiteResults
 from ssl_equi.probing.feature_store import FeatureStore, FeatureType, default_cache_folder
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
-from ssl_equi.probing.publish import write_probe_report
+from ssl_equi.probing.publish import result_arrays
 from ssl_equi.probing.seed_table import print_seeds
 from ssl_equi.probing.transfer import open_transfer_set, transfer_questions
 from ssl_equi.versions import software_versions
@@ -119,19 +120,10 @@ def publish(
     out: Path, config: EvaluationConfig, source: EncoderSource, data: DataSource, results: SuiteResults
 ) -> None:
     """Writes `results.json`, `arrays.npz` and `report.html`."""
-    versions, command = software_versions(), f"python {shlex.join(sys.argv)}"
-    write_evaluation(
-        out, results.records, results.notes, describe(config, source, data, results, versions), results.arrays
-    )
-    write_probe_report(
-        out,
-        results.first_seed,
-        data.evaluation,
-        title=f"{source.name} on {data.name}",
-        command=command,
-        config={name: str(value) for name, value in asdict(config).items()},
-        versions=versions,
-    )
+    run = describe(config, source, data, results, software_versions())
+    arrays = results.arrays | result_arrays(results.first_seed, data.evaluation)
+    write_evaluation(out, results.records, results.notes, run, arrays)
+    write_evaluation_report([out], out / "report.html", title=f"{source.name} on {data.name}")
 
 
 def describe(
@@ -161,6 +153,8 @@ def describe(
         "seconds": results.first_seed.seconds,
         "command": f"python {shlex.join(sys.argv)}",
         "commit": versions["commit"],
+        "options": {name: str(value) for name, value in asdict(config).items()},
+        "versions": dict(versions),
     }
 
 

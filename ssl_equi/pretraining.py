@@ -219,8 +219,6 @@ def finish(
             data.evaluation,
             title=f"{run.name} on {data.name}",
             command=versions["command"],
-            config=json.loads((run.folder / "config.json").read_text()),
-            versions=versions,
             run={
                 "name": run.name,
                 "steps": run.step_done,
@@ -228,7 +226,6 @@ def finish(
                 "data": data.name,
                 "train_fingerprint": data.train.fingerprint,
                 "evaluation_fingerprint": data.evaluation.fingerprint,
-                "command": versions["command"],
                 "commit": versions["commit"],
             },
         )

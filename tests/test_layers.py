@@ -106,6 +106,7 @@ def test_only_the_run_knows_accelerate() -> None:
         ("lightly", "lightly_parts.py"),
         ("escnn", "escnn_import.py"),
         ("fsspec", "remote_files.py"),
+        ("sklearn", "feature_map.py"),
     ],
 )
 def test_a_library_stays_behind_its_border(library: str, border: str) -> None:
@@ -129,9 +130,12 @@ def test_every_dependency_of_the_package_is_declared() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    import_name = {"google-crc32c": "google_crc32c", "pillow": "PIL", "huggingface-hub": "huggingface_hub"}
+    import_name = {
+        "google-crc32c": "google_crc32c", "huggingface-hub": "huggingface_hub", "pillow": "PIL",
+        "scikit-learn": "sklearn",
+    }  # fmt: skip
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["steerable"], *extras["streaming"]]
+    lines = [*project["dependencies"], *extras["steerable"], *extras["streaming"], *extras["maps"]]
     declared = {import_name.get(name, name) for name in (line.split(">")[0] for line in lines)}
     used = {name.split(".")[0] for path in modules() for name in imported_names(path)}
     foreign = {name for name in used if name not in sys.stdlib_module_names and name != "ssl_equi"}

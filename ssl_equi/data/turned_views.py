@@ -32,7 +32,7 @@ from ssl_equi.geometry.rotations import (
 )
 from ssl_equi.scenes.scene import CAMERA_POSITION, spot_position
 
-__all__ = ["TurnedViews", "Turns", "turn_quat_xyzw", "turned_source"]
+__all__ = ["TurnedViews", "Turns", "turn_quat_xyzw", "turned_by_any_angle", "turned_source"]
 
 Turns = Literal["quarter", "any"]
 
@@ -147,7 +147,7 @@ class TurnedViews:
     ) -> StageSeconds:
         """As `ViewCollection.read_views`."""
         stage_seconds = self._stored.read_views(object_indices, view_indices, out, content_sizes_out)
-        turn = _turned_by_quarters if self._turns == "quarter" else _turned_by_any_angle
+        turn = _turned_by_quarters if self._turns == "quarter" else turned_by_any_angle
         angles_deg = self.angles_deg[object_indices[:, None], view_indices]
         for image, angle_deg in zip(out.reshape(-1, *out.shape[2:]), angles_deg.flat):
             image[...] = turn(image, float(angle_deg))
@@ -186,7 +186,11 @@ def _turned_by_quarters(image: np.ndarray, angle_deg: float) -> np.ndarray:
     return np.rot90(image, round(angle_deg / 90)).copy()
 
 
-def _turned_by_any_angle(image: np.ndarray, angle_deg: float) -> np.ndarray:
+def turned_by_any_angle(image: np.ndarray, angle_deg: float) -> np.ndarray:
+    """A square picture uint8 [S, S, 3] turned counter-clockwise by bicubic interpolation, its mirror image around it.
+
+    Quarter turns only move pixels.
+    """
     side = image.shape[0]
     margin = math.ceil(side * (math.sqrt(2) - 1) / 2) + 2
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")

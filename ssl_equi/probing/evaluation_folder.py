@@ -20,6 +20,7 @@ from ssl_equi.files import replace_file
 from ssl_equi.probing.records import ProbeRecord, ResultsError, read_records, read_results, write_records
 
 RESULTS_FILE, ARRAYS_FILE = "results.json", "arrays.npz"
+ARRAYS_HASH = "arrays_sha256"
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,28 @@ def write_evaluation(
         CheckpointError: the folder can't be written.
         ValueError: an array holds objects, not numbers or text.
     """
-    if (folder / RESULTS_FILE).exists() and not (folder / ARRAYS_FILE).exists():
+    if (folder / RESULTS_FILE).exists() and "notes" not in read_results(folder / RESULTS_FILE):
         raise ResultsError(
-            f"{folder} has a {RESULTS_FILE} without {ARRAYS_FILE}, which is not of an evaluation: give another --out"
+            f"{folder} has a {RESULTS_FILE} of a run, which an evaluation would replace: give another --out"
         )
+    described = dict(run) | {ARRAYS_HASH: write_arrays(folder, arrays)}
+    write_records(folder / RESULTS_FILE, records, described, notes)
+
+
+def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> str:
+    """Write `arrays.npz`, atomically; returns its SHA-256, which belongs into `run` under `ARRAYS_HASH`.
+
+    Raises:
+        CheckpointError: the folder can't be written.
+        ValueError: an array holds objects, not numbers or text.
+    """
     content = _npz_bytes(arrays)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / ARRAYS_FILE, content)
     except OSError as error:
         raise CheckpointError(describe_os_error(error, folder / ARRAYS_FILE)) from error
-    described = dict(run) | {"arrays_sha256": hashlib.sha256(content).hexdigest()}
-    write_records(folder / RESULTS_FILE, records, described, notes)
+    return hashlib.sha256(content).hexdigest()
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -85,7 +96,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ResultsError(f"{file} is damaged ({error}): evaluate again") from error
     run = results["run"]
-    if run.get("arrays_sha256") != hashlib.sha256(content).hexdigest():
+    if run.get(ARRAYS_HASH) != hashlib.sha256(content).hexdigest():
         raise ResultsError(f"{file} is not of the same evaluation as {RESULTS_FILE} beside it: evaluate again")
     return Evaluation(records, [str(note) for note in results.get("notes", [])], run, arrays)
 

@@ -186,7 +186,7 @@ def describe_columns(records: Sequence[ProbeRecord]) -> list[str]:
     named = "; ".join(f"{', '.join(metrics)}: {name}" for name, metrics in metrics_by_name.items())
     lines = [f"baseline: the best constant answer{f', or as named ({named})' if named else ''}"]
     all_metrics = dict.fromkeys(record.metric for record in records)
-    lower = [metric for metric in all_metrics if metric.startswith((*LOWER_IS_BETTER, "angle_deg"))]
+    lower = [metric for metric in all_metrics if lower_is_better(metric)]
     if lower:
         lines.append(f"lower is better: {', '.join(lower)}")
     if any(record.part.startswith("agg@") for record in records):
@@ -194,6 +194,11 @@ def describe_columns(records: Sequence[ProbeRecord]) -> list[str]:
     if any(record.random_encoder is not None for record in records):
         lines.append("random: same architecture with fresh weights, same probes")
     return lines
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a smaller value of the metric is the better one."""
+    return metric.startswith((*LOWER_IS_BETTER, "angle_deg"))
 
 
 def format_value(metric: str, value: float | None) -> str:

@@ -1,20 +1,12 @@
-"""`report.html`: one self-contained page about a run, readable on a phone, printable, in light and dark.
+"""The sections of a page about one run: its numbers with their baselines, its errors, curves and pictures."""
 
-The page needs no network and no JavaScript: style, figures and images are inside it.
-"""
-
-import html
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ssl_equi.checkpoint import write_text_atomically
+from ssl_equi.probing.compared_runs import EvaluatedFolder, class_names_of
 from ssl_equi.probing.records import ProbeRecord, describe_columns, describe_origins, format_value
 from ssl_equi.probing.report_figures import (
     MAX_BARS,
@@ -25,8 +17,9 @@ from ssl_equi.probing.report_figures import (
     shrink,
     tile,
 )
-from ssl_equi.probing.report_style import STYLE
+from ssl_equi.probing.report_page import captioned_figure, details_table, escaped, picture_strip
 
+HAS_POSES = "map_angle_deg"  # the array that is there if, and only if, the views' poses are known
 # Task, metric, the parts to look at first, and the card's label.
 HEADLINES = (
     ("classification", "top1", ("inv", "all"), "class (top1)"),
@@ -64,116 +57,45 @@ METRIC_NOTES = {
 }
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """One query view and its nearest views of other objects.
-
-    Attributes:
-        query: uint8 `[H, W, 3]`.
-        query_name: what it shows.
-        images: uint8 `[k, H, W, 3]`, nearest first.
-        captions: one short text for each neighbour.
-    """
-
-    query: np.ndarray
-    query_name: str
-    images: np.ndarray
-    captions: Sequence[str]
-
-
-@dataclass(frozen=True)
-class ReportFigures:
-    """What the report draws; anything that is empty or None is left out.
-
-    Attributes:
-        view_sheet: uint8 `[rows, columns, H, W, 3]`; with poses, a row holds the views of one object.
-        neighbours: strips by part.
-        angle_errors_deg, random_angle_errors_deg: rotation error of each pair, by part.
-        constant_angle_errors_deg: the same for the constant rotation.
-        per_class_recall: `[C]` by part, NaN for classes without objects.
-        has_poses: False for ordinary images, which are one view each.
-    """
-
-    view_sheet: np.ndarray | None = None
-    neighbours: Mapping[str, Sequence[Neighbours]] = field(default_factory=dict)
-    angle_errors_deg: Mapping[str, np.ndarray] = field(default_factory=dict)
-    random_angle_errors_deg: Mapping[str, np.ndarray] = field(default_factory=dict)
-    constant_angle_errors_deg: np.ndarray | None = None
-    per_class_recall: Mapping[str, np.ndarray] = field(default_factory=dict)
-    class_names: Sequence[str] = ()
-    has_poses: bool = True
-
-
-def write_report(
-    run_folder: Path,
-    *,
-    title: str,
-    records: Sequence[ProbeRecord],
-    figures: ReportFigures,
-    metrics_path: Path | None,
-    protocol: Mapping[str, Any],
-    config: Mapping[str, Any],
-    versions: Mapping[str, str],
-    command: str,
-    notes: Sequence[str] = (),
-) -> Path:
-    """Write `report.html` into the run folder, atomically, and return its path.
+def run_sections(folder: EvaluatedFolder, title: str, between: Sequence[str] = ()) -> list[str]:
+    """The sections of a page about one run.
 
     Args:
-        metrics_path: `metrics.jsonl` of the run; its curves are left out if it is None or does not exist.
-        protocol: every number of the probe protocol.
-        command: what was typed to make the run.
-        notes: why numbers are missing or incomplete, shown under the table.
+        between: sections that stand after those about errors.
     """
-    sections = [
-        page_header(title, records, command),
+    records = newest_records(folder.records)
+    arrays = folder.arrays
+    return [
+        page_header(title, records, str(folder.run.get("command", ""))),
         _headlines(records),
-        result_table(records, notes),
-        _rotation_and_classes(figures),
-        _training(metrics_path),
-        _views(figures.view_sheet, figures.has_poses),
-        _neighbours(figures.neighbours, figures.has_poses),
-        details_table("Probe protocol", protocol),
-        details_table("Configuration", config),
-        details_table("Versions", versions),
+        result_table(records, folder.notes),
+        _rotation_and_classes(arrays),
+        *between,
+        _training(folder.metrics_path),
+        views_section(arrays),
+        neighbours_section({"": arrays}),
+        *run_details(folder),
     ]
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-    path = run_folder / "report.html"
-    write_text_atomically(path, page)
-    return path
 
 
-def nearest_neighbours(features: Tensor, queries: Tensor, k: int) -> Tensor:
-    """The `k` nearest other objects of each query view by cosine, each by its nearest view.
+def run_details(folder: EvaluatedFolder) -> list[str]:
+    """Folded tables of how the numbers were made."""
+    tables = {
+        "Probe protocol": folder.run.get("protocol"),
+        "Options": folder.run.get("options"),
+        "Configuration": folder.config,
+        "Versions": folder.run.get("versions", folder.versions),
+    }
+    return [
+        details_table(heading, content) for heading, content in tables.items() if isinstance(content, dict) and content
+    ]
 
-    Args:
-        features: `[n_objects, n_views, D]`.
-        queries: int64 `[Q, 2]`, object and view.
 
-    Returns:
-        int64 `[Q, k, 2]`, object and view, nearest first.
-
-    Raises:
-        ValueError: there are fewer than `k` other objects.
-    """
-    if k > len(features) - 1:
-        raise ValueError(
-            f"{k} neighbours were asked for, but there are {len(features) - 1} other objects: ask for fewer"
-        )
-    unit = torch.nn.functional.normalize(features, dim=-1)
-    query_objects, query_views = queries.unbind(dim=1)
-    similarity = torch.einsum("qd,ovd->qov", unit[query_objects, query_views], unit)
-    best_similarity, best_view = similarity.max(dim=2)
-    best_similarity[torch.arange(len(queries)), query_objects] = -torch.inf
-    objects = best_similarity.topk(k, dim=1).indices
-    return torch.stack([objects, best_view.gather(1, objects)], dim=-1)
+def newest_records(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
+    """The last record of each question, protocol, split and seed; those of a task stand together."""
+    newest = {(r.task, r.part, r.metric, r.protocol, r.split, r.seed): r for r in records}
+    tasks = list(dict.fromkeys(record.task for record in newest.values()))
+    return sorted(newest.values(), key=lambda record: tasks.index(record.task))
 
 
 def read_curves(metrics_path: Path, event: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -190,20 +112,6 @@ def read_curves(metrics_path: Path, event: str) -> dict[str, tuple[np.ndarray, n
             if name not in ("event", "step") and isinstance(value, int | float) and np.isfinite(value):
                 points.setdefault(name, []).append((numbers["step"], value))
     return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in points.items()}
-
-
-def escaped(value: Any) -> str:
-    """A value as text that is safe in HTML, in attributes too."""
-    return html.escape(str(value), quote=True)
-
-
-def captioned_figure(svg: str, caption: str, css_class: str = "") -> str:
-    """A drawing with its caption, which is read out in its place."""
-    label = escaped(caption)
-    return (
-        f'<figure class="{css_class}"><div role="img" aria-label="{label}">{svg}</div>'
-        f"<figcaption>{label}</figcaption></figure>"
-    )
 
 
 def page_header(title: str, records: Sequence[ProbeRecord], command: str) -> str:
@@ -267,19 +175,23 @@ def result_table(records: Sequence[ProbeRecord], missing: Sequence[str]) -> str:
     )
 
 
-def _rotation_and_classes(figures: ReportFigures) -> str:
+def _rotation_and_classes(arrays: Mapping[str, np.ndarray]) -> str:
     drawn = []
-    if figures.angle_errors_deg:
+    errors_deg = _by_part(arrays, "angle_errors_deg/relative_rotation/")
+    if errors_deg:
+        constants = _by_part(arrays, "constant_angle_errors_deg/relative_rotation/")
         svg = angle_histogram(
             "angles",
-            figures.angle_errors_deg,
-            figures.random_angle_errors_deg,
-            figures.constant_angle_errors_deg,
+            errors_deg,
+            _by_part(arrays, "random_angle_errors_deg/relative_rotation/"),
+            next(iter(constants.values()), None),
         )
-        drawn.append(captioned_figure(svg, "Rotation error over the evaluated pairs, by part and for both baselines"))
-    if figures.per_class_recall:
-        svg = recall_bars("recall", figures.per_class_recall, figures.class_names)
-        num_classes = int(np.isfinite(next(iter(figures.per_class_recall.values()))).sum())
+        drawn.append(captioned_figure(svg, "Rotation error over the evaluated pairs, by part and for the baselines"))
+    recalls = _by_part(arrays, "per_class_recall/classification/")
+    if recalls:
+        first = next(iter(recalls.values()))
+        svg = recall_bars("recall", recalls, class_names_of(arrays, len(first)))
+        num_classes = int(np.isfinite(first).sum())
         which = "each class" if num_classes <= MAX_BARS else f"{MAX_BARS} of {num_classes} classes, best to worst,"
         drawn.append(captioned_figure(svg, f"Recall of {which} on unseen objects, by part"))
     if not drawn:
@@ -310,60 +222,53 @@ def _training(metrics_path: Path | None) -> str:
     )
 
 
-def _views(view_sheet: np.ndarray | None, has_poses: bool) -> str:
-    if view_sheet is None:
+def views_section(arrays: Mapping[str, np.ndarray], whose: str = "") -> str:
+    """The views that were evaluated; nothing if they are not stored.
+
+    Args:
+        whose: name of the run, if there are several.
+    """
+    if "view_sheet" not in arrays:
         return ""
-    rows, columns = view_sheet.shape[:2]
-    if has_poses:
+    sheet = arrays["view_sheet"]
+    rows, columns = sheet.shape[:2]
+    if HAS_POSES in arrays:
         heading, description = "Views", f"{columns} views of each of {rows} unseen objects, one object a row"
     else:
         heading, description = "Images", f"{rows * columns} unseen images, as the encoder is given them"
-    image = f'<img class="sheet" alt="{description}" src="{image_data_uri(tile(shrink(view_sheet)))}">'
+    description = escaped(f"{description}{f' ({whose})' if whose else ''}")
+    image = f'<img class="sheet" alt="{description}" src="{image_data_uri(tile(shrink(sheet)))}">'
     figure = f"<figure>{image}<figcaption>{description}</figcaption></figure>"
     return f'<section id="views"><h2>{heading}</h2>{figure}</section>'
 
 
-def _neighbours(neighbours: Mapping[str, Sequence[Neighbours]], has_poses: bool) -> str:
-    blocks = []
-    for part, strips in neighbours.items():
-        rows = "".join(_strip(part, strip) for strip in strips)
-        blocks.append(f"<div><h3>by part <code>{escaped(part)}</code></h3>{rows}</div>")
+def neighbours_section(arrays_by_run: Mapping[str, Mapping[str, np.ndarray]], most_strips: int | None = None) -> str:
+    """Strips of queries and their nearest neighbours.
+
+    Args:
+        arrays_by_run: by the run's name, which is empty if there is one only.
+        most_strips: so many of each run and part; all when None.
+    """
+    blocks, has_poses = [], False
+    for run, arrays in arrays_by_run.items():
+        for part, images in _by_part(arrays, "neighbour_images/").items():
+            has_poses = has_poses or HAS_POSES in arrays
+            captions = arrays[f"neighbour_captions/{part}"]
+            rows = "".join(
+                picture_strip(pictures, [str(text) for text in texts], f"nearest by {part}, {texts[0]}")
+                for pictures, texts in list(zip(images, captions, strict=True))[:most_strips]
+            )
+            named = f"{escaped(run)}, " if run else ""
+            blocks.append(f"<div><h3>{named}by part <code>{escaped(part)}</code></h3>{rows}</div>")
     if not blocks:
         return ""
     what = "views (cosine) of other objects, at most one an object" if has_poses else "other images (cosine)"
-    captions = "degrees: angle between the two poses" if has_poses else "the name is its class"
+    told = "degrees: angle between the two poses" if has_poses else "the name is its class"
     return (
         '<section id="neighbours"><h2>Nearest neighbours</h2><p class="muted">Framed: the query. Then the nearest '
-        f'{what}. ✓: same class; {captions}.</p><div class="figures">{"".join(blocks)}</div></section>'
+        f'{what}. ✓: same class; {told}.</p><div class="figures">{"".join(blocks)}</div></section>'
     )
 
 
-def _strip(part: str, strip: Neighbours) -> str:
-    query_uri = image_data_uri(shrink(strip.query))
-    cells = [
-        f'<figure class="query"><img alt="query: {escaped(strip.query_name)}" src="{query_uri}">'
-        f"<figcaption>{escaped(strip.query_name)}</figcaption></figure>"
-    ]
-    for rank, (image, caption) in enumerate(zip(strip.images, strip.captions, strict=True), start=1):
-        alt = escaped(f"neighbour {rank} of {strip.query_name} by {part}: {caption}")
-        cells.append(
-            f'<figure><img alt="{alt}" src="{image_data_uri(shrink(image))}">'
-            f"<figcaption>{escaped(caption)}</figcaption></figure>"
-        )
-    return f'<div class="strip" style="--cells:{len(cells)}">{"".join(cells)}</div>'
-
-
-def details_table(heading: str, content: Mapping[str, Any]) -> str:
-    """A folded table of settings."""
-    rows = "".join(
-        f"<tr><th scope=row>{escaped(name)}</th><td><code>{escaped(_shown(value))}</code></td></tr>"
-        for name, value in content.items()
-    )
-    return (
-        f'<details id="{heading.lower().replace(" ", "-")}"><summary>{heading}</summary>'
-        f'<div class="scroll"><table class="plain"><tbody>{rows}</tbody></table></div></details>'
-    )
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+def _by_part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}

@@ -21,6 +21,8 @@ SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05")
 CSS_VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {
     color: f"--series-{index + 1}" for index, color in enumerate(SERIES)
 }
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (2, 1)))
+MARKERS = "osD^vPX"
 MAX_CURVE_POINTS = 300
 MAX_IMAGE_SIDE = 96
 MAX_BARS = 60
@@ -31,9 +33,10 @@ def curve_figure(
 ) -> str:
     """Lines over training steps, `{label: (steps, values)}`; a logarithmic axis if values span two decades."""
     figure, axes = new_figure((2.3, 1.5) if small else (4.2, 2.6))
-    for color, (label, (steps, values)) in zip(_cycle(SERIES), curves.items()):
-        steps, values = _thinned(steps, values)
-        axes.plot(steps, values, color=color, linewidth=1.4, label=label)
+    for color, dashes, (label, (steps, values)) in zip(_cycle(SERIES), _cycle(DASHES), curves.items()):
+        if len(steps):
+            steps, values = _thinned(steps, values)
+            axes.plot(steps, values, color=color, linestyle=dashes, linewidth=1.4, label=plain_text(label))
     all_values = np.concatenate([values for _, values in curves.values()])
     if all_values.min() > 0 and all_values.max() > 100 * all_values.min():
         axes.set_yscale("log")
@@ -41,10 +44,10 @@ def curve_figure(
         axes.ticklabel_format(axis="y", scilimits=(-3, 5))
         axes.yaxis.get_offset_text().set(color=MUTED, fontsize=8)
     axes.set_xlabel("" if small else "step")
-    axes.set_ylabel("" if small else y_label)
+    axes.set_ylabel("" if small else plain_text(y_label))
     axes.locator_params(axis="x", nbins=3 if small else 6)
     if small:
-        axes.set_title(y_label, fontsize=9, color=INK, loc="left")
+        axes.set_title(plain_text(y_label), fontsize=9, color=INK, loc="left")
     if len(curves) > 1:
         plain_legend(axes)
     return to_svg(figure, name)
@@ -92,19 +95,19 @@ def recall_bars(name: str, recalls: Mapping[str, np.ndarray], class_names: Seque
     figure, axes = new_figure((4.2, 0.7 + 0.19 * len(order)))
     positions = np.arange(len(order))
     values = 100 * recalls[first_part][order]
-    axes.barh(positions, values, color=SERIES[0], height=0.62, label=first_part, alpha=0.75)
+    axes.barh(positions, values, color=SERIES[0], height=0.62, label=plain_text(first_part), alpha=0.75)
     for color, marker, part in zip(_cycle(SERIES[1:]), _cycle("oDs^"), other_parts):
-        axes.plot(100 * recalls[part][order], positions, marker, color=color, markersize=4, label=part)
-    # An unescaped dollar would begin a formula.
-    axes.set_yticks(positions, [class_names[index].replace("$", r"\$") for index in order], fontsize=8)
+        axes.plot(100 * recalls[part][order], positions, marker, color=color, markersize=4, label=plain_text(part))
+    axes.set_yticks(positions, [plain_text(class_names[index]) for index in order], fontsize=8)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, 102)
     axes.set_xlabel("recall in %")
     axes.grid(axis="y", visible=False)
     if other_parts:
         # Bars come after lines in matplotlib's own order.
+        order_of_parts = [plain_text(part) for part in recalls]
         handles = sorted(
-            axes.get_legend_handles_labels()[0], key=lambda handle: list(recalls).index(str(handle.get_label()))
+            axes.get_legend_handles_labels()[0], key=lambda handle: order_of_parts.index(str(handle.get_label()))
         )
         plain_legend(axes, handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1 + len(other_parts))
     return to_svg(figure, name)
@@ -160,12 +163,18 @@ def new_figure(size_inches: tuple[float, float]) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
+def plain_text(text: str) -> str:
+    """Text for matplotlib: an unescaped dollar would begin a formula, a first underscore hide a label."""
+    text = " ".join(text.split()).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def plain_legend(axes: "Axes", **placement: Any) -> None:
     """A small legend without a frame."""
     axes.legend(fontsize=8, labelcolor=INK, frameon=False, handlelength=1.4, **placement)
 
 
-def _cycle(values: Sequence[str]) -> list[str]:
+def _cycle(values: Sequence[Any]) -> list[Any]:
     """The values again and again; long enough for any number of curves that a figure can show."""
     return list(values) * 50
 

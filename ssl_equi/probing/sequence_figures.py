@@ -14,9 +14,9 @@ import numpy as np
 
 from ssl_equi.checkpoint import write_text_atomically
 from ssl_equi.probing.records import ProbeRecord, describe_origins, format_value
-from ssl_equi.probing.report import captioned_figure, details_table, escaped, page_header, result_table
+from ssl_equi.probing.report import page_header, result_table
 from ssl_equi.probing.report_figures import INK, MUTED, SERIES, new_figure, plain_legend, to_svg
-from ssl_equi.probing.report_style import STYLE
+from ssl_equi.probing.report_page import captioned_figure, details_table, escaped, page_document
 
 COLUMNS_IN_A_TABLE = 8  # as many numbers as stand beside a name in 80 columns
 LONGEST_NUMBER = 6  # characters in such a table
@@ -226,15 +226,7 @@ def write_page(
         details_table("Protocol", protocol),
         details_table("Configuration", config),
     ]
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(sections)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-    write_text_atomically(path, page)
+    write_text_atomically(path, page_document(title, sections))
 
 
 def _figures(records: Sequence[ProbeRecord]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from ssl_equi.checkpoint import write_text_atomically
 from ssl_equi.probing.layer_errors import LayerErrors
 from ssl_equi.probing.records import ProbeRecord
-from ssl_equi.probing.report import captioned_figure, details_table, escaped, page_header, result_table
+from ssl_equi.probing.report import page_header, result_table
 from ssl_equi.probing.report_figures import (
     INK,
     LINE,
@@ -27,7 +27,7 @@ from ssl_equi.probing.report_figures import (
     shrink,
     to_svg,
 )
-from ssl_equi.probing.report_style import STYLE
+from ssl_equi.probing.report_page import captioned_figure, details_table, escaped, page_document
 from ssl_equi.probing.symmetry_errors import PartErrors, SymmetryErrors
 
 TASK = "symmetry"
@@ -148,15 +148,7 @@ def write_page(
         f'<ul class="notes">{explained}</ul>',
         details_table("Configuration", config),
     ]
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(sections)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-    write_text_atomically(path, page)
+    write_text_atomically(path, page_document(title, sections))
 
 
 def layer_figure(errors: SymmetryErrors) -> str:

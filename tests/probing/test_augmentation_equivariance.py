@@ -290,7 +290,7 @@ def test_numbers_reach_the_records_the_table_and_the_report(tmp_path: Path, caps
     constant = [note for note in results.notes if "all 24 training views have the same 16 features" in note]
     assert len(constant) == 1 and constant[0].startswith("random encoder, ") and "classification" in constant[0]
 
-    path = publish_results(tmp_path, results, test, title="t", command="c", config={}, versions={})
+    path = publish_results(tmp_path, results, test, title="t", command="c")
     printed = capsys.readouterr().out
     assert TASK in printed and "lower is better: gamma_f, wahba_error, composition_error" in printed
     assert collapsed in " ".join(printed.split()), "notes are wrapped at words"

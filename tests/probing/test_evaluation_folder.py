@@ -44,7 +44,7 @@ def test_arrays_of_another_evaluation_and_damaged_ones_are_refused(tmp_path: Pat
 
 def test_a_runs_results_are_not_replaced(tmp_path: Path) -> None:
     append_records(tmp_path / "results.json", [RECORD])
-    with pytest.raises(ResultsError, match="which is not of an evaluation: give another --out"):
+    with pytest.raises(ResultsError, match="of a run, which an evaluation would replace: give another --out"):
         write_evaluation(tmp_path, [RECORD], [], {}, {})
 
 

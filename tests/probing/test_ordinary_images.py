@@ -74,9 +74,7 @@ def test_table_records_and_report_do_not_speak_of_poses(
     data: DataSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = probe(data, ProbeProtocol(classification_epochs=2))
-    path = publish_results(
-        tmp_path, results, data.evaluation, title="images", command="command", config={}, versions={}
-    )
+    path = publish_results(tmp_path, results, data.evaluation, title="images", command="command")
     printed = capsys.readouterr().out
     assert "classification" in printed and "rotation" not in printed and "colour" not in printed
     records = json.loads((tmp_path / "results.json").read_text())["records"]
@@ -97,9 +95,7 @@ def test_recall_of_very_many_classes_is_drawn_for_some(tmp_path: Path, data: Dat
         tasks["classification"] = dataclasses.replace(tasks["classification"], per_class_recall=recall)
     names = tuple(f"class-{index:04d}" for index in range(1000))
     many = dataclasses.replace(results, class_names=names)
-    page = publish_results(
-        tmp_path, many, data.evaluation, title="images", command="command", config={}, versions={}
-    ).read_text()
+    page = publish_results(tmp_path, many, data.evaluation, title="images", command="command").read_text()
     assert "Recall of 60 of 1000 classes, best to worst," in page
     bars = re.search(r'aria-label="Recall of 60.*?</svg>', page, flags=re.DOTALL)
     assert bars is not None and len(set(re.findall(r"class-\d{4}", bars[0]))) == 60

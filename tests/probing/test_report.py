@@ -1,6 +1,5 @@
 import json
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +7,22 @@ import pytest
 import torch
 from torch import nn
 
+from ssl_equi.probing.evaluation_report import write_evaluation_report
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.publish import publish_results
-from ssl_equi.probing.records import ProbeRecord, read_records
-from ssl_equi.probing.report import ReportFigures, nearest_neighbours, read_curves, write_report
+from ssl_equi.probing.records import read_records
+from ssl_equi.probing.report import read_curves
 from ssl_equi.probing.report_figures import curve_figure, shrink, tile
+from ssl_equi.probing.report_pictures import nearest_neighbours
 from ssl_equi.probing.suite import run_probes
+from tests.probing.report_pages import make_evaluation, make_older_run, read_page, record
 
-VOID_TAGS = {"meta", "img", "br", "link", "input", "hr"}
 SECTIONS = (
     "headline",
     "results",
     "errors",
+    "maps",
+    "spectrum",
     "training",
     "views",
     "neighbours",
@@ -27,48 +30,6 @@ SECTIONS = (
     "configuration",
     "versions",
 )
-
-
-class PageReader(HTMLParser):
-    """Checks that tags nest, and collects what the page refers to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open_tags: list[str] = []
-        self.ids: list[str] = []
-        self.references: list[str] = []
-        self.images_without_alt = 0
-        self.tags: set[str] = set()
-        self.text = ""
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.tags.add(tag)
-        if tag not in VOID_TAGS:
-            self.open_tags.append(tag)
-        if "id" in attributes:
-            self.ids.append(attributes["id"])
-        self.references += [attributes[name] for name in ("href", "src") if name in attributes]
-        self.images_without_alt += tag == "img" and not attributes.get("alt")
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID_TAGS:
-            self.open_tags.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open_tags.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def read_page(page: str) -> PageReader:
-    reader = PageReader()
-    reader.feed(page)
-    reader.close()
-    assert reader.open_tags == []
-    return reader
 
 
 class PixelEncoder(nn.Module):
@@ -98,14 +59,15 @@ def published(tmp_path, fake_dataset, fake_test_dataset) -> str:
         lines.append({"event": "loss", "step": step, "loss": 1000 / step, "invariance": 1.0 / step})
         lines.append({"event": "online_probe", "step": step, "inv/top1": 0.5, "equi/top1": 0.4})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event": "lo')
+    config = {"encoder": "resnet18", "note": "<script>alert(3)</script>", "objective": {"equi_dim": 256}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "versions.json").write_text(json.dumps({"torch": "2.15.0"}))
     path = publish_results(
         tmp_path,
         results,
         fake_test_dataset,
         title="SIE <script>alert(2)</script>",
         command="accelerate launch recipes/sie.py --note '<b>'",
-        config={"encoder": "resnet18", "note": "<script>alert(3)</script>", "objective": {"equi_dim": 256}},
-        versions={"torch": "2.15.0"},
         run={"recipe": "sie"},
     )
     assert len(read_records(tmp_path / "results.json")) == len(results.records)
@@ -156,27 +118,17 @@ def test_colours_follow_the_page(published):
 
 
 def test_a_page_without_anything_is_still_a_page(tmp_path):
-    path = write_report(
-        tmp_path, title="empty", records=[], figures=ReportFigures(), metrics_path=tmp_path / "metrics.jsonl",
-        protocol={}, config={}, versions={}, command="x",
-    )  # fmt: skip
+    path = write_evaluation_report([make_older_run(tmp_path / "run", [])], tmp_path / "report.html")
     page = read_page(path.read_text())
     assert "no probes were run" in page.text
     assert "training" not in page.ids
 
 
 def test_translations_have_tiles_and_are_explained(tmp_path):
-    record = ProbeRecord(
-        task="translation_base", part="all", metric="r2_uniform", value=0.9125, baseline=0.0, baseline_name="constant",
-        random_encoder=0.4, n=10, num_objects=5, split="test", protocol="ssl_equi_v1", seed=0,
-    )  # fmt: skip
-    object_frame = replace(record, task="translation_object", value=0.6213)
-    records = [record, replace(record, metric="distance_median", value=0.1234, baseline=0.66), object_frame]
-    path = write_report(
-        tmp_path, title="t", records=records, figures=ReportFigures(), metrics_path=None,
-        protocol={}, config={}, versions={}, command="x",
-    )  # fmt: skip
-    page = path.read_text()
+    base = record(task="translation_base", part="all", metric="r2_uniform", value=0.9125, baseline=0.0)
+    object_frame = replace(base, task="translation_object", value=0.6213)
+    records = [base, replace(base, metric="distance_median", value=0.1234, baseline=0.66), object_frame]
+    page = write_evaluation_report([make_older_run(tmp_path / "run", records)], tmp_path / "report.html").read_text()
     headline = page[page.index('id="headline"') : page.index('id="results"')]
     for shown in ("translation, base frame (r2_uniform)", "0.912", "translation, object frame (r2_uniform)", "0.621"):
         assert shown in headline
@@ -187,11 +139,8 @@ def test_translations_have_tiles_and_are_explained(tmp_path):
 
 def test_large_images_do_not_make_a_large_page(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (8, 12, 256, 256, 3), dtype=np.uint8)
-    path = write_report(
-        tmp_path, title="t", records=[], figures=ReportFigures(view_sheet=images), metrics_path=None,
-        protocol={}, config={}, versions={}, command="x",
-    )  # fmt: skip
-    assert path.stat().st_size < 3_000_000
+    folder = make_evaluation(tmp_path / "run", [], {"view_sheet": images})
+    assert write_evaluation_report([folder], tmp_path / "report.html").stat().st_size < 3_000_000
 
 
 def test_neighbours_equal_a_loop():

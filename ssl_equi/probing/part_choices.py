@@ -1,0 +1,61 @@
+"""Which parts of which runs stand in one figure: runs differ in their parts, and a figure compares like with like."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Shown = TypeVar("Shown")
+
+INVARIANT_FIRST = ("inv", "all")
+EQUIVARIANT_FIRST = ("equi", "all")
+
+
+@dataclass(frozen=True)
+class Choice(Generic[Shown]):
+    """What one figure shows.
+
+    Attributes:
+        title: which parts they are, for the caption.
+        shown: by label; each run has one, None if it has nothing to show, so that its colour stays its own.
+    """
+
+    title: str
+    shown: dict[str, Shown | None]
+
+
+def choose_parts(found: Mapping[str, Mapping[str, Shown]], preferred: Sequence[str]) -> list[Choice[Shown]]:
+    """The figures that show what was found by run and part.
+
+    Of one run, one figure with all of its parts. Of several: the part of each that is meant for the question, then
+    every part that two of them have.
+
+    Args:
+        found: by run, then part; runs without anything are empty.
+        preferred: parts that are meant for the question, the best first.
+    """
+    if not any(found.values()):
+        return []
+    if len(found) == 1:
+        (parts,) = found.values()
+        return [Choice("by part" if len(parts) > 1 else f"part {next(iter(parts))}", dict(parts))]
+    meant = {run: next((part for part in preferred if part in parts), None) for run, parts in found.items()}
+    choices = []
+    if any(meant.values()):
+        labelled = {run if part is None else f"{run}, {part}": (run, part) for run, part in meant.items()}
+        shown = {label: None if part is None else found[run][part] for label, (run, part) in labelled.items()}
+        used = {part for part in meant.values() if part is not None}
+        choices.append(Choice(f"part {used.pop()}" if len(used) == 1 else "the part of each run meant for it", shown))
+    for part in dict.fromkeys(part for parts in found.values() for part in parts):
+        users = [run for run, parts in found.items() if part in parts]
+        if len(users) > 1 and any(meant[run] != part for run in users):
+            choices.append(Choice(f"part {part}", {run: parts.get(part) for run, parts in found.items()}))
+    if not choices:
+        part = next(part for parts in found.values() for part in parts)
+        choices.append(Choice(f"part {part}", {run: parts.get(part) for run, parts in found.items()}))
+    return choices
+
+
+def absent_in_words(choice: Choice[Shown]) -> str:
+    """Whose answer is missing, to be put behind a caption; empty if nobody's."""
+    missing = [label for label, shown in choice.shown.items() if shown is None]
+    return f"; not measured: {', '.join(missing)}" if missing else ""
