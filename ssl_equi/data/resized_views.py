@@ -8,6 +8,7 @@ import numpy as np
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import CenterCrop
+from ssl_equi.data.stage_seconds import StageSeconds
 
 __all__ = ["ResizedViews"]
 
@@ -59,14 +60,15 @@ class ResizedViews:
         view_indices: np.ndarray,
         out: np.ndarray,
         content_sizes_out: np.ndarray | None = None,
-    ) -> None:
+    ) -> StageSeconds:
         """As `ViewCollection.read_views`."""
         stored = np.empty((*view_indices.shape, *self._stored.image_size, 3), dtype=np.uint8)
-        self._stored.read_views(object_indices, view_indices, stored)
+        stage_seconds = self._stored.read_views(object_indices, view_indices, stored)
         for image, place in zip(stored.reshape(-1, *stored.shape[2:]), out.reshape(-1, *out.shape[2:]), strict=True):
             self._fit.place(image, place)
         if content_sizes_out is not None:
             content_sizes_out[...] = self.image_size
+        return stage_seconds
 
 
 def _hashed(stored_hash: str, side: int) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.stage_seconds import StageSeconds
 
 __all__ = ["ViewSubset", "spread_views"]
 
@@ -71,10 +72,10 @@ class ViewSubset:
         view_indices: np.ndarray,
         out: np.ndarray,
         content_sizes_out: np.ndarray | None = None,
-    ) -> None:
+    ) -> StageSeconds:
         """As `ViewCollection.read_views`."""
         chosen_views = self.view_indices[object_indices[:, None], view_indices]
-        self._stored.read_views(self.object_indices[object_indices], chosen_views, out, content_sizes_out)
+        return self._stored.read_views(self.object_indices[object_indices], chosen_views, out, content_sizes_out)
 
     def _hashed(self, stored_hash: str) -> str:
         hasher = hashlib.sha256(stored_hash.encode())
