@@ -23,6 +23,7 @@ from ssl_equi.probing.feature_store import FeatureStore, FeatureType, default_ca
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.probing.publish import result_arrays
 from ssl_equi.probing.seed_table import print_seeds
+from ssl_equi.probing.transfer import open_transfer_set, transfer_questions
 from ssl_equi.versions import software_versions
 
 EMBEDDED_SETS = ("3diebench-p", "3diebench-pt")
@@ -53,7 +54,11 @@ class EvaluationConfig:
     protocol: ProtocolName = "ssl_equi"
     """How heads are trained and judged; all but ssl_equi are papers' protocols."""
     tasks: tuple[str, ...] = ()
-    """What is asked; the protocol's questions when not given."""
+    """What is asked; the protocol's questions when not given. robustness is four of them, all is everything."""
+    transfer: tuple[str, ...] = ()
+    """Other data sets whose classes are asked too, each DATASET:DIR, such as folder:/data/flowers or cifar10:/data."""
+    transfer_split: str = "test"
+    """Split of these that is judged."""
     parts: tuple[str, ...] = ()
     """Parts of the features, such as all, inv and equi; all that the encoder has when not given."""
     seeds: int = 3
@@ -93,10 +98,11 @@ def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
     protocol = PROBE_PROTOCOLS[config.protocol]()
     if config.turn_training_views:
         protocol = replace(protocol, name=f"{protocol.name}_{config.turns}_turned_heads")
+    transfer_sets = [open_transfer_set(text, source.image_size, config.transfer_split) for text in config.transfer]
     live = LiveLine()
     suite = Suite(
         protocol, config.tasks, config.parts, tuple(range(config.seeds)), device=device,
-        batch_size=config.batch_size, say=live.say, show=live.show,
+        further_questions=transfer_questions(transfer_sets), batch_size=config.batch_size, say=live.say, show=live.show,
     )  # fmt: skip
     store = FeatureStore(config.cache or default_cache_folder(), config.cache_type)
     results = suite.evaluate(source, data, store, compare_with_random=config.compare_with_random)

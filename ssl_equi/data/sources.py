@@ -41,7 +41,8 @@ COUNTERPARTS: dict[RenderedName, RenderedName] = {
 Reading = Literal["indexed", "streamed"]
 SHARDED = ("3diebench-p", "3diebench-pt", "3diebench", "3diebench-t", "imagenet", "shards")  # may lie elsewhere
 EMBEDDED_SPLITS = ("train", "val", "test")
-EMBEDDED_EVALUATION_SPLITS = ("test", "val", "ood_rotation")  # the splits with the classes of train
+OOD_ROTATION = "ood_rotation"  # the objects of test under rotations outside of the trained ones
+EMBEDDED_EVALUATION_SPLITS = ("test", "val", OOD_ROTATION)  # the splits with the classes of train
 CANVAS_PER_IMAGE_SIDE = 2  # side of the canvas of training images whose sizes differ, in sides of the encoder's input
 
 
@@ -120,6 +121,20 @@ def open_data(
             return _open_streamed_images(name, data_dir, evaluation_split, image_size, place.address or data_dir)
         return _open_images(name, data_dir, evaluation_split, image_size)
     return _open_torchvision(name, data_dir, evaluation_split, image_size)
+
+
+def open_ood_rotation(data: DataSource) -> ViewCollection:
+    """The split of an embedded set whose rotations lie outside of the trained ones; rendered first if it isn't there.
+
+    Raises:
+        DataError: the data are not an embedded set, or the set was built with other settings and without this split.
+    """
+    if data.name != "3diebench-p" and data.name != "3diebench-pt":
+        raise DataError(f"{data.name} has no split {OOD_ROTATION!r}: use 3diebench-p or 3diebench-pt")
+    folder, image_size = data.evaluation.folder, data.evaluation.image_size[0]
+    config = ProceduralConfig(image_size=image_size, translation=data.name == "3diebench-pt")
+    build_procedural(folder, config, (OOD_ROTATION,))
+    return ShardDataset(folder, OOD_ROTATION)
 
 
 def stored_image_size(name: DatasetName, data_dir: str | Path | None) -> int | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,17 @@ from ssl_equi.errors import UserError
 
 class FeatureError(UserError):
     """Features can't be used; the message names the encoder and the first bad view."""
+
+
+class ImageChange(Protocol):
+    """Something done to every image of a split before it is encoded, on the device: a corruption, an augmentation."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this change from all others."""
+
+    def __call__(self, images: Tensor, first_object: int) -> Tensor:
+        """Changed images of consecutive objects from `first_object` on: uint8 `[b, V, H, W, 3]`, and the same back."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,7 @@ def encode_batches(
     receive: Callable[[int, Tensor], None],
     encoder_name: str = "the encoder",
     problems: dict[int, DataError] | None = None,
+    change: ImageChange | None = None,
 ) -> None:
     """Encode each view once, as `encode_split` does, and hand over each batch in turn.
 
@@ -130,6 +143,7 @@ def encode_batches(
         encoder_name: for errors.
         problems: is told what is wrong with an object that can't be read, whose features mean nothing then; such an
             object raises when None.
+        change: of the images before they are encoded.
 
     Raises:
         FeatureError: a feature is not finite.
@@ -139,6 +153,7 @@ def encode_batches(
     with frozen(encoder):
         objects_per_batch = max(1, batch_size // dataset.num_views)
         for images in _image_batches(dataset, objects_per_batch, torch.device(device), problems):
+            images = images if change is None else change(images, first_object)
             encoded = encoder(normalise_images(images.flatten(0, 1), mean_rgb, std_rgb))
             features = encoded.float().unflatten(0, images.shape[:2]).cpu()
             _check_finite(features, first_object, dataset, encoder_name)

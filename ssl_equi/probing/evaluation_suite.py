@@ -19,6 +19,8 @@ from ssl_equi.probing.augmentation_equivariance import probe_augmentation_equiva
 from ssl_equi.probing.encode import FeatureCache, state_sha256
 from ssl_equi.probing.encoder_sources import EncoderSource
 from ssl_equi.probing.feature_store import FeatureStore, counted_images
+from ssl_equi.probing.image_context import ImageContext, ImageQuestion
+from ssl_equi.probing.image_questions import IMAGE_QUESTIONS, ROBUSTNESS, ask_questions, spelled_out
 from ssl_equi.probing.predictor_retrieval import retrieve_with_predictor
 from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
@@ -64,12 +66,14 @@ class Suite:
 
     Attributes:
         protocol: how heads are trained and judged.
-        tasks: names of `ssl_equi.probing.tasks.TASKS`, augmentation_equivariance, or of `further_tasks`; none: the
-            protocol's.
+        tasks: names of `ssl_equi.probing.tasks.TASKS`, augmentation_equivariance, of `further_tasks`, or of
+            `ssl_equi.probing.image_questions.IMAGE_QUESTIONS`; robustness stands for four of these,
+            transfer for `further_questions`, and all for everything. None: the protocol's.
         parts: names of parts; none: all that the encoder has.
         seeds: of the heads; every record keeps its own.
         further_tasks: other tasks of the encoder, in which nothing is drawn: asked once, with the first seed, and not
             of the random encoder.
+        further_questions: questions of images that are asked whatever `tasks` says, such as transfer to other data.
         device: where the encoder and the heads run.
         batch_size: images in one forward pass.
         say: is told what is going on, line by line.
@@ -81,6 +85,7 @@ class Suite:
     parts: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     further_tasks: Mapping[str, Task] | None = None
+    further_questions: Mapping[str, ImageQuestion] | None = None
     device: torch.device | str = "cpu"
     batch_size: int = 512
     say: Say = print
@@ -124,11 +129,15 @@ class Suite:
 
     def task_names(self, source: EncoderSource) -> tuple[str, ...]:
         """The tasks that are asked. Raises UserError for one that there is not."""
-        further = self.further_tasks_of(source)
-        known = [*TASKS, AUGMENTATION_EQUIVARIANCE, *further]
-        names = self.tasks or (*self.protocol.tasks, *further)
+        further, further_questions = self.further_tasks_of(source), tuple(self.further_questions or {})
+        everything = (*TASKS, AUGMENTATION_EQUIVARIANCE, *further, *IMAGE_QUESTIONS, *further_questions)
+        groups = {"robustness": ROBUSTNESS, "transfer": further_questions, "all": everything}
+        known = [*everything, *groups]
+        if "transfer" in self.tasks and not further_questions:
+            raise UserError("task 'transfer' is asked without a data set: give --transfer DATASET:DIR")
+        names = spelled_out(self.tasks or (*self.protocol.tasks, *further), groups)
         for name in names:
-            if name not in known:
+            if name not in everything:
                 close = get_close_matches(name, known, n=3)
                 if name == RETRIEVAL:
                     raise UserError(f"{source.name} has no predictor beside it to retrieve with: give a run that has")
@@ -184,9 +193,27 @@ class Suite:
                 unchanged=module, before_task=self._announce(name),
             )  # fmt: skip
             notes += [note for note in skipped if note not in notes]
+        context = ImageContext(
+            module, name, architecture, state, parts, mean_rgb, std_rgb, data, train, test, store, self.protocol,
+            self.device, self.batch_size, self._progress,
+        )  # fmt: skip
+        notes += self._ask_questions(context, names, by_seed)
         for part, result in augmented.items():  # nothing is trained: one seed is all there is
             by_seed[self.seeds[0]][part] |= result
         return _Outcome(by_seed, train, test, tuple(notes), encoded - started, time.perf_counter() - encoded)
+
+    def _ask_questions(self, context: ImageContext, names: Sequence[str], by_seed: dict[int, PartResults]) -> list[str]:
+        """Adds what is asked of images to every seed's results; returns notes."""
+        questions = {name: IMAGE_QUESTIONS[name] for name in names if name in IMAGE_QUESTIONS}
+        questions |= self.further_questions or {}
+        notes: list[str] = []
+        for seed in self.seeds if questions else ():
+            self.say(f"{context.name}: {len(questions)} questions of images, seed {seed}")
+            answers, skipped = ask_questions(context, questions, seed, self._announce(context.name))
+            for part, answers_of_part in answers.items():
+                by_seed[seed][part] |= answers_of_part
+            notes += [note for note in skipped if note not in notes]
+        return notes
 
     def _announce(self, name: str) -> Callable[[str, str], None]:
         def announce(task: str, part: str) -> None:

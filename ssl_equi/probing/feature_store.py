@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ssl_equi.checkpoint import CheckpointError, describe_os_error
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.files import sync_folder, write_durably
-from ssl_equi.probing.encode import FeatureCache, FeatureError, cache_of, encode_batches
+from ssl_equi.probing.encode import FeatureCache, FeatureError, ImageChange, cache_of, encode_batches
 
 FORMAT_VERSION = 1  # raised when the same key would stand for other numbers
 FEATURES_FILE, ENTRY_FILE = "features.npy", "entry.json"
@@ -83,6 +83,7 @@ class FeatureStore:
         encoder_sha256: str,
         device: torch.device | str = "cpu",
         batch_size: int = 512,
+        change: ImageChange | None = None,
         on_progress: OnProgress = lambda done, total: None,
     ) -> FeatureCache:
         """Features of every view of `dataset`, float32 on the CPU, from the store if they are there.
@@ -92,6 +93,7 @@ class FeatureStore:
             name: of the encoder, for errors.
             architecture: name and arguments of the encoder.
             encoder_sha256: of its parameters and buffers (`state_sha256`).
+            change: of the images before they are encoded; its fingerprint is one of the things features depend on.
 
         Raises:
             FeatureError: a feature is not finite, or too large for float16.
@@ -107,7 +109,7 @@ class FeatureStore:
 
             with counted_images(encoder) as images:
                 try:
-                    encode_batches(encoder, dataset, mean_rgb, std_rgb, device, batch_size, count, name)
+                    encode_batches(encoder, dataset, mean_rgb, std_rgb, device, batch_size, count, name, change=change)
                 finally:
                     self.encoder_passes += images[0]
 
@@ -116,6 +118,8 @@ class FeatureStore:
             encode_into(lambda _, features: batches.append(self._rounded(features, name)))
             return cache_of(torch.cat(batches).float(), dataset)
         key = _key(dataset, mean_rgb, std_rgb, architecture, encoder_sha256, self.dtype, torch.device(device))
+        if change is not None:
+            key["change"] = change.fingerprint
         entry = self.folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,44 @@ class EquivarianceProtocol:
 
 
 @dataclass(frozen=True)
+class CorruptionProtocol:
+    """Which corrupted views heads are judged on; `ssl_equi.probing.corruptions` says what is done to them.
+
+    Of splits with more views, fewer views of each object are taken (two at least), and then fewer objects.
+    """
+
+    severity: int = 3  # 1 to 5
+    max_images: int = 2304  # of the judged split
+    seed: int = 0  # of the choice and of the noise
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.severity <= 5:
+            raise ValueError(f"severity is {self.severity}: give 1 to 5")
+        if self.max_images < 2:
+            raise ValueError(f"max_images is {self.max_images}: give 2 or more")
+
+
+@dataclass(frozen=True)
+class AugmentationParametersProtocol:
+    """From which augmentations a head learns to tell their parameters; one augmentation of each image.
+
+    "crop_flip_jitter_blur" crops at least a fifth of the area, mirrors every other time, and always jitters colours
+    (.4, .4, .4, .1) and blurs (deviations of .1 to 2 pixels).
+    """
+
+    augmentations: str = "crop_flip_jitter_blur"  # or a preset of ssl_equi.views.presets, whose view 1 is taken
+    max_train_images: int = 8192  # chosen as those of CorruptionProtocol
+    max_images: int = 2304  # of the judged split
+    hidden: tuple[int, ...] = (512, 512)
+    epochs: int = 30
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.max_train_images, self.max_images) < 2:
+            raise ValueError(f"{min(self.max_train_images, self.max_images)} images are too few: give 2 or more")
+
+
+@dataclass(frozen=True)
 class ProbeProtocol:
     """How heads are trained and judged. All heads are reported after the last epoch.
 
@@ -141,6 +179,10 @@ class ProbeProtocol:
 
     # Whether an augmentation moves the features of all evaluated images alike; nothing is trained.
     augmentation_equivariance: EquivarianceProtocol = field(default_factory=EquivarianceProtocol)
+
+    # Questions of more images; the heads of the first are those of classes and relative rotations above.
+    corruption: CorruptionProtocol = field(default_factory=CorruptionProtocol)
+    augmentation_parameters: AugmentationParametersProtocol = field(default_factory=AugmentationParametersProtocol)
 
     def __post_init__(self) -> None:
         if (self.learning_rate_schedule == "steps") != bool(self.learning_rate_steps):

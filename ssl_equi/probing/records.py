@@ -16,7 +16,7 @@ from ssl_equi.errors import UserError
 LOWER_IS_BETTER = (  # and angles
     "gamma_f", "wahba_error", "composition_error", "retrieval_error", "distance_median", "pose_error",
     "invariance_error", "equivariance_error", "spatial_error", "identity_error", "inverse_error", "sign_flip_error",
-    "least_squares_error", "within_between_ratio", "dead_dimensions",
+    "least_squares_error", "within_between_ratio", "dead_dimensions", "drop_of",
 )  # fmt: skip
 
 

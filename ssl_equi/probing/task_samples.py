@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.probing.encode import FeatureCache
@@ -165,8 +165,11 @@ def regress_views(
         views = training_views(train.num_objects, train.num_views, plan.samples_per_object, seed, epoch)
         return samples_of(train, view_rows(train, views), targets_of)
 
+    require_varied(train, test)
     samples = samples_of(test, evaluated_view_rows(test, protocol), targets_of)
-    return _regress(train, test, samples_of_epoch, samples, plan, protocol, seed), samples
+    require_varied_targets(samples.targets, "the targets")
+    head = train_regressor(feature_matrix(train), samples_of_epoch, plan, protocol, seed)
+    return predict(head, feature_matrix(test), samples.rows), samples
 
 
 def regress_pairs(
@@ -174,35 +177,45 @@ def regress_pairs(
 ) -> tuple[Tensor, Samples]:
     """Answers to the fixed pairs of `test`, of an MLP that met new pairs of `train` each epoch, and these samples."""
     require_views(train, test)
+    require_varied(train, test)
+    samples = judged_pairs(test, targets_of, protocol)
+    head = pair_head(train, targets_of, plan, protocol, seed)
+    return predict(head, feature_matrix(test), samples.rows), samples
+
+
+def pair_head(
+    train: FeatureCache, targets_of: TargetsOf, plan: HeadPlan, protocol: ProbeProtocol, seed: int
+) -> nn.Sequential:
+    """An MLP that met new pairs of `train` each epoch; it takes both views' features side by side."""
 
     def samples_of_epoch(epoch: int) -> Samples:
         pairs = training_pairs(train.num_objects, train.num_views, plan.samples_per_object, seed, epoch)
         return samples_of(train, pair_rows(train, pairs), targets_of)
 
+    return train_regressor(feature_matrix(train), samples_of_epoch, plan, protocol, seed)
+
+
+def judged_pairs(test: FeatureCache, targets_of: TargetsOf, protocol: ProbeProtocol) -> Samples:
+    """The fixed pairs that heads are judged on. Raises TaskSkipped if a component of their targets is constant."""
     samples = samples_of(test, evaluated_pair_rows(test, protocol), targets_of)
-    return _regress(train, test, samples_of_epoch, samples, plan, protocol, seed), samples
+    require_varied_targets(samples.targets, "the targets")
+    return samples
+
+
+def train_regressor(
+    features: Tensor,
+    samples_of_epoch: Callable[[int], Samples],
+    plan: HeadPlan,
+    protocol: ProbeProtocol,
+    seed: int,
+) -> nn.Sequential:
+    """An MLP from rows of `features [N, D]` to targets `[n, K]`, by mean squared error."""
+    samples = samples_of_epoch(0)
+    inputs, outputs = samples.rows.shape[1] * features.shape[1], samples.targets.shape[1]
+    head = build_head(inputs, plan.hidden, outputs, torch.Generator().manual_seed(seed))
+    return train_head(head, features, samples_of_epoch, F.mse_loss, protocol, epochs=plan.epochs, seed=seed)
 
 
 def r2(predictions: Tensor, targets: Tensor) -> dict[str, float]:
     """Both definitions, under the names of the records."""
     return {"r2_uniform": r2_uniform(predictions, targets), "r2_pooled": r2_pooled(predictions, targets)}
-
-
-def _regress(
-    train: FeatureCache,
-    test: FeatureCache,
-    samples_of_epoch: Callable[[int], Samples],
-    test_samples: Samples,
-    plan: HeadPlan,
-    protocol: ProbeProtocol,
-    seed: int,
-) -> Tensor:
-    """What an MLP trained on samples of `train` (mean squared error) answers to those of `test`: `[n, K]`."""
-    require_varied(train, test)
-    require_varied_targets(test_samples.targets, "the targets")
-    features = feature_matrix(train)
-    views_per_sample, num_targets = test_samples.rows.shape[1], test_samples.targets.shape[1]
-    generator = torch.Generator().manual_seed(seed)
-    head = build_head(views_per_sample * features.shape[1], plan.hidden, num_targets, generator)
-    train_head(head, features, samples_of_epoch, F.mse_loss, protocol, epochs=plan.epochs, seed=seed)
-    return predict(head, feature_matrix(test), test_samples.rows)

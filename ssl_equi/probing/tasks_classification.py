@@ -42,7 +42,7 @@ def classification(
     train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
 ) -> TaskResult:
     """Class of the object from a single view: linear head, cross-entropy, the protocol's one learning rate."""
-    _require_classes(train, test)
+    require_classes(train, test)
     return classify_views(train, test, num_classes, protocol, seed)
 
 
@@ -50,17 +50,14 @@ def classify_views(
     train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
 ) -> TaskResult:
     """`classification` without its conditions: collapsed features, or one class, score what a constant does."""
-    views_per_object = protocol.classification_views_per_object or train.num_views
-    objects = torch.arange(train.num_objects)
-    epochs = protocol.classification_epochs
     top1_of_epochs: list[float] = []
 
     def judge_epoch(head: torch.nn.Sequential) -> None:
-        top1_of_epochs.append(_judge(train, test, head, protocol).metrics["top1"])
+        top1_of_epochs.append(judge_class_head(train, test, head, protocol).metrics["top1"])
 
     after_epoch = judge_epoch if protocol.classification_best_epoch else None
-    head = _trained(train, objects, num_classes, views_per_object, protocol, epochs, seed, after_epoch)
-    result = _judge(train, test, head, protocol)
+    head = class_head(train, num_classes, protocol, seed, after_epoch)
+    result = judge_class_head(train, test, head, protocol)
     if not protocol.classification_best_epoch:
         return result
     return replace(
@@ -70,13 +67,44 @@ def classify_views(
     )
 
 
+def class_head(
+    train: FeatureCache,
+    num_classes: int,
+    protocol: ProbeProtocol,
+    seed: int,
+    after_epoch: Callable[[torch.nn.Sequential], None] | None = None,
+) -> torch.nn.Sequential:
+    """The trained head of `classification`, which can be judged on several splits."""
+    views_per_object = protocol.classification_views_per_object or train.num_views
+    objects, epochs = torch.arange(train.num_objects), protocol.classification_epochs
+    return _trained(train, objects, num_classes, views_per_object, protocol, epochs, seed, after_epoch)
+
+
+def judge_class_head(
+    train: FeatureCache, test: FeatureCache, head: torch.nn.Module, protocol: ProbeProtocol
+) -> TaskResult:
+    """What a head of classes achieves on the fixed views of a split; `train` is for the majority class."""
+    rows = evaluated_view_rows(test, protocol)
+    return _result(train, test, rows, predict(head, feature_matrix(test), rows))
+
+
+def require_classes(train: FeatureCache, test: FeatureCache) -> None:
+    """Raises TaskSkipped if the training objects are all of one class, or the features say nothing."""
+    if bool((train.labels == train.labels[0]).all()):
+        raise TaskSkipped(
+            f"all {train.num_objects} training objects are of class {int(train.labels[0])}: use a data set of two or "
+            "more classes"
+        )
+    require_varied(train, test)
+
+
 def linear(train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int) -> TaskResult:
     """Class from a single view: linear head whose learning rate and weight decay training objects choose.
 
     All combinations learn side by side from a part of the training objects. The one with the highest top-1 on the
     others (then the lowest cross-entropy) is trained again on all, and judged after its last epoch.
     """
-    _require_classes(train, test)
+    require_classes(train, test)
     require_objects(train, "training")
     views_per_object = protocol.linear_views_per_object or train.num_views
     held_out = torch.from_numpy(held_out_objects(train.num_objects, protocol.linear_held_out_share, seed))
@@ -100,7 +128,7 @@ def linear(train: FeatureCache, test: FeatureCache, num_classes: int, protocol: 
     chosen = replace(protocol, learning_rate=learning_rate, weight_decay=weight_decay)
     objects = torch.arange(train.num_objects)
     logits = _trained(train, objects, num_classes, views_per_object, chosen, protocol.linear_epochs, seed)
-    result = _judge(train, test, logits, protocol)
+    result = judge_class_head(train, test, logits, protocol)
     return replace(result, details={"learning_rate": learning_rate, "weight_decay": weight_decay})
 
 
@@ -173,16 +201,6 @@ def nearest_rows(queries: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Ten
     return torch.cat([similarities for similarities, _ in found]), torch.cat([indices for _, indices in found])
 
 
-def _require_classes(train: FeatureCache, test: FeatureCache) -> None:
-    """Raises TaskSkipped if the training objects are all of one class, or the features say nothing."""
-    if bool((train.labels == train.labels[0]).all()):
-        raise TaskSkipped(
-            f"all {train.num_objects} training objects are of class {int(train.labels[0])}: use a data set of two or "
-            "more classes"
-        )
-    require_varied(train, test)
-
-
 def _samples_of_objects(train: FeatureCache, objects: Tensor, views_per_object: int, seed: int, epoch: int) -> Samples:
     """Views of some objects of the training split, drawn for one epoch."""
     views = training_views(train.num_objects, train.num_views, views_per_object, seed, epoch)
@@ -228,25 +246,22 @@ def _best_candidate(candidates: torch.nn.Linear, features: Tensor, choosing: Sam
 def _low_shot(
     share: float, train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
 ) -> TaskResult:
-    _require_classes(train, test)
+    require_classes(train, test)
     objects = torch.from_numpy(few_objects(train.labels.cpu().numpy(), share, seed))
     batches_per_epoch = math.ceil(len(objects) * train.num_views / protocol.batch_size)
     epochs = math.ceil(protocol.low_shot_steps / batches_per_epoch)
     few = replace(protocol, weight_decay=protocol.low_shot_weight_decay)
-    result = _judge(train, test, _trained(train, objects, num_classes, train.num_views, few, epochs, seed), protocol)
+    result = judge_class_head(
+        train, test, _trained(train, objects, num_classes, train.num_views, few, epochs, seed), protocol
+    )
     return replace(result, details={"training_objects": len(objects)})
-
-
-def _judge(train: FeatureCache, test: FeatureCache, head: torch.nn.Module, protocol: ProbeProtocol) -> TaskResult:
-    rows = evaluated_view_rows(test, protocol)
-    return _result(train, test, rows, predict(head, feature_matrix(test), rows))
 
 
 def _neighbours(
     train: FeatureCache, test: FeatureCache, count: int, protocol: ProbeProtocol, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Cosine similarity and class `[n, count]` of the training views nearest to each evaluated view."""
-    _require_classes(train, test)
+    require_classes(train, test)
     views_per_object = protocol.knn_views_per_object or train.num_views
     views = training_views(train.num_objects, train.num_views, views_per_object, seed, epoch=0)
     bank = samples_of(train, view_rows(train, views), classes)

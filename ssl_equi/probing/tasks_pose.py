@@ -9,7 +9,7 @@ it differs between the targets; angles, of the rotation that an answer stands fo
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_equi.data.actions import relative_rotation
 from ssl_equi.geometry.poses import BasePose, ObjectPose
@@ -22,17 +22,23 @@ from ssl_equi.geometry.rotations import (
 )
 from ssl_equi.probing.baselines import constant_baselines, constant_rotation_baselines, constant_translation_baselines
 from ssl_equi.probing.encode import FeatureCache
+from ssl_equi.probing.heads import predict
 from ssl_equi.probing.metrics import angle_errors_deg, distance_median, summarise_angles
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.task_results import Task, TaskResult, object_means
 from ssl_equi.probing.task_samples import (
     HeadPlan,
     TargetsOf,
+    feature_matrix,
+    judged_pairs,
+    pair_head,
     r2,
     regress_pairs,
     regress_views,
     require_poses,
     require_translations,
+    require_varied,
+    require_views,
     sample_objects,
 )
 
@@ -68,13 +74,29 @@ def relative_rotation_task_of(target: RotationTarget) -> Task:
         train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
     ) -> TaskResult:
         require_poses(train, test)
-        plan = HeadPlan(protocol.rotation_hidden, protocol.rotation_epochs, protocol.rotation_pairs_per_object)
-        answers, samples = regress_pairs(train, test, _encoded(target, _relative_rotations), plan, protocol, seed)
-        true_xyzw = _relative_rotations(test, samples.rows)
-        objects = sample_objects(test, samples.rows)
-        return _rotation_result(answers, samples.targets, true_xyzw, target, objects, test.num_objects)
+        require_views(train, test)
+        require_varied(train, test)
+        return judge_relative_rotation(test, relative_rotation_head(train, protocol, seed, target), protocol, target)
 
     return task
+
+
+def relative_rotation_head(
+    train: FeatureCache, protocol: ProbeProtocol, seed: int, target: RotationTarget = QUATERNION
+) -> nn.Sequential:
+    """The trained head of the relative rotation, which can be judged on several splits."""
+    plan = HeadPlan(protocol.rotation_hidden, protocol.rotation_epochs, protocol.rotation_pairs_per_object)
+    return pair_head(train, _encoded(target, _relative_rotations), plan, protocol, seed)
+
+
+def judge_relative_rotation(
+    test: FeatureCache, head: nn.Module, protocol: ProbeProtocol, target: RotationTarget = QUATERNION
+) -> TaskResult:
+    """What such a head achieves on the fixed pairs of a split."""
+    samples = judged_pairs(test, _encoded(target, _relative_rotations), protocol)
+    answers = predict(head, feature_matrix(test), samples.rows)
+    true_xyzw, objects = _relative_rotations(test, samples.rows), sample_objects(test, samples.rows)
+    return _rotation_result(answers, samples.targets, true_xyzw, target, objects, test.num_objects)
 
 
 def absolute_rotation_task_of(target: RotationTarget) -> Task:
