@@ -5,7 +5,8 @@
 The split is made first: an index of as many images as `--images` says, all of them one small JPEG that stands once in
 each shard, so that 10 million images take 400 MB of disk. It is then opened in two fresh processes. The first one
 verifies the index and leaves a stamp, in a cache folder of this benchmark's own; the second one is measured. Memory is
-RssAnon of /proc/self/status, sampled while batches at the start of three epochs are loaded, so Linux is needed.
+RssAnon of /proc/self/status, sampled while batches at the start of three epochs are loaded, so Linux is needed. Now and
+then an opening holds a full run of Python's garbage collector, which takes .1 s with PyTorch's objects: see the range.
 """
 
 import hashlib
