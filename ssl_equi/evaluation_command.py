@@ -4,7 +4,7 @@ import hashlib
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from ssl_equi.probing.feature_store import FeatureStore, FeatureType, default_ca
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.probing.publish import result_arrays
 from ssl_equi.probing.seed_table import print_seeds
-from ssl_equi.probing.transfer import open_transfer_set, transfer_questions
+from ssl_equi.probing.transfer import TransferSet, open_transfer_set, transfer_questions
 from ssl_equi.versions import software_versions
 
 EMBEDDED_SETS = ("3diebench-p", "3diebench-pt")
@@ -111,16 +111,24 @@ def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
     out = (
         config.out or source.out_folder / "evaluation" / f"{label}-{data.name}-{data.evaluation.split}-{protocol.name}"
     )
-    publish(out, config, source, data, results)
+    publish(out, config, source, data, results, transfer_sets)
     print(f"{results.encoder_passes:,} images went through the encoder; all of it in {out}")
     return out
 
 
 def publish(
-    out: Path, config: EvaluationConfig, source: EncoderSource, data: DataSource, results: SuiteResults
+    out: Path,
+    config: EvaluationConfig,
+    source: EncoderSource,
+    data: DataSource,
+    results: SuiteResults,
+    transfer_sets: Sequence[TransferSet],
 ) -> None:
     """Writes `results.json`, `arrays.npz` and `report.html`."""
     run = describe(config, source, data, results, software_versions())
+    run["transfer_fingerprints"] = {
+        each.label: [each.data.probe_train.fingerprint, each.data.evaluation.fingerprint] for each in transfer_sets
+    }
     arrays = results.arrays | result_arrays(results.first_seed, data.evaluation)
     write_evaluation(out, results.records, results.notes, run, arrays)
     write_evaluation_report([out], out / "report.html", title=f"{source.name} on {data.name}")
