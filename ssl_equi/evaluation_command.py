@@ -117,19 +117,32 @@ def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
     out = (
         config.out or source.out_folder / "evaluation" / f"{label}-{data.name}-{data.evaluation.split}-{protocol.name}"
     )
-    publish(out, config, source, data, results, device)
+    run = describe(config, source, data, results, software_versions()) | {
+        "transfer_fingerprints": {
+            each.label: [each.data.probe_train.fingerprint, each.data.evaluation.fingerprint] for each in transfer_sets
+        }
+    }
+    publish(out, source, data, results, run, device)
     print(f"{results.encoder_passes:,} images went through the encoder; all of it in {out}")
     return out
 
 
 def publish(
-    out: Path, config: EvaluationConfig, source: EncoderSource, data: DataSource, results: SuiteResults, device: str
+    out: Path,
+    source: EncoderSource,
+    data: DataSource,
+    results: SuiteResults,
+    run: Mapping[str, Any],
+    device: str,
 ) -> None:
-    """Writes `results.json`, `arrays.npz` and `report.html`."""
-    run = describe(config, source, data, results, software_versions())
-    arrays = (
-        results.arrays | result_arrays(results.first_seed, data.evaluation) | pictures(source, data, results, device)
-    )
+    """Writes `results.json`, `arrays.npz` and `report.html`.
+
+    Args:
+        run: what `results.json` says of the evaluation as a whole.
+        device: where the encoder is.
+    """
+    drawn = result_arrays(results.first_seed, data.evaluation) | pictures(source, data, results, device)
+    arrays = results.arrays | drawn
     write_evaluation(out, results.records, results.notes, run, arrays)
     write_evaluation_report([out], out / "report.html", title=f"{source.name} on {data.name}")
 

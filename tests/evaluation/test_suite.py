@@ -73,6 +73,19 @@ def test_a_checkpoint_of_timm_goes_the_same_way(config: EvaluationConfig, tmp_pa
     assert first.run["encoder_sha256"] == second.run["encoder_sha256"]
 
 
+def test_classes_of_other_data_are_asked_by_an_option(config: EvaluationConfig, mixed_folder: Path) -> None:
+    """Pictures of several sizes and formats; what is asked of the judged data is what --tasks says."""
+    asked = replace(config, tasks=("transfer",), transfer=(f"folder:{mixed_folder}",), transfer_split="val", seeds=1)
+    found = read_evaluation(evaluate_command(asked))
+    label = f"folder_{mixed_folder.name}"
+    assert {record.task for record in found.records} == {f"transfer_linear_{label}"}
+    assert {record.split for record in found.records} == {f"{label}_val"}
+    assert any(note.startswith(f"transfer_knn_{label}, part all: 20 neighbours can't be found") for note in found.notes)
+    assert len(found.run["transfer_fingerprints"][label]) == 2
+    with pytest.raises(UserError, match=f"--transfer names {label} 2 times: give each data set once"):
+        evaluate_command(replace(asked, transfer=asked.transfer * 2))
+
+
 def test_wrong_options_are_named(config: EvaluationConfig) -> None:
     with pytest.raises(UserError, match="--seeds is 0: give 1 or more"):
         evaluate_command(replace(config, seeds=0))

@@ -25,6 +25,7 @@ from ssl_equi.probing.evaluation_suite import Suite, SuiteResults
 from ssl_equi.probing.feature_store import FeatureStore
 from ssl_equi.probing.protocol import AugmentationParametersProtocol, CorruptionProtocol, ProbeProtocol
 from ssl_equi.probing.task_results import TaskResult
+from ssl_equi.probing.tasks import TASKS
 from ssl_equi.probing.transfer import open_transfer_set, transfer_questions
 from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.presets import ViewRecipe
@@ -33,7 +34,8 @@ SIDE, VIEWS = 16, 4
 QUICK = ProbeProtocol(
     name="quick", learning_rate=1e-2, batch_size=64, classification_epochs=15, rotation_epochs=8,
     rotation_pairs_per_object=4, rotation_hidden=(64,), knn_neighbours=3, linear_epochs=60,
-    corruption=CorruptionProtocol(max_images=72), augmentation_parameters=AugmentationParametersProtocol(epochs=40),
+    corruption=CorruptionProtocol(max_images=72),
+    augmentation_parameters=AugmentationParametersProtocol(hidden=(64,), epochs=40),
 )  # fmt: skip
 
 
@@ -299,6 +301,14 @@ def test_what_cannot_be_asked_is_noted_with_its_reason() -> None:
         evaluate(MeanColours(), data, "robustnes")
     with pytest.raises(UserError, match="'transfer' is asked without a data set: give --transfer"):
         evaluate(MeanColours(), data, "transfer")
+
+
+def test_groups_of_questions_have_names() -> None:
+    source = EncoderSource("by hand", Contrasts(), {"all": slice(0, 3)}, SIDE, None, None, "", "by hand", None)
+    assert Suite(QUICK, ("robustness", "knn", "corruption")).task_names(source) == (*image_questions.ROBUSTNESS, "knn")
+    everything = Suite(QUICK, ("all",), further_questions={"transfer_knn_x": robustness.corruption}).task_names(source)
+    assert {*TASKS, *image_questions.IMAGE_QUESTIONS, "augmentation_equivariance", "transfer_knn_x"} == {*everything}
+    assert not {*image_questions.IMAGE_QUESTIONS} & {*Suite(QUICK).task_names(source)}, "they are asked by name only"
 
 
 def test_a_question_that_changes_the_encoder_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
