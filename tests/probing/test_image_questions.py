@@ -34,7 +34,8 @@ SIDE, VIEWS = 16, 4
 QUICK = ProbeProtocol(
     name="quick", learning_rate=1e-2, batch_size=64, classification_epochs=15, rotation_epochs=8,
     rotation_pairs_per_object=4, rotation_hidden=(64,), knn_neighbours=3, linear_epochs=60,
-    corruption=CorruptionProtocol(max_images=72), augmentation_parameters=AugmentationParametersProtocol(hidden=(64,), epochs=40),
+    corruption=CorruptionProtocol(max_images=72),
+    augmentation_parameters=AugmentationParametersProtocol(hidden=(64,), epochs=40),
 )  # fmt: skip
 
 
