@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from ssl_equi.data.procedural import ProceduralConfig
@@ -20,13 +21,22 @@ from ssl_equi.probing.evaluation_folder import write_evaluation
 from ssl_equi.probing.evaluation_report import write_evaluation_report
 from ssl_equi.probing.evaluation_suite import Suite, SuiteResults
 from ssl_equi.probing.feature_store import FeatureStore, FeatureType, default_cache_folder
+from ssl_equi.probing.orbits import fit_relative_rotation_head, orbit_errors
+from ssl_equi.probing.predictor_tasks import strips_of_predictions
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.probing.publish import result_arrays
+from ssl_equi.probing.retrieval_results import TASK as RETRIEVAL
 from ssl_equi.probing.seed_table import print_seeds
+<<<<<<< HEAD
 from ssl_equi.probing.transfer import TransferSet, open_transfer_set, transfer_questions
+=======
+from ssl_equi.probing.skipping import TaskSkipped
+from ssl_equi.probing.transfer import open_transfer_set, transfer_questions
+>>>>>>> main
 from ssl_equi.versions import software_versions
 
 EMBEDDED_SETS = ("3diebench-p", "3diebench-pt")
+FIRST_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
     transfer_sets = [open_transfer_set(text, source.image_size, config.transfer_split) for text in config.transfer]
     live = LiveLine()
     suite = Suite(
-        protocol, config.tasks, config.parts, tuple(range(config.seeds)), device=device,
+        protocol, config.tasks, config.parts, tuple(range(FIRST_SEED, FIRST_SEED + config.seeds)), device=device,
         further_questions=transfer_questions(transfer_sets), batch_size=config.batch_size, say=live.say, show=live.show,
     )  # fmt: skip
     store = FeatureStore(config.cache or default_cache_folder(), config.cache_type)
@@ -111,12 +121,17 @@ def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
     out = (
         config.out or source.out_folder / "evaluation" / f"{label}-{data.name}-{data.evaluation.split}-{protocol.name}"
     )
+<<<<<<< HEAD
     publish(out, config, source, data, results, transfer_sets)
+=======
+    publish(out, config, source, data, results, device)
+>>>>>>> main
     print(f"{results.encoder_passes:,} images went through the encoder; all of it in {out}")
     return out
 
 
 def publish(
+<<<<<<< HEAD
     out: Path,
     config: EvaluationConfig,
     source: EncoderSource,
@@ -130,8 +145,40 @@ def publish(
         each.label: [each.data.probe_train.fingerprint, each.data.evaluation.fingerprint] for each in transfer_sets
     }
     arrays = results.arrays | result_arrays(results.first_seed, data.evaluation)
+=======
+    out: Path, config: EvaluationConfig, source: EncoderSource, data: DataSource, results: SuiteResults, device: str
+) -> None:
+    """Writes `results.json`, `arrays.npz` and `report.html`."""
+    run = describe(config, source, data, results, software_versions())
+    arrays = (
+        results.arrays | result_arrays(results.first_seed, data.evaluation) | pictures(source, data, results, device)
+    )
+>>>>>>> main
     write_evaluation(out, results.records, results.notes, run, arrays)
     write_evaluation_report([out], out / "report.html", title=f"{source.name} on {data.name}")
+
+
+def pictures(source: EncoderSource, data: DataSource, results: SuiteResults, device: str) -> dict[str, np.ndarray]:
+    """What the report draws that takes the encoder or its predictor again: orbits, and strips of what is retrieved.
+
+    They are only drawn, so the images of the orbits aren't counted among those that were encoded for the numbers.
+    """
+    first = results.first_seed
+    arrays: dict[str, np.ndarray] = {}
+    parts = {part: columns for part, columns in first.parts.items() if "relative_rotation" in first.results[part]}
+    try:
+        heads = {
+            part: fit_relative_rotation_head(first.train_features.part(columns), first.protocol, FIRST_SEED)
+            for part, columns in parts.items()
+        }
+        arrays |= orbit_errors(
+            source, data.evaluation, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb, rotation_heads=heads, device=device
+        )
+    except TaskSkipped:
+        pass  # views that aren't square, or whose pose is unknown, have no orbits to draw
+    if source.predictor is not None and any(record.task == RETRIEVAL for record in results.records):
+        arrays |= strips_of_predictions(source.predictor.cpu(), first.test_features, data.evaluation)
+    return arrays
 
 
 def describe(

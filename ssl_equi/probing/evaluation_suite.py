@@ -14,19 +14,15 @@ from torch import nn
 
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError
-from ssl_equi.predictor_export import TrainedPredictor
 from ssl_equi.probing.augmentation_equivariance import probe_augmentation_equivariance
 from ssl_equi.probing.encode import FeatureCache, state_sha256
 from ssl_equi.probing.encoder_sources import EncoderSource
 from ssl_equi.probing.feature_store import FeatureStore, counted_images
 from ssl_equi.probing.image_context import ImageContext, ImageQuestion
 from ssl_equi.probing.image_questions import IMAGE_QUESTIONS, ROBUSTNESS, ask_questions, spelled_out
-from ssl_equi.probing.predictor_retrieval import retrieve_with_predictor
+from ssl_equi.probing.predictor_tasks import PART, PREDICTOR_TASKS, predictor_tasks
 from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
-from ssl_equi.probing.retrieval_results import TASK as RETRIEVAL
-from ssl_equi.probing.retrieval_results import retrieval_result
-from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.suite import (
     PartResults,
     ProbeResults,
@@ -35,7 +31,7 @@ from ssl_equi.probing.suite import (
     make_records,
     with_notes_of_random,
 )
-from ssl_equi.probing.tasks import TASKS, Task, TaskResult
+from ssl_equi.probing.tasks import TASKS, Task
 
 PROGRESS_EVERY_SECONDS = 20.0
 Say = Callable[[str], None]
@@ -123,8 +119,8 @@ class Suite:
         return {part: source.parts[part] for part in self.parts or source.parts}
 
     def further_tasks_of(self, source: EncoderSource) -> dict[str, Task]:
-        """Those that are asked of this encoder besides: retrieval, if its run left a predictor."""
-        own = {} if source.predictor is None else {RETRIEVAL: retrieval_task(source.predictor)}
+        """Those that are asked of this encoder besides, of all its features: about the predictor that its run left."""
+        own = {} if source.predictor is None else predictor_tasks(source.predictor)
         return own | dict(self.further_tasks or {})
 
     def task_names(self, source: EncoderSource) -> tuple[str, ...]:
@@ -139,8 +135,8 @@ class Suite:
         for name in names:
             if name not in everything:
                 close = get_close_matches(name, known, n=3)
-                if name == RETRIEVAL:
-                    raise UserError(f"{source.name} has no predictor beside it to retrieve with: give a run that has")
+                if name in PREDICTOR_TASKS:
+                    raise UserError(f"{source.name} has no predictor beside it to ask for {name}: give a run that has")
                 hint = f"did you mean {' or '.join(close)}" if close else f"choose from {', '.join(known)}"
                 raise UserError(f"there is no task {name!r}: {hint}")
         return names
@@ -182,17 +178,20 @@ class Suite:
             notes += [f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in measured.notes]
         encoded = time.perf_counter()
         by_seed: dict[int, PartResults] = {}
-        further = self.further_tasks_of(source) if module is source.module else {}
+        tasks = {name: TASKS[name] for name in names if name in TASKS}
+        num_classes = len(data.evaluation.class_names)
         for seed in self.seeds:
-            tasks = {name: (TASKS | further)[name] for name in names if name in TASKS | further}
-            if seed != self.seeds[0]:
-                tasks = {name: task for name, task in tasks.items() if name not in further}
             self.say(f"{name}: {len(tasks)} tasks on {len(parts)} parts, seed {seed}")
             by_seed[seed], skipped = ask_tasks(
-                train, test, parts, tasks, len(data.evaluation.class_names), self.protocol, self.device, seed,
+                train, test, parts, tasks, num_classes, self.protocol, self.device, seed,
                 unchanged=module, before_task=self._announce(name),
             )  # fmt: skip
             notes += [note for note in skipped if note not in notes]
+        if module is source.module:
+            answers, skipped = self._ask_further(source, names, train, test, num_classes)
+            for part, answers_of_part in answers.items():
+                by_seed[self.seeds[0]].setdefault(part, {}).update(answers_of_part)
+            notes += skipped
         context = ImageContext(
             module, name, architecture, state, parts, mean_rgb, std_rgb, data, train, test, store, self.protocol,
             self.device, self.batch_size, self._progress,
@@ -201,6 +200,16 @@ class Suite:
         for part, result in augmented.items():  # nothing is trained: one seed is all there is
             by_seed[self.seeds[0]][part] |= result
         return _Outcome(by_seed, train, test, tuple(notes), encoded - started, time.perf_counter() - encoded)
+
+    def _ask_further(
+        self, source: EncoderSource, names: Sequence[str], train: FeatureCache, test: FeatureCache, num_classes: int
+    ) -> tuple[PartResults, list[str]]:
+        """What is asked once, and of all features, whichever parts the other tasks are asked of."""
+        tasks = {name: task for name, task in self.further_tasks_of(source).items() if name in names}
+        return ask_tasks(
+            train, test, {PART: slice(0, train.features.shape[-1])} if tasks else {}, tasks, num_classes, self.protocol,
+            self.device, self.seeds[0], unchanged=source.module, before_task=self._announce(source.name),
+        )  # fmt: skip
 
     def _ask_questions(self, context: ImageContext, names: Sequence[str], by_seed: dict[int, PartResults]) -> list[str]:
         """Adds what is asked of images to every seed's results; returns notes."""
@@ -292,23 +301,6 @@ class _Outcome:
     head_seconds: float
 
 
-def retrieval_task(predictor: TrainedPredictor) -> Task:
-    """Which view does the predictor mean? Asked from view 0 of each evaluated object, as SIE does."""
-
-    def retrieval(
-        train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-    ) -> TaskResult:
-        width = test.features.shape[-1]
-        if width != predictor.num_features:
-            raise TaskSkipped(
-                f"the predictor of {predictor.name} reads {predictor.num_features} features and the part has {width}: "
-                "ask it of all features"
-            )
-        return retrieval_result(retrieve_with_predictor(predictor, test, device=test.features.device))
-
-    return retrieval
-
-
 def arrays_of(results: PartResults) -> dict[str, np.ndarray]:
     """What results hold besides numbers, by `KIND/TASK/PART`; the kind of objects' scores is `object_scores.METRIC`."""
     arrays: dict[str, np.ndarray] = {}
@@ -319,6 +311,7 @@ def arrays_of(results: PartResults) -> dict[str, np.ndarray]:
                 "constant_angle_errors_deg": result.constant_angle_errors_deg,
                 "per_class_recall": result.per_class_recall,
                 "singular_values": result.singular_values,
+                "retrieval_ranks": result.retrieval_ranks,
             } | {f"object_scores.{metric}": scores for metric, scores in (result.object_scores or {}).items()}
             arrays |= {f"{kind}/{task}/{part}": array for kind, array in found.items() if array is not None}
     return arrays

@@ -106,6 +106,7 @@ def retrieval_result(retrieval: Retrieval) -> TaskResult:
         baselines={measure.metric: Baseline(measure.chance, "chance") for measure in measures},
         num_samples=len(retrieval.with_source.ranks),
         object_scores={measure.metric: measure.of_objects.numpy() for measure in measures},
+        retrieval_ranks=retrieval.with_source.ranks.numpy(),
     )
 
 

@@ -226,7 +226,9 @@ def ask_tasks(
         for name, task in tasks.items():
             before_task(name, part)
             try:
-                results[part][name] = task(train_part, test_part, num_classes, protocol, seed)
+                result = task(train_part, test_part, num_classes, protocol, seed)
+                results[part][name] = result
+                notes += [f"{name}, part {part}: {note}" for note in result.notes]
             except TaskSkipped as reason:
                 if constant is None:
                     notes.append(f"{name}, part {part}: {reason}")

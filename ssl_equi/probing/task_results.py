@@ -25,6 +25,8 @@ class TaskResult:
         object_scores: of metrics that are means over samples, the mean of each evaluated object `[n_objects]`, NaN for
             an object without samples; objects are the independent units of a standard error.
         singular_values: collapse task only, of the matrix of features, largest first.
+        retrieval_ranks: retrieval only, rank of the view that each query means, from 1.
+        notes: sentences on metrics that are missing.
         split: evaluated split, where it isn't the one that the suite judges.
         num_objects: evaluated objects, where they aren't all of that split.
         details: numbers beside the metrics that are no scores: strengths that training objects chose, and the like.
@@ -39,6 +41,8 @@ class TaskResult:
     object_scores: dict[str, np.ndarray] | None = None
     singular_values: np.ndarray | None = None
     details: dict[str, float] | None = None
+    retrieval_ranks: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
     split: str | None = None
     num_objects: int | None = None
 
