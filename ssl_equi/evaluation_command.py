@@ -27,12 +27,8 @@ from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.probing.publish import result_arrays
 from ssl_equi.probing.retrieval_results import TASK as RETRIEVAL
 from ssl_equi.probing.seed_table import print_seeds
-<<<<<<< HEAD
-from ssl_equi.probing.transfer import TransferSet, open_transfer_set, transfer_questions
-=======
 from ssl_equi.probing.skipping import TaskSkipped
-from ssl_equi.probing.transfer import open_transfer_set, transfer_questions
->>>>>>> main
+from ssl_equi.probing.transfer import TransferSet, open_transfer_set, transfer_questions
 from ssl_equi.versions import software_versions
 
 EMBEDDED_SETS = ("3diebench-p", "3diebench-pt")
@@ -121,39 +117,28 @@ def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
     out = (
         config.out or source.out_folder / "evaluation" / f"{label}-{data.name}-{data.evaluation.split}-{protocol.name}"
     )
-<<<<<<< HEAD
-    publish(out, config, source, data, results, transfer_sets)
-=======
-    publish(out, config, source, data, results, device)
->>>>>>> main
+    publish(out, config, source, data, results, transfer_sets, device)
     print(f"{results.encoder_passes:,} images went through the encoder; all of it in {out}")
     return out
 
 
 def publish(
-<<<<<<< HEAD
     out: Path,
     config: EvaluationConfig,
     source: EncoderSource,
     data: DataSource,
     results: SuiteResults,
     transfer_sets: Sequence[TransferSet],
+    device: str,
 ) -> None:
     """Writes `results.json`, `arrays.npz` and `report.html`."""
     run = describe(config, source, data, results, software_versions())
     run["transfer_fingerprints"] = {
         each.label: [each.data.probe_train.fingerprint, each.data.evaluation.fingerprint] for each in transfer_sets
     }
-    arrays = results.arrays | result_arrays(results.first_seed, data.evaluation)
-=======
-    out: Path, config: EvaluationConfig, source: EncoderSource, data: DataSource, results: SuiteResults, device: str
-) -> None:
-    """Writes `results.json`, `arrays.npz` and `report.html`."""
-    run = describe(config, source, data, results, software_versions())
     arrays = (
         results.arrays | result_arrays(results.first_seed, data.evaluation) | pictures(source, data, results, device)
     )
->>>>>>> main
     write_evaluation(out, results.records, results.notes, run, arrays)
     write_evaluation_report([out], out / "report.html", title=f"{source.name} on {data.name}")
 
