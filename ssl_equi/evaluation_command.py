@@ -4,7 +4,7 @@ import hashlib
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from ssl_equi.probing.publish import result_arrays
 from ssl_equi.probing.retrieval_results import TASK as RETRIEVAL
 from ssl_equi.probing.seed_table import print_seeds
 from ssl_equi.probing.skipping import TaskSkipped
-from ssl_equi.probing.transfer import TransferSet, open_transfer_set, transfer_questions
+from ssl_equi.probing.transfer import open_transfer_set, transfer_questions
 from ssl_equi.versions import software_versions
 
 EMBEDDED_SETS = ("3diebench-p", "3diebench-pt")
@@ -117,28 +117,32 @@ def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
     out = (
         config.out or source.out_folder / "evaluation" / f"{label}-{data.name}-{data.evaluation.split}-{protocol.name}"
     )
-    publish(out, config, source, data, results, transfer_sets, device)
+    run = describe(config, source, data, results, software_versions()) | {
+        "transfer_fingerprints": {
+            each.label: [each.data.probe_train.fingerprint, each.data.evaluation.fingerprint] for each in transfer_sets
+        }
+    }
+    publish(out, source, data, results, run, device)
     print(f"{results.encoder_passes:,} images went through the encoder; all of it in {out}")
     return out
 
 
 def publish(
     out: Path,
-    config: EvaluationConfig,
     source: EncoderSource,
     data: DataSource,
     results: SuiteResults,
-    transfer_sets: Sequence[TransferSet],
+    run: Mapping[str, Any],
     device: str,
 ) -> None:
-    """Writes `results.json`, `arrays.npz` and `report.html`."""
-    run = describe(config, source, data, results, software_versions())
-    run["transfer_fingerprints"] = {
-        each.label: [each.data.probe_train.fingerprint, each.data.evaluation.fingerprint] for each in transfer_sets
-    }
-    arrays = (
-        results.arrays | result_arrays(results.first_seed, data.evaluation) | pictures(source, data, results, device)
-    )
+    """Writes `results.json`, `arrays.npz` and `report.html`.
+
+    Args:
+        run: what `results.json` says of the evaluation as a whole.
+        device: where the encoder is.
+    """
+    drawn = result_arrays(results.first_seed, data.evaluation) | pictures(source, data, results, device)
+    arrays = results.arrays | drawn
     write_evaluation(out, results.records, results.notes, run, arrays)
     write_evaluation_report([out], out / "report.html", title=f"{source.name} on {data.name}")
 

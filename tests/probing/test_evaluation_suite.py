@@ -303,7 +303,7 @@ def test_the_best_epoch_is_reported_apart_and_only_where_the_paper_does() -> Non
 
 
 def test_the_predictor_of_a_run_is_asked_for_views_once() -> None:
-    """Poses as embeddings: R2 = R1 R12 by the true action finds every view; the smaller part can't be asked."""
+    """Poses as embeddings: R2 = R1 R12 by the true action finds every view, and doing two actions is doing one."""
     data = data_of(num_latents=7)
     rotations = torch.cat([
         quat_to_matrix(torch.from_numpy(split.quats_xyzw)).flatten(-2).flatten(0, 1)
@@ -317,7 +317,8 @@ def test_the_predictor_of_a_run_is_asked_for_views_once() -> None:
     assert {record.seed for record in found} == {0} and {record.part for record in found} == {"all"}
     assert value(results, "retrieval", "all", "mrr") == 1
     assert {record.seed for record in results.records if record.task == "colour"} == {0, 1}
-    reason = "retrieval, part equi: the predictor of by hand reads 10 features"
-    assert any(note.startswith(reason) for note in results.notes)
-    with pytest.raises(UserError, match="by hand has no predictor beside it to retrieve with"):
+    assert value(results, "predictor_consistency", "all", "composition_error") == pytest.approx(0, abs=1e-5)
+    assert results.first_seed.results["all"]["retrieval"].retrieval_ranks.max() == 1
+    assert evaluate(data, source, protocol=BRIEF, tasks=("retrieval",), parts=("equi",)).records, "of all features"
+    with pytest.raises(UserError, match="by hand has no predictor beside it to ask for retrieval"):
         evaluate(data, replace(source, predictor=None), tasks=("retrieval",))
