@@ -51,6 +51,11 @@ class AugmentedViews:
     seed: int
 
     @property
+    def label(self) -> str:
+        """A word for it, to show."""
+        return "augmented"
+
+    @property
     def fingerprint(self) -> str:
         """Tells these augmentations from others."""
         described = f"augmented by {self.pipeline} with seed {self.seed} for {len(self.parameters)} views"

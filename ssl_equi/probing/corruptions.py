@@ -52,6 +52,11 @@ class Corruption:
     seed: int = 0
 
     @property
+    def label(self) -> str:
+        """A word for it, to show."""
+        return self.name
+
+    @property
     def fingerprint(self) -> str:
         """Tells this change from others."""
         described = f"corruption {VERSION} {self.name} {self.severity} {self.seed}"

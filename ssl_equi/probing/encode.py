@@ -30,6 +30,10 @@ class ImageChange(Protocol):
     """Something done to every image of a split before it is encoded, on the device: a corruption, an augmentation."""
 
     @property
+    def label(self) -> str:
+        """A word for it, to show."""
+
+    @property
     def fingerprint(self) -> str:
         """Tells this change from all others."""
 

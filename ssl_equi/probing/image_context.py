@@ -70,13 +70,14 @@ class ImageContext:
             FeatureError: a feature is not finite.
             RuntimeError: encoding changed the encoder.
         """
+        label = views.split if change is None else f"{views.split}, {change.label}"
         key = ("features", views.fingerprint, views.split, None if change is None else change.fingerprint)
         return self.once(
             key,
             lambda: self.store.encode(
                 self.module, views, self.mean_rgb, self.std_rgb, name=self.name, architecture=self.architecture,
                 encoder_sha256=self.encoder_sha256, device=self.device, batch_size=self.batch_size, change=change,
-                on_progress=self.progress_of(f"{self.name}: {views.split}"),
+                on_progress=self.progress_of(f"{self.name}: {label}"),
             ),
         )  # fmt: skip
 

@@ -20,11 +20,10 @@ from ssl_equi.data.turned_views import turn_quat_xyzw, turned_by_any_angle
 from ssl_equi.geometry.rotations import quat_multiply, quat_positive
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.encoder_sources import EncoderSource
-from ssl_equi.probing.heads import Samples, build_head, train_head
 from ssl_equi.probing.metrics import angle_errors_deg
-from ssl_equi.probing.pairs import training_pairs
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.skipping import TaskSkipped
+from ssl_equi.probing.tasks_pose import relative_rotation_head
 
 ORBIT_ANGLES_DEG: tuple[float, ...] = tuple(range(0, 360, 15))
 NUM_ORBIT_OBJECTS = 12
@@ -101,19 +100,7 @@ def fit_relative_rotation_head(train: FeatureCache, protocol: ProbeProtocol, see
             f"a rotation head learns from pairs of views with known poses, and objects have {train.num_views} views"
             f"{'' if train.quats_xyzw is not None else ' without poses'}: take rendered views"
         )
-    features, quats_xyzw = train.features.flatten(0, 1), train.quats_xyzw.flatten(0, 1)
-    generator = torch.Generator().manual_seed(seed)
-    head = build_head(2 * features.shape[1], protocol.rotation_hidden, 4, generator)
-
-    def samples_of_epoch(epoch: int) -> Samples:
-        pairs = training_pairs(train.num_objects, train.num_views, protocol.rotation_pairs_per_object, seed, epoch)
-        views = np.stack([pairs.first_view, pairs.second_view], axis=1)
-        rows = torch.from_numpy(pairs.object_indices[:, None] * train.num_views + views).to(features.device)
-        return Samples(rows, relative_rotation(quats_xyzw[rows]))
-
-    return train_head(
-        head, features, samples_of_epoch, F.mse_loss, protocol, epochs=protocol.rotation_epochs, seed=seed
-    ).eval()
+    return relative_rotation_head(train, protocol, seed)
 
 
 def _check_pictures(collection: ViewCollection, side: int) -> None:
