@@ -6,7 +6,7 @@ from typing import Literal
 
 ProtocolName = Literal[
     "ssl_equi", "embedded", "sie", "seq_jepa", "equicaps", "care", "care_imagenet100", "essl", "essl_imagenet"
-]  # embedded: another name of ssl_equi
+]  # embedded: ssl_equi with fewer questions, for the end of a training run
 
 AUGMENTATION_EQUIVARIANCE = "augmentation_equivariance"  # the one question that needs more images than the split's
 
@@ -19,6 +19,15 @@ CORE_TASKS: tuple[str, ...] = (
     "translation_base",
     "colour",
 )
+
+# Every question that the features of the splits' views answer (`ssl_equi.probing.tasks.TASKS` says how).
+FEATURE_TASKS: tuple[str, ...] = (
+    "classification", "linear", "knn", "knn_weighted", "low_shot_1pct", "low_shot_10pct",
+    "relative_rotation", "relative_rotation_6d", "relative_rotation_matrix",
+    "absolute_rotation", "absolute_rotation_6d", "absolute_rotation_matrix",
+    "translation_object", "translation_base", "colour", "colour_circular", "light", "relative_light",
+    "invariance", "collapse", "feature_action",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -201,6 +210,11 @@ def embedded() -> ProbeProtocol:
     return ProbeProtocol()
 
 
+def ssl_equi() -> ProbeProtocol:
+    """The heads of `embedded`, and every question that needs no further images but augmented ones."""
+    return replace(embedded(), tasks=(*FEATURE_TASKS, AUGMENTATION_EQUIVARIANCE))
+
+
 def sie() -> ProbeProtocol:
     """The protocol of SIE (Garrido et al., ICML 2023, released evaluation scripts), but on a truly frozen encoder.
 
@@ -352,7 +366,7 @@ def essl_imagenet() -> ProbeProtocol:
 
 
 PROBE_PROTOCOLS: dict[ProtocolName, Callable[[], ProbeProtocol]] = {
-    "ssl_equi": embedded,
+    "ssl_equi": ssl_equi,
     "embedded": embedded,
     "sie": sie,
     "seq_jepa": seq_jepa,

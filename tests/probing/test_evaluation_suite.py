@@ -278,6 +278,8 @@ def test_every_protocol_asks_for_tasks_and_metrics_that_exist() -> None:
         protocol = make()
         assert set(protocol.tasks) <= {*TASKS, AUGMENTATION_EQUIVARIANCE}
         assert (protocol.paper_metrics == ()) == (name in ("ssl_equi", "embedded"))
+    assert PROBE_PROTOCOLS["ssl_equi"]().tasks == (*TASKS, AUGMENTATION_EQUIVARIANCE)
+    assert PROBE_PROTOCOLS["ssl_equi"]().name == PROBE_PROTOCOLS["embedded"]().name, "the heads are the same"
 
 
 def test_the_best_epoch_is_reported_apart_and_only_where_the_paper_does() -> None:
