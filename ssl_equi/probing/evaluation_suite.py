@@ -181,7 +181,7 @@ class Suite:
         tasks = {name: TASKS[name] for name in names if name in TASKS}
         num_classes = len(data.evaluation.class_names)
         for seed in self.seeds:
-            self.say(f"{name}: {len(tasks)} tasks on {len(parts)} parts, seed {seed}")
+            self.say(f"{name}: {len(tasks)} tasks on {', '.join(parts)}, seed {seed}")
             by_seed[seed], skipped = ask_tasks(
                 train, test, parts, tasks, num_classes, self.protocol, self.device, seed,
                 unchanged=module, before_task=self._announce(name),
