@@ -136,9 +136,11 @@ def _row(
         sign = -1 if lower_is_better(metric) else 1
         # Equal means share the first place.
         best = max(present, key=lambda index: sign * _present(cells[index]).mean)
-        near = frozenset(
-            index for index in present if index != best and _is_near(_present(cells[best]), _present(cells[index]))
-        )
+        leader = _present(cells[best])
+        if sign * leader.mean <= sign * leader.baseline:
+            best, reason = None, f"not ranked: no run is better than the baseline ({leader.baseline_name})"
+        else:
+            near = frozenset(index for index in present if index != best and _is_near(leader, _present(cells[index])))
     return Row(task, metric, part, setting, cells, best, near, reason)
 
 
@@ -182,6 +184,8 @@ def _why_not_ranked(task: str, part: str, cells: Mapping[str, Cell]) -> str:
             return f"not ranked: {_difference(name, values)}"
     if task.startswith("leakage_"):
         return "not ranked: what an aggregate leaks is not a merit"
+    if task == "collapse":
+        return "not ranked: directions in use warn of a collapse, and more of them are no merit"
     if task in NOT_A_MERIT.get(part, ()):
         return f"not ranked: part {part} is not meant to know this, so neither high nor low is better"
     return ""

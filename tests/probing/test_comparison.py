@@ -61,6 +61,8 @@ def test_a_fingerprint_is_of_the_split_that_the_run_was_evaluated_on(tmp_path):
         ({"task": "relative_rotation", "metric": "r2_uniform", "part": "inv"}, None),
         ({"task": "classification", "metric": "top1", "part": "equi"}, None),
         ({"task": "leakage_rotation", "metric": "r2_uniform", "part": "agg@3"}, None),
+        ({"task": "collapse", "metric": "rankme", "part": "all"}, None),
+        ({"metric": "top1", "baseline": 0.4}, None),
     ],
 )
 def test_the_best_follows_the_metric_and_the_part(tmp_path, question, best):
