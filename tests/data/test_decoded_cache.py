@@ -110,7 +110,7 @@ def test_the_size_is_stated_before_and_refused_if_the_disk_is_too_small(
             with pytest.raises(DataError, match=r"need 0\.3 MiB in .* and 0\.3 MiB are free: free some space"):
                 CachedViews(stored, tmp_path)
     printed = capsys.readouterr().out
-    assert printed.startswith("decoding 138 views once into ") and printed.endswith(": 0.3 MiB\n")
+    assert printed.startswith("decoding 138 views once into ") and printed.rstrip().endswith(": 0.3 MiB")
 
 
 def test_a_view_that_does_not_decode_leaves_no_cache_behind(own_split: Path, tmp_path: Path) -> None:
