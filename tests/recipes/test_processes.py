@@ -73,7 +73,7 @@ def test_two_processes_learn_what_one_does(
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["run"], "one folder, not one for each process"
     assert output.count("run/encoder; probing") == output.count("probed in") == 1, "the first process alone speaks"
     state = json.loads((list_checkpoints(tmp_path / "two/run/checkpoints")[-1] / "run.json").read_text())
-    assert state == {"step": 6, "world_size": 2}
+    assert state == {"step": 6, "world_size": 2, "records_skipped": 0}
     records = json.loads((tmp_path / "two/run/results.json").read_text())["records"]
     names = [(record["task"], record["part"], record["metric"]) for record in records]
     assert len(set(names)) == len(names), "the first process alone writes"
