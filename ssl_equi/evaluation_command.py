@@ -141,19 +141,25 @@ def publish(
         run: what `results.json` says of the evaluation as a whole.
         device: where the encoder is.
     """
-    drawn = result_arrays(results.first_seed, data.evaluation) | pictures(source, data, results, device)
-    arrays = results.arrays | drawn
-    write_evaluation(out, results.records, results.notes, run, arrays)
+    drawn, why_not_drawn = pictures(source, data, results, device)
+    arrays = results.arrays | result_arrays(results.first_seed, data.evaluation) | drawn
+    write_evaluation(out, results.records, (*results.notes, *why_not_drawn), run, arrays)
     write_evaluation_report([out], out / "report.html", title=f"{source.name} on {data.name}")
 
 
-def pictures(source: EncoderSource, data: DataSource, results: SuiteResults, device: str) -> dict[str, np.ndarray]:
+def pictures(
+    source: EncoderSource, data: DataSource, results: SuiteResults, device: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """What the report draws that takes the encoder or its predictor again: orbits, and strips of what is retrieved.
 
     They are only drawn, so the images of the orbits aren't counted among those that were encoded for the numbers.
+
+    Returns:
+        The arrays, and a sentence for what can't be drawn.
     """
     first = results.first_seed
     arrays: dict[str, np.ndarray] = {}
+    notes: list[str] = []
     parts = {part: columns for part, columns in first.parts.items() if "relative_rotation" in first.results[part]}
     try:
         heads = {
@@ -163,11 +169,11 @@ def pictures(source: EncoderSource, data: DataSource, results: SuiteResults, dev
         arrays |= orbit_errors(
             source, data.evaluation, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb, rotation_heads=heads, device=device
         )
-    except TaskSkipped:
-        pass  # views that aren't square, or whose pose is unknown, have no orbits to draw
+    except TaskSkipped as reason:
+        notes.append(f"orbits are not drawn: {reason}")
     if source.predictor is not None and any(record.task == RETRIEVAL for record in results.records):
         arrays |= strips_of_predictions(source.predictor.cpu(), first.test_features, data.evaluation)
-    return arrays
+    return arrays, notes
 
 
 def describe(

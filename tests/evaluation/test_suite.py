@@ -5,6 +5,7 @@ import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -16,6 +17,7 @@ from ssl_equi.errors import UserError
 from ssl_equi.evaluation_command import EvaluationConfig, evaluate_command
 from ssl_equi.probing.evaluation_folder import read_evaluation
 from ssl_equi.probing.protocol import EquivarianceProtocol, ProbeProtocol
+from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.tasks import TASKS
 
 SCRIPTS = Path(__file__).parent.parent.parent / "evaluation"
@@ -131,3 +133,16 @@ def test_a_script_runs_as_from_the_command_line(
     with pytest.raises(SystemExit):
         runpy.run_path(script, run_name="__main__")
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: there is no task 'kn': did you mean knn")
+
+
+def test_orbits_that_cannot_be_drawn_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise TaskSkipped("views lie in a buffer of 24 x 32 pixels: crop them first")
+
+    monkeypatch.setattr(evaluation_command, "orbit_errors", refuse)
+    first = SimpleNamespace(parts={"all": slice(0, 2)}, results={"all": {}})
+    data = SimpleNamespace(evaluation=None, mean_rgb=(0, 0, 0), std_rgb=(1, 1, 1))
+    found = evaluation_command.pictures(
+        SimpleNamespace(predictor=None), data, SimpleNamespace(first_seed=first, records=[]), "cpu"
+    )
+    assert found == ({}, ["orbits are not drawn: views lie in a buffer of 24 x 32 pixels: crop them first"])
