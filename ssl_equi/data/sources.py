@@ -60,6 +60,12 @@ class DataSource:
     mean_rgb: tuple[float, float, float]
     std_rgb: tuple[float, float, float]
 
+    def normalised_with(
+        self, mean_rgb: tuple[float, float, float] | None, std_rgb: tuple[float, float, float] | None
+    ) -> "DataSource":
+        """The same images with another normalisation; None leaves what it is."""
+        return dataclasses.replace(self, mean_rgb=mean_rgb or self.mean_rgb, std_rgb=std_rgb or self.std_rgb)
+
     @property
     def has_poses(self) -> bool:
         """True if rotations and colours of the views are known, so that the encoder can be probed for them."""

@@ -21,7 +21,7 @@ from ssl_equi.importing.layouts import RENDERED_MEAN_RGB, RENDERED_STD_RGB, Rgb
 from ssl_equi.importing.tensors import LayoutError, named_tensors
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.training_saccades import ACTION_SIZE as SACCADE_SIZE
-from ssl_equi.training_saccades import SaccadeOptions, describe_saccades
+from ssl_equi.training_saccades import STL10_MEAN_RGB, STL10_STD_RGB, SaccadeOptions, describe_saccades
 
 Actions = Literal["rotation", "rotation_color", "position"]
 
@@ -60,7 +60,7 @@ QUATERNION_SIZE = 4
 VARIANTS: dict[Actions, Variant] = {
     "rotation": Variant("3diebench", ACTION_SIZES["rotation"], 128, 3, RENDERED_MEAN_RGB, RENDERED_STD_RGB),
     "rotation_color": Variant("3diebench", ACTION_SIZES["rotation_color"], 128, 4, RENDERED_MEAN_RGB, RENDERED_STD_RGB),
-    "position": Variant("stl10", SACCADE_SIZE, 96, 4, (0.4467, 0.4398, 0.4066), (0.2241, 0.2215, 0.2239)),
+    "position": Variant("stl10", SACCADE_SIZE, 96, 4, STL10_MEAN_RGB, STL10_STD_RGB),
 }
 
 
