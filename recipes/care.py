@@ -69,6 +69,7 @@ def cifar10() -> Config:
     """CIFAR-10 as in the paper: 16 chunks of 16 images, lambda .01 (which the released script sets to .03)."""
     return Config(
         dataset="cifar10", image_size=32, encoder="resnet50_small_images",
+        encoder_arguments={"zero_init_last": False, "stem_init": "pytorch"},
         views=ViewOptions(source="augmented", preset="care_cifar"), batch_size=256, epochs=400,
         final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, log_every=50, save_every=975, loader_threads=8,
         objective=CAREConfig(weight=mean_pair_weight(0.01, 16), chunk_size=16),
@@ -101,6 +102,7 @@ def imagenet100() -> Config:
     """A folder of 100 ImageNet classes, SimCLR base, as in the paper: batch 512, learning rate .8, lambda .005."""
     return Config(
         dataset="folder", image_size=224, evaluation_split="val", encoder="resnet50",
+        encoder_arguments={"zero_init_last": False},
         views=ViewOptions(source="augmented", preset="care_imagenet100"), batch_size=512, epochs=200, optimizer="sgd",
         learning_rate=0.8, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4, mixed_precision="bf16",
         log_every=50, save_every=1000, loader_threads=16,

@@ -59,7 +59,8 @@ def threediebench_sie() -> Config:
         dataset="3diebench", image_size=256, evaluation_split="val", encoder="resnet18", batch_size=1024, epochs=2000,
         final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
         save_every=1000, loader_threads=8, probe_protocol="sie", objective=EquiModConfig(
-            temperature=0.1, projector=(2048, 2048, 2048), predictor="hypernetwork", separate_batch_norm=True
+            temperature=0.1, projector=(2048, 2048, 2048), predictor="hypernetwork", hypernetwork_init="released",
+            separate_batch_norm=True,
         ),
     )  # fmt: skip
 

@@ -69,6 +69,7 @@ def cifar10() -> Config:
     """
     return Config(
         dataset="cifar10", image_size=32, encoder="resnet18_small_images",
+        encoder_arguments={"zero_init_last": False},
         views=ViewOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
         learning_rate=0.12, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
         loader_threads=8, objective=ESSLConfig(weight=0.4, separate_statistics=False),

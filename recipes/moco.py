@@ -41,6 +41,7 @@ def imagenet() -> Config:
     """ImageNet with the settings of MoCo-v2 (Chen et al., 2020), but for bf16: batch 256, SGD, 200 epochs."""
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
+        encoder_arguments={"zero_init_last": False},
         views=ViewOptions(source="augmented", preset="mocov2"), batch_size=256, epochs=200, optimizer="sgd",
         learning_rate=0.03, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4, mixed_precision="bf16",
         log_every=50, save_every=5000, loader_threads=16,

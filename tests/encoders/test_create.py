@@ -69,6 +69,14 @@ def test_resnets_for_small_images_keep_the_resolution_in_their_stem(name: str, f
     assert sum(parameter.numel() for parameter in encoder.parameters()) == parameters
 
 
+@pytest.mark.parametrize(("stem_init", "std"), [("he_fan_out", 0.059), ("pytorch", 0.111)])
+def test_stems_for_small_images_start_as_timms_or_as_pytorchs(stem_init: str, std: float) -> None:
+    encoder = create_encoder("resnet18_small_images", image_size=32, stem_init=stem_init)
+    assert encoder.conv1.weight.std().item() == pytest.approx(std, rel=0.06)
+    with pytest.raises(EncoderError, match="stem_init is 'zero': choose 'he_fan_out' or 'pytorch'"):
+        create_encoder("resnet18_small_images", image_size=32, stem_init="zero")
+
+
 def test_the_pooled_small_encoder_has_no_weights_behind_its_map() -> None:
     encoder = create_encoder("strided_cnn_pooled", image_size=64).eval()
     images = torch.randn(2, 3, 64, 64)
