@@ -151,7 +151,12 @@ def load_module_strictly(module: torch.nn.Module, state: dict[str, Tensor], sour
     Raises:
         CheckpointError: names the file and the first few tensors that differ; the module is left as it was.
     """
-    own = module.state_dict()
+    refuse_other_tensors(module.state_dict(), state, source)
+    module.load_state_dict(state)
+
+
+def refuse_other_tensors(own: dict[str, Tensor], state: dict[str, Tensor], source: Path) -> None:
+    """Raises CheckpointError unless a state that was read has the names and shapes of a module's own."""
     missing = [name for name in own if name not in state]
     unknown = [name for name in state if name not in own]
     shared = {name: value for name, value in state.items() if name in own}
@@ -174,7 +179,6 @@ def load_module_strictly(module: torch.nn.Module, state: dict[str, Tensor], sour
             f"{source} holds another architecture ({count} tensors differ, such as: {shown}): "
             "use the options that it was trained with, or another --out folder"
         )
-    module.load_state_dict(state)
 
 
 def _is_readable_as(stored: torch.dtype, wanted: torch.dtype) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ssl_equi.checkpoint import read_tensors
 from ssl_equi.encoders.create import EncoderError, create_encoder, model_arguments, timm_with_our_encoders
 from ssl_equi.export import (
     CONFIG_FILE,
@@ -26,7 +27,6 @@ from ssl_equi.export import (
     load_encoder,
     parts_of,
     read_encoder_config,
-    read_weights,
 )
 from ssl_equi.predictor_export import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
 from ssl_equi.probing.encode import state_sha256
@@ -233,6 +233,12 @@ def _described(
     """The source of a module that was tried on an image of this size; one trained on others gets a note."""
     module = module.eval()
     num_features = _try_image(name, module, image_size, trained_size)
+    for part, columns in (parts or {}).items():
+        if columns.stop > num_features:
+            raise EncoderError(
+                f"part {part!r} of {name} ends at column {columns.stop}, and the encoder has {num_features} features: "
+                "export the encoder again"
+            )
     notes: tuple[str, ...] = ()
     if trained_size is not None and trained_size != image_size:
         notes = (
@@ -289,7 +295,7 @@ def _filled_by_timm(
     """
     if file.suffix != ".safetensors":
         raise EncoderError(f"{file} is not a safetensors file, and other formats run code: save the weights as one")
-    stored = set(read_weights(file))
+    stored = set(read_tensors(file, "copy it again"))
     pretrained_cfg: Mapping[str, Any] = getattr(untrained, "pretrained_cfg", None) or {}
     classifiers = pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
