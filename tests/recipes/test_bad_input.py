@@ -101,9 +101,7 @@ def test_the_real_command_prints_one_line_and_no_traceback(
         "--encoder",
         "resnet81",
     ]
-    done = subprocess.run(
-        command, cwd=ROOT, env=subprocess_environment, capture_output=True, text=True, timeout=100, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=subprocess_environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: timm has no model named 'resnet81': did you mean resnet")
     assert done.stderr.count("\n") == 1

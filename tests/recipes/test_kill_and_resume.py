@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 EPOCHS = 14
 TOTAL_STEPS = 3 * EPOCHS
 SAVE_EVERY = 7
-PATIENCE_SECONDS = 100
+PATIENCE_SECONDS = 900
 
 EventLines = Callable[[Path, str], list[str]]
 

@@ -27,7 +27,7 @@ LAUNCH_TWO = [
 ]  # fmt: skip
 # Adam divides by the size of the gradient, so rounding grows with every step: large steps would blur the comparison.
 LEARNING_RATE = 1e-5
-PATIENCE_SECONDS = 200
+PATIENCE_SECONDS = 900
 
 
 @contextmanager
