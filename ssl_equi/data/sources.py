@@ -140,7 +140,7 @@ def open_ood_rotation(data: DataSource) -> ViewCollection:
     return ShardDataset(folder, OOD_ROTATION, image_size)
 
 
-def stored_image_size(name: DatasetName, data_dir: str | Path | None) -> int | None:
+def stored_image_size(name: str, data_dir: str | Path | None) -> int | None:
     """Side in pixels of the images of rendered shards in the folder `data_dir`; None for all other data.
 
     Raises:
