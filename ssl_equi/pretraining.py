@@ -86,6 +86,8 @@ def open_loader(
     Args:
         stored_views: of each object; as many as a pair of views needs when None.
     """
+    for note in data.notes:
+        run.say(note)
     views = views_to_load(config.views) if stored_views is None else stored_views
     if config.render_views:
         return rendered_loader(config, data, run, views)
@@ -95,7 +97,8 @@ def open_loader(
         return StreamedLoader(
             data.train.location,
             data.train.split,
-            fit=data.train.fit,
+            fit=data.train.fit if isinstance(data.train, RemoteImages) else None,
+            image_size=data.train.image_size[0],
             global_batch_size=config.batch_size,
             views=views,
             seed=config.seed,
@@ -209,8 +212,8 @@ def finish(
             split_name=config.evaluation_split,
             bad_train_records=BadRecords(config.on_bad_record, config.max_skipped, run.rank),
         )
-        if further_records is not None:
-            results = replace(results, records=results.records + further_records(results))
+        further = [] if further_records is None else further_records(results)
+        results = replace(results, records=results.records + further, notes=(*data.notes, *results.notes))
         set_aside_earlier_results(run.folder)
         versions = json.loads((run.folder / "versions.json").read_text())
         report = publish_results(
