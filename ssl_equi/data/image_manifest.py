@@ -139,14 +139,10 @@ def read_image_index(folder: Path, manifest: ImageManifest, *, always_verify: bo
     stamp = IndexStamp(source, manifest.fingerprint, [f"{name}.npy" for name in _DTYPES])
     verify = always_verify or not stamp.is_known()
     checksums = manifest.sidecars if verify else None
-    index = ImageIndex(**{name: open_sidecar(source / f"{name}.npy", checksums) for name in _DTYPES})
-    for name, dtype in _DTYPES.items():
-        array = getattr(index, name)
-        if array.shape != (manifest.num_objects,) or array.dtype != dtype:
-            raise DataError(
-                f"sidecar {source / name}.npy holds {array.dtype} {array.shape}, expected {dtype} "
-                f"{(manifest.num_objects,)}: rebuild this data set"
-            )
+    shape = (manifest.num_objects,)
+    index = ImageIndex(
+        **{name: open_sidecar(source / f"{name}.npy", checksums, dtype, shape) for name, dtype in _DTYPES.items()}
+    )
     if verify:
         _check_values(index, manifest, source)
         if not always_verify:
