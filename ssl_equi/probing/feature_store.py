@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ssl_equi.checkpoint import CheckpointError, describe_os_error
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.files import sync_folder, write_durably
+from ssl_equi.files import read_json_object, sync_folder, write_durably
 from ssl_equi.npy import map_npy
 from ssl_equi.probing.encode import FeatureCache, FeatureError, ImageChange, cache_of, encode_batches
 
@@ -213,9 +213,9 @@ def _key(
 def _is_whole(entry: Path, key: dict[str, Any]) -> bool:
     """Whether an entry is there, is what its name says, and holds what was written."""
     try:
-        described = json.loads((entry / ENTRY_FILE).read_text(encoding="utf-8"))
-        return described["key"] == key and described["features_blake2b"] == _file_hash(entry / FEATURES_FILE)
-    except (OSError, ValueError, KeyError, TypeError):
+        described = read_json_object(entry / ENTRY_FILE, FeatureError)
+        return described.get("key") == key and described.get("features_blake2b") == _file_hash(entry / FEATURES_FILE)
+    except (OSError, FeatureError):
         return False
 
 
