@@ -14,6 +14,7 @@ LAYER = {
     "errors": 0,
     "files": 0,
     "machine": 0,
+    "npy": 0,
     "benchmarks": 0,
     "scenes": 1,
     "data": 2,
