@@ -132,18 +132,22 @@ def build_encoder(config: dict[str, Any], folder: Path) -> nn.Module:
 
     Raises:
         CheckpointError: neither timm nor this project knows it.
+        UserError: the folder states an argument that is not part of an architecture, such as a file of weights.
     """
     architecture = config.get("architecture")
     if architecture is None:
         raise CheckpointError(
             f"{folder} holds an encoder that timm doesn't know: build the module and pass it as encoder="
         )
+    from ssl_equi.encoders.arguments import refuse_reserved_arguments
     from ssl_equi.encoders.create import timm_with_our_encoders
 
+    arguments = {name: value for name, value in config.get("model_args", {}).items() if name != "num_classes"}
+    refuse_reserved_arguments(arguments)
     timm = timm_with_our_encoders()
     if not timm.is_model(architecture):
         raise CheckpointError(f"{folder} holds a {architecture}, which this timm doesn't know: update timm")
-    return timm.create_model(architecture, pretrained=False, **(config.get("model_args", {}) | {"num_classes": 0}))
+    return timm.create_model(architecture, pretrained=False, num_classes=0, **arguments)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

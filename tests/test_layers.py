@@ -13,6 +13,7 @@ LAYER = {
     "geometry": 0,
     "errors": 0,
     "files": 0,
+    "text": 0,
     "machine": 0,
     "npy": 0,
     "benchmarks": 0,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ssl_equi.encoders.arguments import refuse_reserved_arguments
 from ssl_equi.errors import UserError
 
 
@@ -25,7 +26,7 @@ def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
     Args:
         name: any name of `timm.list_models()`, ours included; never with pretrained weights.
         image_size: side of the square images in pixels, passed on to models of fixed input size (most ViTs).
-        arguments: passed on to `timm.create_model`.
+        arguments: passed on to `timm.create_model`; those that are not part of an architecture are refused.
 
     Returns:
         The module; its `num_features` is D, also for models whose head widens the features.
@@ -33,7 +34,9 @@ def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
     Raises:
         EncoderError: timm doesn't know the name, the model can't take images of this size, or needs a library that is
             missing.
+        UserError: an argument is reserved, see `arguments.RESERVED`.
     """
+    refuse_reserved_arguments(arguments, image_size)
     timm = timm_with_our_encoders()
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)

@@ -383,9 +383,11 @@ def test_resuming_with_other_data_is_refused(sie: ModuleType, trained: Any, fail
 
 
 def test_a_damaged_config_of_a_run_is_named(sie: ModuleType, trained: Any, fail: Fail) -> None:
-    (trained.out / "config.json").write_text("{")
-    sentence = fail(dataclasses.replace(trained, resume=True))
-    assert f"{trained.out / 'config.json'} is damaged" in sentence and "delete this file to resume" in sentence
+    for content, named in (("{", "is not valid JSON"), ("[" * 100_000, "levels deep"), ("[]", "not an object")):
+        (trained.out / "config.json").write_text(content)
+        sentence = fail(dataclasses.replace(trained, resume=True))
+        assert str(trained.out / "config.json") in sentence and named in sentence
+        assert "delete this file to resume" in sentence
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(
