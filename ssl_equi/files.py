@@ -57,20 +57,27 @@ def read_json_object(path: Path, error_type: type[Exception], cure: str = _WRITE
     Raises:
         error_type: with one sentence that names the file, if it can't be read or `parse_json_object` refuses it.
     """
+    size = size_of_regular_file(path, str(path), error_type, cure)
+    if size > MOST_JSON_BYTES:
+        raise error_type(f"{path} has {size:,} bytes, more than the {MOST_JSON_BYTES:,} that are read: {cure}")
     try:
-        status = os.stat(path)
-        if not S_ISREG(status.st_mode):
-            raise error_type(f"{path} is not a file: {cure}")
-        if status.st_size > MOST_JSON_BYTES:
-            raise error_type(
-                f"{path} has {status.st_size:,} bytes, more than the {MOST_JSON_BYTES:,} that are read: {cure}"
-            )
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise error_type(f"{path} is missing: {cure}") from None
     except OSError as error:
         raise error_type(f"{path} can't be read ({error.strerror}): {cure}") from error
     return parse_json_object(content, str(path), error_type, cure)
+
+
+def size_of_regular_file(path: Path, name: str, error_type: type[Exception], cure: str) -> int:
+    """Bytes of a file; `error_type` with one sentence that calls it `name` if it is missing, or a folder or a pipe."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise error_type(f"{name} is missing: {cure}") from None
+    except OSError as error:
+        raise error_type(f"{name} can't be read ({error.strerror}): {cure}") from error
+    if not S_ISREG(status.st_mode):
+        raise error_type(f"{name} is not a file: {cure}")
+    return status.st_size
 
 
 def parse_json_object(

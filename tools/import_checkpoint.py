@@ -36,10 +36,11 @@ SIE is older than 1.11 and names no version.
 The weights stay under the terms of their authors.
 """
 
-import argparse
 import hashlib
 import pickle
-from collections.abc import Mapping
+import re
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -130,26 +131,85 @@ def check_options(config: Config) -> None:
             raise CheckpointError(f"{option} says nothing to layout {config.layout}: leave it out")
 
 
-def open_file(file: Path) -> Mapping[str, Any]:
-    """What the file holds, on the CPU; never by running code from it."""
+class Unread:
+    """Stands in for an object of a class that is no tensor's: takes what the file says of it, and does nothing."""
+
+    def __init__(self, *values: object) -> None:
+        self.values = values
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+def unread_mapping(*values: object) -> dict[object, object]:
+    """Stands in for a class of mappings, whose items follow."""
+    return {}
+
+
+MAPPING_CLASSES = ("collections.defaultdict",)
+UNKNOWN_CLASS = re.compile(r"GLOBAL (\S+) was not an allowed global")
+MOST_UNKNOWN_CLASSES = 100
+LARGEST_COMPRESSION = 10
+
+
+def open_file(file: Path) -> tuple[Mapping[str, Any], list[str]]:
+    """What the file holds, on the CPU, and which classes of objects in it were not read; never runs code from it."""
     if not file.is_file():
         raise CheckpointError(f"there is no file {file}: give the path of a checkpoint")
     try:
         if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
-        # Options of training scripts, which many put beside the model: a plain object with attributes.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return safetensors.torch.load_file(file), []
+        content, unread = open_pickled(file)
     except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[-1] if "GLOBAL" in str(error) else "it is no checkpoint or damaged"
         raise CheckpointError(
-            f"{file} holds something besides tensors, numbers and text, which could be code, so it is not opened: "
-            "give a checkpoint as its authors released it, or save the state of its model alone"
+            f"{file} can't be opened without running code from it ({reason}): give a checkpoint as its authors "
+            "released it, or save the state of its model alone"
         ) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged or no checkpoint ({error}): fetch it again") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged file fails anywhere in torch's reader
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{file} is damaged or no checkpoint ({reason}): fetch it again") from error
+    if isinstance(content, Unread):
+        raise CheckpointError(f"{file} holds a {type(content).__name__} as a whole: save its state_dict() instead")
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{file} holds a {type(content).__name__}: give a checkpoint with the state of the model")
-    return content
+    return content, unread
+
+
+def open_pickled(file: Path) -> tuple[Any, list[str]]:
+    """What torch saved, with stand-ins for objects of classes that torch doesn't open, and the names of these.
+
+    torch reads such files without running code, but refuses them as a whole for one object of another class, such as a
+    NumPy number or the options of a training script. Here such a class is replaced by one that does nothing.
+    """
+    check_declared_size(file)
+    stand_ins: dict[str, Callable[..., object]] = {}
+    while True:
+        try:
+            with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
+                return torch.load(file, map_location="cpu", weights_only=True), list(stand_ins)
+        except pickle.UnpicklingError as error:
+            unknown = UNKNOWN_CLASS.search(str(error))
+            if unknown is None or len(stand_ins) == MOST_UNKNOWN_CLASSES:
+                raise
+            name = unknown[1] if "." in unknown[1] else f"builtins.{unknown[1]}"
+            if name in stand_ins:
+                raise
+            stand_ins[name] = unread_mapping if name in MAPPING_CLASSES else type(name, (Unread,), {})
+
+
+def check_declared_size(file: Path) -> None:
+    """Raises CheckpointError if the file, an archive, unpacks to much more than it holds: torch never compresses."""
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        declared = sum(entry.file_size for entry in archive.infolist())
+    if declared > LARGEST_COMPRESSION * file.stat().st_size:
+        raise CheckpointError(
+            f"{file} says that it holds {declared:,} bytes in {file.stat().st_size:,}: fetch it again, or save it anew"
+        )
 
 
 def describe_source(data: str, file: Path) -> str:
@@ -222,7 +282,7 @@ def main(config: Config) -> None:
     check_options(config)
     if config.out.exists():
         raise CheckpointError(f"{config.out} is there already: give --out a folder that isn't")
-    content = open_file(config.file)
+    content, unread = open_file(config.file)
     try:
         if config.layout == SEQ_JEPA:
             import_seq_jepa(content, config)
@@ -233,6 +293,11 @@ def main(config: Config) -> None:
         if cure is None:
             raise
         raise CheckpointError(f"{error.problem}: {cure}") from error
+    if unread:
+        print(f"not read: objects of {', '.join(unread)}")
+    beside = [str(key) for key, value in content.items() if not isinstance(value, Tensor | Mapping)]
+    if beside:
+        print(f"left out: {', '.join(beside)}")
     print("The weights stay under the terms of their authors.")
 
 

@@ -15,7 +15,7 @@ from ssl_equi.export import EncoderCard
 from ssl_equi.importing import resnet_names, vit_names
 from ssl_equi.importing.layouts import LAYOUTS, NORMALISATIONS, EncoderLayout, Layout, TrainingData
 from ssl_equi.importing.sie_resnet_order import find_sie_resnet
-from ssl_equi.importing.tensors import LayoutError, first_names
+from ssl_equi.importing.tensors import BATCH_COUNT, LayoutError, first_names, is_batch_count
 
 SIE_FAMILY: tuple[EncoderLayout, ...] = ("sie", "equicaps", "capsie")
 CHOSEN_BY_USER = "left out by name"
@@ -224,7 +224,9 @@ def _classify(
     for name in tensors:
         if name in placed:
             continue
-        if name.startswith(options.leave_out):
+        if is_batch_count(name) and name.replace(BATCH_COUNT, "running_var") in placed:  # the encoder counts none
+            left_out.setdefault("counts of batches", []).append(name)
+        elif name.startswith(options.leave_out):
             left_out.setdefault(CHOSEN_BY_USER, []).append(name)
         elif (original := _original(name, layout)) is not None:
             if original not in tensors or not torch.equal(tensors[name], tensors[original]):

@@ -149,7 +149,7 @@ def test_what_is_no_predictor_of_sie_is_refused_or_absent() -> None:
         (0, None, r"no tensor of shape \(64, 3, 7, 7\), the stem of SIE's ResNets"),
         (3, None, r"has shape \(64,\) where SIE's ResNet has the running_mean \(64,\) of a batch norm"),
         (6, torch.zeros(64, 64, 5, 5), r"has shape \(64, 64, 5, 5\) where SIE's ResNet has \(64, 64, 1, 1\) or \(64,"),
-        (-1, None, r"the checkpoint ends where SIE's ResNet has 'layer4.1.bn2.num_batches_tracked'"),
+        (-2, None, r"has shape \(\) where SIE's ResNet has the running_var \(512,\) of a batch norm"),
     ],
 )
 def test_orders_that_do_not_fit_are_named(
@@ -159,6 +159,8 @@ def test_orders_that_do_not_fit_are_named(
     name = list(state)[position]
     with pytest.raises(LayoutError, match=sentence):
         run({key: value for key, value in (state | {name: change}).items() if value is not None}, "sie")
+    with pytest.raises(LayoutError, match=r"the checkpoint ends where SIE's ResNet has 'layer4.1.conv2.weight'"):
+        run(dict(list(state.items())[:-6]), "sie")
 
 
 def test_torchvisions_resnet_is_none_of_sies(sie_encoder: nn.Module) -> None:
