@@ -29,6 +29,8 @@ from ssl_equi.run import Run
 from ssl_equi.schedules import rising_momentum
 from ssl_equi.training_saccades import (
     ACTION_SIZE,
+    STL10_MEAN_RGB,
+    STL10_STD_RGB,
     SaccadeOptions,
     SaccadeViews,
     check_glimpse_encoder,
@@ -46,6 +48,9 @@ class Config(PretrainingConfig):
     """M, glimpses that are observed; one more is predicted. Paper: 1 to 5; 4 in its tables."""
     saccades: SaccadeOptions = field(default_factory=SaccadeOptions)
     """Where the gaze goes, and what it sees there."""
+    mean_rgb: tuple[float, float, float] | None = None
+    std_rgb: tuple[float, float, float] | None = None
+    """Mean and standard deviation that images in [0, 1] are normalised with; those of the data when not given."""
     target_momentum: float = 0.996
     """Of the target encoder at the first step; it rises to 1 by a cosine. Paper: .996."""
 
@@ -65,6 +70,7 @@ def stl10() -> Config:
         dataset="stl10", image_size=96, encoder="resnet18_small_images", batch_size=512, epochs=2000,
         optimizer="adamw", learning_rate=4e-4, final_learning_rate=1e-5, warmup_steps=20 * 205, weight_decay=1e-3,
         decay_bias_and_norm=False, log_every=50, save_every=2050, loader_threads=8, probe_protocol="sie",
+        mean_rgb=STL10_MEAN_RGB, std_rgb=STL10_STD_RGB,
     )  # fmt: skip
 
 
@@ -83,6 +89,7 @@ def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "seq_jepa_saccades")
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
+    data = data.normalised_with(config.mean_rgb, config.std_rgb)
     make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     run.register("data", DataIdentity(data.train))

@@ -43,6 +43,8 @@ class EncoderCard:
         model_args: arguments that `timm.create_model` needs besides the name.
         image_size: side in pixels of the images that it was trained on.
         mean_rgb, std_rgb: normalisation of images scaled to [0, 1].
+        crop_share: side of the central crop that is evaluated, as a share of the image's shorter side.
+        interpolation: how images are resized.
         parts: columns [start, stop) of the features by name (`all`, `inv`, `equi`).
         objective: name of the method that trained it.
         trained_on: name and fingerprint of the training data.
@@ -60,6 +62,8 @@ class EncoderCard:
     license: str
     tag: str
     model_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    crop_share: float = 1.0
+    interpolation: str = "bicubic"
 
 
 def save_encoder(encoder: nn.Module, folder: Path, card: EncoderCard) -> None:
@@ -95,8 +99,8 @@ def describe_encoder(encoder: nn.Module, card: EncoderCard) -> dict[str, Any]:
             "custom_load": False,
             "input_size": [3, card.image_size, card.image_size],
             "fixed_input_size": "img_size" in card.model_args,
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
+            "interpolation": card.interpolation,
+            "crop_pct": card.crop_share,
             "mean": list(card.mean_rgb),
             "std": list(card.std_rgb),
             "num_classes": 0,

@@ -5,6 +5,7 @@
     python tools/import_checkpoint.py stl10_pls.pth --actions position --out runs/seq-jepa-saccades
     python tools/import_checkpoint.py model.pth --layout sie --action-sign -1 --out runs/sie-official
     python tools/import_checkpoint.py 800.pth --layout essl --out runs/essl-cifar10
+    python tools/import_checkpoint.py resnet50.pth --layout barlow_twins --out runs/barlow-twins
     python tools/import_checkpoint.py best.pth --layout care --data stl10 --out runs/care-stl10
     python tools/import_checkpoint.py dinov2_vits14_pretrain.pth --layout dino --image-size 224 --out runs/dinov2
     python tools/import_checkpoint.py weights.safetensors --layout timm --architecture convnext_tiny --out runs/convnext
@@ -20,13 +21,20 @@ the file. Files are opened without running code from them. Layouts:
     sie, equicaps, capsie
                 SIE's own ResNet. Their code is not looked at, so it is recognised by the order and the shapes of its
                 tensors, and what else is in the file by words in its name, such as projector; give --leave-out for
-                other names. The halves of SIE's features are read from its equivariant projector. Capsules are left out
+                other names. The parts of SIE's features are read from its equivariant projector; in a file without
+                projectors they are halves. Capsules are left out
     care, essl  ResNets for images of CIFAR's size, whose layers may be numbered, and ResNets for ImageNet
+    barlow_twins
+                the released ResNet-50 by itself, or the whole checkpoint
     dino        DINO and DINOv2, with or without registers: the teacher, or with --encoder-prefix student.backbone the
                 student. With another --image-size than its own, positions are resampled as timm does it
     moco        the query encoder, or the base encoder of MoCo v3, whose ViT-S has 12 heads:
                 --architecture vit_small_patch16_224 --architecture-arguments num_heads 12
-    timm        any state of a timm model, by its --architecture, or of a torchvision ResNet
+    timm        any state of a timm model, by its --architecture, or of a torchvision ResNet. Other names are fine in
+                torch's format, as long as order and shapes agree
+
+Images are normalised as the layout's authors do, for timm as timm's configuration of the architecture says (for one of
+its weights with a tag: --architecture NAME.TAG); --mean and --std say otherwise.
 
 Actions are given to imported predictors as anywhere here: R1^-1 R2 as a quaternion xyzw, plain differences of hues.
 Before version 1.11, SciPy returned inverse rotations with the other sign; for a checkpoint that was trained with it,
@@ -66,7 +74,7 @@ from ssl_equi.importing.seq_jepa_import import (
     describe_sequences,
     model_tensors,
 )
-from ssl_equi.importing.sie_predictor import ACTIONS, feature_parts, import_sie_predictor
+from ssl_equi.importing.sie_predictor import ACTIONS, equivariant_width, feature_parts, import_sie_predictor
 from ssl_equi.importing.tensors import LayoutError, named_tensors
 from ssl_equi.predictor_export import PREDICTOR_FOLDER, PredictorCard, save_predictor
 from ssl_equi.sequence_export import save_sequence_model
@@ -111,10 +119,20 @@ class Config:
     """Others: what further names begin with that are no part of the encoder."""
     predictor: bool = True
     """sie: also import projector and predictor, if they are in the file."""
+    equivariant_features: int | None = None
+    """sie: how many features, the last ones, are the equivariant part; read from the projector when not given, and half
+    of them in a file without any projector."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of red, green and blue in [0, 1] that images were normalised with, if not the layout's."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation likewise."""
 
 
 ONLY_SEQ_JEPA = ("actions", "observed_views", "heads")
-NOT_SEQ_JEPA = ("data", "architecture", "architecture_arguments", "encoder_prefix", "leave_out", "predictor")
+NOT_SEQ_JEPA = (
+    "data", "architecture", "architecture_arguments", "encoder_prefix", "leave_out", "predictor",
+    "equivariant_features",
+)  # fmt: skip
 
 
 def check_options(config: Config) -> None:
@@ -123,12 +141,20 @@ def check_options(config: Config) -> None:
     if config.layout in ("sie", "equicaps", "capsie"):
         unused += ("encoder_prefix",)
     if config.layout not in (SEQ_JEPA, "sie"):
-        unused += ("action_sign", "predictor")
+        unused += ("action_sign", "predictor", "equivariant_features")
     plain = Config(config.file, config.out)
     for name in unused:
         if getattr(config, name) != getattr(plain, name):
             option = f"--{name.replace('_', '-')}"
             raise CheckpointError(f"{option} says nothing to layout {config.layout}: leave it out")
+    for name, least in (("mean", 0.0), ("std", 1e-6)):
+        values = getattr(config, name)
+        if values is not None and not all(least <= value <= 1 for value in values):
+            raise CheckpointError(
+                f"--{name} is {values}: give three numbers above 0 and up to 1, of red, green and blue"
+            )
+    if config.image_size is not None and config.image_size < 1:
+        raise CheckpointError(f"--image-size is {config.image_size}: give a side of at least 1 pixel")
 
 
 class Unread:
@@ -226,6 +252,8 @@ def import_seq_jepa(content: Mapping[str, Any], config: Config) -> None:
         config.observed_views,
         4 if config.heads is None else config.heads,
         config.action_sign,
+        config.mean,
+        config.std,
     )
     tensors = model_tensors(content, str(config.file))
     objective = build_objective(tensors, options)
@@ -243,21 +271,30 @@ def import_others(content: Mapping[str, Any], config: Config) -> None:
     tensors = named_tensors(content, str(config.file))
     options = EncoderOptions(
         layout, config.data, config.image_size, config.architecture, config.architecture_arguments,
-        config.encoder_prefix, config.leave_out,
+        config.encoder_prefix, config.leave_out, config.mean, config.std,
+        keeps_order=config.file.suffix != ".safetensors",
     )  # fmt: skip
     imported = import_encoder(tensors, options)
     num_features = cast(int, imported.module.num_features)
-    trained_on = describe_source(imported.data, config.file)
+    trained_on = describe_source(imported.data or "unknown data", config.file)
     parts = {"all": (0, num_features)}
     predictor = None
     if layout == "sie":
-        parts = feature_parts(tensors, num_features)
-        predictor = import_sie_predictor(tensors, num_features) if config.predictor else None
+        parts = feature_parts(tensors, num_features, config.equivariant_features)
+        if config.predictor:
+            predictor = import_sie_predictor(tensors, num_features, config.equivariant_features)
+        if config.equivariant_features is None and equivariant_width(tensors, num_features) is None:
+            print(f"no projector tells which features are equivariant: the last {num_features // 2}, as in the paper")
         if predictor is None and config.action_sign == -1:
             raise CheckpointError(f"--action-sign is -1, but no predictor of {config.file} is imported: leave it out")
     objective = "unknown" if layout == "timm" else layout
     save_encoder(imported.module, config.out / "encoder", imported.card(objective, trained_on, parts))
-    print(f"{imported.architecture} for images of {imported.image_size} pixels, {imported.data}: {config.out}")
+    print(
+        f"{imported.architecture} for images of {imported.image_size} pixels, {imported.data or 'unknown data'}, "
+        f"normalised with {imported.normalisation.mean_rgb} and {imported.normalisation.std_rgb}: {config.out}"
+    )
+    for note in imported.notes:
+        print(note)
     if predictor is not None:
         card = PredictorCard("sie", ACTIONS[predictor.action_dim], trained_on, config.action_sign)
         save_predictor(predictor, config.out / PREDICTOR_FOLDER, card)

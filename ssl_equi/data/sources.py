@@ -62,6 +62,12 @@ class DataSource:
     notes: tuple[str, ...] = ()
     """What a reader of the numbers must know of the images, such as that they are not of their stored size."""
 
+    def normalised_with(
+        self, mean_rgb: tuple[float, float, float] | None, std_rgb: tuple[float, float, float] | None
+    ) -> "DataSource":
+        """The same images with another normalisation; None leaves what it is."""
+        return dataclasses.replace(self, mean_rgb=mean_rgb or self.mean_rgb, std_rgb=std_rgb or self.std_rgb)
+
     @property
     def has_poses(self) -> bool:
         """True if rotations and colours of the views are known, so that the encoder can be probed for them."""

@@ -209,6 +209,10 @@ def test_a_folder_that_is_there_is_never_replaced(tool: ModuleType, tmp_path: Pa
         ({"layout": "care", "action_sign": -1}, f"--action-sign {SAYS_NOTHING} care"),
         ({"data": "stl10"}, f"--data {SAYS_NOTHING} seq_jepa"),
         ({"leave_out": ("fc",)}, f"--leave-out {SAYS_NOTHING} seq_jepa"),
+        ({"layout": "moco", "equivariant_features": 3}, f"--equivariant-features {SAYS_NOTHING} moco"),
+        ({"mean": (0.5, 0.5, 127.0)}, "--mean is (0.5, 0.5, 127.0): give three numbers"),
+        ({"std": (0.0, 0.2, 0.2)}, "--std is (0.0, 0.2, 0.2): give three numbers"),
+        ({"image_size": 0}, "--image-size is 0: give a side of at least 1 pixel"),
     ],
 )
 def test_options_of_other_layouts_are_refused(error_of: Callable[..., str], options: dict, sentence: str) -> None:
@@ -239,10 +243,22 @@ def test_safetensors_of_a_timm_model_open_in_timm_again(tool: ModuleType, tmp_pa
         assert torch.equal(opened(images), tiny(images))
         assert torch.equal(load_encoder(folder)(images), tiny(images))
     config = read_encoder_config(folder)
-    assert config["pretrained_cfg"]["mean"] == [0.485, 0.456, 0.406]
+    assert config["pretrained_cfg"]["mean"] == config["pretrained_cfg"]["std"] == [0.5, 0.5, 0.5]
     assert config["pretrained_cfg"]["license"] == "other"
     assert config["ssl_equi"]["objective"] == "unknown"
     assert "tiny.safetensors, SHA-256 " in config["ssl_equi"]["trained_on"]
+
+
+@pytest.mark.parametrize("given", [{"mean": (0.1, 0.2, 0.3)}, {"std": (0.4, 0.5, 0.6)}, {"image_size": 96}])
+def test_what_the_user_says_of_the_images_holds(tool: ModuleType, tmp_path: Path, given: dict) -> None:
+    torch.save(small_state(), tmp_path / "saved.pth")
+    tool.main(tool.Config(tmp_path / "saved.pth", tmp_path / "out", "timm", architecture="resnet10t", **given))
+    config = read_encoder_config(tmp_path / "out" / "encoder")["pretrained_cfg"]
+    timms = timm.get_pretrained_cfg("resnet10t")
+    assert config["mean"] == list(given.get("mean", timms.mean))
+    assert config["std"] == list(given.get("std", timms.std))
+    assert config["input_size"] == [3, *[given.get("image_size", timms.input_size[-1])] * 2]
+    assert (config["crop_pct"], config["interpolation"]) == (timms.crop_pct, timms.interpolation)
 
 
 def sie_file(file: Path, with_predictor: bool = True) -> torch.nn.Module:
@@ -286,4 +302,17 @@ def test_a_sign_without_a_predictor_is_refused(tool: ModuleType, error_of: Calla
     assert error_of("model.pth", layout="sie", action_sign=-1).startswith(sentence)
     tool.main(tool.Config(Path("model.pth"), Path("plain"), layout="sie"))
     assert not Path("plain/predictor").exists()
-    assert parts_of(read_encoder_config(Path("plain/encoder"))) == {"all": slice(0, 512)}
+    halves = {"all": slice(0, 512), "inv": slice(0, 256), "equi": slice(256, 512)}
+    assert parts_of(read_encoder_config(Path("plain/encoder"))) == halves
+    tool.main(tool.Config(Path("model.pth"), Path("wide"), layout="sie", equivariant_features=128))
+    assert parts_of(read_encoder_config(Path("wide/encoder")))["equi"] == slice(384, 512)
+
+
+def test_a_predictor_that_is_not_known_is_no_reason_for_another_layout(error_of: Callable[..., str]) -> None:
+    sie_file(Path("model.pth"))
+    content = torch.load("model.pth", weights_only=False)
+    content["model"]["module.predictor.weight"] = torch.randn(48, 4)
+    torch.save(content, "hidden.pth")
+    error = error_of("hidden.pth", layout="sie")
+    assert error.endswith("leave the predictor out with --no-predictor\n")
+    assert "(48, 4) are not a hypernetwork for 6 numbers, which makes 36 or 42" in error
