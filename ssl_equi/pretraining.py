@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -86,6 +86,8 @@ def open_loader(
     Args:
         stored_views: of each object; as many as a pair of views needs when None.
     """
+    for note in data.notes:
+        run.say(note)
     views = views_to_load(config.views) if stored_views is None else stored_views
     if config.render_views:
         return rendered_loader(config, data, run, views)
@@ -95,7 +97,8 @@ def open_loader(
         return StreamedLoader(
             data.train.location,
             data.train.split,
-            fit=data.train.fit,
+            fit=data.train.fit if isinstance(data.train, RemoteImages) else None,
+            image_size=data.train.image_size[0],
             global_batch_size=config.batch_size,
             views=views,
             seed=config.seed,
@@ -179,14 +182,14 @@ def finish(
     config: PretrainingConfig,
     objective: Objective,
     data: DataSource,
-    further_records: Callable[[ProbeResults], list[ProbeRecord]] | None = None,
+    ask_more: Callable[[ProbeResults], tuple[list[ProbeRecord], Sequence[str]]] | None = None,
 ) -> None:
     """Exports the encoder, probes it and a random one on unseen objects, prints the table, writes the report.
 
     Only the first process works; the others end here.
 
     Args:
-        further_records: asks more of the encoded splits; its records join the table.
+        ask_more: asks more of the encoded splits; its records and notes join the table.
     """
     if run.is_main:
         started = time.perf_counter()
@@ -209,8 +212,8 @@ def finish(
             split_name=config.evaluation_split,
             bad_train_records=BadRecords(config.on_bad_record, config.max_skipped, run.rank),
         )
-        if further_records is not None:
-            results = replace(results, records=results.records + further_records(results))
+        records, notes = ([], ()) if ask_more is None else ask_more(results)
+        results = replace(results, records=results.records + records, notes=(*data.notes, *results.notes, *notes))
         set_aside_earlier_results(run.folder)
         versions = json.loads((run.folder / "versions.json").read_text())
         report = publish_results(

@@ -11,7 +11,9 @@ import torch
 
 from ssl_equi.data.bad_records import OnBadRecord
 from ssl_equi.errors import UserError
+from ssl_equi.files import read_json_object
 from ssl_equi.machine import usable_cores
+from ssl_equi.text import visible_values
 
 # Options that may differ between the first start of a run and its continuation: they don't change what is learnt. A run
 # that ended at a bad record goes on as if it had skipped bad records from the start.
@@ -110,12 +112,8 @@ def refuse_other_options(config_file: Path, mine: dict[str, Any], defaults: dict
     An option that the file doesn't name came with a later version, whose default leaves things as they were: such a
     run was made with that default.
     """
-    try:
-        theirs = flattened(json.loads(config_file.read_text()))
-    except (ValueError, AttributeError) as error:
-        raise RunError(
-            f"{config_file} is damaged ({error}): delete this file to resume with the options of this command"
-        ) from error
+    cure = "delete this file to resume with the options of this command"
+    theirs = flattened(read_json_object(config_file, RunError, cure))
     known = flattened(defaults) | theirs
     for option, value in flattened(mine).items():
         if option not in FREE_OPTIONS and value != known.get(option):
@@ -137,7 +135,7 @@ def default_threads() -> int:
 
 def jsonable(config: Any) -> dict[str, Any]:
     """The configuration as plain JSON values, as it will be read back."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return visible_values(json.loads(json.dumps(dataclasses.asdict(config), default=str)))
 
 
 def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,6 +16,10 @@ class EncoderError(UserError):
     """An encoder can't be made; the message says what to change."""
 
 
+class ImageSizeError(EncoderError):
+    """An encoder can't take images of this size."""
+
+
 def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
     """Makes a freshly initialised encoder that maps images [N, 3, S, S] to features [N, D].
 
@@ -46,7 +50,7 @@ def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
     except EncoderError:  # a library is missing: neither the name nor the size is wrong
         raise
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise EncoderError(
+        raise ImageSizeError(
             f"encoder {name!r} can't be made for images of {image_size} x {image_size} pixels ({error}): "
             "choose another encoder or image size"
         ) from error
