@@ -73,10 +73,12 @@ def simsiam_optimizer(objective: SimSiam, config: Config) -> torch.optim.Optimiz
     """The usual optimiser, with a group of its own for the predictor if its rate is to stay constant."""
     if not config.constant_predictor_rate:
         return optimizer_of(objective, config)
-    learner = torch.nn.ModuleList([objective.encoder, objective.projector])
-    groups = parameter_groups(learner, config.weight_decay, config.decay_bias_and_norm)
-    predictor = parameter_groups(objective.predictor, config.weight_decay, config.decay_bias_and_norm)
-    groups += [{**group, "constant_rate": config.learning_rate} for group in predictor]
+    options = config.weight_decay, config.decay_bias_and_norm, config.bias_and_norm_rate_factor
+    groups = parameter_groups(torch.nn.ModuleList([objective.encoder, objective.projector]), *options)
+    groups += [
+        {**group, "constant_rate": config.learning_rate * group["rate_factor"]}
+        for group in parameter_groups(objective.predictor, *options)
+    ]
     return make_optimizer(config.optimizer, groups, config.learning_rate, config.sgd_momentum)
 
 
@@ -88,8 +90,8 @@ def main(config: Config) -> None:
     model = run.prepare(objective, lambda module: simsiam_optimizer(module, config))
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
