@@ -27,6 +27,7 @@ import tyro
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.sources import DatasetName, open_data
 from ssl_equi.data.turned_views import turned_source
+from ssl_equi.options import ActsWhen, ImageSide, Seed
 from ssl_equi.probing.encoder_sources import open_encoder
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.probing.records import append_records, print_records
@@ -47,13 +48,15 @@ class Config:
     """Folder with the data set; the user's cache folder for those that render themselves when not given."""
     split: str = "test"
     """Split that is judged; heads are trained on train."""
-    image_size: int = 64
+    image_size: ImageSide = 64
     """Side of the data set's images in pixels."""
     protocol: ProtocolName = "embedded"
     """How the heads are trained; all but embedded and ssl_equi are papers' protocols."""
     turns: Literal["none", "quarter", "any"] = "none"
     """Turns judged views by a random number of quarter turns (exactly), or by any angle (with interpolation)."""
-    turn_training_views: bool = False
+    turn_training_views: Annotated[
+        bool, ActsWhen(lambda options: options.turns != "none", "add --turns quarter or any")
+    ] = False
     """Turns the views that the heads are trained on likewise."""
     encoder_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
     """What timm.create_model is given besides timm:NAME or random:NAME, in pairs: depth 6 embed_dim 128."""
@@ -61,7 +64,7 @@ class Config:
     """Local safetensors file for timm:NAME, in place of a download."""
     compare_with_random: bool = True
     """Also probe an untrained encoder; off saves half of the time."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the heads."""
     out: Path | None = None
     """Folder of results.json."""

@@ -17,24 +17,25 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.conv_jepa import ConvJEPA, ConvJEPAConfig
+from ssl_equi.options import Momentum, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of
 from ssl_equi.run import Run
 from ssl_equi.schedules import rising_momentum
 from ssl_equi.training_saccades import ACTION_SIZE, SaccadeOptions, SaccadeViews, check_glimpse_encoder
 
 
 @dataclass(frozen=True)
-class Config(PretrainingConfig):
-    """Options of Conv-JEPA; those under `views` are of no use here. "Paper" is Ghaemi et al. (seq-JEPA)."""
+class Config(PretrainingOptions):
+    """Options of Conv-JEPA. "Paper" is Ghaemi et al. (seq-JEPA)."""
 
     objective: ConvJEPAConfig = field(default_factory=ConvJEPAConfig)
     """Sizes of the heads."""
-    observed_views: int = 4
+    observed_views: Width = 4
     """M, glimpses from each of which one more is predicted. Paper: 4."""
     saccades: SaccadeOptions = field(default_factory=SaccadeOptions)
     """Where the gaze goes, and what it sees there."""
-    target_momentum: float = 0.996
+    target_momentum: Momentum = 0.996
     """Of the target network at the first step; it rises to 1 by a cosine. Paper: .996."""
 
 

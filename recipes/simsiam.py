@@ -20,7 +20,7 @@ from ssl_equi.optimizers import make_optimizer, parameter_groups
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
-from ssl_equi.training_views import TrainingViews, ViewOptions
+from ssl_equi.training_views import PairOptions, TrainingViews
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def cifar10() -> Config:
     """CIFAR-10 as the baseline of E-SSL (Dangovski et al., ICLR 2022, released code)."""
     return Config(
         dataset="cifar10", image_size=32, encoder="resnet18_small_images",
-        views=ViewOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
+        views=PairOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
         learning_rate=0.06, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
         loader_threads=8, objective=SimSiamConfig(
             projector=(2048, 2048), last_batch_norm="not_affine", predictor_hidden_width=512, separate_batch_norm=True
@@ -54,7 +54,7 @@ def imagenet() -> Config:
     """ImageNet with the paper's settings, but for bf16: batch 512, SGD, 100 epochs."""
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
-        views=ViewOptions(source="augmented", preset="mocov2"), batch_size=512, epochs=100, optimizer="sgd",
+        views=PairOptions(source="augmented", preset="mocov2"), batch_size=512, epochs=100, optimizer="sgd",
         learning_rate=0.1, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4, mixed_precision="bf16",
         log_every=50, save_every=2500, loader_threads=16, objective=SimSiamConfig(separate_batch_norm=True),
     )  # fmt: skip

@@ -114,6 +114,24 @@ def used_options(config: Any) -> dict[str, Any]:
     return nested
 
 
+def option_flags(config: Any) -> list[str]:
+    """The options of a dataclass, or of an instance of it, as on the command line."""
+    hints = get_type_hints(config if isinstance(config, type) else type(config), include_extras=True)
+    flags: list[str] = []
+    for entry in dataclasses.fields(config):
+        hint = hints[entry.name]
+        annotations = hint.__metadata__ if get_origin(hint) is Annotated else ()
+        kind = hint.__origin__ if annotations else hint
+        if tyro.conf.Suppress in annotations or tyro.conf.Positional in annotations:
+            continue
+        if not dataclasses.is_dataclass(kind):
+            flags.append(f"--{entry.name.replace('_', '-')}")
+            continue
+        group = "--" if _is_unnamed(annotations) else f"--{entry.name.replace('_', '-')}."
+        flags += [group + flag.removeprefix("--") for flag in option_flags(kind)]
+    return flags
+
+
 @dataclasses.dataclass(frozen=True)
 class _Option:
     """One option: dotted name, its name on the command line, type with annotations, value, and why it doesn't act."""
@@ -136,9 +154,7 @@ def _options(config: Any, names: str = "", flags: str = "--", inactive: str | No
         silent = [note for note in annotations if isinstance(note, ActsWhen) and not note.condition(config)]
         why = inactive or next((note.cure for note in silent if not note.only), None)
         if dataclasses.is_dataclass(value):
-            # tyro leaves out the name of a group that is called "".
-            unnamed = any(getattr(note, "name", None) == "" for note in annotations)
-            group = flags if unnamed else f"{flags}{entry.name.replace('_', '-')}."
+            group = flags if _is_unnamed(annotations) else f"{flags}{entry.name.replace('_', '-')}."
             within = {name: note.cure for note in silent for name in note.only}
             for option in _options(value, f"{names}{entry.name}.", group, why):
                 inner = option.name.removeprefix(f"{names}{entry.name}.")
@@ -146,6 +162,11 @@ def _options(config: Any, names: str = "", flags: str = "--", inactive: str | No
                 yield dataclasses.replace(option, inactive=cure)
         else:
             yield _Option(names + entry.name, flags + entry.name.replace("_", "-"), hint, value, why)
+
+
+def _is_unnamed(annotations: tuple[Any, ...]) -> bool:
+    """Whether tyro leaves the name of a group out, because it is called ""."""
+    return any(getattr(note, "name", None) == "" for note in annotations)
 
 
 def _check_value(option: _Option) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,8 @@ class StopRequests:
     def __init__(self, world_size: int) -> None:
         self._signal = 0
         self._at = 0.0
-        self._group = torch.distributed.new_group(backend="gloo") if world_size > 1 else None
-        self._exchange: tuple[torch.distributed.Work, Tensor] | None = None
+        self._group: Any = torch.distributed.new_group(backend="gloo") if world_size > 1 else None
+        self._exchange: tuple[Any, Tensor] | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
