@@ -30,6 +30,7 @@ from ssl_equi.data.parallel import map_in_order
 from ssl_equi.data.verify import verify_split
 from ssl_equi.data.writer import ObjectRecord, SplitSettings, SplitWriter
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
+from ssl_equi.npy import map_npy
 from ssl_equi.options import Count, Seed, Threads
 
 SOURCES = {
@@ -114,16 +115,11 @@ def read_split_list(images_file: Path, labels_file: Path) -> list[ListedObject]:
 
 
 def _read_list(path: Path) -> np.ndarray:
-    try:
-        with open(path, "rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(
-            f"split file {path} is missing: download it from the data folder of the SIE repository (3DIEBench-T: of "
-            f"the EquiCaps repository) and pass its folder with --lists"
-        ) from None
-    except ValueError as error:
-        raise DataError(f"split file {path} is not a plain .npy array ({error}): download it again") from error
+    cure = (
+        "download it from the data folder of the SIE repository (3DIEBench-T: of the EquiCaps repository) and pass its "
+        "folder with --lists"
+    )
+    return map_npy(path, f"split file {path}", DataError, cure)
 
 
 def check_no_duplicates(splits: dict[str, list[ListedObject]]) -> None:
@@ -223,13 +219,7 @@ def _list_folder(folder: Path) -> list[str]:
 
 
 def _read_latent(path: Path) -> np.ndarray:
-    try:
-        with open(path, "rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: unpack the archive again") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not a plain .npy array ({error}): unpack it from the archive again") from error
+    return map_npy(path, str(path), DataError, "unpack it from the archive again")
 
 
 def settings_of(

@@ -129,6 +129,8 @@ def open_images(
     if config.dataset == "random":
         return random_images(config.num_images, image_size, config.seed), None, (0.5,) * 3, (0.25,) * 3
     data = open_data(config.dataset, config.data_dir, config.split, image_size)
+    for note in data.notes:
+        print(note)
     pixels, labels = read_images(data.evaluation, config.num_images, config.seed)
     return pixels, labels, data.mean_rgb, data.std_rgb
 

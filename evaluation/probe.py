@@ -25,10 +25,9 @@ import torch
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.sources import DatasetName, open_data
-from ssl_equi.data.turned_views import turned_source
+from ssl_equi.data.sources import DatasetName
+from ssl_equi.evaluation_command import open_encoder_and_data
 from ssl_equi.options import ActsWhen, ImageSide, Seed
-from ssl_equi.probing.encoder_sources import open_encoder
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.probing.records import append_records, print_records
 from ssl_equi.probing.suite import run_probes
@@ -48,8 +47,9 @@ class Config:
     """Folder with the data set; the user's cache folder for those that render themselves when not given."""
     split: str = "test"
     """Split that is judged; heads are trained on train."""
-    image_size: ImageSide = 64
-    """Side of the data set's images in pixels."""
+    image_size: ImageSide | None = None
+    """Side of the images in pixels, to which stored ones are resized; when not given that which the encoder was
+    trained on, but for encoders of others that of rendered views, if they can take it."""
     protocol: ProtocolName = "embedded"
     """How the heads are trained; all but embedded and ssl_equi are papers' protocols."""
     turns: Literal["none", "quarter", "any"] = "none"
@@ -71,11 +71,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    source = open_encoder(
-        config.encoder, image_size=config.image_size, weights=config.weights, arguments=config.encoder_arguments
-    )
-    opened = open_data(config.dataset, config.data_dir, config.split, source.image_size)
-    data = turned_source(opened, config.turns, config.turn_training_views)
+    source, data = open_encoder_and_data(config)
     protocol = PROBE_PROTOCOLS[config.protocol]()
     if config.turn_training_views:
         protocol = replace(protocol, name=f"{protocol.name}_{config.turns}_turned_heads")
@@ -94,7 +90,7 @@ def main(config: Config) -> None:
         split_name=data.evaluation.split,
     )
     out = config.out or source.out_folder
-    print_records(results.records, [*source.notes, *results.notes])
+    print_records(results.records, [*source.notes, *data.notes, *results.notes])
     append_records(out / "results.json", results.records)
     print(f"added to {out / 'results.json'}")
 

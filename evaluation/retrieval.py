@@ -132,7 +132,7 @@ def records_of_predictor(config: Config) -> tuple[list[ProbeRecord], tuple[str, 
         raise UserError(f"{config.run}: {reason}") from reason
     records = retrieval_records(retrieval, f"the {predictor.features_from.replace('_', ' ')}", config.split)
     further, notes = records_of_consistency(config, predictor, cache)
-    return records + further, notes
+    return records + further, (*data.notes, *notes)
 
 
 def records_of_consistency(
@@ -170,7 +170,7 @@ def records_of_sequence_model(config: Config) -> tuple[list[ProbeRecord], tuple[
     check_translations(model.sequences["actions"], data)
     contexts = DEFAULT_CONTEXTS if config.contexts is None else config.contexts
     check_contexts(config, contexts, data.evaluation)
-    return retrieve(config, model, contexts, data.evaluation), ()
+    return retrieve(config, model, contexts, data.evaluation), data.notes
 
 
 def check_actions_are_known(config: Config, model: SequenceModel) -> None:

@@ -121,14 +121,15 @@ def main(config: Config) -> None:
         seed=config.seed,
         split_name=config.split,
     )
-    print_summary(results.records, results.notes)
+    notes = (*data.notes, *results.notes)
+    print_summary(results.records, notes)
     out = config.out or config.run
     append_records(out / "results.json", results.records)
     write_page(
         out / "sequences.html",
         title=f"sequences of {config.run.resolve().name}",
         records=results.records,
-        notes=results.notes,
+        notes=notes,
         protocol=asdict(protocol),
         config=asdict(config),
         command=f"python {shlex.join(sys.argv)}",

@@ -17,12 +17,19 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.conv_jepa import ConvJEPA, ConvJEPAConfig
-from ssl_equi.options import Momentum, Width
+from ssl_equi.options import Momentum, Positive, Share, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of
 from ssl_equi.run import Run
 from ssl_equi.schedules import rising_momentum
-from ssl_equi.training_saccades import ACTION_SIZE, SaccadeOptions, SaccadeViews, check_glimpse_encoder
+from ssl_equi.training_saccades import (
+    ACTION_SIZE,
+    STL10_MEAN_RGB,
+    STL10_STD_RGB,
+    SaccadeOptions,
+    SaccadeViews,
+    check_glimpse_encoder,
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,9 @@ class Config(PretrainingOptions):
     """M, glimpses from each of which one more is predicted. Paper: 4."""
     saccades: SaccadeOptions = field(default_factory=SaccadeOptions)
     """Where the gaze goes, and what it sees there."""
+    mean_rgb: tuple[Share, Share, Share] | None = None
+    std_rgb: tuple[Positive, Positive, Positive] | None = None
+    """Mean and standard deviation that images in [0, 1] are normalised with; those of the data when not given."""
     target_momentum: Momentum = 0.996
     """Of the target network at the first step; it rises to 1 by a cosine. Paper: .996."""
 
@@ -52,7 +62,7 @@ def stl10() -> Config:
     return Config(
         dataset="stl10", image_size=96, encoder="resnet18_small_images", batch_size=512, epochs=2000,
         final_learning_rate=1e-3, warmup_steps=0, log_every=50, save_every=2050, loader_threads=8,
-        probe_protocol="sie",
+        probe_protocol="sie", mean_rgb=STL10_MEAN_RGB, std_rgb=STL10_STD_RGB,
     )  # fmt: skip
 
 
@@ -71,6 +81,7 @@ def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "conv_jepa")
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
+    data = data.normalised_with(config.mean_rgb, config.std_rgb)
     make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     run.register("data", DataIdentity(data.train))

@@ -23,7 +23,7 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
-from ssl_equi.options import ActsWhen, Momentum, Width
+from ssl_equi.options import ActsWhen, Momentum, Positive, Share, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
 from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of
 from ssl_equi.pretraining_sequences import finish_sequences
@@ -31,6 +31,8 @@ from ssl_equi.run import Run
 from ssl_equi.schedules import rising_momentum
 from ssl_equi.training_saccades import (
     ACTION_SIZE,
+    STL10_MEAN_RGB,
+    STL10_STD_RGB,
     SaccadeOptions,
     SaccadeViews,
     check_glimpse_encoder,
@@ -48,6 +50,9 @@ class Config(PretrainingOptions):
     """M, glimpses that are observed; one more is predicted. Paper: 1 to 5; 4 in its tables."""
     saccades: SaccadeOptions = field(default_factory=SaccadeOptions)
     """Where the gaze goes, and what it sees there."""
+    mean_rgb: tuple[Share, Share, Share] | None = None
+    std_rgb: tuple[Positive, Positive, Positive] | None = None
+    """Mean and standard deviation that images in [0, 1] are normalised with; those of the data when not given."""
     target_momentum: Annotated[
         Momentum, ActsWhen(lambda options: options.objective.momentum_target, "add --objective.momentum-target")
     ] = 0.996
@@ -69,6 +74,7 @@ def stl10() -> Config:
         dataset="stl10", image_size=96, encoder="resnet18_small_images", batch_size=512, epochs=2000,
         optimizer="adamw", learning_rate=4e-4, final_learning_rate=1e-5, warmup_steps=20 * 205, weight_decay=1e-3,
         decay_bias_and_norm=False, log_every=50, save_every=2050, loader_threads=8, probe_protocol="sie",
+        mean_rgb=STL10_MEAN_RGB, std_rgb=STL10_STD_RGB,
     )  # fmt: skip
 
 
@@ -87,6 +93,7 @@ def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "seq_jepa_saccades")
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
+    data = data.normalised_with(config.mean_rgb, config.std_rgb)
     make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     run.register("data", DataIdentity(data.train))

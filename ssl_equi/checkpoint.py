@@ -2,10 +2,14 @@
 
 A folder is written under a temporary name, flushed to the disk file by file, and renamed, so a checkpoint that has its
 final name is whole. A process that is killed while it writes leaves a temporary folder and the earlier checkpoints.
+`checksums.json` holds the SHA-256 of every other file: damage, and files of two checkpoints in one folder, are found
+when it is read. Checkpoints of earlier versions don't have it.
 """
 
 import errno
+import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -17,8 +21,10 @@ import torch
 from torch import Tensor
 
 from ssl_equi.errors import UserError
-from ssl_equi.files import replace_file, sync_folder, write_durably
+from ssl_equi.files import read_json_object, replace_file, sync_folder, write_durably
 
+CHECKSUMS_FILE = "checksums.json"
+_OTHER_CHECKPOINT = "delete this folder and resume from the one before"
 _TENSOR_MARK = "__tensor__"
 _INT_KEYS_MARK = "__int_keys__"
 
@@ -39,6 +45,8 @@ def write_checkpoint(folder: Path, states: dict[str, Any]) -> None:
         skeleton = _detach_tensors(state, "", tensors)
         files[f"{name}.safetensors"] = safetensors.torch.save(tensors)
         files[f"{name}.json"] = json.dumps(skeleton, indent=1).encode()
+    checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    files[CHECKSUMS_FILE] = json.dumps({"sha256": checksums}, indent=1).encode()
     write_checkpoint_files(folder, files)
 
 
@@ -75,24 +83,61 @@ def describe_os_error(error: OSError, path: Path) -> str:
     return f"{path} can't be written ({error.strerror or error}): check the folder and run again with --resume"
 
 
+def has_checksums(folder: Path) -> bool:
+    """Whether damage of a checkpoint can be found; those of earlier versions have no checksums."""
+    return (folder / CHECKSUMS_FILE).exists()
+
+
 def read_state(folder: Path, name: str) -> Any:
-    """Reads back one state that `write_checkpoint` wrote, on the CPU.
+    """Reads back one state that `write_checkpoint` wrote, on the CPU; compares both files with their checksums.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is missing, damaged or of another checkpoint.
     """
     json_file, tensor_file = folder / f"{name}.json", folder / f"{name}.safetensors"
     for file in (json_file, tensor_file):
         if not file.is_file():
-            raise CheckpointError(f"checkpoint {folder} has no {file.name}: resume from another checkpoint")
+            raise CheckpointError(f"checkpoint {folder} has no {file.name}: {_OTHER_CHECKPOINT}")
+    if has_checksums(folder):
+        checksums = read_json_object(folder / CHECKSUMS_FILE, CheckpointError, _OTHER_CHECKPOINT).get("sha256")
+        for file in (json_file, tensor_file):
+            if not isinstance(checksums, dict) or checksums.get(file.name) != sha256_of(file):
+                raise CheckpointError(
+                    f"checkpoint {folder} is damaged ({file.name} is not the file that was saved): {_OTHER_CHECKPOINT}"
+                )
+    skeleton = read_json_object(json_file, CheckpointError, _OTHER_CHECKPOINT)
     try:
-        skeleton = json.loads(json_file.read_text())
-        tensors = safetensors.torch.load_file(tensor_file)
-    except (ValueError, safetensors.SafetensorError) as error:
+        return _attach_tensors(skeleton, read_tensors(tensor_file, _OTHER_CHECKPOINT))
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"checkpoint {folder} is damaged ({error}): delete this folder and resume from the one before"
+            f"checkpoint {folder} is damaged ({json_file.name} and {tensor_file.name} don't belong together: {error}): "
+            f"{_OTHER_CHECKPOINT}"
         ) from error
-    return _attach_tensors(skeleton, tensors)
+
+
+def read_tensors(file: Path, cure: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file that may hold anything, on the CPU.
+
+    Args:
+        cure: what the error tells the user to do.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        return safetensors.torch.load_file(file)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} is missing: {cure}") from error
+    except OSError as error:
+        raise CheckpointError(f"{file} can't be read ({error.strerror or error}): {cure}") from error
+    except (safetensors.SafetensorError, MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}): {cure}") from error
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -101,29 +146,43 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def load_module_strictly(module: torch.nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Fills a module with a state that must have exactly its names and shapes.
+    """Fills a module with a state that must have exactly its names and shapes; floats of any precision are taken.
 
     Raises:
         CheckpointError: names the file and the first few tensors that differ; the module is left as it was.
     """
-    own = module.state_dict()
+    refuse_other_tensors(module.state_dict(), state, source)
+    module.load_state_dict(state)
+
+
+def refuse_other_tensors(own: dict[str, Tensor], state: dict[str, Tensor], source: Path) -> None:
+    """Raises CheckpointError unless a state that was read has the names and shapes of a module's own."""
     missing = [name for name in own if name not in state]
     unknown = [name for name in state if name not in own]
-    reshaped = [
-        f"{name} is {tuple(state[name].shape)} there and {tuple(own[name].shape)} here"
-        for name in own
-        if name in state and own[name].shape != state[name].shape
+    shared = {name: value for name, value in state.items() if name in own}
+    changed = [
+        f"{name} is {tuple(value.shape)} there and {tuple(own[name].shape)} here"
+        for name, value in shared.items()
+        if own[name].shape != value.shape
     ]
-    if missing or unknown or reshaped:
+    changed += [
+        f"{name} is {value.dtype} there and {own[name].dtype} here"
+        for name, value in shared.items()
+        if own[name].shape == value.shape and not _is_readable_as(value.dtype, own[name].dtype)
+    ]
+    if missing or unknown or changed:
         differences = [f"{name} is not in the file" for name in missing]
         differences += [f"{name} is only in the file" for name in unknown]
-        shown = "; ".join((reshaped + differences)[:3])
-        count = len(reshaped) + len(differences)
+        shown = "; ".join((changed + differences)[:3])
+        count = len(changed) + len(differences)
         raise CheckpointError(
             f"{source} holds another architecture ({count} tensors differ, such as: {shown}): "
             "use the options that it was trained with, or another --out folder"
         )
-    module.load_state_dict(state)
+
+
+def _is_readable_as(stored: torch.dtype, wanted: torch.dtype) -> bool:
+    return stored == wanted or (stored.is_floating_point and wanted.is_floating_point)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -152,11 +211,10 @@ def _detach_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return children
     if isinstance(value, list | tuple):
         return [_detach_tensors(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise CheckpointError(
-        f"a checkpoint can't hold {path} of type {type(value).__name__}: keep tensors, numbers, text, lists and dicts"
-    )
+    what = str(value) if isinstance(value, float) else f"of type {type(value).__name__}"
+    raise CheckpointError(f"a checkpoint can't hold {path} {what}: keep tensors, finite numbers, text, lists and dicts")
 
 
 def _attach_tensors(skeleton: Any, tensors: dict[str, Tensor]) -> Any:

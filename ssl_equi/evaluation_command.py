@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from ssl_equi.data.sources import DatasetName, DataSource, open_data, stored_ima
 from ssl_equi.data.turned_views import turned_source
 from ssl_equi.errors import UserError
 from ssl_equi.options import ActsWhen, Count, ImageSide, Range
-from ssl_equi.probing.encoder_sources import HUB_PREFIX, TIMM_PREFIX, EncoderSource, open_encoder
+from ssl_equi.probing.encoder_sources import EncoderSource, open_encoder
 from ssl_equi.probing.evaluation_folder import write_evaluation
 from ssl_equi.probing.evaluation_report import write_evaluation_report
 from ssl_equi.probing.evaluation_suite import Suite, SuiteResults
@@ -49,7 +49,8 @@ class EvaluationConfig:
     split: str = "test"
     """Split that is judged; heads are trained on train."""
     image_size: ImageSide | None = None
-    """Side of the images in pixels; when not given that of rendered shards, or else the encoder's own."""
+    """Side of the images in pixels, to which stored ones are resized; when not given that which the encoder was
+    trained on, but for encoders of others that of rendered views, if they can take it."""
     turns: Literal["none", "quarter", "any"] = "none"
     """Turns judged views by a random number of quarter turns (exactly), or by any angle (with interpolation)."""
     turn_training_views: Annotated[
@@ -96,14 +97,7 @@ def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
     if config.seeds < 1:
         raise UserError(f"--seeds is {config.seeds}: give 1 or more")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    image_size = config.image_size or stored_image_size(config.dataset, config.data_dir)
-    if image_size is None and config.dataset in EMBEDDED_SETS and config.encoder.startswith((TIMM_PREFIX, HUB_PREFIX)):
-        image_size = ProceduralConfig().image_size
-    source = open_encoder(
-        config.encoder, image_size=image_size, weights=config.weights, arguments=config.encoder_arguments
-    )
-    opened = open_data(config.dataset, config.data_dir, config.split, source.image_size)
-    data = turned_source(opened, config.turns, config.turn_training_views)
+    source, data = open_encoder_and_data(config)
     protocol = PROBE_PROTOCOLS[config.protocol]()
     if config.turn_training_views:
         protocol = replace(protocol, name=f"{protocol.name}_{config.turns}_turned_heads")
@@ -128,6 +122,46 @@ def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
     publish(out, source, data, results, run, device)
     print(f"{results.encoder_passes:,} images went through the encoder; all of it in {out}")
     return out
+
+
+class AskedEncoder(Protocol):
+    """The options that say which encoder is given which images."""
+
+    @property
+    def encoder(self) -> str: ...
+    @property
+    def dataset(self) -> DatasetName: ...
+    @property
+    def data_dir(self) -> str | Path | None: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def image_size(self) -> int | None: ...
+    @property
+    def weights(self) -> Path | None: ...
+    @property
+    def encoder_arguments(self) -> dict[str, int | float | bool | str]: ...
+    @property
+    def turns(self) -> Literal["none", "quarter", "any"]: ...
+    @property
+    def turn_training_views(self) -> bool: ...
+
+
+def open_encoder_and_data(config: AskedEncoder) -> tuple[EncoderSource, DataSource]:
+    """Opens the encoder, and the data at the size of its images.
+
+    Raises:
+        UserError: either can't be opened.
+    """
+    stored_size = stored_image_size(config.dataset, config.data_dir)
+    if stored_size is None and config.dataset in EMBEDDED_SETS:
+        stored_size = ProceduralConfig().image_size
+    source = open_encoder(
+        config.encoder, image_size=config.image_size, stored_size=stored_size, weights=config.weights,
+        arguments=config.encoder_arguments,
+    )  # fmt: skip
+    data = open_data(config.dataset, config.data_dir, config.split, source.image_size)
+    return source, turned_source(data, config.turns, config.turn_training_views)
 
 
 def publish(

@@ -1,8 +1,16 @@
-"""Writing files so that a crash or a full disk never leaves half of one under its final name."""
+"""Writing files so that a crash or a full disk never leaves half of one under its final name; reading JSON safely."""
 
 import errno
+import json
+import math
 import os
 from pathlib import Path
+from stat import S_ISREG
+from typing import Any, NoReturn
+
+MOST_JSON_BYTES = 1 << 30
+MOST_JSON_LEVELS = 100  # what is nested deeper can't be written again, or printed, within Python's recursion limit
+_WRITE_AGAIN = "write it again, or restore it from a copy"
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -38,3 +46,111 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def read_json_object(path: Path, error_type: type[Exception], cure: str = _WRITE_AGAIN) -> dict[str, Any]:
+    """The object in a JSON file that may hold anything.
+
+    Args:
+        cure: what the error tells the user to do.
+
+    Raises:
+        error_type: with one sentence that names the file, if it can't be read or `parse_json_object` refuses it.
+    """
+    size = size_of_regular_file(path, str(path), error_type, cure)
+    if size > MOST_JSON_BYTES:
+        raise error_type(f"{path} has {size:,} bytes, more than the {MOST_JSON_BYTES:,} that are read: {cure}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise error_type(f"{path} can't be read ({error.strerror}): {cure}") from error
+    return parse_json_object(content, str(path), error_type, cure)
+
+
+def size_of_regular_file(path: Path, name: str, error_type: type[Exception], cure: str) -> int:
+    """Bytes of a file; `error_type` with one sentence that calls it `name` if it is missing, or a folder or a pipe."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise error_type(f"{name} is missing: {cure}") from None
+    except OSError as error:
+        raise error_type(f"{name} can't be read ({error.strerror}): {cure}") from error
+    if not S_ISREG(status.st_mode):
+        raise error_type(f"{name} is not a file: {cure}")
+    return status.st_size
+
+
+def parse_json_object(
+    content: bytes, name: str, error_type: type[Exception], cure: str = _WRITE_AGAIN
+) -> dict[str, Any]:
+    """The JSON object that `content` is; errors call it `name`.
+
+    Raises:
+        error_type: it is no JSON in UTF-8, no object, nested over 100 levels deep, names a key twice, or holds NaN,
+            infinity, an integer beyond 64 bits, or text that is no Unicode.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+        value = json.loads(
+            text,
+            object_pairs_hook=_without_doubles,
+            parse_int=_integer,
+            parse_float=_finite,
+            parse_constant=_refuse_constant,
+        )
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # fails for half of a surrogate pair
+    except UnicodeDecodeError as error:
+        raise error_type(f"{name} is not text in UTF-8 (byte {error.start}): {cure}") from error
+    except UnicodeEncodeError as error:
+        raise error_type(f"{name} holds half of a surrogate pair, which is no Unicode: {cure}") from error
+    except RecursionError:
+        raise error_type(f"{name} is nested over {MOST_JSON_LEVELS} levels deep: {cure}") from None
+    except ValueError as error:
+        raise error_type(f"{name} is not valid JSON ({error}): {cure}") from error
+    if not isinstance(value, dict):
+        raise error_type(f"{name} holds a JSON {_JSON_TYPES[type(value)]}, not an object: {cure}")
+    if _is_deeper_than(value, MOST_JSON_LEVELS):
+        raise error_type(f"{name} is nested over {MOST_JSON_LEVELS} levels deep: {cure}")
+    return value
+
+
+_JSON_TYPES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return values
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise ValueError(f"{digits[:30]} is an integer beyond 64 bits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"{digits[:30]} is a number beyond float64")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _is_deeper_than(value: Any, levels: int) -> bool:
+    containers = [value]
+    for _ in range(levels):
+        containers = [
+            child
+            for container in containers
+            for child in (container.values() if isinstance(container, dict) else container)
+            if isinstance(child, dict | list)
+        ]
+        if not containers:
+            return False
+    return True

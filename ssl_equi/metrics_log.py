@@ -26,11 +26,14 @@ class MetricsLog:
         """Drops lines of steps that will be done again, and the half line of a process that was killed."""
         if not self.path.is_file():
             return
-        kept = []
-        for line in self.path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except ValueError:
-                continue
-        write_text_atomically(self.path, "".join(kept))
+        kept = [line + b"\n" for line in self.path.read_bytes().split(b"\n") if _is_up_to(line, step)]
+        write_text_atomically(self.path, b"".join(kept).decode())
+
+
+def _is_up_to(line: bytes, step: int) -> bool:
+    """Whether a line of the log is whole and was written after this step or an earlier one."""
+    try:
+        written_after = json.loads(line.decode())["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return isinstance(written_after, int | float) and written_after <= step

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from ssl_equi.errors import UserError
+from ssl_equi.text import visible_values
 
 
 class OptionError(UserError):
@@ -74,7 +75,7 @@ ImageSide = Annotated[int, Range(minimum=1, maximum=16_384)]
 Seed = Annotated[int, Range(minimum=0, maximum=2**31 - 1)]
 Positive = Annotated[float, Range(above=0)]
 NonNegative = Annotated[float, Range(minimum=0)]
-Momentum = Annotated[float, Range(minimum=0, maximum=1)]
+Momentum = Share = Annotated[float, Range(minimum=0, maximum=1)]
 Derived = tyro.conf.Suppress[int]
 """A size that follows from other options or from the data: no option of the command line, and not recorded."""
 
@@ -111,7 +112,7 @@ def used_options(config: Any) -> dict[str, Any]:
             for group in groups:
                 place = place.setdefault(group, {})
             place[name] = json.loads(json.dumps(option.value, default=str))
-    return nested
+    return visible_values(nested)
 
 
 def option_flags(config: Any) -> list[str]:

@@ -9,21 +9,21 @@ The folder holds `model.safetensors` and a `config.json` that describes itself:
     kind                projected, with columns, projector and predictor;
                         or pose_product, with num_capsules, pose_side and unit_columns
     embedding_dim       width of the embeddings
+    weights_sha256      of model.safetensors; not in folders of earlier versions
     projector           null, or {"kind": vicreg | projection_head, "in_features", "widths", "last_batch_norm"}
     predictor           {"kind": hypernetwork | mlp | conditioned, "dim", "action_dim", and more sizes}
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 
-import safetensors.torch
 from torch import Tensor, nn
 
-from ssl_equi.checkpoint import CheckpointError, load_module_strictly, write_checkpoint_files
+from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.data.actions import ACTION_SIZES
-from ssl_equi.export import CONFIG_FILE, WEIGHTS_FILE, module_tensors, read_weights
+from ssl_equi.export import CONFIG_FILE, built_and_filled, check_sizes, write_export
+from ssl_equi.files import read_json_object
 from ssl_equi.objectives.heads import projector
 from ssl_equi.objectives.latent_predictor import EmbeddingPredictor, FeatureSource, PoseProduct, ProjectedPredictor
 from ssl_equi.objectives.lightly_parts import projection_head
@@ -163,13 +163,7 @@ def save_predictor(module: EmbeddingPredictor, folder: Path, card: PredictorCard
         "embedding_dim": module.embedding_dim,
         "action_dim": module.action_dim,
     } | _describe(module)
-    write_checkpoint_files(
-        folder,
-        {
-            WEIGHTS_FILE: safetensors.torch.save(module_tensors(module), metadata={"format": "pt"}),
-            CONFIG_FILE: json.dumps(config, indent=1).encode(),
-        },
-    )
+    write_export(folder, module, config)
 
 
 def load_predictor(folder: str | Path) -> TrainedPredictor:
@@ -180,15 +174,14 @@ def load_predictor(folder: str | Path) -> TrainedPredictor:
     """
     folder = Path(folder)
     config = read_predictor_config(folder)
+    module = cast(EmbeddingPredictor, built_and_filled(lambda: _build(config), folder, config, "predictor"))
     try:
-        module = _build(config)
         card = PredictorCard(config["name"], config["actions"], config["trained_on"], config["action_sign"])
         predictor = TrainedPredictor(module, card)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} describes no predictor ({type(error).__name__}: {error}): export it again"
         ) from error
-    load_module_strictly(module, read_weights(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
     return predictor.eval()
 
 
@@ -204,12 +197,10 @@ def read_predictor_config(folder: Path) -> dict[str, Any]:
             f"{folder} holds no exported predictor ({CONFIG_FILE} is missing): give the predictor/ of a run whose "
             "objective has a predictor"
         )
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}): export the predictor again") from error
-    if not isinstance(config, dict) or "kind" not in config:
+    config = read_json_object(file, CheckpointError, "export the predictor again")
+    if "kind" not in config:
         raise CheckpointError(f"{folder} holds no exported predictor: give the predictor/ of a run")
+    check_sizes(config, file)
     return config
 
 

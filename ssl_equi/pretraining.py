@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -88,6 +88,8 @@ def open_loader(
     """
     if stored_views is None:
         stored_views = views_to_load(config.views) if isinstance(config, PretrainingConfig) else 1
+    for note in data.notes:
+        run.say(note)
     if config.render_views:
         return rendered_loader(config, data, run, stored_views)
     if config.decode_on == "cuda":
@@ -96,7 +98,8 @@ def open_loader(
         return StreamedLoader(
             data.train.location,
             data.train.split,
-            fit=data.train.fit,
+            fit=data.train.fit if isinstance(data.train, RemoteImages) else None,
+            image_size=data.train.image_size[0],
             global_batch_size=config.batch_size,
             views=stored_views,
             seed=config.seed,
@@ -180,14 +183,14 @@ def finish(
     config: PretrainingOptions,
     objective: Objective,
     data: DataSource,
-    further_records: Callable[[ProbeResults], list[ProbeRecord]] | None = None,
+    ask_more: Callable[[ProbeResults], tuple[list[ProbeRecord], Sequence[str]]] | None = None,
 ) -> None:
     """Exports the encoder, probes it and a random one on unseen objects, prints the table, writes the report.
 
     Only the first process works; the others end here.
 
     Args:
-        further_records: asks more of the encoded splits; its records join the table.
+        ask_more: asks more of the encoded splits; its records and notes join the table.
     """
     if run.is_main:
         started = time.perf_counter()
@@ -210,8 +213,8 @@ def finish(
             split_name=config.evaluation_split,
             bad_train_records=BadRecords(config.on_bad_record, config.max_skipped, run.rank),
         )
-        if further_records is not None:
-            results = replace(results, records=results.records + further_records(results))
+        records, notes = ([], ()) if ask_more is None else ask_more(results)
+        results = replace(results, records=results.records + records, notes=(*data.notes, *results.notes, *notes))
         set_aside_earlier_results(run.folder)
         versions = json.loads((run.folder / "versions.json").read_text())
         report = publish_results(

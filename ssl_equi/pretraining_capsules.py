@@ -1,5 +1,6 @@
 """The ending of a run that trained a capsule network: the capsules are exported and asked, too."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -59,15 +60,16 @@ def finish_capsules(
         finish(run, config, objective, data)
         return
 
-    def pose_records(results: ProbeResults) -> list[ProbeRecord]:
+    def ask_poses(results: ProbeResults) -> tuple[list[ProbeRecord], Sequence[str]]:
         network, split = objective.network, config.evaluation_split
         capsules = encode_split(network, data.evaluation, data.mean_rgb, data.std_rgb, run.device)
         answers = probe_capsule_poses(
             capsules, network.num_capsules, network.pose_side, multiplied_by, results.protocol
         )
-        return make_records({"capsules": answers}, None, capsules.num_objects, split, results.protocol, config.seed)
+        records = make_records({"capsules": answers}, None, capsules.num_objects, split, results.protocol, config.seed)
+        return records, ()
 
-    finish(run, config, objective, data, pose_records)
+    finish(run, config, objective, data, ask_poses)
 
 
 def capsule_card(name: str, config: PretrainingOptions, objective: CapsuleObjective, data: DataSource) -> EncoderCard:

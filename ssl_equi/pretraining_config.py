@@ -46,7 +46,8 @@ class PretrainingOptions(RunConfig):
     ] = 1000
     """Objects among which a streamed run mixes its batches."""
     image_size: ImageSide = 64
-    """Side of the images that the encoder sees, in pixels; 256 in 3DIEBench."""
+    """Side of the images that the encoder sees, in pixels; stored views of another size (256 in 3DIEBench) are
+    resized when they are read."""
     evaluation_split: str = "test"
     """Split of unseen objects for the final probes; val to choose settings."""
     encoder: str = "strided_cnn_tiny"

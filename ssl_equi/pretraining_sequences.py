@@ -1,5 +1,6 @@
 """The ending of a run on sequences: what `pretraining.finish` does, for the aggregates too."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ssl_equi.data.sources import DataSource
@@ -7,7 +8,7 @@ from ssl_equi.objectives.seq_jepa import SeqJEPA
 from ssl_equi.pretraining import encoder_card, finish
 from ssl_equi.pretraining_config import PretrainingOptions
 from ssl_equi.probing.records import ProbeRecord
-from ssl_equi.probing.sequence_tasks import quick_sequence_records
+from ssl_equi.probing.sequence_tasks import quick_sequence_results
 from ssl_equi.probing.suite import ProbeResults
 from ssl_equi.run import Run
 from ssl_equi.sequence_export import save_sequence_model
@@ -30,8 +31,8 @@ def finish_sequences(
         card = encoder_card(run.name, config, objective, data)
         save_sequence_model(objective, run.folder / SEQUENCE_MODEL_FOLDER, card, sequences)
 
-    def aggregate_records(results: ProbeResults) -> list[ProbeRecord]:
-        return quick_sequence_records(
+    def ask_aggregates(results: ProbeResults) -> tuple[list[ProbeRecord], Sequence[str]]:
+        found = quick_sequence_results(
             objective,
             results.train_features,
             results.test_features,
@@ -41,6 +42,7 @@ def finish_sequences(
             seed=config.seed,
             split_name=config.evaluation_split,
         )
+        return found.records, found.notes
 
     rendered = sequences["source"] == "rendered"
-    finish(run, config, objective, data, aggregate_records if rendered else None)
+    finish(run, config, objective, data, ask_aggregates if rendered else None)

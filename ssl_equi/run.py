@@ -25,7 +25,9 @@ from torch import nn
 
 from ssl_equi import launcher
 from ssl_equi.checkpoint import (
+    CheckpointError,
     describe_os_error,
+    has_checksums,
     list_checkpoints,
     load_module_strictly,
     read_state,
@@ -158,14 +160,35 @@ class Run:
         checkpoints = list_checkpoints(self.folder / "checkpoints") if self.config.resume else []
         if checkpoints:
             newest = checkpoints[-1]
-            run_state = read_state(newest, "run")
-            load_module_strictly(self.objective, read_state(newest, "objective"), newest / "objective.safetensors")
-            self.bare_optimizer.load_state_dict(read_state(newest, "optimizer"))
-            for name, state in self.states.items():
-                state.load_state_dict(read_state(newest, name))
-            self.step_done = int(run_state["step"])
-            self.records_skipped = int(run_state.get("records_skipped", 0))
+            self._restore(newest)
+            if not has_checksums(newest):
+                self.say(
+                    f"{newest} is of an earlier version, without checksums: damage of its files can't be ruled out"
+                )
             self.say(f"resuming {self.folder} after step {self.step_done}")
+
+    def _restore(self, checkpoint: Path) -> None:
+        """Puts everything that `save` wrote back; raises CheckpointError if anything of it is missing or spoilt."""
+        others = "delete this folder and resume from the one before"
+        saved = {name: read_state(checkpoint, name) for name in ("run", "objective", "optimizer", *self.states)}
+        load_module_strictly(self.objective, saved["objective"], checkpoint / "objective.safetensors")
+        try:
+            self.step_done = int(saved["run"]["step"])
+            self.records_skipped = int(saved["run"].get("records_skipped", 0))
+            self.bare_optimizer.load_state_dict(saved["optimizer"])
+            for name, state in self.states.items():
+                state.load_state_dict(saved[name])
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise CheckpointError(
+                f"checkpoint {checkpoint} doesn't hold what this run saves ({type(error).__name__}: {error}): {others}"
+            ) from error
+        if checkpoint.name != f"step-{self.step_done:08d}":
+            raise CheckpointError(f"checkpoint {checkpoint} was saved after step {self.step_done}: {others}")
+        spoilt = self._first_weight_not_finite()
+        if spoilt is not None:
+            raise CheckpointError(f"the weight {spoilt!r} in checkpoint {checkpoint} is not finite: {others}")
 
     # ---------------------------------------------------------------- the loop
 
@@ -178,8 +201,6 @@ class Run:
         finite, saves a checkpoint when one is due, and leaves with exit status 0 after SIGTERM, SIGUSR1 or Ctrl-C.
         """
         self.last_step = total_steps if self.config.steps is None else min(self.config.steps, total_steps)
-        if self.last_step < 1:
-            raise RunError(f"the run has {self.last_step} steps: ask for at least one epoch of at least one batch")
         self._speed_window = SpeedWindow()
         stop = StopRequests(self.world_size)
         with (
@@ -349,10 +370,17 @@ class Run:
 
     def _raise_if_weights_not_finite(self) -> None:
         """A gradient may overflow though its loss did not: such weights are never saved over good ones."""
+        spoilt = self._first_weight_not_finite()
+        if spoilt is not None:
+            self._stop_for_numbers(f"the weight {spoilt!r}", self.step_done)
+
+    def _first_weight_not_finite(self) -> str | None:
+        """Name of a parameter; None if all are finite. The device is waited for once."""
         finite = torch.stack([weight.isfinite().all() for weight in self.objective.parameters()])
-        if not finite.all():
-            names = [name for name, _ in self.objective.named_parameters()]
-            self._stop_for_numbers(f"the weight {names[int(finite.int().argmin())]!r}", self.step_done)
+        if finite.all():
+            return None
+        names = [name for name, _ in self.objective.named_parameters()]
+        return names[int(finite.int().argmin())]
 
     def _stop_for_numbers(self, what: str, step: int) -> NoReturn:
         saved = list_checkpoints(self.folder / "checkpoints")

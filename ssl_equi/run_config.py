@@ -1,7 +1,6 @@
 """Options that every run has, and what is checked about them before it starts or goes on."""
 
 import dataclasses
-import json
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 
 from ssl_equi.data.bad_records import OnBadRecord
 from ssl_equi.errors import UserError
+from ssl_equi.files import read_json_object
 from ssl_equi.machine import usable_cores
 from ssl_equi.options import ActsWhen, Count, CountOrZero, Positive, Range, Seed, Threads, check_options
 
@@ -108,12 +108,8 @@ def refuse_other_options(config_file: Path, mine: dict[str, Any], defaults: dict
     An option that the file doesn't name came with a later version, whose default leaves things as they were: such a
     run was made with that default.
     """
-    try:
-        theirs = flattened(json.loads(config_file.read_text()))
-    except (ValueError, AttributeError) as error:
-        raise RunError(
-            f"{config_file} is damaged ({error}): delete this file to resume with the options of this command"
-        ) from error
+    cure = "delete this file to resume with the options of this command"
+    theirs = flattened(read_json_object(config_file, RunError, cure))
     known = flattened(defaults) | theirs
     for option, value in flattened(mine).items():
         if option not in FREE_OPTIONS and value != known.get(option):

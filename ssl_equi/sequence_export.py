@@ -5,25 +5,31 @@ objective (`seq_jepa`) and how the sequences were made that it was trained on (`
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import safetensors.torch
+from torch import nn
 
-from ssl_equi.checkpoint import CheckpointError, load_module_strictly, write_checkpoint_files
+from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.export import (
     CONFIG_FILE,
-    WEIGHTS_FILE,
     EncoderCard,
     build_encoder,
+    built_and_filled,
+    check_sizes,
     describe_encoder,
-    module_tensors,
     read_encoder_config,
-    read_weights,
+    write_export,
 )
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
+
+# What `SequenceModel.sequences` says besides "source", by source.
+NEEDED_KEYS = {
+    "rendered": {"actions", "observed_views"},
+    "augmented": {"observed_views", "preset", "action_encoding", "action_transforms"},
+    "saccades": {"observed_views", "glimpses"},
+}
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,7 @@ def save_sequence_model(objective: SeqJEPA, folder: Path, card: EncoderCard, seq
     """
     config = describe_encoder(objective.encoder, card)
     config |= {"seq_jepa": dataclasses.asdict(objective.config), "sequences": sequences}
-    write_checkpoint_files(
-        folder,
-        {
-            WEIGHTS_FILE: safetensors.torch.save(module_tensors(objective), metadata={"format": "pt"}),
-            CONFIG_FILE: json.dumps(config, indent=1).encode(),
-        },
-    )
+    write_export(folder, objective, config)
 
 
 def load_sequence_model(folder: str | Path) -> SequenceModel:
@@ -78,13 +78,14 @@ def load_sequence_model(folder: str | Path) -> SequenceModel:
     config = read_encoder_config(folder)
     if not {"seq_jepa", "sequences"} <= config.keys():
         raise CheckpointError(f"{folder} holds an encoder without an aggregator: give the sequence_model/ of a run")
-    encoder = build_encoder(config, folder)
-    encoder.num_features = config["num_features"]
-    try:
-        objective = SeqJEPA(encoder, SeqJEPAConfig(**config["seq_jepa"]))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE} describes no seq-JEPA ({error}): export it again") from error
-    load_module_strictly(objective, read_weights(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
+    _check_sequences(config, folder)
+
+    def build() -> nn.Module:
+        encoder = build_encoder(config, folder)
+        encoder.num_features = config["num_features"]
+        return SeqJEPA(encoder, SeqJEPAConfig(**config["seq_jepa"]))
+
+    objective = cast(SeqJEPA, built_and_filled(build, folder, config, "seq-JEPA"))
     data = config["pretrained_cfg"]
     return SequenceModel(
         objective=objective.eval(),
@@ -94,3 +95,14 @@ def load_sequence_model(folder: str | Path) -> SequenceModel:
         trained_on=config["ssl_equi"]["trained_on"],
         sequences=config["sequences"],
     )
+
+
+def _check_sequences(config: dict[str, Any], folder: Path) -> None:
+    """Raises CheckpointError unless the config describes an objective and how its sequences were made."""
+    sizes, sequences = config["seq_jepa"], config["sequences"]
+    keys = NEEDED_KEYS.get(sequences.get("source", "")) if isinstance(sequences, dict) else None
+    if not isinstance(sizes, dict) or keys is None or not keys <= sequences.keys() or "ssl_equi" not in config:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} describes no seq-JEPA (sequences are {sequences!r:.80}): export it again"
+        )
+    check_sizes(sizes, folder / CONFIG_FILE)

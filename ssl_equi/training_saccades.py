@@ -32,6 +32,8 @@ from ssl_equi.views.glimpses import Inhibition, InhibitionShape, fixation_positi
 from ssl_equi.views.presets import view_pipelines
 
 ACTION_SIZE = 2  # (row, column)
+# How the released code of seq-JEPA normalises STL-10, in units of [0, 1].
+STL10_MEAN_RGB, STL10_STD_RGB = (0.4467, 0.4398, 0.4066), (0.2241, 0.2215, 0.2239)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from ssl_equi.text import visible
+
 RECORDED_PACKAGES = (
     "ssl-equi", "torch", "torchvision", "timm", "accelerate", "numpy", "simplejpeg", "safetensors",
 )  # fmt: skip
@@ -24,7 +26,7 @@ def software_versions() -> dict[str, str]:
             versions[package] = "not installed"
     versions["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     versions["commit"] = _git_commit()
-    versions["command"] = " ".join(sys.argv)
+    versions["command"] = visible(" ".join(sys.argv))
     return versions
 
 

@@ -70,7 +70,7 @@ def test_an_optimizer_goes_on_exactly_after_a_round_trip(tmp_path: Path) -> None
 
 def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
     checkpoint.write_checkpoint(tmp_path / "c", {"a": nested_state()})
-    assert sorted(file.name for file in (tmp_path / "c").iterdir()) == ["a.json", "a.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "c").iterdir()) == ["a.json", "a.safetensors", "checksums.json"]
     json.loads((tmp_path / "c" / "a.json").read_text())
     assert not (tmp_path / "c" / "a.safetensors").read_bytes().startswith(b"\x80")
 
@@ -78,6 +78,12 @@ def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
 def test_an_object_that_is_neither_tensor_nor_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"can't hold /x of type set"):
         checkpoint.write_checkpoint(tmp_path / "c", {"a": {"x": {1, 2}}})
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_json_cannot_hold_is_refused(tmp_path: Path, number: float) -> None:
+    with pytest.raises(CheckpointError, match=r"can't hold /x (nan|inf): keep tensors, finite numbers"):
+        checkpoint.write_checkpoint(tmp_path / "c", {"a": {"x": number}})
 
 
 @pytest.mark.parametrize("failing_file", [0, 1, 2])
@@ -119,6 +125,38 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (tmp_path / "c" / "a.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no a\.json"):
         checkpoint.read_state(tmp_path / "c", "a")
+
+
+@pytest.mark.parametrize("file", ["a.json", "a.safetensors"])
+def test_a_file_of_another_checkpoint_is_found(tmp_path: Path, file: str) -> None:
+    for folder, number in (("one", 1.0), ("two", 2.0)):
+        checkpoint.write_checkpoint(tmp_path / folder, {"a": {"x": torch.tensor(number), "y": number}})
+    (tmp_path / "one" / file).write_bytes((tmp_path / "two" / file).read_bytes())
+    with pytest.raises(CheckpointError, match=rf"one is damaged \({file} is not the file that was saved\): delete"):
+        checkpoint.read_state(tmp_path / "one", "a")
+
+
+def test_layers_that_share_their_weights_come_back_tied(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        module[1].weight = module[0].weight
+        return module
+
+    module, again = tied(), tied()
+    checkpoint.write_checkpoint(tmp_path / "c", {"model": module.state_dict()})
+    checkpoint.load_module_strictly(again, checkpoint.read_state(tmp_path / "c", "model"), tmp_path)
+    assert torch.equal(again[0].weight, module[0].weight)
+    assert again[1].weight is again[0].weight
+
+
+def test_another_type_is_refused_but_another_precision_is_not(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    with pytest.raises(CheckpointError, match=r"weight is torch\.int32 there and torch\.float32 here"):
+        checkpoint.load_module_strictly(
+            model, {"weight": torch.ones(1, 1, dtype=torch.int32), "bias": torch.ones(1)}, tmp_path
+        )
+    checkpoint.load_module_strictly(model, {"weight": torch.ones(1, 1).half(), "bias": torch.ones(1)}, tmp_path)
+    assert model.weight.dtype == torch.float32 and model.weight.item() == 1
 
 
 def test_another_architecture_is_refused_and_nothing_is_loaded(tmp_path: Path) -> None:

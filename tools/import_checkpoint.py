@@ -5,6 +5,7 @@
     python tools/import_checkpoint.py stl10_pls.pth --actions position --out runs/seq-jepa-saccades
     python tools/import_checkpoint.py model.pth --layout sie --action-sign -1 --out runs/sie-official
     python tools/import_checkpoint.py 800.pth --layout essl --out runs/essl-cifar10
+    python tools/import_checkpoint.py resnet50.pth --layout barlow_twins --out runs/barlow-twins
     python tools/import_checkpoint.py best.pth --layout care --data stl10 --out runs/care-stl10
     python tools/import_checkpoint.py dinov2_vits14_pretrain.pth --layout dino --image-size 224 --out runs/dinov2
     python tools/import_checkpoint.py weights.safetensors --layout timm --architecture convnext_tiny --out runs/convnext
@@ -20,13 +21,20 @@ the file. Files are opened without running code from them. Layouts:
     sie, equicaps, capsie
                 SIE's own ResNet. Their code is not looked at, so it is recognised by the order and the shapes of its
                 tensors, and what else is in the file by words in its name, such as projector; give --leave-out for
-                other names. The halves of SIE's features are read from its equivariant projector. Capsules are left out
+                other names. The parts of SIE's features are read from its equivariant projector; in a file without
+                projectors they are halves. Capsules are left out
     care, essl  ResNets for images of CIFAR's size, whose layers may be numbered, and ResNets for ImageNet
+    barlow_twins
+                the released ResNet-50 by itself, or the whole checkpoint
     dino        DINO and DINOv2, with or without registers: the teacher, or with --encoder-prefix student.backbone the
                 student. With another --image-size than its own, positions are resampled as timm does it
     moco        the query encoder, or the base encoder of MoCo v3, whose ViT-S has 12 heads:
                 --architecture vit_small_patch16_224 --architecture-arguments num_heads 12
-    timm        any state of a timm model, by its --architecture, or of a torchvision ResNet
+    timm        any state of a timm model, by its --architecture, or of a torchvision ResNet. Other names are fine in
+                torch's format, as long as order and shapes agree
+
+Images are normalised as the layout's authors do, for timm as timm's configuration of the architecture says (for one of
+its weights with a tag: --architecture NAME.TAG); --mean and --std say otherwise.
 
 Actions are given to imported predictors as anywhere here: R1^-1 R2 as a quaternion xyzw, plain differences of hues.
 Before version 1.11, SciPy returned inverse rotations with the other sign; for a checkpoint that was trained with it,
@@ -36,10 +44,11 @@ SIE is older than 1.11 and names no version.
 The weights stay under the terms of their authors.
 """
 
-import argparse
 import hashlib
 import pickle
-from collections.abc import Mapping
+import re
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -65,7 +74,7 @@ from ssl_equi.importing.seq_jepa_import import (
     describe_sequences,
     model_tensors,
 )
-from ssl_equi.importing.sie_predictor import ACTIONS, feature_parts, import_sie_predictor
+from ssl_equi.importing.sie_predictor import ACTIONS, equivariant_width, feature_parts, import_sie_predictor
 from ssl_equi.importing.tensors import LayoutError, named_tensors
 from ssl_equi.predictor_export import PREDICTOR_FOLDER, PredictorCard, save_predictor
 from ssl_equi.sequence_export import save_sequence_model
@@ -110,10 +119,20 @@ class Config:
     """Others: what further names begin with that are no part of the encoder."""
     predictor: bool = True
     """sie: also import projector and predictor, if they are in the file."""
+    equivariant_features: int | None = None
+    """sie: how many features, the last ones, are the equivariant part; read from the projector when not given, and half
+    of them in a file without any projector."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of red, green and blue in [0, 1] that images were normalised with, if not the layout's."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation likewise."""
 
 
 ONLY_SEQ_JEPA = ("actions", "observed_views", "heads")
-NOT_SEQ_JEPA = ("data", "architecture", "architecture_arguments", "encoder_prefix", "leave_out", "predictor")
+NOT_SEQ_JEPA = (
+    "data", "architecture", "architecture_arguments", "encoder_prefix", "leave_out", "predictor",
+    "equivariant_features",
+)  # fmt: skip
 
 
 def check_options(config: Config) -> None:
@@ -122,34 +141,101 @@ def check_options(config: Config) -> None:
     if config.layout in ("sie", "equicaps", "capsie"):
         unused += ("encoder_prefix",)
     if config.layout not in (SEQ_JEPA, "sie"):
-        unused += ("action_sign", "predictor")
+        unused += ("action_sign", "predictor", "equivariant_features")
     plain = Config(config.file, config.out)
     for name in unused:
         if getattr(config, name) != getattr(plain, name):
             option = f"--{name.replace('_', '-')}"
             raise CheckpointError(f"{option} says nothing to layout {config.layout}: leave it out")
+    for name, least in (("mean", 0.0), ("std", 1e-6)):
+        values = getattr(config, name)
+        if values is not None and not all(least <= value <= 1 for value in values):
+            raise CheckpointError(
+                f"--{name} is {values}: give three numbers above 0 and up to 1, of red, green and blue"
+            )
+    if config.image_size is not None and config.image_size < 1:
+        raise CheckpointError(f"--image-size is {config.image_size}: give a side of at least 1 pixel")
 
 
-def open_file(file: Path) -> Mapping[str, Any]:
-    """What the file holds, on the CPU; never by running code from it."""
+class Unread:
+    """Stands in for an object of a class that is no tensor's: takes what the file says of it, and does nothing."""
+
+    def __init__(self, *values: object) -> None:
+        self.values = values
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+def unread_mapping(*values: object) -> dict[object, object]:
+    """Stands in for a class of mappings, whose items follow."""
+    return {}
+
+
+MAPPING_CLASSES = ("collections.defaultdict",)
+UNKNOWN_CLASS = re.compile(r"GLOBAL (\S+) was not an allowed global")
+MOST_UNKNOWN_CLASSES = 100
+LARGEST_COMPRESSION = 10
+
+
+def open_file(file: Path) -> tuple[Mapping[str, Any], list[str]]:
+    """What the file holds, on the CPU, and which classes of objects in it were not read; never runs code from it."""
     if not file.is_file():
         raise CheckpointError(f"there is no file {file}: give the path of a checkpoint")
     try:
         if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
-        # Options of training scripts, which many put beside the model: a plain object with attributes.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return safetensors.torch.load_file(file), []
+        content, unread = open_pickled(file)
     except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[-1] if "GLOBAL" in str(error) else "it is no checkpoint or damaged"
         raise CheckpointError(
-            f"{file} holds something besides tensors, numbers and text, which could be code, so it is not opened: "
-            "give a checkpoint as its authors released it, or save the state of its model alone"
+            f"{file} can't be opened without running code from it ({reason}): give a checkpoint as its authors "
+            "released it, or save the state of its model alone"
         ) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged or no checkpoint ({error}): fetch it again") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged file fails anywhere in torch's reader
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{file} is damaged or no checkpoint ({reason}): fetch it again") from error
+    if isinstance(content, Unread):
+        raise CheckpointError(f"{file} holds a {type(content).__name__} as a whole: save its state_dict() instead")
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{file} holds a {type(content).__name__}: give a checkpoint with the state of the model")
-    return content
+    return content, unread
+
+
+def open_pickled(file: Path) -> tuple[Any, list[str]]:
+    """What torch saved, with stand-ins for objects of classes that torch doesn't open, and the names of these.
+
+    torch reads such files without running code, but refuses them as a whole for one object of another class, such as a
+    NumPy number or the options of a training script. Here such a class is replaced by one that does nothing.
+    """
+    check_declared_size(file)
+    stand_ins: dict[str, Callable[..., object]] = {}
+    while True:
+        try:
+            with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
+                return torch.load(file, map_location="cpu", weights_only=True), list(stand_ins)
+        except pickle.UnpicklingError as error:
+            unknown = UNKNOWN_CLASS.search(str(error))
+            if unknown is None or len(stand_ins) == MOST_UNKNOWN_CLASSES:
+                raise
+            name = unknown[1] if "." in unknown[1] else f"builtins.{unknown[1]}"
+            if name in stand_ins:
+                raise
+            stand_ins[name] = unread_mapping if name in MAPPING_CLASSES else type(name, (Unread,), {})
+
+
+def check_declared_size(file: Path) -> None:
+    """Raises CheckpointError if the file, an archive, unpacks to much more than it holds: torch never compresses."""
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        declared = sum(entry.file_size for entry in archive.infolist())
+    if declared > LARGEST_COMPRESSION * file.stat().st_size:
+        raise CheckpointError(
+            f"{file} says that it holds {declared:,} bytes in {file.stat().st_size:,}: fetch it again, or save it anew"
+        )
 
 
 def describe_source(data: str, file: Path) -> str:
@@ -166,6 +252,8 @@ def import_seq_jepa(content: Mapping[str, Any], config: Config) -> None:
         config.observed_views,
         4 if config.heads is None else config.heads,
         config.action_sign,
+        config.mean,
+        config.std,
     )
     tensors = model_tensors(content, str(config.file))
     objective = build_objective(tensors, options)
@@ -183,21 +271,30 @@ def import_others(content: Mapping[str, Any], config: Config) -> None:
     tensors = named_tensors(content, str(config.file))
     options = EncoderOptions(
         layout, config.data, config.image_size, config.architecture, config.architecture_arguments,
-        config.encoder_prefix, config.leave_out,
+        config.encoder_prefix, config.leave_out, config.mean, config.std,
+        keeps_order=config.file.suffix != ".safetensors",
     )  # fmt: skip
     imported = import_encoder(tensors, options)
     num_features = cast(int, imported.module.num_features)
-    trained_on = describe_source(imported.data, config.file)
+    trained_on = describe_source(imported.data or "unknown data", config.file)
     parts = {"all": (0, num_features)}
     predictor = None
     if layout == "sie":
-        parts = feature_parts(tensors, num_features)
-        predictor = import_sie_predictor(tensors, num_features) if config.predictor else None
+        parts = feature_parts(tensors, num_features, config.equivariant_features)
+        if config.predictor:
+            predictor = import_sie_predictor(tensors, num_features, config.equivariant_features)
+        if config.equivariant_features is None and equivariant_width(tensors, num_features) is None:
+            print(f"no projector tells which features are equivariant: the last {num_features // 2}, as in the paper")
         if predictor is None and config.action_sign == -1:
             raise CheckpointError(f"--action-sign is -1, but no predictor of {config.file} is imported: leave it out")
     objective = "unknown" if layout == "timm" else layout
     save_encoder(imported.module, config.out / "encoder", imported.card(objective, trained_on, parts))
-    print(f"{imported.architecture} for images of {imported.image_size} pixels, {imported.data}: {config.out}")
+    print(
+        f"{imported.architecture} for images of {imported.image_size} pixels, {imported.data or 'unknown data'}, "
+        f"normalised with {imported.normalisation.mean_rgb} and {imported.normalisation.std_rgb}: {config.out}"
+    )
+    for note in imported.notes:
+        print(note)
     if predictor is not None:
         card = PredictorCard("sie", ACTIONS[predictor.action_dim], trained_on, config.action_sign)
         save_predictor(predictor, config.out / PREDICTOR_FOLDER, card)
@@ -222,7 +319,7 @@ def main(config: Config) -> None:
     check_options(config)
     if config.out.exists():
         raise CheckpointError(f"{config.out} is there already: give --out a folder that isn't")
-    content = open_file(config.file)
+    content, unread = open_file(config.file)
     try:
         if config.layout == SEQ_JEPA:
             import_seq_jepa(content, config)
@@ -233,6 +330,11 @@ def main(config: Config) -> None:
         if cure is None:
             raise
         raise CheckpointError(f"{error.problem}: {cure}") from error
+    if unread:
+        print(f"not read: objects of {', '.join(unread)}")
+    beside = [str(key) for key, value in content.items() if not isinstance(value, Tensor | Mapping)]
+    if beside:
+        print(f"left out: {', '.join(beside)}")
     print("The weights stay under the terms of their authors.")
 
 

@@ -5,7 +5,6 @@ of those, tar headers are walked and every image is decoded.
 """
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,13 @@ import numpy as np
 from ssl_equi.data.decode import decode_image
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.files import sha256_of_file
-from ssl_equi.data.image_manifest import FORMAT_NAME as IMAGE_FORMAT_NAME
-from ssl_equi.data.image_manifest import ImageIndex, ImageManifest, read_image_index, read_image_manifest
+from ssl_equi.data.image_manifest import (
+    ImageIndex,
+    ImageManifest,
+    is_image_manifest,
+    read_image_index,
+    read_image_manifest,
+)
 from ssl_equi.data.image_shards import find_shards, records_of_shard
 from ssl_equi.data.image_writer import scan_image_shard
 from ssl_equi.data.index import SplitIndex, read_index
@@ -65,12 +69,7 @@ def kind_of_split(folder: Path, split: str) -> SplitKind:
     path = manifest_path(folder, split)
     if not path.exists():
         return "foreign images"
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError:
-        content = None  # reading it as a manifest of either kind says what is wrong
-    is_of_images = isinstance(content, dict) and content.get("format") == IMAGE_FORMAT_NAME
-    return "images" if is_of_images else "objects"
+    return "images" if is_image_manifest(path) else "objects"
 
 
 def find_damage(

@@ -8,7 +8,6 @@ an error where a memory map would kill the process.
 
 import hashlib
 import importlib.metadata
-import io
 import os
 import shutil
 import time
@@ -31,11 +30,13 @@ from ssl_equi.data.shard_files import ShardFiles
 from ssl_equi.data.stage_seconds import StageSeconds
 from ssl_equi.files import sync_folder, write_durably
 from ssl_equi.machine import usable_cores
+from ssl_equi.npy import map_npy, npy_bytes
 
 _VERSION = 1  # raised when equal data would give another file
 _DECODERS = ("simplejpeg", "pillow")  # whose releases may round differently
 _BYTES_AT_ONCE = 8 << 20  # decoded by a thread in one go
 _MIB = 2**20
+_CURE = "delete this folder, it is made anew"
 _PIXELS, _CHECKSUMS, _SIZES = "pixels.bin", "crc32c.npy", "content_sizes.npy"
 
 
@@ -129,13 +130,8 @@ class CachedViews:
         return StageSeconds(reading, now() - began - reading)
 
     def _opened(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-        try:
-            array = np.lib.format.read_array(io.BytesIO((self.cache_folder / name).read_bytes()), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise self._damaged(f"has no readable {name} ({error})") from error
-        if array.shape != shape or array.dtype != dtype:
-            raise self._damaged(f"holds {array.dtype} {array.shape} in {name}, not {np.dtype(dtype)} {shape}")
-        return array
+        described = f"{name} in the cache of decoded views {self.cache_folder}"
+        return map_npy(self.cache_folder / name, described, DataError, _CURE, dtype=dtype, shape=shape)
 
     def _check_size(self) -> None:
         path, expected = self.cache_folder / _PIXELS, self.num_objects * self.num_views * self._bytes_per_view
@@ -144,9 +140,7 @@ class CachedViews:
             raise self._damaged(f"has {found} bytes of pixels where {expected} belong")
 
     def _damaged(self, problem: str) -> DataError:
-        return DataError(
-            f"the cache of decoded views {self.cache_folder} {problem}: delete this folder, it is made anew"
-        )
+        return DataError(f"the cache of decoded views {self.cache_folder} {problem}: {_CURE}")
 
 
 def _key_of(stored: ViewCollection) -> str:
@@ -213,9 +207,9 @@ def _write_views(stored: ViewCollection, folder: Path, show_progress: bool) -> N
             progress.advance(bar, len(objects) * stored.num_views)
         file.flush()
         os.fsync(file.fileno())
-    write_durably(folder / _CHECKSUMS, _npy(checksums))
+    write_durably(folder / _CHECKSUMS, npy_bytes(checksums))
     if not stored.fills_image:
-        write_durably(folder / _SIZES, _npy(content_sizes))
+        write_durably(folder / _SIZES, npy_bytes(content_sizes))
 
 
 def _decoded(stored: ViewCollection) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -234,9 +228,3 @@ def _decoded(stored: ViewCollection) -> Iterator[tuple[np.ndarray, np.ndarray, n
     threads = usable_cores()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         yield from map_in_order(pool, decode, chunks, ahead=threads)
-
-
-def _npy(array: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    np.lib.format.write_array(content, array, allow_pickle=False)
-    return content.getvalue()

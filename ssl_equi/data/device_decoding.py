@@ -33,6 +33,7 @@ from ssl_equi.data.stage_seconds import StageSeconds
 _COLORSPACES = ("YCBCR", "GRAY")
 _SUBSAMPLINGS = ("444", "422", "420", "440", "411", "GRAY")  # of colour, which nvJPEG knows
 _CHUNKS_PER_THREAD = 2
+_RESIZED_AT_ONCE = 256  # views, as floating point numbers
 
 Decoder = Callable[[list[Tensor]], list[Tensor]]  # encoded uint8 [n] on the CPU -> uint8 [3, h, w] on the device
 
@@ -43,6 +44,10 @@ class EncodedViews(Protocol):
     @property
     def collection(self) -> ViewCollection:
         """The same views, decoded on the CPU."""
+
+    @property
+    def stored_size(self) -> tuple[int, int] | None:
+        """Height and width of every file, if there is only one size, which is then resized to the collection's."""
 
     def read(self, object_index: int, view_index: int) -> bytes:
         """The bytes of a view, which match their CRC-32C; DataError naming it if they don't."""
@@ -56,6 +61,7 @@ class _EncodedShards:
 
     def __init__(self, shards: ShardDataset) -> None:
         self.collection: ViewCollection = shards
+        self.stored_size: tuple[int, int] | None = shards.stored_size
         self.read = shards.read_encoded
         self._shards = shards
 
@@ -69,6 +75,7 @@ class _EncodedImages:
 
     def __init__(self, views: SingleViews, store: ImageShards) -> None:
         self.collection: ViewCollection = views
+        self.stored_size: tuple[int, int] | None = None
         self._store, self._fit = store, views.fit
 
     def read(self, object_index: int, view_index: int) -> bytes:
@@ -230,7 +237,7 @@ class DeviceDecodedLoader:
     def _read_view(self, object_index: int, view: int) -> _ReadView:
         data = self.views.read(object_index, view)
         collection = self.views.collection
-        if is_for_device(data, collection.image_size if collection.fills_image else None):
+        if is_for_device(data, self.views.stored_size):
             return _ReadView(data)
         pixels = np.zeros((*collection.image_size, 3), dtype=np.uint8)
         return _ReadView(data, pixels, self.views.decode(data, object_index, view, pixels))
@@ -280,6 +287,12 @@ class DeviceDecodedLoader:
         except RuntimeError as error:
             raise self._explained(error, read, objects, views) from error
         height, width = self.views.collection.image_size
+        if self.views.stored_size not in (None, (height, width)):
+            decoded = [
+                image
+                for first in range(0, len(decoded), _RESIZED_AT_ONCE)
+                for image in resize_images(torch.stack(decoded[first : first + _RESIZED_AT_ONCE]), (height, width))
+            ]
         images = torch.zeros(len(read), height, width, 3, dtype=torch.uint8, device=self._device)
         sizes = torch.empty(len(read), 2, dtype=torch.int64)
         if decoded and len(decoded) == len(read) and all(image.shape[1:] == (height, width) for image in decoded):
@@ -332,10 +345,17 @@ def place_on_canvas(image: Tensor, out: Tensor) -> tuple[int, int]:
     longer, side = max(height, width), out.shape[0]
     if longer > side:
         height, width = (max(1, round(length * side / longer)) for length in (height, width))
-        shrunk = image[None].float()
-        # One axis after the other: both at once, PyTorch 2.15 gets wrong on a CPU where the new width is 1.
-        for size in ((height, shrunk.shape[3]), (height, width)):
-            shrunk = F.interpolate(shrunk.contiguous(), size=size, mode="bilinear", antialias=True)
-        image = shrunk[0].round().clamp(0, 255).to(torch.uint8)
+        image = resize_images(image[None], (height, width))[0]
     out[:height, :width] = image.permute(1, 2, 0)
     return height, width
+
+
+def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [N, 3, h, w] -> [N, 3, *size], bilinear with anti-aliasing; Pillow's pixels but for rounding."""
+    if images.shape[2:] == size:
+        return images
+    resized = images.float()
+    # One axis after the other: both at once, PyTorch 2.15 gets wrong on a CPU where the new width is 1.
+    for side in ((size[0], resized.shape[3]), size):
+        resized = F.interpolate(resized.contiguous(), size=side, mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)

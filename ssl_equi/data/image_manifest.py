@@ -19,13 +19,13 @@ from ssl_equi.data.index_stamps import IndexStamp
 from ssl_equi.data.manifest import (
     ShardEntry,
     canonical_json,
-    check_manifest,
     fields_as_json,
     index_folder,
     manifest_path,
-    read_manifest_content,
+    read_manifest_as,
     write_manifest_content,
 )
+from ssl_equi.files import read_json_object
 
 FORMAT_NAME = "ssl-equi-image-shards"
 FORMAT_VERSION = 1
@@ -112,21 +112,18 @@ class ImageManifest:
 def read_image_manifest(folder: Path, split: str) -> ImageManifest:
     """Read and check a manifest of images.
 
-    Raises DataError when it is absent, of rendered objects, of another format version, malformed, or edited by hand.
+    Raises DataError when it is absent, of rendered objects, of another split or format version, malformed, or edited by
+    hand.
     """
-    path = manifest_path(folder, split)
-    content = read_manifest_content(path, FORMAT_NAME, FORMAT_VERSION)
-    fingerprint = content.pop("fingerprint", None)
+    return read_manifest_as(ImageManifest, folder, split, FORMAT_NAME, FORMAT_VERSION)
+
+
+def is_image_manifest(path: Path) -> bool:
+    """True for a manifest of images, whole or not; what is no manifest at all is refused by the readers."""
     try:
-        for name, value in content.items():
-            if isinstance(value, list) and name != "shards":
-                content[name] = tuple(value)
-        content["shards"] = tuple(ShardEntry(**entry) for entry in content["shards"])
-        manifest = ImageManifest(**content)
-    except (TypeError, KeyError) as error:
-        raise DataError(f"manifest {path} is malformed ({error}): rebuild or download this data set again") from error
-    check_manifest(manifest.fingerprint, fingerprint, manifest.split, manifest.shards, manifest.num_objects, path)
-    return manifest
+        return read_json_object(path, DataError).get("format") == FORMAT_NAME
+    except DataError:
+        return False
 
 
 def read_image_index(folder: Path, manifest: ImageManifest, *, always_verify: bool = False) -> ImageIndex:
@@ -139,14 +136,10 @@ def read_image_index(folder: Path, manifest: ImageManifest, *, always_verify: bo
     stamp = IndexStamp(source, manifest.fingerprint, [f"{name}.npy" for name in _DTYPES])
     verify = always_verify or not stamp.is_known()
     checksums = manifest.sidecars if verify else None
-    index = ImageIndex(**{name: open_sidecar(source / f"{name}.npy", checksums) for name in _DTYPES})
-    for name, dtype in _DTYPES.items():
-        array = getattr(index, name)
-        if array.shape != (manifest.num_objects,) or array.dtype != dtype:
-            raise DataError(
-                f"sidecar {source / name}.npy holds {array.dtype} {array.shape}, expected {dtype} "
-                f"{(manifest.num_objects,)}: rebuild this data set"
-            )
+    shape = (manifest.num_objects,)
+    index = ImageIndex(
+        **{name: open_sidecar(source / f"{name}.npy", checksums, dtype, shape) for name, dtype in _DTYPES.items()}
+    )
     if verify:
         _check_values(index, manifest, source)
         if not always_verify:

@@ -6,7 +6,6 @@ otherwise; later ones see from a stamp (`ssl_equi.data.index_stamps`) that it wa
 Replace these files if you must, never change them in place: shortening a mapped file kills the processes that map it.
 """
 
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from ssl_equi.data.index_stamps import IndexStamp
 from ssl_equi.data.manifest import Manifest, ShardEntry, index_folder
 from ssl_equi.data.shard import ScannedObject
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
+from ssl_equi.npy import map_npy, npy_bytes
 
 _DTYPES: dict[str, np.dtype] = {
     "offsets": np.dtype(np.int64),
@@ -84,9 +84,7 @@ def write_sidecars(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, 
     checksums = {}
     for name, array in arrays.items():
         path = folder / f"{name}.npy"
-        content = io.BytesIO()
-        np.lib.format.write_array(content, array, allow_pickle=False)
-        write_atomically(path, content.getvalue())
+        write_atomically(path, npy_bytes(array))
         checksums[path.name] = sha256_of_file(path)
     return checksums
 
@@ -101,8 +99,12 @@ def read_index(folder: Path, manifest: Manifest, *, always_verify: bool = False)
     stamp = IndexStamp(source, manifest.fingerprint, SIDECAR_NAMES)
     verify = always_verify or not stamp.is_known()
     checksums = manifest.sidecars if verify else None
-    index = SplitIndex(**{name: open_sidecar(source / f"{name}.npy", checksums) for name in _DTYPES})
-    _check_shapes(index, manifest, source)
+    index = SplitIndex(
+        **{
+            name: open_sidecar(source / f"{name}.npy", checksums, _DTYPES[name], shape)
+            for name, shape in _shapes(manifest).items()
+        }
+    )
     if verify:
         _check_values(index, manifest, source)
         if not always_verify:
@@ -110,40 +112,28 @@ def read_index(folder: Path, manifest: Manifest, *, always_verify: bool = False)
     return index
 
 
-def open_sidecar(path: Path, checksums: Mapping[str, str] | None) -> np.ndarray:
+def open_sidecar(
+    path: Path, checksums: Mapping[str, str] | None, dtype: np.dtype, shape: tuple[int, ...]
+) -> np.ndarray:
     """Memory-map one array whose SHA-256 the manifest states under its file name; None: it is known to be right.
 
-    Raises DataError when it is absent, no plain array, or not the one the manifest was written with.
+    Raises DataError when it is absent, no plain array, of another type or shape, or not the one the manifest was
+    written with.
     """
-    try:
-        found_sha256 = None if checksums is None else sha256_of_file(path)
-        array = np.lib.format.open_memmap(path, mode="r")
-    except FileNotFoundError:
-        raise DataError(f"sidecar {path} is missing: download or rebuild this data set again") from None
-    except ValueError as error:
+    cure = "download or rebuild this data set again"
+    array = map_npy(path, f"sidecar {path}", DataError, cure, dtype=dtype, shape=shape)
+    if checksums is not None and sha256_of_file(path) != checksums.get(path.name):
         raise DataError(
-            f"sidecar {path} is not a plain .npy array ({error}): download or rebuild this data set again"
-        ) from error
-    if checksums is not None and found_sha256 != checksums.get(path.name):
-        raise DataError(
-            f"sidecar {path} does not match the SHA-256 in the manifest, it was changed or is of another build: "
-            f"download or rebuild this data set again"
+            f"sidecar {path} does not match the SHA-256 in the manifest, it was changed or is of another build: {cure}"
         )
-    return np.asarray(array)  # a plain view of the mapped memory; indexing a memmap itself is several times slower
+    return array
 
 
-def _check_shapes(index: SplitIndex, manifest: Manifest, source: Path) -> None:
+def _shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
     n, views, latents = manifest.num_objects, manifest.num_views, len(manifest.latent_names)
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("offsets", "sizes", "crc32c"), (n, views))
     shapes |= dict.fromkeys(("shard_numbers", "labels", "keys"), (n,))
-    shapes |= {"latents": (n, views, latents), "quats_xyzw": (n, views, 4)}
-    for name, shape in shapes.items():
-        array = getattr(index, name)
-        if array.shape != shape or array.dtype != _DTYPES[name]:
-            raise DataError(
-                f"sidecar {source / name}.npy holds {array.dtype} {array.shape}, expected {_DTYPES[name]} {shape}: "
-                f"rebuild this data set"
-            )
+    return shapes | {"latents": (n, views, latents), "quats_xyzw": (n, views, 4)}
 
 
 def _check_values(index: SplitIndex, manifest: Manifest, source: Path) -> None:

@@ -12,14 +12,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from ssl_equi.data.decode import MAX_PIXELS
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.files import write_atomically
+from ssl_equi.files import read_json_object
 
 FORMAT_NAME = "ssl-equi-shards"
 FORMAT_VERSION = 1
 _SPLIT_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
+_SUFFIX = ".manifest.json"
+_FEWEST_BYTES_PER_RECORD = 2048  # of a tar: two headers and two contents
+
+_AnyManifest = TypeVar("_AnyManifest", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def manifest_path(folder: Path, split: str) -> Path:
     """Where the manifest of a split lies; DataError for a split name that could leave the folder."""
     if not _SPLIT_PATTERN.fullmatch(split):
         raise DataError(f"split name '{split}' is not usable in file names: use letters, digits, '_' and '-'")
-    return folder / f"{split}.manifest.json"
+    return folder / f"{split}{_SUFFIX}"
 
 
 def index_folder(folder: Path, split: str) -> Path:
@@ -104,33 +111,37 @@ def shard_name(split: str, number: int) -> str:
 def read_manifest(folder: Path, split: str) -> Manifest:
     """Read and check a manifest.
 
-    Raises DataError when it is absent, of another format version, malformed, or edited by hand.
+    Raises DataError when it is absent, of another split or format version, malformed, or edited by hand.
     """
-    path = manifest_path(folder, split)
-    content = read_manifest_content(path, FORMAT_NAME, FORMAT_VERSION)
-    fingerprint = content.pop("fingerprint", None)
-    try:
-        manifest = _manifest_from_json(content)
-    except (TypeError, ValueError, KeyError) as error:
-        raise DataError(f"manifest {path} is malformed ({error}): rebuild or download this data set again") from error
-    check_manifest(manifest.fingerprint, fingerprint, manifest.split, manifest.shards, manifest.num_objects, path)
+    manifest = read_manifest_as(Manifest, folder, split, FORMAT_NAME, FORMAT_VERSION)
+    path, (height, width) = manifest_path(folder, split), manifest.image_size
+    if min(manifest.num_views, height, width) < 1 or height * width > MAX_PIXELS:
+        raise DataError(
+            f"manifest {path} states {manifest.num_views} views of {height} x {width} pixels: rebuild this data set"
+        )
+    if set(manifest.latent_ranges) != set(manifest.latent_names):
+        raise DataError(f"manifest {path} states ranges of other latents than it names: rebuild this data set")
     return manifest
 
 
-def read_manifest_content(path: Path, format_name: str, format_version: int) -> dict[str, Any]:
-    """The fields of a manifest of the format that is named, with its fingerprint.
+def read_manifest_as(
+    manifest_type: type[_AnyManifest], folder: Path, split: str, format_name: str, format_version: int
+) -> _AnyManifest:
+    """Read and check what manifests of every format have in common; `manifest_type` is the dataclass of its fields.
 
-    Raises DataError when it is absent, not JSON, or of another format or version.
+    Raises DataError when it is absent, no JSON object, of another format, version or split, changed after it was
+    written, has absent, unknown or mistyped fields, or lists shards that don't carry their expected names (nothing
+    outside the folder) or don't cover the objects without a gap.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    path = manifest_path(folder, split)
+    if not path.exists():
         raise DataError(
             f"there is no manifest {path}: build this data set (an unfinished build leaves none) or name its folder"
-        ) from None
-    except ValueError as error:
-        raise DataError(f"manifest {path} is not JSON ({error}): rebuild or download this data set again") from error
-    if not isinstance(content, dict) or content.pop("format", None) != format_name:
+        )
+    content = read_json_object(path, DataError, "rebuild or download this data set again")
+    stated_fingerprint = content.pop("fingerprint", None)
+    found_fingerprint = hashlib.sha256(canonical_json(content)).hexdigest()
+    if content.pop("format", None) != format_name:
         raise DataError(f"{path} is not a manifest of '{format_name}': name the folder of a data set of this format")
     version = content.pop("format_version", None)
     if version != format_version:
@@ -138,39 +149,61 @@ def read_manifest_content(path: Path, format_name: str, format_version: int) -> 
             f"manifest {path} has format version {version}, this reader knows version {format_version}: "
             f"install the release that wrote it, or rebuild the data set"
         )
-    return content
-
-
-def _manifest_from_json(content: dict[str, Any]) -> Manifest:
-    """Give JSON lists their tuple types back; unknown or absent fields raise TypeError."""
-    fields = dict(content)
-    for name in ("image_size", "latent_names", "class_names"):
-        fields[name] = tuple(fields[name])
-    for name in ("mean_rgb", "std_rgb"):
-        fields[name] = None if fields[name] is None else tuple(fields[name])
-    fields["latent_ranges"] = {name: tuple(limits) for name, limits in fields["latent_ranges"].items()}
-    fields["shards"] = tuple(ShardEntry(**entry) for entry in fields["shards"])
-    return Manifest(**fields)
-
-
-def check_manifest(
-    fingerprint: str, stated_fingerprint: Any, split: str, shards: Iterable[ShardEntry], num_objects: int, path: Path
-) -> None:
-    """Raise DataError for a manifest that was edited, or whose shards aren't the expected ones.
-
-    Shards must carry their expected names (nothing outside the folder) and cover the objects without a gap.
-    """
-    if fingerprint != stated_fingerprint:
+    if found_fingerprint != stated_fingerprint:
         raise DataError(
             f"manifest {path} does not match its fingerprint {stated_fingerprint}, it was changed after it was "
             f"written: download or rebuild this data set again"
         )
+    try:
+        manifest = from_json(manifest_type, content)
+    except ValueError as error:
+        raise DataError(f"manifest {path} is malformed ({error}): rebuild or download this data set again") from error
+    if manifest.split != split:
+        raise DataError(
+            f"manifest {path} is of split '{manifest.split}', it was copied or renamed: download or rebuild split "
+            f"'{split}' again"
+        )
+    _check_shards(manifest.shards, manifest.num_objects, path)
+    return manifest
+
+
+def from_json(kind: Any, value: Any, name: str = "") -> Any:
+    """A value of JSON as the dataclass, tuple, dictionary, number or text that the annotation `kind` asks for.
+
+    Raises ValueError, which says what `name` holds, for a value of another type.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        if not isinstance(value, dict) or set(value) != set(hints):
+            difference = sorted(set(value) ^ set(hints)) if isinstance(value, dict) else type(value).__name__
+            raise ValueError(f"{name or 'its fields'}: {difference} is absent or unknown")
+        return kind(**{field: from_json(hint, value[field], field) for field, hint in hints.items()})
+    if origin is UnionType:
+        return None if value is None else from_json(arguments[0], value, name)
+    if origin is tuple and isinstance(value, list):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(value) == len(kinds):
+            return tuple(from_json(each, item, name) for each, item in zip(kinds, value))
+    elif origin is dict and isinstance(value, dict):
+        return {key: from_json(arguments[1], item, name) for key, item in value.items()}
+    elif origin is None and isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"'{name}' holds {type(value).__name__} {str(value)[:30]!r}")
+
+
+def _check_shards(shards: Iterable[ShardEntry], num_objects: int, path: Path) -> None:
     first = 0
     for number, entry in enumerate(shards):
-        if entry.name != shard_name(split, number) or entry.first != first:
+        if entry.name != shard_name(path.name.removesuffix(_SUFFIX), number) or entry.first != first:
             raise DataError(f"manifest {path} lists shard '{entry.name}' out of place: rebuild this data set")
+        if not 1 <= entry.count <= entry.bytes // _FEWEST_BYTES_PER_RECORD:
+            raise DataError(
+                f"manifest {path} lists shard '{entry.name}' with {entry.count} objects in {entry.bytes} bytes: "
+                f"rebuild this data set"
+            )
         first += entry.count
-    if first != num_objects:
+    if first != num_objects or not first:
         raise DataError(
             f"manifest {path} counts {num_objects} objects but its shards hold {first}: rebuild this data set"
         )

@@ -12,7 +12,8 @@ from ssl_equi.data.collection import check_request
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.index import SplitIndex, read_index
 from ssl_equi.data.manifest import Manifest, read_manifest
-from ssl_equi.data.shard import decode_view, problem_of_bytes, view_suffix
+from ssl_equi.data.resizing import Resizing
+from ssl_equi.data.shard import problem_of_bytes, view_suffix
 from ssl_equi.data.shard_files import open_shard_files
 from ssl_equi.data.stage_seconds import StageSeconds
 
@@ -20,37 +21,41 @@ from ssl_equi.data.stage_seconds import StageSeconds
 class ShardDataset:
     """The split `split` of the data set in `folder`; n objects with V views each, all images of one size.
 
-    A `ssl_equi.data.collection.ViewCollection`, whose attributes are described there; also `keys` (bytes [n]) and
-    `manifest`. The arrays are views of memory-mapped files.
+    A `ssl_equi.data.collection.ViewCollection`, whose attributes are described there; also `keys` (bytes [n]),
+    `manifest`, `stored_size` (height and width of the files) and `fit` (None if views keep that size). The arrays are
+    views of memory-mapped files. With `image_size` views are resized to squares of so many pixels when they are read.
 
     Raises DataError when the split is unfinished, incomplete, cut, changed or of another format version. The pixels
     are checked when they are read; `ssl_equi.data.verify` checks every byte.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, image_size: int | None = None) -> None:
         self.folder = Path(folder)
         self.split = split
         self.manifest: Manifest = read_manifest(self.folder, split)
         self._files = open_shard_files(self.folder, self.manifest.shards)
         self._index: SplitIndex = read_index(self.folder, self.manifest)
+        self._side = image_size
+        self._resizing = Resizing(self.manifest, image_size)
 
         self.num_objects = self.manifest.num_objects
         self.num_views = self.manifest.num_views
         self.class_names = self.manifest.class_names
-        self.image_size = self.manifest.image_size
+        self.stored_size, self.fit = self._resizing.stored_size, self._resizing.fit
+        self.image_size = self._resizing.image_size
         self.fills_image = True
         self.mean_rgb = self.manifest.mean_rgb
         self.std_rgb = self.manifest.std_rgb
-        self.source = self.manifest.source
-        self.plan_sha256 = self.manifest.plan_sha256
-        self.fingerprint = self.manifest.fingerprint
+        self.source = self._resizing.source
+        self.plan_sha256 = self._resizing.plan_sha256
+        self.fingerprint = self._resizing.fingerprint
         self.labels = self._index.labels
         self.latents = self._index.latents
         self.quats_xyzw = self._index.quats_xyzw
         self.keys = self._index.keys
 
-    def __reduce__(self) -> tuple[type["ShardDataset"], tuple[Path, str]]:
-        return ShardDataset, (self.folder, self.split)
+    def __reduce__(self) -> tuple[type["ShardDataset"], tuple[Path, str, int | None]]:
+        return ShardDataset, (self.folder, self.split, self._side)
 
     def __len__(self) -> int:
         return self.num_objects
@@ -101,7 +106,7 @@ class ShardDataset:
 
     def decode_encoded(self, data: bytes, object_index: int, view_index: int, out: np.ndarray) -> None:
         """Decode what `read_encoded` gave for a view into `out` uint8 [H, W, 3]; DataError as `read_views`."""
-        problem = decode_view(data, out)
+        problem = self._resizing.decode(data, out)
         if problem:
             self._raise_damaged(object_index, view_index, problem)
 

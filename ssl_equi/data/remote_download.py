@@ -1,6 +1,5 @@
 """Copying a whole split from a web server, S3 or another folder to this machine, so that it can be read by index."""
 
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +7,7 @@ from pathlib import Path
 from ssl_equi.data.building import working_alone
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.files import sha256_of_file, write_atomically, write_errors_named
-from ssl_equi.data.image_manifest import FORMAT_NAME as IMAGE_FORMAT_NAME
-from ssl_equi.data.image_manifest import ImageManifest
+from ssl_equi.data.image_manifest import ImageManifest, is_image_manifest
 from ssl_equi.data.manifest import Manifest, index_folder, manifest_path
 from ssl_equi.data.remote_files import Patience, RemoteFolder, open_folder
 from ssl_equi.data.remote_shards import fetch_file, fetch_manifest, read_image_metadata, read_rendered_metadata
@@ -64,7 +62,7 @@ def _download(
 ) -> Manifest | ImageManifest:
     """Fetch what isn't there into the folder `fetched` and rename it from there, shards first."""
     manifest: Manifest | ImageManifest
-    if _holds_images(fetch_manifest(remote, split, fetched)):
+    if is_image_manifest(fetch_manifest(remote, split, fetched)):
         manifest, _ = read_image_metadata(remote, split, fetched)
     else:
         manifest, _ = read_rendered_metadata(remote, split, fetched)
@@ -94,12 +92,3 @@ def _download(
         write_atomically(sidecars / array.name, array.read_bytes())
     write_atomically(manifest_path(folder, split), manifest_path(fetched, split).read_bytes())
     return manifest
-
-
-def _holds_images(manifest: Path) -> bool:
-    """True for a manifest of ordinary images; what is no manifest at all is refused by the readers."""
-    try:
-        content = json.loads(manifest.read_bytes())
-    except ValueError:
-        return False
-    return isinstance(content, dict) and content.get("format") == IMAGE_FORMAT_NAME

@@ -19,7 +19,8 @@ from ssl_equi.data.index import SplitIndex, read_index
 from ssl_equi.data.manifest import Manifest, index_folder, manifest_path, read_manifest
 from ssl_equi.data.remote_files import Patience, RemoteFolder, open_folder
 from ssl_equi.data.remote_records import RemoteRecords
-from ssl_equi.data.shard import decode_view, view_suffix
+from ssl_equi.data.resizing import Resizing
+from ssl_equi.data.shard import view_suffix
 from ssl_equi.data.stage_seconds import StageSeconds
 
 _PIECE_BYTES = 8 << 20  # a whole file is fetched in such pieces
@@ -38,7 +39,7 @@ class RemoteCollection(ViewCollection, Protocol):
 
     @property
     def fit(self) -> Fit | None:
-        """How images are brought to one size; None for rendered objects."""
+        """How images are brought to one size; None for rendered objects that keep their stored one."""
 
     @property
     def records(self) -> RemoteRecords:
@@ -61,13 +62,16 @@ class RemoteShards:
         location: where manifest, index folder and shards lie, as `ssl_equi.data.writer` leaves them.
         split: name of the split.
         patience: how long a server is waited for.
+        image_size: side in pixels of the squares that views are resized to when they are read; None keeps their size.
 
     Raises:
         DataError: the location is refused or can't be reached, or manifest or index are missing, changed, of another
-            version or inconsistent.
+            version or inconsistent, or views that are no squares are to be resized.
     """
 
-    def __init__(self, location: str | Path, split: str, patience: Patience | None = None) -> None:
+    def __init__(
+        self, location: str | Path, split: str, patience: Patience | None = None, image_size: int | None = None
+    ) -> None:
         remote = open_folder(location, patience)
         self.manifest, index = _open_metadata(remote, split, read_rendered_metadata)
         manifest = self.manifest
@@ -75,20 +79,22 @@ class RemoteShards:
             remote, manifest.shards, shard_numbers=index.shard_numbers, offsets=index.offsets, sizes=index.sizes,
             crc32c=index.crc32c, keys=index.keys, suffix_of=lambda _, view: view_suffix(view, manifest.num_views),
         )  # fmt: skip
-        self.fit: Fit | None = None  # all views have one size
+        self._resizing = Resizing(manifest, image_size)
+        self.stored_size = self._resizing.stored_size
+        self.fit: Fit | None = self._resizing.fit
         self.location = location
         self.split = split
         self.folder = Path(location)  # says where the data are from; only a local one can be opened as a path
         self.num_objects = manifest.num_objects
         self.num_views = manifest.num_views
         self.class_names = manifest.class_names
-        self.image_size = manifest.image_size
+        self.image_size = self._resizing.image_size
         self.fills_image = True
         self.mean_rgb = manifest.mean_rgb
         self.std_rgb = manifest.std_rgb
-        self.source = manifest.source
-        self.plan_sha256 = manifest.plan_sha256
-        self.fingerprint = manifest.fingerprint
+        self.source = self._resizing.source
+        self.plan_sha256 = self._resizing.plan_sha256
+        self.fingerprint = self._resizing.fingerprint
         self.labels = index.labels
         self.latents = index.latents
         self.quats_xyzw = index.quats_xyzw
@@ -107,7 +113,7 @@ class RemoteShards:
     def decode(self, object_index: int, view_indices: np.ndarray, encoded: list[bytes], out: np.ndarray) -> np.ndarray:
         """Decode fetched views; see `RemoteCollection.decode`."""
         for view_index, data, pixels in zip(view_indices.tolist(), encoded, out, strict=True):
-            problem = decode_view(data, pixels)
+            problem = self._resizing.decode(data, pixels)
             if problem:
                 raise self.records.damaged(object_index, view_index, problem)
         return np.tile(np.array(self.image_size), (len(encoded), 1))

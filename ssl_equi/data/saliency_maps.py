@@ -21,6 +21,7 @@ from ssl_equi.data.errors import DataError
 from ssl_equi.data.files import write_errors_named
 from ssl_equi.data.manifest import canonical_json
 from ssl_equi.files import sync_folder
+from ssl_equi.npy import map_npy
 from ssl_equi.views.saliency import centre_surround, spectral_residual
 
 SaliencySource = Literal["spectral_residual", "centre_surround"]
@@ -47,17 +48,11 @@ class SaliencyMaps:
     def __init__(self, file: Path, collection: ViewCollection) -> None:
         self.file = Path(file)
         height, width = collection.image_size
-        try:
-            maps = np.load(self.file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        maps = map_npy(self.file, str(self.file), DataError, "give a .npy file of saliency maps that numpy.save wrote")
+        if maps.dtype not in FILE_TYPES or maps.ndim not in (3, 4):
             raise DataError(
-                f"{self.file} is no readable array of saliency maps ({error}): give a .npy file that numpy.save wrote"
-            ) from error
-        if not isinstance(maps, np.ndarray) or maps.dtype not in FILE_TYPES or maps.ndim not in (3, 4):
-            found = f"{maps.dtype} {maps.shape}" if isinstance(maps, np.ndarray) else "several arrays"
-            raise DataError(
-                f"{self.file} holds {found}: give one array of float16, float32 or uint8 [objects, height, width], or "
-                "[objects, views, height, width]"
+                f"{self.file} holds {maps.dtype} {maps.shape}: give one array of float16, float32 or uint8 [objects, "
+                "height, width], or [objects, views, height, width]"
             )
         self._maps = maps if maps.ndim == 4 else maps[:, None]
         if self._maps.shape[:2] != (collection.num_objects, collection.num_views):

@@ -25,6 +25,7 @@ import simplejpeg
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.files import write_errors_named
 from ssl_equi.files import sync_folder
+from ssl_equi.npy import npy_bytes, parse_npy
 
 LATENTS_SUFFIX = "latents.npy"
 LABEL_SUFFIX = "cls"
@@ -134,10 +135,9 @@ class ShardWriter:
 
     def add(self, record: ObjectRecord) -> None:
         """Append one object, its small members before its views."""
-        latents_file = io.BytesIO()
-        np.lib.format.write_array(latents_file, np.ascontiguousarray(record.latents), allow_pickle=False)
+        latents = npy_bytes(np.ascontiguousarray(record.latents))
         num_views = len(record.images)
-        small = [(LATENTS_SUFFIX, latents_file.getvalue()), (LABEL_SUFFIX, str(record.label).encode())]
+        small = [(LATENTS_SUFFIX, latents), (LABEL_SUFFIX, str(record.label).encode())]
         views = [(view_suffix(view, num_views), image) for view, image in enumerate(record.images)]
         self.add_members(record.key, [*small, *views])
 
@@ -231,11 +231,7 @@ def _scan_object(
 
 
 def _parse_latents(content: bytes, where: str) -> np.ndarray:
-    try:
-        # read_array and not np.load: np.load would also open zip archives
-        latents = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"latents of {where} are not a plain .npy array ({error}): rebuild this shard") from error
+    latents = parse_npy(content, f"the member of latents of {where}", DataError, "rebuild this shard")
     check_latents(latents, where)
     return latents
 

@@ -5,14 +5,14 @@ makes them superfluous.
 """
 
 import dataclasses
-import json
 import re
 import shutil
 from pathlib import Path
 
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.files import sha256_of_file, write_atomically
-from ssl_equi.data.manifest import ShardEntry, canonical_json, index_folder
+from ssl_equi.data.manifest import ShardEntry, canonical_json, from_json, index_folder
+from ssl_equi.files import read_json_object
 
 _NOTE_SUFFIX = ".finished.json"
 
@@ -39,10 +39,10 @@ def read_note(shard: Path, plan_sha256: str) -> ShardEntry | None:
     Raises DataError for a shard that was begun with other settings, which would mix two sets.
     """
     try:
-        note = json.loads(note_path(shard).read_bytes())
-        noted_plan_sha256 = note.pop("plan_sha256")
-        entry = ShardEntry(**note)
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        note = read_json_object(note_path(shard), ValueError)
+        noted_plan_sha256 = note.pop("plan_sha256", None)
+        entry: ShardEntry = from_json(ShardEntry, note)
+    except ValueError:
         return None
     if noted_plan_sha256 != plan_sha256:
         raise DataError(

@@ -59,6 +59,14 @@ class DataSource:
     """What the final heads are judged on."""
     mean_rgb: tuple[float, float, float]
     std_rgb: tuple[float, float, float]
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers must know of the images, such as that they are not of their stored size."""
+
+    def normalised_with(
+        self, mean_rgb: tuple[float, float, float] | None, std_rgb: tuple[float, float, float] | None
+    ) -> "DataSource":
+        """The same images with another normalisation; None leaves what it is."""
+        return dataclasses.replace(self, mean_rgb=mean_rgb or self.mean_rgb, std_rgb=std_rgb or self.std_rgb)
 
     @property
     def has_poses(self) -> bool:
@@ -99,13 +107,13 @@ def open_data(
             cache folder for an embedded set when None.
         evaluation_split: split that is never trained on: test (to report), val (to choose settings), or, of the
             embedded set, ood_rotation (poses outside the trained ones).
-        image_size: side in pixels of what the encoder takes, which rendered shards must have.
+        image_size: side in pixels of what the encoder takes; stored views and images of other sizes are resized.
         reading: indexed copies the two splits of an address to the user's cache folder first; streamed leaves the
             training split where it is, for `ssl_equi.data.streaming` (and for the probes, who read it in order).
 
     Raises:
-        DataError: the data are missing, damaged, of another image size or another number of latents, or the split
-            can't be evaluated.
+        DataError: the data are missing, damaged, of another number of latents or of views that are no squares and
+            have to be resized, or the split can't be evaluated.
     """
     if image_size < 1:
         raise DataError(f"--image-size is {image_size}: give a side of at least 1 pixel")
@@ -132,12 +140,13 @@ def open_ood_rotation(data: DataSource) -> ViewCollection:
     if data.name != "3diebench-p" and data.name != "3diebench-pt":
         raise DataError(f"{data.name} has no split {OOD_ROTATION!r}: use 3diebench-p or 3diebench-pt")
     folder, image_size = data.evaluation.folder, data.evaluation.image_size[0]
-    config = ProceduralConfig(image_size=image_size, translation=data.name == "3diebench-pt")
+    stored_size = stored_image_size(data.name, folder) or image_size
+    config = ProceduralConfig(image_size=stored_size, translation=data.name == "3diebench-pt")
     build_procedural(folder, config, (OOD_ROTATION,))
-    return ShardDataset(folder, OOD_ROTATION)
+    return ShardDataset(folder, OOD_ROTATION, image_size)
 
 
-def stored_image_size(name: DatasetName, data_dir: str | Path | None) -> int | None:
+def stored_image_size(name: str, data_dir: str | Path | None) -> int | None:
     """Side in pixels of the images of rendered shards in the folder `data_dir`; None for all other data.
 
     Raises:
@@ -175,7 +184,7 @@ def _place_of(name: DatasetName, data_dir: str | Path | None, evaluation_split: 
 def _open_rendered(name: RenderedName, place: _Place, evaluation_split: str, image_size: int) -> DataSource:
     data_dir = place.folder
     if name == "3diebench-p" or name == "3diebench-pt":
-        config = ProceduralConfig(image_size=image_size)
+        config = ProceduralConfig(image_size=stored_image_size(name, data_dir) or image_size)
         if name == "3diebench-pt":
             config = dataclasses.replace(config, translation=True)
         folder = default_folder(config) if data_dir is None else data_dir
@@ -194,24 +203,33 @@ def _open_rendered(name: RenderedName, place: _Place, evaluation_split: str, ima
         folder = data_dir
         _refuse_other_latents(name, folder, ("train", evaluation_split))
     train: ShardDataset | RemoteShards = (
-        RemoteShards(place.address or folder, "train") if place.streamed else ShardDataset(folder, "train")
+        RemoteShards(place.address or folder, "train", image_size=image_size)
+        if place.streamed
+        else ShardDataset(folder, "train", image_size)
     )
-    evaluation = ShardDataset(folder, evaluation_split)
+    evaluation = ShardDataset(folder, evaluation_split, image_size)
     if train.latents.shape[-1] != evaluation.latents.shape[-1]:
         raise DataError(
             f"split 'train' has {train.latents.shape[-1]} latents a view and {evaluation_split!r} in {folder} "
             f"{evaluation.latents.shape[-1]}: give the --data-dir of one data set"
         )
-    for dataset in (train, evaluation):
-        if dataset.image_size != (image_size, image_size):
-            height, width = dataset.image_size
-            raise DataError(
-                f"split {dataset.split!r} in {folder} has images of {height} x {width} pixels and the run wants "
-                f"{image_size}: give --image-size {height}, or the --data-dir of a set of that size"
-            )
+    if train.stored_size != evaluation.stored_size:
+        sizes = [f"{height} x {width}" for height, width in (train.stored_size, evaluation.stored_size)]
+        raise DataError(
+            f"split 'train' has images of {sizes[0]} pixels and {evaluation_split!r} in {folder} of {sizes[1]}: give "
+            f"the --data-dir of one data set"
+        )
     if train.mean_rgb is None or train.std_rgb is None:
         raise DataError(f"the manifest of {folder} states no mean and std of the pixels: convert the data set again")
-    return DataSource(name, train, train, evaluation, train.mean_rgb, train.std_rgb)
+    notes = () if train.fit is None else (_resized_note(name, train.stored_size[0], image_size),)
+    return DataSource(name, train, train, evaluation, train.mean_rgb, train.std_rgb, notes)
+
+
+def _resized_note(name: str, stored_side: int, image_size: int) -> str:
+    how = "shrunk" if image_size < stored_side else "enlarged, which adds no detail,"
+    return (
+        f"the images of {name} have {stored_side} x {stored_side} pixels and are {how} to {image_size} x {image_size}"
+    )
 
 
 def _refuse_other_latents(name: RenderedName, folder: Path, splits: tuple[str, ...]) -> None:
@@ -279,15 +297,10 @@ def _evaluation_images(folder: Path, split: str, class_names: tuple[str, ...]) -
 
 
 def _open_torchvision(name: TorchvisionName, data_dir: Path, evaluation_split: str, image_size: int) -> DataSource:
-    """Images of one size: trained on as they are stored, probed at the encoder's size."""
+    """Images of one size: views are cropped from what is stored, and the encoder is probed at its own size."""
     stored_side = STORED_SIDE[name]
     if evaluation_split != "test":
         raise DataError(f"--evaluation-split is {evaluation_split!r} and {name} has only train and test: give test")
-    if image_size > stored_side:
-        raise DataError(
-            f"--image-size is {image_size} and the images of {name} have {stored_side} x {stored_side} pixels: "
-            f"give --image-size {stored_side} or less"
-        )
     opened = open_torchvision(name, data_dir)
     whole, stored = CenterCrop(image_size, image_size), CenterCrop(stored_side, stored_side)
     return DataSource(
@@ -297,4 +310,5 @@ def _open_torchvision(name: TorchvisionName, data_dir: Path, evaluation_split: s
         evaluation=SingleViews(opened.test, whole),
         mean_rgb=opened.train.mean_rgb,
         std_rgb=opened.train.std_rgb,
+        notes=(_resized_note(name, stored_side, image_size),) if image_size > stored_side else (),
     )

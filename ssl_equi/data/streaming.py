@@ -62,6 +62,7 @@ class StreamedLoader:
         location: local folder, or http://, https:// or s3:// address, of manifest, index and shards.
         split: name of the split.
         fit: for ordinary images, which have one view each: how they are brought to one size; None for rendered objects.
+        image_size: side in pixels that the views of rendered objects are resized to; None keeps their stored size.
         global_batch_size: objects in a batch over all ranks.
         views: distinct views of each object.
         seed: of order and views.
@@ -90,6 +91,7 @@ class StreamedLoader:
         split: str,
         *,
         fit: Fit | None = None,
+        image_size: int | None = None,
         global_batch_size: int,
         views: int = 2,
         seed: int,
@@ -110,7 +112,7 @@ class StreamedLoader:
             raise ValueError(f"fetch_threads is {fetch_threads}: give at least 1")
         self.dataset: RemoteCollection
         if fit is None:
-            self.dataset = RemoteShards(location, split, patience)
+            self.dataset = RemoteShards(location, split, patience, image_size)
         else:
             self.dataset = RemoteImages(location, split, fit, patience)
         self.order = StreamedOrder(

@@ -1,8 +1,53 @@
-"""Checks of what timm passes on to our encoders."""
+"""Checks of what is passed on to `timm.create_model`, and of what timm passes on to our encoders."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
+
+from ssl_equi.errors import UserError
+
+_WEIGHTS = "an encoder is made with random weights; tools/import_checkpoint.py imports trained ones"
+_FEATURES = "the encoder maps images of 3 channels to features [N, D], without a classifier"
+_EXECUTION = "how the encoder is run is not its architecture"
+RESERVED = {
+    "checkpoint_path": _WEIGHTS,
+    "pretrained": _WEIGHTS,
+    "pretrained_cfg": _WEIGHTS,
+    "pretrained_cfg_overlay": _WEIGHTS,
+    "pretrained_filter_fn": _WEIGHTS,
+    "pretrained_model_args": _WEIGHTS,
+    "pretrained_strict": _WEIGHTS,
+    "cache_dir": _WEIGHTS,
+    "num_classes": _FEATURES,
+    "features_only": _FEATURES,
+    "feature_cfg": _FEATURES,
+    "feature_cls": _FEATURES,
+    "out_indices": _FEATURES,
+    "in_chans": _FEATURES,
+    "scriptable": _EXECUTION,
+    "exportable": _EXECUTION,
+    "no_jit": _EXECUTION,
+    "kwargs_filter": _EXECUTION,
+}
+"""Arguments of `timm.create_model` that are not part of an architecture -> what decides about them instead."""
+
+
+def refuse_reserved_arguments(arguments: Mapping[str, Any], image_size: int | None = None) -> None:
+    """Raises UserError if one of the arguments of an encoder is not a user's to choose, see `RESERVED`.
+
+    Args:
+        arguments: of `timm.create_model`, besides the name.
+        image_size: side in pixels that `img_size` must agree with, if both are given.
+    """
+    for name, value in arguments.items():
+        if name in RESERVED:
+            raise UserError(f"the encoder's arguments hold {name!r} ({RESERVED[name]}): leave it out")
+        if name == "img_size" and image_size is not None and value != image_size:
+            raise UserError(
+                f"the encoder's arguments hold 'img_size' {value!r} and the images have {image_size} pixels: leave it "
+                "out, and give --image-size instead"
+            )
 
 
 def refuse_classifier(num_classes: int) -> None:

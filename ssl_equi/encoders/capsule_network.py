@@ -13,7 +13,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from ssl_equi.encoders.arguments import side_for_backbone
-from ssl_equi.encoders.capsules import CapsuleHead, Capsules, Votes
+from ssl_equi.encoders.capsules import CapsuleHead, Capsules, Votes, VotesInit
 from ssl_equi.encoders.create import create_encoder
 from ssl_equi.encoders.feature_maps import as_feature_map, feature_map_size
 
@@ -30,6 +30,7 @@ class CapsuleNetwork(nn.Module):
         pose_side: d; 3 in the paper for rotations, 4 for rigid motions.
         votes: see `ssl_equi.encoders.capsules.SelfRouting`; "free" in the paper.
         routing_std: likewise; 0 in the paper.
+        votes_init: likewise; "released" in the paper.
 
     Attributes:
         num_features: K + K * d * d.
@@ -48,6 +49,7 @@ class CapsuleNetwork(nn.Module):
         pose_side: int = 3,
         votes: Votes = "free",
         routing_std: float = 0.0,
+        votes_init: VotesInit = "scale_preserving",
     ) -> None:
         super().__init__()
         channels, height, width = feature_map_size(backbone, image_size)
@@ -55,7 +57,7 @@ class CapsuleNetwork(nn.Module):
         self.image_size, self.num_classes = image_size, 0
         self.num_capsules, self.pose_side, self.votes = num_capsules, pose_side, votes
         self.backbone = backbone
-        self.head = CapsuleHead(channels, (height, width), num_capsules, pose_side, votes, routing_std)
+        self.head = CapsuleHead(channels, (height, width), num_capsules, pose_side, votes, routing_std, votes_init)
         self.num_features = num_capsules * (1 + pose_side * pose_side)
         self.parts = {
             "all": slice(0, self.num_features),
@@ -130,6 +132,7 @@ def _make_network(
     pose_side: int = 3,
     votes: Votes = "free",
     routing_std: float = 0.0,
+    votes_init: VotesInit = "scale_preserving",
     num_classes: int = 0,
     in_chans: int = 3,
     backbone_arguments: Mapping[str, Any] | None = None,
@@ -137,7 +140,7 @@ def _make_network(
     """What timm calls: the network with a freshly initialised backbone of this name."""
     side = side_for_backbone(img_size, num_classes, in_chans)
     made = create_encoder(backbone, side, **(backbone_arguments or {}))
-    return CapsuleNetwork(made, side, num_capsules, pose_side, votes, routing_std)
+    return CapsuleNetwork(made, side, num_capsules, pose_side, votes, routing_std, votes_init)
 
 
 def _cfg(image_size: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ output capsules, a_i activations and p_i poses:
     poses        pose_j = sum_i a_i c_ij u_ij / sum_i a_i c_ij
 """
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from ssl_equi.encoders.gated_product import gated_product
 
 Votes = Literal["free", "matrix"]
+VotesInit = Literal["scale_preserving", "released"]
 EPSILON = 1e-6  # sums of activations are not divided by less
 
 
@@ -92,15 +94,17 @@ class SelfRouting(nn.Module):
             passes through the votes, and through the layer as far as the routing stays the same.
         routing_std: standard deviation of W2 at the start. At 0, as in EquiCaps, all images have the same activations
             1 / num_out, from which training departs slowly.
+        votes_init: scale_preserving draws W1 from a normal distribution of variance 1 / Q, so that a vote is as large
+            as the pose it is made from. released is how EquiCaps starts: uniform with variance 2 / (num_out * V * Q),
+            so that votes are sqrt(num_out * V / 2) times smaller (12 times for 32 capsules of 3 x 3).
 
     Attributes:
-        vote_weight: W1, [num_out, V, Q, num_in, window], with V = Q = d * d (free) or d (matrix); drawn from a normal
-            distribution of variance 1 / Q, so that a vote is as large as the pose it is made from.
+        vote_weight: W1, [num_out, V, Q, num_in, window], with V = Q = d * d (free) or d (matrix).
         routing_weight: W2, [num_in, window, d * d, num_out], of standard deviation `routing_std` at the start.
         routing_bias: b2, [num_in, window, num_out], zero at the start.
 
     Raises:
-        ValueError: a size is not positive, or there are no such votes.
+        ValueError: a size is not positive, or there are no such votes or no such start.
     """
 
     def __init__(
@@ -113,12 +117,15 @@ class SelfRouting(nn.Module):
         padding: int = 0,
         votes: Votes = "free",
         routing_std: float = 0.0,
+        votes_init: VotesInit = "scale_preserving",
     ) -> None:
         super().__init__()
         if not routing_std >= 0:
             raise ValueError(f"routing_std is {routing_std}: it must be at least 0")
         if votes not in get_args(Votes):
             raise ValueError(f"votes is {votes!r}: choose 'free' or 'matrix'")
+        if votes_init not in get_args(VotesInit):
+            raise ValueError(f"votes_init is {votes_init!r}: choose 'scale_preserving' or 'released'")
         height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         _check_positive(
             num_in=num_in, num_out=num_out, pose_side=pose_side, kernel_height=height, kernel_width=width, stride=stride
@@ -132,7 +139,11 @@ class SelfRouting(nn.Module):
         self.vote_weight = nn.Parameter(torch.empty(num_out, vote_size, vote_size, num_in, window))
         self.routing_weight = nn.Parameter(torch.zeros(num_in, window, pose_size, num_out))
         self.routing_bias = nn.Parameter(torch.zeros(num_in, window, num_out))
-        nn.init.normal_(self.vote_weight, std=vote_size**-0.5)
+        if votes_init == "scale_preserving":
+            nn.init.normal_(self.vote_weight, std=vote_size**-0.5)
+        else:
+            bound = math.sqrt(6 / (num_out * vote_size * vote_size))
+            nn.init.uniform_(self.vote_weight, -bound, bound)
         if routing_std > 0:
             nn.init.normal_(self.routing_weight, std=routing_std)
 
@@ -232,6 +243,7 @@ class CapsuleHead(nn.Module):
         pose_side: d; 3 in the paper for rotations, 4 for rigid motions. Any from 1 up works.
         votes: see `SelfRouting`; "free" in the paper.
         routing_std: see `SelfRouting`; 0 in the paper.
+        votes_init: see `SelfRouting`; "released" in the paper.
 
     Raises:
         ValueError: a size is not positive, or there are no such votes.
@@ -245,12 +257,13 @@ class CapsuleHead(nn.Module):
         pose_side: int = 3,
         votes: Votes = "free",
         routing_std: float = 0.0,
+        votes_init: VotesInit = "scale_preserving",
     ) -> None:
         super().__init__()
         self.in_channels, self.map_size = in_channels, map_size
         self.primary = PrimaryCapsules(in_channels, num_capsules, pose_side)
         self.routing = SelfRouting(
-            num_capsules, num_capsules, pose_side, map_size, votes=votes, routing_std=routing_std
+            num_capsules, num_capsules, pose_side, map_size, votes=votes, routing_std=routing_std, votes_init=votes_init
         )
 
     def forward(self, feature_map: Tensor) -> Capsules:

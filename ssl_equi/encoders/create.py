@@ -8,11 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from ssl_equi.encoders.arguments import refuse_reserved_arguments
 from ssl_equi.errors import UserError
 
 
 class EncoderError(UserError):
     """An encoder can't be made; the message says what to change."""
+
+
+class ImageSizeError(EncoderError):
+    """An encoder can't take images of this size."""
 
 
 def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
@@ -21,7 +26,7 @@ def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
     Args:
         name: any name of `timm.list_models()`, ours included; never with pretrained weights.
         image_size: side of the square images in pixels, passed on to models of fixed input size (most ViTs).
-        arguments: passed on to `timm.create_model`.
+        arguments: passed on to `timm.create_model`; those that are not part of an architecture are refused.
 
     Returns:
         The module; its `num_features` is D, also for models whose head widens the features.
@@ -29,7 +34,9 @@ def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
     Raises:
         EncoderError: timm doesn't know the name, the model can't take images of this size, or needs a library that is
             missing.
+        UserError: an argument is reserved, see `arguments.RESERVED`.
     """
+    refuse_reserved_arguments(arguments, image_size)
     timm = timm_with_our_encoders()
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -43,7 +50,7 @@ def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
     except EncoderError:  # a library is missing: neither the name nor the size is wrong
         raise
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise EncoderError(
+        raise ImageSizeError(
             f"encoder {name!r} can't be made for images of {image_size} x {image_size} pixels ({error}): "
             "choose another encoder or image size"
         ) from error

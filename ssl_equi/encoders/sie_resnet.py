@@ -9,14 +9,15 @@ They differ from those of He et al. (CVPR 2016) as torchvision and timm build th
 - Each stage has a 1 x 1 convolution and a batch norm on the shortcut of its first block; the first stage, too.
 
 EquiCaps starts from the ResNet-18, too. Written from this description; the 11,180,736 parameters of the ResNet-18 are
-those of the released one. Only the sizes with basic blocks are here.
+those of the released one. The description is of basic blocks. The ResNet-50 follows the same rule, which is inferred:
+the 3 x 3 convolution of a bottleneck takes the step of 2, and pads behind.
 """
 
 from typing import Any
 
 import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 __all__ = ["SIEResNet"]
@@ -55,8 +56,18 @@ class StrideInSecondConvolutionBlock(BasicBlock):
             self.add_module("conv2", ConvolutionPaddedBehind(second.in_channels, second.out_channels, 3))
 
 
+class BottleneckPaddedBehind(Bottleneck):
+    """timm's bottleneck whose 3 x 3 convolution pads behind where it moves in steps of 2; arguments as there."""
+
+    def __init__(self, inplanes: int, planes: int, stride: int = 1, *args: Any, **kwargs: Any) -> None:
+        super().__init__(inplanes, planes, stride, *args, **kwargs)
+        if stride == 2:
+            second = self.conv2
+            self.add_module("conv2", ConvolutionPaddedBehind(second.in_channels, second.out_channels, 3))
+
+
 class SIEResNet(ResNet):
-    """timm's ResNet with the stem, blocks and shortcuts of SIE: images [N, 3, H, W], multiples of 32, to [N, 512].
+    """timm's ResNet with the stem, blocks and shortcuts of SIE: images [N, 3, H, W], multiples of 32, to [N, D].
 
     Raises:
         ValueError: height or width of the images is no multiple of 32.
@@ -71,11 +82,12 @@ class SIEResNet(ResNet):
         pool = nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), POOLING_PAD), nn.MaxPool2d(kernel_size=3, stride=2))
         self.add_module("maxpool", pool)
         first_block = self.get_submodule("layer1.0")
-        first_block.downsample = nn.Sequential(nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width))
+        if first_block.downsample is None:
+            first_block.downsample = nn.Sequential(nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width))
         self.init_weights(zero_init_last=True)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last maps [N, 512, H / 32, W / 32]."""
+        """The last maps [N, D, H / 32, W / 32]."""
         _check_sides(x)
         return super().forward_features(x)
 
@@ -102,7 +114,9 @@ _CFG = {
     "classifier": "fc",
     "license": "apache-2.0",
 }
-default_cfgs = generate_default_cfgs({"sie_resnet18.untrained": _CFG, "sie_resnet34.untrained": _CFG})
+default_cfgs = generate_default_cfgs(
+    {f"{name}.untrained": _CFG for name in ("sie_resnet18", "sie_resnet34", "sie_resnet50")}
+)
 
 
 @register_model
@@ -117,3 +131,10 @@ def sie_resnet34(pretrained: bool = False, **kwargs: Any) -> SIEResNet:
     """21.3 M parameters, 512 features."""
     sizes: dict[str, Any] = {"block": StrideInSecondConvolutionBlock, "layers": (3, 4, 6, 3)}
     return build_model_with_cfg(SIEResNet, "sie_resnet34", pretrained, **sizes, **kwargs)
+
+
+@register_model
+def sie_resnet50(pretrained: bool = False, **kwargs: Any) -> SIEResNet:
+    """23.5 M parameters, 2,048 features."""
+    sizes: dict[str, Any] = {"block": BottleneckPaddedBehind, "layers": (3, 4, 6, 3)}
+    return build_model_with_cfg(SIEResNet, "sie_resnet50", pretrained, **sizes, **kwargs)

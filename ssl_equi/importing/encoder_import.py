@@ -1,25 +1,26 @@
 """An encoder with the weights of a checkpoint that others trained: every tensor has its place, or a named reason."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.encoders import create_encoder
-from ssl_equi.encoders.create import model_arguments
+from ssl_equi.encoders.create import model_arguments, timm_with_our_encoders
 from ssl_equi.errors import UserError
 from ssl_equi.export import EncoderCard
 from ssl_equi.importing import resnet_names, vit_names
-from ssl_equi.importing.layouts import LAYOUTS, NORMALISATIONS, EncoderLayout, Layout, TrainingData
+from ssl_equi.importing.layouts import LAYOUTS, NORMALISATIONS, EncoderLayout, Layout, Normalisation, Rgb, TrainingData
 from ssl_equi.importing.sie_resnet_order import find_sie_resnet
-from ssl_equi.importing.tensors import LayoutError, first_names
+from ssl_equi.importing.tensors import BATCH_COUNT, LayoutError, first_names, is_batch_count
 
 SIE_FAMILY: tuple[EncoderLayout, ...] = ("sie", "equicaps", "capsie")
 CHOSEN_BY_USER = "left out by name"
 ON_TOP = "on top of the encoder"
+SMALL_IMAGES, SIE_RESNET50 = "_small_images", "sie_resnet50"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class EncoderOptions:
     """Beginning of the encoder's names; None: the layout's."""
     leave_out: tuple[str, ...] = ()
     """Beginnings of further names to leave out."""
+    mean_rgb: Rgb | None = None
+    std_rgb: Rgb | None = None
+    """Normalisation of images in [0, 1]; None: that of the data, or timm's of the architecture."""
+    keeps_order: bool = True
+    """Whether tensors come in the order in which layers were made, as in torch's files and not in safetensors."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,13 @@ class ImportedEncoder:
     architecture: str
     model_args: dict[str, object]
     image_size: int
-    data: TrainingData
+    data: TrainingData | None
+    """None: unknown."""
+    normalisation: Normalisation
     left_out: dict[str, list[str]]
     """Class of tensors -> their names in the file."""
+    notes: tuple[str, ...] = ()
+    """What was inferred, in sentences."""
 
     def card(self, objective: str, trained_on: str, parts: dict[str, tuple[int, int]]) -> EncoderCard:
         """What users must know of the weights.
@@ -62,18 +72,19 @@ class ImportedEncoder:
             trained_on: where they come from.
             parts: columns of the features by name.
         """
-        normalisation = NORMALISATIONS[self.data]
         return EncoderCard(
             architecture=self.architecture,
             model_args=self.model_args,
             image_size=self.image_size,
-            mean_rgb=normalisation.mean_rgb,
-            std_rgb=normalisation.std_rgb,
+            mean_rgb=self.normalisation.mean_rgb,
+            std_rgb=self.normalisation.std_rgb,
+            crop_share=self.normalisation.crop_share,
+            interpolation=self.normalisation.interpolation,
             parts=parts,
             objective=objective,
             trained_on=trained_on,
             license="other",
-            tag=f"{objective}_{self.data}_imported".replace("-", "_"),
+            tag="_".join([objective, *([self.data] if self.data else []), "imported"]).replace("-", "_"),
         )
 
 
@@ -102,8 +113,8 @@ def import_encoder(tensors: Mapping[str, Tensor], options: EncoderOptions) -> Im
     located = _locate(tensors, options, layout)
     is_transformer = vit_names.is_vision_transformer(located.tensors)
     architecture, arguments, native_size = _architecture(located, options, layout, is_transformer)
-    data = _training_data(located, options, layout)
-    image_size = options.image_size or native_size or NORMALISATIONS[data].image_size
+    data, normalisation = _normalisation(architecture, options, layout)
+    image_size = options.image_size or native_size or normalisation.image_size
     if is_transformer:
         fitted = vit_names.fit_tokens(located.tensors, image_size)
         located = _Located(
@@ -114,11 +125,29 @@ def import_encoder(tensors: Mapping[str, Tensor], options: EncoderOptions) -> Im
         )
     encoder = create_encoder(architecture, image_size, **arguments)
     own = encoder.state_dict()
+    notes = _notes_on(architecture)
+    classifier: list[str] = []
+    if any(name not in located.tensors for name in own):
+        in_order = _matched_in_order(located, own, options, layout)
+        if in_order is not None:
+            located, classifier = in_order
+            notes += (
+                f"names are not those of timm's {architecture}: tensors were matched by order and shapes, and agree in "
+                "every one; compare features or accuracy with those of the authors",
+            )
     _check_complete(located, own, architecture)
-    left_out = _classify(tensors, located, own, options, layout)
+    left_out = _classify(tensors, located, own, options, layout, classifier)
     encoder.load_state_dict({name: located.tensors[name] for name in own})
     model_args = model_arguments(architecture, image_size, arguments)
-    return ImportedEncoder(encoder.eval(), architecture, model_args, image_size, data, left_out)
+    return ImportedEncoder(
+        encoder.eval(), architecture, model_args, image_size, data, normalisation, left_out, tuple(notes)
+    )
+
+
+def _notes_on(architecture: str) -> tuple[str, ...]:
+    if architecture != SIE_RESNET50:
+        return ()
+    return ("where SIE's ResNet-50 takes its steps is inferred from its ResNet-18: compare features with the authors'",)
 
 
 def _locate(tensors: Mapping[str, Tensor], options: EncoderOptions, layout: Layout) -> _Located:
@@ -132,7 +161,12 @@ def _locate(tensors: Mapping[str, Tensor], options: EncoderOptions, layout: Layo
         return _Located(encoder_tensors, file_names, found.prefix, found.architecture)
     prefix = _prefix(tensors, options, layout)
     below = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    renamed = resnet_names.timm_names(below)
+    try:
+        renamed = resnet_names.timm_names(below)
+    except LayoutError:
+        if options.architecture is None:
+            raise
+        renamed = {name: name for name in below}  # numbered layers of something else than a ResNet
     encoder_tensors = {renamed[name]: value for name, value in below.items()}
     return _Located(encoder_tensors, {renamed[name]: prefix + name for name in below}, prefix, None)
 
@@ -181,16 +215,76 @@ def _architecture(
     return architecture, arguments | dict(options.architecture_arguments), native_size
 
 
-def _training_data(located: _Located, options: EncoderOptions, layout: Layout) -> TrainingData:
-    stem = located.tensors.get(resnet_names.STEM)
-    has_small_stem = stem is not None and stem.shape[2:] == (3, 3)
-    data = options.data or (layout.small_image_data if has_small_stem else layout.data)
-    if data is None:
+def _normalisation(
+    architecture: str, options: EncoderOptions, layout: Layout
+) -> tuple[TrainingData | None, Normalisation]:
+    """What it was trained on, if that is known, and how images are given to it."""
+    for_small_images = architecture.endswith(SMALL_IMAGES)
+    data = options.data or (layout.small_image_data if for_small_images else layout.data)
+    if data is not None:
+        base = NORMALISATIONS[data]
+    elif layout.timm_normalises and not for_small_images:
+        base = _normalisation_of_timm(architecture)
+    elif options.mean_rgb is not None and options.std_rgb is not None and options.image_size is not None:
+        base = Normalisation(options.mean_rgb, options.std_rgb, options.image_size)
+    else:
         raise CheckpointError(
             "the checkpoint doesn't say which small images it was trained on, and so how to normalise them: "
-            "give --data cifar10, cifar100 or stl10"
+            "give --data cifar10, cifar100 or stl10, or --mean, --std and --image-size"
         )
-    return data
+    return data, replace(base, mean_rgb=options.mean_rgb or base.mean_rgb, std_rgb=options.std_rgb or base.std_rgb)
+
+
+def _normalisation_of_timm(architecture: str) -> Normalisation:
+    """What timm's configuration of the architecture says."""
+    config = timm_with_our_encoders().get_pretrained_cfg(architecture)
+    if config is None:
+        raise CheckpointError(f"timm has no configuration of {architecture!r}: give --data, or another --architecture")
+    return Normalisation(
+        tuple(config.mean), tuple(config.std), config.input_size[-1], config.crop_pct, config.interpolation
+    )
+
+
+def _matched_in_order(
+    located: _Located, own: Mapping[str, Tensor], options: EncoderOptions, layout: Layout
+) -> tuple[_Located, list[str]] | None:
+    """The same tensors under the encoder's names, and names of a classifier behind them; None if they don't agree.
+
+    For names that are nowhere known. Tensors must agree in order: each in its shape, in what it is in its layer
+    (weight, bias, running_mean, ...), and in which tensors share a layer.
+    """
+    if not options.keeps_order or options.layout in SIE_FAMILY:
+        return None
+    theirs = [
+        name
+        for name, file_name in located.file_names.items()
+        if not file_name.startswith(options.leave_out) and _kind(file_name, located.prefix, layout) is None
+    ]
+    placed, classifier = theirs[: len(own)], theirs[len(own) :]
+    if _outline(placed, located.tensors) != _outline(own, own):
+        return None
+    if not _is_linear_layer([located.tensors[name] for name in classifier]):
+        return None
+    tensors = {name: located.tensors[their_name] for name, their_name in zip(own, placed, strict=True)}
+    file_names = {name: located.file_names[their_name] for name, their_name in zip(own, placed, strict=True)}
+    matched = _Located(tensors, file_names, located.prefix, located.architecture)
+    return matched, [located.file_names[name] for name in classifier]
+
+
+def _is_linear_layer(tensors: list[Tensor]) -> bool:
+    """Whether these are a weight and perhaps a bias of one layer, or nothing."""
+    shapes = [tensor.shape for tensor in tensors]
+    return not shapes or (len(shapes[0]) in (2, 4) and shapes[1:] in ([], [shapes[0][:1]]))
+
+
+def _outline(names: Iterable[str], tensors: Mapping[str, Tensor]) -> list[tuple[torch.Size, str, bool]]:
+    """Of each tensor its shape, its name within its layer, and whether it is of the same layer as the one before it."""
+    outline, previous = [], None
+    for name in names:
+        layer, _, part = name.rpartition(".")
+        outline.append((tensors[name].shape, part, layer == previous))
+        previous = layer
+    return outline
 
 
 def _check_complete(located: _Located, own: Mapping[str, Tensor], architecture: str) -> None:
@@ -198,7 +292,8 @@ def _check_complete(located: _Located, own: Mapping[str, Tensor], architecture: 
     missing = [name for name in own if name not in located.tensors]
     if missing:
         raise LayoutError(
-            f"the checkpoint lacks what timm's {architecture} calls {first_names(missing)}",
+            f"the checkpoint lacks what timm's {architecture} calls {first_names(missing)}, and its tensors don't "
+            "agree with that in order and shapes either",
             "give a whole checkpoint, or another --architecture",
         )
     for name, value in own.items():
@@ -211,20 +306,27 @@ def _check_complete(located: _Located, own: Mapping[str, Tensor], architecture: 
 
 
 def _classify(
-    tensors: Mapping[str, Tensor], located: _Located, own: Mapping[str, Tensor], options: EncoderOptions, layout: Layout
+    tensors: Mapping[str, Tensor],
+    located: _Located,
+    own: Mapping[str, Tensor],
+    options: EncoderOptions,
+    layout: Layout,
+    classifier: Collection[str],
 ) -> dict[str, list[str]]:
-    """Everything that is not in the encoder, by class.
+    """Everything that is not in the encoder, by class; `classifier` are names that are known to be on top of it.
 
     Raises:
         LayoutError: a tensor belongs to no class, or repeats another one with other values.
     """
-    placed = {located.file_names[name] for name in own}
-    left_out: dict[str, list[str]] = {}
+    placed = {located.file_names[name] for name in own} | set(classifier)
+    left_out: dict[str, list[str]] = {ON_TOP: list(classifier)} if classifier else {}
     unknown = []
     for name in tensors:
         if name in placed:
             continue
-        if name.startswith(options.leave_out):
+        if is_batch_count(name) and name.replace(BATCH_COUNT, "running_var") in placed:  # the encoder counts none
+            left_out.setdefault("counts of batches", []).append(name)
+        elif name.startswith(options.leave_out):
             left_out.setdefault(CHOSEN_BY_USER, []).append(name)
         elif (original := _original(name, layout)) is not None:
             if original not in tensors or not torch.equal(tensors[name], tensors[original]):
@@ -267,14 +369,18 @@ def _kind(name: str, prefix: str, layout: Layout) -> str | None:
 
 
 def fitting_layouts(tensors: Mapping[str, Tensor], tried: str) -> list[EncoderLayout]:
-    """Layouts other than the tried one under which all tensors have their place."""
+    """Layouts other than the tried one under which all tensors have their place.
+
+    A ResNet-50 is never taken for SIE's: its names and shapes are those of every other.
+    """
     fitting: list[EncoderLayout] = []
     for layout in LAYOUTS:
         if layout == tried:
             continue
         try:
-            import_encoder(tensors, EncoderOptions(layout, data="imagenet"))
+            imported = import_encoder(tensors, EncoderOptions(layout, data="imagenet"))
         except UserError:
             continue
-        fitting.append(layout)
+        if imported.architecture != SIE_RESNET50:
+            fitting.append(layout)
     return fitting

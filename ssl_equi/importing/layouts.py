@@ -1,6 +1,7 @@
-"""How the code of others names the tensors of its checkpoints.
+"""How the code of others names the tensors of its checkpoints, and how it normalises images.
 
-Names of CARE, E-SSL, DINO and DINOv2 are those of their published code, MoCo's those of its checkpoints. For SIE,
+Names of CARE, E-SSL, Barlow Twins, DINO and DINOv2 are those of their published code, MoCo's those of its checkpoints.
+For SIE,
 EquiCaps and CapsIE see `ssl_equi.importing.sie_resnet_order`; what else their files hold is told by words in its name,
 and a name without such a word is an error until the user leaves it out by name.
 """
@@ -12,23 +13,28 @@ from typing import Literal
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
 from ssl_equi.data.torchvision_sets import MEAN_STD_RGB
 
-EncoderLayout = Literal["sie", "equicaps", "capsie", "care", "essl", "dino", "moco", "timm"]
+EncoderLayout = Literal["sie", "equicaps", "capsie", "care", "essl", "barlow_twins", "dino", "moco", "timm"]
 TrainingData = Literal["3diebench", "3diebench-t", "cifar10", "cifar100", "stl10", "imagenet", "imagenet100"]
+
+Rgb = tuple[float, float, float]
 
 RENDERED_MEAN_RGB, RENDERED_STD_RGB = (0.5016, 0.5037, 0.5060), (0.1030, 0.0999, 0.0969)
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How images were given to an encoder that was trained on a data set."""
+    """How images are given to an encoder."""
 
-    mean_rgb: tuple[float, float, float]
-    std_rgb: tuple[float, float, float]
+    mean_rgb: Rgb
+    std_rgb: Rgb
     image_size: int
+    crop_share: float = 1.0
+    """Side of the central crop that is evaluated, as a share of the shorter side of the image."""
+    interpolation: str = "bicubic"
 
 
-_RENDERED = Normalisation(RENDERED_MEAN_RGB, RENDERED_STD_RGB, 256)
-_IMAGENET = Normalisation(IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, 224)
+_RENDERED = Normalisation(RENDERED_MEAN_RGB, RENDERED_STD_RGB, 256)  # as SIE and EquiCaps, without cropping
+_IMAGENET = Normalisation(IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, 224, 224 / 256, "bilinear")  # torchvision's evaluation
 NORMALISATIONS: dict[TrainingData, Normalisation] = {
     "3diebench": _RENDERED,
     "3diebench-t": _RENDERED,
@@ -58,6 +64,8 @@ class Layout:
     """What it was trained on if the stem has large windows or is one of a vision transformer."""
     small_image_data: TrainingData | None = None
     """What it was trained on if the stem has windows of 3 x 3 pixels; None if the file doesn't tell."""
+    timm_normalises: bool = False
+    """Images are given to it as timm's own configuration of the architecture says, unless the user names its data."""
 
 
 def _any_word(*words: str) -> str:
@@ -93,6 +101,7 @@ LAYOUTS: dict[EncoderLayout, Layout] = {
         data="imagenet",
         small_image_data="cifar10",
     ),
+    "barlow_twins": Layout(("backbone.", ""), {"projector": r"projector\.", "loss": r"bn\."}, data="imagenet"),
     "dino": Layout(
         ("teacher.backbone.", "student.backbone.", "teacher.encoder.", "backbone.", "teacher.", "student.", ""),
         {
@@ -119,6 +128,6 @@ LAYOUTS: dict[EncoderLayout, Layout] = {
             "heads": r"(fc|head|classifier|linear|projector|projection_head|prediction_head|predictor)\.",
             "moving average of the weights": r"(state_dict_ema|model_ema|ema)\.",
         },
-        data="imagenet",
+        timm_normalises=True,
     ),
 }

@@ -17,11 +17,11 @@ from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.data.actions import ACTION_SIZES
 from ssl_equi.encoders import create_encoder
 from ssl_equi.export import EncoderCard
-from ssl_equi.importing.layouts import RENDERED_MEAN_RGB, RENDERED_STD_RGB
+from ssl_equi.importing.layouts import RENDERED_MEAN_RGB, RENDERED_STD_RGB, Rgb
 from ssl_equi.importing.tensors import LayoutError, named_tensors
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.training_saccades import ACTION_SIZE as SACCADE_SIZE
-from ssl_equi.training_saccades import SaccadeOptions, describe_saccades
+from ssl_equi.training_saccades import STL10_MEAN_RGB, STL10_STD_RGB, SaccadeOptions, describe_saccades
 
 Actions = Literal["rotation", "rotation_color", "position"]
 
@@ -52,15 +52,15 @@ class Variant:
     action_dim: int
     image_size: int
     observed_views: int
-    mean_rgb: tuple[float, float, float]
-    std_rgb: tuple[float, float, float]
+    mean_rgb: Rgb
+    std_rgb: Rgb
 
 
 QUATERNION_SIZE = 4
 VARIANTS: dict[Actions, Variant] = {
     "rotation": Variant("3diebench", ACTION_SIZES["rotation"], 128, 3, RENDERED_MEAN_RGB, RENDERED_STD_RGB),
     "rotation_color": Variant("3diebench", ACTION_SIZES["rotation_color"], 128, 4, RENDERED_MEAN_RGB, RENDERED_STD_RGB),
-    "position": Variant("stl10", SACCADE_SIZE, 96, 4, (0.4467, 0.4398, 0.4066), (0.2241, 0.2215, 0.2239)),
+    "position": Variant("stl10", SACCADE_SIZE, 96, 4, STL10_MEAN_RGB, STL10_STD_RGB),
 }
 
 
@@ -78,6 +78,9 @@ class SeqJEPAOptions:
     """Attention heads of each layer."""
     action_sign: Literal[1, -1] = 1
     """-1 if it was trained with SciPy before 1.11."""
+    mean_rgb: Rgb | None = None
+    std_rgb: Rgb | None = None
+    """Normalisation of images in [0, 1]; None: that of its kind."""
 
 
 def model_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
@@ -209,8 +212,8 @@ def card_of(objective: SeqJEPA, architecture: str, options: SeqJEPAOptions, trai
     return EncoderCard(
         architecture=architecture,
         image_size=options.image_size or variant.image_size,
-        mean_rgb=variant.mean_rgb,
-        std_rgb=variant.std_rgb,
+        mean_rgb=options.mean_rgb or variant.mean_rgb,
+        std_rgb=options.std_rgb or variant.std_rgb,
         parts={part: (columns.start, columns.stop) for part, columns in objective.parts.items()},
         objective="seq_jepa",
         trained_on=trained_on,

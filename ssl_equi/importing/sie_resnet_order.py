@@ -3,9 +3,9 @@
 The code of SIE, EquiCaps and CapsIE is under the GPL, so nothing here is taken from it, names neither. What is known is
 the network (`ssl_equi.encoders.sie_resnet`), and that a state dict keeps the order in which layers were made. So: the
 first convolution of 7 x 7 pixels on 3 colours is the stem; each convolution is followed by its batch norm; blocks come
-in order, and in each its 3 x 3 convolutions, too, with the 1 x 1 convolution of the shortcut anywhere among them. One
-tensor out of place, or of another shape, is an error. A file whose names are our own is matched by name instead, which
-needs no order.
+in order, and in each its convolutions, too, with the 1 x 1 convolution of the shortcut anywhere among them (behind one
+of its shape). One tensor out of place, or of another shape, is an error. A file whose names are our own is matched by
+name instead, which needs no order.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from ssl_equi.importing.tensors import LayoutError
 
 STEM_SHAPE = (64, 3, 7, 7)
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-ARCHITECTURES = ("sie_resnet18", "sie_resnet34")
+ARCHITECTURES = ("sie_resnet18", "sie_resnet34", "sie_resnet50")
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,15 @@ def _match_in_order(
 ) -> None:
     """Fills `names`, from names in the file to names in the encoder, until all are found or one doesn't fit."""
     for convolutions in _convolutions_of_blocks(own):
-        open_places = list(convolutions)
-        while open_places:
+        path = [place for place in convolutions if "downsample" not in place]
+        shortcut = [place for place in convolutions if "downsample" in place]
+        while path or shortcut:
+            open_places = path[:1] + shortcut
             name, shape = _next(theirs, open_places[0])
             place = next((place for place in open_places if own[place] == shape), None)
             if place is None:
                 raise _misfit(name, shape, " or ".join(sorted({str(tuple(own[place])) for place in open_places})))
-            open_places.remove(place)
+            (shortcut if place in shortcut else path).remove(place)
             names[name] = place
             _match_norm(theirs, _norm_behind(place), own, names)
 

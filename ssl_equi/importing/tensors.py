@@ -15,6 +15,9 @@ OPTIMISER_KEYS = re.compile(r"(.*_)?(optimizers?|optim|opt|lr_schedulers?|schedu
 """Under which they put the states of optimisers, schedules and gradient scalers; left out unseen."""
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Components of names that torch adds where it wraps a module."""
+BATCH_COUNT = "num_batches_tracked"
+LARGEST_EXPANDED_BYTES = 2**26
+"""Larger tensors must be stored in full, not as one value that is shown many times."""
 NAMES_SHOWN = 3
 
 
@@ -29,12 +32,14 @@ class LayoutError(CheckpointError):
 def named_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """All tensors but those of optimisers, in the order of the file, without torch's wrappers in their names.
 
+    A batch norm that doesn't count its batches gets a count of 0.
+
     Args:
         content: of the file.
         source: what errors call the file.
 
     Raises:
-        CheckpointError: tensors lie deeper than in one mapping, two get one name, one has values that are not finite,
+        CheckpointError: tensors lie deeper than in one mapping, two get one name, one has no dense and finite values,
             or there are none.
     """
     tensors: dict[str, Tensor] = {}
@@ -43,9 +48,11 @@ def named_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
             continue
         if isinstance(value, Tensor):
             named = {str(key): value}
-        elif isinstance(value, Mapping) and all(isinstance(item, Tensor) for item in value.values()):
+        elif isinstance(value, Mapping) and not any(
+            holds_tensors(item) for item in value.values() if not isinstance(item, Tensor)
+        ):
             beginning = "" if key in STATE_KEYS else f"{key}."
-            named = {f"{beginning}{name}": item for name, item in value.items()}
+            named = {f"{beginning}{name}": item for name, item in value.items() if isinstance(item, Tensor)}
         elif holds_tensors(value):
             raise CheckpointError(f"{source} holds tensors deep inside {key!r}: save the state of the model by itself")
         else:
@@ -57,32 +64,76 @@ def named_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
             tensors[name] = tensor
     if not tensors:
         raise CheckpointError(f"{source} holds no named tensors: give a checkpoint with the state of the model")
-    check_finite(tensors)
-    return tensors
+    for name, tensor in tensors.items():
+        _check_values(name, tensor)
+    return _with_batch_counts(tensors)
 
 
 def holds_tensors(value: Any) -> bool:
-    """Whether there is a tensor in nested mappings, lists, tuples and plain objects."""
-    if isinstance(value, Tensor):
-        return True
-    if isinstance(value, Mapping):
-        return any(holds_tensors(item) for item in value.values())
-    if isinstance(value, list | tuple | set):
-        return any(holds_tensors(item) for item in value)
-    return hasattr(value, "__dict__") and any(holds_tensors(item) for item in vars(value).values())
+    """Whether there is a tensor in nested mappings, lists, tuples and plain objects, however deep or circular."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Tensor):
+            return True
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Mapping):
+            waiting.extend(item.values())
+        elif isinstance(item, list | tuple | set):
+            waiting.extend(item)
+        else:
+            waiting.extend(getattr(item, "__dict__", {}).values())
+    return False
 
 
 def without_wrappers(name: str) -> str:
     return ".".join(component for component in name.split(".") if component not in WRAPPERS)
 
 
-def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError if a value is infinite or no number."""
+def is_batch_count(name: str) -> bool:
+    """Whether a tensor counts the batches that a batch norm has seen, which nothing is computed from in eval mode."""
+    return name.rpartition(".")[2] == BATCH_COUNT
+
+
+def _with_batch_counts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same in the same order, with a count of 0 batches behind every running variance that has none.
+
+    Checkpoints from before PyTorch 0.4.1, and of trainers that drop them, have no such tensors.
+    """
+    filled: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise CheckpointError(
-                f"{name!r} holds values that are not finite: give a checkpoint of a run that went well"
-            )
+        filled[name] = value
+        layer, dot, part = name.rpartition(".")
+        count = f"{layer}{dot}{BATCH_COUNT}"
+        if part == "running_var" and count not in tensors:
+            filled[count] = torch.zeros((), dtype=torch.long)
+    return filled
+
+
+def _check_values(name: str, value: Tensor) -> None:
+    """Raises CheckpointError unless the tensor holds a finite number for each of its places."""
+    kind = None
+    if value.is_meta:
+        kind = "has a shape but no values (a meta tensor)"
+    elif value.is_quantized:
+        kind = "is quantised"
+    elif value.layout != torch.strided or value.is_nested:
+        kind = f"is not dense ({value.layout})"
+    elif value.is_complex():
+        kind = "holds complex numbers"
+    if kind is not None:
+        raise CheckpointError(f"{name!r} {kind}: save the model with dense floating-point weights")
+    size_bytes = value.numel() * value.element_size()
+    if size_bytes > max(value.untyped_storage().nbytes(), LARGEST_EXPANDED_BYTES):
+        raise CheckpointError(
+            f"{name!r} has shape {tuple(value.shape)}, {size_bytes:,} bytes, of which the file holds "
+            f"{value.untyped_storage().nbytes():,}: save the state of the model again"
+        )
+    if value.is_floating_point() and not torch.isfinite(value.float()).all():
+        raise CheckpointError(f"{name!r} holds values that are not finite: give a checkpoint of a run that went well")
 
 
 def first_names(names: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from ssl_equi.probing.baselines import Baseline
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, predict
 from ssl_equi.probing.image_context import ImageContext
-from ssl_equi.probing.metrics import r2_uniform
+from ssl_equi.probing.metrics import r2_notes, r2_uniform, varying_components
 from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.task_results import TaskResult
 from ssl_equi.probing.task_samples import (
@@ -90,7 +90,7 @@ def augmentation_parameters(context: ImageContext, part: str, seed: int) -> Task
     pipeline = _pipeline(context)
     train = _pairs(context, pipeline, context.data.probe_train, context.train, chosen.max_train_images, stream=0)
     test = _pairs(context, pipeline, context.data.evaluation, context.test, chosen.max_images, stream=1)
-    require_varied_targets(test.targets, "the augmentations' parameters")
+    require_varied_targets(test.targets)
     train_part, test_part = context.part(train.cache, part), context.part(test.cache, part)
     samples = Samples(_pair_rows(train_part), train.targets.to(context.device))
     plan = HeadPlan(chosen.hidden, chosen.epochs, samples_per_object=1)
@@ -101,6 +101,7 @@ def augmentation_parameters(context: ImageContext, part: str, seed: int) -> Task
         metrics=metrics,
         baselines={name: Baseline(0.0, "constant") for name in metrics},  # of R2 around each component's own mean
         num_samples=len(answers),
+        notes=r2_notes(test.targets),
     )
 
 
@@ -165,13 +166,12 @@ def _pair_rows(cache: FeatureCache) -> Tensor:
 
 
 def _metrics(answers: Tensor, targets: Tensor, transforms: set[str]) -> dict[str, float]:
-    """R2 of all columns, of each transform's columns, and of each column."""
+    """R2 of all columns, of each transform's columns, and of each column, as far as they vary."""
     present = [field.name for field in fields(ViewParameters) if field.name in transforms]
     names, owners = action_names("standard", present), column_transforms("standard", present)
-    metrics = {"r2_uniform": r2_uniform(answers, targets)}
+    varying = varying_components(targets).nonzero().flatten().tolist()
+    columns = {"r2_uniform": varying}
     for transform in dict.fromkeys(owners):
-        columns = [index for index, owner in enumerate(owners) if owner == transform]
-        metrics[f"r2_uniform_{transform}"] = r2_uniform(answers[:, columns], targets[:, columns])
-    for index, name in enumerate(names):
-        metrics[f"r2_of_{name}"] = r2_uniform(answers[:, index : index + 1], targets[:, index : index + 1])
-    return metrics
+        columns[f"r2_uniform_{transform}"] = [index for index in varying if owners[index] == transform]
+    columns |= {f"r2_of_{names[index]}": [index] for index in varying}
+    return {name: r2_uniform(answers[:, chosen], targets[:, chosen]) for name, chosen in columns.items() if chosen}

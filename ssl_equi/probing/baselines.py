@@ -13,8 +13,7 @@ from ssl_equi.probing.metrics import (
     angle_errors_deg,
     distance_median,
     mean_quaternion,
-    r2_pooled,
-    r2_uniform,
+    r2_metrics,
     summarise_angles,
 )
 
@@ -39,12 +38,9 @@ def classification_baselines(train_labels: Tensor, test_labels: Tensor) -> dict[
 
 
 def constant_baselines(targets: Tensor) -> dict[str, Baseline]:
-    """The per-component mean of the targets `[N, K]` as the answer to every sample."""
-    constant = _mean_answer(targets)
-    return {
-        "r2_uniform": Baseline(r2_uniform(constant, targets), "constant"),
-        "r2_pooled": Baseline(r2_pooled(constant, targets), "constant"),
-    }
+    """The per-component mean of the targets `[N, K]` as the answer to every sample; the metrics of `r2_metrics`."""
+    found = r2_metrics(_mean_answer(targets), targets)
+    return {name: Baseline(value, "constant") for name, value in found.items()}
 
 
 def constant_translation_baselines(targets: Tensor) -> dict[str, Baseline]:

@@ -18,7 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssl_equi.encoders.create import EncoderError, create_encoder, model_arguments, timm_with_our_encoders
+from ssl_equi.checkpoint import read_tensors
+from ssl_equi.encoders.create import (
+    EncoderError,
+    ImageSizeError,
+    create_encoder,
+    model_arguments,
+    timm_with_our_encoders,
+)
 from ssl_equi.export import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -26,7 +33,6 @@ from ssl_equi.export import (
     load_encoder,
     parts_of,
     read_encoder_config,
-    read_weights,
 )
 from ssl_equi.predictor_export import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
 from ssl_equi.probing.encode import state_sha256
@@ -91,6 +97,7 @@ def open_encoder(
     text: str,
     *,
     image_size: int | None = None,
+    stored_size: int | None = None,
     weights: Path | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> EncoderSource:
@@ -98,6 +105,8 @@ def open_encoder(
 
     Args:
         image_size: side in pixels of the images that it will be given; when None the size that it was trained on.
+        stored_size: side in pixels of the stored images, which encoders that this project didn't train get in place of
+            the size that they were trained on, if they can take it.
         weights: local safetensors file of `timm:NAME`'s weights, in place of a download.
         arguments: what `timm.create_model` is given besides `timm:NAME` or `random:NAME`.
 
@@ -113,21 +122,32 @@ def open_encoder(
             f"encoder arguments are given with {text!r}, which states its own: leave them out, or give "
             f"{RANDOM_PREFIX}NAME or {TIMM_PREFIX}NAME"
         )
+    if image_size is None and stored_size is not None:
+        try:
+            return _open(text, None, stored_size, weights, dict(arguments or {}))
+        except ImageSizeError:
+            pass
+    return _open(text, image_size, None, weights, dict(arguments or {}))
+
+
+def _open(
+    text: str, image_size: int | None, stored_size: int | None, weights: Path | None, arguments: dict[str, Any]
+) -> EncoderSource:
     if text.startswith(RANDOM_PREFIX):
-        return _open_random(text.removeprefix(RANDOM_PREFIX), image_size, dict(arguments or {}))
+        return _open_random(text.removeprefix(RANDOM_PREFIX), image_size or stored_size, arguments)
     if text.startswith(TIMM_PREFIX):
-        return _open_timm(text.removeprefix(TIMM_PREFIX), image_size, weights, dict(arguments or {}))
+        return _open_timm(text.removeprefix(TIMM_PREFIX), image_size or stored_size, weights, arguments)
     if text.startswith(HUB_PREFIX):
         repository = text.removeprefix(HUB_PREFIX)
         name = f"hub-{repository.replace('/', '-').replace('@', '-')}"
-        return _open_folder(_download(repository), name, None, image_size)
+        return _open_folder(_download(repository), name, None, image_size, stored_size)
     folder = Path(text)
     if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
         run_encoder = folder / EXPORT_FOLDERS[0]
         folder = run_encoder if (run_encoder / CONFIG_FILE).is_file() else folder
     resolved = folder.resolve()
     name = resolved.parent.name if resolved.name in EXPORT_FOLDERS else resolved.name
-    return _open_folder(folder, name, folder.parent, image_size)
+    return _open_folder(folder, name, folder.parent, image_size, stored_size)
 
 
 def _open_random(name: str, image_size: int | None, arguments: dict[str, Any]) -> EncoderSource:
@@ -178,13 +198,15 @@ def _open_timm(name: str, image_size: int | None, weights: Path | None, argument
     )
 
 
-def _open_folder(folder: Path, name: str, run_folder: Path | None, image_size: int | None) -> EncoderSource:
+def _open_folder(
+    folder: Path, name: str, run_folder: Path | None, image_size: int | None, stored_size: int | None
+) -> EncoderSource:
     """A folder in timm's layout; what this project exported says which parts the features have."""
     config = read_encoder_config(folder)
     if "pretrained_cfg" not in config or "architecture" not in config:
         raise EncoderError(f"{folder / CONFIG_FILE} describes no encoder as timm does: give an exported encoder")
     trained_size = int(config["pretrained_cfg"]["input_size"][-1])
-    side = image_size or trained_size
+    side = image_size or (None if "ssl_equi" in config else stored_size) or trained_size
     arguments = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
     if "ssl_equi" in config:
         module, parts = load_encoder(folder), parts_of(config)
@@ -233,6 +255,12 @@ def _described(
     """The source of a module that was tried on an image of this size; one trained on others gets a note."""
     module = module.eval()
     num_features = _try_image(name, module, image_size, trained_size)
+    for part, columns in (parts or {}).items():
+        if columns.stop > num_features:
+            raise EncoderError(
+                f"part {part!r} of {name} ends at column {columns.stop}, and the encoder has {num_features} features: "
+                "export the encoder again"
+            )
     notes: tuple[str, ...] = ()
     if trained_size is not None and trained_size != image_size:
         notes = (
@@ -267,7 +295,7 @@ def _try_image(name: str, module: nn.Module, image_size: int, trained_size: int 
             features = module(torch.zeros(1, 3, image_size, image_size))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         other = "" if trained_size in (None, image_size) else f" {trained_size}"
-        raise EncoderError(
+        raise ImageSizeError(
             f"{name} can't take images of {image_size} x {image_size} pixels ({_first_line(error)}): "
             f"give another --image-size{other}, or another encoder"
         ) from error
@@ -289,7 +317,7 @@ def _filled_by_timm(
     """
     if file.suffix != ".safetensors":
         raise EncoderError(f"{file} is not a safetensors file, and other formats run code: save the weights as one")
-    stored = set(read_weights(file))
+    stored = set(read_tensors(file, "copy it again"))
     pretrained_cfg: Mapping[str, Any] = getattr(untrained, "pretrained_cfg", None) or {}
     classifiers = pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)

@@ -253,7 +253,7 @@ class Suite:
         random_outcome: "_Outcome | None",
         encoder_passes: int,
     ) -> SuiteResults:
-        notes = (*source.notes, *outcome.notes)
+        notes = (*source.notes, *data.notes, *outcome.notes)
         if random_outcome is not None:
             notes = with_notes_of_random(notes, random_outcome.notes)
         split = data.evaluation.split

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from ssl_equi.checkpoint import CheckpointError, describe_os_error
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.files import sync_folder, write_durably
+from ssl_equi.files import read_json_object, sync_folder, write_durably
+from ssl_equi.npy import map_npy
 from ssl_equi.probing.encode import FeatureCache, FeatureError, ImageChange, cache_of, encode_batches
 
 FORMAT_VERSION = 1  # raised when the same key would stand for other numbers
@@ -129,7 +130,11 @@ class FeatureStore:
         except OSError as error:
             raise CheckpointError(describe_os_error(error, entry)) from error
         # Copy on write: the array may be changed in memory, which torch asks for, and the file never is.
-        features = torch.from_numpy(np.load(entry / FEATURES_FILE, mmap_mode="c"))
+        path = entry / FEATURES_FILE
+        cure = f"delete the folder {entry}, it is made anew"
+        features = torch.from_numpy(
+            map_npy(path, str(path), CheckpointError, cure, dtype=self.dtype, copy_on_write=True)
+        )
         return cache_of(features.float(), dataset)
 
     def _rounded(self, features: Tensor, name: str) -> Tensor:
@@ -208,9 +213,9 @@ def _key(
 def _is_whole(entry: Path, key: dict[str, Any]) -> bool:
     """Whether an entry is there, is what its name says, and holds what was written."""
     try:
-        described = json.loads((entry / ENTRY_FILE).read_text(encoding="utf-8"))
-        return described["key"] == key and described["features_blake2b"] == _file_hash(entry / FEATURES_FILE)
-    except (OSError, ValueError, KeyError, TypeError):
+        described = read_json_object(entry / ENTRY_FILE, FeatureError)
+        return described.get("key") == key and described.get("features_blake2b") == _file_hash(entry / FEATURES_FILE)
+    except (OSError, FeatureError):
         return False
 
 

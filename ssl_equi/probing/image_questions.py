@@ -40,7 +40,8 @@ def ask_questions(
         before_question: is told the question and the part that is asked next.
 
     Returns:
-        Results by part and question, and a sentence for each answer that is missing: "QUESTION, part PART: why".
+        Results by part and question, and a sentence for each answer that is missing or needs a remark: "QUESTION, part
+        PART: why".
 
     Raises:
         RuntimeError: a question changed the encoder.
@@ -52,6 +53,7 @@ def ask_questions(
             before_question(name, part)
             try:
                 results[part][name] = question(context, part, seed)
+                notes += [f"{name}, part {part}: {note}" for note in results[part][name].notes]
             except TaskSkipped as reason:
                 notes.append(f"{name}, part {part}: {reason}")
             if state_sha256(context.module) != context.encoder_sha256:

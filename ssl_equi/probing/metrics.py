@@ -5,6 +5,8 @@ seq-JEPA's choice). `r2_pooled` uses ONE scalar mean over all samples and compon
 ICML 2023, and EquiCaps): components whose means differ add to its total variance, so a constant predictor already
 scores above zero (0.229 on relative quaternions of poses drawn from the Euler box).
 
+Components of the targets that do not vary have no R2; both definitions leave them out (`varying_components`).
+
 All functions take tensors on any device, compute in float64 and return Python floats (or arrays where said).
 """
 
@@ -14,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_equi.geometry.rotations import geodesic_distance, quat_normalize
+
+# Targets and features are float32: a standard deviation below this share of the largest component is rounding.
+ROUNDING = 1e-6
 
 
 def top1(logits: Tensor, labels: Tensor) -> float:
@@ -37,30 +42,64 @@ def balanced_top1(logits: Tensor, labels: Tensor) -> float:
     return float(per_class_recall(logits, labels).nanmean())
 
 
+def exceeds_rounding(variance: Tensor, mean_square: Tensor) -> Tensor:
+    """Bool `[K]`: which of K components vary, from their variances and mean squares `[K]`.
+
+    The scale is that of the largest component, because components of one target are computed from each other: beside
+    components of order 1, values of 1e-25 are rounding, however much they differ among themselves.
+    """
+    return variance > ROUNDING**2 * mean_square.max()
+
+
+def varying_components(targets: Tensor) -> Tensor:
+    """Bool `[K]`: which components of the targets `[N, K]` vary by more than rounding."""
+    targets = targets.double()
+    return exceeds_rounding(targets.var(dim=0, correction=0), targets.square().mean(dim=0))
+
+
 def r2_uniform(predictions: Tensor, targets: Tensor) -> float:
-    """Coefficient of determination per component (own mean), then the plain average. Both `[N, K]`.
+    """Coefficient of determination per component that varies (own mean), then the plain average. Both `[N, K]`.
 
     Raises:
-        ValueError: a component of the targets is constant, so its R2 is undefined.
+        ValueError: all components of the targets are constant, so R2 is undefined.
     """
-    predictions, targets = _as_float64(predictions, targets)
+    predictions, targets = _varying(predictions, targets)
     residual = (targets - predictions).square().sum(dim=0)
     total = (targets - targets.mean(dim=0)).square().sum(dim=0)
-    _check_varies(total)
     return float((1 - residual / total).mean())
 
 
 def r2_pooled(predictions: Tensor, targets: Tensor) -> float:
-    """One coefficient of determination around ONE scalar mean over all samples and components. Both `[N, K]`.
+    """One coefficient of determination around ONE scalar mean over samples and varying components. Both `[N, K]`.
 
     Raises:
-        ValueError: the targets are constant, so R2 is undefined.
+        ValueError: all components of the targets are constant, so R2 is undefined.
     """
-    predictions, targets = _as_float64(predictions, targets)
+    predictions, targets = _varying(predictions, targets)
     residual = (targets - predictions).square().sum()
     total = (targets - targets.mean()).square().sum()
-    _check_varies(total)
     return float(1 - residual / total)
+
+
+def r2_metrics(predictions: Tensor, targets: Tensor) -> dict[str, float]:
+    """Both definitions under the names of the records; empty if no component of the targets `[N, K]` varies."""
+    if not bool(varying_components(targets).any()):
+        return {}
+    return {"r2_uniform": r2_uniform(predictions, targets), "r2_pooled": r2_pooled(predictions, targets)}
+
+
+def r2_notes(targets: Tensor) -> tuple[str, ...]:
+    """A sentence on the components of the targets `[N, K]` that R2 leaves out; empty if all of them vary."""
+    varying = varying_components(targets)
+    count, constant = len(varying), int((~varying).sum())
+    if constant == count:
+        return (f"none of the {count} target components varies over the {len(targets)} evaluated samples: no R2",)
+    if constant:
+        return (
+            f"{constant} of {count} target components do not vary over the {len(targets)} evaluated samples: R2 is "
+            f"that of the other {count - constant}",
+        )
+    return ()
 
 
 def angle_errors_deg(predicted_quat_xyzw: Tensor, true_quat_xyzw: Tensor) -> Tensor:
@@ -127,6 +166,11 @@ def _as_float64(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return predictions.double(), targets.double()
 
 
-def _check_varies(total: Tensor) -> None:
-    if bool((total == 0).any()):
-        raise ValueError("R2 is undefined because a target component is constant: evaluate on more varied samples")
+def _varying(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64, only the components of which the targets vary."""
+    predictions, targets = _as_float64(predictions, targets)
+    varying = varying_components(targets)
+    if not bool(varying.any()):
+        raise ValueError("R2 is undefined because all target components are constant: evaluate on more varied samples")
+    # Columns that are picked lie otherwise in memory, which changes the order of sums and so their rounding.
+    return (predictions, targets) if bool(varying.all()) else (predictions[:, varying], targets[:, varying])

@@ -78,15 +78,16 @@ def _out_of_distribution(context: ImageContext, part: str, judge: Judge, compare
     unseen = judge(context.part(context.encode(unseen_views), part))
     seen = judge(context.part(context.test, part))
     metrics, baselines = dict(unseen.metrics), dict(unseen.baselines)
-    for metric in compared:
+    for metric in (metric for metric in compared if metric in unseen.metrics and metric in seen.metrics):
         at_hand, apart = seen.baselines[metric], unseen.baselines[metric]
         metrics[f"{metric}_in_distribution"], baselines[f"{metric}_in_distribution"] = seen.metrics[metric], at_hand
         if not metric.startswith(ANGLES):
             metrics[f"drop_of_{metric}"] = seen.metrics[metric] - unseen.metrics[metric]
             baselines[f"drop_of_{metric}"] = Baseline(at_hand.value - apart.value, at_hand.name)
     return replace(
-        unseen, metrics=metrics, baselines=baselines, split=unseen_views.split, num_objects=unseen_views.num_objects
-    )
+        unseen, metrics=metrics, baselines=baselines, split=unseen_views.split, num_objects=unseen_views.num_objects,
+        notes=tuple(dict.fromkeys((*unseen.notes, *seen.notes))),
+    )  # fmt: skip
 
 
 def _ood_views(context: ImageContext) -> ViewCollection:
@@ -117,7 +118,7 @@ def _corrupted(context: ImageContext, part: str, judge: Judge, compared: Sequenc
     metrics: dict[str, float] = {}
     baselines: dict[str, Baseline] = {}
     object_scores: dict[str, np.ndarray] = {}
-    for metric in compared:
+    for metric in (metric for metric in compared if metric in clean.metrics):
         results = {"clean": clean} | found
         metrics |= {f"{metric}_{name}": result.metrics[metric] for name, result in results.items()}
         metrics[f"{metric}_mean_corruption"] = float(np.mean([each.metrics[metric] for each in found.values()]))
@@ -131,7 +132,7 @@ def _corrupted(context: ImageContext, part: str, judge: Judge, compared: Sequenc
             object_scores |= {f"{metric}_{name}": each for name, each in known.items()}
     return TaskResult(
         metrics, baselines, clean.num_samples, object_scores=object_scores or None, num_objects=views.num_objects,
-        details={"severity": severity},
+        details={"severity": severity}, notes=clean.notes,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from ssl_equi.geometry.rotations import quat_multiply
 from ssl_equi.probing.baselines import constant_baselines, constant_rotation_baselines
 from ssl_equi.probing.encode import frozen
 from ssl_equi.probing.heads import Samples, build_head, fit_ridge, train_head
-from ssl_equi.probing.metrics import angle_errors_deg, r2_uniform, summarise_angles
+from ssl_equi.probing.metrics import angle_errors_deg, r2_metrics, r2_notes, summarise_angles
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.sequences import (
     BASE_TRANSLATION_NAMES,
@@ -199,12 +199,12 @@ def fit_target(
 
 def judge(target: ActionTarget, predictions: Tensor, truth: Tensor) -> TaskResult:
     """`r2_uniform`, and the median angle of rotations, of predictions `[n, K]`, beside the constant answer's."""
-    metrics = {"r2_uniform": r2_uniform(predictions, truth)}
+    metrics = {name: value for name, value in r2_metrics(predictions, truth).items() if name == "r2_uniform"}
     baselines = constant_baselines(truth)
     if target.is_rotation:
         metrics["angle_deg_median"] = summarise_angles(angle_errors_deg(predictions, truth))["angle_deg_median"]
         baselines, _ = constant_rotation_baselines(truth)
-    return TaskResult(metrics, {name: baselines[name] for name in metrics}, len(truth))
+    return TaskResult(metrics, {name: baselines[name] for name in metrics}, len(truth), notes=r2_notes(truth))
 
 
 def _held_out(objects: Tensor, share: float, seed: int) -> Tensor:

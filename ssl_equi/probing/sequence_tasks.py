@@ -90,7 +90,7 @@ QUICK = SequenceProtocol(
 
 @dataclass(frozen=True)
 class SequenceResults:
-    """Records of all questions in the order of the table, and a sentence for each number that is missing."""
+    """Records of all questions in the order of the table, and sentences on numbers that are missing or incomplete."""
 
     records: list[ProbeRecord]
     notes: tuple[str, ...]
@@ -144,10 +144,12 @@ def probe_sequences(
         if task_of_part == task
         for metric, value in result.metrics.items()
     ]
-    return SequenceResults(records, tuple(_notes(protocol, train.length, action_targets(train.action_names))))
+    notes = _notes(protocol, train.length, action_targets(train.action_names))
+    notes += [f"{task}, part {part}: {note}" for (task, part), result in answers.items() for note in result.notes]
+    return SequenceResults(records, tuple(notes))
 
 
-def quick_sequence_records(
+def quick_sequence_results(
     model: AggregatingModel,
     train_cache: FeatureCache,
     test_cache: FeatureCache,
@@ -157,7 +159,7 @@ def quick_sequence_records(
     device: torch.device | str = "cpu",
     seed: int = 0,
     split_name: str = "test",
-) -> list[ProbeRecord]:
+) -> SequenceResults:
     """The class from a few lengths, and the leakage at two, of stored views of rendered objects; see `QUICK`.
 
     Args:
@@ -175,9 +177,7 @@ def quick_sequence_records(
         )
         for cache in (train_cache, test_cache)
     ]
-    return probe_sequences(
-        model, train, test, num_classes, QUICK, device=device, seed=seed, split_name=split_name
-    ).records
+    return probe_sequences(model, train, test, num_classes, QUICK, device=device, seed=seed, split_name=split_name)
 
 
 @dataclass(frozen=True)

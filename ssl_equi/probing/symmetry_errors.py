@@ -28,6 +28,7 @@ from ssl_equi.probing.encode import frozen
 from ssl_equi.probing.image_symmetries import Element, ImageSymmetries
 from ssl_equi.probing.layer_errors import LayerErrors, LayerSums, Spread, mean_squared_distance
 from ssl_equi.probing.layer_outputs import Action, stated_action
+from ssl_equi.probing.metrics import varying_components
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class _PartSums:
     def __init__(self, part: str, features: Tensor, columns: slice, predict: Callable[[Tensor], Tensor] | None) -> None:
         self.columns, self.predict, self.count = columns, predict, 0
         self.spread = mean_squared_distance(features)
-        if self.spread == 0:
+        if not bool(varying_components(features).any()):
             raise ValueError(
                 f"part {part!r} of the features is the same for all {len(features)} images, so errors have no scale: "
                 "give other images, or an encoder that has not collapsed"

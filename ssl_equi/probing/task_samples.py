@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, build_head, predict, train_head
-from ssl_equi.probing.metrics import r2_pooled, r2_uniform
+from ssl_equi.probing.metrics import r2_notes, varying_components
 from ssl_equi.probing.pairs import ViewPairs, evaluation_pairs, evaluation_views, training_pairs, training_views
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.skipping import TaskSkipped
@@ -103,14 +103,10 @@ def require_objects(cache: FeatureCache, split: str) -> None:
         raise TaskSkipped(f"the {split} split has {cache.num_objects} object and 2 are needed: use more objects")
 
 
-def require_varied_targets(targets: Tensor, what: str) -> None:
-    """Raises TaskSkipped if a component of the evaluated targets `[n, K]` is constant, so that R2 is undefined."""
-    constant = (targets == targets[0]).all(dim=0)
-    if bool(constant.any()):
-        raise TaskSkipped(
-            f"{int(constant.sum())} of the {targets.shape[1]} components of {what} are the same in all {len(targets)} "
-            "evaluated samples, so R2 is undefined: use data in which they vary"
-        )
+def require_varied_targets(targets: Tensor) -> None:
+    """Raises TaskSkipped if no component of the evaluated targets `[n, K]` varies and R2 is all that is asked."""
+    if not bool(varying_components(targets).any()):
+        raise TaskSkipped(f"{r2_notes(targets)[0]}, so use data in which they vary")
 
 
 def view_rows(cache: FeatureCache, view_indices: np.ndarray) -> Tensor:
@@ -167,7 +163,6 @@ def regress_views(
 
     require_varied(train, test)
     samples = samples_of(test, evaluated_view_rows(test, protocol), targets_of)
-    require_varied_targets(samples.targets, "the targets")
     head = train_regressor(feature_matrix(train), samples_of_epoch, plan, protocol, seed)
     return predict(head, feature_matrix(test), samples.rows), samples
 
@@ -196,10 +191,8 @@ def pair_head(
 
 
 def judged_pairs(test: FeatureCache, targets_of: TargetsOf, protocol: ProbeProtocol) -> Samples:
-    """The fixed pairs that heads are judged on. Raises TaskSkipped if a component of their targets is constant."""
-    samples = samples_of(test, evaluated_pair_rows(test, protocol), targets_of)
-    require_varied_targets(samples.targets, "the targets")
-    return samples
+    """The fixed pairs that heads are judged on."""
+    return samples_of(test, evaluated_pair_rows(test, protocol), targets_of)
 
 
 def train_regressor(
@@ -214,8 +207,3 @@ def train_regressor(
     inputs, outputs = samples.rows.shape[1] * features.shape[1], samples.targets.shape[1]
     head = build_head(inputs, plan.hidden, outputs, torch.Generator().manual_seed(seed))
     return train_head(head, features, samples_of_epoch, F.mse_loss, protocol, epochs=plan.epochs, seed=seed)
-
-
-def r2(predictions: Tensor, targets: Tensor) -> dict[str, float]:
-    """Both definitions, under the names of the records."""
-    return {"r2_uniform": r2_uniform(predictions, targets), "r2_pooled": r2_pooled(predictions, targets)}

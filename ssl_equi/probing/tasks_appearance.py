@@ -10,7 +10,7 @@ from ssl_equi.geometry.latents import HUE_COLUMNS, LATENT_NAMES, LIGHT_DIRECTION
 from ssl_equi.probing.baselines import Baseline, constant_baselines
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, fit_ridge, predict
-from ssl_equi.probing.metrics import direction_errors_deg, summarise_angles
+from ssl_equi.probing.metrics import direction_errors_deg, r2_metrics, r2_notes, summarise_angles
 from ssl_equi.probing.pairs import training_pairs
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.task_results import TaskResult, object_means
@@ -20,7 +20,6 @@ from ssl_equi.probing.task_samples import (
     feature_matrix,
     held_out_objects,
     pair_rows,
-    r2,
     regress_pairs,
     regress_views,
     require_latents,
@@ -41,7 +40,13 @@ def colour(train: FeatureCache, test: FeatureCache, num_classes: int, protocol: 
     else:
         plan = HeadPlan(protocol.colour_hidden, protocol.colour_epochs, protocol.colour_pairs_per_object)
         predictions, samples = regress_pairs(train, test, _relative_hues, plan, protocol, seed)
-    return TaskResult(r2(predictions, samples.targets), constant_baselines(samples.targets), len(samples))
+    require_varied_targets(samples.targets)
+    return TaskResult(
+        r2_metrics(predictions, samples.targets),
+        constant_baselines(samples.targets),
+        len(samples),
+        notes=r2_notes(samples.targets),
+    )
 
 
 def colour_circular(
@@ -58,7 +63,7 @@ def colour_circular(
     )
     predictions, samples = regress_pairs(train, test, _hue_turns, plan, protocol, seed)
     constant = samples.targets.mean(dim=0).expand_as(samples.targets)
-    metrics, baselines = r2(predictions, samples.targets), constant_baselines(samples.targets)
+    metrics, baselines = r2_metrics(predictions, samples.targets), constant_baselines(samples.targets)
     object_scores = {}
     for index, column in enumerate(HUE_COLUMNS):
         pair = slice(2 * index, 2 * index + 2)
@@ -71,7 +76,7 @@ def colour_circular(
         object_scores[f"angle_deg_mean_{LATENT_NAMES[column]}"] = object_means(
             errors_deg, sample_objects(test, samples.rows), test.num_objects
         )
-    return TaskResult(metrics, baselines, len(samples), object_scores=object_scores)
+    return TaskResult(metrics, baselines, len(samples), object_scores=object_scores, notes=r2_notes(samples.targets))
 
 
 def light(train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int) -> TaskResult:
@@ -110,10 +115,11 @@ def _light_result(
     angle_baselines = {name: Baseline(value, "constant") for name, value in of_constant.items()}
     objects = sample_objects(test, samples.rows)
     return TaskResult(
-        metrics=r2(predictions, samples.targets) | summarise_angles(errors_deg),
+        metrics=r2_metrics(predictions, samples.targets) | summarise_angles(errors_deg),
         baselines=constant_baselines(samples.targets) | angle_baselines,
         num_samples=len(samples),
         object_scores={"angle_deg_mean": object_means(errors_deg, objects, test.num_objects)},
+        notes=r2_notes(samples.targets),
     )
 
 
@@ -125,7 +131,6 @@ def _ridge_on_pairs(
     require_views(train, test)
     require_objects(train, "training")
     samples = samples_of(test, evaluated_pair_rows(test, protocol), _relative_hues)
-    require_varied_targets(samples.targets, "the hue differences")
     features = feature_matrix(train)
     pairs = training_pairs(train.num_objects, train.num_views, protocol.colour_pairs_per_object, seed, epoch=0)
     of_held_out = held_out_objects(train.num_objects, protocol.ridge_held_out_share, seed)[pairs.object_indices]

@@ -20,6 +20,7 @@ from ssl_equi.geometry.rotations import quat_to_matrix
 from ssl_equi.probing.baselines import Baseline
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, fit_ridge, predict
+from ssl_equi.probing.metrics import varying_components
 from ssl_equi.probing.pairs import training_pairs
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.skipping import TaskSkipped
@@ -71,7 +72,7 @@ def feature_action(
     spread = _squared_error(second.mean(dim=0), second)
     of_first_view = _squared_error(first, second)
     of_object_mean = _squared_error(_mean_of_other_views(test_features, test_rows, test.num_views), second)
-    if min(of_first_view, of_object_mean) <= SAME_FEATURES * spread:
+    if not bool(varying_components(second).any()) or min(of_first_view, of_object_mean) <= SAME_FEATURES * spread:
         raise TaskSkipped(
             f"the views of each of the {test.num_objects} evaluated objects have the same features, so no rotation "
             "moves them: use a part of the features that is not invariant"

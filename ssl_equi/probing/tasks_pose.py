@@ -23,7 +23,7 @@ from ssl_equi.geometry.rotations import (
 from ssl_equi.probing.baselines import constant_baselines, constant_rotation_baselines, constant_translation_baselines
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import predict
-from ssl_equi.probing.metrics import angle_errors_deg, distance_median, summarise_angles
+from ssl_equi.probing.metrics import angle_errors_deg, distance_median, r2_metrics, r2_notes, summarise_angles
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.task_results import Task, TaskResult, object_means
 from ssl_equi.probing.task_samples import (
@@ -32,7 +32,6 @@ from ssl_equi.probing.task_samples import (
     feature_matrix,
     judged_pairs,
     pair_head,
-    r2,
     regress_pairs,
     regress_views,
     require_poses,
@@ -162,9 +161,11 @@ def _translation_task(
     plan = HeadPlan(protocol.translation_hidden, protocol.translation_epochs, protocol.translation_pairs_per_object)
     predictions, samples = regress_pairs(train, test, displacement, plan, protocol, seed)
     return TaskResult(
-        metrics=r2(predictions, samples.targets) | {"distance_median": distance_median(predictions, samples.targets)},
+        metrics=r2_metrics(predictions, samples.targets)
+        | {"distance_median": distance_median(predictions, samples.targets)},
         baselines=constant_translation_baselines(samples.targets),
         num_samples=len(samples),
+        notes=r2_notes(samples.targets),
     )
 
 
@@ -200,10 +201,11 @@ def _rotation_result(
     errors_deg = angle_errors_deg(target.decode(answers), true_xyzw)
     angle_baselines, constant_errors_deg = constant_rotation_baselines(true_xyzw)
     return TaskResult(
-        metrics=r2(answers, targets) | summarise_angles(errors_deg),
+        metrics=r2_metrics(answers, targets) | summarise_angles(errors_deg),
         baselines=angle_baselines | constant_baselines(targets),
         num_samples=len(targets),
         angle_errors_deg=errors_deg.numpy(),
         constant_angle_errors_deg=constant_errors_deg.numpy(),
         object_scores={"angle_deg_mean": object_means(errors_deg, object_indices, num_objects)},
+        notes=r2_notes(targets),
     )

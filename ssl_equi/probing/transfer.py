@@ -12,8 +12,7 @@ from typing import get_args
 
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.procedural import ProceduralConfig
-from ssl_equi.data.resized_views import ResizedViews
-from ssl_equi.data.sources import DatasetName, DataSource, open_data, stored_image_size
+from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.data.torchvision_sets import STORED_SIDE
 from ssl_equi.probing.image_context import ImageContext, ImageQuestion
 from ssl_equi.probing.skipping import TaskSkipped
@@ -51,17 +50,14 @@ def open_transfer_set(text: str, image_size: int, split: str = "test") -> Transf
     if not folder and name not in RENDERS_ITSELF:
         raise DataError(f"--transfer is {text!r} without a folder: give {name}:DIR")
     data_dir = Path(folder) if folder else None
-    size = _size_to_open(name, data_dir, image_size)  # type: ignore[arg-type]
+    location = data_dir
     try:
-        data = open_data(name, data_dir, split, size)  # type: ignore[arg-type]
+        if location is None:  # rendered in the size that the embedded set has by itself, and resized
+            size = ProceduralConfig().image_size
+            location = open_data(name, None, split, size).evaluation.folder  # type: ignore[arg-type]
+        data = open_data(name, location, split, image_size)  # type: ignore[arg-type]
     except DataError as error:
         raise DataError(f"--transfer {text} can't be judged on split {split!r}: {error}") from error
-    if size != image_size:
-        data = replace(
-            data,
-            probe_train=ResizedViews(data.probe_train, image_size),
-            evaluation=ResizedViews(data.evaluation, image_size),
-        )
     label = name if data_dir is None or name in STORED_SIDE else f"{name}_{data_dir.resolve().name}"
     return TransferSet(label, data)
 
@@ -110,13 +106,3 @@ def _require_comparable(transfer_set: TransferSet) -> None:
     unlabelled = int((train.labels < 0).sum() + (test.labels < 0).sum())
     if unlabelled:
         raise TaskSkipped(f"{unlabelled} images of {transfer_set.label} have no label: use labelled images only")
-
-
-def _size_to_open(name: DatasetName, data_dir: Path | None, image_size: int) -> int:
-    """The side in pixels that a data set has by itself; that of the encoder's images where any can be had."""
-    if name in STORED_SIDE:
-        return STORED_SIDE[name]
-    stored = stored_image_size(name, data_dir)
-    if stored is None and name in RENDERS_ITSELF:
-        return ProceduralConfig().image_size
-    return stored or image_size

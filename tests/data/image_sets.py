@@ -1,10 +1,14 @@
 """Small sets of image shards, for tests that write, read and damage them."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ssl_equi.data.image_manifest import ImageManifest
 from ssl_equi.data.image_writer import ImageRecord, ImageSplitSettings, ImageSplitWriter
+from ssl_equi.data.manifest import canonical_json
 
 SETTINGS = ImageSplitSettings(
     split="train", class_names=("cat", "dog", "frog"), source="pictures of the tests", source_version="1",
@@ -27,3 +31,16 @@ def flip(path: Path, offset: int) -> None:
     content = bytearray(path.read_bytes())
     content[offset] ^= 1
     path.write_bytes(content)
+
+
+ABSENT = object()
+
+
+def edit_manifest(folder: Path, *, keep_fingerprint: bool = False, **changes: Any) -> None:
+    """Change fields of the train split's manifest (ABSENT: delete), as a forger would, with a fingerprint that fits."""
+    path = folder / "train.manifest.json"
+    content = {name: value for name, value in (json.loads(path.read_text()) | changes).items() if value is not ABSENT}
+    fingerprint = content.pop("fingerprint")
+    if not keep_fingerprint:
+        fingerprint = hashlib.sha256(canonical_json(content)).hexdigest()
+    path.write_text(json.dumps(content | {"fingerprint": fingerprint}))

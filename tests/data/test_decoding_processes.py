@@ -29,7 +29,7 @@ from ssl_equi.data.turned_views import TurnedViews
 from tests.data.image_sets import flip
 from tests.data.numbered_objects import NumberedObjects
 
-SECONDS_TO_END = 20.0
+SECONDS_TO_END = 600.0  # far more than they need: only a process that never ends shall fail
 
 
 @pytest.fixture(autouse=True)

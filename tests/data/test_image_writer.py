@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import pickle
 import tarfile
 from collections.abc import Callable, Sequence
@@ -240,24 +239,11 @@ def test_a_sidecar_with_objects_is_never_unpickled(picture_shards: Path) -> None
         ImageShards(picture_shards, "train")
 
 
-def test_manifests_of_other_kinds_and_edited_ones_are_refused(
-    picture_shards: Path, shared_split: Path, tmp_path: Path
-) -> None:
+def test_manifests_of_other_kinds_are_refused(picture_shards: Path, shared_split: Path) -> None:
     with pytest.raises(DataError, match="is not a manifest of 'ssl-equi-image-shards'"):
         ImageShards(shared_split, "train")
     with pytest.raises(DataError, match="is not a manifest of 'ssl-equi-shards'"):
         ShardDataset(picture_shards, "train")
-    path = picture_shards / "train.manifest.json"
-    content = json.loads(path.read_text())
-    for change, expected in (
-        ({"license": "CC0"}, "does not match its fingerprint"),
-        ({"format_version": 2}, "has format version 2"),
-        ({"shards": [{}]}, "is malformed"),
-        ({"unknown": 1}, "is malformed"),
-    ):
-        path.write_text(json.dumps({**content, **change}))
-        with pytest.raises(DataError, match=expected):
-            ImageShards(picture_shards, "train")
 
 
 def test_without_the_manifest_the_same_shards_are_read_as_foreign_ones(

@@ -16,6 +16,7 @@ import ssl_equi.data.shard_files as shard_files_module
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.writer import ObjectRecord
+from tests.data.image_sets import edit_manifest
 
 
 def _read(dataset: ShardDataset, objects: list[int], views: list[list[int]]) -> np.ndarray:
@@ -243,20 +244,6 @@ def test_damaged_jpeg_with_a_right_checksum_is_an_error(own_split, monkeypatch):
 # Manifest and sidecars.
 
 
-def _edit_manifest(folder, keep_fingerprint: bool = False, **changes) -> None:
-    """Change fields of a manifest as a forger would, with a fingerprint that fits."""
-    from ssl_equi.data import manifest as manifest_module
-
-    path = folder / "train.manifest.json"
-    content = json.loads(path.read_text()) | changes
-    if not keep_fingerprint:
-        fields = {
-            name: value for name, value in content.items() if name not in ("fingerprint", "format", "format_version")
-        }
-        content["fingerprint"] = manifest_module._manifest_from_json(fields).fingerprint
-    path.write_text(json.dumps(content))
-
-
 def test_unfinished_split_is_refused(own_split):
     (own_split / "train.manifest.json").unlink()
     with pytest.raises(DataError, match=r"there is no manifest .*train\.manifest\.json: build this data set"):
@@ -264,7 +251,7 @@ def test_unfinished_split_is_refused(own_split):
 
 
 def test_manifest_of_another_version_is_refused(own_split):
-    _edit_manifest(own_split, format_version=2)
+    edit_manifest(own_split, format_version=2)
     with pytest.raises(DataError, match="has format version 2, this reader knows version 1"):
         ShardDataset(own_split, "train")
 
@@ -272,21 +259,12 @@ def test_manifest_of_another_version_is_refused(own_split):
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": "another"}', "\x00\xff"])
 def test_file_that_is_no_manifest_is_refused(own_split, text):
     (own_split / "train.manifest.json").write_text(text)
-    with pytest.raises(DataError, match=r"is not JSON|is not a manifest of 'ssl-equi-shards'"):
-        ShardDataset(own_split, "train")
-
-
-def test_manifest_without_a_field_is_refused(own_split):
-    path = own_split / "train.manifest.json"
-    content = json.loads(path.read_text())
-    del content["shards"]
-    path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"is malformed \('shards'\)"):
+    with pytest.raises(DataError, match=r"is not valid JSON|JSON array|UTF-8|is not a manifest of 'ssl-equi-shards'"):
         ShardDataset(own_split, "train")
 
 
 def test_manifest_changed_by_hand_is_refused(own_split):
-    _edit_manifest(own_split, keep_fingerprint=True, seed=99)
+    edit_manifest(own_split, keep_fingerprint=True, seed=99)
     with pytest.raises(DataError, match="does not match its fingerprint"):
         ShardDataset(own_split, "train")
 
@@ -294,7 +272,7 @@ def test_manifest_changed_by_hand_is_refused(own_split):
 def test_manifest_cannot_name_a_file_outside_its_folder(own_split):
     shards = json.loads((own_split / "train.manifest.json").read_text())["shards"]
     shards[0]["name"] = "../elsewhere.tar"
-    _edit_manifest(own_split, shards=shards)
+    edit_manifest(own_split, shards=shards)
     with pytest.raises(DataError, match=r"lists shard '\.\./elsewhere\.tar' out of place"):
         ShardDataset(own_split, "train")
     with pytest.raises(DataError, match=r"split name '\.\./train' is not usable"):
@@ -302,7 +280,7 @@ def test_manifest_cannot_name_a_file_outside_its_folder(own_split):
 
 
 def test_manifest_that_miscounts_is_refused(own_split):
-    _edit_manifest(own_split, num_objects=24)
+    edit_manifest(own_split, num_objects=24)
     with pytest.raises(DataError, match="counts 24 objects but its shards hold 23"):
         ShardDataset(own_split, "train")
 
@@ -329,7 +307,7 @@ def _replace_sidecar(folder, name: str, array: np.ndarray, update_manifest: bool
     np.save(path, array)
     if update_manifest:
         sidecars = json.loads((folder / "train.manifest.json").read_text())["sidecars"]
-        _edit_manifest(folder, sidecars=sidecars | {path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
+        edit_manifest(folder, sidecars=sidecars | {path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
 
 
 def test_changed_sidecar_is_refused(own_split):

@@ -189,7 +189,7 @@ def test_keys_that_are_paths_or_odd(shard, key):
         (np.full((2, 7), np.inf), "hold NaN or infinity in view 0"),
         (np.zeros((3, 7)), "'object_001.v02.jpg' is due"),
         (np.zeros((1, 7)), "has 'object_001.v01.jpg' where"),
-        (np.array([{"a": 1}]), "are not a plain .npy array"),
+        (np.array([{"a": 1}]), "is not a plain .npy array"),
     ],
 )
 def test_wrong_latents(shard, latents, message):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_equi.data import image_shards, reader, remote_shards
+from ssl_equi.data import image_shards, resizing
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.fit import Canvas
 from ssl_equi.data.image_shards import ImageShards
@@ -52,9 +52,9 @@ def _streamed(folder: Path, pictures: Path) -> StreamedLoader:
 @pytest.mark.parametrize(
     ("make_loader", "reads", "decodes", "views", "reads_per_view"),
     [
-        (_indexed, (ShardFiles, "read"), (reader, "decode_view"), 16, True),
+        (_indexed, (ShardFiles, "read"), (resizing, "decode_view"), 16, True),
         (_ordinary, (ShardFiles, "read"), (image_shards, "decode_image"), 8, True),
-        (_streamed, (RemoteRecords, "fetch"), (remote_shards, "decode_view"), 16, False),
+        (_streamed, (RemoteRecords, "fetch"), (resizing, "decode_view"), 16, False),
     ],
 )
 def test_a_batch_says_how_long_its_reading_and_its_decoding_took(
@@ -80,7 +80,7 @@ def test_a_batch_says_how_long_its_reading_and_its_decoding_took(
 
 
 def test_rows_that_are_read_one_by_one_add_up(own_split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _slowed(monkeypatch, reader, "decode_view", PAUSE)
+    _slowed(monkeypatch, resizing, "decode_view", PAUSE)
     dataset = ShardDataset(own_split, "train")
     with ViewLoader(dataset, global_batch_size=8, seed=0, on_bad_record="skip") as loader:
         assert next(loader.batches()).stage_seconds.decoding >= 16 * PAUSE

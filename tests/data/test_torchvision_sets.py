@@ -126,9 +126,16 @@ def test_a_changed_file_is_never_unpickled(cifar10: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "sprung").exists()
 
 
-def test_sizes_and_splits_that_do_not_exist_are_refused(cifar10: Path) -> None:
-    with pytest.raises(DataError, match="--image-size is 64 and the images of cifar10 have 32 x 32 pixels"):
-        open_data("cifar10", cifar10, "test", 64)
+def test_a_larger_size_enlarges_whole_images_for_the_probes_and_says_so(cifar10: Path) -> None:
+    data = open_data("cifar10", cifar10, "test", 64)
+    assert data.train.image_size == (32, 32) and data.evaluation.image_size == (64, 64)
+    assert data.notes == (
+        "the images of cifar10 have 32 x 32 pixels and are enlarged, which adds no detail, to 64 x 64",
+    )
+    assert open_data("cifar10", cifar10, "test", 16).notes == ()
+
+
+def test_splits_that_do_not_exist_are_refused(cifar10: Path) -> None:
     with pytest.raises(DataError, match="'val' and cifar10 has only train and test"):
         open_data("cifar10", cifar10, "val", 32)
     with pytest.raises(DataError, match="give its folder as --data-dir"):

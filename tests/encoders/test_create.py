@@ -1,13 +1,18 @@
 """Encoders by name, and the small one of our own."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 from torch import nn
 
 from ssl_equi.encoders import EncoderError, create_encoder
+from ssl_equi.encoders.arguments import RESERVED
 from ssl_equi.encoders.compiling import compile_encoder
 from ssl_equi.encoders.strided_cnn import PooledStridedCNN, StridedCNN
+from ssl_equi.errors import UserError
+from ssl_equi.export import build_encoder
 
 
 @pytest.mark.parametrize("name", ["strided_cnn_tiny", "resnet10t", "test_vit", "mobilenetv3_small_050"])
@@ -25,6 +30,22 @@ def test_a_misspelt_name_is_answered_with_close_ones() -> None:
 def test_an_argument_that_the_model_does_not_take_is_named() -> None:
     with pytest.raises(EncoderError, match=r"'resnet10t' can't be made .*colour_blind"):
         create_encoder("resnet10t", image_size=64, colour_blind=True)
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_arguments_that_are_no_part_of_an_architecture_are_refused(name: str) -> None:
+    sentence = rf"the encoder's arguments hold '{name}' \(.*\): leave it out"
+    with pytest.raises(UserError, match=sentence):
+        create_encoder("resnet10t", image_size=64, **{name: 1})
+    if name != "num_classes":  # which an exported folder states
+        with pytest.raises(UserError, match=sentence):
+            build_encoder({"architecture": "resnet10t", "model_args": {name: 1}}, Path("folder"))
+
+
+def test_the_side_of_the_images_is_stated_once() -> None:
+    with pytest.raises(UserError, match="'img_size' 48 and the images have 64 pixels: leave it out, and give --image"):
+        create_encoder("test_vit", image_size=64, img_size=48)
+    create_encoder("test_vit", image_size=64, img_size=64)
 
 
 def test_the_small_encoder_is_registered_with_timm_and_takes_other_sizes() -> None:

@@ -24,17 +24,21 @@ def zeros_behind(maps: Tensor, before: int, behind: int, value: float = 0.0) -> 
 
 
 def formula(images: Tensor, state: dict[str, Tensor], depths: tuple[int, ...]) -> Tensor:
-    """Features [N, 512] of images [N, 3, H, W], H and W multiples of 32."""
+    """Features [N, D] of images [N, 3, H, W], H and W multiples of 32."""
     maps = F.conv2d(zeros_behind(images, 2, 3), state["conv1.weight"], stride=2)
     maps = normalised(maps, state, "bn1").clamp(min=0)
     maps = zeros_behind(maps, 0, 1, -1e4).unfold(2, 3, 2).unfold(3, 3, 2).amax((4, 5))
     for stage, depth in enumerate(depths, start=1):
         for block in range(depth):
             name, step = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
-            inner = F.conv2d(zeros_behind(maps, 1, 1), state[f"{name}.conv1.weight"])
+            bottleneck = f"{name}.conv3.weight" in state
+            inner = F.conv2d(maps if bottleneck else zeros_behind(maps, 1, 1), state[f"{name}.conv1.weight"])
             inner = normalised(inner, state, f"{name}.bn1").clamp(min=0)
             padded = zeros_behind(inner, *((0, 1) if step == 2 else (1, 1)))
             inner = normalised(F.conv2d(padded, state[f"{name}.conv2.weight"], stride=step), state, f"{name}.bn2")
+            if bottleneck:
+                inner = F.conv2d(inner.clamp(min=0), state[f"{name}.conv3.weight"])
+                inner = normalised(inner, state, f"{name}.bn3")
             if block == 0:
                 picked = torch.einsum(
                     "nchw,dc->ndhw", maps[..., ::step, ::step], state[f"{name}.downsample.0.weight"][..., 0, 0]
@@ -44,7 +48,10 @@ def formula(images: Tensor, state: dict[str, Tensor], depths: tuple[int, ...]) -
     return maps.mean((2, 3))
 
 
-@pytest.mark.parametrize(("name", "depths"), [("sie_resnet18", (2, 2, 2, 2)), ("sie_resnet34", (3, 4, 6, 3))])
+@pytest.mark.parametrize(
+    ("name", "depths"),
+    [("sie_resnet18", (2, 2, 2, 2)), ("sie_resnet34", (3, 4, 6, 3)), ("sie_resnet50", (3, 4, 6, 3))],
+)
 @torch.no_grad()
 def test_features_are_those_of_the_formula(name: str, depths: tuple[int, ...]) -> None:
     torch.manual_seed(0)

@@ -314,9 +314,9 @@ def test_an_exported_encoder_comes_back(tmp_path: Path) -> None:
 def test_networks_by_name_have_the_stated_sizes_and_are_made_quickly(name: str, features: int, parameters: int) -> None:
     import_escnn()
     kernel_basis.cache_clear()
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     encoder = timm_with_our_encoders().create_model(name, num_classes=0)
-    assert time.perf_counter() - start_s < 5
+    assert time.process_time() - start_s < 5
     assert encoder.num_features == features
     assert sum(parameter.numel() for parameter in encoder.parameters()) == parameters
 

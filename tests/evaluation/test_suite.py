@@ -12,9 +12,10 @@ import timm
 import torch
 
 from ssl_equi import evaluation_command
-from ssl_equi.encoders.create import EncoderError
+from ssl_equi.encoders.create import EncoderError, create_encoder
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation_command import EvaluationConfig, evaluate_command
+from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.probing.evaluation_folder import read_evaluation
 from ssl_equi.probing.protocol import EquivarianceProtocol, ProbeProtocol
 from ssl_equi.probing.skipping import TaskSkipped
@@ -75,6 +76,22 @@ def test_a_checkpoint_of_timm_goes_the_same_way(config: EvaluationConfig, tmp_pa
     assert first.run["encoder_sha256"] == second.run["encoder_sha256"]
 
 
+def test_an_encoder_of_fixed_size_is_given_resized_views(config: EvaluationConfig, tmp_path: Path) -> None:
+    sizes = {"img_size": 48, "embed_dim": 48, "depth": 1, "num_heads": 3}
+    card = EncoderCard(
+        architecture="vit_tiny_patch16_224", model_args=sizes, image_size=48, mean_rgb=(0.5,) * 3, std_rgb=(0.5,) * 3,
+        parts={"all": (0, 48)}, objective="simclr", trained_on="test", license="apache-2.0", tag="test",
+    )  # fmt: skip
+    save_encoder(create_encoder("vit_tiny_patch16_224", **{"image_size": 48} | sizes), tmp_path / "run/encoder", card)
+    asked = replace(config, encoder=str(tmp_path / "run"), tasks=("classification",), seeds=1)
+    with pytest.raises(EncoderError, match="give another --image-size 48"):
+        evaluate_command(replace(asked, image_size=32))
+    for cure in (48, None):
+        found = read_evaluation(evaluate_command(replace(asked, image_size=cure, compare_with_random=False)))
+        assert found.run["image_size"] == 48
+        assert found.notes[0].startswith("the images of 3diebench-p have 32 x 32 pixels and are enlarged")
+
+
 def test_classes_of_other_data_are_asked_by_an_option(config: EvaluationConfig, mixed_folder: Path) -> None:
     """Pictures of several sizes and formats; what is asked of the judged data is what --tasks says."""
     asked = replace(config, tasks=("transfer",), transfer=(f"folder:{mixed_folder}",), transfer_split="val", seeds=1)
@@ -93,8 +110,6 @@ def test_wrong_options_are_named(config: EvaluationConfig) -> None:
         evaluate_command(replace(config, seeds=0))
     with pytest.raises(UserError, match="--turns is none: give --turns quarter or any"):
         evaluate_command(replace(config, turn_training_views=True))
-    with pytest.raises(UserError, match="has images of 32 x 32 pixels and the run wants 64"):
-        evaluate_command(replace(config, image_size=64))
     with pytest.raises(EncoderError, match="timm has no model named 'resnet11'"):
         evaluate_command(replace(config, encoder="random:resnet11"))
 

@@ -1,5 +1,9 @@
 """Imported encoders compute, to the bit, what the networks compute that their checkpoints were made of."""
 
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 import timm
 import torch
@@ -8,11 +12,14 @@ import torchvision
 from torch import Tensor, nn
 
 from ssl_equi.checkpoint import CheckpointError
+from ssl_equi.data.images import normalise_images
 from ssl_equi.encoders import create_encoder
 from ssl_equi.importing.encoder_import import EncoderOptions, ImportedEncoder, fitting_layouts, import_encoder
 from ssl_equi.importing.resnet_names import ARCHITECTURES, resnet_architecture
 from ssl_equi.importing.tensors import LayoutError, named_tensors
+from ssl_equi.probing.encoder_sources import open_encoder
 
+ROOT = Path(__file__).parent.parent.parent
 State = dict[str, Tensor]
 
 
@@ -171,6 +178,87 @@ def test_any_timm_model_by_its_name() -> None:
         run(content, "timm")
     half = {name: value.half() for name, value in encoder.state_dict().items()}
     assert next(run(half, "timm", **options).module.parameters()).dtype == torch.float32
+
+
+def other_port(state: State) -> State:
+    """The same tensors in the same order, under names that only number the layers."""
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in state))
+    return {
+        f"_net.unit{layers.index(name.rpartition('.')[0])}.{name.rpartition('.')[2]}": value
+        for name, value in state.items()
+    }
+
+
+def test_names_of_another_port_are_matched_by_order_and_shapes() -> None:
+    encoder = trained(timm.create_model("resnet10t", num_classes=7))
+    content = other_port(encoder.state_dict())
+    imported = run(content, "timm", architecture="resnet10t")
+    assert "matched by order and shapes" in imported.notes[0]
+    last = list(content)[-2:]
+    assert imported.left_out == {"on top of the encoder": last}
+    encoder.reset_classifier(0)
+    assert_same_features(imported, encoder, 64)
+    counted = {name: value for name, value in content.items() if not name.endswith("num_batches_tracked")}
+    assert_same_features(run(counted, "timm", architecture="resnet10t"), encoder, 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (lambda state: state, {"keeps_order": False}),
+        (lambda state: dict(sorted(state.items())), {}),
+        (lambda state: {name.replace("running_mean", "mean"): value for name, value in state.items()}, {}),
+        (lambda state: {name.replace(".", "."[len(name) % 2 :]): value for name, value in state.items()}, {}),
+        (lambda state: dict(list(state.items())[:-3]), {}),
+        (lambda state: state | {"more.weight": torch.zeros(3)}, {}),
+    ],
+    ids=["unordered", "sorted", "other parts", "other layers", "too few", "too many"],
+)
+def test_what_does_not_agree_in_order_is_not_matched(change: Callable[[State], State], options: dict) -> None:
+    state = change(other_port(timm.create_model("resnet10t", num_classes=0).state_dict()))
+    with pytest.raises(
+        LayoutError, match=r"timm's resnet10t calls .* don't agree with that in order and shapes|whose "
+    ):
+        run(state, "timm", architecture="resnet10t", **options)
+
+
+def test_barlow_twins_by_itself_and_with_its_projector() -> None:
+    encoder = resnet()
+    whole = below("module.backbone.", encoder.state_dict()) | head("module.projector")
+    whole |= {"module.bn.running_mean": torch.zeros(8), "module.bn.running_var": torch.ones(8)}
+    for content in (encoder.state_dict(), {"epoch": 1000, "model": whole, "optimizer": {"state": {}}}):
+        imported = run(content, "barlow_twins")
+        assert (imported.architecture, imported.data, imported.image_size) == ("resnet18", "imagenet", 224)
+    assert_same_features(imported, encoder, 64)
+    assert set(imported.left_out) == {"projector", "loss"}
+
+
+@pytest.mark.parametrize(
+    "name", ["tf_efficientnet_lite0", "vit_tiny_patch16_224", "resnet18", "vit_base_patch16_224.dino"]
+)
+def test_images_are_given_as_timm_says_of_the_architecture(name: str) -> None:
+    encoder = timm.create_model(name, num_classes=0)
+    said, card = timm.get_pretrained_cfg(name), None
+    card = run(encoder.state_dict(), "timm", architecture=name).card("unknown", "there", {})
+    assert (card.mean_rgb, card.std_rgb, card.image_size) == (said.mean, said.std, said.input_size[-1])
+    assert (card.crop_share, card.interpolation) == (said.crop_pct, said.interpolation)
+
+
+def test_an_imported_efficientnet_equals_timms_own(tool: ModuleType, tmp_path: Path) -> None:
+    weights = ROOT.parent / "shared" / "data" / "efficientnet_lite0" / "model.safetensors"
+    if not weights.exists():
+        pytest.skip(f"no weights of EfficientNet-Lite0 at {weights}")
+    tool.main(tool.Config(weights, tmp_path / "out", "timm", architecture="tf_efficientnet_lite0"))
+    own = timm.create_model("tf_efficientnet_lite0", checkpoint_path=weights)
+    own.reset_classifier(0)
+    source = open_encoder(str(tmp_path / "out"))
+    assert (source.mean_rgb, source.std_rgb, source.image_size) == ((0.5,) * 3, (0.5,) * 3, 224)
+    pixels = torch.randint(256, (2, 224, 224, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = normalise_images(pixels, source.mean_rgb, source.std_rgb)
+    timms_normalisation = timm.data.create_transform(**timm.data.resolve_model_data_config(own)).transforms[-1]
+    torch.testing.assert_close(images, timms_normalisation(pixels.permute(0, 3, 1, 2) / 255))
+    with torch.no_grad():
+        assert torch.equal(source.module(images), own.eval()(images))
 
 
 # ---------------------------------------------------------------- vision transformers

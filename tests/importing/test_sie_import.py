@@ -1,12 +1,14 @@
 """SIE's ResNet and predictor, found by order and shapes under names that no file has to have."""
 
 import re
+from itertools import pairwise
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.encoders import create_encoder
 from ssl_equi.importing.encoder_import import EncoderOptions, ImportedEncoder, import_encoder
 from ssl_equi.importing.sie_predictor import feature_parts, import_sie_predictor
@@ -127,19 +129,76 @@ def test_sies_predictor_multiplies_with_the_matrix_of_the_action(action_dim: int
     assert feature_parts(state, 512) == {"all": (0, 512), "inv": (0, 256), "equi": (256, 512)}
 
 
+@pytest.mark.parametrize(
+    ("hidden", "with_bias", "predicts_bias"), [(0, True, False), (0, False, True), (0, True, True), (2, True, True)]
+)
+def test_hypernetworks_with_biases(hidden: int, with_bias: bool, predicts_bias: bool) -> None:
+    torch.manual_seed(0)
+    state = sie_heads()
+    del state["predictor.hypernet.weight"]
+    widths = [*[4] * (hidden + 1), 6 * 6 + 6 * predicts_bias]
+    for number, (inputs, outputs) in enumerate(pairwise(widths)):
+        state[f"predictor.{2 * number}.weight"] = torch.randn(outputs, inputs)
+        if with_bias:
+            state[f"predictor.{2 * number}.bias"] = torch.randn(outputs)
+    predictor = import_sie_predictor(state, 512)
+    embeddings, actions = torch.randn(5, 6), torch.randn(5, 4)
+    made = actions
+    for number in range(hidden + 1):
+        made = made @ state[f"predictor.{2 * number}.weight"].T + state.get(f"predictor.{2 * number}.bias", 0)
+        made = made.clamp(min=0) if number < hidden else made
+    expected = torch.einsum("nij,nj->ni", made[:, :36].view(5, 6, 6), embeddings)
+    expected = expected + made[:, 36:] if predicts_bias else expected
+    with torch.no_grad():
+        torch.testing.assert_close(predictor.advance(embeddings, actions), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("layers", "action_dim"), [(1, 4), (1, 6), (3, 4)])
+def test_sies_predictor_may_be_an_mlp(layers: int, action_dim: int) -> None:
+    torch.manual_seed(0)
+    state = sie_heads()
+    del state["predictor.hypernet.weight"]
+    for number in range(layers):
+        state[f"predictor.{number}.weight"] = torch.randn(6, 6 + action_dim * (number == 0))
+        state[f"predictor.{number}.bias"] = torch.randn(6)
+    embeddings, actions = torch.randn(5, 6), torch.randn(5, action_dim)
+    expected = torch.cat([actions, embeddings], dim=1)
+    for number in range(layers):
+        expected = expected @ state[f"predictor.{number}.weight"].T + state[f"predictor.{number}.bias"]
+        expected = expected.clamp(min=0) if number < layers - 1 else expected
+    with torch.no_grad():
+        predicted = import_sie_predictor(state, 512).advance(embeddings, actions)
+    torch.testing.assert_close(predicted, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shortcut", ["first", "last"])
+def test_the_shortcut_of_a_bottleneck_is_not_taken_for_its_last_convolution(shortcut: str) -> None:
+    """In the first block both have the same shape."""
+    deeper = trained(create_encoder("sie_resnet50", 64))
+    imported = run(sie_state(deeper, shortcut), "sie")
+    placed, own = imported.module.state_dict(), deeper.state_dict()
+    assert all(torch.equal(placed[name], value) for name, value in own.items())
+    assert "inferred" in imported.notes[0]
+
+
 def test_what_is_no_predictor_of_sie_is_refused_or_absent() -> None:
     state = sie_heads()
     assert import_sie_predictor({"projector.0.weight": torch.zeros(8, 512)}, 512) is None
     assert feature_parts({"projector.0.weight": torch.zeros(8, 512)}, 512) == {"all": (0, 512)}
+    assert feature_parts({}, 512) == {"all": (0, 512), "inv": (0, 256), "equi": (256, 512)}
+    with pytest.raises(CheckpointError, match="--equivariant-features is 128, but the projector in the file reads 256"):
+        feature_parts(state, 512, 128)
     for change, sentence in (
-        ({"predictor.hypernet.weight": torch.zeros(36, 5)}, "not a hypernetwork without biases for actions of 4 or 6"),
-        ({"predictor.hypernet.weight": torch.zeros(35, 4)}, "not a hypernetwork that makes a square matrix"),
-        ({"predictor.hypernet.bias": torch.zeros(36)}, "not a hypernetwork that makes a square matrix"),
-        ({"predictor.hypernet.weight": torch.zeros(49, 4)}, "ends with 6 numbers and the predictor takes 7"),
+        ({"predictor.hypernet.weight": torch.zeros(36, 5)}, "not a predictor of 6 numbers from 6 numbers and an actio"),
+        ({"predictor.hypernet.weight": torch.zeros(6, 10)}, "not an MLP with biases"),
+        ({"predictor.hypernet.weight": torch.zeros(35, 4)}, "not a hypernetwork for 6 numbers, which makes 36 or 42"),
+        ({"predictor.hypernet.bias": torch.zeros(35)}, "are not linear layers"),
+        ({"predictor.last.weight": torch.zeros(36, 36)}, "not a hypernetwork for actions of 4 or 6 numbers"),
+        ({"predictor.last.weight": torch.zeros(6)}, "are not linear layers"),
         ({"projector_equi.6.bias": torch.zeros(6)}, "are not SIE's projector"),
-        ({"projector_equi.0.weight": torch.zeros(6, 600)}, "reads 600 features, but the encoder has 512"),
+        ({"projector_equi.0.weight": torch.zeros(6, 600)}, "has 600 features, but the encoder has 512"),
     ):
-        with pytest.raises(LayoutError, match=sentence):
+        with pytest.raises(CheckpointError, match=f"{sentence}.*: (leave|give)"):
             import_sie_predictor(state | change, 512)
 
 
@@ -149,7 +208,7 @@ def test_what_is_no_predictor_of_sie_is_refused_or_absent() -> None:
         (0, None, r"no tensor of shape \(64, 3, 7, 7\), the stem of SIE's ResNets"),
         (3, None, r"has shape \(64,\) where SIE's ResNet has the running_mean \(64,\) of a batch norm"),
         (6, torch.zeros(64, 64, 5, 5), r"has shape \(64, 64, 5, 5\) where SIE's ResNet has \(64, 64, 1, 1\) or \(64,"),
-        (-1, None, r"the checkpoint ends where SIE's ResNet has 'layer4.1.bn2.num_batches_tracked'"),
+        (-2, None, r"has shape \(\) where SIE's ResNet has the running_var \(512,\) of a batch norm"),
     ],
 )
 def test_orders_that_do_not_fit_are_named(
@@ -159,6 +218,8 @@ def test_orders_that_do_not_fit_are_named(
     name = list(state)[position]
     with pytest.raises(LayoutError, match=sentence):
         run({key: value for key, value in (state | {name: change}).items() if value is not None}, "sie")
+    with pytest.raises(LayoutError, match=r"the checkpoint ends where SIE's ResNet has 'layer4.1.conv2.weight'"):
+        run(dict(list(state.items())[:-6]), "sie")
 
 
 def test_torchvisions_resnet_is_none_of_sies(sie_encoder: nn.Module) -> None:

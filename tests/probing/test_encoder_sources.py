@@ -109,6 +109,7 @@ def test_encoders_of_fixed_size_name_the_option(tmp_path: Path) -> None:
     )  # fmt: skip
     save_encoder(model, folder, card)
     assert open_encoder(str(folder)).image_size == 32
+    assert open_encoder(str(folder), stored_size=64).image_size == 32
     with pytest.raises(EncoderError, match=r"run can't take images of 64 x 64 pixels .*give another --image-size 32"):
         open_encoder(str(folder), image_size=64)
 

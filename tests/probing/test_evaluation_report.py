@@ -175,7 +175,7 @@ def test_nothing_is_wider_than_a_phone_or_a_desktop_and_it_prints(page_path, tmp
     ]  # fmt: skip
     asked = subprocess.run(
         [*browser, "--virtual-time-budget=20000", "--dump-dom", outer.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = re.search(r"<title>(.*?)</title>", asked.stdout)
     assert found, asked.stdout[-2000:]
@@ -186,9 +186,7 @@ def test_nothing_is_wider_than_a_phone_or_a_desktop_and_it_prints(page_path, tmp
         assert drawings > 20
 
     pdf = tmp_path / "report.pdf"
-    subprocess.run(
-        [*browser, f"--print-to-pdf={pdf}", page_path.as_uri()], capture_output=True, timeout=120, check=True
-    )
+    subprocess.run([*browser, f"--print-to-pdf={pdf}", page_path.as_uri()], capture_output=True, check=True)
     content = pdf.read_bytes()
     assert content.startswith(b"%PDF")
     assert len(re.findall(rb"/Type\s*/Page\b", content)) > 1

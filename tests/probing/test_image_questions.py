@@ -11,7 +11,6 @@ from PIL import Image
 from torch import nn
 
 from ssl_equi.data.errors import DataError
-from ssl_equi.data.resized_views import ResizedViews
 from ssl_equi.data.sources import DataSource, open_data, open_ood_rotation
 from ssl_equi.data.view_subset import ViewSubset, spread_views
 from ssl_equi.errors import UserError
@@ -273,8 +272,6 @@ def test_rendered_views_of_another_size_are_resized(tiny_data: Path) -> None:
     opened.data.evaluation.read_views(np.array([3]), np.array([[1]]), resized)
     expected = Image.fromarray(same[0, 0]).resize((24, 24), Image.Resampling.BILINEAR)
     assert np.array_equal(resized[0, 0], np.asarray(expected))
-    with pytest.raises(DataError, match="only views that fill a square"):
-        ResizedViews(views_of(np.zeros((1, 1, 4, 6, 3), np.uint8), np.zeros(1, int), np.zeros((1, 1, 0))), 8)
 
 
 def test_what_cannot_be_asked_is_noted_with_its_reason() -> None:

@@ -21,7 +21,7 @@ from ssl_equi.probing.sequence_tasks import (
     QUICK,
     SequenceProtocol,
     probe_sequences,
-    quick_sequence_records,
+    quick_sequence_results,
 )
 from ssl_equi.probing.sequences import COLUMN_NAMES, POSITION_NAMES, FeatureSequences, sequences_of_cache
 from ssl_equi.views.actions import action_names
@@ -211,7 +211,7 @@ def test_rigid_motions_are_asked_for_by_rotation_and_translation(kind: str):
 
 def test_quick_records_of_a_model_that_is_told_of_rigid_motions():
     caches = [poses(12, seed, num_latents=10) for seed in (0, 1)]
-    records = quick_sequence_records(small_seq_jepa(action_dim=7), *caches, "pose_base", NUM_CLASSES)
+    records = quick_sequence_results(small_seq_jepa(action_dim=7), *caches, "pose_base", NUM_CLASSES).records
     assert {record.task for record in records} == {"classification", "leakage_rotation", "leakage_base_translation"}
     assert all(np.isfinite(record.value) for record in records)
 
@@ -318,12 +318,12 @@ def test_quick_records_are_the_same_twice_and_leave_the_model_as_it_was():
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     arguments = (poses(20, 0, num_views=8), poses(10, 1, num_views=8), "rotation", NUM_CLASSES)
-    first = quick_sequence_records(model, *arguments, split_name="val")
-    assert quick_sequence_records(model, *arguments, split_name="val") == first
+    first = quick_sequence_results(model, *arguments, split_name="val")
+    assert quick_sequence_results(model, *arguments, split_name="val") == first
     assert model.training and all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    parts = {record.part for record in first if record.task == "classification"}
+    parts = {record.part for record in first.records if record.task == "classification"}
     assert parts == {"all@1", *(f"agg@{length}" for length in QUICK.lengths)}
-    assert {record.part for record in first if record.task == "leakage_rotation"} == {
+    assert {record.part for record in first.records if record.task == "leakage_rotation"} == {
         "all@1",
         "agg@1",
         "all@3",
@@ -333,9 +333,9 @@ def test_quick_records_are_the_same_twice_and_leave_the_model_as_it_was():
 
 @pytest.mark.parametrize("conditioning", ["none", "predictor"])
 def test_quick_records_of_a_model_that_aggregates_without_actions(conditioning: str):
-    records = quick_sequence_records(
+    records = quick_sequence_results(
         small_seq_jepa(conditioning=conditioning), poses(12, 0), poses(6, 1), "rotation", NUM_CLASSES
-    )
+    ).records
     assert all(np.isfinite(record.value) for record in records)
     assert {record.part for record in records if record.task == "classification"} >= {"all@1", "agg@1", "agg@5"}
 

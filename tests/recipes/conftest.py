@@ -91,15 +91,32 @@ def saliency_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The final heads train for one epoch, for tests that look at something else."""
-    protocol = ProbeProtocol(
+@pytest.fixture(scope="session")
+def quick_protocol() -> ProbeProtocol:
+    """One epoch for every head."""
+    return ProbeProtocol(
         name="quick", classification_epochs=1, rotation_epochs=1, rotation_hidden=(16,), rotation_pairs_per_object=2,
         absolute_rotation_epochs=1, absolute_rotation_hidden=(16,), translation_epochs=1, translation_hidden=(16,),
         augmentation_equivariance=EquivarianceProtocol(num_augmentations=2, num_compositions=1, max_images=64),
     )  # fmt: skip
-    monkeypatch.setitem(pretraining.PROBE_PROTOCOLS, "embedded", lambda: protocol)
+
+
+@pytest.fixture
+def quick_probes(quick_protocol: ProbeProtocol, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The final heads train for one epoch, for tests that look at something else."""
+    monkeypatch.setitem(pretraining.PROBE_PROTOCOLS, "embedded", lambda: quick_protocol)
+
+
+@pytest.fixture
+def without_ending(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], None]:
+    """Lets a recipe's runs end after their last step, where export, probes and report aren't looked at."""
+
+    def shorten(recipe: ModuleType) -> None:
+        endings = [name for name in vars(recipe) if name.startswith("finish")]
+        assert len(endings) == 1
+        monkeypatch.setattr(recipe, endings[0], lambda run, *_, **__: run.close())
+
+    return shorten
 
 
 @pytest.fixture(scope="session")

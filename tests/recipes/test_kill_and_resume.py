@@ -12,14 +12,18 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 
+from ssl_equi import pretraining
 from ssl_equi.checkpoint import list_checkpoints
+from ssl_equi.probing.protocol import ProbeProtocol
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 14
 TOTAL_STEPS = 3 * EPOCHS
 SAVE_EVERY = 7
-PATIENCE_SECONDS = 100
+PATIENCE_SECONDS = 900
 
 EventLines = Callable[[Path, str], list[str]]
 
@@ -34,15 +38,26 @@ def long_run(sie: ModuleType, small_config: Callable[..., Any]) -> Callable[...,
     return configure
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def whole(
-    sie: ModuleType, long_run: Callable[..., Any], event_lines: EventLines, tmp_path: Path, quick_probes: None
+    sie: ModuleType,
+    long_run: Callable[..., Any],
+    event_lines: EventLines,
+    quick_protocol: ProbeProtocol,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], list[str]]:
     """Lines of a run that nothing stopped."""
-    sie.main(long_run(out=tmp_path / "whole"))
-    assert len(event_lines(tmp_path / "whole", "loss")) == TOTAL_STEPS
-    assert len(event_lines(tmp_path / "whole", "online_probe")) > 5
-    return lambda event: event_lines(tmp_path / "whole", event)
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as for the runs that it is compared with
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(pretraining.PROBE_PROTOCOLS, "embedded", lambda: quick_protocol)
+        sie.main(long_run(out=folder))
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert len(event_lines(folder, "loss")) == TOTAL_STEPS
+    assert len(event_lines(folder, "online_probe")) > 5
+    return lambda event: event_lines(folder, event)
 
 
 @contextmanager
@@ -79,6 +94,7 @@ def freeze_after(process: subprocess.Popen[str], count_lines: Callable[[], int],
     pytest.fail(f"the run ended or hung before {lines} lines: {process.communicate()}")
 
 
+@pytest.mark.usefixtures("quick_probes")
 def test_killed_at_two_places_the_resumed_run_logs_the_same_to_the_byte(
     sie: ModuleType,
     long_run: Callable[..., Any],
@@ -106,6 +122,7 @@ def test_killed_at_two_places_the_resumed_run_logs_the_same_to_the_byte(
     assert (run / "report.html").is_file()
 
 
+@pytest.mark.usefixtures("quick_probes")
 def test_sigterm_saves_says_how_to_go_on_and_leaves_with_status_zero(
     sie: ModuleType,
     long_run: Callable[..., Any],

@@ -27,7 +27,7 @@ LAUNCH_TWO = [
 ]  # fmt: skip
 # Adam divides by the size of the gradient, so rounding grows with every step: large steps would blur the comparison.
 LEARNING_RATE = 1e-5
-PATIENCE_SECONDS = 200
+PATIENCE_SECONDS = 900
 
 
 @contextmanager
@@ -129,6 +129,7 @@ def test_two_processes_see_the_augmented_views_of_one(
         assert theirs["loss"] == pytest.approx(ours["loss"], rel=2e-5 if ours["step"] == 1 else 1e-3)
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_out_ends_both_processes_with_a_sentence(
     small_options: list[str], subprocess_environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -266,10 +266,29 @@ def test_bf16_follows_fp32_and_exports_fp32(
     assert {tensor.dtype for tensor in weights if tensor.is_floating_point()} == {torch.float32}
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on the CPU"),
+            ],
+        ),
+    ],
+)
 def test_a_compiled_encoder_learns_the_same_and_keeps_its_names(
-    sie: ModuleType, small_config: Callable[..., Any], tmp_path: Path, quick_probes: None
+    backend: str,
+    sie: ModuleType,
+    small_config: Callable[..., Any],
+    tmp_path: Path,
+    quick_probes: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    compile_in_place = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_in_place(module, backend=backend))
     sie.main(small_config(sie, out=tmp_path / "plain", steps=2))
     AcceleratorState._reset_state(reset_partial_state=True)
     sie.main(small_config(sie, out=tmp_path / "compiled", steps=2, compile=True))

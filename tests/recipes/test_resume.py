@@ -41,20 +41,21 @@ CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.usefixtures("quick_probes")
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_is_as_never_stopped(
     case: str,
     load_recipe: Callable[[str], ModuleType],
     small_config: Callable[..., Any],
+    without_ending: Callable[[ModuleType], None],
     event_lines: Callable[[Path, str], list[str]],
     tmp_path: Path,
 ) -> None:
     name, configuration, changes = CASES[case]
     recipe = load_recipe(name)
+    without_ending(recipe)
 
     def run(folder: Path, **options: Any) -> None:
-        recipe.main(small_config(recipe, configuration, out=folder, compare_with_random=False, **changes, **options))
+        recipe.main(small_config(recipe, configuration, out=folder, **changes, **options))
         AcceleratorState._reset_state(reset_partial_state=True)
 
     run(tmp_path / "whole", steps=5)

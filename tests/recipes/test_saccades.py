@@ -13,6 +13,7 @@ import torch
 
 from ssl_equi.cli import explain_errors
 from ssl_equi.data import saliency_maps
+from ssl_equi.export import read_encoder_config
 from ssl_equi.sequence_export import load_sequence_model
 from ssl_equi.training_saccades import SaccadeOptions, described_saccades
 
@@ -37,17 +38,26 @@ def test_a_run_leaves_a_sequence_model_that_knows_its_gaze(
 ) -> None:
     out = tmp_path / "run"
     gaze = SaccadeOptions(glimpse_size=16, inhibition_radius_px=6)
-    saccades.main(small_config(saccades, out=out, steps=3, saccades=gaze, compare_with_random=False))
+    colours = {"mean_rgb": (0.1, 0.2, 0.3), "std_rgb": (0.4, 0.5, 0.6)}
+    saccades.main(small_config(saccades, out=out, steps=3, saccades=gaze, compare_with_random=False, **colours))
     losses = [json.loads(line) for line in event_lines(out, "loss")]
     assert [line["step"] for line in losses] == [1, 2, 3]
     assert all(math.isfinite(line["loss"]) and line["std_agg"] > 0 for line in losses)
     assert {"encoder", "sequence_model", "results.json", "report.html"} <= {path.name for path in out.iterdir()}
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 1, "the maps of train, computed once"
     model = load_sequence_model(out / "sequence_model")
+    assert {"mean_rgb": model.mean_rgb, "std_rgb": model.std_rgb} == colours
+    assert read_encoder_config(out / "encoder")["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
     assert model.sequences["observed_views"] == 4 and model.objective.config.action_dim == 2
     assert described_saccades(model.sequences) == gaze
     features = model.objective.encoder(torch.zeros(2, 3, 16, 16))
     assert model.objective.aggregate(features.unsqueeze(0), torch.zeros(1, 1, 2)).isfinite().all()
+
+
+@pytest.mark.parametrize("recipe", ["seq_jepa_saccades", "conv_jepa"])
+def test_stl10_is_normalised_as_in_the_released_code(load_recipe: Callable[[str], ModuleType], recipe: str) -> None:
+    config = load_recipe(recipe).CONFIGS["stl10"]()
+    assert (config.mean_rgb, config.std_rgb) == ((0.4467, 0.4398, 0.4066), (0.2241, 0.2215, 0.2239))
 
 
 def test_pictures_of_all_sizes_are_cropped_and_looked_at(

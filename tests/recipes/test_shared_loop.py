@@ -17,6 +17,7 @@ WITH_ACTIONS = {
 FOLLOWING_TARGET = (
     "objective.update_target(rising_momentum(step, base=config.target_momentum, total_steps=total_steps))"
 )
+NORMALISING = "data = data.normalised_with(config.mean_rgb, config.std_rgb)"
 LOADING_SEQUENCES = "with open_loader(config, data, run, make_views.stored_views) as loader:"
 OWN_LINES: dict[str, set[str]] = {
     "simclr": set(),
@@ -39,6 +40,7 @@ OWN_LINES: dict[str, set[str]] = {
         "config.actions))",
     },
     "seq_jepa_saccades": {
+        NORMALISING,
         "make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)",
         "output = model(views.images, views.steps())",
         FOLLOWING_TARGET,
@@ -50,6 +52,7 @@ OWN_LINES: dict[str, set[str]] = {
         LOADING_SEQUENCES,
     },
     "conv_jepa": {
+        NORMALISING,
         "make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)",
         "output = model(views.images, views.to_last())",
         FOLLOWING_TARGET,

@@ -1,0 +1,139 @@
+"""Every named configuration of every recipe takes two steps on a small archive of the true image size.
+
+All of it is as configured: data set, image size, views, actions, schedule, optimiser. Batches hold four objects, and
+numbers are 32-bit, since bfloat16 is slow on a CPU. In the tests that run by default encoder and heads are small
+too; `-m slow` keeps them as they are, but for projectors of 8,192 columns, which become 2,048 wide.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from torchvision import datasets
+
+from ssl_equi.data.image_writer import ImageRecord
+from ssl_equi.data.procedural import ProceduralConfig, build_procedural
+from ssl_equi.data.writer import ObjectRecord, write_split
+from ssl_equi.geometry.latents import LATENT_NAMES
+from tests.data.image_sets import SETTINGS, write_pictures
+from tests.data.test_torchvision_sets import write_cifar, write_stl10
+from tests.recipes.conftest import shrunk
+
+Archives = dict[str, Path]
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
+OBJECTS, VIEWS, SIDE = {"train": 8, "val": 2}, 5, 256  # 3DIEBench has 50 views of 256 x 256 pixels
+PHOTOGRAPH, TINY_IMAGENET = (500, 375), (64, 64)  # width, height; the commonest size of ImageNet's
+WIDEST = 2048
+ENDINGS = {"finish", "finish_capsules", "finish_sequences"}
+
+
+def named_configurations() -> list[tuple[str, str]]:
+    """Recipe and name of each; the recipes are read once more when they are run."""
+    pairs = []
+    for path in RECIPES:
+        specification = importlib.util.spec_from_file_location(f"listed_{path.stem}", path)
+        assert specification is not None and specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[specification.name] = module
+        specification.loader.exec_module(module)
+        pairs += [(path.stem, name) for name in module.CONFIGS]
+    return pairs
+
+
+def write_posed(folder: Path, latent_size: int, image_bytes: Callable[..., bytes]) -> None:
+    generator = np.random.default_rng(0)
+    for split, count in OBJECTS.items():
+        records = [
+            ObjectRecord(
+                f"{split}_{number}", number % 2, generator.uniform(-0.5, 0.5, (VIEWS, latent_size)),
+                [image_bytes(VIEWS * number + view, size=(SIDE, SIDE)) for view in range(VIEWS)],
+            )
+            for number in range(count)
+        ]  # fmt: skip
+        write_split(
+            folder, split, records, ("cup", "chair"), source="tests", seed=0, license="CC0-1.0",
+            latent_names=LATENT_NAMES[:latent_size], mean_rgb=(0.5,) * 3, std_rgb=(0.1,) * 3,
+        )  # fmt: skip
+
+
+def write_folder(folder: Path, size: tuple[int, int], image_bytes: Callable[..., bytes]) -> None:
+    for split, count in OBJECTS.items():
+        for number in range(count):
+            path = folder / split / ("cup", "chair")[number % 2] / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image_bytes(number, size=size))
+
+
+@pytest.fixture(scope="session")
+def archives(tmp_path_factory: pytest.TempPathFactory, image_bytes: Callable[..., bytes]) -> Iterator[Archives]:
+    """A few files of each data set, by its name; `tiny_imagenet` for the folder of that."""
+    root = tmp_path_factory.mktemp("archives")
+    write_posed(root / "3diebench", 7, image_bytes)
+    write_posed(root / "3diebench-t", 10, image_bytes)
+    for name, translation in (("3diebench-p", False), ("3diebench-pt", True)):
+        embedded = ProceduralConfig(
+            families=("chair", "mug"), held_out_families=(), train_objects=4, val_objects=1, test_objects=1,
+            views=VIEWS, translation=translation,
+        )  # fmt: skip
+        build_procedural(root / name, embedded, ("train", "val", "test"), workers=1, show_progress=False)
+    for split, count in OBJECTS.items():
+        records = [ImageRecord(f"{split}_{row}", row % 3, image_bytes(row, size=PHOTOGRAPH)) for row in range(count)]
+        write_pictures(root / "imagenet", records, dataclasses.replace(SETTINGS, split=split))
+    write_folder(root / "folder", PHOTOGRAPH, image_bytes)
+    write_folder(root / "tiny_imagenet", TINY_IMAGENET, image_bytes)
+    with pytest.MonkeyPatch.context() as patch:
+        write_cifar(root / "cifar10", datasets.CIFAR10, "labels", ["cat", "dog", "frog"], patch)
+        write_cifar(root / "cifar100", datasets.CIFAR100, "fine_labels", ["cat", "dog", "frog"], patch)
+        write_stl10(root / "stl10", patch)
+        yield {path.name: path for path in root.iterdir()}
+
+
+def narrowed(options: Any) -> Any:
+    """A copy of a dataclass whose widths, also those of the dataclasses in it, are at most `WIDEST`."""
+    changes = {}
+    for entry in dataclasses.fields(options):
+        value = getattr(options, entry.name)
+        if dataclasses.is_dataclass(value):
+            changes[entry.name] = narrowed(value)
+        elif entry.name == "projector":
+            changes[entry.name] = tuple(min(width, WIDEST) for width in value)
+    return dataclasses.replace(options, **changes)
+
+
+def take_two_steps(recipe: ModuleType, name: str, config: Any, archives: Archives, folder: Path) -> None:
+    config = dataclasses.replace(
+        config, data_dir=archives["tiny_imagenet" if name == "tiny_imagenet" else config.dataset], out=folder,
+        batch_size=4, epochs=2, steps=2, log_every=1, mixed_precision="no", loader_threads=1,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for ending in ENDINGS & set(vars(recipe)):
+            patch.setattr(recipe, ending, lambda *_, **__: None)
+        recipe.main(config)
+    losses = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in losses if line["event"] == "loss"] == [1, 2]
+    assert all(np.isfinite(line["loss"]) for line in losses if line["event"] == "loss")
+
+
+@pytest.mark.parametrize(("recipe_name", "name"), named_configurations())
+def test_two_steps_with_small_networks(
+    recipe_name: str, name: str, load_recipe: Callable[[str], ModuleType], archives: Archives, tmp_path: Path
+) -> None:
+    recipe = load_recipe(recipe_name)
+    config = dataclasses.replace(shrunk(recipe.CONFIGS[name]()), encoder="strided_cnn_pooled")
+    take_two_steps(recipe, name, config, archives, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe_name", "name"), named_configurations())
+def test_two_steps_with_the_networks_of_the_papers(
+    recipe_name: str, name: str, load_recipe: Callable[[str], ModuleType], archives: Archives, tmp_path: Path
+) -> None:
+    recipe = load_recipe(recipe_name)
+    take_two_steps(recipe, name, narrowed(recipe.CONFIGS[name]()), archives, tmp_path / "run")
