@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
+from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.manifest import Manifest, canonical_json, manifest_path, read_manifest
 from ssl_equi.data.order import epoch_permutation
@@ -30,6 +31,7 @@ from ssl_equi.data.verify import verify_split
 from ssl_equi.data.writer import ObjectRecord, SplitSettings, SplitWriter
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.npy import map_npy
+from ssl_equi.options import Count, Seed, Threads
 
 SOURCES = {
     LATENT_SIZE: "3DIEBench, Garrido et al., ICML 2023, https://github.com/facebookresearch/SIE",
@@ -58,9 +60,10 @@ class Config:
     train_labels: Path = Path("train_labels.npy")
     val_images: Path = Path("val_images.npy")
     val_labels: Path = Path("val_labels.npy")
-    objects_per_shard: int = 500
-    seed: int = 0  # of the order in which objects are stored
-    workers: int = min(16, os.cpu_count() or 1)  # threads that read and check objects
+    objects_per_shard: Count = 500
+    seed: Seed = 0  # of the order in which objects are stored
+    # Threads that read and check objects.
+    workers: Threads = dataclasses.field(default_factory=lambda: min(16, os.cpu_count() or 1))
     verify: bool = False  # read everything back at the end: checksums, and every image decoded
     # What the manifest says; override for a set of your own in the same layout.
     source_name: str | None = None  # by default the published set whose views have as many latents
@@ -301,13 +304,9 @@ def convert(config: Config) -> dict[str, Manifest]:
 
 def main() -> None:
     """Command line."""
-    import tyro
-
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        manifests = convert(config)
-    except DataError as error:
-        raise SystemExit(f"error: {error}") from None
+    config = parse_command_line(Config, __doc__)
+    manifests: dict[str, Manifest] = {}
+    explain_errors(lambda: manifests.update(convert(config)))
     for split, manifest in manifests.items():
         size_gb = sum(entry.bytes for entry in manifest.shards) / 1e9
         print(

@@ -27,6 +27,7 @@ import tyro
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.sources import DatasetName
 from ssl_equi.evaluation_command import open_encoder_and_data
+from ssl_equi.options import ActsWhen, ImageSide, Seed
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.probing.records import append_records, print_records
 from ssl_equi.probing.suite import run_probes
@@ -46,14 +47,16 @@ class Config:
     """Folder with the data set; the user's cache folder for those that render themselves when not given."""
     split: str = "test"
     """Split that is judged; heads are trained on train."""
-    image_size: int | None = None
+    image_size: ImageSide | None = None
     """Side of the images in pixels, to which stored ones are resized; when not given that which the encoder was
     trained on, but for encoders of others that of rendered views, if they can take it."""
     protocol: ProtocolName = "embedded"
     """How the heads are trained; all but embedded and ssl_equi are papers' protocols."""
     turns: Literal["none", "quarter", "any"] = "none"
     """Turns judged views by a random number of quarter turns (exactly), or by any angle (with interpolation)."""
-    turn_training_views: bool = False
+    turn_training_views: Annotated[
+        bool, ActsWhen(lambda options: options.turns != "none", "add --turns quarter or any")
+    ] = False
     """Turns the views that the heads are trained on likewise."""
     encoder_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
     """What timm.create_model is given besides timm:NAME or random:NAME, in pairs: depth 6 embed_dim 128."""
@@ -61,7 +64,7 @@ class Config:
     """Local safetensors file for timm:NAME, in place of a download."""
     compare_with_random: bool = True
     """Also probe an untrained encoder; off saves half of the time."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the heads."""
     out: Path | None = None
     """Folder of results.json."""

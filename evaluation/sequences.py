@@ -31,6 +31,7 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
+from ssl_equi.options import Count, Range, Seed, Width
 from ssl_equi.pretraining_sequences import SEQUENCE_MODEL_FOLDER
 from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
@@ -62,19 +63,19 @@ class Config:
     """Split that is judged; heads are trained on train."""
     questions: tuple[Question, ...] = QUESTIONS
     """What is asked."""
-    lengths: tuple[int, ...] = SequenceProtocol.lengths
+    lengths: tuple[Width, ...] = SequenceProtocol.lengths
     """Numbers M of views, for classification and path integration."""
-    leakage_lengths: tuple[int, ...] = SequenceProtocol.leakage_lengths
+    leakage_lengths: tuple[Width, ...] = SequenceProtocol.leakage_lengths
     """Numbers M of views for the leakage, which needs sequences of 2M."""
-    sequences_per_object: int | None = None
+    sequences_per_object: Count | None = None
     """When not given 4 of a rendered object, 1 of an image."""
-    views_per_sequence: int | None = None
+    views_per_sequence: Annotated[int, Range(minimum=2, maximum=10_000)] | None = None
     """When not given 20 of a rendered object (or all, if there are less), or as many as the other options need."""
     protocol: ProtocolName = "embedded"
     """How the heads are trained."""
     saliency_files: tuple[Path, Path] | None = None
     """Maps of the train split and of the judged one, for a model whose gaze followed a file."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the heads."""
     out: Path | None = None
     """Folder of results.json and sequences.html; the run's when not given."""

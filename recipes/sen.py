@@ -19,13 +19,15 @@ from ssl_equi.objectives.sen import SEN, SENConfig
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
-from ssl_equi.training_views import PairAction, TrainingViews, action_size
+from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
 
 
 @dataclass(frozen=True)
 class Config(PretrainingConfig):
     """Options of SEN."""
 
+    views: ViewOptions = field(default_factory=ViewOptions)
+    """Where the views of an object come from, and how the change between them is told."""
     objective: SENConfig = field(default_factory=SENConfig)
     """Temperature and sizes."""
     actions: PairAction = "rotation"
@@ -65,8 +67,8 @@ def main(config: Config) -> None:
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)

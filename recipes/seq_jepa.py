@@ -13,6 +13,7 @@ from aggregates of 1 to 8 views of objects that were never seen; `evaluation/seq
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 
@@ -20,6 +21,7 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
+from ssl_equi.options import ActsWhen, Momentum, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.pretraining_sequences import finish_sequences
@@ -33,14 +35,18 @@ from ssl_equi.training_views import PairAction, ViewOptions, action_size
 class Config(PretrainingConfig):
     """Options of seq-JEPA. "Paper" is Ghaemi et al.; where its released code differs, the paper is followed."""
 
+    views: ViewOptions = field(default_factory=ViewOptions)
+    """Where the views of an object come from, and how the change between them is told."""
     objective: SeqJEPAConfig = field(default_factory=SeqJEPAConfig)
     """Sizes and ablations."""
-    observed_views: int = 3
+    observed_views: Width = 3
     """M; one more view is predicted. Paper: 1 to 5; 3 for its best rotation."""
     actions: PairAction = "rotation"
     """What aggregator and predictor are told: rotation or rotation_color; for objects that also move (3diebench-pt,
     3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for augmented views."""
-    target_momentum: float = 0.996
+    target_momentum: Annotated[
+        Momentum, ActsWhen(lambda options: options.objective.momentum_target, "add --objective.momentum-target")
+    ] = 0.996
     """Of the target encoder at the first step; it rises to 1 by a cosine. Paper: .996."""
 
 
@@ -118,8 +124,8 @@ def main(config: Config) -> None:
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run, make_views.stored_views) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)

@@ -75,8 +75,8 @@ def main(config: Config) -> None:
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run, make_views.stored_views) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ssl_equi.data.procedural import ProceduralConfig
 from ssl_equi.data.sources import DatasetName, DataSource, open_data, stored_image_size
 from ssl_equi.data.turned_views import turned_source
 from ssl_equi.errors import UserError
+from ssl_equi.options import ActsWhen, Count, ImageSide, Range
 from ssl_equi.probing.encoder_sources import EncoderSource, open_encoder
 from ssl_equi.probing.evaluation_folder import write_evaluation
 from ssl_equi.probing.evaluation_report import write_evaluation_report
@@ -47,12 +48,14 @@ class EvaluationConfig:
     """Folder or address of the data set; the user's cache folder for those that render themselves when not given."""
     split: str = "test"
     """Split that is judged; heads are trained on train."""
-    image_size: int | None = None
+    image_size: ImageSide | None = None
     """Side of the images in pixels, to which stored ones are resized; when not given that which the encoder was
     trained on, but for encoders of others that of rendered views, if they can take it."""
     turns: Literal["none", "quarter", "any"] = "none"
     """Turns judged views by a random number of quarter turns (exactly), or by any angle (with interpolation)."""
-    turn_training_views: bool = False
+    turn_training_views: Annotated[
+        bool, ActsWhen(lambda options: options.turns != "none", "add --turns quarter or any")
+    ] = False
     """Turns the views that the heads are trained on likewise."""
     weights: Path | None = None
     """Local safetensors file for timm:NAME, in place of a download."""
@@ -64,11 +67,11 @@ class EvaluationConfig:
     """What is asked; the protocol's questions when not given. robustness is four of them, all is everything."""
     transfer: tuple[str, ...] = ()
     """Other data sets whose classes are asked too, each DATASET:DIR, such as folder:/data/flowers or cifar10:/data."""
-    transfer_split: str = "test"
+    transfer_split: Annotated[str, ActsWhen(lambda options: len(options.transfer) > 0, "add --transfer")] = "test"
     """Split of these that is judged."""
     parts: tuple[str, ...] = ()
     """Parts of the features, such as all, inv and equi; all that the encoder has when not given."""
-    seeds: int = 3
+    seeds: Annotated[int, Range(minimum=1, maximum=10_000)] = 3
     """Heads are trained with so many seeds, 0, 1, ..."""
     compare_with_random: bool = True
     """Also ask an untrained encoder of the same architecture; off saves half of the time."""
@@ -76,7 +79,7 @@ class EvaluationConfig:
     """Folder of encoded features, which are found again; the user's cache folder when not given."""
     cache_type: FeatureType = "float32"
     """Type of encoded features; float16 takes half of the space and rounds by up to 1 / 2048."""
-    batch_size: int = 512
+    batch_size: Count = 512
     """Images in one forward pass."""
     out: Path | None = None
     """Folder of results.json, arrays.npz and report.html; one within the encoder's run when not given."""

@@ -23,7 +23,7 @@ from ssl_equi.encoders.create import model_arguments
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.predictor_export import PREDICTOR_FOLDER, PredictorCard, save_predictor
-from ssl_equi.pretraining_config import PretrainingConfig
+from ssl_equi.pretraining_config import PretrainingConfig, PretrainingOptions
 from ssl_equi.probing.encoder_sources import RANDOM_ENCODER_SEED
 from ssl_equi.probing.online import OnlineProbes
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS
@@ -79,20 +79,21 @@ class DataIdentity:
 
 
 def open_loader(
-    config: PretrainingConfig, data: DataSource, run: Run, stored_views: int | None = None
+    config: PretrainingOptions, data: DataSource, run: Run, stored_views: int | None = None
 ) -> TrainingLoader:
     """The loader of a run: its process's share of the global batches. Data that are streamed have one of their own.
 
     Args:
-        stored_views: of each object; as many as a pair of views needs when None.
+        stored_views: of each object; when None as many as a pair of views needs.
     """
+    if stored_views is None:
+        stored_views = views_to_load(config.views) if isinstance(config, PretrainingConfig) else 1
     for note in data.notes:
         run.say(note)
-    views = views_to_load(config.views) if stored_views is None else stored_views
     if config.render_views:
-        return rendered_loader(config, data, run, views)
+        return rendered_loader(config, data, run, stored_views)
     if config.decode_on == "cuda":
-        return device_decoded_loader(config, data, run, views)
+        return device_decoded_loader(config, data, run, stored_views)
     if isinstance(data.train, (RemoteShards, RemoteImages)):
         return StreamedLoader(
             data.train.location,
@@ -100,7 +101,7 @@ def open_loader(
             fit=data.train.fit if isinstance(data.train, RemoteImages) else None,
             image_size=data.train.image_size[0],
             global_batch_size=config.batch_size,
-            views=views,
+            views=stored_views,
             seed=config.seed,
             rank=run.rank,
             world_size=run.world_size,
@@ -112,7 +113,7 @@ def open_loader(
     return ViewLoader(
         CachedViews(data.train, show_progress=run.is_main) if config.cache_decoded else data.train,
         global_batch_size=config.batch_size,
-        views=views,
+        views=stored_views,
         seed=config.seed,
         rank=run.rank,
         world_size=run.world_size,
@@ -179,7 +180,7 @@ def probed_parts(objective: Objective) -> dict[str, slice]:
 
 def finish(
     run: Run,
-    config: PretrainingConfig,
+    config: PretrainingOptions,
     objective: Objective,
     data: DataSource,
     ask_more: Callable[[ProbeResults], tuple[list[ProbeRecord], Sequence[str]]] | None = None,
@@ -236,7 +237,7 @@ def finish(
     run.close()
 
 
-def export_predictor(run: Run, config: PretrainingConfig, objective: Objective, trained_on: str) -> None:
+def export_predictor(run: Run, config: PretrainingOptions, objective: Objective, trained_on: str) -> None:
     """Writes `predictor/` if the objective hands out a predictor (`latent_predictor()`) of a known kind of action."""
     latent_predictor = getattr(objective, "latent_predictor", lambda: None)()
     actions: str | None = getattr(config, "actions", None)
@@ -245,7 +246,7 @@ def export_predictor(run: Run, config: PretrainingConfig, objective: Objective, 
         run.say(f"exported {run.folder / PREDICTOR_FOLDER}")
 
 
-def untrained_encoder(config: PretrainingConfig) -> nn.Module:
+def untrained_encoder(config: PretrainingOptions) -> nn.Module:
     """The architecture with random weights that no training starts from; the global generator is not touched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_ENCODER_SEED)
@@ -260,7 +261,7 @@ def set_aside_earlier_results(folder: Path) -> None:
         results.replace(folder / f"results-earlier-{number}.json")
 
 
-def encoder_card(name: str, config: PretrainingConfig, objective: Objective, data: DataSource) -> EncoderCard:
+def encoder_card(name: str, config: PretrainingOptions, objective: Objective, data: DataSource) -> EncoderCard:
     """The labels of the exported encoder: ours, not those of timm's pretrained weights."""
     return EncoderCard(
         architecture=config.encoder,

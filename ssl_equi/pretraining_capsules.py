@@ -10,7 +10,7 @@ from ssl_equi.data.actions import ActionKind
 from ssl_equi.data.sources import DataSource
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.pretraining import encoder_card, finish
-from ssl_equi.pretraining_config import PretrainingConfig
+from ssl_equi.pretraining_config import PretrainingOptions
 from ssl_equi.probing.capsule_poses import probe_capsule_poses
 from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.records import ProbeRecord
@@ -39,7 +39,7 @@ class CapsuleObjective(Protocol):
 
 def finish_capsules(
     run: Run,
-    config: PretrainingConfig,
+    config: PretrainingOptions,
     objective: CapsuleObjective,
     data: DataSource,
     multiplied_by: ActionKind | None = None,
@@ -72,7 +72,7 @@ def finish_capsules(
     finish(run, config, objective, data, ask_poses)
 
 
-def capsule_card(name: str, config: PretrainingConfig, objective: CapsuleObjective, data: DataSource) -> EncoderCard:
+def capsule_card(name: str, config: PretrainingOptions, objective: CapsuleObjective, data: DataSource) -> EncoderCard:
     """The labels of the exported capsule network."""
     network = objective.network
     return replace(

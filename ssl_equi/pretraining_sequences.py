@@ -6,7 +6,7 @@ from typing import Any
 from ssl_equi.data.sources import DataSource
 from ssl_equi.objectives.seq_jepa import SeqJEPA
 from ssl_equi.pretraining import encoder_card, finish
-from ssl_equi.pretraining_config import PretrainingConfig
+from ssl_equi.pretraining_config import PretrainingOptions
 from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.sequence_tasks import quick_sequence_results
 from ssl_equi.probing.suite import ProbeResults
@@ -17,7 +17,7 @@ SEQUENCE_MODEL_FOLDER = "sequence_model"
 
 
 def finish_sequences(
-    run: Run, config: PretrainingConfig, objective: SeqJEPA, data: DataSource, sequences: dict[str, Any]
+    run: Run, config: PretrainingOptions, objective: SeqJEPA, data: DataSource, sequences: dict[str, Any]
 ) -> None:
     """Exports the whole sequence model beside the encoder, probes both, prints the table, writes the report.
 

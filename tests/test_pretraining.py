@@ -56,6 +56,7 @@ def make_objective(config: PretrainingConfig) -> SIE:
 def started_run(config: PretrainingConfig, objective: nn.Module) -> Run:
     run = Run(config, "sie")
     run.prepare(objective, lambda module: torch.optim.Adam(module.parameters()))
+    run.resume()
     return run
 
 
