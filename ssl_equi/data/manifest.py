@@ -19,6 +19,7 @@ from ssl_equi.data.files import write_atomically
 
 FORMAT_NAME = "ssl-equi-shards"
 FORMAT_VERSION = 1
+_LATER_FIELDS: dict[str, Any] = {"view_format": "jpg", "notes": ()}
 _SPLIT_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -53,6 +54,8 @@ class Manifest:
     std_rgb: tuple[float, float, float] | None
     shards: tuple[ShardEntry, ...]
     sidecars: dict[str, str]  # file name in the index folder -> SHA-256
+    view_format: str = "jpg"  # suffix of the views' members
+    notes: tuple[str, ...] = ()  # what a reader of numbers must know, such as how the pixels were changed
 
     @cached_property
     def fingerprint(self) -> str:
@@ -60,7 +63,9 @@ class Manifest:
         return hashlib.sha256(canonical_json(self._as_json())).hexdigest()
 
     def _as_json(self) -> dict[str, Any]:
-        return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **fields_as_json(self)}
+        content = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **fields_as_json(self)}
+        # Fields that came later are left out where they say nothing, so that fingerprints stay as they were.
+        return {name: value for name, value in content.items() if _LATER_FIELDS.get(name, ...) != value}
 
     def write(self, folder: Path) -> None:
         """Write the manifest, with its own fingerprint beside the fields, atomically."""
@@ -149,6 +154,7 @@ def _manifest_from_json(content: dict[str, Any]) -> Manifest:
     for name in ("mean_rgb", "std_rgb"):
         fields[name] = None if fields[name] is None else tuple(fields[name])
     fields["latent_ranges"] = {name: tuple(limits) for name, limits in fields["latent_ranges"].items()}
+    fields["notes"] = tuple(fields.get("notes", ()))
     fields["shards"] = tuple(ShardEntry(**entry) for entry in fields["shards"])
     return Manifest(**fields)
 
