@@ -128,6 +128,8 @@ def facts_of_objects(manifest: Manifest, objects: ShardDataset) -> dict[str, str
         "licence": manifest.license,
         "made by": f"{manifest.writer}, seed {manifest.seed}",
         "objects": f"{manifest.num_objects:,} x {manifest.num_views} views of {width} x {height} pixels",
+        "kind": manifest.view_format,
+        **({"notes": "; ".join(manifest.notes)} if manifest.notes else {}),
         **totals(shard_rows(manifest), manifest.num_views),
         "normalisation": normalisation(manifest.mean_rgb, manifest.std_rgb),
         "fingerprint": objects.fingerprint[:FINGERPRINT_DIGITS],

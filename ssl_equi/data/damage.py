@@ -98,7 +98,7 @@ def find_damage(
             )
         else:
             index = read_index(folder, manifest, always_verify=True)
-            check_shard = functools.partial(_check_object_shard, folder, index, manifest.image_size)
+            check_shard = functools.partial(_check_object_shard, folder, index, manifest)
     except DataError as error:
         yield Damage(index_folder(folder, split), None, None, f"is no whole index: {error}")
         check_shard = functools.partial(_check_without_index, folder, kind)
@@ -108,15 +108,15 @@ def find_damage(
             report_shard(entry.name)
 
 
-def _check_object_shard(
-    folder: Path, index: SplitIndex, image_size: tuple[int, int], entry: ShardEntry
-) -> list[Damage]:
-    buffer = np.empty((*image_size, 3), dtype=np.uint8)
+def _check_object_shard(folder: Path, index: SplitIndex, manifest: Manifest, entry: ShardEntry) -> list[Damage]:
+    buffer = np.empty((*manifest.image_size, 3), dtype=np.uint8)
     rows = range(entry.first, entry.first + entry.count)
     views = index.offsets.shape[1]
     records = [
-        _Record(f"{index.keys[row].decode()}.{view_suffix(view, views)}", int(index.offsets[row, view]),
-                int(index.sizes[row, view]), int(index.crc32c[row, view]))
+        _Record(
+            f"{index.keys[row].decode()}.{view_suffix(view, views, manifest.view_format)}",
+            int(index.offsets[row, view]), int(index.sizes[row, view]), int(index.crc32c[row, view]),
+        )
         for row in rows
         for view in range(views)
     ]  # fmt: skip
@@ -128,7 +128,7 @@ def _check_object_shard(
             if found.label != index.labels[row] or not np.array_equal(latents, index.latents[row]):
                 yield Damage(path, found.key, found.offsets[0], "has another label or other latents than the index")
 
-    return _check_shard(folder, entry, records, lambda data: decode_view(data, buffer), rest)
+    return _check_shard(folder, entry, records, lambda data: decode_view(data, buffer, manifest.view_format), rest)
 
 
 def _check_image_shard(folder: Path, index: ImageIndex, entry: ShardEntry) -> list[Damage]:

@@ -111,7 +111,9 @@ class ShardDataset:
             self._raise_damaged(object_index, view_index, problem)
 
     def _raise_damaged(self, object_index: int, view_index: int, problem: str) -> None:
-        member = f"{self.keys[object_index].decode()}.{view_suffix(view_index, self.num_views)}"
+        member = (
+            f"{self.keys[object_index].decode()}.{view_suffix(view_index, self.num_views, self.manifest.view_format)}"
+        )
         shard = self._files.paths[int(self._index.shard_numbers[object_index])]
         offset = int(self._index.offsets[object_index, view_index])
         raise DataError(

@@ -77,7 +77,8 @@ class RemoteShards:
         manifest = self.manifest
         self.records = RemoteRecords(
             remote, manifest.shards, shard_numbers=index.shard_numbers, offsets=index.offsets, sizes=index.sizes,
-            crc32c=index.crc32c, keys=index.keys, suffix_of=lambda _, view: view_suffix(view, manifest.num_views),
+            crc32c=index.crc32c, keys=index.keys,
+            suffix_of=lambda _, view: view_suffix(view, manifest.num_views, manifest.view_format),
         )  # fmt: skip
         self._resizing = Resizing(manifest, image_size)
         self.stored_size = self._resizing.stored_size

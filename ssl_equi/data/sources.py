@@ -221,7 +221,9 @@ def _open_rendered(name: RenderedName, place: _Place, evaluation_split: str, ima
         )
     if train.mean_rgb is None or train.std_rgb is None:
         raise DataError(f"the manifest of {folder} states no mean and std of the pixels: convert the data set again")
-    notes = () if train.fit is None else (_resized_note(name, train.stored_size[0], image_size),)
+    notes = tuple(dict.fromkeys((*train.manifest.notes, *evaluation.manifest.notes)))
+    if train.fit is not None:
+        notes = (*notes, _resized_note(name, train.stored_size[0], image_size))
     return DataSource(name, train, train, evaluation, train.mean_rgb, train.std_rgb, notes)
 
 
