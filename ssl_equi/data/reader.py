@@ -43,7 +43,7 @@ class ShardDataset:
         self.std_rgb = self.manifest.std_rgb
         self.source = self.manifest.source
         self.plan_sha256 = self.manifest.plan_sha256
-        self.fingerprint = self.manifest.fingerprint
+        self.fingerprint = self.content_key = self.manifest.fingerprint
         self.labels = self._index.labels
         self.latents = self._index.latents
         self.quats_xyzw = self._index.quats_xyzw

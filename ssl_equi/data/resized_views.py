@@ -38,6 +38,7 @@ class ResizedViews:
         self.latents, self.quats_xyzw = stored.latents, stored.quats_xyzw
         self.mean_rgb, self.std_rgb = stored.mean_rgb, stored.std_rgb
         self.fingerprint = _hashed(stored.fingerprint, side)
+        self.content_key = _hashed(stored.content_key, side)
 
     @property
     def folder(self) -> Path:
