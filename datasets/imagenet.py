@@ -32,6 +32,7 @@ from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.parallel import map_in_order
 from ssl_equi.data.shard_files import ShardFiles
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
+from ssl_equi.data.sources import say_passed_over
 from ssl_equi.data.tar_members import tar_members
 
 PROVENANCE = Provenance(
@@ -150,6 +151,7 @@ def val_images(config: Config, class_names: tuple[str, ...]) -> ListedImages:
 def images_of_folders(source: Path, split: str) -> ListedImages:
     """A split that was unpacked into class folders; DataError for folders that aren't WordNet ids."""
     store = ImageFolder(source, split)
+    say_passed_over(store)
     for name in store.class_names:
         if not _WNID.fullmatch(name):
             raise DataError(

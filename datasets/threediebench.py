@@ -138,6 +138,7 @@ def _split_by_views(config: Config, every: int) -> dict[str, Split]:
             "--lists and --val-every-view are given, and one split is by objects and one by views: drop one"
         )
     objects = objects_as_classes(config.source)
+    check_no_duplicates({"train": objects})
     layout = replace(layout_of(config.source, objects[0]), resize=config.resize)
     val = layout.numbers[:: max(every, 1)]
     train = tuple(number for number in layout.numbers if number not in val)

@@ -17,6 +17,7 @@ import numpy as np
 from ssl_equi.data.decode import decode_image
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.files import sha256_of_file
+from ssl_equi.data.foreign_shards import records_of_shard
 from ssl_equi.data.image_manifest import (
     ImageIndex,
     ImageManifest,
@@ -24,7 +25,7 @@ from ssl_equi.data.image_manifest import (
     read_image_index,
     read_image_manifest,
 )
-from ssl_equi.data.image_shards import find_shards, records_of_shard
+from ssl_equi.data.image_shards import find_shards
 from ssl_equi.data.image_writer import scan_image_shard
 from ssl_equi.data.index import SplitIndex, read_index
 from ssl_equi.data.manifest import Manifest, ShardEntry, index_folder, manifest_path, read_manifest
@@ -231,8 +232,6 @@ def _damage_of_foreign_images(
                 records.append(_Record(found.key, found.offset, found.size, None))
         except DataError as error:
             ending.append(_damage_of_walk(path, error))
-        if not records and not ending:
-            ending.append(Damage(path, None, None, "holds no image"))
         try:
             damaged = _damaged_records(path, records, _problem_of_image)
         except DataError as error:

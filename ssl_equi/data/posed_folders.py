@@ -91,15 +91,21 @@ def _read_list(path: Path) -> np.ndarray:
 
 def check_no_duplicates(splits: dict[str, list[ListedObject]]) -> None:
     """An object may occur once in one split."""
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[str, ListedObject]] = {}
     for split, objects in splits.items():
         for listed in objects:
-            if listed.key in seen:
+            other_split, other = seen.setdefault(listed.key, (split, listed))
+            if other is listed:
+                continue
+            if other.path != listed.path:
                 raise DataError(
-                    f"object '{listed.key}' of the {split} list is already in the {seen[listed.key]} list: "
-                    f"list every object once"
+                    f"objects '{other.path}' and '{listed.path}' would both be stored as '{listed.key}': rename one of "
+                    f"these folders, and in its list"
                 )
-            seen[listed.key] = split
+            raise DataError(
+                f"object '{listed.key}' of the {split} list is already in the {other_split} list: "
+                f"list every object once"
+            )
 
 
 def class_names_of(objects: Iterable[ListedObject]) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ class ShardDataset:
         self.std_rgb = self.manifest.std_rgb
         self.source = self._resizing.source
         self.plan_sha256 = self._resizing.plan_sha256
-        self.fingerprint = self._resizing.fingerprint
+        self.fingerprint = self.content_key = self._resizing.fingerprint
         self.labels = self._index.labels
         self.latents = self._index.latents
         self.quats_xyzw = self._index.quats_xyzw

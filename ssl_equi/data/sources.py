@@ -9,6 +9,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.fetched import fetch_splits
 from ssl_equi.data.fit import Canvas, CenterCrop, imagenet_center_crop
+from ssl_equi.data.foreign_shards import describe_counts
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.manifest import manifest_path, read_manifest
@@ -251,8 +252,8 @@ def _open_images(
     name: Literal["imagenet", "shards", "folder"], data_dir: Path, evaluation_split: str, image_size: int
 ) -> DataSource:
     """Images whose sizes differ: canvases to train on, central crops to probe on."""
-    train: ImageStore
-    evaluation: ImageStore
+    train: ImageFolder | ImageShards
+    evaluation: ImageFolder | ImageShards
     labelled_train: ImageStore
     if name == "folder":
         train, evaluation = ImageFolder(data_dir, "train"), ImageFolder(data_dir, evaluation_split)
@@ -261,6 +262,8 @@ def _open_images(
         train = ImageShards(data_dir, "train")
         labelled_train = ImageShards(data_dir, "train", labelled_only=True) if (train.labels < 0).any() else train
         evaluation = _evaluation_images(data_dir, evaluation_split, train.class_names)
+    for store in (train, evaluation):
+        say_passed_over(store)
     crop = imagenet_center_crop(image_size)
     return DataSource(
         name=name,
@@ -270,6 +273,14 @@ def _open_images(
         mean_rgb=train.mean_rgb,
         std_rgb=train.std_rgb,
     )
+
+
+def say_passed_over(store: ImageFolder | ImageShards) -> None:
+    """Files that are no images may be there on purpose, or be all that is left of some under another name."""
+    if store.passed_over:
+        print(
+            f"passed over in split {store.split!r} of {store.folder}: {describe_counts(store.passed_over)}", flush=True
+        )
 
 
 def _open_streamed_images(

@@ -192,12 +192,12 @@ def _key(
     dtype: FeatureType,
     device: torch.device,
 ) -> dict[str, Any]:
-    """All that features depend on. The fingerprint of turned views tells how they are turned."""
+    """All that features depend on. The content key of turned views tells how they are turned."""
     return {
         "format": FORMAT_VERSION,
         "encoder_sha256": encoder_sha256,
         "architecture": architecture,
-        "data_fingerprint": dataset.fingerprint,
+        "data_fingerprint": dataset.content_key,
         "split": dataset.split,
         "views": [dataset.num_objects, dataset.num_views],
         "image_size": list(dataset.image_size),

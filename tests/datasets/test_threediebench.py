@@ -449,6 +449,13 @@ def _object_listed_twice(archive: Path) -> str:
     return "of the train list is already in the train list"
 
 
+def _keys_that_meet(archive: Path) -> str:
+    names = np.load(archive / "train_images.npy").astype("U40")
+    names[:2] = "/a_b/c/", "/a/b_c/"
+    np.save(archive / "train_images.npy", names)
+    return "objects 'a_b/c' and 'a/b_c' would both be stored as 'a_b_c': rename one"
+
+
 def _object_in_both_splits(archive: Path) -> str:
     names = np.load(archive / "val_images.npy")
     names[0] = np.load(archive / "train_images.npy")[0]
@@ -500,7 +507,8 @@ def _list_pickled(archive: Path) -> str:
     "damage",
     [
         _remove_view, _add_view, _remove_latent, _nine_latents, _one_longer_latent, _integer_latent, _nan_latent,
-        _pickled_latent, _cut_image, _larger_image, _object_folder_gone, _object_listed_twice, _object_in_both_splits,
+        _pickled_latent, _cut_image, _larger_image, _object_folder_gone, _object_listed_twice,
+        _object_in_both_splits, _keys_that_meet,
         _too_few_labels, _labels_of_another_order, _labels_with_a_gap, _strings_for_labels, _path_out_of_the_archive,
         _list_missing, _list_pickled,
     ],

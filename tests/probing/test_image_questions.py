@@ -47,7 +47,8 @@ def views_of(images: np.ndarray, labels: np.ndarray, latents: np.ndarray, split:
         out[...] = images[objects[:, None], views]
 
     return SimpleNamespace(
-        split=split, fingerprint=f"{split} {images.sum()}", num_objects=len(images), num_views=images.shape[1],
+        split=split, fingerprint=f"{split} {images.sum()}", content_key=f"{split} {images.sum()}",
+        num_objects=len(images), num_views=images.shape[1],
         image_size=images.shape[2:4], fills_image=True, class_names=("left", "middle", "right"), labels=labels,
         latents=latents.astype(np.float32), read_views=read_views,
         quats_xyzw=quat_xyzw_from_latents(torch.from_numpy(latents)).float().numpy() if latents.shape[-1] else None,
