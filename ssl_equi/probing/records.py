@@ -211,7 +211,12 @@ def format_value(metric: str, value: float | None) -> str:
     """Degrees with one decimal and the sign of degrees, everything else with three decimals; a dash for None."""
     if value is None:
         return "-"
-    return f"{value:.1f}°" if metric.startswith("angle_deg") else f"{value:.3f}"
+    return f"{fixed(value, 1)}°" if metric.startswith("angle_deg") else fixed(value, 3)
+
+
+def fixed(value: float, decimals: int) -> str:
+    """A number with so many decimals; what rounds to zero has no sign."""
+    return f"{value:z.{decimals}f}"
 
 
 def _check_finite(record: ProbeRecord) -> None:
