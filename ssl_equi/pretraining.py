@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import nn
 
 from ssl_equi.data.bad_records import BadRecords
@@ -24,12 +23,16 @@ from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.predictor_export import PREDICTOR_FOLDER, PredictorCard, save_predictor
 from ssl_equi.pretraining_config import PretrainingConfig, PretrainingOptions
-from ssl_equi.probing.encoder_sources import RANDOM_ENCODER_SEED
+from ssl_equi.probing.encode import state_sha256
+from ssl_equi.probing.encoder_sources import EncoderSource
+from ssl_equi.probing.evaluation_suite import Suite
+from ssl_equi.probing.feature_store import FeatureStore
 from ssl_equi.probing.online import OnlineProbes
-from ssl_equi.probing.protocol import PROBE_PROTOCOLS
+from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS
 from ssl_equi.probing.publish import publish_results
 from ssl_equi.probing.records import ProbeRecord
-from ssl_equi.probing.suite import ProbeResults, run_probes
+from ssl_equi.probing.suite import ProbeResults
+from ssl_equi.probing.tasks import tasks_for
 from ssl_equi.run import Run
 from ssl_equi.run_config import RunError
 from ssl_equi.training_loader import TrainingLoader, device_decoded_loader, rendered_loader
@@ -198,23 +201,9 @@ def finish(
         save_encoder(objective.encoder, run.folder / "encoder", card)
         export_predictor(run, config, objective, card.trained_on)
         run.say(f"exported {run.folder / 'encoder'}; probing on the {config.evaluation_split} split")
-        random_encoder = untrained_encoder(config).to(run.device) if config.compare_with_random else None
-        results = run_probes(
-            objective.encoder,
-            probed_parts(objective),
-            data.probe_train,
-            data.evaluation,
-            random_encoder=random_encoder,
-            protocol=PROBE_PROTOCOLS[config.probe_protocol](),
-            mean_rgb=data.mean_rgb,
-            std_rgb=data.std_rgb,
-            device=run.device,
-            seed=config.seed,
-            split_name=config.evaluation_split,
-            bad_train_records=BadRecords(config.on_bad_record, config.max_skipped, run.rank),
-        )
+        results = probe_encoder(run, config, objective, data)
         records, notes = ([], ()) if ask_more is None else ask_more(results)
-        results = replace(results, records=results.records + records, notes=(*data.notes, *results.notes, *notes))
+        results = replace(results, records=results.records + records, notes=(*results.notes, *notes))
         set_aside_earlier_results(run.folder)
         versions = json.loads((run.folder / "versions.json").read_text())
         report = publish_results(
@@ -237,6 +226,37 @@ def finish(
     run.close()
 
 
+def probe_encoder(run: Run, config: PretrainingOptions, objective: Objective, data: DataSource) -> ProbeResults:
+    """Asks one question of each kind and those of the chosen protocol, as far as the data have the latents."""
+    protocol = PROBE_PROTOCOLS[config.probe_protocol]()
+    asked = dict.fromkeys((*CORE_TASKS, AUGMENTATION_EQUIVARIANCE, *protocol.tasks))
+    source = EncoderSource(
+        name=run.name,
+        module=objective.encoder,
+        parts=probed_parts(objective),
+        image_size=config.image_size,
+        mean_rgb=None,
+        std_rgb=None,
+        state_sha256=state_sha256(objective.encoder),
+        architecture=config.encoder,
+        build_untrained=lambda: create_encoder(config.encoder, config.image_size, **config.encoder_arguments),
+    )
+    suite = Suite(
+        protocol,
+        tasks_for(data.evaluation, list(asked)),
+        seeds=(config.seed,),
+        device=run.device,
+        say=lambda line: None,
+    )
+    return suite.evaluate(
+        source,
+        data,
+        FeatureStore(None),
+        compare_with_random=config.compare_with_random,
+        bad_train_records=BadRecords(config.on_bad_record, config.max_skipped, run.rank),
+    ).first_seed
+
+
 def export_predictor(run: Run, config: PretrainingOptions, objective: Objective, trained_on: str) -> None:
     """Writes `predictor/` if the objective hands out a predictor (`latent_predictor()`) of a known kind of action."""
     latent_predictor = getattr(objective, "latent_predictor", lambda: None)()
@@ -244,13 +264,6 @@ def export_predictor(run: Run, config: PretrainingOptions, objective: Objective,
     if latent_predictor is not None and actions is not None:
         save_predictor(latent_predictor, run.folder / PREDICTOR_FOLDER, PredictorCard(run.name, actions, trained_on))
         run.say(f"exported {run.folder / PREDICTOR_FOLDER}")
-
-
-def untrained_encoder(config: PretrainingOptions) -> nn.Module:
-    """The architecture with random weights that no training starts from; the global generator is not touched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_ENCODER_SEED)
-        return create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
 
 
 def set_aside_earlier_results(folder: Path) -> None:

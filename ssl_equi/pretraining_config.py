@@ -88,7 +88,8 @@ class PretrainingOptions(RunConfig):
     ] = 0.9
     """Momentum of sgd and lars."""
     probe_protocol: ProtocolName = "embedded"
-    """How the final heads are trained; sie and equicaps are those papers' protocols."""
+    """How the final heads are trained, and which tasks are asked beside one of each kind; all but embedded and ssl_equi
+    are papers' protocols."""
     compare_with_random: bool = True
     """Also probe an untrained encoder; off saves a third of the final probing."""
 

@@ -139,8 +139,16 @@ def _row(
         leader = _present(cells[best])
         if sign * leader.mean <= sign * leader.baseline:
             best, reason = None, f"not ranked: no run is better than the baseline ({leader.baseline_name})"
+        elif not _beats_random(leader, sign):
+            best, reason = None, f"not ranked: {runs[best].name}, the best one, is no better than its random encoder"
         else:
-            near = frozenset(index for index in present if index != best and _is_near(leader, _present(cells[index])))
+            near = frozenset(
+                index
+                for index in present
+                if index != best
+                and _is_near(leader, _present(cells[index]))
+                and _beats_random(_present(cells[index]), sign)
+            )
     return Row(task, metric, part, setting, cells, best, near, reason)
 
 
@@ -200,6 +208,11 @@ def _difference(name: str, values: Mapping[str, frozenset[Any]]) -> str:
     described = [f"{value} ({', '.join(runs)})" for value, runs in runs_by_value.items()]
     label = {"data": "the data's fingerprint", "objects": "the number of objects"}.get(name, name)
     return f"{label} is {_joined(described)}"
+
+
+def _beats_random(cell: Cell, sign: int) -> bool:
+    """Whether a run is better than its own random encoder, where that was measured; `sign` -1: lower is better."""
+    return cell.random_encoder is None or sign * cell.mean > sign * cell.random_encoder
 
 
 def _is_near(best: Cell, other: Cell) -> bool:

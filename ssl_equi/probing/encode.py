@@ -117,7 +117,20 @@ def encode_split(
         problems=problems,
     )  # fmt: skip
     # Concatenated outside inference mode, so that the cache is an ordinary tensor that autograd accepts.
-    cache = cache_of(torch.cat(batches), dataset)
+    return without_bad_objects(cache_of(torch.cat(batches), dataset), dataset, problems, bad_records)
+
+
+def without_bad_objects(
+    cache: FeatureCache,
+    dataset: ViewCollection,
+    problems: dict[int, DataError] | None,
+    bad_records: BadRecords | None,
+) -> FeatureCache:
+    """The cache without the objects that have a problem, each of which is counted.
+
+    Raises:
+        DataError: no object is left, or more are bad than allowed.
+    """
     if not problems or bad_records is None:
         return cache
     for object_index, problem in problems.items():

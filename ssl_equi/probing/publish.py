@@ -40,11 +40,10 @@ def publish_results(
     described = dict(run or {}) | {
         "title": title,
         "command": command,
-        "notes": list(results.notes),
         "protocol": asdict(results.protocol),
         ARRAYS_HASH: write_arrays(run_folder, result_arrays(results, test)),
     }
-    append_records(run_folder / RESULTS_FILE, results.records, described)
+    append_records(run_folder / RESULTS_FILE, results.records, described, results.notes)
     print_records(results.records, results.notes)
     return write_evaluation_report([run_folder], run_folder / "report.html", title=title)
 

@@ -61,8 +61,12 @@ class ProbeRecord:
     object_standard_error: float | None = None
 
 
-def append_records(path: Path, records: Sequence[ProbeRecord], run: Mapping[str, Any] | None = None) -> None:
+def append_records(
+    path: Path, records: Sequence[ProbeRecord], run: Mapping[str, Any] | None = None, notes: Sequence[str] = ()
+) -> None:
     """Add records to `results.json`, atomically; `run` (what describes the whole run) is merged over what is there.
+
+    Notes are added to those of the run.
 
     The file is made if it does not exist. A process that is killed on the way leaves the old file as it was, and
     processes that append at the same time wait for each other.
@@ -77,6 +81,8 @@ def append_records(path: Path, records: Sequence[ProbeRecord], run: Mapping[str,
         content = read_results(path) if path.exists() else {"records": [], "run": {}}
         content["records"] += [asdict(record) for record in records]
         content["run"] |= dict(run or {})
+        if notes:
+            content["run"]["notes"] = list(dict.fromkeys([*content["run"].get("notes", []), *notes]))
         write_text_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
@@ -205,7 +211,12 @@ def format_value(metric: str, value: float | None) -> str:
     """Degrees with one decimal and the sign of degrees, everything else with three decimals; a dash for None."""
     if value is None:
         return "-"
-    return f"{value:.1f}°" if metric.startswith("angle_deg") else f"{value:.3f}"
+    return f"{fixed(value, 1)}°" if metric.startswith("angle_deg") else fixed(value, 3)
+
+
+def fixed(value: float, decimals: int) -> str:
+    """A number with so many decimals; what rounds to zero has no sign."""
+    return f"{value:z.{decimals}f}"
 
 
 def _check_finite(record: ProbeRecord) -> None:

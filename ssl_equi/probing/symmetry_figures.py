@@ -14,7 +14,7 @@ import numpy as np
 
 from ssl_equi.checkpoint import write_text_atomically
 from ssl_equi.probing.layer_errors import LayerErrors
-from ssl_equi.probing.records import ProbeRecord
+from ssl_equi.probing.records import ProbeRecord, fixed
 from ssl_equi.probing.report import page_header, result_table
 from ssl_equi.probing.report_figures import (
     INK,
@@ -244,7 +244,7 @@ def _orbit_cell(errors: SymmetryErrors, rows: list[int], image: np.ndarray | Non
     """A curve, and the image that it is of, or how many it is the mean of."""
     lowest = float(errors.similarities.numpy()[rows].min())
     which = f"all {len(rows)} images, mean and middle 80 %" if image is None else f"image {rows[0] + 1}"
-    label = escaped(f"{which}; lowest similarity {lowest:.2f}")
+    label = escaped(f"{which}; lowest similarity {fixed(lowest, 2)}")
     svg = orbit_figure(errors, rows, f"orbit-{errors.symmetries.name}-{'all' if image is None else rows[0]}")
     picture = ""
     if image is not None:
@@ -307,4 +307,4 @@ def _short_name(layer: LayerErrors) -> str:
 
 
 def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}" if value >= 0.001 or value == 0 else f"{value:.0e}"
+    return "-" if value is None else fixed(value, 3) if value >= 0.001 or value == 0 else f"{value:.0e}"

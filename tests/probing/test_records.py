@@ -117,3 +117,9 @@ def test_values_are_shown_by_their_unit():
     assert format_value("angle_deg_mean", 12.34) == "12.3°"
     assert format_value("top1", 0.5) == "0.500"
     assert format_value("top1", None) == "-"
+
+
+def test_what_rounds_to_zero_has_no_sign():
+    assert format_value("r2_uniform", -0.0004) == format_value("r2_uniform", -0.0) == "0.000"
+    assert format_value("r2_uniform", -0.0006) == "-0.001"
+    assert format_value("angle_deg_median", -0.01) == "0.0°"
