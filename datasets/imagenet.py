@@ -63,6 +63,10 @@ class Config:
     """Labels of the validation archive, one a line: ids from the devkit, or WordNet ids; relative to the source."""
     synset_ids: Path = Path("synset_ids.txt")
     """Lines 'ID WNID' for the devkit's ids; relative to the source."""
+    source_name: str | None = None
+    """Where the images are from, for the manifest; a part of ImageNet, or another set with WordNet ids, must say."""
+    license: str | None = None
+    """The licence of such images, for the manifest."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,26 @@ class ArchivedImages:
 def main(config: Config) -> None:
     train = train_images(config)
     splits = [sorted_by_key(images) for images in (train, val_images(config, train.class_names))]
-    for split, manifest in convert_images(splits, PROVENANCE, config.options).items():
+    for manifest in convert_images(splits, provenance_of(config, splits), config.options).values():
         print(summary(manifest))
-        if manifest.num_objects != OFFICIAL_COUNTS[split]:
-            print(f"note: the published {split} split has {OFFICIAL_COUNTS[split]:,} images")
+
+
+def provenance_of(config: Config, splits: Sequence[ListedImages]) -> Provenance:
+    """ImageNet's for as many images as it has; else what the options say, or DataError if they don't."""
+    counts = {images.split: len(images.keys) for images in splits}
+    official = counts == OFFICIAL_COUNTS
+    if not official and (config.source_name is None or config.license is None):
+        raise DataError(
+            f"{config.source} holds {counts['train']:,} train and {counts['val']:,} val images, and ImageNet has "
+            f"{OFFICIAL_COUNTS['train']:,} and {OFFICIAL_COUNTS['val']:,}: complete it, or say whose images they are "
+            f'with --source-name "..." and --license ...'
+        )
+    return dataclasses.replace(
+        PROVENANCE,
+        source=config.source_name or PROVENANCE.source,
+        source_version=PROVENANCE.source_version if official else "unversioned",
+        license=config.license or PROVENANCE.license,
+    )
 
 
 def sorted_by_key(images: ListedImages) -> ListedImages:

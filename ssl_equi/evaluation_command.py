@@ -230,6 +230,7 @@ def describe(
         "parts": {name: [columns.start, columns.stop] for name, columns in results.first_seed.parts.items()},
         "image_size": source.image_size,
         "data": data.name,
+        "source": data.evaluation.source,
         "train_fingerprint": data.probe_train.fingerprint,
         "evaluation_fingerprint": data.evaluation.fingerprint,
         "protocol": asdict(protocol),

@@ -38,12 +38,13 @@ from ssl_equi.run_config import RunError
 from ssl_equi.training_loader import TrainingLoader, device_decoded_loader, rendered_loader
 from ssl_equi.training_views import views_to_load
 
-# Of weights by what they learnt from: our own renderings, ShapeNet's models, or images whose terms only the user knows.
+EMBEDDED_LICENCE = "apache-2.0"  # of weights that learnt from our own renderings
+# Of others by what the manifest of their data states, as the Hugging Face hub spells it.
 LICENCES = {
-    "3diebench-p": "apache-2.0",
-    "3diebench-pt": "apache-2.0",
-    "3diebench": "cc-by-nc-4.0",
-    "3diebench-t": "cc-by-nc-4.0",
+    "CC-BY-NC-4.0": "cc-by-nc-4.0",
+    "CC-BY-4.0": "cc-by-4.0",
+    "CC-BY-SA-4.0": "cc-by-sa-4.0",
+    "CC0-1.0": "cc0-1.0",
 }
 
 
@@ -217,6 +218,7 @@ def finish(
                 "steps": run.step_done,
                 "records_skipped": run.records_skipped,
                 "data": data.name,
+                "source": data.train.source,
                 "train_fingerprint": data.train.fingerprint,
                 "evaluation_fingerprint": data.evaluation.fingerprint,
                 "commit": versions["commit"],
@@ -275,7 +277,12 @@ def set_aside_earlier_results(folder: Path) -> None:
 
 
 def encoder_card(name: str, config: PretrainingOptions, objective: Objective, data: DataSource) -> EncoderCard:
-    """The labels of the exported encoder: ours, not those of timm's pretrained weights."""
+    """The labels of the exported encoder: ours, not those of timm's pretrained weights.
+
+    Posed views of others go by the source that their manifest states, since `3diebench` also opens sets in its layout.
+    """
+    embedded = data.name in ("3diebench-p", "3diebench-pt")
+    stated = data.license is not None and not embedded
     return EncoderCard(
         architecture=config.encoder,
         model_args=model_arguments(config.encoder, config.image_size, config.encoder_arguments),
@@ -284,7 +291,7 @@ def encoder_card(name: str, config: PretrainingOptions, objective: Objective, da
         std_rgb=data.std_rgb,
         parts={part: (columns.start, columns.stop) for part, columns in probed_parts(objective).items()},
         objective=name,
-        trained_on=f"{data.name} {data.train.fingerprint[:16]}",
-        license=LICENCES.get(data.name, "other"),
+        trained_on=f"{data.train.source if stated else data.name} {data.train.fingerprint[:16]}",
+        license=EMBEDDED_LICENCE if embedded else LICENCES.get(data.license or "", "other"),
         tag=f"{name}_{data.name}".replace("-", "_"),
     )

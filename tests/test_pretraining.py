@@ -162,10 +162,13 @@ def test_an_objective_without_parts_is_probed_for_those_of_its_encoder(config: P
 
 
 def test_weights_carry_the_licence_of_what_they_learnt_from(config: PretrainingConfig, data: DataSource) -> None:
-    """3DIEBench is made of ShapeNet, for non-commercial use only."""
-    card = encoder_card("sie", config, make_objective(config), dataclasses.replace(data, name="3diebench"))
-    assert (card.license, card.tag) == ("cc-by-nc-4.0", "sie_3diebench")
-    card = encoder_card("sie", config, make_objective(config), dataclasses.replace(data, name="imagenet"))
+    """3DIEBench is made of ShapeNet, for non-commercial use only; other sets in its layout have terms of their own."""
+    for terms, expected in (("CC-BY-NC-4.0", "cc-by-nc-4.0"), ("none stated", "other")):
+        posed = dataclasses.replace(data, name="3diebench", license=terms)
+        card = encoder_card("sie", config, make_objective(config), posed)
+        assert (card.license, card.tag) == (expected, "sie_3diebench")
+        assert card.trained_on == f"{data.train.source} {data.train.fingerprint[:16]}"
+    card = encoder_card("sie", config, make_objective(config), dataclasses.replace(data, name="imagenet", license=None))
     assert card.license == "other"
 
 

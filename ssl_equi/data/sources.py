@@ -60,6 +60,8 @@ class DataSource:
     """What the final heads are judged on."""
     mean_rgb: tuple[float, float, float]
     std_rgb: tuple[float, float, float]
+    license: str | None = None
+    """Terms of the training images, where their manifest states them for views with poses."""
     notes: tuple[str, ...] = ()
     """What a reader of the numbers must know of the images, such as that they are not of their stored size."""
 
@@ -225,7 +227,7 @@ def _open_rendered(name: RenderedName, place: _Place, evaluation_split: str, ima
     notes = tuple(dict.fromkeys((*train.manifest.notes, *evaluation.manifest.notes)))
     if train.fit is not None:
         notes = (*notes, _resized_note(name, train.stored_size[0], image_size))
-    return DataSource(name, train, train, evaluation, train.mean_rgb, train.std_rgb, notes)
+    return DataSource(name, train, train, evaluation, train.mean_rgb, train.std_rgb, train.manifest.license, notes)
 
 
 def _resized_note(name: str, stored_side: int, image_size: int) -> str:

@@ -13,7 +13,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -26,8 +25,7 @@ from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.remote_shards import RemoteShards
-from ssl_equi.data.sources import RenderedName, open_data
-from ssl_equi.pretraining import LICENCES
+from ssl_equi.data.sources import open_data
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "threediebench.py"
 SYNSETS = ("02691156", "02747177", "03001627")
@@ -302,11 +300,6 @@ def test_one_split_of_the_other_set_is_noticed(threediebench, config, translated
         shutil.copy(config.out / file.name, file)
     with pytest.raises(DataError, match=r"split 'val' in .* has 7 latents a view and 3diebench-t has 10"):
         open_data("3diebench-t", translated_config.out, "val", 16)
-
-
-def test_encoders_inherit_the_terms_of_the_data():
-    assert set(LICENCES) == set(get_args(RenderedName))
-    assert (LICENCES["3diebench-t"], LICENCES["3diebench-pt"]) == ("cc-by-nc-4.0", "apache-2.0")
 
 
 def _seven_latents_among_ten(archive: Path) -> str:
