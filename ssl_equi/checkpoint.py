@@ -77,10 +77,9 @@ def describe_os_error(error: OSError, path: Path) -> str:
     """One sentence for a write that failed, with the cure."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"the disk is full while writing {path}: free some space and run the same command with --resume; "
-            "what was saved before is intact"
+            f"the disk is full while writing {path}: free some space and start again; what was saved before is intact"
         )
-    return f"{path} can't be written ({error.strerror or error}): check the folder and run again with --resume"
+    return f"{path} can't be written ({error.strerror or error}): check the folder and start again"
 
 
 def has_checksums(folder: Path) -> bool:

@@ -139,12 +139,27 @@ def read_encoder_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, is not JSON, or describes no encoder.
     """
+    _refuse_other_folders(folder)
     file = Path(folder) / CONFIG_FILE
-    if not file.is_file():
-        raise CheckpointError(f"{folder} holds no exported encoder ({CONFIG_FILE} is missing): give a run's encoder/")
     config = read_json_object(file, CheckpointError, "export the encoder again")
     _check_encoder_config(config, file)
     return config
+
+
+def _refuse_other_folders(folder: Path) -> None:
+    """Raises CheckpointError for what is no exported encoder's folder; of a run's folder it names the one within."""
+    folder = Path(folder)
+    inner = folder / "encoder"
+    if (inner / CONFIG_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file():
+        raise CheckpointError(f"{folder} is the folder of a run: give {inner}")
+    if (folder / "checkpoints").is_dir():
+        raise CheckpointError(
+            f"{folder} is the folder of a run that has exported no encoder yet, which comes at the end: let it go on, "
+            "with --resume if it was stopped"
+        )
+    if not (folder / CONFIG_FILE).is_file():
+        why = f"{CONFIG_FILE} is missing" if folder.is_dir() else "there is no such folder"
+        raise CheckpointError(f"{folder} holds no exported encoder ({why}): give a run's encoder/")
 
 
 def _check_encoder_config(config: dict[str, Any], file: Path) -> None:

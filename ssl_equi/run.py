@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -35,7 +36,7 @@ from ssl_equi.checkpoint import (
     write_text_atomically,
 )
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.encoders.compiling import compile_encoder
+from ssl_equi.encoders.compiling import compile_encoder, try_compiler
 from ssl_equi.errors import UserError
 from ssl_equi.finite_watch import FiniteWatch
 from ssl_equi.metrics_log import MetricsLog
@@ -53,6 +54,15 @@ from ssl_equi.versions import software_versions
 Result = TypeVar("Result")
 
 KEPT_CHECKPOINTS = 2
+
+
+@contextmanager
+def _going_on_with_resume() -> Iterator[None]:
+    """Adds to the cure of a failed write how a run goes on; what else writes has no --resume."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}, and --resume goes on from there") from error
 
 
 class Stateful(Protocol):
@@ -125,6 +135,7 @@ class Run:
             self.objective = convert_sync_batchnorm(self.objective)
         encoder = getattr(objective, "encoder", None)
         if self.config.compile and isinstance(encoder, nn.Module):
+            try_compiler(self.device)
             compile_encoder(encoder)
         self.bare_optimizer = optimizer_of(self.objective)
         wrapped, self.optimizer = self.accelerator.prepare(self.objective, self.bare_optimizer)
@@ -264,7 +275,8 @@ class Run:
             if probe_metrics:
                 lines.append({"event": "online_probe", "step": step + 1, **probe_metrics})
             lines.append({"event": "speed", "step": step + 1, **asdict(speed)})
-            self.metrics_log.append(lines)
+            with _going_on_with_resume():
+                self.metrics_log.append(lines)
             self.progress.advance(step + 1)  # the step is done, though its housekeeping is still to come
             self.progress.report(losses["loss"], speed)
         self.tracking.log({**losses, **numbers, **probe_metrics, **asdict(speed)}, step + 1)
@@ -280,7 +292,8 @@ class Run:
             states["run"] = {
                 "step": self.step_done, "world_size": self.world_size, "records_skipped": self.records_skipped,
             }  # fmt: skip
-            write_checkpoint(folder, states)
+            with _going_on_with_resume():
+                write_checkpoint(folder, states)
             for old in list_checkpoints(folder.parent)[:-KEPT_CHECKPOINTS]:
                 shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
