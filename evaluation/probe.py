@@ -28,7 +28,7 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.sources import DatasetName
 from ssl_equi.evaluation_command import open_encoder_and_data
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
-from ssl_equi.probing.records import append_records, print_records
+from ssl_equi.probing.records import append_records, print_records, refuse_other_content
 from ssl_equi.probing.suite import run_probes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,6 +69,8 @@ class Config:
 
 def main(config: Config) -> None:
     source, data = open_encoder_and_data(config)
+    out = config.out or source.out_folder
+    refuse_other_content(out / "results.json")
     protocol = PROBE_PROTOCOLS[config.protocol]()
     if config.turn_training_views:
         protocol = replace(protocol, name=f"{protocol.name}_{config.turns}_turned_heads")
@@ -86,7 +88,6 @@ def main(config: Config) -> None:
         seed=config.seed,
         split_name=data.evaluation.split,
     )
-    out = config.out or source.out_folder
     print_records(results.records, [*source.notes, *data.notes, *results.notes])
     append_records(out / "results.json", results.records)
     print(f"added to {out / 'results.json'}")

@@ -19,7 +19,8 @@ from ssl_equi.probing.augmentation_equivariance import probe_augmentation_equiva
 from ssl_equi.probing.encode import FeatureCache, encode_split, state_sha256
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
-from ssl_equi.probing.skipping import TaskSkipped
+from ssl_equi.probing.skipping import TaskSkipped, noted_if_unanswered
+from ssl_equi.probing.task_results import without_undefined
 from ssl_equi.probing.task_samples import require_varied
 from ssl_equi.probing.tasks import Task, TaskResult, tasks_for
 
@@ -225,15 +226,15 @@ def ask_tasks(
         not_asked = []
         for name, task in tasks.items():
             before_task(name, part)
-            try:
-                result = task(train_part, test_part, num_classes, protocol, seed)
+            reasons: list[str] = []
+            with noted_if_unanswered(f"{name}, part {part}", reasons):
+                result = without_undefined(task(train_part, test_part, num_classes, protocol, seed))
                 results[part][name] = result
                 notes += [f"{name}, part {part}: {note}" for note in result.notes]
-            except TaskSkipped as reason:
-                if constant is None:
-                    notes.append(f"{name}, part {part}: {reason}")
-                else:
-                    not_asked.append(name)
+            if reasons and constant is not None:
+                not_asked.append(name)
+            else:
+                notes += reasons
             if unchanged is not None and state_sha256(unchanged) != state:
                 raise RuntimeError(
                     f"task {name!r} changed a parameter or a buffer of the encoder: a frozen encoder must stay as it is"
