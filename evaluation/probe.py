@@ -31,7 +31,7 @@ from ssl_equi.options import ActsWhen, ImageSide, Seed
 from ssl_equi.probing.evaluation_suite import Suite
 from ssl_equi.probing.feature_store import FeatureStore
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
-from ssl_equi.probing.records import append_records, print_records
+from ssl_equi.probing.records import append_records, print_records, refuse_other_content
 from ssl_equi.probing.tasks import tasks_for
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -74,12 +74,13 @@ class Config:
 
 def main(config: Config) -> None:
     source, data = open_encoder_and_data(config)
+    out = config.out or source.out_folder
+    refuse_other_content(out / "results.json")
     protocol = PROBE_PROTOCOLS[config.protocol]()
     if config.turn_training_views:
         protocol = replace(protocol, name=f"{protocol.name}_{config.turns}_turned_heads")
     suite = Suite(protocol, tasks_for(data.evaluation, protocol.tasks), seeds=(config.seed,), device=DEVICE)
     results = suite.evaluate(source, data, FeatureStore(None), compare_with_random=config.compare_with_random)
-    out = config.out or source.out_folder
     print_records(results.records, results.notes)
     append_records(out / "results.json", results.records, notes=results.notes)
     print(f"added to {out / 'results.json'}")

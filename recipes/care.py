@@ -24,7 +24,7 @@ from ssl_equi.objectives.care import CARE, CAREConfig, mean_pair_weight
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.options import ActsWhen, Momentum
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
 from ssl_equi.training_views import SharedPairOptions, SharedViews, TrainingViews
@@ -170,6 +170,7 @@ def main(config: Config) -> None:
     make_views = TrainingViews(config, data, run, shared_by=chunk_size if two_passes else 1)
     make_shared_views = SharedViews(config, data, run, shared_by=chunk_size)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
     with open_loader(config, data, run) as loader:

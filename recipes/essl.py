@@ -26,7 +26,7 @@ from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.options import ActsWhen
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairOptions, SmallViewOptions, TrainingViews, TransformedSmallViews
@@ -144,6 +144,7 @@ def main(config: Config) -> None:
     relative = config.objective.relative
     make_small_views = TransformedSmallViews(config, config.small_view, data, run, relative=relative)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
     with open_loader(config, data, run) as loader:

@@ -24,6 +24,7 @@ from ssl_equi.probing.image_questions import IMAGE_QUESTIONS, ROBUSTNESS, ask_qu
 from ssl_equi.probing.predictor_tasks import PART, PREDICTOR_TASKS, predictor_tasks
 from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
+from ssl_equi.probing.skipping import noted_if_unanswered
 from ssl_equi.probing.suite import (
     PartResults,
     ProbeResults,
@@ -32,6 +33,7 @@ from ssl_equi.probing.suite import (
     make_records,
     with_notes_of_random,
 )
+from ssl_equi.probing.task_results import without_undefined
 from ssl_equi.probing.tasks import TASKS, Task
 
 PROGRESS_EVERY_SECONDS = 20.0
@@ -188,14 +190,17 @@ class Suite:
             )
         if AUGMENTATION_EQUIVARIANCE in names:
             self.say(f"{name}: {AUGMENTATION_EQUIVARIANCE}")
-            with counted_images(module) as images:
+            with counted_images(module) as images, noted_if_unanswered(AUGMENTATION_EQUIVARIANCE, notes):
                 measured = probe_augmentation_equivariance(
                     module, parts, data.evaluation, mean_rgb, std_rgb, self.protocol.augmentation_equivariance,
                     self.device, self.batch_size,
                 )  # fmt: skip
+                augmented = {
+                    part: {AUGMENTATION_EQUIVARIANCE: without_undefined(result)}
+                    for part, result in measured.results.items()
+                }
+                notes += [f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in measured.notes]
             store.encoder_passes += images[0]
-            augmented = {part: {AUGMENTATION_EQUIVARIANCE: result} for part, result in measured.results.items()}
-            notes += [f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in measured.notes]
         encoded = time.perf_counter()
         by_seed: dict[int, PartResults] = {}
         tasks = {name: TASKS[name] for name in names if name in TASKS}

@@ -11,7 +11,8 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.probing.encode import FeatureCache, state_sha256
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
-from ssl_equi.probing.skipping import TaskSkipped
+from ssl_equi.probing.skipping import TaskSkipped, noted_if_unanswered
+from ssl_equi.probing.task_results import without_undefined
 from ssl_equi.probing.task_samples import require_varied
 from ssl_equi.probing.tasks import TASKS, Task, TaskResult, tasks_for
 
@@ -139,15 +140,15 @@ def ask_tasks(
         not_asked = []
         for name, task in tasks.items():
             before_task(name, part)
-            try:
-                result = task(train_part, test_part, num_classes, protocol, seed)
+            reasons: list[str] = []
+            with noted_if_unanswered(f"{name}, part {part}", reasons):
+                result = without_undefined(task(train_part, test_part, num_classes, protocol, seed))
                 results[part][name] = result
                 notes += [f"{name}, part {part}: {note}" for note in result.notes]
-            except TaskSkipped as reason:
-                if constant is None:
-                    notes.append(f"{name}, part {part}: {reason}")
-                else:
-                    not_asked.append(name)
+            if reasons and constant is not None:
+                not_asked.append(name)
+            else:
+                notes += reasons
             if unchanged is not None and state_sha256(unchanged) != state:
                 raise RuntimeError(
                     f"task {name!r} changed a parameter or a buffer of the encoder: a frozen encoder must stay as it is"

@@ -7,6 +7,7 @@ says of one image, over all transformed copies of that image.
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,14 @@ from ssl_equi.probing.report_figures import (
     shrink,
     to_svg,
 )
-from ssl_equi.probing.report_page import captioned_figure, details_table, escaped, page_document
+from ssl_equi.probing.report_page import (
+    Sections,
+    captioned_figure,
+    details_table,
+    drawn_sections,
+    escaped,
+    page_document,
+)
 from ssl_equi.probing.symmetry_errors import PartErrors, SymmetryErrors
 
 TASK = "symmetry"
@@ -141,14 +149,14 @@ def write_page(
     """
     of_features = [record for record in records if not record.task.endswith("_layers")]
     explained = "".join(f"<li>{escaped(line)}</li>" for line in EXPLANATIONS)
-    sections = [page_header(title, of_features, command)]
-    sections += [_section(measurement, images) for measurement in measurements]
-    sections += [
-        result_table(of_features, ()),
-        f'<ul class="notes">{explained}</ul>',
-        details_table("Configuration", config),
-    ]
-    write_text_atomically(path, page_document(title, sections))
+    sections: Sections = {
+        "header": lambda: page_header(title, of_features, command),
+        **{measurement.errors.symmetries.name: partial(_section, measurement, images) for measurement in measurements},
+        "results": lambda: result_table(of_features, ()),
+        "notes": lambda: f'<ul class="notes">{explained}</ul>',
+        "configuration": lambda: details_table("Configuration", config),
+    }
+    write_text_atomically(path, page_document(title, drawn_sections(sections)))
 
 
 def layer_figure(errors: SymmetryErrors) -> str:

@@ -1,7 +1,8 @@
 """What a task is and what it answers."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -52,6 +53,19 @@ Task = Callable[[FeatureCache, FeatureCache, int, ProbeProtocol, int], TaskResul
 
 Raises TaskSkipped where these data or features can't be asked.
 """
+
+
+def without_undefined(result: TaskResult) -> TaskResult:
+    """The result without metrics that are NaN or infinite, or whose baseline is; a note names each of them."""
+    undefined = {
+        metric: f"{metric} is {value} and its baseline {result.baselines[metric].value}, so it is left out"
+        for metric, value in result.metrics.items()
+        if not (math.isfinite(value) and math.isfinite(result.baselines[metric].value))
+    }
+    if not undefined:
+        return result
+    metrics = {metric: value for metric, value in result.metrics.items() if metric not in undefined}
+    return replace(result, metrics=metrics, notes=(*result.notes, *undefined.values()))
 
 
 def object_means(scores: Tensor, object_indices: Tensor, num_objects: int) -> np.ndarray:

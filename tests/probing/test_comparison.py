@@ -156,10 +156,14 @@ def test_columns_are_named_by_as_much_of_their_paths_as_tells_them_apart(tmp_pat
     ("break_it", "message"),
     [
         (lambda folder: (folder / "results.json").unlink(), "there is no results file"),
-        (lambda folder: (folder / "results.json").write_text("{"), "is not a results file"),
-        (lambda folder: (folder / "arrays.npz").write_bytes(b"PK\3\4"), "is damaged"),
-        (lambda folder: (folder / "config.json").write_text("[1]"), "is not a JSON object"),
-        (lambda folder: (folder / "versions.json").write_text("{"), "is damaged"),
+        (lambda folder: (folder / "results.json").write_text("{"), r"results\.json is not valid JSON .*: move it away"),
+        (lambda folder: (folder / "results.json").write_text("[" * 100_000), r"results\.json is nested over"),
+        (
+            lambda folder: (folder / "arrays.npz").write_bytes(b"PK\3\4"),
+            r"arrays\.npz is no readable .*: evaluate again",
+        ),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "holds a JSON array, not an object: restore it"),
+        (lambda folder: (folder / "versions.json").write_text("{"), r"versions\.json is not valid JSON"),
     ],
 )
 def test_damaged_folders_are_named(tmp_path, break_it, message):
