@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from ssl_equi.cli import explain_errors, parse_command_line
+from ssl_equi.cli import EncoderArguments, explain_errors, parse_command_line
 from ssl_equi.data.sources import DatasetName
 from ssl_equi.evaluation_command import open_encoder_and_data
 from ssl_equi.options import ActsWhen, ImageSide, Seed
@@ -60,7 +60,7 @@ class Config:
         bool, ActsWhen(lambda options: options.turns != "none", "add --turns quarter or any")
     ] = False
     """Turns the views that the heads are trained on likewise."""
-    encoder_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
+    encoder_arguments: EncoderArguments = field(default_factory=dict)
     """What timm.create_model is given besides timm:NAME or random:NAME, in pairs: depth 6 embed_dim 128."""
     weights: Path | None = None
     """Local safetensors file for timm:NAME, in place of a download."""

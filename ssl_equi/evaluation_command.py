@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ssl_equi.checkpoint import require_writable
+from ssl_equi.cli import EncoderArguments
 from ssl_equi.data.procedural import ProceduralConfig
 from ssl_equi.data.sources import DatasetName, DataSource, open_data, stored_image_size
 from ssl_equi.data.turned_views import turned_source
@@ -60,7 +61,7 @@ class EvaluationConfig:
     """Turns the views that the heads are trained on likewise."""
     weights: Path | None = None
     """Local safetensors file for timm:NAME, in place of a download."""
-    encoder_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
+    encoder_arguments: EncoderArguments = field(default_factory=dict)
     """What timm.create_model is given besides timm:NAME or random:NAME, in pairs: depth 6 embed_dim 128."""
     protocol: ProtocolName = "ssl_equi"
     """How heads are trained and judged; all but ssl_equi are papers' protocols."""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import torch
 from torch import nn
 
+from ssl_equi.cli import EncoderArguments
 from ssl_equi.data.sources import DatasetName, Reading
 from ssl_equi.optimizers import OptimizerName, make_optimizer, parameter_groups
 from ssl_equi.options import ActsWhen, Count, CountOrZero, ImageSide, NonNegative, Positive, Range
@@ -52,8 +53,9 @@ class PretrainingOptions(RunConfig):
     """Split of unseen objects for the final probes; val to choose settings."""
     encoder: str = "strided_cnn_tiny"
     """Any name of timm.list_models(), or one of our own."""
-    encoder_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """What timm.create_model is given besides the name, in pairs: --encoder-arguments depth 6 embed_dim 128."""
+    encoder_arguments: EncoderArguments = field(default_factory=dict)
+    """What timm.create_model is given besides the name, in pairs: --encoder-arguments depth 6 embed_dim 128. Without
+    pairs it drops those of a configuration, which another encoder may not take."""
     render_views: bool = False
     """Render the views of 3diebench-p or 3diebench-pt while training, on its device; the probes read stored ones."""
     fresh_views: bool = False

@@ -60,7 +60,7 @@ import tyro
 from torch import Tensor
 
 from ssl_equi.checkpoint import CheckpointError
-from ssl_equi.cli import explain_errors, parse_command_line
+from ssl_equi.cli import EncoderArguments, explain_errors, parse_command_line
 from ssl_equi.export import save_encoder
 from ssl_equi.importing.encoder_import import EncoderOptions, fitting_layouts, import_encoder
 from ssl_equi.importing.layouts import EncoderLayout, TrainingData
@@ -110,7 +110,7 @@ class Config:
     capsie, CIFAR-10 for E-SSL's small images, ImageNet-100 for CARE's large ones, ImageNet for others."""
     architecture: str | None = None
     """Others: timm's name of the encoder; found in the shapes for ResNets, and DINO's ViTs, when not given."""
-    architecture_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
+    architecture_arguments: EncoderArguments = field(default_factory=dict)
     """Others: what timm.create_model is given besides the name, in pairs."""
     encoder_prefix: str | None = None
     """Others, but for sie, equicaps and capsie: what the names of the encoder's tensors begin with, such as
