@@ -32,6 +32,7 @@ class Cell:
         over: what the standard error is over, such as "3 runs"; empty without one.
         baseline, baseline_name: what is reached without an image (see `ProbeRecord`).
         random_encoder: of a fresh encoder; None if it was not measured.
+        interval: of a single number, percentiles over resampled objects; None twice where there is none.
         conditions: all that must agree before numbers are ranked, by its name, in the order of `CONDITIONS`.
     """
 
@@ -41,6 +42,7 @@ class Cell:
     baseline: float
     baseline_name: str
     random_encoder: float | None
+    interval: tuple[float | None, float | None]
     conditions: Mapping[str, frozenset[Any]]
 
 
@@ -135,17 +137,18 @@ def _row(
     if len(present) > 1 and not reason:
         sign = -1 if lower_is_better(metric) else 1
         # Equal means share the first place.
-        best = max(present, key=lambda index: sign * _present(cells[index]).mean)
-        leader = _present(cells[best])
+        first = max(present, key=lambda index: sign * _present(cells[index]).mean)
+        leader = _present(cells[first])
         if sign * leader.mean <= sign * leader.baseline:
-            best, reason = None, f"not ranked: no run is better than the baseline ({leader.baseline_name})"
+            reason = f"not ranked: no run is better than the baseline ({leader.baseline_name})"
         elif not _beats_random(leader, sign):
-            best, reason = None, f"not ranked: {runs[best].name}, the best one, is no better than its random encoder"
+            reason = f"not ranked: {runs[first].name}, the best one, is no better than its random encoder"
         else:
+            best = first
             near = frozenset(
                 index
                 for index in present
-                if index != best
+                if index != first
                 and _is_near(leader, _present(cells[index]))
                 and _beats_random(_present(cells[index]), sign)
             )
@@ -174,6 +177,7 @@ def _cell(entries: Sequence[_Found]) -> Cell:
         baseline=_mean([record.baseline for record in records]),
         baseline_name=records[0].baseline_name,
         random_encoder=_mean(randoms) if randoms else None,
+        interval=(records[0].interval_low, records[0].interval_high) if len(records) == 1 else (None, None),
         conditions={name: frozenset(of(*entry) for entry in entries) for name, of in CONDITIONS.items()},
     )
 

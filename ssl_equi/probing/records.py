@@ -15,6 +15,8 @@ from ssl_equi.errors import UserError
 from ssl_equi.files import read_json_object
 from ssl_equi.text import visible_values
 
+BY_CLASS = "angle_deg_median_of_"  # begins the names of metrics of one class, which short tables leave out
+
 LOWER_IS_BETTER = (  # and angles
     "gamma_f", "wahba_error", "composition_error", "retrieval_error", "distance_median", "pose_error",
     "invariance_error", "equivariance_error", "spatial_error", "identity_error", "inverse_error", "sign_flip_error",
@@ -48,6 +50,8 @@ class ProbeRecord:
         seed: of the heads and of the random encoder's probes.
         object_standard_error: standard error of `value` over the evaluated objects, for metrics that are means of
             their scores; None for the others.
+        interval_low, interval_high: percentiles of `value` over resampled objects (95 % lie between), which the
+            protocol says how many of; None where objects can't be resampled.
     """
 
     task: str
@@ -63,6 +67,8 @@ class ProbeRecord:
     protocol: str
     seed: int
     object_standard_error: float | None = None
+    interval_low: float | None = None
+    interval_high: float | None = None
 
 
 def append_records(
@@ -156,6 +162,7 @@ def print_records(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> 
     for name in ("value", "baseline", "random", "n"):
         table.add_column(name, justify="right", no_wrap=True)
     shown_task = shown_part = ""
+    records = in_short_tables(records)
     for record in records:
         if (record.task, record.part) != (shown_task, shown_part) and shown_task:
             table.add_row()
@@ -175,7 +182,12 @@ def print_records(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> 
     console = Console(width=max(80, shutil.get_terminal_size().columns))
     console.print(table)
     for line in [*describe_origins(records), *describe_columns(records), *notes]:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
+
+
+def in_short_tables(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
+    """The records without those of single classes."""
+    return [record for record in records if not record.metric.startswith(BY_CLASS)]
 
 
 def describe_origins(records: Sequence[ProbeRecord]) -> list[str]:
@@ -190,15 +202,19 @@ def describe_origins(records: Sequence[ProbeRecord]) -> list[str]:
 def describe_columns(records: Sequence[ProbeRecord]) -> list[str]:
     """What "baseline" and "random" stand for."""
     metrics_by_name: dict[str, list[str]] = {}
-    for metric, name in dict.fromkeys((record.metric, record.baseline_name) for record in records):
+    for metric, name in dict.fromkeys((each.metric, each.baseline_name) for each in in_short_tables(records)):
         metrics_by_name.setdefault(name, []).append(metric)
     metrics_by_name.pop("constant", None)
     named = "; ".join(f"{', '.join(metrics)}: {name}" for name, metrics in metrics_by_name.items())
     lines = [f"baseline: the best constant answer{f', or as named ({named})' if named else ''}"]
-    all_metrics = dict.fromkeys(record.metric for record in records)
+    all_metrics = dict.fromkeys(
+        f"{BY_CLASS}CLASS" if record.metric.startswith(BY_CLASS) else record.metric for record in records
+    )
     lower = [metric for metric in all_metrics if lower_is_better(metric)]
     if lower:
         lines.append(f"lower is better: {', '.join(lower)}")
+    if any(record.interval_low is not None for record in records):
+        lines.append("95 % intervals over resampled objects are in results.json and report.html")
     if any(record.part.startswith("agg@") for record in records):
         lines.append("agg@M: the aggregate of M views; all@M: the features of the views that it ends with")
     if any(record.random_encoder is not None for record in records):

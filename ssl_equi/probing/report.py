@@ -168,7 +168,8 @@ def result_table(records: Sequence[ProbeRecord], missing: Sequence[str]) -> str:
         rows.append(
             f"<tr><td>{escaped(record.part)}</td>"
             f'<td title="{escaped(note)}"><code>{escaped(record.metric)}</code></td>'
-            f'<td class="number"><strong>{escaped(format_value(record.metric, record.value))}</strong></td>'
+            f'<td class="number"><strong>{escaped(format_value(record.metric, record.value))}</strong>'
+            f"{shown_interval(record.metric, record.interval_low, record.interval_high)}</td>"
             f'<td class="number" title="{escaped(record.baseline_name)}">'
             f"{escaped(format_value(record.metric, record.baseline))}</td>"
             f'<td class="number">{escaped(format_value(record.metric, record.random_encoder))}</td></tr>'
@@ -183,6 +184,14 @@ def result_table(records: Sequence[ProbeRecord], missing: Sequence[str]) -> str:
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         f'<ul class="notes">{listed}</ul></section>'
     )
+
+
+def shown_interval(metric: str, low: float | None, high: float | None) -> str:
+    """An interval as HTML, under the value; nothing where there is none."""
+    if low is None or high is None:
+        return ""
+    shown = f"[{format_value(metric, low)}, {format_value(metric, high)}]"
+    return f'<small class="below" title="95 % interval over resampled objects">{escaped(shown)}</small>'
 
 
 def _rotation_and_classes(arrays: Mapping[str, np.ndarray]) -> str:

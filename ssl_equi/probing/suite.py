@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.probing.bootstrap import bootstrap_interval, mean_statistic
 from ssl_equi.probing.encode import FeatureCache, state_sha256
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
@@ -177,6 +178,11 @@ def make_records(
 ) -> list[ProbeRecord]:
     """Records in the order of the printed table: task by task, part by part; a task may be absent from a part."""
     tasks = dict.fromkeys(task for results_of_part in results.values() for task in results_of_part)
+
+    def interval(result: TaskResult, metric: str) -> dict[str, float]:
+        found = object_interval(result, metric, protocol.bootstrap_resamples)
+        return {} if found is None else {"interval_low": found[0], "interval_high": found[1]}
+
     return [
         ProbeRecord(
             task=task,
@@ -192,6 +198,7 @@ def make_records(
             protocol=protocol.name,
             seed=seed,
             object_standard_error=object_standard_error(results_of_part[task], metric),
+            **interval(results_of_part[task], metric),
         )
         for task in tasks
         for part, results_of_part in results.items()
@@ -207,6 +214,15 @@ def object_standard_error(result: TaskResult, metric: str) -> float | None:
     if scores is None or len(scores) < 2:
         return None
     return float(scores.std(ddof=1) / np.sqrt(len(scores)))
+
+
+def object_interval(result: TaskResult, metric: str, resamples: int) -> tuple[float, float] | None:
+    """Bootstrap interval of a metric over the evaluated objects; None where the result doesn't say how it follows."""
+    statistic = (result.statistics or {}).get(metric)
+    scores = (result.object_scores or {}).get(metric)
+    if statistic is None and scores is not None:
+        statistic = mean_statistic(scores)
+    return None if statistic is None else bootstrap_interval(statistic, resamples)
 
 
 def _random_value(random_results: PartResults | None, part: str, task: str, metric: str) -> float | None:

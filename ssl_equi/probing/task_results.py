@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ssl_equi.probing.baselines import Baseline
+from ssl_equi.probing.bootstrap import ObjectStatistic
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.protocol import ProbeProtocol
 
@@ -25,6 +26,7 @@ class TaskResult:
         per_class_recall: classification tasks only, `[C]`, NaN for a class without test objects.
         object_scores: of metrics that are means over samples, the mean of each evaluated object `[n_objects]`, NaN for
             an object without samples; objects are the independent units of a standard error.
+        statistics: of metrics that are no such means, how they follow from the evaluated objects, for an interval.
         singular_values: collapse task only, of the matrix of features, largest first.
         retrieval_ranks: retrieval only, rank of the view that each query means, from 1.
         notes: sentences on metrics that are missing.
@@ -40,6 +42,7 @@ class TaskResult:
     constant_angle_errors_deg: np.ndarray | None = None
     per_class_recall: np.ndarray | None = None
     object_scores: dict[str, np.ndarray] | None = None
+    statistics: dict[str, ObjectStatistic] | None = None
     singular_values: np.ndarray | None = None
     details: dict[str, float] | None = None
     retrieval_ranks: np.ndarray | None = None

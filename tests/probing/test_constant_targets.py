@@ -131,7 +131,7 @@ def test_what_is_left_out_is_said_in_table_results_and_report(
     results = probed(encoder, {"all": slice(0, 6)}, fake_dataset, fake_test_dataset, protocol=protocol)
     assert all(abs(record.value) < 200 for record in results.records)
     page = publish_results(tmp_path, results, fake_test_dataset, title="turntable", command="c").read_text()
-    expected = "relative_rotation, part all: 2 of 4 target components do not vary over the 90 evaluated samples"
+    expected = "relative_rotation, part all: 2 of 4 target components do not vary over the 270 evaluated samples"
     stored = json.loads((tmp_path / "results.json").read_text())["run"]["notes"]
     assert any(note.startswith(expected) for note in stored)
     assert expected in " ".join(capsys.readouterr().out.split()) and expected in page

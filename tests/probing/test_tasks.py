@@ -163,7 +163,7 @@ def test_the_suite_runs_from_images_to_records(fake_dataset, fake_test_dataset):
     )
     assert {record.part for record in results.records} == {"all", "equi"}
     assert results.test_features.features.shape == (9, 6, 9)
-    assert results.angle_errors_deg["equi"].shape == results.constant_angle_errors_deg.shape == (90,)
+    assert results.angle_errors_deg["equi"].shape == results.constant_angle_errors_deg.shape == (270,)
     # The same network with the same heads twice: the two columns must be equal to the bit.
     assert all(record.value == record.random_encoder for record in results.records)
     np.testing.assert_array_equal(results.angle_errors_deg["all"], results.random_angle_errors_deg["all"])
