@@ -24,10 +24,10 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from ssl_equi.cli import EncoderArguments, explain_errors, parse_command_line
+from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.sources import DatasetName
 from ssl_equi.evaluation_command import open_encoder_and_data
-from ssl_equi.options import ActsWhen, ImageSide, Seed
+from ssl_equi.options import ActsWhen, EncoderArguments, ImageSide, Seed
 from ssl_equi.probing.evaluation_suite import Suite
 from ssl_equi.probing.feature_store import FeatureStore
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 
 from ssl_equi.checkpoint import require_writable
-from ssl_equi.cli import EncoderArguments
 from ssl_equi.data.procedural import ProceduralConfig
 from ssl_equi.data.sources import DatasetName, DataSource, open_data, stored_image_size
 from ssl_equi.data.turned_views import turned_source
 from ssl_equi.errors import UserError
-from ssl_equi.options import ActsWhen, Count, ImageSide, Range
+from ssl_equi.options import ActsWhen, Count, EncoderArguments, ImageSide, Range
 from ssl_equi.probing.encoder_sources import EncoderSource, open_encoder
 from ssl_equi.probing.evaluation_folder import refuse_results_of_a_run, write_evaluation
 from ssl_equi.probing.evaluation_report import write_report_or_warn

@@ -217,7 +217,7 @@ def _check_encoder_config(config: dict[str, Any], file: Path) -> None:
     if not isinstance(data, dict):
         refuse("pretrained_cfg", data)
     if data or "ssl_equi" in config:
-        size, mean, std = (data.get(name) for name in ("input_size", "mean", "std"))
+        size, mean, std = (data.get(name, ()) for name in ("input_size", "mean", "std"))
         if not (_are_three(size, _is_count) and size[1] == size[2] <= LARGEST_SIZE):
             refuse("input_size", size)
         if not _are_three(mean, _is_number):

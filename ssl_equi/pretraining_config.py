@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 import torch
 from torch import nn
 
-from ssl_equi.cli import EncoderArguments
 from ssl_equi.data.sources import DatasetName, Reading
 from ssl_equi.optimizers import OptimizerName, make_optimizer, parameter_groups
-from ssl_equi.options import ActsWhen, Count, CountOrZero, ImageSide, NonNegative, Positive, Range
+from ssl_equi.options import ActsWhen, Count, CountOrZero, EncoderArguments, ImageSide, NonNegative, Positive, Range
 from ssl_equi.probing.protocol import ProtocolName
 from ssl_equi.run_config import RunConfig, RunError
 from ssl_equi.schedules import set_learning_rate, warmup_cosine

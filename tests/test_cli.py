@@ -14,9 +14,10 @@ from typing import Literal
 
 import pytest
 
-from ssl_equi.cli import EncoderArguments, explain_errors, parse_command_line, run_recipe
+from ssl_equi.cli import explain_errors, parse_command_line, run_recipe
 from ssl_equi.data.order import BatchOrder
 from ssl_equi.errors import UserError
+from ssl_equi.options import EncoderArguments
 
 ROOT = Path(__file__).parent.parent
 
