@@ -24,7 +24,8 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from ssl_equi.cli import EncoderArguments, explain_errors, parse_command_line
+from ssl_equi.argument_pairs import EncoderArguments
+from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.sources import DatasetName
 from ssl_equi.evaluation_command import open_encoder_and_data
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName

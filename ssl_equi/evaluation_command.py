@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from ssl_equi.cli import EncoderArguments
+from ssl_equi.argument_pairs import EncoderArguments
 from ssl_equi.data.procedural import ProceduralConfig
 from ssl_equi.data.sources import DatasetName, DataSource, open_data, stored_image_size
 from ssl_equi.data.turned_views import turned_source

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ssl_equi.cli import EncoderArguments
+from ssl_equi.argument_pairs import EncoderArguments
 from ssl_equi.data.sources import DatasetName, Reading
 from ssl_equi.optimizers import OptimizerName, make_optimizer, parameter_groups
 from ssl_equi.probing.protocol import ProtocolName

@@ -13,7 +13,8 @@ from typing import Literal
 
 import pytest
 
-from ssl_equi.cli import EncoderArguments, explain_errors, parse_command_line, run_recipe
+from ssl_equi.argument_pairs import EncoderArguments
+from ssl_equi.cli import explain_errors, parse_command_line, run_recipe
 from ssl_equi.data.order import BatchOrder
 from ssl_equi.errors import UserError
 

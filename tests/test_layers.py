@@ -15,6 +15,7 @@ LAYER = {
     "files": 0,
     "text": 0,
     "machine": 0,
+    "argument_pairs": 0,
     "npy": 0,
     "benchmarks": 0,
     "scenes": 1,

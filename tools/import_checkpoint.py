@@ -59,8 +59,9 @@ import torch
 import tyro
 from torch import Tensor
 
+from ssl_equi.argument_pairs import EncoderArguments
 from ssl_equi.checkpoint import CheckpointError
-from ssl_equi.cli import EncoderArguments, explain_errors, parse_command_line
+from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.export import save_encoder
 from ssl_equi.importing.encoder_import import EncoderOptions, fitting_layouts, import_encoder
 from ssl_equi.importing.layouts import EncoderLayout, TrainingData
