@@ -33,6 +33,7 @@ from ssl_equi.data.procedural import (
 )
 from ssl_equi.data.verify import verify_split
 from ssl_equi.data.writer import ObjectRecord
+from ssl_equi.options import Threads
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class BuildConfig:
     """Any of train, val, test, ood_rotation, ood_family."""
     layout: Literal["shards", "files"] = "shards"
     """Shards are what the recipes read; files is 3DIEBench's folder layout."""
-    workers: int | None = None
+    workers: Threads | None = None
     """Processes that render; one for each core when not given."""
     device: str = "cpu"
     """cpu, or cuda to render on a GPU."""

@@ -35,14 +35,20 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import normalise_images
 from ssl_equi.data.sources import DatasetName, open_data
 from ssl_equi.errors import UserError
+from ssl_equi.options import ActsWhen, Count, ImageSide, Range, Seed
 from ssl_equi.probing.encoder_sources import open_encoder
 from ssl_equi.probing.image_symmetries import DEFAULT_ANGLES_DEG, SymmetryName, image_symmetries
-from ssl_equi.probing.records import append_records, print_records
+from ssl_equi.probing.records import append_records, print_records, refuse_other_content
 from ssl_equi.probing.symmetry_errors import measure_symmetry
 from ssl_equi.probing.symmetry_figures import Measurement, print_layers, symmetry_records, write_page
 
 NOISE_CELLS = 8  # a side of random images has so many independent values
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+Pixels = Annotated[int, Range(minimum=-16_384, maximum=16_384)]
+Degrees = Annotated[float, Range(minimum=-360, maximum=360)]
+_SHIFTS = ActsWhen(lambda options: "circular_shifts" in options.symmetries, "add --symmetries circular_shifts")
 
 
 @dataclass(frozen=True)
@@ -59,21 +65,23 @@ class Config:
     """Folder with the data set; the user's cache folder for those that render themselves when not given."""
     split: str = "test"
     """Split that the images are of."""
-    image_size: int | None = None
+    image_size: ImageSide | None = None
     """Side of the images in pixels; when not given that which the encoder was trained on, or 64."""
-    num_images: int = 128
+    num_images: Count = 128
     """So many images, spread over the split, one an object."""
-    shifts: tuple[int, ...] = ()
+    shifts: Annotated[tuple[Pixels, ...], _SHIFTS] = ()
     """Distances of circular shifts in pixels, to the right, down and both; 15 of them when not given."""
-    all_shifts: bool = False
+    all_shifts: Annotated[bool, _SHIFTS] = False
     """Every circular shift, one for each pixel; slow."""
-    angles: tuple[float, ...] = DEFAULT_ANGLES_DEG
+    angles: Annotated[
+        tuple[Degrees, ...], ActsWhen(lambda options: "rotations" in options.symmetries, "add --symmetries rotations")
+    ] = DEFAULT_ANGLES_DEG
     """Rotations in degrees, counter-clockwise."""
     layers: bool = True
     """Measure layers, too; takes about twice as long."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images in one forward pass."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws the views, or the random images."""
     out: Path | None = None
     """Folder of results.json and equivariance.html."""
@@ -81,6 +89,8 @@ class Config:
 
 def main(config: Config) -> None:
     source = open_encoder(config.encoder, image_size=config.image_size)
+    out = config.out or source.out_folder
+    refuse_other_content(out / "results.json")
     encoder, random_encoder = source.module.to(DEVICE), source.untrained()
     pixels, labels, mean_rgb, std_rgb = open_images(config, source.image_size)
     images = normalise_images(torch.from_numpy(pixels), source.mean_rgb or mean_rgb, source.std_rgb or std_rgb)
@@ -98,7 +108,6 @@ def main(config: Config) -> None:
     together = [record for found in records for record in found]
     for note in source.notes:
         print(note)
-    out = config.out or source.out_folder
     append_records(out / "results.json", together)
     write_page(
         out / "equivariance.html",

@@ -29,12 +29,13 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
 from ssl_equi.export import load_encoder, normalization_of, read_encoder_config
+from ssl_equi.options import Count, Width
 from ssl_equi.predictor_export import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
 from ssl_equi.pretraining_sequences import SEQUENCE_MODEL_FOLDER
 from ssl_equi.probing.encode import FeatureCache, encode_split
 from ssl_equi.probing.predictor_consistency import consistency_records, predictor_consistency
 from ssl_equi.probing.predictor_retrieval import retrieve_with_predictor
-from ssl_equi.probing.records import ProbeRecord, append_records, print_records
+from ssl_equi.probing.records import ProbeRecord, append_records, print_records, refuse_other_content
 from ssl_equi.probing.retrieval import Similarity
 from ssl_equi.probing.retrieval_results import retrieval_records
 from ssl_equi.probing.sequence_retrieval import retrieve_with_sequences
@@ -59,7 +60,7 @@ class Config:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run whose objective has a predictor, on rendered views."""
-    contexts: tuple[int, ...] | None = None
+    contexts: tuple[Width, ...] | None = None
     """Sequence models only: numbers of observed views, each less than the views of an object; 1 and 3 when not
     given."""
     dataset: DatasetName = "3diebench-p"
@@ -69,9 +70,9 @@ class Config:
     """Folder with the data set; the user's cache folder for those that render themselves when not given."""
     split: str = "test"
     """Split whose views are looked for."""
-    contexts_per_object: int | None = None
+    contexts_per_object: Count | None = None
     """Sequence models only: contexts of each object; when not given one for each view, which is its last."""
-    sources: int | None = None
+    sources: Count | None = None
     """Two-view predictors only: so many views of each object, the first ones, are asked from; 1 when not given, as in
     SIE."""
     similarity: Similarity = "cosine"
@@ -83,12 +84,13 @@ class Config:
 
 
 def main(config: Config) -> None:
+    out = config.out or config.run
+    refuse_other_content(out / "results.json")
     if (config.run / SEQUENCE_MODEL_FOLDER).is_dir():
         records, notes = records_of_sequence_model(config)
     else:
         records, notes = records_of_predictor(config)
     print_records(records, (*NOTES, *notes))
-    out = config.out or config.run
     append_records(out / "results.json", records)
     print(f"added to {out / 'results.json'}")
 

@@ -31,10 +31,11 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
+from ssl_equi.options import Count, Range, Seed, Width
 from ssl_equi.pretraining_sequences import SEQUENCE_MODEL_FOLDER
 from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
-from ssl_equi.probing.records import append_records
+from ssl_equi.probing.records import append_records, refuse_other_content
 from ssl_equi.probing.sequence_figures import print_summary, write_page
 from ssl_equi.probing.sequence_tasks import QUESTIONS, Question, SequenceProtocol, probe_sequences
 from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
@@ -62,19 +63,19 @@ class Config:
     """Split that is judged; heads are trained on train."""
     questions: tuple[Question, ...] = QUESTIONS
     """What is asked."""
-    lengths: tuple[int, ...] = SequenceProtocol.lengths
+    lengths: tuple[Width, ...] = SequenceProtocol.lengths
     """Numbers M of views, for classification and path integration."""
-    leakage_lengths: tuple[int, ...] = SequenceProtocol.leakage_lengths
+    leakage_lengths: tuple[Width, ...] = SequenceProtocol.leakage_lengths
     """Numbers M of views for the leakage, which needs sequences of 2M."""
-    sequences_per_object: int | None = None
+    sequences_per_object: Count | None = None
     """When not given 4 of a rendered object, 1 of an image."""
-    views_per_sequence: int | None = None
+    views_per_sequence: Annotated[int, Range(minimum=2, maximum=10_000)] | None = None
     """When not given 20 of a rendered object (or all, if there are less), or as many as the other options need."""
     protocol: ProtocolName = "embedded"
     """How the heads are trained."""
     saliency_files: tuple[Path, Path] | None = None
     """Maps of the train split and of the judged one, for a model whose gaze followed a file."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the heads."""
     out: Path | None = None
     """Folder of results.json and sequences.html; the run's when not given."""
@@ -99,6 +100,8 @@ class OneProcess:
 
 
 def main(config: Config) -> None:
+    out = config.out or config.run
+    refuse_other_content(out / "results.json")
     model = load_sequence_model(config.run / SEQUENCE_MODEL_FOLDER)
     model.objective.to(DEVICE)
     protocol = protocol_of(config, model)
@@ -122,7 +125,6 @@ def main(config: Config) -> None:
     )
     notes = (*data.notes, *results.notes)
     print_summary(results.records, notes)
-    out = config.out or config.run
     append_records(out / "results.json", results.records)
     write_page(
         out / "sequences.html",

@@ -8,6 +8,7 @@ SimCLR learns as usual; besides, an MLP on the encoder's features of both views 
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 
@@ -16,21 +17,26 @@ from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.augself import AugSelf, AugSelfConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.options import ActsWhen
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
-from ssl_equi.training_views import PairAction, TrainingViews, action_size
+from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
 
 
 @dataclass(frozen=True)
 class Config(PretrainingConfig):
     """Options of AugSelf."""
 
+    views: ViewOptions = field(default_factory=ViewOptions)
+    """Where the views of an object come from, and how the change between them is told."""
     objective: AugSelfConfig = field(default_factory=AugSelfConfig)
     """Weight and head of the regression."""
     simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
     """Options of the base."""
-    actions: PairAction = "rotation"
+    actions: Annotated[
+        PairAction, ActsWhen(lambda options: options.objective.weight > 0, "give an objective.weight above 0")
+    ] = "rotation"
     """What the objective is told of the change: rotation or rotation_color; for objects that also move (3diebench-pt,
     3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for augmented views."""
 
@@ -69,10 +75,11 @@ def main(config: Config) -> None:
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)

@@ -15,10 +15,10 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
-from ssl_equi.training_views import TrainingViews, ViewOptions
+from ssl_equi.training_views import PairOptions, TrainingViews
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def imagenet() -> Config:
     """ImageNet as the baseline of E-SSL (the paper's settings, but for batch 4,096 and 100 epochs)."""
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
-        views=ViewOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=100, optimizer="lars",
+        views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=100, optimizer="lars",
         learning_rate=3.2, final_learning_rate=0.0032, warmup_steps=3120, weight_decay=1e-6, decay_bias_and_norm=False,
         bias_and_norm_rate_factor=0.024, mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
         objective=BarlowTwinsConfig(separate_batch_norm=True),
@@ -60,10 +60,11 @@ def main(config: Config) -> None:
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)

@@ -17,11 +17,12 @@ from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.capsules import Votes, VotesInit
 from ssl_equi.objectives.capsie import CapsIE, CapsIEConfig
+from ssl_equi.options import NonNegative, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.pretraining_capsules import finish_capsules
+from ssl_equi.pretraining_capsules import check_capsules_ending, finish_capsules
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
-from ssl_equi.training_views import PairAction, TrainingViews, action_size
+from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,20 @@ class Config(PretrainingConfig):
     encoder: str = "strided_cnn_pooled"
     """Any name of timm.list_models() whose features are pooled from its feature map without further weights; the paper
     has resnet18."""
+    views: ViewOptions = field(default_factory=ViewOptions)
+    """Where the views of an object come from, and how the change between them is told."""
     objective: CapsIEConfig = field(default_factory=CapsIEConfig)
     """Weights and temperatures of the loss."""
     actions: PairAction = "rotation"
     """What the predictor is told: rotation (paper) or rotation_color; pose_base or pose_object where objects also
     move; augmentation for augmented views."""
-    num_capsules: int = 16
+    num_capsules: Width = 16
     """Capsules of each of the two layers; 16 in the paper."""
-    pose_side: int = 4
+    pose_side: Width = 4
     """Poses are square matrices of this side; 4 in the paper."""
     votes: Votes = "free"
     """free: any linear map of a pose, as in the paper. matrix: multiplication from the left."""
-    routing_std: float = 0.3
+    routing_std: NonNegative = 0.3
     """Standard deviation of the routing's weights at the start; at 0, as in the paper, activations are all equal, and
     on the embedded set still were after 200 steps."""
     votes_init: VotesInit = "scale_preserving"
@@ -92,10 +95,11 @@ def main(config: Config) -> None:
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_capsules_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)

@@ -12,7 +12,7 @@ algorithm (the released code gives all chunks of a step the same pair).
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
@@ -23,27 +23,36 @@ from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from ssl_equi.objectives.care import CARE, CAREConfig, mean_pair_weight
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.options import ActsWhen, Momentum
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
-from ssl_equi.training_views import SharedViews, TrainingViews, ViewOptions
+from ssl_equi.training_views import SharedPairOptions, SharedViews, TrainingViews
 
 
 @dataclass(frozen=True)
 class Config(PretrainingConfig):
     """Options of CARE."""
 
+    views: SharedPairOptions = field(default_factory=SharedPairOptions)
+    """Where the views of an object come from, and how the shared ones are augmented."""
     objective: CAREConfig = field(default_factory=CAREConfig)
     """Weight and chunks of the Gram term."""
     base: Literal["simclr", "moco", "barlow_twins"] = "simclr"
     """The objective that the Gram term is added to; its options follow under its name."""
-    simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
+    simclr: Annotated[SimCLRConfig, ActsWhen(lambda options: options.base == "simclr", "choose --base simclr")] = field(
+        default_factory=SimCLRConfig
+    )
     """Options of the base simclr."""
-    moco: MoCoConfig = field(default_factory=MoCoConfig)
+    moco: Annotated[MoCoConfig, ActsWhen(lambda options: options.base == "moco", "choose --base moco")] = field(
+        default_factory=MoCoConfig
+    )
     """Options of the base moco."""
-    target_momentum: float = 0.99
+    target_momentum: Annotated[Momentum, ActsWhen(lambda options: options.base == "moco", "choose --base moco")] = 0.99
     """Momentum of the base moco's target encoder. Paper: .99."""
-    barlow_twins: BarlowTwinsConfig = field(default_factory=BarlowTwinsConfig)
+    barlow_twins: Annotated[
+        BarlowTwinsConfig, ActsWhen(lambda options: options.base == "barlow_twins", "choose --base barlow_twins")
+    ] = field(default_factory=BarlowTwinsConfig)
     """Options of the base barlow_twins."""
 
 
@@ -60,7 +69,7 @@ def two_pass() -> Config:
     """The embedded set, augmented views only: two encoder passes a step, as many as the base alone."""
     config = embedded()
     return replace(
-        config, views=ViewOptions(source="augmented", preset="care_cifar"),
+        config, views=SharedPairOptions(source="augmented", preset="care_cifar"),
         objective=replace(config.objective, reuse_views=True),
     )  # fmt: skip
 
@@ -70,7 +79,7 @@ def cifar10() -> Config:
     return Config(
         dataset="cifar10", image_size=32, encoder="resnet50_small_images",
         encoder_arguments={"zero_init_last": False, "stem_init": "pytorch"},
-        views=ViewOptions(source="augmented", preset="care_cifar"), batch_size=256, epochs=400,
+        views=SharedPairOptions(source="augmented", preset="care_cifar"), batch_size=256, epochs=400,
         final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, log_every=50, save_every=975, loader_threads=8,
         objective=CAREConfig(weight=mean_pair_weight(0.01, 16), chunk_size=16),
         simclr=SimCLRConfig(temperature=0.5, projector=(512, 128)),
@@ -103,9 +112,9 @@ def imagenet100() -> Config:
     return Config(
         dataset="folder", image_size=224, evaluation_split="val", encoder="resnet50",
         encoder_arguments={"zero_init_last": False},
-        views=ViewOptions(source="augmented", preset="care_imagenet100"), batch_size=512, epochs=200, optimizer="sgd",
-        learning_rate=0.8, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4, mixed_precision="bf16",
-        log_every=50, save_every=1000, loader_threads=16,
+        views=SharedPairOptions(source="augmented", preset="care_imagenet100"), batch_size=512, epochs=200,
+        optimizer="sgd", learning_rate=0.8, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4,
+        mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
         objective=CAREConfig(weight=mean_pair_weight(0.005, 8), chunk_size=8),
         simclr=SimCLRConfig(temperature=0.2, projector=(2048, 128)),
     )  # fmt: skip
@@ -161,10 +170,11 @@ def main(config: Config) -> None:
     make_views = TrainingViews(config, data, run, shared_by=chunk_size if two_passes else 1)
     make_shared_views = SharedViews(config, data, run, shared_by=chunk_size)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)

@@ -14,23 +14,26 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.options import Momentum
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
 from ssl_equi.schedules import rising_momentum
-from ssl_equi.training_views import PairAction, TrainingViews, action_size
+from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
 
 
 @dataclass(frozen=True)
 class Config(PretrainingConfig):
     """Options of Conditional BYOL."""
 
+    views: ViewOptions = field(default_factory=ViewOptions)
+    """Where the views of an object come from, and how the change between them is told."""
     objective: ConditionalBYOLConfig = field(default_factory=ConditionalBYOLConfig)
     """Sizes of the heads."""
     actions: PairAction = "rotation"
     """What the objective is told of the change: rotation or rotation_color; for objects that also move (3diebench-pt,
     3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for augmented views."""
-    target_momentum: float = 0.996
+    target_momentum: Momentum = 0.996
     """Of the target network at the first step; it rises to 1 by a cosine. Paper: .996."""
 
 
@@ -73,10 +76,11 @@ def main(config: Config) -> None:
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)

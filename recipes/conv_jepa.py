@@ -17,8 +17,9 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.conv_jepa import ConvJEPA, ConvJEPAConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.options import Momentum, Positive, Share, Width
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
+from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of
 from ssl_equi.run import Run
 from ssl_equi.schedules import rising_momentum
 from ssl_equi.training_saccades import (
@@ -32,19 +33,19 @@ from ssl_equi.training_saccades import (
 
 
 @dataclass(frozen=True)
-class Config(PretrainingConfig):
-    """Options of Conv-JEPA; those under `views` are of no use here. "Paper" is Ghaemi et al. (seq-JEPA)."""
+class Config(PretrainingOptions):
+    """Options of Conv-JEPA. "Paper" is Ghaemi et al. (seq-JEPA)."""
 
     objective: ConvJEPAConfig = field(default_factory=ConvJEPAConfig)
     """Sizes of the heads."""
-    observed_views: int = 4
+    observed_views: Width = 4
     """M, glimpses from each of which one more is predicted. Paper: 4."""
     saccades: SaccadeOptions = field(default_factory=SaccadeOptions)
     """Where the gaze goes, and what it sees there."""
-    mean_rgb: tuple[float, float, float] | None = None
-    std_rgb: tuple[float, float, float] | None = None
+    mean_rgb: tuple[Share, Share, Share] | None = None
+    std_rgb: tuple[Positive, Positive, Positive] | None = None
     """Mean and standard deviation that images in [0, 1] are normalised with; those of the data when not given."""
-    target_momentum: float = 0.996
+    target_momentum: Momentum = 0.996
     """Of the target network at the first step; it rises to 1 by a cosine. Paper: .996."""
 
 
@@ -83,10 +84,11 @@ def main(config: Config) -> None:
     data = data.normalised_with(config.mean_rgb, config.std_rgb)
     make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run, make_views.stored_views) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)

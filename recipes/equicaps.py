@@ -13,6 +13,7 @@ features; the run also leaves `capsule_network/`, whose activations and poses `e
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 
@@ -21,8 +22,9 @@ from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.capsules import Votes, VotesInit
 from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
+from ssl_equi.options import ActsWhen, NonNegative, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.pretraining_capsules import finish_capsules
+from ssl_equi.pretraining_capsules import check_capsules_ending, finish_capsules
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairAction, TrainingViews, ViewsError
@@ -37,17 +39,24 @@ class Config(PretrainingConfig):
     encoder: str = "strided_cnn_pooled"
     """Any name of timm.list_models() whose features are pooled from its feature map without further weights; the paper
     has resnet18."""
-    objective: EquiCapsConfig = field(default_factory=EquiCapsConfig)
+    objective: Annotated[
+        EquiCapsConfig,
+        ActsWhen(
+            lambda options: options.actions != "rotation",
+            "choose --actions pose_base or pose_object",
+            only=("pose_norm",),
+        ),
+    ] = field(default_factory=EquiCapsConfig)
     """Weights of the loss."""
     actions: PairAction = "rotation"
     """What poses are multiplied with: rotation (3 x 3); pose_base or pose_object (4 x 4) where objects also move, in
     the world's or in the object's own frame. Paper: all three, in separate runs."""
-    num_capsules: int = 32
+    num_capsules: Width = 32
     """Capsules of each of the two layers; 32 in the paper."""
     votes: Votes = "free"
     """free: any linear map of a pose, as in the paper. matrix: multiplication from the left, which multiplication from
     the right passes through unchanged."""
-    routing_std: float = 0.3
+    routing_std: NonNegative = 0.3
     """Standard deviation of the routing's weights at the start; at 0, as in the paper, activations are all equal, and
     on the embedded set still were after 200 steps."""
     votes_init: VotesInit = "scale_preserving"
@@ -113,10 +122,11 @@ def main(config: Config) -> None:
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_capsules_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)

@@ -12,7 +12,7 @@ learns what stays, the head keeps the encoder sensitive to what changes.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
@@ -25,10 +25,11 @@ from ssl_equi.objectives.essl import ESSL, ESSLConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.options import ActsWhen
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
-from ssl_equi.training_views import SmallViewOptions, TrainingViews, TransformedSmallViews, ViewOptions
+from ssl_equi.training_views import PairOptions, SmallViewOptions, TrainingViews, TransformedSmallViews
 from ssl_equi.views.groups import GROUPS
 
 
@@ -38,17 +39,29 @@ class Config(PretrainingConfig):
 
     objective: ESSLConfig = field(default_factory=ESSLConfig)
     """Weight and head of the prediction."""
-    small_view: SmallViewOptions = field(default_factory=SmallViewOptions)
+    small_view: Annotated[
+        SmallViewOptions,
+        ActsWhen(lambda options: options.objective.weight > 0, "give an objective.weight above 0"),
+        ActsWhen(lambda options: not options.objective.relative, "leave out --objective.relative", only=("elements",)),
+    ] = field(default_factory=SmallViewOptions)
     """The separate view and its transformations."""
     base: Literal["simclr", "simsiam", "barlow_twins", "vicreg"] = "simclr"
     """The objective that the prediction is added to; its options follow under its name."""
-    simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
+    simclr: Annotated[SimCLRConfig, ActsWhen(lambda options: options.base == "simclr", "choose --base simclr")] = field(
+        default_factory=SimCLRConfig
+    )
     """Options of the base simclr."""
-    simsiam: SimSiamConfig = field(default_factory=SimSiamConfig)
+    simsiam: Annotated[SimSiamConfig, ActsWhen(lambda options: options.base == "simsiam", "choose --base simsiam")] = (
+        field(default_factory=SimSiamConfig)
+    )
     """Options of the base simsiam."""
-    barlow_twins: BarlowTwinsConfig = field(default_factory=BarlowTwinsConfig)
+    barlow_twins: Annotated[
+        BarlowTwinsConfig, ActsWhen(lambda options: options.base == "barlow_twins", "choose --base barlow_twins")
+    ] = field(default_factory=BarlowTwinsConfig)
     """Options of the base barlow_twins."""
-    vicreg: VICRegConfig = field(default_factory=VICRegConfig)
+    vicreg: Annotated[VICRegConfig, ActsWhen(lambda options: options.base == "vicreg", "choose --base vicreg")] = field(
+        default_factory=VICRegConfig
+    )
     """Options of the base vicreg."""
 
 
@@ -70,7 +83,7 @@ def cifar10() -> Config:
     return Config(
         dataset="cifar10", image_size=32, encoder="resnet18_small_images",
         encoder_arguments={"zero_init_last": False},
-        views=ViewOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
+        views=PairOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
         learning_rate=0.12, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
         loader_threads=8, objective=ESSLConfig(weight=0.4, separate_statistics=False),
         small_view=SmallViewOptions(size=16), simclr=SimCLRConfig(
@@ -89,7 +102,7 @@ def imagenet() -> Config:
     """ImageNet as in the paper with the SimCLR base, but for bf16 in place of fp16: lambda .4, views of 96 pixels."""
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
-        views=ViewOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=100, optimizer="lars",
+        views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=100, optimizer="lars",
         learning_rate=4.8, final_learning_rate=0.0048, warmup_steps=3120, weight_decay=1e-6, decay_bias_and_norm=False,
         mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
         small_view=SmallViewOptions(size=96, preset="imagenet"),
@@ -131,10 +144,11 @@ def main(config: Config) -> None:
     relative = config.objective.relative
     make_small_views = TransformedSmallViews(config, config.small_view, data, run, relative=relative)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)

@@ -16,10 +16,11 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.options import Momentum
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
-from ssl_equi.training_views import TrainingViews, ViewOptions
+from ssl_equi.training_views import PairOptions, TrainingViews
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Config(PretrainingConfig):
 
     objective: MoCoConfig = field(default_factory=MoCoConfig)
     """Temperature, queue and sizes."""
-    target_momentum: float = 0.999
+    target_momentum: Momentum = 0.999
     """Of the network that makes the keys, at every step. Paper: .999."""
 
 
@@ -42,7 +43,7 @@ def imagenet() -> Config:
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
         encoder_arguments={"zero_init_last": False},
-        views=ViewOptions(source="augmented", preset="mocov2"), batch_size=256, epochs=200, optimizer="sgd",
+        views=PairOptions(source="augmented", preset="mocov2"), batch_size=256, epochs=200, optimizer="sgd",
         learning_rate=0.03, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4, mixed_precision="bf16",
         log_every=50, save_every=5000, loader_threads=16,
     )  # fmt: skip
@@ -51,7 +52,7 @@ def imagenet() -> Config:
 def imagenet100() -> Config:
     """A folder of 100 ImageNet classes as the baseline of CARE (Gupta et al., ICLR 2024): batch 512, rate .8."""
     return replace(
-        imagenet(), dataset="folder", views=ViewOptions(source="augmented", preset="care_imagenet100"), batch_size=512,
+        imagenet(), dataset="folder", views=PairOptions(source="augmented", preset="care_imagenet100"), batch_size=512,
         learning_rate=0.8, target_momentum=0.99, save_every=1000,
     )  # fmt: skip
 
@@ -81,10 +82,11 @@ def main(config: Config) -> None:
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)

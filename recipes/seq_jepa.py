@@ -13,6 +13,7 @@ from aggregates of 1 to 8 views of objects that were never seen; `evaluation/seq
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 
@@ -20,9 +21,10 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
+from ssl_equi.options import ActsWhen, Momentum, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.pretraining_sequences import finish_sequences
+from ssl_equi.pretraining_sequences import check_sequences_ending, finish_sequences
 from ssl_equi.run import Run
 from ssl_equi.schedules import rising_momentum
 from ssl_equi.training_sequences import SequenceViews, describe_sequences
@@ -33,14 +35,18 @@ from ssl_equi.training_views import PairAction, ViewOptions, action_size
 class Config(PretrainingConfig):
     """Options of seq-JEPA. "Paper" is Ghaemi et al.; where its released code differs, the paper is followed."""
 
+    views: ViewOptions = field(default_factory=ViewOptions)
+    """Where the views of an object come from, and how the change between them is told."""
     objective: SeqJEPAConfig = field(default_factory=SeqJEPAConfig)
     """Sizes and ablations."""
-    observed_views: int = 3
+    observed_views: Width = 3
     """M; one more view is predicted. Paper: 1 to 5; 3 for its best rotation."""
     actions: PairAction = "rotation"
     """What aggregator and predictor are told: rotation or rotation_color; for objects that also move (3diebench-pt,
     3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for augmented views."""
-    target_momentum: float = 0.996
+    target_momentum: Annotated[
+        Momentum, ActsWhen(lambda options: options.objective.momentum_target, "add --objective.momentum-target")
+    ] = 0.996
     """Of the target encoder at the first step; it rises to 1 by a cosine. Paper: .996."""
 
 
@@ -116,10 +122,12 @@ def main(config: Config) -> None:
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = SequenceViews(config, data, run, length=config.observed_views + 1, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    sequences = describe_sequences(config, config.observed_views, config.actions)
+    check_sequences_ending(run, config, objective, data, sequences)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run, make_views.stored_views) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
@@ -131,7 +139,7 @@ def main(config: Config) -> None:
             objective.update_target(rising_momentum(step, base=config.target_momentum, total_steps=total_steps))
             probes.update(output, batch)
             run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish_sequences(run, config, objective, data, describe_sequences(config, config.observed_views, config.actions))
+    finish_sequences(run, config, objective, data, sequences)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ see datasets/images.md.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 
@@ -22,9 +23,10 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
+from ssl_equi.options import ActsWhen, Momentum, Positive, Share, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.pretraining_sequences import finish_sequences
+from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of
+from ssl_equi.pretraining_sequences import check_sequences_ending, finish_sequences
 from ssl_equi.run import Run
 from ssl_equi.schedules import rising_momentum
 from ssl_equi.training_saccades import (
@@ -39,19 +41,21 @@ from ssl_equi.training_saccades import (
 
 
 @dataclass(frozen=True)
-class Config(PretrainingConfig):
-    """Options of seq-JEPA on glimpses; those under `views` are of no use here."""
+class Config(PretrainingOptions):
+    """Options of seq-JEPA on glimpses."""
 
     objective: SeqJEPAConfig = field(default_factory=SeqJEPAConfig)
     """Sizes and ablations."""
-    observed_views: int = 4
+    observed_views: Width = 4
     """M, glimpses that are observed; one more is predicted. Paper: 1 to 5; 4 in its tables."""
     saccades: SaccadeOptions = field(default_factory=SaccadeOptions)
     """Where the gaze goes, and what it sees there."""
-    mean_rgb: tuple[float, float, float] | None = None
-    std_rgb: tuple[float, float, float] | None = None
+    mean_rgb: tuple[Share, Share, Share] | None = None
+    std_rgb: tuple[Positive, Positive, Positive] | None = None
     """Mean and standard deviation that images in [0, 1] are normalised with; those of the data when not given."""
-    target_momentum: float = 0.996
+    target_momentum: Annotated[
+        Momentum, ActsWhen(lambda options: options.objective.momentum_target, "add --objective.momentum-target")
+    ] = 0.996
     """Of the target encoder at the first step; it rises to 1 by a cosine. Paper: .996."""
 
 
@@ -92,10 +96,12 @@ def main(config: Config) -> None:
     data = data.normalised_with(config.mean_rgb, config.std_rgb)
     make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    sequences = describe_saccades(config.saccades, config.observed_views)
+    check_sequences_ending(run, config, objective, data, sequences)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run, make_views.stored_views) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
@@ -107,7 +113,7 @@ def main(config: Config) -> None:
             objective.update_target(rising_momentum(step, base=config.target_momentum, total_steps=total_steps))
             probes.update(output, batch)
             run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish_sequences(run, config, objective, data, describe_saccades(config.saccades, config.observed_views))
+    finish_sequences(run, config, objective, data, sequences)
 
 
 if __name__ == "__main__":

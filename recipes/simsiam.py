@@ -17,10 +17,10 @@ from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
 from ssl_equi.optimizers import make_optimizer, parameter_groups
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
-from ssl_equi.training_views import TrainingViews, ViewOptions
+from ssl_equi.training_views import PairOptions, TrainingViews
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def cifar10() -> Config:
     return Config(
         dataset="cifar10", image_size=32, encoder="resnet18_small_images",
         encoder_arguments={"zero_init_last": False},
-        views=ViewOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
+        views=PairOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
         learning_rate=0.06, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
         loader_threads=8, objective=SimSiamConfig(
             projector=(2048, 2048), last_batch_norm="not_affine", predictor_hidden_width=512, separate_batch_norm=True
@@ -55,7 +55,7 @@ def imagenet() -> Config:
     """ImageNet with the paper's settings, but for bf16: batch 512, SGD, 100 epochs."""
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
-        views=ViewOptions(source="augmented", preset="mocov2"), batch_size=512, epochs=100, optimizer="sgd",
+        views=PairOptions(source="augmented", preset="mocov2"), batch_size=512, epochs=100, optimizer="sgd",
         learning_rate=0.1, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4, mixed_precision="bf16",
         log_every=50, save_every=2500, loader_threads=16, objective=SimSiamConfig(separate_batch_norm=True),
     )  # fmt: skip
@@ -74,10 +74,12 @@ def simsiam_optimizer(objective: SimSiam, config: Config) -> torch.optim.Optimiz
     """The usual optimiser, with a group of its own for the predictor if its rate is to stay constant."""
     if not config.constant_predictor_rate:
         return optimizer_of(objective, config)
-    learner = torch.nn.ModuleList([objective.encoder, objective.projector])
-    groups = parameter_groups(learner, config.weight_decay, config.decay_bias_and_norm)
-    predictor = parameter_groups(objective.predictor, config.weight_decay, config.decay_bias_and_norm)
-    groups += [{**group, "constant_rate": config.learning_rate} for group in predictor]
+    options = config.weight_decay, config.decay_bias_and_norm, config.bias_and_norm_rate_factor
+    groups = parameter_groups(torch.nn.ModuleList([objective.encoder, objective.projector]), *options)
+    groups += [
+        {**group, "constant_rate": config.learning_rate * group["rate_factor"]}
+        for group in parameter_groups(objective.predictor, *options)
+    ]
     return make_optimizer(config.optimizer, groups, config.learning_rate, config.sgd_momentum)
 
 
@@ -87,10 +89,11 @@ def main(config: Config) -> None:
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run)
     model = run.prepare(objective, lambda module: simsiam_optimizer(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)

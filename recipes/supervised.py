@@ -9,6 +9,7 @@ above, as random features are from below.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 
@@ -16,19 +17,25 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.supervised import Supervised, SupervisedConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.options import ActsWhen
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
-from ssl_equi.training_views import PairAction, TrainingViews, action_size
+from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
 
 
 @dataclass(frozen=True)
 class Config(PretrainingConfig):
     """Options of the supervised ceiling."""
 
+    views: ViewOptions = field(default_factory=ViewOptions)
+    """Where the views of an object come from, and how the change between them is told."""
     objective: SupervisedConfig = field(default_factory=SupervisedConfig)
     """Weights and head; the number of classes is that of the data."""
-    actions: PairAction = "rotation"
+    actions: Annotated[
+        PairAction,
+        ActsWhen(lambda options: options.objective.action_weight > 0, "give an objective.action_weight above 0"),
+    ] = "rotation"
     """What the objective is told of the change: rotation or rotation_color; for objects that also move (3diebench-pt,
     3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for augmented views."""
 
@@ -66,10 +73,11 @@ def main(config: Config) -> None:
     objective = build(config, len(data.train.class_names))
     make_views = TrainingViews(config, data, run, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)

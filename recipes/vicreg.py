@@ -16,10 +16,10 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
-from ssl_equi.training_views import TrainingViews, ViewOptions
+from ssl_equi.training_views import PairOptions, TrainingViews
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def embedded() -> Config:
 
 def augmented() -> Config:
     """The embedded set as ordinary images: two augmentations of one rendering, whose pose nobody knows."""
-    return replace(embedded(), views=ViewOptions(source="augmented", preset="simclr_cifar"))
+    return replace(embedded(), views=PairOptions(source="augmented", preset="simclr_cifar"))
 
 
 def paper() -> Config:
@@ -53,7 +53,7 @@ def imagenet() -> Config:
     """ImageNet as in the VICReg paper, but for bf16: batch 2,048, LARS, 1,000 epochs, weights 25, 25 and 1."""
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
-        views=ViewOptions(source="augmented", preset="byol_imagenet"), batch_size=2048, epochs=1000, optimizer="lars",
+        views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=2048, epochs=1000, optimizer="lars",
         learning_rate=1.6, final_learning_rate=0.002, warmup_steps=6250, weight_decay=1e-6, decay_bias_and_norm=False,
         mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
         objective=VICRegConfig(
@@ -78,10 +78,11 @@ def main(config: Config) -> None:
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    start = run.resume()
     with open_loader(config, data, run) as loader:
+        start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)

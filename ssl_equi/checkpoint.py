@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,9 @@ def describe_os_error(error: OSError, path: Path) -> str:
     """One sentence for a write that failed, with the cure."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"the disk is full while writing {path}: free some space and run the same command with --resume; "
-            "what was saved before is intact"
+            f"the disk is full while writing {path}: free some space and start again; what was saved before is intact"
         )
-    return f"{path} can't be written ({error.strerror or error}): check the folder and run again with --resume"
+    return f"{path} can't be written ({error.strerror or error}): check the folder and start again"
 
 
 def has_checksums(folder: Path) -> bool:
@@ -196,6 +196,16 @@ def write_text_atomically(path: Path, text: str) -> None:
         replace_file(path, text.encode())
     except OSError as error:
         raise CheckpointError(describe_os_error(error, path)) from error
+
+
+def require_writable(folder: Path) -> None:
+    """Raises CheckpointError unless files can be written into a folder, or it can be made; nothing is left behind."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"{folder} can't be written ({error.strerror}): give another --out") from error
 
 
 def _detach_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

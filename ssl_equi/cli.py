@@ -1,14 +1,18 @@
 """From a dataclass to a command line, and from an error to one sentence."""
 
+import dataclasses
+import difflib
+import io
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
 from ssl_equi.errors import UserError
+from ssl_equi.options import check_options, option_flags
 
 Config = TypeVar("Config")
 
@@ -16,24 +20,88 @@ Config = TypeVar("Config")
 def parse_command_line(
     config_type: type[Config], description: str, default: Config | None = None, arguments: list[str] | None = None
 ) -> Config:
-    """The options of a dataclass from the command line; an unknown one ends the process with status 2 and a hint."""
-    if default is None:
-        return tyro.cli(config_type, args=arguments, description=description.strip())
-    return tyro.cli(config_type, args=arguments, description=description.strip(), default=default)
+    """The options of a dataclass from the command line.
+
+    An unknown option ends the process with status 2 and a hint; one that is out of range, or that was changed and has
+    no effect, with its sentence and status 1.
+
+    Args:
+        default: the options where none are given; those of the dataclass when None.
+    """
+    tolerate_any_output()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if default is None:
+            config = tyro.cli(config_type, args=arguments, description=description.strip())
+        else:
+            config = tyro.cli(config_type, args=arguments, description=description.strip(), default=default)
+    except SystemExit as stop:
+        if stop.code == 2:
+            for hint in hints(arguments, option_flags(default or config_type)):
+                print(hint, file=sys.stderr)
+        raise
+    explain_errors(lambda: check_options(config, default or with_defaults(config)))
+    return config
 
 
 def run_recipe(main: Callable[[Config], None], configs: Mapping[str, Callable[[], Config]], description: str) -> None:
     """Runs `main` with the configuration that the command line names and changes.
 
     `recipe.py --seed 1` changes the first of `configs`, `recipe.py NAME --seed 1` the one of that name. An error that
-    the user can mend ends the process with its sentence and status 1.
+    the user can mend ends the process with its sentence and status 1; a NAME that doesn't exist with status 2.
     """
     arguments = sys.argv[1:]
-    name = arguments.pop(0) if arguments and arguments[0] in configs else next(iter(configs))
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else next(iter(configs))
+    if name not in configs:
+        close = difflib.get_close_matches(name, configs, n=1)
+        hint = f"did you mean {close[0]} (of {', '.join(configs)})" if close else f"choose from {', '.join(configs)}"
+        sys.stderr.write(f"error: there is no configuration {name!r}: {hint}\n")
+        raise SystemExit(2)
     default = configs[name]()
     names = f"Configurations, given as the first word: {', '.join(configs)}. These are the defaults of {name}."
     config = parse_command_line(type(default), f"{description.strip()}\n\n{names}", default, arguments)
     explain_errors(lambda: main(config))
+
+
+def hints(arguments: Iterable[str], known: Iterable[str]) -> list[str]:
+    """For each unknown option a line with the options that it may stand for: --lr, --wd, --learning_rates, ..."""
+    flags = list(known)
+    lines = []
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if not flag.startswith("--") or flag in flags or flag.replace("--no-", "--", 1) in flags:
+            continue
+        last_words = {known_flag: known_flag.removeprefix("--").split(".")[-1] for known_flag in flags}
+        word = flag.removeprefix("--")
+        meant = [known_flag for known_flag, last in last_words.items() if word in (initials(last), last)]
+        meant = meant or [known_flag for known_flag, last in last_words.items() if word in last.split("-")]
+        meant = meant or difflib.get_close_matches(flag, flags, n=3, cutoff=0.75)
+        if meant:
+            lines.append(f"{argument.partition('=')[0]} is no option: did you mean {' or '.join(meant[:4])}?")
+    return lines
+
+
+def initials(option: str) -> str:
+    """lr of learning-rate, say."""
+    return "".join(word[0] for word in option.split("-") if word)
+
+
+def with_defaults(config: Config) -> Config:
+    """The configuration with everything reset that has a default."""
+    defaults: dict[str, Any] = {}
+    for entry in dataclasses.fields(config):  # type: ignore[arg-type]
+        if entry.default is not dataclasses.MISSING:
+            defaults[entry.name] = entry.default
+        elif entry.default_factory is not dataclasses.MISSING:
+            defaults[entry.name] = entry.default_factory()
+    return dataclasses.replace(config, **defaults)  # type: ignore[type-var]
+
+
+def tolerate_any_output() -> None:
+    """Characters that a terminal or a log file can't hold are replaced, instead of ending the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def explain_errors(action: Callable[[], None]) -> None:

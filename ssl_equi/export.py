@@ -27,7 +27,7 @@ from ssl_equi.checkpoint import (
     write_checkpoint_files,
 )
 from ssl_equi.errors import UserError
-from ssl_equi.files import read_json_object
+from ssl_equi.files import parse_json_object, read_json_object
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 WEIGHTS_HASH = "weights_sha256"
@@ -66,25 +66,63 @@ class EncoderCard:
     interpolation: str = "bicubic"
 
 
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What a folder is to hold: a module's weights, and what describes it.
+
+    Attributes:
+        module: whose weights are written.
+        config: `config.json` but for the checksum of the weights.
+        build: makes the described module with random weights; None if only its user can.
+    """
+
+    module: nn.Module
+    config: dict[str, Any]
+    build: Callable[[], nn.Module] | None
+
+    def write(self, folder: Path) -> None:
+        """Writes the folder as a whole.
+
+        Raises:
+            CheckpointError: the folder can't be written, or the module holds what safetensors can't.
+        """
+        write_checkpoint_files(folder, self._files())
+
+    def check(self) -> None:
+        """Does what writing the folder and opening it again will do, but for the disk.
+
+        Raises:
+            UserError: the export could not be written or opened.
+        """
+        files = self._files()
+        parse_json_object(files[CONFIG_FILE], CONFIG_FILE, CheckpointError, "choose other options")
+        if self.build is not None:
+            state = _state_without_memory(self.build)
+            if state is None:
+                with torch.random.fork_rng(devices=[]):
+                    state = self.build().state_dict()
+            refuse_other_tensors(state, safetensors.torch.load(files[WEIGHTS_FILE]), Path(WEIGHTS_FILE))
+
+    def _files(self) -> dict[str, bytes]:
+        weights = safetensors.torch.save(module_tensors(self.module), metadata={"format": "pt"})
+        described = self.config | {WEIGHTS_HASH: hashlib.sha256(weights).hexdigest()}
+        return {WEIGHTS_FILE: weights, CONFIG_FILE: json.dumps(described, indent=1).encode()}
+
+
+def encoder_export(encoder: nn.Module, card: EncoderCard) -> Export:
+    """The bare encoder, in the layout that timm reads."""
+    config = describe_encoder(encoder, card)
+    known = card.architecture is not None
+    return Export(encoder, config, (lambda: build_encoder(config, Path("the export"))) if known else None)
+
+
 def save_encoder(encoder: nn.Module, folder: Path, card: EncoderCard) -> None:
     """Writes the bare encoder: `model.safetensors` and `config.json`, in the layout that timm reads.
 
     Raises:
-        CheckpointError: the folder can't be written.
+        CheckpointError: the folder can't be written, or the encoder holds what safetensors can't.
     """
-    write_export(folder, encoder, describe_encoder(encoder, card))
-
-
-def write_export(folder: Path, module: nn.Module, config: dict[str, Any]) -> None:
-    """Writes a module's weights, and beside them what describes it.
-
-    Raises:
-        CheckpointError: the folder can't be written, or the module holds what safetensors can't.
-    """
-    weights = safetensors.torch.save(module_tensors(module), metadata={"format": "pt"})
-    described = config | {WEIGHTS_HASH: hashlib.sha256(weights).hexdigest()}
-    files = {WEIGHTS_FILE: weights, CONFIG_FILE: json.dumps(described, indent=1).encode()}
-    write_checkpoint_files(folder, files)
+    encoder_export(encoder, card).write(folder)
 
 
 def describe_encoder(encoder: nn.Module, card: EncoderCard) -> dict[str, Any]:
@@ -139,12 +177,27 @@ def read_encoder_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, is not JSON, or describes no encoder.
     """
+    _refuse_other_folders(folder)
     file = Path(folder) / CONFIG_FILE
-    if not file.is_file():
-        raise CheckpointError(f"{folder} holds no exported encoder ({CONFIG_FILE} is missing): give a run's encoder/")
     config = read_json_object(file, CheckpointError, "export the encoder again")
     _check_encoder_config(config, file)
     return config
+
+
+def _refuse_other_folders(folder: Path) -> None:
+    """Raises CheckpointError for what is no exported encoder's folder; of a run's folder it names the one within."""
+    folder = Path(folder)
+    inner = folder / "encoder"
+    if (inner / CONFIG_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file():
+        raise CheckpointError(f"{folder} is the folder of a run: give {inner}")
+    if (folder / "checkpoints").is_dir():
+        raise CheckpointError(
+            f"{folder} is the folder of a run that has exported no encoder yet, which comes at the end: let it go on, "
+            "with --resume if it was stopped"
+        )
+    if not (folder / CONFIG_FILE).is_file():
+        why = f"{CONFIG_FILE} is missing" if folder.is_dir() else "there is no such folder"
+        raise CheckpointError(f"{folder} holds no exported encoder ({why}): give a run's encoder/")
 
 
 def _check_encoder_config(config: dict[str, Any], file: Path) -> None:

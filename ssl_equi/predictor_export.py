@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.data.actions import ACTION_SIZES
-from ssl_equi.export import CONFIG_FILE, built_and_filled, check_sizes, write_export
+from ssl_equi.export import CONFIG_FILE, Export, built_and_filled, check_sizes
 from ssl_equi.files import read_json_object
 from ssl_equi.objectives.heads import projector
 from ssl_equi.objectives.latent_predictor import EmbeddingPredictor, FeatureSource, PoseProduct, ProjectedPredictor
@@ -145,13 +145,8 @@ def _check_card(card: PredictorCard, action_dim: int) -> None:
         raise ValueError(f"action_sign is {card.action_sign} for actions '{card.actions}': give 1, or -1 for rotations")
 
 
-def save_predictor(module: EmbeddingPredictor, folder: Path, card: PredictorCard) -> None:
-    """Writes the folder as a whole.
-
-    Raises:
-        CheckpointError: the folder can't be written.
-        ValueError: the card doesn't belong to the predictor, or nobody knows how to describe it.
-    """
+def predictor_export(module: EmbeddingPredictor, card: PredictorCard) -> Export:
+    """A predictor and its description. Raises ValueError as `save_predictor` does."""
     _check_card(card, module.action_dim)
     config = {
         "name": card.name,
@@ -163,7 +158,17 @@ def save_predictor(module: EmbeddingPredictor, folder: Path, card: PredictorCard
         "embedding_dim": module.embedding_dim,
         "action_dim": module.action_dim,
     } | _describe(module)
-    write_export(folder, module, config)
+    return Export(module, config, lambda: _build(config))
+
+
+def save_predictor(module: EmbeddingPredictor, folder: Path, card: PredictorCard) -> None:
+    """Writes the folder as a whole.
+
+    Raises:
+        CheckpointError: the folder can't be written.
+        ValueError: the card doesn't belong to the predictor, or nobody knows how to describe it.
+    """
+    predictor_export(module, card).write(folder)
 
 
 def load_predictor(folder: str | Path) -> TrainedPredictor:

@@ -1,18 +1,18 @@
 """Options of every pretraining recipe: data, encoder, views, budget, optimiser."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
-from ssl_equi.argument_pairs import EncoderArguments
 from ssl_equi.data.sources import DatasetName, Reading
 from ssl_equi.optimizers import OptimizerName, make_optimizer, parameter_groups
+from ssl_equi.options import ActsWhen, Count, CountOrZero, EncoderArguments, ImageSide, NonNegative, Positive, Range
 from ssl_equi.probing.protocol import ProtocolName
 from ssl_equi.run_config import RunConfig, RunError
 from ssl_equi.schedules import set_learning_rate, warmup_cosine
-from ssl_equi.training_views import ViewOptions
+from ssl_equi.training_views import PairOptions
 
 EXCLUSIVE_OPTIONS = (
     ("--render-views", "--cache-decoded", "rendering reads no stored views that could be kept"),
@@ -30,7 +30,7 @@ EXCLUSIVE_OPTIONS = (
 
 
 @dataclass(frozen=True)
-class PretrainingConfig(RunConfig):
+class PretrainingOptions(RunConfig):
     """Options of every pretraining recipe; the defaults are those of the embedded set.
 
     What a paper used stands in the recipe's named configurations.
@@ -41,9 +41,11 @@ class PretrainingConfig(RunConfig):
     reading: Reading = "indexed"
     """indexed: every step draws from the whole split; of an address, the splits are first fetched to the user's cache
     folder. streamed: training reads the shards from front to back, where they lie; only what is judged is fetched."""
-    shuffle_buffer: int = 1000
+    shuffle_buffer: Annotated[
+        Count, ActsWhen(lambda options: options.reading == "streamed", "add --reading streamed")
+    ] = 1000
     """Objects among which a streamed run mixes its batches."""
-    image_size: int = 64
+    image_size: ImageSide = 64
     """Side of the images that the encoder sees, in pixels; stored views of another size (256 in 3DIEBench) are
     resized when they are read."""
     evaluation_split: str = "test"
@@ -61,30 +63,34 @@ class PretrainingConfig(RunConfig):
     """Decode all training views once, into the user's cache folder (the size is stated), and copy them ever after."""
     decode_on: Literal["cpu", "cuda"] = "cpu"
     """Where the JPEGs of shards are decoded; cuda (nvJPEG) gives slightly other pixels."""
-    views: ViewOptions = field(default_factory=ViewOptions)
-    """Where the two views of an object come from."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Objects in a step over all processes, two views each."""
-    epochs: int = 160
+    epochs: Count = 160
     """Passes over the objects; each shows one pair of views of each object."""
     optimizer: OptimizerName = "adam"
     """adam, adamw, sgd or lars."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """After the warm-up. Not scaled with the batch: give the rate that is meant."""
-    final_learning_rate: float = 1e-5
+    final_learning_rate: NonNegative = 1e-5
     """End of the cosine; the same as the learning rate for a constant one."""
-    warmup_steps: int = 100
+    warmup_steps: CountOrZero = 100
     """Steps of linear warm-up."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """Of the weights; how it acts depends on the optimiser."""
-    decay_bias_and_norm: bool = True
+    decay_bias_and_norm: Annotated[
+        bool, ActsWhen(lambda options: options.weight_decay > 0, "give a weight_decay above 0")
+    ] = True
     """Decay biases and normalisation layers too; with lars, off also leaves them out of its scaling."""
-    bias_and_norm_rate_factor: float = 1.0
+    bias_and_norm_rate_factor: NonNegative = 1.0
     """Learning rate of biases and normalisation layers, as a multiple of the others'."""
-    sgd_momentum: float = 0.9
+    sgd_momentum: Annotated[
+        Annotated[float, Range(minimum=0, below=1)],
+        ActsWhen(lambda options: options.optimizer in ("sgd", "lars"), "choose the optimizer sgd or lars"),
+    ] = 0.9
     """Momentum of sgd and lars."""
     probe_protocol: ProtocolName = "embedded"
-    """How the final heads are trained; sie and equicaps are those papers' protocols."""
+    """How the final heads are trained, and which tasks are asked beside one of each kind; all but embedded and ssl_equi
+    are papers' protocols."""
     compare_with_random: bool = True
     """Also probe an untrained encoder; off saves a third of the final probing."""
 
@@ -112,13 +118,21 @@ class PretrainingConfig(RunConfig):
             raise RunError("--decode-on cuda needs an NVIDIA GPU and PyTorch sees none: leave it out")
 
 
-def optimizer_of(module: nn.Module, config: PretrainingConfig) -> torch.optim.Optimizer:
+@dataclass(frozen=True)
+class PretrainingConfig(PretrainingOptions):
+    """Options of the recipes that learn from whole views of an object, in pairs or sequences."""
+
+    views: PairOptions = field(default_factory=PairOptions)
+    """Where the views of an object come from."""
+
+
+def optimizer_of(module: nn.Module, config: PretrainingOptions) -> torch.optim.Optimizer:
     """The optimiser that the options ask for, over the parameters of `module` that take a gradient."""
     groups = parameter_groups(module, config.weight_decay, config.decay_bias_and_norm, config.bias_and_norm_rate_factor)
     return make_optimizer(config.optimizer, groups, config.learning_rate, config.sgd_momentum)
 
 
-def follow_schedule(optimizer: torch.optim.Optimizer, config: PretrainingConfig, step: int, total_steps: int) -> float:
+def follow_schedule(optimizer: torch.optim.Optimizer, config: PretrainingOptions, step: int, total_steps: int) -> float:
     """Sets the learning rate of a step: linear warm-up, then a cosine; returns it."""
     learning_rate = warmup_cosine(
         step,

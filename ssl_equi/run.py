@@ -10,19 +10,21 @@ knows Accelerate. Three decisions make a resumed run identical to one that was n
 """
 
 import json
+import os
+import platform
 import shutil
-import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from ssl_equi import launcher
 from ssl_equi.checkpoint import (
     CheckpointError,
     describe_os_error,
@@ -34,26 +36,33 @@ from ssl_equi.checkpoint import (
     write_text_atomically,
 )
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.encoders.compiling import compile_encoder
+from ssl_equi.encoders.compiling import compile_encoder, try_compiler
 from ssl_equi.errors import UserError
 from ssl_equi.finite_watch import FiniteWatch
 from ssl_equi.metrics_log import MetricsLog
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
 from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.options import used_options
 from ssl_equi.progress import TrainingProgress
-from ssl_equi.run_config import (
-    RunConfig,
-    RunError,
-    check_options,
-    default_threads,
-    flattened,
-    jsonable,
-    refuse_other_options,
-)
+from ssl_equi.run_config import RunConfig, RunError, check_run, default_threads, flattened, refuse_other_options
+from ssl_equi.run_folder import RunFolder, choose_folder
 from ssl_equi.speed import SpeedWindow
+from ssl_equi.stopping import StopRequests
+from ssl_equi.tracking import Tracking
 from ssl_equi.versions import software_versions
 
+Result = TypeVar("Result")
+
 KEPT_CHECKPOINTS = 2
+
+
+@contextmanager
+def _going_on_with_resume() -> Iterator[None]:
+    """Adds to the cure of a failed write how a run goes on; what else writes has no --resume."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}, and --resume goes on from there") from error
 
 
 class Stateful(Protocol):
@@ -82,31 +91,28 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, name: str) -> None:
-        self.config, self.name = config, name
-        check_options(config)
+        check_run(config)
+        launcher.refuse_unsupported_settings()
+        precision = launcher.launched_precision(config.mixed_precision)
+        self.config, self.name = replace(config, mixed_precision=precision), name
         cuda = torch.cuda.is_available()
         # Without cpu=True, several processes on a machine without GPU would each believe to be alone.
         processes = PartialState(cpu=not cuda)
+        launcher.refuse_lonely_tasks(processes.num_processes)
         self.device = processes.device
-        if self.device.type == "cpu":
+        if config.threads is not None or self.device.type == "cpu":
             torch.set_num_threads(config.threads or default_threads())
         self.rank, self.world_size = processes.process_index, processes.num_processes
         self.is_main = processes.is_main_process
-        self.folder = self._on_main_then_everywhere(self._choose_folder)
-        self.metrics_log = MetricsLog(self.folder / "metrics.jsonl")
-        if self.is_main:
-            self._prepare_folder()
-        processes.wait_for_everyone()
+        # Chosen again when the run starts: others may have started by then.
+        self._set_folder(self._on_main_then_everywhere(self._choose_folder))
         self.accelerator = Accelerator(
-            cpu=not cuda, mixed_precision=config.mixed_precision, log_with=config.tracker, project_dir=self.folder
+            cpu=not cuda, mixed_precision=precision, log_with=config.tracker, project_dir=self.folder
         )
-        if config.tracker is not None:
-            # TensorBoard takes nothing but numbers and text.
-            options = {name: str(value) for name, value in flattened(jsonable(config)).items()}
-            self.accelerator.init_trackers(name, config=options)
+        self.tracking = Tracking(self.accelerator, config.tracker)
+        self._claim: RunFolder | None = None  # of the first process
         self.states: dict[str, Any] = {}
         self.step_done = self.last_step = 0
-        self._stop_requested: str | None = None
         self._finite_watch = FiniteWatch()
         self._speed_window = SpeedWindow()
         self._records_skipped_here = 0  # by this process, since all processes last added theirs up
@@ -129,6 +135,7 @@ class Run:
             self.objective = convert_sync_batchnorm(self.objective)
         encoder = getattr(objective, "encoder", None)
         if self.config.compile and isinstance(encoder, nn.Module):
+            try_compiler(self.device)
             compile_encoder(encoder)
         self.bare_optimizer = optimizer_of(self.objective)
         wrapped, self.optimizer = self.accelerator.prepare(self.objective, self.bare_optimizer)
@@ -139,11 +146,28 @@ class Run:
         self.states[name] = state
 
     def resume(self) -> int:
-        """Restores the newest checkpoint if `--resume` is given and there is one; returns the step to go on with.
+        """Starts the run: takes its folder, and returns the step to go on with.
+
+        Restores the newest checkpoint if `--resume` is given and there is one. Whatever else can refuse a run comes
+        before: this is the first to write, and a run that it refuses leaves nothing behind.
 
         Raises:
-            RunError, CheckpointError: the checkpoint is damaged or of another architecture.
+            RunError, CheckpointError: the folder is another run's, the checkpoint is damaged or of another
+                architecture, or the tracker doesn't start.
         """
+        self._set_folder(self._on_main_then_everywhere(self._claim_folder))
+        try:
+            self._on_main_then_everywhere(self._refuse_other_options)
+            self._on_main_then_everywhere(self._start_tracking)
+            self._restore_newest()
+            self._on_main_then_everywhere(self._describe_run)
+        except BaseException:
+            if self._claim is not None:
+                self._claim.withdraw()
+            raise
+        return self.step_done
+
+    def _restore_newest(self) -> None:
         checkpoints = list_checkpoints(self.folder / "checkpoints") if self.config.resume else []
         if checkpoints:
             newest = checkpoints[-1]
@@ -153,10 +177,6 @@ class Run:
                     f"{newest} is of an earlier version, without checksums: damage of its files can't be ruled out"
                 )
             self.say(f"resuming {self.folder} after step {self.step_done}")
-        if self.is_main:
-            self.metrics_log.cut_after(self.step_done)
-        self.accelerator.wait_for_everyone()
-        return self.step_done
 
     def _restore(self, checkpoint: Path) -> None:
         """Puts everything that `save` wrote back; raises CheckpointError if anything of it is missing or spoilt."""
@@ -192,19 +212,16 @@ class Run:
         finite, saves a checkpoint when one is due, and leaves with exit status 0 after SIGTERM, SIGUSR1 or Ctrl-C.
         """
         self.last_step = total_steps if self.config.steps is None else min(self.config.steps, total_steps)
-        if self.last_step < 1:
-            raise RunError(f"the run has {self.last_step} steps: ask for at least one epoch of at least one batch")
-        previous_handlers = self._install_signal_handlers()
         self._speed_window = SpeedWindow()
-        try:
-            with TrainingProgress(self.name, start_step, self.last_step, self.is_main) as self.progress:
-                if start_step < self.last_step:
-                    yield from self._steps(loader, start_step)
-        finally:
-            for number, handler in previous_handlers.items():
-                signal.signal(number, handler)
+        stop = StopRequests(self.world_size)
+        with (
+            stop.listening(),
+            TrainingProgress(self.name, start_step, self.last_step, self.is_main) as self.progress,
+        ):
+            if start_step < self.last_step:
+                yield from self._steps(loader, start_step, stop)
 
-    def _steps(self, loader: BatchLoader, start_step: int) -> Iterator[tuple[int, ViewBatch]]:
+    def _steps(self, loader: BatchLoader, start_step: int, stop: StopRequests) -> Iterator[tuple[int, ViewBatch]]:
         for step, batch in enumerate(loader.batches(start_step), start=start_step):
             self._seed_step(step)
             self._speed_window.add(batch, self.world_size)
@@ -213,7 +230,9 @@ class Run:
             self.step_done = step + 1
             self.progress.advance(self.step_done)
             finished = self.step_done >= self.last_step
-            stopping = self._agree_to_stop()
+            stopping = stop.agreed()
+            if finished or stopping:
+                stop.finish_exchange()
             if finished or stopping or self.step_done % self.config.save_every == 0:
                 self._raise_if_not_finite()
                 self._raise_if_weights_not_finite()
@@ -256,11 +275,11 @@ class Run:
             if probe_metrics:
                 lines.append({"event": "online_probe", "step": step + 1, **probe_metrics})
             lines.append({"event": "speed", "step": step + 1, **asdict(speed)})
-            self.metrics_log.append(lines)
+            with _going_on_with_resume():
+                self.metrics_log.append(lines)
             self.progress.advance(step + 1)  # the step is done, though its housekeeping is still to come
             self.progress.report(losses["loss"], speed)
-        if self.config.tracker is not None:
-            self.accelerator.log({**losses, **numbers, **probe_metrics, **asdict(speed)}, step=step + 1)
+        self.tracking.log({**losses, **numbers, **probe_metrics, **asdict(speed)}, step + 1)
 
     def save(self) -> Path:
         """Writes the checkpoint of the steps done so far, atomically, and deletes all but the newest few."""
@@ -273,16 +292,18 @@ class Run:
             states["run"] = {
                 "step": self.step_done, "world_size": self.world_size, "records_skipped": self.records_skipped,
             }  # fmt: skip
-            write_checkpoint(folder, states)
+            with _going_on_with_resume():
+                write_checkpoint(folder, states)
             for old in list_checkpoints(folder.parent)[:-KEPT_CHECKPOINTS]:
                 shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         return folder
 
     def close(self) -> None:
-        """Ends trackers and the process group; safe to call twice."""
-        if self.config.tracker is not None:
-            self.accelerator.end_training()
+        """Ends the tracker and the process group, and gives the folder free; safe to call twice."""
+        self.tracking.end()
+        if self._claim is not None:
+            self._claim.release()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
@@ -293,45 +314,54 @@ class Run:
 
     # ---------------------------------------------------------------- housekeeping
 
-    def _on_main_then_everywhere(self, choose: Callable[[], Path]) -> Path:
-        """A decision that looks at the disk is made once, by the first process."""
+    def _on_main_then_everywhere(self, action: Callable[[], Result]) -> Result:
+        """What looks at the disk is done once, by the first process; all get its result, or its error."""
         outcome: list[Any] = [None]
         if self.is_main:
             try:
-                outcome = [choose()]
-            except RunError as error:
+                outcome = [action()]
+            except UserError as error:
                 outcome = [error]
         if self.world_size > 1:
             broadcast_object_list(outcome)
-        if isinstance(outcome[0], RunError):
+        if isinstance(outcome[0], UserError):
             raise outcome[0]
         return outcome[0]
 
     def _choose_folder(self) -> Path:
-        if self.config.out is not None:
-            folder = self.config.out
-            if list_checkpoints(folder / "checkpoints") and not self.config.resume:
-                raise RunError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
-            return folder
-        runs = [Path("runs") / self.name]
-        while list_checkpoints(runs[-1] / "checkpoints"):
-            runs.append(Path("runs") / f"{self.name}-{len(runs) + 1}")
-        newest_started = runs[-2] if len(runs) > 1 else runs[-1]
-        return newest_started if self.config.resume else runs[-1]
+        return choose_folder(self.config.out, self.name, self.config.resume)
 
-    def _prepare_folder(self) -> None:
+    def _claim_folder(self) -> Path:
+        folder = self._choose_folder()
+        self._claim = RunFolder(folder)
+        return folder
+
+    def _set_folder(self, folder: Path) -> None:
+        self.folder = folder
+        self.metrics_log = MetricsLog(folder / "metrics.jsonl")
+
+    def _refuse_other_options(self) -> None:
         config_file = self.folder / "config.json"
-        mine = jsonable(self.config)
+        if self.config.resume and list_checkpoints(self.folder / "checkpoints") and config_file.is_file():
+            refuse_other_options(config_file, used_options(self.config), used_options(type(self.config)()))
+
+    def _start_tracking(self) -> None:
+        self.accelerator.project_configuration.logging_dir = str(self.folder)
+        # TensorBoard takes nothing but numbers and text.
+        options = {name: str(value) for name, value in flattened(used_options(self.config)).items()}
+        self.tracking.start(self.name, options)
+
+    def _describe_run(self) -> None:
+        """Writes what the run is, and drops lines of the log that will be written again."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in [*self.folder.glob(".writing-*"), *self.folder.glob("checkpoints/.writing-*")]:
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            if self._claim is not None:
+                self._claim.clear_leftovers()
         except OSError as error:
             raise RunError(describe_os_error(error, self.folder)) from error
-        if self.config.resume and list_checkpoints(self.folder / "checkpoints") and config_file.is_file():
-            refuse_other_options(config_file, mine, jsonable(type(self.config)()))
-        write_text_atomically(config_file, json.dumps(mine, indent=1))
-        write_text_atomically(self.folder / "versions.json", json.dumps(software_versions(), indent=1))
+        self.metrics_log.cut_after(self.step_done)
+        write_text_atomically(self.folder / "config.json", json.dumps(used_options(self.config), indent=1))
+        process = {"process": f"process {os.getpid()} on {platform.node()}"}
+        write_text_atomically(self.folder / "versions.json", json.dumps(software_versions() | process, indent=1))
 
     def _seed_step(self, step: int) -> None:
         # Python's hash of a tuple of integers is stable across processes and well mixed.
@@ -372,26 +402,3 @@ class Run:
             f"{what} is not finite at step {step} of {self.folder}: {good}; "
             "lower the learning rate, or set --clip-norm, and go on with --resume"
         )
-
-    def _install_signal_handlers(self) -> dict[int, Any]:
-        def request_stop(number: int, frame: FrameType | None) -> None:
-            if number == signal.SIGINT and self._stop_requested is not None:
-                raise KeyboardInterrupt
-            self._stop_requested = signal.Signals(number).name
-
-        numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-        return {number: signal.signal(number, request_stop) for number in numbers}
-
-    def _agree_to_stop(self) -> str | None:
-        """The signal's name once any process got one; all processes answer alike at the same step.
-
-        Several processes ask each other only every `log_every` steps: a collective a step would cost time on GPUs.
-        """
-        if self.world_size == 1:
-            return self._stop_requested
-        if self.step_done % self.config.log_every != 0:
-            return None
-        requested = torch.tensor(float(self._stop_requested is not None), device=self.device)
-        if self.accelerator.reduce(requested, reduction="sum").item() == 0:
-            return None
-        return self._stop_requested or "another process was told to stop"

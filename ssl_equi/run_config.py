@@ -1,11 +1,10 @@
 """Options that every run has, and what is checked about them before it starts or goes on."""
 
 import dataclasses
-import json
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -13,7 +12,11 @@ from ssl_equi.data.bad_records import OnBadRecord
 from ssl_equi.errors import UserError
 from ssl_equi.files import read_json_object
 from ssl_equi.machine import usable_cores
-from ssl_equi.text import visible_values
+from ssl_equi.options import ActsWhen, Count, CountOrZero, Positive, Range, Seed, Threads, check_options
+
+Precision = Literal["auto", "no", "bf16"]
+
+_NO_WORKERS = "processes decode instead, so leave out --loader-workers"
 
 # Options that may differ between the first start of a run and its continuation: they don't change what is learnt. A run
 # that ended at a bad record goes on as if it had skipped bad records from the start.
@@ -48,54 +51,47 @@ class RunConfig:
     data_dir: str | Path | None = None
     """Folder with the data set's shards, or their http://, https:// or s3:// address; the user's cache folder when not
     given."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the weights, the order of the data and the probes."""
-    steps: int | None = None
+    steps: Count | None = None
     """Stop after this many steps, with the schedule left as it is (a short try of a long run)."""
     resume: bool = False
     """Continue from the newest checkpoint of the run folder; starts afresh if it has none."""
-    mixed_precision: str = "no"
-    """no or bf16; losses and their statistics stay in fp32."""
-    clip_norm: float | None = None
+    mixed_precision: Precision = "auto"
+    """no or bf16; losses and their statistics stay in fp32. auto: what `accelerate launch --mixed_precision` was given,
+    or else no."""
+    clip_norm: Positive | None = None
     """Largest norm of the gradient, over all parameters; not clipped when not given."""
     compile: bool = False
     """Compile the encoder with torch.compile; of vision transformers each block."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between two lines of metrics.jsonl."""
-    save_every: int = 200
+    save_every: Count = 200
     """Steps between two checkpoints."""
-    threads: int | None = None
+    threads: Threads | None = None
     """CPU threads of torch in each process; the cores shared among the processes when not given."""
-    loader_threads: int = 2
+    loader_threads: Annotated[Threads, ActsWhen(lambda options: options.loader_workers == 0, _NO_WORKERS)] = 2
     """Threads that decode images, in each process."""
-    loader_workers: int = 0
+    loader_workers: Annotated[int, Range(minimum=0, maximum=256)] = 0
     """Processes that decode images, for each process that trains, instead of threads; 0: threads."""
     on_bad_record: OnBadRecord = "raise"
     """raise ends the run at a record that is cut, changed or does not decode; skip puts another one of its batch in its
     place, counts and logs it. Records that are judged, and whole shards, are never skipped."""
-    max_skipped: int = 100
+    max_skipped: Annotated[
+        CountOrZero, ActsWhen(lambda options: options.on_bad_record == "skip", "add --on-bad-record skip")
+    ] = 100
     """The most different bad records that each process skips before it ends the run after all."""
-    tracker: str | None = None
+    tracker: Literal["tensorboard", "wandb", "trackio"] | None = None
     """tensorboard, wandb or trackio, besides metrics.jsonl (needs the extra `trackers`)."""
 
     def check(self) -> None:
         """Raises RunError for further options, of an extension of this class, that contradict each other."""
 
 
-def check_options(config: RunConfig) -> None:
-    """Raises RunError for options that no run can have."""
-    if config.mixed_precision not in ("no", "bf16"):
-        raise RunError(f"--mixed-precision is {config.mixed_precision!r}: it must be no or bf16")
-    for option in ("log_every", "save_every", "threads", "loader_threads", "steps"):
-        if getattr(config, option) is not None and getattr(config, option) < 1:
-            raise RunError(f"--{option.replace('_', '-')} is {getattr(config, option)}: it must be 1 or more")
-    if config.loader_workers < 0:
-        raise RunError(f"--loader-workers is {config.loader_workers}: it must be 0 (threads decode) or more")
-    if config.max_skipped < 0:
-        raise RunError(f"--max-skipped is {config.max_skipped}: it must be 0 or more")
+def check_run(config: RunConfig) -> None:
+    """Raises RunError or OptionError for options that no run can have."""
+    check_options(config)
     if config.tracker is not None:
-        if config.tracker not in ("tensorboard", "wandb", "trackio"):
-            raise RunError(f"--tracker is {config.tracker!r}: it must be tensorboard, wandb or trackio")
         try:
             version(config.tracker)
         except PackageNotFoundError as error:
@@ -131,11 +127,6 @@ def default_threads() -> int:
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return torch.get_num_threads()
     return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def jsonable(config: Any) -> dict[str, Any]:
-    """The configuration as plain JSON values, as it will be read back."""
-    return visible_values(json.loads(json.dumps(dataclasses.asdict(config), default=str)))
 
 
 def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

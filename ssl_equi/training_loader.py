@@ -10,7 +10,7 @@ from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, nvjpeg_decoder
 from ssl_equi.data.rendered_views import RenderedLoader, RenderedViews, config_of_stored
 from ssl_equi.data.sources import DataSource
-from ssl_equi.pretraining_config import PretrainingConfig
+from ssl_equi.pretraining_config import PretrainingOptions
 
 
 class TrainingLoader(Protocol):
@@ -43,7 +43,7 @@ class Process(Protocol):
 
 
 def rendered_loader(
-    config: PretrainingConfig, data: DataSource, process: Process, views_per_object: int
+    config: PretrainingOptions, data: DataSource, process: Process, views_per_object: int
 ) -> RenderedLoader:
     """Renders the objects of the stored training split, on the device of the run; raises DataError as that does."""
     views = RenderedViews(config_of_stored(data.train), "train", process.device, show_progress=process.is_main)
@@ -60,7 +60,7 @@ def rendered_loader(
 
 
 def device_decoded_loader(
-    config: PretrainingConfig, data: DataSource, process: Process, views_per_object: int
+    config: PretrainingOptions, data: DataSource, process: Process, views_per_object: int
 ) -> DeviceDecodedLoader:
     """Decodes the stored views on the CUDA device of the run; raises DataError for data that it can't decode."""
     return DeviceDecodedLoader(

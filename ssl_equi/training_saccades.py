@@ -7,7 +7,7 @@ views, whatever is random is a function of (seed, step) for the whole global bat
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,11 +17,12 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.saliency_maps import SaliencyMaps, computed_saliency
 from ssl_equi.data.sources import DataSource
 from ssl_equi.encoders.create import has_fixed_input_size
+from ssl_equi.options import ActsWhen, CountOrZero, ImageSide
 from ssl_equi.training_sequences import ViewSequence
 from ssl_equi.training_views import (
     AugmentationDraws,
+    DrawsConfig,
     Processes,
-    ViewsConfig,
     ViewsError,
     first_images,
     normalise,
@@ -42,13 +43,17 @@ class SaccadeOptions:
     saliency: Literal["spectral_residual", "centre_surround", "uniform", "file"] = "spectral_residual"
     """What draws the gaze: maps computed from the pixels once, nothing in particular (uniform), or the maps of a file.
     Paper: DeepGaze IIE's maps; its ablation is uniform without inhibition."""
-    saliency_file: Path | None = None
+    saliency_file: Annotated[
+        Path | None, ActsWhen(lambda options: options.saliency == "file", "choose --saccades.saliency file")
+    ] = None
     """Maps of the training images, an array as datasets/images.md says."""
-    glimpse_size: int = 32
+    glimpse_size: ImageSide = 32
     """Side of a glimpse in pixels. Paper: 32 of 96."""
     inhibition: InhibitionShape = "circle"
     """Around earlier fixations: circle (paper), square (released code) or none (ablation)."""
-    inhibition_radius_px: int = 16
+    inhibition_radius_px: Annotated[
+        CountOrZero, ActsWhen(lambda options: options.inhibition != "none", "choose an inhibition other than none")
+    ] = 16
     """Pixels. Paper: 16."""
     augmentation: Literal["none", "crop_flip"] = "none"
     """Of the image before the gaze wanders over it, and of its saliency alike. Paper: none. Images whose sizes differ
@@ -91,7 +96,7 @@ class SaccadeViews:
 
     def __init__(
         self,
-        config: ViewsConfig,
+        config: DrawsConfig,
         data: DataSource,
         processes: Processes,
         options: SaccadeOptions,

@@ -29,6 +29,7 @@ from ssl_equi.training_views import (
     first_images,
     normalise,
     timed,
+    with_action_options,
 )
 from ssl_equi.views.actions import sequence_actions_between
 from ssl_equi.views.presets import view_pipelines
@@ -132,7 +133,7 @@ class SequenceViews:
         views = normalise(torch.stack(augmented, dim=1), self.data)
         if self.actions is None:
             return ViewSequence(views, None)
-        between = sequence_actions_between(parameters, self.options.action_encoding)
+        between = sequence_actions_between(parameters, with_action_options(self.options).action_encoding)
         return ViewSequence(
             views, lambda first, second: between(first, second)[:, self.action_columns].to(images.device)
         )
@@ -161,7 +162,7 @@ def describe_sequences(config: ViewsConfig, observed_views: int, actions: PairAc
         "source": config.views.source, "actions": actions, "observed_views": observed_views,
     }  # fmt: skip
     if config.views.source == "augmented":
-        options = config.views
+        options = with_action_options(config.views)
         description |= {
             "preset": options.preset,
             "action_encoding": options.action_encoding,

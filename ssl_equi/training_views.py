@@ -11,7 +11,7 @@ import functools
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from ssl_equi.data.images import normalise_views
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError
 from ssl_equi.geometry.latents import LATENT_SIZE_WITH_TRANSLATION
+from ssl_equi.options import ActsWhen, ImageSide, Width
 from ssl_equi.views.action_columns import columns_about
 from ssl_equi.views.actions import ActionEncoding, augmentation_action, augmentation_action_size
 from ssl_equi.views.groups import GROUPS
@@ -36,20 +37,38 @@ class ViewsError(UserError):
     """The asked-for views can't be made of these data; the message says what to change."""
 
 
+_AUGMENTED = ActsWhen(lambda options: options.source == "augmented", "add --views.source augmented")
+
+
 @dataclass(frozen=True)
-class ViewOptions:
-    """Where the two views of an object come from."""
+class PairOptions:
+    """Where the two views of an object come from, for objectives that are not told what lies between them."""
 
     source: Literal["rendered", "augmented"] = "rendered"
     """rendered: two stored views of an object (data with known poses). augmented: two augmentations of one image."""
-    preset: str = "simclr_cifar"
+    preset: Annotated[str, _AUGMENTED] = "simclr_cifar"
     """Whose augmentations, if augmented: crop_flip, simclr_cifar, simclr_imagenet, mocov2, byol_imagenet, care_cifar,
     care_imagenet100 or seq_jepa."""
-    action_encoding: ActionEncoding = "standard"
-    """How the change from one augmentation to the other is written as a vector, if an objective asks for it;
-    seq_jepa_legacy, of seq-JEPA's released code, leaks what is to be predicted into what is observed."""
-    action_transforms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ViewOptions(PairOptions):
+    """Where the views of an object come from, and what is told of the way from one to another."""
+
+    action_encoding: Annotated[ActionEncoding, _AUGMENTED] = "standard"
+    """How the change from one augmentation to the other is written as a vector; seq_jepa_legacy, of seq-JEPA's released
+    code, leaks what is to be predicted into what is observed."""
+    action_transforms: Annotated[tuple[str, ...], _AUGMENTED] = ()
     """Which transforms that vector tells of, such as crop, jitter or blur; all of the preset's if none is named."""
+
+
+@dataclass(frozen=True)
+class SharedPairOptions(PairOptions):
+    """As `PairOptions`, for objectives that augment rendered views as well (CARE)."""
+
+    preset: str = "simclr_cifar"
+    """Whose augmentations: crop_flip, simclr_cifar, simclr_imagenet, mocov2, byol_imagenet, care_cifar,
+    care_imagenet100 or seq_jepa."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +80,10 @@ class SmallViewOptions:
     four_fold_blur or half_translations."""
     preset: str = "cifar"
     """Whose augmentations before the transformation: cifar, imagenet or imagenet_wide."""
-    size: int = 32
+    size: ImageSide = 32
     """Side of the small view in pixels; 16 for CIFAR-10 and 96 for ImageNet in the paper."""
-    elements: int | None = None
-    """Transformations of each image; all when not given, as in the paper, else so many drawn ones."""
+    elements: Width | None = None
+    """Transformations of each image; all when not given, as in the paper, else this number of drawn ones."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +94,8 @@ class Views:
     actions: Tensor | None
 
 
-class ViewsConfig(Protocol):
-    """The options that making views depends on."""
-
-    @property
-    def views(self) -> ViewOptions: ...
+class DrawsConfig(Protocol):
+    """The options that drawing augmentations depends on."""
 
     @property
     def image_size(self) -> int: ...
@@ -89,6 +105,13 @@ class ViewsConfig(Protocol):
 
     @property
     def seed(self) -> int: ...
+
+
+class ViewsConfig(DrawsConfig, Protocol):
+    """The options that making views depends on."""
+
+    @property
+    def views(self) -> PairOptions: ...
 
 
 class Processes(Protocol):
@@ -132,7 +155,8 @@ def augmentation_columns(config: ViewsConfig) -> tuple[int, ...]:
         ViewsError: a transform is named that the action doesn't tell of.
     """
     names = transforms_of_views(config.views.preset, config.image_size)
-    encoding, transforms = config.views.action_encoding, config.views.action_transforms
+    told = with_action_options(config.views)
+    encoding, transforms = told.action_encoding, told.action_transforms
     if not transforms:
         return tuple(range(augmentation_action_size(encoding, names)))
     try:
@@ -141,7 +165,12 @@ def augmentation_columns(config: ViewsConfig) -> tuple[int, ...]:
         raise ViewsError(f"--views.action-transforms is {' '.join(transforms)}: {error}") from error
 
 
-def check_action(kind: PairAction, options: ViewOptions) -> None:
+def with_action_options(options: PairOptions) -> ViewOptions:
+    """The options, with the default encoding of actions where they say nothing of it."""
+    return options if isinstance(options, ViewOptions) else ViewOptions(options.source, options.preset)
+
+
+def check_action(kind: PairAction, options: PairOptions) -> None:
     """Raises ViewsError unless augmented views have augmentation actions and rendered ones the others."""
     if (kind == "augmentation") != (options.source == "augmented"):
         cure = "--actions augmentation" if options.source == "augmented" else f"one of {', '.join(ACTION_SIZES)}"
@@ -151,7 +180,7 @@ def check_action(kind: PairAction, options: ViewOptions) -> None:
 class AugmentationDraws:
     """Augmentation parameters as a function of (seed, step, purpose), the rows of this process only."""
 
-    def __init__(self, config: ViewsConfig, processes: Processes) -> None:
+    def __init__(self, config: DrawsConfig, processes: Processes) -> None:
         self.seed, self.rank, self.world_size = config.seed, processes.rank, processes.world_size
 
     def generator(self, step: int, purpose: str) -> torch.Generator:
@@ -232,7 +261,7 @@ class TrainingViews:
         views = normalise(torch.stack(augmented, dim=1), self.data)
         if self.actions is None:
             return Views(views, None)
-        action = augmentation_action(parameters[0], parameters[1], self.options.action_encoding)
+        action = augmentation_action(parameters[0], parameters[1], with_action_options(self.options).action_encoding)
         return Views(views, action[:, self.action_columns].to(images.device))
 
 
@@ -270,7 +299,7 @@ class TransformedSmallViews:
     """
 
     def __init__(
-        self, config: ViewsConfig, options: SmallViewOptions, data: DataSource, processes: Processes, *, relative: bool
+        self, config: DrawsConfig, options: SmallViewOptions, data: DataSource, processes: Processes, *, relative: bool
     ) -> None:
         if options.group not in GROUPS:
             raise ViewsError(f"--small-view.group is {options.group!r}: choose from {', '.join(GROUPS)}")
@@ -278,7 +307,8 @@ class TransformedSmallViews:
         self.elements = self.group.size if options.elements is None else options.elements
         if not 1 <= self.elements <= self.group.size:
             raise ViewsError(
-                f"--small-view.elements is {self.elements}: {options.group} has {self.group.size}, choose 1 to so many"
+                f"--small-view.elements is {self.elements}: {options.group} has {self.group.size}, choose 1 to "
+                f"{self.group.size}"
             )
         self.draws = AugmentationDraws(config, processes)
         self.pipeline = small_view_pipeline(options.preset, options.size)
@@ -312,7 +342,7 @@ class TransformedSmallViews:
         return self.pipeline.apply(images, self.draws.parameters(self.pipeline, sizes, step, purpose))
 
 
-def check_source(options: ViewOptions, data: DataSource) -> None:
+def check_source(options: PairOptions, data: DataSource) -> None:
     """Raises ViewsError for rendered pairs of data that hold one view of each object."""
     if options.source == "rendered" and data.train.num_views < 2:
         raise ViewsError(
@@ -329,7 +359,7 @@ def check_translations(actions: str, data: DataSource) -> None:
         )
 
 
-def check_chunks(config: ViewsConfig, processes: Processes, shared_by: int) -> None:
+def check_chunks(config: DrawsConfig, processes: Processes, shared_by: int) -> None:
     """Raises ViewsError unless each process holds whole chunks; single images are the loader's to share out."""
     if shared_by > 1 and config.batch_size % (shared_by * processes.world_size):
         raise ViewsError(
@@ -338,7 +368,7 @@ def check_chunks(config: ViewsConfig, processes: Processes, shared_by: int) -> N
         )
 
 
-def views_to_load(options: ViewOptions) -> int:
+def views_to_load(options: PairOptions) -> int:
     """How many stored views of each object a step needs."""
     return 2 if options.source == "rendered" else 1
 

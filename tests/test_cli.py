@@ -1,6 +1,7 @@
 """From a dataclass to a command line, and from an error to one sentence."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -13,10 +14,10 @@ from typing import Literal
 
 import pytest
 
-from ssl_equi.argument_pairs import EncoderArguments
 from ssl_equi.cli import explain_errors, parse_command_line, run_recipe
 from ssl_equi.data.order import BatchOrder
 from ssl_equi.errors import UserError
+from ssl_equi.options import EncoderArguments
 
 ROOT = Path(__file__).parent.parent
 
@@ -185,3 +186,27 @@ def test_help_of_a_recipe_names_both_configurations_and_describes_every_option()
     assert len(re.findall(r"^│ --[a-z]", done.stdout, flags=re.MULTILINE)) > 30
     assert options_without_description(done.stdout) == []
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 15
+
+
+def test_characters_that_an_output_cannot_hold_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert parse_command_line(Config, "A recipe.", arguments=[]) == Config()
+    for stream, text in ((sys.stdout, "━━ café"), (sys.stderr, "caf\udce9")):
+        print(text, file=stream, flush=True)
+        assert isinstance(stream, io.TextIOWrapper)
+    assert sys.stdout.buffer.getvalue() == b"?? caf?\n"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [("wdie", "did you mean wide (of usual, wide)"), ("broad", "choose from usual, wide")],
+)
+def test_a_configuration_that_does_not_exist_is_answered_with_those_that_do(
+    word: str, hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["recipe.py", word, "--width", "2"])
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(print, {"usual": Config, "wide": lambda: Config(width=64)}, "A recipe.")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: there is no configuration {word!r}: {hint}\n"

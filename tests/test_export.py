@@ -204,3 +204,17 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="is missing"):
         load_encoder(folder)
+
+
+def test_the_folder_of_a_run_is_answered_with_the_one_within(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(CheckpointError, match=r"run holds no exported encoder \(there is no such folder\)"):
+        load_encoder(run)
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"run that has exported no encoder yet.*: let it go on, with --resume"):
+        load_encoder(run)
+    (run / "encoder").mkdir()
+    (run / "encoder" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"run is the folder of a run: give .*run/encoder$"):
+        load_encoder(run)

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError
@@ -11,12 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from filelock import FileLock
 from torch import Tensor, nn
 
 from ssl_equi.checkpoint import CheckpointError, list_checkpoints
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.errors import UserError
 from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.options import Count
 from ssl_equi.run import Run
 from ssl_equi.run_config import RunConfig, RunError, default_threads
 
@@ -26,8 +31,8 @@ TOTAL_STEPS = 23
 @dataclasses.dataclass(frozen=True)
 class ToyConfig(RunConfig):
     width: int = 4
-    log_every: int = 1
-    save_every: int = 5
+    log_every: Count = 1
+    save_every: Count = 5
 
 
 class ToyLoader:
@@ -64,9 +69,13 @@ class ToyObjective(nn.Module):
         return ObjectiveOutput(loss=loss, terms={"covariance": covariance.detach()}, features=features.detach())
 
 
-def train(config: ToyConfig, each_step: Callable[[int, ToyObjective], None] = lambda step, objective: None) -> Run:
+def started(config: ToyConfig) -> Run:
     AcceleratorState._reset_state(reset_partial_state=True)
-    run = Run(config, "toy")
+    return Run(config, "toy")
+
+
+def train(config: ToyConfig, each_step: Callable[[int, ToyObjective], None] = lambda step, objective: None) -> Run:
+    run = started(config)
     torch.manual_seed(config.seed)
     objective = ToyObjective(config.width)
     model = run.prepare(objective, lambda module: torch.optim.AdamW(module.parameters(), lr=0.05))
@@ -203,6 +212,70 @@ def test_the_default_folder_takes_the_next_number(tmp_path: Path, monkeypatch: p
     assert train(ToyConfig(steps=2, resume=True)).folder == Path("runs/toy-3")
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_that_another_run_is_using_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    """Also before the first checkpoint, and if the other run started while this one was opening its data."""
+    run = train(ToyConfig(out=tmp_path / "run", steps=3))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    run.close()
+    before = contents(tmp_path / "run")
+    late = started(ToyConfig(out=tmp_path / "run", seed=1))
+    with FileLock(tmp_path / "run" / ".lock"):
+        owner = rf"run is in use by another run \(process {os.getpid()} on .+\): wait until it has ended, or choose"
+        for resume in (False, True):
+            with pytest.raises(RunError, match=owner):
+                started(ToyConfig(out=tmp_path / "run", seed=1, resume=resume))
+        with pytest.raises(RunError, match=owner):
+            late.resume()
+        assert contents(tmp_path / "run") == before
+
+
+def test_the_default_folder_is_one_that_no_run_is_using(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "toy").mkdir(parents=True)
+    with FileLock(tmp_path / "runs" / "toy" / ".lock"):
+        assert train(ToyConfig(steps=1)).folder == Path("runs/toy-2")
+
+
+def test_a_run_that_is_refused_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracker is the last to refuse a run, when its folder is there already."""
+    fail_tracker(monkeypatch, "init_trackers", ValueError("api_key not\nconfigured"))
+    with pytest.raises(RunError, match=r"--tracker wandb does not start \(api_key not configured\): run `wandb login`"):
+        train(ToyConfig(out=tmp_path / "new" / "run", tracker="wandb"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tracker_that_fails_later_costs_a_warning_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(ToyConfig(out=tmp_path / "whole"))
+    fail_tracker(monkeypatch, "log", ConnectionError("no route"))
+    run = train(ToyConfig(out=tmp_path / "run", tracker="wandb"))
+    run.close()
+    errors = capsys.readouterr().err
+    assert errors.count("warning: the tracker wandb failed (no route) and is told no more: the run goes on") == 1
+    assert loss_lines(tmp_path / "run") == loss_lines(tmp_path / "whole")
+
+
+def fail_tracker(monkeypatch: pytest.MonkeyPatch, method: str, error: Exception) -> None:
+    """Runs think that wandb is installed, and one method of Accelerate's interface to trackers raises."""
+
+    class Tracked(Accelerator):
+        def __init__(self, **options: object) -> None:
+            super().__init__(**(options | {"log_with": None}))  # type: ignore[arg-type]
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    for name in ("init_trackers", "log", "end_training"):
+        setattr(Tracked, name, fail if name == method else lambda *arguments, **options: None)
+    monkeypatch.setattr("ssl_equi.run.Accelerator", Tracked)
+    monkeypatch.setattr("ssl_equi.run_config.version", lambda name: "1")
+
+
 def test_resuming_with_another_option_is_refused(tmp_path: Path) -> None:
     train(ToyConfig(out=tmp_path / "run", steps=6))
     with pytest.raises(RunError, match="made with width = 4 and this command asks for 5"):
@@ -261,12 +334,16 @@ def test_threads_are_those_asked_for(tmp_path: Path) -> None:
         ({"mixed_precision": "fp8"}, "--mixed-precision is 'fp8'"),
         ({"log_every": 0}, "--log-every is 0"),
         ({"steps": 0}, "--steps is 0"),
-        ({"tracker": "excel"}, "--tracker is 'excel'"),
+        ({"tracker": "excel"}, "--tracker is 'excel': choose from tensorboard, wandb, trackio"),
+        ({"threads": 1_000_000}, "--threads is 1000000: give a number from 1 to 1,024"),
+        ({"clip_norm": 0.0}, r"--clip-norm is 0\.0: give a number above 0"),
+        ({"clip_norm": float("nan")}, "--clip-norm is nan: give a number above 0"),
     ],
 )
 def test_impossible_options_are_named(tmp_path: Path, options: dict, message: str) -> None:
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(UserError, match=message):
         train(ToyConfig(out=tmp_path / "run", **options))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_tracker_that_is_not_installed_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

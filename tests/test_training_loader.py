@@ -17,7 +17,7 @@ from ssl_equi.data.rendered_views import RenderedLoader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.pretraining import open_loader
 from ssl_equi.pretraining_config import EXCLUSIVE_OPTIONS, PretrainingConfig
-from ssl_equi.run_config import FREE_OPTIONS, RunError, check_options
+from ssl_equi.run_config import FREE_OPTIONS, RunError, check_run
 
 
 @dataclasses.dataclass
@@ -50,7 +50,7 @@ def test_options_that_do_not_go_together_are_refused_before_data_are_opened(
     options: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(RunError, match=problem):
-        check_options(PretrainingConfig(**options))
+        check_run(PretrainingConfig(**options))
 
 
 AS_FIELDS: dict[str, dict[str, Any]] = {
@@ -66,13 +66,13 @@ AS_FIELDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(("first", "second", "reason"), EXCLUSIVE_OPTIONS)
 def test_two_ways_to_the_views_at_once_are_refused(first: str, second: str, reason: str) -> None:
     with pytest.raises(RunError, match=f"{first} and {second} don't go together .{reason}.: give one of the two"):
-        check_options(PretrainingConfig(**AS_FIELDS[first], **AS_FIELDS[second]))
+        check_run(PretrainingConfig(**AS_FIELDS[first], **AS_FIELDS[second]))
 
 
 def test_decoding_on_a_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RunError, match="--decode-on cuda needs an NVIDIA GPU and PyTorch sees none: leave it out"):
-        check_options(PretrainingConfig(decode_on="cuda"))
+        check_run(PretrainingConfig(decode_on="cuda"))
 
 
 def test_decoding_on_a_device_is_the_third_way(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

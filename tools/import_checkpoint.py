@@ -59,7 +59,6 @@ import torch
 import tyro
 from torch import Tensor
 
-from ssl_equi.argument_pairs import EncoderArguments
 from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.export import save_encoder
@@ -77,6 +76,7 @@ from ssl_equi.importing.seq_jepa_import import (
 )
 from ssl_equi.importing.sie_predictor import ACTIONS, equivariant_width, feature_parts, import_sie_predictor
 from ssl_equi.importing.tensors import LayoutError, named_tensors
+from ssl_equi.options import EncoderArguments
 from ssl_equi.predictor_export import PREDICTOR_FOLDER, PredictorCard, save_predictor
 from ssl_equi.sequence_export import save_sequence_model
 

@@ -27,6 +27,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.damage import Damage, find_damage, kind_of_split
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import CenterCrop
+from ssl_equi.data.foreign_shards import describe_counts
 from ssl_equi.data.image_manifest import ImageManifest, read_image_manifest
 from ssl_equi.data.image_shards import ImageShards, find_shards
 from ssl_equi.data.manifest import Manifest
@@ -116,7 +117,9 @@ def show(console: Console, config: Config, split: str) -> None:
             shards = shard_rows(image_manifest)
         else:
             shards = foreign_shard_rows(images)
-            print_facts(console, split, {"made by": "others: no manifest, no checksums", **totals(shards)})
+            passed_over = describe_counts(images.passed_over) or "nothing"
+            facts = {"made by": "others: no manifest, no checksums", **totals(shards), "passed over": passed_over}
+            print_facts(console, split, facts)
     print_classes(console, class_names, labels, config.all)
     print_shards(console, shards, "objects" if kind == "objects" else "images", config.all)
 
@@ -128,6 +131,8 @@ def facts_of_objects(manifest: Manifest, objects: ShardDataset) -> dict[str, str
         "licence": manifest.license,
         "made by": f"{manifest.writer}, seed {manifest.seed}",
         "objects": f"{manifest.num_objects:,} x {manifest.num_views} views of {width} x {height} pixels",
+        "kind": manifest.view_format,
+        **({"notes": "; ".join(manifest.notes)} if manifest.notes else {}),
         **totals(shard_rows(manifest), manifest.num_views),
         "normalisation": normalisation(manifest.mean_rgb, manifest.std_rgb),
         "fingerprint": objects.fingerprint[:FINGERPRINT_DIGITS],

@@ -17,6 +17,7 @@ import numpy as np
 from ssl_equi.data.decode import decode_image
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.files import sha256_of_file
+from ssl_equi.data.foreign_shards import records_of_shard
 from ssl_equi.data.image_manifest import (
     ImageIndex,
     ImageManifest,
@@ -24,7 +25,7 @@ from ssl_equi.data.image_manifest import (
     read_image_index,
     read_image_manifest,
 )
-from ssl_equi.data.image_shards import find_shards, records_of_shard
+from ssl_equi.data.image_shards import find_shards
 from ssl_equi.data.image_writer import scan_image_shard
 from ssl_equi.data.index import SplitIndex, read_index
 from ssl_equi.data.manifest import Manifest, ShardEntry, index_folder, manifest_path, read_manifest
@@ -98,7 +99,7 @@ def find_damage(
             )
         else:
             index = read_index(folder, manifest, always_verify=True)
-            check_shard = functools.partial(_check_object_shard, folder, index, manifest.image_size)
+            check_shard = functools.partial(_check_object_shard, folder, index, manifest)
     except DataError as error:
         yield Damage(index_folder(folder, split), None, None, f"is no whole index: {error}")
         check_shard = functools.partial(_check_without_index, folder, kind)
@@ -108,15 +109,15 @@ def find_damage(
             report_shard(entry.name)
 
 
-def _check_object_shard(
-    folder: Path, index: SplitIndex, image_size: tuple[int, int], entry: ShardEntry
-) -> list[Damage]:
-    buffer = np.empty((*image_size, 3), dtype=np.uint8)
+def _check_object_shard(folder: Path, index: SplitIndex, manifest: Manifest, entry: ShardEntry) -> list[Damage]:
+    buffer = np.empty((*manifest.image_size, 3), dtype=np.uint8)
     rows = range(entry.first, entry.first + entry.count)
     views = index.offsets.shape[1]
     records = [
-        _Record(f"{index.keys[row].decode()}.{view_suffix(view, views)}", int(index.offsets[row, view]),
-                int(index.sizes[row, view]), int(index.crc32c[row, view]))
+        _Record(
+            f"{index.keys[row].decode()}.{view_suffix(view, views, manifest.view_format)}",
+            int(index.offsets[row, view]), int(index.sizes[row, view]), int(index.crc32c[row, view]),
+        )
         for row in rows
         for view in range(views)
     ]  # fmt: skip
@@ -128,7 +129,7 @@ def _check_object_shard(
             if found.label != index.labels[row] or not np.array_equal(latents, index.latents[row]):
                 yield Damage(path, found.key, found.offsets[0], "has another label or other latents than the index")
 
-    return _check_shard(folder, entry, records, lambda data: decode_view(data, buffer), rest)
+    return _check_shard(folder, entry, records, lambda data: decode_view(data, buffer, manifest.view_format), rest)
 
 
 def _check_image_shard(folder: Path, index: ImageIndex, entry: ShardEntry) -> list[Damage]:
@@ -231,8 +232,6 @@ def _damage_of_foreign_images(
                 records.append(_Record(found.key, found.offset, found.size, None))
         except DataError as error:
             ending.append(_damage_of_walk(path, error))
-        if not records and not ending:
-            ending.append(Damage(path, None, None, "holds no image"))
         try:
             damaged = _damaged_records(path, records, _problem_of_image)
         except DataError as error:

@@ -2,9 +2,11 @@
 
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import queue
 import signal
+import tempfile
 import threading
 import weakref
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from ssl_equi.data.errors import DataError, WorkerError
 from ssl_equi.data.shared_ring import SharedRing
 
 _SECONDS_TO_END = 5.0
+_LONGEST_TEMPORARY_FOLDER = 60
 
 
 class ProcessDecoder:
@@ -91,10 +94,32 @@ class ProcessDecoder:
         self._end()
 
 
+def make_room_for_sockets() -> None:
+    """Lets multiprocessing put its sockets in /tmp where TMPDIR is too long for their addresses.
+
+    The address of a Unix socket has 108 bytes on Linux and 104 on macOS, of which multiprocessing's own names take 33.
+
+    Raises WorkerError if there is no /tmp to go to.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_TEMPORARY_FOLDER:
+        return
+    usual, tempfile.tempdir = tempfile.tempdir, "/tmp"
+    try:
+        multiprocessing.util.get_temp_dir()  # made once a process, and kept
+    except OSError as error:
+        raise WorkerError(
+            f"the temporary folder {usual} has a name of over {_LONGEST_TEMPORARY_FOLDER} bytes, and /tmp can't be "
+            f"used ({error.strerror}): set TMPDIR to a shorter folder, or decode in threads, with 0 workers"
+        ) from error
+    finally:
+        tempfile.tempdir = usual
+
+
 class _Worker:
     """One worker process and this side's end of its pipe."""
 
     def __init__(self, number: int, arguments: tuple[Any, ...]) -> None:
+        make_room_for_sockets()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", serve.__module__])
         self.number = number

@@ -9,7 +9,7 @@ import hashlib
 import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from ssl_equi.data.manifest import canonical_json, manifest_path
 from ssl_equi.data.order import epoch_permutation
 from ssl_equi.data.parallel import map_in_order
 from ssl_equi.machine import usable_cores
+from ssl_equi.options import Count, ImageSide, Seed, Threads
 
 JPEG_QUALITY = 90  # of images whose shorter side was resized
 _READ_AHEAD_PER_WORKER = 4
@@ -38,15 +39,15 @@ class ConversionOptions:
 
     out: Path
     """Folder of the shards."""
-    images_per_shard: int = 2000
+    images_per_shard: Count = 2000
     """Images in each tar file but the last."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws the order in which images are stored."""
-    workers: int = min(16, usable_cores())
+    workers: Threads = field(default_factory=lambda: min(16, usable_cores()))
     """Threads that read and check images."""
     verify: bool = False
     """Read everything back at the end: every checksum compared, every image decoded."""
-    resize_shorter_side: int | None = None
+    resize_shorter_side: ImageSide | None = None
     """Shrink larger images to this shorter side in pixels, as JPEG of quality 90; original bytes if None."""
     repair_damaged: bool = False
     """Store the pixels that Pillow makes of an image that strict decoding refuses (counted in the manifest)."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import simplejpeg
@@ -29,6 +29,7 @@ from ssl_equi.data.manifest import manifest_path, read_manifest
 from ssl_equi.data.writer import ObjectRecord, SplitSettings, SplitWriter
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.machine import usable_cores
+from ssl_equi.options import Count, ImageSide, Range, Seed
 from ssl_equi.scenes.families import DEFAULT_FAMILIES, HELD_OUT_FAMILIES, build_object
 from ssl_equi.scenes.render import Renderer
 from ssl_equi.scenes.sampling import RotationSampling, sample_latents
@@ -55,25 +56,25 @@ class ProceduralConfig:
     """Object families; each is a class."""
     held_out_families: tuple[str, ...] = HELD_OUT_FAMILIES
     """Families of the split ood_family, unseen in training."""
-    train_objects: int = 42
+    train_objects: Count = 42
     """Objects of each family in the split train."""
-    val_objects: int = 6
+    val_objects: Count = 6
     """Objects of each family in the split val, for choosing settings."""
-    test_objects: int = 12
+    test_objects: Count = 12
     """Objects of each family in the splits test, ood_rotation and ood_family, for reporting."""
-    views: int = 20
+    views: Annotated[int, Range(minimum=2, maximum=10_000)] = 20
     """Views of each object (3DIEBench has 50)."""
-    image_size: int = 64
+    image_size: ImageSide = 64
     """Side of the images in pixels (3DIEBench has 256)."""
     rotation: RotationSampling = "euler_box"
     """euler_box as 3DIEBench (angles within 90 degrees), or uniform on SO(3)."""
     translation: bool = False
     """Move the objects too, by up to 0.5 along each of their own axes: the ten latents of 3DIEBench-T."""
-    jpeg_quality: int = 95
+    jpeg_quality: Annotated[int, Range(minimum=1, maximum=100)] = 95
     """Quality of the images, which are stored once and never encoded again."""
-    objects_per_shard: int = 500
+    objects_per_shard: Count = 500
     """Objects in a tar file."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws another set of objects, poses and lights."""
 
     def __post_init__(self) -> None:

@@ -282,9 +282,7 @@ def _web_opener() -> urllib.request.OpenerDirector:
 
 
 def _unreadable(file: str, problem: str) -> DataError:
-    return DataError(
-        f"{file} cannot be read ({problem}): see that it is there and can be reached, then start again or resume"
-    )
+    return DataError(f"{file} cannot be read ({problem}): see that it is there and can be reached, then start again")
 
 
 def _of_other_size(file: str, found_bytes: int, expected_bytes: int) -> DataError:

@@ -77,7 +77,8 @@ class RemoteShards:
         manifest = self.manifest
         self.records = RemoteRecords(
             remote, manifest.shards, shard_numbers=index.shard_numbers, offsets=index.offsets, sizes=index.sizes,
-            crc32c=index.crc32c, keys=index.keys, suffix_of=lambda _, view: view_suffix(view, manifest.num_views),
+            crc32c=index.crc32c, keys=index.keys,
+            suffix_of=lambda _, view: view_suffix(view, manifest.num_views, manifest.view_format),
         )  # fmt: skip
         self._resizing = Resizing(manifest, image_size)
         self.stored_size = self._resizing.stored_size
@@ -94,7 +95,7 @@ class RemoteShards:
         self.std_rgb = manifest.std_rgb
         self.source = self._resizing.source
         self.plan_sha256 = self._resizing.plan_sha256
-        self.fingerprint = self._resizing.fingerprint
+        self.fingerprint = self.content_key = self._resizing.fingerprint
         self.labels = index.labels
         self.latents = index.latents
         self.quats_xyzw = index.quats_xyzw
@@ -147,7 +148,7 @@ class RemoteImages:
         self.std_rgb: tuple[float, float, float] | None = manifest.std_rgb
         self.source = manifest.source
         self.plan_sha256 = manifest.plan_sha256
-        self.fingerprint = manifest.fingerprint
+        self.fingerprint = self.content_key = manifest.fingerprint
         self.labels = index.labels
         self.latents = np.zeros((self.num_objects, 1, 0), dtype=np.float32)
         self.quats_xyzw: np.ndarray | None = None

@@ -55,7 +55,7 @@ class ShardFiles:
             return os.open(path, os.O_RDONLY)
         except OSError as error:
             raise LostShardError(
-                f"shard {path} cannot be opened any more ({error.strerror}): put it back, then resume the run"
+                f"shard {path} cannot be opened any more ({error.strerror}): put it back, then start again"
             ) from error
 
 

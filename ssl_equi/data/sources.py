@@ -9,6 +9,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.fetched import fetch_splits
 from ssl_equi.data.fit import Canvas, CenterCrop, imagenet_center_crop
+from ssl_equi.data.foreign_shards import describe_counts
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.manifest import manifest_path, read_manifest
@@ -59,6 +60,8 @@ class DataSource:
     """What the final heads are judged on."""
     mean_rgb: tuple[float, float, float]
     std_rgb: tuple[float, float, float]
+    license: str | None = None
+    """Terms of the training images, where their manifest states them for views with poses."""
     notes: tuple[str, ...] = ()
     """What a reader of the numbers must know of the images, such as that they are not of their stored size."""
 
@@ -221,8 +224,10 @@ def _open_rendered(name: RenderedName, place: _Place, evaluation_split: str, ima
         )
     if train.mean_rgb is None or train.std_rgb is None:
         raise DataError(f"the manifest of {folder} states no mean and std of the pixels: convert the data set again")
-    notes = () if train.fit is None else (_resized_note(name, train.stored_size[0], image_size),)
-    return DataSource(name, train, train, evaluation, train.mean_rgb, train.std_rgb, notes)
+    notes = tuple(dict.fromkeys((*train.manifest.notes, *evaluation.manifest.notes)))
+    if train.fit is not None:
+        notes = (*notes, _resized_note(name, train.stored_size[0], image_size))
+    return DataSource(name, train, train, evaluation, train.mean_rgb, train.std_rgb, train.manifest.license, notes)
 
 
 def _resized_note(name: str, stored_side: int, image_size: int) -> str:
@@ -249,8 +254,8 @@ def _open_images(
     name: Literal["imagenet", "shards", "folder"], data_dir: Path, evaluation_split: str, image_size: int
 ) -> DataSource:
     """Images whose sizes differ: canvases to train on, central crops to probe on."""
-    train: ImageStore
-    evaluation: ImageStore
+    train: ImageFolder | ImageShards
+    evaluation: ImageFolder | ImageShards
     labelled_train: ImageStore
     if name == "folder":
         train, evaluation = ImageFolder(data_dir, "train"), ImageFolder(data_dir, evaluation_split)
@@ -259,6 +264,8 @@ def _open_images(
         train = ImageShards(data_dir, "train")
         labelled_train = ImageShards(data_dir, "train", labelled_only=True) if (train.labels < 0).any() else train
         evaluation = _evaluation_images(data_dir, evaluation_split, train.class_names)
+    for store in (train, evaluation):
+        say_passed_over(store)
     crop = imagenet_center_crop(image_size)
     return DataSource(
         name=name,
@@ -268,6 +275,14 @@ def _open_images(
         mean_rgb=train.mean_rgb,
         std_rgb=train.std_rgb,
     )
+
+
+def say_passed_over(store: ImageFolder | ImageShards) -> None:
+    """Files that are no images may be there on purpose, or be all that is left of some under another name."""
+    if store.passed_over:
+        print(
+            f"passed over in split {store.split!r} of {store.folder}: {describe_counts(store.passed_over)}", flush=True
+        )
 
 
 def _open_streamed_images(

@@ -1,6 +1,9 @@
 """torch.compile for encoders, in the form that ends within a coffee break."""
 
+import torch
 from torch import nn
+
+from ssl_equi.encoders.create import EncoderError
 
 
 def compile_encoder(encoder: nn.Module) -> None:
@@ -15,3 +18,22 @@ def compile_encoder(encoder: nn.Module) -> None:
             block.compile()
     else:
         encoder.compile()
+
+
+def try_compiler(device: torch.device) -> None:
+    """Compiles and runs the smallest function on the device, since an encoder is compiled at the first step only.
+
+    Raises:
+        EncoderError: that doesn't work, because no C++ compiler is installed, say.
+    """
+    smallest = nn.ReLU()
+    smallest.compile()
+    try:
+        smallest(torch.ones(8, device=device))
+    except Exception as error:  # of many types, by the compiler's stage
+        inner = getattr(error, "inner_exception", error)
+        reason = str(inner).strip().partition("\n")[0].rstrip(":.") or type(inner).__name__
+        raise EncoderError(
+            f"--compile needs a working compiler, and torch.compile fails ({reason}): install a C++ compiler such as "
+            "g++ (CXX names another one), or leave the option out"
+        ) from error

@@ -3,6 +3,7 @@
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +12,21 @@ from ssl_equi.objectives.extension import Extension
 from ssl_equi.objectives.heads import ActionHead, action_regression
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.two_views import check_actions
+from ssl_equi.options import ActsWhen, Derived, NonNegative, Width
 
 
 @dataclass(frozen=True)
 class AugSelfConfig:
     """Defaults are those of the SIE paper's comparison on 3DIEBench (released code), whose base is SimCLR."""
 
-    weight: float = 1.0
+    weight: NonNegative = 1.0
     """Weight of the regression; 1 in the SIE code. 0 makes no head and leaves the base as it is."""
-    action_dim: int = 4
+    action_dim: Derived = 4
     """Width of the action: 4 for a relative rotation (quaternion xyzw), 6 with the two relative hues."""
-    hidden: tuple[int, ...] = (1024, 1024)
+    hidden: Annotated[tuple[Width, ...], ActsWhen(lambda options: options.weight > 0, "give a weight above 0")] = (
+        1024,
+        1024,
+    )
     """Widths of the hidden layers of the regression head; 1024-1024 in the SIE code, on the 1024 features of two
     views."""
 

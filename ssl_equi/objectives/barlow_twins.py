@@ -11,6 +11,7 @@ from ssl_equi.objectives.monitors import normalised_std
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.options import NonNegative, Width
 
 EPSILON = 1e-5  # added to the variance, as batch norm does: a constant dimension becomes 0 instead of NaN
 
@@ -19,9 +20,9 @@ EPSILON = 1e-5  # added to the variance, as batch norm does: a constant dimensio
 class BarlowTwinsConfig:
     """Defaults are the paper's and its released code's."""
 
-    off_diagonal_weight: float = 0.0051
+    off_diagonal_weight: NonNegative = 0.0051
     """Weight of the redundancy reduction, lambda. Paper: 0.005; 0.0051 in the released code."""
-    projector: tuple[int, ...] = (8192, 8192, 8192)
+    projector: tuple[Width, ...] = (8192, 8192, 8192)
     """Widths of the projector's linear layers. Paper: 8192-8192-8192."""
     separate_batch_norm: bool = False
     """One call a view, as in the paper, instead of one call for both; see `two_views.on_both_views`."""

@@ -11,15 +11,16 @@ from ssl_equi.objectives.monitors import normalised_std
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.options import Width
 
 
 @dataclass(frozen=True)
 class BYOLConfig:
     """Defaults are the paper's. The momentum is a matter of the training loop: paper 0.996, by a cosine up to 1."""
 
-    projector: tuple[int, ...] = (4096, 256)
+    projector: tuple[Width, ...] = (4096, 256)
     """Widths of the projector's linear layers. Paper: 4096-256; 2048-2048-2048 in seq-JEPA on 3DIEBench."""
-    predictor_hidden_width: int = 4096
+    predictor_hidden_width: Width = 4096
     """Hidden width of the predictor, whose output is as wide as the projector's. Paper: 4096; 512 in seq-JEPA."""
     separate_batch_norm: bool = False
     """One call a view, as in the paper, instead of one call for both; see `two_views.on_both_views`."""

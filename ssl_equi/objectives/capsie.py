@@ -31,6 +31,7 @@ from ssl_equi.objectives.two_views import (
     feature_dim,
 )
 from ssl_equi.objectives.vicreg_terms import full_precision, invariance_term, spread_terms, variance_term
+from ssl_equi.options import Derived, NonNegative, Positive
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
     from ssl_equi.encoders.capsule_network import CapsuleNetwork
@@ -42,24 +43,24 @@ TEMPERATURE_SCHEDULE_LENGTH = 1.25  # of the training, so that the last target t
 class CapsIEConfig:
     """Defaults are those of the released training script (AberdeenML/CapsIE)."""
 
-    inv_weight: float = 10.0
+    inv_weight: NonNegative = 10.0
     """Weight of the cross-entropy between sharpened activations; 10 in the released script."""
-    equi_weight: float = 4.5
+    equi_weight: NonNegative = 4.5
     """Weight of the squared difference between predicted and true poses; 10 times the factor .45 in the script."""
-    entropy_weight: float = 10.0
+    entropy_weight: NonNegative = 10.0
     """Weight of the mean-entropy maximisation, which keeps all capsules in use; not stated, ours: with a tenth of the
     invariance term's weight one capsule soon answers for all images."""
-    variance_weight: float = 10.0
+    variance_weight: NonNegative = 10.0
     """Weight of the variance term of the poses, and half of it for the prediction's; 10 in the script."""
-    covariance_weight: float = 1.0
+    covariance_weight: NonNegative = 1.0
     """Weight of the covariance term of the poses; 1 in the script."""
-    prediction_temperature: float = 0.1
+    prediction_temperature: Positive = 0.1
     """Divides the activations that predict; .1 in the script."""
-    target_temperature: float = 0.025
+    target_temperature: Positive = 0.025
     """Divides the activations that are the target, at the start; .025 in the script."""
-    last_target_temperature: float = 0.1
+    last_target_temperature: Positive = 0.1
     """Where the target's temperature would be after 1.25 trainings, on a straight line; .1 in the script."""
-    action_dim: int = 4
+    action_dim: Derived = 4
     """Width of the action: 4 for a relative rotation (quaternion xyzw), 7 for a relative pose."""
     hypernetwork_init: HypernetworkInit = "scale_preserving"
     """Of the linear hypernetwork that predicts poses; see `ssl_equi.objectives.predictors`."""

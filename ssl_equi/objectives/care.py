@@ -8,6 +8,7 @@ takes f(a' x) to f(a x) for all images x (proposition 1 of the paper).
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -18,23 +19,31 @@ from ssl_equi.objectives.extension import Extension
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.two_views import check_views
 from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.options import ActsWhen, NonNegative, Width
 
 
 @dataclass(frozen=True)
 class CAREConfig:
     """Defaults are the paper's for CIFAR-10. Weights are on a mean over pairs, see `mean_pair_weight`."""
 
-    weight: float = 0.3
+    weight: NonNegative = 0.3
     """Weight of the Gram term; 0 leaves the base as it is. Paper: 0.3 on CIFAR-10 (0.9 in the released script), 0.126
     on CIFAR-100, 0.62 on STL-10, 0.07 on ImageNet-100 (0.14 with MoCo v2, for which the script has 0.07); its own
     lambda, the weight of a sum, is 0.01 (script 0.03), 0.001, 0.01, 0.005 and 0.01 (script 0.005)."""
-    chunk_size: int = 16
+    chunk_size: Annotated[
+        Width, ActsWhen(lambda options: options.weight > 0 or options.reuse_views, "give a weight above 0")
+    ] = 16
     """Images that share a pair of augmentations; only pairs within a chunk are compared. Paper: 16 on CIFAR-10, 64 on
     CIFAR-100, 32 on STL-10, 8 on ImageNet-100. (In the released code all chunks of a step have the same pair.)"""
     reuse_views: bool = False
     """The base learns from the shared views, too, so there are as many encoder passes as with the base alone. Off: its
     views are augmented image by image and the Gram term has two further passes, as in the paper."""
-    separate_statistics: bool = True
+    separate_statistics: Annotated[
+        bool,
+        ActsWhen(
+            lambda options: options.weight > 0 and not options.reuse_views, "give a weight above 0, without reuse_views"
+        ),
+    ] = True
     """The further passes leave the running statistics of batch norms alone. Off: they count like the base's views, as
     in the released code. Nothing to choose with reuse_views."""
 

@@ -18,6 +18,7 @@ from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.predictors import ConditionedPredictor
 from ssl_equi.objectives.two_views import check_actions, check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.options import Derived, Width
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,13 @@ class ConditionalBYOLConfig:
     """Defaults are seq-JEPA's for 3DIEBench. The momentum is a matter of the training loop: there 0.996, by a cosine up
     to 1."""
 
-    projector: tuple[int, ...] = (2048, 2048, 2048)
+    projector: tuple[Width, ...] = (2048, 2048, 2048)
     """Widths of the projector's linear layers; 2048-2048-2048 in seq-JEPA's paper, 2048-128 in its code."""
-    predictor_hidden_width: int = 512
+    predictor_hidden_width: Width = 512
     """Hidden width of the predictor, whose output is as wide as the projector's; 512 in seq-JEPA's paper."""
-    action_dim: int = 4
+    action_dim: Derived = 4
     """Width of the action: 4 for a relative rotation (quaternion xyzw), 6 with the two relative hues."""
-    action_width: int = 128
+    action_width: Width = 128
     """Width of the projected action that the predictor reads beside the embedding; 128 in seq-JEPA."""
     separate_batch_norm: bool = False
     """One call of the encoder a view instead of one call for both; see `two_views.on_both_views`."""

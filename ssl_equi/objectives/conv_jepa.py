@@ -20,6 +20,7 @@ from ssl_equi.objectives.predictors import ConditionedPredictor
 from ssl_equi.objectives.sequences import check_sequence, check_steps
 from ssl_equi.objectives.two_views import feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.options import Derived, Width
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class ConvJEPAConfig:
     """Defaults are those of seq-JEPA's released code; its paper gives no sizes. The momentum is a matter of the
     training loop: there 0.996, by a cosine up to 1."""
 
-    projector: tuple[int, ...] = (2048, 128)
+    projector: tuple[Width, ...] = (2048, 128)
     """Widths of the projector's linear layers. Released code: 2048-128."""
-    predictor_hidden_width: int = 1024
+    predictor_hidden_width: Width = 1024
     """Hidden width of the predictor, whose output is as wide as the projector's. Released code: 1024."""
-    action_dim: int = 2
+    action_dim: Derived = 2
     """Width of an action: 2 for the way from one glimpse to another, 4 for a relative rotation (quaternion xyzw)."""
-    action_width: int = 128
+    action_width: Width = 128
     """Width of the projected action that the predictor reads beside the embedding; 128 in seq-JEPA."""
     reduction: Literal["mean", "sum"] = "mean"
     """How the losses of the observed views become one. Released code: mean; paper: sum, which is M times as large."""

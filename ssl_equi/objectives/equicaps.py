@@ -6,7 +6,7 @@ views, must be the poses of view 2.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from ssl_equi.objectives.latent_predictor import PoseProduct
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.two_views import check_actions, check_views, feature_dim
 from ssl_equi.objectives.vicreg_terms import full_precision, invariance_term, spread_terms
+from ssl_equi.options import ActsWhen, NonNegative
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
     from ssl_equi.encoders.capsule_network import CapsuleNetwork
@@ -46,17 +47,19 @@ PoseNorm = Literal["turned_columns", "published"]
 class EquiCapsConfig:
     """Defaults are the paper's weights for 3DIEBench (README of the released code, AberdeenML/EquiCaps)."""
 
-    inv_weight: float = 0.1
+    inv_weight: NonNegative = 0.1
     """Weight of the cross-entropy between the activations of the two views; 0.1 in the paper."""
-    equi_weight: float = 5.0
+    equi_weight: NonNegative = 5.0
     """Weight of the squared difference between transformed and true poses; 5 in the paper."""
-    entropy_weight: float = 1.0
+    entropy_weight: NonNegative = 1.0
     """Weight of the mean-entropy maximisation, which keeps all capsules in use; 1 in the paper."""
-    variance_weight: float = 10.0
+    variance_weight: NonNegative = 10.0
     """Weight of the variance term, the mean over the two views; 10 in the paper."""
-    covariance_weight: float = 1.0
+    covariance_weight: NonNegative = 1.0
     """Weight of the covariance term, the sum over the two views; 1 in the paper."""
-    variance_target: VarianceTarget = "reachable"
+    variance_target: Annotated[
+        VarianceTarget, ActsWhen(lambda options: options.variance_weight > 0, "give a variance_weight above 0")
+    ] = "reachable"
     """reachable: half of the largest standard deviation that a probability or an entry of a matrix of norm 1 can have.
     published: 1, which neither can reach, so the term always pushes and adds at least 6.8 (3 x 3) or 7.5 (4 x 4) to the
     loss."""

@@ -8,7 +8,7 @@ predicted, because an action need not come with its inverse.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,10 @@ from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.predictors import ConditionedPredictor, Hypernetwork, HypernetworkInit
 from ssl_equi.objectives.two_views import check_action_dim, check_actions, check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision, vicreg_terms
+from ssl_equi.options import ActsWhen, Derived, NonNegative, Positive, Width
+
+_SIMCLR_FORM = ActsWhen(lambda options: options.form == "simclr", "choose the form simclr")
+_VICREG_FORM = ActsWhen(lambda options: options.form == "vicreg", "choose the form vicreg")
 
 
 @dataclass(frozen=True)
@@ -29,30 +33,33 @@ class EquiModConfig:
 
     form: Literal["simclr", "vicreg"] = "simclr"
     """Which loss is used for both parts; SimCLR in both papers, and VICReg as well in the SIE code."""
-    equi_weight: float = 1.0
+    equi_weight: NonNegative = 1.0
     """Weight of the equivariant part against the invariant one; 1 in seq-JEPA."""
-    projector: tuple[int, ...] = (1024, 1024, 128)
+    projector: tuple[Width, ...] = (1024, 1024, 128)
     """Widths of either projector's linear layers; 1024-1024-128 in seq-JEPA, 2048-2048-2048 in the SIE code."""
     predictor: Literal["linear", "hypernetwork"] = "linear"
     """linear: one linear layer on the embedding and the projected action, then a batch norm in the SimCLR form.
     hypernetwork: SIE's linear one, with which the SIE code compares."""
-    hypernetwork_init: HypernetworkInit = "scale_preserving"
-    """How the hypernetwork starts; released in the SIE code, see `ssl_equi.objectives.predictors`. Unused by the linear
-    predictor."""
-    action_dim: int = 4
+    hypernetwork_init: Annotated[
+        HypernetworkInit, ActsWhen(lambda options: options.predictor == "hypernetwork", "choose the hypernetwork")
+    ] = "scale_preserving"
+    """How the hypernetwork starts; released in the SIE code, see `ssl_equi.objectives.predictors`."""
+    action_dim: Derived = 4
     """Width of the action: 4 for a relative rotation (quaternion xyzw), 6 with the two relative hues."""
-    action_width: int = 128
+    action_width: Annotated[
+        Width, ActsWhen(lambda options: options.predictor == "linear", "choose the linear predictor")
+    ] = 128
     """Width of the projected action; 128 in seq-JEPA. Unused by the hypernetwork."""
-    temperature: float = 0.1
+    temperature: Annotated[Positive, _SIMCLR_FORM] = 0.1
     """Divides the cosines; 0.1 in seq-JEPA and by default in the SIE code. Unused by the VICReg form."""
-    last_batch_norm: LastBatchNorm = "not_affine"
+    last_batch_norm: Annotated[LastBatchNorm, _SIMCLR_FORM] = "not_affine"
     """Batch norm after each projector's last linear layer; not_affine in the paper. Unused by the VICReg form, whose
     variance term would have nothing left to do."""
-    inv_weight: float = 10.0
+    inv_weight: Annotated[NonNegative, _VICREG_FORM] = 10.0
     """VICReg form only: weight of the mean squared difference in either part."""
-    variance_weight: float = 10.0
+    variance_weight: Annotated[NonNegative, _VICREG_FORM] = 10.0
     """VICReg form only: weight of the variance term in either part."""
-    covariance_weight: float = 1.0
+    covariance_weight: Annotated[NonNegative, _VICREG_FORM] = 1.0
     """VICReg form only: weight of the covariance term in either part."""
     separate_batch_norm: bool = False
     """One call a view instead of one call for both; see `two_views.on_both_views`."""

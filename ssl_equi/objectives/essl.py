@@ -7,6 +7,7 @@ makes the features insensitive to augmentation, the prediction keeps them sensit
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -16,26 +17,29 @@ from ssl_equi.objectives.batch_norm import running_statistics_kept
 from ssl_equi.objectives.extension import Extension
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.options import ActsWhen, Derived, NonNegative, Width
+
+_PREDICTS = ActsWhen(lambda options: options.weight > 0, "give a weight above 0")
 
 
 @dataclass(frozen=True)
 class ESSLConfig:
     """E-SSL as released for CIFAR-10, but for `separate_statistics`."""
 
-    weight: float = 0.4
+    weight: NonNegative = 0.4
     """Weight (lambda) of the prediction; 0.4 with SimCLR, 0.4 (CIFAR-10) or 0.08 (ImageNet) with SimSiam, 8 with Barlow
     Twins. 0 leaves the base alone and makes no head."""
-    num_elements: int = 4
+    num_elements: Derived = 4
     """Size of the set of transformations; 4 rotations in the paper, 24 for jigsaw."""
-    hidden_widths: tuple[int, ...] = (2048, 2048)
+    hidden_widths: Annotated[tuple[Width, ...], _PREDICTS] = (2048, 2048)
     """Widths of the head's hidden layers; 2048-2048 on CIFAR-10, 2048-2048-128 on ImageNet with SimCLR, 2048-2048-256
     with SimSiam and Barlow Twins."""
-    relu_after_last_hidden: bool = True
+    relu_after_last_hidden: Annotated[bool, _PREDICTS] = True
     """Whether a ReLU follows the last hidden layer's LayerNorm; True on CIFAR-10, False on ImageNet."""
-    relative: bool = False
+    relative: Annotated[bool, _PREDICTS] = False
     """Predict g2 g1^-1 from two small views that were transformed by g1 and g2 (appendix H). For data that contain both
     an image and its transformed version: there the element alone can't be known, only the relative one."""
-    separate_statistics: bool = True
+    separate_statistics: Annotated[bool, _PREDICTS] = True
     """Keep the small views out of the running statistics of the encoder's batch norms. False in the released code,
     where they have more weight in these (37 %) than either base view."""
 

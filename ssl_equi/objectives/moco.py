@@ -1,6 +1,7 @@
 """MoCo v2 (He et al., "Momentum Contrast", CVPR 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297)."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -13,22 +14,23 @@ from ssl_equi.objectives.monitors import normalised_std
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.two_views import check_temperature, check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.options import ActsWhen, Count, Positive, Width
 
 
 @dataclass(frozen=True)
 class MoCoConfig:
     """Defaults are MoCo v2's. The momentum is a matter of the training loop: paper 0.999, constant."""
 
-    temperature: float = 0.2
+    temperature: Positive = 0.2
     """Divides the cosines. Paper: 0.2; 0.07 in MoCo v1."""
-    queue_size: int = 65536
+    queue_size: Count = 65536
     """Keys of earlier batches that serve as negatives; a multiple of the keys that a step adds. Paper: 65536."""
-    projector: tuple[int, ...] = (2048, 128)
+    projector: tuple[Width, ...] = (2048, 128)
     """Widths of the projector's linear layers, without batch norm. Paper: 2048-128."""
     symmetric: bool = False
     """Both views are queries and keys, so a step adds two keys an object. Paper: off; queries are view 1, keys are
     view 2."""
-    separate_batch_norm: bool = False
+    separate_batch_norm: Annotated[bool, ActsWhen(lambda options: options.symmetric, "add symmetric")] = False
     """With symmetric: one call a view instead of one call for both; see `two_views.on_both_views`. Without it, queries
     and keys are of one view each anyway."""
 

@@ -17,21 +17,22 @@ from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.predictors import ConditionedPredictor
 from ssl_equi.objectives.two_views import check_actions, check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.options import Derived, Positive, Width
 
 
 @dataclass(frozen=True)
 class SENConfig:
     """SEN as the seq-JEPA paper runs it on 3DIEBench."""
 
-    temperature: float = 0.5
+    temperature: Positive = 0.5
     """Divides the cosines; 0.5 in seq-JEPA."""
-    projector: tuple[int, ...] = (2048, 2048, 2048)
+    projector: tuple[Width, ...] = (2048, 2048, 2048)
     """Widths of the projector's linear layers; 2048-2048-2048 in seq-JEPA."""
     last_batch_norm: LastBatchNorm = "not_affine"
     """Batch norm after the projector's last linear layer; not_affine in seq-JEPA's SimCLR."""
-    action_dim: int = 4
+    action_dim: Derived = 4
     """Width of the action: 4 for a relative rotation (quaternion xyzw), 6 with the two relative hues."""
-    action_width: int = 128
+    action_width: Width = 128
     """Width of the projected action that the predictor reads beside the embedding; 128 in seq-JEPA."""
     separate_batch_norm: bool = False
     """One call a view instead of one call for both; see `two_views.on_both_views`."""

@@ -8,7 +8,7 @@ all views share. No term of the loss asks for either.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.sequences import check_sequence, check_steps
 from ssl_equi.objectives.two_views import check_action_dim, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.options import ActsWhen, Derived, Range, Width
 
 Conditioning = Literal["both", "aggregator", "predictor", "none"]
 
@@ -29,21 +30,23 @@ Conditioning = Literal["both", "aggregator", "predictor", "none"]
 class SeqJEPAConfig:
     """Defaults are the paper's. The momentum is a matter of the training loop: there 0.996, by a cosine up to 1."""
 
-    action_dim: int = 4
+    action_dim: Derived = 4
     """Width of an action: 4 for a relative rotation (quaternion xyzw), 6 with two hues, 2 for a glimpse's position."""
-    action_width: int = 128
+    action_width: Annotated[
+        Width, ActsWhen(lambda options: options.conditioning != "none", "choose a conditioning other than none")
+    ] = 128
     """Width of an embedded action. Paper: 128; 16 is .01 of rotation R2 worse, 64 and 256 alike."""
     conditioning: Conditioning = "both"
     """Who is told the actions: the aggregator and the predictor (paper), one of them, or none (the ablations)."""
-    layers: int = 3
+    layers: Width = 3
     """Layers of the transformer that aggregates the views."""
-    heads: int = 4
+    heads: Width = 4
     """Attention heads of each layer."""
-    feedforward_width: int = 2560
+    feedforward_width: Width = 2560
     """Hidden width of each layer's MLP. Paper: 2560, four times the width of a token."""
-    dropout: float = 0.1
+    dropout: Annotated[float, Range(minimum=0, below=1)] = 0.1
     """Dropout in the transformer. Released code: PyTorch's default, 0.1."""
-    predictor_hidden_width: int = 1024
+    predictor_hidden_width: Width = 1024
     """Hidden width of the predictor."""
     momentum_target: bool = True
     """Targets come from a slowly following copy of the encoder; off: from the encoder itself, without gradient."""

@@ -6,7 +6,7 @@ the second part of view 1 and the action that leads to view 2, a predictor must 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,39 +30,54 @@ from ssl_equi.objectives.vicreg_terms import (
     std_per_dim,
     variance_term,
 )
+from ssl_equi.options import ActsWhen, Derived, NonNegative, Width
+
+_WITH_PREDICTOR = ActsWhen(lambda options: options.parts != "inv_only", "choose parts with a predictor")
+_WITH_HYPERNETWORK = ActsWhen(
+    lambda options: options.parts != "inv_only" and options.predictor != "mlp", "choose a hypernetwork as predictor"
+)
 
 
 @dataclass(frozen=True)
 class SIEConfig:
     """Defaults are the paper's recipe for 3DIEBench (README of the released code, facebookresearch/SIE)."""
 
-    inv_weight: float = 10.0
+    inv_weight: Annotated[
+        NonNegative, ActsWhen(lambda options: options.parts != "equi_only", "choose parts with an invariant one")
+    ] = 10.0
     """Weight of the invariance term, lambda_inv; 10 in the paper."""
-    equi_weight: float = 4.5
+    equi_weight: Annotated[NonNegative, _WITH_PREDICTOR] = 4.5
     """Weight of the equivariance term, lambda_equi; 4.5 in the paper. The released code multiplies 10 by a factor whose
     README value is 0.45 but whose command-line default is 4.5: forgetting that flag trains with 45."""
-    variance_weight: float = 10.0
+    variance_weight: NonNegative = 10.0
     """Weight of the variance term, lambda_V, on the mean over the two views; 10 in the paper."""
-    covariance_weight: float = 1.0
+    covariance_weight: NonNegative = 1.0
     """Weight of the covariance term, lambda_C, on the sum over the two views; 1 in the paper."""
-    equi_dim: int | None = None
+    equi_dim: Width | None = None
     """Feature columns of the equivariant part, the last ones. None: half of them, as in the paper (256 of 512)."""
-    projector: tuple[int, ...] = (2048, 2048, 2048)
+    projector: tuple[Width, ...] = (2048, 2048, 2048)
     """Widths of both projectors together, shared out in proportion to the parts; 2048-2048-2048 in the paper's recipe,
     so two MLPs 256-1024-1024-1024."""
-    action_dim: int = 4
+    action_dim: Derived = 4
     """Width of the action: 4 for a relative rotation (quaternion xyzw), 6 with the two relative hues."""
-    predictor: Literal["hypernetwork_linear", "hypernetwork_deep", "mlp"] = "hypernetwork_linear"
+    predictor: Annotated[Literal["hypernetwork_linear", "hypernetwork_deep", "mlp"], _WITH_PREDICTOR] = (
+        "hypernetwork_linear"
+    )
     """Linear hypernetwork in the paper; see `ssl_equi.objectives.predictors` for the others."""
-    hypernetwork_bias: bool = False
+    hypernetwork_bias: Annotated[bool, _WITH_HYPERNETWORK] = False
     """Biases inside the hypernetwork; off in the paper. Unused by the MLP predictor."""
-    predicted_bias: bool = False
+    predicted_bias: Annotated[bool, _WITH_HYPERNETWORK] = False
     """The hypernetwork also emits a bias vector; off in the paper. Unused by the MLP predictor."""
-    hypernetwork_init: HypernetworkInit = "scale_preserving"
+    hypernetwork_init: Annotated[HypernetworkInit, _WITH_HYPERNETWORK] = "scale_preserving"
     """released is what the paper's code does: far too large a start for short runs, see `Hypernetwork`."""
-    mlp_layers: int = 1
+    mlp_layers: Annotated[
+        Width,
+        ActsWhen(
+            lambda options: options.predictor == "mlp" and options.parts != "inv_only", "choose the predictor mlp"
+        ),
+    ] = 1
     """Linear layers of the MLP predictor; 1 in the released code. Unused by the hypernetworks."""
-    variance_on_prediction: bool = True
+    variance_on_prediction: Annotated[bool, _WITH_PREDICTOR] = True
     """Also keeps the variance of the prediction up, with weight variance_weight / 2. On in the paper; off is the
     released code's SIENoVar."""
     parts: Literal["split", "inv_only", "equi_only"] = "split"

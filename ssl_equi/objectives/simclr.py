@@ -11,16 +11,17 @@ from ssl_equi.objectives.monitors import normalised_std
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.options import Positive, Width
 
 
 @dataclass(frozen=True)
 class SimCLRConfig:
     """SimCLR as the equivariant papers run it on 3DIEBench; "paper" is SimCLR's own."""
 
-    temperature: float = 0.5
+    temperature: Positive = 0.5
     """Divides the cosines. Paper: 0.1 on ImageNet with batches of 4096, 0.5 on CIFAR-10; 0.5 in seq-JEPA, and 0.1 by
     default in the released SIE code, both on 3DIEBench."""
-    projector: tuple[int, ...] = (2048, 2048, 2048)
+    projector: tuple[Width, ...] = (2048, 2048, 2048)
     """Widths of the projector's linear layers. Paper: 2048-128; 2048-2048-2048 in SIE and seq-JEPA on 3DIEBench."""
     last_batch_norm: LastBatchNorm = "none"
     """Batch norm after the projector's last linear layer; seq-JEPA uses not_affine, E-SSL affine on ImageNet."""

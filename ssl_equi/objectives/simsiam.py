@@ -10,17 +10,18 @@ from ssl_equi.objectives.monitors import normalised_std
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.options import Width
 
 
 @dataclass(frozen=True)
 class SimSiamConfig:
     """Defaults are the paper's for ImageNet."""
 
-    projector: tuple[int, ...] = (2048, 2048, 2048)
+    projector: tuple[Width, ...] = (2048, 2048, 2048)
     """Widths of the projector's linear layers. Paper: 2048-2048-2048 on ImageNet, 2048-2048 on CIFAR-10."""
     last_batch_norm: LastBatchNorm = "not_affine"
     """Batch norm after the projector's last linear layer. Paper: yes; without scale and shift in the released code."""
-    predictor_hidden_width: int = 512
+    predictor_hidden_width: Width = 512
     """Hidden width of the predictor, whose output is as wide as the projector's. Paper: 512, a quarter of it."""
     separate_batch_norm: bool = False
     """One call a view, as in the paper, instead of one call for both; see `two_views.on_both_views`."""

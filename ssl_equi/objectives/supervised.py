@@ -5,6 +5,7 @@ not a self-supervised method.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -15,21 +16,24 @@ from ssl_equi.objectives.monitors import normalised_std
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.two_views import check_actions, check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.options import ActsWhen, Derived, NonNegative, Width
 
 
 @dataclass(frozen=True)
 class SupervisedConfig:
     """Both tasks at once by default; set one weight to 0 for the ceiling of the other."""
 
-    class_weight: float = 1.0
+    class_weight: NonNegative = 1.0
     """Weight of the cross-entropy of the classes. 0 makes no class head, and labels may be left out."""
-    action_weight: float = 1.0
+    action_weight: NonNegative = 1.0
     """Weight of the mean squared error of the action. 0 makes no regression head, and actions may be left out."""
-    num_classes: int = 55
+    num_classes: Derived = 55
     """Number of classes; 55 in 3DIEBench."""
-    action_dim: int = 4
+    action_dim: Derived = 4
     """Width of the action: 4 for a relative rotation (quaternion xyzw), 6 with the two relative hues."""
-    hidden: tuple[int, ...] = (1024, 1024)
+    hidden: Annotated[
+        tuple[Width, ...], ActsWhen(lambda options: options.action_weight > 0, "give an action_weight above 0")
+    ] = (1024, 1024)
     """Widths of the regression head's hidden layers; 1024-1024 as in the SIE paper's probe of the rotation."""
     separate_batch_norm: bool = False
     """One call a view instead of one call for both; see `two_views.on_both_views`."""

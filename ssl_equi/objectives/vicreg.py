@@ -10,19 +10,20 @@ from ssl_equi.objectives.heads import projector
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision, std_per_dim, vicreg_terms
+from ssl_equi.options import NonNegative, Width
 
 
 @dataclass(frozen=True)
 class VICRegConfig:
     """VICReg as run on 3DIEBench by the released SIE code (facebookresearch/SIE, README)."""
 
-    inv_weight: float = 10.0
+    inv_weight: NonNegative = 10.0
     """Weight of the invariance term; 10 in the SIE code, 25 in the VICReg paper (ImageNet)."""
-    variance_weight: float = 10.0
+    variance_weight: NonNegative = 10.0
     """Weight of the variance term, the mean over the two views; 10 in the SIE code, 25 in the VICReg paper."""
-    covariance_weight: float = 1.0
+    covariance_weight: NonNegative = 1.0
     """Weight of the covariance term, the sum over the two views; 1 in both."""
-    projector: tuple[int, ...] = (2048, 2048, 2048)
+    projector: tuple[Width, ...] = (2048, 2048, 2048)
     """Widths of the projector's linear layers; 2048-2048-2048 in the SIE code, 8192-8192-8192 in the VICReg paper."""
     separate_batch_norm: bool = False
     """One call a view, as in the released code, instead of one call for both; see `two_views.on_both_views`."""

@@ -18,6 +18,7 @@ from ssl_equi.objectives.sequences import check_sequence
 from ssl_equi.objectives.two_views import on_both_views
 from ssl_equi.objectives.vicreg import VICReg
 from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.options import NonNegative
 
 # Of a tangent vector on the unit sphere. Rounding in float32 leaves the direction of a shorter one few right digits,
 # and the gradient of a direction grows with the inverse of the length.
@@ -28,7 +29,7 @@ SHORTEST_TANGENT = 1e-4
 class VICRegTrajConfig:
     """What comes to VICReg; VICReg's own options are in `VICRegConfig`, whose defaults are the comparison's too."""
 
-    weight: float = 0.01
+    weight: NonNegative = 0.01
     """Weight of the trajectory term; 0 leaves VICReg as it is. Paper: .01; 1 in seq-JEPA's released code."""
 
 

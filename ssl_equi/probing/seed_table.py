@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ssl_equi.probing.records import ProbeRecord, describe_columns, format_value
+from ssl_equi.probing.records import ProbeRecord, describe_columns, format_value, in_short_tables
 
 LINE_WIDTH = 80
 HEADERS = ("part", "metric", "value", "±seed", "±obj", "baseline", "random", "n")
@@ -21,7 +21,7 @@ def print_seeds(records: Sequence[ProbeRecord], notes: Sequence[str] = (), paper
         paper_metrics: marked with a star.
     """
     rows: list[tuple[str, ...]] = []
-    for group in grouped(records):
+    for group in grouped(in_short_tables(records)):
         record = group[0]
         random_values = [each.random_encoder for each in group if each.random_encoder is not None]
         numbers = (

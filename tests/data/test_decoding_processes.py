@@ -6,10 +6,12 @@ import itertools
 import multiprocessing
 import os
 import signal
+import socket
 import sys
+import tempfile
 import threading
 import time
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, arbitrary_address, wait
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -17,6 +19,7 @@ import pytest
 import torch
 
 from ssl_equi.data.decoding import BufferShape
+from ssl_equi.data.decoding_processes import make_room_for_sockets
 from ssl_equi.data.errors import DataError, LostShardError, WorkerError
 from ssl_equi.data.fit import Canvas
 from ssl_equi.data.image_folder import ImageFolder
@@ -133,6 +136,17 @@ def test_data_set_that_a_worker_cannot_open_or_finds_changed_is_an_error(own_spl
     dataset.fingerprint = "another"
     with pytest.raises(DataError, match="where this run has another: the files were changed"):
         _take(dataset, 1, workers=1)
+
+
+def test_long_temporary_folder_leaves_room_for_the_addresses_of_sockets(tmp_path, monkeypatch) -> None:
+    long = tmp_path / ("a_folder_of_a_cluster_job_" * 4)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
+    make_room_for_sockets()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(arbitrary_address("AF_UNIX"))
+    assert tempfile.gettempdir() == str(long), "others keep the user's folder"
 
 
 def test_data_set_that_cannot_be_pickled_is_refused_at_once() -> None:

@@ -49,7 +49,8 @@ def split_of(name: str, first_view: int, num_objects: int, seed: int, num_latent
         out[...] = images[objects[:, None], views]
 
     return SimpleNamespace(
-        split=name, fingerprint=f"{name} {seed}", num_objects=num_objects, num_views=VIEWS, image_size=(8, 8),
+        split=name, fingerprint=f"{name} {seed}", content_key=f"{name} {seed}",
+        num_objects=num_objects, num_views=VIEWS, image_size=(8, 8),
         fills_image=True, class_names=tuple(f"class {index}" for index in range(CLASSES)),
         labels=np.arange(num_objects) % CLASSES, latents=latents.numpy(),
         quats_xyzw=quat_xyzw_from_latents(latents[..., :7]).numpy(), read_views=read_views,

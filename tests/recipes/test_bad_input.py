@@ -116,8 +116,9 @@ def test_the_real_command_prints_one_line_and_no_traceback(
     [
         ({"encoder": "strided_cnn_tniy"}, {}, "no model named 'strided_cnn_tniy': did you mean strided_cnn_tiny"),
         ({"batch_size": 25}, {}, "batch size 25 does not fit a split of 24 objects: choose a size from 1 to 24"),
-        ({"batch_size": 0}, {}, "batch size 0 does not fit"),
-        ({"epochs": 0}, {}, "the run has 0 steps: ask for at least one epoch"),
+        ({"batch_size": 0}, {}, "--batch-size is 0: give a number from 1 to"),
+        ({"epochs": 0}, {}, "--epochs is 0: give a number from 1 to"),
+        ({"learning_rate": float("nan")}, {}, "--learning-rate is nan: give a number above 0"),
         ({}, {"equi_dim": 512}, "equi_dim is 512 but the encoder has 512 features: choose 1 to 511"),
         ({}, {"parts": "equi_only", "equi_dim": 8}, "leave equi_dim unset"),
         ({}, {"projector": (32, 1)}, "projector is (32, 1): every width must leave at least 1 column"),
@@ -136,7 +137,7 @@ def test_options_that_do_not_fit_are_named(
 ) -> None:
     objective = dataclasses.replace(sie.embedded().objective, **({"projector": (32, 32, 32)} | objective_changes))
     assert sentence in fail(small_config(sie, out=tmp_path / "run", objective=objective, **changes))
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("folder", [None, "nowhere"])

@@ -48,7 +48,7 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], str]] = [
         {},
         "--observed-views is 4 and one more is predicted, but the objects of 3diebench-p have 4 views: choose 3",
     ),
-    ("seq_jepa", "embedded", {"observed_views": 0}, {}, "--observed-views is 0: observe at least 1 view"),
+    ("seq_jepa", "embedded", {"observed_views": 0}, {}, "--observed-views is 0: give a number from 1 to"),
     ("seq_jepa", "embedded", {}, {"heads": 7}, "a token has 520 numbers (features and embedded action), which 7 heads"),
     ("seq_jepa", "cifar100", {"dataset": "3diebench-p", "actions": "rotation"}, {}, "choose --actions augmentation"),
     ("sie", "embedded", {"actions": "augmentation"}, {}, "--actions is augmentation and --views.source is rendered"),

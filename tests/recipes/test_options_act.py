@@ -1,0 +1,110 @@
+"""No option is taken and ignored: changing it alone changes what is learnt, or is refused with a sentence."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from ssl_equi import options
+from ssl_equi.errors import UserError
+from ssl_equi.options import OptionError, check_options
+from ssl_equi.pretraining_config import PretrainingOptions
+from ssl_equi.run import Run
+
+RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
+QUICK = ("equimod", "sie")  # the others take a minute together
+# Options that say nothing to the objective: where the run is, what it costs, and what is done with its results.
+ACT_ELSEWHERE = {
+    "out", "data_dir", "dataset", "reading", "resume", "steps", "log_every", "save_every", "threads", "loader_threads",
+    "loader_workers", "compile", "tracker", "on_bad_record", "cache_decoded", "decode_on", "evaluation_split",
+    "probe_protocol", "compare_with_random", "image_size", "encoder", "encoder_arguments",
+}  # fmt: skip
+OTHER_VALUES: dict[str, Any] = {
+    "equi_dim": 64, "elements": 2, "small_view.preset": "imagenet", "group": "horizontal_flip", "clip_norm": 1e-3,
+    "saliency_file": Path("maps.npy"), "action_transforms": ("crop",), "preset": "mocov2",
+    "optimizer": "sgd",
+}  # fmt: skip
+
+
+def other_value(option: options._Option) -> Any:
+    """Another value of an option, in its range."""
+    for name in (option.name, option.name.rpartition(".")[2]):
+        if name in OTHER_VALUES:
+            return OTHER_VALUES[name]
+    value, choices = option.value, options._choices(option.hint)
+    if choices:
+        return next(choice for choice in choices if choice not in (value, "auto", "no"))
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value * 2 or 3
+    if isinstance(value, float):
+        return value / 2 or 0.25
+    assert isinstance(value, tuple) and value, f"give {option.name} another value in OTHER_VALUES"
+    return tuple(2 * width for width in value)
+
+
+def changed(config: Any, name: str, value: Any) -> Any:
+    head, _, rest = name.partition(".")
+    return dataclasses.replace(config, **{head: changed(getattr(config, head), rest, value) if rest else value})
+
+
+@pytest.fixture
+def learnt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[ModuleType, Any], str]:
+    """What a recipe does in three steps: loss and terms of each, and the statistics of batch norms, to the bit."""
+    lines: list[str] = []
+    folders: Iterator[Path] = (tmp_path / str(number) for number in range(1000))
+
+    def note(run: Run, step: int, output: Any, **numbers: Any) -> None:
+        lines.append(repr((output.loss.item(), {name: value.item() for name, value in output.terms.items()})))
+
+    monkeypatch.setattr(Run, "log", note)
+
+    def note_buffers(run: Run) -> None:
+        lines.append(repr([(name, value.double().sum().item()) for name, value in run.objective.named_buffers()]))
+
+    monkeypatch.setattr(Run, "save", note_buffers)
+
+    def learn(recipe: ModuleType, config: Any) -> str:
+        lines.clear()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        for name in ("finish", "finish_sequences", "finish_capsules"):
+            monkeypatch.setattr(recipe, name, lambda run, *arguments, **named: run.close(), raising=False)
+        recipe.main(dataclasses.replace(config, out=next(folders)))
+        return "\n".join(lines)
+
+    return learn
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+)
+def test_an_option_acts_or_is_refused(
+    name: str,
+    load_recipe: Callable[[str], ModuleType],
+    small_config: Callable[..., Any],
+    learnt: Callable[[ModuleType, Any], str],
+) -> None:
+    recipe = load_recipe(name)
+    config = small_config(recipe, steps=3, warmup_steps=0, mixed_precision="no")
+    before = learnt(recipe, config)
+    assert learnt(recipe, config) == before, "the comparison would mean nothing"
+    shared = {entry.name for entry in dataclasses.fields(PretrainingOptions)}
+    ignored = []
+    for option in options._options(config):
+        if option.name in ACT_ELSEWHERE or (option.name in shared and name != "sie"):
+            continue
+        other = changed(config, option.name, other_value(option))
+        try:
+            check_options(other, config)
+            if learnt(recipe, other) == before:
+                ignored.append(option.name)
+        except OptionError as refused:
+            assert option.flag in str(refused)
+        except (UserError, ValueError) as refused:
+            assert ": " in str(refused)
+    assert not ignored
