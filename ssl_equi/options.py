@@ -20,6 +20,8 @@ import tyro
 from ssl_equi.errors import UserError
 from ssl_equi.text import visible_values
 
+ArgumentValue = int | float | bool | str
+
 
 class OptionError(UserError):
     """An option has a value that it can't have, or one that has no effect."""
@@ -78,9 +80,6 @@ NonNegative = Annotated[float, Range(minimum=0)]
 Momentum = Share = Annotated[float, Range(minimum=0, maximum=1)]
 Derived = tyro.conf.Suppress[int]
 """A size that follows from other options or from the data: no option of the command line, and not recorded."""
-
-
-ArgumentValue = int | float | bool | str
 
 
 def _pairs(texts: list[str]) -> dict[str, ArgumentValue]:
