@@ -232,9 +232,8 @@ def _open_rendered(name: RenderedName, place: _Place, evaluation_split: str, ima
 
 def _resized_note(name: str, stored_side: int, image_size: int) -> str:
     how = "shrunk" if image_size < stored_side else "enlarged, which adds no detail,"
-    return (
-        f"the images of {name} have {stored_side} x {stored_side} pixels and are {how} to {image_size} x {image_size}"
-    )
+    stored, wanted = (f"{side} x {side}" for side in (stored_side, image_size))
+    return f"the stored images of {name} have {stored} pixels and are {how} to {wanted}"
 
 
 def _refuse_other_latents(name: RenderedName, folder: Path, splits: tuple[str, ...]) -> None:

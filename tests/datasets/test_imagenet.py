@@ -142,6 +142,7 @@ def test_only_as_many_images_as_imagenet_has_are_stamped_as_imagenet(
     imagenet.main(dataclasses.replace(unnamed, options=dataclasses.replace(named.options, out=tmp_path / "official")))
     manifest = read_image_manifest(tmp_path / "official", "train")
     assert manifest.source.startswith("ImageNet-1k") and manifest.source_version == "ILSVRC2012"
+    assert "non-commercial" in manifest.license
 
 
 def test_pixels_are_those_of_pillow_also_in_cmyk_and_in_a_png(
@@ -152,7 +153,7 @@ def test_pixels_are_those_of_pillow_also_in_cmyk_and_in_a_png(
     manifest = read_image_manifest(tmp_path / "out", "train")
     assert manifest.kinds == {"JPEG": 10, "JPEG in CMYK": 1, "PNG": 1}
     assert (manifest.class_names, manifest.source_version, manifest.reencoding) == (WNIDS, "unversioned", None)
-    assert "non-commercial" in manifest.license and manifest.mean_rgb == (0.485, 0.456, 0.406)
+    assert manifest.mean_rgb == (0.485, 0.456, 0.406)
     for row, key in enumerate(train._index.keys.tolist()):
         source = train_files[f"{key.decode()[:9]}/{key.decode()}.JPEG"]
         np.testing.assert_array_equal(train.read_image(row), Image.open(io.BytesIO(source)).convert("RGB"))
