@@ -26,7 +26,7 @@ from pathlib import Path
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.errors import DataError
-from ssl_equi.data.manifest import Manifest, canonical_json, manifest_path, read_manifest
+from ssl_equi.data.manifest import Manifest, canonical_json, has_manifest, read_manifest
 from ssl_equi.data.order import epoch_permutation
 from ssl_equi.data.parallel import map_in_order
 from ssl_equi.data.posed_folders import (
@@ -219,7 +219,7 @@ def convert_split(
     report_done: Callable[[int], None] = lambda count: None,
 ) -> Manifest:
     """Write one split, going on after its finished shards; `report_done` hears how many objects are stored."""
-    if manifest_path(config.out, settings.split).exists():
+    if has_manifest(config.out, settings.split):
         manifest = read_manifest(config.out, settings.split)
         if manifest.plan_sha256 != settings.plan_sha256:
             raise DataError(

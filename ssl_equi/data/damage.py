@@ -5,6 +5,7 @@ of those, tar headers are walked and every image is decoded.
 """
 
 import functools
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from ssl_equi.data.image_manifest import (
 from ssl_equi.data.image_shards import find_shards
 from ssl_equi.data.image_writer import scan_image_shard
 from ssl_equi.data.index import SplitIndex, read_index
-from ssl_equi.data.manifest import Manifest, ShardEntry, index_folder, manifest_path, read_manifest
+from ssl_equi.data.manifest import Manifest, ShardEntry, has_manifest, index_folder, manifest_path, read_manifest
 from ssl_equi.data.parallel import map_in_order
 from ssl_equi.data.shard import decode_view, problem_of_bytes, scan_shard, view_suffix
 from ssl_equi.data.shard_files import ShardFiles
@@ -67,10 +68,9 @@ Decode = Callable[[bytes], str | None]  # what is wrong with an image file; None
 
 def kind_of_split(folder: Path, split: str) -> SplitKind:
     """What the shards of a split hold: told by its manifest; without one they are taken for images others wrote."""
-    path = manifest_path(folder, split)
-    if not path.exists():
+    if not has_manifest(folder, split):
         return "foreign images"
-    return "images" if is_image_manifest(path) else "objects"
+    return "images" if is_image_manifest(manifest_path(folder, split)) else "objects"
 
 
 def find_damage(
@@ -158,7 +158,7 @@ def _check_shard(
     """What is wrong with a shard: its size, its images and, if its SHA-256 differs, the rest of it."""
     path = folder / entry.name
     found = _damage_of_file(path, entry)
-    if found and not path.is_file():
+    if found and not os.access(path, os.R_OK):
         return found
     try:
         found += _damaged_records(path, records, decode)
@@ -178,13 +178,16 @@ def _damage_of_walk(path: Path, error: Exception) -> Damage:
 
 
 def _damage_of_file(path: Path, entry: ShardEntry) -> list[Damage]:
-    if not path.is_file():
-        return [Damage(path, None, None, "is missing")]
-    size = path.stat().st_size
-    if size != entry.bytes:
-        return [Damage(path, None, None, f"has {size} bytes where the manifest says {entry.bytes}")]
-    if sha256_of_file(path) != entry.sha256:
-        return [Damage(path, None, None, "does not match its SHA-256 in the manifest")]
+    try:
+        if not path.is_file():
+            return [Damage(path, None, None, "is missing")]
+        size = path.stat().st_size
+        if size != entry.bytes:
+            return [Damage(path, None, None, f"has {size} bytes where the manifest says {entry.bytes}")]
+        if sha256_of_file(path) != entry.sha256:
+            return [Damage(path, None, None, "does not match its SHA-256 in the manifest")]
+    except OSError as error:
+        return [Damage(path, None, None, f"can't be read ({error.strerror})")]
     return []
 
 
@@ -212,11 +215,11 @@ def _check_without_index(folder: Path, kind: SplitKind, entry: ShardEntry) -> li
     """Where the index is of no use, a walk of the shard says whether it is whole."""
     path = folder / entry.name
     found = _damage_of_file(path, entry)
-    if found and path.is_file():
+    if found and os.access(path, os.R_OK):
         try:
             for _ in scan_image_shard(path) if kind == "images" else scan_shard(path):
                 pass
-        except DataError as error:
+        except (DataError, OSError) as error:
             found.append(_damage_of_walk(path, error))
     return found
 

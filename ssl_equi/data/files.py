@@ -27,6 +27,15 @@ def file_state(path: str | Path | os.DirEntry[str]) -> FileState:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
+def list_folder(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder; DataError if it isn't there or can't be read, which `Path.glob` takes for empty."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(f"folder {folder} can't be read ({error.strerror}): allow it, or take it out") from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces a file as a whole.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ssl_equi.data.decode import SUFFIXES, decode_image
 from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import FileState, file_state
+from ssl_equi.data.files import FileState, file_state, list_folder
 from ssl_equi.data.manifest import canonical_json
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
 
@@ -89,10 +89,10 @@ def _class_folders(folder: Path, split: str, passed_over: Counter[str]) -> list[
     if not os.path.isdir(folder):
         raise DataError(f"there is no folder {folder}: give the folder that holds train/ as --data-dir")
     if not os.path.isdir(folder / split):
-        present = ", ".join(sorted(entry.name for entry in _listed(folder) if entry.is_dir())) or "no folder"
+        present = ", ".join(sorted(entry.name for entry in list_folder(folder) if entry.is_dir())) or "no folder"
         raise DataError(f"{folder} has no split {split!r} but {present}: lay images out as SPLIT/CLASS/NAME.jpg")
     names = []
-    for entry in _listed(folder / split):
+    for entry in list_folder(folder / split):
         if entry.is_dir() and not entry.name.startswith("."):
             names.append(entry.name)
         else:
@@ -111,7 +111,7 @@ def _images_below(folder: Path, relative_folder: str, passed_over: Counter[str])
         identity = _identity(folder / present)
         if identity in above:
             raise DataError(f"{folder / present} is a link to a folder that contains it: remove the link")
-        for entry in _listed(folder / present):
+        for entry in list_folder(folder / present):
             if entry.name.startswith("."):
                 passed_over["hidden"] += 1
             elif entry.is_dir():
@@ -125,14 +125,6 @@ def _images_below(folder: Path, relative_folder: str, passed_over: Counter[str])
             f"class folder {folder / relative_folder} holds no image ({', '.join(SUFFIXES)}): fill it or remove it"
         )
     return sorted(found)
-
-
-def _listed(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise DataError(f"folder {folder} can't be read ({error.strerror}): allow it, or take it out") from error
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -9,6 +9,8 @@ ever unpickled.
 import contextlib
 import hashlib
 import io
+import os
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,10 +22,10 @@ import numpy as np
 
 from ssl_equi.data.decode import decode_image
 from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import FileState, file_state, write_atomically
+from ssl_equi.data.files import FileState, file_state, list_folder, write_atomically
 from ssl_equi.data.foreign_shards import CURE, ForeignRecord, records_of_shard
 from ssl_equi.data.image_manifest import read_image_index, read_image_manifest
-from ssl_equi.data.manifest import canonical_json, manifest_path
+from ssl_equi.data.manifest import canonical_json, has_manifest
 from ssl_equi.data.shard import problem_of_bytes
 from ssl_equi.data.shard_files import ShardFiles, open_shard_files
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
@@ -77,7 +79,7 @@ class ImageShards:
         self._index: ShardIndex
         self._crc32c: np.ndarray | None = None  # of each image, from a manifest's index
         self.fingerprint: str
-        if manifest_path(self.folder, split).exists():
+        if has_manifest(self.folder, split):
             self._open_with_manifest()
         else:
             self._open_without_manifest(num_classes)
@@ -190,11 +192,12 @@ def _lines_of(path: Path) -> tuple[str, ...]:
 
 def find_shards(folder: Path, split: str) -> list[Path]:
     """The split's tar files by name; DataError if there are none."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"there is no folder {folder}: give the folder that holds the tar shards as --data-dir")
-    shards = sorted(folder.glob(f"{split}-*.tar"))
+    names = sorted(entry.name for entry in list_folder(folder) if re.fullmatch(r".*-[^-]*\.tar", entry.name))
+    shards = [folder / name for name in names if name.startswith(f"{split}-")]
     if not shards:
-        present = ", ".join(sorted({path.name.rpartition("-")[0] for path in folder.glob("*-*.tar")})) or "no shards"
+        present = ", ".join(sorted({name.rpartition("-")[0] for name in names})) or "no shards"
         raise DataError(
             f"{folder} has no shards {split}-*.tar but {present}: choose a split that is there, or use "
             f"--dataset folder for images in folders"

@@ -103,6 +103,18 @@ def manifest_path(folder: Path, split: str) -> Path:
     return folder / f"{split}{_SUFFIX}"
 
 
+def has_manifest(folder: Path, split: str) -> bool:
+    """True if a split has a manifest; DataError for a folder into which nobody may look."""
+    path = manifest_path(folder, split)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise DataError(f"{path} can't be looked for ({error.strerror}): allow reading {folder}") from error
+    return True
+
+
 def index_folder(folder: Path, split: str) -> Path:
     """Where the sidecar arrays of a split lie."""
     return folder / f"{split}.index"
@@ -139,7 +151,7 @@ def read_manifest_as(
     outside the folder) or don't cover the objects without a gap.
     """
     path = manifest_path(folder, split)
-    if not path.exists():
+    if not has_manifest(folder, split):
         raise DataError(
             f"there is no manifest {path}: build this data set (an unfinished build leaves none) or name its folder"
         )

@@ -311,13 +311,14 @@ def walk_members(
         check_name(member.name, path)
         last_name = member.name
         offset = file.tell()
-        content = file.read(member.size)
-        padding = file.read(-member.size % _BLOCK)
-        if len(content) < member.size or len(padding) < -member.size % _BLOCK:
+        left = os.fstat(file.fileno()).st_size - offset  # asked before so many bytes are made room for
+        if not 0 <= member.size <= left or member.size + -member.size % _BLOCK > left:
             raise DataError(
                 f"shard {path} ends inside member '{member.name}' (expected {member.size} bytes, found "
-                f"{len(content)}): rebuild this shard or download it again"
+                f"{min(left, max(member.size, 0))}): rebuild this shard or download it again"
             )
+        content = file.read(member.size)
+        file.seek(-member.size % _BLOCK, os.SEEK_CUR)
         yield member.name, offset, content
     tail = file.read()
     if len(tail) < _BLOCK or tail.strip(b"\0"):

@@ -12,7 +12,7 @@ from ssl_equi.data.fit import Canvas, CenterCrop, imagenet_center_crop
 from ssl_equi.data.foreign_shards import describe_counts
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.image_shards import ImageShards
-from ssl_equi.data.manifest import manifest_path, read_manifest
+from ssl_equi.data.manifest import has_manifest, read_manifest
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural, default_folder
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.remote_files import is_address
@@ -158,7 +158,7 @@ def stored_image_size(name: str, data_dir: str | Path | None) -> int | None:
     if name not in LATENT_SIZES or data_dir is None or is_address(data_dir):
         return None
     folder = Path(data_dir)
-    return read_manifest(folder, "train").image_size[0] if manifest_path(folder, "train").exists() else None
+    return read_manifest(folder, "train").image_size[0] if has_manifest(folder, "train") else None
 
 
 def _check_evaluation_split(name: DatasetName, split: str) -> None:
@@ -197,7 +197,7 @@ def _open_rendered(name: RenderedName, place: _Place, evaluation_split: str, ima
     elif place.fetched and data_dir is not None:
         folder = data_dir
         _refuse_other_latents(name, folder, ("train", evaluation_split))
-    elif data_dir is None or not manifest_path(data_dir, "train").exists():
+    elif data_dir is None or not has_manifest(data_dir, "train"):
         raise DataError(
             f"{name} has no shards in {data_dir or 'an unnamed folder'}: convert it with "
             "`python datasets/threediebench.py` and give the folder as --data-dir"
@@ -239,7 +239,7 @@ def _resized_note(name: str, stored_side: int, image_size: int) -> str:
 def _refuse_other_latents(name: RenderedName, folder: Path, splits: tuple[str, ...]) -> None:
     """Raises DataError for a split of the folder whose views move where the named set's do not, or the reverse."""
     for split in splits:
-        if not manifest_path(folder, split).exists():
+        if not has_manifest(folder, split):
             continue
         latent_size = len(read_manifest(folder, split).latent_names)
         if latent_size != LATENT_SIZES[name]:

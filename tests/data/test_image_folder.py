@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ssl_equi.data.decode import decode_image
+from ssl_equi.data.decoded_cache import CachedViews
 from ssl_equi.data.errors import DataError
-from ssl_equi.data.fit import Canvas
+from ssl_equi.data.fit import Canvas, CenterCrop
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.saliency_maps import computed_saliency
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.sources import open_data
 from ssl_equi.data.view_subset import ViewSubset
@@ -225,3 +228,19 @@ def test_the_content_key_follows_files_that_are_written_anew(mixed_folder: Path)
     subsets = [ViewSubset(each, np.arange(3), np.zeros((3, 1), int)) for each in views]
     assert len({each.content_key for each in (*views, *subsets)}) == 4
     assert len({each.fingerprint for each in (*views, *subsets)}) == 2
+
+
+def test_pictures_that_are_written_anew_meet_no_old_cache(mixed_folder: Path, tmp_path: Path) -> None:
+    pixels, maps = [], []
+    for level in (40, 200):
+        picture = np.full((32, 32, 3), 255 - level, np.uint8)
+        picture[8:16, 8 + level // 20 : 20] = level
+        for path in sorted((mixed_folder / "train").rglob("*.*")):
+            Image.fromarray(picture).save(path, "BMP")
+        views = SingleViews(ImageFolder(mixed_folder, "train"), CenterCrop(32, 32))
+        out = np.empty((1, 1, 32, 32, 3), np.uint8)
+        CachedViews(views, tmp_path / "decoded").read_views(np.array([3]), np.array([[0]]), out)
+        np.testing.assert_array_equal(out[0, 0], picture)
+        pixels.append(out.tobytes())
+        maps.append(computed_saliency(views, "spectral_residual", tmp_path).read(torch.tensor([3]), torch.tensor([0])))
+    assert pixels[0] != pixels[1] and not torch.equal(*maps)
