@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol, cast, get_args
 from torch import Tensor, nn
 
 from ssl_equi.checkpoint import CheckpointError
-from ssl_equi.data.actions import ACTION_SIZES
+from ssl_equi.data.actions import ACTION_SIZES, QUATERNION_ACTION_KINDS
 from ssl_equi.export import CONFIG_FILE, Export, built_and_filled, check_sizes
 from ssl_equi.files import read_json_object
 from ssl_equi.objectives.heads import projector
@@ -31,7 +31,7 @@ from ssl_equi.objectives.predictors import ConditionedPredictor, Hypernetwork, M
 
 PREDICTOR_FOLDER = "predictor"
 AUGMENTATION = "augmentation"  # actions between augmented views: of any width
-QUATERNION_COLUMNS = 4  # every action between rendered views begins with one
+QUATERNION_COLUMNS = 4  # of the actions that begin with one
 PREDICTOR_KINDS: dict[str, type[nn.Module]] = {
     "hypernetwork": Hypernetwork,
     "mlp": MLPPredictor,
@@ -141,8 +141,10 @@ def _check_card(card: PredictorCard, action_dim: int) -> None:
     expected = cast(dict[str, int], ACTION_SIZES).get(card.actions, action_dim)
     if action_dim != expected:
         raise ValueError(f"the predictor takes actions of {action_dim} columns, but '{card.actions}' has {expected}")
-    if card.action_sign not in (1, -1) or (card.action_sign == -1 and card.actions == AUGMENTATION):
-        raise ValueError(f"action_sign is {card.action_sign} for actions '{card.actions}': give 1, or -1 for rotations")
+    if card.action_sign not in (1, -1) or (card.action_sign == -1 and card.actions not in QUATERNION_ACTION_KINDS):
+        raise ValueError(
+            f"action_sign is {card.action_sign} for actions '{card.actions}': give 1, or -1 for quaternions"
+        )
 
 
 def predictor_export(module: EmbeddingPredictor, card: PredictorCard) -> Export:

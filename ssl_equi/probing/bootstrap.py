@@ -56,11 +56,10 @@ def median_statistic(values: np.ndarray, objects: np.ndarray, num_objects: int) 
     ordered, of_object = values[order], objects[order]
 
     def median(counts: np.ndarray) -> np.ndarray:
-        totals = counts[:, of_object].cumsum(axis=1)
+        totals = counts.astype(np.int32)[:, of_object].cumsum(axis=1, dtype=np.int32)
         # As numpy's median: of an even number of values, halfway between the two in the middle.
-        half = totals[:, -1:] / 2
-        below, above = (totals < half).sum(axis=1), (totals <= half).sum(axis=1)
-        return (ordered[below] + ordered[np.minimum(above, len(ordered) - 1)]) / 2
+        middle = [[row.searchsorted(row[-1] / 2, "left"), row.searchsorted(row[-1] / 2, "right")] for row in totals]
+        return np.asarray(ordered[np.minimum(middle, len(ordered) - 1)].mean(axis=1))
 
     return ObjectStatistic(num_objects, median)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ssl_equi.data.actions import beyond_euler_box
 from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError
@@ -37,6 +38,7 @@ from ssl_equi.probing.task_results import without_undefined
 from ssl_equi.probing.tasks import TASKS, Task
 
 PROGRESS_EVERY_SECONDS = 20.0
+QUATERNION_TASKS = ("relative_rotation", "absolute_rotation", *PREDICTOR_TASKS)
 Say = Callable[[str], None]
 
 
@@ -124,7 +126,7 @@ class Suite:
             random_outcome = self._probe(
                 random_module, random_name, source, parts, names, data, store, bad_train_records
             )
-        return self._collect(source, data, parts, outcome, random_outcome, encoder_passes)
+        return self._collect(source, data, names, parts, outcome, random_outcome, encoder_passes)
 
     def parts_of(self, source: EncoderSource) -> dict[str, slice]:
         """The parts that are asked. Raises UserError for one that the encoder doesn't have."""
@@ -273,12 +275,13 @@ class Suite:
         self,
         source: EncoderSource,
         data: DataSource,
+        names: Sequence[str],
         parts: dict[str, slice],
         outcome: "_Outcome",
         random_outcome: "_Outcome | None",
         encoder_passes: int,
     ) -> SuiteResults:
-        notes = (*source.notes, *data.notes, *outcome.notes)
+        notes = (*source.notes, *data.notes, *notes_on_poses(data, names), *outcome.notes)
         if random_outcome is not None:
             notes = with_notes_of_random(notes, random_outcome.notes)
         split = data.evaluation.split
@@ -324,6 +327,14 @@ class _Outcome:
     notes: tuple[str, ...]
     encode_seconds: float
     head_seconds: float
+
+
+def notes_on_poses(data: DataSource, names: Sequence[str]) -> tuple[str, ...]:
+    """A sentence if quaternions are asked for and the poses let them jump: of the training split, or the judged one."""
+    if not any(name.endswith(QUATERNION_TASKS) for name in names):
+        return ()
+    found = (beyond_euler_box(views) for views in (data.probe_train, data.evaluation))
+    return tuple(note for note in found if note is not None)[:1]
 
 
 def arrays_of(results: PartResults) -> dict[str, np.ndarray]:
