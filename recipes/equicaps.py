@@ -61,7 +61,8 @@ class Config(PretrainingConfig):
     on the embedded set still were after 200 steps."""
     votes_init: VotesInit = "scale_preserving"
     """How the votes' weights start. scale_preserving: a vote is as long as the pose it is made from. released: as in
-    the released code of EquiCaps, 12 times shorter for 32 capsules of 3 x 3."""
+    the released code of EquiCaps, 12 times shorter for 32 capsules of 3 x 3. After 40 epochs of the embedded set (val,
+    3 seeds) classes and rotations are read from the features equally well, within one standard error."""
 
 
 def embedded() -> Config:

@@ -211,7 +211,7 @@ def open_pickled(file: Path) -> tuple[Any, list[str]]:
     torch reads such files without running code, but refuses them as a whole for one object of another class, such as a
     NumPy number or the options of a training script. Here such a class is replaced by one that does nothing.
     """
-    check_declared_size(file)
+    check_archive(file)
     stand_ins: dict[str, Callable[..., object]] = {}
     while True:
         try:
@@ -227,16 +227,23 @@ def open_pickled(file: Path) -> tuple[Any, list[str]]:
             stand_ins[name] = unread_mapping if name in MAPPING_CLASSES else type(name, (Unread,), {})
 
 
-def check_declared_size(file: Path) -> None:
-    """Raises CheckpointError if the file, an archive, unpacks to much more than it holds: torch never compresses."""
+def check_archive(file: Path) -> None:
+    """Raises CheckpointError if the file, an archive, is damaged or unpacks to much more than it holds.
+
+    torch never compresses, and doesn't look at the checksums that it writes.
+    """
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as archive:
         declared = sum(entry.file_size for entry in archive.infolist())
-    if declared > LARGEST_COMPRESSION * file.stat().st_size:
-        raise CheckpointError(
-            f"{file} says that it holds {declared:,} bytes in {file.stat().st_size:,}: fetch it again, or save it anew"
-        )
+        if declared > LARGEST_COMPRESSION * file.stat().st_size:
+            raise CheckpointError(
+                f"{file} says that it holds {declared:,} bytes in {file.stat().st_size:,}: fetch it again, or save it "
+                "anew"
+            )
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise CheckpointError(f"{file} is damaged (the checksum of {damaged} doesn't hold): fetch it again")
 
 
 def describe_source(data: str, file: Path) -> str:
