@@ -122,7 +122,7 @@ def main(config: Config) -> None:
     )
     print_summary(results.records, results.notes)
     out = config.out or config.run
-    append_records(out / "results.json", results.records)
+    append_records(out / "results.json", results.records, notes=results.notes)
     write_page(
         out / "sequences.html",
         title=f"sequences of {config.run.resolve().name}",
