@@ -78,7 +78,7 @@ class Config:
     val_images: Path = Path("val_images.npy")
     val_labels: Path = Path("val_labels.npy")
     # Without lists: each folder of views, OBJECT or CLASS/OBJECT, is a class, and every N-th of its views is in val.
-    val_every_view: int | None = None
+    val_every_view: Count | None = None
     resize: Count | None = None  # store views of another size as JPEG of this side in pixels; original bytes by default
     objects_per_shard: Count = 500
     seed: Seed = 0  # of the order in which objects are stored

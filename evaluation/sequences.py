@@ -125,7 +125,7 @@ def main(config: Config) -> None:
     )
     notes = (*data.notes, *results.notes)
     print_summary(results.records, notes)
-    append_records(out / "results.json", results.records)
+    append_records(out / "results.json", results.records, notes=notes)
     write_page(
         out / "sequences.html",
         title=f"sequences of {config.run.resolve().name}",
