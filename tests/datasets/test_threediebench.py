@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -540,8 +541,10 @@ def test_command_line_converts(archive, tmp_path):
     assert "train: 11 objects x 4 views in 1 shards" in done.stdout
 
 
-def test_command_line_reports_errors_in_one_line(threediebench, archive, tmp_path, monkeypatch):
+def test_command_line_reports_errors_in_one_line(threediebench, archive, tmp_path, monkeypatch, capsys):
     (archive / "val_labels.npy").unlink()
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--source", str(archive), "--out", str(tmp_path / "shards")])
-    with pytest.raises(SystemExit, match=r"^error: split file .*val_labels\.npy is missing: [^\n]*$"):
+    with pytest.raises(SystemExit) as stop:
         threediebench.main()
+    assert stop.value.code == 1
+    assert re.fullmatch(r"error: split file .*val_labels\.npy is missing: [^\n]*\n", capsys.readouterr().err)

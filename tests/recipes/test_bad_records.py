@@ -97,7 +97,7 @@ def test_a_run_ends_beyond_the_limit(
     limited = small_config(sie, out=tmp_path / "run", data_dir=damaged_data, on_bad_record="skip", max_skipped=0)
     assert "1 bad records were skipped on rank 0, more than max_skipped = 0" in sentence_of(sie, limited, capsys)
     negative = small_config(sie, out=tmp_path / "run", max_skipped=-1)
-    assert sentence_of(sie, negative, capsys) == "error: --max-skipped is -1: it must be 0 or more"
+    assert sentence_of(sie, negative, capsys) == "error: --max-skipped is -1: give a number from 0 to 1,000,000,000"
 
 
 def test_what_a_run_is_judged_on_is_never_skipped(
