@@ -63,7 +63,7 @@ def read_json_object(path: Path, error_type: type[Exception], cure: str = _WRITE
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise error_type(f"{path} can't be read ({error.strerror}): {cure}") from error
+        raise error_type(f"{path} can't be read ({error.strerror}): {_cure_of(error, cure)}") from error
     return parse_json_object(content, str(path), error_type, cure)
 
 
@@ -74,10 +74,14 @@ def size_of_regular_file(path: Path, name: str, error_type: type[Exception], cur
     except FileNotFoundError:
         raise error_type(f"{name} is missing: {cure}") from None
     except OSError as error:
-        raise error_type(f"{name} can't be read ({error.strerror}): {cure}") from error
+        raise error_type(f"{name} can't be read ({error.strerror}): {_cure_of(error, cure)}") from error
     if not S_ISREG(status.st_mode):
         raise error_type(f"{name} is not a file: {cure}")
     return status.st_size
+
+
+def _cure_of(error: OSError, cure: str) -> str:
+    return "allow reading it" if isinstance(error, PermissionError) else cure
 
 
 def parse_json_object(

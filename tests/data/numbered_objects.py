@@ -15,7 +15,7 @@ class NumberedObjects:
     error that no reader should.
     """
 
-    split, source, fingerprint, plan_sha256 = "train", "numbers", "1", "1"
+    split, source, fingerprint, content_key, plan_sha256 = "train", "numbers", "1", "1", "1"
     folder = Path()
     class_names = ("object",)
     mean_rgb = std_rgb = None

@@ -80,6 +80,15 @@ def test_unreadable_folders_are_not_taken_for_empty_ones(picture_shards: Path, r
         has_manifest(picture_shards, "train")
 
 
+def test_a_manifest_that_cannot_be_read_is_not_to_be_rebuilt(own_split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(DataError, match=r"train\.manifest\.json can't be read \(Permission denied\): allow reading it"):
+        ShardDataset(own_split, "train")
+
+
 def test_damage_lists_what_cannot_be_read(
     picture_shards: Path, own_split: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
