@@ -11,7 +11,8 @@ with the next shard when the same command is given again. The card, images.md, h
 import functools
 import hashlib
 import re
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +24,7 @@ from ssl_equi.data.image_conversion import ConversionOptions, ListedImages, Prov
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.shard import MAX_KEY_LENGTH
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
+from ssl_equi.data.sources import say_passed_over
 
 _DIGEST_LENGTH = 10  # hexadecimal digits that tell keys apart whose paths had to be changed
 
@@ -64,27 +66,37 @@ def main(config: Config) -> None:
 def listed_folder(source: Path, split: str) -> ListedImages:
     """The images of one split in the order of their classes and names."""
     store = ImageFolder(source, split)
+    say_passed_over(store)
     paths = [store.path(row).relative_to(source / split) for row in range(len(store.labels))]
     return ListedImages(
         split=split,
         class_names=store.class_names,
-        keys=[key_of_path(path.as_posix()) for path in paths],
+        keys=keys_of_paths([path.as_posix() for path in paths]),
         labels=store.labels.tolist(),
         read=store.read_file,
         name_of=functools.partial(_name, store.path),
     )
 
 
-def key_of_path(path: str) -> str:
-    """CLASS/NAME.jpg as a key: CLASS_NAME.
+def keys_of_paths(paths: Sequence[str]) -> list[str]:
+    """CLASS/NAME.jpg as keys: CLASS_NAME, for each path.
 
-    A tar shard takes letters, digits, '_' and '-'. Where others become '_', or the key would be too long, the end of
-    the key is a hash of the path, so that different paths have different keys.
+    A tar shard takes letters, digits, '_' and '-'. Where others become '_', the key would be too long, or those of
+    maple/tree_1.jpg and maple_tree/1.jpg would meet, the end of the key is a hash of the path, so that different paths
+    have different keys. Paths that differ in their suffix alone keep one key, which converting refuses.
     """
-    plain = path.rpartition(".")[0]
-    key = plain.replace("/", "_")
-    if re.fullmatch(r"[A-Za-z0-9_-]+", key) and len(key) <= MAX_KEY_LENGTH and plain.count("/") == 1:
-        return key
+    keys, stems_of = [], defaultdict(set)
+    for path in paths:
+        stem = path.rpartition(".")[0]
+        key = stem.replace("/", "_")
+        fits = re.fullmatch(r"[A-Za-z0-9_-]+", key) and len(key) <= MAX_KEY_LENGTH and stem.count("/") == 1
+        keys.append(key if fits else _key_with_hash(path))
+        stems_of[keys[-1]].add(stem)
+    return [key if len(stems_of[key]) == 1 else _key_with_hash(path) for key, path in zip(keys, paths)]
+
+
+def _key_with_hash(path: str) -> str:
+    key = path.rpartition(".")[0].replace("/", "_")
     digest = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:_DIGEST_LENGTH]
     readable = re.sub(r"[^A-Za-z0-9_-]", "_", key)[: MAX_KEY_LENGTH - _DIGEST_LENGTH - 1]
     return f"{readable}-{digest}"

@@ -32,6 +32,7 @@ from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.parallel import map_in_order
 from ssl_equi.data.shard_files import ShardFiles
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
+from ssl_equi.data.sources import say_passed_over
 from ssl_equi.data.tar_members import tar_members
 
 PROVENANCE = Provenance(
@@ -62,6 +63,10 @@ class Config:
     """Labels of the validation archive, one a line: ids from the devkit, or WordNet ids; relative to the source."""
     synset_ids: Path = Path("synset_ids.txt")
     """Lines 'ID WNID' for the devkit's ids; relative to the source."""
+    source_name: str | None = None
+    """Where the images are from, for the manifest; a part of ImageNet, or another set with WordNet ids, must say."""
+    license: str | None = None
+    """The licence of such images, for the manifest."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +105,26 @@ class ArchivedImages:
 def main(config: Config) -> None:
     train = train_images(config)
     splits = [sorted_by_key(images) for images in (train, val_images(config, train.class_names))]
-    for split, manifest in convert_images(splits, PROVENANCE, config.options).items():
+    for manifest in convert_images(splits, provenance_of(config, splits), config.options).values():
         print(summary(manifest))
-        if manifest.num_objects != OFFICIAL_COUNTS[split]:
-            print(f"note: the published {split} split has {OFFICIAL_COUNTS[split]:,} images")
+
+
+def provenance_of(config: Config, splits: Sequence[ListedImages]) -> Provenance:
+    """ImageNet's for as many images as it has; else what the options say, or DataError if they don't."""
+    counts = {images.split: len(images.keys) for images in splits}
+    official = counts == OFFICIAL_COUNTS
+    if not official and (config.source_name is None or config.license is None):
+        raise DataError(
+            f"{config.source} holds {counts['train']:,} train and {counts['val']:,} val images, and ImageNet has "
+            f"{OFFICIAL_COUNTS['train']:,} and {OFFICIAL_COUNTS['val']:,}: complete it, or say whose images they are "
+            f'with --source-name "..." and --license ...'
+        )
+    return dataclasses.replace(
+        PROVENANCE,
+        source=config.source_name or PROVENANCE.source,
+        source_version=PROVENANCE.source_version if official else "unversioned",
+        license=config.license or PROVENANCE.license,
+    )
 
 
 def sorted_by_key(images: ListedImages) -> ListedImages:
@@ -150,6 +171,7 @@ def val_images(config: Config, class_names: tuple[str, ...]) -> ListedImages:
 def images_of_folders(source: Path, split: str) -> ListedImages:
     """A split that was unpacked into class folders; DataError for folders that aren't WordNet ids."""
     store = ImageFolder(source, split)
+    say_passed_over(store)
     for name in store.class_names:
         if not _WNID.fullmatch(name):
             raise DataError(

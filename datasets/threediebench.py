@@ -1,36 +1,49 @@
-"""Build the shards of 3DIEBench, or 3DIEBench-T, from the folders of the original archive.
+"""Build shards of posed views: 3DIEBench, 3DIEBench-T, or a set of your own in the layout of their archives.
 
     python datasets/threediebench.py --source 3DIEBench --lists SIE/data --out data/3diebench --verify
     python datasets/threediebench.py --source 3DIEBench-T --lists EquiCaps/data --out data/3diebench-t --verify
+    python datasets/threediebench.py --source 3DIEBench --lists SIE/data --out data/3diebench128 --resize 128
+    python datasets/threediebench.py --source SCANS --out data/scans --source-name "our scans" --license CC0-1.0
+    python datasets/threediebench.py --source TURNTABLE --out data/turntable --source-name "a turntable" \
+        --license CC0-1.0 --val-every-view 4
 
-Which of the two it is follows from the number of latents of a view, seven or ten. `--source` is the unpacked archive
-(SYNSET/OBJECT/image_0.jpg, latent_0.npy, ...), `--lists` the folder with the authors' split files (train_images.npy,
-train_labels.npy, val_images.npy, val_labels.npy). Images are decoded once to check them and stored as they are. An
-interrupted run goes on where it stopped when started again with the same options: finished shards are kept after
-comparing their size and SHA-256. The card beside this file has the rest.
+`--source` is the unpacked archive (SYNSET/OBJECT/image_0.jpg, latent_0.npy, ...), `--lists` the folder with the split
+files (train_images.npy, train_labels.npy, val_images.npy, val_labels.npy). Views may be PNG and other formats, and have
+other names as long as a number at the end tells their order. With `--val-every-view` there are no lists: each object is
+a class of its own, and the split is by views. The authors' sets are recognised by their lists; of all others the
+manifest says what `--source-name` and `--license` say, and the statistics of the pixels are measured. Images are
+decoded once to check them and stored as they are, unless `--resize` asks for another size. An interrupted run goes on
+where it stopped when started again with the same options. The card beside this file has the rest.
 """
 
-import dataclasses
 import hashlib
 import os
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
-import simplejpeg
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.errors import DataError
-from ssl_equi.data.manifest import Manifest, canonical_json, manifest_path, read_manifest
+from ssl_equi.data.manifest import Manifest, canonical_json, has_manifest, read_manifest
 from ssl_equi.data.order import epoch_permutation
 from ssl_equi.data.parallel import map_in_order
+from ssl_equi.data.posed_folders import (
+    RESIZED_QUALITY,
+    Layout,
+    ListedObject,
+    check_no_duplicates,
+    class_names_of,
+    layout_of,
+    objects_as_classes,
+    pixel_statistics,
+    read_object,
+    read_split_list,
+)
 from ssl_equi.data.verify import verify_split
-from ssl_equi.data.writer import ObjectRecord, SplitSettings, SplitWriter
+from ssl_equi.data.writer import SplitSettings, SplitWriter
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
-from ssl_equi.npy import map_npy
 from ssl_equi.options import Count, Seed, Threads
 
 SOURCES = {
@@ -43,9 +56,13 @@ LICENSE = "CC-BY-NC-4.0"  # of both
 # The normalisation that SIE and seq-JEPA train with, and EquiCaps on 3DIEBench-T too.
 MEAN_RGB = (0.5016, 0.5037, 0.5060)
 STD_RGB = (0.1030, 0.0999, 0.0969)
+# What both sets' lists of splits hold: train objects, val objects, and each extreme of the classes' train objects.
+PUBLISHED_LISTS = (41_920, 10_552, 55, 44, 6_748)
 
-_LISTED_OBJECT = re.compile(r"/?([A-Za-z0-9_-]+)/([A-Za-z0-9_-]+)/?")
-_VIEW_FILE = re.compile(r"(?:image|latent)_(\d{1,6})\.(?:jpg|npy)")
+MEASURED_VIEWS = 500  # for mean and standard deviation
+SPLIT_BY_VIEWS = (
+    "every object is a class of its own and the split is by views: 'val' shows the objects of 'train' in other views"
+)
 _READ_AHEAD_PER_WORKER = 4
 
 
@@ -60,196 +77,149 @@ class Config:
     train_labels: Path = Path("train_labels.npy")
     val_images: Path = Path("val_images.npy")
     val_labels: Path = Path("val_labels.npy")
+    # Without lists: each folder of views, OBJECT or CLASS/OBJECT, is a class, and every N-th of its views is in val.
+    val_every_view: Count | None = None
+    resize: Count | None = None  # store views of another size as JPEG of this side in pixels; original bytes by default
     objects_per_shard: Count = 500
     seed: Seed = 0  # of the order in which objects are stored
     # Threads that read and check objects.
-    workers: Threads = dataclasses.field(default_factory=lambda: min(16, os.cpu_count() or 1))
+    workers: Threads = field(default_factory=lambda: min(16, os.cpu_count() or 1))
     verify: bool = False  # read everything back at the end: checksums, and every image decoded
-    # What the manifest says; override for a set of your own in the same layout.
-    source_name: str | None = None  # by default the published set whose views have as many latents
-    license: str = LICENSE
+    # What the manifest says; only the authors' sets have values of their own.
+    source_name: str | None = None
+    license: str | None = None
 
 
 @dataclass(frozen=True)
-class ListedObject:
-    """One line of a split list."""
+class Split:
+    """The objects of a split in the order of its list, and what is stored of each."""
 
-    synset: str
-    object_id: str
-    label: int
-
-    @property
-    def key(self) -> str:
-        return f"{self.synset}_{self.object_id}"
+    objects: list[ListedObject]
+    layout: Layout
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What the first object has and all others must have."""
+class Provenance:
+    """What the manifest says of where the views are from, and how training normalises them."""
 
-    num_views: int
-    latent_size: int
-
-
-def read_split_list(images_file: Path, labels_file: Path) -> list[ListedObject]:
-    """The objects of a split with their labels, in the order of the list."""
-    names, labels = _read_list(images_file), _read_list(labels_file)
-    if names.ndim != 1 or names.dtype.kind != "U":
-        raise DataError(
-            f"{images_file} holds {names.dtype} {names.shape}, not strings '/SYNSET/OBJECT/': pass that list"
-        )
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(f"{labels_file} holds {labels.dtype} {labels.shape}, not integer labels: pass the labels file")
-    if len(names) != len(labels):
-        raise DataError(
-            f"{images_file} lists {len(names)} objects but {labels_file} {len(labels)} labels: "
-            f"pass the two files of one split"
-        )
-    objects = []
-    for name, label in zip(names.tolist(), labels.tolist()):
-        match = _LISTED_OBJECT.fullmatch(name)
-        if not match:
-            raise DataError(f"{images_file} lists '{name}': every entry must read '/SYNSET/OBJECT/'")
-        objects.append(ListedObject(match[1], match[2], label))
-    return objects
+    source: str
+    license: str
+    mean_rgb: tuple[float, float, float]
+    std_rgb: tuple[float, float, float]
+    notes: tuple[str, ...]
 
 
-def _read_list(path: Path) -> np.ndarray:
-    cure = (
-        "download it from the data folder of the SIE repository (3DIEBench-T: of the EquiCaps repository) and pass its "
-        "folder with --lists"
-    )
-    return map_npy(path, f"split file {path}", DataError, cure)
+def splits_of(config: Config) -> dict[str, Split]:
+    """Train and val, by lists of objects or by views.
 
-
-def check_no_duplicates(splits: dict[str, list[ListedObject]]) -> None:
-    """An object may occur once in one split."""
-    seen: dict[str, str] = {}
-    for split, objects in splits.items():
-        for listed in objects:
-            if listed.key in seen:
-                raise DataError(
-                    f"object '{listed.key}' of the {split} list is already in the {seen[listed.key]} list: "
-                    f"list every object once"
-                )
-            seen[listed.key] = split
-
-
-def class_names_of(objects: Iterable[ListedObject]) -> tuple[str, ...]:
-    """The synset of each label; synsets and labels must match one to one and labels count from 0 without a gap."""
-    synset_of: dict[int, str] = {}
-    for listed in objects:
-        known = synset_of.setdefault(listed.label, listed.synset)
-        if known != listed.synset:
-            raise DataError(
-                f"label {listed.label} stands for synsets {known} and {listed.synset}: pass the labels of this list"
-            )
-    if sorted(synset_of) != list(range(len(synset_of))):
-        raise DataError(f"labels are {sorted(synset_of)}: number the classes 0, 1, 2, ... without a gap")
-    if len(set(synset_of.values())) != len(synset_of):
-        raise DataError("two labels stand for the same synset: pass the labels of this list")
-    return tuple(synset_of[label] for label in range(len(synset_of)))
-
-
-def layout_of(source: Path, first: ListedObject) -> Layout:
-    """Count the views and the latents of the first object."""
-    folder = source / first.synset / first.object_id
-    numbers = [int(match[1]) for name in _list_folder(folder) if (match := _VIEW_FILE.fullmatch(name))]
-    if not numbers:
-        raise DataError(f"{folder} holds no image_0.jpg: pass the folder of the unpacked archive with --source")
-    latent_size = _read_latent(folder / "latent_0.npy").size
-    if latent_size not in (LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION):
-        raise DataError(
-            f"{folder / 'latent_0.npy'} holds {latent_size} values: expected {LATENT_SIZE} (3DIEBench) or "
-            f"{LATENT_SIZE_WITH_TRANSLATION} (3DIEBench-T), so check the archive"
-        )
-    return Layout(max(numbers) + 1, latent_size)
-
-
-def read_object(source: Path, listed: ListedObject, layout: Layout) -> ObjectRecord:
-    """Read and check one object; every image is decoded once, strictly, and kept as the bytes it was.
-
-    Raises DataError for missing or extra files, latents of another shape or not finite, and undecodable images.
+    Raises:
+        DataError: options don't go together, or lists and folders don't.
     """
-    folder = source / listed.synset / listed.object_id
-    _check_folder(folder, layout.num_views)
-    images, latents = [], []
-    for view in range(layout.num_views):
-        image_path, latent_path = folder / f"image_{view}.jpg", folder / f"latent_{view}.npy"
-        image = image_path.read_bytes()
-        try:
-            simplejpeg.decode_jpeg(image, strict=True)
-        except ValueError as error:
-            raise DataError(f"{image_path} does not decode ({error}): unpack it from the archive again") from error
-        latent = _read_latent(latent_path)
-        if latent.shape != (layout.latent_size,) or latent.dtype.kind != "f":
-            raise DataError(
-                f"{latent_path} holds {latent.dtype} {latent.shape}, expected {layout.latent_size} floating point "
-                f"values: unpack it from the archive again"
-            )
-        if not np.isfinite(latent).all():
-            raise DataError(f"{latent_path} holds NaN or infinity: unpack it from the archive again")
-        images.append(image)
-        latents.append(latent)
-    return ObjectRecord(listed.key, listed.label, np.stack(latents), images)
+    if config.resize is not None and config.resize < 2:
+        raise DataError(f"--resize is {config.resize}: give a side of at least 2 pixels")
+    if config.val_every_view is not None:
+        return _split_by_views(config, config.val_every_view)
+    lists = config.source if config.lists is None else config.lists
+    objects = {
+        "train": read_split_list(lists / config.train_images, lists / config.train_labels),
+        "val": read_split_list(lists / config.val_images, lists / config.val_labels),
+    }
+    check_no_duplicates(objects)
+    for split, listed in objects.items():
+        if not listed:
+            raise DataError(f"{lists / f'{split}_images.npy'} lists no object: pass the list of the {split} split")
+    layout = replace(layout_of(config.source, objects["train"][0]), resize=config.resize)
+    return {split: Split(listed, layout) for split, listed in objects.items()}
 
 
-def _check_folder(folder: Path, num_views: int) -> None:
-    found = set(_list_folder(folder))
-    expected = {f"image_{view}.jpg" for view in range(num_views)} | {f"latent_{view}.npy" for view in range(num_views)}
-    if missing := expected - found:
+def _split_by_views(config: Config, every: int) -> dict[str, Split]:
+    if config.lists is not None:
         raise DataError(
-            f"{folder} lacks {len(missing)} of the {len(expected)} files of {num_views} views, the first of them "
-            f"{min(missing)}: unpack the archive again"
+            "--lists and --val-every-view are given, and one split is by objects and one by views: drop one"
         )
-    if extra := found - expected:
+    objects = objects_as_classes(config.source)
+    check_no_duplicates({"train": objects})
+    layout = replace(layout_of(config.source, objects[0]), resize=config.resize)
+    val = layout.numbers[:: max(every, 1)]
+    train = tuple(number for number in layout.numbers if number not in val)
+    if every < 2 or len(train) < 2:
         raise DataError(
-            f"{folder} holds {len(extra)} files beside its {num_views} views, the first of them {min(extra)}: "
-            f"remove them or unpack the archive again"
+            f"--val-every-view is {every} and objects have {len(layout.numbers)} views: give a number of at least 2 "
+            f"that leaves two views or more to train on"
         )
+    return {"train": Split(objects, replace(layout, stored=train)), "val": Split(objects, replace(layout, stored=val))}
 
 
-def _list_folder(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
+def is_published(splits: dict[str, Split]) -> bool:
+    """True for the lists of 3DIEBench, which 3DIEBench-T has too, by how many objects of which classes they hold."""
+    counts = Counter(listed.label for listed in splits["train"].objects)
+    sizes = [len(split.objects) for split in splits.values()]
+    return (*sizes, len(counts), min(counts.values()), max(counts.values())) == PUBLISHED_LISTS
+
+
+def provenance_of(config: Config, splits: dict[str, Split]) -> Provenance:
+    """What is known of the authors' sets; of others what the options say and what is measured.
+
+    Raises:
+        DataError: nobody says where other data are from.
+    """
+    train = splits["train"]
+    published = config.val_every_view is None and is_published(splits)
+    source = config.source_name or (SOURCES[train.layout.latent_size] if published else None)
+    terms = config.license or (LICENSE if published else None)
+    if source is None or terms is None:
         raise DataError(
-            f"folder {folder} of a listed object is missing: unpack the archive again and pass its folder with --source"
-        ) from None
+            f"these are not the lists of 3DIEBench ({PUBLISHED_LISTS[0]:,} train and {PUBLISHED_LISTS[1]:,} val "
+            f"objects), but {len(train.objects):,} and {len(splits['val'].objects):,} objects: say whose images they "
+            f'are with --source-name "..." and --license ...'
+        )
+    notes = () if config.val_every_view is None else (SPLIT_BY_VIEWS,)
+    if config.resize is not None:
+        notes += (
+            f"views were resized to {config.resize} x {config.resize} pixels when they were converted and stored as "
+            f"JPEG of quality {RESIZED_QUALITY}",
+        )
+    if published:
+        return Provenance(source, terms, MEAN_RGB, STD_RGB, notes)
+    ordered = in_stored_order(train.objects, config.seed)
+    mean_rgb, std_rgb, count = pixel_statistics(config.source, ordered, train.layout, MEASURED_VIEWS)
+    measured = f"mean and standard deviation of the pixels were measured on {count} training views"
+    return Provenance(source, terms, mean_rgb, std_rgb, (*notes, measured))
 
 
-def _read_latent(path: Path) -> np.ndarray:
-    return map_npy(path, str(path), DataError, "unpack it from the archive again")
+def in_stored_order(objects: Sequence[ListedObject], seed: int) -> list[ListedObject]:
+    """The objects in the order in which shards hold them."""
+    return [objects[i] for i in epoch_permutation(len(objects), seed, epoch=0)]
 
 
 def settings_of(
-    config: Config, split: str, ordered: Sequence[ListedObject], class_names: tuple[str, ...], layout: Layout
+    config: Config, name: str, split: Split, class_names: tuple[str, ...], provenance: Provenance
 ) -> SplitSettings:
     """What the manifest will say; the plan names every object, so that only runs of the same list are continued."""
-    plan = [[listed.key, listed.label] for listed in ordered]
+    plan = [[listed.key, listed.label] for listed in in_stored_order(split.objects, config.seed)]
     return SplitSettings(
-        split=split,
+        split=name,
         class_names=class_names,
-        source=SOURCES[layout.latent_size] if config.source_name is None else config.source_name,
-        license=config.license,
+        source=provenance.source,
+        license=provenance.license,
         seed=config.seed,
-        latent_names=LATENT_NAMES[: layout.latent_size],
+        latent_names=LATENT_NAMES[: split.layout.latent_size],
         objects_per_shard=config.objects_per_shard,
-        mean_rgb=MEAN_RGB,
-        std_rgb=STD_RGB,
-        plan=hashlib.sha256(canonical_json([plan, dataclasses.astuple(layout)])).hexdigest(),
+        mean_rgb=provenance.mean_rgb,
+        std_rgb=provenance.std_rgb,
+        notes=provenance.notes,
+        plan=hashlib.sha256(canonical_json([plan, split.layout.as_plan()])).hexdigest(),
     )
 
 
 def convert_split(
     config: Config,
     settings: SplitSettings,
-    ordered: Sequence[ListedObject],
-    layout: Layout,
+    split: Split,
     report_done: Callable[[int], None] = lambda count: None,
 ) -> Manifest:
     """Write one split, going on after its finished shards; `report_done` hears how many objects are stored."""
-    if manifest_path(config.out, settings.split).exists():
+    if has_manifest(config.out, settings.split):
         manifest = read_manifest(config.out, settings.split)
         if manifest.plan_sha256 != settings.plan_sha256:
             raise DataError(
@@ -263,9 +233,11 @@ def convert_split(
         ThreadPoolExecutor(config.workers) as pool,
     ):
         report_done(writer.num_objects)
-        remaining = ordered[writer.num_objects :]
+        remaining = in_stored_order(split.objects, config.seed)[writer.num_objects :]
         ahead = config.workers * _READ_AHEAD_PER_WORKER
-        for record in map_in_order(pool, lambda listed: read_object(config.source, listed, layout), remaining, ahead):
+        for record in map_in_order(
+            pool, lambda listed: read_object(config.source, listed, split.layout), remaining, ahead
+        ):
             writer.add(record)
             report_done(writer.num_objects)
         return writer.finish()
@@ -275,25 +247,17 @@ def convert(config: Config) -> dict[str, Manifest]:
     """Convert both splits and, if asked, verify them; shows a progress bar."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    lists = config.source if config.lists is None else config.lists
-    splits = {
-        "train": read_split_list(lists / config.train_images, lists / config.train_labels),
-        "val": read_split_list(lists / config.val_images, lists / config.val_labels),
-    }
-    check_no_duplicates(splits)
-    class_names = class_names_of(listed for objects in splits.values() for listed in objects)
-    if not splits["train"]:
-        raise DataError(f"{lists / config.train_images} lists no object: pass the list of the train split")
-    layout = layout_of(config.source, splits["train"][0])
+    splits = splits_of(config)
+    class_names = class_names_of(listed for split in splits.values() for listed in split.objects)
+    provenance = provenance_of(config, splits)
     manifests = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        for split, objects in splits.items():
-            ordered = [objects[i] for i in epoch_permutation(len(objects), config.seed, epoch=0)]
-            settings = settings_of(config, split, ordered, class_names, layout)
-            task = progress.add_task(f"{split} objects", total=len(ordered))
-            manifests[split] = convert_split(
-                config, settings, ordered, layout, lambda done, task=task: progress.update(task, completed=done)
+        for name, split in splits.items():
+            settings = settings_of(config, name, split, class_names, provenance)
+            task = progress.add_task(f"{name} objects", total=len(split.objects))
+            manifests[name] = convert_split(
+                config, settings, split, lambda done, task=task: progress.update(task, completed=done)
             )
         if config.verify:
             for split, manifest in manifests.items():

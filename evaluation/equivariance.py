@@ -38,7 +38,7 @@ from ssl_equi.errors import UserError
 from ssl_equi.options import ActsWhen, Count, ImageSide, Range, Seed
 from ssl_equi.probing.encoder_sources import open_encoder
 from ssl_equi.probing.image_symmetries import DEFAULT_ANGLES_DEG, SymmetryName, image_symmetries
-from ssl_equi.probing.records import append_records, print_records
+from ssl_equi.probing.records import append_records, print_records, refuse_other_content
 from ssl_equi.probing.symmetry_errors import measure_symmetry
 from ssl_equi.probing.symmetry_figures import Measurement, print_layers, symmetry_records, write_page
 
@@ -89,6 +89,8 @@ class Config:
 
 def main(config: Config) -> None:
     source = open_encoder(config.encoder, image_size=config.image_size)
+    out = config.out or source.out_folder
+    refuse_other_content(out / "results.json")
     encoder, random_encoder = source.module.to(DEVICE), source.untrained()
     pixels, labels, mean_rgb, std_rgb = open_images(config, source.image_size)
     images = normalise_images(torch.from_numpy(pixels), source.mean_rgb or mean_rgb, source.std_rgb or std_rgb)
@@ -106,7 +108,6 @@ def main(config: Config) -> None:
     together = [record for found in records for record in found]
     for note in source.notes:
         print(note)
-    out = config.out or source.out_folder
     append_records(out / "results.json", together)
     write_page(
         out / "equivariance.html",

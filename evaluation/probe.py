@@ -9,12 +9,12 @@
     python evaluation/probe.py runs/simclr/encoder --dataset cifar10 --data-dir DATA --image-size 32
     python evaluation/probe.py runs/equicaps/capsule_network                     activations (inv), poses (equi)
 
-Every view is encoded once; heads are trained on the train split's features. Besides, it is measured whether
-augmentations move the features of all images alike. Translations are asked of sets whose objects move; ordinary
-images (datasets/images.md) have no poses and are probed for their class and this alone. With --turns every judged view
-is turned about the camera's axis, by an angle of its own, and its pose with it: what a head has learnt of upright
-images is then asked of turned ones. Prints the table and appends the records to results.json in --out (the folder above
-the encoder when not given).
+Every view is encoded once; heads are trained on the train split's features. The protocol says which tasks are asked;
+that of the embedded set also measures whether augmentations move the features of all images alike. Translations are
+asked of sets whose objects move; ordinary images (datasets/images.md) have no poses and are not asked for them. With
+--turns every judged view is turned about the camera's axis, by an angle of its own, and its pose with it: what a head
+has learnt of upright images is then asked of turned ones. Prints the table and appends the records to results.json in
+--out (the folder above the encoder when not given).
 """
 
 from dataclasses import dataclass, field, replace
@@ -27,10 +27,12 @@ import tyro
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.sources import DatasetName
 from ssl_equi.evaluation_command import open_encoder_and_data
-from ssl_equi.options import ActsWhen, ImageSide, Seed
+from ssl_equi.options import ActsWhen, EncoderArguments, ImageSide, Seed
+from ssl_equi.probing.evaluation_suite import Suite
+from ssl_equi.probing.feature_store import FeatureStore
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
-from ssl_equi.probing.records import append_records, print_records
-from ssl_equi.probing.suite import run_probes
+from ssl_equi.probing.records import append_records, print_records, refuse_other_content
+from ssl_equi.probing.tasks import tasks_for
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -51,14 +53,14 @@ class Config:
     """Side of the images in pixels, to which stored ones are resized; when not given that which the encoder was
     trained on, but for encoders of others that of rendered views, if they can take it."""
     protocol: ProtocolName = "embedded"
-    """How the heads are trained; all but embedded and ssl_equi are papers' protocols."""
+    """Which tasks are asked and how heads are trained; all but embedded and ssl_equi are papers' protocols."""
     turns: Literal["none", "quarter", "any"] = "none"
     """Turns judged views by a random number of quarter turns (exactly), or by any angle (with interpolation)."""
     turn_training_views: Annotated[
         bool, ActsWhen(lambda options: options.turns != "none", "add --turns quarter or any")
     ] = False
     """Turns the views that the heads are trained on likewise."""
-    encoder_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
+    encoder_arguments: EncoderArguments = field(default_factory=dict)
     """What timm.create_model is given besides timm:NAME or random:NAME, in pairs: depth 6 embed_dim 128."""
     weights: Path | None = None
     """Local safetensors file for timm:NAME, in place of a download."""
@@ -72,26 +74,15 @@ class Config:
 
 def main(config: Config) -> None:
     source, data = open_encoder_and_data(config)
+    out = config.out or source.out_folder
+    refuse_other_content(out / "results.json")
     protocol = PROBE_PROTOCOLS[config.protocol]()
     if config.turn_training_views:
         protocol = replace(protocol, name=f"{protocol.name}_{config.turns}_turned_heads")
-    untrained = source.untrained() if config.compare_with_random else None
-    results = run_probes(
-        source.module.to(DEVICE),
-        source.parts,
-        data.probe_train,
-        data.evaluation,
-        random_encoder=None if untrained is None else untrained.to(DEVICE),
-        protocol=protocol,
-        mean_rgb=source.mean_rgb or data.mean_rgb,
-        std_rgb=source.std_rgb or data.std_rgb,
-        device=DEVICE,
-        seed=config.seed,
-        split_name=data.evaluation.split,
-    )
-    out = config.out or source.out_folder
-    print_records(results.records, [*source.notes, *data.notes, *results.notes])
-    append_records(out / "results.json", results.records)
+    suite = Suite(protocol, tasks_for(data.evaluation, protocol.tasks), seeds=(config.seed,), device=DEVICE)
+    results = suite.evaluate(source, data, FeatureStore(None), compare_with_random=config.compare_with_random)
+    print_records(results.records, results.notes)
+    append_records(out / "results.json", results.records, notes=results.notes)
     print(f"added to {out / 'results.json'}")
 
 

@@ -35,7 +35,7 @@ from ssl_equi.pretraining_sequences import SEQUENCE_MODEL_FOLDER
 from ssl_equi.probing.encode import FeatureCache, encode_split
 from ssl_equi.probing.predictor_consistency import consistency_records, predictor_consistency
 from ssl_equi.probing.predictor_retrieval import retrieve_with_predictor
-from ssl_equi.probing.records import ProbeRecord, append_records, print_records
+from ssl_equi.probing.records import ProbeRecord, append_records, print_records, refuse_other_content
 from ssl_equi.probing.retrieval import Similarity
 from ssl_equi.probing.retrieval_results import retrieval_records
 from ssl_equi.probing.sequence_retrieval import retrieve_with_sequences
@@ -84,12 +84,13 @@ class Config:
 
 
 def main(config: Config) -> None:
+    out = config.out or config.run
+    refuse_other_content(out / "results.json")
     if (config.run / SEQUENCE_MODEL_FOLDER).is_dir():
         records, notes = records_of_sequence_model(config)
     else:
         records, notes = records_of_predictor(config)
     print_records(records, (*NOTES, *notes))
-    out = config.out or config.run
     append_records(out / "results.json", records)
     print(f"added to {out / 'results.json'}")
 

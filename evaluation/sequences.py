@@ -35,7 +35,7 @@ from ssl_equi.options import Count, Range, Seed, Width
 from ssl_equi.pretraining_sequences import SEQUENCE_MODEL_FOLDER
 from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
-from ssl_equi.probing.records import append_records
+from ssl_equi.probing.records import append_records, refuse_other_content
 from ssl_equi.probing.sequence_figures import print_summary, write_page
 from ssl_equi.probing.sequence_tasks import QUESTIONS, Question, SequenceProtocol, probe_sequences
 from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
@@ -100,6 +100,8 @@ class OneProcess:
 
 
 def main(config: Config) -> None:
+    out = config.out or config.run
+    refuse_other_content(out / "results.json")
     model = load_sequence_model(config.run / SEQUENCE_MODEL_FOLDER)
     model.objective.to(DEVICE)
     protocol = protocol_of(config, model)
@@ -123,8 +125,7 @@ def main(config: Config) -> None:
     )
     notes = (*data.notes, *results.notes)
     print_summary(results.records, notes)
-    out = config.out or config.run
-    append_records(out / "results.json", results.records)
+    append_records(out / "results.json", results.records, notes=notes)
     write_page(
         out / "sequences.html",
         title=f"sequences of {config.run.resolve().name}",

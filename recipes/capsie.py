@@ -19,7 +19,7 @@ from ssl_equi.encoders.capsules import Votes, VotesInit
 from ssl_equi.objectives.capsie import CapsIE, CapsIEConfig
 from ssl_equi.options import NonNegative, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.pretraining_capsules import finish_capsules
+from ssl_equi.pretraining_capsules import check_capsules_ending, finish_capsules
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
@@ -95,6 +95,7 @@ def main(config: Config) -> None:
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_capsules_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
     with open_loader(config, data, run) as loader:

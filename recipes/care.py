@@ -24,7 +24,7 @@ from ssl_equi.objectives.care import CARE, CAREConfig, mean_pair_weight
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.options import ActsWhen, Momentum
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
 from ssl_equi.training_views import SharedPairOptions, SharedViews, TrainingViews
@@ -78,6 +78,7 @@ def cifar10() -> Config:
     """CIFAR-10 as in the paper: 16 chunks of 16 images, lambda .01 (which the released script sets to .03)."""
     return Config(
         dataset="cifar10", image_size=32, encoder="resnet50_small_images",
+        encoder_arguments={"zero_init_last": False, "stem_init": "pytorch"},
         views=SharedPairOptions(source="augmented", preset="care_cifar"), batch_size=256, epochs=400,
         final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, log_every=50, save_every=975, loader_threads=8,
         objective=CAREConfig(weight=mean_pair_weight(0.01, 16), chunk_size=16),
@@ -110,6 +111,7 @@ def imagenet100() -> Config:
     """A folder of 100 ImageNet classes, SimCLR base, as in the paper: batch 512, learning rate .8, lambda .005."""
     return Config(
         dataset="folder", image_size=224, evaluation_split="val", encoder="resnet50",
+        encoder_arguments={"zero_init_last": False},
         views=SharedPairOptions(source="augmented", preset="care_imagenet100"), batch_size=512, epochs=200,
         optimizer="sgd", learning_rate=0.8, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4,
         mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
@@ -168,6 +170,7 @@ def main(config: Config) -> None:
     make_views = TrainingViews(config, data, run, shared_by=chunk_size if two_passes else 1)
     make_shared_views = SharedViews(config, data, run, shared_by=chunk_size)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
     with open_loader(config, data, run) as loader:

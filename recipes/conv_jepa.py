@@ -18,7 +18,7 @@ from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.conv_jepa import ConvJEPA, ConvJEPAConfig
 from ssl_equi.options import Momentum, Positive, Share, Width
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of
 from ssl_equi.run import Run
 from ssl_equi.schedules import rising_momentum
@@ -84,6 +84,7 @@ def main(config: Config) -> None:
     data = data.normalised_with(config.mean_rgb, config.std_rgb)
     make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
     with open_loader(config, data, run, make_views.stored_views) as loader:

@@ -24,7 +24,7 @@ from ssl_equi.encoders.capsules import Votes, VotesInit
 from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
 from ssl_equi.options import ActsWhen, NonNegative, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.pretraining_capsules import finish_capsules
+from ssl_equi.pretraining_capsules import check_capsules_ending, finish_capsules
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairAction, TrainingViews, ViewsError
@@ -61,7 +61,8 @@ class Config(PretrainingConfig):
     on the embedded set still were after 200 steps."""
     votes_init: VotesInit = "scale_preserving"
     """How the votes' weights start. scale_preserving: a vote is as long as the pose it is made from. released: as in
-    the released code of EquiCaps, 12 times shorter for 32 capsules of 3 x 3."""
+    the released code of EquiCaps, 12 times shorter for 32 capsules of 3 x 3. After 40 epochs of the embedded set (val,
+    3 seeds) classes and rotations are read from the features equally well, within one standard error."""
 
 
 def embedded() -> Config:
@@ -122,6 +123,7 @@ def main(config: Config) -> None:
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_capsules_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
     with open_loader(config, data, run) as loader:

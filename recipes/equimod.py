@@ -17,7 +17,7 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.equimod import EquiMod, EquiModConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
@@ -61,7 +61,8 @@ def threediebench_sie() -> Config:
         dataset="3diebench", image_size=256, evaluation_split="val", encoder="resnet18", batch_size=1024, epochs=2000,
         final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
         save_every=1000, loader_threads=8, probe_protocol="sie", objective=EquiModConfig(
-            temperature=0.1, projector=(2048, 2048, 2048), predictor="hypernetwork", separate_batch_norm=True
+            temperature=0.1, projector=(2048, 2048, 2048), predictor="hypernetwork", hypernetwork_init="released",
+            separate_batch_norm=True,
         ),
     )  # fmt: skip
 
@@ -87,6 +88,7 @@ def main(config: Config) -> None:
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
     with open_loader(config, data, run) as loader:

@@ -26,7 +26,7 @@ from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.options import ActsWhen
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairOptions, SmallViewOptions, TrainingViews, TransformedSmallViews
@@ -82,6 +82,7 @@ def cifar10() -> Config:
     """
     return Config(
         dataset="cifar10", image_size=32, encoder="resnet18_small_images",
+        encoder_arguments={"zero_init_last": False},
         views=PairOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
         learning_rate=0.12, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
         loader_threads=8, objective=ESSLConfig(weight=0.4, separate_statistics=False),
@@ -143,6 +144,7 @@ def main(config: Config) -> None:
     relative = config.objective.relative
     make_small_views = TransformedSmallViews(config, config.small_view, data, run, relative=relative)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
     with open_loader(config, data, run) as loader:

@@ -17,7 +17,7 @@ from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.options import Momentum
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairOptions, TrainingViews
@@ -42,6 +42,7 @@ def imagenet() -> Config:
     """ImageNet with the settings of MoCo-v2 (Chen et al., 2020), but for bf16: batch 256, SGD, 200 epochs."""
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
+        encoder_arguments={"zero_init_last": False},
         views=PairOptions(source="augmented", preset="mocov2"), batch_size=256, epochs=200, optimizer="sgd",
         learning_rate=0.03, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4, mixed_precision="bf16",
         log_every=50, save_every=5000, loader_threads=16,
@@ -81,6 +82,7 @@ def main(config: Config) -> None:
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
     with open_loader(config, data, run) as loader:

@@ -24,7 +24,7 @@ from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.options import ActsWhen, Momentum, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.pretraining_sequences import finish_sequences
+from ssl_equi.pretraining_sequences import check_sequences_ending, finish_sequences
 from ssl_equi.run import Run
 from ssl_equi.schedules import rising_momentum
 from ssl_equi.training_sequences import SequenceViews, describe_sequences
@@ -122,6 +122,8 @@ def main(config: Config) -> None:
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = SequenceViews(config, data, run, length=config.observed_views + 1, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    sequences = describe_sequences(config, config.observed_views, config.actions)
+    check_sequences_ending(run, config, objective, data, sequences)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
     with open_loader(config, data, run, make_views.stored_views) as loader:
@@ -137,7 +139,7 @@ def main(config: Config) -> None:
             objective.update_target(rising_momentum(step, base=config.target_momentum, total_steps=total_steps))
             probes.update(output, batch)
             run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish_sequences(run, config, objective, data, describe_sequences(config, config.observed_views, config.actions))
+    finish_sequences(run, config, objective, data, sequences)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.options import ActsWhen, Momentum, Positive, Share, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
 from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of
-from ssl_equi.pretraining_sequences import finish_sequences
+from ssl_equi.pretraining_sequences import check_sequences_ending, finish_sequences
 from ssl_equi.run import Run
 from ssl_equi.schedules import rising_momentum
 from ssl_equi.training_saccades import (
@@ -96,6 +96,8 @@ def main(config: Config) -> None:
     data = data.normalised_with(config.mean_rgb, config.std_rgb)
     make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    sequences = describe_saccades(config.saccades, config.observed_views)
+    check_sequences_ending(run, config, objective, data, sequences)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
     with open_loader(config, data, run, make_views.stored_views) as loader:
@@ -111,7 +113,7 @@ def main(config: Config) -> None:
             objective.update_target(rising_momentum(step, base=config.target_momentum, total_steps=total_steps))
             probes.update(output, batch)
             run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish_sequences(run, config, objective, data, describe_saccades(config.saccades, config.observed_views))
+    finish_sequences(run, config, objective, data, sequences)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, finish, open_loader
+from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairOptions, TrainingViews
@@ -40,6 +40,7 @@ def cifar10() -> Config:
     """CIFAR-10 as the baseline of E-SSL (Dangovski et al., ICLR 2022, released code)."""
     return Config(
         dataset="cifar10", image_size=32, encoder="resnet18_small_images",
+        encoder_arguments={"zero_init_last": False},
         views=PairOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
         learning_rate=0.06, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
         loader_threads=8, objective=SimCLRConfig(
@@ -85,6 +86,7 @@ def main(config: Config) -> None:
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     make_views = TrainingViews(config, data, run)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
+    check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
     with open_loader(config, data, run) as loader:

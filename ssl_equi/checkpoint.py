@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,16 @@ def write_text_atomically(path: Path, text: str) -> None:
         replace_file(path, text.encode())
     except OSError as error:
         raise CheckpointError(describe_os_error(error, path)) from error
+
+
+def require_writable(folder: Path) -> None:
+    """Raises CheckpointError unless files can be written into a folder, or it can be made; nothing is left behind."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"{folder} can't be written ({error.strerror}): give another --out") from error
 
 
 def _detach_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

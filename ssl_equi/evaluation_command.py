@@ -12,14 +12,15 @@ from typing import Annotated, Any, Literal, Protocol
 import numpy as np
 import torch
 
+from ssl_equi.checkpoint import require_writable
 from ssl_equi.data.procedural import ProceduralConfig
 from ssl_equi.data.sources import DatasetName, DataSource, open_data, stored_image_size
 from ssl_equi.data.turned_views import turned_source
 from ssl_equi.errors import UserError
-from ssl_equi.options import ActsWhen, Count, ImageSide, Range
+from ssl_equi.options import ActsWhen, Count, EncoderArguments, ImageSide, Range
 from ssl_equi.probing.encoder_sources import EncoderSource, open_encoder
-from ssl_equi.probing.evaluation_folder import write_evaluation
-from ssl_equi.probing.evaluation_report import write_evaluation_report
+from ssl_equi.probing.evaluation_folder import refuse_results_of_a_run, write_evaluation
+from ssl_equi.probing.evaluation_report import write_report_or_warn
 from ssl_equi.probing.evaluation_suite import Suite, SuiteResults
 from ssl_equi.probing.feature_store import FeatureStore, FeatureType, default_cache_folder
 from ssl_equi.probing.orbits import fit_relative_rotation_head, orbit_errors
@@ -28,7 +29,7 @@ from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.probing.publish import result_arrays
 from ssl_equi.probing.retrieval_results import TASK as RETRIEVAL
 from ssl_equi.probing.seed_table import print_seeds
-from ssl_equi.probing.skipping import TaskSkipped
+from ssl_equi.probing.skipping import noted_if_unanswered
 from ssl_equi.probing.transfer import open_transfer_set, transfer_questions
 from ssl_equi.versions import software_versions
 
@@ -59,7 +60,7 @@ class EvaluationConfig:
     """Turns the views that the heads are trained on likewise."""
     weights: Path | None = None
     """Local safetensors file for timm:NAME, in place of a download."""
-    encoder_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
+    encoder_arguments: EncoderArguments = field(default_factory=dict)
     """What timm.create_model is given besides timm:NAME or random:NAME, in pairs: depth 6 embed_dim 128."""
     protocol: ProtocolName = "ssl_equi"
     """How heads are trained and judged; all but ssl_equi are papers' protocols."""
@@ -101,6 +102,11 @@ def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
     protocol = PROBE_PROTOCOLS[config.protocol]()
     if config.turn_training_views:
         protocol = replace(protocol, name=f"{protocol.name}_{config.turns}_turned_heads")
+    out = (
+        config.out or source.out_folder / "evaluation" / f"{label}-{data.name}-{data.evaluation.split}-{protocol.name}"
+    )
+    refuse_results_of_a_run(out)
+    require_writable(out)
     transfer_sets = [open_transfer_set(text, source.image_size, config.transfer_split) for text in config.transfer]
     live = LiveLine()
     suite = Suite(
@@ -111,9 +117,6 @@ def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
     results = suite.evaluate(source, data, store, compare_with_random=config.compare_with_random)
     live.clear()
     print_seeds(results.records, results.notes, protocol.paper_metrics)
-    out = (
-        config.out or source.out_folder / "evaluation" / f"{label}-{data.name}-{data.evaluation.split}-{protocol.name}"
-    )
     run = describe(config, source, data, results, software_versions()) | {
         "transfer_fingerprints": {
             each.label: [each.data.probe_train.fingerprint, each.data.evaluation.fingerprint] for each in transfer_sets
@@ -178,10 +181,13 @@ def publish(
         run: what `results.json` says of the evaluation as a whole.
         device: where the encoder is.
     """
+    # The numbers first: nothing that is only drawn may cost them.
+    write_evaluation(out, results.records, results.notes, run, results.arrays)
     drawn, why_not_drawn = pictures(source, data, results, device)
-    arrays = results.arrays | result_arrays(results.first_seed, data.evaluation) | drawn
-    write_evaluation(out, results.records, (*results.notes, *why_not_drawn), run, arrays)
-    write_evaluation_report([out], out / "report.html", title=f"{source.name} on {data.name}")
+    shown, why_not_shown = result_arrays(results.first_seed, data.evaluation)
+    notes = (*results.notes, *why_not_drawn, *why_not_shown)
+    write_evaluation(out, results.records, notes, run, results.arrays | shown | drawn)
+    write_report_or_warn([out], out / "report.html", title=f"{source.name} on {data.name}")
 
 
 def pictures(
@@ -198,7 +204,7 @@ def pictures(
     arrays: dict[str, np.ndarray] = {}
     notes: list[str] = []
     parts = {part: columns for part, columns in first.parts.items() if "relative_rotation" in first.results[part]}
-    try:
+    with noted_if_unanswered("orbits are not drawn", notes):
         heads = {
             part: fit_relative_rotation_head(first.train_features.part(columns), first.protocol, FIRST_SEED)
             for part, columns in parts.items()
@@ -206,10 +212,9 @@ def pictures(
         arrays |= orbit_errors(
             source, data.evaluation, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb, rotation_heads=heads, device=device
         )
-    except TaskSkipped as reason:
-        notes.append(f"orbits are not drawn: {reason}")
     if source.predictor is not None and any(record.task == RETRIEVAL for record in results.records):
-        arrays |= strips_of_predictions(source.predictor.cpu(), first.test_features, data.evaluation)
+        with noted_if_unanswered("strips of predictions are not drawn", notes):
+            arrays |= strips_of_predictions(source.predictor.cpu(), first.test_features, data.evaluation)
     return arrays, notes
 
 
@@ -230,6 +235,7 @@ def describe(
         "parts": {name: [columns.start, columns.stop] for name, columns in results.first_seed.parts.items()},
         "image_size": source.image_size,
         "data": data.name,
+        "source": data.evaluation.source,
         "train_fingerprint": data.probe_train.fingerprint,
         "evaluation_fingerprint": data.evaluation.fingerprint,
         "protocol": asdict(protocol),

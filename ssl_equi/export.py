@@ -27,7 +27,7 @@ from ssl_equi.checkpoint import (
     write_checkpoint_files,
 )
 from ssl_equi.errors import UserError
-from ssl_equi.files import read_json_object
+from ssl_equi.files import parse_json_object, read_json_object
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 WEIGHTS_HASH = "weights_sha256"
@@ -66,25 +66,63 @@ class EncoderCard:
     interpolation: str = "bicubic"
 
 
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What a folder is to hold: a module's weights, and what describes it.
+
+    Attributes:
+        module: whose weights are written.
+        config: `config.json` but for the checksum of the weights.
+        build: makes the described module with random weights; None if only its user can.
+    """
+
+    module: nn.Module
+    config: dict[str, Any]
+    build: Callable[[], nn.Module] | None
+
+    def write(self, folder: Path) -> None:
+        """Writes the folder as a whole.
+
+        Raises:
+            CheckpointError: the folder can't be written, or the module holds what safetensors can't.
+        """
+        write_checkpoint_files(folder, self._files())
+
+    def check(self) -> None:
+        """Does what writing the folder and opening it again will do, but for the disk.
+
+        Raises:
+            UserError: the export could not be written or opened.
+        """
+        files = self._files()
+        parse_json_object(files[CONFIG_FILE], CONFIG_FILE, CheckpointError, "choose other options")
+        if self.build is not None:
+            state = _state_without_memory(self.build)
+            if state is None:
+                with torch.random.fork_rng(devices=[]):
+                    state = self.build().state_dict()
+            refuse_other_tensors(state, safetensors.torch.load(files[WEIGHTS_FILE]), Path(WEIGHTS_FILE))
+
+    def _files(self) -> dict[str, bytes]:
+        weights = safetensors.torch.save(module_tensors(self.module), metadata={"format": "pt"})
+        described = self.config | {WEIGHTS_HASH: hashlib.sha256(weights).hexdigest()}
+        return {WEIGHTS_FILE: weights, CONFIG_FILE: json.dumps(described, indent=1).encode()}
+
+
+def encoder_export(encoder: nn.Module, card: EncoderCard) -> Export:
+    """The bare encoder, in the layout that timm reads."""
+    config = describe_encoder(encoder, card)
+    known = card.architecture is not None
+    return Export(encoder, config, (lambda: build_encoder(config, Path("the export"))) if known else None)
+
+
 def save_encoder(encoder: nn.Module, folder: Path, card: EncoderCard) -> None:
     """Writes the bare encoder: `model.safetensors` and `config.json`, in the layout that timm reads.
 
     Raises:
-        CheckpointError: the folder can't be written.
+        CheckpointError: the folder can't be written, or the encoder holds what safetensors can't.
     """
-    write_export(folder, encoder, describe_encoder(encoder, card))
-
-
-def write_export(folder: Path, module: nn.Module, config: dict[str, Any]) -> None:
-    """Writes a module's weights, and beside them what describes it.
-
-    Raises:
-        CheckpointError: the folder can't be written, or the module holds what safetensors can't.
-    """
-    weights = safetensors.torch.save(module_tensors(module), metadata={"format": "pt"})
-    described = config | {WEIGHTS_HASH: hashlib.sha256(weights).hexdigest()}
-    files = {WEIGHTS_FILE: weights, CONFIG_FILE: json.dumps(described, indent=1).encode()}
-    write_checkpoint_files(folder, files)
+    encoder_export(encoder, card).write(folder)
 
 
 def describe_encoder(encoder: nn.Module, card: EncoderCard) -> dict[str, Any]:
@@ -179,7 +217,7 @@ def _check_encoder_config(config: dict[str, Any], file: Path) -> None:
     if not isinstance(data, dict):
         refuse("pretrained_cfg", data)
     if data or "ssl_equi" in config:
-        size, mean, std = (data.get(name) for name in ("input_size", "mean", "std"))
+        size, mean, std = (data.get(name, ()) for name in ("input_size", "mean", "std"))
         if not (_are_three(size, _is_count) and size[1] == size[2] <= LARGEST_SIZE):
             refuse("input_size", size)
         if not _are_three(mean, _is_number):

@@ -20,6 +20,8 @@ import tyro
 from ssl_equi.errors import UserError
 from ssl_equi.text import visible_values
 
+ArgumentValue = int | float | bool | str
+
 
 class OptionError(UserError):
     """An option has a value that it can't have, or one that has no effect."""
@@ -78,6 +80,38 @@ NonNegative = Annotated[float, Range(minimum=0)]
 Momentum = Share = Annotated[float, Range(minimum=0, maximum=1)]
 Derived = tyro.conf.Suppress[int]
 """A size that follows from other options or from the data: no option of the command line, and not recorded."""
+
+
+def _pairs(texts: list[str]) -> dict[str, ArgumentValue]:
+    """Names and values in turn, each value of the first type that its text is of."""
+    if len(texts) % 2:
+        raise ValueError(f"{texts[-1]} has no value: give names and values in pairs")
+    return dict(zip(texts[::2], map(_value, texts[1::2]), strict=True))
+
+
+def _value(text: str) -> ArgumentValue:
+    if text in ("True", "False"):
+        return text == "True"
+    for number_type in (int, float):
+        try:
+            return number_type(text)
+        except ValueError:
+            continue
+    return text
+
+
+# tyro would make an option of each entry of a default, so that no other could be given, nor the default be dropped.
+EncoderArguments = Annotated[
+    dict[str, ArgumentValue],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME VALUE ...]",
+        instance_from_str=_pairs,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [str(text) for pair in value.items() for text in pair],
+    ),
+]
+"""What timm.create_model is given besides the name; on the command line names and values in turn, or nothing."""
 
 
 def check_options(config: Any, default: Any = None) -> None:

@@ -21,8 +21,8 @@ from typing import Any, Literal, Protocol, cast, get_args
 from torch import Tensor, nn
 
 from ssl_equi.checkpoint import CheckpointError
-from ssl_equi.data.actions import ACTION_SIZES
-from ssl_equi.export import CONFIG_FILE, built_and_filled, check_sizes, write_export
+from ssl_equi.data.actions import ACTION_SIZES, QUATERNION_ACTION_KINDS
+from ssl_equi.export import CONFIG_FILE, Export, built_and_filled, check_sizes
 from ssl_equi.files import read_json_object
 from ssl_equi.objectives.heads import projector
 from ssl_equi.objectives.latent_predictor import EmbeddingPredictor, FeatureSource, PoseProduct, ProjectedPredictor
@@ -31,7 +31,7 @@ from ssl_equi.objectives.predictors import ConditionedPredictor, Hypernetwork, M
 
 PREDICTOR_FOLDER = "predictor"
 AUGMENTATION = "augmentation"  # actions between augmented views: of any width
-QUATERNION_COLUMNS = 4  # every action between rendered views begins with one
+QUATERNION_COLUMNS = 4  # of the actions that begin with one
 PREDICTOR_KINDS: dict[str, type[nn.Module]] = {
     "hypernetwork": Hypernetwork,
     "mlp": MLPPredictor,
@@ -141,17 +141,14 @@ def _check_card(card: PredictorCard, action_dim: int) -> None:
     expected = cast(dict[str, int], ACTION_SIZES).get(card.actions, action_dim)
     if action_dim != expected:
         raise ValueError(f"the predictor takes actions of {action_dim} columns, but '{card.actions}' has {expected}")
-    if card.action_sign not in (1, -1) or (card.action_sign == -1 and card.actions == AUGMENTATION):
-        raise ValueError(f"action_sign is {card.action_sign} for actions '{card.actions}': give 1, or -1 for rotations")
+    if card.action_sign not in (1, -1) or (card.action_sign == -1 and card.actions not in QUATERNION_ACTION_KINDS):
+        raise ValueError(
+            f"action_sign is {card.action_sign} for actions '{card.actions}': give 1, or -1 for quaternions"
+        )
 
 
-def save_predictor(module: EmbeddingPredictor, folder: Path, card: PredictorCard) -> None:
-    """Writes the folder as a whole.
-
-    Raises:
-        CheckpointError: the folder can't be written.
-        ValueError: the card doesn't belong to the predictor, or nobody knows how to describe it.
-    """
+def predictor_export(module: EmbeddingPredictor, card: PredictorCard) -> Export:
+    """A predictor and its description. Raises ValueError as `save_predictor` does."""
     _check_card(card, module.action_dim)
     config = {
         "name": card.name,
@@ -163,7 +160,17 @@ def save_predictor(module: EmbeddingPredictor, folder: Path, card: PredictorCard
         "embedding_dim": module.embedding_dim,
         "action_dim": module.action_dim,
     } | _describe(module)
-    write_export(folder, module, config)
+    return Export(module, config, lambda: _build(config))
+
+
+def save_predictor(module: EmbeddingPredictor, folder: Path, card: PredictorCard) -> None:
+    """Writes the folder as a whole.
+
+    Raises:
+        CheckpointError: the folder can't be written.
+        ValueError: the card doesn't belong to the predictor, or nobody knows how to describe it.
+    """
+    predictor_export(module, card).write(folder)
 
 
 def load_predictor(folder: str | Path) -> TrainedPredictor:

@@ -1,13 +1,11 @@
 """What every pretraining recipe does around its loop: the loader, online probes, the ending."""
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from ssl_equi.data.bad_records import BadRecords
@@ -20,27 +18,36 @@ from ssl_equi.data.sources import DataSource
 from ssl_equi.data.streaming import StreamedLoader
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.create import model_arguments
-from ssl_equi.export import EncoderCard, save_encoder
+from ssl_equi.export import EncoderCard, Export, encoder_export
+from ssl_equi.files import read_json_object
 from ssl_equi.objectives.output import ObjectiveOutput
-from ssl_equi.predictor_export import PREDICTOR_FOLDER, PredictorCard, save_predictor
+from ssl_equi.predictor_export import PREDICTOR_FOLDER, PredictorCard, predictor_export
 from ssl_equi.pretraining_config import PretrainingConfig, PretrainingOptions
-from ssl_equi.probing.encoder_sources import RANDOM_ENCODER_SEED
+from ssl_equi.probing.encode import state_sha256
+from ssl_equi.probing.encoder_sources import EncoderSource
+from ssl_equi.probing.evaluation_suite import Suite
+from ssl_equi.probing.feature_store import FeatureStore
 from ssl_equi.probing.online import OnlineProbes
-from ssl_equi.probing.protocol import PROBE_PROTOCOLS
+from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS
 from ssl_equi.probing.publish import publish_results
 from ssl_equi.probing.records import ProbeRecord
-from ssl_equi.probing.suite import ProbeResults, run_probes
+from ssl_equi.probing.skipping import noted_if_unanswered
+from ssl_equi.probing.suite import ProbeResults, check_splits
+from ssl_equi.probing.tasks import tasks_for
 from ssl_equi.run import Run
 from ssl_equi.run_config import RunError
 from ssl_equi.training_loader import TrainingLoader, device_decoded_loader, rendered_loader
 from ssl_equi.training_views import views_to_load
+from ssl_equi.versions import software_versions
 
-# Of weights by what they learnt from: our own renderings, ShapeNet's models, or images whose terms only the user knows.
+ENCODER_FOLDER = "encoder"
+EMBEDDED_LICENCE = "apache-2.0"  # of weights that learnt from our own renderings
+# Of others by what the manifest of their data states, as the Hugging Face hub spells it.
 LICENCES = {
-    "3diebench-p": "apache-2.0",
-    "3diebench-pt": "apache-2.0",
-    "3diebench": "cc-by-nc-4.0",
-    "3diebench-t": "cc-by-nc-4.0",
+    "CC-BY-NC-4.0": "cc-by-nc-4.0",
+    "CC-BY-4.0": "cc-by-4.0",
+    "CC-BY-SA-4.0": "cc-by-sa-4.0",
+    "CC0-1.0": "cc0-1.0",
 }
 
 
@@ -178,12 +185,35 @@ def probed_parts(objective: Objective) -> dict[str, slice]:
     return parts
 
 
+def check_ending(
+    run: Run,
+    config: PretrainingOptions,
+    objective: Objective,
+    data: DataSource,
+    further_exports: Mapping[str, Export] | None = None,
+) -> None:
+    """Tries before the first step what a run ends with, so that it can't train for days and then fail.
+
+    Everything that it exports is written and built again in memory, and the splits that are probed are compared.
+
+    Args:
+        further_exports: what else it exports, by folder.
+
+    Raises:
+        UserError, ValueError: an export or the probes would fail.
+    """
+    check_splits(probed_parts(objective), data.probe_train, data.evaluation, config.evaluation_split)
+    for export in (exports_of(run, config, objective, data) | dict(further_exports or {})).values():
+        export.check()
+
+
 def finish(
     run: Run,
     config: PretrainingOptions,
     objective: Objective,
     data: DataSource,
     ask_more: Callable[[ProbeResults], tuple[list[ProbeRecord], Sequence[str]]] | None = None,
+    further_exports: Mapping[str, Export] | None = None,
 ) -> None:
     """Exports the encoder, probes it and a random one on unseen objects, prints the table, writes the report.
 
@@ -191,66 +221,95 @@ def finish(
 
     Args:
         ask_more: asks more of the encoded splits; its records and notes join the table.
+        further_exports: what else is exported, by folder.
     """
     if run.is_main:
         started = time.perf_counter()
-        card = encoder_card(run.name, config, objective, data)
-        save_encoder(objective.encoder, run.folder / "encoder", card)
-        export_predictor(run, config, objective, card.trained_on)
-        run.say(f"exported {run.folder / 'encoder'}; probing on the {config.evaluation_split} split")
-        random_encoder = untrained_encoder(config).to(run.device) if config.compare_with_random else None
-        results = run_probes(
-            objective.encoder,
-            probed_parts(objective),
-            data.probe_train,
-            data.evaluation,
-            random_encoder=random_encoder,
-            protocol=PROBE_PROTOCOLS[config.probe_protocol](),
-            mean_rgb=data.mean_rgb,
-            std_rgb=data.std_rgb,
-            device=run.device,
-            seed=config.seed,
-            split_name=config.evaluation_split,
-            bad_train_records=BadRecords(config.on_bad_record, config.max_skipped, run.rank),
-        )
-        records, notes = ([], ()) if ask_more is None else ask_more(results)
-        results = replace(results, records=results.records + records, notes=(*data.notes, *results.notes, *notes))
+        exports = exports_of(run, config, objective, data) | dict(further_exports or {})
+        for name, export in exports.items():
+            export.write(run.folder / name)
+            run.say(f"exported {run.folder / name}")
+        run.say(f"probing on the {config.evaluation_split} split")
+        results = probe_encoder(run, config, objective, data)
+        records: list[ProbeRecord] = []
+        notes = [*results.notes]
+        if ask_more is not None:
+            with noted_if_unanswered("further questions", notes):
+                records, further_notes = ask_more(results)
+                notes += further_notes
+        results = replace(results, records=results.records + records, notes=tuple(notes))
         set_aside_earlier_results(run.folder)
-        versions = json.loads((run.folder / "versions.json").read_text())
+        versions = recorded_versions(run.folder)
         report = publish_results(
             run.folder,
             results,
             data.evaluation,
             title=f"{run.name} on {data.name}",
-            command=versions["command"],
+            command=str(versions.get("command", "")),
             run={
                 "name": run.name,
                 "steps": run.step_done,
                 "records_skipped": run.records_skipped,
                 "data": data.name,
+                "source": data.train.source,
                 "train_fingerprint": data.train.fingerprint,
                 "evaluation_fingerprint": data.evaluation.fingerprint,
-                "commit": versions["commit"],
+                "commit": str(versions.get("commit", "unknown")),
             },
         )
         run.say(f"probed in {time.perf_counter() - started:.0f} s; open {report} in a browser")
     run.close()
 
 
-def export_predictor(run: Run, config: PretrainingOptions, objective: Objective, trained_on: str) -> None:
-    """Writes `predictor/` if the objective hands out a predictor (`latent_predictor()`) of a known kind of action."""
+def probe_encoder(run: Run, config: PretrainingOptions, objective: Objective, data: DataSource) -> ProbeResults:
+    """Asks one question of each kind and those of the chosen protocol, as far as the data have the latents."""
+    protocol = PROBE_PROTOCOLS[config.probe_protocol]()
+    asked = dict.fromkeys((*CORE_TASKS, AUGMENTATION_EQUIVARIANCE, *protocol.tasks))
+    source = EncoderSource(
+        name=run.name,
+        module=objective.encoder,
+        parts=probed_parts(objective),
+        image_size=config.image_size,
+        mean_rgb=None,
+        std_rgb=None,
+        state_sha256=state_sha256(objective.encoder),
+        architecture=config.encoder,
+        build_untrained=lambda: create_encoder(config.encoder, config.image_size, **config.encoder_arguments),
+    )
+    suite = Suite(
+        protocol,
+        tasks_for(data.evaluation, list(asked)),
+        seeds=(config.seed,),
+        device=run.device,
+        say=lambda line: None,
+    )
+    return suite.evaluate(
+        source,
+        data,
+        FeatureStore(None),
+        compare_with_random=config.compare_with_random,
+        bad_train_records=BadRecords(config.on_bad_record, config.max_skipped, run.rank),
+    ).first_seed
+
+
+def exports_of(run: Run, config: PretrainingOptions, objective: Objective, data: DataSource) -> dict[str, Export]:
+    """The encoder, and the predictor that the objective may hand out (`latent_predictor()`), by folder."""
+    card = encoder_card(run.name, config, objective, data)
+    exports = {ENCODER_FOLDER: encoder_export(objective.encoder, card)}
     latent_predictor = getattr(objective, "latent_predictor", lambda: None)()
     actions: str | None = getattr(config, "actions", None)
     if latent_predictor is not None and actions is not None:
-        save_predictor(latent_predictor, run.folder / PREDICTOR_FOLDER, PredictorCard(run.name, actions, trained_on))
-        run.say(f"exported {run.folder / PREDICTOR_FOLDER}")
+        predictor_card = PredictorCard(run.name, actions, card.trained_on)
+        exports[PREDICTOR_FOLDER] = predictor_export(latent_predictor, predictor_card)
+    return exports
 
 
-def untrained_encoder(config: PretrainingOptions) -> nn.Module:
-    """The architecture with random weights that no training starts from; the global generator is not touched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_ENCODER_SEED)
-        return create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
+def recorded_versions(folder: Path) -> dict[str, Any]:
+    """What the run noted when it started; what is here now, if that file was lost meanwhile."""
+    try:
+        return read_json_object(folder / "versions.json", RunError)
+    except RunError:
+        return dict(software_versions())
 
 
 def set_aside_earlier_results(folder: Path) -> None:
@@ -262,7 +321,12 @@ def set_aside_earlier_results(folder: Path) -> None:
 
 
 def encoder_card(name: str, config: PretrainingOptions, objective: Objective, data: DataSource) -> EncoderCard:
-    """The labels of the exported encoder: ours, not those of timm's pretrained weights."""
+    """The labels of the exported encoder: ours, not those of timm's pretrained weights.
+
+    Posed views of others go by the source that their manifest states, since `3diebench` also opens sets in its layout.
+    """
+    embedded = data.name in ("3diebench-p", "3diebench-pt")
+    stated = data.license is not None and not embedded
     return EncoderCard(
         architecture=config.encoder,
         model_args=model_arguments(config.encoder, config.image_size, config.encoder_arguments),
@@ -271,7 +335,7 @@ def encoder_card(name: str, config: PretrainingOptions, objective: Objective, da
         std_rgb=data.std_rgb,
         parts={part: (columns.start, columns.stop) for part, columns in probed_parts(objective).items()},
         objective=name,
-        trained_on=f"{data.name} {data.train.fingerprint[:16]}",
-        license=LICENCES.get(data.name, "other"),
+        trained_on=f"{data.train.source if stated else data.name} {data.train.fingerprint[:16]}",
+        license=EMBEDDED_LICENCE if embedded else LICENCES.get(data.license or "", "other"),
         tag=f"{name}_{data.name}".replace("-", "_"),
     )

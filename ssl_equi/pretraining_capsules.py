@@ -8,8 +8,8 @@ from torch import nn
 
 from ssl_equi.data.actions import ActionKind
 from ssl_equi.data.sources import DataSource
-from ssl_equi.export import EncoderCard, save_encoder
-from ssl_equi.pretraining import encoder_card, finish
+from ssl_equi.export import EncoderCard, Export, encoder_export
+from ssl_equi.pretraining import check_ending, encoder_card, finish
 from ssl_equi.pretraining_config import PretrainingOptions
 from ssl_equi.probing.capsule_poses import probe_capsule_poses
 from ssl_equi.probing.encode import encode_split
@@ -37,6 +37,11 @@ class CapsuleObjective(Protocol):
         """Named slices of the backbone's feature columns."""
 
 
+def check_capsules_ending(run: Run, config: PretrainingOptions, objective: CapsuleObjective, data: DataSource) -> None:
+    """What `pretraining.check_ending` does, for `finish_capsules`."""
+    check_ending(run, config, objective, data, _exports(run, config, objective, data))
+
+
 def finish_capsules(
     run: Run,
     config: PretrainingOptions,
@@ -53,11 +58,9 @@ def finish_capsules(
         multiplied_by: the kind of action that poses are multiplied with; what they tell without a head joins the
             table. None: poses follow actions in a way that only a predictor knows.
     """
-    if run.is_main:
-        save_encoder(objective.network, run.folder / CAPSULE_FOLDER, capsule_card(run.name, config, objective, data))
-        run.say(f"exported {run.folder / CAPSULE_FOLDER}")
+    exports = _exports(run, config, objective, data)
     if multiplied_by is None:
-        finish(run, config, objective, data)
+        finish(run, config, objective, data, further_exports=exports)
         return
 
     def ask_poses(results: ProbeResults) -> tuple[list[ProbeRecord], Sequence[str]]:
@@ -69,7 +72,11 @@ def finish_capsules(
         records = make_records({"capsules": answers}, None, capsules.num_objects, split, results.protocol, config.seed)
         return records, ()
 
-    finish(run, config, objective, data, ask_poses)
+    finish(run, config, objective, data, ask_poses, exports)
+
+
+def _exports(run: Run, config: PretrainingOptions, objective: CapsuleObjective, data: DataSource) -> dict[str, Export]:
+    return {CAPSULE_FOLDER: encoder_export(objective.network, capsule_card(run.name, config, objective, data))}
 
 
 def capsule_card(name: str, config: PretrainingOptions, objective: CapsuleObjective, data: DataSource) -> EncoderCard:

@@ -8,7 +8,7 @@ from torch import nn
 
 from ssl_equi.data.sources import DatasetName, Reading
 from ssl_equi.optimizers import OptimizerName, make_optimizer, parameter_groups
-from ssl_equi.options import ActsWhen, Count, CountOrZero, ImageSide, NonNegative, Positive, Range
+from ssl_equi.options import ActsWhen, Count, CountOrZero, EncoderArguments, ImageSide, NonNegative, Positive, Range
 from ssl_equi.probing.protocol import ProtocolName
 from ssl_equi.run_config import RunConfig, RunError
 from ssl_equi.schedules import set_learning_rate, warmup_cosine
@@ -52,8 +52,9 @@ class PretrainingOptions(RunConfig):
     """Split of unseen objects for the final probes; val to choose settings."""
     encoder: str = "strided_cnn_tiny"
     """Any name of timm.list_models(), or one of our own."""
-    encoder_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """What timm.create_model is given besides the name, in pairs: --encoder-arguments depth 6 embed_dim 128."""
+    encoder_arguments: EncoderArguments = field(default_factory=dict)
+    """What timm.create_model is given besides the name, in pairs: --encoder-arguments depth 6 embed_dim 128. Without
+    pairs it drops those of a configuration, which another encoder may not take."""
     render_views: bool = False
     """Render the views of 3diebench-p or 3diebench-pt while training, on its device; the probes read stored ones."""
     fresh_views: bool = False
@@ -88,7 +89,8 @@ class PretrainingOptions(RunConfig):
     ] = 0.9
     """Momentum of sgd and lars."""
     probe_protocol: ProtocolName = "embedded"
-    """How the final heads are trained; sie and equicaps are those papers' protocols."""
+    """How the final heads are trained, and which tasks are asked beside one of each kind; all but embedded and ssl_equi
+    are papers' protocols."""
     compare_with_random: bool = True
     """Also probe an untrained encoder; off saves a third of the final probing."""
 

@@ -4,16 +4,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from ssl_equi.data.sources import DataSource
+from ssl_equi.export import Export
 from ssl_equi.objectives.seq_jepa import SeqJEPA
-from ssl_equi.pretraining import encoder_card, finish
+from ssl_equi.pretraining import check_ending, encoder_card, finish
 from ssl_equi.pretraining_config import PretrainingOptions
 from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.sequence_tasks import quick_sequence_results
 from ssl_equi.probing.suite import ProbeResults
 from ssl_equi.run import Run
-from ssl_equi.sequence_export import save_sequence_model
+from ssl_equi.sequence_export import sequence_export
 
 SEQUENCE_MODEL_FOLDER = "sequence_model"
+
+
+def check_sequences_ending(
+    run: Run, config: PretrainingOptions, objective: SeqJEPA, data: DataSource, sequences: dict[str, Any]
+) -> None:
+    """What `pretraining.check_ending` does, for `finish_sequences`."""
+    check_ending(run, config, objective, data, _exports(run, config, objective, data, sequences))
 
 
 def finish_sequences(
@@ -27,9 +35,6 @@ def finish_sequences(
     Args:
         sequences: how the sequences were made, see `sequence_export.SequenceModel`.
     """
-    if run.is_main:
-        card = encoder_card(run.name, config, objective, data)
-        save_sequence_model(objective, run.folder / SEQUENCE_MODEL_FOLDER, card, sequences)
 
     def ask_aggregates(results: ProbeResults) -> tuple[list[ProbeRecord], Sequence[str]]:
         found = quick_sequence_results(
@@ -45,4 +50,12 @@ def finish_sequences(
         return found.records, found.notes
 
     rendered = sequences["source"] == "rendered"
-    finish(run, config, objective, data, ask_aggregates if rendered else None)
+    exports = _exports(run, config, objective, data, sequences)
+    finish(run, config, objective, data, ask_aggregates if rendered else None, exports)
+
+
+def _exports(
+    run: Run, config: PretrainingOptions, objective: SeqJEPA, data: DataSource, sequences: dict[str, Any]
+) -> dict[str, Export]:
+    card = encoder_card(run.name, config, objective, data)
+    return {SEQUENCE_MODEL_FOLDER: sequence_export(objective, card, sequences)}

@@ -89,7 +89,7 @@ class TrainingProgress:
 
 def _numbers(loss: float, speed: Speed) -> list[str]:
     """What can be told in one line, from the most to the least."""
-    loss_text, wait = f"loss {loss:.3f}", f"{speed.waiting_share:.0%} wait"
+    loss_text, wait = f"loss {loss:z.3f}", f"{speed.waiting_share:.0%} wait"
     images = f"{speed.images_per_second:,.0f} img/s"
     skipped = [f"{speed.records_skipped} skipped"] if speed.records_skipped else []
     shares = speed.work_shares

@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
-
 from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.export import (
     CONFIG_FILE,
     EncoderCard,
+    Export,
     build_encoder,
     built_and_filled,
     check_sizes,
     describe_encoder,
     read_encoder_config,
-    write_export,
 )
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 
@@ -53,6 +51,13 @@ class SequenceModel:
     sequences: dict[str, Any]
 
 
+def sequence_export(objective: SeqJEPA, card: EncoderCard, sequences: dict[str, Any]) -> Export:
+    """The objective with all that its probes need; arguments as in `save_sequence_model`."""
+    config = describe_encoder(objective.encoder, card)
+    config |= {"seq_jepa": dataclasses.asdict(objective.config), "sequences": sequences}
+    return Export(objective, config, lambda: _build(config, Path("the export")))
+
+
 def save_sequence_model(objective: SeqJEPA, folder: Path, card: EncoderCard, sequences: dict[str, Any]) -> None:
     """Writes the objective with all that its probes need.
 
@@ -63,9 +68,7 @@ def save_sequence_model(objective: SeqJEPA, folder: Path, card: EncoderCard, seq
     Raises:
         CheckpointError: the folder can't be written.
     """
-    config = describe_encoder(objective.encoder, card)
-    config |= {"seq_jepa": dataclasses.asdict(objective.config), "sequences": sequences}
-    write_export(folder, objective, config)
+    sequence_export(objective, card, sequences).write(folder)
 
 
 def load_sequence_model(folder: str | Path) -> SequenceModel:
@@ -80,12 +83,7 @@ def load_sequence_model(folder: str | Path) -> SequenceModel:
         raise CheckpointError(f"{folder} holds an encoder without an aggregator: give the sequence_model/ of a run")
     _check_sequences(config, folder)
 
-    def build() -> nn.Module:
-        encoder = build_encoder(config, folder)
-        encoder.num_features = config["num_features"]
-        return SeqJEPA(encoder, SeqJEPAConfig(**config["seq_jepa"]))
-
-    objective = cast(SeqJEPA, built_and_filled(build, folder, config, "seq-JEPA"))
+    objective = cast(SeqJEPA, built_and_filled(lambda: _build(config, folder), folder, config, "seq-JEPA"))
     data = config["pretrained_cfg"]
     return SequenceModel(
         objective=objective.eval(),
@@ -95,6 +93,13 @@ def load_sequence_model(folder: str | Path) -> SequenceModel:
         trained_on=config["ssl_equi"]["trained_on"],
         sequences=config["sequences"],
     )
+
+
+def _build(config: dict[str, Any], folder: Path) -> SeqJEPA:
+    """The described objective with random weights; the errors of whatever is missing or wrong."""
+    encoder = build_encoder(config, folder)
+    encoder.num_features = config["num_features"]
+    return SeqJEPA(encoder, SeqJEPAConfig(**config["seq_jepa"]))
 
 
 def _check_sequences(config: dict[str, Any], folder: Path) -> None:

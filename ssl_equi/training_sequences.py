@@ -29,6 +29,7 @@ from ssl_equi.training_views import (
     first_images,
     normalise,
     timed,
+    warn_of_both_signs,
     with_action_options,
 )
 from ssl_equi.views.actions import sequence_actions_between
@@ -101,6 +102,7 @@ class SequenceViews:
         if actions is not None:
             check_action(actions, config.views)
             check_translations(actions, data)
+            warn_of_both_signs(actions, data, processes)
         if actions == "augmentation":
             self.action_columns = augmentation_columns(config)
         self.draws = AugmentationDraws(config, processes)

@@ -8,6 +8,7 @@ processes, nor on whether a run was resumed.
 """
 
 import functools
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,14 @@ from typing import Annotated, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ssl_equi.data.actions import ACTION_SIZES, POSE_ACTION_KINDS, ActionKind, action_from_batch
+from ssl_equi.data.actions import (
+    ACTION_SIZES,
+    POSE_ACTION_KINDS,
+    QUATERNION_ACTION_KINDS,
+    ActionKind,
+    action_from_batch,
+    beyond_euler_box,
+)
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import normalise_views
 from ssl_equi.data.sources import DataSource
@@ -30,7 +38,9 @@ from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.presets import small_view_pipeline, transforms_of_views, view_pipelines
 
-PairAction = Literal["rotation", "rotation_color", "pose_base", "pose_object", "augmentation"]
+PairAction = Literal[
+    "rotation", "rotation_color", "rotation_6d", "rotation_matrix", "pose_base", "pose_object", "augmentation"
+]
 
 
 class ViewsError(UserError):
@@ -237,6 +247,7 @@ class TrainingViews:
         if actions is not None:
             check_action(actions, config.views)
             check_translations(actions, data)
+            warn_of_both_signs(actions, data, processes)
         if actions == "augmentation":
             self.action_columns = augmentation_columns(config)
         if shared_by > 1 and config.views.source == "rendered":
@@ -357,6 +368,13 @@ def check_translations(actions: str, data: DataSource) -> None:
             f"actions {actions} tell of translations and the objects of {data.name} have none: choose a set with "
             "translations (--dataset 3diebench-pt or 3diebench-t)"
         )
+
+
+def warn_of_both_signs(actions: str, data: DataSource, processes: Processes) -> None:
+    """Says once, on the first process, that quaternions are told as actions although the poses let them jump."""
+    found = beyond_euler_box(data.train) if actions in QUATERNION_ACTION_KINDS and processes.rank == 0 else None
+    if found is not None:
+        print(f"warning: {found}", file=sys.stderr, flush=True)
 
 
 def check_chunks(config: DrawsConfig, processes: Processes, shared_by: int) -> None:

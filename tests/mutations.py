@@ -66,6 +66,20 @@ def mutations(data: bytes, rng: np.random.Generator) -> bytes:
     return BYTE_MUTATIONS[int(rng.integers(len(BYTE_MUTATIONS)))](data, rng)
 
 
+def forged_headers(data: bytes, rng: np.random.Generator) -> bytes:
+    """A tar file with some bytes of one header changed, and a checksum that fits: what no damage does by chance."""
+    headers = [place for place in range(0, len(data), 512) if data[place + 257 : place + 262] == b"ustar"]
+    place = headers[int(rng.integers(len(headers)))]
+    header = bytearray(data[place : place + 512])
+    for _ in range(int(rng.integers(1, 4))):
+        field = ((0, 100), (124, 136), (124, 125), (156, 157), (157, 257), (345, 500))[int(rng.integers(6))]
+        value = int(rng.choice([0, 32, 47, 48, 49, 50, 53, 55, 83, 103, 120, 128, 255, int(rng.integers(256))]))
+        header[int(rng.integers(*field))] = value
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return data[:place] + bytes(header) + data[place + 512 :]
+
+
 HOSTILE_VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 1e300, 10**18, 10**40, float("nan"), float("inf"), "", "x", "..", "\x00", "\ud800", [], {}, [[]],
     {"": None}, [1, 2, 3], "9" * 5000,

@@ -17,8 +17,42 @@ import pytest
 from ssl_equi.cli import explain_errors, parse_command_line, run_recipe
 from ssl_equi.data.order import BatchOrder
 from ssl_equi.errors import UserError
+from ssl_equi.options import EncoderArguments
 
 ROOT = Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    encoder_arguments: EncoderArguments = dataclasses.field(default_factory=dict)
+    """Pairs."""
+
+
+@pytest.mark.parametrize("default", [{}, {"zero_init_last": False, "stem_init": "pytorch"}])
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ("depth 6 rate .5 keep True name True_ pool 1e3", [6, 0.5, True, "True_", 1000.0]),
+        ("zero_init_last True", [True]),
+        ("", []),
+        (None, None),
+    ],
+)
+def test_arguments_of_an_encoder_are_pairs_whatever_the_default(
+    default: dict, texts: str | None, expected: list | None
+) -> None:
+    given = [] if texts is None else ["--encoder-arguments", *texts.split()]
+    parsed = parse_command_line(EncoderConfig, "", EncoderConfig(default), given).encoder_arguments
+    if expected is None:
+        assert parsed == default
+    else:
+        assert [(type(value), value) for value in parsed.values()] == [(type(value), value) for value in expected]
+
+
+def test_a_pair_without_a_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_command_line(EncoderConfig, "", arguments=["--encoder-arguments", "depth"])
+    assert "depth has no value" in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,13 @@ from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
-from ssl_equi.pretraining import RANDOM_ENCODER_SEED, FollowingProbes, encoder_card, finish, probed_parts
+from ssl_equi.pretraining import FollowingProbes, encoder_card, finish, probed_parts
 from ssl_equi.pretraining_config import PretrainingConfig
-from ssl_equi.probing.protocol import ProbeProtocol
+from ssl_equi.probing.encoder_sources import RANDOM_ENCODER_SEED, EncoderSource
+from ssl_equi.probing.evaluation_suite import Suite
+from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, ProbeProtocol
+from ssl_equi.probing.records import read_records
+from ssl_equi.probing.tasks import NEEDS_TRANSLATIONS
 from ssl_equi.run import Run
 from ssl_equi.run_config import RunError
 
@@ -85,13 +89,15 @@ def test_the_random_encoder_is_one_that_no_seed_trains(
 ) -> None:
     """Same architecture, other weights; and the same ones whatever the seed of the run."""
     probed: list[tuple[nn.Module, nn.Module]] = []
-    run_probes = pretraining.run_probes
+    evaluate = Suite.evaluate
 
-    def watch(encoder: nn.Module, *arguments: Any, random_encoder: nn.Module, **options: Any) -> Any:
-        probed.append((encoder, random_encoder))
-        return run_probes(encoder, *arguments, random_encoder=random_encoder, **options)
+    def watch(suite: Suite, source: EncoderSource, *arguments: Any, **options: Any) -> Any:
+        random_encoder = source.untrained()
+        assert random_encoder is not None
+        probed.append((source.module, random_encoder))
+        return evaluate(suite, source, *arguments, **options)
 
-    monkeypatch.setattr(pretraining, "run_probes", watch)
+    monkeypatch.setattr(Suite, "evaluate", watch)
     for seed in (0, 1):
         AcceleratorState._reset_state(reset_partial_state=True)
         seeded = dataclasses.replace(config, seed=seed, out=Path(f"{config.out}-{seed}"))
@@ -108,6 +114,24 @@ def test_the_random_encoder_is_one_that_no_seed_trains(
         name: value.shape for name, value in random_first.state_dict().items()
     }
     assert RANDOM_ENCODER_SEED > 2**31 - 1, "a seed that someone may train with"
+
+
+def test_the_ending_asks_one_of_each_kind_and_what_the_protocol_states(
+    config: PretrainingConfig, data: DataSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    essl = dataclasses.replace(
+        pretraining.PROBE_PROTOCOLS["essl"](), classification_epochs=1, rotation_epochs=1, absolute_rotation_epochs=1,
+        rotation_hidden=(16,), knn_weighted_neighbours=5,
+    )  # fmt: skip
+    monkeypatch.setitem(pretraining.PROBE_PROTOCOLS, "essl", lambda: essl)
+    chosen = dataclasses.replace(config, probe_protocol="essl", compare_with_random=False)
+    objective = make_objective(chosen)
+    run = started_run(chosen, objective)
+    finish(run, chosen, objective, data)
+    records = read_records(run.folder / "results.json")
+    expected = {*CORE_TASKS, AUGMENTATION_EQUIVARIANCE, "knn_weighted"} - {*NEEDS_TRANSLATIONS}
+    assert {record.task for record in records} == expected
+    assert {record.protocol for record in records} == {"essl_cached"}
 
 
 def test_the_exported_labels_come_from_the_data(config: PretrainingConfig, data: DataSource) -> None:
@@ -138,10 +162,13 @@ def test_an_objective_without_parts_is_probed_for_those_of_its_encoder(config: P
 
 
 def test_weights_carry_the_licence_of_what_they_learnt_from(config: PretrainingConfig, data: DataSource) -> None:
-    """3DIEBench is made of ShapeNet, for non-commercial use only."""
-    card = encoder_card("sie", config, make_objective(config), dataclasses.replace(data, name="3diebench"))
-    assert (card.license, card.tag) == ("cc-by-nc-4.0", "sie_3diebench")
-    card = encoder_card("sie", config, make_objective(config), dataclasses.replace(data, name="imagenet"))
+    """3DIEBench is made of ShapeNet, for non-commercial use only; other sets in its layout have terms of their own."""
+    for terms, expected in (("CC-BY-NC-4.0", "cc-by-nc-4.0"), ("none stated", "other")):
+        posed = dataclasses.replace(data, name="3diebench", license=terms)
+        card = encoder_card("sie", config, make_objective(config), posed)
+        assert (card.license, card.tag) == (expected, "sie_3diebench")
+        assert card.trained_on == f"{data.train.source} {data.train.fingerprint[:16]}"
+    card = encoder_card("sie", config, make_objective(config), dataclasses.replace(data, name="imagenet", license=None))
     assert card.license == "other"
 
 

@@ -91,7 +91,7 @@ def test_rigid_motions_compose_along_the_sequence(data: DataSource, kind: str) -
         SequenceViews(Options(), data, ONE_PROCESS, length=4, actions=kind)
     batch = random_batch()
     batch = replace(batch, latents=torch.cat([batch.latents, batch.latents[..., :3] - 0.5], dim=-1))
-    train = SimpleNamespace(num_views=4, latents=np.zeros((24, 4, 10), np.float32))
+    train = SimpleNamespace(num_views=4, latents=np.zeros((24, 4, 10), np.float32), quats_xyzw=None)
     moving = SimpleNamespace(name="moving", train=train, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb)
     views = SequenceViews(Options(), moving, ONE_PROCESS, length=4, actions=kind)(batch, 0)
     steps, from_first = present(views.steps()), present(views.from_first())

@@ -71,7 +71,7 @@ def moved(batch: ViewBatch) -> ViewBatch:
 
 def moving(data: DataSource) -> SimpleNamespace:
     """The same data as if its views had ten latents."""
-    train = SimpleNamespace(num_views=4, latents=np.zeros((24, 4, 10), np.float32))
+    train = SimpleNamespace(split="train", num_views=4, latents=np.zeros((24, 4, 10), np.float32), quats_xyzw=None)
     return SimpleNamespace(name="moving", train=train, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb)
 
 
@@ -187,10 +187,22 @@ def test_relative_small_views_are_two_crops_under_two_elements(data: DataSource)
     assert (upright[0] - upright[1]).flatten(1).abs().amax(dim=1).min() > 0.05
 
 
+def test_quaternions_beyond_the_euler_box_are_warned_of_once(
+    data: DataSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents = np.zeros((24, 4, 7), np.float32)
+    latents[..., 2] = np.linspace(-3, 3, 4)
+    train = SimpleNamespace(split="train", num_views=4, latents=latents, quats_xyzw=np.zeros((24, 4, 4), np.float32))
+    turntable = SimpleNamespace(name="turntable", train=train, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb)
+    for actions, rank, warned in (("rotation", 0, 1), ("rotation", 1, 0), ("rotation_6d", 0, 0), (None, 0, 0)):
+        TrainingViews(Options(), turntable, SimpleNamespace(rank=rank, world_size=2), actions=actions)
+        assert capsys.readouterr().err.count("warning: views of split 'train' turn by up to 172 degrees") == warned
+
+
 @pytest.mark.parametrize(
     ("options", "actions", "message"),
     [
-        (ViewOptions(), "augmentation", "choose one of rotation, rotation_color, pose_base, pose_object"),
+        (ViewOptions(), "augmentation", "choose one of rotation, rotation_color, rotation_6d"),
         (AUGMENTED, "rotation", "choose --actions augmentation"),
     ],
 )

@@ -103,7 +103,8 @@ class RandomViews:
     def __init__(self, split: str, num_objects: int, num_views: int) -> None:
         generator = np.random.default_rng(len(split))
         self.split, self.num_objects, self.num_views = split, num_objects, num_views
-        self.folder, self.source, self.fingerprint, self.plan_sha256 = Path(), "noise", "", ""
+        self.folder, self.source = Path(), "noise"
+        self.fingerprint = self.content_key = self.plan_sha256 = ""
         self.image_size, self.fills_image = (IMAGE_SIDE, IMAGE_SIDE), True
         self.class_names = tuple(f"class {number}" for number in range(CLASSES))
         self.labels = np.arange(num_objects, dtype=np.int64) % CLASSES

@@ -76,6 +76,7 @@ from ssl_equi.importing.seq_jepa_import import (
 )
 from ssl_equi.importing.sie_predictor import ACTIONS, equivariant_width, feature_parts, import_sie_predictor
 from ssl_equi.importing.tensors import LayoutError, named_tensors
+from ssl_equi.options import EncoderArguments
 from ssl_equi.predictor_export import PREDICTOR_FOLDER, PredictorCard, save_predictor
 from ssl_equi.sequence_export import save_sequence_model
 
@@ -110,7 +111,7 @@ class Config:
     capsie, CIFAR-10 for E-SSL's small images, ImageNet-100 for CARE's large ones, ImageNet for others."""
     architecture: str | None = None
     """Others: timm's name of the encoder; found in the shapes for ResNets, and DINO's ViTs, when not given."""
-    architecture_arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
+    architecture_arguments: EncoderArguments = field(default_factory=dict)
     """Others: what timm.create_model is given besides the name, in pairs."""
     encoder_prefix: str | None = None
     """Others, but for sie, equicaps and capsie: what the names of the encoder's tensors begin with, such as
@@ -210,7 +211,7 @@ def open_pickled(file: Path) -> tuple[Any, list[str]]:
     torch reads such files without running code, but refuses them as a whole for one object of another class, such as a
     NumPy number or the options of a training script. Here such a class is replaced by one that does nothing.
     """
-    check_declared_size(file)
+    check_archive(file)
     stand_ins: dict[str, Callable[..., object]] = {}
     while True:
         try:
@@ -226,16 +227,23 @@ def open_pickled(file: Path) -> tuple[Any, list[str]]:
             stand_ins[name] = unread_mapping if name in MAPPING_CLASSES else type(name, (Unread,), {})
 
 
-def check_declared_size(file: Path) -> None:
-    """Raises CheckpointError if the file, an archive, unpacks to much more than it holds: torch never compresses."""
+def check_archive(file: Path) -> None:
+    """Raises CheckpointError if the file, an archive, is damaged or unpacks to much more than it holds.
+
+    torch never compresses, and doesn't look at the checksums that it writes.
+    """
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as archive:
         declared = sum(entry.file_size for entry in archive.infolist())
-    if declared > LARGEST_COMPRESSION * file.stat().st_size:
-        raise CheckpointError(
-            f"{file} says that it holds {declared:,} bytes in {file.stat().st_size:,}: fetch it again, or save it anew"
-        )
+        if declared > LARGEST_COMPRESSION * file.stat().st_size:
+            raise CheckpointError(
+                f"{file} says that it holds {declared:,} bytes in {file.stat().st_size:,}: fetch it again, or save it "
+                "anew"
+            )
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise CheckpointError(f"{file} is damaged (the checksum of {damaged} doesn't hold): fetch it again")
 
 
 def describe_source(data: str, file: Path) -> str:

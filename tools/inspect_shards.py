@@ -7,6 +7,7 @@ python tools/inspect_shards.py data/imagenet --split train --contact-sheet sheet
 It knows rendered objects, images with a manifest, and image shards that others wrote, for WebDataset for instance.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.damage import Damage, find_damage, kind_of_split
 from ssl_equi.data.errors import DataError
+from ssl_equi.data.files import list_folder
 from ssl_equi.data.fit import CenterCrop
+from ssl_equi.data.foreign_shards import describe_counts
 from ssl_equi.data.image_manifest import ImageManifest, read_image_manifest
 from ssl_equi.data.image_shards import ImageShards, find_shards
 from ssl_equi.data.manifest import Manifest
@@ -88,11 +91,12 @@ def main(config: Config) -> None:
 
 def splits_of(folder: Path) -> tuple[str, ...]:
     """The names of all splits in a folder; DataError if there is none."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"there is no folder {folder}: name a folder of shards")
     suffix = ".manifest.json"
-    names = {path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}")}
-    names |= {path.name.rpartition("-")[0] for path in folder.glob("*-*.tar")}
+    present = [entry.name for entry in list_folder(folder)]
+    names = {name.removesuffix(suffix) for name in present if name.endswith(suffix)}
+    names |= {name.rpartition("-")[0] for name in present if "-" in name and name.endswith(".tar")}
     if not names:
         raise DataError(f"{folder} holds neither a manifest nor shards SPLIT-*.tar: name a folder of shards")
     return tuple(sorted(names, key=lambda name: (name != "train", name)))
@@ -116,7 +120,9 @@ def show(console: Console, config: Config, split: str) -> None:
             shards = shard_rows(image_manifest)
         else:
             shards = foreign_shard_rows(images)
-            print_facts(console, split, {"made by": "others: no manifest, no checksums", **totals(shards)})
+            passed_over = describe_counts(images.passed_over) or "nothing"
+            facts = {"made by": "others: no manifest, no checksums", **totals(shards), "passed over": passed_over}
+            print_facts(console, split, facts)
     print_classes(console, class_names, labels, config.all)
     print_shards(console, shards, "objects" if kind == "objects" else "images", config.all)
 
@@ -128,6 +134,8 @@ def facts_of_objects(manifest: Manifest, objects: ShardDataset) -> dict[str, str
         "licence": manifest.license,
         "made by": f"{manifest.writer}, seed {manifest.seed}",
         "objects": f"{manifest.num_objects:,} x {manifest.num_views} views of {width} x {height} pixels",
+        "kind": manifest.view_format,
+        **({"notes": "; ".join(manifest.notes)} if manifest.notes else {}),
         **totals(shard_rows(manifest), manifest.num_views),
         "normalisation": normalisation(manifest.mean_rgb, manifest.std_rgb),
         "fingerprint": objects.fingerprint[:FINGERPRINT_DIGITS],

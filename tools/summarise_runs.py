@@ -7,10 +7,12 @@
 
 In these layouts, `gamma_f` has in brackets what the same features give if nothing relates the images.
 
-Runs whose folders differ in a trailing -seedN only are one method. The random encoder is the one that runs were
-compared with; the constant is the best answer that looks at no image.
+Runs whose folders differ in a trailing -seedN only are one method. The number of a run that was probed with several
+seeds is their mean. Random encoders are those that runs were compared with, one of each architecture; the constant is
+the best answer that looks at no image.
 """
 
+import dataclasses
 import json
 import re
 import statistics
@@ -23,7 +25,7 @@ import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.errors import UserError
-from ssl_equi.probing.records import ProbeRecord, read_records
+from ssl_equi.probing.records import ProbeRecord, fixed, read_records
 
 METRICS = ("top1", "r2_uniform", "r2_pooled", "angle_deg_median")
 Column = tuple[str, str]  # task and metric
@@ -53,6 +55,7 @@ POSE_COLUMNS: tuple[Column, ...] = (
 )
 COLUMNS = {"methods": METHOD_COLUMNS, "sequences": SEQUENCE_COLUMNS, "poses": POSE_COLUMNS}
 RunRecords = dict[str, list[list[ProbeRecord]]]  # by method: the records of each of its runs
+RandomEncoders = dict[str, list[ProbeRecord]]  # by name of the random encoder: the records that were compared with it
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,15 @@ def main(config: Config) -> None:
     records_by_name: RunRecords = defaultdict(list)
     for folder in config.runs:
         records_by_name[method_name(folder)].append(read_run(folder)[0])
+    randoms = random_encoders(config.runs)
     check_origins(records_by_name)
     print_origins(records_by_name)
     if config.layout == "tasks":
-        print_tasks(records_by_name, config.metrics)
+        print_tasks(records_by_name, randoms, config.metrics)
     else:
         shown = COLUMNS[config.layout]
-        print_methods(records_by_name, present(shown, records_by_name) if config.layout == "poses" else shown)
+        shown = present(shown, records_by_name) if config.layout == "poses" else shown
+        print_methods(records_by_name, randoms, shown)
         print_commands(config.runs)
 
 
@@ -116,19 +121,42 @@ def present(columns: tuple[Column, ...], records_by_name: RunRecords) -> tuple[C
     return tuple(column for column in columns if of_column(every, column))
 
 
-def print_tasks(records_by_name: RunRecords, metrics: tuple[str, ...]) -> None:
-    """A row for each task, metric and part; a column for each method."""
-    print("| task | metric | part | constant | random encoder | " + " | ".join(records_by_name) + " |")
-    print("|---|---|---|---|---|" + "---|" * len(records_by_name))
+def random_encoders(folders: tuple[Path, ...]) -> RandomEncoders:
+    """Records by the random encoder that they were compared with; its architecture is named if there are several."""
+    found: RandomEncoders = defaultdict(list)
+    for folder in folders:
+        records, described = read_run(folder)
+        compared = [record for record in records if record.random_encoder is not None]
+        if compared:
+            found[architecture(folder, described)] += compared
+    return {f"random {name}".strip() if len(found) > 1 else "random encoder": found[name] for name in found}
+
+
+def architecture(folder: Path, described: dict) -> str:
+    """Name and arguments of a run's encoder: as an evaluation notes them, or as the run was configured."""
+    if "architecture" in described:
+        name, arguments = json.loads(described["architecture"])
+    else:
+        file = folder / "config.json"
+        config = json.loads(file.read_text()) if file.is_file() else {}
+        name, arguments = config.get("encoder", ""), config.get("encoder_arguments", {})
+    return " ".join([name, *(f"{key}={value}" for key, value in sorted(arguments.items()))])
+
+
+def print_tasks(records_by_name: RunRecords, randoms: RandomEncoders, metrics: tuple[str, ...]) -> None:
+    """A row for each task, metric and part; a column for each method and each random encoder."""
+    columns = [*(randoms or ["random encoder"]), *records_by_name]
+    print("| task | metric | part | constant | " + " | ".join(columns) + " |")
+    print("|---|---|---|---|" + "---|" * len(columns))
     first = next(iter(records_by_name.values()))[0]
     for task in dict.fromkeys(record.task for record in first):
         for metric in metrics:
             for part in parts_of(records_by_name):
-                print_row(task, metric, part, records_by_name)
+                print_row(task, metric, part, records_by_name, randoms)
 
 
-def print_methods(records_by_name: RunRecords, shown: tuple[Column, ...]) -> None:
-    """A row for each method and part, one for the constant answer and one for the random encoder."""
+def print_methods(records_by_name: RunRecords, randoms: RandomEncoders, shown: tuple[Column, ...]) -> None:
+    """A row for each method and part, one for the constant answer and one for each random encoder."""
     wholes = [
         record for runs in records_by_name.values() for records in runs for record in records if record.part == "all"
     ]
@@ -137,10 +165,9 @@ def print_methods(records_by_name: RunRecords, shown: tuple[Column, ...]) -> Non
     # What stands for "no relation" in augmentation_equivariance differs between encoders: it is shown in their cells.
     constants = [[r.baseline for r in of_column(wholes, column)[:1] if not own_baseline(r)] for column in shown]
     print_cells("without an image", "-", constants)
-    randoms = [
-        [r.random_encoder for r in of_column(wholes, column) if r.random_encoder is not None] for column in shown
-    ]
-    print_cells("random encoder", "`all`", randoms)
+    for name, compared in (randoms or {"random encoder": []}).items():
+        of_whole = [record for record in compared if record.part == "all"]
+        print_cells(name, "`all`", [random_values(of_column(of_whole, column)) for column in shown])
     for name, runs in records_by_name.items():
         for part in parts_of({name: runs}):
             found = [r for records in runs for r in records if r.part == part]
@@ -154,6 +181,10 @@ def of_column(records: list[ProbeRecord], column: tuple[str, str]) -> list[Probe
     return [record for record in records if (record.task, record.metric) == column]
 
 
+def random_values(records: list[ProbeRecord]) -> list[float]:
+    return [record.random_encoder for record in records if record.random_encoder is not None]
+
+
 def own_baseline(record: ProbeRecord) -> bool:
     """Whether the baseline was measured on the encoder's own features."""
     return record.task == "augmentation_equivariance"
@@ -164,7 +195,7 @@ def print_cells(name: str, part: str, values: list[list[float]], nulls: list[lis
     cells = [spread(cell) for cell in values]
     for index, null in enumerate(nulls or []):
         if null:
-            cells[index] += f" ({statistics.mean(null):.3f})"
+            cells[index] += f" ({fixed(statistics.mean(null), 3)})"
     print(f"| {name} | {part} | " + " | ".join(cells) + " |")
 
 
@@ -177,23 +208,23 @@ def print_commands(folders: tuple[Path, ...]) -> None:
             print(f"- {name}: `{command}`")
 
 
-def print_row(task: str, metric: str, part: str, records_by_name: dict[str, list[list[ProbeRecord]]]) -> None:
+def print_row(task: str, metric: str, part: str, records_by_name: RunRecords, randoms: RandomEncoders) -> None:
     """One row; a dash where a method has no such part, nothing where no method has it."""
-    chosen = {
-        name: [r for records in runs for r in records if (r.task, r.metric, r.part) == (task, metric, part)]
-        for name, runs in records_by_name.items()
-    }
+
+    def asked(records: list[ProbeRecord]) -> list[ProbeRecord]:
+        return [record for record in records if (record.task, record.metric, record.part) == (task, metric, part)]
+
+    chosen = {name: [r for records in runs for r in asked(records)] for name, runs in records_by_name.items()}
     found = [record for records in chosen.values() for record in records]
     if not found:
         return
-    random_values = [record.random_encoder for record in found if record.random_encoder is not None]
     cells = [
         task,
         f"`{metric}`",
         f"`{part}`",
         spread([record.baseline for record in found[:1]]),
-        spread(random_values) if random_values else "-",
-        *(spread([record.value for record in records]) if records else "-" for records in chosen.values()),
+        *(spread(random_values(asked(records))) for records in (randoms or {"": []}).values()),
+        *(spread([record.value for record in records]) for records in chosen.values()),
     ]
     print("| " + " | ".join(cells) + " |")
 
@@ -203,8 +234,8 @@ def spread(values: list[float]) -> str:
     if not values:
         return "-"
     decimals = 1 if max(values) > 5 else 3
-    mean = f"{statistics.mean(values):.{decimals}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{decimals}f}"
+    mean = fixed(statistics.mean(values), decimals)
+    return mean if len(values) == 1 else f"{mean} ± {fixed(statistics.stdev(values), decimals)}"
 
 
 def method_name(folder: Path) -> str:
@@ -213,12 +244,32 @@ def method_name(folder: Path) -> str:
 
 
 def read_run(folder: Path) -> tuple[list[ProbeRecord], dict]:
-    """Records and description of a finished run; of a question that was asked again, the last answer."""
+    """Records and description of a finished run, a record for each question: the mean over the seeds of the probes.
+
+    Of a question that was asked again with a seed, the last answer counts; where protocol or split differ, those of
+    the last answer do.
+    """
     file = folder / "results.json"
     if not file.is_file():
         raise UserError(f"{folder} has no results.json: let the run end, or leave it out")
-    last = {(record.task, record.part, record.metric): record for record in read_records(file)}
-    return list(last.values()), json.loads(file.read_text())["run"]
+    questions: dict[tuple[str, str, str], dict[int, ProbeRecord]] = {}
+    for record in read_records(file):
+        answers = questions.setdefault((record.task, record.part, record.metric), {})
+        if any((record.protocol, record.split) != (other.protocol, other.split) for other in answers.values()):
+            answers.clear()
+        answers[record.seed] = record
+    return [mean_record(list(answers.values())) for answers in questions.values()], json.loads(file.read_text())["run"]
+
+
+def mean_record(answers: list[ProbeRecord]) -> ProbeRecord:
+    """One record for the same question of the same encoder, asked with several seeds of the probes."""
+    randoms = random_values(answers)
+    return dataclasses.replace(
+        answers[-1],
+        value=statistics.mean(record.value for record in answers),
+        baseline=statistics.mean(record.baseline for record in answers),
+        random_encoder=statistics.mean(randoms) if randoms else None,
+    )
 
 
 if __name__ == "__main__":

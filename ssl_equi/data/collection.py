@@ -71,6 +71,13 @@ class ViewCollection(DecodedViews, Protocol):
         """SHA-256 that identifies the files that were read."""
 
     @property
+    def content_key(self) -> str:
+        """Names caches of this machine: the fingerprint, or where that is of names and sizes also of the files' times.
+
+        It changes when files are written anew, under the same names too.
+        """
+
+    @property
     def plan_sha256(self) -> str:
         """SHA-256 that is the same for the same data set on another machine."""
 

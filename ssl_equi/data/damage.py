@@ -5,6 +5,7 @@ of those, tar headers are walked and every image is decoded.
 """
 
 import functools
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import numpy as np
 from ssl_equi.data.decode import decode_image
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.files import sha256_of_file
+from ssl_equi.data.foreign_shards import records_of_shard
 from ssl_equi.data.image_manifest import (
     ImageIndex,
     ImageManifest,
@@ -24,10 +26,10 @@ from ssl_equi.data.image_manifest import (
     read_image_index,
     read_image_manifest,
 )
-from ssl_equi.data.image_shards import find_shards, records_of_shard
+from ssl_equi.data.image_shards import find_shards
 from ssl_equi.data.image_writer import scan_image_shard
 from ssl_equi.data.index import SplitIndex, read_index
-from ssl_equi.data.manifest import Manifest, ShardEntry, index_folder, manifest_path, read_manifest
+from ssl_equi.data.manifest import Manifest, ShardEntry, has_manifest, index_folder, manifest_path, read_manifest
 from ssl_equi.data.parallel import map_in_order
 from ssl_equi.data.shard import decode_view, problem_of_bytes, scan_shard, view_suffix
 from ssl_equi.data.shard_files import ShardFiles
@@ -66,10 +68,9 @@ Decode = Callable[[bytes], str | None]  # what is wrong with an image file; None
 
 def kind_of_split(folder: Path, split: str) -> SplitKind:
     """What the shards of a split hold: told by its manifest; without one they are taken for images others wrote."""
-    path = manifest_path(folder, split)
-    if not path.exists():
+    if not has_manifest(folder, split):
         return "foreign images"
-    return "images" if is_image_manifest(path) else "objects"
+    return "images" if is_image_manifest(manifest_path(folder, split)) else "objects"
 
 
 def find_damage(
@@ -98,7 +99,7 @@ def find_damage(
             )
         else:
             index = read_index(folder, manifest, always_verify=True)
-            check_shard = functools.partial(_check_object_shard, folder, index, manifest.image_size)
+            check_shard = functools.partial(_check_object_shard, folder, index, manifest)
     except DataError as error:
         yield Damage(index_folder(folder, split), None, None, f"is no whole index: {error}")
         check_shard = functools.partial(_check_without_index, folder, kind)
@@ -108,15 +109,15 @@ def find_damage(
             report_shard(entry.name)
 
 
-def _check_object_shard(
-    folder: Path, index: SplitIndex, image_size: tuple[int, int], entry: ShardEntry
-) -> list[Damage]:
-    buffer = np.empty((*image_size, 3), dtype=np.uint8)
+def _check_object_shard(folder: Path, index: SplitIndex, manifest: Manifest, entry: ShardEntry) -> list[Damage]:
+    buffer = np.empty((*manifest.image_size, 3), dtype=np.uint8)
     rows = range(entry.first, entry.first + entry.count)
     views = index.offsets.shape[1]
     records = [
-        _Record(f"{index.keys[row].decode()}.{view_suffix(view, views)}", int(index.offsets[row, view]),
-                int(index.sizes[row, view]), int(index.crc32c[row, view]))
+        _Record(
+            f"{index.keys[row].decode()}.{view_suffix(view, views, manifest.view_format)}",
+            int(index.offsets[row, view]), int(index.sizes[row, view]), int(index.crc32c[row, view]),
+        )
         for row in rows
         for view in range(views)
     ]  # fmt: skip
@@ -128,7 +129,7 @@ def _check_object_shard(
             if found.label != index.labels[row] or not np.array_equal(latents, index.latents[row]):
                 yield Damage(path, found.key, found.offsets[0], "has another label or other latents than the index")
 
-    return _check_shard(folder, entry, records, lambda data: decode_view(data, buffer), rest)
+    return _check_shard(folder, entry, records, lambda data: decode_view(data, buffer, manifest.view_format), rest)
 
 
 def _check_image_shard(folder: Path, index: ImageIndex, entry: ShardEntry) -> list[Damage]:
@@ -157,7 +158,7 @@ def _check_shard(
     """What is wrong with a shard: its size, its images and, if its SHA-256 differs, the rest of it."""
     path = folder / entry.name
     found = _damage_of_file(path, entry)
-    if found and not path.is_file():
+    if found and not os.access(path, os.R_OK):
         return found
     try:
         found += _damaged_records(path, records, decode)
@@ -177,13 +178,16 @@ def _damage_of_walk(path: Path, error: Exception) -> Damage:
 
 
 def _damage_of_file(path: Path, entry: ShardEntry) -> list[Damage]:
-    if not path.is_file():
-        return [Damage(path, None, None, "is missing")]
-    size = path.stat().st_size
-    if size != entry.bytes:
-        return [Damage(path, None, None, f"has {size} bytes where the manifest says {entry.bytes}")]
-    if sha256_of_file(path) != entry.sha256:
-        return [Damage(path, None, None, "does not match its SHA-256 in the manifest")]
+    try:
+        if not path.is_file():
+            return [Damage(path, None, None, "is missing")]
+        size = path.stat().st_size
+        if size != entry.bytes:
+            return [Damage(path, None, None, f"has {size} bytes where the manifest says {entry.bytes}")]
+        if sha256_of_file(path) != entry.sha256:
+            return [Damage(path, None, None, "does not match its SHA-256 in the manifest")]
+    except OSError as error:
+        return [Damage(path, None, None, f"can't be read ({error.strerror})")]
     return []
 
 
@@ -211,11 +215,11 @@ def _check_without_index(folder: Path, kind: SplitKind, entry: ShardEntry) -> li
     """Where the index is of no use, a walk of the shard says whether it is whole."""
     path = folder / entry.name
     found = _damage_of_file(path, entry)
-    if found and path.is_file():
+    if found and os.access(path, os.R_OK):
         try:
             for _ in scan_image_shard(path) if kind == "images" else scan_shard(path):
                 pass
-        except DataError as error:
+        except (DataError, OSError) as error:
             found.append(_damage_of_walk(path, error))
     return found
 
@@ -231,8 +235,6 @@ def _damage_of_foreign_images(
                 records.append(_Record(found.key, found.offset, found.size, None))
         except DataError as error:
             ending.append(_damage_of_walk(path, error))
-        if not records and not ending:
-            ending.append(Damage(path, None, None, "holds no image"))
         try:
             damaged = _damaged_records(path, records, _problem_of_image)
         except DataError as error:

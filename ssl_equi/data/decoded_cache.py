@@ -52,7 +52,7 @@ class CachedViews:
     that want the same wait for it.
 
     Args:
-        stored: the views to decode, with one fingerprint for one content.
+        stored: the views to decode, with one content key for one content.
         parent: folder of all caches; `decoded_cache_folder()` when None.
         show_progress: says what is made, and how far it is.
 
@@ -67,6 +67,7 @@ class CachedViews:
         self.folder = stored.folder
         self.source = stored.source
         self.fingerprint = stored.fingerprint
+        self.content_key = stored.content_key
         self.plan_sha256 = stored.plan_sha256
         self.num_objects = stored.num_objects
         self.num_views = stored.num_views
@@ -149,7 +150,7 @@ def _key_of(stored: ViewCollection) -> str:
     content = {
         "version": _VERSION,
         "decoders": decoders,
-        "fingerprint": stored.fingerprint,
+        "fingerprint": stored.content_key,
         "image_size": list(stored.image_size),
         "fit": repr(getattr(stored, "fit", None)),
     }

@@ -1,6 +1,7 @@
 """Checksums of files, and writing them with errors that name the file and the cure."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,11 +9,31 @@ from pathlib import Path
 from ssl_equi.data.errors import DataError
 from ssl_equi.files import replace_file
 
+FileState = tuple[int, int, int, int]
+
 
 def sha256_of_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_state(path: str | Path | os.DirEntry[str]) -> FileState:
+    """Bytes, modification and change time in ns, and inode: what differs once a file was written to or replaced.
+
+    The change time can't be set back by hand. Raises OSError.
+    """
+    status = path.stat() if isinstance(path, os.DirEntry) else os.stat(path)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def list_folder(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder; DataError if it isn't there or can't be read, which `Path.glob` takes for empty."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(f"folder {folder} can't be read ({error.strerror}): allow it, or take it out") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -23,7 +23,7 @@ from ssl_equi.data.decode import REPAIRED_COMMENT, decode_image, decode_with_pil
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.image_manifest import ImageManifest, Rgb, read_image_manifest
 from ssl_equi.data.image_writer import ImageRecord, ImageSplitSettings, ImageSplitWriter
-from ssl_equi.data.manifest import canonical_json, manifest_path
+from ssl_equi.data.manifest import canonical_json, has_manifest
 from ssl_equi.data.order import epoch_permutation
 from ssl_equi.data.parallel import map_in_order
 from ssl_equi.machine import usable_cores
@@ -110,7 +110,7 @@ def convert_split(
     """Write one split, going on after its finished shards; `report_done` hears how many images are stored."""
     order = epoch_permutation(len(images.keys), options.seed, epoch=0).tolist()
     settings = _settings(images, order, provenance, options)
-    if manifest_path(options.out, images.split).exists():
+    if has_manifest(options.out, images.split):
         manifest = read_image_manifest(options.out, images.split)
         if manifest.plan_sha256 != settings.plan_sha256:
             raise DataError(

@@ -22,6 +22,7 @@ from ssl_equi.files import read_json_object
 
 FORMAT_NAME = "ssl-equi-shards"
 FORMAT_VERSION = 1
+_LATER_FIELDS: dict[str, Any] = {"view_format": "jpg", "notes": ()}
 _SPLIT_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 _SUFFIX = ".manifest.json"
 _FEWEST_BYTES_PER_RECORD = 2048  # of a tar: two headers and two contents
@@ -60,6 +61,8 @@ class Manifest:
     std_rgb: tuple[float, float, float] | None
     shards: tuple[ShardEntry, ...]
     sidecars: dict[str, str]  # file name in the index folder -> SHA-256
+    view_format: str = "jpg"  # suffix of the views' members
+    notes: tuple[str, ...] = ()  # what a reader of numbers must know, such as how the pixels were changed
 
     @cached_property
     def fingerprint(self) -> str:
@@ -67,7 +70,9 @@ class Manifest:
         return hashlib.sha256(canonical_json(self._as_json())).hexdigest()
 
     def _as_json(self) -> dict[str, Any]:
-        return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **fields_as_json(self)}
+        content = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **fields_as_json(self)}
+        # Fields that came later are left out where they say nothing, so that fingerprints stay as they were.
+        return {name: value for name, value in content.items() if _LATER_FIELDS.get(name, ...) != value}
 
     def write(self, folder: Path) -> None:
         """Write the manifest, with its own fingerprint beside the fields, atomically."""
@@ -96,6 +101,18 @@ def manifest_path(folder: Path, split: str) -> Path:
     if not _SPLIT_PATTERN.fullmatch(split):
         raise DataError(f"split name '{split}' is not usable in file names: use letters, digits, '_' and '-'")
     return folder / f"{split}{_SUFFIX}"
+
+
+def has_manifest(folder: Path, split: str) -> bool:
+    """True if a split has a manifest; DataError for a folder into which nobody may look."""
+    path = manifest_path(folder, split)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise DataError(f"{path} can't be looked for ({error.strerror}): allow reading {folder}") from error
+    return True
 
 
 def index_folder(folder: Path, split: str) -> Path:
@@ -134,7 +151,7 @@ def read_manifest_as(
     outside the folder) or don't cover the objects without a gap.
     """
     path = manifest_path(folder, split)
-    if not path.exists():
+    if not has_manifest(folder, split):
         raise DataError(
             f"there is no manifest {path}: build this data set (an unfinished build leaves none) or name its folder"
         )
@@ -175,10 +192,12 @@ def from_json(kind: Any, value: Any, name: str = "") -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
-        if not isinstance(value, dict) or set(value) != set(hints):
-            difference = sorted(set(value) ^ set(hints)) if isinstance(value, dict) else type(value).__name__
+        required = {each.name for each in dataclasses.fields(kind) if each.default is dataclasses.MISSING}
+        if not isinstance(value, dict) or not required <= set(value) <= set(hints):
+            known = isinstance(value, dict)
+            difference = sorted((required - set(value)) | (set(value) - set(hints))) if known else type(value).__name__
             raise ValueError(f"{name or 'its fields'}: {difference} is absent or unknown")
-        return kind(**{field: from_json(hint, value[field], field) for field, hint in hints.items()})
+        return kind(**{field: from_json(hints[field], each, field) for field, each in value.items()})
     if origin is UnionType:
         return None if value is None else from_json(arguments[0], value, name)
     if origin is tuple and isinstance(value, list):

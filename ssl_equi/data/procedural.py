@@ -25,7 +25,7 @@ from platformdirs import user_cache_path
 
 from ssl_equi.data.building import building_progress, working_alone
 from ssl_equi.data.errors import DataError
-from ssl_equi.data.manifest import manifest_path, read_manifest
+from ssl_equi.data.manifest import has_manifest, read_manifest
 from ssl_equi.data.writer import ObjectRecord, SplitSettings, SplitWriter
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.machine import usable_cores
@@ -233,7 +233,7 @@ def build_procedural(
             on from there).
     """
     if missing_splits(folder, splits):
-        with _building_alone(folder):
+        with _building_alone(folder, missing_splits(folder, splits)):
             _refuse_to_mix(folder, config)
             for split in missing_splits(folder, splits):
                 _build_split(folder, config, split, workers or default_workers(), device, show_progress)
@@ -241,7 +241,7 @@ def build_procedural(
 
 def missing_splits(folder: Path, splits: Sequence[str]) -> list[str]:
     """The splits that have no manifest yet."""
-    return [split for split in splits if not manifest_path(folder, split).exists()]
+    return [split for split in splits if not has_manifest(folder, split)]
 
 
 def default_folder(config: ProceduralConfig) -> Path:
@@ -295,13 +295,13 @@ def _build_split(
 
 
 @contextmanager
-def _building_alone(folder: Path) -> Iterator[None]:
+def _building_alone(folder: Path, splits: Sequence[str]) -> Iterator[None]:
     """Holds the folder's lock: of two processes that want the same set, one builds and the other waits."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot write {folder} ({error.strerror}): choose another folder with --data-dir") from error
-    with working_alone(folder / ".building.lock", f"building {folder}"):
+    with working_alone(folder / ".building.lock", f"building {', '.join(splits)} in {folder}"):
         yield
 
 

@@ -48,7 +48,7 @@ class ShardDataset:
         self.std_rgb = self.manifest.std_rgb
         self.source = self._resizing.source
         self.plan_sha256 = self._resizing.plan_sha256
-        self.fingerprint = self._resizing.fingerprint
+        self.fingerprint = self.content_key = self._resizing.fingerprint
         self.labels = self._index.labels
         self.latents = self._index.latents
         self.quats_xyzw = self._index.quats_xyzw
@@ -111,7 +111,9 @@ class ShardDataset:
             self._raise_damaged(object_index, view_index, problem)
 
     def _raise_damaged(self, object_index: int, view_index: int, problem: str) -> None:
-        member = f"{self.keys[object_index].decode()}.{view_suffix(view_index, self.num_views)}"
+        member = (
+            f"{self.keys[object_index].decode()}.{view_suffix(view_index, self.num_views, self.manifest.view_format)}"
+        )
         shard = self._files.paths[int(self._index.shard_numbers[object_index])]
         offset = int(self._index.offsets[object_index, view_index])
         raise DataError(

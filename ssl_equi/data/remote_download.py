@@ -10,7 +10,13 @@ from ssl_equi.data.files import sha256_of_file, write_atomically, write_errors_n
 from ssl_equi.data.image_manifest import ImageManifest, is_image_manifest
 from ssl_equi.data.manifest import Manifest, index_folder, manifest_path
 from ssl_equi.data.remote_files import Patience, RemoteFolder, open_folder
-from ssl_equi.data.remote_shards import fetch_file, fetch_manifest, read_image_metadata, read_rendered_metadata
+from ssl_equi.data.remote_shards import (
+    fetch_file,
+    fetch_manifest,
+    named_by_address,
+    read_image_metadata,
+    read_rendered_metadata,
+)
 
 
 def download_split(
@@ -62,10 +68,11 @@ def _download(
 ) -> Manifest | ImageManifest:
     """Fetch what isn't there into the folder `fetched` and rename it from there, shards first."""
     manifest: Manifest | ImageManifest
-    if is_image_manifest(fetch_manifest(remote, split, fetched)):
-        manifest, _ = read_image_metadata(remote, split, fetched)
-    else:
-        manifest, _ = read_rendered_metadata(remote, split, fetched)
+    with named_by_address(remote, fetched):
+        if is_image_manifest(fetch_manifest(remote, split, fetched)):
+            manifest, _ = read_image_metadata(remote, split, fetched)
+        else:
+            manifest, _ = read_rendered_metadata(remote, split, fetched)
     total = sum(entry.bytes for entry in manifest.shards)
     if total > max_bytes:
         raise DataError(

@@ -5,25 +5,32 @@ that may pass (no connection, a stall, a body cut short, HTTP 408, 429 and 5xx) 
 byte, all others are errors at once.
 """
 
+import functools
 import http.client
+import io
 import os
+import queue
 import re
 import ssl
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from ssl_equi.data.errors import DataError
 
 _Answer = TypeVar("_Answer")
 _SCHEME_PATTERN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _URL_PATTERN = re.compile(r"(https?|s3)://[A-Za-z0-9._:\[\]-]+(/[A-Za-z0-9._~%+=,-]+)*/?")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _CHUNK_BYTES = 1 << 16
+_PIECE_BYTES = 8 << 20  # a whole file is fetched in such pieces
 _MIB = 1 << 20
 _REMOTE_GAP_BYTES = _MIB  # about what a fast connection carries while a request is under way
 _TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
@@ -63,6 +70,9 @@ class RemoteFolder(Protocol):
         Raises DataError if the file is missing, has another size or can't be read.
         """
 
+    def copy(self, name: str, out: BinaryIO, file_bytes: int) -> None:
+        """Write a whole file of `file_bytes` to the empty `out`, piece by piece; errors as of `read`."""
+
     def close(self) -> None:
         """End the pauses before retries; reads that are under way fail."""
 
@@ -84,7 +94,7 @@ def open_folder(location: str | Path, patience: Patience | None = None) -> Remot
     scheme = _SCHEME_PATTERN.match(location)
     if scheme is None:
         return LocalFolder(Path(location))
-    if not _URL_PATTERN.fullmatch(location):
+    if not _URL_PATTERN.fullmatch(location) or not _has_usable_host(location):
         raise DataError(
             f"location {location!r} is refused: give the path of a local folder, or a plain http://, https:// or "
             f"s3:// address without password or query (commands are never run)"
@@ -92,6 +102,16 @@ def open_folder(location: str | Path, patience: Patience | None = None) -> Remot
     if scheme[1] == "s3":
         return S3Folder(location, patience)
     return HttpFolder(location, patience)
+
+
+def _has_usable_host(location: str) -> bool:
+    """False for brackets that don't close, a port that is none, and a name that no server can have."""
+    try:
+        parts = urllib.parse.urlsplit(location)
+        host, port = parts.hostname or "", parts.port
+        return bool(host.encode("idna")) and port != 0
+    except ValueError:  # also what is no name in IDNA
+        return False
 
 
 class LocalFolder:
@@ -122,12 +142,18 @@ class LocalFolder:
             raise _of_other_size(self.describe(name), found_bytes, file_bytes)
         return data
 
+    def copy(self, name: str, out: BinaryIO, file_bytes: int) -> None:
+        _copy_in_pieces(self, name, out, file_bytes)
+
     def close(self) -> None:
         pass
 
 
 class HttpFolder:
-    """Files behind a web server that answers byte ranges, as those of object stores and nginx do."""
+    """Files behind a web server that answers byte ranges, as those of object stores, nginx and Apache do.
+
+    A plain server, which always sends the whole file, is good enough for `copy`.
+    """
 
     max_gap_bytes = _REMOTE_GAP_BYTES
 
@@ -144,45 +170,91 @@ class HttpFolder:
         request = urllib.request.Request(self.describe(name), method="HEAD")
 
         def ask() -> int:
-            with self._opener.open(request, timeout=self._patience.timeout_seconds) as response:
+            with self._answer(request) as response:
                 length = response.headers.get("Content-Length", "")
-            if not length.isdecimal():
+            if not _NUMBER.fullmatch(length):
                 raise _unreadable(self.describe(name), "the server does not say how long it is")
             return int(length)
 
         return self._with_retries(self.describe(name), ask)
 
     def read(self, name: str, start: int, end: int, file_bytes: int) -> bytes:
-        received = bytearray()
+        received = io.BytesIO()
+        self._with_retries(
+            self.describe(name), lambda: self._receive(name, start + received.tell(), end, file_bytes, received)
+        )
+        return received.getvalue()
 
-        def ask() -> bytes:
-            self._receive(name, start + len(received), end, file_bytes, received)
-            return bytes(received)
+    def copy(self, name: str, out: BinaryIO, file_bytes: int) -> None:
+        def receive_until(end: int) -> None:
+            self._receive(name, out.tell(), end, file_bytes, out, whole=True)
 
-        return self._with_retries(self.describe(name), ask)
+        while (begun := out.tell()) < file_bytes:
+            ask = functools.partial(receive_until, min(begun + _PIECE_BYTES, file_bytes))
+            self._with_retries(self.describe(name), ask)
 
     def close(self) -> None:
         self._closed.set()
 
-    def _receive(self, name: str, start: int, end: int, file_bytes: int, received: bytearray) -> None:
-        """Append what comes of [start, end) to `received`; OSError or HTTPException if that isn't all."""
+    def _answer(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        """The answer's headers, all of which come within the patience: no single silence of a socket bounds that."""
+        answers: queue.SimpleQueue[http.client.HTTPResponse | BaseException] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answers.put(self._opener.open(request, timeout=self._patience.timeout_seconds))
+            except BaseException as error:
+                answers.put(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            answer = answers.get(timeout=self._patience.timeout_seconds)
+        except queue.Empty:
+            raise TimeoutError from None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _receive(
+        self, name: str, start: int, end: int, file_bytes: int, received: BinaryIO, *, whole: bool = False
+    ) -> None:
+        """Append what comes of [start, end) to `received`; OSError or HTTPException if that isn't all.
+
+        With `whole`, a server that ignores ranges may send all of the file instead, for which `received` begins anew.
+        """
         url = self.describe(name)
         request = urllib.request.Request(url, headers={"Range": f"bytes={start}-{end - 1}"})
         deadline = time.monotonic() + self._patience.timeout_seconds * (1 + (end - start) / _MIB)
-        with self._opener.open(request, timeout=self._patience.timeout_seconds) as response:
-            if response.status != 206:
-                raise _unreadable(url, f"the server ignores byte ranges (status {response.status})")
-            answered = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
-            if answered is None or int(answered[1]) != start:
-                raise _unreadable(url, "the server answers with another byte range than was asked for")
-            if int(answered[3]) != file_bytes:
-                raise _of_other_size(url, int(answered[3]), file_bytes)
+        with self._answer(request) as response:
+            if response.status == 200 and whole:
+                length = response.headers.get("Content-Length", str(file_bytes))
+                if not _NUMBER.fullmatch(length) or int(length) != file_bytes:
+                    raise _of_other_size(url, length, file_bytes)
+                received.seek(0)
+                received.truncate()
+                start, end = 0, file_bytes
+                deadline = time.monotonic() + self._patience.timeout_seconds * (1 + file_bytes / _MIB)
+            elif response.status != 206:
+                raise DataError(
+                    f"{url} cannot be read in parts, the server ignores byte ranges (status {response.status}): copy "
+                    f"the folder here and give its path, or use a server that answers them (nginx, Apache and S3 do, "
+                    f"`python -m http.server` doesn't)"
+                )
+            else:
+                answered = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+                if answered is None or int(answered[1]) != start:
+                    raise _unreadable(url, "the server answers with another byte range than was asked for")
+                if int(answered[3]) != file_bytes:
+                    raise _of_other_size(url, answered[3], file_bytes)
             missing = end - start
             while missing:
                 chunk = response.read1(min(_CHUNK_BYTES, missing))
                 if not chunk:
                     raise ConnectionError(f"the connection ended {missing} bytes early")
-                received += chunk
+                try:
+                    received.write(chunk)
+                except OSError as error:  # which is no fault of the server
+                    raise DataError(f"{url} cannot be stored ({error.strerror}): free some space") from error
                 missing -= len(chunk)
                 if time.monotonic() > deadline:  # it drips: no single read times out
                     raise TimeoutError
@@ -203,6 +275,8 @@ class HttpFolder:
                 problem = f"the server answers {error.code} {error.reason}"
                 if error.code not in _TRANSIENT_STATUS:
                     raise _unreadable(url, problem) from None
+            except ValueError as error:  # of an address that the server redirects to
+                raise _unreadable(url, f"the server answers with an address that is none: {error}") from error
             except (OSError, http.client.HTTPException) as error:
                 reason = error.reason if isinstance(error, urllib.error.URLError) else error
                 problem = "the server stalls" if isinstance(reason, TimeoutError) else str(reason) or repr(reason)
@@ -261,8 +335,16 @@ class S3Folder:
             raise _unreadable(self.describe(name), str(error) or repr(error)) from error
         return data
 
+    def copy(self, name: str, out: BinaryIO, file_bytes: int) -> None:
+        _copy_in_pieces(self, name, out, file_bytes)
+
     def close(self) -> None:
         pass
+
+
+def _copy_in_pieces(folder: RemoteFolder, name: str, out: BinaryIO, file_bytes: int) -> None:
+    for start in range(0, file_bytes, _PIECE_BYTES):
+        out.write(folder.read(name, start, min(start + _PIECE_BYTES, file_bytes), file_bytes))
 
 
 def _web_opener() -> urllib.request.OpenerDirector:
@@ -285,7 +367,7 @@ def _unreadable(file: str, problem: str) -> DataError:
     return DataError(f"{file} cannot be read ({problem}): see that it is there and can be reached, then start again")
 
 
-def _of_other_size(file: str, found_bytes: int, expected_bytes: int) -> DataError:
+def _of_other_size(file: str, found_bytes: int | str, expected_bytes: int) -> DataError:
     return DataError(
         f"{file} has {found_bytes} bytes where the manifest says {expected_bytes}: it is cut or of another build, "
         f"upload it again or rebuild this data set"

@@ -1,9 +1,11 @@
 """Splits that lie elsewhere, as collections: manifest and index are fetched at once, views by byte range when read."""
 
 import dataclasses
+import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -23,7 +25,6 @@ from ssl_equi.data.resizing import Resizing
 from ssl_equi.data.shard import view_suffix
 from ssl_equi.data.stage_seconds import StageSeconds
 
-_PIECE_BYTES = 8 << 20  # a whole file is fetched in such pieces
 _OBJECTS_PER_REQUEST = 16
 _MAX_MANIFEST_BYTES = 256 << 20
 
@@ -77,7 +78,8 @@ class RemoteShards:
         manifest = self.manifest
         self.records = RemoteRecords(
             remote, manifest.shards, shard_numbers=index.shard_numbers, offsets=index.offsets, sizes=index.sizes,
-            crc32c=index.crc32c, keys=index.keys, suffix_of=lambda _, view: view_suffix(view, manifest.num_views),
+            crc32c=index.crc32c, keys=index.keys,
+            suffix_of=lambda _, view: view_suffix(view, manifest.num_views, manifest.view_format),
         )  # fmt: skip
         self._resizing = Resizing(manifest, image_size)
         self.stored_size = self._resizing.stored_size
@@ -94,7 +96,7 @@ class RemoteShards:
         self.std_rgb = manifest.std_rgb
         self.source = self._resizing.source
         self.plan_sha256 = self._resizing.plan_sha256
-        self.fingerprint = self._resizing.fingerprint
+        self.fingerprint = self.content_key = self._resizing.fingerprint
         self.labels = index.labels
         self.latents = index.latents
         self.quats_xyzw = index.quats_xyzw
@@ -147,7 +149,7 @@ class RemoteImages:
         self.std_rgb: tuple[float, float, float] | None = manifest.std_rgb
         self.source = manifest.source
         self.plan_sha256 = manifest.plan_sha256
-        self.fingerprint = manifest.fingerprint
+        self.fingerprint = self.content_key = manifest.fingerprint
         self.labels = index.labels
         self.latents = np.zeros((self.num_objects, 1, 0), dtype=np.float32)
         self.quats_xyzw: np.ndarray | None = None
@@ -228,11 +230,17 @@ def read_image_metadata(remote: RemoteFolder, split: str, folder: Path) -> tuple
 
 def _open_metadata(remote: RemoteFolder, split: str, read: Callable[[RemoteFolder, str, Path], _Contents]) -> _Contents:
     """What `read` makes of a split's small files, in a folder that goes away; what is mapped outlives its name."""
-    with tempfile.TemporaryDirectory(prefix="ssl-equi-index-") as folder:
-        try:
-            return read(remote, split, Path(folder))
-        except DataError as error:
-            raise DataError(str(error).replace(f"{folder}/", remote.describe(""))) from error
+    with tempfile.TemporaryDirectory(prefix="ssl-equi-index-") as folder, named_by_address(remote, Path(folder)):
+        return read(remote, split, Path(folder))
+
+
+@contextmanager
+def named_by_address(remote: RemoteFolder, folder: Path) -> Iterator[None]:
+    """Inside, errors about copies in a folder that goes away name the files that they are copies of."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).replace(f"{folder}/", remote.describe(""))) from error
 
 
 def fetch_manifest(remote: RemoteFolder, split: str, folder: Path) -> Path:
@@ -254,8 +262,12 @@ def _fetch_sidecars(remote: RemoteFolder, split: str, folder: Path, index_type: 
 
 
 def fetch_file(remote: RemoteFolder, name: str, path: Path, expected_bytes: int | None = None) -> None:
-    """Copy one file piece by piece; DataError if it can't be read or has another size than expected."""
+    """Copy one file; DataError if it can't be read, has another size than expected, or fits on no disk here."""
     size = remote.size(name) if expected_bytes is None else expected_bytes
     with write_errors_named(path), open(path, "wb") as file:
-        for start in range(0, size, _PIECE_BYTES):
-            file.write(remote.read(name, start, min(start + _PIECE_BYTES, size), size))
+        free = shutil.disk_usage(path.parent).free
+        if size > free:
+            raise DataError(
+                f"{remote.describe(name)} has {size:,} bytes and {free:,} are free in {path.parent}: free some space"
+            )
+        remote.copy(name, file, size)

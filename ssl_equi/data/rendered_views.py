@@ -76,7 +76,7 @@ class RenderedViews:
         self.folder = default_folder(config)  # where the stored set would lie
         self.source = f"{settings.source}, while they are read"
         self.plan_sha256 = settings.plan_sha256
-        self.fingerprint = hashlib.sha256(f"{settings.plan_sha256} rendered".encode()).hexdigest()
+        self.fingerprint = self.content_key = hashlib.sha256(f"{settings.plan_sha256} rendered".encode()).hexdigest()
         self.num_objects = len(objects)
         self.num_views = config.views
         self.class_names = plan.families

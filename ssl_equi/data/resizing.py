@@ -26,6 +26,7 @@ class Resizing:
 
     def __init__(self, manifest: Manifest, side: int | None) -> None:
         height, width = self.stored_size = manifest.image_size
+        self._view_format = manifest.view_format
         self.fit: CenterCrop | None = None
         self.image_size = self.stored_size
         self.source, self.fingerprint = manifest.source, manifest.fingerprint
@@ -46,9 +47,9 @@ class Resizing:
     def decode(self, data: bytes, out: np.ndarray) -> str | None:
         """Decode a stored view into `out` uint8 [H, W, 3]; returns what is wrong with it, None if nothing is."""
         if self.fit is None:
-            return decode_view(data, out)
+            return decode_view(data, out, self._view_format)
         stored = np.empty((*self.stored_size, 3), dtype=np.uint8)
-        problem = decode_view(data, stored)
+        problem = decode_view(data, stored, self._view_format)
         if problem is None:
             self.fit.place(stored, out)
         return problem

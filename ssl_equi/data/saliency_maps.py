@@ -124,7 +124,7 @@ def _file_name(collection: ViewCollection, source: str) -> str:
     identity = {
         "version": MAPS_VERSION,
         "source": source,
-        "fingerprint": collection.fingerprint,
+        "fingerprint": collection.content_key,
         "split": collection.split,
         "image_size": list(collection.image_size),
         "fills_image": collection.fills_image,

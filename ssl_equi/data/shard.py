@@ -2,7 +2,7 @@
 
     KEY.latents.npy   [V, L] floating point, the source's precision
     KEY.cls           the label in decimal digits
-    KEY.v00.jpg ...   the V views, original bytes
+    KEY.v00.jpg ...   the V views, original bytes; .png, .webp, ... where all views of the split are of that format
 
 `ShardWriter` writes one; `scan_shard` walks one strictly and is the only thing the index is made from, so the index
 describes the bytes on the disk and not what the writer meant to write.
@@ -22,6 +22,7 @@ import google_crc32c
 import numpy as np
 import simplejpeg
 
+from ssl_equi.data.decode import JPEG_START, SUFFIX_OF_KIND, decode_with_pillow, read_image_header
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.files import write_errors_named
 from ssl_equi.files import sync_folder
@@ -31,13 +32,16 @@ LATENTS_SUFFIX = "latents.npy"
 LABEL_SUFFIX = "cls"
 MAX_KEY_LENGTH = 100 - len("." + LATENTS_SUFFIX)  # a USTAR member name holds 100 bytes
 _KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
-_VIEW_SUFFIX_PATTERN = re.compile(r"v\d{2,}\.jpg")
+JPEG = "jpg"
+VIEW_FORMATS = tuple(dict.fromkeys(SUFFIX_OF_KIND.values()))  # of which a split has one
+_VIEW_SUFFIX_PATTERN = re.compile(rf"v\d{{2,}}\.({'|'.join(VIEW_FORMATS)})")
 _BLOCK = tarfile.BLOCKSIZE
+END_OF_FILE = ("the end of the file", 0, b"")
 
 
 @dataclass(frozen=True)
 class ObjectRecord:
-    """All there is about one object: key (letters, digits, '_', '-'), label, latents [V, L], V encoded JPEGs."""
+    """All there is about one object: key (letters, digits, '_', '-'), label, latents [V, L], V encoded views."""
 
     key: str
     label: int
@@ -56,12 +60,13 @@ class ScannedObject:
     sizes: list[int]
     crc32c: list[int]
     image_size: tuple[int, int]  # height, width
+    view_format: str  # one of VIEW_FORMATS
 
 
-def view_suffix(view: int, num_views: int) -> str:
+def view_suffix(view: int, num_views: int, view_format: str = JPEG) -> str:
     """Suffix of a view's member: v00.jpg, v01.jpg, ... with as many digits as the last view needs, at least two."""
     digits = max(2, len(str(num_views - 1)))
-    return f"v{view:0{digits}d}.jpg"
+    return f"v{view:0{digits}d}.{view_format}"
 
 
 def check_key(key: str, where: str) -> None:
@@ -84,8 +89,28 @@ def check_latents(latents: np.ndarray, where: str) -> None:
         raise DataError(f"latents of {where} hold NaN or infinity in view {view}: rebuild this object from its source")
 
 
-def jpeg_image_size(data: bytes, where: str) -> tuple[int, int]:
-    """Height and width from a JPEG's header; DataError unless it is an RGB or grayscale JPEG."""
+def view_format_of(data: bytes) -> str:
+    """Which of `VIEW_FORMATS` an encoded view has; the usual one for data that have none."""
+    if data.startswith(JPEG_START):
+        return JPEG
+    try:
+        return SUFFIX_OF_KIND[read_image_header(data, "").kind]
+    except DataError:
+        return JPEG
+
+
+def view_image_size(data: bytes, view_format: str, where: str) -> tuple[int, int]:
+    """Height and width from a view's header; DataError unless it has this format."""
+    found = view_format_of(data)
+    if found != view_format and (found != JPEG or data.startswith(JPEG_START)):
+        raise DataError(f"{where} is {found} and not {view_format}: give all views of a split one format")
+    if view_format == JPEG:
+        return _jpeg_image_size(data, where)
+    header = read_image_header(data, where)
+    return header.height, header.width
+
+
+def _jpeg_image_size(data: bytes, where: str) -> tuple[int, int]:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
@@ -107,16 +132,33 @@ def problem_of_bytes(data: bytes, size: int, crc32c: int | None) -> str | None:
     return None
 
 
-def decode_view(data: bytes, out: np.ndarray) -> str | None:
-    """Decode a JPEG into `out` uint8 [H, W, 3]; returns what is wrong with the image, None if nothing is."""
+def decode_view(data: bytes, out: np.ndarray, view_format: str = JPEG) -> str | None:
+    """Decode a view into `out` uint8 [H, W, 3]; returns what is wrong with the image, None if nothing is."""
+    if view_format != JPEG:
+        return _decode_with_pillow(data, out)
     try:
         # strict: by default libjpeg turns damaged data into wrong pixels without an error
         image = simplejpeg.decode_jpeg(data, "RGB", buffer=out, strict=True)
     except ValueError as error:
         return f"does not decode ({error})"
-    if image.shape != out.shape:
-        return f"has {image.shape[0]}x{image.shape[1]} pixels, not {out.shape[0]}x{out.shape[1]}"
-    return None
+    return _problem_of_size(image, out)
+
+
+def _decode_with_pillow(data: bytes, out: np.ndarray) -> str | None:
+    try:
+        image = decode_with_pillow(data, "")
+    except Exception as error:  # Pillow's plug-ins raise errors of many types for damaged files
+        return f"does not decode ({error})"
+    problem = _problem_of_size(image, out)
+    if problem is None:
+        out[...] = image
+    return problem
+
+
+def _problem_of_size(image: np.ndarray, out: np.ndarray) -> str | None:
+    if image.shape == out.shape:
+        return None
+    return f"has {image.shape[0]}x{image.shape[1]} pixels, not {out.shape[0]}x{out.shape[1]}"
 
 
 class ShardWriter:
@@ -138,7 +180,8 @@ class ShardWriter:
         latents = npy_bytes(np.ascontiguousarray(record.latents))
         num_views = len(record.images)
         small = [(LATENTS_SUFFIX, latents), (LABEL_SUFFIX, str(record.label).encode())]
-        views = [(view_suffix(view, num_views), image) for view, image in enumerate(record.images)]
+        view_format = view_format_of(record.images[0])
+        views = [(view_suffix(view, num_views, view_format), image) for view, image in enumerate(record.images)]
         self.add_members(record.key, [*small, *views])
 
     def add_members(self, key: str, members: Iterable[tuple[str, bytes]]) -> None:
@@ -199,7 +242,10 @@ def _scan_object(
     latents = _parse_latents(first_content, where)
 
     def content_of(expected_suffix: str) -> tuple[int, bytes]:
-        name, offset, content = next(members, ("the end of the file", 0, b""))
+        return checked(expected_suffix, next(members, END_OF_FILE))
+
+    def checked(expected_suffix: str, member: tuple[str, int, bytes]) -> tuple[int, bytes]:
+        name, offset, content = member
         if name != f"{key}.{expected_suffix}":
             raise DataError(
                 f"shard {path} has '{name}' where '{key}.{expected_suffix}' is due (a member is missing, doubled or "
@@ -213,10 +259,13 @@ def _scan_object(
     num_views = len(latents)
     offsets, sizes, checksums = [], [], []
     image_size: tuple[int, int] | None = None
+    member = next(members, END_OF_FILE)
+    named_format = member[0].rpartition(".")[2]
+    view_format = named_format if named_format in VIEW_FORMATS else JPEG
     for view in range(num_views):
-        suffix = view_suffix(view, num_views)
-        offset, content = content_of(suffix)
-        size_of_view = jpeg_image_size(content, f"image '{key}.{suffix}' in shard {path}")
+        suffix = view_suffix(view, num_views, view_format)
+        offset, content = checked(suffix, member) if view == 0 else content_of(suffix)
+        size_of_view = view_image_size(content, view_format, f"image '{key}.{suffix}' in shard {path}")
         image_size = image_size or size_of_view
         if size_of_view != image_size:
             raise DataError(
@@ -227,7 +276,7 @@ def _scan_object(
         sizes.append(len(content))
         checksums.append(google_crc32c.value(content))
     assert image_size is not None
-    return ScannedObject(key, int(label_text), latents, offsets, sizes, checksums, image_size)
+    return ScannedObject(key, int(label_text), latents, offsets, sizes, checksums, image_size, view_format)
 
 
 def _parse_latents(content: bytes, where: str) -> np.ndarray:
@@ -262,13 +311,14 @@ def walk_members(
         check_name(member.name, path)
         last_name = member.name
         offset = file.tell()
-        content = file.read(member.size)
-        padding = file.read(-member.size % _BLOCK)
-        if len(content) < member.size or len(padding) < -member.size % _BLOCK:
+        left = os.fstat(file.fileno()).st_size - offset  # asked before so many bytes are made room for
+        if not 0 <= member.size <= left or member.size + -member.size % _BLOCK > left:
             raise DataError(
                 f"shard {path} ends inside member '{member.name}' (expected {member.size} bytes, found "
-                f"{len(content)}): rebuild this shard or download it again"
+                f"{min(left, max(member.size, 0))}): rebuild this shard or download it again"
             )
+        content = file.read(member.size)
+        file.seek(-member.size % _BLOCK, os.SEEK_CUR)
         yield member.name, offset, content
     tail = file.read()
     if len(tail) < _BLOCK or tail.strip(b"\0"):
@@ -281,5 +331,5 @@ def _check_suffix(name: str, path: Path) -> None:
     if suffix not in (LATENTS_SUFFIX, LABEL_SUFFIX) and not _VIEW_SUFFIX_PATTERN.fullmatch(suffix):
         raise DataError(
             f"member '{name}' of shard {path} is of a type that shards may not hold (only .{LATENTS_SUFFIX}, "
-            f".{LABEL_SUFFIX} and .vNN.jpg): get this shard from a source you trust"
+            f".{LABEL_SUFFIX} and views as .vNN.jpg): get this shard from a source you trust"
         )

@@ -54,9 +54,8 @@ class ShardFiles:
         try:
             return os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise LostShardError(
-                f"shard {path} cannot be opened any more ({error.strerror}): put it back, then start again"
-            ) from error
+            cure = "allow reading it" if isinstance(error, PermissionError) else "put it back, then start again"
+            raise LostShardError(f"shard {path} cannot be opened any more ({error.strerror}): {cure}") from error
 
 
 def open_shard_files(folder: Path, entries: Sequence[ShardEntry]) -> ShardFiles:
@@ -70,8 +69,10 @@ def _check_shard_sizes(paths: Sequence[Path | str], entries: Sequence[ShardEntry
     for path, entry in zip(paths, entries, strict=True):
         try:
             stat = os.stat(path)
-        except OSError:
+        except FileNotFoundError:
             stat = None
+        except OSError as error:
+            raise DataError(f"shard {path} can't be read ({error.strerror}): allow it") from error
         if stat is None or not S_ISREG(stat.st_mode):
             raise DataError(f"shard {path} is missing: download it again or rebuild this data set")
         size = stat.st_size

@@ -27,6 +27,10 @@ class ImageStore(Protocol):
     mean_rgb: tuple[float, float, float]
     std_rgb: tuple[float, float, float]
 
+    @property
+    def content_key(self) -> str:
+        """As of a `ViewCollection`."""
+
     def load(self, index: int) -> tuple[np.ndarray, float]:
         """Image `index` as uint8 [H, W, 3] of any size, and the seconds that it took to read its bytes.
 
@@ -46,6 +50,7 @@ class SingleViews:
         self.folder = store.folder
         self.source = store.source
         self.fingerprint = store.fingerprint
+        self.content_key = store.content_key
         self.plan_sha256 = store.fingerprint
         self.num_objects = len(store.labels)
         self.num_views = 1

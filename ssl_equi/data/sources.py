@@ -9,9 +9,10 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.fetched import fetch_splits
 from ssl_equi.data.fit import Canvas, CenterCrop, imagenet_center_crop
+from ssl_equi.data.foreign_shards import describe_counts
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.image_shards import ImageShards
-from ssl_equi.data.manifest import manifest_path, read_manifest
+from ssl_equi.data.manifest import has_manifest, read_manifest
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural, default_folder
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.remote_files import is_address
@@ -59,6 +60,8 @@ class DataSource:
     """What the final heads are judged on."""
     mean_rgb: tuple[float, float, float]
     std_rgb: tuple[float, float, float]
+    license: str | None = None
+    """Terms of the training images, where their manifest states them for views with poses."""
     notes: tuple[str, ...] = ()
     """What a reader of the numbers must know of the images, such as that they are not of their stored size."""
 
@@ -155,7 +158,7 @@ def stored_image_size(name: str, data_dir: str | Path | None) -> int | None:
     if name not in LATENT_SIZES or data_dir is None or is_address(data_dir):
         return None
     folder = Path(data_dir)
-    return read_manifest(folder, "train").image_size[0] if manifest_path(folder, "train").exists() else None
+    return read_manifest(folder, "train").image_size[0] if has_manifest(folder, "train") else None
 
 
 def _check_evaluation_split(name: DatasetName, split: str) -> None:
@@ -194,7 +197,7 @@ def _open_rendered(name: RenderedName, place: _Place, evaluation_split: str, ima
     elif place.fetched and data_dir is not None:
         folder = data_dir
         _refuse_other_latents(name, folder, ("train", evaluation_split))
-    elif data_dir is None or not manifest_path(data_dir, "train").exists():
+    elif data_dir is None or not has_manifest(data_dir, "train"):
         raise DataError(
             f"{name} has no shards in {data_dir or 'an unnamed folder'}: convert it with "
             "`python datasets/threediebench.py` and give the folder as --data-dir"
@@ -221,21 +224,22 @@ def _open_rendered(name: RenderedName, place: _Place, evaluation_split: str, ima
         )
     if train.mean_rgb is None or train.std_rgb is None:
         raise DataError(f"the manifest of {folder} states no mean and std of the pixels: convert the data set again")
-    notes = () if train.fit is None else (_resized_note(name, train.stored_size[0], image_size),)
-    return DataSource(name, train, train, evaluation, train.mean_rgb, train.std_rgb, notes)
+    notes = tuple(dict.fromkeys((*train.manifest.notes, *evaluation.manifest.notes)))
+    if train.fit is not None:
+        notes = (*notes, _resized_note(name, train.stored_size[0], image_size))
+    return DataSource(name, train, train, evaluation, train.mean_rgb, train.std_rgb, train.manifest.license, notes)
 
 
 def _resized_note(name: str, stored_side: int, image_size: int) -> str:
     how = "shrunk" if image_size < stored_side else "enlarged, which adds no detail,"
-    return (
-        f"the images of {name} have {stored_side} x {stored_side} pixels and are {how} to {image_size} x {image_size}"
-    )
+    stored, wanted = (f"{side} x {side}" for side in (stored_side, image_size))
+    return f"the stored images of {name} have {stored} pixels and are {how} to {wanted}"
 
 
 def _refuse_other_latents(name: RenderedName, folder: Path, splits: tuple[str, ...]) -> None:
     """Raises DataError for a split of the folder whose views move where the named set's do not, or the reverse."""
     for split in splits:
-        if not manifest_path(folder, split).exists():
+        if not has_manifest(folder, split):
             continue
         latent_size = len(read_manifest(folder, split).latent_names)
         if latent_size != LATENT_SIZES[name]:
@@ -249,8 +253,8 @@ def _open_images(
     name: Literal["imagenet", "shards", "folder"], data_dir: Path, evaluation_split: str, image_size: int
 ) -> DataSource:
     """Images whose sizes differ: canvases to train on, central crops to probe on."""
-    train: ImageStore
-    evaluation: ImageStore
+    train: ImageFolder | ImageShards
+    evaluation: ImageFolder | ImageShards
     labelled_train: ImageStore
     if name == "folder":
         train, evaluation = ImageFolder(data_dir, "train"), ImageFolder(data_dir, evaluation_split)
@@ -259,6 +263,8 @@ def _open_images(
         train = ImageShards(data_dir, "train")
         labelled_train = ImageShards(data_dir, "train", labelled_only=True) if (train.labels < 0).any() else train
         evaluation = _evaluation_images(data_dir, evaluation_split, train.class_names)
+    for store in (train, evaluation):
+        say_passed_over(store)
     crop = imagenet_center_crop(image_size)
     return DataSource(
         name=name,
@@ -268,6 +274,14 @@ def _open_images(
         mean_rgb=train.mean_rgb,
         std_rgb=train.std_rgb,
     )
+
+
+def say_passed_over(store: ImageFolder | ImageShards) -> None:
+    """Files that are no images may be there on purpose, or be all that is left of some under another name."""
+    if store.passed_over:
+        print(
+            f"passed over in split {store.split!r} of {store.folder}: {describe_counts(store.passed_over)}", flush=True
+        )
 
 
 def _open_streamed_images(

@@ -39,6 +39,11 @@ class ImagesInMemory:
     mean_rgb: tuple[float, float, float]
     std_rgb: tuple[float, float, float]
 
+    @property
+    def content_key(self) -> str:
+        """The fingerprint, which is of checksums."""
+        return self.fingerprint
+
     def read_image(self, index: int) -> np.ndarray:
         """Image `index` as uint8 [H, W, 3]."""
         return self.images[index]

@@ -81,6 +81,7 @@ class TurnedViews:
         self.angles_deg = _drawn_angles_deg(stored.num_objects, stored.num_views, turns, seed)
         self.latents, self.quats_xyzw = _turned_poses(stored, torch.from_numpy(self.angles_deg))
         self.fingerprint = _hashed(stored.fingerprint, turns, seed)
+        self.content_key = _hashed(stored.content_key, turns, seed)
         self.plan_sha256 = _hashed(stored.plan_sha256, turns, seed)
 
     @property

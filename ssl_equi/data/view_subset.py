@@ -40,6 +40,7 @@ class ViewSubset:
         quats_xyzw = stored.quats_xyzw
         self.quats_xyzw = None if quats_xyzw is None else quats_xyzw[object_indices[:, None], view_indices]
         self.fingerprint = self._hashed(stored.fingerprint)
+        self.content_key = self._hashed(stored.content_key)
 
     @property
     def folder(self) -> Path:

@@ -21,7 +21,15 @@ from ssl_equi.data.manifest import (
     manifest_path,
     shard_name,
 )
-from ssl_equi.data.shard import ObjectRecord, ShardWriter, check_key, check_latents, jpeg_image_size, scan_shard
+from ssl_equi.data.shard import (
+    ObjectRecord,
+    ShardWriter,
+    check_key,
+    check_latents,
+    scan_shard,
+    view_format_of,
+    view_image_size,
+)
 from ssl_equi.data.shard_notes import entry_of_shard, note_path, read_note, remove_leftovers, write_note
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 
@@ -43,6 +51,7 @@ class SplitSettings:
     objects_per_shard: int = 500
     mean_rgb: tuple[float, float, float] | None = None  # over pixels in [0, 1], for normalisation
     std_rgb: tuple[float, float, float] | None = None
+    notes: tuple[str, ...] = ()  # what a reader of numbers must know, such as how the pixels were changed
     plan: str = ""  # names the objects to come (such as a hash of their list), so that resuming can compare
 
     def __post_init__(self) -> None:
@@ -57,7 +66,10 @@ class SplitSettings:
     @property
     def plan_sha256(self) -> str:
         """One hash of all settings: shards of different hashes never mix."""
-        return hashlib.sha256(canonical_json({"writer": WRITER_VERSION, **dataclasses.asdict(self)})).hexdigest()
+        content = {"writer": WRITER_VERSION, **dataclasses.asdict(self)}
+        if not self.notes:
+            del content["notes"]
+        return hashlib.sha256(canonical_json(content)).hexdigest()
 
 
 class SplitWriter:
@@ -77,6 +89,7 @@ class SplitWriter:
         self._keys: set[str] = set()
         self._num_views: int | None = None
         self._image_size: tuple[int, int] | None = None
+        self._view_format: str | None = None
         self._shard: ShardWriter | None = None
         manifest = manifest_path(folder, settings.split)
         if manifest.exists():
@@ -113,7 +126,7 @@ class SplitWriter:
         self._finish_shard()
         if not self._parts:
             raise DataError(f"split '{self.settings.split}' for {self.folder} got no object: give at least one")
-        assert self._num_views is not None and self._image_size is not None
+        assert self._num_views is not None and self._image_size is not None and self._view_format is not None
         index = concatenate(self._parts)
         lowest, highest = index.latents.min(axis=(0, 1)), index.latents.max(axis=(0, 1))
         settings = self.settings
@@ -137,6 +150,8 @@ class SplitWriter:
             std_rgb=settings.std_rgb,
             shards=tuple(self._entries),
             sidecars=write_index(self.folder, settings.split, index),
+            view_format=self._view_format,
+            notes=settings.notes,
         )
         manifest.write(self.folder)
         for entry in self._entries:
@@ -160,7 +175,8 @@ class SplitWriter:
                 f"give {self._num_views} views and latents of shape {expected} to every object of the split"
             )
         for view, image in enumerate(record.images):
-            image_size = jpeg_image_size(image, f"view {view} of {where}")
+            self._view_format = self._view_format or view_format_of(image)
+            image_size = view_image_size(image, self._view_format, f"view {view} of {where}")
             self._image_size = self._image_size or image_size
             if image_size != self._image_size:
                 raise DataError(
@@ -183,7 +199,7 @@ class SplitWriter:
         self._parts.append(index_of_objects(objects, shard_number=len(self._entries)))
         self._entries.append(entry)
         self._num_views = len(objects[0].offsets)
-        self._image_size = objects[0].image_size
+        self._image_size, self._view_format = objects[0].image_size, objects[0].view_format
 
     def _keep_finished_shards(self) -> None:
         """Keep the longest run of shards from number 0 whose note, size and SHA-256 agree."""

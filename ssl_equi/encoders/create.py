@@ -49,7 +49,12 @@ def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:
         num_features = _feature_size(encoder, image_size)
     except EncoderError:  # a library is missing: neither the name nor the size is wrong
         raise
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+    except TypeError as error:  # an argument that the model doesn't take
+        raise EncoderError(
+            f"encoder {name!r} can't be made with these arguments ({error}): give others with --encoder-arguments, or "
+            "none by --encoder-arguments without pairs"
+        ) from error
+    except (AssertionError, RuntimeError, ValueError) as error:
         raise ImageSizeError(
             f"encoder {name!r} can't be made for images of {image_size} x {image_size} pixels ({error}): "
             "choose another encoder or image size"

@@ -371,16 +371,16 @@ def _kind(name: str, prefix: str, layout: Layout) -> str | None:
 def fitting_layouts(tensors: Mapping[str, Tensor], tried: str) -> list[EncoderLayout]:
     """Layouts other than the tried one under which all tensors have their place.
 
-    A ResNet-50 is never taken for SIE's: its names and shapes are those of every other.
+    ResNets with bottlenecks are never taken for SIE's, nor the reverse: names and shapes don't tell them apart.
     """
+    bottlenecks = any(name.endswith("conv3.weight") for name in tensors)
     fitting: list[EncoderLayout] = []
     for layout in LAYOUTS:
-        if layout == tried:
+        if layout == tried or (bottlenecks and (layout in SIE_FAMILY or tried in SIE_FAMILY)):
             continue
         try:
-            imported = import_encoder(tensors, EncoderOptions(layout, data="imagenet"))
+            import_encoder(tensors, EncoderOptions(layout, data="imagenet"))
         except UserError:
             continue
-        if imported.architecture != SIE_RESNET50:
-            fitting.append(layout)
+        fitting.append(layout)
     return fitting

@@ -18,7 +18,7 @@ from ssl_equi.objectives.latent_predictor import ProjectedPredictor
 from ssl_equi.objectives.lightly_parts import LastBatchNorm, nt_xent, projection_head
 from ssl_equi.objectives.monitors import normalised_std
 from ssl_equi.objectives.output import ObjectiveOutput
-from ssl_equi.objectives.predictors import ConditionedPredictor, Hypernetwork
+from ssl_equi.objectives.predictors import ConditionedPredictor, Hypernetwork, HypernetworkInit
 from ssl_equi.objectives.two_views import check_action_dim, check_actions, check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision, vicreg_terms
 from ssl_equi.options import ActsWhen, Derived, NonNegative, Positive, Width
@@ -40,6 +40,10 @@ class EquiModConfig:
     predictor: Literal["linear", "hypernetwork"] = "linear"
     """linear: one linear layer on the embedding and the projected action, then a batch norm in the SimCLR form.
     hypernetwork: SIE's linear one, with which the SIE code compares."""
+    hypernetwork_init: Annotated[
+        HypernetworkInit, ActsWhen(lambda options: options.predictor == "hypernetwork", "choose the hypernetwork")
+    ] = "scale_preserving"
+    """How the hypernetwork starts; released in the SIE code, see `ssl_equi.objectives.predictors`."""
     action_dim: Derived = 4
     """Width of the action: 4 for a relative rotation (quaternion xyzw), 6 with the two relative hues."""
     action_width: Annotated[
@@ -170,7 +174,7 @@ def _predictor(config: EquiModConfig) -> nn.Module:
     check_action_dim(config.action_dim)
     width = config.projector[-1]
     if config.predictor == "hypernetwork":
-        return Hypernetwork(width, config.action_dim)
+        return Hypernetwork(width, config.action_dim, init=config.hypernetwork_init)
     if config.predictor == "linear":
         batch_norm: LastBatchNorm = "not_affine" if config.form == "simclr" else "none"
         return ConditionedPredictor(width, config.action_dim, [width], config.action_width, batch_norm)

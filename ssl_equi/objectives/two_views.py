@@ -5,7 +5,9 @@ from torch import Tensor, nn
 
 from ssl_equi.objectives.distributed import world_size
 
-ACTION_KINDS_BY_DIM = {4: ("rotation",), 6: ("rotation_color",), 7: ("pose_base", "pose_object")}
+ACTION_KINDS_BY_DIM = {
+    4: ("rotation",), 6: ("rotation_color", "rotation_6d"), 7: ("pose_base", "pose_object"), 9: ("rotation_matrix",),
+}  # fmt: skip
 
 
 def feature_dim(encoder: nn.Module) -> int:

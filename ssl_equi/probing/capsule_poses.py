@@ -15,8 +15,8 @@ from ssl_equi.objectives.capsule_terms import TURNED_COLUMNS, transformed_poses,
 from ssl_equi.probing.baselines import Baseline, constant_rotation_baselines
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.metrics import angle_errors_deg, summarise_angles
-from ssl_equi.probing.pairs import evaluation_pairs
 from ssl_equi.probing.protocol import ProbeProtocol
+from ssl_equi.probing.task_samples import evaluated_pairs
 from ssl_equi.probing.tasks import TaskResult
 
 
@@ -56,8 +56,8 @@ def probe_capsule_poses(
     """
     if test.quats_xyzw is None:
         raise ValueError("the split has no poses: capsules can be compared with actions on rendered data only")
-    pairs_per_object = protocol.evaluation_pairs_per_object
-    pairs = evaluation_pairs(test.num_objects, test.num_views, pairs_per_object, protocol.evaluation_seed)
+    pairs = evaluated_pairs(test.num_objects, test.num_views, protocol)
+    pairs_per_object = len(pairs) // test.num_objects
     objects, first_view, second_view = (
         torch.from_numpy(indices) for indices in (pairs.object_indices, pairs.first_view, pairs.second_view)
     )

@@ -4,15 +4,15 @@ A compared run is one folder, or several folders of the same method trained from
 an evaluation's; older runs have no `arrays.npz`, and their pictures are left out.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ssl_equi.probing.evaluation_folder import ARRAYS_FILE, RESULTS_FILE, read_evaluation
+from ssl_equi.files import read_json_object
+from ssl_equi.probing.evaluation_folder import ARRAYS_FILE, RESULTS_FILE, drawable, read_evaluation
 from ssl_equi.probing.records import ProbeRecord, ResultsError, read_records, read_results
 
 
@@ -105,7 +105,9 @@ def read_evaluated_folder(folder: Path) -> EvaluatedFolder:
     arrays: Mapping[str, np.ndarray] = {}
     if (folder / ARRAYS_FILE).exists():
         evaluation = read_evaluation(folder)
-        records, notes, run, arrays = evaluation.records, evaluation.notes, evaluation.run, evaluation.arrays
+        records, run = evaluation.records, evaluation.run
+        arrays, why_not_drawn = drawable(evaluation.arrays)
+        notes = [*evaluation.notes, *why_not_drawn]
     else:
         content = read_results(folder / RESULTS_FILE)
         records, run = read_records(folder / RESULTS_FILE), content["run"]
@@ -127,12 +129,12 @@ def read_evaluated_folder(folder: Path) -> EvaluatedFolder:
     )
 
 
-def class_names_of(arrays: Mapping[str, np.ndarray], count: int) -> list[str]:
-    """The names that an evaluation stored for so many classes; their numbers if it stored none."""
-    names = arrays.get("class_names")
-    if names is not None and len(names) >= count:
-        return [str(name) for name in names]
-    return [f"class {index}" for index in range(count)]
+def class_names_of(arrays: Mapping[str, np.ndarray], labels: Iterable[int]) -> dict[int, str]:
+    """The names that an evaluation stored for these classes; their numbers if it stored none."""
+    labels, names = list(labels), arrays.get("class_names", np.zeros(0))
+    if all(0 <= label < len(names) for label in labels):
+        return {label: str(names[label]) for label in labels}
+    return {label: f"class {label}" for label in labels}
 
 
 def _name_and_folders(text: str | Path) -> tuple[str, list[Path]]:
@@ -165,12 +167,4 @@ def _shortest_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _json_object(path: Path) -> Mapping[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ResultsError(f"{path} is damaged ({error}): restore it or move it away") from error
-    if not isinstance(content, dict):
-        raise ResultsError(f"{path} is not a JSON object: restore it or move it away")
-    return content
+    return read_json_object(path, ResultsError, "restore it or move it away") if path.exists() else {}

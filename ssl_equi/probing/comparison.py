@@ -32,6 +32,7 @@ class Cell:
         over: what the standard error is over, such as "3 runs"; empty without one.
         baseline, baseline_name: what is reached without an image (see `ProbeRecord`).
         random_encoder: of a fresh encoder; None if it was not measured.
+        interval: of a single number, percentiles over resampled objects; None twice where there is none.
         conditions: all that must agree before numbers are ranked, by its name, in the order of `CONDITIONS`.
     """
 
@@ -41,6 +42,7 @@ class Cell:
     baseline: float
     baseline_name: str
     random_encoder: float | None
+    interval: tuple[float | None, float | None]
     conditions: Mapping[str, frozenset[Any]]
 
 
@@ -135,12 +137,21 @@ def _row(
     if len(present) > 1 and not reason:
         sign = -1 if lower_is_better(metric) else 1
         # Equal means share the first place.
-        best = max(present, key=lambda index: sign * _present(cells[index]).mean)
-        leader = _present(cells[best])
+        first = max(present, key=lambda index: sign * _present(cells[index]).mean)
+        leader = _present(cells[first])
         if sign * leader.mean <= sign * leader.baseline:
-            best, reason = None, f"not ranked: no run is better than the baseline ({leader.baseline_name})"
+            reason = f"not ranked: no run is better than the baseline ({leader.baseline_name})"
+        elif not _beats_random(leader, sign):
+            reason = f"not ranked: {runs[first].name}, the best one, is no better than its random encoder"
         else:
-            near = frozenset(index for index in present if index != best and _is_near(leader, _present(cells[index])))
+            best = first
+            near = frozenset(
+                index
+                for index in present
+                if index != first
+                and _is_near(leader, _present(cells[index]))
+                and _beats_random(_present(cells[index]), sign)
+            )
     return Row(task, metric, part, setting, cells, best, near, reason)
 
 
@@ -166,6 +177,7 @@ def _cell(entries: Sequence[_Found]) -> Cell:
         baseline=_mean([record.baseline for record in records]),
         baseline_name=records[0].baseline_name,
         random_encoder=_mean(randoms) if randoms else None,
+        interval=(records[0].interval_low, records[0].interval_high) if len(records) == 1 else (None, None),
         conditions={name: frozenset(of(*entry) for entry in entries) for name, of in CONDITIONS.items()},
     )
 
@@ -200,6 +212,11 @@ def _difference(name: str, values: Mapping[str, frozenset[Any]]) -> str:
     described = [f"{value} ({', '.join(runs)})" for value, runs in runs_by_value.items()]
     label = {"data": "the data's fingerprint", "objects": "the number of objects"}.get(name, name)
     return f"{label} is {_joined(described)}"
+
+
+def _beats_random(cell: Cell, sign: int) -> bool:
+    """Whether a run is better than its own random encoder, where that was measured; `sign` -1: lower is better."""
+    return cell.random_encoder is None or sign * cell.mean > sign * cell.random_encoder
 
 
 def _is_near(best: Cell, other: Cell) -> bool:

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -51,12 +51,14 @@ class FeatureCache:
         latents: float32 `[n_objects, n_views, L]`, columns as in `ssl_equi.geometry.latents.LATENT_NAMES`; L is 0
             where nothing is known about the views.
         quats_xyzw: float32 `[n_objects, n_views, 4]`, absolute rotation of each view, w > 0; None where unknown.
+        class_names: by label; empty where unknown.
     """
 
     features: Tensor
     labels: Tensor
     latents: Tensor
     quats_xyzw: Tensor | None
+    class_names: tuple[str, ...] = ()
 
     @property
     def num_objects(self) -> int:
@@ -73,16 +75,19 @@ class FeatureCache:
             self.labels.to(device),
             self.latents.to(device),
             None if self.quats_xyzw is None else self.quats_xyzw.to(device),
+            self.class_names,
         )
 
     def part(self, columns: slice) -> "FeatureCache":
         """The same cache with only these feature columns (a view, no copy)."""
-        return FeatureCache(self.features[..., columns], self.labels, self.latents, self.quats_xyzw)
+        return replace(self, features=self.features[..., columns])
 
     def objects(self, chosen: Tensor) -> "FeatureCache":
         """The same cache with only these objects, int64 `[m]`."""
         quats_xyzw = None if self.quats_xyzw is None else self.quats_xyzw[chosen]
-        return FeatureCache(self.features[chosen], self.labels[chosen], self.latents[chosen], quats_xyzw)
+        return FeatureCache(
+            self.features[chosen], self.labels[chosen], self.latents[chosen], quats_xyzw, self.class_names
+        )
 
 
 def encode_split(
@@ -117,7 +122,20 @@ def encode_split(
         problems=problems,
     )  # fmt: skip
     # Concatenated outside inference mode, so that the cache is an ordinary tensor that autograd accepts.
-    cache = cache_of(torch.cat(batches), dataset)
+    return without_bad_objects(cache_of(torch.cat(batches), dataset), dataset, problems, bad_records)
+
+
+def without_bad_objects(
+    cache: FeatureCache,
+    dataset: ViewCollection,
+    problems: dict[int, DataError] | None,
+    bad_records: BadRecords | None,
+) -> FeatureCache:
+    """The cache without the objects that have a problem, each of which is counted.
+
+    Raises:
+        DataError: no object is left, or more are bad than allowed.
+    """
     if not problems or bad_records is None:
         return cache
     for object_index, problem in problems.items():
@@ -173,6 +191,7 @@ def cache_of(features: Tensor, dataset: ViewCollection) -> FeatureCache:
         labels=torch.from_numpy(np.array(dataset.labels, dtype=np.int64)),
         latents=torch.from_numpy(np.array(dataset.latents, dtype=np.float32)),
         quats_xyzw=None if quats_xyzw is None else torch.from_numpy(np.array(quats_xyzw, dtype=np.float32)),
+        class_names=tuple(dataset.class_names),
     )
 
 

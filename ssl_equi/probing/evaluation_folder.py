@@ -7,7 +7,6 @@ a task, `map_features/PART`. Arrays are those of the first seed.
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.checkpoint import CheckpointError, describe_os_error
+from ssl_equi.checkpoint import CheckpointError, describe_os_error, sha256_of
 from ssl_equi.files import replace_file
+from ssl_equi.npy import read_stored_npz
 from ssl_equi.probing.records import ProbeRecord, ResultsError, read_records, read_results, write_records
 
 RESULTS_FILE, ARRAYS_FILE = "results.json", "arrays.npz"
@@ -47,19 +47,27 @@ def write_evaluation(
     run: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
 ) -> None:
-    """Write both files; an earlier evaluation in the folder is replaced.
+    """Write both files, the numbers first; an earlier evaluation in the folder is replaced.
 
     Raises:
-        ResultsError: a value is not finite, or the folder has results of another kind, such as those of a run.
+        ResultsError: the folder has results of another kind, such as those of a run.
         CheckpointError: the folder can't be written.
         ValueError: an array holds objects, not numbers or text.
     """
+    refuse_results_of_a_run(folder)
+    content = _npz_bytes(arrays)
+    write_records(folder / RESULTS_FILE, records, run, notes)
+    _write(folder / ARRAYS_FILE, content)
+    described = dict(run) | {ARRAYS_HASH: hashlib.sha256(content).hexdigest()}
+    write_records(folder / RESULTS_FILE, records, described, notes)
+
+
+def refuse_results_of_a_run(folder: Path) -> None:
+    """Raises ResultsError if an evaluation in this folder would replace other results, or a damaged file."""
     if (folder / RESULTS_FILE).exists() and "notes" not in read_results(folder / RESULTS_FILE):
         raise ResultsError(
             f"{folder} has a {RESULTS_FILE} of a run, which an evaluation would replace: give another --out"
         )
-    described = dict(run) | {ARRAYS_HASH: write_arrays(folder, arrays)}
-    write_records(folder / RESULTS_FILE, records, described, notes)
 
 
 def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> str:
@@ -70,11 +78,7 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> str:
         ValueError: an array holds objects, not numbers or text.
     """
     content = _npz_bytes(arrays)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / ARRAYS_FILE, content)
-    except OSError as error:
-        raise CheckpointError(describe_os_error(error, folder / ARRAYS_FILE)) from error
+    _write(folder / ARRAYS_FILE, content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -87,18 +91,50 @@ def read_evaluation(folder: Path) -> Evaluation:
     results = read_results(folder / RESULTS_FILE)
     records = read_records(folder / RESULTS_FILE)
     file = folder / ARRAYS_FILE
-    try:
-        content = file.read_bytes()
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except FileNotFoundError as error:
-        raise ResultsError(f"there is no {file}: evaluate again") from error
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ResultsError(f"{file} is damaged ({error}): evaluate again") from error
-    run = results["run"]
-    if run.get(ARRAYS_HASH) != hashlib.sha256(content).hexdigest():
+    arrays = read_stored_npz(file, ResultsError, "evaluate again")
+    if results["run"].get(ARRAYS_HASH) != sha256_of(file):
         raise ResultsError(f"{file} is not of the same evaluation as {RESULTS_FILE} beside it: evaluate again")
-    return Evaluation(records, [str(note) for note in results.get("notes", [])], run, arrays)
+    return Evaluation(records, [str(note) for note in results.get("notes", [])], results["run"], arrays)
+
+
+# Dimensions, and NumPy's letters for the types, of arrays by kind: what figures rely on.
+_NUMBERS, _TEXT, _PICTURES = "fiu", "U", "u"
+DRAWN: dict[str, tuple[int, str]] = {
+    "class_names": (1, _TEXT), "map_labels": (1, "iu"), "map_angle_deg": (1, _NUMBERS), "map_features": (2, _NUMBERS),
+    "view_sheet": (5, _PICTURES), "neighbour_images": (5, _PICTURES), "neighbour_captions": (2, _TEXT),
+    "retrieval_images": (5, _PICTURES), "retrieval_hits": (2, "b"), "retrieval_strip_ranks": (1, "iu"),
+    "retrieval_ranks": (1, "iu"), "retrieval_gallery_size": (0, "iu"), "singular_values": (1, _NUMBERS),
+    "angle_errors_deg": (1, _NUMBERS), "random_angle_errors_deg": (1, _NUMBERS),
+    "constant_angle_errors_deg": (1, _NUMBERS), "per_class_recall": (1, _NUMBERS),
+    "orbit": (2, _NUMBERS), "orbit_angles_deg": (1, _NUMBERS), "orbit_rotation_deg": (2, _NUMBERS),
+}  # fmt: skip
+
+
+def drawable(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays that have what figures of their kind rely on, and a sentence for each one that has not."""
+    fitting = {key: array for key, array in arrays.items() if _can_be_drawn(key, array)}
+    notes = [
+        f"{ARRAYS_FILE}: {key} is {array.dtype} {array.shape}, which can't be drawn"
+        for key, array in arrays.items()
+        if key not in fitting
+    ]
+    return fitting, notes
+
+
+def _can_be_drawn(key: str, array: np.ndarray) -> bool:
+    """Arrays of kinds that no figure knows can."""
+    dimensions, types = DRAWN.get(key.partition("/")[0], (array.ndim, array.dtype.kind))
+    if array.ndim != dimensions or array.dtype.kind not in types:
+        return False
+    return types != _PICTURES or (array.dtype == np.uint8 and array.shape[-1] == 3 and array.size > 0)
+
+
+def _write(file: Path, content: bytes) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, content)
+    except OSError as error:
+        raise CheckpointError(describe_os_error(error, file)) from error
 
 
 def _npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -3,12 +3,14 @@
 One folder gives the page of a run; several give a comparison. Either is one file that needs no network.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_equi.checkpoint import write_text_atomically
 from ssl_equi.probing.compared_runs import ComparedRun, read_compared_runs
 from ssl_equi.probing.comparison import Row, compare_runs
+from ssl_equi.probing.evaluation_folder import RESULTS_FILE
 from ssl_equi.probing.feature_map import MapMethod
 from ssl_equi.probing.report import neighbours_section, run_details, run_sections, views_section
 from ssl_equi.probing.report_comparison import (
@@ -19,7 +21,7 @@ from ssl_equi.probing.report_comparison import (
     runs_section,
     training_overlays,
 )
-from ssl_equi.probing.report_page import page_document
+from ssl_equi.probing.report_page import Sections, drawn_sections, page_document
 from ssl_equi.probing.report_sections import (
     errors_section,
     maps_section,
@@ -27,6 +29,7 @@ from ssl_equi.probing.report_sections import (
     retrieval_section,
     spectrum_section,
 )
+from ssl_equi.probing.skipping import described
 
 STRIPS_OF_A_RUN = 3  # of each part, where several runs are compared
 
@@ -51,38 +54,49 @@ def write_evaluation_report(
     runs = read_compared_runs(folders)
     rows = compare_runs(runs)
     shown_title = title or _title(runs)
-    further = [retrieval_section(runs), maps_section(runs, map_method), spectrum_section(runs), orbits_section(runs)]
+    further: Sections = {
+        "retrieval": lambda: retrieval_section(runs),
+        "maps": lambda: maps_section(runs, map_method),
+        "spectrum": lambda: spectrum_section(runs),
+        "orbits": lambda: orbits_section(runs),
+    }
     if _is_plain(runs, rows):
         sections = run_sections(runs[0].folders[0], shown_title, further)
     else:
         sections = _comparison_sections(runs, rows, shown_title, further)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(out, page_document(shown_title, sections))
+    write_text_atomically(out, page_document(shown_title, drawn_sections(sections)))
     return out
 
 
-def _comparison_sections(
-    runs: Sequence[ComparedRun], rows: Sequence[Row], title: str, further: Sequence[str]
-) -> list[str]:
+def write_report_or_warn(folders: Sequence[str | Path], out: Path, *, title: str | None = None) -> None:
+    """What `write_evaluation_report` does, behind numbers that are on disk already: a failure is a warning."""
+    try:
+        write_evaluation_report(folders, out, title=title)
+    except Exception as error:
+        warnings.warn(f"{out} can't be written ({described(error)}): the numbers are in {RESULTS_FILE}", stacklevel=2)
+
+
+def _comparison_sections(runs: Sequence[ComparedRun], rows: Sequence[Row], title: str, further: Sections) -> Sections:
     notes = [
         f"{run.name}: {note}"
         for run in runs
         for note in dict.fromkeys(n for folder in run.folders for n in folder.notes)
     ]
     pictures = next((run for run in runs if "view_sheet" in run.arrays), runs[0])
-    return [
-        comparison_header(title, runs),
-        runs_section(runs),
-        overview_section(runs, rows),
-        comparison_section(runs, rows, notes),
-        errors_section(runs),
-        *further,
-        training_overlays(runs),
-        views_section(pictures.arrays, pictures.name),
-        neighbours_section({run.name: run.arrays for run in runs}, STRIPS_OF_A_RUN),
-        differences_section(runs),
-        *(run_details(runs[0].folders[0]) if len(runs) == 1 else []),
-    ]
+    sections: Sections = {
+        "header": lambda: comparison_header(title, runs),
+        "runs": lambda: runs_section(runs),
+        "overview": lambda: overview_section(runs, rows),
+        "results": lambda: comparison_section(runs, rows, notes),
+        "errors": lambda: errors_section(runs),
+        **further,
+        "training": lambda: training_overlays(runs),
+        "views": lambda: views_section(pictures.arrays, pictures.name),
+        "neighbours": lambda: neighbours_section({run.name: run.arrays for run in runs}, STRIPS_OF_A_RUN),
+        "differences": lambda: differences_section(runs),
+    }
+    return sections | (run_details(runs[0].folders[0]) if len(runs) == 1 else {})
 
 
 def _is_plain(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> bool:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ssl_equi.data.actions import beyond_euler_box
+from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError
 from ssl_equi.probing.augmentation_equivariance import probe_augmentation_equivariance
@@ -23,6 +25,7 @@ from ssl_equi.probing.image_questions import IMAGE_QUESTIONS, ROBUSTNESS, ask_qu
 from ssl_equi.probing.predictor_tasks import PART, PREDICTOR_TASKS, predictor_tasks
 from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
+from ssl_equi.probing.skipping import noted_if_unanswered
 from ssl_equi.probing.suite import (
     PartResults,
     ProbeResults,
@@ -31,9 +34,11 @@ from ssl_equi.probing.suite import (
     make_records,
     with_notes_of_random,
 )
+from ssl_equi.probing.task_results import without_undefined
 from ssl_equi.probing.tasks import TASKS, Task
 
 PROGRESS_EVERY_SECONDS = 20.0
+QUATERNION_TASKS = ("relative_rotation", "absolute_rotation", *PREDICTOR_TASKS)
 Say = Callable[[str], None]
 
 
@@ -64,7 +69,7 @@ class Suite:
         protocol: how heads are trained and judged.
         tasks: names of `ssl_equi.probing.tasks.TASKS`, augmentation_equivariance, of `further_tasks`, or of
             `ssl_equi.probing.image_questions.IMAGE_QUESTIONS`; robustness stands for four of these,
-            transfer for `further_questions`, and all for everything. None: the protocol's.
+            transfer for `further_questions`, and all for everything. None: the protocol's, and `further_tasks`.
         parts: names of parts; none: all that the encoder has.
         seeds: of the heads; every record keeps its own.
         further_tasks: other tasks of the encoder, in which nothing is drawn: asked once, with the first seed, and not
@@ -88,11 +93,22 @@ class Suite:
     show: Say = lambda line: None
 
     def evaluate(
-        self, source: EncoderSource, data: DataSource, store: FeatureStore, *, compare_with_random: bool = True
+        self,
+        source: EncoderSource,
+        data: DataSource,
+        store: FeatureStore,
+        *,
+        compare_with_random: bool = True,
+        bad_train_records: BadRecords | None = None,
     ) -> SuiteResults:
         """Puts an encoder through the suite; see the module.
 
+        Args:
+            bad_train_records: what is done with training objects that can't be read; they raise when it is None.
+                Objects that are judged always do.
+
         Raises:
+            DataError: an image can't be read.
             UserError: there is no such task or part, or features are not finite.
             ValueError: the splits don't belong together, or an object has no label.
             RuntimeError: the encoder's state changed.
@@ -101,15 +117,16 @@ class Suite:
         check_splits(parts, data.probe_train, data.evaluation, data.evaluation.split)
         names = self.task_names(source)
         passes_before = store.encoder_passes
-        outcome = self._probe(source.module, source.name, source.architecture, source, parts, names, data, store)
+        outcome = self._probe(source.module, source.name, source, parts, names, data, store, bad_train_records)
         encoder_passes = store.encoder_passes - passes_before
         random_module = source.untrained() if compare_with_random else None
         random_outcome = None
         if random_module is not None:
+            random_name = f"random {source.name}"
             random_outcome = self._probe(
-                random_module, f"random {source.name}", source.architecture, source, parts, names, data, store
+                random_module, random_name, source, parts, names, data, store, bad_train_records
             )
-        return self._collect(source, data, parts, outcome, random_outcome, encoder_passes)
+        return self._collect(source, data, names, parts, outcome, random_outcome, encoder_passes)
 
     def parts_of(self, source: EncoderSource) -> dict[str, slice]:
         """The parts that are asked. Raises UserError for one that the encoder doesn't have."""
@@ -145,12 +162,12 @@ class Suite:
         self,
         module: nn.Module,
         name: str,
-        architecture: str,
         source: EncoderSource,
         parts: dict[str, slice],
         names: Sequence[str],
         data: DataSource,
         store: FeatureStore,
+        bad_train_records: BadRecords | None,
     ) -> "_Outcome":
         """Everything about one module, the encoder or its random counterpart."""
         started = time.perf_counter()
@@ -159,23 +176,33 @@ class Suite:
         state = state_sha256(module)
         train, test = (
             store.encode(
-                module, split, mean_rgb, std_rgb, name=name, architecture=architecture, encoder_sha256=state,
-                device=self.device, batch_size=self.batch_size, on_progress=self._progress(f"{name}: {split.split}"),
+                module, split, mean_rgb, std_rgb, name=name, architecture=source.architecture, encoder_sha256=state,
+                device=self.device, batch_size=self.batch_size, bad_records=bad_records,
+                on_progress=self._progress(f"{name}: {split.split}"),
             )
-            for split in (data.probe_train, data.evaluation)
+            for split, bad_records in ((data.probe_train, bad_train_records), (data.evaluation, None))
         )  # fmt: skip
         augmented: PartResults = {}
         notes: list[str] = []
+        left_out = data.probe_train.num_objects - train.num_objects
+        if left_out:
+            notes.append(
+                f"the heads were trained without {left_out} of {data.probe_train.num_objects} objects, which can't be "
+                "read"
+            )
         if AUGMENTATION_EQUIVARIANCE in names:
             self.say(f"{name}: {AUGMENTATION_EQUIVARIANCE}")
-            with counted_images(module) as images:
+            with counted_images(module) as images, noted_if_unanswered(AUGMENTATION_EQUIVARIANCE, notes):
                 measured = probe_augmentation_equivariance(
                     module, parts, data.evaluation, mean_rgb, std_rgb, self.protocol.augmentation_equivariance,
                     self.device, self.batch_size,
                 )  # fmt: skip
+                augmented = {
+                    part: {AUGMENTATION_EQUIVARIANCE: without_undefined(result)}
+                    for part, result in measured.results.items()
+                }
+                notes += [f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in measured.notes]
             store.encoder_passes += images[0]
-            augmented = {part: {AUGMENTATION_EQUIVARIANCE: result} for part, result in measured.results.items()}
-            notes += [f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in measured.notes]
         encoded = time.perf_counter()
         by_seed: dict[int, PartResults] = {}
         tasks = {name: TASKS[name] for name in names if name in TASKS}
@@ -193,7 +220,7 @@ class Suite:
                 by_seed[self.seeds[0]].setdefault(part, {}).update(answers_of_part)
             notes += skipped
         context = ImageContext(
-            module, name, architecture, state, parts, mean_rgb, std_rgb, data, train, test, store, self.protocol,
+            module, name, source.architecture, state, parts, mean_rgb, std_rgb, data, train, test, store, self.protocol,
             self.device, self.batch_size, self._progress,
         )  # fmt: skip
         notes += self._ask_questions(context, names, by_seed)
@@ -248,12 +275,13 @@ class Suite:
         self,
         source: EncoderSource,
         data: DataSource,
+        names: Sequence[str],
         parts: dict[str, slice],
         outcome: "_Outcome",
         random_outcome: "_Outcome | None",
         encoder_passes: int,
     ) -> SuiteResults:
-        notes = (*source.notes, *data.notes, *outcome.notes)
+        notes = (*source.notes, *data.notes, *notes_on_poses(data, names), *outcome.notes)
         if random_outcome is not None:
             notes = with_notes_of_random(notes, random_outcome.notes)
         split = data.evaluation.split
@@ -299,6 +327,14 @@ class _Outcome:
     notes: tuple[str, ...]
     encode_seconds: float
     head_seconds: float
+
+
+def notes_on_poses(data: DataSource, names: Sequence[str]) -> tuple[str, ...]:
+    """A sentence if quaternions are asked for and the poses let them jump: of the training split, or the judged one."""
+    if not any(name.endswith(QUATERNION_TASKS) for name in names):
+        return ()
+    found = (beyond_euler_box(views) for views in (data.probe_train, data.evaluation))
+    return tuple(note for note in found if note is not None)[:1]
 
 
 def arrays_of(results: PartResults) -> dict[str, np.ndarray]:

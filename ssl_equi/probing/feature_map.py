@@ -68,15 +68,6 @@ def map_coordinates(components: np.ndarray, method: MapMethod, seed: int = 0) ->
     return manifold.TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(components)
 
 
-def effective_rank(deviations: np.ndarray) -> float:
-    """Exponential of the entropy of the normalised singular values (Roy and Vetterli, 2007); 0 if all are zero."""
-    total = float(deviations.sum())
-    if total <= 0:
-        return 0.0
-    shares = deviations[deviations > 0].astype(np.float64) / total
-    return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
 def _drawn_views(count: int, seed: int) -> np.ndarray:
     """At most `MAX_POINTS` rows out of `count`, ascending."""
     if count <= MAX_POINTS:

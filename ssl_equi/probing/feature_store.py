@@ -24,10 +24,19 @@ from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 from ssl_equi.checkpoint import CheckpointError, describe_os_error
+from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.errors import DataError
 from ssl_equi.files import read_json_object, sync_folder, write_durably
 from ssl_equi.npy import map_npy
-from ssl_equi.probing.encode import FeatureCache, FeatureError, ImageChange, cache_of, encode_batches
+from ssl_equi.probing.encode import (
+    FeatureCache,
+    FeatureError,
+    ImageChange,
+    cache_of,
+    encode_batches,
+    without_bad_objects,
+)
 
 FORMAT_VERSION = 1  # raised when the same key would stand for other numbers
 FEATURES_FILE, ENTRY_FILE = "features.npy", "entry.json"
@@ -85,6 +94,7 @@ class FeatureStore:
         device: torch.device | str = "cpu",
         batch_size: int = 512,
         change: ImageChange | None = None,
+        bad_records: BadRecords | None = None,
         on_progress: OnProgress = lambda done, total: None,
     ) -> FeatureCache:
         """Features of every view of `dataset`, float32 on the CPU, from the store if they are there.
@@ -95,13 +105,17 @@ class FeatureStore:
             architecture: name and arguments of the encoder.
             encoder_sha256: of its parameters and buffers (`state_sha256`).
             change: of the images before they are encoded; its fingerprint is one of the things features depend on.
+            bad_records: if these are skipped, an object of which a view can't be read is left out, and features are
+                not kept.
 
         Raises:
             FeatureError: a feature is not finite, or too large for float16.
+            DataError: a view can't be read and isn't skipped, or no object is left.
             CheckpointError: the folder can't be written.
             RuntimeError: encoding changed the encoder.
         """
         total = dataset.num_objects * dataset.num_views
+        problems: dict[int, DataError] | None = {} if bad_records is not None and bad_records.are_skipped else None
 
         def encode_into(receive: Callable[[int, Tensor], None]) -> None:
             def count(first_object: int, features: Tensor) -> None:
@@ -110,14 +124,16 @@ class FeatureStore:
 
             with counted_images(encoder) as images:
                 try:
-                    encode_batches(encoder, dataset, mean_rgb, std_rgb, device, batch_size, count, name, change=change)
+                    encode_batches(
+                        encoder, dataset, mean_rgb, std_rgb, device, batch_size, count, name, problems, change
+                    )
                 finally:
                     self.encoder_passes += images[0]
 
-        if self.folder is None:
+        if self.folder is None or problems is not None:
             batches: list[Tensor] = []
             encode_into(lambda _, features: batches.append(self._rounded(features, name)))
-            return cache_of(torch.cat(batches).float(), dataset)
+            return without_bad_objects(cache_of(torch.cat(batches).float(), dataset), dataset, problems, bad_records)
         key = _key(dataset, mean_rgb, std_rgb, architecture, encoder_sha256, self.dtype, torch.device(device))
         if change is not None:
             key["change"] = change.fingerprint
@@ -192,12 +208,12 @@ def _key(
     dtype: FeatureType,
     device: torch.device,
 ) -> dict[str, Any]:
-    """All that features depend on. The fingerprint of turned views tells how they are turned."""
+    """All that features depend on. The content key of turned views tells how they are turned."""
     return {
         "format": FORMAT_VERSION,
         "encoder_sha256": encoder_sha256,
         "architecture": architecture,
-        "data_fingerprint": dataset.fingerprint,
+        "data_fingerprint": dataset.content_key,
         "split": dataset.split,
         "views": [dataset.num_objects, dataset.num_views],
         "image_size": list(dataset.image_size),

@@ -71,7 +71,7 @@ class ImageContext:
             RuntimeError: encoding changed the encoder.
         """
         label = views.split if change is None else f"{views.split}, {change.label}"
-        key = ("features", views.fingerprint, views.split, None if change is None else change.fingerprint)
+        key = ("features", views.content_key, views.split, None if change is None else change.fingerprint)
         return self.once(
             key,
             lambda: self.store.encode(

@@ -14,8 +14,8 @@ from ssl_equi.probing.robustness import (
     ood_classification,
     ood_relative_rotation,
 )
-from ssl_equi.probing.skipping import TaskSkipped
-from ssl_equi.probing.task_results import TaskResult
+from ssl_equi.probing.skipping import noted_if_unanswered
+from ssl_equi.probing.task_results import TaskResult, without_undefined
 
 ROBUSTNESS = ("ood_classification", "ood_relative_rotation", "corruption", "corruption_relative_rotation")
 
@@ -51,11 +51,10 @@ def ask_questions(
     for part in context.parts:
         for name, question in questions.items():
             before_question(name, part)
-            try:
-                results[part][name] = question(context, part, seed)
-                notes += [f"{name}, part {part}: {note}" for note in results[part][name].notes]
-            except TaskSkipped as reason:
-                notes.append(f"{name}, part {part}: {reason}")
+            with noted_if_unanswered(f"{name}, part {part}", notes):
+                result = without_undefined(question(context, part, seed))
+                results[part][name] = result
+                notes += [f"{name}, part {part}: {note}" for note in result.notes]
             if state_sha256(context.module) != context.encoder_sha256:
                 raise RuntimeError(
                     f"{name!r} changed a parameter or a buffer of the encoder: a frozen encoder must stay as it is"

@@ -139,6 +139,15 @@ def distance_median(predictions: Tensor, targets: Tensor) -> float:
     return float(np.median((targets - predictions).norm(dim=1).cpu().numpy()))
 
 
+def effective_rank(singular_values: np.ndarray) -> float:
+    """exp of the entropy of the singular values' shares (Roy and Vetterli, 2007); 0 if all of them are 0."""
+    total = float(singular_values.sum())
+    if total <= 0:
+        return 0.0
+    shares = singular_values[singular_values > 0].astype(np.float64) / total
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
 def mean_quaternion(quat_xyzw: Tensor) -> Tensor:
     """The one unit quaternion closest to all of `[N, 4]` in squared chordal distance, sign-invariant: `[4]` float64.
 

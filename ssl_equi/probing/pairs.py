@@ -28,6 +28,13 @@ def evaluation_pairs(num_objects: int, num_views: int, pairs_per_object: int, se
     return _sample_pairs(num_objects, num_views, pairs_per_object, np.random.default_rng([seed, EVALUATION_STREAM]))
 
 
+def all_pairs(num_objects: int, num_views: int) -> ViewPairs:
+    """Every ordered pair of distinct views of each object, object by object."""
+    first, second = np.nonzero(~np.eye(num_views, dtype=bool))
+    objects = np.repeat(np.arange(num_objects), len(first))
+    return ViewPairs(objects, np.tile(first, num_objects), np.tile(second, num_objects))
+
+
 def training_pairs(num_objects: int, num_views: int, pairs_per_object: int, seed: int, epoch: int) -> ViewPairs:
     """The pairs of one epoch of head training, object by object (the trainer shuffles)."""
     generator = np.random.default_rng([seed, TRAINING_STREAM, epoch])

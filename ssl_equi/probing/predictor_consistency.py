@@ -11,7 +11,7 @@ between two of them:
 Each is a ratio of two means over all triples of views: 0 is exact, 1 as far off as another view of the object is. Two
 predictions are compared on the scale of predictions, because a predictor that always answers the same would compose
 without error. q and -q are one rotation but two inputs: a bias-free linear hypernetwork (SIE) answers the other with
-exactly its negative.
+exactly its negative. Where actions write rotations without a sign (`rotation_6d`), there is no such error.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_equi.data.actions import ActionKind, actions_between_all_views
+from ssl_equi.data.actions import QUATERNION_ACTION_KINDS, ActionKind, actions_between_all_views
 from ssl_equi.predictor_export import QUATERNION_COLUMNS, LatentPredictor
 from ssl_equi.probing.baselines import Baseline
 from ssl_equi.probing.encode import FeatureCache, frozen
@@ -146,16 +146,16 @@ def _distances(predictor: LatentPredictor, features: Tensor, actions: Tensor, me
     advance = getattr(predictor, "advance", None)
     embedded = [predictor.embed(features[:, view]) for view in (0, 1)]
     staying, second, third = (predictor.predict(features[:, 0], actions[:, 0, view]) for view in range(3))
-    flipped_actions = actions[:, 0, 1].clone()
-    flipped_actions[:, :QUATERNION_COLUMNS] *= -1
-    flipped = predictor.predict(features[:, 0], flipped_actions)
     pairs = {
         "identity": (staying, embedded[0]),
-        "sign_flip": (second, flipped),
         "embeddings": (embedded[0], embedded[1]),
         "predictions": (second, third),
         "length": (embedded[0], torch.zeros_like(embedded[0])),
     }
+    if predictor.actions in QUATERNION_ACTION_KINDS:
+        flipped_actions = actions[:, 0, 1].clone()
+        flipped_actions[:, :QUATERNION_COLUMNS] *= -1
+        pairs["sign_flip"] = (second, predictor.predict(features[:, 0], flipped_actions))
     if advance is not None:
         pairs["inverse"] = (advance(second, actions[:, 1, 0]), embedded[0])
         pairs["composition"] = (advance(second, actions[:, 1, 2]), third)

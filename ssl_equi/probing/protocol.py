@@ -184,7 +184,12 @@ class ProbeProtocol:
 
     evaluation_views_per_object: int | None = None  # None: every view
     evaluation_pairs_per_object: int = 10
+    # A set of so few objects that these are fewer pairs is judged on all ordered pairs of views of each object, or on
+    # as many of each as the limit allows.
+    evaluation_least_pairs: int = 500
+    evaluation_most_pairs: int = 30_000
     evaluation_seed: int = 0
+    bootstrap_resamples: int = 1000  # of the judged objects, for 95 % percentile intervals; 0: no intervals
 
     # Whether an augmentation moves the features of all evaluated images alike; nothing is trained.
     augmentation_equivariance: EquivarianceProtocol = field(default_factory=EquivarianceProtocol)
@@ -246,6 +251,7 @@ def sie() -> ProbeProtocol:
         colour_pairs_per_object=1,
         evaluation_views_per_object=1,
         evaluation_pairs_per_object=1,
+        evaluation_least_pairs=0,
     )
 
 

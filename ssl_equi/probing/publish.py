@@ -9,11 +9,13 @@ import numpy as np
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.probing.evaluation_folder import ARRAYS_HASH, RESULTS_FILE, write_arrays
-from ssl_equi.probing.evaluation_report import write_evaluation_report
+from ssl_equi.probing.evaluation_report import write_report_or_warn
 from ssl_equi.probing.feature_map import map_arrays
 from ssl_equi.probing.records import append_records, print_records
 from ssl_equi.probing.report_pictures import neighbour_arrays, view_sheet
+from ssl_equi.probing.skipping import noted_if_unanswered
 from ssl_equi.probing.suite import ProbeResults
+from ssl_equi.text import visible
 
 
 def publish_results(
@@ -37,25 +39,25 @@ def publish_results(
     Returns:
         The report's path.
     """
-    described = dict(run or {}) | {
-        "title": title,
-        "command": command,
-        "notes": list(results.notes),
-        "protocol": asdict(results.protocol),
-        ARRAYS_HASH: write_arrays(run_folder, result_arrays(results, test)),
-    }
-    append_records(run_folder / RESULTS_FILE, results.records, described)
+    described = dict(run or {}) | {"title": title, "command": command, "protocol": asdict(results.protocol)}
+    # The numbers first: nothing that is only drawn may cost them.
+    append_records(run_folder / RESULTS_FILE, results.records, described, results.notes)
     print_records(results.records, results.notes)
-    return write_evaluation_report([run_folder], run_folder / "report.html", title=title)
+    arrays, notes = result_arrays(results, test)
+    append_records(run_folder / RESULTS_FILE, [], {ARRAYS_HASH: write_arrays(run_folder, arrays)}, notes)
+    write_report_or_warn([run_folder], run_folder / "report.html", title=title)
+    return run_folder / "report.html"
 
 
-def result_arrays(results: ProbeResults, test: ViewCollection) -> dict[str, np.ndarray]:
-    """All that a report draws of probe results, by the keys of `arrays.npz`.
+def result_arrays(results: ProbeResults, test: ViewCollection) -> tuple[dict[str, np.ndarray], list[str]]:
+    """All that a report draws of probe results, by the keys of `arrays.npz`, and a sentence for what can't be drawn.
 
     Args:
         test: the evaluated split.
     """
-    arrays: dict[str, np.ndarray] = {"class_names": np.array(results.class_names, dtype=np.str_)}
+    class_names = [visible(name) for name in results.class_names]
+    arrays: dict[str, np.ndarray] = {"class_names": np.array(class_names, dtype=np.str_)}
+    notes: list[str] = []
     for part, tasks in results.results.items():
         for task, result in tasks.items():
             for kind in ("angle_errors_deg", "constant_angle_errors_deg", "per_class_recall"):
@@ -64,6 +66,10 @@ def result_arrays(results: ProbeResults, test: ViewCollection) -> dict[str, np.n
                     arrays[f"{kind}/{task}/{part}"] = values
     for part, errors_deg in results.random_angle_errors_deg.items():
         arrays[f"random_angle_errors_deg/relative_rotation/{part}"] = errors_deg
-    arrays |= map_arrays(results.test_features, results.parts)
-    arrays |= neighbour_arrays(results.test_features, results.parts, test, results.class_names)
-    return arrays | {"view_sheet": view_sheet(test)}
+    with noted_if_unanswered("maps of the features", notes):
+        arrays |= map_arrays(results.test_features, results.parts)
+    with noted_if_unanswered("nearest neighbours", notes):
+        arrays |= neighbour_arrays(results.test_features, results.parts, test, class_names)
+    with noted_if_unanswered("pictures of views", notes):
+        arrays |= {"view_sheet": view_sheet(test)}
+    return arrays, notes

@@ -3,21 +3,27 @@
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from ssl_equi.checkpoint import write_text_atomically
+from ssl_equi.checkpoint import require_writable, write_text_atomically
 from ssl_equi.errors import UserError
+from ssl_equi.files import read_json_object
+from ssl_equi.text import visible_values
+
+BY_CLASS = "angle_deg_median_of_"  # begins the names of metrics of one class, which short tables leave out
 
 LOWER_IS_BETTER = (  # and angles
     "gamma_f", "wahba_error", "composition_error", "retrieval_error", "distance_median", "pose_error",
     "invariance_error", "equivariance_error", "spatial_error", "identity_error", "inverse_error", "sign_flip_error",
     "least_squares_error", "within_between_ratio", "dead_dimensions", "drop_of",
 )  # fmt: skip
+
+_ANEW = "move it away and run the evaluation again"
 
 
 class ResultsError(UserError):
@@ -44,6 +50,8 @@ class ProbeRecord:
         seed: of the heads and of the random encoder's probes.
         object_standard_error: standard error of `value` over the evaluated objects, for metrics that are means of
             their scores; None for the others.
+        interval_low, interval_high: percentiles of `value` over resampled objects (95 % lie between), which the
+            protocol says how many of; None where objects can't be resampled.
     """
 
     task: str
@@ -59,25 +67,33 @@ class ProbeRecord:
     protocol: str
     seed: int
     object_standard_error: float | None = None
+    interval_low: float | None = None
+    interval_high: float | None = None
 
 
-def append_records(path: Path, records: Sequence[ProbeRecord], run: Mapping[str, Any] | None = None) -> None:
+def append_records(
+    path: Path, records: Sequence[ProbeRecord], run: Mapping[str, Any] | None = None, notes: Sequence[str] = ()
+) -> None:
     """Add records to `results.json`, atomically; `run` (what describes the whole run) is merged over what is there.
+
+    Notes are added to those of the run. Numbers that are not finite are left out, and a note names each of them.
 
     The file is made if it does not exist. A process that is killed on the way leaves the old file as it was, and
     processes that append at the same time wait for each other.
 
     Raises:
-        ResultsError: the existing file is not a results file, or a value is not finite.
+        ResultsError: the existing file is not a results file.
     """
-    for record in records:
-        _check_finite(record)
+    finite, undefined = finite_records(records)
+    notes = [*notes, *undefined]
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         content = read_results(path) if path.exists() else {"records": [], "run": {}}
-        content["records"] += [asdict(record) for record in records]
+        content["records"] += [asdict(record) for record in finite]
         content["run"] |= dict(run or {})
-        write_text_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        if notes:
+            content["run"]["notes"] = list(dict.fromkeys([*content["run"].get("notes", []), *notes]))
+        write_text_atomically(path, _as_json(content))
 
 
 def write_records(
@@ -85,15 +101,25 @@ def write_records(
 ) -> None:
     """Replace `results.json` as a whole, atomically, by these records, their notes, and what describes the run.
 
-    Raises:
-        ResultsError: a value is not finite.
+    Numbers that are not finite are left out; notes name them.
     """
-    for record in records:
-        _check_finite(record)
-    content = {"records": [asdict(record) for record in records], "notes": list(notes), "run": dict(run)}
+    finite, undefined = finite_records(records)
+    content = {"records": [asdict(record) for record in finite], "notes": [*notes, *undefined], "run": dict(run)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        write_text_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_text_atomically(path, _as_json(content))
+
+
+def refuse_other_content(path: Path) -> None:
+    """Asks before an evaluation whether its records can be added to `results.json` in the end.
+
+    Raises:
+        ResultsError: the file there is not a results file.
+        CheckpointError: the folder can't be written.
+    """
+    if path.exists():
+        read_results(path)
+    require_writable(path.parent)
 
 
 def read_records(path: Path) -> list[ProbeRecord]:
@@ -102,14 +128,7 @@ def read_records(path: Path) -> list[ProbeRecord]:
     Raises:
         ResultsError: there is no such file, or it is not a results file.
     """
-    known = fields(ProbeRecord)
-    try:
-        return [
-            ProbeRecord(**{field.name: _field_of(record, field) for field in known})
-            for record in read_results(path)["records"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise _corrupt(path, f"a record lacks {error}") from error
+    return [_record_of(entry, path) for entry in read_results(path)["records"]]
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -120,14 +139,11 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise ResultsError(f"there is no results file {path}: run an evaluation of this run first")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise _corrupt(path, f"it is not JSON: {error}") from error
-    if not (
-        isinstance(content, dict) and isinstance(content.get("records"), list) and isinstance(content.get("run"), dict)
-    ):
+    content = read_json_object(path, ResultsError, _ANEW)
+    if not (isinstance(content.get("records"), list) and isinstance(content.get("run"), dict)):
         raise _corrupt(path, "it has no list 'records' and object 'run'")
+    if not all(isinstance(each.get("notes", []), list) for each in (content, content["run"])):
+        raise _corrupt(path, "its notes are no list")
     return content
 
 
@@ -146,6 +162,7 @@ def print_records(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> 
     for name in ("value", "baseline", "random", "n"):
         table.add_column(name, justify="right", no_wrap=True)
     shown_task = shown_part = ""
+    records = in_short_tables(records)
     for record in records:
         if (record.task, record.part) != (shown_task, shown_part) and shown_task:
             table.add_row()
@@ -165,7 +182,12 @@ def print_records(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> 
     console = Console(width=max(80, shutil.get_terminal_size().columns))
     console.print(table)
     for line in [*describe_origins(records), *describe_columns(records), *notes]:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
+
+
+def in_short_tables(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
+    """The records without those of single classes."""
+    return [record for record in records if not record.metric.startswith(BY_CLASS)]
 
 
 def describe_origins(records: Sequence[ProbeRecord]) -> list[str]:
@@ -180,15 +202,19 @@ def describe_origins(records: Sequence[ProbeRecord]) -> list[str]:
 def describe_columns(records: Sequence[ProbeRecord]) -> list[str]:
     """What "baseline" and "random" stand for."""
     metrics_by_name: dict[str, list[str]] = {}
-    for metric, name in dict.fromkeys((record.metric, record.baseline_name) for record in records):
+    for metric, name in dict.fromkeys((each.metric, each.baseline_name) for each in in_short_tables(records)):
         metrics_by_name.setdefault(name, []).append(metric)
     metrics_by_name.pop("constant", None)
     named = "; ".join(f"{', '.join(metrics)}: {name}" for name, metrics in metrics_by_name.items())
     lines = [f"baseline: the best constant answer{f', or as named ({named})' if named else ''}"]
-    all_metrics = dict.fromkeys(record.metric for record in records)
+    all_metrics = dict.fromkeys(
+        f"{BY_CLASS}CLASS" if record.metric.startswith(BY_CLASS) else record.metric for record in records
+    )
     lower = [metric for metric in all_metrics if lower_is_better(metric)]
     if lower:
         lines.append(f"lower is better: {', '.join(lower)}")
+    if any(record.interval_low is not None for record in records):
+        lines.append("95 % intervals over resampled objects are in results.json and report.html")
     if any(record.part.startswith("agg@") for record in records):
         lines.append("agg@M: the aggregate of M views; all@M: the features of the views that it ends with")
     if any(record.random_encoder is not None for record in records):
@@ -205,23 +231,60 @@ def format_value(metric: str, value: float | None) -> str:
     """Degrees with one decimal and the sign of degrees, everything else with three decimals; a dash for None."""
     if value is None:
         return "-"
-    return f"{value:.1f}°" if metric.startswith("angle_deg") else f"{value:.3f}"
+    return f"{fixed(value, 1)}°" if metric.startswith("angle_deg") else fixed(value, 3)
 
 
-def _check_finite(record: ProbeRecord) -> None:
-    for name in ("value", "baseline", "random_encoder"):
-        number = getattr(record, name)
-        if number is not None and not math.isfinite(number):
-            raise ResultsError(
-                f"{name} of {record.task}/{record.part}/{record.metric} is {number}: "
-                "the head or the features diverged, probe an earlier checkpoint"
-            )
+def fixed(value: float, decimals: int) -> str:
+    """A number with so many decimals; what rounds to zero has no sign."""
+    return f"{value:z.{decimals}f}"
 
 
-def _field_of(record: Mapping[str, Any], field: Field[Any]) -> Any:
-    """A record's entry; those that earlier versions did not write have their default."""
-    return record[field.name] if field.default is MISSING else record.get(field.name, field.default)
+def finite_records(records: Sequence[ProbeRecord]) -> tuple[list[ProbeRecord], list[str]]:
+    """The records that are numbers, and a sentence for each one that is NaN or infinite or has such a baseline.
+
+    A random encoder whose number is not finite is as one that was not measured.
+    """
+    finite, notes = [], []
+    for record in records:
+        name = f"{record.task}, part {record.part}: {record.metric}"
+        if not (math.isfinite(record.value) and math.isfinite(record.baseline)):
+            notes.append(f"{name} is {record.value} and its baseline {record.baseline}, so it is left out")
+            continue
+        if record.random_encoder is not None and not math.isfinite(record.random_encoder):
+            notes.append(f"{name} of the random encoder is {record.random_encoder}, so it is left out")
+            record = replace(record, random_encoder=None)
+        finite.append(record)
+    return finite, notes
+
+
+def _as_json(content: dict[str, Any]) -> str:
+    """Text from outside, such as names of classes, is written as it is shown."""
+    return json.dumps(visible_values(content), indent=1, allow_nan=False) + "\n"
+
+
+def _record_of(entry: Any, path: Path) -> ProbeRecord:
+    """The record that an entry of the file is; what earlier versions did not write has its default."""
+    if not isinstance(entry, dict):
+        raise _corrupt(path, f"a record is {entry!r:.60}")
+    values = {}
+    for field in fields(ProbeRecord):
+        if field.name not in entry and field.default is MISSING:
+            raise _corrupt(path, f"a record lacks {field.name!r}")
+        value = entry.get(field.name, field.default)
+        if not _FITS[str(field.type)](value):
+            raise _corrupt(path, f"{field.name!r} of a record is {value!r:.60}")
+        values[field.name] = value
+    return ProbeRecord(**values)
+
+
+# Of the types of a record's fields: whether a JSON value, which is finite, is one.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    str(str): lambda value: isinstance(value, str),
+    str(int): lambda value: type(value) is int,
+    str(float): lambda value: type(value) in (int, float),
+    str(float | None): lambda value: value is None or type(value) in (int, float),
+}
 
 
 def _corrupt(path: Path, reason: str) -> ResultsError:
-    return ResultsError(f"{path} is not a results file ({reason}): move it away and run the evaluation again")
+    return ResultsError(f"{path} is not a results file ({reason}): {_ANEW}")

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +19,9 @@ from ssl_equi.probing.report_figures import (
     shrink,
     tile,
 )
-from ssl_equi.probing.report_page import captioned_figure, details_table, escaped, picture_strip
+from ssl_equi.probing.report_page import Sections, captioned_figure, details_table, escaped, picture_strip
 
+LARGEST_DRAWN = 1e100  # axes of matplotlib overflow far beyond
 HAS_POSES = "map_angle_deg"  # the array that is there if, and only if, the views' poses are known
 # Task, metric, the parts to look at first, and the card's label.
 HEADLINES = (
@@ -57,7 +60,7 @@ METRIC_NOTES = {
 }
 
 
-def run_sections(folder: EvaluatedFolder, title: str, between: Sequence[str] = ()) -> list[str]:
+def run_sections(folder: EvaluatedFolder, title: str, between: Sections) -> Sections:
     """The sections of a page about one run.
 
     Args:
@@ -65,20 +68,20 @@ def run_sections(folder: EvaluatedFolder, title: str, between: Sequence[str] = (
     """
     records = newest_records(folder.records)
     arrays = folder.arrays
-    return [
-        page_header(title, records, str(folder.run.get("command", ""))),
-        _headlines(records),
-        result_table(records, folder.notes),
-        _rotation_and_classes(arrays),
-        *between,
-        _training(folder.metrics_path),
-        views_section(arrays),
-        neighbours_section({"": arrays}),
-        *run_details(folder),
-    ]
+    return {
+        "header": lambda: page_header(title, records, str(folder.run.get("command", ""))),
+        "headline": lambda: _headlines(records),
+        "results": lambda: result_table(records, folder.notes),
+        "errors": lambda: _rotation_and_classes(arrays),
+        **between,
+        "training": lambda: _training(folder.metrics_path),
+        "views": lambda: views_section(arrays),
+        "neighbours": lambda: neighbours_section({"": arrays}),
+        **run_details(folder),
+    }
 
 
-def run_details(folder: EvaluatedFolder) -> list[str]:
+def run_details(folder: EvaluatedFolder) -> Sections:
     """Folded tables of how the numbers were made."""
     tables = {
         "Probe protocol": folder.run.get("protocol"),
@@ -86,9 +89,11 @@ def run_details(folder: EvaluatedFolder) -> list[str]:
         "Configuration": folder.config,
         "Versions": folder.run.get("versions", folder.versions),
     }
-    return [
-        details_table(heading, content) for heading, content in tables.items() if isinstance(content, dict) and content
-    ]
+    return {
+        heading: partial(details_table, heading, content)
+        for heading, content in tables.items()
+        if isinstance(content, dict) and content
+    }
 
 
 def newest_records(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
@@ -101,17 +106,22 @@ def newest_records(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
 def read_curves(metrics_path: Path, event: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Numbers of one kind of line of `metrics.jsonl`, `{name: (steps, values)}`; broken lines are passed over."""
     points: dict[str, list[tuple[float, float]]] = {}
-    for line in metrics_path.read_text(encoding="utf-8").splitlines():
+    for line in metrics_path.read_bytes().split(b"\n"):
         try:
-            numbers = json.loads(line)
-        except ValueError:
+            numbers = json.loads(line.decode())
+        except (ValueError, RecursionError):
             continue
-        if not isinstance(numbers, dict) or numbers.get("event") != event:
+        if not isinstance(numbers, dict) or numbers.get("event") != event or not _can_be_drawn(numbers.get("step")):
             continue
         for name, value in numbers.items():
-            if name not in ("event", "step") and isinstance(value, int | float) and np.isfinite(value):
+            if name not in ("event", "step") and _can_be_drawn(value):
                 points.setdefault(name, []).append((numbers["step"], value))
     return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in points.items()}
+
+
+def _can_be_drawn(number: Any) -> bool:
+    """Whether a value is a number that axes have room for."""
+    return isinstance(number, int | float) and abs(number) < LARGEST_DRAWN  # NaN is not
 
 
 def page_header(title: str, records: Sequence[ProbeRecord], command: str) -> str:
@@ -158,7 +168,8 @@ def result_table(records: Sequence[ProbeRecord], missing: Sequence[str]) -> str:
         rows.append(
             f"<tr><td>{escaped(record.part)}</td>"
             f'<td title="{escaped(note)}"><code>{escaped(record.metric)}</code></td>'
-            f'<td class="number"><strong>{escaped(format_value(record.metric, record.value))}</strong></td>'
+            f'<td class="number"><strong>{escaped(format_value(record.metric, record.value))}</strong>'
+            f"{shown_interval(record.metric, record.interval_low, record.interval_high)}</td>"
             f'<td class="number" title="{escaped(record.baseline_name)}">'
             f"{escaped(format_value(record.metric, record.baseline))}</td>"
             f'<td class="number">{escaped(format_value(record.metric, record.random_encoder))}</td></tr>'
@@ -173,6 +184,14 @@ def result_table(records: Sequence[ProbeRecord], missing: Sequence[str]) -> str:
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         f'<ul class="notes">{listed}</ul></section>'
     )
+
+
+def shown_interval(metric: str, low: float | None, high: float | None) -> str:
+    """An interval as HTML, under the value; nothing where there is none."""
+    if low is None or high is None:
+        return ""
+    shown = f"[{format_value(metric, low)}, {format_value(metric, high)}]"
+    return f'<small class="below" title="95 % interval over resampled objects">{escaped(shown)}</small>'
 
 
 def _rotation_and_classes(arrays: Mapping[str, np.ndarray]) -> str:
@@ -190,7 +209,7 @@ def _rotation_and_classes(arrays: Mapping[str, np.ndarray]) -> str:
     recalls = _by_part(arrays, "per_class_recall/classification/")
     if recalls:
         first = next(iter(recalls.values()))
-        svg = recall_bars("recall", recalls, class_names_of(arrays, len(first)))
+        svg = recall_bars("recall", recalls, class_names_of(arrays, range(len(first))))
         num_classes = int(np.isfinite(first).sum())
         which = "each class" if num_classes <= MAX_BARS else f"{MAX_BARS} of {num_classes} classes, best to worst,"
         drawn.append(captioned_figure(svg, f"Recall of {which} on unseen objects, by part"))
@@ -210,9 +229,9 @@ def _training(metrics_path: Path | None) -> str:
     for index, (name, curve) in enumerate(losses.items()):
         svg = curve_figure(f"term-{index}", {name: curve}, y_label=name, small=True)
         small_figures.append(captioned_figure(svg, f"{name} over training steps", "small"))
-    for metric in dict.fromkeys(name.rpartition("/")[2] for name in probes):
+    for index, metric in enumerate(dict.fromkeys(name.rpartition("/")[2] for name in probes)):
         curves = {name.rpartition("/")[0] or name: c for name, c in probes.items() if name.rpartition("/")[2] == metric}
-        svg = curve_figure(f"online-{metric}", curves, y_label=metric)
+        svg = curve_figure(f"online-{index}", curves, y_label=metric)
         main_figures.append(captioned_figure(svg, f"Online probes on training batches, linear heads: {metric} by part"))
     if not main_figures and not small_figures:
         return ""

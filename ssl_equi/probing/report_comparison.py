@@ -9,7 +9,7 @@ from ssl_equi.probing.compared_runs import ComparedRun
 from ssl_equi.probing.comparison import Cell, Row
 from ssl_equi.probing.part_choices import EQUIVARIANT_FIRST, INVARIANT_FIRST, absent_in_words, choose_parts
 from ssl_equi.probing.records import describe_columns, format_value
-from ssl_equi.probing.report import METRIC_NOTES, TASK_NOTES, read_curves
+from ssl_equi.probing.report import METRIC_NOTES, TASK_NOTES, read_curves, shown_interval
 from ssl_equi.probing.report_figures import curve_figure
 from ssl_equi.probing.report_overlays import overview_figure, shortened, styles_in_words
 from ssl_equi.probing.report_page import captioned_figure, escaped, shown_setting
@@ -238,6 +238,7 @@ def _shown_cell(row: Row, index: int) -> str:
     if cell.standard_error is not None:
         error = escaped(format_value(row.metric, cell.standard_error))
         value += f' <small title="standard error over {escaped(cell.over)}">± {error}</small>'
+    value += shown_interval(row.metric, *cell.interval)
     if cell.random_encoder is not None:
         random = escaped(format_value(row.metric, cell.random_encoder))
         value += f'<small class="below" title="random encoder"><span class="word">random </span>{random}</small>'

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssl_equi.text import visible
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -82,7 +84,7 @@ def angle_histogram(
     return to_svg(figure, name)
 
 
-def recall_bars(name: str, recalls: Mapping[str, np.ndarray], class_names: Sequence[str]) -> str:
+def recall_bars(name: str, recalls: Mapping[str, np.ndarray], class_names: Mapping[int, str]) -> str:
     """Recall of each class, best first: bars for the first part, dots for the others; absent classes are left out.
 
     Of more than `MAX_BARS` classes so many are drawn, evenly spread from the best to the worst.
@@ -98,7 +100,7 @@ def recall_bars(name: str, recalls: Mapping[str, np.ndarray], class_names: Seque
     axes.barh(positions, values, color=SERIES[0], height=0.62, label=plain_text(first_part), alpha=0.75)
     for color, marker, part in zip(_cycle(SERIES[1:]), _cycle("oDs^"), other_parts):
         axes.plot(100 * recalls[part][order], positions, marker, color=color, markersize=4, label=plain_text(part))
-    axes.set_yticks(positions, [plain_text(class_names[index]) for index in order], fontsize=8)
+    axes.set_yticks(positions, [plain_text(class_names[int(index)]) for index in order], fontsize=8)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, 102)
     axes.set_xlabel("recall in %")
@@ -165,7 +167,7 @@ def new_figure(size_inches: tuple[float, float]) -> "tuple[Figure, Axes]":
 
 def plain_text(text: str) -> str:
     """Text for matplotlib: an unescaped dollar would begin a formula, a first underscore hide a label."""
-    text = " ".join(text.split()).replace("$", r"\$")
+    text = " ".join(visible(text).split()).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 

@@ -1,6 +1,6 @@
 """Maps of the features as hand-written SVG: one path for all points of a colour, which keeps the page small."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def shown_classes(labels: np.ndarray) -> list[int]:
     return [int(label) for label in present[chosen]]
 
 
-def class_legend(shown: Sequence[int], class_names: Sequence[str], num_classes: int) -> str:
+def class_legend(shown: Sequence[int], class_names: Mapping[int, str], num_classes: int) -> str:
     """The coloured classes with their shapes, as HTML."""
     items = [
         _key(SHAPES[place % len(SHAPES)], class_colour(place), class_names[label]) for place, label in enumerate(shown)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.probing.feature_map import effective_rank
+from ssl_equi.probing.metrics import effective_rank
 from ssl_equi.probing.report_figures import (
     DASHES,
     INK,

@@ -6,13 +6,20 @@ images are inside it.
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ssl_equi.errors import UserError
 from ssl_equi.probing.report_figures import image_data_uri, shrink
 from ssl_equi.probing.report_style import STYLE
+from ssl_equi.probing.skipping import described
+from ssl_equi.text import visible
+
+Sections = dict[str, Callable[[], str]]
+"""What draws each section of a page, in order, by a name for messages."""
 
 SMALL_PICTURE_SIDE = 64  # in pixels, of pictures that stand in a row
 
@@ -29,9 +36,31 @@ def page_document(title: str, sections: Sequence[str]) -> str:
     )
 
 
+def drawn_sections(sections: Sections) -> list[str]:
+    """Sections of HTML in their order.
+
+    One that can't be drawn, whatever the files hold that it is drawn from, is a sentence in its place and a warning:
+    the others stay.
+
+    Raises:
+        UserError: there is something to mend, such as a library that is missing.
+    """
+    drawn = []
+    for name, draw in sections.items():
+        try:
+            drawn.append(draw())
+        except UserError:
+            raise
+        except Exception as error:
+            note = f"The section {name!r} can't be drawn ({described(error)})"
+            warnings.warn(note, stacklevel=2)
+            drawn.append(f'<section><p class="muted">{escaped(note)}.</p></section>')
+    return drawn
+
+
 def escaped(value: Any) -> str:
-    """A value as text that is safe in HTML, in attributes too."""
-    return html.escape(str(value), quote=True)
+    """A value as text that is safe in HTML, in attributes too, and that can be encoded."""
+    return html.escape(visible(str(value)), quote=True)
 
 
 def captioned_figure(svg: str, caption: str, css_class: str = "") -> str:

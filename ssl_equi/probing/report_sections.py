@@ -33,7 +33,7 @@ def errors_section(runs: Sequence[ComparedRun]) -> str:
             sizes = {len(recall) for recall in present.values()}
             if len(sizes) == 1:
                 arrays = next(run.arrays for run in runs if "class_names" in run.arrays or run is runs[-1])
-                svg = recall_bars(f"recall-{len(figures)}", present, class_names_of(arrays, sizes.pop()))
+                svg = recall_bars(f"recall-{len(figures)}", present, class_names_of(arrays, range(sizes.pop())))
                 caption = f"{_in_words(task)}, {choice.title}: recall of each class on unseen objects"
                 figures.append(captioned_figure(svg, caption + absent_in_words(choice)))
     return _section("errors", "Where they are right", figures)
@@ -68,8 +68,8 @@ def maps_section(runs: Sequence[ComparedRun], method: MapMethod) -> str:
     cells, has_angles, legend = [], False, ""
     for run in runs:
         labels = run.arrays.get("map_labels", NONE)
-        class_names = class_names_of(run.arrays, int(labels.max()) + 1 if len(labels) else 0)
         shown = shown_classes(labels) if len(labels) else []
+        class_names = class_names_of(run.arrays, shown)
         for part in _parts_to_map(run):
             name = f"{run.name}, part {part}" if len(runs) > 1 else f"part {part}"
             components = run.arrays[f"map_features/{part}"]

@@ -72,7 +72,7 @@ img.sheet { max-width: 820px; margin-bottom: 6px; }
 table.comparison th, table.comparison td { padding-right: 14px; }
 table.comparison th.run { white-space: normal; overflow-wrap: anywhere; min-width: 74px; max-width: 150px; }
 table.comparison small { color: var(--muted); font-size: 0.78rem; }
-table.comparison small.below { display: block; line-height: 1.1; }
+small.below { display: block; line-height: 1.1; font-weight: 400; color: var(--muted); font-size: 0.78rem; }
 table.comparison tr > :first-child { position: sticky; left: 0; background: var(--page); }
 .mark { margin-right: 3px; }
 a { color: inherit; }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ssl_equi.probing.records import ProbeRecord, describe_columns, format_value
+from ssl_equi.probing.records import ProbeRecord, describe_columns, format_value, in_short_tables
 
 LINE_WIDTH = 80
 HEADERS = ("part", "metric", "value", "±seed", "±obj", "baseline", "random", "n")
@@ -21,7 +21,8 @@ def print_seeds(records: Sequence[ProbeRecord], notes: Sequence[str] = (), paper
         paper_metrics: marked with a star.
     """
     rows: list[tuple[str, ...]] = []
-    for group in grouped(records):
+    shown = in_short_tables(records)
+    for group in grouped(shown):
         record = group[0]
         random_values = [each.random_encoder for each in group if each.random_encoder is not None]
         numbers = (
@@ -32,11 +33,11 @@ def print_seeds(records: Sequence[ProbeRecord], notes: Sequence[str] = (), paper
             float(np.mean(random_values)) if random_values else None,
         )
         name = record.metric + ("*" if record.metric in paper_metrics else "")
-        shown = [format_value(record.metric, number) for number in numbers]
-        rows.append((record.task, record.part, name, *shown, str(record.n)))
+        cells = [format_value(record.metric, number) for number in numbers]
+        rows.append((record.task, record.part, name, *cells, str(record.n)))
     print("\n".join(_table_lines(rows)))
     width = max(LINE_WIDTH, shutil.get_terminal_size().columns)
-    for line in [*describe_seeds(records, paper_metrics), *describe_columns(records), *merged_notes(notes)]:
+    for line in [*describe_seeds(records, paper_metrics), *describe_columns(shown), *merged_notes(notes)]:
         print(textwrap.fill(line, width, break_long_words=False))
 
 

@@ -16,7 +16,14 @@ from ssl_equi.checkpoint import write_text_atomically
 from ssl_equi.probing.records import ProbeRecord, describe_origins, format_value
 from ssl_equi.probing.report import page_header, result_table
 from ssl_equi.probing.report_figures import INK, MUTED, SERIES, new_figure, plain_legend, to_svg
-from ssl_equi.probing.report_page import captioned_figure, details_table, escaped, page_document
+from ssl_equi.probing.report_page import (
+    Sections,
+    captioned_figure,
+    details_table,
+    drawn_sections,
+    escaped,
+    page_document,
+)
 
 COLUMNS_IN_A_TABLE = 8  # as many numbers as stand beside a name in 80 columns
 LONGEST_NUMBER = 6  # characters in such a table
@@ -215,18 +222,25 @@ def write_page(
         protocol, config: every number of the protocol, and the options that were given.
         command: what was typed.
     """
-    tables = "".join(_html_table(table) for table in summary_tables(records))
     explained = "".join(f"<li>{escaped(line)}</li>" for line in (*EXPLANATIONS, *notes))
-    figures = f'<div class="figures">{_figures(records)}</div>'
-    sections = [
-        page_header(title, records, command),
-        f'<section id="figures"><h2>Over the number of views</h2>{figures}</section>',
-        f'<section id="tables"><h2>In short</h2>{tables}<ul class="notes">{explained}</ul></section>',
-        result_table(records, ()),
-        details_table("Protocol", protocol),
-        details_table("Configuration", config),
-    ]
-    write_text_atomically(path, page_document(title, sections))
+
+    def in_short() -> str:
+        tables = "".join(_html_table(table) for table in summary_tables(records))
+        return f'<section id="tables"><h2>In short</h2>{tables}<ul class="notes">{explained}</ul></section>'
+
+    def figures() -> str:
+        drawn = f'<div class="figures">{_figures(records)}</div>'
+        return f'<section id="figures"><h2>Over the number of views</h2>{drawn}</section>'
+
+    sections: Sections = {
+        "header": lambda: page_header(title, records, command),
+        "figures": figures,
+        "tables": in_short,
+        "results": lambda: result_table(records, ()),
+        "protocol": lambda: details_table("Protocol", protocol),
+        "configuration": lambda: details_table("Configuration", config),
+    }
+    write_text_atomically(path, page_document(title, drawn_sections(sections)))
 
 
 def _figures(records: Sequence[ProbeRecord]) -> str:

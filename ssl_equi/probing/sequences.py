@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.data.actions import ActionKind, actions_between_all_views
+from ssl_equi.data.actions import QUATERNION_ACTION_KINDS, ActionKind, actions_between_all_views
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.probing.encode import FeatureCache, frozen
@@ -25,6 +25,8 @@ POSITION_NAMES = ("position_down", "position_right")
 COLUMN_NAMES: dict[ActionKind, tuple[str, ...]] = {
     "rotation": ROTATION_NAMES,
     "rotation_color": ROTATION_NAMES + HUE_NAMES,
+    "rotation_6d": tuple(f"rotation_6d_{column}" for column in range(6)),
+    "rotation_matrix": tuple(f"rotation_matrix_{column}" for column in range(9)),
     "pose_base": ROTATION_NAMES + BASE_TRANSLATION_NAMES,
     "pose_object": ROTATION_NAMES + OBJECT_TRANSLATION_NAMES,
 }
@@ -117,7 +119,8 @@ def sequences_of_cache(
         cache: every view of a split, encoded.
         kind: "rotation", the body-frame relative quaternion with the sign as it comes; "rotation_color": and the
             differences of floor and light hue; "pose_base", "pose_object": and the translation of the relative rigid
-            motion in that frame.
+            motion in that frame; "rotation_6d", "rotation_matrix": the rotation without a sign, and the quaternion,
+            which the model is not told, to be asked for.
         length: views of each sequence.
         per_object: sequences of each object, drawn independently of each other.
         seed: of the draw, which depends on the split's shape besides.
@@ -139,19 +142,21 @@ def sequences_of_cache(
     objects = torch.arange(cache.num_objects).repeat_interleave(per_object)
     latents, quats_xyzw = cache.latents.cpu()[objects[:, None], views], cache.quats_xyzw.cpu()[objects[:, None], views]
     actions = actions_between_all_views(quats_xyzw, latents, kind)
-    action_names, told_columns = COLUMN_NAMES[kind], None
+    told_names = COLUMN_NAMES[kind]
+    asked_besides: tuple[str, ...] = () if kind in QUATERNION_ACTION_KINDS else ROTATION_NAMES
     if ask_for_hues and kind != "rotation_color":
-        with_hues = actions_between_all_views(quats_xyzw, latents, "rotation_color")
-        actions = torch.cat([actions, with_hues[..., len(ROTATION_NAMES) :]], dim=-1)
-        action_names, told_columns = action_names + HUE_NAMES, tuple(range(len(action_names)))
+        asked_besides += HUE_NAMES
+    if asked_besides:
+        further = actions_between_all_views(quats_xyzw, latents, "rotation_color" if ask_for_hues else "rotation")
+        actions = torch.cat([actions, further[..., -len(asked_besides) :]], dim=-1)
     device = cache.features.device
     return FeatureSequences(
         features=cache.features[objects.to(device)[:, None], views.to(device)],
         actions=actions,
         labels=cache.labels.cpu()[objects],
         objects=objects,
-        action_names=action_names,
-        told_columns=told_columns,
+        action_names=told_names + asked_besides,
+        told_columns=tuple(range(len(told_names))) if asked_besides else None,
     ).to(device)
 
 

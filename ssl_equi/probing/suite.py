@@ -1,10 +1,5 @@
-"""All probes of one encoder: encode both splits once, then every task on every part; the same for a random encoder.
+"""Tasks on every part of cached features, and the records that results become."""
 
-Whether augmentations move all features alike needs augmented images too, so it is asked beside the tasks.
-`ssl_equi.probing.evaluation_suite` asks more of this, over seeds, from features that are kept.
-"""
-
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,16 +7,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
-from ssl_equi.probing.augmentation_equivariance import probe_augmentation_equivariance
-from ssl_equi.probing.encode import FeatureCache, encode_split, state_sha256
+from ssl_equi.probing.bootstrap import bootstrap_interval, mean_statistic
+from ssl_equi.probing.encode import FeatureCache, state_sha256
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord
-from ssl_equi.probing.skipping import TaskSkipped
+from ssl_equi.probing.skipping import TaskSkipped, noted_if_unanswered
+from ssl_equi.probing.task_results import without_undefined
 from ssl_equi.probing.task_samples import require_varied
-from ssl_equi.probing.tasks import Task, TaskResult, tasks_for
+from ssl_equi.probing.tasks import TASKS, Task, TaskResult, tasks_for
 
 PartResults = dict[str, dict[str, TaskResult]]  # by part, then task
 
@@ -78,85 +72,6 @@ class ProbeResults:
         return {part: result.per_class_recall for part, result in asked.items() if result.per_class_recall is not None}
 
 
-def run_probes(
-    encoder: nn.Module,
-    parts: dict[str, slice],
-    train: ViewCollection,
-    test: ViewCollection,
-    *,
-    random_encoder: nn.Module | None,
-    protocol: ProbeProtocol,
-    mean_rgb: Sequence[float],
-    std_rgb: Sequence[float],
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-    split_name: str = "test",
-    encode_batch_size: int = 512,
-    bad_train_records: BadRecords | None = None,
-) -> ProbeResults:
-    """Probe `encoder` on objects of `test` with heads that were trained on objects of `train`.
-
-    Without poses in both splits there are two questions: the class, and equivariance to augmentations.
-
-    Args:
-        encoder: maps `[N, 3, H, W]` to `[N, D]`; on `device`; its state and modes are left untouched.
-        parts: named slices of the feature columns.
-        random_encoder: the same architecture with fresh weights for the second baseline; None to leave it out.
-        mean_rgb, std_rgb: of the training images, in units of [0, 1].
-        seed: of the heads' initialisation and of their training pairs.
-        bad_train_records: what is done with training objects that can't be read; they raise when it is None. Objects
-            that are judged always do.
-
-    Raises:
-        DataError: an image can't be read.
-        ValueError: the two splits have different classes, an object has no label, or `parts` is empty.
-    """
-    check_splits(parts, train, test, split_name)
-    seconds = {"encode": 0.0, "heads": 0.0}
-
-    def probe(module: nn.Module) -> tuple[PartResults, list[FeatureCache], tuple[str, ...]]:
-        started = time.perf_counter()
-        caches = [
-            encode_split(module, split, mean_rgb, std_rgb, device, encode_batch_size, bad_records)
-            for split, bad_records in ((train, bad_train_records), (test, None))
-        ]
-        equivariance = probe_augmentation_equivariance(
-            module, parts, test, mean_rgb, std_rgb, protocol.augmentation_equivariance, device, encode_batch_size
-        )
-        encoded = time.perf_counter()
-        results, skipped = ask_tasks(
-            caches[0], caches[1], parts, tasks_for(caches[1]), len(train.class_names), protocol, device, seed,
-            unchanged=module,
-        )  # fmt: skip
-        seconds["encode"] += encoded - started
-        seconds["heads"] += time.perf_counter() - encoded
-        for part, result in equivariance.results.items():
-            results[part][AUGMENTATION_EQUIVARIANCE] = result
-        notes = tuple(f"{AUGMENTATION_EQUIVARIANCE}: {note}" for note in equivariance.notes)
-        return results, caches, (*skipped, *notes)
-
-    results, (train_features, test_features), notes = probe(encoder)
-    left_out = train.num_objects - train_features.num_objects
-    if left_out:
-        notes += (f"the heads were trained without {left_out} of {train.num_objects} objects, which can't be read",)
-    random_results = None
-    if random_encoder is not None:
-        random_results, _, random_notes = probe(random_encoder)
-        notes = with_notes_of_random(notes, random_notes)
-    return ProbeResults(
-        records=make_records(results, random_results, test_features.num_objects, split_name, protocol, seed),
-        parts=dict(parts),
-        results=results,
-        random_results=random_results,
-        train_features=train_features,
-        test_features=test_features,
-        class_names=tuple(train.class_names),
-        protocol=protocol,
-        seconds=seconds,
-        notes=notes,
-    )
-
-
 def with_notes_of_random(notes: Sequence[str], random_notes: Sequence[str]) -> tuple[str, ...]:
     """The notes, and those of the random encoder that don't say the same."""
     return (*notes, *(f"random encoder, {note}" for note in random_notes if note not in notes))
@@ -185,8 +100,9 @@ def probe_features(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> PartResults:
-    """Every task on every part of cached features; what can't be asked is left out."""
-    return ask_tasks(train, test, parts, tasks_for(test), num_classes, protocol, device, seed)[0]
+    """One task of each kind on every part of cached features; what can't be asked is left out."""
+    tasks = {name: TASKS[name] for name in tasks_for(test)}
+    return ask_tasks(train, test, parts, tasks, num_classes, protocol, device, seed)[0]
 
 
 def ask_tasks(
@@ -225,15 +141,15 @@ def ask_tasks(
         not_asked = []
         for name, task in tasks.items():
             before_task(name, part)
-            try:
-                result = task(train_part, test_part, num_classes, protocol, seed)
+            reasons: list[str] = []
+            with noted_if_unanswered(f"{name}, part {part}", reasons):
+                result = without_undefined(task(train_part, test_part, num_classes, protocol, seed))
                 results[part][name] = result
                 notes += [f"{name}, part {part}: {note}" for note in result.notes]
-            except TaskSkipped as reason:
-                if constant is None:
-                    notes.append(f"{name}, part {part}: {reason}")
-                else:
-                    not_asked.append(name)
+            if reasons and constant is not None:
+                not_asked.append(name)
+            else:
+                notes += reasons
             if unchanged is not None and state_sha256(unchanged) != state:
                 raise RuntimeError(
                     f"task {name!r} changed a parameter or a buffer of the encoder: a frozen encoder must stay as it is"
@@ -262,6 +178,11 @@ def make_records(
 ) -> list[ProbeRecord]:
     """Records in the order of the printed table: task by task, part by part; a task may be absent from a part."""
     tasks = dict.fromkeys(task for results_of_part in results.values() for task in results_of_part)
+
+    def interval(result: TaskResult, metric: str) -> dict[str, float]:
+        found = object_interval(result, metric, protocol.bootstrap_resamples)
+        return {} if found is None else {"interval_low": found[0], "interval_high": found[1]}
+
     return [
         ProbeRecord(
             task=task,
@@ -277,6 +198,7 @@ def make_records(
             protocol=protocol.name,
             seed=seed,
             object_standard_error=object_standard_error(results_of_part[task], metric),
+            **interval(results_of_part[task], metric),
         )
         for task in tasks
         for part, results_of_part in results.items()
@@ -292,6 +214,15 @@ def object_standard_error(result: TaskResult, metric: str) -> float | None:
     if scores is None or len(scores) < 2:
         return None
     return float(scores.std(ddof=1) / np.sqrt(len(scores)))
+
+
+def object_interval(result: TaskResult, metric: str, resamples: int) -> tuple[float, float] | None:
+    """Bootstrap interval of a metric over the evaluated objects; None where the result doesn't say how it follows."""
+    statistic = (result.statistics or {}).get(metric)
+    scores = (result.object_scores or {}).get(metric)
+    if statistic is None and scores is not None:
+        statistic = mean_statistic(scores)
+    return None if statistic is None else bootstrap_interval(statistic, resamples)
 
 
 def _random_value(random_results: PartResults | None, part: str, task: str, metric: str) -> float | None:

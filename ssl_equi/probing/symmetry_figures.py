@@ -7,6 +7,7 @@ says of one image, over all transformed copies of that image.
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from ssl_equi.checkpoint import write_text_atomically
 from ssl_equi.probing.layer_errors import LayerErrors
-from ssl_equi.probing.records import ProbeRecord
+from ssl_equi.probing.records import ProbeRecord, fixed
 from ssl_equi.probing.report import page_header, result_table
 from ssl_equi.probing.report_figures import (
     INK,
@@ -27,7 +28,14 @@ from ssl_equi.probing.report_figures import (
     shrink,
     to_svg,
 )
-from ssl_equi.probing.report_page import captioned_figure, details_table, escaped, page_document
+from ssl_equi.probing.report_page import (
+    Sections,
+    captioned_figure,
+    details_table,
+    drawn_sections,
+    escaped,
+    page_document,
+)
 from ssl_equi.probing.symmetry_errors import PartErrors, SymmetryErrors
 
 TASK = "symmetry"
@@ -141,14 +149,14 @@ def write_page(
     """
     of_features = [record for record in records if not record.task.endswith("_layers")]
     explained = "".join(f"<li>{escaped(line)}</li>" for line in EXPLANATIONS)
-    sections = [page_header(title, of_features, command)]
-    sections += [_section(measurement, images) for measurement in measurements]
-    sections += [
-        result_table(of_features, ()),
-        f'<ul class="notes">{explained}</ul>',
-        details_table("Configuration", config),
-    ]
-    write_text_atomically(path, page_document(title, sections))
+    sections: Sections = {
+        "header": lambda: page_header(title, of_features, command),
+        **{measurement.errors.symmetries.name: partial(_section, measurement, images) for measurement in measurements},
+        "results": lambda: result_table(of_features, ()),
+        "notes": lambda: f'<ul class="notes">{explained}</ul>',
+        "configuration": lambda: details_table("Configuration", config),
+    }
+    write_text_atomically(path, page_document(title, drawn_sections(sections)))
 
 
 def layer_figure(errors: SymmetryErrors) -> str:
@@ -244,7 +252,7 @@ def _orbit_cell(errors: SymmetryErrors, rows: list[int], image: np.ndarray | Non
     """A curve, and the image that it is of, or how many it is the mean of."""
     lowest = float(errors.similarities.numpy()[rows].min())
     which = f"all {len(rows)} images, mean and middle 80 %" if image is None else f"image {rows[0] + 1}"
-    label = escaped(f"{which}; lowest similarity {lowest:.2f}")
+    label = escaped(f"{which}; lowest similarity {fixed(lowest, 2)}")
     svg = orbit_figure(errors, rows, f"orbit-{errors.symmetries.name}-{'all' if image is None else rows[0]}")
     picture = ""
     if image is not None:
@@ -307,4 +315,4 @@ def _short_name(layer: LayerErrors) -> str:
 
 
 def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}" if value >= 0.001 or value == 0 else f"{value:.0e}"
+    return "-" if value is None else fixed(value, 3) if value >= 0.001 or value == 0 else f"{value:.0e}"

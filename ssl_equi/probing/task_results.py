@@ -1,12 +1,14 @@
 """What a task is and what it answers."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
 from ssl_equi.probing.baselines import Baseline
+from ssl_equi.probing.bootstrap import ObjectStatistic
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.protocol import ProbeProtocol
 
@@ -24,6 +26,7 @@ class TaskResult:
         per_class_recall: classification tasks only, `[C]`, NaN for a class without test objects.
         object_scores: of metrics that are means over samples, the mean of each evaluated object `[n_objects]`, NaN for
             an object without samples; objects are the independent units of a standard error.
+        statistics: of metrics that are no such means, how they follow from the evaluated objects, for an interval.
         singular_values: collapse task only, of the matrix of features, largest first.
         retrieval_ranks: retrieval only, rank of the view that each query means, from 1.
         notes: sentences on metrics that are missing.
@@ -39,6 +42,7 @@ class TaskResult:
     constant_angle_errors_deg: np.ndarray | None = None
     per_class_recall: np.ndarray | None = None
     object_scores: dict[str, np.ndarray] | None = None
+    statistics: dict[str, ObjectStatistic] | None = None
     singular_values: np.ndarray | None = None
     details: dict[str, float] | None = None
     retrieval_ranks: np.ndarray | None = None
@@ -52,6 +56,19 @@ Task = Callable[[FeatureCache, FeatureCache, int, ProbeProtocol, int], TaskResul
 
 Raises TaskSkipped where these data or features can't be asked.
 """
+
+
+def without_undefined(result: TaskResult) -> TaskResult:
+    """The result without metrics that are NaN or infinite, or whose baseline is; a note names each of them."""
+    undefined = {
+        metric: f"{metric} is {value} and its baseline {result.baselines[metric].value}, so it is left out"
+        for metric, value in result.metrics.items()
+        if not (math.isfinite(value) and math.isfinite(result.baselines[metric].value))
+    }
+    if not undefined:
+        return result
+    metrics = {metric: value for metric, value in result.metrics.items() if metric not in undefined}
+    return replace(result, metrics=metrics, notes=(*result.notes, *undefined.values()))
 
 
 def object_means(scores: Tensor, object_indices: Tensor, num_objects: int) -> np.ndarray:

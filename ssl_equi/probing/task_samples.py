@@ -12,7 +12,14 @@ from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, build_head, predict, train_head
 from ssl_equi.probing.metrics import r2_notes, varying_components
-from ssl_equi.probing.pairs import ViewPairs, evaluation_pairs, evaluation_views, training_pairs, training_views
+from ssl_equi.probing.pairs import (
+    ViewPairs,
+    all_pairs,
+    evaluation_pairs,
+    evaluation_views,
+    training_pairs,
+    training_views,
+)
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.skipping import TaskSkipped
 
@@ -137,11 +144,20 @@ def evaluated_view_rows(test: FeatureCache, protocol: ProbeProtocol) -> Tensor:
                                             protocol.evaluation_seed))  # fmt: skip
 
 
-def evaluated_pair_rows(test: FeatureCache, protocol: ProbeProtocol) -> Tensor:
-    """The fixed pairs `[n, 2]` that heads are judged on."""
+def evaluated_pairs(num_objects: int, num_views: int, protocol: ProbeProtocol) -> ViewPairs:
+    """The fixed pairs that heads are judged on, equally many of each object."""
     pairs_per_object = protocol.evaluation_pairs_per_object
-    return pair_rows(test, evaluation_pairs(test.num_objects, test.num_views, pairs_per_object,
-                                            protocol.evaluation_seed))  # fmt: skip
+    if num_objects * pairs_per_object < protocol.evaluation_least_pairs:
+        allowed = protocol.evaluation_most_pairs // num_objects
+        if num_views * (num_views - 1) <= allowed:
+            return all_pairs(num_objects, num_views)
+        pairs_per_object = max(pairs_per_object, allowed)
+    return evaluation_pairs(num_objects, num_views, pairs_per_object, protocol.evaluation_seed)
+
+
+def evaluated_pair_rows(test: FeatureCache, protocol: ProbeProtocol) -> Tensor:
+    """The rows `[n, 2]` of `evaluated_pairs`."""
+    return pair_rows(test, evaluated_pairs(test.num_objects, test.num_views, protocol))
 
 
 def held_out_objects(num_objects: int, share: float, seed: int) -> np.ndarray:

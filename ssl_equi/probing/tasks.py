@@ -7,6 +7,7 @@ of the data or the features at hand raises TaskSkipped with the reason.
 
 from collections.abc import Sequence
 
+from ssl_equi.data.collection import ViewCollection
 from ssl_equi.geometry.latents import LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.protocol import CORE_TASKS
@@ -88,11 +89,11 @@ NEEDS_POSES = (
 )
 
 
-def tasks_for(cache: FeatureCache, names: Sequence[str] = CORE_TASKS) -> dict[str, Task]:
+def tasks_for(views: FeatureCache | ViewCollection, names: Sequence[str] = CORE_TASKS) -> tuple[str, ...]:
     """Those of the named tasks whose latents a split has: without known poses, or of objects that don't move, fewer."""
     absent: tuple[str, ...] = ()
-    if cache.quats_xyzw is None:
+    if views.quats_xyzw is None:
         absent = NEEDS_POSES
-    elif cache.latents.shape[-1] != LATENT_SIZE_WITH_TRANSLATION:
+    elif views.latents.shape[-1] != LATENT_SIZE_WITH_TRANSLATION:
         absent = NEEDS_TRANSLATIONS
-    return {name: TASKS[name] for name in names if name not in absent}
+    return tuple(name for name in names if name not in absent)

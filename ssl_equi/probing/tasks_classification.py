@@ -1,7 +1,8 @@
 """Which class is the object of? Asked of a single view, by a linear head, by neighbours, and from few objects.
 
 All of them are judged on the same fixed views of the evaluated split, which chooses nothing: what is chosen is chosen
-on held-out objects of the training split.
+on held-out objects of the training split, or on held-out views where each object is a class of its own. Views of
+classes that no training object has can't be told by any head: they are left out, and a note says so.
 """
 
 import math
@@ -102,12 +103,13 @@ def linear(train: FeatureCache, test: FeatureCache, num_classes: int, protocol: 
     """Class from a single view: linear head whose learning rate and weight decay training objects choose.
 
     All combinations learn side by side from a part of the training objects. The one with the highest top-1 on the
-    others (then the lowest cross-entropy) is trained again on all, and judged after its last epoch.
+    others (then the lowest cross-entropy) is trained again on all, and judged after its last epoch. Where no class of
+    those others is among the learnt ones, a part of each object's views stands for a part of the objects.
     """
     require_classes(train, test)
     require_objects(train, "training")
     views_per_object = protocol.linear_views_per_object or train.num_views
-    held_out = torch.from_numpy(held_out_objects(train.num_objects, protocol.linear_held_out_share, seed))
+    fitted, choosing, notes = _held_out_samples(train, views_per_object, protocol, seed)
     strengths = [
         (learning_rate, weight_decay)
         for learning_rate in protocol.linear_learning_rates
@@ -118,18 +120,18 @@ def linear(train: FeatureCache, test: FeatureCache, num_classes: int, protocol: 
         strengths,
         num_classes,
         features,
-        lambda epoch: _samples_of_objects(train, (~held_out).nonzero()[:, 0], views_per_object, seed, epoch),
+        fitted,
         protocol,
         epochs=protocol.linear_epochs,
         seed=seed,
     )
-    choosing = _samples_of_objects(train, held_out.nonzero()[:, 0], train.num_views, seed, epoch=0)
     learning_rate, weight_decay = strengths[_best_candidate(candidates, features, choosing, len(strengths))]
     chosen = replace(protocol, learning_rate=learning_rate, weight_decay=weight_decay)
     objects = torch.arange(train.num_objects)
     logits = _trained(train, objects, num_classes, views_per_object, chosen, protocol.linear_epochs, seed)
     result = judge_class_head(train, test, logits, protocol)
-    return replace(result, details={"learning_rate": learning_rate, "weight_decay": weight_decay})
+    details = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    return replace(result, details=details, notes=(*result.notes, *notes))
 
 
 def knn(train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int) -> TaskResult:
@@ -206,6 +208,29 @@ def _samples_of_objects(train: FeatureCache, objects: Tensor, views_per_object: 
     views = training_views(train.num_objects, train.num_views, views_per_object, seed, epoch)
     rows = view_rows(train, views).view(train.num_objects, -1)[objects.to(train.features.device)].reshape(-1, 1)
     return samples_of(train, rows, classes)
+
+
+def _held_out_samples(
+    train: FeatureCache, views_per_object: int, protocol: ProbeProtocol, seed: int
+) -> tuple[Callable[[int], Samples], Samples, tuple[str, ...]]:
+    """What heads learn from in an epoch, what chooses between them, and a note if that is no split by objects."""
+    held_out = torch.from_numpy(held_out_objects(train.num_objects, protocol.linear_held_out_share, seed))
+    labels = train.labels.cpu()
+    if train.num_views < 2 or bool(torch.isin(labels[held_out], labels[~held_out]).any()):
+        choosing = _samples_of_objects(train, held_out.nonzero()[:, 0], train.num_views, seed, epoch=0)
+        learning = (~held_out).nonzero()[:, 0]
+        return lambda epoch: _samples_of_objects(train, learning, views_per_object, seed, epoch), choosing, ()
+    of_view = held_out_objects(train.num_views, protocol.linear_held_out_share, seed)
+    learnt, others = np.flatnonzero(~of_view), np.flatnonzero(of_view)
+    drawn = min(views_per_object, len(learnt))
+
+    def fitted(epoch: int) -> Samples:
+        views = learnt[training_views(train.num_objects, len(learnt), drawn, seed, epoch)]
+        return samples_of(train, view_rows(train, views), classes)
+
+    choosing = samples_of(train, view_rows(train, np.tile(others, (train.num_objects, 1))), classes)
+    note = "learning rate and weight decay were chosen on held-out views, since held-out objects are of other classes"
+    return fitted, choosing, (note,)
 
 
 def _trained(
@@ -285,8 +310,24 @@ def _vote(
 
 
 def _result(train: FeatureCache, test: FeatureCache, rows: Tensor, logits: Tensor) -> TaskResult:
-    """Metrics of logits (or votes) `[n, C]` of views `rows [n, 1]` of the evaluated split."""
+    """Metrics of logits (or votes) `[n, C]` of views `rows [n, 1]` of the evaluated split.
+
+    Raises:
+        TaskSkipped: no view is of a class that training objects have.
+    """
     labels = classes(test, rows)
+    seen = torch.isin(labels, train.labels)
+    notes: tuple[str, ...] = ()
+    num_objects = None
+    if not bool(seen.all()):
+        unseen = labels[~seen].unique().tolist()
+        numbers = ", ".join(str(label) for label in unseen)
+        missing = f"of {len(unseen)} classes that no training object has (numbers {numbers})"
+        if not bool(seen.any()):
+            raise TaskSkipped(f"all {len(labels)} evaluated views are {missing}: use splits of the same classes")
+        notes = (f"{int((~seen).sum())} of {len(labels)} evaluated views are {missing}, and are left out",)
+        rows, logits, labels = rows[seen], logits[seen], labels[seen]
+        num_objects = len(sample_objects(test, rows).unique())
     hits = (logits.argmax(dim=1) == labels).double()
     return TaskResult(
         metrics={"top1": top1(logits, labels), "balanced_top1": balanced_top1(logits, labels)},
@@ -294,4 +335,6 @@ def _result(train: FeatureCache, test: FeatureCache, rows: Tensor, logits: Tenso
         num_samples=len(labels),
         per_class_recall=per_class_recall(logits, labels).numpy(),
         object_scores={"top1": object_means(hits, sample_objects(test, rows), test.num_objects)},
+        notes=notes,
+        num_objects=num_objects,
     )

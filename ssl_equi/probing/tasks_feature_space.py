@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssl_equi.probing.baselines import Baseline
 from ssl_equi.probing.encode import FeatureCache
+from ssl_equi.probing.metrics import effective_rank
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.task_results import TaskResult
@@ -81,8 +82,8 @@ def collapse(
 
     - `rankme`: exp of the entropy of the singular values' shares (each plus 1e-7) of the uncentred matrix of features
       (Garrido et al., "RankMe", ICML 2023, equation 1); 0 if all features are 0.
-    - `effective_rank`: exp of the entropy of the shares of the covariance's eigenvalues (Roy and Vetterli, 2007); 0
-      without any variance.
+    - `effective_rank`: exp of the entropy of the singular values' shares of the centred matrix of features (Roy and
+      Vetterli, "The effective rank", EUSIPCO 2007); 0 without any variance.
     - `column_std_mean`, `column_std_min`: standard deviation of the columns of rows of length 1, times sqrt(D): 1 in
       all columns if the directions are isotropic.
     - `dead_dimensions`: share of the columns whose standard deviation is less than 1 % of the columns' average, or no
@@ -115,15 +116,6 @@ def rank_me(singular_values: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def effective_rank(eigenvalues: np.ndarray) -> float:
-    """exp of the entropy of the shares of a covariance's eigenvalues; 0 if they all are 0."""
-    total = eigenvalues.sum()
-    if total == 0:
-        return 0.0
-    shares = eigenvalues[eigenvalues > 0] / total
-    return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
 def _directions_used(features: Tensor) -> tuple[dict[str, float], np.ndarray]:
     """The metrics of `collapse` of rows `[n, D]`, and the singular values, largest first."""
     num_rows, dim = features.shape
@@ -141,7 +133,7 @@ def _directions_used(features: Tensor) -> tuple[dict[str, float], np.ndarray]:
     unit_std = (dim * unit_variance.clamp(min=0)).sqrt().cpu().numpy()
     metrics = {
         "rankme": rank_me(singular_values),
-        "effective_rank": effective_rank(np.where(eigenvalues > rounding, eigenvalues, 0.0)),
+        "effective_rank": effective_rank(np.sqrt(np.where(eigenvalues > rounding, eigenvalues, 0.0))),
         "column_std_mean": float(unit_std.mean()),
         "column_std_min": float(unit_std.min()),
         "dead_dimensions": float(dead.mean()),

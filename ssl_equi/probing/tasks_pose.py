@@ -6,9 +6,11 @@ et al., "An Analysis of SVD for Deep Rotation Estimation", NeurIPS 2020). R2 is 
 it differs between the targets; angles, of the rotation that an answer stands for, can be compared.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor, nn
 
 from ssl_equi.data.actions import relative_rotation
@@ -20,11 +22,18 @@ from ssl_equi.geometry.rotations import (
     quat_to_matrix,
     rotation_6d_from_matrix,
 )
-from ssl_equi.probing.baselines import constant_baselines, constant_rotation_baselines, constant_translation_baselines
+from ssl_equi.probing.baselines import (
+    Baseline,
+    constant_baselines,
+    constant_rotation_baselines,
+    constant_translation_baselines,
+)
+from ssl_equi.probing.bootstrap import median_statistic, r2_uniform_statistic
 from ssl_equi.probing.encode import FeatureCache
-from ssl_equi.probing.heads import predict
+from ssl_equi.probing.heads import Samples, predict
 from ssl_equi.probing.metrics import angle_errors_deg, distance_median, r2_metrics, r2_notes, summarise_angles
 from ssl_equi.probing.protocol import ProbeProtocol
+from ssl_equi.probing.records import BY_CLASS
 from ssl_equi.probing.task_results import Task, TaskResult, object_means
 from ssl_equi.probing.task_samples import (
     HeadPlan,
@@ -40,6 +49,8 @@ from ssl_equi.probing.task_samples import (
     require_views,
     sample_objects,
 )
+
+MOST_CLASSES = 20  # that angles are told apart by
 
 
 @dataclass(frozen=True)
@@ -94,8 +105,7 @@ def judge_relative_rotation(
     """What such a head achieves on the fixed pairs of a split."""
     samples = judged_pairs(test, _encoded(target, _relative_rotations), protocol)
     answers = predict(head, feature_matrix(test), samples.rows)
-    true_xyzw, objects = _relative_rotations(test, samples.rows), sample_objects(test, samples.rows)
-    return _rotation_result(answers, samples.targets, true_xyzw, target, objects, test.num_objects)
+    return _rotation_result(test, samples, answers, _relative_rotations(test, samples.rows), target)
 
 
 def absolute_rotation_task_of(target: RotationTarget) -> Task:
@@ -113,9 +123,7 @@ def absolute_rotation_task_of(target: RotationTarget) -> Task:
         views_per_object = protocol.absolute_rotation_views_per_object or train.num_views
         plan = HeadPlan(protocol.absolute_rotation_hidden, protocol.absolute_rotation_epochs, views_per_object)
         answers, samples = regress_views(train, test, _encoded(target, _rotations), plan, protocol, seed)
-        true_xyzw = _rotations(test, samples.rows)
-        objects = sample_objects(test, samples.rows)
-        return _rotation_result(answers, samples.targets, true_xyzw, target, objects, test.num_objects)
+        return _rotation_result(test, samples, answers, _rotations(test, samples.rows), target)
 
     return task
 
@@ -190,22 +198,46 @@ def _quats_xyzw(cache: FeatureCache) -> Tensor:
 
 
 def _rotation_result(
-    answers: Tensor,
-    targets: Tensor,
-    true_xyzw: Tensor,
-    target: RotationTarget,
-    object_indices: Tensor,
-    num_objects: int,
+    test: FeatureCache, samples: Samples, answers: Tensor, true_xyzw: Tensor, target: RotationTarget
 ) -> TaskResult:
     """R2 of a head's answers to its targets `[n, K]`, and angles between the rotations; both beside the constants'."""
     errors_deg = angle_errors_deg(target.decode(answers), true_xyzw)
     angle_baselines, constant_errors_deg = constant_rotation_baselines(true_xyzw)
+    objects, targets = sample_objects(test, samples.rows).cpu(), samples.targets
+    of_sample = objects.numpy()
+    classes = _rows_of_classes(test, objects)
+    constants = {name: Baseline(_median(constant_errors_deg[rows]), "constant") for name, rows in classes.items()}
+    metrics = r2_metrics(answers, targets)
+    statistics = {"angle_deg_median": median_statistic(errors_deg.numpy(), of_sample, test.num_objects)}
+    if metrics:
+        statistics["r2_uniform"] = r2_uniform_statistic(answers, targets, of_sample, test.num_objects)
+    for name, rows in classes.items():
+        distinct, number = np.unique(of_sample[rows], return_inverse=True)
+        statistics[name] = median_statistic(errors_deg[rows].numpy(), number, len(distinct))
+    by_class = {name: _median(errors_deg[rows]) for name, rows in classes.items()}
     return TaskResult(
-        metrics=r2_metrics(answers, targets) | summarise_angles(errors_deg),
-        baselines=angle_baselines | constant_baselines(targets),
+        metrics=metrics | summarise_angles(errors_deg) | by_class,
+        baselines=angle_baselines | constant_baselines(targets) | constants,
         num_samples=len(targets),
         angle_errors_deg=errors_deg.numpy(),
         constant_angle_errors_deg=constant_errors_deg.numpy(),
-        object_scores={"angle_deg_mean": object_means(errors_deg, object_indices, num_objects)},
+        object_scores={"angle_deg_mean": object_means(errors_deg, objects, test.num_objects)},
+        statistics=statistics,
         notes=r2_notes(targets),
     )
+
+
+def _rows_of_classes(test: FeatureCache, objects: Tensor) -> dict[str, np.ndarray]:
+    """Samples of each judged class by the metric's name, where there are a few classes: some have symmetric objects."""
+    labels = test.labels.cpu()[objects].numpy()
+    present = np.unique(labels)
+    if not 1 < len(present) <= MOST_CLASSES or len(test.class_names) <= present.max():
+        return {}
+    names = {label: re.sub(r"[^A-Za-z0-9]+", "_", test.class_names[label]).strip("_") for label in present}
+    taken = list(names.values())
+    unique = {label: name if name and taken.count(name) == 1 else f"{name}_{label}" for label, name in names.items()}
+    return {f"{BY_CLASS}{name}": np.flatnonzero(labels == label) for label, name in unique.items()}
+
+
+def _median(errors_deg: Tensor) -> float:
+    return float(np.median(errors_deg.numpy()))

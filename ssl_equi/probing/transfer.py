@@ -90,7 +90,9 @@ def _question(transfer_set: TransferSet, name: str, task: Task) -> ImageQuestion
             context.protocol,
             seed,
         )
-        return replace(result, split=f"{transfer_set.label}_{test.split}", num_objects=test.num_objects)
+        return replace(
+            result, split=f"{transfer_set.label}_{test.split}", num_objects=result.num_objects or test.num_objects
+        )
 
     return ask
 

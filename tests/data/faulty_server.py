@@ -12,8 +12,8 @@ class FaultyServer:
     """Serves `folder`; `fail(name, fault, times)` lets the next requests for a file's bytes go wrong.
 
     Faults: a status such as 404; "stall" (half the body, then silence); "drip" (a byte now and then); "drop" (half the
-    body, then the connection ends); "whole" (ignores the range); "elsewhere" (another range); a path of this machine or
-    an address to redirect to as "redirect ADDRESS".
+    body, then the connection ends); "whole" (ignores the range); "elsewhere" (another range);
+    "continue" (answers 100 without an end); a path of this machine or an address to redirect to as "redirect ADDRESS".
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,6 +71,13 @@ class FaultyServer:
             handler.send_response(302)
             handler.send_header("Location", fault.removeprefix("redirect "))
             handler.end_headers()
+            return
+        if fault == "continue":
+            while not self.release.wait(0.01):
+                try:
+                    handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                except OSError:
+                    return
             return
         self._send(handler, path.read_bytes(), fault)
 

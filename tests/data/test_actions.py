@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from ssl_equi.data.actions import (
     action_between_views,
     action_from_batch,
     actions_between_all_views,
+    beyond_euler_box,
     relative_hues,
     relative_rotation,
 )
@@ -125,6 +127,48 @@ def test_batch_moves_as_a_whole(pair_latents):
     assert moved.images.device.type == moved.labels.device.type == moved.view_indices.device.type == "meta"
     assert moved.seconds_waited == 1.5
     assert batch.to("cpu").images.data_ptr() == batch.images.data_ptr()
+
+
+def full_turns(count: int = 500) -> np.ndarray:
+    """Latents of pairs of views from all around."""
+    generator = np.random.default_rng(0)
+    rotations = generator.uniform(-math.pi, math.pi, (count, 2, 3))
+    return np.concatenate([rotations, generator.uniform(0, 1, (count, 2, 4))], axis=-1)
+
+
+def test_rotations_without_a_sign_are_columns_and_rows_of_scipys_matrix() -> None:
+    latents = full_turns()
+    batch = _batch_of_latents(latents)
+    first, second = (Rotation.from_euler("xyz", latents[:, view, :3]) for view in (0, 1))
+    matrices = (first.inv() * second).as_matrix()
+    six_numbers = np.concatenate([matrices[:, :, 0], matrices[:, :, 1]], axis=1)
+    np.testing.assert_allclose(action_from_batch(batch, "rotation_6d"), six_numbers, atol=2e-6)
+    np.testing.assert_allclose(action_from_batch(batch, "rotation_matrix"), matrices.reshape(-1, 9), atol=2e-6)
+
+
+def test_equal_rotations_of_a_full_turn_differ_in_sign_as_quaternions_only() -> None:
+    """The same turn about z from any pose of a turntable."""
+    start = np.linspace(-math.pi, math.pi, 100, endpoint=False)
+    latents = np.zeros((100, 2, 7))
+    latents[:, 0, 2], latents[:, 1, 2] = start, start + 2.0
+    batch = _batch_of_latents(latents)
+    batch.quat_xyzw.mul_(torch.where(batch.quat_xyzw[..., 3:] < 0, -1, 1))  # w > 0, as shards store them
+    quats = action_from_batch(batch, "rotation")
+    share = float((quats[:, 3] < 0).float().mean())
+    assert 0.2 < share < 0.4
+    for kind in ("rotation_6d", "rotation_matrix"):
+        assert float(action_from_batch(batch, kind).std(dim=0).max()) < 1e-6
+
+
+def test_poses_beyond_the_euler_box_are_told() -> None:
+    def views(furthest_deg: float, num_latents: int = 7, posed: bool = True) -> SimpleNamespace:
+        latents = np.zeros((3, 2, num_latents), np.float32)
+        latents[1, 0, :3] = -math.radians(furthest_deg)
+        return SimpleNamespace(split="train", latents=latents, quats_xyzw=np.zeros((3, 2, 4)) if posed else None)
+
+    for within in (views(90), views(90.01, 10), views(170, 0, posed=False), views(0)):
+        assert beyond_euler_box(within) is None
+    assert "split 'train' turn by up to 180 degrees" in beyond_euler_box(views(180))
 
 
 @pytest.mark.parametrize("kind", ACTION_SIZES)

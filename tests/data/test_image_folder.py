@@ -1,21 +1,27 @@
 """Images in folders, and what the loader makes of them."""
 
 import itertools
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ssl_equi.data.decode import decode_image
+from ssl_equi.data.decoded_cache import CachedViews
 from ssl_equi.data.errors import DataError
-from ssl_equi.data.fit import Canvas
+from ssl_equi.data.fit import Canvas, CenterCrop
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.saliency_maps import computed_saliency
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.sources import open_data
+from ssl_equi.data.view_subset import ViewSubset
 
 
 def test_classes_and_files_are_sorted(mixed_folder: Path) -> None:
@@ -155,3 +161,86 @@ def test_wrong_layouts_are_named(mixed_folder: Path, image_bytes: Callable[..., 
     (flat / "train" / "0.jpg").write_bytes(image_bytes(0))
     with pytest.raises(DataError, match="holds no class folders"):
         open_data("folder", flat, "val", 32)
+
+
+def test_what_is_no_image_is_counted_and_said(
+    mixed_folder: Path, image_bytes: Callable[..., bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = mixed_folder / "train"
+    for name in ("notes.txt", "cat/Thumbs.db", "cat/a.HEIC", "cat/b.heic", "dog/LICENSE", "dog/._0.jpg"):
+        (train / name).write_bytes(b"x")
+    (train / ".git").mkdir()
+    (train / "cat" / "lists.txt").symlink_to("/nowhere/at/all")
+    assert ImageFolder(mixed_folder, "train").passed_over == {
+        "outside of the class folders": 1, ".db": 1, ".heic": 2, "without a suffix": 1, "hidden": 2, ".txt": 1,
+    }  # fmt: skip
+    open_data("folder", mixed_folder, "val", 32)
+    assert capsys.readouterr().out == (
+        f"passed over in split 'train' of {mixed_folder}: 2 .heic, 2 hidden, 1 .db, 1 .txt, 1 outside of the class "
+        "folders, 1 without a suffix\n"
+    )
+
+
+def test_links_are_followed_and_those_to_nowhere_named(mixed_folder: Path) -> None:
+    cat, dog = mixed_folder / "train" / "cat", mixed_folder / "train" / "dog"
+    (cat / "more").symlink_to(dog)
+    (cat / "linked.png").symlink_to(dog / "2.png")
+    assert len(ImageFolder(mixed_folder, "train").labels) == 12 + 6 + 1
+    (cat / "7.png").symlink_to("/nowhere/7.png")
+    with pytest.raises(DataError, match=r"cat/7\.png is a link to /nowhere/7\.png, where no file is: restore that"):
+        open_data("folder", mixed_folder, "val", 32)
+    (cat / "7.png").unlink()
+    os.mkfifo(cat / "pipe.png")
+    with pytest.raises(DataError, match=r"cat/pipe\.png is neither a file nor a link to one"):
+        ImageFolder(mixed_folder, "train")
+    (cat / "pipe.png").unlink()
+    (dog / "deep").mkdir()
+    (dog / "deep" / "round").symlink_to(dog)
+    with pytest.raises(DataError, match=r"deep/round is a link to a folder that contains it: remove the link"):
+        ImageFolder(mixed_folder, "train")
+
+
+@pytest.mark.parametrize("locked", ["train", "train/cat", "train/cat/deep"])
+def test_a_folder_without_permission_is_named(locked: str, mixed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (mixed_folder / "train/cat/deep").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: Path) -> Any:  # root may read everything
+        if Path(path) == mixed_folder / locked:
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=rf"folder .*{locked} can't be read \(Permission denied\): allow it"):
+        open_data("folder", mixed_folder, "val", 32)
+
+
+def test_the_content_key_follows_files_that_are_written_anew(mixed_folder: Path) -> None:
+    first = ImageFolder(mixed_folder, "train")
+    assert ImageFolder(mixed_folder, "train").content_key == first.content_key
+    path = mixed_folder / "train" / "dog" / "0.jpg"
+    content, times = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-3] + b"abc")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = ImageFolder(mixed_folder, "train")
+    assert changed.fingerprint == first.fingerprint and changed.content_key != first.content_key
+    views = [SingleViews(store, Canvas(64)) for store in (first, changed)]
+    subsets = [ViewSubset(each, np.arange(3), np.zeros((3, 1), int)) for each in views]
+    assert len({each.content_key for each in (*views, *subsets)}) == 4
+    assert len({each.fingerprint for each in (*views, *subsets)}) == 2
+
+
+def test_pictures_that_are_written_anew_meet_no_old_cache(mixed_folder: Path, tmp_path: Path) -> None:
+    pixels, maps = [], []
+    for level in (40, 200):
+        picture = np.full((32, 32, 3), 255 - level, np.uint8)
+        picture[8:16, 8 + level // 20 : 20] = level
+        for path in sorted((mixed_folder / "train").rglob("*.*")):
+            Image.fromarray(picture).save(path, "BMP")
+        views = SingleViews(ImageFolder(mixed_folder, "train"), CenterCrop(32, 32))
+        out = np.empty((1, 1, 32, 32, 3), np.uint8)
+        CachedViews(views, tmp_path / "decoded").read_views(np.array([3]), np.array([[0]]), out)
+        np.testing.assert_array_equal(out[0, 0], picture)
+        pixels.append(out.tobytes())
+        maps.append(computed_saliency(views, "spectral_residual", tmp_path).read(torch.tensor([3]), torch.tensor([0])))
+    assert pixels[0] != pixels[1] and not torch.equal(*maps)

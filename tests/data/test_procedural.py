@@ -276,7 +276,9 @@ def test_files_in_the_original_layout_convert_to_the_same_shards(
     assert (folder / "image_0.jpg").read_bytes() == first_image
 
     converter = load_script("threediebench")
-    converter.convert(converter.Config(source=tree, out=tmp_path / "shards", verify=True))
+    converter.convert(
+        converter.Config(source=tree, out=tmp_path / "shards", verify=True, source_name="tests", license="CC0-1.0")
+    )
     build_procedural(tmp_path / "direct", config, ("train", "val"), workers=1, show_progress=False)
     for split in ("train", "val"):
         converted, direct = ShardDataset(tmp_path / "shards", split), ShardDataset(tmp_path / "direct", split)

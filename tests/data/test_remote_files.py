@@ -6,6 +6,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from ssl_equi.data import remote_files
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.remote_files import HttpFolder, LocalFolder, Patience, open_folder
 from tests.data.faulty_server import FaultyServer
@@ -55,10 +56,11 @@ def test_a_transfer_goes_on_where_it_broke_off(server):
         (500, "the server answers 500 Internal Server Error; 3 attempts", 3),
         (404, "the server answers 404 Not Found", 1),
         (403, "the server answers 403 Forbidden", 1),
-        ("whole", r"the server ignores byte ranges \(status 200\)", 1),
         ("elsewhere", "another byte range than was asked for", 1),
         ("redirect file:///etc/hostname", "302", 1),
         ("redirect ftp://127.0.0.1/file", "", 3),
+        ("redirect http://[::1/file", "an address that is none", 1),
+        ("continue", "the server stalls; 3 attempts", 3),
     ],
 )
 def test_faults_that_stay_name_the_file_and_the_fault(server, fault, message, attempts):
@@ -66,6 +68,21 @@ def test_faults_that_stay_name_the_file_and_the_fault(server, fault, message, at
     with pytest.raises(DataError, match=rf"{server.url}/file cannot be read \(.*{message}"):
         _read(server)
     assert server.requests["file"] == attempts
+
+
+def test_a_plain_server_is_good_enough_for_whole_files(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote_files, "_PIECE_BYTES", 70_000)
+    server.fail("file", "whole", times=1)
+    for requests in (1, 1 + 5):  # all at once; in pieces, of which the second breaks off
+        with open(tmp_path / "copy", "wb") as out:
+            open_folder(server.url, IMPATIENT).copy("file", out, len(CONTENT))
+        assert (tmp_path / "copy").read_bytes() == CONTENT and server.requests["file"] == requests
+        server.fail("file", "drop", times=1)
+    server.fail("file", "whole")
+    with pytest.raises(DataError, match=r"ignores byte ranges \(status 200\): copy the folder here and give its path"):
+        _read(server)
+    with open(tmp_path / "copy", "wb") as out, pytest.raises(DataError, match=r"has 256000 bytes where .* says 256001"):
+        open_folder(server.url, IMPATIENT).copy("file", out, len(CONTENT) + 1)
 
 
 def test_a_server_that_drips_is_given_up(server):
@@ -128,6 +145,12 @@ def test_closing_ends_the_pauses(server):
         "http://host/a b",
         "http:///data",
         "s3://bucket/data;rm",
+        "http://[::1/data",
+        "http://host:port/data",
+        "http://host:99999/data",
+        "http://a..b/data",
+        f"http://{'a' * 70}.org/data",
+        "http://:80/data",
     ],
 )
 def test_other_locations_are_refused_and_nothing_is_executed(location, tmp_path, monkeypatch):

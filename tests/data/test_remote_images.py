@@ -137,5 +137,5 @@ def test_rendered_objects_and_images_are_not_mistaken_for_each_other(server, sha
 
 def test_what_is_no_manifest_is_refused(server, folder, tmp_path):
     (folder / "train.manifest.json").write_text("{")
-    with pytest.raises(DataError, match="is not JSON"):
+    with pytest.raises(DataError, match=rf"{server.url}/train\.manifest\.json is not valid JSON"):
         download_split(server.url, "train", tmp_path / "copy", max_bytes=10**7)

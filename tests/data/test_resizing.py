@@ -84,9 +84,9 @@ def test_the_stored_size_is_equal_to_the_bit_and_others_say_so(tiny_data: Path) 
     assert same.train.plan_sha256 == stored.plan_sha256 and same.train.source == stored.source
     np.testing.assert_array_equal(all_views(same.train), all_views(stored))
     small, large = (open_data("3diebench-p", tiny_data, "test", side) for side in SIDES.values())
-    assert small.notes == ("the images of 3diebench-p have 32 x 32 pixels and are shrunk to 20 x 20",)
+    assert small.notes == ("the stored images of 3diebench-p have 32 x 32 pixels and are shrunk to 20 x 20",)
     assert large.notes == (
-        "the images of 3diebench-p have 32 x 32 pixels and are enlarged, which adds no detail, to 48 x 48",
+        "the stored images of 3diebench-p have 32 x 32 pixels and are enlarged, which adds no detail, to 48 x 48",
     )
     for name in ("fingerprint", "plan_sha256", "source"):
         assert len({getattr(data.train, name) for data in (same, small, large)}) == 3

@@ -145,6 +145,15 @@ def test_doubled_member(shard):
     assert "has 'object_000.v00.jpg' where 'object_000.v01.jpg' is due" in _scan_error(shard)
 
 
+def test_views_of_two_formats(shard):
+    members = list(_members(shard).items())
+    _write_members(shard, [*members[:2], ("object_000.v00.png", members[2][1]), *members[3:]])
+    assert "image 'object_000.v00.png' in shard" in _scan_error(shard)
+    assert "is jpg and not png: give all views of a split one format" in _scan_error(shard)
+    _write_members(shard, [*members[:3], ("object_000.v01.png", members[3][1]), *members[4:]])
+    assert "has 'object_000.v01.png' where 'object_000.v01.jpg' is due" in _scan_error(shard)
+
+
 def test_members_of_two_objects_interleaved(shard):
     members = list(_members(shard).items())
     _write_members(shard, [*members[:3], members[4], members[3], *members[5:]])
@@ -157,7 +166,7 @@ def test_doubled_key(shard):
     assert "key 'object_000' occurs twice" in _scan_error(shard)
 
 
-@pytest.mark.parametrize("suffix", ["pickle", "pkl", "pth", "pt", "pyd", "json", "latents.npz", "v00.png", "vXX.jpg"])
+@pytest.mark.parametrize("suffix", ["pickle", "pkl", "pth", "pt", "pyd", "json", "latents.npz", "v00.exe", "vXX.jpg"])
 def test_member_outside_the_allowlist(shard, suffix):
     members = list(_members(shard).items())
     _write_members(shard, [*members[:4], (f"object_000.{suffix}", b"cos\nsystem\n."), *members[4:]])

@@ -130,7 +130,7 @@ def test_a_larger_size_enlarges_whole_images_for_the_probes_and_says_so(cifar10:
     data = open_data("cifar10", cifar10, "test", 64)
     assert data.train.image_size == (32, 32) and data.evaluation.image_size == (64, 64)
     assert data.notes == (
-        "the images of cifar10 have 32 x 32 pixels and are enlarged, which adds no detail, to 64 x 64",
+        "the stored images of cifar10 have 32 x 32 pixels and are enlarged, which adds no detail, to 64 x 64",
     )
     assert open_data("cifar10", cifar10, "test", 16).notes == ()
 

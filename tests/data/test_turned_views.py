@@ -114,7 +114,7 @@ def test_rendering_the_turned_pose_gives_the_turned_outline(latent_size: int) ->
         """What `TurnedViews` asks of a split."""
 
         num_objects, num_views, image_size, fills_image, split = 6, 1, (128, 128), True, "rendered"
-        fingerprint = plan_sha256 = "none"
+        fingerprint = content_key = plan_sha256 = "none"
         quats_xyzw = quat_xyzw_from_latents(torch.from_numpy(latents)).numpy()
 
         def __init__(self) -> None:

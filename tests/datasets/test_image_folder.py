@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -108,17 +109,29 @@ def test_interrupted_conversion_gives_the_same_bytes(
 
 
 def test_keys_are_made_of_any_names(image_folder: ModuleType) -> None:
-    keys = [
-        image_folder.key_of_path(path)
-        for path in (
+    keys = image_folder.keys_of_paths(
+        [
             "cat/1.jpg", "cat/1.png", "cat/a b.jpg", "cat/a_b.jpg", "cat/a.b.jpg", "Kätzchen/ü.jpg", "cat/sub/1.jpg",
             "cat/" + "x" * 200 + ".jpg", "cat/" + "x" * 201 + ".jpg",
-        )
-    ]  # fmt: skip
+        ]
+    )  # fmt: skip
     assert keys[0] == keys[1] == "cat_1"  # two files of one name are refused when they are listed
     assert keys[3] == "cat_a_b"
     assert len(set(keys[1:])) == 8
     assert all(len(key) <= 88 and key.replace("-", "").replace("_", "").isalnum() and key.isascii() for key in keys)
+
+
+def test_keys_that_would_meet_are_told_apart(image_folder: ModuleType, mixed_folder: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (mixed_folder / split / "cat").rename(mixed_folder / split / "maple")
+        (mixed_folder / split / "dog").rename(mixed_folder / split / "maple_tree")
+    (mixed_folder / "train" / "maple" / "1.jpeg").rename(mixed_folder / "train" / "maple" / "tree_0.jpeg")
+    image_folder.main(config(image_folder, mixed_folder, tmp_path / "out"))
+    shards = ImageShards(tmp_path / "out", "train")
+    keys = {key.decode(): int(label) for key, label in zip(shards._index.keys, shards.labels)}
+    meeting = [key for key in keys if re.fullmatch(r"maple_tree_0-[0-9a-f]{10}", key)]
+    assert sorted(keys[key] for key in meeting) == [0, 1] and len(keys) == 12
+    assert {"maple_0", "maple_tree_1"} <= set(keys)
 
 
 def damaged_jpeg(data: bytes) -> bytes:

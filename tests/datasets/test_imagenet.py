@@ -98,7 +98,7 @@ def archives(tmp_path: Path, train_files: dict[str, bytes], val_files: dict[str,
 
 def config(imagenet: ModuleType, source: Path, out: Path, **options: object):
     wanted = {"images_per_shard": 5, "workers": 2, "verify": True, **options}
-    return imagenet.Config(source, ConversionOptions(out=out, **wanted))
+    return imagenet.Config(source, ConversionOptions(out=out, **wanted), source_name="three classes", license="none")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -123,7 +123,26 @@ def test_folders_and_archives_give_the_same_shards_with_every_byte_kept(
     labels = {f"ILSVRC2012_val_{number:08d}": label for number, label in enumerate(VAL_CLASSES, 1)}
     assert images_by_key(out, "val") == {name[:-5]: (data, labels[name[:-5]]) for name, data in val_files.items()}
     printed = " ".join(capsys.readouterr().out.split())
-    assert "train: 12 images of 3 classes in 3 shards" in printed and "has 1,281,167 images" in printed
+    assert "train: 12 images of 3 classes in 3 shards" in printed
+
+
+def test_only_as_many_images_as_imagenet_has_are_stamped_as_imagenet(
+    imagenet: ModuleType, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = config(imagenet, folders, tmp_path / "named")
+    unnamed = dataclasses.replace(named, source_name=None, license=None)
+    with pytest.raises(
+        DataError, match=r"holds 12 train and 5 val images, and ImageNet has 1,281,167 and 50,000: .*say"
+    ):
+        imagenet.main(unnamed)
+    imagenet.main(named)
+    manifest = read_image_manifest(tmp_path / "named", "train")
+    assert (manifest.source, manifest.license, manifest.source_version) == ("three classes", "none", "unversioned")
+    monkeypatch.setattr(imagenet, "OFFICIAL_COUNTS", {"train": 12, "val": 5})
+    imagenet.main(dataclasses.replace(unnamed, options=dataclasses.replace(named.options, out=tmp_path / "official")))
+    manifest = read_image_manifest(tmp_path / "official", "train")
+    assert manifest.source.startswith("ImageNet-1k") and manifest.source_version == "ILSVRC2012"
+    assert "non-commercial" in manifest.license
 
 
 def test_pixels_are_those_of_pillow_also_in_cmyk_and_in_a_png(
@@ -133,8 +152,8 @@ def test_pixels_are_those_of_pillow_also_in_cmyk_and_in_a_png(
     train = ImageShards(tmp_path / "out", "train")
     manifest = read_image_manifest(tmp_path / "out", "train")
     assert manifest.kinds == {"JPEG": 10, "JPEG in CMYK": 1, "PNG": 1}
-    assert (manifest.class_names, manifest.source_version, manifest.reencoding) == (WNIDS, "ILSVRC2012", None)
-    assert "non-commercial" in manifest.license and manifest.mean_rgb == (0.485, 0.456, 0.406)
+    assert (manifest.class_names, manifest.source_version, manifest.reencoding) == (WNIDS, "unversioned", None)
+    assert manifest.mean_rgb == (0.485, 0.456, 0.406)
     for row, key in enumerate(train._index.keys.tolist()):
         source = train_files[f"{key.decode()[:9]}/{key.decode()}.JPEG"]
         np.testing.assert_array_equal(train.read_image(row), Image.open(io.BytesIO(source)).convert("RGB"))

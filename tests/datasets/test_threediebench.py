@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -13,16 +14,19 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import get_args
 
 import numpy as np
 import pytest
 import simplejpeg
+import torch
+from PIL import Image
 
+from ssl_equi.data.damage import find_damage
+from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views
 from ssl_equi.data.errors import DataError
 from ssl_equi.data.reader import ShardDataset
-from ssl_equi.data.sources import RenderedName, open_data
-from ssl_equi.pretraining import LICENCES
+from ssl_equi.data.remote_shards import RemoteShards
+from ssl_equi.data.sources import open_data
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "threediebench.py"
 SYNSETS = ("02691156", "02747177", "03001627")
@@ -68,7 +72,10 @@ def archive(tmp_path) -> Path:
 
 @pytest.fixture
 def config(threediebench, archive, tmp_path):
-    return threediebench.Config(source=archive, out=tmp_path / "shards", objects_per_shard=4, workers=2, verify=True)
+    return threediebench.Config(
+        source=archive, out=tmp_path / "shards", objects_per_shard=4, workers=2, verify=True, source_name="our scans",
+        license="CC0-1.0",
+    )  # fmt: skip
 
 
 def _first_train_object(archive: Path) -> Path:
@@ -106,13 +113,144 @@ def test_round_trip_keeps_every_byte(threediebench, config):
                 np.testing.assert_array_equal(pixels[0, view], simplejpeg.decode_jpeg(file))
 
 
-def test_manifest_says_where_the_data_are_from(threediebench, config):
-    manifest = threediebench.convert(config)["train"]
+@pytest.fixture
+def published(threediebench, monkeypatch) -> dict[str, None]:
+    """The small lists are taken for the published ones; options that say nothing of where they are from."""
+    monkeypatch.setattr(threediebench, "PUBLISHED_LISTS", (11, 6, 3, 3, 4))
+    return {"source_name": None, "license": None}
+
+
+def test_the_authors_set_is_recognised_by_its_lists(threediebench, config, published):
+    manifest = threediebench.convert(dataclasses.replace(config, **published))["train"]
     assert (manifest.num_objects, manifest.num_views, manifest.image_size) == (11, NUM_VIEWS, (16, 16))
     assert manifest.class_names == SYNSETS
     assert manifest.source.startswith("3DIEBench, Garrido")
     assert manifest.license == "CC-BY-NC-4.0"
-    assert manifest.mean_rgb == (0.5016, 0.5037, 0.5060)
+    assert (manifest.mean_rgb, manifest.std_rgb) == ((0.5016, 0.5037, 0.5060), (0.1030, 0.0999, 0.0969))
+    assert manifest.notes == () and manifest.view_format == "jpg"
+    assert not {"notes", "view_format"} & json.loads((config.out / "train.manifest.json").read_text()).keys()
+
+
+@pytest.mark.parametrize("missing", ["source_name", "license"])
+def test_other_sets_must_say_whose_they_are(threediebench, config, missing):
+    with pytest.raises(DataError, match=r"these are not the lists of 3DIEBench .* 11 and 6 objects: say whose"):
+        threediebench.convert(dataclasses.replace(config, **{missing: None}))
+    assert not config.out.exists()
+
+
+def test_statistics_of_other_sets_are_measured_on_stated_views(threediebench, config, monkeypatch):
+    manifest = threediebench.convert(config)["val"]
+    assert (manifest.source, manifest.license) == ("our scans", "CC0-1.0")
+    assert manifest.notes == ("mean and standard deviation of the pixels were measured on 44 training views",)
+    files = [path for name in np.load(config.source / "train_images.npy") for path in _views(config.source, name)]
+    pixels = np.stack([simplejpeg.decode_jpeg(path.read_bytes()) for path in files]) / 255
+    np.testing.assert_allclose(manifest.mean_rgb, pixels.mean(axis=(0, 1, 2)), atol=6e-5)
+    np.testing.assert_allclose(manifest.std_rgb, pixels.std(axis=(0, 1, 2)), atol=6e-5)
+    data = open_data("3diebench", config.out, "val", 16)
+    assert data.notes == manifest.notes and data.mean_rgb == manifest.mean_rgb
+    monkeypatch.setattr(threediebench, "MEASURED_VIEWS", 5)
+    few = threediebench.convert(dataclasses.replace(config, out=config.out / "few"))["val"]
+    assert few.notes == ("mean and standard deviation of the pixels were measured on 5 training views",)
+    assert few.mean_rgb != manifest.mean_rgb
+
+
+def _views(source: Path, name: str) -> list[Path]:
+    return sorted((source / name.strip("/")).glob("*.jpg"))
+
+
+def test_resized_views_are_stored_as_jpeg_and_say_so(threediebench, config):
+    manifest = threediebench.convert(dataclasses.replace(config, resize=12))["train"]
+    assert manifest.image_size == (12, 12)
+    assert manifest.notes[0].startswith("views were resized to 12 x 12 pixels when they were converted and stored as")
+    same = threediebench.convert(dataclasses.replace(config, resize=16, out=config.out / "same"))["train"]
+    first = threediebench.convert(dataclasses.replace(config, out=config.out / "first"))["train"]
+    assert [entry.sha256 for entry in same.shards] == [entry.sha256 for entry in first.shards], "bytes are kept"
+    with pytest.raises(DataError, match="holds a train split made with other options"):
+        threediebench.convert(config)
+    with pytest.raises(DataError, match="--resize is 1: give a side of at least 2 pixels"):
+        threediebench.convert(dataclasses.replace(config, resize=1))
+
+
+def _as_png(source: Path) -> None:
+    """The views under other names and as PNG: 07.png for view 7."""
+    for path in source.glob("*/*/image_*.jpg"):
+        Image.fromarray(simplejpeg.decode_jpeg(path.read_bytes())).save(path.with_name(f"scan-{path.stem[6:]:0>2}.png"))
+        path.unlink()
+
+
+def test_png_of_other_names_are_stored_as_they_are_and_read_everywhere(threediebench, config):
+    threediebench.convert(dataclasses.replace(config, out=config.out / "jpeg"))
+    _as_png(config.source)
+    manifest = threediebench.convert(config)["train"]
+    assert manifest.view_format == "png"
+    assert list(find_damage(config.out, "train")) == []
+    png, jpeg = ShardDataset(config.out, "train"), ShardDataset(config.out / "jpeg", "train")
+    streamed = RemoteShards(config.out, "train")
+    where = (np.arange(11), np.tile(np.arange(NUM_VIEWS), (11, 1)))
+    pixels = [np.zeros((11, NUM_VIEWS, 16, 16, 3), np.uint8) for _ in range(3)]
+    for dataset, out in zip((png, jpeg, streamed), pixels):
+        dataset.read_views(*where, out)
+    np.testing.assert_array_equal(pixels[0], pixels[1])
+    np.testing.assert_array_equal(pixels[0], pixels[2])
+    batch = next(iter(DeviceDecodedLoader(
+        encoded_views(png), global_batch_size=11, seed=0, device=torch.device("cpu"), decode=lambda encoded: []
+    ).batches()))  # fmt: skip
+    np.testing.assert_array_equal(batch.images, pixels[0][batch.object_indices[:, None], batch.view_indices])
+
+
+def test_formats_do_not_mix_and_order_must_be_told(threediebench, config):
+    folder = _first_train_object(config.source)
+    data = simplejpeg.decode_jpeg((folder / "image_1.jpg").read_bytes())
+    Image.fromarray(data).save(folder / "image_1.png")
+    with pytest.raises(
+        DataError, match=r"holds 'image_1\.jpg' and 'image_1\.png', which leaves the order of its views"
+    ):
+        threediebench.convert(config)
+    (folder / "image_1.jpg").unlink()
+    with pytest.raises(DataError, match="is png and not jpg: give all views of a split one format"):
+        threediebench.convert(config)
+    (folder / "image_1.png").rename(folder / "picture_1.png")
+    with pytest.raises(DataError, match=r"holds 'image_0\.jpg' and 'picture_1\.png', which leaves the order"):
+        threediebench.convert(config)
+
+
+@pytest.fixture
+def turntable(tmp_path) -> Path:
+    """Three objects without lists, each with six views: obj1/obj1__0.png, obj1/latent_0.npy, ..."""
+    generator = np.random.default_rng(0)
+    for number in (1, 2, 10):
+        folder = tmp_path / "turntable" / f"obj{number}"
+        folder.mkdir(parents=True)
+        for view in range(6):
+            pixels = np.full((16, 16), 20 * number + view, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"obj{number}__{view}.png")
+            np.save(folder / f"latent_{view}.npy", generator.uniform(-0.5, 0.5, 7))
+    return tmp_path / "turntable"
+
+
+def test_objects_are_classes_and_views_are_split(threediebench, config, turntable):
+    by_views = dataclasses.replace(config, source=turntable, val_every_view=3)
+    manifests = threediebench.convert(by_views)
+    data = open_data("3diebench", config.out, "val", 16)
+    assert data.train.class_names == data.evaluation.class_names == ("obj1", "obj2", "obj10")
+    assert (data.train.num_views, data.evaluation.num_views) == (4, 2)
+    assert data.notes[0] == manifests["val"].notes[0] == threediebench.SPLIT_BY_VIEWS
+    for split, views in (("train", (1, 2, 4, 5)), ("val", (0, 3))):
+        dataset = ShardDataset(config.out, split)
+        pixels = np.zeros((3, len(views), 16, 16, 3), np.uint8)
+        dataset.read_views(np.arange(3), np.tile(np.arange(len(views)), (3, 1)), pixels)
+        for row, key in enumerate(dataset.keys.tolist()):
+            expected = [20 * int(key.decode()[3:]) + view for view in views]
+            assert pixels[row, :, 0, 0, 0].tolist() == expected
+            assert data.train.class_names[dataset.labels[row]] == key.decode()
+    for every in (0, 1):
+        with pytest.raises(DataError, match=f"--val-every-view is {every} and objects have 6 views"):
+            threediebench.convert(dataclasses.replace(by_views, val_every_view=every))
+    with pytest.raises(DataError, match="--lists and --val-every-view are given"):
+        threediebench.convert(dataclasses.replace(by_views, lists=turntable))
+    (turntable / "obj2" / "latent_4.npy").unlink()
+    with pytest.raises(DataError, match=r"obj2 lacks 1 of the 12 files of 6 views, the first of them latent_4\.npy"):
+        threediebench.convert(dataclasses.replace(by_views, out=config.out / "other"))
 
 
 def test_objects_are_stored_in_a_seeded_order(threediebench, config):
@@ -134,19 +272,13 @@ def translated_config(config, tmp_path):
     return dataclasses.replace(config, source=tmp_path / "with_translation", out=tmp_path / "translated_shards")
 
 
-def test_ten_latents_make_3diebench_t(threediebench, translated_config):
-    manifest = threediebench.convert(translated_config)["val"]
+def test_ten_latents_make_3diebench_t(threediebench, translated_config, published):
+    manifest = threediebench.convert(dataclasses.replace(translated_config, **published))["val"]
     assert manifest.latent_names[7:] == ("translation_x", "translation_y", "translation_z")
     assert manifest.source.startswith("3DIEBench-T, Konstantinou")
     assert "athenacon/3DIEBench-T" in manifest.source
     assert manifest.license == "CC-BY-NC-4.0"
     assert (manifest.mean_rgb, manifest.std_rgb) == ((0.5016, 0.5037, 0.5060), (0.1030, 0.0999, 0.0969))
-
-
-def test_a_set_of_ones_own_keeps_its_name(threediebench, translated_config):
-    own = dataclasses.replace(translated_config, source_name="our scans", license="CC0-1.0")
-    manifest = threediebench.convert(own)["train"]
-    assert (manifest.source, manifest.license) == ("our scans", "CC0-1.0")
 
 
 def test_each_set_opens_under_its_own_name_only(threediebench, config, translated_config):
@@ -169,11 +301,6 @@ def test_one_split_of_the_other_set_is_noticed(threediebench, config, translated
         shutil.copy(config.out / file.name, file)
     with pytest.raises(DataError, match=r"split 'val' in .* has 7 latents a view and 3diebench-t has 10"):
         open_data("3diebench-t", translated_config.out, "val", 16)
-
-
-def test_encoders_inherit_the_terms_of_the_data():
-    assert set(LICENCES) == set(get_args(RenderedName))
-    assert (LICENCES["3diebench-t"], LICENCES["3diebench-pt"]) == ("cc-by-nc-4.0", "apache-2.0")
 
 
 def _seven_latents_among_ten(archive: Path) -> str:
@@ -316,6 +443,13 @@ def _object_listed_twice(archive: Path) -> str:
     return "of the train list is already in the train list"
 
 
+def _keys_that_meet(archive: Path) -> str:
+    names = np.load(archive / "train_images.npy").astype("U40")
+    names[:2] = "/a_b/c/", "/a/b_c/"
+    np.save(archive / "train_images.npy", names)
+    return "objects 'a_b/c' and 'a/b_c' would both be stored as 'a_b_c': rename one"
+
+
 def _object_in_both_splits(archive: Path) -> str:
     names = np.load(archive / "val_images.npy")
     names[0] = np.load(archive / "train_images.npy")[0]
@@ -367,7 +501,8 @@ def _list_pickled(archive: Path) -> str:
     "damage",
     [
         _remove_view, _add_view, _remove_latent, _nine_latents, _one_longer_latent, _integer_latent, _nan_latent,
-        _pickled_latent, _cut_image, _larger_image, _object_folder_gone, _object_listed_twice, _object_in_both_splits,
+        _pickled_latent, _cut_image, _larger_image, _object_folder_gone, _object_listed_twice,
+        _object_in_both_splits, _keys_that_meet,
         _too_few_labels, _labels_of_another_order, _labels_with_a_gap, _strings_for_labels, _path_out_of_the_archive,
         _list_missing, _list_pickled,
     ],
@@ -397,7 +532,10 @@ def test_map_in_order_keeps_the_order_and_reads_ahead_only_so_far(threediebench)
 
 
 def test_command_line_converts(archive, tmp_path):
-    command = [sys.executable, str(SCRIPT), "--source", str(archive), "--out", str(tmp_path / "shards"), "--verify"]
+    command = [
+        sys.executable, str(SCRIPT), "--source", str(archive), "--out", str(tmp_path / "shards"), "--verify",
+        "--source-name", "our scans", "--license", "CC0-1.0",
+    ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "train: 11 objects x 4 views in 1 shards" in done.stdout

@@ -242,6 +242,8 @@ def test_the_head_routes_the_whole_map_to_one_set_of_capsules() -> None:
 
 
 def test_wrong_sizes_and_votes_are_named() -> None:
+    with pytest.raises(ValueError, match="votes_init is 'none': choose 'scale_preserving' or 'released'"):
+        SelfRouting(2, 3, 2, 1, votes_init="none")
     with pytest.raises(ValueError, match="votes is 'square': choose 'free' or 'matrix'"):
         SelfRouting(2, 2, 3, 2, votes="square")
     with pytest.raises(ValueError, match="pose_side is 0"):

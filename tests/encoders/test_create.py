@@ -37,7 +37,7 @@ def test_arguments_that_are_no_part_of_an_architecture_are_refused(name: str) ->
     sentence = rf"the encoder's arguments hold '{name}' \(.*\): leave it out"
     with pytest.raises(UserError, match=sentence):
         create_encoder("resnet10t", image_size=64, **{name: 1})
-    if name != "num_classes":  # which an exported folder states
+    if name not in ("num_classes", "in_chans"):  # which timm writes into every folder
         with pytest.raises(UserError, match=sentence):
             build_encoder({"architecture": "resnet10t", "model_args": {name: 1}}, Path("folder"))
 
@@ -67,6 +67,14 @@ def test_resnets_for_small_images_keep_the_resolution_in_their_stem(name: str, f
     assert encoder.maxpool(encoder.act1(encoder.bn1(encoder.conv1(images)))).shape[-2:] == (32, 32)
     assert encoder.forward_features(images).shape[-2:] == (4, 4)
     assert sum(parameter.numel() for parameter in encoder.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("stem_init", "std"), [("he_fan_out", 0.059), ("pytorch", 0.111)])
+def test_stems_for_small_images_start_as_timms_or_as_pytorchs(stem_init: str, std: float) -> None:
+    encoder = create_encoder("resnet18_small_images", image_size=32, stem_init=stem_init)
+    assert encoder.conv1.weight.std().item() == pytest.approx(std, rel=0.06)
+    with pytest.raises(EncoderError, match="stem_init is 'zero': choose 'he_fan_out' or 'pytorch'"):
+        create_encoder("resnet18_small_images", image_size=32, stem_init="zero")
 
 
 def test_the_pooled_small_encoder_has_no_weights_behind_its_map() -> None:

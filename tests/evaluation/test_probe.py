@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +14,7 @@ from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.data.errors import DataError
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
-from ssl_equi.probing.protocol import ProbeProtocol
+from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProbeProtocol
 from ssl_equi.probing.records import read_records
 from ssl_equi.probing.tasks import CORE_TASKS, NEEDS_TRANSLATIONS
 
@@ -45,6 +46,25 @@ def test_an_exported_encoder_is_probed_part_by_part(script: ModuleType, tiny_dat
     assert {record.part for record in records} == {"all", "equi"}
     assert {record.task for record in records} == {*CORE_TASKS, AUGMENTATION_EQUIVARIANCE} - {*NEEDS_TRANSLATIONS}
     assert all(record.random_encoder is not None and record.num_objects == 12 for record in records)
+
+
+@pytest.mark.parametrize("protocol", ["essl", "sie"])
+def test_a_protocol_is_asked_what_it_states(
+    script: ModuleType, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    stated = PROBE_PROTOCOLS[protocol]()
+    quick = replace(
+        stated, classification_epochs=1, rotation_epochs=1, colour_epochs=1, rotation_hidden=(16,), colour_hidden=(16,),
+        colour_solver="adam", knn_weighted_neighbours=5,
+    )  # fmt: skip
+    monkeypatch.setitem(PROBE_PROTOCOLS, protocol, lambda: quick)
+    config = script.Config(
+        encoder="random:strided_cnn_tiny", data_dir=tiny_data, image_size=32, protocol=protocol, out=tmp_path
+    )
+    script.main(config)
+    records = read_records(tmp_path / "results.json")
+    assert {record.task for record in records} == set(stated.tasks)
+    assert {record.protocol for record in records} == {stated.name}
 
 
 def test_a_capsule_network_is_compared_with_one_of_its_own_sizes(

@@ -101,7 +101,9 @@ def test_views_of_objects_that_move_are_found_by_rigid_motions(
 def test_only_rendered_views_have_a_gallery_of_known_poses(
     script: ModuleType, mixed_folder: Path, tmp_path: Path
 ) -> None:
-    glimpses = save_run(tmp_path / "glimpses", {"source": "saccades", "observed_views": 4}, action_dim=2)
+    glimpses = save_run(
+        tmp_path / "glimpses", {"source": "saccades", "observed_views": 4, "glimpses": {}}, action_dim=2
+    )
     with pytest.raises(UserError, match="source 'saccades': only rendered views have a gallery of known poses"):
         script.main(script.Config(run=glimpses))
     rendered = save_run(tmp_path / "rendered", RENDERED)

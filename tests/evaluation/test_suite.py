@@ -51,7 +51,7 @@ def test_an_encoder_with_random_weights(config: EvaluationConfig, capsys: pytest
     views = (24 + 12) * 4
     augmented = found.run["encoder_passes"] - views
     assert 0 < augmented <= 8 * (1 + 2 + 1)
-    assert found.arrays["angle_errors_deg/relative_rotation/all"].shape == (120,)
+    assert found.arrays["angle_errors_deg/relative_rotation/all"].shape == (12 * 4 * 3,)
     assert (out / "report.html").is_file()
     printed = capsys.readouterr().out
     assert "encoded 96 of 96 views" in printed and "images/s" in printed
@@ -89,7 +89,7 @@ def test_an_encoder_of_fixed_size_is_given_resized_views(config: EvaluationConfi
     for cure in (48, None):
         found = read_evaluation(evaluate_command(replace(asked, image_size=cure, compare_with_random=False)))
         assert found.run["image_size"] == 48
-        assert found.notes[0].startswith("the images of 3diebench-p have 32 x 32 pixels and are enlarged")
+        assert found.notes[0].startswith("the stored images of 3diebench-p have 32 x 32 pixels and are enlarged")
 
 
 def test_classes_of_other_data_are_asked_by_an_option(config: EvaluationConfig, mixed_folder: Path) -> None:

@@ -234,7 +234,7 @@ def test_barlow_twins_by_itself_and_with_its_projector() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["tf_efficientnet_lite0", "vit_tiny_patch16_224", "resnet18", "vit_base_patch16_224.dino"]
+    "name", ["tf_efficientnet_lite0", "vit_tiny_patch16_224", "resnet18", "vit_small_patch16_224.dino"]
 )
 def test_images_are_given_as_timm_says_of_the_architecture(name: str) -> None:
     encoder = timm.create_model(name, num_classes=0)
@@ -418,6 +418,14 @@ def test_the_layout_that_fits_is_found() -> None:
     content = below("backbone.", resnet().state_dict()) | head("rotation_projector")
     assert fitting_layouts(named_tensors(content, "file"), "timm") == ["essl"]
     assert fitting_layouts({"weight": EXTRA}, "timm") == []
+
+
+def test_bottlenecks_of_sie_are_not_told_from_others_and_no_other_layout_is_advised() -> None:
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in torchvision.models.resnet50().state_dict().items()}
+    state = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    assert fitting_layouts(state, "sie") == []
+    assert "timm" in fitting_layouts(state, "moco") and "sie" not in fitting_layouts(state, "moco")
 
 
 def test_content_without_plain_tensors_is_refused() -> None:

@@ -31,6 +31,7 @@ def make_fake_dataset(
     return SimpleNamespace(
         split=split,
         fingerprint=hashlib.sha256(images.tobytes()).hexdigest(),
+        content_key=hashlib.sha256(images.tobytes()).hexdigest(),
         num_objects=num_objects,
         num_views=num_views,
         class_names=tuple(f"class {index}" for index in range(num_classes)),

@@ -20,9 +20,9 @@ from ssl_equi.probing.augmentation_equivariance import (
 )
 from ssl_equi.probing.protocol import EquivarianceProtocol, ProbeProtocol
 from ssl_equi.probing.publish import publish_results
-from ssl_equi.probing.suite import run_probes
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.transforms import HorizontalFlip, QuarterTurn
+from tests.probing.probed_by_hand import probed
 
 MEAN_RGB, STD_RGB = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 METRICS = ["gamma_f", "wahba_error", "composition_error", "least_squares_error"]
@@ -39,7 +39,7 @@ def make_images(num_objects: int = 20, num_views: int = 4, size: int = 16, seed:
 
     return SimpleNamespace(
         num_objects=num_objects, num_views=num_views, image_size=(size, size), images=images, read_views=read_views,
-        class_names=("a", "b"), labels=np.arange(num_objects) % 2, quats_xyzw=None,
+        split="test", class_names=("a", "b"), labels=np.arange(num_objects) % 2, quats_xyzw=None,
         latents=np.zeros((num_objects, num_views, 0), np.float32),
     )  # fmt: skip
 
@@ -276,7 +276,7 @@ def test_impossible_protocols_are_refused(changes: dict[str, int], message: str)
 
 def test_numbers_reach_the_records_the_table_and_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     train, test = make_images(num_objects=6), make_images(seed=1)
-    results = run_probes(
+    results = probed(
         Grid(), {"all": slice(0, 16), "wide": slice(0, 12)}, train, test, random_encoder=Constant(),
         protocol=ProbeProtocol(classification_epochs=1), mean_rgb=MEAN_RGB, std_rgb=STD_RGB,
     )  # fmt: skip

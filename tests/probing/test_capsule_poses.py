@@ -11,7 +11,7 @@ from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.protocol import ProbeProtocol
 
 NUM_OBJECTS, NUM_VIEWS, NUM_CAPSULES = 6, 5, 4
-PROTOCOL = ProbeProtocol(evaluation_pairs_per_object=4)
+PROTOCOL = ProbeProtocol(evaluation_pairs_per_object=4, evaluation_least_pairs=0)
 
 
 def latents_and_rotations(generator: np.random.Generator) -> tuple[np.ndarray, Rotation]:

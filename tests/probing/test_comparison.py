@@ -10,6 +10,8 @@ from ssl_equi.probing.comparison import Row, compare_runs
 from ssl_equi.probing.records import ProbeRecord, ResultsError
 from tests.probing.report_pages import make_evaluation, make_older_run, record
 
+ANGLE = {"task": "relative_rotation", "metric": "angle_deg_median", "part": "equi"}
+
 
 def only_row(folder: Path, first: list[ProbeRecord], second: list[ProbeRecord], **of_second: object) -> Row:
     texts = [make_evaluation(folder / "a", first), make_evaluation(folder / "b", second, **of_second)]
@@ -31,6 +33,27 @@ def only_row(folder: Path, first: list[ProbeRecord], second: list[ProbeRecord], 
 def test_numbers_are_ranked_only_if_they_can_be_compared(tmp_path, changes, best, reason):
     row = only_row(tmp_path, [record(value=0.6)], [record(value=0.7, **changes)])
     assert (row.best, row.why_not_ranked) == (best, reason)
+
+
+@pytest.mark.parametrize(
+    ("question", "values", "randoms", "best", "near"),
+    [
+        ({"metric": "top1"}, (0.6, 0.7), (0.65, 0.65), 1, set()),
+        ({"metric": "top1"}, (0.6, 0.7), (0.65, 0.75), None, set()),
+        ({"metric": "top1"}, (0.7, 0.7), (0.65, 0.75), 0, set()),
+        ({"metric": "top1"}, (0.7, 0.7), (0.65, None), 0, {1}),
+        (ANGLE, (50.0, 60.0), (55.0, 55.0), 0, set()),
+        (ANGLE, (50.0, 60.0), (45.0, 70.0), None, set()),
+    ],
+)
+def test_what_is_no_better_than_the_random_encoder_has_no_star(tmp_path, question, values, randoms, best, near):
+    cells = [
+        [record(**question, value=value, random_encoder=random, baseline=0.1 if value < 1 else 100.0)]
+        for value, random in zip(values, randoms, strict=True)
+    ]
+    row = only_row(tmp_path, *cells)
+    assert (row.best, set(row.near)) == (best, near)
+    assert (best is None) == ("is no better than its random encoder" in row.why_not_ranked)
 
 
 def test_other_data_and_unknown_data_are_not_ranked(tmp_path):
@@ -133,10 +156,14 @@ def test_columns_are_named_by_as_much_of_their_paths_as_tells_them_apart(tmp_pat
     ("break_it", "message"),
     [
         (lambda folder: (folder / "results.json").unlink(), "there is no results file"),
-        (lambda folder: (folder / "results.json").write_text("{"), "is not a results file"),
-        (lambda folder: (folder / "arrays.npz").write_bytes(b"PK\3\4"), "is damaged"),
-        (lambda folder: (folder / "config.json").write_text("[1]"), "is not a JSON object"),
-        (lambda folder: (folder / "versions.json").write_text("{"), "is damaged"),
+        (lambda folder: (folder / "results.json").write_text("{"), r"results\.json is not valid JSON .*: move it away"),
+        (lambda folder: (folder / "results.json").write_text("[" * 100_000), r"results\.json is nested over"),
+        (
+            lambda folder: (folder / "arrays.npz").write_bytes(b"PK\3\4"),
+            r"arrays\.npz is no readable .*: evaluate again",
+        ),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "holds a JSON array, not an object: restore it"),
+        (lambda folder: (folder / "versions.json").write_text("{"), r"versions\.json is not valid JSON"),
     ],
 )
 def test_damaged_folders_are_named(tmp_path, break_it, message):

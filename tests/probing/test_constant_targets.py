@@ -1,19 +1,24 @@
 """Targets of which components do not vary: turntables, fixed lights, rounding that looks like variance."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.metrics import r2_metrics, r2_notes, r2_pooled, r2_uniform, varying_components
 from ssl_equi.probing.protocol import ProbeProtocol
+from ssl_equi.probing.publish import publish_results
 from ssl_equi.probing.sequence_heads import action_targets, judge
 from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.suite import ask_tasks
 from ssl_equi.probing.tasks import TASKS
+from tests.probing.probed_by_hand import probed
 
 QUICK = ProbeProtocol(
     batch_size=64, learning_rate=5e-3, rotation_hidden=(64,), rotation_epochs=15, absolute_rotation_hidden=(64,),
@@ -113,6 +118,23 @@ def test_what_has_no_other_metric_than_r2_is_skipped(posed_cache):
         result = TASKS[name](still, still, 4, QUICK, 0)
         assert result.metrics.keys() == result.baselines.keys() and "r2_uniform" not in result.metrics
         assert result.metrics and result.notes
+
+
+def test_what_is_left_out_is_said_in_table_results_and_report(
+    fake_dataset, fake_test_dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in (fake_dataset, fake_test_dataset):
+        split.latents[..., :2] = 0
+        split.quats_xyzw = quat_xyzw_from_latents(torch.from_numpy(split.latents)).numpy()
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(240, 6))
+    protocol = replace(QUICK, tasks=("relative_rotation",), rotation_epochs=1)
+    results = probed(encoder, {"all": slice(0, 6)}, fake_dataset, fake_test_dataset, protocol=protocol)
+    assert all(abs(record.value) < 200 for record in results.records)
+    page = publish_results(tmp_path, results, fake_test_dataset, title="turntable", command="c").read_text()
+    expected = "relative_rotation, part all: 2 of 4 target components do not vary over the 270 evaluated samples"
+    stored = json.loads((tmp_path / "results.json").read_text())["run"]["notes"]
+    assert any(note.startswith(expected) for note in stored)
+    assert expected in " ".join(capsys.readouterr().out.split()) and expected in page
 
 
 def test_features_that_only_round_have_no_action(posed_cache):

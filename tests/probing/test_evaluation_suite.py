@@ -49,7 +49,8 @@ def split_of(name: str, first_view: int, num_objects: int, seed: int, num_latent
         out[...] = images[objects[:, None], views]
 
     return SimpleNamespace(
-        split=name, fingerprint=f"{name} {seed}", num_objects=num_objects, num_views=VIEWS, image_size=(8, 8),
+        split=name, fingerprint=f"{name} {seed}", content_key=f"{name} {seed}",
+        num_objects=num_objects, num_views=VIEWS, image_size=(8, 8),
         fills_image=True, class_names=tuple(f"class {index}" for index in range(CLASSES)),
         labels=np.arange(num_objects) % CLASSES, latents=latents.numpy(),
         quats_xyzw=quat_xyzw_from_latents(latents[..., :7]).numpy(), read_views=read_views,
@@ -324,3 +325,13 @@ def test_the_predictor_of_a_run_is_asked_for_views_once() -> None:
     assert evaluate(data, source, protocol=BRIEF, tasks=("retrieval",), parts=("equi",)).records, "of all features"
     with pytest.raises(UserError, match="by hand has no predictor beside it to ask for retrieval"):
         evaluate(data, replace(source, predictor=None), tasks=("retrieval",))
+
+
+def test_quaternions_beyond_the_euler_box_are_noted_once() -> None:
+    data = data_of(num_latents=7)
+    for split in (data.probe_train, data.evaluation):
+        split.latents[..., 2] *= 2
+    source = source_of(Table(latents_as_features(data_of())), {"inv": slice(0, 3)})
+    for task, noted in (("relative_rotation", 1), ("relative_rotation_6d", 0), ("classification", 0)):
+        results = evaluate(data, source, protocol=BRIEF, tasks=(task,))
+        assert sum("quaternions of equal relative rotations come with both signs" in n for n in results.notes) == noted

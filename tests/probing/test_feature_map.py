@@ -6,7 +6,7 @@ import torch
 
 from ssl_equi.geometry.rotations import quat_exp
 from ssl_equi.probing.encode import FeatureCache
-from ssl_equi.probing.feature_map import MAX_POINTS, effective_rank, map_arrays, map_coordinates
+from ssl_equi.probing.feature_map import MAX_POINTS, map_arrays, map_coordinates
 
 
 def cache_of(features: torch.Tensor, quats_xyzw: torch.Tensor | None = None) -> FeatureCache:
@@ -67,9 +67,3 @@ def test_tsne_separates_clusters_and_repeats_itself():
         np.linalg.norm(first[labels == each] - first[labels == each].mean(axis=0), axis=1).mean() for each in (0, 1)
     )
     assert gap > 2 * spread
-
-
-def test_effective_rank_counts_equal_values():
-    assert effective_rank(np.ones(7)) == pytest.approx(7)
-    assert effective_rank(np.array([1.0, 0, 0])) == pytest.approx(1)
-    assert effective_rank(np.zeros(4)) == 0

@@ -63,6 +63,7 @@ def test_whatever_features_depend_on_is_part_of_the_key(fake_dataset, fake_test_
         (pooled_encoder(scale=2.0), fake_dataset, {}),
         (encoder, fake_test_dataset, {}),
         (encoder, SimpleNamespace(**vars(fake_dataset) | {"split": "val"}), {}),
+        (encoder, SimpleNamespace(**vars(fake_dataset) | {"content_key": "written anew"}), {}),
         (encoder, fake_dataset, {"architecture": "another with the same tensors"}),
         (encoder, fake_dataset, {"mean_rgb": (0.5, 0.5, 0.5)}),
         (encoder, square, {}),

@@ -47,7 +47,8 @@ def views_of(images: np.ndarray, labels: np.ndarray, latents: np.ndarray, split:
         out[...] = images[objects[:, None], views]
 
     return SimpleNamespace(
-        split=split, fingerprint=f"{split} {images.sum()}", num_objects=len(images), num_views=images.shape[1],
+        split=split, fingerprint=f"{split} {images.sum()}", content_key=f"{split} {images.sum()}",
+        num_objects=len(images), num_views=images.shape[1],
         image_size=images.shape[2:4], fills_image=True, class_names=("left", "middle", "right"), labels=labels,
         latents=latents.astype(np.float32), read_views=read_views,
         quats_xyzw=quat_xyzw_from_latents(torch.from_numpy(latents)).float().numpy() if latents.shape[-1] else None,
@@ -134,7 +135,7 @@ def test_rotations_of_corrupted_views_are_asked_of_pairs_of_the_chosen_views() -
     found = numbers(results, "corruption_relative_rotation")
     assert len(found) == 2 * (len(CORRUPTIONS) + 2)
     assert found["r2_uniform_clean"] < 0.05 and found["angle_deg_median_mean_corruption"] > 20
-    assert {each.n for each in results.records if each.task == "corruption_relative_rotation"} == {240}
+    assert {each.n for each in results.records if each.task == "corruption_relative_rotation"} == {24 * 3 * 2}
     assert results.encoder_passes == (60 + 24) * VIEWS + len(CORRUPTIONS) * 72, "views are shared by both questions"
 
 

@@ -14,6 +14,7 @@ from ssl_equi.probing.baselines import (
 from ssl_equi.probing.metrics import (
     angle_errors_deg,
     balanced_top1,
+    effective_rank,
     mean_quaternion,
     per_class_recall,
     r2_pooled,
@@ -151,3 +152,9 @@ def test_r2_refuses_constant_targets_and_other_shapes(metric):
 def test_top1_refuses_labels_of_another_length():
     with pytest.raises(ValueError, match="one row of logits"):
         top1(torch.randn(4, 3), torch.zeros(5, dtype=torch.int64))
+
+
+def test_effective_rank_counts_equal_values():
+    assert effective_rank(np.ones(7)) == pytest.approx(7)
+    assert effective_rank(np.array([1.0, 0, 0])) == pytest.approx(1)
+    assert effective_rank(np.zeros(4)) == 0

@@ -17,8 +17,9 @@ from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.online import OnlineProbes
 from ssl_equi.probing.protocol import ProbeProtocol, sie
 from ssl_equi.probing.publish import publish_results
-from ssl_equi.probing.suite import ProbeResults, run_probes
+from ssl_equi.probing.suite import ProbeResults
 from ssl_equi.probing.tasks import CORE_TASKS, NEEDS_TRANSLATIONS, tasks_for
+from tests.probing.probed_by_hand import probed
 
 PARTS = {"all": slice(None), "inv": slice(0, 4)}
 
@@ -33,10 +34,10 @@ def encoder(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 8))
 
 
-def probe(data: DataSource, protocol: ProbeProtocol, **changes) -> ProbeResults:
-    return run_probes(
+def probe(data: DataSource, protocol: ProbeProtocol) -> ProbeResults:
+    return probed(
         encoder(), PARTS, data.probe_train, data.evaluation, random_encoder=encoder(1), protocol=protocol,
-        mean_rgb=data.mean_rgb, std_rgb=data.std_rgb, split_name="val", **changes,
+        mean_rgb=data.mean_rgb, std_rgb=data.std_rgb,
     )  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def test_each_image_is_encoded_once(data: DataSource) -> None:
     cache = encode_split(encoder(), data.evaluation, data.mean_rgb, data.std_rgb, batch_size=3)
     assert cache.features.shape == (4, 1, 8) and cache.latents.shape == (4, 1, 0) and cache.quats_xyzw is None
     assert cache.to("cpu").part(slice(0, 4)).quats_xyzw is None
-    assert list(tasks_for(cache)) == ["classification"]
+    assert tasks_for(cache) == ("classification",)
 
 
 def test_rendered_objects_are_still_asked_everything(fake_dataset: SimpleNamespace) -> None:
@@ -52,12 +53,17 @@ def test_rendered_objects_are_still_asked_everything(fake_dataset: SimpleNamespa
     assert set(CORE_TASKS) - set(tasks_for(cache)) == set(NEEDS_TRANSLATIONS)
 
 
-@pytest.mark.parametrize("protocol", [ProbeProtocol(classification_epochs=30), sie()], ids=["embedded", "sie"])
-def test_class_and_augmentations_are_the_only_questions(data: DataSource, protocol: ProbeProtocol) -> None:
+@pytest.mark.parametrize(
+    ("protocol", "further"), [(ProbeProtocol(), [(AUGMENTATION_EQUIVARIANCE, "gamma_f")]), (sie(), [])],
+    ids=["embedded", "sie"],
+)  # fmt: skip
+def test_what_needs_no_poses_is_all_that_is_asked(
+    data: DataSource, protocol: ProbeProtocol, further: list[tuple[str, str]]
+) -> None:
     results = probe(data, dataclasses.replace(protocol, classification_epochs=5))
     assert [(record.task, record.part, record.metric) for record in results.records] == [
         ("classification", part, metric) for part in PARTS for metric in ("top1", "balanced_top1")
-    ] + [(AUGMENTATION_EQUIVARIANCE, part, "gamma_f") for part in PARTS]
+    ] + [(task, part, metric) for task, metric in further for part in PARTS]
     assert all(record.n == record.num_objects == 4 for record in results.records)
     assert all(record.random_encoder is not None for record in results.records)
     assert results.angle_errors_deg == {} and results.constant_angle_errors_deg is None

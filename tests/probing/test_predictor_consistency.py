@@ -99,6 +99,14 @@ def test_an_error_is_found_where_it_is_made() -> None:
     assert max(backwards["identity_error"], backwards["inverse_error"]) < 1e-6 and backwards["composition_error"] > 0.5
 
 
+@pytest.mark.parametrize("kind", ["rotation_6d", "rotation_matrix"])
+def test_actions_without_a_sign_have_no_error_of_signs(kind: str) -> None:
+    metrics = predictor_consistency(hypernetwork(kind), posed_cache(WIDTH)).result.metrics
+    assert list(metrics) == ["identity_error", "inverse_error", "composition_error"]
+    with pytest.raises(ValueError, match="give 1, or -1 for quaternions"):
+        TrainedPredictor(hypernetwork(kind).module, PredictorCard("sie", kind, "test", action_sign=-1))
+
+
 @pytest.mark.parametrize(("kind", "translation"), [("rotation", False), ("rotation_color", False), ("pose_base", True)])
 def test_a_linear_hypernetwork_negates_its_answer_with_the_quaternion(kind: str, translation: bool) -> None:
     """Exactly so, if the quaternion is all it is told: |p - (-p)| = 2 on unit vectors."""

@@ -12,6 +12,8 @@ from ssl_equi.probing.records import (
     format_value,
     print_records,
     read_records,
+    read_results,
+    write_records,
 )
 
 RECORD = ProbeRecord(
@@ -66,7 +68,7 @@ def test_appending_at_the_same_time_loses_nothing(tmp_path):
 def test_a_corrupt_file_is_refused_and_kept(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_text(text)
-    with pytest.raises(ResultsError, match=r"results\.json is not a results file .*move it away") as error:
+    with pytest.raises(ResultsError, match=r"results\.json .*: move it away") as error:
         append_records(path, [RECORD])
     assert "\n" not in str(error.value)
     assert path.read_text() == text
@@ -85,10 +87,38 @@ def test_a_missing_file_says_what_to_do(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_numbers_that_are_not_finite_are_refused(tmp_path, value):
-    with pytest.raises(ResultsError, match="relative_rotation/equi/angle_deg_median"):
-        append_records(tmp_path / "results.json", [replace(RECORD, value=value)])
-    assert not (tmp_path / "results.json").exists()
+@pytest.mark.parametrize("write", [append_records, write_records])
+def test_an_undefined_number_costs_no_other(tmp_path, write, value):
+    path = tmp_path / "results.json"
+    write(path, [replace(RECORD, value=value), RECORD, replace(RECORD, seed=1, random_encoder=value)], {})
+    assert read_records(path) == [RECORD, replace(RECORD, seed=1, random_encoder=None)]
+    content = read_results(path)
+    notes = content["run"].get("notes", []) + content.get("notes", [])
+    assert notes == [
+        f"relative_rotation, part equi: angle_deg_median is {value} and its baseline {RECORD.baseline}, "
+        "so it is left out",
+        f"relative_rotation, part equi: angle_deg_median of the random encoder is {value}, so it is left out",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("value", "high"), ("value", None), ("n", 2.5), ("task", 3), ("random_encoder", []), ("seed", True)],
+)
+def test_a_record_with_a_field_of_another_type_is_named(tmp_path, field, value):
+    path = tmp_path / "results.json"
+    append_records(path, [RECORD])
+    content = json.loads(path.read_text())
+    content["records"][0][field] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ResultsError, match=f"'{field}' of a record is"):
+        read_records(path)
+
+
+def test_text_that_cannot_be_encoded_is_escaped(tmp_path):
+    path = tmp_path / "results.json"
+    append_records(path, [RECORD], {"data": "caf\udce9"}, ["class \x00"])
+    assert read_results(path)["run"] == {"data": r"caf\xe9", "notes": [r"class \x00"]}
 
 
 def test_the_table_fits_80_columns_and_shows_every_number(capsys, monkeypatch):
@@ -117,3 +147,9 @@ def test_values_are_shown_by_their_unit():
     assert format_value("angle_deg_mean", 12.34) == "12.3°"
     assert format_value("top1", 0.5) == "0.500"
     assert format_value("top1", None) == "-"
+
+
+def test_what_rounds_to_zero_has_no_sign():
+    assert format_value("r2_uniform", -0.0004) == format_value("r2_uniform", -0.0) == "0.000"
+    assert format_value("r2_uniform", -0.0006) == "-0.001"
+    assert format_value("angle_deg_median", -0.01) == "0.0°"

@@ -14,7 +14,7 @@ from ssl_equi.probing.records import read_records
 from ssl_equi.probing.report import read_curves
 from ssl_equi.probing.report_figures import curve_figure, shrink, tile
 from ssl_equi.probing.report_pictures import nearest_neighbours
-from ssl_equi.probing.suite import run_probes
+from tests.probing.probed_by_hand import probed
 from tests.probing.report_pages import make_evaluation, make_older_run, read_page, record
 
 SECTIONS = (
@@ -44,15 +44,13 @@ def published(tmp_path, fake_dataset, fake_test_dataset) -> str:
         "<script>alert(1)</script>",
         'a "quoted" & b: $x_$',
     )
-    results = run_probes(
+    results = probed(
         PixelEncoder(),
         {"all": slice(0, 12), "inv": slice(0, 6), "equi": slice(6, 12)},
         fake_dataset,
         fake_test_dataset,
         random_encoder=PixelEncoder(),
         protocol=ProbeProtocol(rotation_hidden=(8,), rotation_epochs=1, classification_epochs=1),
-        mean_rgb=(0.5, 0.5, 0.5),
-        std_rgb=(0.2, 0.2, 0.2),
     )
     lines = []
     for step in range(1, 900):

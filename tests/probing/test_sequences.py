@@ -11,7 +11,7 @@ from ssl_equi.data.actions import POSE_ACTION_KINDS
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.poses import matrix_of_action
-from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix
+from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix, rotation_6d_from_matrix
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
 from ssl_equi.training_sequences import ViewSequence
@@ -55,6 +55,14 @@ def test_actions_are_body_frame_rotations_and_differences_of_hues():
 
 def test_hues_are_asked_for_beside_what_the_model_is_told():
     cache = cache_that_names_its_views()
+    for kind, columns in (("rotation_6d", 6), ("rotation_matrix", 9)):
+        told = sequences_of_cache(cache, kind, length=4, per_object=2, seed=0)
+        plain = sequences_of_cache(cache, "rotation", length=4, per_object=2, seed=0)
+        assert told.told_columns == tuple(range(columns)) and told.action_names[columns:] == plain.action_names
+        assert torch.equal(told.actions[..., columns:], plain.actions)
+        matrices = quat_to_matrix(plain.actions)
+        written = rotation_6d_from_matrix(matrices) if columns == 6 else matrices.flatten(-2)
+        assert torch.equal(told.actions[..., :columns], written)
     with_hues = sequences_of_cache(cache, "rotation", length=4, per_object=2, seed=0, ask_for_hues=True)
     both = sequences_of_cache(cache, "rotation_color", length=4, per_object=2, seed=0, ask_for_hues=True)
     assert torch.equal(with_hues.actions, both.actions) and with_hues.action_names == both.action_names

@@ -9,8 +9,9 @@ from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_to_matrix
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.protocol import ProbeProtocol, embedded, sie
-from ssl_equi.probing.suite import make_records, probe_features, run_probes
+from ssl_equi.probing.suite import make_records, probe_features
 from ssl_equi.probing.tasks import CORE_TASKS, NEEDS_TRANSLATIONS, TASKS
+from tests.probing.probed_by_hand import probed
 
 PARTS = {"all": slice(0, 32), "inv": slice(0, 16), "equi": slice(16, 32)}
 QUICK = replace(embedded(), rotation_hidden=(128,), rotation_epochs=30, classification_epochs=20, batch_size=128,
@@ -152,20 +153,17 @@ def test_the_suite_runs_from_images_to_records(fake_dataset, fake_test_dataset):
         name="tiny", rotation_hidden=(8,), rotation_epochs=1, absolute_rotation_hidden=(8,), absolute_rotation_epochs=1,
         classification_epochs=1,
     )  # fmt: skip
-    results = run_probes(
+    results = probed(
         PixelEncoder(),
         {"all": slice(0, 9), "equi": slice(3, 9)},
         fake_dataset,
         fake_test_dataset,
         random_encoder=PixelEncoder(),
         protocol=protocol,
-        mean_rgb=(0.5, 0.5, 0.5),
-        std_rgb=(0.2, 0.2, 0.2),
-        split_name="val",
     )
     assert {record.part for record in results.records} == {"all", "equi"}
     assert results.test_features.features.shape == (9, 6, 9)
-    assert results.angle_errors_deg["equi"].shape == results.constant_angle_errors_deg.shape == (90,)
+    assert results.angle_errors_deg["equi"].shape == results.constant_angle_errors_deg.shape == (270,)
     # The same network with the same heads twice: the two columns must be equal to the bit.
     assert all(record.value == record.random_encoder for record in results.records)
     np.testing.assert_array_equal(results.angle_errors_deg["all"], results.random_angle_errors_deg["all"])
@@ -176,7 +174,4 @@ def test_the_suite_runs_from_images_to_records(fake_dataset, fake_test_dataset):
 def test_splits_with_other_classes_are_refused(fake_dataset, fake_test_dataset):
     fake_test_dataset.class_names = ("one", "two", "three")
     with pytest.raises(ValueError, match="other names"):
-        run_probes(
-            PixelEncoder(), {"all": slice(0, 9)}, fake_dataset, fake_test_dataset,
-            random_encoder=None, protocol=embedded(), mean_rgb=(0.5,) * 3, std_rgb=(0.2,) * 3,
-        )  # fmt: skip
+        probed(PixelEncoder(), {"all": slice(0, 9)}, fake_dataset, fake_test_dataset, protocol=embedded())

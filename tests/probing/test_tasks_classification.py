@@ -54,6 +54,43 @@ def test_random_features_reach_chance(posed_cache: MakeCache, name: str) -> None
     assert result.object_scores["top1"].mean() == pytest.approx(result.metrics["top1"])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_classes_that_training_never_saw_are_left_out_with_a_note(posed_cache: MakeCache, name: str) -> None:
+    train, test = with_class(posed_cache(400, 0, num_views=3), 0.05), with_class(posed_cache(40, 1), 0.05, seed=1)
+    seen = train.objects((train.labels != 2).nonzero()[:, 0])
+    result = TASKS[name](seen, test, 4, QUICK, 0)
+    assert result.metrics == {"top1": 1.0, "balanced_top1": 1.0}
+    assert (result.num_samples, result.num_objects) == (240, 30)
+    assert np.isnan(result.per_class_recall).tolist() == [False, False, True, False]
+    assert np.isnan(result.object_scores["top1"]).sum() == 10
+    assert result.notes[0] == (
+        "80 of 320 evaluated views are of 1 classes that no training object has (numbers 2), and are left out"
+    )
+    others = test.objects((test.labels == 2).nonzero()[:, 0])
+    with pytest.raises(
+        TaskSkipped, match=r"all 80 evaluated views are of 1 classes .*: use splits of the same classes"
+    ):
+        TASKS[name](seen, others, 4, QUICK, 0)
+
+
+def test_objects_that_are_classes_choose_strengths_on_held_out_views() -> None:
+    """Twelve objects, each a class: with held-out objects all candidates score 0, and the weakest rate is chosen."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(12, 1, 6, generator=generator)
+    train, test = (
+        FeatureCache(
+            features=centres + 0.2 * torch.randn(12, views, 6, generator=generator), labels=torch.arange(12),
+            latents=torch.zeros(12, views, 0), quats_xyzw=None,
+        )
+        for views in (20, 5)
+    )  # fmt: skip
+    result = TASKS["linear"](train, test, 12, replace(QUICK, linear_epochs=30), 0)
+    assert result.details["learning_rate"] == 3e-2 and result.metrics["top1"] > 0.6
+    assert result.notes == (
+        "learning rate and weight decay were chosen on held-out views, since held-out objects are of other classes",
+    )
+
+
 def test_heads_side_by_side_are_those_trained_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(150, 7, generator=generator) * 3 + 1, torch.arange(150) % 3

@@ -11,6 +11,8 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from ssl_equi.geometry.rotations import quat_to_matrix
 from ssl_equi.probing.encode import FeatureCache
+from ssl_equi.probing.feature_map import map_arrays
+from ssl_equi.probing.metrics import effective_rank
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.tasks import TASKS, TaskResult
@@ -101,12 +103,18 @@ def test_collapse_equals_numpys_singular_values(posed_cache: MakeCache) -> None:
     matrix = features.flatten(0, 1).double().numpy()
     np.testing.assert_allclose(result.singular_values, np.linalg.svd(matrix, compute_uv=False), rtol=1e-6)
     assert result.metrics["rankme"] == pytest.approx(numpy_rankme(matrix), rel=1e-6)
-    shares = np.linalg.eigvalsh(np.cov(matrix.T))
+    shares = np.linalg.svd(matrix - matrix.mean(axis=0), compute_uv=False)
     shares /= shares.sum()
     assert result.metrics["effective_rank"] == pytest.approx(np.exp(-np.sum(shares * np.log(shares))), rel=1e-6)
     unit_std = np.sqrt(12) * (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).std(axis=0)
     assert result.metrics["column_std_mean"] == pytest.approx(unit_std.mean())
     assert result.metrics["column_std_min"] == pytest.approx(unit_std.min())
+
+
+def test_table_and_spectrum_have_one_effective_rank(posed_cache: MakeCache) -> None:
+    cache = replace(posed_cache(30, 0), features=(gaussian(30, 8, 12) + 0.7) * torch.logspace(0, -2, 12))
+    drawn = map_arrays(cache, {"all": slice(0, 12)})["singular_values/all"]
+    assert ask("collapse", cache).metrics["effective_rank"] == pytest.approx(effective_rank(drawn), rel=1e-4)
 
 
 def test_isotropic_features_are_their_own_baseline(posed_cache: MakeCache) -> None:

@@ -2,7 +2,8 @@
 
 All of it is as configured: data set, image size, views, actions, schedule, optimiser. Batches hold four objects, and
 numbers are 32-bit, since bfloat16 is slow on a CPU. In the tests that run by default encoder and heads are small
-too; `-m slow` keeps them as they are, but for projectors of 8,192 columns, which become 2,048 wide.
+too; `-m slow` keeps them as they are, but for projectors of 8,192 columns, which become 2,048 wide, and CARE's
+chunks, which are as large as the batch.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
 OBJECTS, VIEWS, SIDE = {"train": 8, "val": 2}, 5, 256  # 3DIEBench has 50 views of 256 x 256 pixels
 PHOTOGRAPH, TINY_IMAGENET = (500, 375), (64, 64)  # width, height; the commonest size of ImageNet's
 WIDEST = 2048
+BATCH_SIZE = 4
 ENDINGS = {"finish", "finish_capsules", "finish_sequences"}
 
 
@@ -96,7 +98,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory, image_bytes: Callable[...
 
 
 def narrowed(options: Any) -> Any:
-    """A copy of a dataclass whose widths, also those of the dataclasses in it, are at most `WIDEST`."""
+    """A copy of a dataclass in which, and in the dataclasses in it, projectors and CARE's chunks fit a small batch."""
     changes = {}
     for entry in dataclasses.fields(options):
         value = getattr(options, entry.name)
@@ -104,13 +106,15 @@ def narrowed(options: Any) -> Any:
             changes[entry.name] = narrowed(value)
         elif entry.name == "projector":
             changes[entry.name] = tuple(min(width, WIDEST) for width in value)
+        elif entry.name == "chunk_size":
+            changes[entry.name] = BATCH_SIZE
     return dataclasses.replace(options, **changes)
 
 
 def take_two_steps(recipe: ModuleType, name: str, config: Any, archives: Archives, folder: Path) -> None:
     config = dataclasses.replace(
         config, data_dir=archives["tiny_imagenet" if name == "tiny_imagenet" else config.dataset], out=folder,
-        batch_size=4, epochs=2, steps=2, log_every=1, mixed_precision="no", loader_threads=1,
+        batch_size=BATCH_SIZE, epochs=2, steps=2, log_every=1, mixed_precision="no", loader_threads=1,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for ending in ENDINGS & set(vars(recipe)):

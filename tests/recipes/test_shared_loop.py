@@ -36,8 +36,9 @@ OWN_LINES: dict[str, set[str]] = {
         "output = model(views.images, views.steps())",
         FOLLOWING_TARGET,
         LOADING_SEQUENCES,
-        "finish_sequences(run, config, objective, data, describe_sequences(config, config.observed_views, "
-        "config.actions))",
+        "sequences = describe_sequences(config, config.observed_views, config.actions)",
+        "check_sequences_ending(run, config, objective, data, sequences)",
+        "finish_sequences(run, config, objective, data, sequences)",
     },
     "seq_jepa_saccades": {
         NORMALISING,
@@ -45,7 +46,9 @@ OWN_LINES: dict[str, set[str]] = {
         "output = model(views.images, views.steps())",
         FOLLOWING_TARGET,
         LOADING_SEQUENCES,
-        "finish_sequences(run, config, objective, data, describe_saccades(config.saccades, config.observed_views))",
+        "sequences = describe_saccades(config.saccades, config.observed_views)",
+        "check_sequences_ending(run, config, objective, data, sequences)",
+        "finish_sequences(run, config, objective, data, sequences)",
     },
     "vicreg_traj": {
         "make_views = SequenceViews(config, data, run, length=objective.num_views, actions=None)",
@@ -58,9 +61,17 @@ OWN_LINES: dict[str, set[str]] = {
         FOLLOWING_TARGET,
         LOADING_SEQUENCES,
     },
-    "equicaps": WITH_ACTIONS | {"finish_capsules(run, config, objective, data, multiplied_by=config.actions)"},
+    "equicaps": WITH_ACTIONS
+    | {
+        "check_capsules_ending(run, config, objective, data)",
+        "finish_capsules(run, config, objective, data, multiplied_by=config.actions)",
+    },
     "capsie": WITH_ACTIONS
-    | {"objective.soften_targets(step / total_steps)", "finish_capsules(run, config, objective, data)"},
+    | {
+        "check_capsules_ending(run, config, objective, data)",
+        "objective.soften_targets(step / total_steps)",
+        "finish_capsules(run, config, objective, data)",
+    },
     "supervised": {
         "objective = build(config, len(data.train.class_names))",
         "make_views = TrainingViews(config, data, run, actions=config.actions)",
@@ -88,6 +99,7 @@ REPLACED = {
     "model = run.prepare(objective, lambda module: optimizer_of(module, config))",
     "output = model(views.images)",
     "with open_loader(config, data, run) as loader:",
+    "check_ending(run, config, objective, data)",
     "finish(run, config, objective, data)",
 }
 

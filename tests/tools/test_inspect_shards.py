@@ -92,7 +92,7 @@ def test_shards_that_others_wrote(
     (image_shards / "val.manifest.json").unlink()
     text = shown(inspect_shards, capsys, image_shards, split="val", verify=True)
     assert "made by others: no manifest, no checksums" in text and "4 classes, 1 each" in text
-    assert "2 shards" in text and "val-000001.tar 2" in text
+    assert "2 shards" in text and "val-000001.tar 2" in text and "passed over nothing" in text
 
 
 @pytest.mark.parametrize("foreign", [False, True])

@@ -94,6 +94,36 @@ def test_runs_are_summarised_over_seeds(tmp_path: Path, capsys: pytest.CaptureFi
     assert "- sie: `sie.py --seed 0`\n- vicreg: `vicreg.py`" in printed
 
 
+def test_random_encoders_of_other_architectures_stand_apart_and_probe_seeds_are_averaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = load_tool("summarise_runs")
+    for name, encoder, random in (("sie", "resnet18", 0.1), ("wide", "resnet18", 0.1), ("vit", "vit_tiny", 0.3)):
+        folder = tmp_path / name
+        first = record(0.2, "all", random)
+        append_records(
+            folder / "results.json", [first, dataclasses.replace(first, seed=1, value=0.6, random_encoder=random + 0.1)]
+        )
+        arguments = {"width": 2} if name == "wide" else {}
+        (folder / "config.json").write_text(json.dumps({"encoder": encoder, "encoder_arguments": arguments}))
+    append_records(  # what an evaluation leaves, of the architecture of the first; nothing but rounding of 0
+        tmp_path / "evaluated" / "results.json", [record(-1e-9, "all", 0.35)],
+        {"architecture": json.dumps(["resnet18", {}])},
+    )  # fmt: skip
+    runs = tuple(tmp_path / name for name in ("sie", "wide", "vit", "evaluated"))
+    tool.main(tool.Config(runs=runs, layout="poses"))
+    printed = capsys.readouterr().out
+    assert "| random resnet18 | `all` | 0.250 ± 0.141 |" in printed
+    assert "| random resnet18 width=2 | `all` | 0.150 |" in printed
+    assert "| random vit_tiny | `all` | 0.350 |" in printed
+    assert "| sie | `all` | 0.400 |" in printed and "| evaluated | `all` | 0.000 |" in printed
+    tool.main(tool.Config(runs=runs))
+    printed = capsys.readouterr().out
+    heads = "| random resnet18 | random resnet18 width=2 | random vit_tiny | sie | wide | vit | evaluated |"
+    assert heads in printed
+    assert "| 0.000 | 0.250 ± 0.141 | 0.150 | 0.350 | 0.400 | 0.400 | 0.400 | 0.000 |" in printed
+
+
 def test_runs_on_moving_objects_are_summarised_in_both_frames(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,144 @@
+"""How the weights of every configuration that is named after a paper start, against a table of facts.
+
+The facts are standard deviations in the released code of each method. What the table doesn't name must start as in
+torchvision's ResNets and PyTorch's layers, from which all of them are built.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_equi.encoders.capsules import PrimaryCapsules, SelfRouting
+from ssl_equi.objectives.predictors import Hypernetwork
+
+RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
+OWN_NAMES = {"embedded", "translated", "two_pass", "augmented"}
+OWN = {"equimod vicreg", "supervised threediebench"}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the released code of a configuration starts with, besides the usual."""
+
+    last_norm: float
+    """Scale of the last normalisation of each block of the ResNet: 0 (`zero_init_residual`), or 1 as by default."""
+    stem: float | None = None
+    """Standard deviation of the first convolution, if it isn't that of the other convolutions."""
+    hypernetwork: float | None = None
+    votes: float | None = None
+    routing: float | None = None
+
+
+ZERO, ONE = Start(last_norm=0), Start(last_norm=1)
+CARE_SMALL = Start(last_norm=1, stem=1 / math.sqrt(3 * 27))  # the stem replaces another: .11, PyTorch's default
+SIE_HYPERNETWORK = 1 / math.sqrt(3 * 4)  # .29: PyTorch's default of a linear layer on 4 numbers
+STARTS = {
+    "augself threediebench": ZERO,
+    "barlow_twins imagenet": ZERO,
+    "byol imagenet": ZERO,
+    "byol threediebench": ZERO,
+    "byol threediebench_released": ZERO,
+    "capsie paper": Start(last_norm=0, hypernetwork=SIE_HYPERNETWORK, votes=math.sqrt(2 / (16 * 16 * 16)), routing=0),
+    "care cifar10": CARE_SMALL,
+    "care cifar10_released": CARE_SMALL,
+    "care cifar100": CARE_SMALL,
+    "care stl10": CARE_SMALL,
+    "care imagenet100": ONE,
+    "care imagenet100_released": ONE,
+    "care imagenet100_moco": ONE,
+    "conditional_byol threediebench": ZERO,
+    "conditional_byol threediebench_released": ZERO,
+    "conv_jepa stl10": ZERO,
+    "equicaps paper": Start(last_norm=0, votes=0.0278, routing=0),
+    "equicaps paper_translated": Start(last_norm=0, votes=0.0156, routing=0),
+    "equimod threediebench": ZERO,
+    "equimod threediebench_sie": Start(last_norm=0, hypernetwork=SIE_HYPERNETWORK),
+    "essl cifar10": ONE,
+    "essl cifar10_equal_rate": ONE,
+    "essl imagenet": ZERO,
+    "moco imagenet": ONE,
+    "moco imagenet100": ONE,
+    "moco imagenet100_released": ONE,
+    "sen threediebench": ZERO,
+    "seq_jepa threediebench": ZERO,
+    "seq_jepa threediebench_color": ZERO,
+    "seq_jepa cifar100": ZERO,
+    "seq_jepa cifar100_legacy": ZERO,
+    "seq_jepa tiny_imagenet": ZERO,
+    "seq_jepa_saccades stl10": ZERO,
+    "sie paper": Start(last_norm=0, hypernetwork=SIE_HYPERNETWORK),
+    "simclr cifar10": ONE,
+    "simclr imagenet": ZERO,
+    "simclr threediebench": ZERO,
+    "simsiam cifar10": ONE,
+    "simsiam imagenet": ZERO,
+    "vicreg paper": ZERO,
+    "vicreg imagenet": ZERO,
+    "vicreg_traj threediebench": ZERO,
+    "vicreg_traj threediebench_released": ZERO,
+}
+
+
+def expected_std(module: nn.Module, parameter: str, start: Start, is_stem: bool) -> float | None:
+    """Standard deviation of a layer's weights at the start; None for biases and normalisations."""
+    if isinstance(module, Hypernetwork) and parameter == "matrices":
+        return start.hypernetwork
+    if isinstance(module, SelfRouting):
+        return {"vote_weight": start.votes, "routing_weight": start.routing}.get(parameter)
+    if isinstance(module, nn.MultiheadAttention) and parameter == "in_proj_weight":
+        return math.sqrt(2 / (module.embed_dim + 3 * module.embed_dim))
+    if parameter != "weight":
+        return None
+    if isinstance(module, nn.Conv2d):
+        kernel_area = math.prod(module.kernel_size)
+        return start.stem if is_stem and start.stem else math.sqrt(2 / (kernel_area * module.out_channels))
+    return 1 / math.sqrt(3 * module.in_features) if isinstance(module, nn.Linear) else None
+
+
+def assert_starts_so(objective: nn.Module, start: Start) -> set[str]:
+    """Compares every weight; returns the kinds of layers that were met."""
+    met: set[str] = set()
+    primary = {layer.conv for layer in objective.modules() if isinstance(layer, PrimaryCapsules)}
+    for name, module in objective.named_modules():
+        is_stem = name.endswith("conv1") and "layer" not in name
+        for parameter, value in module.named_parameters(recurse=False):
+            expected = expected_std(module, parameter, start, is_stem)
+            if module in primary:
+                expected = 1 / math.sqrt(3 * module.in_channels * math.prod(module.kernel_size))
+            if expected is not None:
+                met.add("stem" if is_stem else type(module).__name__)
+                measured = float(value[:1024].std())
+                assert measured == pytest.approx(expected, rel=0.07), f"{name}.{parameter}"
+            elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d | nn.LayerNorm):
+                met.add("norm")
+                assert torch.equal(value, torch.full_like(value, norm_value(name, parameter, objective, start))), name
+    return met
+
+
+def norm_value(name: str, parameter: str, objective: nn.Module, start: Start) -> float:
+    """Scales start at 1 and shifts at 0; but for the last scale of a block, of which a convolution comes before."""
+    if parameter == "bias":
+        return 0.0
+    block, _, layer = name.rpartition(".")
+    last = "bn3" if hasattr(objective.get_submodule(block), "bn3") else "bn2"
+    return start.last_norm if ".layer" in name and layer == last else 1.0
+
+
+def test_every_configuration_that_names_a_paper_is_in_the_table(load_recipe: Callable[[str], ModuleType]) -> None:
+    named = {f"{recipe} {name}" for recipe in RECIPES for name in load_recipe(recipe).CONFIGS.keys() - OWN_NAMES}
+    assert named - OWN == set(STARTS)
+
+
+@pytest.mark.parametrize("label", STARTS)
+def test_weights_start_as_in_the_released_code(label: str, load_recipe: Callable[[str], ModuleType]) -> None:
+    recipe, name = label.split()
+    module = load_recipe(recipe)
+    objective = module.build(module.CONFIGS[name]())
+    met = assert_starts_so(objective, STARTS[label])
+    assert {"stem", "Conv2d", "norm"} <= met
