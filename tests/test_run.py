@@ -287,6 +287,8 @@ def test_a_run_of_an_earlier_version_had_the_default_of_a_later_option(tmp_path:
     config_file = tmp_path / "run" / "config.json"
     earlier = json.loads(config_file.read_text())
     del earlier["clip_norm"], earlier["width"]
+    # What earlier versions recorded though it was not used.
+    earlier |= {"mixed_precision": "no", "max_skipped": 7, "objective": {"action_dim": 4}}
     config_file.write_text(json.dumps(earlier))
     with pytest.raises(RunError, match=r"made with clip_norm = None and this command asks for 1\.0"):
         train(ToyConfig(out=tmp_path / "run", clip_norm=1.0, resume=True))

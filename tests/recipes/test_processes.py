@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,3 +141,20 @@ def test_a_batch_that_cannot_be_shared_out_ends_both_processes_with_a_sentence(
     sentence = "error: global batch size 7 is not divisible by 2 processes: choose a multiple of 2"
     assert errors.splitlines().count(sentence) >= 1  # the launcher may end the second process before it speaks
     assert not list_checkpoints(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.slow
+def test_two_processes_save_soon_after_a_signal_to_the_launcher_whatever_is_logged(
+    small_options: list[str], subprocess_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The launcher kills what has not left 30 seconds later."""
+    run = tmp_path / "run"
+    options = [*small_options, "--epochs", "90000", "--log-every", "20000", "--save-every", "100000"]
+    with started([*LAUNCH_TWO, "recipes/sie.py", "--out", str(run), *options], subprocess_environment) as launcher:
+        while not (run / "versions.json").exists() and launcher.poll() is None:
+            time.sleep(0.1)
+        time.sleep(5)  # signals are handled from the first step on
+        launcher.send_signal(signal.SIGINT)
+        output, errors = launcher.communicate()
+    assert "SIGINT: saved" in output, errors
+    assert len(list_checkpoints(run / "checkpoints")) == 1
