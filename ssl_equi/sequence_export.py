@@ -105,7 +105,7 @@ def _build(config: dict[str, Any], folder: Path) -> SeqJEPA:
 def _check_sequences(config: dict[str, Any], folder: Path) -> None:
     """Raises CheckpointError unless the config describes an objective and how its sequences were made."""
     sizes, sequences = config["seq_jepa"], config["sequences"]
-    keys = NEEDED_KEYS.get(sequences.get("source", "")) if isinstance(sequences, dict) else None
+    keys = NEEDED_KEYS.get(str(sequences.get("source"))) if isinstance(sequences, dict) else None
     if not isinstance(sizes, dict) or keys is None or not keys <= sequences.keys() or "ssl_equi" not in config:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} describes no seq-JEPA (sequences are {sequences!r:.80}): export it again"

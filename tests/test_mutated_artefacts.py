@@ -1,6 +1,7 @@
 """What a run writes and someone spoils: a sentence or equal weights, never a traceback, a hang or other numbers."""
 
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,26 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ssl_equi.checkpoint import CheckpointError, list_checkpoints
+from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import UserError
+from ssl_equi.export import EncoderCard, load_encoder, save_encoder
+from ssl_equi.objectives.heads import projector
+from ssl_equi.objectives.latent_predictor import ProjectedPredictor
+from ssl_equi.objectives.predictors import Hypernetwork
+from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
+from ssl_equi.predictor_export import PredictorCard, load_predictor, save_predictor
+from ssl_equi.probing import evaluation_report, report
+from ssl_equi.probing.compared_runs import read_evaluated_folder
+from ssl_equi.probing.evaluation_report import write_evaluation_report
+from ssl_equi.probing.records import ResultsError
+from ssl_equi.probing.report import read_curves
 from ssl_equi.run import Run
+from ssl_equi.sequence_export import load_sequence_model, save_sequence_model
 from tests.mutations import json_mutations, mutations
+from tests.probing.report_pages import made_arrays, make_evaluation, read_page, record
 from tests.test_run import ToyConfig, ToyObjective, loss_lines, train
 
 NUM_MUTATIONS = 200
@@ -169,3 +185,148 @@ def test_every_mutation_of_the_log_resumes(spoilt: Path, trained: Path) -> None:
     log.write_bytes(whole)
     run.resume()
     assert log.read_bytes() == whole
+
+
+# ---------------------------------------------------------------- exported folders
+
+
+CARD = EncoderCard(
+    "test_vit", 32, (0.5,) * 3, (0.2,) * 3, {"all": (0, 16)}, "toy", "toy 0", "other", "toy", {"img_size": 32}
+)
+
+
+def saved_encoder(folder: Path) -> Callable[[Path], nn.Module]:
+    save_encoder(create_encoder("test_vit", 32), folder, CARD)
+    return load_encoder
+
+
+def saved_predictor(folder: Path) -> Callable[[Path], nn.Module]:
+    module = ProjectedPredictor(8, slice(0, 8), projector(8, (8, 8)), Hypernetwork(dim=8, action_dim=4))
+    save_predictor(module, folder, PredictorCard("toy", "rotation", "toy 0"))
+    return load_predictor
+
+
+def saved_sequence_model(folder: Path) -> Callable[[Path], nn.Module]:
+    encoder = create_encoder("test_vit", 32)
+    sizes = SeqJEPAConfig(
+        action_width=8, layers=1, feedforward_width=16, predictor_hidden_width=8, momentum_target=False
+    )
+    sequences = {"source": "rendered", "actions": "rotation", "observed_views": 3}
+    save_sequence_model(SeqJEPA(encoder, sizes), folder, CARD, sequences)
+    return lambda opened: load_sequence_model(opened).objective
+
+
+@pytest.mark.parametrize("save", [saved_encoder, saved_predictor, saved_sequence_model])
+def test_every_mutation_of_an_exported_folder_is_named_or_harmless(save: Any, tmp_path: Path) -> None:
+    load = save(tmp_path / "saved")
+    expected = load(tmp_path / "saved").state_dict()
+    rng = np.random.default_rng(18)
+    files = sorted((tmp_path / "saved").iterdir())
+    named = 0
+    for number in range(NUM_MUTATIONS):
+        file = files[number % len(files)]
+        content = file.read_bytes()
+        file.write_bytes(mutated(content, rng, file.suffix == ".json"))
+        loaded = only_user_errors(lambda: load(tmp_path / "saved"))
+        file.write_bytes(content)
+        if isinstance(loaded, UserError):
+            named += 1
+            continue
+        assert file.name == "config.json", "changed weights were taken"
+        state = loaded.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert named > NUM_MUTATIONS / 2
+
+
+# ---------------------------------------------------------------- what a report is made from
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path, trained: Path) -> Path:
+    """A folder with all that a page can draw."""
+    folder = make_evaluation(
+        tmp_path / "evaluated", [record(), record(task="relative_rotation", metric="r2_uniform")], made_arrays(0)
+    )
+    shutil.copy(trained / "metrics.jsonl", folder)
+    return folder
+
+
+def page_of(folder: Path) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return write_evaluation_report([folder], folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["results.json", "arrays.npz"])
+def test_every_mutation_of_results_gives_a_page_or_a_sentence(evaluated: Path, name: str, monkeypatch: Any) -> None:
+    """What isn't refused is drawn; drawing itself is left out where a mutation can't reach it."""
+    rng = np.random.default_rng(19)
+    file, drawn = evaluated / name, 0
+    content = file.read_bytes()
+    monkeypatch.setattr(evaluation_report, "_is_plain", lambda runs, rows: True)
+    for figure in ("retrieval_section", "maps_section", "spectrum_section", "orbits_section"):
+        monkeypatch.setattr(evaluation_report, figure, lambda *_: "")
+    monkeypatch.setattr(report, "_rotation_and_classes", lambda arrays: "")
+    monkeypatch.setattr(report, "_training", lambda path: "")
+    for _ in range(NUM_MUTATIONS):
+        file.write_bytes(mutated(content, rng, name.endswith(".json")))
+        outcome = only_user_errors(lambda: page_of(evaluated))
+        assert isinstance(outcome, ResultsError) or read_page(outcome)
+        drawn += isinstance(outcome, str)
+    assert drawn > 0 or name == "arrays.npz"
+
+
+def test_every_mutation_of_the_log_gives_a_page(evaluated: Path, monkeypatch: Any) -> None:
+    rng = np.random.default_rng(20)
+    file = evaluated / "metrics.jsonl"
+    content = file.read_bytes()
+    hostile = [
+        b'{"event": "loss", "step": %s, "loss": %s}' % (step, loss)
+        for step in (b"1", b"null", b"[]", b"1e300", b"10" * 200, b"NaN")
+        for loss in (b"1", b"1e308", b"-1e-320", b"10" * 200, b'"x"', b"true", b"Infinity")
+    ] + [b"[" * 100_000, b"\xff", b"[1]", b'{"event": "online_probe", "step": 1, "\\u0000<\\ud800>/top1": 1}']
+    for number in range(NUM_MUTATIONS):
+        damaged = content + hostile[number % len(hostile)] + b"\n" if number % 2 else mutated(content, rng, False)
+        file.write_bytes(damaged)
+        for event in ("loss", "online_probe"):
+            for steps, values in read_curves(file, event).values():
+                assert np.isfinite(steps).all() and np.isfinite(values).all()
+    file.write_bytes(content + b"\n".join(hostile) + b"\n")
+    assert "can't be drawn" not in page_of(evaluated)
+
+
+@pytest.mark.parametrize("key", sorted(made_arrays(0)))
+def test_an_array_of_another_rank_or_type_is_left_out_by_name(evaluated: Path, key: str) -> None:
+    """The checksum is right: somebody wrote these arrays."""
+    arrays = made_arrays(0)
+    for other in (np.array("text"), np.zeros((2, 3, 4)), np.zeros((0, 5, 2, 2), np.uint8)):
+        make_evaluation(evaluated, [record()], arrays | {key: other})
+        read = read_evaluated_folder(evaluated)
+        assert key not in read.arrays
+        assert any(key in note and "can't be drawn" in note for note in read.notes)
+
+
+def test_arrays_that_do_not_belong_together_cost_their_section_only(evaluated: Path) -> None:
+    make_evaluation(evaluated, [record()], made_arrays(0) | {"map_labels": np.arange(7)})
+    with pytest.warns(UserWarning, match="section 'maps' can't be drawn"):
+        page = write_evaluation_report([evaluated], evaluated / "report.html").read_text()
+    assert "section &#x27;maps&#x27; can&#x27;t be drawn" in page
+    assert {"results", "errors", "spectrum", "orbits", "views"} <= set(read_page(page).ids)
+
+
+def test_labels_decide_about_no_memory(evaluated: Path) -> None:
+    labels = np.full(600, 2**60)
+    labels[:300] = -5
+    make_evaluation(evaluated, [record()], made_arrays(0) | {"map_labels": labels})
+    assert f"class {2**60}" in page_of(evaluated)
+
+
+def test_names_that_cannot_be_shown_are_escaped_on_the_page(evaluated: Path) -> None:
+    names = np.array(["caf\udce9", "a\x00b", "\x1b[31m", "plain", "<b>"])
+    make_evaluation(evaluated, [record(baseline_name="caf\udce9")], made_arrays(0) | {"class_names": names})
+    page = page_of(evaluated)
+    page.encode()
+    for shown in ("caf\\xe9", "a\\x00b", "\\x1b[31m"):
+        assert shown in read_page(page).text
+    assert "can't be drawn" not in page and "\x00" not in page and "\x1b" not in page

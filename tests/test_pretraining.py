@@ -13,14 +13,16 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from ssl_equi import pretraining
+from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.data.images import normalise_views
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
-from ssl_equi.pretraining import FollowingProbes, encoder_card, finish, probed_parts
+from ssl_equi.pretraining import FollowingProbes, check_ending, encoder_card, finish, probed_parts
 from ssl_equi.pretraining_config import PretrainingConfig
+from ssl_equi.probing import publish, report
 from ssl_equi.probing.encoder_sources import RANDOM_ENCODER_SEED, EncoderSource
 from ssl_equi.probing.evaluation_suite import Suite
 from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, ProbeProtocol
@@ -82,6 +84,55 @@ def test_the_ending_leaves_the_objective_and_the_random_generator_as_they_were(
     assert state_hash(objective) == before
     assert all(parameter.grad is None for parameter in objective.parameters())
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_the_ending_is_tried_before_training_and_leaves_no_trace(config: PretrainingConfig, data: DataSource) -> None:
+    objective = make_objective(config)
+    run = Run(config, "sie")
+    before, generator = state_hash(objective), torch.get_rng_state()
+    check_ending(run, config, objective, data)
+    assert state_hash(objective) == before
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert not run.folder.exists()
+
+
+class Stateful(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+
+def test_an_export_that_would_fail_is_named_before_training(config: PretrainingConfig, data: DataSource) -> None:
+    objective = make_objective(config)
+    run = Run(config, "sie")
+    with pytest.raises(CheckpointError, match="holds another architecture"):
+        check_ending(run, dataclasses.replace(config, encoder="resnet10t"), objective, data)
+    objective.encoder.counter = Stateful(1, 1)
+    with pytest.raises(CheckpointError, match=r"counter\._extra_state of the .* is a dict"):
+        check_ending(run, config, objective, data)
+
+
+def test_a_question_that_fails_costs_neither_numbers_nor_page(
+    config: PretrainingConfig, data: DataSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So do a section and pictures that can't be drawn."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise ZeroDivisionError("defect")
+
+    monkeypatch.setattr(publish, "view_sheet", fail)
+    monkeypatch.setattr(report, "_headlines", fail)
+    objective = make_objective(config)
+    run = started_run(config, objective)
+    with pytest.warns(UserWarning) as warned:
+        finish(run, config, objective, data, ask_more=fail)
+    told = " ".join(str(warning.message) for warning in warned)
+    for what in ("further questions: not answered", "pictures of views", "section 'headline' can't be drawn"):
+        assert what in told
+    assert {record.task for record in read_records(run.folder / "results.json")} >= {"classification"}
+    notes = " ".join(json.loads((run.folder / "results.json").read_text())["run"]["notes"])
+    assert "further questions" in notes and "pictures of views" in notes
+    page = (run.folder / "report.html").read_text()
+    assert 'id="results"' in page and 'id="errors"' in page
 
 
 def test_the_random_encoder_is_one_that_no_seed_trains(
