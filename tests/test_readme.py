@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPT_FOLDERS = ("recipes", "datasets", "tools", "evaluation")
-SCRIPT = re.compile(rf"\b(?:{'|'.join(SCRIPT_FOLDERS)})/\w+\.py\b")
+SCRIPT = re.compile(rf"(?<![\w/])(?:{'|'.join(SCRIPT_FOLDERS)})/\w+\.py\b")
 SHELL_BREAKS = {"&&", "||", "|", ";", ">"}
 
 # From pieces, so that this file names none of them.

@@ -221,7 +221,7 @@ def test_pictures_of_their_own_sizes_are_cropped_first(mixed_folder: Path) -> No
         ({"saliency": "magic"}, r"--saccades\.saliency is 'magic': choose spectral_residual, centre_surround, uni"),
         ({"saliency": "file"}, r"--saccades\.saliency is file and --saccades\.saliency-file is None: give file and"),
         ({"saliency_file": Path("maps.npy")}, r"saliency-file is maps\.npy: give file and a file, or neither"),
-        ({"saliency": "file", "saliency_file": Path("nowhere.npy")}, r"nowhere\.npy is no readable array"),
+        ({"saliency": "file", "saliency_file": Path("nowhere.npy")}, r"nowhere\.npy is missing"),
         ({"inhibition": "disc"}, "the inhibition's shape is 'disc': choose circle, square or none"),
         ({"inhibition_radius_px": -3}, "the inhibition's radius is -3 pixels"),
     ],
