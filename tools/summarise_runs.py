@@ -25,6 +25,7 @@ import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.errors import UserError
+from ssl_equi.options import ActsWhen
 from ssl_equi.probing.records import ProbeRecord, fixed, read_records
 
 METRICS = ("top1", "r2_uniform", "r2_pooled", "angle_deg_median")
@@ -53,6 +54,7 @@ POSE_COLUMNS: tuple[Column, ...] = (
     ("colour", "r2_uniform"),
     ("capsule_rotation", "angle_deg_median"),
 )
+BY_TASKS = ActsWhen(lambda options: options.layout == "tasks", "choose --layout tasks")
 COLUMNS = {"methods": METHOD_COLUMNS, "sequences": SEQUENCE_COLUMNS, "poses": POSE_COLUMNS}
 RunRecords = dict[str, list[list[ProbeRecord]]]  # by method: the records of each of its runs
 RandomEncoders = dict[str, list[ProbeRecord]]  # by name of the random encoder: the records that were compared with it
@@ -68,8 +70,10 @@ class Config:
     """tasks: a row for each task, metric and part. methods: a row for each method and part, main metrics only.
     sequences: the same, with what leaks into aggregates. poses: the same, with translations in both frames, and
     without the columns that no run has."""
-    metrics: tuple[str, ...] = METRICS
+    metrics: Annotated[tuple[str, ...], BY_TASKS] = METRICS
     """Metrics to show in the layout by tasks."""
+    intervals: Annotated[bool, BY_TASKS] = False
+    """Show behind each number the 95 % bootstrap interval over the judged objects, its ends averaged over the runs."""
 
 
 def main(config: Config) -> None:
@@ -80,7 +84,7 @@ def main(config: Config) -> None:
     check_origins(records_by_name)
     print_origins(records_by_name)
     if config.layout == "tasks":
-        print_tasks(records_by_name, randoms, config.metrics)
+        print_tasks(records_by_name, randoms, config.metrics, config.intervals)
     else:
         shown = COLUMNS[config.layout]
         shown = present(shown, records_by_name) if config.layout == "poses" else shown
@@ -143,7 +147,9 @@ def architecture(folder: Path, described: dict) -> str:
     return " ".join([name, *(f"{key}={value}" for key, value in sorted(arguments.items()))])
 
 
-def print_tasks(records_by_name: RunRecords, randoms: RandomEncoders, metrics: tuple[str, ...]) -> None:
+def print_tasks(
+    records_by_name: RunRecords, randoms: RandomEncoders, metrics: tuple[str, ...], intervals: bool
+) -> None:
     """A row for each task, metric and part; a column for each method and each random encoder."""
     columns = [*(randoms or ["random encoder"]), *records_by_name]
     print("| task | metric | part | constant | " + " | ".join(columns) + " |")
@@ -152,7 +158,7 @@ def print_tasks(records_by_name: RunRecords, randoms: RandomEncoders, metrics: t
     for task in dict.fromkeys(record.task for record in first):
         for metric in metrics:
             for part in parts_of(records_by_name):
-                print_row(task, metric, part, records_by_name, randoms)
+                print_row(task, metric, part, records_by_name, randoms, intervals)
 
 
 def print_methods(records_by_name: RunRecords, randoms: RandomEncoders, shown: tuple[Column, ...]) -> None:
@@ -208,7 +214,9 @@ def print_commands(folders: tuple[Path, ...]) -> None:
             print(f"- {name}: `{command}`")
 
 
-def print_row(task: str, metric: str, part: str, records_by_name: RunRecords, randoms: RandomEncoders) -> None:
+def print_row(
+    task: str, metric: str, part: str, records_by_name: RunRecords, randoms: RandomEncoders, intervals: bool
+) -> None:
     """One row; a dash where a method has no such part, nothing where no method has it."""
 
     def asked(records: list[ProbeRecord]) -> list[ProbeRecord]:
@@ -224,7 +232,10 @@ def print_row(task: str, metric: str, part: str, records_by_name: RunRecords, ra
         f"`{part}`",
         spread([record.baseline for record in found[:1]]),
         *(spread(random_values(asked(records))) for records in (randoms or {"": []}).values()),
-        *(spread([record.value for record in records]) for records in chosen.values()),
+        *(
+            spread([record.value for record in records]) + (mean_interval(records) if intervals else "")
+            for records in chosen.values()
+        ),
     ]
     print("| " + " | ".join(cells) + " |")
 
@@ -236,6 +247,17 @@ def spread(values: list[float]) -> str:
     decimals = 1 if max(values) > 5 else 3
     mean = fixed(statistics.mean(values), decimals)
     return mean if len(values) == 1 else f"{mean} ± {fixed(statistics.stdev(values), decimals)}"
+
+
+def mean_interval(records: list[ProbeRecord]) -> str:
+    """The means of the lower and of the upper ends, in brackets; nothing where a record has no interval."""
+    ends = [(record.interval_low, record.interval_high) for record in records]
+    known = [(low, high) for low, high in ends if low is not None and high is not None]
+    if not known or len(known) < len(ends):
+        return ""
+    low, high = (statistics.mean(values) for values in zip(*known, strict=True))
+    decimals = 1 if high > 5 else 3
+    return f" [{fixed(low, decimals)}, {fixed(high, decimals)}]"
 
 
 def method_name(folder: Path) -> str:

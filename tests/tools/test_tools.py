@@ -124,6 +124,21 @@ def test_random_encoders_of_other_architectures_stand_apart_and_probe_seeds_are_
     assert "| 0.000 | 0.250 ± 0.141 | 0.150 | 0.350 | 0.400 | 0.400 | 0.400 | 0.000 |" in printed
 
 
+def test_intervals_are_averaged_over_runs_and_left_out_where_one_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = load_tool("summarise_runs")
+    for seed in range(2):
+        measured = record(0.5, "equi", 0.1)
+        with_interval = dataclasses.replace(measured, interval_low=0.1 + 0.2 * seed, interval_high=0.6 + 0.2 * seed)
+        without = dataclasses.replace(with_interval if seed else measured, part="all")
+        append_records(tmp_path / f"sie-seed{seed}" / "results.json", [with_interval, without])
+    tool.main(tool.Config(runs=(tmp_path / "sie-seed0", tmp_path / "sie-seed1"), intervals=True))
+    printed = capsys.readouterr().out
+    assert "| `equi` | 0.000 | 0.100 ± 0.000 | 0.500 ± 0.000 [0.200, 0.700] |" in printed
+    assert "| `all` | 0.000 | 0.100 ± 0.000 | 0.500 ± 0.000 |" in printed
+
+
 def test_runs_on_moving_objects_are_summarised_in_both_frames(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
