@@ -130,7 +130,7 @@ def test_two_steps_with_small_networks(
     recipe_name: str, name: str, load_recipe: Callable[[str], ModuleType], archives: Archives, tmp_path: Path
 ) -> None:
     recipe = load_recipe(recipe_name)
-    config = dataclasses.replace(shrunk(recipe.CONFIGS[name]()), encoder="strided_cnn_pooled")
+    config = dataclasses.replace(shrunk(recipe.CONFIGS[name]()), encoder="strided_cnn_pooled", encoder_arguments={})
     take_two_steps(recipe, name, config, archives, tmp_path / "run")
 
 
