@@ -72,7 +72,7 @@ def test_two_processes_learn_what_one_does(
     assert launcher.returncode == 0, errors
 
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["run"], "one folder, not one for each process"
-    assert output.count("run/encoder; probing") == output.count("probed in") == 1, "the first process alone speaks"
+    assert output.count("probing on the test split") == output.count("probed in") == 1, "the first process alone speaks"
     state = json.loads((list_checkpoints(tmp_path / "two/run/checkpoints")[-1] / "run.json").read_text())
     assert state == {"step": 6, "world_size": 2, "records_skipped": 0}
     records = json.loads((tmp_path / "two/run/results.json").read_text())["records"]
