@@ -65,8 +65,10 @@ def test_recipes_are_found() -> None:
 
 def process_state() -> tuple[object, ...]:
     """What a function without side effects leaves alone (it may draw from the random generator)."""
+    # Older releases of lightly note in the environment that they were imported.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LIGHTLY_")}
     return (
-        dict(os.environ), dict(AcceleratorState._shared_state), torch.get_default_dtype(), torch.get_num_threads(),
+        environment, dict(AcceleratorState._shared_state), torch.get_default_dtype(), torch.get_num_threads(),
         torch.is_grad_enabled(), torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
     )  # fmt: skip
