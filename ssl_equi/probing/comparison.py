@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssl_equi.probing.compared_runs import ComparedRun, EvaluatedFolder
-from ssl_equi.probing.records import ProbeRecord, lower_is_better
+from ssl_equi.probing.records import ProbeRecord, in_short_tables, lower_is_better
 
 NEAR_IN_STANDARD_ERRORS = 2
 KNOWN_PARTS = ("all", "inv", "equi")
@@ -101,7 +101,7 @@ def _records_by_question(run: ComparedRun) -> dict[Question, dict[Setting, list[
     """The newest record of each folder and seed, by question and setting."""
     newest: dict[tuple[Question, Setting, int, int], _Found] = {}
     for index, folder in enumerate(run.folders):
-        for record in folder.records:
+        for record in in_short_tables(folder.records):
             question, setting = (record.task, record.metric, record.part), (record.protocol, record.split)
             newest[question, setting, index, record.seed] = (record, folder)
     found: dict[Question, dict[Setting, list[_Found]]] = {}

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from ssl_equi.probing.compared_runs import EvaluatedFolder, class_names_of
-from ssl_equi.probing.records import ProbeRecord, describe_columns, describe_origins, format_value
+from ssl_equi.probing.records import (
+    BY_CLASS,
+    ProbeRecord,
+    describe_columns,
+    describe_origins,
+    format_value,
+    in_short_tables,
+)
 from ssl_equi.probing.report_figures import (
     MAX_BARS,
     angle_histogram,
@@ -159,7 +166,7 @@ def result_table(records: Sequence[ProbeRecord], missing: Sequence[str]) -> str:
     head = "".join(f'<th scope="col">{column}</th>' for column in columns)
     rows = []
     previous_task = None
-    for record in records:
+    for record in in_short_tables(records):
         if record.task != previous_task:
             heading = f"{escaped(record.task)} <span class=muted>(n = {record.n})</span>"
             rows.append(f'<tr class="task"><th colspan="{len(columns)}" scope="colgroup">{heading}</th></tr>')
@@ -181,9 +188,40 @@ def result_table(records: Sequence[ProbeRecord], missing: Sequence[str]) -> str:
     listed = "".join(f"<li>{escaped(line)}</li>" for line in lines)
     return (
         '<section id="results"><h2>Results</h2><div class="scroll"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{class_tables(records)}"
         f'<ul class="notes">{listed}</ul></section>'
     )
+
+
+def class_tables(records: Sequence[ProbeRecord]) -> str:
+    """A table for each rotation task that was judged class by class: a row for each class, a column for each part."""
+    by_class = [record for record in records if record.metric.startswith(BY_CLASS)]
+    tables = []
+    for task in dict.fromkeys(record.task for record in by_class):
+        cells = {(record.metric, record.part): record for record in by_class if record.task == task}
+        parts = list(dict.fromkeys(part for _, part in cells))
+        rows = []
+        for metric in dict.fromkeys(metric for metric, _ in cells):
+            of_class = [cells.get((metric, part)) for part in parts]
+            baseline = next(record.baseline for record in of_class if record is not None)
+            row = "".join(f'<td class="number">{_class_cell(record)}</td>' for record in of_class)
+            rows.append(
+                f"<tr><td>{escaped(metric.removeprefix(BY_CLASS))}</td>{row}"
+                f'<td class="number">{escaped(format_value(metric, baseline))}</td></tr>'
+            )
+        head = "".join(f'<th scope="col">{escaped(column)}</th>' for column in ("class", *parts, "constant"))
+        tables.append(
+            f'<h3>{escaped(task)}: median angle by class</h3><div class="scroll"><table class="classes">'
+            f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        )
+    return "".join(tables)
+
+
+def _class_cell(record: ProbeRecord | None) -> str:
+    if record is None:
+        return "-"
+    interval = shown_interval(record.metric, record.interval_low, record.interval_high)
+    return f"{escaped(format_value(record.metric, record.value))}{interval}"
 
 
 def shown_interval(metric: str, low: float | None, high: float | None) -> str:

@@ -38,7 +38,8 @@ code { font: 0.9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 table { border-collapse: collapse; font-size: 0.92rem; }
 th, td { text-align: left; padding: 4px 18px 4px 0; white-space: nowrap; vertical-align: top; }
 thead th { color: var(--muted); font-weight: 600; border-bottom: 1px solid var(--line); }
-thead th:nth-child(n+3), td.number { text-align: right; font-variant-numeric: tabular-nums; }
+thead th:nth-child(n+3), table.classes th:nth-child(n+2), td.number { text-align: right; }
+td.number { font-variant-numeric: tabular-nums; }
 tr.task th { padding-top: 14px; border-bottom: 1px solid var(--line); }
 tr.task .muted { font-weight: 400; }
 table.plain th { color: var(--muted); font-weight: 500; }

@@ -17,6 +17,7 @@ from ssl_equi.probing.bootstrap import (
 from ssl_equi.probing.pairs import evaluation_pairs
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProbeProtocol
 from ssl_equi.probing.records import describe_columns, print_records
+from ssl_equi.probing.report import result_table
 from ssl_equi.probing.seed_table import print_seeds
 from ssl_equi.probing.suite import make_records
 from ssl_equi.probing.task_samples import evaluated_pairs
@@ -109,6 +110,11 @@ def test_rotations_have_intervals_and_their_angles_by_class(posed_cache, capsys)
         printed = capsys.readouterr().out
         assert "angle_deg_median" in printed and "of_dog" not in printed
     assert "angle_deg_median_of_CLASS" in " ".join(describe_columns(records))
+    page = result_table(records, ())
+    assert "<code>angle_deg_median</code>" in page and "<code>angle_deg_median_of_dog</code>" not in page
+    assert page.count("relative_rotation: median angle by class") == 1
+    of_dog = by_name["angle_deg_median_of_dog"]
+    assert f'<tr><td>dog</td><td class="number">{of_dog.value:.1f}°<small' in page
 
 
 def test_many_classes_are_not_told_apart(posed_cache):
