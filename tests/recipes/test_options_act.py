@@ -26,7 +26,7 @@ ACT_ELSEWHERE = {
 OTHER_VALUES: dict[str, Any] = {
     "equi_dim": 64, "elements": 2, "small_view.preset": "imagenet", "group": "horizontal_flip", "clip_norm": 1e-3,
     "saliency_file": Path("maps.npy"), "action_transforms": ("crop",), "preset": "mocov2",
-    "optimizer": "sgd",
+    "optimizer": "sgd", "mean_rgb": (0.4, 0.4, 0.4), "std_rgb": (0.3, 0.3, 0.3),
 }  # fmt: skip
 
 
