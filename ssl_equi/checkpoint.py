@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ssl_equi.errors import UserError
-from ssl_equi.files import read_json_object, replace_file, sync_folder, write_durably
+from ssl_equi.files import read_json_object, replace_file, sha256_of_file, sync_folder, write_durably
 
 CHECKSUMS_FILE = "checksums.json"
 _OTHER_CHECKPOINT = "delete this folder and resume from the one before"
@@ -101,7 +101,7 @@ def read_state(folder: Path, name: str) -> Any:
     if has_checksums(folder):
         checksums = read_json_object(folder / CHECKSUMS_FILE, CheckpointError, _OTHER_CHECKPOINT).get("sha256")
         for file in (json_file, tensor_file):
-            if not isinstance(checksums, dict) or checksums.get(file.name) != sha256_of(file):
+            if not isinstance(checksums, dict) or checksums.get(file.name) != sha256_of_file(file):
                 raise CheckpointError(
                     f"checkpoint {folder} is damaged ({file.name} is not the file that was saved): {_OTHER_CHECKPOINT}"
                 )
@@ -132,12 +132,6 @@ def read_tensors(file: Path, cure: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{file} can't be read ({error.strerror or error}): {cure}") from error
     except (safetensors.SafetensorError, MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged ({error}): {cure}") from error
-
-
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -23,11 +23,10 @@ from ssl_equi.checkpoint import (
     load_module_strictly,
     read_tensors,
     refuse_other_tensors,
-    sha256_of,
     write_checkpoint_files,
 )
 from ssl_equi.errors import UserError
-from ssl_equi.files import parse_json_object, read_json_object
+from ssl_equi.files import parse_json_object, read_json_object, sha256_of_file
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 WEIGHTS_HASH = "weights_sha256"
@@ -354,7 +353,7 @@ def read_weights(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
     """
     file = folder / WEIGHTS_FILE
     weights = read_tensors(file, "copy the folder or export again")
-    if WEIGHTS_HASH in config and config[WEIGHTS_HASH] != sha256_of(file):
+    if WEIGHTS_HASH in config and config[WEIGHTS_HASH] != sha256_of_file(file):
         raise CheckpointError(
             f"{file} is damaged (its SHA-256 is not the one in {CONFIG_FILE}): copy the folder or export again"
         )

@@ -1,6 +1,7 @@
 """Writing files so that a crash or a full disk never leaves half of one under its final name; reading JSON safely."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -34,6 +35,12 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

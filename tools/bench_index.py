@@ -33,7 +33,6 @@ from PIL import Image
 
 from ssl_equi.benchmarks import MIB, Row, print_rows, row_of, write_rows
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.files import sha256_of_file
 from ssl_equi.data.fit import CenterCrop
 from ssl_equi.data.image_manifest import ImageIndex, ImageManifest
 from ssl_equi.data.image_shards import ImageShards
@@ -41,6 +40,7 @@ from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.manifest import ShardEntry, index_folder, shard_name
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, SingleViews
 from ssl_equi.errors import UserError
+from ssl_equi.files import sha256_of_file
 
 SIDE = 32
 CLASSES = 1000

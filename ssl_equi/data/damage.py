@@ -17,7 +17,6 @@ import numpy as np
 
 from ssl_equi.data.decode import decode_image
 from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import sha256_of_file
 from ssl_equi.data.foreign_shards import records_of_shard
 from ssl_equi.data.image_manifest import (
     ImageIndex,
@@ -33,6 +32,7 @@ from ssl_equi.data.manifest import Manifest, ShardEntry, has_manifest, index_fol
 from ssl_equi.data.parallel import map_in_order
 from ssl_equi.data.shard import decode_view, problem_of_bytes, scan_shard, view_suffix
 from ssl_equi.data.shard_files import ShardFiles
+from ssl_equi.files import sha256_of_file
 
 SplitKind = Literal["objects", "images", "foreign images"]
 

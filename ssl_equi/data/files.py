@@ -1,6 +1,5 @@
-"""Checksums of files, and writing them with errors that name the file and the cure."""
+"""States of files, listing folders, and writing with errors that name the file and the cure."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +9,6 @@ from ssl_equi.data.errors import DataError
 from ssl_equi.files import replace_file
 
 FileState = tuple[int, int, int, int]
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_state(path: str | Path | os.DirEntry[str]) -> FileState:

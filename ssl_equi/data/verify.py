@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import sha256_of_file
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.files import sha256_of_file
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.checkpoint import CheckpointError, describe_os_error, sha256_of
-from ssl_equi.files import replace_file
+from ssl_equi.checkpoint import CheckpointError, describe_os_error
+from ssl_equi.files import replace_file, sha256_of_file
 from ssl_equi.npy import read_stored_npz
 from ssl_equi.probing.records import ProbeRecord, ResultsError, read_records, read_results, write_records
 
@@ -92,7 +92,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     records = read_records(folder / RESULTS_FILE)
     file = folder / ARRAYS_FILE
     arrays = read_stored_npz(file, ResultsError, "evaluate again")
-    if results["run"].get(ARRAYS_HASH) != sha256_of(file):
+    if results["run"].get(ARRAYS_HASH) != sha256_of_file(file):
         raise ResultsError(f"{file} is not of the same evaluation as {RESULTS_FILE} beside it: evaluate again")
     return Evaluation(records, [str(note) for note in results.get("notes", [])], results["run"], arrays)
 

@@ -18,12 +18,12 @@ import pytest
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.cli import explain_errors, run_recipe
 from ssl_equi.data import sources
-from ssl_equi.data.files import sha256_of_file
 from ssl_equi.data.manifest import index_folder, read_manifest
 from ssl_equi.data.order import BatchOrder
 from ssl_equi.data.procedural import ProceduralConfig
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.shard import view_suffix
+from ssl_equi.files import sha256_of_file
 
 ROOT = Path(__file__).parents[2]
 

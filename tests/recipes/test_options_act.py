@@ -54,7 +54,9 @@ def changed(config: Any, name: str, value: Any) -> Any:
 
 
 @pytest.fixture
-def learnt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[ModuleType, Any], str]:
+def learnt(
+    monkeypatch: pytest.MonkeyPatch, without_ending: Callable[[ModuleType], None], tmp_path: Path
+) -> Callable[[ModuleType, Any], str]:
     """What a recipe does in three steps: loss and terms of each, and the statistics of batch norms, to the bit."""
     lines: list[str] = []
     folders: Iterator[Path] = (tmp_path / str(number) for number in range(1000))
@@ -72,8 +74,7 @@ def learnt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[ModuleT
     def learn(recipe: ModuleType, config: Any) -> str:
         lines.clear()
         AcceleratorState._reset_state(reset_partial_state=True)
-        for name in ("finish", "finish_sequences", "finish_capsules"):
-            monkeypatch.setattr(recipe, name, lambda run, *arguments, **named: run.close(), raising=False)
+        without_ending(recipe)
         recipe.main(dataclasses.replace(config, out=next(folders)))
         return "\n".join(lines)
 
