@@ -49,10 +49,10 @@ def embedded() -> Config:
 def threediebench() -> Config:
     """3DIEBench as in the comparison of SIE (Garrido et al., ICML 2023): 256 pixels, batch 1,024, temperature .1."""
     return Config(
-        dataset="3diebench", image_size=256, evaluation_split="val", encoder="resnet18", batch_size=1024, epochs=2000,
-        final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
+        dataset="3diebench", image_size=256, evaluation_split="val", encoder="sie_resnet18", batch_size=1024,
+        epochs=2000, final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
         save_every=1000, loader_threads=8, probe_protocol="sie", simclr=SimCLRConfig(
-            temperature=0.1, projector=(2048, 2048, 2048), separate_batch_norm=True
+            temperature=0.1, projector=(2048, 2048, 2048), last_bias=False, separate_batch_norm=True
         ),
     )  # fmt: skip
 

@@ -44,9 +44,15 @@ class Config(PretrainingConfig):
         default_factory=SimCLRConfig
     )
     """Options of the base simclr."""
-    moco: Annotated[MoCoConfig, ActsWhen(lambda options: options.base == "moco", "choose --base moco")] = field(
-        default_factory=MoCoConfig
-    )
+    moco: Annotated[
+        MoCoConfig,
+        ActsWhen(lambda options: options.base == "moco", "choose --base moco"),
+        ActsWhen(
+            lambda options: options.moco.symmetric or options.objective.weight > 0,
+            "give an objective.weight above 0",
+            only=("separate_batch_norm",),
+        ),
+    ] = field(default_factory=MoCoConfig)
     """Options of the base moco."""
     target_momentum: Annotated[Momentum, ActsWhen(lambda options: options.base == "moco", "choose --base moco")] = 0.99
     """Momentum of the base moco's target encoder. Paper: .99."""
@@ -82,7 +88,7 @@ def cifar10() -> Config:
         views=SharedPairOptions(source="augmented", preset="care_cifar"), batch_size=256, epochs=400,
         final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, log_every=50, save_every=975, loader_threads=8,
         objective=CAREConfig(weight=mean_pair_weight(0.01, 16), chunk_size=16),
-        simclr=SimCLRConfig(temperature=0.5, projector=(512, 128)),
+        simclr=SimCLRConfig(temperature=0.5, projector=(512, 128), separate_batch_norm=True),
     )  # fmt: skip
 
 
@@ -116,7 +122,9 @@ def imagenet100() -> Config:
         optimizer="sgd", learning_rate=0.8, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4,
         mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
         objective=CAREConfig(weight=mean_pair_weight(0.005, 8), chunk_size=8),
-        simclr=SimCLRConfig(temperature=0.2, projector=(2048, 128)),
+        simclr=SimCLRConfig(
+            temperature=0.2, projector=(2048, 128), hidden_batch_norm=False, separate_batch_norm=True
+        ),
     )  # fmt: skip
 
 
@@ -129,7 +137,8 @@ def imagenet100_moco() -> Config:
     """The same data with MoCo-v2 as the base, lambda .01 as in the paper (.005 in the script)."""
     return replace(
         imagenet100(), base="moco", objective=CAREConfig(weight=mean_pair_weight(0.01, 8), chunk_size=8),
-        moco=MoCoConfig(temperature=0.2, queue_size=65536, projector=(2048, 128)), target_momentum=0.99,
+        moco=MoCoConfig(temperature=0.2, queue_size=65536, projector=(2048, 128), separate_batch_norm=True),
+        target_momentum=0.99,
     )  # fmt: skip
 
 

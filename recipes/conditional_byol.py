@@ -56,7 +56,7 @@ def threediebench() -> Config:
 
 def threediebench_released() -> Config:
     """The same with the sizes of seq-JEPA's released code: projector 2048-128, predictor 2048."""
-    objective = ConditionalBYOLConfig(projector=(2048, 128), predictor_hidden_width=2048)
+    objective = ConditionalBYOLConfig(projector=(2048, 128), predictor_hidden_width=2048, last_batch_norm="not_affine")
     return replace(threediebench(), objective=objective)
 
 

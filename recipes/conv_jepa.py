@@ -52,8 +52,8 @@ class Config(PretrainingOptions):
 def embedded() -> Config:
     """The embedded set: a narrower projector, and a target that follows faster than in long runs."""
     return Config(
-        objective=ConvJEPAConfig(projector=(1024, 128)), saccades=SaccadeOptions(inhibition_radius_px=12),
-        target_momentum=0.99,
+        objective=ConvJEPAConfig(projector=(1024, 128), last_batch_norm="none"),
+        saccades=SaccadeOptions(inhibition_radius_px=12), target_momentum=0.99,
     )  # fmt: skip
 
 

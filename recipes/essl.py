@@ -87,7 +87,8 @@ def cifar10() -> Config:
         learning_rate=0.12, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
         loader_threads=8, objective=ESSLConfig(weight=0.4, separate_statistics=False),
         small_view=SmallViewOptions(size=16), simclr=SimCLRConfig(
-            temperature=0.5, projector=(2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True
+            temperature=0.5, projector=(2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True,
+            candidates="other_view", symmetric=False,
         ),
     )  # fmt: skip
 
@@ -108,7 +109,8 @@ def imagenet() -> Config:
         small_view=SmallViewOptions(size=96, preset="imagenet"),
         objective=ESSLConfig(weight=0.4, hidden_widths=(2048, 2048, 128), relu_after_last_hidden=False),
         simclr=SimCLRConfig(
-            temperature=0.2, projector=(2048, 2048, 128), last_batch_norm="affine", separate_batch_norm=True
+            temperature=0.2, projector=(2048, 2048, 128), last_batch_norm="affine", separate_batch_norm=True,
+            candidates="other_view",
         ),
     )  # fmt: skip
 

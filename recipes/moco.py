@@ -9,6 +9,7 @@ base of CARE.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 
@@ -16,7 +17,7 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
-from ssl_equi.options import Momentum
+from ssl_equi.options import ActsWhen, Momentum
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
@@ -27,7 +28,12 @@ from ssl_equi.training_views import PairOptions, TrainingViews
 class Config(PretrainingConfig):
     """Options of MoCo-v2."""
 
-    objective: MoCoConfig = field(default_factory=MoCoConfig)
+    objective: Annotated[
+        MoCoConfig,
+        ActsWhen(
+            lambda options: options.objective.symmetric, "add --objective.symmetric", only=("separate_batch_norm",)
+        ),
+    ] = field(default_factory=MoCoConfig)
     """Temperature, queue and sizes."""
     target_momentum: Momentum = 0.999
     """Of the network that makes the keys, at every step. Paper: .999."""

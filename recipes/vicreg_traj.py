@@ -54,7 +54,7 @@ def threediebench_released() -> Config:
     """The same with the default weights of seq-JEPA's released code: 25, 25 and 1, and 1 for the trajectory."""
     config = threediebench()
     vicreg = replace(config.vicreg, inv_weight=25.0, variance_weight=25.0, covariance_weight=1.0)
-    return replace(config, objective=VICRegTrajConfig(weight=1.0), vicreg=vicreg)
+    return replace(config, objective=VICRegTrajConfig(weight=1.0, on_sphere=False), vicreg=vicreg)
 
 
 CONFIGS = {"embedded": embedded, "threediebench": threediebench, "threediebench_released": threediebench_released}

@@ -75,6 +75,7 @@ class OcticVisionTransformer(nn.Module):
         octic_blocks: int | None = None,
         invariants: str = "power_spectrum",
         keep_octic: bool = False,
+        norm_before_invariants: bool = False,
         img_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
         in_chans: int = 3,
@@ -96,6 +97,7 @@ class OcticVisionTransformer(nn.Module):
         self.kind: Kind = "octic" if kind == "hybrid" and self.octic_blocks == depth else kind
         _check_invariants(self.kind, invariants, keep_octic)
         self.invariants, self.keep_octic = invariants, keep_octic
+        self.norm_before_invariants = norm_before_invariants
         self.embed_dim, self.num_classes, self.has_class_token = embed_dim, num_classes, class_token
         self.num_prefix_tokens = int(class_token) + reg_tokens
         self.grad_checkpointing = False
@@ -133,7 +135,7 @@ class OcticVisionTransformer(nn.Module):
             return num_invariants + (width if self.keep_octic else 0)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         if self.kind == "invariant":
-            self.trunk_norm = OcticRMSNorm(width)
+            self.trunk_norm = OcticRMSNorm(width) if self.norm_before_invariants else nn.Identity()
             self.trunk_invariants, num_invariants = make_invariants(self.invariants, width)
             self.trunk_proj = nn.Linear(num_invariants, width)
         return width
