@@ -41,9 +41,9 @@ class StreamedLoader:
     - A batch is a function of (seed, step, rank, world size, global batch size, shuffle buffer, mode), whatever the
       threads, and however long the server took. `batches(step)` continues a run exactly; to fill the buffer again, at
       most `shuffle_buffer` objects are read a second time.
-    - mode="exact": in an epoch, every object is in exactly one batch of one rank, but for the remainder that makes no
-      whole batch (kept: that can't be shared out), which is another one in each epoch. The views that an object has in
-      an epoch are those that `ViewLoader` draws with the same seed.
+    - mode="exact": in an epoch, every object is in exactly one batch of one rank, but for those left over at its
+      end, which are others in each epoch (with keep_incomplete_batch fewer than there are ranks, or one). The views
+      that an object has in an epoch are those that `ViewLoader` draws with the same seed.
     - All ranks have equally many batches, however uneven the shards, and also with fewer shards than ranks, which then
       share them.
 
