@@ -27,6 +27,7 @@ from ssl_equi.options import ActsWhen, Momentum
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
+from ssl_equi.run_config import RunError
 from ssl_equi.training_views import SharedPairOptions, SharedViews, TrainingViews
 
 
@@ -60,6 +61,15 @@ class Config(PretrainingConfig):
         BarlowTwinsConfig, ActsWhen(lambda options: options.base == "barlow_twins", "choose --base barlow_twins")
     ] = field(default_factory=BarlowTwinsConfig)
     """Options of the base barlow_twins."""
+
+    def check(self) -> None:
+        """Raises RunError for incomplete batches, which may not consist of whole chunks."""
+        super().check()
+        if self.keep_incomplete_batch:
+            raise RunError(
+                "--keep-incomplete-batch is given and chunks of images share their augmentations, of which an "
+                "incomplete batch may hold a part: leave it out"
+            )
 
 
 def embedded() -> Config:

@@ -16,9 +16,8 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
 from ssl_equi.options import Momentum
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of, target_momentum
 from ssl_equi.run import Run
-from ssl_equi.schedules import rising_momentum
 from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
 
 
@@ -89,7 +88,7 @@ def main(config: Config) -> None:
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()
-            objective.update_target(rising_momentum(step, base=config.target_momentum, total_steps=total_steps))
+            objective.update_target(target_momentum(config, step, total_steps))
             probes.update(output, batch)
             run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
     finish(run, config, objective, data)

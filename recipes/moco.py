@@ -21,6 +21,7 @@ from ssl_equi.options import ActsWhen, Momentum
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.run import Run
+from ssl_equi.run_config import RunError
 from ssl_equi.training_views import PairOptions, TrainingViews
 
 
@@ -37,6 +38,14 @@ class Config(PretrainingConfig):
     """Temperature, queue and sizes."""
     target_momentum: Momentum = 0.999
     """Of the network that makes the keys, at every step. Paper: .999."""
+
+    def check(self) -> None:
+        """Raises RunError for incomplete batches, since the queue takes equally many keys at every step."""
+        super().check()
+        if self.keep_incomplete_batch:
+            raise RunError(
+                "--keep-incomplete-batch is given and the queue takes equally many keys at every step: leave it out"
+            )
 
 
 def embedded() -> Config:
