@@ -7,7 +7,7 @@ No negatives: collapse is avoided by the predictor and by the target network's s
     accelerate launch --multi_gpu recipes/byol.py threediebench --data-dir SHARDS      3DIEBench as seq-JEPA's authors
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -18,6 +18,7 @@ from ssl_equi.objectives.byol import BYOL, BYOLConfig
 from ssl_equi.options import Momentum
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of, target_momentum
+from ssl_equi.provenance import BF16_FOR_FLOAT32, FRESH_DRAWS, reproduces
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairOptions, TrainingViews
 
@@ -38,8 +39,9 @@ def embedded() -> Config:
     return Config(objective=objective, target_momentum=0.99)
 
 
+@reproduces("paper", "BYOL", BF16_FOR_FLOAT32)
 def imagenet() -> Config:
-    """ImageNet with the paper's settings, but for bf16: batch 4,096, LARS, 1,000 epochs."""
+    """ImageNet with the paper's settings: batch 4,096, LARS, 1,000 epochs."""
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
         views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=1000, optimizer="lars",
@@ -49,6 +51,7 @@ def imagenet() -> Config:
     )  # fmt: skip
 
 
+@reproduces("paper", "seq-JEPA")
 def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
@@ -60,18 +63,19 @@ def threediebench() -> Config:
     )  # fmt: skip
 
 
+@reproduces("release", "seq-JEPA", FRESH_DRAWS)
 def threediebench_released() -> Config:
-    """The same with the sizes of seq-JEPA's released code: projector 2048-128, predictor 2048."""
-    return replace(
-        threediebench(),
+    """The same with the training and the sizes of the released code: Adam at 4e-4 after a warm-up by epochs."""
+    return Config(
+        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
+        keep_incomplete_batch=True, optimizer="adam", learning_rate=4e-4, final_learning_rate=4e-4,
+        warmup_steps=20 * 82, warmup_from=1e-5, schedule_by="epoch", log_every=20, save_every=1000, loader_threads=8,
+        probe_protocol="sie",
         objective=BYOLConfig(
-            projector=(2048, 128),
-            predictor_hidden_width=2048,
-            last_batch_norm="not_affine",
-            separate_batch_norm=True,
+            projector=(2048, 128), predictor_hidden_width=2048, last_batch_norm="not_affine", separate_batch_norm=True,
             reduction="sum",
         ),
-    )
+    )  # fmt: skip
 
 
 CONFIGS = {

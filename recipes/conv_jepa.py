@@ -20,6 +20,7 @@ from ssl_equi.objectives.conv_jepa import ConvJEPA, ConvJEPAConfig
 from ssl_equi.options import Momentum, Positive, Share, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of, target_momentum
+from ssl_equi.provenance import reproduces
 from ssl_equi.run import Run
 from ssl_equi.training_saccades import (
     ACTION_SIZE,
@@ -56,12 +57,14 @@ def embedded() -> Config:
     )  # fmt: skip
 
 
+@reproduces("paper", "seq-JEPA", "the paper states no sizes: those of the released code")
 def stl10() -> Config:
     """STL-10, labelled and not: 96 pixels, glimpses of 32, batch 512, 2000 epochs; Adam as the paper's baselines."""
     return Config(
         dataset="stl10", image_size=96, encoder="resnet18_small_images", batch_size=512, epochs=2000,
         final_learning_rate=1e-3, warmup_steps=0, log_every=50, save_every=2050, loader_threads=8,
         probe_protocol="sie", mean_rgb=STL10_MEAN_RGB, std_rgb=STL10_STD_RGB,
+        objective=ConvJEPAConfig(reduction="sum"),
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from ssl_equi.options import ActsWhen, Momentum, Positive, Share, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
 from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of, target_momentum
 from ssl_equi.pretraining_sequences import check_sequences_ending, finish_sequences
+from ssl_equi.provenance import JOINT_ACTIONS, reproduces
 from ssl_equi.run import Run
 from ssl_equi.training_saccades import (
     ACTION_SIZE,
@@ -67,6 +68,7 @@ def embedded() -> Config:
     )  # fmt: skip
 
 
+@reproduces("paper", "seq-JEPA", JOINT_ACTIONS)
 def stl10() -> Config:
     """STL-10, labelled and not: 96 pixels, glimpses of 32, batch 512, 2000 epochs, M = 4."""
     return Config(

@@ -119,6 +119,7 @@ def test_all_recipes_are_watched() -> None:
 
 def test_an_encoder_pass_for_probes_is_found() -> None:
     """The check sees what it is for: an image whose features go nowhere but to the output."""
+
     class WithAnotherPass(SimCLR):
         def forward(self, views: Tensor, actions: Tensor | None = None) -> Any:
             self.encoder(views[:, 0])
