@@ -44,7 +44,7 @@ def test_moco_is_compared_with_itself_and_a_pass_for_probes(tool: ModuleType, tm
     tool.main(tool.Config(measure="probe_pass", methods=tiny_sizes(tool), json=tmp_path / "cost.json"))
     rows = json.loads((tmp_path / "cost.json").read_text())["rows"]
     assert [row["name"] for row in rows if "/" in row["name"]] == [
-        "MoCo / MoCo and pass", "CARE on MoCo / CARE on MoCo and pass",
+        "CARE on MoCo / CARE on MoCo and pass", "MoCo / MoCo and pass",
     ]  # fmt: skip
     assert sum("milliseconds" in row["name"] for row in rows) == 4
 
