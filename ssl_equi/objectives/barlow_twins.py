@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.objectives.distributed import gather_batch
+from ssl_equi.objectives.distributed import batch_products, batch_var_mean
 from ssl_equi.objectives.lightly_parts import projection_head
 from ssl_equi.objectives.monitors import normalised_std
 from ssl_equi.objectives.output import ObjectiveOutput, detached
@@ -29,11 +29,11 @@ class BarlowTwinsConfig:
 
 
 def standardise(embedding: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 for every dimension over the batch: [N, E] -> [N, E].
+    """Mean 0 and standard deviation 1 for every dimension over the global batch, of this process's share [B, E].
 
     The variance is the biased one (divided by N), as in a batch norm without scale and shift.
     """
-    variance, mean = torch.var_mean(embedding, dim=0, correction=0)
+    variance, mean = batch_var_mean(embedding, correction=0)
     return (embedding - mean) * torch.rsqrt(variance + EPSILON)
 
 
@@ -41,12 +41,13 @@ def cross_correlation_terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tens
     """The two sums over the cross-correlation matrix c of two views (equations 1 and 2).
 
     Args:
-        first, second: the global batch's embeddings [N, E] of either view.
+        first, second: this process's share of the embeddings [B, E] of either view.
 
     Returns:
-        sum over i of (1 - c_ii)^2 and sum over i != j of c_ij^2, with c = standardised first^T standardised second / N.
+        sum over i of (1 - c_ii)^2 and sum over i != j of c_ij^2, with c = standardised first^T standardised second / N
+        over the global batch of N.
     """
-    correlation = standardise(first).T @ standardise(second) / first.shape[0]
+    correlation = batch_products(standardise(first), standardise(second))
     diagonal = correlation.diagonal()
     off_diagonal = correlation - torch.diag(diagonal)
     return (1 - diagonal).square().sum(), off_diagonal.square().sum()
@@ -105,7 +106,7 @@ class BarlowTwins(nn.Module):
         embeddings = on_both_views(self.projector, features, separate)
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
-            on_diagonal, off_diagonal = cross_correlation_terms(*gather_batch(embeddings).unbind(dim=1))
+            on_diagonal, off_diagonal = cross_correlation_terms(*embeddings.unbind(dim=1))
             loss = on_diagonal + self.config.off_diagonal_weight * off_diagonal
             terms = {"on_diagonal": on_diagonal, "off_diagonal": off_diagonal, "std_all": normalised_std(embeddings)}
         return ObjectiveOutput(

@@ -19,7 +19,6 @@ from ssl_equi.objectives.capsule_terms import (
     cross_entropy,
     missing_entropy,
 )
-from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.latent_predictor import ProjectedPredictor
 from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.predictors import Hypernetwork, HypernetworkInit
@@ -145,7 +144,7 @@ class CapsIE(nn.Module):
             terms = self._activation_terms(activations) | self._pose_terms(poses, prediction)
             weights = self._term_weights()
             loss = torch.stack([weights[name] * terms[name] for name in weights]).sum()
-            terms |= capsule_monitors(gather_batch(activations.detach()), gather_batch(poses.detach()), pose_std=1.0)
+            terms |= capsule_monitors(activations.detach(), poses.detach(), pose_std=1.0)
         return ObjectiveOutput(
             loss=loss,
             terms=detached(terms),
@@ -156,18 +155,17 @@ class CapsIE(nn.Module):
         """Agreement of the two views' activations [B, 2, K], and use of all capsules."""
         predictions = (activations / self.config.prediction_temperature).softmax(dim=-1)
         targets = (activations.detach() / self.target_temperature).softmax(dim=-1)
-        gathered = gather_batch(predictions)
         return {
             "invariance": cross_entropy(targets.flip(1), predictions),
-            "missing_entropy": missing_entropy(gathered[:, 0]) + missing_entropy(gathered[:, 1]),
+            "missing_entropy": missing_entropy(predictions[:, 0]) + missing_entropy(predictions[:, 1]),
         }
 
     def _pose_terms(self, poses: Tensor, prediction: Tensor) -> dict[str, Tensor]:
         """The prediction's error and the spread of poses [B, 2, E]."""
         return {
             "equivariance": invariance_term(prediction, poses[:, 1]),
-            "variance_prediction": variance_term(gather_batch(prediction)),
-            **spread_terms(gather_batch(poses)),
+            "variance_prediction": variance_term(prediction),
+            **spread_terms(poses),
         }
 
     def _term_weights(self) -> dict[str, float]:

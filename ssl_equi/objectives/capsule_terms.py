@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_equi.encoders.capsules import Capsules
+from ssl_equi.objectives.distributed import batch_mean, batch_std
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
     from ssl_equi.encoders.capsule_network import CapsuleNetwork
@@ -46,8 +47,9 @@ def cross_entropy(targets: Tensor, predictions: Tensor) -> Tensor:
 
 
 def missing_entropy(activations: Tensor) -> Tensor:
-    """log K - H(mean over the batch) of probabilities [N, K]: 0 if all capsules are used equally, log K if only one."""
-    mean = activations.mean(dim=0)
+    """log K - H(mean over the global batch) of this process's share of probabilities [B, K]: 0 if all capsules are used
+    equally, log K if only one."""
+    mean = batch_mean(activations)
     return math.log(activations.shape[1]) - cross_entropy(mean, mean)
 
 
@@ -99,17 +101,17 @@ def capsule_monitors(activations: Tensor, pose_columns: Tensor, pose_std: float)
     """Whether capsules collapse: mean standard deviations as shares of the largest possible, and an image's entropy.
 
     Args:
-        activations: [N, 2, K] of the global batch.
-        pose_columns: [N, 2, E], the poses in the scale in which they are compared.
+        activations: [B, 2, K], this process's share.
+        pose_columns: [B, 2, E], the poses in the scale in which they are compared.
         pose_std: the standard deviation that counts as 1.
 
     Returns:
-        `std_inv` and `std_equi`, 0 for constants; `entropy`, the mean over images of the entropy of the activations
+        `std_inv` and `std_equi`, 0 for constants; `entropy`, the mean over the share of the entropy of the activations
         as a share of log K, 0 if one capsule answers alone.
     """
     num_capsules = activations.shape[-1]
     return {
-        "std_inv": activations.std(dim=0).mean() / largest_activation_std(num_capsules),
-        "std_equi": pose_columns.std(dim=0).mean() / pose_std,
+        "std_inv": batch_std(activations).mean() / largest_activation_std(num_capsules),
+        "std_equi": batch_std(pose_columns).mean() / pose_std,
         "entropy": cross_entropy(activations, activations) / math.log(num_capsules),
     }

@@ -1,10 +1,13 @@
-"""Batch statistics over all processes: a differentiable all-gather and a synchronised batch norm.
+"""Batch statistics over all processes: differentiable sums and gathers, and a synchronised batch norm.
 
 Gradient rule. DistributedDataParallel averages parameter gradients over processes, so the function that is
-being minimised is the mean over processes of what each of them computes. The backward pass of `gather_batch`
-sums the incoming gradients over processes (the exact adjoint of the gather). Together: a loss of the gathered
-batch, computed in full by every process, and a per-process mean both give exactly the gradient that one process
+being minimised is the mean over processes of what each of them computes. The backward passes of `gather_batch` and
+`sum_over_processes` sum the incoming gradients over processes (the exact adjoints of both). Together: a loss of the
+global batch, computed in full by every process, and a per-process mean both give exactly the gradient that one process
 would compute on the global batch, as long as every process holds equally many samples.
+
+Means, variances and products of columns need sums over processes only, whose size does not grow with the batch or the
+number of processes. A gather is for losses that compare samples with each other.
 
 Without an initialised process group every function here is the plain one-process operation.
 """
@@ -32,16 +35,29 @@ def rank() -> int:
 class _GatherBatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx, local: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.batch_size = local.shape[0]
-        gathered = [torch.empty_like(local) for _ in range(world_size())]
-        dist.all_gather(gathered, local)
-        return torch.cat(gathered)
+        gathered = local.new_empty(world_size() * local.shape[0], *local.shape[1:])
+        dist.all_gather_into_tensor(gathered, local)
+        return gathered
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        share = gradient.new_empty(gradient.shape[0] // world_size(), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(share, gradient.contiguous())
+        return share
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, local: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        total = local.contiguous().clone()
+        dist.all_reduce(total)
+        return total
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
-        return total.narrow(0, rank() * ctx.batch_size, ctx.batch_size)
+        return total
 
 
 def gather_batch(local: Tensor) -> Tensor:
@@ -54,6 +70,37 @@ def gather_batch(local: Tensor) -> Tensor:
         [world_size * B, ...]; `local` itself when there is one process.
     """
     return _GatherBatch.apply(local.contiguous()) if world_size() > 1 else local
+
+
+def sum_over_processes(local: Tensor) -> Tensor:
+    """The sum of what all processes hold, [...], with gradients to every process; `local` itself for one process."""
+    return _SumOverProcesses.apply(local) if world_size() > 1 else local
+
+
+def batch_mean(local: Tensor) -> Tensor:
+    """Mean over the global batch: this process's share [B, ...] -> [...]."""
+    if world_size() == 1:
+        return local.mean(dim=0)
+    return sum_over_processes(local.sum(dim=0)) / (world_size() * len(local))
+
+
+def batch_var_mean(local: Tensor, correction: int = 1) -> tuple[Tensor, Tensor]:
+    """Variance and mean over the global batch, both [...], of this process's share [B, ...]; as `torch.var_mean`."""
+    if world_size() == 1:
+        return torch.var_mean(local, dim=0, correction=correction)
+    mean = batch_mean(local)
+    squares = sum_over_processes((local - mean).square().sum(dim=0))
+    return squares / (world_size() * len(local) - correction), mean
+
+
+def batch_std(local: Tensor, correction: int = 1) -> Tensor:
+    """Standard deviation over the global batch, see `batch_var_mean`; for monitors, which take no gradient."""
+    return local.std(dim=0, correction=correction) if world_size() == 1 else batch_var_mean(local, correction)[0].sqrt()
+
+
+def batch_products(first: Tensor, second: Tensor) -> Tensor:
+    """Mean of the products of columns over the global batch: shares [B, D] and [B, E] -> [D, E]."""
+    return sum_over_processes(first.T @ second) / (world_size() * len(first))
 
 
 class SynchronisedBatchNorm(_BatchNorm):

@@ -23,7 +23,6 @@ from ssl_equi.objectives.capsule_terms import (
     transformed_poses,
     unit_poses,
 )
-from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.latent_predictor import PoseProduct
 from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.two_views import check_actions, check_views, feature_dim
@@ -155,18 +154,16 @@ class EquiCaps(nn.Module):
             std_targets = TARGET_SHARE * reachable_stds(activations, poses, self.unit_columns)
             if self.config.variance_target == "published":
                 std_targets = torch.ones_like(std_targets)
-            together = gather_batch(embeddings)
-            all_activations, all_poses = together.split([self.num_capsules, together.shape[-1] - self.num_capsules], -1)
             terms = {
                 "invariance": cross_entropy(activations[:, 1], activations[:, 0]),
                 "equivariance": invariance_term(moved, target),
-                "missing_entropy": missing_entropy(all_activations[:, 0]) + missing_entropy(all_activations[:, 1]),
-                **spread_terms(together, std_targets),
+                "missing_entropy": missing_entropy(activations[:, 0]) + missing_entropy(activations[:, 1]),
+                **spread_terms(embeddings, std_targets),
             }
             weights = self._term_weights()
             loss = torch.stack([weights[name] * terms[name] for name in weights]).sum()
             pose_std = largest_pose_std(self.pose_side, self.unit_columns)
-            terms |= capsule_monitors(all_activations.detach(), all_poses.detach(), pose_std)
+            terms |= capsule_monitors(activations.detach(), embeddings.detach()[..., self.num_capsules :], pose_std)
         return ObjectiveOutput(
             loss=loss,
             terms=detached(terms),

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.objectives.contrastive import ContrastiveLoss
-from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.latent_predictor import ProjectedPredictor
 from ssl_equi.objectives.lightly_parts import LastBatchNorm, projection_head
 from ssl_equi.objectives.monitors import normalised_std
@@ -151,8 +150,8 @@ class EquiMod(nn.Module):
                 "contrastive": self._contrastive_loss(invariant[:, 0], invariant[:, 1]),
                 "equivariance": self._contrastive_loss(prediction, equivariant[:, 1]),
             }
-        spread = spread_terms(gather_batch(equivariant))
-        return vicreg_terms(invariant, gather_batch(invariant)) | {
+        spread = spread_terms(equivariant)
+        return vicreg_terms(invariant) | {
             "equivariance": invariance_term(prediction, equivariant[:, 1]),
             "variance_equi": spread["variance"],
             "covariance_equi": spread["covariance"],

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_equi.objectives.distributed import gather_batch
+from ssl_equi.objectives.distributed import batch_std
 from ssl_equi.objectives.vicreg_terms import full_precision
 
 
@@ -23,5 +23,5 @@ def normalised_std(embeddings: Tensor) -> Tensor:
     Returns:
         scalar, the same on every process.
     """
-    directions = F.normalize(gather_batch(full_precision(embeddings)), dim=-1)
-    return directions.std(dim=0, correction=0).mean() * embeddings.shape[-1] ** 0.5
+    directions = F.normalize(full_precision(embeddings), dim=-1)
+    return batch_std(directions, correction=0).mean() * embeddings.shape[-1] ** 0.5

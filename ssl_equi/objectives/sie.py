@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.heads import projector, split_widths
 from ssl_equi.objectives.latent_predictor import ProjectedPredictor
 from ssl_equi.objectives.output import ObjectiveOutput, detached
@@ -187,12 +186,12 @@ class SIE(nn.Module):
         if prediction is not None:
             prediction = full_precision(prediction)
             terms["equivariance"] = invariance_term(prediction, embeddings["equi"][:, 1])
-            terms["variance_prediction"] = variance_term(gather_batch(prediction))
+            terms["variance_prediction"] = variance_term(prediction)
         return terms
 
     def _regularisation_terms(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
         """Variance and covariance of the concatenated parts over the global batch, and the collapse monitors."""
-        together = gather_batch(torch.cat(list(embeddings.values()), dim=-1))
+        together = torch.cat(list(embeddings.values()), dim=-1)
         first, second = together.unbind(dim=1)
         std = (std_per_dim(first.detach()) + std_per_dim(second.detach())) / 2
         std_by_part = std.split([embedding.shape[-1] for embedding in embeddings.values()])

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.heads import projector
 from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
@@ -63,14 +62,13 @@ class VICReg(nn.Module):
     def loss_of(self, embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and the terms that `forward` returns, from this process's embeddings of pairs [B, 2, E]; call it
         with autocast off."""
-        gathered = gather_batch(embeddings)
-        terms = vicreg_terms(embeddings, gathered)
+        terms = vicreg_terms(embeddings)
         loss = (
             self.config.inv_weight * terms["invariance"]
             + self.config.variance_weight * terms["variance"]
             + self.config.covariance_weight * terms["covariance"]
         )
-        return loss, terms | {"std_all": std_per_dim(gathered.detach()).mean()}
+        return loss, terms | {"std_all": std_per_dim(embeddings.detach()).mean()}
 
     def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
         """Computes the loss of a batch.
