@@ -20,6 +20,7 @@ from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.options import ActsWhen
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.provenance import BF16_FOR_FP16, reproduces
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
 
@@ -46,13 +47,15 @@ def embedded() -> Config:
     return Config(simclr=SimCLRConfig(temperature=0.1, projector=(1024, 1024, 1024)))
 
 
+@reproduces("release", "SIE", BF16_FOR_FP16)
 def threediebench() -> Config:
-    """3DIEBench as in the comparison of SIE (Garrido et al., ICML 2023): 256 pixels, batch 1,024, temperature .1."""
+    """3DIEBench as in the comparison of SIE: 256 pixels, batch 1,024, the authors' ResNet-18, temperature .1."""
     return Config(
-        dataset="3diebench", image_size=256, evaluation_split="val", encoder="resnet18", batch_size=1024, epochs=2000,
-        final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
-        save_every=1000, loader_threads=8, probe_protocol="sie", simclr=SimCLRConfig(
-            temperature=0.1, projector=(2048, 2048, 2048), separate_batch_norm=True
+        dataset="3diebench", image_size=256, evaluation_split="val", encoder="sie_resnet18", batch_size=1024,
+        epochs=2000, keep_incomplete_batch=True, final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6,
+        mixed_precision="bf16", log_every=20, save_every=1000, loader_threads=8, probe_protocol="sie",
+        simclr=SimCLRConfig(
+            temperature=0.1, projector=(2048, 2048, 2048), last_bias=False, separate_batch_norm=True
         ),
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.provenance import BF16_FOR_FP16, reproduces
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairOptions, TrainingViews
 
@@ -34,6 +35,7 @@ def embedded() -> Config:
     return Config(objective=BarlowTwinsConfig(projector=(1024, 1024, 1024)))
 
 
+@reproduces("release", "E-SSL", BF16_FOR_FP16)
 def imagenet() -> Config:
     """ImageNet as the baseline of E-SSL (the paper's settings, but for batch 4,096 and 100 epochs)."""
     return Config(

@@ -7,7 +7,7 @@ No negatives: collapse is avoided by the predictor and by the target network's s
     accelerate launch --multi_gpu recipes/byol.py threediebench --data-dir SHARDS      3DIEBench as seq-JEPA's authors
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,9 +17,9 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.byol import BYOL, BYOLConfig
 from ssl_equi.options import Momentum
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of, target_momentum
+from ssl_equi.provenance import BF16_FOR_FLOAT32, FRESH_DRAWS, reproduces
 from ssl_equi.run import Run
-from ssl_equi.schedules import rising_momentum
 from ssl_equi.training_views import PairOptions, TrainingViews
 
 
@@ -39,29 +39,43 @@ def embedded() -> Config:
     return Config(objective=objective, target_momentum=0.99)
 
 
+@reproduces("paper", "BYOL", BF16_FOR_FLOAT32)
 def imagenet() -> Config:
-    """ImageNet with the paper's settings, but for bf16: batch 4,096, LARS, 1,000 epochs."""
+    """ImageNet with the paper's settings: batch 4,096, LARS, 1,000 epochs."""
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
         views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=1000, optimizer="lars",
         learning_rate=3.2, final_learning_rate=0.0, warmup_steps=3120, weight_decay=1.5e-6, decay_bias_and_norm=False,
         mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
-        objective=BYOLConfig(separate_batch_norm=True),
+        objective=BYOLConfig(separate_batch_norm=True, reduction="sum"),
     )  # fmt: skip
 
 
+@reproduces("paper", "seq-JEPA")
 def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
         dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
         final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000, loader_threads=8,
-        probe_protocol="sie", objective=BYOLConfig(projector=(2048, 2048, 2048), predictor_hidden_width=512),
+        probe_protocol="sie", objective=BYOLConfig(
+            projector=(2048, 2048, 2048), predictor_hidden_width=512, separate_batch_norm=True, reduction="sum"
+        ),
     )  # fmt: skip
 
 
+@reproduces("release", "seq-JEPA", FRESH_DRAWS)
 def threediebench_released() -> Config:
-    """The same with the sizes of seq-JEPA's released code: projector 2048-128, predictor 2048."""
-    return replace(threediebench(), objective=BYOLConfig(projector=(2048, 128), predictor_hidden_width=2048))
+    """The same with the training and the sizes of the released code: Adam at 4e-4 after a warm-up by epochs."""
+    return Config(
+        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
+        keep_incomplete_batch=True, optimizer="adam", learning_rate=4e-4, final_learning_rate=4e-4,
+        warmup_steps=20 * 82, warmup_from=1e-5, schedule_by="epoch", log_every=20, save_every=1000, loader_threads=8,
+        probe_protocol="sie",
+        objective=BYOLConfig(
+            projector=(2048, 128), predictor_hidden_width=2048, last_batch_norm="not_affine", separate_batch_norm=True,
+            reduction="sum",
+        ),
+    )  # fmt: skip
 
 
 CONFIGS = {
@@ -97,7 +111,7 @@ def main(config: Config) -> None:
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()
-            objective.update_target(rising_momentum(step, base=config.target_momentum, total_steps=total_steps))
+            objective.update_target(target_momentum(config, step, total_steps))
             probes.update(output, batch)
             run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
     finish(run, config, objective, data)

@@ -21,6 +21,7 @@ from ssl_equi.options import NonNegative, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
 from ssl_equi.pretraining_capsules import check_capsules_ending, finish_capsules
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.provenance import BF16_FOR_FP16, OWN_COVARIANCE, reproduces
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
 
@@ -58,12 +59,14 @@ def embedded() -> Config:
     return Config()
 
 
+@reproduces("paper", "CapsIE", BF16_FOR_FP16, OWN_COVARIANCE)
 def paper() -> Config:
-    """3DIEBench as in the paper, but for timm's ResNet-18 in place of the authors' own."""
+    """3DIEBench as in the paper, with the ResNet-18 of SIE's authors."""
     return Config(
-        dataset="3diebench", image_size=256, evaluation_split="val", encoder="resnet18", batch_size=1024, epochs=2000,
-        final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
-        save_every=1000, loader_threads=8, routing_std=0.0, votes_init="released", probe_protocol="sie",
+        dataset="3diebench", image_size=256, evaluation_split="val", encoder="sie_resnet18", batch_size=1024,
+        epochs=2000, keep_incomplete_batch=True, final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6,
+        mixed_precision="bf16", log_every=20, save_every=1000, loader_threads=8,
+        routing_std=0.0, votes_init="released", probe_protocol="sie",
         objective=CapsIEConfig(separate_batch_norm=True, hypernetwork_init="released"),
     )  # fmt: skip
 

@@ -26,7 +26,9 @@ from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.options import ActsWhen, Momentum
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.provenance import BF16_FOR_FP16, OWN_PAIRS, UNSHUFFLED, reproduces
 from ssl_equi.run import Run
+from ssl_equi.run_config import RunError
 from ssl_equi.training_views import SharedPairOptions, SharedViews, TrainingViews
 
 
@@ -44,9 +46,15 @@ class Config(PretrainingConfig):
         default_factory=SimCLRConfig
     )
     """Options of the base simclr."""
-    moco: Annotated[MoCoConfig, ActsWhen(lambda options: options.base == "moco", "choose --base moco")] = field(
-        default_factory=MoCoConfig
-    )
+    moco: Annotated[
+        MoCoConfig,
+        ActsWhen(lambda options: options.base == "moco", "choose --base moco"),
+        ActsWhen(
+            lambda options: options.moco.symmetric or options.objective.weight > 0,
+            "give an objective.weight above 0",
+            only=("separate_batch_norm",),
+        ),
+    ] = field(default_factory=MoCoConfig)
     """Options of the base moco."""
     target_momentum: Annotated[Momentum, ActsWhen(lambda options: options.base == "moco", "choose --base moco")] = 0.99
     """Momentum of the base moco's target encoder. Paper: .99."""
@@ -54,6 +62,15 @@ class Config(PretrainingConfig):
         BarlowTwinsConfig, ActsWhen(lambda options: options.base == "barlow_twins", "choose --base barlow_twins")
     ] = field(default_factory=BarlowTwinsConfig)
     """Options of the base barlow_twins."""
+
+    def check(self) -> None:
+        """Raises RunError for incomplete batches, which may not consist of whole chunks."""
+        super().check()
+        if self.keep_incomplete_batch:
+            raise RunError(
+                "--keep-incomplete-batch is given and chunks of images share their augmentations, of which an "
+                "incomplete batch may hold a part: leave it out"
+            )
 
 
 def embedded() -> Config:
@@ -74,6 +91,7 @@ def two_pass() -> Config:
     )  # fmt: skip
 
 
+@reproduces("paper", "CARE")
 def cifar10() -> Config:
     """CIFAR-10 as in the paper: 16 chunks of 16 images, lambda .01 (which the released script sets to .03)."""
     return Config(
@@ -81,32 +99,37 @@ def cifar10() -> Config:
         encoder_arguments={"zero_init_last": False, "stem_init": "pytorch"},
         views=SharedPairOptions(source="augmented", preset="care_cifar"), batch_size=256, epochs=400,
         final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, log_every=50, save_every=975, loader_threads=8,
-        objective=CAREConfig(weight=mean_pair_weight(0.01, 16), chunk_size=16),
-        simclr=SimCLRConfig(temperature=0.5, projector=(512, 128)),
+        objective=CAREConfig(weight=mean_pair_weight(0.01, 16), chunk_size=16, separate_statistics=False),
+        simclr=SimCLRConfig(temperature=0.5, projector=(512, 128), separate_batch_norm=True),
     )  # fmt: skip
 
 
+@reproduces("release", "CARE", OWN_PAIRS)
 def cifar10_released() -> Config:
     """CIFAR-10 with the lambda of the released script, .03."""
     config = cifar10()
     return replace(config, objective=replace(config.objective, weight=mean_pair_weight(0.03, 16)))
 
 
+@reproduces("paper", "CARE")
 def cifar100() -> Config:
     """CIFAR-100 as in the paper and the script: 4 chunks of 64 images, lambda .001."""
     config = cifar10()
-    objective = CAREConfig(weight=mean_pair_weight(0.001, 64), chunk_size=64)
+    objective = CAREConfig(weight=mean_pair_weight(0.001, 64), chunk_size=64, separate_statistics=False)
     return replace(config, dataset="cifar100", objective=objective)
 
 
+@reproduces("paper", "CARE")
 def stl10() -> Config:
     """STL-10 at 32 pixels as in the paper: 8 chunks of 32 images, SGD (momentum .9; the script forgets to pass it)."""
     return replace(
         cifar10(), dataset="stl10", optimizer="sgd", learning_rate=0.06, final_learning_rate=0.0, warmup_steps=4100,
-        weight_decay=5e-4, objective=CAREConfig(weight=mean_pair_weight(0.01, 32), chunk_size=32),
+        weight_decay=5e-4,
+        objective=CAREConfig(weight=mean_pair_weight(0.01, 32), chunk_size=32, separate_statistics=False),
     )  # fmt: skip
 
 
+@reproduces("paper", "CARE", BF16_FOR_FP16)
 def imagenet100() -> Config:
     """A folder of 100 ImageNet classes, SimCLR base, as in the paper: batch 512, learning rate .8, lambda .005."""
     return Config(
@@ -115,21 +138,27 @@ def imagenet100() -> Config:
         views=SharedPairOptions(source="augmented", preset="care_imagenet100"), batch_size=512, epochs=200,
         optimizer="sgd", learning_rate=0.8, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4,
         mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
-        objective=CAREConfig(weight=mean_pair_weight(0.005, 8), chunk_size=8),
-        simclr=SimCLRConfig(temperature=0.2, projector=(2048, 128)),
+        objective=CAREConfig(weight=mean_pair_weight(0.005, 8), chunk_size=8, separate_statistics=False),
+        simclr=SimCLRConfig(
+            temperature=0.2, projector=(2048, 128), hidden_batch_norm=False, separate_batch_norm=True
+        ),
     )  # fmt: skip
 
 
+@reproduces("release", "CARE", OWN_PAIRS, BF16_FOR_FP16, "negatives of all processes, not of one")
 def imagenet100_released() -> Config:
     """The same with the script's batch of 256 and learning rate of .4."""
     return replace(imagenet100(), batch_size=256, learning_rate=0.4)
 
 
+@reproduces("paper", "CARE", BF16_FOR_FP16, UNSHUFFLED)
 def imagenet100_moco() -> Config:
     """The same data with MoCo-v2 as the base, lambda .01 as in the paper (.005 in the script)."""
     return replace(
-        imagenet100(), base="moco", objective=CAREConfig(weight=mean_pair_weight(0.01, 8), chunk_size=8),
-        moco=MoCoConfig(temperature=0.2, queue_size=65536, projector=(2048, 128)), target_momentum=0.99,
+        imagenet100(), base="moco",
+        objective=CAREConfig(weight=mean_pair_weight(0.01, 8), chunk_size=8, separate_statistics=False),
+        moco=MoCoConfig(temperature=0.2, queue_size=65536, projector=(2048, 128), separate_batch_norm=True),
+        target_momentum=0.99,
     )  # fmt: skip
 
 

@@ -16,9 +16,9 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
 from ssl_equi.options import Momentum
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of, target_momentum
+from ssl_equi.provenance import FRESH_DRAWS, reproduces
 from ssl_equi.run import Run
-from ssl_equi.schedules import rising_momentum
 from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
 
 
@@ -43,6 +43,7 @@ def embedded() -> Config:
     return Config(objective=objective, target_momentum=0.99)
 
 
+@reproduces("paper", "seq-JEPA")
 def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
@@ -54,10 +55,18 @@ def threediebench() -> Config:
     )  # fmt: skip
 
 
+@reproduces("release", "seq-JEPA", FRESH_DRAWS)
 def threediebench_released() -> Config:
-    """The same with the sizes of seq-JEPA's released code: projector 2048-128, predictor 2048."""
-    objective = ConditionalBYOLConfig(projector=(2048, 128), predictor_hidden_width=2048)
-    return replace(threediebench(), objective=objective)
+    """The same with the training and the sizes of the released code: Adam at 4e-4 after a warm-up by epochs."""
+    return Config(
+        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
+        keep_incomplete_batch=True, optimizer="adam", learning_rate=4e-4, final_learning_rate=4e-4,
+        warmup_steps=20 * 82, warmup_from=1e-5, schedule_by="epoch", log_every=20, save_every=1000, loader_threads=8,
+        probe_protocol="sie",
+        objective=ConditionalBYOLConfig(
+            projector=(2048, 128), predictor_hidden_width=2048, last_batch_norm="not_affine"
+        ),
+    )  # fmt: skip
 
 
 CONFIGS = {"embedded": embedded, "threediebench": threediebench, "threediebench_released": threediebench_released}
@@ -89,7 +98,7 @@ def main(config: Config) -> None:
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()
-            objective.update_target(rising_momentum(step, base=config.target_momentum, total_steps=total_steps))
+            objective.update_target(target_momentum(config, step, total_steps))
             probes.update(output, batch)
             run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
     finish(run, config, objective, data)

@@ -19,9 +19,9 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.conv_jepa import ConvJEPA, ConvJEPAConfig
 from ssl_equi.options import Momentum, Positive, Share, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of
+from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of, target_momentum
+from ssl_equi.provenance import reproduces
 from ssl_equi.run import Run
-from ssl_equi.schedules import rising_momentum
 from ssl_equi.training_saccades import (
     ACTION_SIZE,
     STL10_MEAN_RGB,
@@ -52,17 +52,19 @@ class Config(PretrainingOptions):
 def embedded() -> Config:
     """The embedded set: a narrower projector, and a target that follows faster than in long runs."""
     return Config(
-        objective=ConvJEPAConfig(projector=(1024, 128)), saccades=SaccadeOptions(inhibition_radius_px=12),
-        target_momentum=0.99,
+        objective=ConvJEPAConfig(projector=(1024, 128), last_batch_norm="none"),
+        saccades=SaccadeOptions(inhibition_radius_px=12), target_momentum=0.99,
     )  # fmt: skip
 
 
+@reproduces("paper", "seq-JEPA", "the paper states no sizes: those of the released code")
 def stl10() -> Config:
     """STL-10, labelled and not: 96 pixels, glimpses of 32, batch 512, 2000 epochs; Adam as the paper's baselines."""
     return Config(
         dataset="stl10", image_size=96, encoder="resnet18_small_images", batch_size=512, epochs=2000,
         final_learning_rate=1e-3, warmup_steps=0, log_every=50, save_every=2050, loader_threads=8,
         probe_protocol="sie", mean_rgb=STL10_MEAN_RGB, std_rgb=STL10_STD_RGB,
+        objective=ConvJEPAConfig(reduction="sum"),
     )  # fmt: skip
 
 
@@ -97,7 +99,7 @@ def main(config: Config) -> None:
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()
-            objective.update_target(rising_momentum(step, base=config.target_momentum, total_steps=total_steps))
+            objective.update_target(target_momentum(config, step, total_steps))
             probes.update(output, batch)
             run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
     finish(run, config, objective, data)

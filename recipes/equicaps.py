@@ -26,6 +26,7 @@ from ssl_equi.options import ActsWhen, NonNegative, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
 from ssl_equi.pretraining_capsules import check_capsules_ending, finish_capsules
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.provenance import BF16_FOR_FP16, OWN_COVARIANCE, reproduces
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairAction, TrainingViews, ViewsError
 
@@ -75,18 +76,21 @@ def translated() -> Config:
     return replace(embedded(), dataset="3diebench-pt", actions="pose_base")
 
 
+@reproduces("release", "EquiCaps", BF16_FOR_FP16, OWN_COVARIANCE)
 def paper() -> Config:
-    """3DIEBench as in the paper, with the authors' own ResNet-18, but for bf16 in place of fp16."""
+    """3DIEBench as in the paper and its code, with the authors' own ResNet-18."""
     return Config(
         dataset="3diebench", image_size=256, evaluation_split="val", encoder="sie_resnet18", batch_size=256,
-        epochs=2000, final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
-        save_every=1000, loader_threads=8, routing_std=0.0, votes_init="released", probe_protocol="equicaps",
+        epochs=2000, keep_incomplete_batch=True, final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6,
+        mixed_precision="bf16", log_every=20, save_every=1000, loader_threads=8,
+        routing_std=0.0, votes_init="released", probe_protocol="equicaps",
         objective=EquiCapsConfig(
             variance_target="published", pose_norm="published", separate_batch_norm=True
         ),
     )  # fmt: skip
 
 
+@reproduces("release", "EquiCaps", BF16_FOR_FP16, OWN_COVARIANCE)
 def paper_translated() -> Config:
     """3DIEBench-T with poses in the world's frame; --actions pose_object or rotation for the paper's other two runs."""
     return replace(paper(), dataset="3diebench-t", actions="pose_base")

@@ -19,6 +19,7 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.equimod import EquiMod, EquiModConfig
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.provenance import BF16_FOR_FP16, FRESH_DRAWS, reproduces
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
 
@@ -46,23 +47,40 @@ def vicreg() -> Config:
     return Config(objective=EquiModConfig(form="vicreg", projector=(1024, 1024, 1024)))
 
 
+@reproduces("paper", "seq-JEPA")
 def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
         dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
         final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000, loader_threads=8,
-        probe_protocol="sie", objective=EquiModConfig(temperature=0.1, projector=(1024, 1024, 128)),
+        probe_protocol="sie", objective=EquiModConfig(
+            temperature=0.1, projector=(1024, 1024, 128), separate_batch_norm=True
+        ),
     )  # fmt: skip
 
 
-def threediebench_sie() -> Config:
-    """3DIEBench as in the comparison of SIE (Garrido et al., ICML 2023): 256 pixels, batch 1,024, hypernetwork."""
+@reproduces("release", "seq-JEPA", FRESH_DRAWS)
+def threediebench_released() -> Config:
+    """The same with the training and the sizes of the released code: Adam at 4e-4 after a warm-up by epochs."""
     return Config(
-        dataset="3diebench", image_size=256, evaluation_split="val", encoder="resnet18", batch_size=1024, epochs=2000,
-        final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
-        save_every=1000, loader_threads=8, probe_protocol="sie", objective=EquiModConfig(
+        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
+        keep_incomplete_batch=True, optimizer="adam", learning_rate=4e-4, final_learning_rate=4e-4,
+        warmup_steps=20 * 82, warmup_from=1e-5, schedule_by="epoch", log_every=20, save_every=1000, loader_threads=8,
+        probe_protocol="sie",
+        objective=EquiModConfig(temperature=0.5, projector=(1024, 1024, 128), separate_batch_norm=True),
+    )  # fmt: skip
+
+
+@reproduces("release", "SIE", BF16_FOR_FP16)
+def threediebench_sie() -> Config:
+    """3DIEBench as in the comparison of SIE: 256 pixels, batch 1,024, the authors' ResNet-18, hypernetwork."""
+    return Config(
+        dataset="3diebench", image_size=256, evaluation_split="val", encoder="sie_resnet18", batch_size=1024,
+        epochs=2000, keep_incomplete_batch=True, final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6,
+        mixed_precision="bf16", log_every=20, save_every=1000, loader_threads=8, probe_protocol="sie",
+        objective=EquiModConfig(
             temperature=0.1, projector=(2048, 2048, 2048), predictor="hypernetwork", hypernetwork_init="released",
-            separate_batch_norm=True,
+            last_batch_norm="none", last_bias=False, separate_batch_norm=True,
         ),
     )  # fmt: skip
 
@@ -71,6 +89,7 @@ CONFIGS = {
     "embedded": embedded,
     "vicreg": vicreg,
     "threediebench": threediebench,
+    "threediebench_released": threediebench_released,
     "threediebench_sie": threediebench_sie,
 }
 

@@ -28,6 +28,7 @@ from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.options import ActsWhen
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.provenance import BF16_FOR_FP16, reproduces
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairOptions, SmallViewOptions, TrainingViews, TransformedSmallViews
 from ssl_equi.views.groups import GROUPS
@@ -75,6 +76,7 @@ def embedded() -> Config:
     )  # fmt: skip
 
 
+@reproduces("release", "E-SSL")
 def cifar10() -> Config:
     """CIFAR-10 as released with the SimCLR base: lambda .4, views of 16 pixels, learning rate .06 x 512 / 256.
 
@@ -87,7 +89,8 @@ def cifar10() -> Config:
         learning_rate=0.12, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
         loader_threads=8, objective=ESSLConfig(weight=0.4, separate_statistics=False),
         small_view=SmallViewOptions(size=16), simclr=SimCLRConfig(
-            temperature=0.5, projector=(2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True
+            temperature=0.5, projector=(2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True,
+            candidates="other_view", symmetric=False,
         ),
     )  # fmt: skip
 
@@ -98,17 +101,21 @@ def cifar10_equal_rate() -> Config:
     return replace(config, learning_rate=0.06, objective=replace(config.objective, separate_statistics=True))
 
 
+@reproduces("release", "E-SSL", BF16_FOR_FP16)
 def imagenet() -> Config:
-    """ImageNet as in the paper with the SimCLR base, but for bf16 in place of fp16: lambda .4, views of 96 pixels."""
+    """ImageNet as in the paper with the SimCLR base: lambda .4, views of 96 pixels."""
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
         views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=100, optimizer="lars",
         learning_rate=4.8, final_learning_rate=0.0048, warmup_steps=3120, weight_decay=1e-6, decay_bias_and_norm=False,
         mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
         small_view=SmallViewOptions(size=96, preset="imagenet"),
-        objective=ESSLConfig(weight=0.4, hidden_widths=(2048, 2048, 128), relu_after_last_hidden=False),
+        objective=ESSLConfig(
+            weight=0.4, hidden_widths=(2048, 2048, 128), relu_after_last_hidden=False, separate_statistics=False
+        ),
         simclr=SimCLRConfig(
-            temperature=0.2, projector=(2048, 2048, 128), last_batch_norm="affine", separate_batch_norm=True
+            temperature=0.2, projector=(2048, 2048, 128), last_batch_norm="affine", separate_batch_norm=True,
+            candidates="other_view",
         ),
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ base of CARE.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 
@@ -16,10 +17,12 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
-from ssl_equi.options import Momentum
+from ssl_equi.options import ActsWhen, Momentum
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.provenance import BF16_FOR_FLOAT32, BF16_FOR_FP16, UNSHUFFLED, reproduces
 from ssl_equi.run import Run
+from ssl_equi.run_config import RunError
 from ssl_equi.training_views import PairOptions, TrainingViews
 
 
@@ -27,10 +30,23 @@ from ssl_equi.training_views import PairOptions, TrainingViews
 class Config(PretrainingConfig):
     """Options of MoCo-v2."""
 
-    objective: MoCoConfig = field(default_factory=MoCoConfig)
+    objective: Annotated[
+        MoCoConfig,
+        ActsWhen(
+            lambda options: options.objective.symmetric, "add --objective.symmetric", only=("separate_batch_norm",)
+        ),
+    ] = field(default_factory=MoCoConfig)
     """Temperature, queue and sizes."""
     target_momentum: Momentum = 0.999
     """Of the network that makes the keys, at every step. Paper: .999."""
+
+    def check(self) -> None:
+        """Raises RunError for incomplete batches, since the queue takes equally many keys at every step."""
+        super().check()
+        if self.keep_incomplete_batch:
+            raise RunError(
+                "--keep-incomplete-batch is given and the queue takes equally many keys at every step: leave it out"
+            )
 
 
 def embedded() -> Config:
@@ -38,8 +54,9 @@ def embedded() -> Config:
     return Config(objective=MoCoConfig(projector=(1024, 128), queue_size=1024), target_momentum=0.99)
 
 
+@reproduces("paper", "MoCo v2", BF16_FOR_FLOAT32, UNSHUFFLED)
 def imagenet() -> Config:
-    """ImageNet with the settings of MoCo-v2 (Chen et al., 2020), but for bf16: batch 256, SGD, 200 epochs."""
+    """ImageNet with the settings of MoCo-v2: batch 256, SGD, 200 epochs."""
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
         encoder_arguments={"zero_init_last": False},
@@ -49,6 +66,7 @@ def imagenet() -> Config:
     )  # fmt: skip
 
 
+@reproduces("paper", "CARE", BF16_FOR_FP16, UNSHUFFLED)
 def imagenet100() -> Config:
     """A folder of 100 ImageNet classes as the baseline of CARE (Gupta et al., ICLR 2024): batch 512, rate .8."""
     return replace(
@@ -57,6 +75,7 @@ def imagenet100() -> Config:
     )  # fmt: skip
 
 
+@reproduces("release", "CARE", BF16_FOR_FP16, UNSHUFFLED)
 def imagenet100_released() -> Config:
     """The same with the batch of 256 and the learning rate of .4 of CARE's script."""
     return replace(imagenet100(), batch_size=256, learning_rate=0.4)

@@ -23,10 +23,10 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.options import ActsWhen, Momentum, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of, target_momentum
 from ssl_equi.pretraining_sequences import check_sequences_ending, finish_sequences
+from ssl_equi.provenance import FRESH_DRAWS, JOINT_ACTIONS, reproduces
 from ssl_equi.run import Run
-from ssl_equi.schedules import rising_momentum
 from ssl_equi.training_sequences import SequenceViews, describe_sequences
 from ssl_equi.training_views import PairAction, ViewOptions, action_size
 
@@ -61,20 +61,41 @@ def embedded() -> Config:
     )  # fmt: skip
 
 
+@reproduces("paper", "seq-JEPA", JOINT_ACTIONS)
 def threediebench() -> Config:
     """3DIEBench conditioned on rotation: 128 pixels, batch 512, 1000 epochs, M = 3."""
     return Config(
         dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
-        optimizer="adamw", learning_rate=4e-4, final_learning_rate=1e-5, warmup_steps=20 * 81, weight_decay=1e-3,
-        decay_bias_and_norm=False, log_every=20, save_every=1000, loader_threads=8, probe_protocol="sie",
+        optimizer="adamw", learning_rate=4e-4, final_learning_rate=1e-5, warmup_steps=20 * 81, warmup_from=1e-5,
+        weight_decay=1e-3, decay_bias_and_norm=False, log_every=20, save_every=1000, loader_threads=8,
+        probe_protocol="sie",
     )  # fmt: skip
 
 
+@reproduces("release", "seq-JEPA", FRESH_DRAWS)
+def threediebench_released() -> Config:
+    """The same with the training of the released code: Adam without decay at 4e-4 after a warm-up by epochs."""
+    return Config(
+        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
+        keep_incomplete_batch=True, optimizer="adam", learning_rate=4e-4, final_learning_rate=4e-4,
+        warmup_steps=20 * 82, warmup_from=1e-5, schedule_by="epoch", log_every=20, save_every=1000, loader_threads=8,
+        probe_protocol="sie",
+        objective=SeqJEPAConfig(action_statistics="last_apart"),
+    )  # fmt: skip
+
+
+@reproduces("paper", "seq-JEPA", JOINT_ACTIONS)
 def threediebench_color() -> Config:
     """3DIEBench conditioned on rotation and colours, M = 4."""
     return replace(threediebench(), observed_views=4, actions="rotation_color")
 
 
+@reproduces(
+    "paper",
+    "seq-JEPA",
+    JOINT_ACTIONS,
+    "actions are differences of parameters in fixed units, so that they tell nothing of the view to predict",
+)
 def cifar100() -> Config:
     """Augmented CIFAR-100 conditioned on all augmentations: 2000 epochs, M = 2, actions that leak nothing.
 
@@ -83,11 +104,17 @@ def cifar100() -> Config:
     return Config(
         dataset="cifar100", image_size=32, encoder="resnet18_small_images", observed_views=2, actions="augmentation",
         views=ViewOptions(source="augmented", preset="seq_jepa"), batch_size=512, epochs=2000, optimizer="adamw",
-        learning_rate=4e-4, final_learning_rate=1e-5, warmup_steps=20 * 97, weight_decay=1e-3,
+        learning_rate=4e-4, final_learning_rate=1e-5, warmup_steps=20 * 97, warmup_from=1e-5, weight_decay=1e-3,
         decay_bias_and_norm=False, log_every=50, save_every=970, loader_threads=8, probe_protocol="sie",
     )  # fmt: skip
 
 
+@reproduces(
+    "paper",
+    "seq-JEPA",
+    JOINT_ACTIONS,
+    "actions are differences of parameters in fixed units, so that they tell nothing of the view to predict",
+)
 def tiny_imagenet() -> Config:
     """The same on Tiny ImageNet as a folder of class folders: 64 pixels, ResNet-18 with its usual stem, M = 1."""
     return replace(
@@ -96,15 +123,18 @@ def tiny_imagenet() -> Config:
     )  # fmt: skip
 
 
+@reproduces("paper", "seq-JEPA", "actions and their batch norms are those of the released code")
 def cifar100_legacy() -> Config:
     """CIFAR-100 with the actions of the released code, which depend on the view that is to be predicted."""
     return replace(
-        cifar100(), views=ViewOptions(source="augmented", preset="seq_jepa", action_encoding="seq_jepa_legacy")
-    )
+        cifar100(), views=ViewOptions(source="augmented", preset="seq_jepa", action_encoding="seq_jepa_legacy"),
+        objective=SeqJEPAConfig(action_statistics="last_apart_zeros"),
+    )  # fmt: skip
 
 
 CONFIGS = {
     "embedded": embedded, "threediebench": threediebench, "threediebench_color": threediebench_color,
+    "threediebench_released": threediebench_released,
     "cifar100": cifar100, "cifar100_legacy": cifar100_legacy, "tiny_imagenet": tiny_imagenet,
 }  # fmt: skip
 
@@ -136,7 +166,7 @@ def main(config: Config) -> None:
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()
-            objective.update_target(rising_momentum(step, base=config.target_momentum, total_steps=total_steps))
+            objective.update_target(target_momentum(config, step, total_steps))
             probes.update(output, batch)
             run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
     finish_sequences(run, config, objective, data, sequences)

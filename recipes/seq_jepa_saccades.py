@@ -25,10 +25,10 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.options import ActsWhen, Momentum, Positive, Share, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of
+from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of, target_momentum
 from ssl_equi.pretraining_sequences import check_sequences_ending, finish_sequences
+from ssl_equi.provenance import JOINT_ACTIONS, reproduces
 from ssl_equi.run import Run
-from ssl_equi.schedules import rising_momentum
 from ssl_equi.training_saccades import (
     ACTION_SIZE,
     STL10_MEAN_RGB,
@@ -68,6 +68,7 @@ def embedded() -> Config:
     )  # fmt: skip
 
 
+@reproduces("paper", "seq-JEPA", JOINT_ACTIONS)
 def stl10() -> Config:
     """STL-10, labelled and not: 96 pixels, glimpses of 32, batch 512, 2000 epochs, M = 4."""
     return Config(
@@ -110,7 +111,7 @@ def main(config: Config) -> None:
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()
-            objective.update_target(rising_momentum(step, base=config.target_momentum, total_steps=total_steps))
+            objective.update_target(target_momentum(config, step, total_steps))
             probes.update(output, batch)
             run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
     finish_sequences(run, config, objective, data, sequences)

@@ -19,6 +19,7 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.provenance import BF16_FOR_FP16, FRESH_DRAWS, OWN_COVARIANCE, reproduces
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
 
@@ -42,17 +43,33 @@ def embedded() -> Config:
     return Config(objective=SIEConfig(projector=(1024, 1024, 1024)))
 
 
+@reproduces("release", "SIE", BF16_FOR_FP16, OWN_COVARIANCE)
 def paper() -> Config:
-    """3DIEBench as in the paper, with the authors' own ResNet-18, but for bf16 in place of fp16."""
+    """3DIEBench as in the paper and its code, with the authors' own ResNet-18."""
     return Config(
         dataset="3diebench", image_size=256, evaluation_split="val", encoder="sie_resnet18", batch_size=1024,
-        epochs=2000, final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
-        save_every=1000, loader_threads=8, probe_protocol="sie",
+        epochs=2000, keep_incomplete_batch=True, final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6,
+        mixed_precision="bf16", log_every=20, save_every=1000, loader_threads=8, probe_protocol="sie",
         objective=SIEConfig(separate_batch_norm=True, hypernetwork_init="released"),
     )  # fmt: skip
 
 
-CONFIGS = {"embedded": embedded, "paper": paper}
+@reproduces("release", "seq-JEPA", FRESH_DRAWS)
+def threediebench_released() -> Config:
+    """3DIEBench as the baseline in the released code of seq-JEPA: 128 pixels, weights 25, 25, 25 and 1."""
+    return Config(
+        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
+        keep_incomplete_batch=True, optimizer="adam", learning_rate=4e-4, final_learning_rate=4e-4,
+        warmup_steps=20 * 82, warmup_from=1e-5, schedule_by="epoch", log_every=20, save_every=1000, loader_threads=8,
+        probe_protocol="sie",
+        objective=SIEConfig(
+            inv_weight=25.0, equi_weight=25.0, variance_weight=25.0, covariance_weight=1.0,
+            separate_batch_norm=True, hypernetwork_init="released",
+        ),
+    )  # fmt: skip
+
+
+CONFIGS = {"embedded": embedded, "paper": paper, "threediebench_released": threediebench_released}
 
 
 def build(config: Config) -> SIE:

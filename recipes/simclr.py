@@ -19,6 +19,7 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.provenance import BF16_FOR_FP16, FRESH_DRAWS, reproduces
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairOptions, TrainingViews
 
@@ -36,42 +37,66 @@ def embedded() -> Config:
     return Config(objective=SimCLRConfig(temperature=0.1, projector=(1024, 1024, 1024)))
 
 
+@reproduces("release", "E-SSL")
 def cifar10() -> Config:
-    """CIFAR-10 as the baseline of E-SSL (Dangovski et al., ICLR 2022, released code)."""
+    """CIFAR-10 as the baseline of E-SSL: the N other views are candidates, one direction."""
     return Config(
         dataset="cifar10", image_size=32, encoder="resnet18_small_images",
         encoder_arguments={"zero_init_last": False},
         views=PairOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
         learning_rate=0.06, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
         loader_threads=8, objective=SimCLRConfig(
-            temperature=0.5, projector=(2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True
+            temperature=0.5, projector=(2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True,
+            candidates="other_view", symmetric=False,
         ),
     )  # fmt: skip
 
 
+@reproduces("release", "E-SSL", BF16_FOR_FP16)
 def imagenet() -> Config:
-    """ImageNet as the baseline of E-SSL, but for bf16 in place of fp16: batch 4,096, LARS, 100 epochs."""
+    """ImageNet as the baseline of E-SSL: batch 4,096, LARS, 100 epochs."""
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
         views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=100, optimizer="lars",
         learning_rate=4.8, final_learning_rate=0.0048, warmup_steps=3120, weight_decay=1e-6, decay_bias_and_norm=False,
         mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
         objective=SimCLRConfig(
-            temperature=0.2, projector=(2048, 2048, 128), last_batch_norm="affine", separate_batch_norm=True
+            temperature=0.2, projector=(2048, 2048, 128), last_batch_norm="affine", separate_batch_norm=True,
+            candidates="other_view",
         ),
     )  # fmt: skip
 
 
+@reproduces("paper", "seq-JEPA")
 def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
         dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
         final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000, loader_threads=8,
-        probe_protocol="sie", objective=SimCLRConfig(temperature=0.5, projector=(2048, 2048, 2048)),
+        probe_protocol="sie", objective=SimCLRConfig(
+            temperature=0.5, projector=(2048, 2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True
+        ),
     )  # fmt: skip
 
 
-CONFIGS = {"embedded": embedded, "cifar10": cifar10, "imagenet": imagenet, "threediebench": threediebench}
+@reproduces("release", "seq-JEPA", FRESH_DRAWS)
+def threediebench_released() -> Config:
+    """The same with the training and the sizes of the released code: Adam at 4e-4 after a warm-up by epochs."""
+    return Config(
+        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
+        keep_incomplete_batch=True, optimizer="adam", learning_rate=4e-4, final_learning_rate=4e-4,
+        warmup_steps=20 * 82, warmup_from=1e-5, schedule_by="epoch", log_every=20, save_every=1000, loader_threads=8,
+        probe_protocol="sie",
+        objective=SimCLRConfig(
+            temperature=0.5, projector=(2048, 2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True
+        ),
+    )  # fmt: skip
+
+
+CONFIGS = {
+    "embedded": embedded, "cifar10": cifar10, "imagenet": imagenet, "threediebench": threediebench,
+    "threediebench_released": threediebench_released,
+}  # fmt: skip
 
 
 def build(config: Config) -> SimCLR:

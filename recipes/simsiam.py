@@ -19,6 +19,7 @@ from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
 from ssl_equi.optimizers import make_optimizer, parameter_groups
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.provenance import BF16_FOR_FLOAT32, reproduces
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairOptions, TrainingViews
 
@@ -38,6 +39,7 @@ def embedded() -> Config:
     return Config(objective=SimSiamConfig(projector=(1024, 1024, 1024), predictor_hidden_width=256))
 
 
+@reproduces("release", "E-SSL")
 def cifar10() -> Config:
     """CIFAR-10 as the baseline of E-SSL (Dangovski et al., ICLR 2022, released code)."""
     return Config(
@@ -51,8 +53,9 @@ def cifar10() -> Config:
     )  # fmt: skip
 
 
+@reproduces("paper", "SimSiam", BF16_FOR_FLOAT32)
 def imagenet() -> Config:
-    """ImageNet with the paper's settings, but for bf16: batch 512, SGD, 100 epochs."""
+    """ImageNet with the paper's settings: batch 512, SGD, 100 epochs."""
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
         views=PairOptions(source="augmented", preset="mocov2"), batch_size=512, epochs=100, optimizer="sgd",

@@ -18,6 +18,7 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.provenance import BF16_FOR_FP16, FRESH_DRAWS, OWN_COVARIANCE, reproduces
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairOptions, TrainingViews
 
@@ -40,17 +41,34 @@ def augmented() -> Config:
     return replace(embedded(), views=PairOptions(source="augmented", preset="simclr_cifar"))
 
 
+@reproduces("release", "SIE", BF16_FOR_FP16, OWN_COVARIANCE)
 def paper() -> Config:
-    """3DIEBench as in the paper, with the authors' own ResNet-18, but for bf16 in place of fp16."""
+    """3DIEBench as the baseline of SIE, with the authors' own ResNet-18."""
     return Config(
         dataset="3diebench", image_size=256, evaluation_split="val", encoder="sie_resnet18", batch_size=1024,
-        epochs=2000, final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, mixed_precision="bf16", log_every=20,
-        save_every=1000, loader_threads=8, probe_protocol="sie", objective=VICRegConfig(separate_batch_norm=True),
+        epochs=2000, keep_incomplete_batch=True, final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6,
+        mixed_precision="bf16", log_every=20, save_every=1000, loader_threads=8, probe_protocol="sie",
+        objective=VICRegConfig(separate_batch_norm=True),
     )  # fmt: skip
 
 
+@reproduces("release", "seq-JEPA", FRESH_DRAWS)
+def threediebench_released() -> Config:
+    """3DIEBench as the baseline in the released code of seq-JEPA: 128 pixels, weights 25, 25 and 1."""
+    return Config(
+        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
+        keep_incomplete_batch=True, optimizer="adam", learning_rate=4e-4, final_learning_rate=4e-4,
+        warmup_steps=20 * 82, warmup_from=1e-5, schedule_by="epoch", log_every=20, save_every=1000, loader_threads=8,
+        probe_protocol="sie",
+        objective=VICRegConfig(
+            inv_weight=25.0, variance_weight=25.0, covariance_weight=1.0, separate_batch_norm=True
+        ),
+    )  # fmt: skip
+
+
+@reproduces("paper", "VICReg", BF16_FOR_FP16)
 def imagenet() -> Config:
-    """ImageNet as in the VICReg paper, but for bf16: batch 2,048, LARS, 1,000 epochs, weights 25, 25 and 1."""
+    """ImageNet as in the VICReg paper: batch 2,048, LARS, 1,000 epochs, weights 25, 25 and 1."""
     return Config(
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
         views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=2048, epochs=1000, optimizer="lars",
@@ -63,7 +81,10 @@ def imagenet() -> Config:
     )  # fmt: skip
 
 
-CONFIGS = {"embedded": embedded, "augmented": augmented, "paper": paper, "imagenet": imagenet}
+CONFIGS = {
+    "embedded": embedded, "augmented": augmented, "paper": paper, "threediebench_released": threediebench_released,
+    "imagenet": imagenet,
+}  # fmt: skip
 
 
 def build(config: Config) -> VICReg:

@@ -9,7 +9,7 @@ needed. The three views are drawn at random, as in the comparison; the method wa
     accelerate launch --multi_gpu recipes/vicreg_traj.py threediebench --data-dir SHARDS      as seq-JEPA's authors
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -20,6 +20,7 @@ from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.objectives.vicreg_traj import VICRegTraj, VICRegTrajConfig
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.provenance import FRESH_DRAWS, reproduces
 from ssl_equi.run import Run
 from ssl_equi.training_sequences import SequenceViews
 
@@ -39,6 +40,7 @@ def embedded() -> Config:
     return Config(vicreg=VICRegConfig(projector=(1024, 1024, 1024)))
 
 
+@reproduces("paper", "seq-JEPA")
 def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
@@ -50,11 +52,18 @@ def threediebench() -> Config:
     )  # fmt: skip
 
 
+@reproduces("release", "seq-JEPA", FRESH_DRAWS)
 def threediebench_released() -> Config:
-    """The same with the default weights of seq-JEPA's released code: 25, 25 and 1, and 1 for the trajectory."""
-    config = threediebench()
-    vicreg = replace(config.vicreg, inv_weight=25.0, variance_weight=25.0, covariance_weight=1.0)
-    return replace(config, objective=VICRegTrajConfig(weight=1.0), vicreg=vicreg)
+    """The same with the training and the sizes of the released code: Adam at 4e-4 after a warm-up by epochs."""
+    return Config(
+        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
+        keep_incomplete_batch=True, optimizer="adam", learning_rate=4e-4, final_learning_rate=4e-4,
+        warmup_steps=20 * 82, warmup_from=1e-5, schedule_by="epoch", log_every=20, save_every=1000, loader_threads=8,
+        probe_protocol="sie",
+        objective=VICRegTrajConfig(weight=1.0, on_sphere=False), vicreg=VICRegConfig(
+            inv_weight=25.0, variance_weight=25.0, covariance_weight=1.0, projector=(2048, 2048, 2048)
+        ),
+    )  # fmt: skip
 
 
 CONFIGS = {"embedded": embedded, "threediebench": threediebench, "threediebench_released": threediebench_released}

@@ -13,6 +13,7 @@ import tyro
 
 from ssl_equi.errors import UserError
 from ssl_equi.options import check_options, option_flags
+from ssl_equi.provenance import describe
 
 Config = TypeVar("Config")
 
@@ -59,6 +60,7 @@ def run_recipe(main: Callable[[Config], None], configs: Mapping[str, Callable[[]
         raise SystemExit(2)
     default = configs[name]()
     names = f"Configurations, given as the first word: {', '.join(configs)}. These are the defaults of {name}."
+    names = f"{names} {describe(configs[name])}"
     config = parse_command_line(type(default), f"{description.strip()}\n\n{names}", default, arguments)
     explain_errors(lambda: main(config))
 

@@ -10,7 +10,8 @@ The folder holds `model.safetensors` and a `config.json` that describes itself:
                         or pose_product, with num_capsules, pose_side and unit_columns
     embedding_dim       width of the embeddings
     weights_sha256      of model.safetensors; not in folders of earlier versions
-    projector           null, or {"kind": vicreg | projection_head, "in_features", "widths", "last_batch_norm"}
+    projector           null, or {"kind": vicreg | projection_head, "in_features", "widths", "last_batch_norm",
+                        "last_bias"}; last_bias, true where it is missing, is for projection_head
     predictor           {"kind": hypernetwork | mlp | conditioned, "dim", "action_dim", and more sizes}
 """
 
@@ -245,6 +246,7 @@ def _describe_projector(module: nn.Module) -> dict[str, Any]:
         "in_features": linear[0].in_features,
         "widths": [layer.out_features for layer in linear],
         "last_batch_norm": last_batch_norm,
+        "last_bias": linear[-1].bias is not None,
     }
 
 
@@ -268,5 +270,6 @@ def _build_projector(config: dict[str, Any]) -> nn.Module:
     if config["kind"] == "vicreg":
         return projector(config["in_features"], config["widths"])
     if config["kind"] == "projection_head":
-        return projection_head(config["in_features"], config["widths"], config["last_batch_norm"])
+        last_bias = config.get("last_bias", True)
+        return projection_head(config["in_features"], config["widths"], config["last_batch_norm"], last_bias=last_bias)
     raise ValueError(f"the projector's kind is {config['kind']!r}: vicreg and projection_head are known")

@@ -1,7 +1,7 @@
 """Options of every pretraining recipe: data, encoder, views, budget, optimiser."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from ssl_equi.optimizers import OptimizerName, make_optimizer, parameter_groups
 from ssl_equi.options import ActsWhen, Count, CountOrZero, EncoderArguments, ImageSide, NonNegative, Positive, Range
 from ssl_equi.probing.protocol import ProtocolName
 from ssl_equi.run_config import RunConfig, RunError
-from ssl_equi.schedules import set_learning_rate, warmup_cosine
+from ssl_equi.schedules import rising_momentum, set_learning_rate, warmup_cosine
 from ssl_equi.training_views import PairOptions
 
 EXCLUSIVE_OPTIONS = (
@@ -65,6 +65,9 @@ class PretrainingOptions(RunConfig):
     """Where the JPEGs of shards are decoded; cuda (nvJPEG) gives slightly other pixels."""
     batch_size: Count = 64
     """Objects in a step over all processes, two views each."""
+    keep_incomplete_batch: bool = False
+    """Train also on the objects left over at the end of an epoch, as one more, smaller batch. Each process has equally
+    many of them, and what can't be shared so is dropped; fewer than 2 objects in all make no batch."""
     epochs: Count = 160
     """Passes over the objects; each shows one pair of views of each object."""
     optimizer: OptimizerName = "adam"
@@ -75,6 +78,14 @@ class PretrainingOptions(RunConfig):
     """End of the cosine; the same as the learning rate for a constant one."""
     warmup_steps: CountOrZero = 100
     """Steps of linear warm-up."""
+    warmup_from: Annotated[
+        NonNegative | None, ActsWhen(lambda options: options.warmup_steps > 0, "give warmup_steps above 0")
+    ] = None
+    """Learning rate of the first step, from which the warm-up rises to learning_rate at step warmup_steps, counted from
+    0. When not given, it starts from learning_rate / warmup_steps and gets there one step earlier."""
+    schedule_by: Literal["step", "epoch"] = "step"
+    """How often the learning rate and the momentum of a target network change. epoch: both keep the value of an epoch's
+    first step all through it, so neither gets to the end of its schedule."""
     weight_decay: NonNegative = 0.0
     """Of the weights; how it acts depends on the optimiser."""
     decay_bias_and_norm: Annotated[
@@ -135,11 +146,41 @@ def optimizer_of(module: nn.Module, config: PretrainingOptions) -> torch.optim.O
 def follow_schedule(optimizer: torch.optim.Optimizer, config: PretrainingOptions, step: int, total_steps: int) -> float:
     """Sets the learning rate of a step: linear warm-up, then a cosine; returns it."""
     learning_rate = warmup_cosine(
-        step,
+        _step_of_schedule(config, step, total_steps),
         base=config.learning_rate,
         final=config.final_learning_rate,
         warmup_steps=config.warmup_steps,
         total_steps=total_steps,
+        warmup_from=config.warmup_from,
     )
     set_learning_rate(optimizer, learning_rate)
     return learning_rate
+
+
+class ScheduleOptions(Protocol):
+    """The options that say how often schedules change."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def schedule_by(self) -> Literal["step", "epoch"]: ...
+
+
+class TargetOptions(ScheduleOptions, Protocol):
+    """The options that the momentum of a target network depends on."""
+
+    @property
+    def target_momentum(self) -> float: ...
+
+
+def target_momentum(config: TargetOptions, step: int, total_steps: int) -> float:
+    """Momentum of the target network at a step: it rises to 1 at the last step or, by the epoch, after the last one."""
+    last = total_steps if config.schedule_by == "epoch" else max(total_steps - 1, 1)
+    return rising_momentum(_step_of_schedule(config, step, total_steps) / last, base=config.target_momentum)
+
+
+def _step_of_schedule(config: ScheduleOptions, step: int, total_steps: int) -> int:
+    """The step whose values a step has: its own, or that with which its epoch began."""
+    steps_per_epoch = total_steps // config.epochs
+    return step - step % steps_per_epoch if config.schedule_by == "epoch" else step

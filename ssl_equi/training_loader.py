@@ -54,6 +54,7 @@ def rendered_loader(
         seed=config.seed,
         rank=process.rank,
         world_size=process.world_size,
+        keep_incomplete_batch=config.keep_incomplete_batch,
         threads=config.loader_threads,
         fresh_views=config.fresh_views,
     )
@@ -72,5 +73,6 @@ def device_decoded_loader(
         decode=nvjpeg_decoder(process.device),
         rank=process.rank,
         world_size=process.world_size,
+        keep_incomplete_batch=config.keep_incomplete_batch,
         threads=config.loader_threads,
     )

@@ -60,7 +60,8 @@ MAKERS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "equimod vicreg": (
         "pose_base",
         lambda: EquiMod(
-            encoder(), EquiModConfig(form="vicreg", projector=WIDTHS, predictor="hypernetwork", action_dim=7)
+            encoder(),
+            EquiModConfig(form="vicreg", projector=WIDTHS, predictor="hypernetwork", action_dim=7, last_bias=False),
         ),
     ),
     "sen": ("rotation", lambda: SEN(encoder(), SENConfig(projector=WIDTHS, last_batch_norm="affine"))),
@@ -100,16 +101,9 @@ def compared_in_training(objective: nn.Module, views: Tensor, actions: Tensor, m
     """Prediction and target that the equivariance term compares in the training step, which runs in eval mode."""
     calls: list[tuple[Tensor, Tensor]] = []
     module = __import__(type(objective).__module__, fromlist=["invariance_term"])
-    if isinstance(objective, SIE | EquiCaps | CapsIE):
+    vicreg_form = isinstance(objective, EquiMod) and objective.config.form == "vicreg"
+    if vicreg_form or isinstance(objective, SIE | EquiCaps | CapsIE):
         monkeypatch.setattr(module, "invariance_term", Recorder(module.invariance_term, calls))
-    elif isinstance(objective, EquiMod) and objective.config.form == "vicreg":
-        original = module.vicreg_terms
-
-        def vicreg_terms(pair: Tensor, gathered: Tensor) -> dict[str, Tensor]:
-            calls.insert(0, tuple(pair.unbind(1)))  # the prediction's pair comes first
-            return original(pair, gathered)
-
-        monkeypatch.setattr(module, "vicreg_terms", vicreg_terms)
     elif isinstance(objective, ConditionalBYOL):
         objective.negative_cosine.register_forward_pre_hook(lambda _, pair: calls.append(pair))
     else:

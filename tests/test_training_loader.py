@@ -75,6 +75,21 @@ def test_decoding_on_a_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
         check_run(PretrainingConfig(decode_on="cuda"))
 
 
+@pytest.mark.parametrize("way", [{}, {"render_views": True}, {"decode_on": "cuda"}, {"reading": "streamed"}], ids=str)
+def test_each_way_to_the_views_keeps_incomplete_batches(
+    way: dict[str, Any], tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = functools.partial(decode_jpeg, mode=ImageReadMode.RGB)
+    monkeypatch.setattr(training_loader, "nvjpeg_decoder", lambda device: decode)
+    whole_only = dataclasses.replace(config_of(tiny_data, **way), batch_size=10)
+    keeping = dataclasses.replace(whole_only, keep_incomplete_batch=True)
+    data = open_data(keeping.dataset, tiny_data, keeping.evaluation_split, keeping.image_size, keeping.reading)
+    for config, sizes in ((whole_only, [5, 5, 5, 5]), (keeping, [5, 5, 2, 5])):
+        with open_loader(config, data, OneOfTwo()) as loader:  # type: ignore[arg-type]
+            assert [len(batch.images) for batch in itertools.islice(loader.batches(), 4)] == sizes
+            assert loader.steps_per_epoch == len(set(sizes)) + 1
+
+
 def test_decoding_on_a_device_is_the_third_way(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = functools.partial(decode_jpeg, mode=ImageReadMode.RGB)
     monkeypatch.setattr(training_loader, "nvjpeg_decoder", lambda device: decode)

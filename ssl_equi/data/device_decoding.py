@@ -148,6 +148,7 @@ class DeviceDecodedLoader:
         decode: decodes a batch on that device, such as `nvjpeg_decoder`.
         rank: this process.
         world_size: number of processes.
+        keep_incomplete_batch: end an epoch with a smaller batch, as in `ViewLoader`.
         threads: that read.
         prefetch: batches that are read ahead.
 
@@ -166,6 +167,7 @@ class DeviceDecodedLoader:
         decode: Decoder,
         rank: int = 0,
         world_size: int = 1,
+        keep_incomplete_batch: bool = False,
         threads: int = 2,
         prefetch: int = 3,
     ) -> None:
@@ -176,6 +178,7 @@ class DeviceDecodedLoader:
         self.order = BatchOrder(
             num_objects=collection.num_objects, num_views=collection.num_views, global_batch_size=global_batch_size,
             views=views_per_object, seed=seed, rank=rank, world_size=world_size,
+            keep_incomplete_batch=keep_incomplete_batch,
         )  # fmt: skip
         self._device, self._decode, self._prefetch = device, decode, prefetch
         self._chunk_size = -(-self.order.local_batch_size // (threads * _CHUNKS_PER_THREAD))

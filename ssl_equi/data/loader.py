@@ -42,6 +42,7 @@ class _PendingBatch:
 
     step: int
     slot: _Slot
+    size: int  # objects, fewer than the buffer has room for if the batch is incomplete
     chunks: list[Future[DecodedRows]] = field(default_factory=list)
 
 
@@ -163,8 +164,8 @@ class OrderedLoader:
                 decoded = [chunk.result() for chunk in pending.chunks]
                 problems = {row: problem for chunk in decoded for row, problem in chunk.problems.items()}
                 stage_seconds = sum((chunk.seconds for chunk in decoded), StageSeconds())
-                batch = self._finish_batch(pending.slot.buffer, time.perf_counter() - started, stage_seconds)
-                rows = range(self.order.local_batch_size)
+                batch = self._finish_batch(pending, time.perf_counter() - started, stage_seconds)
+                rows = range(pending.size)
                 batch = self._bad_records.replaced(batch, [problems.get(row) for row in rows], pending.step)
             except BaseException:
                 wait(pending.chunks)
@@ -173,11 +174,11 @@ class OrderedLoader:
             yield batch
 
     def _start_batch(self, step: int, slot: _Slot) -> _PendingBatch:
-        buffer = slot.buffer
-        buffer.object_indices[:], buffer.view_indices[:] = self.order.batch(step)
-        pending = _PendingBatch(step, slot)
-        for first in range(0, self.order.local_batch_size, self._chunk_size):
-            rows = range(first, min(first + self._chunk_size, self.order.local_batch_size))
+        objects, views = self.order.batch(step)
+        pending = _PendingBatch(step, slot, len(objects))
+        slot.buffer.object_indices[: pending.size], slot.buffer.view_indices[: pending.size] = objects, views
+        for first in range(0, pending.size, self._chunk_size):
+            rows = range(first, min(first + self._chunk_size, pending.size))
             pending.chunks.append(self._pool.submit(self._decode_rows, slot, rows))
         return pending
 
@@ -186,11 +187,13 @@ class OrderedLoader:
             slot.copies_done.synchronize()
         return self._decoder.decode(slot.number, rows)
 
-    def _finish_batch(self, buffer: BatchBuffer, seconds_waited: float, stage_seconds: StageSeconds) -> ViewBatch:
-        objects, views, content_sizes = buffer.object_indices, buffer.view_indices, buffer.content_sizes
+    def _finish_batch(self, pending: _PendingBatch, seconds_waited: float, stage_seconds: StageSeconds) -> ViewBatch:
+        buffer, rows = pending.slot.buffer, slice(pending.size)
+        objects, views = buffer.object_indices[rows], buffer.view_indices[rows]
+        content_sizes = None if buffer.content_sizes is None else buffer.content_sizes[rows]
         quats_xyzw = self.dataset.quats_xyzw
         return ViewBatch(
-            images=buffer.images,
+            images=buffer.images[rows],
             latents=torch.from_numpy(self.dataset.latents[objects[:, None], views]),
             quat_xyzw=None if quats_xyzw is None else torch.from_numpy(quats_xyzw[objects[:, None], views]),
             labels=torch.from_numpy(self.dataset.labels[objects]),
@@ -222,6 +225,10 @@ class ViewLoader(OrderedLoader):
     A batch is a pure function of (seed, global step): the world size and the number of threads or workers may change
     on resume. `threads`, `workers`, `prefetch`, `pin_memory` and the errors are those of OrderedLoader.
 
+    The objects left over at the end of an epoch are dropped or, with keep_incomplete_batch, make a smaller batch. It
+    holds a multiple of the world size, and at least 2 objects, or there is none: how many objects an epoch has, and
+    perhaps how many steps, then depends on the world size, too.
+
     on_bad_record="skip" replaces an object with a view that is cut, changed or does not decode by the next good one of
     the same rank's batch, logs it and counts it in `skipped`, and raises DataError once more than `max_skipped`
     different objects were bad. A shard that is gone always raises: going on would leave a hole in the data.
@@ -236,6 +243,7 @@ class ViewLoader(OrderedLoader):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        keep_incomplete_batch: bool = False,
         threads: int = 2,
         workers: int = 0,
         prefetch: int = 3,
@@ -251,6 +259,7 @@ class ViewLoader(OrderedLoader):
             seed=seed,
             rank=rank,
             world_size=world_size,
+            keep_incomplete_batch=keep_incomplete_batch,
         )
         super().__init__(
             dataset, order, threads=threads, workers=workers, prefetch=prefetch, pin_memory=pin_memory,

@@ -98,7 +98,7 @@ class Order(Protocol):
 
     @property
     def local_batch_size(self) -> int:
-        """Objects in this rank's slice of a batch."""
+        """The most objects in this rank's slice of a batch; an incomplete batch has fewer."""
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Object indices int64 [b] and view indices int64 [b, views] of this rank at global step `step` >= 0."""
@@ -108,8 +108,9 @@ class Order(Protocol):
 class BatchOrder:
     """The batches of one rank: global batch k of an epoch is perm[k*G : (k+1)*G], rank r has its contiguous slice.
 
-    The objects left over at the end of an epoch are dropped; they are others in each epoch. Raises ValueError for
-    sizes that do not fit.
+    The objects left over at the end of an epoch, others in each, are dropped. With `keep_incomplete_batch` they are one
+    more batch, of which each rank has equally many and at most world_size - 1 objects are dropped; but a single object
+    makes no batch. Raises ValueError for sizes that do not fit.
     """
 
     num_objects: int
@@ -119,6 +120,7 @@ class BatchOrder:
     seed: int
     rank: int = 0
     world_size: int = 1
+    keep_incomplete_batch: bool = False
 
     def __post_init__(self) -> None:
         check_sizes(
@@ -129,11 +131,11 @@ class BatchOrder:
     @cached_property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch."""
-        return self.num_objects // self.global_batch_size
+        return batches_in_epoch(self.num_objects, self.global_batch_size, self.world_size, self.keep_incomplete_batch)
 
     @property
     def local_batch_size(self) -> int:
-        """Objects in this rank's slice of a batch."""
+        """The most objects in this rank's slice of a batch; an incomplete batch has fewer."""
         return self.global_batch_size // self.world_size
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,22 +143,33 @@ class BatchOrder:
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         draw, step_in_draw = divmod(step_in_epoch, self._steps_per_draw)
         object_indices, view_indices = _kept_draw(self, epoch, draw)
-        return object_indices[step_in_draw].copy(), view_indices[step_in_draw].copy()
+        rows = slice(step_in_draw * self.local_batch_size, (step_in_draw + 1) * self.local_batch_size)
+        return object_indices[rows].copy(), view_indices[rows].copy()
 
     @property
     def _steps_per_draw(self) -> int:
         return -(-_OBJECTS_PER_DRAW // self.local_batch_size)
 
     def _draw(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Objects [steps, b] and views [steps, b, views] of some consecutive steps of an epoch."""
+        """Objects [n] and views [n, views] of some consecutive steps of an epoch, one step after the other."""
         first = number * self._steps_per_draw
         end = min(first + self._steps_per_draw, self.steps_per_epoch)
         permutation = _kept_permutation(self.num_objects, self.seed, epoch)
-        rows = permutation[first * self.global_batch_size : end * self.global_batch_size]
-        by_rank = rows.reshape(end - first, self.world_size, self.local_batch_size)
-        object_indices = by_rank[:, self.rank].astype(np.int64)
-        view_indices = views_of_objects(object_indices.ravel(), self.num_views, self.views, self.seed, epoch)
-        return object_indices, view_indices.reshape(*object_indices.shape, self.views)
+        object_indices = np.concatenate([permutation[self._slice(step)] for step in range(first, end)]).astype(np.int64)
+        return object_indices, views_of_objects(object_indices, self.num_views, self.views, self.seed, epoch)
+
+    def _slice(self, step_in_epoch: int) -> slice:
+        """This rank's places in the permutation at a step, of which only an incomplete batch has fewer than others."""
+        first = step_in_epoch * self.global_batch_size
+        count = min(self.local_batch_size, (self.num_objects - first) // self.world_size)
+        return slice(first + self.rank * count, first + (self.rank + 1) * count)
+
+
+def batches_in_epoch(num_objects: int, global_batch_size: int, world_size: int, keep_incomplete_batch: bool) -> int:
+    """Whole batches in an epoch, and one more if what is left over is kept and gives at least 2 objects."""
+    batches, left_over = divmod(num_objects, global_batch_size)
+    shared_out = left_over - left_over % world_size
+    return batches + int(keep_incomplete_batch and shared_out >= 2)  # batch norms need 2
 
 
 def check_sizes(

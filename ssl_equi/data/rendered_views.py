@@ -136,6 +136,7 @@ class RenderedLoader:
         seed: of order and views.
         rank: this process.
         world_size: number of processes.
+        keep_incomplete_batch: end an epoch with a smaller batch, as in `ViewLoader`.
         threads: that render, on a CPU. Pictures don't depend on their number.
         fresh_views: draw new views in each epoch, as many as asked for, in place of the stored set's. Their latents
             are a pure function of (seed, epoch, object, view).
@@ -153,6 +154,7 @@ class RenderedLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        keep_incomplete_batch: bool = False,
         threads: int = 2,
         fresh_views: bool = False,
     ) -> None:
@@ -168,6 +170,7 @@ class RenderedLoader:
             seed=seed,
             rank=rank,
             world_size=world_size,
+            keep_incomplete_batch=keep_incomplete_batch,
         )
         self._pool = None
         if views.device.type == "cpu":

@@ -41,9 +41,9 @@ class StreamedLoader:
     - A batch is a function of (seed, step, rank, world size, global batch size, shuffle buffer, mode), whatever the
       threads, and however long the server took. `batches(step)` continues a run exactly; to fill the buffer again, at
       most `shuffle_buffer` objects are read a second time.
-    - mode="exact": in an epoch, every object is in exactly one batch of one rank, but for the remainder that makes no
-      whole batch, which is another one in each epoch. The views that an object has in an epoch are those that
-      `ViewLoader` draws with the same seed.
+    - mode="exact": in an epoch, every object is in exactly one batch of one rank, but for those left over at its
+      end, which are others in each epoch (with keep_incomplete_batch fewer than there are ranks, or one). The views
+      that an object has in an epoch are those that `ViewLoader` draws with the same seed.
     - All ranks have equally many batches, however uneven the shards, and also with fewer shards than ranks, which then
       share them.
 
@@ -73,6 +73,7 @@ class StreamedLoader:
         prefetch: batches that are decoded ahead; twice as many are fetched ahead.
         shuffle_buffer: the most objects that wait, encoded, to be given out.
         mode: "exact" or "resampled".
+        keep_incomplete_batch: end an epoch with a smaller batch, as in `ViewLoader`.
         on_bad_record: "raise" for a view that is cut, changed, misnamed or does not decode; "skip" replaces its object
             by the next good one of the same rank's batch, logs it and counts it in `skipped`. A shard that is missing,
             of another size or out of reach always raises: going on would leave a hole in the data.
@@ -102,6 +103,7 @@ class StreamedLoader:
         prefetch: int = 3,
         shuffle_buffer: int = 1000,
         mode: StreamingMode = "exact",
+        keep_incomplete_batch: bool = False,
         on_bad_record: OnBadRecord = "raise",
         max_skipped: int = 100,
         patience: Patience | None = None,
@@ -125,6 +127,7 @@ class StreamedLoader:
             world_size=world_size,
             shuffle_buffer=shuffle_buffer,
             mode=mode,
+            keep_incomplete_batch=keep_incomplete_batch,
         )
         self._batches_ahead = 2 * prefetch + 2
         self._read_ahead = _ReadAhead(self.dataset, self.order, fetch_threads)
@@ -271,7 +274,8 @@ class _ReadAhead:
         order = self._order
         epoch, step_in_epoch = divmod(reading.next_step, order.steps_per_epoch)
         plan = order.epoch_plan(epoch)
-        first, end = step_in_epoch * order.local_batch_size, (step_in_epoch + 1) * order.local_batch_size
+        first = step_in_epoch * order.local_batch_size
+        end = min(first + order.local_batch_size, order.objects_per_epoch)
         asked_for_before = 0 if first == 0 or reading.first_step == reading.next_step else int(plan.needed[first - 1])
         places = np.arange(asked_for_before, int(plan.needed[end - 1]))
         if reading.first_step == reading.next_step:  # what earlier steps gave out isn't read again

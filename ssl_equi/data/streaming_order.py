@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from ssl_equi.data.order import check_sizes, distinct_views, epoch_views, random_words
+from ssl_equi.data.order import batches_in_epoch, check_sizes, distinct_views, epoch_views, random_words
 
 StreamingMode = Literal["exact", "resampled"]
 
@@ -41,7 +41,8 @@ class StreamedOrder:
 
     exact: the shards of an epoch, in an order drawn anew, are laid end to end, turned by a random number of objects and
     cut into one equally long piece a rank. Every object is in exactly one batch of one rank, but for the
-    num_objects % global_batch_size at the end, which each object is equally likely to be one of.
+    num_objects % global_batch_size at the end, which each object is equally likely to be one of. With
+    `keep_incomplete_batch` these are one more batch as in `ssl_equi.data.order.BatchOrder`.
 
     resampled: each rank draws, with replacement, runs of consecutive objects as long as the mean shard, until it has as
     many objects as in the other mode. A run starts at any object and goes on in the next shard, so that each object is
@@ -57,6 +58,7 @@ class StreamedOrder:
     world_size: int = 1
     shuffle_buffer: int = 1000  # objects
     mode: StreamingMode = "exact"
+    keep_incomplete_batch: bool = False
 
     def __post_init__(self) -> None:
         check_sizes(
@@ -76,12 +78,17 @@ class StreamedOrder:
     @property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch, the same number on every rank."""
-        return self.num_objects // self.global_batch_size
+        return batches_in_epoch(self.num_objects, self.global_batch_size, self.world_size, self.keep_incomplete_batch)
 
     @property
     def local_batch_size(self) -> int:
-        """Objects in this rank's slice of a batch."""
+        """The most objects in this rank's slice of a batch; an incomplete batch has fewer."""
         return self.global_batch_size // self.world_size
+
+    @property
+    def objects_per_epoch(self) -> int:
+        """Objects that this rank gives out in an epoch."""
+        return min(self.steps_per_epoch * self.local_batch_size, self.num_objects // self.world_size)
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Object indices int64 [b] and view indices int64 [b, views] of this rank at global step `step` >= 0."""
@@ -121,17 +128,15 @@ class StreamedOrder:
         shards = np.argsort(words[1:], kind="stable")
         in_a_row = np.concatenate([self._objects_of_shard(shard) for shard in shards])
         in_a_row = np.roll(in_a_row, int(words[0] % np.uint64(self.num_objects)))
-        per_rank = self.steps_per_epoch * self.local_batch_size
-        return in_a_row[self.rank * per_rank : (self.rank + 1) * per_rank]
+        return in_a_row[self.rank * self.objects_per_epoch : (self.rank + 1) * self.objects_per_epoch]
 
     def _resampled_objects(self, epoch: int) -> np.ndarray:
-        per_rank = self.steps_per_epoch * self.local_batch_size
         run_length = -(-self.num_objects // len(self.shard_counts))
-        num_runs = -(-per_rank // run_length)
+        num_runs = -(-self.objects_per_epoch // run_length)
         words = random_words(num_runs, self.seed, epoch, _RESAMPLING_STREAM, self.rank)
         starts = (words % np.uint64(self.num_objects)).astype(np.int64)
         runs = (starts[:, None] + np.arange(run_length)) % self.num_objects
-        return runs.ravel()[:per_rank]
+        return runs.ravel()[: self.objects_per_epoch]
 
     def _objects_of_shard(self, shard: int) -> np.ndarray:
         return np.arange(self._ends[shard] - self.shard_counts[shard], self._ends[shard])

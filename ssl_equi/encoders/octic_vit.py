@@ -42,6 +42,8 @@ class OcticVisionTransformer(nn.Module):
         invariants: name in `octic_invariants.INVARIANTS`: what the head of kind octic, or the standard blocks of kind
             invariant, see of the octic features. Hybrids don't use it.
         keep_octic: kind octic puts the octic features themselves behind their invariants, as part equi behind inv.
+        norm_before_invariants: kind invariant has a norm between the octic blocks and their invariants. The published
+            code has none.
         img_size: side of the images that the table of positions is made for; others resize it.
         patch_size: side of a patch.
         in_chans: colour channels.
@@ -75,6 +77,7 @@ class OcticVisionTransformer(nn.Module):
         octic_blocks: int | None = None,
         invariants: str = "power_spectrum",
         keep_octic: bool = False,
+        norm_before_invariants: bool = False,
         img_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
         in_chans: int = 3,
@@ -94,8 +97,9 @@ class OcticVisionTransformer(nn.Module):
         check_sizes(patch_size, in_chans, depth, reg_tokens)
         self.octic_blocks = number_of_octic_blocks(kind, octic_blocks, depth)
         self.kind: Kind = "octic" if kind == "hybrid" and self.octic_blocks == depth else kind
-        _check_invariants(self.kind, invariants, keep_octic)
+        _check_invariants(self.kind, invariants, keep_octic, norm_before_invariants)
         self.invariants, self.keep_octic = invariants, keep_octic
+        self.norm_before_invariants = norm_before_invariants
         self.embed_dim, self.num_classes, self.has_class_token = embed_dim, num_classes, class_token
         self.num_prefix_tokens = int(class_token) + reg_tokens
         self.grad_checkpointing = False
@@ -133,7 +137,7 @@ class OcticVisionTransformer(nn.Module):
             return num_invariants + (width if self.keep_octic else 0)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         if self.kind == "invariant":
-            self.trunk_norm = OcticRMSNorm(width)
+            self.trunk_norm = OcticRMSNorm(width) if self.norm_before_invariants else nn.Identity()
             self.trunk_invariants, num_invariants = make_invariants(self.invariants, width)
             self.trunk_proj = nn.Linear(num_invariants, width)
         return width
@@ -381,10 +385,14 @@ def _standard_block(embed_dim: int, num_heads: int, **sizes: Any) -> Block:
     return Block(embed_dim, num_heads, **sizes)
 
 
-def _check_invariants(kind: Kind, invariants: str, keep_octic: bool) -> None:
+def _check_invariants(kind: Kind, invariants: str, keep_octic: bool, norm_before_invariants: bool) -> None:
     """Raises ValueError for invariants that this kind of encoder can't make."""
     if kind == "invariant" and invariants == "none":
         raise ValueError("invariants is 'none' for kind 'invariant': choose 'power_spectrum', or kind 'hybrid'")
+    if norm_before_invariants and kind != "invariant":
+        raise ValueError(
+            f"norm_before_invariants is True for kind {kind!r}: only kind 'invariant' makes invariants of its trunk"
+        )
     if keep_octic and kind != "octic":
         raise ValueError(f"keep_octic is True for kind {kind!r}: only kind 'octic' ends with octic features")
     if keep_octic and invariants == "none":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssl_equi.objectives.extension import Extension
 from ssl_equi.objectives.heads import ActionHead, action_regression
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.two_views import check_actions
 from ssl_equi.options import ActsWhen, Derived, NonNegative, Width
 
@@ -79,5 +79,5 @@ class AugSelf(Extension):
         with torch.autocast(views.device.type, enabled=False):
             regression = action_regression(prediction, actions)
             loss = output.loss + self.config.weight * regression
-        terms = output.terms | {"action_regression": regression.detach().float()}
+        terms = output.terms | detached({"action_regression": regression})
         return ObjectiveOutput(loss=loss, terms=terms, features=output.features)

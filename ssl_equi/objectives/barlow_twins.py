@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.lightly_parts import projection_head
 from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
 from ssl_equi.options import NonNegative, Width
@@ -110,7 +110,7 @@ class BarlowTwins(nn.Module):
             terms = {"on_diagonal": on_diagonal, "off_diagonal": off_diagonal, "std_all": normalised_std(embeddings)}
         return ObjectiveOutput(
             loss=loss,
-            terms={name: term.detach().float() for name, term in terms.items()},
+            terms=detached(terms),
             features=full_precision(features.detach()),
             embeddings=embeddings,
             encoder_features=features,

@@ -1,14 +1,15 @@
 """BYOL (Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, arXiv:2006.07733)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.objectives.lightly_parts import negative_cosine_similarity, projection_head
+from ssl_equi.objectives.lightly_parts import LastBatchNorm, negative_cosine_similarity, projection_head
 from ssl_equi.objectives.momentum import follow, target_of
 from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
 from ssl_equi.options import Width
@@ -24,14 +25,18 @@ class BYOLConfig:
     """Hidden width of the predictor, whose output is as wide as the projector's. Paper: 4096; 512 in seq-JEPA."""
     separate_batch_norm: bool = False
     """One call a view, as in the paper, instead of one call for both; see `two_views.on_both_views`."""
+    last_batch_norm: LastBatchNorm = "none"
+    """Batch norm after the projector's last linear layer. Paper: none; not_affine in seq-JEPA's released code."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """How the losses of both directions become one. Paper: sum."""
 
 
 class BYOL(nn.Module):
     """The online branch predicts the target branch's projection of the other view.
 
     With p = predictor(projector(encoder(x))) and t the target's projection of the other view, without gradient:
-    loss = 2 - 2 cos(p, t), mean over both directions and the batch. The paper adds the two directions (equation 2 and
-    its symmetrisation), which is twice this loss.
+    loss = 2 - 2 cos(p, t), mean over the batch, and mean or sum over both directions (equation 2 and its
+    symmetrisation).
 
     The target encoder and projector start as copies of the online ones and follow them through `update_target`,
     to be called after every step of the optimizer. As in the paper they run in the mode of the objective: while
@@ -50,7 +55,7 @@ class BYOL(nn.Module):
         self.config = config
         self.encoder = encoder
         self.num_features = feature_dim(encoder)
-        self.projector = projection_head(self.num_features, config.projector)
+        self.projector = projection_head(self.num_features, config.projector, config.last_batch_norm)
         embedding_width = config.projector[-1]
         self.predictor = projection_head(embedding_width, (config.predictor_hidden_width, embedding_width))
         self.target_encoder = target_of(self.encoder)
@@ -83,7 +88,7 @@ class BYOL(nn.Module):
             actions: ignored; accepted so that all objectives are called alike.
 
         Returns:
-            terms `cosine`, the mean cosine of prediction and target (loss = 2 - 2 cosine), and the monitor `std_all` of
+            terms `cosine`, the mean cosine of prediction and target, and the monitor `std_all` of
             the online projections, see `monitors.normalised_std` (0 means collapse); features of the online encoder.
 
         Raises:
@@ -101,11 +106,11 @@ class BYOL(nn.Module):
         with torch.autocast(views.device.type, enabled=False):
             of_other_view = full_precision(targets).flip(dims=(1,))
             cosine = -self.negative_cosine(full_precision(predictions).flatten(0, 1), of_other_view.flatten(0, 1))
-            loss = 2 - 2 * cosine
+            loss = 2 - 2 * cosine if self.config.reduction == "mean" else 4 - 4 * cosine
             terms = {"cosine": cosine, "std_all": normalised_std(embeddings)}
         return ObjectiveOutput(
             loss=loss,
-            terms={name: term.detach().float() for name, term in terms.items()},
+            terms=detached(terms),
             features=full_precision(features.detach()),
             encoder_features=features,
         )

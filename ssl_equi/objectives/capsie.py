@@ -21,7 +21,7 @@ from ssl_equi.objectives.capsule_terms import (
 )
 from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.latent_predictor import ProjectedPredictor
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.predictors import Hypernetwork, HypernetworkInit
 from ssl_equi.objectives.two_views import (
     check_action_dim,
@@ -148,7 +148,7 @@ class CapsIE(nn.Module):
             terms |= capsule_monitors(gather_batch(activations.detach()), gather_batch(poses.detach()), pose_std=1.0)
         return ObjectiveOutput(
             loss=loss,
-            terms={name: term.detach().float() for name, term in terms.items()},
+            terms=detached(terms),
             features=full_precision(features.detach()),
         )
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ssl_equi.objectives.batch_norm import running_statistics_kept
 from ssl_equi.objectives.extension import Extension
-from ssl_equi.objectives.output import ObjectiveOutput
-from ssl_equi.objectives.two_views import check_views
+from ssl_equi.objectives.output import ObjectiveOutput, detached
+from ssl_equi.objectives.two_views import check_views, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
 from ssl_equi.options import ActsWhen, NonNegative, Width
 
@@ -151,7 +151,7 @@ class CARE(Extension):
             first, second = embeddings.detach().unbind(dim=1)
             alignment = F.cosine_similarity(first, second, dim=1).mean()
             loss = output.loss + config.weight * difference
-        terms = {"gram_difference": difference.detach().float(), "alignment_shared": alignment.float()}
+        terms = detached({"gram_difference": difference, "alignment_shared": alignment})
         return ObjectiveOutput(loss=loss, terms=output.terms | terms, features=output.features)
 
     def _compared_views(self, views: Tensor, shared_views: Tensor | None) -> Tensor:
@@ -167,7 +167,7 @@ class CARE(Extension):
         return shared_views
 
     def _embed(self, shared_views: Tensor) -> Tensor:
-        """[B, 2, 3, H, W] -> [B, 2, E], in one call."""
+        """[B, 2, 3, H, W] -> [B, 2, E]."""
         embed: Callable[[Tensor], Tensor] = self.base.embed  # type: ignore[assignment]
         with running_statistics_kept(self.base) if self.config.separate_statistics else nullcontext():
-            return embed(shared_views.flatten(0, 1)).unflatten(0, shared_views.shape[:2])
+            return on_both_views(embed, shared_views, self.separate_batch_norm)

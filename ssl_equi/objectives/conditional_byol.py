@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.objectives.latent_predictor import ProjectedPredictor
-from ssl_equi.objectives.lightly_parts import negative_cosine_similarity, projection_head
+from ssl_equi.objectives.lightly_parts import LastBatchNorm, negative_cosine_similarity, projection_head
 from ssl_equi.objectives.momentum import follow, target_of
 from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.predictors import ConditionedPredictor
-from ssl_equi.objectives.two_views import check_actions, check_views, feature_dim, on_both_views
+from ssl_equi.objectives.two_views import check_actions, check_views, feature_dim
 from ssl_equi.objectives.vicreg_terms import full_precision
 from ssl_equi.options import Derived, Width
 
@@ -33,9 +33,9 @@ class ConditionalBYOLConfig:
     action_dim: Derived = 4
     """Width of the action: 4 for a relative rotation (quaternion xyzw), 6 with the two relative hues."""
     action_width: Width = 128
-    """Width of the projected action that the predictor reads beside the embedding; 128 in seq-JEPA."""
-    separate_batch_norm: bool = False
-    """One call of the encoder a view instead of one call for both; see `two_views.on_both_views`."""
+    """Width of the embedded action that the predictor reads beside the embedding; 128 in seq-JEPA."""
+    last_batch_norm: LastBatchNorm = "none"
+    """Batch norm after the projector's last linear layer; not_affine in seq-JEPA's released code."""
 
 
 class ConditionalBYOL(nn.Module):
@@ -46,8 +46,7 @@ class ConditionalBYOL(nn.Module):
 
     The target encoder and projector start as copies of the online ones and follow them through `update_target`,
     to be called after every step of the optimizer. They run in the mode of the objective: while training, their batch
-    norms use the statistics of the batch. The online encoder sees view 2 as well: it gives the features for probes, and
-    running statistics of both views.
+    norms use the statistics of the batch. The online network sees view 1 only, the target view 2 only.
 
     Args:
         encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D; it becomes the online encoder.
@@ -62,7 +61,7 @@ class ConditionalBYOL(nn.Module):
         self.config = config
         self.encoder = encoder
         self.num_features = feature_dim(encoder)
-        self.projector = projection_head(self.num_features, config.projector)
+        self.projector = projection_head(self.num_features, config.projector, config.last_batch_norm)
         width = config.projector[-1]
         self.predictor = ConditionedPredictor(
             width, config.action_dim, [config.predictor_hidden_width, width], config.action_width
@@ -102,15 +101,15 @@ class ConditionalBYOL(nn.Module):
 
         Returns:
             terms `equivariance` (the loss) and the monitor `std_all` of the online projections of view 1, see
-            `monitors.normalised_std` (0 means collapse); features of the online encoder.
+            `monitors.normalised_std` (0 means collapse); features [B, 1, D] of view 1.
 
         Raises:
             ValueError: if views or actions do not have the shapes and types above.
         """
         check_views(views)
         check_actions(actions, len(views), self.config.action_dim)
-        features = on_both_views(self.encoder, views, self.config.separate_batch_norm)
-        embedding = self.projector(features[:, 0])
+        features = self.encoder(views[:, 0])
+        embedding = self.projector(features)
         prediction = self.predictor(embedding, actions)
         with torch.no_grad():
             target = self.target_projector(self.target_encoder(views[:, 1]))
@@ -119,7 +118,6 @@ class ConditionalBYOL(nn.Module):
             terms = {"equivariance": loss, "std_all": normalised_std(embedding.unsqueeze(1))}
         return ObjectiveOutput(
             loss=loss,
-            terms={name: term.detach().float() for name, term in terms.items()},
-            features=full_precision(features.detach()),
-            encoder_features=features,
+            terms=detached(terms),
+            features=full_precision(features.detach()).unsqueeze(1),
         )

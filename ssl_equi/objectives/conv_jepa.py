@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_equi.objectives.lightly_parts import projection_head
+from ssl_equi.objectives.lightly_parts import LastBatchNorm, projection_head
 from ssl_equi.objectives.momentum import follow, target_of
 from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.predictors import ConditionedPredictor
 from ssl_equi.objectives.sequences import check_sequence, check_steps
 from ssl_equi.objectives.two_views import feature_dim, on_both_views
@@ -30,16 +30,19 @@ class ConvJEPAConfig:
 
     projector: tuple[Width, ...] = (2048, 128)
     """Widths of the projector's linear layers. Released code: 2048-128."""
+    last_batch_norm: LastBatchNorm = "not_affine"
+    """Batch norm after the projector's last linear layer. Released code: not_affine."""
     predictor_hidden_width: Width = 1024
     """Hidden width of the predictor, whose output is as wide as the projector's. Released code: 1024."""
     action_dim: Derived = 2
     """Width of an action: 2 for the way from one glimpse to another, 4 for a relative rotation (quaternion xyzw)."""
     action_width: Width = 128
-    """Width of the projected action that the predictor reads beside the embedding; 128 in seq-JEPA."""
+    """Width of the embedded action that the predictor reads beside the embedding; 128 in seq-JEPA."""
     reduction: Literal["mean", "sum"] = "mean"
     """How the losses of the observed views become one. Released code: mean; paper: sum, which is M times as large."""
     separate_batch_norm: bool = False
-    """One call an observed view instead of one call for all; see `two_views.on_both_views`."""
+    """One call of encoder and projector an observed view instead of one call for all, as in the released code; see
+    `two_views.on_both_views`. The predictor has one call a view either way, as there."""
 
 
 class ConvJEPA(nn.Module):
@@ -51,7 +54,8 @@ class ConvJEPA(nn.Module):
     The target encoder and projector start as copies of the online ones and follow them through `update_target`, to be
     called after every step of the optimizer. They run in the mode of the objective: while training, their batch norms
     use the statistics of the target views and gather running ones of their own. The M observed views go through the
-    encoder, the projector and the predictor in one call each; the online encoder never sees the target views.
+    encoder and the projector in one call each, and through the predictor one by one, so that batch norms see the
+    predictions and actions of each by themselves; the online encoder never sees the target views.
 
     Args:
         encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D; it becomes the online encoder.
@@ -68,7 +72,7 @@ class ConvJEPA(nn.Module):
         self.config = config
         self.encoder = encoder
         self.num_features = feature_dim(encoder)
-        self.projector = projection_head(self.num_features, config.projector)
+        self.projector = projection_head(self.num_features, config.projector, config.last_batch_norm)
         width = config.projector[-1]
         self.predictor = ConditionedPredictor(
             width, config.action_dim, [config.predictor_hidden_width, width], config.action_width
@@ -122,14 +126,12 @@ class ConvJEPA(nn.Module):
             terms = {"cosine": cosine_by_view.mean(), "std_all": normalised_std(embeddings)}
         return ObjectiveOutput(
             loss=loss,
-            terms={name: term.detach().float() for name, term in terms.items()},
+            terms=detached(terms),
             features=full_precision(features.detach()),
             encoder_features=features,
         )
 
     def _predict(self, embeddings: Tensor, actions: Tensor) -> Tensor:
         """The target's projection as each observed view expects it: [B, M, E], [B, M, A] -> [B, M, E]."""
-        if self.config.separate_batch_norm:
-            pairs = zip(embeddings.unbind(dim=1), actions.unbind(dim=1), strict=True)
-            return torch.stack([self.predictor(embedding, action) for embedding, action in pairs], dim=1)
-        return self.predictor(embeddings.flatten(0, 1), actions.flatten(0, 1)).unflatten(0, actions.shape[:2])
+        pairs = zip(embeddings.unbind(dim=1), actions.unbind(dim=1), strict=True)
+        return torch.stack([self.predictor(embedding, action) for embedding, action in pairs], dim=1)

@@ -24,6 +24,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process among those training together; 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 class _GatherBatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx, local: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
@@ -36,7 +41,7 @@ class _GatherBatch(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
-        return total.narrow(0, dist.get_rank() * ctx.batch_size, ctx.batch_size)
+        return total.narrow(0, rank() * ctx.batch_size, ctx.batch_size)
 
 
 def gather_batch(local: Tensor) -> Tensor:

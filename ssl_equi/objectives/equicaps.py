@@ -25,7 +25,7 @@ from ssl_equi.objectives.capsule_terms import (
 )
 from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.latent_predictor import PoseProduct
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.two_views import check_actions, check_views, feature_dim
 from ssl_equi.objectives.vicreg_terms import full_precision, invariance_term, spread_terms
 from ssl_equi.options import ActsWhen, NonNegative
@@ -169,7 +169,7 @@ class EquiCaps(nn.Module):
             terms |= capsule_monitors(all_activations.detach(), all_poses.detach(), pose_std)
         return ObjectiveOutput(
             loss=loss,
-            terms={name: term.detach().float() for name, term in terms.items()},
+            terms=detached(terms),
             features=full_precision(features.detach()),
         )
 

@@ -13,14 +13,15 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.objectives.contrastive import ContrastiveLoss
 from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.latent_predictor import ProjectedPredictor
-from ssl_equi.objectives.lightly_parts import LastBatchNorm, nt_xent, projection_head
+from ssl_equi.objectives.lightly_parts import LastBatchNorm, projection_head
 from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.predictors import ConditionedPredictor, Hypernetwork, HypernetworkInit
 from ssl_equi.objectives.two_views import check_action_dim, check_actions, check_views, feature_dim, on_both_views
-from ssl_equi.objectives.vicreg_terms import full_precision, vicreg_terms
+from ssl_equi.objectives.vicreg_terms import full_precision, invariance_term, spread_terms, vicreg_terms
 from ssl_equi.options import ActsWhen, Derived, NonNegative, Positive, Width
 
 _SIMCLR_FORM = ActsWhen(lambda options: options.form == "simclr", "choose the form simclr")
@@ -38,7 +39,7 @@ class EquiModConfig:
     projector: tuple[Width, ...] = (1024, 1024, 128)
     """Widths of either projector's linear layers; 1024-1024-128 in seq-JEPA, 2048-2048-2048 in the SIE code."""
     predictor: Literal["linear", "hypernetwork"] = "linear"
-    """linear: one linear layer on the embedding and the projected action, then a batch norm in the SimCLR form.
+    """linear: one linear layer on the embedding and the embedded action, then a batch norm in the SimCLR form.
     hypernetwork: SIE's linear one, with which the SIE code compares."""
     hypernetwork_init: Annotated[
         HypernetworkInit, ActsWhen(lambda options: options.predictor == "hypernetwork", "choose the hypernetwork")
@@ -49,7 +50,7 @@ class EquiModConfig:
     action_width: Annotated[
         Width, ActsWhen(lambda options: options.predictor == "linear", "choose the linear predictor")
     ] = 128
-    """Width of the projected action; 128 in seq-JEPA. Unused by the hypernetwork."""
+    """Width of the embedded action; 128 in seq-JEPA. Unused by the hypernetwork."""
     temperature: Annotated[Positive, _SIMCLR_FORM] = 0.1
     """Divides the cosines; 0.1 in seq-JEPA and by default in the SIE code. Unused by the VICReg form."""
     last_batch_norm: Annotated[LastBatchNorm, _SIMCLR_FORM] = "not_affine"
@@ -63,13 +64,22 @@ class EquiModConfig:
     """VICReg form only: weight of the covariance term in either part."""
     separate_batch_norm: bool = False
     """One call a view instead of one call for both; see `two_views.on_both_views`."""
+    last_bias: Annotated[
+        bool,
+        ActsWhen(
+            lambda options: options.form == "vicreg" or options.last_batch_norm == "none",
+            "leave the last batch norm out",
+        ),
+    ] = True
+    """Whether each projector's last linear layer has a bias; it has none in the released SIE code."""
 
 
 class EquiMod(nn.Module):
     """loss = base(Zi, Zi') + equi_weight * base(P, Ze'), with Zi, Ze the two projections and P = predictor(Ze, action).
 
     base is NT-Xent (SimCLR form), or VICReg's sum of mean squared difference, variance and covariance terms with its
-    weights (VICReg form; the second sum regularises P and Ze'). There is no stop-gradient.
+    weights (VICReg form; its second sum compares P and Ze' but regularises Ze and Ze', as the released SIE code does).
+    There is no stop-gradient.
 
     Args:
         encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D.
@@ -87,7 +97,7 @@ class EquiMod(nn.Module):
         self.num_features = feature_dim(encoder)
         self.projectors = nn.ModuleDict({part: _projector(self.num_features, config) for part in ("inv", "equi")})
         self.predictor = _predictor(config)
-        self._contrastive_loss = nt_xent(config.temperature)
+        self._contrastive_loss = ContrastiveLoss(config.temperature)
 
     @property
     def parts(self) -> dict[str, slice]:
@@ -107,8 +117,8 @@ class EquiMod(nn.Module):
 
         Returns:
             SimCLR form: terms `contrastive` = NT-Xent(Zi, Zi') and `equivariance` = NT-Xent(P, Ze').
-            VICReg form: terms `invariance`, `variance`, `covariance` of (Zi, Zi'), and `equivariance`, `variance_equi`,
-            `covariance_equi`, the same of (P, Ze').
+            VICReg form: terms `invariance`, `variance`, `covariance` of (Zi, Zi'); `equivariance`, the mean squared
+            difference of (P, Ze'), and `variance_equi`, `covariance_equi` of (Ze, Ze').
             Both: the monitors `std_inv` and `std_equi` of Zi and Ze, see `monitors.normalised_std` (0 means collapse).
 
         Raises:
@@ -123,30 +133,29 @@ class EquiMod(nn.Module):
         prediction = self.predictor(equivariant[:, 0], actions)
         with torch.autocast(views.device.type, enabled=False):
             invariant, equivariant = full_precision(invariant), full_precision(equivariant)
-            predicted_pair = torch.stack([full_precision(prediction), equivariant[:, 1]], dim=1)
-            terms = self._terms(invariant, predicted_pair)
+            terms = self._terms(invariant, equivariant, full_precision(prediction))
             weights = self._term_weights()
             loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
             terms |= {"std_inv": normalised_std(invariant), "std_equi": normalised_std(equivariant)}
         return ObjectiveOutput(
             loss=loss,
-            terms={name: term.detach().float() for name, term in terms.items()},
+            terms=detached(terms),
             features=full_precision(features.detach()),
             encoder_features=features,
         )
 
-    def _terms(self, invariant: Tensor, predicted_pair: Tensor) -> dict[str, Tensor]:
-        """The terms of the two views [B, 2, E], and of prediction and target [B, 2, E]."""
+    def _terms(self, invariant: Tensor, equivariant: Tensor, prediction: Tensor) -> dict[str, Tensor]:
+        """The terms of both projections of the two views [B, 2, E] and of the prediction of view 2 [B, E]."""
         if self.config.form == "simclr":
             return {
                 "contrastive": self._contrastive_loss(invariant[:, 0], invariant[:, 1]),
-                "equivariance": self._contrastive_loss(predicted_pair[:, 0], predicted_pair[:, 1]),
+                "equivariance": self._contrastive_loss(prediction, equivariant[:, 1]),
             }
-        of_prediction = vicreg_terms(predicted_pair, gather_batch(predicted_pair))
+        spread = spread_terms(gather_batch(equivariant))
         return vicreg_terms(invariant, gather_batch(invariant)) | {
-            "equivariance": of_prediction["invariance"],
-            "variance_equi": of_prediction["variance"],
-            "covariance_equi": of_prediction["covariance"],
+            "equivariance": invariance_term(prediction, equivariant[:, 1]),
+            "variance_equi": spread["variance"],
+            "covariance_equi": spread["covariance"],
         }
 
     def _term_weights(self) -> dict[str, float]:
@@ -167,7 +176,7 @@ def _projector(num_features: int, config: EquiModConfig) -> nn.Module:
     if config.form not in ("simclr", "vicreg"):
         raise ValueError(f"form is {config.form!r}: choose 'simclr' or 'vicreg'")
     last_batch_norm = config.last_batch_norm if config.form == "simclr" else "none"
-    return projection_head(num_features, config.projector, last_batch_norm)
+    return projection_head(num_features, config.projector, last_batch_norm, last_bias=config.last_bias)
 
 
 def _predictor(config: EquiModConfig) -> nn.Module:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ssl_equi.objectives.batch_norm import running_statistics_kept
 from ssl_equi.objectives.extension import Extension
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
+from ssl_equi.objectives.two_views import on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
 from ssl_equi.options import ActsWhen, Derived, NonNegative, Width
 
@@ -114,18 +115,19 @@ class ESSL(Extension):
             prediction = F.cross_entropy(full_precision(logits), labels)
             loss = output.loss + self.config.weight * prediction
         top1 = (logits.detach().argmax(dim=1) == labels).float().mean()
-        terms = {**output.terms, "transformation": prediction.detach().float(), "transformation_top1": top1}
+        terms = output.terms | detached({"transformation": prediction, "transformation_top1": top1})
         return replace(output, loss=loss, terms=terms, embeddings=None, encoder_features=None)
 
     def _logits_and_labels(self, transformed_views: Tensor, elements: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [M, G] and labels [M]: M = B * K, or B for relative prediction."""
         statistics = running_statistics_kept(self.encoder) if self.config.separate_statistics else nullcontext()
+        # Transformed versions of one small view share a call: batch norms must see them side by side.
+        separate = self.separate_batch_norm and self.config.relative
         with statistics:
-            features = self.encoder(transformed_views.flatten(0, 1))
+            features = on_both_views(self.encoder, transformed_views, separate)
         if self.relative_table is None:
-            return self.head(features), elements.flatten()
-        pairs = features.unflatten(0, elements.shape).flatten(1)
-        return self.head(pairs), self.relative_table[elements[:, 0], elements[:, 1]]
+            return self.head(features.flatten(0, 1)), elements.flatten()
+        return self.head(features.flatten(1)), self.relative_table[elements[:, 0], elements[:, 1]]
 
     def _checked(
         self, views: Tensor, transformed_views: Tensor | None, elements: Tensor | None

@@ -38,6 +38,11 @@ class Extension(nn.Module):
         parts: dict[str, slice] = self.base.parts  # type: ignore[assignment]
         return parts
 
+    @property
+    def separate_batch_norm(self) -> bool:
+        """Whether the base makes one call a view; further views follow it. See `two_views.on_both_views`."""
+        return bool(getattr(getattr(self.base, "config", None), "separate_batch_norm", False))
+
     def update_target(self, momentum: float) -> None:
         """Moves the base's momentum target, see there; does nothing for a base that has none."""
         update = getattr(self.base, "update_target", None)

@@ -17,12 +17,10 @@ def projector(in_features: int, widths: Sequence[int]) -> nn.Sequential:
         in_features: width of the input [N, in_features].
         widths: output width of each linear layer, e.g. (2048, 2048, 2048).
     """
-    layers: list[nn.Module] = []
-    for width in widths[:-1]:
-        layers += [nn.Linear(in_features, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
-        in_features = width
-    layers.append(nn.Linear(in_features, widths[-1], bias=False))
-    return nn.Sequential(*layers)
+    head = projection_head(in_features, widths, last_bias=False, hidden_bias=True)
+    # The layers without the head around them, by whose names the weights of earlier runs are stored.
+    layers: nn.Sequential = head.layers  # type: ignore[assignment]
+    return layers
 
 
 def split_widths(widths: Sequence[int], inv_dim: int, equi_dim: int) -> tuple[list[int], list[int]]:

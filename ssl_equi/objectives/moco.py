@@ -1,7 +1,6 @@
 """MoCo v2 (He et al., "Momentum Contrast", CVPR 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297)."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +10,10 @@ from ssl_equi.objectives.distributed import gather_batch, world_size
 from ssl_equi.objectives.lightly_parts import projection_head
 from ssl_equi.objectives.momentum import follow, target_of
 from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.two_views import check_temperature, check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
-from ssl_equi.options import ActsWhen, Count, Positive, Width
+from ssl_equi.options import Count, Positive, Width
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,9 @@ class MoCoConfig:
     symmetric: bool = False
     """Both views are queries and keys, so a step adds two keys an object. Paper: off; queries are view 1, keys are
     view 2."""
-    separate_batch_norm: Annotated[bool, ActsWhen(lambda options: options.symmetric, "add symmetric")] = False
+    separate_batch_norm: bool = False
     """With symmetric: one call a view instead of one call for both; see `two_views.on_both_views`. Without it, queries
-    and keys are of one view each anyway."""
+    and keys are of one view each anyway, and it is about the further views of CARE alone."""
 
 
 class MoCo(nn.Module):
@@ -113,8 +112,8 @@ class MoCo(nn.Module):
         Returns:
             terms `contrastive` (the loss), `positive_similarity`, the mean of q.k+, and the monitor `std_all` of
             the online projections, see `monitors.normalised_std` (0 means collapse). Features are the online
-            encoder's; unless the loss is symmetric, those of view 2 cost a pass without gradient of their own, and
-            there are neither embeddings nor encoder features to reuse.
+            encoder's, [B, 2, D] if the loss is symmetric; otherwise those of view 1, [B, 1, D], since the encoder does
+            not see view 2, and there are neither embeddings nor encoder features of both views to reuse.
 
         Raises:
             ValueError: if the views do not have the shape or type above, or the queue size is not a multiple of the
@@ -130,9 +129,6 @@ class MoCo(nn.Module):
         with torch.no_grad():
             target_features = on_both_views(self.target_encoder, views if symmetric else views[:, 1:], separate)
             keys = on_both_views(self.target_projector, target_features, separate)
-            features = encoder_features.detach()
-            if not symmetric:
-                features = torch.cat([features, on_both_views(self.encoder, views[:, 1:], separate)], dim=1)
 
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
@@ -147,8 +143,8 @@ class MoCo(nn.Module):
                 self._enqueue(keys)
         return ObjectiveOutput(
             loss=loss,
-            terms={name: term.detach().float() for name, term in terms.items()},
-            features=full_precision(features),
+            terms=detached(terms),
+            features=full_precision(encoder_features.detach()),
             embeddings=embeddings if symmetric else None,
             encoder_features=encoder_features if symmetric else None,
         )

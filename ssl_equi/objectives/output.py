@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ssl_equi.objectives.vicreg_terms import full_precision
+
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
@@ -12,7 +14,7 @@ class ObjectiveOutput:
     Attributes:
         loss: scalar to call `backward()` on. Under distributed training each process holds its own share, such
             that the mean of the gradients over processes is the gradient of the global batch.
-        terms: detached float32 scalars, the loss terms before their weights and the collapse monitors.
+        terms: detached scalars of at least float32, the loss terms before their weights and the collapse monitors.
             `invariance` and `equivariance` are means over this process's batch; everything computed from
             batch statistics covers the global batch.
         features: detached encoder features [B, V, D] (B objects, V views), for probes that train online.
@@ -30,3 +32,8 @@ class ObjectiveOutput:
     embeddings: Tensor | None = None
     encoder_features: Tensor | None = None
     aggregates: Tensor | None = None
+
+
+def detached(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Terms of a loss as an output holds them: without a graph, in float32 or better."""
+    return {name: full_precision(term.detach()) for name, term in terms.items()}

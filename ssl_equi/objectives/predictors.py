@@ -126,18 +126,34 @@ class MLPPredictor(nn.Module):
         return self.layers(torch.cat([actions.to(embedding.dtype), embedding], dim=1))
 
 
-class ConditionedPredictor(nn.Module):
-    """A head on the concatenation of the embedding and a learnt linear projection of the action.
+class ActionEmbedding(nn.Module):
+    """A linear map without bias, then a batch norm without scale and shift: [N, A] -> [N, E] (seq-JEPA, section 3.2).
 
-    The projection gives an action of a few numbers a weight of its own beside an embedding of a thousand; EquiMod has
-    it, and SEN and conditional BYOL as seq-JEPA runs them.
+    The batch norm gives actions of any unit the same size, and a few numbers a weight beside a thousand features.
+    """
+
+    def __init__(self, action_dim: int, width: int) -> None:
+        super().__init__()
+        check_action_dim(action_dim)
+        if width < 1:
+            raise ValueError(f"action_width is {width}: give 1 or more, such as 128")
+        self.projection = nn.Linear(action_dim, width, bias=False)
+        self.norm = nn.BatchNorm1d(width, affine=False)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        return self.norm(self.projection(actions.to(self.projection.weight.dtype)))
+
+
+class ConditionedPredictor(nn.Module):
+    """A head on the concatenation of the embedding and the embedded action: EquiMod, and SEN, Conditional BYOL and
+    Conv-JEPA as seq-JEPA's released code runs them.
 
     Args:
         dim: embedding width D.
         action_dim: action width A.
         widths: output widths of the head's linear layers, see `lightly_parts.projection_head`; the last one is the
             prediction's.
-        action_width: width of the projected action; 128 in seq-JEPA.
+        action_width: width of the embedded action; 128 in seq-JEPA.
         last_batch_norm: batch norm after the head's last linear layer.
 
     Attributes:
@@ -156,9 +172,6 @@ class ConditionedPredictor(nn.Module):
         last_batch_norm: LastBatchNorm = "none",
     ) -> None:
         super().__init__()
-        check_action_dim(action_dim)
-        if action_width < 1:
-            raise ValueError(f"action_width is {action_width}: give 1 or more, such as 128")
         self.sizes = {
             "dim": dim,
             "action_dim": action_dim,
@@ -166,10 +179,10 @@ class ConditionedPredictor(nn.Module):
             "action_width": action_width,
             "last_batch_norm": last_batch_norm,
         }
-        self.action_projection = nn.Linear(action_dim, action_width)
+        self.action_embedding = ActionEmbedding(action_dim, action_width)
         self.head = projection_head(dim + action_width, widths, last_batch_norm)
 
     def forward(self, embedding: Tensor, actions: Tensor) -> Tensor:
         """Predicts the other view's embedding [B, E] from `embedding` [B, D] and `actions` [B, A]."""
-        projected = self.action_projection(actions.to(self.action_projection.weight.dtype))
-        return self.head(torch.cat([embedding, projected], dim=1))
+        embedded_actions = self.action_embedding(actions).to(embedding.dtype)
+        return self.head(torch.cat([embedding, embedded_actions], dim=1))

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.objectives.contrastive import ContrastiveLoss
 from ssl_equi.objectives.latent_predictor import ProjectedPredictor
-from ssl_equi.objectives.lightly_parts import LastBatchNorm, nt_xent, projection_head
+from ssl_equi.objectives.lightly_parts import LastBatchNorm, projection_head
 from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.predictors import ConditionedPredictor
 from ssl_equi.objectives.two_views import check_actions, check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
@@ -33,16 +34,17 @@ class SENConfig:
     action_dim: Derived = 4
     """Width of the action: 4 for a relative rotation (quaternion xyzw), 6 with the two relative hues."""
     action_width: Width = 128
-    """Width of the projected action that the predictor reads beside the embedding; 128 in seq-JEPA."""
+    """Width of the embedded action that the predictor reads beside the embedding; 128 in seq-JEPA."""
     separate_batch_norm: bool = False
     """One call a view instead of one call for both; see `two_views.on_both_views`."""
 
 
 class SEN(nn.Module):
-    """loss = NT-Xent(P, Z'), where Z, Z' are the projected views and P = BatchNorm(Linear([Z; Linear(action)])).
+    """loss = NT-Xent(P, Z'), where Z, Z' are the projected views and P = BatchNorm(Linear([Z; e(action)])), with e a
+    learnt embedding and a batch norm without scale and shift.
 
     The candidates of a prediction are the other predictions and all Z' of the global batch, and the reverse; see
-    `ssl_equi.objectives.lightly_parts.nt_xent`. There is no stop-gradient.
+    `ssl_equi.objectives.contrastive`. There is no stop-gradient.
 
     Args:
         encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D.
@@ -59,8 +61,8 @@ class SEN(nn.Module):
         self.num_features = feature_dim(encoder)
         self.projector = projection_head(self.num_features, config.projector, config.last_batch_norm)
         width = config.projector[-1]
-        self.predictor = ConditionedPredictor(width, config.action_dim, [width], config.action_width, "affine")
-        self._contrastive_loss = nt_xent(config.temperature)
+        self.predictor = ConditionedPredictor(width, config.action_dim, [width], config.action_width, "not_affine")
+        self._contrastive_loss = ContrastiveLoss(config.temperature)
 
     @property
     def parts(self) -> dict[str, slice]:
@@ -97,7 +99,7 @@ class SEN(nn.Module):
             terms = {"equivariance": loss, "std_all": normalised_std(embeddings)}
         return ObjectiveOutput(
             loss=loss,
-            terms={name: term.detach().float() for name, term in terms.items()},
+            terms=detached(terms),
             features=full_precision(features.detach()),
             encoder_features=features,
         )

@@ -17,13 +17,16 @@ from torch import Tensor, nn
 from ssl_equi.objectives.lightly_parts import projection_head
 from ssl_equi.objectives.momentum import follow, target_of
 from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
+from ssl_equi.objectives.predictors import ActionEmbedding
 from ssl_equi.objectives.sequences import check_sequence, check_steps
-from ssl_equi.objectives.two_views import check_action_dim, feature_dim, on_both_views
+from ssl_equi.objectives.two_views import feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
 from ssl_equi.options import ActsWhen, Derived, Range, Width
 
 Conditioning = Literal["both", "aggregator", "predictor", "none"]
+ActionStatistics = Literal["joint", "last_apart", "last_apart_zeros"]
+_TOLD_ACTIONS = ActsWhen(lambda options: options.conditioning != "none", "choose a conditioning other than none")
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,13 @@ class SeqJEPAConfig:
 
     action_dim: Derived = 4
     """Width of an action: 4 for a relative rotation (quaternion xyzw), 6 with two hues, 2 for a glimpse's position."""
-    action_width: Annotated[
-        Width, ActsWhen(lambda options: options.conditioning != "none", "choose a conditioning other than none")
-    ] = 128
+    action_width: Annotated[Width, _TOLD_ACTIONS] = 128
     """Width of an embedded action. Paper: 128; 16 is .01 of rotation R2 worse, 64 and 256 alike."""
+    action_statistics: Annotated[ActionStatistics, _TOLD_ACTIONS] = "joint"
+    """Which actions share the batch statistics of the action embedding. joint: all M of a batch. The released code
+    embeds the last action by itself, and the others together with rows whose embedding it then discards: the last
+    action again (last_apart; rendered views), or zeros (last_apart_zeros; augmentations and glimpses). Nothing differs
+    for M = 1."""
     conditioning: Conditioning = "both"
     """Who is told the actions: the aggregator and the predictor (paper), one of them, or none (the ablations)."""
     layers: Width = 3
@@ -52,21 +58,6 @@ class SeqJEPAConfig:
     """Targets come from a slowly following copy of the encoder; off: from the encoder itself, without gradient."""
     separate_batch_norm: bool = False
     """One call of the encoder a view instead of one call for all; see `two_views.on_both_views`."""
-
-
-class ActionEmbedding(nn.Module):
-    """A linear map without bias, and a batch norm without scale and shift: [N, A] -> [N, E].
-
-    The batch norm gives actions of any unit the same size.
-    """
-
-    def __init__(self, action_dim: int, width: int) -> None:
-        super().__init__()
-        self.projection = nn.Linear(action_dim, width, bias=False)
-        self.norm = nn.BatchNorm1d(width, affine=False)
-
-    def forward(self, actions: Tensor) -> Tensor:
-        return self.norm(self.projection(actions.to(self.projection.weight.dtype)))
 
 
 class Aggregator(nn.Module):
@@ -115,9 +106,6 @@ class SeqJEPA(nn.Module):
     go through the encoder in one call, the target views through the momentum encoder in another. Without a momentum
     target all M + 1 views go through the encoder in one call, and no gradient flows back through the last one.
 
-    All M actions are embedded in one call, so that the batch norm of the embedding sees each once; the released code
-    embeds the last one a second time by itself.
-
     Args:
         encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D; it becomes the online encoder.
         config: sizes and ablations.
@@ -136,9 +124,6 @@ class SeqJEPA(nn.Module):
             raise ValueError(f"conditioning is {config.conditioning!r}: choose both, aggregator, predictor or none")
         self.action_embedding = None
         if config.conditioning != "none":
-            check_action_dim(config.action_dim)
-            if config.action_width < 1:
-                raise ValueError(f"action_width is {config.action_width}: give 1 or more, such as 128")
             self.action_embedding = ActionEmbedding(config.action_dim, config.action_width)
         self.aggregate_width = self.num_features + (config.action_width if self.aggregator_takes_actions else 0)
         self.aggregator = Aggregator(
@@ -227,8 +212,8 @@ class SeqJEPA(nn.Module):
         check_sequence(views)
         observed_actions = last_action = None
         if self.action_embedding is not None:
-            embedded = self._embed(check_steps(actions, len(views), views.shape[1] - 1, self.config.action_dim))
-            observed_actions, last_action = embedded[:, :-1], embedded[:, -1]
+            actions = check_steps(actions, len(views), views.shape[1] - 1, self.config.action_dim)
+            observed_actions, last_action = self._embed_steps(actions)
         features, target = self._encode(views)
         aggregates = self._aggregate(features, observed_actions)
         prediction = self._predict(aggregates, last_action)
@@ -242,7 +227,7 @@ class SeqJEPA(nn.Module):
             }
         return ObjectiveOutput(
             loss=1 - cosine,
-            terms={name: term.detach().float() for name, term in terms.items()},
+            terms=detached(terms),
             features=full_precision(features.detach()),
             encoder_features=features,
             aggregates=aggregates.detach(),
@@ -257,6 +242,16 @@ class SeqJEPA(nn.Module):
         features = on_both_views(self.encoder, views[:, :-1], separate)
         with torch.no_grad():
             return features, self.target_encoder(views[:, -1])
+
+    def _embed_steps(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, M, A] -> the embedded actions between the observed views [B, M - 1, E], and the last one [B, E]."""
+        if self.config.action_statistics == "joint":
+            embedded = self._embed(actions)
+            return embedded[:, :-1], embedded[:, -1]
+        last_action = self._embed(actions[:, -1:])[:, 0]
+        if self.config.action_statistics == "last_apart_zeros":
+            actions = torch.cat([actions[:, :-1], torch.zeros_like(actions[:, -1:])], dim=1)
+        return self._embed(actions)[:, :-1], last_action
 
     def _embed(self, actions: Tensor) -> Tensor:
         """[B, S, A] -> [B, S, E]; the batch norm sees all B * S actions as one batch."""

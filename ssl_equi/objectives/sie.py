@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.heads import projector, split_widths
 from ssl_equi.objectives.latent_predictor import ProjectedPredictor
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.predictors import Hypernetwork, HypernetworkInit, MLPPredictor
 from ssl_equi.objectives.two_views import (
     check_action_dim,
@@ -175,7 +175,7 @@ class SIE(nn.Module):
             loss = torch.stack([weights[name] * terms[name] for name in weights if name in terms]).sum()
         return ObjectiveOutput(
             loss=loss,
-            terms={name: term.detach().float() for name, term in terms.items()},
+            terms=detached(terms),
             features=full_precision(features.detach()),
         )
 

@@ -1,17 +1,19 @@
 """SimCLR (Chen et al., "A Simple Framework for Contrastive Learning", ICML 2020, arXiv:2002.05709)."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_equi.objectives.lightly_parts import LastBatchNorm, nt_xent, projection_head
+from ssl_equi.objectives.contrastive import Candidates, ContrastiveLoss
+from ssl_equi.objectives.lightly_parts import LastBatchNorm, projection_head
 from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
-from ssl_equi.options import Positive, Width
+from ssl_equi.options import ActsWhen, Positive, Width
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,24 @@ class SimCLRConfig:
     """Batch norm after the projector's last linear layer; seq-JEPA uses not_affine, E-SSL affine on ImageNet."""
     separate_batch_norm: bool = False
     """One call a view instead of one call for both; see `two_views.on_both_views`."""
+    last_bias: Annotated[
+        bool, ActsWhen(lambda options: options.last_batch_norm == "none", "leave the last batch norm out")
+    ] = True
+    """Whether the projector's last linear layer has a bias; it has none in the released SIE code."""
+    hidden_batch_norm: bool = True
+    """Batch norms between the projector's linear layers; none in CARE's code for ImageNet-100."""
+    candidates: Candidates = "both_views"
+    """Among how many embeddings of N objects the other view must be found: both_views, the 2N - 1 others, as in the
+    paper; other_view, the N of the other view, as in E-SSL's released code. See `ContrastiveLoss`."""
+    symmetric: bool = True
+    """Both views look for the other one; off: view 1 looks for view 2, as in E-SSL's released code for CIFAR-10."""
 
 
 class SimCLR(nn.Module):
     """loss = NT-Xent: each embedding must pick its other view among the 2N - 1 other embeddings of the global batch.
 
     For an embedding z with other view z', -log(exp(cos(z, z') / T) / sum over the others y of exp(cos(z, y) / T)),
-    mean over all 2N embeddings (equation 1).
+    mean over all 2N embeddings (equation 1). The options `candidates` and `symmetric` choose other forms.
 
     Args:
         encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D.
@@ -51,8 +64,14 @@ class SimCLR(nn.Module):
         self.config = config
         self.encoder = encoder
         self.num_features = feature_dim(encoder)
-        self.projector = projection_head(self.num_features, config.projector, config.last_batch_norm)
-        self._contrastive_loss = nt_xent(config.temperature)
+        self.projector = projection_head(
+            self.num_features,
+            config.projector,
+            config.last_batch_norm,
+            last_bias=config.last_bias,
+            batch_norm=config.hidden_batch_norm,
+        )
+        self._contrastive_loss = ContrastiveLoss(config.temperature, config.candidates, config.symmetric)
 
     @property
     def parts(self) -> dict[str, slice]:
@@ -89,7 +108,7 @@ class SimCLR(nn.Module):
             terms = {"contrastive": loss, "alignment": alignment, "std_all": normalised_std(embeddings)}
         return ObjectiveOutput(
             loss=loss,
-            terms={name: term.detach().float() for name, term in terms.items()},
+            terms=detached(terms),
             features=full_precision(features.detach()),
             embeddings=embeddings,
             encoder_features=features,

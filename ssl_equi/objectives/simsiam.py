@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ssl_equi.objectives.lightly_parts import LastBatchNorm, negative_cosine_similarity, projection_head
 from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
 from ssl_equi.options import Width
@@ -86,7 +86,7 @@ class SimSiam(nn.Module):
             terms = {"cosine": -loss, "std_all": normalised_std(embeddings)}
         return ObjectiveOutput(
             loss=loss,
-            terms={name: term.detach().float() for name, term in terms.items()},
+            terms=detached(terms),
             features=full_precision(features.detach()),
             encoder_features=features,
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssl_equi.objectives.heads import ActionHead, action_regression
 from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.two_views import check_actions, check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision
 from ssl_equi.options import ActsWhen, Derived, NonNegative, Width
@@ -114,7 +114,7 @@ class Supervised(nn.Module):
         terms["std_all"] = normalised_std(features)
         return ObjectiveOutput(
             loss=torch.stack(weighted).sum(),
-            terms={name: term.detach().float() for name, term in terms.items()},
+            terms=detached(terms),
             features=full_precision(features.detach()),
             encoder_features=features,
         )

@@ -1,5 +1,7 @@
 """What the two-view objectives share: input checks and calling a module on both views."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -77,11 +79,11 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"the temperature is {temperature}: give a positive one, such as 0.5")
 
 
-def on_both_views(module: nn.Module, inputs: Tensor, separate_batch_norm: bool) -> Tensor:
-    """Applies `module` ([N, ...] -> [N, D]) to the views of `inputs` [B, V, ...], V = 2 or 1; returns [B, V, D].
+def on_both_views(module: Callable[[Tensor], Tensor], inputs: Tensor, separate_batch_norm: bool) -> Tensor:
+    """Applies `module` ([N, ...] -> [N, D]) to the views of `inputs` [B, V, ...]; returns [B, V, D].
 
     Args:
-        separate_batch_norm: False: one call on all samples, faster, and batch norm sees both views together.
+        separate_batch_norm: False: one call on all samples, faster, and batch norm sees all views together.
             True: one call a view, so each view has its own batch statistics.
     """
     if separate_batch_norm:

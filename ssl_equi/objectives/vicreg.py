@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ssl_equi.objectives.distributed import gather_batch
 from ssl_equi.objectives.heads import projector
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
 from ssl_equi.objectives.vicreg_terms import full_precision, std_per_dim, vicreg_terms
 from ssl_equi.options import NonNegative, Width
@@ -94,7 +94,7 @@ class VICReg(nn.Module):
             loss, terms = self.loss_of(embeddings)
         return ObjectiveOutput(
             loss=loss,
-            terms={name: term.detach().float() for name, term in terms.items()},
+            terms=detached(terms),
             features=full_precision(features.detach()),
             embeddings=embeddings,
             encoder_features=features,

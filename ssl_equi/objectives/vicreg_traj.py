@@ -7,18 +7,19 @@ second one; nobody says which way it should go, so no action is needed.
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_equi.objectives.extension import Extension
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.sequences import check_sequence
 from ssl_equi.objectives.two_views import on_both_views
 from ssl_equi.objectives.vicreg import VICReg
 from ssl_equi.objectives.vicreg_terms import full_precision
-from ssl_equi.options import NonNegative
+from ssl_equi.options import ActsWhen, NonNegative
 
 # Of a tangent vector on the unit sphere. Rounding in float32 leaves the direction of a shorter one few right digits,
 # and the gradient of a direction grows with the inverse of the length.
@@ -31,9 +32,12 @@ class VICRegTrajConfig:
 
     weight: NonNegative = 0.01
     """Weight of the trajectory term; 0 leaves VICReg as it is. Paper: .01; 1 in seq-JEPA's released code."""
+    on_sphere: Annotated[bool, ActsWhen(lambda options: options.weight > 0, "give a weight above 0")] = True
+    """Embeddings are put on the unit sphere before their path is looked at. Paper: yes; seq-JEPA's released code takes
+    the same products of raw embeddings, see `trajectory_term`."""
 
 
-def trajectory_term(embeddings: Tensor) -> Tensor:
+def trajectory_term(embeddings: Tensor, on_sphere: bool = True) -> Tensor:
     """How much the path through three embeddings bends on the unit sphere: -1 is straight, 1 goes back.
 
     With u_k = z_k / |z_k|, the displacements u_2 - u_1 and u_3 - u_2 lose what points along u_2,
@@ -48,15 +52,17 @@ def trajectory_term(embeddings: Tensor) -> Tensor:
 
     Args:
         embeddings: [B, 3, E], of any length; this process's share.
+        on_sphere: False takes u_k = z_k, which is what seq-JEPA's released code does. The t are then no tangents,
+            unless the embeddings have length 1.
     """
-    first, middle, last = F.normalize(embeddings, dim=-1).unbind(dim=1)
+    first, middle, last = (F.normalize(embeddings, dim=-1) if on_sphere else embeddings).unbind(dim=1)
     arriving = _direction(_tangent(middle - first, middle))
     leaving = _direction(_tangent(last - middle, middle))
     return -(arriving * leaving).sum(dim=-1).mean()
 
 
 def _tangent(displacement: Tensor, point: Tensor) -> Tensor:
-    """The part of a displacement that is orthogonal to `point` of length 1: [B, E], [B, E] -> [B, E]."""
+    """The part of a displacement that is orthogonal to `point`, if that has length 1: [B, E], [B, E] -> [B, E]."""
     return displacement - (displacement * point).sum(dim=-1, keepdim=True) * point
 
 
@@ -121,10 +127,10 @@ class VICRegTraj(Extension):
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
             base_loss, terms = self.base.loss_of(embeddings[:, :2])
-            terms["trajectory"] = trajectory_term(embeddings)
+            terms["trajectory"] = trajectory_term(embeddings, self.config.on_sphere)
             loss = base_loss + self.config.weight * terms["trajectory"]
         return ObjectiveOutput(
             loss=loss,
-            terms={name: term.detach().float() for name, term in terms.items()},
+            terms=detached(terms),
             features=full_precision(features.detach()),
         )

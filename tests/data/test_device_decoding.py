@@ -66,13 +66,15 @@ def assert_equal(mine: ViewBatch, theirs: ViewBatch) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_batches_are_those_of_the_usual_loader(shared_split: Path, threads: int, prefetch: int) -> None:
+@pytest.mark.parametrize("keep", [False, True])
+def test_batches_are_those_of_the_usual_loader(shared_split: Path, threads: int, prefetch: int, keep: bool) -> None:
     dataset, decoder = ShardDataset(shared_split, "train"), CpuDecoder()
-    mine = take(dataset, 6, decode=decoder, views_per_object=3, threads=threads, prefetch=prefetch)
-    with ViewLoader(dataset, global_batch_size=8, seed=1, views=3) as loader:
+    options = {"threads": threads, "prefetch": prefetch, "keep_incomplete_batch": keep}
+    mine = take(dataset, 6, decode=decoder, views_per_object=3, **options)
+    with ViewLoader(dataset, global_batch_size=8, seed=1, views=3, keep_incomplete_batch=keep) as loader:
         for batch, expected in zip(mine, loader.batches()):
             assert_equal(batch, expected)
-    assert decoder.counts == [24] * 6
+    assert decoder.counts == ([24, 24, 21] * 2 if keep else [24] * 6)
 
 
 def test_resuming_and_ranks_give_the_same_batches(shared_split: Path) -> None:

@@ -236,6 +236,16 @@ def test_bad_record_is_replaced_by_the_next_good_one_counted_and_logged(own_spli
         next(loader.batches())
 
 
+def test_a_bad_record_of_an_incomplete_batch_is_replaced_by_one_of_the_same_batch(own_split):
+    options = {"start_step": 2, "keep_incomplete_batch": True}
+    expected = _take(ShardDataset(own_split, "train"), 1, **options)[0]
+    assert len(expected["images"]) == 23 - 2 * 8
+    _damage_object(own_split, int(expected["object_indices"][6]))
+    found = _take(ShardDataset(own_split, "train"), 1, on_bad_record="skip", **options)[0]
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor[[0, 1, 2, 3, 4, 5, 0]]), name
+
+
 def test_lost_shard_is_not_skipped(own_split):
     dataset = ShardDataset(own_split, "train")
     (own_split / "train-000001.tar").unlink()

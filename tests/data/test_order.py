@@ -125,17 +125,40 @@ def test_ranks_share_out_the_same_global_batches(world_size):
         np.testing.assert_array_equal(np.concatenate([rank.batch(step)[1] for rank in ranks]), views)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("left_over", [0, 1, 2, 5])
+def test_what_is_left_over_is_shared_equally_as_one_more_batch(world_size, left_over):
+    num_objects = 18 + left_over
+    sizes = {"num_objects": num_objects, "num_views": 5, "global_batch_size": 6, "views": 2, "seed": 4}
+    ranks = [
+        BatchOrder(**sizes, rank=rank, world_size=world_size, keep_incomplete_batch=True) for rank in range(world_size)
+    ]
+    kept = {0: 0, 1: 0, 2: {1: 2, 2: 2, 3: 0}[world_size], 5: {1: 5, 2: 4, 3: 3}[world_size]}[left_over]
+    steps = 4 if kept else 3
+    assert {order.steps_per_epoch for order in ranks} == {steps}
+    for epoch in range(3):
+        permutation, views = epoch_permutation(num_objects, 4, epoch), epoch_views(num_objects, 5, 2, 4, epoch)
+        for step in range(steps):
+            batches = [order.batch(epoch * steps + step) for order in ranks]
+            expected = permutation[6 * step : 6 * step + 6] if step < 3 else permutation[18 : 18 + kept]
+            np.testing.assert_array_equal(np.concatenate([objects for objects, _ in batches]), expected)
+            np.testing.assert_array_equal(np.concatenate([drawn for _, drawn in batches]), views[expected])
+            assert {len(objects) for objects, _ in batches} == {len(expected) // world_size}
+
+
 @pytest.mark.parametrize("global_batch_size", [6, 600, 2400])  # many, few and one step in what is drawn at once
 @pytest.mark.parametrize("rank", [0, 1])
-def test_batches_drawn_together_are_the_slices_of_permutation_and_views(global_batch_size, rank):
+@pytest.mark.parametrize("keep_incomplete_batch", [False, True])
+def test_batches_drawn_together_are_the_slices_of_permutation_and_views(global_batch_size, rank, keep_incomplete_batch):
     order = BatchOrder(
-        num_objects=2500, num_views=5, global_batch_size=global_batch_size, views=2, seed=3, rank=rank, world_size=2
-    )
+        num_objects=2500, num_views=5, global_batch_size=global_batch_size, views=2, seed=3, rank=rank, world_size=2,
+        keep_incomplete_batch=keep_incomplete_batch,
+    )  # fmt: skip
     for epoch in range(2):
         permutation, views = epoch_permutation(2500, 3, epoch), epoch_views(2500, 5, 2, 3, epoch)
         for step in reversed(range(order.steps_per_epoch)):
-            first = step * global_batch_size + rank * order.local_batch_size
-            expected = permutation[first : first + order.local_batch_size]
+            global_batch = permutation[step * global_batch_size :][:global_batch_size]
+            expected = np.split(global_batch, 2)[rank]
             objects, view_indices = order.batch(epoch * order.steps_per_epoch + step)
             np.testing.assert_array_equal(objects, expected)
             np.testing.assert_array_equal(view_indices, views[expected])

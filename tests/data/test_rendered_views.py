@@ -93,6 +93,19 @@ def test_a_picture_is_the_renderers_of_the_planned_object(rendered: RenderedView
     assert (sizes == 32).all()
 
 
+def test_an_epoch_may_end_with_a_smaller_batch(stored: ShardDataset, rendered: RenderedViews) -> None:
+    options = {"global_batch_size": 10, "rank": 1, "world_size": 2, "keep_incomplete_batch": True}
+    mine = take(rendered, 7, **options)
+    assert [len(batch.images) for batch in mine] == [5, 5, 2, 5, 5, 2, 5]
+    with ViewLoader(stored, seed=1, **options) as loader:
+        for batch, expected in zip(mine, loader.batches()):
+            for name in TENSORS[1:]:
+                assert torch.equal(getattr(batch, name), getattr(expected, name)), name
+    (fresh,) = take(rendered, 1, start_step=5, fresh_views=True, **options)
+    latents = fresh_latents(rendered, 1, 1, fresh.object_indices.numpy(), fresh.view_indices.numpy())
+    np.testing.assert_array_equal(fresh.latents.numpy(), latents.astype(np.float32))
+
+
 @pytest.mark.parametrize("fresh_views", [False, True])
 def test_a_batch_is_a_function_of_seed_and_step(rendered: RenderedViews, fresh_views: bool) -> None:
     whole = take(rendered, 5, fresh_views=fresh_views)  # three steps an epoch

@@ -125,19 +125,24 @@ def test_only_drawn_views_are_decoded(shared_split, monkeypatch):
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("objects_per_shard", [5, 23, 1], ids=["uneven", "one shard", "a shard an object"])
-def test_every_object_once_an_epoch_over_all_ranks(tmp_path, records, write_train_split, world_size, objects_per_shard):
+@pytest.mark.parametrize("keep", [False, True])
+def test_every_object_once_an_epoch_over_all_ranks(
+    tmp_path, records, write_train_split, world_size, objects_per_shard, keep
+):
     write_train_split(tmp_path, records, objects_per_shard)
     dataset = ShardDataset(tmp_path, "train")
     seen: list[int] = []
     for rank in range(world_size):
-        batches = _take(tmp_path, 5, rank=rank, world_size=world_size)
-        assert [len(batch["labels"]) for batch in batches] == [4 // world_size] * 5
+        left_over = [3 // world_size] if keep and world_size < 4 else []
+        sizes = [4 // world_size] * 5 + left_over
+        batches = _take(tmp_path, len(sizes), rank=rank, world_size=world_size, keep_incomplete_batch=keep)
+        assert [len(batch["labels"]) for batch in batches] == sizes
         seen += torch.cat([batch["object_indices"] for batch in batches]).tolist()
         for batch in batches:
             pixels = np.zeros(batch["images"].shape, dtype=np.uint8)
             dataset.read_views(batch["object_indices"].numpy(), batch["view_indices"].numpy(), pixels)
             np.testing.assert_array_equal(batch["images"].numpy(), pixels)
-    assert len(seen) == len(set(seen)) == 20
+    assert len(seen) == len(set(seen)) == 20 + sum(left_over) * world_size
 
 
 def test_batches_do_not_depend_on_threads_prefetch_or_where_the_shards_lie(server, shared_split):
@@ -148,9 +153,10 @@ def test_batches_do_not_depend_on_threads_prefetch_or_where_the_shards_lie(serve
 
 
 @pytest.mark.parametrize("mode", ["exact", "resampled"])
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("start_step", [0, 1, 3, 4, 5, 8])
-def test_resuming_at_any_step_continues_the_sequence(shared_split, start_step, mode):
-    options = {"mode": mode, "world_size": 2, "rank": 1}
+def test_resuming_at_any_step_continues_the_sequence(shared_split, start_step, keep, mode):
+    options = {"mode": mode, "world_size": 2, "rank": 1, "keep_incomplete_batch": keep}
     whole = _take(shared_split, 12, **options)
     _assert_equal(_take(shared_split, 12 - start_step, start_step=start_step, **options), whole[start_step:])
 

@@ -41,6 +41,28 @@ def test_every_object_once_an_epoch_over_all_ranks(counts, world_size, shuffle_b
         assert len(np.unique(together)) == 20 == len(together)
 
 
+@pytest.mark.parametrize("mode", ["exact", "resampled"])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("left_over", [0, 1, 2, 5])
+def test_what_is_left_over_is_shared_equally_as_one_more_batch(mode, world_size, left_over):
+    kept = {0: 0, 1: 0, 2: {1: 2, 2: 2, 3: 0}[world_size], 5: {1: 5, 2: 4, 3: 3}[world_size]}[left_over]
+    ranks = [
+        _order(
+            shard_counts=(5, 1, 9, 3, left_over), global_batch_size=6, rank=rank, world_size=world_size, mode=mode,
+            keep_incomplete_batch=True,
+        )
+        for rank in range(world_size)
+    ]  # fmt: skip
+    for epoch in (0, 1, 7):
+        for order in ranks:
+            steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+            sizes = [len(order.batch(step)[0]) for step in steps]
+            assert sizes == [6 // world_size] * 3 + [kept // world_size] * (kept > 0)
+        together = np.concatenate([_epoch(order, epoch)[0] for order in ranks])
+        assert len(together) == 18 + kept
+        assert mode == "resampled" or len(np.unique(together)) == len(together)
+
+
 def test_batch_is_a_function_of_its_arguments():
     first, again = _order(), _order()
     for step in (13, 0, 4, 5, 13, 27, 0):  # in any order, over epochs

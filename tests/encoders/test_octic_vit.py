@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hybrid, no octic block": {"kind": "hybrid", "octic_blocks": 0},
     "hybrid, all octic": {"kind": "hybrid", "octic_blocks": 2, "invariants": "none"},
     "invariant": {"kind": "invariant"},
+    "invariant, normed": {"kind": "invariant", "norm_before_invariants": True},
     "invariant, no octic block": {"kind": "invariant", "octic_blocks": 0, "invariants": "third_order"},
     "invariant, all octic": {"kind": "invariant", "octic_blocks": 2, "global_pool": "avg"},
     "invariant, no pooling": {"kind": "invariant", "global_pool": "", "reg_tokens": 1},
@@ -49,6 +50,16 @@ def random_images(encoder: OcticVisionTransformer, dtype: torch.dtype = torch.fl
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     return float(((found - expected).abs().max() / expected.abs().max()).detach())
+
+
+@torch.no_grad()
+def test_invariants_are_made_of_what_the_octic_blocks_give_without_a_norm() -> None:
+    encoder, seen = make("invariant"), []
+    encoder.trunk_invariants.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = random_images(encoder, torch.float32)
+    encoder(images)
+    assert torch.equal(seen[0], encoder.forward_octic(images))
+    assert not any(name.startswith("trunk_norm") for name in encoder.state_dict())
 
 
 @torch.no_grad()
@@ -268,6 +279,7 @@ def test_names_are_registered_with_timm() -> None:
         ({"kind": "hybrid", "octic_blocks": 3}, "octic_blocks is 3: the encoder has 2 blocks, use 2"),
         ({"kind": "invariant", "octic_blocks": -1}, "octic_blocks is -1: the encoder has 2 blocks, use 0"),
         ({"octic_blocks": 1}, "octic_blocks is 1, but all 2 blocks of kind 'octic' are octic"),
+        ({"norm_before_invariants": True}, "norm_before_invariants is True for kind 'octic': only kind 'invariant'"),
         ({"keep_octic": True, "kind": "hybrid"}, "keep_octic is True for kind 'hybrid': only kind 'octic' ends with"),
         ({"keep_octic": True, "invariants": "none"}, "for invariants 'none', which are the octic features: leave it"),
         ({"kind": "invariant", "invariants": "none"}, "invariants is 'none' for kind 'invariant'"),

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from ssl_equi.objectives.conv_jepa import ConvJEPA, ConvJEPAConfig
 
-SIZES = {"projector": (24, 8), "predictor_hidden_width": 20, "action_width": 6, "action_dim": 2}
+SIZES = {
+    "projector": (24, 8), "predictor_hidden_width": 20, "action_width": 6, "action_dim": 2, "last_batch_norm": "none",
+}  # fmt: skip
 BATCH = 10
 
 
@@ -56,13 +58,16 @@ def numpy_encoder(encoder: nn.Module, images: Tensor) -> np.ndarray:
 def numpy_embeddings_and_predictions(
     objective: ConvJEPA, views: Tensor, actions: Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of the given views [B, M, ...] in one batch of B * M rows, both [B, M, E]."""
+    """Of the given views [B, M, ...], both [B, M, E]: embedded in one batch of B * M rows, predicted view by view."""
     embeddings = numpy_head(objective.projector, numpy_encoder(objective.encoder, views.flatten(0, 1)))
-    projection = objective.predictor.action_projection
-    projected = actions.flatten(0, 1).numpy() @ projection.weight.detach().numpy().T + projection.bias.detach().numpy()
-    predictions = numpy_head(objective.predictor.head, np.concatenate([embeddings, projected], axis=1))
-    shape = (*actions.shape[:2], -1)
-    return embeddings.reshape(shape), predictions.reshape(shape)
+    embeddings = embeddings.reshape(*actions.shape[:2], -1)
+    weight, predictions = objective.predictor.action_embedding.projection.weight.detach().numpy(), []
+    for view in range(actions.shape[1]):
+        embedded = actions[:, view].numpy() @ weight.T
+        embedded = (embedded - embedded.mean(0)) / np.sqrt(embedded.var(0) + 1e-5)
+        inputs = np.concatenate([embeddings[:, view], embedded], axis=1)
+        predictions.append(numpy_head(objective.predictor.head, inputs))
+    return embeddings, np.stack(predictions, axis=1)
 
 
 @pytest.mark.parametrize("separate", [False, True])
@@ -90,7 +95,7 @@ def test_loss_equals_numpy(observed: int, reduction: str, separate: bool):
     directions = embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
     assert output.terms["std_all"].item() == pytest.approx(directions.std(0).mean() * 8**0.5, rel=1e-5)
     assert output.terms.keys() == {"cosine", "std_all"}
-    assert all(term.dtype == torch.float32 and not term.requires_grad for term in output.terms.values())
+    assert all(term.dtype == torch.float64 and not term.requires_grad for term in output.terms.values())
 
 
 def test_float32_equals_float64():
@@ -119,7 +124,7 @@ def test_the_online_branch_alone_gets_gradients():
         if parameter.requires_grad:
             assert torch.isfinite(parameter.grad).all(), name
     assert objective.encoder.linear.weight.grad.abs().sum() > 0
-    assert objective.predictor.action_projection.weight.grad.abs().sum() > 0
+    assert objective.predictor.action_embedding.projection.weight.grad.abs().sum() > 0
     assert (views.grad[:, :-1].flatten(2).abs().sum(dim=2) > 0).all()
     assert views.grad[:, -1].abs().sum() == 0
 
@@ -203,7 +208,7 @@ def test_half_precision_gives_a_float32_loss():
 def test_defaults_are_those_of_the_released_code():
     config = ConvJEPAConfig()
     assert (config.projector, config.predictor_hidden_width, config.action_width) == ((2048, 128), 1024, 128)
-    assert (config.reduction, config.action_dim) == ("mean", 2)
+    assert (config.reduction, config.action_dim, config.last_batch_norm) == ("mean", 2, "not_affine")
     with torch.device("meta"):
         encoder = LinearEncoder()
         encoder.num_features = 512

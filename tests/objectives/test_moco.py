@@ -90,14 +90,23 @@ def test_the_asymmetric_loss_takes_no_gradient_from_view_2():
     assert views.grad[:, 1].abs().sum() == 0
     assert output.embeddings is None
     assert output.encoder_features is None
-    assert output.features.shape == (BATCH, 2, 16)
+    assert output.features.shape == (BATCH, 1, 16)
 
 
-def test_features_of_both_views_are_the_online_encoders():
-    objective = moco_apart_from_its_target(SMALL).eval()
+@pytest.mark.parametrize(("config", "seen"), [(SMALL, 1), (SYMMETRIC, 2)])
+def test_features_are_the_online_encoders_of_the_views_that_are_queries(config: MoCoConfig, seen: int):
+    objective = moco_apart_from_its_target(config).eval()
     views = batch(0)
-    expected = torch.stack([objective.encoder(views[:, v]) for v in (0, 1)], dim=1)
+    expected = torch.stack([objective.encoder(views[:, v]) for v in range(seen)], dim=1)
     assert torch.allclose(objective(views).features, expected)
+
+
+def test_running_statistics_are_those_of_the_queries_alone():
+    objective, views = moco_apart_from_its_target(SMALL), batch(0)
+    objective(views)
+    encoded = objective.encoder.linear(views[:, 0].flatten(1)).detach()
+    assert torch.allclose(objective.encoder.norm.running_mean, 0.1 * encoded.mean(0), atol=1e-6)
+    assert objective.encoder.norm.num_batches_tracked == 1
 
 
 def test_the_target_gets_no_gradient():

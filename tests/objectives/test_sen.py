@@ -25,11 +25,14 @@ def numpy_nt_xent(first: np.ndarray, second: np.ndarray, temperature: float) -> 
     return float(np.mean(np.log(np.exp(logits).sum(1)) - positives))
 
 
+def numpy_batch_norm(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+
+
 def numpy_prediction(objective: SEN, embedding: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    """Linear action projection, linear layer on the concatenation, batch norm."""
-    project, bias, weight, gamma, beta = [p.detach().double().numpy() for p in objective.predictor.parameters()]
-    x = np.concatenate([embedding, actions @ project.T + bias], axis=1) @ weight.T
-    return (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * gamma + beta
+    """Embedded action, linear layer on the concatenation, batch norm."""
+    project, weight = [p.detach().double().numpy() for p in objective.predictor.parameters()]
+    return numpy_batch_norm(np.concatenate([embedding, numpy_batch_norm(actions @ project.T)], axis=1) @ weight.T)
 
 
 @pytest.mark.parametrize("separate_batch_norm", [False, True])

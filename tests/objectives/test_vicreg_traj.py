@@ -152,7 +152,7 @@ def test_loss_is_vicreg_of_two_views_and_the_weighted_trajectory_of_three(separa
     )
     assert torch.allclose(output.features, features)
     assert output.features.shape == (BATCH, 3, 7) and not output.features.requires_grad
-    assert all(term.dtype == torch.float32 and not term.requires_grad for term in output.terms.values())
+    assert all(term.dtype == torch.float64 and not term.requires_grad for term in output.terms.values())
 
 
 @pytest.mark.parametrize(("separate", "calls"), [(False, [3 * BATCH]), (True, [BATCH] * 3)])

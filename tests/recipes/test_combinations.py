@@ -21,6 +21,14 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], str]] = [
         "--batch-size is 6 and chunks of 4 images share their augmentations: choose a multiple of 4",
     ),
     (
+        "care",
+        "embedded",
+        {"keep_incomplete_batch": True},
+        {},
+        "--keep-incomplete-batch is given and chunks of images share their augmentations, of which an incomplete batch "
+        "may hold a part: leave it out",
+    ),
+    (
         "equicaps",
         "embedded",
         {"actions": "rotation_color"},
@@ -40,6 +48,13 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], str]] = [
         {"batch_size": 12},
         {},
         "queue_size is 16 but each step adds 12 keys: choose a multiple of 12",
+    ),
+    (
+        "moco",
+        "embedded",
+        {"keep_incomplete_batch": True},
+        {},
+        "--keep-incomplete-batch is given and the queue takes equally many keys at every step: leave it out",
     ),
     (
         "seq_jepa",

@@ -31,6 +31,8 @@ CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     # Dropout, too.
     "seq_jepa": ("seq_jepa", None, {}),
     "seq_jepa_augmented": ("seq_jepa", None, {**AUGMENTED, "actions": "augmentation", "observed_views": 2}),
+    # Four steps an epoch, of which the last has 3 objects.
+    "seq_jepa_by_epoch": ("seq_jepa", None, {"batch_size": 7, "keep_incomplete_batch": True, "schedule_by": "epoch"}),
     "vicreg_traj": ("vicreg_traj", None, {}),
     "conv_jepa": ("conv_jepa", None, {}),
     "seq_jepa_saccades": ("seq_jepa_saccades", None, {}),

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from ssl_equi.checkpoint import list_checkpoints, read_state
-from ssl_equi.pretraining_config import follow_schedule, optimizer_of
-from ssl_equi.schedules import rising_momentum
+from ssl_equi.pretraining_config import follow_schedule, optimizer_of, target_momentum
 from ssl_equi.sequence_export import load_sequence_model
 from ssl_equi.training_views import ViewOptions
 
@@ -58,8 +57,8 @@ def test_the_papers_rate_warms_up_and_follows_its_cosine_to_the_end(seq_jepa: Mo
 
 
 def test_the_targets_momentum_rises_from_the_papers_value_to_one(seq_jepa: ModuleType) -> None:
-    base = seq_jepa.threediebench().target_momentum
-    values = [rising_momentum(step, base=base, total_steps=101) for step in range(101)]
+    config = seq_jepa.threediebench()
+    values = [target_momentum(config, step, 101) for step in range(101)]
     assert (values[0], values[50], values[100]) == (pytest.approx(0.996), pytest.approx(0.998), 1.0)
     assert all(later > earlier for earlier, later in itertools.pairwise(values))
 

@@ -14,9 +14,7 @@ WITH_ACTIONS = {
     "make_views = TrainingViews(config, data, run, actions=config.actions)",
     "output = model(views.images, views.actions)",
 }
-FOLLOWING_TARGET = (
-    "objective.update_target(rising_momentum(step, base=config.target_momentum, total_steps=total_steps))"
-)
+FOLLOWING_TARGET = "objective.update_target(target_momentum(config, step, total_steps))"
 NORMALISING = "data = data.normalised_with(config.mean_rgb, config.std_rgb)"
 LOADING_SEQUENCES = "with open_loader(config, data, run, make_views.stored_views) as loader:"
 OWN_LINES: dict[str, set[str]] = {

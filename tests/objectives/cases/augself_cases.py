@@ -5,7 +5,7 @@ from torch import nn
 from two_process_cases import BatchNormEncoder, Tensors, train_steps
 
 from ssl_equi.objectives.augself import AugSelf, AugSelfConfig
-from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
+from ssl_equi.objectives.byol import BYOL, BYOLConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 
 
@@ -20,7 +20,5 @@ def augself_steps(dtype: torch.dtype, base_class: type[nn.Module], base_config: 
 
 CASES = {
     "augself_simclr": lambda dtype: augself_steps(dtype, SimCLR, SimCLRConfig(projector=(24, 24))),
-    "augself_conditional_byol": lambda dtype: augself_steps(
-        dtype, ConditionalBYOL, ConditionalBYOLConfig(projector=(24, 24), predictor_hidden_width=20)
-    ),
+    "augself_byol": lambda dtype: augself_steps(dtype, BYOL, BYOLConfig(projector=(24, 24), predictor_hidden_width=20)),
 }

@@ -19,11 +19,12 @@ def random_shared_pairs(dtype: torch.dtype) -> tuple[Tensor, ...]:
     return random_pairs(dtype)[0], random_pairs(dtype)[0]
 
 
-def care_step(dtype: torch.dtype, **options: object) -> Tensors:
+def care_step(dtype: torch.dtype, separate_batch_norm: bool = False, **options: object) -> Tensors:
     config = CAREConfig(weight=5.0, chunk_size=3, **options)
 
     def make() -> CARE:
-        return CAREOfTwoPairs(SimCLR(BatchNormEncoder(), SimCLRConfig(projector=(24, 24))), config)
+        base = SimCLRConfig(projector=(24, 24), separate_batch_norm=separate_batch_norm)
+        return CAREOfTwoPairs(SimCLR(BatchNormEncoder(), base), config)
 
     two_passes = config.reuse_views
     return train_steps(make, dtype, lambda dtype: random_shared_pairs(dtype)[: 1 if two_passes else 2])
@@ -32,5 +33,6 @@ def care_step(dtype: torch.dtype, **options: object) -> Tensors:
 CASES = {
     "care_four_passes": lambda dtype: care_step(dtype),
     "care_four_passes_shared_statistics": lambda dtype: care_step(dtype, separate_statistics=False),
+    "care_separate_batch_norm": lambda dtype: care_step(dtype, separate_batch_norm=True),
     "care_two_passes": lambda dtype: care_step(dtype, reuse_views=True),
 }

@@ -18,5 +18,5 @@ def conditional_byol_steps(dtype: torch.dtype, **changes: object) -> Tensors:
 
 CASES = {
     "conditional_byol": lambda dtype: conditional_byol_steps(dtype),
-    "conditional_byol_separate_batch_norm": lambda dtype: conditional_byol_steps(dtype, separate_batch_norm=True),
+    "conditional_byol_last_batch_norm": lambda dtype: conditional_byol_steps(dtype, last_batch_norm="not_affine"),
 }

@@ -15,6 +15,7 @@ from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 VARIANTS = {
     "seq_jepa": {},
     "seq_jepa_separate_batch_norm": {"separate_batch_norm": True},
+    "seq_jepa_released_actions": {"action_statistics": "last_apart_zeros"},
     "seq_jepa_no_target": {"momentum_target": False},
     "seq_jepa_aggregator_only": {"conditioning": "aggregator"},
     "seq_jepa_no_action": {"conditioning": "none"},

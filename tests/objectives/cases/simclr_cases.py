@@ -13,4 +13,8 @@ CASES = {
         ),
         dtype,
     ),
+    "simclr_one_direction": lambda dtype: train_steps(
+        lambda: SimCLR(BatchNormEncoder(), SimCLRConfig(projector=(24, 24), candidates="other_view", symmetric=False)),
+        dtype,
+    ),
 }

@@ -1,0 +1,63 @@
+"""The contrastive loss of two views: NT-Xent, and InfoNCE among the other view's embeddings alone."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_equi.objectives.distributed import gather_batch, rank
+from ssl_equi.objectives.two_views import check_temperature
+
+Candidates = Literal["both_views", "other_view"]
+
+
+@dataclass(frozen=True)
+class ContrastiveLoss:
+    """Cross-entropy of picking an embedding's other view among candidates, by cosines over a temperature.
+
+    For an embedding z with other view z', -log(exp(cos(z, z') / T) / sum over candidates y of exp(cos(z, y) / T)), mean
+    over the embeddings of view 1 and, if `symmetric`, of view 2. Candidates come from the global batch of N objects,
+    see `ssl_equi.objectives.distributed`.
+
+    Args:
+        temperature: T.
+        candidates: both_views: the 2N - 1 other embeddings of both views (NT-Xent; Chen et al., SimCLR, ICML 2020,
+            equation 1). other_view: the N embeddings of the other view (InfoNCE, as E-SSL's released code).
+        symmetric: False: only embeddings of view 1 look for theirs of view 2.
+
+    Raises:
+        ValueError: the temperature is not positive, or the candidates are unknown.
+    """
+
+    temperature: float
+    candidates: Candidates = "both_views"
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        if self.candidates not in ("both_views", "other_view"):
+            raise ValueError(f"candidates is {self.candidates!r}: choose 'both_views' or 'other_view'")
+
+    def __call__(self, first: Tensor, second: Tensor) -> Tensor:
+        """The loss of this process's embeddings [B, E] of view 1 and [B, E] of view 2, of any length."""
+        views = F.normalize(first, dim=1), F.normalize(second, dim=1)
+        gathered = [gather_batch(view) for view in views]
+        own = rank() * len(first) + torch.arange(len(first), device=first.device)
+        logits = [self._logits(views[view], gathered, view, own) for view in ((0, 1) if self.symmetric else (0,))]
+        return F.cross_entropy(torch.cat(logits), own.repeat(len(logits)))
+
+    def _logits(self, embeddings: Tensor, gathered: list[Tensor], view: int, own: Tensor) -> Tensor:
+        """Logits [B, candidates] of embeddings of one view, first those of the other view.
+
+        `own` [B] are the rows of these embeddings among those of the global batch.
+        """
+        views = (0, 1) if self.candidates == "both_views" else (1 - view,)
+        logits = {other: torch.einsum("nc,mc->nm", embeddings, gathered[other]) / self.temperature for other in views}
+        if self.candidates == "other_view":
+            return logits[1 - view]
+        # All columns but an embedding's own, by their numbers: selecting them by a mask would wait for a GPU.
+        columns = torch.arange(len(gathered[view]) - 1, device=own.device).expand(len(own), -1)
+        others = columns + (columns >= own.unsqueeze(1)).long()
+        return torch.cat([logits[1 - view], logits[view].gather(1, others)], dim=1)
