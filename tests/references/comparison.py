@@ -18,10 +18,11 @@ FEATURES = 16
 SMALL_WIDTHS = (24, 20, 12)  # of hidden layers, none like another, so that a layer in another's place shows
 SMALL_SIZES = {
     "predictor_hidden_width": 14, "action_width": 8, "feedforward_width": 22, "num_capsules": 4, "image_size": SIDE,
+    "queue_size": 128,
 }  # fmt: skip
 NO_MASKS = {"dropout": 0.0}  # what it leaves out can't be said in advance
-# How weights start, and an option whose batches are others.
-NOT_CHANGED = {"hypernetwork_init", "relative"}
+# How weights start, and options whose batches are others.
+NOT_CHANGED = {"hypernetwork_init", "relative", "reuse_views"}
 BUFFERS_OF_NORMS = ("running_mean", "running_var", "num_batches_tracked")
 
 Values = dict[str, Tensor]
@@ -96,55 +97,61 @@ def small_objective(recipe: ModuleType, config: Any) -> nn.Module:
     return objective
 
 
-def random_batch(reference: Reference, objects: int = 8) -> Batch:
+def random_batch(reference: Reference) -> Batch:
     """Images and actions from a normal distribution; rotations have length 1."""
     generator = torch.Generator().manual_seed(2)
-    count = reference.transformed_views
-    images = torch.randn(objects, reference.views + count, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
+    objects, counts = reference.objects, [reference.views, reference.transformed_views, reference.shared_views]
+    images = torch.randn(objects, sum(counts), 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
+    views, transformed_views, shared_views = images.split(counts, dim=1)
     actions = torch.randn(objects, *reference.actions, generator=generator, dtype=torch.float64)
     if reference.actions and reference.actions[-1] in (4, 6, 7):
         actions[..., :4] /= actions[..., :4].norm(dim=-1, keepdim=True)
     return Batch(
-        views=images[:, : reference.views],
+        views=views,
         actions=actions if reference.actions else None,
         labels=torch.arange(objects) % 3,
-        transformed_views=images[:, reference.views :] if count else None,
-        elements=torch.arange(count).expand(objects, -1) if count else None,
+        transformed_views=transformed_views if counts[1] else None,
+        elements=torch.arange(counts[1]).expand(objects, -1) if counts[1] else None,
+        shared_views=shared_views if counts[2] else None,
         progress=0.5,
     )
 
 
 def package_values(objective: nn.Module, batch: Batch) -> Values:
-    """Loss, terms, gradients of all parameters and statistics of all batch norms, by name, after one forward pass."""
+    """Loss, terms, gradients of all parameters and all buffers (the statistics of batch norms), by name, after one
+    forward pass."""
     if hasattr(objective, "soften_targets"):
         objective.soften_targets(batch.progress)
     names = inspect.signature(objective.forward).parameters
     output = objective(**{name: value for name, value in vars(batch).items() if name in names and value is not None})
     output.loss.backward()
     values = {"loss": output.loss.detach()}
-    values |= {f"term {name}": term.double() for name, term in output.terms.items()}
+    values |= {f"term {name}": term for name, term in output.terms.items()}
     for name, weight in objective.named_parameters():
         values[f"gradient {name}"] = torch.zeros_like(weight) if weight.grad is None else weight.grad
-    for name, buffer in objective.named_buffers():
-        if name.endswith(BUFFERS_OF_NORMS):
-            values[name] = buffer.double()
-    return values
+    return values | {name: buffer.double() for name, buffer in objective.named_buffers()}
+
+
+def state(objective: nn.Module) -> Values:
+    """Copies of weights and buffers before the step, without those of batch norms."""
+    buffers = {name: value for name, value in objective.named_buffers() if not name.endswith(BUFFERS_OF_NORMS)}
+    return {name: value.detach().clone() for name, value in (dict(objective.named_parameters()) | buffers).items()}
 
 
 def reference_values(reference: Reference, weights: Values, batch: Batch) -> Values:
     """The same, from the reference. A gradient is named only if the reference used the weight."""
-    leaves = {name: weight.detach().clone().requires_grad_() for name, weight in weights.items()}
+    leaves = {name: weight.clone().requires_grad_(weight.is_floating_point()) for name, weight in weights.items()}
     network = Network(leaves)
     terms = reference.loss(network, batch, **reference.settings)
     loss = terms.pop("loss")
-    used = sorted(network.record.used)
+    used = sorted(network.record.used - network.record.buffers.keys())
     gradients = torch.autograd.grad(loss, [leaves[name] for name in used], allow_unused=True, materialize_grads=True)
     values = {"loss": loss.detach()} | {f"term {name}": term.detach() for name, term in terms.items()}
     values |= {f"gradient {name}": gradient for name, gradient in zip(used, gradients, strict=True)}
     for name, statistics in network.record.statistics.items():
         remembered = (statistics.mean, statistics.variance, torch.tensor(statistics.calls).double())
         values |= {f"{name}.{buffer}": value for buffer, value in zip(BUFFERS_OF_NORMS, remembered, strict=True)}
-    return values
+    return values | {name: buffer.double() for name, buffer in network.record.buffers.items()}
 
 
 def differences(objective: nn.Module, reference: Reference, batch: Batch, weights: Values | None = None) -> Differences:
@@ -153,8 +160,7 @@ def differences(objective: nn.Module, reference: Reference, batch: Batch, weight
     Args:
         weights: the reference's; the objective's own if None.
     """
-    weights = dict(objective.named_parameters()) if weights is None else weights
-    weights = {name: weight.detach().clone() for name, weight in weights.items()}
+    weights = state(objective) if weights is None else weights
     ours = package_values(objective, batch)
     try:
         theirs = reference_values(reference, weights, batch)

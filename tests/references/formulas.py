@@ -1,7 +1,11 @@
 """Formulas that several references share, written from the papers."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+Candidates = Literal["2N - 1", "N"]
 
 
 def mean_squared_error(first: Tensor, second: Tensor) -> Tensor:
@@ -36,6 +40,23 @@ def unit(vectors: Tensor) -> Tensor:
 def cosine(first: Tensor, second: Tensor) -> Tensor:
     """[..., D], [..., D] -> the mean cosine."""
     return (unit(first) * unit(second)).sum(-1).mean()
+
+
+def contrast(first: Tensor, second: Tensor, temperature: float, candidates: Candidates) -> Tensor:
+    """Cross-entropy of finding an embedding's other view by the cosines over a temperature, mean over all 2N.
+
+    Args:
+        first, second: [N, E], two views, or a prediction and what it is of.
+        candidates: 2N - 1 for all others (NT-Xent; Chen et al., ICML 2020), N for the other view's alone.
+    """
+    count = len(first)
+    embeddings = unit(torch.cat([first, second]))
+    scores = embeddings @ embeddings.T / temperature  # [2N, 2N]
+    rows = torch.arange(2 * count)
+    of_other_view = (rows < count).unsqueeze(1) != (rows < count)
+    admitted = of_other_view if candidates == "N" else rows.unsqueeze(1) != rows
+    found = scores[rows, (rows + count) % (2 * count)]
+    return (torch.logsumexp(scores.masked_fill(~admitted, float("-inf")), dim=1) - found).mean()
 
 
 def spread_of_directions(embeddings: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from tests.references.formulas import (
+    Candidates,
+    contrast,
     cosine,
     covariances,
     cross_entropy_of_labels,
@@ -12,6 +14,7 @@ from tests.references.formulas import (
     share_right,
     spread_of_directions,
     standard_deviations,
+    unit,
     weighted,
 )
 from tests.references.networks import Batch, Calls, Network, called
@@ -53,6 +56,43 @@ def barlow_twins(
         "std_all": spread_of_directions(embeddings),
     }
     return {"loss": weighted(weights, terms), **terms}
+
+
+def simclr(
+    network: Network, batch: Batch, calls: Calls, projector: str, temperature: float, candidates: Candidates
+) -> dict[str, Tensor]:
+    """Chen et al., ICML 2020; with N candidates as in the released code of E-SSL."""
+    features = called(network.encoder, batch.views, calls)
+    embeddings = called(lambda x: network.head("projector.layers", x, projector), features, calls)
+    loss = contrast(embeddings[:, 0], embeddings[:, 1], temperature, candidates)
+    return {
+        "loss": loss,
+        "contrastive": loss,
+        "alignment": cosine(embeddings[:, 0], embeddings[:, 1]),
+        "std_all": spread_of_directions(embeddings),
+    }
+
+
+def moco(network: Network, batch: Batch, projector: str, temperature: float) -> dict[str, Tensor]:
+    """He et al., CVPR 2020: queries are of view 1, keys of view 2, and the other candidates a queue of earlier keys.
+
+    The keys of the step take the places of the oldest ones, which are in front at first.
+    """
+    embeddings = network.head("projector.layers", network.encoder(batch.views[:, 0]), projector)
+    targets = network.encoder(batch.views[:, 1], "target_encoder")
+    keys = unit(network.head("target_projector.layers", targets, projector)).detach()
+    queue, queries = network["queue"], unit(embeddings)
+    positive = (queries * keys).sum(1)
+    scores = torch.cat([positive.unsqueeze(1), queries @ queue.T], dim=1) / temperature
+    loss = (torch.logsumexp(scores, dim=1) - scores[:, 0]).mean()
+    network.leave("queue", torch.cat([keys, queue[len(keys) :]]))
+    network.leave("queue_position", torch.tensor(len(keys)))
+    return {
+        "loss": loss,
+        "contrastive": loss,
+        "positive_similarity": positive.mean(),
+        "std_all": spread_of_directions(embeddings.unsqueeze(1)),
+    }
 
 
 def simsiam(network: Network, batch: Batch, calls: Calls, projector: str, predictor: str) -> dict[str, Tensor]:

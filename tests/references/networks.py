@@ -32,6 +32,7 @@ class Batch:
         actions: [B, A] from view 1 to view 2, or [B, V - 1, A] from each view to the next.
         labels: int64 [B], the classes.
         transformed_views: [B, K, 3, H, W], small views of E-SSL; elements: int64 [B, K], how each was transformed.
+        shared_views: [B, 2, 3, H, W], further views of CARE, augmented alike in each chunk of images.
         progress: share of the training that is done, for what changes on a schedule.
     """
 
@@ -40,6 +41,7 @@ class Batch:
     labels: Tensor | None = None
     transformed_views: Tensor | None = None
     elements: Tensor | None = None
+    shared_views: Tensor | None = None
     progress: float = 0.0
 
 
@@ -54,10 +56,11 @@ class RunningStatistics:
 
 @dataclass
 class Record:
-    """Which weights were used, and what the batch norms remember."""
+    """Which weights were used, what the batch norms remember, and other buffers after the step."""
 
     used: set[str] = field(default_factory=set)
     statistics: dict[str, RunningStatistics] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
     paused: bool = False
 
 
@@ -69,7 +72,7 @@ class Network:
     """Weights by name, and operations that name the weights they use.
 
     Args:
-        weights: leaf tensors by their names in the package.
+        weights: leaf tensors by their names in the package, and buffers.
         prefix: of all names here.
         record: shared with the network that this one is a part of.
     """
@@ -88,6 +91,10 @@ class Network:
     def part(self, name: str) -> "Network":
         """The network whose names begin with `name` and a dot."""
         return Network(self.weights, f"{self.prefix}{name}.", self.record)
+
+    def leave(self, name: str, value: Tensor) -> None:
+        """Says what is in a buffer after the step."""
+        self.record.buffers[self.prefix + name] = value.detach()
 
     def linear(self, name: str, inputs: Tensor, bias: bool) -> Tensor:
         """[N, D] times the matrix, plus the vector."""
@@ -117,9 +124,9 @@ class Network:
         memory.calls += 1
 
     @contextmanager
-    def nothing_remembered(self) -> Iterator[None]:
-        """Batch norms inside keep their running statistics."""
-        self.record.paused = True
+    def remembered(self, remembered: bool) -> Iterator[None]:
+        """Batch norms inside remember what they see, or keep their running statistics."""
+        self.record.paused = not remembered
         yield
         self.record.paused = False
 
@@ -142,6 +149,10 @@ class Network:
         for number, word in enumerate(layers.replace("|", " ").split()):
             inputs = modules[word](f"{name}.{number}", inputs)
         return inputs
+
+    def embedded_actions(self, name: str, actions: Tensor) -> Tensor:
+        """[N, A] -> [N, E]: a linear map without bias, then a batch norm without scale and shift."""
+        return self.batch_norm(f"{name}.norm", self.linear(f"{name}.projection", actions, bias=False), affine=False)
 
     def encoder(self, images: Tensor, name: str = "encoder") -> Tensor:
         """Features [N, 16] of images: the small encoder that stands in for each configuration's own."""

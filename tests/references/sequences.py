@@ -1,11 +1,16 @@
-"""Losses of the methods on sequences of views: seq-JEPA, and VICReg-Traj from its comparison."""
+"""Losses of the methods on sequences of views: seq-JEPA, and Conv-JEPA and VICReg-Traj from its comparison."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tests.references.equivariant import conditioned
 from tests.references.formulas import cosine, spread_of_directions, unit, weighted
 from tests.references.invariant import vicreg_terms
 from tests.references.networks import Batch, Calls, Network, called
+
+ActionCalls = Literal["all", "last apart", "last apart, zeros"]
 
 
 def attention(network: Network, tokens: Tensor, heads: int) -> Tensor:
@@ -29,21 +34,44 @@ def transformer(network: Network, tokens: Tensor, layers: int, heads: int) -> Te
     return network.layer_norm("norm", tokens)
 
 
+def embedded_steps(network: Network, actions: Tensor, action_calls: ActionCalls) -> tuple[Tensor, Tensor]:
+    """[B, M, A] -> the embedded actions between observed views [B, M - 1, E], and the embedded last one [B, E].
+
+    Args:
+        action_calls: which actions the batch norm sees together. all: all of them. last apart: the last one by itself,
+            and then all again, of which the last is not used; zeros: with zeros in the place of the last.
+    """
+
+    def embedded(some: Tensor) -> Tensor:
+        return network.embedded_actions("action_embedding", some.flatten(0, 1)).unflatten(0, some.shape[:2])
+
+    if action_calls == "all":
+        together = embedded(actions)
+        return together[:, :-1], together[:, -1]
+    last = embedded(actions[:, -1:])[:, 0]
+    if action_calls == "last apart, zeros":
+        actions = torch.cat([actions[:, :-1], 0 * actions[:, -1:]], dim=1)
+    return embedded(actions)[:, :-1], last
+
+
 def seq_jepa(
-    network: Network, batch: Batch, calls: Calls, layers: int, heads: int, predictor: str
+    network: Network,
+    batch: Batch,
+    calls: Calls,
+    action_calls: ActionCalls,
+    layers: int,
+    heads: int,
+    predictor: str,
 ) -> dict[str, Tensor]:
     """Ghaemi et al., NeurIPS 2025: loss = 1 - cos(prediction, target), where the target is what the momentum encoder
     makes of the last view.
 
-    Actions are embedded by a linear map without bias and a batch norm without scale and shift, all of them in one call.
     The last observed view's token has zeros in the place of its action, which is the predictor's.
     """
     assert batch.actions is not None
     features = called(network.encoder, batch.views[:, :-1], calls)
     target = network.encoder(batch.views[:, -1], "target_encoder").detach()
-    actions = network.linear("action_embedding.projection", batch.actions.flatten(0, 1), bias=False)
-    actions = network.batch_norm("action_embedding.norm", actions, affine=False).unflatten(0, features.shape[:2])
-    between, last = actions[:, :-1], actions[:, -1]
+    between, last = embedded_steps(network, batch.actions, action_calls)
     tokens = torch.cat([features, torch.cat([between, torch.zeros_like(last).unsqueeze(1)], dim=1)], dim=2)
     first = network["aggregator.token"].expand(len(tokens), 1, -1)
     tokens = transformer(network.part("aggregator.transformer"), torch.cat([first, tokens], dim=1), layers, heads)
@@ -58,13 +86,32 @@ def seq_jepa(
     }
 
 
+def conv_jepa(
+    network: Network, batch: Batch, calls: Calls, projector: str, predictor: str, reduction: Literal["mean", "sum"]
+) -> dict[str, Tensor]:
+    """From seq-JEPA's comparison: 1 - cos between the target of the last view and what each observed view predicts from
+    its action to that one, view by view; their mean, or their sum."""
+    assert batch.actions is not None
+    features = called(network.encoder, batch.views[:, :-1], calls)
+    embeddings = called(lambda x: network.head("projector.layers", x, projector), features, calls)
+    target = network.encoder(batch.views[:, -1], "target_encoder")
+    target = network.head("target_projector.layers", target, projector).detach()
+    agreements = torch.stack(
+        [
+            cosine(conditioned(network, embedding, actions, predictor), target)
+            for embedding, actions in zip(embeddings.unbind(1), batch.actions.unbind(1), strict=True)
+        ]
+    )
+    loss = (1 - agreements).mean() if reduction == "mean" else (1 - agreements).sum()
+    return {"loss": loss, "cosine": agreements.mean(), "std_all": spread_of_directions(embeddings)}
+
+
 def bend(points: Tensor) -> Tensor:
-    """[B, 3, E] -> the mean of -cos between the way into the second point and the way out of it, without what of either
-    points along the second point itself."""
+    """[B, 3, E] -> the mean of -cos between the way into the second point p and the way out of it, either way w less
+    (w p) p, which is orthogonal to p if p has length 1."""
     middle = points[:, 1]
-    along = unit(middle)
     ways = torch.stack([middle - points[:, 0], points[:, 2] - middle], dim=1)
-    tangents = ways - torch.einsum("bwe,be->bw", ways, along).unsqueeze(-1) * along.unsqueeze(1)
+    tangents = ways - torch.einsum("bwe,be->bw", ways, middle).unsqueeze(-1) * middle.unsqueeze(1)
     return -cosine(tangents[:, 0], tangents[:, 1])
 
 
