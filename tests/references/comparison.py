@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from ssl_equi import options
 from tests.references.networks import Batch, MissingWeightError, Network
 from tests.references.table import Reference
 
+TOLERANCE = 1e-9  # of the package against a reference, relative where a number is above 1
 SIDE = 8  # of an image
 FEATURES = 16
 SMALL_WIDTHS = (24, 20, 12)  # of hidden layers, none like another, so that a layer in another's place shows
@@ -88,8 +90,8 @@ def shrunk(config: Any) -> Any:
 def small_objective(recipe: ModuleType, config: Any) -> nn.Module:
     """What the recipe builds, in float64 and train mode, with a small encoder and weights that are nowhere 0 or 1."""
     encoder = SmallMapEncoder if hasattr(config, "num_capsules") else SmallEncoder
-    vars(recipe)["create_encoder"] = lambda *_, **__: encoder()
-    objective = recipe.build(shrunk(config)).double().train()
+    with mock.patch.object(recipe, "create_encoder", lambda *_, **__: encoder()):
+        objective = recipe.build(shrunk(config)).double().train()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in objective.parameters():
@@ -171,6 +173,11 @@ def differences(objective: nn.Module, reference: Reference, batch: Batch, weight
         scale = max(1.0, theirs[name].abs().max().item())
         found[name] = (ours[name] - theirs[name]).abs().max().item() / scale
     return found
+
+
+def unlike(found: Differences, factor: float = 1.0) -> Differences:
+    """The differences above the tolerance times a factor."""
+    return {name: difference for name, difference in found.items() if not difference <= factor * TOLERANCE}
 
 
 def with_other_options(config: Any) -> Iterator[tuple[str, Any]]:

@@ -52,9 +52,15 @@ def conditioned(network: Network, embedding: Tensor, actions: Tensor, layers: st
 
 
 def equimod(
-    network: Network, batch: Batch, calls: Calls, projectors: str, predictor: str, temperature: float, factor: float
+    network: Network,
+    batch: Batch,
+    calls: Calls,
+    projectors: str,
+    predictor: str,
+    temperature: float,
+    equivariant_weight: float,
 ) -> dict[str, Tensor]:
-    """Devillers and Lefort, ICLR 2023, on SimCLR, one way: NT-Xent of the invariant projections, and `factor` times
+    """Devillers and Lefort, ICLR 2023, on SimCLR, one way: NT-Xent of the invariant projections, and a weight times
     that of the prediction and the equivariant projection of view 2.
 
     Args:
@@ -73,7 +79,7 @@ def equimod(
         "equivariance": contrast(prediction, equivariant[:, 1], temperature, "2N - 1"),
     }
     monitors = {"std_inv": spread_of_directions(invariant), "std_equi": spread_of_directions(equivariant)}
-    return {"loss": terms["contrastive"] + factor * terms["equivariance"], **terms, **monitors}
+    return {"loss": terms["contrastive"] + equivariant_weight * terms["equivariance"], **terms, **monitors}
 
 
 def equimod_vicreg(
@@ -83,10 +89,10 @@ def equimod_vicreg(
     projectors: str,
     predictor: str,
     weights: dict[str, float],
-    factor: float,
+    equivariant_weight: float,
 ) -> dict[str, Tensor]:
-    """The same on VICReg, as in the released code of SIE: VICReg of the invariant projections, and `factor` times that
-    of the equivariant ones, where the prediction is compared in the place of view 1."""
+    """The same on VICReg, as in the released code of SIE: VICReg of the invariant projections, and a weight times that of the
+    equivariant ones, where the prediction is compared in the place of view 1."""
     assert batch.actions is not None
     features = called(network.encoder, batch.views, calls)
     invariant = called(lambda x: network.head("projectors.inv.layers", x, projectors), features, calls)
@@ -97,7 +103,7 @@ def equimod_vicreg(
     of_equivariant = vicreg_terms(equivariant[:, 0], equivariant[:, 1])
     of_equivariant["invariance"] = mean_squared_error(prediction, equivariant[:, 1])
     return {
-        "loss": weighted(weights, terms) + factor * weighted(weights, of_equivariant),
+        "loss": weighted(weights, terms) + equivariant_weight * weighted(weights, of_equivariant),
         **terms,
         "equivariance": of_equivariant["invariance"],
         "variance_equi": of_equivariant["variance"],

@@ -52,12 +52,12 @@ def care(
     base: "Reference",
     calls: Calls,
     chunk_size: int,
-    weight: float,
+    paper_lambda: float,
     shared_views_remembered: bool,
 ) -> dict[str, Tensor]:
     """Gupta et al., ICLR 2024: two augmentations that a chunk of N images shares leave the cosines between its images
-    alike. Of a chunk's two matrices of cosines, `weight` (the paper's lambda) times 2 / N times the sum of the squared
-    differences off the diagonal, mean over the chunks; the term is their mean over pairs.
+    alike. Of a chunk's two matrices of cosines, lambda times 2 / N times the sum of the squared differences off the
+    diagonal, mean over the chunks; the term is their mean over pairs.
 
     Args:
         shared_views_remembered: whether running statistics see the shared views. False if these are the base's views,
@@ -76,7 +76,7 @@ def care(
     mean_sum = torch.stack(sums).mean()
     return {
         **of_base,
-        "loss": of_base["loss"] + weight * 2 / chunk_size * mean_sum,
+        "loss": of_base["loss"] + paper_lambda * 2 / chunk_size * mean_sum,
         "gram_difference": mean_sum / (chunk_size * (chunk_size - 1)),
         "alignment_shared": cosine(embeddings[:, 0], embeddings[:, 1]),
     }

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 Candidates = Literal["2N - 1", "N"]
+Reduction = Literal["mean", "sum"]
 
 
 def mean_squared_error(first: Tensor, second: Tensor) -> Tensor:
@@ -81,6 +82,11 @@ def cross_entropy_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
 def share_right(logits: Tensor, labels: Tensor) -> Tensor:
     """A monitor: how often the largest logit is the label's."""
     return (logits.argmax(1) == labels).to(logits.dtype).mean()
+
+
+def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
+    """One number of several."""
+    return losses.mean() if reduction == "mean" else losses.sum()
 
 
 def weighted(weights: dict[str, float], terms: dict[str, Tensor]) -> Tensor:

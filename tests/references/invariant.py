@@ -5,12 +5,14 @@ from torch import Tensor
 
 from tests.references.formulas import (
     Candidates,
+    Reduction,
     contrast,
     cosine,
     covariances,
     cross_entropy_of_labels,
     hinge,
     mean_squared_error,
+    reduced,
     share_right,
     spread_of_directions,
     standard_deviations,
@@ -106,17 +108,18 @@ def simsiam(network: Network, batch: Batch, calls: Calls, projector: str, predic
 
 
 def byol(
-    network: Network, batch: Batch, calls: Calls, projector: str, predictor: str, factor: float
+    network: Network, batch: Batch, calls: Calls, projector: str, predictor: str, reduction: Reduction
 ) -> dict[str, Tensor]:
-    """Grill et al., NeurIPS 2020: 2 - 2 cos of prediction and target of the other view, times `factor`: 2 adds the two
-    directions, 1 takes their mean."""
+    """Grill et al., NeurIPS 2020: 2 - 2 cos of prediction and target of the other view; mean of both directions, or
+    their sum."""
     features = called(network.encoder, batch.views, calls)
     embeddings = called(lambda x: network.head("projector.layers", x, projector), features, calls)
     predictions = called(lambda x: network.head("predictor.layers", x, predictor), embeddings, calls)
     targets = called(lambda x: network.encoder(x, "target_encoder"), batch.views, calls)
     targets = called(lambda x: network.head("target_projector.layers", x, projector), targets, calls).detach()
-    mean = (cosine(predictions[:, 0], targets[:, 1]) + cosine(predictions[:, 1], targets[:, 0])) / 2
-    return {"loss": factor * (2 - 2 * mean), "cosine": mean, "std_all": spread_of_directions(embeddings)}
+    cosines = torch.stack([cosine(predictions[:, 0], targets[:, 1]), cosine(predictions[:, 1], targets[:, 0])])
+    loss = reduced(2 - 2 * cosines, reduction)
+    return {"loss": loss, "cosine": cosines.mean(), "std_all": spread_of_directions(embeddings)}
 
 
 def supervised(

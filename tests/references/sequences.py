@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.references.equivariant import conditioned
-from tests.references.formulas import cosine, spread_of_directions, unit, weighted
+from tests.references.formulas import Reduction, cosine, reduced, spread_of_directions, unit, weighted
 from tests.references.invariant import vicreg_terms
 from tests.references.networks import Batch, Calls, Network, called
 
@@ -87,7 +87,7 @@ def seq_jepa(
 
 
 def conv_jepa(
-    network: Network, batch: Batch, calls: Calls, projector: str, predictor: str, reduction: Literal["mean", "sum"]
+    network: Network, batch: Batch, calls: Calls, projector: str, predictor: str, reduction: Reduction
 ) -> dict[str, Tensor]:
     """From seq-JEPA's comparison: 1 - cos between the target of the last view and what each observed view predicts from
     its action to that one, view by view; their mean, or their sum."""
@@ -102,8 +102,11 @@ def conv_jepa(
             for embedding, actions in zip(embeddings.unbind(1), batch.actions.unbind(1), strict=True)
         ]
     )
-    loss = (1 - agreements).mean() if reduction == "mean" else (1 - agreements).sum()
-    return {"loss": loss, "cosine": agreements.mean(), "std_all": spread_of_directions(embeddings)}
+    return {
+        "loss": reduced(1 - agreements, reduction),
+        "cosine": agreements.mean(),
+        "std_all": spread_of_directions(embeddings),
+    }
 
 
 def bend(points: Tensor) -> Tensor:

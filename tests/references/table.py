@@ -97,13 +97,13 @@ REFERENCES: dict[str, Reference] = {
     "barlow_twins imagenet": reference(
         barlow_twins, calls=APART, projector=THREE_LAYERS, weights=BARLOW_TWINS
     ),
-    "byol embedded": reference(byol, calls=JOINT, projector=THREE_LAYERS, predictor=TWO_LAYERS, factor=1.0),
-    "byol imagenet": reference(byol, calls=APART, projector=TWO_LAYERS, predictor=TWO_LAYERS, factor=2.0),
+    "byol embedded": reference(byol, calls=JOINT, projector=THREE_LAYERS, predictor=TWO_LAYERS, reduction="mean"),
+    "byol imagenet": reference(byol, calls=APART, projector=TWO_LAYERS, predictor=TWO_LAYERS, reduction="sum"),
     "byol threediebench": reference(
-        byol, calls=APART, projector=THREE_LAYERS, predictor=TWO_LAYERS, factor=2.0
+        byol, calls=APART, projector=THREE_LAYERS, predictor=TWO_LAYERS, reduction="sum"
     ),
     "byol threediebench_released": reference(
-        byol, calls=APART, projector=TWO_LAYERS_NORM, predictor=TWO_LAYERS, factor=2.0
+        byol, calls=APART, projector=TWO_LAYERS_NORM, predictor=TWO_LAYERS, reduction="sum"
     ),
     "capsie embedded": reference(
         capsie, actions=(4,), calls=JOINT, pose_side=4, prediction_temperature=0.1,
@@ -114,47 +114,47 @@ REFERENCES: dict[str, Reference] = {
         target_temperatures=(0.025, 0.1), schedule_length=1.25, weights=CAPSIE,
     ),
     "care embedded": reference(
-        care, shared_views=2, objects=32, calls=JOINT, chunk_size=16, weight=0.03, shared_views_remembered=False,
+        care, shared_views=2, objects=32, calls=JOINT, chunk_size=16, paper_lambda=0.03, shared_views_remembered=False,
         base=reference(simclr, calls=JOINT, projector=THREE_LAYERS, temperature=0.1, candidates="2N - 1"),
     ),
     "care embedded --base moco": reference(
-        care, shared_views=2, objects=32, calls=JOINT, chunk_size=16, weight=0.03, shared_views_remembered=False,
+        care, shared_views=2, objects=32, calls=JOINT, chunk_size=16, paper_lambda=0.03, shared_views_remembered=False,
         base=reference(moco, projector=TWO_LAYERS_NO_NORM, temperature=0.2),
     ),
     "care embedded --base barlow_twins": reference(
-        care, shared_views=2, objects=32, calls=JOINT, chunk_size=16, weight=0.03, shared_views_remembered=False,
+        care, shared_views=2, objects=32, calls=JOINT, chunk_size=16, paper_lambda=0.03, shared_views_remembered=False,
         base=reference(barlow_twins, calls=JOINT, projector=THREE_LAYERS, weights=BARLOW_TWINS),
     ),
     "care two_pass": reference(
-        care, objects=32, calls=JOINT, chunk_size=16, weight=0.03, shared_views_remembered=False,
+        care, objects=32, calls=JOINT, chunk_size=16, paper_lambda=0.03, shared_views_remembered=False,
         base=reference(simclr, calls=JOINT, projector=THREE_LAYERS, temperature=0.1, candidates="2N - 1"),
     ),
     "care cifar10": reference(
-        care, shared_views=2, objects=32, calls=APART, chunk_size=16, weight=0.01, shared_views_remembered=True,
+        care, shared_views=2, objects=32, calls=APART, chunk_size=16, paper_lambda=0.01, shared_views_remembered=True,
         base=reference(simclr, calls=APART, projector=TWO_LAYERS, temperature=0.5, candidates="2N - 1"),
     ),
     "care cifar10_released": reference(
-        care, shared_views=2, objects=32, calls=APART, chunk_size=16, weight=0.03, shared_views_remembered=True,
+        care, shared_views=2, objects=32, calls=APART, chunk_size=16, paper_lambda=0.03, shared_views_remembered=True,
         base=reference(simclr, calls=APART, projector=TWO_LAYERS, temperature=0.5, candidates="2N - 1"),
     ),
     "care cifar100": reference(
-        care, shared_views=2, objects=128, calls=APART, chunk_size=64, weight=0.001, shared_views_remembered=True,
+        care, shared_views=2, objects=128, calls=APART, chunk_size=64, paper_lambda=0.001, shared_views_remembered=True,
         base=reference(simclr, calls=APART, projector=TWO_LAYERS, temperature=0.5, candidates="2N - 1"),
     ),
     "care stl10": reference(
-        care, shared_views=2, objects=64, calls=APART, chunk_size=32, weight=0.01, shared_views_remembered=True,
+        care, shared_views=2, objects=64, calls=APART, chunk_size=32, paper_lambda=0.01, shared_views_remembered=True,
         base=reference(simclr, calls=APART, projector=TWO_LAYERS, temperature=0.5, candidates="2N - 1"),
     ),
     "care imagenet100": reference(
-        care, shared_views=2, objects=16, calls=APART, chunk_size=8, weight=0.005, shared_views_remembered=True,
+        care, shared_views=2, objects=16, calls=APART, chunk_size=8, paper_lambda=0.005, shared_views_remembered=True,
         base=reference(simclr, calls=APART, projector=TWO_LAYERS_NO_NORM, temperature=0.2, candidates="2N - 1"),
     ),
     "care imagenet100_released": reference(
-        care, shared_views=2, objects=16, calls=APART, chunk_size=8, weight=0.005, shared_views_remembered=True,
+        care, shared_views=2, objects=16, calls=APART, chunk_size=8, paper_lambda=0.005, shared_views_remembered=True,
         base=reference(simclr, calls=APART, projector=TWO_LAYERS_NO_NORM, temperature=0.2, candidates="2N - 1"),
     ),
     "care imagenet100_moco": reference(
-        care, shared_views=2, objects=16, calls=APART, chunk_size=8, weight=0.01, shared_views_remembered=True,
+        care, shared_views=2, objects=16, calls=APART, chunk_size=8, paper_lambda=0.01, shared_views_remembered=True,
         base=reference(moco, projector=TWO_LAYERS_NO_NORM, temperature=0.2),
     ),
     "conditional_byol embedded": reference(
@@ -187,23 +187,23 @@ REFERENCES: dict[str, Reference] = {
     ),
     "equimod embedded": reference(
         equimod, actions=(4,), calls=JOINT, projectors=THREE_LAYERS_NORM, predictor=PREDICTOR_NORM,
-        temperature=0.1, factor=1.0,
+        temperature=0.1, equivariant_weight=1.0,
     ),
     "equimod threediebench": reference(
         equimod, actions=(4,), calls=APART, projectors=THREE_LAYERS_NORM, predictor=PREDICTOR_NORM,
-        temperature=0.1, factor=1.0,
+        temperature=0.1, equivariant_weight=1.0,
     ),
     "equimod threediebench_released": reference(
         equimod, actions=(4,), calls=APART, projectors=THREE_LAYERS_NORM, predictor=PREDICTOR_NORM,
-        temperature=0.5, factor=1.0,
+        temperature=0.5, equivariant_weight=1.0,
     ),
     "equimod threediebench_sie": reference(
         equimod, actions=(4,), calls=APART, projectors=THREE_LAYERS_NO_BIAS, predictor="hypernetwork",
-        temperature=0.1, factor=1.0,
+        temperature=0.1, equivariant_weight=1.0,
     ),
     "equimod vicreg": reference(
         equimod_vicreg, actions=(4,), calls=JOINT, projectors=THREE_LAYERS, predictor=PREDICTOR,
-        weights=VICREG_OF_SIE, factor=1.0,
+        weights=VICREG_OF_SIE, equivariant_weight=1.0,
     ),
     "essl embedded --base simsiam": reference(
         essl, transformed_views=4, head=ROTATION_HEAD, weight=0.4, small_views_remembered=False,
@@ -235,18 +235,10 @@ REFERENCES: dict[str, Reference] = {
         essl, transformed_views=4, head=ROTATION_HEAD_IMAGENET, weight=0.4, small_views_remembered=True,
         base=reference(simclr, calls=APART, projector=THREE_LAYERS_AFFINE_NORM, temperature=0.2, candidates="N"),
     ),
-    "moco embedded": reference(
-        moco, projector=TWO_LAYERS_NO_NORM, temperature=0.2
-    ),
-    "moco imagenet": reference(
-        moco, projector=TWO_LAYERS_NO_NORM, temperature=0.2
-    ),
-    "moco imagenet100": reference(
-        moco, projector=TWO_LAYERS_NO_NORM, temperature=0.2
-    ),
-    "moco imagenet100_released": reference(
-        moco, projector=TWO_LAYERS_NO_NORM, temperature=0.2
-    ),
+    "moco embedded": reference(moco, projector=TWO_LAYERS_NO_NORM, temperature=0.2),
+    "moco imagenet": reference(moco, projector=TWO_LAYERS_NO_NORM, temperature=0.2),
+    "moco imagenet100": reference(moco, projector=TWO_LAYERS_NO_NORM, temperature=0.2),
+    "moco imagenet100_released": reference(moco, projector=TWO_LAYERS_NO_NORM, temperature=0.2),
     "sen embedded": reference(
         sen, actions=(4,), calls=JOINT, projector=THREE_LAYERS_NORM, predictor=PREDICTOR_NORM, temperature=0.1
     ),
@@ -319,12 +311,8 @@ REFERENCES: dict[str, Reference] = {
     "vicreg embedded": reference(vicreg, calls=JOINT, projector=VICREG_HEAD, weights=VICREG_OF_SIE),
     "vicreg augmented": reference(vicreg, calls=JOINT, projector=VICREG_HEAD, weights=VICREG_OF_SIE),
     "vicreg paper": reference(vicreg, calls=APART, projector=VICREG_HEAD, weights=VICREG_OF_SIE),
-    "vicreg imagenet": reference(
-        vicreg, calls=APART, projector=VICREG_HEAD, weights=VICREG
-    ),
-    "vicreg threediebench_released": reference(
-        vicreg, calls=APART, projector=VICREG_HEAD, weights=VICREG
-    ),
+    "vicreg imagenet": reference(vicreg, calls=APART, projector=VICREG_HEAD, weights=VICREG),
+    "vicreg threediebench_released": reference(vicreg, calls=APART, projector=VICREG_HEAD, weights=VICREG),
     "vicreg_traj embedded": reference(
         vicreg_traj, views=3, calls=JOINT, projector=VICREG_HEAD, on_sphere=True,
         weights=VICREG_OF_SIE | {"trajectory": 0.01},

@@ -19,19 +19,14 @@ from tests.references.comparison import (
     random_batch,
     small_objective,
     state,
+    unlike,
     with_other_options,
 )
 from tests.references.table import REFERENCES
 
-TOLERANCE = 1e-9
 WITH_THE_PACKAGE = {"comparison", "conftest", "test_references"}  # the files here that may import it
 # One observed view makes one call either way.
 WITHOUT_EFFECT = {("seq_jepa tiny_imagenet", "--objective.separate-batch-norm True")}
-
-
-def unlike(found: Differences, factor: float = 1.0) -> Differences:
-    """The differences above the tolerance times a factor."""
-    return {name: difference for name, difference in found.items() if not difference <= factor * TOLERANCE}
 
 
 def noticed(found: Differences) -> bool:
