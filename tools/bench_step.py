@@ -3,6 +3,7 @@
     python tools/bench_step.py                          both, some minutes on two CPU cores
     python tools/bench_step.py --measure loop --device cuda --loop.batch-size 1024 --loop.encoder resnet18
     python tools/bench_step.py --measure methods --device cuda --methods.encoder resnet50 --methods.batch-size 256
+    python tools/bench_step.py --measure probe_pass     what features of both views would cost MoCo
 
 loop: trains SIE on the embedded set, step by step. Rounds alternate between steps with and without online probes, so
 that a busy machine slows both. Shares are of the time of a step without probes; data wait is the share of the loop
@@ -12,6 +13,9 @@ methods: a step is forward, backward and optimiser on normalised random images t
 timed by bench_views. SimCLR is the base of all. In each round every method takes its turn, in reverse order every other
 round; a ratio is that of one round. Counting pixels alone, E-SSL with four rotations at 96 pixels costs 1 + 4 * 96^2 /
 (2 * 224^2) = 1.37 times SimCLR at 224, CARE with two further passes twice as much.
+
+probe_pass: MoCo's online encoder sees view 1 only, and so do the online probes. Ratios are those of steps of MoCo, and
+of CARE on MoCo, over the same with one more pass of view 2 without gradient, whose features would be for probes alone.
 """
 
 import time
@@ -43,6 +47,8 @@ from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.care import CARE, CAREConfig
 from ssl_equi.objectives.essl import ESSL, ESSLConfig
+from ssl_equi.objectives.moco import MoCo, MoCoConfig
+from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.probing.online import OnlineProbes
@@ -96,8 +102,9 @@ class MethodsConfig:
 class Config:
     """What to measure, and where."""
 
-    measure: Literal["both", "loop", "methods"] = "both"
-    """loop: online probes and waiting for data. methods: E-SSL and CARE over their base."""
+    measure: Literal["both", "loop", "methods", "probe_pass"] = "both"
+    """loop: online probes and waiting for data. methods: E-SSL and CARE over their base. both: these two. probe_pass:
+    MoCo without a pass of its encoder for the probes, over MoCo with one."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Sizes of SIE's training loop."""
     methods: MethodsConfig = field(default_factory=MethodsConfig)
@@ -206,6 +213,40 @@ def measure_methods(config: MethodsConfig, device: str) -> list[Row]:
     return step_cost_rows(seconds, BASE, TARGETS)
 
 
+# ---------------------------------------------------------------- MoCo, and a pass for the probes
+
+
+class MoCoWithProbePass(MoCo):
+    """MoCo whose online encoder also sees view 2, for nothing but its features."""
+
+    def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
+        with torch.no_grad():
+            self.encoder(views[:, 1])
+        return super().forward(views, actions)
+
+
+def measure_probe_pass(config: MethodsConfig, device: str) -> list[Row]:
+    """Ratios of steps without over steps with the pass in the same round, and the times."""
+
+    def step(objective_class: type[MoCo], with_care: bool) -> TrainingStep:
+        encoder = create_encoder(config.encoder, config.image_size)
+        moco = objective_class(encoder, MoCoConfig(queue_size=64 * config.batch_size, projector=config.projector))
+        objective = CARE(moco, CAREConfig(chunk_size=config.chunk_size)) if with_care else moco
+        inputs = (views, None, shared_views) if with_care else (views,)
+        return TrainingStep(objective, inputs, momentum_sgd, device=device, bf16=config.bf16)
+
+    torch.manual_seed(0)
+    views, shared_views = (random_views(config.batch_size, 2, config.image_size, device) for _ in range(2))
+    steps = {
+        f"{name}{end}": step(objective_class, with_care)
+        for name, with_care in (("MoCo", False), ("CARE on MoCo", True))
+        for end, objective_class in (("", MoCo), (" and pass", MoCoWithProbePass))
+    }
+    seconds = seconds_in_turns(steps, config.rounds, config.steps_per_round)
+    of_moco, of_care = (step_cost_rows(seconds, f"{name} and pass", {name: 1.0}) for name in ("MoCo", "CARE on MoCo"))
+    return [of_care[0], *of_moco]  # the times are in both
+
+
 def main(config: Config) -> None:
     rows: list[Row] = []
     if config.measure in ("both", "loop"):
@@ -219,6 +260,11 @@ def main(config: Config) -> None:
         title = f"{sizes.encoder}, {sizes.batch_size} x 2 views of {sizes.image_size} px, {config.device}"
         print_rows(title, found, ["{:,.0f}" if "milliseconds" in row["name"] else "{:.2f}" for row in found])
         rows += found
+    if config.measure == "probe_pass":
+        sizes = config.methods
+        rows = measure_probe_pass(sizes, config.device)
+        title = f"{sizes.encoder}, {sizes.batch_size} x 2 views of {sizes.image_size} px, {config.device}"
+        print_rows(title, rows, ["{:,.0f}" if "milliseconds" in row["name"] else "{:.2f}" for row in rows])
     write_rows(config.json, rows, config.device)
 
 

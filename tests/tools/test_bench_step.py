@@ -40,6 +40,15 @@ def test_methods_are_compared_with_their_base(tool: ModuleType, bf16: bool, tmp_
     assert all(0 < row["low"] <= row["ratio"] <= row["high"] for row in report["rows"])
 
 
+def test_moco_is_compared_with_itself_and_a_pass_for_probes(tool: ModuleType, tmp_path: Path) -> None:
+    tool.main(tool.Config(measure="probe_pass", methods=tiny_sizes(tool), json=tmp_path / "cost.json"))
+    rows = json.loads((tmp_path / "cost.json").read_text())["rows"]
+    assert [row["name"] for row in rows if "/" in row["name"]] == [
+        "CARE on MoCo / CARE on MoCo and pass", "MoCo / MoCo and pass",
+    ]  # fmt: skip
+    assert sum("milliseconds" in row["name"] for row in rows) == 4
+
+
 def test_methods_learn_from_the_same_images(tool: ModuleType) -> None:
     steps = tool.make_steps(tiny_sizes(tool), "cpu")
     views = steps[tool.BASE].inputs[0]
