@@ -91,8 +91,8 @@ def equimod_vicreg(
     weights: dict[str, float],
     equivariant_weight: float,
 ) -> dict[str, Tensor]:
-    """The same on VICReg, as in the released code of SIE: VICReg of the invariant projections, and a weight times that of the
-    equivariant ones, where the prediction is compared in the place of view 1."""
+    """The same on VICReg, as in the released code of SIE: VICReg of the invariant projections, and a weight times that
+    of the equivariant ones, where the prediction is compared in the place of view 1."""
     assert batch.actions is not None
     features = called(network.encoder, batch.views, calls)
     invariant = called(lambda x: network.head("projectors.inv.layers", x, projectors), features, calls)
