@@ -129,7 +129,9 @@ def stl10() -> Config:
     )  # fmt: skip
 
 
-@reproduces("paper", "CARE", BF16_FOR_FP16)
+@reproduces(
+    "paper", "CARE", BF16_FOR_FP16, "chunks of 8 images as in the released script; the paper cuts a batch into 4"
+)
 def imagenet100() -> Config:
     """A folder of 100 ImageNet classes, SimCLR base, as in the paper: batch 512, learning rate .8, lambda .005."""
     return Config(
@@ -145,13 +147,26 @@ def imagenet100() -> Config:
     )  # fmt: skip
 
 
-@reproduces("release", "CARE", OWN_PAIRS, BF16_FOR_FP16, "negatives of all processes, not of one")
+@reproduces(
+    "release",
+    "CARE",
+    OWN_PAIRS,
+    BF16_FOR_FP16,
+    "negatives of all processes, not of one",
+    "shared views of all images of a batch, not of 128, and cropped at random, not in the middle",
+)
 def imagenet100_released() -> Config:
     """The same with the script's batch of 256 and learning rate of .4."""
     return replace(imagenet100(), batch_size=256, learning_rate=0.4)
 
 
-@reproduces("paper", "CARE", BF16_FOR_FP16, UNSHUFFLED)
+@reproduces(
+    "paper",
+    "CARE",
+    BF16_FOR_FP16,
+    UNSHUFFLED,
+    "chunks of 8 images as in the released script; the paper cuts a batch into 8",
+)
 def imagenet100_moco() -> Config:
     """The same data with MoCo-v2 as the base, lambda .01 as in the paper (.005 in the script)."""
     return replace(

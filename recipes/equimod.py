@@ -71,7 +71,9 @@ def threediebench_released() -> Config:
     )  # fmt: skip
 
 
-@reproduces("release", "SIE", BF16_FOR_FP16)
+@reproduces(
+    "release", "SIE", BF16_FOR_FP16, "the equivariant part has weight 1, where the default of the released code is 4.5"
+)
 def threediebench_sie() -> Config:
     """3DIEBench as in the comparison of SIE: 256 pixels, batch 1,024, the authors' ResNet-18, hypernetwork."""
     return Config(

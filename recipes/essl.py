@@ -90,7 +90,7 @@ def cifar10() -> Config:
         loader_threads=8, objective=ESSLConfig(weight=0.4, separate_statistics=False),
         small_view=SmallViewOptions(size=16), simclr=SimCLRConfig(
             temperature=0.5, projector=(2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True,
-            candidates="other_view", symmetric=False,
+            candidates="other_view",
         ),
     )  # fmt: skip
 

@@ -39,7 +39,7 @@ def embedded() -> Config:
 
 @reproduces("release", "E-SSL")
 def cifar10() -> Config:
-    """CIFAR-10 as the baseline of E-SSL: the N other views are candidates, one direction."""
+    """CIFAR-10 as the baseline of E-SSL: the N other views are candidates."""
     return Config(
         dataset="cifar10", image_size=32, encoder="resnet18_small_images",
         encoder_arguments={"zero_init_last": False},
@@ -47,7 +47,7 @@ def cifar10() -> Config:
         learning_rate=0.06, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
         loader_threads=8, objective=SimCLRConfig(
             temperature=0.5, projector=(2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True,
-            candidates="other_view", symmetric=False,
+            candidates="other_view",
         ),
     )  # fmt: skip
 

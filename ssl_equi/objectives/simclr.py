@@ -39,7 +39,7 @@ class SimCLRConfig:
     """Among how many embeddings of N objects the other view must be found: both_views, the 2N - 1 others, as in the
     paper; other_view, the N of the other view, as in E-SSL's released code. See `ContrastiveLoss`."""
     symmetric: bool = True
-    """Both views look for the other one; off: view 1 looks for view 2, as in E-SSL's released code for CIFAR-10."""
+    """Both views look for the other one; off: only view 1 looks for view 2."""
 
 
 class SimCLR(nn.Module):

@@ -1,0 +1,205 @@
+"""A named configuration of a recipe in small, and what differs between its objective and its reference."""
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from ssl_equi import options
+from tests.references.networks import Batch, MissingWeightError, Network
+from tests.references.table import Reference
+
+TOLERANCE = 1e-9  # of the package against a reference, relative where a number is above 1
+SIDE = 8  # of an image
+FEATURES = 16
+SMALL_WIDTHS = (24, 20, 12)  # of hidden layers, none like another, so that a layer in another's place shows
+SMALL_SIZES = {
+    "predictor_hidden_width": 14, "action_width": 8, "feedforward_width": 22, "num_capsules": 4, "image_size": SIDE,
+    "queue_size": 128,
+}  # fmt: skip
+NO_MASKS = {"dropout": 0.0}  # what it leaves out can't be said in advance
+# How weights start, and options whose batches are others.
+NOT_CHANGED = {"hypernetwork_init", "relative", "reuse_views"}
+BUFFERS_OF_NORMS = ("running_mean", "running_var", "num_batches_tracked")
+
+Values = dict[str, Tensor]
+Differences = dict[str, float]
+
+
+class SmallEncoder(nn.Module):
+    """The linear map and the batch norm of `Network.encoder`."""
+
+    num_features = FEATURES
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * SIDE * SIDE, FEATURES)
+        self.norm = nn.BatchNorm1d(FEATURES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.linear(images.flatten(1)))
+
+
+class SmallMapEncoder(nn.Module):
+    """The convolution and the batch norm in `capsules.capsules`: a map of 3 x 3 places."""
+
+    num_features = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, self.num_features, 3, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(self.num_features)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return self.norm(self.conv(images))
+
+    def forward_head(self, feature_map: Tensor) -> Tensor:
+        return feature_map.mean((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
+
+
+def configuration(recipe: ModuleType, key: str) -> Any:
+    """The configuration that a key of the table names, as on the command line."""
+    _, name, *flags = key.split()
+    changes = {flag.removeprefix("--"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)}
+    return dataclasses.replace(recipe.CONFIGS[name](), **changes)
+
+
+def shrunk(config: Any) -> Any:
+    """The same with narrow layers, as many as before."""
+    changes: dict[str, Any] = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            changes[entry.name] = shrunk(value)
+        elif entry.name in ("projector", "hidden", "hidden_widths"):
+            assert len(value) <= len(SMALL_WIDTHS)
+            changes[entry.name] = SMALL_WIDTHS[: len(value)]
+        elif entry.name in SMALL_SIZES | NO_MASKS:
+            changes[entry.name] = (SMALL_SIZES | NO_MASKS)[entry.name]
+    return dataclasses.replace(config, **changes)
+
+
+def small_objective(recipe: ModuleType, config: Any) -> nn.Module:
+    """What the recipe builds, in float64 and train mode, with a small encoder and weights that are nowhere 0 or 1."""
+    encoder = SmallMapEncoder if hasattr(config, "num_capsules") else SmallEncoder
+    with mock.patch.object(recipe, "create_encoder", lambda *_, **__: encoder()):
+        objective = recipe.build(shrunk(config)).double().train()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in objective.parameters():
+            weight.add_(0.2 * torch.randn(weight.shape, generator=generator, dtype=torch.float64))
+    return objective
+
+
+def random_batch(reference: Reference) -> Batch:
+    """Images and actions from a normal distribution; rotations have length 1."""
+    generator = torch.Generator().manual_seed(2)
+    objects, counts = reference.objects, [reference.views, reference.transformed_views, reference.shared_views]
+    images = torch.randn(objects, sum(counts), 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
+    views, transformed_views, shared_views = images.split(counts, dim=1)
+    actions = torch.randn(objects, *reference.actions, generator=generator, dtype=torch.float64)
+    if reference.actions and reference.actions[-1] in (4, 6, 7):
+        actions[..., :4] /= actions[..., :4].norm(dim=-1, keepdim=True)
+    return Batch(
+        views=views,
+        actions=actions if reference.actions else None,
+        labels=torch.arange(objects) % 3,
+        transformed_views=transformed_views if counts[1] else None,
+        elements=torch.arange(counts[1]).expand(objects, -1) if counts[1] else None,
+        shared_views=shared_views if counts[2] else None,
+        progress=0.5,
+    )
+
+
+def package_values(objective: nn.Module, batch: Batch) -> Values:
+    """Loss, terms, gradients of all parameters and all buffers (the statistics of batch norms), by name, after one
+    forward pass."""
+    if hasattr(objective, "soften_targets"):
+        objective.soften_targets(batch.progress)
+    names = inspect.signature(objective.forward).parameters
+    output = objective(**{name: value for name, value in vars(batch).items() if name in names and value is not None})
+    output.loss.backward()
+    values = {"loss": output.loss.detach()}
+    values |= {f"term {name}": term for name, term in output.terms.items()}
+    for name, weight in objective.named_parameters():
+        values[f"gradient {name}"] = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    return values | {name: buffer.double() for name, buffer in objective.named_buffers()}
+
+
+def state(objective: nn.Module) -> Values:
+    """Copies of weights and buffers before the step, without those of batch norms."""
+    buffers = {name: value for name, value in objective.named_buffers() if not name.endswith(BUFFERS_OF_NORMS)}
+    return {name: value.detach().clone() for name, value in (dict(objective.named_parameters()) | buffers).items()}
+
+
+def reference_values(reference: Reference, weights: Values, batch: Batch) -> Values:
+    """The same, from the reference. A gradient is named only if the reference used the weight."""
+    leaves = {name: weight.clone().requires_grad_(weight.is_floating_point()) for name, weight in weights.items()}
+    network = Network(leaves)
+    terms = reference.loss(network, batch, **reference.settings)
+    loss = terms.pop("loss")
+    used = sorted(network.record.used - network.record.buffers.keys())
+    gradients = torch.autograd.grad(loss, [leaves[name] for name in used], allow_unused=True, materialize_grads=True)
+    values = {"loss": loss.detach()} | {f"term {name}": term.detach() for name, term in terms.items()}
+    values |= {f"gradient {name}": gradient for name, gradient in zip(used, gradients, strict=True)}
+    for name, statistics in network.record.statistics.items():
+        remembered = (statistics.mean, statistics.variance, torch.tensor(statistics.calls).double())
+        values |= {f"{name}.{buffer}": value for buffer, value in zip(BUFFERS_OF_NORMS, remembered, strict=True)}
+    return values | {name: buffer.double() for name, buffer in network.record.buffers.items()}
+
+
+def differences(objective: nn.Module, reference: Reference, batch: Batch, weights: Values | None = None) -> Differences:
+    """What differs by how much, relative to its size if that is above 1; infinity for what only one of both has.
+
+    Args:
+        weights: the reference's; the objective's own if None.
+    """
+    weights = state(objective) if weights is None else weights
+    ours = package_values(objective, batch)
+    try:
+        theirs = reference_values(reference, weights, batch)
+    except (MissingWeightError, RuntimeError) as error:  # PyTorch's for shapes that don't fit
+        return {f"the reference has no use for these weights: {error}": float("inf")}
+    found: Differences = dict.fromkeys(ours.keys() ^ theirs.keys(), float("inf"))
+    for name in ours.keys() & theirs.keys():
+        scale = max(1.0, theirs[name].abs().max().item())
+        found[name] = (ours[name] - theirs[name]).abs().max().item() / scale
+    return found
+
+
+def unlike(found: Differences, factor: float = 1.0) -> Differences:
+    """The differences above the tolerance times a factor."""
+    return {name: difference for name, difference in found.items() if not difference <= factor * TOLERANCE}
+
+
+def with_other_options(config: Any) -> Iterator[tuple[str, Any]]:
+    """The configuration with each option of its loss changed that has an effect, but for widths."""
+    for option in options._options(config):
+        group, _, name = option.name.partition(".")
+        of_the_loss = type(getattr(config, group)).__module__.startswith("ssl_equi.objectives.")
+        if not of_the_loss or option.inactive or name in NOT_CHANGED | SMALL_SIZES.keys() | NO_MASKS.keys():
+            continue
+        for value in _other_values(option):
+            inner = dataclasses.replace(getattr(config, group), **{name: value})
+            yield f"{option.flag} {value}", dataclasses.replace(config, **{group: inner})
+
+
+def _other_values(option: options._Option) -> tuple[Any, ...]:
+    value = option.value
+    if isinstance(value, bool):
+        return (not value,)
+    if isinstance(value, int):
+        return (2 * value,)
+    if isinstance(value, float):
+        return (1.5 * value or 0.5,)
+    if isinstance(value, tuple):
+        return (value[:-1],)
+    return tuple(choice for choice in options._choices(option.hint) if choice != value)
