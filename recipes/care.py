@@ -26,7 +26,7 @@ from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.options import ActsWhen, Momentum
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.provenance import BF16_FOR_FP16, OWN_PAIRS, UNSHUFFLED, reproduces
+from ssl_equi.provenance import BF16, OWN_PAIRS, UNSHUFFLED, reproduces
 from ssl_equi.run import Run
 from ssl_equi.run_config import RunError
 from ssl_equi.training_views import SharedPairOptions, SharedViews, TrainingViews
@@ -129,9 +129,7 @@ def stl10() -> Config:
     )  # fmt: skip
 
 
-@reproduces(
-    "paper", "CARE", BF16_FOR_FP16, "chunks of 8 images as in the released script; the paper cuts a batch into 4"
-)
+@reproduces("paper", "CARE", BF16, "chunks of 8 images as in the released script; the paper cuts a batch into 4")
 def imagenet100() -> Config:
     """A folder of 100 ImageNet classes, SimCLR base, as in the paper: batch 512, learning rate .8, lambda .005."""
     return Config(
@@ -151,7 +149,7 @@ def imagenet100() -> Config:
     "release",
     "CARE",
     OWN_PAIRS,
-    BF16_FOR_FP16,
+    BF16,
     "negatives of all processes, not of one",
     "shared views of all images of a batch, not of 128, and cropped at random, not in the middle",
 )
@@ -163,7 +161,7 @@ def imagenet100_released() -> Config:
 @reproduces(
     "paper",
     "CARE",
-    BF16_FOR_FP16,
+    BF16,
     UNSHUFFLED,
     "chunks of 8 images as in the released script; the paper cuts a batch into 8",
 )

@@ -20,7 +20,7 @@ from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.options import ActsWhen, Momentum
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.provenance import BF16_FOR_FLOAT32, BF16_FOR_FP16, UNSHUFFLED, reproduces
+from ssl_equi.provenance import BF16, BF16_FOR_FLOAT32, UNSHUFFLED, reproduces
 from ssl_equi.run import Run
 from ssl_equi.run_config import RunError
 from ssl_equi.training_views import PairOptions, TrainingViews
@@ -66,7 +66,7 @@ def imagenet() -> Config:
     )  # fmt: skip
 
 
-@reproduces("paper", "CARE", BF16_FOR_FP16, UNSHUFFLED)
+@reproduces("paper", "CARE", BF16, UNSHUFFLED)
 def imagenet100() -> Config:
     """A folder of 100 ImageNet classes as the baseline of CARE (Gupta et al., ICLR 2024): batch 512, rate .8."""
     return replace(
@@ -75,7 +75,7 @@ def imagenet100() -> Config:
     )  # fmt: skip
 
 
-@reproduces("release", "CARE", BF16_FOR_FP16, UNSHUFFLED)
+@reproduces("release", "CARE", BF16, UNSHUFFLED)
 def imagenet100_released() -> Config:
     """The same with the batch of 256 and the learning rate of .4 of CARE's script."""
     return replace(imagenet100(), batch_size=256, learning_rate=0.4)

@@ -20,6 +20,7 @@ SOURCES = {
     "VICReg": "Bardes, Ponce and LeCun, ICLR 2022",
 }
 # Departures of more than one configuration.
+BF16 = "trained in bf16"
 BF16_FOR_FP16 = "bf16 in place of fp16"
 BF16_FOR_FLOAT32 = "bf16 in place of float32"
 FRESH_DRAWS = "each epoch draws views of its own, where the released loader repeats those of the first"

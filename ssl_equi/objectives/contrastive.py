@@ -18,14 +18,13 @@ class ContrastiveLoss:
     """Cross-entropy of picking an embedding's other view among candidates, by cosines over a temperature.
 
     For an embedding z with other view z', -log(exp(cos(z, z') / T) / sum over candidates y of exp(cos(z, y) / T)), mean
-    over the embeddings of view 1 and, if `symmetric`, of view 2. Candidates come from the global batch of N objects,
-    see `ssl_equi.objectives.distributed`.
+    over the embeddings of both views. Candidates come from the global batch of N objects, see
+    `ssl_equi.objectives.distributed`.
 
     Args:
         temperature: T.
         candidates: both_views: the 2N - 1 other embeddings of both views (NT-Xent; Chen et al., SimCLR, ICML 2020,
             equation 1). other_view: the N embeddings of the other view (InfoNCE, as E-SSL's released code).
-        symmetric: False: only embeddings of view 1 look for theirs of view 2.
 
     Raises:
         ValueError: the temperature is not positive, or the candidates are unknown.
@@ -33,7 +32,6 @@ class ContrastiveLoss:
 
     temperature: float
     candidates: Candidates = "both_views"
-    symmetric: bool = True
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
@@ -45,8 +43,8 @@ class ContrastiveLoss:
         views = F.normalize(first, dim=1), F.normalize(second, dim=1)
         gathered = [gather_batch(view) for view in views]
         own = rank() * len(first) + torch.arange(len(first), device=first.device)
-        logits = [self._logits(views[view], gathered, view, own) for view in ((0, 1) if self.symmetric else (0,))]
-        return F.cross_entropy(torch.cat(logits), own.repeat(len(logits)))
+        logits = torch.cat([self._logits(views[view], gathered, view, own) for view in (0, 1)])
+        return F.cross_entropy(logits, own.repeat(2))
 
     def _logits(self, embeddings: Tensor, gathered: list[Tensor], view: int, own: Tensor) -> Tensor:
         """Logits [B, candidates] of embeddings of one view, first those of the other view.

@@ -38,15 +38,13 @@ class SimCLRConfig:
     candidates: Candidates = "both_views"
     """Among how many embeddings of N objects the other view must be found: both_views, the 2N - 1 others, as in the
     paper; other_view, the N of the other view, as in E-SSL's released code. See `ContrastiveLoss`."""
-    symmetric: bool = True
-    """Both views look for the other one; off: only view 1 looks for view 2."""
 
 
 class SimCLR(nn.Module):
     """loss = NT-Xent: each embedding must pick its other view among the 2N - 1 other embeddings of the global batch.
 
     For an embedding z with other view z', -log(exp(cos(z, z') / T) / sum over the others y of exp(cos(z, y) / T)),
-    mean over all 2N embeddings (equation 1). The options `candidates` and `symmetric` choose other forms.
+    mean over all 2N embeddings (equation 1). The option `candidates` chooses another form.
 
     Args:
         encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D.
@@ -71,7 +69,7 @@ class SimCLR(nn.Module):
             last_bias=config.last_bias,
             batch_norm=config.hidden_batch_norm,
         )
-        self._contrastive_loss = ContrastiveLoss(config.temperature, config.candidates, config.symmetric)
+        self._contrastive_loss = ContrastiveLoss(config.temperature, config.candidates)
 
     @property
     def parts(self) -> dict[str, slice]:

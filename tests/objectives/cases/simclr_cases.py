@@ -13,8 +13,8 @@ CASES = {
         ),
         dtype,
     ),
-    "simclr_one_direction": lambda dtype: train_steps(
-        lambda: SimCLR(BatchNormEncoder(), SimCLRConfig(projector=(24, 24), candidates="other_view", symmetric=False)),
+    "simclr_other_view": lambda dtype: train_steps(
+        lambda: SimCLR(BatchNormEncoder(), SimCLRConfig(projector=(24, 24), candidates="other_view")),
         dtype,
     ),
 }
