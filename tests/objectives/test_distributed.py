@@ -1,4 +1,4 @@
-"""Two gloo processes with half the batch each must equal one process with the whole batch."""
+"""Gloo processes with a share of the batch each must equal one process with the whole batch."""
 
 import importlib.util
 import os
@@ -31,27 +31,27 @@ BATCH_NORM_CASES = [case for case in CASES.CASES if case.startswith("batch_norm"
 Results = dict[str, dict[str, Tensor]]
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
-    """Results of rank 0 and rank 1."""
-    folder = tmp_path_factory.mktemp("gloo")
-    outputs = [folder / f"rank{rank}.pt" for rank in range(2)]
-    processes = [
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+    """Results of all ranks."""
+    folder, count = tmp_path_factory.mktemp("gloo"), request.param
+    outputs = [folder / f"rank{rank}.pt" for rank in range(count)]
+    started = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), "2", str(folder / "init"), str(outputs[rank])],
+            [sys.executable, str(SCRIPT), str(rank), str(count), str(folder / "init"), str(outputs[rank])],
             cwd=REPOSITORY,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(count)
     ]
     try:
-        errors = [process.communicate()[1] for process in processes]
+        errors = [process.communicate()[1] for process in started]
     finally:
-        for process in processes:
+        for process in started:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    assert [process.returncode for process in started] == [0] * count, "\n".join(errors)
     return [torch.load(output, weights_only=True) for output in outputs]
 
 
@@ -69,49 +69,48 @@ def assert_close(value: Tensor, expected: Tensor, scale: Tensor, tolerance: floa
 @pytest.mark.parametrize("case", OBJECTIVE_CASES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
 def test_objective_gradients_equal_one_process(
-    case: str, dtype: str, tolerance: float, two_processes: list[Results], one_process: Results
+    case: str, dtype: str, tolerance: float, processes: list[Results], one_process: Results
 ):
     expected = one_process[f"{case} {dtype}"]
-    ranks = [results[f"{case} {dtype}"] for results in two_processes]
+    ranks = [results[f"{case} {dtype}"] for results in processes]
     largest_gradient = max(v.abs().max() for name, v in expected.items() if name.startswith("gradient"))
     assert largest_gradient > 0
     for name, value in expected.items():
         if name.startswith("gradient"):
-            # DistributedDataParallel has averaged them, so either rank holds the global gradient.
-            assert_close(ranks[1][name], value, largest_gradient, tolerance, name)
+            # DistributedDataParallel has averaged them, so every rank holds the global gradient.
+            assert_close(ranks[-1][name], value, largest_gradient, tolerance, name)
         elif name.startswith("buffer"):
-            assert_close(ranks[1][name], value, value.abs().max().clamp(min=1), tolerance, name)
+            assert_close(ranks[-1][name], value, value.abs().max().clamp(min=1), tolerance, name)
         else:
-            # A term of the global batch is the same on both ranks, one of the own share is not; the mean is right for
+            # A term of the global batch is the same on all ranks, one of the own share is not; the mean is right for
             # both. Terms are float32 whatever the case's dtype.
-            mean = (ranks[0][name] + ranks[1][name]) / 2
+            mean = torch.stack([rank[name] for rank in ranks]).mean(dim=0)
             assert_close(mean, value, value.abs().clamp(min=1e-3), max(tolerance, 1e-6), name)
 
 
 @pytest.mark.parametrize("case", BATCH_NORM_CASES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-13)])
 def test_batch_norm_equals_one_process(
-    case: str, dtype: str, tolerance: float, two_processes: list[Results], one_process: Results
+    case: str, dtype: str, tolerance: float, processes: list[Results], one_process: Results
 ):
     expected = one_process[f"{case} {dtype}"]
-    ranks = [results[f"{case} {dtype}"] for results in two_processes]
+    ranks = [results[f"{case} {dtype}"] for results in processes]
     for name, value in expected.items():
         if name.startswith("local"):
             found = torch.cat([rank[name] for rank in ranks])
         elif name.startswith("summed"):
-            found = ranks[0][name] + ranks[1][name]
+            found = torch.stack([rank[name] for rank in ranks]).sum(dim=0)
         else:
-            found = ranks[1][name]
+            found = ranks[-1][name]
         assert_close(found, value, value.abs().max().clamp(min=1), tolerance, name)
 
 
-def test_gather_keeps_rank_order_and_sums_gradients(two_processes: list[Results], one_process: Results):
+def test_gather_keeps_rank_order_and_sums_gradients(processes: list[Results], one_process: Results):
     expected = one_process["gather float64"]
-    ranks = [results["gather float64"] for results in two_processes]
-    assert torch.equal(ranks[0]["gathered"], expected["gathered"])
-    assert torch.equal(ranks[1]["gathered"], expected["gathered"])
+    ranks = [results["gather float64"] for results in processes]
+    assert all(torch.equal(rank["gathered"], expected["gathered"]) for rank in ranks)
     gradients = torch.cat([rank["local input gradient"] for rank in ranks])
-    assert torch.equal(gradients, expected["local input gradient"])
+    assert torch.allclose(gradients, expected["local input gradient"], rtol=1e-14)
 
 
 def test_one_process_gathers_nothing():

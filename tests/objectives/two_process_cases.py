@@ -3,7 +3,7 @@
     python two_process_cases.py RANK WORLD_SIZE INIT_FILE OUTPUT_FILE
 
 Each case is a pure function of (rank, world_size): it takes its rank's share of a fixed global batch and returns
-tensors. The test runs two processes of this script and the same functions once without a group. The cases of the
+tensors. The test runs several processes of this script and the same functions once without a group. The cases of the
 objectives are in cases/, one file a method.
 """
 
@@ -111,11 +111,11 @@ def batch_norm_steps(layer: nn.Module, input_shape: tuple[int, ...], dtype: torc
 
 def gather_step(dtype: torch.dtype) -> Tensors:
     """A function of the gathered batch that every process weights differently."""
-    rank = dist.get_rank() if world_size() > 1 else 0
-    ranks = [rank] if world_size() > 1 else [0, 1]
+    # The weights of all processes add up to 1, which is one process's.
+    weight = 2 * (dist.get_rank() + 1) / (world_size() * (world_size() + 1)) if world_size() > 1 else 1
     x = share(torch.arange(GLOBAL_BATCH * 3, dtype=dtype).reshape(GLOBAL_BATCH, 3)).clone().requires_grad_()
     gathered = gather_batch(x)
-    sum((r + 1) * gathered.square().sum() for r in ranks).backward()
+    (weight * gathered.square().sum()).backward()
     return {"gathered": gathered.detach(), "local input gradient": x.grad}
 
 

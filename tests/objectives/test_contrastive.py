@@ -1,0 +1,54 @@
+"""The contrastive loss against lightly's NT-Xent to the bit, and against formulas one embedding at a time."""
+
+import math
+
+import pytest
+import torch
+from lightly.loss import NTXentLoss
+from torch import Tensor
+
+from ssl_equi.objectives.contrastive import ContrastiveLoss
+
+
+def random_views(size: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(size)
+    first, second = torch.randn(2, size, width, generator=generator, dtype=dtype).unbind()
+    return first.requires_grad_(), second.requires_grad_()
+
+
+@pytest.mark.parametrize(("size", "width", "temperature"), [(2, 8, 0.1), (64, 256, 0.1), (37, 64, 0.5)])
+def test_nt_xent_is_lightlys_to_the_bit(size: int, width: int, temperature: float) -> None:
+    """So that runs of earlier versions, which used lightly's, go on as they were."""
+    views = random_views(size, width)
+    found, expected = ContrastiveLoss(temperature)(*views), NTXentLoss(temperature)(*views)
+    assert torch.equal(found, expected)
+    for mine, theirs in zip(torch.autograd.grad(found, views), torch.autograd.grad(expected, views), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("candidates", ["both_views", "other_view"])
+def test_loss_equals_the_formula_one_embedding_at_a_time(candidates: str) -> None:
+    views, temperature, losses = random_views(6, 5, torch.float64), 0.3, []
+    directions = [view.detach() / view.detach().norm(dim=1, keepdim=True) for view in views]
+    for view in (0, 1):
+        for row, z in enumerate(directions[view]):
+            others = [y for number, y in enumerate(directions[view]) if number != row]
+            compared = [*directions[1 - view], *(others if candidates == "both_views" else [])]
+            exponentials = [math.exp(float(z @ y) / temperature) for y in compared]
+            losses.append(-math.log(exponentials[row] / sum(exponentials)))
+    loss = ContrastiveLoss(temperature, candidates)(*views)
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-12)
+
+
+def test_it_starts_at_the_logarithm_of_the_number_of_candidates() -> None:
+    """Embeddings that all point the same way tell nothing."""
+    views = torch.ones(2, 8, 4, dtype=torch.float64).unbind()
+    assert ContrastiveLoss(0.1)(*views).item() == pytest.approx(math.log(15))
+    assert ContrastiveLoss(0.1, "other_view")(*views).item() == pytest.approx(math.log(8))
+
+
+def test_wrong_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="the temperature is 0"):
+        ContrastiveLoss(0.0)
+    with pytest.raises(ValueError, match="candidates is 'queue': choose 'both_views' or 'other_view'"):
+        ContrastiveLoss(0.1, "queue")
