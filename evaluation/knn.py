@@ -8,6 +8,8 @@ A plain vote of the neighbours, and one that is weighted by similarity. evaluati
 goes.
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line

@@ -8,6 +8,8 @@ The protocol's head; one whose learning rate and weight decay are chosen on trai
 heads that know 1 % and 10 % of the training objects. evaluation/suite.py --help says how all of it goes.
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line

@@ -17,6 +17,8 @@ has learnt of upright images is then asked of turned ones. Prints the table and 
 --out (the folder above the encoder when not given).
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal

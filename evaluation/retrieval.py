@@ -17,6 +17,8 @@ staying by the identity, from coming back by the inverse, from doing two actions
 Prints the table with chance beside each number and appends the records to results.json in the run's folder.
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -18,6 +18,8 @@ tables, appends all records to results.json and writes sequences.html in the run
 3 minutes on one CPU core.
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 import shlex
 import sys
 from dataclasses import asdict, dataclass, replace

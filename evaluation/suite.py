@@ -20,6 +20,8 @@ means with standard errors over seeds and over objects, beside what is reached w
 writes results.json (every seed), arrays.npz and report.html.
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.evaluation_command import EvaluationConfig, evaluate_command
 

@@ -7,6 +7,8 @@ SimCLR learns as usual; besides, an MLP on the encoder's features of both views 
     accelerate launch --multi_gpu recipes/augself.py threediebench --data-dir SHARDS       3DIEBench as SIE's authors
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 

@@ -7,6 +7,8 @@ base of E-SSL and CARE.
     accelerate launch --multi_gpu recipes/barlow_twins.py imagenet --data-dir SHARDS     ImageNet, the paper's settings
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field
 
 import torch

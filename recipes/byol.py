@@ -7,6 +7,8 @@ No negatives: collapse is avoided by the predictor and by the target network's s
     accelerate launch --multi_gpu recipes/byol.py threediebench --data-dir SHARDS      3DIEBench as seq-JEPA's authors
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field
 
 import torch

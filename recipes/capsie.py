@@ -8,6 +8,8 @@ run also leaves `capsule_network/`, whose activations and poses `evaluation/prob
     accelerate launch --multi_gpu recipes/capsie.py paper --data-dir SHARDS             3DIEBench, as the paper
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 
 import torch

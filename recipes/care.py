@@ -11,6 +11,8 @@ algorithm (the released code gives all chunks of a step the same pair).
     accelerate launch --multi_gpu recipes/care.py imagenet100 --data-dir FOLDER       ImageNet-100 as in the paper
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 

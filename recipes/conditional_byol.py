@@ -6,6 +6,8 @@ BYOL, one way only: from view 1 and the action to the target network's view 2 (G
     accelerate launch --multi_gpu recipes/conditional_byol.py threediebench --data-dir SHARDS      as seq-JEPA's authors
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 
 import torch

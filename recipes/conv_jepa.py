@@ -9,6 +9,8 @@ aggregate of several glimpses is worth shows in the difference.
     accelerate launch --multi_gpu recipes/conv_jepa.py stl10 --data-dir STL10      STL-10 as seq-JEPA's authors
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 
 import torch

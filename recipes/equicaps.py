@@ -12,6 +12,8 @@ features; the run also leaves `capsule_network/`, whose activations and poses `e
     accelerate launch --multi_gpu recipes/equicaps.py paper_translated --data-dir SHARDS       3DIEBench-T
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 

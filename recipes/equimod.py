@@ -9,6 +9,8 @@ must find the other view's projection.
     accelerate launch --multi_gpu recipes/equimod.py threediebench --data-dir SHARDS     3DIEBench as SIE's authors
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 
 import torch

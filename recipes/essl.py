@@ -11,6 +11,8 @@ learns what stays, the head keeps the encoder sensitive to what changes.
     accelerate launch --multi_gpu recipes/essl.py imagenet --data-dir SHARDS      ImageNet as in the paper, SimCLR base
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 

@@ -8,6 +8,8 @@ base of CARE.
     accelerate launch --multi_gpu recipes/moco.py imagenet100 --data-dir FOLDER       ImageNet-100 as the CARE paper
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 

@@ -8,6 +8,8 @@ in which the papers on 3DIEBench compare it.
     accelerate launch --multi_gpu recipes/sen.py threediebench --data-dir SHARDS       3DIEBench as seq-JEPA's authors
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 
 import torch

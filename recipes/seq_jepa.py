@@ -12,6 +12,8 @@ from aggregates of 1 to 8 views of objects that were never seen; `evaluation/seq
     accelerate launch recipes/seq_jepa.py cifar100 --data-dir CIFAR  augmented images: crop, jitter and blur are known
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 

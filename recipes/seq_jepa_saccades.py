@@ -14,6 +14,8 @@ see datasets/images.md.
                                    for the saliency; --saccades.saliency file --saccades.saliency-file MAPS.npy for that
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 

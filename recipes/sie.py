@@ -9,6 +9,8 @@ read class, rotation and colour from either half, on objects that were never see
     accelerate launch --multi_gpu recipes/sie.py paper --data-dir SHARDS      3DIEBench with the paper's settings
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 
 import torch

@@ -9,6 +9,8 @@ two renderings of an object; on ordinary images two augmentations of one.
     accelerate launch --multi_gpu recipes/simclr.py threediebench --data-dir SHARDS      3DIEBench as seq-JEPA's authors
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field
 
 import torch

@@ -8,6 +8,8 @@ E-SSL.
     accelerate launch --multi_gpu recipes/simsiam.py imagenet --data-dir SHARDS        ImageNet, the paper's settings
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field
 
 import torch

@@ -8,6 +8,8 @@ above, as random features are from below.
     accelerate launch --multi_gpu recipes/supervised.py threediebench --data-dir SHARDS       3DIEBench
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 

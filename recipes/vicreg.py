@@ -8,6 +8,8 @@ pose: what the features still tell of it is what SIE has to beat, at the same en
     accelerate launch --multi_gpu recipes/vicreg.py imagenet --data-dir SHARDS   ImageNet with VICReg's own settings
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field, replace
 
 import torch

@@ -9,6 +9,8 @@ needed. The three views are drawn at random, as in the comparison; the method wa
     accelerate launch --multi_gpu recipes/vicreg_traj.py threediebench --data-dir SHARDS      as seq-JEPA's authors
 """
 
+import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass, field
 
 import torch

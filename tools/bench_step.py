@@ -4,6 +4,7 @@
     python tools/bench_step.py --measure loop --device cuda --loop.batch-size 1024 --loop.encoder resnet18
     python tools/bench_step.py --measure methods --device cuda --methods.encoder resnet50 --methods.batch-size 256
     python tools/bench_step.py --measure probe_pass     what features of both views would cost MoCo
+    python tools/bench_step.py --measure busy           beside busy programs, with and without bounded spinning
 
 loop: trains SIE on the embedded set, step by step. Rounds alternate between steps with and without online probes, so
 that a busy machine slows both. Shares are of the time of a step without probes; data wait is the share of the loop
@@ -16,10 +17,19 @@ round; a ratio is that of one round. Counting pixels alone, E-SSL with four rota
 
 probe_pass: MoCo's online encoder sees view 1 only, and so do the online probes. Ratios are those of steps of MoCo, and
 of CARE on MoCo, over the same with one more pass of view 2 without gradient, whose features would be for probes alone.
+
+busy: SIE's loop in processes of its own, alone and beside programs that each want a core all the time. Processes with
+`ssl_equi.openmp`'s settings take turns with processes that have OpenMP's own; a ratio is that of one turn of both.
 """
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -51,6 +61,7 @@ from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
+from ssl_equi.openmp import SPINNING
 from ssl_equi.probing.online import OnlineProbes
 
 TARGET_PROBE_SHARE = 0.02
@@ -99,16 +110,28 @@ class MethodsConfig:
 
 
 @dataclass(frozen=True)
+class BusyConfig:
+    """What the loop runs beside; its sizes are those of loop."""
+
+    programs: tuple[int, ...] = (0, 2)
+    """Numbers of other programs that want a core each."""
+    turns: int = 3
+    """Processes of each kind beside each number of programs."""
+
+
+@dataclass(frozen=True)
 class Config:
     """What to measure, and where."""
 
-    measure: Literal["both", "loop", "methods", "probe_pass"] = "both"
+    measure: Literal["both", "loop", "methods", "probe_pass", "busy"] = "both"
     """loop: online probes and waiting for data. methods: E-SSL and CARE over their base. both: these two. probe_pass:
-    MoCo without a pass of its encoder for the probes, over MoCo with one."""
+    MoCo without a pass of its encoder for the probes, over MoCo with one. busy: the loop beside other programs."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Sizes of SIE's training loop."""
     methods: MethodsConfig = field(default_factory=MethodsConfig)
     """Sizes of the steps that are compared."""
+    busy: BusyConfig = field(default_factory=BusyConfig)
+    """What the loop runs beside."""
     device: str = "cpu"
     """cpu or cuda."""
     json: Path | None = None
@@ -247,6 +270,50 @@ def measure_probe_pass(config: MethodsConfig, device: str) -> list[Row]:
     return [of_care[0], *of_moco]  # the times are in both
 
 
+# ---------------------------------------------------------------- a busy machine
+
+
+@contextmanager
+def busy_programs(count: int) -> Iterator[None]:
+    """Other programs that want a core each, all the time."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+
+
+def images_per_second_of_a_process(config: LoopConfig, spinning: dict[str, str]) -> float:
+    """SIE's loop in a process whose environment says how threads wait."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", *SPINNING)}
+    sizes = ("batch_size", "encoder", "projector_width", "steps_per_round", "rounds")
+    options = [text for name in sizes for text in (f"--loop.{name.replace('_', '-')}", str(getattr(config, name)))]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "loop.json"
+        command = [sys.executable, __file__, "--measure", "loop", *options, "--json", str(report)]
+        subprocess.run(command, env=environment | spinning, check=True, stdout=subprocess.DEVNULL)
+        rows = json.loads(report.read_text())["rows"]
+    return next(row["ratio"] for row in rows if row["name"] == "images a second")
+
+
+def measure_busy(loop: LoopConfig, config: BusyConfig) -> list[Row]:
+    """Images per second with bounded spinning over those with OpenMP's own, and both, per number of other programs."""
+    rows: list[Row] = []
+    for count in config.programs:
+        with busy_programs(count):
+            turns = [
+                (images_per_second_of_a_process(loop, {}), images_per_second_of_a_process(loop, SPINNING))
+                for _ in range(config.turns)
+            ]
+        beside = f"beside {count} programs"
+        rows.append(row_of(f"bounded / OpenMP's own, {beside}", [bounded / own for own, bounded in turns]))
+        rows.append(row_of(f"images per second, OpenMP's own, {beside}", [own for own, _ in turns]))
+        rows.append(row_of(f"images per second, bounded, {beside}", [bounded for _, bounded in turns]))
+    return rows
+
+
 def main(config: Config) -> None:
     rows: list[Row] = []
     if config.measure in ("both", "loop"):
@@ -265,6 +332,10 @@ def main(config: Config) -> None:
         rows = measure_probe_pass(sizes, config.device)
         title = f"{sizes.encoder}, {sizes.batch_size} x 2 views of {sizes.image_size} px, {config.device}"
         print_rows(title, rows, ["{:,.0f}" if "milliseconds" in row["name"] else "{:.2f}" for row in rows])
+    if config.measure == "busy":
+        rows = measure_busy(config.loop, config.busy)
+        title = f"SIE, {config.loop.encoder}, {config.loop.batch_size} pairs a step, {config.device}"
+        print_rows(title, rows, ["{:,.0f}" if "second" in row["name"] else "{:.2f}" for row in rows])
     write_rows(config.json, rows, config.device)
 
 

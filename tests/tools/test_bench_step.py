@@ -49,6 +49,23 @@ def test_moco_is_compared_with_itself_and_a_pass_for_probes(tool: ModuleType, tm
     assert sum("milliseconds" in row["name"] for row in rows) == 4
 
 
+def test_a_busy_machine_is_timed_with_and_without_bounded_spinning(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def images_per_second(loop: object, spinning: dict[str, str]) -> float:
+        asked.append(spinning)
+        return 30.0 if spinning else 10.0
+
+    monkeypatch.setattr(tool, "images_per_second_of_a_process", images_per_second)
+    tool.main(tool.Config(measure="busy", busy=tool.BusyConfig(programs=(0, 1), turns=2), json=tmp_path / "busy.json"))
+    rows = {row["name"]: row["ratio"] for row in json.loads((tmp_path / "busy.json").read_text())["rows"]}
+    assert rows["bounded / OpenMP's own, beside 1 programs"] == 3
+    assert rows["images per second, OpenMP's own, beside 0 programs"] == 10
+    assert [bool(spinning) for spinning in asked] == [False, True] * 4
+
+
 def test_methods_learn_from_the_same_images(tool: ModuleType) -> None:
     steps = tool.make_steps(tiny_sizes(tool), "cpu")
     views = steps[tool.BASE].inputs[0]

@@ -1,0 +1,41 @@
+"""Scripts bound how long idle threads spin before they load torch, and leave alone what the user has chosen."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssl_equi.openmp import SPINNING, bound_spinning
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = [
+    *sorted((ROOT / "recipes").glob("*.py")),
+    *sorted(path for path in (ROOT / "evaluation").glob("*.py") if path.name != "report.py"),
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_that_trains_or_probes_begins_with_it(script: Path) -> None:
+    body = ast.parse(script.read_text()).body
+    first = next(node for node in body if isinstance(node, ast.Import | ast.ImportFrom))
+    assert ast.unparse(first) == "import ssl_equi.openmp"
+
+
+def test_it_comes_before_torch() -> None:
+    program = "import os, sys, ssl_equi.openmp; print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", *SPINNING)}
+    environment["PYTHONPATH"] = str(ROOT)
+    output = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert output.stdout.split() == ["False", SPINNING["GOMP_SPINCOUNT"]]
+
+
+@pytest.mark.parametrize("chosen", ["OMP_WAIT_POLICY", *SPINNING])
+def test_what_the_user_has_chosen_stays(chosen: str) -> None:
+    environment = {chosen: "of the user"}
+    bound_spinning(environment)
+    assert environment == {chosen: "of the user"}
