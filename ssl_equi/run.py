@@ -36,7 +36,7 @@ from ssl_equi.checkpoint import (
     write_text_atomically,
 )
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.encoders.compiling import compile_encoder, try_compiler
+from ssl_equi.encoders.compiling import compile_networks, try_compiler
 from ssl_equi.errors import UserError
 from ssl_equi.finite_watch import FiniteWatch
 from ssl_equi.metrics_log import MetricsLog
@@ -133,10 +133,9 @@ class Run:
         if self.world_size > 1:
             # After the move: which kind of synchronised batch norm is used depends on the device.
             self.objective = convert_sync_batchnorm(self.objective)
-        encoder = getattr(objective, "encoder", None)
-        if self.config.compile and isinstance(encoder, nn.Module):
+        if self.config.compile:
             try_compiler(self.device)
-            compile_encoder(encoder)
+            compile_networks(self.objective)
         self.bare_optimizer = optimizer_of(self.objective)
         wrapped, self.optimizer = self.accelerator.prepare(self.objective, self.bare_optimizer)
         return wrapped

@@ -63,7 +63,7 @@ class RunConfig:
     clip_norm: Positive | None = None
     """Largest norm of the gradient, over all parameters; not clipped when not given."""
     compile: bool = False
-    """Compile the encoder with torch.compile; of vision transformers each block."""
+    """Compile encoder, momentum target and heads with torch.compile; of vision transformers each block by itself."""
     log_every: Count = 10
     """Steps between two lines of metrics.jsonl."""
     save_every: Count = 200

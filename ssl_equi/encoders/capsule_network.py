@@ -78,6 +78,11 @@ class CapsuleNetwork(nn.Module):
             )
         return self.backbone.forward_features(images)  # type: ignore[operator]
 
+    def compile_parts(self) -> None:
+        """Compiles backbone and head in place; the backbone by the methods that are called here, not as a whole."""
+        self.backbone.forward_features = torch.compile(self.backbone.forward_features)
+        self.head.compile()
+
     def features_and_capsules(self, images: Tensor) -> tuple[Tensor, Capsules]:
         """The backbone's features [N, D], and activations [N, K] and poses [N, K, d, d], from one pass.
 

@@ -1,4 +1,6 @@
-"""torch.compile for encoders, in the form that ends within a coffee break."""
+"""torch.compile for encoders and what is trained with them, in the form that ends within a coffee break."""
+
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -18,6 +20,27 @@ def compile_encoder(encoder: nn.Module) -> None:
             block.compile()
     else:
         encoder.compile()
+
+
+def compile_networks(objective: nn.Module) -> None:
+    """Compiles in place every network of an objective: encoders and their momentum targets, projectors, predictors.
+
+    What the objective itself computes between them, its loss among it, stays eager.
+    """
+    for network in _networks(objective):
+        if hasattr(network, "compile_parts"):
+            network.compile_parts()
+        else:
+            compile_encoder(network)
+
+
+def _networks(module: nn.Module) -> Iterator[nn.Module]:
+    """The children that have parameters; those of an objective that another one extends, and of containers, singly."""
+    for name, child in module.named_children():
+        if name == "base" or isinstance(child, nn.ModuleDict | nn.ModuleList):
+            yield from _networks(child)
+        elif next(child.parameters(), None) is not None:
+            yield child
 
 
 def try_compiler(device: torch.device) -> None:

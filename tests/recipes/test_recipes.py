@@ -281,19 +281,23 @@ def test_bf16_follows_fp32_and_exports_fp32(
         ),
     ],
 )
-def test_a_compiled_encoder_learns_the_same_and_keeps_its_names(
+@pytest.mark.parametrize(
+    "name", [name if name in ("sie", "equicaps") else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+)
+def test_compiled_networks_learn_the_same_and_keep_their_names(
+    name: str,
     backend: str,
-    sie: ModuleType,
+    load_recipe: Callable[[str], ModuleType],
     small_config: Callable[..., Any],
     tmp_path: Path,
     quick_probes: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compile_in_place = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_in_place(module, backend=backend))
-    sie.main(small_config(sie, out=tmp_path / "plain", steps=2))
+    compile_function, recipe = torch.compile, load_recipe(name)  # modules are compiled by it, too
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_function(function, backend=backend))
+    recipe.main(small_config(recipe, out=tmp_path / "plain", steps=2))
     AcceleratorState._reset_state(reset_partial_state=True)
-    sie.main(small_config(sie, out=tmp_path / "compiled", steps=2, compile=True))
+    recipe.main(small_config(recipe, out=tmp_path / "compiled", steps=2, compile=True))
     assert losses_of(tmp_path / "compiled") == pytest.approx(losses_of(tmp_path / "plain"), rel=1e-4)
     names = load_encoder(tmp_path / "compiled" / "encoder").state_dict().keys()
     assert not [name for name in names if "_orig_mod" in name]
