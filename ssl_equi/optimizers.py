@@ -53,12 +53,14 @@ def make_optimizer(
     Raises:
         ValueError: unknown name.
     """
+    # On a GPU all parameters are updated by a few kernels rather than some per parameter.
+    fused = True if all(parameter.is_cuda for group in groups for parameter in group["params"]) else None
     if name == "adam":
-        return torch.optim.Adam(groups, lr=learning_rate)
+        return torch.optim.Adam(groups, lr=learning_rate, fused=fused)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=learning_rate)
+        return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=fused)
     if name == "lars":
         from timm.optim.lars import Lars  # timm takes seconds to import
 

@@ -39,6 +39,7 @@ from ssl_equi.data.batch import ViewBatch
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
 from ssl_equi.errors import UserError
 from ssl_equi.finite_watch import FiniteWatch
+from ssl_equi.gpu import prepare_for_cuda
 from ssl_equi.metrics_log import MetricsLog
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
 from ssl_equi.objectives.output import ObjectiveOutput
@@ -130,6 +131,8 @@ class Run:
                 found in `run.optimizer` afterwards.
         """
         self.objective = objective.to(self.device)
+        if self.device.type == "cuda":
+            prepare_for_cuda(self.objective)
         if self.world_size > 1:
             # After the move: which kind of synchronised batch norm is used depends on the device.
             self.objective = convert_sync_batchnorm(self.objective)
@@ -185,6 +188,9 @@ class Run:
         try:
             self.step_done = int(saved["run"]["step"])
             self.records_skipped = int(saved["run"].get("records_skipped", 0))
+            # Whether parameters are updated by fused kernels is a matter of the device, also where it was another.
+            for group, own in zip(saved["optimizer"]["param_groups"], self.bare_optimizer.param_groups, strict=True):
+                group["fused"] = own.get("fused")
             self.bare_optimizer.load_state_dict(saved["optimizer"])
             for name, state in self.states.items():
                 state.load_state_dict(saved[name])

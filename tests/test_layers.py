@@ -17,6 +17,7 @@ LAYER = {
     "text": 0,
     "machine": 0,
     "options": 0,
+    "gpu": 0,
     "openmp": 0,
     "provenance": 0,
     "npy": 0,

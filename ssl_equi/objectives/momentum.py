@@ -25,5 +25,7 @@ def follow(target: nn.Module, online: nn.Module, momentum: float) -> None:
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"the momentum is {momentum}: give a number from 0 to 1, such as 0.99")
-    for mine, theirs in zip(target.parameters(), online.parameters(), strict=True):
-        mine.lerp_(theirs, 1 - momentum)
+    mine, theirs = list(target.parameters()), list(online.parameters())
+    assert len(mine) == len(theirs)
+    # One call for all of them: one by one, a GPU would wait for the launches of as many kernels.
+    torch._foreach_lerp_(mine, theirs, 1 - momentum)
