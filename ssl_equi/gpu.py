@@ -21,7 +21,7 @@ def use_channels_last(objective: nn.Module) -> None:
     """
     for module in objective.modules():
         if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
             module.register_forward_pre_hook(_to_channels_last)
 
 

@@ -1,6 +1,6 @@
 """torch.compile for encoders and what is trained with them, in the form that ends within a coffee break."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -28,8 +28,9 @@ def compile_networks(objective: nn.Module) -> None:
     What the objective itself computes between them, its loss among it, stays eager.
     """
     for network in _networks(objective):
-        if hasattr(network, "compile_parts"):
-            network.compile_parts()
+        compile_itself: Callable[[], None] | None = getattr(network, "compile_parts", None)
+        if compile_itself is not None:
+            compile_itself()
         else:
             compile_encoder(network)
 

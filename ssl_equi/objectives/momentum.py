@@ -4,7 +4,7 @@ import copy
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -25,7 +25,8 @@ def follow(target: nn.Module, online: nn.Module, momentum: float) -> None:
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"the momentum is {momentum}: give a number from 0 to 1, such as 0.99")
-    mine, theirs = list(target.parameters()), list(online.parameters())
+    mine: list[Tensor] = list(target.parameters())
+    theirs: list[Tensor] = list(online.parameters())
     assert len(mine) == len(theirs)
     # One call for all of them: one by one, a GPU would wait for the launches of as many kernels.
     torch._foreach_lerp_(mine, theirs, 1 - momentum)
