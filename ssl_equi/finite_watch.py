@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from ssl_equi.device_copies import Unread
 from ssl_equi.objectives.output import ObjectiveOutput
 
 
@@ -24,15 +25,13 @@ class FiniteWatch:
         now = torch.full_like(self._first_bad, float(step))
         self._first_bad = torch.where(torch.isfinite(values), self._first_bad, torch.minimum(self._first_bad, now))
 
-    def first_bad(self) -> tuple[int, str] | None:
-        """The step and the term that went wrong first, a term of the loss rather than their sum; None if all is well.
+    def first_bad(self) -> Unread[tuple[int, str] | None]:
+        """The step and the term that went wrong first; None if all is well. A term comes before the loss, their sum."""
+        return Unread(() if self._first_bad is None else (self._first_bad,), self._earliest)
 
-        This waits for the device.
-        """
-        if self._first_bad is None:
-            return None
-        steps = self._first_bad.tolist()
-        earliest = min(steps)
+    def _earliest(self, first_bad: list[list[float]]) -> tuple[int, str] | None:
+        steps = first_bad[0] if first_bad else []
+        earliest = min(steps, default=math.inf)
         if math.isinf(earliest):
             return None
         names = [name for name, step in zip(self._names, steps, strict=True) if step == earliest]

@@ -16,6 +16,7 @@ from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.remote_shards import RemoteImages, RemoteShards
 from ssl_equi.data.sources import DataSource
 from ssl_equi.data.streaming import StreamedLoader
+from ssl_equi.device_copies import Unread, merged
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.create import model_arguments
 from ssl_equi.export import EncoderCard, Export, encoder_export
@@ -169,10 +170,10 @@ class FollowingProbes:
         if self.aggregate_probes is not None and output.aggregates is not None:
             self.aggregate_probes.update(output.aggregates.unsqueeze(1), batch.labels, None)
 
-    def metrics(self) -> dict[str, float]:
-        """What `Run.log` writes: accuracy and rotation of each part since the last call."""
-        metrics = self.probes.metrics()
-        return metrics if self.aggregate_probes is None else metrics | self.aggregate_probes.metrics()
+    def metrics(self) -> Unread[dict[str, float]]:
+        """What `Run.log` reads and writes: accuracy and rotation of each part since the last call."""
+        probes = (self.probes, self.aggregate_probes)
+        return merged([probe.unread_metrics() for probe in probes if probe is not None])
 
 
 def probed_parts(objective: Objective) -> dict[str, slice]:

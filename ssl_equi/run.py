@@ -10,6 +10,7 @@ knows Accelerate. Three decisions make a resumed run identical to one that was n
 """
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -36,6 +37,7 @@ from ssl_equi.checkpoint import (
     write_text_atomically,
 )
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.device_copies import Unread, together
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
 from ssl_equi.errors import UserError
 from ssl_equi.finite_watch import FiniteWatch
@@ -262,19 +264,30 @@ class Run:
             self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm)
 
     def log(
-        self, step: int, output: ObjectiveOutput, *, probes: Callable[[], dict[str, float]] | None = None,
+        self, step: int, output: ObjectiveOutput, *, probes: Callable[[], Unread[dict[str, float]]] | None = None,
         **numbers: float,
     ) -> None:  # fmt: skip
-        """Every `log_every` steps, writes a line of losses (equal to the bit in a resumed run) and one of speed."""
+        """Every `log_every` steps, writes a line of losses (equal to the bit in a resumed run) and one of speed.
+
+        All numbers come from the device in one copy.
+        """
         if (step + 1) % self.config.log_every != 0 and step + 1 != self.last_step:
             return
-        self._raise_if_not_finite()
         terms = self.accelerator.reduce({"loss": output.loss.detach().float(), **output.terms}, reduction="mean")
-        losses = {name: value.item() for name, value in terms.items()}
-        self._add_up_skipped_records()
+        first_bad, losses, skipped, probe_metrics = together(
+            [
+                self._finite_watch.first_bad(),
+                Unread([*terms.values()], lambda values: dict(zip(terms, values, strict=True))),
+                self._skipped_records(),
+                probes() if probes is not None else Unread((), lambda _: {}),
+            ]
+        ).read()
+        # Where all terms of this process are finite, a mean that is not tells of another process.
+        not_finite = [(step + 1, name) for name, value in losses.items() if not math.isfinite(value)]
+        self._raise_for_numbers(first_bad or next(reversed(not_finite), None))
+        self.records_skipped += skipped
         speed = self._speed_window.speed(self.records_skipped)
         self._speed_window = SpeedWindow()
-        probe_metrics = probes() if probes is not None else {}
         if self.is_main:
             lines = [{"event": "loss", "step": step + 1, **losses, **numbers}]
             if probe_metrics:
@@ -289,7 +302,7 @@ class Run:
     def save(self) -> Path:
         """Writes the checkpoint of the steps done so far, atomically, and deletes all but the newest few."""
         folder = self.folder / "checkpoints" / f"step-{self.step_done:08d}"
-        self._add_up_skipped_records()
+        self.records_skipped += self._skipped_records().read()
         if self.is_main:
             states = {name: state.state_dict() for name, state in self.states.items()}
             states["objective"] = dict(self.objective.state_dict())
@@ -372,19 +385,21 @@ class Run:
         # Python's hash of a tuple of integers is stable across processes and well mixed.
         torch.manual_seed(hash((self.config.seed, step, self.rank)) & 0x7FFF_FFFF_FFFF_FFFF)
 
-    def _add_up_skipped_records(self) -> None:
-        """Called by all processes at the same steps."""
-        if self.config.on_bad_record == "skip":
-            skipped = torch.tensor(self._records_skipped_here, device=self.device)
-            self.records_skipped += int(self.accelerator.reduce(skipped, reduction="sum").item())
-            self._records_skipped_here = 0
+    def _skipped_records(self) -> Unread[int]:
+        """How many all processes skipped since the last call, which they make at the same steps."""
+        if self.config.on_bad_record != "skip":
+            return Unread((), lambda _: 0)
+        skipped = torch.full((), self._records_skipped_here, device=self.device)
+        self._records_skipped_here = 0
+        return Unread((self.accelerator.reduce(skipped, reduction="sum"),), lambda values: int(values[0]))
 
     def _raise_if_not_finite(self) -> None:
-        bad = self._finite_watch.first_bad()
-        if bad is None:
-            return
-        step, term = bad
-        self._stop_for_numbers(f"the term {term!r}", step)
+        self._raise_for_numbers(self._finite_watch.first_bad().read())
+
+    def _raise_for_numbers(self, bad: tuple[int, str] | None) -> None:
+        if bad is not None:
+            step, term = bad
+            self._stop_for_numbers(f"the term {term!r}", step)
 
     def _raise_if_weights_not_finite(self) -> None:
         """A gradient may overflow though its loss did not: such weights are never saved over good ones."""

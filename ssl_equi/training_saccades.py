@@ -16,6 +16,7 @@ from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.saliency_maps import SaliencyMaps, computed_saliency
 from ssl_equi.data.sources import DataSource
+from ssl_equi.device_copies import copy_together
 from ssl_equi.encoders.create import has_fixed_input_size
 from ssl_equi.options import ActsWhen, CountOrZero, ImageSide
 from ssl_equi.training_sequences import ViewSequence
@@ -116,7 +117,7 @@ class SaccadeViews:
     def __call__(self, batch: ViewBatch, step: int) -> SaccadeSequence:
         """The glimpses of one step; random parameters depend on (seed, step) only."""
         images, sizes = first_images(batch)
-        saliency = self._saliency(batch, images)
+        saliency, uniforms = self._saliency_and_uniforms(batch, images, step)
         if self.options.augmentation == "crop_flip":
             parameters = self.draws.parameters(self.pipeline, sizes, step, "saccades' image")
             images = self.pipeline.apply(images, parameters)
@@ -129,7 +130,7 @@ class SaccadeViews:
         glimpses, fixations = take_glimpses(
             normalise(images, self.data),
             saliency,
-            self._uniforms(len(images), step),
+            uniforms,
             size=self.options.glimpse_size,
             inhibition=self.inhibition,
             transposed=self.options.transposed,
@@ -142,11 +143,13 @@ class SaccadeViews:
             positions=positions,
         )
 
-    def _saliency(self, batch: ViewBatch, images: Tensor) -> Tensor:
-        """[B, H, W] on the images' device, up to a factor."""
+    def _saliency_and_uniforms(self, batch: ViewBatch, images: Tensor, step: int) -> list[Tensor]:
+        """[B, H, W], up to a factor, and the uniform numbers, on the images' device."""
         if self.maps is None:
-            return torch.ones(len(images), *images.shape[2:], device=images.device)
-        return self.maps.read(batch.object_indices, batch.view_indices[:, 0]).to(images.device)
+            saliency = torch.ones(len(images), *images.shape[2:], device=images.device)
+        else:
+            saliency = self.maps.read(batch.object_indices, batch.view_indices[:, 0])
+        return copy_together([saliency, self._uniforms(len(images), step)], images.device)
 
     def _uniforms(self, count: int, step: int) -> Tensor:
         """This process's rows [count, length] of the global batch's uniform numbers."""

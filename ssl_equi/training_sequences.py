@@ -17,6 +17,7 @@ from ssl_equi.data.actions import action_between_views
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import normalise_views
 from ssl_equi.data.sources import DataSource
+from ssl_equi.device_copies import copy_together
 from ssl_equi.training_views import (
     AugmentationDraws,
     PairAction,
@@ -136,9 +137,11 @@ class SequenceViews:
         if self.actions is None:
             return ViewSequence(views, None)
         between = sequence_actions_between(parameters, with_action_options(self.options).action_encoding)
-        return ViewSequence(
-            views, lambda first, second: between(first, second)[:, self.action_columns].to(images.device)
-        )
+
+        def action_between(first: int, second: int) -> Tensor:
+            return copy_together([between(first, second)[:, self.action_columns]], images.device)[0]
+
+        return ViewSequence(views, action_between)
 
 
 def check_length(length: int, config: ViewsConfig, data: DataSource) -> None:

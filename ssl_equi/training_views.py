@@ -28,6 +28,7 @@ from ssl_equi.data.actions import (
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import normalise_views
 from ssl_equi.data.sources import DataSource
+from ssl_equi.device_copies import constant, copy_together
 from ssl_equi.errors import UserError
 from ssl_equi.geometry.latents import LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.options import ActsWhen, ImageSide, Width
@@ -201,13 +202,13 @@ class AugmentationDraws:
     def parameters(
         self, pipeline: ViewPipeline, sizes: Tensor, step: int, purpose: str, shared_by: int = 1
     ) -> ViewParameters:
-        """Parameters for the local images, whose heights and widths are `sizes` [b, 2].
+        """Parameters for the local images, whose heights and widths are `sizes` [b, 2] on the CPU.
 
         Args:
             shared_by: consecutive images of the global batch that share their parameters.
         """
         # Every image takes its own random numbers, so which sizes stand in for the other processes' doesn't matter.
-        global_sizes = sizes.cpu().repeat(self.world_size, 1)
+        global_sizes = sizes.repeat(self.world_size, 1)
         generator = self.generator(step, purpose)
         drawn = pipeline.draw(len(global_sizes), source_sizes=global_sizes, generator=generator, shared_by=shared_by)
         return drawn.rows(self.rows(len(sizes)))
@@ -273,7 +274,7 @@ class TrainingViews:
         if self.actions is None:
             return Views(views, None)
         action = augmentation_action(parameters[0], parameters[1], with_action_options(self.options).action_encoding)
-        return Views(views, action[:, self.action_columns].to(images.device))
+        return Views(views, copy_together([action[:, self.action_columns]], images.device)[0])
 
 
 class SharedViews:
@@ -332,8 +333,8 @@ class TransformedSmallViews:
             views = [self._small_view(images, sizes, step, f"small view {number}") for number in range(2)]
             count = len(images) * self.draws.world_size
             generator = self.draws.generator(step, "relative elements")
-            elements = torch.randint(self.group.size, (count, 2), generator=generator)[self.draws.rows(len(images))]
-            elements = elements.to(images.device)
+            drawn = torch.randint(self.group.size, (count, 2), generator=generator)[self.draws.rows(len(images))]
+            (elements,) = copy_together([drawn], images.device)
             transformed = torch.stack(
                 [self.group.apply(view, elements[:, number]) for number, view in enumerate(views)], dim=1
             )
@@ -343,7 +344,8 @@ class TransformedSmallViews:
             count = len(images) * self.draws.world_size
             # The ranks of random numbers are distinct elements, drawn for the whole global batch.
             noise = torch.rand(count, self.group.size, generator=self.draws.generator(step, "elements"))
-            elements = noise.argsort(dim=1)[self.draws.rows(len(images)), : self.elements].to(images.device)
+            drawn = noise.argsort(dim=1)[self.draws.rows(len(images)), : self.elements]
+            (elements,) = copy_together([drawn], images.device)
             small = self._small_view(images, sizes, step, "small view")
             repeated = small.repeat_interleave(self.elements, dim=0)
             transformed = self.group.apply(repeated, elements.flatten()).unflatten(0, elements.shape)
@@ -392,15 +394,16 @@ def views_to_load(options: PairOptions) -> int:
 
 
 def first_images(batch: ViewBatch) -> tuple[Tensor, Tensor]:
-    """The first image of each object, uint8 [B, 3, H, W], and its picture's height and width [B, 2] in pixels."""
+    """The first image of each object, uint8 [B, 3, H, W], and its picture's height and width [B, 2] on the CPU."""
     images = batch.images[:, 0].permute(0, 3, 1, 2)
     if batch.content_sizes is not None:
         return images, batch.content_sizes[:, 0]
-    return images, torch.tensor(images.shape[-2:], device=images.device).expand(len(images), 2)
+    return images, torch.tensor(images.shape[-2:], device="cpu").expand(len(images), 2)
 
 
 def normalise(views: Tensor, data: DataSource) -> Tensor:
     """Shifts and scales [..., 3, H, W] in [0, 1] by the data's mean and standard deviation."""
-    mean = torch.tensor(data.mean_rgb, dtype=views.dtype, device=views.device).view(3, 1, 1)
-    std = torch.tensor(data.std_rgb, dtype=views.dtype, device=views.device).view(3, 1, 1)
+    mean, std = (
+        constant(tuple(values), views.device, views.dtype).view(3, 1, 1) for values in (data.mean_rgb, data.std_rgb)
+    )
     return (views - mean) / std

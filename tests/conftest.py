@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural
+from tests.simulated_device import SimulatedDevice, simulated_device
 
 TINY = ProceduralConfig(
     families=("chair", "teapot", "dog"), held_out_families=("mug",), train_objects=8, val_objects=2, test_objects=4,
@@ -66,6 +67,13 @@ def _image_bytes(number: int, image_format: str = "JPEG", mode: str = "RGB", siz
 def image_bytes() -> Callable[..., bytes]:
     """image_bytes(number, image_format="JPEG", mode="RGB", size=(40, 30)): an encoded picture."""
     return _image_bytes
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedDevice]:
+    """A simulated CUDA device."""
+    with simulated_device(monkeypatch) as device:
+        yield device
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ LAYER = {
     "provenance": 0,
     "npy": 0,
     "benchmarks": 0,
+    "device_copies": 0,
     "scenes": 1,
     "data": 2,
     "objectives": 2,

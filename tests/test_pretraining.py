@@ -241,7 +241,7 @@ def gradients_of_three_steps(
                 probes.update(output, batch)
             gradients += [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
             objective.zero_grad(set_to_none=True)
-    return gradients, torch.get_rng_state(), probes.metrics() if probes is not None else {}
+    return gradients, torch.get_rng_state(), probes.metrics().read() if probes is not None else {}
 
 
 def test_online_probes_disturb_neither_the_gradients_nor_the_random_generator(

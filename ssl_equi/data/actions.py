@@ -57,7 +57,8 @@ def relative_hues(latents: Tensor) -> Tensor:
 
     Plain differences in [-1, 1] as in SIE (Garrido et al., ICML 2023), not wrapped around the colour circle.
     """
-    return latents[:, 1, list(HUE_COLUMNS)] - latents[:, 0, list(HUE_COLUMNS)]
+    differences = latents[:, 1] - latents[:, 0]
+    return torch.stack([differences[:, column] for column in HUE_COLUMNS], dim=1)
 
 
 def relative_pose(quat_xyzw: Tensor, latents: Tensor, kind: PoseActionKind) -> Tensor:
@@ -107,8 +108,10 @@ def action_between_views(batch: ViewBatch, kind: ActionKind, first: int, second:
     """
     if batch.quat_xyzw is None:
         raise ValueError("the batch has no poses: actions of this kind need a rendered data set")
-    pair = [first, second]
-    return _action_of_pairs(batch.quat_xyzw[:, pair], batch.latents[:, pair], kind)
+    quat_xyzw, latents = (
+        torch.stack([values[:, first], values[:, second]], dim=1) for values in (batch.quat_xyzw, batch.latents)
+    )
+    return _action_of_pairs(quat_xyzw, latents, kind)
 
 
 def actions_between_all_views(quat_xyzw: Tensor, latents: Tensor, kind: ActionKind) -> Tensor:

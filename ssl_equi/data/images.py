@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
+
+from ssl_equi.device_copies import constant
 
 
 def normalise_images(images: Tensor, mean_rgb: Sequence[float], std_rgb: Sequence[float]) -> Tensor:
     """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in channels-last memory: (x / 255 - mean) / std."""
-    mean = torch.tensor(mean_rgb, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(std_rgb, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
+    mean, std = (constant(tuple(values), images.device).view(1, 3, 1, 1) for values in (mean_rgb, std_rgb))
     # The permuted NHWC tensor already has the channels-last strides, and the conversion keeps them.
     return images.permute(0, 3, 1, 2).float().sub_(mean * 255).div_(std * 255)
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssl_equi.device_copies import constant
 from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image, irrep_matrix
 
 
@@ -52,11 +53,8 @@ def split_components(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # What each element is in A1, A2, B1, B2, [8, 4], and in E, [8, 2, 2].
-_SIGNS = torch.tensor(
-    [[irrep_matrix(name, g).item() for name in ("A1", "A2", "B1", "B2")] for g in range(ELEMENTS)],
-    dtype=torch.float32,
-)
-_MATRICES = torch.stack([irrep_matrix("E", g) for g in range(ELEMENTS)]).float()
+_SIGNS = tuple(tuple(irrep_matrix(name, g).item() for name in ("A1", "A2", "B1", "B2")) for g in range(ELEMENTS))
+_MATRICES = tuple(tuple(tuple(row) for row in irrep_matrix("E", g).tolist()) for g in range(ELEMENTS))
 
 
 def act_on_components(elements: int | Tensor, features: Tensor) -> Tensor:
@@ -75,7 +73,7 @@ def act_on_components(elements: int | Tensor, features: Tensor) -> Tensor:
     check_octic_width("the last dimension of the features", features.shape[-1])
     if isinstance(elements, int) and not 0 <= elements < ELEMENTS:
         raise ValueError(f"{elements} is not a symmetry of the square: use 0..{ELEMENTS - 1}")
-    signs, matrices = (table.to(features.device, features.dtype)[elements] for table in (_SIGNS, _MATRICES))
+    signs, matrices = (constant(table, features.device, features.dtype)[elements] for table in (_SIGNS, _MATRICES))
     ones, twos = split_components(features)
     ones = ones * signs.unsqueeze(-1)
     # Element by element, for a matrix product may round to fewer bits.

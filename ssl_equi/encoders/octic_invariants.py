@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.device_copies import constant
 from ssl_equi.encoders.octic_features import (
     OcticFeatures,
     act_on_components,
@@ -161,7 +162,7 @@ class Canonisation(nn.Module):
         # In full precision: rounding must not decide between symmetries.
         with torch.autocast(features.device.type, enabled=False):
             closest = (features.detach().to(references.dtype) @ references.T).argmax(dim=-1)
-        undoing = torch.tensor([inverse(g) for g in range(ELEMENTS)], device=features.device)
+        undoing = constant(tuple(inverse(g) for g in range(ELEMENTS)), features.device, torch.int64)
         return act_on_components(undoing[closest], features)
 
 

@@ -43,7 +43,7 @@ LATENT_SIZE_WITH_TRANSLATION = 10  # 3DIEBench-T
 ROTATION_COLUMNS = (0, 1, 2)
 HUE_COLUMNS = (3, 6)
 LIGHT_DIRECTION_COLUMNS = (4, 5)
-TRANSLATION_COLUMNS = (7, 8, 9)
+TRANSLATION_COLUMNS = slice(7, 10)
 
 
 def quat_xyzw_from_latents(latents: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ssl_equi.device_copies import constant
 from ssl_equi.geometry.latents import (
     LATENT_SIZE,
     LATENT_SIZE_WITH_TRANSLATION,
@@ -98,7 +99,7 @@ class Pose:
         batch = self._batch_shape()
         rotation = quat_to_matrix(self.quat_xyzw).expand(*batch, 3, 3)
         upper = torch.cat([rotation, self.translation.expand(*batch, 3).unsqueeze(-1)], dim=-1)
-        last_row = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=upper.dtype, device=upper.device)
+        last_row = constant((0.0, 0.0, 0.0, 1.0), upper.device, upper.dtype)
         return torch.cat([upper, last_row.expand(*batch, 1, 4)], dim=-2)
 
     @classmethod

@@ -11,6 +11,7 @@ to find a constant; without the slope, many features and a constant learning rat
 scores far below 0.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_equi.device_copies import Unread, merged
 from ssl_equi.probing.metrics import exceeds_rounding
 
 UNLABELLED = -1
@@ -33,8 +35,8 @@ class OnlineProbes:
 
     Objects without a label (-1) are ignored by the classifier, and without poses the regressors stay untrained.
     Each update first measures the heads on the batch, which they have not seen, and then trains them on it. Sums stay
-    on the device, so only `metrics` waits for it. Features are standardised by the batch's own statistics, so that
-    the heads don't depend on the scale of the features. Several processes each train their own copy on their own
+    on the device, so only reading metrics waits for it. Features are standardised by the batch's own statistics, so
+    that the heads don't depend on the scale of the features. Several processes each train their own copy on their own
     share; the first one's is logged.
 
     Args:
@@ -104,32 +106,19 @@ class OnlineProbes:
         self.optimizer.step()
 
     def metrics(self) -> dict[str, float]:
+        """What `unread_metrics` holds; waits for the device."""
+        return self.unread_metrics().read()
+
+    def unread_metrics(self) -> Unread[dict[str, float]]:
         """`PART/top1` and `PART/absolute_rotation_r2_uniform` over the batches since the last call; empty without any.
 
-        This is where the device is waited for. Top-1 is left out without labels, R2 without poses; R2 is that of the
-        target components that vary.
+        Top-1 is left out without labels, R2 without poses; R2 is that of the target components that vary.
         """
-        metrics: dict[str, float] = {}
+        unread = []
         for part, sums in self.sums.items():
-            values: dict[str, Any] = {name: tensor.tolist() for name, tensor in sums.items()}
+            unread.append(Unread([*sums.values()], functools.partial(_metrics_of, part, [*sums])))
             self.sums[part] = {name: torch.zeros_like(tensor) for name, tensor in sums.items()}
-            if values["labelled"] > 0:
-                metrics[f"{part}/top1"] = values["correct"] / values["labelled"]
-            if values["posed"] == 0:
-                continue
-            totals = [
-                squared - summed**2 / values["posed"]
-                for squared, summed in zip(values["target_squared"], values["target"], strict=True)
-            ]
-            varying = exceeds_rounding(torch.tensor(totals), torch.tensor(values["target_squared"])).tolist()
-            ratios = [
-                residual / total
-                for residual, total, varies in zip(values["residual"], totals, varying, strict=True)
-                if varies
-            ]
-            if ratios:
-                metrics[f"{part}/absolute_rotation_r2_uniform"] = 1 - math.fsum(ratios) / len(ratios)
-        return metrics
+        return merged(unread)
 
     def state_dict(self) -> dict[str, Any]:
         """Heads, optimiser, sums and the position in the cycle: all that an exact continuation needs."""
@@ -177,8 +166,8 @@ class OnlineProbes:
     def _remember(self, part: str, deviations: Tensor, targets: Tensor, mean: Tensor) -> None:
         deviations, targets = deviations.double(), targets.double()
         agreement = deviations * (targets - mean)
-        seen = {
-            "count": targets.new_tensor(len(targets)),
+        seen: dict[str, Tensor | float] = {
+            "count": len(targets),
             "target": targets.sum(dim=0),
             "agreement": agreement.sum(dim=0),
             "agreement_squared": agreement.square().sum(dim=0),
@@ -194,6 +183,27 @@ class OnlineProbes:
         sums["residual"] += (targets - predictions).double().square().sum(dim=0)
         sums["target"] += targets.double().sum(dim=0)
         sums["target_squared"] += targets.double().square().sum(dim=0)
+
+
+def _metrics_of(part: str, names: list[str], sums: list[Any]) -> dict[str, float]:
+    """The metrics of a part, from the values of its sums and their names."""
+    values = dict(zip(names, sums, strict=True))
+    metrics: dict[str, float] = {}
+    if values["labelled"] > 0:
+        metrics[f"{part}/top1"] = values["correct"] / values["labelled"]
+    if values["posed"] == 0:
+        return metrics
+    totals = [
+        squared - summed**2 / values["posed"]
+        for squared, summed in zip(values["target_squared"], values["target"], strict=True)
+    ]
+    varying = exceeds_rounding(torch.tensor(totals), torch.tensor(values["target_squared"])).tolist()
+    ratios = [
+        residual / total for residual, total, varies in zip(values["residual"], totals, varying, strict=True) if varies
+    ]
+    if ratios:
+        metrics[f"{part}/absolute_rotation_r2_uniform"] = 1 - math.fsum(ratios) / len(ratios)
+    return metrics
 
 
 def _linear(in_features: int, out_features: int, generator: torch.Generator) -> nn.Linear:

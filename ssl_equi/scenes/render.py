@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_equi.device_copies import copy_together
 from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.scenes.mesh import Mesh
 from ssl_equi.scenes.rasteriser import VisibleSurface, depth_buffer, expand_counts, rasterise, visible_surface
@@ -66,8 +67,7 @@ class Renderer:
         Raises ValueError for other shapes, latents that are not finite and meshes that do not exist.
         """
         self._require_valid(mesh_indices, latents)
-        mesh_indices = mesh_indices.to(self.device, torch.int64)
-        latents = latents.to(self.device, torch.float64)
+        mesh_indices, latents = copy_together([mesh_indices.long(), latents.double()], self.device)
         resolution = self.settings.resolution
         images = torch.empty(len(latents), resolution, resolution, 3, dtype=torch.uint8, device=self.device)
         for start in range(0, len(latents), self._images_per_pass):

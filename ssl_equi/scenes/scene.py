@@ -11,7 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_equi.geometry.latents import TRANSLATION_COLUMNS, light_direction, quat_xyzw_from_latents
+from ssl_equi.device_copies import constant
+from ssl_equi.geometry.latents import (
+    LATENT_SIZE_WITH_TRANSLATION,
+    TRANSLATION_COLUMNS,
+    light_direction,
+    quat_xyzw_from_latents,
+)
 from ssl_equi.geometry.rotations import quat_to_matrix
 
 CAMERA_POSITION: tuple[float, float, float] = (0.0, 2.5 * math.sin(math.pi / 4), 2.5 * math.cos(math.pi / 4))
@@ -94,7 +100,7 @@ def scene_parameters(latents: Tensor) -> SceneParameters:
     """Parameters of latents [n, 7 or 10] (see ssl_equi.geometry.latents); a latent of 7 has no translation."""
     rotation = quat_to_matrix(quat_xyzw_from_latents(latents))
     floor_hue, light_theta_rad, light_phi_rad, light_hue = latents[:, 3:7].unbind(-1)
-    if latents.shape[-1] > TRANSLATION_COLUMNS[0]:
+    if latents.shape[-1] == LATENT_SIZE_WITH_TRANSLATION:
         centre = (rotation @ latents[:, TRANSLATION_COLUMNS, None]).squeeze(-1)
     else:
         centre = torch.zeros_like(latents[:, :3])
@@ -114,7 +120,7 @@ def spot_position(theta_rad: Tensor, phi_rad: Tensor) -> Tensor:
 
 def rgb_from_hsv(hue: Tensor, saturation: float, value: float) -> Tensor:
     """RGB [..., 3] of hues [...] (a full circle is 1), used as linear light, as Blender uses it."""
-    shift = torch.tensor([5.0, 3.0, 1.0], dtype=hue.dtype, device=hue.device)
+    shift = constant((5.0, 3.0, 1.0), hue.device, hue.dtype)
     k = (shift + 6 * hue[..., None]) % 6
     return value - value * saturation * torch.minimum(k, 4 - k).clamp(0, 1)
 
@@ -173,8 +179,7 @@ def look_at(position: Tensor, target: Tensor) -> Tensor:
     A camera that looks straight down or up has no upright direction: its picture has +y on top.
     """
     forward = torch.nn.functional.normalize(target - position, dim=-1)
-    z_axis = torch.tensor([0.0, 0.0, 1.0], dtype=position.dtype, device=position.device)
-    y_axis = torch.tensor([0.0, 1.0, 0.0], dtype=position.dtype, device=position.device)
+    y_axis, z_axis = (constant(axis, position.device, position.dtype) for axis in ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
     upright = torch.where(forward[:, 2:].abs() > 0.999, y_axis, z_axis)
     right = torch.nn.functional.normalize(torch.linalg.cross(forward, upright), dim=-1)
     return torch.stack([right, torch.linalg.cross(right, forward), forward], dim=1)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_equi.device_copies import copy_together
 from ssl_equi.scenes.rasteriser import VisibleSurface
 from ssl_equi.scenes.scene import (
     FLOOR_Z,
@@ -74,8 +75,8 @@ def soften(pictures: Tensor) -> Tensor:
     """Blur [n, 1, h, w]: a box of 3 pixels and one of 2 * (w // 64) + 1, which keeps its width in the world."""
     narrow, wide = 3, 2 * (pictures.shape[-1] // 64) + 1
     # the two boxes one after the other are one trapezoid
-    kernel = F.conv1d(torch.ones(1, 1, wide), torch.ones(1, 1, narrow), padding=narrow - 1).to(pictures.device)
-    kernel = kernel[None] / kernel.sum()
+    trapezoid = F.conv1d(torch.ones(1, 1, wide), torch.ones(1, 1, narrow), padding=narrow - 1)
+    (kernel,) = copy_together([trapezoid[None] / trapezoid.sum()], pictures.device)
     margin = kernel.shape[-1] // 2
     rows_blurred = F.conv2d(pictures, kernel, padding=(0, margin))
     return F.conv2d(rows_blurred, kernel.transpose(2, 3), padding=(margin, 0))

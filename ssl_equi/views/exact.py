@@ -9,6 +9,8 @@ import itertools
 import torch
 from torch import Tensor
 
+from ssl_equi.device_copies import constant, copy_together
+
 JIGSAW_PERMUTATIONS: tuple[tuple[int, ...], ...] = tuple(itertools.permutations(range(4)))
 """The 24 arrangements of a 2 x 2 grid, in lexicographic order: entry [p][i] is the piece that comes to place i.
 
@@ -75,7 +77,7 @@ def jigsaw(images: Tensor, permutation: Tensor) -> Tensor:
     count, channels, height, width = images.shape
     pieces = images.reshape(count, channels, 2, height // 2, 2, width // 2)
     pieces = pieces.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    piece_at_place = torch.tensor(JIGSAW_PERMUTATIONS, device=images.device)[permutation]
+    piece_at_place = constant(JIGSAW_PERMUTATIONS, images.device, torch.int64)[permutation]
     moved = pieces[torch.arange(count, device=images.device).unsqueeze(1), piece_at_place]
     return moved.unflatten(1, (2, 2)).permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
 
@@ -146,7 +148,7 @@ def _one_per_image(values: Tensor, images: Tensor, dtype: torch.dtype, name: str
             f"{name} has shape {tuple(values.shape)} and dtype {values.dtype}: "
             f"pass {dtype} [{images.shape[0]}], one value an image"
         )
-    return values.to(images.device)
+    return copy_together([values], images.device)[0]
 
 
 def _per_image(values: Tensor) -> Tensor:

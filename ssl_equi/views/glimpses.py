@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_equi.device_copies import constant
+
 InhibitionShape = Literal["circle", "square", "none"]
 
 
@@ -154,8 +156,7 @@ def fixation_positions(fixations: Tensor, height: int, width: int) -> Tensor:
 
     The action from one glimpse to another is the difference of their positions.
     """
-    sides = torch.tensor([height, width], dtype=torch.float32, device=fixations.device)
-    return fixations / sides
+    return fixations / constant((height, width), fixations.device)
 
 
 def _check_draw(saliency: Tensor, uniforms: Tensor, inhibition: Inhibition) -> None:

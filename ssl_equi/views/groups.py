@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ssl_equi.device_copies import constant, copy_together
 from ssl_equi.views.exact import (
     JIGSAW_PERMUTATIONS,
     check_even_sides,
@@ -82,7 +83,7 @@ class TransformationSet:
             raise ValueError(
                 f"elements of {self.name} have values {elements.min()}..{elements.max()}: use 0..{self.size - 1}"
             )
-        return self.transform(images, elements.to(images.device))
+        return self.transform(images, copy_together([elements], images.device)[0])
 
     def all_elements(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Every image under every element.
@@ -116,7 +117,8 @@ class TransformationSet:
         if not 1 <= k <= self.size:
             raise ValueError(f"{k} elements of {self.name} were asked for: it has {self.size}, use 1..{self.size}")
         # The places of the smallest of G random numbers: k different elements without a loop over images.
-        elements = torch.rand(len(images), self.size, generator=generator).argsort(dim=1)[:, :k].to(images.device)
+        drawn = torch.rand(len(images), self.size, generator=generator).argsort(dim=1)[:, :k]
+        (elements,) = copy_together([drawn], images.device)
         return self._apply_several(images, elements), elements
 
     def composition_table(self) -> Tensor:
@@ -135,7 +137,7 @@ class TransformationSet:
 
     def relative(self, first: Tensor, second: Tensor) -> Tensor:
         """The element g2 g1^-1 for `first` g1 and `second` g2, int64 tensors of one shape: apply g2 = it after g1."""
-        return self.relative_table().to(first.device)[first, second]
+        return copy_together([self.relative_table()], first.device)[0][first, second]
 
     def _apply_several(self, images: Tensor, elements: Tensor) -> Tensor:
         """[B, 3, H, W] under [B, K] -> [B, K, 3, H, W]."""
@@ -161,7 +163,7 @@ def _reduce_to_grey(images: Tensor, elements: Tensor) -> Tensor:
 
 def _blur(images: Tensor, elements: Tensor) -> Tensor:
     # A Gaussian of width 0 has no kernel, so images that stay sharp are blurred by some width and then not taken.
-    sigmas = torch.tensor((BLUR_SIGMAS_PX[1], *BLUR_SIGMAS_PX[1:]), device=images.device, dtype=images.dtype)
+    sigmas = constant((BLUR_SIGMAS_PX[1], *BLUR_SIGMAS_PX[1:]), images.device, images.dtype)
     blurred = gaussian_blur(images, sigmas[elements], BLUR_KERNEL_SIZE)
     return torch.where(_per_image(elements == 0), images, blurred)
 

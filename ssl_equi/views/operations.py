@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_equi.device_copies import constant
+
 Interpolation = Literal["bilinear", "bicubic"]
 
 
@@ -85,16 +87,30 @@ def gaussian_blur(images: Tensor, values: Tensor, kernel_size: int) -> Tensor:
     Raises:
         ValueError: half the kernel does not fit into the images.
     """
+    weights = blur_weights(values, kernel_size).to(images.device)
+    return blur_by_weights(images, weights, kernel_size)
+
+
+def blur_weights(values: Tensor, kernel_size: int) -> Tensor:
+    """[N, at most kernel_size]: the weights of `gaussian_blur` along one side, where the values are."""
     from kornia.filters import get_gaussian_kernel1d
 
+    radius = kernel_size // 2
+    if values.device.type == "cpu":
+        # Beyond 6.5 standard deviations a weight is below 1e-9 of the largest. A GPU would be waited for.
+        radius = min(radius, math.ceil(6.5 * float(values.max())))
+    weights: Tensor = get_gaussian_kernel1d(2 * radius + 1, values.view(-1, 1))
+    return weights
+
+
+def blur_by_weights(images: Tensor, weights: Tensor, kernel_size: int) -> Tensor:
+    """`gaussian_blur` with weights of `blur_weights` on the device of the images; raises ValueError as that does."""
     if min(images.shape[2:]) <= kernel_size // 2:
         raise ValueError(
             f"a blur of kernel size {kernel_size} got images of {images.shape[2]} x {images.shape[3]} pixels: "
             "use a smaller kernel"
         )
-    # Beyond 6.5 standard deviations a weight is below 1e-9 of the largest.
-    radius = min(kernel_size // 2, math.ceil(6.5 * float(values.max())))
-    weights = get_gaussian_kernel1d(2 * radius + 1, values.view(-1, 1)).to(images.device)
+    radius = weights.shape[1] // 2
     for dim, padding in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
         images = _weighted_shifts(F.pad(images, padding, mode="reflect"), weights, dim)
     return images
@@ -131,7 +147,7 @@ def affine(
     # Pixel coordinates run right and down, which turns the signs of the sines and tangents.
     shear = _matrices(1 + 0 * tangent_x, -tangent_x, -tangent_y, 1 + tangent_x * tangent_y)
     linear = _matrices(scale * cosine, scale * sine, -scale * sine, scale * cosine) @ shear
-    centre = torch.tensor([(width - 1) / 2, (height - 1) / 2], device=linear.device)
+    centre = constant(((width - 1) / 2, (height - 1) / 2), linear.device)
     moved_by = torch.stack([translate_right * width, translate_down * height], dim=1)
     offset = centre + moved_by - linear @ centre
     matrices = torch.cat([linear, offset.unsqueeze(2)], dim=2).to(images.device)
@@ -153,14 +169,7 @@ def rotate(images: Tensor, values: Tensor) -> Tensor:
 
 
 def crop_and_resize(
-    images: Tensor,
-    *,
-    top: Tensor,
-    left: Tensor,
-    height: Tensor,
-    width: Tensor,
-    output_size: int,
-    interpolation: Interpolation = "bilinear",
+    images: Tensor, boxes: Tensor, output_size: int, interpolation: Interpolation = "bilinear"
 ) -> Tensor:
     """Cuts a rectangle of whole pixels out of each image and resizes it to a square.
 
@@ -171,7 +180,7 @@ def crop_and_resize(
 
     Args:
         images: [N, 3, H, W].
-        top, left, height, width: [N], pixels, rounded to whole ones; the rectangle lies inside the image.
+        boxes: int64 [N, 4], top, left, height and width in pixels; the rectangle lies inside the image.
         output_size: side of the results.
         interpolation: "bilinear" or "bicubic".
 
@@ -179,15 +188,13 @@ def crop_and_resize(
         [N, 3, output_size, output_size], contiguous.
     """
     crop = _crop_in_turn if images.device.type == "cpu" else _crop_at_once
-    edges = [edge.round().long() for edge in (top, left, height, width)]
-    result = crop(images, edges, output_size, interpolation)
+    result = crop(images, boxes, output_size, interpolation)
     return result.clamp_(0, 1) if interpolation == "bicubic" else result
 
 
-def _crop_in_turn(images: Tensor, edges: list[Tensor], output_size: int, interpolation: Interpolation) -> Tensor:
+def _crop_in_turn(images: Tensor, boxes: Tensor, output_size: int, interpolation: Interpolation) -> Tensor:
     result = images.new_empty(len(images), 3, output_size, output_size)
-    boxes = torch.stack(edges, dim=1).tolist()
-    for index, (top, left, height, width) in enumerate(boxes):
+    for index, (top, left, height, width) in enumerate(boxes.tolist()):
         # Resizing is several times slower on channels-last memory, in which decoded pictures come.
         box = images[index : index + 1, :, top : top + height, left : left + width].contiguous()
         size = (output_size, output_size)
@@ -195,8 +202,8 @@ def _crop_in_turn(images: Tensor, edges: list[Tensor], output_size: int, interpo
     return result
 
 
-def _crop_at_once(images: Tensor, edges: list[Tensor], output_size: int, interpolation: Interpolation) -> Tensor:
-    top, left, height, width = (edge.to(images.device) for edge in edges)
+def _crop_at_once(images: Tensor, boxes: Tensor, output_size: int, interpolation: Interpolation) -> Tensor:
+    top, left, height, width = boxes.to(images.device).unbind(dim=1)
     count, channels, image_height, image_width = images.shape
     across = _resize_weights(left, width, image_width, output_size, interpolation)
     down = _resize_weights(top, height, image_height, output_size, interpolation)

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from ssl_equi.views.parameters import CropParameters, TransformParameters, ViewParameters
-from ssl_equi.views.transform import Transform, check_images
+from ssl_equi.views.transform import Transform, check_images, perform
 from ssl_equi.views.transforms import Crop
 
 CPU_BLOCK_BYTES = 2**20
@@ -112,9 +112,8 @@ class ViewPipeline:
     def _apply_to_block(self, images: Tensor, parameters: ViewParameters) -> Tensor:
         if images.dtype == torch.uint8:
             images = images.float().div_(255)
-        for transform in self.transforms:
-            images = transform.apply(images, getattr(parameters, transform.name))
-        return images
+        steps = [transform.operations(getattr(parameters, transform.name)) for transform in self.transforms]
+        return perform([operation for step in steps for operation in step], images)
 
     def _check_parameters(self, parameters: ViewParameters) -> None:
         given = {field.name for field in fields(parameters) if getattr(parameters, field.name) is not None}

@@ -1,16 +1,47 @@
 """What all random transforms of batches have in common."""
 
+import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
+from ssl_equi.device_copies import copy_together
 from ssl_equi.views import exact
 from ssl_equi.views.parameters import TransformParameters
 
 Parameters = TypeVar("Parameters", bound=TransformParameters)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is done to some images, and what a device has to be told for it."""
+
+    change: Callable[..., Tensor]
+    """(images, *tensors) -> new images"""
+    tensors: tuple[Tensor, ...] = ()
+    """as they were drawn, on the CPU; `perform` copies those of several operations together"""
+
+    def on_rows(self, rows: Tensor) -> "Operation":
+        """The same for some images of a batch; the others come back equal to the bit."""
+
+        def change_rows(images: Tensor, rows: Tensor, *tensors: Tensor) -> Tensor:
+            return images.index_copy(0, rows, self.change(images[rows], *tensors))
+
+        return Operation(change_rows, (rows, *self.tensors))
+
+
+def perform(operations: Sequence[Operation], images: Tensor) -> Tensor:
+    """Changes images by one operation after another, for which the host never waits."""
+    tensors = [tensor for operation in operations for tensor in operation.tensors]
+    there = iter(copy_together(tensors, images.device))
+    with torch.autocast(images.device.type, enabled=False):
+        for operation in operations:
+            images = operation.change(images, *itertools.islice(there, len(operation.tensors)))
+    return images
 
 
 class Transform(ABC, Generic[Parameters]):
@@ -18,7 +49,7 @@ class Transform(ABC, Generic[Parameters]):
 
     Images are float32 [N, 3, H, W] in [0, 1]; type and shape are checked, the range is not (that would wait for the
     device). No gradients flow through. Only rows that were applied are computed; the others come back equal to the
-    bit. Parameters are best left on the CPU, where they are drawn: then no value is read back from the device.
+    bit. Parameters are best left on the CPU, where they are drawn: then the host never waits for a device.
     """
 
     name: ClassVar[str]
@@ -45,19 +76,20 @@ class Transform(ABC, Generic[Parameters]):
             ValueError: the images are not float32 [N, 3, H, W], or the parameters have another number of rows.
         """
         check_images(images, len(parameters))
+        return perform(self.operations(parameters), images)
+
+    def operations(self, parameters: Parameters) -> list[Operation]:
+        """What `apply` does with these parameters: one operation, or none where no row was applied."""
         rows = parameters.applied.nonzero().squeeze(1)
         if len(rows) == 0:
-            return images
-        with torch.autocast(images.device.type, enabled=False):
-            if len(rows) == len(images):
-                return self._change(images, parameters)
-            rows_on_device = rows.to(images.device)
-            changed = self._change(images[rows_on_device], parameters.rows(rows))
-            return images.index_copy(0, rows_on_device, changed)
+            return []
+        if len(rows) == len(parameters):
+            return [self._operation(parameters)]
+        return [self._operation(parameters.rows(rows)).on_rows(rows)]
 
     @abstractmethod
-    def _change(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """New images, each of them transformed."""
+    def _operation(self, parameters: Parameters) -> Operation:
+        """Transforms as many images as there are rows, each of them."""
 
 
 @dataclass(frozen=True)

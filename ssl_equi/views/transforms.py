@@ -5,6 +5,7 @@ the order of the colour changes included. Angles are counter-clockwise.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -27,6 +28,7 @@ from ssl_equi.views.parameters import (
 )
 from ssl_equi.views.transform import (
     OccasionalTransform,
+    Operation,
     Transform,
     check_from_zero,
     check_interval,
@@ -67,22 +69,20 @@ class Crop(Transform[CropParameters]):
             output_size=self.size,
         )
 
-    def _change(self, images: Tensor, parameters: CropParameters) -> Tensor:
-        height, width = images.shape[2:]
-        if bool((parameters.source_height > height).any() or (parameters.source_width > width).any()):
-            raise ValueError(
-                f"images of {height} x {width} pixels are smaller than the sources that crops were drawn for: "
-                "pass the images whose sizes were given to draw"
-            )
-        return operations.crop_and_resize(
-            images,
-            top=parameters.top,
-            left=parameters.left,
-            height=parameters.height,
-            width=parameters.width,
-            output_size=parameters.output_size,
-            interpolation=self.interpolation,
-        )
+    def _operation(self, parameters: CropParameters) -> Operation:
+        tallest, widest = int(parameters.source_height.max()), int(parameters.source_width.max())
+        edges = [parameters.top, parameters.left, parameters.height, parameters.width]
+
+        def change(images: Tensor, boxes: Tensor) -> Tensor:
+            height, width = images.shape[2:]
+            if tallest > height or widest > width:
+                raise ValueError(
+                    f"images of {height} x {width} pixels are smaller than the sources that crops were drawn for: "
+                    "pass the images whose sizes were given to draw"
+                )
+            return operations.crop_and_resize(images, boxes, parameters.output_size, self.interpolation)
+
+        return Operation(change, (torch.stack(edges, dim=1).round().long(),))
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ class HorizontalFlip(OccasionalTransform[FlipParameters]):
     def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> FlipParameters:
         return FlipParameters(self._draw_applied(count, generator))
 
-    def _change(self, images: Tensor, parameters: FlipParameters) -> Tensor:
-        return exact.flip_horizontally(images)
+    def _operation(self, parameters: FlipParameters) -> Operation:
+        return Operation(exact.flip_horizontally)
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,8 @@ class VerticalFlip(OccasionalTransform[FlipParameters]):
     def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> FlipParameters:
         return FlipParameters(self._draw_applied(count, generator))
 
-    def _change(self, images: Tensor, parameters: FlipParameters) -> Tensor:
-        return exact.flip_vertically(images)
+    def _operation(self, parameters: FlipParameters) -> Operation:
+        return Operation(exact.flip_vertically)
 
 
 @dataclass(frozen=True)
@@ -211,24 +211,32 @@ class ColorJitter(OccasionalTransform[ColorJitterParameters]):
             order=uniform((count, 4), 0, 1, generator).argsort(dim=1),
         )
 
-    def _change(self, images: Tensor, parameters: ColorJitterParameters) -> Tensor:
+    def _operation(self, parameters: ColorJitterParameters) -> Operation:
         adjustments = (
             (operations.adjust_brightness, parameters.brightness, 1),
             (operations.adjust_contrast, parameters.contrast, 1),
             (operations.adjust_saturation, parameters.saturation, 1),
             (operations.adjust_hue, parameters.hue, 0),
         )
-        images = images.clone()
+        steps: list[tuple[Callable[[Tensor, Tensor], Tensor], list[Tensor]]] = []
         for turn in parameters.order.unbind(dim=1):
             for number in turn.unique().tolist():
                 adjust, values, neutral = adjustments[number]
                 rows = ((turn == number) & (values != neutral)).nonzero().squeeze(1)
-                if len(rows) == len(images):
-                    images = adjust(images, values)
-                elif len(rows):
-                    rows_on_device = rows.to(images.device)
-                    images.index_copy_(0, rows_on_device, adjust(images[rows_on_device], values[rows]))
-        return images
+                if len(rows):
+                    steps.append((adjust, [values] if len(rows) == len(values) else [values[rows], rows]))
+
+        def change(images: Tensor, *tensors: Tensor) -> Tensor:
+            images, there = images.clone(), iter(tensors)
+            for adjust, given in steps:
+                if len(given) == 1:
+                    images = adjust(images, next(there))
+                else:
+                    values, rows = next(there), next(there)
+                    images.index_copy_(0, rows, adjust(images[rows], values))
+            return images
+
+        return Operation(change, tuple(tensor for _, given in steps for tensor in given))
 
 
 @dataclass(frozen=True)
@@ -240,8 +248,8 @@ class Grayscale(OccasionalTransform[GrayscaleParameters]):
     def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> GrayscaleParameters:
         return GrayscaleParameters(self._draw_applied(count, generator))
 
-    def _change(self, images: Tensor, parameters: GrayscaleParameters) -> Tensor:
-        return operations.to_grayscale(images)
+    def _operation(self, parameters: GrayscaleParameters) -> Operation:
+        return Operation(operations.to_grayscale)
 
 
 @dataclass(frozen=True)
@@ -264,8 +272,11 @@ class GaussianBlur(OccasionalTransform[BlurParameters]):
         applied = self._draw_applied(count, generator)
         return BlurParameters(applied, sigma=where_applied(applied, uniform(count, *self.sigma, generator), 0))
 
-    def _change(self, images: Tensor, parameters: BlurParameters) -> Tensor:
-        return operations.gaussian_blur(images, parameters.sigma, self.kernel_size)
+    def _operation(self, parameters: BlurParameters) -> Operation:
+        def change(images: Tensor, weights: Tensor) -> Tensor:
+            return operations.blur_by_weights(images, weights, self.kernel_size)
+
+        return Operation(change, (operations.blur_weights(parameters.sigma, self.kernel_size),))
 
 
 @dataclass(frozen=True)
@@ -285,8 +296,8 @@ class Solarize(OccasionalTransform[SolarizeParameters]):
         threshold = torch.full((count,), self.threshold, dtype=torch.float64)
         return SolarizeParameters(applied, threshold=where_applied(applied, threshold, 1))
 
-    def _change(self, images: Tensor, parameters: SolarizeParameters) -> Tensor:
-        return operations.solarize(images, parameters.threshold)
+    def _operation(self, parameters: SolarizeParameters) -> Operation:
+        return Operation(operations.solarize, (parameters.threshold,))
 
 
 @dataclass(frozen=True)
@@ -299,8 +310,8 @@ class QuarterTurn(OccasionalTransform[QuarterTurnParameters]):
         applied = self._draw_applied(count, generator)
         return QuarterTurnParameters(applied, turns=torch.randint(4, (count,), generator=generator) * applied)
 
-    def _change(self, images: Tensor, parameters: QuarterTurnParameters) -> Tensor:
-        return exact.quarter_turns(images, parameters.turns)
+    def _operation(self, parameters: QuarterTurnParameters) -> Operation:
+        return Operation(exact.quarter_turns, (parameters.turns,))
 
 
 @dataclass(frozen=True)
@@ -320,8 +331,8 @@ class Rotation(OccasionalTransform[RotationParameters]):
         angle_rad = uniform(count, -self.max_angle_rad, self.max_angle_rad, generator)
         return RotationParameters(applied, angle_rad=where_applied(applied, angle_rad, 0))
 
-    def _change(self, images: Tensor, parameters: RotationParameters) -> Tensor:
-        return operations.rotate(images, parameters.angle_rad)
+    def _operation(self, parameters: RotationParameters) -> Operation:
+        return Operation(operations.rotate, (parameters.angle_rad,))
 
 
 @dataclass(frozen=True)
@@ -361,16 +372,13 @@ class Affine(OccasionalTransform[AffineParameters]):
             shear_y_rad=symmetric(self.max_shear_rad),
         )
 
-    def _change(self, images: Tensor, parameters: AffineParameters) -> Tensor:
-        return operations.affine(
-            images,
-            angle_rad=parameters.angle_rad,
-            translate_right=parameters.translate_right,
-            translate_down=parameters.translate_down,
-            scale=parameters.scale,
-            shear_x_rad=parameters.shear_x_rad,
-            shear_y_rad=parameters.shear_y_rad,
-        )
+    def _operation(self, parameters: AffineParameters) -> Operation:
+        names = ("angle_rad", "translate_right", "translate_down", "scale", "shear_x_rad", "shear_y_rad")
+
+        def change(images: Tensor, *values: Tensor) -> Tensor:
+            return operations.affine(images, **dict(zip(names, values, strict=True)))
+
+        return Operation(change, tuple(getattr(parameters, name) for name in names))
 
 
 @dataclass(frozen=True)
@@ -383,8 +391,8 @@ class Jigsaw(OccasionalTransform[JigsawParameters]):
         applied = self._draw_applied(count, generator)
         return JigsawParameters(applied, permutation=torch.randint(24, (count,), generator=generator) * applied)
 
-    def _change(self, images: Tensor, parameters: JigsawParameters) -> Tensor:
-        return exact.jigsaw(images, parameters.permutation)
+    def _operation(self, parameters: JigsawParameters) -> Operation:
+        return Operation(exact.jigsaw, (parameters.permutation,))
 
 
 @dataclass(frozen=True)
@@ -396,5 +404,5 @@ class Inversion(OccasionalTransform[InversionParameters]):
     def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> InversionParameters:
         return InversionParameters(self._draw_applied(count, generator))
 
-    def _change(self, images: Tensor, parameters: InversionParameters) -> Tensor:
-        return exact.invert(images)
+    def _operation(self, parameters: InversionParameters) -> Operation:
+        return Operation(exact.invert)

@@ -121,10 +121,11 @@ def test_pose_needs_translations(pair_latents: np.ndarray, kind: ActionKind) -> 
         actions_between_all_views(batch.quat_xyzw, batch.latents, kind)
 
 
-def test_batch_moves_as_a_whole(pair_latents):
+def test_batch_moves_but_for_indices(pair_latents):
     batch = _batch_of_latents(pair_latents)
     moved = batch.to("meta")
-    assert moved.images.device.type == moved.labels.device.type == moved.view_indices.device.type == "meta"
+    assert moved.images.device.type == moved.labels.device.type == moved.latents.device.type == "meta"
+    assert moved.object_indices.device.type == moved.view_indices.device.type == "cpu"
     assert moved.seconds_waited == 1.5
     assert batch.to("cpu").images.data_ptr() == batch.images.data_ptr()
 

@@ -152,26 +152,20 @@ BOXES = {
 @pytest.mark.parametrize("crop", [operations._crop_in_turn, operations._crop_at_once])
 def test_crops_are_torchvisions(crop, size: int, interpolation: operations.Interpolation):
     images = random_images(5, 50, 60)
-    edges = [edge.long() for edge in BOXES.values()]
-    boxes = torch.stack(edges, dim=1).tolist()
+    boxes = torch.stack([edge.long() for edge in BOXES.values()], dim=1)
     theirs = [
         reference.resized_crop(
             image, *box, [size, size], interpolation=InterpolationMode(interpolation), antialias=True
         )
-        for image, box in zip(images, boxes)
+        for image, box in zip(images, boxes.tolist())
     ]
-    torch.testing.assert_close(crop(images, edges, size, interpolation), torch.stack(theirs), atol=5e-6, rtol=0)
+    torch.testing.assert_close(crop(images, boxes, size, interpolation), torch.stack(theirs), atol=5e-6, rtol=0)
 
 
 def test_bicubic_crops_stay_within_zero_and_one():
     edges = torch.zeros(2, 3, 8, 8)
     edges[:, :, :, 4:] = 1
-    whole = {
-        "top": torch.zeros(2),
-        "left": torch.zeros(2),
-        "height": torch.full((2,), 8.0),
-        "width": torch.full((2,), 8.0),
-    }
-    resized = operations.crop_and_resize(edges, **whole, output_size=32, interpolation="bicubic")
+    whole = torch.tensor([0, 0, 8, 8]).expand(2, 4)
+    resized = operations.crop_and_resize(edges, whole, output_size=32, interpolation="bicubic")
     assert resized.min() == 0
     assert resized.max() == 1
