@@ -35,6 +35,7 @@ FREE_OPTIONS = (
     "max_skipped",
     "tracker",
     "compile",
+    "collective_timeout",
 )
 
 
@@ -81,6 +82,9 @@ class RunConfig:
         CountOrZero, ActsWhen(lambda options: options.on_bad_record == "skip", "add --on-bad-record skip")
     ] = 100
     """The most different bad records that each process skips before it ends the run after all."""
+    collective_timeout: Annotated[float, Range(above=0, maximum=100_000)] = 5.0
+    """Minutes that a process waits for the others before it ends the run; at least 30 until the first step is done.
+    More than a checkpoint takes to be written."""
     tracker: Literal["tensorboard", "wandb", "trackio"] | None = None
     """tensorboard, wandb or trackio, besides metrics.jsonl (needs the extra `trackers`)."""
 

@@ -24,6 +24,7 @@ from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.options import Count
 from ssl_equi.run import Run
 from ssl_equi.run_config import RunConfig, RunError, default_threads
+from ssl_equi.stopping import EXIT_STOPPED
 
 TOTAL_STEPS = 23
 
@@ -129,7 +130,7 @@ def test_half_a_line_left_by_a_kill_is_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_signals_save_and_leave_with_status_zero(
+def test_signals_save_and_leave_with_a_status_of_their_own(
     tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(step: int, objective: ToyObjective) -> None:
@@ -139,7 +140,7 @@ def test_signals_save_and_leave_with_status_zero(
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
         train(ToyConfig(out=tmp_path / "run"), interrupt)
-    assert stop.value.code == 0
+    assert stop.value.code == EXIT_STOPPED
     assert signal.getsignal(number) == before
     assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000008"
     assert "after step 8 of 23; run the same command with --resume" in capsys.readouterr().out

@@ -30,7 +30,6 @@ with stop.listening():
         name = stop.agreed()
         if name:
             break
-stop.finish_exchange()
 print(name, step)
 """
 
