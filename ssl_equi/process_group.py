@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ssl_equi.errors import UserError
 from ssl_equi.run_config import RunError
 
 # Until the first step is done one process may still fetch or render the data that the others wait for.
@@ -58,7 +59,7 @@ def naming_lost_processes() -> Iterator[None]:
 
 
 def _is_lost_process(error: RuntimeError) -> bool:
-    if not torch.distributed.is_available():
+    if isinstance(error, UserError) or not torch.distributed.is_available():
         return False
     # gloo has no type of error of its own.
     return isinstance(error, torch.distributed.DistError) or any(words in str(error) for words in _WORDS_OF_GLOO)
