@@ -57,7 +57,8 @@ class RunConfig:
     steps: Count | None = None
     """Stop after this many steps, with the schedule left as it is (a short try of a long run)."""
     resume: bool = False
-    """Continue from the newest checkpoint of the run folder; starts afresh if it has none."""
+    """Continue from the newest checkpoint of the run folder; starts afresh if it has none. A run that a signal stopped
+    leaves with status 75 and is waiting for this."""
     mixed_precision: Precision = "auto"
     """no or bf16; losses and their statistics stay in fp32. auto: what `accelerate launch --mixed_precision` was given,
     or else no."""
