@@ -77,9 +77,7 @@ def join_slurm_tasks(environment: MutableMapping[str, str] = os.environ) -> None
         return
     # Below the ports that systems hand out by themselves.
     port = environment.get("MASTER_PORT") or str(20_000 + (int(job) * 16 + int(step)) % 10_000)
-    environment |= {
-        "RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": size, "MASTER_ADDR": address, "MASTER_PORT": port,
-    }  # fmt: skip
+    environment.update(RANK=rank, LOCAL_RANK=local_rank, WORLD_SIZE=size, MASTER_ADDR=address, MASTER_PORT=port)
 
 
 def first_host(hosts: str) -> str:

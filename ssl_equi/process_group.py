@@ -31,11 +31,11 @@ def set_timeout(timeout: timedelta, groups: list[Any]) -> None:
     Args:
         groups: process groups of torch.distributed; None among them is that of all processes.
     """
-    set_of_group = getattr(torch.distributed, "set_timeout", None)  # torch 2.15; before, under a private name
-    if set_of_group is None:
-        set_of_group = getattr(torch.distributed.distributed_c10d, "_set_pg_timeout", None)
-    for group in groups if set_of_group is not None else []:
-        set_of_group(timeout, group)
+    # The second is how earlier versions of torch call it.
+    names = ((torch.distributed, "set_timeout"), (torch.distributed.distributed_c10d, "_set_pg_timeout"))
+    setters = [getattr(module, name) for module, name in names if hasattr(module, name)]
+    for group in groups if setters else []:
+        setters[0](timeout, group)
 
 
 class LostProcessError(RunError):
