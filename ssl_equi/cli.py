@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -49,7 +50,8 @@ def run_recipe(main: Callable[[Config], None], configs: Mapping[str, Callable[[]
     """Runs `main` with the configuration that the command line names and changes.
 
     `recipe.py --seed 1` changes the first of `configs`, `recipe.py NAME --seed 1` the one of that name. An error that
-    the user can mend ends the process with its sentence and status 1; a NAME that doesn't exist with status 2.
+    the user can mend ends the process with its sentence and status 1; a NAME that doesn't exist with status 2; a signal
+    that stops the run with `stopping.EXIT_STOPPED`.
     """
     arguments = sys.argv[1:]
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else next(iter(configs))
@@ -62,7 +64,20 @@ def run_recipe(main: Callable[[Config], None], configs: Mapping[str, Callable[[]
     names = f"Configurations, given as the first word: {', '.join(configs)}. These are the defaults of {name}."
     names = f"{names} {describe(configs[name])}"
     config = parse_command_line(type(default), f"{description.strip()}\n\n{names}", default, arguments)
-    explain_errors(lambda: main(config))
+    # They import torch, which takes seconds and which other commands may do without.
+    from ssl_equi.process_group import LostProcessError, naming_lost_processes
+    from ssl_equi.stopping import run_to_the_end
+
+    def with_other_processes() -> None:
+        try:
+            with naming_lost_processes():
+                main(config)
+        except LostProcessError as error:
+            print_error(error)
+            # A group without one of its processes may hang or abort when Python takes it down.
+            os._exit(1)
+
+    run_to_the_end(lambda: explain_errors(with_other_processes))
 
 
 def hints(arguments: Iterable[str], known: Iterable[str]) -> list[str]:
@@ -117,10 +132,14 @@ def explain_errors(action: Callable[[], None]) -> None:
     except (UserError, ValueError) as error:
         if not isinstance(error, UserError) and not _raised_by_this_package(error):
             raise
-        # One write of one line: that of another process can't get in between, nor can a library's line breaks.
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        sys.stderr.flush()
+        print_error(error)
         raise SystemExit(1) from None
+
+
+def print_error(error: Exception) -> None:
+    """One write of one line: that of another process can't get in between, nor can a library's line breaks."""
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    sys.stderr.flush()
 
 
 def _raised_by_this_package(error: Exception) -> bool:

@@ -1,7 +1,12 @@
 """What the launcher and the scheduler around a process say, in environment variables, and what a run makes of it."""
 
+import ctypes
 import os
-from collections.abc import Mapping
+import re
+import signal
+import sys
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
 from ssl_equi.run_config import Precision, RunError
 
@@ -25,6 +30,60 @@ _TASKS = (
     (("PMI_SIZE",), "PMI_RANK"),
     (("MV2_COMM_WORLD_SIZE",), "MV2_COMM_WORLD_RANK"),
 )
+# Of a launcher's processes; a run that is started by hand must outlive the shell that it was started from.
+_LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
+_PARENT_AT_IMPORT = os.getppid()
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def end_with_the_launcher(environment: Mapping[str, str] = os.environ) -> None:
+    """On Linux, lets the end of this process's launcher, whatever ends it, reach this process as SIGTERM.
+
+    Without it a launcher that is killed, or that gets a signal that it doesn't pass on, leaves processes that train on
+    and that nobody can stop.
+
+    Raises:
+        RunError: the launcher has ended already.
+    """
+    if sys.platform != "linux" or not any(name in environment for name in _LAUNCHED):
+        return
+    # The signal comes when the thread ends that started this process: launchers start theirs from the main thread.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    # A launcher that has ended before sends none.
+    if os.getppid() != _PARENT_AT_IMPORT or (os.getppid() == 1 and not _first_process_launches()):
+        raise RunError("the launcher of this process has ended: start the run again")
+
+
+def _first_process_launches() -> bool:
+    """Whether process 1 is a launcher, as in a container, and not what adopts processes that have lost theirs."""
+    command = Path("/proc/1/cmdline").read_bytes()
+    return b"accelerate" in command or b"torch" in command
+
+
+def join_slurm_tasks(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Lets the tasks of a SLURM step (`srun`) find each other as the processes of one run, where no launcher has.
+
+    Their variables are put into those that launchers set. MASTER_ADDR and MASTER_PORT may be given; if not, they are
+    the step's first node and a port that follows from the numbers of job and step. A step of one task, and the script
+    around the steps, are left alone.
+    """
+    names = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_ID")
+    size, rank, local_rank, job, step = (environment.get(name, "") for name in names)
+    numbers = all(number.isdecimal() for number in (size, rank, local_rank, job, step))
+    if "RANK" in environment or not numbers or int(size) == 1:
+        return
+    address = environment.get("MASTER_ADDR") or first_host(environment.get("SLURM_STEP_NODELIST", ""))
+    if not address:
+        return
+    # Below the ports that systems hand out by themselves.
+    port = environment.get("MASTER_PORT") or str(20_000 + (int(job) * 16 + int(step)) % 10_000)
+    environment.update(RANK=rank, LOCAL_RANK=local_rank, WORLD_SIZE=size, MASTER_ADDR=address, MASTER_PORT=port)
+
+
+def first_host(hosts: str) -> str:
+    """node03 of SLURM's `node[03-07,09],other1`; nothing of nothing."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", hosts)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group()) if first else ""
 
 
 def refuse_unsupported_settings(environment: Mapping[str, str] = os.environ) -> None:
@@ -71,6 +130,7 @@ def refuse_lonely_tasks(num_processes: int, environment: Mapping[str, str] = os.
         if size is not None and rank in environment and int(environment[size]) > 1:
             raise RunError(
                 f"this is one of {environment[size]} tasks ({size}={environment[size]}, {rank}={environment[rank]}) "
-                "that no launcher has joined, so each would train the same: start one task on each node, and in it "
-                f"`accelerate launch`, or unset {rank} if these are meant to be runs of their own"
+                "that no launcher has joined, so each would train the same: start them with SLURM's `srun`, or start "
+                f"one task on each node, and in it `accelerate launch`, or unset {rank} if these are meant to be runs "
+                "of their own"
             )

@@ -220,13 +220,15 @@ def finish(
 ) -> None:
     """Exports the encoder, probes it and a random one on unseen objects, prints the table, writes the report.
 
-    Only the first process works; the others end here.
+    Only the first process works, and without the others, which end here.
 
     Args:
         ask_more: asks more of the encoded splits; its records and notes join the table.
         further_exports: what else is exported, by folder.
     """
-    if run.is_main:
+    with run.ending():
+        if not run.is_main:
+            return
         started = time.perf_counter()
         exports = exports_of(run, config, objective, data) | dict(further_exports or {})
         for name, export in exports.items():
@@ -261,7 +263,6 @@ def finish(
             },
         )
         run.say(f"probed in {time.perf_counter() - started:.0f} s; open {report} in a browser")
-    run.close()
 
 
 def probe_encoder(run: Run, config: PretrainingOptions, objective: Objective, data: DataSource) -> ProbeResults:

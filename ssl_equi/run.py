@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -46,17 +47,20 @@ from ssl_equi.metrics_log import MetricsLog
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.options import used_options
+from ssl_equi.process_group import set_timeout, starting_timeout
 from ssl_equi.progress import TrainingProgress
 from ssl_equi.run_config import RunConfig, RunError, check_run, default_threads, flattened, refuse_other_options
 from ssl_equi.run_folder import RunFolder, choose_folder
 from ssl_equi.speed import SpeedWindow
-from ssl_equi.stopping import StopRequests
+from ssl_equi.stopping import EXIT_STOPPED, StoppedBySignal, StopRequests, leaving_at_once
 from ssl_equi.tracking import Tracking
 from ssl_equi.versions import software_versions
 
 Result = TypeVar("Result")
 
 KEPT_CHECKPOINTS = 2
+STOPPED_FILE = "stopped.json"
+"""In the run folder from when a signal stopped the run until it goes on."""
 
 
 @contextmanager
@@ -95,12 +99,14 @@ class Run:
 
     def __init__(self, config: RunConfig, name: str) -> None:
         check_run(config)
+        launcher.end_with_the_launcher()
         launcher.refuse_unsupported_settings()
         precision = launcher.launched_precision(config.mixed_precision)
         self.config, self.name = replace(config, mixed_precision=precision), name
         cuda = torch.cuda.is_available()
+        launcher.join_slurm_tasks()
         # Without cpu=True, several processes on a machine without GPU would each believe to be alone.
-        processes = PartialState(cpu=not cuda)
+        processes = PartialState(cpu=not cuda, timeout=starting_timeout(config.collective_timeout))
         launcher.refuse_lonely_tasks(processes.num_processes)
         self.device = processes.device
         if config.threads is not None or self.device.type == "cpu":
@@ -216,11 +222,12 @@ class Run:
         The last step is that of the schedule (`total_steps`), or `--steps` if that comes first.
 
         The body of the recipe's loop runs between two batches. After it, this method stops on losses that are not
-        finite, saves a checkpoint when one is due, and leaves with exit status 0 after SIGTERM, SIGUSR1 or Ctrl-C.
+        finite, saves a checkpoint when one is due, and leaves with exit status `EXIT_STOPPED` after SIGTERM, SIGUSR1 or
+        Ctrl-C.
         """
         self.last_step = total_steps if self.config.steps is None else min(self.config.steps, total_steps)
         self._speed_window = SpeedWindow()
-        stop = StopRequests(self.world_size)
+        stop = StopRequests(self.world_size, starting_timeout(self.config.collective_timeout))
         with (
             stop.listening(),
             TrainingProgress(self.name, start_step, self.last_step, self.is_main) as self.progress,
@@ -236,23 +243,46 @@ class Run:
             yield step, replace(batch.to(self.device), augmenting=self._speed_window.augmenting)
             self.step_done = step + 1
             self.progress.advance(self.step_done)
+            if step == start_step and self.world_size > 1:
+                set_timeout(timedelta(minutes=self.config.collective_timeout), [None, stop.group])
             finished = self.step_done >= self.last_step
-            stopping = stop.agreed()
-            if finished or stopping:
-                stop.finish_exchange()
+            stopping = stop.agreed(last_step=finished)
             if finished or stopping or self.step_done % self.config.save_every == 0:
                 self._raise_if_not_finite()
                 self._raise_if_weights_not_finite()
                 self.save()
-            if stopping and not finished:
-                self.say(
-                    f"{stopping}: saved {self.folder} after step {self.step_done} of {self.last_step}; "
-                    "run the same command with --resume to go on"
-                )
-                self.close()
-                raise SystemExit(0)
+            if stopping:
+                self._leave(stopping)
             if finished:
                 return
+
+    def _leave(self, signal_name: str) -> NoReturn:
+        """Ends a run that has been saved; `STOPPED_FILE` tells what a launcher makes an error of any status of."""
+        if self.is_main:
+            stopped = {"signal": signal_name, "step": self.step_done, "last_step": self.last_step}
+            write_text_atomically(self.folder / STOPPED_FILE, json.dumps(stopped))
+        self.say(
+            f"{signal_name}: saved {self.folder} after step {self.step_done} of {self.last_step}; "
+            "run the same command with --resume to go on"
+        )
+        self.close()
+        raise SystemExit(EXIT_STOPPED)
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Around what the first process does alone after the last step, and its end for all of them.
+
+        However long it takes, nobody waits for it: all processes meet once more and close their group before. A signal
+        stops it; a resumed run does it again from its start.
+        """
+        self.accelerator.wait_for_everyone()
+        self._close_process_group()
+        try:
+            with leaving_at_once():
+                yield
+        except StoppedBySignal as stop:
+            self._leave(stop.signal_name)
+        self.close()
 
     def backward(self, output: ObjectiveOutput) -> None:
         """Backpropagates the loss, clips the gradient if asked, and remembers which term first was not finite."""
@@ -303,25 +333,29 @@ class Run:
         """Writes the checkpoint of the steps done so far, atomically, and deletes all but the newest few."""
         folder = self.folder / "checkpoints" / f"step-{self.step_done:08d}"
         self.records_skipped += self._skipped_records().read()
-        if self.is_main:
-            states = {name: state.state_dict() for name, state in self.states.items()}
-            states["objective"] = dict(self.objective.state_dict())
-            states["optimizer"] = self.bare_optimizer.state_dict()
-            states["run"] = {
-                "step": self.step_done, "world_size": self.world_size, "records_skipped": self.records_skipped,
-            }  # fmt: skip
-            with _going_on_with_resume():
-                write_checkpoint(folder, states)
-            for old in list_checkpoints(folder.parent)[:-KEPT_CHECKPOINTS]:
-                shutil.rmtree(old, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+        self._on_main_then_everywhere(lambda: self._write_checkpoint(folder))
         return folder
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        states = {name: state.state_dict() for name, state in self.states.items()}
+        states["objective"] = dict(self.objective.state_dict())
+        states["optimizer"] = self.bare_optimizer.state_dict()
+        states["run"] = {
+            "step": self.step_done, "world_size": self.world_size, "records_skipped": self.records_skipped,
+        }  # fmt: skip
+        with _going_on_with_resume():
+            write_checkpoint(folder, states)
+        for old in list_checkpoints(folder.parent)[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old, ignore_errors=True)
 
     def close(self) -> None:
         """Ends the tracker and the process group, and gives the folder free; safe to call twice."""
         self.tracking.end()
         if self._claim is not None:
             self._claim.release()
+        self._close_process_group()
+
+    def _close_process_group(self) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
@@ -335,15 +369,19 @@ class Run:
     def _on_main_then_everywhere(self, action: Callable[[], Result]) -> Result:
         """What looks at the disk is done once, by the first process; all get its result, or its error."""
         outcome: list[Any] = [None]
+        defect: Exception | None = None
         if self.is_main:
             try:
                 outcome = [action()]
             except UserError as error:
                 outcome = [error]
+            except Exception as error:
+                defect = error
+                outcome = [RunError(f"the first process has failed ({type(error).__name__}): its traceback says where")]
         if self.world_size > 1:
             broadcast_object_list(outcome)
         if isinstance(outcome[0], UserError):
-            raise outcome[0]
+            raise defect or outcome[0]
         return outcome[0]
 
     def _choose_folder(self) -> Path:
@@ -374,6 +412,7 @@ class Run:
         try:
             if self._claim is not None:
                 self._claim.clear_leftovers()
+                (self.folder / STOPPED_FILE).unlink(missing_ok=True)
         except OSError as error:
             raise RunError(describe_os_error(error, self.folder)) from error
         self.metrics_log.cut_after(self.step_done)

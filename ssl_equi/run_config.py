@@ -35,6 +35,7 @@ FREE_OPTIONS = (
     "max_skipped",
     "tracker",
     "compile",
+    "collective_timeout",
 )
 
 
@@ -56,7 +57,8 @@ class RunConfig:
     steps: Count | None = None
     """Stop after this many steps, with the schedule left as it is (a short try of a long run)."""
     resume: bool = False
-    """Continue from the newest checkpoint of the run folder; starts afresh if it has none."""
+    """Continue from the newest checkpoint of the run folder; starts afresh if it has none. A run that a signal stopped
+    leaves with status 75 and is waiting for this."""
     mixed_precision: Precision = "auto"
     """no or bf16; losses and their statistics stay in fp32. auto: what `accelerate launch --mixed_precision` was given,
     or else no."""
@@ -81,6 +83,9 @@ class RunConfig:
         CountOrZero, ActsWhen(lambda options: options.on_bad_record == "skip", "add --on-bad-record skip")
     ] = 100
     """The most different bad records that each process skips before it ends the run after all."""
+    collective_timeout: Annotated[float, Range(above=0, maximum=100_000)] = 5.0
+    """Minutes that a process waits for the others before it ends the run; at least 30 until the first step is done.
+    More than a checkpoint takes to be written."""
     tracker: Literal["tensorboard", "wandb", "trackio"] | None = None
     """tensorboard, wandb or trackio, besides metrics.jsonl (needs the extra `trackers`)."""
 

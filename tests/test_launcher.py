@@ -69,7 +69,7 @@ def test_tasks_that_nobody_joined_are_refused(environment: dict[str, str], proce
     if not refused:
         refuse_lonely_tasks(processes, environment)
         return
-    with pytest.raises(RunError, match=r"this is one of \d tasks .*each would train the same: start one task on each"):
+    with pytest.raises(RunError, match=r"this is one of \d tasks .*each would train the same: start them with"):
         refuse_lonely_tasks(processes, environment)
 
 

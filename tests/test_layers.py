@@ -47,6 +47,7 @@ LAYER = {
     "launcher": 3,
     "run_folder": 3,
     "stopping": 3,
+    "process_group": 3,
     "tracking": 3,
     "run": 3,
     "predictor_export": 3,

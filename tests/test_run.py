@@ -1,12 +1,10 @@
 """The run: exact resume, checkpoints that survive, stops, NaNs, and errors of one sentence."""
 
-import dataclasses
 import errno
 import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -15,58 +13,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from filelock import FileLock
-from torch import Tensor, nn
 
 from ssl_equi.checkpoint import CheckpointError, list_checkpoints
-from ssl_equi.data.batch import ViewBatch
 from ssl_equi.errors import UserError
-from ssl_equi.objectives.output import ObjectiveOutput
-from ssl_equi.options import Count
 from ssl_equi.run import Run
-from ssl_equi.run_config import RunConfig, RunError, default_threads
+from ssl_equi.run_config import RunError, default_threads
+from ssl_equi.stopping import EXIT_STOPPED
+from tests.toy_recipe import EachStep, ToyConfig, ToyLoader, ToyObjective, loss_lines, train_toy
 
 TOTAL_STEPS = 23
-
-
-@dataclasses.dataclass(frozen=True)
-class ToyConfig(RunConfig):
-    width: int = 4
-    log_every: Count = 1
-    save_every: Count = 5
-
-
-class ToyLoader:
-    """Batches that depend on the step alone."""
-
-    def batches(self, start_step: int = 0) -> Iterator[ViewBatch]:
-        step = start_step
-        while True:
-            generator = torch.Generator().manual_seed(step)
-            images = torch.randint(0, 255, (4, 2, 3, 3, 3), dtype=torch.uint8, generator=generator)
-            yield ViewBatch(
-                images=images,
-                latents=torch.zeros(4, 2, 7),
-                quat_xyzw=torch.zeros(4, 2, 4),
-                labels=torch.zeros(4, dtype=torch.int64),
-                object_indices=torch.arange(4),
-                view_indices=torch.zeros(4, 2, dtype=torch.int64),
-            )
-            step += 1
-
-
-class ToyObjective(nn.Module):
-    """A loss with dropout (so that the random generator matters) and batch norm (so that buffers do)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(27, width), nn.BatchNorm1d(width), nn.Dropout(0.3))
-        self.poison = 0.0
-
-    def forward(self, images: Tensor) -> ObjectiveOutput:
-        features = self.encoder(images.flatten(0, 1).flatten(1).float() / 255)
-        covariance = features.square().mean() + self.poison
-        loss = covariance + features.mean()
-        return ObjectiveOutput(loss=loss, terms={"covariance": covariance.detach()}, features=features.detach())
 
 
 def started(config: ToyConfig) -> Run:
@@ -74,32 +29,17 @@ def started(config: ToyConfig) -> Run:
     return Run(config, "toy")
 
 
-def train(config: ToyConfig, each_step: Callable[[int, ToyObjective], None] = lambda step, objective: None) -> Run:
+def train(config: ToyConfig, each_step: EachStep = lambda step, objective: None) -> Run:
     run = started(config)
-    torch.manual_seed(config.seed)
-    objective = ToyObjective(config.width)
-    model = run.prepare(objective, lambda module: torch.optim.AdamW(module.parameters(), lr=0.05))
-    start = run.resume()
-    for step, batch in run.batches(ToyLoader(), start, TOTAL_STEPS):
-        each_step(step, objective)
-        output = model(batch.images)
-        run.backward(output)
-        run.optimizer.step()
-        run.optimizer.zero_grad()
-        run.log(step, output, learning_rate=0.05)
+    train_toy(run, TOTAL_STEPS, each_step)
     return run
-
-
-def loss_lines(folder: Path) -> list[str]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [line for line in lines if json.loads(line)["event"] == "loss"]
 
 
 class Killed(BaseException):
     """Stands in for a kill: nothing of the run gets to act on it."""
 
 
-def kill_at(step_to_die: int) -> Callable[[int, ToyObjective], None]:
+def kill_at(step_to_die: int) -> EachStep:
     def each_step(step: int, objective: ToyObjective) -> None:
         if step == step_to_die:
             raise Killed
@@ -129,7 +69,7 @@ def test_half_a_line_left_by_a_kill_is_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_signals_save_and_leave_with_status_zero(
+def test_signals_save_and_leave_with_a_status_of_their_own(
     tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(step: int, objective: ToyObjective) -> None:
@@ -139,11 +79,38 @@ def test_signals_save_and_leave_with_status_zero(
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
         train(ToyConfig(out=tmp_path / "run"), interrupt)
-    assert stop.value.code == 0
+    assert stop.value.code == EXIT_STOPPED
     assert signal.getsignal(number) == before
     assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000008"
     assert "after step 8 of 23; run the same command with --resume" in capsys.readouterr().out
     train(ToyConfig(out=tmp_path / "run", resume=True))
+    train(ToyConfig(out=tmp_path / "whole"))
+    assert loss_lines(tmp_path / "run") == loss_lines(tmp_path / "whole")
+
+
+def test_a_signal_during_the_ending_leaves_it_to_the_resumed_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(ToyConfig(out=tmp_path / "run"))
+    with pytest.raises(SystemExit) as stop, run.ending():
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert stop.value.code == EXIT_STOPPED
+    stopped = json.loads((tmp_path / "run" / "stopped.json").read_text())
+    assert stopped == {"signal": "SIGUSR1", "step": TOTAL_STEPS, "last_step": TOTAL_STEPS}
+    assert "SIGUSR1: saved" in capsys.readouterr().out
+    resumed = train(ToyConfig(out=tmp_path / "run", resume=True))
+    with resumed.ending():
+        assert not (tmp_path / "run" / "stopped.json").exists()
+
+
+def test_a_signal_in_the_last_step_is_not_lost(tmp_path: Path) -> None:
+    def interrupt(step: int, objective: ToyObjective) -> None:
+        if step == TOTAL_STEPS - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stop:
+        train(ToyConfig(out=tmp_path / "run"), interrupt)
+    assert stop.value.code == EXIT_STOPPED
     train(ToyConfig(out=tmp_path / "whole"))
     assert loss_lines(tmp_path / "run") == loss_lines(tmp_path / "whole")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_equi.stopping import SECONDS_TO_ANOTHER_INTERRUPT, StopRequests
+from ssl_equi.stopping import EXIT_STOPPED, SECONDS_TO_ANOTHER_INTERRUPT, StopRequests, run_to_the_end
 
 ROOT = Path(__file__).parent.parent
 SIGNAL_AT = 20
@@ -30,7 +30,6 @@ with stop.listening():
         name = stop.agreed()
         if name:
             break
-stop.finish_exchange()
 print(name, step)
 """
 
@@ -54,6 +53,18 @@ def test_one_process_stops_after_the_step_of_the_signal() -> None:
         assert stop.agreed() is None
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.agreed() == "SIGUSR1"
+
+
+def test_a_signal_outside_of_the_steps_ends_the_process_with_the_same_status(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        run_to_the_end(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert stop.value.code == EXIT_STOPPED == 75
+    said = capsys.readouterr().out
+    assert said == "SIGTERM: left outside of the training steps; run the same command with --resume to go on\n"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_only_a_later_second_interrupt_ends_a_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from accelerate.state import AcceleratorState
 from ssl_equi import pretraining
 from ssl_equi.data import saliency_maps
 from ssl_equi.probing.protocol import EquivarianceProtocol, ProbeProtocol
+from tests.launched import clean_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,9 +122,7 @@ def without_ending(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], No
 @pytest.fixture(scope="session")
 def subprocess_environment() -> dict[str, str]:
     """One thread a process, no GPU, and no trace of a launcher around the tests."""
-    launcher = ("ACCELERATE_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(launcher)}
-    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return clean_environment()
 
 
 @pytest.fixture(scope="session")

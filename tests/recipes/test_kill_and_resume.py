@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from ssl_equi import pretraining
 from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.probing.protocol import ProbeProtocol
+from ssl_equi.stopping import EXIT_STOPPED
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 14
@@ -123,7 +124,7 @@ def test_killed_at_two_places_the_resumed_run_logs_the_same_to_the_byte(
 
 
 @pytest.mark.usefixtures("quick_probes")
-def test_sigterm_saves_says_how_to_go_on_and_leaves_with_status_zero(
+def test_sigterm_saves_says_how_to_go_on_and_leaves_with_a_status_of_its_own(
     sie: ModuleType,
     long_run: Callable[..., Any],
     whole: Callable[[str], list[str]],
@@ -139,7 +140,7 @@ def test_sigterm_saves_says_how_to_go_on_and_leaves_with_status_zero(
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
         output, errors = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 0, errors
+    assert process.returncode == EXIT_STOPPED, errors
     newest = list_checkpoints(run / "checkpoints")[-1]
     step = int(newest.name.removeprefix("step-"))
     assert logged <= step <= logged + 1, "it stopped at the end of the step in which the signal came"
@@ -148,9 +149,13 @@ def test_sigterm_saves_says_how_to_go_on_and_leaves_with_status_zero(
     )
     assert message in output.splitlines()
     assert "Traceback" not in errors
+    assert json.loads((run / "stopped.json").read_text()) == {
+        "signal": "SIGTERM", "step": step, "last_step": TOTAL_STEPS - 2,
+    }  # fmt: skip
     assert not (run / "results.json").exists()
     sie.main(long_run(out=run, resume=True, steps=step + 4))
     assert event_lines(run, "loss") == whole("loss")[: step + 4]
+    assert not (run / "stopped.json").exists()
     sie.main(long_run(out=run, resume=True))
     assert event_lines(run, "loss") == whole("loss")
     assert event_lines(run, "online_probe") == whole("online_probe")

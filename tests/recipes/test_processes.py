@@ -1,13 +1,9 @@
 """Recipes in two CPU processes, started as users start them, against one process with the same global batch."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,31 +15,11 @@ from torch import nn
 from ssl_equi import load_encoder
 from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.cli import parse_command_line
+from tests.launched import PATIENCE_SECONDS, launcher_command, started
 
-ROOT = Path(__file__).parents[2]
-# Without a GPU, `--multi_gpu` starts processes that talk over gloo; `--cpu --num_processes 2` would start only one.
-LAUNCH_TWO = [
-    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-]  # fmt: skip
+LAUNCH_TWO = launcher_command(2)
 # Adam divides by the size of the gradient, so rounding grows with every step: large steps would blur the comparison.
 LEARNING_RATE = 1e-5
-PATIENCE_SECONDS = 900
-
-
-@contextmanager
-def started(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A launcher in a process group of its own, which is gone afterwards with all its processes."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def moved(encoder: nn.Module, start: nn.Module) -> torch.Tensor:
