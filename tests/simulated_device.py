@@ -167,7 +167,8 @@ def _line_of_this_project() -> str:
     frame = sys._getframe()
     while frame.f_back is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and path != Path(__file__):
+        # Libraries may be installed in a folder of the checkout.
+        if path.is_relative_to(ROOT) and "site-packages" not in path.parts and path != Path(__file__):
             return f"{path.relative_to(ROOT)}:{frame.f_lineno}"
         frame = frame.f_back
     return "outside of this project"
