@@ -23,7 +23,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import nn
 
 from ssl_equi import launcher
@@ -115,9 +115,12 @@ class Run:
         self.is_main = processes.is_main_process
         # Chosen again when the run starts: others may have started by then.
         self._set_folder(self._on_main_then_everywhere(self._choose_folder))
+        # Buffers are equal everywhere (statistics of the global batch, gathered keys), so nobody needs to send them.
+        parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         self.accelerator = Accelerator(
-            cpu=not cuda, mixed_precision=precision, log_with=config.tracker, project_dir=self.folder
-        )
+            cpu=not cuda, mixed_precision=precision, log_with=config.tracker, project_dir=self.folder,
+            kwargs_handlers=[parallel],
+        )  # fmt: skip
         self.tracking = Tracking(self.accelerator, config.tracker)
         self._claim: RunFolder | None = None  # of the first process
         self.states: dict[str, Any] = {}
