@@ -1,4 +1,4 @@
-"""Imports every module, recipe and script, and builds the objective of every recipe, to see whether anything is missing.
+"""Imports every module and script, and builds the objective of every recipe: is anything missing?
 
     PYTHONPATH=. python tools/gpu/check_imports.py             what is installed
     PYTHONPATH=. python tools/gpu/check_imports.py --hide      as if only requirements.txt and presupposed.txt were
