@@ -30,7 +30,15 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is loaded; ke
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.benchmarks import Row, largest_relative_difference, print_rows, row_of, wait_for, write_rows
+from ssl_equi.benchmarks import (
+    Row,
+    TrainingStep,
+    largest_relative_difference,
+    print_rows,
+    row_of,
+    wait_for,
+    write_rows,
+)
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.cost import encoder_cost
@@ -298,7 +306,7 @@ def multiplication_rows(contestants: Sequence[Contestant], image_size: int) -> l
     return rows
 
 
-def profile_rows(name: str, step: Step, shown: int = 8) -> list[Row]:
+def profile_rows(name: str, step: Step | TrainingStep, shown: int = 8) -> list[Row]:
     """The largest shares of operators in the time of a step, from 1 %: CPU time, or that of kernels on CUDA."""
     on_gpu = step.device.startswith("cuda")
     activities = [torch.profiler.ProfilerActivity.CPU]

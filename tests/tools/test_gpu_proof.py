@@ -151,6 +151,31 @@ def test_without_time_a_phase_is_not_begun(
     assert not (tmp_path / "out" / "proof.jsonl").exists()
 
 
+def test_what_is_timed_on_a_gpu_is_a_named_configuration_with_the_right_inputs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With --quick each recipe's first configuration stands in for it."""
+    monkeypatch.syspath_prepend(FOLDER)
+    import steps
+    from loading import PAPER_LOOP
+    from measurements import Phase
+    from recipe_loops import configured, load_recipe
+
+    phase = Phase(3, tmp_path / "none.jsonl", tmp_path, quick=False, ends_at=0.0)
+    for method in (steps.SIE_256, steps.SIE_128, steps.EQUICAPS_256, steps.SEQ_JEPA_128, steps.SIMCLR_224,
+                   steps.MOCO_224):  # fmt: skip
+        config = method.config(quick=False)
+        assert config.image_size == method.image_size
+        if hasattr(config, "observed_views"):
+            assert (method.views, method.actions) == (config.observed_views + 1, (config.observed_views, 4))
+        assert not method.actions or config.actions == "rotation"
+    assert 2e9 < steps.SIE_256.multiplications(phase) < 4e9
+    assert {name for name, means in steps.OF_SIE.items() if means.as_runs} == set(list(steps.OF_SIE)[-2:])
+    assert configured(load_recipe("sie"), PAPER_LOOP).encoder == "sie_resnet18"
+    _, contestants = steps.transformers(phase)
+    assert contestants.keys() >= {steps.DENSE, steps.OCTIC, steps.HYBRID}
+
+
 def test_the_limits_fit_what_one_machine_is_lent_for(proof: ModuleType) -> None:
     """A call takes at most 600 seconds, and most phases end before their limits."""
     assert [planned.number for planned in proof.PLAN] == list(range(7))

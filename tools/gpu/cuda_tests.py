@@ -47,15 +47,17 @@ def run_tests(phase: Phase) -> Value:
     files = [FILE_OF_ALL] if phase.quick else [FILE_OF_ALL, *other_files()]
     selection = QUICK_SELECTION if phase.quick else SELECTION
     command = [sys.executable, "-m", "pytest", *OPTIONS, *selection, *files]
-    late = False
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=process_environment(phase.quick), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, timeout=max(5.0, phase.seconds_left()),
-        )  # fmt: skip
-        output = done.stdout
-    except subprocess.TimeoutExpired as error:
-        late, output = True, (error.stdout or b"").decode(errors="replace")
+    late, log = False, phase.work / "pytest.log"
+    with log.open("wb") as lines:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=process_environment(phase.quick), stdout=lines, stderr=subprocess.STDOUT
+        )
+        try:
+            process.wait(max(5.0, phase.seconds_left()))
+        except subprocess.TimeoutExpired:
+            late = True
+            process.kill()
+    output = log.read_text(errors="replace")
     print(output, flush=True)
     found = outcomes(output)
     count = Counter(found.values())
