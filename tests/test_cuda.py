@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.encoders import create_encoder
+from ssl_equi.encoders.compiling import compile_networks
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.presets import PRESETS, SMALL_VIEW_PRESETS, small_view_pipeline, view_pipelines
 from tests.encoders.symmetric_encoders import CASES, TOLERANCES, errors_by_element
@@ -108,6 +109,18 @@ def test_gradients_in_bfloat16_point_the_same_way(key: str, device: str) -> None
             values = package_values(objective, batch)
         gradients.append(torch.cat([v.flatten() for name, v in values.items() if name.startswith("gradient")]).float())
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > LEAST_COSINE
+
+
+@pytest.mark.parametrize("key", ["byol embedded", "equicaps embedded"])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), CUDA])
+def test_compiled_networks_give_the_same_losses_and_gradients(key: str, device: str) -> None:
+    recipe, batch = recipe_of(key.split()[0]), moved(random_batch(REFERENCES[key]), device, torch.float32)
+    config = configuration(recipe, key)
+    eager, compiled = (small_objective(recipe, config).to(device, torch.float32) for _ in range(2))
+    torch.compiler.reset()
+    compile_networks(compiled)
+    expected = {name: value.cpu() for name, value in package_values(eager, batch).items()}
+    assert_equal_values(package_values(compiled, batch), expected, TOLERANCE[torch.float32])
 
 
 # ---------------------------------------------------------------- encoders
