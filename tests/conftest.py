@@ -20,6 +20,15 @@ TINY = ProceduralConfig(
 )  # fmt: skip
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what is marked `cuda` where there is no such device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda") is not None:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and PyTorch sees none"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread_a_worker() -> None:
     """Test processes side by side that each used all cores would wait for one another."""

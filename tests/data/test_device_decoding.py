@@ -186,7 +186,7 @@ def test_wrong_sizes_are_refused_and_threads_end(shared_split: Path) -> None:
     assert loader._pool._shutdown
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_nvjpeg_gives_nearly_the_same_pixels(tiny_data: Path) -> None:
     dataset, cuda = ShardDataset(tiny_data, "train"), torch.device("cuda")
     mine = take(dataset, 4, device=cuda, decode=nvjpeg_decoder(cuda))

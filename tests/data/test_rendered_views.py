@@ -199,7 +199,7 @@ def test_wrong_arguments_are_refused(rendered: RenderedViews) -> None:
         rendered.read_views(np.array([0]), np.array([[4]]), np.empty((1, 1, 32, 32, 3), dtype=np.uint8))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_cuda_renders_the_same_batches(rendered: RenderedViews) -> None:
     on_cuda = RenderedViews(rendered.config, "train", "cuda")
     for mine, theirs in zip(take(on_cuda, 3), take(rendered, 3), strict=True):

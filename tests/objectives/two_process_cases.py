@@ -1,10 +1,11 @@
 """Runs every case of test_distributed.py in one process of a gloo group, or without a group.
 
-    python two_process_cases.py RANK WORLD_SIZE INIT_FILE OUTPUT_FILE
+    python two_process_cases.py RANK WORLD_SIZE INIT_FILE OUTPUT_FILE [DEVICE [CASE]]
 
 Each case is a pure function of (rank, world_size): it takes its rank's share of a fixed global batch and returns
 tensors. The test runs several processes of this script and the same functions once without a group. The cases of the
-objectives are in cases/, one file a method.
+objectives are in cases/, one file a method. Where DEVICE is cuda, all processes share one GPU; with CASE, only cases
+run whose names begin so.
 """
 
 import importlib.util
@@ -22,6 +23,7 @@ from ssl_equi.objectives.distributed import convert_sync_batchnorm, gather_batch
 
 Tensors = dict[str, Tensor]
 GLOBAL_BATCH = 12
+DEVICE = torch.device("cpu")  # of all cases; random numbers are drawn on the CPU, so that they are the same
 
 
 class BatchNormEncoder(nn.Module):
@@ -48,9 +50,9 @@ class BatchNormEncoder(nn.Module):
 
 
 def share(global_batch: Tensor) -> Tensor:
-    """This rank's contiguous part of the global batch."""
+    """This rank's contiguous part of the global batch, on the device."""
     rank = dist.get_rank() if world_size() > 1 else 0
-    return global_batch.chunk(world_size())[rank]
+    return global_batch.chunk(world_size())[rank].to(DEVICE)
 
 
 def random_pairs(dtype: torch.dtype, action_dim: int = 4) -> tuple[Tensor, ...]:
@@ -73,7 +75,7 @@ def train_steps(
     objective is called with this rank's share of them. `after_step` gets the bare objective (momentum targets).
     """
     torch.manual_seed(0)
-    objective = convert_sync_batchnorm(make_objective().to(dtype))
+    objective = convert_sync_batchnorm(make_objective().to(DEVICE, dtype))
     model = DistributedDataParallel(objective) if world_size() > 1 else objective
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.05)
     for step in range(steps):
@@ -93,7 +95,7 @@ def train_steps(
 def batch_norm_steps(layer: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> Tensors:
     """Two training steps, one in eval mode: outputs and input gradients of this rank, buffers, weight gradients."""
     generator = torch.Generator().manual_seed(1)
-    layer = convert_sync_batchnorm(layer.to(dtype))
+    layer = convert_sync_batchnorm(layer.to(DEVICE, dtype))
     result: Tensors = {}
     has_statistics = any(True for _ in layer.buffers())
     # Without running statistics eval mode uses the batch of its own process, as torch's SyncBatchNorm does.
@@ -149,20 +151,27 @@ def objective_cases() -> dict[str, Callable[[torch.dtype], Tensors]]:
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def run_all() -> dict[str, Tensors]:
-    cases = CASES | objective_cases()
-    return {f"{case} {name}": step(dtype) for case, step in cases.items() for name, dtype in DTYPES.items()}
+def run_all(beginning: str = "") -> dict[str, Tensors]:
+    """Results on the CPU of the cases whose names begin so."""
+    cases = {case: step for case, step in (CASES | objective_cases()).items() if case.startswith(beginning)}
+    return {
+        f"{case} {name}": {key: value.cpu() for key, value in step(dtype).items()}
+        for case, step in cases.items()
+        for name, dtype in DTYPES.items()
+    }
 
 
-def main(rank: int, processes: int, init_file: str, output_file: str) -> None:
+def main(rank: int, processes: int, init_file: str, output_file: str, device: str = "cpu", beginning: str = "") -> None:
+    global DEVICE
+    DEVICE = torch.device(device)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=processes)
     try:
-        torch.save(run_all(), output_file)
+        torch.save(run_all(beginning), output_file)
     finally:
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     sys.modules["two_process_cases"] = sys.modules["__main__"]  # what the files in cases/ import
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -307,7 +307,7 @@ def test_seven_latents_are_ten_without_translation() -> None:
     assert np.array_equal(draw(LONG_BOX, short), draw(LONG_BOX, long))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_cuda_draws_the_same_pictures() -> None:
     settings = SceneSettings(resolution=64)
     indices, latents = random_batch(64, 2)

@@ -111,17 +111,23 @@ def test_turns_alternate_and_the_first_rounds_do_not_count(tool: ModuleType) -> 
     assert [len(values) for values in seconds.values()] == [2, 2]
 
 
-def test_compiling_is_checked_before_anything_is_timed(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_is_checked_in_float32(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     step = tool.Step(tool.CASES["block_base"][1], tool.Config(batch_size=1, image_size=32))
-    block = step.module.blocks[0]
-    monkeypatch.setattr(block, "compile", lambda: None)
-    assert step.compile_blocks() == 0
+    compiled: list[bool] = []
+    monkeypatch.setattr(step.module.blocks[0], "compile", lambda: compiled.append(True))
+    assert step.compile_blocks() and compiled == [True]
     assert step.results().keys() == {"outputs", "gradients"}
+    assert step.compilation_difference() == 0
 
-    def change_a_weight() -> None:
-        with torch.no_grad():
-            block.mlp.fc1.weight_twos[3, 2] += 1
+    seen: list[tuple[bool, torch.Tensor]] = []
 
-    monkeypatch.setattr(block, "compile", change_a_weight)
-    with pytest.raises(RuntimeError, match="compiling changes results by"):
-        step.compile_blocks()
+    def results_that_change() -> dict[str, torch.Tensor]:
+        seen.append((step.bf16, torch.full((2,), 4.0 + len(seen))))
+        return {"outputs": seen[-1][1]}
+
+    step.bf16 = True  # as on CUDA
+    monkeypatch.setattr(step, "results", results_that_change)
+    with pytest.raises(RuntimeError, match=r"compiling changes results by 2\.5e-01, more than 1e-04"):
+        step.compilation_difference()
+    assert [bf16 for bf16, _ in seen] == [False, False] and step.bf16
+    assert not tool.Step(tool.CASES["group_resnet"][0], tool.Config(batch_size=1, image_size=32)).compile_blocks()

@@ -1,0 +1,248 @@
+"""The same results on a GPU as on the CPU: objectives, encoders, views, batches, checkpoints, a whole run.
+
+Each test is written for any device. On the CPU those run that tell something there, or that are the only way to try a
+test's own code before a GPU is at hand; with a GPU, `pytest -m cuda` runs all of them there.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.reader import ShardDataset
+from ssl_equi.encoders import create_encoder
+from ssl_equi.encoders.compiling import compile_networks
+from ssl_equi.views.pipeline import ViewPipeline
+from ssl_equi.views.presets import PRESETS, SMALL_VIEW_PRESETS, small_view_pipeline, view_pipelines
+from tests.encoders.symmetric_encoders import CASES, TOLERANCES, errors_by_element
+from tests.recipes.conftest import shrunk
+from tests.references.comparison import configuration, package_values, random_batch, small_objective
+from tests.references.networks import Batch
+from tests.references.table import REFERENCES
+
+ROOT = Path(__file__).parents[1]
+CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
+ON_EACH_DEVICE = pytest.mark.parametrize("device", ["cpu", CUDA])
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # relative to the largest value, if that is above 1
+LEAST_COSINE = 0.95  # of a gradient in bfloat16 to that in float32
+EMBEDDED = [key for key in REFERENCES if key.endswith(" embedded")]
+# Encoders without a symmetry, and a steerable one.
+OTHER_ENCODERS = ("sie_resnet18", "resnet18_small_images", "strided_cnn_tiny", "strided_cnn_pooled",
+                  "c8_resnet10_small_images")  # fmt: skip
+SLEEP_CYCLES = 20_000_000  # some 10 ms of a GPU
+
+
+@pytest.fixture(autouse=True)
+def same_products() -> Iterator[None]:
+    """Products in full float32, on a fresh slate for runs, with one CPU thread."""
+    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = allowed
+    torch.set_num_threads(threads)
+
+
+def recipe_of(name: str) -> ModuleType:
+    return importlib.import_module(f"recipes.{name}")
+
+
+def assert_equal_values(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        difference = (found[name].cpu().double() - value.double()).abs().max().item()
+        assert difference <= tolerance * max(1.0, value.abs().max().item()), f"{name} differs by {difference:.1e}"
+
+
+# ---------------------------------------------------------------- objectives
+
+
+def moved(batch: Batch, device: str, dtype: torch.dtype) -> Batch:
+    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return dataclasses.replace(
+        batch, **{n: v.to(device, dtype if v.is_floating_point() else v.dtype) for n, v in tensors.items()}
+    )
+
+
+@pytest.mark.parametrize("key", REFERENCES)
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        ("cpu", torch.float32),
+        pytest.param("cuda", torch.float32, marks=pytest.mark.cuda),
+        pytest.param("cuda", torch.float64, marks=pytest.mark.cuda),
+    ],
+)
+def test_objectives_give_the_losses_and_gradients_of_the_cpu(key: str, device: str, dtype: torch.dtype) -> None:
+    """Those of the CPU in float64 are held to the references elsewhere."""
+    recipe, batch = recipe_of(key.split()[0]), random_batch(REFERENCES[key])
+    config = configuration(recipe, key)
+    expected = package_values(small_objective(recipe, config), batch)
+    objective = small_objective(recipe, config).to(device, dtype)
+    assert_equal_values(package_values(objective, moved(batch, device, dtype)), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("key", EMBEDDED)
+@ON_EACH_DEVICE
+def test_gradients_in_bfloat16_point_the_same_way(key: str, device: str) -> None:
+    recipe = recipe_of(key.split()[0])
+    batch = moved(random_batch(REFERENCES[key]), device, torch.float32)
+    gradients = []
+    for bf16 in (False, True):
+        objective = small_objective(recipe, configuration(recipe, key)).to(device, torch.float32)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
+            values = package_values(objective, batch)
+        gradients.append(torch.cat([v.flatten() for name, v in values.items() if name.startswith("gradient")]).float())
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > LEAST_COSINE
+
+
+@pytest.mark.parametrize("key", ["byol embedded", "equicaps embedded"])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), CUDA])
+def test_compiled_networks_give_the_same_losses_and_gradients(key: str, device: str) -> None:
+    recipe, batch = recipe_of(key.split()[0]), moved(random_batch(REFERENCES[key]), device, torch.float32)
+    config = configuration(recipe, key)
+    eager, compiled = (small_objective(recipe, config).to(device, torch.float32) for _ in range(2))
+    torch.compiler.reset()
+    compile_networks(compiled)
+    expected = {name: value.cpu() for name, value in package_values(eager, batch).items()}
+    assert_equal_values(package_values(compiled, batch), expected, TOLERANCE[torch.float32])
+
+
+# ---------------------------------------------------------------- encoders
+
+
+def outputs_and_gradients(encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Features in train mode, and gradients of all parameters."""
+    features = encoder.train()(images)
+    weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    (features * weights.to(features)).sum().backward()
+    gradients = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+    return {"features": features.detach()} | gradients
+
+
+@pytest.mark.parametrize("name", [*CASES, *OTHER_ENCODERS])
+@ON_EACH_DEVICE
+def test_encoders_give_the_features_and_gradients_of_the_cpu(name: str, device: str) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return CASES[name].make() if name in CASES else create_encoder(name, 32)
+
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected = outputs_and_gradients(make().double(), images.double())
+    found = outputs_and_gradients(make().to(device), images.to(device))
+    assert_equal_values(found, expected, TOLERANCE[torch.float32])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("label", CASES)
+@pytest.mark.parametrize("device", [CUDA])  # on the CPU in test_symmetric_encoders.py, in more precisions
+def test_encoders_keep_their_symmetry(label: str, device: str) -> None:
+    case = CASES[label]
+    subject = case.subject().to(device).double()
+    images = case.images(dtype=torch.float64).to(device)
+    errors = errors_by_element(case, subject, subject.act_on_features, images)
+    assert max(errors.values()) < TOLERANCES["float64"]
+
+
+# ---------------------------------------------------------------- views and batches
+
+
+def pipelines() -> dict[str, ViewPipeline]:
+    views = {f"{name} {view}": p for name in PRESETS for view, p in enumerate(view_pipelines(name, 32))}
+    return views | {f"small {name}": small_view_pipeline(name, 16) for name in SMALL_VIEW_PRESETS}
+
+
+@pytest.mark.parametrize("name", pipelines())
+@ON_EACH_DEVICE
+def test_views_are_those_of_the_cpu(name: str, device: str) -> None:
+    """But for a few pixels, where a threshold or a branch between hues falls to the other side."""
+    pipeline, generator = pipelines()[name], torch.Generator().manual_seed(0)
+    images = torch.randint(256, (16, 3, 40, 50), dtype=torch.uint8, generator=generator)
+    parameters = pipeline.draw(16, source_sizes=(40, 50), generator=generator)
+    expected, found = pipeline.apply(images, parameters), pipeline.apply(images.to(device), parameters)
+    assert found.device.type == device and found.dtype == expected.dtype
+    assert ((found.cpu() - expected).abs() > 1e-3).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@ON_EACH_DEVICE
+def test_a_slow_device_gets_whole_batches(workers: int, device: str, tiny_data: Path) -> None:
+    """A buffer is not filled again before the copy that was queued from it."""
+    dataset, copies = ShardDataset(tiny_data, "train"), []
+    with ViewLoader(dataset, global_batch_size=8, seed=0, threads=1, workers=workers, prefetch=1) as loader:
+        for _, batch in zip(range(12), loader.batches()):
+            if device == "cuda":
+                torch.cuda._sleep(SLEEP_CYCLES)
+            copies.append(batch.to(device).images.clone())
+    with ViewLoader(dataset, global_batch_size=8, seed=0, threads=1, pin_memory=False) as loader:
+        for copy, batch in zip(copies, loader.batches()):
+            assert torch.equal(copy.cpu(), batch.images)
+
+
+# ---------------------------------------------------------------- runs
+
+
+@pytest.fixture
+def losses_of_a_run(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[int, float]]:
+    """losses_of_a_run(folder, device, steps): trains SIE on a device, on from what the folder has, to the last step."""
+    sie = recipe_of("sie")
+    monkeypatch.setattr(sie, "finish", lambda run, *_: run.close())
+    gpu_is_there = torch.cuda.is_available()
+    config: Any = dataclasses.replace(
+        shrunk(sie.embedded()), data_dir=tiny_data, image_size=32, batch_size=8, epochs=2, log_every=1, resume=True
+    )
+
+    def train(folder: Path, device: str, steps: int) -> dict[int, float]:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_is_there and device == "cuda")
+        sie.main(dataclasses.replace(config, out=folder, steps=steps))
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return {line["step"]: line["loss"] for line in lines if line["event"] == "loss"}
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("cpu", "cpu"),
+        pytest.param("cuda", "cpu", marks=pytest.mark.cuda),
+        pytest.param("cpu", "cuda", marks=pytest.mark.cuda),
+        pytest.param("cuda", "cuda", marks=pytest.mark.cuda),
+    ],
+)
+def test_a_run_goes_on_on_the_other_device(
+    first: str, second: str, losses_of_a_run: Callable[..., dict[int, float]], tmp_path: Path
+) -> None:
+    expected = losses_of_a_run(tmp_path / "whole", "cpu", 6)
+    assert losses_of_a_run(tmp_path / "parts", first, 3).keys() == {1, 2, 3}
+    found = losses_of_a_run(tmp_path / "parts", second, 6)
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), CUDA])
+def test_a_launched_run_ends_with_its_report(device: str, tiny_data: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "recipes/sie.py", "--steps", "20",
+        "--data-dir", str(tiny_data), "--image-size", "32", "--batch-size", "8", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "run" / "report.html").is_file() and (tmp_path / "run" / "results.json").is_file()
