@@ -123,6 +123,7 @@ def test_killed_at_two_places_the_resumed_run_logs_the_same_to_the_byte(
     assert (run / "report.html").is_file()
 
 
+@pytest.mark.slow  # by default tests/test_signals.py stops a smaller run
 @pytest.mark.usefixtures("quick_probes")
 def test_sigterm_saves_says_how_to_go_on_and_leaves_with_a_status_of_its_own(
     sie: ModuleType,

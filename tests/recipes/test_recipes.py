@@ -282,7 +282,7 @@ def test_bf16_follows_fp32_and_exports_fp32(
     ],
 )
 @pytest.mark.parametrize(
-    "name", [name if name in ("sie", "equicaps") else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+    "name", [name if name == "equicaps" else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
 )
 def test_compiled_networks_learn_the_same_and_keep_their_names(
     name: str,

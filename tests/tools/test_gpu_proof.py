@@ -72,11 +72,10 @@ def assert_all_is_well(tmp_path: Path, done: subprocess.CompletedProcess[str], p
     assert len(done.stdout.split("failed: nothing\n")[-1].splitlines()) <= 60
 
 
-def test_some_phases_run_on_a_cpu(tmp_path: Path) -> None:
-    assert_all_is_well(tmp_path, run_quickly(tmp_path, "--phases", "0,2"), {0, 2})
+def test_a_phase_runs_on_a_cpu_and_is_not_repeated(tmp_path: Path) -> None:
+    assert_all_is_well(tmp_path, run_quickly(tmp_path, "--phases", "0"), {0})
     lines = lines_of(tmp_path)
-    assert lines["2 variants that ran"]["value"] == 2
-    again = run_quickly(tmp_path, "--phases", "0,2", "--resume", str(tmp_path / "out" / "proof.jsonl"))
+    again = run_quickly(tmp_path, "--phases", "0", "--resume", str(tmp_path / "out" / "proof.jsonl"))
     assert again.returncode == 0 and "at most" not in again.stdout  # no phase was begun
     assert lines_of(tmp_path) == lines
 
