@@ -2,7 +2,7 @@
 
 Between two parallel regions, OpenMP's threads by default spin for milliseconds before they sleep. On a machine that has
 other work, they take the cores from it and from the threads they wait for: training beside two busy programs then runs
-at less than half of the speed that is left. A short spin costs a few per cent where the machine is idle.
+at less than half of the speed that is left. A short spin costs nothing that can be measured where the machine is idle.
 
 The runtimes read these variables when they are loaded, with torch, so scripts import this module first. What the user
 has set stays.
@@ -12,7 +12,7 @@ import os
 from collections.abc import MutableMapping
 
 SPINNING = {
-    "GOMP_SPINCOUNT": "1000",  # GCC's runtime, which torch has on Linux; rounds of a loop
+    "GOMP_SPINCOUNT": "5000",  # GCC's runtime, which torch has on Linux; rounds of a loop
     "KMP_BLOCKTIME": "1",  # LLVM's and Intel's; milliseconds
 }
 _CHOSEN_BY_THE_USER = ("OMP_WAIT_POLICY", *SPINNING)
