@@ -383,9 +383,13 @@ class Run:
                 outcome = [RunError(f"the first process has failed ({type(error).__name__}): its traceback says where")]
         if self.world_size > 1:
             broadcast_object_list(outcome)
-        if isinstance(outcome[0], UserError):
-            raise defect or outcome[0]
-        return outcome[0]
+        try:
+            if isinstance(outcome[0], UserError):
+                raise defect or outcome[0]
+            return outcome[0]
+        finally:
+            # An error whose traceback leads back to it would keep the run alive, and with it the lock of its folder.
+            del outcome, defect
 
     def _choose_folder(self) -> Path:
         return choose_folder(self.config.out, self.name, self.config.resume)
