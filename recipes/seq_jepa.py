@@ -25,7 +25,13 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.options import ActsWhen, Momentum, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of, target_momentum
+from ssl_equi.pretraining_config import (
+    SEQ_JEPA_RELEASED,
+    PretrainingConfig,
+    follow_schedule,
+    optimizer_of,
+    target_momentum,
+)
 from ssl_equi.pretraining_sequences import check_sequences_ending, finish_sequences
 from ssl_equi.provenance import FRESH_DRAWS, JOINT_ACTIONS, reproduces
 from ssl_equi.run import Run
@@ -78,10 +84,7 @@ def threediebench() -> Config:
 def threediebench_released() -> Config:
     """The same with the training of the released code: Adam without decay at 4e-4 after a warm-up by epochs."""
     return Config(
-        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
-        keep_incomplete_batch=True, optimizer="adam", learning_rate=4e-4, final_learning_rate=4e-4,
-        warmup_steps=20 * 82, warmup_from=1e-5, schedule_by="epoch", log_every=20, save_every=1000, loader_threads=8,
-        probe_protocol="sie",
+        **SEQ_JEPA_RELEASED,
         objective=SeqJEPAConfig(action_statistics="last_apart"),
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.pretraining_config import SEQ_JEPA_RELEASED, PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.provenance import BF16_FOR_FP16, FRESH_DRAWS, reproduces
 from ssl_equi.run import Run
 from ssl_equi.training_views import PairOptions, TrainingViews
@@ -85,10 +85,7 @@ def threediebench() -> Config:
 def threediebench_released() -> Config:
     """The same with the training and the sizes of the released code: Adam at 4e-4 after a warm-up by epochs."""
     return Config(
-        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
-        keep_incomplete_batch=True, optimizer="adam", learning_rate=4e-4, final_learning_rate=4e-4,
-        warmup_steps=20 * 82, warmup_from=1e-5, schedule_by="epoch", log_every=20, save_every=1000, loader_threads=8,
-        probe_protocol="sie",
+        **SEQ_JEPA_RELEASED,
         objective=SimCLRConfig(
             temperature=0.5, projector=(2048, 2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True
         ),

@@ -1,7 +1,7 @@
 """Options of every pretraining recipe: data, encoder, views, budget, optimiser."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -27,6 +27,15 @@ EXCLUSIVE_OPTIONS = (
     ("--decode-on cuda", "--on-bad-record skip", "a GPU decodes whole batches"),
     ("--reading streamed", "--loader-workers", "what is streamed is decoded by threads"),
 )
+
+# What seq-JEPA's released code trains every method with on 3DIEBench, but for the objective: Adam without decay, a
+# warm-up by epochs and then a constant rate, 82 steps an epoch of which the last is smaller.
+SEQ_JEPA_RELEASED: dict[str, Any] = {
+    "dataset": "3diebench", "image_size": 128, "evaluation_split": "val", "encoder": "resnet18", "batch_size": 512,
+    "keep_incomplete_batch": True, "epochs": 1000, "optimizer": "adam", "learning_rate": 4e-4,
+    "final_learning_rate": 4e-4, "warmup_steps": 20 * 82, "warmup_from": 1e-5, "schedule_by": "epoch",
+    "log_every": 20, "save_every": 1000, "loader_threads": 8, "probe_protocol": "sie",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

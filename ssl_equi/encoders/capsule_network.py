@@ -80,7 +80,7 @@ class CapsuleNetwork(nn.Module):
 
     def compile_parts(self) -> None:
         """Compiles backbone and head in place; the backbone by the methods that are called here, not as a whole."""
-        self.backbone.forward_features = torch.compile(self.backbone.forward_features)  # type: ignore
+        self.backbone.forward_features = torch.compile(self.backbone.forward_features)  # type: ignore[arg-type,assignment]
         self.head.compile()
 
     def features_and_capsules(self, images: Tensor) -> tuple[Tensor, Capsules]:
