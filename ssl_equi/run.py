@@ -46,6 +46,7 @@ from ssl_equi.gpu import prepare_for_cuda
 from ssl_equi.metrics_log import MetricsLog
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
 from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.optimizers import load_optimizer_state
 from ssl_equi.options import used_options
 from ssl_equi.process_group import set_timeout, starting_timeout
 from ssl_equi.progress import TrainingProgress
@@ -199,10 +200,7 @@ class Run:
         try:
             self.step_done = int(saved["run"]["step"])
             self.records_skipped = int(saved["run"].get("records_skipped", 0))
-            # Whether parameters are updated by fused kernels is a matter of the device, also where it was another.
-            for group, own in zip(saved["optimizer"]["param_groups"], self.bare_optimizer.param_groups, strict=True):
-                group["fused"] = own.get("fused")
-            self.bare_optimizer.load_state_dict(saved["optimizer"])
+            load_optimizer_state(self.bare_optimizer, saved["optimizer"])
             for name, state in self.states.items():
                 state.load_state_dict(saved[name])
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
