@@ -38,6 +38,7 @@ from ssl_equi.checkpoint import (
     write_text_atomically,
 )
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.device_batches import on_device
 from ssl_equi.device_copies import Unread, together
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
 from ssl_equi.errors import UserError
@@ -237,11 +238,12 @@ class Run:
                 yield from self._steps(loader, start_step, stop)
 
     def _steps(self, loader: BatchLoader, start_step: int, stop: StopRequests) -> Iterator[tuple[int, ViewBatch]]:
-        for step, batch in enumerate(loader.batches(start_step), start=start_step):
+        batches = on_device(loader.batches(start_step), self.device)
+        for step, batch in enumerate(batches, start=start_step):
             self._seed_step(step)
             self._speed_window.add(batch, self.world_size)
             self._records_skipped_here += batch.records_skipped
-            yield step, replace(batch.to(self.device), augmenting=self._speed_window.augmenting)
+            yield step, replace(batch, augmenting=self._speed_window.augmenting)
             self.step_done = step + 1
             self.progress.advance(self.step_done)
             if step == start_step and self.world_size > 1:

@@ -7,7 +7,7 @@ autograd has no queue for a device that isn't there.
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -184,6 +184,14 @@ class _Event:
     def synchronize(self) -> None: ...
 
 
+class _Stream:
+    """A `torch.cuda.Stream` of it."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def wait_stream(self, other: Any) -> None: ...
+
+
 @contextmanager
 def simulated_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedDevice]:
     """The device, in place of functions of PyTorch that would look for a real one.
@@ -193,6 +201,10 @@ def simulated_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedDevic
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a simulated device")
     monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(torch.cuda, "Stream", _Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", _Stream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
     monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
     monkeypatch.setattr(Tensor, "backward", lambda loss, *_, **__: _zero_gradients(loss))
     made_constant.cache_clear()

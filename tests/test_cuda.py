@@ -20,8 +20,12 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, nvjpeg_decoder
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.rendered_views import RenderedLoader, RenderedViews, config_of_stored
+from ssl_equi.device_batches import on_device
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.compiling import compile_networks
 from ssl_equi.views.pipeline import ViewPipeline
@@ -198,19 +202,53 @@ def test_views_are_those_of_the_cpu(name: str, device: str) -> None:
     assert ((found.cpu() - expected).abs() > 1e-3).float().mean() < 1e-3
 
 
+def copied_by_the_trainer(batches: Iterator[ViewBatch], device: torch.device) -> Iterator[ViewBatch]:
+    """On the stream of its steps, without `on_device`."""
+    return (batch.to(device) for batch in batches)
+
+
+def what_slow_steps_see(batches: Iterator[ViewBatch], device: str) -> list[Tensor]:
+    """Images of twelve steps, each of which looks at its batch long after the host has gone on to the next ones."""
+    seen = []
+    for _, batch in zip(range(12), batches):
+        if device == "cuda":
+            torch.cuda._sleep(SLEEP_CYCLES)
+        seen.append(batch.images.clone())
+        del batch  # so that its memory may be used again
+    return seen
+
+
+@pytest.mark.parametrize("way", [on_device, copied_by_the_trainer])
 @pytest.mark.parametrize("workers", [0, 2])
 @ON_EACH_DEVICE
-def test_a_slow_device_gets_whole_batches(workers: int, device: str, tiny_data: Path) -> None:
-    """A buffer is not filled again before the copy that was queued from it."""
-    dataset, copies = ShardDataset(tiny_data, "train"), []
+def test_a_slow_device_gets_whole_batches(way: Any, workers: int, device: str, tiny_data: Path) -> None:
+    """A buffer is not filled again before the copy from it is done, nor memory of the device before the step."""
+    dataset = ShardDataset(tiny_data, "train")
     with ViewLoader(dataset, global_batch_size=8, seed=0, threads=1, workers=workers, prefetch=1) as loader:
-        for _, batch in zip(range(12), loader.batches()):
-            if device == "cuda":
-                torch.cuda._sleep(SLEEP_CYCLES)
-            copies.append(batch.to(device).images.clone())
+        seen = what_slow_steps_see(way(loader.batches(), torch.device(device)), device)
     with ViewLoader(dataset, global_batch_size=8, seed=0, threads=1, pin_memory=False) as loader:
-        for copy, batch in zip(copies, loader.batches()):
-            assert torch.equal(copy.cpu(), batch.images)
+        for images, batch in zip(seen, loader.batches()):
+            assert torch.equal(images.cpu(), batch.images)
+
+
+@ON_EACH_DEVICE
+def test_a_slow_device_gets_whole_batches_that_were_rendered(device: str, tiny_data: Path) -> None:
+    views = RenderedViews(config_of_stored(ShardDataset(tiny_data, "train")), "train", device)
+    with RenderedLoader(views, global_batch_size=8, seed=0) as loader:
+        seen = what_slow_steps_see(on_device(loader.batches(), torch.device(device)), device)
+        for images, batch in zip(seen, loader.batches()):
+            assert (images.int() - batch.images.int()).abs().max() <= 1  # a level of 255
+
+
+@pytest.mark.cuda
+def test_a_slow_device_gets_whole_batches_that_it_decoded(tiny_data: Path) -> None:
+    device = torch.device("cuda")
+    views = encoded_views(ShardDataset(tiny_data, "train"))
+    decode = nvjpeg_decoder(device)
+    with DeviceDecodedLoader(views, global_batch_size=8, seed=0, device=device, decode=decode) as loader:
+        seen = what_slow_steps_see(on_device(loader.batches(), device), "cuda")
+        for images, batch in zip(seen, loader.batches()):
+            assert torch.equal(images, batch.images)
 
 
 # ---------------------------------------------------------------- runs

@@ -35,6 +35,7 @@ LAYER = {
     "speed": 2,
     "progress": 2,
     "versions": 2,
+    "device_batches": 3,
     "metrics_log": 3,
     "finite_watch": 3,
     "probing": 3,

@@ -126,9 +126,10 @@ class OrderedLoader:
         """Yield the batches of global steps start_step, start_step + 1, ... without end.
 
         The `images` of a batch stay valid until the second next batch is asked for: keep at most the present and
-        the previous one, and clone what must live longer. A copy to a GPU is safe if it was issued on the current
-        stream before then. An earlier iterator of this loader ends when a new one begins. Raises the reader's
-        DataError from the batch it concerns, and WorkerError as soon as a worker process has ended.
+        the previous one, and clone what must live longer. A copy to a GPU is safe if it was issued before then, on
+        the stream that is current when batches are asked for. An earlier iterator of this loader ends when a new one
+        begins. Raises the reader's DataError from the batch it concerns, and WorkerError as soon as a worker process
+        has ended.
         """
         if start_step < 0:
             raise ValueError(f"start_step is {start_step}: give a step of at least 0")
@@ -205,7 +206,7 @@ class OrderedLoader:
         )
 
     def _mark_copies(self, slot: _Slot) -> None:
-        """Let the decoding threads wait for the copies that the consumer has queued on its stream so far."""
+        """Let the decoding threads wait for what the consumer has queued so far on the stream of its copies."""
         if self._pin_memory:
             slot.copies_done = torch.cuda.Event(blocking=True)
             slot.copies_done.record()
