@@ -54,7 +54,8 @@ class OrderedLoader:
     which open the data set anew. With `bad_records`, a record that can't be read is treated as those say; without, it
     raises. Use it as a context manager, or call `close`.
 
-    A script that uses workers must start its work below `if __name__ == "__main__":`, as all that start processes do.
+    A script that gives workers a data set of a class of its own must start its work below
+    `if __name__ == "__main__":`, as all that start processes do.
 
     Raises ValueError for sizes that do not fit; WorkerError if the data set can't be sent to worker processes, or they
     can't share memory with this one.
