@@ -28,6 +28,7 @@ from ssl_equi.data.rendered_views import RenderedLoader, RenderedViews, config_o
 from ssl_equi.device_batches import on_device
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.compiling import compile_networks
+from ssl_equi.run_config import loader_size
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.presets import PRESETS, SMALL_VIEW_PRESETS, small_view_pipeline, view_pipelines
 from tests.encoders.symmetric_encoders import CASES, TOLERANCES, errors_by_element
@@ -261,8 +262,9 @@ def losses_of_a_run(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     monkeypatch.setattr(sie, "finish", lambda run, *_: run.close())
     gpu_is_there = torch.cuda.is_available()
     config: Any = dataclasses.replace(
-        shrunk(sie.embedded()), data_dir=tiny_data, image_size=32, batch_size=8, epochs=2, log_every=1, resume=True
-    )
+        shrunk(sie.embedded()), data_dir=tiny_data, image_size=32, batch_size=8, epochs=2, log_every=1, resume=True,
+        loader_threads=2,
+    )  # fmt: skip
 
     def train(folder: Path, device: str, steps: int) -> dict[int, float]:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -303,3 +305,18 @@ def test_a_launched_run_ends_with_its_report(device: str, tiny_data: Path, tmp_p
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "run" / "report.html").is_file() and (tmp_path / "run" / "results.json").is_file()
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    size = loader_size(recipe_of("sie").embedded(), torch.device(device))
+    assert config["loader_workers"] == size.workers
+    assert (f"{size.workers} processes decode the images" in ended.stdout) == (size.workers > 0)
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_loader_processes_leave_the_device_alone(device: str, tiny_data: Path) -> None:
+    """They have no context there, which would take half a GiB of its memory each."""
+    torch.zeros(1, device=device)
+    with ViewLoader(ShardDataset(tiny_data, "train"), global_batch_size=8, seed=0, workers=2) as loader:
+        next(on_device(loader.batches(), torch.device(device)))
+        for worker in loader._decoder._workers:  # type: ignore[attr-defined]
+            files = [os.readlink(file) for file in Path(f"/proc/{worker.process.pid}/fd").iterdir()]
+            assert files and not [file for file in files if "nvidia" in file]

@@ -26,6 +26,7 @@ from ssl_equi.data.shared_ring import SharedRing
 
 _SECONDS_TO_END = 5.0
 _LONGEST_TEMPORARY_FOLDER = 60
+_DATA_SETS = "ssl_equi.data.sources"  # imports all kinds of them, so that no worker has to
 
 
 class ProcessDecoder:
@@ -110,7 +111,7 @@ def start_server() -> None:
     blocked there: a run that they stop still needs its workers for the last step.
     """
     make_room_for_sockets()
-    forkserver.set_forkserver_preload([serve.__module__])
+    forkserver.set_forkserver_preload([serve.__module__, _DATA_SETS])
     for ensure_running in (resource_tracker.ensure_running, forkserver.ensure_running):
         # One by one, for the first unblocks them.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_OF_THE_PARENT)
