@@ -19,7 +19,9 @@ from ssl_equi.data.errors import DataError, LostShardError
 from ssl_equi.data.shared_ring import SharedRing
 from ssl_equi.data.stage_seconds import StageSeconds
 
-SIGNALS_OF_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS_OF_THE_PARENT = (
+    signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []),
+)  # fmt: skip
 """What asks a run to stop; its workers end when it does."""
 _COMMAND = struct.Struct("<qqq")  # buffer, first row, end of the rows
 _ERROR_KINDS: dict[str, type[DataError]] = {"data": DataError, "lost shard": LostShardError}

@@ -24,7 +24,8 @@ from ssl_equi.data.decoding_processes import ProcessDecoder
 from ssl_equi.data.order import BatchOrder, Order
 from ssl_equi.data.stage_seconds import StageSeconds
 
-_CHUNKS_PER_LANE = 2  # smaller pieces than threads, so that one slow piece does not hold up a batch
+_CHUNKS_PER_LANE = 2  # of what is decoded ahead, so that one slow piece does not hold up the others
+_MOST_CHUNKS_OF_FEW_LANES = 4  # of a batch, so that it is ready soon; each costs the trainer's process 50 us
 
 
 @dataclass
@@ -84,7 +85,9 @@ class OrderedLoader:
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._decoder = self._new_decoder(threads, workers)
         self._ring = [_Slot(number, buffer) for number, buffer in enumerate(self._decoder.buffers)]
-        self._chunk_size = -(-self.order.local_batch_size // (self._decoder.lanes * _CHUNKS_PER_LANE))
+        chunks_ahead = self._decoder.lanes * _CHUNKS_PER_LANE
+        chunks = max(-(-chunks_ahead // (prefetch + 1)), min(chunks_ahead, _MOST_CHUNKS_OF_FEW_LANES))
+        self._chunk_size = -(-self.order.local_batch_size // chunks)
         self._pool = ThreadPoolExecutor(self._decoder.lanes, thread_name_prefix="decode")
         self._pending: deque[_PendingBatch] = deque()
         self._iteration = 0
