@@ -5,7 +5,6 @@ the order of the colour changes included. Angles are counter-clockwise.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -212,31 +211,8 @@ class ColorJitter(OccasionalTransform[ColorJitterParameters]):
         )
 
     def _operation(self, parameters: ColorJitterParameters) -> Operation:
-        adjustments = (
-            (operations.adjust_brightness, parameters.brightness, 1),
-            (operations.adjust_contrast, parameters.contrast, 1),
-            (operations.adjust_saturation, parameters.saturation, 1),
-            (operations.adjust_hue, parameters.hue, 0),
-        )
-        steps: list[tuple[Callable[[Tensor, Tensor], Tensor], list[Tensor]]] = []
-        for turn in parameters.order.unbind(dim=1):
-            for number in turn.unique().tolist():
-                adjust, values, neutral = adjustments[number]
-                rows = ((turn == number) & (values != neutral)).nonzero().squeeze(1)
-                if len(rows):
-                    steps.append((adjust, [values] if len(rows) == len(values) else [values[rows], rows]))
-
-        def change(images: Tensor, *tensors: Tensor) -> Tensor:
-            images, there = images.clone(), iter(tensors)
-            for adjust, given in steps:
-                if len(given) == 1:
-                    images = adjust(images, next(there))
-                else:
-                    values, rows = next(there), next(there)
-                    images.index_copy_(0, rows, adjust(images[rows], values))
-            return images
-
-        return Operation(change, tuple(tensor for _, given in steps for tensor in given))
+        values = torch.stack([parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue], dim=1)
+        return Operation(operations.adjust_colours, (values, parameters.order.argsort(dim=1)))
 
 
 @dataclass(frozen=True)
