@@ -25,6 +25,7 @@ from ssl_equi.training_views import (
 )
 from ssl_equi.views.groups import GROUPS
 from ssl_equi.views.presets import PRESETS
+from tests.simulated_device import SimulatedDevice
 
 ONE_PROCESS = SimpleNamespace(rank=0, world_size=1)
 AUGMENTED = ViewOptions(source="augmented", preset="mocov2")
@@ -114,6 +115,18 @@ def test_augmented_views_are_two_changed_versions_of_the_first_image(data: DataS
     assert not torch.equal(make_views(batch, step=4).images, views.images)
     other_seed = TrainingViews(Options(AUGMENTED, seed=1), data, ONE_PROCESS)(batch, 3)
     assert not torch.equal(other_seed.images, views.images)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_on_a_gpu_the_views_are_the_same_in_channels_last_memory(
+    data: DataSource, preset: str, device: SimulatedDevice
+) -> None:
+    options = Options(ViewOptions(source="augmented", preset=preset))
+    make_views = TrainingViews(options, data, ONE_PROCESS, actions="augmentation")
+    expected, found = (make_views(random_batch().to(place), step=0) for place in ("cpu", "cuda"))
+    assert found.images.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert (found.images.cpu() - expected.images).abs().max() < 2e-5  # five times that of values in [0, 1]
+    assert found.actions is not None and torch.equal(found.actions.cpu(), expected.actions)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
