@@ -149,14 +149,14 @@ def gaussian_blur(images: Tensor, values: Tensor, kernel_size: int) -> Tensor:
 
 def blur_weights(values: Tensor, kernel_size: int) -> Tensor:
     """[N, at most kernel_size]: the weights of `gaussian_blur` along one side, where the values are."""
-    from kornia.filters import get_gaussian_kernel1d
-
     radius = kernel_size // 2
     if values.device.type == "cpu":
         # Beyond 6.5 standard deviations a weight is below 1e-9 of the largest. A GPU would be waited for.
         radius = min(radius, math.ceil(6.5 * float(values.max())))
-    weights: Tensor = get_gaussian_kernel1d(2 * radius + 1, values.view(-1, 1))
-    return weights
+    squared_distance = torch.arange(-radius, radius + 1, device=values.device).square().to(values.dtype)
+    # Without deviation, the middle has all the weight.
+    weights = torch.exp(-squared_distance / (2 * values.square()).clamp_(min=1e-20).unsqueeze(1))
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def blur_by_weights(images: Tensor, weights: Tensor, kernel_size: int) -> Tensor:

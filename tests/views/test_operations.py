@@ -128,6 +128,11 @@ def test_blur_of_an_impulse_has_the_stated_variance():
         torch.testing.assert_close(variance, sigma**2, rtol=1e-3, atol=0)
 
 
+def test_blur_without_deviation_changes_nothing():
+    images = random_images()
+    assert torch.equal(operations.gaussian_blur(images, torch.tensor([0.0, 0.5, 0.0, 2.0]), 9)[::2], images[::2])
+
+
 def test_blur_refuses_a_kernel_that_does_not_fit():
     with pytest.raises(ValueError, match="kernel size 23 got images of 8 x 8 pixels: use a smaller kernel"):
         operations.gaussian_blur(random_images(1, 8, 8), torch.ones(1), 23)
