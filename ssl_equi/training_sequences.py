@@ -108,7 +108,9 @@ class SequenceViews:
         if actions == "augmentation":
             self.action_columns = augmentation_columns(config)
         self.draws = AugmentationDraws(config, processes)
-        self.observed_pipeline, self.target_pipeline = view_pipelines(config.views.preset, config.image_size)
+        self.observed_pipeline, self.target_pipeline = view_pipelines(
+            config.views.preset, config.image_size, compiled=config.compile
+        )
 
     @property
     def stored_views(self) -> int:

@@ -106,7 +106,7 @@ class Views:
 
 
 class DrawsConfig(Protocol):
-    """The options that drawing augmentations depends on."""
+    """The options that drawing augmentations, and making views by them, depends on."""
 
     @property
     def image_size(self) -> int: ...
@@ -116,6 +116,9 @@ class DrawsConfig(Protocol):
 
     @property
     def seed(self) -> int: ...
+
+    @property
+    def compile(self) -> bool: ...
 
 
 class ViewsConfig(DrawsConfig, Protocol):
@@ -255,7 +258,7 @@ class TrainingViews:
             raise ViewsError("rendered views share no augmentations: choose --views.source augmented")
         check_chunks(config, processes, shared_by)
         self.draws = AugmentationDraws(config, processes)
-        self.pipelines = view_pipelines(config.views.preset, config.image_size)
+        self.pipelines = view_pipelines(config.views.preset, config.image_size, compiled=config.compile)
 
     @timed
     def __call__(self, batch: ViewBatch, step: int) -> Views:
@@ -286,7 +289,7 @@ class SharedViews:
         check_chunks(config, processes, shared_by)
         self.data, self.shared_by = data, shared_by
         self.draws = AugmentationDraws(config, processes)
-        self.pipelines = view_pipelines(config.views.preset, config.image_size)
+        self.pipelines = view_pipelines(config.views.preset, config.image_size, compiled=config.compile)
 
     @timed
     def __call__(self, batch: ViewBatch, step: int) -> Tensor:
@@ -320,7 +323,7 @@ class TransformedSmallViews:
                 f"{self.group.size}"
             )
         self.draws = AugmentationDraws(config, processes)
-        self.pipeline = small_view_pipeline(options.preset, options.size)
+        self.pipeline = small_view_pipeline(options.preset, options.size, compiled=config.compile)
 
     @timed
     def __call__(self, batch: ViewBatch, step: int) -> tuple[Tensor, Tensor]:

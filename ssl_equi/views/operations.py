@@ -16,6 +16,7 @@ none of it.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -27,7 +28,7 @@ from ssl_equi.device_copies import constant
 Interpolation = Literal["bilinear", "bicubic"]
 
 
-def adjust_colours(images: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+def adjust_colours(images: Tensor, values: Tensor, positions: Tensor, *, compiled: bool = False) -> Tensor:
     """Brightness, contrast, saturation and hue, one after another in an order of each image's own.
 
     On the CPU the images that are at the same change take turns; elsewhere, where the number of launches counts and not
@@ -37,11 +38,14 @@ def adjust_colours(images: Tensor, values: Tensor, positions: Tensor) -> Tensor:
         images: [N, 3, H, W].
         values: [N, 4], factors of brightness, contrast and saturation, and the hue's fraction of the circle.
         positions: int64 [N, 4], when each of the four comes, 0 to 3.
+        compiled: whether torch.compile merges the changes of a GPU into a fifth of the launches, once for each shape.
 
     Returns:
         new images; where a value is 1, or 0 for the hue, equal to 1e-6 to what they were without it.
     """
-    change = _adjust_in_turn if images.device.type == "cpu" else _adjust_at_once
+    if images.device.type == "cpu":
+        return _adjust_in_turn(images, values, positions)
+    change = compiled_adjust_at_once() if compiled else _adjust_at_once
     return change(images, values, positions)
 
 
@@ -72,6 +76,13 @@ def _adjust_at_once(images: Tensor, values: Tensor, positions: Tensor) -> Tensor
         reference = torch.addcmul(_mean_of(grey) * of_mean, grey, of_grey)
         images = torch.addcmul(reference, images, _per_image(of_image[:, slot], images)).clamp_(0, 1)
     return images
+
+
+@functools.cache
+def compiled_adjust_at_once() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What `adjust_colours` does elsewhere than on the CPU, compiled when it is first called with images of a shape."""
+    compiled: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.compile(_adjust_at_once, dynamic=False)
+    return compiled
 
 
 def adjust_brightness(images: Tensor, values: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ The distributions are those of `torchvision.transforms.v2`, except that here eve
 the order of the colour changes included. Angles are counter-clockwise.
 """
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -186,6 +187,8 @@ class ColorJitter(OccasionalTransform[ColorJitterParameters]):
     """range of the factor of the distance to the pixel's grey"""
     hue: float
     """greatest shift in either direction, a fraction of the colour circle up to 0.5"""
+    compiled: bool = field(default=False, kw_only=True)
+    """whether a GPU runs compiled code"""
     name: ClassVar[str] = "jitter"
 
     def __post_init__(self) -> None:
@@ -212,7 +215,8 @@ class ColorJitter(OccasionalTransform[ColorJitterParameters]):
 
     def _operation(self, parameters: ColorJitterParameters) -> Operation:
         values = torch.stack([parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue], dim=1)
-        return Operation(operations.adjust_colours, (values, parameters.order.argsort(dim=1)))
+        change = functools.partial(operations.adjust_colours, compiled=self.compiled)
+        return Operation(change, (values, parameters.order.argsort(dim=1)))
 
 
 @dataclass(frozen=True)
