@@ -142,21 +142,50 @@ class ViewPipeline:
 def apply_each(pipelines: Sequence[ViewPipeline], images: Tensor, parameters: Sequence[ViewParameters]) -> list[Tensor]:
     """A view of every image by each pipeline with its parameters; arguments and errors as in `ViewPipeline.apply`.
 
-    On a GPU, pipelines that are alike make their views together: it takes as many launches as one pipeline alone.
+    On a GPU, pipelines that differ only in what they draw and in what they leave out make their views together: that
+    takes as many launches as one of them alone.
     """
     if images.device.type == "cpu":
         return [pipeline.apply(images, drawn) for pipeline, drawn in zip(pipelines, parameters, strict=True)]
     views: dict[int, Tensor] = {}
-    for pipeline in dict.fromkeys(pipelines):
-        alike = [number for number, other in enumerate(pipelines) if other == pipeline]
+    for longest, *others in _alike(pipelines):
+        pipeline, numbers = pipelines[longest], [longest, *others]
+        drawn = [_with_none_applied(parameters[number], parameters[longest]) for number in numbers]
         height, width = pipeline.view_size(images)
         at_once = max(1, GPU_BLOCK_BYTES // (3 * 4 * height * width * len(images)))
-        for start in range(0, len(alike), at_once):
-            numbers = alike[start : start + at_once]
-            drawn = concatenate([parameters[number] for number in numbers])
-            made = pipeline.apply(images.repeat(len(numbers), 1, 1, 1), drawn)
-            views |= zip(numbers, made.split(len(images)))
+        for block in (slice(start, start + at_once) for start in range(0, len(numbers), at_once)):
+            count = len(numbers[block])
+            made = pipeline.apply(images.repeat(count, 1, 1, 1), concatenate(drawn[block]))
+            views |= zip(numbers[block], made.split(len(images)))
     return [views[number] for number in range(len(pipelines))]
+
+
+def _alike(pipelines: Sequence[ViewPipeline]) -> list[list[int]]:
+    """Numbers of pipelines in groups: the first of each can do what the others do."""
+    groups: list[list[int]] = []
+    for number in sorted(range(len(pipelines)), key=lambda number: -len(pipelines[number].transforms)):
+        group = next((group for group in groups if _can_do(pipelines[group[0]], pipelines[number])), None)
+        if group is None:
+            groups.append([number])
+        else:
+            group.append(number)
+    return groups
+
+
+def _can_do(longer: ViewPipeline, pipeline: ViewPipeline) -> bool:
+    """Whether a pipeline has all transforms of another, in the same order."""
+    remaining = iter(longer.transforms)
+    return all(any(transform.changes_like(own) for own in remaining) for transform in pipeline.transforms)
+
+
+def _with_none_applied(parameters: ViewParameters, longer: ViewParameters) -> ViewParameters:
+    """The parameters, with those of transforms that only `longer` has, which are applied to no image."""
+    missing = {
+        name: replace(value, applied=torch.zeros_like(value.applied))
+        for name, value in vars(longer).items()
+        if value is not None and getattr(parameters, name) is None
+    }
+    return replace(parameters, **missing)
 
 
 def _one_size_an_image(source_sizes: tuple[int, int] | Tensor, count: int) -> Tensor:

@@ -4,7 +4,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -97,6 +97,14 @@ class Transform(ABC, Generic[Parameters]):
             return [self._operation(parameters.rows(rows)).on_rows(rows)]
         # A GPU changes all images in less time than it takes to launch what picks some of them.
         return [self._operation(parameters).where(parameters.applied)]
+
+    def changes_like(self, other: "Transform[Any]") -> bool:
+        """Whether both make the same of equal parameters, whatever they draw."""
+        return self.name == other.name and self._settings() == other._settings()
+
+    def _settings(self) -> tuple[Any, ...]:
+        """What the operation depends on besides the parameters."""
+        return ()
 
     @abstractmethod
     def _operation(self, parameters: Parameters) -> Operation:

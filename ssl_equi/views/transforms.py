@@ -7,7 +7,7 @@ the order of the colour changes included. Angles are counter-clockwise.
 import functools
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -54,6 +54,9 @@ class Crop(Transform[CropParameters]):
             raise ValueError(f"a crop has size {self.size}: use at least 1 pixel")
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(f"a crop has interpolation {self.interpolation!r}: use 'bilinear' or 'bicubic'")
+
+    def _settings(self) -> tuple[Any, ...]:
+        return self.size, self.interpolation
 
     def _parameters(
         self, source_sizes: Tensor, *, top: Tensor, left: Tensor, height: Tensor, width: Tensor
@@ -213,6 +216,9 @@ class ColorJitter(OccasionalTransform[ColorJitterParameters]):
             order=uniform((count, 4), 0, 1, generator).argsort(dim=1),
         )
 
+    def _settings(self) -> tuple[Any, ...]:
+        return (self.compiled,)
+
     def _operation(self, parameters: ColorJitterParameters) -> Operation:
         values = torch.stack([parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue], dim=1)
         change = functools.partial(operations.adjust_colours, compiled=self.compiled)
@@ -251,6 +257,9 @@ class GaussianBlur(OccasionalTransform[BlurParameters]):
     def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> BlurParameters:
         applied = self._draw_applied(count, generator)
         return BlurParameters(applied, sigma=where_applied(applied, uniform(count, *self.sigma, generator), 0))
+
+    def _settings(self) -> tuple[Any, ...]:
+        return (self.kernel_size,)
 
     def _operation(self, parameters: BlurParameters) -> Operation:
         def change(images: Tensor, weights: Tensor) -> Tensor:
