@@ -147,6 +147,8 @@ def apply_each(pipelines: Sequence[ViewPipeline], images: Tensor, parameters: Se
     """
     if images.device.type == "cpu":
         return [pipeline.apply(images, drawn) for pipeline, drawn in zip(pipelines, parameters, strict=True)]
+    for pipeline, given in zip(pipelines, parameters, strict=True):
+        pipeline._check_parameters(given)
     views: dict[int, Tensor] = {}
     for longest, *others in _alike(pipelines):
         pipeline, numbers = pipelines[longest], [longest, *others]
@@ -173,9 +175,10 @@ def _alike(pipelines: Sequence[ViewPipeline]) -> list[list[int]]:
 
 
 def _can_do(longer: ViewPipeline, pipeline: ViewPipeline) -> bool:
-    """Whether a pipeline has all transforms of another, in the same order."""
+    """Whether a pipeline has all transforms of another, in the same order, and gives the same size."""
     remaining = iter(longer.transforms)
-    return all(any(transform.changes_like(own) for own in remaining) for transform in pipeline.transforms)
+    has_all = all(any(transform.changes_like(own) for own in remaining) for transform in pipeline.transforms)
+    return has_all and longer.output_size == pipeline.output_size
 
 
 def _with_none_applied(parameters: ViewParameters, longer: ViewParameters) -> ViewParameters:

@@ -143,11 +143,12 @@ def test_a_padded_canvas_gives_the_same_views_and_is_never_read():
 SHORTER = ViewPipeline((RandomResizedCrop(16, scale=(0.5, 1.0)), *PIPELINE.transforms[2:4]))
 OTHER_ORDER = ViewPipeline((PIPELINE.transforms[0], PIPELINE.transforms[3], PIPELINE.transforms[2]))
 OTHER_BLUR = ViewPipeline((*PIPELINE.transforms[:2], GaussianBlur(3)))
+NO_CROP = ViewPipeline(PIPELINE.transforms[1:3])
 
 
 def test_several_views_are_those_of_each_pipeline_alone(device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch):
     """Also where a GPU makes some of them together, as many as its block holds."""
-    pipelines, generator = [SHORTER, PIPELINE, OTHER_ORDER, PIPELINE, OTHER_BLUR, SHORTER], seeded()
+    pipelines, generator = [SHORTER, PIPELINE, OTHER_ORDER, PIPELINE, OTHER_BLUR, NO_CROP, SHORTER], seeded()
     drawn = [pipeline.draw(24, source_sizes=(20, 28), generator=generator) for pipeline in pipelines]
     expected = [pipeline.apply(images(), parameters) for pipeline, parameters in zip(pipelines, drawn)]
     for view, alone in zip(apply_each(pipelines, images(), drawn), expected):
@@ -156,6 +157,13 @@ def test_several_views_are_those_of_each_pipeline_alone(device: SimulatedDevice,
         monkeypatch.setattr(pipeline_module, "GPU_BLOCK_BYTES", bytes_of_a_block)
         for view, alone in zip(apply_each(pipelines, images().to("cuda"), drawn), expected):
             torch.testing.assert_close(view.cpu(), alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_several_views_need_the_parameters_of_their_own_pipelines(place: str, device: SimulatedDevice):
+    drawn = [pipeline.draw(24, source_sizes=(20, 28), generator=seeded()) for pipeline in (PIPELINE, SHORTER)]
+    with pytest.raises(ValueError, match="got parameters of crop, grayscale, jitter: pass parameters that this"):
+        apply_each([PIPELINE, PIPELINE], images().to(place), drawn)
 
 
 def test_on_a_gpu_views_that_are_alike_cost_the_launches_of_one(device: SimulatedDevice):
