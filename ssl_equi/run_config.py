@@ -69,7 +69,8 @@ class RunConfig:
     clip_norm: Positive | None = None
     """Largest norm of the gradient, over all parameters; not clipped when not given."""
     compile: bool = False
-    """Compile encoder, momentum target and heads with torch.compile; of vision transformers each block by itself."""
+    """Compile encoder, momentum target and heads with torch.compile; of vision transformers each block by itself. On a
+    GPU also the colour changes of augmented views."""
     log_every: Count = 10
     """Steps between two lines of metrics.jsonl."""
     save_every: Count = 200

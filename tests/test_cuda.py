@@ -29,6 +29,7 @@ from ssl_equi.device_batches import on_device
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.compiling import compile_networks
 from ssl_equi.run_config import loader_size
+from ssl_equi.views import operations
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.presets import PRESETS, SMALL_VIEW_PRESETS, small_view_pipeline, view_pipelines
 from tests.encoders.symmetric_encoders import CASES, TOLERANCES, errors_by_element
@@ -201,6 +202,17 @@ def test_views_are_those_of_the_cpu(name: str, device: str) -> None:
     expected, found = pipeline.apply(images, parameters), pipeline.apply(images.to(device), parameters)
     assert found.device.type == device and found.dtype == expected.dtype
     assert ((found.cpu() - expected).abs() > 1e-3).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), CUDA])
+def test_compiled_colours_are_those_of_the_cpu(device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, factors = torch.rand(16, 3, 24, 24, generator=generator), torch.rand(16, 4, generator=generator)
+    values = torch.cat([0.2 + 1.6 * factors[:, :3], factors[:, 3:] - 0.5], dim=1)
+    positions = torch.rand(16, 4, generator=generator).argsort(dim=1)
+    expected = operations.adjust_colours(images, values, positions)
+    found = operations.compiled_adjust_at_once()(images.to(device), values.to(device), positions.to(device))
+    assert_equal_values({"colours": found}, {"colours": expected}, 1e-5)
 
 
 def copied_by_the_trainer(batches: Iterator[ViewBatch], device: torch.device) -> Iterator[ViewBatch]:
