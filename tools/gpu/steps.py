@@ -74,6 +74,8 @@ def training_step(objective: nn.Module, inputs: tuple[Tensor | None, ...], means
     """A method's step with Adam; a momentum target follows."""
     on_gpu = device == "cuda"
     torch.backends.cudnn.benchmark = means.cudnn_benchmark
+    if not (means.channels_last or means.as_runs):  # views come in channels-last memory, which cuDNN follows
+        inputs = tuple(None if values is None else values.contiguous() for values in inputs)
     if means.as_runs:
         prepare_for_cuda(objective)
     elif means.channels_last:
@@ -358,12 +360,15 @@ def compilation_difference(phase: Phase, contestant: bench_encoders.Contestant, 
 
 
 def run(phase: Phase) -> None:
-    *eager, compiled_alone = [name for name in OF_SIE if not OF_SIE[name].as_runs]
-    measure_sie(phase, [*eager, *(name for name in OF_SIE if OF_SIE[name].as_runs)])
+    """What runs are like first, then what each of their means is worth, and whether compiling changes results."""
+    as_runs = [name for name in OF_SIE if OF_SIE[name].as_runs]
+    *eager, compiled_alone = [name for name in OF_SIE if name not in as_runs]
+    measure_sie(phase, as_runs)
     measure_methods(phase, AS_THEY_RUN)
-    measure_augmented(phase)
     measure_transformers(phase)
     measure_methods(phase, ALSO_COMPILED)
+    measure_augmented(phase)
+    measure_sie(phase, eager)
     measure_compilation(phase)
     measure_sie(phase, [compiled_alone])
 
