@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -40,10 +40,12 @@ from ssl_equi.checkpoint import (
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.device_copies import Unread, together
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
+from ssl_equi.encoders.recomputing import checkpoint_activations
 from ssl_equi.errors import UserError
 from ssl_equi.finite_watch import FiniteWatch
 from ssl_equi.gpu import prepare_for_cuda
 from ssl_equi.metrics_log import MetricsLog
+from ssl_equi.objectives.batch_norm import running_statistics_kept
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.options import used_options
@@ -147,6 +149,8 @@ class Run:
         if self.world_size > 1:
             # After the move: which kind of synchronised batch norm is used depends on the device.
             self.objective = convert_sync_batchnorm(self.objective)
+        if self.config.checkpoint_activations:
+            checkpoint_activations(self.objective.encoder)  # type: ignore[arg-type]
         if self.config.compile:
             try_compiler(self.device)
             compile_networks(self.objective)
@@ -292,7 +296,10 @@ class Run:
         self._finite_watch.look(output, self.step_done + 1)
         if self.device.type == "cpu":
             self._raise_if_not_finite()
-        self.accelerator.backward(output.loss)
+        # What is computed again would enter the running statistics of batch norms twice.
+        again = running_statistics_kept(self.objective) if self.config.checkpoint_activations else nullcontext()
+        with again:
+            self.accelerator.backward(output.loss)
         if self.config.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm)
 

@@ -35,6 +35,7 @@ FREE_OPTIONS = (
     "max_skipped",
     "tracker",
     "compile",
+    "checkpoint_activations",
     "collective_timeout",
 )
 
@@ -66,6 +67,9 @@ class RunConfig:
     """Largest norm of the gradient, over all parameters; not clipped when not given."""
     compile: bool = False
     """Compile encoder, momentum target and heads with torch.compile; of vision transformers each block by itself."""
+    checkpoint_activations: bool = False
+    """Compute the encoder's activations again in the backward pass rather than keep them: larger models and batches fit
+    into memory, for about a third more time a step."""
     log_every: Count = 10
     """Steps between two lines of metrics.jsonl."""
     save_every: Count = 200
