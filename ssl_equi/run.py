@@ -9,6 +9,7 @@ knows Accelerate. Three decisions make a resumed run identical to one that was n
   it that the resumed run would not log again to the bit.
 """
 
+import copy
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -53,12 +54,14 @@ from ssl_equi.process_group import set_timeout, starting_timeout
 from ssl_equi.progress import TrainingProgress
 from ssl_equi.run_config import RunConfig, RunError, check_run, default_threads, flattened, refuse_other_options
 from ssl_equi.run_folder import RunFolder, choose_folder
+from ssl_equi.sharding import gathered, shard, shared_out
 from ssl_equi.speed import SpeedWindow
 from ssl_equi.stopping import EXIT_STOPPED, StoppedBySignal, StopRequests, leaving_at_once
 from ssl_equi.tracking import Tracking
 from ssl_equi.versions import software_versions
 
 Result = TypeVar("Result")
+Objective = TypeVar("Objective")
 
 KEPT_CHECKPOINTS = 2
 STOPPED_FILE = "stopped.json"
@@ -116,7 +119,7 @@ class Run:
         self.rank, self.world_size = processes.process_index, processes.num_processes
         self.is_main = processes.is_main_process
         # Chosen again when the run starts: others may have started by then.
-        self._set_folder(self._on_main_then_everywhere(self._choose_folder))
+        self._set_folder(self.on_main_then_everywhere(self._choose_folder))
         # Buffers are equal everywhere (statistics of the global batch, gathered keys), so nobody needs to send them.
         parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         self.accelerator = Accelerator(
@@ -125,6 +128,7 @@ class Run:
         )  # fmt: skip
         self.tracking = Tracking(self.accelerator, config.tracker)
         self._claim: RunFolder | None = None  # of the first process
+        self._whole: nn.Module | None = None  # of the first process, where weights are shared out
         self.states: dict[str, Any] = {}
         self.step_done = self.last_step = 0
         self._finite_watch = FiniteWatch()
@@ -143,6 +147,8 @@ class Run:
             optimizer_of: makes the optimiser from the objective, once its parameters are where they will stay. It is
                 found in `run.optimizer` afterwards.
         """
+        if self.config.sharding == "full" and self.is_main:
+            self._whole = copy.deepcopy(objective)
         self.objective = objective.to(self.device)
         if self.device.type == "cuda":
             prepare_for_cuda(self.objective)
@@ -154,9 +160,21 @@ class Run:
         if self.config.compile:
             try_compiler(self.device)
             compile_networks(self.objective)
+        if self.config.sharding == "full":
+            shard(self.objective, self.device, bf16=self.config.mixed_precision == "bf16")
         self.bare_optimizer = optimizer_of(self.objective)
-        wrapped, self.optimizer = self.accelerator.prepare(self.objective, self.bare_optimizer)
-        return wrapped
+        self.optimizer = self.accelerator.prepare_optimizer(self.bare_optimizer)
+        if self.config.sharding == "full":  # such a model needs Accelerate's autocast, but no further wrapping
+            return self.accelerator.prepare_model(self.objective, device_placement=False, evaluation_mode=True)
+        return self.accelerator.prepare_model(self.objective)
+
+    def whole(self, objective: Objective) -> Objective:
+        """What is exported and probed: the objective itself or, if its weights are shared out, a copy that has all.
+
+        The copy is the first process's. From the beginning of `ending` it has the weights at the end, before then those
+        at the start.
+        """
+        return objective if self._whole is None else cast(Objective, self._whole)
 
     def register(self, name: str, state: Stateful) -> None:
         """Saves and restores something else with every checkpoint (online probes, an averaged encoder)."""
@@ -172,12 +190,12 @@ class Run:
             RunError, CheckpointError: the folder is another run's, the checkpoint is damaged or of another
                 architecture, or the tracker doesn't start.
         """
-        self._set_folder(self._on_main_then_everywhere(self._claim_folder))
+        self._set_folder(self.on_main_then_everywhere(self._claim_folder))
         try:
-            self._on_main_then_everywhere(self._refuse_other_options)
-            self._on_main_then_everywhere(self._start_tracking)
+            self.on_main_then_everywhere(self._refuse_other_options)
+            self.on_main_then_everywhere(self._start_tracking)
             self._restore_newest()
-            self._on_main_then_everywhere(self._describe_run)
+            self.on_main_then_everywhere(self._describe_run)
         except BaseException:
             if self._claim is not None:
                 self._claim.withdraw()
@@ -199,13 +217,18 @@ class Run:
         """Puts everything that `save` wrote back; raises CheckpointError if anything of it is missing or spoilt."""
         others = "delete this folder and resume from the one before"
         saved = {name: read_state(checkpoint, name) for name in ("run", "objective", "optimizer", *self.states)}
-        load_module_strictly(self.objective, saved["objective"], checkpoint / "objective.safetensors")
+        own = self.objective.state_dict()
+        objective = {name: shared_out(value, own.get(name)) for name, value in saved["objective"].items()}
+        load_module_strictly(self.objective, objective, checkpoint / "objective.safetensors")
         try:
             self.step_done = int(saved["run"]["step"])
             self.records_skipped = int(saved["run"].get("records_skipped", 0))
             # Whether parameters are updated by fused kernels is a matter of the device, also where it was another.
             for group, own in zip(saved["optimizer"]["param_groups"], self.bare_optimizer.param_groups, strict=True):
                 group["fused"] = own.get("fused")
+            parameters = [parameter for group in self.bare_optimizer.param_groups for parameter in group["params"]]
+            for number, moments in saved["optimizer"]["state"].items():
+                moments |= {name: shared_out(value, parameters[number]) for name, value in moments.items()}
             self.bare_optimizer.load_state_dict(saved["optimizer"])
             for name, state in self.states.items():
                 state.load_state_dict(saved[name])
@@ -283,6 +306,11 @@ class Run:
         stops it; a resumed run does it again from its start.
         """
         self.accelerator.wait_for_everyone()
+        if self.config.sharding == "full":
+            state = gathered(dict(self.objective.state_dict()), keep=self.is_main)
+            if self._whole is not None:
+                self._whole.load_state_dict(state)
+                self._whole.to(self.device)
         self._close_process_group()
         try:
             with leaving_at_once():
@@ -343,13 +371,13 @@ class Run:
         """Writes the checkpoint of the steps done so far, atomically, and deletes all but the newest few."""
         folder = self.folder / "checkpoints" / f"step-{self.step_done:08d}"
         self.records_skipped += self._skipped_records().read()
-        self._on_main_then_everywhere(lambda: self._write_checkpoint(folder))
+        trained = {"objective": dict(self.objective.state_dict()), "optimizer": self.bare_optimizer.state_dict()}
+        trained = gathered(trained, keep=self.is_main)
+        self.on_main_then_everywhere(lambda: self._write_checkpoint(folder, trained))
         return folder
 
-    def _write_checkpoint(self, folder: Path) -> None:
-        states = {name: state.state_dict() for name, state in self.states.items()}
-        states["objective"] = dict(self.objective.state_dict())
-        states["optimizer"] = self.bare_optimizer.state_dict()
+    def _write_checkpoint(self, folder: Path, trained: dict[str, Any]) -> None:
+        states = {name: state.state_dict() for name, state in self.states.items()} | trained
         states["run"] = {
             "step": self.step_done, "world_size": self.world_size, "records_skipped": self.records_skipped,
         }  # fmt: skip
@@ -376,7 +404,7 @@ class Run:
 
     # ---------------------------------------------------------------- housekeeping
 
-    def _on_main_then_everywhere(self, action: Callable[[], Result]) -> Result:
+    def on_main_then_everywhere(self, action: Callable[[], Result]) -> Result:
         """What looks at the disk is done once, by the first process; all get its result, or its error."""
         outcome: list[Any] = [None]
         defect: Exception | None = None
