@@ -24,7 +24,7 @@ from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, broadcast_object_list
 from torch import nn
 
 from ssl_equi import launcher
@@ -122,9 +122,11 @@ class Run:
         self._set_folder(self.on_main_then_everywhere(self._choose_folder))
         # Buffers are equal everywhere (statistics of the global batch, gathered keys), so nobody needs to send them.
         parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        # Autocast's copies of weights would outlive the block that they were gathered for.
+        autocast = AutocastKwargs(cache_enabled=config.sharding == "none")
         self.accelerator = Accelerator(
             cpu=not cuda, mixed_precision=precision, log_with=config.tracker, project_dir=self.folder,
-            kwargs_handlers=[parallel],
+            kwargs_handlers=[parallel, autocast],
         )  # fmt: skip
         self.tracking = Tracking(self.accelerator, config.tracker)
         self._claim: RunFolder | None = None  # of the first process
@@ -161,7 +163,7 @@ class Run:
             try_compiler(self.device)
             compile_networks(self.objective)
         if self.config.sharding == "full":
-            shard(self.objective, self.device, bf16=self.config.mixed_precision == "bf16")
+            shard(self.objective, self.device)
         self.bare_optimizer = optimizer_of(self.objective)
         self.optimizer = self.accelerator.prepare_optimizer(self.bare_optimizer)
         if self.config.sharding == "full":  # such a model needs Accelerate's autocast, but no further wrapping

@@ -11,21 +11,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ssl_equi.encoders.create import EncoderError
 from ssl_equi.encoders.transformer_blocks import transformer_blocks
 
 
-def shard(objective: nn.Module, device: torch.device, *, bf16: bool) -> None:
+def shard(objective: nn.Module, device: torch.device) -> None:
     """Leaves each process its share of every parameter, in place; call the objective as a whole from then on.
 
-    A block of the encoder and of its momentum target is gathered when it is its turn, everything else once a step.
+    A block of the encoder or of its momentum target is gathered when it is its turn, everything else once a step. All
+    is gathered and added up in the precision of the weights; as without sharding, autocast chooses that of operations.
 
     Args:
         device: where the objective is.
-        bf16: blocks are gathered in it; losses, heads, and what is added up over the processes stay in float32.
 
     Raises:
         EncoderError: the encoder is no vision transformer.
@@ -43,13 +43,10 @@ def shard(objective: nn.Module, device: torch.device, *, bf16: bool) -> None:
     for parameter in objective.parameters():  # channels-last weights can't be shared out
         parameter.data = parameter.data.contiguous()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    # What enters a block keeps its precision, as under autocast, which chooses that of each operation.
-    half = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    policy = half if bf16 else MixedPrecisionPolicy()
     # Features and embeddings are views; recipes change neither in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh)
     fully_shard(objective, mesh=mesh)
 
 

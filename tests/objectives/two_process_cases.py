@@ -68,7 +68,7 @@ def distributed(objective: nn.Module) -> nn.Module:
         return objective
     if not SHARDED:
         return DistributedDataParallel(objective)
-    shard(objective, DEVICE, bf16=False)
+    shard(objective, DEVICE)
     return objective
 
 
