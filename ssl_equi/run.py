@@ -130,6 +130,7 @@ class Run:
         )  # fmt: skip
         self.tracking = Tracking(self.accelerator, config.tracker)
         self._claim: RunFolder | None = None  # of the first process
+        self._sharded = config.sharding == "full"
         self._whole: nn.Module | None = None  # of the first process, where weights are shared out
         self.states: dict[str, Any] = {}
         self.step_done = self.last_step = 0
@@ -149,7 +150,7 @@ class Run:
             optimizer_of: makes the optimiser from the objective, once its parameters are where they will stay. It is
                 found in `run.optimizer` afterwards.
         """
-        if self.config.sharding == "full" and self.is_main:
+        if self._sharded and self.is_main:
             self._whole = copy.deepcopy(objective)
         self.objective = objective.to(self.device)
         if self.device.type == "cuda":
@@ -162,11 +163,11 @@ class Run:
         if self.config.compile:
             try_compiler(self.device)
             compile_networks(self.objective)
-        if self.config.sharding == "full":
+        if self._sharded:
             shard(self.objective, self.device)
         self.bare_optimizer = optimizer_of(self.objective)
         self.optimizer = self.accelerator.prepare_optimizer(self.bare_optimizer)
-        if self.config.sharding == "full":  # such a model needs Accelerate's autocast, but no further wrapping
+        if self._sharded:  # such a model needs Accelerate's autocast, but no further wrapping
             return self.accelerator.prepare_model(self.objective, device_placement=False, evaluation_mode=True)
         return self.accelerator.prepare_model(self.objective)
 
@@ -219,18 +220,15 @@ class Run:
         """Puts everything that `save` wrote back; raises CheckpointError if anything of it is missing or spoilt."""
         others = "delete this folder and resume from the one before"
         saved = {name: read_state(checkpoint, name) for name in ("run", "objective", "optimizer", *self.states)}
-        own = self.objective.state_dict()
-        objective = {name: shared_out(value, own.get(name)) for name, value in saved["objective"].items()}
-        load_module_strictly(self.objective, objective, checkpoint / "objective.safetensors")
         try:
+            if self._sharded:
+                self._share_out(saved)
+            load_module_strictly(self.objective, saved["objective"], checkpoint / "objective.safetensors")
             self.step_done = int(saved["run"]["step"])
             self.records_skipped = int(saved["run"].get("records_skipped", 0))
             # Whether parameters are updated by fused kernels is a matter of the device, also where it was another.
             for group, own in zip(saved["optimizer"]["param_groups"], self.bare_optimizer.param_groups, strict=True):
                 group["fused"] = own.get("fused")
-            parameters = [parameter for group in self.bare_optimizer.param_groups for parameter in group["params"]]
-            for number, moments in saved["optimizer"]["state"].items():
-                moments |= {name: shared_out(value, parameters[number]) for name, value in moments.items()}
             self.bare_optimizer.load_state_dict(saved["optimizer"])
             for name, state in self.states.items():
                 state.load_state_dict(saved[name])
@@ -245,6 +243,14 @@ class Run:
         spoilt = self._first_weight_not_finite()
         if spoilt is not None:
             raise CheckpointError(f"the weight {spoilt!r} in checkpoint {checkpoint} is not finite: {others}")
+
+    def _share_out(self, saved: dict[str, Any]) -> None:
+        """Leaves this process's share of weights and moments in states that were saved whole."""
+        weights = self.objective.state_dict()
+        saved["objective"] = {name: shared_out(value, weights.get(name)) for name, value in saved["objective"].items()}
+        parameters = [parameter for group in self.bare_optimizer.param_groups for parameter in group["params"]]
+        for number, moments in saved["optimizer"]["state"].items():
+            moments |= {name: shared_out(value, parameters[number]) for name, value in moments.items()}
 
     # ---------------------------------------------------------------- the loop
 
@@ -308,11 +314,10 @@ class Run:
         stops it; a resumed run does it again from its start.
         """
         self.accelerator.wait_for_everyone()
-        if self.config.sharding == "full":
+        if self._sharded:
             state = gathered(dict(self.objective.state_dict()), keep=self.is_main)
             if self._whole is not None:
-                self._whole.load_state_dict(state)
-                self._whole.to(self.device)
+                self._whole.to(self.device).load_state_dict(state)
         self._close_process_group()
         try:
             with leaving_at_once():
@@ -374,7 +379,8 @@ class Run:
         folder = self.folder / "checkpoints" / f"step-{self.step_done:08d}"
         self.records_skipped += self._skipped_records().read()
         trained = {"objective": dict(self.objective.state_dict()), "optimizer": self.bare_optimizer.state_dict()}
-        trained = gathered(trained, keep=self.is_main)
+        if self._sharded:
+            trained = gathered(trained, keep=self.is_main)
         self.on_main_then_everywhere(lambda: self._write_checkpoint(folder, trained))
         return folder
 

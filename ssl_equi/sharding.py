@@ -10,9 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ssl_equi.encoders.create import EncoderError
 from ssl_equi.encoders.transformer_blocks import transformer_blocks
@@ -30,6 +27,9 @@ def shard(objective: nn.Module, device: torch.device) -> None:
     Raises:
         EncoderError: the encoder is no vision transformer.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     blocks = transformer_blocks(objective)
     if not blocks:
         raise EncoderError(
@@ -37,9 +37,8 @@ def shard(objective: nn.Module, device: torch.device) -> None:
             "share out: leave it out, since convolutional encoders fit on every GPU, or choose a vision transformer"
         )
     if not dist.is_initialized():  # a run of one process
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1
-        )
+        backend, store = "nccl" if device.type == "cuda" else "gloo", dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
     for parameter in objective.parameters():  # channels-last weights can't be shared out
         parameter.data = parameter.data.contiguous()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
@@ -56,8 +55,10 @@ def gathered(state: Any, keep: bool) -> Any:
     Args:
         keep: False on processes that only take part: None stands in the place of their tensors.
     """
+    from torch.distributed.tensor import DTensor
+
     if isinstance(state, DTensor):
-        whole = state.detach().full_tensor()
+        whole = state.full_tensor().detach()
         return whole.cpu() if keep else None
     if isinstance(state, dict):
         return {key: gathered(value, keep) for key, value in state.items()}
@@ -68,6 +69,8 @@ def gathered(state: Any, keep: bool) -> Any:
 
 def shared_out(value: Any, like: Any) -> Any:
     """This process's share of a whole tensor, where `like` is shared out and of the same shape; else `value` itself."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return value

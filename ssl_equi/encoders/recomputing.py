@@ -32,9 +32,9 @@ def checkpoint_activations(encoder: nn.Module) -> None:
 
 def recomputed(block: nn.Module, inputs: Any) -> Any:
     """`block(inputs)` that keeps nothing but its inputs; batch norms record them once."""
-    # The compiler takes no contexts, and what it compiles records once anyway.
-    contexts = {} if torch.compiler.is_compiling() else {"context_fn": functools.partial(_contexts, block)}
-    return checkpoint(block, inputs, use_reentrant=False, **contexts)
+    if torch.compiler.is_compiling():  # which takes no contexts, and what it compiles records once anyway
+        return checkpoint(block, inputs, use_reentrant=False)
+    return checkpoint(block, inputs, use_reentrant=False, context_fn=functools.partial(_contexts, block))
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

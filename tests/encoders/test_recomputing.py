@@ -66,6 +66,23 @@ def test_gradients_and_statistics_stay_the_same(name: str) -> None:
         assert torch.equal(ours, theirs), buffer
 
 
+def test_compiled_encoders_record_once_too() -> None:
+    torch.manual_seed(0)
+    direct = create_encoder("strided_cnn_pooled", 32, widths=(8, 8), strides=(4, 4)).train()
+    again = copy.deepcopy(direct)
+    checkpoint_activations(again)
+    again.compile(backend="aot_eager_decomp_partition")
+    images = torch.randn(4, 3, 32, 32)
+    for encoder in (direct, again):
+        loss = encoder(images).square().mean()
+        with running_statistics_kept(encoder):
+            loss.backward()
+    for (buffer, ours), theirs in zip(again.named_buffers(), direct.buffers(), strict=True):
+        assert torch.allclose(ours, theirs), buffer
+    for ours, theirs in zip(again.parameters(), direct.parameters(), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["dla34", "without"])
 def test_an_encoder_that_cannot_is_refused(name: str) -> None:
     encoder = nn.Linear(2, 2) if name == "without" else create_encoder(name, 32)
