@@ -120,7 +120,8 @@ class Run:
         self.is_main = processes.is_main_process
         # Chosen again when the run starts: others may have started by then.
         self._set_folder(self.on_main_then_everywhere(self._choose_folder))
-        # Buffers are equal everywhere (statistics of the global batch, gathered keys), so nobody needs to send them.
+        # Buffers are equal everywhere (statistics of the global batch, gathered keys), so nobody needs to send them. A
+        # static graph gains nothing, as all weights are used, and needs outputs that DistributedDataParallel sees into.
         parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         # Autocast's copies of weights would outlive the block that they were gathered for.
         autocast = AutocastKwargs(cache_enabled=config.sharding == "none")
