@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_equi.encoders import create_encoder
@@ -69,6 +70,7 @@ def distributed(objective: nn.Module) -> nn.Module:
     if not SHARDED:
         return DistributedDataParallel(objective)
     shard(objective, DEVICE)
+    assert all(isinstance(weight, DTensor) for weight in objective.parameters()), "some weights are not shared out"
     return objective
 
 
