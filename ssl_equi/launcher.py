@@ -13,7 +13,7 @@ from ssl_equi.run_config import Precision, RunError
 # Settings of `accelerate launch` that a run would take without acting on them as asked: variable, values that change
 # nothing, the setting, and what serves instead.
 _UNSUPPORTED = (
-    ("ACCELERATE_USE_FSDP", ("", "false"), "--use_fsdp", "give --multi_gpu instead"),
+    ("ACCELERATE_USE_FSDP", ("", "false"), "--use_fsdp", "give --multi_gpu instead, and the recipe --sharding full"),
     ("ACCELERATE_USE_DEEPSPEED", ("", "false"), "--use_deepspeed", "give --multi_gpu instead"),
     ("ACCELERATE_USE_MEGATRON_LM", ("", "false"), "--use_megatron_lm", "give --multi_gpu instead"),
     ("ACCELERATE_USE_PARALLELISM_CONFIG", ("", "false"), "--use_parallelism_config", "give --multi_gpu instead"),

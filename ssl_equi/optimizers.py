@@ -53,13 +53,16 @@ def make_optimizer(
     Raises:
         ValueError: unknown name.
     """
+    parameters = [parameter for group in groups for parameter in group["params"]]
     # On a GPU all parameters are updated by a few kernels rather than some per parameter.
-    fused = True if all(parameter.is_cuda for group in groups for parameter in group["params"]) else None
+    fused = True if all(parameter.is_cuda for parameter in parameters) else None
     if name == "adam":
         return torch.optim.Adam(groups, lr=learning_rate, fused=fused)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
     if name == "sgd":
+        if any(hasattr(parameter, "device_mesh") for parameter in parameters):  # of SGD for shares there are no such
+            fused = None
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=fused)
     if name == "lars":
         from timm.optim.lars import Lars  # timm takes seconds to import

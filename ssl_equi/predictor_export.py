@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.data.actions import ACTION_SIZES, QUATERNION_ACTION_KINDS
@@ -236,11 +237,11 @@ def _describe_predictor(predictor: nn.Module) -> dict[str, Any]:
 
 def _describe_projector(module: nn.Module) -> dict[str, Any]:
     """Kind and sizes of a head of `heads.projector` or `lightly_parts.projection_head`."""
-    layers = list(module.modules())
+    layers = [layer for layer in module.modules() if isinstance(layer, (nn.Linear, _BatchNorm))]
     linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    last_batch_norm = "none"
-    if isinstance(layers[-1], nn.BatchNorm1d):
-        last_batch_norm = "affine" if layers[-1].affine else "not_affine"
+    last, last_batch_norm = layers[-1], "none"
+    if isinstance(last, _BatchNorm):  # that of one process, or a synchronised one
+        last_batch_norm = "affine" if last.affine else "not_affine"
     return {
         "kind": "vicreg" if isinstance(module, nn.Sequential) else "projection_head",
         "in_features": linear[0].in_features,

@@ -208,8 +208,13 @@ def check_ending(
         UserError, ValueError: an export or the probes would fail.
     """
     check_splits(probed_parts(objective), data.probe_train, data.evaluation, config.evaluation_split)
-    for export in (exports_of(run, config, objective, data) | dict(further_exports or {})).values():
-        export.check()
+    exports = exports_of(run, config, run.whole(objective), data) | dict(further_exports or {})
+
+    def check_exports() -> None:
+        for export in exports.values():
+            export.check()
+
+    run.on_main_then_everywhere(check_exports)
 
 
 def finish(
@@ -232,6 +237,7 @@ def finish(
         if not run.is_main:
             return
         started = time.perf_counter()
+        objective = run.whole(objective)
         exports = exports_of(run, config, objective, data) | dict(further_exports or {})
         for name, export in exports.items():
             export.write(run.folder / name)

@@ -58,6 +58,7 @@ def finish_capsules(
         multiplied_by: the kind of action that poses are multiplied with; what they tell without a head joins the
             table. None: poses follow actions in a way that only a predictor knows.
     """
+    objective = run.whole(objective)
     exports = _exports(run, config, objective, data)
     if multiplied_by is None:
         finish(run, config, objective, data, further_exports=exports)
@@ -76,6 +77,7 @@ def finish_capsules(
 
 
 def _exports(run: Run, config: PretrainingOptions, objective: CapsuleObjective, data: DataSource) -> dict[str, Export]:
+    objective = run.whole(objective)
     return {CAPSULE_FOLDER: encoder_export(objective.network, capsule_card(run.name, config, objective, data))}
 
 

@@ -36,6 +36,8 @@ def finish_sequences(
         sequences: how the sequences were made, see `sequence_export.SequenceModel`.
     """
 
+    objective = run.whole(objective)
+
     def ask_aggregates(results: ProbeResults) -> tuple[list[ProbeRecord], Sequence[str]]:
         found = quick_sequence_results(
             objective,
@@ -57,5 +59,6 @@ def finish_sequences(
 def _exports(
     run: Run, config: PretrainingOptions, objective: SeqJEPA, data: DataSource, sequences: dict[str, Any]
 ) -> dict[str, Export]:
+    objective = run.whole(objective)
     card = encoder_card(run.name, config, objective, data)
     return {SEQUENCE_MODEL_FOLDER: sequence_export(objective, card, sequences)}

@@ -9,21 +9,22 @@ knows Accelerate. Three decisions make a resumed run identical to one that was n
   it that the resumed run would not log again to the bit.
 """
 
+import copy
 import json
 import math
 import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, broadcast_object_list
 from torch import nn
 
 from ssl_equi import launcher
@@ -42,10 +43,12 @@ from ssl_equi.data.decoding_processes import start_server
 from ssl_equi.device_batches import on_device
 from ssl_equi.device_copies import Unread, together
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
+from ssl_equi.encoders.recomputing import checkpoint_activations
 from ssl_equi.errors import UserError
 from ssl_equi.finite_watch import FiniteWatch
 from ssl_equi.gpu import prepare_for_cuda
 from ssl_equi.metrics_log import MetricsLog
+from ssl_equi.objectives.batch_norm import running_statistics_kept
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.optimizers import load_optimizer_state
@@ -62,12 +65,14 @@ from ssl_equi.run_config import (
     refuse_other_options,
 )
 from ssl_equi.run_folder import RunFolder, choose_folder
+from ssl_equi.sharding import gathered, shard, shared_out
 from ssl_equi.speed import SpeedWindow
 from ssl_equi.stopping import EXIT_STOPPED, StoppedBySignal, StopRequests, leaving_at_once
 from ssl_equi.tracking import Tracking
 from ssl_equi.versions import software_versions
 
 Result = TypeVar("Result")
+Objective = TypeVar("Objective")
 
 KEPT_CHECKPOINTS = 2
 STOPPED_FILE = "stopped.json"
@@ -132,15 +137,20 @@ class Run:
         self.rank, self.world_size = processes.process_index, processes.num_processes
         self.is_main = processes.is_main_process
         # Chosen again when the run starts: others may have started by then.
-        self._set_folder(self._on_main_then_everywhere(self._choose_folder))
-        # Buffers are equal everywhere (statistics of the global batch, gathered keys), so nobody needs to send them.
+        self._set_folder(self.on_main_then_everywhere(self._choose_folder))
+        # Buffers are equal everywhere (statistics of the global batch, gathered keys), so nobody needs to send them. A
+        # static graph gains nothing, as all weights are used, and needs outputs that DistributedDataParallel sees into.
         parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        # Autocast's copies of weights would outlive the block that they were gathered for.
+        autocast = AutocastKwargs(cache_enabled=config.sharding == "none")
         self.accelerator = Accelerator(
             cpu=not cuda, mixed_precision=precision, log_with=config.tracker, project_dir=self.folder,
-            kwargs_handlers=[parallel],
+            kwargs_handlers=[parallel, autocast],
         )  # fmt: skip
         self.tracking = Tracking(self.accelerator, config.tracker)
         self._claim: RunFolder | None = None  # of the first process
+        self._sharded = config.sharding == "full"
+        self._whole: nn.Module | None = None  # of the first process, where weights are shared out
         self.states: dict[str, Any] = {}
         self.step_done = self.last_step = 0
         self._finite_watch = FiniteWatch()
@@ -159,18 +169,34 @@ class Run:
             optimizer_of: makes the optimiser from the objective, once its parameters are where they will stay. It is
                 found in `run.optimizer` afterwards.
         """
+        if self._sharded and self.is_main:
+            self._whole = copy.deepcopy(objective)
         self.objective = objective.to(self.device)
         if self.device.type == "cuda":
             prepare_for_cuda(self.objective)
         if self.world_size > 1:
             # After the move: which kind of synchronised batch norm is used depends on the device.
             self.objective = convert_sync_batchnorm(self.objective)
+        if self.config.checkpoint_activations:
+            checkpoint_activations(self.objective.encoder)  # type: ignore[arg-type]
         if self.config.compile:
             try_compiler(self.device)
             compile_networks(self.objective)
+        if self._sharded:
+            shard(self.objective, self.device)
         self.bare_optimizer = optimizer_of(self.objective)
-        wrapped, self.optimizer = self.accelerator.prepare(self.objective, self.bare_optimizer)
-        return wrapped
+        self.optimizer = self.accelerator.prepare_optimizer(self.bare_optimizer)
+        if self._sharded:  # such a model needs Accelerate's autocast, but no further wrapping
+            return self.accelerator.prepare_model(self.objective, device_placement=False, evaluation_mode=True)
+        return self.accelerator.prepare_model(self.objective)
+
+    def whole(self, objective: Objective) -> Objective:
+        """What is exported and probed: the objective itself or, if its weights are shared out, a copy that has all.
+
+        The copy is the first process's. From the beginning of `ending` it has the weights at the end, before then those
+        at the start.
+        """
+        return objective if self._whole is None else cast(Objective, self._whole)
 
     def register(self, name: str, state: Stateful) -> None:
         """Saves and restores something else with every checkpoint (online probes, an averaged encoder)."""
@@ -186,12 +212,12 @@ class Run:
             RunError, CheckpointError: the folder is another run's, the checkpoint is damaged or of another
                 architecture, or the tracker doesn't start.
         """
-        self._set_folder(self._on_main_then_everywhere(self._claim_folder))
+        self._set_folder(self.on_main_then_everywhere(self._claim_folder))
         try:
-            self._on_main_then_everywhere(self._refuse_other_options)
-            self._on_main_then_everywhere(self._start_tracking)
+            self.on_main_then_everywhere(self._refuse_other_options)
+            self.on_main_then_everywhere(self._start_tracking)
             self._restore_newest()
-            self._on_main_then_everywhere(self._describe_run)
+            self.on_main_then_everywhere(self._describe_run)
         except BaseException:
             if self._claim is not None:
                 self._claim.withdraw()
@@ -213,8 +239,10 @@ class Run:
         """Puts everything that `save` wrote back; raises CheckpointError if anything of it is missing or spoilt."""
         others = "delete this folder and resume from the one before"
         saved = {name: read_state(checkpoint, name) for name in ("run", "objective", "optimizer", *self.states)}
-        load_module_strictly(self.objective, saved["objective"], checkpoint / "objective.safetensors")
         try:
+            if self._sharded:
+                self._share_out(saved)
+            load_module_strictly(self.objective, saved["objective"], checkpoint / "objective.safetensors")
             self.step_done = int(saved["run"]["step"])
             self.records_skipped = int(saved["run"].get("records_skipped", 0))
             load_optimizer_state(self.bare_optimizer, saved["optimizer"])
@@ -231,6 +259,14 @@ class Run:
         spoilt = self._first_weight_not_finite()
         if spoilt is not None:
             raise CheckpointError(f"the weight {spoilt!r} in checkpoint {checkpoint} is not finite: {others}")
+
+    def _share_out(self, saved: dict[str, Any]) -> None:
+        """Leaves this process's share of weights and moments in states that were saved whole."""
+        weights = self.objective.state_dict()
+        saved["objective"] = {name: shared_out(value, weights.get(name)) for name, value in saved["objective"].items()}
+        parameters = [parameter for group in self.bare_optimizer.param_groups for parameter in group["params"]]
+        for number, moments in saved["optimizer"]["state"].items():
+            moments |= {name: shared_out(value, parameters[number]) for name, value in moments.items()}
 
     # ---------------------------------------------------------------- the loop
 
@@ -295,6 +331,10 @@ class Run:
         stops it; a resumed run does it again from its start.
         """
         self.accelerator.wait_for_everyone()
+        if self._sharded:
+            state = gathered(dict(self.objective.state_dict()), keep=self.is_main)
+            if self._whole is not None:
+                self._whole.to(self.device).load_state_dict(state)
         self._close_process_group()
         try:
             with leaving_at_once():
@@ -308,7 +348,10 @@ class Run:
         self._finite_watch.look(output, self.step_done + 1)
         if self.device.type == "cpu":
             self._raise_if_not_finite()
-        self.accelerator.backward(output.loss)
+        # What is computed again would enter the running statistics of batch norms twice.
+        again = running_statistics_kept(self.objective) if self.config.checkpoint_activations else nullcontext()
+        with again:
+            self.accelerator.backward(output.loss)
         if self.config.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm)
 
@@ -352,13 +395,14 @@ class Run:
         """Writes the checkpoint of the steps done so far, atomically, and deletes all but the newest few."""
         folder = self.folder / "checkpoints" / f"step-{self.step_done:08d}"
         self.records_skipped += self._skipped_records().read()
-        self._on_main_then_everywhere(lambda: self._write_checkpoint(folder))
+        trained = {"objective": dict(self.objective.state_dict()), "optimizer": self.bare_optimizer.state_dict()}
+        if self._sharded:
+            trained = gathered(trained, keep=self.is_main)
+        self.on_main_then_everywhere(lambda: self._write_checkpoint(folder, trained))
         return folder
 
-    def _write_checkpoint(self, folder: Path) -> None:
-        states = {name: state.state_dict() for name, state in self.states.items()}
-        states["objective"] = dict(self.objective.state_dict())
-        states["optimizer"] = self.bare_optimizer.state_dict()
+    def _write_checkpoint(self, folder: Path, trained: dict[str, Any]) -> None:
+        states = {name: state.state_dict() for name, state in self.states.items()} | trained
         states["run"] = {
             "step": self.step_done, "world_size": self.world_size, "records_skipped": self.records_skipped,
         }  # fmt: skip
@@ -385,7 +429,7 @@ class Run:
 
     # ---------------------------------------------------------------- housekeeping
 
-    def _on_main_then_everywhere(self, action: Callable[[], Result]) -> Result:
+    def on_main_then_everywhere(self, action: Callable[[], Result]) -> Result:
         """What looks at the disk is done once, by the first process; all get its result, or its error."""
         outcome: list[Any] = [None]
         defect: Exception | None = None

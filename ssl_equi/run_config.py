@@ -39,6 +39,8 @@ FREE_OPTIONS = (
     "max_skipped",
     "tracker",
     "compile",
+    "checkpoint_activations",
+    "sharding",
     "collective_timeout",
 )
 
@@ -71,6 +73,12 @@ class RunConfig:
     compile: bool = False
     """Compile encoder, momentum target and heads with torch.compile; of vision transformers each block by itself. On a
     GPU also the colour changes of augmented views."""
+    checkpoint_activations: bool = False
+    """Compute the encoder's activations again in the backward pass rather than keep them: larger models and batches fit
+    into memory, for about a third more time a step."""
+    sharding: Literal["none", "full"] = "none"
+    """none: every process holds all weights. full: the weights of vision transformers and their heads, gradients and
+    the optimiser's state are shared out among the processes, for models that one GPU can't hold."""
     log_every: Count = 10
     """Steps between two lines of metrics.jsonl."""
     save_every: Count = 200

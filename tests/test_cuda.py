@@ -20,6 +20,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from recipes import byol
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, nvjpeg_decoder
 from ssl_equi.data.loader import ViewLoader
@@ -33,6 +34,7 @@ from ssl_equi.views import operations
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.presets import PRESETS, SMALL_VIEW_PRESETS, small_view_pipeline, view_pipelines
 from tests.encoders.symmetric_encoders import CASES, TOLERANCES, errors_by_element
+from tests.recipes import sharded_runs
 from tests.recipes.conftest import shrunk
 from tests.references.comparison import configuration, package_values, random_batch, small_objective
 from tests.references.networks import Batch
@@ -304,6 +306,29 @@ def test_a_run_goes_on_on_the_other_device(
     assert losses_of_a_run(tmp_path / "parts", first, 3).keys() == {1, 2, 3}
     found = losses_of_a_run(tmp_path / "parts", second, 6)
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), CUDA])
+def test_weights_may_be_shared_out(
+    device: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a group of one process, begun and gone on with in another; with a momentum target and clipped gradients."""
+    monkeypatch.setattr(byol, "finish", lambda run, *_: run.close())
+    gpu_is_there = torch.cuda.is_available()
+
+    def losses(folder: str, device: str, **options: Any) -> dict[int, float]:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_is_there and device == "cuda")
+        byol.main(sharded_runs.configuration(tiny_data, out=tmp_path / folder, **options))
+        lines = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        return {line["step"]: line["loss"] for line in lines if line["event"] == "loss"}
+
+    expected = losses("whole", "cpu")
+    losses("parts", device, sharding="full", steps=3)
+    assert losses("parts", device, sharding="full") == pytest.approx(expected, rel=1e-3)
+    means = {"mixed_precision": "bf16", "checkpoint_activations": True}
+    in_half = losses("in half", device, sharding="full", **means)
+    assert in_half == pytest.approx(losses("in half, whole", device, **means), rel=5e-2)
 
 
 @pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), CUDA])

@@ -48,6 +48,7 @@ LAYER = {
     "training_loader": 3,
     "launcher": 3,
     "run_folder": 3,
+    "sharding": 3,
     "stopping": 3,
     "process_group": 3,
     "tracking": 3,

@@ -15,6 +15,7 @@ from ssl_equi.encoders.capsule_network import CapsuleNetwork
 from ssl_equi.geometry.rotations import random_quat
 from ssl_equi.objectives.capsie import CapsIE, CapsIEConfig
 from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
+from ssl_equi.objectives.distributed import convert_sync_batchnorm
 from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
 from ssl_equi.objectives.equimod import EquiMod, EquiModConfig
 from ssl_equi.objectives.latent_predictor import PoseProduct, ProjectedPredictor
@@ -65,6 +66,10 @@ MAKERS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
         ),
     ),
     "sen": ("rotation", lambda: SEN(encoder(), SENConfig(projector=WIDTHS, last_batch_norm="affine"))),
+    "equimod of several processes": (
+        "rotation",
+        lambda: convert_sync_batchnorm(EquiMod(encoder(), EquiModConfig(projector=WIDTHS, action_width=8))),
+    ),
     "conditional_byol": (
         "rotation",
         lambda: ConditionalBYOL(encoder(), ConditionalBYOLConfig(projector=WIDTHS, predictor_hidden_width=12)),

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ssl_equi.encoders.create import EncoderError
+from ssl_equi.encoders.transformer_blocks import transformer_blocks
 
 
 def compile_encoder(encoder: nn.Module) -> None:
@@ -14,12 +15,8 @@ def compile_encoder(encoder: nn.Module) -> None:
     Vision transformers are compiled block by block: blocks that are alike share their code, which takes a minute where
     the whole model takes half an hour, and runs as fast.
     """
-    blocks = getattr(encoder, "blocks", None)
-    if hasattr(encoder, "patch_embed") and isinstance(blocks, (nn.ModuleList, nn.Sequential)):
-        for block in blocks:
-            block.compile()
-    else:
-        encoder.compile()
+    for network in transformer_blocks(encoder) or [encoder]:
+        network.compile()
 
 
 def compile_networks(objective: nn.Module) -> None:

@@ -20,13 +20,13 @@ from typing import Any, ClassVar
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ssl_equi.encoders.arguments import check_heads, check_output_format, chosen_layers, square_side
 from ssl_equi.encoders.octic_arguments import Kind, Pooling, check_sizes, checked_pooling, number_of_octic_blocks
 from ssl_equi.encoders.octic_features import OcticFeatures, act_on_components
 from ssl_equi.encoders.octic_invariants import make_invariants
 from ssl_equi.encoders.octic_layers import OcticBlock, OcticPatchEmbed, OcticRMSNorm, nearest_side, positions
+from ssl_equi.encoders.recomputing import recomputed
 from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image
 
 __all__ = ["OcticVisionTransformer"]
@@ -341,7 +341,7 @@ class OcticVisionTransformer(nn.Module):
 
     def _run(self, block: nn.Module, state: Any) -> Any:
         if self.grad_checkpointing:
-            return checkpoint(block, state, use_reentrant=False)
+            return recomputed(block, state)
         return block(state)
 
     def _run_octic_blocks(self, images: Tensor) -> OcticFeatures:

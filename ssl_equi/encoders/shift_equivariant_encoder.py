@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ssl_equi.encoders.arguments import check_at_least, check_output_format, chosen_layers
 from ssl_equi.encoders.polyphase import act_on_image, nearest_multiple
+from ssl_equi.encoders.recomputing import recomputed
 from ssl_equi.encoders.shift_equivariant_layers import PositionalConvolution, as_tokens
 
 __all__ = ["Pooling", "ShiftEquivariantEncoder", "Tokens", "initialise_linear"]
@@ -216,7 +216,7 @@ class ShiftEquivariantEncoder(nn.Module, ABC):
 
     def _run(self, block: nn.Module, state: Tensor) -> Tensor:
         if self.grad_checkpointing:
-            return checkpoint(block, state, use_reentrant=False)
+            return recomputed(block, state)
         return block(state)
 
     def _normed(self, maps: Tensor) -> Tensor:

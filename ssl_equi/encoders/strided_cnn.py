@@ -13,13 +13,53 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from ssl_equi.encoders.arguments import refuse_classifier
+from ssl_equi.encoders.recomputing import recomputed
 
 __all__ = ["PooledStridedCNN", "StridedCNN"]
 
 GRID = 4  # side of the grid of cells that the linear layer reads
+_LAYERS = 3  # a convolution, its batch norm and its activation
 
 
-class StridedCNN(nn.Module):
+class _StridedConvolutions(nn.Module):
+    """What both encoders share: the convolutions, whose activations may be computed again."""
+
+    def __init__(self, in_chans: int, widths: tuple[int, ...], strides: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        refuse_classifier(num_classes)
+        self.num_classes, self.grad_checkpointing = num_classes, False
+        blocks: list[nn.Module] = []
+        for width, stride in zip(widths, strides, strict=True):
+            blocks += [
+                nn.Conv2d(in_chans, width, kernel_size=3, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            in_chans = width
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last feature map, [N, C, h, w]."""
+        if not self.grad_checkpointing:
+            return self.blocks(images)
+        maps = images
+        for first in range(0, len(self.blocks), _LAYERS):
+            maps = recomputed(self.blocks[first : first + _LAYERS], maps)
+        return maps
+
+    def forward_head(self, feature_map: Tensor) -> Tensor:
+        """Features [N, num_features] of a feature map."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Computes the activations of each convolution again in the backward pass rather than keep them."""
+        self.grad_checkpointing = enable
+
+
+class StridedCNN(_StridedConvolutions):
     """Images [N, 3, H, W] (H and W from 32 pixels) to features [N, num_features].
 
     Args:
@@ -38,29 +78,19 @@ class StridedCNN(nn.Module):
         num_classes: int = 0,
         in_chans: int = 3,
     ) -> None:
-        super().__init__()
-        refuse_classifier(num_classes)
+        super().__init__(in_chans, widths, strides, num_classes)
         self.num_features = self.head_hidden_size = num_features
-        self.num_classes = num_classes
-        self.blocks = _strided_convolutions(in_chans, widths, strides)
         self.grid = nn.AdaptiveAvgPool2d(GRID)
         self.embed = nn.Linear(widths[-1] * GRID * GRID, num_features, bias=False)
         self.norm = nn.BatchNorm1d(num_features)
         self.activation = nn.ReLU()
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """The last feature map, [N, C, h, w]."""
-        return self.blocks(images)
-
     def forward_head(self, feature_map: Tensor) -> Tensor:
         """Features [N, num_features] of a feature map."""
         return self.activation(self.norm(self.embed(self.grid(feature_map).flatten(1))))
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
 
-
-class PooledStridedCNN(nn.Module):
+class PooledStridedCNN(_StridedConvolutions):
     """Images [N, 3, H, W] (H and W from 32 pixels) to features [N, widths[-1] * grid^2], the pooled feature map.
 
     Args:
@@ -79,35 +109,13 @@ class PooledStridedCNN(nn.Module):
         num_classes: int = 0,
         in_chans: int = 3,
     ) -> None:
-        super().__init__()
-        refuse_classifier(num_classes)
+        super().__init__(in_chans, widths, strides, num_classes)
         self.num_features = self.head_hidden_size = widths[-1] * grid * grid
-        self.num_classes = num_classes
-        self.blocks = _strided_convolutions(in_chans, widths, strides)
         self.grid = nn.AdaptiveAvgPool2d(grid)
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """The last feature map, [N, C, h, w]."""
-        return self.blocks(images)
 
     def forward_head(self, feature_map: Tensor) -> Tensor:
         """Features [N, num_features] of a feature map."""
         return self.grid(feature_map).flatten(1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
-
-
-def _strided_convolutions(in_chans: int, widths: tuple[int, ...], strides: tuple[int, ...]) -> nn.Sequential:
-    blocks: list[nn.Module] = []
-    for width, stride in zip(widths, strides, strict=True):
-        blocks += [
-            nn.Conv2d(in_chans, width, kernel_size=3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-        ]
-        in_chans = width
-    return nn.Sequential(*blocks)
 
 
 SHARED_CFG = {

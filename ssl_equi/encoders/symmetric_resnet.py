@@ -1,17 +1,15 @@
 """What ResNets with a symmetry share: the forward pass, timm's interface, and checks of their arguments."""
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from ssl_equi.encoders.arguments import check_output_format, check_square_images, chosen_layers, square_side
+from ssl_equi.encoders.recomputing import recomputed
 from ssl_equi.encoders.regular_features import OrientationFeatures
 from ssl_equi.encoders.symmetric_sampling import Window, check_image_side, nearest_legal_side
 
@@ -159,8 +157,7 @@ class SymmetricResNet(nn.Module):
         if not self.grad_checkpointing:
             return stage(maps)
         for block in stage.children():
-            contexts = functools.partial(_contexts, block)
-            maps = checkpoint(block, maps, use_reentrant=False, context_fn=contexts)
+            maps = recomputed(block, maps)
         return maps
 
 
@@ -232,22 +229,3 @@ def fit_colours(state: dict[str, Tensor], encoder: SymmetricResNet) -> dict[str,
         return state
     adapted = adapt_input_conv(in_chans, kernel.flatten(2).unsqueeze(3))
     return state | {"conv1.weight": adapted.view(len(kernel), in_chans, *kernel.shape[2:])}
-
-
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """In which a block is computed, and computed again."""
-    return nullcontext(), _same_statistics(block)
-
-
-@contextmanager
-def _same_statistics(block: nn.Module) -> Iterator[None]:
-    """Running statistics of batch norms stay as they are: a block that is computed again sees no new images."""
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum

@@ -31,14 +31,12 @@ BATCH_NORM_CASES = [case for case in CASES.CASES if case.startswith("batch_norm"
 Results = dict[str, dict[str, Tensor]]
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
-    """Results of all ranks."""
-    folder, count = tmp_path_factory.mktemp("gloo"), request.param
+def results_of_processes(count: int, folder: Path, *words: str) -> list[Results]:
+    """What all ranks found; `words` are further ones of the script's command line."""
     outputs = [folder / f"rank{rank}.pt" for rank in range(count)]
     started = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(count), str(folder / "init"), str(outputs[rank])],
+            [sys.executable, str(SCRIPT), str(rank), str(count), str(folder / "init"), str(outputs[rank]), *words],
             cwd=REPOSITORY,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             stderr=subprocess.PIPE,
@@ -55,9 +53,24 @@ def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return [torch.load(output, weights_only=True) for output in outputs]
 
 
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+    return results_of_processes(request.param, tmp_path_factory.mktemp("gloo"))
+
+
+@pytest.fixture(scope="module")
+def sharded_processes(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+    return results_of_processes(2, tmp_path_factory.mktemp("gloo"), "cpu", "", "sharded")
+
+
 @pytest.fixture(scope="module")
 def one_process() -> Results:
     return CASES.run_all()
+
+
+@pytest.fixture(scope="module")
+def one_process_with_transformer() -> Results:
+    return CASES.run_all(only_sharded=True)
 
 
 def assert_close(value: Tensor, expected: Tensor, scale: Tensor, tolerance: float, name: str) -> None:
@@ -66,18 +79,13 @@ def assert_close(value: Tensor, expected: Tensor, scale: Tensor, tolerance: floa
     assert error <= tolerance, f"{name} differs by {error:.1e} of the largest value"
 
 
-@pytest.mark.parametrize("case", OBJECTIVE_CASES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
-def test_objective_gradients_equal_one_process(
-    case: str, dtype: str, tolerance: float, processes: list[Results], one_process: Results
-):
-    expected = one_process[f"{case} {dtype}"]
-    ranks = [results[f"{case} {dtype}"] for results in processes]
+def assert_equals_one_process(ranks: list[dict[str, Tensor]], expected: dict[str, Tensor], tolerance: float) -> None:
+    """Gradients, buffers, loss and terms of an objective."""
     largest_gradient = max(v.abs().max() for name, v in expected.items() if name.startswith("gradient"))
     assert largest_gradient > 0
     for name, value in expected.items():
         if name.startswith("gradient"):
-            # DistributedDataParallel has averaged them, so every rank holds the global gradient.
+            # They have been averaged, so every rank holds the global gradient.
             assert_close(ranks[-1][name], value, largest_gradient, tolerance, name)
         elif name.startswith("buffer"):
             assert_close(ranks[-1][name], value, value.abs().max().clamp(min=1), tolerance, name)
@@ -86,6 +94,32 @@ def test_objective_gradients_equal_one_process(
             # both. Terms are float32 whatever the case's dtype.
             mean = torch.stack([rank[name] for rank in ranks]).mean(dim=0)
             assert_close(mean, value, value.abs().clamp(min=1e-3), max(tolerance, 1e-6), name)
+
+
+@pytest.mark.parametrize("case", OBJECTIVE_CASES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
+def test_objective_gradients_equal_one_process(
+    case: str, dtype: str, tolerance: float, processes: list[Results], one_process: Results
+):
+    name = f"{case} {dtype}"
+    assert_equals_one_process([results[name] for results in processes], one_process[name], tolerance)
+
+
+@pytest.mark.parametrize("case", CASES.ALSO_SHARDED)
+def test_sharded_gradients_equal_one_process(case: str, processes: list[Results], one_process: Results):
+    """Of hybrid octic transformers and heads, whose momentum targets followed them."""
+    name = f"{case} sharded float64"
+    assert_equals_one_process([results[name] for results in processes], one_process[name], 1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in OBJECTIVE_CASES if not case.startswith(CASES.CONVOLUTIONAL)])
+def test_every_objective_can_be_sharded(
+    case: str, sharded_processes: list[Results], one_process_with_transformer: Results
+):
+    name = f"{case} sharded float64"
+    expected = one_process_with_transformer[name]
+    assert_equals_one_process([results[name] for results in sharded_processes], expected, 1e-10)
 
 
 @pytest.mark.parametrize("case", BATCH_NORM_CASES)

@@ -1,11 +1,11 @@
 """Runs every case of test_distributed.py in one process of a gloo group, or without a group.
 
-    python two_process_cases.py RANK WORLD_SIZE INIT_FILE OUTPUT_FILE [DEVICE [CASE]]
+    python two_process_cases.py RANK WORLD_SIZE INIT_FILE OUTPUT_FILE [DEVICE [CASE [sharded]]]
 
 Each case is a pure function of (rank, world_size): it takes its rank's share of a fixed global batch and returns
 tensors. The test runs several processes of this script and the same functions once without a group. The cases of the
 objectives are in cases/, one file a method. Where DEVICE is cuda, all processes share one GPU; with CASE, only cases
-run whose names begin so.
+run whose names begin so. With `sharded` every objective runs on a vision transformer whose weights are shared out.
 """
 
 import importlib.util
@@ -17,13 +17,19 @@ import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.distributed import convert_sync_batchnorm, gather_batch, world_size
+from ssl_equi.sharding import gathered, shard
 
 Tensors = dict[str, Tensor]
 GLOBAL_BATCH = 12
 DEVICE = torch.device("cpu")  # of all cases; random numbers are drawn on the CPU, so that they are the same
+SHARDED = False  # whether the encoder is a transformer whose weights are shared out
+ALSO_SHARDED = ("byol", "moco", "sie_split")
+CONVOLUTIONAL = ("equicaps", "capsie")
 
 
 class BatchNormEncoder(nn.Module):
@@ -49,6 +55,25 @@ class BatchNormEncoder(nn.Module):
         return self.layers(images)
 
 
+def make_encoder() -> nn.Module:
+    """For images of 8 x 8 pixels, 16 features."""
+    if not SHARDED:
+        return BatchNormEncoder()
+    sizes = {"patch_size": 2, "embed_dim": 16, "num_heads": 2, "depth": 2}
+    return create_encoder("hybrid_octic_vit_tiny_patch16_224", 8, **sizes)
+
+
+def distributed(objective: nn.Module) -> nn.Module:
+    """What is called in the objective's place by the processes of a group; without a group the objective itself."""
+    if world_size() == 1:
+        return objective
+    if not SHARDED:
+        return DistributedDataParallel(objective)
+    shard(objective, DEVICE)
+    assert all(isinstance(weight, DTensor) for weight in objective.parameters()), "some weights are not shared out"
+    return objective
+
+
 def share(global_batch: Tensor) -> Tensor:
     """This rank's contiguous part of the global batch, on the device."""
     rank = dist.get_rank() if world_size() > 1 else 0
@@ -71,12 +96,13 @@ def train_steps(
 ) -> Tensors:
     """Gradients, buffers, loss and terms of the last of some SGD steps, each on a new global batch.
 
-    Under DistributedDataParallel when there is a group. `make_inputs` returns global tensors [GLOBAL_BATCH, ...]; the
-    objective is called with this rank's share of them. `after_step` gets the bare objective (momentum targets).
+    Under DistributedDataParallel, or sharded, when there is a group. `make_inputs` returns global tensors
+    [GLOBAL_BATCH, ...]; the objective is called with this rank's share of them. `after_step` gets the bare objective
+    (momentum targets).
     """
     torch.manual_seed(0)
     objective = convert_sync_batchnorm(make_objective().to(DEVICE, dtype))
-    model = DistributedDataParallel(objective) if world_size() > 1 else objective
+    model = distributed(objective)
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.05)
     for step in range(steps):
         inputs = make_inputs(dtype)
@@ -89,7 +115,8 @@ def train_steps(
                 after_step(objective)
     result = {f"gradient {name}": p.grad for name, p in objective.named_parameters() if p.requires_grad}
     result |= {f"buffer {name}": buffer for name, buffer in objective.named_buffers()}
-    return result | {f"term {name}": term for name, term in output.terms.items()} | {"loss": output.loss.detach()}
+    result |= {f"term {name}": term for name, term in output.terms.items()} | {"loss": output.loss.detach()}
+    return gathered(result, keep=True)
 
 
 def batch_norm_steps(layer: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> Tensors:
@@ -151,23 +178,37 @@ def objective_cases() -> dict[str, Callable[[torch.dtype], Tensors]]:
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def run_all(beginning: str = "") -> dict[str, Tensors]:
-    """Results on the CPU of the cases whose names begin so."""
-    cases = {case: step for case, step in (CASES | objective_cases()).items() if case.startswith(beginning)}
-    return {
-        f"{case} {name}": {key: value.cpu() for key, value in step(dtype).items()}
-        for case, step in cases.items()
-        for name, dtype in DTYPES.items()
-    }
+def run_all(beginning: str = "", only_sharded: bool = False) -> dict[str, Tensors]:
+    """Results on the CPU of the cases whose names begin so.
+
+    Args:
+        only_sharded: every objective on the transformer, which otherwise a few are tried with besides.
+    """
+    global SHARDED
+    results: dict[str, Tensors] = {}
+    objectives = objective_cases()
+    for case, step in (CASES | objectives).items():
+        if not case.startswith(beginning):
+            continue
+        if not only_sharded:
+            results |= {f"{case} {name}": step(dtype) for name, dtype in DTYPES.items()}
+        if case in ALSO_SHARDED or (only_sharded and case in objectives and not case.startswith(CONVOLUTIONAL)):
+            SHARDED = True
+            results[f"{case} sharded float64"] = step(torch.float64)
+            SHARDED = False
+    return {name: {key: value.cpu() for key, value in result.items()} for name, result in results.items()}
 
 
-def main(rank: int, processes: int, init_file: str, output_file: str, device: str = "cpu", beginning: str = "") -> None:
+def main(
+    rank: int, processes: int, init_file: str, output_file: str, device: str = "cpu", beginning: str = "",
+    mode: str = "",
+) -> None:  # fmt: skip
     global DEVICE
     DEVICE = torch.device(device)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=processes)
     try:
-        torch.save(run_all(beginning), output_file)
+        torch.save(run_all(beginning, mode == "sharded"), output_file)
     finally:
         dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Phase 4: what processes cost, whether two that share a GPU agree with one, and what saving takes."""
+"""Phase 4: what processes and big models cost, whether two that share a GPU agree with one, and what saving takes."""
 
 import statistics
 import subprocess
@@ -12,18 +12,24 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 import torch.distributed as dist
 from measurements import Phase, Value, process_environment, run_phase
-from steps import AS_RUNS, SIE_256
+from steps import AS_RUNS, HYBRID, SIE_256, freed_afterwards
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl_equi.benchmarks import TrainingStep, seconds_in_turns, seconds_of
+from ssl_equi.benchmarks import TrainingStep, peak_bytes, random_views, seconds_in_turns, seconds_of
 from ssl_equi.checkpoint import write_checkpoint
+from ssl_equi.encoders import create_encoder
+from ssl_equi.gpu import prepare_for_cuda
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
+from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
+from ssl_equi.optimizers import make_optimizer, parameter_groups
+from ssl_equi.sharding import shard
 
 ROOT = Path(__file__).parents[2]
 CASES = ROOT / "tests" / "objectives" / "two_process_cases.py"
 QUICK_CASES = "vicreg"
-BARE, DDP, SYNCHRONISED = "bare", "DDP", "DDP, synchronised batch norm"
+BARE, DDP, SYNCHRONISED, SHARDED = "bare", "DDP", "DDP, synchronised batch norm", "FSDP2"
+TINY = "hybrid_octic_vit_tiny_patch16_224"
 
 
 def measure_data_parallel(phase: Phase) -> None:
@@ -55,6 +61,47 @@ def data_parallel_step(name: str, phase: Phase) -> TrainingStep:
     return TrainingStep(
         wrapped, step.inputs, lambda parameters: step.optimizer, device=phase.device, bf16=step.bf16
     )  # fmt: skip
+
+
+def large_step(phase: Phase, sharded: bool = False) -> TrainingStep:
+    """VICReg's step with 64 images and a hybrid octic ViT-L as it runs, shared out in a group of one process or not."""
+    torch.manual_seed(0)
+    name, side, objects = (TINY, 32, 4) if phase.quick else (HYBRID, 224, 32)
+    objective = VICReg(create_encoder(name, side), VICRegConfig(projector=(512, 512))).to(phase.device)
+    if not phase.quick:
+        prepare_for_cuda(objective)
+    if sharded:
+        shard(objective, torch.device(phase.device))
+    optimizer = make_optimizer("adam", parameter_groups(objective, 0.0), 1e-4)
+    views = random_views(objects, 2, side, phase.device)
+    return TrainingStep(objective, (views,), lambda parameters: optimizer, device=phase.device, bf16=True)
+
+
+def memory_of_activations(phase: Phase) -> Value:
+    """Peak memory of a step beside weights and moments, with activations computed again over kept."""
+    with freed_afterwards(phase):
+        step = large_step(phase)
+        peaks, seconds = [], []
+        for again in (False, True):
+            step.objective.encoder.set_grad_checkpointing(again)
+            step.run()
+            peaks.append(peak_bytes(step.run, phase.device) / 2**30)
+            seconds.append(step.seconds(1 if phase.quick else 3))
+    details = {"GiB": round(peaks[0], 3), "GiB, computed again": round(peaks[1], 3)}
+    return Value(peaks[1] / peaks[0], details | {"times longer": round(seconds[1] / seconds[0], 2)})
+
+
+def sharding_cost(phase: Phase) -> Value:
+    """Seconds of a sharded step over a bare one's."""
+    with freed_afterwards(phase):
+        try:
+            steps = {name: large_step(phase, name == SHARDED) for name in (BARE, SHARDED)}
+            seconds = seconds_in_turns(steps, 1 if phase.quick else 3, 1 if phase.quick else 2)
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+    ratios = [own / bare for own, bare in zip(seconds[SHARDED], seconds[BARE], strict=True)]
+    return Value(statistics.median(ratios), {"ms a step, bare": round(1e3 * statistics.median(seconds[BARE]), 2)})
 
 
 def two_processes(phase: Phase) -> Value:
@@ -109,6 +156,11 @@ def saving(phase: Phase) -> Value:
 def run(phase: Phase) -> None:
     phase.measure("saving SIE with Adam's moments", "s", lambda: saving(phase), "<= 2")
     measure_data_parallel(phase)
+    again = "hybrid octic ViT-L: memory of a step, activations computed again over kept"
+    phase.measure(again, "times", lambda: memory_of_activations(phase), "<= 0.5", 7)
+    phase.measure(
+        "FSDP2 over bare, hybrid octic ViT-L, one process", "times", lambda: sharding_cost(phase), "<= 1.2", 7
+    )
     phase.measure("two gloo processes against one, float64", "", lambda: two_processes(phase), "<= 1e-9", 15)
 
 

@@ -57,7 +57,7 @@ PLAN = (
     Planned(1, "tests marked cuda", FOLDER / "cuda_tests.py", 80),
     Planned(2, "waits of the host", FOLDER / "waits.py", 35),
     Planned(3, "training steps", FOLDER / "steps.py", 220),
-    Planned(4, "processes", FOLDER / "processes.py", 50),
+    Planned(4, "processes", FOLDER / "processes.py", 64),
     Planned(5, "data", FOLDER / "loading.py", 60),
     Planned(6, "learning", FOLDER / "learning.py", 130),
 )

@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from two_process_cases import BatchNormEncoder, Tensors, train_steps
+from two_process_cases import Tensors, make_encoder, train_steps
 
 from ssl_equi.objectives.augself import AugSelf, AugSelfConfig
 from ssl_equi.objectives.byol import BYOL, BYOLConfig
@@ -11,7 +11,7 @@ from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 
 def augself_steps(dtype: torch.dtype, base_class: type[nn.Module], base_config: object) -> Tensors:
     return train_steps(
-        lambda: AugSelf(base_class(BatchNormEncoder(), base_config), AugSelfConfig(hidden=(24, 24))),
+        lambda: AugSelf(base_class(make_encoder(), base_config), AugSelfConfig(hidden=(24, 24))),
         dtype,
         steps=2,
         after_step=lambda objective: objective.update_target(0.7),

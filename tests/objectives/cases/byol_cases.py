@@ -1,7 +1,7 @@
 """BYOL, with a step of the target between two batches."""
 
 import torch
-from two_process_cases import BatchNormEncoder, Tensors, train_steps
+from two_process_cases import Tensors, make_encoder, train_steps
 
 from ssl_equi.objectives.byol import BYOL, BYOLConfig
 
@@ -9,7 +9,7 @@ from ssl_equi.objectives.byol import BYOL, BYOLConfig
 def byol_steps(dtype: torch.dtype, *, separate_batch_norm: bool) -> Tensors:
     config = BYOLConfig(projector=(24, 16), predictor_hidden_width=20, separate_batch_norm=separate_batch_norm)
     return train_steps(
-        lambda: BYOL(BatchNormEncoder(), config),
+        lambda: BYOL(make_encoder(), config),
         dtype,
         steps=2,
         after_step=lambda objective: objective.update_target(0.9),

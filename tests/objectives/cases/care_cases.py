@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from two_process_cases import BatchNormEncoder, Tensors, random_pairs, train_steps
+from two_process_cases import Tensors, make_encoder, random_pairs, train_steps
 
 from ssl_equi.objectives.care import CARE, CAREConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
@@ -24,7 +24,7 @@ def care_step(dtype: torch.dtype, separate_batch_norm: bool = False, **options: 
 
     def make() -> CARE:
         base = SimCLRConfig(projector=(24, 24), separate_batch_norm=separate_batch_norm)
-        return CAREOfTwoPairs(SimCLR(BatchNormEncoder(), base), config)
+        return CAREOfTwoPairs(SimCLR(make_encoder(), base), config)
 
     two_passes = config.reuse_views
     return train_steps(make, dtype, lambda dtype: random_shared_pairs(dtype)[: 1 if two_passes else 2])

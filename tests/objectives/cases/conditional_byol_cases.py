@@ -1,7 +1,7 @@
 """Conditional BYOL, two steps with the target following in between."""
 
 import torch
-from two_process_cases import BatchNormEncoder, Tensors, train_steps
+from two_process_cases import Tensors, make_encoder, train_steps
 
 from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
 
@@ -9,7 +9,7 @@ from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYO
 def conditional_byol_steps(dtype: torch.dtype, **changes: object) -> Tensors:
     config = ConditionalBYOLConfig(projector=(24, 24), predictor_hidden_width=20, **changes)
     return train_steps(
-        lambda: ConditionalBYOL(BatchNormEncoder(), config),
+        lambda: ConditionalBYOL(make_encoder(), config),
         dtype,
         steps=2,
         after_step=lambda objective: objective.update_target(0.7),

@@ -5,7 +5,7 @@ After these the mean cosine is far enough from zero to be compared relative to i
 
 import torch
 from torch import Tensor
-from two_process_cases import GLOBAL_BATCH, BatchNormEncoder, Tensors, train_steps
+from two_process_cases import GLOBAL_BATCH, Tensors, make_encoder, train_steps
 
 from ssl_equi.objectives.conv_jepa import ConvJEPA, ConvJEPAConfig
 
@@ -19,7 +19,7 @@ def views_and_actions(dtype: torch.dtype) -> tuple[Tensor, ...]:
 def conv_jepa_steps(dtype: torch.dtype, **changes: object) -> Tensors:
     config = ConvJEPAConfig(projector=(24, 16), predictor_hidden_width=20, action_width=8, **changes)
     return train_steps(
-        lambda: ConvJEPA(BatchNormEncoder(), config),
+        lambda: ConvJEPA(make_encoder(), config),
         dtype,
         views_and_actions,
         steps=6,

@@ -1,14 +1,14 @@
 """Both forms of EquiMod."""
 
 import torch
-from two_process_cases import BatchNormEncoder, Tensors, train_steps
+from two_process_cases import Tensors, make_encoder, train_steps
 
 from ssl_equi.objectives.equimod import EquiMod, EquiModConfig
 
 
 def equimod_step(dtype: torch.dtype, **changes: object) -> Tensors:
     config = EquiModConfig(projector=(24, 24), **changes)
-    return train_steps(lambda: EquiMod(BatchNormEncoder(), config), dtype)
+    return train_steps(lambda: EquiMod(make_encoder(), config), dtype)
 
 
 CASES = {

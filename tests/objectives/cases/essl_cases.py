@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from two_process_cases import GLOBAL_BATCH, BatchNormEncoder, Tensors, train_steps
+from two_process_cases import GLOBAL_BATCH, Tensors, make_encoder, train_steps
 
 from ssl_equi.objectives.essl import ESSL, ESSLConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
@@ -21,11 +21,11 @@ class ESSLWithoutActions(nn.Module):
 
 
 def simclr() -> nn.Module:
-    return SimCLR(BatchNormEncoder(), SimCLRConfig(projector=(24, 8)))
+    return SimCLR(make_encoder(), SimCLRConfig(projector=(24, 8)))
 
 
 def vicreg() -> nn.Module:
-    return VICReg(BatchNormEncoder(), VICRegConfig(projector=(24, 24)))
+    return VICReg(make_encoder(), VICRegConfig(projector=(24, 24)))
 
 
 def inputs_of(number: int, dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from two_process_cases import GLOBAL_BATCH, BatchNormEncoder, Tensors, train_steps
+from two_process_cases import GLOBAL_BATCH, Tensors, make_encoder, train_steps
 
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 
@@ -34,7 +34,7 @@ def seq_jepa_steps(dtype: torch.dtype, **changes: object) -> Tensors:
         action_width=8, layers=2, feedforward_width=32, dropout=0.0, predictor_hidden_width=20, **changes
     )
     return train_steps(
-        lambda: SeqJEPA(BatchNormEncoder(), config),
+        lambda: SeqJEPA(make_encoder(), config),
         dtype,
         random_sequences,
         steps=6,

@@ -1,7 +1,7 @@
 """SIE and its variants."""
 
 import torch
-from two_process_cases import BatchNormEncoder, Tensors, random_pairs, train_steps
+from two_process_cases import Tensors, make_encoder, random_pairs, train_steps
 
 from ssl_equi.objectives.sie import SIE, SIEConfig
 
@@ -10,7 +10,7 @@ def sie_step(dtype: torch.dtype, **changes: object) -> Tensors:
     config = SIEConfig(projector=(24, 24, 24), **changes)
 
     def make() -> SIE:
-        objective = SIE(BatchNormEncoder(), config)
+        objective = SIE(make_encoder(), config)
         if objective.predictor is not None:
             with torch.no_grad():  # so that the hinge on the prediction's variance is active
                 for parameter in objective.predictor.parameters():

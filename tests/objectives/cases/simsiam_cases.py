@@ -1,14 +1,14 @@
 """SimSiam."""
 
 import torch
-from two_process_cases import BatchNormEncoder, Tensors, train_steps
+from two_process_cases import Tensors, make_encoder, train_steps
 
 from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
 
 
 def simsiam_step(dtype: torch.dtype, **changes: object) -> Tensors:
     config = SimSiamConfig(projector=(24, 16), predictor_hidden_width=8, **changes)
-    return train_steps(lambda: SimSiam(BatchNormEncoder(), config), dtype)
+    return train_steps(lambda: SimSiam(make_encoder(), config), dtype)
 
 
 CASES = {

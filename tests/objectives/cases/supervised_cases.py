@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from two_process_cases import GLOBAL_BATCH, BatchNormEncoder, random_pairs, train_steps
+from two_process_cases import GLOBAL_BATCH, make_encoder, random_pairs, train_steps
 
 from ssl_equi.objectives.supervised import Supervised, SupervisedConfig
 
@@ -13,7 +13,7 @@ def labelled_pairs(dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 CASES = {
     "supervised": lambda dtype: train_steps(
-        lambda: Supervised(BatchNormEncoder(), SupervisedConfig(num_classes=5, hidden=(24, 24))),
+        lambda: Supervised(make_encoder(), SupervisedConfig(num_classes=5, hidden=(24, 24))),
         dtype,
         labelled_pairs,
     ),

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from two_process_cases import GLOBAL_BATCH, BatchNormEncoder, Tensors, train_steps
+from two_process_cases import GLOBAL_BATCH, Tensors, make_encoder, train_steps
 
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.objectives.vicreg_traj import VICRegTraj, VICRegTrajConfig
@@ -15,7 +15,7 @@ def three_views(dtype: torch.dtype) -> tuple[Tensor, ...]:
 def vicreg_traj_step(dtype: torch.dtype, *, separate_batch_norm: bool) -> Tensors:
     vicreg = VICRegConfig(projector=(24, 24), separate_batch_norm=separate_batch_norm)
     return train_steps(
-        lambda: VICRegTraj(VICReg(BatchNormEncoder(), vicreg), VICRegTrajConfig(weight=5.0)), dtype, three_views
+        lambda: VICRegTraj(VICReg(make_encoder(), vicreg), VICRegTrajConfig(weight=5.0)), dtype, three_views
     )
 
 

@@ -1,0 +1,52 @@
+"""One of two processes that share out the weights of a run: begins one, then ends another that one process began.
+
+    python sharded_runs.py RANK PORT DATA BEGUN ENDED
+
+PORT and the next one must be free.
+"""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate.state import AcceleratorState
+
+from recipes import byol
+from ssl_equi import pretraining
+from ssl_equi.probing.protocol import EquivarianceProtocol, ProbeProtocol
+from tests.recipes.conftest import shrunk
+
+TRANSFORMER = "hybrid_octic_vit_tiny_patch16_224"
+
+QUICK = ProbeProtocol(
+    name="quick", classification_epochs=1, rotation_epochs=1, rotation_hidden=(16,), rotation_pairs_per_object=2,
+    augmentation_equivariance=EquivarianceProtocol(num_augmentations=2, num_compositions=1, max_images=64),
+)  # fmt: skip
+
+
+def configuration(data: Path, **changes: Any) -> Any:
+    """BYOL with a small transformer: six steps, clipped gradients, moments and decay of the optimiser, a target."""
+    sizes = {
+        "data_dir": data, "image_size": 32, "batch_size": 8, "epochs": 2, "log_every": 1, "resume": True,
+        "encoder": TRANSFORMER, "encoder_arguments": {"patch_size": 8, "embed_dim": 16, "num_heads": 2, "depth": 2},
+        "optimizer": "adamw", "weight_decay": 0.01, "clip_norm": 0.1, "warmup_steps": 0, "compare_with_random": False,
+    }  # fmt: skip
+    return dataclasses.replace(shrunk(byol.embedded()), **(sizes | changes))
+
+
+def main(rank: int, port: int, data: Path, begun: Path, ended: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    pretraining.PROBE_PROTOCOLS["embedded"] = lambda: QUICK
+    finish, byol.finish = byol.finish, lambda run, *_: run.close()
+    os.environ["MASTER_PORT"] = str(port)
+    byol.main(configuration(data, sharding="full", out=begun, steps=3))
+    byol.finish = finish
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ["MASTER_PORT"] = str(port + 1)
+    byol.main(configuration(data, sharding="full", out=ended))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), *map(Path, sys.argv[3:]))
