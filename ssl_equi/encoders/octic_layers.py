@@ -66,14 +66,18 @@ class OcticLinear(nn.Module):
         features = OcticFeatures.from_tokens(tokens.to(weight_ones.dtype))
         ones = torch.bmm(features.ones.flatten(1, 2), weight_ones.transpose(1, 2)).unflatten(1, tokens.shape[:2])
         twos = torch.bmm(features.twos.flatten(1, 2), weight_twos.t().expand(2, -1, -1)).unflatten(1, tokens.shape[:2])
-        return OcticFeatures(_AddToA1.apply(ones, *bias) if bias else ones, twos)
+        return OcticFeatures(_AddBias.apply(ones, *bias) if bias else ones, twos)
 
     def _weights(self) -> list[Tensor]:
-        """In the precision of the products: under autocast all are converted at once, by one kernel."""
-        weights = [self.weight_ones, self.weight_twos] + ([] if self.bias is None else [self.bias])
+        """Weights, and a bias [4, C'] if there is one, in the precision of the products."""
+        weights = [self.weight_ones, self.weight_twos]
+        if self.bias is not None:
+            zero = torch.zeros_like(self.bias)
+            weights.append(torch.stack([self.bias, zero, zero, zero]))
         kind = self.weight_ones.device.type
-        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        if kind == "meta" or not torch.is_autocast_enabled(kind):  # which is an error for meta tensors
             return weights
+        # All are converted at once, by one kernel.
         together = torch.cat([weight.flatten() for weight in weights]).to(torch.get_autocast_dtype(kind))
         return [part.view_as(weight) for part, weight in zip(together.split([w.numel() for w in weights]), weights)]
 
@@ -81,20 +85,20 @@ class OcticLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class _AddToA1(torch.autograd.Function):
-    """Adds a bias [C] to the first of ones [4, B, N, C], whose gradient is handed on as it is.
+class _AddBias(torch.autograd.Function):
+    """Adds a bias [4, C] to ones [4, B, N, C] that is zero but for A1.
 
-    Autograd's own formulas copy that gradient, or sum all of it for the sake of a quarter.
+    Gradients are handed on as they are and summed for A1 alone; autograd's own formulas would read all of them.
     """
 
     @staticmethod
     def forward(ctx: Any, ones: Tensor, bias: Tensor) -> Tensor:
-        return ones + F.pad(bias.expand(1, 1, 1, -1), (0, 0, 0, 0, 0, 0, 0, 3))
+        return ones + bias.view(4, 1, 1, -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         (gradient,) = gradients
-        return gradient, gradient[0].sum(dim=(0, 1))
+        return gradient, F.pad(gradient[:1].sum(dim=(1, 2)), (0, 0, 0, 3))
 
 
 class OcticScale(nn.Module):
