@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 OptimizerName = Literal["adam", "adamw", "sgd", "lars"]
 
@@ -66,3 +66,20 @@ def make_optimizer(
 
         return Lars(groups, lr=learning_rate, momentum=momentum, trust_coeff=0.001)
     raise ValueError(f"the optimizer is {name!r}: choose adam, adamw, sgd or lars")
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restores an optimiser from a state that may have been saved on another device.
+
+    Raises:
+        KeyError, ValueError: the state has other groups or parameters.
+    """
+    for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        saved["fused"] = group.get("fused")  # whether fused kernels are used is a matter of the device
+    optimizer.load_state_dict(state)
+    # Fused kernels walk through parameters and moments in the order of their memory. Files hold tensors in the default
+    # layout, so the moments of channels-last weights must be given that layout again.
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

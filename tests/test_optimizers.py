@@ -1,10 +1,13 @@
 """Which parameters decay, at which rate they move, and that targets are left alone."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from ssl_equi.optimizers import make_optimizer, parameter_groups
+from ssl_equi.checkpoint import read_state, write_checkpoint
+from ssl_equi.optimizers import load_optimizer_state, make_optimizer, parameter_groups
 
 
 def module_with_a_target() -> nn.Module:
@@ -59,3 +62,38 @@ def test_lars_scales_weights_by_their_norms_and_biases_not_at_all() -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(ValueError, match="choose adam, adamw, sgd or lars"):
         make_optimizer("adagrad", [], 0.1)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_an_optimizer_of_channels_last_weights_goes_on_as_if_it_had_not_stopped(
+    name: str, fused: bool, tmp_path: Path
+) -> None:
+    def train(layer: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for _ in range(3):
+            optimizer.zero_grad()
+            layer(images).square().sum().backward()
+            optimizer.step()
+
+    def optimizer_of(layer: nn.Module, fused: bool) -> torch.optim.Optimizer:
+        optimizer = make_optimizer(name, parameter_groups(layer, 1e-4), learning_rate=0.01)
+        optimizer.param_groups[0]["fused"] = fused
+        return optimizer
+
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 8, 8)
+    layer = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = optimizer_of(layer, fused)
+    train(layer, optimizer)
+    write_checkpoint(tmp_path / "saved", {"layer": layer.state_dict(), "optimizer": optimizer.state_dict()})
+    train(layer, optimizer)
+
+    resumed = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    resumed.load_state_dict(read_state(tmp_path / "saved", "layer"))
+    its_optimizer = optimizer_of(resumed, fused)
+    load_optimizer_state(its_optimizer, read_state(tmp_path / "saved", "optimizer"))
+    assert its_optimizer.param_groups[0]["fused"] == fused
+    for parameter, moments in its_optimizer.state.items():
+        assert all(value.stride() == parameter.stride() for value in moments.values() if value.ndim)
+    train(resumed, its_optimizer)
+    assert torch.equal(resumed.weight, layer.weight) and torch.equal(resumed.bias, layer.bias)

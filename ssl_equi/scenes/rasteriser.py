@@ -90,7 +90,8 @@ class VisibleSurface:
 
 def expand_counts(counts: Tensor) -> tuple[Tensor, Tensor]:
     """For counts [n] int64: the owner (0 .. n-1) of each of sum(counts) entries, and its rank within the owner."""
-    owner = torch.repeat_interleave(counts)
+    # The size is read once; without it a GPU is waited for twice, the second time to check that no count is negative.
+    owner = torch.repeat_interleave(counts, output_size=int(counts.sum()))
     first = counts.cumsum(0) - counts
     rank = torch.arange(len(owner), device=counts.device) - first.index_select(0, owner)
     return owner, rank

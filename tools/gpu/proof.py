@@ -1,14 +1,13 @@
 """The proof on a GPU: what it measures within minutes, phase by phase, and what was asked of it.
 
-    PYTHONPATH=SITE:. python tools/gpu/proof.py --out DIR                        everything, 470 seconds
+    PYTHONPATH=SITE:. python tools/gpu/proof.py --out DIR                        everything, 560 seconds
     ... --out DIR2 --resume DIR/proof.jsonl --budget 170                         what is missing or failed
-    ... --out DIR --phases 3,4                                                   some of it
+    ... --out DIR --phases 5,3                                                   some of it, in this order
     ... --out DIR --quick                                                        on a CPU, tiny: does it work at all
 
 Each phase is a process with a limit of seconds, which --quick lifts; one that fails or is late is noted and the next
-begins. Measurements
-stand in DIR/proof.jsonl as soon as they are known, and in DIR/proof.md at the end; DIR/logs.txt has the ends of the
-logs. `tools/gpu/README.md` says how a machine is prepared.
+begins. Measurements stand in DIR/proof.jsonl as soon as they are known, and in DIR/proof.md at the end; DIR/logs.txt
+has the ends of the logs. `tools/gpu/README.md` says how a machine is prepared.
 """
 
 import argparse
@@ -35,6 +34,7 @@ from measurements import (
 )
 
 FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
 WHOLE_PHASE = "the phase as a whole"
 LEAST_SECONDS = 8.0  # below this a phase is not begun: its imports alone take as long
 ENDING_SECONDS = 5.0  # for the table and the logs
@@ -56,7 +56,7 @@ PLAN = (
     Planned(0, "ceilings of the machine", FOLDER / "ceilings.py", 25),
     Planned(1, "tests marked cuda", FOLDER / "cuda_tests.py", 80),
     Planned(2, "waits of the host", FOLDER / "waits.py", 35),
-    Planned(3, "training steps", FOLDER / "steps.py", 130),
+    Planned(3, "training steps", FOLDER / "steps.py", 220),
     Planned(4, "processes", FOLDER / "processes.py", 50),
     Planned(5, "data", FOLDER / "loading.py", 60),
     Planned(6, "learning", FOLDER / "learning.py", 130),
@@ -72,7 +72,7 @@ class Settings:
     out: Path
     work: Path
     quick: bool = False
-    budget: float = 470.0
+    budget: float = 560.0
     phases: tuple[int, ...] | None = None
     resume: Path | None = None
 
@@ -88,7 +88,8 @@ def run_proof(settings: Settings, plan: Sequence[Planned] = PLAN, sets_script: P
     for folder in (settings.out, settings.work):
         folder.mkdir(parents=True, exist_ok=True)
     take_over(settings)
-    wanted = [p for p in plan if settings.phases is None or p.number in settings.phases]
+    by_number = {planned.number: planned for planned in plan}
+    wanted = [by_number[number] for number in (by_number if settings.phases is None else settings.phases)]
     waiting = [planned for planned in wanted if not is_done(settings.file, planned.number)]
     needs_sets = any(planned.number in PHASES_WITH_SETS for planned in waiting)
     with building_sets(settings, sets_script, ends_at) if needs_sets else nullcontext():
@@ -152,7 +153,7 @@ def run_planned(planned: Planned, settings: Settings, seconds: float) -> None:
     print(f"phase {planned.number} {ending} after {took} s; failed: {', '.join(failed) or 'nothing'}", flush=True)
     details = {"ending": ending, "failed": failed}
     if not passed:
-        details["log"] = log_of(settings, planned).read_text(errors="replace")[-1500:]
+        details["log"] = log_of(settings, planned).read_text(errors="replace")[-1500:].replace(f"{ROOT}/", "")
     limit = f"<= {planned.limit:g}"
     whole = Measurement(planned.number, WHOLE_PHASE, took, "s", limit, passed, took, details)
     append_measurement(settings.file, whole)
@@ -236,13 +237,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of proof.jsonl, proof.md and logs.txt")
     parser.add_argument("--work", type=Path, help="folder for data sets; one of the temporary folder by default")
-    parser.add_argument("--budget", type=float, default=470.0, help="seconds for everything")
-    parser.add_argument("--phases", help="numbers such as 3,4; all by default")
+    parser.add_argument("--budget", type=float, default=560.0, help="seconds for everything")
+    parser.add_argument("--phases", help="numbers such as 5,3, in the order to run them; all by default")
     parser.add_argument("--resume", type=Path, help="proof.jsonl of an earlier call, whose values are kept")
     parser.add_argument("--quick", action="store_true", help="on the CPU, at tiny sizes")
     options = parser.parse_args(arguments)
     work = options.work or Path(tempfile.gettempdir()) / f"ssl-equi-proof{'-quick' if options.quick else ''}"
     phases = None if options.phases is None else tuple(int(number) for number in options.phases.split(","))
+    if set(phases or ()) - {planned.number for planned in PLAN}:
+        parser.error(f"--phases {options.phases}: there are phases 0 to {PLAN[-1].number}")
     settings = Settings(options.out, work, options.quick, options.budget, phases, options.resume)
     raise SystemExit(0 if run_proof(settings) else 1)
 
