@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is loaded; keeps its profiler quiet
 
@@ -210,11 +210,11 @@ class Step:
         gradients = [parameter.grad.flatten() for parameter in self.module.parameters() if parameter.grad is not None]
         return results | {"gradients": torch.cat(gradients)} if gradients else results
 
-    def compile_blocks(self) -> bool:
-        """Compiles block by block; returns whether there are blocks."""
+    def compile_blocks(self, **options: Any) -> bool:
+        """Compiles block by block, with options of `torch.compile`; returns whether there are blocks."""
         blocks = getattr(self.module, "blocks", None)
         for block in blocks or ():
-            block.compile()
+            block.compile(**options)
         return blocks is not None
 
     def compilation_difference(self) -> float:
