@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is loaded; keeps its profiler quiet
 
@@ -43,7 +43,6 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.cost import encoder_cost
 from ssl_equi.encoders.group_convolutions import bake
-from ssl_equi.encoders.octic_features import OcticFeatures
 from ssl_equi.encoders.octic_layers import OcticBlock
 
 Passes = Literal["training", "inference"]
@@ -92,7 +91,7 @@ class Contestant:
     """timm's, or what to call it."""
     make: Callable[[int], nn.Module]
     """From the image size to the module."""
-    takes: Literal["images", "tokens", "octic features"] = "images"
+    takes: Literal["images", "tokens"] = "images"
     """What goes in."""
     trains: bool = True
     """Whether it can be trained; what can't is left out of training."""
@@ -113,14 +112,14 @@ def baked(name: str) -> Contestant:
 
 
 class SingleBlock(nn.Module):
-    """One block in a list, as encoders have them; octic ones take and return both parts of octic features."""
+    """One block in a list, as encoders have them."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.blocks = nn.ModuleList([block])
 
-    def forward(self, *parts: Tensor) -> Tensor | tuple[Tensor, ...]:
-        return self.blocks[0](parts[0] if len(parts) == 1 else OcticFeatures(*parts))
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.blocks[0](tokens)
 
 
 BLOCK_WIDTH, BLOCK_HEADS = 768, 12
@@ -139,7 +138,7 @@ def octic_block(image_size: int) -> nn.Module:
 CASES: dict[CaseName, list[Contestant]] = {
     "block_base": [
         Contestant("Block", dense_block, takes="tokens"),
-        Contestant("OcticBlock", octic_block, takes="octic features", cpu_target=3.0),
+        Contestant("OcticBlock", octic_block, takes="tokens", cpu_target=3.0),
     ],
     "vit_tiny": [
         encoder("vit_tiny_patch16_224"),
@@ -188,37 +187,34 @@ class Step:
         torch.manual_seed(0)
         self.device, self.training = config.device, config.passes == "training"
         self.module = contestant.make(config.image_size).to(config.device).train(self.training)
-        self.inputs = [part.to(config.device) for part in random_inputs(contestant, config)]
-        for part in self.inputs:
-            part.requires_grad_(self.training and contestant.takes != "images")
-        self.output_gradients: list[Tensor] = []
+        self.inputs = random_inputs(contestant, config).to(config.device)
+        self.inputs.requires_grad_(self.training and contestant.takes != "images")
+        self.output_gradients: Tensor | None = None
         self.bf16 = config.device.startswith("cuda")
 
-    def run(self) -> list[Tensor]:
+    def run(self) -> Tensor:
         """Forward, and backward if it trains; returns the outputs and leaves the gradients."""
-        for tensor in (*self.inputs, *self.module.parameters()):
+        for tensor in (self.inputs, *self.module.parameters()):
             tensor.grad = None
         with torch.set_grad_enabled(self.training), torch.autocast("cuda", torch.bfloat16, enabled=self.bf16):
-            result = self.module(*self.inputs)
-        outputs = [result] if isinstance(result, Tensor) else list(result)
+            outputs: Tensor = self.module(self.inputs)
         if self.training:
-            if not self.output_gradients:
-                self.output_gradients = [torch.randn_like(output) for output in outputs]
-            torch.autograd.backward(outputs, self.output_gradients)
+            if self.output_gradients is None:
+                self.output_gradients = torch.randn_like(outputs)
+            outputs.backward(self.output_gradients)
         return outputs
 
     def results(self) -> dict[str, Tensor]:
         """Outputs and gradients of all parameters of one step."""
-        outputs = [output.detach().float().flatten() for output in self.run()]
+        results = {"outputs": self.run().detach().float().flatten()}
         gradients = [parameter.grad.flatten() for parameter in self.module.parameters() if parameter.grad is not None]
-        results = {"outputs": torch.cat(outputs)}
         return results | {"gradients": torch.cat(gradients)} if gradients else results
 
-    def compile_blocks(self) -> bool:
-        """Compiles block by block; returns whether there are blocks."""
+    def compile_blocks(self, **options: Any) -> bool:
+        """Compiles block by block, with options of `torch.compile`; returns whether there are blocks."""
         blocks = getattr(self.module, "blocks", None)
         for block in blocks or ():
-            block.compile()
+            block.compile(**options)
         return blocks is not None
 
     def compilation_difference(self) -> float:
@@ -239,11 +235,10 @@ class Step:
         return difference
 
 
-def random_inputs(contestant: Contestant, config: Config) -> list[Tensor]:
+def random_inputs(contestant: Contestant, config: Config) -> Tensor:
     if contestant.takes == "images":
-        return [torch.randn(config.batch_size, 3, config.image_size, config.image_size)]
-    tokens = torch.randn(config.batch_size, 1 + (config.image_size // 16) ** 2, BLOCK_WIDTH)
-    return [tokens] if contestant.takes == "tokens" else list(OcticFeatures.from_tokens(tokens))
+        return torch.randn(config.batch_size, 3, config.image_size, config.image_size)
+    return torch.randn(config.batch_size, 1 + (config.image_size // 16) ** 2, BLOCK_WIDTH)
 
 
 class Seconds(NamedTuple):

@@ -2,12 +2,13 @@
 
 A feature vector of width D = 8 C is C copies of the regular representation of the square's symmetries (see
 `square_symmetries`), split into irreducible ones: C values each of A1, A2, B1 and B2, and 2 C vectors of E, which have
-two rows. Values of one representation lie together, so that a linear layer is two matrix products:
+two rows. Tokens [B, N, D] have them one after another: A1, A2, B1, B2, the first row of E, the second row of E. Layers
+pass tokens on to each other. A linear layer is two batched matrix products, and hands over what they leave behind:
 
     ones    [4, B, N, C]     A1, A2, B1, B2 of N tokens of B images
     twos    [2, B, N, 2 C]   the rows of E
 
-As one vector [D] they are A1, A2, B1, B2, the first row of E, the second row of E.
+so that the loop that reads them next, which torch.compile writes, is also the one that puts them together.
 """
 
 from collections.abc import Sequence
@@ -34,9 +35,9 @@ class OcticFeatures(NamedTuple):
 
     @staticmethod
     def from_tokens(tokens: Tensor) -> "OcticFeatures":
-        """From [B, N, D], the inverse of `to_tokens`."""
+        """Views of tokens [B, N, D], the inverse of `to_tokens`."""
         ones, twos = split_components(tokens)
-        return OcticFeatures(ones.permute(2, 0, 1, 3).contiguous(), twos.permute(2, 0, 1, 3).contiguous())
+        return OcticFeatures(ones.permute(2, 0, 1, 3), twos.permute(2, 0, 1, 3))
 
 
 def check_octic_width(what: str, width: int) -> None:
@@ -120,11 +121,14 @@ def features_to_regular(features: OcticFeatures) -> list[Tensor]:
     return irreps_to_regular([*features.ones.unbind(0), *copies])
 
 
-def regular_to_features(values: Sequence[Tensor]) -> OcticFeatures:
-    """The inverse of `features_to_regular`."""
-    irreps = regular_to_irreps(values)
-    rows = [torch.cat(irreps[4:6], dim=-1), torch.cat(irreps[6:], dim=-1)]
-    return OcticFeatures(torch.stack(irreps[:4]), torch.stack(rows))
+def tokens_to_regular(tokens: Tensor) -> list[Tensor]:
+    """Eight tensors [B, N, C], by group element, of tokens [B, N, D]."""
+    return irreps_to_regular(tokens.chunk(ELEMENTS, dim=-1))
+
+
+def regular_to_tokens(values: Sequence[Tensor]) -> Tensor:
+    """The inverse of `tokens_to_regular`."""
+    return torch.cat(regular_to_irreps(values), dim=-1)
 
 
 def steerable_maps(maps: Tensor) -> Tensor:

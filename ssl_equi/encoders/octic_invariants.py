@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from ssl_equi.device_copies import constant
 from ssl_equi.encoders.octic_features import (
-    OcticFeatures,
     act_on_components,
     check_octic_width,
     features_to_regular,
@@ -134,7 +133,7 @@ class MaxFiltering(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[B, D] -> [B, num_templates], or [B, N, D] -> [B, N, num_templates]."""
         tokens = features.unsqueeze(0) if features.ndim == 2 else features
-        products = features_to_regular(self.templates(OcticFeatures.from_tokens(tokens)))
+        products = features_to_regular(self.templates(tokens))
         return torch.stack(products).amax(dim=0).view(*features.shape[:-1], -1)
 
 

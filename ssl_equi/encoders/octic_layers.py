@@ -5,8 +5,10 @@ with the group mixes only values of the same irreducible representation, which t
 weights where a dense layer of widths 8 C and 8 C' takes 64 C C' of each. The formulation here is our own: two stored
 tensors, steerable kernels and positions made from free ones, and one norm over the whole token.
 
-Layers take and return `OcticFeatures`.
+Layers take and return tokens [B, N, D] (see `octic_features`), but for a linear layer, which returns `OcticFeatures`.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +19,9 @@ from ssl_equi.encoders.octic_features import (
     OcticFeatures,
     check_octic_width,
     features_to_regular,
-    regular_to_features,
+    regular_to_tokens,
     steerable_maps,
+    tokens_to_regular,
 )
 
 DENSE_STD = 0.02
@@ -57,17 +60,45 @@ class OcticLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, features: OcticFeatures) -> OcticFeatures:
+    def forward(self, tokens: Tensor) -> OcticFeatures:
         """Width 8 C to width 8 C'."""
-        weight, inputs = self.weight_ones.transpose(1, 2), features.ones.flatten(1, 2)
-        if self.bias is None:
-            ones = torch.bmm(inputs, weight)
-        else:
-            ones = torch.baddbmm(F.pad(self.bias.expand(1, 1, -1), (0, 0, 0, 0, 0, 3)), inputs, weight)
-        return OcticFeatures(ones.view(*features.ones.shape[:3], -1), F.linear(features.twos, self.weight_twos))
+        weight_ones, weight_twos, *bias = self._weights()
+        features = OcticFeatures.from_tokens(tokens.to(weight_ones.dtype))
+        ones = torch.bmm(features.ones.flatten(1, 2), weight_ones.transpose(1, 2)).unflatten(1, tokens.shape[:2])
+        twos = torch.bmm(features.twos.flatten(1, 2), weight_twos.t().expand(2, -1, -1)).unflatten(1, tokens.shape[:2])
+        return OcticFeatures(_AddBias.apply(ones, *bias) if bias else ones, twos)
+
+    def _weights(self) -> list[Tensor]:
+        """Weights, and a bias [4, C'] if there is one, in the precision of the products."""
+        weights = [self.weight_ones, self.weight_twos]
+        if self.bias is not None:
+            zero = torch.zeros_like(self.bias)
+            weights.append(torch.stack([self.bias, zero, zero, zero]))
+        kind = self.weight_ones.device.type
+        if kind == "meta" or not torch.is_autocast_enabled(kind):  # which is an error for meta tensors
+            return weights
+        # All are converted at once, by one kernel.
+        together = torch.cat([weight.flatten() for weight in weights]).to(torch.get_autocast_dtype(kind))
+        return [part.view_as(weight) for part, weight in zip(together.split([w.numel() for w in weights]), weights)]
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class _AddBias(torch.autograd.Function):
+    """Adds a bias [4, C] to ones [4, B, N, C] that is zero but for A1.
+
+    Gradients are handed on as they are and summed for A1 alone; autograd's own formulas would read all of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, ones: Tensor, bias: Tensor) -> Tensor:
+        return ones + bias.view(4, 1, 1, -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (gradient,) = gradients
+        return gradient, F.pad(gradient[:1].sum(dim=(1, 2)), (0, 0, 0, 3))
 
 
 class OcticScale(nn.Module):
@@ -84,9 +115,9 @@ class OcticScale(nn.Module):
         # One vector, so that an optimiser that spares biases and norms from weight decay spares it.
         self.weight = nn.Parameter(torch.full((dim * 3 // 4,), init))
 
-    def forward(self, features: OcticFeatures) -> OcticFeatures:
+    def forward(self, tokens: Tensor) -> Tensor:
         ones, twos = self.weight.tensor_split((len(self.weight) * 2 // 3,))
-        return OcticFeatures(features.ones * ones.view(4, 1, 1, -1), features.twos * twos)
+        return tokens * torch.cat([ones, twos, twos])
 
 
 class OcticRMSNorm(OcticScale):
@@ -102,21 +133,39 @@ class OcticRMSNorm(OcticScale):
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__(dim)
-        self.dim, self.eps = dim, eps
+        self.eps = eps
 
-    def forward(self, features: OcticFeatures) -> OcticFeatures:
-        ones, twos = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in features)
-        squares = ones.square().sum(dim=(0, 3)) + twos.square().sum(dim=(0, 3))
-        factor = torch.rsqrt(squares / self.dim + self.eps).unsqueeze(-1)
-        normed = OcticFeatures((ones * factor).to(features.ones.dtype), (twos * factor).to(features.twos.dtype))
-        return super().forward(normed)
+    def forward(self, tokens: Tensor) -> Tensor:
+        values = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        factor = torch.rsqrt(values.square().mean(dim=-1, keepdim=True) + self.eps)
+        return super().forward((values * factor).to(tokens.dtype))
+
+
+class _RegularGELU(torch.autograd.Function):
+    """GELU of the eight values of the regular representation; keeps nothing but its input.
+
+    The backward pass is written out so that it reads and writes every value once, and leaves tokens behind.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, ones: Tensor, twos: Tensor) -> Tensor:
+        ctx.save_for_backward(ones, twos)
+        return regular_to_tokens([F.gelu(values) for values in features_to_regular(OcticFeatures(ones, twos))])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        values = features_to_regular(OcticFeatures(*ctx.saved_tensors))
+        pairs = zip(tokens_to_regular(gradients[0]), values)
+        tokens = regular_to_tokens([torch.ops.aten.gelu_backward(gradient, value) for gradient, value in pairs])
+        ones, twos = OcticFeatures.from_tokens(tokens)
+        return ones, twos  # torch.compile takes no other tuple for the gradients: it makes zeros of one with names
 
 
 class OcticGELU(nn.Module):
     """GELU of every value of the regular representation, which the group permutes."""
 
-    def forward(self, features: OcticFeatures) -> OcticFeatures:
-        return regular_to_features([F.gelu(values) for values in features_to_regular(features)])
+    def forward(self, features: OcticFeatures) -> Tensor:
+        return _RegularGELU.apply(*features)
 
 
 class OcticDropPath(nn.Module):
@@ -130,14 +179,12 @@ class OcticDropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, features: OcticFeatures) -> OcticFeatures:
+    def forward(self, tokens: Tensor) -> Tensor:
         if self.rate == 0 or not self.training:
-            return features
+            return tokens
         # bernoulli_ would take the rate as a constant: torch.compile would make code for each block of a trunk.
-        ones = features.ones
-        kept = torch.rand(1, ones.shape[1], 1, 1, device=ones.device) >= self.rate
-        factor = kept.to(ones.dtype) / (1 - self.rate)
-        return OcticFeatures(ones * factor, features.twos * factor)
+        kept = torch.rand(len(tokens), 1, 1, device=tokens.device) >= self.rate
+        return tokens * (kept.to(tokens.dtype) / (1 - self.rate))
 
 
 class OcticAttention(nn.Module):
@@ -167,11 +214,12 @@ class OcticAttention(nn.Module):
         self.qkv = OcticLinear(dim, 3 * dim, bias=qkv_bias)
         self.proj = OcticLinear(dim, dim)
 
-    def forward(self, features: OcticFeatures) -> OcticFeatures:
-        parts = [self._split_heads(part) for part in self.qkv(features)]
-        queries, keys, values = torch.cat(parts, dim=-1).unbind(0)
-        ones, twos = F.scaled_dot_product_attention(queries, keys, values).chunk(2, dim=-1)
-        return self.proj(OcticFeatures(_join_heads(ones, 4), _join_heads(twos, 2)))
+    def forward(self, tokens: Tensor) -> Tensor:
+        heads = [self._split_heads(part) for part in self.qkv(tokens)]
+        queries, keys, values = torch.cat(heads, dim=-1).unbind(0)
+        ones, twos = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).chunk(2, dim=-1)
+        joined = torch.cat([_join_heads(ones, 4), _join_heads(twos, 2)], dim=-1)
+        return self.proj(joined).to_tokens()
 
     def _split_heads(self, part: Tensor) -> Tensor:
         """[R, B, N, 3 heads c] -> [3, B, heads, N, R c]."""
@@ -179,8 +227,8 @@ class OcticAttention(nn.Module):
 
 
 def _join_heads(part: Tensor, rows: int) -> Tensor:
-    """[B, heads, N, R c] -> [R, B, N, heads c]."""
-    return part.unflatten(-1, (rows, -1)).permute(3, 0, 2, 1, 4).flatten(-2)
+    """[B, N, heads, R c] -> [B, N, R heads c]."""
+    return part.unflatten(-1, (rows, -1)).transpose(2, 3).flatten(2)
 
 
 class OcticMlp(nn.Module):
@@ -198,8 +246,8 @@ class OcticMlp(nn.Module):
         self.act = OcticGELU()
         self.fc2 = OcticLinear(hidden_dim, dim)
 
-    def forward(self, features: OcticFeatures) -> OcticFeatures:
-        return self.fc2(self.act(self.fc1(features)))
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(tokens))).to_tokens()
 
 
 class OcticBlock(nn.Module):
@@ -232,17 +280,13 @@ class OcticBlock(nn.Module):
         self.ls2 = nn.Identity() if init_values is None else OcticScale(dim, init_values)
         self.drop_path = OcticDropPath(drop_path)
 
-    def forward(self, features: OcticFeatures) -> OcticFeatures:
-        features = _add(features, self.drop_path(self.ls1(self.attn(self.norm1(features)))))
-        return _add(features, self.drop_path(self.ls2(self.mlp(self.norm2(features)))))
-
-
-def _add(first: OcticFeatures, second: OcticFeatures) -> OcticFeatures:
-    return OcticFeatures(first.ones + second.ones, first.twos + second.twos)
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.drop_path(self.ls1(self.attn(self.norm1(tokens))))
+        return tokens + self.drop_path(self.ls2(self.mlp(self.norm2(tokens))))
 
 
 class OcticPatchEmbed(nn.Module):
-    """Images [B, in_chans, S, S] to octic features of their patches, row by row, by one convolution.
+    """Images [B, in_chans, S, S] to tokens [B, N, D] of their patches, row by row, by one convolution.
 
     Args:
         img_size: side that `grid_size` is given for; images of other sizes are taken as well.
@@ -269,30 +313,26 @@ class OcticPatchEmbed(nn.Module):
         """(rows, columns) of patches of an image of (height, width) pixels."""
         return img_size[0] // self.patch_size[0], img_size[1] // self.patch_size[1]
 
-    def forward(self, images: Tensor) -> OcticFeatures:
+    def forward(self, images: Tensor) -> Tensor:
         """Raises ValueError if the images are not square, or their side is no multiple of the patch size."""
         check_square_images(images, self.weight.shape[1], lambda side: nearest_side(side, self.patch_size[0]))
         _check_divisible(images.shape[2], self.patch_size[0])
         bias = F.pad(self.bias, (0, 7 * len(self.bias)))
         maps = F.conv2d(images, steerable_maps(self.weight), bias, stride=self.patch_size)
-        return maps_to_features(maps)
+        return maps_to_tokens(maps)
 
 
-def maps_to_features(maps: Tensor) -> OcticFeatures:
-    """[B, D, h, w], D in the order of a feature vector, to features of h w tokens."""
-    ones, twos = maps.flatten(2).chunk(2, dim=1)
-    return OcticFeatures(
-        ones.unflatten(1, (4, -1)).permute(1, 0, 3, 2).contiguous(),
-        twos.unflatten(1, (2, -1)).permute(1, 0, 3, 2).contiguous(),
-    )
+def maps_to_tokens(maps: Tensor) -> Tensor:
+    """[B, D, h, w], D in the order of a feature vector, to tokens [B, h w, D]."""
+    return maps.flatten(2).transpose(1, 2).contiguous()
 
 
-def positions(table: Tensor, side: int) -> OcticFeatures:
-    """What tells tokens where they are: a free table of positions [C, s, s] as features of side * side tokens, B = 1.
+def positions(table: Tensor, side: int) -> Tensor:
+    """What tells tokens where they are: a free table of positions [C, s, s] as tokens [1, side * side, D].
 
     The table is resized while it is still free, so that the result is exactly steerable at any side.
     """
-    return maps_to_features(steerable_maps(resized_table(table, side)).unsqueeze(0))
+    return maps_to_tokens(steerable_maps(resized_table(table, side)).unsqueeze(0))
 
 
 def resized_table(table: Tensor, side: int) -> Tensor:

@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ssl_equi.encoders.arguments import check_heads, check_output_format, chosen_layers, square_side
 from ssl_equi.encoders.octic_arguments import Kind, Pooling, check_sizes, checked_pooling, number_of_octic_blocks
-from ssl_equi.encoders.octic_features import OcticFeatures, act_on_components
+from ssl_equi.encoders.octic_features import act_on_components
 from ssl_equi.encoders.octic_invariants import make_invariants
 from ssl_equi.encoders.octic_layers import OcticBlock, OcticPatchEmbed, OcticRMSNorm, nearest_side, positions
 from ssl_equi.encoders.recomputing import recomputed
@@ -152,10 +153,10 @@ class OcticVisionTransformer(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Tokens [B, T, D] after all blocks and the last norm: prefix tokens, then patches row by row."""
-        octic = self._run_octic_blocks(images)
+        tokens = self._run_octic_blocks(images)
         if self.kind == "octic":
-            return self.norm(octic).to_tokens()
-        tokens = self._leave_octic_blocks(octic)
+            return self.norm(tokens)
+        tokens = self._leave_octic_blocks(tokens)
         for block in self.blocks[self.octic_blocks :]:
             tokens = self._run(block, tokens)
         return self.norm(tokens)
@@ -176,7 +177,7 @@ class OcticVisionTransformer(nn.Module):
 
         `act_on_octic_tokens` is the group's action on them, in every kind of encoder.
         """
-        return self._run_octic_blocks(images).to_tokens()
+        return self._run_octic_blocks(images)
 
     def act_on_octic_tokens(self, g: int, tokens: Tensor) -> Tensor:
         """Turns the tokens [B, T, D] of `forward_octic` of images into those of `act_on_image(g, images)`.
@@ -277,13 +278,13 @@ class OcticVisionTransformer(nn.Module):
             )
         stop = max(taken) + 1 if stop_early else len(self.blocks)
         kept: list[Tensor] = []
-        state: Any = self._embed(x)
+        tokens = self._embed(x)
         for number in range(stop):
             if number == self.octic_blocks:
-                state = self._leave_octic_blocks(state)
-            state = self._run(self.blocks[number], state)
+                tokens = self._leave_octic_blocks(tokens)
+            tokens = self._run(self.blocks[number], tokens)
             if number in taken:
-                kept.append(_as_tokens(self.norm(state) if norm else state))
+                kept.append(self.norm(tokens) if norm else tokens)
         prefixes = [tokens[:, : self.num_prefix_tokens] for tokens in kept]
         kept = [tokens[:, self.num_prefix_tokens :] for tokens in kept]
         if output_fmt == "NCHW":
@@ -292,9 +293,9 @@ class OcticVisionTransformer(nn.Module):
         intermediates = list(zip(kept, prefixes)) if return_prefix_tokens else kept
         if intermediates_only:
             return intermediates
-        if isinstance(state, OcticFeatures) and self.kind != "octic":
-            state = self._leave_octic_blocks(state)
-        return _as_tokens(self.norm(state)), intermediates
+        if stop <= self.octic_blocks and self.kind != "octic":
+            tokens = self._leave_octic_blocks(tokens)
+        return self.norm(tokens), intermediates
 
     def reset_classifier(self, num_classes: int, global_pool: Pooling | None = None) -> None:
         """A new classifier of so many outputs (0: none), and another pooling if one is named."""
@@ -324,37 +325,33 @@ class OcticVisionTransformer(nn.Module):
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|^trunk", (99999,))],
         }
 
-    def _embed(self, images: Tensor) -> OcticFeatures:
+    def _embed(self, images: Tensor) -> Tensor:
         """Prefix tokens and patches with their positions."""
         patches = self.patch_embed(images)
-        places = positions(self.pos_embed, images.shape[-1] // self.patch_embed.patch_size[0])
-        ones, twos = patches.ones + places.ones, patches.twos + places.twos
+        patches = patches + positions(self.pos_embed, images.shape[-1] // self.patch_embed.patch_size[0])
         given: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
         if not given:
-            return OcticFeatures(ones, twos)
-        prefix = torch.cat(given, dim=1).expand(images.shape[0], -1, -1).to(ones.dtype)
-        zeros = torch.zeros_like(prefix)
-        return OcticFeatures(
-            torch.cat([torch.stack([prefix, zeros, zeros, zeros]), ones], dim=2),
-            torch.cat([torch.stack([zeros, zeros]).repeat(1, 1, 1, 2), twos], dim=2),
-        )
+            return patches
+        in_a1 = torch.cat(given, dim=1).to(patches.dtype)
+        prefix = F.pad(in_a1, (0, self.embed_dim - in_a1.shape[-1]))
+        return torch.cat([prefix.expand(len(images), -1, -1), patches], dim=1)
 
-    def _run(self, block: nn.Module, state: Any) -> Any:
+    def _run(self, block: nn.Module, tokens: Tensor) -> Tensor:
         if self.grad_checkpointing:
-            return recomputed(block, state)
-        return block(state)
+            return recomputed(block, tokens)
+        return block(tokens)
 
-    def _run_octic_blocks(self, images: Tensor) -> OcticFeatures:
-        octic = self._embed(images)
+    def _run_octic_blocks(self, images: Tensor) -> Tensor:
+        tokens = self._embed(images)
         for block in self.blocks[: self.octic_blocks]:
-            octic = self._run(block, octic)
-        return octic
+            tokens = self._run(block, tokens)
+        return tokens
 
-    def _leave_octic_blocks(self, octic: OcticFeatures) -> Tensor:
+    def _leave_octic_blocks(self, tokens: Tensor) -> Tensor:
         """Tokens [B, T, D] as the standard blocks take them."""
         if self.kind == "invariant":
-            return self.trunk_proj(self.trunk_invariants(self.trunk_norm(octic).to_tokens()))
-        return octic.to_tokens()
+            return self.trunk_proj(self.trunk_invariants(self.trunk_norm(tokens)))
+        return tokens
 
     def _move_patches(self, g: int, tokens: Tensor) -> Tensor:
         prefix, patches = tokens.tensor_split((self.num_prefix_tokens,), dim=1)
@@ -373,10 +370,6 @@ class OcticVisionTransformer(nn.Module):
                 "the standard blocks of a hybrid break the symmetry, so the group does not act on its features: "
                 f"use forward_octic and act_on_octic_tokens, or octic_blocks={len(self.blocks)}"
             )
-
-
-def _as_tokens(state: OcticFeatures | Tensor) -> Tensor:
-    return state.to_tokens() if isinstance(state, OcticFeatures) else state
 
 
 def _standard_block(embed_dim: int, num_heads: int, **sizes: Any) -> Block:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ssl_equi.encoders import EncoderError, create_encoder
 from ssl_equi.encoders.create import timm_with_our_encoders
 from ssl_equi.encoders.feature_maps import as_feature_map
-from ssl_equi.encoders.octic_features import OcticFeatures
 from ssl_equi.encoders.octic_invariants import INVARIANTS
 from ssl_equi.encoders.octic_vit import OcticVisionTransformer
 from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image
@@ -202,7 +201,7 @@ def test_the_classifier_and_the_pooling_can_be_reset() -> None:
 def test_tokens_after_every_block(variant: str) -> None:
     encoder = make(variant)
     images = random_images(encoder, torch.float32)
-    outputs: list[OcticFeatures] = []
+    outputs: list[Tensor] = []
     hook = encoder.blocks[0].register_forward_hook(lambda block, inputs, output: outputs.append(output))
     final, maps = encoder.forward_intermediates(images)
     hook.remove()
@@ -214,7 +213,7 @@ def test_tokens_after_every_block(variant: str) -> None:
     assert torch.allclose(torch.cat(pair[::-1], dim=1), final)
     early = encoder.forward_intermediates(images, [0], stop_early=True, intermediates_only=True)
     assert torch.equal(early[0], maps[0])
-    patches = outputs[0].to_tokens()[:, encoder.num_prefix_tokens :]
+    patches = outputs[0][:, encoder.num_prefix_tokens :]
     assert torch.equal(maps[0].flatten(2).transpose(1, 2), patches)
     with pytest.raises(ValueError, match="output_fmt is 'NHWC': choose 'NCHW' or 'NLC'"):
         encoder.forward_intermediates(images, output_fmt="NHWC")

@@ -1,4 +1,4 @@
-"""Phase 3: training steps on inputs that lie on the GPU: what each of its means is worth, methods, views, transformers.
+"""Phase 3: training steps on inputs that lie on the GPU: what each of its means is worth, methods, views.
 
 A figure is images per second, from the median of some rounds of steps; what an encoder alone multiplies gives TFLOP/s.
 """
@@ -300,76 +300,15 @@ def host_waits(phase: Phase, work: Callable[[], object]) -> dict[str, int]:
     return {"host waits": sum("called a synchronizing" in str(warning.message) for warning in caught)}
 
 
-# ---------------------------------------------------------------- transformers
-
-DENSE, OCTIC, HYBRID = (f"{kind}vit_large_patch16_224" for kind in ("", "octic_", "hybrid_octic_"))
-VIT_BATCH = 64
-
-
-def transformers(phase: Phase) -> tuple[bench_encoders.Config, dict[str, bench_encoders.Contestant]]:
-    """Sizes, and the encoders by name; with `quick` tiny ones under the names of the large ones."""
-    case: bench_encoders.CaseName = "vit_tiny" if phase.quick else "vit_large"
-    size, batch = (32, 2) if phase.quick else (224, VIT_BATCH)
-    config = bench_encoders.Config(cases=(case,), batch_size=batch, image_size=size, device=phase.device)
-    return config, {c.name.replace("vit_tiny", "vit_large"): c for c in bench_encoders.CASES[case]}
-
-
-def measure_transformers(phase: Phase) -> None:
-    """Compiled vision transformers in bf16."""
-    config, contestants = transformers(phase)
-    for name in (DENSE, HYBRID, OCTIC):
-        work = partial(transformer_images_per_second, phase, contestants[name], config)
-        phase.measure(f"{name}: compiled", "images/s", work, None, COMPILING_SECONDS)
-    for name, target in ((HYBRID, ">= 1.3"), (OCTIC, ">= 1.7")):
-        rate, dense = phase.value_of(f"{name}: compiled"), phase.value_of(f"{DENSE}: compiled")
-        if rate is not None and dense is not None:
-            phase.measure(f"{name} over {DENSE}", "times", partial(float, rate / dense), target)
-
-
-def measure_compilation(phase: Phase) -> None:
-    """Whether compiling changes the results of the same transformers in float32."""
-    config, contestants = transformers(phase)
-    small = replace(config, batch_size=max(2, config.batch_size // 8))
-    limit = f"<= {bench_encoders.COMPILATION_TOLERANCE:g}"
-    for name in (HYBRID, OCTIC, DENSE):
-        work = partial(compilation_difference, phase, contestants[name], small)
-        phase.measure(f"{name}: difference by compiling, float32", "", work, limit, COMPILING_SECONDS)
-
-
-def transformer_images_per_second(
-    phase: Phase, contestant: bench_encoders.Contestant, config: bench_encoders.Config
-) -> Value:
-    torch.compiler.reset()
-    with freed_afterwards(phase):
-        step = bench_encoders.Step(contestant, config)
-        step.compile_blocks()
-        seconds = [bench_encoders.seconds_of(step).wall for _ in range(3 if phase.quick else 13)]
-        rate = config.batch_size / statistics.median(seconds[2:])
-        with torch.device("meta"):
-            cost = bench_encoders.encoder_cost(contestant.make(config.image_size), config.image_size)
-        details = {"ms a step": round(1e3 * config.batch_size / rate, 2)} | memory(phase)
-        return Value(rate, details | products(phase, rate, cost.multiplications))
-
-
-def compilation_difference(phase: Phase, contestant: bench_encoders.Contestant, config: bench_encoders.Config) -> float:
-    torch.compiler.reset()
-    with freed_afterwards(phase):
-        step = bench_encoders.Step(contestant, config)
-        step.compile_blocks()
-        return step.compilation_difference()
-
-
 def run(phase: Phase) -> None:
-    """What runs are like first, then what each of their means is worth, and whether compiling changes results."""
+    """What runs are like first, then what each of their means is worth."""
     as_runs = [name for name in OF_SIE if OF_SIE[name].as_runs]
     *eager, compiled_alone = [name for name in OF_SIE if name not in as_runs]
     measure_sie(phase, as_runs)
     measure_methods(phase, AS_THEY_RUN)
-    measure_transformers(phase)
     measure_methods(phase, ALSO_COMPILED)
     measure_augmented(phase)
     measure_sie(phase, eager)
-    measure_compilation(phase)
     measure_sie(phase, [compiled_alone])
 
 
