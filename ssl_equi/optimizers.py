@@ -53,14 +53,13 @@ def make_optimizer(
     Raises:
         ValueError: unknown name.
     """
-    # On a GPU all parameters are updated by a few kernels rather than some per parameter.
-    fused = True if all(parameter.is_cuda for group in groups for parameter in group["params"]) else None
+    # Fused: all parameters in a few kernels on a GPU rather than some each, in one pass on a CPU rather than ten.
     if name == "adam":
-        return torch.optim.Adam(groups, lr=learning_rate, fused=fused)
+        return torch.optim.Adam(groups, lr=learning_rate, fused=True)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
+        return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=fused)
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=True)
     if name == "lars":
         from timm.optim.lars import Lars  # timm takes seconds to import
 

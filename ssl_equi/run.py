@@ -39,10 +39,10 @@ from ssl_equi.checkpoint import (
 )
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.device_copies import Unread, together
+from ssl_equi.device_setup import prepare_for_device
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
 from ssl_equi.errors import UserError
 from ssl_equi.finite_watch import FiniteWatch
-from ssl_equi.gpu import prepare_for_cuda
 from ssl_equi.metrics_log import MetricsLog
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
 from ssl_equi.objectives.output import ObjectiveOutput
@@ -143,8 +143,7 @@ class Run:
                 found in `run.optimizer` afterwards.
         """
         self.objective = objective.to(self.device)
-        if self.device.type == "cuda":
-            prepare_for_cuda(self.objective)
+        prepare_for_device(self.objective, self.device)
         if self.world_size > 1:
             # After the move: which kind of synchronised batch norm is used depends on the device.
             self.objective = convert_sync_batchnorm(self.objective)

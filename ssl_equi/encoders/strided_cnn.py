@@ -43,7 +43,7 @@ class StridedCNN(nn.Module):
         self.num_features = self.head_hidden_size = num_features
         self.num_classes = num_classes
         self.blocks = _strided_convolutions(in_chans, widths, strides)
-        self.grid = nn.AdaptiveAvgPool2d(GRID)
+        self.grid = GridOfMeans(GRID)
         self.embed = nn.Linear(widths[-1] * GRID * GRID, num_features, bias=False)
         self.norm = nn.BatchNorm1d(num_features)
         self.activation = nn.ReLU()
@@ -84,7 +84,7 @@ class PooledStridedCNN(nn.Module):
         self.num_features = self.head_hidden_size = widths[-1] * grid * grid
         self.num_classes = num_classes
         self.blocks = _strided_convolutions(in_chans, widths, strides)
-        self.grid = nn.AdaptiveAvgPool2d(grid)
+        self.grid = GridOfMeans(grid)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last feature map, [N, C, h, w]."""
@@ -96,6 +96,15 @@ class PooledStridedCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
+
+
+class GridOfMeans(nn.AdaptiveAvgPool2d):
+    """Means over the cells of a square grid; a map of that size already, which is its own result, costs nothing."""
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        if feature_map.shape[-2:] == (self.output_size, self.output_size):
+            return feature_map
+        return super().forward(feature_map)
 
 
 def _strided_convolutions(in_chans: int, widths: tuple[int, ...], strides: tuple[int, ...]) -> nn.Sequential:
