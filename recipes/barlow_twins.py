@@ -44,7 +44,7 @@ def imagenet() -> Config:
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
         views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=100, optimizer="lars",
         learning_rate=3.2, final_learning_rate=0.0032, warmup_steps=3120, weight_decay=1e-6, decay_bias_and_norm=False,
-        bias_and_norm_rate_factor=0.024, mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
+        bias_and_norm_rate_factor=0.024, mixed_precision="bf16", log_every=50, save_every=1000,
         objective=BarlowTwinsConfig(separate_batch_norm=True),
     )  # fmt: skip
 

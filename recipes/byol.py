@@ -54,7 +54,7 @@ def imagenet() -> Config:
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
         views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=1000, optimizer="lars",
         learning_rate=3.2, final_learning_rate=0.0, warmup_steps=3120, weight_decay=1.5e-6, decay_bias_and_norm=False,
-        mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
+        mixed_precision="bf16", log_every=50, save_every=1000,
         objective=BYOLConfig(separate_batch_norm=True, reduction="sum"),
     )  # fmt: skip
 
@@ -64,7 +64,7 @@ def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
         dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
-        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000, loader_threads=8,
+        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000,
         probe_protocol="sie", objective=BYOLConfig(
             projector=(2048, 2048, 2048), predictor_hidden_width=512, separate_batch_norm=True, reduction="sum"
         ),

@@ -100,7 +100,7 @@ def cifar10() -> Config:
         dataset="cifar10", image_size=32, encoder="resnet50_small_images",
         encoder_arguments={"zero_init_last": False, "stem_init": "pytorch"},
         views=SharedPairOptions(source="augmented", preset="care_cifar"), batch_size=256, epochs=400,
-        final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, log_every=50, save_every=975, loader_threads=8,
+        final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6, log_every=50, save_every=975,
         objective=CAREConfig(weight=mean_pair_weight(0.01, 16), chunk_size=16, separate_statistics=False),
         simclr=SimCLRConfig(temperature=0.5, projector=(512, 128), separate_batch_norm=True),
     )  # fmt: skip
@@ -139,7 +139,7 @@ def imagenet100() -> Config:
         encoder_arguments={"zero_init_last": False},
         views=SharedPairOptions(source="augmented", preset="care_imagenet100"), batch_size=512, epochs=200,
         optimizer="sgd", learning_rate=0.8, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4,
-        mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
+        mixed_precision="bf16", log_every=50, save_every=1000,
         objective=CAREConfig(weight=mean_pair_weight(0.005, 8), chunk_size=8, separate_statistics=False),
         simclr=SimCLRConfig(
             temperature=0.2, projector=(2048, 128), hidden_batch_norm=False, separate_batch_norm=True

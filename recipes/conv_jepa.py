@@ -64,7 +64,7 @@ def stl10() -> Config:
     """STL-10, labelled and not: 96 pixels, glimpses of 32, batch 512, 2000 epochs; Adam as the paper's baselines."""
     return Config(
         dataset="stl10", image_size=96, encoder="resnet18_small_images", batch_size=512, epochs=2000,
-        final_learning_rate=1e-3, warmup_steps=0, log_every=50, save_every=2050, loader_threads=8,
+        final_learning_rate=1e-3, warmup_steps=0, log_every=50, save_every=2050,
         probe_protocol="sie", mean_rgb=STL10_MEAN_RGB, std_rgb=STL10_STD_RGB,
         objective=ConvJEPAConfig(reduction="sum"),
     )  # fmt: skip

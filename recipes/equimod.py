@@ -54,7 +54,7 @@ def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
         dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
-        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000, loader_threads=8,
+        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000,
         probe_protocol="sie", objective=EquiModConfig(
             temperature=0.1, projector=(1024, 1024, 128), separate_batch_norm=True
         ),
@@ -78,7 +78,7 @@ def threediebench_sie() -> Config:
     return Config(
         dataset="3diebench", image_size=256, evaluation_split="val", encoder="sie_resnet18", batch_size=1024,
         epochs=2000, keep_incomplete_batch=True, final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6,
-        mixed_precision="bf16", log_every=20, save_every=1000, loader_threads=8, probe_protocol="sie",
+        mixed_precision="bf16", log_every=20, save_every=1000, probe_protocol="sie",
         objective=EquiModConfig(
             temperature=0.1, projector=(2048, 2048, 2048), predictor="hypernetwork", hypernetwork_init="released",
             last_batch_norm="none", last_bias=False, separate_batch_norm=True,

@@ -89,7 +89,7 @@ def cifar10() -> Config:
         encoder_arguments={"zero_init_last": False},
         views=PairOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
         learning_rate=0.12, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
-        loader_threads=8, objective=ESSLConfig(weight=0.4, separate_statistics=False),
+        objective=ESSLConfig(weight=0.4, separate_statistics=False),
         small_view=SmallViewOptions(size=16), simclr=SimCLRConfig(
             temperature=0.5, projector=(2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True,
             candidates="other_view",
@@ -110,7 +110,7 @@ def imagenet() -> Config:
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
         views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=100, optimizer="lars",
         learning_rate=4.8, final_learning_rate=0.0048, warmup_steps=3120, weight_decay=1e-6, decay_bias_and_norm=False,
-        mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
+        mixed_precision="bf16", log_every=50, save_every=1000,
         small_view=SmallViewOptions(size=96, preset="imagenet"),
         objective=ESSLConfig(
             weight=0.4, hidden_widths=(2048, 2048, 128), relu_after_last_hidden=False, separate_statistics=False

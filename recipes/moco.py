@@ -64,7 +64,7 @@ def imagenet() -> Config:
         encoder_arguments={"zero_init_last": False},
         views=PairOptions(source="augmented", preset="mocov2"), batch_size=256, epochs=200, optimizer="sgd",
         learning_rate=0.03, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4, mixed_precision="bf16",
-        log_every=50, save_every=5000, loader_threads=16,
+        log_every=50, save_every=5000,
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
         dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
-        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000, loader_threads=8,
+        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000,
         probe_protocol="sie", objective=SENConfig(
             temperature=0.5, projector=(2048, 2048, 2048), separate_batch_norm=True
         ),

@@ -75,7 +75,7 @@ def threediebench() -> Config:
     return Config(
         dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
         optimizer="adamw", learning_rate=4e-4, final_learning_rate=1e-5, warmup_steps=20 * 81, warmup_from=1e-5,
-        weight_decay=1e-3, decay_bias_and_norm=False, log_every=20, save_every=1000, loader_threads=8,
+        weight_decay=1e-3, decay_bias_and_norm=False, log_every=20, save_every=1000,
         probe_protocol="sie",
     )  # fmt: skip
 
@@ -110,7 +110,7 @@ def cifar100() -> Config:
         dataset="cifar100", image_size=32, encoder="resnet18_small_images", observed_views=2, actions="augmentation",
         views=ViewOptions(source="augmented", preset="seq_jepa"), batch_size=512, epochs=2000, optimizer="adamw",
         learning_rate=4e-4, final_learning_rate=1e-5, warmup_steps=20 * 97, warmup_from=1e-5, weight_decay=1e-3,
-        decay_bias_and_norm=False, log_every=50, save_every=970, loader_threads=8, probe_protocol="sie",
+        decay_bias_and_norm=False, log_every=50, save_every=970, probe_protocol="sie",
     )  # fmt: skip
 
 

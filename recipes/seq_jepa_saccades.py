@@ -76,7 +76,7 @@ def stl10() -> Config:
     return Config(
         dataset="stl10", image_size=96, encoder="resnet18_small_images", batch_size=512, epochs=2000,
         optimizer="adamw", learning_rate=4e-4, final_learning_rate=1e-5, warmup_steps=20 * 205, warmup_from=1e-5,
-        weight_decay=1e-3, decay_bias_and_norm=False, log_every=50, save_every=2050, loader_threads=8,
+        weight_decay=1e-3, decay_bias_and_norm=False, log_every=50, save_every=2050,
         probe_protocol="sie", mean_rgb=STL10_MEAN_RGB, std_rgb=STL10_STD_RGB,
     )  # fmt: skip
 

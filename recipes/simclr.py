@@ -47,7 +47,7 @@ def cifar10() -> Config:
         encoder_arguments={"zero_init_last": False},
         views=PairOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
         learning_rate=0.06, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
-        loader_threads=8, objective=SimCLRConfig(
+        objective=SimCLRConfig(
             temperature=0.5, projector=(2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True,
             candidates="other_view",
         ),
@@ -61,7 +61,7 @@ def imagenet() -> Config:
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
         views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=100, optimizer="lars",
         learning_rate=4.8, final_learning_rate=0.0048, warmup_steps=3120, weight_decay=1e-6, decay_bias_and_norm=False,
-        mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
+        mixed_precision="bf16", log_every=50, save_every=1000,
         objective=SimCLRConfig(
             temperature=0.2, projector=(2048, 2048, 128), last_batch_norm="affine", separate_batch_norm=True,
             candidates="other_view",
@@ -74,7 +74,7 @@ def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
         dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
-        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000, loader_threads=8,
+        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000,
         probe_protocol="sie", objective=SimCLRConfig(
             temperature=0.5, projector=(2048, 2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True
         ),

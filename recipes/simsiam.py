@@ -49,7 +49,7 @@ def cifar10() -> Config:
         encoder_arguments={"zero_init_last": False},
         views=PairOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
         learning_rate=0.06, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
-        loader_threads=8, objective=SimSiamConfig(
+        objective=SimSiamConfig(
             projector=(2048, 2048), last_batch_norm="not_affine", predictor_hidden_width=512, separate_batch_norm=True
         ),
     )  # fmt: skip
@@ -62,7 +62,7 @@ def imagenet() -> Config:
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
         views=PairOptions(source="augmented", preset="mocov2"), batch_size=512, epochs=100, optimizer="sgd",
         learning_rate=0.1, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4, mixed_precision="bf16",
-        log_every=50, save_every=2500, loader_threads=16, objective=SimSiamConfig(separate_batch_norm=True),
+        log_every=50, save_every=2500, objective=SimSiamConfig(separate_batch_norm=True),
     )  # fmt: skip
 
 

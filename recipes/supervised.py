@@ -51,8 +51,8 @@ def threediebench() -> Config:
     """3DIEBench with the budget of the methods of seq-JEPA's comparison: 128 pixels, batch 512."""
     return Config(
         dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
-        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000, loader_threads=8,
-        probe_protocol="sie", 
+        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000,
+        probe_protocol="sie",
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def paper() -> Config:
     return Config(
         dataset="3diebench", image_size=256, evaluation_split="val", encoder="sie_resnet18", batch_size=1024,
         epochs=2000, keep_incomplete_batch=True, final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6,
-        mixed_precision="bf16", log_every=20, save_every=1000, loader_threads=8, probe_protocol="sie",
+        mixed_precision="bf16", log_every=20, save_every=1000, probe_protocol="sie",
         objective=VICRegConfig(separate_batch_norm=True),
     )  # fmt: skip
 
@@ -72,7 +72,7 @@ def imagenet() -> Config:
         dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
         views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=2048, epochs=1000, optimizer="lars",
         learning_rate=1.6, final_learning_rate=0.002, warmup_steps=6250, weight_decay=1e-6, decay_bias_and_norm=False,
-        mixed_precision="bf16", log_every=50, save_every=1000, loader_threads=16,
+        mixed_precision="bf16", log_every=50, save_every=1000,
         objective=VICRegConfig(
             inv_weight=25.0, variance_weight=25.0, covariance_weight=1.0, projector=(8192, 8192, 8192),
             separate_batch_norm=True,

@@ -47,7 +47,7 @@ def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
         dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
-        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000, loader_threads=8,
+        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000,
         probe_protocol="sie", vicreg=VICRegConfig(
             inv_weight=10.0, variance_weight=10.0, covariance_weight=1.0, projector=(2048, 2048, 2048)
         ),

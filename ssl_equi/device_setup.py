@@ -30,8 +30,8 @@ def prepare_for_device(objective: nn.Module, device: torch.device) -> None:
 def use_channels_last(objective: nn.Module) -> None:
     """Gives convolutions' weights, and the images that they are given, the layout [N, H, W, C] in memory.
 
-    Shapes and values stay, and so do checkpoints, which are written in the default layout. Stored views come in this
-    layout already; views that were augmented or stacked do not.
+    Shapes and values stay, and so do checkpoints, which are written in the default layout. Stored and
+    augmented views come in this layout already, others do not.
     """
     for module in objective.modules():
         if isinstance(module, nn.Conv2d):

@@ -114,11 +114,13 @@ def open_loader(
             rank=run.rank,
             world_size=run.world_size,
             keep_incomplete_batch=config.keep_incomplete_batch,
-            threads=config.loader_threads,
+            threads=run.loader_size.threads,
             shuffle_buffer=config.shuffle_buffer,
             on_bad_record=config.on_bad_record,
             max_skipped=config.max_skipped,
         )
+    if run.loader_size.workers > 0:
+        run.say(f"{run.loader_size.workers} processes decode the images")
     return ViewLoader(
         CachedViews(data.train, show_progress=run.is_main) if config.cache_decoded else data.train,
         global_batch_size=config.batch_size,
@@ -127,8 +129,8 @@ def open_loader(
         rank=run.rank,
         world_size=run.world_size,
         keep_incomplete_batch=config.keep_incomplete_batch,
-        threads=config.loader_threads,
-        workers=config.loader_workers,
+        threads=run.loader_size.threads,
+        workers=run.loader_size.workers,
         on_bad_record=config.on_bad_record,
         max_skipped=config.max_skipped,
     )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ssl_equi.data.sources import DatasetName, Reading
+from ssl_equi.data.torchvision_sets import STORED_SIDE
 from ssl_equi.optimizers import OptimizerName, make_optimizer, parameter_groups
 from ssl_equi.options import ActsWhen, Count, CountOrZero, EncoderArguments, ImageSide, NonNegative, Positive, Range
 from ssl_equi.probing.protocol import ProtocolName
@@ -34,7 +35,7 @@ SEQ_JEPA_RELEASED: dict[str, Any] = {
     "dataset": "3diebench", "image_size": 128, "evaluation_split": "val", "encoder": "resnet18", "batch_size": 512,
     "keep_incomplete_batch": True, "epochs": 1000, "optimizer": "adam", "learning_rate": 4e-4,
     "final_learning_rate": 4e-4, "warmup_steps": 20 * 82, "warmup_from": 1e-5, "schedule_by": "epoch",
-    "log_every": 20, "save_every": 1000, "loader_threads": 8, "probe_protocol": "sie",
+    "log_every": 20, "save_every": 1000, "probe_protocol": "sie",
 }  # fmt: skip
 
 
@@ -114,6 +115,12 @@ class PretrainingOptions(RunConfig):
     compare_with_random: bool = True
     """Also probe an untrained encoder; off saves a third of the final probing."""
 
+    @property
+    def decodes_stored_images(self) -> bool:
+        """See `RunConfig`; CIFAR and STL-10 are decoded in memory, which each process would have for itself."""
+        kept = self.cache_decoded or self.dataset in STORED_SIDE
+        return not (kept or self.render_views or self.decode_on == "cuda" or self.reading == "streamed")
+
     def check(self) -> None:
         """Raises RunError for ways of getting at the views that don't go together, or with the data."""
         if self.render_views and self.dataset not in ("3diebench-p", "3diebench-pt"):
@@ -128,7 +135,7 @@ class PretrainingOptions(RunConfig):
             "--cache-decoded": self.cache_decoded,
             "--decode-on cuda": self.decode_on == "cuda",
             "--reading streamed": self.reading == "streamed",
-            "--loader-workers": self.loader_workers > 0,
+            "--loader-workers": bool(self.loader_workers),
             "--on-bad-record skip": self.on_bad_record == "skip",
         }
         for first, second, reason in EXCLUSIVE_OPTIONS:

@@ -38,6 +38,8 @@ from ssl_equi.checkpoint import (
     write_text_atomically,
 )
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.decoding_processes import start_server
+from ssl_equi.device_batches import on_device
 from ssl_equi.device_copies import Unread, together
 from ssl_equi.device_setup import prepare_for_device
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
@@ -50,7 +52,15 @@ from ssl_equi.optimizers import load_optimizer_state
 from ssl_equi.options import used_options
 from ssl_equi.process_group import set_timeout, starting_timeout
 from ssl_equi.progress import TrainingProgress
-from ssl_equi.run_config import RunConfig, RunError, check_run, default_threads, flattened, refuse_other_options
+from ssl_equi.run_config import (
+    RunConfig,
+    RunError,
+    check_run,
+    default_threads,
+    flattened,
+    loader_size,
+    refuse_other_options,
+)
 from ssl_equi.run_folder import RunFolder, choose_folder
 from ssl_equi.speed import SpeedWindow
 from ssl_equi.stopping import EXIT_STOPPED, StoppedBySignal, StopRequests, leaving_at_once
@@ -103,7 +113,7 @@ class Run:
         launcher.end_with_the_launcher()
         launcher.refuse_unsupported_settings()
         precision = launcher.launched_precision(config.mixed_precision)
-        self.config, self.name = replace(config, mixed_precision=precision), name
+        self.name = name
         cuda = torch.cuda.is_available()
         launcher.join_slurm_tasks()
         # Without cpu=True, several processes on a machine without GPU would each believe to be alone.
@@ -112,6 +122,13 @@ class Run:
         self.device = processes.device
         if config.threads is not None or self.device.type == "cpu":
             torch.set_num_threads(config.threads or default_threads())
+        self.loader_size = loader_size(config, self.device)
+        if self.loader_size.workers > 0:
+            start_server()  # it imports what they need while this process goes on
+        self.config = replace(
+            config, mixed_precision=precision, loader_threads=self.loader_size.threads,
+            loader_workers=self.loader_size.workers,
+        )  # fmt: skip
         self.rank, self.world_size = processes.process_index, processes.num_processes
         self.is_main = processes.is_main_process
         # Chosen again when the run starts: others may have started by then.
@@ -236,11 +253,12 @@ class Run:
                 yield from self._steps(loader, start_step, stop)
 
     def _steps(self, loader: BatchLoader, start_step: int, stop: StopRequests) -> Iterator[tuple[int, ViewBatch]]:
-        for step, batch in enumerate(loader.batches(start_step), start=start_step):
+        batches = on_device(loader.batches(start_step), self.device)
+        for step, batch in enumerate(batches, start=start_step):
             self._seed_step(step)
             self._speed_window.add(batch, self.world_size)
             self._records_skipped_here += batch.records_skipped
-            yield step, replace(batch.to(self.device), augmenting=self._speed_window.augmenting)
+            yield step, replace(batch, augmenting=self._speed_window.augmenting)
             self.step_done = step + 1
             self.progress.advance(self.step_done)
             if step == start_step and self.world_size > 1:

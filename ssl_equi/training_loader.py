@@ -11,6 +11,7 @@ from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, nv
 from ssl_equi.data.rendered_views import RenderedLoader, RenderedViews, config_of_stored
 from ssl_equi.data.sources import DataSource
 from ssl_equi.pretraining_config import PretrainingOptions
+from ssl_equi.run_config import LoaderSize
 
 
 class TrainingLoader(Protocol):
@@ -36,6 +37,7 @@ class Process(Protocol):
     rank: int
     world_size: int
     is_main: bool
+    loader_size: LoaderSize
 
     @property
     def device(self) -> torch.device:
@@ -55,7 +57,7 @@ def rendered_loader(
         rank=process.rank,
         world_size=process.world_size,
         keep_incomplete_batch=config.keep_incomplete_batch,
-        threads=config.loader_threads,
+        threads=process.loader_size.threads,
         fresh_views=config.fresh_views,
     )
 
@@ -74,5 +76,5 @@ def device_decoded_loader(
         rank=process.rank,
         world_size=process.world_size,
         keep_incomplete_batch=config.keep_incomplete_batch,
-        threads=config.loader_threads,
+        threads=process.loader_size.threads,
     )

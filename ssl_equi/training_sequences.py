@@ -28,12 +28,13 @@ from ssl_equi.training_views import (
     check_action,
     check_translations,
     first_images,
-    normalise,
+    stack_normalised,
     timed,
     warn_of_both_signs,
     with_action_options,
 )
 from ssl_equi.views.actions import sequence_actions_between
+from ssl_equi.views.pipeline import apply_each
 from ssl_equi.views.presets import view_pipelines
 
 
@@ -107,7 +108,9 @@ class SequenceViews:
         if actions == "augmentation":
             self.action_columns = augmentation_columns(config)
         self.draws = AugmentationDraws(config, processes)
-        self.observed_pipeline, self.target_pipeline = view_pipelines(config.views.preset, config.image_size)
+        self.observed_pipeline, self.target_pipeline = view_pipelines(
+            config.views.preset, config.image_size, compiled=config.compile
+        )
 
     @property
     def stored_views(self) -> int:
@@ -132,8 +135,7 @@ class SequenceViews:
         parameters = [
             self.draws.parameters(pipeline, sizes, step, f"view {number}") for number, pipeline in enumerate(pipelines)
         ]
-        augmented = [pipeline.apply(images, drawn) for pipeline, drawn in zip(pipelines, parameters, strict=True)]
-        views = normalise(torch.stack(augmented, dim=1), self.data)
+        views = stack_normalised(apply_each(pipelines, images, parameters), self.data)
         if self.actions is None:
             return ViewSequence(views, None)
         between = sequence_actions_between(parameters, with_action_options(self.options).action_encoding)

@@ -10,7 +10,7 @@ processes, nor on whether a run was resumed.
 import functools
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol, TypeVar
 
@@ -36,7 +36,7 @@ from ssl_equi.views.action_columns import columns_about
 from ssl_equi.views.actions import ActionEncoding, augmentation_action, augmentation_action_size
 from ssl_equi.views.groups import GROUPS
 from ssl_equi.views.parameters import ViewParameters
-from ssl_equi.views.pipeline import ViewPipeline
+from ssl_equi.views.pipeline import ViewPipeline, apply_each
 from ssl_equi.views.presets import small_view_pipeline, transforms_of_views, view_pipelines
 
 PairAction = Literal[
@@ -106,7 +106,7 @@ class Views:
 
 
 class DrawsConfig(Protocol):
-    """The options that drawing augmentations depends on."""
+    """The options that drawing augmentations, and making views by them, depends on."""
 
     @property
     def image_size(self) -> int: ...
@@ -116,6 +116,9 @@ class DrawsConfig(Protocol):
 
     @property
     def seed(self) -> int: ...
+
+    @property
+    def compile(self) -> bool: ...
 
 
 class ViewsConfig(DrawsConfig, Protocol):
@@ -255,7 +258,7 @@ class TrainingViews:
             raise ViewsError("rendered views share no augmentations: choose --views.source augmented")
         check_chunks(config, processes, shared_by)
         self.draws = AugmentationDraws(config, processes)
-        self.pipelines = view_pipelines(config.views.preset, config.image_size)
+        self.pipelines = view_pipelines(config.views.preset, config.image_size, compiled=config.compile)
 
     @timed
     def __call__(self, batch: ViewBatch, step: int) -> Views:
@@ -269,8 +272,7 @@ class TrainingViews:
             self.draws.parameters(pipeline, sizes, step, f"view {number}", self.shared_by)
             for number, pipeline in enumerate(self.pipelines)
         ]
-        augmented = [pipeline.apply(images, drawn) for pipeline, drawn in zip(self.pipelines, parameters, strict=True)]
-        views = normalise(torch.stack(augmented, dim=1), self.data)
+        views = stack_normalised(apply_each(self.pipelines, images, parameters), self.data)
         if self.actions is None:
             return Views(views, None)
         action = augmentation_action(parameters[0], parameters[1], with_action_options(self.options).action_encoding)
@@ -287,19 +289,17 @@ class SharedViews:
         check_chunks(config, processes, shared_by)
         self.data, self.shared_by = data, shared_by
         self.draws = AugmentationDraws(config, processes)
-        self.pipelines = view_pipelines(config.views.preset, config.image_size)
+        self.pipelines = view_pipelines(config.views.preset, config.image_size, compiled=config.compile)
 
     @timed
     def __call__(self, batch: ViewBatch, step: int) -> Tensor:
         """The shared views of one step."""
         images, sizes = first_images(batch)
-        augmented = [
-            pipeline.apply(
-                images, self.draws.parameters(pipeline, sizes, step, f"shared view {number}", self.shared_by)
-            )
+        parameters = [
+            self.draws.parameters(pipeline, sizes, step, f"shared view {number}", self.shared_by)
             for number, pipeline in enumerate(self.pipelines)
         ]
-        return normalise(torch.stack(augmented, dim=1), self.data)
+        return stack_normalised(apply_each(self.pipelines, images, parameters), self.data)
 
 
 class TransformedSmallViews:
@@ -323,14 +323,14 @@ class TransformedSmallViews:
                 f"{self.group.size}"
             )
         self.draws = AugmentationDraws(config, processes)
-        self.pipeline = small_view_pipeline(options.preset, options.size)
+        self.pipeline = small_view_pipeline(options.preset, options.size, compiled=config.compile)
 
     @timed
     def __call__(self, batch: ViewBatch, step: int) -> tuple[Tensor, Tensor]:
         """Transformed views [B, K, 3, s, s], normalised, and the elements [B, K] that transformed them."""
         images, sizes = first_images(batch)
         if self.relative:
-            views = [self._small_view(images, sizes, step, f"small view {number}") for number in range(2)]
+            views = self._small_views(images, sizes, step, ["small view 0", "small view 1"])
             count = len(images) * self.draws.world_size
             generator = self.draws.generator(step, "relative elements")
             drawn = torch.randint(self.group.size, (count, 2), generator=generator)[self.draws.rows(len(images))]
@@ -339,20 +339,21 @@ class TransformedSmallViews:
                 [self.group.apply(view, elements[:, number]) for number, view in enumerate(views)], dim=1
             )
         elif self.elements == self.group.size:
-            transformed, elements = self.group.all_elements(self._small_view(images, sizes, step, "small view"))
+            transformed, elements = self.group.all_elements(*self._small_views(images, sizes, step, ["small view"]))
         else:
             count = len(images) * self.draws.world_size
             # The ranks of random numbers are distinct elements, drawn for the whole global batch.
             noise = torch.rand(count, self.group.size, generator=self.draws.generator(step, "elements"))
             drawn = noise.argsort(dim=1)[self.draws.rows(len(images)), : self.elements]
             (elements,) = copy_together([drawn], images.device)
-            small = self._small_view(images, sizes, step, "small view")
+            (small,) = self._small_views(images, sizes, step, ["small view"])
             repeated = small.repeat_interleave(self.elements, dim=0)
             transformed = self.group.apply(repeated, elements.flatten()).unflatten(0, elements.shape)
         return normalise(transformed, self.data), elements
 
-    def _small_view(self, images: Tensor, sizes: Tensor, step: int, purpose: str) -> Tensor:
-        return self.pipeline.apply(images, self.draws.parameters(self.pipeline, sizes, step, purpose))
+    def _small_views(self, images: Tensor, sizes: Tensor, step: int, purposes: list[str]) -> list[Tensor]:
+        parameters = [self.draws.parameters(self.pipeline, sizes, step, purpose) for purpose in purposes]
+        return apply_each([self.pipeline] * len(purposes), images, parameters)
 
 
 def check_source(options: PairOptions, data: DataSource) -> None:
@@ -399,6 +400,24 @@ def first_images(batch: ViewBatch) -> tuple[Tensor, Tensor]:
     if batch.content_sizes is not None:
         return images, batch.content_sizes[:, 0]
     return images, torch.tensor(images.shape[-2:], device="cpu").expand(len(images), 2)
+
+
+def stack_normalised(views: Sequence[Tensor], data: DataSource) -> Tensor:
+    """V views [B, 3, S, S] of values in [0, 1] as [B, V, 3, S, S], normalised; on a GPU in channels-last memory."""
+    if views[0].device.type == "cpu":
+        return normalise(torch.stack([*views], dim=1), data)
+    count, channels, height, width = views[0].shape
+    stacked = views[0].new_empty(count, len(views), height, width, channels).permute(0, 1, 4, 2, 3)
+    scale, shift = (
+        constant(tuple(values), views[0].device).view(3, 1, 1)
+        for values in (
+            (1 / std for std in data.std_rgb),
+            (-mean / std for mean, std in zip(data.mean_rgb, data.std_rgb)),
+        )
+    )
+    for number, view in enumerate(views):
+        torch.addcmul(shift, view, scale, out=stacked[:, number])
+    return stacked
 
 
 def normalise(views: Tensor, data: DataSource) -> Tensor:

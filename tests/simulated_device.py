@@ -7,7 +7,7 @@ autograd has no queue for a device that isn't there.
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +27,9 @@ aten = torch.ops.aten
 READS_VALUES = {
     aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique, aten._unique2, aten.unique_dim,
     aten.unique_consecutive, aten.bincount, aten.histc, aten.equal, aten.is_nonzero, aten._linalg_check_errors,
+}  # fmt: skip
+ALLOCATES = {
+    aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten._unsafe_view,
 }  # fmt: skip
 INDEXES = {aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
@@ -75,6 +78,8 @@ class SimulatedDevice(TorchDispatchMode):
         """grows by each operation for which the host waits"""
         self.copies = 0
         """from the CPU to the device, waited for or not"""
+        self.launches = 0
+        """operations that start at least one kernel or copy: all but views and allocations"""
         self._pinned: dict[int, Tensor] = {}  # by address; kept, so that no other memory gets the same
 
     def __enter__(self) -> Self:
@@ -104,6 +109,7 @@ class SimulatedDevice(TorchDispatchMode):
             result = operation(*args, **kwargs)
             return self._pin(result) if is_pinned else result
 
+        self.launches += not (_is_view(operation) or kind in ALLOCATES)
         self._note(operation, args, kwargs)
         if target is not None:
             kwargs["device"] = torch.device("cpu")
@@ -158,6 +164,11 @@ class SimulatedDevice(TorchDispatchMode):
         return f"{'pageable' if non_blocking else 'blocking'} copy {'from' if goes_back else 'to'} the device"
 
 
+def _is_view(operation: Any) -> bool:
+    aliases = [result.alias_info for result in operation._schema.returns]
+    return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
+
+
 def _values_of(kwargs: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = tree_map_only(DeviceTensor, lambda tensor: tensor.values, kwargs)
     return values
@@ -184,6 +195,14 @@ class _Event:
     def synchronize(self) -> None: ...
 
 
+class _Stream:
+    """A `torch.cuda.Stream` of it."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def wait_stream(self, other: Any) -> None: ...
+
+
 @contextmanager
 def simulated_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedDevice]:
     """The device, in place of functions of PyTorch that would look for a real one.
@@ -193,6 +212,10 @@ def simulated_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedDevic
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a simulated device")
     monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(torch.cuda, "Stream", _Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", _Stream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
     monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
     monkeypatch.setattr(Tensor, "backward", lambda loss, *_, **__: _zero_gradients(loss))
     made_constant.cache_clear()

@@ -20,10 +20,16 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, nvjpeg_decoder
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.rendered_views import RenderedLoader, RenderedViews, config_of_stored
+from ssl_equi.device_batches import on_device
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.compiling import compile_networks
+from ssl_equi.run_config import loader_size
+from ssl_equi.views import operations
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.presets import PRESETS, SMALL_VIEW_PRESETS, small_view_pipeline, view_pipelines
 from tests.encoders.symmetric_encoders import CASES, TOLERANCES, errors_by_element
@@ -111,16 +117,35 @@ def test_gradients_in_bfloat16_point_the_same_way(key: str, device: str) -> None
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > LEAST_COSINE
 
 
-@pytest.mark.parametrize("key", ["byol embedded", "equicaps embedded"])
-@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), CUDA])
-def test_compiled_networks_give_the_same_losses_and_gradients(key: str, device: str) -> None:
-    recipe, batch = recipe_of(key.split()[0]), moved(random_batch(REFERENCES[key]), device, torch.float32)
+@pytest.mark.parametrize(
+    ("key", "device"),
+    [
+        *(pytest.param(key, "cpu", marks=pytest.mark.slow) for key in EMBEDDED),
+        *(pytest.param(key, "cuda", marks=pytest.mark.cuda) for key in ("byol embedded", "equicaps embedded")),
+    ],
+)
+def test_compiled_networks_give_the_losses_and_gradients_of_eager_ones(key: str, device: str) -> None:
+    """In twenty steps of training, of which each begins with equal weights: rounding differs, and grows with steps."""
+    recipe, first = recipe_of(key.split()[0]), random_batch(REFERENCES[key])
     config = configuration(recipe, key)
     eager, compiled = (small_objective(recipe, config).to(device, torch.float32) for _ in range(2))
     torch.compiler.reset()
     compile_networks(compiled)
-    expected = {name: value.cpu() for name, value in package_values(eager, batch).items()}
-    assert_equal_values(package_values(compiled, batch), expected, TOLERANCE[torch.float32])
+    optimizer = torch.optim.Adam([p for p in eager.parameters() if p.requires_grad], lr=1e-3)
+    for step in range(20):
+        generator = torch.Generator().manual_seed(step)
+        views = torch.randn(first.views.shape, generator=generator, dtype=torch.float64)
+        batch = moved(dataclasses.replace(first, views=views), device, torch.float32)
+        compiled.load_state_dict(eager.state_dict())
+        eager.zero_grad()
+        compiled.zero_grad()
+        expected = {name: value.cpu().clone() for name, value in package_values(eager, batch).items()}
+        found = package_values(compiled, batch)
+        assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-5, abs=1e-5)
+        assert_equal_values(found, expected, TOLERANCE[torch.float32])
+        optimizer.step()
+        if hasattr(eager, "update_target"):
+            eager.update_target(0.99)
 
 
 # ---------------------------------------------------------------- encoders
@@ -179,19 +204,64 @@ def test_views_are_those_of_the_cpu(name: str, device: str) -> None:
     assert ((found.cpu() - expected).abs() > 1e-3).float().mean() < 1e-3
 
 
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), CUDA])
+def test_compiled_colours_are_those_of_the_cpu(device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, factors = torch.rand(16, 3, 24, 24, generator=generator), torch.rand(16, 4, generator=generator)
+    values = torch.cat([0.2 + 1.6 * factors[:, :3], factors[:, 3:] - 0.5], dim=1)
+    positions = torch.rand(16, 4, generator=generator).argsort(dim=1)
+    expected = operations.adjust_colours(images, values, positions)
+    found = operations.compiled_adjust_at_once()(images.to(device), values.to(device), positions.to(device))
+    assert_equal_values({"colours": found}, {"colours": expected}, 1e-5)
+
+
+def copied_by_the_trainer(batches: Iterator[ViewBatch], device: torch.device) -> Iterator[ViewBatch]:
+    """On the stream of its steps, without `on_device`."""
+    return (batch.to(device) for batch in batches)
+
+
+def what_slow_steps_see(batches: Iterator[ViewBatch], device: str) -> list[Tensor]:
+    """Images of twelve steps, each of which looks at its batch long after the host has gone on to the next ones."""
+    seen = []
+    for _, batch in zip(range(12), batches):
+        if device == "cuda":
+            torch.cuda._sleep(SLEEP_CYCLES)
+        seen.append(batch.images.clone())
+        del batch  # so that its memory may be used again
+    return seen
+
+
+@pytest.mark.parametrize("way", [on_device, copied_by_the_trainer])
 @pytest.mark.parametrize("workers", [0, 2])
 @ON_EACH_DEVICE
-def test_a_slow_device_gets_whole_batches(workers: int, device: str, tiny_data: Path) -> None:
-    """A buffer is not filled again before the copy that was queued from it."""
-    dataset, copies = ShardDataset(tiny_data, "train"), []
+def test_a_slow_device_gets_whole_batches(way: Any, workers: int, device: str, tiny_data: Path) -> None:
+    """A buffer is not filled again before the copy from it is done, nor memory of the device before the step."""
+    dataset = ShardDataset(tiny_data, "train")
     with ViewLoader(dataset, global_batch_size=8, seed=0, threads=1, workers=workers, prefetch=1) as loader:
-        for _, batch in zip(range(12), loader.batches()):
-            if device == "cuda":
-                torch.cuda._sleep(SLEEP_CYCLES)
-            copies.append(batch.to(device).images.clone())
+        seen = what_slow_steps_see(way(loader.batches(), torch.device(device)), device)
     with ViewLoader(dataset, global_batch_size=8, seed=0, threads=1, pin_memory=False) as loader:
-        for copy, batch in zip(copies, loader.batches()):
-            assert torch.equal(copy.cpu(), batch.images)
+        for images, batch in zip(seen, loader.batches()):
+            assert torch.equal(images.cpu(), batch.images)
+
+
+@ON_EACH_DEVICE
+def test_a_slow_device_gets_whole_batches_that_were_rendered(device: str, tiny_data: Path) -> None:
+    views = RenderedViews(config_of_stored(ShardDataset(tiny_data, "train")), "train", device)
+    with RenderedLoader(views, global_batch_size=8, seed=0) as loader:
+        seen = what_slow_steps_see(on_device(loader.batches(), torch.device(device)), device)
+        for images, batch in zip(seen, loader.batches()):
+            assert (images.int() - batch.images.int()).abs().max() <= 1  # a level of 255
+
+
+@pytest.mark.cuda
+def test_a_slow_device_gets_whole_batches_that_it_decoded(tiny_data: Path) -> None:
+    device = torch.device("cuda")
+    views = encoded_views(ShardDataset(tiny_data, "train"))
+    decode = nvjpeg_decoder(device)
+    with DeviceDecodedLoader(views, global_batch_size=8, seed=0, device=device, decode=decode) as loader:
+        seen = what_slow_steps_see(on_device(loader.batches(), device), "cuda")
+        for images, batch in zip(seen, loader.batches()):
+            assert torch.equal(images, batch.images)
 
 
 # ---------------------------------------------------------------- runs
@@ -204,8 +274,9 @@ def losses_of_a_run(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     monkeypatch.setattr(sie, "finish", lambda run, *_: run.close())
     gpu_is_there = torch.cuda.is_available()
     config: Any = dataclasses.replace(
-        shrunk(sie.embedded()), data_dir=tiny_data, image_size=32, batch_size=8, epochs=2, log_every=1, resume=True
-    )
+        shrunk(sie.embedded()), data_dir=tiny_data, image_size=32, batch_size=8, epochs=2, log_every=1, resume=True,
+        loader_threads=2,
+    )  # fmt: skip
 
     def train(folder: Path, device: str, steps: int) -> dict[int, float]:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -246,3 +317,18 @@ def test_a_launched_run_ends_with_its_report(device: str, tiny_data: Path, tmp_p
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "run" / "report.html").is_file() and (tmp_path / "run" / "results.json").is_file()
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    size = loader_size(recipe_of("sie").embedded(), torch.device(device))
+    assert config["loader_workers"] == size.workers
+    assert (f"{size.workers} processes decode the images" in ended.stdout) == (size.workers > 0)
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_loader_processes_leave_the_device_alone(device: str, tiny_data: Path) -> None:
+    """They have no context there, which would take half a GiB of its memory each."""
+    torch.zeros(1, device=device)
+    with ViewLoader(ShardDataset(tiny_data, "train"), global_batch_size=8, seed=0, workers=2) as loader:
+        next(on_device(loader.batches(), torch.device(device)))
+        for worker in loader._decoder._workers:  # type: ignore[attr-defined]
+            files = [os.readlink(file) for file in Path(f"/proc/{worker.process.pid}/fd").iterdir()]
+            assert files and not [file for file in files if "nvidia" in file]

@@ -17,7 +17,7 @@ from filelock import FileLock
 from ssl_equi.checkpoint import CheckpointError, list_checkpoints
 from ssl_equi.errors import UserError
 from ssl_equi.run import Run
-from ssl_equi.run_config import RunError, default_threads
+from ssl_equi.run_config import LoaderSize, RunError, default_threads
 from ssl_equi.stopping import EXIT_STOPPED
 from tests.toy_recipe import EachStep, ToyConfig, ToyLoader, ToyObjective, loss_lines, train_toy
 
@@ -280,7 +280,7 @@ def test_steps_stops_early_and_a_later_resume_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_launched_process_takes_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr("ssl_equi.machine.usable_cores", lambda: 8)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     assert default_threads() == torch.get_num_threads()
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
@@ -336,6 +336,25 @@ def test_config_and_versions_are_recorded(tmp_path: Path) -> None:
     versions = json.loads((tmp_path / "run" / "versions.json").read_text())
     assert versions["torch"] == torch.__version__.split("+")[0] or versions["torch"] == torch.__version__
     assert {"commit", "command", "accelerate", "device"} <= set(versions)
+
+
+@pytest.mark.parametrize(
+    ("size", "recorded"),
+    [
+        (LoaderSize(threads=2, workers=0), {"loader_threads": 2, "loader_workers": 0}),
+        (LoaderSize(threads=8, workers=14), {"loader_workers": 14}),
+    ],
+)
+def test_what_was_chosen_for_the_loader_is_recorded(
+    size: LoaderSize, recorded: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr("ssl_equi.run.loader_size", lambda config, device: size)
+    monkeypatch.setattr("ssl_equi.run.start_server", lambda: started.append("server"))
+    train(ToyConfig(out=tmp_path / "run", steps=1))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert {name: value for name, value in config.items() if name.startswith("loader")} == recorded
+    assert started == ["server"] * (size.workers > 0)
 
 
 def test_gradients_are_clipped_to_the_given_norm(tmp_path: Path) -> None:

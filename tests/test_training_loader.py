@@ -10,14 +10,24 @@ import pytest
 import torch
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from ssl_equi import training_loader
+from ssl_equi import pretraining, run_config, training_loader
 from ssl_equi.data import decoded_cache
 from ssl_equi.data.device_decoding import DeviceDecodedLoader
 from ssl_equi.data.rendered_views import RenderedLoader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.pretraining import open_loader
 from ssl_equi.pretraining_config import EXCLUSIVE_OPTIONS, PretrainingConfig
-from ssl_equi.run_config import FREE_OPTIONS, RunError, check_run
+from ssl_equi.run_config import (
+    FREE_OPTIONS,
+    MOST_THREADS,
+    MOST_WORKERS,
+    LoaderSize,
+    RunError,
+    check_run,
+    loader_size,
+)
+
+TWO_THREADS = LoaderSize(threads=2, workers=0)
 
 
 @dataclasses.dataclass
@@ -27,7 +37,11 @@ class OneOfTwo:
     rank: int = 1
     world_size: int = 2
     is_main: bool = False
+    loader_size: LoaderSize = TWO_THREADS
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+
+    def say(self, message: str) -> None:
+        print(message)
 
 
 def config_of(data_dir: Path, **options: Any) -> PretrainingConfig:
@@ -133,3 +147,51 @@ def test_rendered_batches_of_a_rank_are_the_stored_ones(dataset: Any, tiny_data:
     assert mine.images.shape == theirs.images.shape == (4, 2, 32, 32, 3)
     for name in ("latents", "quat_xyzw", "labels", "object_indices", "view_indices"):
         assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
+
+
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("options", "cores", "expected"),
+    [
+        ({}, 16, LoaderSize(MOST_THREADS, 14)),
+        ({}, 64, LoaderSize(MOST_THREADS, MOST_WORKERS)),
+        ({}, 4, LoaderSize(2, 2)),
+        ({}, 3, LoaderSize(2, 0)),  # one process decodes less than two threads
+        ({}, 1, LoaderSize(2, 0)),
+        ({"loader_workers": 40}, 16, LoaderSize(MOST_THREADS, 40)),
+        ({"loader_workers": 0}, 16, LoaderSize(MOST_THREADS, 0)),
+        ({"loader_threads": 3}, 16, LoaderSize(3, 0)),
+        ({"cache_decoded": True}, 16, LoaderSize(MOST_THREADS, 0)),
+        ({"dataset": "cifar10"}, 16, LoaderSize(MOST_THREADS, 0)),
+        ({"render_views": True}, 16, LoaderSize(MOST_THREADS, 0)),
+        ({"decode_on": "cuda"}, 8, LoaderSize(6, 0)),
+        ({"reading": "streamed"}, 16, LoaderSize(MOST_THREADS, 0)),
+    ],
+)
+def test_a_run_on_a_gpu_has_as_many_loader_processes_as_cores_are_left(
+    options: dict[str, Any], cores: int, expected: LoaderSize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_config, "share_of_cores", lambda: cores)
+    assert loader_size(PretrainingConfig(**options), CUDA) == expected
+
+
+def test_a_run_on_the_cpu_has_two_loader_threads_and_processes_only_if_asked_for() -> None:
+    cpu = torch.device("cpu")
+    assert loader_size(PretrainingConfig(), cpu) == LoaderSize(2, 0)
+    assert loader_size(PretrainingConfig(loader_threads=5), cpu) == LoaderSize(5, 0)
+    assert loader_size(PretrainingConfig(loader_workers=3), cpu) == LoaderSize(2, 3)
+
+
+def test_processes_that_decode_are_said(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[dict[str, Any]] = []
+    monkeypatch.setattr(pretraining, "ViewLoader", lambda dataset, **options: opened.append(options))
+    config = config_of(tiny_data)
+    data = data_of(config)
+    open_loader(config, data, OneOfTwo())  # type: ignore[arg-type]
+    open_loader(config, data, OneOfTwo(loader_size=LoaderSize(8, 3)))  # type: ignore[arg-type]
+    assert [(options["threads"], options["workers"]) for options in opened] == [(2, 0), (8, 3)]
+    assert capsys.readouterr().out == "3 processes decode the images\n"

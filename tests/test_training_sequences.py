@@ -28,6 +28,7 @@ class Options:
     image_size: int = 32
     batch_size: int = 8
     seed: int = 0
+    compile: bool = False
 
 
 @pytest.fixture(scope="module")

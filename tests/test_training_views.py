@@ -23,8 +23,10 @@ from ssl_equi.training_views import (
     action_size,
     views_to_load,
 )
+from ssl_equi.views import operations
 from ssl_equi.views.groups import GROUPS
 from ssl_equi.views.presets import PRESETS
+from tests.simulated_device import SimulatedDevice
 
 ONE_PROCESS = SimpleNamespace(rank=0, world_size=1)
 AUGMENTED = ViewOptions(source="augmented", preset="mocov2")
@@ -36,6 +38,7 @@ class Options:
     image_size: int = 32
     batch_size: int = 8
     seed: int = 0
+    compile: bool = False
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,40 @@ def test_augmented_views_are_two_changed_versions_of_the_first_image(data: DataS
     assert not torch.equal(make_views(batch, step=4).images, views.images)
     other_seed = TrainingViews(Options(AUGMENTED, seed=1), data, ONE_PROCESS)(batch, 3)
     assert not torch.equal(other_seed.images, views.images)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_on_a_gpu_the_views_are_the_same_in_channels_last_memory(
+    data: DataSource, preset: str, device: SimulatedDevice
+) -> None:
+    options = Options(ViewOptions(source="augmented", preset=preset))
+    make_views = TrainingViews(options, data, ONE_PROCESS, actions="augmentation")
+    expected, found = (make_views(random_batch().to(place), step=0) for place in ("cpu", "cuda"))
+    assert found.images.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert (found.images.cpu() - expected.images).abs().max() < 2e-5  # five times that of values in [0, 1]
+    assert found.actions is not None and torch.equal(found.actions.cpu(), expected.actions)
+
+
+def test_a_gpu_runs_compiled_code_if_asked(
+    data: DataSource, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is compiled is run as it is here; on a GPU tests/test_cuda.py compiles it."""
+    calls: list[tuple[int, ...]] = []
+
+    def noted(images: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+        calls.append(images.shape)
+        return operations._adjust_at_once(images, values, positions)
+
+    monkeypatch.setattr(operations, "compiled_adjust_at_once", lambda: noted)
+    options, small = Options(AUGMENTED, compile=True), SmallViewOptions(size=16)
+    make_small_views = TransformedSmallViews(options, small, data, ONE_PROCESS, relative=False)
+    for place, expected in (("cpu", []), ("cuda", [(16, 3, 32, 32), (16, 3, 32, 32), (8, 3, 16, 16)])):
+        batch = random_batch().to(place)
+        TrainingViews(options, data, ONE_PROCESS)(batch, 0)
+        SharedViews(options, data, ONE_PROCESS, shared_by=1)(batch, 0)
+        make_small_views(batch, 0)
+        TrainingViews(Options(AUGMENTED), data, ONE_PROCESS)(batch, 0)
+        assert calls == expected
 
 
 @pytest.mark.parametrize("preset", PRESETS)

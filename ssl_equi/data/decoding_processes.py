@@ -6,31 +6,37 @@ import multiprocessing.util
 import os
 import queue
 import signal
+import sys
 import tempfile
 import threading
-import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
+from types import ModuleType
 from typing import Any
 
 from ssl_equi.data.collection import DecodedViews
 from ssl_equi.data.decoding import BatchBuffer, BufferShape, DecodedRows
-from ssl_equi.data.decoding_worker import checked_reply, command_bytes, rows_of_reply, serve
+from ssl_equi.data.decoding_worker import SIGNALS_OF_THE_PARENT, checked_reply, command_bytes, rows_of_reply, serve
 from ssl_equi.data.errors import DataError, WorkerError
 from ssl_equi.data.shared_ring import SharedRing
 
 _SECONDS_TO_END = 5.0
 _LONGEST_TEMPORARY_FOLDER = 60
+_DATA_SETS = "ssl_equi.data.sources"  # imports all kinds of them, so that no worker has to
 
 
 class ProcessDecoder:
     """A `ssl_equi.data.decoding.Decoder` of `workers` processes that share a ring of `buffer_count` buffers.
 
     The workers are forked from a clean server process and not from this one, so CUDA and threads here don't matter.
-    Each opens the data set anew from its pickled form. They end with `close`, with the garbage collection of this
-    object, and when this process ends in whatever way. `pin_memory` pins the ring for copies to a GPU;
-    `report_bad_records` returns the errors of bad records instead of raising them.
+    Each opens the data set anew from its pickled form, and runs the script of this process again only if the data set
+    is of a class that is defined there. They end with `close`, with the garbage collection of this object, and when
+    this process ends in whatever way; signals that ask for an end don't end them. `pin_memory` pins the ring for copies
+    to a GPU; `report_bad_records` returns the errors of bad records instead of raising them.
 
     Raises WorkerError if the data set can't be pickled, shared memory is short or can't be pinned; from `decode` and
     `check`, when a worker has ended.
@@ -50,15 +56,19 @@ class ProcessDecoder:
         self._fingerprint = getattr(dataset, "fingerprint", None)
         self._ring = SharedRing(shape, buffer_count)
         self._workers: list[_Worker] = []
-        self._end = weakref.finalize(self, _end, self._workers, self._ring, os.getpid())
+        # Python ends child processes by a signal, which ours ignore, after it has called finalizers of such a priority.
+        self._end = multiprocessing.util.Finalize(self, _end, (self._workers, self._ring), exitpriority=0)
         try:
+            pickled = _pickled(dataset)
             if pin_memory:
                 self._ring.pin()
             self._is_pinned = pin_memory
-            for number in range(workers):
-                self._workers.append(_Worker(number, (self._ring, report_bad_records, os.getpid())))
+            start_server()
+            with nullcontext() if b"__main__" in pickled else _script_left_out():
+                for number in range(workers):
+                    self._workers.append(_Worker(number, (self._ring, report_bad_records, os.getpid())))
             for worker in self._workers:
-                worker.send_dataset(dataset)
+                worker.send_dataset(pickled)
         except BaseException:
             self._end()
             raise
@@ -89,9 +99,47 @@ class ProcessDecoder:
 
     def close(self) -> None:
         """End the workers and give the memory back; a second call does nothing."""
-        if self._end.alive and self._is_pinned:
+        if self._end.still_active() and self._is_pinned:
             self._ring.unpin()
         self._end()
+
+
+def start_server() -> None:
+    """Starts the process that workers are forked from, which imports what they need meanwhile; once is enough.
+
+    Signals that ask this process to stop, and that a terminal or a scheduler sends to all processes of a job, stay
+    blocked there: a run that they stop still needs its workers for the last step.
+    """
+    make_room_for_sockets()
+    forkserver.set_forkserver_preload([serve.__module__, _DATA_SETS])
+    for ensure_running in (resource_tracker.ensure_running, forkserver.ensure_running):
+        # One by one, for the first unblocks them.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_OF_THE_PARENT)
+        try:
+            with _script_left_out():
+                ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@contextmanager
+def _script_left_out() -> Iterator[None]:
+    """Processes that are started within the block don't run the script of this one again, which may import much."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _pickled(dataset: DecodedViews) -> bytes:
+    try:
+        return bytes(ForkingPickler.dumps(dataset))
+    except Exception as error:  # objects that can't be pickled raise errors of many types
+        raise WorkerError(
+            f"{type(dataset).__name__} cannot be sent to worker processes ({error}): decode in threads, with 0 workers"
+        ) from error
 
 
 def make_room_for_sockets() -> None:
@@ -119,9 +167,7 @@ class _Worker:
     """One worker process and this side's end of its pipe."""
 
     def __init__(self, number: int, arguments: tuple[Any, ...]) -> None:
-        make_room_for_sockets()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", serve.__module__])
         self.number = number
         self.is_dead = False  # once its exit status was read, which the sentinel tells of
         self._opening: dict[str, Any] | None = None  # the first reply
@@ -139,17 +185,12 @@ class _Worker:
     def __str__(self) -> str:
         return f"worker process {self.number} of the loader (pid {self.process.pid})"
 
-    def send_dataset(self, dataset: DecodedViews) -> None:
+    def send_dataset(self, pickled: bytes) -> None:
         """Let the worker open the data set."""
         try:
-            self._connection.send(dataset)
+            self._connection.send_bytes(pickled)
         except ConnectionError:
             raise self.death() from None
-        except Exception as error:  # objects that can't be pickled raise errors of many types
-            raise WorkerError(
-                f"{type(dataset).__name__} cannot be sent to worker processes ({error}): decode in threads, with 0 "
-                f"workers"
-            ) from error
 
     def check_dataset(self, fingerprint: str | None) -> None:
         """Wait until the worker has opened the data set; DataError if that is another one by now."""
@@ -197,17 +238,14 @@ class _Worker:
 
     def end(self) -> None:
         """Wait for the worker to end, and make it."""
-        for make_it_end in (self.process.terminate, self.process.kill):
-            self.process.join(_SECONDS_TO_END)
-            if self.process.exitcode is None:
-                make_it_end()
+        self.process.join(_SECONDS_TO_END)
+        if self.process.exitcode is None:
+            self.process.kill()
         self.process.join()
         self.process.close()
 
 
-def _end(workers: list[_Worker], ring: SharedRing, owner_pid: int) -> None:
-    if os.getpid() != owner_pid:  # a fork of the process that the workers belong to
-        return
+def _end(workers: list[_Worker], ring: SharedRing) -> None:
     for worker in workers:
         worker.hang_up()
     for worker in workers:

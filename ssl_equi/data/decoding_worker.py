@@ -4,6 +4,7 @@ What goes through the pipe: to the worker, once the data set and then the number
 back, JSON that says which records are bad and how long it took, or what went wrong.
 """
 
+import gc
 import json
 import os
 import signal
@@ -18,6 +19,10 @@ from ssl_equi.data.errors import DataError, LostShardError
 from ssl_equi.data.shared_ring import SharedRing
 from ssl_equi.data.stage_seconds import StageSeconds
 
+SIGNALS_OF_THE_PARENT = (
+    signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []),
+)  # fmt: skip
+"""What asks a run to stop; its workers end when it does."""
 _COMMAND = struct.Struct("<qqq")  # buffer, first row, end of the rows
 _ERROR_KINDS: dict[str, type[DataError]] = {"data": DataError, "lost shard": LostShardError}
 
@@ -46,7 +51,9 @@ def rows_of_reply(reply: dict[str, Any], worker: str) -> DecodedRows:
 
 def serve(connection: Connection, ring: SharedRing, report_bad_records: bool, parent_pid: int) -> None:
     """Answer commands; the first message is the fingerprint of the data set, or the error that it does not open."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends the workers
+    for number in SIGNALS_OF_THE_PARENT:
+        signal.signal(number, signal.SIG_IGN)
+    gc.freeze()  # collecting garbage would copy the memory that workers share with the process they are forked from
     try:
         parent = os.pidfd_open(parent_pid)  # readable once the parent is gone, whoever else holds an end of the pipe
     except ProcessLookupError:

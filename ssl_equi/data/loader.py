@@ -24,7 +24,8 @@ from ssl_equi.data.decoding_processes import ProcessDecoder
 from ssl_equi.data.order import BatchOrder, Order
 from ssl_equi.data.stage_seconds import StageSeconds
 
-_CHUNKS_PER_LANE = 2  # smaller pieces than threads, so that one slow piece does not hold up a batch
+_CHUNKS_PER_LANE = 2  # of what is decoded ahead, so that one slow piece does not hold up the others
+_MOST_CHUNKS_OF_FEW_LANES = 4  # of a batch, so that it is ready soon; each costs the trainer's process 50 us
 
 
 @dataclass
@@ -54,7 +55,8 @@ class OrderedLoader:
     which open the data set anew. With `bad_records`, a record that can't be read is treated as those say; without, it
     raises. Use it as a context manager, or call `close`.
 
-    A script that uses workers must start its work below `if __name__ == "__main__":`, as all that start processes do.
+    A script that gives workers a data set of a class of its own must start its work below
+    `if __name__ == "__main__":`, as all that start processes do.
 
     Raises ValueError for sizes that do not fit; WorkerError if the data set can't be sent to worker processes, or they
     can't share memory with this one.
@@ -83,7 +85,9 @@ class OrderedLoader:
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._decoder = self._new_decoder(threads, workers)
         self._ring = [_Slot(number, buffer) for number, buffer in enumerate(self._decoder.buffers)]
-        self._chunk_size = -(-self.order.local_batch_size // (self._decoder.lanes * _CHUNKS_PER_LANE))
+        chunks_ahead = self._decoder.lanes * _CHUNKS_PER_LANE
+        chunks = max(-(-chunks_ahead // (prefetch + 1)), min(chunks_ahead, _MOST_CHUNKS_OF_FEW_LANES))
+        self._chunk_size = -(-self.order.local_batch_size // chunks)
         self._pool = ThreadPoolExecutor(self._decoder.lanes, thread_name_prefix="decode")
         self._pending: deque[_PendingBatch] = deque()
         self._iteration = 0
@@ -126,9 +130,10 @@ class OrderedLoader:
         """Yield the batches of global steps start_step, start_step + 1, ... without end.
 
         The `images` of a batch stay valid until the second next batch is asked for: keep at most the present and
-        the previous one, and clone what must live longer. A copy to a GPU is safe if it was issued on the current
-        stream before then. An earlier iterator of this loader ends when a new one begins. Raises the reader's
-        DataError from the batch it concerns, and WorkerError as soon as a worker process has ended.
+        the previous one, and clone what must live longer. A copy to a GPU is safe if it was issued before then, on
+        the stream that is current when batches are asked for. An earlier iterator of this loader ends when a new one
+        begins. Raises the reader's DataError from the batch it concerns, and WorkerError as soon as a worker process
+        has ended.
         """
         if start_step < 0:
             raise ValueError(f"start_step is {start_step}: give a step of at least 0")
@@ -205,7 +210,7 @@ class OrderedLoader:
         )
 
     def _mark_copies(self, slot: _Slot) -> None:
-        """Let the decoding threads wait for the copies that the consumer has queued on its stream so far."""
+        """Let the decoding threads wait for what the consumer has queued so far on the stream of its copies."""
         if self._pin_memory:
             slot.copies_done = torch.cuda.Event(blocking=True)
             slot.copies_done.record()

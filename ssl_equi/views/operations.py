@@ -1,18 +1,22 @@
-"""What is done to pixels: batched operations with one value an image, most of them kornia's.
+"""What is done to pixels: batched operations with one value an image.
 
-All take and return float32 images [N, 3, H, W] in [0, 1]; `values` are [N] and may lie on another device. This is the
-only file that imports kornia. Where kornia has several definitions of one operation, ours is torchvision's:
+All take and return float32 images [N, 3, H, W] in [0, 1]; `values` are [N] and may lie on another device. What would be
+many small steps takes one of two forms: on the CPU the fewest passes over pixels, some images at a time; elsewhere the
+fewest launches, all images at once. Both give the same, to 1e-5. The definitions are torchvision's:
 
-- brightness is a factor (kornia's `adjust_brightness` adds);
-- contrast scales the distance to the image's mean grey value (kornia's `adjust_contrast` scales the distance to black);
-- saturation blends with the pixel's grey value (kornia's `adjust_saturation` scales the S of HSV);
-- hue is a fraction of the circle (kornia's is an angle) and is computed here, several times faster;
-- angles are counter-clockwise (kornia's `RandomRotation` agrees, its `RandomAffine` turns clockwise).
+- brightness is a factor;
+- contrast scales the distance to the image's mean grey value;
+- saturation blends with the pixel's grey value;
+- hue is a fraction of the circle;
+- angles are counter-clockwise (those of kornia's affine maps are clockwise).
 
-kornia takes a second to import, so it is imported where it is used: `--help` needs none of it.
+This is the only file that imports kornia, which takes a second: it is imported where it is used, and `--help` needs
+none of it.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -24,25 +28,81 @@ from ssl_equi.device_copies import constant
 Interpolation = Literal["bilinear", "bicubic"]
 
 
+def adjust_colours(images: Tensor, values: Tensor, positions: Tensor, *, compiled: bool = False) -> Tensor:
+    """Brightness, contrast, saturation and hue, one after another in an order of each image's own.
+
+    On the CPU the images that are at the same change take turns; elsewhere, where the number of launches counts and not
+    the arithmetic, all go through the same changes, most of which leave an image as it is.
+
+    Args:
+        images: [N, 3, H, W].
+        values: [N, 4], factors of brightness, contrast and saturation, and the hue's fraction of the circle.
+        positions: int64 [N, 4], when each of the four comes, 0 to 3.
+        compiled: whether torch.compile merges the changes of a GPU into a fifth of the launches, once for each shape.
+
+    Returns:
+        new images; where a value is 1, or 0 for the hue, equal to 1e-6 to what they were without it.
+    """
+    if images.device.type == "cpu":
+        return _adjust_in_turn(images, values, positions)
+    change = compiled_adjust_at_once() if compiled else _adjust_at_once
+    return change(images, values, positions)
+
+
+def _adjust_in_turn(images: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+    adjustments = ((adjust_brightness, 1), (adjust_contrast, 1), (adjust_saturation, 1), (adjust_hue, 0))
+    images = images.clone()
+    for turn in range(len(adjustments)):
+        for (adjust, neutral), own, position in zip(adjustments, values.unbind(dim=1), positions.unbind(dim=1)):
+            rows = ((position == turn) & (own != neutral)).nonzero().squeeze(1)
+            if len(rows) == len(images):
+                images = adjust(images, own)
+            elif len(rows):
+                images.index_copy_(0, rows, adjust(images[rows], own[rows]))
+    return images
+
+
+def _adjust_at_once(images: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+    """Three blends, the hue, three blends: every order is in this row, with blends between that change nothing."""
+    slots = torch.add(positions[:, :3], positions[:, :3] > positions[:, 3:], alpha=2)
+    taken = slots.unsqueeze(2) == constant(tuple(range(6)), images.device, torch.int64)
+    of_reference = taken * (1 - values[:, :3]).unsqueeze(2)  # [N, 3, 6], of black, the mean grey, the pixel's grey
+    of_image = 1 - of_reference.sum(dim=1)
+    for slot in range(6):
+        if slot == 3:
+            images = adjust_hue(images, values[:, 3])
+        grey = _grey(images)
+        of_mean, of_grey = (_per_image(of_reference[:, kind, slot], images) for kind in (1, 2))
+        reference = torch.addcmul(_mean_of(grey) * of_mean, grey, of_grey)
+        images = torch.addcmul(reference, images, _per_image(of_image[:, slot], images)).clamp_(0, 1)
+    return images
+
+
+@functools.cache
+def compiled_adjust_at_once() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What `adjust_colours` does elsewhere than on the CPU, compiled when it is first called with images of a shape."""
+    compiled: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.compile(_adjust_at_once, dynamic=False)
+    return compiled
+
+
 def adjust_brightness(images: Tensor, values: Tensor) -> Tensor:
     """Multiplies every pixel by a factor and clips to [0, 1]."""
-    from kornia.enhance import adjust_brightness_accumulative
-
-    return adjust_brightness_accumulative(images, values.to(images.device))
+    return (images * _per_image(values, images)).clamp_(0, 1)
 
 
 def adjust_contrast(images: Tensor, values: Tensor) -> Tensor:
     """Multiplies the distance to the image's mean grey value by a factor and clips to [0, 1]."""
-    from kornia.enhance import adjust_contrast_with_mean_subtraction
-
-    return adjust_contrast_with_mean_subtraction(images, values.to(images.device))
+    return _blend(images, _mean_of(_grey(images)), values)
 
 
 def adjust_saturation(images: Tensor, values: Tensor) -> Tensor:
     """Multiplies the distance of each pixel to its grey value by a factor and clips to [0, 1]."""
-    from kornia.enhance import adjust_saturation_with_gray_subtraction
+    return _blend(images, _grey(images), values)
 
-    return adjust_saturation_with_gray_subtraction(images, values.to(images.device))
+
+def _blend(images: Tensor, reference: Tensor, values: Tensor) -> Tensor:
+    factor = _per_image(values, images)
+    return (images * factor).add_(reference * (1 - factor)).clamp_(0, 1)
 
 
 def adjust_hue(images: Tensor, values: Tensor) -> Tensor:
@@ -58,20 +118,27 @@ def adjust_hue(images: Tensor, values: Tensor) -> Tensor:
     spread = largest - smallest
     distance_from_red = (green + blue).sub_(red).sub_(smallest).div_(spread.clamp(min=1e-20)).add_(1)
     hue = torch.copysign(distance_from_red, green - blue).add_(6 * _per_image(values, images)[:, 0])
-    result = torch.empty_like(images, memory_format=torch.contiguous_format)
-    for channel, own_hue in enumerate((0, 2, 4)):
-        distance = hue - own_hue
-        distance.sub_(torch.round(distance / 6).mul_(6)).abs_()
-        share = distance.neg_().add_(2).clamp_(0, 1)
-        torch.addcmul(smallest, share, spread, out=result[:, channel])
-    return result
+    distance = hue.unsqueeze(1) - constant((0, 2, 4), images.device).view(3, 1, 1)
+    distance.sub_(torch.div(distance, 6).round_(), alpha=6).abs_()
+    share = (2 - distance).clamp_(0, 1)
+    return torch.addcmul(smallest.unsqueeze(1), share, spread.unsqueeze(1))
 
 
 def to_grayscale(images: Tensor) -> Tensor:
     """Three equal channels: 0.299 red + 0.587 green + 0.114 blue."""
-    from kornia.color import rgb_to_grayscale
+    return _grey(images).expand_as(images)
 
-    return rgb_to_grayscale(images).expand_as(images)
+
+def _grey(images: Tensor) -> Tensor:
+    """[N, 1, H, W]"""
+    of_red, of_green, of_blue = constant((0.299, 0.587, 0.114), images.device)
+    red, green, blue = images.split(1, dim=1)
+    return (red * of_red).addcmul_(green, of_green).addcmul_(blue, of_blue)
+
+
+def _mean_of(grey: Tensor) -> Tensor:
+    """[N, 1, 1, 1]"""
+    return grey.mean(dim=(2, 3), keepdim=True)
 
 
 def solarize(images: Tensor, values: Tensor) -> Tensor:
@@ -93,23 +160,31 @@ def gaussian_blur(images: Tensor, values: Tensor, kernel_size: int) -> Tensor:
 
 def blur_weights(values: Tensor, kernel_size: int) -> Tensor:
     """[N, at most kernel_size]: the weights of `gaussian_blur` along one side, where the values are."""
-    from kornia.filters import get_gaussian_kernel1d
-
     radius = kernel_size // 2
     if values.device.type == "cpu":
         # Beyond 6.5 standard deviations a weight is below 1e-9 of the largest. A GPU would be waited for.
         radius = min(radius, math.ceil(6.5 * float(values.max())))
-    weights: Tensor = get_gaussian_kernel1d(2 * radius + 1, values.view(-1, 1))
-    return weights
+    squared_distance = torch.arange(-radius, radius + 1, device=values.device).square().to(values.dtype)
+    # Without deviation, the middle has all the weight.
+    weights = torch.exp(-squared_distance / (2 * values.square()).clamp_(min=1e-20).unsqueeze(1))
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def blur_by_weights(images: Tensor, weights: Tensor, kernel_size: int) -> Tensor:
-    """`gaussian_blur` with weights of `blur_weights` on the device of the images; raises ValueError as that does."""
+    """`gaussian_blur` with weights of `blur_weights` on the device of the images; raises ValueError as that does.
+
+    On the CPU a sum of shifted images; elsewhere two matrix products, in TF32 if the user allows it.
+    """
     if min(images.shape[2:]) <= kernel_size // 2:
         raise ValueError(
             f"a blur of kernel size {kernel_size} got images of {images.shape[2]} x {images.shape[3]} pixels: "
             "use a smaller kernel"
         )
+    blur = _blur_by_shifts if images.device.type == "cpu" else _blur_by_products
+    return blur(images, weights)
+
+
+def _blur_by_shifts(images: Tensor, weights: Tensor) -> Tensor:
     radius = weights.shape[1] // 2
     for dim, padding in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
         images = _weighted_shifts(F.pad(images, padding, mode="reflect"), weights, dim)
@@ -117,12 +192,37 @@ def blur_by_weights(images: Tensor, weights: Tensor, kernel_size: int) -> Tensor
 
 
 def _weighted_shifts(padded: Tensor, weights: Tensor, dim: int) -> Tensor:
-    """Correlates along one dimension: on CPUs several times faster than a convolution, and never in TF32."""
+    """Correlates along one dimension: on CPUs several times faster than a convolution."""
     length = padded.shape[dim] - weights.shape[1] + 1
     result = torch.zeros_like(padded.narrow(dim, 0, length), memory_format=torch.contiguous_format)
     for shift, weight in enumerate(weights.unbind(dim=1)):
         result.addcmul_(padded.narrow(dim, shift, length), weight.view(-1, 1, 1, 1))
     return result
+
+
+def _blur_by_products(images: Tensor, weights: Tensor) -> Tensor:
+    count, channels, height, width = images.shape
+    down = _blur_matrices(weights, height)
+    across = down if width == height else _blur_matrices(weights, width)
+    blurred = torch.bmm(images.reshape(count, channels * height, width), across.mT)
+    return torch.matmul(down.unsqueeze(1), blurred.view(images.shape))
+
+
+def _blur_matrices(weights: Tensor, side: int) -> Tensor:
+    """[N, side, side]: how much each pixel of a row adds to each pixel of the blurred row."""
+    count, kernel_size = weights.shape
+    source = constant(_mirrored_neighbours(side, kernel_size // 2), weights.device, torch.int64)
+    each = (count, side, kernel_size)
+    matrices = weights.new_zeros(count, side, side)
+    return matrices.scatter_add_(2, source.expand(each), weights.unsqueeze(1).expand(each))
+
+
+@functools.lru_cache(maxsize=32)
+def _mirrored_neighbours(side: int, radius: int) -> tuple[tuple[int, ...], ...]:
+    """The pixels around each pixel of a row, which goes on in its mirror images beyond both ends."""
+    last = side - 1
+    shifts = range(-radius, radius + 1)
+    return tuple(tuple(last - abs(last - abs(pixel + shift)) for shift in shifts) for pixel in range(side))
 
 
 def affine(
@@ -203,38 +303,40 @@ def _crop_in_turn(images: Tensor, boxes: Tensor, output_size: int, interpolation
 
 
 def _crop_at_once(images: Tensor, boxes: Tensor, output_size: int, interpolation: Interpolation) -> Tensor:
-    top, left, height, width = boxes.to(images.device).unbind(dim=1)
-    count, channels, image_height, image_width = images.shape
-    across = _resize_weights(left, width, image_width, output_size, interpolation)
-    down = _resize_weights(top, height, image_height, output_size, interpolation)
-    narrowed = torch.bmm(images.reshape(count, channels * image_height, image_width), across.mT)
-    return torch.matmul(down.unsqueeze(1), narrowed.view(count, channels, image_height, output_size))
+    count, channels, height, width = images.shape
+    weights = _resize_weights(boxes.to(images.device), max(height, width), output_size, interpolation)
+    down, across = weights[:, 0, :, :height], weights[:, 1, :, :width]
+    narrowed = torch.bmm(images.reshape(count, channels * height, width), across.mT)
+    return torch.matmul(down.unsqueeze(1), narrowed.view(count, channels, height, output_size))
 
 
-def _resize_weights(
-    start: Tensor, length: Tensor, image_side: int, output_size: int, interpolation: Interpolation
-) -> Tensor:
-    """[N, output_size, image_side]: how much each source pixel of a row adds to each pixel of the resized row."""
-    source = torch.arange(image_side, device=start.device).view(1, 1, -1)
-    target = torch.arange(output_size, device=start.device).view(1, -1, 1)
-    start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
+def _resize_weights(boxes: Tensor, image_side: int, output_size: int, interpolation: Interpolation) -> Tensor:
+    """[N, 2, output_size, image_side]: how much each source pixel of a column, and of a row, adds to each pixel of the
+    resized one."""
+    source, target = (
+        constant(tuple(pixel + 0.5 for pixel in range(side)), boxes.device) for side in (image_side, output_size)
+    )
+    start, length = boxes.view(-1, 2, 2, 1, 1).unbind(dim=1)
     step = length / output_size
-    distance = (source + 0.5 - start - (target + 0.5) * step) / step.clamp(min=1)
+    source = source - start  # from the box's edge: rounded as on the CPU, and less than from the image's
+    distance = (source - target.unsqueeze(1) * step).div_(step.clamp(min=1)).abs_()
     weights = _triangle(distance) if interpolation == "bilinear" else _cubic(distance)
-    weights = weights * ((source >= start) & (source < start + length))
-    return weights / weights.sum(dim=2, keepdim=True)
+    weights.mul_((source > 0) & (source < length))
+    return weights.div_(weights.sum(dim=3, keepdim=True))
 
 
 def _triangle(distance: Tensor) -> Tensor:
-    return (1 - distance.abs()).clamp(min=0)
+    return (1 - distance).clamp_(min=0)
 
 
 def _cubic(distance: Tensor) -> Tensor:
-    """Keys' kernel with a = -1/2, which Pillow and torch use when they antialias."""
-    x = distance.abs()
-    near = 1.5 * x**3 - 2.5 * x**2 + 1
-    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    """Keys' kernel with a = -1/2, which Pillow and torch use when they antialias.
+
+    From 1 to 2 it is (1 - x)(2 - x)^2 / 2; below 1, (1 - x)^2 (2x - 1) comes to that.
+    """
+    to_one = 1 - distance
+    near, far = to_one.clamp(min=0), (to_one + 1).clamp_(min=0)
+    return torch.addcmul((1 - 2 * near).mul_(near).mul_(near), to_one, far.square_(), value=0.5)
 
 
 def _matrices(first: Tensor, second: Tensor, third: Tensor, fourth: Tensor) -> Tensor:

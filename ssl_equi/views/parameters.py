@@ -30,7 +30,7 @@ class ParameterRows:
 
     def rows(self: AnyParameters, index: Rows) -> AnyParameters:
         """The parameters of the chosen images: a slice, indices, a bool mask, or one number (which stays one row)."""
-        chosen = _as_selection(index, len(self))
+        chosen = index if isinstance(index, slice) else _as_selection(index, len(self))
         selected = {
             name: value.rows(chosen) if isinstance(value, ParameterRows) else value[chosen]
             for name, value in _row_values(self).items()
@@ -197,8 +197,7 @@ def concatenate(parameters: Sequence[AnyParameters]) -> AnyParameters:
 
 def _row_values(parameters: ParameterRows) -> dict[str, Any]:
     """The fields with one row an image: tensors, and parameters within parameters."""
-    values = {field.name: getattr(parameters, field.name) for field in fields(parameters)}
-    return {name: value for name, value in values.items() if isinstance(value, (Tensor, ParameterRows))}
+    return {name: value for name, value in vars(parameters).items() if isinstance(value, (Tensor, ParameterRows))}
 
 
 def _fixed_values(parameters: ParameterRows) -> dict[str, Any]:
@@ -216,10 +215,8 @@ def _row_count(parameters: ParameterRows) -> int:
     return lengths.pop() if lengths else 0
 
 
-def _as_selection(index: Rows, count: int) -> slice | Tensor:
+def _as_selection(index: int | Sequence[int] | Tensor, count: int) -> slice | Tensor:
     """An index that keeps the row dimension."""
-    if isinstance(index, slice):
-        return index
     selection = torch.as_tensor(index)
     if selection.ndim == 0:
         position = int(selection)

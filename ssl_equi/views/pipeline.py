@@ -1,17 +1,20 @@
 """Transforms in a row: draw all parameters first, then apply them, as often as wanted."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from ssl_equi.views.parameters import CropParameters, TransformParameters, ViewParameters
+from ssl_equi.views.parameters import CropParameters, TransformParameters, ViewParameters, concatenate
 from ssl_equi.views.transform import Transform, check_images, perform
 from ssl_equi.views.transforms import Crop
 
 CPU_BLOCK_BYTES = 2**20
 """How much of a batch goes through all transforms together on the CPU: what its caches hold."""
+GPU_BLOCK_BYTES = 2**29
+"""How large the views are, at most, that pipelines which are alike make together on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class ViewPipeline:
         """Side of the views in pixels; None without a crop, which leaves the images' size."""
         first = self.transforms[0]
         return first.size if isinstance(first, Crop) else None
+
+    def view_size(self, images: Tensor) -> tuple[int, int]:
+        """Height and width in pixels of what these images become."""
+        return (self.output_size, self.output_size) if self.output_size else (images.shape[2], images.shape[3])
 
     def draw(
         self,
@@ -101,7 +108,7 @@ class ViewPipeline:
         parameters = parameters.to("cpu")
         if images.device.type != "cpu":
             return self._apply_to_block(images, parameters)
-        height, width = (self.output_size, self.output_size) if self.output_size else images.shape[2:]
+        height, width = self.view_size(images)
         rows_of_a_block = max(1, CPU_BLOCK_BYTES // (3 * 4 * height * width))
         views = torch.empty(len(images), 3, height, width)
         for start in range(0, len(images), rows_of_a_block):
@@ -112,7 +119,9 @@ class ViewPipeline:
     def _apply_to_block(self, images: Tensor, parameters: ViewParameters) -> Tensor:
         if images.dtype == torch.uint8:
             images = images.float().div_(255)
-        steps = [transform.operations(getattr(parameters, transform.name)) for transform in self.transforms]
+        steps = [
+            transform.operations(getattr(parameters, transform.name), images.device) for transform in self.transforms
+        ]
         return perform([operation for step in steps for operation in step], images)
 
     def _check_parameters(self, parameters: ViewParameters) -> None:
@@ -128,6 +137,58 @@ class ViewPipeline:
                 f"a pipeline for {self.output_size} pixels got parameters for {parameters.crop.output_size} pixels: "
                 "pass parameters that this pipeline drew"
             )
+
+
+def apply_each(pipelines: Sequence[ViewPipeline], images: Tensor, parameters: Sequence[ViewParameters]) -> list[Tensor]:
+    """A view of every image by each pipeline with its parameters; arguments and errors as in `ViewPipeline.apply`.
+
+    On a GPU, pipelines that differ only in what they draw and in what they leave out make their views together: that
+    takes as many launches as one of them alone.
+    """
+    if images.device.type == "cpu":
+        return [pipeline.apply(images, drawn) for pipeline, drawn in zip(pipelines, parameters, strict=True)]
+    for pipeline, given in zip(pipelines, parameters, strict=True):
+        pipeline._check_parameters(given)
+    views: dict[int, Tensor] = {}
+    for longest, *others in _alike(pipelines):
+        pipeline, numbers = pipelines[longest], [longest, *others]
+        drawn = [_with_none_applied(parameters[number], parameters[longest]) for number in numbers]
+        height, width = pipeline.view_size(images)
+        at_once = max(1, GPU_BLOCK_BYTES // (3 * 4 * height * width * len(images)))
+        for block in (slice(start, start + at_once) for start in range(0, len(numbers), at_once)):
+            count = len(numbers[block])
+            made = pipeline.apply(images.repeat(count, 1, 1, 1), concatenate(drawn[block]))
+            views |= zip(numbers[block], made.split(len(images)))
+    return [views[number] for number in range(len(pipelines))]
+
+
+def _alike(pipelines: Sequence[ViewPipeline]) -> list[list[int]]:
+    """Numbers of pipelines in groups: the first of each can do what the others do."""
+    groups: list[list[int]] = []
+    for number in sorted(range(len(pipelines)), key=lambda number: -len(pipelines[number].transforms)):
+        group = next((group for group in groups if _can_do(pipelines[group[0]], pipelines[number])), None)
+        if group is None:
+            groups.append([number])
+        else:
+            group.append(number)
+    return groups
+
+
+def _can_do(longer: ViewPipeline, pipeline: ViewPipeline) -> bool:
+    """Whether a pipeline has all transforms of another, in the same order, and gives the same size."""
+    remaining = iter(longer.transforms)
+    has_all = all(any(transform.changes_like(own) for own in remaining) for transform in pipeline.transforms)
+    return has_all and longer.output_size == pipeline.output_size
+
+
+def _with_none_applied(parameters: ViewParameters, longer: ViewParameters) -> ViewParameters:
+    """The parameters, with those of transforms that only `longer` has, which are applied to no image."""
+    missing = {
+        name: replace(value, applied=torch.zeros_like(value.applied))
+        for name, value in vars(longer).items()
+        if value is not None and getattr(parameters, name) is None
+    }
+    return replace(parameters, **missing)
 
 
 def _one_size_an_image(source_sizes: tuple[int, int] | Tensor, count: int) -> Tensor:

@@ -38,16 +38,15 @@ class ViewRecipe:
     solarize_probability: float = 0.0
     """solarisation from 0.5 upwards"""
 
-    def pipeline(self, image_size: int) -> ViewPipeline:
-        """The pipeline for square views of this side in pixels."""
-        brightness, contrast, saturation, hue = self.jitter
+    def pipeline(self, image_size: int, *, compiled: bool = False) -> ViewPipeline:
+        """The pipeline for square views of this side in pixels; `compiled` as in `ColorJitter`."""
         transforms: list[Transform] = [
             RandomResizedCrop(image_size, scale=self.scale, interpolation=self.interpolation)
         ]
         if self.flip_probability:
             transforms.append(HorizontalFlip(probability=self.flip_probability))
         if self.jitter_probability:
-            transforms.append(ColorJitter(brightness, contrast, saturation, hue, probability=self.jitter_probability))
+            transforms.append(ColorJitter(*self.jitter, probability=self.jitter_probability, compiled=compiled))
         if self.grayscale_probability:
             transforms.append(Grayscale(probability=self.grayscale_probability))
         if self.blur_probability:
@@ -148,12 +147,13 @@ SMALL_VIEW_PRESETS: dict[str, SmallViewPreset] = {
 }
 
 
-def view_pipelines(name: str, image_size: int) -> tuple[ViewPipeline, ViewPipeline]:
+def view_pipelines(name: str, image_size: int, *, compiled: bool = False) -> tuple[ViewPipeline, ViewPipeline]:
     """The pipelines of view 1 and view 2.
 
     Args:
         name: one of `PRESETS`.
         image_size: side of the views in pixels.
+        compiled: whether a GPU changes the colours by compiled code.
 
     Raises:
         ValueError: there is no preset of that name.
@@ -161,7 +161,8 @@ def view_pipelines(name: str, image_size: int) -> tuple[ViewPipeline, ViewPipeli
     if name not in PRESETS:
         raise ValueError(f"there are no views named {name!r}: use {', '.join(PRESETS)}")
     preset = PRESETS[name]
-    return preset.first.pipeline(image_size), (preset.second or preset.first).pipeline(image_size)
+    first, second = preset.first, preset.second or preset.first
+    return first.pipeline(image_size, compiled=compiled), second.pipeline(image_size, compiled=compiled)
 
 
 def transforms_of_views(name: str, image_size: int) -> set[str]:
@@ -170,19 +171,20 @@ def transforms_of_views(name: str, image_size: int) -> set[str]:
     return {transform.name for pipeline in view_pipelines(name, image_size) for transform in pipeline.transforms}
 
 
-def small_view_pipeline(name: str, size: int) -> ViewPipeline:
+def small_view_pipeline(name: str, size: int, *, compiled: bool = False) -> ViewPipeline:
     """The pipeline of E-SSL's separate view, whose transformation is predicted.
 
     Args:
         name: one of `SMALL_VIEW_PRESETS`.
         size: side of the view in pixels; E-SSL takes 16 for CIFAR and 96 for ImageNet.
+        compiled: whether a GPU changes the colours by compiled code.
 
     Raises:
         ValueError: there is no preset of that name.
     """
     if name not in SMALL_VIEW_PRESETS:
         raise ValueError(f"there is no small view named {name!r}: use {', '.join(SMALL_VIEW_PRESETS)}")
-    return SMALL_VIEW_PRESETS[name].recipe.pipeline(size)
+    return SMALL_VIEW_PRESETS[name].recipe.pipeline(size, compiled=compiled)
 
 
 def tenth_of_side(image_size: int) -> int:

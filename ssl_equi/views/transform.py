@@ -4,7 +4,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -33,6 +33,14 @@ class Operation:
 
         return Operation(change_rows, (rows, *self.tensors))
 
+    def where(self, mask: Tensor) -> "Operation":
+        """The same for all images, of which those keep what it gives where the mask, bool [N], is true."""
+
+        def change_all(images: Tensor, mask: Tensor, *tensors: Tensor) -> Tensor:
+            return torch.where(mask.view(-1, 1, 1, 1), self.change(images, *tensors), images)
+
+        return Operation(change_all, (mask, *self.tensors))
+
 
 def perform(operations: Sequence[Operation], images: Tensor) -> Tensor:
     """Changes images by one operation after another, for which the host never waits."""
@@ -48,8 +56,8 @@ class Transform(ABC, Generic[Parameters]):
     """Draws one row of parameters an image, and applies rows that it is given.
 
     Images are float32 [N, 3, H, W] in [0, 1]; type and shape are checked, the range is not (that would wait for the
-    device). No gradients flow through. Only rows that were applied are computed; the others come back equal to the
-    bit. Parameters are best left on the CPU, where they are drawn: then the host never waits for a device.
+    device). No gradients flow through. Rows that were not applied come back equal to the bit; on the CPU they are not
+    computed, either. Parameters are best left on the CPU, where they are drawn: then the host never waits for a device.
     """
 
     name: ClassVar[str]
@@ -76,16 +84,27 @@ class Transform(ABC, Generic[Parameters]):
             ValueError: the images are not float32 [N, 3, H, W], or the parameters have another number of rows.
         """
         check_images(images, len(parameters))
-        return perform(self.operations(parameters), images)
+        return perform(self.operations(parameters, images.device), images)
 
-    def operations(self, parameters: Parameters) -> list[Operation]:
-        """What `apply` does with these parameters: one operation, or none where no row was applied."""
+    def operations(self, parameters: Parameters, device: torch.device) -> list[Operation]:
+        """What `apply` does on a device with these parameters: one operation, or none where no row was applied."""
         rows = parameters.applied.nonzero().squeeze(1)
         if len(rows) == 0:
             return []
         if len(rows) == len(parameters):
             return [self._operation(parameters)]
-        return [self._operation(parameters.rows(rows)).on_rows(rows)]
+        if device.type == "cpu":
+            return [self._operation(parameters.rows(rows)).on_rows(rows)]
+        # A GPU changes all images in less time than it takes to launch what picks some of them.
+        return [self._operation(parameters).where(parameters.applied)]
+
+    def changes_like(self, other: "Transform[Any]") -> bool:
+        """Whether both make the same of equal parameters, whatever they draw."""
+        return self.name == other.name and self._settings() == other._settings()
+
+    def _settings(self) -> tuple[Any, ...]:
+        """What the operation depends on besides the parameters."""
+        return ()
 
     @abstractmethod
     def _operation(self, parameters: Parameters) -> Operation:

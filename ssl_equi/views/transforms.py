@@ -4,10 +4,10 @@ The distributions are those of `torchvision.transforms.v2`, except that here eve
 the order of the colour changes included. Angles are counter-clockwise.
 """
 
+import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -54,6 +54,9 @@ class Crop(Transform[CropParameters]):
             raise ValueError(f"a crop has size {self.size}: use at least 1 pixel")
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(f"a crop has interpolation {self.interpolation!r}: use 'bilinear' or 'bicubic'")
+
+    def _settings(self) -> tuple[Any, ...]:
+        return self.size, self.interpolation
 
     def _parameters(
         self, source_sizes: Tensor, *, top: Tensor, left: Tensor, height: Tensor, width: Tensor
@@ -187,6 +190,8 @@ class ColorJitter(OccasionalTransform[ColorJitterParameters]):
     """range of the factor of the distance to the pixel's grey"""
     hue: float
     """greatest shift in either direction, a fraction of the colour circle up to 0.5"""
+    compiled: bool = field(default=False, kw_only=True)
+    """whether a GPU runs compiled code"""
     name: ClassVar[str] = "jitter"
 
     def __post_init__(self) -> None:
@@ -211,32 +216,13 @@ class ColorJitter(OccasionalTransform[ColorJitterParameters]):
             order=uniform((count, 4), 0, 1, generator).argsort(dim=1),
         )
 
+    def _settings(self) -> tuple[Any, ...]:
+        return (self.compiled,)
+
     def _operation(self, parameters: ColorJitterParameters) -> Operation:
-        adjustments = (
-            (operations.adjust_brightness, parameters.brightness, 1),
-            (operations.adjust_contrast, parameters.contrast, 1),
-            (operations.adjust_saturation, parameters.saturation, 1),
-            (operations.adjust_hue, parameters.hue, 0),
-        )
-        steps: list[tuple[Callable[[Tensor, Tensor], Tensor], list[Tensor]]] = []
-        for turn in parameters.order.unbind(dim=1):
-            for number in turn.unique().tolist():
-                adjust, values, neutral = adjustments[number]
-                rows = ((turn == number) & (values != neutral)).nonzero().squeeze(1)
-                if len(rows):
-                    steps.append((adjust, [values] if len(rows) == len(values) else [values[rows], rows]))
-
-        def change(images: Tensor, *tensors: Tensor) -> Tensor:
-            images, there = images.clone(), iter(tensors)
-            for adjust, given in steps:
-                if len(given) == 1:
-                    images = adjust(images, next(there))
-                else:
-                    values, rows = next(there), next(there)
-                    images.index_copy_(0, rows, adjust(images[rows], values))
-            return images
-
-        return Operation(change, tuple(tensor for _, given in steps for tensor in given))
+        values = torch.stack([parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue], dim=1)
+        change = functools.partial(operations.adjust_colours, compiled=self.compiled)
+        return Operation(change, (values, parameters.order.argsort(dim=1)))
 
 
 @dataclass(frozen=True)
@@ -271,6 +257,9 @@ class GaussianBlur(OccasionalTransform[BlurParameters]):
     def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> BlurParameters:
         applied = self._draw_applied(count, generator)
         return BlurParameters(applied, sigma=where_applied(applied, uniform(count, *self.sigma, generator), 0))
+
+    def _settings(self) -> tuple[Any, ...]:
+        return (self.kernel_size,)
 
     def _operation(self, parameters: BlurParameters) -> Operation:
         def change(images: Tensor, weights: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import errno
 import gc
 import itertools
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, arbitrary_address, wait
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -33,12 +35,6 @@ from tests.data.image_sets import flip
 from tests.data.numbered_objects import NumberedObjects
 
 SECONDS_TO_END = 600.0  # far more than they need: only a process that never ends shall fail
-
-
-@pytest.fixture(autouse=True)
-def workers_without_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers import the main module, which costs more than all else here."""
-    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
 
 
 def _is_running(pid: int) -> bool:
@@ -86,11 +82,12 @@ def test_processes_give_the_batches_of_threads(kind, shared_split, picture_shard
         "image folder": lambda: SingleViews(_image_folder(tmp_path / "images", image_bytes), Canvas(40)),
     }[kind]()
     expected, _ = _take(dataset, 5)
-    found, _ = _take(dataset, 5, workers=2, prefetch=1)
-    for found_batch, expected_batch in zip(found, expected, strict=True):
-        assert found_batch.keys() == expected_batch.keys()
-        for name, tensor in expected_batch.items():
-            assert torch.equal(found_batch[name], tensor), name
+    for workers in (1, 2, 9):  # the last more than a batch has objects
+        found, _ = _take(dataset, 5, workers=workers, prefetch=1)
+        for found_batch, expected_batch in zip(found, expected, strict=True):
+            assert found_batch.keys() == expected_batch.keys()
+            for name, tensor in expected_batch.items():
+                assert torch.equal(found_batch[name], tensor), name
     assert ("content_sizes" in expected[0]) == kind.startswith("image")
 
 
@@ -173,6 +170,46 @@ def test_killed_worker_ends_the_run_with_the_next_batch(when) -> None:
     _wait_until_ended(pids)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_that_ask_a_run_to_stop_leave_it_its_workers(number: signal.Signals) -> None:
+    """A terminal, and a scheduler, send them to all processes of a job; the run still has steps to do."""
+    expected, _ = _take(NumberedObjects(40), 6)
+    with ViewLoader(NumberedObjects(40), global_batch_size=7, views=1, seed=1, workers=2, prefetch=0) as loader:
+        batches = loader.batches()
+        assert torch.equal(next(batches).images, expected[0]["images"])
+        for pid in (*_pids(loader), forkserver._forkserver._forkserver_pid):  # type: ignore[attr-defined]
+            os.kill(pid, number)
+        for batch in expected[1:]:
+            assert torch.equal(next(batches).images, batch["images"])
+    found, _ = _take(NumberedObjects(40), 1, workers=2)
+    assert torch.equal(found[0]["images"], expected[0]["images"])
+
+
+OWN_SET = """
+from pathlib import Path
+from tests.data.numbered_objects import NumberedObjects
+Path(__file__).with_suffix(".ran").touch()
+class Own(NumberedObjects): ...
+"""
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_workers_run_the_script_only_if_the_data_set_is_of_a_class_of_it(own: bool, tmp_path, monkeypatch) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(OWN_SET)
+    main = ModuleType("__main__")
+    main.__file__, main.__spec__ = str(script), None
+    exec(compile(OWN_SET, script, "exec"), vars(main))
+    script.with_suffix(".ran").unlink()
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    dataset = main.Own(20) if own else NumberedObjects(20)
+    expected, _ = _take(dataset, 2)
+    found, _ = _take(dataset, 2, workers=1)
+    assert all(torch.equal(mine["images"], theirs["images"]) for mine, theirs in zip(found, expected, strict=True))
+    assert script.with_suffix(".ran").exists() == own
+    assert sys.modules["__main__"] is main
+
+
 def test_worker_that_exits_or_fails_within_a_batch_is_an_error() -> None:
     with pytest.raises(WorkerError, match=r"worker process \d of the loader \(pid \d+\) ended with exit status 3"):
         _take(NumberedObjects(14, 5, "exit"), 3, workers=2)
@@ -200,6 +237,16 @@ def test_close_and_garbage_collection_end_the_workers_and_free_the_memory() -> N
     gc.collect()
     open_files = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
     assert open_files and not any("ssl_equi_batches" in name for name in open_files)
+
+
+def test_workers_of_a_loader_that_is_left_open_end_with_the_process() -> None:
+    """With what Python calls before it ends child processes and waits for them."""
+    loader = ViewLoader(NumberedObjects(20), global_batch_size=4, seed=0, workers=2)
+    next(loader.batches())
+    pids = _pids(loader)
+    multiprocessing.util._run_finalizers(0)  # type: ignore[attr-defined]
+    _wait_until_ended(pids)
+    loader.close()
 
 
 def _train_until_killed(to_test: Connection) -> None:

@@ -1,8 +1,6 @@
 """What the loader promises of an epoch, counted, for several world sizes and ways of decoding."""
 
 import itertools
-import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,12 +15,6 @@ CASES = [
     *itertools.product([{"workers": 2}, {"workers": 4}], [83]),
 ]
 SEED, BATCH_SIZE = 7, 8
-
-
-@pytest.fixture(autouse=True)
-def workers_without_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers import the main module, which costs more than all else here."""
-    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
 
 
 def _keys(loader: ViewLoader, start_step: int, count: int) -> list[np.ndarray]:

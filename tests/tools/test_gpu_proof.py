@@ -162,7 +162,7 @@ def test_what_is_timed_on_a_gpu_is_a_named_configuration_with_the_right_inputs(
 
     phase = Phase(3, tmp_path / "none.jsonl", tmp_path, quick=False, ends_at=0.0)
     for method in (steps.SIE_256, steps.SIE_128, steps.EQUICAPS_256, steps.SEQ_JEPA_128, steps.SIMCLR_224,
-                   steps.MOCO_224):  # fmt: skip
+                   steps.MOCO_224, steps.SIMCLR_64):  # fmt: skip
         config = method.config(quick=False)
         assert config.image_size == method.image_size
         if hasattr(config, "observed_views"):

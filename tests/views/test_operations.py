@@ -1,6 +1,8 @@
 """Pixel operations against torchvision, against arithmetic, and on single pixels for their signs."""
 
+import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -49,6 +51,34 @@ def test_hue_is_torchvisions(fraction: float):
     torch.testing.assert_close(ours, reference.adjust_hue(images, fraction), atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("change", [operations._adjust_in_turn, operations._adjust_at_once])
+def test_colours_change_in_an_order_of_each_images_own(change: Callable[..., Tensor]):
+    orders = torch.tensor([*itertools.permutations(range(4))])
+    images = random_images(len(orders))
+    factors = 0.2 + 1.6 * torch.rand(len(orders), 3, generator=torch.Generator().manual_seed(1))
+    values = torch.cat([factors, factors[:, :1] / 2 - 0.5], dim=1)
+    named = [getattr(reference, f"adjust_{name}") for name in ("brightness", "contrast", "saturation", "hue")]
+    expected = []
+    for image, row, order in zip(images, values, orders.tolist()):
+        for number in order:
+            image = named[number](image, row[number].item())
+        expected.append(image)
+    positions = orders.argsort(dim=1)
+    found = change(images, values, positions)
+    # torchvision weighs red with 0.2989 instead of 0.299
+    torch.testing.assert_close(found, torch.stack(expected), atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        found, operations._adjust_in_turn(images, values, orders.argsort(dim=1)), atol=5e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("change", [operations._adjust_in_turn, operations._adjust_at_once])
+def test_neutral_values_leave_colours_alone(change: Callable[..., Tensor]):
+    images, orders = random_images(24), torch.tensor([*itertools.permutations(range(4))])
+    found = change(images, torch.tensor([1.0, 1, 1, 0]).expand(24, 4), orders)
+    torch.testing.assert_close(found, images, atol=1e-6, rtol=0)
+
+
 def test_hue_of_pure_colours_turns_from_red_to_green_to_blue():
     red, green, blue = torch.eye(3).view(3, 1, 3, 1, 1)
     third = torch.tensor([1 / 3])
@@ -81,9 +111,10 @@ def test_grayscale_and_solarize():
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.8, 2.0])
-def test_blur_is_torchvisions(sigma: float):
+@pytest.mark.parametrize("blur", [operations._blur_by_shifts, operations._blur_by_products])
+def test_blur_is_torchvisions(blur: Callable[..., Tensor], sigma: float):
     images = random_images()
-    ours = operations.gaussian_blur(images, torch.full((4,), sigma), 9)
+    ours = blur(images, operations.blur_weights(torch.full((4,), sigma), 9))
     torch.testing.assert_close(ours, reference.gaussian_blur(images, [9, 9], [sigma, sigma]), atol=2e-6, rtol=0)
 
 
@@ -95,6 +126,11 @@ def test_blur_of_an_impulse_has_the_stated_variance():
     for dim in (1, 2):
         variance = (blurred[:, 0].sum(dim=dim) * offset**2).sum(dim=1)
         torch.testing.assert_close(variance, sigma**2, rtol=1e-3, atol=0)
+
+
+def test_blur_without_deviation_changes_nothing():
+    images = random_images()
+    assert torch.equal(operations.gaussian_blur(images, torch.tensor([0.0, 0.5, 0.0, 2.0]), 9)[::2], images[::2])
 
 
 def test_blur_refuses_a_kernel_that_does_not_fit():

@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 
 from ssl_equi.views import pipeline as pipeline_module
 from ssl_equi.views.parameters import concatenate
-from ssl_equi.views.pipeline import ViewPipeline
+from ssl_equi.views.pipeline import ViewPipeline, apply_each
 from ssl_equi.views.transforms import (
     CentralCrop,
     ColorJitter,
@@ -17,6 +17,7 @@ from ssl_equi.views.transforms import (
     RandomResizedCrop,
     Solarize,
 )
+from tests.simulated_device import SimulatedDevice
 
 PIPELINE = ViewPipeline(
     (
@@ -137,6 +138,44 @@ def test_a_padded_canvas_gives_the_same_views_and_is_never_read():
     assert torch.isfinite(views).all()
     alone = [PIPELINE.apply(image, drawn.rows(row)) for row, image in enumerate(each)]
     torch.testing.assert_close(views, torch.cat(alone), atol=1e-6, rtol=0)
+
+
+SHORTER = ViewPipeline((RandomResizedCrop(16, scale=(0.5, 1.0)), *PIPELINE.transforms[2:4]))
+OTHER_ORDER = ViewPipeline((PIPELINE.transforms[0], PIPELINE.transforms[3], PIPELINE.transforms[2]))
+OTHER_BLUR = ViewPipeline((*PIPELINE.transforms[:2], GaussianBlur(3)))
+NO_CROP = ViewPipeline(PIPELINE.transforms[1:3])
+
+
+def test_several_views_are_those_of_each_pipeline_alone(device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch):
+    """Also where a GPU makes some of them together, as many as its block holds."""
+    pipelines, generator = [SHORTER, PIPELINE, OTHER_ORDER, PIPELINE, OTHER_BLUR, NO_CROP, SHORTER], seeded()
+    drawn = [pipeline.draw(24, source_sizes=(20, 28), generator=generator) for pipeline in pipelines]
+    expected = [pipeline.apply(images(), parameters) for pipeline, parameters in zip(pipelines, drawn)]
+    for view, alone in zip(apply_each(pipelines, images(), drawn), expected):
+        assert torch.equal(view, alone)
+    for bytes_of_a_block in (pipeline_module.GPU_BLOCK_BYTES, 2 * 24 * 3 * 4 * 16 * 16, 1):
+        monkeypatch.setattr(pipeline_module, "GPU_BLOCK_BYTES", bytes_of_a_block)
+        for view, alone in zip(apply_each(pipelines, images().to("cuda"), drawn), expected):
+            torch.testing.assert_close(view.cpu(), alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_several_views_need_the_parameters_of_their_own_pipelines(place: str, device: SimulatedDevice):
+    drawn = [pipeline.draw(24, source_sizes=(20, 28), generator=seeded()) for pipeline in (PIPELINE, SHORTER)]
+    with pytest.raises(ValueError, match="got parameters of crop, grayscale, jitter: pass parameters that this"):
+        apply_each([PIPELINE, PIPELINE], images().to(place), drawn)
+
+
+def test_on_a_gpu_views_that_are_alike_cost_the_launches_of_one(device: SimulatedDevice):
+    pipelines = [PIPELINE, PIPELINE, SHORTER, PIPELINE]
+    drawn = [pipeline.draw(24, source_sizes=(20, 28), generator=seeded(1)) for pipeline in pipelines]
+    there, launches = images().to("cuda"), []
+    apply_each([PIPELINE], there, drawn[:1])  # makes the constants
+    for count in (1, 4):
+        before = device.launches
+        apply_each(pipelines[:count], there, drawn[:count])
+        launches.append(device.launches - before)
+    assert launches[0] == launches[1] <= 120
 
 
 def test_without_a_crop_the_size_stays():

@@ -26,6 +26,7 @@ from ssl_equi.views.transforms import (
     Solarize,
     VerticalFlip,
 )
+from tests.simulated_device import SimulatedDevice
 
 SIZE = 16
 OCCASIONAL: dict[str, Transform[Any]] = {
@@ -100,12 +101,15 @@ def test_an_image_alone_gives_what_it_gives_in_a_batch(name: str):
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", OCCASIONAL)
-def test_images_to_which_it_is_not_applied_stay_equal_to_the_bit_with_neutral_parameters(name: str):
+def test_images_to_which_it_is_not_applied_stay_equal_to_the_bit_with_neutral_parameters(
+    name: str, place: str, device: SimulatedDevice
+):
     transform, batch = OCCASIONAL[name], images(40)
     before = batch.clone()
     drawn = draw(transform, 40)
-    changed = transform.apply(batch, drawn)
+    changed = transform.apply(batch.to(place), drawn).cpu()
     assert 5 < drawn.applied.sum() < 35
     assert torch.equal(changed[~drawn.applied], batch[~drawn.applied])
     assert torch.equal(batch, before)

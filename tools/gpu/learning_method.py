@@ -17,6 +17,7 @@ from recipe_loops import configured, load_recipe, run_loop
 
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.machine import usable_cores
 
 STEPS_FOR_SPEED, QUICK_STEPS = 150, 3
 LONGEST_WAIT = 40.0  # for the others' speeds
@@ -63,7 +64,8 @@ def main() -> None:
     options = parser.parse_args()
     recipe = load_recipe(options.method)
     arguments = ["--data-dir", options.data_dir, "--no-compare-with-random"]
-    arguments += ["--image-size", "32", "--batch-size", "8"] if options.quick else []
+    workers = max(0, usable_cores() // options.methods - 1)  # the methods share the machine
+    arguments += ["--image-size", "32", "--batch-size", "8"] if options.quick else ["--loader-workers", str(workers)]
     config = replace(configured(recipe, arguments), save_every=NEVER, log_every=50)
     clock = Clock()
     steps = QUICK_STEPS if options.quick else STEPS_FOR_SPEED

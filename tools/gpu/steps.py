@@ -7,6 +7,8 @@ import contextlib
 import gc
 import statistics
 import sys
+import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +27,7 @@ from measurements import Phase, Value, run_phase
 from recipe_loops import load_recipe
 from torch import Tensor, nn
 
-from ssl_equi.benchmarks import TrainingStep, random_views, seconds_in_turns, seconds_of
+from ssl_equi.benchmarks import TrainingStep, random_views, seconds_in_turns, wait_for
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.device_setup import prepare_for_device, use_channels_last
 from ssl_equi.encoders.compiling import compile_networks
@@ -71,6 +73,8 @@ def plain_adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 def training_step(objective: nn.Module, inputs: tuple[Tensor | None, ...], means: Means, device: str) -> TrainingStep:
     """A method's step with Adam; a momentum target follows."""
     torch.backends.cudnn.benchmark = means.cudnn_benchmark
+    if not (means.channels_last or means.as_runs):  # views come in channels-last memory, which cuDNN follows
+        inputs = tuple(None if values is None else values.contiguous() for values in inputs)
     if means.as_runs:
         prepare_for_device(objective, torch.device(device))
     elif means.channels_last:
@@ -163,6 +167,8 @@ class Method:
     objects: int
     views: int = 2
     actions: tuple[int, ...] = (4,)
+    preset: str | None = None
+    """Whose augmentations, if not the configuration's."""
 
     def config(self, quick: bool) -> Any:
         """As named, or with `quick` the recipe's first, which is small."""
@@ -203,6 +209,11 @@ ALSO_COMPILED: list[tuple[str, Method, Means, str | None]] = [
 ]
 SIMCLR_224 = Method("simclr", "imagenet", 224, 128, actions=())
 MOCO_224 = Method("moco", "imagenet", 224, 128, actions=())
+SIMCLR_64 = Method("simclr", "threediebench", 64, 256, actions=(), preset="simclr_imagenet")
+AUGMENTED = (
+    ("SimCLR", "ResNet-50 224 px", SIMCLR_224), ("MoCo", "ResNet-50 224 px", MOCO_224),
+    ("SimCLR", "ResNet-18 64 px", SIMCLR_64),
+)  # fmt: skip
 
 
 COMPILING_SECONDS = 25.0  # with less left, what is compiled is not begun
@@ -230,33 +241,62 @@ def measure_methods(phase: Phase, methods: Iterable[tuple[str, Method, Means, st
 
 def measure_augmented(phase: Phase) -> None:
     """Steps of SimCLR and MoCo on views that are there, and how long making such views takes."""
-    for title, method in (("SimCLR", SIMCLR_224), ("MoCo", MOCO_224)):
-        step, views = f"{title} ResNet-50 224 px: as it runs", f"{title} 224 px: augmented views"
+    for title, encoder, method in AUGMENTED:
+        step = f"{title} {encoder}: as it runs"
         phase.measure(step, "images/s", partial(images_per_second, phase, partial(method.step, AS_RUNS, phase)))
-        phase.measure(views, "images/s", partial(views_per_second, phase, method))
-        step_rate, views_rate = phase.value_of(step), phase.value_of(views)
-        if step_rate is not None and views_rate is not None:
-            share = step_rate / (step_rate + views_rate)
-            phase.measure(f"{title} 224 px: share of augmentation", "", partial(float, share), "<= 0.15")
+    for compiled in (False, True):
+        for title, encoder, method in AUGMENTED:
+            size, how = f"{method.image_size} px", ", compiled" if compiled else ""
+            views, share = (f"{title} {size}: {what}{how}" for what in ("augmented views", "share of augmentation"))
+            work = partial(views_per_second, phase, method, compiled)
+            phase.measure(views, "images/s", work, None, COMPILING_SECONDS if compiled else 2)
+            step_rate, views_rate = phase.value_of(f"{title} {encoder}: as it runs"), phase.value_of(views)
+            if step_rate is not None and views_rate is not None:
+                phase.measure(share, "", partial(float, step_rate / (step_rate + views_rate)), "<= 0.15")
 
 
-def views_per_second(phase: Phase, method: Method) -> float:
-    """How many augmented views a second a recipe makes of uint8 images that lie on the device."""
+def views_per_second(phase: Phase, method: Method, compiled: bool) -> Value:
+    """How many augmented views a second a recipe makes of uint8 images that lie on the device.
+
+    Where queueing takes as long as the whole, the host's work is what counts, otherwise the GPU's.
+    """
     config = method.config(phase.quick)
     objects, side = 4 if phase.quick else method.objects, config.image_size * 8 // 7
-    if phase.quick:
-        config = replace(config, views=replace(config.views, source="augmented"))
+    options = replace(config.views, source="augmented", preset=method.preset or config.views.preset)
+    config = replace(config, views=options, batch_size=objects, compile=compiled)
     data: Any = SimpleNamespace(
         name="random", mean_rgb=MEAN_RGB, std_rgb=STD_RGB, train=SimpleNamespace(num_views=1)
     )  # fmt: skip
     process: Any = SimpleNamespace(rank=0, world_size=1)
-    make_views = TrainingViews(replace(config, batch_size=objects), data, process)
+    make_views = TrainingViews(config, data, process)
     none = torch.zeros(objects, dtype=torch.int64)
     images = torch.randint(256, (objects, 1, side, side, 3), dtype=torch.uint8)
     latents = torch.zeros(objects, 1, 0)
     batch = ViewBatch(images, latents, None, none, none, none.unsqueeze(1)).to(phase.device)
-    seconds = [seconds_of(partial(make_views, batch, step), phase.device) for step in range(3 if phase.quick else 8)]
-    return 2 * objects / statistics.median(seconds[2:])
+    queueing, whole = [], []
+    for step in range(3 if phase.quick else 12):
+        wait_for(phase.device)
+        started = time.perf_counter()
+        make_views(batch, step)
+        queueing.append(time.perf_counter() - started)
+        wait_for(phase.device)
+        whole.append(time.perf_counter() - started)
+    seconds = statistics.median(whole[2:])
+    details = {"views": 2 * objects, "ms": round(1e3 * seconds, 2)}
+    details["ms to queue them"] = round(1e3 * statistics.median(queueing[2:]), 2)
+    return Value(2 * objects / seconds, details | host_waits(phase, partial(make_views, batch, 12)))
+
+
+def host_waits(phase: Phase, work: Callable[[], object]) -> dict[str, int]:
+    """How often the host waits for the GPU in a call, if there is one."""
+    if phase.quick:
+        return {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        work()
+        torch.cuda.set_sync_debug_mode("default")
+    return {"host waits": sum("called a synchronizing" in str(warning.message) for warning in caught)}
 
 
 # ---------------------------------------------------------------- transformers
@@ -319,12 +359,15 @@ def compilation_difference(phase: Phase, contestant: bench_encoders.Contestant, 
 
 
 def run(phase: Phase) -> None:
-    *eager, compiled_alone = [name for name in OF_SIE if not OF_SIE[name].as_runs]
-    measure_sie(phase, [*eager, *(name for name in OF_SIE if OF_SIE[name].as_runs)])
+    """What runs are like first, then what each of their means is worth, and whether compiling changes results."""
+    as_runs = [name for name in OF_SIE if OF_SIE[name].as_runs]
+    *eager, compiled_alone = [name for name in OF_SIE if name not in as_runs]
+    measure_sie(phase, as_runs)
     measure_methods(phase, AS_THEY_RUN)
-    measure_augmented(phase)
     measure_transformers(phase)
     measure_methods(phase, ALSO_COMPILED)
+    measure_augmented(phase)
+    measure_sie(phase, eager)
     measure_compilation(phase)
     measure_sie(phase, [compiled_alone])
 

@@ -121,7 +121,7 @@ def count_waits(label: str, data: Path, work: Path, quick: bool) -> Value:
     with tempfile.TemporaryDirectory(dir=work) as folder, counter.listening():
         config = configured(recipe, [
             *options, "--data-dir", str(data), *sizes, "--steps", str(STEPS), "--log-every", NEVER,
-            "--save-every", NEVER, "--out", f"{folder}/run",
+            "--save-every", NEVER, "--out", f"{folder}/run", "--loader-threads", "2",
         ])  # fmt: skip
         run_loop(recipe, config, counter.on_step)
     assert counter.steps == STEPS, f"{counter.steps} steps instead of {STEPS}"
