@@ -349,7 +349,10 @@ class FormProcess:
 
     def __init__(self, form: Form, sizes: Sizes, steps_per_round: int) -> None:
         script = str(Path(__file__).with_name("sie_forms.py"))
-        command = [sys.executable, script, form, json.dumps(asdict(sizes)), str(steps_per_round)]
+        command = [sys.executable, script, "--form", form, "--steps-per-round", str(steps_per_round)]
+        for name, value in asdict(sizes).items():
+            values = value if isinstance(value, tuple) else (value,)
+            command += [f"--sizes.{name.replace('_', '-')}", *map(str, values)]
         environment = os.environ | {HUGE_PAGES: "1" if form == "as_runs" else "0"}
         self.process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -1,6 +1,6 @@
 """Training steps of SIE in three forms that learn the same, in a process each; bench_step.py starts them.
 
-    echo round | python tools/sie_forms.py published '{"encoder": "sie_resnet18", "batch_size": 8}' 1
+    echo round | python tools/sie_forms.py --form published --sizes.encoder sie_resnet18 --sizes.batch-size 8
 
 as_runs: what a run does, online probes included.
 plain: the same with PyTorch's defaults for the layout of convolutions, the optimiser and the reuse of memory; variances
@@ -10,7 +10,7 @@ all weights of each sample's predictor, and an evaluator of linear and two-layer
 sizes) learns in every step, with the same optimiser.
 
 The first line of output holds the peak of memory from the first weight to the end of the second step; after that, each
-line of input asks for a round of so many steps as the last argument says, and is answered with its seconds per step.
+line of input asks for a round of steps, and is answered with its seconds per step.
 """
 
 import os
@@ -19,10 +19,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is loaded; ke
 
 import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Literal
@@ -32,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_equi.benchmarks import TrainingStep, peak_bytes, random_views
+from ssl_equi.cli import parse_command_line
 from ssl_equi.device_setup import prepare_for_device
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.strided_cnn import StridedCNN
@@ -60,6 +60,18 @@ class Sizes:
     """Widths of SIE's two projectors together; 2048-2048-2048 in the paper."""
     num_classes: int = 55
     """Of the online heads; 55 in 3DIEBench."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a process times."""
+
+    form: Form = "as_runs"
+    """as_runs, plain or published."""
+    sizes: Sizes = field(default_factory=Sizes)
+    """What all forms share."""
+    steps_per_round: int = 2
+    """Steps in a round."""
 
 
 class Followed(nn.Module):
@@ -230,19 +242,18 @@ def plain_adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=RATE)
 
 
-def main(form: Form, sizes: Sizes, steps_per_round: int) -> None:
+def main(config: Config) -> None:
     made: list[TrainingStep] = []
 
     def make_and_run_twice() -> None:
-        made.append(make_step(form, sizes))
+        made.append(make_step(config.form, config.sizes))
         for _ in range(2):
             made[0].run()
 
     print(peak_bytes(make_and_run_twice, "cpu"), flush=True)
     for _ in sys.stdin:
-        print(made[0].seconds(steps_per_round), flush=True)
+        print(made[0].seconds(config.steps_per_round), flush=True)
 
 
 if __name__ == "__main__":
-    form, sizes, steps_per_round = sys.argv[1:]
-    main(form, Sizes(**json.loads(sizes)), int(steps_per_round))  # type: ignore[arg-type]
+    main(parse_command_line(Config, __doc__))

@@ -65,7 +65,7 @@ def test_a_process_answers_each_line_with_a_time(
     tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("round\nround\n"))
-    tool.main("published", tool.Sizes(**TINY), 1)
+    tool.main(tool.Config("published", tool.Sizes(**TINY), steps_per_round=1))
     peak, *seconds = map(float, capsys.readouterr().out.split())
     assert peak > 1e6 and len(seconds) == 2 and all(value > 0 for value in seconds)
 
