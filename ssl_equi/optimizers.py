@@ -74,7 +74,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         KeyError, ValueError: the state has other groups or parameters.
     """
     for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
-        saved["fused"] = group.get("fused")  # whether fused kernels are used is a matter of the device
+        saved["fused"] = group.get("fused")  # earlier versions saved that a CPU has no fused kernels
     optimizer.load_state_dict(state)
     # Fused kernels walk through parameters and moments in the order of their memory. Files hold tensors in the default
     # layout, so the moments of channels-last weights must be given that layout again.
