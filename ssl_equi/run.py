@@ -42,11 +42,11 @@ from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.decoding_processes import start_server
 from ssl_equi.device_batches import on_device
 from ssl_equi.device_copies import Unread, together
+from ssl_equi.device_setup import prepare_for_device
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
 from ssl_equi.encoders.recomputing import checkpoint_activations
 from ssl_equi.errors import UserError
 from ssl_equi.finite_watch import FiniteWatch
-from ssl_equi.gpu import prepare_for_cuda
 from ssl_equi.metrics_log import MetricsLog
 from ssl_equi.objectives.batch_norm import running_statistics_kept
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
@@ -172,8 +172,7 @@ class Run:
         if self._sharded and self.is_main:
             self._whole = copy.deepcopy(objective)
         self.objective = objective.to(self.device)
-        if self.device.type == "cuda":
-            prepare_for_cuda(self.objective)
+        prepare_for_device(self.objective, self.device)
         if self.world_size > 1:
             # After the move: which kind of synchronised batch norm is used depends on the device.
             self.objective = convert_sync_batchnorm(self.objective)

@@ -18,7 +18,7 @@ LAYER = {
     "text": 0,
     "machine": 0,
     "options": 0,
-    "gpu": 0,
+    "device_setup": 0,
     "openmp": 0,
     "provenance": 0,
     "npy": 0,

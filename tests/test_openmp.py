@@ -1,4 +1,4 @@
-"""Scripts bound how long idle threads spin before they load torch, and leave alone what the user has chosen."""
+"""Scripts say how idle threads spin and tensors lie before they load torch, and leave alone what the user has said."""
 
 import ast
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_equi.openmp import SPINNING, bound_spinning
+from ssl_equi.openmp import HUGE_PAGES, SPINNING, bound_spinning, use_huge_pages
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [
@@ -25,13 +25,15 @@ def test_a_script_that_trains_or_probes_begins_with_it(script: Path) -> None:
 
 
 def test_it_comes_before_torch() -> None:
-    program = "import os, sys, ssl_equi.openmp; print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
-    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", *SPINNING)}
+    variables = f"os.environ['GOMP_SPINCOUNT'], os.environ['{HUGE_PAGES}']"
+    program = f"import os, sys, ssl_equi.openmp; print('torch' in sys.modules, {variables})"
+    ours = ("OMP_WAIT_POLICY", HUGE_PAGES, *SPINNING)
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
     environment["PYTHONPATH"] = str(ROOT)
     output = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
-    assert output.stdout.split() == ["False", SPINNING["GOMP_SPINCOUNT"]]
+    assert output.stdout.split() == ["False", SPINNING["GOMP_SPINCOUNT"], "1"]
 
 
 @pytest.mark.parametrize("chosen", ["OMP_WAIT_POLICY", *SPINNING])
@@ -39,3 +41,9 @@ def test_what_the_user_has_chosen_stays(chosen: str) -> None:
     environment = {chosen: "of the user"}
     bound_spinning(environment)
     assert environment == {chosen: "of the user"}
+
+
+def test_huge_pages_that_the_user_has_refused_stay_refused() -> None:
+    environment = {HUGE_PAGES: "0"}
+    use_huge_pages(environment)
+    assert environment == {HUGE_PAGES: "0"}

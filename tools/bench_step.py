@@ -5,6 +5,8 @@
     python tools/bench_step.py --measure methods --device cuda --methods.encoder resnet50 --methods.batch-size 256
     python tools/bench_step.py --measure probe_pass     what features of both views would cost MoCo
     python tools/bench_step.py --measure busy           beside busy programs, with and without bounded spinning
+    python tools/bench_step.py --measure setup          the embedded SIE on a CPU, with and without what runs set up
+    python tools/bench_step.py --measure published      SIE's ResNet-18 on a CPU, over a plain reading of the paper
 
 loop: trains SIE on the embedded set, step by step. Rounds alternate between steps with and without online probes, so
 that a busy machine slows both. Shares are of the time of a step without probes; data wait is the share of the loop
@@ -20,6 +22,10 @@ of CARE on MoCo, over the same with one more pass of view 2 without gradient, wh
 
 busy: SIE's loop in processes of its own, alone and beside programs that each want a core all the time. Processes with
 `ssl_equi.openmp`'s settings take turns with processes that have OpenMP's own; a ratio is that of one turn of both.
+
+setup and published: the forms of SIE's step in sie_forms.py, a process each, which take turns. A ratio of time is that
+of a round of both, and of their shortest rounds, which a busy machine disturbs least; one of memory, of the peaks with
+weights, moments, gradients and all that a step allocates.
 """
 
 import json
@@ -30,14 +36,18 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 import torch
+from sie_forms import Form, Sizes
 from torch import Tensor, nn
 
 from ssl_equi.benchmarks import (
+    MIB,
     Row,
     TrainingStep,
     print_rows,
@@ -61,7 +71,7 @@ from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
-from ssl_equi.openmp import SPINNING
+from ssl_equi.openmp import HUGE_PAGES, SPINNING
 from ssl_equi.probing.online import OnlineProbes
 
 TARGET_PROBE_SHARE = 0.02
@@ -120,18 +130,35 @@ class BusyConfig:
 
 
 @dataclass(frozen=True)
+class FormsConfig:
+    """How the forms of SIE's step are compared."""
+
+    steps_per_round: int = 2
+    """Steps of each form in a round."""
+    rounds: int = 9
+    """Rounds, after one that is not counted."""
+    setup: Sizes = field(default_factory=Sizes)
+    """Sizes for setup; the defaults are the embedded configuration's."""
+    published: Sizes = field(default_factory=lambda: Sizes("sie_resnet18", 64, 64, (2048, 2048, 2048)))
+    """Sizes for published; the default has the paper's widths, with smaller views and fewer objects."""
+
+
+@dataclass(frozen=True)
 class Config:
     """What to measure, and where."""
 
-    measure: Literal["both", "loop", "methods", "probe_pass", "busy"] = "both"
+    measure: Literal["both", "loop", "methods", "probe_pass", "busy", "setup", "published"] = "both"
     """loop: online probes and waiting for data. methods: E-SSL and CARE over their base. both: these two. probe_pass:
-    MoCo without a pass of its encoder for the probes, over MoCo with one. busy: the loop beside other programs."""
+    MoCo without a pass of its encoder for the probes, over MoCo with one. busy: the loop beside other programs. setup:
+    SIE's step without and with what runs set up. published: SIE's step as in the paper, over that of runs."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Sizes of SIE's training loop."""
     methods: MethodsConfig = field(default_factory=MethodsConfig)
     """Sizes of the steps that are compared."""
     busy: BusyConfig = field(default_factory=BusyConfig)
     """What the loop runs beside."""
+    forms: FormsConfig = field(default_factory=FormsConfig)
+    """Sizes of setup and published, which run on the CPU."""
     device: str = "cpu"
     """cpu or cuda."""
     json: Path | None = None
@@ -314,6 +341,80 @@ def measure_busy(loop: LoopConfig, config: BusyConfig) -> list[Row]:
     return rows
 
 
+# ---------------------------------------------------------------- forms of SIE's step
+
+
+class FormProcess:
+    """A form of SIE's step in a process of its own."""
+
+    def __init__(self, form: Form, sizes: Sizes, steps_per_round: int) -> None:
+        script = str(Path(__file__).with_name("sie_forms.py"))
+        command = [sys.executable, script, "--form", form, "--steps-per-round", str(steps_per_round)]
+        for name, value in asdict(sizes).items():
+            values = value if isinstance(value, tuple) else (value,)
+            command += [f"--sizes.{name.replace('_', '-')}", *map(str, values)]
+        environment = os.environ | {HUGE_PAGES: "1" if form == "as_runs" else "0"}
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.peak_bytes = int(self._answer())
+
+    def seconds(self) -> float:
+        """Mean time of a step in one round."""
+        assert self.process.stdin is not None
+        print("round", file=self.process.stdin, flush=True)
+        return float(self._answer())
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def measure_forms(slower: Form, sizes: Sizes, config: FormsConfig, targets: tuple[float, float | None]) -> list[Row]:
+    """Ratios of a form's time and memory over those of the step that runs have, and what both are."""
+    seconds: dict[Form, list[float]] = {slower: [], "as_runs": []}
+    processes: dict[Form, FormProcess] = {}
+    try:
+        for form in seconds:
+            processes[form] = FormProcess(form, sizes, config.steps_per_round)
+        for _ in range(config.rounds + 1):
+            for form, process in processes.items():
+                seconds[form].append(process.seconds())
+    finally:
+        for process in processes.values():
+            process.end()
+    return form_rows(
+        slower,
+        {form: values[1:] for form, values in seconds.items()},
+        {form: process.peak_bytes for form, process in processes.items()},
+        2 * sizes.batch_size,
+        targets,
+    )
+
+
+def form_rows(
+    slower: Form,
+    seconds: dict[Form, list[float]],
+    peaks: dict[Form, int],
+    images: int,
+    targets: tuple[float, float | None],
+) -> list[Row]:
+    """The rows of two forms' rounds and peaks of memory; targets are of time and of memory."""
+    pair = f"{slower} / as_runs"
+    ratios = [theirs / own for theirs, own in zip(seconds[slower], seconds["as_runs"], strict=True)]
+    return [
+        row_of(f"time, {pair}", ratios, targets[0]),
+        row_of(f"shortest rounds, {pair}", [min(seconds[slower]) / min(seconds["as_runs"])], targets[0]),
+        row_of(f"peak memory, {pair}", [peaks[slower] / peaks["as_runs"]], targets[1]),
+        *(row_of(f"images per second, {form}", [images / s for s in values]) for form, values in seconds.items()),
+        *(row_of(f"peak memory in MiB, {form}", [peak / MIB]) for form, peak in peaks.items()),
+    ]
+
+
 def main(config: Config) -> None:
     rows: list[Row] = []
     if config.measure in ("both", "loop"):
@@ -336,6 +437,13 @@ def main(config: Config) -> None:
         rows = measure_busy(config.loop, config.busy)
         title = f"SIE, {config.loop.encoder}, {config.loop.batch_size} pairs a step, {config.device}"
         print_rows(title, rows, ["{:,.0f}" if "second" in row["name"] else "{:.2f}" for row in rows])
+    if config.measure in ("setup", "published"):
+        published = config.measure == "published"
+        sizes = config.forms.published if published else config.forms.setup
+        targets = (1.5, 2.0) if published else (1.25, None)
+        rows = measure_forms("published" if published else "plain", sizes, config.forms, targets)
+        title = f"SIE, {sizes.encoder}, {sizes.batch_size} x 2 views of {sizes.image_size} px, cpu"
+        print_rows(title, rows, ["{:.2f}" if "/" in row["name"] else "{:,.0f}" for row in rows])
     write_rows(config.json, rows, config.device)
 
 

@@ -80,7 +80,7 @@ class StridedCNN(_StridedConvolutions):
     ) -> None:
         super().__init__(in_chans, widths, strides, num_classes)
         self.num_features = self.head_hidden_size = num_features
-        self.grid = nn.AdaptiveAvgPool2d(GRID)
+        self.grid = GridOfMeans(GRID)
         self.embed = nn.Linear(widths[-1] * GRID * GRID, num_features, bias=False)
         self.norm = nn.BatchNorm1d(num_features)
         self.activation = nn.ReLU()
@@ -111,11 +111,20 @@ class PooledStridedCNN(_StridedConvolutions):
     ) -> None:
         super().__init__(in_chans, widths, strides, num_classes)
         self.num_features = self.head_hidden_size = widths[-1] * grid * grid
-        self.grid = nn.AdaptiveAvgPool2d(grid)
+        self.grid = GridOfMeans(grid)
 
     def forward_head(self, feature_map: Tensor) -> Tensor:
         """Features [N, num_features] of a feature map."""
         return self.grid(feature_map).flatten(1)
+
+
+class GridOfMeans(nn.AdaptiveAvgPool2d):
+    """Means over the cells of a square grid; a map of that size already, which is its own result, costs nothing."""
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        if feature_map.shape[-2:] == (self.output_size, self.output_size):
+            return feature_map
+        return super().forward(feature_map)
 
 
 SHARED_CFG = {

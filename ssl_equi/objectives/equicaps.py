@@ -154,19 +154,16 @@ class EquiCaps(nn.Module):
             std_targets = TARGET_SHARE * reachable_stds(activations, poses, self.unit_columns)
             if self.config.variance_target == "published":
                 std_targets = torch.ones_like(std_targets)
-            # Of what is side by side, so that gradients are added up in the order of earlier versions, to the bit.
-            joined_activations, joined_poses = embeddings.split([self.num_capsules, poses[0, 0].numel()], dim=-1)
             terms = {
                 "invariance": cross_entropy(activations[:, 1], activations[:, 0]),
                 "equivariance": invariance_term(moved, target),
-                "missing_entropy": missing_entropy(joined_activations[:, 0])
-                + missing_entropy(joined_activations[:, 1]),
+                "missing_entropy": missing_entropy(activations[:, 0]) + missing_entropy(activations[:, 1]),
                 **spread_terms(embeddings, std_targets),
             }
             weights = self._term_weights()
             loss = torch.stack([weights[name] * terms[name] for name in weights]).sum()
             pose_std = largest_pose_std(self.pose_side, self.unit_columns)
-            terms |= capsule_monitors(joined_activations.detach(), joined_poses.detach(), pose_std)
+            terms |= capsule_monitors(activations.detach(), embeddings[..., self.num_capsules :].detach(), pose_std)
         return ObjectiveOutput(
             loss=loss,
             terms=detached(terms),

@@ -192,8 +192,7 @@ class SIE(nn.Module):
     def _regularisation_terms(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
         """Variance and covariance of the concatenated parts over the global batch, and the collapse monitors."""
         together = torch.cat(list(embeddings.values()), dim=-1)
-        first, second = together.unbind(dim=1)
-        std = (std_per_dim(first.detach()) + std_per_dim(second.detach())) / 2
+        std = std_per_dim(together.detach()).mean(dim=0)
         std_by_part = std.split([embedding.shape[-1] for embedding in embeddings.values()])
         return {
             **spread_terms(together),

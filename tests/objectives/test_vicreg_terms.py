@@ -9,6 +9,7 @@ from ssl_equi.objectives.vicreg_terms import (
     covariance_term,
     full_precision,
     invariance_term,
+    spread_terms,
     std_per_dim,
     variance_term,
 )
@@ -29,7 +30,7 @@ def numpy_covariance(z: np.ndarray) -> float:
     return float((np.sum(covariance**2) - np.sum(np.diag(covariance) ** 2)) / z.shape[1])
 
 
-@pytest.mark.parametrize(("samples", "dims"), [(2, 3), (16, 8), (5, 40)])
+@pytest.mark.parametrize(("samples", "dims"), [(2, 3), (16, 8), (5, 9), (5, 10), (5, 40)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_terms_equal_numpy(samples: int, dims: int, dtype: torch.dtype):
     rng = np.random.default_rng(samples)
@@ -42,6 +43,11 @@ def test_terms_equal_numpy(samples: int, dims: int, dtype: torch.dtype):
         assert variance_term(tensor).item() == pytest.approx(numpy_variance(array), rel=tolerance)
         assert covariance_term(tensor).item() == pytest.approx(numpy_covariance(array), rel=tolerance)
     assert invariance_term(*as_torch).item() == pytest.approx(np.mean((first - second) ** 2), rel=tolerance)
+    of_both = spread_terms(torch.stack(as_torch, dim=1))
+    variance = (numpy_variance(first) + numpy_variance(second)) / 2
+    assert of_both["variance"].item() == pytest.approx(variance, rel=tolerance)
+    covariance = numpy_covariance(first) + numpy_covariance(second)
+    assert of_both["covariance"].item() == pytest.approx(covariance, rel=tolerance)
 
 
 def test_recorded_values():
@@ -72,9 +78,22 @@ def test_collapsed_embeddings_have_variance_term_one_per_dimension_and_finite_gr
     assert torch.isfinite(z.grad).all()
 
 
-def test_covariance_ignores_the_diagonal_even_when_it_is_huge():
-    z = torch.tensor([[1e3, 0.0], [-1e3, 0.0], [1e3, 0.0], [-1e3, 0.0]])
+@pytest.mark.parametrize("dims", [2, 64])
+def test_covariance_ignores_the_diagonal_even_when_it_is_huge(dims: int):
+    z = torch.zeros(4, dims)
+    z[:, 0] = torch.tensor([1e3, -1e3, 1e3, -1e3])
     assert covariance_term(z).item() == 0
+
+
+def test_covariance_of_few_samples_has_the_gradient_of_the_matrix_beside_a_huge_dimension():
+    z = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    z[:, 0] *= 300
+    exact, few = z.double().requires_grad_(), z.clone().requires_grad_()
+    covariance = torch.cov(exact.T)
+    ((covariance - covariance.diag().diag()).square().sum() / 32).backward()
+    covariance_term(few).backward()
+    for column in range(32):
+        assert torch.allclose(few.grad[:, column], exact.grad[:, column].float(), rtol=1e-4, atol=1e-4)
 
 
 def test_full_precision_lifts_half_types_only():

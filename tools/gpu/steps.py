@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 from ssl_equi.benchmarks import TrainingStep, random_views, seconds_in_turns, wait_for
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.device_setup import prepare_for_device, use_channels_last
 from ssl_equi.encoders.compiling import compile_networks
 from ssl_equi.encoders.cost import cost_by_name
-from ssl_equi.gpu import prepare_for_cuda, use_channels_last
 from ssl_equi.optimizers import make_optimizer, parameter_groups
 from ssl_equi.training_views import TrainingViews
 
@@ -72,12 +72,11 @@ def plain_adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 def training_step(objective: nn.Module, inputs: tuple[Tensor | None, ...], means: Means, device: str) -> TrainingStep:
     """A method's step with Adam; a momentum target follows."""
-    on_gpu = device == "cuda"
     torch.backends.cudnn.benchmark = means.cudnn_benchmark
     if not (means.channels_last or means.as_runs):  # views come in channels-last memory, which cuDNN follows
         inputs = tuple(None if values is None else values.contiguous() for values in inputs)
     if means.as_runs:
-        prepare_for_cuda(objective)
+        prepare_for_device(objective, torch.device(device))
     elif means.channels_last:
         use_channels_last(objective)
     if means.compiled:
@@ -86,7 +85,7 @@ def training_step(objective: nn.Module, inputs: tuple[Tensor | None, ...], means
     def fused_adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return make_optimizer("adam", parameter_groups(objective, 0.0), RATE)
 
-    optimizer = fused_adam if (means.as_runs or means.fused) and on_gpu else plain_adam
+    optimizer = fused_adam if means.as_runs or means.fused else plain_adam
     update = getattr(objective, "update_target", None)
     after = None if update is None else partial(update, MOMENTUM)
     return TrainingStep(objective, inputs, optimizer, device=device, bf16=means.bf16, after=after)

@@ -1,6 +1,8 @@
-"""What runs set up for a GPU, tried on the CPU: other layouts and kernels, equal results."""
+"""What runs set up for their device: other layouts and kernels, equal results."""
 
 import copy
+import platform
+import resource
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.checkpoint import load_module_strictly, read_state, write_checkpoint
+from ssl_equi.device_setup import keep_freed_memory, prepare_for_device, use_channels_last
 from ssl_equi.encoders import create_encoder
-from ssl_equi.gpu import use_channels_last
 from ssl_equi.objectives.byol import BYOL, BYOLConfig
+from ssl_equi.optimizers import make_optimizer, parameter_groups
 
 
 def objective() -> BYOL:
@@ -62,3 +65,36 @@ def test_checkpoints_have_the_default_layout_and_fill_either(tmp_path: Path) -> 
     load_module_strictly(changed, saved, tmp_path / "step")
     assert all(torch.equal(tensor, objective().state_dict()[name]) for name, tensor in changed.state_dict().items())
     assert is_channels_last(next(m for m in changed.modules() if isinstance(m, nn.Conv2d)).weight)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_memory_that_was_freed_is_used_again() -> None:
+    keep_freed_memory()
+    faults = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        tensors = [torch.ones(2**21) for _ in range(8)]  # 64 MiB in 16,384 pages
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        del tensors
+    assert faults[-1] < 1000
+
+
+@pytest.mark.parametrize("name", ["strided_cnn_tiny", "resnet10t"])
+def test_a_prepared_step_learns_what_a_plain_one_does(name: str) -> None:
+    def train(prepared: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        objective = BYOL(create_encoder(name, 32), BYOLConfig(projector=(16, 8), predictor_hidden_width=8)).double()
+        if prepared:
+            prepare_for_device(objective, torch.device("cpu"))
+            optimizer = make_optimizer("adam", parameter_groups(objective, 1e-4), learning_rate=1e-3)
+        else:
+            optimizer = torch.optim.Adam(objective.parameters(), lr=1e-3, weight_decay=1e-4)
+        for _ in range(3):
+            objective(views().double()).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return objective.state_dict()
+
+    plain, prepared = train(prepared=False), train(prepared=True)
+    for key, value in plain.items():
+        assert torch.allclose(prepared[key].double(), value.double(), rtol=1e-6, atol=1e-9), key

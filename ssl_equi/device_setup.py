@@ -1,0 +1,57 @@
+"""What a run sets up for its device: the memory layout of convolutions, cuDNN's choice of kernels, reuse of memory."""
+
+import ctypes
+import sys
+
+import torch
+from torch import Tensor, nn
+
+# Of malloc.h: from which size on memory comes from the system and goes back there at once, and how much free memory at
+# the end of the heap goes back.
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+LARGEST_REUSED = 2**30
+LARGEST_REUSED_BY_OLD_GLIBC = 2**25
+
+
+def prepare_for_device(objective: nn.Module, device: torch.device) -> None:
+    """Sets up what makes training fast on the device and changes nothing but the rounding of what it computes.
+
+    Channels-last convolutions run at twice the speed of PyTorch's default layout on a GPU, and at least as fast on a
+    CPU. Shapes don't change within a run, so timing cuDNN's kernels once pays, and memory that a step has freed on a
+    CPU is what the next one needs.
+    """
+    use_channels_last(objective)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    if device.type == "cpu":
+        keep_freed_memory()
+
+
+def use_channels_last(objective: nn.Module) -> None:
+    """Gives convolutions' weights, and the images that they are given, the layout [N, H, W, C] in memory.
+
+    Shapes and values stay, and so do checkpoints, which are written in the default layout. Stored and
+    augmented views come in this layout already, others do not.
+    """
+    for module in objective.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+            module.register_forward_pre_hook(_to_channels_last)
+
+
+def _to_channels_last(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(images.contiguous(memory_format=torch.channels_last) for images in inputs)
+
+
+def keep_freed_memory() -> None:
+    """Lets this process reuse the memory of large tensors that were freed, where the C library is glibc.
+
+    Otherwise most of it goes back to the system after every step, which hands it out again page by page, each filled
+    with zeros: that is a tenth of the time of a small step.
+    """
+    allocator_setting = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if allocator_setting is not None:
+        # The first is refused by some versions; setting only the second would then keep the threshold small for good.
+        if not allocator_setting(M_MMAP_THRESHOLD, LARGEST_REUSED):
+            allocator_setting(M_MMAP_THRESHOLD, LARGEST_REUSED_BY_OLD_GLIBC)
+        allocator_setting(M_TRIM_THRESHOLD, 2**31 - 1)
