@@ -19,8 +19,8 @@ from vision_transformers import HYBRID
 
 from ssl_equi.benchmarks import TrainingStep, peak_bytes, random_views, seconds_in_turns, seconds_of
 from ssl_equi.checkpoint import write_checkpoint
+from ssl_equi.device_setup import prepare_for_device
 from ssl_equi.encoders import create_encoder
-from ssl_equi.gpu import prepare_for_cuda
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.optimizers import make_optimizer, parameter_groups
@@ -69,8 +69,7 @@ def large_step(phase: Phase, sharded: bool = False) -> TrainingStep:
     torch.manual_seed(0)
     name, side, objects = (TINY, 32, 4) if phase.quick else (HYBRID, 224, 32)
     objective = VICReg(create_encoder(name, side), VICRegConfig(projector=(512, 512))).to(phase.device)
-    if not phase.quick:
-        prepare_for_cuda(objective)
+    prepare_for_device(objective, torch.device(phase.device))
     if sharded:
         shard(objective, torch.device(phase.device))
     optimizer = make_optimizer("adam", parameter_groups(objective, 0.0), 1e-4)
