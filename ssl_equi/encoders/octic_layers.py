@@ -71,12 +71,13 @@ class OcticLinear(nn.Module):
 
     def _weights(self) -> list[Tensor]:
         """Weights, and a bias [4, C'] if there is one, in the precision of the products."""
-        weights = [self.weight_ones, self.weight_twos]
+        weights: list[Tensor] = [self.weight_ones, self.weight_twos]
         if self.bias is not None:
             zero = torch.zeros_like(self.bias)
             weights.append(torch.stack([self.bias, zero, zero, zero]))
-        kind = self.weight_ones.device.type
-        if kind == "meta" or not torch.is_autocast_enabled(kind):  # which is an error for meta tensors
+        kind, dtype = self.weight_ones.device.type, self.weight_ones.dtype
+        # Asking is an error for meta tensors, and autocast leaves float64 as it is.
+        if kind == "meta" or dtype == torch.float64 or not torch.is_autocast_enabled(kind):
             return weights
         # All are converted at once, by one kernel.
         together = torch.cat([weight.flatten() for weight in weights]).to(torch.get_autocast_dtype(kind))
@@ -142,12 +143,13 @@ class _RegularGELU(torch.autograd.Function):
         (gradient,) = gradients
         # A copy, so that compiled code does not take what follows for what the forward pass computed, and store that.
         kind = torch.promote_types(gradient.dtype, torch.float32)
-        saved = OcticFeatures(*(None if part is None else part.to(kind, copy=True) for part in ctx.saved_tensors))
-        pairs = zip(tokens_to_regular(gradient), features_to_regular(saved))
+        ones, twos, bias = ctx.saved_tensors
+        features = OcticFeatures(ones.to(kind, copy=True), twos.to(kind, copy=True), bias)
+        pairs = zip(tokens_to_regular(gradient), features_to_regular(features))
         products = [torch.ops.aten.gelu_backward(g.to(kind), value).to(gradient.dtype) for g, value in pairs]
         ones, twos, _ = OcticFeatures.from_tokens(regular_to_tokens(products))
         # torch.compile takes no other tuple for the gradients: it makes zeros of one with names.
-        return ones, twos, None if saved.bias is None else bias_gradient(ones)
+        return ones, twos, None if bias is None else bias_gradient(ones)
 
 
 class OcticGELU(nn.Module):
