@@ -176,7 +176,7 @@ class OcticDropPath(nn.Module):
         if self.rate == 0 or not self.training:
             return tokens
         # bernoulli_ would take the rate as a constant: torch.compile would make code for each block of a trunk.
-        kept = torch.rand(len(tokens), 1, 1, device=tokens.device) >= self.rate
+        kept = torch.rand(tokens.shape[0], 1, 1, device=tokens.device) >= self.rate
         return tokens * (kept.to(tokens.dtype) / (1 - self.rate))
 
 
