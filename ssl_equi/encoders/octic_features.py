@@ -7,14 +7,17 @@ pass tokens on to each other. A linear layer is two batched matrix products, and
 
     ones    [4, B, N, C]     A1, A2, B1, B2 of N tokens of B images
     twos    [2, B, N, 2 C]   the rows of E
+    bias    [4, C]           what is still to be added to ones, zero but for A1
 
-so that the loop that reads them next, which torch.compile writes, is also the one that puts them together.
+so that the loop that reads them next, which torch.compile writes, is also the one that puts them together and adds the
+bias.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_equi.device_copies import constant
@@ -28,16 +31,44 @@ class OcticFeatures(NamedTuple):
     """[4, B, N, C]."""
     twos: Tensor
     """[2, B, N, 2 C]."""
+    bias: Tensor | None = None
+    """[4, C], zero but for A1: still to be added to ones, by whoever reads them."""
+
+    def with_bias(self) -> "OcticFeatures":
+        """The same with the bias added."""
+        return self if self.bias is None else OcticFeatures(_AddBias.apply(self.ones, self.bias), self.twos)
 
     def to_tokens(self) -> Tensor:
         """As [B, N, D]."""
-        return torch.cat([part.permute(1, 2, 0, 3).flatten(2) for part in self], dim=2)
+        ones, twos, _ = self.with_bias()
+        return torch.cat([part.permute(1, 2, 0, 3).flatten(2) for part in (ones, twos)], dim=2)
 
     @staticmethod
     def from_tokens(tokens: Tensor) -> "OcticFeatures":
         """Views of tokens [B, N, D], the inverse of `to_tokens`."""
         ones, twos = split_components(tokens)
         return OcticFeatures(ones.permute(2, 0, 1, 3), twos.permute(2, 0, 1, 3))
+
+
+class _AddBias(torch.autograd.Function):
+    """Adds a bias [4, C] to ones [4, B, N, C] that is zero but for A1.
+
+    Gradients are handed on as they are and summed for A1 alone; autograd's own formulas would read all of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, ones: Tensor, bias: Tensor) -> Tensor:
+        return ones + bias.view(4, 1, 1, -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (gradient,) = gradients
+        return gradient, bias_gradient(gradient)
+
+
+def bias_gradient(ones: Tensor) -> Tensor:
+    """Of a bias [4, C], from the gradient of what it was added to, [4, B, N, C]."""
+    return F.pad(ones[:1].sum(dim=(1, 2)), (0, 0, 0, 3))
 
 
 def check_octic_width(what: str, width: int) -> None:
@@ -117,8 +148,9 @@ def regular_to_irreps(values: Sequence[Tensor]) -> list[Tensor]:
 
 def features_to_regular(features: OcticFeatures) -> list[Tensor]:
     """Eight tensors [B, N, C], by group element."""
+    a1, *others = features.ones.unbind(0)
     copies = [copy for row in features.twos.unbind(0) for copy in row.chunk(2, dim=-1)]
-    return irreps_to_regular([*features.ones.unbind(0), *copies])
+    return irreps_to_regular([a1 if features.bias is None else a1 + features.bias[0], *others, *copies])
 
 
 def tokens_to_regular(tokens: Tensor) -> list[Tensor]:
@@ -128,7 +160,13 @@ def tokens_to_regular(tokens: Tensor) -> list[Tensor]:
 
 def regular_to_tokens(values: Sequence[Tensor]) -> Tensor:
     """The inverse of `tokens_to_regular`."""
-    return torch.cat(regular_to_irreps(values), dim=-1)
+    irreps = regular_to_irreps(values)
+    width = ELEMENTS * irreps[0].shape[-1]
+    if irreps[0].is_cuda:
+        # Of up to eight parts torch.compile makes a second loop that looks for each value's part; of more it writes
+        # each to its place, in one loop. So one is there twice.
+        irreps.append(irreps[0])
+    return torch.cat(irreps, dim=-1)[..., :width]
 
 
 def steerable_maps(maps: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ssl_equi.encoders.arguments import check_square_images
 from ssl_equi.encoders.octic_features import (
     OcticFeatures,
+    bias_gradient,
     check_octic_width,
     features_to_regular,
     regular_to_tokens,
@@ -66,16 +67,17 @@ class OcticLinear(nn.Module):
         features = OcticFeatures.from_tokens(tokens.to(weight_ones.dtype))
         ones = torch.bmm(features.ones.flatten(1, 2), weight_ones.transpose(1, 2)).unflatten(1, tokens.shape[:2])
         twos = torch.bmm(features.twos.flatten(1, 2), weight_twos.t().expand(2, -1, -1)).unflatten(1, tokens.shape[:2])
-        return OcticFeatures(_AddBias.apply(ones, *bias) if bias else ones, twos)
+        return OcticFeatures(ones, twos, *bias)
 
     def _weights(self) -> list[Tensor]:
         """Weights, and a bias [4, C'] if there is one, in the precision of the products."""
-        weights = [self.weight_ones, self.weight_twos]
+        weights: list[Tensor] = [self.weight_ones, self.weight_twos]
         if self.bias is not None:
             zero = torch.zeros_like(self.bias)
             weights.append(torch.stack([self.bias, zero, zero, zero]))
-        kind = self.weight_ones.device.type
-        if kind == "meta" or not torch.is_autocast_enabled(kind):  # which is an error for meta tensors
+        kind, dtype = self.weight_ones.device.type, self.weight_ones.dtype
+        # Asking is an error for meta tensors, and autocast leaves float64 as it is.
+        if kind == "meta" or dtype == torch.float64 or not torch.is_autocast_enabled(kind):
             return weights
         # All are converted at once, by one kernel.
         together = torch.cat([weight.flatten() for weight in weights]).to(torch.get_autocast_dtype(kind))
@@ -83,22 +85,6 @@ class OcticLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-
-
-class _AddBias(torch.autograd.Function):
-    """Adds a bias [4, C] to ones [4, B, N, C] that is zero but for A1.
-
-    Gradients are handed on as they are and summed for A1 alone; autograd's own formulas would read all of them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, ones: Tensor, bias: Tensor) -> Tensor:
-        return ones + bias.view(4, 1, 1, -1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        (gradient,) = gradients
-        return gradient, F.pad(gradient[:1].sum(dim=(1, 2)), (0, 0, 0, 3))
 
 
 class OcticScale(nn.Module):
@@ -148,24 +134,31 @@ class _RegularGELU(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, ones: Tensor, twos: Tensor) -> Tensor:
-        ctx.save_for_backward(ones, twos)
-        return regular_to_tokens([F.gelu(values) for values in features_to_regular(OcticFeatures(ones, twos))])
+    def forward(ctx: Any, ones: Tensor, twos: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(ones, twos, bias)
+        return regular_to_tokens([F.gelu(values) for values in features_to_regular(OcticFeatures(ones, twos, bias))])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        values = features_to_regular(OcticFeatures(*ctx.saved_tensors))
-        pairs = zip(tokens_to_regular(gradients[0]), values)
-        tokens = regular_to_tokens([torch.ops.aten.gelu_backward(gradient, value) for gradient, value in pairs])
-        ones, twos = OcticFeatures.from_tokens(tokens)
-        return ones, twos  # torch.compile takes no other tuple for the gradients: it makes zeros of one with names
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        # A copy, so that compiled code does not take what follows for what the forward pass computed, and store that.
+        kind = torch.promote_types(gradient.dtype, torch.float32)
+        ones, twos, bias = ctx.saved_tensors
+        features = OcticFeatures(ones.to(kind, copy=True), twos.to(kind, copy=True), bias)
+        pairs = zip(tokens_to_regular(gradient), features_to_regular(features))
+        products = [torch.ops.aten.gelu_backward(g.to(kind), value).to(gradient.dtype) for g, value in pairs]
+        ones, twos, _ = OcticFeatures.from_tokens(regular_to_tokens(products))
+        # torch.compile takes no other tuple for the gradients: it makes zeros of one with names.
+        return ones, twos, None if bias is None else bias_gradient(ones)
 
 
 class OcticGELU(nn.Module):
     """GELU of every value of the regular representation, which the group permutes."""
 
     def forward(self, features: OcticFeatures) -> Tensor:
-        return _RegularGELU.apply(*features)
+        if features.ones.is_cuda:
+            return _RegularGELU.apply(*features)
+        return regular_to_tokens([F.gelu(values) for values in features_to_regular(features)])
 
 
 class OcticDropPath(nn.Module):
@@ -183,7 +176,7 @@ class OcticDropPath(nn.Module):
         if self.rate == 0 or not self.training:
             return tokens
         # bernoulli_ would take the rate as a constant: torch.compile would make code for each block of a trunk.
-        kept = torch.rand(len(tokens), 1, 1, device=tokens.device) >= self.rate
+        kept = torch.rand(tokens.shape[0], 1, 1, device=tokens.device) >= self.rate
         return tokens * (kept.to(tokens.dtype) / (1 - self.rate))
 
 
@@ -215,7 +208,8 @@ class OcticAttention(nn.Module):
         self.proj = OcticLinear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        heads = [self._split_heads(part) for part in self.qkv(tokens)]
+        ones, twos, _ = self.qkv(tokens).with_bias()
+        heads = [self._split_heads(part) for part in (ones, twos)]
         queries, keys, values = torch.cat(heads, dim=-1).unbind(0)
         ones, twos = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).chunk(2, dim=-1)
         joined = torch.cat([_join_heads(ones, 4), _join_heads(twos, 2)], dim=-1)

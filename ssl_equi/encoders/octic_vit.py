@@ -334,7 +334,7 @@ class OcticVisionTransformer(nn.Module):
             return patches
         in_a1 = torch.cat(given, dim=1).to(patches.dtype)
         prefix = F.pad(in_a1, (0, self.embed_dim - in_a1.shape[-1]))
-        return torch.cat([prefix.expand(len(images), -1, -1), patches], dim=1)
+        return torch.cat([prefix.expand(images.shape[0], -1, -1), patches], dim=1)
 
     def _run(self, block: nn.Module, tokens: Tensor) -> Tensor:
         if self.grad_checkpointing:

@@ -28,6 +28,7 @@ from ssl_equi.encoders.octic_layers import (
     OcticPatchEmbed,
     OcticRMSNorm,
     OcticScale,
+    _RegularGELU,
     positions,
 )
 from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image, compose, irrep_matrix
@@ -172,6 +173,67 @@ def test_the_norm_is_one_root_mean_square_over_the_token() -> None:
     assert torch.allclose(normed, tokens / tokens.square().mean(dim=-1, keepdim=True).sqrt())
     half = tokens.to(torch.bfloat16)
     assert apply(OcticRMSNorm(DIM).to(torch.bfloat16), half).dtype == torch.bfloat16
+
+
+def test_a_linear_layer_is_a_block_diagonal_matrix_whose_bias_is_in_a1() -> None:
+    layer, tokens = randomised(OcticLinear(DIM, 72)), random_tokens()
+    assert isinstance(layer, OcticLinear) and layer.bias is not None
+    matrix = torch.block_diag(*layer.weight_ones, layer.weight_twos, layer.weight_twos)
+    bias = torch.cat([layer.bias, layer.bias.new_zeros(63)])
+    expected = tokens @ matrix.T + bias
+    assert torch.allclose(apply(layer, tokens), expected, atol=1e-12)
+    weights = torch.randn_like(expected)
+    found = torch.autograd.grad((apply(layer, tokens) * weights).sum(), list(layer.parameters()))
+    wanted = torch.autograd.grad((expected * weights).sum(), list(layer.parameters()))
+    assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(found, wanted, strict=True))
+
+
+def test_the_gelu_for_gpus_is_the_one_for_cpus_in_values_and_gradients() -> None:
+    features = OcticFeatures.from_tokens(random_tokens())._replace(bias=torch.zeros(4, DIM // 8, dtype=torch.float64))
+    inputs = [part.detach().clone().requires_grad_() for part in features if part is not None]
+    with torch.no_grad():
+        inputs[2][0] = torch.randn(DIM // 8)  # A1 alone has a bias
+    expected, found = OcticGELU()(OcticFeatures(*inputs)), _RegularGELU.apply(*inputs)
+    assert torch.allclose(found, expected, atol=1e-14)
+    weights = torch.randn_like(expected)
+    *wanted, wanted_bias = torch.autograd.grad((expected * weights).sum(), inputs)
+    *gradients, bias_gradient = torch.autograd.grad((found * weights).sum(), inputs)
+    assert all(torch.allclose(one, other, atol=1e-14) for one, other in zip(gradients, wanted, strict=True))
+    assert torch.allclose(bias_gradient[0], wanted_bias[0], atol=1e-13) and not bias_gradient[1:].any()
+
+
+def test_a_block_computes_what_it_did_when_features_were_stored_in_two_parts() -> None:
+    """Figures of commit 63eed1c, in float32."""
+    block = OcticBlock(32, 2, mlp_ratio=2.0, init_values=1.0)
+    with torch.no_grad():
+        for number, parameter in enumerate(block.parameters()):
+            parameter.copy_(torch.sin(torch.arange(parameter.numel()) * 0.7 + number).view_as(parameter) * 0.5)
+    tokens = torch.cos(torch.arange(192) * 0.9).view(2, 3, 32).requires_grad_()
+    out = block(tokens)
+    (out * torch.sin(torch.arange(192) * 1.3).view(2, 3, 32)).sum().backward()
+    assert out[0, 0, [0, 9, 18, 31]].tolist() == pytest.approx([1.213835, -0.240623, -1.048143, -0.820937], abs=1e-5)
+    assert out[1, 2, [3, 12, 21, 30]].tolist() == pytest.approx([-0.627001, -0.622374, 0.630512, 0.535301], abs=1e-5)
+    assert tokens.grad is not None
+    assert tokens.grad[1, 0, [0, 9, 18, 31]].tolist() == pytest.approx(
+        [-0.737038, -1.010878, -0.728148, 1.024123], abs=1e-5
+    )
+    totals = [1.2312, 1.3266, 1.7781, 0.2521, 1.8691, 0.5065, 0.7543, 0.8941, 2.8104, 11.8103, 2.3023, 0.6105, 14.254,
+              4.948, 0.5007, 6.7115]  # fmt: skip
+    found = {name: parameter.grad.abs().sum().item() for name, parameter in block.named_parameters()
+             if parameter.grad is not None}  # fmt: skip
+    assert list(found.values()) == pytest.approx(totals, abs=1e-4)
+    layers = {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"}
+    names = {f"{layer}.{name}" for layer in layers for name in ("weight_ones", "weight_twos", "bias")}
+    assert found.keys() == names | {f"{layer}.weight" for layer in ("norm1", "ls1", "norm2", "ls2")}
+
+
+def test_under_autocast_products_alone_are_rounded() -> None:
+    block, tokens = OcticBlock(64, 2), torch.randn(2, 5, 64)
+    expected = block(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, features = block(tokens), block.attn.qkv(tokens)
+    assert found.dtype == torch.float32 and features.ones.dtype == features.twos.dtype == torch.bfloat16
+    assert relative_error(found, expected) < 1e-2
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
