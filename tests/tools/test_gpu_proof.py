@@ -178,10 +178,10 @@ def test_what_is_timed_on_a_gpu_is_a_named_configuration_with_the_right_inputs(
 
 
 def test_the_limits_fit_what_one_machine_is_lent_for(proof: ModuleType) -> None:
-    """A call takes at most 600 seconds, and most phases end before their limits."""
+    """A call takes at most 600 seconds, of which a second one may use some, and most phases end before their limits."""
     assert [planned.number for planned in proof.PLAN] == list(range(8))
     assert all(planned.script.is_file() for planned in proof.PLAN)
-    assert sum(planned.limit for planned in proof.PLAN) <= 640
+    assert sum(planned.limit for planned in proof.PLAN) <= 800
 
 
 def test_the_table_has_at_most_sixty_lines_and_begins_with_what_missed(proof: ModuleType) -> None:
