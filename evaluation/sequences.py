@@ -91,6 +91,7 @@ class EvaluatedViews:
     image_size: int
     batch_size: int = 256
     seed: int = 0
+    compile: bool = False
 
 
 @dataclass

@@ -63,7 +63,8 @@ def test_checkpoints_have_the_default_layout_and_fill_either(tmp_path: Path) -> 
         for parameter in changed.parameters():
             parameter.zero_()
     load_module_strictly(changed, saved, tmp_path / "step")
-    assert all(torch.equal(tensor, objective().state_dict()[name]) for name, tensor in changed.state_dict().items())
+    expected = objective().state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in changed.state_dict().items())
     assert is_channels_last(next(m for m in changed.modules() if isinstance(m, nn.Conv2d)).weight)
 
 

@@ -81,8 +81,9 @@ AUGMENTED_CASES = {
 }
 
 
+@pytest.mark.slow  # by default tests/test_training_views.py compares the views of processes
 @pytest.mark.usefixtures("quick_probes")
-@pytest.mark.parametrize("name", ["care", pytest.param("essl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["care", "essl"])
 def test_two_processes_see_the_augmented_views_of_one(
     name: str,
     load_recipe: Callable[[str], ModuleType],
