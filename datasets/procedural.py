@@ -20,7 +20,6 @@ import numpy as np
 from rich.progress import track
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.procedural import (
     PlannedObject,
     ProceduralConfig,
@@ -33,6 +32,7 @@ from ssl_equi.data.procedural import (
 )
 from ssl_equi.data.verify import verify_split
 from ssl_equi.data.writer import ObjectRecord
+from ssl_equi.errors import DataError
 from ssl_equi.options import Threads
 
 

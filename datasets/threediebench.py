@@ -25,10 +25,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.manifest import Manifest, canonical_json, has_manifest, read_manifest
 from ssl_equi.data.order import epoch_permutation
-from ssl_equi.data.parallel import map_in_order
 from ssl_equi.data.posed_folders import (
     RESIZED_QUALITY,
     Layout,
@@ -43,6 +41,8 @@ from ssl_equi.data.posed_folders import (
 )
 from ssl_equi.data.verify import verify_split
 from ssl_equi.data.writer import SplitSettings, SplitWriter
+from ssl_equi.errors import DataError
+from ssl_equi.files import map_in_order
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.options import Count, Seed, Threads
 

@@ -21,6 +21,7 @@ import torch
 from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
+from ssl_equi.errors import RunError
 from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from ssl_equi.objectives.care import CARE, CAREConfig, mean_pair_weight
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
@@ -30,7 +31,6 @@ from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, fi
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.provenance import BF16, OWN_PAIRS, UNSHUFFLED, reproduces
 from ssl_equi.run import Run
-from ssl_equi.run_config import RunError
 from ssl_equi.training_views import SharedPairOptions, SharedViews, TrainingViews
 
 

@@ -23,6 +23,7 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.capsules import Votes, VotesInit
+from ssl_equi.errors import UserError
 from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
 from ssl_equi.options import ActsWhen, NonNegative, Width
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
@@ -30,7 +31,7 @@ from ssl_equi.pretraining_capsules import check_capsules_ending, finish_capsules
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.provenance import BF16_FOR_FP16, OWN_COVARIANCE, reproduces
 from ssl_equi.run import Run
-from ssl_equi.training_views import PairAction, TrainingViews, ViewsError
+from ssl_equi.training_views import PairAction, TrainingViews
 
 POSE_SIDES: dict[PairAction, int] = {"rotation": 3, "pose_base": 4, "pose_object": 4}
 
@@ -107,7 +108,7 @@ def build(config: Config) -> EquiCaps:
 
     if config.actions not in POSE_SIDES:
         choices = ", ".join(POSE_SIDES)
-        raise ViewsError(f"--actions is {config.actions} and poses are multiplied with a matrix: choose from {choices}")
+        raise UserError(f"--actions is {config.actions} and poses are multiplied with a matrix: choose from {choices}")
     torch.manual_seed(config.seed)
     backbone = create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
     pose_side = POSE_SIDES[config.actions]

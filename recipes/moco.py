@@ -18,13 +18,13 @@ import torch
 from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
+from ssl_equi.errors import RunError
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.options import ActsWhen, Momentum
 from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.provenance import BF16, BF16_FOR_FLOAT32, UNSHUFFLED, reproduces
 from ssl_equi.run import Run
-from ssl_equi.run_config import RunError
 from ssl_equi.training_views import PairOptions, TrainingViews
 
 

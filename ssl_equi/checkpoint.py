@@ -21,17 +21,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ssl_equi.errors import UserError
+from ssl_equi.errors import CheckpointError
 from ssl_equi.files import read_json_object, replace_file, sha256_of_file, sync_folder, write_durably
 
 CHECKSUMS_FILE = "checksums.json"
 _OTHER_CHECKPOINT = "delete this folder and resume from the one before"
 _TENSOR_MARK = "__tensor__"
 _INT_KEYS_MARK = "__int_keys__"
-
-
-class CheckpointError(UserError):
-    """A checkpoint can't be written, read, or put into the objects that it should fill."""
 
 
 def write_checkpoint(folder: Path, states: dict[str, Any]) -> None:

@@ -65,7 +65,8 @@ def run_recipe(main: Callable[[Config], None], configs: Mapping[str, Callable[[]
     names = f"{names} {describe(configs[name])}"
     config = parse_command_line(type(default), f"{description.strip()}\n\n{names}", default, arguments)
     # They import torch, which takes seconds and which other commands may do without.
-    from ssl_equi.process_group import LostProcessError, naming_lost_processes
+    from ssl_equi.errors import LostProcessError
+    from ssl_equi.process_group import naming_lost_processes
     from ssl_equi.stopping import run_to_the_end
 
     def with_other_processes() -> None:

@@ -31,7 +31,7 @@ from ssl_equi.probing.retrieval_results import TASK as RETRIEVAL
 from ssl_equi.probing.seed_table import print_seeds
 from ssl_equi.probing.skipping import noted_if_unanswered
 from ssl_equi.probing.transfer import open_transfer_set, transfer_questions
-from ssl_equi.versions import software_versions
+from ssl_equi.system import software_versions
 
 EMBEDDED_SETS = ("3diebench-p", "3diebench-pt")
 FIRST_SEED = 0

@@ -18,14 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.checkpoint import (
-    CheckpointError,
-    load_module_strictly,
-    read_tensors,
-    refuse_other_tensors,
-    write_checkpoint_files,
-)
-from ssl_equi.errors import UserError
+from ssl_equi.checkpoint import load_module_strictly, read_tensors, refuse_other_tensors, write_checkpoint_files
+from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.files import parse_json_object, read_json_object, sha256_of_file
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"

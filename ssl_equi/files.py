@@ -1,13 +1,22 @@
-"""Writing files so that a crash or a full disk never leaves half of one under its final name; reading JSON safely."""
+"""Files: written as a whole or not at all, read as if they might hold anything, built by one process."""
 
 import errno
 import hashlib
 import json
 import math
 import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+from filelock import FileLock, Timeout
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ssl_equi.errors import DataError
 
 MOST_JSON_BYTES = 1 << 30
 MOST_JSON_LEVELS = 100  # what is nested deeper can't be written again, or printed, within Python's recursion limit
@@ -165,3 +174,104 @@ def _is_deeper_than(value: Any, levels: int) -> bool:
         if not containers:
             return False
     return True
+
+
+FileState = tuple[int, int, int, int]
+
+
+def file_state(path: str | Path | os.DirEntry[str]) -> FileState:
+    """Bytes, modification and change time in ns, and inode: what differs once a file was written to or replaced.
+
+    The change time can't be set back by hand. Raises OSError.
+    """
+    status = path.stat() if isinstance(path, os.DirEntry) else os.stat(path)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def list_folder(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder; DataError if it isn't there or can't be read, which `Path.glob` takes for empty."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(f"folder {folder} can't be read ({error.strerror}): allow it, or take it out") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces a file as a whole.
+
+    Raises DataError when the file cannot be written (a full disk, a quota, missing rights).
+    """
+    with write_errors_named(path):
+        replace_file(path, content)
+
+
+@contextmanager
+def write_errors_named(path: Path) -> Iterator[None]:
+    """Turn an OSError raised while writing `path` into a DataError that names the file and the cure."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path} ({error.strerror}): free some space or choose another folder, then run again"
+        ) from error
+
+
+@contextmanager
+def working_alone(lock_file: Path, what: str) -> Iterator[None]:
+    """Holds a lock: of two processes that want the same thing, one makes it and the other waits, saying so.
+
+    Args:
+        lock_file: in an existing folder.
+        what: "building FOLDER", say, for the one that waits.
+
+    Raises:
+        DataError: the lock file can't be made, since nothing may be written there.
+    """
+    lock = FileLock(lock_file)
+    try:
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            if not lock_file.exists():  # some file systems say that the file to be made isn't there
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
+            print(f"another process is {what}: waiting for it", flush=True)
+            lock.acquire()
+    except OSError as error:  # Timeout is one too, and was dealt with
+        raise DataError(
+            f"{what} is needed and {lock_file.parent} can't be written to ({error.strerror}): allow it, or choose "
+            f"another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def building_progress(enabled: bool = True) -> Progress:
+    """A progress bar that goes away when it is done; nothing at all where the output is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    progress = Progress(*columns, transient=True)
+    progress.disable = not (enabled and progress.console.is_terminal)
+    return progress
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """Results of `function` in the order of `items`, at most `ahead` of them computed before they are asked for."""
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
-from ssl_equi.run_config import Precision, RunError
+from ssl_equi.errors import RunError
+from ssl_equi.run_config import Precision
 
 # Settings of `accelerate launch` that a run would take without acting on them as asked: variable, values that change
 # nothing, the setting, and what serves instead.

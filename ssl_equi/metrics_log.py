@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ssl_equi.checkpoint import CheckpointError, describe_os_error, write_text_atomically
+from ssl_equi.checkpoint import describe_os_error, write_text_atomically
+from ssl_equi.errors import CheckpointError
 
 
 class MetricsLog:

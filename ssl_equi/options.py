@@ -23,10 +23,6 @@ from ssl_equi.text import visible_values
 ArgumentValue = int | float | bool | str
 
 
-class OptionError(UserError):
-    """An option has a value that it can't have, or one that has no effect."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Range:
     """The numbers that an option can be; `above` and `below` are excluded themselves."""
@@ -122,7 +118,7 @@ def check_options(config: Any, default: Any = None) -> None:
         default: what the options were before the user changed some; without it, effects are not checked.
 
     Raises:
-        OptionError: a number is out of range or not finite, a choice doesn't exist, or an option was changed that has
+        UserError: a number is out of range or not finite, a choice doesn't exist, or an option was changed that has
             no effect.
     """
     for option in _options(config):
@@ -131,7 +127,7 @@ def check_options(config: Any, default: Any = None) -> None:
         before = {option.name: option.value for option in _options(default)}
         for option in _options(config):
             if option.inactive is not None and option.value != before.get(option.name, option.value):
-                raise OptionError(
+                raise UserError(
                     f"{option.flag} is {_shown(option.value)} and has no effect: {option.inactive}, or leave it out"
                 )
 
@@ -209,9 +205,9 @@ def _check_value(option: _Option) -> None:
     for value in _elements(option.value):
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if not math.isfinite(value) or (bounds is not None and not bounds.holds(value)):
-                raise OptionError(f"{option.flag} is {value}: give a number {bounds or 'that is finite'}")
+                raise UserError(f"{option.flag} is {value}: give a number {bounds or 'that is finite'}")
         elif choices and value is not None and value not in choices:
-            raise OptionError(f"{option.flag} is {value!r}: choose from {', '.join(map(str, choices))}")
+            raise UserError(f"{option.flag} is {value!r}: choose from {', '.join(map(str, choices))}")
 
 
 def _elements(value: Any) -> list[Any]:

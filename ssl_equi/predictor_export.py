@@ -22,8 +22,8 @@ from typing import Any, Literal, Protocol, cast, get_args
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.data.actions import ACTION_SIZES, QUATERNION_ACTION_KINDS
+from ssl_equi.errors import CheckpointError
 from ssl_equi.export import CONFIG_FILE, Export, built_and_filled, check_sizes
 from ssl_equi.files import read_json_object
 from ssl_equi.objectives.heads import projector

@@ -19,6 +19,7 @@ from ssl_equi.data.streaming import StreamedLoader
 from ssl_equi.device_copies import Unread, merged
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.create import model_arguments
+from ssl_equi.errors import RunError
 from ssl_equi.export import EncoderCard, Export, encoder_export
 from ssl_equi.files import read_json_object
 from ssl_equi.objectives.output import ObjectiveOutput
@@ -36,10 +37,9 @@ from ssl_equi.probing.skipping import noted_if_unanswered
 from ssl_equi.probing.suite import ProbeResults, check_splits
 from ssl_equi.probing.tasks import tasks_for
 from ssl_equi.run import Run
-from ssl_equi.run_config import RunError
+from ssl_equi.system import software_versions
 from ssl_equi.training_loader import TrainingLoader, device_decoded_loader, rendered_loader
 from ssl_equi.training_views import views_to_load
-from ssl_equi.versions import software_versions
 
 ENCODER_FOLDER = "encoder"
 EMBEDDED_LICENCE = "apache-2.0"  # of weights that learnt from our own renderings

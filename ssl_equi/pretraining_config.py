@@ -8,10 +8,11 @@ from torch import nn
 
 from ssl_equi.data.sources import DatasetName, Reading
 from ssl_equi.data.torchvision_sets import STORED_SIDE
+from ssl_equi.errors import RunError
 from ssl_equi.optimizers import OptimizerName, make_optimizer, parameter_groups
 from ssl_equi.options import ActsWhen, Count, CountOrZero, EncoderArguments, ImageSide, NonNegative, Positive, Range
 from ssl_equi.probing.protocol import ProtocolName
-from ssl_equi.run_config import RunConfig, RunError
+from ssl_equi.run_config import RunConfig
 from ssl_equi.schedules import rising_momentum, set_learning_rate, warmup_cosine
 from ssl_equi.training_views import PairOptions
 

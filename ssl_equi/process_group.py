@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from ssl_equi.errors import UserError
-from ssl_equi.run_config import RunError
+from ssl_equi.errors import LostProcessError, UserError
 
 # Until the first step is done one process may still fetch or render the data that the others wait for.
 STARTING_TIMEOUT = timedelta(minutes=30)
@@ -36,10 +35,6 @@ def set_timeout(timeout: timedelta, groups: list[Any]) -> None:
     setters = [getattr(module, name) for module, name in names if hasattr(module, name)]
     for group in groups if setters else []:
         setters[0](timeout, group)
-
-
-class LostProcessError(RunError):
-    """Another process of the run has ended or hangs."""
 
 
 @contextmanager

@@ -29,7 +29,6 @@ from torch import nn
 
 from ssl_equi import launcher
 from ssl_equi.checkpoint import (
-    CheckpointError,
     describe_os_error,
     has_checksums,
     list_checkpoints,
@@ -45,7 +44,7 @@ from ssl_equi.device_copies import Unread, together
 from ssl_equi.device_setup import prepare_for_device
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
 from ssl_equi.encoders.recomputing import checkpoint_activations
-from ssl_equi.errors import UserError
+from ssl_equi.errors import CheckpointError, RunError, UserError
 from ssl_equi.finite_watch import FiniteWatch
 from ssl_equi.metrics_log import MetricsLog
 from ssl_equi.objectives.batch_norm import running_statistics_kept
@@ -55,21 +54,13 @@ from ssl_equi.optimizers import load_optimizer_state
 from ssl_equi.options import used_options
 from ssl_equi.process_group import set_timeout, starting_timeout
 from ssl_equi.progress import TrainingProgress
-from ssl_equi.run_config import (
-    RunConfig,
-    RunError,
-    check_run,
-    default_threads,
-    flattened,
-    loader_size,
-    refuse_other_options,
-)
+from ssl_equi.run_config import RunConfig, check_run, default_threads, flattened, loader_size, refuse_other_options
 from ssl_equi.run_folder import RunFolder, choose_folder
 from ssl_equi.sharding import gathered, shard, shared_out
 from ssl_equi.speed import SpeedWindow
 from ssl_equi.stopping import EXIT_STOPPED, StoppedBySignal, StopRequests, leaving_at_once
+from ssl_equi.system import software_versions
 from ssl_equi.tracking import Tracking
-from ssl_equi.versions import software_versions
 
 Result = TypeVar("Result")
 Objective = TypeVar("Objective")

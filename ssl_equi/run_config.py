@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import torch
 
 from ssl_equi.data.bad_records import OnBadRecord
-from ssl_equi.errors import UserError
+from ssl_equi.errors import RunError
 from ssl_equi.files import read_json_object
-from ssl_equi.machine import share_of_cores
 from ssl_equi.options import ActsWhen, Count, CountOrZero, Positive, Range, Seed, Threads, check_options
+from ssl_equi.system import share_of_cores
 
 Precision = Literal["auto", "no", "bf16"]
 
@@ -43,10 +43,6 @@ FREE_OPTIONS = (
     "sharding",
     "collective_timeout",
 )
-
-
-class RunError(UserError):
-    """A run can't start or go on; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +110,7 @@ class RunConfig:
 
 
 def check_run(config: RunConfig) -> None:
-    """Raises RunError or OptionError for options that no run can have."""
+    """Raises RunError or UserError for options that no run can have."""
     check_options(config)
     if config.tracker is not None:
         try:

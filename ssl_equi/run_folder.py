@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ssl_equi.checkpoint import describe_os_error, list_checkpoints
-from ssl_equi.run_config import RunError
+from ssl_equi.errors import RunError
 
 LOCK_FILE = ".lock"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from ssl_equi.checkpoint import CheckpointError
+from ssl_equi.errors import CheckpointError
 from ssl_equi.export import (
     CONFIG_FILE,
     EncoderCard,

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_equi.encoders.create import EncoderError
 from ssl_equi.encoders.transformer_blocks import transformer_blocks
+from ssl_equi.errors import EncoderError
 
 
 def shard(objective: nn.Module, device: torch.device) -> None:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ssl_equi.run_config import RunError
+from ssl_equi.errors import RunError
 
 _CURES = {"wandb": "run `wandb login` (or set WANDB_MODE=offline)", "trackio": "check its settings"}
 

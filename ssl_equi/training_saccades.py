@@ -18,17 +18,10 @@ from ssl_equi.data.saliency_maps import SaliencyMaps, computed_saliency
 from ssl_equi.data.sources import DataSource
 from ssl_equi.device_copies import copy_together
 from ssl_equi.encoders.create import has_fixed_input_size
+from ssl_equi.errors import UserError
 from ssl_equi.options import ActsWhen, CountOrZero, ImageSide
 from ssl_equi.training_sequences import ViewSequence
-from ssl_equi.training_views import (
-    AugmentationDraws,
-    DrawsConfig,
-    Processes,
-    ViewsError,
-    first_images,
-    normalise,
-    timed,
-)
+from ssl_equi.training_views import AugmentationDraws, DrawsConfig, Processes, first_images, normalise, timed
 from ssl_equi.views.glimpses import Inhibition, InhibitionShape, fixation_positions, take_glimpses
 from ssl_equi.views.presets import view_pipelines
 
@@ -88,7 +81,7 @@ class SaccadeViews:
         collection: where the batches come from; `data.train` when None. A saliency file must be of this collection.
 
     Raises:
-        ViewsError: options that no gaze can follow on these images.
+        UserError: options that no gaze can follow on these images.
         DataError: the saliency can't be computed, or the file isn't of these images.
     """
 
@@ -162,11 +155,11 @@ def saliency_maps(options: SaccadeOptions, collection: ViewCollection) -> Salien
     """The maps that the options ask for; None for a gaze that nothing draws.
 
     Raises:
-        ViewsError: a file is asked for and not given, or given and not asked for.
+        UserError: a file is asked for and not given, or given and not asked for.
         DataError: see `SaliencyMaps` and `computed_saliency`.
     """
     if (options.saliency == "file") != (options.saliency_file is not None):
-        raise ViewsError(
+        raise UserError(
             f"--saccades.saliency is {options.saliency} and --saccades.saliency-file is {options.saliency_file}: give "
             "file and a file, or neither"
         )
@@ -175,34 +168,34 @@ def saliency_maps(options: SaccadeOptions, collection: ViewCollection) -> Salien
     if options.saliency == "spectral_residual" or options.saliency == "centre_surround":
         return computed_saliency(collection, options.saliency)
     if options.saliency != "uniform":
-        raise ViewsError(
+        raise UserError(
             f"--saccades.saliency is {options.saliency!r}: choose spectral_residual, centre_surround, uniform or file"
         )
     return None
 
 
 def check_saccades(options: SaccadeOptions, length: int, collection: ViewCollection) -> None:
-    """Raises ViewsError unless a gaze can follow the options on images of this collection."""
+    """Raises UserError unless a gaze can follow the options on images of this collection."""
     if length < 2:
-        raise ViewsError(f"--observed-views is {length - 1}: observe at least 1 glimpse before the one to predict")
+        raise UserError(f"--observed-views is {length - 1}: observe at least 1 glimpse before the one to predict")
     if options.glimpse_size < 1:
-        raise ViewsError(f"--saccades.glimpse-size is {options.glimpse_size}: give a side of at least 1 pixel")
+        raise UserError(f"--saccades.glimpse-size is {options.glimpse_size}: give a side of at least 1 pixel")
     if options.augmentation not in ("none", "crop_flip"):
-        raise ViewsError(f"--saccades.augmentation is {options.augmentation!r}: choose none or crop_flip")
+        raise UserError(f"--saccades.augmentation is {options.augmentation!r}: choose none or crop_flip")
     if options.augmentation == "none" and not collection.fills_image:
-        raise ViewsError(
+        raise UserError(
             f"the images of split {collection.split!r} of {collection.folder} have different sizes: choose "
             "--saccades.augmentation crop_flip, which crops them to one"
         )
 
 
 def check_glimpse_encoder(encoder: str, image_size: int, options: SaccadeOptions) -> None:
-    """Raises ViewsError for an encoder of fixed input size, unless glimpses are as large as the images.
+    """Raises UserError for an encoder of fixed input size, unless glimpses are as large as the images.
 
     Training shows it glimpses, and the final probes show it whole images.
     """
     if options.glimpse_size != image_size and has_fixed_input_size(encoder):
-        raise ViewsError(
+        raise UserError(
             f"--encoder {encoder} takes images of one size, and glimpses have {options.glimpse_size} pixels where "
             f"whole images have {image_size}: choose a convolutional encoder, such as resnet18_small_images"
         )
@@ -225,10 +218,10 @@ def described_saccades(sequences: dict[str, Any], saliency_file: Path | None = N
         saliency_file: the maps of those images, for a model whose gaze followed a file.
 
     Raises:
-        ViewsError: they describe no glimpses.
+        UserError: they describe no glimpses.
     """
     if sequences.get("source") != "saccades":
-        raise ViewsError(
+        raise UserError(
             f"the sequences of this model are {sequences.get('source')}, not saccades: give one that was trained on "
             "glimpses"
         )

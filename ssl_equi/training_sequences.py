@@ -18,12 +18,12 @@ from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import normalise_views
 from ssl_equi.data.sources import DataSource
 from ssl_equi.device_copies import copy_together
+from ssl_equi.errors import UserError
 from ssl_equi.training_views import (
     AugmentationDraws,
     PairAction,
     Processes,
     ViewsConfig,
-    ViewsError,
     augmentation_columns,
     check_action,
     check_translations,
@@ -85,7 +85,7 @@ class SequenceViews:
         actions: what the objective is told of the change from view to view; None for nothing.
 
     Raises:
-        ViewsError: more rendered views than the objects have, rendered views of data without poses, actions that
+        UserError: more rendered views than the objects have, rendered views of data without poses, actions that
             don't go with the views, relative poses of objects that don't move, or less than two views.
     """
 
@@ -147,17 +147,17 @@ class SequenceViews:
 
 
 def check_length(length: int, config: ViewsConfig, data: DataSource) -> None:
-    """Raises ViewsError unless so many different views of an object can be had."""
+    """Raises UserError unless so many different views of an object can be had."""
     if length < 2:
-        raise ViewsError(f"--observed-views is {length - 1}: observe at least 1 view before the one to predict")
+        raise UserError(f"--observed-views is {length - 1}: observe at least 1 view before the one to predict")
     if config.views.source == "augmented":
         return
     if data.train.num_views < 2:
-        raise ViewsError(
+        raise UserError(
             f"{data.name} holds one view of each image: choose --views.source augmented, which makes more of it"
         )
     if length > data.train.num_views:
-        raise ViewsError(
+        raise UserError(
             f"--observed-views is {length - 1} and one more is predicted, but the objects of {data.name} have "
             f"{data.train.num_views} views: choose {data.train.num_views - 1} or less"
         )

@@ -44,10 +44,6 @@ PairAction = Literal[
 ]
 
 
-class ViewsError(UserError):
-    """The asked-for views can't be made of these data; the message says what to change."""
-
-
 _AUGMENTED = ActsWhen(lambda options: options.source == "augmented", "add --views.source augmented")
 
 
@@ -154,7 +150,7 @@ def action_size(kind: PairAction, config: ViewsConfig) -> int:
     """Width A of the actions.
 
     Raises:
-        ViewsError: the kind doesn't go with the source of the views.
+        UserError: the kind doesn't go with the source of the views.
     """
     check_action(kind, config.views)
     if kind != "augmentation":
@@ -166,7 +162,7 @@ def augmentation_columns(config: ViewsConfig) -> tuple[int, ...]:
     """The columns of the augmentation actions that the objective is told.
 
     Raises:
-        ViewsError: a transform is named that the action doesn't tell of.
+        UserError: a transform is named that the action doesn't tell of.
     """
     names = transforms_of_views(config.views.preset, config.image_size)
     told = with_action_options(config.views)
@@ -176,7 +172,7 @@ def augmentation_columns(config: ViewsConfig) -> tuple[int, ...]:
     try:
         return columns_about(transforms, encoding, names)
     except ValueError as error:
-        raise ViewsError(f"--views.action-transforms is {' '.join(transforms)}: {error}") from error
+        raise UserError(f"--views.action-transforms is {' '.join(transforms)}: {error}") from error
 
 
 def with_action_options(options: PairOptions) -> ViewOptions:
@@ -185,10 +181,10 @@ def with_action_options(options: PairOptions) -> ViewOptions:
 
 
 def check_action(kind: PairAction, options: PairOptions) -> None:
-    """Raises ViewsError unless augmented views have augmentation actions and rendered ones the others."""
+    """Raises UserError unless augmented views have augmentation actions and rendered ones the others."""
     if (kind == "augmentation") != (options.source == "augmented"):
         cure = "--actions augmentation" if options.source == "augmented" else f"one of {', '.join(ACTION_SIZES)}"
-        raise ViewsError(f"--actions is {kind} and --views.source is {options.source}: choose {cure}")
+        raise UserError(f"--actions is {kind} and --views.source is {options.source}: choose {cure}")
 
 
 class AugmentationDraws:
@@ -232,7 +228,7 @@ class TrainingViews:
         shared_by: consecutive images that share their augmentations (CARE's chunks).
 
     Raises:
-        ViewsError: rendered views of data without poses, actions that don't go with the views, or relative poses of
+        UserError: rendered views of data without poses, actions that don't go with the views, or relative poses of
             objects that don't move.
     """
 
@@ -255,7 +251,7 @@ class TrainingViews:
         if actions == "augmentation":
             self.action_columns = augmentation_columns(config)
         if shared_by > 1 and config.views.source == "rendered":
-            raise ViewsError("rendered views share no augmentations: choose --views.source augmented")
+            raise UserError("rendered views share no augmentations: choose --views.source augmented")
         check_chunks(config, processes, shared_by)
         self.draws = AugmentationDraws(config, processes)
         self.pipelines = view_pipelines(config.views.preset, config.image_size, compiled=config.compile)
@@ -314,11 +310,11 @@ class TransformedSmallViews:
         self, config: DrawsConfig, options: SmallViewOptions, data: DataSource, processes: Processes, *, relative: bool
     ) -> None:
         if options.group not in GROUPS:
-            raise ViewsError(f"--small-view.group is {options.group!r}: choose from {', '.join(GROUPS)}")
+            raise UserError(f"--small-view.group is {options.group!r}: choose from {', '.join(GROUPS)}")
         self.group, self.data, self.relative = GROUPS[options.group], data, relative
         self.elements = self.group.size if options.elements is None else options.elements
         if not 1 <= self.elements <= self.group.size:
-            raise ViewsError(
+            raise UserError(
                 f"--small-view.elements is {self.elements}: {options.group} has {self.group.size}, choose 1 to "
                 f"{self.group.size}"
             )
@@ -357,17 +353,17 @@ class TransformedSmallViews:
 
 
 def check_source(options: PairOptions, data: DataSource) -> None:
-    """Raises ViewsError for rendered pairs of data that hold one view of each object."""
+    """Raises UserError for rendered pairs of data that hold one view of each object."""
     if options.source == "rendered" and data.train.num_views < 2:
-        raise ViewsError(
+        raise UserError(
             f"{data.name} holds one view of each image: choose --views.source augmented, which makes two of it"
         )
 
 
 def check_translations(actions: str, data: DataSource) -> None:
-    """Raises ViewsError for relative poses between views of data whose objects don't move."""
+    """Raises UserError for relative poses between views of data whose objects don't move."""
     if actions in POSE_ACTION_KINDS and data.train.latents.shape[-1] != LATENT_SIZE_WITH_TRANSLATION:
-        raise ViewsError(
+        raise UserError(
             f"actions {actions} tell of translations and the objects of {data.name} have none: choose a set with "
             "translations (--dataset 3diebench-pt or 3diebench-t)"
         )
@@ -381,9 +377,9 @@ def warn_of_both_signs(actions: str, data: DataSource, processes: Processes) -> 
 
 
 def check_chunks(config: DrawsConfig, processes: Processes, shared_by: int) -> None:
-    """Raises ViewsError unless each process holds whole chunks; single images are the loader's to share out."""
+    """Raises UserError unless each process holds whole chunks; single images are the loader's to share out."""
     if shared_by > 1 and config.batch_size % (shared_by * processes.world_size):
-        raise ViewsError(
+        raise UserError(
             f"--batch-size is {config.batch_size} and chunks of {shared_by} images share their augmentations: choose a "
             f"multiple of {shared_by * processes.world_size}, so that each process has whole chunks"
         )

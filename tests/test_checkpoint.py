@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ssl_equi import checkpoint
-from ssl_equi.checkpoint import CheckpointError
+from ssl_equi.errors import CheckpointError
 
 
 def nested_state() -> dict:

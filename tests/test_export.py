@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from ssl_equi import load_encoder
-from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.encoders import create_encoder
-from ssl_equi.errors import UserError
+from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.export import EncoderCard, normalization_of, parts_of, read_encoder_config, save_encoder
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ssl_equi.errors import RunError
 from ssl_equi.launcher import launched_precision, refuse_lonely_tasks, refuse_unsupported_settings
-from ssl_equi.run_config import Precision, RunError
+from ssl_equi.run_config import Precision
 from ssl_equi.run_folder import RunFolder
 
 

@@ -13,9 +13,9 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ssl_equi.checkpoint import CheckpointError, list_checkpoints
+from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.encoders import create_encoder
-from ssl_equi.errors import UserError
+from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.export import EncoderCard, load_encoder, save_encoder
 from ssl_equi.objectives.heads import projector
 from ssl_equi.objectives.latent_predictor import ProjectedPredictor
@@ -25,7 +25,6 @@ from ssl_equi.predictor_export import PredictorCard, load_predictor, save_predic
 from ssl_equi.probing import evaluation_report, report
 from ssl_equi.probing.compared_runs import read_evaluated_folder
 from ssl_equi.probing.evaluation_report import write_evaluation_report
-from ssl_equi.probing.records import ResultsError
 from ssl_equi.probing.report import read_curves
 from ssl_equi.run import Run
 from ssl_equi.sequence_export import load_sequence_model, save_sequence_model
@@ -272,7 +271,7 @@ def test_every_mutation_of_results_gives_a_page_or_a_sentence(evaluated: Path, n
     for _ in range(NUM_MUTATIONS):
         file.write_bytes(mutated(content, rng, name.endswith(".json")))
         outcome = only_user_errors(lambda: page_of(evaluated))
-        assert isinstance(outcome, ResultsError) or read_page(outcome)
+        assert isinstance(outcome, UserError) or read_page(outcome)
         drawn += isinstance(outcome, str)
     assert drawn > 0 or name == "arrays.npz"
 

@@ -10,11 +10,11 @@ import pytest
 import tyro
 
 from ssl_equi.cli import hints, parse_command_line
+from ssl_equi.errors import UserError
 from ssl_equi.options import (
     ActsWhen,
     Count,
     Derived,
-    OptionError,
     Positive,
     Range,
     _bounds,
@@ -60,16 +60,16 @@ class Outer:
 def test_a_value_that_an_option_cannot_have_is_named_with_those_that_it_can(
     changes: dict[str, Any], sentence: str
 ) -> None:
-    with pytest.raises(OptionError) as refused:
+    with pytest.raises(UserError) as refused:
         check_options(Outer(**changes))
     assert str(refused.value) == sentence
 
 
 def test_an_option_without_effect_is_refused_where_it_was_changed() -> None:
     silent = Outer(inner=Inner(speed=2.0))
-    with pytest.raises(OptionError, match=r"--inner\.speed is 2\.0 and has no effect: choose the mode slow, or leave"):
+    with pytest.raises(UserError, match=r"--inner\.speed is 2\.0 and has no effect: choose the mode slow, or leave"):
         check_options(silent, Outer())
-    with pytest.raises(OptionError, match=r"--inner\.widths is 5 6 and has no effect: give a share above 0, or leave"):
+    with pytest.raises(UserError, match=r"--inner\.widths is 5 6 and has no effect: give a share above 0, or leave"):
         check_options(Outer(share=0.0, inner=Inner(widths=(5, 6))), Outer())
     check_options(silent, silent)
     check_options(Outer(inner=Inner(mode="slow", speed=2.0)), Outer())

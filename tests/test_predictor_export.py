@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.capsule_network import CapsuleNetwork
+from ssl_equi.errors import CheckpointError
 from ssl_equi.geometry.rotations import random_quat
 from ssl_equi.objectives.capsie import CapsIE, CapsIEConfig
 from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig

@@ -13,11 +13,11 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from ssl_equi import pretraining
-from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.data.images import normalise_views
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.encoders import create_encoder
+from ssl_equi.errors import CheckpointError, RunError
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.pretraining import FollowingProbes, check_ending, encoder_card, finish, probed_parts
@@ -29,7 +29,6 @@ from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, Pro
 from ssl_equi.probing.records import read_records
 from ssl_equi.probing.tasks import NEEDS_TRANSLATIONS
 from ssl_equi.run import Run
-from ssl_equi.run_config import RunError
 
 
 @pytest.fixture(autouse=True)

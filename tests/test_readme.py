@@ -33,7 +33,9 @@ def documents() -> list[Path]:
 
 
 def scripts() -> list[Path]:
-    return sorted(path for folder in SCRIPT_FOLDERS for path in (ROOT / folder).glob("*.py"))
+    """What is run, and not only imported by others."""
+    files = sorted(path for folder in SCRIPT_FOLDERS for path in (ROOT / folder).glob("*.py"))
+    return [path for path in files if '__name__ == "__main__"' in path.read_text()]
 
 
 def code_blocks(text: str) -> str:

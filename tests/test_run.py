@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from filelock import FileLock
 
-from ssl_equi.checkpoint import CheckpointError, list_checkpoints
-from ssl_equi.errors import UserError
+from ssl_equi.checkpoint import list_checkpoints
+from ssl_equi.errors import CheckpointError, RunError, UserError
 from ssl_equi.run import Run
-from ssl_equi.run_config import LoaderSize, RunError, default_threads
+from ssl_equi.run_config import LoaderSize, default_threads
 from ssl_equi.stopping import EXIT_STOPPED
 from tests.toy_recipe import EachStep, ToyConfig, ToyLoader, ToyObjective, loss_lines, train_toy
 
@@ -280,7 +280,7 @@ def test_steps_stops_early_and_a_later_resume_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_launched_process_takes_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssl_equi.machine.usable_cores", lambda: 8)
+    monkeypatch.setattr("ssl_equi.system.usable_cores", lambda: 8)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     assert default_threads() == torch.get_num_threads()
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from ssl_equi.options import OptionError, check_options
+from ssl_equi.errors import UserError
+from ssl_equi.options import check_options
 from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, target_momentum
 from ssl_equi.schedules import rising_momentum, set_learning_rate, warmup_cosine
 
@@ -103,7 +104,7 @@ def test_a_warm_up_from_a_rate_is_linear_and_ends_one_step_later() -> None:
 
 def test_a_rate_to_warm_up_from_needs_a_warm_up() -> None:
     config = PretrainingOptions(warmup_steps=0)
-    with pytest.raises(OptionError, match=r"--warmup-from is 0\.1 and has no effect: give warmup_steps above 0"):
+    with pytest.raises(UserError, match=r"--warmup-from is 0\.1 and has no effect: give warmup_steps above 0"):
         check_options(dataclasses.replace(config, warmup_from=0.1), config)
-    with pytest.raises(OptionError, match=r"--warmup-from is -0\.1: give a number of at least 0"):
+    with pytest.raises(UserError, match=r"--warmup-from is -0\.1: give a number of at least 0"):
         check_options(PretrainingOptions(warmup_from=-0.1))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.encoders import create_encoder
+from ssl_equi.errors import CheckpointError
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.sequence_export import load_sequence_model, save_sequence_model

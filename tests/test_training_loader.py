@@ -15,17 +15,10 @@ from ssl_equi.data import decoded_cache
 from ssl_equi.data.device_decoding import DeviceDecodedLoader
 from ssl_equi.data.rendered_views import RenderedLoader
 from ssl_equi.data.sources import DataSource, open_data
+from ssl_equi.errors import RunError
 from ssl_equi.pretraining import open_loader
 from ssl_equi.pretraining_config import EXCLUSIVE_OPTIONS, PretrainingConfig
-from ssl_equi.run_config import (
-    FREE_OPTIONS,
-    MOST_THREADS,
-    MOST_WORKERS,
-    LoaderSize,
-    RunError,
-    check_run,
-    loader_size,
-)
+from ssl_equi.run_config import FREE_OPTIONS, MOST_THREADS, MOST_WORKERS, LoaderSize, check_run, loader_size
 
 TWO_THREADS = LoaderSize(threads=2, workers=0)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ssl_equi.data import saliency_maps
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.sources import DataSource, open_data
+from ssl_equi.errors import DataError, UserError
 from ssl_equi.training_saccades import (
     ACTION_SIZE,
     SaccadeOptions,
@@ -23,7 +23,7 @@ from ssl_equi.training_saccades import (
     describe_saccades,
     described_saccades,
 )
-from ssl_equi.training_views import ViewOptions, ViewsError, normalise
+from ssl_equi.training_views import ViewOptions, normalise
 from ssl_equi.views.saliency import spectral_residual
 
 ONE_PROCESS = SimpleNamespace(rank=0, world_size=1)
@@ -206,7 +206,7 @@ def test_another_collection_has_maps_of_its_own(data: DataSource, tmp_path: Path
 
 def test_pictures_of_their_own_sizes_are_cropped_first(mixed_folder: Path) -> None:
     data = open_data("folder", mixed_folder, "val", 32)
-    with pytest.raises(ViewsError, match=r"have different sizes: choose --saccades\.augmentation crop_flip, which"):
+    with pytest.raises(UserError, match=r"have different sizes: choose --saccades\.augmentation crop_flip, which"):
         SaccadeViews(Options(), data, ONE_PROCESS, SMALL, length=3)
     make_views = SaccadeViews(Options(), data, ONE_PROCESS, replace(SMALL, augmentation="crop_flip"), length=3)
     views = make_views(batch_of(data.train, torch.arange(12), view=0), 0)
@@ -228,12 +228,12 @@ def test_pictures_of_their_own_sizes_are_cropped_first(mixed_folder: Path) -> No
     ],
 )
 def test_options_that_cannot_be_followed_are_refused(data: DataSource, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises((ViewsError, DataError, ValueError), match=message):
+    with pytest.raises((UserError, DataError, ValueError), match=message):
         SaccadeViews(Options(), data, ONE_PROCESS, replace(SMALL, **changes), length=3)
 
 
 def test_one_glimpse_is_not_a_sequence(data: DataSource) -> None:
-    with pytest.raises(ViewsError, match="--observed-views is 0: observe at least 1 glimpse"):
+    with pytest.raises(UserError, match="--observed-views is 0: observe at least 1 glimpse"):
         SaccadeViews(Options(), data, ONE_PROCESS, SMALL, length=1)
 
 
@@ -241,7 +241,7 @@ def test_an_encoder_of_fixed_input_size_is_refused_before_training() -> None:
     check_glimpse_encoder("resnet18", 96, SaccadeOptions(glimpse_size=32))
     check_glimpse_encoder("vit_tiny_patch16_224", 96, SaccadeOptions(glimpse_size=96))
     with pytest.raises(
-        ViewsError, match="--encoder vit_tiny_patch16_224 takes images of one size, and glimpses have 32"
+        UserError, match="--encoder vit_tiny_patch16_224 takes images of one size, and glimpses have 32"
     ):
         check_glimpse_encoder("vit_tiny_patch16_224", 96, SaccadeOptions(glimpse_size=32))
 
@@ -253,5 +253,5 @@ def test_a_description_gives_the_options_back_for_other_images() -> None:
     assert described["glimpses"]["saliency_file"] == "train.npy"
     expected = replace(options, saliency_file=Path("test.npy"), augmentation="none")
     assert described_saccades(described, Path("test.npy")) == expected
-    with pytest.raises(ViewsError, match="the sequences of this model are rendered, not saccades"):
+    with pytest.raises(UserError, match="the sequences of this model are rendered, not saccades"):
         described_saccades({"source": "rendered"})

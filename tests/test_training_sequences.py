@@ -13,10 +13,11 @@ from ssl_equi.data.actions import POSE_ACTION_KINDS
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import normalise_views
 from ssl_equi.data.sources import DataSource, open_data
+from ssl_equi.errors import UserError
 from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.geometry.rotations import quat_positive, quat_to_matrix, random_quat
 from ssl_equi.training_sequences import SequenceViews, ViewSequence, describe_sequences
-from ssl_equi.training_views import ViewOptions, ViewsError, action_size
+from ssl_equi.training_views import ViewOptions, action_size
 
 ONE_PROCESS = SimpleNamespace(rank=0, world_size=1)
 AUGMENTED = ViewOptions(source="augmented", preset="seq_jepa")
@@ -88,7 +89,7 @@ def test_hues_join_the_rotation_and_no_action_is_made_if_nobody_asks(data: DataS
 
 @pytest.mark.parametrize("kind", POSE_ACTION_KINDS)
 def test_rigid_motions_compose_along_the_sequence(data: DataSource, kind: str) -> None:
-    with pytest.raises(ViewsError, match=f"actions {kind} tell of translations and the objects of 3diebench-p"):
+    with pytest.raises(UserError, match=f"actions {kind} tell of translations and the objects of 3diebench-p"):
         SequenceViews(Options(), data, ONE_PROCESS, length=4, actions=kind)
     batch = random_batch()
     batch = replace(batch, latents=torch.cat([batch.latents, batch.latents[..., :3] - 0.5], dim=-1))
@@ -162,16 +163,16 @@ def test_an_objective_can_be_told_of_some_transforms_only(data: DataSource) -> N
     assert torch.equal(some.images, everything.images)
     assert torch.equal(present(some.steps())[..., :4], present(everything.steps())[..., :4])
     wrong = ViewOptions(source="augmented", preset="seq_jepa", action_transforms=("rotation",))
-    with pytest.raises(ViewsError, match=r"--views.action-transforms is rotation: .* choose from crop"):
+    with pytest.raises(UserError, match=r"--views.action-transforms is rotation: .* choose from crop"):
         SequenceViews(Options(wrong), data, ONE_PROCESS, length=3, actions="augmentation")
 
 
 def test_what_cannot_be_made_is_refused(data: DataSource) -> None:
-    with pytest.raises(ViewsError, match=r"--observed-views is 4 and one more .* have 4 views: choose 3 or less"):
+    with pytest.raises(UserError, match=r"--observed-views is 4 and one more .* have 4 views: choose 3 or less"):
         SequenceViews(Options(), data, ONE_PROCESS, length=5, actions="rotation")
-    with pytest.raises(ViewsError, match="--observed-views is 0: observe at least 1 view"):
+    with pytest.raises(UserError, match="--observed-views is 0: observe at least 1 view"):
         SequenceViews(Options(), data, ONE_PROCESS, length=1, actions="rotation")
-    with pytest.raises(ViewsError, match=r"--actions is augmentation and --views\.source is rendered"):
+    with pytest.raises(UserError, match=r"--actions is augmentation and --views\.source is rendered"):
         SequenceViews(Options(), data, ONE_PROCESS, length=3, actions="augmentation")
 
 

@@ -13,13 +13,13 @@ from ssl_equi.data.actions import POSE_ACTION_KINDS, action_from_batch, relative
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import normalise_views
 from ssl_equi.data.sources import DataSource, open_data
+from ssl_equi.errors import UserError
 from ssl_equi.training_views import (
     SharedViews,
     SmallViewOptions,
     TrainingViews,
     TransformedSmallViews,
     ViewOptions,
-    ViewsError,
     action_size,
     views_to_load,
 )
@@ -100,7 +100,7 @@ def test_views_of_moving_objects_have_the_rigid_motion_between_them(data: DataSo
     views = TrainingViews(Options(), moving(data), ONE_PROCESS, actions=kind)(batch, step=0)
     assert views.actions is not None and views.actions.shape == (8, action_size(kind, Options())) == (8, 7)
     assert torch.equal(views.actions, action_from_batch(batch, kind))
-    with pytest.raises(ViewsError, match=rf"actions {kind} tell of translations .* choose a set with translations"):
+    with pytest.raises(UserError, match=rf"actions {kind} tell of translations .* choose a set with translations"):
         TrainingViews(Options(), data, ONE_PROCESS, actions=kind)
 
 
@@ -244,19 +244,19 @@ def test_quaternions_beyond_the_euler_box_are_warned_of_once(
     ],
 )
 def test_actions_must_go_with_the_views(data: DataSource, options: ViewOptions, actions: str, message: str) -> None:
-    with pytest.raises(ViewsError, match=message):
+    with pytest.raises(UserError, match=message):
         TrainingViews(Options(options), data, ONE_PROCESS, actions=actions)
 
 
 def test_what_cannot_be_made_is_refused(data: DataSource) -> None:
-    with pytest.raises(ViewsError, match="rendered views share no augmentations"):
+    with pytest.raises(UserError, match="rendered views share no augmentations"):
         TrainingViews(Options(), data, ONE_PROCESS, shared_by=4)
-    with pytest.raises(ViewsError, match=r"--small-view\.group is 'spin': choose from four_fold_rotation"):
+    with pytest.raises(UserError, match=r"--small-view\.group is 'spin': choose from four_fold_rotation"):
         TransformedSmallViews(Options(), SmallViewOptions(group="spin"), data, ONE_PROCESS, relative=False)
-    with pytest.raises(ViewsError, match=r"--small-view\.elements is 5: four_fold_rotation has 4"):
+    with pytest.raises(UserError, match=r"--small-view\.elements is 5: four_fold_rotation has 4"):
         TransformedSmallViews(Options(), SmallViewOptions(elements=5), data, ONE_PROCESS, relative=False)
     with pytest.raises(ValueError, match="there are no views named 'none'"):
         TrainingViews(Options(ViewOptions(source="augmented", preset="none")), data, ONE_PROCESS)
     single = SimpleNamespace(name="folder", train=SimpleNamespace(num_views=1))
-    with pytest.raises(ViewsError, match=r"folder holds one view of each image: choose --views\.source augmented"):
+    with pytest.raises(UserError, match=r"folder holds one view of each image: choose --views\.source augmented"):
         TrainingViews(Options(), single, ONE_PROCESS)

@@ -23,9 +23,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is loaded; ke
 
 import torch
 import tyro
-from torch import Tensor
-
-from ssl_equi.benchmarks import (
+from benchmarks import (
     Targets,
     comparison_rows,
     costs_in_turns,
@@ -33,6 +31,8 @@ from ssl_equi.benchmarks import (
     print_comparison,
     write_rows,
 )
+from torch import Tensor
+
 from ssl_equi.encoders.capsules import Capsules, SelfRouting, Votes
 
 

@@ -40,10 +40,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 import torch
+from benchmarks import Row, print_rows, row_of, write_rows
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ssl_equi.benchmarks import Row, print_rows, row_of, write_rows
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, nvjpeg_decoder
 from ssl_equi.data.image_shards import ImageShards

@@ -28,17 +28,9 @@ from typing import Any, Literal, NamedTuple
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is loaded; keeps its profiler quiet
 
 import torch
+from benchmarks import Row, TrainingStep, largest_relative_difference, print_rows, row_of, wait_for, write_rows
 from torch import Tensor, nn
 
-from ssl_equi.benchmarks import (
-    Row,
-    TrainingStep,
-    largest_relative_difference,
-    print_rows,
-    row_of,
-    wait_for,
-    write_rows,
-)
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.cost import encoder_cost

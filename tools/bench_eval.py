@@ -29,9 +29,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from benchmarks import Row, print_rows, row_of, seconds_of, write_rows
 from torch import Tensor, nn
 
-from ssl_equi.benchmarks import Row, print_rows, row_of, seconds_of, write_rows
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.actions import relative_hues, relative_rotation
 from ssl_equi.data.images import normalise_images

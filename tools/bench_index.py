@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks import MIB, Row, print_rows, row_of, write_rows
 from google_crc32c import value as crc32c_of
 from PIL import Image
 
-from ssl_equi.benchmarks import MIB, Row, print_rows, row_of, write_rows
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.fit import CenterCrop
 from ssl_equi.data.image_manifest import ImageIndex, ImageManifest

@@ -21,8 +21,8 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
+from benchmarks import Row, machine_of, print_rows, row_of, seconds_of, write_rows
 
-from ssl_equi.benchmarks import Row, machine_of, print_rows, row_of, seconds_of, write_rows
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural

@@ -18,17 +18,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from benchmarks import Row, TrainingStep, print_rows, random_views, seconds_in_turns, step_cost_rows, write_rows
 from torch import Tensor, nn
 
-from ssl_equi.benchmarks import (
-    Row,
-    TrainingStep,
-    print_rows,
-    random_views,
-    seconds_in_turns,
-    step_cost_rows,
-    write_rows,
-)
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import UserError

@@ -43,10 +43,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from sie_forms import Form, Sizes
-from torch import Tensor, nn
-
-from ssl_equi.benchmarks import (
+from benchmarks import (
     MIB,
     Row,
     TrainingStep,
@@ -58,6 +55,9 @@ from ssl_equi.benchmarks import (
     wait_for,
     write_rows,
 )
+from sie_forms import Form, Sizes
+from torch import Tensor, nn
+
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.actions import relative_rotation
 from ssl_equi.data.batch import ViewBatch

@@ -19,12 +19,12 @@ from typing import Literal
 
 import torch
 import tyro
+from benchmarks import Row, machine_of, row_of, write_rows
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ssl_equi.benchmarks import Row, machine_of, row_of, write_rows
 from ssl_equi.views.presets import tenth_of_side, view_pipelines
 
 TARGET = 1.0

@@ -59,8 +59,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.cli import explain_errors, parse_command_line
+from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.export import save_encoder
 from ssl_equi.importing.encoder_import import EncoderOptions, fitting_layouts, import_encoder
 from ssl_equi.importing.layouts import EncoderLayout, TrainingData
@@ -75,7 +75,7 @@ from ssl_equi.importing.seq_jepa_import import (
     model_tensors,
 )
 from ssl_equi.importing.sie_predictor import ACTIONS, equivariant_width, feature_parts, import_sie_predictor
-from ssl_equi.importing.tensors import LayoutError, named_tensors
+from ssl_equi.importing.tensors import named_tensors
 from ssl_equi.options import EncoderArguments
 from ssl_equi.predictor_export import PREDICTOR_FOLDER, PredictorCard, save_predictor
 from ssl_equi.sequence_export import save_sequence_model

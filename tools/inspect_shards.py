@@ -26,8 +26,6 @@ from rich.table import Table
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.damage import Damage, find_damage, kind_of_split
-from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import list_folder
 from ssl_equi.data.fit import CenterCrop
 from ssl_equi.data.foreign_shards import describe_counts
 from ssl_equi.data.image_manifest import ImageManifest, read_image_manifest
@@ -36,8 +34,10 @@ from ssl_equi.data.manifest import Manifest
 from ssl_equi.data.order import epoch_permutation
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.single_views import SingleViews
-from ssl_equi.machine import usable_cores
+from ssl_equi.errors import DataError
+from ssl_equi.files import list_folder
 from ssl_equi.scenes.sheet import contact_sheet
+from ssl_equi.system import usable_cores
 
 MOST_ROWS = 12  # of a table, unless --all
 FINGERPRINT_DIGITS = 16  # as the converters print it

@@ -28,9 +28,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from benchmarks import TrainingStep, peak_bytes, random_views
 from torch import Tensor, nn
 
-from ssl_equi.benchmarks import TrainingStep, peak_bytes, random_views
 from ssl_equi.cli import parse_command_line
 from ssl_equi.device_setup import prepare_for_device
 from ssl_equi.encoders import create_encoder

@@ -2,12 +2,12 @@
 
 from ssl_equi.data.actions import action_from_batch, relative_hues, relative_rotation
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.manifest import Manifest
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.verify import verify_split
 from ssl_equi.data.writer import ObjectRecord, write_split
+from ssl_equi.errors import DataError
 
 __all__ = [
     "DataError",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.data.errors import DataError, LostShardError
+from ssl_equi.errors import DataError, LostShardError
 
 OnBadRecord = Literal["raise", "skip"]
 

@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 
 from ssl_equi.data.decode import decode_image
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.foreign_shards import records_of_shard
 from ssl_equi.data.image_manifest import (
     ImageIndex,
@@ -29,10 +28,10 @@ from ssl_equi.data.image_shards import find_shards
 from ssl_equi.data.image_writer import scan_image_shard
 from ssl_equi.data.index import SplitIndex, read_index
 from ssl_equi.data.manifest import Manifest, ShardEntry, has_manifest, index_folder, manifest_path, read_manifest
-from ssl_equi.data.parallel import map_in_order
 from ssl_equi.data.shard import decode_view, problem_of_bytes, scan_shard, view_suffix
 from ssl_equi.data.shard_files import ShardFiles
-from ssl_equi.files import sha256_of_file
+from ssl_equi.errors import DataError
+from ssl_equi.files import map_in_order, sha256_of_file
 
 SplitKind = Literal["objects", "images", "foreign images"]
 

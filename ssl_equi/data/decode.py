@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from ssl_equi.data.errors import DataError
+from ssl_equi.errors import DataError
 
 # Pillow's other plug-ins are left out: nobody trains on them, and one of them starts a program (EPS, Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")

@@ -20,17 +20,21 @@ import google_crc32c
 import numpy as np
 from platformdirs import user_cache_path
 
-from ssl_equi.data.building import building_progress, working_alone
 from ssl_equi.data.collection import ViewCollection, check_request
-from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import write_errors_named
 from ssl_equi.data.manifest import canonical_json
-from ssl_equi.data.parallel import map_in_order
 from ssl_equi.data.shard_files import ShardFiles
 from ssl_equi.data.stage_seconds import StageSeconds
-from ssl_equi.files import sync_folder, write_durably
-from ssl_equi.machine import usable_cores
+from ssl_equi.errors import DataError
+from ssl_equi.files import (
+    building_progress,
+    map_in_order,
+    sync_folder,
+    working_alone,
+    write_durably,
+    write_errors_named,
+)
 from ssl_equi.npy import map_npy, npy_bytes
+from ssl_equi.system import usable_cores
 
 _VERSION = 1  # raised when equal data would give another file
 _DECODERS = ("simplejpeg", "pillow")  # whose releases may round differently

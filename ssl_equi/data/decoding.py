@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ssl_equi.data.bad_records import problems_of_rows
 from ssl_equi.data.collection import DecodedViews
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.stage_seconds import StageSeconds
+from ssl_equi.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class Decoder(Protocol):
     def decode(self, buffer_number: int, rows: range) -> DecodedRows:
         """Decode some rows of a buffer, whose indices are there.
 
-        Raises DataError for a bad record, or returns it where bad records are to be reported; WorkerError if a worker
+        Raises DataError for a bad record, or returns it where bad records are to be reported; UserError if a worker
         process has ended.
         """
 
     def check(self) -> None:
-        """Raise WorkerError if nothing more can be decoded."""
+        """Raise UserError if nothing more can be decoded."""
 
     def close(self) -> None:
         """Give back processes and memory; nobody may be decoding."""

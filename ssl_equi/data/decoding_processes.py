@@ -21,8 +21,8 @@ from typing import Any
 from ssl_equi.data.collection import DecodedViews
 from ssl_equi.data.decoding import BatchBuffer, BufferShape, DecodedRows
 from ssl_equi.data.decoding_worker import SIGNALS_OF_THE_PARENT, checked_reply, command_bytes, rows_of_reply, serve
-from ssl_equi.data.errors import DataError, WorkerError
 from ssl_equi.data.shared_ring import SharedRing
+from ssl_equi.errors import DataError, UserError
 
 _SECONDS_TO_END = 5.0
 _LONGEST_TEMPORARY_FOLDER = 60
@@ -38,7 +38,7 @@ class ProcessDecoder:
     this process ends in whatever way; signals that ask for an end don't end them. `pin_memory` pins the ring for copies
     to a GPU; `report_bad_records` returns the errors of bad records instead of raising them.
 
-    Raises WorkerError if the data set can't be pickled, shared memory is short or can't be pinned; from `decode` and
+    Raises UserError if the data set can't be pickled, shared memory is short or can't be pinned; from `decode` and
     `check`, when a worker has ended.
     """
 
@@ -91,7 +91,7 @@ class ProcessDecoder:
             self._idle.put(worker)
 
     def check(self) -> None:
-        """Raise WorkerError if a worker has ended."""
+        """Raise UserError if a worker has ended."""
         ended = wait([worker.process.sentinel for worker in self._workers], timeout=0)
         for worker in self._workers:
             if worker.is_dead or worker.process.sentinel in ended:
@@ -137,7 +137,7 @@ def _pickled(dataset: DecodedViews) -> bytes:
     try:
         return bytes(ForkingPickler.dumps(dataset))
     except Exception as error:  # objects that can't be pickled raise errors of many types
-        raise WorkerError(
+        raise UserError(
             f"{type(dataset).__name__} cannot be sent to worker processes ({error}): decode in threads, with 0 workers"
         ) from error
 
@@ -147,7 +147,7 @@ def make_room_for_sockets() -> None:
 
     The address of a Unix socket has 108 bytes on Linux and 104 on macOS, of which multiprocessing's own names take 33.
 
-    Raises WorkerError if there is no /tmp to go to.
+    Raises UserError if there is no /tmp to go to.
     """
     if len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_TEMPORARY_FOLDER:
         return
@@ -155,7 +155,7 @@ def make_room_for_sockets() -> None:
     try:
         multiprocessing.util.get_temp_dir()  # made once a process, and kept
     except OSError as error:
-        raise WorkerError(
+        raise UserError(
             f"the temporary folder {usual} has a name of over {_LONGEST_TEMPORARY_FOLDER} bytes, and /tmp can't be "
             f"used ({error.strerror}): set TMPDIR to a shorter folder, or decode in threads, with 0 workers"
         ) from error
@@ -219,7 +219,7 @@ class _Worker:
         except (EOFError, ConnectionError):
             raise self.death() from None
 
-    def death(self) -> WorkerError:
+    def death(self) -> UserError:
         """How the worker ended, as an error."""
         with self._exit_code_lock:
             self.is_dead = True
@@ -230,7 +230,7 @@ class _Worker:
             cure = "a lack of memory does so: give fewer workers" if -code == signal.SIGKILL else "resume the run"
         else:
             how, cure = f"ended with exit status {code}", "see what it printed, then resume the run"
-        return WorkerError(f"{self} {how}: {cure}")
+        return UserError(f"{self} {how}: {cure}")
 
     def hang_up(self) -> None:
         """Let the worker end once it has done what it is at."""

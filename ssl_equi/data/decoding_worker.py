@@ -15,9 +15,9 @@ from typing import Any
 
 from ssl_equi.data.collection import DecodedViews
 from ssl_equi.data.decoding import DecodedRows, decode_rows
-from ssl_equi.data.errors import DataError, LostShardError
 from ssl_equi.data.shared_ring import SharedRing
 from ssl_equi.data.stage_seconds import StageSeconds
+from ssl_equi.errors import DataError, LostShardError
 
 SIGNALS_OF_THE_PARENT = (
     signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []),

@@ -22,13 +22,13 @@ from torch import Tensor
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.decode import JPEG_START, decode_image
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import Canvas
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.order import BatchOrder
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.stage_seconds import StageSeconds
+from ssl_equi.errors import DataError
 
 _COLORSPACES = ("YCBCR", "GRAY")
 _SUBSAMPLINGS = ("444", "422", "420", "440", "411", "GRAY")  # of colour, which nvJPEG knows

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from ssl_equi.data.files import write_errors_named
 from ssl_equi.data.manifest import manifest_path
 from ssl_equi.data.remote_download import download_split
 from ssl_equi.data.remote_files import open_folder
 from ssl_equi.data.remote_shards import fetch_manifest
+from ssl_equi.files import write_errors_named
 
 _LINE_EVERY_SECONDS = 20.0
 

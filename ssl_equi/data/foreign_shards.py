@@ -20,8 +20,8 @@ from itertools import groupby
 from pathlib import Path
 
 from ssl_equi.data.decode import SUFFIXES
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.tar_members import tar_members
+from ssl_equi.errors import DataError
 from ssl_equi.files import parse_json_object
 
 CURE = "download this shard again or write it anew"

@@ -20,14 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ssl_equi.data.damage import find_damage
 from ssl_equi.data.decode import REPAIRED_COMMENT, decode_image, decode_with_pillow
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.image_manifest import ImageManifest, Rgb, read_image_manifest
 from ssl_equi.data.image_writer import ImageRecord, ImageSplitSettings, ImageSplitWriter
 from ssl_equi.data.manifest import canonical_json, has_manifest
 from ssl_equi.data.order import epoch_permutation
-from ssl_equi.data.parallel import map_in_order
-from ssl_equi.machine import usable_cores
+from ssl_equi.errors import DataError
+from ssl_equi.files import map_in_order
 from ssl_equi.options import Count, ImageSide, Seed, Threads
+from ssl_equi.system import usable_cores
 
 JPEG_QUALITY = 90  # of images whose shorter side was resized
 _READ_AHEAD_PER_WORKER = 4

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ssl_equi.data.decode import SUFFIXES, decode_image
-from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import FileState, file_state, list_folder
 from ssl_equi.data.manifest import canonical_json
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
+from ssl_equi.errors import DataError
+from ssl_equi.files import FileState, file_state, list_folder
 
 TRAIN = "train"
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from ssl_equi.data.decode import SUFFIX_OF_KIND
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.index import open_sidecar, rows_of_shards
 from ssl_equi.data.index_stamps import IndexStamp
 from ssl_equi.data.manifest import (
@@ -25,6 +24,7 @@ from ssl_equi.data.manifest import (
     read_manifest_as,
     write_manifest_content,
 )
+from ssl_equi.errors import DataError
 from ssl_equi.files import read_json_object
 
 FORMAT_NAME = "ssl-equi-image-shards"

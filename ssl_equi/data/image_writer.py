@@ -18,15 +18,14 @@ import google_crc32c
 import numpy as np
 
 from ssl_equi.data.decode import SUFFIX_OF_KIND, ImageHeader, decode_image, read_image_header
-from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import write_errors_named
 from ssl_equi.data.image_manifest import KINDS, ImageIndex, ImageManifest, Rgb
 from ssl_equi.data.index import write_sidecars
 from ssl_equi.data.manifest import ShardEntry, canonical_json, index_folder, manifest_path, shard_name
-from ssl_equi.data.parallel import map_in_order
 from ssl_equi.data.shard import LABEL_SUFFIX, ShardWriter, check_key, walk_members
 from ssl_equi.data.shard_files import ShardFiles
 from ssl_equi.data.shard_notes import entry_of_shard, note_path, read_note, remove_leftovers, write_note
+from ssl_equi.errors import DataError
+from ssl_equi.files import map_in_order, write_errors_named
 
 WRITER_VERSION = "ssl_equi.data.image_writer 1"  # raised when equal records would give other bytes
 MEASURED_IMAGES = 10_000  # as many of the first images stored, which stand in a random order, give mean and deviation

@@ -58,7 +58,7 @@ class OrderedLoader:
     A script that gives workers a data set of a class of its own must start its work below
     `if __name__ == "__main__":`, as all that start processes do.
 
-    Raises ValueError for sizes that do not fit; WorkerError if the data set can't be sent to worker processes, or they
+    Raises ValueError for sizes that do not fit; UserError if the data set can't be sent to worker processes, or they
     can't share memory with this one.
     """
 
@@ -132,7 +132,7 @@ class OrderedLoader:
         The `images` of a batch stay valid until the second next batch is asked for: keep at most the present and
         the previous one, and clone what must live longer. A copy to a GPU is safe if it was issued before then, on
         the stream that is current when batches are asked for. An earlier iterator of this loader ends when a new one
-        begins. Raises the reader's DataError from the batch it concerns, and WorkerError as soon as a worker process
+        begins. Raises the reader's DataError from the batch it concerns, and UserError as soon as a worker process
         has ended.
         """
         if start_step < 0:

@@ -16,9 +16,8 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ssl_equi.data.decode import MAX_PIXELS
-from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import write_atomically
-from ssl_equi.files import read_json_object
+from ssl_equi.errors import DataError
+from ssl_equi.files import read_json_object, write_atomically
 
 FORMAT_NAME = "ssl-equi-shards"
 FORMAT_VERSION = 1

@@ -15,9 +15,9 @@ import numpy as np
 import simplejpeg
 
 from ssl_equi.data.decode import JPEG_START, SUFFIXES, decode_image
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import CenterCrop
 from ssl_equi.data.writer import ObjectRecord
+from ssl_equi.errors import DataError
 from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.npy import map_npy
 

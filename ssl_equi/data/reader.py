@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from ssl_equi.data.collection import check_request
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.index import SplitIndex, read_index
 from ssl_equi.data.manifest import Manifest, read_manifest
 from ssl_equi.data.resizing import Resizing
 from ssl_equi.data.shard import problem_of_bytes, view_suffix
 from ssl_equi.data.shard_files import open_shard_files
 from ssl_equi.data.stage_seconds import StageSeconds
+from ssl_equi.errors import DataError
 
 
 class ShardDataset:

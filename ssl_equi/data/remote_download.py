@@ -4,9 +4,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ssl_equi.data.building import working_alone
-from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import write_atomically, write_errors_named
 from ssl_equi.data.image_manifest import ImageManifest, is_image_manifest
 from ssl_equi.data.manifest import Manifest, index_folder, manifest_path
 from ssl_equi.data.remote_files import Patience, RemoteFolder, open_folder
@@ -17,7 +14,8 @@ from ssl_equi.data.remote_shards import (
     read_image_metadata,
     read_rendered_metadata,
 )
-from ssl_equi.files import sha256_of_file
+from ssl_equi.errors import DataError
+from ssl_equi.files import sha256_of_file, working_alone, write_atomically, write_errors_named
 
 
 def download_split(

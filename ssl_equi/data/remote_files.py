@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
-from ssl_equi.data.errors import DataError
+from ssl_equi.errors import DataError
 
 _Answer = TypeVar("_Answer")
 _SCHEME_PATTERN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.manifest import ShardEntry
 from ssl_equi.data.remote_files import RemoteFolder
 from ssl_equi.data.shard import problem_of_bytes
+from ssl_equi.errors import DataError
 
 _BLOCK = tarfile.BLOCKSIZE
 

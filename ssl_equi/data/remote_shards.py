@@ -13,8 +13,6 @@ import numpy as np
 
 from ssl_equi.data.collection import ViewCollection, check_request
 from ssl_equi.data.decode import SUFFIX_OF_KIND, decode_image
-from ssl_equi.data.errors import DataError, LostShardError
-from ssl_equi.data.files import write_errors_named
 from ssl_equi.data.fit import Fit
 from ssl_equi.data.image_manifest import KINDS, ImageIndex, ImageManifest, read_image_index, read_image_manifest
 from ssl_equi.data.index import SplitIndex, read_index
@@ -24,6 +22,8 @@ from ssl_equi.data.remote_records import RemoteRecords
 from ssl_equi.data.resizing import Resizing
 from ssl_equi.data.shard import view_suffix
 from ssl_equi.data.stage_seconds import StageSeconds
+from ssl_equi.errors import DataError, LostShardError
+from ssl_equi.files import write_errors_named
 
 _OBJECTS_PER_REQUEST = 16
 _MAX_MANIFEST_BYTES = 256 << 20

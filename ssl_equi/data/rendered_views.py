@@ -21,9 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.data.building import building_progress
 from ssl_equi.data.collection import ViewCollection, check_request
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.order import BatchOrder
 from ssl_equi.data.procedural import (
     ProceduralConfig,
@@ -35,6 +33,8 @@ from ssl_equi.data.procedural import (
 )
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.stage_seconds import StageSeconds
+from ssl_equi.errors import DataError
+from ssl_equi.files import building_progress
 from ssl_equi.geometry.latents import LATENT_SIZE_WITH_TRANSLATION, quat_xyzw_from_latents
 from ssl_equi.scenes.families import build_object
 from ssl_equi.scenes.render import Renderer

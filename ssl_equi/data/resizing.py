@@ -4,10 +4,10 @@ import hashlib
 
 import numpy as np
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import CenterCrop
 from ssl_equi.data.manifest import Manifest
 from ssl_equi.data.shard import decode_view
+from ssl_equi.errors import DataError
 
 
 class Resizing:

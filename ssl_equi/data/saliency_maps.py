@@ -15,12 +15,10 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
-from ssl_equi.data.building import building_progress, working_alone
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import write_errors_named
 from ssl_equi.data.manifest import canonical_json
-from ssl_equi.files import sync_folder
+from ssl_equi.errors import DataError
+from ssl_equi.files import building_progress, sync_folder, working_alone, write_errors_named
 from ssl_equi.npy import map_npy
 from ssl_equi.views.saliency import centre_surround, spectral_residual
 

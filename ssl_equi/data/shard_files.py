@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from stat import S_ISREG
 
-from ssl_equi.data.errors import DataError, LostShardError
 from ssl_equi.data.manifest import ShardEntry
+from ssl_equi.errors import DataError, LostShardError
 
 _MOST_DESCRIPTORS = 256  # many systems allow a process 1024 open files
 

@@ -9,10 +9,9 @@ import re
 import shutil
 from pathlib import Path
 
-from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import write_atomically
 from ssl_equi.data.manifest import ShardEntry, canonical_json, from_json, index_folder
-from ssl_equi.files import read_json_object, sha256_of_file
+from ssl_equi.errors import DataError
+from ssl_equi.files import read_json_object, sha256_of_file, write_atomically
 
 _NOTE_SUFFIX = ".finished.json"
 

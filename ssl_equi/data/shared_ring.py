@@ -15,18 +15,18 @@ import numpy as np
 import torch
 
 from ssl_equi.data.decoding import BatchBuffer, BufferShape
-from ssl_equi.data.errors import WorkerError
+from ssl_equi.errors import UserError
 
 
 class SharedRing:
     """`count` buffers; a process that gets the ring as an argument when it is started sees the same memory.
 
-    Raises WorkerError where there is no such memory, or not enough.
+    Raises UserError where there is no such memory, or not enough.
     """
 
     def __init__(self, shape: BufferShape, count: int) -> None:
         if not hasattr(os, "memfd_create"):
-            raise WorkerError("worker processes of the loader need Linux: decode in threads, with 0 workers")
+            raise UserError("worker processes of the loader need Linux: decode in threads, with 0 workers")
         self._shape, self._count = shape, count
         self._descriptor = os.memfd_create("ssl_equi_batches", os.MFD_CLOEXEC)
         size = count * _buffer_bytes(shape)
@@ -34,7 +34,7 @@ class SharedRing:
             os.posix_fallocate(self._descriptor, 0, size)  # or a lack of memory would kill whoever touches it first
         except OSError as error:
             os.close(self._descriptor)
-            raise WorkerError(
+            raise UserError(
                 f"{count} batches of {size // count:,} bytes do not fit into shared memory ({error.strerror}): choose "
                 f"a smaller batch or a shorter prefetch"
             ) from error
@@ -50,12 +50,12 @@ class SharedRing:
         self.buffers: Sequence[BatchBuffer] = [_buffer_at(memory, start, self._shape) for start in starts]
 
     def pin(self) -> None:
-        """Lock the buffers for copies to a GPU; WorkerError if CUDA refuses."""
+        """Lock the buffers for copies to a GPU; UserError if CUDA refuses."""
         for number, buffer in enumerate(self.buffers):
             code = int(torch.cuda.cudart().cudaHostRegister(buffer.images.data_ptr(), buffer.images.nbytes, 0))
             if code != 0:
                 self.unpin(number)
-                raise WorkerError(
+                raise UserError(
                     f"CUDA cannot pin the shared buffers of the loader (cudaHostRegister: error {code}): raise the "
                     f"limit of locked memory (ulimit -l), or decode in threads, with 0 workers"
                 )

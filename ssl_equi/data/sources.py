@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.fetched import fetch_splits
 from ssl_equi.data.fit import Canvas, CenterCrop, imagenet_center_crop
 from ssl_equi.data.foreign_shards import describe_counts
@@ -19,6 +18,7 @@ from ssl_equi.data.remote_files import is_address
 from ssl_equi.data.remote_shards import RemoteImages, RemoteShards
 from ssl_equi.data.single_views import ImageStore, SingleViews
 from ssl_equi.data.torchvision_sets import STORED_SIDE, TorchvisionName, open_torchvision
+from ssl_equi.errors import DataError
 from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 
 RenderedName = Literal["3diebench-p", "3diebench-pt", "3diebench", "3diebench-t"]

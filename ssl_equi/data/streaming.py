@@ -19,13 +19,13 @@ import numpy as np
 from ssl_equi.data.bad_records import BadRecords, OnBadRecord
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import check_request
-from ssl_equi.data.errors import DataError, LostShardError
 from ssl_equi.data.fit import Fit
 from ssl_equi.data.loader import OrderedLoader
 from ssl_equi.data.remote_files import Patience
 from ssl_equi.data.remote_shards import RemoteCollection, RemoteImages, RemoteShards, runs_of_neighbours
 from ssl_equi.data.stage_seconds import StageSeconds
 from ssl_equi.data.streaming_order import StreamedOrder, StreamingMode
+from ssl_equi.errors import DataError, LostShardError
 
 _Draw = tuple[int, ...]  # an object and its views
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ssl_equi.data.errors import DataError
+from ssl_equi.errors import DataError
 
 _AT_ONCE = 1 << 20
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.manifest import canonical_json
+from ssl_equi.errors import DataError
 
 TorchvisionName = Literal["cifar10", "cifar100", "stl10"]
 STORED_SIDE: dict[TorchvisionName, int] = {"cifar10": 32, "cifar100": 32, "stl10": 96}  # pixels

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.sources import DataSource
 from ssl_equi.data.stage_seconds import StageSeconds
+from ssl_equi.errors import DataError
 from ssl_equi.geometry.latents import LIGHT_DIRECTION_COLUMNS, ROTATION_COLUMNS
 from ssl_equi.geometry.rotations import (
     euler_xyz_from_matrix,

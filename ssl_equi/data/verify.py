@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.errors import DataError
 from ssl_equi.files import sha256_of_file
 
 

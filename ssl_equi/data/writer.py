@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from ssl_equi.data.errors import DataError
-from ssl_equi.data.files import write_errors_named
 from ssl_equi.data.index import SplitIndex, concatenate, index_of_objects, write_index
 from ssl_equi.data.manifest import (
     Manifest,
@@ -31,6 +29,8 @@ from ssl_equi.data.shard import (
     view_image_size,
 )
 from ssl_equi.data.shard_notes import entry_of_shard, note_path, read_note, remove_leftovers, write_note
+from ssl_equi.errors import DataError
+from ssl_equi.files import write_errors_named
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 
 __all__ = ["ObjectRecord", "SplitSettings", "SplitWriter", "write_split"]

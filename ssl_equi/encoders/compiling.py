@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from ssl_equi.encoders.create import EncoderError
 from ssl_equi.encoders.transformer_blocks import transformer_blocks
+from ssl_equi.errors import EncoderError
 
 
 def compile_encoder(encoder: nn.Module) -> None:

@@ -9,15 +9,7 @@ import torch
 from torch import nn
 
 from ssl_equi.encoders.arguments import refuse_reserved_arguments
-from ssl_equi.errors import UserError
-
-
-class EncoderError(UserError):
-    """An encoder can't be made; the message says what to change."""
-
-
-class ImageSizeError(EncoderError):
-    """An encoder can't take images of this size."""
+from ssl_equi.errors import EncoderError, ImageSizeError
 
 
 def create_encoder(name: str, image_size: int, **arguments: Any) -> nn.Module:

@@ -12,7 +12,7 @@ import warnings
 from types import ModuleType
 from typing import Any, NoReturn
 
-from ssl_equi.encoders.create import EncoderError
+from ssl_equi.errors import EncoderError
 
 INSTALLATION = "uv sync --extra steerable (in a clone), or pip install scipy joblib && pip install --no-deps escnn"
 """What a user types to get it."""

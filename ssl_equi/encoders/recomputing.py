@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ssl_equi.encoders.create import EncoderError
+from ssl_equi.errors import EncoderError
 from ssl_equi.objectives.batch_norm import running_statistics_kept
 
 

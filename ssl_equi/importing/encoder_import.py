@@ -7,15 +7,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.create import model_arguments, timm_with_our_encoders
-from ssl_equi.errors import UserError
+from ssl_equi.errors import CheckpointError, LayoutError, UserError
 from ssl_equi.export import EncoderCard
 from ssl_equi.importing import resnet_names, vit_names
 from ssl_equi.importing.layouts import LAYOUTS, NORMALISATIONS, EncoderLayout, Layout, Normalisation, Rgb, TrainingData
 from ssl_equi.importing.sie_resnet_order import find_sie_resnet
-from ssl_equi.importing.tensors import BATCH_COUNT, LayoutError, first_names, is_batch_count
+from ssl_equi.importing.tensors import BATCH_COUNT, first_names, is_batch_count
 
 SIE_FAMILY: tuple[EncoderLayout, ...] = ("sie", "equicaps", "capsie")
 CHOSEN_BY_USER = "left out by name"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ssl_equi.importing.tensors import LayoutError
+from ssl_equi.errors import LayoutError
 
 STEM = "conv1.weight"
 # (stem's kernel, convolutions of a block, blocks of each stage) -> timm's name, ours included

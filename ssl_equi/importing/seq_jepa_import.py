@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.data.actions import ACTION_SIZES
 from ssl_equi.encoders import create_encoder
+from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.export import EncoderCard
 from ssl_equi.importing.layouts import RENDERED_MEAN_RGB, RENDERED_STD_RGB, Rgb
-from ssl_equi.importing.tensors import LayoutError, named_tensors
+from ssl_equi.importing.tensors import named_tensors
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.training_saccades import ACTION_SIZE as SACCADE_SIZE
 from ssl_equi.training_saccades import STL10_MEAN_RGB, STL10_STD_RGB, SaccadeOptions, describe_saccades

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.checkpoint import CheckpointError
+from ssl_equi.errors import CheckpointError
 from ssl_equi.importing.tensors import first_names, is_batch_count
 from ssl_equi.objectives.heads import projector
 from ssl_equi.objectives.latent_predictor import ProjectedPredictor

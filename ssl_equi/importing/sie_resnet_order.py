@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ssl_equi.encoders.create import timm_with_our_encoders
-from ssl_equi.importing.tensors import LayoutError
+from ssl_equi.errors import LayoutError
 
 STEM_SHAPE = (64, 3, 7, 7)
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_equi.checkpoint import CheckpointError
+from ssl_equi.errors import CheckpointError
 
 STATE_KEYS = ("model", "state_dict", "model_state_dict", "model_state", "network")
 """Under which training scripts put the state of the model; names below them are given as they are."""
@@ -19,14 +19,6 @@ BATCH_COUNT = "num_batches_tracked"
 LARGEST_EXPANDED_BYTES = 2**26
 """Larger tensors must be stored in full, not as one value that is shown many times."""
 NAMES_SHOWN = 3
-
-
-class LayoutError(CheckpointError):
-    """The tensors are not those of the layout: what is wrong, and what to do."""
-
-    def __init__(self, problem: str, cure: str) -> None:
-        super().__init__(f"{problem}: {cure}")
-        self.problem = problem
 
 
 def named_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ssl_equi.errors import UserError
 from ssl_equi.files import read_json_object
 from ssl_equi.probing.evaluation_folder import ARRAYS_FILE, RESULTS_FILE, drawable, read_evaluation
-from ssl_equi.probing.records import ProbeRecord, ResultsError, read_records, read_results
+from ssl_equi.probing.records import ProbeRecord, read_records, read_results
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,10 @@ def read_compared_runs(texts: Sequence[str | Path]) -> list[ComparedRun]:
     folder, with as many folders above it as tell them apart.
 
     Raises:
-        ResultsError: nothing was given, a folder has no results or damaged ones, or two names are the same.
+        UserError: nothing was given, a folder has no results or damaged ones, or two names are the same.
     """
     if not texts:
-        raise ResultsError("no folder was given: name at least one folder with a results.json")
+        raise UserError("no folder was given: name at least one folder with a results.json")
     named = [_name_and_folders(text) for text in texts]
     read = [tuple(read_evaluated_folder(folder) for folder in folders) for _, folders in named]
     unnamed = [folders[0] for (name, _), folders in zip(named, read, strict=True) if not name]
@@ -92,7 +93,7 @@ def read_compared_runs(texts: Sequence[str | Path]) -> list[ComparedRun]:
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:
-            raise ResultsError(f"two columns are named {name!r}: give names, such as first={name} second=OTHER")
+            raise UserError(f"two columns are named {name!r}: give names, such as first={name} second=OTHER")
     return runs
 
 
@@ -100,7 +101,7 @@ def read_evaluated_folder(folder: Path) -> EvaluatedFolder:
     """All that a folder holds about its numbers.
 
     Raises:
-        ResultsError: there is no `results.json`, or a file is damaged.
+        UserError: there is no `results.json`, or a file is damaged.
     """
     arrays: Mapping[str, np.ndarray] = {}
     if (folder / ARRAYS_FILE).exists():
@@ -138,13 +139,13 @@ def class_names_of(arrays: Mapping[str, np.ndarray], labels: Iterable[int]) -> d
 
 
 def _name_and_folders(text: str | Path) -> tuple[str, list[Path]]:
-    """The name, empty if none is given, and the folders. Raises ResultsError if there are none."""
+    """The name, empty if none is given, and the folders. Raises UserError if there are none."""
     if isinstance(text, Path) or Path(text).exists() or "=" not in text:
         return "", [Path(text)]
     name, _, folders = text.partition("=")
     named = [Path(folder) for folder in folders.split(",") if folder]
     if not named:
-        raise ResultsError(f"{text!r} names no folder: give NAME=FOLDER or NAME=FOLDER,FOLDER")
+        raise UserError(f"{text!r} names no folder: give NAME=FOLDER or NAME=FOLDER,FOLDER")
     return name, named
 
 
@@ -167,4 +168,4 @@ def _shortest_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _json_object(path: Path) -> Mapping[str, Any]:
-    return read_json_object(path, ResultsError, "restore it or move it away") if path.exists() else {}
+    return read_json_object(path, UserError, "restore it or move it away") if path.exists() else {}

@@ -17,13 +17,8 @@ from torch import Tensor, nn
 
 from ssl_equi.data.bad_records import BadRecords, problems_of_rows
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.images import normalise_images
-from ssl_equi.errors import UserError
-
-
-class FeatureError(UserError):
-    """Features can't be used; the message names the encoder and the first bad view."""
+from ssl_equi.errors import DataError, FeatureError
 
 
 class ImageChange(Protocol):

@@ -19,13 +19,8 @@ import torch
 from torch import nn
 
 from ssl_equi.checkpoint import read_tensors
-from ssl_equi.encoders.create import (
-    EncoderError,
-    ImageSizeError,
-    create_encoder,
-    model_arguments,
-    timm_with_our_encoders,
-)
+from ssl_equi.encoders.create import create_encoder, model_arguments, timm_with_our_encoders
+from ssl_equi.errors import EncoderError, ImageSizeError
 from ssl_equi.export import (
     CONFIG_FILE,
     WEIGHTS_FILE,

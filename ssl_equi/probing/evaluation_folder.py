@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.checkpoint import CheckpointError, describe_os_error
+from ssl_equi.checkpoint import describe_os_error
+from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.files import replace_file, sha256_of_file
 from ssl_equi.npy import read_stored_npz
-from ssl_equi.probing.records import ProbeRecord, ResultsError, read_records, read_results, write_records
+from ssl_equi.probing.records import ProbeRecord, read_records, read_results, write_records
 
 RESULTS_FILE, ARRAYS_FILE = "results.json", "arrays.npz"
 ARRAYS_HASH = "arrays_sha256"
@@ -50,7 +51,7 @@ def write_evaluation(
     """Write both files, the numbers first; an earlier evaluation in the folder is replaced.
 
     Raises:
-        ResultsError: the folder has results of another kind, such as those of a run.
+        UserError: the folder has results of another kind, such as those of a run.
         CheckpointError: the folder can't be written.
         ValueError: an array holds objects, not numbers or text.
     """
@@ -63,9 +64,9 @@ def write_evaluation(
 
 
 def refuse_results_of_a_run(folder: Path) -> None:
-    """Raises ResultsError if an evaluation in this folder would replace other results, or a damaged file."""
+    """Raises UserError if an evaluation in this folder would replace other results, or a damaged file."""
     if (folder / RESULTS_FILE).exists() and "notes" not in read_results(folder / RESULTS_FILE):
-        raise ResultsError(
+        raise UserError(
             f"{folder} has a {RESULTS_FILE} of a run, which an evaluation would replace: give another --out"
         )
 
@@ -86,14 +87,14 @@ def read_evaluation(folder: Path) -> Evaluation:
     """What `write_evaluation` wrote.
 
     Raises:
-        ResultsError: a file is missing, damaged, or the two are not of the same evaluation.
+        UserError: a file is missing, damaged, or the two are not of the same evaluation.
     """
     results = read_results(folder / RESULTS_FILE)
     records = read_records(folder / RESULTS_FILE)
     file = folder / ARRAYS_FILE
-    arrays = read_stored_npz(file, ResultsError, "evaluate again")
+    arrays = read_stored_npz(file, UserError, "evaluate again")
     if results["run"].get(ARRAYS_HASH) != sha256_of_file(file):
-        raise ResultsError(f"{file} is not of the same evaluation as {RESULTS_FILE} beside it: evaluate again")
+        raise UserError(f"{file} is not of the same evaluation as {RESULTS_FILE} beside it: evaluate again")
     return Evaluation(records, [str(note) for note in results.get("notes", [])], results["run"], arrays)
 
 

@@ -47,7 +47,7 @@ def write_evaluation_report(
         map_method: how features are brought to two dimensions.
 
     Raises:
-        ResultsError: a folder has no results, or damaged ones.
+        UserError: a folder has no results, or damaged ones.
         CheckpointError: the file can't be written.
         UserError: t-SNE is asked for and scikit-learn is not installed.
     """

@@ -26,10 +26,6 @@ LOWER_IS_BETTER = (  # and angles
 _ANEW = "move it away and run the evaluation again"
 
 
-class ResultsError(UserError):
-    """A results file can't be read or a record can't be written; the message says what to do."""
-
-
 @dataclass(frozen=True)
 class ProbeRecord:
     """One number, with everything that is needed to compare it.
@@ -82,7 +78,7 @@ def append_records(
     processes that append at the same time wait for each other.
 
     Raises:
-        ResultsError: the existing file is not a results file.
+        UserError: the existing file is not a results file.
     """
     finite, undefined = finite_records(records)
     notes = [*notes, *undefined]
@@ -114,7 +110,7 @@ def refuse_other_content(path: Path) -> None:
     """Asks before an evaluation whether its records can be added to `results.json` in the end.
 
     Raises:
-        ResultsError: the file there is not a results file.
+        UserError: the file there is not a results file.
         CheckpointError: the folder can't be written.
     """
     if path.exists():
@@ -126,7 +122,7 @@ def read_records(path: Path) -> list[ProbeRecord]:
     """The records of a `results.json`, oldest first.
 
     Raises:
-        ResultsError: there is no such file, or it is not a results file.
+        UserError: there is no such file, or it is not a results file.
     """
     return [_record_of(entry, path) for entry in read_results(path)["records"]]
 
@@ -135,11 +131,11 @@ def read_results(path: Path) -> dict[str, Any]:
     """All of a `results.json` as it stands there: "records", "run" and, of an evaluation, "notes".
 
     Raises:
-        ResultsError: there is no such file, or it is not a results file.
+        UserError: there is no such file, or it is not a results file.
     """
     if not path.exists():
-        raise ResultsError(f"there is no results file {path}: run an evaluation of this run first")
-    content = read_json_object(path, ResultsError, _ANEW)
+        raise UserError(f"there is no results file {path}: run an evaluation of this run first")
+    content = read_json_object(path, UserError, _ANEW)
     if not (isinstance(content.get("records"), list) and isinstance(content.get("run"), dict)):
         raise _corrupt(path, "it has no list 'records' and object 'run'")
     if not all(isinstance(each.get("notes", []), list) for each in (content, content["run"])):
@@ -286,5 +282,5 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _corrupt(path: Path, reason: str) -> ResultsError:
-    return ResultsError(f"{path} is not a results file ({reason}): {_ANEW}")
+def _corrupt(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} is not a results file ({reason}): {_ANEW}")

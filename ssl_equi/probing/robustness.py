@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.sources import OOD_ROTATION, open_ood_rotation
 from ssl_equi.data.view_subset import ViewSubset, spread_views
+from ssl_equi.errors import DataError
 from ssl_equi.probing.baselines import Baseline
 from ssl_equi.probing.corruptions import CORRUPTIONS, Corruption
 from ssl_equi.probing.encode import FeatureCache, cache_of

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.procedural import ProceduralConfig
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.data.torchvision_sets import STORED_SIDE
+from ssl_equi.errors import DataError
 from ssl_equi.probing.image_context import ImageContext, ImageQuestion
 from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.task_results import Task, TaskResult

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ssl_equi.data import decode
 from ssl_equi.data.decode import SUFFIX_OF_KIND, ImageHeader, decode_image, read_image_header
-from ssl_equi.data.errors import DataError
+from ssl_equi.errors import DataError
 
 
 def smooth_rgb(height: int = 24, width: int = 32) -> np.ndarray:

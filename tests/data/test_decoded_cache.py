@@ -17,13 +17,13 @@ import torch
 from ssl_equi.data import decoded_cache
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.decoded_cache import CachedViews
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import Canvas, CenterCrop
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.turned_views import TurnedViews
+from ssl_equi.errors import DataError
 from tests.data.image_sets import flip
 
 DiskUsage = namedtuple("DiskUsage", "total used free")

@@ -22,7 +22,6 @@ import torch
 
 from ssl_equi.data.decoding import BufferShape
 from ssl_equi.data.decoding_processes import make_room_for_sockets
-from ssl_equi.data.errors import DataError, LostShardError, WorkerError
 from ssl_equi.data.fit import Canvas
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.image_shards import ImageShards
@@ -31,6 +30,7 @@ from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.shared_ring import SharedRing
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.turned_views import TurnedViews
+from ssl_equi.errors import DataError, LostShardError, UserError
 from tests.data.image_sets import flip
 from tests.data.numbered_objects import NumberedObjects
 
@@ -149,7 +149,7 @@ def test_long_temporary_folder_leaves_room_for_the_addresses_of_sockets(tmp_path
 def test_data_set_that_cannot_be_pickled_is_refused_at_once() -> None:
     dataset = NumberedObjects(20)
     dataset.lock = threading.Lock()
-    with pytest.raises(WorkerError, match="NumberedObjects cannot be sent to worker processes"):
+    with pytest.raises(UserError, match="NumberedObjects cannot be sent to worker processes"):
         ViewLoader(dataset, global_batch_size=4, seed=0, workers=2)
 
 
@@ -162,7 +162,7 @@ def test_killed_worker_ends_the_run_with_the_next_batch(when) -> None:
         os.kill(_pids(loader)[1], signal.SIGKILL)
         wait([loader._decoder._workers[1].process.sentinel])
         with pytest.raises(
-            WorkerError,
+            UserError,
             match=rf"worker process 1 of the loader \(pid {_pids(loader)[1]}\) was ended by SIGKILL: a lack",
         ):
             next(batches)
@@ -211,7 +211,7 @@ def test_workers_run_the_script_only_if_the_data_set_is_of_a_class_of_it(own: bo
 
 
 def test_worker_that_exits_or_fails_within_a_batch_is_an_error() -> None:
-    with pytest.raises(WorkerError, match=r"worker process \d of the loader \(pid \d+\) ended with exit status 3"):
+    with pytest.raises(UserError, match=r"worker process \d of the loader \(pid \d+\) ended with exit status 3"):
         _take(NumberedObjects(14, 5, "exit"), 3, workers=2)
     with pytest.raises(RuntimeError, match=r"worker process \d of the loader \(pid \d+\) failed:[^$]*no such number"):
         _take(NumberedObjects(14, 5, "no such number"), 3, workers=2)
@@ -295,7 +295,7 @@ def test_ring_is_pinned_buffer_by_buffer_and_refusal_is_an_error(monkeypatch) ->
     assert pinned == []
     refused_at = 3
     with pytest.raises(
-        WorkerError, match=r"CUDA cannot pin the shared buffers of the loader \(cudaHostRegister: error 2"
+        UserError, match=r"CUDA cannot pin the shared buffers of the loader \(cudaHostRegister: error 2"
     ):
         ring.pin()
     assert len(pinned) == 1  # the refused one
@@ -307,7 +307,7 @@ def test_too_little_shared_memory_is_an_error(monkeypatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", no_space)
-    with pytest.raises(WorkerError, match="3 batches of 16,384 bytes do not fit into shared memory"):
+    with pytest.raises(UserError, match="3 batches of 16,384 bytes do not fit into shared memory"):
         SharedRing(SHAPE, 3)
 
 

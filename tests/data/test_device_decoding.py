@@ -23,13 +23,13 @@ from ssl_equi.data.device_decoding import (
     nvjpeg_decoder,
     place_on_canvas,
 )
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import Canvas, CenterCrop
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.single_views import SingleViews
+from ssl_equi.errors import DataError
 from tests.data.image_sets import flip
 
 TENSORS = ("images", "latents", "quat_xyzw", "labels", "object_indices", "view_indices", "content_sizes")

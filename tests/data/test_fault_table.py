@@ -23,7 +23,6 @@ import numpy as np
 import pytest
 
 from ssl_equi.data.damage import find_damage
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import Canvas
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.image_writer import ImageRecord
@@ -32,6 +31,7 @@ from ssl_equi.data.manifest import manifest_path
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.streaming import StreamedLoader
+from ssl_equi.errors import DataError
 from tests.data.image_sets import write_pictures
 
 Members = list[tuple[str, bytes]]

@@ -14,10 +14,10 @@ import webdataset
 from ssl_equi.data import image_shards
 from ssl_equi.data.damage import find_damage
 from ssl_equi.data.decode import decode_image
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.foreign_shards import records_of_shard
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.sources import open_data
+from ssl_equi.errors import DataError
 
 Members = Sequence[tuple[str, bytes]]
 

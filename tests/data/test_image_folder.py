@@ -14,7 +14,6 @@ from PIL import Image
 
 from ssl_equi.data.decode import decode_image
 from ssl_equi.data.decoded_cache import CachedViews
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import Canvas, CenterCrop
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.loader import ViewLoader
@@ -22,6 +21,7 @@ from ssl_equi.data.saliency_maps import computed_saliency
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.sources import open_data
 from ssl_equi.data.view_subset import ViewSubset
+from ssl_equi.errors import DataError
 
 
 def test_classes_and_files_are_sorted(mixed_folder: Path) -> None:

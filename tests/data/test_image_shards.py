@@ -13,12 +13,12 @@ import webdataset
 
 from ssl_equi.data import image_shards
 from ssl_equi.data.decode import decode_image
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import Canvas
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.sources import open_data
+from ssl_equi.errors import DataError
 
 
 def write_tar(path: Path, members: Sequence[tuple[str, bytes]], tar_format: int = tarfile.USTAR_FORMAT) -> None:

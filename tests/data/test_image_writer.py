@@ -13,7 +13,6 @@ import webdataset
 from PIL import Image
 
 from ssl_equi.data.damage import kind_of_split
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.image_manifest import read_image_manifest
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.image_writer import (
@@ -25,6 +24,7 @@ from ssl_equi.data.image_writer import (
 )
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.sources import open_data
+from ssl_equi.errors import DataError
 from tests.data.image_sets import SETTINGS, flip, write_pictures
 
 

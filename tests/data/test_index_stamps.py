@@ -9,11 +9,11 @@ import pytest
 import ssl_equi.data.index as index_module
 import ssl_equi.data.index_stamps as stamps_module
 from ssl_equi.data.damage import find_damage
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.index_stamps import stamp_folder
 from ssl_equi.data.manifest import read_manifest
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.errors import DataError
 from tests.data.image_sets import flip
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.errors import DataError
 from tests.data.image_sets import flip
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.image_manifest import read_image_manifest
 from ssl_equi.data.manifest import manifest_path, read_manifest, shard_name
+from ssl_equi.errors import DataError
 from tests.data.image_sets import ABSENT, edit_manifest
 
 Read = Callable[[Path, str], Any]

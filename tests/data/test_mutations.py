@@ -17,12 +17,12 @@ import pytest
 
 from ssl_equi.data.damage import find_damage
 from ssl_equi.data.decoded_cache import CachedViews
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.image_writer import ImageRecord
 from ssl_equi.data.manifest import Manifest
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.writer import ObjectRecord
+from ssl_equi.errors import DataError
 from tests.data.image_sets import write_pictures
 from tests.mutations import Mutation, forged_headers, json_mutations, mutations
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from ssl_equi.data.building import working_alone
 from ssl_equi.data.damage import find_damage
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.manifest import has_manifest
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.errors import DataError
+from ssl_equi.files import working_alone
 
 Refuse = Callable[[Any, str, Path], None]
 

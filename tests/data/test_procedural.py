@@ -12,7 +12,6 @@ import pytest
 import simplejpeg
 
 from ssl_equi.data import procedural, sources
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.procedural import (
     PIXEL_MEAN_RGB,
     PIXEL_STD_RGB,
@@ -27,6 +26,7 @@ from ssl_equi.data.procedural import (
 )
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.sources import open_data
+from ssl_equi.errors import DataError
 
 ROOT = Path(__file__).parent.parent.parent
 

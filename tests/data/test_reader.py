@@ -13,9 +13,9 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 import ssl_equi.data.shard_files as shard_files_module
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.writer import ObjectRecord
+from ssl_equi.errors import DataError
 from tests.data.image_sets import edit_manifest
 
 

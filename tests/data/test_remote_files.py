@@ -7,8 +7,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from ssl_equi.data import remote_files
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.remote_files import HttpFolder, LocalFolder, Patience, open_folder
+from ssl_equi.errors import DataError
 from tests.data.faulty_server import FaultyServer
 
 CONTENT = bytes(range(256)) * 1000

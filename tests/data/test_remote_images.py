@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import Canvas, imagenet_center_crop
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.image_writer import ImageRecord, ImageSplitSettings, ImageSplitWriter
@@ -16,6 +15,7 @@ from ssl_equi.data.remote_download import download_split
 from ssl_equi.data.remote_shards import RemoteImages, RemoteShards
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.streaming import StreamedLoader
+from ssl_equi.errors import DataError
 from tests.data.faulty_server import FaultyServer
 
 FITS = {"canvas": Canvas(40), "crop": imagenet_center_crop(20)}

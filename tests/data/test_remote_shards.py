@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import webdataset
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.manifest import read_manifest
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.remote_download import download_split
 from ssl_equi.data.remote_files import Patience
 from ssl_equi.data.remote_shards import RemoteShards
+from ssl_equi.errors import DataError
 from tests.data.faulty_server import FaultyServer
 
 PATIENT = Patience(timeout_seconds=10, retries=3, first_pause_seconds=0.01)

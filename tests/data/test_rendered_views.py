@@ -11,7 +11,6 @@ import simplejpeg
 import torch
 
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import CenterCrop
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.loader import ViewLoader
@@ -19,6 +18,7 @@ from ssl_equi.data.procedural import ProceduralConfig, build_procedural, plan_ob
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.rendered_views import RenderedLoader, RenderedViews, config_of_stored, fresh_latents
 from ssl_equi.data.single_views import SingleViews
+from ssl_equi.errors import DataError
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_RANGES, quat_xyzw_from_latents
 from ssl_equi.scenes.families import build_object
 from ssl_equi.scenes.render import Renderer

@@ -11,7 +11,6 @@ from PIL import Image
 
 from ssl_equi.data.decoded_cache import CachedViews
 from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, resize_images
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural
 from ssl_equi.data.reader import ShardDataset
@@ -19,6 +18,7 @@ from ssl_equi.data.remote_shards import RemoteShards
 from ssl_equi.data.rendered_views import config_of_stored
 from ssl_equi.data.sources import open_data, open_ood_rotation
 from ssl_equi.data.streaming import StreamedLoader
+from ssl_equi.errors import DataError
 from tests.data.test_device_decoding import CpuDecoder
 
 SIDES = {"shrunk": 20, "enlarged": 48}

@@ -9,12 +9,12 @@ import torch
 
 from ssl_equi.data import saliency_maps
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import Canvas, CenterCrop
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.saliency_maps import SALIENCY_SOURCES, SaliencyMaps, computed_saliency
 from ssl_equi.data.single_views import SingleViews
+from ssl_equi.errors import DataError
 
 ALL_VIEWS = [(number, view) for number in range(24) for view in range(4)]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.shard import ObjectRecord, ShardWriter, scan_shard, view_suffix
+from ssl_equi.errors import DataError
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.remote_files import Patience
 from ssl_equi.data.remote_records import RemoteRecords
 from ssl_equi.data.remote_shards import RemoteShards
 from ssl_equi.data.streaming import StreamedLoader
+from ssl_equi.errors import DataError
 from tests.data.faulty_server import FaultyServer
 
 PATIENT = Patience(timeout_seconds=10, retries=3, first_pause_seconds=0.01)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.sources import DatasetName, open_data
 from ssl_equi.data.torchvision_sets import open_torchvision
+from ssl_equi.errors import DataError
 
 
 def md5(path: Path) -> str:

@@ -9,12 +9,12 @@ import torch
 from scipy.ndimage import rotate
 from scipy.spatial.transform import Rotation
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.fit import Canvas, CenterCrop
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.turned_views import TurnedViews, Turns, turn_quat_xyzw
+from ssl_equi.errors import DataError
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.poses import BasePose
 from ssl_equi.geometry.rotations import quat_multiply, random_quat, relative_quat

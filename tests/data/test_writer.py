@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.manifest import read_manifest
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.verify import verify_split
 from ssl_equi.data.writer import ObjectRecord, SplitSettings, SplitWriter, write_split
+from ssl_equi.errors import DataError
 from ssl_equi.geometry.latents import LATENT_NAMES
 
 

@@ -16,12 +16,12 @@ from PIL import Image
 
 from ssl_equi.data import image_conversion
 from ssl_equi.data.decode import decode_image
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.image_conversion import ConversionOptions
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.image_manifest import KINDS, read_image_manifest
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.sources import open_data
+from ssl_equi.errors import DataError
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "image_folder.py"
 

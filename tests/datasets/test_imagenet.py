@@ -14,11 +14,11 @@ import pytest
 import webdataset
 from PIL import Image
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.image_conversion import ConversionOptions
 from ssl_equi.data.image_manifest import read_image_manifest
 from ssl_equi.data.image_shards import ImageShards
 from ssl_equi.data.sources import open_data
+from ssl_equi.errors import DataError
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "imagenet.py"
 WNIDS = ("n01440764", "n01739381", "n02105855")

@@ -23,10 +23,10 @@ from PIL import Image
 
 from ssl_equi.data.damage import find_damage
 from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.remote_shards import RemoteShards
 from ssl_equi.data.sources import open_data
+from ssl_equi.errors import DataError
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "threediebench.py"
 SYNSETS = ("02691156", "02747177", "03001627")

@@ -6,7 +6,8 @@ from torch import nn
 
 from ssl_equi.encoders.capsule_network import CapsuleNetwork
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
-from ssl_equi.encoders.create import EncoderError, create_encoder
+from ssl_equi.encoders.create import create_encoder
+from ssl_equi.errors import EncoderError
 from ssl_equi.objectives.byol import BYOL, BYOLConfig
 from ssl_equi.objectives.equicaps import EquiCaps
 from ssl_equi.objectives.essl import ESSL, ESSLConfig

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ssl_equi.encoders.cost import EncoderCost, cost_by_name, encoder_cost
-from ssl_equi.encoders.create import EncoderError
+from ssl_equi.errors import EncoderError
 
 SIZES = {"small": (384, 12), "base": (768, 12), "large": (1024, 24), "huge": (1280, 32)}
 """Width and number of blocks."""

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.encoders.create import EncoderError, create_encoder
+from ssl_equi.encoders.create import create_encoder
 from ssl_equi.encoders.recomputing import checkpoint_activations
+from ssl_equi.errors import EncoderError
 from ssl_equi.objectives.batch_norm import running_statistics_kept
 
 SMALL_VIT = {"depth": 3, "embed_dim": 32, "num_heads": 2, "patch_size": 8, "drop_path_rate": 0.2}

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from ssl_equi import create_encoder
-from ssl_equi.checkpoint import CheckpointError
-from ssl_equi.errors import UserError
+from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.probing.records import describe_columns, read_records
 

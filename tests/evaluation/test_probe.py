@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from ssl_equi import create_encoder, pretraining
-from ssl_equi.checkpoint import CheckpointError
-from ssl_equi.data.errors import DataError
+from ssl_equi.errors import CheckpointError, DataError
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProbeProtocol

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from ssl_equi import create_encoder
-from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.encoders.capsule_network import CapsuleNetwork
-from ssl_equi.errors import UserError
+from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.objectives.equicaps import EquiCaps
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig

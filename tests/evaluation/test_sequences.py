@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from ssl_equi import create_encoder, pretraining
-from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.data.actions import POSE_ACTION_KINDS
-from ssl_equi.errors import UserError
+from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.export import EncoderCard
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.probing.protocol import ProbeProtocol

@@ -12,8 +12,8 @@ import timm
 import torch
 
 from ssl_equi import evaluation_command
-from ssl_equi.encoders.create import EncoderError, create_encoder
-from ssl_equi.errors import UserError
+from ssl_equi.encoders.create import create_encoder
+from ssl_equi.errors import EncoderError, UserError
 from ssl_equi.evaluation_command import EvaluationConfig, evaluate_command
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.probing.evaluation_folder import read_evaluation

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.data.images import normalise_images
 from ssl_equi.encoders import create_encoder
+from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.importing.encoder_import import EncoderOptions, ImportedEncoder, fitting_layouts, import_encoder
 from ssl_equi.importing.resnet_names import ARCHITECTURES, resnet_architecture
-from ssl_equi.importing.tensors import LayoutError, named_tensors
+from ssl_equi.importing.tensors import named_tensors
 from ssl_equi.probing.encoder_sources import open_encoder
 
 ROOT = Path(__file__).parent.parent.parent

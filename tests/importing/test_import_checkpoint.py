@@ -16,10 +16,9 @@ import timm
 import torch
 from torch import nn
 
-from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.cli import explain_errors
 from ssl_equi.encoders import create_encoder
-from ssl_equi.errors import UserError
+from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.export import load_encoder, parts_of, read_encoder_config
 from ssl_equi.importing.encoder_import import EncoderOptions, import_encoder
 from ssl_equi.importing.tensors import named_tensors

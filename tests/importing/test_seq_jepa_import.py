@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ssl_equi.checkpoint import CheckpointError
+from ssl_equi.errors import CheckpointError
 from ssl_equi.export import load_encoder, parts_of, read_encoder_config
 from ssl_equi.importing.seq_jepa_import import (
     SeqJEPAOptions,

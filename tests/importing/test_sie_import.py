@@ -8,11 +8,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ssl_equi.checkpoint import CheckpointError
 from ssl_equi.encoders import create_encoder
+from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.importing.encoder_import import EncoderOptions, ImportedEncoder, import_encoder
 from ssl_equi.importing.sie_predictor import feature_parts, import_sie_predictor
-from ssl_equi.importing.tensors import LayoutError, named_tensors
+from ssl_equi.importing.tensors import named_tensors
 
 State = dict[str, Tensor]
 EXTRA = torch.zeros(3)

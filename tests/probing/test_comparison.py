@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from ssl_equi.errors import UserError
 from ssl_equi.probing.compared_runs import read_compared_runs
 from ssl_equi.probing.comparison import Row, compare_runs
-from ssl_equi.probing.records import ProbeRecord, ResultsError
+from ssl_equi.probing.records import ProbeRecord
 from tests.probing.report_pages import make_evaluation, make_older_run, record
 
 ANGLE = {"task": "relative_rotation", "metric": "angle_deg_median", "part": "equi"}
@@ -148,7 +149,7 @@ def test_columns_are_named_by_as_much_of_their_paths_as_tells_them_apart(tmp_pat
         make_evaluation(tmp_path / name, [record()])
     runs = read_compared_runs([tmp_path / "sie" / "evaluation", tmp_path / "byol" / "evaluation"])
     assert [run.name for run in runs] == ["sie/evaluation", "byol/evaluation"]
-    with pytest.raises(ResultsError, match="two columns are named 'x'"):
+    with pytest.raises(UserError, match="two columns are named 'x'"):
         read_compared_runs([f"x={tmp_path / 'sie' / 'evaluation'}", f"x={tmp_path / 'byol' / 'evaluation'}"])
 
 
@@ -169,14 +170,14 @@ def test_columns_are_named_by_as_much_of_their_paths_as_tells_them_apart(tmp_pat
 def test_damaged_folders_are_named(tmp_path, break_it, message):
     folder = make_evaluation(tmp_path / "run", [record()])
     break_it(folder)
-    with pytest.raises(ResultsError, match=message):
+    with pytest.raises(UserError, match=message):
         read_compared_runs([folder])
 
 
 def test_nothing_to_compare_is_an_error():
-    with pytest.raises(ResultsError, match="no folder was given"):
+    with pytest.raises(UserError, match="no folder was given"):
         read_compared_runs([])
-    with pytest.raises(ResultsError, match="'sie=,' names no folder"):
+    with pytest.raises(UserError, match="'sie=,' names no folder"):
         read_compared_runs(["sie=,"])
 
 

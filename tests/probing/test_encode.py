@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ssl_equi.data.bad_records import BadRecords
-from ssl_equi.data.errors import DataError
+from ssl_equi.errors import DataError
 from ssl_equi.probing.encode import encode_split
 
 MEAN_RGB, STD_RGB = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)

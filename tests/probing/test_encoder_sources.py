@@ -10,8 +10,7 @@ import timm
 import torch
 
 from ssl_equi import create_encoder
-from ssl_equi.checkpoint import CheckpointError
-from ssl_equi.encoders.create import EncoderError
+from ssl_equi.errors import CheckpointError, EncoderError
 from ssl_equi.export import EncoderCard, save_encoder
 from ssl_equi.objectives.latent_predictor import ProjectedPredictor
 from ssl_equi.objectives.predictors import MLPPredictor

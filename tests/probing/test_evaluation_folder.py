@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ssl_equi.errors import UserError
 from ssl_equi.probing.evaluation_folder import read_evaluation, write_evaluation
-from ssl_equi.probing.records import ProbeRecord, ResultsError, append_records
+from ssl_equi.probing.records import ProbeRecord, append_records
 
 RECORD = ProbeRecord("knn", "all", "top1", 0.5, 0.25, "majority class", None, 40, 10, "test", "quick", 0, 0.125)
 ARRAYS = {"per_class_recall/knn/all": np.array([0.5, np.nan]), "map_features/all": np.arange(6, dtype=np.float32)}
@@ -33,19 +34,19 @@ def test_arrays_of_another_evaluation_and_damaged_ones_are_refused(tmp_path: Pat
     arrays = tmp_path / "one" / "arrays.npz"
     content = arrays.read_bytes()
     arrays.write_bytes((tmp_path / "two" / "arrays.npz").read_bytes())
-    with pytest.raises(ResultsError, match=r"arrays\.npz is not of the same evaluation"):
+    with pytest.raises(UserError, match=r"arrays\.npz is not of the same evaluation"):
         read_evaluation(tmp_path / "one")
     arrays.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ResultsError, match=r"arrays\.npz is no readable \.npz file"):
+    with pytest.raises(UserError, match=r"arrays\.npz is no readable \.npz file"):
         read_evaluation(tmp_path / "one")
     arrays.unlink()
-    with pytest.raises(ResultsError, match=r"arrays\.npz is missing: evaluate again"):
+    with pytest.raises(UserError, match=r"arrays\.npz is missing: evaluate again"):
         read_evaluation(tmp_path / "one")
 
 
 def test_a_runs_results_are_not_replaced(tmp_path: Path) -> None:
     append_records(tmp_path / "results.json", [RECORD])
-    with pytest.raises(ResultsError, match="of a run, which an evaluation would replace: give another --out"):
+    with pytest.raises(UserError, match="of a run, which an evaluation would replace: give another --out"):
         write_evaluation(tmp_path, [RECORD], [], {}, {})
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ssl_equi.data.turned_views import TurnedViews
-from ssl_equi.probing.encode import FeatureCache, FeatureError, encode_split, state_sha256
+from ssl_equi.errors import FeatureError
+from ssl_equi.probing.encode import FeatureCache, encode_split, state_sha256
 from ssl_equi.probing.feature_store import FeatureStore
 
 MEAN_RGB, STD_RGB = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)

@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.sources import DataSource, open_data, open_ood_rotation
 from ssl_equi.data.view_subset import ViewSubset, spread_views
-from ssl_equi.errors import UserError
+from ssl_equi.errors import DataError, UserError
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.probing import image_questions, robustness
 from ssl_equi.probing.augmentation_parameters import drawn_parameters

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from ssl_equi.errors import UserError
 from ssl_equi.probing.records import (
     ProbeRecord,
-    ResultsError,
     append_records,
     format_value,
     print_records,
@@ -68,7 +68,7 @@ def test_appending_at_the_same_time_loses_nothing(tmp_path):
 def test_a_corrupt_file_is_refused_and_kept(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_text(text)
-    with pytest.raises(ResultsError, match=r"results\.json .*: move it away") as error:
+    with pytest.raises(UserError, match=r"results\.json .*: move it away") as error:
         append_records(path, [RECORD])
     assert "\n" not in str(error.value)
     assert path.read_text() == text
@@ -77,12 +77,12 @@ def test_a_corrupt_file_is_refused_and_kept(tmp_path, text):
 def test_a_record_without_a_field_is_named(tmp_path):
     path = tmp_path / "results.json"
     path.write_text('{"records": [{"task": "colour"}], "run": {}}')
-    with pytest.raises(ResultsError, match="lacks 'part'"):
+    with pytest.raises(UserError, match="lacks 'part'"):
         read_records(path)
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):
-    with pytest.raises(ResultsError, match="run an evaluation"):
+    with pytest.raises(UserError, match="run an evaluation"):
         read_records(tmp_path / "results.json")
 
 
@@ -111,7 +111,7 @@ def test_a_record_with_a_field_of_another_type_is_named(tmp_path, field, value):
     content = json.loads(path.read_text())
     content["records"][0][field] = value
     path.write_text(json.dumps(content))
-    with pytest.raises(ResultsError, match=f"'{field}' of a record is"):
+    with pytest.raises(UserError, match=f"'{field}' of a record is"):
         read_records(path)
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from ssl_equi.cli import parse_command_line
 from ssl_equi.data import fetched
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.image_writer import ImageRecord
 from ssl_equi.data.sources import open_data
+from ssl_equi.errors import DataError
 from ssl_equi.pretraining_config import PretrainingConfig
 from tests.data.faulty_server import FaultyServer
 from tests.data.image_sets import SETTINGS, write_pictures

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from recipes import byol
 from ssl_equi import load_encoder
 from ssl_equi.checkpoint import list_checkpoints, read_state
-from ssl_equi.encoders.create import EncoderError
+from ssl_equi.errors import EncoderError
 from tests.launched import ROOT
 from tests.recipes import sharded_runs
 

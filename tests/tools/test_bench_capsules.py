@@ -9,8 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
-
-from ssl_equi.benchmarks import (
+from benchmarks import (
     Cost,
     Targets,
     comparison_rows,

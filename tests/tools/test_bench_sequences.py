@@ -8,9 +8,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from benchmarks import TrainingStep, seconds_in_turns, step_cost_rows
 from torch import nn
 
-from ssl_equi.benchmarks import TrainingStep, seconds_in_turns, step_cost_rows
 from ssl_equi.errors import UserError
 from ssl_equi.objectives.seq_jepa import SeqJEPAConfig
 from ssl_equi.objectives.sie import SIEConfig

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from ssl_equi.data.errors import DataError
 from ssl_equi.data.image_writer import ImageRecord, ImageSplitSettings, ImageSplitWriter
+from ssl_equi.errors import DataError
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "inspect_shards.py"
 

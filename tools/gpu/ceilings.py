@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
+from benchmarks import machine_of, seconds_of, wait_for
 from measurements import Phase, Value, run_phase
 
-from ssl_equi.benchmarks import machine_of, seconds_of, wait_for
-from ssl_equi.machine import usable_cores
+from ssl_equi.system import usable_cores
 
 PRODUCT = "bf16 product"
 ROUNDS = 10

@@ -10,14 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
+from benchmarks import wait_for
 from measurements import Phase, Value, run_phase
 from recipe_loops import NEVER, configured, load_recipe, run_loop
 from sets import wait_for_set
 
-from ssl_equi.benchmarks import wait_for
 from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, nvjpeg_decoder
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.rendered_views import RenderedLoader, RenderedViews, config_of_stored

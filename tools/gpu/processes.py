@@ -7,17 +7,18 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 import torch.distributed as dist
+from benchmarks import TrainingStep, peak_bytes, random_views, seconds_in_turns, seconds_of
 from measurements import Phase, Value, process_environment, run_phase
 from steps import AS_RUNS, SIE_256, freed_afterwards
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from vision_transformers import HYBRID
 
-from ssl_equi.benchmarks import TrainingStep, peak_bytes, random_views, seconds_in_turns, seconds_of
 from ssl_equi.checkpoint import write_checkpoint
 from ssl_equi.device_setup import prepare_for_device
 from ssl_equi.encoders import create_encoder

@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bench_encoders
 import torch
 import torch.nn.functional as F
+from benchmarks import TrainingStep, random_views, seconds_in_turns, wait_for
 from ceilings import PRODUCT
 from measurements import Phase, Value, run_phase
 from recipe_loops import load_recipe
 from torch import Tensor, nn
 
-from ssl_equi.benchmarks import TrainingStep, random_views, seconds_in_turns, wait_for
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.device_setup import prepare_for_device, use_channels_last
 from ssl_equi.encoders.compiling import compile_networks

@@ -15,11 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import bench_encoders
 import torch
+from benchmarks import wait_for
 from measurements import Phase, Value, run_phase
 from steps import COMPILING_SECONDS, freed_afterwards, memory, products
 from torch import Tensor
-
-from ssl_equi.benchmarks import wait_for
 
 DENSE, OCTIC, HYBRID = (f"{kind}vit_large_patch16_224" for kind in ("", "octic_", "hybrid_octic_"))
 VIT_BATCH = 64

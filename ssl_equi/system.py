@@ -1,9 +1,15 @@
-"""What this process may use of the machine."""
+"""The machine and the software that a process runs on."""
 
 import math
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from ssl_equi.text import visible
 
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIPS = Path("/proc/self/cgroup")
@@ -41,3 +47,35 @@ def _limits_of_time() -> Iterator[float]:
             ]
             if len(words) == 2 and words[0].isdecimal():  # "max" or -1 without a limit
                 yield int(words[0]) / int(words[1])
+
+
+RECORDED_PACKAGES = (
+    "ssl-equi", "torch", "torchvision", "timm", "accelerate", "numpy", "simplejpeg", "safetensors",
+)  # fmt: skip
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of the packages that matter, the machine's kind, the commit, and the command."""
+    import torch  # here, since processes that decode images do without it
+
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    versions["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    versions["commit"] = _git_commit()
+    versions["command"] = visible(" ".join(sys.argv))
+    return versions
+
+
+def _git_commit() -> str:
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return "not a git checkout"
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ssl_equi import machine
-from ssl_equi.machine import share_of_cores, usable_cores
+from ssl_equi import system
+from ssl_equi.system import share_of_cores, usable_cores
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +21,8 @@ def in_groups(monkeypatch: pytest.MonkeyPatch, folder: Path, memberships: str, f
         (folder / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "groups" / name).write_text(text)
     (folder / "memberships").write_text(memberships)
-    monkeypatch.setattr(machine, "_CONTROL_GROUPS", folder / "groups")
-    monkeypatch.setattr(machine, "_MEMBERSHIPS", folder / "memberships")
+    monkeypatch.setattr(system, "_CONTROL_GROUPS", folder / "groups")
+    monkeypatch.setattr(system, "_MEMBERSHIPS", folder / "memberships")
 
 
 @pytest.mark.parametrize(
