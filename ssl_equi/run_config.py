@@ -71,7 +71,7 @@ class RunConfig:
     GPU also the colour changes of augmented views."""
     checkpoint_activations: bool = False
     """Compute the encoder's activations again in the backward pass rather than keep them: larger models and batches fit
-    into memory, for about a third more time a step."""
+    into memory, for about a third more computation."""
     sharding: Literal["none", "full"] = "none"
     """none: every process holds all weights. full: the weights of vision transformers and their heads, gradients and
     the optimiser's state are shared out among the processes, for models that one GPU can't hold."""

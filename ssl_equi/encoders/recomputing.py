@@ -13,7 +13,7 @@ from ssl_equi.objectives.batch_norm import running_statistics_kept
 
 
 def checkpoint_activations(encoder: nn.Module) -> None:
-    """Lets an encoder keep the inputs of its blocks or stages only, for about a third more time a step.
+    """Lets an encoder keep the inputs of its blocks or stages only, for about a third more computation.
 
     Losses and gradients stay the same. Batch norms of timm's encoders would record the same images twice: run the
     backward pass within `running_statistics_kept(encoder)`, as `Run.backward` does.
