@@ -41,6 +41,7 @@ SMALL_SET = [
 ]  # fmt: skip
 STEPS = ["--image-size", "32", "--batch-size", "8", "--epochs", "2", "--log-every", "1", "--threads", "1"]
 AUGMENTED = ["--views.source", "augmented"]
+IN_CHUNKS = ["--objective.chunk-size", "4"]  # which divide a batch
 WITH_ACTIONS = [*AUGMENTED, "--actions", "augmentation"]
 RECIPES = (
     "sie", "equicaps", "capsie", "seq_jepa", "seq_jepa_saccades", "conv_jepa", "essl", "care", "equimod", "sen",
@@ -55,8 +56,9 @@ VARIANTS = {
     "sie, d4": ["sie", "--encoder", "d4_resnet10_small_images"],
     "equicaps, translated": ["equicaps", "translated"],
     "seq_jepa, augmented": ["seq_jepa", "--views.preset", "seq_jepa", *WITH_ACTIONS],
-    "essl on moco, augmented": ["essl", "--base", "moco", *AUGMENTED],
-    "care on moco, augmented": ["care", "--base", "moco", *AUGMENTED],
+    "care": ["care", *IN_CHUNKS],
+    "care on moco, augmented": ["care", "--base", "moco", *AUGMENTED, *IN_CHUNKS],
+    "essl on simsiam, augmented": ["essl", "--base", "simsiam", *AUGMENTED],
     "equimod, augmented": ["equimod", *WITH_ACTIONS],
     "simclr, augmented": ["simclr", *AUGMENTED],
     "vicreg, skipping bad records": ["vicreg", "--on-bad-record", "skip"],
