@@ -95,6 +95,7 @@ def freeze_after(process: subprocess.Popen[str], count_lines: Callable[[], int],
     pytest.fail(f"the run ended or hung before {lines} lines: {process.communicate()}")
 
 
+@pytest.mark.slow  # by default tests/test_run.py kills and resumes a smaller run
 @pytest.mark.usefixtures("quick_probes")
 def test_killed_at_two_places_the_resumed_run_logs_the_same_to_the_byte(
     sie: ModuleType,
