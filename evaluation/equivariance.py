@@ -18,7 +18,7 @@ like pixels, with the encoder's own action where it states one, and after poolin
 to results.json and writes equivariance.html, in --out (the folder above the encoder when not given).
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 import shlex
 import sys

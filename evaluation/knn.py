@@ -8,12 +8,12 @@ A plain vote of the neighbours, and one that is weighted by similarity. evaluati
 goes.
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.evaluation_command import EvaluationConfig, evaluate_command
+from ssl_equi.probing.command import EvaluationConfig, evaluate_command
 
 TASKS = ("knn", "knn_weighted")
 

@@ -8,12 +8,12 @@ The protocol's head; one whose learning rate and weight decay are chosen on trai
 heads that know 1 % and 10 % of the training objects. evaluation/suite.py --help says how all of it goes.
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.evaluation_command import EvaluationConfig, evaluate_command
+from ssl_equi.probing.command import EvaluationConfig, evaluate_command
 
 TASKS = ("classification", "linear", "low_shot_1pct", "low_shot_10pct")
 

@@ -9,12 +9,12 @@ The rotation between two views and that of one, as quaternions, six numbers and 
 move. evaluation/suite.py --help says how all of it goes.
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.evaluation_command import EvaluationConfig, evaluate_command
+from ssl_equi.probing.command import EvaluationConfig, evaluate_command
 
 TASKS = (
     "relative_rotation",

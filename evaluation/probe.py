@@ -17,7 +17,7 @@ has learnt of upright images is then asked of turned ones. Prints the table and 
 --out (the folder above the encoder when not given).
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,8 +28,8 @@ import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.sources import DatasetName
-from ssl_equi.evaluation_command import open_encoder_and_data
 from ssl_equi.options import ActsWhen, EncoderArguments, ImageSide, Seed
+from ssl_equi.probing.command import open_encoder_and_data
 from ssl_equi.probing.evaluation_suite import Suite
 from ssl_equi.probing.feature_store import FeatureStore
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName

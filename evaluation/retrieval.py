@@ -17,7 +17,7 @@ staying by the identity, from coming back by the inverse, from doing two actions
 Prints the table with chance beside each number and appends the records to results.json in the run's folder.
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,10 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
-from ssl_equi.export import load_encoder, normalization_of, read_encoder_config
+from ssl_equi.export.encoder import load_encoder, normalization_of, read_encoder_config
+from ssl_equi.export.predictor import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
+from ssl_equi.export.sequence_model import SequenceModel, load_sequence_model
 from ssl_equi.options import Count, Width
-from ssl_equi.predictor_export import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
-from ssl_equi.pretraining_sequences import SEQUENCE_MODEL_FOLDER
 from ssl_equi.probing.encode import FeatureCache, encode_split
 from ssl_equi.probing.predictor_consistency import consistency_records, predictor_consistency
 from ssl_equi.probing.predictor_retrieval import retrieve_with_predictor
@@ -42,8 +42,8 @@ from ssl_equi.probing.retrieval import Similarity
 from ssl_equi.probing.retrieval_results import retrieval_records
 from ssl_equi.probing.sequence_retrieval import retrieve_with_sequences
 from ssl_equi.probing.skipping import TaskSkipped
-from ssl_equi.sequence_export import SequenceModel, load_sequence_model
-from ssl_equi.training_views import check_translations
+from ssl_equi.training.pretraining_sequences import SEQUENCE_MODEL_FOLDER
+from ssl_equi.views.makers import check_translations
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DEFAULT_CONTEXTS = (1, 3)

@@ -18,7 +18,7 @@ tables, appends all records to results.json and writes sequences.html in the run
 3 minutes on one CPU core.
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 import shlex
 import sys
@@ -33,20 +33,20 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
+from ssl_equi.export.sequence_model import SequenceModel, load_sequence_model
 from ssl_equi.options import Count, Range, Seed, Width
-from ssl_equi.pretraining_sequences import SEQUENCE_MODEL_FOLDER
 from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.probing.records import append_records, refuse_other_content
 from ssl_equi.probing.sequence_figures import print_summary, write_page
 from ssl_equi.probing.sequence_tasks import QUESTIONS, Question, SequenceProtocol, probe_sequences
 from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
-from ssl_equi.sequence_export import SequenceModel, load_sequence_model
-from ssl_equi.training_saccades import SaccadeViews, described_saccades
-from ssl_equi.training_sequences import SequenceViews
-from ssl_equi.training_views import ViewOptions, augmentation_columns, check_translations
+from ssl_equi.training.pretraining_sequences import SEQUENCE_MODEL_FOLDER
 from ssl_equi.views.actions import action_names
+from ssl_equi.views.makers import ViewOptions, augmentation_columns, check_translations
 from ssl_equi.views.presets import transforms_of_views
+from ssl_equi.views.saccades import SaccadeViews, described_saccades
+from ssl_equi.views.sequences import SequenceViews
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -20,10 +20,10 @@ means with standard errors over seeds and over objects, beside what is reached w
 writes results.json (every seed), arrays.npz and report.html.
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.evaluation_command import EvaluationConfig, evaluate_command
+from ssl_equi.probing.command import EvaluationConfig, evaluate_command
 
 if __name__ == "__main__":
     config = parse_command_line(EvaluationConfig, __doc__)

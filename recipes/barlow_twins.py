@@ -7,7 +7,7 @@ base of E-SSL and CARE.
     accelerate launch --multi_gpu recipes/barlow_twins.py imagenet --data-dir SHARDS     ImageNet, the paper's settings
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field
 
@@ -17,11 +17,11 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.provenance import BF16_FOR_FP16, reproduces
-from ssl_equi.run import Run
-from ssl_equi.training_views import PairOptions, TrainingViews
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
+from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.training.provenance import BF16_FOR_FP16, reproduces
+from ssl_equi.training.run import Run
+from ssl_equi.views.makers import PairOptions, TrainingViews
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ No negatives: collapse is avoided by the predictor and by the target network's s
     accelerate launch --multi_gpu recipes/byol.py threediebench --data-dir SHARDS      3DIEBench as seq-JEPA's authors
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field
 
@@ -18,17 +18,17 @@ from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.byol import BYOL, BYOLConfig
 from ssl_equi.options import Momentum
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import (
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
+from ssl_equi.training.pretraining_config import (
     SEQ_JEPA_RELEASED,
     PretrainingConfig,
     follow_schedule,
     optimizer_of,
     target_momentum,
 )
-from ssl_equi.provenance import BF16_FOR_FLOAT32, FRESH_DRAWS, reproduces
-from ssl_equi.run import Run
-from ssl_equi.training_views import PairOptions, TrainingViews
+from ssl_equi.training.provenance import BF16_FOR_FLOAT32, FRESH_DRAWS, reproduces
+from ssl_equi.training.run import Run
+from ssl_equi.views.makers import PairOptions, TrainingViews
 
 
 @dataclass(frozen=True)

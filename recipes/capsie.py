@@ -8,7 +8,7 @@ run also leaves `capsule_network/`, whose activations and poses `evaluation/prob
     accelerate launch --multi_gpu recipes/capsie.py paper --data-dir SHARDS             3DIEBench, as the paper
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
 
@@ -20,12 +20,12 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.capsules import Votes, VotesInit
 from ssl_equi.objectives.capsie import CapsIE, CapsIEConfig
 from ssl_equi.options import NonNegative, Width
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.pretraining_capsules import check_capsules_ending, finish_capsules
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.provenance import BF16_FOR_FP16, OWN_COVARIANCE, reproduces
-from ssl_equi.run import Run
-from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, open_loader
+from ssl_equi.training.pretraining_capsules import check_capsules_ending, finish_capsules
+from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.training.provenance import BF16_FOR_FP16, OWN_COVARIANCE, reproduces
+from ssl_equi.training.run import Run
+from ssl_equi.views.makers import PairAction, TrainingViews, ViewOptions, action_size
 
 
 @dataclass(frozen=True)

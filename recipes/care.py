@@ -11,7 +11,7 @@ algorithm (the released code gives all chunks of a step the same pair).
     accelerate launch --multi_gpu recipes/care.py imagenet100 --data-dir FOLDER       ImageNet-100 as in the paper
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
@@ -27,11 +27,11 @@ from ssl_equi.objectives.care import CARE, CAREConfig, mean_pair_weight
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.options import ActsWhen, Momentum
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.provenance import BF16, OWN_PAIRS, UNSHUFFLED, reproduces
-from ssl_equi.run import Run
-from ssl_equi.training_views import SharedPairOptions, SharedViews, TrainingViews
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
+from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.training.provenance import BF16, OWN_PAIRS, UNSHUFFLED, reproduces
+from ssl_equi.training.run import Run
+from ssl_equi.views.makers import SharedPairOptions, SharedViews, TrainingViews
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ BYOL, one way only: from view 1 and the action to the target network's view 2 (G
     accelerate launch --multi_gpu recipes/conditional_byol.py threediebench --data-dir SHARDS      as seq-JEPA's authors
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
 
@@ -17,17 +17,17 @@ from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
 from ssl_equi.options import Momentum
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import (
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
+from ssl_equi.training.pretraining_config import (
     SEQ_JEPA_RELEASED,
     PretrainingConfig,
     follow_schedule,
     optimizer_of,
     target_momentum,
 )
-from ssl_equi.provenance import FRESH_DRAWS, reproduces
-from ssl_equi.run import Run
-from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
+from ssl_equi.training.provenance import FRESH_DRAWS, reproduces
+from ssl_equi.training.run import Run
+from ssl_equi.views.makers import PairAction, TrainingViews, ViewOptions, action_size
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ aggregate of several glimpses is worth shows in the difference.
     accelerate launch --multi_gpu recipes/conv_jepa.py stl10 --data-dir STL10      STL-10 as seq-JEPA's authors
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
 
@@ -20,11 +20,11 @@ from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.conv_jepa import ConvJEPA, ConvJEPAConfig
 from ssl_equi.options import Momentum, Positive, Share, Width
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of, target_momentum
-from ssl_equi.provenance import reproduces
-from ssl_equi.run import Run
-from ssl_equi.training_saccades import (
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
+from ssl_equi.training.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of, target_momentum
+from ssl_equi.training.provenance import reproduces
+from ssl_equi.training.run import Run
+from ssl_equi.views.saccades import (
     ACTION_SIZE,
     STL10_MEAN_RGB,
     STL10_STD_RGB,

@@ -12,7 +12,7 @@ features; the run also leaves `capsule_network/`, whose activations and poses `e
     accelerate launch --multi_gpu recipes/equicaps.py paper_translated --data-dir SHARDS       3DIEBench-T
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -26,12 +26,12 @@ from ssl_equi.encoders.capsules import Votes, VotesInit
 from ssl_equi.errors import UserError
 from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
 from ssl_equi.options import ActsWhen, NonNegative, Width
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.pretraining_capsules import check_capsules_ending, finish_capsules
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.provenance import BF16_FOR_FP16, OWN_COVARIANCE, reproduces
-from ssl_equi.run import Run
-from ssl_equi.training_views import PairAction, TrainingViews
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, open_loader
+from ssl_equi.training.pretraining_capsules import check_capsules_ending, finish_capsules
+from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.training.provenance import BF16_FOR_FP16, OWN_COVARIANCE, reproduces
+from ssl_equi.training.run import Run
+from ssl_equi.views.makers import PairAction, TrainingViews
 
 POSE_SIDES: dict[PairAction, int] = {"rotation": 3, "pose_base": 4, "pose_object": 4}
 

@@ -9,7 +9,7 @@ must find the other view's projection.
     accelerate launch --multi_gpu recipes/equimod.py threediebench --data-dir SHARDS     3DIEBench as SIE's authors
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
 
@@ -19,11 +19,11 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.equimod import EquiMod, EquiModConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import SEQ_JEPA_RELEASED, PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.provenance import BF16_FOR_FP16, FRESH_DRAWS, reproduces
-from ssl_equi.run import Run
-from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
+from ssl_equi.training.pretraining_config import SEQ_JEPA_RELEASED, PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.training.provenance import BF16_FOR_FP16, FRESH_DRAWS, reproduces
+from ssl_equi.training.run import Run
+from ssl_equi.views.makers import PairAction, TrainingViews, ViewOptions, action_size
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ learns what stays, the head keeps the encoder sensitive to what changes.
     accelerate launch --multi_gpu recipes/essl.py imagenet --data-dir SHARDS      ImageNet as in the paper, SimCLR base
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
@@ -28,12 +28,12 @@ from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.options import ActsWhen
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.provenance import BF16_FOR_FP16, reproduces
-from ssl_equi.run import Run
-from ssl_equi.training_views import PairOptions, SmallViewOptions, TrainingViews, TransformedSmallViews
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
+from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.training.provenance import BF16_FOR_FP16, reproduces
+from ssl_equi.training.run import Run
 from ssl_equi.views.groups import GROUPS
+from ssl_equi.views.makers import PairOptions, SmallViewOptions, TrainingViews, TransformedSmallViews
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ base of CARE.
     accelerate launch --multi_gpu recipes/moco.py imagenet100 --data-dir FOLDER       ImageNet-100 as the CARE paper
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -21,11 +21,11 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import RunError
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.options import ActsWhen, Momentum
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.provenance import BF16, BF16_FOR_FLOAT32, UNSHUFFLED, reproduces
-from ssl_equi.run import Run
-from ssl_equi.training_views import PairOptions, TrainingViews
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
+from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.training.provenance import BF16, BF16_FOR_FLOAT32, UNSHUFFLED, reproduces
+from ssl_equi.training.run import Run
+from ssl_equi.views.makers import PairOptions, TrainingViews
 
 
 @dataclass(frozen=True)

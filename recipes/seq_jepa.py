@@ -12,7 +12,7 @@ from aggregates of 1 to 8 views of objects that were never seen; `evaluation/seq
     accelerate launch recipes/seq_jepa.py cifar100 --data-dir CIFAR  augmented images: crop, jitter and blur are known
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -24,19 +24,19 @@ from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.options import ActsWhen, Momentum, Width
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.pretraining_config import (
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, open_loader
+from ssl_equi.training.pretraining_config import (
     SEQ_JEPA_RELEASED,
     PretrainingConfig,
     follow_schedule,
     optimizer_of,
     target_momentum,
 )
-from ssl_equi.pretraining_sequences import check_sequences_ending, finish_sequences
-from ssl_equi.provenance import FRESH_DRAWS, JOINT_ACTIONS, reproduces
-from ssl_equi.run import Run
-from ssl_equi.training_sequences import SequenceViews, describe_sequences
-from ssl_equi.training_views import PairAction, ViewOptions, action_size
+from ssl_equi.training.pretraining_sequences import check_sequences_ending, finish_sequences
+from ssl_equi.training.provenance import FRESH_DRAWS, JOINT_ACTIONS, reproduces
+from ssl_equi.training.run import Run
+from ssl_equi.views.makers import PairAction, ViewOptions, action_size
+from ssl_equi.views.sequences import SequenceViews, describe_sequences
 
 
 @dataclass(frozen=True)

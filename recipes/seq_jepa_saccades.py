@@ -14,7 +14,7 @@ see datasets/images.md.
                                    for the saliency; --saccades.saliency file --saccades.saliency-file MAPS.npy for that
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -26,12 +26,12 @@ from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.options import ActsWhen, Momentum, Positive, Share, Width
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of, target_momentum
-from ssl_equi.pretraining_sequences import check_sequences_ending, finish_sequences
-from ssl_equi.provenance import JOINT_ACTIONS, reproduces
-from ssl_equi.run import Run
-from ssl_equi.training_saccades import (
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, open_loader
+from ssl_equi.training.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of, target_momentum
+from ssl_equi.training.pretraining_sequences import check_sequences_ending, finish_sequences
+from ssl_equi.training.provenance import JOINT_ACTIONS, reproduces
+from ssl_equi.training.run import Run
+from ssl_equi.views.saccades import (
     ACTION_SIZE,
     STL10_MEAN_RGB,
     STL10_STD_RGB,

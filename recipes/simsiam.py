@@ -8,7 +8,7 @@ E-SSL.
     accelerate launch --multi_gpu recipes/simsiam.py imagenet --data-dir SHARDS        ImageNet, the paper's settings
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field
 
@@ -18,12 +18,12 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
-from ssl_equi.optimizers import make_optimizer, parameter_groups
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.provenance import BF16_FOR_FLOAT32, reproduces
-from ssl_equi.run import Run
-from ssl_equi.training_views import PairOptions, TrainingViews
+from ssl_equi.training.optimisation import make_optimizer, parameter_groups
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
+from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.training.provenance import BF16_FOR_FLOAT32, reproduces
+from ssl_equi.training.run import Run
+from ssl_equi.views.makers import PairOptions, TrainingViews
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ above, as random features are from below.
     accelerate launch --multi_gpu recipes/supervised.py threediebench --data-dir SHARDS       3DIEBench
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -20,10 +20,10 @@ from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.supervised import Supervised, SupervisedConfig
 from ssl_equi.options import ActsWhen
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.run import Run
-from ssl_equi.training_views import PairAction, TrainingViews, ViewOptions, action_size
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
+from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.training.run import Run
+from ssl_equi.views.makers import PairAction, TrainingViews, ViewOptions, action_size
 
 
 @dataclass(frozen=True)

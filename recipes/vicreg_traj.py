@@ -9,7 +9,7 @@ needed. The three views are drawn at random, as in the comparison; the method wa
     accelerate launch --multi_gpu recipes/vicreg_traj.py threediebench --data-dir SHARDS      as seq-JEPA's authors
 """
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field
 
@@ -20,11 +20,11 @@ from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.objectives.vicreg_traj import VICRegTraj, VICRegTrajConfig
-from ssl_equi.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.pretraining_config import SEQ_JEPA_RELEASED, PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.provenance import FRESH_DRAWS, reproduces
-from ssl_equi.run import Run
-from ssl_equi.training_sequences import SequenceViews
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
+from ssl_equi.training.pretraining_config import SEQ_JEPA_RELEASED, PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.training.provenance import FRESH_DRAWS, reproduces
+from ssl_equi.training.run import Run
+from ssl_equi.views.sequences import SequenceViews
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ __all__ = ["create_encoder", "load_encoder"]
 
 if TYPE_CHECKING:
     from ssl_equi.encoders import create_encoder
-    from ssl_equi.export import load_encoder
+    from ssl_equi.export.encoder import load_encoder
 
 
 def __getattr__(name: str) -> Any:
     """Imports on first use: `import ssl_equi` alone must not take the seconds that torch and timm need."""
     if name == "load_encoder":
-        from ssl_equi.export import load_encoder
+        from ssl_equi.export.encoder import load_encoder
 
         return load_encoder
     if name == "create_encoder":

@@ -14,7 +14,7 @@ import tyro
 
 from ssl_equi.errors import UserError
 from ssl_equi.options import check_options, option_flags
-from ssl_equi.provenance import describe
+from ssl_equi.training.provenance import describe
 
 Config = TypeVar("Config")
 
@@ -66,8 +66,8 @@ def run_recipe(main: Callable[[Config], None], configs: Mapping[str, Callable[[]
     config = parse_command_line(type(default), f"{description.strip()}\n\n{names}", default, arguments)
     # They import torch, which takes seconds and which other commands may do without.
     from ssl_equi.errors import LostProcessError
-    from ssl_equi.process_group import naming_lost_processes
-    from ssl_equi.stopping import run_to_the_end
+    from ssl_equi.training.processes import naming_lost_processes
+    from ssl_equi.training.stopping import run_to_the_end
 
     def with_other_processes() -> None:
         try:

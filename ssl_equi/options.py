@@ -17,8 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from ssl_equi.errors import UserError
-from ssl_equi.text import visible_values
+from ssl_equi.errors import UserError, visible_values
 
 ArgumentValue = int | float | bool | str
 

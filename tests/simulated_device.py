@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ssl_equi.device_copies import made_constant
+from ssl_equi.runtime.device_copies import made_constant
 
 ROOT = Path(__file__).parents[1]
 DEVICE = torch.device("cuda", 0)

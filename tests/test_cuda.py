@@ -26,10 +26,10 @@ from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, nv
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.rendered_views import RenderedLoader, RenderedViews, config_of_stored
-from ssl_equi.device_batches import on_device
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.compiling import compile_networks
-from ssl_equi.run_config import loader_size
+from ssl_equi.training.config import loader_size
+from ssl_equi.training.devices import on_device
 from ssl_equi.views import operations
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.presets import PRESETS, SMALL_VIEW_PRESETS, small_view_pipeline, view_pipelines

@@ -16,21 +16,21 @@ from torch import nn
 from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, UserError
-from ssl_equi.export import EncoderCard, load_encoder, save_encoder
+from ssl_equi.export.encoder import EncoderCard, load_encoder, save_encoder
+from ssl_equi.export.predictor import PredictorCard, load_predictor, save_predictor
+from ssl_equi.export.sequence_model import load_sequence_model, save_sequence_model
 from ssl_equi.objectives.heads import projector
 from ssl_equi.objectives.latent_predictor import ProjectedPredictor
 from ssl_equi.objectives.predictors import Hypernetwork
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
-from ssl_equi.predictor_export import PredictorCard, load_predictor, save_predictor
 from ssl_equi.probing import evaluation_report, report
 from ssl_equi.probing.compared_runs import read_evaluated_folder
 from ssl_equi.probing.evaluation_report import write_evaluation_report
 from ssl_equi.probing.report import read_curves
-from ssl_equi.run import Run
-from ssl_equi.sequence_export import load_sequence_model, save_sequence_model
+from ssl_equi.training.run import Run
 from tests.mutations import json_mutations, mutations
 from tests.probing.report_pages import made_arrays, make_evaluation, read_page, record
-from tests.test_run import ToyConfig, ToyObjective, loss_lines, train
+from tests.training.test_run import ToyConfig, ToyObjective, loss_lines, train
 
 NUM_MUTATIONS = 200
 

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from ssl_equi.text import visible, visible_values
+from ssl_equi.errors import visible, visible_values
 
 
 @pytest.mark.parametrize(

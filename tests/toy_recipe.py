@@ -19,8 +19,8 @@ from ssl_equi.cli import run_recipe
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.options import Count
-from ssl_equi.run import Run
-from ssl_equi.run_config import RunConfig
+from ssl_equi.training.config import RunConfig
+from ssl_equi.training.run import Run
 
 SCRIPT_STEPS = 100
 

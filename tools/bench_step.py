@@ -21,7 +21,8 @@ probe_pass: MoCo's online encoder sees view 1 only, and so do the online probes.
 of CARE on MoCo, over the same with one more pass of view 2 without gradient, whose features would be for probes alone.
 
 busy: SIE's loop in processes of its own, alone and beside programs that each want a core all the time. Processes with
-`ssl_equi.openmp`'s settings take turns with processes that have OpenMP's own; a ratio is that of one turn of both.
+the settings of `ssl_equi.runtime.before_torch` take turns with processes that have OpenMP's own; a ratio is that of one
+turn of both.
 
 setup and published: the forms of SIE's step in sie_forms.py, a process each, which take turns. A ratio of time is that
 of a round of both, and of their shortest rounds, which a busy machine disturbs least; one of memory, of the peaks with
@@ -71,8 +72,8 @@ from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
-from ssl_equi.openmp import HUGE_PAGES, SPINNING
 from ssl_equi.probing.online import OnlineProbes
+from ssl_equi.runtime.before_torch import HUGE_PAGES, SPINNING
 
 TARGET_PROBE_SHARE = 0.02
 BASE = "SimCLR"

@@ -61,10 +61,11 @@ from torch import Tensor
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.errors import CheckpointError, LayoutError
-from ssl_equi.export import save_encoder
-from ssl_equi.importing.encoder_import import EncoderOptions, fitting_layouts, import_encoder
-from ssl_equi.importing.layouts import EncoderLayout, TrainingData
-from ssl_equi.importing.seq_jepa_import import (
+from ssl_equi.export.encoder import save_encoder
+from ssl_equi.export.importing import EncoderOptions, fitting_layouts, import_encoder
+from ssl_equi.export.layouts import EncoderLayout, TrainingData
+from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, save_predictor
+from ssl_equi.export.seq_jepa_files import (
     Actions,
     SeqJEPAOptions,
     architecture_of,
@@ -74,11 +75,10 @@ from ssl_equi.importing.seq_jepa_import import (
     describe_sequences,
     model_tensors,
 )
-from ssl_equi.importing.sie_predictor import ACTIONS, equivariant_width, feature_parts, import_sie_predictor
-from ssl_equi.importing.tensors import named_tensors
+from ssl_equi.export.sequence_model import save_sequence_model
+from ssl_equi.export.sie_predictor import ACTIONS, equivariant_width, feature_parts, import_sie_predictor
+from ssl_equi.export.tensors import named_tensors
 from ssl_equi.options import EncoderArguments
-from ssl_equi.predictor_export import PREDICTOR_FOLDER, PredictorCard, save_predictor
-from ssl_equi.sequence_export import save_sequence_model
 
 SEQ_JEPA: Literal["seq_jepa"] = "seq_jepa"
 Layout = EncoderLayout | Literal["seq_jepa"]

@@ -36,8 +36,8 @@ from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.errors import DataError
 from ssl_equi.files import list_folder
+from ssl_equi.runtime.system import usable_cores
 from ssl_equi.scenes.sheet import contact_sheet
-from ssl_equi.system import usable_cores
 
 MOST_ROWS = 12  # of a table, unless --all
 FINGERPRINT_DIGITS = 16  # as the converters print it

@@ -3,8 +3,8 @@
     PYTHONPATH=. python tools/list_configurations.py                   in a clone; seconds on one core
     PYTHONPATH=. python tools/list_configurations.py --out page.md
 
-The page is made from `ssl_equi/provenance.py`, the recipes and `tests/references`; every comparison that it lists is
-made, and one that fails ends the tool.
+The page is made from `ssl_equi/training/provenance.py`, the recipes and `tests/references`; every comparison that it
+lists is made, and one that fails ends the tool.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from typing import Any
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.errors import UserError
-from ssl_equi.provenance import SOURCES, provenance_of
+from ssl_equi.training.provenance import SOURCES, provenance_of
 from tests.references.comparison import configuration, differences, random_batch, small_objective, unlike
 from tests.references.table import REFERENCES, Reference
 
@@ -31,8 +31,8 @@ What each configuration of each recipe reproduces, where it knowingly differs,
 and what of its loss is compared. `--help` behind a recipe's name and a
 configuration's says the same of one, with all of its options. This page is
 written by `PYTHONPATH=. python tools/list_configurations.py` from
-`ssl_equi/provenance.py`, the recipes and `tests/references`, and a test holds
-it to them.
+`ssl_equi/training/provenance.py`, the recipes and `tests/references`, and a
+test holds it to them.
 
 ## What the columns mean
 

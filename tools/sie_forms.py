@@ -17,7 +17,7 @@ import os
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is loaded; keeps its profiler quiet
 
-import ssl_equi.openmp  # isort: skip  # noqa: F401  (before torch)
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -32,13 +32,13 @@ from benchmarks import TrainingStep, peak_bytes, random_views
 from torch import Tensor, nn
 
 from ssl_equi.cli import parse_command_line
-from ssl_equi.device_setup import prepare_for_device
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.strided_cnn import StridedCNN
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.sie import SIE, SIEConfig
-from ssl_equi.optimizers import make_optimizer
 from ssl_equi.probing.online import OnlineProbes
+from ssl_equi.training.devices import prepare_for_device
+from ssl_equi.training.optimisation import make_optimizer
 
 Form = Literal["as_runs", "plain", "published"]
 RATE = 1e-3

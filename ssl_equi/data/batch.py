@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssl_equi.data.stage_seconds import StageSeconds, Stopwatch
-from ssl_equi.device_copies import copy_together
+from ssl_equi.runtime.device_copies import copy_together
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from platformdirs import user_cache_path
 
 from ssl_equi.data.collection import ViewCollection, check_request
 from ssl_equi.data.manifest import canonical_json
+from ssl_equi.data.npy import map_npy, npy_bytes
 from ssl_equi.data.shard_files import ShardFiles
 from ssl_equi.data.stage_seconds import StageSeconds
 from ssl_equi.errors import DataError
@@ -33,8 +34,7 @@ from ssl_equi.files import (
     write_durably,
     write_errors_named,
 )
-from ssl_equi.npy import map_npy, npy_bytes
-from ssl_equi.system import usable_cores
+from ssl_equi.runtime.system import usable_cores
 
 _VERSION = 1  # raised when equal data would give another file
 _DECODERS = ("simplejpeg", "pillow")  # whose releases may round differently

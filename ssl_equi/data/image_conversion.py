@@ -27,7 +27,7 @@ from ssl_equi.data.order import epoch_permutation
 from ssl_equi.errors import DataError
 from ssl_equi.files import map_in_order
 from ssl_equi.options import Count, ImageSide, Seed, Threads
-from ssl_equi.system import usable_cores
+from ssl_equi.runtime.system import usable_cores
 
 JPEG_QUALITY = 90  # of images whose shorter side was resized
 _READ_AHEAD_PER_WORKER = 4

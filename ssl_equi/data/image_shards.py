@@ -24,12 +24,12 @@ from ssl_equi.data.decode import decode_image
 from ssl_equi.data.foreign_shards import CURE, ForeignRecord, records_of_shard
 from ssl_equi.data.image_manifest import read_image_index, read_image_manifest
 from ssl_equi.data.manifest import canonical_json, has_manifest
+from ssl_equi.data.npy import read_stored_npz
 from ssl_equi.data.shard import problem_of_bytes
 from ssl_equi.data.shard_files import ShardFiles, open_shard_files
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
 from ssl_equi.errors import DataError
 from ssl_equi.files import FileState, file_state, list_folder, parse_json_object, write_atomically
-from ssl_equi.npy import read_stored_npz
 
 MOST_UNNAMED_CLASSES = 25_000  # more than ImageNet-21k has; or ten for each image, if these are more
 _INDEX_VERSION = 2  # raised when equal shards would give another index

@@ -16,11 +16,11 @@ import torch
 
 from ssl_equi.data.index_stamps import IndexStamp
 from ssl_equi.data.manifest import Manifest, ShardEntry, index_folder
+from ssl_equi.data.npy import map_npy, npy_bytes
 from ssl_equi.data.shard import ScannedObject
 from ssl_equi.errors import DataError
 from ssl_equi.files import sha256_of_file, write_atomically
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
-from ssl_equi.npy import map_npy, npy_bytes
 
 _DTYPES: dict[str, np.dtype] = {
     "offsets": np.dtype(np.int64),

@@ -16,10 +16,10 @@ import simplejpeg
 
 from ssl_equi.data.decode import JPEG_START, SUFFIXES, decode_image
 from ssl_equi.data.fit import CenterCrop
+from ssl_equi.data.npy import map_npy
 from ssl_equi.data.writer import ObjectRecord
 from ssl_equi.errors import DataError
 from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
-from ssl_equi.npy import map_npy
 
 RESIZED_QUALITY = 95  # of the JPEGs that resized views become, with colours at the full resolution
 _LISTED_OBJECT = re.compile(r"/?([A-Za-z0-9_-]+)/([A-Za-z0-9_-]+)/?")

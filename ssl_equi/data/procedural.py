@@ -29,11 +29,11 @@ from ssl_equi.errors import DataError
 from ssl_equi.files import building_progress, working_alone
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.options import Count, ImageSide, Range, Seed
+from ssl_equi.runtime.system import usable_cores
 from ssl_equi.scenes.families import DEFAULT_FAMILIES, HELD_OUT_FAMILIES, build_object
 from ssl_equi.scenes.render import Renderer
 from ssl_equi.scenes.sampling import RotationSampling, sample_latents
 from ssl_equi.scenes.scene import SceneSettings
-from ssl_equi.system import usable_cores
 
 SOURCE = "procedural objects rendered by ssl_equi.scenes"
 LICENSE = "CC0-1.0"

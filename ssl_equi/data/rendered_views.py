@@ -127,7 +127,7 @@ class RenderedLoader:
     A batch is a pure function of (seed, global step), and its images lie on the device already, in memory of their
     own. On a CPU the next batch is rendered ahead, by threads whose operations aren't shared out to further ones, which
     is several times as fast. On a GPU a batch is rendered when it is asked for, on the stream that is current then (see
-    `ssl_equi.device_batches`), and `seconds_waited` is what it took to queue the work. Use it as a context manager,
+    `ssl_equi.training.devices`), and `seconds_waited` is what it took to queue the work. Use it as a context manager,
     which ends the threads.
 
     Args:

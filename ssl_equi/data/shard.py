@@ -23,9 +23,9 @@ import numpy as np
 import simplejpeg
 
 from ssl_equi.data.decode import JPEG_START, SUFFIX_OF_KIND, decode_with_pillow, read_image_header
+from ssl_equi.data.npy import npy_bytes, parse_npy
 from ssl_equi.errors import DataError
 from ssl_equi.files import sync_folder, write_errors_named
-from ssl_equi.npy import npy_bytes, parse_npy
 
 LATENTS_SUFFIX = "latents.npy"
 LABEL_SUFFIX = "cls"

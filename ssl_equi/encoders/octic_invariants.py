@@ -18,7 +18,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.device_copies import constant
 from ssl_equi.encoders.octic_features import (
     act_on_components,
     check_octic_width,
@@ -27,6 +26,7 @@ from ssl_equi.encoders.octic_features import (
 )
 from ssl_equi.encoders.octic_layers import OcticLinear
 from ssl_equi.encoders.square_symmetries import ELEMENTS, inverse
+from ssl_equi.runtime.device_copies import constant
 
 
 class LinearInvariants(nn.Module):

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ssl_equi.encoders.batch_norm import running_statistics_kept
 from ssl_equi.errors import EncoderError
-from ssl_equi.objectives.batch_norm import running_statistics_kept
 
 
 def checkpoint_activations(encoder: nn.Module) -> None:

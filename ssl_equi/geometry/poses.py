@@ -19,7 +19,6 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ssl_equi.device_copies import constant
 from ssl_equi.geometry.latents import (
     LATENT_SIZE,
     LATENT_SIZE_WITH_TRANSLATION,
@@ -36,6 +35,7 @@ from ssl_equi.geometry.rotations import (
     relative_quat,
     rotate_vectors,
 )
+from ssl_equi.runtime.device_copies import constant
 
 ROTATION_ACTION_SIZE = 4  # quaternion
 POSE_ACTION_SIZE = 7  # quaternion, translation

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_equi.objectives.batch_norm import running_statistics_kept
+from ssl_equi.encoders.batch_norm import running_statistics_kept
 from ssl_equi.objectives.extension import Extension
 from ssl_equi.objectives.output import ObjectiveOutput, detached
 from ssl_equi.objectives.two_views import check_views, on_both_views

@@ -21,7 +21,7 @@ from torch import nn
 from ssl_equi.checkpoint import read_tensors
 from ssl_equi.encoders.create import create_encoder, model_arguments, timm_with_our_encoders
 from ssl_equi.errors import EncoderError, ImageSizeError
-from ssl_equi.export import (
+from ssl_equi.export.encoder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     build_encoder,
@@ -29,7 +29,7 @@ from ssl_equi.export import (
     parts_of,
     read_encoder_config,
 )
-from ssl_equi.predictor_export import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
+from ssl_equi.export.predictor import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
 from ssl_equi.probing.encode import state_sha256
 
 TIMM_PREFIX, RANDOM_PREFIX, HUB_PREFIX = "timm:", "random:", "hub:"

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ssl_equi.checkpoint import describe_os_error
+from ssl_equi.data.npy import read_stored_npz
 from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.files import replace_file, sha256_of_file
-from ssl_equi.npy import read_stored_npz
 from ssl_equi.probing.records import ProbeRecord, read_records, read_results, write_records
 
 RESULTS_FILE, ARRAYS_FILE = "results.json", "arrays.npz"

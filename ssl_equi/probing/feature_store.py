@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from ssl_equi.checkpoint import describe_os_error
 from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.npy import map_npy
 from ssl_equi.errors import CheckpointError, DataError, FeatureError
 from ssl_equi.files import read_json_object, sync_folder, write_durably
-from ssl_equi.npy import map_npy
 from ssl_equi.probing.encode import FeatureCache, ImageChange, cache_of, encode_batches, without_bad_objects
 
 FORMAT_VERSION = 1  # raised when the same key would stand for other numbers

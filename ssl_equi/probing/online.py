@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_equi.device_copies import Unread, merged
 from ssl_equi.probing.metrics import exceeds_rounding
+from ssl_equi.runtime.device_copies import Unread, merged
 
 UNLABELLED = -1
 QUATERNION = 4

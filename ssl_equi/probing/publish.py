@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.errors import visible
 from ssl_equi.probing.evaluation_folder import ARRAYS_HASH, RESULTS_FILE, write_arrays
 from ssl_equi.probing.evaluation_report import write_report_or_warn
 from ssl_equi.probing.feature_map import map_arrays
@@ -15,7 +16,6 @@ from ssl_equi.probing.records import append_records, print_records
 from ssl_equi.probing.report_pictures import neighbour_arrays, view_sheet
 from ssl_equi.probing.skipping import noted_if_unanswered
 from ssl_equi.probing.suite import ProbeResults
-from ssl_equi.text import visible
 
 
 def publish_results(

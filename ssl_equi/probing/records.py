@@ -11,9 +11,8 @@ from typing import Any
 from filelock import FileLock
 
 from ssl_equi.checkpoint import require_writable, write_text_atomically
-from ssl_equi.errors import UserError
+from ssl_equi.errors import UserError, visible_values
 from ssl_equi.files import read_json_object
-from ssl_equi.text import visible_values
 
 BY_CLASS = "angle_deg_median_of_"  # begins the names of metrics of one class, which short tables leave out
 

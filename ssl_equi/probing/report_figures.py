@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssl_equi.text import visible
+from ssl_equi.errors import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.errors import UserError
+from ssl_equi.errors import UserError, visible
 from ssl_equi.probing.report_figures import image_data_uri, shrink
 from ssl_equi.probing.report_style import STYLE
 from ssl_equi.probing.skipping import described
-from ssl_equi.text import visible
 
 Sections = dict[str, Callable[[], str]]
 """What draws each section of a page, in order, by a name for messages."""

@@ -15,7 +15,7 @@ from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.pairs import training_views
-from ssl_equi.training_sequences import ViewSequence
+from ssl_equi.views.sequences import ViewSequence
 
 ROTATION_NAMES = ("quat_x", "quat_y", "quat_z", "quat_w")
 HUE_NAMES = ("floor_hue", "light_hue")

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_equi.device_copies import copy_together
 from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
+from ssl_equi.runtime.device_copies import copy_together
 from ssl_equi.scenes.mesh import Mesh
 from ssl_equi.scenes.rasteriser import VisibleSurface, depth_buffer, expand_counts, rasterise, visible_surface
 from ssl_equi.scenes.scene import (

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_equi.device_copies import constant
 from ssl_equi.geometry.latents import (
     LATENT_SIZE_WITH_TRANSLATION,
     TRANSLATION_COLUMNS,
@@ -19,6 +18,7 @@ from ssl_equi.geometry.latents import (
     quat_xyzw_from_latents,
 )
 from ssl_equi.geometry.rotations import quat_to_matrix
+from ssl_equi.runtime.device_copies import constant
 
 CAMERA_POSITION: tuple[float, float, float] = (0.0, 2.5 * math.sin(math.pi / 4), 2.5 * math.cos(math.pi / 4))
 CAMERA_FIELD_OF_VIEW_RAD = 0.691111  # 39.6 degrees, horizontal and vertical

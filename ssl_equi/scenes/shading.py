@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_equi.device_copies import copy_together
+from ssl_equi.runtime.device_copies import copy_together
 from ssl_equi.scenes.rasteriser import VisibleSurface
 from ssl_equi.scenes.scene import (
     FLOOR_Z,

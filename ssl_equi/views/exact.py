@@ -9,7 +9,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from ssl_equi.device_copies import constant, copy_together
+from ssl_equi.runtime.device_copies import constant, copy_together
 
 JIGSAW_PERMUTATIONS: tuple[tuple[int, ...], ...] = tuple(itertools.permutations(range(4)))
 """The 24 arrangements of a 2 x 2 grid, in lexicographic order: entry [p][i] is the piece that comes to place i.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ssl_equi.device_copies import constant, copy_together
+from ssl_equi.runtime.device_copies import constant, copy_together
 from ssl_equi.views.exact import (
     JIGSAW_PERMUTATIONS,
     check_even_sides,

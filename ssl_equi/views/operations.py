@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_equi.device_copies import constant
+from ssl_equi.runtime.device_copies import constant
 
 Interpolation = Literal["bilinear", "bicubic"]
 

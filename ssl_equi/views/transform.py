@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from ssl_equi.device_copies import copy_together
+from ssl_equi.runtime.device_copies import copy_together
 from ssl_equi.views import exact
 from ssl_equi.views.parameters import TransformParameters
 

@@ -17,11 +17,11 @@ from ssl_equi.data.decoded_cache import CachedViews
 from ssl_equi.data.fit import Canvas, CenterCrop
 from ssl_equi.data.image_folder import ImageFolder
 from ssl_equi.data.loader import ViewLoader
-from ssl_equi.data.saliency_maps import computed_saliency
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.sources import open_data
 from ssl_equi.data.view_subset import ViewSubset
 from ssl_equi.errors import DataError
+from ssl_equi.views.saliency_maps import computed_saliency
 
 
 def test_classes_and_files_are_sorted(mixed_folder: Path) -> None:

@@ -20,8 +20,8 @@ from ssl_equi.data.shard_files import ShardFiles
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.stage_seconds import StageSeconds, Stopwatch
 from ssl_equi.data.streaming import StreamedLoader
-from ssl_equi.speed import SpeedWindow
-from ssl_equi.training_views import timed
+from ssl_equi.training.log import SpeedWindow
+from ssl_equi.views.makers import timed
 
 PAUSE = 0.01
 

@@ -10,7 +10,7 @@ from torch import nn
 from ssl_equi.encoders import EncoderError, create_encoder
 from ssl_equi.encoders.capsule_network import CapsuleNetwork
 from ssl_equi.encoders.feature_maps import as_feature_map
-from ssl_equi.export import EncoderCard, load_encoder, save_encoder
+from ssl_equi.export.encoder import EncoderCard, load_encoder, save_encoder
 
 BACKBONES = {
     "resnet18": (2, 2),

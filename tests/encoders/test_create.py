@@ -12,7 +12,7 @@ from ssl_equi.encoders.arguments import RESERVED
 from ssl_equi.encoders.compiling import compile_encoder
 from ssl_equi.encoders.strided_cnn import PooledStridedCNN, StridedCNN
 from ssl_equi.errors import UserError
-from ssl_equi.export import build_encoder
+from ssl_equi.export.encoder import build_encoder
 
 
 @pytest.mark.parametrize("name", ["strided_cnn_tiny", "resnet10t", "test_vit", "mobilenetv3_small_050"])

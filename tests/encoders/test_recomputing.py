@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.encoders.batch_norm import running_statistics_kept
 from ssl_equi.encoders.create import create_encoder
 from ssl_equi.encoders.recomputing import checkpoint_activations
 from ssl_equi.errors import EncoderError
-from ssl_equi.objectives.batch_norm import running_statistics_kept
 
 SMALL_VIT = {"depth": 3, "embed_dim": 32, "num_heads": 2, "patch_size": 8, "drop_path_rate": 0.2}
 ENCODERS = {

@@ -24,7 +24,7 @@ from ssl_equi.encoders.square_symmetries import act_on_image
 from ssl_equi.encoders.steerable_groups import FOURIER_SAMPLES, fourier_turn, fourier_values, steerable_group
 from ssl_equi.encoders.steerable_layers import SteerableConvolution, kernel_basis
 from ssl_equi.encoders.steerable_resnet import SteerableResNet
-from ssl_equi.export import EncoderCard, load_encoder, save_encoder
+from ssl_equi.export.encoder import EncoderCard, load_encoder, save_encoder
 from ssl_equi.probing.image_symmetries import image_symmetries
 from ssl_equi.probing.symmetry_errors import measure_symmetry
 from tests.encoders.symmetric_encoders import TOLERANCES, relative_error, train_two_steps

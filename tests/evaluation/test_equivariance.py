@@ -10,7 +10,7 @@ import torch
 
 from ssl_equi import create_encoder
 from ssl_equi.errors import CheckpointError, UserError
-from ssl_equi.export import EncoderCard, save_encoder
+from ssl_equi.export.encoder import EncoderCard, save_encoder
 from ssl_equi.probing.records import describe_columns, read_records
 
 SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "equivariance.py"

@@ -9,13 +9,14 @@ from types import ModuleType
 import pytest
 import torch
 
-from ssl_equi import create_encoder, pretraining
+from ssl_equi import create_encoder
 from ssl_equi.errors import CheckpointError, DataError
-from ssl_equi.export import EncoderCard, save_encoder
+from ssl_equi.export.encoder import EncoderCard, save_encoder
 from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProbeProtocol
 from ssl_equi.probing.records import read_records
 from ssl_equi.probing.tasks import CORE_TASKS, NEEDS_TRANSLATIONS
+from ssl_equi.training import pretraining
 
 SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "probe.py"
 

@@ -13,13 +13,13 @@ import torch
 from ssl_equi import create_encoder
 from ssl_equi.encoders.capsule_network import CapsuleNetwork
 from ssl_equi.errors import CheckpointError, UserError
-from ssl_equi.export import EncoderCard, save_encoder
+from ssl_equi.export.encoder import EncoderCard, save_encoder
+from ssl_equi.export.predictor import PredictorCard, save_predictor
+from ssl_equi.export.sequence_model import save_sequence_model
 from ssl_equi.objectives.equicaps import EquiCaps
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.objectives.sie import SIE, SIEConfig
-from ssl_equi.predictor_export import PredictorCard, save_predictor
 from ssl_equi.probing.records import read_records
-from ssl_equi.sequence_export import save_sequence_model
 
 SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "retrieval.py"
 RENDERED = {"source": "rendered", "actions": "rotation", "observed_views": 2}

@@ -11,11 +11,11 @@ import pytest
 import timm
 import torch
 
-from ssl_equi import evaluation_command
 from ssl_equi.encoders.create import create_encoder
 from ssl_equi.errors import EncoderError, UserError
-from ssl_equi.evaluation_command import EvaluationConfig, evaluate_command
-from ssl_equi.export import EncoderCard, save_encoder
+from ssl_equi.export.encoder import EncoderCard, save_encoder
+from ssl_equi.probing import command as evaluation_command
+from ssl_equi.probing.command import EvaluationConfig, evaluate_command
 from ssl_equi.probing.evaluation_folder import read_evaluation
 from ssl_equi.probing.protocol import EquivarianceProtocol, ProbeProtocol
 from ssl_equi.probing.skipping import TaskSkipped

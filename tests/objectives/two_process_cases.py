@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.distributed import convert_sync_batchnorm, gather_batch, world_size
-from ssl_equi.sharding import gathered, shard
+from ssl_equi.training.sharding import gathered, shard
 
 Tensors = dict[str, Tensor]
 GLOBAL_BATCH = 12

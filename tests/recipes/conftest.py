@@ -13,9 +13,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from ssl_equi import pretraining
-from ssl_equi.data import saliency_maps
 from ssl_equi.probing.protocol import EquivarianceProtocol, ProbeProtocol
+from ssl_equi.training import pretraining
+from ssl_equi.views import saliency_maps
 from tests.launched import clean_environment
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ from typing import Any
 from accelerate.state import AcceleratorState
 
 from recipes import byol
-from ssl_equi import pretraining
 from ssl_equi.probing.protocol import EquivarianceProtocol, ProbeProtocol
+from ssl_equi.training import pretraining
 from tests.recipes.conftest import shrunk
 
 TRANSFORMER = "hybrid_octic_vit_tiny_patch16_224"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ssl_equi import load_encoder
-from ssl_equi.export import parts_of, read_encoder_config
+from ssl_equi.export.encoder import parts_of, read_encoder_config
 from ssl_equi.probing.records import read_records
 
 pytestmark = pytest.mark.usefixtures("quick_probes")

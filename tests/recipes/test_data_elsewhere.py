@@ -14,7 +14,7 @@ from ssl_equi.data import fetched
 from ssl_equi.data.image_writer import ImageRecord
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
-from ssl_equi.pretraining_config import PretrainingConfig
+from ssl_equi.training.pretraining_config import PretrainingConfig
 from tests.data.faulty_server import FaultyServer
 from tests.data.image_sets import SETTINGS, write_pictures
 

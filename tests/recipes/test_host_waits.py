@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from ssl_equi.finite_watch import FiniteWatch
-from ssl_equi.run import Run
+from ssl_equi.training.finite_watch import FiniteWatch
+from ssl_equi.training.run import Run
 from ssl_equi.views.groups import GROUPS
 from ssl_equi.views.presets import PRESETS
 from tests.simulated_device import DEVICE, SimulatedDevice, Wait

@@ -15,10 +15,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from ssl_equi import pretraining
 from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.probing.protocol import ProbeProtocol
-from ssl_equi.stopping import EXIT_STOPPED
+from ssl_equi.training import pretraining
+from ssl_equi.training.stopping import EXIT_STOPPED
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 14
@@ -95,7 +95,7 @@ def freeze_after(process: subprocess.Popen[str], count_lines: Callable[[], int],
     pytest.fail(f"the run ended or hung before {lines} lines: {process.communicate()}")
 
 
-@pytest.mark.slow  # by default tests/test_run.py kills and resumes a smaller run
+@pytest.mark.slow  # by default tests/training/test_run.py kills and resumes a smaller run
 @pytest.mark.usefixtures("quick_probes")
 def test_killed_at_two_places_the_resumed_run_logs_the_same_to_the_byte(
     sie: ModuleType,
@@ -124,7 +124,7 @@ def test_killed_at_two_places_the_resumed_run_logs_the_same_to_the_byte(
     assert (run / "report.html").is_file()
 
 
-@pytest.mark.slow  # by default tests/test_signals.py stops a smaller run
+@pytest.mark.slow  # by default tests/training/test_signals.py stops a smaller run
 @pytest.mark.usefixtures("quick_probes")
 def test_sigterm_saves_says_how_to_go_on_and_leaves_with_a_status_of_its_own(
     sie: ModuleType,

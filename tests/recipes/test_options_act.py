@@ -12,8 +12,8 @@ from accelerate.state import AcceleratorState
 from ssl_equi import options
 from ssl_equi.errors import UserError
 from ssl_equi.options import check_options
-from ssl_equi.pretraining_config import PretrainingOptions
-from ssl_equi.run import Run
+from ssl_equi.training.pretraining_config import PretrainingOptions
+from ssl_equi.training.run import Run
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 QUICK = ("equimod", "sie")  # the others take a minute together

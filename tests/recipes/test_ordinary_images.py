@@ -10,7 +10,7 @@ import pytest
 
 from ssl_equi import load_encoder
 from ssl_equi.cli import explain_errors
-from ssl_equi.training_views import ViewOptions
+from ssl_equi.views.makers import ViewOptions
 
 AUGMENTED = ViewOptions(source="augmented", preset="mocov2")
 CASES: dict[str, tuple[str | None, dict[str, Any]]] = {

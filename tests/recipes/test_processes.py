@@ -81,7 +81,7 @@ AUGMENTED_CASES = {
 }
 
 
-@pytest.mark.slow  # by default tests/test_training_views.py compares the views of processes
+@pytest.mark.slow  # by default tests/views/test_makers.py compares the views of processes
 @pytest.mark.usefixtures("quick_probes")
 @pytest.mark.parametrize("name", ["care", "essl"])
 def test_two_processes_see_the_augmented_views_of_one(

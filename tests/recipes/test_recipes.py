@@ -24,8 +24,8 @@ from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.cli import parse_command_line
 from ssl_equi.data.images import normalise_images
 from ssl_equi.data.reader import ShardDataset
-from ssl_equi.export import read_encoder_config
-from ssl_equi.predictor_export import load_predictor
+from ssl_equi.export.encoder import read_encoder_config
+from ssl_equi.export.predictor import load_predictor
 from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
 from ssl_equi.probing.tasks import CORE_TASKS, NEEDS_TRANSLATIONS
 

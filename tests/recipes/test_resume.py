@@ -13,7 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from ssl_equi.checkpoint import list_checkpoints, read_state
-from ssl_equi.training_views import ViewOptions
+from ssl_equi.views.makers import ViewOptions
 
 AUGMENTED = {"views": ViewOptions(source="augmented", preset="mocov2")}
 CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from ssl_equi.checkpoint import list_checkpoints, read_state
-from ssl_equi.pretraining_config import follow_schedule, optimizer_of, target_momentum
-from ssl_equi.sequence_export import load_sequence_model
-from ssl_equi.training_views import ViewOptions
+from ssl_equi.export.sequence_model import load_sequence_model
+from ssl_equi.training.pretraining_config import follow_schedule, optimizer_of, target_momentum
+from ssl_equi.views.makers import ViewOptions
 
 
 @pytest.fixture(scope="module")

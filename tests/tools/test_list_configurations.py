@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_equi.provenance import SOURCES, provenance_of
+from ssl_equi.training.provenance import SOURCES, provenance_of
 from tests.recipes.test_named_configurations import named_configurations
 from tests.references import comparison
 from tests.tools.test_tools import load_tool

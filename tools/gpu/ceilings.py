@@ -14,7 +14,7 @@ import torch
 from benchmarks import machine_of, seconds_of, wait_for
 from measurements import Phase, Value, run_phase
 
-from ssl_equi.system import usable_cores
+from ssl_equi.runtime.system import usable_cores
 
 PRODUCT = "bf16 product"
 ROUNDS = 10

@@ -17,7 +17,7 @@ from recipe_loops import configured, load_recipe, run_loop
 
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.reader import ShardDataset
-from ssl_equi.system import usable_cores
+from ssl_equi.runtime.system import usable_cores
 
 STEPS_FOR_SPEED, QUICK_STEPS = 150, 3
 LONGEST_WAIT = 40.0  # for the others' speeds

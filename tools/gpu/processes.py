@@ -20,12 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from vision_transformers import HYBRID
 
 from ssl_equi.checkpoint import write_checkpoint
-from ssl_equi.device_setup import prepare_for_device
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
-from ssl_equi.optimizers import make_optimizer, parameter_groups
-from ssl_equi.sharding import shard
+from ssl_equi.training.devices import prepare_for_device
+from ssl_equi.training.optimisation import make_optimizer, parameter_groups
+from ssl_equi.training.sharding import shard
 
 ROOT = Path(__file__).parents[2]
 CASES = ROOT / "tests" / "objectives" / "two_process_cases.py"

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 
 from ssl_equi.cli import parse_command_line
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.run import Run
+from ssl_equi.training.run import Run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NEVER = str(10**9)

@@ -29,11 +29,11 @@ from recipe_loops import load_recipe
 from torch import Tensor, nn
 
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.device_setup import prepare_for_device, use_channels_last
 from ssl_equi.encoders.compiling import compile_networks
 from ssl_equi.encoders.cost import cost_by_name
-from ssl_equi.optimizers import make_optimizer, parameter_groups
-from ssl_equi.training_views import TrainingViews
+from ssl_equi.training.devices import prepare_for_device, use_channels_last
+from ssl_equi.training.optimisation import make_optimizer, parameter_groups
+from ssl_equi.views.makers import TrainingViews
 
 RATE = 1e-4
 MOMENTUM = 0.99

@@ -1,0 +1,1 @@
+"""Encoders, predictors and sequence models as files; checkpoints of others."""

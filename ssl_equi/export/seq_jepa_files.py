@@ -1,0 +1,230 @@
+"""A checkpoint of the released seq-JEPA code as an encoder and a sequence model.
+
+Actions are given to the model here as there: R1^-1 R2 as a quaternion xyzw, plain differences of hues, differences of
+(row, column) in units of the image's sides. The released code exchanges row and column when it cuts glimpses out, so a
+move that it calls one along rows was seen as one along columns; the folder says so (`transposed`), and scripts that
+read it take glimpses the same way. They copy pixels, where the released code interpolates at a pitch of 32/31 pixels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ssl_equi.data.actions import ACTION_SIZES
+from ssl_equi.encoders import create_encoder
+from ssl_equi.errors import CheckpointError, LayoutError
+from ssl_equi.export.encoder import EncoderCard
+from ssl_equi.export.layouts import RENDERED_MEAN_RGB, RENDERED_STD_RGB, Rgb
+from ssl_equi.export.tensors import named_tensors
+from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
+from ssl_equi.views.saccades import ACTION_SIZE as SACCADE_SIZE
+from ssl_equi.views.saccades import STL10_MEAN_RGB, STL10_STD_RGB, SaccadeOptions, describe_saccades
+
+Actions = Literal["rotation", "rotation_color", "position"]
+
+# Beginnings of names there -> beginnings of names here; what follows is the same.
+NAMES = {
+    "encoder.": "encoder.",
+    "target_encoder.": "target_encoder.",
+    "action_proj.0.": "action_embedding.projection.",
+    "action_proj.1.": "action_embedding.norm.",
+    "agg_token": "aggregator.token",
+    "transformer_encoder.transformer_encoder.layers.": "aggregator.transformer.layers.",
+    "transformer_encoder.norm.": "aggregator.transformer.norm.",
+    "predictor.": "predictor.layers.",
+}
+BESIDE_THE_MODEL = {"optimizer", "lr_scheduler", "min_loss", "epoch", "run_id", "args"}
+PROBES = (
+    "online_linprobe.", "online_res_probe.", "online_agg_probe.", "online_equiprobe.", "agg_classifier.",
+    "res_classifier.", "pos_regressor.", "rot_regressor.", "color_regressor.", "blur_regressor.", "crop_regressor.",
+    "jitter_regressor.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a checkpoint of one kind of action was trained on; the file says nothing of it."""
+
+    data: str
+    action_dim: int
+    image_size: int
+    observed_views: int
+    mean_rgb: Rgb
+    std_rgb: Rgb
+
+
+QUATERNION_SIZE = 4
+VARIANTS: dict[Actions, Variant] = {
+    "rotation": Variant("3diebench", ACTION_SIZES["rotation"], 128, 3, RENDERED_MEAN_RGB, RENDERED_STD_RGB),
+    "rotation_color": Variant("3diebench", ACTION_SIZES["rotation_color"], 128, 4, RENDERED_MEAN_RGB, RENDERED_STD_RGB),
+    "position": Variant("stl10", SACCADE_SIZE, 96, 4, STL10_MEAN_RGB, STL10_STD_RGB),
+}
+
+
+@dataclass(frozen=True)
+class SeqJEPAOptions:
+    """What the file doesn't say of a checkpoint."""
+
+    actions: Actions = "rotation"
+    """What the model was told of."""
+    image_size: int | None = None
+    """Side in pixels of its images; None: that of its kind."""
+    observed_views: int | None = None
+    """Views that it observed in training; None: those of its kind."""
+    heads: int = 4
+    """Attention heads of each layer."""
+    action_sign: Literal[1, -1] = 1
+    """-1 if it was trained with SciPy before 1.11."""
+    mean_rgb: Rgb | None = None
+    std_rgb: Rgb | None = None
+    """Normalisation of images in [0, 1]; None: that of its kind."""
+
+
+def model_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """The model's tensors by their names in the released code, without those of probes.
+
+    Args:
+        content: of the file.
+        source: what errors call the file.
+
+    Raises:
+        CheckpointError: the content is not that of a seq-JEPA checkpoint.
+    """
+    if "model" in content:
+        unknown = [key for key in content if key != "model" and key not in BESIDE_THE_MODEL]
+        if unknown:
+            raise LayoutError(
+                f"{source} holds {unknown[0]!r} beside the model, which no seq-JEPA checkpoint does",
+                "give one of those",
+            )
+    tensors = named_tensors(content, source)
+    return {name: value for name, value in tensors.items() if not name.startswith(PROBES)}
+
+
+def our_name(name: str) -> str | None:
+    """A tensor's name here, or None for one that has no place."""
+    for theirs, ours in NAMES.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return None
+
+
+def their_name(name: str) -> str:
+    for theirs, ours in NAMES.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    raise AssertionError(f"{name} has no name in the released code")
+
+
+def rows_of(tensors: Mapping[str, Tensor], name: str, dimensions: int = 2) -> tuple[int, ...]:
+    """The shape of a weight from which a size is read."""
+    if name not in tensors:
+        raise LayoutError(f"the checkpoint lacks {name!r}", "give one of seq-JEPA with learned action embeddings")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != dimensions:
+        raise LayoutError(f"{name!r} has shape {shape}, not {dimensions} dimensions", "give a seq-JEPA checkpoint")
+    return shape
+
+
+def sizes_of(tensors: Mapping[str, Tensor], options: SeqJEPAOptions) -> SeqJEPAConfig:
+    """The sizes that the shapes of the tensors tell.
+
+    Raises:
+        CheckpointError: a tensor is missing, or its actions have another width than those of `options.actions`.
+    """
+    action_width, action_dim = rows_of(tensors, "action_proj.0.weight")
+    expected = VARIANTS[options.actions].action_dim
+    if action_dim != expected:
+        fitting = [kind for kind, variant in VARIANTS.items() if variant.action_dim == action_dim]
+        cure = f"give --actions {fitting[0]}" if fitting else "its actions are of none of the known kinds"
+        raise CheckpointError(
+            f"'action_proj.0.weight' takes actions of {action_dim} numbers, but {options.actions} has {expected}: "
+            f"{cure}"
+        )
+    layers = "transformer_encoder.transformer_encoder.layers."
+    return SeqJEPAConfig(
+        action_dim=action_dim,
+        action_width=action_width,
+        layers=len({name.removeprefix(layers).split(".")[0] for name in tensors if name.startswith(layers)}),
+        heads=options.heads,
+        feedforward_width=rows_of(tensors, f"{layers}0.linear1.weight")[0],
+        predictor_hidden_width=rows_of(tensors, "predictor.0.weight")[0],
+        momentum_target=any(name.startswith("target_encoder.") for name in tensors),
+    )
+
+
+def architecture_of(tensors: Mapping[str, Tensor]) -> str:
+    """timm's name of the encoder: a ResNet-18 with the usual stem, or with that for small images."""
+    kernel = rows_of(tensors, "encoder.conv1.weight", dimensions=4)[2:]
+    return "resnet18_small_images" if kernel == (3, 3) else "resnet18"
+
+
+def build_objective(tensors: Mapping[str, Tensor], options: SeqJEPAOptions) -> SeqJEPA:
+    """seq-JEPA in eval mode with the tensors of `model_tensors`.
+
+    Raises:
+        CheckpointError: a tensor has no place here, is missing, or has another shape; the sentence names the first.
+    """
+    image_size = options.image_size or VARIANTS[options.actions].image_size
+    objective = SeqJEPA(create_encoder(architecture_of(tensors), image_size), sizes_of(tensors, options))
+    own = objective.state_dict()
+    for name, value in tensors.items():
+        place = our_name(name)
+        if place not in own:
+            raise LayoutError(f"the checkpoint holds {name!r}, which seq-JEPA doesn't have", "give one of seq-JEPA")
+        if value.shape != own[place].shape:
+            raise LayoutError(
+                f"{name!r} has shape {tuple(value.shape)} and not {tuple(own[place].shape)}",
+                "give a whole checkpoint of seq-JEPA with a ResNet-18",
+            )
+    for place in own:
+        if their_name(place) not in tensors:
+            raise LayoutError(f"the checkpoint lacks {their_name(place)!r}", "give a whole checkpoint of seq-JEPA")
+    objective.load_state_dict({str(our_name(name)): value for name, value in tensors.items()})
+    if options.action_sign == -1:
+        turn_sign(objective, options.actions)
+    return objective.eval()
+
+
+@torch.no_grad()
+def turn_sign(objective: SeqJEPA, actions: Actions) -> None:
+    """Makes the embedding of q what that of -q was; hues keep their sign.
+
+    The embedded values stay what they were, so the running statistics of their batch norm hold as they are.
+    """
+    if actions == "position":
+        raise CheckpointError("--action-sign is -1, but positions have no sign to turn: leave it out")
+    assert objective.action_embedding is not None
+    objective.action_embedding.projection.weight[:, :QUATERNION_SIZE].neg_()
+
+
+def data_of(options: SeqJEPAOptions) -> str:
+    """Name of the data that it was trained on."""
+    return VARIANTS[options.actions].data
+
+
+def card_of(objective: SeqJEPA, architecture: str, options: SeqJEPAOptions, trained_on: str) -> EncoderCard:
+    """What users must know of the weights; `trained_on` says on which data, and from which file they come."""
+    variant = VARIANTS[options.actions]
+    return EncoderCard(
+        architecture=architecture,
+        image_size=options.image_size or variant.image_size,
+        mean_rgb=options.mean_rgb or variant.mean_rgb,
+        std_rgb=options.std_rgb or variant.std_rgb,
+        parts={part: (columns.start, columns.stop) for part, columns in objective.parts.items()},
+        objective="seq_jepa",
+        trained_on=trained_on,
+        license="other",
+        tag=f"seq_jepa_{variant.data}_imported",
+    )
+
+
+def describe_sequences(options: SeqJEPAOptions) -> dict[str, Any]:
+    """How the sequences were made that it was trained on, see `sequence_export.SequenceModel`."""
+    observed_views = options.observed_views or VARIANTS[options.actions].observed_views
+    if options.actions == "position":
+        return describe_saccades(SaccadeOptions(saliency="file", inhibition="square", transposed=True), observed_views)
+    return {"source": "rendered", "actions": options.actions, "observed_views": observed_views}

@@ -1,0 +1,1 @@
+"""The training run: options, processes, loop and ending."""

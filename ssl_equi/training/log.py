@@ -1,0 +1,210 @@
+"""What a run writes and shows: lines of metrics, progress and speed."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ssl_equi.checkpoint import describe_os_error, write_text_atomically
+from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.stage_seconds import StageSeconds, Stopwatch
+from ssl_equi.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One line of speed in metrics.jsonl, about the steps since the line before.
+
+    Images and skipped records are those of all processes, times those of the first one.
+    """
+
+    images_per_second: float
+    """Stored images that went into training, per second of wall-clock time."""
+    waiting_share: float
+    """The part of the time in which the trainer stood still because no batch was ready."""
+    window_seconds: float
+    """Wall-clock time since the line before."""
+    read_thread_seconds: float
+    """Reading (or fetching) and checking of the images' bytes: wall-clock time added up over the loader's threads."""
+    decode_thread_seconds: float
+    """Decoding and fitting of the images, added up likewise."""
+    augment_seconds: float
+    """Making views of a batch, in the trainer's own thread; of work on a GPU only what it takes to launch it."""
+    records_skipped: int
+    """How often a bad record was replaced since the run began."""
+
+    @property
+    def work_shares(self) -> dict[str, float]:
+        """How the work on the data divides into read, decode and augment; empty if nothing was measured."""
+        seconds = {
+            "read": self.read_thread_seconds, "decode": self.decode_thread_seconds, "augment": self.augment_seconds,
+        }  # fmt: skip
+        total = sum(seconds.values())
+        return {stage: value / total for stage, value in seconds.items()} if total > 0 else {}
+
+
+class SpeedWindow:
+    """Measures from when it is made on; one for each line of speed."""
+
+    def __init__(self) -> None:
+        self.augmenting = Stopwatch()
+        self._started = time.perf_counter()
+        self._images = 0
+        self._seconds_waited = 0.0
+        self._stages = StageSeconds()
+
+    def add(self, batch: ViewBatch, world_size: int) -> None:
+        """Counts a batch that is about to be trained on."""
+        self._images += batch.images.shape[0] * batch.images.shape[1] * world_size
+        self._seconds_waited += batch.seconds_waited
+        self._stages += batch.stage_seconds
+
+    def speed(self, records_skipped: int) -> Speed:
+        """The figures up to now."""
+        seconds = time.perf_counter() - self._started
+        return Speed(
+            images_per_second=self._images / seconds,
+            waiting_share=self._seconds_waited / seconds,
+            window_seconds=seconds,
+            read_thread_seconds=self._stages.reading,
+            decode_thread_seconds=self._stages.decoding,
+            augment_seconds=self.augmenting.seconds,
+            records_skipped=records_skipped,
+        )
+
+
+class MetricsLog:
+    """The log of one run; every line has an `event` and the `step` after which it was written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Adds lines. Raises CheckpointError if the disk is full."""
+        try:
+            with open(self.path, "a") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+        except OSError as error:
+            raise CheckpointError(describe_os_error(error, self.path)) from error
+
+    def cut_after(self, step: int) -> None:
+        """Drops lines of steps that will be done again, and the half line of a process that was killed."""
+        if not self.path.is_file():
+            return
+        kept = [line + b"\n" for line in self.path.read_bytes().split(b"\n") if _is_up_to(line, step)]
+        write_text_atomically(self.path, b"".join(kept).decode())
+
+
+def _is_up_to(line: bytes, step: int) -> bool:
+    """Whether a line of the log is whole and was written after this step or an earlier one."""
+    try:
+        written_after = json.loads(line.decode())["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return isinstance(written_after, int | float) and written_after <= step
+
+
+PLAIN_LINE_EVERY_SECONDS = 20.0
+LEAST_SHARE_TO_EXPLAIN = 0.05  # below it nobody asks what the trainer waits for
+# Of the line on a terminal: the shortest bar, the time left (1:23:45), and the columns between its five parts.
+BAR_COLUMNS, TIME_COLUMNS, SPACES_BETWEEN = 10, 7, 4
+
+
+class TrainingProgress:
+    """Shows step, loss, speed, the share of time spent waiting for data, and the time left.
+
+    Where there is room, it also shows how the work on the data divides: reading and decoding by the loader's threads,
+    augmenting by the trainer. In 80 columns it names what the loader mostly does while the trainer waits for it.
+    Silent on every process but the first. On a terminal it draws one live bar; in a log file it writes a line every
+    20 seconds.
+    """
+
+    def __init__(self, label: str, first_step: int, total_steps: int, enabled: bool) -> None:
+        self.label, self.total_steps, self.enabled = label, total_steps, enabled
+        self.step = first_step
+        self.console = Console()
+        self.bar: Progress | None = None
+        self.last_line_at = -math.inf
+        self.started_at, self.first_step = time.perf_counter(), first_step
+
+    def __enter__(self) -> "TrainingProgress":
+        if self.enabled and self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(self.label, total=self.total_steps, completed=self.step, numbers="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def advance(self, steps_done: int) -> None:
+        """Moves the bar; costs nothing visible per step."""
+        self.step = steps_done
+        if self.bar is not None:
+            self.bar.update(self.task, completed=steps_done)
+
+    def report(self, loss: float, speed: Speed) -> None:
+        """Shows the latest figures: as many of them as there is room for."""
+        if not self.enabled:
+            return
+        choices = _numbers(loss, speed)
+        numbers = choices[0] if self.bar is None else _longest_that_fits(choices, self._columns_left())
+        if self.bar is not None:
+            self.bar.update(self.task, numbers=numbers)
+            return
+        now = time.perf_counter()
+        if now - self.last_line_at < PLAIN_LINE_EVERY_SECONDS and self.step < self.total_steps:
+            return
+        self.last_line_at = now
+        seconds_a_step = (now - self.started_at) / max(self.step - self.first_step, 1)
+        minutes_left = seconds_a_step * (self.total_steps - self.step) / 60
+        print(
+            f"{self.label} {self.step}/{self.total_steps} · {numbers} · {minutes_left:.1f} min left",
+            file=sys.stdout,
+            flush=True,
+        )
+
+    def _columns_left(self) -> int:
+        """Room on the terminal's line beside label, bar, steps and time."""
+        steps = 2 * len(str(self.total_steps)) + 1
+        return self.console.width - len(self.label) - BAR_COLUMNS - steps - TIME_COLUMNS - SPACES_BETWEEN
+
+
+def _numbers(loss: float, speed: Speed) -> list[str]:
+    """What can be told in one line, from the most to the least."""
+    loss_text, wait = f"loss {loss:z.3f}", f"{speed.waiting_share:.0%} wait"
+    images = f"{speed.images_per_second:,.0f} img/s"
+    skipped = [f"{speed.records_skipped} skipped"] if speed.records_skipped else []
+    shares = speed.work_shares
+    choices = []
+    if shares:
+        work = ", ".join(f"{share:.0%} {stage}" for stage, share in shares.items())
+        choices.append([loss_text, images, wait, f"data work: {work}", *skipped])
+        if speed.waiting_share >= LEAST_SHARE_TO_EXPLAIN:  # for the loader, that is: the trainer augments by itself
+            slower = "decode" if shares["decode"] >= shares["read"] else "read"
+            choices.append([loss_text, images, f"{wait} to {slower}", *skipped])
+    choices += [[loss_text, images, wait, *skipped], [loss_text, wait, *skipped], [loss_text, *skipped]]
+    return [" · ".join(parts) for parts in choices]
+
+
+def _longest_that_fits(choices: list[str], columns: int) -> str:
+    return next((choice for choice in choices if len(choice) <= columns), choices[-1])

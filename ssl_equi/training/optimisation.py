@@ -1,0 +1,117 @@
+"""Optimisers and the schedules of learning rate and momentum."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+OptimizerName = Literal["adam", "adamw", "sgd", "lars"]
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, decay_bias_and_norm: bool = True, bias_and_norm_rate_factor: float = 1.0
+) -> list[dict[str, Any]]:
+    """The parameters that are trained, in one group, or biases and normalisations in a group of their own.
+
+    Args:
+        module: parameters without gradient (momentum targets) are left out.
+        weight_decay: of the weights.
+        decay_bias_and_norm: False: parameters of less than two dimensions are not decayed.
+        bias_and_norm_rate_factor: their learning rate as a multiple of the others' (Barlow Twins: .0048 / .2).
+
+    Returns:
+        Groups for a torch optimiser; `rate_factor` is what `schedules.set_learning_rate` multiplies the rate by.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if decay_bias_and_norm and bias_and_norm_rate_factor == 1:
+        return [{"params": trained, "weight_decay": weight_decay, "rate_factor": 1.0}]
+    weights = [parameter for parameter in trained if parameter.ndim > 1]
+    others = [parameter for parameter in trained if parameter.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": weight_decay, "rate_factor": 1.0},
+        {
+            "params": others,
+            "weight_decay": weight_decay if decay_bias_and_norm else 0.0,
+            "rate_factor": bias_and_norm_rate_factor,
+        },
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(
+    name: OptimizerName, groups: list[dict[str, Any]], learning_rate: float, momentum: float = 0.9
+) -> torch.optim.Optimizer:
+    """An optimiser over parameter groups.
+
+    Args:
+        name: adam adds the weight decay to the gradient, adamw takes it from the weights; lars scales each layer's
+            step by the ratio of its norms (You et al., 2017) and leaves out groups without weight decay.
+        groups: see `parameter_groups`.
+        learning_rate: of groups with `rate_factor` 1.
+        momentum: of sgd and lars.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    # Fused: all parameters in a few kernels on a GPU rather than some each, in one pass on a CPU rather than ten.
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=learning_rate, fused=True)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+    if name == "sgd":
+        # SGD has no fused kernel for weights that are shared out among processes.
+        shared_out = any(hasattr(parameter, "device_mesh") for group in groups for parameter in group["params"])
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=not shared_out)
+    if name == "lars":
+        from timm.optim.lars import Lars  # timm takes seconds to import
+
+        return Lars(groups, lr=learning_rate, momentum=momentum, trust_coeff=0.001)
+    raise ValueError(f"the optimizer is {name!r}: choose adam, adamw, sgd or lars")
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restores an optimiser from a state that may have been saved on another device.
+
+    Raises:
+        KeyError, ValueError: the state has other groups or parameters.
+    """
+    for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        saved["fused"] = group.get("fused")  # earlier versions saved that a CPU has no fused kernels
+    optimizer.load_state_dict(state)
+    # Fused kernels walk through parameters and moments in the order of their memory. Files hold tensors in the default
+    # layout, so the moments of channels-last weights must be given that layout again.
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def warmup_cosine(
+    step: int, *, base: float, final: float, warmup_steps: int, total_steps: int, warmup_from: float | None = None
+) -> float:
+    """Linear warm-up to `base` over `warmup_steps`, then half a cosine down to `final` at the last step.
+
+    The warm-up is at `warmup_from` in step 0 and at `base` in step `warmup_steps`; when None it would be at 0 one step
+    before the first, and is at `base` in its last one.
+    """
+    if step < warmup_steps:
+        if warmup_from is None:
+            return base * (step + 1) / warmup_steps
+        return warmup_from + (base - warmup_from) * step / warmup_steps
+    share = (step - warmup_steps) / max(total_steps - 1 - warmup_steps, 1)
+    return final + (base - final) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Gives every parameter group the learning rate, times the group's `rate_factor` where it has one.
+
+    A group with `constant_rate` keeps that one (SimSiam's predictor).
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("constant_rate", learning_rate * group.get("rate_factor", 1.0))
+
+
+def rising_momentum(share: float, *, base: float) -> float:
+    """Momentum of a target network after a share of the steps, from `base` to 1 (BYOL, Grill et al., 2020, 3.2)."""
+    return 1 - (1 - base) * (math.cos(math.pi * min(share, 1.0)) + 1) / 2

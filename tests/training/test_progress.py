@@ -1,0 +1,128 @@
+"""What a run shows: plain lines in a log file, one live line on a terminal, nothing from other processes."""
+
+import dataclasses
+import io
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from ssl_equi.training import log as progress
+from ssl_equi.training.log import PLAIN_LINE_EVERY_SECONDS, Speed, TrainingProgress
+
+SPEED = Speed(
+    images_per_second=1234.5, waiting_share=0.034, window_seconds=10.0, read_thread_seconds=0.2,
+    decode_thread_seconds=9.0, augment_seconds=0.8, records_skipped=0,
+)  # fmt: skip
+
+
+class Clock:
+    """Time that passes when the test says so; like the real one, it doesn't begin at zero."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(progress.time, "perf_counter", lambda: self.now)
+
+
+def train(clock: Clock, seconds_a_step: float, total_steps: int, first_step: int = 0, enabled: bool = True) -> None:
+    with TrainingProgress("sie", first_step, total_steps, enabled) as shown:
+        for step in range(first_step, total_steps):
+            clock.now += seconds_a_step
+            shown.advance(step + 1)
+            shown.report(10.0 / (step + 1), SPEED)
+
+
+def test_a_log_file_gets_the_first_line_at_once_then_one_every_20_seconds_and_the_last(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(Clock(monkeypatch), seconds_a_step=1.5, total_steps=50)
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    steps = [int(line.split()[1].split("/")[0]) for line in lines]
+    assert steps == [1, 15, 29, 43, 50], "1.5 s a step: 14 steps are the first to take 20 s"
+    assert PLAIN_LINE_EVERY_SECONDS == 20
+    assert (
+        lines[0]
+        == "sie 1/50 · loss 10.000 · 1,234 img/s · 3% wait · data work: 2% read, 90% decode, 8% augment · 1.2 min left"
+    )
+    assert (
+        lines[-1]
+        == "sie 50/50 · loss 0.200 · 1,234 img/s · 3% wait · data work: 2% read, 90% decode, 8% augment · 0.0 min left"
+    )
+    assert "\x1b" not in captured.out and captured.err == ""
+
+
+def test_a_machine_that_was_just_started_gets_its_first_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The clock may begin at zero with the machine."""
+    clock = Clock(monkeypatch)
+    clock.now = 0.0
+    train(clock, seconds_a_step=0.1, total_steps=5)
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["1/5", "5/5"]
+
+
+def test_the_time_left_of_a_resumed_run_counts_its_own_steps_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(Clock(monkeypatch), seconds_a_step=60.0, total_steps=100, first_step=90)
+    assert capsys.readouterr().out.splitlines()[0].endswith("9.0 min left")
+
+
+def test_other_processes_show_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    train(Clock(monkeypatch), seconds_a_step=30.0, total_steps=5, enabled=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def last_frame(monkeypatch: pytest.MonkeyPatch, label: str, step: int, total: int, loss: float, speed: Speed) -> str:
+    """What stands on a terminal of 80 columns at the end."""
+    screen = io.StringIO()
+    monkeypatch.setattr(progress, "Console", lambda: Console(file=screen, force_terminal=True, width=80))
+    with TrainingProgress(label, 0, total, enabled=True) as shown:
+        shown.advance(step)
+        shown.report(loss, speed)
+        assert shown.bar is not None
+        shown.bar.refresh()
+    frames = [Text.from_ansi(frame).plain.rstrip() for frame in screen.getvalue().replace("\n", "\r").split("\r")]
+    lines = [frame for frame in frames if frame]
+    assert lines and max(len(line) for line in lines) <= 80
+    assert screen.getvalue().count("\n") == 1, "it is redrawn in its place"
+    return lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("label", "step", "total_steps", "loss", "figures", "numbers"),
+    [
+        ("sie", 1, 3520, 14.182, {"waiting_share": 0.0}, "loss 14.182 · 1,234 img/s · 0% wait"),
+        ("sie", 1, 3520, 14.182, {"waiting_share": 0.34}, "loss 14.182 · 1,234 img/s · 34% wait to decode"),
+        ("sie", 1, 3520, 14.182, {"waiting_share": 0.34, "read_thread_seconds": 9.1},
+         "loss 14.182 · 1,234 img/s · 34% wait to read"),
+        ("sie", 1, 3520, 14.182, {"waiting_share": 0.34, "records_skipped": 12},
+         "loss 14.182 · 34% wait · 12 skipped"),
+        ("equicaps", 82000, 82000, 1234.567, {"waiting_share": 1.0, "images_per_second": 98765.0},
+         "loss 1234.567 · 98,765 img/s · 100% wait"),
+        ("seq_jepa_saccades", 82000, 82000, 1234.567, {"waiting_share": 1.0, "records_skipped": 7},
+         "loss 1234.567 · 7 skipped"),
+    ],
+)  # fmt: skip
+def test_on_a_terminal_one_line_of_80_columns_tells_as_much_as_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+    label: str,
+    step: int,
+    total_steps: int,
+    loss: float,
+    figures: dict[str, float],
+    numbers: str,
+) -> None:
+    """The widest numbers of a long run on a fast GPU are not cut off either."""
+    last = last_frame(monkeypatch, label, step, total_steps, loss, dataclasses.replace(SPEED, **figures))
+    assert last.startswith(label) and "…" not in last
+    assert f"{step}/{total_steps} {numbers} " in last
+
+
+def test_how_the_work_divides_is_left_out_where_nothing_was_measured() -> None:
+    assert (
+        dataclasses.replace(SPEED, read_thread_seconds=0.0, decode_thread_seconds=0.0, augment_seconds=0.0).work_shares
+        == {}
+    )
+    assert SPEED.work_shares == pytest.approx({"read": 0.02, "decode": 0.9, "augment": 0.08})

@@ -1,0 +1,192 @@
+"""Options that say how a run gets at its views: what they give, and what doesn't go together."""
+
+import dataclasses
+import functools
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from ssl_equi.data import decoded_cache
+from ssl_equi.data.device_decoding import DeviceDecodedLoader
+from ssl_equi.data.rendered_views import RenderedLoader
+from ssl_equi.data.sources import DataSource, open_data
+from ssl_equi.errors import RunError
+from ssl_equi.training import config as run_config
+from ssl_equi.training import loader as training_loader
+from ssl_equi.training import pretraining
+from ssl_equi.training.config import FREE_OPTIONS, MOST_THREADS, MOST_WORKERS, LoaderSize, check_run, loader_size
+from ssl_equi.training.pretraining import open_loader
+from ssl_equi.training.pretraining_config import EXCLUSIVE_OPTIONS, PretrainingConfig
+
+TWO_THREADS = LoaderSize(threads=2, workers=0)
+
+
+@dataclasses.dataclass
+class OneOfTwo:
+    """The second of two processes, in place of a `Run`."""
+
+    rank: int = 1
+    world_size: int = 2
+    is_main: bool = False
+    loader_size: LoaderSize = TWO_THREADS
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+
+    def say(self, message: str) -> None:
+        print(message)
+
+
+def config_of(data_dir: Path, **options: Any) -> PretrainingConfig:
+    return PretrainingConfig(data_dir=data_dir, image_size=32, batch_size=8, **options)
+
+
+def data_of(config: PretrainingConfig) -> DataSource:
+    return open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"render_views": True, "dataset": "folder"}, "--render-views is given and --dataset folder consists of files"),
+        ({"render_views": True, "dataset": "3diebench"}, "choose 3diebench-p or 3diebench-pt, or leave it out"),
+        ({"fresh_views": True}, "--fresh-views is given and stored views are always the same: add --render-views"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_before_data_are_opened(
+    options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(RunError, match=problem):
+        check_run(PretrainingConfig(**options))
+
+
+AS_FIELDS: dict[str, dict[str, Any]] = {
+    "--render-views": {"render_views": True},
+    "--cache-decoded": {"cache_decoded": True},
+    "--decode-on cuda": {"decode_on": "cuda"},
+    "--reading streamed": {"reading": "streamed"},
+    "--loader-workers": {"loader_workers": 2},
+    "--on-bad-record skip": {"on_bad_record": "skip"},
+}
+
+
+@pytest.mark.parametrize(("first", "second", "reason"), EXCLUSIVE_OPTIONS)
+def test_two_ways_to_the_views_at_once_are_refused(first: str, second: str, reason: str) -> None:
+    with pytest.raises(RunError, match=f"{first} and {second} don't go together .{reason}.: give one of the two"):
+        check_run(PretrainingConfig(**AS_FIELDS[first], **AS_FIELDS[second]))
+
+
+def test_decoding_on_a_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RunError, match="--decode-on cuda needs an NVIDIA GPU and PyTorch sees none: leave it out"):
+        check_run(PretrainingConfig(decode_on="cuda"))
+
+
+@pytest.mark.parametrize("way", [{}, {"render_views": True}, {"decode_on": "cuda"}, {"reading": "streamed"}], ids=str)
+def test_each_way_to_the_views_keeps_incomplete_batches(
+    way: dict[str, Any], tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = functools.partial(decode_jpeg, mode=ImageReadMode.RGB)
+    monkeypatch.setattr(training_loader, "nvjpeg_decoder", lambda device: decode)
+    whole_only = dataclasses.replace(config_of(tiny_data, **way), batch_size=10)
+    keeping = dataclasses.replace(whole_only, keep_incomplete_batch=True)
+    data = open_data(keeping.dataset, tiny_data, keeping.evaluation_split, keeping.image_size, keeping.reading)
+    for config, sizes in ((whole_only, [5, 5, 5, 5]), (keeping, [5, 5, 2, 5])):
+        with open_loader(config, data, OneOfTwo()) as loader:  # type: ignore[arg-type]
+            assert [len(batch.images) for batch in itertools.islice(loader.batches(), 4)] == sizes
+            assert loader.steps_per_epoch == len(set(sizes)) + 1
+
+
+def test_decoding_on_a_device_is_the_third_way(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = functools.partial(decode_jpeg, mode=ImageReadMode.RGB)
+    monkeypatch.setattr(training_loader, "nvjpeg_decoder", lambda device: decode)
+    config = config_of(tiny_data)
+    data, on_device = data_of(config), dataclasses.replace(config, decode_on="cuda")
+    with (
+        open_loader(config, data, OneOfTwo()) as stored,  # type: ignore[arg-type]
+        open_loader(on_device, data, OneOfTwo()) as decoded,  # type: ignore[arg-type]
+    ):
+        assert isinstance(decoded, DeviceDecodedLoader) and decoded.steps_per_epoch == stored.steps_per_epoch
+        for mine, theirs in zip(itertools.islice(decoded.batches(4), 3), stored.batches(4)):
+            assert torch.equal(mine.images, theirs.images) and torch.equal(mine.latents, theirs.latents)
+
+
+def test_the_cache_gives_the_same_batches_and_may_be_chosen_on_resume(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoded_cache, "user_cache_path", lambda name: tmp_path / name)
+    config = config_of(tiny_data)
+    data, caching = data_of(config), dataclasses.replace(config, cache_decoded=True)
+    with (
+        open_loader(config, data, OneOfTwo()) as stored,  # type: ignore[arg-type]
+        open_loader(caching, data, OneOfTwo()) as cached,  # type: ignore[arg-type]
+    ):
+        for mine, theirs in zip(itertools.islice(cached.batches(4), 3), stored.batches(4)):
+            assert torch.equal(mine.images, theirs.images) and torch.equal(mine.latents, theirs.latents)
+    assert len(list((tmp_path / "ssl_equi" / "decoded-views").glob("train-*/pixels.bin"))) == 1
+    assert "cache_decoded" in FREE_OPTIONS
+
+
+@pytest.mark.parametrize("dataset", ["3diebench-p", "3diebench-pt"])
+def test_rendered_batches_of_a_rank_are_the_stored_ones(dataset: Any, tiny_data: Path, tiny_moving_data: Path) -> None:
+    config = config_of(tiny_data if dataset == "3diebench-p" else tiny_moving_data, dataset=dataset)
+    data, rendering = data_of(config), dataclasses.replace(config, render_views=True)
+    with (
+        open_loader(config, data, OneOfTwo()) as stored,  # type: ignore[arg-type]
+        open_loader(rendering, data, OneOfTwo()) as rendered,  # type: ignore[arg-type]
+    ):
+        assert isinstance(rendered, RenderedLoader) and rendered.steps_per_epoch == stored.steps_per_epoch == 3
+        mine, theirs = next(rendered.batches(4)), next(stored.batches(4))
+    assert mine.images.shape == theirs.images.shape == (4, 2, 32, 32, 3)
+    for name in ("latents", "quat_xyzw", "labels", "object_indices", "view_indices"):
+        assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
+
+
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("options", "cores", "expected"),
+    [
+        ({}, 16, LoaderSize(MOST_THREADS, 14)),
+        ({}, 64, LoaderSize(MOST_THREADS, MOST_WORKERS)),
+        ({}, 4, LoaderSize(2, 2)),
+        ({}, 3, LoaderSize(2, 0)),  # one process decodes less than two threads
+        ({}, 1, LoaderSize(2, 0)),
+        ({"loader_workers": 40}, 16, LoaderSize(MOST_THREADS, 40)),
+        ({"loader_workers": 0}, 16, LoaderSize(MOST_THREADS, 0)),
+        ({"loader_threads": 3}, 16, LoaderSize(3, 0)),
+        ({"cache_decoded": True}, 16, LoaderSize(MOST_THREADS, 0)),
+        ({"dataset": "cifar10"}, 16, LoaderSize(MOST_THREADS, 0)),
+        ({"render_views": True}, 16, LoaderSize(MOST_THREADS, 0)),
+        ({"decode_on": "cuda"}, 8, LoaderSize(6, 0)),
+        ({"reading": "streamed"}, 16, LoaderSize(MOST_THREADS, 0)),
+    ],
+)
+def test_a_run_on_a_gpu_has_as_many_loader_processes_as_cores_are_left(
+    options: dict[str, Any], cores: int, expected: LoaderSize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_config, "share_of_cores", lambda: cores)
+    assert loader_size(PretrainingConfig(**options), CUDA) == expected
+
+
+def test_a_run_on_the_cpu_has_two_loader_threads_and_processes_only_if_asked_for() -> None:
+    cpu = torch.device("cpu")
+    assert loader_size(PretrainingConfig(), cpu) == LoaderSize(2, 0)
+    assert loader_size(PretrainingConfig(loader_threads=5), cpu) == LoaderSize(5, 0)
+    assert loader_size(PretrainingConfig(loader_workers=3), cpu) == LoaderSize(2, 3)
+
+
+def test_processes_that_decode_are_said(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[dict[str, Any]] = []
+    monkeypatch.setattr(pretraining, "ViewLoader", lambda dataset, **options: opened.append(options))
+    config = config_of(tiny_data)
+    data = data_of(config)
+    open_loader(config, data, OneOfTwo())  # type: ignore[arg-type]
+    open_loader(config, data, OneOfTwo(loader_size=LoaderSize(8, 3)))  # type: ignore[arg-type]
+    assert [(options["threads"], options["workers"]) for options in opened] == [(2, 0), (8, 3)]
+    assert capsys.readouterr().out == "3 processes decode the images\n"
