@@ -42,7 +42,7 @@ from ssl_equi.probing.retrieval import Similarity
 from ssl_equi.probing.retrieval_results import retrieval_records
 from ssl_equi.probing.sequence_retrieval import retrieve_with_sequences
 from ssl_equi.probing.skipping import TaskSkipped
-from ssl_equi.training.pretraining_sequences import SEQUENCE_MODEL_FOLDER
+from ssl_equi.training.ending import SEQUENCE_MODEL_FOLDER
 from ssl_equi.views.makers import check_translations
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

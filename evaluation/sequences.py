@@ -41,7 +41,7 @@ from ssl_equi.probing.records import append_records, refuse_other_content
 from ssl_equi.probing.sequence_figures import print_summary, write_page
 from ssl_equi.probing.sequence_tasks import QUESTIONS, Question, SequenceProtocol, probe_sequences
 from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
-from ssl_equi.training.pretraining_sequences import SEQUENCE_MODEL_FOLDER
+from ssl_equi.training.ending import SEQUENCE_MODEL_FOLDER
 from ssl_equi.views.actions import action_names
 from ssl_equi.views.makers import ViewOptions, augmentation_columns, check_translations
 from ssl_equi.views.presets import transforms_of_views

@@ -10,25 +10,23 @@ No negatives: collapse is avoided by the predictor and by the target network's s
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field
-
-import torch
+from functools import partial
 
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.byol import BYOL, BYOLConfig
 from ssl_equi.options import Momentum
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.training.pretraining_config import (
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.optimisation import target_momentum
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
+from ssl_equi.training.provenance import (
+    BF16_FOR_FLOAT32,
+    FRESH_DRAWS,
+    IMAGENET,
+    SEQ_JEPA_COMPARISON,
     SEQ_JEPA_RELEASED,
-    PretrainingConfig,
-    follow_schedule,
-    optimizer_of,
-    target_momentum,
+    reproduces,
 )
-from ssl_equi.training.provenance import BF16_FOR_FLOAT32, FRESH_DRAWS, reproduces
-from ssl_equi.training.run import Run
-from ssl_equi.views.makers import PairOptions, TrainingViews
+from ssl_equi.views.makers import PairOptions, views
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,9 @@ def embedded() -> Config:
 def imagenet() -> Config:
     """ImageNet with the paper's settings: batch 4,096, LARS, 1,000 epochs."""
     return Config(
-        dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
-        views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=1000, optimizer="lars",
+        **IMAGENET, views=PairOptions(source="augmented", preset="byol_imagenet"),
+        batch_size=4096, epochs=1000, optimizer="lars",
         learning_rate=3.2, final_learning_rate=0.0, warmup_steps=3120, weight_decay=1.5e-6, decay_bias_and_norm=False,
-        mixed_precision="bf16", log_every=50, save_every=1000,
         objective=BYOLConfig(separate_batch_norm=True, reduction="sum"),
     )  # fmt: skip
 
@@ -63,9 +60,7 @@ def imagenet() -> Config:
 def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
-        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
-        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000,
-        probe_protocol="sie", objective=BYOLConfig(
+        **SEQ_JEPA_COMPARISON, objective=BYOLConfig(
             projector=(2048, 2048, 2048), predictor_hidden_width=512, separate_batch_norm=True, reduction="sum"
         ),
     )  # fmt: skip
@@ -93,33 +88,18 @@ CONFIGS = {
 
 def build(config: Config) -> BYOL:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    torch.manual_seed(config.seed)
-    return BYOL(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), config.objective)
+    return BYOL(initial_encoder(config), config.objective)
 
 
 def main(config: Config) -> None:
-    objective = build(config)
-    run = Run(config, "byol")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = TrainingViews(config, data, run)
-    model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    check_ending(run, config, objective, data)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images)
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            objective.update_target(target_momentum(config, step, total_steps))
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish(run, config, objective, data)
+    run = Pretraining(config, "byol", build(config), partial(views, config))
+    for step, batch in run:
+        pair = run.views(batch, step)
+        output = run.model(pair.images)
+        run.update(output)
+        run.objective.update_target(target_momentum(config, step, run.total_steps))
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

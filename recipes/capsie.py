@@ -11,21 +11,16 @@ run also leaves `capsule_network/`, whose activations and poses `evaluation/prob
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
-
-import torch
+from functools import partial
 
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.capsules import Votes, VotesInit
 from ssl_equi.objectives.capsie import CapsIE, CapsIEConfig
 from ssl_equi.options import NonNegative, Width
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.training.pretraining_capsules import check_capsules_ending, finish_capsules
-from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.training.provenance import BF16_FOR_FP16, OWN_COVARIANCE, reproduces
-from ssl_equi.training.run import Run
-from ssl_equi.views.makers import PairAction, TrainingViews, ViewOptions, action_size
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
+from ssl_equi.training.provenance import BF16_FOR_FP16, OWN_COVARIANCE, SIE_RELEASED, reproduces
+from ssl_equi.views.makers import PairAction, ViewOptions, action_size, views
 
 
 @dataclass(frozen=True)
@@ -65,10 +60,7 @@ def embedded() -> Config:
 def paper() -> Config:
     """3DIEBench as in the paper, with the ResNet-18 of SIE's authors."""
     return Config(
-        dataset="3diebench", image_size=256, evaluation_split="val", encoder="sie_resnet18", batch_size=1024,
-        epochs=2000, keep_incomplete_batch=True, final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6,
-        mixed_precision="bf16", log_every=20, save_every=1000,
-        routing_std=0.0, votes_init="released", probe_protocol="sie",
+        **SIE_RELEASED, routing_std=0.0, votes_init="released",
         objective=CapsIEConfig(separate_batch_norm=True, hypernetwork_init="released"),
     )  # fmt: skip
 
@@ -80,8 +72,7 @@ def build(config: Config) -> CapsIE:
     """The capsule network and its objective, initialised from the seed; no side effects."""
     from ssl_equi.encoders.capsule_network import CapsuleNetwork
 
-    torch.manual_seed(config.seed)
-    backbone = create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
+    backbone = initial_encoder(config)
     network = CapsuleNetwork(
         backbone,
         config.image_size,
@@ -95,28 +86,14 @@ def build(config: Config) -> CapsIE:
 
 
 def main(config: Config) -> None:
-    objective = build(config)
-    run = Run(config, "capsie")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = TrainingViews(config, data, run, actions=config.actions)
-    model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    check_capsules_ending(run, config, objective, data)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            objective.soften_targets(step / total_steps)
-            views = make_views(batch, step)
-            output = model(views.images, views.actions)
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish_capsules(run, config, objective, data)
+    run = Pretraining(config, "capsie", build(config), partial(views, config, actions=config.actions))
+    for step, batch in run:
+        run.objective.soften_targets(step / run.total_steps)
+        pair = run.views(batch, step)
+        output = run.model(pair.images, pair.action)
+        run.update(output)
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

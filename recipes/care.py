@@ -14,24 +14,20 @@ algorithm (the released code gives all chunks of a step the same pair).
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Literal
 
-import torch
-
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import RunError
 from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from ssl_equi.objectives.care import CARE, CAREConfig, mean_pair_weight
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.options import ActsWhen, Momentum
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import BF16, OWN_PAIRS, UNSHUFFLED, reproduces
-from ssl_equi.training.run import Run
-from ssl_equi.views.makers import SharedPairOptions, SharedViews, TrainingViews
+from ssl_equi.views.makers import SharedPairOptions, SharedViews, views
 
 
 @dataclass(frozen=True)
@@ -192,7 +188,7 @@ CONFIGS = {
 
 def build_base(config: Config) -> SimCLR | MoCo | BarlowTwins:
     """The encoder and the base objective."""
-    encoder = create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
+    encoder = initial_encoder(config)
     if config.base == "simclr":
         return SimCLR(encoder, config.simclr)
     if config.base == "moco":
@@ -202,36 +198,21 @@ def build_base(config: Config) -> SimCLR | MoCo | BarlowTwins:
 
 def build(config: Config) -> CARE:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    torch.manual_seed(config.seed)
     return CARE(build_base(config), config.objective)
 
 
 def main(config: Config) -> None:
-    objective = build(config)
-    run = Run(config, "care")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     two_passes, chunk_size = config.objective.reuse_views, config.objective.chunk_size
-    make_views = TrainingViews(config, data, run, shared_by=chunk_size if two_passes else 1)
-    make_shared_views = SharedViews(config, data, run, shared_by=chunk_size)
-    model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    check_ending(run, config, objective, data)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            needs_more = config.objective.weight > 0 and not two_passes
-            output = model(views.images, None, make_shared_views(batch, step) if needs_more else None)
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            objective.update_target(config.target_momentum)
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish(run, config, objective, data)
+    run = Pretraining(config, "care", build(config), partial(views, config, shared_by=chunk_size if two_passes else 1))
+    shared_views = SharedViews(config, run.data, run.processes, shared_by=chunk_size)
+    for step, batch in run:
+        pair = run.views(batch, step)
+        needs_more = config.objective.weight > 0 and not two_passes
+        output = run.model(pair.images, None, shared_views(batch, step) if needs_more else None)
+        run.update(output)
+        run.objective.update_target(config.target_momentum)
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

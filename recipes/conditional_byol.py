@@ -9,25 +9,16 @@ BYOL, one way only: from view 1 and the action to the target network's view 2 (G
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
-
-import torch
+from functools import partial
 
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
 from ssl_equi.options import Momentum
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.training.pretraining_config import (
-    SEQ_JEPA_RELEASED,
-    PretrainingConfig,
-    follow_schedule,
-    optimizer_of,
-    target_momentum,
-)
-from ssl_equi.training.provenance import FRESH_DRAWS, reproduces
-from ssl_equi.training.run import Run
-from ssl_equi.views.makers import PairAction, TrainingViews, ViewOptions, action_size
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.optimisation import target_momentum
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
+from ssl_equi.training.provenance import FRESH_DRAWS, SEQ_JEPA_COMPARISON, SEQ_JEPA_RELEASED, reproduces
+from ssl_equi.views.makers import PairAction, ViewOptions, action_size, views
 
 
 @dataclass(frozen=True)
@@ -55,9 +46,7 @@ def embedded() -> Config:
 def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
-        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
-        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000,
-        probe_protocol="sie", objective=ConditionalBYOLConfig(
+        **SEQ_JEPA_COMPARISON, objective=ConditionalBYOLConfig(
             projector=(2048, 2048, 2048), predictor_hidden_width=512
         ),
     )  # fmt: skip
@@ -79,34 +68,19 @@ CONFIGS = {"embedded": embedded, "threediebench": threediebench, "threediebench_
 
 def build(config: Config) -> ConditionalBYOL:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    torch.manual_seed(config.seed)
     objective = replace(config.objective, action_dim=action_size(config.actions, config))
-    return ConditionalBYOL(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), objective)
+    return ConditionalBYOL(initial_encoder(config), objective)
 
 
 def main(config: Config) -> None:
-    objective = build(config)
-    run = Run(config, "conditional_byol")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = TrainingViews(config, data, run, actions=config.actions)
-    model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    check_ending(run, config, objective, data)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images, views.actions)
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            objective.update_target(target_momentum(config, step, total_steps))
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish(run, config, objective, data)
+    run = Pretraining(config, "conditional_byol", build(config), partial(views, config, actions=config.actions))
+    for step, batch in run:
+        pair = run.views(batch, step)
+        output = run.model(pair.images, pair.action)
+        run.update(output)
+        run.objective.update_target(target_momentum(config, step, run.total_steps))
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -12,18 +12,15 @@ aggregate of several glimpses is worth shows in the difference.
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
-
-import torch
+from functools import partial
 
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.conv_jepa import ConvJEPA, ConvJEPAConfig
-from ssl_equi.options import Momentum, Positive, Share, Width
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.training.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of, target_momentum
+from ssl_equi.options import Momentum, Width
+from ssl_equi.training.config import GlimpsesConfig
+from ssl_equi.training.optimisation import target_momentum
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import reproduces
-from ssl_equi.training.run import Run
 from ssl_equi.views.saccades import (
     ACTION_SIZE,
     STL10_MEAN_RGB,
@@ -35,18 +32,13 @@ from ssl_equi.views.saccades import (
 
 
 @dataclass(frozen=True)
-class Config(PretrainingOptions):
+class Config(GlimpsesConfig):
     """Options of Conv-JEPA. "Paper" is Ghaemi et al. (seq-JEPA)."""
 
     objective: ConvJEPAConfig = field(default_factory=ConvJEPAConfig)
     """Sizes of the heads."""
     observed_views: Width = 4
     """M, glimpses from each of which one more is predicted. Paper: 4."""
-    saccades: SaccadeOptions = field(default_factory=SaccadeOptions)
-    """Where the gaze goes, and what it sees there."""
-    mean_rgb: tuple[Share, Share, Share] | None = None
-    std_rgb: tuple[Positive, Positive, Positive] | None = None
-    """Mean and standard deviation that images in [0, 1] are normalised with; those of the data when not given."""
     target_momentum: Momentum = 0.996
     """Of the target network at the first step; it rises to 1 by a cosine. Paper: .996."""
 
@@ -75,36 +67,21 @@ CONFIGS = {"embedded": embedded, "stl10": stl10}
 
 def build(config: Config) -> ConvJEPA:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    torch.manual_seed(config.seed)
     check_glimpse_encoder(config.encoder, config.image_size, config.saccades)
     objective = replace(config.objective, action_dim=ACTION_SIZE)
-    return ConvJEPA(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), objective)
+    return ConvJEPA(initial_encoder(config), objective)
 
 
 def main(config: Config) -> None:
-    objective = build(config)
-    run = Run(config, "conv_jepa")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    data = data.normalised_with(config.mean_rgb, config.std_rgb)
-    make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)
-    model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    check_ending(run, config, objective, data)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run, make_views.stored_views) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images, views.to_last())
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            objective.update_target(target_momentum(config, step, total_steps))
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish(run, config, objective, data)
+    glimpses_of = partial(SaccadeViews, config, options=config.saccades, length=config.observed_views + 1)
+    run = Pretraining(config, "conv_jepa", build(config), glimpses_of)
+    for step, batch in run:
+        glimpses = run.views(batch, step)
+        output = run.model(glimpses.images, glimpses.to_last())
+        run.update(output)
+        run.objective.update_target(target_momentum(config, step, run.total_steps))
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -15,23 +15,18 @@ features; the run also leaves `capsule_network/`, whose activations and poses `e
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated
 
-import torch
-
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.capsules import Votes, VotesInit
 from ssl_equi.errors import UserError
 from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
 from ssl_equi.options import ActsWhen, NonNegative, Width
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.training.pretraining_capsules import check_capsules_ending, finish_capsules
-from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import BF16_FOR_FP16, OWN_COVARIANCE, reproduces
-from ssl_equi.training.run import Run
-from ssl_equi.views.makers import PairAction, TrainingViews
+from ssl_equi.views.makers import PairAction, views
 
 POSE_SIDES: dict[PairAction, int] = {"rotation": 3, "pose_base": 4, "pose_object": 4}
 
@@ -109,8 +104,7 @@ def build(config: Config) -> EquiCaps:
     if config.actions not in POSE_SIDES:
         choices = ", ".join(POSE_SIDES)
         raise UserError(f"--actions is {config.actions} and poses are multiplied with a matrix: choose from {choices}")
-    torch.manual_seed(config.seed)
-    backbone = create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
+    backbone = initial_encoder(config)
     pose_side = POSE_SIDES[config.actions]
     network = CapsuleNetwork(
         backbone,
@@ -125,27 +119,13 @@ def build(config: Config) -> EquiCaps:
 
 
 def main(config: Config) -> None:
-    objective = build(config)
-    run = Run(config, "equicaps")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = TrainingViews(config, data, run, actions=config.actions)
-    model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    check_capsules_ending(run, config, objective, data)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images, views.actions)
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish_capsules(run, config, objective, data, multiplied_by=config.actions)
+    run = Pretraining(config, "equicaps", build(config), partial(views, config, actions=config.actions))
+    for step, batch in run:
+        pair = run.views(batch, step)
+        output = run.model(pair.images, pair.action)
+        run.update(output)
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -12,18 +12,21 @@ must find the other view's projection.
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
-
-import torch
+from functools import partial
 
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.equimod import EquiMod, EquiModConfig
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.training.pretraining_config import SEQ_JEPA_RELEASED, PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.training.provenance import BF16_FOR_FP16, FRESH_DRAWS, reproduces
-from ssl_equi.training.run import Run
-from ssl_equi.views.makers import PairAction, TrainingViews, ViewOptions, action_size
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
+from ssl_equi.training.provenance import (
+    BF16_FOR_FP16,
+    FRESH_DRAWS,
+    SEQ_JEPA_COMPARISON,
+    SEQ_JEPA_RELEASED,
+    SIE_RELEASED,
+    reproduces,
+)
+from ssl_equi.views.makers import PairAction, ViewOptions, action_size, views
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,7 @@ def vicreg() -> Config:
 def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
-        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
-        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000,
-        probe_protocol="sie", objective=EquiModConfig(
+        **SEQ_JEPA_COMPARISON, objective=EquiModConfig(
             temperature=0.1, projector=(1024, 1024, 128), separate_batch_norm=True
         ),
     )  # fmt: skip
@@ -76,9 +77,7 @@ def threediebench_released() -> Config:
 def threediebench_sie() -> Config:
     """3DIEBench as in the comparison of SIE: 256 pixels, batch 1,024, the authors' ResNet-18, hypernetwork."""
     return Config(
-        dataset="3diebench", image_size=256, evaluation_split="val", encoder="sie_resnet18", batch_size=1024,
-        epochs=2000, keep_incomplete_batch=True, final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6,
-        mixed_precision="bf16", log_every=20, save_every=1000, probe_protocol="sie",
+        **SIE_RELEASED,
         objective=EquiModConfig(
             temperature=0.1, projector=(2048, 2048, 2048), predictor="hypernetwork", hypernetwork_init="released",
             last_batch_norm="none", last_bias=False, separate_batch_norm=True,
@@ -97,33 +96,18 @@ CONFIGS = {
 
 def build(config: Config) -> EquiMod:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    torch.manual_seed(config.seed)
     objective = replace(config.objective, action_dim=action_size(config.actions, config))
-    return EquiMod(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), objective)
+    return EquiMod(initial_encoder(config), objective)
 
 
 def main(config: Config) -> None:
-    objective = build(config)
-    run = Run(config, "equimod")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = TrainingViews(config, data, run, actions=config.actions)
-    model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    check_ending(run, config, objective, data)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images, views.actions)
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish(run, config, objective, data)
+    run = Pretraining(config, "equimod", build(config), partial(views, config, actions=config.actions))
+    for step, batch in run:
+        pair = run.views(batch, step)
+        output = run.model(pair.images, pair.action)
+        run.update(output)
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -14,26 +14,23 @@ learns what stays, the head keeps the encoder sensitive to what changes.
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Literal
 
-import torch
 from torch import nn
 
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from ssl_equi.objectives.essl import ESSL, ESSLConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.options import ActsWhen
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.training.provenance import BF16_FOR_FP16, reproduces
-from ssl_equi.training.run import Run
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
+from ssl_equi.training.provenance import BF16_FOR_FP16, ESSL_CIFAR10, IMAGENET, reproduces
 from ssl_equi.views.groups import GROUPS
-from ssl_equi.views.makers import PairOptions, SmallViewOptions, TrainingViews, TransformedSmallViews
+from ssl_equi.views.makers import PairOptions, SmallViewOptions, TransformedSmallViews, views
 
 
 @dataclass(frozen=True)
@@ -85,10 +82,8 @@ def cifar10() -> Config:
     The small views go into the running statistics of the encoder's batch norms, as there.
     """
     return Config(
-        dataset="cifar10", image_size=32, encoder="resnet18_small_images",
-        encoder_arguments={"zero_init_last": False},
-        views=PairOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
-        learning_rate=0.12, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
+        **(ESSL_CIFAR10 | {"learning_rate": 0.12}),
+        views=PairOptions(source="augmented", preset="simclr_cifar"),
         objective=ESSLConfig(weight=0.4, separate_statistics=False),
         small_view=SmallViewOptions(size=16), simclr=SimCLRConfig(
             temperature=0.5, projector=(2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True,
@@ -107,10 +102,9 @@ def cifar10_equal_rate() -> Config:
 def imagenet() -> Config:
     """ImageNet as in the paper with the SimCLR base: lambda .4, views of 96 pixels."""
     return Config(
-        dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
-        views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=100, optimizer="lars",
+        **IMAGENET, views=PairOptions(source="augmented", preset="byol_imagenet"),
+        batch_size=4096, epochs=100, optimizer="lars",
         learning_rate=4.8, final_learning_rate=0.0048, warmup_steps=3120, weight_decay=1e-6, decay_bias_and_norm=False,
-        mixed_precision="bf16", log_every=50, save_every=1000,
         small_view=SmallViewOptions(size=96, preset="imagenet"),
         objective=ESSLConfig(
             weight=0.4, hidden_widths=(2048, 2048, 128), relu_after_last_hidden=False, separate_statistics=False
@@ -127,7 +121,7 @@ CONFIGS = {"embedded": embedded, "cifar10": cifar10, "cifar10_equal_rate": cifar
 
 def build_base(config: Config) -> nn.Module:
     """The encoder and the base objective."""
-    encoder = create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
+    encoder = initial_encoder(config)
     if config.base == "simclr":
         return SimCLR(encoder, config.simclr)
     if config.base == "simsiam":
@@ -139,37 +133,22 @@ def build_base(config: Config) -> nn.Module:
 
 def build(config: Config) -> ESSL:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    torch.manual_seed(config.seed)
     base, group = build_base(config), GROUPS[config.small_view.group]
     relative_table = group.relative_table() if config.objective.relative else None
     return ESSL(base, replace(config.objective, num_elements=group.size), relative_table)
 
 
 def main(config: Config) -> None:
-    objective = build(config)
-    run = Run(config, "essl")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = TrainingViews(config, data, run)
+    run = Pretraining(config, "essl", build(config), partial(views, config))
     relative = config.objective.relative
-    make_small_views = TransformedSmallViews(config, config.small_view, data, run, relative=relative)
-    model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    check_ending(run, config, objective, data)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            transformed = () if config.objective.weight == 0 else make_small_views(batch, step)
-            output = model(views.images, None, *transformed)
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish(run, config, objective, data)
+    small_views = TransformedSmallViews(config, config.small_view, run.data, run.processes, relative=relative)
+    for step, batch in run:
+        pair = run.views(batch, step)
+        transformed = () if config.objective.weight == 0 else small_views(batch, step)
+        output = run.model(pair.images, None, *transformed)
+        run.update(output)
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -11,21 +11,17 @@ base of CARE.
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated
 
-import torch
-
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import RunError
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.options import ActsWhen, Momentum
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.training.provenance import BF16, BF16_FOR_FLOAT32, UNSHUFFLED, reproduces
-from ssl_equi.training.run import Run
-from ssl_equi.views.makers import PairOptions, TrainingViews
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
+from ssl_equi.training.provenance import BF16, BF16_FOR_FLOAT32, IMAGENET, UNSHUFFLED, reproduces
+from ssl_equi.views.makers import PairOptions, views
 
 
 @dataclass(frozen=True)
@@ -60,11 +56,9 @@ def embedded() -> Config:
 def imagenet() -> Config:
     """ImageNet with the settings of MoCo-v2: batch 256, SGD, 200 epochs."""
     return Config(
-        dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
-        encoder_arguments={"zero_init_last": False},
+        **(IMAGENET | {"save_every": 5000}), encoder_arguments={"zero_init_last": False},
         views=PairOptions(source="augmented", preset="mocov2"), batch_size=256, epochs=200, optimizer="sgd",
-        learning_rate=0.03, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4, mixed_precision="bf16",
-        log_every=50, save_every=5000,
+        learning_rate=0.03, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4,
     )  # fmt: skip
 
 
@@ -93,33 +87,18 @@ CONFIGS = {
 
 def build(config: Config) -> MoCo:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    torch.manual_seed(config.seed)
-    return MoCo(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), config.objective)
+    return MoCo(initial_encoder(config), config.objective)
 
 
 def main(config: Config) -> None:
-    objective = build(config)
-    run = Run(config, "moco")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = TrainingViews(config, data, run)
-    model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    check_ending(run, config, objective, data)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images)
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            objective.update_target(config.target_momentum)
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish(run, config, objective, data)
+    run = Pretraining(config, "moco", build(config), partial(views, config))
+    for step, batch in run:
+        pair = run.views(batch, step)
+        output = run.model(pair.images)
+        run.update(output)
+        run.objective.update_target(config.target_momentum)
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -15,28 +15,17 @@ from aggregates of 1 to 8 views of objects that were never seen; `evaluation/seq
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated
 
-import torch
-
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.options import ActsWhen, Momentum, Width
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.training.pretraining_config import (
-    SEQ_JEPA_RELEASED,
-    PretrainingConfig,
-    follow_schedule,
-    optimizer_of,
-    target_momentum,
-)
-from ssl_equi.training.pretraining_sequences import check_sequences_ending, finish_sequences
-from ssl_equi.training.provenance import FRESH_DRAWS, JOINT_ACTIONS, reproduces
-from ssl_equi.training.run import Run
-from ssl_equi.views.makers import PairAction, ViewOptions, action_size
-from ssl_equi.views.sequences import SequenceViews, describe_sequences
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.optimisation import target_momentum
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
+from ssl_equi.training.provenance import FRESH_DRAWS, JOINT_ACTIONS, SEQ_JEPA_RELEASED, reproduces
+from ssl_equi.views.makers import PairAction, ViewOptions, action_size, views
 
 
 @dataclass(frozen=True)
@@ -146,35 +135,20 @@ CONFIGS = {
 
 def build(config: Config) -> SeqJEPA:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    torch.manual_seed(config.seed)
     objective = replace(config.objective, action_dim=action_size(config.actions, config))
-    return SeqJEPA(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), objective)
+    return SeqJEPA(initial_encoder(config), objective)
 
 
 def main(config: Config) -> None:
-    objective = build(config)
-    run = Run(config, "seq_jepa")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = SequenceViews(config, data, run, length=config.observed_views + 1, actions=config.actions)
-    model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    sequences = describe_sequences(config, config.observed_views, config.actions)
-    check_sequences_ending(run, config, objective, data, sequences)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run, make_views.stored_views) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images, views.steps())
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            objective.update_target(target_momentum(config, step, total_steps))
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish_sequences(run, config, objective, data, sequences)
+    sequences = partial(views, config, length=config.observed_views + 1, actions=config.actions)
+    run = Pretraining(config, "seq_jepa", build(config), sequences)
+    for step, batch in run:
+        sequence = run.views(batch, step)
+        output = run.model(sequence.images, sequence.steps())
+        run.update(output)
+        run.objective.update_target(target_momentum(config, step, run.total_steps))
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

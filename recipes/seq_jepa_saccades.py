@@ -17,20 +17,16 @@ see datasets/images.md.
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated
 
-import torch
-
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
-from ssl_equi.options import ActsWhen, Momentum, Positive, Share, Width
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, open_loader
-from ssl_equi.training.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of, target_momentum
-from ssl_equi.training.pretraining_sequences import check_sequences_ending, finish_sequences
+from ssl_equi.options import ActsWhen, Momentum
+from ssl_equi.training.config import GlimpsesConfig
+from ssl_equi.training.optimisation import target_momentum
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import JOINT_ACTIONS, reproduces
-from ssl_equi.training.run import Run
 from ssl_equi.views.saccades import (
     ACTION_SIZE,
     STL10_MEAN_RGB,
@@ -38,23 +34,15 @@ from ssl_equi.views.saccades import (
     SaccadeOptions,
     SaccadeViews,
     check_glimpse_encoder,
-    describe_saccades,
 )
 
 
 @dataclass(frozen=True)
-class Config(PretrainingOptions):
+class Config(GlimpsesConfig):
     """Options of seq-JEPA on glimpses."""
 
     objective: SeqJEPAConfig = field(default_factory=SeqJEPAConfig)
     """Sizes and ablations."""
-    observed_views: Width = 4
-    """M, glimpses that are observed; one more is predicted. Paper: 1 to 5; 4 in its tables."""
-    saccades: SaccadeOptions = field(default_factory=SaccadeOptions)
-    """Where the gaze goes, and what it sees there."""
-    mean_rgb: tuple[Share, Share, Share] | None = None
-    std_rgb: tuple[Positive, Positive, Positive] | None = None
-    """Mean and standard deviation that images in [0, 1] are normalised with; those of the data when not given."""
     target_momentum: Annotated[
         Momentum, ActsWhen(lambda options: options.objective.momentum_target, "add --objective.momentum-target")
     ] = 0.996
@@ -86,37 +74,21 @@ CONFIGS = {"embedded": embedded, "stl10": stl10}
 
 def build(config: Config) -> SeqJEPA:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    torch.manual_seed(config.seed)
     check_glimpse_encoder(config.encoder, config.image_size, config.saccades)
     objective = replace(config.objective, action_dim=ACTION_SIZE)
-    return SeqJEPA(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), objective)
+    return SeqJEPA(initial_encoder(config), objective)
 
 
 def main(config: Config) -> None:
-    objective = build(config)
-    run = Run(config, "seq_jepa_saccades")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    data = data.normalised_with(config.mean_rgb, config.std_rgb)
-    make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)
-    model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    sequences = describe_saccades(config.saccades, config.observed_views)
-    check_sequences_ending(run, config, objective, data, sequences)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run, make_views.stored_views) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images, views.steps())
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            objective.update_target(target_momentum(config, step, total_steps))
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish_sequences(run, config, objective, data, sequences)
+    glimpses_of = partial(SaccadeViews, config, options=config.saccades, length=config.observed_views + 1)
+    run = Pretraining(config, "seq_jepa_saccades", build(config), glimpses_of)
+    for step, batch in run:
+        glimpses = run.views(batch, step)
+        output = run.model(glimpses.images, glimpses.steps())
+        run.update(output)
+        run.objective.update_target(target_momentum(config, step, run.total_steps))
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

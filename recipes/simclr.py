@@ -12,18 +12,22 @@ two renderings of an object; on ordinary images two augmentations of one.
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field
-
-import torch
+from functools import partial
 
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.training.pretraining_config import SEQ_JEPA_RELEASED, PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.training.provenance import BF16_FOR_FP16, FRESH_DRAWS, reproduces
-from ssl_equi.training.run import Run
-from ssl_equi.views.makers import PairOptions, TrainingViews
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
+from ssl_equi.training.provenance import (
+    BF16_FOR_FP16,
+    ESSL_CIFAR10,
+    FRESH_DRAWS,
+    IMAGENET,
+    SEQ_JEPA_COMPARISON,
+    SEQ_JEPA_RELEASED,
+    reproduces,
+)
+from ssl_equi.views.makers import PairOptions, views
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,7 @@ def embedded() -> Config:
 def cifar10() -> Config:
     """CIFAR-10 as the baseline of E-SSL: the N other views are candidates."""
     return Config(
-        dataset="cifar10", image_size=32, encoder="resnet18_small_images",
-        encoder_arguments={"zero_init_last": False},
-        views=PairOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
-        learning_rate=0.06, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
+        **ESSL_CIFAR10, views=PairOptions(source="augmented", preset="simclr_cifar"),
         objective=SimCLRConfig(
             temperature=0.5, projector=(2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True,
             candidates="other_view",
@@ -58,10 +59,9 @@ def cifar10() -> Config:
 def imagenet() -> Config:
     """ImageNet as the baseline of E-SSL: batch 4,096, LARS, 100 epochs."""
     return Config(
-        dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
-        views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=4096, epochs=100, optimizer="lars",
+        **IMAGENET, views=PairOptions(source="augmented", preset="byol_imagenet"),
+        batch_size=4096, epochs=100, optimizer="lars",
         learning_rate=4.8, final_learning_rate=0.0048, warmup_steps=3120, weight_decay=1e-6, decay_bias_and_norm=False,
-        mixed_precision="bf16", log_every=50, save_every=1000,
         objective=SimCLRConfig(
             temperature=0.2, projector=(2048, 2048, 128), last_batch_norm="affine", separate_batch_norm=True,
             candidates="other_view",
@@ -73,9 +73,7 @@ def imagenet() -> Config:
 def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
-        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
-        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000,
-        probe_protocol="sie", objective=SimCLRConfig(
+        **SEQ_JEPA_COMPARISON, objective=SimCLRConfig(
             temperature=0.5, projector=(2048, 2048, 2048), last_batch_norm="not_affine", separate_batch_norm=True
         ),
     )  # fmt: skip
@@ -100,32 +98,17 @@ CONFIGS = {
 
 def build(config: Config) -> SimCLR:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    torch.manual_seed(config.seed)
-    return SimCLR(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), config.objective)
+    return SimCLR(initial_encoder(config), config.objective)
 
 
 def main(config: Config) -> None:
-    objective = build(config)
-    run = Run(config, "simclr")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = TrainingViews(config, data, run)
-    model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    check_ending(run, config, objective, data)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images)
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish(run, config, objective, data)
+    run = Pretraining(config, "simclr", build(config), partial(views, config))
+    for step, batch in run:
+        pair = run.views(batch, step)
+        output = run.model(pair.images)
+        run.update(output)
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -11,19 +11,17 @@ E-SSL.
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
-from ssl_equi.training.optimisation import make_optimizer, parameter_groups
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.training.provenance import BF16_FOR_FLOAT32, reproduces
-from ssl_equi.training.run import Run
-from ssl_equi.views.makers import PairOptions, TrainingViews
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.optimisation import make_optimizer, optimizer_of, parameter_groups
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
+from ssl_equi.training.provenance import BF16_FOR_FLOAT32, ESSL_CIFAR10, IMAGENET, reproduces
+from ssl_equi.views.makers import PairOptions, views
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,7 @@ def embedded() -> Config:
 def cifar10() -> Config:
     """CIFAR-10 as the baseline of E-SSL (Dangovski et al., ICLR 2022, released code)."""
     return Config(
-        dataset="cifar10", image_size=32, encoder="resnet18_small_images",
-        encoder_arguments={"zero_init_last": False},
-        views=PairOptions(source="augmented", preset="simclr_cifar"), batch_size=512, epochs=800, optimizer="sgd",
-        learning_rate=0.06, final_learning_rate=0.0, warmup_steps=970, weight_decay=5e-4, log_every=50, save_every=970,
+        **ESSL_CIFAR10, views=PairOptions(source="augmented", preset="simclr_cifar"),
         objective=SimSiamConfig(
             projector=(2048, 2048), last_batch_norm="not_affine", predictor_hidden_width=512, separate_batch_norm=True
         ),
@@ -59,10 +54,10 @@ def cifar10() -> Config:
 def imagenet() -> Config:
     """ImageNet with the paper's settings: batch 512, SGD, 100 epochs."""
     return Config(
-        dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
-        views=PairOptions(source="augmented", preset="mocov2"), batch_size=512, epochs=100, optimizer="sgd",
-        learning_rate=0.1, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4, mixed_precision="bf16",
-        log_every=50, save_every=2500, objective=SimSiamConfig(separate_batch_norm=True),
+        **(IMAGENET | {"save_every": 2500}), views=PairOptions(source="augmented", preset="mocov2"),
+        batch_size=512, epochs=100, optimizer="sgd",
+        learning_rate=0.1, final_learning_rate=0.0, warmup_steps=0, weight_decay=1e-4,
+        objective=SimSiamConfig(separate_batch_norm=True),
     )  # fmt: skip
 
 
@@ -71,8 +66,7 @@ CONFIGS = {"embedded": embedded, "cifar10": cifar10, "imagenet": imagenet}
 
 def build(config: Config) -> SimSiam:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    torch.manual_seed(config.seed)
-    return SimSiam(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), config.objective)
+    return SimSiam(initial_encoder(config), config.objective)
 
 
 def simsiam_optimizer(objective: SimSiam, config: Config) -> torch.optim.Optimizer:
@@ -89,27 +83,13 @@ def simsiam_optimizer(objective: SimSiam, config: Config) -> torch.optim.Optimiz
 
 
 def main(config: Config) -> None:
-    objective = build(config)
-    run = Run(config, "simsiam")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = TrainingViews(config, data, run)
-    model = run.prepare(objective, lambda module: simsiam_optimizer(module, config))
-    check_ending(run, config, objective, data)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images)
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish(run, config, objective, data)
+    run = Pretraining(config, "simsiam", build(config), partial(views, config), simsiam_optimizer)
+    for step, batch in run:
+        pair = run.views(batch, step)
+        output = run.model(pair.images)
+        run.update(output)
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -11,19 +11,16 @@ above, as random features are from below.
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated
 
-import torch
-
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.supervised import Supervised, SupervisedConfig
 from ssl_equi.options import ActsWhen
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.training.run import Run
-from ssl_equi.views.makers import PairAction, TrainingViews, ViewOptions, action_size
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
+from ssl_equi.training.provenance import SEQ_JEPA_COMPARISON
+from ssl_equi.views.makers import PairAction, ViewOptions, action_size, views
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,7 @@ def embedded() -> Config:
 
 def threediebench() -> Config:
     """3DIEBench with the budget of the methods of seq-JEPA's comparison: 128 pixels, batch 512."""
-    return Config(
-        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
-        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000,
-        probe_protocol="sie",
-    )  # fmt: skip
+    return Config(**SEQ_JEPA_COMPARISON)
 
 
 CONFIGS = {"embedded": embedded, "threediebench": threediebench}
@@ -61,36 +54,22 @@ CONFIGS = {"embedded": embedded, "threediebench": threediebench}
 
 def build(config: Config, num_classes: int = 24) -> Supervised:
     """The encoder and its heads, initialised from the seed; no side effects."""
-    torch.manual_seed(config.seed)
     sizes = {"num_classes": num_classes, "action_dim": action_size(config.actions, config)}
     return Supervised(
-        create_encoder(config.encoder, config.image_size, **config.encoder_arguments),
+        initial_encoder(config),
         replace(config.objective, **sizes),
     )
 
 
 def main(config: Config) -> None:
-    run = Run(config, "supervised")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    objective = build(config, len(data.train.class_names))
-    make_views = TrainingViews(config, data, run, actions=config.actions)
-    model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    check_ending(run, config, objective, data)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images, views.actions, batch.labels)
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish(run, config, objective, data)
+    pairs = partial(views, config, actions=config.actions)
+    run = Pretraining(config, "supervised", lambda data: build(config, len(data.train.class_names)), pairs)
+    for step, batch in run:
+        pair = run.views(batch, step)
+        output = run.model(pair.images, pair.action, batch.labels)
+        run.update(output)
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -11,18 +11,22 @@ pose: what the features still tell of it is what SIE has to beat, at the same en
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field, replace
-
-import torch
+from functools import partial
 
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.training.pretraining_config import SEQ_JEPA_RELEASED, PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.training.provenance import BF16_FOR_FP16, FRESH_DRAWS, OWN_COVARIANCE, reproduces
-from ssl_equi.training.run import Run
-from ssl_equi.views.makers import PairOptions, TrainingViews
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
+from ssl_equi.training.provenance import (
+    BF16_FOR_FP16,
+    FRESH_DRAWS,
+    IMAGENET,
+    OWN_COVARIANCE,
+    SEQ_JEPA_RELEASED,
+    SIE_RELEASED,
+    reproduces,
+)
+from ssl_equi.views.makers import PairOptions, views
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,7 @@ def augmented() -> Config:
 def paper() -> Config:
     """3DIEBench as the baseline of SIE, with the authors' own ResNet-18."""
     return Config(
-        dataset="3diebench", image_size=256, evaluation_split="val", encoder="sie_resnet18", batch_size=1024,
-        epochs=2000, keep_incomplete_batch=True, final_learning_rate=1e-3, warmup_steps=0, weight_decay=1e-6,
-        mixed_precision="bf16", log_every=20, save_every=1000, probe_protocol="sie",
+        **SIE_RELEASED,
         objective=VICRegConfig(separate_batch_norm=True),
     )  # fmt: skip
 
@@ -69,10 +71,9 @@ def threediebench_released() -> Config:
 def imagenet() -> Config:
     """ImageNet as in the VICReg paper: batch 2,048, LARS, 1,000 epochs, weights 25, 25 and 1."""
     return Config(
-        dataset="imagenet", image_size=224, evaluation_split="val", encoder="resnet50",
-        views=PairOptions(source="augmented", preset="byol_imagenet"), batch_size=2048, epochs=1000, optimizer="lars",
+        **IMAGENET, views=PairOptions(source="augmented", preset="byol_imagenet"),
+        batch_size=2048, epochs=1000, optimizer="lars",
         learning_rate=1.6, final_learning_rate=0.002, warmup_steps=6250, weight_decay=1e-6, decay_bias_and_norm=False,
-        mixed_precision="bf16", log_every=50, save_every=1000,
         objective=VICRegConfig(
             inv_weight=25.0, variance_weight=25.0, covariance_weight=1.0, projector=(8192, 8192, 8192),
             separate_batch_norm=True,
@@ -88,32 +89,17 @@ CONFIGS = {
 
 def build(config: Config) -> VICReg:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    torch.manual_seed(config.seed)
-    return VICReg(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), config.objective)
+    return VICReg(initial_encoder(config), config.objective)
 
 
 def main(config: Config) -> None:
-    objective = build(config)
-    run = Run(config, "vicreg")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = TrainingViews(config, data, run)
-    model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    check_ending(run, config, objective, data)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images)
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish(run, config, objective, data)
+    run = Pretraining(config, "vicreg", build(config), partial(views, config))
+    for step, batch in run:
+        pair = run.views(batch, step)
+        output = run.model(pair.images)
+        run.update(output)
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -12,19 +12,15 @@ needed. The three views are drawn at random, as in the comparison; the method wa
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from dataclasses import dataclass, field
-
-import torch
+from functools import partial
 
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.sources import open_data
-from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.objectives.vicreg_traj import VICRegTraj, VICRegTrajConfig
-from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
-from ssl_equi.training.pretraining_config import SEQ_JEPA_RELEASED, PretrainingConfig, follow_schedule, optimizer_of
-from ssl_equi.training.provenance import FRESH_DRAWS, reproduces
-from ssl_equi.training.run import Run
-from ssl_equi.views.sequences import SequenceViews
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.pretraining import Pretraining, initial_encoder
+from ssl_equi.training.provenance import FRESH_DRAWS, SEQ_JEPA_COMPARISON, SEQ_JEPA_RELEASED, reproduces
+from ssl_equi.views.makers import views
 
 
 @dataclass(frozen=True)
@@ -46,9 +42,7 @@ def embedded() -> Config:
 def threediebench() -> Config:
     """3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3): 128 pixels, batch 512."""
     return Config(
-        dataset="3diebench", image_size=128, evaluation_split="val", encoder="resnet18", batch_size=512, epochs=1000,
-        final_learning_rate=1e-3, warmup_steps=0, log_every=20, save_every=1000,
-        probe_protocol="sie", vicreg=VICRegConfig(
+        **SEQ_JEPA_COMPARISON, vicreg=VICRegConfig(
             inv_weight=10.0, variance_weight=10.0, covariance_weight=1.0, projector=(2048, 2048, 2048)
         ),
     )  # fmt: skip
@@ -70,33 +64,19 @@ CONFIGS = {"embedded": embedded, "threediebench": threediebench, "threediebench_
 
 def build(config: Config) -> VICRegTraj:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    torch.manual_seed(config.seed)
-    vicreg = VICReg(create_encoder(config.encoder, config.image_size, **config.encoder_arguments), config.vicreg)
+    vicreg = VICReg(initial_encoder(config), config.vicreg)
     return VICRegTraj(vicreg, config.objective)
 
 
 def main(config: Config) -> None:
     objective = build(config)
-    run = Run(config, "vicreg_traj")
-    data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = SequenceViews(config, data, run, length=objective.num_views, actions=None)
-    model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    check_ending(run, config, objective, data)
-    run.register("data", DataIdentity(data.train))
-    probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run, make_views.stored_views) as loader:
-        start = run.resume()
-        total_steps = config.epochs * loader.steps_per_epoch
-        for step, batch in run.batches(loader, start, total_steps):
-            learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images)
-            run.backward(output)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            probes.update(output, batch)
-            run.log(step, output, probes=probes.metrics, learning_rate=learning_rate)
-    finish(run, config, objective, data)
+    run = Pretraining(config, "vicreg_traj", objective, partial(views, config, length=objective.num_views))
+    for step, batch in run:
+        trajectory = run.views(batch, step)
+        output = run.model(trajectory.images)
+        run.update(output)
+        run.log(output)
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -30,10 +30,12 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.compiling import compile_networks
 from ssl_equi.training.config import loader_size
 from ssl_equi.training.devices import on_device
+from ssl_equi.training.pretraining import Pretraining
 from ssl_equi.views import operations
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.presets import PRESETS, SMALL_VIEW_PRESETS, small_view_pipeline, view_pipelines
 from tests.encoders.symmetric_encoders import CASES, TOLERANCES, errors_by_element
+from tests.fakes import end_without_probes
 from tests.recipes import sharded_runs
 from tests.recipes.conftest import shrunk
 from tests.references.comparison import configuration, package_values, random_batch, small_objective
@@ -273,7 +275,7 @@ def test_a_slow_device_gets_whole_batches_that_it_decoded(tiny_data: Path) -> No
 def losses_of_a_run(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[int, float]]:
     """losses_of_a_run(folder, device, steps): trains SIE on a device, on from what the folder has, to the last step."""
     sie = recipe_of("sie")
-    monkeypatch.setattr(sie, "finish", lambda run, *_: run.close())
+    monkeypatch.setattr(Pretraining, "finish", end_without_probes)
     gpu_is_there = torch.cuda.is_available()
     config: Any = dataclasses.replace(
         shrunk(sie.embedded()), data_dir=tiny_data, image_size=32, batch_size=8, epochs=2, log_every=1, resume=True,
@@ -313,7 +315,7 @@ def test_weights_may_be_shared_out(
     device: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a group of one process, begun and gone on with in another; with a momentum target and clipped gradients."""
-    monkeypatch.setattr(byol, "finish", lambda run, *_: run.close())
+    monkeypatch.setattr(Pretraining, "finish", end_without_probes)
     gpu_is_there = torch.cuda.is_available()
 
     def losses(folder: str, device: str, **options: Any) -> dict[int, float]:

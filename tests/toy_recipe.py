@@ -97,12 +97,12 @@ def main(config: ToyConfig) -> None:
 
     def each_step(step: int, objective: ToyObjective) -> None:
         time.sleep(pause)
-        if step == full_at and run.is_main:
+        if step == full_at and run.processes.is_main:
             os.fsync = full_disk
 
     train_toy(run, SCRIPT_STEPS, each_step)
     with run.ending():
-        run.say("ended")
+        run.processes.say("ended")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,24 @@
-"""The folder of a run: which one it is, and that only one run at a time writes there."""
+"""The folder of a run: which one it is, that only one run at a time writes there, and what it says of the run."""
 
 import errno
 import json
 import os
+import platform
 import shutil
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ssl_equi.checkpoint import describe_os_error, list_checkpoints
+from ssl_equi.checkpoint import describe_os_error, list_checkpoints, write_text_atomically
 from ssl_equi.errors import RunError
+from ssl_equi.files import read_json_object
+from ssl_equi.runtime.system import software_versions
+from ssl_equi.training.log import MetricsLog
 
 LOCK_FILE = ".lock"
+STOPPED_FILE = "stopped.json"
+"""There from when a signal stopped the run until it goes on."""
 
 
 class RunFolder:
@@ -52,10 +59,18 @@ class RunFolder:
             except OSError:  # another run has put its folder there
                 return
 
-    def clear_leftovers(self) -> None:
-        """Removes half-written files of a process that was killed."""
-        for leftover in [*self.path.glob(".writing-*"), *self.path.glob("checkpoints/.writing-*")]:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    def begin(self, options: dict[str, Any], step: int) -> None:
+        """Writes what the run is; removes what a killed or stopped one left, and lines of the log after a step."""
+        try:
+            for leftover in [*self.path.glob(".writing-*"), *self.path.glob("checkpoints/.writing-*")]:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            (self.path / STOPPED_FILE).unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(describe_os_error(error, self.path)) from error
+        MetricsLog(self.path / "metrics.jsonl").cut_after(step)
+        write_text_atomically(self.path / "config.json", json.dumps(options, indent=1))
+        process = {"process": f"process {os.getpid()} on {platform.node()}"}
+        write_text_atomically(self.path / "versions.json", json.dumps(software_versions() | process, indent=1))
 
 
 def choose_folder(out: Path | None, name: str, resume: bool) -> Path:
@@ -78,6 +93,22 @@ def choose_folder(out: Path | None, name: str, resume: bool) -> Path:
         runs.append(Path("runs") / f"{name}-{len(runs) + 1}")
     newest_started = runs[-2] if len(runs) > 1 else runs[-1]
     return newest_started if resume else runs[-1]
+
+
+def recorded_versions(folder: Path) -> dict[str, Any]:
+    """What the run noted when it started; what is here now, if that file was lost meanwhile."""
+    try:
+        return read_json_object(folder / "versions.json", RunError)
+    except RunError:
+        return dict(software_versions())
+
+
+def set_aside_earlier_results(folder: Path) -> None:
+    """Renames a results.json written before the run was resumed: its numbers are those of an earlier encoder."""
+    results = folder / "results.json"
+    if results.is_file():
+        number = 1 + len(list(folder.glob("results-earlier-*.json")))
+        results.replace(folder / f"results-earlier-{number}.json")
 
 
 def is_in_use(folder: Path) -> bool:

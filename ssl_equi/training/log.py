@@ -1,22 +1,26 @@
-"""What a run writes and shows: lines of metrics, progress and speed."""
+"""What a run writes and shows: lines of metrics, trackers, terms that are not finite, speed and progress."""
 
 import json
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from ssl_equi.checkpoint import describe_os_error, write_text_atomically
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.stage_seconds import StageSeconds, Stopwatch
-from ssl_equi.errors import CheckpointError
+from ssl_equi.errors import CheckpointError, RunError
+from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.runtime.device_copies import Unread
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,107 @@ def _is_up_to(line: bytes, step: int) -> bool:
         return False
     return isinstance(written_after, int | float) and written_after <= step
 
+
+# ---------------------------------------------------------------- trackers
+
+_CURES = {"wandb": "run `wandb login` (or set WANDB_MODE=offline)", "trackio": "check its settings"}
+
+
+class TrackingAccelerator(Protocol):
+    """The part of `accelerate.Accelerator` that speaks to trackers."""
+
+    def init_trackers(self, project_name: str, config: dict[str, Any] | None = ...) -> None: ...
+
+    def log(self, values: dict[str, Any], step: int | None = ...) -> None: ...
+
+    def end_training(self) -> None: ...
+
+
+class Tracking:
+    """What one process tells its tracker. After the first failure it warns once, and tells it no more.
+
+    Args:
+        accelerator: made with the tracker's name, or without.
+        tracker: its name; None for no tracker, in which case nothing is done.
+    """
+
+    def __init__(self, accelerator: TrackingAccelerator, tracker: str | None) -> None:
+        self._accelerator, self._tracker = accelerator, tracker
+        self._active = False
+
+    def start(self, project: str, options: dict[str, str]) -> None:
+        """Raises RunError if the tracker doesn't start."""
+        if self._tracker is None:
+            return
+        try:
+            self._accelerator.init_trackers(project, config=options)
+        except Exception as error:  # trackers raise errors of many types
+            cure = _CURES.get(self._tracker, "check its installation")
+            raise RunError(
+                f"--tracker {self._tracker} does not start ({_described(error)}): {cure}, or leave the option out"
+            ) from error
+        self._active = True
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        """Sends the numbers of a step."""
+        self._try(lambda: self._accelerator.log(numbers, step=step))
+
+    def end(self) -> None:
+        """Lets the tracker finish; safe to call twice."""
+        self._try(self._accelerator.end_training)
+        self._active = False
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if not self._active:
+            return
+        try:
+            action()
+        except Exception as error:  # a tracker that fails must not cost the run
+            self._active = False
+            print(
+                f"warning: the tracker {self._tracker} failed ({_described(error)}) and is told no more: the run goes "
+                "on, and metrics.jsonl is complete",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+
+def _described(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())
+
+
+# ---------------------------------------------------------------- what is not finite
+
+
+class FiniteWatch:
+    """Keeps, on the device, the first step at which each term was not finite."""
+
+    def __init__(self) -> None:
+        self._first_bad: Tensor | None = None
+        self._names: list[str] = []
+
+    def look(self, output: ObjectiveOutput, step: int) -> None:
+        """Takes note of one step's terms; nothing is copied from the device."""
+        self._names = ["loss", *output.terms]
+        values = torch.stack([output.loss.detach().float(), *(term.float() for term in output.terms.values())])
+        if self._first_bad is None:
+            self._first_bad = torch.full((len(values),), math.inf, device=values.device)
+        now = torch.full_like(self._first_bad, float(step))
+        self._first_bad = torch.where(torch.isfinite(values), self._first_bad, torch.minimum(self._first_bad, now))
+
+    def first_bad(self) -> Unread[tuple[int, str] | None]:
+        """The step and the term that went wrong first; None if all is well. A term comes before the loss, their sum."""
+        return Unread(() if self._first_bad is None else (self._first_bad,), self._earliest)
+
+    def _earliest(self, first_bad: list[list[float]]) -> tuple[int, str] | None:
+        steps = first_bad[0] if first_bad else []
+        earliest = min(steps, default=math.inf)
+        if math.isinf(earliest):
+            return None
+        names = [name for name, step in zip(self._names, steps, strict=True) if step == earliest]
+        return int(earliest), next((name for name in names if name != "loss"), "loss")
+
+
+# ---------------------------------------------------------------- progress
 
 PLAIN_LINE_EVERY_SECONDS = 20.0
 LEAST_SHARE_TO_EXPLAIN = 0.05  # below it nobody asks what the trainer waits for

@@ -1,12 +1,18 @@
-"""Optimisers and the schedules of learning rate and momentum."""
+"""Optimisers, and the schedules of the learning rate and of a target network's momentum."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-OptimizerName = Literal["adam", "adamw", "sgd", "lars"]
+from ssl_equi.training.config import OptimizerName, PretrainingOptions
+
+
+def optimizer_of(module: nn.Module, config: PretrainingOptions) -> torch.optim.Optimizer:
+    """The optimiser that the options ask for, over the parameters of `module` that take a gradient."""
+    groups = parameter_groups(module, config.weight_decay, config.decay_bias_and_norm, config.bias_and_norm_rate_factor)
+    return make_optimizer(config.optimizer, groups, config.learning_rate, config.sgd_momentum)
 
 
 def parameter_groups(
@@ -115,3 +121,49 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 def rising_momentum(share: float, *, base: float) -> float:
     """Momentum of a target network after a share of the steps, from `base` to 1 (BYOL, Grill et al., 2020, 3.2)."""
     return 1 - (1 - base) * (math.cos(math.pi * min(share, 1.0)) + 1) / 2
+
+
+# ---------------------------------------------------------------- schedules of a run
+
+
+def follow_schedule(optimizer: torch.optim.Optimizer, config: PretrainingOptions, step: int, total_steps: int) -> float:
+    """Sets the learning rate of a step: linear warm-up, then a cosine; returns it."""
+    learning_rate = warmup_cosine(
+        _step_of_schedule(config, step, total_steps),
+        base=config.learning_rate,
+        final=config.final_learning_rate,
+        warmup_steps=config.warmup_steps,
+        total_steps=total_steps,
+        warmup_from=config.warmup_from,
+    )
+    set_learning_rate(optimizer, learning_rate)
+    return learning_rate
+
+
+class ScheduleOptions(Protocol):
+    """The options that say how often schedules change."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def schedule_by(self) -> Literal["step", "epoch"]: ...
+
+
+class TargetOptions(ScheduleOptions, Protocol):
+    """The options that the momentum of a target network depends on."""
+
+    @property
+    def target_momentum(self) -> float: ...
+
+
+def target_momentum(config: TargetOptions, step: int, total_steps: int) -> float:
+    """Momentum of the target network at a step: it rises to 1 at the last step or, by the epoch, after the last one."""
+    last = total_steps if config.schedule_by == "epoch" else max(total_steps - 1, 1)
+    return rising_momentum(_step_of_schedule(config, step, total_steps) / last, base=config.target_momentum)
+
+
+def _step_of_schedule(config: ScheduleOptions, step: int, total_steps: int) -> int:
+    """The step whose values a step has: its own, or that with which its epoch began."""
+    steps_per_epoch = total_steps // config.epochs
+    return step - step % steps_per_epoch if config.schedule_by == "epoch" else step

@@ -5,16 +5,20 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from ssl_equi.errors import LostProcessError, RunError, UserError
 from ssl_equi.training.config import Precision
+
+Result = TypeVar("Result")
 
 # Settings of `accelerate launch` that a run would take without acting on them as asked: variable, values that change
 # nothing, the setting, and what serves instead.
@@ -40,6 +44,60 @@ _TASKS = (
 _LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 _PARENT_AT_IMPORT = os.getppid()
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+class Processes:
+    """The processes of a run, joined by whatever launched them, and this one among them.
+
+    Args:
+        collective_timeout: minutes that a process waits for the others.
+
+    Raises:
+        RunError: they were launched in a way that a run can't follow.
+    """
+
+    def __init__(self, collective_timeout: float) -> None:
+        end_with_the_launcher()
+        refuse_unsupported_settings()
+        join_slurm_tasks()
+        # Without cpu=True, several processes on a machine without GPU would each believe to be alone.
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=starting_timeout(collective_timeout))
+        refuse_lonely_tasks(state.num_processes)
+        self.device = state.device
+        self.rank, self.world_size = state.process_index, state.num_processes
+        self.is_main = state.is_main_process
+
+    def say(self, message: str) -> None:
+        """Prints on the first process only."""
+        if self.is_main:
+            print(message, flush=True)
+
+    def on_main_then_everywhere(self, action: Callable[[], Result]) -> Result:
+        """What looks at the disk is done once, by the first process; all get its result, or its error."""
+        outcome: list[Any] = [None]
+        defect: Exception | None = None
+        if self.is_main:
+            try:
+                outcome = [action()]
+            except UserError as error:
+                outcome = [error]
+            except Exception as error:
+                defect = error
+                outcome = [RunError(f"the first process has failed ({type(error).__name__}): its traceback says where")]
+        if self.world_size > 1:
+            broadcast_object_list(outcome)
+        try:
+            if isinstance(outcome[0], UserError):
+                raise defect or outcome[0]
+            return outcome[0]
+        finally:
+            # An error whose traceback leads back to it would keep the run alive, and with it the lock of its folder.
+            del outcome, defect
+
+    def close_group(self) -> None:
+        """From here on no process hears of another; safe to call twice."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def end_with_the_launcher(environment: Mapping[str, str] = os.environ) -> None:

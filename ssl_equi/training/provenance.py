@@ -1,8 +1,8 @@
-"""What each named configuration of a recipe reproduces, and where it knowingly differs."""
+"""What each named configuration of a recipe reproduces, where it knowingly differs, and settings that several share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 Config = TypeVar("Config")
 Basis = Literal["paper", "release", "own"]
@@ -75,3 +75,41 @@ def describe(configuration: Callable[[], object]) -> str:
     followed = "the paper" if provenance.basis == "paper" else "the released code"
     known = f" Known departures: {'; '.join(provenance.departures)}." if provenance.departures else ""
     return f"It follows {followed} of {provenance.source} ({SOURCES[provenance.source]}).{known}"
+
+
+# ---------------------------------------------------------------- settings that several configurations share
+
+# 3DIEBench as in SIE's released code, with the authors' own ResNet-18.
+SIE_RELEASED: dict[str, Any] = {
+    "dataset": "3diebench", "image_size": 256, "evaluation_split": "val", "encoder": "sie_resnet18",
+    "batch_size": 1024, "epochs": 2000, "keep_incomplete_batch": True, "final_learning_rate": 1e-3, "warmup_steps": 0,
+    "weight_decay": 1e-6, "mixed_precision": "bf16", "log_every": 20, "save_every": 1000, "probe_protocol": "sie",
+}  # fmt: skip
+
+# 3DIEBench as in the comparison of seq-JEPA (Ghaemi et al., NeurIPS 2025, appendix A.3).
+SEQ_JEPA_COMPARISON: dict[str, Any] = {
+    "dataset": "3diebench", "image_size": 128, "evaluation_split": "val", "encoder": "resnet18", "batch_size": 512,
+    "epochs": 1000, "final_learning_rate": 1e-3, "warmup_steps": 0, "log_every": 20, "save_every": 1000,
+    "probe_protocol": "sie",
+}  # fmt: skip
+
+# What seq-JEPA's released code trains every method with on 3DIEBench, but for the objective: Adam without decay, a
+# warm-up by epochs and then a constant rate, 82 steps an epoch of which the last is smaller.
+SEQ_JEPA_RELEASED = SEQ_JEPA_COMPARISON | {
+    "keep_incomplete_batch": True, "optimizer": "adam", "learning_rate": 4e-4, "final_learning_rate": 4e-4,
+    "warmup_steps": 20 * 82, "warmup_from": 1e-5, "schedule_by": "epoch",
+}  # fmt: skip
+
+# CIFAR-10 as in E-SSL's released code, at the learning rate of its baselines (.03 x 512 / 256).
+ESSL_CIFAR10: dict[str, Any] = {
+    "dataset": "cifar10", "image_size": 32, "encoder": "resnet18_small_images",
+    "encoder_arguments": {"zero_init_last": False}, "batch_size": 512, "epochs": 800, "optimizer": "sgd",
+    "learning_rate": 0.06, "final_learning_rate": 0.0, "warmup_steps": 970, "weight_decay": 5e-4, "log_every": 50,
+    "save_every": 970,
+}  # fmt: skip
+
+# A ResNet-50 on ImageNet in bf16: what its papers have in common.
+IMAGENET: dict[str, Any] = {
+    "dataset": "imagenet", "image_size": 224, "evaluation_split": "val", "encoder": "resnet50",
+    "mixed_precision": "bf16", "log_every": 50, "save_every": 1000,
+}  # fmt: skip

@@ -12,7 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -99,6 +99,11 @@ class Views:
 
     images: Tensor
     actions: Tensor | None
+
+    @property
+    def action(self) -> Tensor | None:
+        """The action from view 1 to view 2."""
+        return self.actions
 
 
 class DrawsConfig(Protocol):
@@ -350,6 +355,18 @@ class TransformedSmallViews:
     def _small_views(self, images: Tensor, sizes: Tensor, step: int, purposes: list[str]) -> list[Tensor]:
         parameters = [self.draws.parameters(self.pipeline, sizes, step, purpose) for purpose in purposes]
         return apply_each([self.pipeline] * len(purposes), images, parameters)
+
+
+def views(
+    config: ViewsConfig, data: DataSource, processes: Processes, *, length: int = 2, actions: PairAction | None = None,
+    shared_by: int = 1,
+) -> Any:  # fmt: skip
+    """Pairs, or sequences of more views, as the options say."""
+    from ssl_equi.views.sequences import SequenceViews
+
+    if length == 2:
+        return TrainingViews(config, data, processes, actions=actions, shared_by=shared_by)
+    return SequenceViews(config, data, processes, length=length, actions=actions)
 
 
 def check_source(options: PairOptions, data: DataSource) -> None:

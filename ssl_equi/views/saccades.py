@@ -106,6 +106,10 @@ class SaccadeViews:
         self.draws = AugmentationDraws(config, processes)
         self.maps = saliency_maps(options, collection)
 
+    def describe(self) -> dict[str, Any]:
+        """How glimpses are taken."""
+        return describe_saccades(self.options, self.length - 1)
+
     @timed
     def __call__(self, batch: ViewBatch, step: int) -> SaccadeSequence:
         """The glimpses of one step; random parameters depend on (seed, step) only."""

@@ -99,6 +99,7 @@ class SequenceViews:
         actions: PairAction | None,
     ) -> None:
         self.options, self.data, self.actions, self.length = config.views, data, actions, length
+        self.config = config
         check_length(length, config, data)
         self.action_columns: tuple[int, ...] = ()
         if actions is not None:
@@ -116,6 +117,10 @@ class SequenceViews:
     def stored_views(self) -> int:
         """How many stored views of each object a step needs."""
         return self.length if self.options.source == "rendered" else 1
+
+    def describe(self) -> dict[str, Any]:
+        """How sequences are made."""
+        return describe_sequences(self.config, self.length - 1, self.actions)  # type: ignore[arg-type]
 
     @timed
     def __call__(self, batch: ViewBatch, step: int) -> ViewSequence:

@@ -16,7 +16,6 @@ from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUI
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProbeProtocol
 from ssl_equi.probing.records import read_records
 from ssl_equi.probing.tasks import CORE_TASKS, NEEDS_TRANSLATIONS
-from ssl_equi.training import pretraining
 
 SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "probe.py"
 
@@ -29,7 +28,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     sys.modules[specification.name] = module
     specification.loader.exec_module(module)
     quick = ProbeProtocol(name="quick", classification_epochs=1, rotation_epochs=1, rotation_hidden=(16,))
-    monkeypatch.setitem(pretraining.PROBE_PROTOCOLS, "embedded", lambda: quick)
+    monkeypatch.setitem(PROBE_PROTOCOLS, "embedded", lambda: quick)
     return module
 
 

@@ -17,10 +17,9 @@ from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.export.encoder import EncoderCard
 from ssl_equi.export.sequence_model import save_sequence_model
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
-from ssl_equi.probing.protocol import ProbeProtocol
+from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord, read_records
 from ssl_equi.probing.sequence_figures import print_summary, summary_tables
-from ssl_equi.training import pretraining
 from ssl_equi.views.saccades import SaccadeOptions, describe_saccades
 
 SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "sequences.py"
@@ -42,7 +41,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module
     specification.loader.exec_module(module)
-    monkeypatch.setitem(pretraining.PROBE_PROTOCOLS, "embedded", lambda: QUICK)
+    monkeypatch.setitem(PROBE_PROTOCOLS, "embedded", lambda: QUICK)
     monkeypatch.setenv("COLUMNS", "80")
     return module
 

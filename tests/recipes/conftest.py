@@ -13,9 +13,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from ssl_equi.probing.protocol import EquivarianceProtocol, ProbeProtocol
-from ssl_equi.training import pretraining
+from ssl_equi.probing.protocol import PROBE_PROTOCOLS, EquivarianceProtocol, ProbeProtocol
+from ssl_equi.training.pretraining import Pretraining
 from ssl_equi.views import saliency_maps
+from tests.fakes import end_without_probes
 from tests.launched import clean_environment
 
 ROOT = Path(__file__).parents[2]
@@ -104,19 +105,13 @@ def quick_protocol() -> ProbeProtocol:
 @pytest.fixture
 def quick_probes(quick_protocol: ProbeProtocol, monkeypatch: pytest.MonkeyPatch) -> None:
     """The final heads train for one epoch, for tests that look at something else."""
-    monkeypatch.setitem(pretraining.PROBE_PROTOCOLS, "embedded", lambda: quick_protocol)
+    monkeypatch.setitem(PROBE_PROTOCOLS, "embedded", lambda: quick_protocol)
 
 
 @pytest.fixture
-def without_ending(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], None]:
-    """Lets a recipe's runs end after their last step, where export, probes and report aren't looked at."""
-
-    def shorten(recipe: ModuleType) -> None:
-        endings = [name for name in vars(recipe) if name.startswith("finish")]
-        assert len(endings) == 1
-        monkeypatch.setattr(recipe, endings[0], lambda run, *_, **__: run.close())
-
-    return shorten
+def without_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets runs end after their last step, where export, probes and report aren't looked at."""
+    monkeypatch.setattr(Pretraining, "finish", end_without_probes)
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,14 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from accelerate.state import AcceleratorState
 
 from recipes import byol
-from ssl_equi.probing.protocol import EquivarianceProtocol, ProbeProtocol
-from ssl_equi.training import pretraining
+from ssl_equi.probing.protocol import PROBE_PROTOCOLS, EquivarianceProtocol, ProbeProtocol
+from ssl_equi.training.pretraining import Pretraining
+from tests.fakes import end_without_probes
 from tests.recipes.conftest import shrunk
 
 TRANSFORMER = "hybrid_octic_vit_tiny_patch16_224"
@@ -38,11 +40,10 @@ def configuration(data: Path, **changes: Any) -> Any:
 
 def main(rank: int, port: int, data: Path, begun: Path, ended: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    pretraining.PROBE_PROTOCOLS["embedded"] = lambda: QUICK
-    finish, byol.finish = byol.finish, lambda run, *_: run.close()
+    PROBE_PROTOCOLS["embedded"] = lambda: QUICK
     os.environ["MASTER_PORT"] = str(port)
-    byol.main(configuration(data, sharding="full", out=begun, steps=3))
-    byol.finish = finish
+    with mock.patch.object(Pretraining, "finish", end_without_probes):
+        byol.main(configuration(data, sharding="full", out=begun, steps=3))
     AcceleratorState._reset_state(reset_partial_state=True)
     os.environ["MASTER_PORT"] = str(port + 1)
     byol.main(configuration(data, sharding="full", out=ended))

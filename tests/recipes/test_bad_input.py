@@ -24,6 +24,7 @@ from ssl_equi.data.procedural import ProceduralConfig
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.shard import view_suffix
 from ssl_equi.files import sha256_of_file
+from ssl_equi.training.pretraining import Pretraining
 
 ROOT = Path(__file__).parents[2]
 
@@ -339,7 +340,7 @@ def interrupted(sie: ModuleType, config: Any) -> None:
         raise InterruptedRunError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sie, "finish", die)
+        patch.setattr(Pretraining, "finish", die)
         sie.main(config)
 
 

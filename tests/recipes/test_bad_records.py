@@ -14,7 +14,9 @@ import pytest
 from ssl_equi.cli import explain_errors
 from ssl_equi.data.order import BatchOrder
 from ssl_equi.data.reader import ShardDataset
+from ssl_equi.training.pretraining import Pretraining
 from tests.data.image_sets import flip
+from tests.fakes import end_without_probes
 
 SmallConfig = Callable[..., Any]
 EventLines = Callable[[Path, str], list[str]]
@@ -76,7 +78,7 @@ def test_a_run_skips_a_bad_record_if_asked_also_when_it_had_ended_there_before(
     sie.main(dataclasses.replace(config, resume=True, on_bad_record="skip"))
     shown = capsys.readouterr().out
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sie, "finish", lambda *_: None)
+        patch.setattr(Pretraining, "finish", end_without_probes)
         sie.main(dataclasses.replace(config, out=tmp_path / "whole", on_bad_record="skip"))
     assert event_lines(tmp_path / "run", "loss") == event_lines(tmp_path / "whole", "loss")
 

@@ -14,9 +14,11 @@ from ssl_equi.data import fetched
 from ssl_equi.data.image_writer import ImageRecord
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
-from ssl_equi.training.pretraining_config import PretrainingConfig
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.pretraining import Pretraining
 from tests.data.faulty_server import FaultyServer
 from tests.data.image_sets import SETTINGS, write_pictures
+from tests.fakes import end_without_probes
 
 SmallConfig = Callable[..., Any]
 EventLines = Callable[[Path, str], list[str]]
@@ -35,7 +37,7 @@ def server(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def train_only(recipe: ModuleType, config: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "finish", lambda *_: None)
+        patch.setattr(Pretraining, "finish", end_without_probes)
         recipe.main(config)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from ssl_equi.training.finite_watch import FiniteWatch
+from ssl_equi.training.ending import Ending
+from ssl_equi.training.log import FiniteWatch
 from ssl_equi.training.run import Run
 from ssl_equi.views.groups import GROUPS
 from ssl_equi.views.presets import PRESETS
@@ -82,7 +83,7 @@ class WatchedRuns:
 
         def start_on_device(run: Run, *arguments: Any) -> None:
             start(run, *arguments)
-            run.device = run.accelerator.state._shared_state["device"] = DEVICE
+            run.device = run.processes.device = run.accelerator.state._shared_state["device"] = DEVICE
             monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
         def begin_step(run: Run, step: int) -> None:
@@ -111,8 +112,8 @@ def waits_of(
 
     def run(variant: Variant) -> WatchedRuns:
         recipe = load_recipe(variant.recipe)
-        for function in [name for name in vars(recipe) if name.startswith(("finish", "check_"))]:
-            monkeypatch.setattr(recipe, function, lambda run, *_, **__: None)
+        for method in ("check", "finish"):
+            monkeypatch.setattr(Ending, method, lambda ending: None)
         moving = {"dataset": "3diebench-pt", "data_dir": tiny_moving_data}
         data = moving if variant.changes.get("actions") in MOVING else {}
         config = small_config(recipe, variant.name, out=tmp_path / "run", steps=STEPS, log_every=LOG_EVERY, **data)

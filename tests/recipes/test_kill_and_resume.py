@@ -16,8 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from ssl_equi.checkpoint import list_checkpoints
-from ssl_equi.probing.protocol import ProbeProtocol
-from ssl_equi.training import pretraining
+from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProbeProtocol
 from ssl_equi.training.stopping import EXIT_STOPPED
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +51,7 @@ def whole(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as for the runs that it is compared with
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(pretraining.PROBE_PROTOCOLS, "embedded", lambda: quick_protocol)
+        patch.setitem(PROBE_PROTOCOLS, "embedded", lambda: quick_protocol)
         sie.main(long_run(out=folder))
     torch.set_num_threads(threads)
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -126,12 +126,11 @@ def test_two_steps_with_small_networks(
     recipe_name: str,
     name: str,
     load_recipe: Callable[[str], ModuleType],
-    without_ending: Callable[[ModuleType], None],
+    without_ending: None,
     archives: Archives,
     tmp_path: Path,
 ) -> None:
     recipe = load_recipe(recipe_name)
-    without_ending(recipe)
     config = dataclasses.replace(shrunk(recipe.CONFIGS[name]()), encoder="strided_cnn_pooled", encoder_arguments={})
     take_two_steps(recipe, name, config, archives, tmp_path / "run")
 
@@ -142,10 +141,9 @@ def test_two_steps_with_the_networks_of_the_papers(
     recipe_name: str,
     name: str,
     load_recipe: Callable[[str], ModuleType],
-    without_ending: Callable[[ModuleType], None],
+    without_ending: None,
     archives: Archives,
     tmp_path: Path,
 ) -> None:
     recipe = load_recipe(recipe_name)
-    without_ending(recipe)
     take_two_steps(recipe, name, narrowed(recipe.CONFIGS[name]()), archives, tmp_path / "run")

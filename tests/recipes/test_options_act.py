@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from ssl_equi import options
 from ssl_equi.errors import UserError
 from ssl_equi.options import check_options
-from ssl_equi.training.pretraining_config import PretrainingOptions
+from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.run import Run
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
@@ -55,9 +55,7 @@ def changed(config: Any, name: str, value: Any) -> Any:
 
 
 @pytest.fixture
-def learnt(
-    monkeypatch: pytest.MonkeyPatch, without_ending: Callable[[ModuleType], None], tmp_path: Path
-) -> Callable[[ModuleType, Any], str]:
+def learnt(monkeypatch: pytest.MonkeyPatch, without_ending: None, tmp_path: Path) -> Callable[[ModuleType, Any], str]:
     """What a recipe does in three steps: loss and terms of each, and the statistics of batch norms, to the bit."""
     lines: list[str] = []
     folders: Iterator[Path] = (tmp_path / str(number) for number in range(1000))
@@ -75,7 +73,6 @@ def learnt(
     def learn(recipe: ModuleType, config: Any) -> str:
         lines.clear()
         AcceleratorState._reset_state(reset_partial_state=True)
-        without_ending(recipe)
         recipe.main(dataclasses.replace(config, out=next(folders)))
         return "\n".join(lines)
 

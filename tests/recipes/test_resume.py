@@ -48,13 +48,12 @@ def test_resumed_is_as_never_stopped(
     case: str,
     load_recipe: Callable[[str], ModuleType],
     small_config: Callable[..., Any],
-    without_ending: Callable[[ModuleType], None],
+    without_ending: None,
     event_lines: Callable[[Path, str], list[str]],
     tmp_path: Path,
 ) -> None:
     name, configuration, changes = CASES[case]
     recipe = load_recipe(name)
-    without_ending(recipe)
 
     def run(folder: Path, **options: Any) -> None:
         recipe.main(small_config(recipe, configuration, out=folder, **changes, **options))

@@ -13,7 +13,7 @@ import torch
 
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.export.sequence_model import load_sequence_model
-from ssl_equi.training.pretraining_config import follow_schedule, optimizer_of, target_momentum
+from ssl_equi.training.optimisation import follow_schedule, optimizer_of, target_momentum
 from ssl_equi.views.makers import ViewOptions
 
 

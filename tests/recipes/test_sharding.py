@@ -17,6 +17,7 @@ from recipes import byol
 from ssl_equi import load_encoder
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.errors import EncoderError
+from ssl_equi.training.pretraining import Pretraining
 from tests.launched import ROOT
 from tests.recipes import sharded_runs
 
@@ -32,11 +33,12 @@ def train(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     """train(folder, **options): goes on with a run in this process; the weights that its ending would export."""
     exported: dict[str, torch.Tensor] = {}
 
-    def note_weights(run: Any, config: Any, objective: Any, data: Any) -> None:
-        with run.ending():
-            exported.update({name: value.clone() for name, value in run.whole(objective).state_dict().items()})
+    def note_weights(trained: Pretraining[Any, Any]) -> None:
+        with trained.run.ending():
+            weights = trained.run.whole(trained.objective).state_dict()
+            exported.update({name: value.clone() for name, value in weights.items()})
 
-    monkeypatch.setattr(byol, "finish", note_weights)
+    monkeypatch.setattr(Pretraining, "finish", note_weights)
 
     def go_on(folder: str, **options: Any) -> dict[str, torch.Tensor]:
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from ssl_equi.training.pretraining_config import PretrainingConfig
 from torch import nn
 
 from ssl_equi.data.images import normalise_views
@@ -27,7 +28,6 @@ from ssl_equi.probing.records import read_records
 from ssl_equi.probing.tasks import NEEDS_TRANSLATIONS
 from ssl_equi.training import pretraining
 from ssl_equi.training.pretraining import FollowingProbes, check_ending, encoder_card, finish, probed_parts
-from ssl_equi.training.pretraining_config import PretrainingConfig
 from ssl_equi.training.run import Run
 
 

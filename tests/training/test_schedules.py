@@ -8,8 +8,14 @@ import torch
 
 from ssl_equi.errors import UserError
 from ssl_equi.options import check_options
-from ssl_equi.training.optimisation import rising_momentum, set_learning_rate, warmup_cosine
-from ssl_equi.training.pretraining_config import PretrainingOptions, follow_schedule, target_momentum
+from ssl_equi.training.config import PretrainingOptions
+from ssl_equi.training.optimisation import (
+    follow_schedule,
+    rising_momentum,
+    set_learning_rate,
+    target_momentum,
+    warmup_cosine,
+)
 
 
 @dataclasses.dataclass(frozen=True)

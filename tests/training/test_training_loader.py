@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ssl_equi.training.pretraining_config import EXCLUSIVE_OPTIONS, PretrainingConfig
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from ssl_equi.data import decoded_cache
@@ -20,7 +21,6 @@ from ssl_equi.training import loader as training_loader
 from ssl_equi.training import pretraining
 from ssl_equi.training.config import FREE_OPTIONS, MOST_THREADS, MOST_WORKERS, LoaderSize, check_run, loader_size
 from ssl_equi.training.pretraining import open_loader
-from ssl_equi.training.pretraining_config import EXCLUSIVE_OPTIONS, PretrainingConfig
 
 TWO_THREADS = LoaderSize(threads=2, workers=0)
 

@@ -80,7 +80,7 @@ def trained(recipe: Any, config: Any, images_a_step: int, speed: float, options:
     images_an_epoch = images_a_step * steps_per_epoch
     epochs = max(1, round(CAUTION * speed * options.seconds / images_an_epoch))
     clock, started = Clock(), time.perf_counter()
-    run_loop(recipe, replace(config, epochs=epochs), clock.on_step, ending=None)
+    run_loop(recipe, replace(config, epochs=epochs), clock.on_step, with_ending=True)
     note = {
         "images": epochs * images_an_epoch, "seconds": clock.starts[-1] - clock.starts[0], "epochs": epochs,
         "seconds with probes": time.perf_counter() - started, "slowest": speed,

@@ -23,10 +23,9 @@ from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, nv
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.rendered_views import RenderedLoader, RenderedViews, config_of_stored
 from ssl_equi.data.sources import DataSource, open_data
-from ssl_equi.training.config import MOST_THREADS, LoaderSize, loader_size
+from ssl_equi.training.config import MOST_THREADS, LoaderSize, PretrainingConfig, loader_size
 from ssl_equi.training.devices import on_device
 from ssl_equi.training.loader import TrainingLoader
-from ssl_equi.training.pretraining_config import PretrainingConfig
 
 WARM_UP_BATCHES = 6  # more than a loader makes ahead
 SECONDS = 1.5

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 
 from ssl_equi.cli import parse_command_line
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.training.pretraining import Pretraining
 from ssl_equi.training.run import Run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -39,27 +40,17 @@ def configured(recipe: ModuleType, arguments: Sequence[str]) -> Any:
     return parse_command_line(type(default), "", default, list(arguments[1:] if named else arguments))
 
 
-def endings(recipe: ModuleType) -> list[str]:
-    """Names of what a recipe's run ends with: exports and probes."""
-    return [name for name in vars(recipe) if name.startswith("finish")]
-
-
-def end_without_probes(run: Run, *_: Any, **__: Any) -> None:
-    """Stands in for a recipe's ending."""
-    run.close()
-
-
 def run_loop(
     recipe: ModuleType,
     config: Any,
     on_step: StepWatcher = lambda step, batch: None,
-    ending: Callable[..., None] | None = end_without_probes,
+    with_ending: bool = False,
 ) -> None:
     """Calls the recipe's `main`.
 
     Args:
         on_step: called with the step and its batch before each step's work, when all of the step before is queued.
-        ending: takes the place of the recipe's ending; None leaves it.
+        with_ending: exports and probes at the end.
     """
     plain = Run.batches
 
@@ -71,6 +62,6 @@ def run_loop(
     AcceleratorState._reset_state(reset_partial_state=True)  # of a loop that ran before in this process
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch.object(Run, "batches", watched))
-        for name in endings(recipe) if ending is not None else ():
-            patches.enter_context(mock.patch.object(recipe, name, ending))
+        if not with_ending:
+            patches.enter_context(mock.patch.object(Pretraining, "finish", lambda pretraining: pretraining.run.close()))
         recipe.main(config)

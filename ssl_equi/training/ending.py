@@ -1,0 +1,224 @@
+"""What a pretraining run ends with, and tries before its first step: exports, probes on unseen objects, report."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from torch import nn
+
+from ssl_equi.data.bad_records import BadRecords
+from ssl_equi.data.sources import DataSource
+from ssl_equi.encoders import create_encoder
+from ssl_equi.encoders.create import model_arguments
+from ssl_equi.export.encoder import EncoderCard, Export, encoder_export
+from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor_export
+from ssl_equi.export.sequence_model import sequence_export
+from ssl_equi.objectives.capsie import CapsIE
+from ssl_equi.objectives.equicaps import EquiCaps
+from ssl_equi.objectives.seq_jepa import SeqJEPA
+from ssl_equi.probing.capsule_poses import probe_capsule_poses
+from ssl_equi.probing.encode import encode_split, state_sha256
+from ssl_equi.probing.encoder_sources import EncoderSource
+from ssl_equi.probing.evaluation_suite import Suite
+from ssl_equi.probing.feature_store import FeatureStore
+from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS
+from ssl_equi.probing.publish import publish_results
+from ssl_equi.probing.records import ProbeRecord
+from ssl_equi.probing.sequence_tasks import quick_sequence_results
+from ssl_equi.probing.skipping import noted_if_unanswered
+from ssl_equi.probing.suite import ProbeResults, check_splits, make_records
+from ssl_equi.probing.tasks import tasks_for
+from ssl_equi.training.config import PretrainingOptions
+from ssl_equi.training.folder import recorded_versions, set_aside_earlier_results
+from ssl_equi.training.run import Run
+
+ENCODER_FOLDER = "encoder"
+SEQUENCE_MODEL_FOLDER = "sequence_model"
+CAPSULE_FOLDER = "capsule_network"
+EMBEDDED_LICENCE = "apache-2.0"  # of weights that learnt from our own renderings
+# Of others by what the manifest of their data states, as the Hugging Face hub spells it.
+LICENCES = {
+    "CC-BY-NC-4.0": "cc-by-nc-4.0",
+    "CC-BY-4.0": "cc-by-4.0",
+    "CC-BY-SA-4.0": "cc-by-sa-4.0",
+    "CC0-1.0": "cc0-1.0",
+}
+
+
+class Objective(Protocol):
+    """What the ending needs to know of an objective: its encoder, and the parts of the features."""
+
+    @property
+    def encoder(self) -> nn.Module:
+        """Maps images [N, 3, H, W] to features [N, D]."""
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Named slices of the feature columns."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of a run: what is exported and asked follows from the objective.
+
+    Attributes:
+        sequences: how the sequences were made that a sequence model learnt from, see `SequenceModel.sequences`.
+    """
+
+    run: Run
+    config: PretrainingOptions
+    objective: Objective
+    data: DataSource
+    sequences: dict[str, Any] | None = None
+
+    def check(self) -> None:
+        """Tries it before the first step, so that no run can train for days and then fail.
+
+        Everything that it exports is written and built again in memory, and the splits that are probed are compared.
+
+        Raises:
+            UserError, ValueError: an export or the probes would fail.
+        """
+        evaluated = self.data.probe_train, self.data.evaluation, self.config.evaluation_split
+        check_splits(probed_parts(self.objective), *evaluated)
+        exports = self.exports(self.run.whole(self.objective))
+
+        def check_exports() -> None:
+            for export in exports.values():
+                export.check()
+
+        self.run.processes.on_main_then_everywhere(check_exports)
+
+    def finish(self) -> None:
+        """Exports, probes the encoder and a random one on unseen objects, prints the table, writes the report.
+
+        Only the first process works, and without the others, which end here.
+        """
+        with self.run.ending():
+            if self.run.processes.is_main:
+                self._finish_alone(self.run.whole(self.objective))
+
+    def _finish_alone(self, objective: Objective) -> None:
+        run, data = self.run, self.data
+        started = time.perf_counter()
+        for name, export in self.exports(objective).items():
+            export.write(run.folder / name)
+            run.processes.say(f"exported {run.folder / name}")
+        run.processes.say(f"probing on the {self.config.evaluation_split} split")
+        results = self.probe(objective)
+        records: list[ProbeRecord] = []
+        notes = [*results.notes]
+        with noted_if_unanswered("further questions", notes):
+            records, further_notes = self.ask_more(objective, results)
+            notes += further_notes
+        results = replace(results, records=results.records + records, notes=tuple(notes))
+        set_aside_earlier_results(run.folder)
+        versions = recorded_versions(run.folder)
+        told = {
+            "name": run.name, "steps": run.state.steps_done, "records_skipped": run.state.records_skipped,
+            "data": data.name, "source": data.train.source, "train_fingerprint": data.train.fingerprint,
+            "evaluation_fingerprint": data.evaluation.fingerprint, "commit": str(versions.get("commit", "unknown")),
+        }  # fmt: skip
+        report = publish_results(
+            run.folder, results, data.evaluation, title=f"{run.name} on {data.name}",
+            command=str(versions.get("command", "")), run=told,
+        )  # fmt: skip
+        run.processes.say(f"probed in {time.perf_counter() - started:.0f} s; open {report} in a browser")
+
+    def probe(self, objective: Objective) -> ProbeResults:
+        """Asks one question of each kind and those of the chosen protocol, as far as the data have the latents."""
+        config = self.config
+        protocol = PROBE_PROTOCOLS[config.probe_protocol]()
+        asked = dict.fromkeys((*CORE_TASKS, AUGMENTATION_EQUIVARIANCE, *protocol.tasks))
+        source = EncoderSource(
+            name=self.run.name, module=objective.encoder, parts=probed_parts(objective), image_size=config.image_size,
+            mean_rgb=None, std_rgb=None, state_sha256=state_sha256(objective.encoder), architecture=config.encoder,
+            build_untrained=lambda: create_encoder(config.encoder, config.image_size, **config.encoder_arguments),
+        )  # fmt: skip
+        tasks = tasks_for(self.data.evaluation, list(asked))
+        suite = Suite(protocol, tasks, seeds=(config.seed,), device=self.run.device, say=lambda line: None)
+        return suite.evaluate(
+            source, self.data, FeatureStore(None), compare_with_random=config.compare_with_random,
+            bad_train_records=BadRecords(config.on_bad_record, config.max_skipped, self.run.processes.rank),
+        ).first_seed  # fmt: skip
+
+    def ask_more(self, objective: Objective, results: ProbeResults) -> tuple[list[ProbeRecord], Sequence[str]]:
+        """Of the aggregates of sequences and of capsules' poses, where they know the actions between stored views."""
+        split, seed = self.config.evaluation_split, self.config.seed
+        if isinstance(objective, SeqJEPA) and self.sequences is not None and self.sequences["source"] == "rendered":
+            found = quick_sequence_results(
+                objective, results.train_features, results.test_features, self.sequences["actions"],
+                len(results.class_names), device=self.run.device, seed=seed, split_name=split,
+            )  # fmt: skip
+            return found.records, found.notes
+        if isinstance(objective, EquiCaps):  # whose poses are multiplied by the actions: they answer without a head
+            network, actions = objective.network, self.config.actions  # type: ignore[attr-defined]
+            capsules = encode_split(
+                network, self.data.evaluation, self.data.mean_rgb, self.data.std_rgb, self.run.device
+            )
+            answers = probe_capsule_poses(
+                capsules, network.num_capsules, network.pose_side, actions, results.protocol
+            )  # fmt: skip
+            asked = {"capsules": answers}
+            return make_records(asked, None, capsules.num_objects, split, results.protocol, seed), ()
+        return [], ()
+
+    def exports(self, objective: Objective) -> dict[str, Export]:
+        """By folder: the encoder, the predictor that the objective may hand out, and the network around an encoder."""
+        card = self.encoder_card(objective)
+        exports = {ENCODER_FOLDER: encoder_export(objective.encoder, card)}
+        latent_predictor = getattr(objective, "latent_predictor", lambda: None)()
+        actions: str | None = getattr(self.config, "actions", None)
+        if latent_predictor is not None and actions is not None:
+            predictor_card = PredictorCard(self.run.name, actions, card.trained_on)
+            exports[PREDICTOR_FOLDER] = predictor_export(latent_predictor, predictor_card)
+        if isinstance(objective, SeqJEPA) and self.sequences is not None:
+            exports[SEQUENCE_MODEL_FOLDER] = sequence_export(objective, card, self.sequences)
+        if isinstance(objective, CapsIE | EquiCaps):
+            exports[CAPSULE_FOLDER] = encoder_export(objective.network, self._capsule_card(objective, card))
+        return exports
+
+    def encoder_card(self, objective: Objective) -> EncoderCard:
+        """The labels of the exported encoder: ours, not those of timm's pretrained weights."""
+        config, data, name = self.config, self.data, self.run.name
+        embedded = data.name in ("3diebench-p", "3diebench-pt")
+        # `3diebench` also opens other posed views in its layout: they go by the source that their manifest states.
+        stated = data.license is not None and not embedded
+        return EncoderCard(
+            architecture=config.encoder,
+            model_args=model_arguments(config.encoder, config.image_size, config.encoder_arguments),
+            image_size=config.image_size,
+            mean_rgb=data.mean_rgb,
+            std_rgb=data.std_rgb,
+            parts={part: (columns.start, columns.stop) for part, columns in probed_parts(objective).items()},
+            objective=name,
+            trained_on=f"{data.train.source if stated else data.name} {data.train.fingerprint[:16]}",
+            license=EMBEDDED_LICENCE if embedded else LICENCES.get(data.license or "", "other"),
+            tag=f"{name}_{data.name}".replace("-", "_"),
+        )
+
+    def _capsule_card(self, objective: CapsIE | EquiCaps, card: EncoderCard) -> EncoderCard:
+        """The labels of the capsule network, of whose activations and poses `evaluation/probe.py` asks the same."""
+        network = objective.network
+        arguments = {
+            "backbone": self.config.encoder, "backbone_arguments": self.config.encoder_arguments,
+            "num_capsules": network.num_capsules, "pose_side": network.pose_side, "votes": network.votes,
+            "img_size": self.config.image_size,
+        }  # fmt: skip
+        # Beside the backbone's `all` in one results.json, the capsules need a name of their own.
+        named = {"capsules" if part == "all" else part: columns for part, columns in network.parts.items()}
+        parts = {part: (columns.start, columns.stop) for part, columns in named.items()}
+        return replace(card, architecture="capsule_network", model_args=arguments, parts=parts)
+
+
+def probed_parts(objective: Objective) -> dict[str, slice]:
+    """Columns of the features by name: those that the objective makes.
+
+    Of an objective that makes none, those of its encoder: what stays and what follows when the image is turned.
+    """
+    parts = dict(objective.parts)
+    if set(parts) == {"all"}:
+        encoders: dict[str, slice] = getattr(objective.encoder, "parts", {})
+        parts |= {name: columns for name, columns in encoders.items() if columns != parts["all"]}
+    return parts
