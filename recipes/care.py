@@ -31,7 +31,7 @@ from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_e
 from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.training.provenance import BF16, OWN_PAIRS, UNSHUFFLED, reproduces
 from ssl_equi.training.run import Run
-from ssl_equi.views.makers import SharedPairOptions, SharedViews, TrainingViews
+from ssl_equi.views.makers import AugmentedViews, SharedPairOptions, views
 
 
 @dataclass(frozen=True)
@@ -211,20 +211,20 @@ def main(config: Config) -> None:
     run = Run(config, "care")
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     two_passes, chunk_size = config.objective.reuse_views, config.objective.chunk_size
-    make_views = TrainingViews(config, data, run, shared_by=chunk_size if two_passes else 1)
-    make_shared_views = SharedViews(config, data, run, shared_by=chunk_size)
+    make_views = views(config, data, run, shared_by=chunk_size if two_passes else 1)
+    make_shared_views = AugmentedViews(config, data, run, shared_by=chunk_size, name="shared view")
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
+    with open_loader(config, data, run, make_views.stored_views) as loader:
         start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
+            pair = make_views(batch, step)
             needs_more = config.objective.weight > 0 and not two_passes
-            output = model(views.images, None, make_shared_views(batch, step) if needs_more else None)
+            output = model(pair.images, None, make_shared_views(batch, step).images if needs_more else None)
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()

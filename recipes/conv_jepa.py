@@ -24,12 +24,12 @@ from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_e
 from ssl_equi.training.pretraining_config import PretrainingOptions, follow_schedule, optimizer_of, target_momentum
 from ssl_equi.training.provenance import reproduces
 from ssl_equi.training.run import Run
-from ssl_equi.views.saccades import (
+from ssl_equi.views.glimpses import (
     ACTION_SIZE,
     STL10_MEAN_RGB,
     STL10_STD_RGB,
+    Glimpses,
     SaccadeOptions,
-    SaccadeViews,
     check_glimpse_encoder,
 )
 
@@ -86,7 +86,7 @@ def main(config: Config) -> None:
     run = Run(config, "conv_jepa")
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     data = data.normalised_with(config.mean_rgb, config.std_rgb)
-    make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)
+    make_views = Glimpses(config, data, run, config.saccades, length=config.observed_views + 1)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
@@ -96,8 +96,8 @@ def main(config: Config) -> None:
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images, views.to_last())
+            sequence = make_views(batch, step)
+            output = model(sequence.images, sequence.to_last())
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()

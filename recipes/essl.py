@@ -33,7 +33,7 @@ from ssl_equi.training.pretraining_config import PretrainingConfig, follow_sched
 from ssl_equi.training.provenance import BF16_FOR_FP16, reproduces
 from ssl_equi.training.run import Run
 from ssl_equi.views.groups import GROUPS
-from ssl_equi.views.makers import PairOptions, SmallViewOptions, TrainingViews, TransformedSmallViews
+from ssl_equi.views.makers import PairOptions, SmallViewOptions, TransformedSmallViews, views
 
 
 @dataclass(frozen=True)
@@ -149,21 +149,21 @@ def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "essl")
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = TrainingViews(config, data, run)
+    make_views = views(config, data, run)
     relative = config.objective.relative
     make_small_views = TransformedSmallViews(config, config.small_view, data, run, relative=relative)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
+    with open_loader(config, data, run, make_views.stored_views) as loader:
         start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
+            pair = make_views(batch, step)
             transformed = () if config.objective.weight == 0 else make_small_views(batch, step)
-            output = model(views.images, None, *transformed)
+            output = model(pair.images, None, *transformed)
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()

@@ -35,8 +35,7 @@ from ssl_equi.training.pretraining_config import (
 from ssl_equi.training.pretraining_sequences import check_sequences_ending, finish_sequences
 from ssl_equi.training.provenance import FRESH_DRAWS, JOINT_ACTIONS, reproduces
 from ssl_equi.training.run import Run
-from ssl_equi.views.makers import PairAction, ViewOptions, action_size
-from ssl_equi.views.sequences import SequenceViews, describe_sequences
+from ssl_equi.views.makers import PairAction, ViewOptions, action_size, views
 
 
 @dataclass(frozen=True)
@@ -155,9 +154,9 @@ def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "seq_jepa")
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = SequenceViews(config, data, run, length=config.observed_views + 1, actions=config.actions)
+    make_views = views(config, data, run, length=config.observed_views + 1, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    sequences = describe_sequences(config, config.observed_views, config.actions)
+    sequences = make_views.describe()
     check_sequences_ending(run, config, objective, data, sequences)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
@@ -166,8 +165,8 @@ def main(config: Config) -> None:
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images, views.steps())
+            sequence = make_views(batch, step)
+            output = model(sequence.images, sequence.steps())
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()

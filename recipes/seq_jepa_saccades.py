@@ -31,14 +31,13 @@ from ssl_equi.training.pretraining_config import PretrainingOptions, follow_sche
 from ssl_equi.training.pretraining_sequences import check_sequences_ending, finish_sequences
 from ssl_equi.training.provenance import JOINT_ACTIONS, reproduces
 from ssl_equi.training.run import Run
-from ssl_equi.views.saccades import (
+from ssl_equi.views.glimpses import (
     ACTION_SIZE,
     STL10_MEAN_RGB,
     STL10_STD_RGB,
+    Glimpses,
     SaccadeOptions,
-    SaccadeViews,
     check_glimpse_encoder,
-    describe_saccades,
 )
 
 
@@ -97,9 +96,9 @@ def main(config: Config) -> None:
     run = Run(config, "seq_jepa_saccades")
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     data = data.normalised_with(config.mean_rgb, config.std_rgb)
-    make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)
+    make_views = Glimpses(config, data, run, config.saccades, length=config.observed_views + 1)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
-    sequences = describe_saccades(config.saccades, config.observed_views)
+    sequences = make_views.describe()
     check_sequences_ending(run, config, objective, data, sequences)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
@@ -108,8 +107,8 @@ def main(config: Config) -> None:
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images, views.steps())
+            sequence = make_views(batch, step)
+            output = model(sequence.images, sequence.steps())
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()

@@ -23,7 +23,7 @@ from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_e
 from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.training.provenance import BF16_FOR_FLOAT32, reproduces
 from ssl_equi.training.run import Run
-from ssl_equi.views.makers import PairOptions, TrainingViews
+from ssl_equi.views.makers import PairOptions, views
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,18 @@ def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "simsiam")
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = TrainingViews(config, data, run)
+    make_views = views(config, data, run)
     model = run.prepare(objective, lambda module: simsiam_optimizer(module, config))
     check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
+    with open_loader(config, data, run, make_views.stored_views) as loader:
         start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images)
+            pair = make_views(batch, step)
+            output = model(pair.images)
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()

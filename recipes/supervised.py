@@ -23,7 +23,7 @@ from ssl_equi.options import ActsWhen
 from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.training.pretraining_config import PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.training.run import Run
-from ssl_equi.views.makers import PairAction, TrainingViews, ViewOptions, action_size
+from ssl_equi.views.makers import PairAction, ViewOptions, action_size, views
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,18 @@ def main(config: Config) -> None:
     run = Run(config, "supervised")
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
     objective = build(config, len(data.train.class_names))
-    make_views = TrainingViews(config, data, run, actions=config.actions)
+    make_views = views(config, data, run, actions=config.actions)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
     probes = FollowingProbes(run, objective, data)
-    with open_loader(config, data, run) as loader:
+    with open_loader(config, data, run, make_views.stored_views) as loader:
         start = run.resume()
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images, views.actions, batch.labels)
+            pair = make_views(batch, step)
+            output = model(pair.images, pair.action, batch.labels)
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()

@@ -24,7 +24,7 @@ from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_e
 from ssl_equi.training.pretraining_config import SEQ_JEPA_RELEASED, PretrainingConfig, follow_schedule, optimizer_of
 from ssl_equi.training.provenance import FRESH_DRAWS, reproduces
 from ssl_equi.training.run import Run
-from ssl_equi.views.sequences import SequenceViews
+from ssl_equi.views.makers import views
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def main(config: Config) -> None:
     objective = build(config)
     run = Run(config, "vicreg_traj")
     data = open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size, config.reading)
-    make_views = SequenceViews(config, data, run, length=objective.num_views, actions=None)
+    make_views = views(config, data, run, length=objective.num_views)
     model = run.prepare(objective, lambda module: optimizer_of(module, config))
     check_ending(run, config, objective, data)
     run.register("data", DataIdentity(data.train))
@@ -89,8 +89,8 @@ def main(config: Config) -> None:
         total_steps = config.epochs * loader.steps_per_epoch
         for step, batch in run.batches(loader, start, total_steps):
             learning_rate = follow_schedule(run.optimizer, config, step, total_steps)
-            views = make_views(batch, step)
-            output = model(views.images)
+            sequence = make_views(batch, step)
+            output = model(sequence.images)
             run.backward(output)
             run.optimizer.step()
             run.optimizer.zero_grad()

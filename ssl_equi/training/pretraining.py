@@ -37,9 +37,8 @@ from ssl_equi.probing.tasks import tasks_for
 from ssl_equi.runtime.device_copies import Unread, merged
 from ssl_equi.runtime.system import software_versions
 from ssl_equi.training.loader import TrainingLoader, device_decoded_loader, rendered_loader
-from ssl_equi.training.pretraining_config import PretrainingConfig, PretrainingOptions
+from ssl_equi.training.pretraining_config import PretrainingOptions
 from ssl_equi.training.run import Run
-from ssl_equi.views.makers import views_to_load
 
 ENCODER_FOLDER = "encoder"
 EMBEDDED_LICENCE = "apache-2.0"  # of weights that learnt from our own renderings
@@ -86,16 +85,12 @@ class DataIdentity:
             )
 
 
-def open_loader(
-    config: PretrainingOptions, data: DataSource, run: Run, stored_views: int | None = None
-) -> TrainingLoader:
+def open_loader(config: PretrainingOptions, data: DataSource, run: Run, stored_views: int = 2) -> TrainingLoader:
     """The loader of a run: its process's share of the global batches. Data that are streamed have one of their own.
 
     Args:
-        stored_views: of each object; when None as many as a pair of views needs.
+        stored_views: of each object.
     """
-    if stored_views is None:
-        stored_views = views_to_load(config.views) if isinstance(config, PretrainingConfig) else 1
     for note in data.notes:
         run.say(note)
     if config.render_views:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import nn
 
-from ssl_equi.data.actions import ActionKind
 from ssl_equi.data.sources import DataSource
 from ssl_equi.export.encoder import EncoderCard, Export, encoder_export
+from ssl_equi.geometry.actions import ActionKind
 from ssl_equi.probing.capsule_poses import probe_capsule_poses
 from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.records import ProbeRecord

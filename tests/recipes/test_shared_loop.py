@@ -11,12 +11,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 REFERENCE = "simclr"
 WITH_ACTIONS = {
-    "make_views = TrainingViews(config, data, run, actions=config.actions)",
-    "output = model(views.images, views.actions)",
+    "make_views = views(config, data, run, actions=config.actions)",
+    "output = model(pair.images, pair.action)",
 }
 FOLLOWING_TARGET = "objective.update_target(target_momentum(config, step, total_steps))"
 NORMALISING = "data = data.normalised_with(config.mean_rgb, config.std_rgb)"
-LOADING_SEQUENCES = "with open_loader(config, data, run, make_views.stored_views) as loader:"
 OWN_LINES: dict[str, set[str]] = {
     "simclr": set(),
     "vicreg": set(),
@@ -30,34 +29,35 @@ OWN_LINES: dict[str, set[str]] = {
     "augself": WITH_ACTIONS,
     "conditional_byol": WITH_ACTIONS | {FOLLOWING_TARGET},
     "seq_jepa": {
-        "make_views = SequenceViews(config, data, run, length=config.observed_views + 1, actions=config.actions)",
-        "output = model(views.images, views.steps())",
+        "make_views = views(config, data, run, length=config.observed_views + 1, actions=config.actions)",
+        "sequence = make_views(batch, step)",
+        "output = model(sequence.images, sequence.steps())",
         FOLLOWING_TARGET,
-        LOADING_SEQUENCES,
-        "sequences = describe_sequences(config, config.observed_views, config.actions)",
+        "sequences = make_views.describe()",
         "check_sequences_ending(run, config, objective, data, sequences)",
         "finish_sequences(run, config, objective, data, sequences)",
     },
     "seq_jepa_saccades": {
         NORMALISING,
-        "make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)",
-        "output = model(views.images, views.steps())",
+        "make_views = Glimpses(config, data, run, config.saccades, length=config.observed_views + 1)",
+        "sequence = make_views(batch, step)",
+        "output = model(sequence.images, sequence.steps())",
         FOLLOWING_TARGET,
-        LOADING_SEQUENCES,
-        "sequences = describe_saccades(config.saccades, config.observed_views)",
+        "sequences = make_views.describe()",
         "check_sequences_ending(run, config, objective, data, sequences)",
         "finish_sequences(run, config, objective, data, sequences)",
     },
     "vicreg_traj": {
-        "make_views = SequenceViews(config, data, run, length=objective.num_views, actions=None)",
-        LOADING_SEQUENCES,
+        "make_views = views(config, data, run, length=objective.num_views)",
+        "sequence = make_views(batch, step)",
+        "output = model(sequence.images)",
     },
     "conv_jepa": {
         NORMALISING,
-        "make_views = SaccadeViews(config, data, run, config.saccades, length=config.observed_views + 1)",
-        "output = model(views.images, views.to_last())",
+        "make_views = Glimpses(config, data, run, config.saccades, length=config.observed_views + 1)",
+        "sequence = make_views(batch, step)",
+        "output = model(sequence.images, sequence.to_last())",
         FOLLOWING_TARGET,
-        LOADING_SEQUENCES,
     },
     "equicaps": WITH_ACTIONS
     | {
@@ -72,31 +72,32 @@ OWN_LINES: dict[str, set[str]] = {
     },
     "supervised": {
         "objective = build(config, len(data.train.class_names))",
-        "make_views = TrainingViews(config, data, run, actions=config.actions)",
-        "output = model(views.images, views.actions, batch.labels)",
+        "make_views = views(config, data, run, actions=config.actions)",
+        "output = model(pair.images, pair.action, batch.labels)",
     },
     "essl": {
         "relative = config.objective.relative",
         "make_small_views = TransformedSmallViews(config, config.small_view, data, run, relative=relative)",
         "transformed = () if config.objective.weight == 0 else make_small_views(batch, step)",
-        "output = model(views.images, None, *transformed)",
+        "output = model(pair.images, None, *transformed)",
     },
     "care": {
         "two_passes, chunk_size = (config.objective.reuse_views, config.objective.chunk_size)",
-        "make_views = TrainingViews(config, data, run, shared_by=chunk_size if two_passes else 1)",
-        "make_shared_views = SharedViews(config, data, run, shared_by=chunk_size)",
+        "make_views = views(config, data, run, shared_by=chunk_size if two_passes else 1)",
+        "make_shared_views = AugmentedViews(config, data, run, shared_by=chunk_size, name='shared view')",
         "needs_more = config.objective.weight > 0 and (not two_passes)",
-        "output = model(views.images, None, make_shared_views(batch, step) if needs_more else None)",
+        "output = model(pair.images, None, make_shared_views(batch, step).images if needs_more else None)",
         "objective.update_target(config.target_momentum)",
     },
 }
 # The reference's lines that another line takes the place of.
 REPLACED = {
     "objective = build(config)",
-    "make_views = TrainingViews(config, data, run)",
+    "make_views = views(config, data, run)",
     "model = run.prepare(objective, lambda module: optimizer_of(module, config))",
-    "output = model(views.images)",
-    "with open_loader(config, data, run) as loader:",
+    "pair = make_views(batch, step)",
+    "output = model(pair.images)",
+    "with open_loader(config, data, run, make_views.stored_views) as loader:",
     "check_ending(run, config, objective, data)",
     "finish(run, config, objective, data)",
 }
