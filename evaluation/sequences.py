@@ -43,10 +43,9 @@ from ssl_equi.probing.sequence_tasks import QUESTIONS, Question, SequenceProtoco
 from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
 from ssl_equi.training.ending import SEQUENCE_MODEL_FOLDER
 from ssl_equi.views.actions import action_names
-from ssl_equi.views.makers import ViewOptions, augmentation_columns, check_translations
+from ssl_equi.views.glimpses import Glimpses, described_saccades
+from ssl_equi.views.makers import ViewOptions, augmentation_columns, check_translations, views
 from ssl_equi.views.presets import transforms_of_views
-from ssl_equi.views.saccades import SaccadeViews, described_saccades
-from ssl_equi.views.sequences import SequenceViews
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -213,7 +212,7 @@ def augmented_sequences(
     told = replace(options, action_transforms=tuple(described["action_transforms"]))
     names = action_names(options.action_encoding, transforms_of_views(options.preset, model.image_size))
     # One view more, because the last one is augmented like a view that is predicted.
-    make_views = SequenceViews(every_action, data, OneProcess(), length=protocol.views + 1, actions="augmentation")
+    make_views = views(every_action, data, OneProcess(), length=protocol.views + 1, actions="augmentation")
     sequences = encode_sequences(
         model.objective.encoder, collection, make_views, names,
         length=protocol.views, per_object=protocol.sequences_per_object, batch_size=every_action.batch_size,
@@ -231,7 +230,7 @@ def saccade_sequences(
         file = config.saliency_files[0 if collection is data.probe_train else 1]
     options = described_saccades(model.sequences, file)
     views = EvaluatedViews(ViewOptions("augmented"), model.image_size, seed=protocol.sequences_seed)
-    make_views = SaccadeViews(views, data, OneProcess(), options, length=protocol.views, collection=collection)
+    make_views = Glimpses(views, data, OneProcess(), options, length=protocol.views, collection=collection)
     return encode_sequences(
         model.objective.encoder, collection, make_views, POSITION_NAMES,
         length=protocol.views, per_object=protocol.sequences_per_object, batch_size=views.batch_size, device=DEVICE,

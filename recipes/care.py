@@ -27,7 +27,7 @@ from ssl_equi.options import ActsWhen, Momentum
 from ssl_equi.training.config import PretrainingConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import BF16, OWN_PAIRS, UNSHUFFLED, reproduces
-from ssl_equi.views.makers import SharedPairOptions, SharedViews, views
+from ssl_equi.views.makers import AugmentedViews, SharedPairOptions, views
 
 
 @dataclass(frozen=True)
@@ -204,11 +204,11 @@ def build(config: Config) -> CARE:
 def main(config: Config) -> None:
     two_passes, chunk_size = config.objective.reuse_views, config.objective.chunk_size
     run = Pretraining(config, "care", build(config), partial(views, config, shared_by=chunk_size if two_passes else 1))
-    shared_views = SharedViews(config, run.data, run.processes, shared_by=chunk_size)
+    shared_views = AugmentedViews(config, run.data, run.processes, shared_by=chunk_size, name="shared view")
     for step, batch in run:
         pair = run.views(batch, step)
         needs_more = config.objective.weight > 0 and not two_passes
-        output = run.model(pair.images, None, shared_views(batch, step) if needs_more else None)
+        output = run.model(pair.images, None, shared_views(batch, step).images if needs_more else None)
         run.update(output)
         run.objective.update_target(config.target_momentum)
         run.log(output)

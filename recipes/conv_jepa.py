@@ -21,12 +21,12 @@ from ssl_equi.training.config import GlimpsesConfig
 from ssl_equi.training.optimisation import target_momentum
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import reproduces
-from ssl_equi.views.saccades import (
+from ssl_equi.views.glimpses import (
     ACTION_SIZE,
     STL10_MEAN_RGB,
     STL10_STD_RGB,
+    Glimpses,
     SaccadeOptions,
-    SaccadeViews,
     check_glimpse_encoder,
 )
 
@@ -73,7 +73,7 @@ def build(config: Config) -> ConvJEPA:
 
 
 def main(config: Config) -> None:
-    glimpses_of = partial(SaccadeViews, config, options=config.saccades, length=config.observed_views + 1)
+    glimpses_of = partial(Glimpses, config, options=config.saccades, length=config.observed_views + 1)
     run = Pretraining(config, "conv_jepa", build(config), glimpses_of)
     for step, batch in run:
         glimpses = run.views(batch, step)

@@ -1,13 +1,18 @@
 """Small stand-ins that tests share: encoders, data and what a run offers."""
 
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.data.batch import ViewBatch
+from ssl_equi.geometry.rotations import quat_positive, random_quat
+from ssl_equi.views.makers import ViewOptions
+
 if TYPE_CHECKING:  # a test of one objective needs no run
     from ssl_equi.training.pretraining import Pretraining
-
 
 # ---------------------------------------------------------------- encoders
 
@@ -62,9 +67,82 @@ def random_pairs(size: int, action_dim: int = 4, side: int = 2) -> tuple[Tensor,
 # ---------------------------------------------------------------- data
 
 
+@dataclass(frozen=True)
+class Processes:
+    """One process of a run, by itself unless said otherwise."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """The options that making views depends on."""
+
+    views: ViewOptions = field(default_factory=ViewOptions)
+    image_size: int = 32
+    batch_size: int = 8
+    seed: int = 0
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a data source tells of its training views without reading one: 24 objects seen from 4 sides."""
+
+    latents: np.ndarray = field(default_factory=lambda: np.zeros((24, 4, 7), np.float32))
+    split: str = "train"
+
+    @property
+    def num_views(self) -> int:
+        return self.latents.shape[1]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data source of which nothing is read."""
+
+    train: Split = field(default_factory=Split)
+    name: str = "fake"
+    mean_rgb: tuple[float, float, float] = (0.5, 0.4, 0.3)
+    std_rgb: tuple[float, float, float] = (0.25, 0.2, 0.3)
+
+
+def view_batch(images: Tensor, num_latents: int = 7, **known: Any) -> ViewBatch:
+    """A batch of uint8 images [B, V, H, W, 3] under random poses, the same for the same shape; `known` replaces it."""
+    count, views = images.shape[:2]
+    generator = torch.Generator().manual_seed(count)
+    quat_xyzw = quat_positive(random_quat(count * views, generator)).float().unflatten(0, (count, views))
+    latents = torch.rand(count, views, num_latents, generator=generator)
+    if num_latents > 7:
+        latents[..., 7:] -= 0.5
+    fields: dict[str, Any] = {
+        "images": images,
+        "latents": latents,
+        "quat_xyzw": quat_xyzw,
+        "labels": torch.zeros(count, dtype=torch.int64),
+        "object_indices": torch.arange(count),
+        "view_indices": torch.arange(views).expand(count, views),
+    }
+    return ViewBatch(**fields | known)
+
+
+def random_batch(count: int = 8, views: int = 2, num_latents: int = 7, side: int = 32) -> ViewBatch:
+    """A batch of noise."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, views, side, side, 3), dtype=torch.uint8, generator=generator)
+    return view_batch(images, num_latents)
+
+
+def rows_of(batch: ViewBatch, rows: slice) -> ViewBatch:
+    """Some objects of a batch, as another process would hold them."""
+    tensors = {name: value[rows] for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return replace(batch, **tensors)
+
+
 # ---------------------------------------------------------------- runs
 
 
-def end_without_probes(run: "Pretraining[Any, Any]") -> None:
+def end_without_probes(run: "Pretraining[Any]") -> None:
     """In place of `Pretraining.finish`, where export, probes and report aren't looked at."""
     run.run.close()

@@ -33,10 +33,10 @@ from benchmarks import Row, print_rows, row_of, seconds_of, write_rows
 from torch import Tensor, nn
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.actions import relative_hues, relative_rotation
 from ssl_equi.data.images import normalise_images
 from ssl_equi.data.stage_seconds import StageSeconds
 from ssl_equi.errors import UserError
+from ssl_equi.geometry.actions import relative_hues, relative_rotation
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.protocol import sie

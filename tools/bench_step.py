@@ -60,12 +60,12 @@ from sie_forms import Form, Sizes
 from torch import Tensor, nn
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.actions import relative_rotation
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import normalise_views
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.encoders import create_encoder
+from ssl_equi.geometry.actions import relative_rotation
 from ssl_equi.objectives.care import CARE, CAREConfig
 from ssl_equi.objectives.essl import ESSL, ESSLConfig
 from ssl_equi.objectives.moco import MoCo, MoCoConfig

@@ -1,6 +1,5 @@
-"""Shards of views with known latents: write, verify, read, draw batches, make actions."""
+"""Shards of views with known latents: write, verify, read, draw batches."""
 
-from ssl_equi.data.actions import action_from_batch, relative_hues, relative_rotation
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.manifest import Manifest
@@ -16,9 +15,6 @@ __all__ = [
     "ShardDataset",
     "ViewBatch",
     "ViewLoader",
-    "action_from_batch",
-    "relative_hues",
-    "relative_rotation",
     "verify_split",
     "write_split",
 ]

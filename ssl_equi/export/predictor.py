@@ -22,10 +22,10 @@ from typing import Any, Literal, Protocol, cast, get_args
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_equi.data.actions import ACTION_SIZES, QUATERNION_ACTION_KINDS
 from ssl_equi.errors import CheckpointError
 from ssl_equi.export.encoder import CONFIG_FILE, Export, built_and_filled, check_sizes
 from ssl_equi.files import read_json_object
+from ssl_equi.geometry.actions import ACTION_SIZES, QUATERNION_ACTION_KINDS
 from ssl_equi.objectives.heads import projector
 from ssl_equi.objectives.latent_predictor import EmbeddingPredictor, FeatureSource, PoseProduct, ProjectedPredictor
 from ssl_equi.objectives.lightly_parts import projection_head
@@ -48,7 +48,7 @@ class LatentPredictor(Protocol):
 
     Attributes:
         name: of the method that trained it.
-        actions: what it is told, as the recipes' --actions: a kind of `ssl_equi.data.actions`, or "augmentation".
+        actions: what it is told, as the recipes' --actions: a kind of `ssl_equi.geometry.actions`, or "augmentation".
     """
 
     name: str

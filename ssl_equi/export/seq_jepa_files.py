@@ -13,15 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ssl_equi.data.actions import ACTION_SIZES
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.export.encoder import EncoderCard
 from ssl_equi.export.layouts import RENDERED_MEAN_RGB, RENDERED_STD_RGB, Rgb
 from ssl_equi.export.tensors import named_tensors
+from ssl_equi.geometry.actions import ACTION_SIZES
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
-from ssl_equi.views.saccades import ACTION_SIZE as SACCADE_SIZE
-from ssl_equi.views.saccades import STL10_MEAN_RGB, STL10_STD_RGB, SaccadeOptions, describe_saccades
+from ssl_equi.views.glimpses import ACTION_SIZE as SACCADE_SIZE
+from ssl_equi.views.glimpses import STL10_MEAN_RGB, STL10_STD_RGB, SaccadeOptions, describe_saccades
 
 Actions = Literal["rotation", "rotation_color", "position"]
 

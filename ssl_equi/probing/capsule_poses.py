@@ -8,7 +8,7 @@ all capsules best is found in closed form (orthogonal Procrustes problem, Schön
 import torch
 from torch import Tensor
 
-from ssl_equi.data.actions import ActionKind, actions_between_all_views
+from ssl_equi.geometry.actions import ActionKind, actions_between_all_views
 from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.geometry.rotations import quat_from_matrix
 from ssl_equi.objectives.capsule_terms import TURNED_COLUMNS, transformed_poses, unit_poses

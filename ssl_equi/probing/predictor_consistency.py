@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_equi.data.actions import QUATERNION_ACTION_KINDS, ActionKind, actions_between_all_views
 from ssl_equi.export.predictor import QUATERNION_COLUMNS, LatentPredictor
+from ssl_equi.geometry.actions import QUATERNION_ACTION_KINDS, ActionKind, actions_between_all_views
 from ssl_equi.probing.baselines import Baseline
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.predictor_retrieval import ROWS_IN_A_CHUNK, OneObservedView, known_action_kind

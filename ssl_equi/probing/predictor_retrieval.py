@@ -10,8 +10,8 @@ A two-view method observes one view, so this is `ssl_equi.probing.sequence_retri
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.data.actions import ACTION_SIZES, POSE_ACTION_KINDS, ActionKind
 from ssl_equi.export.predictor import LatentPredictor
+from ssl_equi.geometry.actions import ACTION_SIZES, POSE_ACTION_KINDS, ActionKind
 from ssl_equi.geometry.latents import LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.retrieval import Similarity

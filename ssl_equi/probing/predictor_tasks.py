@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ssl_equi.data.actions import actions_between_all_views
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.export.predictor import TrainedPredictor
+from ssl_equi.geometry.actions import actions_between_all_views
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.predictor_consistency import TASK as CONSISTENCY
 from ssl_equi.probing.predictor_consistency import predictor_consistency

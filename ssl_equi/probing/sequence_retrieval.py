@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.data.actions import ACTION_SIZES, ActionKind, actions_between_all_views
+from ssl_equi.geometry.actions import ACTION_SIZES, ActionKind, actions_between_all_views
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.retrieval import Similarity, chance_retrieval_error, prediction_retrieval_error, ranks
 from ssl_equi.probing.retrieval_results import Ranking, Retrieval

@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.data.actions import ActionKind
+from ssl_equi.geometry.actions import ActionKind
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, predict
 from ssl_equi.probing.pairs import ViewPairs, evaluation_pairs, training_pairs

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.data.actions import QUATERNION_ACTION_KINDS, ActionKind, actions_between_all_views
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.geometry.actions import QUATERNION_ACTION_KINDS, ActionKind, actions_between_all_views
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.pairs import training_views
-from ssl_equi.views.sequences import ViewSequence
+from ssl_equi.views.makers import ViewSequence
 
 ROTATION_NAMES = ("quat_x", "quat_y", "quat_z", "quat_w")
 HUE_NAMES = ("floor_hue", "light_hue")

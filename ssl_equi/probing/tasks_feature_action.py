@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ssl_equi.data.actions import relative_rotation
+from ssl_equi.geometry.actions import relative_rotation
 from ssl_equi.geometry.rotations import quat_to_matrix
 from ssl_equi.probing.baselines import Baseline
 from ssl_equi.probing.encode import FeatureCache

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from ssl_equi.data.actions import relative_rotation
+from ssl_equi.geometry.actions import relative_rotation
 from ssl_equi.geometry.poses import BasePose, ObjectPose
 from ssl_equi.geometry.rotations import (
     matrix_from_rotation_6d,

@@ -14,16 +14,15 @@ from ssl_equi.errors import RunError
 from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.probing.online import OnlineProbes
 from ssl_equi.runtime.device_copies import Unread, merged
-from ssl_equi.training.config import PretrainingConfig, PretrainingOptions
+from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.ending import Ending, Objective, probed_parts
 from ssl_equi.training.loader import open_loader
 from ssl_equi.training.optimisation import follow_schedule, optimizer_of
 from ssl_equi.training.processes import Processes
 from ssl_equi.training.run import Run
-from ssl_equi.views.makers import views_to_load
+from ssl_equi.views.makers import ViewMaker
 
 Trained = TypeVar("Trained", bound=nn.Module)
-Views = TypeVar("Views")
 
 
 def initial_encoder(config: PretrainingOptions) -> nn.Module:
@@ -32,7 +31,7 @@ def initial_encoder(config: PretrainingOptions) -> nn.Module:
     return create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
 
 
-class Pretraining(Generic[Trained, Views]):
+class Pretraining(Generic[Trained]):
     """A pretraining run, to be iterated over by the loop of its recipe:
 
         for step, batch in run:
@@ -64,7 +63,7 @@ class Pretraining(Generic[Trained, Views]):
         config: PretrainingOptions,
         name: str,
         objective: Trained | Callable[[DataSource], Trained],
-        make_views: Callable[[DataSource, Processes], Views],
+        make_views: Callable[[DataSource, Processes], ViewMaker],
         make_optimizer: Callable[[Trained, Any], torch.optim.Optimizer] = optimizer_of,
     ) -> None:
         self.config = config
@@ -74,8 +73,7 @@ class Pretraining(Generic[Trained, Views]):
         self.objective: Trained = objective if isinstance(objective, nn.Module) else objective(self.data)
         self.views = make_views(self.data, self.processes)
         self.model = self.run.prepare(self.objective, lambda module: make_optimizer(module, config))
-        describe = getattr(self.views, "describe", None)
-        self.ending = Ending(self.run, config, self.objective, self.data, describe() if describe else None)
+        self.ending = Ending(self.run, config, self.objective, self.data, self.views.describe())
         self.ending.check()
         self.run.register("data", DataIdentity(self.data.train))
         self.probes = FollowingProbes(self.run, self.objective, self.data)
@@ -83,10 +81,8 @@ class Pretraining(Generic[Trained, Views]):
 
     def __iter__(self) -> Iterator[tuple[int, ViewBatch]]:
         """The steps that are still to be done, each with its batch on the device."""
-        stored_views = getattr(self.views, "stored_views", None)
-        if stored_views is None:
-            stored_views = views_to_load(self.config.views) if isinstance(self.config, PretrainingConfig) else 1
-        with open_loader(self.config, self.data, self.processes, self.run.loader_size, stored_views) as loader:
+        size, stored_views = self.run.loader_size, self.views.stored_views
+        with open_loader(self.config, self.data, self.processes, size, stored_views) as loader:
             start = self.run.resume()
             self.total_steps = self.config.epochs * loader.steps_per_epoch
             for step, batch in self.run.batches(loader, start, self.total_steps):

@@ -102,8 +102,8 @@ def sequence_actions_between(
     With "seq_jepa_legacy" these depend on all views of the sequence, otherwise on the two views only. Arguments and
     errors as in `augmentation_actions`; all actions have the same columns.
     """
-    augmentation_actions(views, encoding)  # checks what the views have
     filled = _with_the_same_fields(views)
+    action_names(encoding, _present_fields(filled[0]))
     if encoding == "seq_jepa_legacy":
         normalised = _normalised_over_the_sequence(filled)
         return lambda first, second: normalised[:, second] - normalised[:, first]

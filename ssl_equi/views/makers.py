@@ -1,39 +1,38 @@
-"""From a batch of stored images to the views that an objective sees.
+"""From a batch of stored images to the views that an objective sees, and the actions between them.
 
-Rendered data hold several views of each object, whose poses are known: two of them are a pair, and the action is the
-relative rotation, with hues or a translation if asked. Ordinary images have one view: a pair is made of two
-augmentations of it, and the action comes from the two parameter sets. Whatever is random is a function of (seed, step)
-for the whole global batch, of which a process applies its own rows; so the views don't depend on the number of
-processes, nor on whether a run was resumed.
+Rendered data hold several views of each object, whose poses are known: they are the views, and an action is the
+relative rotation, with hues or a translation if asked. Ordinary images have one view: views are augmentations of it,
+and an action comes from the parameters of two of them. Pairs are sequences of two. Whatever is random is a function of
+(seed, step) for the whole global batch, of which a process applies its own rows; so the views don't depend on the
+number of processes, nor on whether a run was resumed.
 """
 
-import functools
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from ssl_equi.data.actions import (
-    ACTION_SIZES,
-    POSE_ACTION_KINDS,
-    QUATERNION_ACTION_KINDS,
-    ActionKind,
-    action_from_batch,
-    beyond_euler_box,
-)
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import normalise_views
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError
+from ssl_equi.geometry.actions import (
+    ACTION_SIZES,
+    POSE_ACTION_KINDS,
+    QUATERNION_ACTION_KINDS,
+    ActionKind,
+    action_of_pairs,
+    beyond_euler_box,
+)
 from ssl_equi.geometry.latents import LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.options import ActsWhen, ImageSide, Width
 from ssl_equi.runtime.device_copies import constant, copy_together
 from ssl_equi.views.action_columns import columns_about
-from ssl_equi.views.actions import ActionEncoding, augmentation_action, augmentation_action_size
+from ssl_equi.views.actions import ActionEncoding, augmentation_action_size, sequence_actions_between
 from ssl_equi.views.groups import GROUPS
 from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.pipeline import ViewPipeline, apply_each
@@ -94,16 +93,58 @@ class SmallViewOptions:
 
 
 @dataclass(frozen=True)
-class Views:
-    """What a two-view objective is given: images [B, 2, 3, S, S] float, normalised; actions [B, A] or None."""
+class ViewSequence:
+    """V views of each of B objects, in order, and the actions between any two of them.
+
+    Attributes:
+        images: [B, V, 3, S, S] float, normalised.
+        action_between: (i, j) -> [B, A], the action that takes view i to view j, counted from 0; None if nothing is
+            known, or nobody asks.
+    """
 
     images: Tensor
-    actions: Tensor | None
+    action_between: Callable[[int, int], Tensor] | None
+
+    @property
+    def length(self) -> int:
+        """Number of views V."""
+        return self.images.shape[1]
 
     @property
     def action(self) -> Tensor | None:
-        """The action from view 1 to view 2."""
-        return self.actions
+        """The action from the first view to the second, [B, A]: all that there is of a pair; None without actions."""
+        return None if self.action_between is None else self.action_between(0, 1)
+
+    def steps(self) -> Tensor | None:
+        """The actions from each view to the next, [B, V - 1, A]; None without actions."""
+        return self._stacked([(first, first + 1) for first in range(self.length - 1)])
+
+    def from_first(self) -> Tensor | None:
+        """The actions from the first view to each later one, [B, V - 1, A]; None without actions."""
+        return self._stacked([(0, later) for later in range(1, self.length)])
+
+    def to_last(self) -> Tensor | None:
+        """The actions from each earlier view to the last one, [B, V - 1, A]; None without actions."""
+        return self._stacked([(earlier, self.length - 1) for earlier in range(self.length - 1)])
+
+    def _stacked(self, pairs: list[tuple[int, int]]) -> Tensor | None:
+        if self.action_between is None:
+            return None
+        return torch.stack([self.action_between(first, second) for first, second in pairs], dim=1)
+
+
+class ViewMaker(Protocol):
+    """Makes a sequence of views of each object of a batch."""
+
+    @property
+    def stored_views(self) -> int:
+        """How many stored views of each object a step needs."""
+
+    def __call__(self, batch: ViewBatch, step: int) -> ViewSequence:
+        """The views of one step; what is random depends on (seed, step) only."""
+
+    def describe(self) -> dict[str, Any]:
+        """How the sequences are made, for an exported sequence model; the last view is the one that is predicted."""
 
 
 class DrawsConfig(Protocol):
@@ -136,60 +177,78 @@ class Processes(Protocol):
     world_size: int
 
 
-_Maker = TypeVar("_Maker")
-_Made = TypeVar("_Made")
+def views(
+    config: ViewsConfig,
+    data: DataSource,
+    processes: Processes,
+    *,
+    length: int = 2,
+    actions: PairAction | None = None,
+    shared_by: int = 1,
+) -> ViewMaker:
+    """The maker of rendered or augmented views that the options ask for.
+
+    Args:
+        config: options of the recipe.
+        data: what is trained on.
+        processes: the run.
+        length: number of views V; 2 for a pair.
+        actions: what the objective is told of the change from view to view; None for nothing.
+        shared_by: consecutive images that share their augmentations (CARE's chunks).
+
+    Raises:
+        UserError: more rendered views than the objects have, actions that don't go with the views, relative poses of
+            objects that don't move, or chunks that don't divide the batch.
+    """
+    if actions is not None:
+        check_action(actions, config.views)
+    if config.views.source == "augmented":
+        return AugmentedViews(config, data, processes, length=length, actions=actions, shared_by=shared_by)
+    if shared_by > 1:
+        raise UserError("rendered views share no augmentations: choose --views.source augmented")
+    if actions in QUATERNION_ACTION_KINDS and processes.rank == 0:
+        found = beyond_euler_box(data.train.split, data.train.latents)
+        if found is not None:
+            print(f"warning: {found}", file=sys.stderr, flush=True)
+    return StoredViews(data, length=length, actions=None if actions == "augmentation" else actions)
 
 
-def timed(make: Callable[[_Maker, ViewBatch, int], _Made]) -> Callable[[_Maker, ViewBatch, int], _Made]:
-    """Lets a batch's stopwatch run while views are made of it. It doesn't wait for a GPU to finish."""
+class StoredViews:
+    """Stored views of each object, with the actions between their poses if asked."""
 
-    @functools.wraps(make)
-    def timed_make(maker: _Maker, batch: ViewBatch, step: int) -> _Made:
+    def __init__(self, data: DataSource, *, length: int = 2, actions: ActionKind | None = None) -> None:
+        stored = data.train.num_views
+        if stored < 2:
+            raise UserError(
+                f"{data.name} holds one view of each image: choose --views.source augmented, which makes more of it"
+            )
+        if length > stored:
+            raise UserError(
+                f"sequences of {length} views are asked for and the objects of {data.name} have {stored}: choose "
+                f"--observed-views {stored - 1} or less, or data with more views"
+            )
+        if actions is not None:
+            check_translations(actions, data)
+        self.data, self.actions, self.stored_views = data, actions, length
+
+    def __call__(self, batch: ViewBatch, step: int) -> ViewSequence:
         with batch.augmenting:
-            return make(maker, batch, step)
+            images = normalise_views(batch.images, self.data.mean_rgb, self.data.std_rgb)
+            quat_xyzw, kind = batch.quat_xyzw, self.actions
+            if kind is None:
+                return ViewSequence(images, None)
+            assert quat_xyzw is not None, "data of several views have poses"
 
-    return timed_make
+            def action_between(first: int, second: int) -> Tensor:
+                poses, latents = (
+                    torch.stack([values[:, first], values[:, second]], dim=1) for values in (quat_xyzw, batch.latents)
+                )
+                return action_of_pairs(poses, latents, kind)
 
+            return ViewSequence(images, action_between)
 
-def action_size(kind: PairAction, config: ViewsConfig) -> int:
-    """Width A of the actions.
-
-    Raises:
-        UserError: the kind doesn't go with the source of the views.
-    """
-    check_action(kind, config.views)
-    if kind != "augmentation":
-        return ACTION_SIZES[kind]
-    return len(augmentation_columns(config))
-
-
-def augmentation_columns(config: ViewsConfig) -> tuple[int, ...]:
-    """The columns of the augmentation actions that the objective is told.
-
-    Raises:
-        UserError: a transform is named that the action doesn't tell of.
-    """
-    names = transforms_of_views(config.views.preset, config.image_size)
-    told = with_action_options(config.views)
-    encoding, transforms = told.action_encoding, told.action_transforms
-    if not transforms:
-        return tuple(range(augmentation_action_size(encoding, names)))
-    try:
-        return columns_about(transforms, encoding, names)
-    except ValueError as error:
-        raise UserError(f"--views.action-transforms is {' '.join(transforms)}: {error}") from error
-
-
-def with_action_options(options: PairOptions) -> ViewOptions:
-    """The options, with the default encoding of actions where they say nothing of it."""
-    return options if isinstance(options, ViewOptions) else ViewOptions(options.source, options.preset)
-
-
-def check_action(kind: PairAction, options: PairOptions) -> None:
-    """Raises UserError unless augmented views have augmentation actions and rendered ones the others."""
-    if (kind == "augmentation") != (options.source == "augmented"):
-        cure = "--actions augmentation" if options.source == "augmented" else f"one of {', '.join(ACTION_SIZES)}"
-        raise UserError(f"--actions is {kind} and --views.source is {options.source}: choose {cure}")
+    def describe(self) -> dict[str, Any]:
+        return {"source": "rendered", "actions": self.actions, "observed_views": self.stored_views - 1}
 
 
 class AugmentationDraws:
@@ -221,21 +280,28 @@ class AugmentationDraws:
         """This process's rows of a global batch of which it holds `count`."""
         return slice(self.rank * count, (self.rank + 1) * count)
 
+    def views(
+        self, pipelines: Mapping[str, ViewPipeline], batch: ViewBatch, step: int, shared_by: int = 1
+    ) -> tuple[list[Tensor], list[ViewParameters]]:
+        """A view [B, 3, S, S] in [0, 1] of each object's first image by each pipeline, drawn for the purpose of its
+        name, and what was drawn."""
+        images, sizes = first_images(batch)
+        parameters = [self.parameters(pipeline, sizes, step, name, shared_by) for name, pipeline in pipelines.items()]
+        return apply_each([*pipelines.values()], images, parameters), parameters
 
-class TrainingViews:
-    """Makes the two views of each object of a batch, and the action between them if asked.
+
+class AugmentedViews:
+    """Augmentations of each object's first image, with the actions between them if asked.
+
+    The last view, which a sequence model predicts, is drawn from the preset's second pipeline, the others from its
+    first.
 
     Args:
-        config: options of the recipe.
-        data: what is trained on.
-        processes: the run.
-        actions: what the objective is told of the change from view 1 to view 2; None for nothing.
-        shared_by: consecutive images that share their augmentations (CARE's chunks).
-
-    Raises:
-        UserError: rendered views of data without poses, actions that don't go with the views, or relative poses of
-            objects that don't move.
+        shared_by: consecutive images of the global batch that share their augmentations.
+        name: of what the views are drawn for; views of other names are others.
     """
+
+    stored_views = 1
 
     def __init__(
         self,
@@ -243,64 +309,45 @@ class TrainingViews:
         data: DataSource,
         processes: Processes,
         *,
+        length: int = 2,
         actions: PairAction | None = None,
         shared_by: int = 1,
+        name: str = "view",
     ) -> None:
+        if config.batch_size % (shared_by * processes.world_size) and shared_by > 1:
+            raise UserError(
+                f"--batch-size is {config.batch_size} and chunks of {shared_by} images share their augmentations: "
+                f"choose a multiple of {shared_by * processes.world_size}, so that each process has whole chunks"
+            )
         self.options, self.data, self.actions, self.shared_by = config.views, data, actions, shared_by
-        check_source(config.views, data)
-        self.action_columns: tuple[int, ...] = ()
-        if actions is not None:
-            check_action(actions, config.views)
-            check_translations(actions, data)
-            warn_of_both_signs(actions, data, processes)
-        if actions == "augmentation":
-            self.action_columns = augmentation_columns(config)
-        if shared_by > 1 and config.views.source == "rendered":
-            raise UserError("rendered views share no augmentations: choose --views.source augmented")
-        check_chunks(config, processes, shared_by)
+        self.action_columns = () if actions is None else augmentation_columns(config)
         self.draws = AugmentationDraws(config, processes)
-        self.pipelines = view_pipelines(config.views.preset, config.image_size, compiled=config.compile)
+        first, last = view_pipelines(config.views.preset, config.image_size, compiled=config.compile)
+        self.pipelines = {f"{name} {number}": first for number in range(length - 1)} | {f"{name} {length - 1}": last}
 
-    @timed
-    def __call__(self, batch: ViewBatch, step: int) -> Views:
-        """The views of one step; random parameters depend on (seed, step) only."""
-        if self.options.source == "rendered":
-            images = normalise_views(batch.images, self.data.mean_rgb, self.data.std_rgb)
-            kind: ActionKind | None = None if self.actions in (None, "augmentation") else self.actions  # type: ignore[assignment]
-            return Views(images, None if kind is None else action_from_batch(batch, kind))
-        images, sizes = first_images(batch)
-        parameters = [
-            self.draws.parameters(pipeline, sizes, step, f"view {number}", self.shared_by)
-            for number, pipeline in enumerate(self.pipelines)
-        ]
-        views = stack_normalised(apply_each(self.pipelines, images, parameters), self.data)
-        if self.actions is None:
-            return Views(views, None)
-        action = augmentation_action(parameters[0], parameters[1], with_action_options(self.options).action_encoding)
-        return Views(views, copy_together([action[:, self.action_columns]], images.device)[0])
+    def __call__(self, batch: ViewBatch, step: int) -> ViewSequence:
+        with batch.augmenting:
+            made, parameters = self.draws.views(self.pipelines, batch, step, self.shared_by)
+            images = stack_normalised(made, self.data)
+            if self.actions is None:
+                return ViewSequence(images, None)
+            between = sequence_actions_between(parameters, with_action_options(self.options).action_encoding)
 
+            def action_between(first: int, second: int) -> Tensor:
+                return copy_together([between(first, second)[:, self.action_columns]], images.device)[0]
 
-class SharedViews:
-    """Two more views of each object's first image, whose augmentations are shared by chunks of images (CARE).
+            return ViewSequence(images, action_between)
 
-    Returns [B, 2, 3, S, S], normalised. Each chunk of the global batch has a pair of its own.
-    """
-
-    def __init__(self, config: ViewsConfig, data: DataSource, processes: Processes, *, shared_by: int) -> None:
-        check_chunks(config, processes, shared_by)
-        self.data, self.shared_by = data, shared_by
-        self.draws = AugmentationDraws(config, processes)
-        self.pipelines = view_pipelines(config.views.preset, config.image_size, compiled=config.compile)
-
-    @timed
-    def __call__(self, batch: ViewBatch, step: int) -> Tensor:
-        """The shared views of one step."""
-        images, sizes = first_images(batch)
-        parameters = [
-            self.draws.parameters(pipeline, sizes, step, f"shared view {number}", self.shared_by)
-            for number, pipeline in enumerate(self.pipelines)
-        ]
-        return stack_normalised(apply_each(self.pipelines, images, parameters), self.data)
+    def describe(self) -> dict[str, Any]:
+        options = with_action_options(self.options)
+        return {
+            "source": "augmented",
+            "actions": self.actions,
+            "observed_views": len(self.pipelines) - 1,
+            "preset": options.preset,
+            "action_encoding": options.action_encoding,
+            "action_transforms": list(options.action_transforms),
+        }
 
 
 class TransformedSmallViews:
@@ -324,57 +371,64 @@ class TransformedSmallViews:
                 f"{self.group.size}"
             )
         self.draws = AugmentationDraws(config, processes)
-        self.pipeline = small_view_pipeline(options.preset, options.size, compiled=config.compile)
+        pipeline = small_view_pipeline(options.preset, options.size, compiled=config.compile)
+        self.pipelines = dict.fromkeys(("small view 0", "small view 1") if relative else ("small view",), pipeline)
 
-    @timed
     def __call__(self, batch: ViewBatch, step: int) -> tuple[Tensor, Tensor]:
         """Transformed views [B, K, 3, s, s], normalised, and the elements [B, K] that transformed them."""
-        images, sizes = first_images(batch)
+        with batch.augmenting:
+            made, _ = self.draws.views(self.pipelines, batch, step)
+            (elements,) = copy_together([self._elements(len(batch.images), step)], batch.images.device)
+            small = torch.stack(made, dim=1).expand(-1, elements.shape[1], -1, -1, -1)
+            transformed = self.group.apply(small.flatten(0, 1), elements.flatten()).unflatten(0, elements.shape)
+            return normalise(transformed, self.data), elements
+
+    def _elements(self, count: int, step: int) -> Tensor:
+        """int64 [count, K] on the CPU; random ones are drawn for the whole global batch."""
+        everywhere = count * self.draws.world_size
         if self.relative:
-            views = self._small_views(images, sizes, step, ["small view 0", "small view 1"])
-            count = len(images) * self.draws.world_size
             generator = self.draws.generator(step, "relative elements")
-            drawn = torch.randint(self.group.size, (count, 2), generator=generator)[self.draws.rows(len(images))]
-            (elements,) = copy_together([drawn], images.device)
-            transformed = torch.stack(
-                [self.group.apply(view, elements[:, number]) for number, view in enumerate(views)], dim=1
-            )
-        elif self.elements == self.group.size:
-            transformed, elements = self.group.all_elements(*self._small_views(images, sizes, step, ["small view"]))
-        else:
-            count = len(images) * self.draws.world_size
-            # The ranks of random numbers are distinct elements, drawn for the whole global batch.
-            noise = torch.rand(count, self.group.size, generator=self.draws.generator(step, "elements"))
-            drawn = noise.argsort(dim=1)[self.draws.rows(len(images)), : self.elements]
-            (elements,) = copy_together([drawn], images.device)
-            (small,) = self._small_views(images, sizes, step, ["small view"])
-            repeated = small.repeat_interleave(self.elements, dim=0)
-            transformed = self.group.apply(repeated, elements.flatten()).unflatten(0, elements.shape)
-        return normalise(transformed, self.data), elements
-
-    def _small_views(self, images: Tensor, sizes: Tensor, step: int, purposes: list[str]) -> list[Tensor]:
-        parameters = [self.draws.parameters(self.pipeline, sizes, step, purpose) for purpose in purposes]
-        return apply_each([self.pipeline] * len(purposes), images, parameters)
+            return torch.randint(self.group.size, (everywhere, 2), generator=generator)[self.draws.rows(count)]
+        if self.elements == self.group.size:
+            return torch.arange(self.group.size).repeat(count, 1)
+        # The ranks of random numbers are distinct elements.
+        noise = torch.rand(everywhere, self.group.size, generator=self.draws.generator(step, "elements"))
+        return noise.argsort(dim=1)[self.draws.rows(count), : self.elements]
 
 
-def views(
-    config: ViewsConfig, data: DataSource, processes: Processes, *, length: int = 2, actions: PairAction | None = None,
-    shared_by: int = 1,
-) -> Any:  # fmt: skip
-    """Pairs, or sequences of more views, as the options say."""
-    from ssl_equi.views.sequences import SequenceViews
-
-    if length == 2:
-        return TrainingViews(config, data, processes, actions=actions, shared_by=shared_by)
-    return SequenceViews(config, data, processes, length=length, actions=actions)
+def action_size(kind: PairAction, config: ViewsConfig) -> int:
+    """Width A of the actions; raises UserError if the kind doesn't go with the source of the views."""
+    check_action(kind, config.views)
+    return len(augmentation_columns(config)) if kind == "augmentation" else ACTION_SIZES[kind]
 
 
-def check_source(options: PairOptions, data: DataSource) -> None:
-    """Raises UserError for rendered pairs of data that hold one view of each object."""
-    if options.source == "rendered" and data.train.num_views < 2:
-        raise UserError(
-            f"{data.name} holds one view of each image: choose --views.source augmented, which makes two of it"
-        )
+def augmentation_columns(config: ViewsConfig) -> tuple[int, ...]:
+    """The columns of the augmentation actions that the objective is told.
+
+    Raises:
+        UserError: a transform is named that the action doesn't tell of.
+    """
+    names = transforms_of_views(config.views.preset, config.image_size)
+    told = with_action_options(config.views)
+    encoding, transforms = told.action_encoding, told.action_transforms
+    if not transforms:
+        return tuple(range(augmentation_action_size(encoding, names)))
+    try:
+        return columns_about(transforms, encoding, names)
+    except ValueError as error:
+        raise UserError(f"--views.action-transforms is {' '.join(transforms)}: {error}") from error
+
+
+def with_action_options(options: PairOptions) -> ViewOptions:
+    """The options, with the default encoding of actions where they say nothing of it."""
+    return options if isinstance(options, ViewOptions) else ViewOptions(options.source, options.preset)
+
+
+def check_action(kind: PairAction, options: PairOptions) -> None:
+    """Raises UserError unless augmented views have augmentation actions and rendered ones the others."""
+    if (kind == "augmentation") != (options.source == "augmented"):
+        cure = "--actions augmentation" if options.source == "augmented" else f"one of {', '.join(ACTION_SIZES)}"
+        raise UserError(f"--actions is {kind} and --views.source is {options.source}: choose {cure}")
 
 
 def check_translations(actions: str, data: DataSource) -> None:
@@ -384,27 +438,6 @@ def check_translations(actions: str, data: DataSource) -> None:
             f"actions {actions} tell of translations and the objects of {data.name} have none: choose a set with "
             "translations (--dataset 3diebench-pt or 3diebench-t)"
         )
-
-
-def warn_of_both_signs(actions: str, data: DataSource, processes: Processes) -> None:
-    """Says once, on the first process, that quaternions are told as actions although the poses let them jump."""
-    found = beyond_euler_box(data.train) if actions in QUATERNION_ACTION_KINDS and processes.rank == 0 else None
-    if found is not None:
-        print(f"warning: {found}", file=sys.stderr, flush=True)
-
-
-def check_chunks(config: DrawsConfig, processes: Processes, shared_by: int) -> None:
-    """Raises UserError unless each process holds whole chunks; single images are the loader's to share out."""
-    if shared_by > 1 and config.batch_size % (shared_by * processes.world_size):
-        raise UserError(
-            f"--batch-size is {config.batch_size} and chunks of {shared_by} images share their augmentations: choose a "
-            f"multiple of {shared_by * processes.world_size}, so that each process has whole chunks"
-        )
-
-
-def views_to_load(options: PairOptions) -> int:
-    """How many stored views of each object a step needs."""
-    return 2 if options.source == "rendered" else 1
 
 
 def first_images(batch: ViewBatch) -> tuple[Tensor, Tensor]:

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from ssl_equi import create_encoder
-from ssl_equi.data.actions import POSE_ACTION_KINDS
 from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.export.encoder import EncoderCard
 from ssl_equi.export.sequence_model import save_sequence_model
+from ssl_equi.geometry.actions import POSE_ACTION_KINDS
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord, read_records
 from ssl_equi.probing.sequence_figures import print_summary, summary_tables
-from ssl_equi.views.saccades import SaccadeOptions, describe_saccades
+from ssl_equi.views.glimpses import SaccadeOptions, describe_saccades
 
 SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "sequences.py"
 RENDERED = {"source": "rendered", "actions": "rotation", "observed_views": 2}

@@ -21,7 +21,7 @@ from ssl_equi.export.seq_jepa_files import (
 )
 from ssl_equi.export.sequence_model import load_sequence_model
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
-from ssl_equi.views.saccades import SaccadeOptions, described_saccades
+from ssl_equi.views.glimpses import SaccadeOptions, described_saccades
 
 ACTION_DIM = {"rotation": 4, "rotation_color": 6, "position": 2}
 

@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from ssl_equi.data.actions import relative_rotation
+from ssl_equi.geometry.actions import relative_rotation
 from ssl_equi.geometry.rotations import quat_from_euler_xyz
 from ssl_equi.probing.baselines import constant_rotation_baselines
 from ssl_equi.probing.retrieval import (

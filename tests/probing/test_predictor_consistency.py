@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_equi.data.actions import ACTION_SIZES
 from ssl_equi.export.predictor import PredictorCard, TrainedPredictor
+from ssl_equi.geometry.actions import ACTION_SIZES
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_conjugate, quat_multiply
 from ssl_equi.objectives.latent_predictor import PoseProduct, ProjectedPredictor

@@ -10,7 +10,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-from ssl_equi.data.actions import ACTION_SIZES
+from ssl_equi.geometry.actions import ACTION_SIZES
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_conjugate, quat_multiply
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.data.actions import POSE_ACTION_KINDS
+from ssl_equi.geometry.actions import POSE_ACTION_KINDS
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix

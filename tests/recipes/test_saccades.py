@@ -15,7 +15,7 @@ from ssl_equi.cli import explain_errors
 from ssl_equi.export.encoder import read_encoder_config
 from ssl_equi.export.sequence_model import load_sequence_model
 from ssl_equi.views import saliency_maps
-from ssl_equi.views.saccades import SaccadeOptions, described_saccades
+from ssl_equi.views.glimpses import SaccadeOptions, described_saccades
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
 

@@ -33,7 +33,7 @@ def train(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     """train(folder, **options): goes on with a run in this process; the weights that its ending would export."""
     exported: dict[str, torch.Tensor] = {}
 
-    def note_weights(trained: Pretraining[Any, Any]) -> None:
+    def note_weights(trained: Pretraining[Any]) -> None:
         with trained.run.ending():
             weights = trained.run.whole(trained.objective).state_dict()
             exported.update({name: value.clone() for name, value in weights.items()})

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from ssl_equi.training.pretraining_config import PretrainingConfig
 from torch import nn
 
 from ssl_equi.data.images import normalise_views
@@ -23,18 +22,20 @@ from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.probing import publish, report
 from ssl_equi.probing.encoder_sources import RANDOM_ENCODER_SEED, EncoderSource
 from ssl_equi.probing.evaluation_suite import Suite
-from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, ProbeProtocol
+from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS, ProbeProtocol
 from ssl_equi.probing.records import read_records
 from ssl_equi.probing.tasks import NEEDS_TRANSLATIONS
-from ssl_equi.training import pretraining
-from ssl_equi.training.pretraining import FollowingProbes, check_ending, encoder_card, finish, probed_parts
+from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.ending import Ending, probed_parts
+from ssl_equi.training.folder import set_aside_earlier_results
+from ssl_equi.training.pretraining import DataIdentity, FollowingProbes
 from ssl_equi.training.run import Run
 
 
 @pytest.fixture(autouse=True)
 def start_afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     quick = ProbeProtocol(name="quick", classification_epochs=1, rotation_epochs=1, rotation_hidden=(16,))
-    monkeypatch.setitem(pretraining.PROBE_PROTOCOLS, "embedded", lambda: quick)
+    monkeypatch.setitem(PROBE_PROTOCOLS, "embedded", lambda: quick)
     AcceleratorState._reset_state(reset_partial_state=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -79,7 +80,7 @@ def test_the_ending_leaves_the_objective_and_the_random_generator_as_they_were(
     objective = make_objective(config)
     run = started_run(config, objective)
     before, generator = state_hash(objective), torch.get_rng_state()
-    finish(run, config, objective, data)
+    Ending(run, config, objective, data).finish()
     assert state_hash(objective) == before
     assert all(parameter.grad is None for parameter in objective.parameters())
     assert torch.equal(torch.get_rng_state(), generator)
@@ -89,7 +90,7 @@ def test_the_ending_is_tried_before_training_and_leaves_no_trace(config: Pretrai
     objective = make_objective(config)
     run = Run(config, "sie")
     before, generator = state_hash(objective), torch.get_rng_state()
-    check_ending(run, config, objective, data)
+    Ending(run, config, objective, data).check()
     assert state_hash(objective) == before
     assert torch.equal(torch.get_rng_state(), generator)
     assert not run.folder.exists()
@@ -104,10 +105,10 @@ def test_an_export_that_would_fail_is_named_before_training(config: PretrainingC
     objective = make_objective(config)
     run = Run(config, "sie")
     with pytest.raises(CheckpointError, match="holds another architecture"):
-        check_ending(run, dataclasses.replace(config, encoder="resnet10t"), objective, data)
+        Ending(run, dataclasses.replace(config, encoder="resnet10t"), objective, data).check()
     objective.encoder.counter = Stateful(1, 1)
     with pytest.raises(CheckpointError, match=r"counter\._extra_state of the .* is a dict"):
-        check_ending(run, config, objective, data)
+        Ending(run, config, objective, data).check()
 
 
 def test_a_question_that_fails_costs_neither_numbers_nor_page(
@@ -118,12 +119,13 @@ def test_a_question_that_fails_costs_neither_numbers_nor_page(
     def fail(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("defect")
 
+    monkeypatch.setattr(Ending, "ask_more", fail)
     monkeypatch.setattr(publish, "view_sheet", fail)
     monkeypatch.setattr(report, "_headlines", fail)
     objective = make_objective(config)
     run = started_run(config, objective)
     with pytest.warns(UserWarning) as warned:
-        finish(run, config, objective, data, ask_more=fail)
+        Ending(run, config, objective, data).finish()
     told = " ".join(str(warning.message) for warning in warned)
     for what in ("further questions: not answered", "pictures of views", "section 'headline' can't be drawn"):
         assert what in told
@@ -155,7 +157,7 @@ def test_the_random_encoder_is_one_that_no_seed_trains(
         seeded = dataclasses.replace(config, seed=seed, out=Path(f"{config.out}-{seed}"))
         objective = make_objective(seeded)
         with pytest.raises(SeenError):
-            finish(started_run(seeded, objective), seeded, objective, data)
+            Ending(started_run(seeded, objective), seeded, objective, data).finish()
         assert probed[-1][0] is objective.encoder
     (first, random_first), (second, random_second) = probed
     first_layer = next(name for name, value in first.state_dict().items() if value.dim() == 4)
@@ -173,14 +175,14 @@ def test_the_ending_asks_one_of_each_kind_and_what_the_protocol_states(
     config: PretrainingConfig, data: DataSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     essl = dataclasses.replace(
-        pretraining.PROBE_PROTOCOLS["essl"](), classification_epochs=1, rotation_epochs=1, absolute_rotation_epochs=1,
+        PROBE_PROTOCOLS["essl"](), classification_epochs=1, rotation_epochs=1, absolute_rotation_epochs=1,
         rotation_hidden=(16,), knn_weighted_neighbours=5,
     )  # fmt: skip
-    monkeypatch.setitem(pretraining.PROBE_PROTOCOLS, "essl", lambda: essl)
+    monkeypatch.setitem(PROBE_PROTOCOLS, "essl", lambda: essl)
     chosen = dataclasses.replace(config, probe_protocol="essl", compare_with_random=False)
     objective = make_objective(chosen)
     run = started_run(chosen, objective)
-    finish(run, chosen, objective, data)
+    Ending(run, chosen, objective, data).finish()
     records = read_records(run.folder / "results.json")
     expected = {*CORE_TASKS, AUGMENTATION_EQUIVARIANCE, "knn_weighted"} - {*NEEDS_TRANSLATIONS}
     assert {record.task for record in records} == expected
@@ -190,7 +192,8 @@ def test_the_ending_asks_one_of_each_kind_and_what_the_protocol_states(
 def test_the_exported_labels_come_from_the_data(config: PretrainingConfig, data: DataSource) -> None:
     objective = make_objective(config)
     run = started_run(config, objective)
-    finish(run, config, objective, dataclasses.replace(data, mean_rgb=(0.1, 0.2, 0.3), std_rgb=(0.4, 0.5, 0.6)))
+    normalised = dataclasses.replace(data, mean_rgb=(0.1, 0.2, 0.3), std_rgb=(0.4, 0.5, 0.6))
+    Ending(run, config, objective, normalised).finish()
     exported = json.loads((run.folder / "encoder" / "config.json").read_text())
     labels = exported["pretrained_cfg"]
     assert labels["mean"] == [0.1, 0.2, 0.3] and labels["std"] == [0.4, 0.5, 0.6]
@@ -216,12 +219,14 @@ def test_an_objective_without_parts_is_probed_for_those_of_its_encoder(config: P
 
 def test_weights_carry_the_licence_of_what_they_learnt_from(config: PretrainingConfig, data: DataSource) -> None:
     """3DIEBench is made of ShapeNet, for non-commercial use only; other sets in its layout have terms of their own."""
+    objective, run = make_objective(config), Run(config, "sie")
     for terms, expected in (("CC-BY-NC-4.0", "cc-by-nc-4.0"), ("none stated", "other")):
         posed = dataclasses.replace(data, name="3diebench", license=terms)
-        card = encoder_card("sie", config, make_objective(config), posed)
+        card = Ending(run, config, objective, posed).encoder_card(objective)
         assert (card.license, card.tag) == (expected, "sie_3diebench")
         assert card.trained_on == f"{data.train.source} {data.train.fingerprint[:16]}"
-    card = encoder_card("sie", config, make_objective(config), dataclasses.replace(data, name="imagenet", license=None))
+    unstated = dataclasses.replace(data, name="imagenet", license=None)
+    card = Ending(run, config, objective, unstated).encoder_card(objective)
     assert card.license == "other"
 
 
@@ -258,18 +263,18 @@ def test_online_probes_disturb_neither_the_gradients_nor_the_random_generator(
 
 
 def test_a_checkpoint_knows_its_data(config: PretrainingConfig, data: DataSource) -> None:
-    identity = pretraining.DataIdentity(data.train)
+    identity = DataIdentity(data.train)
     identity.load_state_dict(identity.state_dict())
     with pytest.raises(RunError, match=r"was trained on other data \(elsewhere\).*resume with the first --data-dir"):
         identity.load_state_dict({"plan_sha256": "0", "source": "elsewhere"})
 
 
 def test_earlier_results_are_set_aside_and_never_overwritten(tmp_path: Path) -> None:
-    pretraining.set_aside_earlier_results(tmp_path)
+    set_aside_earlier_results(tmp_path)
     assert list(tmp_path.iterdir()) == []
     for text in ("first", "second"):
         (tmp_path / "results.json").write_text(text)
-        pretraining.set_aside_earlier_results(tmp_path)
+        set_aside_earlier_results(tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "results-earlier-1.json": "first",
         "results-earlier-2.json": "second",

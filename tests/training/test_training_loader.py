@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from ssl_equi.training.pretraining_config import EXCLUSIVE_OPTIONS, PretrainingConfig
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from ssl_equi.data import decoded_cache
@@ -18,21 +17,28 @@ from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.errors import RunError
 from ssl_equi.training import config as run_config
 from ssl_equi.training import loader as training_loader
-from ssl_equi.training import pretraining
-from ssl_equi.training.config import FREE_OPTIONS, MOST_THREADS, MOST_WORKERS, LoaderSize, check_run, loader_size
-from ssl_equi.training.pretraining import open_loader
+from ssl_equi.training.config import (
+    EXCLUSIVE_OPTIONS,
+    FREE_OPTIONS,
+    MOST_THREADS,
+    MOST_WORKERS,
+    LoaderSize,
+    PretrainingConfig,
+    check_run,
+    loader_size,
+)
+from ssl_equi.training.loader import TrainingLoader, open_loader
 
 TWO_THREADS = LoaderSize(threads=2, workers=0)
 
 
 @dataclasses.dataclass
 class OneOfTwo:
-    """The second of two processes, in place of a `Run`."""
+    """The second of two processes."""
 
     rank: int = 1
     world_size: int = 2
     is_main: bool = False
-    loader_size: LoaderSize = TWO_THREADS
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
 
     def say(self, message: str) -> None:
@@ -45,6 +51,11 @@ def config_of(data_dir: Path, **options: Any) -> PretrainingConfig:
 
 def data_of(config: PretrainingConfig) -> DataSource:
     return open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
+
+
+def loader_of(config: PretrainingConfig, data: DataSource, size: LoaderSize = TWO_THREADS) -> TrainingLoader:
+    """Pairs of views for the second of two processes."""
+    return open_loader(config, data, OneOfTwo(), size, stored_views=2)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +105,7 @@ def test_each_way_to_the_views_keeps_incomplete_batches(
     keeping = dataclasses.replace(whole_only, keep_incomplete_batch=True)
     data = open_data(keeping.dataset, tiny_data, keeping.evaluation_split, keeping.image_size, keeping.reading)
     for config, sizes in ((whole_only, [5, 5, 5, 5]), (keeping, [5, 5, 2, 5])):
-        with open_loader(config, data, OneOfTwo()) as loader:  # type: ignore[arg-type]
+        with loader_of(config, data) as loader:
             assert [len(batch.images) for batch in itertools.islice(loader.batches(), 4)] == sizes
             assert loader.steps_per_epoch == len(set(sizes)) + 1
 
@@ -105,8 +116,8 @@ def test_decoding_on_a_device_is_the_third_way(tiny_data: Path, monkeypatch: pyt
     config = config_of(tiny_data)
     data, on_device = data_of(config), dataclasses.replace(config, decode_on="cuda")
     with (
-        open_loader(config, data, OneOfTwo()) as stored,  # type: ignore[arg-type]
-        open_loader(on_device, data, OneOfTwo()) as decoded,  # type: ignore[arg-type]
+        loader_of(config, data) as stored,
+        loader_of(on_device, data) as decoded,
     ):
         assert isinstance(decoded, DeviceDecodedLoader) and decoded.steps_per_epoch == stored.steps_per_epoch
         for mine, theirs in zip(itertools.islice(decoded.batches(4), 3), stored.batches(4)):
@@ -120,8 +131,8 @@ def test_the_cache_gives_the_same_batches_and_may_be_chosen_on_resume(
     config = config_of(tiny_data)
     data, caching = data_of(config), dataclasses.replace(config, cache_decoded=True)
     with (
-        open_loader(config, data, OneOfTwo()) as stored,  # type: ignore[arg-type]
-        open_loader(caching, data, OneOfTwo()) as cached,  # type: ignore[arg-type]
+        loader_of(config, data) as stored,
+        loader_of(caching, data) as cached,
     ):
         for mine, theirs in zip(itertools.islice(cached.batches(4), 3), stored.batches(4)):
             assert torch.equal(mine.images, theirs.images) and torch.equal(mine.latents, theirs.latents)
@@ -134,8 +145,8 @@ def test_rendered_batches_of_a_rank_are_the_stored_ones(dataset: Any, tiny_data:
     config = config_of(tiny_data if dataset == "3diebench-p" else tiny_moving_data, dataset=dataset)
     data, rendering = data_of(config), dataclasses.replace(config, render_views=True)
     with (
-        open_loader(config, data, OneOfTwo()) as stored,  # type: ignore[arg-type]
-        open_loader(rendering, data, OneOfTwo()) as rendered,  # type: ignore[arg-type]
+        loader_of(config, data) as stored,
+        loader_of(rendering, data) as rendered,
     ):
         assert isinstance(rendered, RenderedLoader) and rendered.steps_per_epoch == stored.steps_per_epoch == 3
         mine, theirs = next(rendered.batches(4)), next(stored.batches(4))
@@ -183,10 +194,10 @@ def test_processes_that_decode_are_said(
     tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened: list[dict[str, Any]] = []
-    monkeypatch.setattr(pretraining, "ViewLoader", lambda dataset, **options: opened.append(options))
+    monkeypatch.setattr(training_loader, "ViewLoader", lambda dataset, **options: opened.append(options))
     config = config_of(tiny_data)
     data = data_of(config)
-    open_loader(config, data, OneOfTwo())  # type: ignore[arg-type]
-    open_loader(config, data, OneOfTwo(loader_size=LoaderSize(8, 3)))  # type: ignore[arg-type]
+    loader_of(config, data)
+    loader_of(config, data, LoaderSize(8, 3))
     assert [(options["threads"], options["workers"]) for options in opened] == [(2, 0), (8, 3)]
     assert capsys.readouterr().out == "3 processes decode the images\n"

@@ -1,139 +1,137 @@
 """Which views a step sees: the same ones whatever the number of processes, and again after a resume."""
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import SimpleNamespace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ssl_equi.data.actions import POSE_ACTION_KINDS, action_from_batch, relative_hues, relative_rotation
-from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import normalise_views
-from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.errors import UserError
+from ssl_equi.geometry.actions import POSE_ACTION_KINDS, action_of_pairs
+from ssl_equi.geometry.poses import matrix_of_action
+from ssl_equi.geometry.rotations import quat_to_matrix
 from ssl_equi.views import operations
 from ssl_equi.views.groups import GROUPS
 from ssl_equi.views.makers import (
-    SharedViews,
+    AugmentedViews,
     SmallViewOptions,
-    TrainingViews,
     TransformedSmallViews,
     ViewOptions,
+    ViewSequence,
     action_size,
-    views_to_load,
+    views,
 )
 from ssl_equi.views.presets import PRESETS
+from tests.fakes import Processes, Source, Split, ViewsConfig, random_batch, rows_of, view_batch
 from tests.simulated_device import SimulatedDevice
 
-ONE_PROCESS = SimpleNamespace(rank=0, world_size=1)
-AUGMENTED = ViewOptions(source="augmented", preset="mocov2")
+DATA = Source()
+MOVING = Source(Split(np.zeros((24, 4, 10), np.float32)), name="moving")
+ALONE = Processes()
+RENDERED = ViewsConfig()
 
 
-@dataclass(frozen=True)
-class Options:
-    views: ViewOptions = field(default_factory=ViewOptions)
-    image_size: int = 32
-    batch_size: int = 8
-    seed: int = 0
-    compile: bool = False
+def augmented(preset: str = "mocov2", **options: Any) -> ViewsConfig:
+    return ViewsConfig(ViewOptions(source="augmented", preset=preset, **options))
 
 
-@pytest.fixture(scope="module")
-def data(tiny_data: Path) -> DataSource:
-    return open_data("3diebench-p", tiny_data, "test", 32)
+def small_views(
+    config: ViewsConfig = RENDERED, processes: Processes = ALONE, *, relative: bool = False, **options: Any
+) -> TransformedSmallViews:
+    small = SmallViewOptions(**{"size": 16} | options)
+    return TransformedSmallViews(config, small, DATA, processes, relative=relative)
 
 
-def batch_of(images: Tensor, content_sizes: Tensor | None = None) -> ViewBatch:
-    generator = torch.Generator().manual_seed(1)
-    count, views = images.shape[:2]
-    quats = torch.nn.functional.normalize(torch.randn(count, views, 4, generator=generator), dim=-1)
-    return ViewBatch(
-        images=images,
-        latents=torch.rand(count, views, 7, generator=generator),
-        quat_xyzw=quats,
-        labels=torch.zeros(count, dtype=torch.int64),
-        object_indices=torch.arange(count),
-        view_indices=torch.arange(views).expand(count, views),
-        content_sizes=content_sizes,
-    )
+def present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
 
 
-def random_batch(count: int = 8, views: int = 2) -> ViewBatch:
-    generator = torch.Generator().manual_seed(0)
-    return batch_of(torch.randint(0, 256, (count, views, 32, 32, 3), dtype=torch.uint8, generator=generator))
+# ---------------------------------------------------------------- stored views
 
 
-def moved(batch: ViewBatch) -> ViewBatch:
-    """The same views with ten latents."""
-    translations = torch.rand(*batch.latents.shape[:2], 3, generator=torch.Generator().manual_seed(3)) - 0.5
-    return replace(batch, latents=torch.cat([batch.latents, translations], dim=-1))
+def test_rendered_views_are_the_stored_ones_with_the_actions_between_them() -> None:
+    batch = random_batch(views=4)
+    make_views = views(RENDERED, DATA, ALONE, length=4, actions="rotation_color")
+    assert make_views.stored_views == 4
+    made = make_views(batch, 0)
+    assert made.length == 4
+    assert torch.equal(made.images, normalise_views(batch.images, DATA.mean_rgb, DATA.std_rgb))
+    for first, second in ((0, 1), (1, 2), (3, 0)):
+        pair = [present(batch.quat_xyzw)[:, [first, second]], batch.latents[:, [first, second]]]
+        assert torch.equal(present(made.action_between)(first, second), action_of_pairs(*pair, "rotation_color"))
+    assert torch.equal(present(made.action), made.action_between(0, 1))
+    assert batch.augmenting.seconds > 0
 
 
-def moving(data: DataSource) -> SimpleNamespace:
-    """The same data as if its views had ten latents."""
-    train = SimpleNamespace(split="train", num_views=4, latents=np.zeros((24, 4, 10), np.float32), quats_xyzw=None)
-    return SimpleNamespace(name="moving", train=train, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb)
+@pytest.mark.parametrize("kind", ["rotation", *POSE_ACTION_KINDS])
+def test_rendered_actions_compose_along_the_sequence(kind: str) -> None:
+    batch = random_batch(views=4, num_latents=10)
+    made = views(RENDERED, MOVING, ALONE, length=4, actions=kind)(batch, 0)
+    steps, from_first, to_last = present(made.steps()), present(made.from_first()), present(made.to_last())
+    assert steps.shape == from_first.shape == to_last.shape == (8, 3, action_size(kind, RENDERED))
+    motions = matrix_of_action(steps.double())
+    if kind == "rotation":
+        poses = quat_to_matrix(present(batch.quat_xyzw).double())
+        assert torch.allclose(poses[:, 0] @ motions[:, 0], poses[:, 1], atol=1e-6)
+    composed = motions[:, 0] @ motions[:, 1] @ motions[:, 2]
+    assert torch.allclose(composed, matrix_of_action(from_first[:, 2].double()), atol=1e-5)
+    assert torch.equal(from_first[:, 2], to_last[:, 0]) and torch.equal(to_last[:, 2], steps[:, 2])
 
 
-def rows(batch: ViewBatch, start: int, stop: int) -> ViewBatch:
-    sizes = None if batch.content_sizes is None else batch.content_sizes[start:stop]
-    return batch_of(batch.images[start:stop], sizes)
+def test_no_action_is_made_if_nobody_asks() -> None:
+    for made in (
+        views(RENDERED, DATA, ALONE, length=4)(random_batch(views=4), 0),
+        views(augmented(), DATA, ALONE)(random_batch(), 0),
+        ViewSequence(torch.zeros(2, 3, 3, 4, 4), None),
+    ):
+        assert made.action is None and made.steps() is None and made.from_first() is None and made.to_last() is None
 
 
-def test_rendered_views_are_the_stored_ones_with_the_action_between_them(data: DataSource) -> None:
+def test_quaternions_beyond_the_euler_box_are_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    latents = np.zeros((24, 4, 7), np.float32)
+    latents[..., 2] = np.linspace(-3, 3, 4)
+    turntable = Source(Split(latents), name="turntable")
+    for actions, rank, warned in (("rotation", 0, 1), ("rotation", 1, 0), ("rotation_6d", 0, 0), (None, 0, 0)):
+        views(RENDERED, turntable, Processes(rank, 2), actions=actions)
+        assert capsys.readouterr().err.count("warning: views of split 'train' turn by up to 172 degrees") == warned
+
+
+# ---------------------------------------------------------------- augmented views
+
+
+@pytest.mark.parametrize(("preset", "length"), [*((preset, 2) for preset in PRESETS), ("seq_jepa", 4)])
+def test_augmented_views_are_different_changes_of_the_first_image(preset: str, length: int) -> None:
+    config = augmented(preset)
+    make_views = views(config, DATA, ALONE, length=length, actions="augmentation")
+    assert make_views.stored_views == 1
     batch = random_batch()
-    views = TrainingViews(Options(), data, ONE_PROCESS, actions="rotation_color")(batch, step=0)
-    assert torch.equal(views.images, normalise_views(batch.images, data.mean_rgb, data.std_rgb))
-    assert batch.quat_xyzw is not None
-    expected = torch.cat([relative_rotation(batch.quat_xyzw), relative_hues(batch.latents)], dim=1)
-    assert torch.equal(views.actions, expected)
-    assert TrainingViews(Options(), data, ONE_PROCESS)(batch, 0).actions is None
-    assert (views_to_load(ViewOptions()), views_to_load(AUGMENTED)) == (2, 1)
-
-
-@pytest.mark.parametrize("kind", POSE_ACTION_KINDS)
-def test_views_of_moving_objects_have_the_rigid_motion_between_them(data: DataSource, kind: str) -> None:
-    batch = moved(random_batch())
-    views = TrainingViews(Options(), moving(data), ONE_PROCESS, actions=kind)(batch, step=0)
-    assert views.actions is not None and views.actions.shape == (8, action_size(kind, Options())) == (8, 7)
-    assert torch.equal(views.actions, action_from_batch(batch, kind))
-    with pytest.raises(UserError, match=rf"actions {kind} tell of translations .* choose a set with translations"):
-        TrainingViews(Options(), data, ONE_PROCESS, actions=kind)
-
-
-def test_augmented_views_are_two_changed_versions_of_the_first_image(data: DataSource) -> None:
-    make_views = TrainingViews(Options(AUGMENTED), data, ONE_PROCESS, actions="augmentation")
-    batch = random_batch()
-    views = make_views(batch, step=3)
-    assert views.images.shape == (8, 2, 3, 32, 32) and views.images.dtype == torch.float32
-    assert not torch.equal(views.images[:, 0], views.images[:, 1])
-    assert views.actions is not None
-    assert views.actions.shape == (8, action_size("augmentation", Options(AUGMENTED)))
-    again = make_views(batch, step=3)
-    assert torch.equal(again.images, views.images) and torch.equal(again.actions, views.actions)
-    assert not torch.equal(make_views(batch, step=4).images, views.images)
-    other_seed = TrainingViews(Options(AUGMENTED, seed=1), data, ONE_PROCESS)(batch, 3)
-    assert not torch.equal(other_seed.images, views.images)
+    made, again, later = make_views(batch, 3), make_views(batch, 3), make_views(batch, 4)
+    assert made.images.shape == (8, length, 3, 32, 32) and made.images.dtype == torch.float32
+    assert made.images.isfinite().all()
+    for first in range(length - 1):
+        assert not torch.equal(made.images[:, first], made.images[:, first + 1])
+    steps = present(made.steps())
+    assert steps.shape == (8, length - 1, action_size("augmentation", config)) and steps.isfinite().all()
+    assert torch.equal(made.images, again.images) and torch.equal(steps, present(again.steps()))
+    assert not torch.equal(made.images, later.images)
+    assert not torch.equal(views(replace(config, seed=1), DATA, ALONE, length=length)(batch, 3).images, made.images)
+    assert batch.augmenting.seconds > 0
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_on_a_gpu_the_views_are_the_same_in_channels_last_memory(
-    data: DataSource, preset: str, device: SimulatedDevice
-) -> None:
-    options = Options(ViewOptions(source="augmented", preset=preset))
-    make_views = TrainingViews(options, data, ONE_PROCESS, actions="augmentation")
+def test_on_a_gpu_the_views_are_the_same_in_channels_last_memory(preset: str, device: SimulatedDevice) -> None:
+    make_views = views(augmented(preset), DATA, ALONE, actions="augmentation")
     expected, found = (make_views(random_batch().to(place), step=0) for place in ("cpu", "cuda"))
     assert found.images.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
     assert (found.images.cpu() - expected.images).abs().max() < 2e-5  # five times that of values in [0, 1]
-    assert found.actions is not None and torch.equal(found.actions.cpu(), expected.actions)
+    assert torch.equal(present(found.action).cpu(), present(expected.action))
 
 
-def test_a_gpu_runs_compiled_code_if_asked(
-    data: DataSource, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_runs_compiled_code_if_asked(device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is compiled is run as it is here; on a GPU tests/test_cuda.py compiles it."""
     calls: list[tuple[int, ...]] = []
 
@@ -142,121 +140,166 @@ def test_a_gpu_runs_compiled_code_if_asked(
         return operations._adjust_at_once(images, values, positions)
 
     monkeypatch.setattr(operations, "compiled_adjust_at_once", lambda: noted)
-    options, small = Options(AUGMENTED, compile=True), SmallViewOptions(size=16)
-    make_small_views = TransformedSmallViews(options, small, data, ONE_PROCESS, relative=False)
+    config = replace(augmented(), compile=True)
     for place, expected in (("cpu", []), ("cuda", [(16, 3, 32, 32), (16, 3, 32, 32), (8, 3, 16, 16)])):
         batch = random_batch().to(place)
-        TrainingViews(options, data, ONE_PROCESS)(batch, 0)
-        SharedViews(options, data, ONE_PROCESS, shared_by=1)(batch, 0)
-        make_small_views(batch, 0)
-        TrainingViews(Options(AUGMENTED), data, ONE_PROCESS)(batch, 0)
+        views(config, DATA, ALONE)(batch, 0)
+        AugmentedViews(config, DATA, ALONE, name="shared view")(batch, 0)
+        small_views(config)(batch, 0)
+        views(augmented(), DATA, ALONE)(batch, 0)
         assert calls == expected
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_gives_actions_of_the_stated_size(data: DataSource, preset: str) -> None:
-    options = Options(ViewOptions(source="augmented", preset=preset))
-    views = TrainingViews(options, data, ONE_PROCESS, actions="augmentation")(random_batch(), step=0)
-    assert views.images.shape == (8, 2, 3, 32, 32) and views.images.isfinite().all()
-    assert views.actions is not None and views.actions.isfinite().all()
-    assert views.actions.shape == (8, action_size("augmentation", options))
-
-
 @pytest.mark.parametrize("canvas", [False, True], ids=["full images", "pictures of their own sizes"])
-def test_two_processes_make_the_views_of_one(data: DataSource, canvas: bool) -> None:
+def test_two_processes_make_the_views_of_one(canvas: bool) -> None:
     batch = random_batch()
     if canvas:
         sizes = torch.randint(8, 33, (8, 2, 2), generator=torch.Generator().manual_seed(2))
         batch = replace(batch, content_sizes=sizes)
-    options = Options(AUGMENTED)
-    whole = TrainingViews(options, data, ONE_PROCESS, actions="augmentation")(batch, 5)
-    shared = SharedViews(options, data, ONE_PROCESS, shared_by=4)(batch, 5)
-    small = TransformedSmallViews(options, SmallViewOptions(size=16, elements=2), data, ONE_PROCESS, relative=False)(
-        batch, 5
-    )
+
+    def made(processes: Processes, rows: slice) -> list[Tensor]:
+        part, config = rows_of(batch, rows), augmented()
+        pairs = views(config, DATA, processes, length=3, actions="augmentation")(part, 5)
+        chunks = AugmentedViews(config, DATA, processes, shared_by=4, name="shared view")(part, 5)
+        found = [pairs.images, present(pairs.steps()), chunks.images]
+        for options in ({"elements": 2}, {"relative": True}):
+            found += small_views(config, processes, **options)(part, 5)
+        return found
+
+    whole = made(ALONE, slice(0, 8))
     for rank in range(2):
-        processes, mine = SimpleNamespace(rank=rank, world_size=2), slice(4 * rank, 4 * rank + 4)
-        part = rows(batch, mine.start, mine.stop)
-        views = TrainingViews(options, data, processes, actions="augmentation")(part, 5)
-        assert torch.allclose(views.images, whole.images[mine], atol=1e-5)
-        assert torch.allclose(views.actions, whole.actions[mine], atol=1e-6)
-        assert torch.allclose(SharedViews(options, data, processes, shared_by=4)(part, 5), shared[mine], atol=1e-5)
-        images, elements = TransformedSmallViews(
-            options, SmallViewOptions(size=16, elements=2), data, processes, relative=False
-        )(part, 5)
-        assert torch.allclose(images, small[0][mine], atol=1e-5) and torch.equal(elements, small[1][mine])
+        rows = slice(4 * rank, 4 * rank + 4)
+        for part, everything in zip(made(Processes(rank, 2), rows), whole, strict=True):
+            assert torch.allclose(part, everything[rows], atol=1e-5)
 
 
-def test_chunks_share_their_pair_of_augmentations_and_each_has_its_own(data: DataSource) -> None:
-    same_image = random_batch(count=1).images.expand(8, 2, 32, 32, 3).contiguous()
-    shared = SharedViews(Options(AUGMENTED), data, ONE_PROCESS, shared_by=4)(batch_of(same_image), 0)
+@pytest.mark.parametrize("encoding", ["standard", "seq_jepa_raw", "seq_jepa_legacy"])
+def test_augmented_actions_add_up_along_the_sequence(encoding: str) -> None:
+    config = augmented("seq_jepa", action_encoding=encoding)
+    made = views(config, DATA, ALONE, length=4, actions="augmentation")(random_batch(views=1), 0)
+    difference = (present(made.steps()).cumsum(dim=1) - present(made.from_first())).abs().amax(dim=(0, 1))
+    circular = 1 if encoding == "standard" else 0  # the hue takes the short way round
+    assert (difference > 1e-3).sum() <= circular
+
+
+@pytest.mark.parametrize(("encoding", "leak"), [("standard", 0), ("seq_jepa_raw", 0), ("seq_jepa_legacy", 0.05)])
+def test_observed_actions_tell_nothing_of_the_target_but_for_the_legacy_ones(encoding: str, leak: float) -> None:
+    """How much the observed actions change when only the target view is drawn anew."""
+    config = augmented("seq_jepa", action_encoding=encoding)
+    make_views = views(config, DATA, ALONE, length=4, actions="augmentation")
+    assert isinstance(make_views, AugmentedViews)
+    original = make_views.draws.generator
+    told = []
+    for purpose in ("view 3", "another draw"):
+        names = {"view 3": purpose}
+        make_views.draws.generator = lambda step, name, names=names: original(step, names.get(name, name))
+        told.append(present(make_views(random_batch(views=1), 0).steps())[:, :2])
+    change = float((told[1] - told[0]).abs().max())
+    assert change > leak if leak else change == 0
+
+
+def test_an_objective_can_be_told_of_some_transforms_only() -> None:
+    some = augmented("seq_jepa", action_transforms=("crop", "blur"))
+    batch = random_batch(views=1)
+    of_all, of_some = (
+        views(config, DATA, ALONE, length=3, actions="augmentation")(batch, 0)
+        for config in (augmented("seq_jepa"), some)
+    )
+    assert action_size("augmentation", some) == 5
+    assert torch.equal(of_some.images, of_all.images)
+    assert torch.equal(present(of_some.steps())[..., :4], present(of_all.steps())[..., :4])
+    with pytest.raises(UserError, match=r"--views.action-transforms is rotation: .* choose from crop"):
+        views(augmented("seq_jepa", action_transforms=("rotation",)), DATA, ALONE, actions="augmentation")
+
+
+def test_chunks_share_their_pair_of_augmentations_and_each_has_its_own() -> None:
+    same_image = view_batch(random_batch(count=1).images.expand(8, 2, 32, 32, 3).contiguous())
+    shared = AugmentedViews(augmented(), DATA, ALONE, shared_by=4, name="shared view")(same_image, 0).images
     for chunk in shared.split(4):
         assert torch.allclose(chunk, chunk[:1].expand_as(chunk), atol=1e-5)
         assert (chunk[:, 0] - chunk[:, 1]).abs().max() > 0.1
     assert (shared[0] - shared[4]).abs().max() > 0.1
 
 
-def test_small_views_come_under_every_element_with_its_label(data: DataSource) -> None:
-    options = SmallViewOptions(size=16)
-    make_small_views = TransformedSmallViews(Options(), options, data, ONE_PROCESS, relative=False)
-    images, elements = make_small_views(random_batch(), step=0)
+# ---------------------------------------------------------------- small views
+
+
+def test_small_views_come_under_every_element_with_its_label() -> None:
+    images, elements = small_views()(random_batch(), step=0)
     assert images.shape == (8, 4, 3, 16, 16)
     assert torch.equal(elements, torch.arange(4).expand(8, 4))
     for turns in range(4):
         assert torch.allclose(images[:, turns], torch.rot90(images[:, 0], turns, dims=(2, 3)))
 
 
-def test_drawn_elements_are_different_ones_of_each_image(data: DataSource) -> None:
-    options = SmallViewOptions(group="jigsaw", size=16, elements=5)
-    make_small_views = TransformedSmallViews(Options(), options, data, ONE_PROCESS, relative=False)
-    images, elements = make_small_views(random_batch(), step=0)
+def test_drawn_elements_are_different_ones_of_each_image() -> None:
+    images, elements = small_views(group="jigsaw", elements=5)(random_batch(), step=0)
     assert images.shape[:2] == elements.shape == (8, 5)
     assert all(len(set(row)) == 5 for row in elements.tolist())
     assert not torch.equal(elements[0], elements[1])
 
 
-def test_relative_small_views_are_two_crops_under_two_elements(data: DataSource) -> None:
-    make_small_views = TransformedSmallViews(Options(), SmallViewOptions(size=16), data, ONE_PROCESS, relative=True)
-    images, elements = make_small_views(random_batch(count=64), step=0)
+def test_every_element_is_drawn_about_equally_often() -> None:
+    _, elements = small_views(elements=2)(random_batch(count=2000, views=1, side=8), step=0)
+    counts = torch.bincount(elements.flatten(), minlength=4)
+    assert (counts - 1000).abs().max() < 5 * (4000 * 0.25 * 0.75) ** 0.5
+
+
+def test_relative_small_views_are_two_crops_under_two_elements() -> None:
+    images, elements = small_views(relative=True)(random_batch(count=64), step=0)
     assert images.shape == (64, 2, 3, 16, 16) and elements.shape == (64, 2)
     assert set(elements.flatten().tolist()) == {0, 1, 2, 3}
     upright = [GROUPS["four_fold_rotation"].apply(images[:, view], (4 - elements[:, view]) % 4) for view in range(2)]
     assert (upright[0] - upright[1]).flatten(1).abs().amax(dim=1).min() > 0.05
 
 
-def test_quaternions_beyond_the_euler_box_are_warned_of_once(
-    data: DataSource, capsys: pytest.CaptureFixture[str]
-) -> None:
-    latents = np.zeros((24, 4, 7), np.float32)
-    latents[..., 2] = np.linspace(-3, 3, 4)
-    train = SimpleNamespace(split="train", num_views=4, latents=latents, quats_xyzw=np.zeros((24, 4, 4), np.float32))
-    turntable = SimpleNamespace(name="turntable", train=train, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb)
-    for actions, rank, warned in (("rotation", 0, 1), ("rotation", 1, 0), ("rotation_6d", 0, 0), (None, 0, 0)):
-        TrainingViews(Options(), turntable, SimpleNamespace(rank=rank, world_size=2), actions=actions)
-        assert capsys.readouterr().err.count("warning: views of split 'train' turn by up to 172 degrees") == warned
+# ---------------------------------------------------------------- what is said of them
+
+
+def test_the_description_names_what_is_needed_to_make_such_sequences_again() -> None:
+    assert views(RENDERED, DATA, ALONE, length=4, actions="rotation").describe() == {
+        "source": "rendered", "actions": "rotation", "observed_views": 3,
+    }  # fmt: skip
+    assert views(augmented("seq_jepa"), DATA, ALONE, length=3, actions="augmentation").describe() == {
+        "source": "augmented", "actions": "augmentation", "observed_views": 2, "preset": "seq_jepa",
+        "action_encoding": "standard", "action_transforms": [],
+    }  # fmt: skip
+
+
+SINGLE = Source(Split(np.zeros((24, 1, 0), np.float32)), name="folder")
 
 
 @pytest.mark.parametrize(
-    ("options", "actions", "message"),
+    ("config", "data", "options", "message"),
     [
-        (ViewOptions(), "augmentation", "choose one of rotation, rotation_color, rotation_6d"),
-        (AUGMENTED, "rotation", "choose --actions augmentation"),
+        (RENDERED, SINGLE, {}, r"folder holds one view of each image: choose --views\.source augmented"),
+        (RENDERED, DATA, {"length": 5}, r"sequences of 5 views .* have 4: choose --observed-views 3 or less"),
+        (RENDERED, DATA, {"actions": "pose_base"}, "actions pose_base tell of translations .* choose a set with"),
+        (
+            ViewsConfig(),
+            DATA,
+            {"actions": "pose_object"},
+            "actions pose_object tell of translations and the",
+        ),
+        (RENDERED, DATA, {"actions": "augmentation"}, "--actions is augmentation .* choose one of rotation, rota"),
+        (RENDERED, DATA, {"shared_by": 4}, "rendered views share no augmentations"),
+        (augmented(), DATA, {"actions": "rotation"}, "choose --actions augmentation"),
+        (augmented(), DATA, {"shared_by": 3}, "--batch-size is 8 and chunks of 3 images .*: choose a multiple of 3"),
+        (augmented("none"), DATA, {}, "there are no views named 'none'"),
     ],
 )
-def test_actions_must_go_with_the_views(data: DataSource, options: ViewOptions, actions: str, message: str) -> None:
+def test_what_cannot_be_made_is_refused(config: ViewsConfig, data: Source, options: dict, message: str) -> None:
+    with pytest.raises((UserError, ValueError), match=message):
+        views(config, data, ALONE, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group": "spin"}, r"--small-view\.group is 'spin': choose from four_fold_rotation"),
+        ({"elements": 5}, r"--small-view\.elements is 5: four_fold_rotation has 4"),
+    ],
+)
+def test_small_views_that_cannot_be_made_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        TrainingViews(Options(options), data, ONE_PROCESS, actions=actions)
-
-
-def test_what_cannot_be_made_is_refused(data: DataSource) -> None:
-    with pytest.raises(UserError, match="rendered views share no augmentations"):
-        TrainingViews(Options(), data, ONE_PROCESS, shared_by=4)
-    with pytest.raises(UserError, match=r"--small-view\.group is 'spin': choose from four_fold_rotation"):
-        TransformedSmallViews(Options(), SmallViewOptions(group="spin"), data, ONE_PROCESS, relative=False)
-    with pytest.raises(UserError, match=r"--small-view\.elements is 5: four_fold_rotation has 4"):
-        TransformedSmallViews(Options(), SmallViewOptions(elements=5), data, ONE_PROCESS, relative=False)
-    with pytest.raises(ValueError, match="there are no views named 'none'"):
-        TrainingViews(Options(ViewOptions(source="augmented", preset="none")), data, ONE_PROCESS)
-    single = SimpleNamespace(name="folder", train=SimpleNamespace(num_views=1))
-    with pytest.raises(UserError, match=r"folder holds one view of each image: choose --views\.source augmented"):
-        TrainingViews(Options(), single, ONE_PROCESS)
+        small_views(**options)

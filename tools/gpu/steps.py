@@ -33,7 +33,7 @@ from ssl_equi.encoders.compiling import compile_networks
 from ssl_equi.encoders.cost import cost_by_name
 from ssl_equi.training.devices import prepare_for_device, use_channels_last
 from ssl_equi.training.optimisation import make_optimizer, parameter_groups
-from ssl_equi.views.makers import TrainingViews
+from ssl_equi.views.makers import views
 
 RATE = 1e-4
 MOMENTUM = 0.99
@@ -266,7 +266,7 @@ def views_per_second(phase: Phase, method: Method, compiled: bool) -> Value:
         name="random", mean_rgb=MEAN_RGB, std_rgb=STD_RGB, train=SimpleNamespace(num_views=1)
     )  # fmt: skip
     process: Any = SimpleNamespace(rank=0, world_size=1)
-    make_views = TrainingViews(config, data, process)
+    make_views = views(config, data, process)
     none = torch.zeros(objects, dtype=torch.int64)
     images = torch.randint(256, (objects, 1, side, side, 3), dtype=torch.uint8)
     latents = torch.zeros(objects, 1, 0)

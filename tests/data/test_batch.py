@@ -1,0 +1,12 @@
+from dataclasses import replace
+
+from tests.fakes import random_batch
+
+
+def test_a_batch_moves_but_for_indices() -> None:
+    batch = replace(random_batch(), seconds_waited=1.5)
+    moved = batch.to("meta")
+    assert moved.images.device.type == moved.labels.device.type == moved.latents.device.type == "meta"
+    assert moved.object_indices.device.type == moved.view_indices.device.type == "cpu"
+    assert moved.seconds_waited == 1.5
+    assert batch.to("cpu").images.data_ptr() == batch.images.data_ptr()
