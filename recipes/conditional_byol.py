@@ -15,7 +15,7 @@ import torch
 from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
-from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
+from ssl_equi.objectives.byol import ConditionalBYOL, ConditionalBYOLConfig
 from ssl_equi.options import Momentum
 from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, check_ending, finish, open_loader
 from ssl_equi.training.pretraining_config import (

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.base import ObjectiveOutput
 from ssl_equi.runtime.device_copies import Unread
 
 

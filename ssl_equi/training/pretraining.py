@@ -4,9 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch import nn
+from typing import Any
 
 from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.batch import ViewBatch
@@ -22,7 +20,7 @@ from ssl_equi.errors import RunError
 from ssl_equi.export.encoder import EncoderCard, Export, encoder_export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor_export
 from ssl_equi.files import read_json_object
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.base import Objective, ObjectiveOutput
 from ssl_equi.probing.encode import state_sha256
 from ssl_equi.probing.encoder_sources import EncoderSource
 from ssl_equi.probing.evaluation_suite import Suite
@@ -50,18 +48,6 @@ LICENCES = {
     "CC-BY-SA-4.0": "cc-by-sa-4.0",
     "CC0-1.0": "cc0-1.0",
 }
-
-
-class Objective(Protocol):
-    """What the ending needs to know of an objective: its encoder, and the parts of the features."""
-
-    @property
-    def encoder(self) -> nn.Module:
-        """Maps images [N, 3, H, W] to features [N, D]."""
-
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Named slices of the feature columns."""
 
 
 class DataIdentity:
@@ -141,7 +127,7 @@ class FollowingProbes:
 
     Args:
         run: the probes are registered with it.
-        objective: with an attribute `aggregate_width`, the class is read from its aggregates too, as part `agg`.
+        objective: if it makes aggregates, the class is read from them too, as part `agg`.
         data: what is trained on.
     """
 
@@ -153,7 +139,7 @@ class FollowingProbes:
 
         self.probes = probes(objective.parts["all"].stop, probed_parts(objective))
         run.register("online_probes", self.probes)
-        aggregate_width = getattr(objective, "aggregate_width", None)
+        aggregate_width = objective.aggregate_width
         self.aggregate_probes = None
         if aggregate_width is not None:
             self.aggregate_probes = probes(aggregate_width, {"agg": slice(0, aggregate_width)})
@@ -308,7 +294,7 @@ def exports_of(run: Run, config: PretrainingOptions, objective: Objective, data:
     """The encoder, and the predictor that the objective may hand out (`latent_predictor()`), by folder."""
     card = encoder_card(run.name, config, objective, data)
     exports = {ENCODER_FOLDER: encoder_export(objective.encoder, card)}
-    latent_predictor = getattr(objective, "latent_predictor", lambda: None)()
+    latent_predictor = objective.latent_predictor()
     actions: str | None = getattr(config, "actions", None)
     if latent_predictor is not None and actions is not None:
         predictor_card = PredictorCard(run.name, actions, card.trained_on)

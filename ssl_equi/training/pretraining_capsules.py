@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
-
-from torch import nn
 
 from ssl_equi.data.actions import ActionKind
 from ssl_equi.data.sources import DataSource
 from ssl_equi.export.encoder import EncoderCard, Export, encoder_export
+from ssl_equi.objectives.base import CapsuleObjective
 from ssl_equi.probing.capsule_poses import probe_capsule_poses
 from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.records import ProbeRecord
@@ -17,24 +15,7 @@ from ssl_equi.training.pretraining import check_ending, encoder_card, finish
 from ssl_equi.training.pretraining_config import PretrainingOptions
 from ssl_equi.training.run import Run
 
-if TYPE_CHECKING:  # it imports timm, which takes seconds
-    from ssl_equi.encoders.capsule_network import CapsuleNetwork
-
 CAPSULE_FOLDER = "capsule_network"
-
-
-class CapsuleObjective(Protocol):
-    """What the ending needs to know of an objective on capsules."""
-
-    network: "CapsuleNetwork"
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The backbone below the capsules."""
-
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Named slices of the backbone's feature columns."""
 
 
 def check_capsules_ending(run: Run, config: PretrainingOptions, objective: CapsuleObjective, data: DataSource) -> None:

@@ -42,8 +42,8 @@ from ssl_equi.encoders.batch_norm import running_statistics_kept
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
 from ssl_equi.encoders.recomputing import checkpoint_activations
 from ssl_equi.errors import CheckpointError, RunError, UserError
-from ssl_equi.objectives.distributed import convert_sync_batchnorm
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.base import ObjectiveOutput
+from ssl_equi.objectives.parts.batch import convert_sync_batchnorm
 from ssl_equi.options import used_options
 from ssl_equi.runtime.device_copies import Unread, together
 from ssl_equi.runtime.system import software_versions
