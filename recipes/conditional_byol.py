@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ssl_equi.cli import run_recipe
-from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
+from ssl_equi.objectives.byol import ConditionalBYOL, ConditionalBYOLConfig
 from ssl_equi.options import Momentum
 from ssl_equi.training.config import PretrainingConfig
 from ssl_equi.training.optimisation import target_momentum

@@ -19,9 +19,8 @@ from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.export.encoder import EncoderCard, load_encoder, save_encoder
 from ssl_equi.export.predictor import PredictorCard, load_predictor, save_predictor
 from ssl_equi.export.sequence_model import load_sequence_model, save_sequence_model
-from ssl_equi.objectives.heads import projector
-from ssl_equi.objectives.latent_predictor import ProjectedPredictor
-from ssl_equi.objectives.predictors import Hypernetwork
+from ssl_equi.objectives.parts.heads import projector
+from ssl_equi.objectives.parts.predictors import Hypernetwork, ProjectedPredictor
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.probing import evaluation_report, report
 from ssl_equi.probing.compared_runs import read_evaluated_folder

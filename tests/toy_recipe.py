@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ssl_equi.cli import run_recipe
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.base import ObjectiveOutput
 from ssl_equi.options import Count
 from ssl_equi.training.config import RunConfig
 from ssl_equi.training.run import Run

@@ -4,7 +4,7 @@
     python tools/bench_predictor.py --device cuda --json predictor.json
 
 The naive predictor builds the matrix W(q) of every sample, [B, D, D], as the released SIE code does. The factored one
-(`ssl_equi.objectives.predictors.Hypernetwork`) gives the same result without it. Both have the same weights.
+(`ssl_equi.objectives.parts.predictors.Hypernetwork`) gives the same result without it. Both have the same weights.
 
 Time: wall clock of forward plus backward, naive and factored in turn, one ratio a round; median and range are shown.
 Memory: highest sum of live tensors allocated during one forward plus backward, gradients included, weights and
@@ -32,7 +32,7 @@ from benchmarks import (
 )
 from torch import Tensor
 
-from ssl_equi.objectives.predictors import Hypernetwork
+from ssl_equi.objectives.parts.predictors import Hypernetwork
 
 
 @dataclass(frozen=True)

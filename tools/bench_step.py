@@ -66,10 +66,10 @@ from ssl_equi.data.loader import ViewLoader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.geometry.actions import relative_rotation
+from ssl_equi.objectives.base import ObjectiveOutput
 from ssl_equi.objectives.care import CARE, CAREConfig
 from ssl_equi.objectives.essl import ESSL, ESSLConfig
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
-from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.probing.online import OnlineProbes

@@ -17,7 +17,7 @@ def running_statistics_kept(module: nn.Module) -> Iterator[None]:
     Running mean, running variance and the count of batches are afterwards equal to the bit, also after an exception.
     Other buffers stand in for them meanwhile, so make no checkpoint inside. Layers in eval mode, and those without
     running statistics, are left as they are. Works for torch's batch norms (the synchronised one too), timm's
-    `BatchNormAct2d` and `ssl_equi.objectives.distributed.SynchronisedBatchNorm`.
+    `BatchNormAct2d` and `ssl_equi.objectives.parts.batch.SynchronisedBatchNorm`.
     """
     layers = [
         layer

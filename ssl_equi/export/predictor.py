@@ -26,10 +26,16 @@ from ssl_equi.errors import CheckpointError
 from ssl_equi.export.encoder import CONFIG_FILE, Export, built_and_filled, check_sizes
 from ssl_equi.files import read_json_object
 from ssl_equi.geometry.actions import ACTION_SIZES, QUATERNION_ACTION_KINDS
-from ssl_equi.objectives.heads import projector
-from ssl_equi.objectives.latent_predictor import EmbeddingPredictor, FeatureSource, PoseProduct, ProjectedPredictor
-from ssl_equi.objectives.lightly_parts import projection_head
-from ssl_equi.objectives.predictors import ConditionedPredictor, Hypernetwork, MLPPredictor
+from ssl_equi.objectives.parts.heads import projection_head, projector
+from ssl_equi.objectives.parts.predictors import (
+    ConditionedPredictor,
+    EmbeddingPredictor,
+    FeatureSource,
+    Hypernetwork,
+    MLPPredictor,
+    PoseProduct,
+    ProjectedPredictor,
+)
 
 PREDICTOR_FOLDER = "predictor"
 AUGMENTATION = "augmentation"  # actions between augmented views: of any width

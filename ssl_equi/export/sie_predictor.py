@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from ssl_equi.errors import CheckpointError
 from ssl_equi.export.tensors import first_names, is_batch_count
-from ssl_equi.objectives.heads import projector
-from ssl_equi.objectives.latent_predictor import ProjectedPredictor
-from ssl_equi.objectives.predictors import Hypernetwork, MLPPredictor
+from ssl_equi.objectives.parts.heads import projector
+from ssl_equi.objectives.parts.predictors import Hypernetwork, MLPPredictor, ProjectedPredictor
 
 PROJECTOR = re.compile(r"[^.]*(projector|projection|expander)")
 EQUIVARIANT_PROJECTOR = re.compile(

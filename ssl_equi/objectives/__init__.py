@@ -1,5 +1,5 @@
-"""Objectives: views and actions in, named loss terms out.
+"""Objectives: views and actions in, loss and named terms out.
 
-One file a method. An objective is a plain `torch.nn.Module` that sees tensors only; import it from its own
-file, for example `from ssl_equi.objectives.sie import SIE, SIEConfig`.
+One file per method, each a subclass of `base.Objective`; import it from its own file, for example
+`from ssl_equi.objectives.sie import SIE, SIEConfig`. What several of them are made of is in `parts/`.
 """

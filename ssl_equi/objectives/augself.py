@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_equi.objectives.extension import Extension
-from ssl_equi.objectives.heads import ActionHead, action_regression
-from ssl_equi.objectives.output import ObjectiveOutput, detached
-from ssl_equi.objectives.two_views import check_actions
+from ssl_equi.objectives.base import Extension, Objective, ObjectiveOutput
+from ssl_equi.objectives.parts.checks import check_actions, check_weight
+from ssl_equi.objectives.parts.heads import ActionHead, action_regression
 from ssl_equi.options import ActsWhen, Derived, NonNegative, Width
 
 
@@ -35,36 +34,22 @@ class AugSelf(Extension):
     """loss = base loss + weight * MSE(head([y; y']), action), with y, y' the encoder features of the two views.
 
     The regression reads the features in front of the projector and trains the encoder. The paper has one head for each
-    kind of augmentation; here one head regresses the whole action, as in the SIE code.
-
-    Args:
-        base: an objective of this package on two views, whose output has `encoder_features`.
-        config: weight and sizes.
-
-    Raises:
-        ValueError: if the base has no encoder that states its feature width, or a size or the weight is impossible.
+    kind of augmentation; here one head regresses the whole action, as in the SIE code. The base's output must have
+    `encoder_features`.
     """
 
-    def __init__(self, base: nn.Module, config: AugSelfConfig = AugSelfConfig()) -> None:
+    def __init__(self, base: Objective, config: AugSelfConfig = AugSelfConfig()) -> None:
         super().__init__(base)
-        if not config.weight >= 0:
-            raise ValueError(f"weight is {config.weight}: give 0 or more")
+        check_weight("weight", config.weight)
         self.config = config
+        self.action_dim = config.action_dim
         self.head = ActionHead(self.num_features, config.action_dim, config.hidden) if config.weight > 0 else None
 
     def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
-        """Computes the loss of a batch.
-
-        Args:
-            views: [B, 2, 3, H, W], float, normalised.
-            actions: [B, action_dim], the transformation from view 1 to view 2; may be None if the weight is 0.
+        """The loss of two views and the actions [B, action_dim] from view 1 to view 2; None if the weight is 0.
 
         Returns:
             the base's terms and `action_regression`, the mean squared error over the batch and the action's columns.
-
-        Raises:
-            ValueError: if views or actions do not have the shapes and types above, or the base gives no features with
-                a graph.
         """
         if self.head is None:
             return replace(self.base(views, actions), embeddings=None, encoder_features=None)
@@ -79,5 +64,4 @@ class AugSelf(Extension):
         with torch.autocast(views.device.type, enabled=False):
             regression = action_regression(prediction, actions)
             loss = output.loss + self.config.weight * regression
-        terms = output.terms | detached({"action_regression": regression})
-        return ObjectiveOutput(loss=loss, terms=terms, features=output.features)
+        return self.output(loss, output.terms | {"action_regression": regression}, output.features)

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.objectives.distributed import batch_products, batch_var_mean
-from ssl_equi.objectives.lightly_parts import projection_head
-from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput, detached
-from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
-from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.objectives.base import ObjectiveOutput, ProjectedObjective
+from ssl_equi.objectives.parts.batch import batch_products, batch_var_mean, full_precision, normalised_std
+from ssl_equi.objectives.parts.checks import check_views
+from ssl_equi.objectives.parts.heads import projection_head
 from ssl_equi.options import NonNegative, Width
 
 EPSILON = 1e-5  # added to the variance, as batch norm does: a constant dimension becomes 0 instead of NaN
@@ -25,7 +23,7 @@ class BarlowTwinsConfig:
     projector: tuple[Width, ...] = (8192, 8192, 8192)
     """Widths of the projector's linear layers. Paper: 8192-8192-8192."""
     separate_batch_norm: bool = False
-    """One call a view, as in the paper, instead of one call for both; see `two_views.on_both_views`."""
+    """One call per view, as in the paper, instead of one call for both; see `on_both_views`."""
 
 
 def standardise(embedding: Tensor) -> Tensor:
@@ -53,66 +51,34 @@ def cross_correlation_terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tens
     return (1 - diagonal).square().sum(), off_diagonal.square().sum()
 
 
-class BarlowTwins(nn.Module):
+class BarlowTwins(ProjectedObjective):
     """loss = sum over i of (1 - c_ii)^2 + off_diagonal_weight * sum over i != j of c_ij^2.
 
-    c is the correlation of the dimensions of view 1's embeddings with those of view 2's over the global batch, see
-    `ssl_equi.objectives.distributed`. The sums grow with the embedding's width, which calls for a small learning rate
-    or an optimizer that does not mind the scale (LARS in the paper).
-
-    Args:
-        encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D.
-        config: weight and sizes.
-
-    Raises:
-        ValueError: if the encoder does not state its feature width, or the projector has no width or one below 1.
+    c is the correlation of the dimensions of view 1's embeddings with those of view 2's over the global batch. The sums
+    grow with the embedding's width, which calls for a small learning rate or an optimizer that does not mind the scale
+    (LARS in the paper).
     """
 
-    embeds_both_views = True  # its output has `embeddings`
+    embeds_both_views = True
 
     def __init__(self, encoder: nn.Module, config: BarlowTwinsConfig = BarlowTwinsConfig()) -> None:
-        super().__init__()
+        super().__init__(encoder, config.separate_batch_norm)
         self.config = config
-        self.encoder = encoder
-        self.num_features = feature_dim(encoder)
         self.projector = projection_head(self.num_features, config.projector)
 
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Named column ranges of the encoder features: Barlow Twins has no split."""
-        return {"all": slice(0, self.num_features)}
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Encoder and projector, in float32 or better, not standardised: [N, 3, H, W] -> [N, E]."""
-        return full_precision(self.projector(self.encoder(images)))
-
     def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
-        """Computes the loss of a batch.
-
-        Args:
-            views: [B, 2, 3, H, W], float, normalised.
-            actions: ignored; accepted so that all objectives are called alike.
+        """The loss of two views.
 
         Returns:
             terms `on_diagonal` and `off_diagonal`, the two sums before the weight, and the monitor `std_all`, see
-            `monitors.normalised_std` (0 means collapse); embeddings as `embed` gives them.
-
-        Raises:
-            ValueError: if the views do not have the shape or type above.
+            `normalised_std` (0 means collapse); the output's embeddings are not standardised.
         """
         check_views(views)
-        separate = self.config.separate_batch_norm
-        features = on_both_views(self.encoder, views, separate)
-        embeddings = on_both_views(self.projector, features, separate)
+        features = self.on_views(self.encoder, views)
+        embeddings = self.on_views(self.projector, features)
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
             on_diagonal, off_diagonal = cross_correlation_terms(*embeddings.unbind(dim=1))
             loss = on_diagonal + self.config.off_diagonal_weight * off_diagonal
             terms = {"on_diagonal": on_diagonal, "off_diagonal": off_diagonal, "std_all": normalised_std(embeddings)}
-        return ObjectiveOutput(
-            loss=loss,
-            terms=detached(terms),
-            features=full_precision(features.detach()),
-            embeddings=embeddings,
-            encoder_features=features,
-        )
+        return self.output(loss, terms, features, embeddings=embeddings, encoder_features=features)

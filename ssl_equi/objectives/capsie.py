@@ -11,29 +11,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_equi.objectives.capsule_terms import (
+from ssl_equi.objectives.base import CapsuleObjective, ObjectiveOutput, weighted_sum
+from ssl_equi.objectives.parts.batch import full_precision
+from ssl_equi.objectives.parts.capsule_terms import (
     capsule_monitors,
     capsules_of_both_views,
     cross_entropy,
     missing_entropy,
 )
-from ssl_equi.objectives.latent_predictor import ProjectedPredictor
-from ssl_equi.objectives.output import ObjectiveOutput, detached
-from ssl_equi.objectives.predictors import Hypernetwork, HypernetworkInit
-from ssl_equi.objectives.two_views import (
-    check_action_dim,
-    check_actions,
-    check_temperature,
-    check_views,
-    feature_dim,
-)
-from ssl_equi.objectives.vicreg_terms import full_precision, invariance_term, spread_terms, variance_term
+from ssl_equi.objectives.parts.checks import check_action_dim, check_actions, check_temperature, check_views
+from ssl_equi.objectives.parts.predictors import Hypernetwork, HypernetworkInit, ProjectedPredictor
+from ssl_equi.objectives.parts.vicreg_terms import invariance_term, spread_terms, variance_term
 from ssl_equi.options import Derived, NonNegative, Positive
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
     from ssl_equi.encoders.capsule_network import CapsuleNetwork
+
 
 TEMPERATURE_SCHEDULE_LENGTH = 1.25  # of the training, so that the last target temperature is not reached
 
@@ -62,12 +57,12 @@ class CapsIEConfig:
     action_dim: Derived = 4
     """Width of the action: 4 for a relative rotation (quaternion xyzw), 7 for a relative pose."""
     hypernetwork_init: HypernetworkInit = "scale_preserving"
-    """Of the linear hypernetwork that predicts poses; see `ssl_equi.objectives.predictors`."""
+    """Of the linear hypernetwork that predicts poses; see `Hypernetwork`."""
     separate_batch_norm: bool = False
-    """One call of the network a view instead of one call for both; see `two_views.on_both_views`."""
+    """One call of the network per view instead of one call for both; see `on_both_views`."""
 
 
-class CapsIE(nn.Module):
+class CapsIE(CapsuleObjective):
     """CapsIE's loss. With a, a' the activations of the views, Q, Q' their poses as one vector each:
 
     loss = inv * [CE(s(a'), p(a)) + CE(s(a), p(a'))] / 2 + equi * MSE(W(action) Q, Q') + entropy * [E(p(a)) + E(p(a'))]
@@ -75,39 +70,22 @@ class CapsIE(nn.Module):
 
     where p(a) = softmax(a / prediction temperature), s(a) = softmax(a / target temperature) without gradient, E is
     log K minus the entropy of the batch's mean, V and C are VICReg's. E, V and C are taken over the global batch.
-
-    Args:
-        network: 16 capsules of 4 x 4 poses in the paper.
-        config: weights and temperatures.
-
-    Raises:
-        ValueError: an impossible temperature or size.
+    The paper has 16 capsules of 4 x 4 poses.
     """
 
     def __init__(self, network: "CapsuleNetwork", config: CapsIEConfig = CapsIEConfig()) -> None:
-        super().__init__()
+        super().__init__(network, config.separate_batch_norm)
         for temperature in (config.prediction_temperature, config.target_temperature, config.last_target_temperature):
             check_temperature(temperature)
         check_action_dim(config.action_dim)
         self.config = config
-        self.network = network
-        self.num_features = feature_dim(network.backbone)
+        self.action_dim = config.action_dim
         pose_width = network.num_capsules * network.pose_side**2
         self.predictor = Hypernetwork(pose_width, config.action_dim, init=config.hypernetwork_init)
         self.target_temperature = config.target_temperature
 
-    @property
-    def encoder(self) -> nn.Module:
-        """The backbone below the capsules, whose features are what the paper probes."""
-        return self.network.backbone
-
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Named column ranges of the backbone's features: there is no split. The capsules have parts of their own."""
-        return {"all": slice(0, self.num_features)}
-
     def latent_predictor(self) -> ProjectedPredictor:
-        """The trained predictor by itself, on the poses of the capsule network; the weights are shared."""
+        """See `Objective`: on the poses of the capsule network."""
         poses = self.network.parts["equi"]
         return ProjectedPredictor(self.network.num_features, poses, None, self.predictor, "capsule_network")
 
@@ -117,56 +95,35 @@ class CapsIE(nn.Module):
         self.target_temperature = first + (last - first) * progress / TEMPERATURE_SCHEDULE_LENGTH
 
     def forward(self, views: Tensor, actions: Tensor) -> ObjectiveOutput:
-        """Computes the loss of a batch.
-
-        Args:
-            views: [B, 2, 3, H, W], float, normalised.
-            actions: [B, action_dim], the transformation from view 1 to view 2.
+        """The loss of two views and the actions [B, action_dim] from view 1 to view 2.
 
         Returns:
             terms `invariance`, the mean of both cross-entropies; `equivariance` = MSE(W(action) Q, Q');
             `missing_entropy` = E(p(a)) + E(p(a')); `variance` = [V(Q) + V(Q')] / 2; `variance_prediction` =
             V(W(action) Q); `covariance` = C(Q) + C(Q'); and the monitors `std_inv`, `std_equi` and `entropy`, see
             `capsule_terms.capsule_monitors`.
-
-        Raises:
-            ValueError: if views or actions do not have the shapes and types above.
         """
         check_views(views)
         actions = check_actions(actions, len(views), self.config.action_dim)
-        features, capsules = capsules_of_both_views(self.network, views, self.config.separate_batch_norm)
+        features, capsules = capsules_of_both_views(self.network, views, self.separate_batch_norm)
         prediction = self.predictor(capsules.poses[:, 0].flatten(1), actions)
 
         # The terms see at least float32: squares and logarithms of half-precision values overflow or vanish.
         with torch.autocast(views.device.type, enabled=False):
             activations, prediction = full_precision(capsules.activations), full_precision(prediction)
             poses = full_precision(capsules.poses).flatten(2)
-            terms = self._activation_terms(activations) | self._pose_terms(poses, prediction)
-            weights = self._term_weights()
-            loss = torch.stack([weights[name] * terms[name] for name in weights]).sum()
+            predicted = (activations / self.config.prediction_temperature).softmax(dim=-1)
+            targets = (activations.detach() / self.target_temperature).softmax(dim=-1)
+            terms = {
+                "invariance": cross_entropy(targets.flip(1), predicted),
+                "missing_entropy": missing_entropy(predicted[:, 0]) + missing_entropy(predicted[:, 1]),
+                "equivariance": invariance_term(prediction, poses[:, 1]),
+                "variance_prediction": variance_term(prediction),
+                **spread_terms(poses),
+            }
+            loss = weighted_sum(terms, self._term_weights())
             terms |= capsule_monitors(activations.detach(), poses.detach(), pose_std=1.0)
-        return ObjectiveOutput(
-            loss=loss,
-            terms=detached(terms),
-            features=full_precision(features.detach()),
-        )
-
-    def _activation_terms(self, activations: Tensor) -> dict[str, Tensor]:
-        """Agreement of the two views' activations [B, 2, K], and use of all capsules."""
-        predictions = (activations / self.config.prediction_temperature).softmax(dim=-1)
-        targets = (activations.detach() / self.target_temperature).softmax(dim=-1)
-        return {
-            "invariance": cross_entropy(targets.flip(1), predictions),
-            "missing_entropy": missing_entropy(predictions[:, 0]) + missing_entropy(predictions[:, 1]),
-        }
-
-    def _pose_terms(self, poses: Tensor, prediction: Tensor) -> dict[str, Tensor]:
-        """The prediction's error and the spread of poses [B, 2, E]."""
-        return {
-            "equivariance": invariance_term(prediction, poses[:, 1]),
-            "variance_prediction": variance_term(prediction),
-            **spread_terms(poses),
-        }
+        return self.output(loss, terms, features)
 
     def _term_weights(self) -> dict[str, float]:
         config = self.config

@@ -5,20 +5,18 @@ If two augmentations a, a' leave the same cosines between the embeddings of any 
 takes f(a' x) to f(a x) for all images x (proposition 1 of the paper).
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_equi.encoders.batch_norm import running_statistics_kept
-from ssl_equi.objectives.extension import Extension
-from ssl_equi.objectives.output import ObjectiveOutput, detached
-from ssl_equi.objectives.two_views import check_views, on_both_views
-from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.objectives.base import Extension, ObjectiveOutput, ProjectedObjective
+from ssl_equi.objectives.parts.batch import full_precision
+from ssl_equi.objectives.parts.checks import check_views, check_weight
 from ssl_equi.options import ActsWhen, NonNegative, Width
 
 
@@ -84,29 +82,24 @@ class CARE(Extension):
     Chunks lie within a process, and the term is a mean over them, so the mean over processes is that of all chunks.
 
     Args:
-        base: a contrastive objective of this package on two views, with a method `embed` for its online encoder and
-            projector; with `reuse_views` one that `embeds_both_views`.
-        config: weight, chunks, and which views are compared.
-
-    Raises:
-        ValueError: if the base has no encoder that states its feature width or cannot embed images, or the weight or
-            the chunk size is impossible.
+        base: a contrastive objective; with `reuse_views` one that `embeds_both_views`.
     """
 
-    def __init__(self, base: nn.Module, config: CAREConfig = CAREConfig()) -> None:
+    base: ProjectedObjective
+
+    def __init__(self, base: ProjectedObjective, config: CAREConfig = CAREConfig()) -> None:
         super().__init__(base)
-        if not callable(getattr(base, "embed", None)):
+        if not isinstance(base, ProjectedObjective):
             raise ValueError(
-                f"the base objective {type(base).__name__} has no method embed: pass one that can embed single images, "
+                f"the base objective {type(base).__name__} has no projector: pass one that can embed single images, "
                 "such as SimCLR(encoder)"
             )
-        if config.reuse_views and not getattr(base, "embeds_both_views", False):
+        if config.reuse_views and not base.embeds_both_views:
             raise ValueError(
                 f"the base objective {type(base).__name__} does not embed both views with its online branch: set "
                 "reuse_views=False, or pass a base that does, such as SimCLR(encoder) or a symmetric MoCo"
             )
-        if not config.weight >= 0:
-            raise ValueError(f"weight is {config.weight}: give 0 or more")
+        check_weight("weight", config.weight)
         if config.chunk_size < 2:
             raise ValueError(f"chunk_size is {config.chunk_size}: a chunk needs 2 images to compare, such as 16")
         self.config = config
@@ -114,21 +107,17 @@ class CARE(Extension):
     def forward(
         self, views: Tensor, actions: Tensor | None = None, shared_views: Tensor | None = None
     ) -> ObjectiveOutput:
-        """Computes the loss of a batch.
+        """The loss of two views.
 
         Args:
-            views: [B, 2, 3, H, W], float, normalised; with `reuse_views` augmented chunk by chunk.
+            views: [B, 2, 3, H, W]; with `reuse_views` augmented chunk by chunk.
             actions: handed to the base.
-            shared_views: [B, 2, 3, H, W], float, normalised: two views of each image, augmented chunk by chunk, where
-                a chunk is `chunk_size` consecutive images. None with `reuse_views`, or if the weight is 0.
+            shared_views: [B, 2, 3, H, W]: two views of each image, augmented chunk by chunk, where a chunk is
+                `chunk_size` consecutive images. None with `reuse_views`, or if the weight is 0.
 
         Returns:
             the base's terms, `gram_difference`, and the monitor `alignment_shared`, the mean cosine of the two shared
             views of an image (1: the encoder is invariant, and the Gram term has nothing to do).
-
-        Raises:
-            ValueError: if the views do not have the shape or type above, their number is no multiple of `chunk_size`,
-                `shared_views` is missing or superfluous, or there are no embeddings to reuse.
         """
         config = self.config
         if config.weight == 0:
@@ -143,7 +132,11 @@ class CARE(Extension):
                 " share of each process is a multiple of it"
             )
         output = self.base(views, actions)
-        embeddings = output.embeddings if config.reuse_views else self._embed(compared)
+        if config.reuse_views:
+            embeddings = output.embeddings
+        else:
+            with running_statistics_kept(self.base) if config.separate_statistics else nullcontext():
+                embeddings = self.on_views(self.base.embed, compared)
         assert embeddings is not None, "a base that embeds both views hands them out"
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
@@ -151,8 +144,8 @@ class CARE(Extension):
             first, second = embeddings.detach().unbind(dim=1)
             alignment = F.cosine_similarity(first, second, dim=1).mean()
             loss = output.loss + config.weight * difference
-        terms = detached({"gram_difference": difference, "alignment_shared": alignment})
-        return ObjectiveOutput(loss=loss, terms=output.terms | terms, features=output.features)
+        terms = {"gram_difference": difference, "alignment_shared": alignment}
+        return self.output(loss, output.terms | terms, output.features)
 
     def _compared_views(self, views: Tensor, shared_views: Tensor | None) -> Tensor:
         """The views whose augmentations are shared by chunks."""
@@ -165,9 +158,3 @@ class CARE(Extension):
                 "shared_views are missing: pass [B, 2, 3, H, W] with augmentations shared by chunks, or set reuse_views"
             )
         return shared_views
-
-    def _embed(self, shared_views: Tensor) -> Tensor:
-        """[B, 2, 3, H, W] -> [B, 2, E]."""
-        embed: Callable[[Tensor], Tensor] = self.base.embed  # type: ignore[assignment]
-        with running_statistics_kept(self.base) if self.config.separate_statistics else nullcontext():
-            return on_both_views(embed, shared_views, self.separate_batch_norm)

@@ -12,15 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_equi.objectives.lightly_parts import LastBatchNorm, projection_head
-from ssl_equi.objectives.momentum import follow, target_of
-from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput, detached
-from ssl_equi.objectives.predictors import ConditionedPredictor
-from ssl_equi.objectives.sequences import check_sequence, check_steps
-from ssl_equi.objectives.two_views import feature_dim, on_both_views
-from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.objectives.base import ObjectiveOutput, ProjectedObjective
+from ssl_equi.objectives.parts.batch import full_precision, normalised_std
+from ssl_equi.objectives.parts.checks import check_actions, check_choice, check_views
+from ssl_equi.objectives.parts.heads import LastBatchNorm, projection_head, target_of
+from ssl_equi.objectives.parts.predictors import ConditionedPredictor
 from ssl_equi.options import Derived, Width
+
+Reduction = Literal["mean", "sum"]
 
 
 @dataclass(frozen=True)
@@ -38,40 +37,31 @@ class ConvJEPAConfig:
     """Width of an action: 2 for the way from one glimpse to another, 4 for a relative rotation (quaternion xyzw)."""
     action_width: Width = 128
     """Width of the embedded action that the predictor reads beside the embedding; 128 in seq-JEPA."""
-    reduction: Literal["mean", "sum"] = "mean"
+    reduction: Reduction = "mean"
     """How the losses of the observed views become one. Released code: mean; paper: sum, which is M times as large."""
     separate_batch_norm: bool = False
     """One call of encoder and projector an observed view instead of one call for all, as in the released code; see
-    `two_views.on_both_views`. The predictor has one call a view either way, as there."""
+    `on_both_views`. The predictor has one call a view either way, as there."""
 
 
-class ConvJEPA(nn.Module):
+class ConvJEPA(ProjectedObjective):
     """loss = mean (or sum) over the observed views i = 1 to M of 1 - cos(p_i, t), mean over the batch.
 
     p_i = predictor(projector(encoder(view i)), action from view i to view M + 1), and t is the target's projection of
     view M + 1, without gradient. 1 - cos is half of BYOL's 2 - 2 cos, and has the size of seq-JEPA's loss.
 
-    The target encoder and projector start as copies of the online ones and follow them through `update_target`, to be
-    called after every step of the optimizer. They run in the mode of the objective: while training, their batch norms
-    use the statistics of the target views and gather running ones of their own. The M observed views go through the
-    encoder and the projector in one call each, and through the predictor one by one, so that batch norms see the
-    predictions and actions of each by themselves; the online encoder never sees the target views.
-
-    Args:
-        encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D; it becomes the online encoder.
-        config: sizes and reduction.
-
-    Raises:
-        ValueError: if the encoder does not state its feature width, a width is impossible, or the reduction unknown.
+    The target encoder and projector start as copies of the online ones and follow them through `update_target`. They
+    run in the mode of the objective: while training, their batch norms use the statistics of the target views and
+    gather running ones of their own. The M observed views go through the encoder and the projector in one call each,
+    and through the predictor one by one, so that batch norms see the predictions and actions of each by themselves; the
+    online encoder never sees the target views.
     """
 
     def __init__(self, encoder: nn.Module, config: ConvJEPAConfig = ConvJEPAConfig()) -> None:
-        super().__init__()
-        if config.reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction is {config.reduction!r}: choose 'mean' or 'sum'")
+        super().__init__(encoder, config.separate_batch_norm)
+        check_choice("reduction", config.reduction, Reduction)
         self.config = config
-        self.encoder = encoder
-        self.num_features = feature_dim(encoder)
+        self.action_dim = config.action_dim
         self.projector = projection_head(self.num_features, config.projector, config.last_batch_norm)
         width = config.projector[-1]
         self.predictor = ConditionedPredictor(
@@ -80,41 +70,24 @@ class ConvJEPA(nn.Module):
         self.target_encoder = target_of(self.encoder)
         self.target_projector = target_of(self.projector)
 
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Named column ranges of the encoder features: Conv-JEPA has no split."""
-        return {"all": slice(0, self.num_features)}
-
-    def update_target(self, momentum: float) -> None:
-        """target <- momentum * target + (1 - momentum) * online, for the encoder and the projector.
-
-        Raises:
-            ValueError: the momentum is outside [0, 1].
-        """
-        follow(self.target_encoder, self.encoder, momentum)
-        follow(self.target_projector, self.projector, momentum)
-
     def forward(self, views: Tensor, actions: Tensor) -> ObjectiveOutput:
-        """Computes the loss of a batch.
+        """The loss of a batch.
 
         Args:
-            views: [B, M + 1, 3, H, W], float, normalised: M >= 1 observed views, then the one to predict.
+            views: [B, M + 1, 3, H, W]: M >= 1 observed views, then the one to predict.
             actions: [B, M, action_dim], from each observed view to the last view.
 
         Returns:
             terms `cosine` (mean over the observed views) and the monitor `std_all` of the observed views' online
-            projections, see `monitors.normalised_std` (0 means collapse); features [B, M, D] of the observed views.
-
-        Raises:
-            ValueError: if views or actions do not have the shapes and types above.
+            projections, see `normalised_std` (0 means collapse); features [B, M, D] of the observed views.
         """
-        check_sequence(views)
+        check_views(views, num_views=None)
         observed = views[:, :-1]
-        actions = check_steps(actions, len(views), observed.shape[1], self.config.action_dim)
-        separate = self.config.separate_batch_norm
-        features = on_both_views(self.encoder, observed, separate)
-        embeddings = on_both_views(self.projector, features, separate)
-        predictions = self._predict(embeddings, actions)
+        actions = check_actions(actions, *observed.shape[:2], self.config.action_dim)
+        features = self.on_views(self.encoder, observed)
+        embeddings = self.on_views(self.projector, features)
+        pairs = zip(embeddings.unbind(dim=1), actions.unbind(dim=1), strict=True)
+        predictions = torch.stack([self.predictor(embedding, action) for embedding, action in pairs], dim=1)
         with torch.no_grad():
             target = self.target_projector(self.target_encoder(views[:, -1]))
 
@@ -124,14 +97,4 @@ class ConvJEPA(nn.Module):
             losses = 1 - cosine_by_view
             loss = losses.mean() if self.config.reduction == "mean" else losses.sum()
             terms = {"cosine": cosine_by_view.mean(), "std_all": normalised_std(embeddings)}
-        return ObjectiveOutput(
-            loss=loss,
-            terms=detached(terms),
-            features=full_precision(features.detach()),
-            encoder_features=features,
-        )
-
-    def _predict(self, embeddings: Tensor, actions: Tensor) -> Tensor:
-        """The target's projection as each observed view expects it: [B, M, E], [B, M, A] -> [B, M, E]."""
-        pairs = zip(embeddings.unbind(dim=1), actions.unbind(dim=1), strict=True)
-        return torch.stack([self.predictor(embedding, action) for embedding, action in pairs], dim=1)
+        return self.output(loss, terms, features, encoder_features=features)

@@ -6,13 +6,15 @@ views, must be the poses of view 2.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_equi.geometry.poses import matrix_of_action
-from ssl_equi.objectives.capsule_terms import (
+from ssl_equi.objectives.base import CapsuleObjective, ObjectiveOutput, weighted_sum
+from ssl_equi.objectives.parts.batch import full_precision
+from ssl_equi.objectives.parts.capsule_terms import (
     TURNED_COLUMNS,
     capsule_monitors,
     capsules_of_both_views,
@@ -23,21 +25,18 @@ from ssl_equi.objectives.capsule_terms import (
     transformed_poses,
     unit_poses,
 )
-from ssl_equi.objectives.latent_predictor import PoseProduct
-from ssl_equi.objectives.output import ObjectiveOutput, detached
-from ssl_equi.objectives.two_views import check_actions, check_views, feature_dim
-from ssl_equi.objectives.vicreg_terms import full_precision, invariance_term, spread_terms
+from ssl_equi.objectives.parts.checks import check_actions, check_choice, check_views
+from ssl_equi.objectives.parts.predictors import PoseProduct
+from ssl_equi.objectives.parts.vicreg_terms import invariance_term, spread_terms
 from ssl_equi.options import ActsWhen, NonNegative
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
     from ssl_equi.encoders.capsule_network import CapsuleNetwork
 
+
 # Poses that truly follow rotations with a mean (3DIEBench's Euler box) have .91 of the largest standard deviation: a
 # target of 1 would work against them.
 TARGET_SHARE = 0.5
-ACTION_DIM_BY_POSE_SIDE = {3: 4, 4: 7}  # relative rotation; relative pose in one of the two frames
-
-
 VarianceTarget = Literal["reachable", "published"]
 PoseNorm = Literal["turned_columns", "published"]
 
@@ -67,11 +66,11 @@ class EquiCapsConfig:
     whole matrix, which is the same for 3 x 3; 4 x 4 poses may then put their weight on the last column and follow the
     action without knowing the rotation."""
     separate_batch_norm: bool = False
-    """One call of the network a view, as in the released code (each view has its own batch statistics), instead of one
-    call for both, which is faster."""
+    """One call of the network per view, as in the released code (each view has its own batch statistics), instead of
+    one call for both, which is faster."""
 
 
-class EquiCaps(nn.Module):
+class EquiCaps(CapsuleObjective):
     """EquiCaps' loss. With a, a' the activations of the views, P, P' their poses and M the action as a matrix:
 
     loss = inv * CE(a', a) + equi * MSE(u(P M), u(P')) + entropy * [E(a) + E(a')]
@@ -84,65 +83,40 @@ class EquiCaps(nn.Module):
 
     Args:
         network: its poses are 3 x 3 for rotations or 4 x 4 for poses.
-        config: weights.
-
-    Raises:
-        ValueError: poses of another size, or an unknown variance target or norm.
     """
 
+    action_dim: int
+    poses_are_multiplied = True
+
     def __init__(self, network: "CapsuleNetwork", config: EquiCapsConfig = EquiCapsConfig()) -> None:
-        super().__init__()
-        if config.variance_target not in get_args(VarianceTarget):
-            raise ValueError(f"variance_target is {config.variance_target!r}: choose 'reachable' or 'published'")
-        if config.pose_norm not in get_args(PoseNorm):
-            raise ValueError(f"pose_norm is {config.pose_norm!r}: choose 'turned_columns' or 'published'")
+        super().__init__(network, config.separate_batch_norm)
+        check_choice("variance_target", config.variance_target, VarianceTarget)
+        check_choice("pose_norm", config.pose_norm, PoseNorm)
         self.config = config
-        self.network = network
-        self.num_features = feature_dim(network.backbone)
         self.num_capsules, self.pose_side = network.num_capsules, network.pose_side
-        if self.pose_side not in ACTION_DIM_BY_POSE_SIDE:
-            raise ValueError(
-                f"the capsules' poses are {self.pose_side} x {self.pose_side}: make them 3 x 3 for rotations or 4 x 4 "
-                "for poses, which the action is multiplied with"
-            )
         self.unit_columns = TURNED_COLUMNS if config.pose_norm == "turned_columns" else None
-        self.action_dim = ACTION_DIM_BY_POSE_SIDE[self.pose_side]
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The backbone below the capsules, whose features are what the paper probes."""
-        return self.network.backbone
-
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Named column ranges of the backbone's features: there is no split. The capsules have parts of their own."""
-        return {"all": slice(0, self.num_features)}
+        self.action_dim = self.latent_predictor().action_dim
 
     def latent_predictor(self) -> PoseProduct:
         """What predicts here: the product of the capsule network's poses and the action."""
         return PoseProduct(self.num_capsules, self.pose_side, self.unit_columns)
 
     def forward(self, views: Tensor, actions: Tensor) -> ObjectiveOutput:
-        """Computes the loss of a batch.
+        """The loss of two views.
 
         Args:
-            views: [B, 2, 3, H, W], float, normalised.
+            views: [B, 2, 3, H, W].
             actions: [B, 4], the relative rotation as a quaternion xyzw, for 3 x 3 poses; [B, 7], the relative pose in
                 one frame (see `ssl_equi.geometry.poses`), for 4 x 4 ones.
 
         Returns:
             terms `invariance` = CE(a', a), `equivariance` = the mean squared difference of entries of u(P M) and u(P'),
             `missing_entropy` = E(a) + E(a'), `variance` = [V(Z) + V(Z')] / 2, `covariance` = C(Z) + C(Z'), and the
-            monitors `std_inv`, `std_equi`, the mean standard deviation of activations and of entries of poses as a
-            share of the largest possible (0 means collapse), and `entropy`, the mean entropy of an image's activations
-            as a share of log K (0: one capsule answers).
-
-        Raises:
-            ValueError: if views or actions do not have the shapes and types above.
+            monitors `std_inv`, `std_equi` and `entropy`, see `capsule_terms.capsule_monitors`.
         """
         check_views(views)
         actions = check_actions(actions, len(views), self.action_dim)
-        features, capsules = capsules_of_both_views(self.network, views, self.config.separate_batch_norm)
+        features, capsules = capsules_of_both_views(self.network, views, self.separate_batch_norm)
 
         # The terms see at least float32: squares and logarithms of half-precision values overflow or vanish.
         with torch.autocast(views.device.type, enabled=False):
@@ -160,15 +134,10 @@ class EquiCaps(nn.Module):
                 "missing_entropy": missing_entropy(activations[:, 0]) + missing_entropy(activations[:, 1]),
                 **spread_terms(embeddings, std_targets),
             }
-            weights = self._term_weights()
-            loss = torch.stack([weights[name] * terms[name] for name in weights]).sum()
+            loss = weighted_sum(terms, self._term_weights())
             pose_std = largest_pose_std(self.pose_side, self.unit_columns)
             terms |= capsule_monitors(activations.detach(), embeddings[..., self.num_capsules :].detach(), pose_std)
-        return ObjectiveOutput(
-            loss=loss,
-            terms=detached(terms),
-            features=full_precision(features.detach()),
-        )
+        return self.output(loss, terms, features)
 
     def _term_weights(self) -> dict[str, float]:
         config = self.config

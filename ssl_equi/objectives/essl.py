@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_equi.encoders.batch_norm import running_statistics_kept
-from ssl_equi.objectives.extension import Extension
-from ssl_equi.objectives.output import ObjectiveOutput, detached
-from ssl_equi.objectives.two_views import on_both_views
-from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.objectives.base import Extension, Objective, ObjectiveOutput
+from ssl_equi.objectives.parts.batch import full_precision, on_both_views
+from ssl_equi.objectives.parts.checks import check_weight
 from ssl_equi.options import ActsWhen, Derived, NonNegative, Width
 
 _PREDICTS = ActsWhen(lambda options: options.weight > 0, "give a weight above 0")
@@ -51,25 +50,18 @@ class ESSL(Extension):
     The head reads the encoder's features, before any projector, and its gradient reaches the encoder (equation 2).
 
     Args:
-        base: an objective of this package on two views that takes no actions; SimCLR, SimSiam or Barlow Twins in the
-            paper.
-        config: weight, head and variant.
+        base: an objective of two views that takes no actions; SimCLR, SimSiam or Barlow Twins in the paper.
         relative_table: for `relative` only: int64 [G, G], the label of g2 g1^-1 at [g1, g2];
             `ssl_equi.views.groups.TransformationSet.relative_table()` gives it.
-
-    Raises:
-        ValueError: a negative weight, fewer than 2 elements, no width or one below 1, a table that is missing, not
-            needed or wrong, or a base without encoder, with actions, or that itself extends another one.
     """
 
     relative_table: Tensor | None
 
     def __init__(
-        self, base: nn.Module, config: ESSLConfig = ESSLConfig(), relative_table: Tensor | None = None
+        self, base: Objective, config: ESSLConfig = ESSLConfig(), relative_table: Tensor | None = None
     ) -> None:
         super().__init__(base)
-        _check_config(config)
-        _check_base(base)
+        _check(base, config)
         _check_relative_table(config, relative_table)
         self.config = config
         if config.weight > 0:
@@ -87,22 +79,19 @@ class ESSL(Extension):
         transformed_views: Tensor | None = None,
         elements: Tensor | None = None,
     ) -> ObjectiveOutput:
-        """Computes the loss of a batch.
+        """The loss of two views and further, small ones.
 
         Args:
-            views: [B, 2, 3, H, W], float, normalised: the base's views.
+            views: [B, 2, 3, H, W]: the base's views.
             actions: handed to the base, which ignores them.
-            transformed_views: [B, K, 3, s, s], float, normalised: K transformed versions of one small view of each
-                object, all of the set's or some; for `relative` K = 2, two different small views. None if the
+            transformed_views: [B, K, 3, s, s], normalised like the views: K transformed versions of one small view of
+                each object, all of the set's or some; for `relative` K = 2, two different small views. None if the
                 weight is 0.
             elements: int64 [B, K], by which element of the set each was transformed. None if the weight is 0.
 
         Returns:
             the base's output with the terms `transformation` (cross-entropy, mean over B * K; over B for `relative`)
             and `transformation_top1`, both of this process's batch; with weight 0 the base's terms. No embeddings.
-
-        Raises:
-            ValueError: if the inputs do not have the shapes and types above.
         """
         if self.config.weight == 0:
             if transformed_views is not None or elements is not None:
@@ -115,8 +104,8 @@ class ESSL(Extension):
             prediction = F.cross_entropy(full_precision(logits), labels)
             loss = output.loss + self.config.weight * prediction
         top1 = (logits.detach().argmax(dim=1) == labels).float().mean()
-        terms = output.terms | detached({"transformation": prediction, "transformation_top1": top1})
-        return replace(output, loss=loss, terms=terms, embeddings=None, encoder_features=None)
+        terms = output.terms | {"transformation": prediction, "transformation_top1": top1}
+        return self.output(loss, terms, output.features)
 
     def _logits_and_labels(self, transformed_views: Tensor, elements: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [M, G] and labels [M]: M = B * K, or B for relative prediction."""
@@ -158,14 +147,7 @@ class ESSL(Extension):
 def transformation_head(
     in_features: int, hidden_widths: Sequence[int], num_elements: int, relu_after_last_hidden: bool
 ) -> nn.Sequential:
-    """Linear-LayerNorm-ReLU for every hidden width, then a Linear: [N, in_features] -> logits [N, num_elements].
-
-    Args:
-        in_features: width of the input.
-        hidden_widths: output width of each hidden layer; none gives a linear head.
-        num_elements: number of logits.
-        relu_after_last_hidden: False leaves out the last ReLU.
-    """
+    """Linear-LayerNorm-ReLU for every hidden width, then a Linear: [N, in_features] -> logits [N, num_elements]."""
     layers: list[nn.Module] = []
     for width in hidden_widths:
         layers += [nn.Linear(in_features, width), nn.LayerNorm(width), nn.ReLU(inplace=True)]
@@ -176,20 +158,16 @@ def transformation_head(
     return nn.Sequential(*layers)
 
 
-def _check_config(config: ESSLConfig) -> None:
-    if not config.weight >= 0:
-        raise ValueError(f"the weight of the prediction is {config.weight}: give 0 or more, such as 0.4")
+def _check(base: Objective, config: ESSLConfig) -> None:
+    check_weight("the weight of the prediction", config.weight)
     if config.num_elements < 2:
         raise ValueError(f"num_elements is {config.num_elements}: there is nothing to predict with fewer than 2")
     if any(width < 1 for width in config.hidden_widths):
         raise ValueError(f"the head's hidden widths are {config.hidden_widths}: all must be 1 or more")
-
-
-def _check_base(base: nn.Module) -> None:
     name = type(base).__name__
-    if hasattr(base, "base"):
+    if isinstance(base, Extension):
         raise ValueError(f"base {name} already extends another objective: give E-SSL the plain one, {name}.base")
-    if hasattr(getattr(base, "config", None), "action_dim"):
+    if base.action_dim is not None:
         raise ValueError(f"base {name} needs actions: give E-SSL one without, such as SimCLR(encoder)")
 
 

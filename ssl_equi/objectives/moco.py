@@ -6,13 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_equi.objectives.distributed import gather_batch, world_size
-from ssl_equi.objectives.lightly_parts import projection_head
-from ssl_equi.objectives.momentum import follow, target_of
-from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput, detached
-from ssl_equi.objectives.two_views import check_temperature, check_views, feature_dim, on_both_views
-from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.objectives.base import ObjectiveOutput, ProjectedObjective
+from ssl_equi.objectives.parts.batch import full_precision, gather_batch, normalised_std, world_size
+from ssl_equi.objectives.parts.checks import check_temperature, check_views
+from ssl_equi.objectives.parts.heads import projection_head, target_of
 from ssl_equi.options import Count, Positive, Width
 
 
@@ -30,18 +27,18 @@ class MoCoConfig:
     """Both views are queries and keys, so a step adds two keys an object. Paper: off; queries are view 1, keys are
     view 2."""
     separate_batch_norm: bool = False
-    """With symmetric: one call a view instead of one call for both; see `two_views.on_both_views`. Without it, queries
+    """With symmetric: one call a view instead of one call for both; see `on_both_views`. Without it, queries
     and keys are of one view each anyway, and it is about the further views of CARE alone."""
 
 
-class MoCo(nn.Module):
+class MoCo(ProjectedObjective):
     """A query must pick its object's key among the keys of earlier batches, held in a queue.
 
     With q the online projection of one view and k+ the target's of the other, both of length 1:
     loss = cross-entropy of the logits [q.k+, q.queue] / T with k+ as the answer, mean over the queries (equation 1).
 
-    The target encoder and projector start as copies of the online ones and follow them through `update_target`, to be
-    called after every step of the optimizer. While training, their batch norms use the statistics of the batch.
+    The target encoder and projector start as copies of the online ones and follow them through `update_target`. While
+    training, their batch norms use the statistics of the batch.
 
     `queue` [queue_size, E] and `queue_position` are buffers, so they are saved with a checkpoint. The queue starts with
     random directions of torch's generator: seed all processes alike before construction. A forward pass in
@@ -52,111 +49,62 @@ class MoCo(nn.Module):
     global batch (`convert_sync_batchnorm`) there is only one group. A query and its key are then normalised by
     statistics of the same objects, the negatives by those of others. What a query can learn of its key from that is
     weak with large batches, but not nothing; encoders without batch norm do not have the problem.
-
-    Args:
-        encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D; it becomes the online encoder.
-        config: temperature and sizes.
-
-    Raises:
-        ValueError: if the encoder does not state its feature width, the temperature is not positive, the queue is
-            empty, or the projector has no width or one below 1.
     """
 
     queue: Tensor
     queue_position: Tensor
 
     def __init__(self, encoder: nn.Module, config: MoCoConfig = MoCoConfig()) -> None:
-        super().__init__()
+        super().__init__(encoder, config.separate_batch_norm)
         check_temperature(config.temperature)
         if config.queue_size < 1:
             raise ValueError(f"queue_size is {config.queue_size}: choose a multiple of the global batch, such as 65536")
         self.config = config
-        self.encoder = encoder
-        self.num_features = feature_dim(encoder)
+        self.embeds_both_views = config.symmetric  # otherwise only view 1 is a query
         self.projector = projection_head(self.num_features, config.projector, batch_norm=False)
         self.target_encoder = target_of(self.encoder)
         self.target_projector = target_of(self.projector)
         self.register_buffer("queue", F.normalize(torch.randn(config.queue_size, config.projector[-1])))
         self.register_buffer("queue_position", torch.tensor(0))
 
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Named column ranges of the encoder features: MoCo has no split."""
-        return {"all": slice(0, self.num_features)}
-
-    @property
-    def embeds_both_views(self) -> bool:
-        """Whether the output has `embeddings`: only with the symmetric loss are both views queries."""
-        return self.config.symmetric
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Online encoder and projector, in float32 or better, not normalised: [N, 3, H, W] -> [N, E]."""
-        return full_precision(self.projector(self.encoder(images)))
-
-    def update_target(self, momentum: float) -> None:
-        """target <- momentum * target + (1 - momentum) * online, for the encoder and the projector.
-
-        Raises:
-            ValueError: the momentum is outside [0, 1].
-        """
-        follow(self.target_encoder, self.encoder, momentum)
-        follow(self.target_projector, self.projector, momentum)
-
     def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
-        """Computes the loss of a batch, and takes its keys into the queue.
-
-        Args:
-            views: [B, 2, 3, H, W], float, normalised.
-            actions: ignored; accepted so that all objectives are called alike.
+        """The loss of two views; takes the keys into the queue, whose size must be a multiple of their number.
 
         Returns:
             terms `contrastive` (the loss), `positive_similarity`, the mean of q.k+, and the monitor `std_all` of
-            the online projections, see `monitors.normalised_std` (0 means collapse). Features are the online
-            encoder's, [B, 2, D] if the loss is symmetric; otherwise those of view 1, [B, 1, D], since the encoder does
-            not see view 2, and there are neither embeddings nor encoder features of both views to reuse.
-
-        Raises:
-            ValueError: if the views do not have the shape or type above, or the queue size is not a multiple of the
-                keys that a step adds.
+            the online projections, see `normalised_std` (0 means collapse). Features are the online encoder's,
+            [B, 2, D] if the loss is symmetric; otherwise those of view 1, [B, 1, D], since the encoder does not see
+            view 2, and there are neither embeddings nor encoder features of both views to reuse.
         """
         check_views(views)
         updates_queue = self.training and torch.is_grad_enabled()
         if updates_queue:
             self._check_queue_size(batch_size=views.shape[0])
-        symmetric, separate = self.config.symmetric, self.config.separate_batch_norm
-        encoder_features = on_both_views(self.encoder, views if symmetric else views[:, :1], separate)
-        embeddings = on_both_views(self.projector, encoder_features, separate)
+        symmetric = self.config.symmetric
+        features = self.on_views(self.encoder, views if symmetric else views[:, :1])
+        embeddings = self.on_views(self.projector, features)
         with torch.no_grad():
-            target_features = on_both_views(self.target_encoder, views if symmetric else views[:, 1:], separate)
-            keys = on_both_views(self.target_projector, target_features, separate)
+            target_features = self.on_views(self.target_encoder, views if symmetric else views[:, 1:])
+            keys = self.on_views(self.target_projector, target_features)
 
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
             keys = F.normalize(full_precision(keys), dim=-1)
-            loss, positive_similarity = self._contrast(F.normalize(embeddings, dim=-1), keys.flip(dims=(1,)))
+            queries, positive_keys = F.normalize(embeddings, dim=-1), keys.flip(dims=(1,))
+            positive = (queries * positive_keys).sum(dim=-1, keepdim=True)
+            # Backward needs the queue as it is now, but the keys of this step will be written into it before.
+            negative = queries @ full_precision(self.queue.clone()).T
+            logits = torch.cat([positive, negative], dim=-1).flatten(0, 1) / self.config.temperature
+            loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
             terms = {
                 "contrastive": loss,
-                "positive_similarity": positive_similarity,
+                "positive_similarity": positive.mean(),
                 "std_all": normalised_std(embeddings),
             }
             if updates_queue:
                 self._enqueue(keys)
-        return ObjectiveOutput(
-            loss=loss,
-            terms=detached(terms),
-            features=full_precision(encoder_features.detach()),
-            embeddings=embeddings if symmetric else None,
-            encoder_features=encoder_features if symmetric else None,
-        )
-
-    def _contrast(self, queries: Tensor, positive_keys: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and the mean similarity of queries [B, V, E] and their positive keys [B, V, E]."""
-        positive = (queries * positive_keys).sum(dim=-1, keepdim=True)
-        # Backward needs the queue as it is now, but the keys of this step will be written into it before.
-        negative = queries @ full_precision(self.queue.clone()).T
-        logits = torch.cat([positive, negative], dim=-1).flatten(0, 1) / self.config.temperature
-        answers = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        return F.cross_entropy(logits, answers), positive.mean()
+        reusable = {"embeddings": embeddings, "encoder_features": features} if symmetric else {}
+        return self.output(loss, terms, features, **reusable)
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:

@@ -14,14 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_equi.objectives.lightly_parts import projection_head
-from ssl_equi.objectives.momentum import follow, target_of
-from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput, detached
-from ssl_equi.objectives.predictors import ActionEmbedding
-from ssl_equi.objectives.sequences import check_sequence, check_steps
-from ssl_equi.objectives.two_views import feature_dim, on_both_views
-from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.objectives.base import Objective, ObjectiveOutput
+from ssl_equi.objectives.parts.batch import full_precision, normalised_std
+from ssl_equi.objectives.parts.checks import check_actions, check_choice, check_views
+from ssl_equi.objectives.parts.heads import projection_head, target_of
+from ssl_equi.objectives.parts.predictors import ActionEmbedding
 from ssl_equi.options import ActsWhen, Derived, Range, Width
 
 Conditioning = Literal["both", "aggregator", "predictor", "none"]
@@ -57,17 +54,14 @@ class SeqJEPAConfig:
     momentum_target: bool = True
     """Targets come from a slowly following copy of the encoder; off: from the encoder itself, without gradient."""
     separate_batch_norm: bool = False
-    """One call of the encoder a view instead of one call for all; see `two_views.on_both_views`."""
+    """One call of the encoder per view instead of one call for all; see `on_both_views`."""
 
 
 class Aggregator(nn.Module):
-    """A learned token, followed by one token a view, through a transformer; the first output is the aggregate.
+    """A learned token, followed by one token per view, through a transformer; the first output is the aggregate.
 
     Tokens carry no position: where a view stands in the sequence shows in its action only. Layers normalise after
     their residual sums, and once more at the end.
-
-    Raises:
-        ValueError: the width of a token is not divisible by the number of heads, or a size is below 1.
     """
 
     def __init__(self, width: int, layers: int, heads: int, feedforward_width: int, dropout: float) -> None:
@@ -93,49 +87,42 @@ class Aggregator(nn.Module):
         return self.transformer(torch.cat([first, tokens], dim=1))[:, 0]
 
 
-class SeqJEPA(nn.Module):
+class SeqJEPA(Objective):
     """loss = 1 - mean cos(predictor(aggregate of views 1 to M, action M), target(view M + 1)).
 
     Token i is the features of view i beside the embedded action from view i to view i + 1. The last observed view's
     action is the predictor's: zeros stand in its place. The target is the encoder's features (there is no projector),
     without gradient.
 
-    With a momentum target, its encoder starts as a copy and follows through `update_target`, to be called after every
-    step of the optimizer. Parameters follow; buffers don't: in training mode the target's batch norms use the
-    statistics of the target views and gather running ones of their own, as in the released code. The M observed views
-    go through the encoder in one call, the target views through the momentum encoder in another. Without a momentum
-    target all M + 1 views go through the encoder in one call, and no gradient flows back through the last one.
-
-    Args:
-        encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D; it becomes the online encoder.
-        config: sizes and ablations.
-
-    Raises:
-        ValueError: if the encoder does not state its feature width, or a size is impossible.
+    With a momentum target, its encoder starts as a copy and follows through `update_target`. Parameters follow; buffers
+    don't: in training mode the target's batch norms use the statistics of the target views and gather running ones of
+    their own, as in the released code. The M observed views go through the encoder in one call, the target views
+    through the momentum encoder in another. Without a momentum target all M + 1 views go through the encoder in one
+    call, and no gradient flows back through the last one.
     """
 
+    aggregate_width: int
+
     def __init__(self, encoder: nn.Module, config: SeqJEPAConfig = SeqJEPAConfig()) -> None:
-        super().__init__()
+        super().__init__(encoder, config.separate_batch_norm)
+        check_choice("conditioning", config.conditioning, Conditioning)
+        check_choice("action_statistics", config.action_statistics, ActionStatistics)
         self.config = config
-        self.encoder = encoder
-        self.num_features = feature_dim(encoder)
+        self.action_dim = config.action_dim
         self.target_encoder = target_of(encoder) if config.momentum_target else None
-        if config.conditioning not in ("both", "aggregator", "predictor", "none"):
-            raise ValueError(f"conditioning is {config.conditioning!r}: choose both, aggregator, predictor or none")
         self.action_embedding = None
         if config.conditioning != "none":
             self.action_embedding = ActionEmbedding(config.action_dim, config.action_width)
-        self.aggregate_width = self.num_features + (config.action_width if self.aggregator_takes_actions else 0)
-        self.aggregator = Aggregator(
-            self.aggregate_width, config.layers, config.heads, config.feedforward_width, config.dropout
-        )
-        predictor_inputs = self.aggregate_width + (config.action_width if self.predictor_takes_actions else 0)
+        width = self.num_features + (config.action_width if self.aggregator_takes_actions else 0)
+        self.aggregate_width = width
+        self.aggregator = Aggregator(width, config.layers, config.heads, config.feedforward_width, config.dropout)
+        predictor_inputs = width + (config.action_width if self.predictor_takes_actions else 0)
         self.predictor = projection_head(predictor_inputs, (config.predictor_hidden_width, self.num_features))
 
     @property
-    def parts(self) -> dict[str, slice]:
-        """Named column ranges of the encoder features: there is no split; the aggregate is a representation apart."""
-        return {"all": slice(0, self.num_features)}
+    def sequence_model(self) -> "SeqJEPA":
+        """See `Objective`: encoder, aggregator and predictor are of use together."""
+        return self
 
     @property
     def aggregator_takes_actions(self) -> bool:
@@ -156,13 +143,10 @@ class SeqJEPA(nn.Module):
 
         Returns:
             [B, W] with W = `aggregate_width`, in float32 or better.
-
-        Raises:
-            ValueError: the actions do not fit the features.
         """
         embedded = None
         if self.aggregator_takes_actions:
-            embedded = self._embed(check_steps(actions, len(features), features.shape[1] - 1, self.config.action_dim))
+            embedded = self._embed(check_actions(actions, len(features), features.shape[1] - 1, self.config.action_dim))
         return self._aggregate(features, embedded)
 
     def predict(self, aggregates: Tensor, actions: Tensor | None) -> Tensor:
@@ -171,48 +155,33 @@ class SeqJEPA(nn.Module):
         Args:
             aggregates: [B, W] of `aggregate`.
             actions: [B, A] from the last observed view to that one; None (or ignored) if the predictor takes none.
-
-        Raises:
-            ValueError: the actions do not fit the aggregates.
         """
         embedded = None
         if self.predictor_takes_actions:
-            given = None if actions is None else actions.unsqueeze(1)
-            embedded = self._embed(check_steps(given, len(aggregates), 1, self.config.action_dim))[:, 0]
+            actions = check_actions(actions, len(aggregates), self.config.action_dim)
+            embedded = self._embed(actions.unsqueeze(1))[:, 0]
         return self._predict(aggregates, embedded)
 
     def target_features(self, images: Tensor) -> Tensor:
         """What predictions are compared with: features [N, D] of the momentum encoder, or of the encoder."""
         return (self.encoder if self.target_encoder is None else self.target_encoder)(images)
 
-    def update_target(self, momentum: float) -> None:
-        """target <- momentum * target + (1 - momentum) * online, for the encoder's parameters; nothing without target.
-
-        Raises:
-            ValueError: the momentum is outside [0, 1].
-        """
-        if self.target_encoder is not None:
-            follow(self.target_encoder, self.encoder, momentum)
-
     def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
-        """Computes the loss of a batch.
+        """The loss of a batch.
 
         Args:
-            views: [B, M + 1, 3, H, W], float, normalised: M observed views, then the one to predict.
+            views: [B, M + 1, 3, H, W]: M observed views, then the one to predict.
             actions: [B, M, action_dim], from each view to the next; ignored with conditioning "none".
 
         Returns:
             terms `cosine` (loss = 1 - cosine) and the monitors `std_all` of the observed views' features and `std_agg`
-            of the aggregates, see `monitors.normalised_std` (0 means collapse); features [B, M, D] of the observed
-            views; aggregates [B, W].
-
-        Raises:
-            ValueError: if views or actions do not have the shapes and types above.
+            of the aggregates, see `normalised_std` (0 means collapse); features [B, M, D] of the observed views;
+            aggregates [B, W].
         """
-        check_sequence(views)
+        check_views(views, num_views=None)
         observed_actions = last_action = None
         if self.action_embedding is not None:
-            actions = check_steps(actions, len(views), views.shape[1] - 1, self.config.action_dim)
+            actions = check_actions(actions, len(views), views.shape[1] - 1, self.config.action_dim)
             observed_actions, last_action = self._embed_steps(actions)
         features, target = self._encode(views)
         aggregates = self._aggregate(features, observed_actions)
@@ -225,21 +194,14 @@ class SeqJEPA(nn.Module):
                 "std_all": normalised_std(features.detach()),
                 "std_agg": normalised_std(aggregates.detach().unsqueeze(1)),
             }
-        return ObjectiveOutput(
-            loss=1 - cosine,
-            terms=detached(terms),
-            features=full_precision(features.detach()),
-            encoder_features=features,
-            aggregates=aggregates.detach(),
-        )
+        return self.output(1 - cosine, terms, features, encoder_features=features, aggregates=aggregates.detach())
 
     def _encode(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, M, D] of the observed views with their graph, and target features [B, D] without one."""
-        separate = self.config.separate_batch_norm
         if self.target_encoder is None:
-            features = on_both_views(self.encoder, views, separate)
+            features = self.on_views(self.encoder, views)
             return features[:, :-1], features[:, -1].detach()
-        features = on_both_views(self.encoder, views[:, :-1], separate)
+        features = self.on_views(self.encoder, views[:, :-1])
         with torch.no_grad():
             return features, self.target_encoder(views[:, -1])
 

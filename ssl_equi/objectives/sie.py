@@ -11,25 +11,17 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.objectives.heads import projector, split_widths
-from ssl_equi.objectives.latent_predictor import ProjectedPredictor
-from ssl_equi.objectives.output import ObjectiveOutput, detached
-from ssl_equi.objectives.predictors import Hypernetwork, HypernetworkInit, MLPPredictor
-from ssl_equi.objectives.two_views import (
-    check_action_dim,
-    check_actions,
-    check_views,
-    feature_dim,
-    on_both_views,
-)
-from ssl_equi.objectives.vicreg_terms import (
-    full_precision,
-    invariance_term,
-    spread_terms,
-    std_per_dim,
-    variance_term,
-)
+from ssl_equi.objectives.base import Objective, ObjectiveOutput, weighted_sum
+from ssl_equi.objectives.parts.batch import full_precision
+from ssl_equi.objectives.parts.checks import check_action_dim, check_actions, check_choice, check_views
+from ssl_equi.objectives.parts.heads import projector, split_widths
+from ssl_equi.objectives.parts.predictors import Hypernetwork, HypernetworkInit, MLPPredictor, ProjectedPredictor
+from ssl_equi.objectives.parts.vicreg_terms import invariance_term, spread_terms, std_per_dim, variance_term
 from ssl_equi.options import ActsWhen, Derived, NonNegative, Width
+
+Parts = Literal["split", "inv_only", "equi_only"]
+Predictor = Literal["hypernetwork_linear", "hypernetwork_deep", "mlp"]
+
 
 _WITH_PREDICTOR = ActsWhen(lambda options: options.parts != "inv_only", "choose parts with a predictor")
 _WITH_HYPERNETWORK = ActsWhen(
@@ -59,10 +51,8 @@ class SIEConfig:
     so two MLPs 256-1024-1024-1024."""
     action_dim: Derived = 4
     """Width of the action: 4 for a relative rotation (quaternion xyzw), 6 with the two relative hues."""
-    predictor: Annotated[Literal["hypernetwork_linear", "hypernetwork_deep", "mlp"], _WITH_PREDICTOR] = (
-        "hypernetwork_linear"
-    )
-    """Linear hypernetwork in the paper; see `ssl_equi.objectives.predictors` for the others."""
+    predictor: Annotated[Predictor, _WITH_PREDICTOR] = "hypernetwork_linear"
+    """Linear hypernetwork in the paper; see `parts/predictors.py` for the others."""
     hypernetwork_bias: Annotated[bool, _WITH_HYPERNETWORK] = False
     """Biases inside the hypernetwork; off in the paper. Unused by the MLP predictor."""
     predicted_bias: Annotated[bool, _WITH_HYPERNETWORK] = False
@@ -79,39 +69,32 @@ class SIEConfig:
     variance_on_prediction: Annotated[bool, _WITH_PREDICTOR] = True
     """Also keeps the variance of the prediction up, with weight variance_weight / 2. On in the paper; off is the
     released code's SIENoVar."""
-    parts: Literal["split", "inv_only", "equi_only"] = "split"
+    parts: Parts = "split"
     """split: the paper's SIE. inv_only: the same split, without predictor and equivariance term, so the second part is
     only regularised; the released VICRegPartInv has the same terms, but one projector, and draws the border between
     its output dimensions. equi_only: one projector and one predictor on all features, without invariance term; the
     released SIEOnlyEqui, which weights equivariance by 10: set equi_weight=10 to reproduce it."""
     separate_batch_norm: bool = False
-    """One call of encoder and projectors a view, as in the released code (each view has its own batch statistics),
+    """One call of encoder and projectors per view, as in the released code (each view has its own batch statistics),
     instead of one call for both, which is faster."""
 
 
-class SIE(nn.Module):
+class SIE(Objective):
     """SIE's loss, with Zi, Ze the projected parts of a view, Z = [Zi; Ze] and P = predictor(Ze, action):
 
     loss = inv * MSE(Zi, Zi') + equi * MSE(P, Ze') + variance * ([V(Z) + V(Z')] / 2 + V(P) / 2)
     + covariance * [C(Z) + C(Z')].
 
     The covariance runs over the concatenation, so covariances between the two parts are penalised too. There is no
-    stop-gradient and no momentum encoder. V and C are taken over the global batch, see
-    `ssl_equi.objectives.distributed`.
-
-    Args:
-        encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D.
-        config: weights, sizes and ablations.
-
-    Raises:
-        ValueError: if the encoder does not state its feature width, or a size in the config is impossible.
+    stop-gradient and no momentum encoder. V and C are taken over the global batch.
     """
 
     def __init__(self, encoder: nn.Module, config: SIEConfig = SIEConfig()) -> None:
-        super().__init__()
+        super().__init__(encoder, config.separate_batch_norm)
+        check_choice("parts", config.parts, Parts)
+        check_choice("predictor", config.predictor, Predictor)
         self.config = config
-        self.encoder = encoder
-        self.num_features = feature_dim(encoder)
+        self.action_dim = config.action_dim
         self._columns = _columns_by_part(config, self.num_features)
         if config.parts == "equi_only":
             widths = {"equi": list(config.projector)}
@@ -131,37 +114,28 @@ class SIE(nn.Module):
     @property
     def parts(self) -> dict[str, slice]:
         """Named column ranges of the encoder features: all, inv and equi; only all when nothing is split."""
-        everything = {"all": slice(0, self.num_features)}
-        return everything if self.config.parts == "equi_only" else everything | self._columns
+        return super().parts if self.config.parts == "equi_only" else super().parts | self._columns
 
     def latent_predictor(self) -> ProjectedPredictor | None:
-        """The trained predictor by itself, with its projector; the weights are shared. None for parts="inv_only"."""
+        """See `Objective`; None for parts="inv_only"."""
         if self.predictor is None:
             return None
         return ProjectedPredictor(self.num_features, self._columns["equi"], self.projectors["equi"], self.predictor)
 
     def forward(self, views: Tensor, actions: Tensor) -> ObjectiveOutput:
-        """Computes the loss of a batch.
-
-        Args:
-            views: [B, 2, 3, H, W], float, normalised.
-            actions: [B, action_dim], the transformation from view 1 to view 2.
+        """The loss of two views and the actions [B, action_dim] from view 1 to view 2.
 
         Returns:
             terms `invariance` = MSE(Zi, Zi'), `equivariance` = MSE(P, Ze'), `variance` = [V(Z) + V(Z')] / 2,
             `variance_prediction` = V(P), `covariance` = C(Z) + C(Z'), and the monitors `std_inv`, `std_equi`, the mean
             standard deviation of the projected parts' dimensions (0 means collapse). Terms that a variant does
             not have are absent.
-
-        Raises:
-            ValueError: if views or actions do not have the shapes and types above.
         """
         check_views(views)
         check_actions(actions, len(views), self.config.action_dim)
-        separate = self.config.separate_batch_norm
-        features = on_both_views(self.encoder, views, separate)
+        features = self.on_views(self.encoder, views)
         embeddings = {
-            part: on_both_views(self.projectors[part], features[..., columns], separate)
+            part: self.on_views(self.projectors[part], features[..., columns])
             for part, columns in self._columns.items()
         }
         prediction = None if self.predictor is None else self.predictor(embeddings["equi"][:, 0], actions)
@@ -170,13 +144,8 @@ class SIE(nn.Module):
         with torch.autocast(views.device.type, enabled=False):
             embeddings = {part: full_precision(embedding) for part, embedding in embeddings.items()}
             terms = self._pair_terms(embeddings, prediction) | self._regularisation_terms(embeddings)
-            weights = self._term_weights()
-            loss = torch.stack([weights[name] * terms[name] for name in weights if name in terms]).sum()
-        return ObjectiveOutput(
-            loss=loss,
-            terms=detached(terms),
-            features=full_precision(features.detach()),
-        )
+            loss = weighted_sum(terms, self._term_weights())
+        return self.output(loss, terms, features)
 
     def _pair_terms(self, embeddings: dict[str, Tensor], prediction: Tensor | None) -> dict[str, Tensor]:
         """The terms that compare the two views, and the variance of the prediction."""
@@ -212,8 +181,6 @@ class SIE(nn.Module):
 
 def _columns_by_part(config: SIEConfig, num_features: int) -> dict[str, slice]:
     """Feature columns that each projector reads."""
-    if config.parts not in ("split", "inv_only", "equi_only"):
-        raise ValueError(f"parts is {config.parts!r}: choose 'split', 'inv_only' or 'equi_only'")
     if config.parts == "equi_only":
         if config.equi_dim is not None:
             raise ValueError(f"equi_dim is {config.equi_dim} but parts='equi_only' has no split: leave equi_dim unset")
@@ -232,15 +199,10 @@ def _predictor(config: SIEConfig, dim: int) -> nn.Module:
     check_action_dim(config.action_dim)
     if config.predictor == "mlp":
         return MLPPredictor(dim, config.action_dim, config.mlp_layers)
-    hidden_layers = {"hypernetwork_linear": 0, "hypernetwork_deep": 2}.get(config.predictor)
-    if hidden_layers is None:
-        raise ValueError(
-            f"predictor is {config.predictor!r}: choose 'hypernetwork_linear', 'hypernetwork_deep' or 'mlp'"
-        )
     return Hypernetwork(
         dim,
         config.action_dim,
-        hidden_layers,
+        2 if config.predictor == "hypernetwork_deep" else 0,
         config.hypernetwork_bias,
         config.predicted_bias,
         config.hypernetwork_init,

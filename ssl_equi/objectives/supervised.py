@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_equi.objectives.heads import ActionHead, action_regression
-from ssl_equi.objectives.monitors import normalised_std
-from ssl_equi.objectives.output import ObjectiveOutput, detached
-from ssl_equi.objectives.two_views import check_actions, check_views, feature_dim, on_both_views
-from ssl_equi.objectives.vicreg_terms import full_precision
+from ssl_equi.objectives.base import Objective, ObjectiveOutput
+from ssl_equi.objectives.parts.batch import full_precision, normalised_std
+from ssl_equi.objectives.parts.checks import check_actions, check_views
+from ssl_equi.objectives.parts.heads import ActionHead, action_regression
 from ssl_equi.options import ActsWhen, Derived, NonNegative, Width
 
 
@@ -36,24 +35,17 @@ class SupervisedConfig:
     ] = (1024, 1024)
     """Widths of the regression head's hidden layers; 1024-1024 as in the SIE paper's probe of the rotation."""
     separate_batch_norm: bool = False
-    """One call a view instead of one call for both; see `two_views.on_both_views`."""
+    """One call per view instead of one call for both; see `on_both_views`."""
 
 
-class Supervised(nn.Module):
+class Supervised(Objective):
     """loss = class_weight * CE(linear(y), label) + action_weight * MSE(head([y; y']), action).
 
     y, y' are the encoder features of the two views; the cross-entropy is the mean over both views.
-
-    Args:
-        encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D.
-        config: weights and sizes.
-
-    Raises:
-        ValueError: if the encoder does not state its feature width, or a size or a weight is impossible.
     """
 
     def __init__(self, encoder: nn.Module, config: SupervisedConfig = SupervisedConfig()) -> None:
-        super().__init__()
+        super().__init__(encoder, config.separate_batch_norm)
         if not (config.class_weight >= 0 and config.action_weight >= 0 and config.class_weight + config.action_weight):
             raise ValueError(
                 f"class_weight is {config.class_weight} and action_weight is {config.action_weight}: give 0 or more, "
@@ -62,34 +54,24 @@ class Supervised(nn.Module):
         if config.class_weight > 0 and config.num_classes < 2:
             raise ValueError(f"num_classes is {config.num_classes}: give 2 or more, or class_weight=0")
         self.config = config
-        self.encoder = encoder
-        self.num_features = feature_dim(encoder)
+        self.action_dim = config.action_dim
         self.class_head = nn.Linear(self.num_features, config.num_classes) if config.class_weight > 0 else None
         self.action_head = (
             ActionHead(self.num_features, config.action_dim, config.hidden) if config.action_weight > 0 else None
         )
 
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Named column ranges of the encoder features: there is no split."""
-        return {"all": slice(0, self.num_features)}
-
     def forward(self, views: Tensor, actions: Tensor | None = None, labels: Tensor | None = None) -> ObjectiveOutput:
-        """Computes the loss of a batch.
+        """The loss of two views.
 
         Args:
-            views: [B, 2, 3, H, W], float, normalised.
+            views: [B, 2, 3, H, W].
             actions: [B, action_dim], the transformation from view 1 to view 2; may be None if action_weight is 0.
             labels: int64 [B], from 0 to num_classes - 1, one for each object; may be None if class_weight is 0.
 
         Returns:
             terms `classification`, the cross-entropy, and `top1`, the fraction of this process's views whose class is
             right; `action_regression`, the mean squared error over the batch and the action's columns; the monitor
-            `std_all` of the features, see `monitors.normalised_std` (0 means collapse). Terms of a task of weight 0
-            are absent.
-
-        Raises:
-            ValueError: if views, actions or labels do not have the shapes and types above.
+            `std_all` of the features, see `normalised_std` (0 means collapse). Terms of a task of weight 0 are absent.
         """
         check_views(views)
         config = self.config
@@ -98,7 +80,7 @@ class Supervised(nn.Module):
         if self.action_head is not None:
             actions = check_actions(actions, len(views), config.action_dim)
 
-        features = on_both_views(self.encoder, views, config.separate_batch_norm)
+        features = self.on_views(self.encoder, views)
         terms, weighted = {}, []
         if self.class_head is not None and labels is not None:
             logits, labels_of_views = self.class_head(features.flatten(0, 1)), labels.repeat_interleave(2)
@@ -112,15 +94,10 @@ class Supervised(nn.Module):
                 terms["action_regression"] = action_regression(prediction, actions)
                 weighted.append(config.action_weight * terms["action_regression"])
         terms["std_all"] = normalised_std(features)
-        return ObjectiveOutput(
-            loss=torch.stack(weighted).sum(),
-            terms=detached(terms),
-            features=full_precision(features.detach()),
-            encoder_features=features,
-        )
+        return self.output(torch.stack(weighted).sum(), terms, features, encoder_features=features)
 
     def _check_labels(self, labels: Tensor | None, batch_size: int) -> Tensor:
-        """The labels as int64; raises ValueError unless they are integers [B] and, on the CPU, within the classes."""
+        """The labels as int64, which must be integers [B] and, on the CPU, within the classes."""
         if labels is None:
             raise ValueError(f"labels are None: pass int64 [{batch_size}], one for each object, or set class_weight=0")
         if labels.shape != (batch_size,) or labels.is_floating_point() or labels.dtype == torch.bool:

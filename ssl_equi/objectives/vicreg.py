@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.objectives.heads import projector
-from ssl_equi.objectives.output import ObjectiveOutput, detached
-from ssl_equi.objectives.two_views import check_views, feature_dim, on_both_views
-from ssl_equi.objectives.vicreg_terms import full_precision, std_per_dim, vicreg_terms
+from ssl_equi.objectives.base import ObjectiveOutput, ProjectedObjective
+from ssl_equi.objectives.parts.batch import full_precision
+from ssl_equi.objectives.parts.checks import check_views
+from ssl_equi.objectives.parts.heads import projector
+from ssl_equi.objectives.parts.vicreg_terms import std_per_dim, vicreg_terms
 from ssl_equi.options import NonNegative, Width
 
 
@@ -25,39 +26,21 @@ class VICRegConfig:
     projector: tuple[Width, ...] = (2048, 2048, 2048)
     """Widths of the projector's linear layers; 2048-2048-2048 in the SIE code, 8192-8192-8192 in the VICReg paper."""
     separate_batch_norm: bool = False
-    """One call a view, as in the released code, instead of one call for both; see `two_views.on_both_views`."""
+    """One call per view, as in the released code, instead of one call for both; see `on_both_views`."""
 
 
-class VICReg(nn.Module):
+class VICReg(ProjectedObjective):
     """loss = inv * MSE(Z, Z') + variance * [V(Z) + V(Z')] / 2 + covariance * [C(Z) + C(Z')].
 
-    V and C are taken over the global batch, see `ssl_equi.objectives.distributed`.
-
-    Args:
-        encoder: maps [N, 3, H, W] to [N, D] and has the attribute `num_features` = D.
-        config: weights and sizes.
-
-    Raises:
-        ValueError: if the encoder does not state its feature width.
+    V and C are taken over the global batch.
     """
 
-    embeds_both_views = True  # its output has `embeddings`
+    embeds_both_views = True
 
     def __init__(self, encoder: nn.Module, config: VICRegConfig = VICRegConfig()) -> None:
-        super().__init__()
+        super().__init__(encoder, config.separate_batch_norm)
         self.config = config
-        self.encoder = encoder
-        self.num_features = feature_dim(encoder)
         self.projector = projector(self.num_features, config.projector)
-
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Named column ranges of the encoder features: VICReg has no split."""
-        return {"all": slice(0, self.num_features)}
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Encoder and projector, in float32 or better: [N, 3, H, W] -> [N, E]."""
-        return full_precision(self.projector(self.encoder(images)))
 
     def loss_of(self, embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and the terms that `forward` returns, from this process's embeddings of pairs [B, 2, E]; call it
@@ -71,29 +54,16 @@ class VICReg(nn.Module):
         return loss, terms | {"std_all": std_per_dim(embeddings.detach()).mean()}
 
     def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
-        """Computes the loss of a batch.
-
-        Args:
-            views: [B, 2, 3, H, W], float, normalised.
-            actions: ignored; accepted so that all objectives are called alike.
+        """The loss of two views.
 
         Returns:
             terms `invariance`, `variance`, `covariance` and the monitor `std_all`, the mean standard deviation of
             the embedding dimensions (0 means collapse).
-
-        Raises:
-            ValueError: if the views do not have the shape or type above.
         """
         check_views(views)
-        features = on_both_views(self.encoder, views, self.config.separate_batch_norm)
-        embeddings = on_both_views(self.projector, features, self.config.separate_batch_norm)
+        features = self.on_views(self.encoder, views)
+        embeddings = self.on_views(self.projector, features)
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
             loss, terms = self.loss_of(embeddings)
-        return ObjectiveOutput(
-            loss=loss,
-            terms=detached(terms),
-            features=full_precision(features.detach()),
-            embeddings=embeddings,
-            encoder_features=features,
-        )
+        return self.output(loss, terms, features, embeddings=embeddings, encoder_features=features)

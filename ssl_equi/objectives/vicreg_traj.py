@@ -13,12 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_equi.objectives.extension import Extension
-from ssl_equi.objectives.output import ObjectiveOutput, detached
-from ssl_equi.objectives.sequences import check_sequence
-from ssl_equi.objectives.two_views import on_both_views
+from ssl_equi.objectives.base import Extension, ObjectiveOutput
+from ssl_equi.objectives.parts.batch import full_precision
+from ssl_equi.objectives.parts.checks import check_views, check_weight
 from ssl_equi.objectives.vicreg import VICReg
-from ssl_equi.objectives.vicreg_terms import full_precision
 from ssl_equi.options import ActsWhen, NonNegative
 
 # Of a tangent vector on the unit sphere. Rounding in float32 leaves the direction of a shorter one few right digits,
@@ -77,14 +75,7 @@ class VICRegTraj(Extension):
     """loss = VICReg's loss of views 1 and 2 + weight * `trajectory_term` of views 1, 2 and 3.
 
     The trajectory is that of the projected embeddings. All three views go through encoder and projector in one call
-    (with VICReg's `separate_batch_norm`: one a view), so the third one counts in the statistics of batch norms.
-
-    Args:
-        base: VICReg, which holds encoder and projector.
-        config: weight of the trajectory.
-
-    Raises:
-        ValueError: if the base is not VICReg, or the weight is impossible.
+    (with VICReg's `separate_batch_norm`: one per view), so the third one counts in the statistics of batch norms.
     """
 
     base: VICReg
@@ -93,8 +84,7 @@ class VICRegTraj(Extension):
         super().__init__(base)
         if not isinstance(base, VICReg):
             raise ValueError(f"the base objective is {type(base).__name__}: pass VICReg(encoder)")
-        if not config.weight >= 0:
-            raise ValueError(f"weight is {config.weight}: give 0 or more, such as 0.01")
+        check_weight("weight", config.weight)
         self.config = config
 
     @property
@@ -103,34 +93,20 @@ class VICRegTraj(Extension):
         return 2 if self.config.weight == 0 else 3
 
     def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
-        """Computes the loss of a batch.
-
-        Args:
-            views: [B, 3, 3, H, W], float, normalised; with weight 0 the third view may be missing and is not used.
-            actions: ignored; accepted so that all objectives are called alike.
+        """The loss of three views [B, 3, 3, H, W]; with weight 0 the third view may be missing and is not used.
 
         Returns:
             VICReg's terms `invariance`, `variance`, `covariance` and the monitor `std_all`, all of views 1 and 2, and
             `trajectory`; features of all three views. With weight 0 the base's terms and features of two views.
-
-        Raises:
-            ValueError: if the views do not have the shape or type above.
         """
         if self.config.weight == 0:
             return replace(self.base(views[:, :2]), embeddings=None, encoder_features=None)
-        check_sequence(views, least=3)
-        if views.shape[1] != 3:
-            raise ValueError(f"views have shape {tuple(views.shape)}: pass [B, 3, C, H, W], three views of each object")
-        separate = self.base.config.separate_batch_norm
-        features = on_both_views(self.encoder, views, separate)
-        embeddings = on_both_views(self.base.projector, features, separate)
+        check_views(views, num_views=3)
+        features = self.on_views(self.encoder, views)
+        embeddings = self.on_views(self.base.projector, features)
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
             base_loss, terms = self.base.loss_of(embeddings[:, :2])
             terms["trajectory"] = trajectory_term(embeddings, self.config.on_sphere)
             loss = base_loss + self.config.weight * terms["trajectory"]
-        return ObjectiveOutput(
-            loss=loss,
-            terms=detached(terms),
-            features=full_precision(features.detach()),
-        )
+        return self.output(loss, terms, features)

@@ -3,9 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.sources import DataSource
@@ -14,9 +12,7 @@ from ssl_equi.encoders.create import model_arguments
 from ssl_equi.export.encoder import EncoderCard, Export, encoder_export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor_export
 from ssl_equi.export.sequence_model import sequence_export
-from ssl_equi.objectives.capsie import CapsIE
-from ssl_equi.objectives.equicaps import EquiCaps
-from ssl_equi.objectives.seq_jepa import SeqJEPA
+from ssl_equi.objectives.base import Objective
 from ssl_equi.probing.capsule_poses import probe_capsule_poses
 from ssl_equi.probing.encode import encode_split, state_sha256
 from ssl_equi.probing.encoder_sources import EncoderSource
@@ -33,6 +29,9 @@ from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.folder import recorded_versions, set_aside_earlier_results
 from ssl_equi.training.run import Run
 
+if TYPE_CHECKING:  # it imports timm, which takes seconds
+    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+
 ENCODER_FOLDER = "encoder"
 SEQUENCE_MODEL_FOLDER = "sequence_model"
 CAPSULE_FOLDER = "capsule_network"
@@ -46,31 +45,19 @@ LICENCES = {
 }
 
 
-class Objective(Protocol):
-    """What the ending needs to know of an objective: its encoder, and the parts of the features."""
-
-    @property
-    def encoder(self) -> nn.Module:
-        """Maps images [N, 3, H, W] to features [N, D]."""
-
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Named slices of the feature columns."""
-
-
 @dataclass(frozen=True)
 class Ending:
     """The end of a run: what is exported and asked follows from the objective.
 
     Attributes:
-        sequences: how the sequences were made that a sequence model learnt from, see `SequenceModel.sequences`.
+        sequences: how the views were made, see `SequenceModel.sequences`; pairs are sequences of two.
     """
 
     run: Run
     config: PretrainingOptions
     objective: Objective
     data: DataSource
-    sequences: dict[str, Any] | None = None
+    sequences: dict[str, Any]
 
     def check(self) -> None:
         """Tries it before the first step, so that no run can train for days and then fail.
@@ -146,20 +133,17 @@ class Ending:
     def ask_more(self, objective: Objective, results: ProbeResults) -> tuple[list[ProbeRecord], Sequence[str]]:
         """Of the aggregates of sequences and of capsules' poses, where they know the actions between stored views."""
         split, seed = self.config.evaluation_split, self.config.seed
-        if isinstance(objective, SeqJEPA) and self.sequences is not None and self.sequences["source"] == "rendered":
+        if objective.sequence_model is not None and self.sequences["source"] == "rendered":
             found = quick_sequence_results(
-                objective, results.train_features, results.test_features, self.sequences["actions"],
+                objective.sequence_model, results.train_features, results.test_features, self.sequences["actions"],
                 len(results.class_names), device=self.run.device, seed=seed, split_name=split,
             )  # fmt: skip
             return found.records, found.notes
-        if isinstance(objective, EquiCaps):  # whose poses are multiplied by the actions: they answer without a head
-            network, actions = objective.network, self.config.actions  # type: ignore[attr-defined]
-            capsules = encode_split(
-                network, self.data.evaluation, self.data.mean_rgb, self.data.std_rgb, self.run.device
-            )
-            answers = probe_capsule_poses(
-                capsules, network.num_capsules, network.pose_side, actions, results.protocol
-            )  # fmt: skip
+        # Poses that are multiplied by the actions answer without a head.
+        if objective.capsule_network is not None and objective.poses_are_multiplied:
+            network, data, actions = objective.capsule_network, self.data, self.sequences["actions"]
+            capsules = encode_split(network, data.evaluation, data.mean_rgb, data.std_rgb, self.run.device)
+            answers = probe_capsule_poses(capsules, network.num_capsules, network.pose_side, actions, results.protocol)
             asked = {"capsules": answers}
             return make_records(asked, None, capsules.num_objects, split, results.protocol, seed), ()
         return [], ()
@@ -168,15 +152,15 @@ class Ending:
         """By folder: the encoder, the predictor that the objective may hand out, and the network around an encoder."""
         card = self.encoder_card(objective)
         exports = {ENCODER_FOLDER: encoder_export(objective.encoder, card)}
-        latent_predictor = getattr(objective, "latent_predictor", lambda: None)()
-        actions: str | None = getattr(self.config, "actions", None)
-        if latent_predictor is not None and actions is not None:
+        predictor, actions = objective.latent_predictor(), self.sequences.get("actions")
+        if predictor is not None and actions is not None:
             predictor_card = PredictorCard(self.run.name, actions, card.trained_on)
-            exports[PREDICTOR_FOLDER] = predictor_export(latent_predictor, predictor_card)
-        if isinstance(objective, SeqJEPA) and self.sequences is not None:
-            exports[SEQUENCE_MODEL_FOLDER] = sequence_export(objective, card, self.sequences)
-        if isinstance(objective, CapsIE | EquiCaps):
-            exports[CAPSULE_FOLDER] = encoder_export(objective.network, self._capsule_card(objective, card))
+            exports[PREDICTOR_FOLDER] = predictor_export(predictor, predictor_card)
+        if objective.sequence_model is not None:
+            exports[SEQUENCE_MODEL_FOLDER] = sequence_export(objective.sequence_model, card, self.sequences)
+        if objective.capsule_network is not None:
+            network = objective.capsule_network
+            exports[CAPSULE_FOLDER] = encoder_export(network, self._capsule_card(network, card))
         return exports
 
     def encoder_card(self, objective: Objective) -> EncoderCard:
@@ -198,9 +182,8 @@ class Ending:
             tag=f"{name}_{data.name}".replace("-", "_"),
         )
 
-    def _capsule_card(self, objective: CapsIE | EquiCaps, card: EncoderCard) -> EncoderCard:
+    def _capsule_card(self, network: "CapsuleNetwork", card: EncoderCard) -> EncoderCard:
         """The labels of the capsule network, of whose activations and poses `evaluation/probe.py` asks the same."""
-        network = objective.network
         arguments = {
             "backbone": self.config.encoder, "backbone_arguments": self.config.encoder_arguments,
             "num_capsules": network.num_capsules, "pose_side": network.pose_side, "votes": network.votes,

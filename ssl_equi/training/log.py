@@ -19,7 +19,7 @@ from ssl_equi.checkpoint import describe_os_error, write_text_atomically
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.stage_seconds import StageSeconds, Stopwatch
 from ssl_equi.errors import CheckpointError, RunError
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.base import ObjectiveOutput
 from ssl_equi.runtime.device_copies import Unread
 
 

@@ -11,18 +11,18 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DataSource
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import RunError
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.base import Objective, ObjectiveOutput
 from ssl_equi.probing.online import OnlineProbes
 from ssl_equi.runtime.device_copies import Unread, merged
 from ssl_equi.training.config import PretrainingOptions
-from ssl_equi.training.ending import Ending, Objective, probed_parts
+from ssl_equi.training.ending import Ending, probed_parts
 from ssl_equi.training.loader import open_loader
 from ssl_equi.training.optimisation import follow_schedule, optimizer_of
 from ssl_equi.training.processes import Processes
 from ssl_equi.training.run import Run
 from ssl_equi.views.makers import ViewMaker
 
-Trained = TypeVar("Trained", bound=nn.Module)
+Trained = TypeVar("Trained", bound=Objective)
 
 
 def initial_encoder(config: PretrainingOptions) -> nn.Module:
@@ -70,7 +70,7 @@ class Pretraining(Generic[Trained]):
         self.run = Run(config, name)
         self.processes = self.run.processes
         self.data = config.open_data()
-        self.objective: Trained = objective if isinstance(objective, nn.Module) else objective(self.data)
+        self.objective: Trained = objective if isinstance(objective, Objective) else objective(self.data)
         self.views = make_views(self.data, self.processes)
         self.model = self.run.prepare(self.objective, lambda module: make_optimizer(module, config))
         self.ending = Ending(self.run, config, self.objective, self.data, self.views.describe())
@@ -129,7 +129,7 @@ class DataIdentity:
 class FollowingProbes:
     """Online probes of a run: saved with its checkpoints, fed with the objective's output.
 
-    Of an objective with an attribute `aggregate_width`, the class is read from its aggregates too, as part `agg`.
+    Of an objective that makes aggregates, the class is read from them too, as part `agg`.
     """
 
     def __init__(self, run: Run, objective: Objective, data: DataSource) -> None:
@@ -140,10 +140,9 @@ class FollowingProbes:
 
         self.probes = probes(objective.parts["all"].stop, probed_parts(objective))
         run.register("online_probes", self.probes)
-        aggregate_width = getattr(objective, "aggregate_width", None)
         self.aggregate_probes = None
-        if aggregate_width is not None:
-            self.aggregate_probes = probes(aggregate_width, {"agg": slice(0, aggregate_width)})
+        if objective.aggregate_width is not None:
+            self.aggregate_probes = probes(objective.aggregate_width, {"agg": slice(0, objective.aggregate_width)})
             run.register("online_aggregate_probes", self.aggregate_probes)
 
     def update(self, output: ObjectiveOutput, batch: ViewBatch) -> None:

@@ -31,8 +31,8 @@ from ssl_equi.encoders.batch_norm import running_statistics_kept
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
 from ssl_equi.encoders.recomputing import checkpoint_activations
 from ssl_equi.errors import CheckpointError, RunError
-from ssl_equi.objectives.distributed import convert_sync_batchnorm
-from ssl_equi.objectives.output import ObjectiveOutput
+from ssl_equi.objectives.base import ObjectiveOutput
+from ssl_equi.objectives.parts.batch import convert_sync_batchnorm
 from ssl_equi.options import used_options
 from ssl_equi.runtime.device_copies import Unread, together
 from ssl_equi.training.config import RunConfig, check_run, default_threads, flattened, loader_size, refuse_other_options
@@ -44,7 +44,7 @@ from ssl_equi.training.sharding import gathered, shard
 from ssl_equi.training.state import RunState, Stateful
 from ssl_equi.training.stopping import EXIT_STOPPED, StoppedBySignal, StopRequests, leaving_at_once
 
-Objective = TypeVar("Objective")
+Kept = TypeVar("Kept")
 
 
 class BatchLoader(Protocol):
@@ -129,13 +129,13 @@ class Run:
             return self.accelerator.prepare_model(self.objective, device_placement=False, evaluation_mode=True)
         return self.accelerator.prepare_model(self.objective)
 
-    def whole(self, objective: Objective) -> Objective:
+    def whole(self, objective: Kept) -> Kept:
         """What is exported and probed: the objective itself or, if its weights are shared out, a copy that has all.
 
         The copy is the first process's. From the beginning of `ending` it has the weights at the end, before then those
         at the start.
         """
-        return objective if self._whole is None else cast(Objective, self._whole)
+        return objective if self._whole is None else cast(Kept, self._whole)
 
     def register(self, name: str, state: Stateful) -> None:
         """Saves and restores something else with every checkpoint (online probes, an averaged encoder)."""

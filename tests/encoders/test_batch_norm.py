@@ -6,7 +6,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from ssl_equi.encoders.batch_norm import running_statistics_kept
-from ssl_equi.objectives.distributed import SynchronisedBatchNorm
+from ssl_equi.objectives.parts.batch import SynchronisedBatchNorm
 
 LAYERS = {
     "batch_norm_1d": lambda: nn.BatchNorm1d(4),

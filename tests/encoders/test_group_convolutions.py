@@ -20,7 +20,7 @@ from ssl_equi.encoders.group_convolutions import (
 )
 from ssl_equi.encoders.square_symmetries import act_on_image, compose, inverse
 from ssl_equi.encoders.symmetric_sampling import Window, check_image_side, nearest_legal_side
-from ssl_equi.objectives.distributed import convert_sync_batchnorm
+from ssl_equi.objectives.parts.batch import convert_sync_batchnorm
 
 GROUPS: tuple[GroupName, ...] = ("c4", "d4")
 WINDOWS = [

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.objectives.augself import AugSelf, AugSelfConfig
-from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
+from ssl_equi.objectives.base import ObjectiveOutput
+from ssl_equi.objectives.byol import ConditionalBYOL, ConditionalBYOLConfig
 from ssl_equi.objectives.equimod import EquiMod, EquiModConfig
-from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.sen import SEN, SENConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.objectives.supervised import Supervised, SupervisedConfig
@@ -142,7 +142,7 @@ def test_half_precision_images_and_weights_are_accepted(name: str):
 @pytest.mark.parametrize(
     ("views", "actions", "message"),
     [
-        (torch.zeros(4, 3, 2, 2), torch.zeros(4, 4), "two views of each object"),
+        (torch.zeros(4, 3, 2, 2), torch.zeros(4, 4), "2 views of each object"),
         (torch.zeros(4, 2, 3, 2, 2, dtype=torch.uint8), torch.zeros(4, 4), "convert them to float"),
         (torch.zeros(1, 2, 3, 2, 2), torch.zeros(1, 4), "global batch of at least 2"),
         (torch.zeros(4, 2, 3, 2, 2), None, r"actions are None: pass \[4, 4\]"),

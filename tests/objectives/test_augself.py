@@ -136,7 +136,7 @@ def test_the_released_head():
 
 
 def test_unsuitable_bases_and_sizes_are_refused_with_the_cure():
-    with pytest.raises(ValueError, match="Linear has no encoder"):
+    with pytest.raises(ValueError, match="Linear is no objective"):
         AugSelf(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="AugSelf returned no encoder_features"):
         AugSelf(make("simclr"), SMALL).double()(*random_batch(12))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
+from ssl_equi.objectives.byol import ConditionalBYOL, ConditionalBYOLConfig
 
 SMALL = ConditionalBYOLConfig(projector=(24, 8), predictor_hidden_width=20, action_width=6)
 

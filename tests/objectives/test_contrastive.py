@@ -7,7 +7,7 @@ import torch
 from lightly.loss import NTXentLoss
 from torch import Tensor
 
-from ssl_equi.objectives.contrastive import ContrastiveLoss
+from ssl_equi.objectives.parts.contrastive import ContrastiveLoss
 
 
 def random_views(size: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

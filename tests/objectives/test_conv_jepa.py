@@ -223,7 +223,7 @@ VIEWS, ACTIONS = random_batch(3)
 @pytest.mark.parametrize(
     ("views", "actions", "message"),
     [
-        (VIEWS[:, :1], ACTIONS[:, :0], "with 2 or more views"),
+        (VIEWS[:, :1], ACTIONS[:, :0], "2 or more views"),
         (VIEWS[:, 0], ACTIONS, r"views have shape \(10, 3, 2, 2\)"),
         (VIEWS.to(torch.uint8), ACTIONS, "dtype torch.uint8: convert them to float"),
         (VIEWS[:1], ACTIONS[:1], "global batch of at least 2"),
@@ -231,8 +231,8 @@ VIEWS, ACTIONS = random_batch(3)
         (VIEWS, ACTIONS[:, :2], r"actions have shape \(10, 2, 2\): pass \[10, 3, 2\]"),
         (VIEWS, ACTIONS[:, 0], r"actions have shape \(10, 2\)"),
         (VIEWS, ACTIONS[:5], r"actions have shape \(5, 3, 2\)"),
-        (VIEWS, ACTIONS.repeat(1, 1, 2), r"actions have shape \(10, 3, 4\)"),
-        (VIEWS, ACTIONS.log(), r"the actions in row \d are"),
+        (VIEWS, ACTIONS.repeat(1, 1, 2), "actions have 4 columns but action_dim is 2"),
+        (VIEWS, ACTIONS.log(), r"the action in row \d is"),
     ],
 )
 def test_wrong_inputs_are_refused(views: Tensor, actions: Tensor, message: str):

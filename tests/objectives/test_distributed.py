@@ -12,7 +12,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from ssl_equi.objectives.distributed import (
+from ssl_equi.objectives.parts.batch import (
     SynchronisedBatchNorm,
     convert_sync_batchnorm,
     gather_batch,

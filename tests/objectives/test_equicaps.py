@@ -242,7 +242,7 @@ def test_malformed_input_is_refused(change: dict[str, Tensor], sentence: str) ->
 
 def test_poses_that_no_action_multiplies_are_refused() -> None:
     network = CapsuleNetwork(SmallBackbone(), IMAGE_SIZE, 4, 2, "free")
-    with pytest.raises(ValueError, match="the capsules' poses are 2 x 2: make them 3 x 3 for rotations"):
+    with pytest.raises(ValueError, match="pose_side is 2: make the capsules' poses 3 x 3 for rotations"):
         EquiCaps(network)
 
 

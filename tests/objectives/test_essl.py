@@ -309,7 +309,7 @@ def test_wrong_configurations_are_refused(changes: dict, table: Tensor | None, m
 @pytest.mark.parametrize(
     ("make_base", "message"),
     [
-        (lambda: nn.Linear(3, 4), "Linear has no encoder"),
+        (lambda: nn.Linear(3, 4), "Linear is no objective"),
         (lambda: make(), "ESSL already extends another objective"),
         (lambda: AugSelf(make().base), "AugSelf already extends another objective"),
         (lambda: SIE(SmallEncoder(), SIEConfig(projector=(12, 12))), "SIE needs actions"),

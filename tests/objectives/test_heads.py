@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from ssl_equi.objectives.heads import projector, split_widths
+from ssl_equi.objectives.parts.heads import projector, split_widths
 
 
 def test_projector_layers_and_parameter_count_of_the_paper():

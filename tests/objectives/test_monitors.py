@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_equi.objectives.monitors import normalised_std
+from ssl_equi.objectives.parts.batch import normalised_std
 
 
 def test_equals_numpy():

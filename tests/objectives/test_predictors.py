@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_equi.objectives.predictors import Hypernetwork, MLPPredictor
+from ssl_equi.objectives.parts.predictors import Hypernetwork, MLPPredictor
 
 VARIANTS = [
     {},

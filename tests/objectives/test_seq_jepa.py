@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
-from ssl_equi.objectives.sequences import check_sequence, check_steps
 
 SMALL = SeqJEPAConfig(
     action_width=6, layers=2, heads=2, feedforward_width=20, dropout=0.0, predictor_hidden_width=12
@@ -274,14 +273,18 @@ def test_the_state_holds_the_target() -> None:
 @pytest.mark.parametrize(
     ("views", "actions", "message"),
     [
-        (torch.zeros(4, 1, 3, 2, 2), torch.zeros(4, 0, 4), "with 2 or more views of each object"),
+        (torch.zeros(4, 1, 3, 2, 2), torch.zeros(4, 0, 4), "2 or more views of each object"),
         (torch.zeros(4, 3, 2, 2), torch.zeros(4, 0, 4), r"views have shape \(4, 3, 2, 2\)"),
         (torch.zeros(4, 3, 3, 2, 2, dtype=torch.uint8), torch.zeros(4, 2, 4), "convert them to float"),
         (torch.zeros(1, 3, 3, 2, 2), torch.zeros(1, 2, 4), "a global batch of at least 2"),
         (torch.zeros(4, 3, 3, 2, 2), None, r"actions are None: pass \[4, 2, 4\]"),
         (torch.zeros(4, 3, 3, 2, 2), torch.zeros(4, 3, 4), r"actions have shape \(4, 3, 4\): pass \[4, 2, 4\]"),
-        (torch.zeros(4, 3, 3, 2, 2), torch.zeros(4, 2, 6), "set action_dim to the width of your actions"),
-        (torch.zeros(4, 3, 3, 2, 2), torch.full((4, 2, 4), torch.nan), "the actions in row 0"),
+        (
+            torch.zeros(4, 3, 3, 2, 2),
+            torch.zeros(4, 2, 6),
+            "actions have 6 columns but action_dim is 4: set action_dim=6",
+        ),
+        (torch.zeros(4, 3, 3, 2, 2), torch.full((4, 2, 4), torch.nan), "the action in row 0"),
     ],
 )
 def test_wrong_inputs_are_refused(views: Tensor, actions: Tensor | None, message: str) -> None:
@@ -296,7 +299,7 @@ def test_wrong_inputs_are_refused(views: Tensor, actions: Tensor | None, message
         ({"layers": 0}, "the aggregator has 0 layers"),
         ({"action_width": 0}, "action_width is 0"),
         ({"action_dim": 0}, "action_dim is 0"),
-        ({"conditioning": "all"}, "conditioning is 'all': choose both, aggregator, predictor or none"),
+        ({"conditioning": "all"}, "conditioning is 'all': choose .both., .aggregator., .predictor. or .none."),
     ],
 )
 def test_impossible_sizes_are_refused(changes: dict[str, object], message: str) -> None:
@@ -310,10 +313,3 @@ def test_aggregates_and_predictions_refuse_actions_that_do_not_fit() -> None:
         objective.aggregate(torch.zeros(5, 3, FEATURES).double(), torch.zeros(5, 3, 4).double())
     with pytest.raises(ValueError, match="actions are None"):
         objective.predict(torch.zeros(5, objective.aggregate_width).double(), None)
-
-
-def test_checks_let_what_is_right_pass() -> None:
-    check_sequence(torch.zeros(2, 3, 3, 4, 4), least=3)
-    assert check_steps(torch.ones(2, 1, 4), 2, 1, 4).shape == (2, 1, 4)
-    with pytest.raises(ValueError, match="with 3 or more views"):
-        check_sequence(torch.zeros(2, 2, 3, 4, 4), least=3)

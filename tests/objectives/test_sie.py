@@ -292,7 +292,7 @@ def test_state_dict_round_trip_gives_the_same_loss():
     ("views_shape", "actions_shape", "words"),
     [
         ((4, 3, 2, 2), (4, 4), ["(4, 3, 2, 2)", "[B, 2, C, H, W]"]),
-        ((4, 3, 3, 2, 2), (4, 4), ["(4, 3, 3, 2, 2)", "two views"]),
+        ((4, 3, 3, 2, 2), (4, 4), ["(4, 3, 3, 2, 2)", "2 views"]),
         ((1, 2, 3, 2, 2), (1, 4), ["global batch of at least 2"]),
         ((4, 2, 3, 2, 2), (3, 4), ["(3, 4)", "[4, 4]"]),
         ((4, 2, 3, 2, 2), (4, 6), ["6 columns", "action_dim is 4", "'rotation_color'", "'rotation'"]),

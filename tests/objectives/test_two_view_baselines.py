@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
+from ssl_equi.objectives.base import ObjectiveOutput
 from ssl_equi.objectives.byol import BYOL, BYOLConfig
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
-from ssl_equi.objectives.output import ObjectiveOutput
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
@@ -158,8 +158,8 @@ def test_half_precision_images_and_weights_are_accepted(name: str):
 @pytest.mark.parametrize(
     ("views", "message"),
     [
-        (torch.zeros(4, 3, 2, 2), "two views of each object"),
-        (torch.zeros(4, 3, 3, 2, 2), "two views of each object"),
+        (torch.zeros(4, 3, 2, 2), "2 views of each object"),
+        (torch.zeros(4, 3, 3, 2, 2), "2 views of each object"),
         (torch.zeros(4, 2, 3, 2, 2, dtype=torch.uint8), "convert them to float"),
         (torch.zeros(1, 2, 3, 2, 2), "global batch of at least 2"),
     ],

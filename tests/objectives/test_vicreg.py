@@ -95,5 +95,5 @@ def test_half_precision_embeddings_give_a_finite_float32_loss():
 
 
 def test_wrong_views_are_refused():
-    with pytest.raises(ValueError, match="two views of each object"):
+    with pytest.raises(ValueError, match="2 views of each object"):
         VICReg(PixelEncoder())(torch.zeros(4, 3, 2, 2))

@@ -5,9 +5,9 @@ import pytest
 import torch
 from lightly.loss import VICRegLoss
 
-from ssl_equi.objectives.vicreg_terms import (
+from ssl_equi.objectives.parts.batch import full_precision
+from ssl_equi.objectives.parts.vicreg_terms import (
     covariance_term,
-    full_precision,
     invariance_term,
     spread_terms,
     std_per_dim,

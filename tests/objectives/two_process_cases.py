@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_equi.encoders import create_encoder
-from ssl_equi.objectives.distributed import convert_sync_batchnorm, gather_batch, world_size
+from ssl_equi.objectives.parts.batch import convert_sync_batchnorm, gather_batch, world_size
 from ssl_equi.training.sharding import gathered, shard
 
 Tensors = dict[str, Tensor]

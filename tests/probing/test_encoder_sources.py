@@ -13,8 +13,7 @@ from ssl_equi import create_encoder
 from ssl_equi.errors import CheckpointError, EncoderError
 from ssl_equi.export.encoder import EncoderCard, save_encoder
 from ssl_equi.export.predictor import PredictorCard, save_predictor
-from ssl_equi.objectives.latent_predictor import ProjectedPredictor
-from ssl_equi.objectives.predictors import MLPPredictor
+from ssl_equi.objectives.parts.predictors import MLPPredictor, ProjectedPredictor
 from ssl_equi.probing.encode import state_sha256
 from ssl_equi.probing.encoder_sources import RANDOM_ENCODER_SEED, open_encoder
 

@@ -15,7 +15,7 @@ from ssl_equi.errors import FeatureError, UserError
 from ssl_equi.export.predictor import PredictorCard, TrainedPredictor
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_to_matrix
-from ssl_equi.objectives.latent_predictor import PoseProduct
+from ssl_equi.objectives.parts.predictors import PoseProduct
 from ssl_equi.probing.encode import state_sha256
 from ssl_equi.probing.encoder_sources import EncoderSource
 from ssl_equi.probing.evaluation_suite import Suite, SuiteResults

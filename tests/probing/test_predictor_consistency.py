@@ -12,8 +12,7 @@ from ssl_equi.export.predictor import PredictorCard, TrainedPredictor
 from ssl_equi.geometry.actions import ACTION_SIZES
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_conjugate, quat_multiply
-from ssl_equi.objectives.latent_predictor import PoseProduct, ProjectedPredictor
-from ssl_equi.objectives.predictors import Hypernetwork
+from ssl_equi.objectives.parts.predictors import Hypernetwork, PoseProduct, ProjectedPredictor
 from ssl_equi.probing import predictor_consistency as module
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.predictor_consistency import predictor_consistency

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from ssl_equi.export.predictor import PredictorCard, TrainedPredictor
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_multiply
-from ssl_equi.objectives.heads import projector
-from ssl_equi.objectives.latent_predictor import ProjectedPredictor
-from ssl_equi.objectives.predictors import Hypernetwork
+from ssl_equi.objectives.parts.heads import projector
+from ssl_equi.objectives.parts.predictors import Hypernetwork, ProjectedPredictor
 from ssl_equi.probing import predictor_retrieval
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.predictor_retrieval import retrieve_with_predictor

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ssl_equi.encoders.capsules import PrimaryCapsules, SelfRouting
-from ssl_equi.objectives.predictors import Hypernetwork
+from ssl_equi.objectives.parts.predictors import Hypernetwork
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 OWN_NAMES = {"embedded", "translated", "two_pass", "augmented"}

@@ -31,6 +31,8 @@ from ssl_equi.training.folder import set_aside_earlier_results
 from ssl_equi.training.pretraining import DataIdentity, FollowingProbes
 from ssl_equi.training.run import Run
 
+PAIRS = {"source": "rendered", "actions": "rotation", "observed_views": 1}
+
 
 @pytest.fixture(autouse=True)
 def start_afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -80,7 +82,7 @@ def test_the_ending_leaves_the_objective_and_the_random_generator_as_they_were(
     objective = make_objective(config)
     run = started_run(config, objective)
     before, generator = state_hash(objective), torch.get_rng_state()
-    Ending(run, config, objective, data).finish()
+    Ending(run, config, objective, data, PAIRS).finish()
     assert state_hash(objective) == before
     assert all(parameter.grad is None for parameter in objective.parameters())
     assert torch.equal(torch.get_rng_state(), generator)
@@ -90,7 +92,7 @@ def test_the_ending_is_tried_before_training_and_leaves_no_trace(config: Pretrai
     objective = make_objective(config)
     run = Run(config, "sie")
     before, generator = state_hash(objective), torch.get_rng_state()
-    Ending(run, config, objective, data).check()
+    Ending(run, config, objective, data, PAIRS).check()
     assert state_hash(objective) == before
     assert torch.equal(torch.get_rng_state(), generator)
     assert not run.folder.exists()
@@ -105,10 +107,10 @@ def test_an_export_that_would_fail_is_named_before_training(config: PretrainingC
     objective = make_objective(config)
     run = Run(config, "sie")
     with pytest.raises(CheckpointError, match="holds another architecture"):
-        Ending(run, dataclasses.replace(config, encoder="resnet10t"), objective, data).check()
+        Ending(run, dataclasses.replace(config, encoder="resnet10t"), objective, data, PAIRS).check()
     objective.encoder.counter = Stateful(1, 1)
     with pytest.raises(CheckpointError, match=r"counter\._extra_state of the .* is a dict"):
-        Ending(run, config, objective, data).check()
+        Ending(run, config, objective, data, PAIRS).check()
 
 
 def test_a_question_that_fails_costs_neither_numbers_nor_page(
@@ -125,7 +127,7 @@ def test_a_question_that_fails_costs_neither_numbers_nor_page(
     objective = make_objective(config)
     run = started_run(config, objective)
     with pytest.warns(UserWarning) as warned:
-        Ending(run, config, objective, data).finish()
+        Ending(run, config, objective, data, PAIRS).finish()
     told = " ".join(str(warning.message) for warning in warned)
     for what in ("further questions: not answered", "pictures of views", "section 'headline' can't be drawn"):
         assert what in told
@@ -157,7 +159,7 @@ def test_the_random_encoder_is_one_that_no_seed_trains(
         seeded = dataclasses.replace(config, seed=seed, out=Path(f"{config.out}-{seed}"))
         objective = make_objective(seeded)
         with pytest.raises(SeenError):
-            Ending(started_run(seeded, objective), seeded, objective, data).finish()
+            Ending(started_run(seeded, objective), seeded, objective, data, PAIRS).finish()
         assert probed[-1][0] is objective.encoder
     (first, random_first), (second, random_second) = probed
     first_layer = next(name for name, value in first.state_dict().items() if value.dim() == 4)
@@ -182,7 +184,7 @@ def test_the_ending_asks_one_of_each_kind_and_what_the_protocol_states(
     chosen = dataclasses.replace(config, probe_protocol="essl", compare_with_random=False)
     objective = make_objective(chosen)
     run = started_run(chosen, objective)
-    Ending(run, chosen, objective, data).finish()
+    Ending(run, chosen, objective, data, PAIRS).finish()
     records = read_records(run.folder / "results.json")
     expected = {*CORE_TASKS, AUGMENTATION_EQUIVARIANCE, "knn_weighted"} - {*NEEDS_TRANSLATIONS}
     assert {record.task for record in records} == expected
@@ -193,7 +195,7 @@ def test_the_exported_labels_come_from_the_data(config: PretrainingConfig, data:
     objective = make_objective(config)
     run = started_run(config, objective)
     normalised = dataclasses.replace(data, mean_rgb=(0.1, 0.2, 0.3), std_rgb=(0.4, 0.5, 0.6))
-    Ending(run, config, objective, normalised).finish()
+    Ending(run, config, objective, normalised, PAIRS).finish()
     exported = json.loads((run.folder / "encoder" / "config.json").read_text())
     labels = exported["pretrained_cfg"]
     assert labels["mean"] == [0.1, 0.2, 0.3] and labels["std"] == [0.4, 0.5, 0.6]
@@ -222,11 +224,11 @@ def test_weights_carry_the_licence_of_what_they_learnt_from(config: PretrainingC
     objective, run = make_objective(config), Run(config, "sie")
     for terms, expected in (("CC-BY-NC-4.0", "cc-by-nc-4.0"), ("none stated", "other")):
         posed = dataclasses.replace(data, name="3diebench", license=terms)
-        card = Ending(run, config, objective, posed).encoder_card(objective)
+        card = Ending(run, config, objective, posed, PAIRS).encoder_card(objective)
         assert (card.license, card.tag) == (expected, "sie_3diebench")
         assert card.trained_on == f"{data.train.source} {data.train.fingerprint[:16]}"
     unstated = dataclasses.replace(data, name="imagenet", license=None)
-    card = Ending(run, config, objective, unstated).encoder_card(objective)
+    card = Ending(run, config, objective, unstated, PAIRS).encoder_card(objective)
     assert card.license == "other"
 
 

@@ -21,7 +21,7 @@ from vision_transformers import HYBRID
 
 from ssl_equi.checkpoint import write_checkpoint
 from ssl_equi.encoders import create_encoder
-from ssl_equi.objectives.distributed import convert_sync_batchnorm
+from ssl_equi.objectives.parts.batch import convert_sync_batchnorm
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.training.devices import prepare_for_device
 from ssl_equi.training.optimisation import make_optimizer, parameter_groups

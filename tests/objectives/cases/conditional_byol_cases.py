@@ -3,7 +3,7 @@
 import torch
 from two_process_cases import Tensors, make_encoder, train_steps
 
-from ssl_equi.objectives.conditional_byol import ConditionalBYOL, ConditionalBYOLConfig
+from ssl_equi.objectives.byol import ConditionalBYOL, ConditionalBYOLConfig
 
 
 def conditional_byol_steps(dtype: torch.dtype, **changes: object) -> Tensors:

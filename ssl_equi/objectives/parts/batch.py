@@ -1,25 +1,43 @@
-"""Batch statistics over all processes: differentiable sums and gathers, and a synchronised batch norm.
+"""Arithmetic on the global batch: differentiable sums and gathers over processes, batch norm, collapse monitors.
 
-Gradient rule. DistributedDataParallel averages parameter gradients over processes, so the function that is
-being minimised is the mean over processes of what each of them computes. The backward passes of `gather_batch` and
+Gradient rule. DistributedDataParallel averages parameter gradients over processes, so the function that is being
+minimised is the mean over processes of what each of them computes. The backward passes of `gather_batch` and
 `sum_over_processes` sum the incoming gradients over processes (the exact adjoints of both). Together: a loss of the
-global batch, computed in full by every process, and a per-process mean both give exactly the gradient that one process
+global batch, computed in full by every process, and a mean per process both give exactly the gradient that one process
 would compute on the global batch, as long as every process holds equally many samples.
 
 Means, variances and products of columns need sums over processes only, whose size does not grow with the batch or the
-number of processes. A gather is for losses that compare samples with each other.
-
-Without an initialised process group every function here is the plain one-process operation.
+number of processes. A gather is for losses that compare samples with each other. Without an initialised process group
+every function here is the plain one-process operation.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 PLAIN_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """Half precision becomes float32; float32 and float64 stay."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def on_both_views(module: Callable[[Tensor], Tensor], inputs: Tensor, separate_batch_norm: bool) -> Tensor:
+    """Applies `module` ([N, ...] -> [N, D]) to the views of `inputs` [B, V, ...]; returns [B, V, D].
+
+    Args:
+        separate_batch_norm: False: one call on all samples, faster, and batch norms see all views together.
+            True: one call per view, so each view has its own batch statistics.
+    """
+    if separate_batch_norm:
+        return torch.stack([module(view) for view in inputs.unbind(dim=1)], dim=1)
+    return module(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
 
 
 def world_size() -> int:
@@ -61,19 +79,12 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def gather_batch(local: Tensor) -> Tensor:
-    """Concatenates the batches of all processes, in rank order, with gradients to every process.
-
-    Args:
-        local: [B, ...], the same shape on every process.
-
-    Returns:
-        [world_size * B, ...]; `local` itself when there is one process.
-    """
+    """The batches [B, ...] of all processes in rank order, [world_size * B, ...], with gradients to every process."""
     return _GatherBatch.apply(local.contiguous()) if world_size() > 1 else local
 
 
 def sum_over_processes(local: Tensor) -> Tensor:
-    """The sum of what all processes hold, [...], with gradients to every process; `local` itself for one process."""
+    """The sum of what all processes hold, [...], with gradients to every process."""
     return _SumOverProcesses.apply(local) if world_size() > 1 else local
 
 
@@ -85,10 +96,8 @@ def batch_mean(local: Tensor) -> Tensor:
 
 
 def batch_var_mean(local: Tensor, correction: int = 1) -> tuple[Tensor, Tensor]:
-    """Variance and mean over the global batch, both [...], of this process's share [B, ...]; as `torch.var_mean`.
-
-    On a CPU, whose `torch.var_mean` over the first dimension is a loop, this takes a tenth of the time.
-    """
+    """Variance and mean over the global batch, both [...], of this process's share [B, ...]; as `torch.var_mean`."""
+    # On a CPU torch.var_mean over the first dimension is a loop, which takes ten times as long.
     mean = batch_mean(local)
     squares = sum_over_processes((local - mean).square().sum(dim=0))
     return squares / (world_size() * len(local) - correction), mean
@@ -102,6 +111,18 @@ def batch_std(local: Tensor, correction: int = 1) -> Tensor:
 def batch_products(first: Tensor, second: Tensor) -> Tensor:
     """Mean of the products of columns over the global batch: shares [B, D] and [B, E] -> [D, E]."""
     return sum_over_processes(first.T @ second) / (world_size() * len(first))
+
+
+@torch.no_grad()
+def normalised_std(embeddings: Tensor) -> Tensor:
+    """How far embeddings [B, V, E] of length 1 spread over the global batch (Chen and He, SimSiam, 2021, figure 2).
+
+    The biased standard deviation of each dimension of each view after normalising to length 1, mean over dimensions and
+    views, times sqrt(E): 0 when all embeddings of a view point the same way, at most 1, near 1 when they are spread
+    evenly over the sphere. For losses that see directions only, where the plain standard deviation says nothing.
+    """
+    directions = F.normalize(full_precision(embeddings), dim=-1)
+    return batch_std(directions, correction=0).mean() * embeddings.shape[-1] ** 0.5
 
 
 class SynchronisedBatchNorm(_BatchNorm):
@@ -124,17 +145,15 @@ class SynchronisedBatchNorm(_BatchNorm):
             raise ValueError(f"batch norm got an input of shape {tuple(input.shape)}: pass [N, C] or [N, C, ...]")
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and world_size() > 1:
-            self._check_input_dim(input)
-            normalised = self._normalise_with_global_statistics(input)
-        else:
-            normalised = super().forward(input)
-        return self.act(self.drop(normalised))
+        return self.act(self.drop(self._normalise(input)))
 
-    def _normalise_with_global_statistics(self, input: Tensor) -> Tensor:
+    def _normalise(self, input: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        self._check_input_dim(input)
         # Like torch's kernels, half precision is normalised in float32 and handed back in its own type.
         with torch.autocast(input.device.type, enabled=False):
-            x = input.to(torch.promote_types(input.dtype, torch.float32))
+            x = full_precision(input)
             mean, variance, count = self._global_statistics(x)
             self._update_running_statistics(mean.detach(), variance.detach() * count / (count - 1))
             scale = torch.rsqrt(variance + self.eps)
@@ -170,39 +189,26 @@ class SynchronisedBatchNorm(_BatchNorm):
         self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), step)
 
 
-class _TorchSyncBatchNorm(nn.SyncBatchNorm):
-    """torch's fused layer, followed by the `drop` and `act` of the layer that it replaces."""
+class _FusedBatchNorm(SynchronisedBatchNorm, nn.SyncBatchNorm):
+    """The same by torch's fused layer."""
 
-    def __init__(self, *args: Any, drop: nn.Module | None = None, act: nn.Module | None = None) -> None:
-        super().__init__(*args)
-        self.drop = drop or nn.Identity()
-        self.act = act or nn.Identity()
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.act(self.drop(super().forward(input)))
+    def _normalise(self, input: Tensor) -> Tensor:
+        return nn.SyncBatchNorm.forward(self, input)
 
 
 def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
-    """Replaces every batch norm inside `module` by one that uses the statistics of the global batch.
+    """Replaces every batch norm inside `module` by one that uses the statistics of the global batch, in place.
 
     Parameters and buffers are shared with the replaced layers and `state_dict` keys stay the same, so this can be
-    called before or after making the optimizer. Modules on CUDA get torch's fused `SyncBatchNorm`; all others get
-    `SynchronisedBatchNorm`, so move the module to its device first.
-
-    Args:
-        module: any module; its batch norms are `torch.nn.BatchNorm1d/2d/3d` or timm's `BatchNormAct2d`.
-
-    Returns:
-        The same module, changed in place; a new one when `module` is a batch norm itself.
-
-    Raises:
-        TypeError: for a batch norm subclass whose behaviour is not known here.
+    called before or after making the optimizer. Modules on CUDA get torch's fused layer, so move the module to its
+    device first. Known batch norms are `torch.nn.BatchNorm1d/2d/3d` and timm's `BatchNormAct2d`; others raise a
+    TypeError. Returns the module; a new one when it is a batch norm itself.
     """
     on_cuda = any(tensor.is_cuda for tensor in (*module.parameters(), *module.buffers()))
-    return _convert(module, _TorchSyncBatchNorm if on_cuda else SynchronisedBatchNorm)
+    return _convert(module, _FusedBatchNorm if on_cuda else SynchronisedBatchNorm)
 
 
-def _convert(module: nn.Module, layer_class: type[SynchronisedBatchNorm] | type[_TorchSyncBatchNorm]) -> nn.Module:
+def _convert(module: nn.Module, layer_class: type[SynchronisedBatchNorm]) -> nn.Module:
     if isinstance(module, (nn.SyncBatchNorm, SynchronisedBatchNorm)):
         return module
     if not isinstance(module, _BatchNorm):

@@ -1,4 +1,8 @@
-"""Predictors: from the embedding of one view and an action to the embedding of the other view."""
+"""Predictors: from the embedding of one view and an action to the embedding of the other view.
+
+Below the layers that objectives train are the `EmbeddingPredictor`s that they hand out (`latent_predictor()`), so that
+a trained predictor can be exported and evaluated without its objective. They share the objective's weights.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_equi.objectives.lightly_parts import LastBatchNorm, projection_head
-from ssl_equi.objectives.two_views import check_action_dim
+from ssl_equi.geometry.poses import matrix_of_action
+from ssl_equi.objectives.parts.capsule_terms import transformed_poses, unit_poses
+from ssl_equi.objectives.parts.checks import check_action_dim, check_choice
+from ssl_equi.objectives.parts.heads import LastBatchNorm, projection_head
 
 HypernetworkInit = Literal["scale_preserving", "released"]
+FeatureSource = Literal["encoder", "capsule_network"]
+ACTION_DIM_BY_POSE_SIDE = {3: 4, 4: 7}  # relative rotation; relative pose in one of the two frames
 
 
 class Hypernetwork(nn.Module):
@@ -39,9 +47,6 @@ class Hypernetwork(nn.Module):
 
     Attributes:
         sizes: the arguments that another one with the same weights is made with.
-
-    Raises:
-        ValueError: unknown init.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Hypernetwork(nn.Module):
         init: HypernetworkInit = "scale_preserving",
     ) -> None:
         super().__init__()
+        check_choice("the hypernetwork's init", init, HypernetworkInit)
         self.sizes = {
             "dim": dim,
             "action_dim": action_dim,
@@ -69,20 +75,15 @@ class Hypernetwork(nn.Module):
         num_matrices = action_dim + int(hypernetwork_bias)
         self.matrices = nn.Parameter(torch.empty(num_matrices, dim, dim))
         self.vectors = nn.Parameter(torch.empty(num_matrices, dim)) if predicted_bias else None
-        self._initialise(init, dim, action_dim)
-
-    def _initialise(self, init: HypernetworkInit, dim: int, action_dim: int) -> None:
         if init == "scale_preserving":
             nn.init.normal_(self.matrices, std=1 / math.sqrt(dim))
             if self.vectors is not None:
                 nn.init.zeros_(self.vectors)
-        elif init == "released":
+        else:
             # The default of the Linear(action_dim, dim * dim) that these matrices are the weights of.
             for parameter in (self.matrices, self.vectors):
                 if parameter is not None:
                     nn.init.uniform_(parameter, -1 / math.sqrt(action_dim), 1 / math.sqrt(action_dim))
-        else:
-            raise ValueError(f"the hypernetwork's init is {init!r}: choose 'scale_preserving' or 'released'")
 
     def coefficients(self, actions: Tensor) -> Tensor:
         """Weight of each stored matrix, [B, K]; a bias is a matrix whose weight is always 1."""
@@ -102,15 +103,9 @@ class Hypernetwork(nn.Module):
 
 
 class MLPPredictor(nn.Module):
-    """A plain MLP on the concatenation of action and embedding: Linear(A + D, D), then ReLU-Linear(D, D) repeated.
+    """An MLP on action and embedding side by side: Linear(A + D, D), then ReLU-Linear(D, D) repeated.
 
-    Args:
-        dim: embedding width D.
-        action_dim: action width A.
-        layers: number of linear layers (1 in the released SIE code: the prediction is then affine in both inputs).
-
-    Attributes:
-        sizes: these arguments.
+    With one layer, as in the released SIE code, the prediction is affine in both inputs. `sizes` are the arguments.
     """
 
     def __init__(self, dim: int, action_dim: int, layers: int = 1) -> None:
@@ -122,7 +117,6 @@ class MLPPredictor(nn.Module):
         self.layers = nn.Sequential(*modules)
 
     def forward(self, embedding: Tensor, actions: Tensor) -> Tensor:
-        """Predicts the other view's embedding [B, D] from `embedding` [B, D] and `actions` [B, A]."""
         return self.layers(torch.cat([actions.to(embedding.dtype), embedding], dim=1))
 
 
@@ -145,22 +139,18 @@ class ActionEmbedding(nn.Module):
 
 
 class ConditionedPredictor(nn.Module):
-    """A head on the concatenation of the embedding and the embedded action: EquiMod, and SEN, Conditional BYOL and
-    Conv-JEPA as seq-JEPA's released code runs them.
+    """A head on the embedding beside the embedded action: EquiMod, and SEN, Conditional BYOL and Conv-JEPA as
+    seq-JEPA's released code runs them.
 
     Args:
         dim: embedding width D.
         action_dim: action width A.
-        widths: output widths of the head's linear layers, see `lightly_parts.projection_head`; the last one is the
-            prediction's.
+        widths: output widths of the linear layers of a `projection_head`; the last one is the prediction's.
         action_width: width of the embedded action; 128 in seq-JEPA.
         last_batch_norm: batch norm after the head's last linear layer.
 
     Attributes:
         sizes: these arguments.
-
-    Raises:
-        ValueError: a width is below 1, or there is none.
     """
 
     def __init__(
@@ -183,6 +173,112 @@ class ConditionedPredictor(nn.Module):
         self.head = projection_head(dim + action_width, widths, last_batch_norm)
 
     def forward(self, embedding: Tensor, actions: Tensor) -> Tensor:
-        """Predicts the other view's embedding [B, E] from `embedding` [B, D] and `actions` [B, A]."""
         embedded_actions = self.action_embedding(actions).to(embedding.dtype)
         return self.head(torch.cat([embedding, embedded_actions], dim=1))
+
+
+class EmbeddingPredictor(nn.Module):
+    """Embeds features, and moves embeddings along actions.
+
+    Attributes:
+        num_features: width D of the features.
+        embedding_dim: width E of the embeddings, before and after a prediction.
+        action_dim: width A of the actions.
+        features_from: whose features these are, the encoder's or those of the capsule network around it.
+    """
+
+    num_features: int
+    embedding_dim: int
+    action_dim: int
+    features_from: FeatureSource
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Embeddings [N, E] of features [N, D]."""
+        raise NotImplementedError
+
+    def advance(self, embeddings: Tensor, actions: Tensor) -> Tensor:
+        """Predicted embeddings [N, E] of the views that actions [N, A] lead to from embedded views [N, E]."""
+        raise NotImplementedError
+
+    def predict(self, features: Tensor, actions: Tensor) -> Tensor:
+        """Predicted embeddings [N, E] of the views that actions [N, A] lead to from views with features [N, D]."""
+        return self.advance(self.embed(features), actions)
+
+
+class ProjectedPredictor(EmbeddingPredictor):
+    """A trained predictor behind a projector on some of the feature columns.
+
+    Args:
+        num_features: width D of the features.
+        columns: those that the projector reads.
+        projector: [N, columns] -> [N, E]; None if the columns are the embedding.
+        predictor: one of those above, on embeddings of width E.
+        features_from: see `EmbeddingPredictor`.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        columns: slice,
+        projector: nn.Module | None,
+        predictor: nn.Module,
+        features_from: FeatureSource = "encoder",
+    ) -> None:
+        super().__init__()
+        if not 0 <= columns.start < columns.stop <= num_features:
+            raise ValueError(
+                f"columns {columns.start} to {columns.stop} are not among {num_features} features: give a slice of them"
+            )
+        self.num_features, self.columns, self.features_from = num_features, columns, features_from
+        sizes: dict[str, int] = predictor.sizes  # type: ignore[assignment]
+        self.embedding_dim, self.action_dim = sizes["dim"], sizes["action_dim"]
+        self.projector = projector
+        self.predictor = predictor
+
+    def embed(self, features: Tensor) -> Tensor:
+        """See `EmbeddingPredictor`."""
+        selected = features[:, self.columns]
+        return selected if self.projector is None else self.projector(selected)
+
+    def advance(self, embeddings: Tensor, actions: Tensor) -> Tensor:
+        """See `EmbeddingPredictor`."""
+        return self.predictor(embeddings, actions)
+
+
+class PoseProduct(EmbeddingPredictor):
+    """Capsule poses multiplied from the right by the action as a matrix; nothing is learnt (EquiCaps).
+
+    The embedding is all poses row by row, each scaled so that its first `unit_columns` columns have norm 1. The
+    features are those of a capsule network, [N, K + K * d * d]: activations, then poses.
+
+    Args:
+        num_capsules: K.
+        pose_side: d; 3 for actions that are rotations, 4 for rigid motions.
+        unit_columns: see `capsule_terms.unit_poses`; None: all.
+    """
+
+    features_from: FeatureSource = "capsule_network"
+
+    def __init__(self, num_capsules: int, pose_side: int, unit_columns: int | None = None) -> None:
+        super().__init__()
+        if pose_side not in ACTION_DIM_BY_POSE_SIDE:
+            raise ValueError(
+                f"pose_side is {pose_side}: make the capsules' poses 3 x 3 for rotations or 4 x 4 for poses, which the "
+                "action is multiplied with"
+            )
+        self.num_capsules, self.pose_side, self.unit_columns = num_capsules, pose_side, unit_columns
+        self.action_dim = ACTION_DIM_BY_POSE_SIDE[pose_side]
+        self.embedding_dim = num_capsules * pose_side**2
+        self.num_features = num_capsules + self.embedding_dim
+
+    def embed(self, features: Tensor) -> Tensor:
+        """See `EmbeddingPredictor`."""
+        return unit_poses(self._poses(features[:, self.num_capsules :]), self.unit_columns).flatten(1)
+
+    def advance(self, embeddings: Tensor, actions: Tensor) -> Tensor:
+        """See `EmbeddingPredictor`."""
+        moved = transformed_poses(self._poses(embeddings), matrix_of_action(actions.to(embeddings.dtype)))
+        return unit_poses(moved, self.unit_columns).flatten(1)
+
+    def _poses(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(1, (self.num_capsules, self.pose_side, self.pose_side))

@@ -1,7 +1,7 @@
-"""What objectives on capsules share: both views' capsules, terms on activations (probabilities) and poses (matrices).
+"""Terms on capsules: activations (probabilities) and poses (matrices), of both views.
 
 Everything is finite, with finite gradients, for one-hot activations and zero poses. Call the terms with autocast off on
-values of at least float32 (`vicreg_terms.full_precision`).
+values of at least float32 (`batch.full_precision`).
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_equi.encoders.capsules import Capsules
-from ssl_equi.objectives.distributed import batch_mean, batch_std
+from ssl_equi.objectives.parts.batch import batch_mean, batch_std
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
     from ssl_equi.encoders.capsule_network import CapsuleNetwork
@@ -24,21 +24,16 @@ SMALLEST_NORM = 1e-3  # of a pose that is scaled to length 1; shorter ones stay 
 def capsules_of_both_views(
     network: "CapsuleNetwork", views: Tensor, separate_batch_norm: bool
 ) -> tuple[Tensor, Capsules]:
-    """The backbone's features [B, 2, D] and the capsules, activations [B, 2, K] and poses [B, 2, K, d, d], of views.
-
-    Args:
-        views: [B, 2, 3, H, W].
-        separate_batch_norm: see `two_views.on_both_views`.
-    """
+    """The backbone's features [B, 2, D] and the capsules, activations [B, 2, K] and poses [B, 2, K, d, d], of views
+    [B, 2, 3, H, W]; `batch.on_both_views` for a network with three outputs."""
     if separate_batch_norm:
-        outputs = [network.features_and_capsules(view) for view in views.unbind(dim=1)]
-        features = torch.stack([features_of_view for features_of_view, _ in outputs], dim=1)
-        activations = torch.stack([capsules.activations for _, capsules in outputs], dim=1)
-        poses = torch.stack([capsules.poses for _, capsules in outputs], dim=1)
-        return features, Capsules(activations, poses)
-    features, capsules = network.features_and_capsules(views.flatten(0, 1))
-    activations, poses = (part.unflatten(0, views.shape[:2]) for part in capsules)
-    return features.unflatten(0, views.shape[:2]), Capsules(activations, poses)
+        of_each_view = [network.features_and_capsules(view) for view in views.unbind(dim=1)]
+        outputs = zip(*((features, *capsules) for features, capsules in of_each_view), strict=True)
+        features, activations, poses = (torch.stack(output, dim=1) for output in outputs)
+    else:
+        features, capsules = network.features_and_capsules(views.flatten(0, 1))
+        features, activations, poses = (each.unflatten(0, views.shape[:2]) for each in (features, *capsules))
+    return features, Capsules(activations, poses)
 
 
 def cross_entropy(targets: Tensor, predictions: Tensor) -> Tensor:
@@ -72,14 +67,9 @@ def transformed_poses(poses: Tensor, matrices: Tensor) -> Tensor:
 def reachable_stds(activations: Tensor, poses: Tensor, columns: int | None = None) -> Tensor:
     """The largest standard deviation that every column of [activations, unit poses] can have at once: [K + K d d].
 
-    Activations that sum to 1 reach it one-hot with every capsule used equally, sqrt(K - 1) / K; entries of matrices of
-    norm 1 reach it with mean zero and equal shares of the norm, 1 / d for d x d. The target 1 of the released code is
-    out of reach for either: its hinge never closes.
-
-    Args:
-        activations: [..., K].
-        poses: [..., K, d, d].
-        columns: how many of a pose's columns have norm 1, see `unit_poses`; others are held to the same.
+    Activations [..., K] that sum to 1 reach it one-hot with every capsule used equally; entries of poses [..., K, d, d]
+    of norm 1 reach it with mean zero and equal shares of the norm. `columns` is as in `unit_poses`; further columns are
+    held to the same. The target 1 of the released code is out of reach for either: its hinge never closes.
     """
     num_capsules, side = poses.shape[-3:-1]
     of_activations = activations.new_full((num_capsules,), largest_activation_std(num_capsules))
@@ -93,21 +83,16 @@ def largest_pose_std(side: int, columns: int | None = None) -> float:
 
 
 def largest_activation_std(num_capsules: int) -> float:
-    """Of a column of K activations that are one-hot and equally often 1, sqrt(K - 1) / K."""
+    """Of a column of K activations that are one-hot and equally often 1."""
     return math.sqrt(num_capsules - 1) / num_capsules
 
 
 def capsule_monitors(activations: Tensor, pose_columns: Tensor, pose_std: float) -> dict[str, Tensor]:
-    """Whether capsules collapse: mean standard deviations as shares of the largest possible, and an image's entropy.
+    """Whether capsules collapse, from shares of activations [B, 2, K] and of poses [B, 2, E] as they are compared.
 
-    Args:
-        activations: [B, 2, K], this process's share.
-        pose_columns: [B, 2, E], the poses in the scale in which they are compared.
-        pose_std: the standard deviation that counts as 1.
-
-    Returns:
-        `std_inv` and `std_equi`, 0 for constants; `entropy`, the mean over the share of the entropy of the activations
-        as a share of log K, 0 if one capsule answers alone.
+    `std_inv` and `std_equi` are mean standard deviations as shares of the largest possible (for poses, of `pose_std`):
+    0 for constants. `entropy` is the mean entropy of an image's activations as a share of log K: 0 if one capsule
+    answers alone.
     """
     num_capsules = activations.shape[-1]
     return {

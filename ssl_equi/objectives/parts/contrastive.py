@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_equi.objectives.distributed import gather_batch, rank
-from ssl_equi.objectives.two_views import check_temperature
+from ssl_equi.objectives.parts.batch import gather_batch, rank
+from ssl_equi.objectives.parts.checks import check_choice, check_temperature
 
 Candidates = Literal["both_views", "other_view"]
 
@@ -18,16 +18,12 @@ class ContrastiveLoss:
     """Cross-entropy of picking an embedding's other view among candidates, by cosines over a temperature.
 
     For an embedding z with other view z', -log(exp(cos(z, z') / T) / sum over candidates y of exp(cos(z, y) / T)), mean
-    over the embeddings of both views. Candidates come from the global batch of N objects, see
-    `ssl_equi.objectives.distributed`.
+    over the embeddings of both views. Candidates come from the global batch of N objects.
 
     Args:
         temperature: T.
         candidates: both_views: the 2N - 1 other embeddings of both views (NT-Xent; Chen et al., SimCLR, ICML 2020,
             equation 1). other_view: the N embeddings of the other view (InfoNCE, as E-SSL's released code).
-
-    Raises:
-        ValueError: the temperature is not positive, or the candidates are unknown.
     """
 
     temperature: float
@@ -35,8 +31,7 @@ class ContrastiveLoss:
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
-        if self.candidates not in ("both_views", "other_view"):
-            raise ValueError(f"candidates is {self.candidates!r}: choose 'both_views' or 'other_view'")
+        check_choice("candidates", self.candidates, Candidates)
 
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:
         """The loss of this process's embeddings [B, E] of view 1 and [B, E] of view 2, of any length."""
