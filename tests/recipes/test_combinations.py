@@ -61,7 +61,7 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], str]] = [
         "embedded",
         {"observed_views": 4},
         {},
-        "--observed-views is 4 and one more is predicted, but the objects of 3diebench-p have 4 views: choose 3",
+        "sequences of 5 views are asked for and the objects of 3diebench-p have 4: choose --observed-views 3 or less",
     ),
     ("seq_jepa", "embedded", {"observed_views": 0}, {}, "--observed-views is 0: give a number from 1 to"),
     ("seq_jepa", "embedded", {}, {"heads": 7}, "a token has 520 numbers (features and embedded action), which 7 heads"),
