@@ -119,12 +119,31 @@ def test_every_documented_option_is_one_of_its_script() -> None:
             assert known, f"{source} says `{command}`, but {script} has no {option}"
 
 
-def test_options_named_in_the_readme_are_options_of_some_script() -> None:
-    named = set(re.findall(r"`(--[a-z][\w.-]*)", (ROOT / "README.md").read_text())) - {"--help"}
-    assert named
+def test_options_named_in_the_pages_are_options_of_some_script() -> None:
     texts = [help_text(str(path.relative_to(ROOT))) for path in scripts()]
-    for option in named:
-        assert any(re.search(rf"(?<![\w-]){re.escape(option)}(?![\w.-])", text) for text in texts), option
+    for page in ("recipes", "data", "encoders", "evaluation"):
+        named = set(re.findall(r"`(--[a-z][\w.-]*)", (ROOT / "docs" / f"{page}.md").read_text())) - {"--help"}
+        assert named
+        for option in named:
+            assert any(re.search(rf"(?<![\w-]){re.escape(option)}(?![\w.-])", text) for text in texts), option
+
+
+def test_files_and_anchors_that_the_pages_name_exist() -> None:
+    for page in documents():
+        text = page.read_text()
+        if page.name in ("results.md",):  # it tells of what was run, at the commits that it names
+            continue
+        for name in re.findall(r"`((?:[\w-]+/)+[\w-]+\.py)`", text):
+            assert (ROOT / name).is_file() or (ROOT / "ssl_equi" / name).is_file(), f"{page.name} names {name}"
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text):
+            file = page.parent / target if target else page
+            assert file.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(file), f"{page.name} links to {target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_no_published_file_names_a_package_host_or_a_folder_of_the_authors_machine() -> None:
