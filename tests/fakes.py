@@ -1,12 +1,19 @@
 """Small stand-ins that tests share: encoders, data and what a run offers."""
 
+import importlib
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.cli import explain_errors
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.geometry.rotations import quat_positive, random_quat
 from ssl_equi.views.makers import ViewOptions
@@ -146,3 +153,36 @@ def rows_of(batch: ViewBatch, rows: slice) -> ViewBatch:
 def end_without_probes(run: "Pretraining[Any]") -> None:
     """In place of `Pretraining.finish`, where export, probes and report aren't looked at."""
     run.run.close()
+
+
+SmallConfig = Callable[..., Any]
+"""The fixture `small_config` of tests/recipes."""
+
+
+def load_recipe(name: str) -> ModuleType:
+    """recipes/NAME.py as a module."""
+    return importlib.import_module(f"recipes.{name}")
+
+
+def event_lines(folder: Path, event: str = "loss") -> list[str]:
+    """Whole lines of a run folder's metrics.jsonl that report a kind of event."""
+    file = folder / "metrics.jsonl"
+    written = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [line for line in written if line.endswith("\n") and json.loads(line)["event"] == event]
+
+
+def numbers(folder: Path, event: str = "loss") -> list[dict[str, Any]]:
+    """The same lines, read."""
+    return [json.loads(line) for line in event_lines(folder, event)]
+
+
+def refused(action: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence on stderr with which a run ends that a user must mend, status 1 and no traceback."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        explain_errors(action)  # type: ignore[arg-type]
+    errors = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert errors.startswith("error: ") and errors.endswith("\n") and errors.count("\n") == 1, errors
+    assert ": " in errors.removeprefix("error: "), "the sentence ends with a cure, after a colon"
+    return errors.removeprefix("error: ").rstrip("\n")

@@ -14,7 +14,7 @@ from ssl_equi.checkpoint import describe_os_error, list_checkpoints, write_text_
 from ssl_equi.errors import RunError
 from ssl_equi.files import read_json_object
 from ssl_equi.runtime.system import software_versions
-from ssl_equi.training.log import MetricsLog
+from ssl_equi.training.log import cut_after
 
 LOCK_FILE = ".lock"
 STOPPED_FILE = "stopped.json"
@@ -32,7 +32,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._created = _missing_folders(path)
+        self._created = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]  # innermost first
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock_of(path)
@@ -40,7 +40,8 @@ class RunFolder:
         except Timeout:
             raise RunError(in_use(path)) from None
         except (OSError, NotImplementedError) as error:
-            if isinstance(error, OSError) and not _has_no_locks(error):
+            without_locks = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+            if isinstance(error, OSError) and error.errno not in without_locks:
                 raise RunError(describe_os_error(error, path)) from error
             print(f"warning: the file system of {path} has no locks: don't start another run there", flush=True)
 
@@ -67,7 +68,7 @@ class RunFolder:
             (self.path / STOPPED_FILE).unlink(missing_ok=True)
         except OSError as error:
             raise RunError(describe_os_error(error, self.path)) from error
-        MetricsLog(self.path / "metrics.jsonl").cut_after(step)
+        cut_after(self.path / "metrics.jsonl", step)
         write_text_atomically(self.path / "config.json", json.dumps(options, indent=1))
         process = {"process": f"process {os.getpid()} on {platform.node()}"}
         write_text_atomically(self.path / "versions.json", json.dumps(software_versions() | process, indent=1))
@@ -138,12 +139,3 @@ def in_use(folder: Path) -> str:
 def _lock_of(folder: Path) -> FileLock:
     # One lock a path within a process: it may start a run again whose error still holds on to the first lock.
     return FileLock(folder / LOCK_FILE, is_singleton=True)
-
-
-def _missing_folders(path: Path) -> list[Path]:
-    """Those of the path and its parents that don't exist, the innermost first."""
-    return [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
-
-
-def _has_no_locks(error: OSError) -> bool:
-    return error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -85,26 +85,23 @@ class SpeedWindow:
         )
 
 
-class MetricsLog:
-    """The log of one run; every line has an `event` and the `step` after which it was written."""
+def append_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Adds lines to metrics.jsonl, each with an `event` and the `step` after which it was written.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Raises CheckpointError if the disk is full.
+    """
+    try:
+        with open(path, "a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+    except OSError as error:
+        raise CheckpointError(describe_os_error(error, path)) from error
 
-    def append(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Adds lines. Raises CheckpointError if the disk is full."""
-        try:
-            with open(self.path, "a") as file:
-                file.write("".join(json.dumps(line) + "\n" for line in lines))
-        except OSError as error:
-            raise CheckpointError(describe_os_error(error, self.path)) from error
 
-    def cut_after(self, step: int) -> None:
-        """Drops lines of steps that will be done again, and the half line of a process that was killed."""
-        if not self.path.is_file():
-            return
-        kept = [line + b"\n" for line in self.path.read_bytes().split(b"\n") if _is_up_to(line, step)]
-        write_text_atomically(self.path, b"".join(kept).decode())
+def cut_after(path: Path, step: int) -> None:
+    """Drops lines of steps that will be done again, and the half line of a process that was killed."""
+    if path.is_file():
+        kept = [line + b"\n" for line in path.read_bytes().split(b"\n") if _is_up_to(line, step)]
+        write_text_atomically(path, b"".join(kept).decode())
 
 
 def _is_up_to(line: bytes, step: int) -> bool:
@@ -121,25 +118,13 @@ def _is_up_to(line: bytes, step: int) -> bool:
 _CURES = {"wandb": "run `wandb login` (or set WANDB_MODE=offline)", "trackio": "check its settings"}
 
 
-class TrackingAccelerator(Protocol):
-    """The part of `accelerate.Accelerator` that speaks to trackers."""
-
-    def init_trackers(self, project_name: str, config: dict[str, Any] | None = ...) -> None: ...
-
-    def log(self, values: dict[str, Any], step: int | None = ...) -> None: ...
-
-    def end_training(self) -> None: ...
-
-
 class Tracking:
-    """What one process tells its tracker. After the first failure it warns once, and tells it no more.
+    """What one process tells its tracker, by an `accelerate.Accelerator`; nothing where there is none.
 
-    Args:
-        accelerator: made with the tracker's name, or without.
-        tracker: its name; None for no tracker, in which case nothing is done.
+    After its first failure it is told no more, and a warning says so: trackers are helpers, and none ends a run.
     """
 
-    def __init__(self, accelerator: TrackingAccelerator, tracker: str | None) -> None:
+    def __init__(self, accelerator: Any, tracker: str | None) -> None:
         self._accelerator, self._tracker = accelerator, tracker
         self._active = False
 
@@ -157,7 +142,6 @@ class Tracking:
         self._active = True
 
     def log(self, numbers: dict[str, float], step: int) -> None:
-        """Sends the numbers of a step."""
         self._try(lambda: self._accelerator.log(numbers, step=step))
 
     def end(self) -> None:
@@ -272,9 +256,12 @@ class TrainingProgress:
         if not self.enabled:
             return
         choices = _numbers(loss, speed)
-        numbers = choices[0] if self.bar is None else _longest_that_fits(choices, self._columns_left())
         if self.bar is not None:
-            self.bar.update(self.task, numbers=numbers)
+            # Room on the terminal's line beside label, bar, steps and time.
+            steps = 2 * len(str(self.total_steps)) + 1
+            columns = self.console.width - len(self.label) - BAR_COLUMNS - steps - TIME_COLUMNS - SPACES_BETWEEN
+            fitting = (choice for choice in choices if len(choice) <= columns)
+            self.bar.update(self.task, numbers=next(fitting, choices[-1]))
             return
         now = time.perf_counter()
         if now - self.last_line_at < PLAIN_LINE_EVERY_SECONDS and self.step < self.total_steps:
@@ -283,15 +270,10 @@ class TrainingProgress:
         seconds_a_step = (now - self.started_at) / max(self.step - self.first_step, 1)
         minutes_left = seconds_a_step * (self.total_steps - self.step) / 60
         print(
-            f"{self.label} {self.step}/{self.total_steps} · {numbers} · {minutes_left:.1f} min left",
+            f"{self.label} {self.step}/{self.total_steps} · {choices[0]} · {minutes_left:.1f} min left",
             file=sys.stdout,
             flush=True,
         )
-
-    def _columns_left(self) -> int:
-        """Room on the terminal's line beside label, bar, steps and time."""
-        steps = 2 * len(str(self.total_steps)) + 1
-        return self.console.width - len(self.label) - BAR_COLUMNS - steps - TIME_COLUMNS - SPACES_BETWEEN
 
 
 def _numbers(loss: float, speed: Speed) -> list[str]:
@@ -309,7 +291,3 @@ def _numbers(loss: float, speed: Speed) -> list[str]:
             choices.append([loss_text, images, f"{wait} to {slower}", *skipped])
     choices += [[loss_text, images, wait, *skipped], [loss_text, wait, *skipped], [loss_text, *skipped]]
     return [" · ".join(parts) for parts in choices]
-
-
-def _longest_that_fits(choices: list[str], columns: int) -> str:
-    return next((choice for choice in choices if len(choice) <= columns), choices[-1])

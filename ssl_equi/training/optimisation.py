@@ -27,7 +27,7 @@ def parameter_groups(
         bias_and_norm_rate_factor: their learning rate as a multiple of the others' (Barlow Twins: .0048 / .2).
 
     Returns:
-        Groups for a torch optimiser; `rate_factor` is what `schedules.set_learning_rate` multiplies the rate by.
+        Groups for a torch optimiser; `rate_factor` is what `set_learning_rate` multiplies the rate by.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if decay_bias_and_norm and bias_and_norm_rate_factor == 1:
@@ -48,17 +48,11 @@ def parameter_groups(
 def make_optimizer(
     name: OptimizerName, groups: list[dict[str, Any]], learning_rate: float, momentum: float = 0.9
 ) -> torch.optim.Optimizer:
-    """An optimiser over parameter groups.
+    """An optimiser over `parameter_groups`.
 
-    Args:
-        name: adam adds the weight decay to the gradient, adamw takes it from the weights; lars scales each layer's
-            step by the ratio of its norms (You et al., 2017) and leaves out groups without weight decay.
-        groups: see `parameter_groups`.
-        learning_rate: of groups with `rate_factor` 1.
-        momentum: of sgd and lars.
-
-    Raises:
-        ValueError: unknown name.
+    adam adds the weight decay to the gradient, adamw takes it from the weights; lars scales each layer's step by the
+    ratio of its norms (You et al., 2017) and leaves out groups without weight decay. The learning rate is that of
+    groups with `rate_factor` 1, the momentum that of sgd and lars.
     """
     # Fused: all parameters in a few kernels on a GPU rather than some each, in one pass on a CPU rather than ten.
     if name == "adam":
@@ -118,11 +112,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = group.get("constant_rate", learning_rate * group.get("rate_factor", 1.0))
 
 
-def rising_momentum(share: float, *, base: float) -> float:
-    """Momentum of a target network after a share of the steps, from `base` to 1 (BYOL, Grill et al., 2020, 3.2)."""
-    return 1 - (1 - base) * (math.cos(math.pi * min(share, 1.0)) + 1) / 2
-
-
 # ---------------------------------------------------------------- schedules of a run
 
 
@@ -140,8 +129,8 @@ def follow_schedule(optimizer: torch.optim.Optimizer, config: PretrainingOptions
     return learning_rate
 
 
-class ScheduleOptions(Protocol):
-    """The options that say how often schedules change."""
+class TargetOptions(Protocol):
+    """The options that the momentum of a target network depends on."""
 
     @property
     def epochs(self) -> int: ...
@@ -149,21 +138,21 @@ class ScheduleOptions(Protocol):
     @property
     def schedule_by(self) -> Literal["step", "epoch"]: ...
 
-
-class TargetOptions(ScheduleOptions, Protocol):
-    """The options that the momentum of a target network depends on."""
-
     @property
     def target_momentum(self) -> float: ...
 
 
 def target_momentum(config: TargetOptions, step: int, total_steps: int) -> float:
-    """Momentum of the target network at a step: it rises to 1 at the last step or, by the epoch, after the last one."""
+    """Momentum of the target network at a step (BYOL, Grill et al., 2020, 3.2).
+
+    It rises by a cosine, to 1 at the last step or, by the epoch, after the last one.
+    """
     last = total_steps if config.schedule_by == "epoch" else max(total_steps - 1, 1)
-    return rising_momentum(_step_of_schedule(config, step, total_steps) / last, base=config.target_momentum)
+    share = min(_step_of_schedule(config, step, total_steps) / last, 1.0)
+    return 1 - (1 - config.target_momentum) * (math.cos(math.pi * share) + 1) / 2
 
 
-def _step_of_schedule(config: ScheduleOptions, step: int, total_steps: int) -> int:
+def _step_of_schedule(config: PretrainingOptions | TargetOptions, step: int, total_steps: int) -> int:
     """The step whose values a step has: its own, or that with which its epoch began."""
     steps_per_epoch = total_steps // config.epochs
     return step - step % steps_per_epoch if config.schedule_by == "epoch" else step

@@ -101,27 +101,22 @@ class Processes:
 
 
 def end_with_the_launcher(environment: Mapping[str, str] = os.environ) -> None:
-    """On Linux, lets the end of this process's launcher, whatever ends it, reach this process as SIGTERM.
+    """On Linux, lets the end of this process's launcher reach it as SIGTERM; RunError if that has ended already.
 
     Without it a launcher that is killed, or that gets a signal that it doesn't pass on, leaves processes that train on
     and that nobody can stop.
-
-    Raises:
-        RunError: the launcher has ended already.
     """
     if sys.platform != "linux" or not any(name in environment for name in _LAUNCHED):
         return
     # The signal comes when the thread ends that started this process: launchers start theirs from the main thread.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     # A launcher that has ended before sends none.
-    if os.getppid() != _PARENT_AT_IMPORT or (os.getppid() == 1 and not _first_process_launches()):
+    ended = os.getppid() != _PARENT_AT_IMPORT
+    if os.getppid() == 1:  # a launcher, as in a container, or what adopts processes that have lost theirs
+        command = Path("/proc/1/cmdline").read_bytes()
+        ended |= b"accelerate" not in command and b"torch" not in command
+    if ended:
         raise RunError("the launcher of this process has ended: start the run again")
-
-
-def _first_process_launches() -> bool:
-    """Whether process 1 is a launcher, as in a container, and not what adopts processes that have lost theirs."""
-    command = Path("/proc/1/cmdline").read_bytes()
-    return b"accelerate" in command or b"torch" in command
 
 
 def join_slurm_tasks(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -164,11 +159,9 @@ def refuse_unsupported_settings(environment: Mapping[str, str] = os.environ) -> 
 def launched_precision(asked: Precision, environment: Mapping[str, str] = os.environ) -> Precision:
     """no or bf16: what the options ask for, or what the launcher was given where they leave it to that.
 
-    `accelerate launch` says "no" where nobody asked for anything, so that does not contradict bf16 of the options.
-
-    Raises:
-        RunError: the launcher was given a precision that the options contradict, or one that runs don't have.
+    Raises RunError if the launcher was given a precision that the options contradict, or one that runs don't have.
     """
+    # `accelerate launch` says "no" where nobody asked for anything, so that does not contradict bf16 of the options.
     given = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower() or "no"
     if given not in ("no", "bf16") or (given == "bf16" and asked == "no"):
         told = "" if asked == "auto" else f" and the run --mixed-precision {asked}"
@@ -182,11 +175,7 @@ def launched_precision(asked: Precision, environment: Mapping[str, str] = os.env
 
 
 def refuse_lonely_tasks(num_processes: int, environment: Mapping[str, str] = os.environ) -> None:
-    """Raises RunError for one of several tasks of a scheduler that have not found each other.
-
-    Args:
-        num_processes: of the run that this process belongs to.
-    """
+    """Raises RunError for one of several tasks of a scheduler that have not found each other in their run."""
     if num_processes > 1:
         return
     for sizes, rank in _TASKS:
@@ -206,20 +195,12 @@ _WORDS_OF_GLOO = ("gloo/", "pair closure", "closed by peer")
 
 
 def starting_timeout(collective_timeout: float) -> timedelta:
-    """How long to wait until the first step is done.
-
-    Args:
-        collective_timeout: minutes to wait afterwards.
-    """
+    """How long to wait until the first step is done, where it is `collective_timeout` minutes afterwards."""
     return max(STARTING_TIMEOUT, timedelta(minutes=collective_timeout))
 
 
 def set_timeout(timeout: timedelta, groups: list[Any]) -> None:
-    """Changes how long operations that are yet to start wait for the other processes.
-
-    Args:
-        groups: process groups of torch.distributed; None among them is that of all processes.
-    """
+    """Changes how long operations of the groups (None: of all processes) that are yet to start wait for the others."""
     # The second is how earlier versions of torch call it.
     names = ((torch.distributed, "set_timeout"), (torch.distributed.distributed_c10d, "_set_pg_timeout"))
     setters = [getattr(module, name) for module, name in names if hasattr(module, name)]

@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn, Protocol, TypeVar, cast
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -38,7 +38,7 @@ from ssl_equi.runtime.device_copies import Unread, together
 from ssl_equi.training.config import RunConfig, check_run, default_threads, flattened, loader_size, refuse_other_options
 from ssl_equi.training.devices import on_device, prepare_for_device
 from ssl_equi.training.folder import STOPPED_FILE, RunFolder, choose_folder
-from ssl_equi.training.log import FiniteWatch, MetricsLog, SpeedWindow, Tracking, TrainingProgress
+from ssl_equi.training.log import FiniteWatch, SpeedWindow, Tracking, TrainingProgress, append_lines
 from ssl_equi.training.processes import Processes, launched_precision, set_timeout, starting_timeout
 from ssl_equi.training.sharding import gathered, shard
 from ssl_equi.training.state import RunState, Stateful
@@ -151,14 +151,13 @@ class Run:
             UserError: the folder is another run's, the checkpoint is damaged or of another architecture, or the tracker
                 doesn't start.
         """
-        self.folder = self.processes.on_main_then_everywhere(self._claim_folder)
+        on_main_then_everywhere, options = self.processes.on_main_then_everywhere, used_options(self.config)
         try:
-            self.processes.on_main_then_everywhere(self._refuse_other_options)
-            self.processes.on_main_then_everywhere(self._start_tracking)
+            self.folder = on_main_then_everywhere(lambda: self._take_folder(options))
             checkpoints = list_checkpoints(self.folder / "checkpoints") if self.config.resume else []
             if checkpoints:
                 self._restore(checkpoints[-1])
-            self.processes.on_main_then_everywhere(self._begin_folder)
+            on_main_then_everywhere(lambda: self._claim and self._claim.begin(options, self.state.steps_done))
         except BaseException:
             if self._claim is not None:
                 self._claim.withdraw()
@@ -168,21 +167,17 @@ class Run:
     def _choose_folder(self) -> Path:
         return choose_folder(self.config.out, self.name, self.config.resume)
 
-    def _claim_folder(self) -> Path:
+    def _take_folder(self, options: dict[str, Any]) -> Path:
+        """Of the first process: locks the folder, refuses options that the run wasn't begun with, starts a tracker."""
         folder = self._choose_folder()
         self._claim = RunFolder(folder)
-        return folder
-
-    def _refuse_other_options(self) -> None:
-        config_file = self.folder / "config.json"
-        if self.config.resume and list_checkpoints(self.folder / "checkpoints") and config_file.is_file():
-            refuse_other_options(config_file, used_options(self.config), used_options(type(self.config)()))
-
-    def _start_tracking(self) -> None:
-        self.accelerator.project_configuration.logging_dir = str(self.folder)
+        config_file = folder / "config.json"
+        if self.config.resume and list_checkpoints(folder / "checkpoints") and config_file.is_file():
+            refuse_other_options(config_file, options, used_options(type(self.config)()))
+        self.accelerator.project_configuration.logging_dir = str(folder)
         # TensorBoard takes nothing but numbers and text.
-        options = {name: str(value) for name, value in flattened(used_options(self.config)).items()}
-        self._tracking.start(self.name, options)
+        self._tracking.start(self.name, {name: str(value) for name, value in flattened(options).items()})
+        return folder
 
     def _restore(self, checkpoint: Path) -> None:
         self.state.restore(checkpoint)
@@ -191,10 +186,6 @@ class Run:
                 f"{checkpoint} is of an earlier version, without checksums: damage of its files can't be ruled out"
             )
         self.processes.say(f"resuming {self.folder} after step {self.state.steps_done}")
-
-    def _begin_folder(self) -> None:
-        if self._claim is not None:
-            self._claim.begin(used_options(self.config), self.state.steps_done)
 
     # ---------------------------------------------------------------- the loop
 
@@ -284,7 +275,7 @@ class Run:
                 lines.append({"event": "online_probe", "step": step + 1, **probe_metrics})
             lines.append({"event": "speed", "step": step + 1, **asdict(speed)})
             with _going_on_with_resume():
-                MetricsLog(self.folder / "metrics.jsonl").append(lines)
+                append_lines(self.folder / "metrics.jsonl", lines)
             self._progress.advance(step + 1)  # the step is done, though its housekeeping is still to come
             self._progress.report(losses["loss"], speed)
         self._tracking.log({**losses, **numbers, **probe_metrics, **asdict(speed)}, step + 1)

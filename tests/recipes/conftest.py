@@ -1,9 +1,6 @@
 """Recipes as modules, in small sizes, one run after another in this process, on one thread."""
 
 import dataclasses
-import importlib.util
-import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,30 +13,13 @@ from accelerate.state import AcceleratorState
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, EquivarianceProtocol, ProbeProtocol
 from ssl_equi.training.pretraining import Pretraining
 from ssl_equi.views import saliency_maps
-from tests.fakes import end_without_probes
-from tests.launched import clean_environment
-
-ROOT = Path(__file__).parents[2]
+from tests.fakes import SmallConfig, end_without_probes, load_recipe
 
 
-@pytest.fixture(scope="session")
-def load_recipe() -> Callable[[str], ModuleType]:
-    """recipes/NAME.py as a module."""
-
-    def load(name: str) -> ModuleType:
-        specification = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
-        assert specification is not None and specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        sys.modules[specification.name] = module
-        specification.loader.exec_module(module)
-        return module
-
-    return load
-
-
-@pytest.fixture(scope="session")
-def sie(load_recipe: Callable[[str], ModuleType]) -> ModuleType:
-    return load_recipe("sie")
+@pytest.fixture(scope="session", name="load_recipe")
+def fixture_load_recipe() -> Callable[[str], ModuleType]:
+    """For tests/references."""
+    return load_recipe
 
 
 # Sizes of heads, queues, chunks and views in which a step takes milliseconds.
@@ -63,7 +43,7 @@ def shrunk(options: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def small_config(tiny_data: Path) -> Callable[..., Any]:
+def small_config(tiny_data: Path) -> SmallConfig:
     """A named configuration of a recipe (the first by default) on the tiny set: 3 steps an epoch, 2 epochs."""
 
     def configure(recipe: ModuleType, name: str | None = None, **changes: Any) -> Any:
@@ -112,24 +92,6 @@ def quick_probes(quick_protocol: ProbeProtocol, monkeypatch: pytest.MonkeyPatch)
 def without_ending(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets runs end after their last step, where export, probes and report aren't looked at."""
     monkeypatch.setattr(Pretraining, "finish", end_without_probes)
-
-
-@pytest.fixture(scope="session")
-def subprocess_environment() -> dict[str, str]:
-    """One thread a process, no GPU, and no trace of a launcher around the tests."""
-    return clean_environment()
-
-
-@pytest.fixture(scope="session")
-def event_lines() -> Callable[[Path, str], list[str]]:
-    """Whole lines of a run folder's metrics.jsonl that report a kind of event."""
-
-    def lines(folder: Path, event: str) -> list[str]:
-        file = folder / "metrics.jsonl"
-        written = file.read_text().splitlines(keepends=True) if file.exists() else []
-        return [line for line in written if line.endswith("\n") and json.loads(line)["event"] == event]
-
-    return lines
 
 
 @pytest.fixture(autouse=True)

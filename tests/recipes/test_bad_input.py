@@ -9,14 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from recipes import sie
 from ssl_equi.checkpoint import list_checkpoints, read_state
-from ssl_equi.cli import explain_errors, run_recipe
+from ssl_equi.cli import run_recipe
 from ssl_equi.data import sources
 from ssl_equi.data.manifest import index_folder, read_manifest
 from ssl_equi.data.order import BatchOrder
@@ -25,30 +25,22 @@ from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.shard import view_suffix
 from ssl_equi.files import sha256_of_file
 from ssl_equi.training.pretraining import Pretraining
+from tests.fakes import SmallConfig, event_lines, refused
+from tests.launched import clean_environment
 
 ROOT = Path(__file__).parents[2]
 
 Fail = Callable[[Any], str]
-SmallConfig = Callable[..., Any]
-EventLines = Callable[[Path, str], list[str]]
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
 
 
 @pytest.fixture
-def fail(sie: ModuleType, capsys: pytest.CaptureFixture[str]) -> Fail:
+def fail(capsys: pytest.CaptureFixture[str]) -> Fail:
     """Runs recipes/sie.py with a configuration that must fail; returns the one sentence on stderr."""
 
     def run(config: Any) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            explain_errors(lambda: sie.main(config))
-        errors = capsys.readouterr().err
-        assert stop.value.code == 1
-        assert "Traceback" not in errors
-        assert errors.startswith("error: ") and errors.endswith("\n") and errors.count("\n") == 1, errors
-        assert ": " in errors.removeprefix("error: "), "the sentence ends with a cure, after a colon"
-        return errors.removeprefix("error: ").rstrip("\n")
+        return refused(lambda: sie.main(config), capsys)
 
     return run
 
@@ -73,12 +65,7 @@ def own_data(tiny_data: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_what_the_command_line_does_not_know_is_named_with_status_two(
-    sie: ModuleType,
-    words: list[str],
-    named: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["sie.py", *words])
@@ -90,9 +77,7 @@ def test_what_the_command_line_does_not_know_is_named_with_status_two(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_real_command_prints_one_line_and_no_traceback(
-    small_options: list[str], subprocess_environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_the_real_command_prints_one_line_and_no_traceback(small_options: list[str], tmp_path: Path) -> None:
     command = [
         sys.executable,
         "recipes/sie.py",
@@ -102,7 +87,7 @@ def test_the_real_command_prints_one_line_and_no_traceback(
         "--encoder",
         "resnet81",
     ]
-    done = subprocess.run(command, cwd=ROOT, env=subprocess_environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: timm has no model named 'resnet81': did you mean resnet")
     assert done.stderr.count("\n") == 1
@@ -128,7 +113,6 @@ def test_the_real_command_prints_one_line_and_no_traceback(
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit_are_named(
-    sie: ModuleType,
     small_config: SmallConfig,
     fail: Fail,
     tmp_path: Path,
@@ -143,7 +127,7 @@ def test_options_that_do_not_fit_are_named(
 
 @pytest.mark.parametrize("folder", [None, "nowhere"])
 def test_3diebench_without_its_shards_says_how_to_make_them(
-    sie: ModuleType, small_config: SmallConfig, fail: Fail, tmp_path: Path, folder: str | None
+    small_config: SmallConfig, fail: Fail, tmp_path: Path, folder: str | None
 ) -> None:
     data_dir = None if folder is None else tmp_path / folder
     sentence = fail(small_config(sie, out=tmp_path / "run", dataset="3diebench", data_dir=data_dir))
@@ -153,7 +137,7 @@ def test_3diebench_without_its_shards_says_how_to_make_them(
 
 @pytest.mark.parametrize("split", ["tset", "train", "ood_family"])
 def test_a_split_that_cannot_be_evaluated_is_named_before_anything_is_rendered(
-    sie: ModuleType, small_config: SmallConfig, fail: Fail, tmp_path: Path, split: str
+    small_config: SmallConfig, fail: Fail, tmp_path: Path, split: str
 ) -> None:
     """The split of other families has other classes, which the trained heads could not name."""
     config = small_config(sie, out=tmp_path / "run", data_dir=tmp_path / "data", evaluation_split=split)
@@ -162,7 +146,7 @@ def test_a_split_that_cannot_be_evaluated_is_named_before_anything_is_rendered(
 
 
 def test_a_missing_evaluation_split_is_named(
-    sie: ModuleType, small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
+    small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
 ) -> None:
     (own_data / "val.manifest.json").unlink()
     config = small_config(sie, out=tmp_path / "run", dataset="3diebench", data_dir=own_data, evaluation_split="val")
@@ -173,7 +157,7 @@ def test_a_missing_evaluation_split_is_named(
 
 
 def test_a_truncated_shard_is_named_before_the_first_step(
-    sie: ModuleType, small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
+    small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
 ) -> None:
     shard = own_data / "train-000001.tar"
     size = shard.stat().st_size
@@ -184,7 +168,7 @@ def test_a_truncated_shard_is_named_before_the_first_step(
 
 
 def test_nan_latents_are_found_before_the_first_step(
-    sie: ModuleType, small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
+    small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
 ) -> None:
     """The sidecar and its checksum agree: the data were made with the NaN."""
     file = index_folder(own_data, "train") / "latents.npy"
@@ -212,12 +196,7 @@ def first_view_of_a_later_step(dataset: ShardDataset, step: int) -> tuple[int, i
 
 
 def test_a_corrupt_image_is_named_and_the_checkpoint_before_it_serves_to_go_on(
-    sie: ModuleType,
-    small_config: SmallConfig,
-    fail: Fail,
-    event_lines: EventLines,
-    own_data: Path,
-    tmp_path: Path,
+    small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
 ) -> None:
     """A byte of an image flips on the disk; after the shard is restored, the run ends as if nothing had happened."""
     bad_step = 4
@@ -237,12 +216,12 @@ def test_a_corrupt_image_is_named_and_the_checkpoint_before_it_serves_to_go_on(
     checkpoints = list_checkpoints(tmp_path / "run" / "checkpoints")
     assert checkpoints[-1].name == f"step-{bad_step:08d}"
     assert read_state(checkpoints[-1], "run")["step"] == bad_step
-    assert len(event_lines(tmp_path / "run", "loss")) == bad_step
+    assert len(event_lines(tmp_path / "run")) == bad_step
 
     shard.write_bytes(intact)
     sie.main(dataclasses.replace(config, resume=True))
     sie.main(dataclasses.replace(config, out=tmp_path / "whole"))
-    assert event_lines(tmp_path / "run", "loss") == event_lines(tmp_path / "whole", "loss")
+    assert event_lines(tmp_path / "run") == event_lines(tmp_path / "whole")
 
 
 # ---------------------------------------------------------------- full disks
@@ -261,11 +240,7 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, folder: Path, pattern: str) -> No
 
 
 def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
-    sie: ModuleType,
-    small_config: SmallConfig,
-    fail: Fail,
-    event_lines: EventLines,
-    tmp_path: Path,
+    small_config: SmallConfig, fail: Fail, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     config = small_config(sie, out=run, save_every=2)
@@ -275,13 +250,13 @@ def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
     assert f"the disk is full while writing {run / 'checkpoints' / 'step-00000004'}: free some space" in sentence
     assert "--resume" in sentence
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002"]
-    assert len(event_lines(run, "loss")) == 4
+    assert len(event_lines(run)) == 4
     sie.main(dataclasses.replace(config, resume=True))
-    assert [json.loads(line)["step"] for line in event_lines(run, "loss")] == [1, 2, 3, 4, 5, 6]
+    assert [json.loads(line)["step"] for line in event_lines(run)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_full_disk_while_exporting_keeps_the_trained_run(
-    sie: ModuleType, small_config: SmallConfig, fail: Fail, event_lines: EventLines, tmp_path: Path
+    small_config: SmallConfig, fail: Fail, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     config = small_config(sie, out=run)
@@ -290,14 +265,13 @@ def test_a_full_disk_while_exporting_keeps_the_trained_run(
         sentence = fail(config)
     assert f"the disk is full while writing {run / 'encoder'}: free some space" in sentence
     assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-00000006"]
-    losses = event_lines(run, "loss")
+    losses = event_lines(run)
     sie.main(dataclasses.replace(config, resume=True))
-    assert event_lines(run, "loss") == losses
+    assert event_lines(run) == losses
     assert (run / "encoder" / "model.safetensors").is_file() and (run / "report.html").is_file()
 
 
 def test_a_full_disk_while_rendering_keeps_the_finished_shards(
-    sie: ModuleType,
     small_config: SmallConfig,
     fail: Fail,
     tiny_config: ProceduralConfig,
@@ -323,7 +297,7 @@ def test_a_full_disk_while_rendering_keeps_the_finished_shards(
 
 
 @pytest.fixture
-def trained(sie: ModuleType, small_config: SmallConfig, tmp_path: Path) -> Any:
+def trained(small_config: SmallConfig, tmp_path: Path) -> Any:
     """The configuration of a run with a checkpoint in its folder."""
     config = small_config(sie, out=tmp_path / "run", save_every=2)
     with pytest.raises(InterruptedRunError):
@@ -335,7 +309,7 @@ class InterruptedRunError(Exception):
     """Stands in for a kill after the last step, so that nothing is probed."""
 
 
-def interrupted(sie: ModuleType, config: Any) -> None:
+def interrupted(config: Any) -> None:
     def die(*arguments: object) -> None:
         raise InterruptedRunError
 
@@ -350,13 +324,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def test_a_folder_with_a_run_is_not_overwritten(sie: ModuleType, trained: Any, fail: Fail) -> None:
+def test_a_folder_with_a_run_is_not_overwritten(trained: Any, fail: Fail) -> None:
     before = contents(trained.out)
     assert f"{trained.out} already holds a run: add --resume" in fail(trained)
     assert contents(trained.out) == before
 
 
-def test_resuming_with_other_options_names_the_option(sie: ModuleType, trained: Any, fail: Fail) -> None:
+def test_resuming_with_other_options_names_the_option(trained: Any, fail: Fail) -> None:
     before = contents(trained.out)
     wider = dataclasses.replace(trained.objective, projector=(64, 64, 64))
     sentence = fail(dataclasses.replace(trained, resume=True, objective=wider))
@@ -366,7 +340,7 @@ def test_resuming_with_other_options_names_the_option(sie: ModuleType, trained: 
     assert contents(trained.out) == before
 
 
-def test_resuming_a_checkpoint_of_another_architecture_is_refused(sie: ModuleType, trained: Any, fail: Fail) -> None:
+def test_resuming_a_checkpoint_of_another_architecture_is_refused(trained: Any, fail: Fail) -> None:
     """The folder's config.json was lost, so that only the tensors can tell."""
     (trained.out / "config.json").unlink()
     before = contents(trained.out)
@@ -376,7 +350,7 @@ def test_resuming_a_checkpoint_of_another_architecture_is_refused(sie: ModuleTyp
     assert before.items() <= contents(trained.out).items()
 
 
-def test_resuming_with_other_data_is_refused(sie: ModuleType, trained: Any, fail: Fail, own_data: Path) -> None:
+def test_resuming_with_other_data_is_refused(trained: Any, fail: Fail, own_data: Path) -> None:
     manifest = read_manifest(own_data, "train")
     dataclasses.replace(manifest, plan_sha256="0" * 64, source="something else").write(own_data)
     sentence = fail(dataclasses.replace(trained, resume=True, data_dir=own_data))
@@ -384,7 +358,7 @@ def test_resuming_with_other_data_is_refused(sie: ModuleType, trained: Any, fail
     assert "resume with the first --data-dir" in sentence
 
 
-def test_a_damaged_config_of_a_run_is_named(sie: ModuleType, trained: Any, fail: Fail) -> None:
+def test_a_damaged_config_of_a_run_is_named(trained: Any, fail: Fail) -> None:
     for content, named in (("{", "is not valid JSON"), ("[" * 100_000, "levels deep"), ("[]", "not an object")):
         (trained.out / "config.json").write_text(content)
         sentence = fail(dataclasses.replace(trained, resume=True))
@@ -392,16 +366,14 @@ def test_a_damaged_config_of_a_run_is_named(sie: ModuleType, trained: Any, fail:
         assert "delete this file to resume" in sentence
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(
-    sie: ModuleType, trained: Any, fail: Fail, event_lines: EventLines
-) -> None:
-    losses = event_lines(trained.out, "loss")
+def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(trained: Any, fail: Fail) -> None:
+    losses = event_lines(trained.out)
     newest = list_checkpoints(trained.out / "checkpoints")[-1]
     os.truncate(newest / "objective.safetensors", 1000)
     sentence = fail(dataclasses.replace(trained, resume=True))
     assert f"checkpoint {newest} is damaged" in sentence and "delete this folder and resume" in sentence
-    assert event_lines(trained.out, "loss") == losses
+    assert event_lines(trained.out) == losses
     shutil.rmtree(newest)
     with pytest.raises(InterruptedRunError):
         interrupted(sie, dataclasses.replace(trained, resume=True))
-    assert event_lines(trained.out, "loss") == losses
+    assert event_lines(trained.out) == losses

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,15 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recipes import sie
 from ssl_equi.cli import explain_errors
 from ssl_equi.data.order import BatchOrder
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.training.pretraining import Pretraining
 from tests.data.image_sets import flip
-from tests.fakes import end_without_probes
-
-SmallConfig = Callable[..., Any]
-EventLines = Callable[[Path, str], list[str]]
+from tests.fakes import SmallConfig, end_without_probes, event_lines, numbers
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
 BAD_OBJECT = 7
@@ -54,12 +51,7 @@ def sentence_of(sie: ModuleType, config: Any, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_run_skips_a_bad_record_if_asked_also_when_it_had_ended_there_before(
-    sie: ModuleType,
-    small_config: SmallConfig,
-    event_lines: EventLines,
-    damaged_data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    small_config: SmallConfig, damaged_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = ShardDataset(damaged_data, "train")
     bad_steps = steps_with_the_bad_object(damaged_data, 6)
@@ -72,7 +64,7 @@ def test_a_run_skips_a_bad_record_if_asked_also_when_it_had_ended_there_before(
     sentence = sentence_of(sie, config, capsys)
     assert f"image '{dataset.keys[BAD_OBJECT].decode()}.v0" in sentence
     assert f"{damaged_data / shard_of_the_bad_object(dataset)} does not match its CRC-32C" in sentence
-    assert len(event_lines(tmp_path / "run", "loss")) == bad_steps[0]
+    assert len(event_lines(tmp_path / "run")) == bad_steps[0]
 
     # Skipping is no other run: the broken one goes on as one that skipped from the start.
     sie.main(dataclasses.replace(config, resume=True, on_bad_record="skip"))
@@ -80,9 +72,9 @@ def test_a_run_skips_a_bad_record_if_asked_also_when_it_had_ended_there_before(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pretraining, "finish", end_without_probes)
         sie.main(dataclasses.replace(config, out=tmp_path / "whole", on_bad_record="skip"))
-    assert event_lines(tmp_path / "run", "loss") == event_lines(tmp_path / "whole", "loss")
+    assert event_lines(tmp_path / "run") == event_lines(tmp_path / "whole")
 
-    speeds = [json.loads(line) for line in event_lines(tmp_path / "whole", "speed")]
+    speeds = numbers(tmp_path / "whole", "speed")
     for stage in ("read_thread_seconds", "decode_thread_seconds", "augment_seconds"):
         assert all(speed[stage] > 0 for speed in speeds)
     assert [speed["records_skipped"] for speed in speeds] == [
@@ -94,7 +86,7 @@ def test_a_run_skips_a_bad_record_if_asked_also_when_it_had_ended_there_before(
 
 
 def test_a_run_ends_beyond_the_limit(
-    sie: ModuleType, small_config: SmallConfig, damaged_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_config: SmallConfig, damaged_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limited = small_config(sie, out=tmp_path / "run", data_dir=damaged_data, on_bad_record="skip", max_skipped=0)
     assert "1 bad records were skipped on rank 0, more than max_skipped = 0" in sentence_of(sie, limited, capsys)
@@ -103,7 +95,7 @@ def test_a_run_ends_beyond_the_limit(
 
 
 def test_what_a_run_is_judged_on_is_never_skipped(
-    sie: ModuleType, small_config: SmallConfig, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_config: SmallConfig, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Accuracy on fewer objects would be another number."""
     folder = Path(shutil.copytree(tiny_data, tmp_path / "data"))

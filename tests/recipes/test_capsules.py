@@ -1,43 +1,30 @@
 """EquiCaps on objects that move: what a run leaves, in both frames and both precisions."""
 
-import json
 import math
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
+from recipes import equicaps
 from ssl_equi import load_encoder
 from ssl_equi.export.encoder import parts_of, read_encoder_config
 from ssl_equi.probing.records import read_records
+from tests.fakes import SmallConfig, numbers
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
 
 
-@pytest.fixture(scope="module")
-def equicaps(load_recipe: Callable[[str], ModuleType]) -> ModuleType:
-    return load_recipe("equicaps")
-
-
 @pytest.mark.parametrize(("actions", "mixed_precision"), [("pose_base", "no"), ("pose_object", "bf16")])
 def test_a_run_on_moving_objects_leaves_its_capsules_and_asks_for_translations(
-    actions: str,
-    mixed_precision: str,
-    equicaps: ModuleType,
-    small_config: Callable[..., Any],
-    event_lines: Callable[[Path, str], list[str]],
-    tiny_moving_data: Path,
-    tmp_path: Path,
+    actions: str, mixed_precision: str, small_config: SmallConfig, tiny_moving_data: Path, tmp_path: Path
 ) -> None:
     config = small_config(
         equicaps, "translated", data_dir=tiny_moving_data, out=tmp_path, steps=3, actions=actions,
         mixed_precision=mixed_precision, compare_with_random=False,
     )  # fmt: skip
     equicaps.main(config)
-    losses = [json.loads(line) for line in event_lines(tmp_path, "loss")]
+    losses = numbers(tmp_path)
     assert len(losses) == 3 and all(math.isfinite(line["loss"]) and line["equivariance"] > 0 for line in losses)
     tasks = {record.task for record in read_records(tmp_path / "results.json")}
     assert {"relative_rotation", "translation_object", "translation_base", "capsule_rotation"} <= tasks

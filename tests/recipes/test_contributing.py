@@ -7,16 +7,15 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
 from ssl_equi import load_encoder
 from ssl_equi.checkpoint import list_checkpoints
+from tests.fakes import SmallConfig, numbers
 
 ROOT = Path(__file__).parents[2]
 OBJECTIVE, RECIPE = "ssl_equi/objectives/alignment.py", "recipes/alignment.py"
@@ -52,11 +51,7 @@ def test_what_is_shown_is_in_the_style_of_the_house(files: dict[str, Path]) -> N
 
 @pytest.mark.usefixtures("quick_probes")
 def test_the_new_method_trains_resumes_and_leaves_what_every_run_does(
-    files: dict[str, Path],
-    small_config: Callable[..., Any],
-    event_lines: Callable[[Path, str], list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, Path], small_config: SmallConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module_of(files[OBJECTIVE], "ssl_equi.objectives.alignment", monkeypatch)
     recipe, out = module_of(files[RECIPE], "recipe_alignment", monkeypatch), tmp_path / "run"
@@ -65,10 +60,10 @@ def test_the_new_method_trains_resumes_and_leaves_what_every_run_does(
         patch.setattr(recipe.Pretraining, "finish", lambda run: run.run.close())
         recipe.main(dataclasses.replace(config, steps=2))
     recipe.main(dataclasses.replace(config, steps=4, resume=True))
-    lines = [json.loads(line) for line in event_lines(out, "loss")]
+    lines = numbers(out)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(math.isfinite(line[name]) for line in lines for name in ("loss", "alignment", "uniformity"))
-    assert any("all/top1" in line for line in map(json.loads, event_lines(out, "online_probe")))
+    assert any("all/top1" in line for line in numbers(out, "online_probe"))
     assert [path.name for path in list_checkpoints(out / "checkpoints")] == ["step-00000003", "step-00000004"]
     assert load_encoder(out / "encoder")(torch.zeros(1, 3, 32, 32)).shape == (1, 512)
     records = json.loads((out / "results.json").read_text())["records"]

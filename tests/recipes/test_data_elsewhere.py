@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recipes import sie
 from ssl_equi.cli import parse_command_line
 from ssl_equi.data import fetched
 from ssl_equi.data.image_writer import ImageRecord
@@ -18,10 +19,7 @@ from ssl_equi.training.config import PretrainingConfig
 from ssl_equi.training.pretraining import Pretraining
 from tests.data.faulty_server import FaultyServer
 from tests.data.image_sets import SETTINGS, write_pictures
-from tests.fakes import end_without_probes
-
-SmallConfig = Callable[..., Any]
-EventLines = Callable[[Path, str], list[str]]
+from tests.fakes import SmallConfig, end_without_probes, event_lines
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
 
@@ -46,18 +44,12 @@ def shards_asked_for(server: FaultyServer) -> set[str]:
 
 
 def test_fetched_shards_train_to_the_bit_as_local_ones_and_are_fetched_once(
-    sie: ModuleType,
-    small_config: SmallConfig,
-    event_lines: EventLines,
-    server: FaultyServer,
-    tiny_data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    small_config: SmallConfig, server: FaultyServer, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.fail("train-000002.tar", "drop", times=1)
     train_only(sie, small_config(sie, out=tmp_path / "local"))
     train_only(sie, small_config(sie, out=tmp_path / "fetched", data_dir=server.url))
-    assert event_lines(tmp_path / "fetched", "loss") == event_lines(tmp_path / "local", "loss")
+    assert event_lines(tmp_path / "fetched") == event_lines(tmp_path / "local")
     folder = fetched.cache_folder_of(server.url)
     assert f"fetching split 'train' of {server.url} to {folder}" in capsys.readouterr().out
     files = {path.name for path in tiny_data.glob("*.tar") if not path.name.startswith("val")}
@@ -70,7 +62,7 @@ def test_fetched_shards_train_to_the_bit_as_local_ones_and_are_fetched_once(
 
 
 def test_a_streamed_run_ends_as_every_run_does_and_resumes_exactly(
-    sie: ModuleType, small_config: SmallConfig, event_lines: EventLines, server: FaultyServer, tmp_path: Path
+    small_config: SmallConfig, server: FaultyServer, tmp_path: Path
 ) -> None:
     streamed = {"reading": "streamed", "shuffle_buffer": 8, "compare_with_random": False}
     config = small_config(sie, out=tmp_path / "streamed", data_dir=server.url, **streamed)
@@ -78,10 +70,10 @@ def test_a_streamed_run_ends_as_every_run_does_and_resumes_exactly(
     assert not list(fetched.cache_folder_of(server.url).glob("train*"))
     sie.main(dataclasses.replace(config, resume=True))
     train_only(sie, small_config(sie, out=tmp_path / "local", **streamed))
-    assert event_lines(tmp_path / "streamed", "loss") == event_lines(tmp_path / "local", "loss")
+    assert event_lines(tmp_path / "streamed") == event_lines(tmp_path / "local")
     assert (tmp_path / "streamed" / "report.html").is_file()
     train_only(sie, small_config(sie, out=tmp_path / "indexed"))
-    assert event_lines(tmp_path / "streamed", "loss") != event_lines(tmp_path / "indexed", "loss")
+    assert event_lines(tmp_path / "streamed") != event_lines(tmp_path / "indexed")
 
 
 @pytest.mark.parametrize("reading", ["indexed", "streamed"])

@@ -5,7 +5,7 @@ apart), with one image of one pass changed behind the encoder's first layer. If 
 image was for something else.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
+from tests.fakes import SmallConfig, load_recipe
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 OBJECTS = 8
@@ -87,11 +88,7 @@ def watched(layers: list[nn.Module], change: tuple[int, int] | None) -> Iterator
 
 @pytest.mark.parametrize("name", PASSES)
 def test_the_loss_depends_on_every_image_that_is_encoded(
-    name: str,
-    load_recipe: Callable[[str], ModuleType],
-    small_config: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    name: str, small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     recipe_name, *base = name.split()
     recipe = load_recipe(recipe_name)

@@ -7,7 +7,6 @@ out is the backward pass, in which two functions of our own run: those of `gathe
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from ssl_equi.training.log import FiniteWatch
 from ssl_equi.training.run import Run
 from ssl_equi.views.groups import GROUPS
 from ssl_equi.views.presets import PRESETS
+from tests.fakes import SmallConfig, load_recipe
 from tests.simulated_device import DEVICE, SimulatedDevice, Wait
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
@@ -105,9 +105,12 @@ class WatchedRuns:
 
 @pytest.fixture
 def waits_of(
-    load_recipe: Callable[[str], ModuleType], small_config: Callable[..., Any], tiny_moving_data: Path, tmp_path: Path,
-    device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch,
-) -> Callable[[Variant], WatchedRuns]:  # fmt: skip
+    small_config: SmallConfig,
+    tiny_moving_data: Path,
+    tmp_path: Path,
+    device: SimulatedDevice,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Variant], WatchedRuns]:
     """Runs a few steps of a variant, from its beginning but without its ending."""
 
     def run(variant: Variant) -> WatchedRuns:

@@ -5,10 +5,8 @@ torchvision's ResNets and PyTorch's layers, from which all of them are built.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from torch import nn
 
 from ssl_equi.encoders.capsules import PrimaryCapsules, SelfRouting
 from ssl_equi.objectives.parts.predictors import Hypernetwork
+from tests.fakes import load_recipe
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 OWN_NAMES = {"embedded", "translated", "two_pass", "augmented"}
@@ -136,13 +135,13 @@ def norm_value(name: str, parameter: str, objective: nn.Module, start: Start) ->
     return start.last_norm if ".layer" in name and layer == last else 1.0
 
 
-def test_every_configuration_that_names_a_paper_is_in_the_table(load_recipe: Callable[[str], ModuleType]) -> None:
+def test_every_configuration_that_names_a_paper_is_in_the_table() -> None:
     named = {f"{recipe} {name}" for recipe in RECIPES for name in load_recipe(recipe).CONFIGS.keys() - OWN_NAMES}
     assert named - OWN == set(STARTS)
 
 
 @pytest.mark.parametrize("label", STARTS)
-def test_weights_start_as_in_the_released_code(label: str, load_recipe: Callable[[str], ModuleType]) -> None:
+def test_weights_start_as_in_the_released_code(label: str) -> None:
     recipe, name = label.split()
     module = load_recipe(recipe)
     objective = module.build(module.CONFIGS[name]())

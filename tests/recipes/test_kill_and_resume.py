@@ -8,16 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from recipes import sie
 from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProbeProtocol
 from ssl_equi.training.stopping import EXIT_STOPPED
+from tests.fakes import SmallConfig, event_lines
+from tests.launched import clean_environment
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 14
@@ -25,11 +27,9 @@ TOTAL_STEPS = 3 * EPOCHS
 SAVE_EVERY = 7
 PATIENCE_SECONDS = 900
 
-EventLines = Callable[[Path, str], list[str]]
-
 
 @pytest.fixture(scope="module")
-def long_run(sie: ModuleType, small_config: Callable[..., Any]) -> Callable[..., Any]:
+def long_run(small_config: SmallConfig) -> Callable[..., Any]:
     """The configuration of `started`, with changes."""
 
     def configure(**changes: Any) -> Any:
@@ -40,11 +40,7 @@ def long_run(sie: ModuleType, small_config: Callable[..., Any]) -> Callable[...,
 
 @pytest.fixture(scope="module")
 def whole(
-    sie: ModuleType,
-    long_run: Callable[..., Any],
-    event_lines: EventLines,
-    quick_protocol: ProbeProtocol,
-    tmp_path_factory: pytest.TempPathFactory,
+    long_run: Callable[..., Any], quick_protocol: ProbeProtocol, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], list[str]]:
     """Lines of a run that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
@@ -55,7 +51,7 @@ def whole(
         sie.main(long_run(out=folder))
     torch.set_num_threads(threads)
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert len(event_lines(folder, "loss")) == TOTAL_STEPS
+    assert len(event_lines(folder)) == TOTAL_STEPS
     assert len(event_lines(folder, "online_probe")) > 5
     return lambda event: event_lines(folder, event)
 
@@ -97,28 +93,22 @@ def freeze_after(process: subprocess.Popen[str], count_lines: Callable[[], int],
 @pytest.mark.slow  # by default tests/training/test_run.py kills and resumes a smaller run
 @pytest.mark.usefixtures("quick_probes")
 def test_killed_at_two_places_the_resumed_run_logs_the_same_to_the_byte(
-    sie: ModuleType,
-    long_run: Callable[..., Any],
-    whole: Callable[[str], list[str]],
-    small_options: list[str],
-    subprocess_environment: dict[str, str],
-    event_lines: EventLines,
-    tmp_path: Path,
+    long_run: Callable[..., Any], whole: Callable[[str], list[str]], small_options: list[str], tmp_path: Path
 ) -> None:
     """The same run is killed, resumed, killed again later, and resumed to its end."""
     run = tmp_path / "killed"
     for options, lines in (([], 3), (["--resume"], 3 * SAVE_EVERY + 2)):
-        with started(run, [*small_options, *options], subprocess_environment) as process:
-            logged = freeze_after(process, lambda: len(event_lines(run, "loss")), lines)
+        with started(run, [*small_options, *options], clean_environment()) as process:
+            logged = freeze_after(process, lambda: len(event_lines(run)), lines)
             process.send_signal(signal.SIGKILL)
             process.wait()
         assert process.returncode == -signal.SIGKILL
         assert lines <= logged < TOTAL_STEPS
-        assert event_lines(run, "loss") == whole("loss")[:logged]
+        assert event_lines(run) == whole("loss")[:logged]
     saved = list_checkpoints(run / "checkpoints")
     assert saved and saved[-1].name != f"step-{logged:08d}"
     sie.main(long_run(out=run, resume=True))
-    assert event_lines(run, "loss") == whole("loss")
+    assert event_lines(run) == whole("loss")
     assert event_lines(run, "online_probe") == whole("online_probe")
     assert (run / "report.html").is_file()
 
@@ -126,18 +116,12 @@ def test_killed_at_two_places_the_resumed_run_logs_the_same_to_the_byte(
 @pytest.mark.slow  # by default tests/training/test_signals.py stops a smaller run
 @pytest.mark.usefixtures("quick_probes")
 def test_sigterm_saves_says_how_to_go_on_and_leaves_with_a_status_of_its_own(
-    sie: ModuleType,
-    long_run: Callable[..., Any],
-    whole: Callable[[str], list[str]],
-    small_options: list[str],
-    subprocess_environment: dict[str, str],
-    event_lines: EventLines,
-    tmp_path: Path,
+    long_run: Callable[..., Any], whole: Callable[[str], list[str]], small_options: list[str], tmp_path: Path
 ) -> None:
     """With `--steps`, as in a trial of a long run; the resumed run has no such limit."""
     run = tmp_path / "stopped"
-    with started(run, [*small_options, "--steps", str(TOTAL_STEPS - 2)], subprocess_environment) as process:
-        logged = freeze_after(process, lambda: len(event_lines(run, "loss")), 2)
+    with started(run, [*small_options, "--steps", str(TOTAL_STEPS - 2)], clean_environment()) as process:
+        logged = freeze_after(process, lambda: len(event_lines(run)), 2)
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
         output, errors = process.communicate(timeout=PATIENCE_SECONDS)
@@ -155,10 +139,10 @@ def test_sigterm_saves_says_how_to_go_on_and_leaves_with_a_status_of_its_own(
     }  # fmt: skip
     assert not (run / "results.json").exists()
     sie.main(long_run(out=run, resume=True, steps=step + 4))
-    assert event_lines(run, "loss") == whole("loss")[: step + 4]
+    assert event_lines(run) == whole("loss")[: step + 4]
     assert not (run / "stopped.json").exists()
     sie.main(long_run(out=run, resume=True))
-    assert event_lines(run, "loss") == whole("loss")
+    assert event_lines(run) == whole("loss")
     assert event_lines(run, "online_probe") == whole("online_probe")
     results = [json.loads((run / name).read_text()) for name in ("results-earlier-1.json", "results.json")]
     assert [result["run"]["steps"] for result in results] == [step + 4, TOTAL_STEPS]

@@ -25,6 +25,7 @@ from ssl_equi.data.writer import ObjectRecord, write_split
 from ssl_equi.geometry.latents import LATENT_NAMES
 from tests.data.image_sets import SETTINGS, write_pictures
 from tests.data.test_torchvision_sets import write_cifar, write_stl10
+from tests.fakes import load_recipe
 from tests.recipes.conftest import shrunk
 
 Archives = dict[str, Path]
@@ -123,12 +124,7 @@ def take_two_steps(recipe: ModuleType, name: str, config: Any, archives: Archive
 
 @pytest.mark.parametrize(("recipe_name", "name"), named_configurations())
 def test_two_steps_with_small_networks(
-    recipe_name: str,
-    name: str,
-    load_recipe: Callable[[str], ModuleType],
-    without_ending: None,
-    archives: Archives,
-    tmp_path: Path,
+    recipe_name: str, name: str, without_ending: None, archives: Archives, tmp_path: Path
 ) -> None:
     recipe = load_recipe(recipe_name)
     config = dataclasses.replace(shrunk(recipe.CONFIGS[name]()), encoder="strided_cnn_pooled", encoder_arguments={})
@@ -138,12 +134,7 @@ def test_two_steps_with_small_networks(
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe_name", "name"), named_configurations())
 def test_two_steps_with_the_networks_of_the_papers(
-    recipe_name: str,
-    name: str,
-    load_recipe: Callable[[str], ModuleType],
-    without_ending: None,
-    archives: Archives,
-    tmp_path: Path,
+    recipe_name: str, name: str, without_ending: None, archives: Archives, tmp_path: Path
 ) -> None:
     recipe = load_recipe(recipe_name)
     take_two_steps(recipe, name, narrowed(recipe.CONFIGS[name]()), archives, tmp_path / "run")

@@ -14,6 +14,7 @@ from ssl_equi.errors import UserError
 from ssl_equi.options import check_options
 from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.run import Run
+from tests.fakes import SmallConfig, load_recipe
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 QUICK = ("equimod", "sie")  # the others take a minute together
@@ -83,10 +84,7 @@ def learnt(monkeypatch: pytest.MonkeyPatch, without_ending: None, tmp_path: Path
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
 )
 def test_an_option_acts_or_is_refused(
-    name: str,
-    load_recipe: Callable[[str], ModuleType],
-    small_config: Callable[..., Any],
-    learnt: Callable[[ModuleType, Any], str],
+    name: str, small_config: SmallConfig, learnt: Callable[[ModuleType, Any], str]
 ) -> None:
     recipe = load_recipe(name)
     # The options that all recipes share are tried with sie: a warm-up and a cosine act within its first epoch, and the

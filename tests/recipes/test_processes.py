@@ -3,19 +3,18 @@
 import json
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from recipes import sie
 from ssl_equi import load_encoder
 from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.cli import parse_command_line
-from tests.launched import PATIENCE_SECONDS, launcher_command, started
+from tests.fakes import SmallConfig, load_recipe, numbers
+from tests.launched import PATIENCE_SECONDS, clean_environment, launcher_command, started
 
 LAUNCH_TWO = launcher_command(2)
 # Adam divides by the size of the gradient, so rounding grows with every step: large steps would blur the comparison.
@@ -29,14 +28,7 @@ def moved(encoder: nn.Module, start: nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("quick_probes")
-def test_two_processes_learn_what_one_does(
-    sie: ModuleType,
-    small_config: Callable[..., Any],
-    small_options: list[str],
-    subprocess_environment: dict[str, str],
-    event_lines: Callable[[Path, str], list[str]],
-    tmp_path: Path,
-) -> None:
+def test_two_processes_learn_what_one_does(small_config: SmallConfig, small_options: list[str], tmp_path: Path) -> None:
     rates = {"learning_rate": LEARNING_RATE, "final_learning_rate": LEARNING_RATE, "warmup_steps": 0}
     config = small_config(sie, out=tmp_path / "one", **rates)
     sie.main(config)
@@ -44,7 +36,7 @@ def test_two_processes_learn_what_one_does(
     (tmp_path / "two").mkdir()
     command = [*LAUNCH_TWO, "recipes/sie.py", "--out", str(tmp_path / "two" / "run"), *small_options, *options]
     command.append("--checkpoint-activations")  # batch norms are synchronised once more in the backward pass
-    with started(command, subprocess_environment) as launcher:
+    with started(command, clean_environment()) as launcher:
         output, errors = launcher.communicate(timeout=PATIENCE_SECONDS)
     assert launcher.returncode == 0, errors
 
@@ -56,7 +48,7 @@ def test_two_processes_learn_what_one_does(
     names = [(record["task"], record["part"], record["metric"]) for record in records]
     assert len(set(names)) == len(names), "the first process alone writes"
 
-    one, two = ([json.loads(line) for line in event_lines(tmp_path / run, "loss")] for run in ("one", "two/run"))
+    one, two = (numbers(tmp_path / run) for run in ("one", "two/run"))
     assert [line["step"] for line in two] == [line["step"] for line in one] == [1, 2, 3, 4, 5, 6]
     for ours, theirs in zip(one, two, strict=True):
         assert list(theirs) == list(ours)
@@ -84,14 +76,7 @@ AUGMENTED_CASES = {
 @pytest.mark.slow  # by default tests/views/test_makers.py compares the views of processes
 @pytest.mark.usefixtures("quick_probes")
 @pytest.mark.parametrize("name", ["care", "essl"])
-def test_two_processes_see_the_augmented_views_of_one(
-    name: str,
-    load_recipe: Callable[[str], ModuleType],
-    tiny_data: Path,
-    subprocess_environment: dict[str, str],
-    event_lines: Callable[[Path, str], list[str]],
-    tmp_path: Path,
-) -> None:
+def test_two_processes_see_the_augmented_views_of_one(name: str, tiny_data: Path, tmp_path: Path) -> None:
     rates = f"--learning-rate {LEARNING_RATE} --final-learning-rate {LEARNING_RATE}"
     words = (
         f"--data-dir {tiny_data} --image-size 32 --epochs 2 --log-every 1 {rates} "
@@ -101,10 +86,10 @@ def test_two_processes_see_the_augmented_views_of_one(
     default = next(iter(recipe.CONFIGS.values()))()
     recipe.main(parse_command_line(recipe.Config, "", default, ["--out", str(tmp_path / "one"), *words]))
     command = [*LAUNCH_TWO, f"recipes/{name}.py", "--out", str(tmp_path / "two"), *words]
-    with started(command, subprocess_environment) as launcher:
+    with started(command, clean_environment()) as launcher:
         _, errors = launcher.communicate(timeout=PATIENCE_SECONDS)
     assert launcher.returncode == 0, errors
-    one, two = ([json.loads(line) for line in event_lines(tmp_path / run, "loss")] for run in ("one", "two"))
+    one, two = (numbers(tmp_path / run) for run in ("one", "two"))
     assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2, 3, 4]
     for ours, theirs in zip(one, two, strict=True):
         assert theirs["loss"] == pytest.approx(ours["loss"], rel=2e-5 if ours["step"] == 1 else 1e-3)
@@ -112,10 +97,10 @@ def test_two_processes_see_the_augmented_views_of_one(
 
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_out_ends_both_processes_with_a_sentence(
-    small_options: list[str], subprocess_environment: dict[str, str], tmp_path: Path
+    small_options: list[str], tmp_path: Path
 ) -> None:
     command = [*LAUNCH_TWO, "recipes/sie.py", "--out", str(tmp_path / "run"), *small_options, "--batch-size", "7"]
-    with started(command, subprocess_environment) as launcher:
+    with started(command, clean_environment()) as launcher:
         _, errors = launcher.communicate(timeout=PATIENCE_SECONDS)
     assert launcher.returncode != 0
     sentence = "error: global batch size 7 is not divisible by 2 processes: choose a multiple of 2"
@@ -125,12 +110,12 @@ def test_a_batch_that_cannot_be_shared_out_ends_both_processes_with_a_sentence(
 
 @pytest.mark.slow
 def test_two_processes_save_soon_after_a_signal_to_the_launcher_whatever_is_logged(
-    small_options: list[str], subprocess_environment: dict[str, str], tmp_path: Path
+    small_options: list[str], tmp_path: Path
 ) -> None:
     """The launcher kills what has not left 30 seconds later."""
     run = tmp_path / "run"
     options = [*small_options, "--epochs", "90000", "--log-every", "20000", "--save-every", "100000"]
-    with started([*LAUNCH_TWO, "recipes/sie.py", "--out", str(run), *options], subprocess_environment) as launcher:
+    with started([*LAUNCH_TWO, "recipes/sie.py", "--out", str(run), *options], clean_environment()) as launcher:
         while not (run / "versions.json").exists() and launcher.poll() is None:
             time.sleep(0.1)
         time.sleep(5)  # signals are handled from the first step on

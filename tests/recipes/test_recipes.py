@@ -19,6 +19,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from recipes import sie
 from ssl_equi import load_encoder
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.cli import parse_command_line
@@ -28,6 +29,7 @@ from ssl_equi.export.encoder import read_encoder_config
 from ssl_equi.export.predictor import load_predictor
 from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
 from ssl_equi.probing.tasks import CORE_TASKS, NEEDS_TRANSLATIONS
+from tests.fakes import SmallConfig, event_lines, load_recipe, numbers
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 STEPS = 3
@@ -40,11 +42,7 @@ class FinishedRun(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def finished(
-    load_recipe: Callable[[str], ModuleType],
-    small_config: Callable[..., Any],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str], FinishedRun]:
+def finished(small_config: SmallConfig, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], FinishedRun]:
     """Trains a recipe for three steps when it is first asked for."""
     runs: dict[str, FinishedRun] = {}
 
@@ -76,11 +74,7 @@ def process_state() -> tuple[object, ...]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_build_has_no_side_effects_and_follows_the_seed(
-    name: str,
-    load_recipe: Callable[[str], ModuleType],
-    small_config: Callable[..., Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, small_config: SmallConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(name)
@@ -96,9 +90,7 @@ def test_build_has_no_side_effects_and_follows_the_seed(
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_named_configurations_build_objectives_with_the_part_all(
-    name: str, load_recipe: Callable[[str], ModuleType]
-) -> None:
+def test_the_named_configurations_build_objectives_with_the_part_all(name: str) -> None:
     recipe = load_recipe(name)
     assert next(iter(recipe.CONFIGS)) == "embedded"
     for configure in recipe.CONFIGS.values():
@@ -112,7 +104,7 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_sie_has_the_sizes_of_the_paper(sie: ModuleType) -> None:
+def test_sie_has_the_sizes_of_the_paper() -> None:
     objective = sie.build(sie.paper())
     assert objective.encoder.num_features == 512
     assert objective.parts == {"all": slice(0, 512), "inv": slice(0, 256), "equi": slice(256, 512)}
@@ -121,9 +113,7 @@ def test_sie_has_the_sizes_of_the_paper(sie: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_run_leaves_its_files_and_finite_losses(
-    name: str, finished: Callable[[str], FinishedRun], event_lines: Callable[[Path, str], list[str]]
-) -> None:
+def test_a_run_leaves_its_files_and_finite_losses(name: str, finished: Callable[[str], FinishedRun]) -> None:
     run = finished(name)
     files = {"config.json", "versions.json", "metrics.jsonl", "checkpoints", "encoder", "results.json", "report.html"}
     assert files <= {path.name for path in run.folder.iterdir()}
@@ -136,12 +126,12 @@ def test_a_run_leaves_its_files_and_finite_losses(
         assert read_encoder_config(run.folder / predictor.features_from)["num_features"] == predictor.num_features
     assert json.loads((run.folder / "config.json").read_text())["image_size"] == 32
     assert "torch" in json.loads((run.folder / "versions.json").read_text())
-    losses = [json.loads(line) for line in event_lines(run.folder, "loss")]
+    losses = numbers(run.folder)
     assert [line["step"] for line in losses] == [1, 2, 3]
     for line in losses:
-        numbers = {key: value for key, value in line.items() if key not in ("event", "step")}
-        assert "loss" in numbers and len(numbers) > 2
-        assert all(math.isfinite(value) for value in numbers.values()), line
+        values = {key: value for key, value in line.items() if key not in ("event", "step")}
+        assert "loss" in values and len(values) > 2
+        assert all(math.isfinite(value) for value in values.values()), line
     assert event_lines(run.folder, "online_probe") and event_lines(run.folder, "speed")
     assert [path.name for path in list_checkpoints(run.folder / "checkpoints")] == ["step-00000002", "step-00000003"]
 
@@ -227,9 +217,7 @@ def test_the_report_is_one_file_that_asks_the_network_for_nothing(
     ids=["rotation_color", "inv_only", "equi_only", "mlp"],
 )
 def test_variants_of_sie_train_and_are_probed(
-    sie: ModuleType,
-    small_config: Callable[..., Any],
-    event_lines: Callable[[Path, str], list[str]],
+    small_config: SmallConfig,
     tmp_path: Path,
     changes: dict[str, Any],
     objective_changes: dict[str, Any],
@@ -241,7 +229,7 @@ def test_variants_of_sie_train_and_are_probed(
     sie.main(small_config(sie, out=tmp_path / "run", steps=STEPS, objective=objective, **changes))
     shown = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("sie ")]
     assert shown == ["1/3", "3/3"], "a log file shows the first steps and the last"
-    lines = [json.loads(line) for line in event_lines(tmp_path / "run", "loss")]
+    lines = numbers(tmp_path / "run")
     assert len(lines) == STEPS
     for line in lines:
         assert {"invariance", "equivariance"} & set(line) == terms
@@ -251,17 +239,16 @@ def test_variants_of_sie_train_and_are_probed(
 
 
 def losses_of(run_folder: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if line["event"] == "loss"]
+    return [line["loss"] for line in numbers(run_folder)]
 
 
 def test_bf16_follows_fp32_and_exports_fp32(
-    sie: ModuleType, small_config: Callable[..., Any], tmp_path: Path, quick_probes: None
+    small_config: SmallConfig, finished: Callable[[str], FinishedRun], tmp_path: Path, quick_probes: None
 ) -> None:
-    sie.main(small_config(sie, out=tmp_path / "fp32", steps=3))
+    expected = losses_of(finished("sie").folder)
     AcceleratorState._reset_state(reset_partial_state=True)
-    sie.main(small_config(sie, out=tmp_path / "bf16", steps=3, mixed_precision="bf16"))
-    expected, found = losses_of(tmp_path / "fp32"), losses_of(tmp_path / "bf16")
+    sie.main(small_config(sie, out=tmp_path / "bf16", steps=STEPS, mixed_precision="bf16"))
+    found = losses_of(tmp_path / "bf16")
     assert found != expected
     assert found == pytest.approx(expected, rel=0.03)
     weights = load_encoder(tmp_path / "bf16" / "encoder").state_dict().values()
@@ -287,8 +274,7 @@ def test_bf16_follows_fp32_and_exports_fp32(
 def test_compiled_networks_learn_the_same_and_keep_their_names(
     name: str,
     backend: str,
-    load_recipe: Callable[[str], ModuleType],
-    small_config: Callable[..., Any],
+    small_config: SmallConfig,
     tmp_path: Path,
     quick_probes: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -318,8 +304,7 @@ def test_an_encoder_made_with_arguments_is_exported_with_them(
     encoder: str,
     arguments: dict[str, int | float | bool | str],
     exported: dict[str, Any],
-    sie: ModuleType,
-    small_config: Callable[..., Any],
+    small_config: SmallConfig,
     tmp_path: Path,
     quick_probes: None,
 ) -> None:

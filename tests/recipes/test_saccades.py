@@ -1,21 +1,18 @@
 """seq-JEPA on glimpses: what a run leaves, on the embedded set and on pictures of all sizes, and what it refuses."""
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
-from ssl_equi.cli import explain_errors
+from recipes import seq_jepa_saccades as saccades
 from ssl_equi.export.encoder import read_encoder_config
 from ssl_equi.export.sequence_model import load_sequence_model
 from ssl_equi.views import saliency_maps
 from ssl_equi.views.glimpses import SaccadeOptions, described_saccades
+from tests.fakes import SmallConfig, event_lines, load_recipe, numbers, refused
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
 
@@ -25,22 +22,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saliency_maps, "user_cache_path", lambda name: tmp_path / "cache" / name)
 
 
-@pytest.fixture(scope="module")
-def saccades(load_recipe: Callable[[str], ModuleType]) -> ModuleType:
-    return load_recipe("seq_jepa_saccades")
-
-
-def test_a_run_leaves_a_sequence_model_that_knows_its_gaze(
-    saccades: ModuleType,
-    small_config: Callable[..., Any],
-    event_lines: Callable[[Path, str], list[str]],
-    tmp_path: Path,
-) -> None:
+def test_a_run_leaves_a_sequence_model_that_knows_its_gaze(small_config: SmallConfig, tmp_path: Path) -> None:
     out = tmp_path / "run"
     gaze = SaccadeOptions(glimpse_size=16, inhibition_radius_px=6)
     colours = {"mean_rgb": (0.1, 0.2, 0.3), "std_rgb": (0.4, 0.5, 0.6)}
     saccades.main(small_config(saccades, out=out, steps=3, saccades=gaze, compare_with_random=False, **colours))
-    losses = [json.loads(line) for line in event_lines(out, "loss")]
+    losses = numbers(out)
     assert [line["step"] for line in losses] == [1, 2, 3]
     assert all(math.isfinite(line["loss"]) and line["std_agg"] > 0 for line in losses)
     assert {"encoder", "sequence_model", "results.json", "report.html"} <= {path.name for path in out.iterdir()}
@@ -55,38 +42,30 @@ def test_a_run_leaves_a_sequence_model_that_knows_its_gaze(
 
 
 @pytest.mark.parametrize("recipe", ["seq_jepa_saccades", "conv_jepa"])
-def test_stl10_is_normalised_as_in_the_released_code(load_recipe: Callable[[str], ModuleType], recipe: str) -> None:
+def test_stl10_is_normalised_as_in_the_released_code(recipe: str) -> None:
     config = load_recipe(recipe).CONFIGS["stl10"]()
     assert (config.mean_rgb, config.std_rgb) == ((0.4467, 0.4398, 0.4066), (0.2241, 0.2215, 0.2239))
 
 
 def test_pictures_of_all_sizes_are_cropped_and_looked_at(
-    saccades: ModuleType,
-    small_config: Callable[..., Any],
-    event_lines: Callable[[Path, str], list[str]],
-    mixed_folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    small_config: SmallConfig, mixed_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gaze = SaccadeOptions(glimpse_size=16, inhibition_radius_px=6)
     config = small_config(
         saccades, out=tmp_path / "run", steps=2, saccades=gaze, compare_with_random=False, dataset="folder",
         data_dir=mixed_folder, evaluation_split="val", batch_size=4,
     )  # fmt: skip
-    with pytest.raises(SystemExit):
-        explain_errors(lambda: saccades.main(config))
-    assert "choose --saccades.augmentation crop_flip, which crops them to one" in capsys.readouterr().err
+    sentence = refused(lambda: saccades.main(config), capsys)
+    assert "choose --saccades.augmentation crop_flip, which crops them to one" in sentence
     cropped = dataclasses.replace(gaze, augmentation="crop_flip")
     saccades.main(dataclasses.replace(config, saccades=cropped, out=tmp_path / "cropped"))
-    assert len(event_lines(tmp_path / "cropped", "loss")) == 2
+    assert len(event_lines(tmp_path / "cropped")) == 2
 
 
 def test_an_encoder_of_fixed_input_size_is_refused_before_anything_is_made(
-    saccades: ModuleType, small_config: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_config: SmallConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = small_config(saccades, out=tmp_path / "run", encoder="vit_tiny_patch16_224", image_size=64)
-    with pytest.raises(SystemExit):
-        explain_errors(lambda: saccades.main(config))
-    message = capsys.readouterr().err
-    assert "--encoder vit_tiny_patch16_224 takes images of one size" in message and message.count("\n") == 1
+    sentence = refused(lambda: saccades.main(config), capsys)
+    assert "--encoder vit_tiny_patch16_224 takes images of one size" in sentence
     assert not (tmp_path / "run").exists()

@@ -3,26 +3,20 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
+from recipes import seq_jepa
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.export.sequence_model import load_sequence_model
 from ssl_equi.training.optimisation import follow_schedule, optimizer_of, target_momentum
 from ssl_equi.views.makers import ViewOptions
+from tests.fakes import SmallConfig, numbers
 
 
-@pytest.fixture(scope="module")
-def seq_jepa(load_recipe: Callable[[str], ModuleType]) -> ModuleType:
-    return load_recipe("seq_jepa")
-
-
-def test_the_papers_optimiser_is_adamw_that_decays_neither_biases_nor_normalisations(seq_jepa: ModuleType) -> None:
+def test_the_papers_optimiser_is_adamw_that_decays_neither_biases_nor_normalisations() -> None:
     config = seq_jepa.threediebench()
     with torch.device("meta"):
         objective = seq_jepa.build(config)
@@ -40,7 +34,7 @@ def test_the_papers_optimiser_is_adamw_that_decays_neither_biases_nor_normalisat
     assert {"action_embedding.projection.weight", "aggregator.token"} <= set(decayed)
 
 
-def test_the_papers_rate_warms_up_and_follows_its_cosine_to_the_end(seq_jepa: ModuleType) -> None:
+def test_the_papers_rate_warms_up_and_follows_its_cosine_to_the_end() -> None:
     config = seq_jepa.threediebench()
     steps_per_epoch = 41_920 // 512
     total_steps = config.epochs * steps_per_epoch
@@ -57,7 +51,7 @@ def test_the_papers_rate_warms_up_and_follows_its_cosine_to_the_end(seq_jepa: Mo
     assert rates[total_steps - 1] == pytest.approx(1e-5, rel=1e-9)
 
 
-def test_the_targets_momentum_rises_from_the_papers_value_to_one(seq_jepa: ModuleType) -> None:
+def test_the_targets_momentum_rises_from_the_papers_value_to_one() -> None:
     config = seq_jepa.threediebench()
     values = [target_momentum(config, step, 101) for step in range(101)]
     assert (values[0], values[50], values[100]) == (pytest.approx(0.996), pytest.approx(0.998), 1.0)
@@ -65,21 +59,16 @@ def test_the_targets_momentum_rises_from_the_papers_value_to_one(seq_jepa: Modul
 
 
 @pytest.mark.usefixtures("quick_probes")
-def test_a_run_follows_its_schedules_and_leaves_a_sequence_model(
-    seq_jepa: ModuleType,
-    small_config: Callable[..., Any],
-    event_lines: Callable[[Path, str], list[str]],
-    tmp_path: Path,
-) -> None:
+def test_a_run_follows_its_schedules_and_leaves_a_sequence_model(small_config: SmallConfig, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = small_config(seq_jepa, out=folder, compare_with_random=False, save_every=5, warmup_steps=2)
     seq_jepa.main(config)
-    lines = [json.loads(line) for line in event_lines(folder, "loss")]
+    lines = numbers(folder)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    speeds = [json.loads(line) for line in event_lines(folder, "speed")]
+    speeds = numbers(folder, "speed")
     rates = {line["step"]: line["learning_rate"] for line in lines + speeds if "learning_rate" in line}
     assert rates[2] == pytest.approx(config.learning_rate) and rates[6] == pytest.approx(config.final_learning_rate)
-    assert any("agg/top1" in line for line in map(json.loads, event_lines(folder, "online_probe")))
+    assert any("agg/top1" in line for line in numbers(folder, "online_probe"))
 
     # At the last step the momentum is 1: the target stays where it was after the step before.
     before, after = (read_state(path, "objective") for path in list_checkpoints(folder / "checkpoints"))
@@ -101,7 +90,7 @@ def test_a_run_follows_its_schedules_and_leaves_a_sequence_model(
 
 @pytest.mark.usefixtures("quick_probes")
 def test_sequences_of_objects_that_move_are_told_of_rigid_motions(
-    seq_jepa: ModuleType, small_config: Callable[..., Any], tiny_moving_data: Path, tmp_path: Path
+    small_config: SmallConfig, tiny_moving_data: Path, tmp_path: Path
 ) -> None:
     config = small_config(seq_jepa, out=tmp_path / "run", compare_with_random=False, steps=2, actions="pose_base")
     seq_jepa.main(dataclasses.replace(config, dataset="3diebench-pt", data_dir=tiny_moving_data))
@@ -112,9 +101,7 @@ def test_sequences_of_objects_that_move_are_told_of_rigid_motions(
 
 
 @pytest.mark.usefixtures("quick_probes")
-def test_augmented_sequences_train_without_aggregate_records(
-    seq_jepa: ModuleType, small_config: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_augmented_sequences_train_without_aggregate_records(small_config: SmallConfig, tmp_path: Path) -> None:
     config = small_config(seq_jepa, out=tmp_path / "run", compare_with_random=False, steps=2, observed_views=2)
     views = ViewOptions(source="augmented", preset="seq_jepa", action_transforms=("crop",))
     seq_jepa.main(dataclasses.replace(config, views=views, actions="augmentation"))

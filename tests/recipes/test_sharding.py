@@ -1,6 +1,5 @@
 """Runs whose weights are shared out learn, save and export what others do, whatever the number of processes."""
 
-import json
 import os
 import socket
 import subprocess
@@ -18,7 +17,8 @@ from ssl_equi import load_encoder
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.errors import EncoderError
 from ssl_equi.training.pretraining import Pretraining
-from tests.launched import ROOT
+from tests.fakes import numbers
+from tests.launched import ROOT, clean_environment
 from tests.recipes import sharded_runs
 
 MEANS: dict[str, dict[str, Any]] = {
@@ -49,8 +49,7 @@ def train(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
 
 def losses(folder: Path) -> list[float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if line["event"] == "loss"]
+    return [line["loss"] for line in numbers(folder)]
 
 
 @pytest.mark.parametrize("means", MEANS)
@@ -82,10 +81,7 @@ def test_shares_are_updated_by_fused_kernels_where_there_are_such(
 
 @pytest.mark.slow
 def test_two_processes_begin_and_end_runs_of_one(
-    train: Callable[..., dict[str, torch.Tensor]],
-    tiny_data: Path,
-    subprocess_environment: dict[str, str],
-    tmp_path: Path,
+    train: Callable[..., dict[str, torch.Tensor]], tiny_data: Path, tmp_path: Path
 ) -> None:
     expected = train("whole")
     train("ended", steps=3)
@@ -97,7 +93,7 @@ def test_two_processes_begin_and_end_runs_of_one(
     processes = [
         subprocess.Popen(
             [sys.executable, script, str(rank), str(port), str(tiny_data), *folders],
-            cwd=ROOT, env=os.environ | subprocess_environment,
+            cwd=ROOT, env=os.environ | clean_environment(),
         )
         for rank in (0, 1)
     ]  # fmt: skip
