@@ -31,8 +31,7 @@ from ssl_equi.geometry.actions import (
 from ssl_equi.geometry.latents import LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.options import ActsWhen, ImageSide, Width
 from ssl_equi.runtime.device_copies import constant, copy_together
-from ssl_equi.views.action_columns import columns_about
-from ssl_equi.views.actions import ActionEncoding, augmentation_action_size, sequence_actions_between
+from ssl_equi.views.actions import ActionEncoding, action_columns, actions_between, columns_about
 from ssl_equi.views.groups import GROUPS
 from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.pipeline import ViewPipeline, apply_each
@@ -331,7 +330,7 @@ class AugmentedViews:
             images = stack_normalised(made, self.data)
             if self.actions is None:
                 return ViewSequence(images, None)
-            between = sequence_actions_between(parameters, with_action_options(self.options).action_encoding)
+            between = actions_between(parameters, with_action_options(self.options).action_encoding)
 
             def action_between(first: int, second: int) -> Tensor:
                 return copy_together([between(first, second)[:, self.action_columns]], images.device)[0]
@@ -364,8 +363,10 @@ class TransformedSmallViews:
         if options.group not in GROUPS:
             raise UserError(f"--small-view.group is {options.group!r}: choose from {', '.join(GROUPS)}")
         self.group, self.data, self.relative = GROUPS[options.group], data, relative
-        self.elements = self.group.size if options.elements is None else options.elements
-        if not 1 <= self.elements <= self.group.size:
+        if self.group.halves_sides and options.size % 2:
+            raise UserError(f"--small-view.size is {options.size}, and {options.group} halves it: give an even side")
+        self.elements = options.elements or self.group.size
+        if self.elements > self.group.size:
             raise UserError(
                 f"--small-view.elements is {self.elements}: {options.group} has {self.group.size}, choose 1 to "
                 f"{self.group.size}"
@@ -412,7 +413,7 @@ def augmentation_columns(config: ViewsConfig) -> tuple[int, ...]:
     told = with_action_options(config.views)
     encoding, transforms = told.action_encoding, told.action_transforms
     if not transforms:
-        return tuple(range(augmentation_action_size(encoding, names)))
+        return tuple(range(len(action_columns(encoding, names))))
     try:
         return columns_about(transforms, encoding, names)
     except ValueError as error:

@@ -7,11 +7,7 @@ fewest launches, all images at once. Both give the same, to 1e-5. The definition
 - brightness is a factor;
 - contrast scales the distance to the image's mean grey value;
 - saturation blends with the pixel's grey value;
-- hue is a fraction of the circle;
-- angles are counter-clockwise (those of kornia's affine maps are clockwise).
-
-This is the only file that imports kornia, which takes a second: it is imported where it is used, and `--help` needs
-none of it.
+- hue is a fraction of the circle.
 """
 
 import functools
@@ -225,49 +221,6 @@ def _mirrored_neighbours(side: int, radius: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(last - abs(last - abs(pixel + shift)) for shift in shifts) for pixel in range(side))
 
 
-def affine(
-    images: Tensor,
-    *,
-    angle_rad: Tensor,
-    translate_right: Tensor,
-    translate_down: Tensor,
-    scale: Tensor,
-    shear_x_rad: Tensor,
-    shear_y_rad: Tensor,
-) -> Tensor:
-    """Shears, scales and turns each image about its centre, then moves it; bilinear, black outside.
-
-    The units and signs are those of `ssl_equi.views.parameters.AffineParameters`.
-    """
-    from kornia.geometry.transform import warp_affine
-
-    height, width = images.shape[2:]
-    cosine, sine = torch.cos(angle_rad), torch.sin(angle_rad)
-    tangent_x, tangent_y = torch.tan(shear_x_rad), torch.tan(shear_y_rad)
-    # Pixel coordinates run right and down, which turns the signs of the sines and tangents.
-    shear = _matrices(1 + 0 * tangent_x, -tangent_x, -tangent_y, 1 + tangent_x * tangent_y)
-    linear = _matrices(scale * cosine, scale * sine, -scale * sine, scale * cosine) @ shear
-    centre = constant(((width - 1) / 2, (height - 1) / 2), linear.device)
-    moved_by = torch.stack([translate_right * width, translate_down * height], dim=1)
-    offset = centre + moved_by - linear @ centre
-    matrices = torch.cat([linear, offset.unsqueeze(2)], dim=2).to(images.device)
-    return warp_affine(images, matrices, (height, width), mode="bilinear", padding_mode="zeros", align_corners=True)
-
-
-def rotate(images: Tensor, values: Tensor) -> Tensor:
-    """Turns each image counter-clockwise about its centre by `values` radians; bilinear, black outside."""
-    none, one = torch.zeros_like(values), torch.ones_like(values)
-    return affine(
-        images,
-        angle_rad=values,
-        translate_right=none,
-        translate_down=none,
-        scale=one,
-        shear_x_rad=none,
-        shear_y_rad=none,
-    )
-
-
 def crop_and_resize(
     images: Tensor, boxes: Tensor, output_size: int, interpolation: Interpolation = "bilinear"
 ) -> Tensor:
@@ -337,11 +290,6 @@ def _cubic(distance: Tensor) -> Tensor:
     to_one = 1 - distance
     near, far = to_one.clamp(min=0), (to_one + 1).clamp_(min=0)
     return torch.addcmul((1 - 2 * near).mul_(near).mul_(near), to_one, far.square_(), value=0.5)
-
-
-def _matrices(first: Tensor, second: Tensor, third: Tensor, fourth: Tensor) -> Tensor:
-    """[N, 2, 2] from entries [N] in reading order."""
-    return torch.stack([first, second, third, fourth], dim=1).unflatten(1, (2, 2))
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from ssl_equi.views.operations import Interpolation
 from ssl_equi.views.pipeline import ViewPipeline
-from ssl_equi.views.transform import Transform
 from ssl_equi.views.transforms import (
     ColorJitter,
     GaussianBlur,
@@ -12,6 +11,7 @@ from ssl_equi.views.transforms import (
     HorizontalFlip,
     RandomResizedCrop,
     Solarize,
+    Transform,
 )
 
 

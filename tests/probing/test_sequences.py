@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from ssl_equi.views.sequences import ViewSequence
 from torch import Tensor, nn
 
 from ssl_equi.data.batch import ViewBatch
@@ -15,6 +14,7 @@ from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix, rotation_6d_from_matrix
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
+from ssl_equi.views.makers import ViewSequence
 
 
 def cache_that_names_its_views(num_objects: int = 5, num_views: int = 6) -> FeatureCache:

@@ -14,7 +14,7 @@ import torch
 from ssl_equi.cli import explain_errors
 from ssl_equi.export.encoder import read_encoder_config
 from ssl_equi.export.sequence_model import load_sequence_model
-from ssl_equi.views import saliency_maps
+from ssl_equi.views import saliency
 from ssl_equi.views.glimpses import SaccadeOptions, described_saccades
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("quick_probes")
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saliency_maps, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(saliency, "user_cache_path", lambda name: tmp_path / "cache" / name)
 
 
 @pytest.fixture(scope="module")

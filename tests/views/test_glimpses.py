@@ -12,7 +12,7 @@ from torch import Tensor
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.errors import DataError, UserError
-from ssl_equi.views import saliency_maps
+from ssl_equi.views import saliency
 from ssl_equi.views.glimpses import (
     ACTION_SIZE,
     Glimpses,
@@ -206,7 +206,7 @@ def data(tiny_data: Path) -> DataSource:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saliency_maps, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(saliency, "user_cache_path", lambda name: tmp_path / name)
 
 
 def batch_of(collection: Any, objects: Tensor, view: int = 1) -> ViewBatch:
