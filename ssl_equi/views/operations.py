@@ -1,4 +1,4 @@
-"""What is done to pixels: batched operations with one value an image.
+"""Operations on the pixels of batches, with one value per image.
 
 All take and return float32 images [N, 3, H, W] in [0, 1]; `values` are [N] and may lie on another device. What would be
 many small steps takes one of two forms: on the CPU the fewest passes over pixels, some images at a time; elsewhere the

@@ -53,14 +53,15 @@ class ViewPipeline:
 
         Args:
             count: N, number of images.
-            source_sizes: (height, width) of all images, or int [N, 2] with one row an image, in pixels.
+            source_sizes: (height, width) of all images, or int [N, 2] with one row per image, in pixels.
             generator: on the CPU.
-            shared_by: so many consecutive images share one draw. Where their sizes differ, they share the crop
+            shared_by: number of consecutive images that share one draw. Where their sizes differ, they share the crop
                 relative to the source, rounded to whole pixels.
         """
         sizes = torch.as_tensor(source_sizes, device="cpu").expand(count, 2).long()
         drawn: dict[str, TransformParameters] = {}
         for transform in self.transforms:
+            # Of images that share a draw, the first one's size is drawn for.
             parameters = transform.draw(count // shared_by, sizes[::shared_by], generator)
             if shared_by > 1:
                 parameters = parameters.rows(torch.arange(count) // shared_by)
@@ -69,7 +70,6 @@ class ViewPipeline:
             drawn[transform.name] = parameters
         return ViewParameters(**drawn)  # type: ignore[arg-type]
 
-    @torch.no_grad()
     def apply(self, images: Tensor, parameters: ViewParameters) -> Tensor:
         """Makes the views that this pipeline's parameters describe.
 
@@ -85,6 +85,7 @@ class ViewPipeline:
         parameters = parameters.to("cpu")
         if images.device.type != "cpu":
             return self._apply_to_block(images, parameters)
+        # A block goes through all transforms before the next one, while it is in the CPU's caches.
         height, width = self.view_size(images)
         rows_of_a_block = max(1, CPU_BLOCK_BYTES // (3 * 4 * height * width))
         views = torch.empty(len(images), 3, height, width)
@@ -118,6 +119,7 @@ def apply_each(pipelines: Sequence[ViewPipeline], images: Tensor, parameters: Se
         at_once = max(1, GPU_BLOCK_BYTES // (3 * 4 * height * width * len(images)))
         for block in (slice(start, start + at_once) for start in range(0, len(numbers), at_once)):
             count = len(numbers[block])
+            # One pipeline's rows after the other's, as `concatenate` has them.
             made = pipeline.apply(images.repeat(count, 1, 1, 1), concatenate(drawn[block]))
             views |= zip(numbers[block], made.split(len(images)))
     return [views[number] for number in range(len(pipelines))]
@@ -126,6 +128,7 @@ def apply_each(pipelines: Sequence[ViewPipeline], images: Tensor, parameters: Se
 def _alike(pipelines: Sequence[ViewPipeline]) -> list[list[int]]:
     """Numbers of pipelines in groups: the first of each can do what the others do."""
     groups: list[list[int]] = []
+    # The longest first, so that every other one finds those that can do more than it does.
     for number in sorted(range(len(pipelines)), key=lambda number: -len(pipelines[number].transforms)):
         group = next((group for group in groups if _can_do(pipelines[group[0]], pipelines[number])), None)
         if group is None:

@@ -151,12 +151,9 @@ def view_pipelines(name: str, image_size: int, *, compiled: bool = False) -> tup
     """The pipelines of view 1 and view 2.
 
     Args:
-        name: one of `PRESETS`.
+        name: one of `PRESETS`; ValueError for another.
         image_size: side of the views in pixels.
         compiled: whether a GPU changes the colours by compiled code.
-
-    Raises:
-        ValueError: there is no preset of that name.
     """
     if name not in PRESETS:
         raise ValueError(f"there are no views named {name!r}: use {', '.join(PRESETS)}")
@@ -166,8 +163,7 @@ def view_pipelines(name: str, image_size: int, *, compiled: bool = False) -> tup
 
 
 def transforms_of_views(name: str, image_size: int) -> set[str]:
-    """Names of the transforms, fields of `ViewParameters`, that either view of a preset has; arguments and errors as in
-    `view_pipelines`."""
+    """Names of the transforms, fields of `ViewParameters`, that either view of a preset has."""
     return {transform.name for pipeline in view_pipelines(name, image_size) for transform in pipeline.transforms}
 
 
@@ -175,12 +171,9 @@ def small_view_pipeline(name: str, size: int, *, compiled: bool = False) -> View
     """The pipeline of E-SSL's separate view, whose transformation is predicted.
 
     Args:
-        name: one of `SMALL_VIEW_PRESETS`.
+        name: one of `SMALL_VIEW_PRESETS`; ValueError for another.
         size: side of the view in pixels; E-SSL takes 16 for CIFAR and 96 for ImageNet.
         compiled: whether a GPU changes the colours by compiled code.
-
-    Raises:
-        ValueError: there is no preset of that name.
     """
     if name not in SMALL_VIEW_PRESETS:
         raise ValueError(f"there is no small view named {name!r}: use {', '.join(SMALL_VIEW_PRESETS)}")

@@ -1,4 +1,4 @@
-"""Where an image draws the eye: two classical maps that need no training, and files of maps, computed or brought.
+"""Saliency maps: two classical ones that need no training, and files of maps, computed once or the user's.
 
 Maps are [N, H, W], non-negative, and each sums to 1: the probability that a fixation falls on a pixel. Both classical
 ones work on a small version of the image (longer side 64 pixels; smaller images as they are) and are resized back; an
@@ -138,7 +138,7 @@ class SaliencyMaps:
 
     Args:
         file: .npy, see above.
-        collection: what the maps are of; a file without V is of collections with one view an object.
+        collection: what the maps are of; a file without V is of collections with one view per object.
 
     Raises:
         DataError: the file is missing, not such an array, or of other images.
@@ -176,6 +176,7 @@ class SaliencyMaps:
         objects, views = (np.asarray(torch.as_tensor(index).cpu()) for index in (object_indices, view_indices))
         maps = self._maps[objects, views].astype(np.float32)
         largest, smallest = maps.max(axis=(1, 2)), maps.min(axis=(1, 2))
+        # Checked here and not when the file is opened, which would read all of it.
         # A value that is not a number makes the largest one that, so every comparison with it fails.
         good = (smallest >= 0) & (largest > 0) & (largest < np.inf)
         if not good.all():

@@ -77,6 +77,8 @@ class Transform(ABC, Generic[Parameters]):
 
     name: ClassVar[str]
     """the transform's field in `ssl_equi.views.parameters.ViewParameters`"""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """fields that the operation depends on besides the parameters; the others are for drawing"""
 
     @abstractmethod
     def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> Parameters:
@@ -102,11 +104,7 @@ class Transform(ABC, Generic[Parameters]):
 
     def changes_like(self, other: "Transform[Any]") -> bool:
         """Whether both make the same of equal parameters, whatever they draw."""
-        return self.name == other.name and self._settings() == other._settings()
-
-    def _settings(self) -> tuple[Any, ...]:
-        """What the operation depends on besides the parameters."""
-        return ()
+        return self.name == other.name and all(getattr(self, own) == getattr(other, own) for own in self.settings)
 
     @abstractmethod
     def _operation(self, parameters: Parameters) -> Operation:
@@ -144,9 +142,7 @@ class Crop(Transform[CropParameters]):
     interpolation: operations.Interpolation = field(default="bilinear", kw_only=True)
     """bilinear or bicubic; both average when they shrink (antialiasing)"""
     name: ClassVar[str] = "crop"
-
-    def _settings(self) -> tuple[Any, ...]:
-        return self.size, self.interpolation
+    settings: ClassVar[tuple[str, ...]] = ("size", "interpolation")
 
     def _parameters(
         self, source_sizes: Tensor, *, top: Tensor, left: Tensor, height: Tensor, width: Tensor
@@ -190,7 +186,7 @@ class RandomResizedCrop(Crop):
         ratio = uniform(attempts, math.log(self.ratio[0]), math.log(self.ratio[1]), generator).exp()
         sides = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], dim=2).round()
         fits = ((sides >= 1) & (sides <= sizes.unsqueeze(1))).all(dim=2)
-        first_that_fits = fits.int().argmax(dim=1)
+        first_that_fits = fits.int().argmax(dim=1)  # of equal values, argmax takes the first
         random_sides = sides[torch.arange(count), first_that_fits]
         random_corners = ((sizes - random_sides + 1) * uniform((count, 2), 0, 1, generator)).floor()
 
@@ -249,10 +245,12 @@ class ColorJitter(OccasionalTransform[ColorJitterParameters]):
     compiled: bool = field(default=False, kw_only=True)
     """whether a GPU runs compiled code"""
     name: ClassVar[str] = "jitter"
+    settings: ClassVar[tuple[str, ...]] = ("compiled",)
 
     def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> ColorJitterParameters:
         applied = self._draw_applied(count, generator)
 
+        # Images that stay as they are take their random numbers, too, so that the others' don't depend on them.
         def factor(strength: float) -> Tensor:
             drawn = uniform(count, max(0.0, 1 - strength), 1 + strength, generator)
             return where_applied(applied, drawn, 1)
@@ -265,9 +263,6 @@ class ColorJitter(OccasionalTransform[ColorJitterParameters]):
             hue=where_applied(applied, uniform(count, -self.hue, self.hue, generator), 0),
             order=uniform((count, 4), 0, 1, generator).argsort(dim=1),
         )
-
-    def _settings(self) -> tuple[Any, ...]:
-        return (self.compiled,)
 
     def _operation(self, parameters: ColorJitterParameters) -> Operation:
         values = torch.stack([parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue], dim=1)
@@ -297,13 +292,11 @@ class GaussianBlur(OccasionalTransform[BlurParameters]):
     sigma: tuple[float, float] = (0.1, 2.0)
     """least and greatest standard deviation in pixels of the image as it is blurred"""
     name: ClassVar[str] = "blur"
+    settings: ClassVar[tuple[str, ...]] = ("kernel_size",)
 
     def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> BlurParameters:
         applied = self._draw_applied(count, generator)
         return BlurParameters(applied, sigma=where_applied(applied, uniform(count, *self.sigma, generator), 0))
-
-    def _settings(self) -> tuple[Any, ...]:
-        return (self.kernel_size,)
 
     def _operation(self, parameters: BlurParameters) -> Operation:
         def change(images: Tensor, weights: Tensor) -> Tensor:
