@@ -22,9 +22,11 @@ from ssl_equi.views.saliency import (
     computed_saliency,
     spectral_residual,
 )
+from tests.fakes import stored_batch
 
 SOURCES = [spectral_residual, centre_surround]
 Source = Callable[[Tensor], Tensor]
+Captured = pytest.CaptureFixture[str]
 
 
 def noisy_images(count: int = 3, height: int = 48, width: int = 40) -> Tensor:
@@ -45,16 +47,10 @@ def test_an_image_without_contrast_has_the_uniform_map(source: Source) -> None:
     images[1] = torch.tensor([0.2, 0.7, 0.4]).view(3, 1, 1)
     images[2] = 0
     maps = source(images)
+    alone = torch.cat([source(image) for image in images.split(1)])
+    assert torch.allclose(alone, maps, rtol=1e-4), "a map is the same in any batch"
     assert torch.allclose(maps[1:], torch.full((2, 48, 40), 1 / (48 * 40)), rtol=1e-4)
     assert maps[0].max() > 1.5 / (48 * 40)
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_a_map_is_the_same_alone_and_in_a_batch(source: Source) -> None:
-    images = noisy_images()
-    maps = source(images)
-    alone = torch.cat([source(image) for image in images.split(1)])
-    assert torch.allclose(alone, maps, rtol=1e-4)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -99,8 +95,6 @@ def test_the_spectral_residual_is_that_of_a_numpy_formula() -> None:
 
 # ---------------------------------------------------------------- files
 
-ALL_VIEWS = [(number, view) for number in range(24) for view in range(4)]
-
 
 @pytest.fixture(scope="module")
 def train(tiny_data: Path) -> ShardDataset:
@@ -117,19 +111,19 @@ def save(tmp_path: Path) -> Callable[[np.ndarray], Path]:
     return write
 
 
-def pixels_of(collection: ViewCollection, objects: list[int], views: list[int]) -> torch.Tensor:
-    """float32 [b, 3, H, W]"""
-    pixels = np.empty((len(objects), 1, *collection.image_size, 3), dtype=np.uint8)
-    sizes = np.empty((len(objects), 1, 2), dtype=np.int64)
-    collection.read_views(np.array(objects), np.array(views)[:, None], pixels, sizes)
-    return torch.from_numpy(pixels[:, 0]).permute(0, 3, 1, 2).float() / 255
+def pictures_of(collection: ViewCollection, objects: list[int], views: list[int]) -> list[Tensor]:
+    """float32 [1, 3, height, width] of each, without what lies around it."""
+    batch = stored_batch(collection, torch.tensor(objects), torch.tensor(views))
+    images = batch.images[:, 0].permute(0, 3, 1, 2).float() / 255
+    sizes = [collection.image_size] * len(images) if batch.content_sizes is None else batch.content_sizes[:, 0].tolist()
+    return [image[None, :, :height, :width] for image, (height, width) in zip(images, sizes)]
 
 
 @pytest.mark.parametrize("source", SALIENCY_SOURCES)
 def test_computed_maps_are_those_of_each_view(train: ShardDataset, source: str, tmp_path: Path) -> None:
     maps = computed_saliency(train, source, tmp_path)
     objects, views = [0, 5, 23, 5], [3, 0, 1, 2]
-    expected = SALIENCY_SOURCES[source](pixels_of(train, objects, views))
+    expected = SALIENCY_SOURCES[source](torch.cat(pictures_of(train, objects, views)))
     found = maps.read(torch.tensor(objects), torch.tensor(views))
     assert found.shape == (4, 32, 32) and found.dtype == torch.float32
     assert torch.allclose(found, expected, rtol=2e-3, atol=1e-7)
@@ -137,11 +131,7 @@ def test_computed_maps_are_those_of_each_view(train: ShardDataset, source: str, 
 
 
 def test_maps_are_computed_once_for_each_set_and_source(
-    train: ShardDataset,
-    tiny_data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    train: ShardDataset, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     first = computed_saliency(train, "spectral_residual", tmp_path / "new")
     assert "computed the spectral_residual saliency of train: 96 maps in" in capsys.readouterr().out
@@ -155,7 +145,7 @@ def test_maps_are_computed_once_for_each_set_and_source(
 
     monkeypatch.setattr(saliency, "_compute", refuse)
     again = computed_saliency(ShardDataset(tiny_data, "train"), "spectral_residual", tmp_path / "new")
-    objects, views = np.array(ALL_VIEWS).T
+    objects, views = np.divmod(np.arange(24 * 4), 4)
     assert again.file == first.file
     assert torch.equal(again.read(objects, views), first.read(objects, views))
 
@@ -185,11 +175,8 @@ def test_a_picture_on_a_canvas_has_its_own_map_and_none_around_it(mixed_folder: 
     images = ImageFolder(mixed_folder, "train")
     canvases = SingleViews(images, Canvas(64))
     maps = computed_saliency(canvases, "spectral_residual", tmp_path).read(np.arange(12), np.zeros(12, dtype=np.int64))
-    pixels = np.empty((12, 1, 64, 64, 3), dtype=np.uint8)
-    sizes = np.empty((12, 1, 2), dtype=np.int64)
-    canvases.read_views(np.arange(12), np.zeros((12, 1), dtype=np.int64), pixels, sizes)
-    for number, (height, width) in enumerate(sizes[:, 0].tolist()):
-        picture = torch.from_numpy(pixels[number, 0, :height, :width]).permute(2, 0, 1).float()[None] / 255
+    for number, picture in enumerate(pictures_of(canvases, [*range(12)], [0] * 12)):
+        height, width = picture.shape[2:]
         expected = SALIENCY_SOURCES["spectral_residual"](picture)[0]
         assert torch.allclose(maps[number, :height, :width], expected, rtol=2e-3, atol=1e-6)
         assert maps[number, height:].sum() == 0 and maps[number, :, width:].sum() == 0
