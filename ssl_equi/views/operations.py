@@ -273,13 +273,9 @@ def _resize_weights(boxes: Tensor, image_side: int, output_size: int, interpolat
     step = length / output_size
     source = source - start  # from the box's edge: rounded as on the CPU, and less than from the image's
     distance = (source - target.unsqueeze(1) * step).div_(step.clamp(min=1)).abs_()
-    weights = _triangle(distance) if interpolation == "bilinear" else _cubic(distance)
+    weights = (1 - distance).clamp_(min=0) if interpolation == "bilinear" else _cubic(distance)
     weights.mul_((source > 0) & (source < length))
     return weights.div_(weights.sum(dim=3, keepdim=True))
-
-
-def _triangle(distance: Tensor) -> Tensor:
-    return (1 - distance).clamp_(min=0)
 
 
 def _cubic(distance: Tensor) -> Tensor:

@@ -59,24 +59,14 @@ class ViewRecipe:
 
 @dataclass(frozen=True)
 class Preset:
-    """The augmentations of both views of a paper."""
+    """The augmentations of both views of a paper, or of its additional, smaller view."""
 
     source: str
     """where the values are from"""
     first: ViewRecipe
-    """of view 1"""
+    """of view 1, or of the small view"""
     second: ViewRecipe | None = None
     """of view 2; None: as view 1"""
-
-
-@dataclass(frozen=True)
-class SmallViewPreset:
-    """The augmentations of an additional, smaller view."""
-
-    source: str
-    """where the values are from"""
-    recipe: ViewRecipe
-    """of that view"""
 
 
 BYOL_JITTER = (0.4, 0.4, 0.2, 0.1)
@@ -131,18 +121,18 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-SMALL_VIEW_PRESETS: dict[str, SmallViewPreset] = {
-    "cifar": SmallViewPreset(
+SMALL_VIEW_PRESETS: dict[str, Preset] = {
+    "cifar": Preset(
         source="E-SSL (arXiv:2111.00899), released code for CIFAR-10, at 16 pixels",
-        recipe=ViewRecipe(scale=(0.2, 1.0)),
+        first=ViewRecipe(scale=(0.2, 1.0)),
     ),
-    "imagenet": SmallViewPreset(
+    "imagenet": Preset(
         source="E-SSL (arXiv:2111.00899), released code for ImageNet, at 96 pixels",
-        recipe=ViewRecipe(scale=(0.05, 0.14), jitter=BYOL_JITTER, blur_probability=0.1),
+        first=ViewRecipe(scale=(0.05, 0.14), jitter=BYOL_JITTER, blur_probability=0.1),
     ),
-    "imagenet_wide": SmallViewPreset(
+    "imagenet_wide": Preset(
         source="E-SSL (arXiv:2111.00899), released code for ImageNet with the wide crop, at 96 pixels",
-        recipe=ViewRecipe(scale=(0.08, 1.0), jitter=BYOL_JITTER, blur_probability=0.1),
+        first=ViewRecipe(scale=(0.08, 1.0), jitter=BYOL_JITTER, blur_probability=0.1),
     ),
 }
 
@@ -177,7 +167,7 @@ def small_view_pipeline(name: str, size: int, *, compiled: bool = False) -> View
     """
     if name not in SMALL_VIEW_PRESETS:
         raise ValueError(f"there is no small view named {name!r}: use {', '.join(SMALL_VIEW_PRESETS)}")
-    return SMALL_VIEW_PRESETS[name].recipe.pipeline(size, compiled=compiled)
+    return SMALL_VIEW_PRESETS[name].first.pipeline(size, compiled=compiled)
 
 
 def tenth_of_side(image_size: int) -> int:
