@@ -42,7 +42,7 @@ from ssl_equi.probing.sequence_figures import print_summary, write_page
 from ssl_equi.probing.sequence_tasks import QUESTIONS, Question, SequenceProtocol, probe_sequences
 from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
 from ssl_equi.training.ending import SEQUENCE_MODEL_FOLDER
-from ssl_equi.views.actions import action_names
+from ssl_equi.views.actions import action_columns
 from ssl_equi.views.glimpses import Glimpses, described_saccades
 from ssl_equi.views.makers import ViewOptions, augmentation_columns, check_translations, views
 from ssl_equi.views.presets import transforms_of_views
@@ -210,11 +210,11 @@ def augmented_sequences(
     options = ViewOptions("augmented", described["preset"], described["action_encoding"])
     every_action = EvaluatedViews(options, model.image_size, seed=protocol.sequences_seed)
     told = replace(options, action_transforms=tuple(described["action_transforms"]))
-    names = action_names(options.action_encoding, transforms_of_views(options.preset, model.image_size))
+    columns = action_columns(options.action_encoding, transforms_of_views(options.preset, model.image_size))
     # One view more, because the last one is augmented like a view that is predicted.
     make_views = views(every_action, data, OneProcess(), length=protocol.views + 1, actions="augmentation")
     sequences = encode_sequences(
-        model.objective.encoder, collection, make_views, names,
+        model.objective.encoder, collection, make_views, tuple(columns),
         length=protocol.views, per_object=protocol.sequences_per_object, batch_size=every_action.batch_size,
         device=DEVICE,
     )  # fmt: skip

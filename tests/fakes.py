@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ssl_equi.cli import explain_errors
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.collection import ViewCollection
 from ssl_equi.geometry.rotations import quat_positive, random_quat
 from ssl_equi.views.makers import ViewOptions
 
@@ -139,6 +140,17 @@ def random_batch(count: int = 8, views: int = 2, num_latents: int = 7, side: int
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, views, side, side, 3), dtype=torch.uint8, generator=generator)
     return view_batch(images, num_latents)
+
+
+def stored_batch(collection: ViewCollection, objects: Tensor, view: int | Tensor = 0) -> ViewBatch:
+    """One view of each object, as a loader would yield it."""
+    views = torch.as_tensor(view).expand(len(objects)).unsqueeze(1)
+    pixels = np.empty((len(objects), 1, *collection.image_size, 3), dtype=np.uint8)
+    sizes = np.empty((len(objects), 1, 2), dtype=np.int64)
+    collection.read_views(objects.numpy(), views.numpy(), pixels, sizes)
+    known = {"object_indices": objects, "view_indices": views}
+    known["content_sizes"] = None if collection.fills_image else torch.from_numpy(sizes)
+    return view_batch(torch.from_numpy(pixels), **known)
 
 
 def rows_of(batch: ViewBatch, rows: slice) -> ViewBatch:

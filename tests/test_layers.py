@@ -90,7 +90,7 @@ def test_only_the_run_and_its_processes_know_accelerate() -> None:
 
 def test_a_library_stays_behind_its_border() -> None:
     borders = {
-        "kornia": "operations.py", "lightly": "parts/heads.py", "escnn": "escnn_import.py",
+        "lightly": "parts/heads.py", "escnn": "escnn_import.py",
         "fsspec": "remote_files.py", "sklearn": "feature_map.py",
     }  # fmt: skip
     for library, border in borders.items():

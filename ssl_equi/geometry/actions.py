@@ -92,6 +92,7 @@ def actions_between_all_views(quat_xyzw: Tensor, latents: Tensor, kind: ActionKi
     def pairs(values: Tensor) -> Tensor:
         """[N * V * V, 2, K]; pair (i, j) of an object is its number i * V + j."""
         shape = (num_objects, num_views, num_views, values.shape[-1])
+        # Along dimension 1 the first view of the pair changes, along dimension 2 the second.
         both = [values.unsqueeze(2).expand(shape), values.unsqueeze(1).expand(shape)]
         return torch.stack(both, dim=3).flatten(0, 2)
 

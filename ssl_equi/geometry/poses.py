@@ -51,9 +51,6 @@ class Pose:
     Attributes:
         quat_xyzw: [..., 4], unit quaternions of R; their sign is kept as it comes.
         translation: [..., 3], the last column of the 4 x 4 matrix.
-
-    Raises:
-        ValueError: the last dimensions are others.
     """
 
     quat_xyzw: Tensor
@@ -67,11 +64,7 @@ class Pose:
             )
 
     def compose(self, other: Self) -> Self:
-        """The motion that applies `other` first, then this one: the product of the matrices M_self M_other.
-
-        Raises:
-            TypeError: the other pose is one of another frame.
-        """
+        """The motion that applies `other` first, then this one: the product of the matrices M_self M_other."""
         self._require_same_frame(other)
         translation = rotate_vectors(self.quat_xyzw, other.translation) + self.translation
         return type(self)(quat_multiply(self.quat_xyzw, other.quat_xyzw), translation)
@@ -85,9 +78,6 @@ class Pose:
         """M1^-1 M2, which takes this pose to `second` from the right: M1 (M1^-1 M2) = M2.
 
         Its quaternion is that of `rotations.relative_quat`, sign included.
-
-        Raises:
-            TypeError: the second pose is one of another frame.
         """
         self._require_same_frame(second)
         back_xyzw = quat_conjugate(self.quat_xyzw)
@@ -104,11 +94,7 @@ class Pose:
 
     @classmethod
     def from_matrix(cls, matrices: Tensor) -> Self:
-        """Poses of homogeneous matrices [..., 4, 4] of rigid motions, with w >= 0.
-
-        Raises:
-            ValueError: the last two dimensions are others.
-        """
+        """Poses of homogeneous matrices [..., 4, 4] of rigid motions, with w >= 0."""
         if matrices.shape[-2:] != (4, 4):
             raise ValueError(f"matrices have shape {tuple(matrices.shape)}: the last two dimensions must be 4 x 4")
         return cls(quat_from_matrix(matrices[..., :3, :3]), matrices[..., :3, 3])
@@ -120,11 +106,7 @@ class Pose:
 
     @classmethod
     def from_vector(cls, vectors: Tensor) -> Self:
-        """Poses of vectors [..., 7] as `vector` gives them.
-
-        Raises:
-            ValueError: the last dimension is another.
-        """
+        """Poses of vectors [..., 7] as `vector` gives them."""
         _require_width(vectors, POSE_ACTION_SIZE, "vectors")
         return cls(vectors[..., :4], vectors[..., 4:])
 
@@ -146,9 +128,6 @@ class Pose:
         """Poses of twists [..., 6]: the rotation exp([w]x) and the translation V(w) v.
 
         V(w) = I + (1 - cos a) / a^2 [w]x + (a - sin a) / a^3 [w]x^2 for the angle a = |w|.
-
-        Raises:
-            ValueError: the last dimension is another.
         """
         _require_width(twists, TWIST_SIZE, "twists")
         rotation_vector_rad, part = twists[..., :3], twists[..., 3:]
@@ -177,7 +156,7 @@ class BasePose(Pose):
 
     @classmethod
     def from_latents(cls, latents: Tensor) -> Self:
-        """Poses of latents [..., 10]; raises ValueError for latents without a translation."""
+        """Poses of latents [..., 10], which have a translation."""
         _require_translations(latents)
         quat_xyzw = quat_xyzw_from_latents(latents)
         return cls(quat_xyzw, rotate_vectors(quat_xyzw, latents[..., TRANSLATION_COLUMNS]))
@@ -192,7 +171,7 @@ class ObjectPose(Pose):
 
     @classmethod
     def from_latents(cls, latents: Tensor) -> Self:
-        """Poses of latents [..., 10]; raises ValueError for latents without a translation."""
+        """Poses of latents [..., 10], which have a translation."""
         _require_translations(latents)
         return cls(quat_xyzw_from_latents(latents), latents[..., TRANSLATION_COLUMNS])
 
@@ -204,11 +183,7 @@ class ObjectPose(Pose):
 def matrix_of_action(actions: Tensor) -> Tensor:
     """Matrices by which actions multiply from the right: [..., 4] -> [..., 3, 3] and [..., 7] -> [..., 4, 4].
 
-    Args:
-        actions: unit quaternions xyzw, of rotations alone, or followed by a translation, of rigid motions.
-
-    Raises:
-        ValueError: the last dimension is another.
+    Actions are unit quaternions xyzw, of rotations alone, or followed by a translation, of rigid motions.
     """
     if actions.shape[-1:] == (ROTATION_ACTION_SIZE,):
         return quat_to_matrix(actions)

@@ -205,15 +205,3 @@ def nearest_rotation_matrix(matrices: Tensor) -> Tensor:
     left, _, right_transposed = torch.linalg.svd(matrices)
     sign = torch.linalg.det(left @ right_transposed)[..., None, None].sign()
     return torch.cat([left[..., :2], left[..., 2:] * sign], dim=-1) @ right_transposed
-
-
-def wxyz_from_xyzw(quat_xyzw: Tensor) -> Tensor:
-    """Scalar-first quaternions, as kornia expects them."""
-    _require_last_dim(quat_xyzw, 4, "quat_xyzw")
-    return quat_xyzw.roll(1, dims=-1)
-
-
-def xyzw_from_wxyz(quat_wxyz: Tensor) -> Tensor:
-    """Scalar-last quaternions of kornia's scalar-first ones."""
-    _require_last_dim(quat_wxyz, 4, "quat_wxyz")
-    return quat_wxyz.roll(-1, dims=-1)

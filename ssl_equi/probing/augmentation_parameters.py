@@ -28,8 +28,7 @@ from ssl_equi.probing.task_samples import (
     require_varied_targets,
     train_regressor,
 )
-from ssl_equi.views.action_columns import column_transforms
-from ssl_equi.views.actions import action_names, augmentation_action
+from ssl_equi.views.actions import action_columns, augmentation_action
 from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.presets import ViewRecipe, view_pipelines
@@ -168,7 +167,7 @@ def _pair_rows(cache: FeatureCache) -> Tensor:
 def _metrics(answers: Tensor, targets: Tensor, transforms: set[str]) -> dict[str, float]:
     """R2 of all columns, of each transform's columns, and of each column, as far as they vary."""
     present = [field.name for field in fields(ViewParameters) if field.name in transforms]
-    names, owners = action_names("standard", present), column_transforms("standard", present)
+    names, owners = zip(*action_columns("standard", present).items())
     varying = varying_components(targets).nonzero().flatten().tolist()
     columns = {"r2_uniform": varying}
     for transform in dict.fromkeys(owners):

@@ -1,4 +1,4 @@
-"""Actions between augmented views: what changed from one view's parameters to the next one's, as a vector.
+"""Actions between augmented views: what changed from one view's parameters to another's, as a vector.
 
 The encodings:
 
@@ -11,8 +11,6 @@ The encodings:
   is to be predicted leaks into the input. For comparison with that code only.
 """
 
-import itertools
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -21,129 +19,101 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_equi.views.exact import JIGSAW_PERMUTATIONS
-from ssl_equi.views.parameters import (
-    AffineParameters,
-    BlurParameters,
-    ColorJitterParameters,
-    CropParameters,
-    FlipParameters,
-    GrayscaleParameters,
-    InversionParameters,
-    JigsawParameters,
-    QuarterTurnParameters,
-    RotationParameters,
-    SolarizeParameters,
-    ViewParameters,
-)
+from ssl_equi.views.parameters import ColorJitterParameters, CropParameters, TransformParameters, ViewParameters
 
 ActionEncoding = Literal["standard", "augself", "seq_jepa_raw", "seq_jepa_legacy"]
 
 LEAST_JITTER_FACTOR = 0.05
 """Smaller factors count as this one in the standard encoding, whose logarithm of 0 would be infinite."""
-
-NEUTRAL_VALUES = {"brightness": 1, "contrast": 1, "saturation": 1, "threshold": 1, "scale": 1}
-"""What a parameter holds where the transform was not applied, if that is not 0."""
-
-SEQ_JEPA_NAMES = (
-    "crop_top_px", "crop_left_px", "crop_height_px", "crop_width_px", "brightness", "contrast", "saturation", "hue",
-    "blur_sigma_px",
-)  # fmt: skip
-AUGSELF_NAMES = (
-    "crop_centre_down", "crop_centre_right", "crop_height", "crop_width", "brightness", "contrast", "saturation", "hue",
-    "horizontal_flip", "blur_sigma_px",
-)  # fmt: skip
 AUGSELF_JITTER_RANGES = (0.8, 0.8, 0.8, 0.2)
 """Widths of the ranges that AugSelf's jitter of strengths 0.4, 0.4, 0.4 and 0.1 draws from; it divides by them."""
+NEUTRAL_VALUES = {"brightness": 1, "contrast": 1, "saturation": 1, "threshold": 1}
+"""What a parameter holds where the transform was not applied, if that is not 0."""
 
-REQUIRED_FIELDS: dict[ActionEncoding, tuple[str, ...]] = {
-    "standard": (),
-    "augself": ("crop", "horizontal_flip", "jitter", "blur"),
-    "seq_jepa_raw": ("crop", "jitter", "blur"),
-    "seq_jepa_legacy": ("crop", "jitter", "blur"),
+# Columns in order, each with the transform (a field of `ViewParameters`) that it tells of.
+JITTER_COLUMNS = dict.fromkeys(("brightness", "contrast", "saturation", "hue"), "jitter")
+SEQ_JEPA_COLUMNS = {
+    **dict.fromkeys(("crop_top_px", "crop_left_px", "crop_height_px", "crop_width_px"), "crop"),
+    **JITTER_COLUMNS,
+    "blur_sigma_px": "blur",
+}
+AUGSELF_COLUMNS = {
+    **dict.fromkeys(("crop_centre_down", "crop_centre_right", "crop_height", "crop_width"), "crop"),
+    **JITTER_COLUMNS,
+    "horizontal_flip": "horizontal_flip",
+    "blur_sigma_px": "blur",
 }
 
 
 def augmentation_action(first: ViewParameters, second: ViewParameters, encoding: ActionEncoding = "standard") -> Tensor:
-    """The actions from one view of each image to another, float32 [N, A]; see `augmentation_actions`."""
-    return augmentation_actions([first, second], encoding)[:, 0]
+    """The actions [N, A] from one view of each image to another; see `actions_between`."""
+    return actions_between([first, second], encoding)(0, 1)
 
 
-def augmentation_actions(views: Sequence[ViewParameters], encoding: ActionEncoding = "standard") -> Tensor:
-    """The actions from each view of a sequence to the next.
+def actions_between(
+    views: Sequence[ViewParameters], encoding: ActionEncoding = "standard"
+) -> Callable[[int, int], Tensor]:
+    """A function from (i, j) to the actions, float32 [N, A], that take view i of a sequence to view j, counted from 0.
+
+    `action_columns` names the A columns. With "seq_jepa_legacy" an action depends on all views of the sequence,
+    otherwise on the two views only.
 
     Args:
         views: V parameters of the same N images. A transform that only some of the views have, as in BYOL's pipelines,
             counts as not applied in the others; the crop must be in all or none.
         encoding: see the top of this file.
-
-    Returns:
-        float32 [N, V - 1, A]; `action_names` names the A columns.
-
-    Raises:
-        ValueError: fewer than two views, views of different numbers of images, some with and some without a crop, an
-            unknown encoding, or one that needs a transform which the views do not have.
     """
-    if len(views) < 2:
-        raise ValueError(f"there are parameters of {len(views)} view: an action needs at least 2")
-    counts = {len(view) for view in views}
-    if len(counts) > 1:
-        raise ValueError(f"the views are of {sorted(counts)} images: give parameters of the same images")
-    filled = _with_the_same_fields(views)
-    action_names(encoding, _present_fields(filled[0]))
-    return ENCODERS[encoding](filled).float()
-
-
-def sequence_actions_between(
-    views: Sequence[ViewParameters], encoding: ActionEncoding = "standard"
-) -> Callable[[int, int], Tensor]:
-    """A function from (i, j) to the actions [N, A] that take view i of a sequence to view j, counted from 0.
-
-    With "seq_jepa_legacy" these depend on all views of the sequence, otherwise on the two views only. Arguments and
-    errors as in `augmentation_actions`; all actions have the same columns.
-    """
-    filled = _with_the_same_fields(views)
-    action_names(encoding, _present_fields(filled[0]))
+    views = _with_the_same_fields(views)
+    action_columns(encoding, _present_fields(views[0]))
+    if encoding == "standard":
+        return lambda first, second: _standard(views[first], views[second])
+    if encoding == "augself":
+        return lambda first, second: _augself(views[first], views[second])
+    values = torch.stack([_seq_jepa_values(view) for view in views], dim=1)
     if encoding == "seq_jepa_legacy":
-        normalised = _normalised_over_the_sequence(filled)
-        return lambda first, second: normalised[:, second] - normalised[:, first]
-    return lambda first, second: ENCODERS[encoding]([filled[first], filled[second]])[:, 0].float()
+        values = F.normalize(values, dim=1)
+    return lambda first, second: values[:, second] - values[:, first]
 
 
-def augmentation_action_size(encoding: ActionEncoding, present_fields: Collection[str]) -> int:
-    """The width A of the actions, see `action_names`."""
-    return len(action_names(encoding, present_fields))
-
-
-def action_names(encoding: ActionEncoding, present_fields: Collection[str]) -> tuple[str, ...]:
-    """The names of an action's columns, in order.
+def action_columns(encoding: ActionEncoding, present_fields: Collection[str]) -> dict[str, str]:
+    """The names of an action's columns, in order, each with the transform that it tells of.
 
     Args:
         encoding: see the top of this file.
         present_fields: names of the fields of `ViewParameters` that the pipelines of the views fill, in any order.
 
     Raises:
-        ValueError: an unknown encoding or field, or the encoding needs a field that is not there.
+        ValueError: an unknown encoding, or one that needs a field that is not there.
     """
-    if encoding not in ENCODERS:
-        raise ValueError(f"the action encoding is {encoding!r}: choose from {', '.join(ENCODERS)}")
-    unknown = [name for name in present_fields if name not in STANDARD]
-    if unknown:
-        raise ValueError(f"there is no transform {unknown[0]!r}: name fields of ViewParameters, {', '.join(STANDARD)}")
-    missing = [name for name in REQUIRED_FIELDS[encoding] if name not in present_fields]
+    if encoding == "standard":
+        return {name: field for field, part in STANDARD.items() if field in present_fields for name in part.units}
+    columns = {"augself": AUGSELF_COLUMNS, "seq_jepa_raw": SEQ_JEPA_COLUMNS, "seq_jepa_legacy": SEQ_JEPA_COLUMNS}
+    if encoding not in columns:
+        raise ValueError(f"the action encoding is {encoding!r}: choose from standard, {', '.join(columns)}")
+    missing = [field for field in dict.fromkeys(columns[encoding].values()) if field not in present_fields]
     if missing:
         raise ValueError(
             f"the encoding {encoding!r} needs {' and '.join(missing)}, which the views do not have: choose other "
             "augmentations, or the encoding 'standard', which takes any"
         )
-    if encoding == "augself":
-        return AUGSELF_NAMES
-    if encoding != "standard":
-        return SEQ_JEPA_NAMES
-    names = tuple(name for field, part in STANDARD.items() if field in present_fields for name in part.units)
-    if not names:
-        raise ValueError("the views have no transforms: an action needs at least one")
-    return names
+    return columns[encoding]
+
+
+def columns_about(
+    transforms: Collection[str], encoding: ActionEncoding, present_fields: Collection[str]
+) -> tuple[int, ...]:
+    """The columns of an action that tell of `transforms`, in order; an objective can be told of crops only, say.
+
+    Raises:
+        ValueError: an action has no column about one of the transforms; or as `action_columns`.
+    """
+    told_of = [*action_columns(encoding, present_fields).values()]
+    missing = [transform for transform in transforms if transform not in told_of]
+    if missing:
+        raise ValueError(
+            f"the action has no column about {missing[0]!r}: choose from {', '.join(dict.fromkeys(told_of))}"
+        )
+    return tuple(index for index, transform in enumerate(told_of) if transform in transforms)
 
 
 def _present_fields(parameters: ViewParameters) -> tuple[str, ...]:
@@ -153,24 +123,20 @@ def _present_fields(parameters: ViewParameters) -> tuple[str, ...]:
 def _with_the_same_fields(views: Sequence[ViewParameters]) -> list[ViewParameters]:
     """Gives each view the transforms that only others have, as not applied."""
     examples = {field: getattr(view, field) for view in views for field in _present_fields(view)}
+
+    def not_applied(example: Any) -> Any:
+        neutral = {name: torch.full_like(value, NEUTRAL_VALUES.get(name, 0)) for name, value in vars(example).items()}
+        return replace(example, **neutral)
+
     filled = []
     for view in views:
         absent = [field for field in examples if getattr(view, field) is None]
-        if "crop" in absent:
-            raise ValueError("one of the views has a crop and another has none: crop all of them, or none")
-        filled.append(replace(view, **{field: _not_applied(examples[field]) for field in absent}))
+        assert "crop" not in absent, "a crop has no neutral value: crop all views, or none"
+        filled.append(replace(view, **{field: not_applied(examples[field]) for field in absent}))
     return filled
 
 
-def _not_applied(example: Any) -> Any:
-    """Neutral parameters of the type of `example` for as many images."""
-    return replace(
-        example,
-        **{
-            field.name: torch.full_like(getattr(example, field.name), NEUTRAL_VALUES.get(field.name, 0))
-            for field in fields(example)
-        },
-    )
+# ---------------------------------------------------------------- standard
 
 
 @dataclass(frozen=True)
@@ -198,10 +164,7 @@ def _crop_differences(first: CropParameters, second: CropParameters) -> list[Ten
     return list(coordinates(second) - coordinates(first))
 
 
-def _applied_differences(
-    first: FlipParameters | GrayscaleParameters | InversionParameters,
-    second: FlipParameters | GrayscaleParameters | InversionParameters,
-) -> list[Tensor]:
+def _applied_differences(first: TransformParameters, second: TransformParameters) -> list[Tensor]:
     """1 where only the second view has it, -1 where only the first has it."""
     return [second.applied.float() - first.applied.float()]
 
@@ -216,101 +179,34 @@ def _jitter_differences(first: ColorJitterParameters, second: ColorJitterParamet
     return [*(log_factors(second) - log_factors(first)), hue - hue.round()]
 
 
-def _blur_differences(first: BlurParameters, second: BlurParameters) -> list[Tensor]:
-    """Of the standard deviations in pixels."""
-    return [second.sigma - first.sigma]
-
-
-def _solarize_differences(first: SolarizeParameters, second: SolarizeParameters) -> list[Tensor]:
-    """Of the inverted part of the range of values, 1 - threshold."""
-    return [first.threshold - second.threshold]
-
-
-def _quarter_turn_differences(first: QuarterTurnParameters, second: QuarterTurnParameters) -> list[Tensor]:
-    return _turning((second.turns - first.turns) * (math.pi / 2))
-
-
-def _rotation_differences(first: RotationParameters, second: RotationParameters) -> list[Tensor]:
-    return _turning(second.angle_rad - first.angle_rad)
-
-
-def _turning(angle_rad: Tensor) -> list[Tensor]:
-    """cos - 1 and sin of the relative angle: zeros for none, the same for whole turns.
-
-    Exchanging the views gives the inverse rotation: the sine changes its sign, the cosine does not.
-    """
-    return [angle_rad.cos() - 1, angle_rad.sin()]
-
-
-def _affine_differences(first: AffineParameters, second: AffineParameters) -> list[Tensor]:
-    """Of the parameters, which are not those of the map from one view to the other: affine maps do not commute."""
-    return [
-        *_turning(second.angle_rad - first.angle_rad),
-        second.translate_right - first.translate_right,
-        second.translate_down - first.translate_down,
-        second.scale.log() - first.scale.log(),
-        second.shear_x_rad - first.shear_x_rad,
-        second.shear_y_rad - first.shear_y_rad,
-    ]
-
-
-def _jigsaw_differences(first: JigsawParameters, second: JigsawParameters) -> list[Tensor]:
-    """How far each of the four pieces moved, in pieces, to the right and down."""
-    places = torch.tensor([[order.index(piece) for piece in range(4)] for order in JIGSAW_PERMUTATIONS])
-    right_and_down = torch.stack([places % 2, places // 2], dim=2).flatten(1).to(first.permutation.device)
-    return list((right_and_down[second.permutation] - right_and_down[first.permutation]).float().unbind(dim=1))
-
-
 # The units of crop, jitter, hue and blur are about the standard deviations of these differences between views drawn
 # like SimCLR's: area from 0.08 or 0.2, strengths 0.4, 0.4, 0.4 and 0.1 in 4 of 5 views, sigma 0.1 to 2 in every second.
-# The affine map's are round numbers of that size, indicators and turns stay as they are.
+# Indicators stay as they are; solarisation counts the inverted part of the range of values, 1 - threshold.
 STANDARD: dict[str, _StandardPart] = {
     "crop": _StandardPart(
         {"crop_right": 0.15, "crop_down": 0.15, "crop_log_height": 0.4, "crop_log_width": 0.4}, _crop_differences
     ),
     "horizontal_flip": _StandardPart({"horizontal_flip": 1.0}, _applied_differences),
-    "vertical_flip": _StandardPart({"vertical_flip": 1.0}, _applied_differences),
     "jitter": _StandardPart(
         {"log_brightness": 0.3, "log_contrast": 0.3, "log_saturation": 0.3, "hue": 0.075}, _jitter_differences
     ),
     "grayscale": _StandardPart({"grayscale": 1.0}, _applied_differences),
-    "blur": _StandardPart({"blur_sigma": 0.9}, _blur_differences),
-    "solarize": _StandardPart({"solarize": 0.5}, _solarize_differences),
-    "quarter_turn": _StandardPart({"quarter_turn_cos": 1.0, "quarter_turn_sin": 1.0}, _quarter_turn_differences),
-    "rotation": _StandardPart({"rotation_cos": 1.0, "rotation_sin": 1.0}, _rotation_differences),
-    "affine": _StandardPart(
-        {
-            "affine_cos": 1.0, "affine_sin": 1.0, "affine_right": 0.15, "affine_down": 0.15, "affine_log_scale": 0.4,
-            "affine_shear_x": 0.3, "affine_shear_y": 0.3,
-        },
-        _affine_differences,
-    ),
-    "jigsaw": _StandardPart(
-        {f"jigsaw_piece_{piece}_{direction}": 1.0 for piece in range(4) for direction in ("right", "down")},
-        _jigsaw_differences,
-    ),
-    "inversion": _StandardPart({"inversion": 1.0}, _applied_differences),
-}  # fmt: skip
+    "blur": _StandardPart({"blur_sigma": 0.9}, lambda first, second: [second.sigma - first.sigma]),
+    "solarize": _StandardPart({"solarize": 0.5}, lambda first, second: [first.threshold - second.threshold]),
+}
 """What each field of `ViewParameters` contributes to the standard encoding, in the order of the columns."""
 
 
-def _between_neighbours(difference: Callable[[ViewParameters, ViewParameters], Tensor]) -> Callable[..., Tensor]:
-    """From a function of two views to one of a sequence of views."""
-
-    def of_sequence(views: Sequence[ViewParameters]) -> Tensor:
-        return torch.stack([difference(first, second) for first, second in itertools.pairwise(views)], dim=1)
-
-    return of_sequence
-
-
 def _standard(first: ViewParameters, second: ViewParameters) -> Tensor:
-    columns = []
-    for field, part in STANDARD.items():
-        mine, theirs = getattr(first, field), getattr(second, field)
-        if mine is not None:
-            differences = part.differences(mine, theirs)
-            columns += [column / unit for column, unit in zip(differences, part.units.values(), strict=True)]
+    columns: list[Tensor] = []
+    for field in _present_fields(first):
+        part = STANDARD[field]
+        differences = part.differences(getattr(first, field), getattr(second, field))
+        columns += [column / unit for column, unit in zip(differences, part.units.values(), strict=True)]
     return torch.stack(columns, dim=1)
+
+
+# ---------------------------------------------------------------- of the papers
 
 
 def _augself(first: ViewParameters, second: ViewParameters) -> Tensor:
@@ -320,10 +216,8 @@ def _augself(first: ViewParameters, second: ViewParameters) -> Tensor:
     The flip column is 1 where one of the views is flipped and 0 where none or both are; the released code has the
     complement. AugSelf learns this one with a cross-entropy, and each kind of augmentation with a head of its own.
     """
-    assert first.crop is not None and second.crop is not None
-    assert first.horizontal_flip is not None and second.horizontal_flip is not None
-    assert first.jitter is not None and second.jitter is not None
-    assert first.blur is not None and second.blur is not None
+    assert first.crop and second.crop and first.horizontal_flip and second.horizontal_flip
+    assert first.jitter and second.jitter and first.blur and second.blur
 
     def crop_columns(crop: CropParameters) -> Tensor:
         down = (crop.top + crop.height / 2) / crop.source_height
@@ -338,37 +232,12 @@ def _augself(first: ViewParameters, second: ViewParameters) -> Tensor:
     return torch.cat([crop, jitter / jitter.new_tensor(AUGSELF_JITTER_RANGES), others], dim=1)
 
 
-def _seq_jepa_raw(views: Sequence[ViewParameters]) -> Tensor:
-    return _seq_jepa_parameters(views).diff(dim=1)
-
-
-def _seq_jepa_legacy(views: Sequence[ViewParameters]) -> Tensor:
-    return _normalised_over_the_sequence(views).diff(dim=1)
-
-
-def _normalised_over_the_sequence(views: Sequence[ViewParameters]) -> Tensor:
-    """Each of the nine parameters divided by its length over all views, [N, V, 9]."""
-    return F.normalize(_seq_jepa_parameters(views), dim=1)
-
-
-def _seq_jepa_parameters(views: Sequence[ViewParameters]) -> Tensor:
-    """The nine absolute parameters of each view, [N, V, 9]; a jitter that was not applied is (1, 1, 1, 0)."""
-    rows = []
-    for view in views:
-        assert view.crop is not None and view.jitter is not None and view.blur is not None
-        crop = torch.stack([view.crop.top, view.crop.left, view.crop.height, view.crop.width], dim=1)
-        rows.append(torch.cat([crop, _jitter_values(view.jitter), view.blur.sigma.unsqueeze(1)], dim=1))
-    return torch.stack(rows, dim=1)
+def _seq_jepa_values(view: ViewParameters) -> Tensor:
+    """The nine absolute parameters of a view, [N, 9]; a jitter that was not applied is (1, 1, 1, 0)."""
+    assert view.crop and view.jitter and view.blur
+    crop = torch.stack([view.crop.top, view.crop.left, view.crop.height, view.crop.width], dim=1)
+    return torch.cat([crop, _jitter_values(view.jitter), view.blur.sigma.unsqueeze(1)], dim=1)
 
 
 def _jitter_values(jitter: ColorJitterParameters) -> Tensor:
     return torch.stack([jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue], dim=1)
-
-
-ENCODERS: dict[ActionEncoding, Callable[[Sequence[ViewParameters]], Tensor]] = {
-    "standard": _between_neighbours(_standard),
-    "augself": _between_neighbours(_augself),
-    "seq_jepa_raw": _seq_jepa_raw,
-    "seq_jepa_legacy": _seq_jepa_legacy,
-}
-"""From V views to the actions [N, V - 1, A] between neighbours."""

@@ -31,7 +31,7 @@ from ssl_equi.views.makers import (
     normalise,
 )
 from ssl_equi.views.presets import view_pipelines
-from ssl_equi.views.saliency_maps import SaliencyMaps, computed_saliency
+from ssl_equi.views.saliency import SaliencyMaps, computed_saliency
 
 InhibitionShape = Literal["circle", "square", "none"]
 ACTION_SIZE = 2  # (row, column)

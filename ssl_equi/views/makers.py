@@ -31,8 +31,7 @@ from ssl_equi.geometry.actions import (
 from ssl_equi.geometry.latents import LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.options import ActsWhen, ImageSide, Width
 from ssl_equi.runtime.device_copies import constant, copy_together
-from ssl_equi.views.action_columns import columns_about
-from ssl_equi.views.actions import ActionEncoding, augmentation_action_size, sequence_actions_between
+from ssl_equi.views.actions import ActionEncoding, action_columns, actions_between, columns_about
 from ssl_equi.views.groups import GROUPS
 from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.pipeline import ViewPipeline, apply_each
@@ -41,8 +40,6 @@ from ssl_equi.views.presets import small_view_pipeline, transforms_of_views, vie
 PairAction = Literal[
     "rotation", "rotation_color", "rotation_6d", "rotation_matrix", "pose_base", "pose_object", "augmentation"
 ]
-
-
 _AUGMENTED = ActsWhen(lambda options: options.source == "augmented", "add --views.source augmented")
 
 
@@ -239,6 +236,7 @@ class StoredViews:
                 return ViewSequence(images, None)
             assert quat_xyzw is not None, "data of several views have poses"
 
+            # Made when it is asked for: an objective is told of some of the V x V actions.
             def action_between(first: int, second: int) -> Tensor:
                 poses, latents = (
                     torch.stack([values[:, first], values[:, second]], dim=1) for values in (quat_xyzw, batch.latents)
@@ -259,6 +257,7 @@ class AugmentationDraws:
 
     def generator(self, step: int, purpose: str) -> torch.Generator:
         """A CPU generator of its own for each seed, step and purpose."""
+        # Unlike that of a string, the hash of a tuple of integers is the same in every process.
         seed = hash((self.seed, step, zlib.crc32(purpose.encode()))) & 0x7FFF_FFFF_FFFF_FFFF
         return torch.Generator().manual_seed(seed)
 
@@ -284,7 +283,7 @@ class AugmentationDraws:
         self, pipelines: Mapping[str, ViewPipeline], batch: ViewBatch, step: int, shared_by: int = 1
     ) -> tuple[list[Tensor], list[ViewParameters]]:
         """A view [B, 3, S, S] in [0, 1] of each object's first image by each pipeline, drawn for the purpose of its
-        name, and what was drawn."""
+        name, and its parameters."""
         images, sizes = first_images(batch)
         parameters = [self.parameters(pipeline, sizes, step, name, shared_by) for name, pipeline in pipelines.items()]
         return apply_each([*pipelines.values()], images, parameters), parameters
@@ -314,12 +313,14 @@ class AugmentedViews:
         shared_by: int = 1,
         name: str = "view",
     ) -> None:
-        if config.batch_size % (shared_by * processes.world_size) and shared_by > 1:
+        # Single images are the loader's to share out.
+        if shared_by > 1 and config.batch_size % (shared_by * processes.world_size):
             raise UserError(
                 f"--batch-size is {config.batch_size} and chunks of {shared_by} images share their augmentations: "
                 f"choose a multiple of {shared_by * processes.world_size}, so that each process has whole chunks"
             )
-        self.options, self.data, self.actions, self.shared_by = config.views, data, actions, shared_by
+        self.options = with_action_options(config.views)
+        self.data, self.actions, self.shared_by = data, actions, shared_by
         self.action_columns = () if actions is None else augmentation_columns(config)
         self.draws = AugmentationDraws(config, processes)
         first, last = view_pipelines(config.views.preset, config.image_size, compiled=config.compile)
@@ -331,22 +332,22 @@ class AugmentedViews:
             images = stack_normalised(made, self.data)
             if self.actions is None:
                 return ViewSequence(images, None)
-            between = sequence_actions_between(parameters, with_action_options(self.options).action_encoding)
+            between = actions_between(parameters, self.options.action_encoding)
 
+            # Parameters lie on the CPU, where they were drawn.
             def action_between(first: int, second: int) -> Tensor:
                 return copy_together([between(first, second)[:, self.action_columns]], images.device)[0]
 
             return ViewSequence(images, action_between)
 
     def describe(self) -> dict[str, Any]:
-        options = with_action_options(self.options)
         return {
             "source": "augmented",
             "actions": self.actions,
             "observed_views": len(self.pipelines) - 1,
-            "preset": options.preset,
-            "action_encoding": options.action_encoding,
-            "action_transforms": list(options.action_transforms),
+            "preset": self.options.preset,
+            "action_encoding": self.options.action_encoding,
+            "action_transforms": list(self.options.action_transforms),
         }
 
 
@@ -364,8 +365,10 @@ class TransformedSmallViews:
         if options.group not in GROUPS:
             raise UserError(f"--small-view.group is {options.group!r}: choose from {', '.join(GROUPS)}")
         self.group, self.data, self.relative = GROUPS[options.group], data, relative
-        self.elements = self.group.size if options.elements is None else options.elements
-        if not 1 <= self.elements <= self.group.size:
+        if self.group.halves_sides and options.size % 2:
+            raise UserError(f"--small-view.size is {options.size}, and {options.group} halves it: give an even side")
+        self.elements = options.elements or self.group.size
+        if self.elements > self.group.size:
             raise UserError(
                 f"--small-view.elements is {self.elements}: {options.group} has {self.group.size}, choose 1 to "
                 f"{self.group.size}"
@@ -379,20 +382,21 @@ class TransformedSmallViews:
         with batch.augmenting:
             made, _ = self.draws.views(self.pipelines, batch, step)
             (elements,) = copy_together([self._elements(len(batch.images), step)], batch.images.device)
+            # One small view is repeated under its K elements, two relative ones have one each.
             small = torch.stack(made, dim=1).expand(-1, elements.shape[1], -1, -1, -1)
             transformed = self.group.apply(small.flatten(0, 1), elements.flatten()).unflatten(0, elements.shape)
             return normalise(transformed, self.data), elements
 
     def _elements(self, count: int, step: int) -> Tensor:
         """int64 [count, K] on the CPU; random ones are drawn for the whole global batch."""
-        everywhere = count * self.draws.world_size
+        global_count = count * self.draws.world_size
         if self.relative:
             generator = self.draws.generator(step, "relative elements")
-            return torch.randint(self.group.size, (everywhere, 2), generator=generator)[self.draws.rows(count)]
+            return torch.randint(self.group.size, (global_count, 2), generator=generator)[self.draws.rows(count)]
         if self.elements == self.group.size:
             return torch.arange(self.group.size).repeat(count, 1)
         # The ranks of random numbers are distinct elements.
-        noise = torch.rand(everywhere, self.group.size, generator=self.draws.generator(step, "elements"))
+        noise = torch.rand(global_count, self.group.size, generator=self.draws.generator(step, "elements"))
         return noise.argsort(dim=1)[self.draws.rows(count), : self.elements]
 
 
@@ -403,16 +407,12 @@ def action_size(kind: PairAction, config: ViewsConfig) -> int:
 
 
 def augmentation_columns(config: ViewsConfig) -> tuple[int, ...]:
-    """The columns of the augmentation actions that the objective is told.
-
-    Raises:
-        UserError: a transform is named that the action doesn't tell of.
-    """
+    """The columns of the augmentation actions that the objective is told."""
     names = transforms_of_views(config.views.preset, config.image_size)
     told = with_action_options(config.views)
     encoding, transforms = told.action_encoding, told.action_transforms
     if not transforms:
-        return tuple(range(augmentation_action_size(encoding, names)))
+        return tuple(range(len(action_columns(encoding, names))))
     try:
         return columns_about(transforms, encoding, names)
     except ValueError as error:
@@ -461,6 +461,7 @@ def stack_normalised(views: Sequence[Tensor], data: DataSource) -> Tensor:
             (-mean / std for mean, std in zip(data.mean_rgb, data.std_rgb)),
         )
     )
+    # One launch per view, straight to where it belongs.
     for number, view in enumerate(views):
         torch.addcmul(shift, view, scale, out=stacked[:, number])
     return stacked

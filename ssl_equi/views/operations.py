@@ -1,4 +1,4 @@
-"""What is done to pixels: batched operations with one value an image.
+"""Operations on the pixels of batches, with one value per image.
 
 All take and return float32 images [N, 3, H, W] in [0, 1]; `values` are [N] and may lie on another device. What would be
 many small steps takes one of two forms: on the CPU the fewest passes over pixels, some images at a time; elsewhere the
@@ -7,11 +7,7 @@ fewest launches, all images at once. Both give the same, to 1e-5. The definition
 - brightness is a factor;
 - contrast scales the distance to the image's mean grey value;
 - saturation blends with the pixel's grey value;
-- hue is a fraction of the circle;
-- angles are counter-clockwise (those of kornia's affine maps are clockwise).
-
-This is the only file that imports kornia, which takes a second: it is imported where it is used, and `--help` needs
-none of it.
+- hue is a fraction of the circle.
 """
 
 import functools
@@ -225,49 +221,6 @@ def _mirrored_neighbours(side: int, radius: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(last - abs(last - abs(pixel + shift)) for shift in shifts) for pixel in range(side))
 
 
-def affine(
-    images: Tensor,
-    *,
-    angle_rad: Tensor,
-    translate_right: Tensor,
-    translate_down: Tensor,
-    scale: Tensor,
-    shear_x_rad: Tensor,
-    shear_y_rad: Tensor,
-) -> Tensor:
-    """Shears, scales and turns each image about its centre, then moves it; bilinear, black outside.
-
-    The units and signs are those of `ssl_equi.views.parameters.AffineParameters`.
-    """
-    from kornia.geometry.transform import warp_affine
-
-    height, width = images.shape[2:]
-    cosine, sine = torch.cos(angle_rad), torch.sin(angle_rad)
-    tangent_x, tangent_y = torch.tan(shear_x_rad), torch.tan(shear_y_rad)
-    # Pixel coordinates run right and down, which turns the signs of the sines and tangents.
-    shear = _matrices(1 + 0 * tangent_x, -tangent_x, -tangent_y, 1 + tangent_x * tangent_y)
-    linear = _matrices(scale * cosine, scale * sine, -scale * sine, scale * cosine) @ shear
-    centre = constant(((width - 1) / 2, (height - 1) / 2), linear.device)
-    moved_by = torch.stack([translate_right * width, translate_down * height], dim=1)
-    offset = centre + moved_by - linear @ centre
-    matrices = torch.cat([linear, offset.unsqueeze(2)], dim=2).to(images.device)
-    return warp_affine(images, matrices, (height, width), mode="bilinear", padding_mode="zeros", align_corners=True)
-
-
-def rotate(images: Tensor, values: Tensor) -> Tensor:
-    """Turns each image counter-clockwise about its centre by `values` radians; bilinear, black outside."""
-    none, one = torch.zeros_like(values), torch.ones_like(values)
-    return affine(
-        images,
-        angle_rad=values,
-        translate_right=none,
-        translate_down=none,
-        scale=one,
-        shear_x_rad=none,
-        shear_y_rad=none,
-    )
-
-
 def crop_and_resize(
     images: Tensor, boxes: Tensor, output_size: int, interpolation: Interpolation = "bilinear"
 ) -> Tensor:
@@ -320,13 +273,9 @@ def _resize_weights(boxes: Tensor, image_side: int, output_size: int, interpolat
     step = length / output_size
     source = source - start  # from the box's edge: rounded as on the CPU, and less than from the image's
     distance = (source - target.unsqueeze(1) * step).div_(step.clamp(min=1)).abs_()
-    weights = _triangle(distance) if interpolation == "bilinear" else _cubic(distance)
+    weights = (1 - distance).clamp_(min=0) if interpolation == "bilinear" else _cubic(distance)
     weights.mul_((source > 0) & (source < length))
     return weights.div_(weights.sum(dim=3, keepdim=True))
-
-
-def _triangle(distance: Tensor) -> Tensor:
-    return (1 - distance).clamp_(min=0)
 
 
 def _cubic(distance: Tensor) -> Tensor:
@@ -337,11 +286,6 @@ def _cubic(distance: Tensor) -> Tensor:
     to_one = 1 - distance
     near, far = to_one.clamp(min=0), (to_one + 1).clamp_(min=0)
     return torch.addcmul((1 - 2 * near).mul_(near).mul_(near), to_one, far.square_(), value=0.5)
-
-
-def _matrices(first: Tensor, second: Tensor, third: Tensor, fourth: Tensor) -> Tensor:
-    """[N, 2, 2] from entries [N] in reading order."""
-    return torch.stack([first, second, third, fourth], dim=1).unflatten(1, (2, 2))
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:

@@ -1,15 +1,14 @@
 """Transforms in a row: draw all parameters first, then apply them, as often as wanted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from ssl_equi.views.parameters import CropParameters, TransformParameters, ViewParameters, concatenate
-from ssl_equi.views.transform import Transform, check_images, perform
-from ssl_equi.views.transforms import Crop
+from ssl_equi.views.transforms import Crop, Transform, perform
 
 CPU_BLOCK_BYTES = 2**20
 """How much of a batch goes through all transforms together on the CPU: what its caches hold."""
@@ -23,9 +22,6 @@ class ViewPipeline:
 
     Parameters are drawn on the CPU, so that every device gives the same views, and `apply` makes the same view again
     from them: equal to the bit for the same batch, and to 1e-6 for an image alone or in another batch.
-
-    Raises:
-        ValueError: there is no transform, there are two of one name, or a crop stands behind another transform.
     """
 
     transforms: tuple[Transform[Any], ...]
@@ -33,13 +29,7 @@ class ViewPipeline:
 
     def __post_init__(self) -> None:
         names = [transform.name for transform in self.transforms]
-        if not names:
-            raise ValueError("a pipeline has no transforms: use at least one")
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"a pipeline has {names.count(name)} transforms named {name}: use each at most once")
-        if "crop" in names[1:]:
-            raise ValueError(f"a pipeline has its crop behind {names[0]}: put the crop first")
+        assert names and len(set(names)) == len(names) and "crop" not in names[1:], names
 
     @property
     def output_size(self) -> int | None:
@@ -63,23 +53,15 @@ class ViewPipeline:
 
         Args:
             count: N, number of images.
-            source_sizes: (height, width) of all images, or int [N, 2] with one row an image, in pixels.
+            source_sizes: (height, width) of all images, or int [N, 2] with one row per image, in pixels.
             generator: on the CPU.
-            shared_by: so many consecutive images share one draw. Where their sizes differ, they share the crop
+            shared_by: number of consecutive images that share one draw. Where their sizes differ, they share the crop
                 relative to the source, rounded to whole pixels.
-
-        Raises:
-            ValueError: `shared_by` does not divide `count`, the sizes do not fit, or the generator is not on the CPU.
         """
-        if count < 1:
-            raise ValueError(f"views of {count} images are asked for: use at least 1")
-        if shared_by < 1 or count % shared_by:
-            raise ValueError(f"shared_by is {shared_by} for {count} images: use a divisor of the number of images")
-        if generator.device.type != "cpu":
-            raise ValueError(f"the generator of views is on {generator.device}: pass one on the CPU")
-        sizes = _one_size_an_image(source_sizes, count)
+        sizes = torch.as_tensor(source_sizes, device="cpu").expand(count, 2).long()
         drawn: dict[str, TransformParameters] = {}
         for transform in self.transforms:
+            # Of images that share a draw, the first one's size is drawn for.
             parameters = transform.draw(count // shared_by, sizes[::shared_by], generator)
             if shared_by > 1:
                 parameters = parameters.rows(torch.arange(count) // shared_by)
@@ -88,26 +70,22 @@ class ViewPipeline:
             drawn[transform.name] = parameters
         return ViewParameters(**drawn)  # type: ignore[arg-type]
 
-    @torch.no_grad()
     def apply(self, images: Tensor, parameters: ViewParameters) -> Tensor:
-        """Makes the views that the parameters describe.
+        """Makes the views that this pipeline's parameters describe.
 
         Args:
             images: [N, 3, H, W], float32 in [0, 1] or uint8. They may be larger than the sizes given to `draw`, padded
                 at the right and at the bottom: the crop takes nothing from outside of what those sizes say.
-            parameters: of this pipeline; on any device, best on the CPU, where they were drawn.
+            parameters: on any device, best on the CPU, where they were drawn.
 
         Returns:
             float32 [N, 3, S, S] with S = `output_size`, on the device of the images. Nothing flows back through them.
-
-        Raises:
-            ValueError: images of another type or shape, or parameters of another pipeline or number of images.
         """
-        self._check_parameters(parameters)
-        check_images(images, len(parameters), or_uint8=True)
+        assert len(images) == len(parameters), "one row of parameters per image"
         parameters = parameters.to("cpu")
         if images.device.type != "cpu":
             return self._apply_to_block(images, parameters)
+        # A block goes through all transforms before the next one, while it is in the CPU's caches.
         height, width = self.view_size(images)
         rows_of_a_block = max(1, CPU_BLOCK_BYTES // (3 * 4 * height * width))
         views = torch.empty(len(images), 3, height, width)
@@ -124,31 +102,15 @@ class ViewPipeline:
         ]
         return perform([operation for step in steps for operation in step], images)
 
-    def _check_parameters(self, parameters: ViewParameters) -> None:
-        given = {field.name for field in fields(parameters) if getattr(parameters, field.name) is not None}
-        needed = {transform.name for transform in self.transforms}
-        if given != needed:
-            raise ValueError(
-                f"a pipeline of {_listed(needed)} got parameters of {_listed(given)}: "
-                "pass parameters that this pipeline drew"
-            )
-        if parameters.crop is not None and parameters.crop.output_size != self.output_size:
-            raise ValueError(
-                f"a pipeline for {self.output_size} pixels got parameters for {parameters.crop.output_size} pixels: "
-                "pass parameters that this pipeline drew"
-            )
-
 
 def apply_each(pipelines: Sequence[ViewPipeline], images: Tensor, parameters: Sequence[ViewParameters]) -> list[Tensor]:
-    """A view of every image by each pipeline with its parameters; arguments and errors as in `ViewPipeline.apply`.
+    """A view of every image by each pipeline with its parameters; arguments as in `ViewPipeline.apply`.
 
     On a GPU, pipelines that differ only in what they draw and in what they leave out make their views together: that
     takes as many launches as one of them alone.
     """
     if images.device.type == "cpu":
         return [pipeline.apply(images, drawn) for pipeline, drawn in zip(pipelines, parameters, strict=True)]
-    for pipeline, given in zip(pipelines, parameters, strict=True):
-        pipeline._check_parameters(given)
     views: dict[int, Tensor] = {}
     for longest, *others in _alike(pipelines):
         pipeline, numbers = pipelines[longest], [longest, *others]
@@ -157,6 +119,7 @@ def apply_each(pipelines: Sequence[ViewPipeline], images: Tensor, parameters: Se
         at_once = max(1, GPU_BLOCK_BYTES // (3 * 4 * height * width * len(images)))
         for block in (slice(start, start + at_once) for start in range(0, len(numbers), at_once)):
             count = len(numbers[block])
+            # One pipeline's rows after the other's, as `concatenate` has them.
             made = pipeline.apply(images.repeat(count, 1, 1, 1), concatenate(drawn[block]))
             views |= zip(numbers[block], made.split(len(images)))
     return [views[number] for number in range(len(pipelines))]
@@ -165,6 +128,7 @@ def apply_each(pipelines: Sequence[ViewPipeline], images: Tensor, parameters: Se
 def _alike(pipelines: Sequence[ViewPipeline]) -> list[list[int]]:
     """Numbers of pipelines in groups: the first of each can do what the others do."""
     groups: list[list[int]] = []
+    # The longest first, so that every other one finds those that can do more than it does.
     for number in sorted(range(len(pipelines)), key=lambda number: -len(pipelines[number].transforms)):
         group = next((group for group in groups if _can_do(pipelines[group[0]], pipelines[number])), None)
         if group is None:
@@ -191,19 +155,6 @@ def _with_none_applied(parameters: ViewParameters, longer: ViewParameters) -> Vi
     return replace(parameters, **missing)
 
 
-def _one_size_an_image(source_sizes: tuple[int, int] | Tensor, count: int) -> Tensor:
-    """int64 [count, 2] on the CPU."""
-    sizes = torch.as_tensor(source_sizes, device="cpu")
-    if sizes.shape == (2,):
-        sizes = sizes.expand(count, 2)
-    if sizes.shape != (count, 2) or sizes.is_floating_point() or bool((sizes < 1).any()):
-        raise ValueError(
-            f"source_sizes has shape {tuple(sizes.shape)} and type {sizes.dtype} for {count} images: "
-            f"pass (height, width) or positive integers [{count}, 2]"
-        )
-    return sizes.long()
-
-
 def _fit_to_sources(crop: CropParameters, sizes: Tensor) -> CropParameters:
     """The same share of every source: crops drawn for sources of one size, carried over to sources of others."""
     source_height, source_width = sizes.float().unbind(dim=1)
@@ -218,7 +169,3 @@ def _fit_to_sources(crop: CropParameters, sizes: Tensor) -> CropParameters:
         source_height=source_height,
         source_width=source_width,
     )
-
-
-def _listed(names: set[str]) -> str:
-    return ", ".join(sorted(names)) or "nothing"

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from ssl_equi.views.operations import Interpolation
 from ssl_equi.views.pipeline import ViewPipeline
-from ssl_equi.views.transform import Transform
 from ssl_equi.views.transforms import (
     ColorJitter,
     GaussianBlur,
@@ -12,6 +11,7 @@ from ssl_equi.views.transforms import (
     HorizontalFlip,
     RandomResizedCrop,
     Solarize,
+    Transform,
 )
 
 
@@ -59,24 +59,14 @@ class ViewRecipe:
 
 @dataclass(frozen=True)
 class Preset:
-    """The augmentations of both views of a paper."""
+    """The augmentations of both views of a paper, or of its additional, smaller view."""
 
     source: str
     """where the values are from"""
     first: ViewRecipe
-    """of view 1"""
+    """of view 1, or of the small view"""
     second: ViewRecipe | None = None
     """of view 2; None: as view 1"""
-
-
-@dataclass(frozen=True)
-class SmallViewPreset:
-    """The augmentations of an additional, smaller view."""
-
-    source: str
-    """where the values are from"""
-    recipe: ViewRecipe
-    """of that view"""
 
 
 BYOL_JITTER = (0.4, 0.4, 0.2, 0.1)
@@ -131,18 +121,18 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-SMALL_VIEW_PRESETS: dict[str, SmallViewPreset] = {
-    "cifar": SmallViewPreset(
+SMALL_VIEW_PRESETS: dict[str, Preset] = {
+    "cifar": Preset(
         source="E-SSL (arXiv:2111.00899), released code for CIFAR-10, at 16 pixels",
-        recipe=ViewRecipe(scale=(0.2, 1.0)),
+        first=ViewRecipe(scale=(0.2, 1.0)),
     ),
-    "imagenet": SmallViewPreset(
+    "imagenet": Preset(
         source="E-SSL (arXiv:2111.00899), released code for ImageNet, at 96 pixels",
-        recipe=ViewRecipe(scale=(0.05, 0.14), jitter=BYOL_JITTER, blur_probability=0.1),
+        first=ViewRecipe(scale=(0.05, 0.14), jitter=BYOL_JITTER, blur_probability=0.1),
     ),
-    "imagenet_wide": SmallViewPreset(
+    "imagenet_wide": Preset(
         source="E-SSL (arXiv:2111.00899), released code for ImageNet with the wide crop, at 96 pixels",
-        recipe=ViewRecipe(scale=(0.08, 1.0), jitter=BYOL_JITTER, blur_probability=0.1),
+        first=ViewRecipe(scale=(0.08, 1.0), jitter=BYOL_JITTER, blur_probability=0.1),
     ),
 }
 
@@ -151,12 +141,9 @@ def view_pipelines(name: str, image_size: int, *, compiled: bool = False) -> tup
     """The pipelines of view 1 and view 2.
 
     Args:
-        name: one of `PRESETS`.
+        name: one of `PRESETS`; ValueError for another.
         image_size: side of the views in pixels.
         compiled: whether a GPU changes the colours by compiled code.
-
-    Raises:
-        ValueError: there is no preset of that name.
     """
     if name not in PRESETS:
         raise ValueError(f"there are no views named {name!r}: use {', '.join(PRESETS)}")
@@ -166,8 +153,7 @@ def view_pipelines(name: str, image_size: int, *, compiled: bool = False) -> tup
 
 
 def transforms_of_views(name: str, image_size: int) -> set[str]:
-    """Names of the transforms, fields of `ViewParameters`, that either view of a preset has; arguments and errors as in
-    `view_pipelines`."""
+    """Names of the transforms, fields of `ViewParameters`, that either view of a preset has."""
     return {transform.name for pipeline in view_pipelines(name, image_size) for transform in pipeline.transforms}
 
 
@@ -175,16 +161,13 @@ def small_view_pipeline(name: str, size: int, *, compiled: bool = False) -> View
     """The pipeline of E-SSL's separate view, whose transformation is predicted.
 
     Args:
-        name: one of `SMALL_VIEW_PRESETS`.
+        name: one of `SMALL_VIEW_PRESETS`; ValueError for another.
         size: side of the view in pixels; E-SSL takes 16 for CIFAR and 96 for ImageNet.
         compiled: whether a GPU changes the colours by compiled code.
-
-    Raises:
-        ValueError: there is no preset of that name.
     """
     if name not in SMALL_VIEW_PRESETS:
         raise ValueError(f"there is no small view named {name!r}: use {', '.join(SMALL_VIEW_PRESETS)}")
-    return SMALL_VIEW_PRESETS[name].recipe.pipeline(size, compiled=compiled)
+    return SMALL_VIEW_PRESETS[name].first.pipeline(size, compiled=compiled)
 
 
 def tenth_of_side(image_size: int) -> int:

@@ -1,42 +1,136 @@
-"""Random transforms of batches that say what they drew: see `ssl_equi.views.transform.Transform` for their use.
+"""Random transforms of batches that say what they drew.
 
 The distributions are those of `torchvision.transforms.v2`, except that here everything is drawn for each image apart,
-the order of the colour changes included. Angles are counter-clockwise.
+the order of the colour changes included.
 """
 
 import functools
+import itertools
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
-from ssl_equi.views import exact, operations
+from ssl_equi.runtime.device_copies import copy_together
+from ssl_equi.views import operations
 from ssl_equi.views.parameters import (
-    AffineParameters,
     BlurParameters,
     ColorJitterParameters,
     CropParameters,
     FlipParameters,
     GrayscaleParameters,
-    InversionParameters,
-    JigsawParameters,
-    QuarterTurnParameters,
-    RotationParameters,
     SolarizeParameters,
-)
-from ssl_equi.views.transform import (
-    OccasionalTransform,
-    Operation,
-    Transform,
-    check_from_zero,
-    check_interval,
-    uniform,
-    where_applied,
+    TransformParameters,
 )
 
 CROP_ATTEMPTS = 10
+Parameters = TypeVar("Parameters", bound=TransformParameters)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is done to some images, and what a device has to be told for it."""
+
+    change: Callable[..., Tensor]
+    """(images, *tensors) -> new images"""
+    tensors: tuple[Tensor, ...] = ()
+    """as they were drawn, on the CPU; `perform` copies those of several operations together"""
+
+    def on_rows(self, rows: Tensor) -> "Operation":
+        """The same for some images of a batch; the others come back equal to the bit."""
+
+        def change_rows(images: Tensor, rows: Tensor, *tensors: Tensor) -> Tensor:
+            return images.index_copy(0, rows, self.change(images[rows], *tensors))
+
+        return Operation(change_rows, (rows, *self.tensors))
+
+    def where(self, mask: Tensor) -> "Operation":
+        """The same for all images, of which those keep what it gives where the mask, bool [N], is true."""
+
+        def change_all(images: Tensor, mask: Tensor, *tensors: Tensor) -> Tensor:
+            return torch.where(mask.view(-1, 1, 1, 1), self.change(images, *tensors), images)
+
+        return Operation(change_all, (mask, *self.tensors))
+
+
+@torch.no_grad()
+def perform(steps: Sequence[Operation], images: Tensor) -> Tensor:
+    """Changes images by one operation after another, for which the host never waits."""
+    there = iter(copy_together([tensor for step in steps for tensor in step.tensors], images.device))
+    with torch.autocast(images.device.type, enabled=False):
+        for operation in steps:
+            images = operation.change(images, *itertools.islice(there, len(operation.tensors)))
+    return images
+
+
+class Transform(ABC, Generic[Parameters]):
+    """Draws one row of parameters per image, and says what is done to images by rows that it is given.
+
+    Images are float32 [N, 3, H, W] in [0, 1]; no gradients flow through. Rows that were not applied come back equal to
+    the bit; on the CPU they are not computed, either. Parameters stay on the CPU, where they are drawn: then the host
+    never waits for a device.
+    """
+
+    name: ClassVar[str]
+    """the transform's field in `ssl_equi.views.parameters.ViewParameters`"""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """fields that the operation depends on besides the parameters; the others are for drawing"""
+
+    @abstractmethod
+    def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> Parameters:
+        """Parameters of `count` images, on the CPU.
+
+        Args:
+            count: N.
+            source_sizes: int64 [N, 2], height and width of the images in pixels; only crops look at them.
+            generator: on the CPU.
+        """
+
+    def operations(self, parameters: Parameters, device: torch.device) -> list[Operation]:
+        """What `perform` does on a device with these parameters: one operation, or none where no row was applied."""
+        rows = parameters.applied.nonzero().squeeze(1)
+        if len(rows) == 0:
+            return []
+        if len(rows) == len(parameters):
+            return [self._operation(parameters)]
+        if device.type == "cpu":
+            return [self._operation(parameters.rows(rows)).on_rows(rows)]
+        # A GPU changes all images in less time than it takes to launch what picks some of them.
+        return [self._operation(parameters).where(parameters.applied)]
+
+    def changes_like(self, other: "Transform[Any]") -> bool:
+        """Whether both make the same of equal parameters, whatever they draw."""
+        return self.name == other.name and all(getattr(self, own) == getattr(other, own) for own in self.settings)
+
+    @abstractmethod
+    def _operation(self, parameters: Parameters) -> Operation:
+        """Transforms as many images as there are rows, each of them."""
+
+
+@dataclass(frozen=True)
+class OccasionalTransform(Transform[Parameters]):
+    """A transform that is applied to a share of the images, each by a draw of its own."""
+
+    probability: float = field(default=1.0, kw_only=True)
+    """probability that an image is transformed"""
+
+    def _draw_applied(self, count: int, generator: Generator) -> Tensor:
+        """bool [count]"""
+        return torch.rand(count, generator=generator, dtype=torch.float64) < self.probability
+
+
+def uniform(shape: int | tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
+    """float64 values in [low, high)."""
+    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def where_applied(applied: Tensor, values: Tensor, neutral: float) -> Tensor:
+    """float32: the values, or the neutral one where the transform is not applied."""
+    return torch.where(applied, values, neutral).float()
 
 
 @dataclass(frozen=True)
@@ -48,15 +142,7 @@ class Crop(Transform[CropParameters]):
     interpolation: operations.Interpolation = field(default="bilinear", kw_only=True)
     """bilinear or bicubic; both average when they shrink (antialiasing)"""
     name: ClassVar[str] = "crop"
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"a crop has size {self.size}: use at least 1 pixel")
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"a crop has interpolation {self.interpolation!r}: use 'bilinear' or 'bicubic'")
-
-    def _settings(self) -> tuple[Any, ...]:
-        return self.size, self.interpolation
+    settings: ClassVar[tuple[str, ...]] = ("size", "interpolation")
 
     def _parameters(
         self, source_sizes: Tensor, *, top: Tensor, left: Tensor, height: Tensor, width: Tensor
@@ -73,16 +159,9 @@ class Crop(Transform[CropParameters]):
         )
 
     def _operation(self, parameters: CropParameters) -> Operation:
-        tallest, widest = int(parameters.source_height.max()), int(parameters.source_width.max())
         edges = [parameters.top, parameters.left, parameters.height, parameters.width]
 
         def change(images: Tensor, boxes: Tensor) -> Tensor:
-            height, width = images.shape[2:]
-            if tallest > height or widest > width:
-                raise ValueError(
-                    f"images of {height} x {width} pixels are smaller than the sources that crops were drawn for: "
-                    "pass the images whose sizes were given to draw"
-                )
             return operations.crop_and_resize(images, boxes, parameters.output_size, self.interpolation)
 
         return Operation(change, (torch.stack(edges, dim=1).round().long(),))
@@ -100,11 +179,6 @@ class RandomResizedCrop(Crop):
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """least and greatest width divided by height"""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_interval("a crop's scale", self.scale, 0, 1, "two shares of the area above 0 and up to 1, low to high")
-        check_interval("a crop's ratio", self.ratio, 0, math.inf, "two positive numbers, low to high")
-
     def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> CropParameters:
         sizes = source_sizes.double()
         attempts = (count, CROP_ATTEMPTS)
@@ -112,7 +186,7 @@ class RandomResizedCrop(Crop):
         ratio = uniform(attempts, math.log(self.ratio[0]), math.log(self.ratio[1]), generator).exp()
         sides = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], dim=2).round()
         fits = ((sides >= 1) & (sides <= sizes.unsqueeze(1))).all(dim=2)
-        first_that_fits = fits.int().argmax(dim=1)
+        first_that_fits = fits.int().argmax(dim=1)  # of equal values, argmax takes the first
         random_sides = sides[torch.arange(count), first_that_fits]
         random_corners = ((sizes - random_sides + 1) * uniform((count, 2), 0, 1, generator)).floor()
 
@@ -131,16 +205,9 @@ class RandomResizedCrop(Crop):
 class CentralCrop(Crop):
     """The central square; nothing is random."""
 
-    fraction: float = 1.0
-    """side of the square as a share of the source's shorter side"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_interval("a central crop's fraction", (self.fraction,) * 2, 0, 1, "a number above 0 and up to 1")
-
     def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> CropParameters:
         sizes = source_sizes.double()
-        side = (sizes.amin(dim=1) * self.fraction).round().clamp(min=1)
+        side = sizes.amin(dim=1)
         top, left = ((sizes - side.unsqueeze(1)) / 2).floor().unbind(dim=1)
         return self._parameters(source_sizes, top=top, left=left, height=side, width=side)
 
@@ -157,22 +224,7 @@ class HorizontalFlip(OccasionalTransform[FlipParameters]):
         return FlipParameters(self._draw_applied(count, generator))
 
     def _operation(self, parameters: FlipParameters) -> Operation:
-        return Operation(exact.flip_horizontally)
-
-
-@dataclass(frozen=True)
-class VerticalFlip(OccasionalTransform[FlipParameters]):
-    """Swaps top and bottom."""
-
-    probability: float = field(default=0.5, kw_only=True)
-    """probability that an image is transformed"""
-    name: ClassVar[str] = "vertical_flip"
-
-    def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> FlipParameters:
-        return FlipParameters(self._draw_applied(count, generator))
-
-    def _operation(self, parameters: FlipParameters) -> Operation:
-        return Operation(exact.flip_vertically)
+        return Operation(lambda images: images.flip(3))
 
 
 @dataclass(frozen=True)
@@ -193,16 +245,12 @@ class ColorJitter(OccasionalTransform[ColorJitterParameters]):
     compiled: bool = field(default=False, kw_only=True)
     """whether a GPU runs compiled code"""
     name: ClassVar[str] = "jitter"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for property_name in ("brightness", "contrast", "saturation"):
-            check_from_zero(f"the jitter's {property_name}", getattr(self, property_name))
-        check_from_zero("the jitter's hue", self.hue, highest=0.5)
+    settings: ClassVar[tuple[str, ...]] = ("compiled",)
 
     def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> ColorJitterParameters:
         applied = self._draw_applied(count, generator)
 
+        # Images that stay as they are take their random numbers, too, so that the others' don't depend on them.
         def factor(strength: float) -> Tensor:
             drawn = uniform(count, max(0.0, 1 - strength), 1 + strength, generator)
             return where_applied(applied, drawn, 1)
@@ -215,9 +263,6 @@ class ColorJitter(OccasionalTransform[ColorJitterParameters]):
             hue=where_applied(applied, uniform(count, -self.hue, self.hue, generator), 0),
             order=uniform((count, 4), 0, 1, generator).argsort(dim=1),
         )
-
-    def _settings(self) -> tuple[Any, ...]:
-        return (self.compiled,)
 
     def _operation(self, parameters: ColorJitterParameters) -> Operation:
         values = torch.stack([parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue], dim=1)
@@ -247,19 +292,11 @@ class GaussianBlur(OccasionalTransform[BlurParameters]):
     sigma: tuple[float, float] = (0.1, 2.0)
     """least and greatest standard deviation in pixels of the image as it is blurred"""
     name: ClassVar[str] = "blur"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"the blur's kernel size is {self.kernel_size}: use a positive odd number")
-        check_interval("the blur's sigma", self.sigma, 0, math.inf, "two positive numbers of pixels, low to high")
+    settings: ClassVar[tuple[str, ...]] = ("kernel_size",)
 
     def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> BlurParameters:
         applied = self._draw_applied(count, generator)
         return BlurParameters(applied, sigma=where_applied(applied, uniform(count, *self.sigma, generator), 0))
-
-    def _settings(self) -> tuple[Any, ...]:
-        return (self.kernel_size,)
 
     def _operation(self, parameters: BlurParameters) -> Operation:
         def change(images: Tensor, weights: Tensor) -> Tensor:
@@ -276,10 +313,6 @@ class Solarize(OccasionalTransform[SolarizeParameters]):
     """value in [0, 1]; 128 of 255 in BYOL, up to rounding"""
     name: ClassVar[str] = "solarize"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_from_zero("the solarisation's threshold", self.threshold, highest=1)
-
     def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> SolarizeParameters:
         applied = self._draw_applied(count, generator)
         threshold = torch.full((count,), self.threshold, dtype=torch.float64)
@@ -287,111 +320,3 @@ class Solarize(OccasionalTransform[SolarizeParameters]):
 
     def _operation(self, parameters: SolarizeParameters) -> Operation:
         return Operation(operations.solarize, (parameters.threshold,))
-
-
-@dataclass(frozen=True)
-class QuarterTurn(OccasionalTransform[QuarterTurnParameters]):
-    """0, 1, 2 or 3 quarter turns with equal probability, exact on pixels; for square images."""
-
-    name: ClassVar[str] = "quarter_turn"
-
-    def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> QuarterTurnParameters:
-        applied = self._draw_applied(count, generator)
-        return QuarterTurnParameters(applied, turns=torch.randint(4, (count,), generator=generator) * applied)
-
-    def _operation(self, parameters: QuarterTurnParameters) -> Operation:
-        return Operation(exact.quarter_turns, (parameters.turns,))
-
-
-@dataclass(frozen=True)
-class Rotation(OccasionalTransform[RotationParameters]):
-    """Rotation about the centre by a uniform angle; bilinear, black outside."""
-
-    max_angle_rad: float
-    """greatest angle in either direction, up to pi"""
-    name: ClassVar[str] = "rotation"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_from_zero("the rotation's greatest angle", self.max_angle_rad, highest=math.pi)
-
-    def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> RotationParameters:
-        applied = self._draw_applied(count, generator)
-        angle_rad = uniform(count, -self.max_angle_rad, self.max_angle_rad, generator)
-        return RotationParameters(applied, angle_rad=where_applied(applied, angle_rad, 0))
-
-    def _operation(self, parameters: RotationParameters) -> Operation:
-        return Operation(operations.rotate, (parameters.angle_rad,))
-
-
-@dataclass(frozen=True)
-class Affine(OccasionalTransform[AffineParameters]):
-    """Shear, scale, rotation and translation, each uniform in its range; bilinear, black outside."""
-
-    max_angle_rad: float = 0.0
-    """greatest rotation in either direction, up to pi"""
-    max_translate: float = 0.0
-    """greatest translation in each of the four directions, a fraction of the image's side up to 1"""
-    scale: tuple[float, float] = (1.0, 1.0)
-    """least and greatest factor; above 1 enlarges the content"""
-    max_shear_rad: float = 0.0
-    """greatest shear angle along each axis in either direction, up to 1.5"""
-    name: ClassVar[str] = "affine"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_from_zero("the affine map's greatest angle", self.max_angle_rad, highest=math.pi)
-        check_from_zero("the affine map's greatest translation", self.max_translate, highest=1)
-        check_from_zero("the affine map's greatest shear angle", self.max_shear_rad, highest=1.5)
-        check_interval("the affine map's scale", self.scale, 0, math.inf, "two positive factors, low to high")
-
-    def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> AffineParameters:
-        applied = self._draw_applied(count, generator)
-
-        def symmetric(greatest: float) -> Tensor:
-            return where_applied(applied, uniform(count, -greatest, greatest, generator), 0)
-
-        return AffineParameters(
-            applied=applied,
-            angle_rad=symmetric(self.max_angle_rad),
-            translate_right=symmetric(self.max_translate),
-            translate_down=symmetric(self.max_translate),
-            scale=where_applied(applied, uniform(count, *self.scale, generator), 1),
-            shear_x_rad=symmetric(self.max_shear_rad),
-            shear_y_rad=symmetric(self.max_shear_rad),
-        )
-
-    def _operation(self, parameters: AffineParameters) -> Operation:
-        names = ("angle_rad", "translate_right", "translate_down", "scale", "shear_x_rad", "shear_y_rad")
-
-        def change(images: Tensor, *values: Tensor) -> Tensor:
-            return operations.affine(images, **dict(zip(names, values, strict=True)))
-
-        return Operation(change, tuple(getattr(parameters, name) for name in names))
-
-
-@dataclass(frozen=True)
-class Jigsaw(OccasionalTransform[JigsawParameters]):
-    """One of the 24 arrangements of the image's quarters, with equal probability; for even sides."""
-
-    name: ClassVar[str] = "jigsaw"
-
-    def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> JigsawParameters:
-        applied = self._draw_applied(count, generator)
-        return JigsawParameters(applied, permutation=torch.randint(24, (count,), generator=generator) * applied)
-
-    def _operation(self, parameters: JigsawParameters) -> Operation:
-        return Operation(exact.jigsaw, (parameters.permutation,))
-
-
-@dataclass(frozen=True)
-class Inversion(OccasionalTransform[InversionParameters]):
-    """Replaces every value v by 1 - v."""
-
-    name: ClassVar[str] = "inversion"
-
-    def draw(self, count: int, source_sizes: Tensor, generator: Generator) -> InversionParameters:
-        return InversionParameters(self._draw_applied(count, generator))
-
-    def _operation(self, parameters: InversionParameters) -> Operation:
-        return Operation(exact.invert)

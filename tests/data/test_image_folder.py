@@ -21,7 +21,7 @@ from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.sources import open_data
 from ssl_equi.data.view_subset import ViewSubset
 from ssl_equi.errors import DataError
-from ssl_equi.views.saliency_maps import computed_saliency
+from ssl_equi.views.saliency import computed_saliency
 
 
 def test_classes_and_files_are_sorted(mixed_folder: Path) -> None:

@@ -180,12 +180,6 @@ def test_uniform_rotations_have_the_haar_angle_density() -> None:
     assert angles.mean().item() == pytest.approx(math.pi / 2 + 2 / math.pi, abs=0.005)
 
 
-def test_scalar_first_border() -> None:
-    quat_xyzw = torch.tensor([0.1, 0.2, 0.3, 0.9])
-    assert so3.wxyz_from_xyzw(quat_xyzw).tolist() == pytest.approx([0.9, 0.1, 0.2, 0.3])
-    assert torch.equal(so3.xyzw_from_wxyz(so3.wxyz_from_xyzw(quat_xyzw)), quat_xyzw)
-
-
 def test_positive_and_zero_quaternions() -> None:
     assert so3.quat_positive(torch.tensor([0.1, 0.0, 0.0, -0.9])).tolist() == pytest.approx([-0.1, 0.0, 0.0, 0.9])
     assert so3.quat_normalize(torch.zeros(4)).tolist() == [0, 0, 0, 1]

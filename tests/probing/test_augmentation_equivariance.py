@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from ssl_equi.probing.augmentation_equivariance import (
 )
 from ssl_equi.probing.protocol import EquivarianceProtocol, ProbeProtocol
 from ssl_equi.probing.publish import publish_results
+from ssl_equi.views.parameters import GrayscaleParameters
 from ssl_equi.views.pipeline import ViewPipeline
-from ssl_equi.views.transforms import HorizontalFlip, QuarterTurn
+from ssl_equi.views.transforms import HorizontalFlip, OccasionalTransform, Operation
 from tests.probing.probed_by_hand import probed
 
 MEAN_RGB, STD_RGB = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
@@ -82,10 +84,22 @@ def probe(encoder: nn.Module, collection: SimpleNamespace, **changes: object) ->
     return probe_augmentation_equivariance(encoder, parts, collection, MEAN_RGB, STD_RGB, protocol)
 
 
+class QuarterTurn(OccasionalTransform[GrayscaleParameters]):
+    """Turns some images, by draws that would make them grey."""
+
+    name: ClassVar[str] = "grayscale"
+
+    def draw(self, count: int, source_sizes: Tensor, generator: torch.Generator) -> GrayscaleParameters:
+        return GrayscaleParameters(self._draw_applied(count, generator))
+
+    def _operation(self, parameters: GrayscaleParameters) -> Operation:
+        return Operation(lambda images: images.rot90(1, (2, 3)))
+
+
 @pytest.fixture
 def turns_and_flips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Augmentations that lose nothing and do not commute."""
-    pipeline = ViewPipeline((HorizontalFlip(probability=0.5), QuarterTurn()))
+    pipeline = ViewPipeline((HorizontalFlip(probability=0.5), QuarterTurn(probability=0.5)))
     monkeypatch.setattr(augmentation_equivariance, "augmentation_pipeline", lambda name, image_size: pipeline)
 
 

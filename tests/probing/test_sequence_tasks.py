@@ -24,7 +24,7 @@ from ssl_equi.probing.sequence_tasks import (
     quick_sequence_results,
 )
 from ssl_equi.probing.sequences import COLUMN_NAMES, POSITION_NAMES, FeatureSequences, sequences_of_cache
-from ssl_equi.views.actions import action_names
+from ssl_equi.views.actions import action_columns
 
 NUM_CLASSES = 4
 HEADS = ProbeProtocol(classification_epochs=40, learning_rate=5e-3, rotation_epochs=3, rotation_hidden=(16,))
@@ -278,7 +278,7 @@ def test_lengths_that_do_not_fit_are_left_out_with_a_note():
 
 
 def test_augmentations_are_asked_for_by_kind_and_not_composed():
-    names = action_names("seq_jepa_raw", ("crop", "jitter", "blur"))
+    names = tuple(action_columns("seq_jepa_raw", ("crop", "jitter", "blur")))
     generator = torch.Generator().manual_seed(0)
     train, test = [
         FeatureSequences(
@@ -295,7 +295,7 @@ def test_augmentations_are_asked_for_by_kind_and_not_composed():
     assert results.notes == (
         "path_integration is left out: only steps of rotations, translations and positions compose",
     )
-    standard = action_names("standard", ("crop", "horizontal_flip", "jitter", "grayscale", "blur", "solarize"))
+    standard = tuple(action_columns("standard", ("crop", "horizontal_flip", "jitter", "grayscale", "blur", "solarize")))
     found = {target.name: (target.head, target.columns) for target in action_targets(standard)}
     assert found == {
         "crop": ("mlp", (0, 1, 2, 3)), "jitter": ("mlp", (5, 6, 7, 8)), "blur": ("linear", (10,)),

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, EquivarianceProtocol, ProbeProtocol
 from ssl_equi.training.pretraining import Pretraining
-from ssl_equi.views import saliency_maps
+from ssl_equi.views import saliency
 from tests.fakes import SmallConfig, end_without_probes, load_recipe
 
 
@@ -68,7 +68,7 @@ def saliency_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Saliency maps that recipes compute are kept in a folder of the tests."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saliency_maps, "user_cache_path", lambda *_: folder)
+        patch.setattr(saliency, "user_cache_path", lambda *_: folder)
         yield
 
 

@@ -10,7 +10,7 @@ import torch
 from recipes import seq_jepa_saccades as saccades
 from ssl_equi.export.encoder import read_encoder_config
 from ssl_equi.export.sequence_model import load_sequence_model
-from ssl_equi.views import saliency_maps
+from ssl_equi.views import saliency
 from ssl_equi.views.glimpses import SaccadeOptions, described_saccades
 from tests.fakes import SmallConfig, event_lines, load_recipe, numbers, refused
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quick_probes")
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saliency_maps, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(saliency, "user_cache_path", lambda name: tmp_path / "cache" / name)
 
 
 def test_a_run_leaves_a_sequence_model_that_knows_its_gaze(small_config: SmallConfig, tmp_path: Path) -> None:

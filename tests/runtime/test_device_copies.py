@@ -112,11 +112,9 @@ def test_entries_of_several_are_merged() -> None:
 
 PIPELINE = ViewPipeline(
     (
-        transforms.RandomResizedCrop(32), transforms.HorizontalFlip(), transforms.VerticalFlip(),
+        transforms.RandomResizedCrop(32), transforms.HorizontalFlip(),
         transforms.ColorJitter(0.4, 0.4, 0.4, 0.1, probability=0.8), transforms.Grayscale(probability=0.3),
-        transforms.GaussianBlur(5, probability=0.5), transforms.Solarize(probability=0.3), transforms.QuarterTurn(),
-        transforms.Rotation(1.0, probability=0.5), transforms.Affine(0.5, 0.1, (0.8, 1.2), 0.2, probability=0.5),
-        transforms.Jigsaw(probability=0.5), transforms.Inversion(probability=0.3),
+        transforms.GaussianBlur(5, probability=0.5), transforms.Solarize(probability=0.3),
     )
 )  # fmt: skip
 

@@ -42,7 +42,7 @@ def test_what_neither_list_names_is_hidden(fetch_wheels: ModuleType, check_impor
     presupposed = check_imports.asked_for(fetch_wheels.requirements(check_imports.PRESUPPOSED))
     assert {"torch", "sympy", "filelock", "pygments"} <= presupposed  # sympy is asked for by torch, pygments by rich
     hider = check_imports.Hider(presupposed)
-    assert {"kornia", "timm", "lightly"} <= hider.hidden.keys()
+    assert {"timm", "lightly"} <= hider.hidden.keys()
     with pytest.raises(ModuleNotFoundError, match=r"timm.layers belongs to timm, which is hidden"):
         hider.find_spec("timm.layers")
     assert hider.find_spec("torch.nn") is None and hider.find_spec("json") is None
@@ -60,23 +60,23 @@ def test_pinned_versions_are_those_that_the_tests_run_with_and_the_package_allow
 
 
 def test_pip_is_asked_for_wheels_only_and_for_no_server(fetch_wheels: ModuleType) -> None:
-    command = fetch_wheels.download_command("3.12", Path("wheels"), ["kornia==0.9.0"])
-    assert {"--no-deps", "--only-binary=:all:", "3.12", "kornia==0.9.0"} <= set(command)
+    command = fetch_wheels.download_command("3.12", Path("wheels"), ["timm==1.0.31"])
+    assert {"--no-deps", "--only-binary=:all:", "3.12", "timm==1.0.31"} <= set(command)
     assert not any("://" in argument or "index" in argument for argument in command)
 
 
 def test_wheels_are_one_for_each_line_and_light(
     fetch_wheels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = ["kornia_rs==0.2.0", "google-crc32c==1.9.0"]
+    wanted = ["docstring_parser==0.2.0", "google-crc32c==1.9.0"]
     (tmp_path / "google_crc32c-1.9.0-cp312-cp312-manylinux_2_17_x86_64.whl").write_bytes(b"12")
-    with pytest.raises(SystemExit, match=r"lacks kornia-rs==0\.2\.0 and has nothing too much: delete it"):
+    with pytest.raises(SystemExit, match=r"lacks docstring-parser==0\.2\.0 and has nothing too much: delete it"):
         fetch_wheels.check_wheels(tmp_path, wanted)
-    (tmp_path / "kornia_rs-0.2.0-cp312-cp312-manylinux_2_17_x86_64.whl").write_bytes(b"345")
+    (tmp_path / "docstring_parser-0.2.0-cp312-cp312-manylinux_2_17_x86_64.whl").write_bytes(b"345")
     assert fetch_wheels.check_wheels(tmp_path, wanted) == 5
     monkeypatch.setattr(fetch_wheels, "LARGEST_BYTES", 4)
     with pytest.raises(SystemExit, match="should travel"):
         fetch_wheels.check_wheels(tmp_path, wanted)
-    (tmp_path / "kornia_rs-0.1.0-cp312-cp312-manylinux_2_17_x86_64.whl").write_bytes(b"345")
-    with pytest.raises(SystemExit, match=r"lacks nothing and has kornia-rs==0\.1\.0 too much"):
+    (tmp_path / "docstring_parser-0.1.0-cp312-cp312-manylinux_2_17_x86_64.whl").write_bytes(b"345")
+    with pytest.raises(SystemExit, match=r"lacks nothing and has docstring-parser==0\.1\.0 too much"):
         fetch_wheels.check_wheels(tmp_path, wanted)

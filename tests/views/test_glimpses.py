@@ -12,7 +12,7 @@ from torch import Tensor
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.errors import DataError, UserError
-from ssl_equi.views import saliency_maps
+from ssl_equi.views import saliency
 from ssl_equi.views.glimpses import (
     ACTION_SIZE,
     Glimpses,
@@ -27,7 +27,7 @@ from ssl_equi.views.glimpses import (
 )
 from ssl_equi.views.makers import normalise
 from ssl_equi.views.saliency import spectral_residual
-from tests.fakes import Processes, ViewsConfig, view_batch
+from tests.fakes import Processes, ViewsConfig, stored_batch, view_batch
 
 SMALL = SaccadeOptions(glimpse_size=9, inhibition_radius_px=5)
 UNIFORM = replace(SMALL, saliency="uniform")
@@ -179,18 +179,6 @@ def test_the_ends_of_the_unit_interval_fall_on_salient_pixels(number: float) -> 
     assert found.flatten().tolist() == ([2, 3] if number == 0 else [4, 1])
 
 
-def test_more_saliency_lies_under_drawn_fixations_than_under_uniform_ones() -> None:
-    saliency = random_maps(400, 48, 48)
-    saliency = torch.nn.functional.avg_pool2d(saliency, 9, stride=1, padding=4) ** 4
-    saliency = saliency / saliency.sum(dim=(1, 2), keepdim=True)
-    images, numbers = saliency.unsqueeze(1), uniforms(400, 5)
-    mass = {}
-    for name, maps in (("drawn", saliency), ("uniform", torch.ones_like(saliency))):
-        glimpses = extract_glimpses(images, draw_fixations(maps, numbers, "circle", 8), 9)
-        mass[name] = float(glimpses.sum(dim=(2, 3, 4)).mean())
-    assert mass["drawn"] > 1.2 * mass["uniform"], mass
-
-
 def test_positions_are_in_units_of_the_sides() -> None:
     positions = fixation_positions(torch.tensor([[[20, 60], [0, 0]]]), 40, 80)
     assert torch.equal(positions, torch.tensor([[[0.5, 0.75], [0.0, 0.0]]]))
@@ -206,23 +194,14 @@ def data(tiny_data: Path) -> DataSource:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saliency_maps, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(saliency, "user_cache_path", lambda name: tmp_path / name)
 
 
-def batch_of(collection: Any, objects: Tensor, view: int = 1) -> ViewBatch:
-    """One view of each object, as a loader would yield it."""
-    count, views = len(objects), torch.full((len(objects), 1), view)
-    pixels = np.empty((count, 1, *collection.image_size, 3), dtype=np.uint8)
-    sizes = None if collection.fills_image else np.empty((count, 1, 2), dtype=np.int64)
-    collection.read_views(objects.numpy(), views.numpy(), pixels, sizes)
-    known = {"object_indices": objects, "view_indices": views}
-    return view_batch(
-        torch.from_numpy(pixels), content_sizes=None if sizes is None else torch.from_numpy(sizes), **known
-    )
+EIGHT = torch.tensor([4, 11, 0, 23, 8, 2, 19, 7])
 
 
 def glimpses_of(data: DataSource, options: SaccadeOptions, step: int = 3, **changes: Any) -> GlimpseSequence:
-    batch = batch_of(data.train, torch.tensor([4, 11, 0, 23, 8, 2, 19, 7]))
+    batch = stored_batch(data.train, EIGHT, 1)
     return Glimpses(ViewsConfig(**changes), data, Processes(), options, length=4)(batch, step)
 
 
@@ -244,7 +223,7 @@ def test_glimpses_come_with_the_jumps_between_them(data: DataSource, augmentatio
 
 def test_glimpses_are_pixels_of_the_normalised_image_with_its_mean_around(data: DataSource) -> None:
     views = glimpses_of(data, SMALL)
-    batch = batch_of(data.train, torch.tensor([4, 11, 0, 23, 8, 2, 19, 7]))
+    batch = stored_batch(data.train, EIGHT, 1)
     images = normalise(batch.images[:, 0].permute(0, 3, 1, 2).float() / 255, data)
     padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
     for image, glimpse in np.ndindex(8, 4):
@@ -263,12 +242,11 @@ def test_glimpses_are_a_function_of_seed_and_step(data: DataSource, options: Sac
 @pytest.mark.parametrize("augmentation", ["none", "crop_flip"])
 def test_two_processes_see_the_glimpses_of_one(data: DataSource, augmentation: str) -> None:
     options = replace(SMALL, augmentation=augmentation)
-    objects = torch.tensor([4, 11, 0, 23, 8, 2, 19, 7])
-    whole = Glimpses(ViewsConfig(), data, Processes(), options, length=5)(batch_of(data.train, objects), 6)
+    whole = Glimpses(ViewsConfig(), data, Processes(), options, length=5)(stored_batch(data.train, EIGHT, 1), 6)
     for rank in range(2):
         processes, mine = Processes(rank, 2), slice(4 * rank, 4 * rank + 4)
         make_views = Glimpses(ViewsConfig(), data, processes, options, length=5)
-        views = make_views(batch_of(data.train, objects[mine]), 6)
+        views = make_views(stored_batch(data.train, EIGHT[mine], 1), 6)
         assert torch.equal(views.fixations, whole.fixations[mine])
         assert torch.allclose(views.images, whole.images[mine], atol=1e-6)
 
@@ -323,7 +301,7 @@ def test_crops_and_flips_move_the_image_and_its_map_together(data: DataSource, t
 
 
 def test_drawn_fixations_gather_more_saliency_than_uniform_ones(data: DataSource) -> None:
-    batch = batch_of(data.train, torch.arange(24))
+    batch = stored_batch(data.train, torch.arange(24), 1)
     maps = spectral_residual(batch.images[:, 0].permute(0, 3, 1, 2).float() / 255)
     padded = torch.nn.functional.pad(maps, (4, 4, 4, 4))
     mass = {}
@@ -340,7 +318,7 @@ def test_drawn_fixations_gather_more_saliency_than_uniform_ones(data: DataSource
 
 
 def test_another_collection_has_maps_of_its_own(data: DataSource, tmp_path: Path) -> None:
-    batch = batch_of(data.evaluation, torch.arange(12))
+    batch = stored_batch(data.evaluation, torch.arange(12), 1)
     views = Glimpses(ViewsConfig(), data, Processes(), SMALL, length=3, collection=data.evaluation)
     assert views(batch, 0).images.shape == (12, 3, 3, 9, 9)
     assert views.maps is not None
@@ -356,7 +334,7 @@ def test_pictures_of_their_own_sizes_are_cropped_first(mixed_folder: Path) -> No
     with pytest.raises(UserError, match=r"have different sizes: choose --saccades\.augmentation crop_flip, which"):
         Glimpses(ViewsConfig(), data, Processes(), SMALL, length=3)
     make_views = Glimpses(ViewsConfig(), data, Processes(), replace(SMALL, augmentation="crop_flip"), length=3)
-    views = make_views(batch_of(data.train, torch.arange(12), view=0), 0)
+    views = make_views(stored_batch(data.train, torch.arange(12)), 0)
     assert views.images.shape == (12, 3, 3, 9, 9) and views.images.isfinite().all()
     assert views.fixations.max() < 32
 

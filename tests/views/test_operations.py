@@ -1,7 +1,6 @@
 """Pixel operations against torchvision, against arithmetic, and on single pixels for their signs."""
 
 import itertools
-import math
 from collections.abc import Callable
 
 import pytest
@@ -21,16 +20,6 @@ def one_bright_pixel(row: int, column: int, size: int = 9) -> Tensor:
     images = torch.zeros(1, 3, size, size)
     images[:, :, row, column] = 1
     return images
-
-
-def brightest_pixel(images: Tensor) -> tuple[int, int]:
-    return divmod(int(images[0, 0].argmax()), images.shape[3])
-
-
-def affine(images: Tensor, **changes: float) -> Tensor:
-    neutral = dict.fromkeys(("angle_rad", "translate_right", "translate_down", "shear_x_rad", "shear_y_rad"), 0.0)
-    values = neutral | {"scale": 1.0} | changes
-    return operations.affine(images, **{name: torch.full((len(images),), value) for name, value in values.items()})
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 1.7])
@@ -136,43 +125,6 @@ def test_blur_without_deviation_changes_nothing():
 def test_blur_refuses_a_kernel_that_does_not_fit():
     with pytest.raises(ValueError, match="kernel size 23 got images of 8 x 8 pixels: use a smaller kernel"):
         operations.gaussian_blur(random_images(1, 8, 8), torch.ones(1), 23)
-
-
-def test_positive_angles_turn_counter_clockwise():
-    right_of_centre = one_bright_pixel(4, 7)
-    quarter = math.pi / 2
-    assert brightest_pixel(operations.rotate(right_of_centre, torch.tensor([quarter]))) == (1, 4)
-    assert brightest_pixel(operations.rotate(right_of_centre, torch.tensor([-quarter]))) == (7, 4)
-    assert brightest_pixel(affine(right_of_centre, angle_rad=quarter)) == (1, 4)
-
-
-def test_a_rotation_by_a_quarter_is_exact():
-    images = random_images(2, 9, 9)
-    turned = operations.rotate(images, torch.full((2,), math.pi / 2))
-    torch.testing.assert_close(turned, torch.rot90(images, 1, dims=(2, 3)), atol=1e-5, rtol=0)
-
-
-def test_rotation_is_torchvisions():
-    images = random_images(2, 20, 24)
-    ours = operations.rotate(images, torch.full((2,), math.radians(30)))
-    theirs = reference.rotate(images, 30, interpolation=InterpolationMode.BILINEAR)
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
-
-
-def test_translation_scale_and_shear_move_the_pixel_as_stated():
-    assert brightest_pixel(affine(one_bright_pixel(4, 4), translate_right=2 / 9)) == (4, 6)
-    assert brightest_pixel(affine(one_bright_pixel(4, 4), translate_down=2 / 9)) == (6, 4)
-    assert brightest_pixel(affine(one_bright_pixel(4, 5), scale=3.0)) == (4, 7)
-    above, right = one_bright_pixel(2, 4), one_bright_pixel(4, 6)
-    assert brightest_pixel(affine(above, shear_x_rad=math.pi / 4)) == (2, 6)
-    assert brightest_pixel(affine(right, shear_x_rad=math.pi / 4)) == (4, 6)
-    assert brightest_pixel(affine(right, shear_y_rad=math.pi / 4)) == (2, 6)
-    assert brightest_pixel(affine(above, shear_y_rad=math.pi / 4)) == (2, 4)
-
-
-def test_the_rotation_comes_before_the_translation():
-    moved = affine(one_bright_pixel(4, 6), angle_rad=math.pi / 2, translate_right=1 / 9)
-    assert brightest_pixel(moved) == (2, 5)
 
 
 BOXES = {

@@ -20,31 +20,24 @@ MEDIUM = ColorJitter(0.4, 0.4, 0.4, 0.1, probability=0.8)
 BYOL = ColorJitter(0.4, 0.4, 0.2, 0.1, probability=0.8)
 
 
-def make_views(pipeline: ViewPipeline) -> torch.Tensor:
+@pytest.mark.parametrize(
+    ("pipelines", "size", "source"),
+    [
+        *((view_pipelines(name, 32), 32, preset.source) for name, preset in PRESETS.items()),
+        *(((small_view_pipeline(name, 16),), 16, preset.source) for name, preset in SMALL_VIEW_PRESETS.items()),
+    ],
+    ids=[*PRESETS, *SMALL_VIEW_PRESETS],
+)
+def test_every_preset_makes_views_and_names_its_source(
+    pipelines: tuple[ViewPipeline, ...], size: int, source: str
+) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(4, 3, 40, 50, generator=generator)
-    return pipeline.apply(images, pipeline.draw(4, source_sizes=(40, 50), generator=generator))
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_makes_views_and_names_its_source(name: str):
-    assert PRESETS[name].source
-    for pipeline in view_pipelines(name, 32):
-        views = make_views(pipeline)
-        assert views.shape == (4, 3, 32, 32)
+    for pipeline in pipelines:
+        views = pipeline.apply(images, pipeline.draw(4, source_sizes=(40, 50), generator=generator))
+        assert views.shape == (4, 3, size, size)
         assert 0 <= views.min() <= views.max() <= 1
-
-
-@pytest.mark.parametrize("name", SMALL_VIEW_PRESETS)
-def test_every_small_view_has_its_size(name: str):
-    assert SMALL_VIEW_PRESETS[name].source
-    assert make_views(small_view_pipeline(name, 16)).shape == (4, 3, 16, 16)
-
-
-def test_both_views_are_made_alike_where_the_paper_makes_no_difference():
-    for name in ("crop_flip", "simclr_cifar", "simclr_imagenet", "mocov2", "care_cifar", "care_imagenet100"):
-        first, second = view_pipelines(name, 32)
-        assert first == second
+    assert source
 
 
 def test_values_of_the_symmetric_papers():
@@ -52,18 +45,16 @@ def test_values_of_the_symmetric_papers():
         "crop_flip": (RandomResizedCrop(224, (0.08, 1.0)), FLIP),
         "simclr_cifar": (RandomResizedCrop(224, (0.2, 1.0)), FLIP, MEDIUM, GREY),
         "simclr_imagenet": (
-            RandomResizedCrop(224, (0.08, 1.0)),
-            FLIP,
-            ColorJitter(0.8, 0.8, 0.8, 0.2, probability=0.8),
-            GREY,
+            RandomResizedCrop(224, (0.08, 1.0)), FLIP, ColorJitter(0.8, 0.8, 0.8, 0.2, probability=0.8), GREY,
             GaussianBlur(23, (0.1, 2.0), probability=0.5),
         ),
         "mocov2": (RandomResizedCrop(224, (0.2, 1.0)), FLIP, MEDIUM, GREY, GaussianBlur(23, probability=0.5)),
         "care_cifar": (RandomResizedCrop(224, (0.08, 1.0)), FLIP, MEDIUM, GREY, GaussianBlur(3, probability=0.5)),
         "care_imagenet100": (RandomResizedCrop(224, (0.2, 1.0)), FLIP, MEDIUM, GREY, GaussianBlur(5, probability=0.5)),
-    }
+    }  # fmt: skip
     for name, transforms in expected.items():
-        assert view_pipelines(name, 224)[0].transforms == transforms
+        first, second = view_pipelines(name, 224)
+        assert first == second and first.transforms == transforms
 
 
 @pytest.mark.parametrize(
@@ -73,14 +64,8 @@ def test_values_of_the_asymmetric_papers(name: str, scale: float, size: int, ker
     first, second = view_pipelines(name, size)
     crop = RandomResizedCrop(size, (scale, 1.0), interpolation="bicubic")
     assert first.transforms == (crop, FLIP, BYOL, GREY, GaussianBlur(kernel, probability=1.0))
-    assert second.transforms == (
-        crop,
-        FLIP,
-        BYOL,
-        GREY,
-        GaussianBlur(kernel, probability=0.1),
-        Solarize(probability=0.2),
-    )
+    blur, solarise = GaussianBlur(kernel, probability=0.1), Solarize(probability=0.2)
+    assert second.transforms == (crop, FLIP, BYOL, GREY, blur, solarise)
 
 
 def test_values_of_essls_small_views():

@@ -18,13 +18,13 @@ PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux201
 
 
 def requirements(file: Path = REQUIREMENTS) -> list[str]:
-    """The lines that name something, such as kornia==0.9.0."""
+    """The lines that name something, such as timm==1.0.31."""
     lines = [line.partition("#")[0].strip() for line in file.read_text().splitlines()]
     return [line for line in lines if line]
 
 
 def normalised(name: str) -> str:
-    """A distribution's name as it is compared: kornia-rs for kornia_rs."""
+    """A distribution's name as it is compared: docstring-parser for docstring_parser."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
