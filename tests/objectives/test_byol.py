@@ -41,14 +41,6 @@ def test_in_eval_mode_views_are_compared_one_by_one():
     assert objective(views).loss.item() == pytest.approx(2 - sum(cosines).item(), rel=1e-10)
 
 
-def test_conditional_byols_view_2_is_for_the_target_alone():
-    objective = moved(ConditionalBYOL(LinearEncoder(), ConditionalBYOLConfig(**SMALL_CONDITIONAL)))
-    views, actions = random_pairs(10, dtype=torch.float64)
-    objective(views.requires_grad_(), actions).loss.backward()
-    assert views.grad[:, 0].abs().sum() > 0
-    assert views.grad[:, 1].abs().sum() == 0
-
-
 @pytest.mark.parametrize(("momentum", "weight", "bias"), [(1.0, 2.0, -1.0), (0.0, 6.0, 3.0), (0.75, 3.0, 0.0)])
 def test_update_target_golden_values(momentum: float, weight: float, bias: float):
     objective = BYOL(LinearEncoder(), SMALL)

@@ -50,13 +50,6 @@ def test_target_views_are_encoded_in_one_call():
     assert calls == [(BATCH, 3, 2, 2)]
 
 
-def test_the_view_to_predict_takes_no_gradient():
-    objective, (views, actions) = with_a_target_of_its_own(), random_batch(3)
-    objective(views.requires_grad_(), actions).loss.backward()
-    assert (views.grad[:, :-1].flatten(2).abs().sum(dim=2) > 0).all()
-    assert views.grad[:, -1].abs().sum() == 0
-
-
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("training", [False, True])
 def test_the_order_of_the_observed_views_does_not_matter(reduction: str, training: bool):

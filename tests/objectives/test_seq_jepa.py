@@ -64,15 +64,6 @@ def test_the_published_sizes_have_the_published_numbers_of_parameters() -> None:
 # ---------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize("momentum_target", [True, False])
-def test_no_gradient_flows_through_the_view_to_predict(momentum_target: bool) -> None:
-    objective, (views, actions) = moved(replace(SMALL, momentum_target=momentum_target)), random_batch()
-    views.requires_grad_()
-    objective(views, actions).loss.backward()
-    assert (views.grad[:, :-1].abs().sum(dim=(0, 2, 3, 4)) > 0).all()
-    assert views.grad[:, -1].abs().sum() == 0
-
-
 def test_the_gradient_is_that_of_finite_differences() -> None:
     objective, (views, actions) = moved(), random_batch()
 

@@ -159,15 +159,6 @@ def test_collapsed_features_are_reported_and_give_finite_gradients():
     assert all(torch.isfinite(parameter.grad).all() for parameter in objective.parameters())
 
 
-def test_target_branch_receives_gradient():
-    """SIE has no stop-gradient: view 2 alone moves the encoder."""
-    objective = SIE(PixelEncoder(), replace(SMALL, inv_weight=0.0, variance_weight=0.0, covariance_weight=0.0))
-    views, actions = random_pairs(8)
-    views.requires_grad_()
-    objective(views, actions).loss.backward()
-    assert views.grad[:, 1].abs().sum() > 0
-
-
 @pytest.mark.parametrize(
     ("columns", "words"),
     [(6, "'rotation_color'.*'rotation'"), (7, "actions='pose_base' or 'pose_object'"), (5, "of your own")],

@@ -1,7 +1,5 @@
 """VICReg-Traj against its formula, the trajectory on known geometry, and VICReg against itself."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -134,33 +132,10 @@ def test_it_agrees_with_the_formula(on_sphere: bool, separate: bool):
     assert not disagreements(VICRegTraj(base, VICRegTrajConfig(0.7, on_sphere)), expected)
 
 
-def test_every_parameter_and_all_three_views_get_a_gradient():
-    objective, views = make(), random_views().requires_grad_()
-    objective(views).loss.backward()
-    for name, parameter in objective.named_parameters():
-        assert torch.isfinite(parameter.grad).all(), name
-        # A batch norm takes out the bias in front of it.
-        assert name.endswith("bias") or parameter.grad.abs().max() > 1e-6, name
-    assert (views.grad.flatten(2).abs().sum(dim=2) > 0).all()
-
-
-@pytest.mark.parametrize("given", [2, 3])
-@pytest.mark.parametrize("separate", [False, True])
-def test_with_weight_zero_it_is_vicreg_on_the_first_two_views_to_the_bit(given: int, separate: bool):
-    objective = make(weight=0.0, separate_batch_norm=separate)
-    base, views = copy.deepcopy(objective.base), random_views()
-    output, alone = objective(views[:, :given]), base(views[:, :2])
+def test_with_weight_zero_the_third_view_is_not_used():
+    objective, views = make(weight=0.0), random_views()
     assert objective.num_views == 2
-    assert torch.equal(output.loss, alone.loss) and torch.equal(output.features, alone.features)
-    assert output.terms == alone.terms
-    assert output.embeddings is None and output.encoder_features is None
-    output.loss.backward()
-    alone.loss.backward()
-    for (name, mine), theirs in zip(objective.named_parameters(), base.parameters(), strict=True):
-        assert torch.equal(mine.grad, theirs.grad), name
-    for mine, theirs in zip(objective.buffers(), base.buffers(), strict=True):
-        assert torch.equal(mine, theirs)
-    assert list(objective.state_dict()) == [f"base.{key}" for key in base.state_dict()]
+    assert torch.equal(objective(views[:, :2]).loss, make(weight=0.0)(views).loss)
 
 
 def test_training_straightens_the_path():
