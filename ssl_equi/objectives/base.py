@@ -149,7 +149,6 @@ class CapsuleObjective(Objective):
 
     @property
     def capsule_network(self) -> "CapsuleNetwork":
-        """See `Objective`."""
         return self.network
 
 
@@ -176,9 +175,7 @@ class Extension(Objective):
 
     @property
     def parts(self) -> dict[str, slice]:
-        """See `Objective`."""
         return self.base.parts
 
     def update_target(self, momentum: float) -> None:
-        """See `Objective`."""
         self.base.update_target(momentum)

@@ -69,6 +69,7 @@ class BYOL(ProjectedObjective):
             targets = self.on_views(self.target_projector, self.on_views(self.target_encoder, views))
 
         with torch.autocast(views.device.type, enabled=False):
+            # Prediction 1 is compared with target 2, and the reverse.
             of_other_view = full_precision(targets).flip(dims=(1,))
             cosine = -self.negative_cosine(full_precision(predictions).flatten(0, 1), of_other_view.flatten(0, 1))
             loss = 2 - 2 * cosine if self.config.reduction == "mean" else 4 - 4 * cosine

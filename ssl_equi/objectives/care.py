@@ -79,8 +79,6 @@ def gram_difference(embeddings: Tensor, chunk_size: int) -> Tensor:
 class CARE(Extension):
     """loss = base loss + weight * `gram_difference` of views whose augmentations are shared by chunks of images.
 
-    Chunks lie within a process, and the term is a mean over them, so the mean over processes is that of all chunks.
-
     Args:
         base: a contrastive objective; with `reuse_views` one that `embeds_both_views`.
     """
@@ -140,6 +138,7 @@ class CARE(Extension):
         assert embeddings is not None, "a base that embeds both views hands them out"
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
+            # A mean over chunks, which lie within a process: the mean over processes is that of all chunks.
             difference = gram_difference(embeddings, config.chunk_size)
             first, second = embeddings.detach().unbind(dim=1)
             alignment = F.cosine_similarity(first, second, dim=1).mean()

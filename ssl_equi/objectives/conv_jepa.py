@@ -52,9 +52,8 @@ class ConvJEPA(ProjectedObjective):
 
     The target encoder and projector start as copies of the online ones and follow them through `update_target`. They
     run in the mode of the objective: while training, their batch norms use the statistics of the target views and
-    gather running ones of their own. The M observed views go through the encoder and the projector in one call each,
-    and through the predictor one by one, so that batch norms see the predictions and actions of each by themselves; the
-    online encoder never sees the target views.
+    gather running ones of their own. The M observed views go through the encoder and the projector in one call each;
+    the online encoder never sees the target views.
     """
 
     def __init__(self, encoder: nn.Module, config: ConvJEPAConfig = ConvJEPAConfig()) -> None:
@@ -86,6 +85,7 @@ class ConvJEPA(ProjectedObjective):
         actions = check_actions(actions, *observed.shape[:2], self.config.action_dim)
         features = self.on_views(self.encoder, observed)
         embeddings = self.on_views(self.projector, features)
+        # One call per view, so that batch norms see the predictions and actions of each by themselves.
         pairs = zip(embeddings.unbind(dim=1), actions.unbind(dim=1), strict=True)
         predictions = torch.stack([self.predictor(embedding, action) for embedding, action in pairs], dim=1)
         with torch.no_grad():

@@ -113,7 +113,6 @@ class EquiMod(Objective):
         self._contrastive_loss = ContrastiveLoss(config.temperature)
 
     def latent_predictor(self) -> ProjectedPredictor:
-        """See `Objective`."""
         return ProjectedPredictor(self.num_features, self.parts["all"], self.projectors["equi"], self.predictor)
 
     def forward(self, views: Tensor, actions: Tensor) -> ObjectiveOutput:

@@ -44,11 +44,6 @@ class MoCo(ProjectedObjective):
     random directions of torch's generator: seed all processes alike before construction. A forward pass in
     training mode with gradients ends by writing the keys of the global batch, in rank order, over the oldest ones, so a
     step's own keys are never among its negatives and all processes hold the same queue. Otherwise it stays.
-
-    Batches are not shuffled between processes for the target's batch norms, as the paper does: with statistics of the
-    global batch (`convert_sync_batchnorm`) there is only one group. A query and its key are then normalised by
-    statistics of the same objects, the negatives by those of others. What a query can learn of its key from that is
-    weak with large batches, but not nothing; encoders without batch norm do not have the problem.
     """
 
     queue: Tensor
@@ -83,6 +78,10 @@ class MoCo(ProjectedObjective):
         symmetric = self.config.symmetric
         features = self.on_views(self.encoder, views if symmetric else views[:, :1])
         embeddings = self.on_views(self.projector, features)
+        # Batches are not shuffled between processes for the target's batch norms, as the paper does: with statistics of
+        # the global batch (`convert_sync_batchnorm`) there is only one group. A query and its key are then normalised
+        # by statistics of the same objects, the negatives by those of others. What a query can learn of its key from
+        # that is weak with large batches, but not nothing; encoders without batch norm do not have the problem.
         with torch.no_grad():
             target_features = self.on_views(self.target_encoder, views if symmetric else views[:, 1:])
             keys = self.on_views(self.target_projector, target_features)
@@ -96,11 +95,8 @@ class MoCo(ProjectedObjective):
             negative = queries @ full_precision(self.queue.clone()).T
             logits = torch.cat([positive, negative], dim=-1).flatten(0, 1) / self.config.temperature
             loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
-            terms = {
-                "contrastive": loss,
-                "positive_similarity": positive.mean(),
-                "std_all": normalised_std(embeddings),
-            }
+            spread = normalised_std(embeddings)
+            terms = {"contrastive": loss, "positive_similarity": positive.mean(), "std_all": spread}
             if updates_queue:
                 self._enqueue(keys)
         reusable = {"embeddings": embeddings, "encoder_features": features} if symmetric else {}

@@ -55,7 +55,6 @@ class SEN(ProjectedObjective):
         self._contrastive_loss = ContrastiveLoss(config.temperature)
 
     def latent_predictor(self) -> ProjectedPredictor:
-        """See `Objective`."""
         return ProjectedPredictor(self.num_features, self.parts["all"], self.projector, self.predictor)
 
     def forward(self, views: Tensor, actions: Tensor) -> ObjectiveOutput:

@@ -60,8 +60,7 @@ class SeqJEPAConfig:
 class Aggregator(nn.Module):
     """A learned token, followed by one token per view, through a transformer; the first output is the aggregate.
 
-    Tokens carry no position: where a view stands in the sequence shows in its action only. Layers normalise after
-    their residual sums, and once more at the end.
+    Layers normalise after their residual sums, and once more at the end.
     """
 
     def __init__(self, width: int, layers: int, heads: int, feedforward_width: int, dropout: float) -> None:
@@ -83,6 +82,7 @@ class Aggregator(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [B, M, W] of M views -> their aggregate [B, W]."""
+        # Tokens carry no position: where a view stands in the sequence shows in its action only.
         first = self.token.to(tokens.dtype).expand(len(tokens), -1, -1)
         return self.transformer(torch.cat([first, tokens], dim=1))[:, 0]
 

@@ -85,8 +85,7 @@ class SIE(Objective):
     loss = inv * MSE(Zi, Zi') + equi * MSE(P, Ze') + variance * ([V(Z) + V(Z')] / 2 + V(P) / 2)
     + covariance * [C(Z) + C(Z')].
 
-    The covariance runs over the concatenation, so covariances between the two parts are penalised too. There is no
-    stop-gradient and no momentum encoder. V and C are taken over the global batch.
+    There is no stop-gradient and no momentum encoder. V and C are taken over the global batch.
     """
 
     def __init__(self, encoder: nn.Module, config: SIEConfig = SIEConfig()) -> None:
@@ -160,6 +159,7 @@ class SIE(Objective):
 
     def _regularisation_terms(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
         """Variance and covariance of the concatenated parts over the global batch, and the collapse monitors."""
+        # Of the concatenation, so that covariances between the two parts are penalised, too.
         together = torch.cat(list(embeddings.values()), dim=-1)
         std = std_per_dim(together.detach()).mean(dim=0)
         std_by_part = std.split([embedding.shape[-1] for embedding in embeddings.values()])
@@ -199,11 +199,6 @@ def _predictor(config: SIEConfig, dim: int) -> nn.Module:
     check_action_dim(config.action_dim)
     if config.predictor == "mlp":
         return MLPPredictor(dim, config.action_dim, config.mlp_layers)
-    return Hypernetwork(
-        dim,
-        config.action_dim,
-        2 if config.predictor == "hypernetwork_deep" else 0,
-        config.hypernetwork_bias,
-        config.predicted_bias,
-        config.hypernetwork_init,
-    )
+    hidden_layers = 2 if config.predictor == "hypernetwork_deep" else 0
+    biases = config.hypernetwork_bias, config.predicted_bias
+    return Hypernetwork(dim, config.action_dim, hidden_layers, *biases, config.hypernetwork_init)

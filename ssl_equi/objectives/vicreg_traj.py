@@ -106,6 +106,7 @@ class VICRegTraj(Extension):
         embeddings = self.on_views(self.base.projector, features)
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
+            # View 3 is for the trajectory alone: VICReg's terms are those of a pair.
             base_loss, terms = self.base.loss_of(embeddings[:, :2])
             terms["trajectory"] = trajectory_term(embeddings, self.config.on_sphere)
             loss = base_loss + self.config.weight * terms["trajectory"]

@@ -1,101 +1,44 @@
-"""BYOL's loss against an independent NumPy computation of equation 2, and the moving target."""
+"""BYOL and Conditional BYOL against their formulas, and their target, which the formulas take as a constant."""
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ssl_equi.objectives.byol import BYOL, BYOLConfig
+from ssl_equi.objectives.byol import BYOL, BYOLConfig, ConditionalBYOL, ConditionalBYOLConfig
+from tests.fakes import LinearEncoder, random_pairs
+from tests.references.comparison import SmallEncoder, disagreements, moved
+from tests.references.equivariant import conditional_byol
+from tests.references.invariant import byol
+from tests.references.table import APART, JOINT, TWO_LAYERS, TWO_LAYERS_NORM, reference
 
 SMALL = BYOLConfig(projector=(24, 8), predictor_hidden_width=20)
+SMALL_CONDITIONAL = {"projector": (24, 8), "predictor_hidden_width": 20, "action_width": 6}
 
 
-class LinearEncoder(nn.Module):
-    num_features = 16
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(12, 16)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.linear(images.flatten(1))
-
-
-def byol_apart_from_its_target(config: BYOLConfig = SMALL) -> BYOL:
-    """An objective whose target differs from the online branch, as it does once training has begun."""
-    torch.manual_seed(0)
-    objective = BYOL(LinearEncoder(), config)
-    with torch.no_grad():
-        for parameter in (*objective.target_encoder.parameters(), *objective.target_projector.parameters()):
-            parameter += 0.1 * torch.randn_like(parameter)
-    return objective
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_byol_agrees_with_the_formula(separate: bool, reduction: str):
+    objective = BYOL(SmallEncoder(), BYOLConfig((24, 8), 20, separate, reduction=reduction))
+    calls = APART if separate else JOINT
+    assert not disagreements(
+        objective, reference(byol, calls=calls, projector=TWO_LAYERS, predictor=TWO_LAYERS, reduction=reduction)
+    )
 
 
-def numpy_loss(prediction: np.ndarray, target: np.ndarray) -> float:
-    """Equation 2: the squared distance of the two after normalising both to length 1, mean over the batch."""
-    prediction = prediction / np.linalg.norm(prediction, axis=1, keepdims=True)
-    target = target / np.linalg.norm(target, axis=1, keepdims=True)
-    return float(np.mean(np.sum((prediction - target) ** 2, axis=1)))
+@pytest.mark.parametrize(("last_batch_norm", "projector"), [("none", TWO_LAYERS), ("not_affine", TWO_LAYERS_NORM)])
+def test_conditional_byol_agrees_with_the_formula(last_batch_norm: str, projector: str):
+    config = ConditionalBYOLConfig(**SMALL_CONDITIONAL, last_batch_norm=last_batch_norm)
+    expected = reference(conditional_byol, actions=(4,), projector=projector, predictor=TWO_LAYERS)
+    assert not disagreements(ConditionalBYOL(SmallEncoder(), config), expected)
 
 
-@pytest.mark.parametrize("separate_batch_norm", [False, True])
-def test_loss_is_the_mean_of_both_directions(separate_batch_norm: bool):
-    objective = byol_apart_from_its_target(BYOLConfig((24, 8), 20, separate_batch_norm))
-    views, online, target = torch.randn(10, 2, 3, 2, 2), [], []
-    objective.predictor.register_forward_hook(lambda _module, _inputs, output: online.append(output.detach()))
-    objective.target_projector.register_forward_hook(lambda _module, _inputs, output: target.append(output))
-    output = objective(views)
-    assert len(online) == len(target) == (2 if separate_batch_norm else 1)
-    if separate_batch_norm:
-        (p1, p2), (t1, t2) = online, target
-    else:
-        (p1, p2), (t1, t2) = (batch[0].unflatten(0, (10, 2)).unbind(1) for batch in (online, target))
-    p1, p2, t1, t2 = (tensor.double().numpy() for tensor in (p1, p2, t1, t2))
-    expected = (numpy_loss(p1, t2) + numpy_loss(p2, t1)) / 2
-    assert output.loss.item() == pytest.approx(expected, rel=1e-5)
-    assert output.terms["cosine"].item() == pytest.approx(1 - expected / 2, rel=1e-5)
-
-
-def test_eval_mode_equals_a_pass_through_the_modules():
-    objective = byol_apart_from_its_target().eval()
-    views = torch.randn(6, 2, 3, 2, 2)
-    p1, p2 = (objective.predictor(objective.embed(views[:, v])).detach().double().numpy() for v in (0, 1))
-    t1, t2 = (objective.target_projector(objective.target_encoder(views[:, v])).double().numpy() for v in (0, 1))
-    assert objective(views).loss.item() == pytest.approx((numpy_loss(p1, t2) + numpy_loss(p2, t1)) / 2, rel=1e-5)
-
-
-def test_the_target_starts_as_a_copy_without_gradient_and_gets_none():
-    objective = BYOL(LinearEncoder(), SMALL)
-    for online, target in [
-        (objective.encoder, objective.target_encoder),
-        (objective.projector, objective.target_projector),
-    ]:
-        assert target is not online
-        for mine, theirs in zip(target.parameters(), online.parameters(), strict=True):
-            assert torch.equal(mine, theirs)
-            assert mine is not theirs
-    objective(torch.randn(6, 2, 3, 2, 2)).loss.backward()
-    without_gradient = {name for name, parameter in objective.named_parameters() if parameter.grad is None}
-    assert without_gradient == {name for name, _ in objective.named_parameters() if name.startswith("target_")}
-    assert {name for name, parameter in objective.named_parameters() if not parameter.requires_grad} == without_gradient
-
-
-def test_the_gradient_takes_the_target_as_a_constant():
-    objective = byol_apart_from_its_target().eval()  # without batch statistics, a row depends on itself only
-    views = torch.randn(6, 2, 3, 2, 2)
-    with torch.no_grad():
-        constant = objective.target_projector(objective.target_encoder(views[:, 1]))
-        reverse = objective.target_projector(objective.target_encoder(views[:, 0]))
+def test_in_eval_mode_views_are_compared_one_by_one():
+    objective = moved(BYOL(LinearEncoder(), SMALL)).eval()
+    views, _ = random_pairs(6, dtype=torch.float64)
     predictions = [objective.predictor(objective.embed(views[:, view])) for view in (0, 1)]
-    cosines = [
-        torch.cosine_similarity(prediction, target).mean()
-        for prediction, target in zip(predictions, (constant, reverse), strict=True)
-    ]
-    online = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    expected = torch.autograd.grad(2 - sum(cosines), online)
-    found = torch.autograd.grad(objective(views).loss, online)
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs)
+    targets = [objective.target_projector(objective.target_encoder(views[:, view])) for view in (0, 1)]
+    cosines = [torch.cosine_similarity(predictions[view], targets[1 - view]).mean() for view in (0, 1)]
+    assert objective(views).loss.item() == pytest.approx(2 - sum(cosines).item(), rel=1e-10)
 
 
 @pytest.mark.parametrize(("momentum", "weight", "bias"), [(1.0, 2.0, -1.0), (0.0, 6.0, 3.0), (0.75, 3.0, 0.0)])
@@ -115,39 +58,44 @@ def test_update_target_golden_values(momentum: float, weight: float, bias: float
     assert (objective.projector.layers[-1].bias == 3).all()
 
 
-@pytest.mark.parametrize("momentum", [1.5, -0.1, float("nan")])
-def test_an_impossible_momentum_is_refused_and_moves_nothing(momentum: float):
-    objective = byol_apart_from_its_target()
-    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
-    with pytest.raises(ValueError, match="the momentum is"):
-        objective.update_target(momentum)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())
-
-
 def test_the_target_uses_batch_statistics_while_training_and_running_ones_after():
-    objective = byol_apart_from_its_target()
+    objective, (views, _) = BYOL(LinearEncoder(), SMALL), random_pairs(6)
     norm = objective.target_projector.layers[1]
     assert isinstance(norm, nn.BatchNorm1d)
-    objective(torch.randn(6, 2, 3, 2, 2))
+    objective(views)
     after_training = norm.running_mean.clone()
     assert norm.num_batches_tracked == 1
-    objective.eval()(torch.randn(6, 2, 3, 2, 2))
+    objective.eval()(views + 1)
     assert torch.equal(norm.running_mean, after_training)
 
 
 def test_sizes_of_the_paper():
+    def count(module: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
     with torch.device("meta"):
-        encoder = LinearEncoder()
-        encoder.num_features = 2048
-        objective = BYOL(encoder)
-    assert (
-        sum(parameter.numel() for parameter in objective.projector.parameters()) == 2048 * 4096 + 2 * 4096 + 4097 * 256
-    )
-    assert (
-        sum(parameter.numel() for parameter in objective.predictor.parameters()) == 256 * 4096 + 2 * 4096 + 4097 * 256
-    )
+        objective = BYOL(LinearEncoder(num_features=2048))
+    assert count(objective.projector) == 2048 * 4096 + 2 * 4096 + 4097 * 256
+    assert count(objective.predictor) == 256 * 4096 + 2 * 4096 + 4097 * 256
 
 
-def test_an_impossible_predictor_is_refused():
-    with pytest.raises(ValueError, match=r"the head's widths are \(0, 8\)"):
-        BYOL(LinearEncoder(), BYOLConfig(projector=(24, 8), predictor_hidden_width=0))
+def test_defaults_of_conditional_byol_are_seq_jepas():
+    config = ConditionalBYOLConfig()
+    assert (config.projector, config.predictor_hidden_width, config.action_width) == ((2048, 2048, 2048), 512, 128)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BYOLConfig((24, 8), 0), r"the head's widths are \(0, 8\)"),
+        (lambda: BYOLConfig(()), "the head's widths are"),
+        (lambda: BYOLConfig((24, -1)), "the head's widths are"),
+        (lambda: BYOLConfig((24, 8), reduction="max"), "reduction is 'max': choose 'mean' or 'sum'"),
+        (lambda: ConditionalBYOLConfig(predictor_hidden_width=0), "the head's widths"),
+    ],
+)
+def test_impossible_configurations_are_refused(make, message: str):
+    config = make()
+    objective_class = BYOL if isinstance(config, BYOLConfig) else ConditionalBYOL
+    with pytest.raises(ValueError, match=message):
+        objective_class(LinearEncoder(), config)

@@ -1,42 +1,27 @@
-"""CARE's Gram term against its definition pair by pair, and its two ways of making the shared views."""
-
-from collections.abc import Callable
+"""CARE against its formula, its Gram term pair by pair, and its two ways of making the shared views."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from ssl_equi.objectives.byol import BYOL, BYOLConfig
 from ssl_equi.objectives.care import CARE, CAREConfig, gram_difference, mean_pair_weight
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.objectives.supervised import Supervised
+from tests.fakes import ConvolutionEncoder, recorded_calls
+from tests.references.comparison import SmallEncoder, disagreements
+from tests.references.extensions import care as care_formula
+from tests.references.invariant import simclr as simclr_formula
+from tests.references.table import APART, JOINT, TWO_LAYERS, reference
 
 CHUNK = 4
 BATCH = 12
 
 
-class ConvolutionEncoder(nn.Module):
-    num_features = 10
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images)
-
-
 def simclr() -> SimCLR:
     return SimCLR(ConvolutionEncoder(), SimCLRConfig(projector=(16, 8)))
-
-
-def barlow_twins() -> BarlowTwins:
-    return BarlowTwins(ConvolutionEncoder(), BarlowTwinsConfig(projector=(16, 8)))
 
 
 def care(**options: object) -> CARE:
@@ -128,118 +113,30 @@ def test_gradient():
     assert torch.autograd.gradcheck(lambda z: gram_difference(z, 3), (embeddings,))
 
 
-def test_four_passes_equal_numpy():
-    objective, views, shared = care(weight=0.7), random_views(1), random_views(2)
-    output = objective(views, None, shared)
-    torch.manual_seed(0)
-    base = simclr()
-    base_output = base(views)
-    embeddings = base.embed(shared.flatten(0, 1)).unflatten(0, (BATCH, 2)).detach().double().numpy()
-    expected = numpy_gram_difference(embeddings, CHUNK)
-    assert expected > 1e-4
-    assert output.terms["gram_difference"].item() == pytest.approx(expected, rel=1e-5)
-    assert output.loss.item() == pytest.approx(base_output.loss.item() + 0.7 * expected, rel=1e-5)
-    cosines = (unit(embeddings[:, 0]) * unit(embeddings[:, 1])).sum(1)
-    assert output.terms["alignment_shared"].item() == pytest.approx(cosines.mean(), rel=1e-5)
-    assert {name: output.terms[name] for name in base_output.terms} == base_output.terms
-    assert torch.equal(output.features, base_output.features)
-    assert output.embeddings is None
-    assert all(term.dtype == torch.float32 and not term.requires_grad for term in output.terms.values())
-
-
-@pytest.mark.parametrize("make_base", [simclr, barlow_twins])
-def test_two_passes_reuse_the_embeddings_of_the_base(make_base: Callable[[], nn.Module]):
-    views = random_views()
-    torch.manual_seed(0)
-    objective = CARE(make_base(), CAREConfig(weight=0.7, chunk_size=CHUNK, reuse_views=True))
-    calls = count_calls(objective.encoder)
-    output = objective(views)
-    assert len(calls) == 1
-    torch.manual_seed(0)
-    base_output = make_base()(views)
-    expected = numpy_gram_difference(base_output.embeddings.detach().double().numpy(), CHUNK)
-    assert output.terms["gram_difference"].item() == pytest.approx(expected, rel=1e-5)
-    assert output.loss.item() == pytest.approx(base_output.loss.item() + 0.7 * expected, rel=1e-5)
-
-
-def count_calls(module: nn.Module) -> list[int]:
-    """Grows by the batch size at every call."""
-    calls: list[int] = []
-    module.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
-    return calls
+@pytest.mark.parametrize(("reuse_views", "shared_statistics"), [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize("separate", [False, True])
+def test_it_agrees_with_the_formula(reuse_views: bool, shared_statistics: bool, separate: bool):
+    calls = APART if separate else JOINT
+    expected = reference(
+        care_formula,
+        shared_views=0 if reuse_views else 2,
+        objects=12,
+        calls=calls,
+        chunk_size=CHUNK,
+        paper_lambda=0.05,
+        shared_views_remembered=shared_statistics,
+        base=reference(simclr_formula, calls=calls, projector=TWO_LAYERS, temperature=0.5, candidates="2N - 1"),
+    )
+    base = SimCLR(SmallEncoder(), SimCLRConfig(projector=(24, 8), separate_batch_norm=separate))
+    config = CAREConfig(mean_pair_weight(0.05, CHUNK), CHUNK, reuse_views, not shared_statistics)
+    assert not disagreements(CARE(base, config), expected)
 
 
 def test_shared_views_are_encoded_in_one_call():
     objective = care()
-    calls = count_calls(objective.encoder)
+    calls = recorded_calls(objective.encoder)
     objective(random_views(1), None, random_views(2))
-    assert calls == [2 * BATCH, 2 * BATCH]
-
-
-def test_the_gradient_is_that_of_both_losses():
-    objective, views, shared = care(weight=0.7), random_views(1), random_views(2)
-    objective(views, None, shared).loss.backward()
-    torch.manual_seed(0)
-    base = simclr()
-    embeddings = base.embed(shared.flatten(0, 1)).unflatten(0, (BATCH, 2))
-    (base(views).loss + 0.7 * gram_difference(embeddings, CHUNK)).backward()
-    for found, expected in zip(objective.parameters(), base.parameters(), strict=True):
-        torch.testing.assert_close(found.grad, expected.grad, atol=1e-6, rtol=1e-4)
-
-
-@pytest.mark.parametrize("separate", [False, True])
-def test_running_statistics_are_those_of_the_base_if_separate(separate: bool):
-    objective, views = care(separate_statistics=separate), random_views(1)
-    objective(views, None, 3 * random_views(2) + 1)
-    torch.manual_seed(0)
-    base = simclr()
-    base(views)
-    found, expected = dict(objective.base.named_buffers()), dict(base.named_buffers())
-    assert found.keys() == expected.keys() and len(found) > 3
-    same = [torch.equal(found[name], expected[name]) for name in found]
-    assert all(same) if separate else not any(same)
-
-
-@pytest.mark.parametrize("reuse_views", [False, True])
-def test_without_weight_it_is_the_base_to_the_bit(reuse_views: bool):
-    objective, views = care(weight=0.0, reuse_views=reuse_views, chunk_size=5), random_views()
-    calls = count_calls(objective.encoder)
-    output = objective(views)
-    assert len(calls) == 1
-    torch.manual_seed(0)
-    base = simclr()
-    expected = base(views)
-    assert output.terms == expected.terms and torch.equal(output.loss, expected.loss)
-    assert torch.equal(output.features, expected.features)
-    assert output.embeddings is None
-    output.loss.backward()
-    expected.loss.backward()
-    for mine, theirs in zip(objective.parameters(), base.parameters(), strict=True):
-        assert torch.equal(mine.grad, theirs.grad)
-
-
-def test_half_precision_is_compared_in_float32():
-    objective = care()
-    with torch.autocast("cpu", torch.bfloat16):
-        output = objective(random_views(1), None, random_views(2))
-    assert output.loss.dtype == torch.float32
-    assert torch.isfinite(output.loss)
-
-
-def test_encoder_parts_and_width_are_the_bases():
-    objective = care()
-    assert objective.encoder is objective.base.encoder
-    assert objective.num_features == 10
-    assert objective.parts == {"all": slice(0, 10)}
-
-
-def test_a_momentum_target_is_moved_and_none_is_no_error():
-    base = BYOL(ConvolutionEncoder(), BYOLConfig(projector=(16, 8), predictor_hidden_width=6))
-    with torch.no_grad():
-        base.encoder.layers[0].weight.add_(1.0)
-    CARE(base, CAREConfig()).update_target(0.0)
-    assert torch.equal(base.target_encoder.layers[0].weight, base.encoder.layers[0].weight)
-    care().update_target(0.5)
+    assert calls == [(2 * BATCH, 3, 6, 6)] * 2
 
 
 def test_a_base_that_cannot_embed_is_refused():
@@ -249,16 +146,18 @@ def test_a_base_that_cannot_embed_is_refused():
         CARE(nn.Identity())
 
 
-@pytest.mark.parametrize("weight", [-0.1, float("nan")])
-def test_an_impossible_weight_is_refused(weight: float):
-    with pytest.raises(ValueError, match="weight is"):
-        care(weight=weight)
-
-
-@pytest.mark.parametrize("chunk_size", [1, 0])
-def test_a_chunk_without_pairs_is_refused(chunk_size: int):
-    with pytest.raises(ValueError, match=f"chunk_size is {chunk_size}: a chunk needs 2"):
-        care(chunk_size=chunk_size)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight": -0.1}, "weight is -0.1: give 0 or more"),
+        ({"weight": float("nan")}, "weight is nan: give 0 or more"),
+        ({"chunk_size": 1}, "chunk_size is 1: a chunk needs 2"),
+        ({"chunk_size": 0}, "chunk_size is 0: a chunk needs 2"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, float], message: str):
+    with pytest.raises(ValueError, match=message):
+        care(**options)
 
 
 def test_a_batch_that_leaves_a_piece_of_a_chunk_is_refused():
@@ -285,6 +184,3 @@ def test_a_base_without_embeddings_has_none_to_reuse():
     asymmetric = MoCo(ConvolutionEncoder(), MoCoConfig(projector=(16, 8), queue_size=24))
     with pytest.raises(ValueError, match="the base objective MoCo does not embed both views"):
         CARE(asymmetric, CAREConfig(chunk_size=CHUNK, reuse_views=True))
-    symmetric = MoCo(ConvolutionEncoder(), MoCoConfig(projector=(16, 8), queue_size=24, symmetric=True))
-    output = CARE(symmetric, CAREConfig(chunk_size=CHUNK, reuse_views=True))(random_views())
-    assert output.terms["gram_difference"] > 0

@@ -1,11 +1,9 @@
 """Gloo processes with a share of the batch each must equal one process with the whole batch."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -18,16 +16,13 @@ from ssl_equi.objectives.parts.batch import (
     gather_batch,
     world_size,
 )
+from tests.objectives import two_process_cases
+from tests.objectives.case import all_cases
 
-SCRIPT = Path(__file__).with_name("two_process_cases.py")
+SCRIPT = Path(two_process_cases.__file__)
 REPOSITORY = SCRIPT.parents[2]
-SPEC = importlib.util.spec_from_file_location("two_process_cases", SCRIPT)
-CASES: ModuleType = importlib.util.module_from_spec(SPEC)
-sys.modules["two_process_cases"] = CASES  # what the files in cases/ import
-SPEC.loader.exec_module(CASES)
-
-OBJECTIVE_CASES = list(CASES.objective_cases())
-BATCH_NORM_CASES = [case for case in CASES.CASES if case.startswith("batch_norm")]
+OBJECTIVE_CASES = all_cases()
+BATCH_NORM_CASES = [case for case in two_process_cases.CASES if case.startswith("batch_norm")]
 Results = dict[str, dict[str, Tensor]]
 
 
@@ -65,12 +60,12 @@ def sharded_processes(tmp_path_factory: pytest.TempPathFactory) -> list[Results]
 
 @pytest.fixture(scope="module")
 def one_process() -> Results:
-    return CASES.run_all()
+    return two_process_cases.run_all()
 
 
 @pytest.fixture(scope="module")
 def one_process_with_transformer() -> Results:
-    return CASES.run_all(only_sharded=True)
+    return two_process_cases.run_all(only_sharded=True)
 
 
 def assert_close(value: Tensor, expected: Tensor, scale: Tensor, tolerance: float, name: str) -> None:
@@ -105,7 +100,7 @@ def test_objective_gradients_equal_one_process(
     assert_equals_one_process([results[name] for results in processes], one_process[name], tolerance)
 
 
-@pytest.mark.parametrize("case", CASES.ALSO_SHARDED)
+@pytest.mark.parametrize("case", two_process_cases.ALSO_SHARDED)
 def test_sharded_gradients_equal_one_process(case: str, processes: list[Results], one_process: Results):
     """Of hybrid octic transformers and heads, whose momentum targets followed them."""
     name = f"{case} sharded float64"
@@ -113,7 +108,7 @@ def test_sharded_gradients_equal_one_process(case: str, processes: list[Results]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in OBJECTIVE_CASES if not case.startswith(CASES.CONVOLUTIONAL)])
+@pytest.mark.parametrize("case", [name for name, case in OBJECTIVE_CASES.items() if case.takes_any_encoder])
 def test_every_objective_can_be_sharded(
     case: str, sharded_processes: list[Results], one_process_with_transformer: Results
 ):

@@ -1,49 +1,34 @@
-"""SimCLR's loss against an independent NumPy computation of equation 1."""
+"""SimCLR against its formula, and its projector."""
 
-import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
-
-
-class PixelEncoder(nn.Module):
-    num_features = 12
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.flatten(1)
-
-
-def numpy_nt_xent(first: np.ndarray, second: np.ndarray, temperature: float) -> float:
-    """Equation 1, one embedding at a time."""
-    z = np.concatenate([first, second])
-    z = z / np.linalg.norm(z, axis=1, keepdims=True)
-    count, losses = len(first), []
-    for i in range(2 * count):
-        positive = (i + count) % (2 * count)
-        others = [k for k in range(2 * count) if k != i]
-        similarities = np.exp(z @ z[i] / temperature)
-        losses.append(-np.log(similarities[positive] / similarities[others].sum()))
-    return float(np.mean(losses))
+from tests.fakes import PixelEncoder
+from tests.references.comparison import SmallEncoder, disagreements
+from tests.references.invariant import simclr
+from tests.references.table import APART, JOINT, reference
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
-@pytest.mark.parametrize("separate_batch_norm", [False, True])
-@pytest.mark.parametrize("last_batch_norm", ["none", "affine", "not_affine"])
-def test_loss_and_terms_equal_numpy(temperature: float, separate_batch_norm: bool, last_batch_norm: str):
-    torch.manual_seed(0)
-    config = SimCLRConfig(temperature, (24, 8), last_batch_norm, separate_batch_norm)
-    output = SimCLR(PixelEncoder(), config)(torch.randn(10, 2, 3, 2, 2))
-    first, second = output.embeddings.detach().double().numpy().transpose(1, 0, 2)
-    expected = numpy_nt_xent(first, second, temperature)
-    assert output.loss.item() == pytest.approx(expected, rel=1e-5)
-    assert output.terms["contrastive"].item() == pytest.approx(expected, rel=1e-5)
-    first /= np.linalg.norm(first, axis=1, keepdims=True)
-    second /= np.linalg.norm(second, axis=1, keepdims=True)
-    assert output.terms["alignment"].item() == pytest.approx((first * second).sum(1).mean(), rel=1e-5)
-    spread = (first.std(0).mean() + second.std(0).mean()) / 2 * 8**0.5
-    assert output.terms["std_all"].item() == pytest.approx(spread, rel=1e-5)
+@pytest.mark.parametrize(("candidates", "words"), [("both_views", "2N - 1"), ("other_view", "N")])
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize(
+    ("last_batch_norm", "last"),
+    [("none", "linear+bias"), ("affine", "linear norm"), ("not_affine", "linear norm-affine")],
+)
+def test_it_agrees_with_the_formula(
+    temperature: float, candidates: str, words: str, separate: bool, last_batch_norm: str, last: str
+):
+    config = SimCLRConfig(temperature, (24, 12), last_batch_norm, separate, candidates=candidates)
+    expected = reference(
+        simclr,
+        calls=APART if separate else JOINT,
+        projector=f"linear norm relu | {last}",
+        temperature=temperature,
+        candidates=words,
+    )
+    assert not disagreements(SimCLR(SmallEncoder(), config), expected)
 
 
 def test_projector_layers():

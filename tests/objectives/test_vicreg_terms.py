@@ -1,11 +1,10 @@
-"""The VICReg terms against few-line NumPy formulas, recorded values and lightly."""
+"""The VICReg terms against their formulas, recorded values and lightly."""
 
 import numpy as np
 import pytest
 import torch
 from lightly.loss import VICRegLoss
 
-from ssl_equi.objectives.parts.batch import full_precision
 from ssl_equi.objectives.parts.vicreg_terms import (
     covariance_term,
     invariance_term,
@@ -13,6 +12,7 @@ from ssl_equi.objectives.parts.vicreg_terms import (
     std_per_dim,
     variance_term,
 )
+from tests.references.formulas import covariances, hinge, mean_squared_error
 
 
 def wave(samples: int, dims: int, phase: float) -> torch.Tensor:
@@ -21,33 +21,25 @@ def wave(samples: int, dims: int, phase: float) -> torch.Tensor:
     return 0.8 * torch.sin(0.7 * grid + phase) + 0.3 * torch.cos(0.05 * grid**1.5)
 
 
-def numpy_variance(z: np.ndarray) -> float:
-    return float(np.mean(np.maximum(0, 1 - np.sqrt(np.var(z, axis=0, ddof=1) + 1e-4))))
-
-
-def numpy_covariance(z: np.ndarray) -> float:
-    covariance = np.cov(z, rowvar=False)
-    return float((np.sum(covariance**2) - np.sum(np.diag(covariance) ** 2)) / z.shape[1])
-
-
 @pytest.mark.parametrize(("samples", "dims"), [(2, 3), (16, 8), (5, 9), (5, 10), (5, 40)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_terms_equal_numpy(samples: int, dims: int, dtype: torch.dtype):
+def test_terms_equal_the_formulas(samples: int, dims: int, dtype: torch.dtype):
     rng = np.random.default_rng(samples)
     mixing = rng.normal(size=(dims, dims)) / np.sqrt(dims)
     first = rng.normal(size=(samples, dims)) @ mixing + 3
     second = rng.normal(size=(samples, dims)) * 0.4
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
-    as_torch = torch.tensor(first, dtype=dtype), torch.tensor(second, dtype=dtype)
-    for array, tensor in zip((first, second), as_torch, strict=True):
-        assert variance_term(tensor).item() == pytest.approx(numpy_variance(array), rel=tolerance)
-        assert covariance_term(tensor).item() == pytest.approx(numpy_covariance(array), rel=tolerance)
-    assert invariance_term(*as_torch).item() == pytest.approx(np.mean((first - second) ** 2), rel=tolerance)
-    of_both = spread_terms(torch.stack(as_torch, dim=1))
-    variance = (numpy_variance(first) + numpy_variance(second)) / 2
-    assert of_both["variance"].item() == pytest.approx(variance, rel=tolerance)
-    covariance = numpy_covariance(first) + numpy_covariance(second)
-    assert of_both["covariance"].item() == pytest.approx(covariance, rel=tolerance)
+    exact = torch.tensor(first), torch.tensor(second)
+    given = [tensor.to(dtype) for tensor in exact]
+    for tensor, expected in zip(given, exact, strict=True):
+        assert variance_term(tensor).item() == pytest.approx(hinge(expected).item(), rel=tolerance)
+        assert covariance_term(tensor).item() == pytest.approx(covariances(expected).item(), rel=tolerance)
+    assert invariance_term(*given).item() == pytest.approx(mean_squared_error(*exact).item(), rel=tolerance)
+    of_both = spread_terms(torch.stack(given, dim=1))
+    variance = sum(hinge(embedding) for embedding in exact) / 2
+    assert of_both["variance"].item() == pytest.approx(variance.item(), rel=tolerance)
+    covariance = sum(covariances(embedding) for embedding in exact)
+    assert of_both["covariance"].item() == pytest.approx(covariance.item(), rel=tolerance)
 
 
 def test_recorded_values():
@@ -94,13 +86,3 @@ def test_covariance_of_few_samples_has_the_gradient_of_the_matrix_beside_a_huge_
     covariance_term(few).backward()
     for column in range(32):
         assert torch.allclose(few.grad[:, column], exact.grad[:, column].float(), rtol=1e-4, atol=1e-4)
-
-
-def test_full_precision_lifts_half_types_only():
-    for dtype, expected in [
-        (torch.float16, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.float32, torch.float32),
-        (torch.float64, torch.float64),
-    ]:
-        assert full_precision(torch.zeros(2, dtype=dtype)).dtype == expected

@@ -4,14 +4,12 @@
 
 Each case is a pure function of (rank, world_size): it takes its rank's share of a fixed global batch and returns
 tensors. The test runs several processes of this script and the same functions once without a group. The cases of the
-objectives are in cases/, one file a method. Where DEVICE is cuda, all processes share one GPU; with CASE, only cases
+objectives are in cases/, one file per method. Where DEVICE is cuda, all processes share one GPU; with CASE, only cases
 run whose names begin so. With `sharded` every objective runs on a vision transformer whose weights are shared out.
 """
 
-import importlib.util
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -23,52 +21,22 @@ from torch.nn.parallel import DistributedDataParallel
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.parts.batch import convert_sync_batchnorm, gather_batch, world_size
 from ssl_equi.training.sharding import gathered, shard
+from tests.fakes import ConvolutionEncoder
+from tests.objectives.case import SIDE, SIZE, Case, all_cases
 
 Tensors = dict[str, Tensor]
-GLOBAL_BATCH = 12
 DEVICE = torch.device("cpu")  # of all cases; random numbers are drawn on the CPU, so that they are the same
-SHARDED = False  # whether the encoder is a transformer whose weights are shared out
 ALSO_SHARDED = ("byol", "moco", "sie_split")
-CONVOLUTIONAL = ("equicaps", "capsie")
 
 
-class BatchNormEncoder(nn.Module):
-    """Convolutions with both kinds of batch norm, and one without affine parameters at the end."""
-
-    num_features = 16
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 8, 3, bias=False),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.Conv2d(8, 12, 3, bias=False),
-            BatchNormAct2d(12, act_layer=nn.GELU),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(48, 16),
-            nn.BatchNorm1d(16, affine=False),
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images)
-
-
-def make_encoder() -> nn.Module:
-    """For images of 8 x 8 pixels, 16 features."""
-    if not SHARDED:
-        return BatchNormEncoder()
+def make_transformer() -> nn.Module:
+    """16 features; its weights can be shared out."""
     sizes = {"patch_size": 2, "embed_dim": 16, "num_heads": 2, "depth": 2}
-    return create_encoder("hybrid_octic_vit_tiny_patch16_224", 8, **sizes)
+    return create_encoder("hybrid_octic_vit_tiny_patch16_224", SIDE, **sizes)
 
 
-def distributed(objective: nn.Module) -> nn.Module:
-    """What is called in the objective's place by the processes of a group; without a group the objective itself."""
-    if world_size() == 1:
-        return objective
-    if not SHARDED:
-        return DistributedDataParallel(objective)
+def sharded(objective: nn.Module) -> nn.Module:
+    """The objective, of whose weights each process of a group has its share."""
     shard(objective, DEVICE)
     assert all(isinstance(weight, DTensor) for weight in objective.parameters()), "some weights are not shared out"
     return objective
@@ -80,39 +48,26 @@ def share(global_batch: Tensor) -> Tensor:
     return global_batch.chunk(world_size())[rank].to(DEVICE)
 
 
-def random_pairs(dtype: torch.dtype, action_dim: int = 4) -> tuple[Tensor, ...]:
-    """Two views of each object of the global batch, and actions of length 1."""
-    views = torch.randn(GLOBAL_BATCH, 2, 3, 8, 8, dtype=dtype)
-    return views, nn.functional.normalize(torch.randn(GLOBAL_BATCH, action_dim, dtype=dtype), dim=1)
+def train_steps(case: Case, dtype: torch.dtype, on_transformer: bool = False) -> Tensors:
+    """Gradients, buffers, loss and terms of the last of the case's SGD steps.
 
-
-def train_steps(
-    make_objective: Callable[[], nn.Module],
-    dtype: torch.dtype,
-    make_inputs: Callable[[torch.dtype], tuple[Tensor, ...]] = random_pairs,
-    *,
-    steps: int = 1,
-    after_step: Callable[[nn.Module], None] | None = None,
-) -> Tensors:
-    """Gradients, buffers, loss and terms of the last of some SGD steps, each on a new global batch.
-
-    Under DistributedDataParallel, or sharded, when there is a group. `make_inputs` returns global tensors
-    [GLOBAL_BATCH, ...]; the objective is called with this rank's share of them. `after_step` gets the bare objective
-    (momentum targets).
+    Under DistributedDataParallel when there is a group or, with a transformer as encoder, with weights shared out.
     """
     torch.manual_seed(0)
-    objective = convert_sync_batchnorm(make_objective().to(DEVICE, dtype))
-    model = distributed(objective)
+    objective = case.make(make_transformer if on_transformer else ConvolutionEncoder).to(DEVICE, dtype)
+    objective = model = convert_sync_batchnorm(objective)
+    if world_size() > 1:
+        model = sharded(objective) if on_transformer else DistributedDataParallel(objective)
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.05)
-    for step in range(steps):
-        inputs = make_inputs(dtype)
+    for step in range(case.steps):
+        inputs = case.inputs(0 if case.same_batch else step, dtype)
         optimizer.zero_grad()
-        output = model(*(share(tensor) for tensor in inputs))
+        output = model(**{name: share(tensor) for name, tensor in inputs.items()})
         output.loss.backward()
-        if step + 1 < steps:
+        if step + 1 < case.steps:
             optimizer.step()
-            if after_step is not None:
-                after_step(objective)
+            if case.momentum is not None:
+                objective.update_target(case.momentum)
     result = {f"gradient {name}": p.grad for name, p in objective.named_parameters() if p.requires_grad}
     result |= {f"buffer {name}": buffer for name, buffer in objective.named_buffers()}
     result |= {f"term {name}": term for name, term in output.terms.items()} | {"loss": output.loss.detach()}
@@ -128,7 +83,7 @@ def batch_norm_steps(layer: nn.Module, input_shape: tuple[int, ...], dtype: torc
     # Without running statistics eval mode uses the batch of its own process, as torch's SyncBatchNorm does.
     for step, training in enumerate([True, True, False] if has_statistics else [True, True]):
         layer.train(training)
-        x = 3 * torch.randn(GLOBAL_BATCH, *input_shape, generator=generator, dtype=dtype) + 5
+        x = 3 * torch.randn(SIZE, *input_shape, generator=generator, dtype=dtype) + 5
         weights = torch.randn(x.shape, generator=generator, dtype=dtype)
         x = share(x).clone().requires_grad_()
         y = layer(x)
@@ -142,7 +97,7 @@ def gather_step(dtype: torch.dtype) -> Tensors:
     """A function of the gathered batch that every process weights differently."""
     # The weights of all processes add up to 1, which is one process's.
     weight = 2 * (dist.get_rank() + 1) / (world_size() * (world_size() + 1)) if world_size() > 1 else 1
-    x = share(torch.arange(GLOBAL_BATCH * 3, dtype=dtype).reshape(GLOBAL_BATCH, 3)).clone().requires_grad_()
+    x = share(torch.arange(SIZE * 3, dtype=dtype).reshape(SIZE, 3)).clone().requires_grad_()
     gathered = gather_batch(x)
     (weight * gathered.square().sum()).backward()
     return {"gathered": gathered.detach(), "local input gradient": x.grad}
@@ -163,18 +118,6 @@ CASES: dict[str, Callable[[torch.dtype], Tensors]] = {
 }
 
 
-def objective_cases() -> dict[str, Callable[[torch.dtype], Tensors]]:
-    """The cases of every file in cases/: a dictionary CASES of functions from a dtype to tensors."""
-    cases: dict[str, Callable[[torch.dtype], Tensors]] = {}
-    for path in sorted((Path(__file__).parent / "cases").glob("*_cases.py")):
-        specification = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        assert not cases.keys() & module.CASES.keys(), f"{path} names a case that exists already"
-        cases |= module.CASES
-    return cases
-
-
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -184,18 +127,18 @@ def run_all(beginning: str = "", only_sharded: bool = False) -> dict[str, Tensor
     Args:
         only_sharded: every objective on the transformer, which otherwise a few are tried with besides.
     """
-    global SHARDED
     results: dict[str, Tensors] = {}
-    objectives = objective_cases()
-    for case, step in (CASES | objectives).items():
-        if not case.startswith(beginning):
+    cases = {} if only_sharded else CASES
+    for name, step in cases.items():
+        if name.startswith(beginning):
+            results |= {f"{name} {dtype_name}": step(dtype) for dtype_name, dtype in DTYPES.items()}
+    for name, case in all_cases().items():
+        if not name.startswith(beginning):
             continue
         if not only_sharded:
-            results |= {f"{case} {name}": step(dtype) for name, dtype in DTYPES.items()}
-        if case in ALSO_SHARDED or (only_sharded and case in objectives and not case.startswith(CONVOLUTIONAL)):
-            SHARDED = True
-            results[f"{case} sharded float64"] = step(torch.float64)
-            SHARDED = False
+            results |= {f"{name} {dtype_name}": train_steps(case, dtype) for dtype_name, dtype in DTYPES.items()}
+        if name in ALSO_SHARDED or (only_sharded and case.takes_any_encoder):
+            results[f"{name} sharded float64"] = train_steps(case, torch.float64, on_transformer=True)
     return {name: {key: value.cpu() for key, value in result.items()} for name, result in results.items()}
 
 
@@ -214,5 +157,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.modules["two_process_cases"] = sys.modules["__main__"]  # what the files in cases/ import
     main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

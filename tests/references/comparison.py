@@ -88,15 +88,25 @@ def shrunk(config: Any) -> Any:
 
 
 def small_objective(recipe: ModuleType, config: Any) -> nn.Module:
-    """What the recipe builds, in float64 and train mode, with a small encoder and weights that are nowhere 0 or 1."""
+    """What the recipe builds, with a small encoder, see `moved`."""
     encoder = SmallMapEncoder if hasattr(config, "num_capsules") else SmallEncoder
     with mock.patch.object(recipe, "create_encoder", lambda *_, **__: encoder()):
-        objective = recipe.build(shrunk(config)).double().train()
+        return moved(recipe.build(shrunk(config)))
+
+
+def moved(objective: nn.Module) -> nn.Module:
+    """The objective in float64 and train mode, with weights that are nowhere 0 or 1, and a target of other weights."""
+    objective = objective.double().train()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in objective.parameters():
             weight.add_(0.2 * torch.randn(weight.shape, generator=generator, dtype=torch.float64))
     return objective
+
+
+def disagreements(objective: nn.Module, reference: Reference) -> Differences:
+    """What differs, of an objective on a `SmallEncoder` or `SmallMapEncoder`, on a random batch."""
+    return unlike(differences(moved(objective), reference, random_batch(reference)))
 
 
 def random_batch(reference: Reference) -> Batch:

@@ -1,5 +1,7 @@
 """Losses of the methods that predict one view's embedding from another's and the action between them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,30 +25,48 @@ def hypernetwork(matrices: Tensor, embedding: Tensor, actions: Tensor) -> Tensor
     return torch.einsum("bij,bj->bi", matrix_per_object, embedding)
 
 
-def sie(network: Network, batch: Batch, calls: Calls, projectors: str, weights: dict[str, float]) -> dict[str, Tensor]:
+def sie(
+    network: Network,
+    batch: Batch,
+    calls: Calls,
+    projectors: str,
+    weights: dict[str, float],
+    parts: Sequence[str] = ("inv", "equi"),
+    predicted: bool = True,
+) -> dict[str, Tensor]:
     """Garrido et al., ICML 2023: the first half of the features is the invariant part, the last half the equivariant
-    one; the predictor is a linear hypernetwork without biases."""
+    one; the predictor is a linear hypernetwork without biases.
+
+    Args:
+        parts: of the features; one alone has all of them.
+        predicted: whether there is a predictor.
+    """
     assert batch.actions is not None
     features = called(network.encoder, batch.views, calls)
-    half = features.shape[-1] // 2
-    invariant = called(lambda x: network.head("projectors.inv", x, projectors), features[..., :half], calls)
-    equivariant = called(lambda x: network.head("projectors.equi", x, projectors), features[..., half:], calls)
-    prediction = hypernetwork(network["predictor.matrices"], equivariant[:, 0], batch.actions)
-    first, second = torch.cat([invariant, equivariant], dim=-1).unbind(1)
-    terms = {
-        "invariance": mean_squared_error(invariant[:, 0], invariant[:, 1]),
-        "equivariance": mean_squared_error(prediction, equivariant[:, 1]),
-        "variance": (hinge(first) + hinge(second)) / 2,
-        "variance_prediction": hinge(prediction),
-        "covariance": covariances(first) + covariances(second),
-        "std_inv": torch.stack([standard_deviations(view) for view in invariant.unbind(1)]).mean(),
-        "std_equi": torch.stack([standard_deviations(view) for view in equivariant.unbind(1)]).mean(),
+    embeddings = {
+        part: called(lambda x, part=part: network.head(f"projectors.{part}", x, projectors), columns, calls)
+        for part, columns in zip(parts, features.chunk(len(parts), dim=-1), strict=True)
     }
-    return {"loss": weighted(weights, terms), **terms}
+    first, second = torch.cat(list(embeddings.values()), dim=-1).unbind(1)
+    terms = {
+        "variance": (hinge(first) + hinge(second)) / 2,
+        "covariance": covariances(first) + covariances(second),
+    }
+    for part, embedding in embeddings.items():
+        terms[f"std_{part}"] = torch.stack([standard_deviations(view) for view in embedding.unbind(1)]).mean()
+    if "inv" in parts:
+        terms["invariance"] = mean_squared_error(embeddings["inv"][:, 0], embeddings["inv"][:, 1])
+    if predicted:
+        prediction = hypernetwork(network["predictor.matrices"], embeddings["equi"][:, 0], batch.actions)
+        terms["equivariance"] = mean_squared_error(prediction, embeddings["equi"][:, 1])
+        terms["variance_prediction"] = hinge(prediction)
+    return {"loss": weighted({name: weights[name] for name in weights if name in terms}, terms), **terms}
 
 
 def conditioned(network: Network, embedding: Tensor, actions: Tensor, layers: str) -> Tensor:
-    """A head on the embedding beside the embedded action."""
+    """A head on the embedding beside the embedded action, or a linear "hypernetwork" without biases."""
+    if layers == "hypernetwork":
+        return hypernetwork(network["predictor.matrices"], embedding, actions)
     beside = network.embedded_actions("predictor.action_embedding", actions)
     return network.head("predictor.head.layers", torch.cat([embedding, beside], dim=1), layers)
 
@@ -61,19 +81,12 @@ def equimod(
     equivariant_weight: float,
 ) -> dict[str, Tensor]:
     """Devillers and Lefort, ICLR 2023, on SimCLR, one way: NT-Xent of the invariant projections, and a weight times
-    that of the prediction and the equivariant projection of view 2.
-
-    Args:
-        predictor: layers of a head on embedding and embedded action, or "hypernetwork".
-    """
+    that of the prediction and the equivariant projection of view 2."""
     assert batch.actions is not None
     features = called(network.encoder, batch.views, calls)
     invariant = called(lambda x: network.head("projectors.inv.layers", x, projectors), features, calls)
     equivariant = called(lambda x: network.head("projectors.equi.layers", x, projectors), features, calls)
-    if predictor == "hypernetwork":
-        prediction = hypernetwork(network["predictor.matrices"], equivariant[:, 0], batch.actions)
-    else:
-        prediction = conditioned(network, equivariant[:, 0], batch.actions, predictor)
+    prediction = conditioned(network, equivariant[:, 0], batch.actions, predictor)
     terms = {
         "contrastive": contrast(invariant[:, 0], invariant[:, 1], temperature, "2N - 1"),
         "equivariance": contrast(prediction, equivariant[:, 1], temperature, "2N - 1"),

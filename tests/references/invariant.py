@@ -75,25 +75,36 @@ def simclr(
     }
 
 
-def moco(network: Network, batch: Batch, projector: str, temperature: float) -> dict[str, Tensor]:
-    """He et al., CVPR 2020: queries are of view 1, keys of view 2, and the other candidates a queue of earlier keys.
+def moco(
+    network: Network,
+    batch: Batch,
+    projector: str,
+    temperature: float,
+    calls: Calls = "all views at once",
+    symmetric: bool = False,
+) -> dict[str, Tensor]:
+    """He et al., CVPR 2020: queries are of view 1, keys of view 2, and the other candidates a queue of earlier keys;
+    `symmetric`: both views are both.
 
     The keys of the step take the places of the oldest ones, which are in front at first.
     """
-    embeddings = network.head("projector.layers", network.encoder(batch.views[:, 0]), projector)
-    targets = network.encoder(batch.views[:, 1], "target_encoder")
-    keys = unit(network.head("target_projector.layers", targets, projector)).detach()
+    of_queries, of_keys = (batch.views,) * 2 if symmetric else (batch.views[:, :1], batch.views[:, 1:])
+    embeddings = called(network.encoder, of_queries, calls)
+    embeddings = called(lambda x: network.head("projector.layers", x, projector), embeddings, calls)
+    targets = called(lambda x: network.encoder(x, "target_encoder"), of_keys, calls)
+    keys = unit(called(lambda x: network.head("target_projector.layers", x, projector), targets, calls)).detach()
     queue, queries = network["queue"], unit(embeddings)
-    positive = (queries * keys).sum(1)
-    scores = torch.cat([positive.unsqueeze(1), queries @ queue.T], dim=1) / temperature
-    loss = (torch.logsumexp(scores, dim=1) - scores[:, 0]).mean()
+    positive = (queries * keys.flip(1)).sum(-1)
+    scores = torch.cat([positive.unsqueeze(-1), queries @ queue.T], dim=-1) / temperature
+    loss = (torch.logsumexp(scores, dim=-1) - scores[..., 0]).mean()
+    keys = keys.flatten(0, 1)
     network.leave("queue", torch.cat([keys, queue[len(keys) :]]))
     network.leave("queue_position", torch.tensor(len(keys)))
     return {
         "loss": loss,
         "contrastive": loss,
         "positive_similarity": positive.mean(),
-        "std_all": spread_of_directions(embeddings.unsqueeze(1)),
+        "std_all": spread_of_directions(embeddings),
     }
 
 

@@ -1,5 +1,6 @@
 """Losses of the methods on sequences of views: seq-JEPA, and Conv-JEPA and VICReg-Traj from its comparison."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -62,17 +63,32 @@ def seq_jepa(
     layers: int,
     heads: int,
     predictor: str,
+    told: Sequence[str] = ("aggregator", "predictor"),
+    momentum_target: bool = True,
 ) -> dict[str, Tensor]:
     """Ghaemi et al., NeurIPS 2025: loss = 1 - cos(prediction, target), where the target is what the momentum encoder
-    makes of the last view.
+    (or the encoder, in the same call) makes of the last view.
 
     The last observed view's token has zeros in the place of its action, which is the predictor's.
+
+    Args:
+        told: who is told the actions.
     """
-    assert batch.actions is not None
-    features = called(network.encoder, batch.views[:, :-1], calls)
-    target = network.encoder(batch.views[:, -1], "target_encoder").detach()
-    between, last = embedded_steps(network, batch.actions, action_calls)
-    tokens = torch.cat([features, torch.cat([between, torch.zeros_like(last).unsqueeze(1)], dim=1)], dim=2)
+    if momentum_target:
+        features = called(network.encoder, batch.views[:, :-1], calls)
+        target = network.encoder(batch.views[:, -1], "target_encoder").detach()
+    else:
+        features, target = called(network.encoder, batch.views, calls).split([batch.views.shape[1] - 1, 1], dim=1)
+        target = target[:, 0].detach()
+    tokens, last = features, features[:, 0, :0]
+    if told:
+        assert batch.actions is not None
+        between, of_predictor = embedded_steps(network, batch.actions, action_calls)
+        if "aggregator" in told:
+            beside = torch.cat([between, torch.zeros_like(of_predictor).unsqueeze(1)], dim=1)
+            tokens = torch.cat([features, beside], dim=2)
+        if "predictor" in told:
+            last = of_predictor
     first = network["aggregator.token"].expand(len(tokens), 1, -1)
     tokens = transformer(network.part("aggregator.transformer"), torch.cat([first, tokens], dim=1), layers, heads)
     aggregate = tokens[:, 0]

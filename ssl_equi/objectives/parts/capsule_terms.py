@@ -49,11 +49,9 @@ def missing_entropy(activations: Tensor) -> Tensor:
 
 
 def unit_poses(poses: Tensor, columns: int | None = None) -> Tensor:
-    """Poses [..., d, d], or some columns of them, scaled so that the first `columns` have Frobenius norm 1 (None: all).
-
-    A rigid motion from the right turns the first three columns of a 4 x 4 pose and keeps their norm. Not so that of the
-    whole matrix: scaled by it, poses whose last column outweighs the others follow any action without knowing it.
-    """
+    """Poses [..., d, d], or some of their columns, scaled so that the first `columns` have Frobenius norm 1."""
+    # A rigid motion from the right turns the first three columns of a 4 x 4 pose and keeps their norm. Not so that of
+    # the whole matrix: scaled by it, poses whose last column outweighs the others follow any action unknowingly.
     measured = poses if columns is None else poses[..., :columns]
     norm = torch.linalg.vector_norm(measured, dim=(-2, -1), keepdim=True)
     return poses / norm.clamp(min=SMALLEST_NORM)
@@ -69,8 +67,9 @@ def reachable_stds(activations: Tensor, poses: Tensor, columns: int | None = Non
 
     Activations [..., K] that sum to 1 reach it one-hot with every capsule used equally; entries of poses [..., K, d, d]
     of norm 1 reach it with mean zero and equal shares of the norm. `columns` is as in `unit_poses`; further columns are
-    held to the same. The target 1 of the released code is out of reach for either: its hinge never closes.
+    held to the same.
     """
+    # The target 1 of the released code is out of reach for either: its hinge never closes.
     num_capsules, side = poses.shape[-3:-1]
     of_activations = activations.new_full((num_capsules,), largest_activation_std(num_capsules))
     of_poses = poses.new_full((num_capsules * side * side,), largest_pose_std(side, columns))

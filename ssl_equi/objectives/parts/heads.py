@@ -107,12 +107,10 @@ def target_of(online: Module) -> Module:
 
 @torch.no_grad()
 def follow(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """target <- momentum * target + (1 - momentum) * online, for the parameters.
-
-    Buffers stay: in training mode the target's batch norms gather running statistics of their own.
-    """
+    """target <- momentum * target + (1 - momentum) * online, for the parameters."""
     if not 0 <= momentum <= 1:
         raise ValueError(f"the momentum is {momentum}: give a number from 0 to 1, such as 0.99")
+    # Buffers stay: in training mode the target's batch norms gather running statistics of their own.
     mine: list[Tensor] = list(target.parameters())
     theirs: list[Tensor] = list(online.parameters())
     assert len(mine) == len(theirs)

@@ -25,12 +25,9 @@ ACTION_DIM_BY_POSE_SIDE = {3: 4, 4: 7}  # relative rotation; relative pose in on
 class Hypernetwork(nn.Module):
     """A linear map of the embedding whose matrix depends on the action (SIE, Garrido et al. 2023, section 4).
 
-    The prediction is W(a) x with W(a) = sum_k c_k(a) W_k: the matrix is linear in the coefficients c(a), so
-    W(a) x = sum_k c_k(a) (W_k x). This factored form is one matrix product with the K stored matrices; it never
-    builds the [B, D, D] tensor of per-sample matrices.
-
-    The coefficients are the action itself (`hidden_layers=0`, the paper's predictor) or the output of that many
-    Linear-ReLU layers of the action's width (2 in the "deep" variant of the released code).
+    The prediction is W(a) x with W(a) = sum_k c_k(a) W_k. The coefficients c(a) are the action itself
+    (`hidden_layers=0`, the paper's predictor) or the output of that many Linear-ReLU layers of the action's width (2 in
+    the "deep" variant of the released code).
 
     Without biases and hidden layers, negating the action negates the prediction: q and -q are one rotation but two
     inputs, so quaternion signs need one rule everywhere (see `ssl_equi.geometry`).
@@ -41,9 +38,7 @@ class Hypernetwork(nn.Module):
         hidden_layers: Linear-ReLU layers between the action and the coefficients.
         hypernetwork_bias: gives every linear layer of the hypernetwork a bias; the last one adds a constant matrix.
         predicted_bias: the hypernetwork also emits a vector b(a) that is added to W(a) x.
-        init: scale_preserving gives W(a) x the length of x for actions of length 1. released is PyTorch's default for
-            the layer, as in the SIE code: W(a) x is then about sqrt(D / 12) times as long as x, nine times at
-            D = 1024, and the equivariance term shrinks the embeddings for thousands of steps before it teaches.
+        init: scale_preserving gives W(a) x the length of x for actions of length 1; released is the SIE code's.
 
     Attributes:
         sizes: the arguments that another one with the same weights is made with.
@@ -80,7 +75,9 @@ class Hypernetwork(nn.Module):
             if self.vectors is not None:
                 nn.init.zeros_(self.vectors)
         else:
-            # The default of the Linear(action_dim, dim * dim) that these matrices are the weights of.
+            # The default of the Linear(action_dim, dim * dim) that these matrices are the weights of: W(a) x is about
+            # sqrt(dim / 12) times as long as x, nine times at 1024 dimensions, and the equivariance term shrinks the
+            # embeddings for thousands of steps before it teaches.
             for parameter in (self.matrices, self.vectors):
                 if parameter is not None:
                     nn.init.uniform_(parameter, -1 / math.sqrt(action_dim), 1 / math.sqrt(action_dim))
@@ -95,6 +92,7 @@ class Hypernetwork(nn.Module):
     def forward(self, embedding: Tensor, actions: Tensor) -> Tensor:
         """Predicts the other view's embedding [B, D] from `embedding` [B, D] and `actions` [B, A]."""
         coefficients = self.coefficients(actions).unsqueeze(-1)
+        # W(a) x = sum_k c_k(a) (W_k x): one product with the stored matrices, without a matrix [D, D] per sample.
         products = F.linear(embedding, self.matrices.flatten(0, 1)).unflatten(1, self.matrices.shape[:2])
         prediction = (coefficients * products).sum(dim=1)
         if self.vectors is not None:
@@ -121,10 +119,7 @@ class MLPPredictor(nn.Module):
 
 
 class ActionEmbedding(nn.Module):
-    """A linear map without bias, then a batch norm without scale and shift: [N, A] -> [N, E] (seq-JEPA, section 3.2).
-
-    The batch norm gives actions of any unit the same size, and a few numbers a weight beside a thousand features.
-    """
+    """A linear map without bias, then a batch norm without scale and shift: [N, A] -> [N, E] (seq-JEPA, section 3)."""
 
     def __init__(self, action_dim: int, width: int) -> None:
         super().__init__()
@@ -132,6 +127,7 @@ class ActionEmbedding(nn.Module):
         if width < 1:
             raise ValueError(f"action_width is {width}: give 1 or more, such as 128")
         self.projection = nn.Linear(action_dim, width, bias=False)
+        # Gives actions of any unit the same size, and a few numbers a weight beside a thousand features.
         self.norm = nn.BatchNorm1d(width, affine=False)
 
     def forward(self, actions: Tensor) -> Tensor:
@@ -236,12 +232,10 @@ class ProjectedPredictor(EmbeddingPredictor):
         self.predictor = predictor
 
     def embed(self, features: Tensor) -> Tensor:
-        """See `EmbeddingPredictor`."""
         selected = features[:, self.columns]
         return selected if self.projector is None else self.projector(selected)
 
     def advance(self, embeddings: Tensor, actions: Tensor) -> Tensor:
-        """See `EmbeddingPredictor`."""
         return self.predictor(embeddings, actions)
 
 
@@ -272,11 +266,9 @@ class PoseProduct(EmbeddingPredictor):
         self.num_features = num_capsules + self.embedding_dim
 
     def embed(self, features: Tensor) -> Tensor:
-        """See `EmbeddingPredictor`."""
         return unit_poses(self._poses(features[:, self.num_capsules :]), self.unit_columns).flatten(1)
 
     def advance(self, embeddings: Tensor, actions: Tensor) -> Tensor:
-        """See `EmbeddingPredictor`."""
         moved = transformed_poses(self._poses(embeddings), matrix_of_action(actions.to(embeddings.dtype)))
         return unit_poses(moved, self.unit_columns).flatten(1)
 
