@@ -19,7 +19,8 @@ from ssl_equi.data.streaming import StreamedLoader
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.create import model_arguments
 from ssl_equi.errors import RunError
-from ssl_equi.export.encoder import EncoderCard, Export, encoder_export
+from ssl_equi.export.encoder import EncoderCard, encoder_export
+from ssl_equi.export.folder import Export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor_export
 from ssl_equi.files import read_json_object
 from ssl_equi.objectives.output import ObjectiveOutput

@@ -8,7 +8,8 @@ from torch import nn
 
 from ssl_equi.data.actions import ActionKind
 from ssl_equi.data.sources import DataSource
-from ssl_equi.export.encoder import EncoderCard, Export, encoder_export
+from ssl_equi.export.encoder import EncoderCard, encoder_export
+from ssl_equi.export.folder import Export
 from ssl_equi.probing.capsule_poses import probe_capsule_poses
 from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.records import ProbeRecord

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ssl_equi.data.sources import DataSource
-from ssl_equi.export.encoder import Export
+from ssl_equi.export.folder import Export
 from ssl_equi.export.sequence_model import sequence_export
 from ssl_equi.objectives.seq_jepa import SeqJEPA
 from ssl_equi.probing.records import ProbeRecord
