@@ -66,17 +66,17 @@ from ssl_equi.export.importing import EncoderOptions, fitting_layouts, import_en
 from ssl_equi.export.layouts import EncoderLayout, TrainingData
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, save_predictor
 from ssl_equi.export.seq_jepa_files import (
+    VARIANTS,
     Actions,
     SeqJEPAOptions,
     architecture_of,
     build_objective,
     card_of,
-    data_of,
     describe_sequences,
     model_tensors,
 )
 from ssl_equi.export.sequence_model import save_sequence_model
-from ssl_equi.export.sie_predictor import ACTIONS, equivariant_width, feature_parts, import_sie_predictor
+from ssl_equi.export.sie_files import ACTIONS, equivariant_width, feature_parts, import_sie_predictor
 from ssl_equi.export.tensors import named_tensors
 from ssl_equi.options import EncoderArguments
 
@@ -265,7 +265,7 @@ def import_seq_jepa(content: Mapping[str, Any], config: Config) -> None:
     )
     tensors = model_tensors(content, str(config.file))
     objective = build_objective(tensors, options)
-    trained_on = describe_source(data_of(options), config.file)
+    trained_on = describe_source(VARIANTS[options.actions].data, config.file)
     card = card_of(objective, architecture_of(tensors), options, trained_on)
     save_encoder(objective.encoder, config.out / "encoder", card)
     save_sequence_model(objective, config.out / "sequence_model", card, describe_sequences(options))

@@ -143,16 +143,14 @@ def _check_encoder_config(config: dict[str, Any], folder: Path) -> None:
             file = folder / CONFIG_FILE
             raise CheckpointError(f"{file} describes no encoder ({name} is {value!r:.80}): export the encoder again")
 
-    architecture, num_features, arguments = (
-        config.get(name) for name in ("architecture", "num_features", "model_args")
-    )
+    architecture, num_features = config.get("architecture"), config.get("num_features", 1)
+    arguments, data = config.get("model_args", {}), config.get("pretrained_cfg", {})
     require(isinstance(architecture, str | None), "architecture", architecture)
-    require("num_features" not in config or _is_count(num_features), "num_features", num_features)
-    require("model_args" not in config or isinstance(arguments, dict), "model_args", arguments)
+    require(_is_count(num_features), "num_features", num_features)
+    require(isinstance(arguments, dict), "model_args", arguments)
+    require(isinstance(data, dict), "pretrained_cfg", data)
     check_sizes(arguments, folder)
     # Folders that timm saved by itself may say nothing of images, and have no parts.
-    data = config.get("pretrained_cfg", {})
-    require(isinstance(data, dict), "pretrained_cfg", data)
     if data or "ssl_equi" in config:
         size, mean, std = (data.get(name) for name in ("input_size", "mean", "std"))
         require(_are_three(size, _is_count) and size[1] == size[2] <= LARGEST_SIZE, "input_size", size)

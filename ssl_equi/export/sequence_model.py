@@ -64,9 +64,9 @@ def load_sequence_model(folder: str | Path) -> SequenceModel:
     config = read_encoder_config(folder)
     if not {"seq_jepa", "sequences"} <= config.keys():
         raise CheckpointError(f"{folder} holds an encoder without an aggregator: give the sequence_model/ of a run")
-    sizes, sequences = config["seq_jepa"], config["sequences"]
+    sizes, sequences, trained = config["seq_jepa"], config["sequences"], config.get("ssl_equi", {})
     keys = NEEDED_KEYS.get(str(sequences.get("source"))) if isinstance(sequences, dict) else None
-    if not isinstance(sizes, dict) or keys is None or not keys <= sequences.keys() or "ssl_equi" not in config:
+    if not isinstance(sizes, dict) or keys is None or not keys <= sequences.keys() or "trained_on" not in trained:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} describes no seq-JEPA (sequences are {sequences!r:.80}): export it again"
         )
@@ -77,7 +77,7 @@ def load_sequence_model(folder: str | Path) -> SequenceModel:
         image_size=data["input_size"][-1],
         mean_rgb=tuple(data["mean"]),
         std_rgb=tuple(data["std"]),
-        trained_on=config["ssl_equi"]["trained_on"],
+        trained_on=trained["trained_on"],
         sequences=sequences,
     )
 

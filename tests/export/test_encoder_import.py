@@ -15,7 +15,7 @@ from ssl_equi.data.images import normalise_images
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.export.importing import EncoderOptions, ImportedEncoder, fitting_layouts, import_encoder
-from ssl_equi.export.resnet_names import ARCHITECTURES, resnet_architecture
+from ssl_equi.export.layouts import RESNETS, resnet_architecture
 from ssl_equi.export.tensors import named_tensors
 from ssl_equi.probing.encoder_sources import open_encoder
 
@@ -161,7 +161,7 @@ def test_children_with_a_max_pooling_are_counted_and_shortcuts_renamed() -> None
 
 def test_architectures_are_told_by_shapes() -> None:
     with torch.device("meta"):
-        for name in ARCHITECTURES.values():
+        for name in RESNETS.values():
             assert resnet_architecture(create_encoder(name, 64).state_dict()) == name
         assert resnet_architecture(create_encoder("resnet26", 64).state_dict()) is None
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.export.importing import EncoderOptions, ImportedEncoder, import_encoder
-from ssl_equi.export.sie_predictor import feature_parts, import_sie_predictor
+from ssl_equi.export.sie_files import feature_parts, import_sie_predictor
 from ssl_equi.export.tensors import named_tensors
 
 State = dict[str, Tensor]
