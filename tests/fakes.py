@@ -2,6 +2,8 @@
 
 # ---------------------------------------------------------------- encoders
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,20 @@ class BatchNormEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images)
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def with_other_values(module: Module, seed: int = 0) -> Module:
+    """The module in eval mode, with values that no initialisation has; variances stay positive."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                noise = torch.rand(value.shape, generator=generator)
+                value.add_(noise if "running_var" in name else 0.1 * (noise - 0.5))
+    return module.eval()
 
 
 # ---------------------------------------------------------------- objectives

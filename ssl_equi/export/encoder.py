@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.encoders.arguments import refuse_reserved_arguments
+from ssl_equi.encoders.create import timm_with_our_encoders
 from ssl_equi.errors import CheckpointError
 from ssl_equi.export.folder import (
     CONFIG_FILE,
@@ -188,9 +190,6 @@ def build_encoder(config: dict[str, Any], folder: Path) -> nn.Module:
         raise CheckpointError(
             f"{folder} holds an encoder that timm doesn't know: build the module and pass it as encoder="
         )
-    from ssl_equi.encoders.arguments import refuse_reserved_arguments
-    from ssl_equi.encoders.create import timm_with_our_encoders
-
     # timm saves both, whatever they are.
     saved_by_timm = ("num_classes", "in_chans")
     arguments = {name: value for name, value in config.get("model_args", {}).items() if name not in saved_by_timm}
