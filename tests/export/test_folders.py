@@ -1,6 +1,8 @@
 """What all exported folders promise: two files, opened as saved, and anything else is named in a sentence."""
 
+import functools
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ def write_sequence_model(folder: Path) -> None:
     save_sequence_model(SeqJEPA(create_encoder("test_vit", 64), sizes), folder, CARD, SEQUENCES)
 
 
+Files = dict[str, bytes]
 KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
     "encoder": (write_encoder, load_encoder),
     "predictor": (write_predictor, load_predictor),
@@ -45,27 +48,16 @@ KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
+@functools.cache
+def written(kind: str) -> Files:
+    """The files of one folder of this kind."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "folder"
+        KINDS[kind][0](folder)
+        return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, bytes]]:
-    """The files of one folder of each kind, made once."""
-    files: dict[str, dict[str, bytes]] = {}
-
-    def write(kind: str) -> dict[str, bytes]:
-        if kind not in files:
-            folder = tmp_path_factory.mktemp("saved") / "folder"
-            KINDS[kind][0](folder)
-            files[kind] = {file.name: file.read_bytes() for file in folder.iterdir()}
-        return files[kind]
-
-    return write
-
-
-def refused(kind: str, folder: Path, files: dict[str, bytes]) -> str:
+def refused(kind: str, folder: Path, files: Files) -> str:
     """The sentence with which a folder of these files is refused."""
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -75,17 +67,19 @@ def refused(kind: str, folder: Path, files: dict[str, bytes]) -> str:
     return str(caught.value)
 
 
-def edited(files: dict[str, bytes], changes: dict[str, Any]) -> dict[str, bytes]:
+def edited(files: Files, changes: dict[str, Any]) -> Files:
     """The files with entries of the config changed, or taken out for "gone"."""
     config = {name: value for name, value in (json.loads(files["config.json"]) | changes).items() if value != "gone"}
     return files | {"config.json": json.dumps(config).encode()}
 
 
-def test_only_safetensors_and_json_are_written(written: Callable[[str], dict[str, bytes]], kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_safetensors_and_json_are_written(kind: str) -> None:
     assert sorted(written(kind)) == ["config.json", "model.safetensors"]
 
 
-def test_damage_is_named(written: Callable[[str], dict[str, bytes]], kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_named(kind: str, tmp_path: Path) -> None:
     files = written(kind)
     weights = files["model.safetensors"]
     assert "holds no exported" in refused(kind, tmp_path, {})
@@ -96,9 +90,8 @@ def test_damage_is_named(written: Callable[[str], dict[str, bytes]], kind: str, 
     assert "is not valid JSON" in refused(kind, tmp_path, files | {"config.json": b"{"})
 
 
-def test_a_folder_of_an_earlier_version_is_opened_without_checksum(
-    written: Callable[[str], dict[str, bytes]], kind: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_of_an_earlier_version_is_opened_without_checksum(kind: str, tmp_path: Path) -> None:
     for name, content in edited(written(kind), {"weights_sha256": "gone"}).items():
         (tmp_path / name).write_bytes(content)
     opened = KINDS[kind][1](tmp_path)
@@ -145,7 +138,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize(("malformed", "changes", "sentence"), MALFORMED)
 def test_a_config_that_describes_nothing_is_refused_without_taking_memory(
-    written: Callable[[str], dict[str, bytes]], tmp_path: Path, malformed: str, changes: dict, sentence: str
+    tmp_path: Path, malformed: str, changes: dict, sentence: str
 ) -> None:
     assert sentence in refused(malformed, tmp_path, edited(written(malformed), changes))
 
