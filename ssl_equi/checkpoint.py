@@ -157,7 +157,7 @@ def refuse_other_tensors(own: dict[str, Tensor], state: dict[str, Tensor], sourc
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replaces a text file as a whole, and makes its folder if need be; a CheckpointError leaves the old file intact."""
+    """Replaces a text file as a whole, and makes its folder if need be; a CheckpointError leaves the old one intact."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, text.encode())

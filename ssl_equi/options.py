@@ -181,7 +181,6 @@ class _Option:
 
 def _options(config: Any, names: str = "", flags: str = "--", inactive: str | None = None) -> Iterator[_Option]:
     hints = get_type_hints(type(config), include_extras=True)
-    within: dict[str, str] = {}  # options of groups that don't act, by their names
     for entry in dataclasses.fields(config):
         value, hint = getattr(config, entry.name), hints[entry.name]
         annotations = hint.__metadata__ if get_origin(hint) is Annotated else ()
@@ -191,11 +190,9 @@ def _options(config: Any, names: str = "", flags: str = "--", inactive: str | No
         why = inactive or next((note.cure for note in silent if not note.only), None)
         if dataclasses.is_dataclass(value):
             group = flags if _is_unnamed(annotations) else f"{flags}{entry.name.replace('_', '-')}."
-            within = {name: note.cure for note in silent for name in note.only}
+            silent_within = {f"{names}{entry.name}.{name}": note.cure for note in silent for name in note.only}
             for option in _options(value, f"{names}{entry.name}.", group, why):
-                inner = option.name.removeprefix(f"{names}{entry.name}.")
-                cure = option.inactive or within.get(inner)
-                yield dataclasses.replace(option, inactive=cure)
+                yield dataclasses.replace(option, inactive=option.inactive or silent_within.get(option.name))
         else:
             yield _Option(names + entry.name, flags + entry.name.replace("_", "-"), hint, value, why)
 
