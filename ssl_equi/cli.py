@@ -36,8 +36,10 @@ def parse_command_line(
             stream.reconfigure(errors="replace")
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        given = {} if default is None else {"default": default}
-        config = tyro.cli(config_type, args=arguments, description=description.strip(), **given)
+        if default is None:
+            config = tyro.cli(config_type, args=arguments, description=description.strip())
+        else:
+            config = tyro.cli(config_type, args=arguments, description=description.strip(), default=default)
     except SystemExit as stop:
         if stop.code == 2:
             for hint in hints(arguments, option_flags(default or config_type)):

@@ -159,7 +159,7 @@ def _check_encoder_config(config: dict[str, Any], folder: Path) -> None:
         require(_are_three(mean, _is_number), "mean", mean)
         require(_are_three(std, _is_number) and min(std) > 0, "std", std)
     if "ssl_equi" in config:
-        parts = config["ssl_equi"].get("parts") if isinstance(config["ssl_equi"], dict) else None
+        parts: Any = config["ssl_equi"].get("parts") if isinstance(config["ssl_equi"], dict) else None
         require(isinstance(parts, dict) and len(parts) > 0 and "num_features" in config, "ssl_equi.parts", parts)
         for part, columns in parts.items():
             are_two = isinstance(columns, list) and len(columns) == 2 and all(type(each) is int for each in columns)
