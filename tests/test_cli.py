@@ -71,26 +71,28 @@ def raising(error: Exception) -> Callable[[], None]:
     return action
 
 
-def test_an_error_for_the_user_is_one_sentence_and_status_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        explain_errors(raising(UserError("the thing is 3: give 4")))
-    assert stop.value.code == 1
-    assert capsys.readouterr().err == "error: the thing is 3: give 4\n"
+BROKEN_LINES = "an encoder can't be made (line one\n  line two): choose another"
 
 
-def test_line_breaks_of_a_library_do_not_break_the_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        explain_errors(raising(UserError("an encoder can't be made (line one\n  line two): choose another")))
-    assert capsys.readouterr().err == "error: an encoder can't be made (line one line two): choose another\n"
-
-
-def test_a_value_error_about_an_argument_that_this_package_raised_is_a_sentence(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(
+    ("action", "sentence"),
+    [
+        (raising(UserError("the thing is 3: give 4")), "the thing is 3: give 4\n"),
+        (raising(UserError(BROKEN_LINES)), "an encoder can't be made (line one line two): choose another\n"),
+        (  # a ValueError that this package raised
+            lambda: print(BatchOrder(10, 4, global_batch_size=11, views=2, seed=0)),
+            "global batch size 11 does not fit a split of 10 objects: choose",
+        ),
+    ],
+)
+def test_an_error_for_the_user_is_one_sentence_and_status_one(
+    action: Callable[[], None], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        explain_errors(lambda: print(BatchOrder(10, 4, global_batch_size=11, views=2, seed=0)))
+        explain_errors(action)
     assert stop.value.code == 1
-    assert capsys.readouterr().err.startswith("error: global batch size 11 does not fit a split of 10 objects: choose")
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {sentence}") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("action", [raising(ValueError("foreign")), lambda: json.loads("{"), lambda: print(1 / 0)])

@@ -21,6 +21,7 @@ from ssl_equi.export.layouts import (
     Normalisation,
     Rgb,
     TrainingData,
+    imported_card,
 )
 from ssl_equi.export.sie_files import find_sie_resnet
 from ssl_equi.export.tensors import BATCH_COUNT, first_names, is_batch_count
@@ -77,20 +78,8 @@ class ImportedEncoder:
 
     def card(self, objective: str, trained_on: str, parts: dict[str, tuple[int, int]]) -> EncoderCard:
         """What users must know of the weights; `trained_on` says where they come from, see `EncoderCard`."""
-        return EncoderCard(
-            architecture=self.architecture,
-            model_args=self.model_args,
-            image_size=self.image_size,
-            mean_rgb=self.normalisation.mean_rgb,
-            std_rgb=self.normalisation.std_rgb,
-            crop_share=self.normalisation.crop_share,
-            interpolation=self.normalisation.interpolation,
-            parts=parts,
-            objective=objective,
-            trained_on=trained_on,
-            license="other",
-            tag="_".join([objective, *([self.data] if self.data else []), "imported"]).replace("-", "_"),
-        )
+        normalisation = replace(self.normalisation, image_size=self.image_size)
+        return imported_card(self.architecture, normalisation, objective, self.data, trained_on, parts, self.model_args)
 
 
 @dataclass(frozen=True)

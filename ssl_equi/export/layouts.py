@@ -16,6 +16,7 @@ from torch import Tensor
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
 from ssl_equi.data.torchvision_sets import MEAN_STD_RGB
 from ssl_equi.errors import LayoutError
+from ssl_equi.export.encoder import EncoderCard
 
 EncoderLayout = Literal["sie", "equicaps", "capsie", "care", "essl", "barlow_twins", "dino", "moco", "timm"]
 TrainingData = Literal["3diebench", "3diebench-t", "cifar10", "cifar100", "stl10", "imagenet", "imagenet100"]
@@ -25,8 +26,6 @@ Rgb = tuple[float, float, float]
 
 
 # ---------------------------------------------------------------- normalisation of images
-
-RENDERED_MEAN_RGB, RENDERED_STD_RGB = (0.5016, 0.5037, 0.5060), (0.1030, 0.0999, 0.0969)
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,44 @@ class Normalisation:
     interpolation: str = "bicubic"
 
 
-_RENDERED = Normalisation(RENDERED_MEAN_RGB, RENDERED_STD_RGB, 256)  # as SIE and EquiCaps, without cropping
+# As SIE and EquiCaps, without cropping.
+RENDERED = Normalisation((0.5016, 0.5037, 0.5060), (0.1030, 0.0999, 0.0969), 256)
 _IMAGENET = Normalisation(IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, 224, 224 / 256, "bilinear")  # torchvision's evaluation
 NORMALISATIONS: dict[TrainingData, Normalisation] = {
-    "3diebench": _RENDERED,
-    "3diebench-t": _RENDERED,
+    "3diebench": RENDERED,
+    "3diebench-t": RENDERED,
     "cifar10": Normalisation(*MEAN_STD_RGB["cifar10"], 32),
     "cifar100": Normalisation(*MEAN_STD_RGB["cifar100"], 32),
     "stl10": Normalisation(*MEAN_STD_RGB["stl10"], 32),  # CARE crops it to 32 pixels
     "imagenet": _IMAGENET,
     "imagenet100": _IMAGENET,
 }
+
+
+def imported_card(
+    architecture: str,
+    normalisation: Normalisation,
+    objective: str,
+    data: str | None,
+    trained_on: str,
+    parts: dict[str, tuple[int, int]],
+    model_args: dict[str, object] | None = None,
+) -> EncoderCard:
+    """What users must know of weights that others trained: `data` by name, if that is known; see `EncoderCard`."""
+    return EncoderCard(
+        architecture=architecture,
+        model_args=model_args or {},
+        image_size=normalisation.image_size,
+        mean_rgb=normalisation.mean_rgb,
+        std_rgb=normalisation.std_rgb,
+        crop_share=normalisation.crop_share,
+        interpolation=normalisation.interpolation,
+        parts=parts,
+        objective=objective,
+        trained_on=trained_on,
+        license="other",
+        tag="_".join([objective, *([data] if data else []), "imported"]).replace("-", "_"),
+    )
 
 
 # ---------------------------------------------------------------- files of each method

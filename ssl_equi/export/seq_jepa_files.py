@@ -7,7 +7,7 @@ read it take glimpses the same way. They copy pixels, where the released code in
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from ssl_equi.data.actions import ACTION_SIZES
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.export.encoder import EncoderCard
-from ssl_equi.export.layouts import RENDERED_MEAN_RGB, RENDERED_STD_RGB, Rgb
+from ssl_equi.export.layouts import RENDERED, Normalisation, Rgb, imported_card
 from ssl_equi.export.predictor import QUATERNION_COLUMNS
 from ssl_equi.export.tensors import named_tensors
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
@@ -49,16 +49,14 @@ class Variant:
 
     data: str
     action_dim: int
-    image_size: int
     observed_views: int
-    mean_rgb: Rgb
-    std_rgb: Rgb
+    normalisation: Normalisation
 
 
 VARIANTS: dict[Actions, Variant] = {
-    "rotation": Variant("3diebench", ACTION_SIZES["rotation"], 128, 3, RENDERED_MEAN_RGB, RENDERED_STD_RGB),
-    "rotation_color": Variant("3diebench", ACTION_SIZES["rotation_color"], 128, 4, RENDERED_MEAN_RGB, RENDERED_STD_RGB),
-    "position": Variant("stl10", 2, 96, 4, (0.4467, 0.4398, 0.4066), (0.2241, 0.2215, 0.2239)),
+    "rotation": Variant("3diebench", ACTION_SIZES["rotation"], 3, replace(RENDERED, image_size=128)),
+    "rotation_color": Variant("3diebench", ACTION_SIZES["rotation_color"], 4, replace(RENDERED, image_size=128)),
+    "position": Variant("stl10", 2, 4, Normalisation((0.4467, 0.4398, 0.4066), (0.2241, 0.2215, 0.2239), 96)),
 }
 # How the released code takes glimpses, as `views.saccades.describe_saccades` writes it; a test compares the two.
 GLIMPSES = {
@@ -155,7 +153,7 @@ def build_objective(tensors: Mapping[str, Tensor], options: SeqJEPAOptions) -> S
     Raises:
         CheckpointError: a tensor has no place here, is missing, or has another shape; the sentence names the first.
     """
-    image_size = options.image_size or VARIANTS[options.actions].image_size
+    image_size = options.image_size or VARIANTS[options.actions].normalisation.image_size
     objective = SeqJEPA(create_encoder(architecture_of(tensors), image_size), sizes_of(tensors, options))
     own = objective.state_dict()
     names_there: dict[str, str] = {}  # -> names here
@@ -189,17 +187,12 @@ def build_objective(tensors: Mapping[str, Tensor], options: SeqJEPAOptions) -> S
 def card_of(objective: SeqJEPA, architecture: str, options: SeqJEPAOptions, trained_on: str) -> EncoderCard:
     """What users must know of the weights; `trained_on` says on which data, and from which file they come."""
     variant = VARIANTS[options.actions]
-    return EncoderCard(
-        architecture=architecture,
-        image_size=options.image_size or variant.image_size,
-        mean_rgb=options.mean_rgb or variant.mean_rgb,
-        std_rgb=options.std_rgb or variant.std_rgb,
-        parts={part: (columns.start, columns.stop) for part, columns in objective.parts.items()},
-        objective="seq_jepa",
-        trained_on=trained_on,
-        license="other",
-        tag=f"seq_jepa_{variant.data}_imported",
+    usual = variant.normalisation
+    normalisation = Normalisation(
+        options.mean_rgb or usual.mean_rgb, options.std_rgb or usual.std_rgb, options.image_size or usual.image_size
     )
+    parts = {part: (columns.start, columns.stop) for part, columns in objective.parts.items()}
+    return imported_card(architecture, normalisation, "seq_jepa", variant.data, trained_on, parts)
 
 
 def describe_sequences(options: SeqJEPAOptions) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Imported encoders compute, to the bit, what the networks compute that their checkpoints were made of."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -264,27 +265,28 @@ def test_other_image_sizes_resample_the_positions_as_timm(tiny: nn.Module) -> No
 
 def dinov2_state(registers: int, chunks: bool = False) -> State:
     """Names and shapes of a published ViT-S/14 for images of 28 pixels, with random values."""
-    torch.manual_seed(registers)
-    width, state = 384, {}
-    state["cls_token"], state["pos_embed"] = torch.randn(1, 1, width), torch.randn(1, 5, width)
+    width = 384
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 5, width), "mask_token": (1, width)}
     if registers:
-        state["register_tokens"] = torch.randn(1, registers, width)
-    state["mask_token"] = torch.zeros(1, width)
-    state["patch_embed.proj.weight"] = torch.randn(width, 3, 14, 14) / 25
-    state["patch_embed.proj.bias"] = torch.randn(width)
+        shapes["register_tokens"] = (1, registers, width)
+    shapes |= {"patch_embed.proj.weight": (width, 3, 14, 14), "patch_embed.proj.bias": (width,)}
     for block in range(12):
         name = f"blocks.{block // 6}.{block}." if chunks else f"blocks.{block}."
         for layer, out_width, in_width in (
             ("attn.qkv", 3 * width, width), ("attn.proj", width, width),
             ("mlp.fc1", 4 * width, width), ("mlp.fc2", width, 4 * width),
         ):  # fmt: skip
-            state[f"{name}{layer}.weight"] = torch.randn(out_width, in_width) / in_width**0.5
-            state[f"{name}{layer}.bias"] = torch.randn(out_width) / 10
-        for norm in ("norm1", "norm2"):
-            state[f"{name}{norm}.weight"] = torch.rand(width) + 0.5
-            state[f"{name}{norm}.bias"] = torch.randn(width) / 10
-        state[f"{name}ls1.gamma"], state[f"{name}ls2.gamma"] = torch.rand(width), torch.rand(width)
-    state["norm.weight"], state["norm.bias"] = torch.rand(width) + 0.5, torch.randn(width) / 10
+            shapes |= {f"{name}{layer}.weight": (out_width, in_width), f"{name}{layer}.bias": (out_width,)}
+        for part in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma"):
+            shapes[name + part] = (width,)
+    shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
+    torch.manual_seed(registers)
+    state = {}
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            state[name] = torch.randn(shape) / 10 if name.endswith("bias") else torch.rand(shape) + 0.5
+        else:  # outputs of a layer are of the size of its inputs
+            state[name] = torch.randn(shape) / (1 if shape[0] == 1 else math.prod(shape[1:]) ** 0.5)
     return state
 
 

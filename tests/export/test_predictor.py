@@ -48,59 +48,49 @@ def sie(kind: str = "rotation", **changes: Any) -> SIE:
     return SIE(encoder(), SIEConfig(projector=(48, 48, 32), action_dim=ACTION_DIMS[kind], **changes))
 
 
+def equimod(**changes: Any) -> EquiMod:
+    return EquiMod(encoder(), EquiModConfig(projector=WIDTHS, **changes))
+
+
+DEEP = {"predictor": "hypernetwork_deep", "hypernetwork_bias": True, "predicted_bias": True}
+MLP = {"predictor": "mlp", "mlp_layers": 3, "equi_dim": 100}
+VICREG_FORM = {"form": "vicreg", "predictor": "hypernetwork", "action_dim": 7, "last_bias": False}
+BYOL = ConditionalBYOLConfig(projector=WIDTHS, predictor_hidden_width=12)
 MAKERS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "sie": ("rotation", sie),
-    "sie deep, biased": (
-        "rotation_color",
-        lambda: sie("rotation_color", predictor="hypernetwork_deep", hypernetwork_bias=True, predicted_bias=True),
-    ),
-    "sie mlp": ("augmentation", lambda: sie("augmentation", predictor="mlp", mlp_layers=3, equi_dim=100)),
+    "sie deep, biased": ("rotation_color", lambda: sie("rotation_color", **DEEP)),
+    "sie mlp": ("augmentation", lambda: sie("augmentation", **MLP)),
     "sie equi_only": ("rotation", lambda: sie(parts="equi_only")),
-    "equimod": ("rotation", lambda: EquiMod(encoder(), EquiModConfig(projector=WIDTHS, action_width=8))),
-    "equimod vicreg": (
-        "pose_base",
-        lambda: EquiMod(
-            encoder(),
-            EquiModConfig(form="vicreg", projector=WIDTHS, predictor="hypernetwork", action_dim=7, last_bias=False),
-        ),
-    ),
+    "equimod": ("rotation", lambda: equimod(action_width=8)),
+    "equimod vicreg": ("pose_base", lambda: equimod(**VICREG_FORM)),
+    "equimod of several processes": ("rotation", lambda: convert_sync_batchnorm(equimod(action_width=8))),
     "sen": ("rotation", lambda: SEN(encoder(), SENConfig(projector=WIDTHS, last_batch_norm="affine"))),
-    "equimod of several processes": (
-        "rotation",
-        lambda: convert_sync_batchnorm(EquiMod(encoder(), EquiModConfig(projector=WIDTHS, action_width=8))),
-    ),
-    "conditional_byol": (
-        "rotation",
-        lambda: ConditionalBYOL(encoder(), ConditionalBYOLConfig(projector=WIDTHS, predictor_hidden_width=12)),
-    ),
+    "conditional_byol": ("rotation", lambda: ConditionalBYOL(encoder(), BYOL)),
     "equicaps": ("rotation", lambda: EquiCaps(capsules(3))),
     "equicaps 4 x 4": ("pose_object", lambda: EquiCaps(capsules(4), EquiCapsConfig(pose_norm="published"))),
     "capsie": ("rotation", lambda: CapsIE(capsules(4), CapsIEConfig())),
-}  # fmt: skip
-
-
-class Recorder:
-    """Notes what a function of a module's file is given, and calls it."""
-
-    def __init__(self, function: Callable[..., Any], calls: list[tuple[Tensor, Tensor]]) -> None:
-        self.function, self.calls = function, calls
-
-    def __call__(self, first: Tensor, second: Tensor) -> Any:
-        self.calls.append((first, second))
-        return self.function(first, second)
+}
 
 
 def compared_in_training(objective: nn.Module, views: Tensor, actions: Tensor, monkeypatch) -> tuple[Tensor, Tensor]:
     """Prediction and target that the equivariance term compares in the training step, which runs in eval mode."""
     calls: list[tuple[Tensor, Tensor]] = []
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(first: Tensor, second: Tensor) -> Any:
+            calls.append((first, second))
+            return function(first, second)
+
+        return call
+
     module = __import__(type(objective).__module__, fromlist=["invariance_term"])
     vicreg_form = isinstance(objective, EquiMod) and objective.config.form == "vicreg"
     if vicreg_form or isinstance(objective, SIE | EquiCaps | CapsIE):
-        monkeypatch.setattr(module, "invariance_term", Recorder(module.invariance_term, calls))
+        monkeypatch.setattr(module, "invariance_term", noted(module.invariance_term))
     elif isinstance(objective, ConditionalBYOL):
         objective.negative_cosine.register_forward_pre_hook(lambda _, pair: calls.append(pair))
     else:
-        monkeypatch.setattr(objective, "_contrastive_loss", Recorder(objective._contrastive_loss, calls))
+        monkeypatch.setattr(objective, "_contrastive_loss", noted(objective._contrastive_loss))
     objective(views, actions)
     prediction, target = calls[-1]
     return prediction.flatten(1), target.flatten(1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ssl_equi.errors import CheckpointError
 from ssl_equi.export.encoder import load_encoder, parts_of, read_encoder_config
-from ssl_equi.export.layouts import RENDERED_MEAN_RGB, RENDERED_STD_RGB
+from ssl_equi.export.layouts import RENDERED
 from ssl_equi.export.seq_jepa_files import (
     SeqJEPAOptions,
     architecture_of,
@@ -136,7 +136,7 @@ def test_an_imported_model_answers_as_the_released_one(kind: str, side: int) -> 
     assert_same_answers(model, objective, kind)
     card = card_of(objective, architecture_of(model.state_dict()), options, "by others")
     assert card.architecture == ("resnet18_small_images" if kind == "position" else "resnet18")
-    mean, std = (STL10_MEAN_RGB, STL10_STD_RGB) if kind == "position" else (RENDERED_MEAN_RGB, RENDERED_STD_RGB)
+    mean, std = (STL10_MEAN_RGB, STL10_STD_RGB) if kind == "position" else (RENDERED.mean_rgb, RENDERED.std_rgb)
     assert (card.image_size, card.mean_rgb, card.std_rgb) == (side, mean, std)
 
 
