@@ -31,11 +31,7 @@ _INT_KEYS_MARK = "__int_keys__"
 
 
 def write_checkpoint(folder: Path, states: dict[str, Any]) -> None:
-    """Writes each named state (nested dicts and lists of tensors and JSON values) as NAME.safetensors + NAME.json.
-
-    Raises:
-        CheckpointError: the disk is full or the folder can't be written; nothing that stood there before is lost.
-    """
+    """Writes each named state (nested dicts and lists of tensors and JSON values) as NAME.safetensors + NAME.json."""
     files: dict[str, bytes] = {}
     for name, state in states.items():
         tensors: dict[str, Tensor] = {}
@@ -71,7 +67,7 @@ def write_checkpoint_files(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def describe_os_error(error: OSError, path: Path) -> str:
-    """One sentence for a write that failed, with the cure."""
+    """One sentence for writing that failed, with the cure."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"the disk is full while writing {path}: free some space and start again; what was saved before is intact"
@@ -112,14 +108,7 @@ def read_state(folder: Path, name: str) -> Any:
 
 
 def read_tensors(file: Path, cure: str) -> dict[str, Tensor]:
-    """Tensors of a safetensors file that may hold anything, on the CPU.
-
-    Args:
-        cure: what the error tells the user to do.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
+    """Tensors of a safetensors file that may hold anything, on the CPU; CheckpointError if it is missing or damaged."""
     try:
         return safetensors.torch.load_file(file)
     except FileNotFoundError as error:
@@ -147,40 +136,28 @@ def load_module_strictly(module: torch.nn.Module, state: dict[str, Tensor], sour
 
 def refuse_other_tensors(own: dict[str, Tensor], state: dict[str, Tensor], source: Path) -> None:
     """Raises CheckpointError unless a state that was read has the names and shapes of a module's own."""
-    missing = [name for name in own if name not in state]
-    unknown = [name for name in state if name not in own]
-    shared = {name: value for name, value in state.items() if name in own}
-    changed = [
-        f"{name} is {tuple(value.shape)} there and {tuple(own[name].shape)} here"
-        for name, value in shared.items()
-        if own[name].shape != value.shape
-    ]
-    changed += [
-        f"{name} is {value.dtype} there and {own[name].dtype} here"
-        for name, value in shared.items()
-        if own[name].shape == value.shape and not _is_readable_as(value.dtype, own[name].dtype)
-    ]
-    if missing or unknown or changed:
-        differences = [f"{name} is not in the file" for name in missing]
-        differences += [f"{name} is only in the file" for name in unknown]
-        shown = "; ".join((changed + differences)[:3])
-        count = len(changed) + len(differences)
+    shapes, types = [], []
+    for name, value in state.items():
+        if name not in own:
+            continue
+        there, here = value.dtype, own[name].dtype
+        if value.shape != own[name].shape:
+            shapes.append(f"{name} is {tuple(value.shape)} there and {tuple(own[name].shape)} here")
+        elif there != here and not (there.is_floating_point and here.is_floating_point):
+            types.append(f"{name} is {there} there and {here} here")
+    missing = [f"{name} is not in the file" for name in own if name not in state]
+    unknown = [f"{name} is only in the file" for name in state if name not in own]
+    # The most telling ones first: another shape says more than a name that one of the two doesn't have.
+    differences = shapes + types + missing + unknown
+    if differences:
         raise CheckpointError(
-            f"{source} holds another architecture ({count} tensors differ, such as: {shown}): "
-            "use the options that it was trained with, or another --out folder"
+            f"{source} holds another architecture ({len(differences)} tensors differ, such as: "
+            f"{'; '.join(differences[:3])}): use the options that it was trained with, or another --out folder"
         )
 
 
-def _is_readable_as(stored: torch.dtype, wanted: torch.dtype) -> bool:
-    return stored == wanted or (stored.is_floating_point and wanted.is_floating_point)
-
-
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replaces a text file as a whole, and makes its folder if need be.
-
-    Raises:
-        CheckpointError: the disk is full or the file can't be written; the old file is then intact.
-    """
+    """Replaces a text file as a whole, and makes its folder if need be; a CheckpointError leaves the old one intact."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, text.encode())

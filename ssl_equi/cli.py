@@ -1,4 +1,4 @@
-"""From a dataclass to a command line, and from an error to one sentence."""
+"""Command lines from dataclasses, and errors as one sentence."""
 
 import dataclasses
 import difflib
@@ -30,7 +30,10 @@ def parse_command_line(
     Args:
         default: the options where none are given; those of the dataclass when None.
     """
-    tolerate_any_output()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Characters that a terminal or a log file can't hold are replaced, instead of ending the process.
+            stream.reconfigure(errors="replace")
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if default is None:
@@ -82,7 +85,7 @@ def run_recipe(main: Callable[[Config], None], configs: Mapping[str, Callable[[]
 
 
 def hints(arguments: Iterable[str], known: Iterable[str]) -> list[str]:
-    """For each unknown option a line with the options that it may stand for: --lr, --wd, --learning_rates, ..."""
+    """For each unknown option a line with those that it may stand for: by initials (--lr), a word, or its spelling."""
     flags = list(known)
     lines = []
     for argument in arguments:
@@ -91,17 +94,13 @@ def hints(arguments: Iterable[str], known: Iterable[str]) -> list[str]:
             continue
         last_words = {known_flag: known_flag.removeprefix("--").split(".")[-1] for known_flag in flags}
         word = flag.removeprefix("--")
-        meant = [known_flag for known_flag, last in last_words.items() if word in (initials(last), last)]
+        initials = {last: "".join(part[0] for part in last.split("-") if part) for last in last_words.values()}
+        meant = [known_flag for known_flag, last in last_words.items() if word in (initials[last], last)]
         meant = meant or [known_flag for known_flag, last in last_words.items() if word in last.split("-")]
         meant = meant or difflib.get_close_matches(flag, flags, n=3, cutoff=0.75)
         if meant:
             lines.append(f"{argument.partition('=')[0]} is no option: did you mean {' or '.join(meant[:4])}?")
     return lines
-
-
-def initials(option: str) -> str:
-    """lr of learning-rate, say."""
-    return "".join(word[0] for word in option.split("-") if word)
 
 
 def with_defaults(config: Config) -> Config:
@@ -115,13 +114,6 @@ def with_defaults(config: Config) -> Config:
     return dataclasses.replace(config, **defaults)  # type: ignore[type-var]
 
 
-def tolerate_any_output() -> None:
-    """Characters that a terminal or a log file can't hold are replaced, instead of ending the process."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
 def explain_errors(action: Callable[[], None]) -> None:
     """Calls `action`; an error meant for the user is printed as one sentence and ends the process with status 1.
 
@@ -131,18 +123,15 @@ def explain_errors(action: Callable[[], None]) -> None:
     try:
         action()
     except (UserError, ValueError) as error:
-        if not isinstance(error, UserError) and not _raised_by_this_package(error):
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if not isinstance(error, UserError) and not raised_in.is_relative_to(Path(__file__).parent):
             raise
         print_error(error)
         raise SystemExit(1) from None
 
 
 def print_error(error: Exception) -> None:
-    """One write of one line: that of another process can't get in between, nor can a library's line breaks."""
+    """Prints one line, without a library's line breaks."""
+    # In one write, so that a line of another process can't get in between.
     sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
     sys.stderr.flush()
-
-
-def _raised_by_this_package(error: Exception) -> bool:
-    innermost = traceback.extract_tb(error.__traceback__)[-1]
-    return Path(innermost.filename).is_relative_to(Path(__file__).parent)

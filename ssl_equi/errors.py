@@ -55,7 +55,7 @@ def visible(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_escaped(character) if _is_hidden(character) else character for character in text)
+    return "".join(map(_visible_character, text))
 
 
 def visible_values(value: Any) -> Any:
@@ -69,12 +69,10 @@ def visible_values(value: Any) -> Any:
     return value
 
 
-def _is_hidden(character: str) -> bool:
-    """Control characters but for line breaks and tabs, lone surrogates, and code points that are no characters."""
-    return unicodedata.category(character) in ("Cc", "Cs", "Cn") and character not in "\n\t"
-
-
-def _escaped(character: str) -> str:
+def _visible_character(character: str) -> str:
+    # Hidden are control characters, lone surrogates, and code points that are no characters.
+    if unicodedata.category(character) not in ("Cc", "Cs", "Cn") or character in "\n\t":
+        return character
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a file's name that is no UTF-8
         return f"\\x{code - 0xDC00:02x}"

@@ -67,11 +67,8 @@ def sync_folder(folder: Path) -> None:
 def read_json_object(path: Path, error_type: type[Exception], cure: str = _WRITE_AGAIN) -> dict[str, Any]:
     """The object in a JSON file that may hold anything.
 
-    Args:
-        cure: what the error tells the user to do.
-
-    Raises:
-        error_type: with one sentence that names the file, if it can't be read or `parse_json_object` refuses it.
+    Raises `error_type`, with a sentence that names the file and the cure, for what can't be read or
+    `parse_json_object` refuses.
     """
     size = size_of_regular_file(path, str(path), error_type, cure)
     if size > MOST_JSON_BYTES:
@@ -85,6 +82,7 @@ def read_json_object(path: Path, error_type: type[Exception], cure: str = _WRITE
 
 def size_of_regular_file(path: Path, name: str, error_type: type[Exception], cure: str) -> int:
     """Bytes of a file; `error_type` with one sentence that calls it `name` if it is missing, or a folder or a pipe."""
+    # Opening a pipe would wait for somebody who writes to it.
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -103,11 +101,10 @@ def _cure_of(error: OSError, cure: str) -> str:
 def parse_json_object(
     content: bytes, name: str, error_type: type[Exception], cure: str = _WRITE_AGAIN
 ) -> dict[str, Any]:
-    """The JSON object that `content` is; errors call it `name`.
+    """The JSON object that `content` is; errors, of `error_type`, call it `name`.
 
-    Raises:
-        error_type: it is no JSON in UTF-8, no object, nested over 100 levels deep, names a key twice, or holds NaN,
-            infinity, an integer beyond 64 bits, or text that is no Unicode.
+    Refused are what is no JSON in UTF-8, no object, nested over 100 levels deep, or names a key twice, and NaN,
+    infinity, integers beyond 64 bits and text that is no Unicode: Python would take them, other readers don't.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -139,14 +136,16 @@ _JSON_TYPES = {list: "array", str: "string", int: "number", float: "number", boo
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"key {key!r} is there twice")
+        values[key] = value
     return values
 
 
 def _integer(digits: str) -> int:
+    # By their number first, since Python refuses to read thousands of digits with a sentence of its own.
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
         raise ValueError(f"{digits[:30]} is an integer beyond 64 bits")
     return int(digits)
@@ -198,17 +197,14 @@ def list_folder(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file as a whole.
-
-    Raises DataError when the file cannot be written (a full disk, a quota, missing rights).
-    """
+    """Replaces a file as a whole; DataError if it can't be written (a full disk, a quota, missing rights)."""
     with write_errors_named(path):
         replace_file(path, content)
 
 
 @contextmanager
 def write_errors_named(path: Path) -> Iterator[None]:
-    """Turn an OSError raised while writing `path` into a DataError that names the file and the cure."""
+    """Turns an OSError raised while writing `path` into a DataError that names the file and the cure."""
     try:
         yield
     except OSError as error:
@@ -222,11 +218,8 @@ def working_alone(lock_file: Path, what: str) -> Iterator[None]:
     """Holds a lock: of two processes that want the same thing, one makes it and the other waits, saying so.
 
     Args:
-        lock_file: in an existing folder.
+        lock_file: in an existing folder; DataError if nothing may be written there.
         what: "building FOLDER", say, for the one that waits.
-
-    Raises:
-        DataError: the lock file can't be made, since nothing may be written there.
     """
     lock = FileLock(lock_file)
     try:

@@ -1,6 +1,6 @@
-"""What is true of single options: ranges, when an option acts, and which sizes are derived; checked in one place.
+"""Ranges and effects of options, stated in their types and checked in one place.
 
-An option states it in its type, and `check_options` holds a configuration to it:
+`check_options` holds a configuration to what its options state:
 
     temperature: Positive = 0.5
     hidden_widths: Annotated[tuple[Count, ...], ActsWhen(lambda options: options.weight > 0, "give a weight")] = (512,)
@@ -110,25 +110,31 @@ EncoderArguments = Annotated[
 
 
 def check_options(config: Any, default: Any = None) -> None:
-    """Holds a configuration to what its options state.
+    """Holds a configuration to what its options state; UserError names the first that breaks it.
+
+    Numbers must be in range and finite, choices must exist, and an option that was changed must have an effect.
 
     Args:
         config: a dataclass; options in dataclasses within it are named as on the command line.
         default: what the options were before the user changed some; without it, effects are not checked.
-
-    Raises:
-        UserError: a number is out of range or not finite, a choice doesn't exist, or an option was changed that has
-            no effect.
     """
     for option in _options(config):
-        _check_value(option)
+        bounds, choices = _bounds(option.hint), _choices(option.hint)
+        values = option.value.values() if isinstance(option.value, dict) else option.value
+        for value in values if isinstance(option.value, (dict, tuple, list)) else [values]:
+            # True and False are numbers to Python.
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                if not math.isfinite(value) or (bounds is not None and not bounds.holds(value)):
+                    raise UserError(f"{option.flag} is {value}: give a number {bounds or 'that is finite'}")
+            elif choices and value is not None and value not in choices:
+                raise UserError(f"{option.flag} is {value!r}: choose from {', '.join(map(str, choices))}")
     if default is not None:
         before = {option.name: option.value for option in _options(default)}
         for option in _options(config):
             if option.inactive is not None and option.value != before.get(option.name, option.value):
-                raise UserError(
-                    f"{option.flag} is {_shown(option.value)} and has no effect: {option.inactive}, or leave it out"
-                )
+                several = isinstance(option.value, (tuple, list))
+                shown = " ".join(map(str, option.value)) if several else str(option.value)
+                raise UserError(f"{option.flag} is {shown} and has no effect: {option.inactive}, or leave it out")
 
 
 def used_options(config: Any) -> dict[str, Any]:
@@ -164,7 +170,7 @@ def option_flags(config: Any) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Option:
-    """One option: dotted name, its name on the command line, type with annotations, value, and why it doesn't act."""
+    """One option: dotted name, its name on the command line, type with annotations, value, and how to make it act."""
 
     name: str
     flag: str
@@ -175,7 +181,6 @@ class _Option:
 
 def _options(config: Any, names: str = "", flags: str = "--", inactive: str | None = None) -> Iterator[_Option]:
     hints = get_type_hints(type(config), include_extras=True)
-    within: dict[str, str] = {}  # options of groups that don't act, by their names
     for entry in dataclasses.fields(config):
         value, hint = getattr(config, entry.name), hints[entry.name]
         annotations = hint.__metadata__ if get_origin(hint) is Annotated else ()
@@ -185,11 +190,9 @@ def _options(config: Any, names: str = "", flags: str = "--", inactive: str | No
         why = inactive or next((note.cure for note in silent if not note.only), None)
         if dataclasses.is_dataclass(value):
             group = flags if _is_unnamed(annotations) else f"{flags}{entry.name.replace('_', '-')}."
-            within = {name: note.cure for note in silent for name in note.only}
+            silent_within = {f"{names}{entry.name}.{name}": note.cure for note in silent for name in note.only}
             for option in _options(value, f"{names}{entry.name}.", group, why):
-                inner = option.name.removeprefix(f"{names}{entry.name}.")
-                cure = option.inactive or within.get(inner)
-                yield dataclasses.replace(option, inactive=cure)
+                yield dataclasses.replace(option, inactive=option.inactive or silent_within.get(option.name))
         else:
             yield _Option(names + entry.name, flags + entry.name.replace("_", "-"), hint, value, why)
 
@@ -197,23 +200,6 @@ def _options(config: Any, names: str = "", flags: str = "--", inactive: str | No
 def _is_unnamed(annotations: tuple[Any, ...]) -> bool:
     """Whether tyro leaves the name of a group out, because it is called ""."""
     return any(getattr(note, "name", None) == "" for note in annotations)
-
-
-def _check_value(option: _Option) -> None:
-    bounds, choices = _bounds(option.hint), _choices(option.hint)
-    for value in _elements(option.value):
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not math.isfinite(value) or (bounds is not None and not bounds.holds(value)):
-                raise UserError(f"{option.flag} is {value}: give a number {bounds or 'that is finite'}")
-        elif choices and value is not None and value not in choices:
-            raise UserError(f"{option.flag} is {value!r}: choose from {', '.join(map(str, choices))}")
-
-
-def _elements(value: Any) -> list[Any]:
-    """The single values of an option that may be a tuple or a mapping."""
-    if isinstance(value, dict):
-        return list(value.values())
-    return list(value) if isinstance(value, (tuple, list)) else [value]
 
 
 def _bounds(hint: Any) -> Range | None:
@@ -233,7 +219,3 @@ def _choices(hint: Any) -> tuple[Any, ...]:
     inner = [_choices(argument) for argument in arguments if get_origin(argument) is not None]
     open_types = [argument for argument in arguments if isinstance(argument, type)]
     return () if open_types else tuple(choice for choices in inner for choice in choices)
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

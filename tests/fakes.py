@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pytest
@@ -119,6 +119,20 @@ def recorded_calls(module: nn.Module) -> list[tuple[int, ...]]:
     calls: list[tuple[int, ...]] = []
     module.register_forward_pre_hook(lambda _, inputs: calls.append(tuple(inputs[0].shape)))
     return calls
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def with_other_values(module: Module, seed: int = 0) -> Module:
+    """The module in eval mode, with values that no initialisation has; variances stay positive."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                noise = torch.rand(value.shape, generator=generator)
+                value.add_(noise if "running_var" in name else 0.1 * (noise - 0.5))
+    return module.eval()
 
 
 # ---------------------------------------------------------------- objectives

@@ -1,4 +1,4 @@
-"""Processes of a run, started as users start them, and looked at from outside."""
+"""Processes of a run, started as users start them and looked at from outside; limits that a busy machine keeps."""
 
 import os
 import signal
@@ -13,8 +13,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TOY = "tests/toy_recipe.py"
-PATIENCE_SECONDS = 900
+PATIENCE_SECONDS = 900  # only what hangs takes as long
 _AROUND = ("ACCELERATE_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "SLURM_", "TORCHELASTIC_")
+
+
+def seconds_now(seconds: float) -> float:
+    """So many seconds where nothing else runs, and in proportion more on a machine that is busy now."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-S", "-c", ""], check=True)
+    usual = 0.05  # of an idle machine that is slow
+    return seconds * max(1, (time.perf_counter() - began) / usual)
 
 
 def clean_environment(**added: str) -> dict[str, str]:
@@ -64,12 +72,12 @@ def trainers(launcher: int) -> list[int]:
 def wait_until_gone(processes: list[int]) -> None:
     """Returns once none is there, but for those that only wait for a parent that asks for their status."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while any(_is_running(process) for process in processes):
+    while any(map(is_running, processes)):
         assert time.monotonic() < deadline, f"one of {processes} has not ended"
         time.sleep(0.02)
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:

@@ -23,28 +23,18 @@ def nested_state() -> dict:
     }
 
 
-def assert_equal_states(left: object, right: object) -> None:
-    if isinstance(left, torch.Tensor):
-        assert isinstance(right, torch.Tensor)
-        assert left.dtype == right.dtype
-        assert torch.equal(left, right)
-    elif isinstance(left, dict):
-        assert isinstance(right, dict)
-        assert list(left) == list(right)
-        for key in left:
-            assert_equal_states(left[key], right[key])
-    elif isinstance(left, list):
-        assert isinstance(right, list)
-        assert len(left) == len(right)
-        for one, other in zip(left, right, strict=True):
-            assert_equal_states(one, other)
-    else:
-        assert left == right
+def plain(state: object) -> object:
+    """With types and numbers in place of tensors, and with the order of keys."""
+    if isinstance(state, torch.Tensor):
+        return state.dtype, state.tolist()
+    if isinstance(state, dict):
+        return [(key, plain(value)) for key, value in state.items()]
+    return [plain(value) for value in state] if isinstance(state, list) else state
 
 
 def test_nested_state_comes_back_equal(tmp_path: Path) -> None:
     checkpoint.write_checkpoint(tmp_path / "step-00000001", {"optimizer": nested_state()})
-    assert_equal_states(checkpoint.read_state(tmp_path / "step-00000001", "optimizer"), nested_state())
+    assert plain(checkpoint.read_state(tmp_path / "step-00000001", "optimizer")) == plain(nested_state())
 
 
 def test_an_optimizer_goes_on_exactly_after_a_round_trip(tmp_path: Path) -> None:
@@ -75,15 +65,10 @@ def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
     assert not (tmp_path / "c" / "a.safetensors").read_bytes().startswith(b"\x80")
 
 
-def test_an_object_that_is_neither_tensor_nor_json_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"can't hold /x of type set"):
-        checkpoint.write_checkpoint(tmp_path / "c", {"a": {"x": {1, 2}}})
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_a_number_that_json_cannot_hold_is_refused(tmp_path: Path, number: float) -> None:
-    with pytest.raises(CheckpointError, match=r"can't hold /x (nan|inf): keep tensors, finite numbers"):
-        checkpoint.write_checkpoint(tmp_path / "c", {"a": {"x": number}})
+@pytest.mark.parametrize(("value", "shown"), [({1, 2}, "of type set"), (float("nan"), "nan"), (float("inf"), "inf")])
+def test_what_is_neither_tensor_nor_json_is_refused(tmp_path: Path, value: object, shown: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"can't hold /x {shown}: keep tensors, finite numbers"):
+        checkpoint.write_checkpoint(tmp_path / "c", {"a": {"x": value}})
 
 
 @pytest.mark.parametrize("failing_file", [0, 1, 2])

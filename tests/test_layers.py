@@ -23,10 +23,10 @@ FLOOR = {
     "data": 4,
     "objectives": 4,
     "views": 5,
-    "export": 6,
-    "probing": 7,
-    "training": 8,
-    "cli": 9,
+    "export": 5,
+    "probing": 6,
+    "training": 7,
+    "cli": 8,
 }
 
 

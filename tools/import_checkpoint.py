@@ -44,7 +44,6 @@ SIE is older than 1.11 and names no version.
 The weights stay under the terms of their authors.
 """
 
-import hashlib
 import pickle
 import re
 import zipfile
@@ -66,18 +65,19 @@ from ssl_equi.export.importing import EncoderOptions, fitting_layouts, import_en
 from ssl_equi.export.layouts import EncoderLayout, TrainingData
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, save_predictor
 from ssl_equi.export.seq_jepa_files import (
+    VARIANTS,
     Actions,
     SeqJEPAOptions,
     architecture_of,
     build_objective,
     card_of,
-    data_of,
     describe_sequences,
     model_tensors,
 )
 from ssl_equi.export.sequence_model import save_sequence_model
-from ssl_equi.export.sie_predictor import ACTIONS, equivariant_width, feature_parts, import_sie_predictor
+from ssl_equi.export.sie_files import ACTIONS, equivariant_width, feature_parts, import_sie_predictor
 from ssl_equi.export.tensors import named_tensors
+from ssl_equi.files import sha256_of_file
 from ssl_equi.options import EncoderArguments
 
 SEQ_JEPA: Literal["seq_jepa"] = "seq_jepa"
@@ -173,7 +173,7 @@ def unread_mapping(*values: object) -> dict[object, object]:
     return {}
 
 
-MAPPING_CLASSES = ("collections.defaultdict",)
+MAPPING_CLASSES = ("collections.defaultdict",)  # to which torch adds items itself, so a stand-in must take them
 UNKNOWN_CLASS = re.compile(r"GLOBAL (\S+) was not an allowed global")
 MOST_UNKNOWN_CLASSES = 100
 LARGEST_COMPRESSION = 10
@@ -248,8 +248,7 @@ def check_archive(file: Path) -> None:
 
 def describe_source(data: str, file: Path) -> str:
     """On what data the weights were trained, and from which file they come."""
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return f"{data}, by others: {file.name}, SHA-256 {digest[:16]}"
+    return f"{data}, by others: {file.name}, SHA-256 {sha256_of_file(file)[:16]}"
 
 
 def import_seq_jepa(content: Mapping[str, Any], config: Config) -> None:
@@ -265,7 +264,7 @@ def import_seq_jepa(content: Mapping[str, Any], config: Config) -> None:
     )
     tensors = model_tensors(content, str(config.file))
     objective = build_objective(tensors, options)
-    trained_on = describe_source(data_of(options), config.file)
+    trained_on = describe_source(VARIANTS[options.actions].data, config.file)
     card = card_of(objective, architecture_of(tensors), options, trained_on)
     save_encoder(objective.encoder, config.out / "encoder", card)
     save_sequence_model(objective, config.out / "sequence_model", card, describe_sequences(options))

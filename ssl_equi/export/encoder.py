@@ -1,33 +1,34 @@
-"""Encoders as files: safetensors + JSON, in timm's folder layout, loaded strictly and never through pickle.
+"""Exported encoders, in timm's folder layout.
 
 `timm.create_model("local-dir:FOLDER", pretrained=True)` opens the folder wherever the architecture is timm's own;
 `ssl_equi.load_encoder(FOLDER)` opens it for every architecture that timm or this project registers, and fills a
-module of yours (`encoder=`) for any other. Its `config.json` holds the SHA-256 of the weights, so that damage is found;
-folders of earlier versions and of timm don't.
+module of yours (`encoder=`) for any other.
 """
 
-import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.checkpoint import load_module_strictly, read_tensors, refuse_other_tensors, write_checkpoint_files
-from ssl_equi.errors import CheckpointError, UserError
-from ssl_equi.files import parse_json_object, read_json_object, sha256_of_file
+from ssl_equi.encoders.arguments import refuse_reserved_arguments
+from ssl_equi.encoders.create import timm_with_our_encoders
+from ssl_equi.errors import CheckpointError
+from ssl_equi.export.folder import (
+    CONFIG_FILE,
+    LARGEST_SIZE,
+    WEIGHTS_FILE,
+    Export,
+    check_sizes,
+    open_module,
+    read_config,
+)
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-WEIGHTS_HASH = "weights_sha256"
-LARGEST_SIZE = 16384  # of a module that a file describes: a width, a depth, the side of an image
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class EncoderCard:
     """What a user of the encoder must know besides its weights.
 
@@ -54,52 +55,9 @@ class EncoderCard:
     trained_on: str
     license: str
     tag: str
-    model_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    model_args: dict[str, Any] = field(default_factory=dict)
     crop_share: float = 1.0
     interpolation: str = "bicubic"
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """What a folder is to hold: a module's weights, and what describes it.
-
-    Attributes:
-        module: whose weights are written.
-        config: `config.json` but for the checksum of the weights.
-        build: makes the described module with random weights; None if only its user can.
-    """
-
-    module: nn.Module
-    config: dict[str, Any]
-    build: Callable[[], nn.Module] | None
-
-    def write(self, folder: Path) -> None:
-        """Writes the folder as a whole.
-
-        Raises:
-            CheckpointError: the folder can't be written, or the module holds what safetensors can't.
-        """
-        write_checkpoint_files(folder, self._files())
-
-    def check(self) -> None:
-        """Does what writing the folder and opening it again will do, but for the disk.
-
-        Raises:
-            UserError: the export could not be written or opened.
-        """
-        files = self._files()
-        parse_json_object(files[CONFIG_FILE], CONFIG_FILE, CheckpointError, "choose other options")
-        if self.build is not None:
-            state = _state_without_memory(self.build)
-            if state is None:
-                with torch.random.fork_rng(devices=[]):
-                    state = self.build().state_dict()
-            refuse_other_tensors(state, safetensors.torch.load(files[WEIGHTS_FILE]), Path(WEIGHTS_FILE))
-
-    def _files(self) -> dict[str, bytes]:
-        weights = safetensors.torch.save(module_tensors(self.module), metadata={"format": "pt"})
-        described = self.config | {WEIGHTS_HASH: hashlib.sha256(weights).hexdigest()}
-        return {WEIGHTS_FILE: weights, CONFIG_FILE: json.dumps(described, indent=1).encode()}
 
 
 def encoder_export(encoder: nn.Module, card: EncoderCard) -> Export:
@@ -110,11 +68,7 @@ def encoder_export(encoder: nn.Module, card: EncoderCard) -> Export:
 
 
 def save_encoder(encoder: nn.Module, folder: Path, card: EncoderCard) -> None:
-    """Writes the bare encoder: `model.safetensors` and `config.json`, in the layout that timm reads.
-
-    Raises:
-        CheckpointError: the folder can't be written, or the encoder holds what safetensors can't.
-    """
+    """Writes the bare encoder, as `Export.write` does."""
     encoder_export(encoder, card).write(folder)
 
 
@@ -141,27 +95,26 @@ def describe_encoder(encoder: nn.Module, card: EncoderCard) -> dict[str, Any]:
     }
 
 
-def module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, on the CPU, as safetensors wants them.
+def load_encoder(folder: str | Path, encoder: nn.Module | None = None) -> nn.Module:
+    """The exported encoder in eval mode: images [N, 3, S, S], normalised as its config says, to features [N, D].
 
-    Weights that layers share are there under each name, in memory of their own: so the file has the names that timm
-    and `load_state_dict` ask for, and a module that ties its layers ties them again.
+    Args:
+        folder: a run's `encoder/`.
+        encoder: a module to fill, for architectures that neither timm nor this project registers.
 
     Raises:
-        CheckpointError: the module's state holds something else than dense tensors.
+        CheckpointError: a file is missing or damaged, or the weights belong to another architecture.
     """
-    tensors: dict[str, Tensor] = {}
-    memory: set[int] = set()
-    for name, value in module.state_dict().items():
-        if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
-            what = "a tensor without values" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise CheckpointError(f"{name} of the {type(module).__name__} is {what}: export a module of dense tensors")
-        tensor = value.detach().cpu().contiguous()
-        if tensor.untyped_storage().data_ptr() in memory:
-            tensor = tensor.clone()
-        memory.add(tensor.untyped_storage().data_ptr())
-        tensors[name] = tensor
-    return tensors
+    folder = Path(folder)
+    config = read_encoder_config(folder)
+
+    def build() -> nn.Module:
+        return build_encoder(config, folder) if encoder is None else encoder
+
+    filled = open_module(folder, config, build, "encoder")
+    if "num_features" in config:
+        filled.num_features = config["num_features"]
+    return filled
 
 
 def read_encoder_config(folder: Path) -> dict[str, Any]:
@@ -170,15 +123,6 @@ def read_encoder_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, is not JSON, or describes no encoder.
     """
-    _refuse_other_folders(folder)
-    file = Path(folder) / CONFIG_FILE
-    config = read_json_object(file, CheckpointError, "export the encoder again")
-    _check_encoder_config(config, file)
-    return config
-
-
-def _refuse_other_folders(folder: Path) -> None:
-    """Raises CheckpointError for what is no exported encoder's folder; of a run's folder it names the one within."""
     folder = Path(folder)
     inner = folder / "encoder"
     if (inner / CONFIG_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file():
@@ -188,43 +132,38 @@ def _refuse_other_folders(folder: Path) -> None:
             f"{folder} is the folder of a run that has exported no encoder yet, which comes at the end: let it go on, "
             "with --resume if it was stopped"
         )
-    if not (folder / CONFIG_FILE).is_file():
-        why = f"{CONFIG_FILE} is missing" if folder.is_dir() else "there is no such folder"
-        raise CheckpointError(f"{folder} holds no exported encoder ({why}): give a run's encoder/")
+    config = read_config(folder, "encoder", "give a run's encoder/")
+    _check_encoder_config(config, folder)
+    return config
 
 
-def _check_encoder_config(config: dict[str, Any], file: Path) -> None:
+def _check_encoder_config(config: dict[str, Any], folder: Path) -> None:
     """Raises CheckpointError for an entry that is not what `describe_encoder` or timm writes under its name."""
 
-    def refuse(name: str, value: Any) -> NoReturn:
-        raise CheckpointError(f"{file} describes no encoder ({name} is {value!r:.80}): export the encoder again")
+    def require(holds: bool, name: str, value: Any) -> None:
+        if not holds:
+            file = folder / CONFIG_FILE
+            raise CheckpointError(f"{file} describes no encoder ({name} is {value!r:.80}): export the encoder again")
 
-    if not isinstance(config.get("architecture"), str | None):
-        refuse("architecture", config["architecture"])
-    if not _is_count(config.get("num_features", 1)):
-        refuse("num_features", config["num_features"])
-    if not isinstance(config.get("model_args", {}), dict):
-        refuse("model_args", config["model_args"])
-    check_sizes(config.get("model_args", {}), file)
-    data = config.get("pretrained_cfg", {})
-    if not isinstance(data, dict):
-        refuse("pretrained_cfg", data)
+    architecture, num_features = config.get("architecture"), config.get("num_features", 1)
+    arguments, data = config.get("model_args", {}), config.get("pretrained_cfg", {})
+    require(isinstance(architecture, str | None), "architecture", architecture)
+    require(_is_count(num_features), "num_features", num_features)
+    require(isinstance(arguments, dict), "model_args", arguments)
+    require(isinstance(data, dict), "pretrained_cfg", data)
+    check_sizes(arguments, folder)
+    # Folders that timm saved by itself may say nothing of images, and have no parts.
     if data or "ssl_equi" in config:
-        size, mean, std = (data.get(name, ()) for name in ("input_size", "mean", "std"))
-        if not (_are_three(size, _is_count) and size[1] == size[2] <= LARGEST_SIZE):
-            refuse("input_size", size)
-        if not _are_three(mean, _is_number):
-            refuse("mean", mean)
-        if not (_are_three(std, _is_number) and min(std) > 0):
-            refuse("std", std)
+        size, mean, std = (data.get(name) for name in ("input_size", "mean", "std"))
+        require(_are_three(size, _is_count) and size[1] == size[2] <= LARGEST_SIZE, "input_size", size)
+        require(_are_three(mean, _is_number), "mean", mean)
+        require(_are_three(std, _is_number) and min(std) > 0, "std", std)
     if "ssl_equi" in config:
-        parts = config["ssl_equi"].get("parts") if isinstance(config["ssl_equi"], dict) else None
-        if not isinstance(parts, dict) or not parts or "num_features" not in config:
-            refuse("ssl_equi.parts", parts)
+        parts: Any = config["ssl_equi"].get("parts") if isinstance(config["ssl_equi"], dict) else None
+        require(isinstance(parts, dict) and len(parts) > 0 and "num_features" in config, "ssl_equi.parts", parts)
         for part, columns in parts.items():
             are_two = isinstance(columns, list) and len(columns) == 2 and all(type(each) is int for each in columns)
-            if not (are_two and 0 <= columns[0] < columns[1]):
-                refuse(f"part {part!r}", columns)
+            require(are_two and 0 <= columns[0] < columns[1], f"part {part!r}", columns)
 
 
 def _is_count(value: Any) -> bool:
@@ -239,78 +178,6 @@ def _are_three(values: Any, is_one: Callable[[Any], bool]) -> bool:
     return isinstance(values, list) and len(values) == 3 and all(is_one(value) for value in values)
 
 
-def check_sizes(described: Any, file: Path) -> None:
-    """Raises CheckpointError if a number in what a file says of a module is beyond all sizes of modules."""
-    if isinstance(described, dict | list):
-        for value in described.values() if isinstance(described, dict) else described:
-            check_sizes(value, file)
-    elif isinstance(described, int) and abs(described) > LARGEST_SIZE:
-        raise CheckpointError(
-            f"{file} describes a module with a size of {described:,}, and {LARGEST_SIZE:,} is the most: export it again"
-        )
-
-
-def load_encoder(folder: str | Path, encoder: nn.Module | None = None) -> nn.Module:
-    """The exported encoder in eval mode: images [N, 3, S, S], normalised as its config says, to features [N, D].
-
-    Args:
-        folder: a run's `encoder/`.
-        encoder: a module to fill, for architectures that neither timm nor this project registers.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or the weights belong to another architecture.
-    """
-    folder = Path(folder)
-    config = read_encoder_config(folder)
-    if encoder is None:
-        encoder = built_and_filled(lambda: build_encoder(config, folder), folder, config)
-    else:
-        load_module_strictly(encoder, read_weights(folder, config), folder / WEIGHTS_FILE)
-    if "num_features" in config:
-        encoder.num_features = config["num_features"]
-    return encoder.eval()
-
-
-def built_and_filled(
-    build: Callable[[], nn.Module], folder: Path, config: dict[str, Any], what: str = "encoder"
-) -> nn.Module:
-    """The module that a folder's config describes, with the folder's weights.
-
-    Args:
-        build: makes it with random weights.
-        what: it is, for messages.
-
-    Raises:
-        CheckpointError: it can't be made, or the weights are damaged or have other names and shapes.
-        UserError: as `build` does.
-    """
-    file = folder / WEIGHTS_FILE
-    weights = read_weights(folder, config)
-    # What the config says decides about memory, so it is compared with the weights before any is taken.
-    state = _state_without_memory(build)
-    if state is not None:
-        refuse_other_tensors(state, weights, file)
-    try:
-        module = build()
-    except UserError:
-        raise
-    except Exception as error:  # whatever sizes that don't go together raise, in this project's modules or in timm's
-        raise CheckpointError(
-            f"{folder / CONFIG_FILE} describes no {what} ({type(error).__name__}: {error}): export it again"
-        ) from error
-    load_module_strictly(module, weights, file)
-    return module
-
-
-def _state_without_memory(build: Callable[[], nn.Module]) -> dict[str, Tensor] | None:
-    """Names and shapes of a module's tensors; None if it can't be made without values."""
-    try:
-        with torch.device("meta"):
-            return build().state_dict()
-    except Exception:  # making it with values tells what is wrong, if anything is
-        return None
-
-
 def build_encoder(config: dict[str, Any], folder: Path) -> nn.Module:
     """The architecture of an exported encoder with random weights.
 
@@ -323,9 +190,6 @@ def build_encoder(config: dict[str, Any], folder: Path) -> nn.Module:
         raise CheckpointError(
             f"{folder} holds an encoder that timm doesn't know: build the module and pass it as encoder="
         )
-    from ssl_equi.encoders.arguments import refuse_reserved_arguments
-    from ssl_equi.encoders.create import timm_with_our_encoders
-
     # timm saves both, whatever they are.
     saved_by_timm = ("num_classes", "in_chans")
     arguments = {name: value for name, value in config.get("model_args", {}).items() if name not in saved_by_timm}
@@ -334,24 +198,6 @@ def build_encoder(config: dict[str, Any], folder: Path) -> nn.Module:
     if not timm.is_model(architecture):
         raise CheckpointError(f"{folder} holds a {architecture}, which this timm doesn't know: update timm")
     return timm.create_model(architecture, pretrained=False, num_classes=0, **arguments)
-
-
-def read_weights(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
-    """Tensors of an exported folder, on the CPU.
-
-    Args:
-        config: of the folder, which may hold their checksum.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    file = folder / WEIGHTS_FILE
-    weights = read_tensors(file, "copy the folder or export again")
-    if WEIGHTS_HASH in config and config[WEIGHTS_HASH] != sha256_of_file(file):
-        raise CheckpointError(
-            f"{file} is damaged (its SHA-256 is not the one in {CONFIG_FILE}): copy the folder or export again"
-        )
-    return weights
 
 
 def parts_of(config: dict[str, Any]) -> dict[str, slice]:

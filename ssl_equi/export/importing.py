@@ -1,4 +1,4 @@
-"""An encoder with the weights of a checkpoint that others trained: every tensor has its place, or a named reason."""
+"""Encoders from checkpoints that others trained: every tensor has its place, or a named reason."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -10,16 +10,29 @@ from torch import Tensor, nn
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.create import model_arguments, timm_with_our_encoders
 from ssl_equi.errors import CheckpointError, LayoutError, UserError
-from ssl_equi.export import resnet_names, vit_names
+from ssl_equi.export import layouts
 from ssl_equi.export.encoder import EncoderCard
-from ssl_equi.export.layouts import LAYOUTS, NORMALISATIONS, EncoderLayout, Layout, Normalisation, Rgb, TrainingData
-from ssl_equi.export.sie_resnet_order import find_sie_resnet
+from ssl_equi.export.layouts import (
+    LAYOUTS,
+    NORMALISATIONS,
+    EncoderLayout,
+    Layout,
+    ModelArguments,
+    Normalisation,
+    Rgb,
+    TrainingData,
+    imported_card,
+)
+from ssl_equi.export.sie_files import find_sie_resnet
 from ssl_equi.export.tensors import BATCH_COUNT, first_names, is_batch_count
 
 SIE_FAMILY: tuple[EncoderLayout, ...] = ("sie", "equicaps", "capsie")
 CHOSEN_BY_USER = "left out by name"
 ON_TOP = "on top of the encoder"
-SMALL_IMAGES, SIE_RESNET50 = "_small_images", "sie_resnet50"
+MATCHED_IN_ORDER = (
+    "names are not those of timm's {}: tensors were matched by order and shapes, and agree in every one; compare "
+    "features or accuracy with those of the authors"
+)
 
 
 @dataclass(frozen=True)
@@ -64,27 +77,9 @@ class ImportedEncoder:
     """What was inferred, in sentences."""
 
     def card(self, objective: str, trained_on: str, parts: dict[str, tuple[int, int]]) -> EncoderCard:
-        """What users must know of the weights.
-
-        Args:
-            objective: the method.
-            trained_on: where they come from.
-            parts: columns of the features by name.
-        """
-        return EncoderCard(
-            architecture=self.architecture,
-            model_args=self.model_args,
-            image_size=self.image_size,
-            mean_rgb=self.normalisation.mean_rgb,
-            std_rgb=self.normalisation.std_rgb,
-            crop_share=self.normalisation.crop_share,
-            interpolation=self.normalisation.interpolation,
-            parts=parts,
-            objective=objective,
-            trained_on=trained_on,
-            license="other",
-            tag="_".join([objective, *([self.data] if self.data else []), "imported"]).replace("-", "_"),
-        )
+        """What users must know of the weights; `trained_on` says where they come from, see `EncoderCard`."""
+        normalisation = replace(self.normalisation, image_size=self.image_size)
+        return imported_card(self.architecture, normalisation, objective, self.data, trained_on, parts, self.model_args)
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ class _Located:
     tensors: dict[str, Tensor]
     file_names: dict[str, str]
     prefix: str
-    architecture: str | None
+    architecture: str | None = None
 
 
 def import_encoder(tensors: Mapping[str, Tensor], options: EncoderOptions) -> ImportedEncoder:
@@ -110,30 +105,31 @@ def import_encoder(tensors: Mapping[str, Tensor], options: EncoderOptions) -> Im
     """
     layout = LAYOUTS[options.layout]
     located = _locate(tensors, options, layout)
-    is_transformer = vit_names.is_vision_transformer(located.tensors)
-    architecture, arguments, native_size = _architecture(located, options, layout, is_transformer)
+    is_transformer = layouts.is_vision_transformer(located.tensors)
+    native_size = layouts.vit_image_size(located.tensors) if is_transformer else None
+    architecture, arguments = _architecture(located, options, layout, is_transformer)
     data, normalisation = _normalisation(architecture, options, layout)
     image_size = options.image_size or native_size or normalisation.image_size
     if is_transformer:
-        fitted = vit_names.fit_tokens(located.tensors, image_size)
-        located = _Located(
-            {vit_names.timm_name(name): value for name, value in fitted.items()},
-            {vit_names.timm_name(name): file_name for name, file_name in located.file_names.items()},
-            located.prefix,
-            architecture,
+        fitted = layouts.fit_tokens(located.tensors, image_size)
+        located = replace(
+            located,
+            tensors={layouts.vit_name(name): value for name, value in fitted.items()},
+            file_names={layouts.vit_name(name): file_name for name, file_name in located.file_names.items()},
         )
     encoder = create_encoder(architecture, image_size, **arguments)
     own = encoder.state_dict()
-    notes = _notes_on(architecture)
+    notes = []
+    if architecture == "sie_resnet50":
+        notes.append(
+            "where SIE's ResNet-50 takes its steps is inferred from its ResNet-18: compare features with the authors'"
+        )
     classifier: list[str] = []
     if any(name not in located.tensors for name in own):
         in_order = _matched_in_order(located, own, options, layout)
         if in_order is not None:
             located, classifier = in_order
-            notes += (
-                f"names are not those of timm's {architecture}: tensors were matched by order and shapes, and agree in "
-                "every one; compare features or accuracy with those of the authors",
-            )
+            notes.append(MATCHED_IN_ORDER.format(architecture))
     _check_complete(located, own, architecture)
     left_out = _classify(tensors, located, own, options, layout, classifier)
     encoder.load_state_dict({name: located.tensors[name] for name in own})
@@ -143,56 +139,44 @@ def import_encoder(tensors: Mapping[str, Tensor], options: EncoderOptions) -> Im
     )
 
 
-def _notes_on(architecture: str) -> tuple[str, ...]:
-    if architecture != SIE_RESNET50:
-        return ()
-    return ("where SIE's ResNet-50 takes its steps is inferred from its ResNet-18: compare features with the authors'",)
-
-
 def _locate(tensors: Mapping[str, Tensor], options: EncoderOptions, layout: Layout) -> _Located:
     """The encoder's tensors, with names as in timm's ResNets, or as in the file for anything else."""
     if options.layout in SIE_FAMILY:
-        found = find_sie_resnet(tensors)
-        inside = [name for name in tensors if found.prefix and name.startswith(found.prefix)]
-        file_names = {name.removeprefix(found.prefix): name for name in inside if name not in found.names}
-        file_names |= {own_name: name for name, own_name in found.names.items()}
+        architecture, names, prefix = find_sie_resnet(tensors)
+        # What else lies beside the encoder's own tensors is none of it, and `_classify` will say so.
+        inside = [name for name in tensors if prefix and name.startswith(prefix)]
+        file_names = {name.removeprefix(prefix): name for name in inside if name not in names}
+        file_names |= {own_name: name for name, own_name in names.items()}
         encoder_tensors = {own_name: tensors[name] for own_name, name in file_names.items()}
-        return _Located(encoder_tensors, file_names, found.prefix, found.architecture)
-    prefix = _prefix(tensors, options, layout)
-    below = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        return _Located(encoder_tensors, file_names, prefix, architecture)
+    prefixes = layout.encoder_prefixes
+    if options.encoder_prefix is not None:
+        prefixes = (f"{options.encoder_prefix.rstrip('.')}.",)
+    found = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors)), None)
+    if found is None:
+        raise LayoutError(
+            f"no tensor's name begins with {' or '.join(map(repr, prefixes))}, where layout {options.layout} has the "
+            f"encoder (the first names are {first_names(tensors)})",
+            "give --encoder-prefix what the encoder's names begin with",
+        )
+    below = {name.removeprefix(found): value for name, value in tensors.items() if name.startswith(found)}
     try:
-        renamed = resnet_names.timm_names(below)
+        renamed = layouts.resnet_names(below)
     except LayoutError:
         if options.architecture is None:
             raise
         renamed = {name: name for name in below}  # numbered layers of something else than a ResNet
     encoder_tensors = {renamed[name]: value for name, value in below.items()}
-    return _Located(encoder_tensors, {renamed[name]: prefix + name for name in below}, prefix, None)
-
-
-def _prefix(tensors: Mapping[str, Tensor], options: EncoderOptions, layout: Layout) -> str:
-    prefixes = layout.encoder_prefixes
-    if options.encoder_prefix is not None:
-        prefixes = (f"{options.encoder_prefix.rstrip('.')}.",)
-    for prefix in prefixes:
-        if any(name.startswith(prefix) for name in tensors):
-            return prefix
-    expected = " or ".join(repr(prefix) for prefix in prefixes)
-    raise LayoutError(
-        f"no tensor's name begins with {expected}, where layout {options.layout} has the encoder "
-        f"(the first names are {first_names(tensors)})",
-        "give --encoder-prefix what the encoder's names begin with",
-    )
+    return _Located(encoder_tensors, {renamed[name]: found + name for name in below}, found)
 
 
 def _architecture(
     located: _Located, options: EncoderOptions, layout: Layout, is_transformer: bool
-) -> tuple[str, dict[str, int | float | bool | str], int | None]:
-    """timm's name, its arguments, and the image size that the position embedding is for."""
-    native_size = vit_names.native_image_size(located.tensors) if is_transformer else None
+) -> tuple[str, ModelArguments]:
+    """timm's name and arguments: the user's, or those that the shapes tell."""
     if options.architecture is not None:
-        return options.architecture, dict(options.architecture_arguments), native_size
-    arguments: dict[str, int | float | bool | str] = {}
+        return options.architecture, dict(options.architecture_arguments)
+    arguments: ModelArguments = {}
     architecture = located.architecture
     if is_transformer:
         if not layout.transformer_heads_known:
@@ -200,30 +184,35 @@ def _architecture(
                 "the shapes of a vision transformer don't tell how many heads it has: give timm's name of it as "
                 "--architecture, such as vit_base_patch16_224"
             )
-        sizes = vit_names.sizes_of(located.tensors)
-        if sizes is not None:
-            architecture, arguments = sizes.architecture, sizes.arguments
+        architecture, arguments = layouts.vit_architecture(located.tensors) or (None, {})
     elif architecture is None:
-        architecture = resnet_names.resnet_architecture(located.tensors)
+        architecture = layouts.resnet_architecture(located.tensors)
     if architecture is None:
         raise LayoutError(
             f"the tensors that begin with {located.prefix!r} ({first_names(located.tensors)}) are of no ResNet or "
             "vision transformer that is known by its shapes",
             "give timm's name of it as --architecture",
         )
-    return architecture, arguments | dict(options.architecture_arguments), native_size
+    return architecture, arguments | dict(options.architecture_arguments)
 
 
 def _normalisation(
     architecture: str, options: EncoderOptions, layout: Layout
 ) -> tuple[TrainingData | None, Normalisation]:
     """What it was trained on, if that is known, and how images are given to it."""
-    for_small_images = architecture.endswith(SMALL_IMAGES)
+    for_small_images = architecture.endswith("_small_images")
     data = options.data or (layout.small_image_data if for_small_images else layout.data)
     if data is not None:
         base = NORMALISATIONS[data]
     elif layout.timm_normalises and not for_small_images:
-        base = _normalisation_of_timm(architecture)
+        config = timm_with_our_encoders().get_pretrained_cfg(architecture)
+        if config is None:
+            raise CheckpointError(
+                f"timm has no configuration of {architecture!r}: give --data, or another --architecture"
+            )
+        base = Normalisation(
+            tuple(config.mean), tuple(config.std), config.input_size[-1], config.crop_pct, config.interpolation
+        )
     elif options.mean_rgb is not None and options.std_rgb is not None and options.image_size is not None:
         base = Normalisation(options.mean_rgb, options.std_rgb, options.image_size)
     else:
@@ -232,16 +221,6 @@ def _normalisation(
             "give --data cifar10, cifar100 or stl10, or --mean, --std and --image-size"
         )
     return data, replace(base, mean_rgb=options.mean_rgb or base.mean_rgb, std_rgb=options.std_rgb or base.std_rgb)
-
-
-def _normalisation_of_timm(architecture: str) -> Normalisation:
-    """What timm's configuration of the architecture says."""
-    config = timm_with_our_encoders().get_pretrained_cfg(architecture)
-    if config is None:
-        raise CheckpointError(f"timm has no configuration of {architecture!r}: give --data, or another --architecture")
-    return Normalisation(
-        tuple(config.mean), tuple(config.std), config.input_size[-1], config.crop_pct, config.interpolation
-    )
 
 
 def _matched_in_order(
@@ -262,18 +241,13 @@ def _matched_in_order(
     placed, classifier = theirs[: len(own)], theirs[len(own) :]
     if _outline(placed, located.tensors) != _outline(own, own):
         return None
-    if not _is_linear_layer([located.tensors[name] for name in classifier]):
+    # What is behind the encoder may be a weight and perhaps a bias of one layer, and nothing more.
+    behind = [located.tensors[name].shape for name in classifier]
+    if behind and not (len(behind[0]) in (2, 4) and behind[1:] in ([], [behind[0][:1]])):
         return None
     tensors = {name: located.tensors[their_name] for name, their_name in zip(own, placed, strict=True)}
     file_names = {name: located.file_names[their_name] for name, their_name in zip(own, placed, strict=True)}
-    matched = _Located(tensors, file_names, located.prefix, located.architecture)
-    return matched, [located.file_names[name] for name in classifier]
-
-
-def _is_linear_layer(tensors: list[Tensor]) -> bool:
-    """Whether these are a weight and perhaps a bias of one layer, or nothing."""
-    shapes = [tensor.shape for tensor in tensors]
-    return not shapes or (len(shapes[0]) in (2, 4) and shapes[1:] in ([], [shapes[0][:1]]))
+    return replace(located, tensors=tensors, file_names=file_names), [located.file_names[name] for name in classifier]
 
 
 def _outline(names: Iterable[str], tensors: Mapping[str, Tensor]) -> list[tuple[torch.Size, str, bool]]:
@@ -323,11 +297,13 @@ def _classify(
     for name in tensors:
         if name in placed:
             continue
+        alias = next((alias for alias in layout.aliases if name.startswith(alias)), None)
         if is_batch_count(name) and name.replace(BATCH_COUNT, "running_var") in placed:  # the encoder counts none
             left_out.setdefault("counts of batches", []).append(name)
         elif name.startswith(options.leave_out):
             left_out.setdefault(CHOSEN_BY_USER, []).append(name)
-        elif (original := _original(name, layout)) is not None:
+        elif alias is not None:
+            original = layout.aliases[alias] + name.removeprefix(alias)
             if original not in tensors or not torch.equal(tensors[name], tensors[original]):
                 raise LayoutError(f"{name!r} has not the values of {original!r}", "give a checkpoint of one model")
             left_out.setdefault("repeated", []).append(name)
@@ -337,23 +313,14 @@ def _classify(
             unknown.append(name)
     if unknown:
         inside = bool(located.prefix) and unknown[0].startswith(located.prefix)
-        top_level = unknown[0].split(".")[0]
-        known = ", ".join(layout.left_out)
         raise LayoutError(
             f"the checkpoint holds {first_names(unknown)}, which is neither the encoder's nor of what layout "
-            f"{options.layout} leaves out ({known})",
+            f"{options.layout} leaves out ({', '.join(layout.left_out)})",
             "give the --layout or --architecture that has it"
             if inside
-            else f"give --leave-out {top_level} if it is no part of the encoder",
+            else f"give --leave-out {unknown[0].split('.')[0]} if it is no part of the encoder",
         )
     return left_out
-
-
-def _original(name: str, layout: Layout) -> str | None:
-    for alias, original in layout.aliases.items():
-        if name.startswith(alias):
-            return original + name.removeprefix(alias)
-    return None
 
 
 def _kind(name: str, prefix: str, layout: Layout) -> str | None:
@@ -361,17 +328,13 @@ def _kind(name: str, prefix: str, layout: Layout) -> str | None:
     if name.startswith(prefix) and re.match(layout.on_top, name.removeprefix(prefix)):
         return ON_TOP
     if not prefix or not name.startswith(prefix):
-        for kind, beginning in layout.left_out.items():
-            if re.match(beginning, name):
-                return kind
+        return next((kind for kind, beginning in layout.left_out.items() if re.match(beginning, name)), None)
     return None
 
 
 def fitting_layouts(tensors: Mapping[str, Tensor], tried: str) -> list[EncoderLayout]:
-    """Layouts other than the tried one under which all tensors have their place.
-
-    ResNets with bottlenecks are never taken for SIE's, nor the reverse: names and shapes don't tell them apart.
-    """
+    """Layouts other than the tried one under which all tensors have their place."""
+    # Names and shapes don't tell ResNets with bottlenecks from SIE's, so neither is taken for the other.
     bottlenecks = any(name.endswith("conv3.weight") for name in tensors)
     fitting: list[EncoderLayout] = []
     for layout in LAYOUTS:

@@ -1,4 +1,4 @@
-"""Trained predictors as files: which embedding does a view have, and which one does an action lead to?
+"""Exported predictors: which embedding a view has, and which one an action leads to.
 
 The folder holds `model.safetensors` and a `config.json` that describes itself:
 
@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_equi.errors import CheckpointError
-from ssl_equi.export.encoder import CONFIG_FILE, Export, built_and_filled, check_sizes
-from ssl_equi.files import read_json_object
+from ssl_equi.export.folder import Export, check_sizes, open_module, read_config
 from ssl_equi.geometry.actions import ACTION_SIZES, QUATERNION_ACTION_KINDS
 from ssl_equi.objectives.parts.heads import projection_head, projector
 from ssl_equi.objectives.parts.predictors import (
@@ -39,7 +38,7 @@ from ssl_equi.objectives.parts.predictors import (
 
 PREDICTOR_FOLDER = "predictor"
 AUGMENTATION = "augmentation"  # actions between augmented views: of any width
-QUATERNION_COLUMNS = 4  # of the actions that begin with one
+QUATERNION_COLUMNS = 4  # of actions that begin with a quaternion
 PREDICTOR_KINDS: dict[str, type[nn.Module]] = {
     "hypernetwork": Hypernetwork,
     "mlp": MLPPredictor,
@@ -83,25 +82,34 @@ class PredictorCard:
     trained_on: str
     action_sign: Literal[1, -1] = 1
 
+    def check(self, action_dim: int) -> None:
+        """Raises ValueError unless the actions are known and have this width."""
+        sizes = cast(dict[str, int], ACTION_SIZES) | {AUGMENTATION: action_dim}
+        if self.actions not in sizes:
+            raise ValueError(f"actions are '{self.actions}': choose one of {', '.join(sizes)}")
+        if action_dim != sizes[self.actions]:
+            raise ValueError(
+                f"the predictor takes actions of {action_dim} columns, but '{self.actions}' has {sizes[self.actions]}"
+            )
+        if self.action_sign not in (1, -1) or (self.action_sign == -1 and self.actions not in QUATERNION_ACTION_KINDS):
+            raise ValueError(
+                f"action_sign is {self.action_sign} for actions '{self.actions}': give 1, or -1 for quaternions"
+            )
+
 
 class TrainedPredictor(nn.Module):
     """An exported predictor: a `LatentPredictor` that takes this project's actions.
 
-    Args:
-        module: embeds, and moves embeddings.
-        card: what it was trained for.
+    A card that doesn't belong to the module, and features and actions of another width, are ValueErrors.
 
     Attributes:
         features_from: "encoder" or "capsule_network", whose features it reads.
         num_features, embedding_dim, action_dim: widths of features, embeddings and actions.
-
-    Raises:
-        ValueError: an unknown kind of action or sign, or actions of another width.
     """
 
     def __init__(self, module: EmbeddingPredictor, card: PredictorCard) -> None:
         super().__init__()
-        _check_card(card, module.action_dim)
+        card.check(module.action_dim)
         self.module, self.card = module, card
         self.name, self.actions = card.name, card.actions
         self.features_from: FeatureSource = module.features_from
@@ -109,11 +117,7 @@ class TrainedPredictor(nn.Module):
         self.action_dim = module.action_dim
 
     def embed(self, features: Tensor) -> Tensor:
-        """See `LatentPredictor`.
-
-        Raises:
-            ValueError: the features have another width.
-        """
+        """Embeddings [N, E] of features [N, D]."""
         if features.ndim != 2 or features.shape[1] != self.num_features:
             raise ValueError(
                 f"features have shape {tuple(features.shape)}: this predictor of {self.name} reads "
@@ -122,11 +126,7 @@ class TrainedPredictor(nn.Module):
         return self.module.embed(features)
 
     def advance(self, embeddings: Tensor, actions: Tensor) -> Tensor:
-        """Predicted embeddings [N, E] of the views that actions [N, A] lead to from embedded views [N, E].
-
-        Raises:
-            ValueError: the actions have another width.
-        """
+        """Predicted embeddings [N, E] of the views that actions [N, A] lead to from embedded views [N, E]."""
         if actions.shape != (len(embeddings), self.action_dim):
             raise ValueError(
                 f"actions have shape {tuple(actions.shape)}: this predictor of {self.name} is told '{self.actions}', "
@@ -138,26 +138,13 @@ class TrainedPredictor(nn.Module):
         return self.module.advance(embeddings, actions)
 
     def predict(self, features: Tensor, actions: Tensor) -> Tensor:
-        """See `LatentPredictor`; errors as in `embed` and `advance`."""
+        """Predicted embeddings [N, E] of the views that actions [N, A] lead to from views with features [N, D]."""
         return self.advance(self.embed(features), actions)
 
 
-def _check_card(card: PredictorCard, action_dim: int) -> None:
-    """Raises ValueError unless the card's actions are known and have this width."""
-    if card.actions not in (*ACTION_SIZES, AUGMENTATION):
-        raise ValueError(f"actions are '{card.actions}': choose one of {', '.join((*ACTION_SIZES, AUGMENTATION))}")
-    expected = cast(dict[str, int], ACTION_SIZES).get(card.actions, action_dim)
-    if action_dim != expected:
-        raise ValueError(f"the predictor takes actions of {action_dim} columns, but '{card.actions}' has {expected}")
-    if card.action_sign not in (1, -1) or (card.action_sign == -1 and card.actions not in QUATERNION_ACTION_KINDS):
-        raise ValueError(
-            f"action_sign is {card.action_sign} for actions '{card.actions}': give 1, or -1 for quaternions"
-        )
-
-
 def predictor_export(module: EmbeddingPredictor, card: PredictorCard) -> Export:
-    """A predictor and its description. Raises ValueError as `save_predictor` does."""
-    _check_card(card, module.action_dim)
+    """A predictor and its card; ValueError if they don't belong together, or nobody knows how to describe it."""
+    card.check(module.action_dim)
     config = {
         "name": card.name,
         "trained_on": card.trained_on,
@@ -172,12 +159,7 @@ def predictor_export(module: EmbeddingPredictor, card: PredictorCard) -> Export:
 
 
 def save_predictor(module: EmbeddingPredictor, folder: Path, card: PredictorCard) -> None:
-    """Writes the folder as a whole.
-
-    Raises:
-        CheckpointError: the folder can't be written.
-        ValueError: the card doesn't belong to the predictor, or nobody knows how to describe it.
-    """
+    """Writes what `predictor_export` makes of them, as `Export.write` does."""
     predictor_export(module, card).write(folder)
 
 
@@ -188,35 +170,21 @@ def load_predictor(folder: str | Path) -> TrainedPredictor:
         CheckpointError: a file is missing or damaged, it describes no predictor, or its weights have another layout.
     """
     folder = Path(folder)
-    config = read_predictor_config(folder)
-    module = cast(EmbeddingPredictor, built_and_filled(lambda: _build(config), folder, config, "predictor"))
-    try:
-        card = PredictorCard(config["name"], config["actions"], config["trained_on"], config["action_sign"])
-        predictor = TrainedPredictor(module, card)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / CONFIG_FILE} describes no predictor ({type(error).__name__}: {error}): export it again"
-        ) from error
-    return predictor.eval()
-
-
-def read_predictor_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of an exported predictor.
-
-    Raises:
-        CheckpointError: it is missing or not a JSON object.
-    """
-    file = folder / CONFIG_FILE
-    if not file.is_file():
-        raise CheckpointError(
-            f"{folder} holds no exported predictor ({CONFIG_FILE} is missing): give the predictor/ of a run whose "
-            "objective has a predictor"
-        )
-    config = read_json_object(file, CheckpointError, "export the predictor again")
+    config = read_config(folder, "predictor", "give the predictor/ of a run whose objective has a predictor")
     if "kind" not in config:
         raise CheckpointError(f"{folder} holds no exported predictor: give the predictor/ of a run")
-    check_sizes(config, file)
-    return config
+    check_sizes(config, folder)
+
+    def card() -> PredictorCard:
+        return PredictorCard(config["name"], config["actions"], config["trained_on"], config["action_sign"])
+
+    def build() -> EmbeddingPredictor:
+        module = _build(config)
+        card().check(module.action_dim)  # here, so that a card that is wrong is an error like any other of the config
+        return module
+
+    module = cast(EmbeddingPredictor, open_module(folder, config, build, "predictor"))
+    return TrainedPredictor(module, card()).eval()
 
 
 def _describe(module: EmbeddingPredictor) -> dict[str, Any]:
@@ -224,21 +192,18 @@ def _describe(module: EmbeddingPredictor) -> dict[str, Any]:
     if isinstance(module, PoseProduct):
         sizes = {"num_capsules": module.num_capsules, "pose_side": module.pose_side}
         return {"kind": "pose_product", **sizes, "unit_columns": module.unit_columns}
-    if isinstance(module, ProjectedPredictor):
-        return {
-            "kind": "projected",
-            "columns": [module.columns.start, module.columns.stop],
-            "projector": None if module.projector is None else _describe_projector(module.projector),
-            "predictor": _describe_predictor(module.predictor),
-        }
-    raise ValueError(f"{type(module).__name__} is no predictor that can be exported: use those of latent_predictor")
-
-
-def _describe_predictor(predictor: nn.Module) -> dict[str, Any]:
-    for kind, predictor_class in PREDICTOR_KINDS.items():
-        if type(predictor) is predictor_class:
-            return {"kind": kind, **cast(dict[str, Any], predictor.sizes)}
-    raise ValueError(f"{type(predictor).__name__} is no predictor of {', '.join(PREDICTOR_KINDS)}")
+    if not isinstance(module, ProjectedPredictor):
+        raise ValueError(f"{type(module).__name__} is no predictor that can be exported: use those of latent_predictor")
+    predictor = module.predictor
+    kind = next((kind for kind, known in PREDICTOR_KINDS.items() if type(predictor) is known), None)
+    if kind is None:
+        raise ValueError(f"{type(predictor).__name__} is no predictor of {', '.join(PREDICTOR_KINDS)}")
+    return {
+        "kind": "projected",
+        "columns": [module.columns.start, module.columns.stop],
+        "projector": None if module.projector is None else _describe_projector(module.projector),
+        "predictor": {"kind": kind, **cast(dict[str, Any], predictor.sizes)},
+    }
 
 
 def _describe_projector(module: nn.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A checkpoint of the released seq-JEPA code as an encoder and a sequence model.
+"""Encoders and sequence models from checkpoints of the released seq-JEPA code.
 
 Actions are given to the model here as there: R1^-1 R2 as a quaternion xyzw, plain differences of hues, differences of
 (row, column) in units of the image's sides. The released code exchanges row and column when it cuts glimpses out, so a
@@ -7,7 +7,7 @@ read it take glimpses the same way. They copy pixels, where the released code in
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,12 +16,11 @@ from torch import Tensor
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.export.encoder import EncoderCard
-from ssl_equi.export.layouts import RENDERED_MEAN_RGB, RENDERED_STD_RGB, Rgb
+from ssl_equi.export.layouts import RENDERED, Normalisation, Rgb, imported_card
+from ssl_equi.export.predictor import QUATERNION_COLUMNS
 from ssl_equi.export.tensors import named_tensors
 from ssl_equi.geometry.actions import ACTION_SIZES
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
-from ssl_equi.views.glimpses import ACTION_SIZE as SACCADE_SIZE
-from ssl_equi.views.glimpses import STL10_MEAN_RGB, STL10_STD_RGB, SaccadeOptions, describe_saccades
 
 Actions = Literal["rotation", "rotation_color", "position"]
 
@@ -50,17 +49,24 @@ class Variant:
 
     data: str
     action_dim: int
-    image_size: int
     observed_views: int
-    mean_rgb: Rgb
-    std_rgb: Rgb
+    normalisation: Normalisation
 
 
-QUATERNION_SIZE = 4
 VARIANTS: dict[Actions, Variant] = {
-    "rotation": Variant("3diebench", ACTION_SIZES["rotation"], 128, 3, RENDERED_MEAN_RGB, RENDERED_STD_RGB),
-    "rotation_color": Variant("3diebench", ACTION_SIZES["rotation_color"], 128, 4, RENDERED_MEAN_RGB, RENDERED_STD_RGB),
-    "position": Variant("stl10", SACCADE_SIZE, 96, 4, STL10_MEAN_RGB, STL10_STD_RGB),
+    "rotation": Variant("3diebench", ACTION_SIZES["rotation"], 3, replace(RENDERED, image_size=128)),
+    "rotation_color": Variant("3diebench", ACTION_SIZES["rotation_color"], 4, replace(RENDERED, image_size=128)),
+    "position": Variant("stl10", 2, 4, Normalisation((0.4467, 0.4398, 0.4066), (0.2241, 0.2215, 0.2239), 96)),
+}
+# How the released code takes glimpses, as `views.saccades.describe_saccades` writes it; a test compares the two.
+GLIMPSES = {
+    "saliency": "file",
+    "saliency_file": None,
+    "glimpse_size": 32,
+    "inhibition": "square",
+    "inhibition_radius_px": 16,
+    "augmentation": "none",
+    "transposed": True,
 }
 
 
@@ -84,49 +90,18 @@ class SeqJEPAOptions:
 
 
 def model_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """The model's tensors by their names in the released code, without those of probes.
-
-    Args:
-        content: of the file.
-        source: what errors call the file.
+    """The model's tensors by their names in the released code, without those of probes; `source` is for messages.
 
     Raises:
         CheckpointError: the content is not that of a seq-JEPA checkpoint.
     """
-    if "model" in content:
-        unknown = [key for key in content if key != "model" and key not in BESIDE_THE_MODEL]
-        if unknown:
-            raise LayoutError(
-                f"{source} holds {unknown[0]!r} beside the model, which no seq-JEPA checkpoint does",
-                "give one of those",
-            )
+    unknown = [key for key in content if key != "model" and key not in BESIDE_THE_MODEL]
+    if "model" in content and unknown:
+        raise LayoutError(
+            f"{source} holds {unknown[0]!r} beside the model, which no seq-JEPA checkpoint does", "give one of those"
+        )
     tensors = named_tensors(content, source)
     return {name: value for name, value in tensors.items() if not name.startswith(PROBES)}
-
-
-def our_name(name: str) -> str | None:
-    """A tensor's name here, or None for one that has no place."""
-    for theirs, ours in NAMES.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return None
-
-
-def their_name(name: str) -> str:
-    for theirs, ours in NAMES.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    raise AssertionError(f"{name} has no name in the released code")
-
-
-def rows_of(tensors: Mapping[str, Tensor], name: str, dimensions: int = 2) -> tuple[int, ...]:
-    """The shape of a weight from which a size is read."""
-    if name not in tensors:
-        raise LayoutError(f"the checkpoint lacks {name!r}", "give one of seq-JEPA with learned action embeddings")
-    shape = tuple(tensors[name].shape)
-    if len(shape) != dimensions:
-        raise LayoutError(f"{name!r} has shape {shape}, not {dimensions} dimensions", "give a seq-JEPA checkpoint")
-    return shape
 
 
 def sizes_of(tensors: Mapping[str, Tensor], options: SeqJEPAOptions) -> SeqJEPAConfig:
@@ -135,7 +110,7 @@ def sizes_of(tensors: Mapping[str, Tensor], options: SeqJEPAOptions) -> SeqJEPAC
     Raises:
         CheckpointError: a tensor is missing, or its actions have another width than those of `options.actions`.
     """
-    action_width, action_dim = rows_of(tensors, "action_proj.0.weight")
+    action_width, action_dim = _shape(tensors, "action_proj.0.weight")
     expected = VARIANTS[options.actions].action_dim
     if action_dim != expected:
         fitting = [kind for kind, variant in VARIANTS.items() if variant.action_dim == action_dim]
@@ -150,15 +125,25 @@ def sizes_of(tensors: Mapping[str, Tensor], options: SeqJEPAOptions) -> SeqJEPAC
         action_width=action_width,
         layers=len({name.removeprefix(layers).split(".")[0] for name in tensors if name.startswith(layers)}),
         heads=options.heads,
-        feedforward_width=rows_of(tensors, f"{layers}0.linear1.weight")[0],
-        predictor_hidden_width=rows_of(tensors, "predictor.0.weight")[0],
+        feedforward_width=_shape(tensors, f"{layers}0.linear1.weight")[0],
+        predictor_hidden_width=_shape(tensors, "predictor.0.weight")[0],
         momentum_target=any(name.startswith("target_encoder.") for name in tensors),
     )
 
 
+def _shape(tensors: Mapping[str, Tensor], name: str, dimensions: int = 2) -> tuple[int, ...]:
+    """The shape of a weight from which a size is read."""
+    if name not in tensors:
+        raise LayoutError(f"the checkpoint lacks {name!r}", "give one of seq-JEPA with learned action embeddings")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != dimensions:
+        raise LayoutError(f"{name!r} has shape {shape}, not {dimensions} dimensions", "give a seq-JEPA checkpoint")
+    return shape
+
+
 def architecture_of(tensors: Mapping[str, Tensor]) -> str:
     """timm's name of the encoder: a ResNet-18 with the usual stem, or with that for small images."""
-    kernel = rows_of(tensors, "encoder.conv1.weight", dimensions=4)[2:]
+    kernel = _shape(tensors, "encoder.conv1.weight", dimensions=4)[2:]
     return "resnet18_small_images" if kernel == (3, 3) else "resnet18"
 
 
@@ -168,63 +153,51 @@ def build_objective(tensors: Mapping[str, Tensor], options: SeqJEPAOptions) -> S
     Raises:
         CheckpointError: a tensor has no place here, is missing, or has another shape; the sentence names the first.
     """
-    image_size = options.image_size or VARIANTS[options.actions].image_size
+    image_size = options.image_size or VARIANTS[options.actions].normalisation.image_size
     objective = SeqJEPA(create_encoder(architecture_of(tensors), image_size), sizes_of(tensors, options))
     own = objective.state_dict()
+    names_there: dict[str, str] = {}  # -> names here
+    for place in own:
+        theirs, ours = next((theirs, ours) for theirs, ours in NAMES.items() if place.startswith(ours))
+        names_there[theirs + place.removeprefix(ours)] = place
     for name, value in tensors.items():
-        place = our_name(name)
-        if place not in own:
+        if name not in names_there:
             raise LayoutError(f"the checkpoint holds {name!r}, which seq-JEPA doesn't have", "give one of seq-JEPA")
-        if value.shape != own[place].shape:
+        expected = own[names_there[name]].shape
+        if value.shape != expected:
             raise LayoutError(
-                f"{name!r} has shape {tuple(value.shape)} and not {tuple(own[place].shape)}",
+                f"{name!r} has shape {tuple(value.shape)} and not {tuple(expected)}",
                 "give a whole checkpoint of seq-JEPA with a ResNet-18",
             )
-    for place in own:
-        if their_name(place) not in tensors:
-            raise LayoutError(f"the checkpoint lacks {their_name(place)!r}", "give a whole checkpoint of seq-JEPA")
-    objective.load_state_dict({str(our_name(name)): value for name, value in tensors.items()})
+    for name in names_there:
+        if name not in tensors:
+            raise LayoutError(f"the checkpoint lacks {name!r}", "give a whole checkpoint of seq-JEPA")
+    objective.load_state_dict({place: tensors[name] for name, place in names_there.items()})
     if options.action_sign == -1:
-        turn_sign(objective, options.actions)
+        if options.actions == "position":
+            raise CheckpointError("--action-sign is -1, but positions have no sign to turn: leave it out")
+        assert objective.action_embedding is not None
+        # The embedding of q becomes what that of -q was; hues keep their sign. The embedded values stay what they were,
+        # so the running statistics of their batch norm hold as they are.
+        with torch.no_grad():
+            objective.action_embedding.projection.weight[:, :QUATERNION_COLUMNS].neg_()
     return objective.eval()
-
-
-@torch.no_grad()
-def turn_sign(objective: SeqJEPA, actions: Actions) -> None:
-    """Makes the embedding of q what that of -q was; hues keep their sign.
-
-    The embedded values stay what they were, so the running statistics of their batch norm hold as they are.
-    """
-    if actions == "position":
-        raise CheckpointError("--action-sign is -1, but positions have no sign to turn: leave it out")
-    assert objective.action_embedding is not None
-    objective.action_embedding.projection.weight[:, :QUATERNION_SIZE].neg_()
-
-
-def data_of(options: SeqJEPAOptions) -> str:
-    """Name of the data that it was trained on."""
-    return VARIANTS[options.actions].data
 
 
 def card_of(objective: SeqJEPA, architecture: str, options: SeqJEPAOptions, trained_on: str) -> EncoderCard:
     """What users must know of the weights; `trained_on` says on which data, and from which file they come."""
     variant = VARIANTS[options.actions]
-    return EncoderCard(
-        architecture=architecture,
-        image_size=options.image_size or variant.image_size,
-        mean_rgb=options.mean_rgb or variant.mean_rgb,
-        std_rgb=options.std_rgb or variant.std_rgb,
-        parts={part: (columns.start, columns.stop) for part, columns in objective.parts.items()},
-        objective="seq_jepa",
-        trained_on=trained_on,
-        license="other",
-        tag=f"seq_jepa_{variant.data}_imported",
+    usual = variant.normalisation
+    normalisation = Normalisation(
+        options.mean_rgb or usual.mean_rgb, options.std_rgb or usual.std_rgb, options.image_size or usual.image_size
     )
+    parts = {part: (columns.start, columns.stop) for part, columns in objective.parts.items()}
+    return imported_card(architecture, normalisation, "seq_jepa", variant.data, trained_on, parts)
 
 
 def describe_sequences(options: SeqJEPAOptions) -> dict[str, Any]:
-    """How the sequences were made that it was trained on, see `sequence_export.SequenceModel`."""
+    """How the sequences were made that it was trained on, see `sequence_model.SequenceModel`."""
     observed_views = options.observed_views or VARIANTS[options.actions].observed_views
     if options.actions == "position":
-        return describe_saccades(SaccadeOptions(saliency="file", inhibition="square", transposed=True), observed_views)
+        return {"source": "saccades", "observed_views": observed_views, "glimpses": dict(GLIMPSES)}
     return {"source": "rendered", "actions": options.actions, "observed_views": observed_views}

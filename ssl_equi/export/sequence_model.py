@@ -1,25 +1,16 @@
-"""Sequence models as files: encoder, aggregator, predictor and target encoder of seq-JEPA, without pickle.
+"""Exported sequence models: encoder, aggregator, predictor and target encoder of seq-JEPA.
 
-The folder holds `model.safetensors` and `config.json`, which is that of an exported encoder with the sizes of the
-objective (`seq_jepa`) and how the sequences were made that it was trained on (`sequences`).
+The `config.json` is that of an exported encoder with the sizes of the objective (`seq_jepa`) and how the sequences were
+made that it was trained on (`sequences`).
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from ssl_equi.errors import CheckpointError
-from ssl_equi.export.encoder import (
-    CONFIG_FILE,
-    EncoderCard,
-    Export,
-    build_encoder,
-    built_and_filled,
-    check_sizes,
-    describe_encoder,
-    read_encoder_config,
-)
+from ssl_equi.export.encoder import EncoderCard, build_encoder, describe_encoder, read_encoder_config
+from ssl_equi.export.folder import CONFIG_FILE, Export, check_sizes, open_module
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 
 # What `SequenceModel.sequences` says besides "source", by source.
@@ -52,27 +43,19 @@ class SequenceModel:
 
 
 def sequence_export(objective: SeqJEPA, card: EncoderCard, sequences: dict[str, Any]) -> Export:
-    """The objective with all that its probes need; arguments as in `save_sequence_model`."""
+    """The objective with all that its probes need; `card` is the encoder's, `sequences` as in `SequenceModel`."""
     config = describe_encoder(objective.encoder, card)
-    config |= {"seq_jepa": dataclasses.asdict(objective.config), "sequences": sequences}
+    config |= {"seq_jepa": asdict(objective.config), "sequences": sequences}
     return Export(objective, config, lambda: _build(config, Path("the export")))
 
 
 def save_sequence_model(objective: SeqJEPA, folder: Path, card: EncoderCard, sequences: dict[str, Any]) -> None:
-    """Writes the objective with all that its probes need.
-
-    Args:
-        card: of the encoder.
-        sequences: see `SequenceModel`; what JSON can hold.
-
-    Raises:
-        CheckpointError: the folder can't be written.
-    """
+    """Writes what `sequence_export` makes of them, as `Export.write` does."""
     sequence_export(objective, card, sequences).write(folder)
 
 
 def load_sequence_model(folder: str | Path) -> SequenceModel:
-    """Opens a run's `sequence_model/`.
+    """Opens a run's `sequence_model/`, on the CPU.
 
     Raises:
         CheckpointError: a file is missing or damaged, it is no sequence model, or its weights have another layout.
@@ -81,33 +64,25 @@ def load_sequence_model(folder: str | Path) -> SequenceModel:
     config = read_encoder_config(folder)
     if not {"seq_jepa", "sequences"} <= config.keys():
         raise CheckpointError(f"{folder} holds an encoder without an aggregator: give the sequence_model/ of a run")
-    _check_sequences(config, folder)
-
-    objective = cast(SeqJEPA, built_and_filled(lambda: _build(config, folder), folder, config, "seq-JEPA"))
+    sizes, sequences, trained = config["seq_jepa"], config["sequences"], config.get("ssl_equi", {})
+    keys = NEEDED_KEYS.get(str(sequences.get("source"))) if isinstance(sequences, dict) else None
+    if not isinstance(sizes, dict) or keys is None or not keys <= sequences.keys() or "trained_on" not in trained:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} describes no seq-JEPA (sequences are {sequences!r:.80}): export it again"
+        )
+    check_sizes(sizes, folder)
     data = config["pretrained_cfg"]
     return SequenceModel(
-        objective=objective.eval(),
+        objective=cast(SeqJEPA, open_module(folder, config, lambda: _build(config, folder), "seq-JEPA")),
         image_size=data["input_size"][-1],
         mean_rgb=tuple(data["mean"]),
         std_rgb=tuple(data["std"]),
-        trained_on=config["ssl_equi"]["trained_on"],
-        sequences=config["sequences"],
+        trained_on=trained["trained_on"],
+        sequences=sequences,
     )
 
 
 def _build(config: dict[str, Any], folder: Path) -> SeqJEPA:
-    """The described objective with random weights; the errors of whatever is missing or wrong."""
     encoder = build_encoder(config, folder)
     encoder.num_features = config["num_features"]
     return SeqJEPA(encoder, SeqJEPAConfig(**config["seq_jepa"]))
-
-
-def _check_sequences(config: dict[str, Any], folder: Path) -> None:
-    """Raises CheckpointError unless the config describes an objective and how its sequences were made."""
-    sizes, sequences = config["seq_jepa"], config["sequences"]
-    keys = NEEDED_KEYS.get(str(sequences.get("source"))) if isinstance(sequences, dict) else None
-    if not isinstance(sizes, dict) or keys is None or not keys <= sequences.keys() or "ssl_equi" not in config:
-        raise CheckpointError(
-            f"{folder / CONFIG_FILE} describes no seq-JEPA (sequences are {sequences!r:.80}): export it again"
-        )
-    check_sizes(sizes, folder / CONFIG_FILE)

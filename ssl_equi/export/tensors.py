@@ -1,4 +1,4 @@
-"""From what a checkpoint file holds to one flat mapping from names to tensors."""
+"""One flat mapping from names to tensors, of whatever a checkpoint file holds."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -38,19 +38,18 @@ def named_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     for key, value in content.items():
         if OPTIMISER_KEYS.match(str(key)):
             continue
+        named: dict[str, Tensor] = {}
         if isinstance(value, Tensor):
             named = {str(key): value}
         elif isinstance(value, Mapping) and not any(
-            holds_tensors(item) for item in value.values() if not isinstance(item, Tensor)
+            _holds_tensors(item) for item in value.values() if not isinstance(item, Tensor)
         ):
             beginning = "" if key in STATE_KEYS else f"{key}."
             named = {f"{beginning}{name}": item for name, item in value.items() if isinstance(item, Tensor)}
-        elif holds_tensors(value):
+        elif _holds_tensors(value):
             raise CheckpointError(f"{source} holds tensors deep inside {key!r}: save the state of the model by itself")
-        else:
-            continue
-        for name, tensor in named.items():
-            name = without_wrappers(name)
+        for wrapped_name, tensor in named.items():
+            name = ".".join(component for component in wrapped_name.split(".") if component not in WRAPPERS)
             if name in tensors:
                 raise CheckpointError(f"{source} holds two tensors named {name!r}: save the state of one model alone")
             tensors[name] = tensor
@@ -61,7 +60,7 @@ def named_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     return _with_batch_counts(tensors)
 
 
-def holds_tensors(value: Any) -> bool:
+def _holds_tensors(value: Any) -> bool:
     """Whether there is a tensor in nested mappings, lists, tuples and plain objects, however deep or circular."""
     seen: set[int] = set()
     waiting = [value]
@@ -81,30 +80,6 @@ def holds_tensors(value: Any) -> bool:
     return False
 
 
-def without_wrappers(name: str) -> str:
-    return ".".join(component for component in name.split(".") if component not in WRAPPERS)
-
-
-def is_batch_count(name: str) -> bool:
-    """Whether a tensor counts the batches that a batch norm has seen, which nothing is computed from in eval mode."""
-    return name.rpartition(".")[2] == BATCH_COUNT
-
-
-def _with_batch_counts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same in the same order, with a count of 0 batches behind every running variance that has none.
-
-    Checkpoints from before PyTorch 0.4.1, and of trainers that drop them, have no such tensors.
-    """
-    filled: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        filled[name] = value
-        layer, dot, part = name.rpartition(".")
-        count = f"{layer}{dot}{BATCH_COUNT}"
-        if part == "running_var" and count not in tensors:
-            filled[count] = torch.zeros((), dtype=torch.long)
-    return filled
-
-
 def _check_values(name: str, value: Tensor) -> None:
     """Raises CheckpointError unless the tensor holds a finite number for each of its places."""
     kind = None
@@ -118,14 +93,33 @@ def _check_values(name: str, value: Tensor) -> None:
         kind = "holds complex numbers"
     if kind is not None:
         raise CheckpointError(f"{name!r} {kind}: save the model with dense floating-point weights")
-    size_bytes = value.numel() * value.element_size()
-    if size_bytes > max(value.untyped_storage().nbytes(), LARGEST_EXPANDED_BYTES):
+    # A file of some bytes can show one value as terabytes, which the next line would take.
+    size_bytes, held_bytes = value.numel() * value.element_size(), value.untyped_storage().nbytes()
+    if size_bytes > max(held_bytes, LARGEST_EXPANDED_BYTES):
         raise CheckpointError(
-            f"{name!r} has shape {tuple(value.shape)}, {size_bytes:,} bytes, of which the file holds "
-            f"{value.untyped_storage().nbytes():,}: save the state of the model again"
+            f"{name!r} has shape {tuple(value.shape)}, {size_bytes:,} bytes, of which the file holds {held_bytes:,}: "
+            "save the state of the model again"
         )
     if value.is_floating_point() and not torch.isfinite(value.float()).all():
         raise CheckpointError(f"{name!r} holds values that are not finite: give a checkpoint of a run that went well")
+
+
+def _with_batch_counts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same in the same order, with a count of 0 batches behind every running variance that has none."""
+    filled: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        filled[name] = value
+        layer, dot, part = name.rpartition(".")
+        count = f"{layer}{dot}{BATCH_COUNT}"
+        # Checkpoints from before PyTorch 0.4.1, and of trainers that drop them, have none.
+        if part == "running_var" and count not in tensors:
+            filled[count] = torch.zeros((), dtype=torch.long)
+    return filled
+
+
+def is_batch_count(name: str) -> bool:
+    """Whether a tensor counts the batches that a batch norm has seen, which nothing is computed from in eval mode."""
+    return name.rpartition(".")[2] == BATCH_COUNT
 
 
 def first_names(names: Iterable[str]) -> str:

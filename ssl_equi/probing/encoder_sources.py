@@ -21,14 +21,8 @@ from torch import nn
 from ssl_equi.checkpoint import read_tensors
 from ssl_equi.encoders.create import create_encoder, model_arguments, timm_with_our_encoders
 from ssl_equi.errors import EncoderError, ImageSizeError
-from ssl_equi.export.encoder import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    build_encoder,
-    load_encoder,
-    parts_of,
-    read_encoder_config,
-)
+from ssl_equi.export.encoder import build_encoder, load_encoder, parts_of, read_encoder_config
+from ssl_equi.export.folder import CONFIG_FILE, WEIGHTS_FILE
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
 from ssl_equi.probing.encode import state_sha256
 

@@ -22,16 +22,11 @@ HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 _CHOSEN_BY_THE_USER = ("OMP_WAIT_POLICY", *SPINNING)
 
 
-def bound_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Sets the variables, unless the environment says already how threads wait."""
+def choose_for_torch(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Sets the variables, but for those that the environment has; and none on waiting if it says how threads wait."""
     if not any(variable in environment for variable in _CHOSEN_BY_THE_USER):
         environment.update(SPINNING)
-
-
-def use_huge_pages(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Sets the variable, unless the environment has it."""
     environment.setdefault(HUGE_PAGES, "1")
 
 
-bound_spinning()
-use_huge_pages()
+choose_for_torch()

@@ -31,7 +31,7 @@ def share_of_cores(environment: Mapping[str, str] = os.environ) -> int:
 
 
 def _limits_of_time() -> Iterator[float]:
-    """In cores: what the control groups of Linux that this process is in, and those around them, may use."""
+    """How many cores the control groups of Linux that this process is in, and those around them, may use."""
     memberships = _MEMBERSHIPS.read_text().splitlines() if _MEMBERSHIPS.exists() else []
     for membership in memberships:
         _, controllers, path = membership.split(":", 2)

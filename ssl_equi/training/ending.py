@@ -9,7 +9,8 @@ from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.sources import DataSource
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.create import model_arguments
-from ssl_equi.export.encoder import EncoderCard, Export, encoder_export
+from ssl_equi.export.encoder import EncoderCard, encoder_export
+from ssl_equi.export.folder import Export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor_export
 from ssl_equi.export.sequence_model import sequence_export
 from ssl_equi.objectives.base import Objective

@@ -7,6 +7,16 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from ssl_equi.data.remote_files import Patience
+from tests.launched import seconds_now
+
+PATIENT = Patience(timeout_seconds=60, retries=3, first_pause_seconds=0.01)  # with a server that answers
+
+
+def impatient(retries: int = 1) -> Patience:
+    """With a server that stalls: a second, and more on a busy machine, on which it also answers later."""
+    return Patience(timeout_seconds=seconds_now(1), retries=retries, first_pause_seconds=0.01)
+
 
 class FaultyServer:
     """Serves `folder`; `fail(name, fault, times)` lets the next requests for a file's bytes go wrong.

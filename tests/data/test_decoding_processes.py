@@ -33,22 +33,7 @@ from ssl_equi.data.turned_views import TurnedViews
 from ssl_equi.errors import DataError, LostShardError, UserError
 from tests.data.image_sets import flip
 from tests.data.numbered_objects import NumberedObjects
-
-SECONDS_TO_END = 600.0  # far more than they need: only a process that never ends shall fail
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def _wait_until_ended(pids: list[int]) -> None:
-    deadline = time.monotonic() + SECONDS_TO_END
-    while any(_is_running(pid) for pid in pids):
-        assert time.monotonic() < deadline, f"of the processes {pids} some still run"
-        time.sleep(0.02)
+from tests.launched import is_running, wait_until_gone
 
 
 def _pids(loader: ViewLoader) -> list[int]:
@@ -167,7 +152,7 @@ def test_killed_worker_ends_the_run_with_the_next_batch(when) -> None:
         ):
             next(batches)
         pids = _pids(loader)
-    _wait_until_ended(pids)
+    wait_until_gone(pids)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
@@ -188,6 +173,7 @@ def test_signals_that_ask_a_run_to_stop_leave_it_its_workers(number: signal.Sign
 OWN_SET = """
 from pathlib import Path
 from tests.data.numbered_objects import NumberedObjects
+from tests.launched import is_running, wait_until_gone
 Path(__file__).with_suffix(".ran").touch()
 class Own(NumberedObjects): ...
 """
@@ -222,7 +208,7 @@ def test_close_and_garbage_collection_end_the_workers_and_free_the_memory() -> N
     batch, pids = next(loader.batches()), _pids(loader)
     loader.close()
     loader.close()
-    _wait_until_ended(pids)
+    wait_until_gone(pids)
     assert (batch.images[..., 0] == batch.images[:, :1, :1, :1, 0]).all()  # memory that is still seen stays there
     with pytest.raises(ValueError, match="was closed"):
         loader.batches()
@@ -233,7 +219,7 @@ def test_close_and_garbage_collection_end_the_workers_and_free_the_memory() -> N
     pids = _pids(loader)
     del loader, batches, batch
     gc.collect()
-    _wait_until_ended(pids)
+    wait_until_gone(pids)
     gc.collect()
     open_files = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
     assert open_files and not any("ssl_equi_batches" in name for name in open_files)
@@ -245,7 +231,7 @@ def test_workers_of_a_loader_that_is_left_open_end_with_the_process() -> None:
     next(loader.batches())
     pids = _pids(loader)
     multiprocessing.util._run_finalizers(0)  # type: ignore[attr-defined]
-    _wait_until_ended(pids)
+    wait_until_gone(pids)
     loader.close()
 
 
@@ -266,9 +252,9 @@ def test_workers_notice_that_their_parent_was_killed() -> None:
     parent.start()
     *workers, other = from_parent.recv()
     try:
-        assert len(workers) == 2 and all(map(_is_running, workers))
+        assert len(workers) == 2 and all(map(is_running, workers))
         parent.kill()
-        _wait_until_ended(workers)
+        wait_until_gone(workers)
     finally:
         os.kill(other, signal.SIGKILL)
     parent.join()

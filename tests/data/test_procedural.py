@@ -27,6 +27,7 @@ from ssl_equi.data.procedural import (
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
+from tests.launched import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -125,7 +126,7 @@ def test_two_processes_at_once_build_one_set(tiny_data: Path, tiny_config: Proce
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(PATIENCE_SECONDS)
     assert [process.exitcode for process in processes] == [0, 0]
     for split in ("train", "val"):
         assert ShardDataset(tmp_path, split).fingerprint == ShardDataset(tiny_data, split).fingerprint

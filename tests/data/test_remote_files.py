@@ -9,10 +9,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from ssl_equi.data import remote_files
 from ssl_equi.data.remote_files import HttpFolder, LocalFolder, Patience, open_folder
 from ssl_equi.errors import DataError
-from tests.data.faulty_server import FaultyServer
+from tests.data.faulty_server import FaultyServer, impatient
 
 CONTENT = bytes(range(256)) * 1000
-IMPATIENT = Patience(timeout_seconds=1, retries=2, first_pause_seconds=0.01)
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultySe
 
 
 def _read(server: FaultyServer, start: int = 100, end: int = 200_100, size: int = len(CONTENT)) -> bytes:
-    return open_folder(server.url, IMPATIENT).read("file", start, end, size)
+    return open_folder(server.url, impatient(retries=2)).read("file", start, end, size)
 
 
 def test_ranges_are_those_of_the_file(server, tmp_path):
@@ -75,14 +74,14 @@ def test_a_plain_server_is_good_enough_for_whole_files(server, tmp_path, monkeyp
     server.fail("file", "whole", times=1)
     for requests in (1, 1 + 5):  # all at once; in pieces, of which the second breaks off
         with open(tmp_path / "copy", "wb") as out:
-            open_folder(server.url, IMPATIENT).copy("file", out, len(CONTENT))
+            open_folder(server.url, impatient(retries=2)).copy("file", out, len(CONTENT))
         assert (tmp_path / "copy").read_bytes() == CONTENT and server.requests["file"] == requests
         server.fail("file", "drop", times=1)
     server.fail("file", "whole")
     with pytest.raises(DataError, match=r"ignores byte ranges \(status 200\): copy the folder here and give its path"):
         _read(server)
     with open(tmp_path / "copy", "wb") as out, pytest.raises(DataError, match=r"has 256000 bytes where .* says 256001"):
-        open_folder(server.url, IMPATIENT).copy("file", out, len(CONTENT) + 1)
+        open_folder(server.url, impatient(retries=2)).copy("file", out, len(CONTENT) + 1)
 
 
 def test_a_server_that_drips_is_given_up(server):
@@ -99,7 +98,7 @@ def test_a_redirect_to_another_web_address_is_followed(server):
 
 def test_a_server_that_is_not_there_is_named():
     with pytest.raises(DataError, match=r"http://127\.0\.0\.1:1/file cannot be read \(.*refused; 3 attempts\)"):
-        open_folder("http://127.0.0.1:1", IMPATIENT).read("file", 0, 1, 1)
+        open_folder("http://127.0.0.1:1", impatient(retries=2)).read("file", 0, 1, 1)
 
 
 def test_a_file_of_another_size_is_an_error(server, tmp_path):
@@ -182,10 +181,10 @@ class _FakeS3(MemoryFileSystem):
 def test_s3_is_read_through_fsspec(monkeypatch):
     monkeypatch.setattr(fsspec, "filesystem", lambda protocol, **options: {"s3": _FakeS3}[protocol](**options))
     _FakeS3().pipe_file("s3://bucket/data/file", CONTENT)
-    folder = open_folder("s3://bucket/data/", IMPATIENT)
+    folder = open_folder("s3://bucket/data/", Patience(timeout_seconds=3))
     assert folder.size("file") == len(CONTENT)
     assert folder.read("file", 100, 200, len(CONTENT)) == CONTENT[100:200]
-    assert _FakeS3.options["config_kwargs"]["read_timeout"] == IMPATIENT.timeout_seconds
+    assert _FakeS3.options["config_kwargs"]["read_timeout"] == 3
     with pytest.raises(DataError, match=r"s3://bucket/data/none cannot be read \(there is no such file or bucket"):
         folder.read("none", 0, 1, 1)
     with pytest.raises(DataError, match=r"s3://bucket/data/file has 256000 bytes where the manifest says 5"):

@@ -14,13 +14,10 @@ import webdataset
 from ssl_equi.data.manifest import read_manifest
 from ssl_equi.data.reader import ShardDataset
 from ssl_equi.data.remote_download import download_split
-from ssl_equi.data.remote_files import Patience
 from ssl_equi.data.remote_shards import RemoteShards
 from ssl_equi.errors import DataError
-from tests.data.faulty_server import FaultyServer
+from tests.data.faulty_server import PATIENT, FaultyServer, impatient
 
-PATIENT = Patience(timeout_seconds=10, retries=3, first_pause_seconds=0.01)
-IMPATIENT = Patience(timeout_seconds=1, retries=1, first_pause_seconds=0.01)
 SHARD = "train-000001.tar"  # objects 5 to 9
 
 
@@ -165,7 +162,7 @@ def test_a_cut_shard_is_an_error_with_the_key(server, own_split, length):
 
 
 def test_a_server_that_fails_is_an_error_with_shard_and_keys(server):
-    shards = RemoteShards(server.url, "train", IMPATIENT)
+    shards = RemoteShards(server.url, "train", impatient())
     server.fail(SHARD, "stall")
     message = rf"views of 'object_005', 'object_006', 'object_007' and 2 more are not .*/{SHARD} .*stalls; 2 attempts"
     with pytest.raises(DataError, match=message):

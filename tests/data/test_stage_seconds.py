@@ -22,17 +22,27 @@ from ssl_equi.data.stage_seconds import StageSeconds, Stopwatch
 from ssl_equi.data.streaming import StreamedLoader
 from ssl_equi.training.log import SpeedWindow
 
-PAUSE = 0.01
+
+class Clock(threading.local):
+    """A clock of each thread, which stands still but for what is said to take time."""
+
+    now = 0.0
+
+    def slow_down(self, patch: pytest.MonkeyPatch, owner: object, name: str, seconds: float) -> None:
+        original = getattr(owner, name)
+
+        def slow(*arguments):
+            self.now += seconds
+            return original(*arguments)
+
+        patch.setattr(owner, name, slow)
 
 
-def _slowed(patch: pytest.MonkeyPatch, owner: object, name: str, seconds: float) -> None:
-    original = getattr(owner, name)
-
-    def slow(*arguments):
-        time.sleep(seconds)
-        return original(*arguments)
-
-    patch.setattr(owner, name, slow)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    return clock
 
 
 def _indexed(folder: Path, pictures: Path) -> OrderedLoader:
@@ -60,29 +70,30 @@ def test_a_batch_says_how_long_its_reading_and_its_decoding_took(
     shared_split: Path,
     picture_shards: Path,
     monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
     make_loader: Callable[[Path, Path], OrderedLoader],
     reads: tuple[object, str],
     decodes: tuple[object, str],
     views: int,
     reads_per_view: bool,
 ) -> None:
-    """Seconds of the threads: two that sleep side by side have both slept."""
-    _slowed(monkeypatch, *reads, PAUSE)
-    _slowed(monkeypatch, *decodes, 2 * PAUSE)
+    """Seconds of the threads: two that work side by side have both worked."""
+    clock.slow_down(monkeypatch, *reads, 1)
+    clock.slow_down(monkeypatch, *decodes, 2)
     with make_loader(shared_split, picture_shards) as loader:
         spent = next(loader.batches()).stage_seconds
-    assert 2 * PAUSE * views <= spent.decoding < 6 * PAUSE * views
+    assert spent.decoding == 2 * views
     if reads_per_view:
-        assert PAUSE * views <= spent.reading < 2 * PAUSE * views + 0.1
+        assert spent.reading == views
     else:  # a request is shared by the views that it brings; several are needed for objects of several shards
-        assert PAUSE / 16 <= spent.reading < PAUSE * views
+        assert 1 / 16 <= spent.reading < views
 
 
-def test_rows_that_are_read_one_by_one_add_up(own_split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _slowed(monkeypatch, resizing, "decode_view", PAUSE)
+def test_rows_that_are_read_one_by_one_add_up(own_split: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    clock.slow_down(monkeypatch, resizing, "decode_view", 1)
     dataset = ShardDataset(own_split, "train")
     with ViewLoader(dataset, global_batch_size=8, seed=0, on_bad_record="skip") as loader:
-        assert next(loader.batches()).stage_seconds.decoding >= 16 * PAUSE
+        assert next(loader.batches()).stage_seconds.decoding == 16
 
 
 def test_measuring_costs_less_than_half_a_percent_of_decoding(shared_split: Path) -> None:
@@ -110,11 +121,11 @@ def _batch(**changes) -> ViewBatch:
     return ViewBatch(**(fields | changes))
 
 
-def test_a_window_adds_up_its_batches_and_the_making_of_views() -> None:
+def test_a_window_adds_up_its_batches_and_the_making_of_views(clock: Clock) -> None:
     class Maker:
         def __call__(self, batch: ViewBatch, step: int) -> int:
             with batch.augmenting:
-                time.sleep(PAUSE)
+                clock.now += 1
                 if step < 0:
                     raise ValueError("no such step")
                 return step + 1
@@ -126,18 +137,18 @@ def test_a_window_adds_up_its_batches_and_the_making_of_views() -> None:
         assert Maker()(batch.to("cpu"), step) == step + 1
     with pytest.raises(ValueError, match="no such step"):
         Maker()(batch, -1)
-    threading.Event().wait(PAUSE)
+    clock.now += 1
     speed = window.speed(records_skipped=7)
     assert (speed.read_thread_seconds, speed.decode_thread_seconds, speed.records_skipped) == (1.5, 4.5, 7)
-    assert 4 * PAUSE <= speed.augment_seconds < speed.window_seconds
+    assert (speed.augment_seconds, speed.window_seconds) == (4, 5)
     assert speed.images_per_second == pytest.approx(3 * 4 * 2 * 2 / speed.window_seconds)
     assert speed.waiting_share == pytest.approx(0.003 / speed.window_seconds)
     assert sum(speed.work_shares.values()) == pytest.approx(1)
 
 
-def test_a_batch_has_a_stopwatch_of_its_own_until_a_window_gives_it_another() -> None:
+def test_a_batch_has_a_stopwatch_of_its_own_until_a_window_gives_it_another(clock: Clock) -> None:
     first, second = _batch(), _batch()
     with first.augmenting:
-        time.sleep(PAUSE)
-    assert first.augmenting.seconds >= PAUSE and second.augmenting.seconds == 0
+        clock.now += 1
+    assert first.augmenting.seconds == 1 and second.augmenting.seconds == 0
     assert isinstance(second.augmenting, Stopwatch)

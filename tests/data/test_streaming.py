@@ -16,10 +16,8 @@ from ssl_equi.data.remote_records import RemoteRecords
 from ssl_equi.data.remote_shards import RemoteShards
 from ssl_equi.data.streaming import StreamedLoader
 from ssl_equi.errors import DataError
-from tests.data.faulty_server import FaultyServer
+from tests.data.faulty_server import PATIENT, FaultyServer, impatient
 
-PATIENT = Patience(timeout_seconds=10, retries=3, first_pause_seconds=0.01)
-IMPATIENT = Patience(timeout_seconds=1, retries=1, first_pause_seconds=0.01)
 SHARD = "train-000001.tar"  # objects 5 to 9
 
 Tensors = dict[str, torch.Tensor]
@@ -328,7 +326,7 @@ def test_cut_or_missing_shard_is_never_skipped(own_server, own_split, on_bad_rec
 def test_failing_server_ends_the_run_with_shard_and_keys(server, fault):
     server.fail(SHARD, fault)
     with (
-        _loader(server.url, patience=IMPATIENT) as loader,
+        _loader(server.url, patience=impatient()) as loader,
         pytest.raises(DataError, match=rf"views of 'object_00\d'.* are not to be had: {server.url}/{SHARD} cannot"),
     ):
         list(itertools.islice(loader.batches(), 5))
@@ -339,15 +337,14 @@ def test_faults_that_pass_change_nothing(server, shared_split, fault):
     expected = _take(shared_split, 6)
     for number in range(5):
         server.fail(f"train-{number:06d}.tar", fault, times=1)
-    patience = Patience(timeout_seconds=1, retries=4, first_pause_seconds=0.01)
-    _assert_equal(_take(server.url, 6, patience=patience), expected)
+    _assert_equal(_take(server.url, 6, patience=impatient(retries=4)), expected)
 
 
 def test_failed_server_is_not_asked_again_and_again_and_the_loader_can_go_on(server, shared_split):
     expected = _take(shared_split, 3)
     for number in range(5):
         server.fail(f"train-{number:06d}.tar", 503, times=1000)
-    with _loader(server.url, fetch_threads=1, patience=IMPATIENT) as loader:
+    with _loader(server.url, fetch_threads=1, patience=impatient()) as loader:
         with pytest.raises(DataError, match="503"):
             next(loader.batches())
         assert sum(count for name, count in server.requests.items() if name.endswith(".tar")) == 2  # one and its retry

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ssl_equi.encoders.create import timm_with_our_encoders
-from ssl_equi.export.encoder import module_tensors
+from ssl_equi.export.folder import module_tensors
 from tests.encoders.symmetric_encoders import (
     ARCHITECTURES,
     CASES,

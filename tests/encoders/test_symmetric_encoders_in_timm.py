@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.create import has_fixed_input_size, timm_with_our_encoders
 from ssl_equi.encoders.wrappers import wrap
-from ssl_equi.export.encoder import EncoderCard, load_encoder, module_tensors, save_encoder
+from ssl_equi.export.encoder import EncoderCard, load_encoder, save_encoder
+from ssl_equi.export.folder import module_tensors
 from tests.encoders.symmetric_encoders import ARCHITECTURES, CASES, IMAGE, Case, relative_error, train_two_steps
 
 WRAPPED = [label for label, case in CASES.items() if case.name in ("group_averaged", "canonicalized")]

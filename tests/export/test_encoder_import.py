@@ -1,5 +1,6 @@
 """Imported encoders compute, to the bit, what the networks compute that their checkpoints were made of."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,64 +15,31 @@ from torch import Tensor, nn
 from ssl_equi.data.images import normalise_images
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, LayoutError
-from ssl_equi.export.importing import EncoderOptions, ImportedEncoder, fitting_layouts, import_encoder
-from ssl_equi.export.resnet_names import ARCHITECTURES, resnet_architecture
+from ssl_equi.export.importing import fitting_layouts
+from ssl_equi.export.layouts import RESNETS, resnet_architecture
 from ssl_equi.export.tensors import named_tensors
 from ssl_equi.probing.encoder_sources import open_encoder
+from tests.export.checkpoints import EXTRA, State, assert_same_features, below, changed, head, run
+from tests.fakes import with_other_values
 
 ROOT = Path(__file__).parent.parent.parent
-State = dict[str, Tensor]
-
-
-def trained(module: nn.Module, seed: int = 0) -> nn.Module:
-    """In eval mode, with values that no initialisation has."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in module.state_dict().items():
-            if value.is_floating_point():
-                noise = torch.rand(value.shape, generator=generator)
-                value.add_(noise if "running_var" in name else 0.1 * (noise - 0.5))
-    return module.eval()
-
-
-def resnet(small_images: bool = False) -> nn.Module:
-    """torchvision's, as the authors of CARE and E-SSL use it, but never the ResNet-50, which takes longer."""
-    module = torchvision.models.resnet18()
-    module.fc = nn.Identity()
-    if small_images:
-        module.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-        module.maxpool = nn.Identity()
-    return trained(module)
-
-
-def below(prefix: str, state: State) -> State:
-    return {prefix + name: value for name, value in state.items()}
-
-
-def head(name: str, width: int = 512) -> State:
-    return {f"{name}.0.weight": torch.randn(8, width), f"{name}.0.bias": torch.randn(8)}
-
-
-def numbered(module: nn.Module) -> State:
-    """The state of an nn.Sequential of the children, without a max-pooling and a classifier."""
-    kept = [child for name, child in module.named_children() if name not in ("maxpool", "fc")]
-    return nn.Sequential(*kept).state_dict()
-
-
-def run(content: dict, layout: str, **options: object) -> ImportedEncoder:
-    return import_encoder(named_tensors(content, "file"), EncoderOptions(layout, **options))
-
-
-def assert_same_features(imported: ImportedEncoder, reference: nn.Module, side: int) -> None:
-    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        expected = reference(images)
-        assert torch.equal(imported.module(images), expected)
-    assert expected.std() > 1e-3
-    assert not imported.module.training
 
 
 # ---------------------------------------------------------------- ResNets of torchvision's layout
+
+
+@pytest.fixture(scope="module")
+def resnets() -> dict[bool, nn.Module]:
+    """torchvision's ResNet-18 for large and for small images, as the authors of CARE and E-SSL use it."""
+    modules = {}
+    for small_images in (False, True):
+        module = torchvision.models.resnet18()
+        module.fc = nn.Identity()
+        if small_images:
+            module.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+            module.maxpool = nn.Identity()
+        modules[small_images] = with_other_values(module)
+    return modules
 
 
 def essl_cifar(encoder: nn.Module) -> dict:
@@ -82,8 +50,19 @@ def essl_cifar(encoder: nn.Module) -> dict:
     return {"epoch": 800, "state_dict": state | head("predictor2")}
 
 
+def essl_imagenet(encoder: nn.Module) -> dict:
+    state = below("module.backbone.", encoder.state_dict()) | {"module.bn.running_mean": torch.zeros(3)}
+    state |= head("module.rotation_projector") | head("module.online_head")
+    return {"epoch": 1, "model": state, "optimizer": {"state": {}}}
+
+
+def essl_final(encoder: nn.Module) -> dict:
+    return {"backbone": encoder.state_dict(), "projector": head("net"), "head": {"weight": torch.zeros(10, 512)}}
+
+
 def care_small(encoder: nn.Module) -> dict:
-    state = below("module.f.", numbered(encoder)) | head("module.g")
+    kept = [child for name, child in encoder.named_children() if name not in ("maxpool", "fc")]
+    state = below("module.f.", nn.Sequential(*kept).state_dict()) | head("module.g")
     optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3}]}
     return {"epoch": 400, "state_dict": state, "optimizer": optimizer, "best_acc_1": 90.0}
 
@@ -95,85 +74,83 @@ def moco(encoder: nn.Module) -> dict:
     return {"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": {"state": {}}}
 
 
-def test_essl_on_cifar() -> None:
-    encoder = resnet(small_images=True)
-    content = essl_cifar(encoder)
-    imported = run(content, "essl")
-    assert_same_features(imported, encoder, 32)
-    assert (imported.architecture, imported.data, imported.image_size) == ("resnet18_small_images", "cifar10", 32)
-    card = imported.card("essl", "there", {"all": (0, 512)})
-    assert (card.mean_rgb, card.std_rgb) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-    assert {kind: len(names) for kind, names in imported.left_out.items()} == {
-        "projector": 2, "predictors": 2, "repeated": 122,
-    }  # fmt: skip
+def barlow_twins(encoder: nn.Module) -> dict:
+    whole = below("module.backbone.", encoder.state_dict()) | head("module.projector")
+    whole |= {"module.bn.running_mean": torch.zeros(8), "module.bn.running_var": torch.ones(8)}
+    return {"epoch": 1000, "model": whole, "optimizer": {"state": {}}}
+
+
+def children(encoder: nn.Module) -> dict:
+    """With a max-pooling among those that are counted."""
+    return below("backbone.", nn.Sequential(*list(encoder.children())[:-1]).state_dict())
+
+
+def shortcuts(encoder: nn.Module) -> dict:
+    state = {name.replace("downsample", "shortcut"): value for name, value in encoder.state_dict().items()}
+    return state | {"linear.weight": torch.zeros(10, 512)}
+
+
+MOMENTUM = {"on top of the encoder": 2, "momentum encoder": 122, "queue": 2}
+RESNET_FILES = [
+    (essl_cifar, "essl", {}, "cifar10", {"projector": 2, "predictors": 2, "repeated": 122}),
+    (essl_imagenet, "essl", {}, "imagenet", {"predictors": 2, "probe": 2, "loss": 1}),
+    (essl_final, "essl", {}, "imagenet", {"projector": 2, "probe": 1}),
+    (care_small, "care", {"data": "stl10"}, "stl10", {"projector": 2}),
+    (moco, "care", {}, "imagenet100", MOMENTUM),
+    (moco, "moco", {}, "imagenet", MOMENTUM),
+    (barlow_twins, "barlow_twins", {}, "imagenet", {"projector": 2, "loss": 3}),
+    (lambda encoder: encoder.state_dict(), "barlow_twins", {}, "imagenet", {}),
+    (children, "timm", {}, None, {}),
+    (shortcuts, "timm", {"data": "cifar100"}, "cifar100", {"on top of the encoder": 1}),
+]
+MEAN_STD_RGB = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "stl10": ((0.4406, 0.4273, 0.3858), (0.2312, 0.2265, 0.2237)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@pytest.mark.parametrize(("make", "layout", "options", "data", "left_out"), RESNET_FILES)
+def test_files_of_resnets(
+    make: Callable, layout: str, options: dict, data: str | None, left_out: dict[str, int], resnets: dict
+) -> None:
+    small_images = data in ("cifar10", "cifar100", "stl10")
+    encoder = resnets[small_images]
+    imported = run(make(encoder), layout, **options)
+    assert_same_features(imported.module, encoder, 32 if small_images else 64)
+    architecture, side = ("resnet18_small_images", 32) if small_images else ("resnet18", 224)
+    assert (imported.architecture, imported.data, imported.image_size) == (architecture, data, side)
+    assert {kind: len(names) for kind, names in imported.left_out.items()} == left_out
+    card = imported.card(layout, "there", {"all": (0, 512)})
+    assert (card.mean_rgb, card.std_rgb) == MEAN_STD_RGB.get(data, (card.mean_rgb, card.std_rgb))
+
+
+def test_contradictions_in_files_of_resnets_are_named(resnets: dict) -> None:
+    with pytest.raises(CheckpointError, match=r"which small images .* give --data cifar10, cifar100 or stl10"):
+        run(care_small(resnets[True]), "care")
+    content = essl_cifar(resnets[True])
     content["state_dict"]["net.0.bn1.bias"] = torch.zeros(64)
     with pytest.raises(LayoutError, match=r"'net.0.bn1.bias' has not the values of 'encoder.bn1.bias'"):
         run(content, "essl")
-
-
-def test_essl_on_imagenet() -> None:
-    encoder = resnet()
-    final = {"backbone": encoder.state_dict(), "projector": head("net"), "head": {"weight": torch.zeros(10, 512)}}
-    imported = run(final, "essl")
-    assert_same_features(imported, encoder, 64)
-    assert (imported.architecture, imported.data, imported.image_size) == ("resnet18", "imagenet", 224)
-    state = (
-        below("module.backbone.", encoder.state_dict()) | head("module.rotation_projector") | head("module.online_head")
-    )
-    state |= {"module.bn.running_mean": torch.zeros(3)}
-    whole = run({"epoch": 1, "model": state, "optimizer": {"state": {}}}, "essl")
-    assert set(whole.left_out) == {"predictors", "probe", "loss"}
-
-
-def test_care_on_small_images_must_say_on_which() -> None:
-    encoder = resnet(small_images=True)
-    imported = run(care_small(encoder), "care", data="stl10")
-    assert_same_features(imported, encoder, 32)
-    assert imported.card("care", "there", {}).mean_rgb == (0.4406, 0.4273, 0.3858)
-    assert imported.left_out == {"projector": ["g.0.weight", "g.0.bias"]}
-    with pytest.raises(CheckpointError, match=r"which small images .* give --data cifar10, cifar100 or stl10"):
-        run(care_small(encoder), "care")
-
-
-def test_care_and_moco_on_large_images() -> None:
-    encoder = resnet()
-    for layout, data in (("care", "imagenet100"), ("moco", "imagenet")):
-        imported = run(moco(encoder), layout)
-        assert (imported.architecture, imported.data) == ("resnet18", data)
-        assert {kind: len(names) for kind, names in imported.left_out.items()} == {
-            "on top of the encoder": 2, "momentum encoder": 122 + 2 - 2, "queue": 2,
-        }  # fmt: skip
-    assert_same_features(imported, encoder, 64)
-
-
-def test_children_with_a_max_pooling_are_counted_and_shortcuts_renamed() -> None:
-    encoder = resnet()
-    children = nn.Sequential(*list(encoder.children())[:-1])
-    assert_same_features(run(below("backbone.", children.state_dict()), "timm"), encoder, 64)
-    small = resnet(small_images=True)
-    renamed = {name.replace("downsample", "shortcut"): value for name, value in small.state_dict().items()}
-    imported = run(renamed | {"linear.weight": torch.zeros(10, 512)}, "timm", data="cifar100")
-    assert_same_features(imported, small, 32)
-    strange = {f"backbone.{name}": value for name, value in nn.Sequential(nn.Conv2d(3, 4, 3)).state_dict().items()}
     with pytest.raises(LayoutError, match="layers are numbered 0, not 0, 1, 3, 4, 5, 6 as those of a ResNet"):
-        run(strange, "timm")
+        run(below("backbone.", nn.Sequential(nn.Conv2d(3, 4, 3)).state_dict()), "timm")
 
 
 def test_architectures_are_told_by_shapes() -> None:
     with torch.device("meta"):
-        for name in ARCHITECTURES.values():
+        for name in RESNETS.values():
             assert resnet_architecture(create_encoder(name, 64).state_dict()) == name
         assert resnet_architecture(create_encoder("resnet26", 64).state_dict()) is None
 
 
 def test_any_timm_model_by_its_name() -> None:
-    encoder = trained(timm.create_model("convnext_atto", num_classes=7, depths=(1, 1, 1, 1)))
+    encoder = with_other_values(timm.create_model("convnext_atto", num_classes=7, depths=(1, 1, 1, 1)))
     options = {"architecture": "convnext_atto", "architecture_arguments": {"depths": (1, 1, 1, 1)}}
     content = {"state_dict": encoder.state_dict(), "state_dict_ema": encoder.state_dict(), "arch": "convnext_atto"}
     imported = run(content, "timm", **options)
     assert set(imported.left_out) == {"on top of the encoder", "moving average of the weights"}
     encoder.reset_classifier(0)
-    assert_same_features(imported, encoder, 64)
+    assert_same_features(imported.module, encoder)
     with pytest.raises(LayoutError, match=r"of no ResNet or vision transformer .* as --architecture"):
         run(content, "timm")
     half = {name: value.half() for name, value in encoder.state_dict().items()}
@@ -190,16 +167,16 @@ def other_port(state: State) -> State:
 
 
 def test_names_of_another_port_are_matched_by_order_and_shapes() -> None:
-    encoder = trained(timm.create_model("resnet10t", num_classes=7))
+    encoder = with_other_values(timm.create_model("resnet10t", num_classes=7))
     content = other_port(encoder.state_dict())
     imported = run(content, "timm", architecture="resnet10t")
     assert "matched by order and shapes" in imported.notes[0]
     last = list(content)[-2:]
     assert imported.left_out == {"on top of the encoder": last}
     encoder.reset_classifier(0)
-    assert_same_features(imported, encoder, 64)
+    assert_same_features(imported.module, encoder)
     counted = {name: value for name, value in content.items() if not name.endswith("num_batches_tracked")}
-    assert_same_features(run(counted, "timm", architecture="resnet10t"), encoder, 64)
+    assert_same_features(run(counted, "timm", architecture="resnet10t").module, encoder)
 
 
 @pytest.mark.parametrize(
@@ -220,17 +197,6 @@ def test_what_does_not_agree_in_order_is_not_matched(change: Callable[[State], S
         LayoutError, match=r"timm's resnet10t calls .* don't agree with that in order and shapes|whose "
     ):
         run(state, "timm", architecture="resnet10t", **options)
-
-
-def test_barlow_twins_by_itself_and_with_its_projector() -> None:
-    encoder = resnet()
-    whole = below("module.backbone.", encoder.state_dict()) | head("module.projector")
-    whole |= {"module.bn.running_mean": torch.zeros(8), "module.bn.running_var": torch.ones(8)}
-    for content in (encoder.state_dict(), {"epoch": 1000, "model": whole, "optimizer": {"state": {}}}):
-        imported = run(content, "barlow_twins")
-        assert (imported.architecture, imported.data, imported.image_size) == ("resnet18", "imagenet", 224)
-    assert_same_features(imported, encoder, 64)
-    assert set(imported.left_out) == {"projector", "loss"}
 
 
 @pytest.mark.parametrize(
@@ -276,54 +242,51 @@ def dino(encoder: nn.Module, student: nn.Module) -> dict:
 
 @pytest.fixture(scope="module")
 def tiny() -> nn.Module:
-    return trained(timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0))
+    return with_other_values(timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0))
 
 
 def test_dino_gives_the_teacher_or_the_student(tiny: nn.Module) -> None:
-    student = trained(timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0), seed=1)
+    student = with_other_values(timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0), seed=1)
     imported = run(dino(tiny, student), "dino")
     assert (imported.architecture, imported.image_size) == ("vit_tiny_patch16_224", 32)
     assert imported.model_args == {"img_size": 32, "patch_size": 16}
     assert set(imported.left_out) == {"the other network", "heads", "loss"}
-    assert_same_features(imported, tiny, 32)
-    assert_same_features(run(dino(tiny, student), "dino", encoder_prefix="student.backbone"), student, 32)
-    assert_same_features(run(tiny.state_dict(), "dino"), tiny, 32)
+    assert_same_features(imported.module, tiny, 32)
+    assert_same_features(run(dino(tiny, student), "dino", encoder_prefix="student.backbone").module, student, 32)
+    assert_same_features(run(tiny.state_dict(), "dino").module, tiny, 32)
 
 
 def test_other_image_sizes_resample_the_positions_as_timm(tiny: nn.Module) -> None:
     larger = timm.create_model("vit_tiny_patch16_224", img_size=48, num_classes=0).eval()
     state = timm.models.vision_transformer.checkpoint_filter_fn(dict(tiny.state_dict()), larger)
     larger.load_state_dict(state)
-    assert_same_features(run(tiny.state_dict(), "dino", image_size=48), larger, 48)
+    assert_same_features(run(tiny.state_dict(), "dino", image_size=48).module, larger, 48)
 
 
 def dinov2_state(registers: int, chunks: bool = False) -> State:
     """Names and shapes of a published ViT-S/14 for images of 28 pixels, with random values."""
-    torch.manual_seed(registers)
-    width, state = 384, {}
-    state["cls_token"], state["pos_embed"] = torch.randn(1, 1, width), torch.randn(1, 5, width)
+    width = 384
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 5, width), "mask_token": (1, width)}
     if registers:
-        state["register_tokens"] = torch.randn(1, registers, width)
-    state["mask_token"] = torch.zeros(1, width)
-    state["patch_embed.proj.weight"], state["patch_embed.proj.bias"] = (
-        torch.randn(width, 3, 14, 14) / 25,
-        torch.randn(width),
-    )
+        shapes["register_tokens"] = (1, registers, width)
+    shapes |= {"patch_embed.proj.weight": (width, 3, 14, 14), "patch_embed.proj.bias": (width,)}
     for block in range(12):
         name = f"blocks.{block // 6}.{block}." if chunks else f"blocks.{block}."
         for layer, out_width, in_width in (
             ("attn.qkv", 3 * width, width), ("attn.proj", width, width),
             ("mlp.fc1", 4 * width, width), ("mlp.fc2", width, 4 * width),
         ):  # fmt: skip
-            state[f"{name}{layer}.weight"] = torch.randn(out_width, in_width) / in_width**0.5
-            state[f"{name}{layer}.bias"] = torch.randn(out_width) / 10
-        for norm in ("norm1", "norm2"):
-            state[f"{name}{norm}.weight"], state[f"{name}{norm}.bias"] = (
-                torch.rand(width) + 0.5,
-                torch.randn(width) / 10,
-            )
-        state[f"{name}ls1.gamma"], state[f"{name}ls2.gamma"] = torch.rand(width), torch.rand(width)
-    state["norm.weight"], state["norm.bias"] = torch.rand(width) + 0.5, torch.randn(width) / 10
+            shapes |= {f"{name}{layer}.weight": (out_width, in_width), f"{name}{layer}.bias": (out_width,)}
+        for part in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma"):
+            shapes[name + part] = (width,)
+    shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
+    torch.manual_seed(registers)
+    state = {}
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            state[name] = torch.randn(shape) / 10 if name.endswith("bias") else torch.rand(shape) + 0.5
+        else:  # outputs of a layer are of the size of its inputs
+            state[name] = torch.randn(shape) / (1 if shape[0] == 1 else math.prod(shape[1:]) ** 0.5)
     return state
 
 
@@ -372,24 +335,17 @@ def test_dinov2_computes_its_formula(registers: int, architecture: str) -> None:
 
 
 def test_a_vision_transformer_with_other_heads_is_described_by_its_arguments() -> None:
-    encoder = trained(timm.create_model("vit_small_patch16_224", img_size=32, num_heads=12, num_classes=0))
+    encoder = with_other_values(timm.create_model("vit_small_patch16_224", img_size=32, num_heads=12, num_classes=0))
     content = {"state_dict": below("module.base_encoder.", encoder.state_dict()) | head("module.base_encoder.head")}
     options = {"architecture": "vit_small_patch16_224", "architecture_arguments": {"num_heads": 12}}
     with pytest.raises(CheckpointError, match=r"don't tell how many heads it has: give .* as --architecture"):
         run(content, "moco")
     imported = run(content, "moco", **options)
-    assert_same_features(imported, encoder, 32)
+    assert_same_features(imported.module, encoder, 32)
     assert imported.model_args == {"img_size": 32, "num_heads": 12}
 
 
 # ---------------------------------------------------------------- strictness
-
-
-def changes_of(state: State, change: dict[str, Tensor | None]) -> State:
-    return {name: value for name, value in (state | change).items() if value is not None}
-
-
-EXTRA = torch.zeros(3)
 
 
 @pytest.mark.parametrize(
@@ -397,25 +353,22 @@ EXTRA = torch.zeros(3)
     [
         ({"backbone.bn1.bias": None}, "lacks what timm's resnet18_small_images calls 'bn1.bias'"),
         ({"backbone.bn1.running_var": None, "backbone.bn1.bias": None}, "calls 'bn1.bias', 'bn1.running_var'"),
-        (
-            {"backbone.extra.scale": EXTRA},
-            "holds 'backbone.extra.scale', .* give the --layout or --architecture that has it",
-        ),
+        ({"backbone.extra.scale": EXTRA}, "holds 'backbone.extra.scale', .* give the --layout or --archit"),
         ({"decoder.weight": EXTRA}, "holds 'decoder.weight', .* give --leave-out decoder"),
         ({"backbone.bn1.bias": EXTRA}, r"'backbone.bn1.bias' has shape \(3,\) and not \(64,\)"),
         ({"backbone.conv1.weight": None}, "are of no ResNet or vision transformer"),
         ({"backbone.layer4.1.conv1.weight": torch.full((512, 512, 3, 3), torch.nan)}, "values that are not finite"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(change: State, sentence: str) -> None:
-    state = below("backbone.", resnet(small_images=True).state_dict()) | head("projector")
+def test_tensors_that_do_not_fit_are_named(change: State, sentence: str, resnets: dict) -> None:
+    state = below("backbone.", resnets[True].state_dict()) | head("projector")
     with pytest.raises(CheckpointError, match=sentence) as caught:
-        run(changes_of(state, change), "essl")
+        run(changed(state, change), "essl")
     assert "\n" not in str(caught.value)
 
 
-def test_the_layout_that_fits_is_found() -> None:
-    content = below("backbone.", resnet().state_dict()) | head("rotation_projector")
+def test_the_layout_that_fits_is_found(resnets: dict) -> None:
+    content = below("backbone.", resnets[False].state_dict()) | head("rotation_projector")
     assert fitting_layouts(named_tensors(content, "file"), "timm") == ["essl"]
     assert fitting_layouts({"weight": EXTRA}, "timm") == []
 

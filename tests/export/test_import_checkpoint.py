@@ -16,34 +16,17 @@ import timm
 import torch
 from torch import nn
 
-from ssl_equi.cli import explain_errors
 from ssl_equi.encoders import create_encoder
-from ssl_equi.errors import CheckpointError, UserError
+from ssl_equi.errors import UserError
 from ssl_equi.export.encoder import load_encoder, parts_of, read_encoder_config
 from ssl_equi.export.importing import EncoderOptions, import_encoder
 from ssl_equi.export.predictor import load_predictor
 from ssl_equi.export.tensors import named_tensors
+from tests.export.checkpoints import State, assert_same_features, below
 
-SAYS_NOTHING = "says nothing to layout"
+RESNET = {"layout": "timm", "architecture": "resnet10t"}
 
-
-@pytest.fixture
-def error_of(
-    tool: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., str]:
-    """The one sentence with which an import ends."""
-    monkeypatch.chdir(tmp_path)
-
-    def end(file: str, **options: object) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            explain_errors(lambda: tool.main(tool.Config(Path(file), Path("out"), **options)))
-        assert stopped.value.code == 1
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert not Path("out").exists()
-        return error.removeprefix("error: ")
-
-    return end
+# ---------------------------------------------------------------- files
 
 
 class Malicious:
@@ -56,100 +39,40 @@ class Commanding:
         return os.system, ("touch ran",)
 
 
+RUNNING_CODE = "can't be opened without running code from it ("
+NO_CHECKPOINTS = [
+    (None, "there is no file file.pth"),
+    (b"no checkpoint\n", f"file.pth {RUNNING_CODE}it is no checkpoint or damaged)"),
+    (b"", "file.pth is damaged or no checkpoint"),
+    ("cut", "file.pth is damaged or no checkpoint"),
+    ({"model": Malicious()}, f"file.pth {RUNNING_CODE}"),
+    ({"args": argparse.Namespace(lr=Malicious())}, f"file.pth {RUNNING_CODE}"),
+    ({"model": Commanding()}, f"file.pth {RUNNING_CODE}"),
+    ([torch.zeros(2)], "file.pth holds a list"),
+    ({"model": {"agg_token": 3}}, "file.pth holds no named tensors"),
+    (nn.Linear(2, 2), "file.pth holds a torch.nn.modules.linear.Linear as a whole: save its state_dict() instead"),
+]
+
+
 @pytest.mark.parametrize("layout", ["seq_jepa", "sie"])
-def test_files_that_hold_no_checkpoint_are_refused_in_one_sentence(error_of: Callable[..., str], layout: str) -> None:
-    Path("text.pth").write_text("no checkpoint\n")
-    Path("empty.pth").touch()
-    Path("text.safetensors").write_text("no checkpoint\n")
-    torch.save({"model": Malicious()}, "code.pth")
-    torch.save({"args": argparse.Namespace(lr=Malicious())}, "hidden.pth")
-    torch.save([torch.zeros(2)], "list.pth")
-    torch.save({"model": {"agg_token": 3}}, "number.pth")
-    torch.save({"model": Commanding()}, "command.pth")
-    torch.save(nn.Linear(2, 2), "module.pth")
-    whole = Path("list.pth").read_bytes()
-    Path("cut.pth").write_bytes(whole[: len(whole) // 2])
-    expected = {
-        "missing.pth": "there is no file missing.pth",
-        "text.pth": "text.pth can't be opened without running code from it (it is no checkpoint or damaged)",
-        "empty.pth": "empty.pth is damaged or no checkpoint",
-        "text.safetensors": "text.safetensors is damaged or no checkpoint",
-        "code.pth": "code.pth can't be opened without running code from it (",
-        "hidden.pth": "hidden.pth can't be opened without running code from it (",
-        "command.pth": "command.pth can't be opened without running code from it (",
-        "module.pth": "module.pth holds a torch.nn.modules.linear.Linear as a whole: save its state_dict() instead",
-        "list.pth": "list.pth holds a list",
-        "number.pth": "number.pth holds no named tensors",
-        "cut.pth": "cut.pth is damaged or no checkpoint",
-    }
-    for name, sentence in expected.items():
-        assert error_of(name, layout=layout).startswith(sentence)
+@pytest.mark.parametrize(("content", "sentence"), NO_CHECKPOINTS)
+def test_files_that_hold_no_checkpoint_are_refused(
+    error_of: Callable[..., str], content: object, sentence: str, layout: str
+) -> None:
+    file = Path("file.pth")
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
+    if content == "cut":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert error_of("file.pth", layout=layout).startswith(sentence)
     assert not Path("ran").exists()
 
 
-def small_state() -> dict[str, torch.Tensor]:
-    return timm.create_model("resnet10t", num_classes=0).state_dict()
-
-
-class OwnOptions:
-    """Of a class that nobody else has."""
-
-    def __init__(self) -> None:
-        self.rate = 1e-3
-
-
-@pytest.mark.parametrize(
-    "extra",
-    [
-        np.float64(71.2), np.arange(3), argparse.Namespace(out=Path("runs")), OwnOptions(), OwnOptions,
-        defaultdict(list, losses=[1.0]), {1, 2}, [[]] * 3, np.random.default_rng(0).bit_generator.state,
-    ],
-    ids=lambda extra: type(extra).__name__,
-)  # fmt: skip
-def test_what_lies_beside_the_weights_closes_no_file(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: object
-) -> None:
-    state = small_state()
-    torch.save({"state_dict": state, "extra": extra, "best": 3.0}, tmp_path / "saved.pth")
-    tool.main(tool.Config(tmp_path / "saved.pth", tmp_path / "out", "timm", architecture="resnet10t"))
-    opened = load_encoder(tmp_path / "out" / "encoder").state_dict()
-    assert all(torch.equal(opened[name], value) for name, value in state.items())
-    said = capsys.readouterr().out
-    assert "best" in said
-    if isinstance(extra, OwnOptions | np.generic):
-        assert f"not read: objects of {type(extra).__module__.split('.')[0]}" in said
-
-
-def test_counts_of_batches_that_a_file_lacks_are_zero(tool: ModuleType, tmp_path: Path) -> None:
-    state = {name: value for name, value in small_state().items() if not name.endswith("num_batches_tracked")}
-    torch.save(state | {"epoch": 3}, tmp_path / "old.pth")
-    tool.main(tool.Config(tmp_path / "old.pth", tmp_path / "out", "timm", architecture="resnet10t"))
-    opened = load_encoder(tmp_path / "out" / "encoder").state_dict()
-    assert all(torch.equal(opened[name], value) for name, value in state.items())
-    assert opened["bn1.num_batches_tracked"] == 0
-
-
-@pytest.mark.parametrize(
-    ("make", "sentence"),
-    [
-        (lambda: torch.zeros(64, device="meta"), "has a shape but no values (a meta tensor)"),
-        (lambda: torch.ones(64).to_sparse(), "is not dense (torch.sparse_coo)"),
-        (lambda: torch.quantize_per_tensor(torch.ones(64), 0.1, 0, torch.qint8), "is quantised"),
-        (lambda: torch.zeros(64, dtype=torch.complex64), "holds complex numbers"),
-        (lambda: torch.full((64,), torch.nan), "holds values that are not finite"),
-        (
-            lambda: torch.zeros(1).expand(10**13),
-            "has shape (10000000000000,), 40,000,000,000,000 bytes, of",
-        ),
-    ],
-    ids=["meta", "sparse", "quantised", "complex", "nan", "expanded"],
-)
-@pytest.mark.filterwarnings("ignore")  # PyTorch deprecates quantised tensors
-def test_tensors_without_ordinary_values_are_named(
-    error_of: Callable[..., str], make: Callable[[], torch.Tensor], sentence: str
-) -> None:
-    torch.save(small_state() | {"bn1.bias": make()}, "saved.pth")
-    assert error_of("saved.pth", layout="timm", architecture="resnet10t").startswith(f"'bn1.bias' {sentence}")
+def test_a_text_is_no_safetensors_file(error_of: Callable[..., str]) -> None:
+    Path("text.safetensors").write_text("no checkpoint\n")
+    assert error_of("text.safetensors").startswith("text.safetensors is damaged or no checkpoint")
 
 
 def test_an_archive_that_unpacks_to_much_more_than_it_holds_is_refused(error_of: Callable[..., str]) -> None:
@@ -162,11 +85,10 @@ def test_an_archive_that_unpacks_to_much_more_than_it_holds_is_refused(error_of:
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_damaged_files_end_in_a_sentence(tool: ModuleType, tmp_path: Path, suffix: str) -> None:
-    """200 random mutations: bytes changed, inserted, taken out, or cut off, most of them in what describes the file."""
+    """Random mutations: bytes changed, inserted, taken out, or cut off, most of them in what describes the file."""
     generator = random.Random(0)
     whole, damaged = tmp_path / f"whole.{suffix}", tmp_path / f"damaged.{suffix}"
-    encoder = create_encoder("strided_cnn_pooled", 32)
-    state = encoder.state_dict()
+    state = create_encoder("strided_cnn_pooled", 32).state_dict()
     if suffix == "pth":
         torch.save({"state_dict": state, "best": np.float64(3)}, whole)
     else:
@@ -196,21 +118,79 @@ def test_damaged_files_end_in_a_sentence(tool: ModuleType, tmp_path: Path, suffi
     assert len(outcomes) > 20
 
 
-def test_a_folder_that_is_there_is_never_replaced(tool: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is there already"):
-        tool.main(tool.Config(tmp_path / "official.pth", tmp_path))
+# ---------------------------------------------------------------- what lies in them
+
+
+def small_state() -> State:
+    return timm.create_model("resnet10t", num_classes=0).state_dict()
+
+
+class OwnOptions:
+    """Of a class that nobody else has."""
+
+    def __init__(self) -> None:
+        self.rate = 1e-3
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        np.float64(71.2), np.arange(3), argparse.Namespace(out=Path("runs")), OwnOptions(), OwnOptions,
+        defaultdict(list, losses=[1.0]), {1, 2}, [[]] * 3, np.random.default_rng(0).bit_generator.state,
+    ],
+    ids=lambda extra: type(extra).__name__,
+)  # fmt: skip
+def test_what_lies_beside_the_weights_closes_no_file(
+    imported: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: object
+) -> None:
+    """Nor do counts of batches that are missing, which are 0 then."""
+    state = {name: value for name, value in small_state().items() if not name.endswith("num_batches_tracked")}
+    torch.save({"state_dict": state, "extra": extra, "best": 3.0}, tmp_path / "saved.pth")
+    opened = load_encoder(imported(tmp_path / "saved.pth", **RESNET) / "encoder").state_dict()
+    assert all(torch.equal(opened[name], value) for name, value in state.items())
+    assert opened["bn1.num_batches_tracked"] == 0
+    said = capsys.readouterr().out
+    assert "best" in said
+    if isinstance(extra, OwnOptions | np.generic):
+        assert f"not read: objects of {type(extra).__module__.split('.')[0]}" in said
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: torch.zeros(64, device="meta"), "has a shape but no values (a meta tensor)"),
+        (lambda: torch.ones(64).to_sparse(), "is not dense (torch.sparse_coo)"),
+        (lambda: torch.quantize_per_tensor(torch.ones(64), 0.1, 0, torch.qint8), "is quantised"),
+        (lambda: torch.zeros(64, dtype=torch.complex64), "holds complex numbers"),
+        (lambda: torch.full((64,), torch.nan), "holds values that are not finite"),
+        (lambda: torch.zeros(1).expand(10**13), "has shape (10000000000000,), 40,000,000,000,000 bytes, of"),
+    ],
+    ids=["meta", "sparse", "quantised", "complex", "nan", "expanded"],
+)
+@pytest.mark.filterwarnings("ignore")  # PyTorch deprecates quantised tensors
+def test_tensors_without_ordinary_values_are_named(
+    error_of: Callable[..., str], make: Callable[[], torch.Tensor], sentence: str
+) -> None:
+    torch.save(small_state() | {"bn1.bias": make()}, "saved.pth")
+    assert error_of("saved.pth", **RESNET).startswith(f"'bn1.bias' {sentence}")
+
+
+# ---------------------------------------------------------------- options
+
+
+NOTHING = "says nothing to layout"
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"layout": "dino", "actions": "rotation"}, f"--actions {SAYS_NOTHING} dino"),
-        ({"layout": "sie", "heads": 4}, f"--heads {SAYS_NOTHING} sie"),
-        ({"layout": "sie", "encoder_prefix": "net"}, f"--encoder-prefix {SAYS_NOTHING} sie"),
-        ({"layout": "care", "action_sign": -1}, f"--action-sign {SAYS_NOTHING} care"),
-        ({"data": "stl10"}, f"--data {SAYS_NOTHING} seq_jepa"),
-        ({"leave_out": ("fc",)}, f"--leave-out {SAYS_NOTHING} seq_jepa"),
-        ({"layout": "moco", "equivariant_features": 3}, f"--equivariant-features {SAYS_NOTHING} moco"),
+        ({"layout": "dino", "actions": "rotation"}, f"--actions {NOTHING} dino"),
+        ({"layout": "sie", "heads": 4}, f"--heads {NOTHING} sie"),
+        ({"layout": "sie", "encoder_prefix": "net"}, f"--encoder-prefix {NOTHING} sie"),
+        ({"layout": "care", "action_sign": -1}, f"--action-sign {NOTHING} care"),
+        ({"data": "stl10"}, f"--data {NOTHING} seq_jepa"),
+        ({"leave_out": ("fc",)}, f"--leave-out {NOTHING} seq_jepa"),
+        ({"layout": "moco", "equivariant_features": 3}, f"--equivariant-features {NOTHING} moco"),
         ({"mean": (0.5, 0.5, 127.0)}, "--mean is (0.5, 0.5, 127.0): give three numbers"),
         ({"std": (0.0, 0.2, 0.2)}, "--std is (0.0, 0.2, 0.2): give three numbers"),
         ({"image_size": 0}, "--image-size is 0: give a side of at least 1 pixel"),
@@ -220,9 +200,14 @@ def test_options_of_other_layouts_are_refused(error_of: Callable[..., str], opti
     assert error_of("any.pth", **options).startswith(sentence)
 
 
+def test_a_folder_that_is_there_is_never_replaced(imported: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is there already"):
+        imported(tmp_path / "official.pth", ".")
+
+
 def test_a_wrong_layout_ends_with_the_right_one(error_of: Callable[..., str]) -> None:
     tiny = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0)
-    state = {f"backbone.{name}": value for name, value in tiny.state_dict().items()}
+    state = below("backbone.", tiny.state_dict())
     torch.save({"teacher": state, "student": state, "args": argparse.Namespace(arch="vit_tiny")}, "dino.pth")
     advice = "all of it fits layout dino, so give --layout dino\n"
     assert error_of("dino.pth") == f"the checkpoint lacks 'encoder.conv1.weight': {advice}"
@@ -233,28 +218,10 @@ def test_a_wrong_layout_ends_with_the_right_one(error_of: Callable[..., str]) ->
     assert error_of("unknown.pth", layout="sie").endswith("give one with the whole encoder\n")
 
 
-def test_safetensors_of_a_timm_model_open_in_timm_again(tool: ModuleType, tmp_path: Path) -> None:
-    tiny = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0).eval()
-    safetensors.torch.save_file(tiny.state_dict(), tmp_path / "tiny.safetensors")
-    tool.main(tool.Config(tmp_path / "tiny.safetensors", tmp_path / "out", "timm", architecture="vit_tiny_patch16_224"))
-    folder = tmp_path / "out" / "encoder"
-    opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    images = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(opened(images), tiny(images))
-        assert torch.equal(load_encoder(folder)(images), tiny(images))
-    config = read_encoder_config(folder)
-    assert config["pretrained_cfg"]["mean"] == config["pretrained_cfg"]["std"] == [0.5, 0.5, 0.5]
-    assert config["pretrained_cfg"]["license"] == "other"
-    assert config["ssl_equi"]["objective"] == "unknown"
-    assert "tiny.safetensors, SHA-256 " in config["ssl_equi"]["trained_on"]
-
-
 @pytest.mark.parametrize("given", [{"mean": (0.1, 0.2, 0.3)}, {"std": (0.4, 0.5, 0.6)}, {"image_size": 96}])
-def test_what_the_user_says_of_the_images_holds(tool: ModuleType, tmp_path: Path, given: dict) -> None:
+def test_what_the_user_says_of_the_images_holds(imported: Callable[..., Path], tmp_path: Path, given: dict) -> None:
     torch.save(small_state(), tmp_path / "saved.pth")
-    tool.main(tool.Config(tmp_path / "saved.pth", tmp_path / "out", "timm", architecture="resnet10t", **given))
-    config = read_encoder_config(tmp_path / "out" / "encoder")["pretrained_cfg"]
+    config = read_encoder_config(imported(tmp_path / "saved.pth", **RESNET, **given) / "encoder")["pretrained_cfg"]
     timms = timm.get_pretrained_cfg("resnet10t")
     assert config["mean"] == list(given.get("mean", timms.mean))
     assert config["std"] == list(given.get("std", timms.std))
@@ -262,58 +229,67 @@ def test_what_the_user_says_of_the_images_holds(tool: ModuleType, tmp_path: Path
     assert (config["crop_pct"], config["interpolation"]) == (timms.crop_pct, timms.interpolation)
 
 
-def sie_file(file: Path, with_predictor: bool = True) -> torch.nn.Module:
+# ---------------------------------------------------------------- folders
+
+
+def test_safetensors_of_a_timm_model_open_in_timm_again(imported: Callable[..., Path], tmp_path: Path) -> None:
+    tiny = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0).eval()
+    safetensors.torch.save_file(tiny.state_dict(), tmp_path / "tiny.safetensors")
+    folder = imported(tmp_path / "tiny.safetensors", layout="timm", architecture="vit_tiny_patch16_224") / "encoder"
+    assert_same_features(timm.create_model(f"local-dir:{folder}", pretrained=True).eval(), tiny, 32)
+    assert_same_features(load_encoder(folder), tiny, 32)
+    config = read_encoder_config(folder)
+    assert config["pretrained_cfg"]["mean"] == config["pretrained_cfg"]["std"] == [0.5, 0.5, 0.5]
+    assert config["pretrained_cfg"]["license"] == "other"
+    assert config["ssl_equi"]["objective"] == "unknown"
+    assert "tiny.safetensors, SHA-256 " in config["ssl_equi"]["trained_on"]
+
+
+def sie_file(file: Path, predictor_rows: int | None = 36) -> nn.Module:
     """A small stand-in for the heads, the whole encoder, and training options beside them; gives the encoder."""
     encoder = create_encoder("sie_resnet18", 64).eval()
-    state = {f"module.backbone.{name}": value for name, value in encoder.state_dict().items()}
-    if with_predictor:
+    state = below("module.backbone.", encoder.state_dict())
+    if predictor_rows is not None:
         state["module.projector_equi.0.weight"] = torch.randn(6, 256)
-        state["module.predictor.weight"] = torch.randn(36, 4)
+        state["module.predictor.weight"] = torch.randn(predictor_rows, 4)
     torch.save({"epoch": 2000, "model": state, "args": argparse.Namespace(equi=256, lr=1e-3)}, file)
     return encoder
 
 
+def equivariant_columns(folder: Path) -> slice:
+    return parts_of(read_encoder_config(folder / "encoder"))["equi"]
+
+
 def test_sie_leaves_an_encoder_and_a_predictor_of_the_old_sign(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    imported: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     encoder = sie_file(tmp_path / "model.pth")
-    for sign in (1, -1):
-        tool.main(tool.Config(tmp_path / "model.pth", tmp_path / f"sign{sign}", layout="sie", action_sign=sign))
+    folders = [imported(tmp_path / "model.pth", f"sign{sign}", layout="sie", action_sign=sign) for sign in (1, -1)]
     said = capsys.readouterr().out
-    assert "sie_resnet18 for images of 256 pixels, 3diebench" in said
-    assert "with a predictor that is told rotation" in said
-    assert "not in the encoder: predictors, 1 tensors (predictor.weight)" in said
-    assert "under the terms of their authors" in said
-    opened = load_encoder(tmp_path / "sign1" / "encoder")
-    images, features, actions = torch.randn(2, 3, 64, 64), torch.randn(2, 512), torch.randn(2, 4)
+    for sentence in (
+        "sie_resnet18 for images of 256 pixels, 3diebench", "with a predictor that is told rotation",
+        "not in the encoder: predictors, 1 tensors (predictor.weight)", "under the terms of their authors",
+    ):  # fmt: skip
+        assert sentence in said
+    assert_same_features(load_encoder(folders[0] / "encoder"), encoder)
+    new, old = (load_predictor(folder / "predictor") for folder in folders)
+    features, actions = torch.randn(2, 512), torch.randn(2, 4)
     with torch.no_grad():
-        assert torch.equal(opened(images), encoder(images))
-        new, old = (load_predictor(tmp_path / f"sign{sign}" / "predictor") for sign in (1, -1))
         assert torch.equal(new.predict(features, -actions), old.predict(features, actions))
         assert new.predict(features, actions).abs().max() > 0
-    parts = parts_of(read_encoder_config(tmp_path / "sign1" / "encoder"))
-    assert parts == {"all": slice(0, 512), "inv": slice(0, 256), "equi": slice(256, 512)}
+    assert equivariant_columns(folders[0]) == slice(256, 512)
 
 
-def test_a_sign_without_a_predictor_is_refused(tool: ModuleType, error_of: Callable[..., str]) -> None:
+def test_sie_without_a_predictor(imported: Callable[..., Path], error_of: Callable[..., str]) -> None:
+    file = Path("model.pth")
     sentence = "--action-sign is -1, but no predictor of model.pth is imported: leave it out"
-    sie_file(Path("model.pth"))
+    sie_file(file)
     assert error_of("model.pth", layout="sie", action_sign=-1, predictor=False).startswith(sentence)
-    sie_file(Path("model.pth"), with_predictor=False)
+    sie_file(file, predictor_rows=None)
     assert error_of("model.pth", layout="sie", action_sign=-1).startswith(sentence)
-    tool.main(tool.Config(Path("model.pth"), Path("plain"), layout="sie"))
-    assert not Path("plain/predictor").exists()
-    halves = {"all": slice(0, 512), "inv": slice(0, 256), "equi": slice(256, 512)}
-    assert parts_of(read_encoder_config(Path("plain/encoder"))) == halves
-    tool.main(tool.Config(Path("model.pth"), Path("wide"), layout="sie", equivariant_features=128))
-    assert parts_of(read_encoder_config(Path("wide/encoder")))["equi"] == slice(384, 512)
-
-
-def test_a_predictor_that_is_not_known_is_no_reason_for_another_layout(error_of: Callable[..., str]) -> None:
-    sie_file(Path("model.pth"))
-    content = torch.load("model.pth", weights_only=False)
-    content["model"]["module.predictor.weight"] = torch.randn(48, 4)
-    torch.save(content, "hidden.pth")
-    error = error_of("hidden.pth", layout="sie")
+    wide = imported(file, "wide", layout="sie", equivariant_features=128)
+    assert equivariant_columns(wide) == slice(384, 512) and not (wide / "predictor").exists()
+    sie_file(file, predictor_rows=48)  # which is no reason for another layout
+    error = error_of("model.pth", layout="sie")
     assert error.endswith("leave the predictor out with --no-predictor\n")
     assert "(48, 4) are not a hypernetwork for 6 numbers, which makes 36 or 42" in error

@@ -1,6 +1,5 @@
 """Exported predictors: what the training step computes, opened as saved, and nothing else is taken for one."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.capsule_network import CapsuleNetwork
-from ssl_equi.errors import CheckpointError
 from ssl_equi.export.predictor import PredictorCard, load_predictor, save_predictor
 from ssl_equi.geometry.rotations import random_quat
 from ssl_equi.objectives.byol import ConditionalBYOL, ConditionalBYOLConfig
@@ -23,6 +21,7 @@ from ssl_equi.objectives.parts.predictors import PoseProduct, ProjectedPredictor
 from ssl_equi.objectives.sen import SEN, SENConfig
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.simclr import SimCLR
+from tests.fakes import with_other_values
 
 SIDE, BATCH = 32, 6
 WIDTHS = (24, 24, 16)
@@ -49,70 +48,49 @@ def sie(kind: str = "rotation", **changes: Any) -> SIE:
     return SIE(encoder(), SIEConfig(projector=(48, 48, 32), action_dim=ACTION_DIMS[kind], **changes))
 
 
+def equimod(**changes: Any) -> EquiMod:
+    return EquiMod(encoder(), EquiModConfig(projector=WIDTHS, **changes))
+
+
+DEEP = {"predictor": "hypernetwork_deep", "hypernetwork_bias": True, "predicted_bias": True}
+MLP = {"predictor": "mlp", "mlp_layers": 3, "equi_dim": 100}
+VICREG_FORM = {"form": "vicreg", "predictor": "hypernetwork", "action_dim": 7, "last_bias": False}
+BYOL = ConditionalBYOLConfig(projector=WIDTHS, predictor_hidden_width=12)
 MAKERS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "sie": ("rotation", sie),
-    "sie deep, biased": (
-        "rotation_color",
-        lambda: sie("rotation_color", predictor="hypernetwork_deep", hypernetwork_bias=True, predicted_bias=True),
-    ),
-    "sie mlp": ("augmentation", lambda: sie("augmentation", predictor="mlp", mlp_layers=3, equi_dim=100)),
+    "sie deep, biased": ("rotation_color", lambda: sie("rotation_color", **DEEP)),
+    "sie mlp": ("augmentation", lambda: sie("augmentation", **MLP)),
     "sie equi_only": ("rotation", lambda: sie(parts="equi_only")),
-    "equimod": ("rotation", lambda: EquiMod(encoder(), EquiModConfig(projector=WIDTHS, action_width=8))),
-    "equimod vicreg": (
-        "pose_base",
-        lambda: EquiMod(
-            encoder(),
-            EquiModConfig(form="vicreg", projector=WIDTHS, predictor="hypernetwork", action_dim=7, last_bias=False),
-        ),
-    ),
+    "equimod": ("rotation", lambda: equimod(action_width=8)),
+    "equimod vicreg": ("pose_base", lambda: equimod(**VICREG_FORM)),
+    "equimod of several processes": ("rotation", lambda: convert_sync_batchnorm(equimod(action_width=8))),
     "sen": ("rotation", lambda: SEN(encoder(), SENConfig(projector=WIDTHS, last_batch_norm="affine"))),
-    "equimod of several processes": (
-        "rotation",
-        lambda: convert_sync_batchnorm(EquiMod(encoder(), EquiModConfig(projector=WIDTHS, action_width=8))),
-    ),
-    "conditional_byol": (
-        "rotation",
-        lambda: ConditionalBYOL(encoder(), ConditionalBYOLConfig(projector=WIDTHS, predictor_hidden_width=12)),
-    ),
+    "conditional_byol": ("rotation", lambda: ConditionalBYOL(encoder(), BYOL)),
     "equicaps": ("rotation", lambda: EquiCaps(capsules(3))),
     "equicaps 4 x 4": ("pose_object", lambda: EquiCaps(capsules(4), EquiCapsConfig(pose_norm="published"))),
     "capsie": ("rotation", lambda: CapsIE(capsules(4), CapsIEConfig())),
-}  # fmt: skip
-
-
-def trained(make: Callable[[], nn.Module], kind: str) -> nn.Module:
-    """After one forward pass, so that batch norms have statistics, and with every weight moved."""
-    torch.manual_seed(0)
-    objective = make()
-    objective(torch.randn(BATCH, 2, 3, SIDE, SIDE), actions_of(kind))
-    with torch.no_grad():
-        for parameter in objective.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return objective.eval()
-
-
-class Recorder:
-    """Notes what a function of a module's file is given, and calls it."""
-
-    def __init__(self, function: Callable[..., Any], calls: list[tuple[Tensor, Tensor]]) -> None:
-        self.function, self.calls = function, calls
-
-    def __call__(self, first: Tensor, second: Tensor) -> Any:
-        self.calls.append((first, second))
-        return self.function(first, second)
+}
 
 
 def compared_in_training(objective: nn.Module, views: Tensor, actions: Tensor, monkeypatch) -> tuple[Tensor, Tensor]:
     """Prediction and target that the equivariance term compares in the training step, which runs in eval mode."""
     calls: list[tuple[Tensor, Tensor]] = []
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(first: Tensor, second: Tensor) -> Any:
+            calls.append((first, second))
+            return function(first, second)
+
+        return call
+
     module = __import__(type(objective).__module__, fromlist=["invariance_term"])
     vicreg_form = isinstance(objective, EquiMod) and objective.config.form == "vicreg"
     if vicreg_form or isinstance(objective, SIE | EquiCaps | CapsIE):
-        monkeypatch.setattr(module, "invariance_term", Recorder(module.invariance_term, calls))
+        monkeypatch.setattr(module, "invariance_term", noted(module.invariance_term))
     elif isinstance(objective, ConditionalBYOL):
         objective.negative_cosine.register_forward_pre_hook(lambda _, pair: calls.append(pair))
     else:
-        monkeypatch.setattr(objective, "_contrastive_loss", Recorder(objective._contrastive_loss, calls))
+        monkeypatch.setattr(objective, "_contrastive_loss", noted(objective._contrastive_loss))
     objective(views, actions)
     prediction, target = calls[-1]
     return prediction.flatten(1), target.flatten(1)
@@ -124,7 +102,7 @@ def test_an_exported_predictor_computes_what_the_training_step_compares(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, make = MAKERS[name]
-    objective = trained(make, kind)
+    objective = with_other_values(make())
     save_predictor(objective.latent_predictor(), tmp_path / "predictor", PredictorCard(name, kind, "3diebench-p 01"))
     views, actions = torch.randn(BATCH, 2, 3, SIDE, SIDE), actions_of(kind)
     if isinstance(objective, ConditionalBYOL):
@@ -151,7 +129,7 @@ def test_objectives_without_a_predictor_have_none() -> None:
 def test_negated_quaternions_undo_a_training_with_the_other_sign(tmp_path: Path) -> None:
     """Hues and translations keep theirs."""
     features, actions = torch.randn(BATCH, 512), actions_of("rotation_color")
-    module = trained(lambda: sie("rotation_color"), "rotation_color").latent_predictor()
+    module = with_other_values(sie("rotation_color")).latent_predictor()
     for sign in (1, -1):
         save_predictor(module, tmp_path / str(sign), PredictorCard("sie", "rotation_color", "", action_sign=sign))
     plain, negated = (load_predictor(tmp_path / str(sign)) for sign in (1, -1))
@@ -160,41 +138,6 @@ def test_negated_quaternions_undo_a_training_with_the_other_sign(tmp_path: Path)
     assert torch.equal(negated.predict(features, actions), plain.predict(features, other_sign))
     assert torch.equal(actions, given), "the actions that were given are left alone"
     assert torch.equal(negated.embed(features), plain.embed(features))
-
-
-def test_what_is_no_predictor_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "predictor"
-    save_predictor(sie().latent_predictor(), folder, PredictorCard("sie", "rotation", ""))
-    config = json.loads((folder / "config.json").read_text())
-    wider = config["predictor"] | {"dim": 20}
-    malformed = [
-        ({"kind": "guess"}, "kind is 'guess'"),
-        ({"kind": "gone"}, "holds no exported predictor"),
-        ({"actions": "gone"}, "KeyError: 'actions'"),
-        ({"actions": "rotation_color"}, "takes actions of 4 columns, but 'rotation_color' has 6"),
-        ({"actions": "somersault"}, "actions are 'somersault': choose one of rotation, "),
-        ({"action_sign": 2}, "action_sign is 2"),
-        ({"features_from": "elsewhere"}, "features_from is 'elsewhere'"),
-        ({"columns": [500, 700]}, "columns 500 to 700 are not among 512 features"),
-        ({"projector": {"kind": "new"}}, "the projector's kind is 'new'"),
-        ({"predictor": wider}, r"predictor\.matrices is \(4, 16, 16\) there and \(4, 20, 20\) here"),
-        ({"predictor": wider | {"wings": 2}}, "TypeError: .*wings"),
-        ({"predictor": None}, "describes no predictor"),
-    ]
-    for changes, message in malformed:
-        edited = {key: value for key, value in (config | changes).items() if value != "gone"}
-        (folder / "config.json").write_text(json.dumps(edited))
-        with pytest.raises(CheckpointError, match=message):
-            load_predictor(folder)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="is not valid JSON"):
-        load_predictor(folder)
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_predictor(folder)
-    with pytest.raises(CheckpointError, match="whose objective has a predictor"):
-        load_predictor(tmp_path / "nothing")
 
 
 def test_wrong_features_and_actions_are_named(tmp_path: Path) -> None:

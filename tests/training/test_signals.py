@@ -17,6 +17,7 @@ from tests.launched import (
     TOY,
     clean_environment,
     launcher_command,
+    seconds_now,
     started,
     trainers,
     wait_for_line,
@@ -109,7 +110,7 @@ def test_a_run_that_is_stopped_anywhere_saves_leaves_and_goes_on(
 def test_a_process_that_is_lost_ends_the_others_with_one_sentence(name: str, target: int, tmp_path: Path) -> None:
     """One that was killed at once, one that hangs after the timeout, at the end of which a launcher kills it."""
     run = tmp_path / "run"
-    command = [*launcher_command(2), TOY, "--out", str(run), "--collective-timeout", "0.05"]
+    command = [*launcher_command(2), TOY, "--out", str(run), "--collective-timeout", f"{seconds_now(3) / 60}"]
     with started(command, clean_environment(**PAUSE)) as launcher:
         wait_for_line(launcher, run)
         started_by_it = trainers(launcher.pid)
