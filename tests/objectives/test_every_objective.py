@@ -104,7 +104,7 @@ def test_the_loss_of_a_batch_falls(case: Case):
 def test_the_loss_of_objects_not_trained_on_falls(name: str):
     case = CASES[name]
     objective = make(case, encoder=pixel_encoder)
-    batches = [case.inputs(seed, size=24) for seed in range(36)]
+    batches = [case.inputs(seed, size=24) for seed in range(-57, -21)]
 
     def mean_loss(batches: list[Inputs], learning_rate: float) -> float:
         optimizer = torch.optim.SGD(online_parameters(objective), lr=learning_rate)
@@ -191,8 +191,9 @@ def test_views_share_a_call_of_the_encoder_unless_batch_norms_are_separate(case:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_actions_matter_or_are_ignored(case: Case):
     inputs = case.inputs(dtype=torch.float64)
-    # In another order, because a batch norm behind the predictor takes out what all actions have in common.
-    others = inputs["actions"].flip(0) if case.actions else torch.randn(SIZE, 4)
+    # In another order, because a batch norm behind the predictor takes out what all actions have in common; large, so
+    # that no ReLU is shut for all of them.
+    others = 100 * inputs["actions"].flip(0) if case.actions else torch.randn(SIZE, 4)
     same = torch.equal(make(case).double()(**inputs).loss, make(case).double()(**inputs | {"actions": others}).loss)
     assert same == (not case.actions or case.ignores_actions)
 
