@@ -17,10 +17,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Literal
 
-from torch import nn
-
 from ssl_equi.cli import run_recipe
 from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
+from ssl_equi.objectives.base import Objective
 from ssl_equi.objectives.essl import ESSL, ESSLConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
@@ -119,7 +118,7 @@ def imagenet() -> Config:
 CONFIGS = {"embedded": embedded, "cifar10": cifar10, "cifar10_equal_rate": cifar10_equal_rate, "imagenet": imagenet}
 
 
-def build_base(config: Config) -> nn.Module:
+def build_base(config: Config) -> Objective:
     """The encoder and the base objective."""
     encoder = initial_encoder(config)
     if config.base == "simclr":

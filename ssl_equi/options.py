@@ -72,7 +72,8 @@ ImageSide = Annotated[int, Range(minimum=1, maximum=16_384)]
 Seed = Annotated[int, Range(minimum=0, maximum=2**31 - 1)]
 Positive = Annotated[float, Range(above=0)]
 NonNegative = Annotated[float, Range(minimum=0)]
-Momentum = Share = Annotated[float, Range(minimum=0, maximum=1)]
+Share = Annotated[float, Range(minimum=0, maximum=1)]
+Momentum = Share
 Derived = tyro.conf.Suppress[int]
 """A size that follows from other options or from the data: no option of the command line, and not recorded."""
 

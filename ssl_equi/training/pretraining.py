@@ -1,7 +1,7 @@
 """What every pretraining recipe does around its loop: data, views, loader, schedule, online probes, ending."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import nn
@@ -64,13 +64,13 @@ class Pretraining(Generic[Trained]):
         name: str,
         objective: Trained | Callable[[DataSource], Trained],
         make_views: Callable[[DataSource, Processes], ViewMaker],
-        make_optimizer: Callable[[Trained, Any], torch.optim.Optimizer] = optimizer_of,
+        make_optimizer: Callable[[Any, Any], torch.optim.Optimizer] = optimizer_of,
     ) -> None:
         self.config = config
         self.run = Run(config, name)
         self.processes = self.run.processes
         self.data = config.open_data()
-        self.objective: Trained = objective if isinstance(objective, Objective) else objective(self.data)
+        self.objective = cast(Trained, objective if isinstance(objective, Objective) else objective(self.data))
         self.views = make_views(self.data, self.processes)
         self.model = self.run.prepare(self.objective, lambda module: make_optimizer(module, config))
         self.ending = Ending(self.run, config, self.objective, self.data, self.views.describe())

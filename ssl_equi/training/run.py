@@ -157,7 +157,7 @@ class Run:
             checkpoints = list_checkpoints(self.folder / "checkpoints") if self.config.resume else []
             if checkpoints:
                 self._restore(checkpoints[-1])
-            on_main_then_everywhere(lambda: self._claim and self._claim.begin(options, self.state.steps_done))
+            on_main_then_everywhere(lambda: self._begin_folder(options))
         except BaseException:
             if self._claim is not None:
                 self._claim.withdraw()
@@ -178,6 +178,10 @@ class Run:
         # TensorBoard takes nothing but numbers and text.
         self._tracking.start(self.name, {name: str(value) for name, value in flattened(options).items()})
         return folder
+
+    def _begin_folder(self, options: dict[str, Any]) -> None:
+        if self._claim is not None:
+            self._claim.begin(options, self.state.steps_done)
 
     def _restore(self, checkpoint: Path) -> None:
         self.state.restore(checkpoint)

@@ -191,12 +191,12 @@ def test_the_ending_asks_one_of_each_kind_and_what_the_protocol_states(
     assert {record.protocol for record in records} == {"essl_cached"}
 
 
-def test_the_exported_labels_come_from_the_data(config: PretrainingConfig, data: DataSource) -> None:
+def test_the_exported_labels_come_from_the_data(config: PretrainingConfig, data: DataSource, tmp_path: Path) -> None:
     objective = make_objective(config)
-    run = started_run(config, objective)
     normalised = dataclasses.replace(data, mean_rgb=(0.1, 0.2, 0.3), std_rgb=(0.4, 0.5, 0.6))
-    Ending(run, config, objective, normalised, PAIRS).finish()
-    exported = json.loads((run.folder / "encoder" / "config.json").read_text())
+    exports = Ending(Run(config, "sie"), config, objective, normalised, PAIRS).exports(objective)
+    exports["encoder"].write(tmp_path / "encoder")
+    exported = json.loads((tmp_path / "encoder" / "config.json").read_text())
     labels = exported["pretrained_cfg"]
     assert labels["mean"] == [0.1, 0.2, 0.3] and labels["std"] == [0.4, 0.5, 0.6]
     assert labels["input_size"] == [3, 32, 32]
