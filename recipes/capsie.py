@@ -17,7 +17,7 @@ import torch
 from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import open_data
 from ssl_equi.encoders import create_encoder
-from ssl_equi.encoders.capsules import Votes, VotesInit
+from ssl_equi.encoders.capsules.layers import Votes, VotesInit
 from ssl_equi.objectives.capsie import CapsIE, CapsIEConfig
 from ssl_equi.options import NonNegative, Width
 from ssl_equi.training.pretraining import DataIdentity, FollowingProbes, open_loader
@@ -78,7 +78,7 @@ CONFIGS = {"embedded": embedded, "paper": paper}
 
 def build(config: Config) -> CapsIE:
     """The capsule network and its objective, initialised from the seed; no side effects."""
-    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+    from ssl_equi.encoders.capsules.network import CapsuleNetwork
 
     torch.manual_seed(config.seed)
     backbone = create_encoder(config.encoder, config.image_size, **config.encoder_arguments)

@@ -12,8 +12,8 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ssl_equi.encoders.arguments import refuse_classifier
 from ssl_equi.encoders.recomputing import recomputed
+from ssl_equi.encoders.timm_interface import refuse_classifier
 
 __all__ = ["PooledStridedCNN", "StridedCNN"]
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from ssl_equi.encoders.arguments import check_output_format, check_square_images, chosen_layers, square_side
 from ssl_equi.encoders.recomputing import recomputed
-from ssl_equi.encoders.regular_features import OrientationFeatures
-from ssl_equi.encoders.symmetric_sampling import Window, check_image_side, nearest_legal_side
+from ssl_equi.encoders.square.features import OrientationFeatures
+from ssl_equi.encoders.square.sampling import Window, check_image_side, nearest_legal_side
+from ssl_equi.encoders.timm_interface import check_output_format, check_square_images, chosen_layers, square_side
 
 
 @dataclass(frozen=True)

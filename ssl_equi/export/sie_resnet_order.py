@@ -1,7 +1,7 @@
 """SIE's ResNets, recognised by the order and the shapes of their tensors.
 
 The code of SIE, EquiCaps and CapsIE is under the GPL, so nothing here is taken from it, names neither. What is known is
-the network (`ssl_equi.encoders.sie_resnet`), and that a state dict keeps the order in which layers were made. So: the
+the network (`ssl_equi.encoders.resnets`), and that a state dict keeps the order in which layers were made. So: the
 first convolution of 7 x 7 pixels on 3 colours is the stem; each convolution is followed by its batch norm; blocks come
 in order, and in each its convolutions, too, with the 1 x 1 convolution of the shortcut anywhere among them (behind one
 of its shape). One tensor out of place, or of another shape, is an error. A file whose names are our own is matched by
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_equi.encoders.create import timm_with_our_encoders
+from ssl_equi.encoders.catalogue import timm_with_our_encoders
 from ssl_equi.errors import LayoutError
 
 STEM_SHAPE = (64, 3, 7, 7)

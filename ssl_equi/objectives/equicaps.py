@@ -30,7 +30,7 @@ from ssl_equi.objectives.vicreg_terms import full_precision, invariance_term, sp
 from ssl_equi.options import ActsWhen, NonNegative
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
-    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+    from ssl_equi.encoders.capsules.network import CapsuleNetwork
 
 # Poses that truly follow rotations with a mean (3DIEBench's Euler box) have .91 of the largest standard deviation: a
 # target of 1 would work against them.

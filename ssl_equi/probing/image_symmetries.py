@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_equi.encoders.square_symmetries import ELEMENTS, TURNS, act_on_image
+from ssl_equi.encoders.square.symmetries import ELEMENTS, TURNS, act_on_image
 
 SymmetryName = Literal["c4", "d4", "circular_shifts", "rotations"]
 DEFAULT_ANGLES_DEG = tuple(float(angle) for angle in range(15, 360, 15))

@@ -17,7 +17,7 @@ from ssl_equi.data.remote_shards import RemoteImages, RemoteShards
 from ssl_equi.data.sources import DataSource
 from ssl_equi.data.streaming import StreamedLoader
 from ssl_equi.encoders import create_encoder
-from ssl_equi.encoders.create import model_arguments
+from ssl_equi.encoders.catalogue import model_arguments
 from ssl_equi.errors import RunError
 from ssl_equi.export.encoder import EncoderCard, Export, encoder_export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor_export

@@ -18,7 +18,7 @@ from ssl_equi.training.pretraining_config import PretrainingOptions
 from ssl_equi.training.run import Run
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
-    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+    from ssl_equi.encoders.capsules.network import CapsuleNetwork
 
 CAPSULE_FOLDER = "capsule_network"
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.encoders import polyphase, square_symmetries
-from ssl_equi.encoders.create import timm_with_our_encoders
-from ssl_equi.encoders.octic_vit import OcticVisionTransformer
+from ssl_equi.encoders.catalogue import timm_with_our_encoders
+from ssl_equi.encoders.octic.vit import OcticVisionTransformer
+from ssl_equi.encoders.shifts import polyphase
+from ssl_equi.encoders.square import symmetries as square_symmetries
 
 IMAGE = 32
 SHIFTS = ((0, 0), (1, 0), (0, 1), (5, 7), (-3, 14), (8, 16), (31, 31), (100, -65))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_equi.encoders.group_convolutions import (
+from ssl_equi.encoders.square.convolutions import (
     GroupBatchNorm,
     GroupConvolution,
     GroupName,
@@ -18,8 +18,8 @@ from ssl_equi.encoders.group_convolutions import (
     bake,
     group_size,
 )
-from ssl_equi.encoders.square_symmetries import act_on_image, compose, inverse
-from ssl_equi.encoders.symmetric_sampling import Window, check_image_side, nearest_legal_side
+from ssl_equi.encoders.square.sampling import Window, check_image_side, nearest_legal_side
+from ssl_equi.encoders.square.symmetries import act_on_image, compose, inverse
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
 
 GROUPS: tuple[GroupName, ...] = ("c4", "d4")

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ssl_equi.encoders import EncoderError, create_encoder
 from ssl_equi.encoders.feature_maps import as_feature_map, feature_map_size
-from ssl_equi.encoders.group_convolutions import GroupName, act_on_regular_maps, bake, group_size
-from ssl_equi.encoders.group_resnet import GroupResNet
-from ssl_equi.encoders.square_symmetries import act_on_image, compose, inverse
+from ssl_equi.encoders.square.convolutions import GroupName, act_on_regular_maps, bake, group_size
+from ssl_equi.encoders.square.resnet import GroupResNet
+from ssl_equi.encoders.square.symmetries import act_on_image, compose, inverse
 
 GROUPS: tuple[GroupName, ...] = ("c4", "d4")
 

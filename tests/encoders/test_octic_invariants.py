@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_equi.encoders.octic_features import act_on_components
-from ssl_equi.encoders.octic_invariants import INVARIANTS, MaxFiltering, PolynomialInvariants, make_invariants
-from ssl_equi.encoders.square_symmetries import ELEMENTS
+from ssl_equi.encoders.octic.features import act_on_components
+from ssl_equi.encoders.octic.invariants import INVARIANTS, MaxFiltering, PolynomialInvariants, make_invariants
+from ssl_equi.encoders.square.symmetries import ELEMENTS
 
 DIM = 32
 COLUMNS = {

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.encoders import square_symmetries
-from ssl_equi.encoders.octic_features import (
+from ssl_equi.encoders.octic.features import (
     OcticFeatures,
     act_on_components,
     features_to_regular,
@@ -18,7 +17,7 @@ from ssl_equi.encoders.octic_features import (
     steerable_maps,
     tokens_to_regular,
 )
-from ssl_equi.encoders.octic_layers import (
+from ssl_equi.encoders.octic.layers import (
     OcticAttention,
     OcticBlock,
     OcticDropPath,
@@ -31,7 +30,8 @@ from ssl_equi.encoders.octic_layers import (
     _RegularGELU,
     positions,
 )
-from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image, compose, irrep_matrix
+from ssl_equi.encoders.square import symmetries as square_symmetries
+from ssl_equi.encoders.square.symmetries import ELEMENTS, act_on_image, compose, irrep_matrix
 
 DIM = 48
 ALL = range(ELEMENTS)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.encoders import EncoderError, create_encoder
-from ssl_equi.encoders.create import timm_with_our_encoders
+from ssl_equi.encoders.catalogue import timm_with_our_encoders
 from ssl_equi.encoders.feature_maps import as_feature_map
-from ssl_equi.encoders.octic_invariants import INVARIANTS
-from ssl_equi.encoders.octic_vit import OcticVisionTransformer
-from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image
+from ssl_equi.encoders.octic.invariants import INVARIANTS
+from ssl_equi.encoders.octic.vit import OcticVisionTransformer
+from ssl_equi.encoders.square.symmetries import ELEMENTS, act_on_image
 from ssl_equi.objectives.sie import SIE, SIEConfig
 
 IMAGE = 32

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.encoders.batch_norm import running_statistics_kept
-from ssl_equi.encoders.create import create_encoder
+from ssl_equi.encoders.catalogue import create_encoder
 from ssl_equi.encoders.recomputing import checkpoint_activations
 from ssl_equi.errors import EncoderError
 

@@ -10,12 +10,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_equi.encoders import EncoderError, create_encoder
+from ssl_equi.encoders.catalogue import timm_with_our_encoders
 from ssl_equi.encoders.cost import cost_by_name
-from ssl_equi.encoders.create import timm_with_our_encoders
 from ssl_equi.encoders.feature_maps import as_feature_map, feature_map_size
-from ssl_equi.encoders.polyphase import act_on_image, phase_energies
-from ssl_equi.encoders.shift_equivariant_layers import AnchoredBlock, AnchoredPatches
-from ssl_equi.encoders.shift_equivariant_vit import ShiftEquivariantTwins, ShiftEquivariantVisionTransformer
+from ssl_equi.encoders.shifts.layers import AnchoredBlock, AnchoredPatches
+from ssl_equi.encoders.shifts.polyphase import act_on_image, phase_energies
+from ssl_equi.encoders.shifts.vit import ShiftEquivariantTwins, ShiftEquivariantVisionTransformer
 
 Encoder = ShiftEquivariantVisionTransformer | ShiftEquivariantTwins
 IMAGE = 16

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_equi.encoders import EncoderError, create_encoder, escnn_import
-from ssl_equi.encoders.create import timm_with_our_encoders
-from ssl_equi.encoders.escnn_import import import_escnn, refuse_wigner_matrix
+from ssl_equi.encoders import EncoderError, create_encoder
+from ssl_equi.encoders.catalogue import timm_with_our_encoders
 from ssl_equi.encoders.feature_maps import as_feature_map
-from ssl_equi.encoders.group_convolutions import bake
-from ssl_equi.encoders.square_symmetries import act_on_image
-from ssl_equi.encoders.steerable_groups import FOURIER_SAMPLES, fourier_turn, fourier_values, steerable_group
-from ssl_equi.encoders.steerable_layers import SteerableConvolution, kernel_basis
-from ssl_equi.encoders.steerable_resnet import SteerableResNet
+from ssl_equi.encoders.square.convolutions import bake
+from ssl_equi.encoders.square.symmetries import act_on_image
+from ssl_equi.encoders.steerable import escnn_import
+from ssl_equi.encoders.steerable.escnn_import import import_escnn, refuse_wigner_matrix
+from ssl_equi.encoders.steerable.groups import FOURIER_SAMPLES, fourier_turn, fourier_values, steerable_group
+from ssl_equi.encoders.steerable.layers import SteerableConvolution, kernel_basis
+from ssl_equi.encoders.steerable.resnet import SteerableResNet
 from ssl_equi.export.encoder import EncoderCard, load_encoder, save_encoder
 from ssl_equi.probing.image_symmetries import image_symmetries
 from ssl_equi.probing.symmetry_errors import measure_symmetry

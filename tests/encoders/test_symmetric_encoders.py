@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ssl_equi.encoders.create import timm_with_our_encoders
+from ssl_equi.encoders.catalogue import timm_with_our_encoders
 from ssl_equi.export.encoder import module_tensors
 from tests.encoders.symmetric_encoders import (
     ARCHITECTURES,
@@ -22,7 +22,12 @@ from tests.encoders.symmetric_encoders import (
     train_two_steps,
 )
 
-OTHER_MODULES = ("capsule_network", "sie_resnet", "small_image_resnet", "strided_cnn", "steerable", "escnn")
+OTHER_MODULES = (
+    "ssl_equi.encoders.capsules",
+    "ssl_equi.encoders.resnets",
+    "ssl_equi.encoders.steerable",
+    "ssl_equi.encoders.strided_cnn",
+)
 """Encoders without a symmetry, and steerable CNNs, which have a test of their own; see `_names_with_symmetry`."""
 
 
@@ -32,7 +37,7 @@ def _names_with_symmetry() -> set[str]:
     return {
         name
         for name, module in modules.items()
-        if module.startswith("ssl_equi.encoders.") and not module.split(".")[-1].startswith(OTHER_MODULES)
+        if module.startswith("ssl_equi.encoders.") and not module.startswith(OTHER_MODULES)
     }
 
 

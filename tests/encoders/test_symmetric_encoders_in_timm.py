@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.encoders import create_encoder
-from ssl_equi.encoders.create import has_fixed_input_size, timm_with_our_encoders
+from ssl_equi.encoders.catalogue import has_fixed_input_size, timm_with_our_encoders
 from ssl_equi.encoders.wrappers import wrap
 from ssl_equi.export.encoder import EncoderCard, load_encoder, module_tensors, save_encoder
 from tests.encoders.symmetric_encoders import ARCHITECTURES, CASES, IMAGE, Case, relative_error, train_two_steps

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.encoders import EncoderError, create_encoder
-from ssl_equi.encoders.polyphase import act_on_image as shift_image
-from ssl_equi.encoders.square_symmetries import act_on_image as turn_image
+from ssl_equi.encoders.shifts.polyphase import act_on_image as shift_image
+from ssl_equi.encoders.square.symmetries import act_on_image as turn_image
 from tests.encoders.symmetric_encoders import CASES, IMAGE, SHIFTS, Case, relative_error, train_two_steps
 
 SHIFTED = [label for label, case in CASES.items() if case.group == "circular_shifts"]

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.encoders import EncoderError, create_encoder, wrap
-from ssl_equi.encoders.canonicalization import Canonicalized, GroupScorer
-from ssl_equi.encoders.group_averaging import GroupAveraged
-from ssl_equi.encoders.group_convolutions import GroupName, act_on_regular_stack, bake, group_size
-from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image, compose, inverse
+from ssl_equi.encoders.square.convolutions import GroupName, act_on_regular_stack, bake, group_size
+from ssl_equi.encoders.square.symmetries import ELEMENTS, act_on_image, compose, inverse
+from ssl_equi.encoders.wrappers import Canonicalized, GroupAveraged, GroupScorer
 
 GROUPS: tuple[GroupName, ...] = ("c4", "d4")
 VARIANTS = [

@@ -8,8 +8,8 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-from ssl_equi.encoders.capsule_network import CapsuleNetwork
-from ssl_equi.encoders.capsules import Capsules
+from ssl_equi.encoders.capsules.layers import Capsules
+from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
 
 IMAGE_SIZE = 8

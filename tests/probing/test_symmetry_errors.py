@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.encoders.group_averaging import GroupAveraged
-from ssl_equi.encoders.group_resnet import GroupResNet
-from ssl_equi.encoders.octic_vit import OcticVisionTransformer
-from ssl_equi.encoders.square_symmetries import act_on_image
+from ssl_equi.encoders.octic.vit import OcticVisionTransformer
+from ssl_equi.encoders.square.resnet import GroupResNet
+from ssl_equi.encoders.square.symmetries import act_on_image
+from ssl_equi.encoders.wrappers import GroupAveraged
 from ssl_equi.probing.encode import frozen
 from ssl_equi.probing.image_symmetries import ImageSymmetries, SymmetryName, image_symmetries
 from ssl_equi.probing.layer_errors import mean_squared_distance

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_equi.encoders.capsules import PrimaryCapsules, SelfRouting
+from ssl_equi.encoders.capsules.layers import PrimaryCapsules, SelfRouting
 from ssl_equi.objectives.predictors import Hypernetwork
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from two_process_cases import Tensors, random_pairs, train_steps
 
-from ssl_equi.encoders.capsule_network import CapsuleNetwork
+from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.objectives.capsie import CapsIE, CapsIEConfig
 from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
 

@@ -9,26 +9,81 @@ Octic vision transformers (Nordström, Edstedt, Kahl and Bökman 2025, arXiv:250
     invariant    the first blocks commute with the group, and standard ones follow that see invariants only, so that the
                  features stay the same.
 
-`ssl_equi.encoders.octic_vit_names` registers them with timm. Compile them block by block
+`ssl_equi.encoders.octic.vit` registers them with timm. Compile them block by block
 (`for block in encoder.blocks: block.compile()`): blocks share compiled code, whole models take very long.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ssl_equi.encoders.arguments import check_heads, check_output_format, chosen_layers, square_side
-from ssl_equi.encoders.octic_arguments import Kind, Pooling, check_sizes, checked_pooling, number_of_octic_blocks
-from ssl_equi.encoders.octic_features import act_on_components
-from ssl_equi.encoders.octic_invariants import make_invariants
-from ssl_equi.encoders.octic_layers import OcticBlock, OcticPatchEmbed, OcticRMSNorm, nearest_side, positions
+from ssl_equi.encoders.octic.features import act_on_components
+from ssl_equi.encoders.octic.invariants import make_invariants
+from ssl_equi.encoders.octic.layers import (
+    OcticBlock,
+    OcticPatchEmbed,
+    OcticRMSNorm,
+    nearest_side,
+    positions,
+    resized_table,
+)
 from ssl_equi.encoders.recomputing import recomputed
-from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image
+from ssl_equi.encoders.square.symmetries import ELEMENTS, act_on_image
+from ssl_equi.encoders.timm_interface import (
+    check_at_least,
+    check_heads,
+    check_output_format,
+    chosen_layers,
+    square_side,
+)
+
+Kind = Literal["octic", "hybrid", "invariant"]
+Pooling = Literal["token", "avg", ""]
+
+
+def check_sizes(patch_size: int, in_chans: int, depth: int, reg_tokens: int) -> None:
+    """Raises ValueError if one is too small."""
+    check_at_least("patch_size", patch_size, 1)
+    check_at_least("in_chans", in_chans, 1)
+    check_at_least("depth", depth, 1)
+    check_at_least("reg_tokens", reg_tokens, 0)
+
+
+def checked_pooling(global_pool: Pooling, class_token: bool) -> Pooling:
+    """The pooling; raises ValueError if there is none of this name, or no class token for it."""
+    if global_pool not in get_args(Pooling):
+        raise ValueError(f"global_pool is {global_pool!r}: choose 'token', 'avg' or '' (none)")
+    if global_pool == "token" and not class_token:
+        raise ValueError("global_pool is 'token', but there is no class token: choose 'avg', or class_token=True")
+    return global_pool
+
+
+def number_of_octic_blocks(kind: Kind, octic_blocks: int | None, depth: int) -> int:
+    """How many blocks commute with the group, by default all of kind octic and half of the others.
+
+    Raises:
+        ValueError: there is no such kind, or it can't have so many.
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind is {kind!r}: choose {', '.join(get_args(Kind))}")
+    if octic_blocks is None:
+        return depth if kind == "octic" else depth // 2
+    if not 0 <= octic_blocks <= depth:
+        nearest = min(max(octic_blocks, 0), depth)
+        raise ValueError(f"octic_blocks is {octic_blocks}: the encoder has {depth} blocks, use {nearest}")
+    if kind == "octic" and octic_blocks != depth:
+        raise ValueError(
+            f"octic_blocks is {octic_blocks}, but all {depth} blocks of kind 'octic' are octic: "
+            f"use {depth}, or kind 'hybrid' or 'invariant'"
+        )
+    return octic_blocks
+
 
 __all__ = ["OcticVisionTransformer"]
 
@@ -401,3 +456,140 @@ def _initialise_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
+}
+"""Those of the standard vision transformers."""
+PREFIXES: dict[str, Kind] = {"octic": "octic", "hybrid_octic": "hybrid", "invariant_octic": "invariant"}
+
+SHARED_CFG = {
+    "input_size": (3, 224, 224),
+    "fixed_input_size": True,
+    "num_classes": 0,
+    "first_conv": "patch_embed",
+    "classifier": "head",
+    "license": "apache-2.0",
+}
+
+default_cfgs = generate_default_cfgs(
+    {f"{prefix}_vit_{size}_patch16_224.untrained": SHARED_CFG for prefix in PREFIXES for size in SIZES}
+)
+
+
+def fit_positions(state: dict[str, Tensor], encoder: OcticVisionTransformer) -> dict[str, Tensor]:
+    """The weights with their table of positions resized to the encoder's, for weights of another image size.
+
+    On images of its new size, the encoder then computes what the old one computed on them.
+    """
+    if "pos_embed" not in state:
+        return state
+    return state | {"pos_embed": resized_table(state["pos_embed"], encoder.patch_embed.grid_size[0])}
+
+
+def _make(name: str, pretrained: bool, arguments: dict[str, Any]) -> OcticVisionTransformer:
+    prefix, _, rest = name.partition("_vit_")
+    sizes = {"kind": PREFIXES[prefix], "patch_size": 16, **SIZES[rest.split("_")[0]]}
+    return build_model_with_cfg(
+        OcticVisionTransformer,
+        name,
+        pretrained,
+        pretrained_filter_fn=fit_positions,
+        feature_cfg={"feature_cls": "getter", "out_indices": 3},
+        **(sizes | arguments),
+    )
+
+
+@register_model
+def octic_vit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
+    """All blocks commute with the group: 0.7 M parameters, 0.4 G multiplications."""
+    return _make("octic_vit_tiny_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def octic_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
+    """All blocks commute with the group: 2.7 M parameters, 1.2 G multiplications."""
+    return _make("octic_vit_small_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def octic_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
+    """All blocks commute with the group: 10.7 M parameters, 4.0 G multiplications."""
+    return _make("octic_vit_base_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def octic_vit_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
+    """All blocks commute with the group: 37.9 M parameters, 13.2 G multiplications."""
+    return _make("octic_vit_large_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def octic_vit_huge_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
+    """All blocks commute with the group: 78.9 M parameters, 26.6 G multiplications."""
+    return _make("octic_vit_huge_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def hybrid_octic_vit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
+    """The first half of the blocks commutes with the group: 3.0 M parameters, 0.8 G multiplications."""
+    return _make("hybrid_octic_vit_tiny_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def hybrid_octic_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
+    """The first half of the blocks commutes with the group: 12.0 M parameters, 2.9 G multiplications."""
+    return _make("hybrid_octic_vit_small_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def hybrid_octic_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
+    """The first half of the blocks commutes with the group: 47.9 M parameters, 10.8 G multiplications."""
+    return _make("hybrid_octic_vit_base_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def hybrid_octic_vit_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
+    """The first half of the blocks commutes with the group: 170 M parameters, 37.4 G multiplications."""
+    return _make("hybrid_octic_vit_large_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def hybrid_octic_vit_huge_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
+    """The first half of the blocks commutes with the group: 354 M parameters, 77.0 G multiplications."""
+    return _make("hybrid_octic_vit_huge_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def invariant_octic_vit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
+    """The first half of the blocks commutes, the rest sees invariants: 3.1 M parameters, 0.8 G multiplications."""
+    return _make("invariant_octic_vit_tiny_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def invariant_octic_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
+    """The first half of the blocks commutes, the rest sees invariants: 12.1 M parameters, 2.9 G multiplications."""
+    return _make("invariant_octic_vit_small_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def invariant_octic_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
+    """The first half of the blocks commutes, the rest sees invariants: 48.4 M parameters, 10.9 G multiplications."""
+    return _make("invariant_octic_vit_base_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def invariant_octic_vit_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
+    """The first half of the blocks commutes, the rest sees invariants: 171 M parameters, 37.5 G multiplications."""
+    return _make("invariant_octic_vit_large_patch16_224", pretrained, kwargs)
+
+
+@register_model
+def invariant_octic_vit_huge_patch16_224(pretrained: bool = False, **kwargs: Any) -> OcticVisionTransformer:
+    """The first half of the blocks commutes, the rest sees invariants: 356 M parameters, 77.2 G multiplications."""
+    return _make("invariant_octic_vit_huge_patch16_224", pretrained, kwargs)

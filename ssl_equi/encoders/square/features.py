@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.encoders.group_convolutions import (
+from ssl_equi.encoders.square.convolutions import (
     GroupName,
     act_on_regular_stack,
     check_element,

@@ -1,19 +1,6 @@
-"""The ResNets of SIE (Garrido, Najman and LeCun, ICML 2023), whose weights fit no other ResNet.
+"""ResNets of timm with other stems."""
 
-They differ from those of He et al. (CVPR 2016) as torchvision and timm build them:
-
-- Windows that move in steps of 2 start at the first pixel: an even side gets zeros behind its last row and column, none
-  before the first. The 7 x 7 convolution of the stem pads 2 before and 3 behind, the others of 3 x 3 none and 1; the
-  max-pooling pads none and 1, with -10,000. Elsewhere one zero stands on every side.
-- A basic block takes its step of 2 in the second convolution.
-- Each stage has a 1 x 1 convolution and a batch norm on the shortcut of its first block; the first stage, too.
-
-EquiCaps starts from the ResNet-18, too. Written from this description; the 11,180,736 parameters of the ResNet-18 are
-those of the released one. The description is of basic blocks. The ResNet-50 follows the same rule, which is inferred:
-the 3 x 3 convolution of a bottleneck takes the step of 2, and pads behind.
-"""
-
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -138,3 +125,56 @@ def sie_resnet50(pretrained: bool = False, **kwargs: Any) -> SIEResNet:
     """23.5 M parameters, 2,048 features."""
     sizes: dict[str, Any] = {"block": BottleneckPaddedBehind, "layers": (3, 4, 6, 3)}
     return build_model_with_cfg(SIEResNet, "sie_resnet50", pretrained, **sizes, **kwargs)
+
+
+__all__ = ["SmallImageResNet"]
+
+StemInit = Literal["he_fan_out", "pytorch"]
+
+
+class SmallImageResNet(ResNet):
+    """timm's ResNet with a 3 x 3 convolution of stride 1 as its stem; images [N, 3, H, W] from 8 pixels.
+
+    Args:
+        stem_init: he_fan_out is how timm starts its convolutions (standard deviation .06). pytorch is the default of
+            nn.Conv2d (.11), which a stem has that replaces another one in a finished ResNet, as in CARE.
+
+    Raises:
+        ValueError: there is no such start.
+    """
+
+    def __init__(self, *args: Any, stem_init: StemInit = "he_fan_out", **kwargs: Any) -> None:
+        if stem_init not in get_args(StemInit):
+            raise ValueError(f"stem_init is {stem_init!r}: choose 'he_fan_out' or 'pytorch'")
+        super().__init__(*args, **kwargs)
+        usual = self.conv1
+        assert isinstance(usual, nn.Conv2d)
+        stem = nn.Conv2d(usual.in_channels, usual.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
+        if stem_init == "he_fan_out":
+            nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        self.add_module("conv1", stem)
+        self.add_module("maxpool", nn.Identity())
+
+
+_CFG = {
+    "input_size": (3, 32, 32),
+    "num_classes": 0,
+    "first_conv": "conv1",
+    "classifier": "fc",
+    "license": "apache-2.0",
+}
+default_cfgs = generate_default_cfgs({"resnet18_small_images.untrained": _CFG, "resnet50_small_images.untrained": _CFG})
+
+
+@register_model
+def resnet18_small_images(pretrained: bool = False, **kwargs: Any) -> SmallImageResNet:
+    """11.2 M parameters, 512 features."""
+    sizes: dict[str, Any] = {"block": BasicBlock, "layers": (2, 2, 2, 2)}
+    return build_model_with_cfg(SmallImageResNet, "resnet18_small_images", pretrained, **sizes, **kwargs)
+
+
+@register_model
+def resnet50_small_images(pretrained: bool = False, **kwargs: Any) -> SmallImageResNet:
+    """23.5 M parameters, 2,048 features."""
+    sizes: dict[str, Any] = {"block": Bottleneck, "layers": (3, 4, 6, 3)}
+    return build_model_with_cfg(SmallImageResNet, "resnet50_small_images", pretrained, **sizes, **kwargs)

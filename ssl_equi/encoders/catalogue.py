@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssl_equi.encoders.arguments import refuse_reserved_arguments
+from ssl_equi.encoders.timm_interface import refuse_reserved_arguments
 from ssl_equi.errors import EncoderError, ImageSizeError
 
 
@@ -63,13 +63,12 @@ def timm_with_our_encoders() -> ModuleType:
     with torch.device("cpu"):  # whatever the default: modules make tables when they are imported
         import timm
 
-        import ssl_equi.encoders.capsule_network
-        import ssl_equi.encoders.group_resnet
-        import ssl_equi.encoders.octic_vit_names
-        import ssl_equi.encoders.shift_equivariant_vit_names
-        import ssl_equi.encoders.sie_resnet
-        import ssl_equi.encoders.small_image_resnet
-        import ssl_equi.encoders.steerable_resnet
+        import ssl_equi.encoders.capsules.network
+        import ssl_equi.encoders.octic.vit
+        import ssl_equi.encoders.resnets
+        import ssl_equi.encoders.shifts.vit
+        import ssl_equi.encoders.square.resnet
+        import ssl_equi.encoders.steerable.resnet
         import ssl_equi.encoders.strided_cnn
         import ssl_equi.encoders.wrappers  # noqa: F401  (they register themselves with timm)
 

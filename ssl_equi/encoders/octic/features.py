@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image, irrep_matrix
+from ssl_equi.encoders.square.symmetries import ELEMENTS, act_on_image, irrep_matrix
 from ssl_equi.runtime.device_copies import constant
 
 

@@ -1,12 +1,12 @@
 """Layers of shift-equivariant vision transformers: each commutes with circular shifts of its map.
 
-Whatever lies on a grid is anchored to the content first, see `ssl_equi.encoders.polyphase`.
+Whatever lies on a grid is anchored to the content first, see `ssl_equi.encoders.shifts.polyphase`.
 """
 
 from timm.models.twins import Block as WindowOrSubsampledBlock
 from torch import Tensor, nn
 
-from ssl_equi.encoders.polyphase import anchor, shift_back
+from ssl_equi.encoders.shifts.polyphase import anchor, shift_back
 
 __all__ = ["AnchoredBlock", "AnchoredPatches", "PositionalConvolution", "as_maps", "as_tokens"]
 

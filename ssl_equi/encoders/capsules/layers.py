@@ -14,13 +14,58 @@ output capsules, a_i activations and p_i poses:
 """
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from ssl_equi.encoders.gated_product import gated_product
+
+def gated_product(inputs: Tensor, gates: Tensor, weight: Tensor) -> Tensor:
+    """out[j, n, c, v] = sum over q and i of weight[j, v, q, i] * gates[j, n, i] * inputs[n, c, q, i].
+
+    Args:
+        inputs: [N, C, Q, I], contiguous.
+        gates: [J, N, I].
+        weight: [J, V, Q, I].
+
+    Returns:
+        [J, N, C, V]; it can be differentiated once.
+    """
+    return _GatedProduct.apply(inputs, gates, weight)
+
+
+class _GatedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(inputs: Tensor, gates: Tensor, weight: Tensor) -> Tensor:
+        samples, columns = inputs.shape[:2]
+        products = [
+            (inputs * gates_j[:, None, None]).view(samples * columns, -1) @ weight_j.flatten(1).T
+            for gates_j, weight_j in zip(gates, weight, strict=True)
+        ]
+        return torch.stack(products).unflatten(1, (samples, columns))
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, gates, weight = ctx.saved_tensors
+        inputs_gradient = torch.zeros_like(inputs)
+        gates_gradient, weight_gradient = torch.empty_like(gates), torch.empty_like(weight)
+        gradient = gradient.flatten(1, 2)
+        rows = gradient.shape[1]
+        for j in range(weight.shape[0]):
+            gates_j = gates[j, :, None, None]
+            weight_gradient[j] = (gradient[j].T @ (inputs * gates_j).view(rows, -1)).view_as(weight[j])
+            gated_gradient = (gradient[j] @ weight[j].flatten(1)).view_as(inputs)
+            gates_gradient[j] = (gated_gradient * inputs).sum(dim=(1, 2))
+            inputs_gradient.addcmul_(gated_gradient, gates_j)
+        return inputs_gradient, gates_gradient, weight_gradient
+
 
 Votes = Literal["free", "matrix"]
 VotesInit = Literal["scale_preserving", "released"]

@@ -1,8 +1,8 @@
 """ResNets whose features turn with the image: exact under quarter turns (C4), or these and mirrorings (D4).
 
 The layout of He et al. (CVPR 2016) with basic blocks, of the convolutions of Cohen and Welling (ICML 2016); see
-`ssl_equi.encoders.group_convolutions`. Windows of 3 x 3 or 1 x 1 pixels that move in steps of 2 over a map of even side
-would break the symmetry (`ssl_equi.encoders.symmetric_sampling`). So strided convolutions have windows of 4 x 4, the
+`square.convolutions`. Windows of 3 x 3 or 1 x 1 pixels that move in steps of 2 over a map of even side
+would break the symmetry (`ssl_equi.encoders.square.sampling`). So strided convolutions have windows of 4 x 4, the
 first one of 6 x 6 or 4 x 4, the max-pooling takes 2 x 2 pixels, and shortcuts average 2 x 2 before their convolution.
 
 `channels` counts all channels, |G| for each field. At equal channels, and so equal multiplications and features, the
@@ -22,7 +22,7 @@ from typing import Any, Literal
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ssl_equi.encoders.group_convolutions import (
+from ssl_equi.encoders.square.convolutions import (
     GroupBatchNorm,
     GroupConvolution,
     GroupName,
@@ -30,7 +30,8 @@ from ssl_equi.encoders.group_convolutions import (
     act_on_regular_maps,
     group_size,
 )
-from ssl_equi.encoders.regular_features import Features, RegularFeatures
+from ssl_equi.encoders.square.features import Features, RegularFeatures
+from ssl_equi.encoders.square.sampling import Window
 from ssl_equi.encoders.symmetric_resnet import (
     ResNetLayers,
     SymmetricResNet,
@@ -41,7 +42,6 @@ from ssl_equi.encoders.symmetric_resnet import (
     resnet_feature_info,
     timm_cfg,
 )
-from ssl_equi.encoders.symmetric_sampling import Window
 
 __all__ = ["GroupResNet"]
 
@@ -151,7 +151,7 @@ class GroupResNet(SymmetricResNet):
         """The features of g x, from those of x: [N, num_features] to the same shape.
 
         Args:
-            g: element of the group, numbered as in `ssl_equi.encoders.square_symmetries`.
+            g: element of the group, numbered as in `ssl_equi.encoders.square.symmetries`.
             features: of this encoder.
 
         Raises:

@@ -12,10 +12,10 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ssl_equi.encoders.arguments import side_for_backbone
-from ssl_equi.encoders.capsules import CapsuleHead, Capsules, Votes, VotesInit
-from ssl_equi.encoders.create import create_encoder
+from ssl_equi.encoders.capsules.layers import CapsuleHead, Capsules, Votes, VotesInit
+from ssl_equi.encoders.catalogue import create_encoder
 from ssl_equi.encoders.feature_maps import as_feature_map, feature_map_size
+from ssl_equi.encoders.timm_interface import side_for_backbone
 
 __all__ = ["CapsuleNetwork"]
 
@@ -28,7 +28,7 @@ class CapsuleNetwork(nn.Module):
         image_size: S, in pixels; the head fits images of this size only.
         num_capsules: K; 32 in the paper.
         pose_side: d; 3 in the paper for rotations, 4 for rigid motions.
-        votes: see `ssl_equi.encoders.capsules.SelfRouting`; "free" in the paper.
+        votes: see `ssl_equi.encoders.capsules.layers.SelfRouting`; "free" in the paper.
         routing_std: likewise; 0 in the paper.
         votes_init: likewise; "released" in the paper.
 

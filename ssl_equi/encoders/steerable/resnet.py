@@ -2,7 +2,7 @@
 
 The layout of He et al. (CVPR 2016) with basic blocks, of steerable convolutions (Weiler and Cesa, NeurIPS 2019), whose
 kernels the library escnn finds; it is needed to make one of these, not to import this module. See
-`ssl_equi.encoders.steerable_layers` and, for what a field is, `ssl_equi.encoders.steerable_groups`.
+`ssl_equi.encoders.steerable.layers` and, for what a field is, `ssl_equi.encoders.steerable.groups`.
 
 Where the group has them, quarter turns are exact. Other turns are as good as sampling allows, so it is done with care:
 convolutions have 5 x 5 kernels of low angular frequency and stride 1, and maps are halved by blurring first and then
@@ -30,11 +30,12 @@ from typing import Any, Literal
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ssl_equi.encoders.group_convolutions import OrientationBatchNorm
-from ssl_equi.encoders.regular_features import Features
-from ssl_equi.encoders.square_symmetries import TURNS, act_on_image
-from ssl_equi.encoders.steerable_groups import SteerableFeatures, SteerableGroup, steerable_group
-from ssl_equi.encoders.steerable_layers import (
+from ssl_equi.encoders.square.convolutions import OrientationBatchNorm
+from ssl_equi.encoders.square.features import Features
+from ssl_equi.encoders.square.sampling import Window
+from ssl_equi.encoders.square.symmetries import TURNS, act_on_image
+from ssl_equi.encoders.steerable.groups import SteerableFeatures, SteerableGroup, steerable_group
+from ssl_equi.encoders.steerable.layers import (
     AntialiasedPooling,
     FourierCoefficients,
     FourierValues,
@@ -51,7 +52,6 @@ from ssl_equi.encoders.symmetric_resnet import (
     resnet_feature_info,
     timm_cfg,
 )
-from ssl_equi.encoders.symmetric_sampling import Window
 
 __all__ = ["SteerableResNet"]
 
@@ -85,7 +85,7 @@ class SteerableBasicBlock(nn.Module):
     """Two steerable convolutions and a shortcut: fields to fields on maps of the same side.
 
     Args:
-        group: of `ssl_equi.encoders.steerable_groups`.
+        group: of `ssl_equi.encoders.steerable.groups`.
         in_fields, out_fields: how many.
         kernel_size, max_frequency: of the two convolutions' kernels.
     """
@@ -131,7 +131,7 @@ class SteerableResNet(SymmetricResNet):
             begin with their means as they are.
         kernel_size: of all convolutions but those of shortcuts, odd.
         max_frequency: largest angular frequency of kernels. With 2, a layer can do more, and features follow turns by
-            other angles than 90 degrees less well, see `ssl_equi.encoders.steerable_layers`.
+            other angles than 90 degrees less well, see `ssl_equi.encoders.steerable.layers`.
         num_classes: outputs of a classifier on top, or 0.
         in_chans: colour channels.
 
@@ -191,7 +191,7 @@ class SteerableResNet(SymmetricResNet):
         """The features of g x, from those of x: [N, num_features] to the same shape.
 
         Args:
-            g: a turn by 90 g degrees that the group has, numbered as in `ssl_equi.encoders.square_symmetries`. These
+            g: a turn by 90 g degrees that the group has, numbered as in `ssl_equi.encoders.square.symmetries`. These
                 are the elements for which the network is exact.
             features: of this encoder.
 

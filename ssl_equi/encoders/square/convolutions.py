@@ -10,7 +10,7 @@ places. A free kernel w becomes
 
 Regular maps are stored as [N, |G| * C, H, W], all C fields of the first element before those of the second, so that
 everything pointwise, ordinary pooling and ordinary encoder interfaces take them as they are. Elements are numbered as
-in `ssl_equi.encoders.square_symmetries`; those of C4 are the first four.
+in `ssl_equi.encoders.square.symmetries`; those of C4 are the first four.
 
 At equal channels |G| * C, a layer costs as many multiplications as an ordinary one and has |G| times fewer weights.
 Expanding kernels is what training pays for it; `bake` expands them once.
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image, compose, inverse
-from ssl_equi.encoders.symmetric_sampling import Window, check_map
+from ssl_equi.encoders.square.sampling import Window, check_map
+from ssl_equi.encoders.square.symmetries import ELEMENTS, act_on_image, compose, inverse
 
 GroupName = Literal["c4", "d4"]
 """C4: quarter turns. D4: quarter turns and mirrorings, the symmetries of the square."""
@@ -157,7 +157,7 @@ class LiftingConvolution(_SymmetricConvolution):
         in_channels: colour channels.
         fields: C; the maps have |G| * C channels.
         kernel_size, stride, padding: of the square window; they must suit the size of the images, see
-            `ssl_equi.encoders.symmetric_sampling`.
+            `ssl_equi.encoders.square.sampling`.
         bias: one number a field.
 
     Attributes:
@@ -190,7 +190,7 @@ class GroupConvolution(_SymmetricConvolution):
         group: "c4" or "d4".
         in_fields, out_fields: C of the input and of the output.
         kernel_size, stride, padding: of the square window; they must suit the size of the maps, see
-            `ssl_equi.encoders.symmetric_sampling`.
+            `ssl_equi.encoders.square.sampling`.
         bias: one number a field.
 
     Attributes:
@@ -297,7 +297,7 @@ def bake(module: nn.Module) -> nn.Module:
 
     Args:
         module: an encoder, or anything that contains layers with a method `baked`: those of this file and of
-            `ssl_equi.encoders.steerable_layers`.
+            `ssl_equi.encoders.steerable.layers`.
     """
     baked = _bake(copy.deepcopy(module)).eval()
     return baked.requires_grad_(False)

@@ -1,6 +1,6 @@
 """Layers that commute with turns by other angles than 90 degrees too, as well as pixels allow.
 
-Kernels are linear combinations of a basis of those that commute with a group of `ssl_equi.encoders.steerable_groups`.
+Kernels are linear combinations of a basis of those that commute with a group of `ssl_equi.encoders.steerable.groups`.
 The library escnn solves for that basis and samples it on the pixels, once when a layer is made; after that, each layer
 is plain PyTorch, and the basis is neither learnt nor stored with the weights. Quarter turns only move pixels, so they
 stay exact for every group that has them; for other turns the error is that of sampling.
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_equi.encoders.escnn_import import import_escnn
-from ssl_equi.encoders.steerable_groups import SteerableGroup, fourier_values, steerable_group
-from ssl_equi.encoders.symmetric_sampling import Window, check_map
+from ssl_equi.encoders.square.sampling import Window, check_map
+from ssl_equi.encoders.steerable.escnn_import import import_escnn
+from ssl_equi.encoders.steerable.groups import SteerableGroup, fourier_values, steerable_group
 
 Input = Literal["image", "fields"]
 """Of a convolution: colour channels, which do not mix when the image turns, or fields."""
@@ -36,7 +36,7 @@ class SteerableConvolution(nn.Module):
     """A convolution of stride 1 that keeps the side of maps: [N, in_channels, h, w] to [N, out_channels, h, w].
 
     Args:
-        group: "c8", "so2", ..., see `ssl_equi.encoders.steerable_groups`.
+        group: "c8", "so2", ..., see `ssl_equi.encoders.steerable.groups`.
         takes: "image": in_fields are colour channels. "fields": each has `channels_per_field` channels.
         in_fields, out_fields: how many.
         kernel_size: odd.

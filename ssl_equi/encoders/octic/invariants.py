@@ -18,14 +18,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.encoders.octic_features import (
+from ssl_equi.encoders.octic.features import (
     act_on_components,
     check_octic_width,
     features_to_regular,
     split_components,
 )
-from ssl_equi.encoders.octic_layers import OcticLinear
-from ssl_equi.encoders.square_symmetries import ELEMENTS, inverse
+from ssl_equi.encoders.octic.layers import OcticLinear
+from ssl_equi.encoders.square.symmetries import ELEMENTS, inverse
 from ssl_equi.runtime.device_copies import constant
 
 

@@ -21,7 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ssl_equi.encoders.regular_features import Features, OrientationFeatures
+from ssl_equi.encoders.square.features import Features, OrientationFeatures
 
 MAX_FREQUENCY = 3
 """Of so2's fields."""

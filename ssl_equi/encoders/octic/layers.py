@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_equi.encoders.arguments import check_square_images
-from ssl_equi.encoders.octic_features import (
+from ssl_equi.encoders.octic.features import (
     OcticFeatures,
     bias_gradient,
     check_octic_width,
@@ -24,6 +23,7 @@ from ssl_equi.encoders.octic_features import (
     steerable_maps,
     tokens_to_regular,
 )
+from ssl_equi.encoders.timm_interface import check_square_images
 
 DENSE_STD = 0.02
 """Standard deviation of the weights of a dense layer in a vision transformer."""
