@@ -1,25 +1,49 @@
-"""ResNets of timm with other stems."""
+"""timm's ResNets with other stems: those of SIE, and those for images of 32 pixels.
+
+The ResNets of SIE (Garrido, Najman and LeCun, ICML 2023), whose weights fit no other ResNet, differ from those of He et
+al. (CVPR 2016) as torchvision and timm build them:
+
+- Windows that move in steps of 2 start at the first pixel: an even side gets zeros behind its last row and column, none
+  before the first. The 7 x 7 convolution of the stem pads 2 before and 3 behind, the others of 3 x 3 none and 1; the
+  max-pooling pads none and 1, with -10,000. Elsewhere one zero stands on every side.
+- A basic block takes its step of 2 in the second convolution.
+- Each stage has a 1 x 1 convolution and a batch norm on the shortcut of its first block; the first stage, too.
+
+EquiCaps starts from the ResNet-18, too. Written from this description; the 11,180,736 parameters of the ResNet-18 are
+those of the released one. The description is of basic blocks. The ResNet-50 follows the same rule, which is inferred:
+the 3 x 3 convolution of a bottleneck takes the step of 2, and pads behind.
+
+On images of 32 pixels, the ImageNet stem (7 x 7 convolution of stride 2, then a max-pooling of stride 2) would leave
+8 x 8 cells. SimCLR (Chen et al., ICML 2020, appendix B.9) and those who follow it, E-SSL and CARE among them, put one
+3 x 3 convolution of stride 1 in its place. Everything else is timm's, `zero_init_last` among it: whether the last
+normalisation of each block starts at 0, as by default, or at 1.
+
+    name                                  parameters  features
+    sie_resnet18, resnet18_small_images   11.2 M      512
+    sie_resnet34                          21.3 M      512
+    sie_resnet50, resnet50_small_images   23.5 M      2,048
+"""
 
 from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-__all__ = ["SIEResNet"]
+from ssl_equi.encoders.timm_interface import register_encoders, untrained_cfg
 
-STRIDE = 32
-"""Pixels of the image to a cell of the last map: a power of two, so sides that it divides stay even up to there."""
+__all__ = ["SIEResNet", "SmallImageResNet"]
+
+SIDE_STEP = 32
+"""Pixels of the image to a cell of SIE's last map: a power of two, so sides that it divides stay even up to there."""
 POOLING_PAD = -1e4
+StemInit = Literal["he_fan_out", "pytorch"]
 
 
 class ConvolutionPaddedBehind(nn.Conv2d):
-    """A convolution of stride 2 without bias that pads more behind than before: even sides are halved exactly.
+    """A convolution of stride 2 and an odd kernel that pads more behind than before: [N, C, H, W] to [N, D, H/2, W/2].
 
-    Args:
-        in_channels, out_channels: of the maps.
-        kernel_size: odd.
+    Even sides are halved exactly; it has no bias.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
@@ -28,7 +52,6 @@ class ConvolutionPaddedBehind(nn.Conv2d):
         self.padding_per_side = (before, behind, before, behind)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """[N, in_channels, H, W] to [N, out_channels, H / 2, W / 2]."""
         return super().forward(F.pad(maps, self.padding_per_side))
 
 
@@ -39,8 +62,7 @@ class StrideInSecondConvolutionBlock(BasicBlock):
         super().__init__(inplanes, planes, 1, *args, **kwargs)
         self.stride = stride
         if stride == 2:
-            second = self.conv2
-            self.add_module("conv2", ConvolutionPaddedBehind(second.in_channels, second.out_channels, 3))
+            _pad_second_convolution_behind(self)
 
 
 class BottleneckPaddedBehind(Bottleneck):
@@ -49,15 +71,18 @@ class BottleneckPaddedBehind(Bottleneck):
     def __init__(self, inplanes: int, planes: int, stride: int = 1, *args: Any, **kwargs: Any) -> None:
         super().__init__(inplanes, planes, stride, *args, **kwargs)
         if stride == 2:
-            second = self.conv2
-            self.add_module("conv2", ConvolutionPaddedBehind(second.in_channels, second.out_channels, 3))
+            _pad_second_convolution_behind(self)
+
+
+def _pad_second_convolution_behind(block: BasicBlock | Bottleneck) -> None:
+    second = block.conv2
+    block.add_module("conv2", ConvolutionPaddedBehind(second.in_channels, second.out_channels, 3))
 
 
 class SIEResNet(ResNet):
-    """timm's ResNet with the stem, blocks and shortcuts of SIE: images [N, 3, H, W], multiples of 32, to [N, D].
+    """timm's ResNet with the stem, blocks and shortcuts of SIE: images [N, 3, H, W] to [N, D].
 
-    Raises:
-        ValueError: height or width of the images is no multiple of 32.
+    It raises ValueError for images whose height or width is no multiple of 32.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -71,6 +96,7 @@ class SIEResNet(ResNet):
         first_block = self.get_submodule("layer1.0")
         if first_block.downsample is None:
             first_block.downsample = nn.Sequential(nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width))
+        # Once more, for the layers that are not timm's.
         self.init_weights(zero_init_last=True)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -86,50 +112,12 @@ class SIEResNet(ResNet):
 
 def _check_sides(images: Tensor) -> None:
     height, width = images.shape[-2:]
-    if height % STRIDE or width % STRIDE:
-        nearest = max(STRIDE, round(height / STRIDE) * STRIDE)
+    if height % SIDE_STEP or width % SIDE_STEP:
+        nearest = max(SIDE_STEP, round(height / SIDE_STEP) * SIDE_STEP)
         raise ValueError(
             f"the images have {height} x {width} pixels, but SIE's ResNets halve every side 5 times: "
-            f"give multiples of {STRIDE}, such as {nearest}"
+            f"give multiples of {SIDE_STEP}, such as {nearest}"
         )
-
-
-_CFG = {
-    "input_size": (3, 256, 256),
-    "num_classes": 0,
-    "first_conv": "conv1",
-    "classifier": "fc",
-    "license": "apache-2.0",
-}
-default_cfgs = generate_default_cfgs(
-    {f"{name}.untrained": _CFG for name in ("sie_resnet18", "sie_resnet34", "sie_resnet50")}
-)
-
-
-@register_model
-def sie_resnet18(pretrained: bool = False, **kwargs: Any) -> SIEResNet:
-    """11.2 M parameters, 512 features."""
-    sizes: dict[str, Any] = {"block": StrideInSecondConvolutionBlock, "layers": (2, 2, 2, 2)}
-    return build_model_with_cfg(SIEResNet, "sie_resnet18", pretrained, **sizes, **kwargs)
-
-
-@register_model
-def sie_resnet34(pretrained: bool = False, **kwargs: Any) -> SIEResNet:
-    """21.3 M parameters, 512 features."""
-    sizes: dict[str, Any] = {"block": StrideInSecondConvolutionBlock, "layers": (3, 4, 6, 3)}
-    return build_model_with_cfg(SIEResNet, "sie_resnet34", pretrained, **sizes, **kwargs)
-
-
-@register_model
-def sie_resnet50(pretrained: bool = False, **kwargs: Any) -> SIEResNet:
-    """23.5 M parameters, 2,048 features."""
-    sizes: dict[str, Any] = {"block": BottleneckPaddedBehind, "layers": (3, 4, 6, 3)}
-    return build_model_with_cfg(SIEResNet, "sie_resnet50", pretrained, **sizes, **kwargs)
-
-
-__all__ = ["SmallImageResNet"]
-
-StemInit = Literal["he_fan_out", "pytorch"]
 
 
 class SmallImageResNet(ResNet):
@@ -138,9 +126,6 @@ class SmallImageResNet(ResNet):
     Args:
         stem_init: he_fan_out is how timm starts its convolutions (standard deviation .06). pytorch is the default of
             nn.Conv2d (.11), which a stem has that replaces another one in a finished ResNet, as in CARE.
-
-    Raises:
-        ValueError: there is no such start.
     """
 
     def __init__(self, *args: Any, stem_init: StemInit = "he_fan_out", **kwargs: Any) -> None:
@@ -156,25 +141,22 @@ class SmallImageResNet(ResNet):
         self.add_module("maxpool", nn.Identity())
 
 
-_CFG = {
-    "input_size": (3, 32, 32),
-    "num_classes": 0,
-    "first_conv": "conv1",
-    "classifier": "fc",
-    "license": "apache-2.0",
-}
-default_cfgs = generate_default_cfgs({"resnet18_small_images.untrained": _CFG, "resnet50_small_images.untrained": _CFG})
-
-
-@register_model
-def resnet18_small_images(pretrained: bool = False, **kwargs: Any) -> SmallImageResNet:
-    """11.2 M parameters, 512 features."""
-    sizes: dict[str, Any] = {"block": BasicBlock, "layers": (2, 2, 2, 2)}
-    return build_model_with_cfg(SmallImageResNet, "resnet18_small_images", pretrained, **sizes, **kwargs)
-
-
-@register_model
-def resnet50_small_images(pretrained: bool = False, **kwargs: Any) -> SmallImageResNet:
-    """23.5 M parameters, 2,048 features."""
-    sizes: dict[str, Any] = {"block": Bottleneck, "layers": (3, 4, 6, 3)}
-    return build_model_with_cfg(SmallImageResNet, "resnet50_small_images", pretrained, **sizes, **kwargs)
+register_encoders(
+    __name__,
+    SIEResNet,
+    {
+        "sie_resnet18": {"block": StrideInSecondConvolutionBlock, "layers": (2, 2, 2, 2)},
+        "sie_resnet34": {"block": StrideInSecondConvolutionBlock, "layers": (3, 4, 6, 3)},
+        "sie_resnet50": {"block": BottleneckPaddedBehind, "layers": (3, 4, 6, 3)},
+    },
+    untrained_cfg(256, first_conv="conv1", classifier="fc"),
+)
+register_encoders(
+    __name__,
+    SmallImageResNet,
+    {
+        "resnet18_small_images": {"block": BasicBlock, "layers": (2, 2, 2, 2)},
+        "resnet50_small_images": {"block": Bottleneck, "layers": (3, 4, 6, 3)},
+    },
+    untrained_cfg(32, first_conv="conv1", classifier="fc"),
+)

@@ -323,8 +323,8 @@ def build_encoder(config: dict[str, Any], folder: Path) -> nn.Module:
         raise CheckpointError(
             f"{folder} holds an encoder that timm doesn't know: build the module and pass it as encoder="
         )
+    from ssl_equi.encoders.backbones import refuse_reserved_arguments
     from ssl_equi.encoders.catalogue import timm_with_our_encoders
-    from ssl_equi.encoders.timm_interface import refuse_reserved_arguments
 
     # timm saves both, whatever they are.
     saved_by_timm = ("num_classes", "in_chans")

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ssl_equi.encoders import EncoderError, create_encoder
+from ssl_equi.encoders.backbones import RESERVED
 from ssl_equi.encoders.compiling import compile_encoder
 from ssl_equi.encoders.strided_cnn import PooledStridedCNN, StridedCNN
-from ssl_equi.encoders.timm_interface import RESERVED
 from ssl_equi.errors import UserError
 from ssl_equi.export.encoder import build_encoder
 

@@ -11,7 +11,6 @@ from ssl_equi.encoders.square.convolutions import (
     GroupBatchNorm,
     GroupConvolution,
     GroupName,
-    GroupPooling,
     LiftingConvolution,
     act_on_regular_maps,
     act_on_regular_stack,
@@ -85,10 +84,6 @@ def test_every_layer_commutes_with_every_element(group: GroupName, training: boo
         for layer in layers:
             expected = act_on_regular_maps(group, g, layer(maps))
             assert relative_error(layer(act_on_regular_maps(group, g, maps)), expected) < 1e-12
-        for pooling in ("mean", "max"):
-            pool = GroupPooling(group, pooling)
-            assert pool(maps).shape == (2, 3, 6, 6)
-            assert relative_error(pool(act_on_regular_maps(group, g, maps)), act_on_image(g, pool(maps))) < 1e-12
         moved = lifting(act_on_image(g, images))
         assert relative_error(moved, act_on_regular_maps(group, g, lifting(images))) < 1e-12
         if g > 0:  # the action is not the identity, nor one on the places alone
@@ -246,5 +241,3 @@ def test_wrong_arguments_are_named() -> None:
         GroupConvolution("d4", 3, 2, 3, stride=0)
     with pytest.raises(ValueError, match="0 output fields were asked for"):
         GroupConvolution("d4", 3, 0, 3)
-    with pytest.raises(ValueError, match="pooling is 'sum': choose 'mean' or 'max'"):
-        GroupPooling("d4", "sum")

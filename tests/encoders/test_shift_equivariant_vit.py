@@ -87,7 +87,7 @@ def assert_invariant(encode: Callable[[Tensor], Tensor], image: Tensor, toleranc
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_shift_changes_features_or_predictions(variant: str) -> None:
     encoder = make(variant).double()
-    assert encoder.group == "circular_shifts"
+    assert encoder.symmetries.name == "circular_shifts"
     assert_invariant(encoder, random_images(), 1e-10)
 
 

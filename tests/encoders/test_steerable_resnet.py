@@ -120,7 +120,7 @@ def test_maps_move_as_predicted_and_are_those_of_timm(group: str) -> None:
     maps = network.forward_features(images)
     for g in range(4):
         moved = network.forward_features(act_on_image(g, images))
-        assert relative_error(moved, network.act_on_maps(g, maps)) < 1e-10
+        assert relative_error(moved, network.act_on_layer("stages.1", g, maps)) < 1e-10
         if g > 0:
             assert relative_error(moved, maps) > 0.01
             assert relative_error(network(act_on_image(g, images)), network(images)) > 0.01
@@ -187,11 +187,11 @@ def test_turns_of_features_form_a_group(group: str) -> None:
     step = 30.0 if group in ("c12", "so2") else 360 / SIZE[group]
     turned = features
     for count in range(1, round(360 / step) + 1):
-        turned = network.turn_features(step, turned)
-        assert relative_error(turned, network.turn_features(count * step, features)) < 1e-5
+        turned = network.act_on_features(step, turned)
+        assert relative_error(turned, network.act_on_features(count * step, features)) < 1e-5
         assert (relative_error(turned, features) < 1e-5) == (count * step == 360)
     for g in QUARTER_TURNS[group]:
-        assert relative_error(network.act_on_features(g, features), network.turn_features(90 * g, features)) < 1e-6
+        assert relative_error(network.act_on_features(g, features), network.act_on_features(90.0 * g, features)) < 1e-6
 
 
 def test_the_parts_are_what_they_are_called() -> None:
@@ -437,11 +437,11 @@ def test_turns_that_a_group_has_not_are_named() -> None:
     with pytest.raises(ValueError, match="element is 4: of the symmetries of the square, c8 has 0, 1, 2, 3"):
         small_network("c8").act_on_features(4, torch.randn(1, 16))
     with pytest.raises(ValueError, match="angle_deg is 40: c6 has the multiples of 60 degrees, such as 60"):
-        network.turn_features(40, features)
+        network.act_on_features(40.0, features)
     with pytest.raises(ValueError, match="angle_deg is 40: c8"):
-        small_network("c8", "invariant").turn_features(40, torch.randn(1, 2))
+        small_network("c8", "invariant").act_on_features(40.0, torch.randn(1, 2))
     with pytest.raises(ValueError, match=r"features have shape \(1, 10\): these are \[N, 12\]"):
-        network.turn_features(60, torch.randn(1, 10))
+        network.act_on_features(60.0, torch.randn(1, 10))
     with pytest.raises(ValueError, match=r"stack has shape \(1, 10\): c6 acts on \[N, 6 \* C, ...\]"):
         steerable_group("c6").act_on_stack(60, torch.randn(1, 10))
     with pytest.raises(ValueError, match=r"maps have shape \(1, 4, 5, 5\): this layer takes \[N, 3, h, w\]"):

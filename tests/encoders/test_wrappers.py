@@ -190,31 +190,6 @@ def test_the_choice_has_the_gradient_of_the_softmax_and_the_value_of_the_best() 
         assert torch.allclose(gradient, other, atol=1e-10) and gradient.any()
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_the_prior_turns_what_is_upright_nowhere(group: GroupName) -> None:
-    """Images with a bright top, learnt upright, are afterwards undone from any element."""
-    torch.manual_seed(0)
-    network = wrap(Backbone(), "canonicalization", group)
-    images = 0.3 * random_images(torch.float32, count=16)
-    images[:, :, :6, : SIDE // 2] += 2  # the top left corner, so that mirroring shows too
-    optimizer = torch.optim.Adam(network.scorer.parameters(), lr=0.02)
-    first = float(network.prior_loss(images).detach())
-    for _ in range(15):
-        optimizer.zero_grad()
-        loss = network.prior_loss(images)
-        loss.backward()
-        optimizer.step()
-    assert float(loss.detach()) < 0.3 * first
-    assert all(parameter.grad is None for parameter in network.encoder.parameters())
-    for g in range(group_size(group)):
-        canonical, _ = network.canonicalize(act_on_image(g, images))
-        assert torch.equal(canonical, images)
-    elements = torch.full((len(images),), 3)
-    moved_loss = network.prior_loss(act_on_image(3, images), elements)
-    assert torch.allclose(moved_loss, network.prior_loss(images), atol=1e-5)
-    assert network.prior_loss(images, elements) > 2 * network.prior_loss(images)
-
-
 def test_ties_of_symmetric_images_do_not_matter() -> None:
     network, images = wrapped("canonicalization", "invariant", "d4"), random_images(torch.float32)
     symmetric = torch.stack([act_on_image(g, images) for g in range(ELEMENTS)]).mean(0)
@@ -268,6 +243,3 @@ def test_wrong_arguments_are_named() -> None:
     canonicalized = wrap(Backbone(), "canonicalization", "d4", scorer=GroupScorer("c4"))
     with pytest.raises(ValueError, match=r"scores have shape \(2, 4\): a scorer for d4 gives \[2, 8\]"):
         canonicalized(random_images(torch.float32, count=2))
-    canonicalized = wrap(Backbone(), "canonicalization", "d4")
-    with pytest.raises(ValueError, match=r"elements have shape \(3,\) .*: pass int64 \[2\]"):
-        canonicalized.prior_loss(random_images(torch.float32, count=2), torch.zeros(3, dtype=torch.int64))

@@ -1,21 +1,24 @@
 """An encoder whose features are capsules: any timm backbone, and a capsule head on its last feature map.
 
 This is the architecture of EquiCaps (Konstantinou et al. 2025, arXiv:2506.09895; there a ResNet-18 on images of 256
-pixels) and of CapsIE (Everett et al., arXiv:2405.14386). timm makes it as "capsule_network" with arguments, or under
-the fixed names below.
+pixels) and of CapsIE (Everett et al., arXiv:2405.14386). timm makes it by these names:
+
+    name                        backbone            images  parameters  features
+    capsule_network             any, by its name    any
+    capsule_resnet18            resnet18            256     18.6 M      320
+    capsule_strided_cnn_pooled  strided_cnn_pooled  64      2.2 M       320
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+import ssl_equi.encoders.strided_cnn  # noqa: F401  (a backbone, registered with timm)
 from ssl_equi.encoders.capsules.layers import CapsuleHead, Capsules, Votes, VotesInit
-from ssl_equi.encoders.catalogue import create_encoder
 from ssl_equi.encoders.feature_maps import as_feature_map, feature_map_size
-from ssl_equi.encoders.timm_interface import side_for_backbone
+from ssl_equi.encoders.timm_interface import build_backbone, register_encoders, untrained_cfg
 
 __all__ = ["CapsuleNetwork"]
 
@@ -37,8 +40,7 @@ class CapsuleNetwork(nn.Module):
         num_capsules, pose_side, votes, image_size: as given.
         parts: columns of the features by name: all, inv (the activations), equi (the poses).
 
-    Raises:
-        ValueError: the backbone has no feature map, or a layer behind it, or a size is not positive.
+    A backbone without a feature map, or with a layer behind it, is refused.
     """
 
     def __init__(
@@ -66,11 +68,7 @@ class CapsuleNetwork(nn.Module):
         }
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """What the backbone's `forward_features` returns, in its own layout.
-
-        Raises:
-            ValueError: the images are not of the size that the network was built for.
-        """
+        """What the backbone's `forward_features` returns, in its own layout."""
         if images.ndim != 4 or images.shape[2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"images have shape {tuple(images.shape)}, but this capsule network was built for "
@@ -84,33 +82,19 @@ class CapsuleNetwork(nn.Module):
         self.head.compile()
 
     def features_and_capsules(self, images: Tensor) -> tuple[Tensor, Capsules]:
-        """The backbone's features [N, D], and activations [N, K] and poses [N, K, d, d], from one pass.
-
-        Raises:
-            ValueError: the images are not of the size that the network was built for.
-        """
+        """The backbone's features [N, D], and activations [N, K] and poses [N, K, d, d], from one pass."""
         output = self.feature_map(images)
         return self.backbone.forward_head(output), self.head(as_feature_map(self.backbone, output))  # type: ignore[operator]
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, 3, S, S] to [N, K + K * d * d].
-
-        Raises:
-            ValueError: the images are not of the size that the network was built for.
-        """
         activations, poses = self.head(as_feature_map(self.backbone, self.feature_map(images)))
         return torch.cat([activations, poses.flatten(1)], dim=1)
 
 
 def _freeze_behind_the_map(backbone: nn.Module, image_size: int) -> None:
-    """Takes weights that no gradient of the map reaches out of the training: scales of a norm before the pooling.
-
-    Several processes would wait for their gradients. A whole layer there would stay random in the features that are
-    probed and exported.
-
-    Raises:
-        ValueError: there is such a layer.
-    """
+    """Takes weights that no gradient of the map reaches out of the training: scales of a norm before the pooling."""
+    # Several processes would wait for their gradients. A whole layer there would stay random in the features that are
+    # probed and exported, so it is refused.
     weights = {name: weight for name, weight in backbone.named_parameters() if weight.requires_grad}
     was_training = backbone.training
     backbone.eval()  # leaves the statistics of batch norms alone
@@ -130,9 +114,9 @@ def _freeze_behind_the_map(backbone: nn.Module, image_size: int) -> None:
         weight.requires_grad_(False)
 
 
-def _make_network(
-    backbone: str,
-    img_size: int | tuple[int, int],
+def _make(
+    backbone: str = "resnet18",
+    img_size: int | tuple[int, int] = 256,
     num_capsules: int = 32,
     pose_side: int = 3,
     votes: Votes = "free",
@@ -143,45 +127,16 @@ def _make_network(
     backbone_arguments: Mapping[str, Any] | None = None,
 ) -> CapsuleNetwork:
     """What timm calls: the network with a freshly initialised backbone of this name."""
-    side = side_for_backbone(img_size, num_classes, in_chans)
-    made = create_encoder(backbone, side, **(backbone_arguments or {}))
+    made, side = build_backbone(backbone, img_size, num_classes, in_chans, backbone_arguments)
     return CapsuleNetwork(made, side, num_capsules, pose_side, votes, routing_std, votes_init)
 
 
-def _cfg(image_size: int) -> dict[str, Any]:
-    return {
-        "input_size": (3, image_size, image_size),
-        "fixed_input_size": True,
-        "num_classes": 0,
-        "first_conv": None,
-        "classifier": None,
-        "license": "apache-2.0",
-    }
-
-
-default_cfgs = generate_default_cfgs(
-    {
-        "capsule_network.untrained": _cfg(256),
-        "capsule_resnet18.untrained": _cfg(256),
-        "capsule_strided_cnn_pooled.untrained": _cfg(64),
-    }
+register_encoders(
+    __name__, _make, {"capsule_network": {}, "capsule_resnet18": {}}, untrained_cfg(256, fixed_input_size=True)
 )
-
-
-@register_model
-def capsule_network(pretrained: bool = False, backbone: str = "resnet18", **kwargs: Any) -> CapsuleNetwork:
-    """Capsules on any backbone: `backbone` is a timm name; with ResNet-18 18.6 M parameters, 320 features."""
-    return build_model_with_cfg(_make_network, "capsule_network", pretrained, backbone=backbone, **kwargs)
-
-
-@register_model
-def capsule_resnet18(pretrained: bool = False, **kwargs: Any) -> CapsuleNetwork:
-    """The network of EquiCaps: 18.6 M parameters, 320 features, for images of 256 pixels."""
-    return build_model_with_cfg(_make_network, "capsule_resnet18", pretrained, backbone="resnet18", **kwargs)
-
-
-@register_model
-def capsule_strided_cnn_pooled(pretrained: bool = False, **kwargs: Any) -> CapsuleNetwork:
-    """For images of 64 pixels, the embedded data set's: 2.2 M parameters, 320 features."""
-    sizes: dict[str, Any] = {"backbone": "strided_cnn_pooled"}
-    return build_model_with_cfg(_make_network, "capsule_strided_cnn_pooled", pretrained, **sizes, **kwargs)
+register_encoders(
+    __name__,
+    _make,
+    {"capsule_strided_cnn_pooled": {"backbone": "strided_cnn_pooled"}},
+    untrained_cfg(64, fixed_input_size=True),
+)

@@ -90,17 +90,11 @@ _MATRICES = tuple(tuple(tuple(row) for row in irrep_matrix("E", g).tolist()) for
 
 
 def act_on_components(elements: int | Tensor, features: Tensor) -> Tensor:
-    """The group's action on feature vectors; exact, since it only swaps and negates values.
+    """The group's action on feature vectors [..., D]; exact, since it only swaps and negates values.
 
     Args:
-        elements: one element for all vectors, or int64 [...] with one for each.
+        elements: one element for all vectors, or int64 [...] with one for each, which is not checked.
         features: [..., D].
-
-    Returns:
-        a new tensor [..., D].
-
-    Raises:
-        ValueError: the element is not in 0..7 (looked for when it is an int), or D is not a multiple of 8.
     """
     check_octic_width("the last dimension of the features", features.shape[-1])
     if isinstance(elements, int) and not 0 <= elements < ELEMENTS:

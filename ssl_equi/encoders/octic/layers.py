@@ -23,7 +23,8 @@ from ssl_equi.encoders.octic.features import (
     steerable_maps,
     tokens_to_regular,
 )
-from ssl_equi.encoders.timm_interface import check_square_images
+from ssl_equi.encoders.square.symmetries import ELEMENTS
+from ssl_equi.encoders.timm_interface import as_tokens, check_heads, check_square_images
 
 DENSE_STD = 0.02
 """Standard deviation of the weights of a dense layer in a vision transformer."""
@@ -36,9 +37,6 @@ class OcticLinear(nn.Module):
         in_features: 8 C.
         out_features: 8 C'.
         bias: adds one to A1, the only values that a constant can be added to.
-
-    Raises:
-        ValueError: a width is not a positive multiple of 8.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
@@ -88,12 +86,7 @@ class OcticLinear(nn.Module):
 
 
 class OcticScale(nn.Module):
-    """A learned factor for each irreducible representation and channel; the two rows of E share theirs.
-
-    Args:
-        dim: D.
-        init: the factors at first.
-    """
+    """A learned factor for each irreducible representation and channel; the two rows of E share theirs."""
 
     def __init__(self, dim: int, init: float = 1.0) -> None:
         super().__init__()
@@ -111,10 +104,6 @@ class OcticRMSNorm(OcticScale):
 
     The group acts by orthogonal matrices, so it leaves the root mean square as it is (Zhang and Sennrich 2019,
     arXiv:1910.07467, without the group).
-
-    Args:
-        dim: D.
-        eps: added to the mean square.
     """
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
@@ -162,11 +151,7 @@ class OcticGELU(nn.Module):
 
 
 class OcticDropPath(nn.Module):
-    """Drops a residual branch for some images, all their values at once (stochastic depth).
-
-    Args:
-        rate: share of images, in [0, 1).
-    """
+    """Drops a residual branch for a share `rate` of images, all their values at once (stochastic depth)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -189,20 +174,12 @@ class OcticAttention(nn.Module):
         dim: D.
         num_heads: divides D / 8.
         qkv_bias: adds a bias to A1 of queries, keys and values.
-
-    Raises:
-        ValueError: D / num_heads is not a multiple of 8.
     """
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
         check_octic_width("dim", dim)
-        if num_heads < 1 or dim % (8 * num_heads):
-            legal = [heads for heads in range(1, dim // 8 + 1) if dim % (8 * heads) == 0]
-            nearest = min(legal, key=lambda heads: abs(heads - num_heads))
-            raise ValueError(
-                f"num_heads is {num_heads} for a width of {dim}: a head's width must be a multiple of 8, use {nearest}"
-            )
+        check_heads(dim, num_heads, step=ELEMENTS)
         self.num_heads = num_heads
         self.qkv = OcticLinear(dim, 3 * dim, bias=qkv_bias)
         self.proj = OcticLinear(dim, dim)
@@ -226,12 +203,7 @@ def _join_heads(part: Tensor, rows: int) -> Tensor:
 
 
 class OcticMlp(nn.Module):
-    """Linear, GELU, linear.
-
-    Args:
-        dim: D.
-        hidden_dim: width between the linear layers, a multiple of 8.
-    """
+    """Linear, GELU, linear, with a width between them that is a multiple of 8."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -249,11 +221,10 @@ class OcticBlock(nn.Module):
 
     Args:
         dim: D.
-        num_heads: see `OcticAttention`.
+        num_heads, qkv_bias: of `OcticAttention`.
         mlp_ratio: hidden width of the perceptron over D.
-        qkv_bias: see `OcticAttention`.
         init_values: factors of layer scale at first; None leaves it out.
-        drop_path: see `OcticDropPath`.
+        drop_path: rate of `OcticDropPath`.
     """
 
     def __init__(
@@ -287,9 +258,6 @@ class OcticPatchEmbed(nn.Module):
         patch_size: side of a patch, even or odd.
         in_chans: colour channels.
         embed_dim: D.
-
-    Raises:
-        ValueError: D is not a multiple of 8, or the patch size doesn't divide the image size.
     """
 
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int) -> None:
@@ -308,17 +276,11 @@ class OcticPatchEmbed(nn.Module):
         return img_size[0] // self.patch_size[0], img_size[1] // self.patch_size[1]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raises ValueError if the images are not square, or their side is no multiple of the patch size."""
         check_square_images(images, self.weight.shape[1], lambda side: nearest_side(side, self.patch_size[0]))
         _check_divisible(images.shape[2], self.patch_size[0])
         bias = F.pad(self.bias, (0, 7 * len(self.bias)))
         maps = F.conv2d(images, steerable_maps(self.weight), bias, stride=self.patch_size)
-        return maps_to_tokens(maps)
-
-
-def maps_to_tokens(maps: Tensor) -> Tensor:
-    """[B, D, h, w], D in the order of a feature vector, to tokens [B, h w, D]."""
-    return maps.flatten(2).transpose(1, 2).contiguous()
+        return as_tokens(maps).contiguous()
 
 
 def positions(table: Tensor, side: int) -> Tensor:
@@ -326,7 +288,7 @@ def positions(table: Tensor, side: int) -> Tensor:
 
     The table is resized while it is still free, so that the result is exactly steerable at any side.
     """
-    return maps_to_tokens(steerable_maps(resized_table(table, side)).unsqueeze(0))
+    return as_tokens(steerable_maps(resized_table(table, side)).unsqueeze(0)).contiguous()
 
 
 def resized_table(table: Tensor, side: int) -> Tensor:

@@ -7,30 +7,17 @@ from timm.models.twins import Block as WindowOrSubsampledBlock
 from torch import Tensor, nn
 
 from ssl_equi.encoders.shifts.polyphase import anchor, shift_back
-
-__all__ = ["AnchoredBlock", "AnchoredPatches", "PositionalConvolution", "as_maps", "as_tokens"]
-
-
-def as_tokens(maps: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, H W, C], row by row."""
-    return maps.flatten(2).transpose(1, 2)
-
-
-def as_maps(tokens: Tensor, size: tuple[int, ...]) -> Tensor:
-    """[N, H W, C] -> [N, C, H, W], with (H, W) as size."""
-    return tokens.transpose(1, 2).unflatten(2, size)
+from ssl_equi.encoders.timm_interface import as_maps, as_tokens
 
 
 class AnchoredPatches(nn.Module):
-    """One token for each patch of the anchored map, [N, in_chans, H, W] -> [N, out_chans, H / p, W / p].
-
-    Merging normalises before the convolution, not after it: normalised tokens all have the same energy, so that
-    anchoring what comes out would choose by rounding errors.
-    """
+    """One token for each patch of the anchored map, [N, in_chans, H, W] -> [N, out_chans, H / p, W / p]."""
 
     def __init__(self, in_chans: int, out_chans: int, patch_size: int, normalise: bool = False) -> None:
         super().__init__()
         self.patch_size = patch_size
+        # Merging normalises before the convolution, not after it: normalised tokens all have the same energy, so that
+        # anchoring what comes out would choose by rounding errors.
         self.norm: nn.Module = nn.LayerNorm(in_chans, eps=1e-6) if normalise else nn.Identity()
         self.proj = nn.Conv2d(in_chans, out_chans, patch_size, stride=patch_size)
 

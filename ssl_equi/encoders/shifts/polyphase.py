@@ -17,8 +17,6 @@ no rounding has touched yet, then don't matter.
 import torch
 from torch import Tensor
 
-__all__ = ["act_on_image", "anchor", "nearest_multiple", "phase_energies", "phase_offsets", "shift_back"]
-
 
 def act_on_image(shift: tuple[int, int], images: Tensor) -> Tensor:
     """Moves images [..., H, W] down by shift[0] and to the right by shift[1] pixels; what leaves comes in opposite."""
@@ -26,11 +24,7 @@ def act_on_image(shift: tuple[int, int], images: Tensor) -> Tensor:
 
 
 def phase_energies(maps: Tensor, period: int) -> Tensor:
-    """Sums of squares over all channels and all places of a phase: [N, C, H, W] -> [N, period, period].
-
-    Raises:
-        ValueError: the maps have no such shape, or the period doesn't divide their sides.
-    """
+    """Sums of squares over all channels and all places of a phase: [N, C, H, W] -> [N, period, period]."""
     _check(maps, period)
     # Half precision would overflow, and its sums tie.
     at_places = maps.detach().to(torch.promote_types(maps.dtype, torch.float32)).square().sum(dim=1)
@@ -41,11 +35,7 @@ def phase_energies(maps: Tensor, period: int) -> Tensor:
 
 
 def phase_offsets(maps: Tensor, period: int) -> Tensor:
-    """Row and column of the first place of the phase of largest energy: [N, C, H, W] -> [N, 2], in 0..period - 1.
-
-    Raises:
-        ValueError: the maps have no such shape, or the period doesn't divide their sides.
-    """
+    """Row and column of the first place of the phase of largest energy: [N, C, H, W] -> [N, 2], in 0..period - 1."""
     phase = phase_energies(maps, period).flatten(1).argmax(dim=1)
     return torch.stack([phase // period, phase % period], dim=1)
 
@@ -62,9 +52,6 @@ def anchor(maps: Tensor, period: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         The anchored maps [N, C, H, W], whose place i is place i + offsets of the given ones; the offsets [N, 2].
-
-    Raises:
-        ValueError: the maps have another shape or type, or the period doesn't divide their sides.
     """
     offsets = phase_offsets(maps, period)
     return _shift(maps, offsets), offsets

@@ -14,32 +14,38 @@ is promised of these. Ties break the symmetry, see `polyphase`. Inner maps carry
 `ShiftEquivariantTwins` near ties can break it too, above all in half precision; `ShiftEquivariantVisionTransformer`
 anchors images only. Anchoring commutes with no turns or mirrorings.
 
-`ssl_equi.encoders.shifts.vit` registers them with timm.
+    name                                     features  parameters  multiplications at 224 pixels
+    shift_equivariant_vit_tiny_patch16_224   192       5.5 M       1.2 G
+    shift_equivariant_vit_small_patch16_224  384       21.6 M      4.6 G
+    shift_equivariant_vit_base_patch16_224   768       85.7 M      17.5 G
+    shift_equivariant_twins_small            512       23.5 M      2.9 G: images of 64 pixels need other window_sizes
 """
 
 import itertools
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Collection, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ssl_equi.encoders.recomputing import recomputed
-from ssl_equi.encoders.shifts.layers import (
-    AnchoredBlock,
-    AnchoredPatches,
-    PositionalConvolution,
+from ssl_equi.encoders.shifts.layers import AnchoredBlock, AnchoredPatches, PositionalConvolution
+from ssl_equi.encoders.shifts.polyphase import act_on_image, nearest_multiple
+from ssl_equi.encoders.symmetric import Symmetric, Symmetries
+from ssl_equi.encoders.timm_interface import (
+    LayeredEncoder,
     as_maps,
     as_tokens,
+    check_at_least,
+    check_heads,
+    initialise_linear,
+    register_encoders,
+    untrained_cfg,
 )
-from ssl_equi.encoders.shifts.polyphase import act_on_image, nearest_multiple
-from ssl_equi.encoders.timm_interface import check_at_least, check_heads, check_output_format, chosen_layers
 
-__all__ = ["Pooling", "ShiftEquivariantEncoder", "Tokens", "initialise_linear"]
+__all__ = ["ShiftEquivariantTwins", "ShiftEquivariantVisionTransformer"]
 
 Pooling = Literal["avg", ""]
 
@@ -55,7 +61,7 @@ class Tokens(NamedTuple):
     """Maps after chosen layers, by number."""
 
 
-class ShiftEquivariantEncoder(nn.Module, ABC):
+class ShiftEquivariantEncoder(LayeredEncoder, Symmetric):
     """What both architectures share; subclasses make the tokens in `_tokens` and set `feature_info`.
 
     Args:
@@ -68,14 +74,14 @@ class ShiftEquivariantEncoder(nn.Module, ABC):
         img_size: side, or (height, width), to be checked; the model takes all legal ones.
 
     Attributes:
-        group: the name of the group.
-        feature_info: what timm is told of the layers that `forward_intermediates` gives: every block of the vision
-            transformer (the first one with its positional convolution), every stage of the Twins.
+        feature_info: of every block of the vision transformer (the first one with its positional convolution), of every
+            stage of the Twins. Circular shifts move their maps by whole places, and leave the means as they are.
         parts: columns of the features by name; all of them are invariant.
     """
 
-    group: ClassVar[str] = "circular_shifts"
-    feature_info: list[dict[str, Any]]
+    poolings = get_args(Pooling)
+    symmetries = Symmetries("circular_shifts", ((1, 0), (0, 1)), act_on_image)
+    initialise = staticmethod(initialise_linear)
 
     def __init__(
         self,
@@ -87,100 +93,56 @@ class ShiftEquivariantEncoder(nn.Module, ABC):
         side_step: int,
         img_size: int | tuple[int, int],
     ) -> None:
-        super().__init__()
-        check_at_least("in_chans", in_chans, 1)
-        self.in_chans = in_chans
-        self.num_features = self.head_hidden_size = num_features
-        self.num_classes, self.global_pool = num_classes, _checked_pooling(global_pool)
+        super().__init__(num_classes)
+        check_at_least(1, in_chans=in_chans)
+        self.in_chans, self.num_features = in_chans, num_features
+        self.global_pool = self.checked_pooling(global_pool)
         self.token_stride, self.side_step = token_stride, side_step
-        self.grad_checkpointing = False
         self.parts = {"all": slice(0, num_features), "inv": slice(0, num_features)}
         self.norm = nn.LayerNorm(num_features, eps=1e-6)
-        self.head = _classifier(num_features, num_classes)
+        self.head = self.new_classifier().apply(initialise_linear)
         self._check_size(*((img_size, img_size) if isinstance(img_size, int) else img_size))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[N, in_chans, H, W] -> [N, num_classes], or [N, D] without a classifier.
-
-        Raises:
-            ValueError: the images have another shape, or sides that the grids don't fill.
-        """
-        return self.forward_head(self.forward_features(images))
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """The map of tokens after the last norm, [N, D, H / token_stride, W / token_stride]."""
-        return self.forward_tokens(images)[0]
+    def run_layers(
+        self, images: Tensor, count: int | None = None, kept: Collection[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        self._check_images(images)
+        tokens = self._tokens(images, count, kept)
+        return tokens.maps, tokens.kept
 
     def forward_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The map of tokens, and the pixel [N, 2] at which the first token's square begins."""
         self._check_images(images)
         tokens = self._tokens(images)
-        return self._normed(tokens.maps), tokens.origins
+        return self.last_norm(tokens.maps), tokens.origins
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """timm's interface to the maps after chosen layers, those in `feature_info`.
+    def last_norm(self, output: Tensor) -> Tensor:
+        if output.shape[1] != self.num_features:  # the layers were left before the last width
+            return output
+        return self.norm(output.movedim(1, -1)).movedim(-1, 1)
 
-        Circular shifts of the images move each map circularly by whole places, and leave its mean as it is.
-
-        Args:
-            x: images [N, in_chans, H, W].
-            indices: numbers of layers; an int for the last so many, None for all.
-            return_prefix_tokens: these encoders have none, so it changes nothing.
-            norm: puts the last norm after each; it fits layers of the last one's width only.
-            stop_early: leaves out the layers after the last chosen one.
-            output_fmt: "NCHW" for maps [N, C, h, w], "NLC" for tokens [N, h w, C].
-            intermediates_only: leaves out the last map.
-
-        Returns:
-            a list with one tensor for each index, or (what `forward_features` gives, list); with `stop_early` the
-            former ends with the last chosen layer, too.
-
-        Raises:
-            ValueError: another output format, no such layer, the norm for another width, or images that don't fit.
-        """
-        check_output_format(output_fmt, ("NCHW", "NLC"))
-        taken = chosen_layers("layers", len(self.feature_info), indices)
+    def check_norm(self, taken: Sequence[int]) -> None:
         widths = [self.feature_info[number]["num_chs"] for number in taken]
-        if norm and set(widths) != {self.num_features}:
+        if set(widths) != {self.num_features}:
             raise ValueError(
-                f"norm=True for layers {taken} of widths {widths}: the last norm fits a width of {self.num_features}, "
-                "choose other layers or norm=False"
+                f"norm=True for layers {list(taken)} of widths {widths}: the last norm fits a width of "
+                f"{self.num_features}, choose other layers or norm=False"
             )
-        self._check_images(x)
-        tokens = self._tokens(x, max(taken) + 1 if stop_early else None, taken)
-        maps = [self._normed(tokens.kept[number]) if norm else tokens.kept[number] for number in sorted(set(taken))]
-        intermediates = [as_tokens(one) for one in maps] if output_fmt == "NLC" else maps
-        return intermediates if intermediates_only else (self._normed(tokens.maps), intermediates)
 
-    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """What `forward_features` gave to the output; with `pre_logits` to what the classifier would see.
 
         Without pooling that is a row for each token, [N, T, D] or [N, T, num_classes].
         """
-        features = tokens.mean(dim=(2, 3)) if self.global_pool == "avg" else as_tokens(tokens)
+        features = maps.mean(dim=(2, 3)) if self.global_pool == "avg" else as_tokens(maps)
         return features if pre_logits else self.head(features)
 
-    def act_on_features(self, shift: tuple[int, int], features: Tensor) -> Tensor:
+    def act_on_features(self, element: tuple[int, int], features: Tensor) -> Tensor:
         """The features of shifted images from those of the images: the same ones, [N, D].
 
-        Args:
-            shift: rows down and columns to the right, in pixels.
-            features: pooled ones, without a classifier.
-
-        Raises:
-            ValueError: the shift is not of whole pixels; the features have another shape, or are those of tokens
-                (`act_on_tokens` moves these).
+        They are pooled ones, without a classifier; `act_on_tokens` moves those of tokens.
         """
-        _check_shift(shift)
+        _check_shift(element)
         if features.ndim != 2 or features.shape[1] != self.num_features:
             raise ValueError(
                 f"features have shape {tuple(features.shape)}: pooled ones of this encoder are [N, "
@@ -198,9 +160,6 @@ class ShiftEquivariantEncoder(nn.Module, ABC):
             shift: rows down and columns to the right, in pixels.
             tokens: [N, D, h, w].
             origins: [N, 2].
-
-        Raises:
-            ValueError: the shift is not of whole pixels, or there is not one origin for each map.
         """
         _check_shift(shift)
         if tokens.ndim != 4 or origins.shape != (tokens.shape[0], 2):
@@ -213,21 +172,6 @@ class ShiftEquivariantEncoder(nn.Module, ABC):
         moved = [act_on_image((rows, columns), own) for own, (rows, columns) in zip(tokens, moves)]
         return torch.stack(moved), begins % self.token_stride
 
-    def reset_classifier(self, num_classes: int, global_pool: Pooling | None = None) -> None:
-        """A new classifier of so many outputs (0: none), and another pooling if one is named."""
-        if global_pool is not None:
-            self.global_pool = _checked_pooling(global_pool)
-        self.num_classes = num_classes
-        self.head = _classifier(self.num_features, num_classes).to(self.norm.weight.device, self.norm.weight.dtype)
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer, or nn.Identity."""
-        return self.head
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Computes each block's activations again in the backward pass rather than keep them."""
-        self.grad_checkpointing = enable
-
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay should spare, beside all vectors: those that tell positions."""
         return {
@@ -237,14 +181,6 @@ class ShiftEquivariantEncoder(nn.Module, ABC):
     @abstractmethod
     def _tokens(self, images: Tensor, layers: int | None = None, kept: Collection[int] = ()) -> Tokens:
         """The maps after the first so many of the layers in `feature_info`, all of them by default."""
-
-    def _run(self, block: nn.Module, state: Tensor) -> Tensor:
-        if self.grad_checkpointing:
-            return recomputed(block, state)
-        return block(state)
-
-    def _normed(self, maps: Tensor) -> Tensor:
-        return self.norm(maps.movedim(1, -1)).movedim(-1, 1)
 
     def _check_images(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != self.in_chans:
@@ -258,34 +194,6 @@ class ShiftEquivariantEncoder(nn.Module, ABC):
                 f"images of {height} x {width} pixels don't fill the grids of this encoder, whose sides are multiples "
                 f"of {step}: use {nearest_multiple(height, step)} x {nearest_multiple(width, step)}"
             )
-
-
-def _check_shift(shift: tuple[int, int]) -> None:
-    given = shift if isinstance(shift, (tuple, list)) else (shift,)
-    if len(given) != 2 or not all(isinstance(pixels, int) for pixels in given):
-        nearest = tuple(round(pixels) for pixels in (*given, 0, 0)[:2])
-        raise ValueError(f"shift is {shift}: pass two whole numbers of pixels, such as {nearest}")
-
-
-def _classifier(num_features: int, num_classes: int) -> nn.Module:
-    classifier: nn.Module = nn.Linear(num_features, num_classes) if num_classes > 0 else nn.Identity()
-    return classifier.apply(initialise_linear)
-
-
-def initialise_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def _checked_pooling(global_pool: Pooling) -> Pooling:
-    if global_pool not in get_args(Pooling):
-        raise ValueError(f"global_pool is {global_pool!r}: choose 'avg' or '' (none)")
-    return global_pool
-
-
-__all__ = ["ShiftEquivariantTwins", "ShiftEquivariantVisionTransformer"]
 
 
 class ShiftEquivariantVisionTransformer(ShiftEquivariantEncoder):
@@ -307,9 +215,6 @@ class ShiftEquivariantVisionTransformer(ShiftEquivariantEncoder):
         qkv_bias: queries, keys and values have a bias.
         init_values: factors of layer scale at first; None leaves it out.
         drop_path_rate: of the last block; it rises from 0.
-
-    Raises:
-        ValueError: an argument is out of range; the message gives the nearest legal one.
     """
 
     def __init__(
@@ -327,12 +232,10 @@ class ShiftEquivariantVisionTransformer(ShiftEquivariantEncoder):
         init_values: float | None = None,
         drop_path_rate: float = 0.0,
     ) -> None:
-        check_at_least("patch_size", patch_size, 1)
-        check_at_least("embed_dim", embed_dim, 1)
-        check_at_least("depth", depth, 1)
+        check_at_least(1, patch_size=patch_size, embed_dim=embed_dim, depth=depth)
         check_heads(embed_dim, num_heads)
         super().__init__(in_chans, embed_dim, num_classes, global_pool, patch_size, patch_size, img_size)
-        self.embed_dim, self.num_prefix_tokens = embed_dim, 0
+        self.embed_dim = embed_dim
         self.patch_embed = AnchoredPatches(in_chans, embed_dim, patch_size)
         self.pos_block = PositionalConvolution(embed_dim)
         self.blocks = nn.ModuleList(
@@ -348,7 +251,7 @@ class ShiftEquivariantVisionTransformer(ShiftEquivariantEncoder):
         maps, origins = self.patch_embed(images)
         size, tokens, kept_maps = tuple(maps.shape[2:]), as_tokens(maps), {}
         for number, block in enumerate(self.blocks[:layers]):
-            tokens = self._run(block, tokens)
+            tokens = self.run_block(block, tokens)
             if number == 0:
                 tokens = as_tokens(self.pos_block(as_maps(tokens, size)))
             if number in kept:
@@ -380,9 +283,6 @@ class ShiftEquivariantTwins(ShiftEquivariantEncoder):
         side_step: windows and sub-sampling fill the maps of images whose sides are multiples of this: 224 with the
             defaults, 64 with windows (4, 4, 4, 2).
         blocks: of all stages, in order.
-
-    Raises:
-        ValueError: an argument is out of range; the message gives the nearest legal one.
     """
 
     def __init__(
@@ -400,12 +300,11 @@ class ShiftEquivariantTwins(ShiftEquivariantEncoder):
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        check_at_least("patch_size", patch_size, 1)
+        check_at_least(1, patch_size=patch_size)
         _check_stages(embed_dims, depths, num_heads, window_sizes, kv_strides)
         strides = [patch_size * 2**stage for stage in range(len(depths))]
         side_step = math.lcm(*(s * math.lcm(w, k) for s, w, k in zip(strides, window_sizes, kv_strides)))
         super().__init__(in_chans, embed_dims[-1], num_classes, global_pool, strides[-1], side_step, img_size)
-        self.num_prefix_tokens = 0
         self.depths, self.pixels_a_place = tuple(depths), (1, *strides[:-1])
         self.patch_embeds, self.pos_block, self.blocks = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
@@ -429,9 +328,9 @@ class ShiftEquivariantTwins(ShiftEquivariantEncoder):
         for stage, depth in enumerate(self.depths[:layers]):
             maps, offsets = self.patch_embeds[stage](maps)
             origins = origins + self.pixels_a_place[stage] * offsets
-            maps = self.pos_block[stage](self._run(next(blocks), maps))
+            maps = self.pos_block[stage](self.run_block(next(blocks), maps))
             for block in itertools.islice(blocks, depth - 1):
-                maps = self._run(block, maps)
+                maps = self.run_block(block, maps)
             if stage in kept:
                 kept_maps[stage] = maps
         return Tokens(maps, origins, kept_maps)
@@ -444,7 +343,7 @@ def _check_stages(
     window_sizes: Sequence[int],
     kv_strides: Sequence[int],
 ) -> None:
-    check_at_least("the number of stages (embed_dims)", len(embed_dims), 1)
+    check_at_least(1, **{"the number of stages (embed_dims)": len(embed_dims)})
     for name, values, least in (
         ("embed_dims", embed_dims, 1),
         ("depths", depths, 1),
@@ -454,76 +353,36 @@ def _check_stages(
     ):
         if len(values) != len(embed_dims):
             raise ValueError(f"{name} are {values}: give one for each of the {len(embed_dims)} stages")
-        check_at_least(f"the smallest of {name}", min(values), least)
+        check_at_least(least, **{f"the smallest of {name}": min(values)})
     for width, heads in zip(embed_dims, num_heads):
         check_heads(width, heads)
 
 
-def _cfg(first_conv: str) -> dict[str, Any]:
-    return {
-        "input_size": (3, 224, 224),
-        "fixed_input_size": True,
-        "num_classes": 0,
-        "first_conv": first_conv,
-        "classifier": "head",
-        "license": "apache-2.0",
-    }
+def _check_shift(shift: tuple[int, int]) -> None:
+    given = shift if isinstance(shift, (tuple, list)) else (shift,)
+    if len(given) != 2 or not all(isinstance(pixels, int) for pixels in given):
+        nearest = tuple(round(pixels) for pixels in (*given, 0, 0)[:2])
+        raise ValueError(f"shift is {shift}: pass two whole numbers of pixels, such as {nearest}")
 
 
-default_cfgs = generate_default_cfgs(
+_VIT_SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
+"""Width and number of heads."""
+register_encoders(
+    __name__,
+    ShiftEquivariantVisionTransformer,
     {
-        "shift_equivariant_vit_tiny_patch16_224.untrained": _cfg("patch_embed.proj"),
-        "shift_equivariant_vit_small_patch16_224.untrained": _cfg("patch_embed.proj"),
-        "shift_equivariant_vit_base_patch16_224.untrained": _cfg("patch_embed.proj"),
-        "shift_equivariant_twins_small.untrained": _cfg("patch_embeds.0.proj"),
-    }
+        f"shift_equivariant_vit_{size}_patch16_224": {
+            "patch_size": 16, "embed_dim": width, "depth": 12, "num_heads": num_heads,
+        }
+        for size, (width, num_heads) in _VIT_SIZES.items()
+    },
+    untrained_cfg(224, first_conv="patch_embed.proj", classifier="head", fixed_input_size=True),
+    feature_cfg={"feature_cls": "getter", "out_indices": 3},
+)  # fmt: skip
+register_encoders(
+    __name__,
+    ShiftEquivariantTwins,
+    {"shift_equivariant_twins_small": {}},
+    untrained_cfg(224, first_conv="patch_embeds.0.proj", classifier="head", fixed_input_size=True),
+    feature_cfg={"feature_cls": "getter", "out_indices": (0, 1, 2, 3)},
 )
-
-
-def _vit(
-    name: str, pretrained: bool, width: int, num_heads: int, arguments: dict[str, Any]
-) -> ShiftEquivariantVisionTransformer:
-    sizes = {"patch_size": 16, "embed_dim": width, "depth": 12, "num_heads": num_heads}
-    return build_model_with_cfg(
-        ShiftEquivariantVisionTransformer,
-        name,
-        pretrained,
-        feature_cfg={"feature_cls": "getter", "out_indices": 3},
-        **(sizes | arguments),
-    )
-
-
-@register_model
-def shift_equivariant_vit_tiny_patch16_224(
-    pretrained: bool = False, **kwargs: Any
-) -> ShiftEquivariantVisionTransformer:
-    """192 features: 5.5 M parameters, 1.2 G multiplications."""
-    return _vit("shift_equivariant_vit_tiny_patch16_224", pretrained, 192, 3, kwargs)
-
-
-@register_model
-def shift_equivariant_vit_small_patch16_224(
-    pretrained: bool = False, **kwargs: Any
-) -> ShiftEquivariantVisionTransformer:
-    """384 features: 21.6 M parameters, 4.6 G multiplications."""
-    return _vit("shift_equivariant_vit_small_patch16_224", pretrained, 384, 6, kwargs)
-
-
-@register_model
-def shift_equivariant_vit_base_patch16_224(
-    pretrained: bool = False, **kwargs: Any
-) -> ShiftEquivariantVisionTransformer:
-    """768 features: 85.7 M parameters, 17.5 G multiplications."""
-    return _vit("shift_equivariant_vit_base_patch16_224", pretrained, 768, 12, kwargs)
-
-
-@register_model
-def shift_equivariant_twins_small(pretrained: bool = False, **kwargs: Any) -> ShiftEquivariantTwins:
-    """512 features: 23.5 M parameters, 2.9 G multiplications; images of 64 pixels need other window_sizes."""
-    return build_model_with_cfg(
-        ShiftEquivariantTwins,
-        "shift_equivariant_twins_small",
-        pretrained,
-        feature_cfg={"feature_cls": "getter", "out_indices": (0, 1, 2, 3)},
-        **kwargs,
-    )

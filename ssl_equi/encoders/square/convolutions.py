@@ -17,43 +17,41 @@ Expanding kernels is what training pays for it; `bake` expands them once.
 """
 
 import copy
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_equi.encoders.square.sampling import Window, check_map
-from ssl_equi.encoders.square.symmetries import ELEMENTS, act_on_image, compose, inverse
+from ssl_equi.encoders.square.symmetries import ELEMENTS, TURNS, act_on_image, compose, inverse
+from ssl_equi.encoders.symmetric import Symmetries
 
 GroupName = Literal["c4", "d4"]
 """C4: quarter turns. D4: quarter turns and mirrorings, the symmetries of the square."""
-_SIZES: dict[str, int] = {"c4": 4, "d4": ELEMENTS}
+_SIZES: dict[str, int] = {"c4": TURNS, "d4": ELEMENTS}
 
 
 def group_size(group: GroupName) -> int:
-    """|G|: 4 or 8.
-
-    Raises:
-        ValueError: there is no such group here.
-    """
+    """|G|: 4 or 8."""
     if group not in _SIZES:
         raise ValueError(f"group is {group!r}: choose {' or '.join(repr(name) for name in get_args(GroupName))}")
     return _SIZES[group]
 
 
-def check_element(group: GroupName, g: int) -> None:
-    """Raises ValueError unless the group has an element of this number."""
-    if not 0 <= g < group_size(group):
-        raise ValueError(f"element is {g}: {group} has the elements 0..{group_size(group) - 1}")
+def square_group(group: GroupName) -> Symmetries:
+    """What an encoder of this group says of its symmetries."""
+    return Symmetries(group, range(group_size(group)), act_on_image)
+
+
+def check_element(group: GroupName, element: Any) -> None:
+    """Raises ValueError unless the group has an element of this number; a float would be a turn by degrees."""
+    if not isinstance(element, int) or not 0 <= element < group_size(group):
+        raise ValueError(f"element is {element}: {group} has the elements 0..{group_size(group) - 1}")
 
 
 def act_on_regular_stack(group: GroupName, g: int, stack: Tensor) -> Tensor:
-    """(g F)[h] = F[g^-1 h] for what has no places: F of shape [N, |G| * C, ...], blocks of C for each element.
-
-    Raises:
-        ValueError: the group has no such element, or the channels don't divide into |G| blocks.
-    """
+    """(g F)[h] = F[g^-1 h] for what has no places: F of shape [N, |G| * C, ...], blocks of C for each element."""
     check_element(group, g)
     size = group_size(group)
     if stack.ndim < 2 or stack.shape[1] % size:
@@ -63,11 +61,7 @@ def act_on_regular_stack(group: GroupName, g: int, stack: Tensor) -> Tensor:
 
 
 def act_on_regular_maps(group: GroupName, g: int, maps: Tensor) -> Tensor:
-    """(g F)[h] = g (F[g^-1 h]) for square maps F of shape [N, |G| * C, S, S].
-
-    Raises:
-        ValueError: as `act_on_regular_stack`.
-    """
+    """(g F)[h] = g (F[g^-1 h]) for square maps F of shape [N, |G| * C, S, S]."""
     return act_on_image(g, act_on_regular_stack(group, g, maps))
 
 
@@ -116,11 +110,7 @@ class _SymmetricConvolution(nn.Module):
         return None if self.bias is None else self.bias.repeat(group_size(self.group))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """[N, in_channels, H, W] to [N, out_channels, h, w].
-
-        Raises:
-            ValueError: there are other channels, or the sides break the symmetry.
-        """
+        """[N, in_channels, H, W] to [N, out_channels, h, w]; sides that break the symmetry are refused."""
         if maps.ndim != 4 or maps.shape[1] != self.in_channels:
             raise ValueError(f"maps have shape {tuple(maps.shape)}: this layer takes [N, {self.in_channels}, H, W]")
         check_map(self.window, maps.shape[2], maps.shape[3])
@@ -162,9 +152,6 @@ class LiftingConvolution(_SymmetricConvolution):
 
     Attributes:
         weight: [fields, in_channels, 1, k, k], with the variance 2 / fan-out of the expanded kernel (He et al. 2015).
-
-    Raises:
-        ValueError: there is no such group, or a size is not positive.
     """
 
     def __init__(
@@ -187,17 +174,10 @@ class GroupConvolution(_SymmetricConvolution):
     """Regular maps [N, |G| * in_fields, H, W] to regular maps [N, |G| * out_fields, h, w].
 
     Args:
-        group: "c4" or "d4".
-        in_fields, out_fields: C of the input and of the output.
-        kernel_size, stride, padding: of the square window; they must suit the size of the maps, see
-            `ssl_equi.encoders.square.sampling`.
-        bias: one number a field.
+        in_fields, out_fields: C of the input and of the output; others as of `LiftingConvolution`.
 
     Attributes:
         weight: [out_fields, in_fields, |G|, k, k], with the variance 2 / fan-out of the expanded kernel.
-
-    Raises:
-        ValueError: there is no such group, or a size is not positive.
     """
 
     def __init__(
@@ -220,17 +200,12 @@ class GroupConvolution(_SymmetricConvolution):
 
 
 class OrientationBatchNorm(nn.Module):
-    """Batch norm of maps [N, size * fields, h, w] whose statistics and weights all `size` blocks share.
-
-    The ordinary `nn.BatchNorm2d` inside is what becomes synchronised over processes.
-
-    Raises:
-        ValueError: in `forward`, the channels are others.
-    """
+    """Batch norm of maps [N, size * fields, h, w] whose statistics and weights all `size` blocks share."""
 
     def __init__(self, size: int, fields: int) -> None:
         super().__init__()
         self.size, self.fields = size, fields
+        # An ordinary one, which becomes synchronised over processes as any other.
         self.norm = nn.BatchNorm2d(fields)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -259,34 +234,10 @@ class OrientationBatchNorm(nn.Module):
 
 
 class GroupBatchNorm(OrientationBatchNorm):
-    """`OrientationBatchNorm` of regular maps [N, |G| * fields, h, w].
-
-    Raises:
-        ValueError: there is no such group; in `forward`, the channels are others.
-    """
+    """`OrientationBatchNorm` of regular maps [N, |G| * fields, h, w]."""
 
     def __init__(self, group: GroupName, fields: int) -> None:
         super().__init__(group_size(group), fields)
-
-
-class GroupPooling(nn.Module):
-    """Regular maps or features [N, |G| * C, ...] to invariant ones [N, C, ...], by mean or maximum over the elements.
-
-    Maps become ordinary maps, which turn with the image; features without places become invariant.
-
-    Raises:
-        ValueError: there is no such group or pooling.
-    """
-
-    def __init__(self, group: GroupName, pooling: Literal["mean", "max"] = "mean") -> None:
-        super().__init__()
-        if pooling not in ("mean", "max"):
-            raise ValueError(f"pooling is {pooling!r}: choose 'mean' or 'max'")
-        self.size, self.pooling = group_size(group), pooling
-
-    def forward(self, stack: Tensor) -> Tensor:
-        blocks = stack.unflatten(1, (self.size, -1))
-        return blocks.mean(1) if self.pooling == "mean" else blocks.amax(1)
 
 
 def bake(module: nn.Module) -> nn.Module:

@@ -34,9 +34,6 @@ class OrientationFeatures(nn.Module):
         num_features: size * D, D, or (1 + size) * D.
         parts: columns of the features by name: all; inv (do not change with the group) and equi (change places), where
             there are such.
-
-    Raises:
-        ValueError: there are no such features.
     """
 
     def __init__(self, size: int, width: int, features: Features = "regular") -> None:
@@ -61,11 +58,7 @@ class OrientationFeatures(nn.Module):
         return invariant if self.features == "invariant" else torch.cat([invariant, stack], dim=1)
 
     def move(self, act_on_stack: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-        """The features of g x from those of x, given how g acts on the stack.
-
-        Raises:
-            ValueError: the features have another width.
-        """
+        """The features of g x from those of x, given how g acts on the stack."""
         if features.ndim != 2 or features.shape[1] != self.num_features:
             raise ValueError(f"features have shape {tuple(features.shape)}: these are [N, {self.num_features}]")
         if self.features == "invariant":
@@ -75,25 +68,13 @@ class OrientationFeatures(nn.Module):
 
 
 class RegularFeatures(OrientationFeatures):
-    """`OrientationFeatures` of the |G| blocks of a regular stack.
-
-    Args:
-        group: "c4" or "d4".
-        width, features: as there.
-
-    Raises:
-        ValueError: there is no such group, or there are no such features.
-    """
+    """`OrientationFeatures` of the |G| blocks of a regular stack, of the group "c4" or "d4"."""
 
     def __init__(self, group: GroupName, width: int, features: Features = "regular") -> None:
         super().__init__(group_size(group), width, features)
         self.group = group
 
     def act(self, g: int, features: Tensor) -> Tensor:
-        """The features of g x, from those of x: [N, num_features] to the same shape.
-
-        Raises:
-            ValueError: the group has no such element, or the features have another width.
-        """
+        """The features of g x, from those of x: [N, num_features] to the same shape."""
         check_element(self.group, g)
         return self.move(partial(act_on_regular_stack, self.group, g), features)

@@ -17,9 +17,6 @@ sqrt(|G|) times: 2 times for C4, about 2.8 times for D4, at |G| times the multip
     d4_resnet10_small_images    64      32, 64, 128, 256    256       0.19 M      0.075 G
 """
 
-from typing import Any, Literal
-
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ssl_equi.encoders.square.convolutions import (
@@ -29,23 +26,21 @@ from ssl_equi.encoders.square.convolutions import (
     LiftingConvolution,
     act_on_regular_maps,
     group_size,
+    square_group,
 )
 from ssl_equi.encoders.square.features import Features, RegularFeatures
 from ssl_equi.encoders.square.sampling import Window
 from ssl_equi.encoders.symmetric_resnet import (
-    ResNetLayers,
+    REGISTRATION,
+    Stem,
     SymmetricResNet,
-    check_blocks,
-    check_image_size,
+    check_sizes,
     fields_of_channels,
-    fit_colours,
-    resnet_feature_info,
-    timm_cfg,
+    resnet_cfg,
 )
+from ssl_equi.encoders.timm_interface import register_encoders
 
 __all__ = ["GroupResNet"]
-
-Stem = Literal["large_images", "small_images"]
 
 
 class GroupBasicBlock(nn.Module):
@@ -99,14 +94,6 @@ class GroupResNet(SymmetricResNet):
 
     Attributes:
         num_features: |G| * C, C, or (1 + |G|) * C.
-        feature_info: what timm is told of the maps that `forward_intermediates` gives: after the first activation, and
-            after every stage.
-        parts: columns of the features by name: all; inv (do not change with the group) and equi (change places), where
-            there are such.
-
-    Raises:
-        ValueError: an argument is out of range, or images of this size break the symmetry; the message names the layer
-            and the nearest legal size.
     """
 
     head: RegularFeatures
@@ -123,41 +110,24 @@ class GroupResNet(SymmetricResNet):
         in_chans: int = 3,
     ) -> None:
         fields = fields_of_channels(group, group_size(group), channels)
-        check_blocks(blocks, channels)
         windows = _windows(stem, len(blocks))
-        check_image_size(windows, img_size)
-        first = windows[0]
-        layers = ResNetLayers(
-            conv1=LiftingConvolution(group, in_chans, fields[0], first.kernel_size, first.stride, first.padding),
-            norm1=GroupBatchNorm(group, fields[0]),
-            activation=nn.ReLU(inplace=True),
-            pool=nn.MaxPool2d(2) if stem == "large_images" else nn.Identity(),
-            stages=_stages(group, fields, blocks),
-        )
-        head = RegularFeatures(group, fields[-1], features)
-        feature_info = resnet_feature_info(channels, first_map=2, first_stage=4 if stem == "large_images" else 2)
-        super().__init__(layers, head, windows, feature_info, num_classes, in_chans)
-        self.group = group
+        check_sizes(windows, img_size, blocks, channels)
+        large, first = stem == "large_images", windows[0]
+        super().__init__(windows, channels, (2, 4 if large else 2), num_classes, in_chans)
+        self.group, self.symmetries = group, square_group(group)
+        self.conv1 = LiftingConvolution(group, in_chans, fields[0], first.kernel_size, first.stride, first.padding)
+        self.norm1 = GroupBatchNorm(group, fields[0])
+        self.activation = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool2d(2) if large else nn.Identity()
+        self.stages = _stages(group, fields, blocks)
+        self.head = RegularFeatures(group, fields[-1], features)
+        self.add_classifier()
 
-    def act_on_maps(self, g: int, maps: Tensor) -> Tensor:
-        """The regular maps of g x, from those of x.
+    def act_on_features(self, element: int, features: Tensor) -> Tensor:
+        return self.head.act(element, features)
 
-        Raises:
-            ValueError: the group has no such element.
-        """
-        return act_on_regular_maps(self.group, g, maps)
-
-    def act_on_features(self, g: int, features: Tensor) -> Tensor:
-        """The features of g x, from those of x: [N, num_features] to the same shape.
-
-        Args:
-            g: element of the group, numbered as in `ssl_equi.encoders.square.symmetries`.
-            features: of this encoder.
-
-        Raises:
-            ValueError: the group has no such element, or the features have another width.
-        """
-        return self.head.act(g, features)
+    def act_on_layer(self, layer: str, element: int, maps: Tensor) -> Tensor:
+        return act_on_regular_maps(self.group, element, maps)
 
 
 def _windows(stem: Stem, stages: int) -> list[Window]:
@@ -183,51 +153,18 @@ def _stages(group: GroupName, fields: list[int], blocks: tuple[int, ...]) -> nn.
     return nn.Sequential(*stages)
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "c4_resnet18.untrained": timm_cfg(224),
-        "d4_resnet18.untrained": timm_cfg(224),
-        "c4_resnet10_small_images.untrained": timm_cfg(64),
-        "d4_resnet10_small_images.untrained": timm_cfg(64),
-    }
+register_encoders(
+    __name__,
+    GroupResNet,
+    {"c4_resnet18": {"group": "c4"}, "d4_resnet18": {"group": "d4"}},
+    resnet_cfg(224),
+    **REGISTRATION,
 )
-
-
-_SMALL: dict[str, Any] = {"blocks": (1, 1, 1, 1), "channels": (32, 64, 128, 256), "stem": "small_images"}
-
-
-def _build(name: str, group: GroupName, pretrained: bool, arguments: dict[str, Any]) -> GroupResNet:
-    feature_cfg = {"feature_cls": "getter", "out_indices": (0, 1, 2, 3, 4)}
-    return build_model_with_cfg(
-        GroupResNet,
-        name,
-        pretrained,
-        pretrained_filter_fn=fit_colours,
-        feature_cfg=feature_cfg,
-        group=group,
-        **arguments,
-    )
-
-
-@register_model
-def c4_resnet18(pretrained: bool = False, **kwargs: Any) -> GroupResNet:
-    """For images of 224 pixels: 3.1 M parameters, 512 features."""
-    return _build("c4_resnet18", "c4", pretrained, kwargs)
-
-
-@register_model
-def d4_resnet18(pretrained: bool = False, **kwargs: Any) -> GroupResNet:
-    """For images of 224 pixels: 1.5 M parameters, 512 features."""
-    return _build("d4_resnet18", "d4", pretrained, kwargs)
-
-
-@register_model
-def c4_resnet10_small_images(pretrained: bool = False, **kwargs: Any) -> GroupResNet:
-    """For images of 64 pixels: 0.38 M parameters, 256 features."""
-    return _build("c4_resnet10_small_images", "c4", pretrained, _SMALL | kwargs)
-
-
-@register_model
-def d4_resnet10_small_images(pretrained: bool = False, **kwargs: Any) -> GroupResNet:
-    """For images of 64 pixels: 0.19 M parameters, 256 features."""
-    return _build("d4_resnet10_small_images", "d4", pretrained, _SMALL | kwargs)
+_SMALL = {"blocks": (1, 1, 1, 1), "channels": (32, 64, 128, 256), "stem": "small_images"}
+register_encoders(
+    __name__,
+    GroupResNet,
+    {f"{group}_resnet10_small_images": {"group": group, **_SMALL} for group in ("c4", "d4")},
+    resnet_cfg(64),
+    **REGISTRATION,
+)

@@ -45,14 +45,11 @@ class Window:
 
 
 def check_image_side(windows: Sequence[Window], side: int) -> None:
-    """Accepts square images whose side suits every window of a network.
+    """Raises ValueError unless the side of square images suits every window of a network.
 
     Args:
         windows: in the order in which the network applies them.
         side: of the images in pixels.
-
-    Raises:
-        ValueError: a window breaks the symmetry; the message names it and the nearest side that suits all.
     """
     broken = _first_broken(windows, side)
     if broken is None:
@@ -66,11 +63,7 @@ def check_image_side(windows: Sequence[Window], side: int) -> None:
 
 
 def check_map(window: Window, height: int, width: int) -> None:
-    """Accepts a map whose two sides suit one window.
-
-    Raises:
-        ValueError: a side doesn't; the message gives the nearest side that does.
-    """
+    """Raises ValueError, with the nearest legal side, unless both sides of a map suit one window."""
     for side in (height, width):
         if not window.keeps_symmetry(side):
             raise ValueError(

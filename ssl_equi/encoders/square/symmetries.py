@@ -2,7 +2,7 @@
 
 Elements are numbered g = r + 4 m: first mirror left-right m times, then turn counter-clockwise by 90 r degrees. So
 element 0 is the identity, 0..3 are the turns (the cyclic subgroup C4), and 4..7 the mirrorings. On pixels every element
-is a permutation: nothing is interpolated.
+is a permutation: nothing is interpolated. Functions raise ValueError for what is no element.
 
 The group has five irreducible representations: A1 (trivial), A2, B1 and B2 of dimension 1, and E of dimension 2, the
 symmetries as matrices that act on (right, up). Serre 1977, "Linear Representations of Finite Groups", sections 2.4 and
@@ -27,11 +27,7 @@ IRREPS = {"A1": 1, "A2": 1, "B1": 1, "B2": 1, "E": 2}
 
 
 def compose(g: int, h: int) -> int:
-    """The element that does first h, then g.
-
-    Raises:
-        ValueError: g or h is not an element.
-    """
+    """The element that does first h, then g."""
     (turns_g, mirrored_g), (turns_h, mirrored_h) = _turns_and_mirrorings(g), _turns_and_mirrorings(h)
     # A turn after mirroring is mirroring after the opposite turn.
     turns = turns_g - turns_h if mirrored_g else turns_g + turns_h
@@ -39,28 +35,13 @@ def compose(g: int, h: int) -> int:
 
 
 def inverse(g: int) -> int:
-    """The element that undoes g; mirrorings undo themselves.
-
-    Raises:
-        ValueError: g is not an element.
-    """
+    """The element that undoes g; mirrorings undo themselves."""
     turns, mirrored = _turns_and_mirrorings(g)
     return g if mirrored else -turns % TURNS
 
 
 def act_on_image(g: int, images: Tensor) -> Tensor:
-    """Mirrors and turns square images, or any square maps.
-
-    Args:
-        g: the element.
-        images: [..., S, S]: rows from the top, columns from the left.
-
-    Returns:
-        a new tensor of the same shape.
-
-    Raises:
-        ValueError: g is not an element, or the images are not square.
-    """
+    """Mirrors and turns square images, or any square maps, [..., S, S]: rows from the top, columns from the left."""
     turns, mirrored = _turns_and_mirrorings(g)
     if images.ndim < 2 or images.shape[-2] != images.shape[-1]:
         raise ValueError(
@@ -73,11 +54,7 @@ def act_on_image(g: int, images: Tensor) -> Tensor:
 
 
 def irrep_matrix(name: str, g: int) -> Tensor:
-    """The element g in an irreducible representation, an orthogonal matrix float64 [d, d].
-
-    Raises:
-        ValueError: no such representation, or g is not an element.
-    """
+    """The element g in an irreducible representation, an orthogonal matrix float64 [d, d]."""
     if name not in IRREPS:
         raise ValueError(f"the square has no irreducible representation {name!r}: choose one of {', '.join(IRREPS)}")
     turns, mirrored = _turns_and_mirrorings(g)

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from ssl_equi.encoders.square.features import Features, OrientationFeatures
+from ssl_equi.encoders.square.symmetries import TURNS
+from ssl_equi.encoders.symmetric import Element
 
 MAX_FREQUENCY = 3
 """Of so2's fields."""
@@ -51,15 +53,7 @@ class SteerableGroup:
         return FOURIER_SAMPLES if self.order is None else self.order
 
     def act_on_stack(self, angle_deg: float, stack: Tensor) -> Tensor:
-        """The fields after a turn, without turning the map that they lie on.
-
-        Args:
-            angle_deg: counter-clockwise; a multiple of 360/N for C_N.
-            stack: [N, channels_per_field * C, ...].
-
-        Raises:
-            ValueError: the group has no such turn, or the channels don't divide into blocks.
-        """
+        """Fields [N, channels_per_field * C, ...] after a turn, without turning the map that they lie on."""
         self.check_turn(angle_deg)
         size = self.channels_per_field
         if stack.ndim < 2 or stack.shape[1] % size:
@@ -69,6 +63,24 @@ class SteerableGroup:
             return blocks.roll(round(angle_deg * self.order / 360), dims=1).flatten(1, 2)
         matrix = fourier_turn(math.radians(angle_deg)).to(stack)
         return torch.einsum("jk,nk...->nj...", matrix, blocks).flatten(1, 2)
+
+    @property
+    def quarter_turns(self) -> tuple[int, ...]:
+        """Those that the group has, numbered as the symmetries of the square."""
+        return tuple(turn for turn in range(TURNS) if self.order is None or turn * self.order % TURNS == 0)
+
+    def angle_deg(self, element: Element) -> float:
+        """Of a turn by degrees, or of a quarter turn by its number; raises ValueError if the group has it not."""
+        if isinstance(element, float):
+            self.check_turn(element)
+            return element
+        if element not in self.quarter_turns:
+            known = ", ".join(map(str, self.quarter_turns))
+            raise ValueError(
+                f"element is {element}: of the symmetries of the square, {self.name} has {known} (turns by 90 degrees "
+                "times these)"
+            )
+        return 90.0 * element
 
     def check_turn(self, angle_deg: float) -> None:
         """Raises ValueError unless the group has this turn."""
@@ -92,9 +104,6 @@ class SteerableFeatures(OrientationFeatures):
         group: of which the fields are.
         width: C.
         features: "regular", "invariant" or, for C_N, "both".
-
-    Raises:
-        ValueError: there are no such features.
     """
 
     def __init__(self, group: SteerableGroup, width: int, features: Features) -> None:
@@ -112,21 +121,12 @@ class SteerableFeatures(OrientationFeatures):
         return stack[:, self.parts["all"]] if self.group.order is None else super().forward(stack)
 
     def turn(self, angle_deg: float, features: Tensor) -> Tensor:
-        """The features of an image turned counter-clockwise, from those of the image.
-
-        Raises:
-            ValueError: the group has no such turn, or the features have another width.
-        """
-        self.group.check_turn(angle_deg)
+        """The features of an image turned counter-clockwise, from those of the image."""
         return self.move(partial(self.group.act_on_stack, angle_deg), features)
 
 
 def steerable_group(name: str) -> SteerableGroup:
-    """The group of this name.
-
-    Raises:
-        ValueError: there is no such group.
-    """
+    """The group of this name."""
     if name == "so2":
         return SteerableGroup(name, None)
     found = re.fullmatch(r"c([1-9]\d*)", name)

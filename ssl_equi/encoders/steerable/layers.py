@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ssl_equi.encoders.square.sampling import Window, check_map
 from ssl_equi.encoders.steerable.escnn_import import import_escnn
-from ssl_equi.encoders.steerable.groups import SteerableGroup, fourier_values, steerable_group
+from ssl_equi.encoders.steerable.groups import FOURIER_SAMPLES, SteerableGroup, fourier_values, steerable_group
 
 Input = Literal["image", "fields"]
 """Of a convolution: colour channels, which do not mix when the image turns, or fields."""
@@ -45,10 +45,6 @@ class SteerableConvolution(nn.Module):
     Attributes:
         weight: [out_fields, in_fields, B], coefficients of the B kernels of the basis, with variance such that the
             expected squared length of the kernel of an output channel is 2 (He et al. 2015).
-
-    Raises:
-        ValueError: there is no such group, or a size is out of range.
-        EncoderError: escnn is missing.
     """
 
     basis: Tensor
@@ -84,7 +80,6 @@ class SteerableConvolution(nn.Module):
         return kernel.permute(2, 0, 3, 1, 4).reshape(self.out_channels, self.in_channels, side, side)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Raises ValueError if there are other channels."""
         if maps.ndim != 4 or maps.shape[1] != self.in_channels:
             raise ValueError(f"maps have shape {tuple(maps.shape)}: this layer takes [N, {self.in_channels}, h, w]")
         return F.conv2d(maps, self.expanded_weight(), padding=self.kernel_size // 2)
@@ -107,14 +102,9 @@ def kernel_basis(group: str, takes: Input, kernel_size: int, max_frequency: int)
     """Kernels from one field (or colour channel) to one field that commute with the group, each of squared length 1.
 
     They are escnn's with its own choice of radii; those at radius r have frequencies up to 2 r and max_frequency.
-    Whoever changes the tensor changes it for all.
 
     Returns:
-        float32 [B, channels_per_field, channels_in, k * k] on the CPU.
-
-    Raises:
-        ValueError: there is no such group.
-        EncoderError: escnn is missing.
+        float32 [B, channels_per_field, channels_in, k * k] on the CPU; whoever changes the tensor changes it for all.
     """
     known = steerable_group(group)
     escnn = import_escnn()
@@ -164,37 +154,32 @@ def _act_exactly(group: SteerableGroup, angle_deg: int, stack: Tensor) -> Tensor
     return torch.einsum("jk,bk...->bj...", matrix, stack)
 
 
-class FourierValues(nn.Module):
+class _MixedBlocks(nn.Module):
+    """A constant matrix [j, k] times maps [N, k * C, h, w], to [N, j * C, h, w]."""
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix", matrix.to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        blocks = maps.unflatten(1, (self.matrix.shape[1], -1))
+        return (self.matrix @ blocks.flatten(2)).view(maps.shape[0], -1, *maps.shape[2:])
+
+
+class FourierValues(_MixedBlocks):
     """Fields of so2 [N, 7 * C, h, w] to their values at 16 orientations, [N, 16 * C, h, w]."""
 
-    matrix: Tensor
-
     def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("matrix", fourier_values().to(torch.get_default_dtype()), persistent=False)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return _mix_blocks(self.matrix, maps)
+        super().__init__(fourier_values())
 
 
-class FourierCoefficients(nn.Module):
+class FourierCoefficients(_MixedBlocks):
     """Values of fields at 16 orientations, [N, 16 * C, h, w], to fields of so2 [N, 7 * C, h, w]; drops frequencies."""
 
-    matrix: Tensor
-
     def __init__(self) -> None:
-        super().__init__()
-        values = fourier_values()
-        self.register_buffer("matrix", (values.T / len(values)).to(torch.get_default_dtype()), persistent=False)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return _mix_blocks(self.matrix, maps)
-
-
-def _mix_blocks(matrix: Tensor, maps: Tensor) -> Tensor:
-    """[j, k] times maps [N, k * C, h, w], to [N, j * C, h, w]."""
-    blocks = maps.unflatten(1, (matrix.shape[1], -1))
-    return (matrix @ blocks.flatten(2)).view(maps.shape[0], -1, *maps.shape[2:])
+        super().__init__(fourier_values().T / FOURIER_SAMPLES)
 
 
 class AntialiasedPooling(nn.Module):
@@ -215,7 +200,6 @@ class AntialiasedPooling(nn.Module):
         self.register_buffer("taps", torch.outer(taps, taps) / taps.sum() ** 2, persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Raises ValueError if a side is odd."""
         check_map(self.window, maps.shape[2], maps.shape[3])
         channels = maps.shape[1]
         weight = self.taps.expand(channels, 1, *self.taps.shape)

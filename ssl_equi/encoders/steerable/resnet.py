@@ -25,15 +25,13 @@ of which what the turn does to them explains all but .15 to .17 and .09 to .12.
 """
 
 from itertools import pairwise
-from typing import Any, Literal
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ssl_equi.encoders.square.convolutions import OrientationBatchNorm
 from ssl_equi.encoders.square.features import Features
 from ssl_equi.encoders.square.sampling import Window
-from ssl_equi.encoders.square.symmetries import TURNS, act_on_image
+from ssl_equi.encoders.square.symmetries import act_on_image
 from ssl_equi.encoders.steerable.groups import SteerableFeatures, SteerableGroup, steerable_group
 from ssl_equi.encoders.steerable.layers import (
     AntialiasedPooling,
@@ -42,21 +40,18 @@ from ssl_equi.encoders.steerable.layers import (
     SteerableConvolution,
     antialiased_window,
 )
+from ssl_equi.encoders.symmetric import Element, Symmetries
 from ssl_equi.encoders.symmetric_resnet import (
-    ResNetLayers,
+    REGISTRATION,
+    Stem,
     SymmetricResNet,
-    check_blocks,
-    check_image_size,
+    check_sizes,
     fields_of_channels,
-    fit_colours,
-    resnet_feature_info,
-    timm_cfg,
+    resnet_cfg,
 )
+from ssl_equi.encoders.timm_interface import register_encoders
 
 __all__ = ["SteerableResNet"]
-
-Stem = Literal["large_images", "small_images"]
-QUARTER_TURN_DEG = 90
 
 
 class SteerableActivation(nn.Module):
@@ -135,15 +130,7 @@ class SteerableResNet(SymmetricResNet):
         num_classes: outputs of a classifier on top, or 0.
         in_chans: colour channels.
 
-    Attributes:
-        num_features: width of the features.
-        parts: columns of the features by name: all; inv (do not change with the group) and equi (do), where there are
-            such.
-
-    Raises:
-        ValueError: an argument is out of range, or images of this size break the symmetry; the message names the layer
-            and the nearest legal size.
-        EncoderError: escnn is missing.
+    Making one raises EncoderError without the library escnn.
     """
 
     head: SteerableFeatures
@@ -163,67 +150,40 @@ class SteerableResNet(SymmetricResNet):
     ) -> None:
         known = steerable_group(group)
         fields = fields_of_channels(group, known.channels_per_field, channels)
-        check_blocks(blocks, channels)
-        stem_windows, stage_windows = _stem_windows(stem), _stage_windows(len(blocks))
-        windows = [*stem_windows, *stage_windows]
-        check_image_size(windows, img_size)
+        stem_windows = _stem_windows(stem)
+        # Every stage but the first halves the map.
+        windows = [*stem_windows, *(antialiased_window(f"stages.{stage}.0") for stage in range(1, len(blocks)))]
+        check_sizes(windows, img_size, blocks, channels)
+        super().__init__(windows, channels, (1, 2 ** len(stem_windows)), num_classes, in_chans)
+        self.steerable_group = known
+        self.symmetries = Symmetries(group, known.quarter_turns, act_on_image)
         head = SteerableFeatures(known, fields[-1], features)
-        layers = ResNetLayers(
-            conv1=SteerableConvolution(group, "image", in_chans, fields[0], kernel_size, max_frequency),
-            norm1=steerable_norm(known, fields[0]),
-            activation=SteerableActivation(known),
-            pool=nn.Sequential(*(AntialiasedPooling(window.name) for window in stem_windows)),
-            stages=_stages(known, fields, blocks, (kernel_size, max_frequency)),
-        )
-        feature_info = resnet_feature_info(channels, first_map=1, first_stage=2 ** len(stem_windows))
-        super().__init__(layers, head, windows, feature_info, num_classes, in_chans)
-        self.group, self.steerable_group = group, known
+        self.conv1 = SteerableConvolution(group, "image", in_chans, fields[0], kernel_size, max_frequency)
+        self.norm1 = steerable_norm(known, fields[0])
+        self.activation = SteerableActivation(known)
+        self.pool = nn.Sequential(*(AntialiasedPooling(window.name) for window in stem_windows))
+        self.stages = _stages(known, fields, blocks, (kernel_size, max_frequency))
+        self.head = head
+        self.add_classifier()
 
-    def act_on_maps(self, g: int, maps: Tensor) -> Tensor:
-        """The last fields of g x, from those of x; g as in `act_on_features`.
-
-        Raises:
-            ValueError: the group has no such element.
-        """
-        return act_on_image(g, self.steerable_group.act_on_stack(self._angle_deg(g), maps))
-
-    def act_on_features(self, g: int, features: Tensor) -> Tensor:
+    def act_on_features(self, element: Element, features: Tensor) -> Tensor:
         """The features of g x, from those of x: [N, num_features] to the same shape.
-
-        Args:
-            g: a turn by 90 g degrees that the group has, numbered as in `ssl_equi.encoders.square.symmetries`. These
-                are the elements for which the network is exact.
-            features: of this encoder.
-
-        Raises:
-            ValueError: the group has no such element, or the features have another width.
-        """
-        return self.head.turn(self._angle_deg(g), features)
-
-    def turn_features(self, angle_deg: float, features: Tensor) -> Tensor:
-        """The features of an image turned counter-clockwise by an angle, from those of the image.
 
         What turning does to features is known exactly; the network does it to images only approximately, unless the
         angle is a multiple of 90 degrees.
 
         Args:
-            angle_deg: for C_N a multiple of 360/N degrees, for so2 any.
-            features: [N, num_features], of this encoder.
-
-        Raises:
-            ValueError: the group has no such turn, or the features have another width.
+            element: a quarter turn by its number, or degrees counter-clockwise as a float: for C_N multiples of 360/N,
+                for so2 any.
+            features: of this encoder.
         """
-        return self.head.turn(angle_deg, features)
+        return self.head.turn(self.steerable_group.angle_deg(element), features)
 
-    def _angle_deg(self, g: int) -> int:
-        order = self.steerable_group.order
-        if not 0 <= g < TURNS or (order is not None and g * order % TURNS):
-            turns = [turn for turn in range(TURNS) if order is None or turn * order % TURNS == 0]
-            raise ValueError(
-                f"element is {g}: of the symmetries of the square, {self.group} has "
-                f"{', '.join(map(str, turns))} (turns by 90 degrees times these)"
-            )
-        return g * QUARTER_TURN_DEG
+    def act_on_layer(self, layer: str, element: Element, maps: Tensor) -> Tensor | None:
+        angle_deg = self.steerable_group.angle_deg(element)
+        if isinstance(element, int):
+            return act_on_image(element, self.steerable_group.act_on_stack(angle_deg, maps))
+        return None  # maps of other turns are between the pixels
 
 
 def _stem_windows(stem: Stem) -> list[Window]:
@@ -232,11 +192,6 @@ def _stem_windows(stem: Stem) -> list[Window]:
     if stem not in pools:
         raise ValueError(f"stem is {stem!r}: choose 'large_images' or 'small_images'")
     return [antialiased_window(f"pool.{number}") for number in range(pools[stem])]
-
-
-def _stage_windows(stages: int) -> list[Window]:
-    """Those of the stages, of which every one but the first halves the map."""
-    return [antialiased_window(f"stages.{stage}.0") for stage in range(1, stages)]
 
 
 def _stages(
@@ -252,49 +207,21 @@ def _stages(
     return nn.Sequential(*stages)
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "c8_resnet18.untrained": timm_cfg(224),
-        "so2_resnet18.untrained": timm_cfg(224),
-        "c8_resnet10_small_images.untrained": timm_cfg(64),
-        "so2_resnet10_small_images.untrained": timm_cfg(64),
-    }
+register_encoders(
+    __name__,
+    SteerableResNet,
+    {"c8_resnet18": {"group": "c8"}, "so2_resnet18": {"group": "so2", "channels": (56, 112, 224, 448)}},
+    resnet_cfg(224),
+    **REGISTRATION,
 )
-
-_C8: dict[str, Any] = {"group": "c8"}
-_SO2: dict[str, Any] = {"group": "so2", "channels": (56, 112, 224, 448)}
-_C8_SMALL: dict[str, Any] = {
-    "group": "c8", "blocks": (1, 1, 1, 1), "channels": (32, 64, 128, 256), "stem": "small_images",
-}  # fmt: skip
-_SO2_SMALL: dict[str, Any] = _C8_SMALL | {"group": "so2", "channels": (28, 56, 112, 224)}
-
-
-def _build(name: str, pretrained: bool, arguments: dict[str, Any]) -> SteerableResNet:
-    feature_cfg = {"feature_cls": "getter", "out_indices": (0, 1, 2, 3, 4)}
-    return build_model_with_cfg(
-        SteerableResNet, name, pretrained, pretrained_filter_fn=fit_colours, feature_cfg=feature_cfg, **arguments
-    )
-
-
-@register_model
-def c8_resnet18(pretrained: bool = False, **kwargs: Any) -> SteerableResNet:
-    """Turns by 45 degrees, for images of 224 pixels; needs escnn: 1.1 M parameters, 512 features."""
-    return _build("c8_resnet18", pretrained, _C8 | kwargs)
-
-
-@register_model
-def so2_resnet18(pretrained: bool = False, **kwargs: Any) -> SteerableResNet:
-    """All turns, for images of 224 pixels; needs escnn: 0.88 M parameters, 448 features."""
-    return _build("so2_resnet18", pretrained, _SO2 | kwargs)
-
-
-@register_model
-def c8_resnet10_small_images(pretrained: bool = False, **kwargs: Any) -> SteerableResNet:
-    """Turns by 45 degrees, for images of 64 pixels; needs escnn: 0.12 M parameters, 256 features."""
-    return _build("c8_resnet10_small_images", pretrained, _C8_SMALL | kwargs)
-
-
-@register_model
-def so2_resnet10_small_images(pretrained: bool = False, **kwargs: Any) -> SteerableResNet:
-    """All turns, for images of 64 pixels; needs escnn: 0.10 M parameters, 224 features."""
-    return _build("so2_resnet10_small_images", pretrained, _SO2_SMALL | kwargs)
+_SMALL = {"blocks": (1, 1, 1, 1), "stem": "small_images"}
+register_encoders(
+    __name__,
+    SteerableResNet,
+    {
+        "c8_resnet10_small_images": {"group": "c8", "channels": (32, 64, 128, 256), **_SMALL},
+        "so2_resnet10_small_images": {"group": "so2", "channels": (28, 56, 112, 224), **_SMALL},
+    },
+    resnet_cfg(64),
+    **REGISTRATION,
+)
