@@ -1,5 +1,6 @@
 """What timm expects of a model and our encoders share: classifier, intermediate features, checks, registration."""
 
+import copy
 import math
 import sys
 from abc import ABC, abstractmethod
@@ -65,7 +66,7 @@ class TimmEncoder(nn.Module):
     def checked_pooling(self, global_pool: str) -> str:
         """The pooling; raises ValueError if the encoder has none of this name."""
         if global_pool not in self.poolings:
-            legal = " or ".join(repr(pooling) for pooling in self.poolings)
+            legal = " or ".join(", ".join(map(repr, self.poolings)).rsplit(", ", 1))
             cure = f"choose {legal}" if legal else "the pooling of this encoder can't be changed, pass None"
             raise ValueError(f"global_pool is {global_pool!r}: {cure}")
         return global_pool
@@ -294,7 +295,9 @@ def _register(
     build_arguments: Mapping[str, Any],
 ) -> Callable[..., nn.Module]:
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return build_model_with_cfg(make, name, pretrained, **build_arguments, **(dict(arguments) | kwargs))
+        # A copy, because timm takes entries out of `feature_cfg`.
+        options = copy.deepcopy(dict(build_arguments))
+        return build_model_with_cfg(make, name, pretrained, **options, **(dict(arguments) | kwargs))
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__module__ = module

@@ -87,13 +87,9 @@ class PrimaryCapsules(nn.Module):
     EquiCaps has one convolution for activations and one for poses; both are one here, which is the same and faster.
 
     Args:
-        in_channels: channels of the feature map.
-        num_capsules: K, capsules a position.
+        num_capsules: K, capsules per position.
         pose_side: d; poses are d x d matrices.
-        kernel_size, stride, padding: of the convolution.
-
-    Raises:
-        ValueError: a size is not positive.
+        in_channels, kernel_size, stride, padding: of the convolution.
     """
 
     def __init__(
@@ -147,9 +143,6 @@ class SelfRouting(nn.Module):
         vote_weight: W1, [num_out, V, Q, num_in, window], with V = Q = d * d (free) or d (matrix).
         routing_weight: W2, [num_in, window, d * d, num_out], of standard deviation `routing_std` at the start.
         routing_bias: b2, [num_in, window, num_out], zero at the start.
-
-    Raises:
-        ValueError: a size is not positive, or there are no such votes or no such start.
     """
 
     def __init__(
@@ -196,9 +189,6 @@ class SelfRouting(nn.Module):
         """Activations [N, num_in, h, w] and poses [N, num_in, d, d, h, w] to those of the num_out capsules.
 
         The activations are not negative; those of a position sum to 1.
-
-        Raises:
-            ValueError: the shapes do not fit, or the window is larger than the padded map.
         """
         self._check(capsules)
         with torch.autocast(capsules.poses.device.type, enabled=False):
@@ -289,9 +279,6 @@ class CapsuleHead(nn.Module):
         votes: see `SelfRouting`; "free" in the paper.
         routing_std: see `SelfRouting`; 0 in the paper.
         votes_init: see `SelfRouting`; "released" in the paper.
-
-    Raises:
-        ValueError: a size is not positive, or there are no such votes.
     """
 
     def __init__(
@@ -312,11 +299,7 @@ class CapsuleHead(nn.Module):
         )
 
     def forward(self, feature_map: Tensor) -> Capsules:
-        """[N, C, h, w] to activations [N, K], which sum to 1, and poses [N, K, d, d].
-
-        Raises:
-            ValueError: the map is not of the size that the head was built for.
-        """
+        """[N, C, h, w] to activations [N, K], which sum to 1, and poses [N, K, d, d]."""
         if feature_map.shape[1:] != (self.in_channels, *self.map_size):
             raise ValueError(
                 f"the feature map has shape {tuple(feature_map.shape)}, but this head was built for "

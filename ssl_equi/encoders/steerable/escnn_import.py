@@ -68,11 +68,7 @@ def _stand_ins_for_lie_learn() -> dict[str, ModuleType]:
 
 
 def refuse_wigner_matrix(*_args: Any, **_kwargs: Any) -> NoReturn:
-    """Stands where escnn expects lie-learn's `wigner_D_matrix`.
-
-    Raises:
-        EncoderError: always.
-    """
+    """Stands where escnn expects lie-learn's `wigner_D_matrix`."""
     raise EncoderError(
         "Wigner matrices of SO(3) and O(3) were asked of escnn, which takes them from lie-learn, and that can't be "
         "imported: use groups of the plane, or an environment with lie-learn (its wheels need numpy<2)"

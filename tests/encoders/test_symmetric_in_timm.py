@@ -1,4 +1,4 @@
-"""Encoders with a symmetry are used as any model of timm: heads, intermediate features, checkpointing, weights."""
+"""Encoders with a symmetry are used as any model of timm: heads, intermediate features, weights."""
 
 import json
 from pathlib import Path
@@ -6,32 +6,25 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.catalogue import has_fixed_input_size, timm_with_our_encoders
+from ssl_equi.encoders.feature_maps import as_feature_map, feature_map_size
 from ssl_equi.encoders.wrappers import wrap
 from ssl_equi.export.encoder import EncoderCard, load_encoder, module_tensors, save_encoder
-from tests.encoders.symmetric_encoders import ARCHITECTURES, CASES, IMAGE, Case, relative_error, train_two_steps
+from tests.encoders.symmetric_encoders import ARCHITECTURES, CASES, IMAGE, VARIANTS, Case, relative_error
 
-WRAPPED = [label for label, case in CASES.items() if case.name in ("group_averaged", "canonicalized")]
-WITH_MAPS = [label for label in CASES if label not in WRAPPED]
+EVERY = CASES | VARIANTS
+WRAPPED = [label for label in ARCHITECTURES if label.startswith(("group_averaged", "canonicalized"))]
+WITH_MAPS = [label for label in (*ARCHITECTURES, "c8", "so2") if label not in WRAPPED]
 """Those with `forward_features`: the others only hand on the features of what they wrap."""
-LEGAL_POOLING = {"octic": "avg", "shift": "", "resnet": "avg"}
-
-
-def gradients(encoder: nn.Module, images: Tensor) -> list[Tensor]:
-    torch.manual_seed(0)
-    parameters = list(encoder.parameters())
-    return list(
-        torch.autograd.grad(encoder(images).square().sum(), parameters, allow_unused=True, materialize_grads=True)
-    )
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("label", CASES)
+@pytest.mark.parametrize("label", [*ARCHITECTURES, "c8"])
 def test_without_a_classifier_they_give_features(label: str) -> None:
-    case = CASES[label]
+    case = EVERY[label]
     for encoder in (case.make(), case.make(num_classes=0), create_encoder(case.name, IMAGE, **case.arguments).eval()):
         assert encoder.num_classes == 0 and isinstance(encoder.get_classifier(), nn.Identity)
         assert encoder(case.images()).shape == (2, encoder.num_features)
@@ -42,7 +35,7 @@ def test_without_a_classifier_they_give_features(label: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("label", WITH_MAPS)
 def test_the_classifier_sees_what_the_head_gives(label: str) -> None:
-    case = CASES[label]
+    case = EVERY[label]
     encoder, images = case.make(num_classes=7), case.images()
     tokens = encoder.forward_features(images)
     features = encoder.forward_head(tokens, pre_logits=True)
@@ -52,9 +45,9 @@ def test_the_classifier_sees_what_the_head_gives(label: str) -> None:
     assert encoder.get_submodule(encoder.pretrained_cfg["classifier"]) is encoder.get_classifier()
     encoder.double().reset_classifier(3)
     assert encoder.num_classes == 3 and encoder(images.double()).shape == (2, 3)
-    pooling = next(pooling for part, pooling in LEGAL_POOLING.items() if part in case.name)
-    encoder.reset_classifier(0, pooling)
-    assert encoder.num_classes == 0 and encoder(images.double()).shape[-1] == encoder.num_features
+    for pooling in encoder.poolings:
+        encoder.reset_classifier(0, pooling)
+        assert encoder.num_classes == 0 and encoder(images.double()).shape[-1] == encoder.num_features
     with pytest.raises(ValueError, match="global_pool is 'max'"):
         encoder.reset_classifier(0, "max")
 
@@ -65,24 +58,32 @@ def test_wrapped_encoders_have_no_classifier(label: str) -> None:
     encoder.reset_classifier(0)
     with pytest.raises(ValueError, match="num_classes is 3: this encoder has no classifier, pass num_classes=0"):
         encoder.reset_classifier(3)
-    with pytest.raises(ValueError, match="global_pool is 'max': the pooling is that of the wrapped encoder"):
+    with pytest.raises(ValueError, match="global_pool is 'max': the pooling of this encoder can't be changed"):
         encoder.reset_classifier(0, "max")
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("label", WITH_MAPS)
 def test_intermediate_features(label: str) -> None:
-    case = CASES[label]
+    case = EVERY[label]
     encoder, images = case.make(), case.images()
     final, maps = encoder.forward_intermediates(images)
-    assert torch.equal(final, encoder.forward_features(images))
+    tokens = encoder.forward_features(images)
+    assert torch.equal(final, tokens)
+    last = encoder.feature_info[-1]
+    side = IMAGE // last["reduction"]
+    assert feature_map_size(encoder, IMAGE) == (last["num_chs"], side, side)
+    (normed,) = encoder.forward_intermediates(images, 1, norm=True, intermediates_only=True)
+    assert torch.equal(normed, as_feature_map(encoder, tokens))
+    (rows,) = encoder.forward_intermediates(images, 1, norm=True, output_fmt="NLC", intermediates_only=True)
+    assert torch.equal(rows, normed.flatten(2).transpose(1, 2))
     assert len(maps) == len(encoder.feature_info)
     for number, info in enumerate(encoder.feature_info):
         side = IMAGE // info["reduction"]
         assert maps[number].shape == (2, info["num_chs"], side, side)
         assert encoder.get_submodule(info["module"]) is not None
-        early = encoder.forward_intermediates(images, [number], stop_early=True, intermediates_only=True)
-        assert len(early) == 1 and torch.equal(early[0], maps[number])
+        end, early = encoder.forward_intermediates(images, [number], stop_early=True)
+        assert len(early) == 1 and torch.equal(early[0], maps[number]) and end.shape[0] == 2
     (last,) = encoder.forward_intermediates(images, 1, intermediates_only=True)
     assert torch.equal(last, maps[-1])
     with pytest.raises(ValueError, match="output_fmt is 'NHWC': choose 'NCHW'"):
@@ -97,7 +98,7 @@ def test_intermediate_features(label: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("label", WITH_MAPS)
 def test_features_only(label: str) -> None:
-    case = CASES[label]
+    case = EVERY[label]
     expected = case.make().forward_intermediates(case.images(), intermediates_only=True)
     backbone = case.make(features_only=True, out_indices=tuple(range(len(expected))))
     maps = backbone(case.images())
@@ -105,52 +106,6 @@ def test_features_only(label: str) -> None:
         assert torch.equal(ours, theirs)
     assert backbone.feature_info.channels() == [m.shape[1] for m in maps]
     assert backbone.feature_info.reduction() == [IMAGE // m.shape[2] for m in maps]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("label", ["shift_equivariant_vit_small_patch16_224", "shift_equivariant_twins_small"])
-def test_intermediate_maps_of_shifted_images_have_the_same_means(label: str) -> None:
-    case = CASES[label]
-    encoder, images = case.make().double(), case.images().double()
-    maps = encoder.forward_intermediates(images, intermediates_only=True)
-    for shift in case.elements:
-        found = encoder.forward_intermediates(case.act_on_image(shift, images), intermediates_only=True)
-        for ours, expected in zip(found, maps):
-            assert relative_error(ours.mean((2, 3)), expected.mean((2, 3))) < 1e-10
-    tokens = encoder.forward_intermediates(images, 1, norm=True, output_fmt="NLC", intermediates_only=True)[0]
-    assert torch.equal(tokens, encoder.forward_features(images).flatten(2).transpose(1, 2))
-    if encoder.feature_info[0]["num_chs"] != encoder.num_features:
-        with pytest.raises(ValueError, match=r"norm=True for layers \[0\] of widths \[8\]: the last norm fits .* 16"):
-            encoder.forward_intermediates(images, [0], norm=True)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("label", ["c4_resnet18", "d4_resnet18", "d4_resnet10_small_images"])
-def test_intermediate_maps_of_turned_images_are_regular_maps(label: str) -> None:
-    case = CASES[label]
-    encoder, images = case.make().double(), case.images().double()
-    maps = encoder.forward_intermediates(images, intermediates_only=True)
-    for g in case.elements:
-        found = encoder.forward_intermediates(case.act_on_image(g, images), intermediates_only=True)
-        for ours, expected in zip(found, maps):
-            assert relative_error(ours, encoder.act_on_layer("stages.0", g, expected)) < 1e-10
-
-
-@pytest.mark.parametrize("label", WITH_MAPS)
-def test_activations_can_be_computed_again(label: str) -> None:
-    """With the same gradients, and the same running statistics of batch norms."""
-    case = CASES[label]
-    direct, checkpointed = case.make().train(), case.make().train()
-    checkpointed.set_grad_checkpointing()
-    images = case.images(4)
-    for (name, _), ours, theirs in zip(
-        direct.named_parameters(), gradients(checkpointed, images), gradients(direct, images), strict=True
-    ):
-        assert torch.allclose(ours, theirs, atol=1e-4 * float(theirs.abs().max())), name
-    for (name, ours), theirs in zip(checkpointed.named_buffers(), direct.buffers(), strict=True):
-        assert torch.equal(ours, theirs), name
-    checkpointed.set_grad_checkpointing(False)
-    assert not checkpointed.grad_checkpointing
 
 
 def test_wrapped_encoders_hand_on_what_timm_asks_for() -> None:
@@ -169,42 +124,15 @@ def test_wrapped_encoders_hand_on_what_timm_asks_for() -> None:
             without.set_grad_checkpointing()
 
 
-@pytest.mark.parametrize("label", CASES)
+@pytest.mark.parametrize("label", [*ARCHITECTURES, "c8"])
 def test_names_that_weight_decay_spares_are_those_of_weights(label: str) -> None:
-    encoder = CASES[label].make(**({} if label in WRAPPED else {"num_classes": 3}))
+    encoder = EVERY[label].make(**({} if label in WRAPPED else {"num_classes": 3}))
     spared = encoder.no_weight_decay() - {"reg_token"}  # named even if there is none, as in timm
     assert spared <= {name for name, _ in encoder.named_parameters()}
     assert bool(spared) == ("vit" in label or "twins" in label)
     first = encoder.pretrained_cfg["first_conv"]
     if first is not None:
         assert encoder.get_submodule(first).weight.shape[1] == 3
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("label", CASES)
-def test_parts_are_what_they_are_called(label: str) -> None:
-    case, encoder = CASES[label], CASES[label].make()
-    train_two_steps(encoder, case.images(4))
-    parts = encoder.parts
-    assert encoder.symmetries.name == case.group
-    assert parts["all"] == slice(0, encoder.num_features)
-    if case.name.startswith("hybrid"):
-        assert set(parts) == {"all"}
-        return
-    assert sorted((part.start, part.stop) for name, part in parts.items() if name != "all") == _consecutive(parts)
-    features, images = encoder(case.images()), case.images()
-    moved = encoder(case.act_on_image(case.elements[1], images))
-    if "inv" in parts:
-        assert relative_error(moved[:, parts["inv"]], features[:, parts["inv"]]) < 1e-5
-    if "equi" in parts:
-        assert relative_error(moved[:, parts["equi"]], features[:, parts["equi"]]) > 0.01
-
-
-def _consecutive(parts: dict[str, slice]) -> list[tuple[int, int]]:
-    """inv, then equi, which fill all."""
-    ends = [parts[name].stop for name in ("inv", "equi") if name in parts]
-    assert ends[-1] == parts["all"].stop
-    return list(zip([0, *ends], ends))
 
 
 def folder_for_timm(folder: Path, case: Case, encoder: nn.Module, side: int = IMAGE) -> Path:

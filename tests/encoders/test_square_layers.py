@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from ssl_equi.encoders.square.convolutions import (
@@ -20,6 +20,7 @@ from ssl_equi.encoders.square.convolutions import (
 from ssl_equi.encoders.square.sampling import Window, check_image_side, nearest_legal_side
 from ssl_equi.encoders.square.symmetries import act_on_image, compose, inverse
 from ssl_equi.objectives.distributed import convert_sync_batchnorm
+from tests.encoders.symmetric_encoders import relative_error
 
 GROUPS: tuple[GroupName, ...] = ("c4", "d4")
 WINDOWS = [
@@ -33,11 +34,6 @@ WINDOWS = [
     (2, 1, 0, 4),
 ]
 """kernel, stride, padding, side of a map that they suit"""
-
-
-def relative_error(ours: Tensor, expected: Tensor) -> float:
-    assert ours.shape == expected.shape
-    return float(((ours - expected).norm() / expected.norm()).detach())
 
 
 @pytest.mark.parametrize("group", GROUPS)
