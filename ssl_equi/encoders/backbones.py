@@ -49,7 +49,7 @@ def build(name: str, image_size: int, **arguments: Any) -> nn.Module:
         raise EncoderError(f"timm has no model named {name!r}: {hint}")
     arguments = size_argument(name, image_size) | arguments
     try:
-        encoder = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+        encoder: Any = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
         encoder.num_features = _feature_size(encoder, image_size)
     except EncoderError:  # a library is missing: neither the name nor the size is wrong
         raise
