@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ssl_equi.cli import run_recipe
-from ssl_equi.encoders.capsules import Votes, VotesInit
+from ssl_equi.encoders.capsules.layers import Votes, VotesInit
 from ssl_equi.objectives.capsie import CapsIE, CapsIEConfig
 from ssl_equi.options import NonNegative, Width
 from ssl_equi.training.config import PretrainingConfig
@@ -70,7 +70,7 @@ CONFIGS = {"embedded": embedded, "paper": paper}
 
 def build(config: Config) -> CapsIE:
     """The capsule network and its objective, initialised from the seed; no side effects."""
-    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+    from ssl_equi.encoders.capsules.network import CapsuleNetwork
 
     backbone = initial_encoder(config)
     network = CapsuleNetwork(

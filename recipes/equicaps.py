@@ -19,7 +19,7 @@ from functools import partial
 from typing import Annotated
 
 from ssl_equi.cli import run_recipe
-from ssl_equi.encoders.capsules import Votes, VotesInit
+from ssl_equi.encoders.capsules.layers import Votes, VotesInit
 from ssl_equi.errors import UserError
 from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
 from ssl_equi.options import ActsWhen, NonNegative, Width
@@ -99,7 +99,7 @@ CONFIGS = {"embedded": embedded, "translated": translated, "paper": paper, "pape
 
 def build(config: Config) -> EquiCaps:
     """The capsule network and its objective, initialised from the seed; no side effects."""
-    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+    from ssl_equi.encoders.capsules.network import CapsuleNetwork
 
     if config.actions not in POSE_SIDES:
         choices = ", ".join(POSE_SIDES)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ssl_equi.cli import explain_errors
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.encoders.capsule_network import CapsuleNetwork
+from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.geometry.rotations import quat_positive, random_quat
 from ssl_equi.views.makers import ViewOptions
 

@@ -5,7 +5,7 @@
 
 The broadcast form multiplies the vote matrices of all input capsules with their poses in one broadcast matrix product,
 as the released code of EquiCaps does: torch then copies the weights for every sample. The batched form
-(`ssl_equi.encoders.capsules.SelfRouting`) sums weighted votes without forming them. Both have the same weights.
+(`ssl_equi.encoders.capsules.layers.SelfRouting`) sums weighted votes without forming them. Both have the same weights.
 
 Time: wall clock of forward plus backward, broadcast and batched in turn, one ratio a round; median and range are shown.
 Memory: highest sum of live tensors allocated during one forward plus backward, gradients included, weights and
@@ -33,7 +33,7 @@ from benchmarks import (
 )
 from torch import Tensor
 
-from ssl_equi.encoders.capsules import Capsules, SelfRouting, Votes
+from ssl_equi.encoders.capsules.layers import Capsules, SelfRouting, Votes
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.cost import encoder_cost
-from ssl_equi.encoders.group_convolutions import bake
-from ssl_equi.encoders.octic_layers import OcticBlock
+from ssl_equi.encoders.octic.layers import OcticBlock
+from ssl_equi.encoders.square.convolutions import bake
 
 Passes = Literal["training", "inference"]
 CaseName = Literal[

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ssl_equi.encoders.create import create_encoder
+from ssl_equi.encoders.catalogue import create_encoder
 from ssl_equi.errors import EncoderError
 
 __all__ = ["EncoderError", "create_encoder", "wrap"]

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from ssl_equi.encoders.transformer_blocks import transformer_blocks
 from ssl_equi.errors import EncoderError
 
 
@@ -58,3 +57,17 @@ def try_compiler(device: torch.device) -> None:
             f"--compile needs a working compiler, and torch.compile fails ({reason}): install a C++ compiler such as "
             "g++ (CXX names another one), or leave the option out"
         ) from error
+
+
+def transformer_blocks(module: nn.Module) -> list[nn.Module]:
+    """The blocks of every vision transformer in a module, in order; none of other encoders.
+
+    A transformer has `patch_embed` and the list `blocks`, as timm's and ours; those of hierarchical ones (Swin, Twins)
+    differ from stage to stage and don't count.
+    """
+    found: list[nn.Module] = []
+    for part in module.modules():
+        blocks = getattr(part, "blocks", None)
+        if hasattr(part, "patch_embed") and isinstance(blocks, (nn.ModuleList, nn.Sequential)):
+            found += blocks
+    return found

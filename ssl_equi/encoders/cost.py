@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_equi.encoders.create import create_encoder
+from ssl_equi.encoders.catalogue import create_encoder
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,6 @@ def cost_by_name(name: str, image_size: int, device: str = "meta", **arguments: 
         device: on "meta" even the largest encoders take no memory. Those that leave autocast for some layers (capsules,
             canonicalization) can't run there, but on "cpu".
         arguments: see `create_encoder`.
-
-    Raises:
-        EncoderError: see `create_encoder`.
     """
     with torch.device(device):
         return encoder_cost(create_encoder(name, image_size, **arguments), image_size)

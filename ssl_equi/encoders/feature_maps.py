@@ -13,12 +13,7 @@ from torch import Tensor, nn
 def as_feature_map(encoder: nn.Module, output: Tensor) -> Tensor:
     """The map in what `encoder.forward_features(images)` returned, as [N, C, h, w]; a view where that is possible.
 
-    Args:
-        encoder: the encoder that made it.
-        output: [N, C, h, w], [N, h, w, C] or [N, T, C].
-
-    Raises:
-        ValueError: there is no map: tensors of another rank, several tensors, or tokens that fill no grid.
+    The output is [N, C, h, w], [N, h, w, C] or [N, T, C]; ValueError says why there is no map in any other.
     """
     if not isinstance(output, Tensor):
         raise ValueError(_no_map(encoder, f"its forward_features returns a {type(output).__name__}"))
@@ -33,11 +28,7 @@ def as_feature_map(encoder: nn.Module, output: Tensor) -> Tensor:
 
 
 def feature_map_size(encoder: nn.Module, image_size: int) -> tuple[int, int, int]:
-    """(channels, height, width) of the map of an image of image_size x image_size pixels, from one forward pass.
-
-    Raises:
-        ValueError: the encoder has no map, see `as_feature_map`.
-    """
+    """(channels, height, width) of the map of an image of image_size x image_size pixels, from one forward pass."""
     if not callable(getattr(encoder, "forward_features", None)):
         raise ValueError(_no_map(encoder, "it has no forward_features"))
     was_training = encoder.training

@@ -5,15 +5,15 @@ the habit, but at this size it throws away most of the pose; flattening a 4 x 4 
 CPU cores it trains at well over 1,000 images of 64 x 64 pixels a second, five times as fast as a ResNet-10.
 
 The second has no weights behind its feature map, as ResNets: for methods that learn from the map, such as capsules.
+
+    name                parameters  features
+    strided_cnn_tiny    2.6 M       512
+    strided_cnn_pooled  0.4 M       512: 128 channels in 2 x 2 cells of a feature map of 4 x 4
 """
 
-from typing import Any
-
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ssl_equi.encoders.arguments import refuse_classifier
-from ssl_equi.encoders.recomputing import recomputed
+from ssl_equi.encoders.timm_interface import TimmEncoder, register_encoders, untrained_cfg
 
 __all__ = ["PooledStridedCNN", "StridedCNN"]
 
@@ -21,13 +21,11 @@ GRID = 4  # side of the grid of cells that the linear layer reads
 _LAYERS = 3  # a convolution, its batch norm and its activation
 
 
-class _StridedConvolutions(nn.Module):
-    """What both encoders share: the convolutions, whose activations may be computed again."""
+class _StridedConvolutions(TimmEncoder):
+    """What both encoders share: the convolutions."""
 
     def __init__(self, in_chans: int, widths: tuple[int, ...], strides: tuple[int, ...], num_classes: int) -> None:
-        super().__init__()
-        refuse_classifier(num_classes)
-        self.num_classes, self.grad_checkpointing = num_classes, False
+        super().__init__(num_classes)
         blocks: list[nn.Module] = []
         for width, stride in zip(widths, strides, strict=True):
             blocks += [
@@ -44,7 +42,7 @@ class _StridedConvolutions(nn.Module):
             return self.blocks(images)
         maps = images
         for first in range(0, len(self.blocks), _LAYERS):
-            maps = recomputed(self.blocks[first : first + _LAYERS], maps)
+            maps = self.run_block(self.blocks[first : first + _LAYERS], maps)
         return maps
 
     def forward_head(self, feature_map: Tensor) -> Tensor:
@@ -53,10 +51,6 @@ class _StridedConvolutions(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Computes the activations of each convolution again in the backward pass rather than keep them."""
-        self.grad_checkpointing = enable
 
 
 class StridedCNN(_StridedConvolutions):
@@ -79,14 +73,13 @@ class StridedCNN(_StridedConvolutions):
         in_chans: int = 3,
     ) -> None:
         super().__init__(in_chans, widths, strides, num_classes)
-        self.num_features = self.head_hidden_size = num_features
+        self.num_features = num_features
         self.grid = GridOfMeans(GRID)
         self.embed = nn.Linear(widths[-1] * GRID * GRID, num_features, bias=False)
         self.norm = nn.BatchNorm1d(num_features)
         self.activation = nn.ReLU()
 
     def forward_head(self, feature_map: Tensor) -> Tensor:
-        """Features [N, num_features] of a feature map."""
         return self.activation(self.norm(self.embed(self.grid(feature_map).flatten(1))))
 
 
@@ -94,11 +87,8 @@ class PooledStridedCNN(_StridedConvolutions):
     """Images [N, 3, H, W] (H and W from 32 pixels) to features [N, widths[-1] * grid^2], the pooled feature map.
 
     Args:
-        widths: channels of each convolution.
-        strides: stride of each convolution.
+        widths, strides, num_classes, in_chans: as of `StridedCNN`.
         grid: side of the grid of cells that the feature map is averaged over.
-        num_classes: 0; the encoder has no classifier.
-        in_chans: colour channels.
     """
 
     def __init__(
@@ -110,43 +100,23 @@ class PooledStridedCNN(_StridedConvolutions):
         in_chans: int = 3,
     ) -> None:
         super().__init__(in_chans, widths, strides, num_classes)
-        self.num_features = self.head_hidden_size = widths[-1] * grid * grid
+        self.num_features = widths[-1] * grid * grid
         self.grid = GridOfMeans(grid)
 
     def forward_head(self, feature_map: Tensor) -> Tensor:
-        """Features [N, num_features] of a feature map."""
         return self.grid(feature_map).flatten(1)
 
 
 class GridOfMeans(nn.AdaptiveAvgPool2d):
-    """Means over the cells of a square grid; a map of that size already, which is its own result, costs nothing."""
+    """Means over the cells of a square grid."""
 
     def forward(self, feature_map: Tensor) -> Tensor:
+        # A map of that size already is its own result, and the pooling would copy it.
         if feature_map.shape[-2:] == (self.output_size, self.output_size):
             return feature_map
         return super().forward(feature_map)
 
 
-SHARED_CFG = {
-    "input_size": (3, 64, 64),
-    "num_classes": 0,
-    "first_conv": "blocks.0",
-    "classifier": None,
-    "license": "apache-2.0",
-}
-
-default_cfgs = generate_default_cfgs(
-    {"strided_cnn_tiny.untrained": SHARED_CFG, "strided_cnn_pooled.untrained": SHARED_CFG}
-)
-
-
-@register_model
-def strided_cnn_tiny(pretrained: bool = False, **kwargs: Any) -> StridedCNN:
-    """2.6 M parameters, 512 features."""
-    return build_model_with_cfg(StridedCNN, "strided_cnn_tiny", pretrained, **kwargs)
-
-
-@register_model
-def strided_cnn_pooled(pretrained: bool = False, **kwargs: Any) -> PooledStridedCNN:
-    """0.4 M parameters, 512 features: 128 channels in 2 x 2 cells of a feature map of 4 x 4."""
-    return build_model_with_cfg(PooledStridedCNN, "strided_cnn_pooled", pretrained, **kwargs)
+_CFG = untrained_cfg(64, first_conv="blocks.0")
+register_encoders(__name__, StridedCNN, {"strided_cnn_tiny": {}}, _CFG)
+register_encoders(__name__, PooledStridedCNN, {"strided_cnn_pooled": {}}, _CFG)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.encoders.arguments import refuse_reserved_arguments
-from ssl_equi.encoders.create import timm_with_our_encoders
+from ssl_equi.encoders.backbones import refuse_reserved_arguments
+from ssl_equi.encoders.catalogue import timm_with_our_encoders
 from ssl_equi.errors import CheckpointError
 from ssl_equi.export.folder import (
     CONFIG_FILE,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.encoders import create_encoder
-from ssl_equi.encoders.create import model_arguments, timm_with_our_encoders
+from ssl_equi.encoders.catalogue import model_arguments, timm_with_our_encoders
 from ssl_equi.errors import CheckpointError, LayoutError, UserError
 from ssl_equi.export import layouts
 from ssl_equi.export.encoder import EncoderCard

@@ -1,7 +1,7 @@
 """ResNets and predictors of SIE, EquiCaps and CapsIE, recognised by the order and the shapes of their tensors.
 
 The code of these methods is under the GPL, so nothing here is taken from it, names neither. What is known is the
-network (`ssl_equi.encoders.sie_resnet`), and that a state dict keeps the order in which layers were made. So: the first
+network (`ssl_equi.encoders.resnets`), and that a state dict keeps the order in which layers were made. So: the first
 convolution of 7 x 7 pixels on 3 colours is the stem; each convolution is followed by its batch norm; blocks come in
 order, and in each its convolutions, too, with the 1 x 1 convolution of the shortcut anywhere among them (behind one of
 its shape). One tensor out of place, or of another shape, is an error. A file whose names are our own is matched by name
@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ssl_equi.encoders.create import timm_with_our_encoders
+from ssl_equi.encoders.catalogue import timm_with_our_encoders
 from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.export.layouts import LAYOUTS
 from ssl_equi.export.tensors import first_names, is_batch_count

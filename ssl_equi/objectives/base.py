@@ -13,7 +13,7 @@ from ssl_equi.objectives.parts.heads import follow
 from ssl_equi.objectives.parts.predictors import EmbeddingPredictor
 
 if TYPE_CHECKING:  # capsules import timm, which takes seconds
-    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+    from ssl_equi.encoders.capsules.network import CapsuleNetwork
     from ssl_equi.objectives.seq_jepa import SeqJEPA
 
 

@@ -27,7 +27,7 @@ from ssl_equi.objectives.parts.vicreg_terms import invariance_term, spread_terms
 from ssl_equi.options import Derived, NonNegative, Positive
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
-    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+    from ssl_equi.encoders.capsules.network import CapsuleNetwork
 
 
 TEMPERATURE_SCHEDULE_LENGTH = 1.25  # of the training, so that the last target temperature is not reached

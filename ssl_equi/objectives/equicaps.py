@@ -31,7 +31,7 @@ from ssl_equi.objectives.parts.vicreg_terms import invariance_term, spread_terms
 from ssl_equi.options import ActsWhen, NonNegative
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
-    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+    from ssl_equi.encoders.capsules.network import CapsuleNetwork
 
 
 # Poses that truly follow rotations with a mean (3DIEBench's Euler box) have .91 of the largest standard deviation: a

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ssl_equi.checkpoint import read_tensors
-from ssl_equi.encoders.create import create_encoder, model_arguments, timm_with_our_encoders
+from ssl_equi.encoders.catalogue import create_encoder, model_arguments, timm_with_our_encoders
 from ssl_equi.errors import EncoderError, ImageSizeError
 from ssl_equi.export.encoder import build_encoder, load_encoder, parts_of, read_encoder_config
 from ssl_equi.export.folder import CONFIG_FILE, WEIGHTS_FILE

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_equi.encoders.square_symmetries import ELEMENTS, TURNS, act_on_image
+from ssl_equi.encoders import symmetric
+from ssl_equi.encoders.square.symmetries import ELEMENTS, TURNS, act_on_image
 
 SymmetryName = Literal["c4", "d4", "circular_shifts", "rotations"]
 DEFAULT_ANGLES_DEG = tuple(float(angle) for angle in range(15, 360, 15))
@@ -29,13 +30,14 @@ class Element:
     """One symmetry other than the identity.
 
     Attributes:
-        value: number of the element of c4 or d4, (down, right) in pixels, or degrees counter-clockwise.
+        value: what encoders call it: number of the element of c4 or d4, (down, right) in pixels, or degrees
+            counter-clockwise.
         name: what it does, in words.
         curve: the closed path of elements that it lies on, which is drawn as one curve.
         place_deg: where on that path, 0..360; for rotations the angle itself.
     """
 
-    value: int | tuple[int, int] | float
+    value: symmetric.Element
     name: str
     curve: str
     place_deg: float
@@ -59,11 +61,6 @@ class ImageSymmetries:
     def exact(self) -> bool:
         """Whether elements only move pixels."""
         return self.name != "rotations"
-
-    @property
-    def argument(self) -> str:
-        """Name of the first argument of an encoder's `act_on_features` if it is an element of this set."""
-        return {"circular_shifts": "shift", "rotations": "angle_deg"}.get(self.name, "g")
 
     def prepare(self, images: Tensor) -> Tensor:
         """The images [..., S, S] that are compared: for rotations what lies within the circle, others as they are."""

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.encoders.symmetric import Symmetric
 from ssl_equi.probing.image_symmetries import Element, ImageSymmetries
-from ssl_equi.probing.layer_outputs import layer_outputs, stated_layer_action
+from ssl_equi.probing.layer_outputs import layer_outputs
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,12 @@ class LayerSums:
             return
         self.compared.setdefault(name, set()).add(element)
         self._add(name, "spatial", found, expected)
-        action = stated_layer_action(self.encoder, name, self.symmetries.argument)
-        if action is None:
+        if not isinstance(self.encoder, Symmetric):
             return
         try:
-            self._add(name, "equivariance", found, action(element.value, known))
+            acted = self.encoder.act_on_layer(name, element.value, known)
+            if acted is not None:
+                self._add(name, "equivariance", found, acted)
         except ValueError:
             # An action of c4 has no mirrorings: a mean over the turns alone would be taken for one over d4.
             self.sums[name, "equivariance"] = [float("nan"), 1]

@@ -1,14 +1,10 @@
 """What each layer of an encoder gives, brought to maps [N, C, h, w] where that is possible."""
 
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-
-Action = Callable[[Any, Tensor], Tensor]
 
 
 def layer_outputs(encoder: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -26,41 +22,6 @@ def layer_outputs(encoder: nn.Module, images: Tensor) -> tuple[dict[str, Tensor]
     if callable(getattr(encoder, "forward_intermediates", None)):
         return _intermediates(encoder, images), {}
     return _hooked(encoder, images)
-
-
-def stated_action(encoder: nn.Module, method: str, argument: str) -> Action | None:
-    """The method by which an encoder says how a symmetry acts, if its first argument has this name.
-
-    The name says of which group: `g` is an element of `square_symmetries`, `shift` is (down, right) in pixels. An
-    encoder with invariant features may not look at the argument, so trying it out would not tell.
-    """
-    action = getattr(encoder, method, None)
-    if not callable(action):
-        return None
-    return action if next(iter(inspect.signature(action).parameters), None) == argument else None
-
-
-def stated_layer_action(encoder: nn.Module, layer: str, argument: str) -> Action | None:
-    """The group's action on a layer's maps (element, maps [N, C, h, h]) -> maps, where the encoder states one.
-
-    Group ResNets state it as `act_on_maps`, octic vision transformers as `act_on_octic_tokens`, for the blocks that
-    commute with the group. `argument` is as in `stated_action`.
-    """
-    act_on_maps = stated_action(encoder, "act_on_maps", argument)
-    if act_on_maps is not None:
-        return act_on_maps
-    act_on_tokens = stated_action(encoder, "act_on_octic_tokens", argument)
-    octic_layers = {f"blocks.{number}" for number in range(getattr(encoder, "octic_blocks", 0))}
-    if act_on_tokens is None or layer not in octic_layers:
-        return None
-
-    def act(g: Any, maps: Tensor) -> Tensor:
-        patches = maps.flatten(2).transpose(1, 2)
-        prefix = patches.new_zeros(len(patches), getattr(encoder, "num_prefix_tokens", 0), patches.shape[2])
-        moved = act_on_tokens(g, torch.cat([prefix, patches], dim=1))[:, prefix.shape[1] :]
-        return moved.transpose(1, 2).reshape(maps.shape)
-
-    return act
 
 
 def _intermediates(encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:

@@ -24,11 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_equi.encoders.symmetric import Symmetric
 from ssl_equi.probing.encode import frozen
 from ssl_equi.probing.image_symmetries import Element, ImageSymmetries
 from ssl_equi.probing.layer_errors import LayerErrors, LayerSums, Spread, mean_squared_distance
-from ssl_equi.probing.layer_outputs import Action, stated_action
 from ssl_equi.probing.metrics import varying_components
+
+Action = Callable[[Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -249,17 +251,14 @@ def _stated_action(
 ) -> tuple[Action | None, list[str]]:
     """How the elements act on features, where the encoder says so, or a note that it doesn't."""
     missing = f"equivariance_error is not measured: the encoder states no action of {symmetries.name} on its features"
-    methods = ("act_on_features", "turn_features")  # the second of steerable encoders, for angles
-    stated = (stated_action(encoder, method, symmetries.argument) for method in methods)
-    action = next((method for method in stated if method is not None), None)
-    if action is None:
+    if not isinstance(encoder, Symmetric):
         return None, [missing]
     try:
         for element in symmetries.elements:
-            action(element.value, features[:1])
+            encoder.act_on_features(element.value, features[:1])
     except ValueError as error:
         return None, [f"{missing} ({error})"]
-    return action, []
+    return encoder.act_on_features, []
 
 
 def _predictor(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.sources import DataSource
 from ssl_equi.encoders import create_encoder
-from ssl_equi.encoders.create import model_arguments
+from ssl_equi.encoders.catalogue import model_arguments
 from ssl_equi.export.encoder import EncoderCard, encoder_export
 from ssl_equi.export.folder import Export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor_export
@@ -31,7 +31,7 @@ from ssl_equi.training.folder import recorded_versions, set_aside_earlier_result
 from ssl_equi.training.run import Run
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
-    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+    from ssl_equi.encoders.capsules.network import CapsuleNetwork
 
 ENCODER_FOLDER = "encoder"
 SEQUENCE_MODEL_FOLDER = "sequence_model"

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_equi.encoders.transformer_blocks import transformer_blocks
+from ssl_equi.encoders.compiling import transformer_blocks
 from ssl_equi.errors import EncoderError
 
 

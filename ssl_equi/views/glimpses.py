@@ -18,7 +18,7 @@ from torch import Tensor
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DataSource
-from ssl_equi.encoders.create import has_fixed_input_size
+from ssl_equi.encoders.catalogue import has_fixed_input_size
 from ssl_equi.errors import UserError
 from ssl_equi.options import ActsWhen, CountOrZero, ImageSide, check_options
 from ssl_equi.runtime.device_copies import constant, copy_together

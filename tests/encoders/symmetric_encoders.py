@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.encoders import polyphase, square_symmetries
-from ssl_equi.encoders.create import timm_with_our_encoders
-from ssl_equi.encoders.octic_vit import OcticVisionTransformer
+from ssl_equi.encoders.catalogue import timm_with_our_encoders
+from ssl_equi.encoders.octic.vit import OcticVisionTransformer
+from ssl_equi.encoders.shifts import polyphase
+from ssl_equi.encoders.square import symmetries as square_symmetries
 
 IMAGE = 32
 SHIFTS = ((0, 0), (1, 0), (0, 1), (5, 7), (-3, 14), (8, 16), (31, 31), (100, -65))
@@ -31,14 +32,14 @@ class Case:
     name: str
     """In timm's registry."""
     group: str
-    """c4, d4 or circular_shifts: what acts on the features, or on the tokens of the octic blocks of hybrids."""
+    """What acts on the features, or on the tokens of the octic blocks of hybrids."""
     arguments: dict[str, Any]
     """Of `timm.create_model`."""
 
     @property
     def elements(self) -> Sequence[Element]:
-        """All of the group; of circular shifts some."""
-        return {"c4": range(4), "d4": range(8)}.get(self.group, SHIFTS)
+        """All of the group under which it is exact; of circular shifts some."""
+        return {"d4": range(8), "c6": (0, 2), "circular_shifts": SHIFTS}.get(self.group, range(4))
 
     def make(self, seed: int = 0, **arguments: Any) -> nn.Module:
         """The encoder with random weights, without a classifier unless asked for, in eval mode."""
@@ -99,26 +100,34 @@ SHIFT_TWINS = {
 }
 AVERAGED = {"img_size": IMAGE, "backbone": "strided_cnn_pooled"}
 
+
+def _steerable(group: str, size: int, name: str = "c8_resnet10_small_images", **arguments: Any) -> Case:
+    """Two stages of fields that have so many channels each."""
+    sizes = {"img_size": IMAGE, "group": group, "blocks": (1, 2), "channels": (size, 2 * size)}
+    return Case(name, group, sizes | arguments)
+
+
+def _octic_cases() -> dict[str, Case]:
+    names = {
+        f"{prefix}octic_vit_{size}_patch16_224": OCTIC | widths
+        for prefix, (size, widths) in itertools.product(("", "hybrid_", "invariant_"), OCTIC_WIDTHS.items())
+    }
+    return {name: Case(name, "d4", arguments) for name, arguments in names.items()}
+
+
+def _shift_cases() -> dict[str, Case]:
+    names = {f"shift_equivariant_vit_{size}_patch16_224": SHIFT_VIT | {"embed_dim": width}
+             for size, width in (("tiny", 24), ("small", 48), ("base", 96))}  # fmt: skip
+    names["shift_equivariant_twins_small"] = SHIFT_TWINS
+    return {name: Case(name, "circular_shifts", arguments) for name, arguments in names.items()}
+
+
 CASES: dict[str, Case] = {
-    **{
-        f"{prefix}octic_vit_{size}_patch16_224": Case(
-            f"{prefix}octic_vit_{size}_patch16_224", "d4", OCTIC | OCTIC_WIDTHS[size]
-        )
-        for prefix, size in itertools.product(("", "hybrid_", "invariant_"), OCTIC_WIDTHS)
-    },
+    **_octic_cases(),
     "octic_vit, steerable": Case(
         "octic_vit_small_patch16_224", "d4", OCTIC | OCTIC_WIDTHS["small"] | {"invariants": "none", "reg_tokens": 1}
     ),
-    "shift_equivariant_vit_tiny_patch16_224": Case(
-        "shift_equivariant_vit_tiny_patch16_224", "circular_shifts", SHIFT_VIT | {"embed_dim": 24}
-    ),
-    "shift_equivariant_vit_small_patch16_224": Case(
-        "shift_equivariant_vit_small_patch16_224", "circular_shifts", SHIFT_VIT | {"embed_dim": 48}
-    ),
-    "shift_equivariant_vit_base_patch16_224": Case(
-        "shift_equivariant_vit_base_patch16_224", "circular_shifts", SHIFT_VIT | {"embed_dim": 96}
-    ),
-    "shift_equivariant_twins_small": Case("shift_equivariant_twins_small", "circular_shifts", SHIFT_TWINS),
+    **_shift_cases(),
     "c4_resnet18": Case("c4_resnet18", "c4", LARGE_IMAGE_RESNET | {"features": "invariant"}),
     "d4_resnet18": Case("d4_resnet18", "d4", LARGE_IMAGE_RESNET),
     "c4_resnet10_small_images": Case("c4_resnet10_small_images", "c4", SMALL_IMAGE_RESNET),
@@ -130,6 +139,29 @@ CASES: dict[str, Case] = {
         "canonicalized", "d4", AVERAGED | {"group": "d4", "features": "with_element"}
     ),
 }
+"""At least one of each name but those of steerable ResNets, which need escnn."""
+
+VARIANTS: dict[str, Case] = {
+    "group_averaged, regular": Case("group_averaged", "c4", AVERAGED | {"features": "regular"}),
+    "group_averaged, both": Case("group_averaged", "c4", AVERAGED | {"features": "both"}),
+    "group_averaged, d4": Case("group_averaged", "d4", AVERAGED | {"group": "d4"}),
+    "canonicalized, with element": Case("canonicalized", "c4", AVERAGED | {"features": "with_element"}),
+    "canonicalized, d4": Case("canonicalized", "d4", AVERAGED | {"group": "d4"}),
+    "c4_resnet18, regular": Case("c4_resnet18", "c4", LARGE_IMAGE_RESNET),
+    "c4_resnet18, both": Case("c4_resnet18", "c4", LARGE_IMAGE_RESNET | {"features": "both"}),
+    "d4_resnet18, invariant": Case("d4_resnet18", "d4", LARGE_IMAGE_RESNET | {"features": "invariant"}),
+    "c6": _steerable("c6", 6),
+    "c8": _steerable("c8", 8),
+    "c8, both": _steerable("c8", 8, features="both"),
+    "c8, invariant, large images": _steerable("c8", 8, "c8_resnet18", features="invariant"),
+    "c8, small kernels": _steerable("c8", 8, kernel_size=3),
+    "c12": _steerable("c12", 12, features="both"),
+    "so2": _steerable("so2", 7, "so2_resnet10_small_images"),
+    "so2, large images": _steerable("so2", 7, "so2_resnet18"),
+    "so2, invariant": _steerable("so2", 7, "so2_resnet10_small_images", features="invariant"),
+    "so2, large kernels": _steerable("so2", 7, "so2_resnet10_small_images", kernel_size=7, max_frequency=3),
+}
+"""Other arguments, which need not be tried on every device."""
 
 ARCHITECTURES = (
     "octic_vit_small_patch16_224",
@@ -187,7 +219,7 @@ def train_two_steps(encoder: nn.Module, images: Tensor) -> None:
 
 def trained(label: str) -> tuple[Case, nn.Module]:
     """A case, and its subject after two steps."""
-    case = CASES[label]
+    case = (CASES | VARIANTS)[label]
     subject = case.subject()
     train_two_steps(subject, case.images(4))
     return case, subject

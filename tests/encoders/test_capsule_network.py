@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ssl_equi.encoders import EncoderError, create_encoder
-from ssl_equi.encoders.capsule_network import CapsuleNetwork
+from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.encoders.feature_maps import as_feature_map
 from ssl_equi.export.encoder import EncoderCard, load_encoder, save_encoder
 

@@ -7,8 +7,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ssl_equi.encoders.capsules import CapsuleHead, Capsules, PrimaryCapsules, SelfRouting
-from ssl_equi.encoders.gated_product import gated_product
+from ssl_equi.encoders.capsules.layers import CapsuleHead, Capsules, PrimaryCapsules, SelfRouting, gated_product
 
 
 def random_capsules(num: int, side: int, size: tuple[int, int], samples: int = 2, dtype=torch.float32) -> Capsules:

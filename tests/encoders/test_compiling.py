@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_equi.encoders.capsule_network import CapsuleNetwork
+from ssl_equi.encoders.capsules.network import CapsuleNetwork
+from ssl_equi.encoders.catalogue import create_encoder
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
-from ssl_equi.encoders.create import create_encoder
 from ssl_equi.errors import EncoderError
 from ssl_equi.objectives.byol import BYOL, BYOLConfig
 from ssl_equi.objectives.equicaps import EquiCaps

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_equi.encoders.octic_features import act_on_components
-from ssl_equi.encoders.octic_invariants import INVARIANTS, MaxFiltering, PolynomialInvariants, make_invariants
-from ssl_equi.encoders.square_symmetries import ELEMENTS
+from ssl_equi.encoders.octic.features import act_on_components
+from ssl_equi.encoders.octic.invariants import INVARIANTS, MaxFiltering, PolynomialInvariants, make_invariants
+from ssl_equi.encoders.square.symmetries import ELEMENTS
+from tests.encoders.symmetric_encoders import relative_error
 
 DIM = 32
 COLUMNS = {
@@ -21,10 +22,6 @@ COLUMNS = {
     "canonisation": 32,
     "none": 32,
 }
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    return float(((found - expected).abs().max() / expected.abs().max()).detach())
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.encoders import square_symmetries
-from ssl_equi.encoders.octic_features import (
+from ssl_equi.encoders.octic.features import (
     OcticFeatures,
     act_on_components,
     features_to_regular,
@@ -18,7 +17,7 @@ from ssl_equi.encoders.octic_features import (
     steerable_maps,
     tokens_to_regular,
 )
-from ssl_equi.encoders.octic_layers import (
+from ssl_equi.encoders.octic.layers import (
     OcticAttention,
     OcticBlock,
     OcticDropPath,
@@ -31,7 +30,9 @@ from ssl_equi.encoders.octic_layers import (
     _RegularGELU,
     positions,
 )
-from ssl_equi.encoders.square_symmetries import ELEMENTS, act_on_image, compose, irrep_matrix
+from ssl_equi.encoders.square import symmetries as square_symmetries
+from ssl_equi.encoders.square.symmetries import ELEMENTS, act_on_image, compose, irrep_matrix
+from tests.encoders.symmetric_encoders import relative_error
 
 DIM = 48
 ALL = range(ELEMENTS)
@@ -65,10 +66,6 @@ def apply(layer: nn.Module, tokens: Tensor) -> Tensor:
     """Tokens to tokens, whichever form the layer takes and returns."""
     found = layer(OcticFeatures.from_tokens(tokens) if isinstance(layer, OcticGELU) else tokens)
     return found.to_tokens() if isinstance(found, OcticFeatures) else found
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    return float(((found - expected).abs().max() / expected.abs().max()).detach())
 
 
 def test_the_sums_in_stages_are_the_matrix_of_the_group() -> None:

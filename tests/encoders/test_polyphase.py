@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_equi.encoders.polyphase import (
+from ssl_equi.encoders.shifts.polyphase import (
     act_on_image,
     anchor,
     nearest_multiple,

@@ -7,11 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.encoders.batch_norm import running_statistics_kept
-from ssl_equi.encoders.create import create_encoder
+from ssl_equi.encoders.catalogue import create_encoder
 from ssl_equi.encoders.recomputing import checkpoint_activations
 from ssl_equi.errors import EncoderError
 
 SMALL_VIT = {"depth": 3, "embed_dim": 32, "num_heads": 2, "patch_size": 8, "drop_path_rate": 0.2}
+SMALL_TWINS = {
+    "embed_dims": (8, 16), "depths": (2, 2), "num_heads": (1, 2), "window_sizes": (4, 2), "kv_strides": (4, 2),
+    "patch_size": 2, "drop_path_rate": 0.2,
+}  # fmt: skip
 ENCODERS = {
     "strided_cnn_tiny": {},
     "strided_cnn_pooled": {},
@@ -23,6 +27,9 @@ ENCODERS = {
     "octic_vit_tiny_patch16_224": SMALL_VIT,
     "hybrid_octic_vit_tiny_patch16_224": SMALL_VIT,
     "shift_equivariant_vit_tiny_patch16_224": SMALL_VIT,
+    "shift_equivariant_twins_small": SMALL_TWINS,
+    "invariant_octic_vit_tiny_patch16_224": SMALL_VIT,
+    "so2_resnet10_small_images": {},
     "d4_resnet10_small_images": {},
     "group_averaged": {},
     "canonicalized": {"backbone": "resnet18"},

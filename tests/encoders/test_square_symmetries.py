@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_equi.encoders.square_symmetries import (
+from ssl_equi.encoders.square.symmetries import (
     ELEMENTS,
     IRREPS,
     MULTIPLICATION,

@@ -1,7 +1,6 @@
 """Steerable ResNets: exact under quarter turns, close under others, and what becomes of them without escnn."""
 
 import ast
-import copy
 import functools
 import sys
 import time
@@ -15,19 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_equi.encoders import EncoderError, create_encoder, escnn_import
-from ssl_equi.encoders.create import timm_with_our_encoders
-from ssl_equi.encoders.escnn_import import import_escnn, refuse_wigner_matrix
-from ssl_equi.encoders.feature_maps import as_feature_map
-from ssl_equi.encoders.group_convolutions import bake
-from ssl_equi.encoders.square_symmetries import act_on_image
-from ssl_equi.encoders.steerable_groups import FOURIER_SAMPLES, fourier_turn, fourier_values, steerable_group
-from ssl_equi.encoders.steerable_layers import SteerableConvolution, kernel_basis
-from ssl_equi.encoders.steerable_resnet import SteerableResNet
+from ssl_equi.encoders import EncoderError, create_encoder
+from ssl_equi.encoders.catalogue import timm_with_our_encoders
+from ssl_equi.encoders.steerable import escnn_import
+from ssl_equi.encoders.steerable.escnn_import import import_escnn, refuse_wigner_matrix
+from ssl_equi.encoders.steerable.groups import FOURIER_SAMPLES, fourier_turn, fourier_values, steerable_group
+from ssl_equi.encoders.steerable.layers import SteerableConvolution, kernel_basis
+from ssl_equi.encoders.steerable.resnet import SteerableResNet
 from ssl_equi.export.encoder import EncoderCard, load_encoder, save_encoder
 from ssl_equi.probing.image_symmetries import image_symmetries
 from ssl_equi.probing.symmetry_errors import measure_symmetry
-from tests.encoders.symmetric_encoders import TOLERANCES, relative_error, train_two_steps
+from tests.encoders.symmetric_encoders import relative_error
 
 SIZE = {"c6": 6, "c8": 8, "c12": 12, "so2": 7}
 """Channels of a field."""
@@ -50,95 +47,6 @@ def small_network(group: str, features: str = "regular", seed: int = 0, **argume
 
 def random_images(dtype: torch.dtype = torch.float64, side: int = 16, count: int = 3) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-@torch.no_grad()
-def worst_error(network: Any, images: Tensor, group: str) -> float:
-    """Of features of g x against g acting on those of x, over all quarter turns of the group."""
-    features = network(images)
-    return max(
-        relative_error(network(act_on_image(g, images)), network.act_on_features(g, features))
-        for g in QUARTER_TURNS[group]
-    )
-
-
-@pytest.mark.parametrize("group", SIZE)
-@pytest.mark.parametrize("features", ["regular", "invariant", "both"])
-@pytest.mark.parametrize("stem", ["small_images", "large_images"])
-def test_features_move_as_predicted(group: str, features: str, stem: str) -> None:
-    if (group, features) == ("so2", "both"):
-        with pytest.raises(ValueError, match="features is 'both': so2's regular features begin with the means"):
-            small_network(group, features)
-        return
-    network = small_network(group, features, stem=stem)
-    assert worst_error(network, random_images(torch.float32), group) < TOLERANCES["float32"]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert worst_error(network, random_images(torch.float32), group) < TOLERANCES["bfloat16"]
-    assert worst_error(network.double(), random_images(), group) < TOLERANCES["float64"]
-    assert worst_error(network, random_images(side=24), group) < TOLERANCES["float64"]  # another size
-
-
-@pytest.mark.parametrize("kernels", [{"kernel_size": 3}, {"kernel_size": 7, "max_frequency": 3}])
-@pytest.mark.parametrize("group", ["c8", "so2"])
-def test_other_kernels_are_exact_too(group: str, kernels: dict[str, int]) -> None:
-    assert worst_error(small_network(group, **kernels).double(), random_images(), group) < TOLERANCES["float64"]
-
-
-@pytest.mark.parametrize("group", SIZE)
-def test_training_and_storing_keep_the_symmetry(group: str) -> None:
-    network, images = small_network(group), random_images(torch.float32)
-    before = network(images)
-    train_two_steps(network, images)
-    assert relative_error(network(images), before) > 0.01
-    assert worst_error(network, images, group) < TOLERANCES["float32"]
-    restored = small_network(group, seed=1)
-    assert relative_error(restored(images), network(images)) > 0.01
-    restored.load_state_dict(network.state_dict(), strict=True)
-    assert torch.equal(restored(images), network(images))
-    assert torch.equal(copy.deepcopy(network)(images), network(images))
-    assert worst_error(network.double(), images.double(), group) < TOLERANCES["float64"]
-    counted = {*dict(network.named_parameters()), *(name for name in network.state_dict() if ".norm." in name)}
-    assert set(network.state_dict()) == {name for name in counted if name in network.state_dict()}
-
-
-@pytest.mark.parametrize("group", ["c8", "so2"])
-def test_in_training_mode_every_image_may_be_moved_by_its_own_element(group: str) -> None:
-    network, images = small_network(group).double().train(), random_images()
-    features = network(images)
-    elements = [1, 3, 0]
-    moved = network(torch.cat([act_on_image(g, image[None]) for g, image in zip(elements, images)]))
-    expected = [network.act_on_features(g, row[None]) for g, row in zip(elements, features)]
-    assert relative_error(moved, torch.cat(expected)) < 1e-10
-    moved.square().sum().backward()
-    assert all(parameter.grad.any() for parameter in network.parameters())
-
-
-@pytest.mark.parametrize("group", ["c8", "so2"])
-def test_maps_move_as_predicted_and_are_those_of_timm(group: str) -> None:
-    network, images = small_network(group).double(), random_images()
-    maps = network.forward_features(images)
-    for g in range(4):
-        moved = network.forward_features(act_on_image(g, images))
-        assert relative_error(moved, network.act_on_maps(g, maps)) < 1e-10
-        if g > 0:
-            assert relative_error(moved, maps) > 0.01
-            assert relative_error(network(act_on_image(g, images)), network(images)) > 0.01
-    assert torch.equal(network.forward_head(maps), network(images))
-    assert as_feature_map(network, maps) is maps
-    final, intermediates = network.forward_intermediates(images)
-    assert torch.equal(final, maps) and torch.equal(intermediates[-1], maps)
-    for taken, info in zip(intermediates, network.feature_info, strict=True):
-        assert taken.shape == (3, info["num_chs"], 16 // info["reduction"], 16 // info["reduction"])
-
-
-def test_what_is_no_symmetry_changes_even_invariant_features() -> None:
-    network, images = small_network("c8", "invariant").double(), random_images()
-    assert relative_error(network(act_on_image(4, images)), network(images)) > 1e-3
-    assert relative_error(network(images.roll(3, dims=-1)), network(images)) > 1e-3
-    half_turns = small_network("c6", "invariant").double()
-    assert relative_error(half_turns(act_on_image(1, images)), half_turns(images)) > 1e-3
-    plain = create_encoder("strided_cnn_pooled", 16).eval()
-    assert relative_error(plain(act_on_image(1, images.float())), plain(images.float())) > 0.05
 
 
 @functools.cache
@@ -186,25 +94,11 @@ def test_turns_of_features_form_a_group(group: str) -> None:
     step = 30.0 if group in ("c12", "so2") else 360 / SIZE[group]
     turned = features
     for count in range(1, round(360 / step) + 1):
-        turned = network.turn_features(step, turned)
-        assert relative_error(turned, network.turn_features(count * step, features)) < 1e-5
+        turned = network.act_on_features(step, turned)
+        assert relative_error(turned, network.act_on_features(count * step, features)) < 1e-5
         assert (relative_error(turned, features) < 1e-5) == (count * step == 360)
     for g in QUARTER_TURNS[group]:
-        assert relative_error(network.act_on_features(g, features), network.turn_features(90 * g, features)) < 1e-6
-
-
-def test_the_parts_are_what_they_are_called() -> None:
-    images = random_images()
-    for group, features, inv in (("c8", "both", slice(0, 2)), ("so2", "regular", slice(0, 2))):
-        network = small_network(group, features).double()
-        equi = slice(2, network.num_features)
-        assert network.parts == {"all": slice(0, network.num_features), "inv": inv, "equi": equi}
-        found, moved = network(images), network(act_on_image(1, images))
-        assert relative_error(moved[:, inv], found[:, inv]) < 1e-10
-        assert relative_error(moved[:, equi], found[:, equi]) > 0.01
-        assert torch.equal(small_network(group, "invariant").double()(images), found[:, inv])
-    assert small_network("c8").parts == {"all": slice(0, 16), "equi": slice(0, 16)}
-    assert small_network("so2", "invariant").parts == {"all": slice(0, 2), "inv": slice(0, 2)}
+        assert relative_error(network.act_on_features(g, features), network.act_on_features(90.0 * g, features)) < 1e-6
 
 
 @pytest.mark.parametrize(("group", "takes"), [("c8", "image"), ("c8", "fields"), ("so2", "image"), ("so2", "fields")])
@@ -270,20 +164,6 @@ def test_fourier_coefficients_describe_functions_on_the_circle() -> None:
     assert torch.allclose(fourier_turn(0.3), expected.double())
 
 
-@pytest.mark.parametrize("group", ["c8", "so2"])
-def test_baked_and_exported_it_is_the_same_function(group: str) -> None:
-    network, images = small_network(group), random_images(torch.float32)
-    features = network(images)
-    baked = bake(network)
-    assert torch.equal(baked(images), features)
-    assert worst_error(baked, images, group) < 1e-5
-    assert not any(isinstance(module, SteerableConvolution) for module in baked.modules())
-    batch = {0: torch.export.Dim("batch", min=2)}
-    exported = torch.export.export(baked, (images,), dynamic_shapes=(batch,)).module()
-    more = torch.cat([images, images.flip(0)])
-    assert torch.allclose(exported(more), network(more), atol=1e-5)
-
-
 def test_an_exported_encoder_comes_back(tmp_path: Path) -> None:
     for name in ("c8_resnet10_small_images", "so2_resnet10_small_images"):
         arguments: dict[str, Any] = {"img_size": 32, "features": "invariant"}
@@ -319,25 +199,6 @@ def test_networks_by_name_have_the_stated_sizes_and_are_made_quickly(name: str, 
     assert time.process_time() - start_s < 5
     assert encoder.num_features == features
     assert sum(parameter.numel() for parameter in encoder.parameters()) == parameters
-
-
-def test_a_classifier_can_be_put_on_top() -> None:
-    network = small_network("c8", "invariant", num_classes=3).double()
-    images = random_images()
-    logits = network(images)
-    assert logits.shape == (3, 3)
-    assert relative_error(network(act_on_image(1, images)), logits) < 1e-10
-    network.reset_classifier(0)
-    features = network.forward_head(network.forward_features(images), pre_logits=True)
-    assert torch.equal(network(images), features)
-
-
-def test_blocks_computed_again_have_the_same_gradients() -> None:
-    network, images = small_network("so2").train(), random_images(torch.float32)
-    direct = torch.autograd.grad(network(images).square().sum(), list(network.parameters()))
-    network.set_grad_checkpointing()
-    again = torch.autograd.grad(network(images).square().sum(), list(network.parameters()))
-    assert all(torch.allclose(first, second, rtol=1e-4, atol=1e-4) for first, second in zip(direct, again))
 
 
 @pytest.fixture
@@ -436,11 +297,11 @@ def test_turns_that_a_group_has_not_are_named() -> None:
     with pytest.raises(ValueError, match="element is 4: of the symmetries of the square, c8 has 0, 1, 2, 3"):
         small_network("c8").act_on_features(4, torch.randn(1, 16))
     with pytest.raises(ValueError, match="angle_deg is 40: c6 has the multiples of 60 degrees, such as 60"):
-        network.turn_features(40, features)
+        network.act_on_features(40.0, features)
     with pytest.raises(ValueError, match="angle_deg is 40: c8"):
-        small_network("c8", "invariant").turn_features(40, torch.randn(1, 2))
+        small_network("c8", "invariant").act_on_features(40.0, torch.randn(1, 2))
     with pytest.raises(ValueError, match=r"features have shape \(1, 10\): these are \[N, 12\]"):
-        network.turn_features(60, torch.randn(1, 10))
+        network.act_on_features(60.0, torch.randn(1, 10))
     with pytest.raises(ValueError, match=r"stack has shape \(1, 10\): c6 acts on \[N, 6 \* C, ...\]"):
         steerable_group("c6").act_on_stack(60, torch.randn(1, 10))
     with pytest.raises(ValueError, match=r"maps have shape \(1, 4, 5, 5\): this layer takes \[N, 3, h, w\]"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ssl_equi import create_encoder
-from ssl_equi.encoders.capsule_network import CapsuleNetwork
+from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.export.encoder import EncoderCard, save_encoder
 from ssl_equi.export.predictor import PredictorCard, save_predictor

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 
-from ssl_equi.encoders.create import create_encoder
+from ssl_equi.encoders.catalogue import create_encoder
 from ssl_equi.errors import EncoderError, UserError
 from ssl_equi.export.encoder import EncoderCard, save_encoder
 from ssl_equi.probing import command as evaluation_command

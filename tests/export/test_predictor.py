@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.encoders import create_encoder
-from ssl_equi.encoders.capsule_network import CapsuleNetwork
+from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.export.predictor import PredictorCard, load_predictor, save_predictor
 from ssl_equi.geometry.rotations import random_quat
 from ssl_equi.objectives.byol import ConditionalBYOL, ConditionalBYOLConfig

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssl_equi.encoders.capsule_network import CapsuleNetwork
+from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.objectives.capsie import CapsIE, CapsIEConfig
 from tests.fakes import capsule_network
 from tests.objectives.case import SIDE

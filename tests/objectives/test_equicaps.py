@@ -5,8 +5,8 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from ssl_equi.encoders.capsule_network import CapsuleNetwork
-from ssl_equi.encoders.capsules import Capsules
+from ssl_equi.encoders.capsules.layers import Capsules
+from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
 from tests.fakes import capsule_network
 from tests.objectives.case import SIDE

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.encoders.group_averaging import GroupAveraged
-from ssl_equi.encoders.group_resnet import GroupResNet
-from ssl_equi.encoders.octic_vit import OcticVisionTransformer
-from ssl_equi.encoders.square_symmetries import act_on_image
+from ssl_equi.encoders.octic.vit import OcticVisionTransformer
+from ssl_equi.encoders.square.resnet import GroupResNet
+from ssl_equi.encoders.square.symmetries import act_on_image
+from ssl_equi.encoders.symmetric import Symmetric
+from ssl_equi.encoders.wrappers import GroupAveraged
 from ssl_equi.probing.encode import frozen
 from ssl_equi.probing.image_symmetries import ImageSymmetries, SymmetryName, image_symmetries
 from ssl_equi.probing.layer_errors import mean_squared_distance
@@ -26,9 +27,9 @@ class Pixels(nn.Module):
         return images.flatten(1)
 
 
-class ActingPixels(Pixels):
-    def act_on_features(self, g: int, features: Tensor) -> Tensor:
-        return act_on_image(g, features.unflatten(1, (3, SIDE, SIDE))).flatten(1)
+class ActingPixels(Pixels, Symmetric):
+    def act_on_features(self, element: int, features: Tensor) -> Tensor:
+        return act_on_image(element, features.unflatten(1, (3, SIDE, SIDE))).flatten(1)
 
 
 class MeanColour(nn.Module):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_equi.encoders.capsules import PrimaryCapsules, SelfRouting
+from ssl_equi.encoders.capsules.layers import PrimaryCapsules, SelfRouting
 from ssl_equi.objectives.parts.predictors import Hypernetwork
 from tests.fakes import load_recipe
 

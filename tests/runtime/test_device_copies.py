@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_equi.encoders.octic_invariants import INVARIANTS
+from ssl_equi.encoders.octic.invariants import INVARIANTS
 from ssl_equi.runtime.device_copies import Unread, constant, copy_together, merged, together
 from ssl_equi.views import transforms
 from ssl_equi.views.pipeline import ViewPipeline

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ssl_equi.encoders.capsules import Capsules
+from ssl_equi.encoders.capsules.layers import Capsules
 from ssl_equi.objectives.parts.batch import batch_mean, batch_std
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
-    from ssl_equi.encoders.capsule_network import CapsuleNetwork
+    from ssl_equi.encoders.capsules.network import CapsuleNetwork
 
 TURNED_COLUMNS = 3  # of a pose that is multiplied with a rotation or a rigid motion
 SMALLEST_PROBABILITY = 1e-6  # under a logarithm

@@ -1,0 +1,1 @@
+"""Capsules: their layers, and a network of any backbone with capsules on top."""

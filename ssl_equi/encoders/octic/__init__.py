@@ -1,0 +1,1 @@
+"""Vision transformers that commute with the eight symmetries of the square."""

@@ -1,0 +1,1 @@
+"""Vision transformers whose features no circular shift of the image changes."""

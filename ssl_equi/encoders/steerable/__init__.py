@@ -1,0 +1,1 @@
+"""ResNets that commute with turns by finer angles than 90 degrees."""
