@@ -86,6 +86,25 @@ class ConvolutionEncoder(nn.Module):
         return self.layers(images)
 
 
+class StridedEncoder(nn.Module):
+    """Convolutions without any symmetry, for images of 17 to 20 pixels: strides on even sides, an unpooled grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_features = 6
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 3, stride=2, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 3, stride=2, padding=1),
+            nn.Flatten(),
+            nn.Linear(100, self.num_features),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
 class MapEncoder(nn.Module):
     """A map of 2 x 2 places for images of 8 x 8 pixels, with batch norm, and its mean."""
 

@@ -245,7 +245,7 @@ def test_what_does_not_fit_is_named() -> None:
         encoder(torch.zeros(2, 3, 32, 24))
     with pytest.raises(ValueError, match="image size is 36: patches of 8 x 8"):
         encoder(torch.zeros(2, 3, 36, 36))
-    with pytest.raises(ValueError, match=r"8 is not a symmetry of the square: use 0..7"):
+    with pytest.raises(ValueError, match=r"element is 8: d4 has the elements 0..7"):
         encoder.act_on_features(8, torch.zeros(2, 64))
     with pytest.raises(ValueError, match="features have 48 columns: this encoder's have 64"):
         encoder.act_on_features(1, torch.zeros(2, 48))

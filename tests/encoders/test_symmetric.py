@@ -21,7 +21,7 @@ from ssl_equi.encoders.square.convolutions import bake
 from ssl_equi.encoders.square.symmetries import act_on_image as turn_image
 from ssl_equi.encoders.square.symmetries import compose, inverse
 from ssl_equi.encoders.symmetric import Symmetric
-from ssl_equi.export.encoder import module_tensors
+from ssl_equi.export.folder import module_tensors
 from tests.encoders.symmetric_encoders import (
     ARCHITECTURES,
     CASES,

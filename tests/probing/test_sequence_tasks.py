@@ -351,7 +351,7 @@ def test_sets_and_protocols_that_cannot_be_are_refused():
         SequenceProtocol(questions=("colour",))
     with pytest.raises(ValueError, match="give one length or more"):
         SequenceProtocol(lengths=(0, 1))
-    with pytest.raises(ValueError, match="actions have shape"):
+    with pytest.raises(ValueError, match="actions have 2 columns"):
         ask(small_seq_jepa(action_dim=4), "classification")
 
 

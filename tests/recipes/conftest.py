@@ -1,7 +1,7 @@
 """Recipes as modules, in small sizes, one run after another in this process, on one thread."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,14 +13,7 @@ from accelerate.state import AcceleratorState
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, EquivarianceProtocol, ProbeProtocol
 from ssl_equi.training.pretraining import Pretraining
 from ssl_equi.views import saliency
-from tests.fakes import SmallConfig, end_without_probes, load_recipe
-
-
-@pytest.fixture(scope="session", name="load_recipe")
-def fixture_load_recipe() -> Callable[[str], ModuleType]:
-    """For tests/references."""
-    return load_recipe
-
+from tests.fakes import SmallConfig, end_without_probes
 
 # Sizes of heads, queues, chunks and views in which a step takes milliseconds.
 SMALL_SIZES: dict[str, Any] = {

@@ -90,7 +90,7 @@ def shrunk(config: Any) -> Any:
 def small_objective(recipe: ModuleType, config: Any) -> nn.Module:
     """What the recipe builds, with a small encoder, see `moved`."""
     encoder = SmallMapEncoder if hasattr(config, "num_capsules") else SmallEncoder
-    with mock.patch.object(recipe, "create_encoder", lambda *_, **__: encoder()):
+    with mock.patch("ssl_equi.training.pretraining.create_encoder", lambda *_, **__: encoder()):
         return moved(recipe.build(shrunk(config)))
 
 

@@ -4,13 +4,12 @@ The references are in this folder and use nothing of the package; `table` says w
 """
 
 import ast
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+from tests.fakes import load_recipe
 from tests.recipes.test_named_configurations import named_configurations
 from tests.references.comparison import (
     Differences,
@@ -35,7 +34,7 @@ def noticed(found: Differences) -> bool:
 
 
 @pytest.mark.parametrize("key", REFERENCES)
-def test_the_package_agrees(key: str, load_recipe: Callable[[str], ModuleType]) -> None:
+def test_the_package_agrees(key: str) -> None:
     recipe, reference = load_recipe(key.split()[0]), REFERENCES[key]
     config = configuration(recipe, key)
     objective = small_objective(recipe, config)
@@ -45,7 +44,7 @@ def test_the_package_agrees(key: str, load_recipe: Callable[[str], ModuleType]) 
 
 
 @pytest.mark.parametrize("key", REFERENCES)
-def test_a_changed_weight_is_noticed(key: str, load_recipe: Callable[[str], ModuleType]) -> None:
+def test_a_changed_weight_is_noticed(key: str) -> None:
     recipe, reference = load_recipe(key.split()[0]), REFERENCES[key]
     config, batch = configuration(recipe, key), random_batch(reference)
     weights = state(small_objective(recipe, config))
@@ -58,7 +57,7 @@ def test_a_changed_weight_is_noticed(key: str, load_recipe: Callable[[str], Modu
 
 
 @pytest.mark.parametrize("key", REFERENCES)
-def test_a_changed_option_is_noticed(key: str, load_recipe: Callable[[str], ModuleType]) -> None:
+def test_a_changed_option_is_noticed(key: str) -> None:
     recipe, reference = load_recipe(key.split()[0]), REFERENCES[key]
     batch = random_batch(reference)
     for option, config in with_other_options(configuration(recipe, key)):
