@@ -17,7 +17,8 @@ from typing import Annotated
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.image_conversion import (
+from ssl_equi.data.sets.torchvision_sets import MEAN_STD_RGB, ImagesInMemory, TorchvisionName, open_torchvision
+from ssl_equi.data.shards.convert import (
     ConversionOptions,
     ListedImages,
     Provenance,
@@ -25,7 +26,6 @@ from ssl_equi.data.image_conversion import (
     encode_png,
     summary,
 )
-from ssl_equi.data.torchvision_sets import MEAN_STD_RGB, ImagesInMemory, TorchvisionName, open_torchvision
 
 _CIFAR_LICENSE = "none stated by the authors; cite Krizhevsky, Learning Multiple Layers of Features, 2009"
 LICENSES: dict[TorchvisionName, str] = {

@@ -20,11 +20,11 @@ from typing import Annotated, Literal
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.image_conversion import ConversionOptions, ListedImages, Provenance, convert_images, summary
-from ssl_equi.data.image_folder import ImageFolder
-from ssl_equi.data.shard import MAX_KEY_LENGTH
+from ssl_equi.data.sets.image_folder import ImageFolder
+from ssl_equi.data.sets.images import say_passed_over
+from ssl_equi.data.shards.convert import ConversionOptions, ListedImages, Provenance, convert_images, summary
+from ssl_equi.data.shards.format import MAX_KEY_LENGTH
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
-from ssl_equi.data.sources import say_passed_over
 
 _DIGEST_LENGTH = 10  # hexadecimal digits that tell keys apart whose paths had to be changed
 

@@ -26,12 +26,12 @@ import tyro
 from rich.progress import track
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.image_conversion import ConversionOptions, ListedImages, Provenance, convert_images, summary
-from ssl_equi.data.image_folder import ImageFolder
-from ssl_equi.data.shard_files import ShardFiles
+from ssl_equi.data.sets.image_folder import ImageFolder
+from ssl_equi.data.sets.images import say_passed_over
+from ssl_equi.data.shards.convert import ConversionOptions, ListedImages, Provenance, convert_images, summary
+from ssl_equi.data.shards.files import ShardFiles
+from ssl_equi.data.shards.tar import tar_members
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
-from ssl_equi.data.sources import say_passed_over
-from ssl_equi.data.tar_members import tar_members
 from ssl_equi.errors import DataError
 from ssl_equi.files import map_in_order
 

@@ -30,8 +30,8 @@ from ssl_equi.data.procedural import (
     rendered_records,
     split_plans,
 )
-from ssl_equi.data.verify import verify_split
-from ssl_equi.data.writer import ObjectRecord
+from ssl_equi.data.shards.format import ObjectRecord
+from ssl_equi.data.shards.verify import verify_split
 from ssl_equi.errors import DataError
 from ssl_equi.options import Threads
 

@@ -25,7 +25,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.manifest import Manifest, canonical_json, has_manifest, read_manifest
 from ssl_equi.data.order import epoch_permutation
 from ssl_equi.data.posed_folders import (
     RESIZED_QUALITY,
@@ -39,8 +38,10 @@ from ssl_equi.data.posed_folders import (
     read_object,
     read_split_list,
 )
-from ssl_equi.data.verify import verify_split
-from ssl_equi.data.writer import SplitSettings, SplitWriter
+from ssl_equi.data.shards.manifest import Manifest, canonical_json, has_manifest, read_manifest
+from ssl_equi.data.shards.records import SplitSettings
+from ssl_equi.data.shards.verify import verify_split
+from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.errors import DataError
 from ssl_equi.files import map_in_order
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
@@ -232,14 +233,14 @@ def convert_split(
         SplitWriter(config.out, settings, resume=True) as writer,
         ThreadPoolExecutor(config.workers) as pool,
     ):
-        report_done(writer.num_objects)
-        remaining = in_stored_order(split.objects, config.seed)[writer.num_objects :]
+        report_done(writer.num_records)
+        remaining = in_stored_order(split.objects, config.seed)[writer.num_records :]
         ahead = config.workers * _READ_AHEAD_PER_WORKER
         for record in map_in_order(
             pool, lambda listed: read_object(config.source, listed, split.layout), remaining, ahead
         ):
             writer.add(record)
-            report_done(writer.num_objects)
+            report_done(writer.num_records)
         return writer.finish()
 
 

@@ -1,5 +1,6 @@
 """Small stand-ins that tests share: encoders, data and what a run offers."""
 
+import hashlib
 import importlib
 import json
 from collections.abc import Callable
@@ -252,6 +253,30 @@ def rows_of(batch: ViewBatch, rows: slice) -> ViewBatch:
     """Some objects of a batch, as another process would hold them."""
     tensors = {name: value[rows] for name, value in vars(batch).items() if isinstance(value, Tensor)}
     return replace(batch, **tensors)
+
+
+class ViewsInMemory(ViewCollection):
+    """Images uint8 [n, V, H, W, 3] as a split; what isn't given is unknown, and every object is a class of its own."""
+
+    def __init__(self, images: np.ndarray, **attributes: Any) -> None:
+        self.pixels = images
+        digest = hashlib.sha256(images.tobytes()).hexdigest()
+        self.num_objects, self.num_views = images.shape[:2]
+        self.image_size, self.fills_image = images.shape[2:4], True
+        self.split, self.folder, self.source = "train", Path("memory"), "images of a test"
+        self.fingerprint = self.content_key = self.plan_sha256 = digest
+        self.class_names = tuple(f"class {number}" for number in range(self.num_objects))
+        self.labels = np.arange(self.num_objects)
+        self.latents = np.zeros((*images.shape[:2], 0), dtype=np.float32)
+        self.quats_xyzw = None
+        self.mean_rgb, self.std_rgb = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def _read(
+        self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray, sizes_out: np.ndarray | None
+    ) -> None:
+        out[...] = self.pixels[object_indices[:, None], view_indices]
 
 
 # ---------------------------------------------------------------- runs

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from recipes import byol
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, nvjpeg_decoder
-from ssl_equi.data.loader import ViewLoader
-from ssl_equi.data.reader import ShardDataset
-from ssl_equi.data.rendered_views import RenderedLoader, RenderedViews, config_of_stored
+from ssl_equi.data.loading.gpu import encoded_views, gpu_loader, nvjpeg_decoder
+from ssl_equi.data.loading.rendered import RenderedViews, config_of_stored, rendered_loader
+from ssl_equi.data.loading.threads import stored_loader
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.compiling import compile_networks
 from ssl_equi.training.config import loader_size
@@ -241,9 +241,9 @@ def what_slow_steps_see(batches: Iterator[ViewBatch], device: str) -> list[Tenso
 def test_a_slow_device_gets_whole_batches(way: Any, workers: int, device: str, tiny_data: Path) -> None:
     """A buffer is not filled again before the copy from it is done, nor memory of the device before the step."""
     dataset = ShardDataset(tiny_data, "train")
-    with ViewLoader(dataset, global_batch_size=8, seed=0, threads=1, workers=workers, prefetch=1) as loader:
+    with stored_loader(dataset, global_batch_size=8, seed=0, threads=1, workers=workers, prefetch=1) as loader:
         seen = what_slow_steps_see(way(loader.batches(), torch.device(device)), device)
-    with ViewLoader(dataset, global_batch_size=8, seed=0, threads=1, pin_memory=False) as loader:
+    with stored_loader(dataset, global_batch_size=8, seed=0, threads=1, pin_memory=False) as loader:
         for images, batch in zip(seen, loader.batches()):
             assert torch.equal(images.cpu(), batch.images)
 
@@ -251,7 +251,7 @@ def test_a_slow_device_gets_whole_batches(way: Any, workers: int, device: str, t
 @ON_EACH_DEVICE
 def test_a_slow_device_gets_whole_batches_that_were_rendered(device: str, tiny_data: Path) -> None:
     views = RenderedViews(config_of_stored(ShardDataset(tiny_data, "train")), "train", device)
-    with RenderedLoader(views, global_batch_size=8, seed=0) as loader:
+    with rendered_loader(views, global_batch_size=8, seed=0) as loader:
         seen = what_slow_steps_see(on_device(loader.batches(), torch.device(device)), device)
         for images, batch in zip(seen, loader.batches()):
             assert (images.int() - batch.images.int()).abs().max() <= 1  # a level of 255
@@ -262,7 +262,7 @@ def test_a_slow_device_gets_whole_batches_that_it_decoded(tiny_data: Path) -> No
     device = torch.device("cuda")
     views = encoded_views(ShardDataset(tiny_data, "train"))
     decode = nvjpeg_decoder(device)
-    with DeviceDecodedLoader(views, global_batch_size=8, seed=0, device=device, decode=decode) as loader:
+    with gpu_loader(views, global_batch_size=8, seed=0, device=device, decode=decode) as loader:
         seen = what_slow_steps_see(on_device(loader.batches(), device), "cuda")
         for images, batch in zip(seen, loader.batches()):
             assert torch.equal(images, batch.images)
@@ -354,8 +354,8 @@ def test_a_launched_run_ends_with_its_report(device: str, tiny_data: Path, tmp_p
 def test_loader_processes_leave_the_device_alone(device: str, tiny_data: Path) -> None:
     """They have no context there, which would take half a GiB of its memory each."""
     torch.zeros(1, device=device)
-    with ViewLoader(ShardDataset(tiny_data, "train"), global_batch_size=8, seed=0, workers=2) as loader:
+    with stored_loader(ShardDataset(tiny_data, "train"), global_batch_size=8, seed=0, workers=2) as loader:
         next(on_device(loader.batches(), torch.device(device)))
-        for worker in loader._decoder._workers:  # type: ignore[attr-defined]
+        for worker in loader.fetcher.decoder._workers:  # type: ignore[attr-defined]
             files = [os.readlink(file) for file in Path(f"/proc/{worker.process.pid}/fd").iterdir()]
             assert files and not [file for file in files if "nvidia" in file]

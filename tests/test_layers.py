@@ -91,7 +91,7 @@ def test_only_the_run_and_its_processes_know_accelerate() -> None:
 def test_a_library_stays_behind_its_border() -> None:
     borders = {
         "lightly": "parts/heads.py", "escnn": "escnn_import.py",
-        "fsspec": "remote_files.py", "sklearn": "feature_map.py",
+        "fsspec": "transport.py", "sklearn": "feature_map.py",
     }  # fmt: skip
     for library, border in borders.items():
         users = [path for path in modules() if library in {name.split(".")[0] for name in imported_names(path)}]

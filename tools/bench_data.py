@@ -8,14 +8,14 @@ a view with its latents in another; and images like ImageNet's, 110 KB each, as 
 - decoding: simplejpeg decodes the same bytes, which are in memory, into buffers that are already there. Threads share
   the work as our loader's do.
 - our reader: `ShardDataset.read_views`, batch by batch, in one thread; of images `ImageShards.read_image`.
-- our loader: `ViewLoader`, which decodes ahead in threads. It runs on before and after what is measured: the time from
-  one batch to a later one, in which it decodes as many batches as it gives out.
+- our loader: `stored_loader`, which decodes ahead in threads. It runs on before and after what is measured: the time
+  from one batch to a later one, in which it decodes as many batches as it gives out.
 - our loader, processes: the same with worker processes that share a ring of buffers.
 - files, PIL: as the papers' loaders do it: a torch DataLoader whose workers open two views' files with PIL, resize,
   convert and normalise them, read two files of latents and make the relative rotation with SciPy.
 - WebDataset: a torch DataLoader whose workers stream the same shards object by object and decode two views as above.
 
-- our loader, nvJPEG: `DeviceDecodedLoader`, which a GPU decodes for, where there is one; and `ViewLoader` with the copy
+- our loader, nvJPEG: `gpu_loader`, which a GPU decodes for, where there is one; and `stored_loader` with the copy
   of each batch to the GPU.
 
 Every round all of them take their turn, in reverse order every other round. A figure is a ratio of seconds a pair (an
@@ -45,11 +45,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, nvjpeg_decoder
-from ssl_equi.data.image_shards import ImageShards
-from ssl_equi.data.loader import ViewLoader
-from ssl_equi.data.reader import ShardDataset
-from ssl_equi.data.writer import ObjectRecord, write_split
+from ssl_equi.data.loading.gpu import encoded_views, gpu_loader, nvjpeg_decoder
+from ssl_equi.data.loading.loader import Loader
+from ssl_equi.data.loading.threads import stored_loader
+from ssl_equi.data.shards.format import ObjectRecord
+from ssl_equi.data.shards.image_shards import ImageShards
+from ssl_equi.data.shards.reader import ShardDataset
+from ssl_equi.data.shards.writer import write_split
 from ssl_equi.errors import UserError
 
 VIEW_SIDE, VIEW_QUALITY = 256, 90
@@ -182,7 +184,7 @@ def reading(dataset: ShardDataset, pairs: int, batch_size: int) -> Work:
     return run
 
 
-def loading(loader: ViewLoader, pairs: int) -> Contestant:
+def loading(loader: Loader, pairs: int) -> Contestant:
     """Batches of our loader, latents and relative rotations' quaternions included, while it runs on."""
     batch_size = loader.order.local_batch_size
 
@@ -340,8 +342,8 @@ def measure_objects(config: Config, folder: Path) -> list[Row]:
     shards = [str(path) for path in sorted((folder / "shards").glob("train-*.tar"))]
     loader_options = {"global_batch_size": config.batch_size, "seed": 0, "pin_memory": False}
     with ExitStack() as open_until_then:
-        loader = open_until_then.enter_context(ViewLoader(dataset, **loader_options, threads=config.threads))
-        workers = open_until_then.enter_context(ViewLoader(dataset, **loader_options, workers=config.threads))
+        loader = open_until_then.enter_context(stored_loader(dataset, **loader_options, threads=config.threads))
+        workers = open_until_then.enter_context(stored_loader(dataset, **loader_options, workers=config.threads))
         pools = [open_until_then.enter_context(ThreadPoolExecutor(threads)) for threads in (1, config.threads)]
         seconds = seconds_in_turns(
             {
@@ -371,7 +373,7 @@ def measure_objects(config: Config, folder: Path) -> list[Row]:
     ]
 
 
-def loading_to_gpu(loader: ViewLoader | DeviceDecodedLoader, pairs: int) -> Contestant:
+def loading_to_gpu(loader: Loader, pairs: int) -> Contestant:
     """Batches that lie on the GPU when the last one's work is done."""
     batch_size = loader.order.local_batch_size
     batches = loader.batches(0)
@@ -392,8 +394,8 @@ def measure_gpu(config: Config, dataset: ShardDataset) -> list[Row]:
     pairs, device = config.epochs * config.objects, torch.device("cuda")
     options: dict[str, Any] = {"global_batch_size": config.batch_size, "seed": 0, "threads": config.threads}
     with (
-        ViewLoader(dataset, **options) as threads,
-        DeviceDecodedLoader(encoded_views(dataset), device=device, decode=nvjpeg_decoder(device), **options) as nvjpeg,
+        stored_loader(dataset, **options) as threads,
+        gpu_loader(encoded_views(dataset), device=device, decode=nvjpeg_decoder(device), **options) as nvjpeg,
     ):
         contestants = {
             "our loader, to the GPU": loading_to_gpu(threads, pairs),

@@ -3,10 +3,9 @@
     python tools/bench_index.py [--images N] [--folder DIR] [--json FILE]
 
 The split is made first: an index of as many images as `--images` says, all of them one small JPEG that stands once in
-each shard, so that 10 million images take 400 MB of disk. It is then opened in two fresh processes. The first one
-verifies the index and leaves a stamp, in a cache folder of this benchmark's own; the second one is measured. Memory is
-RssAnon of /proc/self/status, sampled while batches at the start of three epochs are loaded, so Linux is needed. Now and
-then an opening holds a full run of Python's garbage collector, which takes .1 s with PyTorch's objects: see the range.
+each shard, so that 10 million images take 400 MB of disk. It is then opened in a fresh process. Memory is RssAnon of
+/proc/self/status, sampled while batches at the start of three epochs are loaded, so Linux is needed. Now and then an
+opening holds a full run of Python's garbage collector, which takes .1 s with PyTorch's objects: see the range.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,11 +32,11 @@ from google_crc32c import value as crc32c_of
 from PIL import Image
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.fit import CenterCrop
-from ssl_equi.data.image_manifest import ImageIndex, ImageManifest
-from ssl_equi.data.image_shards import ImageShards
-from ssl_equi.data.loader import ViewLoader
-from ssl_equi.data.manifest import ShardEntry, index_folder, shard_name
+from ssl_equi.data.images import CenterCrop
+from ssl_equi.data.loading.threads import stored_loader
+from ssl_equi.data.shards.image_shards import ImageShards
+from ssl_equi.data.shards.index import ImageIndex
+from ssl_equi.data.shards.manifest import ImageManifest, ShardEntry, index_folder, shard_name
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, SingleViews
 from ssl_equi.errors import UserError
 from ssl_equi.files import sha256_of_file
@@ -49,7 +48,6 @@ IMAGE_OFFSET = 512  # behind a tar header
 BYTES_PER_RECORD = 2048  # the fewest that a manifest may state
 BATCH_SIZE = 64
 OPENINGS = 5
-SETTLING_SECONDS = 2.1  # a fresher index gets no stamp
 SAMPLING_SECONDS = 0.005
 
 
@@ -91,11 +89,10 @@ def make_split(folder: Path, images: int) -> None:
         "heights": SIDE,
         "widths": SIDE,
     }
-    empty = ImageIndex.from_columns({field.name: [] for field in fields(ImageIndex)})
     sidecars = index_folder(folder, "train")
     sidecars.mkdir()
-    for name, column in vars(empty).items():
-        array = np.lib.format.open_memmap(sidecars / f"{name}.npy", mode="w+", dtype=column.dtype, shape=(images,))
+    for name, dtype in ImageIndex.DTYPES.items():
+        array = np.lib.format.open_memmap(sidecars / f"{name}.npy", mode="w+", dtype=np.dtype(dtype), shape=(images,))
         if name in columns:
             array[:] = columns[name]
         array.flush()
@@ -146,7 +143,7 @@ def open_and_load(folder: Path) -> dict[str, Any]:
         first_milliseconds = 1000 * (time.perf_counter() - started)
         opened_mib = private_mib() - samples[0]
         collection = SingleViews(images, CenterCrop(SIDE, SIDE))
-        with ViewLoader(
+        with stored_loader(
             collection, global_batch_size=BATCH_SIZE, views=1, seed=0, threads=2, pin_memory=False
         ) as loader:
             for epoch in range(3):
@@ -172,23 +169,19 @@ def open_and_load(folder: Path) -> dict[str, Any]:
 def measured_in_a_fresh_process(folder: Path) -> dict[str, Any]:
     """The figures of `open_and_load`."""
     command = [sys.executable, str(Path(__file__).resolve()), "--opened", str(folder)]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
-    return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def measure(folder: Path, images: int) -> list[Row]:
     """The rows of the table, of a split that is made in this folder."""
     make_split(folder, images)
-    time.sleep(SETTLING_SECONDS)
-    first, second = (measured_in_a_fresh_process(folder) for _ in range(2))
+    found = measured_in_a_fresh_process(folder)
     return [
-        row_of("milliseconds, first opening (verifies)", first["milliseconds"][:1]),
-        row_of("milliseconds, later openings", second["milliseconds"], 50),
-        row_of("CPU milliseconds, later openings", second["cpu_milliseconds"], 50),
-        row_of("MiB of private memory, verifying, most", [first["peak_mib"]], 200),
-        row_of("MiB of private memory, opened", [second["opened_mib"]], 200),
-        row_of("MiB of private memory, batches loaded", [second["loaded_mib"]], 200),
-        row_of("MiB of private memory, most", [second["peak_mib"]], 200),
+        row_of("milliseconds, openings", found["milliseconds"], 50),
+        row_of("CPU milliseconds, openings", found["cpu_milliseconds"], 50),
+        row_of("MiB of private memory, opened", [found["opened_mib"]], 200),
+        row_of("MiB of private memory, batches loaded", [found["loaded_mib"]], 200),
+        row_of("MiB of private memory, most", [found["peak_mib"]], 200),
     ]
 
 

@@ -8,7 +8,7 @@ second of wall time, synchronised, without targets. The sizes take turns, round
 after round; printed are the median over the rounds and the range. Takes about 15 seconds on one core.
 
 Two more rows compare what a run with and without `--render-views` gets, batches of 64 pairs at 64 pixels, in wall time:
-`RenderedLoader` ("rendered while training") and `ViewLoader` on shards of the same, with `--threads` threads each.
+`rendered_loader` ("rendered while training") and `stored_loader` on shards of the same, with `--threads` threads each.
 """
 
 import tempfile
@@ -24,10 +24,10 @@ import tyro
 from benchmarks import Row, machine_of, print_rows, row_of, seconds_of, write_rows
 
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.loading.rendered import RenderedViews, rendered_loader
+from ssl_equi.data.loading.threads import stored_loader
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural
-from ssl_equi.data.reader import ShardDataset
-from ssl_equi.data.rendered_views import RenderedLoader, RenderedViews
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.scenes.families import DEFAULT_FAMILIES, build_object
 from ssl_equi.scenes.mesh import Mesh
 from ssl_equi.scenes.render import Renderer, SceneSettings
@@ -100,7 +100,7 @@ def measure_loaders(config: Config) -> list[Row]:
         build_procedural(Path(folder), embedded, ("train",), show_progress=False)
         rendered, stored = RenderedViews(embedded, "train", config.device), ShardDataset(Path(folder), "train")
         options = {"global_batch_size": PAIRS, "seed": config.seed, "threads": config.threads}
-        with RenderedLoader(rendered, **options) as rendering, ViewLoader(stored, **options) as reading:
+        with rendered_loader(rendered, **options) as rendering, stored_loader(stored, **options) as reading:
             iterators = dict(zip(batches, (rendering.batches(), reading.batches()), strict=True))
             for round_number in range(config.rounds + 1):
                 for name, count in batches.items():

@@ -62,7 +62,7 @@ from torch import Tensor, nn
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import normalise_views
-from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.loading.threads import stored_loader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.geometry.actions import relative_rotation
@@ -210,7 +210,7 @@ def measure_loop(config: LoopConfig, device: str) -> list[Row]:
     data = open_data("3diebench-p", None, "test", 64)
     step = LoopStep(config, data, device)
     plain, probed, waits = [], [], []
-    with ViewLoader(data.train, global_batch_size=config.batch_size, seed=0) as loader:
+    with stored_loader(data.train, global_batch_size=config.batch_size, seed=0) as loader:
         batches = loader.batches()
         time_round(step, batches, 5, with_probes=True)  # warms up
         for _ in range(config.rounds):

@@ -25,14 +25,13 @@ from rich.table import Table
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.damage import Damage, find_damage, kind_of_split
-from ssl_equi.data.fit import CenterCrop
-from ssl_equi.data.foreign_shards import describe_counts
-from ssl_equi.data.image_manifest import ImageManifest, read_image_manifest
-from ssl_equi.data.image_shards import ImageShards, find_shards
-from ssl_equi.data.manifest import Manifest
+from ssl_equi.data.images import CenterCrop
 from ssl_equi.data.order import epoch_permutation
-from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.shards.foreign import describe_counts, find_shards
+from ssl_equi.data.shards.image_shards import ImageShards
+from ssl_equi.data.shards.manifest import ImageManifest, Manifest, read_image_manifest
+from ssl_equi.data.shards.reader import ShardDataset
+from ssl_equi.data.shards.verify import Damage, find_damage, kind_of_split
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.errors import DataError
 from ssl_equi.files import list_folder

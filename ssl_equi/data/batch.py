@@ -13,7 +13,7 @@ from ssl_equi.runtime.device_copies import copy_together
 class ViewBatch:
     """V views of each of B objects, with the latents that made them where these are known."""
 
-    images: Tensor  # uint8 [B, V, H, W, 3]; a reused buffer, see ViewLoader.batches for how long it stays valid
+    images: Tensor  # uint8 [B, V, H, W, 3]; a reused buffer, see stored_loader.batches for how long it stays valid
     latents: Tensor  # float32 [B, V, L]; L is 0 where nothing is known about the views
     quat_xyzw: Tensor | None  # float32 [B, V, 4]; None where poses are unknown
     labels: Tensor  # int64 [B]; -1 for an object without a label

@@ -7,17 +7,26 @@ permutation and the draws made of them are defined here, so an order does not ch
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Any, Protocol, Required, TypedDict
 
 import numpy as np
 
-from ssl_equi.data.philox import words_at
+from ssl_equi.data.bad_records import OnBadRecord
+from ssl_equi.data.collection import ViewCollection
 
 _PERMUTATION_STREAM = 0
 _VIEW_STREAM = 1
 _WORDS_AT_ONCE = 1 << 20
 _OBJECTS_PER_DRAW = 1024  # a draw for few objects costs as much as one for hundreds
 _MOST_PASSES = 16
+
+# Philox4x64-10
+_ROUNDS = 10
+_MULTIPLIERS = (np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157))
+_KEY_STEPS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)  # the golden ratio and sqrt(3) - 1, as 64-bit fractions
+_WORDS_PER_COUNTER = 4
+_HALF_BITS = np.uint64(32)
+_LOW_HALF = np.uint64(0xFFFFFFFF)
 
 
 def epoch_permutation(num_objects: int, seed: int, epoch: int) -> np.ndarray:
@@ -85,6 +94,24 @@ def _philox(seed: int, epoch: int, stream: int, rank: int = 0) -> np.random.Phil
     return np.random.Philox(key=key, counter=counter)
 
 
+class BatchOptions(TypedDict, total=False):
+    """What the loaders of all sources take.
+
+    `on_bad_record="skip"` replaces an object with a view that can't be read by the next good one of the same rank's
+    batch, logs it and counts it in `skipped`, and raises DataError once more than `max_skipped` different objects were
+    bad. A shard that is gone always raises: going on would leave a hole in the data.
+    """
+
+    global_batch_size: Required[int]  # objects, over all ranks
+    views: int  # distinct ones of each object; 2 if not given
+    seed: Required[int]  # of order and views
+    rank: int
+    world_size: int
+    keep_incomplete_batch: bool  # the objects left over in an epoch make a smaller batch, instead of being dropped
+    on_bad_record: OnBadRecord  # "raise" if not given
+    max_skipped: int  # 100 if not given
+
+
 class Order(Protocol):
     """What a loader asks of an order: which objects and views this rank's batches hold."""
 
@@ -121,6 +148,11 @@ class BatchOrder:
     rank: int = 0
     world_size: int = 1
     keep_incomplete_batch: bool = False
+
+    @classmethod
+    def of(cls, collection: ViewCollection, options: BatchOptions) -> "BatchOrder":
+        """The order in which a loader with these options gives out a collection."""
+        return cls(num_objects=collection.num_objects, num_views=collection.num_views, **sizes_of(options))
 
     def __post_init__(self) -> None:
         check_sizes(
@@ -165,6 +197,12 @@ class BatchOrder:
         return slice(first + self.rank * count, first + (self.rank + 1) * count)
 
 
+def sizes_of(options: BatchOptions) -> dict[str, Any]:
+    """The options that an order takes."""
+    names = ("global_batch_size", "seed", "rank", "world_size", "keep_incomplete_batch")
+    return {"views": options.get("views", 2), **{name: options[name] for name in names if name in options}}  # type: ignore[literal-required]
+
+
 def batches_in_epoch(num_objects: int, global_batch_size: int, world_size: int, keep_incomplete_batch: bool) -> int:
     """Whole batches in an epoch, and one more if what is left over is kept and gives at least 2 objects."""
     batches, left_over = divmod(num_objects, global_batch_size)
@@ -204,3 +242,45 @@ def _kept_permutation(num_objects: int, seed: int, epoch: int) -> np.ndarray:
 @lru_cache(maxsize=2)
 def _kept_draw(order: BatchOrder, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
     return order._draw(epoch, number)
+
+
+def words_at(positions: np.ndarray, key: tuple[int, int], upper_counter: tuple[int, int, int]) -> np.ndarray:
+    """The words at `positions` (int64, at least 0) of a Philox4x64 stream, uint64 of the same shape.
+
+    Word p is `np.random.Philox(key=key, counter=(0, *upper_counter)).random_raw(p + 1)[p]`. The generator is a keyed
+    bijection of a counter (section 3.3 of the paper): four words per counter, none of which needs those before it.
+    """
+    # NumPy only gives out runs of words, and setting it to another place costs more than computing a few words here.
+    places = positions.ravel().astype(np.uint64)
+    counters, place_of_counter = np.unique(places // np.uint64(_WORDS_PER_COUNTER), return_inverse=True)
+    counter_words = np.empty((_WORDS_PER_COUNTER, len(counters)), dtype=np.uint64)
+    counter_words[0] = counters + np.uint64(1)  # NumPy counts up before it makes its first words
+    for row, word in enumerate(upper_counter, start=1):
+        counter_words[row] = word
+    words = _philox4x64(counter_words, key)[places % np.uint64(_WORDS_PER_COUNTER), place_of_counter]
+    return words.reshape(positions.shape)
+
+
+def _philox4x64(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
+    """Ten rounds on counters uint64 [4, n]; the words that NumPy gives out for them, in its order."""
+    first, second, third, fourth = counters
+    for number in range(_ROUNDS):
+        low_key, high_key = (np.uint64((word + number * step) % 2**64) for word, step in zip(key, _KEY_STEPS))
+        first_high, first_low = _product(first, _MULTIPLIERS[0])
+        third_high, third_low = _product(third, _MULTIPLIERS[1])
+        first, second, third, fourth = (
+            third_high ^ second ^ low_key,
+            third_low,
+            first_high ^ fourth ^ high_key,
+            first_low,
+        )
+    return np.stack([first, second, third, fourth])
+
+
+def _product(values: np.ndarray, factor: np.uint64) -> tuple[np.ndarray, np.ndarray]:
+    """Upper and lower 64 bits of the 128-bit products, from the products of 32-bit halves."""
+    value_low, value_high = values & _LOW_HALF, values >> _HALF_BITS
+    factor_low, factor_high = factor & _LOW_HALF, factor >> _HALF_BITS
+    carried = value_high * factor_low + (value_low * factor_low >> _HALF_BITS)  # at most 2**64 - 2**32: no overflow
+    middle = value_low * factor_high + (carried & _LOW_HALF)
+    return value_high * factor_high + (carried >> _HALF_BITS) + (middle >> _HALF_BITS), values * factor

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from ssl_equi.data.decode import JPEG_START, SUFFIXES, decode_image
-from ssl_equi.data.fit import CenterCrop
+from ssl_equi.data.images import JPEG_START, SUFFIXES, CenterCrop, decode_image
 from ssl_equi.data.npy import map_npy
-from ssl_equi.data.writer import ObjectRecord
+from ssl_equi.data.shards.format import ObjectRecord
 from ssl_equi.errors import DataError
 from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 

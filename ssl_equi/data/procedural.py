@@ -23,8 +23,10 @@ import torch
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
-from ssl_equi.data.manifest import has_manifest, read_manifest
-from ssl_equi.data.writer import ObjectRecord, SplitSettings, SplitWriter
+from ssl_equi.data.shards.format import ObjectRecord
+from ssl_equi.data.shards.manifest import has_manifest, read_manifest
+from ssl_equi.data.shards.records import SplitSettings
+from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.errors import DataError
 from ssl_equi.files import building_progress, working_alone
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
@@ -284,9 +286,9 @@ def _build_split(
     plan, settings = split_plans(config)[split], split_settings(config, split)
     total = len(plan.families) * plan.objects_per_family * config.views
     with SplitWriter(folder, settings, resume=True) as writer, building_progress(show_progress) as progress:
-        done = writer.num_objects * config.views
+        done = writer.num_records * config.views
         bar = progress.add_task(f"rendering {split}", total=total, completed=done)
-        for record in rendered_records(config, split, skip=writer.num_objects, workers=workers, device=device):
+        for record in rendered_records(config, split, skip=writer.num_records, workers=workers, device=device):
             writer.add(record)
             progress.advance(bar, config.views)
         writer.finish()

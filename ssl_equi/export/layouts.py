@@ -13,8 +13,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from ssl_equi.data.sets.torchvision_sets import MEAN_STD_RGB
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
-from ssl_equi.data.torchvision_sets import MEAN_STD_RGB
 from ssl_equi.errors import LayoutError
 from ssl_equi.export.encoder import EncoderCard
 

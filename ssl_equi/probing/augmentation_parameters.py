@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.view_subset import ViewSubset, spread_views
+from ssl_equi.data.derived import ViewSubset, spread_views
 from ssl_equi.probing.baselines import Baseline
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, predict

@@ -14,8 +14,7 @@ import torch
 
 from ssl_equi.checkpoint import require_writable
 from ssl_equi.data.procedural import ProceduralConfig
-from ssl_equi.data.sources import DatasetName, DataSource, open_data, stored_image_size
-from ssl_equi.data.turned_views import turned_source
+from ssl_equi.data.sources import DATASETS, DatasetName, DataSource, open_data, stored_image_size, turned_source
 from ssl_equi.errors import UserError
 from ssl_equi.options import ActsWhen, Count, EncoderArguments, ImageSide, Range
 from ssl_equi.probing.encoder_sources import EncoderSource, open_encoder
@@ -33,7 +32,6 @@ from ssl_equi.probing.skipping import noted_if_unanswered
 from ssl_equi.probing.transfer import open_transfer_set, transfer_questions
 from ssl_equi.runtime.system import software_versions
 
-EMBEDDED_SETS = ("3diebench-p", "3diebench-pt")
 FIRST_SEED = 0
 
 
@@ -157,7 +155,7 @@ def open_encoder_and_data(config: AskedEncoder) -> tuple[EncoderSource, DataSour
         UserError: either can't be opened.
     """
     stored_size = stored_image_size(config.dataset, config.data_dir)
-    if stored_size is None and config.dataset in EMBEDDED_SETS:
+    if stored_size is None and DATASETS[config.dataset].embedded:
         stored_size = ProceduralConfig().image_size
     source = open_encoder(
         config.encoder, image_size=config.image_size, stored_size=stored_size, weights=config.weights,

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.derived import turn_quat_xyzw, turned_by_any_angle
 from ssl_equi.data.images import normalise_images
-from ssl_equi.data.turned_views import turn_quat_xyzw, turned_by_any_angle
 from ssl_equi.geometry.actions import relative_rotation
 from ssl_equi.geometry.rotations import quat_multiply, quat_positive
 from ssl_equi.probing.encode import FeatureCache, frozen

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.derived import ViewSubset, spread_views
 from ssl_equi.data.sources import OOD_ROTATION, open_ood_rotation
-from ssl_equi.data.view_subset import ViewSubset, spread_views
 from ssl_equi.errors import DataError
 from ssl_equi.probing.baselines import Baseline
 from ssl_equi.probing.corruptions import CORRUPTIONS, Corruption
@@ -137,7 +137,7 @@ def _corrupted(context: ImageContext, part: str, judge: Judge, compared: Sequenc
 
 
 def _corrupted_views(context: ImageContext) -> ViewSubset:
-    """The judged views that stand for all: see `ssl_equi.data.view_subset.spread_views`."""
+    """The judged views that stand for all: see `ssl_equi.data.derived.spread_views`."""
     evaluation, chosen = context.data.evaluation, context.protocol.corruption
     return ViewSubset(
         evaluation, *spread_views(evaluation.num_objects, evaluation.num_views, chosen.max_images, chosen.seed)

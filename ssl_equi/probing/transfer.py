@@ -8,18 +8,15 @@ resized to what the encoder takes, and normalised as the encoder's own.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 from ssl_equi.data.procedural import ProceduralConfig
-from ssl_equi.data.sources import DatasetName, DataSource, open_data
-from ssl_equi.data.torchvision_sets import STORED_SIDE
+from ssl_equi.data.sources import DATASETS, DataSource, open_data
 from ssl_equi.errors import DataError
 from ssl_equi.probing.image_context import ImageContext, ImageQuestion
 from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.task_results import Task, TaskResult
 from ssl_equi.probing.tasks_classification import knn, linear
 
-RENDERS_ITSELF = ("3diebench-p", "3diebench-pt")
 TRANSFER_TASKS: dict[str, Task] = {"linear": linear, "knn": knn}
 
 
@@ -42,23 +39,23 @@ def open_transfer_set(text: str, image_size: int, split: str = "test") -> Transf
         DataError: there is no such data set, or its data are missing or damaged.
     """
     name, _, folder = text.partition(":")
-    if name not in get_args(DatasetName):
+    if name not in DATASETS:
         raise DataError(
             f"--transfer is {text!r}, and there is no data set {name!r}: give DATASET:DIR with one of "
-            f"{', '.join(get_args(DatasetName))}"
+            f"{', '.join(sorted(DATASETS))}"
         )
-    if not folder and name not in RENDERS_ITSELF:
+    if not folder and not DATASETS[name].embedded:
         raise DataError(f"--transfer is {text!r} without a folder: give {name}:DIR")
     data_dir = Path(folder) if folder else None
     location = data_dir
     try:
         if location is None:  # rendered in the size that the embedded set has by itself, and resized
             size = ProceduralConfig().image_size
-            location = open_data(name, None, split, size).evaluation.folder  # type: ignore[arg-type]
-        data = open_data(name, location, split, image_size)  # type: ignore[arg-type]
+            location = open_data(name, None, split, size).evaluation.folder
+        data = open_data(name, location, split, image_size)
     except DataError as error:
         raise DataError(f"--transfer {text} can't be judged on split {split!r}: {error}") from error
-    label = name if data_dir is None or name in STORED_SIDE else f"{name}_{data_dir.resolve().name}"
+    label = name if data_dir is None or DATASETS[name].side is not None else f"{name}_{data_dir.resolve().name}"
     return TransferSet(label, data)
 
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import torch
 
 from ssl_equi.data.bad_records import OnBadRecord
-from ssl_equi.data.sources import DatasetName, DataSource, Reading, open_data
-from ssl_equi.data.torchvision_sets import STORED_SIDE
+from ssl_equi.data.loading.choice import ImageSource
+from ssl_equi.data.sources import DATASETS, DatasetName, DataSource, Reading, open_data
 from ssl_equi.errors import RunError
 from ssl_equi.files import read_json_object
 from ssl_equi.options import (
@@ -51,19 +51,6 @@ FREE_OPTIONS = (
 )  # fmt: skip
 
 # Two ways to the views that don't go together, and why.
-EXCLUSIVE_OPTIONS = (
-    ("--render-views", "--cache-decoded", "rendering reads no stored views that could be kept"),
-    ("--render-views", "--decode-on cuda", "rendering decodes nothing"),
-    ("--render-views", "--reading streamed", "rendering reads nothing"),
-    ("--render-views", "--loader-workers", "rendering decodes nothing"),
-    ("--cache-decoded", "--decode-on cuda", "what is kept has been decoded"),
-    ("--cache-decoded", "--reading streamed", "what is kept is read by index"),
-    ("--cache-decoded", "--on-bad-record skip", "every view is decoded when the cache is made"),
-    ("--decode-on cuda", "--reading streamed", "a GPU decodes what is read by index"),
-    ("--decode-on cuda", "--loader-workers", "a GPU decodes in the process that trains"),
-    ("--decode-on cuda", "--on-bad-record skip", "a GPU decodes whole batches"),
-    ("--reading streamed", "--loader-workers", "what is streamed is decoded by threads"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,33 +196,38 @@ class PretrainingOptions(RunConfig):
     @property
     def decodes_stored_images(self) -> bool:
         """See `RunConfig`; CIFAR and STL-10 are decoded in memory, which each process would have for itself."""
-        kept = self.cache_decoded or self.dataset in STORED_SIDE
+        kept = self.cache_decoded or DATASETS[self.dataset].side is not None
         return not (kept or self.render_views or self.decode_on == "cuda" or self.reading == "streamed")
 
     def open_data(self) -> DataSource:
         """The data that the options name; sets that render themselves are rendered if need be."""
         return open_data(self.dataset, self.data_dir, self.evaluation_split, self.image_size, self.reading)
 
+    @property
+    def image_source(self) -> ImageSource:
+        """Where the images come from."""
+        return ImageSource(
+            render_views=self.render_views,
+            cache_decoded=self.cache_decoded,
+            decode_on_cuda=self.decode_on == "cuda",
+            streamed=self.reading == "streamed",
+            workers=self.loader_workers or 0,
+            fresh_views=self.fresh_views,
+            shuffle_buffer=self.shuffle_buffer,
+        )
+
     def check(self) -> None:
         """Raises RunError for ways of getting at the views that don't go together, or with the data."""
-        if self.render_views and self.dataset not in ("3diebench-p", "3diebench-pt"):
+        if self.render_views and not DATASETS[self.dataset].embedded:
             raise RunError(
                 f"--render-views is given and --dataset {self.dataset} consists of files: choose 3diebench-p or "
                 f"3diebench-pt, or leave it out"
             )
         if self.fresh_views and not self.render_views:
             raise RunError("--fresh-views is given and stored views are always the same: add --render-views")
-        given = {
-            "--render-views": self.render_views,
-            "--cache-decoded": self.cache_decoded,
-            "--decode-on cuda": self.decode_on == "cuda",
-            "--reading streamed": self.reading == "streamed",
-            "--loader-workers": bool(self.loader_workers),
-            "--on-bad-record skip": self.on_bad_record == "skip",
-        }
-        for first, second, reason in EXCLUSIVE_OPTIONS:
-            if given[first] and given[second]:
-                raise RunError(f"{first} and {second} don't go together ({reason}): give one of the two")
+        problem = self.image_source.problem()
+        if problem is not None:
+            raise RunError(problem)
         if self.decode_on == "cuda" and not torch.cuda.is_available():
             raise RunError("--decode-on cuda needs an NVIDIA GPU and PyTorch sees none: leave it out")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ssl_equi.data.bad_records import BadRecords
-from ssl_equi.data.sources import DataSource
+from ssl_equi.data.sources import DATASETS, DataSource
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.catalogue import model_arguments
 from ssl_equi.export.encoder import EncoderCard, encoder_export
@@ -36,14 +36,6 @@ if TYPE_CHECKING:  # it imports timm, which takes seconds
 ENCODER_FOLDER = "encoder"
 SEQUENCE_MODEL_FOLDER = "sequence_model"
 CAPSULE_FOLDER = "capsule_network"
-EMBEDDED_LICENCE = "apache-2.0"  # of weights that learnt from our own renderings
-# Of others by what the manifest of their data states, as the Hugging Face hub spells it.
-LICENCES = {
-    "CC-BY-NC-4.0": "cc-by-nc-4.0",
-    "CC-BY-4.0": "cc-by-4.0",
-    "CC-BY-SA-4.0": "cc-by-sa-4.0",
-    "CC0-1.0": "cc0-1.0",
-}
 
 
 @dataclass(frozen=True)
@@ -167,9 +159,9 @@ class Ending:
     def encoder_card(self, objective: Objective) -> EncoderCard:
         """The labels of the exported encoder: ours, not those of timm's pretrained weights."""
         config, data, name = self.config, self.data, self.run.name
-        embedded = data.name in ("3diebench-p", "3diebench-pt")
+        known = DATASETS.get(data.name)
         # `3diebench` also opens other posed views in its layout: they go by the source that their manifest states.
-        stated = data.license is not None and not embedded
+        stated = data.license is not None and not (known is not None and known.embedded)
         return EncoderCard(
             architecture=config.encoder,
             model_args=model_arguments(config.encoder, config.image_size, config.encoder_arguments),
@@ -179,7 +171,7 @@ class Ending:
             parts={part: (columns.start, columns.stop) for part, columns in probed_parts(objective).items()},
             objective=name,
             trained_on=f"{data.train.source if stated else data.name} {data.train.fingerprint[:16]}",
-            license=EMBEDDED_LICENCE if embedded else LICENCES.get(data.license or "", "other"),
+            license=data.licence_of_weights,
             tag=f"{name}_{data.name}".replace("-", "_"),
         )
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from ssl_equi.checkpoint import has_checksums, list_checkpoints, write_text_atomically
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.data.decoding_processes import start_server
+from ssl_equi.data.loading.processes import start_server
 from ssl_equi.encoders.batch_norm import running_statistics_kept
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
 from ssl_equi.encoders.recomputing import checkpoint_activations

@@ -22,8 +22,8 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.manifest import canonical_json
 from ssl_equi.data.npy import map_npy
+from ssl_equi.data.shards.manifest import canonical_json
 from ssl_equi.errors import DataError
 from ssl_equi.files import building_progress, sync_folder, working_alone, write_errors_named
 from ssl_equi.views import operations

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from ssl_equi.data.image_writer import ImageRecord
-from ssl_equi.data.manifest import Manifest
-from ssl_equi.data.writer import ObjectRecord, write_split
+from ssl_equi.data.shards.format import ImageRecord, ObjectRecord
+from ssl_equi.data.shards.manifest import Manifest
+from ssl_equi.data.shards.writer import write_split
 from tests.data.image_sets import write_pictures
 
 CLASS_NAMES = ("bottle", "chair", "lamp")

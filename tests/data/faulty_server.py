@@ -7,7 +7,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from ssl_equi.data.remote_files import Patience
+from ssl_equi.data.remote.transport import Patience
 from tests.launched import seconds_now
 
 PATIENT = Patience(timeout_seconds=60, retries=3, first_pause_seconds=0.01)  # with a server that answers

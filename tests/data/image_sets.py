@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_equi.data.image_manifest import ImageManifest
-from ssl_equi.data.image_writer import ImageRecord, ImageSplitSettings, ImageSplitWriter
-from ssl_equi.data.manifest import canonical_json
+from ssl_equi.data.shards.format import ImageRecord
+from ssl_equi.data.shards.manifest import ImageManifest, canonical_json
+from ssl_equi.data.shards.records import ImageSplitSettings
+from ssl_equi.data.shards.writer import SplitWriter
 
 SETTINGS = ImageSplitSettings(
     split="train", class_names=("cat", "dog", "frog"), source="pictures of the tests", source_version="1",
@@ -20,8 +21,8 @@ def write_pictures(
     folder: Path, records: Sequence[ImageRecord], settings: ImageSplitSettings = SETTINGS
 ) -> ImageManifest:
     """All records as one split, going on after the shards that are there."""
-    with ImageSplitWriter(folder, settings) as writer:
-        for record in records[writer.num_images :]:
+    with SplitWriter(folder, settings, resume=True) as writer:
+        for record in records[writer.num_records :]:
             writer.add(record)
         return writer.finish()
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_equi.data.stage_seconds import StageSeconds
+from ssl_equi.data.collection import ViewCollection
 
 
-class NumberedObjects:
+class NumberedObjects(ViewCollection):
     """Views of 2 x 2 pixels whose first two channels are the numbers of object and view.
 
     Reading `misbehaving_object` ends the process with exit status 3 if `misbehaviour` is "exit"; else it raises an
@@ -29,17 +29,11 @@ class NumberedObjects:
         self.labels = np.zeros(num_objects, dtype=np.int64)
         self.latents = np.zeros((num_objects, self.num_views, 0), dtype=np.float32)
 
-    def read_views(
-        self,
-        object_indices: np.ndarray,
-        view_indices: np.ndarray,
-        out: np.ndarray,
-        content_sizes_out: np.ndarray | None = None,
-    ) -> StageSeconds:
-        """See `ssl_equi.data.collection.DecodedViews`."""
+    def _read(
+        self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray, sizes_out: np.ndarray | None
+    ) -> None:
         if self._misbehaving in object_indices:
             if self._misbehaviour == "exit":
                 os._exit(3)
             raise ZeroDivisionError(self._misbehaviour)
         out[..., 0], out[..., 1] = object_indices[:, None, None, None], view_indices[:, :, None, None]
-        return StageSeconds()

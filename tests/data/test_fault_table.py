@@ -22,15 +22,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pytest
 
-from ssl_equi.data.damage import find_damage
-from ssl_equi.data.fit import Canvas
-from ssl_equi.data.image_shards import ImageShards
-from ssl_equi.data.image_writer import ImageRecord
-from ssl_equi.data.loader import OrderedLoader, ViewLoader
-from ssl_equi.data.manifest import manifest_path
-from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.images import Canvas
+from ssl_equi.data.loading.loader import Loader
+from ssl_equi.data.loading.threads import stored_loader
+from ssl_equi.data.remote.streaming import streamed_loader
+from ssl_equi.data.shards.format import ImageRecord
+from ssl_equi.data.shards.image_shards import ImageShards
+from ssl_equi.data.shards.manifest import manifest_path
+from ssl_equi.data.shards.reader import ShardDataset
+from ssl_equi.data.shards.verify import find_damage
 from ssl_equi.data.single_views import SingleViews
-from ssl_equi.data.streaming import StreamedLoader
 from ssl_equi.errors import DataError
 from tests.data.image_sets import write_pictures
 
@@ -45,34 +46,34 @@ class Reader(NamedTuple):
     """How batches are made, and the key of the second record of the damaged shard."""
 
     rendered: bool
-    open: Callable[[Path, str], OrderedLoader | StreamedLoader]
+    open: Callable[[Path, str], Loader]
     key: str
 
 
-def _rendered_by_index(folder: Path, on_bad_record: Any) -> ViewLoader:
+def _rendered_by_index(folder: Path, on_bad_record: Any) -> Loader:
     dataset = ShardDataset(folder, "train")
-    return ViewLoader(dataset, global_batch_size=23, views=6, seed=0, prefetch=0, on_bad_record=on_bad_record)
+    return stored_loader(dataset, global_batch_size=23, views=6, seed=0, prefetch=0, on_bad_record=on_bad_record)
 
 
-def _rendered_streamed(folder: Path, on_bad_record: Any) -> StreamedLoader:
-    return StreamedLoader(folder, "train", global_batch_size=23, views=6, seed=0, prefetch=0, shuffle_buffer=23,
+def _rendered_streamed(folder: Path, on_bad_record: Any) -> Loader:
+    return streamed_loader(folder, "train", global_batch_size=23, views=6, seed=0, prefetch=0, shuffle_buffer=23,
                           on_bad_record=on_bad_record)  # fmt: skip
 
 
-def _images_by_index(folder: Path, on_bad_record: Any) -> ViewLoader:
+def _images_by_index(folder: Path, on_bad_record: Any) -> Loader:
     images = SingleViews(ImageShards(folder, "train"), Canvas(32))
-    return ViewLoader(
+    return stored_loader(
         images, global_batch_size=images.num_objects, views=1, seed=0, prefetch=0, on_bad_record=on_bad_record
     )
 
 
-def _images_without_manifest(folder: Path, on_bad_record: Any) -> ViewLoader:
+def _images_without_manifest(folder: Path, on_bad_record: Any) -> Loader:
     manifest_path(folder, "train").unlink(missing_ok=True)
     return _images_by_index(folder, on_bad_record)
 
 
-def _images_streamed(folder: Path, on_bad_record: Any) -> StreamedLoader:
-    return StreamedLoader(folder, "train", fit=Canvas(32), global_batch_size=11, views=1, seed=0, prefetch=0,
+def _images_streamed(folder: Path, on_bad_record: Any) -> Loader:
+    return streamed_loader(folder, "train", fit=Canvas(32), global_batch_size=11, views=1, seed=0, prefetch=0,
                           shuffle_buffer=11, on_bad_record=on_bad_record)  # fmt: skip
 
 
@@ -337,7 +338,9 @@ def test_a_thread_of_the_indexed_loader_that_dies_ends_the_run_with_its_message(
 
     monkeypatch.setattr(ShardDataset, "read_views", die)
     before = threading.active_count()
-    loader = ViewLoader(ShardDataset(shared_split, "train"), global_batch_size=4, seed=0, on_bad_record=on_bad_record)
+    loader = stored_loader(
+        ShardDataset(shared_split, "train"), global_batch_size=4, seed=0, on_bad_record=on_bad_record
+    )
     with loader, pytest.raises(type(error), match=str(error)):
         list(itertools.islice(loader.batches(), 5))
     assert threading.active_count() == before

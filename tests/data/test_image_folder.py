@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_equi.data.decode import decode_image
-from ssl_equi.data.decoded_cache import CachedViews
-from ssl_equi.data.fit import Canvas, CenterCrop
-from ssl_equi.data.image_folder import ImageFolder
-from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.cache import CachedViews
+from ssl_equi.data.derived import ViewSubset
+from ssl_equi.data.images import Canvas, CenterCrop, decode_image
+from ssl_equi.data.loading.threads import stored_loader
+from ssl_equi.data.sets.image_folder import ImageFolder
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.sources import open_data
-from ssl_equi.data.view_subset import ViewSubset
 from ssl_equi.errors import DataError
 from ssl_equi.views.saliency import computed_saliency
 
@@ -60,7 +58,7 @@ def test_the_fingerprint_follows_names_and_sizes_not_places(mixed_folder: Path, 
 
 def test_the_loader_reports_each_pictures_size_on_the_canvas(mixed_folder: Path) -> None:
     views = SingleViews(ImageFolder(mixed_folder, "train"), Canvas(64))
-    with ViewLoader(views, global_batch_size=6, views=1, seed=0, threads=2) as loader:
+    with stored_loader(views, global_batch_size=6, views=1, seed=0, threads=2) as loader:
         assert loader.steps_per_epoch == 2
         batches = list(itertools.islice(loader.batches(), 2))
         seen = []
@@ -84,7 +82,7 @@ def test_the_loader_reports_each_pictures_size_on_the_canvas(mixed_folder: Path)
 def test_two_views_cannot_be_drawn_of_objects_that_have_one(mixed_folder: Path) -> None:
     views = SingleViews(ImageFolder(mixed_folder, "train"), Canvas(64))
     with pytest.raises(ValueError, match="cannot draw 2 distinct views of objects that have 1"):
-        ViewLoader(views, global_batch_size=6, views=2, seed=0)
+        stored_loader(views, global_batch_size=6, views=2, seed=0)
 
 
 def test_the_probes_see_square_images(mixed_folder: Path) -> None:
@@ -101,23 +99,6 @@ def test_the_probes_see_square_images(mixed_folder: Path) -> None:
     assert (sizes == 32).all() and (out.reshape(4, -1).max(axis=1) > 0).all()
 
 
-def test_requests_are_checked(mixed_folder: Path) -> None:
-    views = SingleViews(ImageFolder(mixed_folder, "train"), Canvas(64))
-    out, zero = np.zeros((1, 1, 64, 64, 3), np.uint8), np.zeros((1, 1), int)
-    with pytest.raises(IndexError, match=r"view index lies outside 0\.\.0"):
-        views.read_views(np.array([0]), zero + 1, out)
-    with pytest.raises(IndexError, match=r"object index lies outside 0\.\.11"):
-        views.read_views(np.array([12]), zero, out)
-    with pytest.raises(ValueError, match="give an int64 array of shape"):
-        views.read_views(np.array([0]), zero, out, np.zeros((1, 2), np.int64))
-
-
-def test_a_pickled_collection_reads_the_same(mixed_folder: Path) -> None:
-    views = SingleViews(ImageFolder(mixed_folder, "train"), Canvas(64))
-    copy = pickle.loads(pickle.dumps(views))
-    np.testing.assert_array_equal(copy.store.read_image(5), views.store.read_image(5))
-
-
 @pytest.mark.parametrize(
     ("content", "expected"),
     [(b"", "is empty"), (b"a shopping list", "does not decode"), (None, "cannot be read")],
@@ -132,7 +113,7 @@ def test_a_file_that_is_no_image_is_named_when_it_is_read(
     if content is None:
         path.unlink()
     with (
-        ViewLoader(views, global_batch_size=12, views=1, seed=0) as loader,
+        stored_loader(views, global_batch_size=12, views=1, seed=0) as loader,
         pytest.raises(DataError, match=expected) as caught,
     ):
         next(loader.batches())

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import webdataset
 
-from ssl_equi.data import image_shards
-from ssl_equi.data.decode import decode_image
-from ssl_equi.data.fit import Canvas
-from ssl_equi.data.image_shards import ImageShards
-from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.images import Canvas, decode_image
+from ssl_equi.data.loading.threads import stored_loader
+from ssl_equi.data.shards import foreign
+from ssl_equi.data.shards.image_shards import ImageShards
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
@@ -103,7 +102,7 @@ def test_the_walk_is_made_once(shards: Path, monkeypatch: pytest.MonkeyPatch) ->
     def walk(shards: Sequence[Path]) -> None:
         raise AssertionError("walked again")
 
-    monkeypatch.setattr(image_shards, "_scan", walk)
+    monkeypatch.setattr(foreign, "_scan", walk)
     second = ImageShards(shards, "train")
     assert second.fingerprint == first.fingerprint
     np.testing.assert_array_equal(second.read_image(7), first.read_image(7))
@@ -128,7 +127,7 @@ def test_the_whole_source(shards: Path) -> None:
     data = open_data("imagenet", shards, "val", 16)
     assert data.evaluation.num_objects == 3 and data.train.class_names == data.evaluation.class_names
     assert data.train.image_size == (32, 32) and data.probe_train.image_size == (16, 16)
-    with ViewLoader(data.train, global_batch_size=8, views=1, seed=0, threads=3) as loader:
+    with stored_loader(data.train, global_batch_size=8, views=1, seed=0, threads=3) as loader:
         batch = next(loader.batches())
     assert sorted(batch.object_indices.tolist()) == list(range(8))
     assert batch.content_sizes is not None and (batch.content_sizes[..., 0] <= 30).all()

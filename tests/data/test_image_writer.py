@@ -12,17 +12,13 @@ import pytest
 import webdataset
 from PIL import Image
 
-from ssl_equi.data.damage import kind_of_split
-from ssl_equi.data.image_manifest import read_image_manifest
-from ssl_equi.data.image_shards import ImageShards
-from ssl_equi.data.image_writer import (
-    ImageRecord,
-    ImageSplitWriter,
-    mean_and_std,
-    pixel_moments,
-    scan_image_shard,
-)
-from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.shards.format import ImageRecord, scan_image_shard
+from ssl_equi.data.shards.image_shards import ImageShards
+from ssl_equi.data.shards.manifest import read_image_manifest
+from ssl_equi.data.shards.reader import ShardDataset
+from ssl_equi.data.shards.records import mean_and_std, pixel_moments
+from ssl_equi.data.shards.verify import kind_of_split
+from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
 from tests.data.image_sets import SETTINGS, flip, write_pictures
@@ -34,10 +30,6 @@ def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_images_and_labels_are_those_written(picture_shards: Path, pictures: list[ImageRecord]) -> None:
@@ -90,61 +82,6 @@ def test_stated_normalisation_is_what_training_uses(tmp_path: Path, pictures: li
     assert ImageShards(tmp_path, "train").mean_rgb == (0.1, 0.2, 0.3) != manifest.measured_mean_rgb
 
 
-def test_equal_images_give_equal_bytes(tmp_path: Path, pictures: list[ImageRecord]) -> None:
-    write_pictures(tmp_path / "a", pictures)
-    write_pictures(tmp_path / "b", pictures)
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    with tarfile.open(tmp_path / "a" / "train-000000.tar") as tar:
-        assert {(member.mtime, member.uid, member.gid, member.uname) for member in tar} == {(0, 0, 0, "")}
-
-
-@pytest.mark.parametrize("stopped_after", [0, 1, 4, 5, 8, 10, 11])
-def test_resumed_split_equals_an_uninterrupted_one(
-    tmp_path: Path, picture_shards: Path, pictures: list[ImageRecord], stopped_after: int
-) -> None:
-    parts = tmp_path / "parts"
-    with pytest.raises(KeyboardInterrupt), ImageSplitWriter(parts, SETTINGS) as writer:
-        for record in pictures[:stopped_after]:
-            writer.add(record)
-        raise KeyboardInterrupt
-    assert not list(parts.glob("*.partial")) and not (parts / "train.manifest.json").exists()
-    with ImageSplitWriter(parts, SETTINGS) as writer:
-        assert writer.num_images == stopped_after // 4 * 4
-        for record in pictures[writer.num_images :]:
-            writer.add(record)
-        writer.finish()
-    assert files_of(parts) == files_of(picture_shards)
-
-
-def test_a_shard_that_changed_since_is_written_again(
-    tmp_path: Path, picture_shards: Path, pictures: list[ImageRecord]
-) -> None:
-    parts = tmp_path / "parts"
-    with pytest.raises(KeyboardInterrupt), ImageSplitWriter(parts, SETTINGS) as writer:
-        for record in pictures:
-            writer.add(record)
-        raise KeyboardInterrupt
-    with open(parts / "train-000001.tar", "r+b") as file:
-        file.seek(1600)
-        file.write(b"\xff")
-    with ImageSplitWriter(parts, SETTINGS) as writer:
-        assert writer.num_images == 4
-    write_pictures(parts, pictures)
-    assert files_of(parts) == files_of(picture_shards)
-
-
-def test_shards_of_other_settings_are_not_mixed(tmp_path: Path, pictures: list[ImageRecord]) -> None:
-    with pytest.raises(KeyboardInterrupt), ImageSplitWriter(tmp_path, SETTINGS) as writer:
-        for record in pictures:
-            writer.add(record)
-        raise KeyboardInterrupt
-    with pytest.raises(DataError, match="was begun with other settings"):
-        ImageSplitWriter(tmp_path, dataclasses.replace(SETTINGS, plan="another list"))
-    write_pictures(tmp_path, pictures)
-    with pytest.raises(DataError, match="already describes a complete split"):
-        ImageSplitWriter(tmp_path, SETTINGS)
-
-
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -160,16 +97,11 @@ def test_shards_of_other_settings_are_not_mixed(tmp_path: Path, pictures: list[I
 def test_malformed_records_are_named(
     tmp_path: Path, pictures: list[ImageRecord], change: dict[str, object], expected: str
 ) -> None:
-    with ImageSplitWriter(tmp_path, SETTINGS) as writer:
+    with SplitWriter(tmp_path, SETTINGS, resume=True) as writer:
         writer.add(pictures[0])
         with pytest.raises(DataError, match=expected) as caught:
             writer.add(dataclasses.replace(ImageRecord("new", 0, pictures[1].data), **change))
     assert "\n" not in str(caught.value)
-
-
-def test_an_empty_split_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="got no image"):
-        write_pictures(tmp_path, [])
 
 
 @pytest.mark.parametrize(
@@ -213,24 +145,6 @@ def test_a_flipped_bit_is_named_when_the_image_is_read(picture_shards: Path) -> 
     with pytest.raises(DataError, match=expected):
         train.read_image(6)
     train.read_image(5)
-
-
-def test_shards_that_are_not_the_manifests_are_refused(picture_shards: Path) -> None:
-    shard = picture_shards / "train-000001.tar"
-    content = shard.read_bytes()
-    shard.write_bytes(content[:-512])
-    with pytest.raises(DataError, match=r"train-000001\.tar has \d+ bytes where the manifest says"):
-        ImageShards(picture_shards, "train")
-    shard.unlink()
-    with pytest.raises(DataError, match=r"train-000001\.tar is missing"):
-        ImageShards(picture_shards, "train")
-
-
-@pytest.mark.parametrize("name", ["labels", "offsets", "crc32c", "keys", "kinds"])
-def test_a_changed_sidecar_is_refused(picture_shards: Path, name: str) -> None:
-    flip(picture_shards / "train.index" / f"{name}.npy", -1)
-    with pytest.raises(DataError, match=rf"sidecar .*{name}\.npy does not match the SHA-256"):
-        ImageShards(picture_shards, "train")
 
 
 def test_a_sidecar_with_objects_is_never_unpickled(picture_shards: Path) -> None:

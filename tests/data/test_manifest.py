@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from ssl_equi.data.image_manifest import read_image_manifest
-from ssl_equi.data.manifest import manifest_path, read_manifest, shard_name
+from ssl_equi.data.shards.manifest import manifest_path, read_image_manifest, read_manifest, shard_name
 from ssl_equi.errors import DataError
 from tests.data.image_sets import ABSENT, edit_manifest
 
@@ -94,3 +93,24 @@ def test_a_manifest_over_that_of_another_split_is_refused(manifest: tuple[Path, 
     shutil.copy(folder / "train.manifest.json", folder / "val.manifest.json")
     with pytest.raises(DataError, match=r"val\.manifest\.json is of split 'train', it was copied or renamed"):
         read(folder, "val")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": "another"}', "\x00\xff"])
+def test_files_that_are_no_manifests_are_refused(text: str, manifest: tuple[Path, Read]) -> None:
+    folder, read = manifest
+    (folder / "train.manifest.json").write_text(text)
+    with pytest.raises(DataError, match=r"is not valid JSON|JSON array|UTF-8|is not a manifest of 'ssl-equi-"):
+        read(folder, "train")
+
+
+def test_an_unfinished_split_and_names_that_leave_the_folder_are_refused(manifest: tuple[Path, Read]) -> None:
+    folder, read = manifest
+    shards = json.loads((folder / "train.manifest.json").read_text())["shards"]
+    edit_manifest(folder, shards=[shards[0] | {"name": "../elsewhere.tar"}, *shards[1:]])
+    with pytest.raises(DataError, match=r"lists shard '\.\./elsewhere\.tar' out of place"):
+        read(folder, "train")
+    with pytest.raises(DataError, match=r"split name '\.\./train' is not usable"):
+        read(folder, "../train")
+    (folder / "train.manifest.json").unlink()
+    with pytest.raises(DataError, match=r"there is no manifest .*train\.manifest\.json: build this data set"):
+        read(folder, "train")

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ssl_equi.data.damage import find_damage
-from ssl_equi.data.decoded_cache import CachedViews
-from ssl_equi.data.image_shards import ImageShards
-from ssl_equi.data.image_writer import ImageRecord
-from ssl_equi.data.manifest import Manifest
-from ssl_equi.data.reader import ShardDataset
-from ssl_equi.data.writer import ObjectRecord
+from ssl_equi.data.cache import CachedViews
+from ssl_equi.data.shards.format import ImageRecord, ObjectRecord
+from ssl_equi.data.shards.image_shards import ImageShards
+from ssl_equi.data.shards.manifest import Manifest
+from ssl_equi.data.shards.reader import ShardDataset
+from ssl_equi.data.shards.verify import find_damage
 from ssl_equi.errors import DataError
 from tests.data.image_sets import write_pictures
 from tests.mutations import Mutation, forged_headers, json_mutations, mutations

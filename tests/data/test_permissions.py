@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from ssl_equi.data.damage import find_damage
-from ssl_equi.data.image_shards import ImageShards
-from ssl_equi.data.manifest import has_manifest
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural
-from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.shards.image_shards import ImageShards
+from ssl_equi.data.shards.manifest import has_manifest
+from ssl_equi.data.shards.reader import ShardDataset
+from ssl_equi.data.shards.verify import find_damage
 from ssl_equi.errors import DataError
 from ssl_equi.files import working_alone
 
@@ -95,7 +95,7 @@ def test_damage_lists_what_cannot_be_read(
     def refused(path: Path) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("ssl_equi.data.damage.sha256_of_file", refused)
+    monkeypatch.setattr("ssl_equi.data.shards.verify.sha256_of_file", refused)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     for folder in (picture_shards, own_split):
         assert {found.what for found in find_damage(folder, "train")} == {"can't be read (Permission denied)"}

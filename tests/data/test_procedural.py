@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from ssl_equi.data import procedural, sources
+from ssl_equi.data import procedural
 from ssl_equi.data.procedural import (
     PIXEL_MEAN_RGB,
     PIXEL_STD_RGB,
@@ -24,7 +24,8 @@ from ssl_equi.data.procedural import (
     render_objects,
     split_plans,
 )
-from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.sets import rendered
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
 from tests.launched import PATIENCE_SECONDS
@@ -183,7 +184,7 @@ def test_the_translated_set_renders_itself(monkeypatch: pytest.MonkeyPatch, tmp_
         raise DataError("nothing is rendered in this test")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sources, "build_procedural", note)
+    monkeypatch.setattr(rendered, "build_procedural", note)
     with pytest.raises(DataError, match="nothing is rendered"):
         open_data("3diebench-pt", None, "ood_rotation", 64)
     expected = ProceduralConfig(translation=True)

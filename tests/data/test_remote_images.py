@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_equi.data.fit import Canvas, imagenet_center_crop
-from ssl_equi.data.image_shards import ImageShards
-from ssl_equi.data.image_writer import ImageRecord, ImageSplitSettings, ImageSplitWriter
-from ssl_equi.data.remote_download import download_split
-from ssl_equi.data.remote_shards import RemoteImages, RemoteShards
+from ssl_equi.data.images import Canvas, imagenet_center_crop
+from ssl_equi.data.remote.download import download_split
+from ssl_equi.data.remote.streaming import streamed_loader
+from ssl_equi.data.remote.views import RemoteImages, RemoteShards
+from ssl_equi.data.shards.format import ImageRecord
+from ssl_equi.data.shards.image_shards import ImageShards
+from ssl_equi.data.shards.records import ImageSplitSettings
+from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.data.single_views import SingleViews
-from ssl_equi.data.streaming import StreamedLoader
 from ssl_equi.errors import DataError
 from tests.data.faulty_server import FaultyServer
 
@@ -29,7 +31,7 @@ def folder(tmp_path: Path, image_bytes: Callable[..., bytes]) -> Path:
         split="train", class_names=("cat", "dog"), source="pictures of the tests", source_version="1",
         license="CC0-1.0", seed=0, images_per_shard=4,
     )  # fmt: skip
-    with ImageSplitWriter(tmp_path / "images", settings) as writer:
+    with SplitWriter(tmp_path / "images", settings) as writer:
         for number in range(13):
             data = image_bytes(number, FORMATS[number % 4], size=(30 + number, 50 - number))
             writer.add(ImageRecord(f"image_{number:02d}", number % 3 - 1, data))
@@ -68,7 +70,7 @@ def test_streamed_batches_hold_every_image_once(server, folder, fit):
     indexed = SingleViews(ImageShards(folder, "train"), fit)
     seen: list[int] = []
     for rank in range(2):
-        with StreamedLoader(
+        with streamed_loader(
             server.url,
             "train",
             fit=fit,
@@ -103,7 +105,7 @@ def _damage(folder: Path, number: int) -> None:
 
 def test_a_damaged_image_is_named_or_skipped(server, folder):
     def batches(on_bad_record: str) -> list[dict[str, torch.Tensor]]:
-        with StreamedLoader(
+        with streamed_loader(
             server.url, "train", fit=Canvas(40), views=1, global_batch_size=13, seed=0, on_bad_record=on_bad_record
         ) as loader:
             batch = next(loader.batches())

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import webdataset
 
-from ssl_equi.data.manifest import read_manifest
-from ssl_equi.data.reader import ShardDataset
-from ssl_equi.data.remote_download import download_split
-from ssl_equi.data.remote_shards import RemoteShards
+from ssl_equi.data.remote.download import download_split
+from ssl_equi.data.remote.views import RemoteShards
+from ssl_equi.data.shards.manifest import read_manifest
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.errors import DataError
 from tests.data.faulty_server import PATIENT, FaultyServer, impatient
 
@@ -274,7 +274,7 @@ def test_too_large_a_split_is_refused_before_a_shard_is_fetched(server, tmp_path
 
 
 def test_manifest_that_is_far_too_large_is_refused(server, monkeypatch):
-    monkeypatch.setattr("ssl_equi.data.remote_shards._MAX_MANIFEST_BYTES", 10)
+    monkeypatch.setattr("ssl_equi.data.remote.views._MAX_MANIFEST_BYTES", 10)
     with pytest.raises(DataError, match="larger than any manifest"):
         RemoteShards(server.url, "train")
 

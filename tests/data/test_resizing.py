@@ -9,50 +9,50 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_equi.data.decoded_cache import CachedViews
-from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, resize_images
-from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.cache import CachedViews
+from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.derived import resized as resized_to
+from ssl_equi.data.loading.gpu import encoded_views, gpu_loader, resize_images
+from ssl_equi.data.loading.rendered import config_of_stored
+from ssl_equi.data.loading.threads import stored_loader
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural
-from ssl_equi.data.reader import ShardDataset
-from ssl_equi.data.remote_shards import RemoteShards
-from ssl_equi.data.rendered_views import config_of_stored
+from ssl_equi.data.remote.streaming import streamed_loader
+from ssl_equi.data.remote.views import RemoteShards
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.sources import open_data, open_ood_rotation
-from ssl_equi.data.streaming import StreamedLoader
 from ssl_equi.errors import DataError
-from tests.data.test_device_decoding import CpuDecoder
+from tests.data.test_loader_promise import decode_on_cpu
 
 SIDES = {"shrunk": 20, "enlarged": 48}
 
 
-def all_views(collection: ShardDataset | RemoteShards | CachedViews) -> np.ndarray:
+def all_views(collection: ViewCollection) -> np.ndarray:
     """uint8 [n, V, H, W, 3]."""
-    shape = (collection.num_objects, collection.num_views)
-    pixels = np.zeros((*shape, *collection.image_size, 3), np.uint8)
-    collection.read_views(np.arange(shape[0]), np.tile(np.arange(shape[1]), (shape[0], 1)), pixels)
-    return pixels
+    every = np.tile(np.arange(collection.num_views), (collection.num_objects, 1))
+    return collection.images(np.arange(collection.num_objects), every)
 
 
 @pytest.mark.parametrize("side", SIDES.values(), ids=SIDES.keys())
 def test_every_reader_gives_pillows_pixels(tiny_data: Path, tmp_path: Path, side: int) -> None:
-    stored, resized = ShardDataset(tiny_data, "train"), ShardDataset(tiny_data, "train", side)
+    stored, resized = ShardDataset(tiny_data, "train"), resized_to(ShardDataset(tiny_data, "train"), side)
     pixels = all_views(resized)
     expected = Image.fromarray(all_views(stored)[3, 1]).resize((side, side), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(pixels[3, 1], np.asarray(expected))
     cached = CachedViews(resized, tmp_path)
     assert cached.cache_folder != CachedViews(stored, tmp_path).cache_folder
     np.testing.assert_array_equal(all_views(cached), pixels)
-    np.testing.assert_array_equal(all_views(RemoteShards(tiny_data, "train", image_size=side)), pixels)
+    np.testing.assert_array_equal(all_views(resized_to(RemoteShards(tiny_data, "train"), side)), pixels)
 
 
 def test_every_loader_gives_these_pixels(tiny_data: Path) -> None:
-    resized = ShardDataset(tiny_data, "train", 20)
+    resized = resized_to(ShardDataset(tiny_data, "train"), 20)
     pixels = all_views(resized)
     options = {"global_batch_size": 24, "views": 4, "seed": 0}
     sent_to_a_worker = pickle.loads(pickle.dumps(resized))
     assert sent_to_a_worker.fingerprint == resized.fingerprint
     loaders = [
-        ViewLoader(sent_to_a_worker, **options),
-        StreamedLoader(tiny_data, "train", image_size=20, **options),
+        stored_loader(sent_to_a_worker, **options),
+        streamed_loader(tiny_data, "train", image_size=20, **options),
     ]
     for loader in loaders:
         with loader:
@@ -63,11 +63,11 @@ def test_every_loader_gives_these_pixels(tiny_data: Path) -> None:
 
 @pytest.mark.parametrize("side", SIDES.values(), ids=SIDES.keys())
 def test_a_device_resizes_as_pillow_does_but_for_rounding(tiny_data: Path, side: int) -> None:
-    resized = ShardDataset(tiny_data, "train", side)
+    resized = resized_to(ShardDataset(tiny_data, "train"), side)
     pixels = all_views(resized).astype(np.int16)
-    loader = DeviceDecodedLoader(
-        encoded_views(resized), global_batch_size=24, views_per_object=4, seed=0, device=torch.device("cpu"),
-        decode=CpuDecoder(),
+    loader = gpu_loader(
+        encoded_views(resized), global_batch_size=24, views=4, seed=0, device=torch.device("cpu"),
+        decode=decode_on_cpu,
     )  # fmt: skip
     with loader:
         batch = next(loader.batches())
@@ -101,14 +101,14 @@ def test_what_an_embedded_set_lacks_is_rendered_in_its_stored_size(
     build_procedural(tmp_path, tiny_config, ("train", "val", "test"), workers=1, show_progress=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "ssl_equi.data.sources.ProceduralConfig", lambda **sizes: dataclasses.replace(tiny_config, **sizes)
+            "ssl_equi.data.sets.rendered.ProceduralConfig", lambda **sizes: dataclasses.replace(tiny_config, **sizes)
         )
         judged = open_ood_rotation(open_data("3diebench-p", tmp_path, "test", 20))
-    assert judged.stored_size == (32, 32) and judged.image_size == (20, 20)
+    assert judged.stored.image_size == (32, 32) and judged.image_size == (20, 20)
 
 
 def test_views_rendered_in_training_have_the_size_that_is_asked_for(tiny_data: Path) -> None:
-    assert config_of_stored(ShardDataset(tiny_data, "train", 20)).image_size == 20
+    assert config_of_stored(resized_to(ShardDataset(tiny_data, "train"), 20)).image_size == 20
 
 
 def test_only_squares_of_one_size_are_resized(
@@ -116,9 +116,9 @@ def test_only_squares_of_one_size_are_resized(
 ) -> None:
     sentence = r"split 'train' have 24 x 32 pixels and only squares can be resized to --image-size 20: pad or crop"
     with pytest.raises(DataError, match=sentence):
-        ShardDataset(shared_split, "train", 20)
+        resized_to(ShardDataset(shared_split, "train"), 20)
     with pytest.raises(DataError, match=sentence):
-        StreamedLoader(shared_split, "train", image_size=20, global_batch_size=8, seed=0)
+        streamed_loader(shared_split, "train", image_size=20, global_batch_size=8, seed=0)
     for split, side in (("train", 32), ("test", 48)):
         build_procedural(tmp_path / split, dataclasses.replace(tiny_config, image_size=side), (split,), workers=1)
     for path in (tmp_path / "test").glob("test*"):

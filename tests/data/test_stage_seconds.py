@@ -3,23 +3,26 @@
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ssl_equi.data import image_shards, resizing
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.data.fit import Canvas
-from ssl_equi.data.image_shards import ImageShards
-from ssl_equi.data.loader import OrderedLoader, ViewLoader
-from ssl_equi.data.reader import ShardDataset
-from ssl_equi.data.remote_records import RemoteRecords
-from ssl_equi.data.shard_files import ShardFiles
+from ssl_equi.data.images import Canvas
+from ssl_equi.data.loading.loader import Loader
+from ssl_equi.data.loading.threads import stored_loader
+from ssl_equi.data.remote import views as remote_views
+from ssl_equi.data.remote.streaming import streamed_loader
+from ssl_equi.data.remote.views import RemoteRecords
+from ssl_equi.data.shards import image_shards, reader
+from ssl_equi.data.shards.files import ShardFiles
+from ssl_equi.data.shards.image_shards import ImageShards
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.single_views import SingleViews
-from ssl_equi.data.stage_seconds import StageSeconds, Stopwatch
-from ssl_equi.data.streaming import StreamedLoader
+from ssl_equi.data.stage_seconds import CLOCK, StageSeconds, Stopwatch
 from ssl_equi.training.log import SpeedWindow
 
 
@@ -45,25 +48,25 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def _indexed(folder: Path, pictures: Path) -> OrderedLoader:
-    return ViewLoader(ShardDataset(folder, "train"), global_batch_size=8, seed=0, threads=2)
+def _indexed(folder: Path, pictures: Path) -> Loader:
+    return stored_loader(ShardDataset(folder, "train"), global_batch_size=8, seed=0, threads=2)
 
 
-def _ordinary(folder: Path, pictures: Path) -> OrderedLoader:
+def _ordinary(folder: Path, pictures: Path) -> Loader:
     views = SingleViews(ImageShards(pictures, "train"), Canvas(32))
-    return ViewLoader(views, global_batch_size=8, views=1, seed=0, threads=2)
+    return stored_loader(views, global_batch_size=8, views=1, seed=0, threads=2)
 
 
-def _streamed(folder: Path, pictures: Path) -> StreamedLoader:
-    return StreamedLoader(folder, "train", global_batch_size=8, seed=0, threads=2, shuffle_buffer=8)
+def _streamed(folder: Path, pictures: Path) -> Loader:
+    return streamed_loader(folder, "train", global_batch_size=8, seed=0, threads=2, shuffle_buffer=8)
 
 
 @pytest.mark.parametrize(
     ("make_loader", "reads", "decodes", "views", "reads_per_view"),
     [
-        (_indexed, (ShardFiles, "read"), (resizing, "decode_view"), 16, True),
+        (_indexed, (ShardFiles, "read"), (reader, "decode_view"), 16, True),
         (_ordinary, (ShardFiles, "read"), (image_shards, "decode_image"), 8, True),
-        (_streamed, (RemoteRecords, "fetch"), (resizing, "decode_view"), 16, False),
+        (_streamed, (RemoteRecords, "fetch"), (remote_views, "decode_view"), 16, False),
     ],
 )
 def test_a_batch_says_how_long_its_reading_and_its_decoding_took(
@@ -71,7 +74,7 @@ def test_a_batch_says_how_long_its_reading_and_its_decoding_took(
     picture_shards: Path,
     monkeypatch: pytest.MonkeyPatch,
     clock: Clock,
-    make_loader: Callable[[Path, Path], OrderedLoader],
+    make_loader: Callable[[Path, Path], Loader],
     reads: tuple[object, str],
     decodes: tuple[object, str],
     views: int,
@@ -90,65 +93,41 @@ def test_a_batch_says_how_long_its_reading_and_its_decoding_took(
 
 
 def test_rows_that_are_read_one_by_one_add_up(own_split: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    clock.slow_down(monkeypatch, resizing, "decode_view", 1)
+    clock.slow_down(monkeypatch, reader, "decode_view", 1)
     dataset = ShardDataset(own_split, "train")
-    with ViewLoader(dataset, global_batch_size=8, seed=0, on_bad_record="skip") as loader:
+    with stored_loader(dataset, global_batch_size=8, seed=0, on_bad_record="skip") as loader:
         assert next(loader.batches()).stage_seconds.decoding == 16
 
 
-def test_measuring_costs_less_than_half_a_percent_of_decoding(shared_split: Path) -> None:
-    """Two readings of the clock a view, against views of 24 x 32 pixels: those of a data set are larger."""
+def test_measuring_costs_little_of_decoding(shared_split: Path) -> None:
+    """One stage within another a view, against views of 24 x 32 pixels: those of a data set are larger."""
     dataset = ShardDataset(shared_split, "train")
     objects, views = np.arange(20), np.tile(np.arange(6), (20, 1))
-    out = np.zeros((20, 6, *dataset.image_size, 3), np.uint8)
-    decoding = min(dataset.read_views(objects, views, out).decoding for _ in range(5)) / views.size
-    clock = []
+    decoding, clock = [], []
     for _ in range(5):
-        began = time.perf_counter()
+        began = CLOCK.spent
+        dataset.images(objects, views)
+        decoding.append((CLOCK.spent - began).decoding / views.size)
+        began_to_measure = time.perf_counter()
         for _ in range(1000):
-            time.perf_counter()
-            time.perf_counter()
-        clock.append((time.perf_counter() - began) / 1000)
-    assert min(clock) < 0.02 * decoding, "of these tiny images; 256 x 256 pixels take 20 times as long"
+            with CLOCK.during("reading"):
+                pass
+        clock.append((time.perf_counter() - began_to_measure) / 1000)
+    assert min(clock) < 0.1 * min(decoding), "of these tiny images; 256 x 256 pixels take 20 times as long"
 
 
-def _batch(**changes) -> ViewBatch:
-    zeros = torch.zeros(4, dtype=torch.int64)
-    fields = {
-        "images": torch.zeros(4, 2, 3, 3, 3, dtype=torch.uint8), "latents": torch.zeros(4, 2, 0), "quat_xyzw": None,
-        "labels": zeros, "object_indices": zeros, "view_indices": torch.zeros(4, 2, dtype=torch.int64),
-    }  # fmt: skip
-    return ViewBatch(**(fields | changes))
+def test_a_stage_within_another_stops_its_time_in_each_thread(clock: Clock) -> None:
+    def stages(_: int) -> StageSeconds:
+        began = CLOCK.spent
+        with CLOCK.during("decoding"):
+            clock.now += 1
+            with CLOCK.during("reading"):
+                clock.now += 2
+            with CLOCK.during("other"):
+                clock.now += 20
+        CLOCK.add_reading(1)
+        return CLOCK.spent - began
 
-
-def test_a_window_adds_up_its_batches_and_the_making_of_views(clock: Clock) -> None:
-    class Maker:
-        def __call__(self, batch: ViewBatch, step: int) -> int:
-            with batch.augmenting:
-                clock.now += 1
-                if step < 0:
-                    raise ValueError("no such step")
-                return step + 1
-
-    window = SpeedWindow()
-    for step in range(3):
-        batch = _batch(stage_seconds=StageSeconds(0.5, 1.5), seconds_waited=0.001, augmenting=window.augmenting)
-        window.add(batch, world_size=2)
-        assert Maker()(batch.to("cpu"), step) == step + 1
-    with pytest.raises(ValueError, match="no such step"):
-        Maker()(batch, -1)
-    clock.now += 1
-    speed = window.speed(records_skipped=7)
-    assert (speed.read_thread_seconds, speed.decode_thread_seconds, speed.records_skipped) == (1.5, 4.5, 7)
-    assert (speed.augment_seconds, speed.window_seconds) == (4, 5)
-    assert speed.images_per_second == pytest.approx(3 * 4 * 2 * 2 / speed.window_seconds)
-    assert speed.waiting_share == pytest.approx(0.003 / speed.window_seconds)
-    assert sum(speed.work_shares.values()) == pytest.approx(1)
-
-
-def test_a_batch_has_a_stopwatch_of_its_own_until_a_window_gives_it_another(clock: Clock) -> None:
-    first, second = _batch(), _batch()
-    with first.augmenting:
-        clock.now += 1
-    assert first.augmenting.seconds == 1 and second.augmenting.seconds == 0
-    assert isinstance(second.augmenting, Stopwatch)
+    with ThreadPoolExecutor(2) as pool:
+        for spent in pool.map(stages, range(2)):
+            assert (spent.decoding, spent.reading) == (1, 3)

@@ -1,7 +1,5 @@
 import itertools
-import logging
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_equi.data.loader import ViewLoader
-from ssl_equi.data.reader import ShardDataset
-from ssl_equi.data.remote_files import Patience
-from ssl_equi.data.remote_records import RemoteRecords
-from ssl_equi.data.remote_shards import RemoteShards
-from ssl_equi.data.streaming import StreamedLoader
+from ssl_equi.data.loading.loader import Loader
+from ssl_equi.data.loading.threads import stored_loader
+from ssl_equi.data.remote.streaming import streamed_loader
+from ssl_equi.data.remote.transport import Patience
+from ssl_equi.data.remote.views import RemoteRecords, RemoteShards
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.errors import DataError
 from tests.data.faulty_server import PATIENT, FaultyServer, impatient
 
@@ -42,9 +40,9 @@ def _serve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServ
     server.close()
 
 
-def _loader(location: str | Path, **options) -> StreamedLoader:
+def _loader(location: str | Path, **options) -> Loader:
     defaults = {"global_batch_size": 4, "seed": 1, "shuffle_buffer": 6, "patience": PATIENT}
-    return StreamedLoader(location, "train", **(defaults | options))
+    return streamed_loader(location, "train", **(defaults | options))
 
 
 def _take(location: str | Path, count: int, start_step: int = 0, **options) -> list[Tensors]:
@@ -65,7 +63,7 @@ def _assert_equal(found: list[Tensors], expected: list[Tensors]) -> None:
             assert torch.equal(found_batch[name], tensor), name
 
 
-def _steps_with(loader: StreamedLoader, object_index: int, steps: int = 5) -> list[int]:
+def _steps_with(loader: Loader, object_index: int, steps: int = 5) -> list[int]:
     return [step for step in range(steps) if object_index in loader.order.batch(step)[0]]
 
 
@@ -85,14 +83,6 @@ def test_batch_holds_what_the_indexed_reader_gives(shared_split, mode):
         np.testing.assert_array_equal(batch["labels"].numpy(), dataset.labels[objects])
 
 
-def test_batch_has_the_tensors_of_the_indexed_loader(shared_split):
-    with ViewLoader(ShardDataset(shared_split, "train"), global_batch_size=4, seed=1) as loader:
-        expected = next(loader.batches())
-    found = _take(shared_split, 1)[0]
-    for name, tensor in found.items():
-        assert tensor.shape == getattr(expected, name).shape and tensor.dtype == getattr(expected, name).dtype
-
-
 def test_an_object_has_the_views_of_the_indexed_loader_in_each_epoch(shared_split):
     def pairs(batches: list[Tensors]) -> dict[int, tuple[int, ...]]:
         return {
@@ -101,7 +91,7 @@ def test_an_object_has_the_views_of_the_indexed_loader_in_each_epoch(shared_spli
             for number, views in zip(batch["object_indices"].tolist(), batch["view_indices"].tolist())
         }
 
-    with ViewLoader(ShardDataset(shared_split, "train"), global_batch_size=1, seed=1) as loader:
+    with stored_loader(ShardDataset(shared_split, "train"), global_batch_size=1, seed=1) as loader:
         batches = itertools.islice(loader.batches(23), 23)
         indexed = pairs([{"object_indices": b.object_indices, "view_indices": b.view_indices} for b in batches])
     streamed = pairs(_take(shared_split, 5, start_step=5))
@@ -193,7 +183,7 @@ def test_new_iterator_ends_the_earlier_one(shared_split):
 def test_no_more_is_kept_than_what_is_still_to_be_given_out(shared_split):
     with _loader(shared_split, prefetch=0) as loader:
         for _ in itertools.islice(loader.batches(), 23):
-            arriving = loader._read_ahead._reading.arriving
+            arriving = loader.fetcher.read_ahead._reading.arriving
             waiting = [request for requests in arriving.values() for request, _ in requests]
             # What has been asked for: three steps further than this one, and the buffer, of two epochs at most.
             assert len(waiting) <= 3 * 4 + 2 * 6
@@ -201,27 +191,9 @@ def test_no_more_is_kept_than_what_is_still_to_be_given_out(shared_split):
                 assert sum(encoded is not None for encoded in request.result().rows) == waiting.count(request)
 
 
-def test_close_ends_the_threads_and_refuses_new_iterators(shared_split):
-    before = threading.active_count()
-    loader = _loader(shared_split, threads=3)
-    batches = loader.batches()
-    next(batches)
-    assert threading.active_count() > before
-    loader.close()
-    loader.close()
-    assert threading.active_count() == before
-    assert list(batches) == []
-    with pytest.raises(ValueError, match="was closed"):
-        loader.batches()
-
-
 def test_wrong_arguments_are_refused(shared_split):
     for options, message in (
-        ({"global_batch_size": 24}, "does not fit a split of 23 objects"),
-        ({"on_bad_record": "ignore"}, "give 'raise' or 'skip'"),
-        ({"max_skipped": -1}, "give 'raise' or 'skip', and at least 0"),
         ({"shuffle_buffer": 0}, "give at least 1 object"),
-        ({"threads": 0}, "give at least 1 thread"),
         ({"fetch_threads": 0}, "fetch_threads is 0"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -258,52 +230,11 @@ def test_bad_record_raises_from_the_batch_it_concerns(own_server, own_split):
                 next(batches)
 
 
-def test_skipped_record_is_replaced_counted_and_logged(own_split, caplog):
-    expected = _take(own_split, 10)
-    _damage_views(own_split, [7])
-    with caplog.at_level(logging.WARNING), _loader(own_split, on_bad_record="skip") as loader:
-        for step, batch in enumerate(itertools.islice(loader.batches(), 10)):
-            rows = expected[step]["object_indices"].tolist()
-            sources = [(row + 1) % 4 if rows[row] == 7 else row for row in range(4)]
-            for name, tensor in expected[step].items():
-                assert torch.equal(getattr(batch, name), tensor[sources]), name
-        assert loader.skipped == len(_steps_with(loader, 7, steps=10)) == 2
-    assert len(caplog.records) == 2
-    assert "skipped a record (2 so far on rank 0): image 'object_007.v0" in caplog.messages[1]
-    assert SHARD in caplog.messages[1]
-
-
-def test_neighbouring_bad_records_are_replaced_by_the_next_good_one(own_split):
-    expected = _take(own_split, 1, global_batch_size=8)[0]
-    bad = expected["object_indices"][[2, 3, 7]].tolist()
-    _damage_views(own_split, bad)
-    found = _take(own_split, 1, global_batch_size=8, on_bad_record="skip")[0]
-    _assert_equal([found], [{name: tensor[[0, 1, 4, 4, 4, 5, 6, 0]] for name, tensor in expected.items()}])
-
-
-def test_skips_are_capped(own_split):
-    _damage_views(own_split, [7, 12])
-    with _loader(own_split, on_bad_record="skip", max_skipped=1) as loader:
-        batches = loader.batches()
-        with pytest.raises(DataError, match=r"2 bad records were skipped on rank 0, more than max_skipped = 1"):
-            list(itertools.islice(batches, 10))
-        assert loader.skipped == 2
-
-
 def test_a_record_that_is_bad_in_every_epoch_counts_once_towards_the_limit(own_split):
     _damage_views(own_split, [7])
     with _loader(own_split, on_bad_record="skip", max_skipped=1) as loader:
         list(itertools.islice(loader.batches(), 4 * loader.steps_per_epoch))
         assert loader.skipped == len(_steps_with(loader, 7, steps=4 * loader.steps_per_epoch)) >= 3
-
-
-def test_batch_without_a_good_record_raises(own_split):
-    _damage_views(own_split, range(23))
-    with (
-        _loader(own_split, on_bad_record="skip") as loader,
-        pytest.raises(DataError, match=r"none of the 4 records of step 0 on rank 0 is good"),
-    ):
-        next(loader.batches())
 
 
 @pytest.mark.parametrize("on_bad_record", ["raise", "skip"])
@@ -357,7 +288,7 @@ def test_close_does_not_wait_for_a_stalling_server(server):
     server.fail(SHARD, "stall")
     loader = _loader(server.url, patience=Patience(timeout_seconds=2, retries=10_000))
     loader.batches()
-    loader._read_ahead.read_until(loader._read_ahead._reading, 5)
+    loader.fetcher.read_ahead.read_until(5)
     loader.close()  # or the test would run into its time limit
 
 

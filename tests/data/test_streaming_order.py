@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ssl_equi.data.order import epoch_views
-from ssl_equi.data.streaming_order import StreamedOrder
+from ssl_equi.data.remote.streaming_order import StreamedOrder
 
 SHARD_COUNTS = {
     "uneven": (5, 1, 9, 3, 5),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
+from ssl_equi.data.sets.torchvision_sets import open_torchvision
 from ssl_equi.data.sources import DatasetName, open_data
-from ssl_equi.data.torchvision_sets import open_torchvision
 from ssl_equi.errors import DataError
 
 
@@ -136,7 +136,7 @@ def test_a_larger_size_enlarges_whole_images_for_the_probes_and_says_so(cifar10:
 
 
 def test_splits_that_do_not_exist_are_refused(cifar10: Path) -> None:
-    with pytest.raises(DataError, match="'val' and cifar10 has only train and test"):
+    with pytest.raises(DataError, match="--evaluation-split is 'val': choose from test"):
         open_data("cifar10", cifar10, "val", 32)
     with pytest.raises(DataError, match="give its folder as --data-dir"):
         open_data("cifar10", None, "test", 32)

@@ -9,11 +9,11 @@ import torch
 from scipy.ndimage import rotate
 from scipy.spatial.transform import Rotation
 
-from ssl_equi.data.fit import Canvas, CenterCrop
-from ssl_equi.data.image_folder import ImageFolder
-from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.derived import TurnedViews, Turns, turn_quat_xyzw
+from ssl_equi.data.images import Canvas, CenterCrop
+from ssl_equi.data.sets.image_folder import ImageFolder
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.single_views import SingleViews
-from ssl_equi.data.turned_views import TurnedViews, Turns, turn_quat_xyzw
 from ssl_equi.errors import DataError
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.poses import BasePose
@@ -21,6 +21,7 @@ from ssl_equi.geometry.rotations import quat_multiply, random_quat, relative_qua
 from ssl_equi.scenes.mesh import Mesh
 from ssl_equi.scenes.render import Renderer, SceneSettings
 from ssl_equi.scenes.scene import CAMERA_POSITION, scene_parameters
+from tests.fakes import ViewsInMemory
 
 TOWARDS_CAMERA = np.array(CAMERA_POSITION) / np.linalg.norm(CAMERA_POSITION)
 
@@ -110,17 +111,12 @@ def test_rendering_the_turned_pose_gives_the_turned_outline(latent_size: int) ->
         images = renderer.render(torch.zeros(6, dtype=torch.int64), torch.from_numpy(of.reshape(6, -1))).numpy()
         return images[..., 2] > images[..., 0]
 
-    class Rendered:
-        """What `TurnedViews` asks of a split."""
-
-        num_objects, num_views, image_size, fills_image, split = 6, 1, (128, 128), True, "rendered"
-        fingerprint = content_key = plan_sha256 = "none"
-        quats_xyzw = quat_xyzw_from_latents(torch.from_numpy(latents)).numpy()
-
-        def __init__(self) -> None:
-            self.latents = latents
-
-    turned = TurnedViews(Rendered())  # type: ignore[arg-type]
+    turned = TurnedViews(
+        ViewsInMemory(
+            np.zeros((6, 1, 128, 128, 3), dtype=np.uint8), latents=latents,
+            quats_xyzw=quat_xyzw_from_latents(torch.from_numpy(latents)).numpy(),
+        )
+    )  # fmt: skip
     before, after = outlines(latents), outlines(turned.latents.astype(np.float64))
     assert before.sum(axis=(1, 2)).min() > 400 and len(set(turned.angles_deg.flat)) > 2
     for angle_deg, one, other in zip(turned.angles_deg.flat, before, after, strict=True):

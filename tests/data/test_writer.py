@@ -3,18 +3,23 @@ import errno
 import os
 import subprocess
 import sys
+import tarfile
 import textwrap
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from ssl_equi.data.manifest import read_manifest
-from ssl_equi.data.reader import ShardDataset
-from ssl_equi.data.verify import verify_split
-from ssl_equi.data.writer import ObjectRecord, SplitSettings, SplitWriter, write_split
+from ssl_equi.data.shards.format import ObjectRecord
+from ssl_equi.data.shards.manifest import read_manifest
+from ssl_equi.data.shards.reader import ShardDataset
+from ssl_equi.data.shards.records import SplitSettings
+from ssl_equi.data.shards.verify import verify_split
+from ssl_equi.data.shards.writer import SplitWriter, write_split
 from ssl_equi.errors import DataError
 from ssl_equi.geometry.latents import LATENT_NAMES
+from tests.data.image_sets import SETTINGS, flip
 
 
 def _settings(**changes) -> SplitSettings:
@@ -29,17 +34,34 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+class Kind(NamedTuple):
+    """Settings and records of one of the two formats."""
+
+    settings: Any
+    records: list[Any]
+
+    @property
+    def per_shard(self) -> int:
+        return self.settings.records_per_shard
+
+    def write(self, folder: Path, count: int | None = None) -> Any:
+        """Go on to the end, or stop after so many records as a killed process would: nothing is finished."""
+        writer = SplitWriter(folder, self.settings, resume=True)
+        for record in self.records[writer.num_records : count]:
+            writer.add(record)
+        return None if count is not None else writer.finish()
+
+
+@pytest.fixture(params=["objects", "images"])
+def kind(request, records, pictures) -> Kind:
+    return Kind(_settings(), records) if request.param == "objects" else Kind(SETTINGS, pictures)
+
+
 def _write_some(folder: Path, records: list[ObjectRecord], count: int, **options) -> None:
     """Write the first records and stop, as a killed process would: nothing is finished or tidied up."""
     writer = SplitWriter(folder, _settings(), **options)
-    for record in records[writer.num_objects : count]:
+    for record in records[writer.num_records : count]:
         writer.add(record)
-
-
-def test_equal_records_give_equal_bytes(tmp_path, records, write_train_split):
-    for name in ("first", "second"):
-        write_train_split(tmp_path / name, records)
-    assert _files(tmp_path / "first") == _files(tmp_path / "second")
 
 
 def test_split_consists_of_shards_index_and_manifest(tmp_path, records, write_train_split):
@@ -129,76 +151,65 @@ def test_wrong_settings_are_refused(tmp_path):
         write_split(tmp_path, "train", [], ["a"], source="", seed=0, license="")
 
 
-def test_complete_split_is_not_overwritten(own_split, records, write_train_split):
-    before = _files(own_split)
+# Both formats, and interruption.
+
+
+def test_equal_records_give_equal_bytes(tmp_path, kind):
+    manifests = [kind.write(tmp_path / name) for name in ("first", "second")]
+    assert manifests[0] == manifests[1] and _files(tmp_path / "first") == _files(tmp_path / "second")
+    with tarfile.open(tmp_path / "first" / "train-000000.tar") as tar:
+        assert {(member.mtime, member.uid, member.gid, member.uname) for member in tar} == {(0, 0, 0, "")}
+
+
+def test_complete_split_is_not_overwritten(tmp_path, kind):
+    kind.write(tmp_path)
+    before = _files(tmp_path)
     with pytest.raises(DataError, match="already describes a complete split"):
-        write_train_split(own_split, records)
-    assert _files(own_split) == before
+        kind.write(tmp_path)
+    assert _files(tmp_path) == before
+    with pytest.raises(DataError, match=r"got no (object|image): give at least one"):
+        kind._replace(records=[]).write(tmp_path / "empty")
 
 
-# Interruption.
+def test_resumed_split_equals_an_uninterrupted_one(tmp_path, kind):
+    whole, count = kind.write(tmp_path / "whole"), len(kind.records)
+    for interrupted_at in (0, 1, kind.per_shard, 2 * kind.per_shard + 1, count - 1, count):
+        folder = tmp_path / f"stopped after {interrupted_at}"
+        kind.write(folder, interrupted_at)
+        assert len(list(folder.glob("*.tar"))) == interrupted_at // kind.per_shard
+        with pytest.raises(DataError, match="there is no manifest"):
+            read_manifest(folder, "train")
+        assert kind.write(folder) == whole
+        assert _files(folder) == _files(tmp_path / "whole")
 
 
-def test_killed_writer_leaves_no_manifest_but_its_finished_shards(tmp_path, records):
-    _write_some(tmp_path, records, 13)
-    with pytest.raises(DataError, match="there is no manifest"):
-        ShardDataset(tmp_path, "train")
-    assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["train-000000.tar", "train-000001.tar"]
-
-
-@pytest.mark.parametrize("interrupted_at", [0, 3, 5, 13, 22, 23])
-def test_resumed_split_equals_an_uninterrupted_one(tmp_path, records, interrupted_at):
-    with SplitWriter(tmp_path / "whole", _settings()) as writer:
-        for record in records:
-            writer.add(record)
-        whole = writer.finish()
-    _write_some(tmp_path / "parts", records, interrupted_at)
-    with SplitWriter(tmp_path / "parts", _settings(), resume=True) as writer:
-        assert writer.num_objects == interrupted_at // 5 * 5
-        for record in records[writer.num_objects :]:
-            writer.add(record)
-        assert writer.finish() == whole
+@pytest.mark.parametrize("damage", ["size", "content", "absent", "note"])
+def test_resuming_rewrites_from_the_first_shard_that_is_not_intact(tmp_path, kind, damage):
+    kind.write(tmp_path / "whole")
+    kind.write(tmp_path / "parts", len(kind.records))
+    second = tmp_path / "parts" / "train-000001.tar"
+    if damage == "size":
+        os.truncate(second, 1000)
+    elif damage == "content":
+        flip(second, 1600)
+    elif damage == "absent":
+        second.unlink()
+    else:
+        (tmp_path / "parts" / "train-000001.tar.finished.json").write_text("{")
+    assert SplitWriter(tmp_path / "parts", kind.settings, resume=True).num_records == kind.per_shard
+    kind.write(tmp_path / "parts")
     assert _files(tmp_path / "parts") == _files(tmp_path / "whole")
 
 
-def test_resuming_rewrites_from_the_first_shard_that_is_not_intact(tmp_path, records):
-    for damage in ("size", "content", "absent", "note"):
-        folder = tmp_path / damage
-        _write_some(folder, records, 20)
-        second = folder / "train-000001.tar"
-        if damage == "size":
-            os.truncate(second, 1000)
-        elif damage == "content":
-            content = bytearray(second.read_bytes())
-            content[2000] ^= 1
-            second.write_bytes(content)
-        elif damage == "absent":
-            second.unlink()
-        else:
-            (folder / "train-000001.tar.finished.json").write_text("{")
-        with SplitWriter(folder, _settings(), resume=True) as writer:
-            assert writer.num_objects == 5
-            for record in records[5:]:
-                writer.add(record)
-            writer.finish()
-        assert verify_split(folder, "train", decode=True).num_images_decoded == 23 * 6
-
-
-def test_resuming_refuses_shards_of_other_settings(tmp_path, records):
-    _write_some(tmp_path, records, 13)
+def test_resuming_refuses_shards_of_other_settings_and_keys_that_are_kept(tmp_path, kind):
+    kind.write(tmp_path, 2 * kind.per_shard)
     before = _files(tmp_path)
     with pytest.raises(DataError, match=r"train-000000\.tar was begun with other settings"):
-        SplitWriter(tmp_path, _settings(plan="another list"), resume=True)
+        SplitWriter(tmp_path, dataclasses.replace(kind.settings, plan="another list"), resume=True)
     assert _files(tmp_path) == before
-
-
-def test_resuming_refuses_a_key_that_a_kept_shard_has(tmp_path, records):
-    _write_some(tmp_path, records, 5)
-    with (
-        SplitWriter(tmp_path, _settings(), resume=True) as writer,
-        pytest.raises(DataError, match="key 'object_002' was given twice"),
-    ):
-        writer.add(records[2])
+    writer = SplitWriter(tmp_path, kind.settings, resume=True)
+    with pytest.raises(DataError, match=f"key '{kind.records[2].key}' was given twice"):
+        writer.add(kind.records[2])
 
 
 def test_starting_anew_removes_what_an_interrupted_writer_left_and_nothing_else(tmp_path, records, write_train_split):
@@ -247,7 +258,7 @@ def test_full_disk_is_one_sentence_and_earlier_shards_stay(tmp_path, records, mo
     assert not (tmp_path / "train.manifest.json").exists()
     assert not list(tmp_path.rglob("*.partial"))
     with SplitWriter(tmp_path, _settings(), resume=True) as writer:  # once there is space again
-        for record in records[writer.num_objects :]:
+        for record in records[writer.num_records :]:
             writer.add(record)
         writer.finish()
     assert verify_split(tmp_path, "train", decode=True).num_shards == 5
@@ -302,9 +313,6 @@ def test_verification_counts_what_it_checked(shared_split):
 
 
 def test_verification_finds_a_single_bit(own_split):
-    path = own_split / "train-000003.tar"
-    content = bytearray(path.read_bytes())
-    content[700] ^= 1  # inside the latents, which reading images never touches
-    path.write_bytes(content)
+    flip(own_split / "train-000003.tar", 700)  # inside the latents, which reading images never touches
     with pytest.raises(DataError, match=r"train-000003\.tar does not match its SHA-256"):
         verify_split(own_split, "train")

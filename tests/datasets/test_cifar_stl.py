@@ -8,11 +8,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from ssl_equi.data.image_conversion import ConversionOptions
-from ssl_equi.data.image_manifest import read_image_manifest
-from ssl_equi.data.image_shards import ImageShards
-from ssl_equi.data.sources import open_data
-from ssl_equi.data.torchvision_sets import STORED_SIDE, ImagesInMemory, TorchvisionName, TorchvisionSet
+from ssl_equi.data.sets.torchvision_sets import ImagesInMemory, TorchvisionName, TorchvisionSet
+from ssl_equi.data.shards.convert import ConversionOptions
+from ssl_equi.data.shards.image_shards import ImageShards
+from ssl_equi.data.shards.manifest import read_image_manifest
+from ssl_equi.data.sources import DATASETS, open_data
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "cifar_stl.py"
 
@@ -30,7 +30,7 @@ def cifar_stl() -> ModuleType:
 def random_set(name: TorchvisionName, folder: Path) -> TorchvisionSet:
     """What `open_torchvision` gives, of 9 training images, every third unlabelled in STL-10, and 4 test images."""
     generator = np.random.default_rng(0)
-    side = STORED_SIDE[name]
+    side = DATASETS[name].side
 
     def images(split: str, labels: np.ndarray) -> ImagesInMemory:
         pixels = generator.integers(0, 256, (len(labels), side, side, 3), dtype=np.uint8)

@@ -14,12 +14,13 @@ import pytest
 import webdataset
 from PIL import Image
 
-from ssl_equi.data import image_conversion
-from ssl_equi.data.decode import decode_image
-from ssl_equi.data.image_conversion import ConversionOptions
-from ssl_equi.data.image_folder import ImageFolder
-from ssl_equi.data.image_manifest import KINDS, read_image_manifest
-from ssl_equi.data.image_shards import ImageShards
+from ssl_equi.data.images import decode_image
+from ssl_equi.data.sets.image_folder import ImageFolder
+from ssl_equi.data.shards import convert
+from ssl_equi.data.shards.convert import ConversionOptions
+from ssl_equi.data.shards.image_shards import ImageShards
+from ssl_equi.data.shards.index import KINDS
+from ssl_equi.data.shards.manifest import read_image_manifest
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
 
@@ -89,7 +90,7 @@ def test_interrupted_conversion_gives_the_same_bytes(
 ) -> None:
     image_folder.main(config(image_folder, mixed_folder, tmp_path / "whole", workers=1))
     parts = config(image_folder, mixed_folder, tmp_path / "parts", workers=1)
-    original, calls = image_conversion.prepare_image, []
+    original, calls = convert.prepare_image, []
 
     def stop(data: bytes, name: str, options: ConversionOptions) -> bytes:
         if len(calls) == stopped_after:
@@ -98,7 +99,7 @@ def test_interrupted_conversion_gives_the_same_bytes(
         return original(data, name, options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_conversion, "prepare_image", stop)
+        patch.setattr(convert, "prepare_image", stop)
         with pytest.raises(KeyboardInterrupt):
             image_folder.main(parts)
     image_folder.main(parts)
@@ -234,8 +235,8 @@ def test_larger_images_are_shrunk(image_folder: ModuleType, mixed_folder: Path, 
 
 def test_pngs_keep_every_pixel() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
-    data = image_conversion.encode_png(pixels)
-    assert data == image_conversion.encode_png(pixels.copy())
+    data = convert.encode_png(pixels)
+    assert data == convert.encode_png(pixels.copy())
     np.testing.assert_array_equal(decode_image(data, "a"), pixels)
     assert Image.open(io.BytesIO(data)).format == "PNG"
 

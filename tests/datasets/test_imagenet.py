@@ -14,9 +14,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from ssl_equi.data.image_conversion import ConversionOptions
-from ssl_equi.data.image_manifest import read_image_manifest
-from ssl_equi.data.image_shards import ImageShards
+from ssl_equi.data.shards.convert import ConversionOptions
+from ssl_equi.data.shards.image_shards import ImageShards
+from ssl_equi.data.shards.manifest import read_image_manifest
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.sources import open_data
 
 ROOT = Path(__file__).parents[2]

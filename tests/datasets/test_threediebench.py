@@ -21,10 +21,10 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from ssl_equi.data.damage import find_damage
-from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views
-from ssl_equi.data.reader import ShardDataset
-from ssl_equi.data.remote_shards import RemoteShards
+from ssl_equi.data.loading.gpu import encoded_views, gpu_loader
+from ssl_equi.data.remote.views import RemoteShards
+from ssl_equi.data.shards.reader import ShardDataset
+from ssl_equi.data.shards.verify import find_damage
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
 
@@ -192,7 +192,7 @@ def test_png_of_other_names_are_stored_as_they_are_and_read_everywhere(threedieb
         dataset.read_views(*where, out)
     np.testing.assert_array_equal(pixels[0], pixels[1])
     np.testing.assert_array_equal(pixels[0], pixels[2])
-    batch = next(iter(DeviceDecodedLoader(
+    batch = next(iter(gpu_loader(
         encoded_views(png), global_batch_size=11, seed=0, device=torch.device("cpu"), decode=lambda encoded: []
     ).batches()))  # fmt: skip
     np.testing.assert_array_equal(batch.images, pixels[0][batch.object_indices[:, None], batch.view_indices])

@@ -1,8 +1,6 @@
-"""A data set held in memory, whose views show their latents: a stand-in for `ssl_equi.data.reader.ShardDataset`."""
+"""A data set held in memory, whose views show their latents."""
 
-import hashlib
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +8,12 @@ import torch
 
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.probing.encode import FeatureCache
+from tests.fakes import ViewsInMemory
 
 
 def make_fake_dataset(
     num_objects: int = 12, num_views: int = 6, num_classes: int = 3, seed: int = 0, split: str = "test"
-) -> SimpleNamespace:
+) -> ViewsInMemory:
     generator = np.random.default_rng(seed)
     latents = generator.random((num_objects, num_views, 7))
     latents[..., :3] = (latents[..., :3] - 0.5) * np.pi
@@ -25,32 +24,23 @@ def make_fake_dataset(
     images[..., 0, 1, :2] = (latents[..., [3, 6]] * 255).astype(np.uint8)
     images[..., 0, 2, :] = ((latents[..., :3] / np.pi + 0.5) * 255).astype(np.uint8)
 
-    def read_views(object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray) -> None:
-        out[...] = images[object_indices[:, None], view_indices]
-
-    return SimpleNamespace(
+    return ViewsInMemory(
+        images,
         split=split,
-        fingerprint=hashlib.sha256(images.tobytes()).hexdigest(),
-        content_key=hashlib.sha256(images.tobytes()).hexdigest(),
-        num_objects=num_objects,
-        num_views=num_views,
         class_names=tuple(f"class {index}" for index in range(num_classes)),
         labels=labels.astype(np.int64),
         latents=latents.astype(np.float32),
         quats_xyzw=quat_xyzw_from_latents(torch.from_numpy(latents)).float().numpy(),
-        image_size=(8, 10),
-        images=images,
-        read_views=read_views,
     )
 
 
 @pytest.fixture
-def fake_dataset() -> SimpleNamespace:
+def fake_dataset() -> ViewsInMemory:
     return make_fake_dataset()
 
 
 @pytest.fixture
-def fake_test_dataset() -> SimpleNamespace:
+def fake_test_dataset() -> ViewsInMemory:
     return make_fake_dataset(num_objects=9, seed=1)
 
 

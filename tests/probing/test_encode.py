@@ -28,7 +28,7 @@ def test_features_equal_a_forward_pass_of_each_single_view(fake_dataset, batch_s
     encoder.eval()
     for object_index in range(12):
         for view_index in range(6):
-            pixels = fake_dataset.images[object_index, view_index].astype(np.float64) / 255
+            pixels = fake_dataset.pixels[object_index, view_index].astype(np.float64) / 255
             normalised = torch.from_numpy((pixels - MEAN_RGB) / STD_RGB).permute(2, 0, 1)[None].float()
             with torch.no_grad():
                 expected = encoder(normalised)[0]

@@ -2,17 +2,17 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from ssl_equi.data.turned_views import TurnedViews
+from ssl_equi.data.derived import DerivedViews, TurnedViews
 from ssl_equi.errors import FeatureError
 from ssl_equi.probing.encode import FeatureCache, encode_split, state_sha256
 from ssl_equi.probing.feature_store import FeatureStore
+from tests.fakes import ViewsInMemory
 
 MEAN_RGB, STD_RGB = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
@@ -24,7 +24,7 @@ def pooled_encoder(scale: float = 1.0) -> nn.Module:
     return encoder
 
 
-def encode(store: FeatureStore, encoder: nn.Module, dataset: SimpleNamespace, **options) -> FeatureCache:
+def encode(store: FeatureStore, encoder: nn.Module, dataset: ViewsInMemory, **options) -> FeatureCache:
     arguments = {
         "name": "pooled", "architecture": "pooled", "encoder_sha256": state_sha256(encoder), "batch_size": 18
     } | options  # fmt: skip
@@ -54,17 +54,15 @@ def test_features_are_those_of_encoding_and_a_second_process_needs_no_pass(fake_
 def test_whatever_features_depend_on_is_part_of_the_key(fake_dataset, fake_test_dataset, tmp_path: Path) -> None:
     store, encoder = FeatureStore(tmp_path), pooled_encoder()
     encode(store, encoder, fake_dataset)
-    square = SimpleNamespace(**vars(fake_dataset) | {"image_size": (8, 8), "fills_image": True, "plan_sha256": "a"})
-
-    def read_square(objects: np.ndarray, views: np.ndarray, out: np.ndarray, sizes: object = None) -> None:
-        out[...] = fake_dataset.images[objects[:, None], views][..., :8, :]
-
-    square.read_views = read_square
+    square = ViewsInMemory(
+        np.ascontiguousarray(fake_dataset.pixels[:, :, :, :8]),
+        **{name: getattr(fake_dataset, name) for name in ("split", "class_names", "labels", "latents", "quats_xyzw")},
+    )
     others = [
         (pooled_encoder(scale=2.0), fake_dataset, {}),
         (encoder, fake_test_dataset, {}),
-        (encoder, SimpleNamespace(**vars(fake_dataset) | {"split": "val"}), {}),
-        (encoder, SimpleNamespace(**vars(fake_dataset) | {"content_key": "written anew"}), {}),
+        (encoder, DerivedViews(fake_dataset, split="val"), {}),
+        (encoder, DerivedViews(fake_dataset, content_key="written anew"), {}),
         (encoder, fake_dataset, {"architecture": "another with the same tensors"}),
         (encoder, fake_dataset, {"mean_rgb": (0.5, 0.5, 0.5)}),
         (encoder, square, {}),
@@ -146,8 +144,8 @@ class NanOfOneView(nn.Module):
 
 
 def test_the_first_view_without_finite_features_is_named(fake_dataset, tmp_path: Path) -> None:
-    fake_dataset.images[:, :, 7, 9, 2] = 0
-    fake_dataset.images[7, 4, 7, 9, 2] = 255
+    fake_dataset.pixels[:, :, 7, 9, 2] = 0
+    fake_dataset.pixels[7, 4, 7, 9, 2] = 255
     message = "features of pooled are not finite, first those of view 4 of object 7 of the test split"
     with pytest.raises(FeatureError, match=message):
         encode(FeatureStore(tmp_path), NanOfOneView(), fake_dataset, batch_size=100)

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ssl_equi.data.derived import ViewSubset, spread_views
 from ssl_equi.data.sources import DataSource, open_data, open_ood_rotation
-from ssl_equi.data.view_subset import ViewSubset, spread_views
 from ssl_equi.errors import DataError, UserError
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.probing import image_questions, robustness
@@ -27,6 +27,7 @@ from ssl_equi.probing.tasks import TASKS
 from ssl_equi.probing.transfer import open_transfer_set, transfer_questions
 from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.presets import ViewRecipe
+from tests.fakes import ViewsInMemory
 
 SIDE, VIEWS = 16, 4
 QUICK = ProbeProtocol(
@@ -37,24 +38,16 @@ QUICK = ProbeProtocol(
 )  # fmt: skip
 
 
-def views_of(images: np.ndarray, labels: np.ndarray, latents: np.ndarray, split: str = "test") -> SimpleNamespace:
+def views_of(images: np.ndarray, labels: np.ndarray, latents: np.ndarray, split: str = "test") -> ViewsInMemory:
     """uint8 [n, V, H, W, 3] as a collection with poses."""
 
-    def read_views(
-        objects: np.ndarray, views: np.ndarray, out: np.ndarray, content_sizes_out: np.ndarray | None = None
-    ) -> None:
-        out[...] = images[objects[:, None], views]
-
-    return SimpleNamespace(
-        split=split, fingerprint=f"{split} {images.sum()}", content_key=f"{split} {images.sum()}",
-        num_objects=len(images), num_views=images.shape[1],
-        image_size=images.shape[2:4], fills_image=True, class_names=("left", "middle", "right"), labels=labels,
-        latents=latents.astype(np.float32), read_views=read_views,
+    return ViewsInMemory(
+        images, split=split, class_names=("left", "middle", "right"), labels=labels, latents=latents.astype(np.float32),
         quats_xyzw=quat_xyzw_from_latents(torch.from_numpy(latents)).float().numpy() if latents.shape[-1] else None,
     )  # fmt: skip
 
 
-def bars(split: str, num_objects: int, seed: int) -> SimpleNamespace:
+def bars(split: str, num_objects: int, seed: int) -> ViewsInMemory:
     """A bright third of the image says the class; how bright, which corruptions hardly hide, says nothing."""
     generator = np.random.default_rng(seed)
     labels = np.arange(num_objects) % 3

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_equi.data.reader import ShardDataset
-from ssl_equi.data.turned_views import turn_quat_xyzw
+from ssl_equi.data.derived import turn_quat_xyzw
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.geometry.rotations import quat_conjugate, quat_multiply
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.orbits import fit_relative_rotation_head, orbit_errors

@@ -18,12 +18,12 @@ from accelerate.state import AcceleratorState
 from recipes import sie
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.cli import run_recipe
-from ssl_equi.data import sources
-from ssl_equi.data.manifest import index_folder, read_manifest
 from ssl_equi.data.order import BatchOrder
 from ssl_equi.data.procedural import ProceduralConfig
-from ssl_equi.data.reader import ShardDataset
-from ssl_equi.data.shard import view_suffix
+from ssl_equi.data.sets import rendered
+from ssl_equi.data.shards.format import view_suffix
+from ssl_equi.data.shards.manifest import index_folder, read_manifest
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.files import sha256_of_file
 from ssl_equi.training.pretraining import Pretraining
 from tests.fakes import SmallConfig, event_lines, refused
@@ -263,7 +263,7 @@ def test_a_full_disk_while_rendering_keeps_the_finished_shards(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(sources, "ProceduralConfig", lambda image_size: tiny_config)
+    monkeypatch.setattr(rendered, "ProceduralConfig", lambda image_size: tiny_config)
     data = tmp_path / "data"
     config = small_config(sie, out=tmp_path / "run", data_dir=data, steps=1)
     with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,7 @@ import pytest
 from recipes import sie
 from ssl_equi.cli import explain_errors
 from ssl_equi.data.order import BatchOrder
-from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.training.pretraining import Pretraining
 from tests.data.image_sets import flip
 from tests.fakes import SmallConfig, end_without_probes, event_lines, numbers

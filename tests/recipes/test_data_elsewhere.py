@@ -11,8 +11,8 @@ import pytest
 
 from recipes import sie
 from ssl_equi.cli import parse_command_line
-from ssl_equi.data import fetched
-from ssl_equi.data.image_writer import ImageRecord
+from ssl_equi.data.remote import download as fetched
+from ssl_equi.data.shards.format import ImageRecord
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
 from ssl_equi.training.config import PretrainingConfig

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from ssl_equi.data.image_writer import ImageRecord
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural
-from ssl_equi.data.writer import ObjectRecord, write_split
+from ssl_equi.data.shards.format import ImageRecord, ObjectRecord
+from ssl_equi.data.shards.writer import write_split
 from ssl_equi.geometry.latents import LATENT_NAMES
 from tests.data.image_sets import SETTINGS, write_pictures
 from tests.data.test_torchvision_sets import write_cifar, write_stl10

@@ -24,7 +24,7 @@ from ssl_equi import load_encoder
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.cli import parse_command_line
 from ssl_equi.data.images import normalise_images
-from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.export.encoder import read_encoder_config
 from ssl_equi.export.predictor import load_predictor
 from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_equi.data.loader import ViewLoader
-from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.loading.threads import stored_loader
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.errors import UserError
 from ssl_equi.geometry.rotations import relative_quat
 
@@ -78,7 +78,7 @@ def test_every_contestant_does_the_share_that_it_reports(
     assert tool.worker_batches(tool.stream([str(p) for p in (tmp_path / "shards").glob("*.tar")]), config)() == 8
     with ThreadPoolExecutor(1) as pool:
         assert tool.decoding(pictures, 12, 4, 1, pool)() == 12
-    with ViewLoader(dataset, global_batch_size=4, seed=0, threads=1, prefetch=1, pin_memory=False) as loader:
+    with stored_loader(dataset, global_batch_size=4, seed=0, threads=1, prefetch=1, pin_memory=False) as loader:
         run = tool.loading(loader, 12)
         for _ in range(2):
             assert min(run()) > 0

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from ssl_equi.data.image_writer import ImageRecord, ImageSplitSettings, ImageSplitWriter
+from ssl_equi.data.shards.format import ImageRecord
+from ssl_equi.data.shards.records import ImageSplitSettings
+from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.errors import DataError
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "inspect_shards.py"
@@ -34,7 +36,7 @@ def image_shards(tmp_path: Path, image_bytes: Callable[..., bytes]) -> Path:
             split=split, class_names=tuple(f"class {label}" for label in range(20)), source="pictures of the tests",
             source_version="7", license="CC0-1.0", seed=0, images_per_shard=2,
         )  # fmt: skip
-        with ImageSplitWriter(tmp_path / "images", settings) as writer:
+        with SplitWriter(tmp_path / "images", settings) as writer:
             for number in range(count):
                 kind = ("JPEG", "CMYK" if number == 5 else "RGB")
                 label = -1 if number in (7, 8) else number % 19

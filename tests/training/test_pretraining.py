@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from ssl_equi.data.images import normalise_views
-from ssl_equi.data.loader import ViewLoader
+from ssl_equi.data.loading.threads import stored_loader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, RunError
@@ -241,7 +241,7 @@ def gradients_of_three_steps(
     torch.manual_seed(5)
     probes = FollowingProbes(run, objective, data) if with_probes else None
     gradients = []
-    with ViewLoader(data.train, global_batch_size=8, seed=0) as loader:
+    with stored_loader(data.train, global_batch_size=8, seed=0) as loader:
         for _, batch in zip(range(3), loader.batches()):
             views = normalise_views(batch.images, data.mean_rgb, data.std_rgb)
             output = objective(views, torch.ones(8, 4))

@@ -10,15 +10,14 @@ import pytest
 import torch
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from ssl_equi.data import decoded_cache
-from ssl_equi.data.device_decoding import DeviceDecodedLoader
-from ssl_equi.data.rendered_views import RenderedLoader
+from ssl_equi.data import cache
+from ssl_equi.data.loading import choice
+from ssl_equi.data.loading.gpu import GpuFetcher
+from ssl_equi.data.loading.rendered import RenderedFetcher
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.errors import RunError
 from ssl_equi.training import config as run_config
-from ssl_equi.training import loader as training_loader
 from ssl_equi.training.config import (
-    EXCLUSIVE_OPTIONS,
     FREE_OPTIONS,
     MOST_THREADS,
     MOST_WORKERS,
@@ -27,7 +26,7 @@ from ssl_equi.training.config import (
     check_run,
     loader_size,
 )
-from ssl_equi.training.loader import TrainingLoader, open_loader
+from ssl_equi.training.loader import open_loader
 
 TWO_THREADS = LoaderSize(threads=2, workers=0)
 
@@ -53,7 +52,7 @@ def data_of(config: PretrainingConfig) -> DataSource:
     return open_data(config.dataset, config.data_dir, config.evaluation_split, config.image_size)
 
 
-def loader_of(config: PretrainingConfig, data: DataSource, size: LoaderSize = TWO_THREADS) -> TrainingLoader:
+def loader_of(config: PretrainingConfig, data: DataSource, size: LoaderSize = TWO_THREADS) -> Loader:
     """Pairs of views for the second of two processes."""
     return open_loader(config, data, OneOfTwo(), size, stored_views=2)  # type: ignore[arg-type]
 
@@ -73,20 +72,29 @@ def test_options_that_do_not_go_together_are_refused_before_data_are_opened(
         check_run(PretrainingConfig(**options))
 
 
-AS_FIELDS: dict[str, dict[str, Any]] = {
+SOURCES: dict[str, dict[str, Any]] = {
     "--render-views": {"render_views": True},
     "--cache-decoded": {"cache_decoded": True},
     "--decode-on cuda": {"decode_on": "cuda"},
     "--reading streamed": {"reading": "streamed"},
     "--loader-workers": {"loader_workers": 2},
-    "--on-bad-record skip": {"on_bad_record": "skip"},
 }
 
 
-@pytest.mark.parametrize(("first", "second", "reason"), EXCLUSIVE_OPTIONS)
-def test_two_ways_to_the_views_at_once_are_refused(first: str, second: str, reason: str) -> None:
-    with pytest.raises(RunError, match=f"{first} and {second} don't go together .{reason}.: give one of the two"):
-        check_run(PretrainingConfig(**AS_FIELDS[first], **AS_FIELDS[second]))
+@pytest.mark.parametrize(("first", "second"), itertools.combinations(SOURCES, 2))
+def test_two_sources_of_images_at_once_are_refused(first: str, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = PretrainingConfig(**SOURCES[first], **SOURCES[second])
+    if (first, second) == ("--cache-decoded", "--loader-workers"):
+        check_run(config)
+        return
+    with pytest.raises(RunError, match=f"{first} and {second} are given, .* give at most one of them"):
+        check_run(config)
+
+
+@pytest.mark.parametrize("source", [name for name in SOURCES if name != "--decode-on cuda"])
+def test_bad_records_may_be_skipped_with_every_source(source: str) -> None:
+    check_run(PretrainingConfig(**SOURCES[source], on_bad_record="skip"))
 
 
 def test_decoding_on_a_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +108,7 @@ def test_each_way_to_the_views_keeps_incomplete_batches(
     way: dict[str, Any], tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode = functools.partial(decode_jpeg, mode=ImageReadMode.RGB)
-    monkeypatch.setattr(training_loader, "nvjpeg_decoder", lambda device: decode)
+    monkeypatch.setattr(choice, "nvjpeg_decoder", lambda device: decode)
     whole_only = dataclasses.replace(config_of(tiny_data, **way), batch_size=10)
     keeping = dataclasses.replace(whole_only, keep_incomplete_batch=True)
     data = open_data(keeping.dataset, tiny_data, keeping.evaluation_split, keeping.image_size, keeping.reading)
@@ -112,14 +120,14 @@ def test_each_way_to_the_views_keeps_incomplete_batches(
 
 def test_decoding_on_a_device_is_the_third_way(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = functools.partial(decode_jpeg, mode=ImageReadMode.RGB)
-    monkeypatch.setattr(training_loader, "nvjpeg_decoder", lambda device: decode)
+    monkeypatch.setattr(choice, "nvjpeg_decoder", lambda device: decode)
     config = config_of(tiny_data)
     data, on_device = data_of(config), dataclasses.replace(config, decode_on="cuda")
     with (
         loader_of(config, data) as stored,
         loader_of(on_device, data) as decoded,
     ):
-        assert isinstance(decoded, DeviceDecodedLoader) and decoded.steps_per_epoch == stored.steps_per_epoch
+        assert isinstance(decoded.fetcher, GpuFetcher) and decoded.steps_per_epoch == stored.steps_per_epoch
         for mine, theirs in zip(itertools.islice(decoded.batches(4), 3), stored.batches(4)):
             assert torch.equal(mine.images, theirs.images) and torch.equal(mine.latents, theirs.latents)
 
@@ -127,7 +135,7 @@ def test_decoding_on_a_device_is_the_third_way(tiny_data: Path, monkeypatch: pyt
 def test_the_cache_gives_the_same_batches_and_may_be_chosen_on_resume(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoded_cache, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(cache, "user_cache_path", lambda name: tmp_path / name)
     config = config_of(tiny_data)
     data, caching = data_of(config), dataclasses.replace(config, cache_decoded=True)
     with (
@@ -148,7 +156,7 @@ def test_rendered_batches_of_a_rank_are_the_stored_ones(dataset: Any, tiny_data:
         loader_of(config, data) as stored,
         loader_of(rendering, data) as rendered,
     ):
-        assert isinstance(rendered, RenderedLoader) and rendered.steps_per_epoch == stored.steps_per_epoch == 3
+        assert isinstance(rendered.fetcher, RenderedFetcher) and rendered.steps_per_epoch == stored.steps_per_epoch == 3
         mine, theirs = next(rendered.batches(4)), next(stored.batches(4))
     assert mine.images.shape == theirs.images.shape == (4, 2, 32, 32, 3)
     for name in ("latents", "quat_xyzw", "labels", "object_indices", "view_indices"):
@@ -194,7 +202,7 @@ def test_processes_that_decode_are_said(
     tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened: list[dict[str, Any]] = []
-    monkeypatch.setattr(training_loader, "ViewLoader", lambda dataset, **options: opened.append(options))
+    monkeypatch.setattr(choice, "stored_loader", lambda dataset, **options: opened.append(options))
     config = config_of(tiny_data)
     data = data_of(config)
     loader_of(config, data)

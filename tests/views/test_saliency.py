@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.fit import Canvas, CenterCrop
-from ssl_equi.data.image_folder import ImageFolder
-from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.images import Canvas, CenterCrop
+from ssl_equi.data.sets.image_folder import ImageFolder
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.errors import DataError
 from ssl_equi.views import saliency

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from recipe_loops import configured, load_recipe, run_loop
 
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.data.reader import ShardDataset
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.runtime.system import usable_cores
 
 STEPS_FOR_SPEED, QUICK_STEPS = 150, 3

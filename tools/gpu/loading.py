@@ -19,13 +19,13 @@ from measurements import Phase, Value, run_phase
 from recipe_loops import NEVER, configured, load_recipe, run_loop
 from sets import wait_for_set
 
-from ssl_equi.data.device_decoding import DeviceDecodedLoader, encoded_views, nvjpeg_decoder
-from ssl_equi.data.loader import ViewLoader
-from ssl_equi.data.rendered_views import RenderedLoader, RenderedViews, config_of_stored
+from ssl_equi.data.loading.gpu import encoded_views, gpu_loader, nvjpeg_decoder
+from ssl_equi.data.loading.loader import Loader
+from ssl_equi.data.loading.rendered import RenderedViews, config_of_stored, rendered_loader
+from ssl_equi.data.loading.threads import stored_loader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.training.config import MOST_THREADS, LoaderSize, PretrainingConfig, loader_size
 from ssl_equi.training.devices import on_device
-from ssl_equi.training.loader import TrainingLoader
 
 WARM_UP_BATCHES = 6  # more than a loader makes ahead
 SECONDS = 1.5
@@ -35,7 +35,7 @@ BATCH_SIZES = {256: 128, 128: 256, 64: 256}
 OBJECTS_PER_FAMILY = 16  # whose meshes are rendered: enough for a batch, and made in two seconds
 
 
-def images_per_second(phase: Phase, make: Callable[[], TrainingLoader]) -> Value:
+def images_per_second(phase: Phase, make: Callable[[], Loader]) -> Value:
     """Of a loader whose batches are brought to the device as a run does it, and not used there."""
     made, device = time.perf_counter(), torch.device(phase.device)
     with make() as loader:
@@ -67,10 +67,10 @@ def measure_loader(phase: Phase, name: str, image_size: int, way: str) -> None:
         if way == "nvJPEG":
             device = torch.device(phase.device)
             options |= {"device": device, "decode": nvjpeg_decoder(device), "threads": MOST_THREADS}
-            return images_per_second(phase, lambda: DeviceDecodedLoader(encoded_views(data), **options))
+            return images_per_second(phase, lambda: gpu_loader(encoded_views(data), **options))
         size = LoaderSize(2, 1) if phase.quick else loader_size(PretrainingConfig(), torch.device(phase.device))
         lanes = {"threads": size.threads, "workers": size.workers if way == "processes" else 0}
-        found = images_per_second(phase, lambda: ViewLoader(data, **lanes, **options))
+        found = images_per_second(phase, lambda: stored_loader(data, **lanes, **options))
         return Value(found.value, {**found.details, **lanes})
 
     phase.measure(f"loader, {image_size} px, {way}", "images/s", work, needs_seconds=SECONDS + 2)
@@ -87,9 +87,7 @@ def measure_rendering(phase: Phase, image_size: int, target: str | None) -> None
         views = RenderedViews(stored, "train", torch.device(phase.device))
         details = {"objects": views.num_objects, "seconds for the meshes": round(time.perf_counter() - started, 1)}
         batch_size = 2 if phase.quick else 256
-        make = partial(
-            RenderedLoader, views, global_batch_size=batch_size, views_per_object=2, seed=0, fresh_views=True
-        )
+        make = partial(rendered_loader, views, global_batch_size=batch_size, views=2, seed=0, fresh_views=True)
         found = images_per_second(phase, make)
         return Value(found.value, {**found.details, **details})
 

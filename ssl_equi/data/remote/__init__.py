@@ -1,0 +1,1 @@
+"""Splits that lie elsewhere: fetched whole, read by byte range, or streamed from front to back."""

@@ -1,0 +1,136 @@
+"""The table of data sets: what is known of each before it is opened, and what opens it.
+
+A data set is a function that opens it, in a file of this folder, and a line of `@dataset` above it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssl_equi.data.collection import Rgb, ViewCollection
+
+# Licences of weights by what the manifest of their data states, as the Hugging Face hub spells them.
+_LICENCES = {
+    "CC-BY-NC-4.0": "cc-by-nc-4.0",
+    "CC-BY-4.0": "cc-by-4.0",
+    "CC-BY-SA-4.0": "cc-by-sa-4.0",
+    "CC0-1.0": "cc0-1.0",
+}
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Images to train on and images to judge on, with the normalisation of the former."""
+
+    name: str
+    train: ViewCollection
+    """What the encoder learns from."""
+    probe_train: ViewCollection
+    """What the final heads learn from: the labelled training images, as large as those of `evaluation`."""
+    evaluation: ViewCollection
+    """What the final heads are judged on."""
+    mean_rgb: Rgb
+    std_rgb: Rgb
+    license: str | None = None
+    """Terms of the training images, where their manifest states them for views with poses."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers must know of the images, such as that they are not of their stored size."""
+
+    def normalised_with(self, mean_rgb: Rgb | None, std_rgb: Rgb | None) -> "DataSource":
+        """The same images with another normalisation; None leaves what it is."""
+        return dataclasses.replace(self, mean_rgb=mean_rgb or self.mean_rgb, std_rgb=std_rgb or self.std_rgb)
+
+    @property
+    def has_poses(self) -> bool:
+        """True if rotations and colours of the views are known, so that the encoder can be probed for them."""
+        return self.evaluation.quats_xyzw is not None
+
+    @property
+    def licence_of_weights(self) -> str:
+        """Of an encoder that learnt from these images, as the Hugging Face hub spells it."""
+        known = DATASETS.get(self.name)
+        return (known and known.licence) or _LICENCES.get(self.license or "", "other")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a data set lies."""
+
+    folder: Path | None
+    """Local folder, which holds at least what is judged; None if the user named none."""
+    fetched: bool = False
+    """True if the folder is a copy of an address, so that nothing is to be made there."""
+    streamed: bool = False
+    """True if the training split is read from front to back instead of by index."""
+    address: str | None = None
+    """Where a streamed training split lies, if not in the folder."""
+
+
+OpenFunction = Callable[["DataSet", Place, str, int], DataSource]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A line of the table."""
+
+    name: str
+    open: OpenFunction
+    """From this line, the place, the split that is judged and the side of the encoder's images."""
+    embedded: bool = False
+    """Renders itself where it isn't there."""
+    num_latents: int = 0
+    """Of each view, for rendered sets."""
+    side: int | None = None
+    """Pixels of the stored images, for sets that are decoded into memory."""
+    may_lie_elsewhere: bool = True
+    """False for what isn't kept in shards."""
+    splits: tuple[str, ...] | None = None
+    """Those that may be judged; None: any."""
+    licence: str | None = None
+    """Of weights that learn from it, as the Hugging Face hub spells it; None: as the manifest states."""
+
+    @property
+    def rendered(self) -> bool:
+        """True if its views have poses."""
+        return self.num_latents > 0
+
+    @property
+    def counterpart(self) -> str:
+        """Of a rendered set, the one whose objects move if these don't, or the reverse."""
+        return next(
+            other.name
+            for other in DATASETS.values()
+            if other.rendered and other.embedded == self.embedded and other.num_latents != self.num_latents
+        )
+
+
+DATASETS: dict[str, DataSet] = {}
+
+
+def dataset(
+    *names: str,
+    embedded: bool = False,
+    num_latents: int = 0,
+    side: int | None = None,
+    may_lie_elsewhere: bool = True,
+    splits: tuple[str, ...] | None = None,
+    licence: str | None = None,
+) -> Callable[[OpenFunction], OpenFunction]:
+    """Enters data sets that a function opens into the table; see `DataSet` for what is said of them."""
+
+    def enter(open_function: OpenFunction) -> OpenFunction:
+        for name in names:
+            DATASETS[name] = DataSet(
+                name, open_function, embedded, num_latents, side, may_lie_elsewhere, splits, licence
+            )
+        return open_function
+
+    return enter
+
+
+def resized_note(name: str, stored_side: int, image_size: int) -> str:
+    """What a reader must know of images that aren't of their stored size."""
+    how = "shrunk" if image_size < stored_side else "enlarged, which adds no detail,"
+    stored, wanted = (f"{side} x {side}" for side in (stored_side, image_size))
+    return f"the stored images of {name} have {stored} pixels and are {how} to {wanted}"

@@ -1,0 +1,249 @@
+"""From images of any layout to shards: checked, put in a random order, resumed, verified; what converters share.
+
+Each image is decoded once, strictly, and stored as the bytes it was. Pixels only change where the user asks for it, and
+the manifest then says how.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import Image, PngImagePlugin
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from ssl_equi.data.collection import Rgb
+from ssl_equi.data.images import REPAIRED_COMMENT, decode_image, decode_with_pillow
+from ssl_equi.data.order import epoch_permutation
+from ssl_equi.data.shards.format import ImageRecord
+from ssl_equi.data.shards.manifest import ImageManifest, canonical_json, has_manifest, read_image_manifest
+from ssl_equi.data.shards.records import ImageSplitSettings
+from ssl_equi.data.shards.verify import find_damage
+from ssl_equi.data.shards.writer import SplitWriter
+from ssl_equi.errors import DataError
+from ssl_equi.files import map_in_order
+from ssl_equi.options import Count, ImageSide, Seed, Threads
+from ssl_equi.runtime.system import usable_cores
+
+JPEG_QUALITY = 90  # of images whose shorter side was resized
+_READ_AHEAD_PER_WORKER = 4
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """How images are stored, whatever they come from."""
+
+    out: Path
+    """Folder of the shards."""
+    images_per_shard: Count = 2000
+    """Images in each tar file but the last."""
+    seed: Seed = 0
+    """Draws the order in which images are stored."""
+    workers: Threads = field(default_factory=lambda: min(16, usable_cores()))
+    """Threads that read and check images."""
+    verify: bool = False
+    """Read everything back at the end: every checksum compared, every image decoded."""
+    resize_shorter_side: ImageSide | None = None
+    """Shrink larger images to this shorter side in pixels, as JPEG of quality 90; original bytes if None."""
+    repair_damaged: bool = False
+    """Store the pixels that Pillow makes of an image that strict decoding refuses (counted in the manifest)."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the manifest says of where the images are from, and how training normalises them (as measured if None)."""
+
+    source: str
+    source_version: str
+    license: str
+    mean_rgb: Rgb | None = None
+    std_rgb: Rgb | None = None
+
+
+@dataclass(frozen=True)
+class ListedImages:
+    """The images of one split, in the order of their source."""
+
+    split: str
+    class_names: tuple[str, ...]
+    keys: Sequence[str]
+    labels: Sequence[int]  # -1 for an image without a label
+    read: Callable[[int], bytes]  # the file of image i; thread-safe; raises DataError
+    name_of: Callable[[int], str]  # what errors call image i
+
+
+def convert_images(
+    splits: Sequence[ListedImages], provenance: Provenance, options: ConversionOptions
+) -> dict[str, ImageManifest]:
+    """Write every split, going on after the finished shards of an earlier call, and verify them if asked.
+
+    Shows a progress bar. Raises DataError naming the first image that can't be stored, or the first damage found.
+    """
+    for images in splits:
+        _check_listed(images)
+    manifests = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        for images in splits:
+            task = progress.add_task(f"{images.split} images", total=len(images.keys))
+
+            def report_done(count: int, task: TaskID = task) -> None:
+                progress.update(task, completed=count)
+
+            manifests[images.split] = convert_split(images, provenance, options, report_done)
+        if options.verify:
+            for split, manifest in manifests.items():
+                task = progress.add_task(f"verifying {split} shards", total=len(manifest.shards))
+
+                def advance(shard: str, task: TaskID = task) -> None:
+                    progress.advance(task)
+
+                for damage in find_damage(options.out, split, workers=options.workers, report_shard=advance):
+                    raise DataError(f"{damage.sentence}: rebuild this data set, on a disk that keeps what it is given")
+    return manifests
+
+
+def convert_split(
+    images: ListedImages,
+    provenance: Provenance,
+    options: ConversionOptions,
+    report_done: Callable[[int], None] = lambda count: None,
+) -> ImageManifest:
+    """Write one split, going on after its finished shards; `report_done` hears how many images are stored."""
+    order = epoch_permutation(len(images.keys), options.seed, epoch=0).tolist()
+    settings = _settings(images, order, provenance, options)
+    if has_manifest(options.out, images.split):
+        manifest = read_image_manifest(options.out, images.split)
+        if manifest.plan_sha256 != settings.plan_sha256:
+            raise DataError(
+                f"{options.out} holds a {images.split} split made with other options or from other images: choose "
+                f"another folder with --out or delete that split"
+            )
+        report_done(manifest.num_objects)
+        return manifest
+
+    def record(row: int) -> ImageRecord:
+        data = prepare_image(images.read(row), images.name_of(row), options)
+        return ImageRecord(images.keys[row], int(images.labels[row]), data)
+
+    with (
+        SplitWriter[ImageRecord](options.out, settings, resume=True) as writer,
+        ThreadPoolExecutor(options.workers) as pool,
+    ):
+        report_done(writer.num_records)
+        ahead = options.workers * _READ_AHEAD_PER_WORKER
+        for found in map_in_order(pool, record, order[writer.num_records :], ahead):
+            writer.add(found)
+            report_done(writer.num_records)
+        written: ImageManifest = writer.finish(options.workers)
+        return written
+
+
+def prepare_image(data: bytes, name: str, options: ConversionOptions) -> bytes:
+    """The bytes to store for an image file: its own, unless the options ask for other pixels.
+
+    Raises DataError for an image that strict decoding refuses, with what can be done about it.
+    """
+    try:
+        pixels = decode_image(data, name)
+    except DataError as error:
+        repaired = _repaired_png(data, name)
+        if repaired is None:
+            raise
+        if not options.repair_damaged:
+            raise DataError(f"{error}, or pass --repair-damaged to store the pixels that Pillow makes of it") from error
+        data, pixels = repaired, decode_image(repaired, name)
+    if options.resize_shorter_side is None or min(pixels.shape[:2]) <= options.resize_shorter_side:
+        return data
+    return simplejpeg.encode_jpeg(
+        _with_shorter_side(pixels, options.resize_shorter_side), JPEG_QUALITY, "RGB", colorsubsampling="420"
+    )
+
+
+def encode_png(pixels: np.ndarray, comment: str | None = None) -> bytes:
+    """uint8 [H, W, 3] as a PNG file, without loss; equal pixels give equal bytes."""
+    buffer, text = io.BytesIO(), PngImagePlugin.PngInfo()
+    if comment is not None:
+        text.add_text("Comment", comment)
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=text)
+    return buffer.getvalue()
+
+
+def summary(manifest: ImageManifest) -> str:
+    """One paragraph on a split: counts, size, kinds of files, normalisation, fingerprint."""
+    size_gb = sum(entry.bytes for entry in manifest.shards) / 1e9
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in manifest.kinds.items())
+    mean, std = (
+        " ".join(f"{value:.4f}" for value in rgb) for rgb in (manifest.measured_mean_rgb, manifest.measured_std_rgb)
+    )
+    return (
+        f"{manifest.split}: {manifest.num_objects:,} images of {len(manifest.class_names):,} classes in "
+        f"{len(manifest.shards):,} shards, {size_gb:.2f} GB; {kinds}; mean {mean}, deviation {std} over "
+        f"{manifest.measured_images:,} images; fingerprint {manifest.fingerprint[:16]}"
+    )
+
+
+def _check_listed(images: ListedImages) -> None:
+    """Errors that would otherwise show after hours."""
+    if not images.keys:
+        raise DataError(f"split '{images.split}' has no image: name the folder or archive that holds them")
+    first_row: dict[str, int] = {}
+    for row, key in enumerate(images.keys):
+        if key in first_row:
+            raise DataError(
+                f"key '{key}' stands for {images.name_of(first_row[key])} and for {images.name_of(row)}: give every "
+                f"image a name of its own"
+            )
+        first_row[key] = row
+
+
+def _settings(
+    images: ListedImages, order: list[int], provenance: Provenance, options: ConversionOptions
+) -> ImageSplitSettings:
+    """What the manifest will say; the plan names every image, so that only runs of the same list are continued."""
+    plan = [[images.keys[row], int(images.labels[row])] for row in order]
+    reencoding = None
+    if options.resize_shorter_side is not None:
+        if options.resize_shorter_side < 2:
+            raise DataError(f"--resize-shorter-side is {options.resize_shorter_side}: give at least 2 pixels")
+        reencoding = (
+            f"larger images shrunk to a shorter side of {options.resize_shorter_side} pixels (bilinear with "
+            f"anti-aliasing, Pillow {version('pillow')}) and stored as JPEG of quality {JPEG_QUALITY}, 4:2:0 "
+            f"(simplejpeg {version('simplejpeg')})"
+        )
+    return ImageSplitSettings(
+        split=images.split,
+        class_names=images.class_names,
+        source=provenance.source,
+        source_version=provenance.source_version,
+        license=provenance.license,
+        seed=options.seed,
+        images_per_shard=options.images_per_shard,
+        mean_rgb=provenance.mean_rgb,
+        std_rgb=provenance.std_rgb,
+        reencoding=reencoding,
+        plan=hashlib.sha256(canonical_json([plan, options.repair_damaged])).hexdigest(),
+    )
+
+
+def _repaired_png(data: bytes, name: str) -> bytes | None:
+    """A PNG of what Pillow decodes; None where it decodes nothing or what no reader would accept."""
+    try:
+        repaired = encode_png(decode_with_pillow(data, name), REPAIRED_COMMENT)
+        decode_image(repaired, name)
+    except Exception:  # Pillow's plug-ins raise errors of many types for damaged files
+        return None
+    return repaired
+
+
+def _with_shorter_side(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Resized with anti-aliasing, keeping the proportions as torchvision's Resize does."""
+    height, width = pixels.shape[:2]
+    shorter = min(height, width)
+    size = (side * width // shorter, side * height // shorter)
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
