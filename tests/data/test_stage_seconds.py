@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import Canvas
 from ssl_equi.data.loading.loader import Loader
 from ssl_equi.data.loading.threads import stored_loader
@@ -22,8 +20,7 @@ from ssl_equi.data.shards.files import ShardFiles
 from ssl_equi.data.shards.image_shards import ImageShards
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.single_views import SingleViews
-from ssl_equi.data.stage_seconds import CLOCK, StageSeconds, Stopwatch
-from ssl_equi.training.log import SpeedWindow
+from ssl_equi.data.stage_seconds import CLOCK, StageSeconds
 
 
 class Clock(threading.local):

@@ -13,6 +13,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from ssl_equi.data import cache
 from ssl_equi.data.loading import choice
 from ssl_equi.data.loading.gpu import GpuFetcher
+from ssl_equi.data.loading.loader import Loader
 from ssl_equi.data.loading.rendered import RenderedFetcher
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.errors import RunError

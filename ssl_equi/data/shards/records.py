@@ -43,7 +43,7 @@ _Record_contra = TypeVar("_Record_contra", bound=ObjectRecord | ImageRecord, con
 class SplitSettings:
     """What the manifest says about a split of objects besides its contents."""
 
-    WRITER: ClassVar[str] = "ssl_equi.data.shards.writer 1"  # raised when equal records would give other bytes
+    WRITER: ClassVar[str] = "ssl_equi.data.writer 1"  # raised when equal records would give other bytes
 
     split: str
     class_names: tuple[str, ...]  # a label is an index into them
@@ -88,7 +88,7 @@ class SplitSettings:
 class ImageSplitSettings:
     """What the manifest says about a split of images besides its contents."""
 
-    WRITER: ClassVar[str] = "ssl_equi.data.shards.records 1"  # raised when equal records would give other bytes
+    WRITER: ClassVar[str] = "ssl_equi.data.image_writer 1"  # raised when equal records would give other bytes
 
     split: str
     class_names: tuple[str, ...]  # a label is an index into them
