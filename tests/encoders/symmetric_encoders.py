@@ -4,7 +4,7 @@
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,14 +90,13 @@ LARGE_IMAGE_RESNET = {"img_size": IMAGE, "blocks": (1, 1), "channels": (8, 16)}
 SMALL_IMAGE_RESNET = {"img_size": IMAGE, "channels": (16, 16, 24, 32)}
 SHIFT_VIT = {"img_size": IMAGE, "patch_size": 8, "depth": 2}
 SHIFT_TWINS = {
-    "img_size": IMAGE,
-    "patch_size": 2,
-    "embed_dims": (8, 16),
-    "depths": (2, 2),
-    "num_heads": (1, 2),
-    "window_sizes": (4, 2),
-    "kv_strides": (4, 2),
-}
+    "img_size": IMAGE, "patch_size": 2, "embed_dims": (8, 16), "depths": (2, 2), "num_heads": (1, 2),
+    "window_sizes": (4, 2), "kv_strides": (4, 2),
+}  # fmt: skip
+SHIFT_TWINS_OF_THREE_STAGES = SHIFT_TWINS | {
+    "embed_dims": (8, 8, 16), "depths": (1, 2, 2), "num_heads": (1, 1, 2),
+    "window_sizes": (4, 2, 2), "kv_strides": (4, 2, 1),
+}  # fmt: skip
 AVERAGED = {"img_size": IMAGE, "backbone": "strided_cnn_pooled"}
 
 
@@ -142,6 +141,12 @@ CASES: dict[str, Case] = {
 """At least one of each name but those of steerable ResNets, which need escnn."""
 
 VARIANTS: dict[str, Case] = {
+    "shift vit, large patches, layer scale": Case(
+        "shift_equivariant_vit_small_patch16_224",
+        "circular_shifts",
+        SHIFT_VIT | {"embed_dim": 48, "patch_size": 16, "init_values": 0.5},
+    ),
+    "shift twins, three stages": Case("shift_equivariant_twins_small", "circular_shifts", SHIFT_TWINS_OF_THREE_STAGES),
     "group_averaged, regular": Case("group_averaged", "c4", AVERAGED | {"features": "regular"}),
     "group_averaged, both": Case("group_averaged", "c4", AVERAGED | {"features": "both"}),
     "group_averaged, d4": Case("group_averaged", "d4", AVERAGED | {"group": "d4"}),
@@ -187,6 +192,13 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     """The largest difference over the largest value."""
     assert found.shape == expected.shape
     return float(((found - expected).abs().max() / expected.abs().max()).detach())
+
+
+def assert_refused(*refusals: tuple[str, Callable[[], object]], error: type[Exception] = ValueError) -> None:
+    """Each call raises the error, with a message that the pattern before it matches."""
+    for message, call in refusals:
+        with pytest.raises(error, match=message):
+            call()
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ssl_equi.encoders.capsules.layers import CapsuleHead, Capsules, PrimaryCapsules, SelfRouting, gated_product
+from tests.encoders.symmetric_encoders import assert_refused
 
 
 def random_capsules(num: int, side: int, size: tuple[int, int], samples: int = 2, dtype=torch.float32) -> Capsules:
@@ -241,18 +242,15 @@ def test_the_head_routes_the_whole_map_to_one_set_of_capsules() -> None:
 
 
 def test_wrong_sizes_and_votes_are_named() -> None:
+    assert_refused(
+        ("votes is 'square': choose 'free' or 'matrix'", lambda: SelfRouting(2, 2, 3, 2, votes="square")),
+        ("pose_side is 0", lambda: CapsuleHead(8, (2, 2), pose_side=0)),
+        ("num_capsules is 0", lambda: CapsuleHead(8, (2, 2), num_capsules=0)),
+        ("kernel_height is 0", lambda: SelfRouting(2, 2, 3, 0)),
+        ("padding is -1", lambda: SelfRouting(2, 2, 3, 1, padding=-1)),
+    )
     with pytest.raises(ValueError, match="votes_init is 'none': choose 'scale_preserving' or 'released'"):
         SelfRouting(2, 3, 2, 1, votes_init="none")
-    with pytest.raises(ValueError, match="votes is 'square': choose 'free' or 'matrix'"):
-        SelfRouting(2, 2, 3, 2, votes="square")
-    with pytest.raises(ValueError, match="pose_side is 0"):
-        CapsuleHead(8, (2, 2), pose_side=0)
-    with pytest.raises(ValueError, match="num_capsules is 0"):
-        CapsuleHead(8, (2, 2), num_capsules=0)
-    with pytest.raises(ValueError, match="kernel_height is 0"):
-        SelfRouting(2, 2, 3, 0)
-    with pytest.raises(ValueError, match="padding is -1"):
-        SelfRouting(2, 2, 3, 1, padding=-1)
 
 
 def test_wrong_shapes_are_named() -> None:

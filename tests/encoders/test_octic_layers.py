@@ -32,7 +32,7 @@ from ssl_equi.encoders.octic.layers import (
 )
 from ssl_equi.encoders.square import symmetries as square_symmetries
 from ssl_equi.encoders.square.symmetries import ELEMENTS, act_on_image, compose, irrep_matrix
-from tests.encoders.symmetric_encoders import relative_error
+from tests.encoders.symmetric_encoders import assert_refused, relative_error
 
 DIM = 48
 ALL = range(ELEMENTS)
@@ -286,22 +286,18 @@ def test_patches_and_their_places_commute_with_every_element(patch: int, grid: i
 
 
 def test_what_does_not_fit_is_refused_with_the_nearest_that_does() -> None:
-    with pytest.raises(ValueError, match="in_features is 20: octic features need a multiple of 8, use 16"):
-        OcticLinear(20, 16)
-    with pytest.raises(ValueError, match="out_features is 3: octic features need a multiple of 8, use 8"):
-        OcticLinear(16, 3)
-    with pytest.raises(ValueError, match=r"num_heads is 4 for a width of 48: a head's width must be .* of 8, use 3"):
-        OcticAttention(48, 4)
-    with pytest.raises(ValueError, match=r"image size is 30: patches of 8 x 8 pixels must fill it, use 32"):
-        OcticPatchEmbed(30, 8, 3, DIM)
+    assert_refused(
+        ("in_features is 20: octic features need a multiple of 8, use 16", lambda: OcticLinear(20, 16)),
+        ("out_features is 3: octic features need a multiple of 8, use 8", lambda: OcticLinear(16, 3)),
+        (r"num_heads is 4 for a width of 48: a head's width must be .* of 8, use 3", lambda: OcticAttention(48, 4)),
+        (r"image size is 30: patches of 8 x 8 pixels must fill it, use 32", lambda: OcticPatchEmbed(30, 8, 3, DIM)),
+    )
     embed = OcticPatchEmbed(32, 8, 3, DIM)
+    assert_refused(
+        (r"shape \(1, 1, 32, 32\)", lambda: embed(torch.zeros(1, 1, 32, 32))),
+        (r"image size is 36: .*use 32", lambda: embed(torch.zeros(1, 3, 36, 36))),
+        ("9 is not a symmetry of the square", lambda: act_on_components(9, torch.zeros(2, 16))),
+        ("last dimension of the features is 12", lambda: act_on_components(1, torch.zeros(2, 12))),
+    )
     with pytest.raises(ValueError, match=r"shape \(1, 3, 32, 24\): this encoder takes square images \[N, 3, S, S\]"):
         embed(torch.zeros(1, 3, 32, 24))
-    with pytest.raises(ValueError, match=r"shape \(1, 1, 32, 32\)"):
-        embed(torch.zeros(1, 1, 32, 32))
-    with pytest.raises(ValueError, match=r"image size is 36: .*use 32"):
-        embed(torch.zeros(1, 3, 36, 36))
-    with pytest.raises(ValueError, match="9 is not a symmetry of the square"):
-        act_on_components(9, torch.zeros(2, 16))
-    with pytest.raises(ValueError, match="last dimension of the features is 12"):
-        act_on_components(1, torch.zeros(2, 12))

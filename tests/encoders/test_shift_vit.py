@@ -1,7 +1,6 @@
 """Shift-equivariant vision transformers: what every circular shift of an image does to tokens and features."""
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,8 +9,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_equi.encoders import EncoderError, create_encoder
-from ssl_equi.encoders.catalogue import timm_with_our_encoders
-from ssl_equi.encoders.cost import cost_by_name
 from ssl_equi.encoders.shifts.layers import AnchoredBlock, AnchoredPatches
 from ssl_equi.encoders.shifts.polyphase import act_on_image, phase_energies
 from ssl_equi.encoders.shifts.vit import ShiftEquivariantTwins, ShiftEquivariantVisionTransformer
@@ -21,29 +18,18 @@ Encoder = ShiftEquivariantVisionTransformer | ShiftEquivariantTwins
 IMAGE = 16
 VIT: dict[str, Any] = {"img_size": IMAGE, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 TWINS: dict[str, Any] = {
-    "img_size": IMAGE,
-    "patch_size": 2,
-    "embed_dims": (8, 16),
-    "depths": (2, 2),
-    "num_heads": (1, 2),
-    "window_sizes": (2, 2),
-    "kv_strides": (2, 1),
-}
+    "img_size": IMAGE, "patch_size": 2, "embed_dims": (8, 16), "depths": (2, 2), "num_heads": (1, 2),
+    "window_sizes": (2, 2), "kv_strides": (2, 1),
+}  # fmt: skip
+THREE_STAGES: dict[str, Any] = TWINS | {
+    "embed_dims": (8, 8, 16), "depths": (1, 2, 2), "num_heads": (1, 1, 2),
+    "window_sizes": (4, 2, 2), "kv_strides": (4, 2, 1),
+}  # fmt: skip
 VARIANTS: dict[str, tuple[type[Encoder], dict[str, Any]]] = {
     "vit": (ShiftEquivariantVisionTransformer, VIT),
     "vit, large patches, layer scale": (ShiftEquivariantVisionTransformer, VIT | {"patch_size": 8, "init_values": 0.5}),
     "twins": (ShiftEquivariantTwins, TWINS),
-    "twins, three stages": (
-        ShiftEquivariantTwins,
-        TWINS
-        | {
-            "embed_dims": (8, 8, 16),
-            "depths": (1, 2, 2),
-            "num_heads": (1, 1, 2),
-            "window_sizes": (4, 2, 2),
-            "kv_strides": (4, 2, 1),
-        },
-    ),
+    "twins, three stages": (ShiftEquivariantTwins, THREE_STAGES),
 }
 
 
@@ -63,30 +49,11 @@ def random_images(dtype: torch.dtype = torch.float64, n: int = 1, height: int = 
 
 
 @torch.no_grad()
-def all_shifts(encode: Callable[[Tensor], Tensor], image: Tensor) -> tuple[float, float]:
-    """Of all circular shifts of one image: how far features differ, and the share of identical predictions.
-
-    Predictions are those of a random classifier of 100 classes.
-    """
+def error_over_all_shifts(encoder: Encoder, image: Tensor) -> float:
+    """Of invariance, over all circular shifts of one image."""
     shifts = itertools.product(range(image.shape[-2]), range(image.shape[-1]))
-    features = encode(torch.cat([act_on_image(shift, image) for shift in shifts]))
-    scores = features @ torch.randn(features.shape[1], 100, generator=torch.Generator().manual_seed(2)).to(features)
-    predictions = scores.argmax(1)
-    return relative_error(features, features[:1].expand_as(features)), float(
-        (predictions == predictions[0]).double().mean()
-    )
-
-
-def assert_invariant(encode: Callable[[Tensor], Tensor], image: Tensor, tolerance: float) -> None:
-    error, same_predictions = all_shifts(encode, image)
-    assert error < tolerance and same_predictions == 1
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_no_shift_changes_features_or_predictions(variant: str) -> None:
-    encoder = make(variant).double()
-    assert encoder.symmetries.name == "circular_shifts"
-    assert_invariant(encoder, random_images(), 1e-10)
+    features = encoder(torch.cat([act_on_image(shift, image) for shift in shifts]))
+    return relative_error(features, features[:1].expand_as(features))
 
 
 @torch.no_grad()
@@ -113,7 +80,7 @@ def test_tokens_move_by_the_predicted_whole_tokens(variant: str) -> None:
 def test_every_grid_and_edge_counts(layer: str) -> None:
     """Without one anchor, or with zeros around the map, the symmetry is lost."""
     encoder = make("twins").double()
-    assert_invariant(encoder, random_images(), 1e-10)
+    assert error_over_all_shifts(encoder, random_images()) < 1e-10
     if layer == "patches":
         merging = encoder.patch_embeds[1]
         merging.forward = lambda maps: (merging.proj(maps), torch.zeros(maps.shape[0], 2, dtype=torch.int64))
@@ -122,7 +89,7 @@ def test_every_grid_and_edge_counts(layer: str) -> None:
     else:
         number = ["windows", "keys"].index(layer)
         encoder.blocks[number] = _Unanchored(encoder.blocks[number])
-    assert all_shifts(encoder, random_images())[0] > 1e-3
+    assert error_over_all_shifts(encoder, random_images()) > 1e-3
 
 
 class _Unanchored(nn.Module):
@@ -162,14 +129,13 @@ def test_gradients_of_images_move_with_them() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("variant", ["vit", "twins"])
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 24), (32, 16)])
-def test_images_of_other_sizes_are_taken(variant: str, height: int, width: int) -> None:
+def test_images_of_other_sizes_are_taken(variant: str) -> None:
     encoder = make(variant).double()
-    images = random_images(n=2, height=height, width=width)
-    maps = encoder.forward_features(images)
-    assert maps.shape == (2, 16, height // 4, width // 4)
-    for shift in [(0, 1), (3, 5), (9, 14)]:
-        assert relative_error(encoder(act_on_image(shift, images)), encoder(images)) < 1e-10
+    for height, width in ((8, 8), (8, 24), (32, 16)):
+        images = random_images(n=2, height=height, width=width)
+        assert encoder.forward_features(images).shape == (2, 16, height // 4, width // 4)
+        for shift in [(0, 1), (3, 5), (9, 14)]:
+            assert relative_error(encoder(act_on_image(shift, images)), encoder(images)) < 1e-10
 
 
 def test_weights_of_an_ordinary_vision_transformer_fit() -> None:
@@ -179,42 +145,18 @@ def test_weights_of_an_ordinary_vision_transformer_fit() -> None:
     assert set(unexpected) == {"cls_token", "pos_embed"}
 
 
-def test_names_are_registered_with_timm() -> None:
-    assert len(timm_with_our_encoders().list_models("shift_equivariant_*")) == 4
-    encoder = create_encoder("shift_equivariant_vit_tiny_patch16_224", 48, depth=1).eval()
+def test_the_registered_names_have_the_stated_sizes() -> None:
+    encoder = create_encoder("shift_equivariant_vit_tiny_patch16_224", 48, depth=1)
     assert isinstance(encoder, ShiftEquivariantVisionTransformer) and encoder.num_features == 192
-    images = random_images(torch.float32, height=48, width=48)
-    with torch.no_grad():
-        assert relative_error(encoder(act_on_image((7, 30), images)), encoder(images)) < 1e-5
     twins = create_encoder("shift_equivariant_twins_small", 64, depths=(1,) * 4, window_sizes=(4, 4, 4, 2))
     assert isinstance(twins, ShiftEquivariantTwins) and (twins.num_features, twins.side_step) == (512, 64)
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters", "multiplications"),
-    [
-        ("shift_equivariant_vit_tiny_patch16_224", 5.5, 1.2),
-        ("shift_equivariant_vit_small_patch16_224", 21.6, 4.6),
-        ("shift_equivariant_vit_base_patch16_224", 85.7, 17.5),
-        ("shift_equivariant_twins_small", 23.5, 2.9),
-    ],
-)
-def test_the_fixed_names_have_the_documented_costs(name: str, parameters: float, multiplications: float) -> None:
-    """Millions of parameters and billions of multiplications of one image of 224 pixels."""
-    cost = cost_by_name(name, 224)
-    assert cost.parameters / 1e6 == pytest.approx(parameters, abs=0.05)
-    assert cost.multiplications / 1e9 == pytest.approx(multiplications, abs=0.05)
-
-
 def test_what_does_not_fit_is_named() -> None:
-    encoder = make("vit")
-    with pytest.raises(ValueError, match=r"images have shape \(3, 32, 32\): this encoder takes \[N, 3, H, W\]"):
-        encoder(torch.zeros(3, 32, 32))
-    with pytest.raises(ValueError, match=r"images of 32 x 35 pixels .* use 32 x 36"):
-        encoder(torch.zeros(1, 3, 32, 35))
-    with pytest.raises(ValueError, match=r"features have shape \(1, 16, 4, 4\): .* use act_on_tokens"):
-        encoder.act_on_features((1, 0), torch.zeros(1, 16, 4, 4))
+    encoder, tokens = make("vit"), torch.zeros(2, 16, 4, 4)
+    with pytest.raises(ValueError, match=r"features have shape \(2, 16, 4, 4\): .* use act_on_tokens"):
+        encoder.act_on_features((1, 0), tokens)
     with pytest.raises(ValueError, match=r"tokens have shape \(2, 16, 4, 4\) and origins \(1, 2\)"):
-        encoder.act_on_tokens((1, 0), torch.zeros(2, 16, 4, 4), torch.zeros(1, 2))
+        encoder.act_on_tokens((1, 0), tokens, torch.zeros(1, 2))
     with pytest.raises(EncoderError, match=r"can't be made for images of 64 x 64 pixels .*use 224 x 224"):
         create_encoder("shift_equivariant_twins_small", 64)

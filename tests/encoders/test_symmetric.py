@@ -38,7 +38,7 @@ from tests.encoders.symmetric_encoders import (
 
 WITHOUT_SYMMETRY = ("capsules.network", "resnets", "strided_cnn", "steerable.resnet")  # the last are among VARIANTS
 EVERY = CASES | VARIANTS
-SHIFTED = [label for label, case in CASES.items() if case.group == "circular_shifts"]
+SHIFTED = [label for label, case in EVERY.items() if case.group == "circular_shifts"]
 CONVOLUTIONAL = ("c4_resnet18", "d4_resnet10_small_images", "group_averaged, both, d4", "c8", "so2")
 FULL_DEPTH: dict[str, dict[str, Any]] = {
     "shift_equivariant_vit_tiny_patch16_224": {},
@@ -194,7 +194,7 @@ def assert_no_shift_matters(encoder: nn.Module, image: Tensor) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("label", SHIFTED)
 def test_no_shift_of_all_changes_a_prediction(label: str) -> None:
-    case = CASES[label]
+    case = EVERY[label]
     encoder = case.make(num_classes=100)
     train_two_steps(encoder, case.images(4))
     assert_no_shift_matters(encoder.double(), case.images(1).double())
