@@ -149,9 +149,9 @@ def folder_for_timm(folder: Path, case: Case, encoder: nn.Module, side: int = IM
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("label", ARCHITECTURES)
+@pytest.mark.parametrize("label", [*ARCHITECTURES, "c8", "so2, invariant"])
 def test_exported_encoders_come_back_also_for_larger_images(label: str, tmp_path: Path) -> None:
-    case, encoder = CASES[label], CASES[label].make(seed=3)
+    case, encoder = EVERY[label], EVERY[label].make(seed=3)
     parts = {name: (columns.start, columns.stop) for name, columns in encoder.parts.items()}
     card = EncoderCard(
         architecture=case.name, model_args=case.arguments, image_size=IMAGE, mean_rgb=(0.5,) * 3, std_rgb=(0.2,) * 3,
@@ -168,10 +168,10 @@ def test_exported_encoders_come_back_also_for_larger_images(label: str, tmp_path
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("label", [label for label in ARCHITECTURES if label not in WRAPPED])
+@pytest.mark.parametrize("label", WITH_MAPS)
 def test_weights_fit_other_image_sizes_classes_and_colours(label: str, tmp_path: Path) -> None:
     """On larger images, the loaded encoder is the function that the old one was on them."""
-    case, old = CASES[label], CASES[label].make(seed=3, num_classes=5)
+    case, old = EVERY[label], EVERY[label].make(seed=3, num_classes=5)
     source = f"local-dir:{folder_for_timm(tmp_path / 'weights', case, old)}"
     create, arguments = timm_with_our_encoders().create_model, {**case.arguments}
     arguments["img_size"] = 2 * IMAGE
