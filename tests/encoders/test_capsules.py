@@ -55,26 +55,23 @@ def routed_by_definition(layer: SelfRouting, capsules: Capsules) -> tuple[np.nda
     return new_activations, new_poses
 
 
+WINDOWS = [
+    ((3, 4), (3, 4), 1, 0), ((4, 5), (2, 3), 2, 1), ((3, 3), 2, 1, 0),
+    ((2, 2), 3, 1, 1), ((3, 3), 3, 2, 1), ((1, 1), 1, 1, 0),
+]  # fmt: skip
+"""Size of the map, kernel, stride, padding."""
+
+
 @pytest.mark.parametrize("votes", ["free", "matrix"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-@pytest.mark.parametrize(
-    ("size", "kernel", "stride", "padding"),
-    [
-        ((3, 4), (3, 4), 1, 0),
-        ((4, 5), (2, 3), 2, 1),
-        ((3, 3), 2, 1, 0),
-        ((2, 2), 3, 1, 1),
-        ((3, 3), 3, 2, 1),
-        ((1, 1), 1, 1, 0),
-    ],
-)
-def test_routing_is_its_definition(size, kernel, stride, padding, dtype, tolerance, votes) -> None:
+def test_routing_is_its_definition(dtype: torch.dtype, tolerance: float, votes: str) -> None:
     torch.manual_seed(0)
-    layer = with_random_routing(SelfRouting(3, 4, 3, kernel, stride, padding, votes).to(dtype))
-    capsules = random_capsules(3, 3, size, dtype=dtype)
-    for ours, expected in zip(layer(capsules), routed_by_definition(layer, capsules), strict=True):
-        assert ours.shape == expected.shape
-        assert np.abs(ours.detach().numpy() - expected).max() < tolerance
+    for size, *window in WINDOWS:
+        layer = with_random_routing(SelfRouting(3, 4, 3, *window, votes).to(dtype))
+        capsules = random_capsules(3, 3, size, dtype=dtype)
+        for ours, expected in zip(layer(capsules), routed_by_definition(layer, capsules), strict=True):
+            assert ours.shape == expected.shape
+            assert np.abs(ours.detach().numpy() - expected).max() < tolerance, (size, window)
 
 
 @pytest.mark.parametrize("votes", ["free", "matrix"])
@@ -159,15 +156,14 @@ def test_activations_are_a_distribution_and_uniform_at_the_start(votes: str) -> 
     assert torch.allclose(activations.sum(dim=1), torch.ones(2, 4, 4))
 
 
-@pytest.mark.parametrize("side", [1, 3, 4])
 @pytest.mark.parametrize("votes", ["free", "matrix"])
-def test_a_vote_is_as_large_as_its_pose(votes: str, side: int) -> None:
+def test_a_vote_is_as_large_as_its_pose(votes: str) -> None:
     torch.manual_seed(0)
-    layer = SelfRouting(1, 2000, side, 1, votes=votes)
-    capsules = random_capsules(1, side, (4, 4), samples=4)
-    assert float(layer(capsules).poses.detach().square().mean()) == pytest.approx(
-        float(capsules.poses.square().mean()), rel=0.15
-    )
+    for side in (1, 3, 4):
+        layer = SelfRouting(1, 2000, side, 1, votes=votes)
+        capsules = random_capsules(1, side, (4, 4), samples=4)
+        size, expected = (poses.detach().square().mean().item() for poses in (layer(capsules).poses, capsules.poses))
+        assert size == pytest.approx(expected, rel=0.15), side
 
 
 def hard_cases(num: int, dtype: torch.dtype) -> dict[str, Capsules]:
@@ -241,25 +237,17 @@ def test_the_head_routes_the_whole_map_to_one_set_of_capsules() -> None:
     assert np.allclose(poses.detach(), expected_poses[..., 0, 0], atol=1e-5)
 
 
-def test_wrong_sizes_and_votes_are_named() -> None:
+def test_wrong_sizes_votes_and_shapes_are_named() -> None:
+    layer, head = SelfRouting(2, 2, 3, 3), CapsuleHead(8, (2, 2))
     assert_refused(
+        ("votes_init is 'none': choose 'scale_preserving' or", lambda: SelfRouting(2, 3, 2, 1, votes_init="none")),
         ("votes is 'square': choose 'free' or 'matrix'", lambda: SelfRouting(2, 2, 3, 2, votes="square")),
         ("pose_side is 0", lambda: CapsuleHead(8, (2, 2), pose_side=0)),
         ("num_capsules is 0", lambda: CapsuleHead(8, (2, 2), num_capsules=0)),
         ("kernel_height is 0", lambda: SelfRouting(2, 2, 3, 0)),
         ("padding is -1", lambda: SelfRouting(2, 2, 3, 1, padding=-1)),
+        (r"activations .* \(2, 4, 5, 5\): .* takes \[N, 2, h, w\]", lambda: layer(random_capsules(4, 3, (5, 5)))),
+        (r"poses have shape \(2, 2, 4, 4, 5, 5\)", lambda: layer(random_capsules(2, 4, (5, 5)))),
+        (r"of \(3, 3\) is larger than the map of 2 x 5 with padding 0", lambda: layer(random_capsules(2, 3, (2, 5)))),
+        (r"\(1, 8, 3, 2\), but .* was built for \[N, 8, 2, 2\]", lambda: head(torch.zeros(1, 8, 3, 2))),
     )
-    with pytest.raises(ValueError, match="votes_init is 'none': choose 'scale_preserving' or 'released'"):
-        SelfRouting(2, 3, 2, 1, votes_init="none")
-
-
-def test_wrong_shapes_are_named() -> None:
-    layer = SelfRouting(2, 2, 3, 3)
-    with pytest.raises(ValueError, match=r"activations have shape \(2, 4, 5, 5\): this layer takes \[N, 2, h, w\]"):
-        layer(random_capsules(4, 3, (5, 5)))
-    with pytest.raises(ValueError, match=r"poses have shape \(2, 2, 4, 4, 5, 5\)"):
-        layer(random_capsules(2, 4, (5, 5)))
-    with pytest.raises(ValueError, match=r"window of \(3, 3\) is larger than the map of 2 x 5 with padding 0"):
-        layer(random_capsules(2, 3, (2, 5)))
-    with pytest.raises(ValueError, match=r"shape \(1, 8, 3, 2\), but this head was built for \[N, 8, 2, 2\]"):
-        CapsuleHead(8, (2, 2))(torch.zeros(1, 8, 3, 2))
