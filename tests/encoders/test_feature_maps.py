@@ -1,5 +1,7 @@
 """The map of every kind of timm encoder, against timm's own `forward_intermediates` where it has one."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -22,21 +24,24 @@ MODELS = {  # name: (size of the images, arguments, size of the map)
 }
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", MODELS)
 def test_the_map_is_the_last_one_that_timm_tells_of(name: str) -> None:
     torch.manual_seed(0)
     image_size, arguments, size = MODELS[name]
-    encoder = create_encoder(name, image_size, **arguments).eval()
-    images = torch.randn(2, 3, image_size, image_size)
-    with torch.no_grad():
-        output = encoder.forward_features(images)
-        feature_map = as_feature_map(encoder, output)
-        assert torch.equal(encoder.forward_head(output), encoder(images))
-        if hasattr(encoder, "forward_intermediates"):
-            (last,) = encoder.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
-            assert torch.equal(feature_map, last)
-    assert feature_map.shape == (2, *size)
+    encoder = create_encoder(name, image_size, **arguments).train()
+    before = copy.deepcopy(encoder.state_dict())
     assert feature_map_size(encoder, image_size) == size
+    assert encoder.training
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+    images = torch.randn(2, 3, image_size, image_size)
+    output = encoder.eval().forward_features(images)
+    feature_map, features = as_feature_map(encoder, output), encoder(images)
+    assert feature_map.shape == (2, *size) and features.shape == (2, encoder.num_features)
+    assert torch.equal(encoder.forward_head(output), features)
+    if hasattr(encoder, "forward_intermediates"):
+        (last,) = encoder.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
+        assert torch.equal(feature_map, last)
 
 
 def test_prefix_tokens_are_no_places_and_the_grid_may_be_oblong() -> None:
@@ -44,14 +49,6 @@ def test_prefix_tokens_are_no_places_and_the_grid_may_be_oblong() -> None:
     assert encoder.num_prefix_tokens == 2
     tokens = torch.arange(2 + 8.0).view(1, 10, 1)
     assert as_feature_map(encoder, tokens).tolist() == [[[[2, 3, 4, 5], [6, 7, 8, 9]]]]
-
-
-def test_asking_for_the_size_changes_neither_mode_nor_statistics() -> None:
-    encoder = create_encoder("strided_cnn_tiny", 64).train()
-    before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    feature_map_size(encoder, 64)
-    assert encoder.training
-    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
 
 
 def test_gradients_flow_through_the_map() -> None:
