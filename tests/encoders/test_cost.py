@@ -47,11 +47,8 @@ def test_of_octic_vision_transformers(size: str) -> None:
     assert dense.attention == octic.attention == hybrid.attention
     assert dense.convolution == octic.convolution == hybrid.convolution
     assert octic.parameters / dense.parameters == pytest.approx(1 / 8, rel=0.005)
-
-
-def test_a_huge_hybrid_takes_forty_percent_fewer_multiplications() -> None:
-    dense, hybrid = dense_vit("huge"), cost_at_224("hybrid_octic_vit_huge_patch16_224")
-    assert hybrid.multiplications / dense.multiplications == pytest.approx(0.6, abs=0.01)
+    if size == "huge":  # forty percent fewer
+        assert hybrid.multiplications / dense.multiplications == pytest.approx(0.6, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,9 @@ from tests.encoders.symmetric_encoders import relative_error
 
 DIM = 32
 COLUMNS = {
-    "linear": 4,
-    "power_spectrum": 24,
-    "third_order": 60,
-    "polynomial": 128,
-    "max_filtering": 32,
-    "canonisation": 32,
+    "linear": 4, "power_spectrum": 24, "third_order": 60, "polynomial": 128, "max_filtering": 32, "canonisation": 32,
     "none": 32,
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
@@ -50,16 +45,12 @@ def test_their_gradients_are_finite_also_at_zero_and_in_bfloat16(name: str) -> N
         assert features.grad is not None and features.grad.isfinite().all()
 
 
-def shared_power_spectrum() -> tuple[Tensor, Tensor]:
+@pytest.mark.parametrize(("name", "told_apart"), [("power_spectrum", False), ("third_order", True)])
+def test_which_of_them_see_how_representations_are_oriented_to_each_other(name: str, told_apart: bool) -> None:
     """Two features that differ by more than a symmetry, only in how B1 is oriented to E."""
     torch.manual_seed(0)
     first = torch.randn(1, 8, dtype=torch.float64)
-    return first, first * torch.tensor([1, 1, -1, 1, 1, 1, 1, 1])
-
-
-@pytest.mark.parametrize(("name", "told_apart"), [("power_spectrum", False), ("third_order", True)])
-def test_which_of_them_see_how_representations_are_oriented_to_each_other(name: str, told_apart: bool) -> None:
-    first, second = shared_power_spectrum()
+    second = first * torch.tensor([1, 1, -1, 1, 1, 1, 1, 1])
     module = make_invariants(name, 8)[0].double()
     assert (relative_error(module(second), module(first)) > 0.01) == told_apart
 

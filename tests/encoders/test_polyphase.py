@@ -14,6 +14,7 @@ from ssl_equi.encoders.shifts.polyphase import (
     phase_offsets,
     shift_back,
 )
+from tests.encoders.symmetric_encoders import assert_refused
 
 
 def random_maps(height: int = 8, width: int = 12, n: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -83,12 +84,20 @@ def test_without_anchoring_patches_change() -> None:
     assert differences.min() > 0.1
 
 
-def test_ties_go_to_the_first_phase() -> None:
-    assert torch.equal(phase_offsets(torch.ones(1, 1, 4, 4), 2), torch.tensor([[0, 0]]))
+def test_ties_and_near_ties_are_resolved_in_every_precision() -> None:
+    assert torch.equal(phase_offsets(torch.ones(1, 1, 4, 4), 2), torch.tensor([[0, 0]]))  # the first phase
     maps = torch.zeros(2, 1, 4, 4)
     maps[:, 0, 0, 1] = 1.0
     maps[:, 0, 3, 2] = torch.tensor([-1.0, -1.5])
     assert torch.equal(phase_offsets(maps, 2), torch.tensor([[0, 1], [1, 0]]))
+    # Energies 2^24 and 2^24 + 1 are equal in single precision if each is one sum.
+    maps = torch.zeros(1, 1, 4, 4)
+    maps[0, 0, 0, 0], maps[0, 0, 0, 1], maps[0, 0, 2, 1] = 4096.0, 4096.0, 1.0
+    assert phase_offsets(maps, 2).tolist() == [[0, 1]]
+    # Both energies would overflow in half precision, and tie.
+    maps = torch.zeros(1, 2, 4, 4, dtype=torch.float16)
+    maps[0, :, 0, 0], maps[0, :, 1, 1] = 300.0, 400.0
+    assert phase_offsets(maps, 2).tolist() == [[1, 1]]
 
 
 def test_a_tie_of_different_phases_does_not_move_with_the_map() -> None:
@@ -97,19 +106,6 @@ def test_a_tie_of_different_phases_does_not_move_with_the_map() -> None:
     maps[0, 0, 0, 0], maps[0, 0, 0, 1] = 1.0, -1.0
     assert anchor(maps, 2)[0][..., ::2, ::2].sum() == 1
     assert anchor(act_on_image((0, 1), maps), 2)[0][..., ::2, ::2].sum() == -1
-
-
-def test_near_ties_of_single_precision_values_are_resolved() -> None:
-    """Energies 2^24 and 2^24 + 1 are equal in single precision if each is one sum."""
-    maps = torch.zeros(1, 1, 4, 4)
-    maps[0, 0, 0, 0], maps[0, 0, 0, 1], maps[0, 0, 2, 1] = 4096.0, 4096.0, 1.0
-    assert phase_offsets(maps, 2).tolist() == [[0, 1]]
-
-
-def test_half_precision_neither_overflows_nor_ties() -> None:
-    maps = torch.zeros(1, 2, 4, 4, dtype=torch.float16)
-    maps[0, :, 0, 0], maps[0, :, 1, 1] = 300.0, 400.0
-    assert phase_offsets(maps, 2).tolist() == [[1, 1]]
 
 
 def test_gradients_pass_through_the_shift() -> None:
@@ -121,24 +117,19 @@ def test_gradients_pass_through_the_shift() -> None:
     assert torch.equal(gradient, shift_back(weights, offsets))
 
 
-@pytest.mark.parametrize(("side", "step", "nearest"), [(8, 4, 8), (9, 4, 8), (10, 4, 12), (1, 4, 4), (0, 3, 3)])
-def test_nearest_multiples(side: int, step: int, nearest: int) -> None:
-    assert nearest_multiple(side, step) == nearest
+def test_nearest_multiples() -> None:
+    for side, step, nearest in ((8, 4, 8), (9, 4, 8), (10, 4, 12), (1, 4, 4), (0, 3, 3)):
+        assert nearest_multiple(side, step) == nearest
 
 
-@pytest.mark.parametrize(
-    ("maps", "period", "message"),
-    [
-        (torch.zeros(3, 4, 4), 2, r"maps have shape \(3, 4, 4\): anchoring takes \[N, C, H, W\]"),
-        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), 2, "maps are of type torch.uint8: .*use maps.float"),
-        (torch.zeros(1, 3, 4, 4), 0, "period is 0: it must be at least 1"),
-        (torch.zeros(1, 3, 8, 10), 4, "maps of 8 x 10 have no phases of period 4: the nearest legal size is 8 x 12"),
-        (torch.zeros(1, 3, 0, 4), 2, "maps of 0 x 4 have no phases of period 2: the nearest legal size is 2 x 4"),
-    ],
-)
-def test_what_has_no_phases_is_named(maps: Tensor, period: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        anchor(maps, period)
+def test_what_has_no_phases_is_named() -> None:
+    assert_refused(
+        (r"shape \(3, 4, 4\): anchoring takes \[N, C, H, W\]", lambda: anchor(torch.zeros(3, 4, 4), 2)),
+        ("of type torch.uint8: .*use maps.float", lambda: anchor(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), 2)),
+        ("period is 0: it must be at least 1", lambda: anchor(torch.zeros(1, 3, 4, 4), 0)),
+        ("8 x 10 have no .* period 4: the nearest .* is 8 x 12", lambda: anchor(torch.zeros(1, 3, 8, 10), 4)),
+        ("0 x 4 have no .* period 2: the nearest .* is 2 x 4", lambda: anchor(torch.zeros(1, 3, 0, 4), 2)),
+    )
 
 
 def test_no_maps_are_no_error() -> None:

@@ -41,9 +41,7 @@ EVERY = CASES | VARIANTS
 SHIFTED = [label for label, case in EVERY.items() if case.group == "circular_shifts"]
 CONVOLUTIONAL = ("c4_resnet18", "d4_resnet10_small_images", "group_averaged, both, d4", "c8", "so2")
 FULL_DEPTH: dict[str, dict[str, Any]] = {
-    "shift_equivariant_vit_tiny_patch16_224": {},
-    "shift_equivariant_vit_small_patch16_224": {},
-    "shift_equivariant_vit_base_patch16_224": {},
+    **{f"shift_equivariant_vit_{size}_patch16_224": {} for size in ("tiny", "small", "base")},
     # Smaller patches and windows, which fill an image of 32 pixels.
     "shift_equivariant_twins_small": {"patch_size": 2, "window_sizes": (2, 2, 2, 2)},
 }

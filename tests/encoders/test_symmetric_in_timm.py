@@ -87,6 +87,10 @@ def test_intermediate_features(label: str) -> None:
         assert len(early) == 1 and torch.equal(early[0], maps[number]) and end.shape[0] == 2
     (last,) = encoder.forward_intermediates(images, 1, intermediates_only=True)
     assert torch.equal(last, maps[-1])
+    backbone = case.make(features_only=True, out_indices=tuple(range(len(maps))))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(backbone(images), maps, strict=True))
+    assert backbone.feature_info.channels() == [m.shape[1] for m in maps]
+    assert backbone.feature_info.reduction() == [IMAGE // m.shape[2] for m in maps]
     with pytest.raises(ValueError, match="output_fmt is 'NHWC': choose 'NCHW'"):
         encoder.forward_intermediates(images, output_fmt="NHWC")
     count = len(maps)
@@ -94,19 +98,6 @@ def test_intermediate_features(label: str) -> None:
         ValueError, match=rf"indices are \[{count}\]: the encoder has {count} \w+, use some of 0..{count - 1}"
     ):
         encoder.forward_intermediates(images, [count])
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("label", WITH_MAPS)
-def test_features_only(label: str) -> None:
-    case = EVERY[label]
-    expected = case.make().forward_intermediates(case.images(), intermediates_only=True)
-    backbone = case.make(features_only=True, out_indices=tuple(range(len(expected))))
-    maps = backbone(case.images())
-    for ours, theirs in zip(maps, expected, strict=True):
-        assert torch.equal(ours, theirs)
-    assert backbone.feature_info.channels() == [m.shape[1] for m in maps]
-    assert backbone.feature_info.reduction() == [IMAGE // m.shape[2] for m in maps]
 
 
 def test_wrapped_encoders_hand_on_what_timm_asks_for() -> None:
