@@ -79,11 +79,8 @@ class OcticTokens(nn.Module):
 
 OCTIC = {"img_size": IMAGE, "patch_size": 8, "depth": 2}
 OCTIC_WIDTHS = {
-    "tiny": {"embed_dim": 16, "num_heads": 2},
-    "small": {"embed_dim": 32, "num_heads": 2},
-    "base": {"embed_dim": 48, "num_heads": 3},
-    "large": {"embed_dim": 64, "num_heads": 4},
-    "huge": {"embed_dim": 80, "num_heads": 5},
+    size: {"embed_dim": width, "num_heads": heads}
+    for size, width, heads in zip(("tiny", "small", "base", "large", "huge"), range(16, 81, 16), (2, 2, 3, 4, 5))
 }
 """As different as the sizes are, but small."""
 LARGE_IMAGE_RESNET = {"img_size": IMAGE, "blocks": (1, 1), "channels": (8, 16)}

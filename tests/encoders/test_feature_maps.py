@@ -70,22 +70,16 @@ class Returns(nn.Module):
         return self.output
 
 
-@pytest.mark.parametrize(
-    ("output", "reason"),
-    [
-        (torch.zeros(2, 64), r"returns shape \(2, 64\)"),
-        ([torch.zeros(2, 64, 2, 2)], "returns a list"),
-        (torch.zeros(2, 12, 8), "12 tokens fill neither"),
-        (torch.zeros(2, 1, 8), "1 tokens fill neither"),
-    ],
-)
-def test_an_encoder_without_a_map_is_named(output: Tensor | list[Tensor], reason: str) -> None:
-    with pytest.raises(
-        ValueError, match=f"Returns gives no feature map .*{reason}.*: choose an encoder that keeps one"
-    ):
-        feature_map_size(Returns(output), 64)
-
-
-def test_a_module_without_forward_features_is_named() -> None:
+def test_an_encoder_without_a_map_is_named() -> None:
+    outputs: dict[str, Tensor | list[Tensor]] = {
+        r"returns shape \(2, 64\)": torch.zeros(2, 64),
+        "returns a list": [torch.zeros(2, 64, 2, 2)],
+        "12 tokens fill neither": torch.zeros(2, 12, 8),
+        "1 tokens fill neither": torch.zeros(2, 1, 8),
+    }
+    for reason, output in outputs.items():
+        message = f"Returns gives no feature map .*{reason}.*: choose an encoder that keeps one"
+        with pytest.raises(ValueError, match=message):
+            feature_map_size(Returns(output), 64)
     with pytest.raises(ValueError, match=r"Linear gives no feature map .it has no forward_features.*such as resnet18"):
         feature_map_size(nn.Linear(2, 2), 64)

@@ -69,12 +69,9 @@ def test_regular_features_follow_turns_by_other_angles(name: str, angle_deg: flo
     unmoved, moved = errors_under_turns(f"{name}_resnet10_small_images", angle_deg)
     assert moved is not None and moved < 0.2
     assert moved < 0.5 * unmoved
-
-
-def test_the_limit_on_frequencies_is_what_makes_them_follow() -> None:
-    _, limited = errors_under_turns("c8_resnet10_small_images", 45)
-    _, unlimited = errors_under_turns("c8_resnet10_small_images", 45, max_frequency=2)
-    assert limited is not None and unlimited is not None and unlimited > 2 * limited
+    if (name, angle_deg) == ("c8", 45):  # the limit on frequencies is what makes them follow
+        _, unlimited = errors_under_turns("c8_resnet10_small_images", angle_deg, max_frequency=2)
+        assert unlimited is not None and unlimited > 2 * moved
 
 
 @pytest.mark.parametrize("group", SIZE)

@@ -127,16 +127,13 @@ def test_names_that_weight_decay_spares_are_those_of_weights(label: str) -> None
         assert encoder.get_submodule(first).weight.shape[1] == 3
 
 
-def folder_for_timm(folder: Path, case: Case, encoder: nn.Module, side: int = IMAGE) -> Path:
+def write_folder(folder: Path, case: Case, encoder: nn.Module) -> None:
     """As `save_encoder` writes it, but for encoders with a classifier, too."""
-    folder.mkdir()
     safetensors.torch.save_file(module_tensors(encoder), folder / "model.safetensors")
-    cfg = {"input_size": [3, side, side], "num_classes": encoder.num_classes, "fixed_input_size": True}
-    for key in ("first_conv", "classifier"):
-        cfg[key] = encoder.pretrained_cfg[key]
+    cfg = {"input_size": [3, IMAGE, IMAGE], "num_classes": encoder.num_classes, "fixed_input_size": True}
+    cfg |= {key: encoder.pretrained_cfg[key] for key in ("first_conv", "classifier")}
     config = {"architecture": case.name, "num_classes": encoder.num_classes, "pretrained_cfg": cfg}
     (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 @torch.no_grad()
@@ -163,7 +160,8 @@ def test_exported_encoders_come_back_also_for_larger_images(label: str, tmp_path
 def test_weights_fit_other_image_sizes_classes_and_colours(label: str, tmp_path: Path) -> None:
     """On larger images, the loaded encoder is the function that the old one was on them."""
     case, old = EVERY[label], EVERY[label].make(seed=3, num_classes=5)
-    source = f"local-dir:{folder_for_timm(tmp_path / 'weights', case, old)}"
+    write_folder(tmp_path, case, old)
+    source = f"local-dir:{tmp_path}"
     create, arguments = timm_with_our_encoders().create_model, {**case.arguments}
     arguments["img_size"] = 2 * IMAGE
     larger = create(source, pretrained=True, **arguments).eval()
