@@ -68,10 +68,6 @@ class PolynomialInvariants(_Invariants):
     channels apart that differ by more than a symmetry. Those up to degree 3 give the triple correlation
     (Kakarala 2012, "The bispectrum as a source of phase-sensitive invariants", Journal of Mathematical Imaging and
     Vision 44), which does so for all but exceptional channels.
-
-    Args:
-        dim: D.
-        degree: 3 or 5.
     """
 
     def __init__(self, dim: int, degree: int) -> None:
@@ -106,17 +102,13 @@ class PolynomialInvariants(_Invariants):
 class MaxFiltering(nn.Module):
     """The largest inner product of the features with each learned template under any symmetry.
 
-    Cahill, Iverson, Mixon and Packer 2024, "Group-invariant max filtering". The inner products with all eight copies of
-    a template are one regular representation, so that an octic linear layer gives them.
-
-    Args:
-        dim: D.
-        num_templates: D if not given.
+    Cahill, Iverson, Mixon and Packer 2024, "Group-invariant max filtering". D templates unless told otherwise.
     """
 
     def __init__(self, dim: int, num_templates: int | None = None) -> None:
         super().__init__()
         self.out_features = dim if num_templates is None else num_templates
+        # The inner products with all eight copies of a template are one regular representation of a linear layer.
         self.templates = OcticLinear(dim, 8 * self.out_features, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -129,14 +121,14 @@ class MaxFiltering(nn.Module):
 class Canonisation(_Invariants):
     """The features [..., D] after the symmetry that brings them closest to a fixed random reference.
 
-    Where two symmetries do so equally well, the result jumps from one to the other. The reference is not learned: it
-    only decides between symmetries, so that no gradient reaches it.
+    Where two symmetries do so equally well, the result jumps from one to the other.
     """
 
     reference: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, ELEMENTS)
+        # Not learned: it only decides between symmetries, so that no gradient would reach it.
         self.register_buffer("reference", torch.randn(dim))
 
     def forward(self, features: Tensor) -> Tensor:
