@@ -132,8 +132,8 @@ class OcticVisionTransformer(LayeredEncoder, Symmetric):
 
         sizes: dict[str, Any] = {"mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "init_values": init_values}
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        if self.octic_blocks < depth:  # timm's, which asserts it without a cure
-            check_heads(embed_dim, num_heads)
+        # A head of an octic block takes whole channels. timm's block asserts that heads divide the width, without a cure.
+        check_heads(embed_dim, num_heads, step=8 if self.octic_blocks else 1)
         makers: list[Callable[..., nn.Module]] = [OcticBlock] * self.octic_blocks + [Block] * (
             depth - self.octic_blocks
         )
