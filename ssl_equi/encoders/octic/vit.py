@@ -25,7 +25,7 @@ take very long.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -132,13 +132,11 @@ class OcticVisionTransformer(LayeredEncoder, Symmetric):
 
         sizes: dict[str, Any] = {"mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "init_values": init_values}
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        # A head of an octic block takes whole channels. timm's block asserts that heads divide the width, without a cure.
+        # A head of an octic block takes whole channels; timm's block would assert that heads divide the width.
         check_heads(embed_dim, num_heads, step=8 if self.octic_blocks else 1)
-        makers: list[Callable[..., nn.Module]] = [OcticBlock] * self.octic_blocks + [Block] * (
-            depth - self.octic_blocks
-        )
         self.blocks = nn.ModuleList(
-            make(embed_dim, num_heads, drop_path=rate, **sizes) for make, rate in zip(makers, rates)
+            (OcticBlock if number < self.octic_blocks else Block)(embed_dim, num_heads, drop_path=rate, **sizes)
+            for number, rate in enumerate(rates)
         )
         self.feature_info = [
             {"module": f"blocks.{number}", "num_chs": embed_dim, "reduction": patch_size} for number in range(depth)

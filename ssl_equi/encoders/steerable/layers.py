@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ssl_equi.encoders.square.sampling import Window, check_map
 from ssl_equi.encoders.steerable.escnn_import import import_escnn
-from ssl_equi.encoders.steerable.groups import FOURIER_SAMPLES, SteerableGroup, fourier_values, steerable_group
+from ssl_equi.encoders.steerable.groups import SteerableGroup, steerable_group
 
 Input = Literal["image", "fields"]
 """Of a convolution: colour channels, which do not mix when the image turns, or fields."""
@@ -145,7 +145,10 @@ def _exact_under_quarter_turns(group: SteerableGroup, takes: Input, basis: Tenso
 
 
 class MixedBlocks(nn.Module):
-    """A constant matrix [j, k] times maps [N, k * C, h, w], to [N, j * C, h, w]."""
+    """A constant matrix [j, k] times maps [N, k * C, h, w], to [N, j * C, h, w].
+
+    With `fourier_values()`, [16, 7], from fields of so2 to their values at 16 orientations.
+    """
 
     matrix: Tensor
 
@@ -157,16 +160,6 @@ class MixedBlocks(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         blocks = maps.unflatten(1, (self.matrix.shape[1], -1))
         return (self.matrix @ blocks.flatten(2)).view(maps.shape[0], -1, *maps.shape[2:])
-
-
-def fourier_values_of_fields() -> MixedBlocks:
-    """A layer from fields of so2 [N, 7 * C, h, w] to their values at 16 orientations, [N, 16 * C, h, w]."""
-    return MixedBlocks(fourier_values())
-
-
-def fields_of_fourier_values() -> MixedBlocks:
-    """A layer back from values at 16 orientations; it drops frequencies above those of fields."""
-    return MixedBlocks(fourier_values().T / FOURIER_SAMPLES)
 
 
 class AntialiasedPooling(nn.Module):

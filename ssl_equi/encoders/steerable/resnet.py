@@ -32,13 +32,18 @@ from ssl_equi.encoders.square.convolutions import OrientationBatchNorm
 from ssl_equi.encoders.square.features import Features
 from ssl_equi.encoders.square.sampling import Window
 from ssl_equi.encoders.square.symmetries import act_on_image
-from ssl_equi.encoders.steerable.groups import SteerableFeatures, SteerableGroup, steerable_group
+from ssl_equi.encoders.steerable.groups import (
+    FOURIER_SAMPLES,
+    SteerableFeatures,
+    SteerableGroup,
+    fourier_values,
+    steerable_group,
+)
 from ssl_equi.encoders.steerable.layers import (
     AntialiasedPooling,
+    MixedBlocks,
     SteerableConvolution,
     antialiased_window,
-    fields_of_fourier_values,
-    fourier_values_of_fields,
 )
 from ssl_equi.encoders.symmetric import Element, Symmetries
 from ssl_equi.encoders.symmetric_resnet import (
@@ -63,7 +68,8 @@ class SteerableActivation(nn.Module):
     def __init__(self, group: SteerableGroup) -> None:
         super().__init__()
         self.function = nn.ReLU() if group.order is not None else nn.ELU()
-        self.to_fields = nn.Identity() if group.order is not None else fields_of_fourier_values()
+        # Back to the coefficients of fields; higher frequencies, which the function made, are dropped.
+        self.to_fields = nn.Identity() if group.order is not None else MixedBlocks(fourier_values().T / FOURIER_SAMPLES)
 
     def forward(self, values: Tensor) -> Tensor:
         """[N, orientations * C, h, w] to fields [N, channels_per_field * C, h, w]."""
@@ -73,7 +79,7 @@ class SteerableActivation(nn.Module):
 def steerable_norm(group: SteerableGroup, fields: int) -> nn.Module:
     """Batch norm of fields that gives their values at the orientations of the group, [N, orientations * C, h, w]."""
     norm = OrientationBatchNorm(group.orientations, fields)
-    return norm if group.order is not None else nn.Sequential(fourier_values_of_fields(), norm)
+    return norm if group.order is not None else nn.Sequential(MixedBlocks(fourier_values()), norm)
 
 
 class SteerableBasicBlock(nn.Module):
@@ -94,7 +100,7 @@ class SteerableBasicBlock(nn.Module):
             projection = SteerableConvolution(group.name, "fields", in_fields, out_fields, 1)
             self.shortcut = nn.Sequential(projection, steerable_norm(group, out_fields))
         else:
-            self.shortcut = nn.Identity() if group.order is not None else fourier_values_of_fields()
+            self.shortcut = nn.Identity() if group.order is not None else MixedBlocks(fourier_values())
 
     def forward(self, maps: Tensor) -> Tensor:
         """[N, channels_per_field * in_fields, h, w] to [N, channels_per_field * out_fields, h, w]."""
