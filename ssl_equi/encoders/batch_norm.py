@@ -19,22 +19,17 @@ def running_statistics_kept(module: nn.Module) -> Iterator[None]:
     running statistics, are left as they are. Works for torch's batch norms (the synchronised one too), timm's
     `BatchNormAct2d` and `ssl_equi.objectives.parts.batch.SynchronisedBatchNorm`.
     """
-    layers = [
-        layer
+    kept: list[tuple[nn.Module, str, Tensor]] = [
+        (layer, name, getattr(layer, name))
         for layer in module.modules()
         if isinstance(layer, _BatchNorm) and layer.training and layer.track_running_stats
+        for name in STATISTICS
     ]
-    kept = [{name: getattr(layer, name) for name in STATISTICS} for layer in layers]
     # Not None: activation checkpointing compares what is saved for the backward pass here with what is saved elsewhere.
-    for layer, buffers in zip(layers, kept, strict=True):
-        _set_buffers(layer, {name: torch.zeros_like(buffer) for name, buffer in buffers.items()})
+    for layer, name, buffer in kept:
+        setattr(layer, name, torch.zeros_like(buffer))
     try:
         yield
     finally:
-        for layer, buffers in zip(layers, kept, strict=True):
-            _set_buffers(layer, buffers)
-
-
-def _set_buffers(layer: _BatchNorm, buffers: dict[str, Tensor]) -> None:
-    for name, buffer in buffers.items():
-        setattr(layer, name, buffer)
+        for layer, name, buffer in kept:
+            setattr(layer, name, buffer)

@@ -48,35 +48,23 @@ def encoder_cost(encoder: nn.Module, image_size: int) -> EncoderCost:
         encoder.eval()(images)
     encoder.train(was_training)
 
-    counts = {module: _multiplications(operators) for module, operators in counter.get_flop_counts().items()}
-    products, convolution = counts.get("Global", (0, 0))
-    linear = sum(counts[layer][0] for layer in _innermost_layers(encoder) if layer in counts)
+    products, convolutions = {}, {}  # floating-point operations of each module, by the counter's name for it
+    for module, operators in counter.get_flop_counts().items():
+        convolutions[module] = sum(count for operator, count in operators.items() if "conv" in str(operator))
+        products[module] = sum(operators.values()) - convolutions[module]
+    root = type(encoder).__name__
+    innermost = [name for name, module in encoder.named_modules() if next(module.children(), None) is None]
+    linear = sum(products.get(f"{root}.{name}" if name else root, 0) for name in innermost) // 2
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    return EncoderCost(parameters, linear, products - linear, convolution)
+    attention = products.get("Global", 0) // 2 - linear
+    return EncoderCost(parameters, linear, attention, convolutions.get("Global", 0) // 2)
 
 
 def cost_by_name(name: str, image_size: int, device: str = "meta", **arguments: Any) -> EncoderCost:
-    """Cost of the encoder of a timm name.
+    """Cost of the encoder that `create_encoder` makes of these arguments.
 
-    Args:
-        name: see `create_encoder`.
-        image_size: S in pixels.
-        device: on "meta" even the largest encoders take no memory. Those that leave autocast for some layers (capsules,
-            canonicalization) can't run there, but on "cpu".
-        arguments: see `create_encoder`.
+    On the device "meta" even the largest encoders take no memory. Those that leave autocast for some layers (capsules,
+    canonicalization) can't run there, but on "cpu".
     """
     with torch.device(device):
         return encoder_cost(create_encoder(name, image_size, **arguments), image_size)
-
-
-def _multiplications(operators: dict[Any, int]) -> tuple[int, int]:
-    """Of matrix products and of convolutions, from the floating-point operations of each operator."""
-    convolution = sum(operations for operator, operations in operators.items() if "conv" in str(operator))
-    return (sum(operators.values()) - convolution) // 2, convolution // 2
-
-
-def _innermost_layers(encoder: nn.Module) -> list[str]:
-    """Names of layers that contain no other, as the counter has them."""
-    root = type(encoder).__name__
-    inner = [name for name, module in encoder.named_modules() if next(module.children(), None) is None]
-    return [f"{root}.{name}" if name else root for name in inner]

@@ -1,7 +1,6 @@
 """Activation checkpointing: activations that are computed again in the backward pass rather than kept."""
 
-import functools
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -34,9 +33,7 @@ def recomputed(block: nn.Module, inputs: Any) -> Any:
     """`block(inputs)` that keeps nothing but its inputs; batch norms record them once."""
     if torch.compiler.is_compiling():  # which takes no contexts, and what it compiles records once anyway
         return checkpoint(block, inputs, use_reentrant=False)
-    return checkpoint(block, inputs, use_reentrant=False, context_fn=functools.partial(_contexts, block))
-
-
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """In which a block is computed, and computed again."""
-    return nullcontext(), running_statistics_kept(block)
+    # The contexts in which the block is computed, and computed again.
+    return checkpoint(
+        block, inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), running_statistics_kept(block))
+    )

@@ -53,11 +53,9 @@ SCORED_SIDE = 32  # side in pixels of what the scorer sees
 
 
 class WrappedEncoder(TimmEncoder, Symmetric):
-    """What timm expects of an encoder, handed on to the one inside.
+    """What timm expects of an encoder, handed on to the one inside."""
 
-    It makes vectors of images, [N, num_features], as the encoder inside does, which need not have maps: so it has no
-    `forward_features` of its own.
-    """
+    # The encoder inside makes vectors and need not have maps, so a wrapped one has no `forward_features`.
 
     def __init__(self, encoder: nn.Module, group: GroupName) -> None:
         super().__init__()
@@ -86,18 +84,8 @@ class WrappedEncoder(TimmEncoder, Symmetric):
 class GroupAveraged(WrappedEncoder):
     """Square images [N, 3, S, S] to features [N, num_features] of an encoder that sees all |G| copies of each.
 
-    Batch norms of the encoder see the |G| * N copies together, so it holds in training mode too; with dropout inside,
-    it holds in eval mode only.
-
-    Args:
-        encoder: maps images to features [N, D], with D as its `num_features`.
-        group: "c4" or "d4".
-        features: "invariant": the mean over the copies, [N, D]. "regular": the features of each copy, [N, |G| * D].
-            "both": first the mean, then the copies.
-
-    Attributes:
-        num_features: D, |G| * D, or (1 + |G|) * D.
-        parts: columns of the features by name, see `ssl_equi.encoders.square.features.OrientationFeatures`.
+    The symmetry holds in training mode too, unless the encoder has dropout. Features are the mean over the copies
+    ("invariant", [N, D]), those of each copy ("regular", [N, |G| * D]), or first the mean, then the copies ("both").
     """
 
     def __init__(self, encoder: nn.Module, group: GroupName = "c4", features: Features = "invariant") -> None:
@@ -106,6 +94,7 @@ class GroupAveraged(WrappedEncoder):
         self.parts, self.num_features = self.head.parts, self.head.num_features
 
     def forward(self, images: Tensor) -> Tensor:
+        # All copies in one batch: batch norms then see the same values, whichever way the images stand.
         copies = undone_copies(self.group, images).flatten(0, 1)
         stack = self.encoder(copies).unflatten(0, (group_size(self.group), -1))
         return self.head(stack.transpose(0, 1).flatten(1))
@@ -123,12 +112,7 @@ def undone_copies(group: GroupName, images: Tensor) -> Tensor:
 class GroupScorer(nn.Module):
     """Square images [N, in_chans, S, S] of any size to one score for each element, [N, |G|].
 
-    Scores of g x are those of x, moved by g.
-
-    Args:
-        group: "c4" or "d4".
-        fields: |G| channels each, in every layer.
-        in_chans: colour channels.
+    Scores of g x are those of x, moved by g. Every layer has `fields` of |G| channels each.
     """
 
     def __init__(self, group: GroupName, fields: int = 8, in_chans: int = 3) -> None:
@@ -156,20 +140,11 @@ class GroupScorer(nn.Module):
 class Canonicalized(WrappedEncoder):
     """Square images [N, 3, S, S] to features [N, num_features] of an encoder that sees them put upright.
 
-    The gradient reaches the scorer straight through the choice: forwards the canonical image is h*^-1 x, backwards it
-    is taken for the sum over h of softmax(s)[h] h^-1 x. The scorer runs in the precision of its weights, also under
-    autocast.
-
     Args:
         encoder: maps images to features [N, D], with D as its `num_features`.
-        group: "c4" or "d4".
         features: "invariant": of the canonical image, [N, D]. "with_element": those, and after them a column for each
             element, which is 1 for h* and 0 for the others, [N, D + |G|]; the columns change places with the group.
         scorer: maps images to scores [N, |G|] that the group moves; a `GroupScorer` unless given.
-
-    Attributes:
-        num_features: D, or D + |G|.
-        parts: columns of the features by name: all, inv, and equi with the element.
     """
 
     def __init__(
@@ -191,6 +166,7 @@ class Canonicalized(WrappedEncoder):
 
     def scores(self, images: Tensor) -> Tensor:
         """One score for each element, [N, |G|]."""
+        # In the precision of its weights: under autocast, rounding would decide between elements more often.
         dtype = next((parameter.dtype for parameter in self.scorer.parameters()), images.dtype)
         with torch.autocast(images.device.type, enabled=False):
             scores = self.scorer(images.to(dtype))
@@ -201,14 +177,10 @@ class Canonicalized(WrappedEncoder):
         return scores
 
     def canonicalize(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images put upright, and the elements that turn these back into what they were.
+        """Images put upright, h*^-1 x, [N, 3, S, S], and h* as one-hot rows [N, |G|].
 
-        Args:
-            images: [N, 3, S, S].
-
-        Returns:
-            h*^-1 x, [N, 3, S, S], and h* as one-hot rows [N, |G|]. With `elements.argmax(1)`, an output for the
-            canonical image (a mask, a map) is turned to fit the image by `act_on_image`.
+        With `elements.argmax(1)`, an output for the canonical image (a mask, a map) is turned to fit the image by
+        `act_on_image`.
         """
         copies = undone_copies(self.group, images)
         scores = self.scores(images)
@@ -216,6 +188,8 @@ class Canonicalized(WrappedEncoder):
         one_hot = F.one_hot(chosen, self.size).to(scores.dtype)
         if not scores.requires_grad:
             return copies[chosen, torch.arange(images.shape[0], device=images.device)], one_hot
+        # The gradient reaches the scorer straight through the choice: backwards, the canonical image is taken for the
+        # sum over h of softmax(s)[h] h^-1 x.
         probabilities = scores.softmax(dim=1)
         one_hot = one_hot + (probabilities - probabilities.detach())  # the bracket is exactly zero
         weights = one_hot.T.to(images.dtype).reshape(self.size, -1, 1, 1, 1)
@@ -242,9 +216,7 @@ def wrap(encoder: nn.Module, kind: Kind, group: GroupName = "c4", **arguments: A
     Args:
         encoder: maps square images to features [N, D], with D as its `num_features`.
         kind: "averaging" shows it all |G| copies of an image, see `GroupAveraged`. "canonicalization" learns which copy
-            to show it, see `Canonicalized`.
-        group: "c4" or "d4".
-        arguments: of that class, such as `features`.
+            to show it, see `Canonicalized`; arguments are those of the class.
     """
     if kind == "averaging":
         return GroupAveraged(encoder, group, **arguments)

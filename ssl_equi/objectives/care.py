@@ -61,12 +61,8 @@ def gram_difference(embeddings: Tensor, chunk_size: int) -> Tensor:
     With f the embeddings at length 1, the mean over ordered pairs i != j of a chunk of
     (<f(a x_i), f(a x_j)> - <f(a' x_i), f(a' x_j)>)^2, and the mean over chunks.
 
-    Args:
-        embeddings: [B, 2, E], each image under its chunk's a and a'; chunks are consecutive rows.
-        chunk_size: images N of a chunk; B must be a multiple of it.
-
-    Returns:
-        scalar in [0, 4], 0 exactly if a rotation or reflection of each chunk's own takes one view to the other.
+    Embeddings are [B, 2, E], each image under its chunk's a and a'; chunks are `chunk_size` consecutive rows. The
+    result is in [0, 4], and 0 exactly if a rotation or reflection of each chunk's own takes one view to the other.
     """
     directions = F.normalize(embeddings, dim=-1).unflatten(0, (-1, chunk_size)).transpose(1, 2)  # [chunks, 2, N, E]
     cosines = directions @ directions.mT

@@ -54,18 +54,14 @@ def trajectory_term(embeddings: Tensor, on_sphere: bool = True) -> Tensor:
             unless the embeddings have length 1.
     """
     first, middle, last = (F.normalize(embeddings, dim=-1) if on_sphere else embeddings).unbind(dim=1)
-    arriving = _direction(_tangent(middle - first, middle))
-    leaving = _direction(_tangent(last - middle, middle))
+    arriving = _direction_at(middle, middle - first)
+    leaving = _direction_at(middle, last - middle)
     return -(arriving * leaving).sum(dim=-1).mean()
 
 
-def _tangent(displacement: Tensor, point: Tensor) -> Tensor:
-    """The part of a displacement that is orthogonal to `point`, if that has length 1: [B, E], [B, E] -> [B, E]."""
-    return displacement - (displacement * point).sum(dim=-1, keepdim=True) * point
-
-
-def _direction(tangent: Tensor) -> Tensor:
-    """Tangent vectors [B, E] at length 1; zeros, without gradient, for those that are too short."""
+def _direction_at(point: Tensor, displacement: Tensor) -> Tensor:
+    """What of displacements [B, E] is orthogonal to points of length 1, at length 1; zeros where that is too short."""
+    tangent = displacement - (displacement * point).sum(dim=-1, keepdim=True) * point
     length = torch.linalg.vector_norm(tangent, dim=-1, keepdim=True)
     unit = tangent / length.clamp(min=SHORTEST_TANGENT)
     return torch.where(length > SHORTEST_TANGENT, unit, torch.zeros_like(unit))

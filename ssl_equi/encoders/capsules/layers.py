@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -37,18 +37,17 @@ def gated_product(inputs: Tensor, gates: Tensor, weight: Tensor) -> Tensor:
 
 
 class _GatedProduct(torch.autograd.Function):
+    # One output capsule after another, both ways: all gated inputs at once would take J times the memory.
+
     @staticmethod
-    def forward(inputs: Tensor, gates: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, gates: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, gates, weight)
         samples, columns = inputs.shape[:2]
         products = [
             (inputs * gates_j[:, None, None]).view(samples * columns, -1) @ weight_j.flatten(1).T
             for gates_j, weight_j in zip(gates, weight, strict=True)
         ]
         return torch.stack(products).unflatten(1, (samples, columns))
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable
@@ -84,12 +83,7 @@ class Capsules(NamedTuple):
 class PrimaryCapsules(nn.Module):
     """Capsules of a feature map: convolution without bias and batch norm; a sigmoid on the activations only.
 
-    EquiCaps has one convolution for activations and one for poses; both are one here, which is the same and faster.
-
-    Args:
-        num_capsules: K, capsules per position.
-        pose_side: d; poses are d x d matrices.
-        in_channels, kernel_size, stride, padding: of the convolution.
+    `num_capsules` is K, per position, and `pose_side` d: poses are d x d matrices.
     """
 
     def __init__(
@@ -104,6 +98,7 @@ class PrimaryCapsules(nn.Module):
         super().__init__()
         _check_positive(in_channels=in_channels, num_capsules=num_capsules, pose_side=pose_side)
         self.num_capsules, self.pose_side = num_capsules, pose_side
+        # EquiCaps has one convolution for activations and one for poses; both in one is the same, and faster.
         channels = num_capsules * (1 + pose_side * pose_side)
         self.conv = nn.Conv2d(in_channels, channels, kernel_size, stride, padding, bias=False)
         self.norm = nn.BatchNorm2d(channels)
@@ -111,25 +106,20 @@ class PrimaryCapsules(nn.Module):
     def forward(self, feature_map: Tensor) -> Capsules:
         """[N, C, h, w] to activations [N, K, h', w'] in (0, 1) and poses [N, K, d, d, h', w']."""
         activations, poses = self.norm(self.conv(feature_map)).tensor_split([self.num_capsules], dim=1)
-        return Capsules(
-            torch.sigmoid(activations),
-            poses.unflatten(1, (self.num_capsules, self.pose_side, self.pose_side)),
-        )
+        poses = poses.unflatten(1, (self.num_capsules, self.pose_side, self.pose_side))
+        return Capsules(torch.sigmoid(activations), poses)
 
 
 class SelfRouting(nn.Module):
     """One layer of self-routing between capsules on maps; its weights are shared over output positions.
 
-    All is computed in at least float32, also under autocast, and so are the results. Sums of activations below 1e-6 are
-    replaced by 1e-6: an output capsule that gets nothing has pose 0, and a window without any activation gives
-    activations 1 / num_out. Padding adds capsules with activation 0 and pose 0.
+    All is computed in at least float32, also under autocast, and so are the results. An output capsule that gets
+    nothing has pose 0, and a window without any activation gives activations 1 / num_out.
 
     Args:
-        num_in: input capsules a position.
-        num_out: output capsules a position.
+        num_in, num_out: input and output capsules per position.
         pose_side: d; poses are d x d matrices.
-        kernel_size: height and width of the window, or one number for both.
-        stride, padding: as in a convolution.
+        kernel_size, stride, padding: of the window, as in a convolution; what is padded has activation 0 and pose 0.
         votes: "free": W1_ij maps the d * d numbers of a pose linearly in any way, as in EquiCaps. "matrix": W1_ij is a
             d x d matrix that multiplies the pose from the left; whatever multiplies all poses from the right then
             passes through the votes, and through the layer as far as the routing stays the same.
@@ -141,8 +131,7 @@ class SelfRouting(nn.Module):
 
     Attributes:
         vote_weight: W1, [num_out, V, Q, num_in, window], with V = Q = d * d (free) or d (matrix).
-        routing_weight: W2, [num_in, window, d * d, num_out], of standard deviation `routing_std` at the start.
-        routing_bias: b2, [num_in, window, num_out], zero at the start.
+        routing_weight, routing_bias: W2, [num_in, window, d * d, num_out], and b2, [num_in, window, num_out].
     """
 
     def __init__(
@@ -188,26 +177,22 @@ class SelfRouting(nn.Module):
     def forward(self, capsules: Capsules) -> Capsules:
         """Activations [N, num_in, h, w] and poses [N, num_in, d, d, h, w] to those of the num_out capsules.
 
-        The activations are not negative; those of a position sum to 1.
+        The new activations of a position are not negative and sum to 1.
         """
         self._check(capsules)
         with torch.autocast(capsules.poses.device.type, enabled=False):
             activations, poses = (_full_precision(tensor) for tensor in capsules)
             positions = (activations.shape[0], *self._output_size(activations))
-            new_activations, new_poses = self._route(
-                self._windows(activations),
-                self._windows(poses.flatten(1, 3)).unflatten(1, (self.num_in, -1)),
-            )
+            windows = self._windows(poses.flatten(1, 3)).unflatten(1, (self.num_in, -1))
+            new_activations, new_poses = self._route(self._windows(activations), windows)
         return Capsules(
             new_activations.unflatten(0, positions).permute(0, 3, 1, 2),
             new_poses.unflatten(0, positions).permute(0, 3, 4, 5, 1, 2),
         )
 
     def _route(self, activations: Tensor, poses: Tensor) -> Capsules:
-        """The output capsules [R, num_out] of R windows, from activations [R, K, X] and poses [R, K, d * d, X].
-
-        Large tensors have the K * X input capsules as their innermost dimension: twice as fast as other orders.
-        """
+        """The output capsules [R, num_out] of R windows, from activations [R, K, X] and poses [R, K, d * d, X]."""
+        # Large tensors have the K * X input capsules as their innermost dimension: twice as fast as other orders.
         routing_weight, routing_bias, vote_weight = (
             _full_precision(weight) for weight in (self.routing_weight, self.routing_bias, self.vote_weight)
         )
@@ -220,6 +205,7 @@ class SelfRouting(nn.Module):
         gates = activations * routing
         received = gates.sum(dim=2).T
         total = activations.sum(dim=1, keepdim=True)
+        # A window without activations would divide by 0: its output capsules share what is missing from a sum of 1.
         safe_total = total.clamp(min=EPSILON)
         missing_share = (1 - total / safe_total) / self.num_out
         poses = poses.unflatten(1, (self.pose_side, self.pose_side))
@@ -236,7 +222,7 @@ class SelfRouting(nn.Module):
 
     def _windows(self, maps: Tensor) -> Tensor:
         """[N, C, h, w] to the windows of all output positions, [N * positions, C, window]."""
-        if self.padding == 0 and maps.shape[2:] == self.kernel_size:
+        if self.padding == 0 and maps.shape[2:] == self.kernel_size:  # a head's only window, without a copy
             return maps.flatten(2)
         windows = F.unfold(maps, self.kernel_size, padding=self.padding, stride=self.stride)
         return windows.transpose(1, 2).flatten(0, 1).unflatten(1, (maps.shape[1], -1))
@@ -272,13 +258,10 @@ class CapsuleHead(nn.Module):
     """Primary capsules of a feature map, and one self-routing layer over all of it: EquiCaps' projector.
 
     Args:
-        in_channels: channels of the feature map.
-        map_size: its height and width; the weights are those of this size.
+        in_channels, map_size: of the feature map, with (height, width), of which the weights have as many.
         num_capsules: K, of both layers; 32 in the paper.
         pose_side: d; 3 in the paper for rotations, 4 for rigid motions. Any from 1 up works.
-        votes: see `SelfRouting`; "free" in the paper.
-        routing_std: see `SelfRouting`; 0 in the paper.
-        votes_init: see `SelfRouting`; "released" in the paper.
+        votes, routing_std, votes_init: see `SelfRouting`; "free", 0 and "released" in the paper.
     """
 
     def __init__(

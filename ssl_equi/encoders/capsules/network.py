@@ -27,20 +27,13 @@ class CapsuleNetwork(nn.Module):
     """Images [N, 3, S, S] to capsules [N, K + K * d * d]: K activations, then the poses row by row.
 
     Args:
-        backbone: encoder with timm's `forward_features` and `forward_head`, made without classifier.
+        backbone: encoder with timm's `forward_features` and `forward_head`, made without classifier. One without a
+            feature map, or with a layer behind it, is refused.
         image_size: S, in pixels; the head fits images of this size only.
-        num_capsules: K; 32 in the paper.
-        pose_side: d; 3 in the paper for rotations, 4 for rigid motions.
-        votes: see `ssl_equi.encoders.capsules.layers.SelfRouting`; "free" in the paper.
-        routing_std: likewise; 0 in the paper.
-        votes_init: likewise; "released" in the paper.
+        num_capsules, pose_side, votes, routing_std, votes_init: of `CapsuleHead`.
 
     Attributes:
-        num_features: K + K * d * d.
-        num_capsules, pose_side, votes, image_size: as given.
         parts: columns of the features by name: all, inv (the activations), equi (the poses).
-
-    A backbone without a feature map, or with a layer behind it, is refused.
     """
 
     def __init__(

@@ -51,10 +51,9 @@ class OcticFeatures(NamedTuple):
 
 
 class _AddBias(torch.autograd.Function):
-    """Adds a bias [4, C] to ones [4, B, N, C] that is zero but for A1.
+    """Adds a bias [4, C] to ones [4, B, N, C] that is zero but for A1."""
 
-    Gradients are handed on as they are and summed for A1 alone; autograd's own formulas would read all of them.
-    """
+    # Gradients are handed on as they are and summed for A1 alone; autograd's own formulas would read all of them.
 
     @staticmethod
     def forward(ctx: Any, ones: Tensor, bias: Tensor) -> Tensor:
@@ -92,9 +91,7 @@ _MATRICES = tuple(tuple(tuple(row) for row in irrep_matrix("E", g).tolist()) for
 def act_on_components(elements: int | Tensor, features: Tensor) -> Tensor:
     """The group's action on feature vectors [..., D]; exact, since it only swaps and negates values.
 
-    Args:
-        elements: one element for all vectors, or int64 [...] with one for each, which is not checked.
-        features: [..., D].
+    Elements are one for all vectors, or int64 [...] with one for each, which are not checked.
     """
     check_octic_width("the last dimension of the features", features.shape[-1])
     if isinstance(elements, int) and not 0 <= elements < ELEMENTS:
@@ -110,16 +107,12 @@ def act_on_components(elements: int | Tensor, features: Tensor) -> Tensor:
 def irreps_to_regular(irreps: Sequence[Tensor]) -> list[Tensor]:
     """The regular representation: T^T of `square_symmetries.regular_to_irreps`, in three stages of sums.
 
-    Unlike a product with T it never rounds to the reduced precision that matrix products may use. Eight tensors that
-    are never stacked can be compiled to one loop that reads and writes every value once, backward as well.
-
     Args:
         irreps: eight tensors of one shape, in the order of a feature vector: A1, A2, B1, B2, then the first row of both
-            copies of E, then the second row of both.
-
-    Returns:
-        eight tensors, by group element.
+            copies of E, then the second row of both. The result's eight are by group element.
     """
+    # Unlike a product with T, sums never round to the reduced precision of matrix products. Eight tensors that are
+    # never stacked can be compiled to one loop that reads and writes every value once, backward as well.
     a1, a2, b1, b2, first_x, second_x, first_y, second_y = irreps
     from_ones = [value * 8**-0.5 for value in (a1 + b1, a2 + b2, a1 - b1, a2 - b2)]
     from_twos = [second_y * 0.5, first_x * 0.5, second_x * -0.5, first_y * 0.5]
@@ -168,12 +161,6 @@ def steerable_maps(maps: Tensor) -> Tensor:
 
     Turning every map of the result by g is the same as multiplying its first dimension by g^-1, so as the kernels of a
     convolution they give octic features, and added to octic features they commute with the group. Nothing is lost:
-    the space has the dimension of the free maps.
-
-    Args:
-        maps: [C, ..., S, S], of any side S.
-
-    Returns:
-        [8 C, ..., S, S], in the order of a feature vector.
+    the space has the dimension of the free maps. [C, ..., S, S] become [8 C, ..., S, S], in a feature vector's order.
     """
     return torch.cat(regular_to_irreps([act_on_image(g, maps) for g in range(ELEMENTS)]))

@@ -32,17 +32,18 @@ from ssl_equi.runtime.device_copies import constant
 class _Invariants(nn.Module):
     """Of features of width D = 8 C, `per_channel` of each channel."""
 
-    def __init__(self, dim: int, per_channel: int) -> None:
+    per_channel: int
+
+    def __init__(self, dim: int) -> None:
         super().__init__()
         check_octic_width("dim", dim)
-        self.out_features = dim // ELEMENTS * per_channel
+        self.out_features = dim // ELEMENTS * self.per_channel
 
 
 class LinearInvariants(_Invariants):
     """A1 alone, [..., D] -> [..., C]: all that a linear map can take out."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, 1)
+    per_channel = 1
 
     def forward(self, features: Tensor) -> Tensor:
         return features[..., : self.out_features]
@@ -51,8 +52,7 @@ class LinearInvariants(_Invariants):
 class PowerSpectrum(_Invariants):
     """A1, the absolute values of A2, B1 and B2, and the length of every vector of E: [..., D] -> [..., 6 C]."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, 6)
+    per_channel = 6
 
     def forward(self, features: Tensor) -> Tensor:
         ones, twos = split_components(features)
@@ -68,16 +68,13 @@ class PolynomialInvariants(_Invariants):
     channels apart that differ by more than a symmetry. Those up to degree 3 give the triple correlation
     (Kakarala 2012, "The bispectrum as a source of phase-sensitive invariants", Journal of Mathematical Imaging and
     Vision 44), which does so for all but exceptional channels.
-
-    Args:
-        dim: D.
-        degree: 3 or 5.
     """
 
     def __init__(self, dim: int, degree: int) -> None:
         if degree not in (3, 5):
             raise ValueError(f"degree is {degree}: choose 3 (triple correlation) or 5 (all invariant polynomials)")
-        super().__init__(dim, 15 if degree == 3 else 32)
+        self.per_channel = 15 if degree == 3 else 32  # the base class reads it
+        super().__init__(dim)
         self.degree = degree
 
     def forward(self, features: Tensor) -> Tensor:
@@ -106,17 +103,13 @@ class PolynomialInvariants(_Invariants):
 class MaxFiltering(nn.Module):
     """The largest inner product of the features with each learned template under any symmetry.
 
-    Cahill, Iverson, Mixon and Packer 2024, "Group-invariant max filtering". The inner products with all eight copies of
-    a template are one regular representation, so that an octic linear layer gives them.
-
-    Args:
-        dim: D.
-        num_templates: D if not given.
+    Cahill, Iverson, Mixon and Packer 2024, "Group-invariant max filtering". D templates unless told otherwise.
     """
 
     def __init__(self, dim: int, num_templates: int | None = None) -> None:
         super().__init__()
         self.out_features = dim if num_templates is None else num_templates
+        # The inner products with all eight copies of a template are one regular representation of a linear layer.
         self.templates = OcticLinear(dim, 8 * self.out_features, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -129,14 +122,15 @@ class MaxFiltering(nn.Module):
 class Canonisation(_Invariants):
     """The features [..., D] after the symmetry that brings them closest to a fixed random reference.
 
-    Where two symmetries do so equally well, the result jumps from one to the other. The reference is not learned: it
-    only decides between symmetries, so that no gradient reaches it.
+    Where two symmetries do so equally well, the result jumps from one to the other.
     """
 
+    per_channel = ELEMENTS
     reference: Tensor
 
     def __init__(self, dim: int) -> None:
-        super().__init__(dim, ELEMENTS)
+        super().__init__(dim)
+        # Not learned: it only decides between symmetries, so that no gradient would reach it.
         self.register_buffer("reference", torch.randn(dim))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -151,8 +145,7 @@ class Canonisation(_Invariants):
 class NoInvariants(_Invariants):
     """The features as they are; the group acts on them as `act_on_components` says."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, ELEMENTS)
+    per_channel = ELEMENTS
 
     def forward(self, features: Tensor) -> Tensor:
         return features

@@ -33,10 +33,7 @@ DENSE_STD = 0.02
 class OcticLinear(nn.Module):
     """Any linear map of octic features that commutes with the group.
 
-    Args:
-        in_features: 8 C.
-        out_features: 8 C'.
-        bias: adds one to A1, the only values that a constant can be added to.
+    Of width in_features = 8 C to out_features = 8 C'; a bias is added to A1, the only values that may get a constant.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
@@ -102,8 +99,7 @@ class OcticScale(nn.Module):
 class OcticRMSNorm(OcticScale):
     """Root mean square norm over the whole token, then a learned factor for each representation and channel.
 
-    The group acts by orthogonal matrices, so it leaves the root mean square as it is (Zhang and Sennrich 2019,
-    arXiv:1910.07467, without the group).
+    Zhang and Sennrich 2019, arXiv:1910.07467, without the group.
     """
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
@@ -111,16 +107,16 @@ class OcticRMSNorm(OcticScale):
         self.eps = eps
 
     def forward(self, tokens: Tensor) -> Tensor:
+        # The group acts by orthogonal matrices, which leave the root mean square as it is.
         values = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         factor = torch.rsqrt(values.square().mean(dim=-1, keepdim=True) + self.eps)
         return super().forward((values * factor).to(tokens.dtype))
 
 
 class _RegularGELU(torch.autograd.Function):
-    """GELU of the eight values of the regular representation; keeps nothing but its input.
+    """GELU of the eight values of the regular representation; keeps nothing but its input."""
 
-    The backward pass is written out so that it reads and writes every value once, and leaves tokens behind.
-    """
+    # The backward pass is written out so that it reads and writes every value once, and leaves tokens behind.
 
     @staticmethod
     def forward(ctx: Any, ones: Tensor, twos: Tensor, bias: Tensor | None) -> Tensor:
@@ -166,15 +162,7 @@ class OcticDropPath(nn.Module):
 
 
 class OcticAttention(nn.Module):
-    """Self-attention; a head takes the same channels of every representation.
-
-    The group acts on queries and keys by orthogonal matrices, so their inner products stay.
-
-    Args:
-        dim: D.
-        num_heads: divides D / 8.
-        qkv_bias: adds a bias to A1 of queries, keys and values.
-    """
+    """Self-attention; a head takes the same channels of every representation, so num_heads divides D / 8."""
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
@@ -186,20 +174,16 @@ class OcticAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         ones, twos, _ = self.qkv(tokens).with_bias()
-        heads = [self._split_heads(part) for part in (ones, twos)]
+        # [R, B, N, 3 heads c] -> [3, B, heads, N, R c], of R = 4 representations and of the 2 rows of E.
+        heads = [
+            part.unflatten(-1, (3, self.num_heads, -1)).permute(3, 1, 4, 2, 0, 5).flatten(-2) for part in (ones, twos)
+        ]
+        # The group acts on queries and keys by orthogonal matrices, so their inner products stay.
         queries, keys, values = torch.cat(heads, dim=-1).unbind(0)
         ones, twos = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).chunk(2, dim=-1)
-        joined = torch.cat([_join_heads(ones, 4), _join_heads(twos, 2)], dim=-1)
-        return self.proj(joined).to_tokens()
-
-    def _split_heads(self, part: Tensor) -> Tensor:
-        """[R, B, N, 3 heads c] -> [3, B, heads, N, R c]."""
-        return part.unflatten(-1, (3, self.num_heads, -1)).permute(3, 1, 4, 2, 0, 5).flatten(-2)
-
-
-def _join_heads(part: Tensor, rows: int) -> Tensor:
-    """[B, N, heads, R c] -> [B, N, R heads c]."""
-    return part.unflatten(-1, (rows, -1)).transpose(2, 3).flatten(2)
+        # Back, [B, N, heads, R c] -> [B, N, R heads c].
+        joined = [part.unflatten(-1, (rows, -1)).transpose(2, 3).flatten(2) for part, rows in ((ones, 4), (twos, 2))]
+        return self.proj(torch.cat(joined, dim=-1)).to_tokens()
 
 
 class OcticMlp(nn.Module):
@@ -217,15 +201,7 @@ class OcticMlp(nn.Module):
 
 
 class OcticBlock(nn.Module):
-    """Attention and multi-layer perceptron, each after a norm and beside a shortcut.
-
-    Args:
-        dim: D.
-        num_heads, qkv_bias: of `OcticAttention`.
-        mlp_ratio: hidden width of the perceptron over D.
-        init_values: factors of layer scale at first; None leaves it out.
-        drop_path: rate of `OcticDropPath`.
-    """
+    """Attention and multi-layer perceptron, each after a norm and beside a shortcut; arguments as of timm's block."""
 
     def __init__(
         self,
@@ -253,11 +229,8 @@ class OcticBlock(nn.Module):
 class OcticPatchEmbed(nn.Module):
     """Images [B, in_chans, S, S] to tokens [B, N, D] of their patches, row by row, by one convolution.
 
-    Args:
-        img_size: side that `grid_size` is given for; images of other sizes are taken as well.
-        patch_size: side of a patch, even or odd.
-        in_chans: colour channels.
-        embed_dim: D.
+    `grid_size` is that of images of side `img_size`; images of other sizes are taken as well. Patches may have an even
+    or an odd side; embed_dim is D.
     """
 
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int) -> None:
@@ -284,10 +257,8 @@ class OcticPatchEmbed(nn.Module):
 
 
 def positions(table: Tensor, side: int) -> Tensor:
-    """What tells tokens where they are: a free table of positions [C, s, s] as tokens [1, side * side, D].
-
-    The table is resized while it is still free, so that the result is exactly steerable at any side.
-    """
+    """What tells tokens where they are: a free table of positions [C, s, s] as tokens [1, side * side, D]."""
+    # Resized while it is still free, so that the result is exactly steerable at any side.
     return as_tokens(steerable_maps(resized_table(table, side)).unsqueeze(0)).contiguous()
 
 

@@ -77,23 +77,11 @@ class OcticVisionTransformer(LayeredEncoder, Symmetric):
         norm_before_invariants: kind invariant has a norm between the octic blocks and their invariants. The published
             code has none.
         img_size: side of the images that the table of positions is made for; others resize it.
-        patch_size: side of a patch.
-        in_chans: colour channels.
-        num_classes: outputs of the classifier; 0 leaves it out.
         global_pool: "token": the class token; "avg": the mean over patches; "": none.
         embed_dim: D, a multiple of 8.
-        depth: number of blocks.
         num_heads: D / num_heads must be a multiple of 8 if any block commutes with the group.
-        mlp_ratio: hidden width of a block's perceptron over D.
-        qkv_bias: queries, keys and values have a bias.
-        class_token: whether there is one.
-        reg_tokens: number of register tokens.
-        init_values: factors of layer scale at first; None leaves it out.
-        drop_path_rate: of the last block; it rises from 0.
 
-    Attributes:
-        embed_dim, num_prefix_tokens, patch_embed, blocks, num_classes, global_pool: as in timm.
-        octic_blocks: how many of the blocks commute with the group.
+    The other arguments, and the attributes, are those of timm's vision transformer.
     """
 
     poolings = get_args(Pooling)
@@ -144,9 +132,11 @@ class OcticVisionTransformer(LayeredEncoder, Symmetric):
 
         sizes: dict[str, Any] = {"mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "init_values": init_values}
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        makers = [OcticBlock] * self.octic_blocks + [_standard_block] * (depth - self.octic_blocks)
+        # A head of an octic block takes whole channels; timm's block would assert that heads divide the width.
+        check_heads(embed_dim, num_heads, step=8 if self.octic_blocks else 1)
         self.blocks = nn.ModuleList(
-            make(embed_dim, num_heads, drop_path=rate, **sizes) for make, rate in zip(makers, rates)
+            (OcticBlock if number < self.octic_blocks else Block)(embed_dim, num_heads, drop_path=rate, **sizes)
+            for number, rate in enumerate(rates)
         )
         self.feature_info = [
             {"module": f"blocks.{number}", "num_chs": embed_dim, "reduction": patch_size} for number in range(depth)
@@ -197,11 +187,7 @@ class OcticVisionTransformer(LayeredEncoder, Symmetric):
             )
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        """What `forward_features` gave to the output; with `pre_logits` to what the classifier would see.
-
-        The former are tokens [B, T, D]: prefix tokens, then patches row by row.
-        """
-        tokens = maps
+        tokens = maps  # [B, T, D]: prefix tokens, then patches row by row
         if self.global_pool == "token":
             tokens = tokens[:, 0]
         elif self.global_pool == "avg":
@@ -228,17 +214,16 @@ class OcticVisionTransformer(LayeredEncoder, Symmetric):
     def act_on_tokens(self, g: int, tokens: Tensor) -> Tensor:
         """Turns the tokens [B, T, D] of `forward_features` of images into those of `act_on_image(g, images)`.
 
-        Patches move; prefix tokens stay in their place. The values of each token are mixed in kind octic, and stay in
-        kind invariant. Hybrids have no such action.
+        Hybrids have no such action.
         """
         self._refuse_hybrid()
+        # Patches move and prefix tokens stay; the values of each token are mixed in kind octic only.
         return self.act_on_octic_tokens(g, tokens) if self.kind == "octic" else self._move_patches(g, tokens)
 
     def act_on_features(self, element: int, features: Tensor) -> Tensor:
         """Turns features [B, num_features], or without pooling [B, T, num_features], as the element turns images.
 
-        Features are the output without a classifier, `forward_head(tokens, pre_logits=True)`. Invariant ones stay;
-        without pooling the patches move. Hybrids have no such action.
+        Features are the output without a classifier. Hybrids have no such action.
         """
         self._refuse_hybrid()
         check_element("d4", element)
@@ -265,13 +250,11 @@ class OcticVisionTransformer(LayeredEncoder, Symmetric):
 
     @property
     def parts(self) -> dict[str, slice]:
-        """Columns of the features by name: all; inv (do not change with the group) and equi, where there are such.
-
-        Octic features alone are A1, inv, and others, equi. Hybrids and features without pooling have no part but all.
-        """
+        """Columns of the features by name: all; inv (do not change with the group) and equi, where there are such."""
         parts = {"all": slice(0, self.num_features)}
         if self.kind == "hybrid" or self.global_pool == "":
             return parts
+        # Of octic features alone, A1 is invariant.
         invariant = self.embed_dim // 8 if self.invariants == "none" else self.num_features
         if self.keep_octic:
             invariant -= self.embed_dim
@@ -289,7 +272,7 @@ class OcticVisionTransformer(LayeredEncoder, Symmetric):
         return {"pos_embed", "cls_token", "reg_token"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's groups of parameters, for learning rates by layer."""
+        # timm's groups of parameters, for learning rates by layer.
         return {
             "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|^trunk", (99999,))],
@@ -329,12 +312,6 @@ class OcticVisionTransformer(LayeredEncoder, Symmetric):
                 "the standard blocks of a hybrid break the symmetry, so the group does not act on its features: "
                 f"use forward_octic and act_on_octic_tokens, or octic_blocks={len(self.blocks)}"
             )
-
-
-def _standard_block(embed_dim: int, num_heads: int, **sizes: Any) -> Block:
-    """timm's."""
-    check_heads(embed_dim, num_heads)
-    return Block(embed_dim, num_heads, **sizes)
 
 
 def _number_of_octic_blocks(kind: Kind, octic_blocks: int | None, depth: int) -> int:

@@ -41,16 +41,8 @@ class PositionalConvolution(nn.Module):
 class AnchoredBlock(nn.Module):
     """A block of Twins whose windows, or patches of keys and values, are anchored: maps to maps of the same shape.
 
-    Chu et al. (NeurIPS 2021, arXiv:2104.13840). The result is shifted back, so that the block moves no token.
-
-    Args:
-        channels: of the maps.
-        num_heads: a divisor of channels.
-        mlp_ratio: hidden width of the perceptron over channels.
-        drop_path: probability to skip the block in training.
-        window_size: side of the windows within which tokens attend to each other; 1 has all tokens attend to
-            sub-sampled ones instead.
-        kv_stride: stride of that sub-sampling.
+    Chu et al. (NeurIPS 2021, arXiv:2104.13840). Tokens attend to each other within windows, or, with a window_size of
+    1, to ones sub-sampled with the stride kv_stride.
     """
 
     def __init__(
@@ -73,4 +65,5 @@ class AnchoredBlock(nn.Module):
         if self.period == 1:
             return as_maps(self.block(as_tokens(maps), size), size)
         anchored, offsets = anchor(maps, self.period)
+        # Shifted back, so that the block moves no token.
         return shift_back(as_maps(self.block(as_tokens(anchored), size), size), offsets)

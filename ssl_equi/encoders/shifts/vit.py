@@ -65,9 +65,7 @@ class ShiftEquivariantEncoder(LayeredEncoder, Symmetric):
     """What both architectures share; subclasses make the tokens in `_tokens` and set `feature_info`.
 
     Args:
-        in_chans: colour channels of the images.
         num_features: D, width of the tokens.
-        num_classes: outputs of the classifier; 0 leaves it out.
         global_pool: "avg": the mean over tokens; "": none.
         token_stride: side of the square of pixels that a token stands for.
         side_step: what the sides of images must be multiples of.
@@ -106,14 +104,12 @@ class ShiftEquivariantEncoder(LayeredEncoder, Symmetric):
     def run_layers(
         self, images: Tensor, count: int | None = None, kept: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        self._check_images(images)
-        tokens = self._tokens(images, count, kept)
+        tokens = self._checked_tokens(images, count, kept)
         return tokens.maps, tokens.kept
 
     def forward_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The map of tokens, and the pixel [N, 2] at which the first token's square begins."""
-        self._check_images(images)
-        tokens = self._tokens(images)
+        tokens = self._checked_tokens(images)
         return self.last_norm(tokens.maps), tokens.origins
 
     def last_norm(self, output: Tensor) -> Tensor:
@@ -173,19 +169,19 @@ class ShiftEquivariantEncoder(LayeredEncoder, Symmetric):
         return torch.stack(moved), begins % self.token_stride
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay should spare, beside all vectors: those that tell positions."""
-        return {
-            f"{name}.proj.weight" for name, module in self.named_modules() if isinstance(module, PositionalConvolution)
-        }
+        # Their weights tell positions, as tables of positions do, which weight decay spares as well.
+        named = self.named_modules()
+        return {f"{name}.proj.weight" for name, module in named if isinstance(module, PositionalConvolution)}
 
     @abstractmethod
-    def _tokens(self, images: Tensor, layers: int | None = None, kept: Collection[int] = ()) -> Tokens:
-        """The maps after the first so many of the layers in `feature_info`, all of them by default."""
+    def _tokens(self, images: Tensor, layers: int | None, kept: Collection[int]) -> Tokens:
+        """The maps after the first so many of the layers in `feature_info`, or all of them."""
 
-    def _check_images(self, images: Tensor) -> None:
+    def _checked_tokens(self, images: Tensor, layers: int | None = None, kept: Collection[int] = ()) -> Tokens:
         if images.ndim != 4 or images.shape[1] != self.in_chans:
             raise ValueError(f"images have shape {tuple(images.shape)}: this encoder takes [N, {self.in_chans}, H, W]")
         self._check_size(*images.shape[2:])
+        return self._tokens(images, layers, kept)
 
     def _check_size(self, height: int, width: int) -> None:
         step = self.side_step
@@ -204,17 +200,7 @@ class ShiftEquivariantVisionTransformer(ShiftEquivariantEncoder):
 
     Args:
         img_size: side, or (height, width), of images; others that patches fill will do as well.
-        patch_size: p, side of a patch.
-        in_chans: colour channels.
-        num_classes: outputs of the classifier; 0 leaves it out.
-        global_pool: "avg" or "" (none).
-        embed_dim: D.
-        depth: number of blocks, at least 1.
-        num_heads: a divisor of D.
-        mlp_ratio: hidden width of a block's perceptron over D.
-        qkv_bias: queries, keys and values have a bias.
-        init_values: factors of layer scale at first; None leaves it out.
-        drop_path_rate: of the last block; it rises from 0.
+        global_pool: "avg" or "" (none); the other arguments are those of timm's vision transformer.
     """
 
     def __init__(
@@ -247,7 +233,7 @@ class ShiftEquivariantVisionTransformer(ShiftEquivariantEncoder):
         ]
         self.apply(initialise_linear)
 
-    def _tokens(self, images: Tensor, layers: int | None = None, kept: Collection[int] = ()) -> Tokens:
+    def _tokens(self, images: Tensor, layers: int | None, kept: Collection[int]) -> Tokens:
         maps, origins = self.patch_embed(images)
         size, tokens, kept_maps = tuple(maps.shape[2:]), as_tokens(maps), {}
         for number, block in enumerate(self.blocks[:layers]):
@@ -267,17 +253,11 @@ class ShiftEquivariantTwins(ShiftEquivariantEncoder):
 
     Args:
         img_size: side, or (height, width), of images; other multiples of `side_step` will do as well.
-        patch_size: p, side of a patch of the first stage; later ones merge 2 x 2 tokens.
-        in_chans: colour channels.
-        num_classes: outputs of the classifier; 0 leaves it out.
+        patch_size: side of a patch of the first stage; later ones merge 2 x 2 tokens.
         global_pool: "avg" or "" (none).
-        embed_dims: channels of each stage.
-        depths: blocks of each stage, at least 1.
-        num_heads: divisors of the channels.
+        embed_dims, depths, num_heads: channels, blocks and attention heads of each stage.
         window_sizes: side of each stage's windows in tokens, at least 2.
         kv_strides: of each stage's sub-sampling.
-        mlp_ratio: hidden width of a block's perceptron over its channels.
-        drop_path_rate: of the last block; it rises from 0.
 
     Attributes:
         side_step: windows and sub-sampling fill the maps of images whose sides are multiples of this: 224 with the
@@ -321,7 +301,7 @@ class ShiftEquivariantTwins(ShiftEquivariantEncoder):
         ]
         self.apply(initialise_linear)
 
-    def _tokens(self, images: Tensor, layers: int | None = None, kept: Collection[int] = ()) -> Tokens:
+    def _tokens(self, images: Tensor, layers: int | None, kept: Collection[int]) -> Tokens:
         maps, kept_maps = images, {}
         origins = torch.zeros(images.shape[0], 2, dtype=torch.int64, device=images.device)
         blocks = iter(self.blocks)

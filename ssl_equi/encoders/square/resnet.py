@@ -44,17 +44,11 @@ __all__ = ["GroupResNet"]
 
 
 class GroupBasicBlock(nn.Module):
-    """Two group convolutions and a shortcut: regular maps of in_fields to regular maps of out_fields.
-
-    Args:
-        group: "c4" or "d4".
-        in_fields, out_fields: |G| channels each.
-        stride: 1, or 2 to halve maps of even side.
-    """
+    """Two group convolutions and a shortcut: a stride of 2 halves regular maps of even side."""
 
     def __init__(self, group: GroupName, in_fields: int, out_fields: int, stride: int = 1) -> None:
         super().__init__()
-        kernel_size = 3 if stride == 1 else 4
+        kernel_size = 3 if stride == 1 else 4  # 3 x 3 in steps of 2 would break the symmetry
         self.conv1 = GroupConvolution(group, in_fields, out_fields, kernel_size, stride, padding=1)
         self.norm1 = GroupBatchNorm(group, out_fields)
         self.conv2 = GroupConvolution(group, out_fields, out_fields, 3, padding=1)
@@ -81,19 +75,13 @@ class GroupResNet(SymmetricResNet):
     large images, and of 16 with the other one.
 
     Args:
-        group: "c4" or "d4".
         blocks: basic blocks of each stage.
         channels: of each stage, multiples of |G|.
         stem: "large_images": a 6 x 6 convolution of stride 2 and a max-pooling of stride 2. "small_images": a 4 x 4
             convolution of stride 2.
-        img_size: S, or (S, S): sizes that break the symmetry are refused here, others also when they come.
         features: "regular": the pooled regular maps, [N, |G| * C], blocks of C for each element; C is channels[-1] /
             |G|. "invariant": their mean over the elements, [N, C]. "both": first the mean, then the blocks.
-        num_classes: outputs of the classifier; 0 leaves it out. They are invariant if it sees invariant features.
-        in_chans: colour channels.
-
-    Attributes:
-        num_features: |G| * C, C, or (1 + |G|) * C.
+        num_classes: outputs of the classifier, which are invariant if it sees invariant features.
     """
 
     head: RegularFeatures

@@ -98,12 +98,7 @@ class SteerableGroup:
 class SteerableFeatures(OrientationFeatures):
     """Pooled fields [N, channels_per_field * C] to features [N, num_features], see `OrientationFeatures`.
 
-    Fourier coefficients of so2 begin with the means, so that "regular" has an invariant part there, and no "both".
-
-    Args:
-        group: of which the fields are.
-        width: C.
-        features: "regular", "invariant" or, for C_N, "both".
+    C is the width; so2 has no features "both".
     """
 
     def __init__(self, group: SteerableGroup, width: int, features: Features) -> None:
@@ -112,6 +107,7 @@ class SteerableFeatures(OrientationFeatures):
         if group.order is None:
             if features == "both":
                 raise ValueError("features is 'both': so2's regular features begin with the means, use 'regular'")
+            # Fourier coefficients begin with the means, so that "regular" has an invariant part as well.
             self.parts["inv"] = slice(0, width)
             if features == "regular":
                 self.parts["equi"] = slice(width, self.num_features)

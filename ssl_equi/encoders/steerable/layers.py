@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ssl_equi.encoders.square.sampling import Window, check_map
 from ssl_equi.encoders.steerable.escnn_import import import_escnn
-from ssl_equi.encoders.steerable.groups import FOURIER_SAMPLES, SteerableGroup, fourier_values, steerable_group
+from ssl_equi.encoders.steerable.groups import SteerableGroup, steerable_group
 
 Input = Literal["image", "fields"]
 """Of a convolution: colour channels, which do not mix when the image turns, or fields."""
@@ -38,9 +38,7 @@ class SteerableConvolution(nn.Module):
     Args:
         group: "c8", "so2", ..., see `ssl_equi.encoders.steerable.groups`.
         takes: "image": in_fields are colour channels. "fields": each has `channels_per_field` channels.
-        in_fields, out_fields: how many.
-        kernel_size: odd.
-        max_frequency: largest angular frequency of kernels.
+        max_frequency: largest angular frequency of kernels, whose side is odd.
 
     Attributes:
         weight: [out_fields, in_fields, B], coefficients of the B kernels of the basis, with variance such that the
@@ -101,10 +99,7 @@ class SteerableConvolution(nn.Module):
 def kernel_basis(group: str, takes: Input, kernel_size: int, max_frequency: int) -> Tensor:
     """Kernels from one field (or colour channel) to one field that commute with the group, each of squared length 1.
 
-    They are escnn's with its own choice of radii; those at radius r have frequencies up to 2 r and max_frequency.
-
-    Returns:
-        float32 [B, channels_per_field, channels_in, k * k] on the CPU; whoever changes the tensor changes it for all.
+    Float32 [B, channels_per_field, channels_in, k * k] on the CPU; whoever changes the tensor changes it for all.
     """
     known = steerable_group(group)
     escnn = import_escnn()
@@ -117,6 +112,7 @@ def kernel_basis(group: str, takes: Input, kernel_size: int, max_frequency: int)
             field = space.regular_repr
         incoming = space.trivial_repr if takes == "image" else field
         types = [escnn.nn.FieldType(space, [representation]) for representation in (incoming, field)]
+        # escnn's own choice of radii; kernels at radius r have frequencies up to 2 r and max_frequency.
         layer = escnn.nn.R2Conv(
             *types,
             kernel_size,
@@ -131,36 +127,34 @@ def kernel_basis(group: str, takes: Input, kernel_size: int, max_frequency: int)
 
 
 def _exact_under_quarter_turns(group: SteerableGroup, takes: Input, basis: Tensor) -> Tensor:
-    """The mean of kernels [B, out, in, k, k] over the quarter turns (or half turns) that the group has.
-
-    They already commute with these up to rounding. Sums of a few float32 numbers in float64 have no rounding, so that
-    afterwards what a quarter turn exchanges is equal to the bit, and stays so in every precision.
-    """
+    """The mean of kernels [B, out, in, k, k] over the quarter turns (or half turns) that the group has."""
+    # They already commute with these up to rounding. Sums of a few float32 numbers in float64 have no rounding, so that
+    # afterwards what a quarter turn exchanges is equal to the bit, and stays so in every precision.
     turns = 4 if group.order is None else math.gcd(group.order, 4)
     total = torch.zeros_like(basis, dtype=torch.float64)
     for turn in range(turns):
         angle_deg = 360 * turn // turns
+        # A quarter turn's action on a field: places and signs, nothing in between.
+        matrix = group.act_on_stack(angle_deg, torch.eye(group.channels_per_field, dtype=torch.float64)).round().T
         moved = torch.rot90(basis.double(), angle_deg // 90, dims=(-2, -1))
-        moved = _act_exactly(group, angle_deg, moved)
+        moved = torch.einsum("jk,bkiyx->bjiyx", matrix, moved)
         if takes == "fields":
-            moved = _act_exactly(group, angle_deg, moved.transpose(1, 2)).transpose(1, 2)
+            moved = torch.einsum("jk,bokyx->bojyx", matrix, moved)
         total += moved
     return (total / turns).float()
 
 
-def _act_exactly(group: SteerableGroup, angle_deg: int, stack: Tensor) -> Tensor:
-    """A quarter turn's action on [B, channels_per_field, ...]: places and signs, nothing in between."""
-    matrix = group.act_on_stack(angle_deg, torch.eye(group.channels_per_field, dtype=torch.float64)).round().T
-    return torch.einsum("jk,bk...->bj...", matrix, stack)
+class MixedBlocks(nn.Module):
+    """A constant matrix [j, k] times maps [N, k * C, h, w], to [N, j * C, h, w].
 
-
-class _MixedBlocks(nn.Module):
-    """A constant matrix [j, k] times maps [N, k * C, h, w], to [N, j * C, h, w]."""
+    With `fourier_values()`, [16, 7], from fields of so2 to their values at 16 orientations.
+    """
 
     matrix: Tensor
 
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
+        # Not stored with the weights: whoever makes the layer knows it.
         self.register_buffer("matrix", matrix.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -168,27 +162,10 @@ class _MixedBlocks(nn.Module):
         return (self.matrix @ blocks.flatten(2)).view(maps.shape[0], -1, *maps.shape[2:])
 
 
-class FourierValues(_MixedBlocks):
-    """Fields of so2 [N, 7 * C, h, w] to their values at 16 orientations, [N, 16 * C, h, w]."""
-
-    def __init__(self) -> None:
-        super().__init__(fourier_values())
-
-
-class FourierCoefficients(_MixedBlocks):
-    """Values of fields at 16 orientations, [N, 16 * C, h, w], to fields of so2 [N, 7 * C, h, w]; drops frequencies."""
-
-    def __init__(self) -> None:
-        super().__init__(fourier_values().T / FOURIER_SAMPLES)
-
-
 class AntialiasedPooling(nn.Module):
     """Blurs every channel of maps of even side and keeps every second pixel: [N, C, h, w] to [N, C, h/2, w/2].
 
     Binomial weights over 6 x 6 pixels; Zhang, "Making Convolutional Networks Shift-Invariant Again", ICML 2019.
-
-    Args:
-        name: what errors call the layer.
     """
 
     taps: Tensor

@@ -32,11 +32,16 @@ from ssl_equi.encoders.square.convolutions import OrientationBatchNorm
 from ssl_equi.encoders.square.features import Features
 from ssl_equi.encoders.square.sampling import Window
 from ssl_equi.encoders.square.symmetries import act_on_image
-from ssl_equi.encoders.steerable.groups import SteerableFeatures, SteerableGroup, steerable_group
+from ssl_equi.encoders.steerable.groups import (
+    FOURIER_SAMPLES,
+    SteerableFeatures,
+    SteerableGroup,
+    fourier_values,
+    steerable_group,
+)
 from ssl_equi.encoders.steerable.layers import (
     AntialiasedPooling,
-    FourierCoefficients,
-    FourierValues,
+    MixedBlocks,
     SteerableConvolution,
     antialiased_window,
 )
@@ -63,7 +68,8 @@ class SteerableActivation(nn.Module):
     def __init__(self, group: SteerableGroup) -> None:
         super().__init__()
         self.function = nn.ReLU() if group.order is not None else nn.ELU()
-        self.to_fields = nn.Identity() if group.order is not None else FourierCoefficients()
+        # Back to the coefficients of fields; higher frequencies, which the function made, are dropped.
+        self.to_fields = nn.Identity() if group.order is not None else MixedBlocks(fourier_values().T / FOURIER_SAMPLES)
 
     def forward(self, values: Tensor) -> Tensor:
         """[N, orientations * C, h, w] to fields [N, channels_per_field * C, h, w]."""
@@ -73,17 +79,11 @@ class SteerableActivation(nn.Module):
 def steerable_norm(group: SteerableGroup, fields: int) -> nn.Module:
     """Batch norm of fields that gives their values at the orientations of the group, [N, orientations * C, h, w]."""
     norm = OrientationBatchNorm(group.orientations, fields)
-    return norm if group.order is not None else nn.Sequential(FourierValues(), norm)
+    return norm if group.order is not None else nn.Sequential(MixedBlocks(fourier_values()), norm)
 
 
 class SteerableBasicBlock(nn.Module):
-    """Two steerable convolutions and a shortcut: fields to fields on maps of the same side.
-
-    Args:
-        group: of `ssl_equi.encoders.steerable.groups`.
-        in_fields, out_fields: how many.
-        kernel_size, max_frequency: of the two convolutions' kernels.
-    """
+    """Two steerable convolutions and a shortcut: fields to fields on maps of the same side."""
 
     def __init__(
         self, group: SteerableGroup, in_fields: int, out_fields: int, kernel_size: int, max_frequency: int
@@ -100,7 +100,7 @@ class SteerableBasicBlock(nn.Module):
             projection = SteerableConvolution(group.name, "fields", in_fields, out_fields, 1)
             self.shortcut = nn.Sequential(projection, steerable_norm(group, out_fields))
         else:
-            self.shortcut = nn.Identity() if group.order is not None else FourierValues()
+            self.shortcut = nn.Identity() if group.order is not None else MixedBlocks(fourier_values())
 
     def forward(self, maps: Tensor) -> Tensor:
         """[N, channels_per_field * in_fields, h, w] to [N, channels_per_field * out_fields, h, w]."""
@@ -120,15 +120,12 @@ class SteerableResNet(SymmetricResNet):
         blocks: basic blocks of each stage.
         channels: of each stage, multiples of N, or of 7 for so2.
         stem: "large_images": a convolution, and the maps halved twice. "small_images": halved once.
-        img_size: S, or (S, S): sizes that break the symmetry are refused here, others also when they come.
         features: "regular": the pooled fields, [N, channels[-1]]. "invariant": their means over the orientations,
             [N, C], C = channels[-1] / N (/ 7 for so2). "both", for C_N: first the means, then the fields; so2's fields
             begin with their means as they are.
         kernel_size: of all convolutions but those of shortcuts, odd.
         max_frequency: largest angular frequency of kernels. With 2, a layer can do more, and features follow turns by
             other angles than 90 degrees less well, see `ssl_equi.encoders.steerable.layers`.
-        num_classes: outputs of a classifier on top, or 0.
-        in_chans: colour channels.
 
     Making one raises EncoderError without the library escnn.
     """
@@ -170,12 +167,8 @@ class SteerableResNet(SymmetricResNet):
         """The features of g x, from those of x: [N, num_features] to the same shape.
 
         What turning does to features is known exactly; the network does it to images only approximately, unless the
-        angle is a multiple of 90 degrees.
-
-        Args:
-            element: a quarter turn by its number, or degrees counter-clockwise as a float: for C_N multiples of 360/N,
-                for so2 any.
-            features: of this encoder.
+        angle is a multiple of 90 degrees. The element is a quarter turn by its number, or degrees counter-clockwise as
+        a float: for C_N multiples of 360/N, for so2 any.
         """
         return self.head.turn(self.steerable_group.angle_deg(element), features)
 

@@ -77,13 +77,7 @@ def negative_cosine_similarity() -> nn.Module:
 
 
 class ActionHead(nn.Module):
-    """Regresses the action [B, A] from the features of both views [B, 2, D]: an MLP with ReLUs on their concatenation.
-
-    Args:
-        num_features: D.
-        action_dim: A.
-        hidden: widths of the hidden layers.
-    """
+    """Regresses the action [B, A] from the features of both views [B, 2, D], by an MLP on their concatenation."""
 
     def __init__(self, num_features: int, action_dim: int, hidden: Sequence[int]) -> None:
         super().__init__()

@@ -138,15 +138,7 @@ class ConditionedPredictor(nn.Module):
     """A head on the embedding beside the embedded action: EquiMod, and SEN, Conditional BYOL and Conv-JEPA as
     seq-JEPA's released code runs them.
 
-    Args:
-        dim: embedding width D.
-        action_dim: action width A.
-        widths: output widths of the linear layers of a `projection_head`; the last one is the prediction's.
-        action_width: width of the embedded action; 128 in seq-JEPA.
-        last_batch_norm: batch norm after the head's last linear layer.
-
-    Attributes:
-        sizes: these arguments.
+    `widths` and `last_batch_norm` are those of a `projection_head`; `sizes` are the arguments.
     """
 
     def __init__(
@@ -205,11 +197,9 @@ class ProjectedPredictor(EmbeddingPredictor):
     """A trained predictor behind a projector on some of the feature columns.
 
     Args:
-        num_features: width D of the features.
-        columns: those that the projector reads.
+        columns: those of features [N, num_features] that the projector reads.
         projector: [N, columns] -> [N, E]; None if the columns are the embedding.
         predictor: one of those above, on embeddings of width E.
-        features_from: see `EmbeddingPredictor`.
     """
 
     def __init__(
@@ -243,12 +233,8 @@ class PoseProduct(EmbeddingPredictor):
     """Capsule poses multiplied from the right by the action as a matrix; nothing is learnt (EquiCaps).
 
     The embedding is all poses row by row, each scaled so that its first `unit_columns` columns have norm 1. The
-    features are those of a capsule network, [N, K + K * d * d]: activations, then poses.
-
-    Args:
-        num_capsules: K.
-        pose_side: d; 3 for actions that are rotations, 4 for rigid motions.
-        unit_columns: see `capsule_terms.unit_poses`; None: all.
+    features are those of a capsule network, [N, K + K * d * d]: activations, then poses, whose side d is 3 for actions
+    that are rotations, and 4 for rigid motions.
     """
 
     features_from: FeatureSource = "capsule_network"
