@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
-from tests.fakes import SmallConfig, load_recipe
+from tests.fakes import RECIPES, SmallConfig, load_recipe
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 OBJECTS = 8
 # Images that pass an encoder in a step, online and target, per object.
 PASSES = {

@@ -6,7 +6,6 @@ torchvision's ResNets and PyTorch's layers, from which all of them are built.
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +13,8 @@ from torch import nn
 
 from ssl_equi.encoders.capsules.layers import PrimaryCapsules, SelfRouting
 from ssl_equi.objectives.parts.predictors import Hypernetwork
-from tests.fakes import load_recipe
+from tests.fakes import RECIPES, load_recipe
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 OWN_NAMES = {"embedded", "translated", "two_pass", "augmented"}
 OWN = {"equimod vicreg", "supervised threediebench"}
 

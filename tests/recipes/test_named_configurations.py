@@ -7,9 +7,6 @@ chunks, which are as large as the batch.
 """
 
 import dataclasses
-import importlib.util
-import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -25,11 +22,10 @@ from ssl_equi.data.shards.writer import write_split
 from ssl_equi.geometry.latents import LATENT_NAMES
 from tests.data.image_sets import SETTINGS, write_pictures
 from tests.data.test_torchvision_sets import write_cifar, write_stl10
-from tests.fakes import load_recipe
+from tests.fakes import RECIPES, load_recipe, losses, numbers
 from tests.recipes.conftest import shrunk
 
 Archives = dict[str, Path]
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
 OBJECTS, VIEWS, SIDE = {"train": 8, "val": 2}, 5, 256  # 3DIEBench has 50 views of 256 x 256 pixels
 PHOTOGRAPH, TINY_IMAGENET = (500, 375), (64, 64)  # width, height; the commonest size of ImageNet's
 WIDEST = 2048
@@ -37,16 +33,8 @@ BATCH_SIZE = 4
 
 
 def named_configurations() -> list[tuple[str, str]]:
-    """Recipe and name of each; the recipes are read once more when they are run."""
-    pairs = []
-    for path in RECIPES:
-        specification = importlib.util.spec_from_file_location(f"listed_{path.stem}", path)
-        assert specification is not None and specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        sys.modules[specification.name] = module
-        specification.loader.exec_module(module)
-        pairs += [(path.stem, name) for name in module.CONFIGS]
-    return pairs
+    """Recipe and name of each."""
+    return [(recipe, name) for recipe in RECIPES for name in load_recipe(recipe).CONFIGS]
 
 
 def write_posed(folder: Path, latent_size: int, image_bytes: Callable[..., bytes]) -> None:
@@ -117,9 +105,7 @@ def take_two_steps(recipe: ModuleType, name: str, config: Any, archives: Archive
         batch_size=BATCH_SIZE, epochs=2, steps=2, log_every=1, mixed_precision="no", loader_threads=1,
     )  # fmt: skip
     recipe.main(config)
-    losses = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in losses if line["event"] == "loss"] == [1, 2]
-    assert all(np.isfinite(line["loss"]) for line in losses if line["event"] == "loss")
+    assert [line["step"] for line in numbers(folder)] == [1, 2] and np.isfinite(losses(folder)).all()
 
 
 @pytest.mark.parametrize(("recipe_name", "name"), named_configurations())

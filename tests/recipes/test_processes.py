@@ -14,7 +14,7 @@ from ssl_equi import load_encoder
 from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.cli import parse_command_line
 from tests.fakes import SmallConfig, load_recipe, numbers
-from tests.launched import PATIENCE_SECONDS, clean_environment, launcher_command, started
+from tests.launched import PATIENCE_SECONDS, clean_environment, launcher_command, seconds_now, started
 
 LAUNCH_TWO = launcher_command(2)
 # Adam divides by the size of the gradient, so rounding grows with every step: large steps would blur the comparison.
@@ -118,7 +118,7 @@ def test_two_processes_save_soon_after_a_signal_to_the_launcher_whatever_is_logg
     with started([*LAUNCH_TWO, "recipes/sie.py", "--out", str(run), *options], clean_environment()) as launcher:
         while not (run / "versions.json").exists() and launcher.poll() is None:
             time.sleep(0.1)
-        time.sleep(5)  # signals are handled from the first step on
+        time.sleep(seconds_now(5))  # signals are handled from the first step on
         launcher.send_signal(signal.SIGINT)
         output, errors = launcher.communicate()
     assert "SIGINT: saved" in output, errors

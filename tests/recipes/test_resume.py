@@ -13,9 +13,8 @@ from accelerate.state import AcceleratorState
 
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.views.makers import ViewOptions
-from tests.fakes import SmallConfig, event_lines, load_recipe, numbers
+from tests.fakes import RECIPES, SmallConfig, event_lines, load_recipe, numbers
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 WHOLE_BATCHES = ("moco", "care")  # they refuse incomplete ones, see test_combinations.py
 VIEWS = {"seq_jepa": 4, "vicreg_traj": 3, "seq_jepa_saccades": 1, "conv_jepa": 1}  # stored ones of each object
 AUGMENTED = {"views": ViewOptions(source="augmented", preset="mocov2")}

@@ -30,6 +30,7 @@ from ssl_equi.training.ending import Ending, probed_parts
 from ssl_equi.training.folder import set_aside_earlier_results
 from ssl_equi.training.pretraining import DataIdentity, FollowingProbes
 from ssl_equi.training.run import Run
+from tests.fakes import process_of_its_own
 
 PAIRS = {"source": "rendered", "actions": "rotation", "observed_views": 1}
 
@@ -38,12 +39,8 @@ PAIRS = {"source": "rendered", "actions": "rotation", "observed_views": 1}
 def start_afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     quick = ProbeProtocol(name="quick", classification_epochs=1, rotation_epochs=1, rotation_hidden=(16,))
     monkeypatch.setitem(PROBE_PROTOCOLS, "embedded", lambda: quick)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    with process_of_its_own():
+        yield
 
 
 @pytest.fixture
