@@ -288,6 +288,15 @@ def end_without_probes(run: "Pretraining[Any]") -> None:
     run.run.close()
 
 
+def train_only(recipe: ModuleType, config: Any) -> None:
+    """A recipe to its last step."""
+    from ssl_equi.training.pretraining import Pretraining
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pretraining, "finish", end_without_probes)
+        recipe.main(config)
+
+
 SmallConfig = Callable[..., Any]
 """The fixture `small_config` of tests/recipes."""
 

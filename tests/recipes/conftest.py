@@ -29,15 +29,16 @@ QUICK = ProbeProtocol(
 )  # fmt: skip
 
 
-def shrunk(options: Any) -> Any:
-    """A copy of a dataclass whose sizes, also those of the dataclasses in it, are small."""
+def shrunk(options: Any, sizes: dict[str, Any] = SMALL_SIZES) -> Any:
+    """A copy of a dataclass with other sizes, also in the dataclasses in it; a size may be a function of the former."""
     changes = {}
     for entry in dataclasses.fields(options):
         value = getattr(options, entry.name)
         if dataclasses.is_dataclass(value):
-            changes[entry.name] = shrunk(value)
-        elif entry.name in SMALL_SIZES:
-            changes[entry.name] = SMALL_SIZES[entry.name]
+            changes[entry.name] = shrunk(value, sizes)
+        elif entry.name in sizes:
+            size = sizes[entry.name]
+            changes[entry.name] = size(value) if callable(size) else size
     return dataclasses.replace(options, **changes)
 
 

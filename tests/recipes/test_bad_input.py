@@ -14,39 +14,31 @@ import numpy as np
 import pytest
 
 from recipes import sie
-from ssl_equi.checkpoint import list_checkpoints, read_state
+from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.order import BatchOrder
 from ssl_equi.data.procedural import ProceduralConfig
 from ssl_equi.data.sets import rendered
-from ssl_equi.data.shards.format import view_suffix
 from ssl_equi.data.shards.manifest import index_folder, read_manifest
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.files import sha256_of_file
-from ssl_equi.training.pretraining import Pretraining
-from tests.fakes import SmallConfig, end_without_probes, event_lines, process_of_its_own, refused
+from tests.fakes import SmallConfig, event_lines, process_of_its_own, refused, train_only
 from tests.launched import ROOT, clean_environment
+from tests.recipes.conftest import with_changes
 
-Fail = Callable[[Any], str]
+Fail = Callable[..., str]
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
 
 
 @pytest.fixture
-def fail(capsys: pytest.CaptureFixture[str]) -> Fail:
-    """Runs recipes/sie.py with a configuration that must fail; returns the one sentence on stderr."""
+def fail(small_config: SmallConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Fail:
+    """fail(config=None, **changes): runs recipes/sie.py, which must fail; returns the one sentence on stderr."""
 
-    def run(config: Any) -> str:
-        return refused(lambda: sie.main(config), capsys)
+    def run(config: Any = None, **changes: Any) -> str:
+        changed = with_changes(config or small_config(sie, out=tmp_path / "run"), changes)
+        return refused(lambda: sie.main(changed), capsys)
 
     return run
-
-
-def train_only(config: Any) -> None:
-    """To the last step, so that nothing is probed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pretraining, "finish", end_without_probes)
-        sie.main(config)
 
 
 @pytest.fixture
@@ -109,58 +101,48 @@ def test_the_real_command_prints_one_line_and_no_traceback(small_options: list[s
         ({"actions": "pose_base"}, "choose a set with translations (--dataset 3diebench-pt or 3diebench-t)"),
     ],
 )
-def test_options_that_do_not_fit_are_named(
-    small_config: SmallConfig, fail: Fail, tmp_path: Path, changes: dict[str, Any], sentence: str
-) -> None:
-    assert sentence in fail(small_config(sie, out=tmp_path / "run", **changes))
+def test_options_that_do_not_fit_are_named(fail: Fail, tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    assert sentence in fail(**changes)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("folder", [None, "nowhere"])
-def test_3diebench_without_its_shards_says_how_to_make_them(
-    small_config: SmallConfig, fail: Fail, tmp_path: Path, folder: str | None
-) -> None:
+def test_3diebench_without_its_shards_says_how_to_make_them(fail: Fail, tmp_path: Path, folder: str | None) -> None:
     data_dir = None if folder is None else tmp_path / folder
-    sentence = fail(small_config(sie, out=tmp_path / "run", dataset="3diebench", data_dir=data_dir))
+    sentence = fail(dataset="3diebench", data_dir=data_dir)
     assert str(data_dir or "an unnamed folder") in sentence
     assert "`python datasets/threediebench.py` and give the folder as --data-dir" in sentence
 
 
 @pytest.mark.parametrize("split", ["tset", "train", "ood_family"])
 def test_a_split_that_cannot_be_evaluated_is_named_before_anything_is_rendered(
-    small_config: SmallConfig, fail: Fail, tmp_path: Path, split: str
+    fail: Fail, tmp_path: Path, split: str
 ) -> None:
     """The split of other families has other classes, which the trained heads could not name."""
-    config = small_config(sie, out=tmp_path / "run", data_dir=tmp_path / "data", evaluation_split=split)
-    assert fail(config) == f"--evaluation-split is {split!r}: choose from test, val, ood_rotation"
+    sentence = fail(data_dir=tmp_path / "data", evaluation_split=split)
+    assert sentence == f"--evaluation-split is {split!r}: choose from test, val, ood_rotation"
     assert not (tmp_path / "data").exists()
 
 
-def test_a_missing_evaluation_split_is_named(
-    small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
-) -> None:
+def test_a_missing_evaluation_split_is_named(fail: Fail, own_data: Path) -> None:
     (own_data / "val.manifest.json").unlink()
-    config = small_config(sie, out=tmp_path / "run", dataset="3diebench", data_dir=own_data, evaluation_split="val")
-    assert f"there is no manifest {own_data / 'val.manifest.json'}: build this data set" in fail(config)
+    sentence = fail(dataset="3diebench", data_dir=own_data, evaluation_split="val")
+    assert f"there is no manifest {own_data / 'val.manifest.json'}: build this data set" in sentence
 
 
 # ---------------------------------------------------------------- damaged data
 
 
-def test_a_truncated_shard_is_named_before_the_first_step(
-    small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
-) -> None:
+def test_a_truncated_shard_is_named_before_the_first_step(fail: Fail, own_data: Path, tmp_path: Path) -> None:
     shard = own_data / "train-000001.tar"
     size = shard.stat().st_size
     os.truncate(shard, size - 700)
-    sentence = fail(small_config(sie, out=tmp_path / "run", data_dir=own_data))
+    sentence = fail(data_dir=own_data)
     assert f"shard {shard} has {size - 700} bytes where the manifest says {size}: download it again" in sentence
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_nan_latents_are_found_before_the_first_step(
-    small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
-) -> None:
+def test_nan_latents_are_found_before_the_first_step(fail: Fail, own_data: Path) -> None:
     """The sidecar and its checksum agree: the data were made with the NaN."""
     file = index_folder(own_data, "train") / "latents.npy"
     latents = np.load(file)
@@ -169,50 +151,8 @@ def test_nan_latents_are_found_before_the_first_step(
     manifest = read_manifest(own_data, "train")
     sidecars = manifest.sidecars | {"latents.npy": sha256_of_file(file)}
     dataclasses.replace(manifest, sidecars=sidecars).write(own_data)
-    sentence = fail(small_config(sie, out=tmp_path / "run", data_dir=own_data))
+    sentence = fail(data_dir=own_data)
     assert str(file) in sentence and "holds NaN or infinity: rebuild this data set" in sentence
-
-
-def first_view_of_a_later_step(dataset: ShardDataset, step: int) -> tuple[int, int]:
-    """(object, view) that a run of batch 8 and seed 0 shows at `step` and never before."""
-    order = BatchOrder(dataset.num_objects, dataset.num_views, global_batch_size=8, views=2, seed=0)
-    seen: set[tuple[int, int]] = set()
-    for earlier in range(step):
-        objects, views = order.batch(earlier)
-        seen |= {(int(index), int(view)) for index, pair in zip(objects, views) for view in pair}
-    objects, views = order.batch(step)
-    return next(
-        found for index, pair in zip(objects, views) for view in pair if (found := (int(index), int(view))) not in seen
-    )
-
-
-def test_a_corrupt_image_is_named_and_the_checkpoint_before_it_serves_to_go_on(
-    small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
-) -> None:
-    """A byte of an image flips on the disk; after the shard is restored, the run ends as if nothing had happened."""
-    bad_step = 4
-    dataset = ShardDataset(own_data, "train")
-    index, view = first_view_of_a_later_step(dataset, bad_step)
-    shard = own_data / dataset.manifest.shards[int(dataset._index.shard_numbers[index])].name
-    middle = int(dataset._index.offsets[index, view] + dataset._index.sizes[index, view] // 2)
-    intact = shard.read_bytes()
-    damaged = bytearray(intact)
-    damaged[middle] ^= 0xFF
-    shard.write_bytes(damaged)
-
-    config = small_config(sie, out=tmp_path / "run", data_dir=own_data, save_every=1)
-    sentence = fail(config)
-    member = f"{dataset.keys[index].decode()}.{view_suffix(view, dataset.num_views)}"
-    assert f"image '{member}'" in sentence and str(shard) in sentence and "does not match its CRC-32C" in sentence
-    checkpoints = list_checkpoints(tmp_path / "run" / "checkpoints")
-    assert checkpoints[-1].name == f"step-{bad_step:08d}"
-    assert read_state(checkpoints[-1], "run")["step"] == bad_step
-    assert len(event_lines(tmp_path / "run")) == bad_step
-
-    shard.write_bytes(intact)
-    train_only(dataclasses.replace(config, resume=True))
-    train_only(dataclasses.replace(config, out=tmp_path / "whole"))
-    assert event_lines(tmp_path / "run") == event_lines(tmp_path / "whole")
 
 
 # ---------------------------------------------------------------- full disks
@@ -276,7 +216,7 @@ def trained_once(small_config: SmallConfig, tmp_path_factory: pytest.TempPathFac
     """The configuration of a run with a checkpoint in its folder."""
     config = small_config(sie, out=tmp_path_factory.mktemp("trained") / "run", save_every=2)
     with process_of_its_own():
-        train_only(config)
+        train_only(sie, config)
     return config
 
 
@@ -294,8 +234,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_resuming_with_other_options_names_the_option(trained: Any, fail: Fail) -> None:
     before = contents(trained.out)
-    wider = dataclasses.replace(trained.objective, projector=(64, 64, 64))
-    sentence = fail(dataclasses.replace(trained, resume=True, objective=wider))
+    sentence = fail(trained, resume=True, **{"objective.projector": (64, 64, 64)})
     assert (
         "made with objective.projector = [32, 32, 32] and this command asks for [64, 64, 64]: resume with" in sentence
     )
@@ -305,7 +244,7 @@ def test_resuming_with_other_options_names_the_option(trained: Any, fail: Fail) 
 def test_resuming_with_other_data_is_refused(trained: Any, fail: Fail, own_data: Path) -> None:
     manifest = read_manifest(own_data, "train")
     dataclasses.replace(manifest, plan_sha256="0" * 64, source="something else").write(own_data)
-    sentence = fail(dataclasses.replace(trained, resume=True, data_dir=own_data))
+    sentence = fail(trained, resume=True, data_dir=own_data)
     assert "was trained on other data (3DIEBench-P" in sentence and str(own_data) in sentence
     assert "resume with the first --data-dir" in sentence
 
@@ -313,7 +252,7 @@ def test_resuming_with_other_data_is_refused(trained: Any, fail: Fail, own_data:
 def test_a_damaged_config_of_a_run_is_named(trained: Any, fail: Fail) -> None:
     for content, named in (("{", "is not valid JSON"), ("[" * 100_000, "levels deep"), ("[]", "not an object")):
         (trained.out / "config.json").write_text(content)
-        sentence = fail(dataclasses.replace(trained, resume=True))
+        sentence = fail(trained, resume=True)
         assert str(trained.out / "config.json") in sentence and named in sentence
         assert "delete this file to resume" in sentence
 
@@ -322,9 +261,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(trained: Any, f
     losses = event_lines(trained.out)
     newest = list_checkpoints(trained.out / "checkpoints")[-1]
     os.truncate(newest / "objective.safetensors", 1000)
-    sentence = fail(dataclasses.replace(trained, resume=True))
+    sentence = fail(trained, resume=True)
     assert f"checkpoint {newest} is damaged" in sentence and "delete this folder and resume" in sentence
     assert event_lines(trained.out) == losses
     shutil.rmtree(newest)
-    train_only(dataclasses.replace(trained, resume=True))
+    train_only(sie, dataclasses.replace(trained, resume=True))
     assert event_lines(trained.out) == losses

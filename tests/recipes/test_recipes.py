@@ -29,8 +29,7 @@ from ssl_equi.export.encoder import read_encoder_config
 from ssl_equi.export.predictor import load_predictor
 from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
 from ssl_equi.probing.tasks import CORE_TASKS, NEEDS_TRANSLATIONS
-from ssl_equi.training.pretraining import Pretraining
-from tests.fakes import RECIPES, SmallConfig, end_without_probes, event_lines, load_recipe, losses, numbers
+from tests.fakes import RECIPES, SmallConfig, event_lines, load_recipe, losses, numbers, train_only
 
 STEPS = 3
 
@@ -276,9 +275,7 @@ def test_compiled_networks_learn_the_same_and_keep_their_names(
     compile_function, recipe = torch.compile, load_recipe(name)  # modules are compiled by it, too
     monkeypatch.setattr(torch, "compile", lambda function, **_: compile_function(function, backend=backend))
     config = small_config(recipe, out=tmp_path / "plain", steps=2, compare_with_random=False)
-    with monkeypatch.context() as patch:
-        patch.setattr(Pretraining, "finish", end_without_probes)
-        recipe.main(config)
+    train_only(recipe, config)
     AcceleratorState._reset_state(reset_partial_state=True)
     recipe.main(dataclasses.replace(config, out=tmp_path / "compiled", compile=True))
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)

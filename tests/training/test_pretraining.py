@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,26 +73,19 @@ def state_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@pytest.mark.parametrize("step", [Ending.check, Ending.finish])
 def test_the_ending_leaves_the_objective_and_the_random_generator_as_they_were(
-    config: PretrainingConfig, data: DataSource
+    step: Callable[[Ending], None], config: PretrainingConfig, data: DataSource
 ) -> None:
-    objective = make_objective(config)
-    run = started_run(config, objective)
+    """Also when it is tried before the training, which leaves no folder either."""
+    objective, tried = make_objective(config), step is Ending.check
+    run = Run(config, "sie") if tried else started_run(config, objective)
     before, generator = state_hash(objective), torch.get_rng_state()
-    Ending(run, config, objective, data, PAIRS).finish()
+    step(Ending(run, config, objective, data, PAIRS))
     assert state_hash(objective) == before
     assert all(parameter.grad is None for parameter in objective.parameters())
     assert torch.equal(torch.get_rng_state(), generator)
-
-
-def test_the_ending_is_tried_before_training_and_leaves_no_trace(config: PretrainingConfig, data: DataSource) -> None:
-    objective = make_objective(config)
-    run = Run(config, "sie")
-    before, generator = state_hash(objective), torch.get_rng_state()
-    Ending(run, config, objective, data, PAIRS).check()
-    assert state_hash(objective) == before
-    assert torch.equal(torch.get_rng_state(), generator)
-    assert not run.folder.exists()
+    assert run.folder.exists() != tried
 
 
 class Stateful(nn.Linear):
