@@ -35,6 +35,10 @@ def train(config: ToyConfig, each_step: EachStep = lambda step, objective: None)
     return run
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 class Killed(BaseException):
     """Stands in for a kill: nothing of the run gets to act on it."""
 
@@ -48,25 +52,30 @@ def kill_at(step_to_die: int) -> EachStep:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Losses of a run that nothing stopped."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    train(ToyConfig(out=folder))
+    train(ToyConfig(out=folder)).close()
     assert len(loss_lines(folder)) == TOTAL_STEPS
-    return loss_lines(folder)
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("died_at", "left"), [*((step, "") for step in (0, 4, 5, 6, 13, 22)), (12, '{"event": "loss", "step": 13, "lo')]
-)
+@pytest.fixture
+def whole(finished: Path) -> list[str]:
+    """Its losses."""
+    return loss_lines(finished)
+
+
+@pytest.mark.parametrize(("died_at", "half_line"), [*((step, False) for step in (0, 4, 5, 6, 13, 22)), (12, True)])
 def test_a_killed_and_resumed_run_logs_the_same_losses_to_the_bit(
-    died_at: int, left: str, whole: list[str], tmp_path: Path
+    died_at: int, half_line: bool, whole: list[str], tmp_path: Path
 ) -> None:
     """Half a line that the kill has left is dropped."""
     with pytest.raises(Killed):
         train(ToyConfig(out=tmp_path / "killed"), kill_at(died_at))
-    with open(tmp_path / "killed" / "metrics.jsonl", "a") as file:
-        file.write(left)
+    if half_line:
+        with open(tmp_path / "killed" / "metrics.jsonl", "a") as file:
+            file.write('{"event": "loss", "step": 13, "lo')
     train(ToyConfig(out=tmp_path / "killed", resume=True))
     assert loss_lines(tmp_path / "killed") == whole
 
@@ -150,18 +159,16 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint(
     assert loss_lines(tmp_path / "run") == whole
 
 
-def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
-    train(ToyConfig(out=tmp_path / "run"))
-    names = [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
+def test_only_the_newest_checkpoints_are_kept(finished: Path) -> None:
+    names = [path.name for path in list_checkpoints(finished / "checkpoints")]
     assert names == ["step-00000020", "step-00000023"]
 
 
-def test_a_folder_that_holds_a_run_is_never_overwritten(tmp_path: Path) -> None:
-    train(ToyConfig(out=tmp_path / "run"))
-    before = loss_lines(tmp_path / "run")
+def test_a_folder_that_holds_a_run_is_never_overwritten(finished: Path) -> None:
+    before = contents(finished)
     with pytest.raises(RunError, match="already holds a run: add --resume"):
-        train(ToyConfig(out=tmp_path / "run"))
-    assert loss_lines(tmp_path / "run") == before
+        train(ToyConfig(out=finished))
+    assert contents(finished) == before
 
 
 def test_the_default_folder_takes_the_next_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,10 +177,6 @@ def test_the_default_folder_takes_the_next_number(tmp_path: Path, monkeypatch: p
         Path("runs/toy"), Path("runs/toy-2"), Path("runs/toy-3"),
     ]  # fmt: skip
     assert train(ToyConfig(steps=2, resume=True)).folder == Path("runs/toy-3")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_folder_that_another_run_is_using_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
