@@ -3,7 +3,8 @@
 import hashlib
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -287,8 +288,35 @@ def end_without_probes(run: "Pretraining[Any]") -> None:
     run.run.close()
 
 
+def train_only(recipe: ModuleType, config: Any) -> None:
+    """A recipe to its last step."""
+    from ssl_equi.training.pretraining import Pretraining
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pretraining, "finish", end_without_probes)
+        recipe.main(config)
+
+
 SmallConfig = Callable[..., Any]
 """The fixture `small_config` of tests/recipes."""
+
+
+RECIPES = tuple(sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.py")))
+
+
+@contextmanager
+def process_of_its_own() -> Iterator[None]:
+    """Accelerate's state belongs to a process, and the bits of a sum to a number of threads: one here."""
+    from accelerate.state import AcceleratorState  # slow to import, and most tests start no run
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def load_recipe(name: str) -> ModuleType:
@@ -306,6 +334,11 @@ def event_lines(folder: Path, event: str = "loss") -> list[str]:
 def numbers(folder: Path, event: str = "loss") -> list[dict[str, Any]]:
     """The same lines, read."""
     return [json.loads(line) for line in event_lines(folder, event)]
+
+
+def losses(folder: Path) -> list[float]:
+    """Of each step that was logged."""
+    return [line["loss"] for line in numbers(folder)]
 
 
 def refused(action: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:

@@ -1,19 +1,18 @@
 """Recipes as modules, in small sizes, one run after another in this process, on one thread."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
-from accelerate.state import AcceleratorState
 
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, EquivarianceProtocol, ProbeProtocol
 from ssl_equi.training.pretraining import Pretraining
 from ssl_equi.views import saliency
-from tests.fakes import SmallConfig, end_without_probes
+from tests.fakes import SmallConfig, end_without_probes, process_of_its_own
 
 # Sizes of heads, queues, chunks and views in which a step takes milliseconds.
 SMALL_SIZES: dict[str, Any] = {
@@ -23,28 +22,45 @@ SMALL_SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def shrunk(options: Any) -> Any:
-    """A copy of a dataclass whose sizes, also those of the dataclasses in it, are small."""
+QUICK = ProbeProtocol(
+    name="quick", classification_epochs=1, rotation_epochs=1, rotation_hidden=(16,), rotation_pairs_per_object=2,
+    absolute_rotation_epochs=1, absolute_rotation_hidden=(16,), translation_epochs=1, translation_hidden=(16,),
+    augmentation_equivariance=EquivarianceProtocol(num_augmentations=2, num_compositions=1, max_images=64),
+)  # fmt: skip
+
+
+def shrunk(options: Any, sizes: dict[str, Any] = SMALL_SIZES) -> Any:
+    """A copy of a dataclass with other sizes, also in the dataclasses in it; a size may be a function of the former."""
     changes = {}
     for entry in dataclasses.fields(options):
         value = getattr(options, entry.name)
         if dataclasses.is_dataclass(value):
-            changes[entry.name] = shrunk(value)
-        elif entry.name in SMALL_SIZES:
-            changes[entry.name] = SMALL_SIZES[entry.name]
+            changes[entry.name] = shrunk(value, sizes)
+        elif entry.name in sizes:
+            size = sizes[entry.name]
+            changes[entry.name] = size(value) if callable(size) else size
     return dataclasses.replace(options, **changes)
+
+
+def with_changes(options: Any, changes: dict[str, Any]) -> Any:
+    """A copy with other options, which are named OPTION or GROUP.OPTION."""
+    for name, value in changes.items():
+        group, _, rest = name.partition(".")
+        changed = with_changes(getattr(options, group), {rest: value}) if rest else value
+        options = dataclasses.replace(options, **{group: changed})
+    return options
+
+
+def small_configuration(data: Path, recipe: ModuleType, name: str = "embedded", **changes: Any) -> Any:
+    """A named configuration of a recipe on the tiny set: 3 steps an epoch, 2 epochs."""
+    sizes = {"data_dir": data, "image_size": 32, "batch_size": 8, "epochs": 2, "log_every": 1}
+    return with_changes(shrunk(recipe.CONFIGS[name]()), sizes | changes)
 
 
 @pytest.fixture(scope="session")
 def small_config(tiny_data: Path) -> SmallConfig:
-    """A named configuration of a recipe (the first by default) on the tiny set: 3 steps an epoch, 2 epochs."""
-
-    def configure(recipe: ModuleType, name: str | None = None, **changes: Any) -> Any:
-        config = shrunk(next(iter(recipe.CONFIGS.values()))() if name is None else recipe.CONFIGS[name]())
-        sizes = {"data_dir": tiny_data, "image_size": 32, "batch_size": 8, "epochs": 2, "log_every": 1}
-        return dataclasses.replace(config, **(sizes | changes))
-
-    return configure
+    """small_config(recipe, name="embedded", **changes): the same on the tiny set of these tests."""
+    return functools.partial(small_configuration, tiny_data)
 
 
 @pytest.fixture(scope="session")
@@ -65,20 +81,10 @@ def saliency_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def quick_protocol() -> ProbeProtocol:
-    """One epoch for every head."""
-    return ProbeProtocol(
-        name="quick", classification_epochs=1, rotation_epochs=1, rotation_hidden=(16,), rotation_pairs_per_object=2,
-        absolute_rotation_epochs=1, absolute_rotation_hidden=(16,), translation_epochs=1, translation_hidden=(16,),
-        augmentation_equivariance=EquivarianceProtocol(num_augmentations=2, num_compositions=1, max_images=64),
-    )  # fmt: skip
-
-
 @pytest.fixture
-def quick_probes(quick_protocol: ProbeProtocol, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The final heads train for one epoch, for tests that look at something else."""
-    monkeypatch.setitem(PROBE_PROTOCOLS, "embedded", lambda: quick_protocol)
+    monkeypatch.setitem(PROBE_PROTOCOLS, "embedded", lambda: QUICK)
 
 
 @pytest.fixture
@@ -89,10 +95,5 @@ def without_ending(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def start_afresh() -> Iterator[None]:
-    """Accelerate's state belongs to a process, and the bits of a sum to a number of threads."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    with process_of_its_own():
+        yield

@@ -5,7 +5,6 @@
 PORT and the next one must be free.
 """
 
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -15,27 +14,22 @@ from unittest import mock
 from accelerate.state import AcceleratorState
 
 from recipes import byol
-from ssl_equi.probing.protocol import PROBE_PROTOCOLS, EquivarianceProtocol, ProbeProtocol
+from ssl_equi.probing.protocol import PROBE_PROTOCOLS
 from ssl_equi.training.pretraining import Pretraining
 from tests.fakes import end_without_probes
-from tests.recipes.conftest import shrunk
+from tests.recipes.conftest import QUICK, small_configuration
 
 TRANSFORMER = "hybrid_octic_vit_tiny_patch16_224"
-
-QUICK = ProbeProtocol(
-    name="quick", classification_epochs=1, rotation_epochs=1, rotation_hidden=(16,), rotation_pairs_per_object=2,
-    augmentation_equivariance=EquivarianceProtocol(num_augmentations=2, num_compositions=1, max_images=64),
-)  # fmt: skip
 
 
 def configuration(data: Path, **changes: Any) -> Any:
     """BYOL with a small transformer: six steps, clipped gradients, moments and decay of the optimiser, a target."""
     sizes = {
-        "data_dir": data, "image_size": 32, "batch_size": 8, "epochs": 2, "log_every": 1, "resume": True,
-        "encoder": TRANSFORMER, "encoder_arguments": {"patch_size": 8, "embed_dim": 16, "num_heads": 2, "depth": 2},
+        "resume": True, "encoder": TRANSFORMER,
+        "encoder_arguments": {"patch_size": 8, "embed_dim": 16, "num_heads": 2, "depth": 2},
         "optimizer": "adamw", "weight_decay": 0.01, "clip_norm": 0.1, "warmup_steps": 0, "compare_with_random": False,
     }  # fmt: skip
-    return dataclasses.replace(shrunk(byol.embedded()), **(sizes | changes))
+    return small_configuration(data, byol, **(sizes | changes))
 
 
 def main(rank: int, port: int, data: Path, begun: Path, ended: Path) -> None:

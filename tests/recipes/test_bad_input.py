@@ -12,36 +12,31 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from accelerate.state import AcceleratorState
 
 from recipes import sie
-from ssl_equi.checkpoint import list_checkpoints, read_state
+from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.cli import run_recipe
-from ssl_equi.data.order import BatchOrder
-from ssl_equi.data.procedural import ProceduralConfig
 from ssl_equi.data.sets import rendered
-from ssl_equi.data.shards.format import view_suffix
 from ssl_equi.data.shards.manifest import index_folder, read_manifest
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.files import sha256_of_file
-from ssl_equi.training.pretraining import Pretraining
-from tests.fakes import SmallConfig, event_lines, refused
-from tests.launched import clean_environment
+from tests.conftest import TINY
+from tests.fakes import SmallConfig, event_lines, process_of_its_own, refused, train_only
+from tests.launched import ROOT, clean_environment
+from tests.recipes.conftest import with_changes
 
-ROOT = Path(__file__).parents[2]
-
-Fail = Callable[[Any], str]
+Fail = Callable[..., str]
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
 
 
 @pytest.fixture
-def fail(capsys: pytest.CaptureFixture[str]) -> Fail:
-    """Runs recipes/sie.py with a configuration that must fail; returns the one sentence on stderr."""
+def fail(small_config: SmallConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Fail:
+    """fail(config=None, **changes): runs recipes/sie.py, which must fail; returns the one sentence on stderr."""
 
-    def run(config: Any) -> str:
-        return refused(lambda: sie.main(config), capsys)
+    def run(config: Any = None, **changes: Any) -> str:
+        changed = with_changes(config or small_config(sie, out=tmp_path / "run"), changes)
+        return refused(lambda: sie.main(changed), capsys)
 
     return run
 
@@ -79,15 +74,8 @@ def test_what_the_command_line_does_not_know_is_named_with_status_two(
 
 
 def test_the_real_command_prints_one_line_and_no_traceback(small_options: list[str], tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "recipes/sie.py",
-        "--out",
-        str(tmp_path / "run"),
-        *small_options,
-        "--encoder",
-        "resnet81",
-    ]
+    options = ["--out", str(tmp_path / "run"), *small_options, "--encoder", "resnet81"]
+    command = [sys.executable, "recipes/sie.py", *options]
     done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: timm has no model named 'resnet81': did you mean resnet")
@@ -99,78 +87,62 @@ def test_the_real_command_prints_one_line_and_no_traceback(small_options: list[s
 
 
 @pytest.mark.parametrize(
-    ("changes", "objective_changes", "sentence"),
+    ("changes", "sentence"),
     [
-        ({"encoder": "strided_cnn_tniy"}, {}, "no model named 'strided_cnn_tniy': did you mean strided_cnn_tiny"),
-        ({"batch_size": 25}, {}, "batch size 25 does not fit a split of 24 objects: choose a size from 1 to 24"),
-        ({"batch_size": 0}, {}, "--batch-size is 0: give a number from 1 to"),
-        ({"epochs": 0}, {}, "--epochs is 0: give a number from 1 to"),
-        ({"learning_rate": float("nan")}, {}, "--learning-rate is nan: give a number above 0"),
-        ({}, {"equi_dim": 512}, "equi_dim is 512 but the encoder has 512 features: choose 1 to 511"),
-        ({}, {"parts": "equi_only", "equi_dim": 8}, "leave equi_dim unset"),
-        ({}, {"projector": (32, 1)}, "projector is (32, 1): every width must leave at least 1 column"),
-        ({"seed": -1}, {}, "seed"),
-        ({"actions": "pose_base"}, {}, "choose a set with translations (--dataset 3diebench-pt or 3diebench-t)"),
+        ({"encoder": "strided_cnn_tniy"}, "no model named 'strided_cnn_tniy': did you mean strided_cnn_tiny"),
+        ({"batch_size": 25}, "batch size 25 does not fit a split of 24 objects: choose a size from 1 to 24"),
+        ({"batch_size": 0}, "--batch-size is 0: give a number from 1 to"),
+        ({"epochs": 0}, "--epochs is 0: give a number from 1 to"),
+        ({"learning_rate": float("nan")}, "--learning-rate is nan: give a number above 0"),
+        ({"objective.equi_dim": 512}, "equi_dim is 512 but the encoder has 512 features: choose 1 to 511"),
+        ({"objective.parts": "equi_only", "objective.equi_dim": 8}, "leave equi_dim unset"),
+        ({"objective.projector": (32, 1)}, "projector is (32, 1): every width must leave at least 1 column"),
+        ({"seed": -1}, "seed"),
+        ({"actions": "pose_base"}, "choose a set with translations (--dataset 3diebench-pt or 3diebench-t)"),
     ],
-)  # fmt: skip
-def test_options_that_do_not_fit_are_named(
-    small_config: SmallConfig,
-    fail: Fail,
-    tmp_path: Path,
-    changes: dict[str, Any],
-    objective_changes: dict[str, Any],
-    sentence: str,
-) -> None:
-    objective = dataclasses.replace(sie.embedded().objective, **({"projector": (32, 32, 32)} | objective_changes))
-    assert sentence in fail(small_config(sie, out=tmp_path / "run", objective=objective, **changes))
+)
+def test_options_that_do_not_fit_are_named(fail: Fail, tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    assert sentence in fail(**changes)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("folder", [None, "nowhere"])
-def test_3diebench_without_its_shards_says_how_to_make_them(
-    small_config: SmallConfig, fail: Fail, tmp_path: Path, folder: str | None
-) -> None:
+def test_3diebench_without_its_shards_says_how_to_make_them(fail: Fail, tmp_path: Path, folder: str | None) -> None:
     data_dir = None if folder is None else tmp_path / folder
-    sentence = fail(small_config(sie, out=tmp_path / "run", dataset="3diebench", data_dir=data_dir))
+    sentence = fail(dataset="3diebench", data_dir=data_dir)
     assert str(data_dir or "an unnamed folder") in sentence
     assert "`python datasets/threediebench.py` and give the folder as --data-dir" in sentence
 
 
 @pytest.mark.parametrize("split", ["tset", "train", "ood_family"])
 def test_a_split_that_cannot_be_evaluated_is_named_before_anything_is_rendered(
-    small_config: SmallConfig, fail: Fail, tmp_path: Path, split: str
+    fail: Fail, tmp_path: Path, split: str
 ) -> None:
     """The split of other families has other classes, which the trained heads could not name."""
-    config = small_config(sie, out=tmp_path / "run", data_dir=tmp_path / "data", evaluation_split=split)
-    assert fail(config) == f"--evaluation-split is {split!r}: choose from test, val, ood_rotation"
+    sentence = fail(data_dir=tmp_path / "data", evaluation_split=split)
+    assert sentence == f"--evaluation-split is {split!r}: choose from test, val, ood_rotation"
     assert not (tmp_path / "data").exists()
 
 
-def test_a_missing_evaluation_split_is_named(
-    small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
-) -> None:
+def test_a_missing_evaluation_split_is_named(fail: Fail, own_data: Path) -> None:
     (own_data / "val.manifest.json").unlink()
-    config = small_config(sie, out=tmp_path / "run", dataset="3diebench", data_dir=own_data, evaluation_split="val")
-    assert f"there is no manifest {own_data / 'val.manifest.json'}: build this data set" in fail(config)
+    sentence = fail(dataset="3diebench", data_dir=own_data, evaluation_split="val")
+    assert f"there is no manifest {own_data / 'val.manifest.json'}: build this data set" in sentence
 
 
 # ---------------------------------------------------------------- damaged data
 
 
-def test_a_truncated_shard_is_named_before_the_first_step(
-    small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
-) -> None:
+def test_a_truncated_shard_is_named_before_the_first_step(fail: Fail, own_data: Path, tmp_path: Path) -> None:
     shard = own_data / "train-000001.tar"
     size = shard.stat().st_size
     os.truncate(shard, size - 700)
-    sentence = fail(small_config(sie, out=tmp_path / "run", data_dir=own_data))
+    sentence = fail(data_dir=own_data)
     assert f"shard {shard} has {size - 700} bytes where the manifest says {size}: download it again" in sentence
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_nan_latents_are_found_before_the_first_step(
-    small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
-) -> None:
+def test_nan_latents_are_found_before_the_first_step(fail: Fail, own_data: Path) -> None:
     """The sidecar and its checksum agree: the data were made with the NaN."""
     file = index_folder(own_data, "train") / "latents.npy"
     latents = np.load(file)
@@ -179,50 +151,8 @@ def test_nan_latents_are_found_before_the_first_step(
     manifest = read_manifest(own_data, "train")
     sidecars = manifest.sidecars | {"latents.npy": sha256_of_file(file)}
     dataclasses.replace(manifest, sidecars=sidecars).write(own_data)
-    sentence = fail(small_config(sie, out=tmp_path / "run", data_dir=own_data))
+    sentence = fail(data_dir=own_data)
     assert str(file) in sentence and "holds NaN or infinity: rebuild this data set" in sentence
-
-
-def first_view_of_a_later_step(dataset: ShardDataset, step: int) -> tuple[int, int]:
-    """(object, view) that a run of batch 8 and seed 0 shows at `step` and never before."""
-    order = BatchOrder(dataset.num_objects, dataset.num_views, global_batch_size=8, views=2, seed=0)
-    seen: set[tuple[int, int]] = set()
-    for earlier in range(step):
-        objects, views = order.batch(earlier)
-        seen |= {(int(index), int(view)) for index, pair in zip(objects, views) for view in pair}
-    objects, views = order.batch(step)
-    return next(
-        found for index, pair in zip(objects, views) for view in pair if (found := (int(index), int(view))) not in seen
-    )
-
-
-def test_a_corrupt_image_is_named_and_the_checkpoint_before_it_serves_to_go_on(
-    small_config: SmallConfig, fail: Fail, own_data: Path, tmp_path: Path
-) -> None:
-    """A byte of an image flips on the disk; after the shard is restored, the run ends as if nothing had happened."""
-    bad_step = 4
-    dataset = ShardDataset(own_data, "train")
-    index, view = first_view_of_a_later_step(dataset, bad_step)
-    shard = own_data / dataset.manifest.shards[int(dataset._index.shard_numbers[index])].name
-    middle = int(dataset._index.offsets[index, view] + dataset._index.sizes[index, view] // 2)
-    intact = shard.read_bytes()
-    damaged = bytearray(intact)
-    damaged[middle] ^= 0xFF
-    shard.write_bytes(damaged)
-
-    config = small_config(sie, out=tmp_path / "run", data_dir=own_data, save_every=1)
-    sentence = fail(config)
-    member = f"{dataset.keys[index].decode()}.{view_suffix(view, dataset.num_views)}"
-    assert f"image '{member}'" in sentence and str(shard) in sentence and "does not match its CRC-32C" in sentence
-    checkpoints = list_checkpoints(tmp_path / "run" / "checkpoints")
-    assert checkpoints[-1].name == f"step-{bad_step:08d}"
-    assert read_state(checkpoints[-1], "run")["step"] == bad_step
-    assert len(event_lines(tmp_path / "run")) == bad_step
-
-    shard.write_bytes(intact)
-    sie.main(dataclasses.replace(config, resume=True))
-    sie.main(dataclasses.replace(config, out=tmp_path / "whole"))
-    assert event_lines(tmp_path / "run") == event_lines(tmp_path / "whole")
 
 
 # ---------------------------------------------------------------- full disks
@@ -244,7 +174,7 @@ def test_a_full_disk_while_exporting_keeps_the_trained_run(
     small_config: SmallConfig, fail: Fail, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    config = small_config(sie, out=run)
+    config = small_config(sie, out=run, compare_with_random=False)
     with pytest.MonkeyPatch.context() as patch:
         fill_disk(patch, run, "*encoder*")
         sentence = fail(config)
@@ -257,13 +187,9 @@ def test_a_full_disk_while_exporting_keeps_the_trained_run(
 
 
 def test_a_full_disk_while_rendering_keeps_the_finished_shards(
-    small_config: SmallConfig,
-    fail: Fail,
-    tiny_config: ProceduralConfig,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    small_config: SmallConfig, fail: Fail, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(rendered, "ProceduralConfig", lambda image_size: tiny_config)
+    monkeypatch.setattr(rendered, "ProceduralConfig", lambda image_size: TINY)
     data = tmp_path / "data"
     config = small_config(sie, out=tmp_path / "run", data_dir=data, steps=1)
     with pytest.MonkeyPatch.context() as patch:
@@ -273,7 +199,7 @@ def test_a_full_disk_while_rendering_keeps_the_finished_shards(
     finished = {path: path.stat().st_mtime_ns for path in data.glob("train-00000[01].tar")}
     assert len(finished) == 2
     assert not (data / "train.manifest.json").exists()
-    sie.main(config)
+    train_only(sie, config)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "the finished shards were rendered again"
     assert ShardDataset(data, "train").num_objects == 24
 
@@ -281,28 +207,12 @@ def test_a_full_disk_while_rendering_keeps_the_finished_shards(
 # ---------------------------------------------------------------- run folders
 
 
-class InterruptedRunError(Exception):
-    """Stands in for a kill after the last step, so that nothing is probed."""
-
-
-def interrupted(config: Any) -> None:
-    def die(*arguments: object) -> None:
-        raise InterruptedRunError
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):
-        patch.setattr(Pretraining, "finish", die)
-        sie.main(config)
-
-
 @pytest.fixture(scope="module")
 def trained_once(small_config: SmallConfig, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The configuration of a run with a checkpoint in its folder."""
     config = small_config(sie, out=tmp_path_factory.mktemp("trained") / "run", save_every=2)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as for the runs that go on from it
-    interrupted(config)
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    with process_of_its_own():
+        train_only(sie, config)
     return config
 
 
@@ -320,8 +230,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_resuming_with_other_options_names_the_option(trained: Any, fail: Fail) -> None:
     before = contents(trained.out)
-    wider = dataclasses.replace(trained.objective, projector=(64, 64, 64))
-    sentence = fail(dataclasses.replace(trained, resume=True, objective=wider))
+    sentence = fail(trained, resume=True, **{"objective.projector": (64, 64, 64)})
     assert (
         "made with objective.projector = [32, 32, 32] and this command asks for [64, 64, 64]: resume with" in sentence
     )
@@ -331,7 +240,7 @@ def test_resuming_with_other_options_names_the_option(trained: Any, fail: Fail) 
 def test_resuming_with_other_data_is_refused(trained: Any, fail: Fail, own_data: Path) -> None:
     manifest = read_manifest(own_data, "train")
     dataclasses.replace(manifest, plan_sha256="0" * 64, source="something else").write(own_data)
-    sentence = fail(dataclasses.replace(trained, resume=True, data_dir=own_data))
+    sentence = fail(trained, resume=True, data_dir=own_data)
     assert "was trained on other data (3DIEBench-P" in sentence and str(own_data) in sentence
     assert "resume with the first --data-dir" in sentence
 
@@ -339,7 +248,7 @@ def test_resuming_with_other_data_is_refused(trained: Any, fail: Fail, own_data:
 def test_a_damaged_config_of_a_run_is_named(trained: Any, fail: Fail) -> None:
     for content, named in (("{", "is not valid JSON"), ("[" * 100_000, "levels deep"), ("[]", "not an object")):
         (trained.out / "config.json").write_text(content)
-        sentence = fail(dataclasses.replace(trained, resume=True))
+        sentence = fail(trained, resume=True)
         assert str(trained.out / "config.json") in sentence and named in sentence
         assert "delete this file to resume" in sentence
 
@@ -348,9 +257,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(trained: Any, f
     losses = event_lines(trained.out)
     newest = list_checkpoints(trained.out / "checkpoints")[-1]
     os.truncate(newest / "objective.safetensors", 1000)
-    sentence = fail(dataclasses.replace(trained, resume=True))
+    sentence = fail(trained, resume=True)
     assert f"checkpoint {newest} is damaged" in sentence and "delete this folder and resume" in sentence
     assert event_lines(trained.out) == losses
     shutil.rmtree(newest)
-    interrupted(dataclasses.replace(trained, resume=True))
+    train_only(sie, dataclasses.replace(trained, resume=True))
     assert event_lines(trained.out) == losses

@@ -15,7 +15,7 @@ import torch
 
 from ssl_equi import load_encoder
 from ssl_equi.checkpoint import list_checkpoints
-from tests.fakes import SmallConfig, numbers
+from tests.fakes import SmallConfig, numbers, train_only
 
 ROOT = Path(__file__).parents[2]
 OBJECTIVE, RECIPE = "ssl_equi/objectives/alignment.py", "recipes/alignment.py"
@@ -56,9 +56,7 @@ def test_the_new_method_trains_resumes_and_leaves_what_every_run_does(
     module_of(files[OBJECTIVE], "ssl_equi.objectives.alignment", monkeypatch)
     recipe, out = module_of(files[RECIPE], "recipe_alignment", monkeypatch), tmp_path / "run"
     config = small_config(recipe, out=out, save_every=1, compare_with_random=False)
-    with monkeypatch.context() as patch:
-        patch.setattr(recipe.Pretraining, "finish", lambda run: run.run.close())
-        recipe.main(dataclasses.replace(config, steps=2))
+    train_only(recipe, dataclasses.replace(config, steps=2))
     recipe.main(dataclasses.replace(config, steps=4, resume=True))
     lines = numbers(out)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]

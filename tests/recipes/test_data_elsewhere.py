@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,9 @@ from ssl_equi.data.shards.format import ImageRecord
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
 from ssl_equi.training.config import PretrainingConfig
-from ssl_equi.training.pretraining import Pretraining
 from tests.data.faulty_server import FaultyServer
 from tests.data.image_sets import SETTINGS, write_pictures
-from tests.fakes import SmallConfig, end_without_probes, event_lines
+from tests.fakes import SmallConfig, event_lines, train_only
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
 
@@ -31,12 +29,6 @@ def server(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     serving = FaultyServer(tiny_data)
     yield serving
     serving.close()
-
-
-def train_only(recipe: ModuleType, config: Any) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pretraining, "finish", end_without_probes)
-        recipe.main(config)
 
 
 def shards_asked_for(server: FaultyServer) -> set[str]:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
-from tests.fakes import SmallConfig, load_recipe
+from tests.fakes import RECIPES, MapEncoder, SmallConfig, load_recipe
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 OBJECTS = 8
 # Images that pass an encoder in a step, online and target, per object.
 PASSES = {
@@ -122,10 +121,7 @@ def test_an_encoder_pass_for_probes_is_found() -> None:
             self.encoder(views[:, 0])
             return super().forward(views, actions)
 
-    class Encoder(nn.Sequential):
-        num_features = 4
-
-    encoder = Encoder(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    encoder = MapEncoder()
     objective = WithAnotherPass(encoder, SimCLRConfig(projector=(8, 8))).double().eval()
     views, layers = torch.randn(3, 2, 3, 8, 8, dtype=torch.float64), [first_layer(encoder)]
     losses = []

@@ -17,10 +17,9 @@ from ssl_equi.training.log import FiniteWatch
 from ssl_equi.training.run import Run
 from ssl_equi.views.groups import GROUPS
 from ssl_equi.views.presets import PRESETS
-from tests.fakes import SmallConfig, load_recipe
+from tests.fakes import RECIPES, SmallConfig, load_recipe
 from tests.simulated_device import DEVICE, SimulatedDevice, Wait
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 STEPS, LOG_EVERY = 3, 2  # the first line of the log follows the second step
 
 
@@ -62,15 +61,6 @@ VARIANTS = (
         "sie rendered": Variant("sie", {"render_views": True}),
     }
 )
-
-
-def with_changes(options: Any, changes: dict[str, Any]) -> Any:
-    for name, value in changes.items():
-        group, _, option = name.rpartition(".")
-        if group:
-            name, value = group, dataclasses.replace(getattr(options, group), **{option: value})
-        options = dataclasses.replace(options, **{name: value})
-    return options
 
 
 class WatchedRuns:
@@ -119,9 +109,9 @@ def waits_of(
             monkeypatch.setattr(Ending, method, lambda ending: None)
         moving = {"dataset": "3diebench-pt", "data_dir": tiny_moving_data}
         data = moving if variant.changes.get("actions") in MOVING else {}
-        config = small_config(recipe, variant.name, out=tmp_path / "run", steps=STEPS, log_every=LOG_EVERY, **data)
+        sizes = {"out": tmp_path / "run", "steps": STEPS, "log_every": LOG_EVERY}
         watched = WatchedRuns(device, monkeypatch)
-        recipe.main(with_changes(config, variant.changes))
+        recipe.main(small_config(recipe, variant.name, **sizes, **data, **variant.changes))
         return watched
 
     return run

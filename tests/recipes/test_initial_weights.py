@@ -6,7 +6,6 @@ torchvision's ResNets and PyTorch's layers, from which all of them are built.
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +13,8 @@ from torch import nn
 
 from ssl_equi.encoders.capsules.layers import PrimaryCapsules, SelfRouting
 from ssl_equi.objectives.parts.predictors import Hypernetwork
-from tests.fakes import load_recipe
+from tests.fakes import RECIPES, load_recipe
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 OWN_NAMES = {"embedded", "translated", "two_pass", "augmented"}
 OWN = {"equimod vicreg", "supervised threediebench"}
 
@@ -34,59 +32,32 @@ class Start:
     routing: float | None = None
 
 
-ZERO, ONE = Start(last_norm=0), Start(last_norm=1)
 CARE_SMALL = Start(last_norm=1, stem=1 / math.sqrt(3 * 27))  # the stem replaces another: .11, PyTorch's default
 SIE_HYPERNETWORK = 1 / math.sqrt(3 * 4)  # .29: PyTorch's default of a linear layer on 4 numbers
+SIE = Start(last_norm=0, hypernetwork=SIE_HYPERNETWORK)
+STARTS_WITH_ZERO = (
+    "augself threediebench", "barlow_twins imagenet", "byol imagenet", "byol threediebench",
+    "byol threediebench_released", "conditional_byol threediebench", "conditional_byol threediebench_released",
+    "conv_jepa stl10", "equimod threediebench", "equimod threediebench_released", "essl imagenet",
+    "sen threediebench", "sen threediebench_released", "seq_jepa threediebench", "seq_jepa threediebench_color",
+    "seq_jepa threediebench_released", "seq_jepa cifar100", "seq_jepa cifar100_legacy", "seq_jepa tiny_imagenet",
+    "seq_jepa_saccades stl10", "simclr imagenet", "simclr threediebench", "simclr threediebench_released",
+    "simsiam imagenet", "vicreg paper", "vicreg imagenet", "vicreg threediebench_released",
+    "vicreg_traj threediebench", "vicreg_traj threediebench_released",
+)  # fmt: skip
+STARTS_WITH_ONE = (
+    "care imagenet100", "care imagenet100_released", "care imagenet100_moco", "essl cifar10",
+    "essl cifar10_equal_rate", "moco imagenet", "moco imagenet100", "moco imagenet100_released", "simclr cifar10",
+    "simsiam cifar10",
+)  # fmt: skip
 STARTS = {
-    "augself threediebench": ZERO,
-    "barlow_twins imagenet": ZERO,
-    "byol imagenet": ZERO,
-    "byol threediebench": ZERO,
-    "byol threediebench_released": ZERO,
+    **dict.fromkeys(STARTS_WITH_ZERO, Start(last_norm=0)),
+    **dict.fromkeys(STARTS_WITH_ONE, Start(last_norm=1)),
+    **dict.fromkeys(("care cifar10", "care cifar10_released", "care cifar100", "care stl10"), CARE_SMALL),
+    **dict.fromkeys(("equimod threediebench_sie", "sie paper", "sie threediebench_released"), SIE),
     "capsie paper": Start(last_norm=0, hypernetwork=SIE_HYPERNETWORK, votes=math.sqrt(2 / (16 * 16 * 16)), routing=0),
-    "care cifar10": CARE_SMALL,
-    "care cifar10_released": CARE_SMALL,
-    "care cifar100": CARE_SMALL,
-    "care stl10": CARE_SMALL,
-    "care imagenet100": ONE,
-    "care imagenet100_released": ONE,
-    "care imagenet100_moco": ONE,
-    "conditional_byol threediebench": ZERO,
-    "conditional_byol threediebench_released": ZERO,
-    "conv_jepa stl10": ZERO,
     "equicaps paper": Start(last_norm=0, votes=0.0278, routing=0),
     "equicaps paper_translated": Start(last_norm=0, votes=0.0156, routing=0),
-    "equimod threediebench": ZERO,
-    "equimod threediebench_released": ZERO,
-    "equimod threediebench_sie": Start(last_norm=0, hypernetwork=SIE_HYPERNETWORK),
-    "essl cifar10": ONE,
-    "essl cifar10_equal_rate": ONE,
-    "essl imagenet": ZERO,
-    "moco imagenet": ONE,
-    "moco imagenet100": ONE,
-    "moco imagenet100_released": ONE,
-    "sen threediebench": ZERO,
-    "sen threediebench_released": ZERO,
-    "seq_jepa threediebench": ZERO,
-    "seq_jepa threediebench_color": ZERO,
-    "seq_jepa threediebench_released": ZERO,
-    "seq_jepa cifar100": ZERO,
-    "seq_jepa cifar100_legacy": ZERO,
-    "seq_jepa tiny_imagenet": ZERO,
-    "seq_jepa_saccades stl10": ZERO,
-    "sie paper": Start(last_norm=0, hypernetwork=SIE_HYPERNETWORK),
-    "sie threediebench_released": Start(last_norm=0, hypernetwork=SIE_HYPERNETWORK),
-    "simclr cifar10": ONE,
-    "simclr imagenet": ZERO,
-    "simclr threediebench": ZERO,
-    "simclr threediebench_released": ZERO,
-    "simsiam cifar10": ONE,
-    "simsiam imagenet": ZERO,
-    "vicreg paper": ZERO,
-    "vicreg imagenet": ZERO,
-    "vicreg threediebench_released": ZERO,
-    "vicreg_traj threediebench": ZERO,
-    "vicreg_traj threediebench_released": ZERO,
 }
 
 

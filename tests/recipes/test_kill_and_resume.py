@@ -5,27 +5,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from accelerate.state import AcceleratorState
 
 from recipes import sie
 from ssl_equi.checkpoint import list_checkpoints
-from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProbeProtocol
+from ssl_equi.probing.protocol import PROBE_PROTOCOLS
 from ssl_equi.training.stopping import EXIT_STOPPED
-from tests.fakes import SmallConfig, event_lines
-from tests.launched import clean_environment
+from tests.fakes import SmallConfig, event_lines, process_of_its_own
+from tests.launched import PATIENCE_SECONDS, clean_environment, seconds_now, started
+from tests.recipes.conftest import QUICK
 
-ROOT = Path(__file__).parents[2]
 EPOCHS = 14
 TOTAL_STEPS = 3 * EPOCHS
 SAVE_EVERY = 7
-PATIENCE_SECONDS = 900
 
 
 @pytest.fixture(scope="module")
@@ -39,37 +35,20 @@ def long_run(small_config: SmallConfig) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(
-    long_run: Callable[..., Any], quick_protocol: ProbeProtocol, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], list[str]]:
+def whole(long_run: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
     """Lines of a run that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as for the runs that it is compared with
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PROBE_PROTOCOLS, "embedded", lambda: quick_protocol)
+    with pytest.MonkeyPatch.context() as patch, process_of_its_own():
+        patch.setitem(PROBE_PROTOCOLS, "embedded", lambda: QUICK)
         sie.main(long_run(out=folder))
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(reset_partial_state=True)
     assert len(event_lines(folder)) == TOTAL_STEPS
     assert len(event_lines(folder, "online_probe")) > 5
     return lambda event: event_lines(folder, event)
 
 
-@contextmanager
-def started(folder: Path, options: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    command = [
-        sys.executable, "recipes/sie.py", "--out", str(folder), *options, "--epochs", str(EPOCHS),
-        "--save-every", str(SAVE_EVERY),
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def command_of(folder: Path, options: list[str]) -> list[str]:
+    lengths = ["--epochs", str(EPOCHS), "--save-every", str(SAVE_EVERY)]
+    return [sys.executable, "recipes/sie.py", "--out", str(folder), *options, *lengths]
 
 
 def freeze_after(process: subprocess.Popen[str], count_lines: Callable[[], int], lines: int) -> int:
@@ -77,7 +56,7 @@ def freeze_after(process: subprocess.Popen[str], count_lines: Callable[[], int],
 
     A halted process can be looked at in peace: what it has written does not change before the kill.
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + seconds_now(PATIENCE_SECONDS)
     while time.monotonic() < deadline and process.poll() is None:
         if count_lines() >= lines:
             process.send_signal(signal.SIGSTOP)
@@ -98,7 +77,7 @@ def test_killed_at_two_places_the_resumed_run_logs_the_same_to_the_byte(
     """The same run is killed, resumed, killed again later, and resumed to its end."""
     run = tmp_path / "killed"
     for options, lines in (([], 3), (["--resume"], 3 * SAVE_EVERY + 2)):
-        with started(run, [*small_options, *options], clean_environment()) as process:
+        with started(command_of(run, [*small_options, *options]), clean_environment()) as process:
             logged = freeze_after(process, lambda: len(event_lines(run)), lines)
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -120,11 +99,12 @@ def test_sigterm_saves_says_how_to_go_on_and_leaves_with_a_status_of_its_own(
 ) -> None:
     """With `--steps`, as in a trial of a long run; the resumed run has no such limit."""
     run = tmp_path / "stopped"
-    with started(run, [*small_options, "--steps", str(TOTAL_STEPS - 2)], clean_environment()) as process:
+    command = command_of(run, [*small_options, "--steps", str(TOTAL_STEPS - 2)])
+    with started(command, clean_environment()) as process:
         logged = freeze_after(process, lambda: len(event_lines(run)), 2)
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
-        output, errors = process.communicate(timeout=PATIENCE_SECONDS)
+        output, errors = process.communicate(timeout=seconds_now(PATIENCE_SECONDS))
     assert process.returncode == EXIT_STOPPED, errors
     newest = list_checkpoints(run / "checkpoints")[-1]
     step = int(newest.name.removeprefix("step-"))

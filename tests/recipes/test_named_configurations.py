@@ -7,13 +7,8 @@ chunks, which are as large as the batch.
 """
 
 import dataclasses
-import importlib.util
-import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,28 +20,19 @@ from ssl_equi.data.shards.writer import write_split
 from ssl_equi.geometry.latents import LATENT_NAMES
 from tests.data.image_sets import SETTINGS, write_pictures
 from tests.data.test_torchvision_sets import write_cifar, write_stl10
-from tests.fakes import load_recipe
-from tests.recipes.conftest import shrunk
+from tests.fakes import RECIPES, load_recipe, losses, numbers
+from tests.recipes.conftest import SMALL_SIZES, shrunk
 
 Archives = dict[str, Path]
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
 OBJECTS, VIEWS, SIDE = {"train": 8, "val": 2}, 5, 256  # 3DIEBench has 50 views of 256 x 256 pixels
 PHOTOGRAPH, TINY_IMAGENET = (500, 375), (64, 64)  # width, height; the commonest size of ImageNet's
-WIDEST = 2048
 BATCH_SIZE = 4
+NARROW = {"projector": lambda widths: tuple(min(width, 2048) for width in widths), "chunk_size": BATCH_SIZE}
 
 
 def named_configurations() -> list[tuple[str, str]]:
-    """Recipe and name of each; the recipes are read once more when they are run."""
-    pairs = []
-    for path in RECIPES:
-        specification = importlib.util.spec_from_file_location(f"listed_{path.stem}", path)
-        assert specification is not None and specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        sys.modules[specification.name] = module
-        specification.loader.exec_module(module)
-        pairs += [(path.stem, name) for name in module.CONFIGS]
-    return pairs
+    """Recipe and name of each."""
+    return [(recipe, name) for recipe in RECIPES for name in load_recipe(recipe).CONFIGS]
 
 
 def write_posed(folder: Path, latent_size: int, image_bytes: Callable[..., bytes]) -> None:
@@ -97,44 +83,18 @@ def archives(tmp_path_factory: pytest.TempPathFactory, image_bytes: Callable[...
         yield {path.name: path for path in root.iterdir()}
 
 
-def narrowed(options: Any) -> Any:
-    """A copy of a dataclass in which, and in the dataclasses in it, projectors and CARE's chunks fit a small batch."""
-    changes = {}
-    for entry in dataclasses.fields(options):
-        value = getattr(options, entry.name)
-        if dataclasses.is_dataclass(value):
-            changes[entry.name] = narrowed(value)
-        elif entry.name == "projector":
-            changes[entry.name] = tuple(min(width, WIDEST) for width in value)
-        elif entry.name == "chunk_size":
-            changes[entry.name] = BATCH_SIZE
-    return dataclasses.replace(options, **changes)
-
-
-def take_two_steps(recipe: ModuleType, name: str, config: Any, archives: Archives, folder: Path) -> None:
+@pytest.mark.parametrize("networks", ["small", pytest.param("of the paper", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("recipe_name", "name"), named_configurations())
+def test_two_steps(
+    recipe_name: str, name: str, networks: str, without_ending: None, archives: Archives, tmp_path: Path
+) -> None:
+    recipe, folder = load_recipe(recipe_name), tmp_path / "run"
+    config = shrunk(recipe.CONFIGS[name](), NARROW if networks == "of the paper" else SMALL_SIZES)
+    if networks == "small":
+        config = dataclasses.replace(config, encoder="strided_cnn_pooled", encoder_arguments={})
     config = dataclasses.replace(
         config, data_dir=archives["tiny_imagenet" if name == "tiny_imagenet" else config.dataset], out=folder,
         batch_size=BATCH_SIZE, epochs=2, steps=2, log_every=1, mixed_precision="no", loader_threads=1,
     )  # fmt: skip
     recipe.main(config)
-    losses = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in losses if line["event"] == "loss"] == [1, 2]
-    assert all(np.isfinite(line["loss"]) for line in losses if line["event"] == "loss")
-
-
-@pytest.mark.parametrize(("recipe_name", "name"), named_configurations())
-def test_two_steps_with_small_networks(
-    recipe_name: str, name: str, without_ending: None, archives: Archives, tmp_path: Path
-) -> None:
-    recipe = load_recipe(recipe_name)
-    config = dataclasses.replace(shrunk(recipe.CONFIGS[name]()), encoder="strided_cnn_pooled", encoder_arguments={})
-    take_two_steps(recipe, name, config, archives, tmp_path / "run")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("recipe_name", "name"), named_configurations())
-def test_two_steps_with_the_networks_of_the_papers(
-    recipe_name: str, name: str, without_ending: None, archives: Archives, tmp_path: Path
-) -> None:
-    recipe = load_recipe(recipe_name)
-    take_two_steps(recipe, name, narrowed(recipe.CONFIGS[name]()), archives, tmp_path / "run")
+    assert [line["step"] for line in numbers(folder)] == [1, 2] and np.isfinite(losses(folder)).all()

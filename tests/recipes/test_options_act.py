@@ -14,9 +14,9 @@ from ssl_equi.errors import UserError
 from ssl_equi.options import check_options
 from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.run import Run
-from tests.fakes import SmallConfig, load_recipe
+from tests.fakes import RECIPES, SmallConfig, load_recipe
+from tests.recipes.conftest import with_changes
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 QUICK = ("equimod", "sie")  # the others take a minute together
 # Options that say nothing to the objective: where the run is, what it costs, and what is done with its results.
 ACT_ELSEWHERE = {
@@ -48,11 +48,6 @@ def other_value(option: options._Option) -> Any:
         return value / 2 or 0.25
     assert isinstance(value, tuple) and value, f"give {option.name} another value in OTHER_VALUES"
     return tuple(2 * width for width in value)
-
-
-def changed(config: Any, name: str, value: Any) -> Any:
-    head, _, rest = name.partition(".")
-    return dataclasses.replace(config, **{head: changed(getattr(config, head), rest, value) if rest else value})
 
 
 @pytest.fixture
@@ -98,7 +93,7 @@ def test_an_option_acts_or_is_refused(
     for option in options._options(config):
         if option.name in ACT_ELSEWHERE or (option.name in shared and name != "sie"):
             continue
-        other = changed(config, option.name, other_value(option))
+        other = with_changes(config, {option.name: other_value(option)})
         try:
             check_options(other, config)
         except UserError as refused:

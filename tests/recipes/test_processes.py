@@ -14,11 +14,17 @@ from ssl_equi import load_encoder
 from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.cli import parse_command_line
 from tests.fakes import SmallConfig, load_recipe, numbers
-from tests.launched import PATIENCE_SECONDS, clean_environment, launcher_command, started
+from tests.launched import PATIENCE_SECONDS, clean_environment, launcher_command, seconds_now, started
 
-LAUNCH_TWO = launcher_command(2)
 # Adam divides by the size of the gradient, so rounding grows with every step: large steps would blur the comparison.
 LEARNING_RATE = 1e-5
+
+
+def launched(*words: str) -> tuple[int, str, str]:
+    """Runs a script in two processes; status, output and errors of the launcher."""
+    with started([*launcher_command(2), *words], clean_environment()) as launcher:
+        output, errors = launcher.communicate(timeout=seconds_now(PATIENCE_SECONDS))
+    return launcher.returncode, output, errors
 
 
 def moved(encoder: nn.Module, start: nn.Module) -> torch.Tensor:
@@ -30,15 +36,15 @@ def moved(encoder: nn.Module, start: nn.Module) -> torch.Tensor:
 @pytest.mark.usefixtures("quick_probes")
 def test_two_processes_learn_what_one_does(small_config: SmallConfig, small_options: list[str], tmp_path: Path) -> None:
     rates = {"learning_rate": LEARNING_RATE, "final_learning_rate": LEARNING_RATE, "warmup_steps": 0}
-    config = small_config(sie, out=tmp_path / "one", **rates)
+    config = small_config(sie, out=tmp_path / "one", compare_with_random=False, **rates)
     sie.main(config)
     options = [word for name, value in rates.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     (tmp_path / "two").mkdir()
-    command = [*LAUNCH_TWO, "recipes/sie.py", "--out", str(tmp_path / "two" / "run"), *small_options, *options]
-    command.append("--checkpoint-activations")  # batch norms are synchronised once more in the backward pass
-    with started(command, clean_environment()) as launcher:
-        output, errors = launcher.communicate(timeout=PATIENCE_SECONDS)
-    assert launcher.returncode == 0, errors
+    # Batch norms are synchronised once more in the backward pass.
+    options += ["--checkpoint-activations", "--no-compare-with-random"]
+    out = str(tmp_path / "two" / "run")
+    status, output, errors = launched("recipes/sie.py", "--out", out, *small_options, *options)
+    assert status == 0, errors
 
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["run"], "one folder, not one for each process"
     assert output.count("probing on the test split") == output.count("probed in") == 1, "the first process alone speaks"
@@ -85,10 +91,8 @@ def test_two_processes_see_the_augmented_views_of_one(name: str, tiny_data: Path
     recipe = load_recipe(name)
     default = next(iter(recipe.CONFIGS.values()))()
     recipe.main(parse_command_line(recipe.Config, "", default, ["--out", str(tmp_path / "one"), *words]))
-    command = [*LAUNCH_TWO, f"recipes/{name}.py", "--out", str(tmp_path / "two"), *words]
-    with started(command, clean_environment()) as launcher:
-        _, errors = launcher.communicate(timeout=PATIENCE_SECONDS)
-    assert launcher.returncode == 0, errors
+    status, _, errors = launched(f"recipes/{name}.py", "--out", str(tmp_path / "two"), *words)
+    assert status == 0, errors
     one, two = (numbers(tmp_path / run) for run in ("one", "two"))
     assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2, 3, 4]
     for ours, theirs in zip(one, two, strict=True):
@@ -99,13 +103,12 @@ def test_two_processes_see_the_augmented_views_of_one(name: str, tiny_data: Path
 def test_a_batch_that_cannot_be_shared_out_ends_both_processes_with_a_sentence(
     small_options: list[str], tmp_path: Path
 ) -> None:
-    command = [*LAUNCH_TWO, "recipes/sie.py", "--out", str(tmp_path / "run"), *small_options, "--batch-size", "7"]
-    with started(command, clean_environment()) as launcher:
-        _, errors = launcher.communicate(timeout=PATIENCE_SECONDS)
-    assert launcher.returncode != 0
+    run = tmp_path / "run"
+    status, _, errors = launched("recipes/sie.py", "--out", str(run), *small_options, "--batch-size", "7")
+    assert status != 0
     sentence = "error: global batch size 7 is not divisible by 2 processes: choose a multiple of 2"
     assert errors.splitlines().count(sentence) >= 1  # the launcher may end the second process before it speaks
-    assert not list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert not list_checkpoints(run / "checkpoints")
 
 
 @pytest.mark.slow
@@ -115,10 +118,11 @@ def test_two_processes_save_soon_after_a_signal_to_the_launcher_whatever_is_logg
     """The launcher kills what has not left 30 seconds later."""
     run = tmp_path / "run"
     options = [*small_options, "--epochs", "90000", "--log-every", "20000", "--save-every", "100000"]
-    with started([*LAUNCH_TWO, "recipes/sie.py", "--out", str(run), *options], clean_environment()) as launcher:
+    command = [*launcher_command(2), "recipes/sie.py", "--out", str(run), *options]
+    with started(command, clean_environment()) as launcher:
         while not (run / "versions.json").exists() and launcher.poll() is None:
             time.sleep(0.1)
-        time.sleep(5)  # signals are handled from the first step on
+        time.sleep(seconds_now(5))  # signals are handled from the first step on
         launcher.send_signal(signal.SIGINT)
         output, errors = launcher.communicate()
     assert "SIGINT: saved" in output, errors

@@ -13,24 +13,23 @@ from accelerate.state import AcceleratorState
 
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.views.makers import ViewOptions
-from tests.fakes import SmallConfig, event_lines, load_recipe, numbers
+from tests.fakes import RECIPES, SmallConfig, event_lines, load_recipe, numbers
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 WHOLE_BATCHES = ("moco", "care")  # they refuse incomplete ones, see test_combinations.py
 VIEWS = {"seq_jepa": 4, "vicreg_traj": 3, "seq_jepa_saccades": 1, "conv_jepa": 1}  # stored ones of each object
 AUGMENTED = {"views": ViewOptions(source="augmented", preset="mocov2")}
-CASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
-    **{name: (name, None, {}) for name in RECIPES},
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    **{name: (name, "embedded", {}) for name in RECIPES},
     "care_two_pass": ("care", "two_pass", {}),
-    "care_moco": ("care", None, {"base": "moco"}),
+    "care_moco": ("care", "embedded", {"base": "moco"}),
     "equimod_vicreg": ("equimod", "vicreg", {}),
-    "seq_jepa_augmented": ("seq_jepa", None, {**AUGMENTED, "actions": "augmentation", "observed_views": 2}),
+    "seq_jepa_augmented": ("seq_jepa", "embedded", {**AUGMENTED, "actions": "augmentation", "observed_views": 2}),
     # Four steps an epoch, of which the last has 3 objects.
-    "seq_jepa_by_epoch": ("seq_jepa", None, {"batch_size": 7, "keep_incomplete_batch": True, "schedule_by": "epoch"}),
-    "simclr_augmented_lars": ("simclr", None, {**AUGMENTED, "optimizer": "lars", "decay_bias_and_norm": False}),
-    "sie_augmented": ("sie", None, {**AUGMENTED, "actions": "augmentation"}),
-    "sie_rendered": ("sie", None, {"render_views": True, "fresh_views": True}),
-    "augself_augmented": ("augself", None, {**AUGMENTED, "actions": "augmentation"}),
+    "seq_jepa_by_epoch": ("seq_jepa", "embedded", {"batch_size": 7, "schedule_by": "epoch"}),
+    "simclr_augmented_lars": ("simclr", "embedded", {**AUGMENTED, "optimizer": "lars", "decay_bias_and_norm": False}),
+    "sie_augmented": ("sie", "embedded", {**AUGMENTED, "actions": "augmentation"}),
+    "sie_rendered": ("sie", "embedded", {"render_views": True, "fresh_views": True}),
+    "augself_augmented": ("augself", "embedded", {**AUGMENTED, "actions": "augmentation"}),
 }
 
 

@@ -17,7 +17,7 @@ from ssl_equi import load_encoder
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.errors import EncoderError
 from ssl_equi.training.pretraining import Pretraining
-from tests.fakes import numbers
+from tests.fakes import losses
 from tests.launched import ROOT, clean_environment
 from tests.recipes import sharded_runs
 
@@ -46,10 +46,6 @@ def train(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
         return dict(exported)
 
     return go_on
-
-
-def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in numbers(folder)]
 
 
 @pytest.mark.parametrize("means", MEANS)

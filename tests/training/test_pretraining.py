@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ssl_equi.training.ending import Ending, probed_parts
 from ssl_equi.training.folder import set_aside_earlier_results
 from ssl_equi.training.pretraining import DataIdentity, FollowingProbes
 from ssl_equi.training.run import Run
+from tests.fakes import process_of_its_own
 
 PAIRS = {"source": "rendered", "actions": "rotation", "observed_views": 1}
 
@@ -38,12 +39,8 @@ PAIRS = {"source": "rendered", "actions": "rotation", "observed_views": 1}
 def start_afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     quick = ProbeProtocol(name="quick", classification_epochs=1, rotation_epochs=1, rotation_hidden=(16,))
     monkeypatch.setitem(PROBE_PROTOCOLS, "embedded", lambda: quick)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    with process_of_its_own():
+        yield
 
 
 @pytest.fixture
@@ -76,26 +73,19 @@ def state_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@pytest.mark.parametrize("step", [Ending.check, Ending.finish])
 def test_the_ending_leaves_the_objective_and_the_random_generator_as_they_were(
-    config: PretrainingConfig, data: DataSource
+    step: Callable[[Ending], None], config: PretrainingConfig, data: DataSource
 ) -> None:
-    objective = make_objective(config)
-    run = started_run(config, objective)
+    """Also when it is tried before the training, which leaves no folder either."""
+    objective, tried = make_objective(config), step is Ending.check
+    run = Run(config, "sie") if tried else started_run(config, objective)
     before, generator = state_hash(objective), torch.get_rng_state()
-    Ending(run, config, objective, data, PAIRS).finish()
+    step(Ending(run, config, objective, data, PAIRS))
     assert state_hash(objective) == before
     assert all(parameter.grad is None for parameter in objective.parameters())
     assert torch.equal(torch.get_rng_state(), generator)
-
-
-def test_the_ending_is_tried_before_training_and_leaves_no_trace(config: PretrainingConfig, data: DataSource) -> None:
-    objective = make_objective(config)
-    run = Run(config, "sie")
-    before, generator = state_hash(objective), torch.get_rng_state()
-    Ending(run, config, objective, data, PAIRS).check()
-    assert state_hash(objective) == before
-    assert torch.equal(torch.get_rng_state(), generator)
-    assert not run.folder.exists()
+    assert run.folder.exists() != tried
 
 
 class Stateful(nn.Linear):

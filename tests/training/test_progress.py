@@ -41,14 +41,9 @@ def test_a_log_file_gets_the_first_line_at_once_then_one_every_20_seconds_and_th
     steps = [int(line.split()[1].split("/")[0]) for line in lines]
     assert steps == [1, 15, 29, 43, 50], "1.5 s a step: 14 steps are the first to take 20 s"
     assert PLAIN_LINE_EVERY_SECONDS == 20
-    assert (
-        lines[0]
-        == "sie 1/50 · loss 10.000 · 1,234 img/s · 3% wait · data work: 2% read, 90% decode, 8% augment · 1.2 min left"
-    )
-    assert (
-        lines[-1]
-        == "sie 50/50 · loss 0.200 · 1,234 img/s · 3% wait · data work: 2% read, 90% decode, 8% augment · 0.0 min left"
-    )
+    figures = "1,234 img/s · 3% wait · data work: 2% read, 90% decode, 8% augment"
+    assert lines[0] == f"sie 1/50 · loss 10.000 · {figures} · 1.2 min left"
+    assert lines[-1] == f"sie 50/50 · loss 0.200 · {figures} · 0.0 min left"
     assert "\x1b" not in captured.out and captured.err == ""
 
 
@@ -121,8 +116,6 @@ def test_on_a_terminal_one_line_of_80_columns_tells_as_much_as_there_is_room_for
 
 
 def test_how_the_work_divides_is_left_out_where_nothing_was_measured() -> None:
-    assert (
-        dataclasses.replace(SPEED, read_thread_seconds=0.0, decode_thread_seconds=0.0, augment_seconds=0.0).work_shares
-        == {}
-    )
+    nothing = {"read_thread_seconds": 0.0, "decode_thread_seconds": 0.0, "augment_seconds": 0.0}
+    assert dataclasses.replace(SPEED, **nothing).work_shares == {}
     assert SPEED.work_shares == pytest.approx({"read": 0.02, "decode": 0.9, "augment": 0.08})

@@ -35,6 +35,10 @@ def train(config: ToyConfig, each_step: EachStep = lambda step, objective: None)
     return run
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 class Killed(BaseException):
     """Stands in for a kill: nothing of the run gets to act on it."""
 
@@ -47,33 +51,44 @@ def kill_at(step_to_die: int) -> EachStep:
     return each_step
 
 
-@pytest.mark.parametrize("died_at", [0, 4, 5, 6, 13, 22])
-def test_a_killed_and_resumed_run_logs_the_same_losses_to_the_bit(tmp_path: Path, died_at: int) -> None:
-    train(ToyConfig(out=tmp_path / "whole"))
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(ToyConfig(out=folder)).close()
+    assert len(loss_lines(folder)) == TOTAL_STEPS
+    return folder
+
+
+@pytest.fixture
+def whole(finished: Path) -> list[str]:
+    """Its losses."""
+    return loss_lines(finished)
+
+
+@pytest.mark.parametrize(("died_at", "half_line"), [*((step, False) for step in (0, 4, 5, 6, 13, 22)), (12, True)])
+def test_a_killed_and_resumed_run_logs_the_same_losses_to_the_bit(
+    died_at: int, half_line: bool, whole: list[str], tmp_path: Path
+) -> None:
+    """Half a line that the kill has left is dropped."""
     with pytest.raises(Killed):
         train(ToyConfig(out=tmp_path / "killed"), kill_at(died_at))
+    if half_line:
+        with open(tmp_path / "killed" / "metrics.jsonl", "a") as file:
+            file.write('{"event": "loss", "step": 13, "lo')
     train(ToyConfig(out=tmp_path / "killed", resume=True))
-    expected = loss_lines(tmp_path / "whole")
-    assert len(expected) == TOTAL_STEPS
-    assert loss_lines(tmp_path / "killed") == expected
+    assert loss_lines(tmp_path / "killed") == whole
 
 
-def test_half_a_line_left_by_a_kill_is_dropped(tmp_path: Path) -> None:
-    train(ToyConfig(out=tmp_path / "whole"))
-    with pytest.raises(Killed):
-        train(ToyConfig(out=tmp_path / "killed"), kill_at(12))
-    with open(tmp_path / "killed" / "metrics.jsonl", "a") as file:
-        file.write('{"event": "loss", "step": 13, "lo')
-    train(ToyConfig(out=tmp_path / "killed", resume=True))
-    assert loss_lines(tmp_path / "killed") == loss_lines(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(("name", "steps"), [("SIGTERM", 8), ("SIGUSR1", 8), ("SIGINT", 8), ("SIGTERM", TOTAL_STEPS)])
 def test_signals_save_and_leave_with_a_status_of_their_own(
-    tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]
+    name: str, steps: int, whole: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Also in the last step."""
+    number = signal.Signals[name]
+
     def interrupt(step: int, objective: ToyObjective) -> None:
-        if step == 7:
+        if step == steps - 1:
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
@@ -81,11 +96,10 @@ def test_signals_save_and_leave_with_a_status_of_their_own(
         train(ToyConfig(out=tmp_path / "run"), interrupt)
     assert stop.value.code == EXIT_STOPPED
     assert signal.getsignal(number) == before
-    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000008"
-    assert "after step 8 of 23; run the same command with --resume" in capsys.readouterr().out
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == f"step-{steps:08d}"
+    assert f"after step {steps} of 23; run the same command with --resume" in capsys.readouterr().out
     train(ToyConfig(out=tmp_path / "run", resume=True))
-    train(ToyConfig(out=tmp_path / "whole"))
-    assert loss_lines(tmp_path / "run") == loss_lines(tmp_path / "whole")
+    assert loss_lines(tmp_path / "run") == whole
 
 
 def test_a_signal_during_the_ending_leaves_it_to_the_resumed_run(
@@ -103,44 +117,33 @@ def test_a_signal_during_the_ending_leaves_it_to_the_resumed_run(
         assert not (tmp_path / "run" / "stopped.json").exists()
 
 
-def test_a_signal_in_the_last_step_is_not_lost(tmp_path: Path) -> None:
-    def interrupt(step: int, objective: ToyObjective) -> None:
-        if step == TOTAL_STEPS - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(SystemExit) as stop:
-        train(ToyConfig(out=tmp_path / "run"), interrupt)
-    assert stop.value.code == EXIT_STOPPED
-    train(ToyConfig(out=tmp_path / "whole"))
-    assert loss_lines(tmp_path / "run") == loss_lines(tmp_path / "whole")
+def poison(step: int, objective: ToyObjective) -> None:
+    objective.poison = float("nan") if step == 12 else 0.0
 
 
-def test_a_loss_that_is_not_finite_names_step_term_and_checkpoint(tmp_path: Path) -> None:
-    def poison(step: int, objective: ToyObjective) -> None:
-        objective.poison = float("nan") if step == 12 else 0.0
+def spoil(step: int, objective: ToyObjective) -> None:
+    if step == 14:  # the last step before a checkpoint: its loss is still finite
+        objective.encoder[0].bias.register_hook(lambda gradient: gradient * float("inf"))
 
-    with pytest.raises(
-        RunError, match=r"the term 'covariance' is not finite at step 13 .*checkpoint is .*step-00000010; lower"
-    ):
-        train(ToyConfig(out=tmp_path / "run"), poison)
+
+@pytest.mark.parametrize(
+    ("each_step", "named"),
+    [(poison, "the term 'covariance' is not finite at step 13"),
+     (spoil, r"the weight 'encoder\.0\.bias' is not finite at step 15")],
+)  # fmt: skip
+def test_what_is_not_finite_is_named_with_step_and_checkpoint_and_never_saved(
+    each_step: EachStep, named: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match=rf"{named} .*checkpoint is .*step-00000010; lower"):
+        train(ToyConfig(out=tmp_path / "run"), each_step)
     assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == [
         "step-00000005", "step-00000010",
     ]  # fmt: skip
 
 
-def test_weights_spoilt_by_a_gradient_are_not_saved_though_their_loss_was_finite(tmp_path: Path) -> None:
-    def spoil(step: int, objective: ToyObjective) -> None:
-        if step == 14:  # the last step before a checkpoint: its loss is still finite
-            objective.encoder[0].bias.register_hook(lambda gradient: gradient * float("inf"))
-
-    with pytest.raises(
-        RunError, match=r"the weight 'encoder\.0\.bias' is not finite at step 15 .*checkpoint is .*step-00000010; lower"
-    ):
-        train(ToyConfig(out=tmp_path / "run"), spoil)
-    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000010"
-
-
-def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_saving_keeps_the_last_checkpoint(
+    tmp_path: Path, whole: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fill_disk(step: int, objective: ToyObjective) -> None:
         if step == 8:
 
@@ -153,22 +156,19 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tmp_path: Path, monk
         train(ToyConfig(out=tmp_path / "run"), fill_disk)
     monkeypatch.undo()
     train(ToyConfig(out=tmp_path / "run", resume=True))
-    train(ToyConfig(out=tmp_path / "whole"))
-    assert loss_lines(tmp_path / "run") == loss_lines(tmp_path / "whole")
+    assert loss_lines(tmp_path / "run") == whole
 
 
-def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
-    train(ToyConfig(out=tmp_path / "run"))
-    names = [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
+def test_only_the_newest_checkpoints_are_kept(finished: Path) -> None:
+    names = [path.name for path in list_checkpoints(finished / "checkpoints")]
     assert names == ["step-00000020", "step-00000023"]
 
 
-def test_a_folder_that_holds_a_run_is_never_overwritten(tmp_path: Path) -> None:
-    train(ToyConfig(out=tmp_path / "run"))
-    before = loss_lines(tmp_path / "run")
+def test_a_folder_that_holds_a_run_is_never_overwritten(finished: Path) -> None:
+    before = contents(finished)
     with pytest.raises(RunError, match="already holds a run: add --resume"):
-        train(ToyConfig(out=tmp_path / "run"))
-    assert loss_lines(tmp_path / "run") == before
+        train(ToyConfig(out=finished))
+    assert contents(finished) == before
 
 
 def test_the_default_folder_takes_the_next_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,10 +177,6 @@ def test_the_default_folder_takes_the_next_number(tmp_path: Path, monkeypatch: p
         Path("runs/toy"), Path("runs/toy-2"), Path("runs/toy-3"),
     ]  # fmt: skip
     assert train(ToyConfig(steps=2, resume=True)).folder == Path("runs/toy-3")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_folder_that_another_run_is_using_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
@@ -216,15 +212,14 @@ def test_a_run_that_is_refused_leaves_nothing_behind(tmp_path: Path, monkeypatch
 
 
 def test_a_tracker_that_fails_later_costs_a_warning_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, whole: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(ToyConfig(out=tmp_path / "whole"))
     fail_tracker(monkeypatch, "log", ConnectionError("no route"))
     run = train(ToyConfig(out=tmp_path / "run", tracker="wandb"))
     run.close()
     errors = capsys.readouterr().err
     assert errors.count("warning: the tracker wandb failed (no route) and is told no more: the run goes on") == 1
-    assert loss_lines(tmp_path / "run") == loss_lines(tmp_path / "whole")
+    assert loss_lines(tmp_path / "run") == whole
 
 
 def fail_tracker(monkeypatch: pytest.MonkeyPatch, method: str, error: Exception) -> None:
@@ -243,12 +238,6 @@ def fail_tracker(monkeypatch: pytest.MonkeyPatch, method: str, error: Exception)
     monkeypatch.setattr("ssl_equi.training.config.version", lambda name: "1")
 
 
-def test_resuming_with_another_option_is_refused(tmp_path: Path) -> None:
-    train(ToyConfig(out=tmp_path / "run", steps=6))
-    with pytest.raises(RunError, match="made with width = 4 and this command asks for 5"):
-        train(ToyConfig(out=tmp_path / "run", width=5, resume=True))
-
-
 def test_a_run_of_an_earlier_version_had_the_default_of_a_later_option(tmp_path: Path) -> None:
     train(ToyConfig(out=tmp_path / "run", steps=6))
     config_file = tmp_path / "run" / "config.json"
@@ -263,20 +252,21 @@ def test_a_run_of_an_earlier_version_had_the_default_of_a_later_option(tmp_path:
     assert json.loads(config_file.read_text())["width"] == 4
 
 
-def test_resuming_another_architecture_is_refused(tmp_path: Path) -> None:
+def test_resuming_with_another_option_or_architecture_is_refused(tmp_path: Path) -> None:
     train(ToyConfig(out=tmp_path / "run", steps=6))
+    with pytest.raises(RunError, match="made with width = 4 and this command asks for 5"):
+        train(ToyConfig(out=tmp_path / "run", width=5, resume=True))
     config_file = tmp_path / "run" / "config.json"
     config_file.write_text(config_file.read_text().replace('"width": 4', '"width": 5'))
     with pytest.raises(CheckpointError, match=r"objective\.safetensors holds another architecture"):
         train(ToyConfig(out=tmp_path / "run", width=5, resume=True))
 
 
-def test_steps_stops_early_and_a_later_resume_goes_on(tmp_path: Path) -> None:
-    train(ToyConfig(out=tmp_path / "whole"))
+def test_steps_stops_early_and_a_later_resume_goes_on(tmp_path: Path, whole: list[str]) -> None:
     train(ToyConfig(out=tmp_path / "run", steps=9))
-    assert loss_lines(tmp_path / "run") == loss_lines(tmp_path / "whole")[:9]
+    assert loss_lines(tmp_path / "run") == whole[:9]
     train(ToyConfig(out=tmp_path / "run", resume=True))
-    assert loss_lines(tmp_path / "run") == loss_lines(tmp_path / "whole")
+    assert loss_lines(tmp_path / "run") == whole
 
 
 def test_a_launched_process_takes_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

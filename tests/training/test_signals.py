@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from accelerate.state import AcceleratorState
 
+from tests.fakes import process_of_its_own
 from tests.launched import (
     PATIENCE_SECONDS,
     TOY,
@@ -33,10 +32,8 @@ PAUSE = {"TOY_PAUSE": "0.2"}
 def run_toy(processes: int, folder: Path, resume: bool = False) -> None:
     """Trains with nothing in its way; one process does so within the test's, which saves seconds."""
     if processes == 1:
-        threads = torch.get_num_threads()
-        AcceleratorState._reset_state(reset_partial_state=True)
-        main(ToyConfig(out=folder, threads=1, resume=resume))
-        torch.set_num_threads(threads)
+        with process_of_its_own():
+            main(ToyConfig(out=folder, threads=1, resume=resume))
         return
     command = [*launcher_command(processes), TOY, "--out", str(folder), "--threads", "1", *["--resume"] * resume]
     with started(command, clean_environment()) as launcher:

@@ -119,44 +119,30 @@ def test_each_way_to_the_views_keeps_incomplete_batches(
             assert loader.steps_per_epoch == len(set(sizes)) + 1
 
 
-def test_decoding_on_a_device_is_the_third_way(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["decode_on", "cache_decoded"])
+def test_decoding_on_a_device_and_the_cache_give_the_batches_that_are_stored(
+    way: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which way it is may be chosen anew on resume only for the cache."""
     decode = functools.partial(decode_jpeg, mode=ImageReadMode.RGB)
     monkeypatch.setattr(choice, "nvjpeg_decoder", lambda device: decode)
-    config = config_of(tiny_data)
-    data, on_device = data_of(config), dataclasses.replace(config, decode_on="cuda")
-    with (
-        loader_of(config, data) as stored,
-        loader_of(on_device, data) as decoded,
-    ):
-        assert isinstance(decoded.fetcher, GpuFetcher) and decoded.steps_per_epoch == stored.steps_per_epoch
-        for mine, theirs in zip(itertools.islice(decoded.batches(4), 3), stored.batches(4)):
-            assert torch.equal(mine.images, theirs.images) and torch.equal(mine.latents, theirs.latents)
-
-
-def test_the_cache_gives_the_same_batches_and_may_be_chosen_on_resume(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(cache, "user_cache_path", lambda name: tmp_path / name)
     config = config_of(tiny_data)
-    data, caching = data_of(config), dataclasses.replace(config, cache_decoded=True)
-    with (
-        loader_of(config, data) as stored,
-        loader_of(caching, data) as cached,
-    ):
-        for mine, theirs in zip(itertools.islice(cached.batches(4), 3), stored.batches(4)):
+    data, other = data_of(config), dataclasses.replace(config, **{way: "cuda" if way == "decode_on" else True})
+    with loader_of(config, data) as stored, loader_of(other, data) as loader:
+        assert isinstance(loader.fetcher, GpuFetcher) == (way == "decode_on")
+        assert loader.steps_per_epoch == stored.steps_per_epoch
+        for mine, theirs in zip(itertools.islice(loader.batches(4), 3), stored.batches(4)):
             assert torch.equal(mine.images, theirs.images) and torch.equal(mine.latents, theirs.latents)
-    assert len(list((tmp_path / "ssl_equi" / "decoded-views").glob("train-*/pixels.bin"))) == 1
-    assert "cache_decoded" in FREE_OPTIONS
+    caches = list((tmp_path / "ssl_equi" / "decoded-views").glob("train-*/pixels.bin"))
+    assert len(caches) == (way == "cache_decoded") == (way in FREE_OPTIONS)
 
 
 @pytest.mark.parametrize("dataset", ["3diebench-p", "3diebench-pt"])
 def test_rendered_batches_of_a_rank_are_the_stored_ones(dataset: Any, tiny_data: Path, tiny_moving_data: Path) -> None:
     config = config_of(tiny_data if dataset == "3diebench-p" else tiny_moving_data, dataset=dataset)
     data, rendering = data_of(config), dataclasses.replace(config, render_views=True)
-    with (
-        loader_of(config, data) as stored,
-        loader_of(rendering, data) as rendered,
-    ):
+    with loader_of(config, data) as stored, loader_of(rendering, data) as rendered:
         assert isinstance(rendered.fetcher, RenderedFetcher) and rendered.steps_per_epoch == stored.steps_per_epoch == 3
         mine, theirs = next(rendered.batches(4)), next(stored.batches(4))
     assert mine.images.shape == theirs.images.shape == (4, 2, 32, 32, 3)
