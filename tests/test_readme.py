@@ -136,7 +136,7 @@ def test_files_and_anchors_that_the_pages_name_exist() -> None:
         text = page.read_text()
         if page.name in ("results.md",):  # it tells of what was run, at the commits that it names
             continue
-        for name in set(re.findall(r"`((?:[\w-]+/)+[\w-]+\.py)`", text)) - SHOWN_WHOLE:
+        for name in set(re.findall(r"(?:`|^)((?:[\w-]+/)+[\w-]+\.py)\b", text, flags=re.MULTILINE)) - SHOWN_WHOLE:
             assert (ROOT / name).is_file() or (ROOT / "ssl_equi" / name).is_file(), f"{page.name} names {name}"
         for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text):
             file = page.parent / target if target else page
