@@ -134,7 +134,7 @@ def test_options_named_in_the_pages_are_options_of_some_script() -> None:
 def test_files_and_anchors_that_the_pages_name_exist() -> None:
     for page in documents():
         text = page.read_text()
-        if page.name in ("results.md",):  # it tells of what was run, at the commits that it names
+        if page.name == "results.md":  # it tells of what was run, at the commits that it names
             continue
         for name in set(re.findall(r"(?:`|^)((?:[\w-]+/)+[\w-]+\.py)\b", text, flags=re.MULTILINE)) - SHOWN_WHOLE:
             assert (ROOT / name).is_file() or (ROOT / "ssl_equi" / name).is_file(), f"{page.name} names {name}"
