@@ -56,6 +56,12 @@ class LatentActions:
             quats_xyzw: [B, 4] with w >= 0 of both, in place of the rotation's columns: splits store them from float64
                 latents, which float32 latents no longer are. For schemas with one rotation.
         """
+        needed = max(columns.stop for part in self.parts for columns in part.columns)
+        if min(first.shape[-1], second.shape[-1]) < needed:  # slices beyond the end would be empty, and no error
+            widths = f"{first.shape[-1]} and {second.shape[-1]}"
+            raise ValueError(
+                f"the views have {widths} latents and their actions need {needed}: pass those of the schema"
+            )
         actions = []
         for part in self.parts:
             values = [[latents[..., columns] for columns in part.columns] for latents in (first, second)]

@@ -103,6 +103,12 @@ def test_names_that_give_no_actions_are_told_in_a_sentence(
         actions_of(schema, names)
 
 
+def test_views_without_the_latents_are_told_in_a_sentence() -> None:
+    first, second = views_of(THREEDIEBENCH)
+    with pytest.raises(ValueError, match="the views have 7 and 7 latents and their actions need 10: pass those of the"):
+        actions_of(THREEDIEBENCH_T, ["translation"])(first, second)
+
+
 @pytest.mark.parametrize(
     ("schema", "names"),
     [
