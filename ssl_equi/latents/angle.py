@@ -30,6 +30,7 @@ class Angle(LatentKind):
 
     kind = "angle"
     metric = "angle_deg_median"
+    sizes = Sizes(1, 2, 2)
 
     def __post_init__(self) -> None:
         check_choice("the unit of an angle", self.unit, AngleUnit)
@@ -43,10 +44,6 @@ class Angle(LatentKind):
                 f"the range of an angle goes from {low} to {high} with a period of {self.full_period}: leave it out "
                 "for the whole period"
             )
-
-    @property
-    def sizes(self) -> Sizes:
-        return Sizes(1, 2, 2)
 
     @property
     def full_period(self) -> float:

@@ -20,15 +20,12 @@ class Number(Displacements):
     unit: AngleUnit | None = None
 
     kind = "number"
+    sizes = Sizes(1, 1, 1)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "range", checked_ranges("the range of a number", [self.range], (1,))[0])
         if self.unit is not None:
             check_choice("the unit of a number", self.unit, AngleUnit)
-
-    @property
-    def sizes(self) -> Sizes:
-        return Sizes(1, 1, 1)
 
     def vectors(self, values: Tensor) -> Tensor:
         """Where in the range, from 0 to 1."""
