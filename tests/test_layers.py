@@ -18,15 +18,16 @@ FLOOR = {
     "runtime": 1,
     "checkpoint": 2,
     "geometry": 2,
-    "encoders": 3,
-    "scenes": 3,
-    "data": 4,
-    "objectives": 4,
-    "views": 5,
-    "export": 5,
-    "probing": 6,
-    "training": 7,
-    "cli": 8,
+    "latents": 3,
+    "encoders": 4,
+    "scenes": 4,
+    "data": 5,
+    "objectives": 5,
+    "views": 6,
+    "export": 6,
+    "probing": 7,
+    "training": 8,
+    "cli": 9,
 }
 
 
@@ -77,7 +78,7 @@ def test_the_package_itself_imports_what_it_offers() -> None:
 
 def test_tensor_code_knows_no_files_and_no_accelerate() -> None:
     forbidden = {"accelerate", "pathlib", "os", "shutil", "webdataset", "ssl_equi.data", "ssl_equi.training.run"}
-    for folder in ("objectives", "encoders", "geometry", "scenes"):
+    for folder in ("objectives", "encoders", "geometry", "latents", "scenes"):
         for path in (PACKAGE / folder).rglob("*.py"):
             roots = {name.split(".")[0] for name in imported_names(path)} | imported_names(path)
             assert not roots & forbidden, f"{path} imports {roots & forbidden}"
