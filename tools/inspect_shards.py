@@ -35,6 +35,7 @@ from ssl_equi.data.shards.verify import Damage, find_damage, kind_of_split
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.errors import DataError
 from ssl_equi.files import list_folder
+from ssl_equi.latents.schema import SCHEMA_OF_WIDTH
 from ssl_equi.runtime.system import usable_cores
 from ssl_equi.scenes.sheet import contact_sheet
 
@@ -212,12 +213,16 @@ def left_titled(*headers: str, title: str) -> Table:
 
 
 def print_latents(console: Console, manifest: Manifest) -> None:
-    table = left_titled("latent", "lowest", "highest", title=f"{len(manifest.latent_names)} latents")
-    for column in (1, 2):
+    table = left_titled("latent", "kind", "column", "lowest", "highest", title=f"{len(manifest.latent_names)} latents")
+    for column in (3, 4):
         table.columns[column].justify = "right"
-    for name in manifest.latent_names:
-        lowest, highest = manifest.latent_ranges[name]
-        table.add_row(name, f"{lowest:.4f}", f"{highest:.4f}")
+    schema = SCHEMA_OF_WIDTH[len(manifest.latent_names)]
+    for latent in schema.latents:
+        for number, name in enumerate(manifest.latent_names[latent.columns]):
+            lowest, highest = manifest.latent_ranges[name]
+            known = (latent.name, latent.kind.kind) if number == 0 else ("", "")
+            table.add_row(*known, name, f"{lowest:.4f}", f"{highest:.4f}")
+    table.caption = f"rigid motions: {', '.join(motion.name for motion in schema.motions)}" if schema.motions else None
     console.print(table)
 
 

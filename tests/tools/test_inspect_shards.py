@@ -70,9 +70,17 @@ def test_rendered_objects(inspect_shards: ModuleType, tiny_data: Path, capsys: p
     text = shown(inspect_shards, capsys, tiny_data, split="train", verify=True)
     assert "split train: whole, every byte read and every image decoded" in text
     assert "objects 24 x 4 views of 32 x 32 pixels" in text and "licence CC0-1.0" in text
-    assert "7 latents" in text and "floor_hue 0." in text
+    assert "7 latents" in text and "rotation rotation rotation_x" in text and "floor_hue angle floor_hue 0." in text
     assert "3 classes, 8 each" in text and "chair 8" in text
     assert "5 shards" in text and "train-000004.tar 4" in text and "normalisation mean 0." in text
+
+
+def test_objects_that_move(
+    inspect_shards: ModuleType, tiny_moving_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(inspect_shards, capsys, tiny_moving_data, split="val")
+    assert "10 latents" in text and "translation translation translation_x" in text
+    assert "rigid motions: pose_base, pose_object" in text
 
 
 def test_images(inspect_shards: ModuleType, image_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
