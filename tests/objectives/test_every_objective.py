@@ -14,7 +14,10 @@ from tests.objectives.case import SIDE, SIZE, Case, Inputs, all_cases
 CASES = all_cases()
 WITH_ACTIONS = {name: case for name, case in CASES.items() if case.actions}
 LEARNING = {name: case for name, case in CASES.items() if "separate" not in name and "matrix" not in name}
-GENERALISING = ("vicreg", "simclr", "byol", "barlow_twins", "simsiam", "moco", "moco_symmetric")
+# Objects in a batch: MoCo's queue holds 48 keys, of which the symmetric one adds two per object.
+GENERALISING = {
+    "vicreg": 48, "simclr": 48, "byol": 48, "barlow_twins": 48, "simsiam": 48, "moco": 48, "moco_symmetric": 24,
+}  # fmt: skip
 
 
 def pixel_encoder() -> nn.Module:
@@ -100,11 +103,11 @@ def test_the_loss_of_a_batch_falls(case: Case):
     assert losses[-1] < losses[0] - 0.2 * abs(losses[0])
 
 
-@pytest.mark.parametrize("name", GENERALISING)
-def test_the_loss_of_objects_not_trained_on_falls(name: str):
+@pytest.mark.parametrize(("name", "size"), GENERALISING.items(), ids=GENERALISING)
+def test_the_loss_of_objects_not_trained_on_falls(name: str, size: int):
     case = CASES[name]
     objective = make(case, encoder=pixel_encoder)
-    batches = [case.inputs(seed, size=24) for seed in range(-57, -21)]
+    batches = [case.inputs(seed, size=size) for seed in range(66)]
 
     def mean_loss(batches: list[Inputs], learning_rate: float) -> float:
         optimizer = torch.optim.SGD(online_parameters(objective), lr=learning_rate)
@@ -191,9 +194,8 @@ def test_views_share_a_call_of_the_encoder_unless_batch_norms_are_separate(case:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_actions_matter_or_are_ignored(case: Case):
     inputs = case.inputs(dtype=torch.float64)
-    # In another order, because a batch norm behind the predictor takes out what all actions have in common; large, so
-    # that no ReLU is shut for all of them.
-    others = 100 * inputs["actions"].flip(0) if case.actions else torch.randn(SIZE, 4)
+    # In another order, because a batch norm behind the predictor takes out what all actions have in common.
+    others = inputs["actions"].flip(0) if case.actions else torch.randn(SIZE, 4)
     same = torch.equal(make(case).double()(**inputs).loss, make(case).double()(**inputs | {"actions": others}).loss)
     assert same == (not case.actions or case.ignores_actions)
 

@@ -13,8 +13,11 @@ def sie(**changes: object) -> Case:
         objective = SIE(encoder(), config)
         if objective.predictor is not None:
             with torch.no_grad():  # so that the hinge on the prediction's variance is active
-                for parameter in objective.predictor.parameters():
-                    parameter.mul_(0.2)
+                for name, parameter in objective.predictor.named_parameters():
+                    if not name.startswith("hidden"):
+                        parameter.mul_(0.2)
+                    elif name.endswith("bias"):  # or four narrow ReLUs may be shut for all actions
+                        parameter.fill_(0.5)
         return objective
 
     return Case(
