@@ -144,6 +144,11 @@ def test_files_and_anchors_that_the_pages_name_exist() -> None:
             assert not anchor or anchor in anchors(file), f"{page.name} links to {target}#{anchor}"
 
 
+def test_files_that_the_continuous_integration_names_exist() -> None:
+    named = re.findall(r"tests/[\w/]+\.py", (ROOT / ".ci" / "run").read_text())
+    assert named and [name for name in named if not (ROOT / name).is_file()] == []
+
+
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
