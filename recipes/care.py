@@ -61,6 +61,11 @@ class Config(PretrainingConfig):
     ] = field(default_factory=BarlowTwinsConfig)
     """Options of the base barlow_twins."""
 
+    @property
+    def makes_shared_views(self) -> bool:
+        """Whether the Gram term has views of its own, beside those of the base."""
+        return self.objective.weight > 0 and not self.objective.reuse_views
+
     def check(self) -> None:
         """Raises RunError for incomplete batches, which may not consist of whole chunks."""
         super().check()
@@ -207,8 +212,7 @@ def main(config: Config) -> None:
     shared_views = AugmentedViews(config, run.data, run.processes, shared_by=chunk_size, name="shared view")
     for step, batch in run:
         pair = run.views(batch, step)
-        needs_more = config.objective.weight > 0 and not two_passes
-        output = run.model(pair.images, None, shared_views(batch, step).images if needs_more else None)
+        output = run.model(pair.images, None, shared_views(batch, step).images if config.makes_shared_views else None)
         run.update(output)
         run.objective.update_target(config.target_momentum)
         run.log(output)

@@ -107,6 +107,13 @@ def test_nothing_unpickles() -> None:
         assert "allow_pickle=True" not in source, path
 
 
+def test_the_loop_of_a_recipe_can_be_read_at_a_glance() -> None:
+    for path in sorted((ROOT / "recipes").glob("*.py")):
+        functions = {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+        lines = [statement for statement in ast.walk(functions["main"]) if isinstance(statement, ast.stmt)]
+        assert len(lines) - 1 <= 10, f"main of {path.name} has {len(lines) - 1} statements: leave Pretraining the rest"
+
+
 def test_datasets_folder_is_not_a_package() -> None:
     assert not (ROOT / "datasets" / "__init__.py").exists()
 
