@@ -32,7 +32,7 @@ from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
 from ssl_equi.export.encoder import load_encoder, normalization_of, read_encoder_config
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
-from ssl_equi.export.sequence_model import SequenceModel, load_sequence_model
+from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, SequenceModel, load_sequence_model
 from ssl_equi.options import Count, Width
 from ssl_equi.probing.encode import FeatureCache, encode_split
 from ssl_equi.probing.predictor_consistency import consistency_records, predictor_consistency
@@ -42,7 +42,6 @@ from ssl_equi.probing.retrieval import Similarity
 from ssl_equi.probing.retrieval_results import retrieval_records
 from ssl_equi.probing.sequence_retrieval import retrieve_with_sequences
 from ssl_equi.probing.skipping import TaskSkipped
-from ssl_equi.training.ending import SEQUENCE_MODEL_FOLDER
 from ssl_equi.views.makers import check_translations
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

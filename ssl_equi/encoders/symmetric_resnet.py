@@ -15,6 +15,22 @@ from ssl_equi.encoders.timm_interface import LayeredEncoder, check_square_images
 Stem = Literal["large_images", "small_images"]
 
 
+class SymmetricBasicBlock(nn.Module):
+    """Two convolutions and a shortcut. Subclasses make the layers, which keep the symmetry."""
+
+    conv1: nn.Module
+    norm1: nn.Module
+    conv2: nn.Module
+    norm2: nn.Module
+    activation: nn.Module
+    shortcut: nn.Module
+
+    def forward(self, maps: Tensor) -> Tensor:
+        residual = self.activation(self.norm1(self.conv1(maps)))
+        residual = self.norm2(self.conv2(residual))
+        return self.activation(residual + self.shortcut(maps))
+
+
 class SymmetricResNet(LayeredEncoder, Symmetric):
     """Square images [N, in_chans, S, S] to features [N, num_features].
 

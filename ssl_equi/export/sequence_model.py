@@ -13,6 +13,7 @@ from ssl_equi.export.encoder import EncoderCard, build_encoder, describe_encoder
 from ssl_equi.export.folder import CONFIG_FILE, Export, check_sizes, open_module
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 
+SEQUENCE_MODEL_FOLDER = "sequence_model"
 # What `SequenceModel.sequences` says besides "source", by source.
 NEEDED_KEYS = {
     "rendered": {"actions", "observed_views"},

@@ -12,7 +12,7 @@ from ssl_equi.encoders.catalogue import model_arguments
 from ssl_equi.export.encoder import EncoderCard, encoder_export
 from ssl_equi.export.folder import Export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor_export
-from ssl_equi.export.sequence_model import sequence_export
+from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, sequence_export
 from ssl_equi.objectives.base import Objective
 from ssl_equi.probing.capsule_poses import probe_capsule_poses
 from ssl_equi.probing.encode import encode_split, state_sha256
@@ -34,7 +34,6 @@ if TYPE_CHECKING:  # it imports timm, which takes seconds
     from ssl_equi.encoders.capsules.network import CapsuleNetwork
 
 ENCODER_FOLDER = "encoder"
-SEQUENCE_MODEL_FOLDER = "sequence_model"
 CAPSULE_FOLDER = "capsule_network"
 
 

@@ -33,6 +33,7 @@ from ssl_equi.encoders.square.sampling import Window
 from ssl_equi.encoders.symmetric_resnet import (
     REGISTRATION,
     Stem,
+    SymmetricBasicBlock,
     SymmetricResNet,
     check_sizes,
     fields_of_channels,
@@ -43,8 +44,11 @@ from ssl_equi.encoders.timm_interface import register_encoders
 __all__ = ["GroupResNet"]
 
 
-class GroupBasicBlock(nn.Module):
-    """Two group convolutions and a shortcut: a stride of 2 halves regular maps of even side."""
+class GroupBasicBlock(SymmetricBasicBlock):
+    """Two group convolutions and a shortcut: a stride of 2 halves regular maps of even side.
+
+    Maps [N, |G| * in_fields, h, w] become [N, |G| * out_fields, h / stride, w / stride].
+    """
 
     def __init__(self, group: GroupName, in_fields: int, out_fields: int, stride: int = 1) -> None:
         super().__init__()
@@ -60,12 +64,6 @@ class GroupBasicBlock(nn.Module):
         if stride > 1 or in_fields != out_fields:
             shortcut += [GroupConvolution(group, in_fields, out_fields, 1), GroupBatchNorm(group, out_fields)]
         self.shortcut = nn.Sequential(*shortcut)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """[N, |G| * in_fields, h, w] to [N, |G| * out_fields, h / stride, w / stride]."""
-        residual = self.activation(self.norm1(self.conv1(maps)))
-        residual = self.norm2(self.conv2(residual))
-        return self.activation(residual + self.shortcut(maps))
 
 
 class GroupResNet(SymmetricResNet):

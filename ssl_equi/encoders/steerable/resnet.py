@@ -49,6 +49,7 @@ from ssl_equi.encoders.symmetric import Element, Symmetries
 from ssl_equi.encoders.symmetric_resnet import (
     REGISTRATION,
     Stem,
+    SymmetricBasicBlock,
     SymmetricResNet,
     check_sizes,
     fields_of_channels,
@@ -82,8 +83,11 @@ def steerable_norm(group: SteerableGroup, fields: int) -> nn.Module:
     return norm if group.order is not None else nn.Sequential(MixedBlocks(fourier_values()), norm)
 
 
-class SteerableBasicBlock(nn.Module):
-    """Two steerable convolutions and a shortcut: fields to fields on maps of the same side."""
+class SteerableBasicBlock(SymmetricBasicBlock):
+    """Two steerable convolutions and a shortcut, on maps of one side.
+
+    Maps [N, channels_per_field * in_fields, h, w] become [N, channels_per_field * out_fields, h, w].
+    """
 
     def __init__(
         self, group: SteerableGroup, in_fields: int, out_fields: int, kernel_size: int, max_frequency: int
@@ -95,18 +99,11 @@ class SteerableBasicBlock(nn.Module):
         self.conv2 = SteerableConvolution(group.name, "fields", out_fields, out_fields, *kernels)
         self.norm2 = steerable_norm(group, out_fields)
         self.activation = SteerableActivation(group)
-        self.shortcut: nn.Module
         if in_fields != out_fields:
             projection = SteerableConvolution(group.name, "fields", in_fields, out_fields, 1)
             self.shortcut = nn.Sequential(projection, steerable_norm(group, out_fields))
         else:
             self.shortcut = nn.Identity() if group.order is not None else MixedBlocks(fourier_values())
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """[N, channels_per_field * in_fields, h, w] to [N, channels_per_field * out_fields, h, w]."""
-        residual = self.activation(self.norm1(self.conv1(maps)))
-        residual = self.norm2(self.conv2(residual))
-        return self.activation(residual + self.shortcut(maps))
 
 
 class SteerableResNet(SymmetricResNet):
