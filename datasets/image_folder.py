@@ -9,7 +9,6 @@ with the next shard when the same command is given again. The card, images.md, h
 """
 
 import functools
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -22,11 +21,16 @@ import tyro
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.sets.image_folder import ImageFolder
 from ssl_equi.data.sets.images import say_passed_over
-from ssl_equi.data.shards.convert import ConversionOptions, ListedImages, Provenance, convert_images, summary
+from ssl_equi.data.shards.convert import (
+    ConversionOptions,
+    ListedImages,
+    Provenance,
+    convert_images,
+    key_with_hash,
+    summary,
+)
 from ssl_equi.data.shards.format import MAX_KEY_LENGTH
 from ssl_equi.data.single_views import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
-
-_DIGEST_LENGTH = 10  # hexadecimal digits that tell keys apart whose paths had to be changed
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,7 @@ def keys_of_paths(paths: Sequence[str]) -> list[str]:
 
 
 def _key_with_hash(path: str) -> str:
-    key = path.rpartition(".")[0].replace("/", "_")
-    digest = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:_DIGEST_LENGTH]
-    readable = re.sub(r"[^A-Za-z0-9_-]", "_", key)[: MAX_KEY_LENGTH - _DIGEST_LENGTH - 1]
-    return f"{readable}-{digest}"
+    return key_with_hash(path.rpartition(".")[0].replace("/", "_"), path)
 
 
 def _name(path_of: Callable[[int], Path], row: int) -> str:

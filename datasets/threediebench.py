@@ -19,31 +19,25 @@ where it stopped when started again with the same options. The card beside this 
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.order import epoch_permutation
 from ssl_equi.data.posed_folders import (
-    RESIZED_QUALITY,
     Layout,
     ListedObject,
     check_no_duplicates,
     class_names_of,
     layout_of,
     objects_as_classes,
-    pixel_statistics,
     read_object,
+    read_pixels,
     read_split_list,
 )
-from ssl_equi.data.shards.manifest import Manifest, canonical_json, has_manifest, read_manifest
+from ssl_equi.data.shards.convert import PlannedSplit, in_stored_order, pixel_statistics, resized_note, write_splits
+from ssl_equi.data.shards.manifest import Manifest, canonical_json
 from ssl_equi.data.shards.records import SplitSettings
-from ssl_equi.data.shards.verify import verify_split
-from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.errors import DataError
-from ssl_equi.files import map_in_order
 from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.latents.schema import SCHEMA_OF_WIDTH
 from ssl_equi.options import Count, Seed, Threads
@@ -61,11 +55,9 @@ STD_RGB = (0.1030, 0.0999, 0.0969)
 # What both sets' lists of splits hold: train objects, val objects, and each extreme of the classes' train objects.
 PUBLISHED_LISTS = (41_920, 10_552, 55, 44, 6_748)
 
-MEASURED_VIEWS = 500  # for mean and standard deviation
 SPLIT_BY_VIEWS = (
     "every object is a class of its own and the split is by views: 'val' shows the objects of 'train' in other views"
 )
-_READ_AHEAD_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
@@ -177,21 +169,15 @@ def provenance_of(config: Config, splits: dict[str, Split]) -> Provenance:
         )
     notes = () if config.val_every_view is None else (SPLIT_BY_VIEWS,)
     if config.resize is not None:
-        notes += (
-            f"views were resized to {config.resize} x {config.resize} pixels when they were converted and stored as "
-            f"JPEG of quality {RESIZED_QUALITY}",
-        )
+        notes += (resized_note(config.resize),)
     if published:
         return Provenance(source, terms, MEAN_RGB, STD_RGB, notes)
     ordered = in_stored_order(train.objects, config.seed)
-    mean_rgb, std_rgb, count = pixel_statistics(config.source, ordered, train.layout, MEASURED_VIEWS)
-    measured = f"mean and standard deviation of the pixels were measured on {count} training views"
+    mean_rgb, std_rgb, measured = pixel_statistics(
+        [len(train.layout.stored)] * len(ordered),
+        lambda place, view: read_pixels(config.source, ordered[place], train.layout, view),
+    )
     return Provenance(source, terms, mean_rgb, std_rgb, (*notes, measured))
-
-
-def in_stored_order(objects: Sequence[ListedObject], seed: int) -> list[ListedObject]:
-    """The objects in the order in which shards hold them."""
-    return [objects[i] for i in epoch_permutation(len(objects), seed, epoch=0)]
 
 
 def settings_of(
@@ -214,58 +200,20 @@ def settings_of(
     )
 
 
-def convert_split(
-    config: Config,
-    settings: SplitSettings,
-    split: Split,
-    report_done: Callable[[int], None] = lambda count: None,
-) -> Manifest:
-    """Write one split, going on after its finished shards; `report_done` hears how many objects are stored."""
-    if has_manifest(config.out, settings.split):
-        manifest = read_manifest(config.out, settings.split)
-        if manifest.plan_sha256 != settings.plan_sha256:
-            raise DataError(
-                f"{config.out} holds a {settings.split} split made with other options or from another list: "
-                f"choose another folder with --out or delete that split"
-            )
-        report_done(manifest.num_objects)
-        return manifest
-    with (
-        SplitWriter(config.out, settings, resume=True) as writer,
-        ThreadPoolExecutor(config.workers) as pool,
-    ):
-        report_done(writer.num_records)
-        remaining = in_stored_order(split.objects, config.seed)[writer.num_records :]
-        ahead = config.workers * _READ_AHEAD_PER_WORKER
-        for record in map_in_order(
-            pool, lambda listed: read_object(config.source, listed, split.layout), remaining, ahead
-        ):
-            writer.add(record)
-            report_done(writer.num_records)
-        return writer.finish()
-
-
 def convert(config: Config) -> dict[str, Manifest]:
     """Convert both splits and, if asked, verify them; shows a progress bar."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     splits = splits_of(config)
     class_names = class_names_of(listed for split in splits.values() for listed in split.objects)
     provenance = provenance_of(config, splits)
-    manifests = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        for name, split in splits.items():
-            settings = settings_of(config, name, split, class_names, provenance)
-            task = progress.add_task(f"{name} objects", total=len(split.objects))
-            manifests[name] = convert_split(
-                config, settings, split, lambda done, task=task: progress.update(task, completed=done)
-            )
-        if config.verify:
-            for split, manifest in manifests.items():
-                task = progress.add_task(f"verifying {split} shards", total=len(manifest.shards))
-                verify_split(config.out, split, decode=True, report_shard=lambda _, task=task: progress.advance(task))
-    return manifests
+    planned = [
+        PlannedSplit(
+            settings_of(config, name, split, class_names, provenance),
+            in_stored_order(split.objects, config.seed),
+            lambda listed, layout=split.layout: read_object(config.source, listed, layout),
+        )
+        for name, split in splits.items()
+    ]
+    return write_splits(config.out, planned, config.workers, config.verify)
 
 
 def main() -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from ssl_equi.data.images import JPEG_START, SUFFIXES, CenterCrop, decode_image
+from ssl_equi.data.images import JPEG_START, SUFFIXES, decode_image
 from ssl_equi.data.npy import map_npy
+from ssl_equi.data.shards.convert import encode_jpeg_view, natural_order, resized_square
 from ssl_equi.data.shards.format import ObjectRecord
 from ssl_equi.errors import DataError
 from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 
-RESIZED_QUALITY = 95  # of the JPEGs that resized views become, with colours at the full resolution
 _LISTED_OBJECT = re.compile(r"/?([A-Za-z0-9_-]+)/([A-Za-z0-9_-]+)/?")
 _NUMBERED_FILE = re.compile(r"(|.*\D)(\d{1,9})(\.[A-Za-z]+)")
 
@@ -132,12 +132,7 @@ def objects_as_classes(source: Path) -> list[ListedObject]:
             paths += within or [name]
     if not paths:
         raise DataError(f"{source} holds no folder of views: give one folder OBJECT/ or CLASS/OBJECT/ for each object")
-    return [ListedObject(path, path, label) for label, path in enumerate(sorted(paths, key=_natural))]
-
-
-def _natural(text: str) -> list[tuple[bool, int, str]]:
-    """obj2 comes before obj10."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", text)]
+    return [ListedObject(path, path, label) for label, path in enumerate(sorted(paths, key=natural_order))]
 
 
 def layout_of(source: Path, first: ListedObject) -> Layout:
@@ -182,28 +177,11 @@ def read_object(source: Path, listed: ListedObject, layout: Layout) -> ObjectRec
     return ObjectRecord(listed.key, listed.label, np.stack(rows), views)
 
 
-def pixel_statistics(
-    source: Path, objects: list[ListedObject], layout: Layout, count: int
-) -> tuple[tuple[float, float, float], tuple[float, float, float], int]:
-    """Mean and standard deviation of the pixels in units of [0, 1], to four digits, over `count` stored views or all.
-
-    The views are one of each object, then another one of each, and so on.
-
-    Returns:
-        Mean, standard deviation, and the number of views.
-    """
-    count = min(count, len(objects) * len(layout.stored))
-    means, squares = np.zeros((count, 3)), np.zeros((count, 3))
-    for row in range(count):
-        turn, place = divmod(row, len(objects))
-        folder = source / objects[place].path
-        number = layout.stored[(place + turn) % len(layout.stored)]
-        pixels = _view(folder / _checked_files(folder, layout)[0][number], layout.resize)[1] / 255
-        means[row], squares[row] = pixels.mean(axis=(0, 1)), np.square(pixels).mean(axis=(0, 1))
-    mean = means.mean(axis=0)
-    std = np.sqrt(np.maximum(squares.mean(axis=0) - mean**2, 0))
-    mean_rgb, std_rgb = (tuple(round(float(value), 4) for value in rgb) for rgb in (mean, std))
-    return mean_rgb, std_rgb, count  # type: ignore[return-value]
+def read_pixels(source: Path, listed: ListedObject, layout: Layout, view: int) -> np.ndarray:
+    """Pixels uint8 [H, W, 3] of one of an object's stored views, counted from 0."""
+    folder = source / listed.path
+    images, _ = _checked_files(folder, layout)
+    return _view(folder / images[layout.stored[view]], layout.resize)[1]
 
 
 def _view(path: Path, resize: int | None) -> tuple[bytes, np.ndarray]:
@@ -222,9 +200,7 @@ def _view(path: Path, resize: int | None) -> tuple[bytes, np.ndarray]:
         raise DataError(
             f"{path} has {height} x {width} pixels and only squares can be resized: pad or crop the views to squares"
         )
-    resized = np.empty((resize, resize, 3), dtype=np.uint8)
-    CenterCrop(resize, resize).place(pixels, resized)
-    encoded = simplejpeg.encode_jpeg(resized, quality=RESIZED_QUALITY, colorsubsampling="444")
+    encoded = encode_jpeg_view(resized_square(pixels, resize))
     return encoded, simplejpeg.decode_jpeg(encoded, strict=True)
 
 

@@ -23,10 +23,12 @@ from PIL import Image
 
 from ssl_equi.data.loading.gpu import encoded_views, gpu_loader
 from ssl_equi.data.remote.views import RemoteShards
+from ssl_equi.data.shards import convert
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.shards.verify import find_damage
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
+from ssl_equi.files import map_in_order
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "threediebench.py"
 SYNSETS = ("02691156", "02747177", "03001627")
@@ -148,7 +150,7 @@ def test_statistics_of_other_sets_are_measured_on_stated_views(threediebench, co
     np.testing.assert_allclose(manifest.std_rgb, pixels.std(axis=(0, 1, 2)), atol=6e-5)
     data = open_data("3diebench", config.out, "val", 16)
     assert data.notes == manifest.notes and data.mean_rgb == manifest.mean_rgb
-    monkeypatch.setattr(threediebench, "MEASURED_VIEWS", 5)
+    monkeypatch.setattr(convert, "MEASURED_VIEWS", 5)
     few = threediebench.convert(dataclasses.replace(config, out=config.out / "few"))["val"]
     assert few.notes == ("mean and standard deviation of the pixels were measured on 5 training views",)
     assert few.mean_rgb != manifest.mean_rgb
@@ -514,7 +516,7 @@ def test_damaged_archives_are_refused_by_name(threediebench, config, damage):
     assert not (config.out / "train.manifest.json").exists()
 
 
-def test_map_in_order_keeps_the_order_and_reads_ahead_only_so_far(threediebench):
+def test_map_in_order_keeps_the_order_and_reads_ahead_only_so_far():
     started: list[int] = []
     lock = threading.Lock()
 
@@ -525,7 +527,7 @@ def test_map_in_order_keeps_the_order_and_reads_ahead_only_so_far(threediebench)
         return number * number
 
     with ThreadPoolExecutor(4) as pool:
-        results = threediebench.map_in_order(pool, work, range(30), ahead=5)
+        results = map_in_order(pool, work, range(30), ahead=5)
         assert next(results) == 0
         assert max(started) <= 5
         assert [0, *results] == [number * number for number in range(30)]

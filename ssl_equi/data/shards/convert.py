@@ -1,4 +1,4 @@
-"""From images of any layout to shards: checked, put in a random order, resumed, verified; what converters share.
+"""From images and views of any layout to shards: put in a random order, resumed, verified; what converters share.
 
 Each image is decoded once, strictly, and stored as the bytes it was. Pixels only change where the user asks for it, and
 the manifest then says how.
@@ -6,11 +6,13 @@ the manifest then says how.
 
 import hashlib
 import io
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -18,11 +20,18 @@ from PIL import Image, PngImagePlugin
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ssl_equi.data.collection import Rgb
-from ssl_equi.data.images import REPAIRED_COMMENT, decode_image, decode_with_pillow
+from ssl_equi.data.images import REPAIRED_COMMENT, CenterCrop, decode_image, decode_with_pillow
 from ssl_equi.data.order import epoch_permutation
-from ssl_equi.data.shards.format import ImageRecord
-from ssl_equi.data.shards.manifest import ImageManifest, canonical_json, has_manifest, read_image_manifest
-from ssl_equi.data.shards.records import ImageSplitSettings
+from ssl_equi.data.shards.format import MAX_KEY_LENGTH, ImageRecord, ObjectRecord
+from ssl_equi.data.shards.manifest import (
+    ImageManifest,
+    Manifest,
+    canonical_json,
+    has_manifest,
+    read_image_manifest,
+    read_manifest,
+)
+from ssl_equi.data.shards.records import ImageSplitSettings, SplitSettings, pixel_moments
 from ssl_equi.data.shards.verify import find_damage
 from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.errors import DataError
@@ -31,7 +40,24 @@ from ssl_equi.options import Count, ImageSide, Seed, Threads
 from ssl_equi.runtime.system import usable_cores
 
 JPEG_QUALITY = 90  # of images whose shorter side was resized
+RESIZED_QUALITY = 95  # of the JPEGs that resized views become, with colours at the full resolution
+MEASURED_VIEWS = 500  # for mean and standard deviation of the pixels of views
 _READ_AHEAD_PER_WORKER = 4
+_DIGEST_LENGTH = 10  # hexadecimal digits that tell keys apart whose texts had to be changed
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class PlannedSplit(Generic[Item]):
+    """One split to be written: what its manifest will say, and the items that become its records, as they are stored.
+
+    `record_of` runs in threads and raises DataError for an item that can't be stored.
+    """
+
+    settings: SplitSettings | ImageSplitSettings
+    items: Sequence[Item]
+    record_of: Callable[[Item], ObjectRecord | ImageRecord]
 
 
 @dataclass(frozen=True)
@@ -86,62 +112,126 @@ def convert_images(
     """
     for images in splits:
         _check_listed(images)
+    planned = [_planned(images, provenance, options) for images in splits]
+    return write_splits(options.out, planned, options.workers, options.verify)
+
+
+def write_splits(
+    folder: Path, splits: Sequence[PlannedSplit[Any]], workers: int, verify: bool = False
+) -> dict[str, Any]:
+    """Write every split, going on after the finished shards of an earlier call, and verify them if asked.
+
+    Shows a progress bar. Returns the manifests by the splits' names. Raises DataError naming the first item that can't
+    be stored, or the first damage found.
+    """
     manifests = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        for images in splits:
-            task = progress.add_task(f"{images.split} images", total=len(images.keys))
+        for planned in splits:
+            split, what = planned.settings.split, "objects" if isinstance(planned.settings, SplitSettings) else "images"
+            task = progress.add_task(f"{split} {what}", total=len(planned.items))
 
             def report_done(count: int, task: TaskID = task) -> None:
                 progress.update(task, completed=count)
 
-            manifests[images.split] = convert_split(images, provenance, options, report_done)
-        if options.verify:
+            manifests[split] = _write_split(folder, planned, workers, report_done)
+        if verify:
             for split, manifest in manifests.items():
                 task = progress.add_task(f"verifying {split} shards", total=len(manifest.shards))
 
                 def advance(shard: str, task: TaskID = task) -> None:
                     progress.advance(task)
 
-                for damage in find_damage(options.out, split, workers=options.workers, report_shard=advance):
+                for damage in find_damage(folder, split, workers=workers, report_shard=advance):
                     raise DataError(f"{damage.sentence}: rebuild this data set, on a disk that keeps what it is given")
     return manifests
 
 
-def convert_split(
-    images: ListedImages,
-    provenance: Provenance,
-    options: ConversionOptions,
-    report_done: Callable[[int], None] = lambda count: None,
-) -> ImageManifest:
-    """Write one split, going on after its finished shards; `report_done` hears how many images are stored."""
-    order = epoch_permutation(len(images.keys), options.seed, epoch=0).tolist()
-    settings = _settings(images, order, provenance, options)
-    if has_manifest(options.out, images.split):
-        manifest = read_image_manifest(options.out, images.split)
+def _write_split(
+    folder: Path, planned: PlannedSplit[Any], workers: int, report_done: Callable[[int], None]
+) -> Manifest | ImageManifest:
+    """`report_done` hears how many records are stored."""
+    settings = planned.settings
+    if has_manifest(folder, settings.split):
+        read = read_manifest if isinstance(settings, SplitSettings) else read_image_manifest
+        manifest: Manifest | ImageManifest = read(folder, settings.split)
         if manifest.plan_sha256 != settings.plan_sha256:
             raise DataError(
-                f"{options.out} holds a {images.split} split made with other options or from other images: choose "
-                f"another folder with --out or delete that split"
+                f"{folder} holds a {settings.split} split made with other options or from other images: choose another "
+                f"folder with --out or delete that split"
             )
         report_done(manifest.num_objects)
         return manifest
-
-    def record(row: int) -> ImageRecord:
-        data = prepare_image(images.read(row), images.name_of(row), options)
-        return ImageRecord(images.keys[row], int(images.labels[row]), data)
-
     with (
-        SplitWriter[ImageRecord](options.out, settings, resume=True) as writer,
-        ThreadPoolExecutor(options.workers) as pool,
+        SplitWriter[Any](folder, settings, resume=True) as writer,
+        ThreadPoolExecutor(workers) as pool,
     ):
         report_done(writer.num_records)
-        ahead = options.workers * _READ_AHEAD_PER_WORKER
-        for found in map_in_order(pool, record, order[writer.num_records :], ahead):
-            writer.add(found)
+        remaining = planned.items[writer.num_records :]
+        for record in map_in_order(pool, planned.record_of, remaining, ahead=workers * _READ_AHEAD_PER_WORKER):
+            writer.add(record)
             report_done(writer.num_records)
-        written: ImageManifest = writer.finish(options.workers)
+        written: Manifest | ImageManifest = writer.finish(workers)
         return written
+
+
+def in_stored_order(items: Sequence[Item], seed: int) -> list[Item]:
+    """Images or objects in the order in which shards hold them."""
+    return [items[row] for row in epoch_permutation(len(items), seed, epoch=0).tolist()]
+
+
+def natural_order(text: str) -> list[tuple[bool, int, str]]:
+    """A key to sort by, with which obj2 comes before obj10."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", text)]
+
+
+def key_with_hash(readable: str, text: str) -> str:
+    """A key of letters, digits, '_' and '-' from something readable, with a hash that stands for the whole text."""
+    digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_DIGEST_LENGTH]
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', readable)[: MAX_KEY_LENGTH - _DIGEST_LENGTH - 1]}-{digest}"
+
+
+def pixel_statistics(view_counts: Sequence[int], pixels_of: Callable[[int, int], np.ndarray]) -> tuple[Rgb, Rgb, str]:
+    """Mean and standard deviation of the pixels in units of [0, 1], over 500 views or all.
+
+    The views are one of each object, then another one of each, and so on.
+
+    Args:
+        view_counts: of each object.
+        pixels_of: uint8 [H, W, 3] of an object's view, both counted from 0.
+
+    Returns:
+        Mean and standard deviation to four digits, and a note for the manifest on how many views they are of.
+    """
+    count = min(MEASURED_VIEWS, sum(view_counts))
+    moments = []
+    for row in range(count):
+        turn, place = divmod(row, len(view_counts))
+        moments.append(pixel_moments(pixels_of(place, (place + turn) % view_counts[place])))
+    mean, mean_of_squares = np.mean(moments, axis=0) / [[255], [255**2]]
+    std = np.sqrt(np.maximum(mean_of_squares - mean**2, 0))
+    mean_rgb, std_rgb = ((round(r, 4), round(g, 4), round(b, 4)) for r, g, b in (mean.tolist(), std.tolist()))
+    return mean_rgb, std_rgb, f"mean and standard deviation of the pixels were measured on {count} training views"
+
+
+def resized_note(side: int) -> str:
+    """What the manifest says of views that `resized_square` made."""
+    return (
+        f"views were resized to {side} x {side} pixels when they were converted and stored as JPEG of quality "
+        f"{RESIZED_QUALITY}"
+    )
+
+
+def resized_square(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The central square, resized bilinearly with anti-aliasing: uint8 [side, side, 3]."""
+    resized = np.empty((side, side, 3), dtype=np.uint8)
+    CenterCrop(side, side).place(pixels, resized)
+    return resized
+
+
+def encode_jpeg_view(pixels: np.ndarray) -> bytes:
+    """A view whose pixels were changed, as JPEG."""
+    return simplejpeg.encode_jpeg(pixels, quality=RESIZED_QUALITY, colorsubsampling="444")
 
 
 def prepare_image(data: bytes, name: str, options: ConversionOptions) -> bytes:
@@ -202,10 +292,9 @@ def _check_listed(images: ListedImages) -> None:
         first_row[key] = row
 
 
-def _settings(
-    images: ListedImages, order: list[int], provenance: Provenance, options: ConversionOptions
-) -> ImageSplitSettings:
-    """What the manifest will say; the plan names every image, so that only runs of the same list are continued."""
+def _planned(images: ListedImages, provenance: Provenance, options: ConversionOptions) -> PlannedSplit[int]:
+    """The plan names every image, so that only runs of the same list are continued."""
+    order = in_stored_order(range(len(images.keys)), options.seed)
     plan = [[images.keys[row], int(images.labels[row])] for row in order]
     reencoding = None
     if options.resize_shorter_side is not None:
@@ -216,7 +305,7 @@ def _settings(
             f"anti-aliasing, Pillow {version('pillow')}) and stored as JPEG of quality {JPEG_QUALITY}, 4:2:0 "
             f"(simplejpeg {version('simplejpeg')})"
         )
-    return ImageSplitSettings(
+    settings = ImageSplitSettings(
         split=images.split,
         class_names=images.class_names,
         source=provenance.source,
@@ -229,6 +318,12 @@ def _settings(
         reencoding=reencoding,
         plan=hashlib.sha256(canonical_json([plan, options.repair_damaged])).hexdigest(),
     )
+
+    def record(row: int) -> ImageRecord:
+        data = prepare_image(images.read(row), images.name_of(row), options)
+        return ImageRecord(images.keys[row], int(images.labels[row]), data)
+
+    return PlannedSplit(settings, order, record)
 
 
 def _repaired_png(data: bytes, name: str) -> bytes | None:
