@@ -11,9 +11,9 @@ import pytest
 
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.sources import open_data
+from tests.real_data import shared_data
 
 ROOT = Path(__file__).parents[2]
-DATA = ROOT.parent / "shared" / "data"
 COIL_OBJECTS, COIL_VIEWS = ("obj2", "obj10"), 72
 
 
@@ -26,14 +26,8 @@ def threediebench() -> ModuleType:
     return module
 
 
-def archive_of(name: str) -> Path:
-    if not (DATA / name).is_file():
-        pytest.skip(f"the photographs are not part of the project: {name} is looked for in {DATA}")
-    return DATA / name
-
-
 def test_eth80_is_read_in_any_size(threediebench: ModuleType, tmp_path: Path) -> None:
-    with tarfile.open(archive_of("eth80/eth80_128.tar.gz")) as archive:
+    with tarfile.open(shared_data("eth80") / "eth80_128.tar.gz") as archive:
         archive.extractall(tmp_path / "eth80", filter="data")
     config = threediebench.Config(
         source=tmp_path / "eth80", out=tmp_path / "shards", source_name="ETH-80, Leibe and Schiele, CVPR 2003",
@@ -51,7 +45,7 @@ def test_eth80_is_read_in_any_size(threediebench: ModuleType, tmp_path: Path) ->
 
 def test_coil20_is_split_by_views(threediebench: ModuleType, tmp_path: Path) -> None:
     source = tmp_path / "coil20"
-    with tarfile.open(archive_of("coil20/coil20.tar")) as archive:
+    with tarfile.open(shared_data("coil20") / "coil20.tar") as archive:
         for member in archive.getmembers():
             file = Path(member.name)
             name, _, view = file.stem.partition("__")

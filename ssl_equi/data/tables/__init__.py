@@ -1,0 +1,1 @@
+"""Tables that describe views: their cells, and the latents that columns hold."""
