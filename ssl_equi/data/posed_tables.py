@@ -33,9 +33,10 @@ from ssl_equi.data.tables.latents import parse_latent, warnings_of
 from ssl_equi.data.tables.reading import Table, read_table
 from ssl_equi.errors import DataError
 from ssl_equi.latents.schema import Latent, LatentSchema
-from ssl_equi.options import ActsWhen, Count, ImageSide, Range
+from ssl_equi.options import Count, ImageSide, Range
 
 SPLITS = ("train", "val", "test")
+DEFAULT_VAL_SHARE = 0.2
 SPLIT_BY_VIEWS = "the split is by views: 'val' shows the objects of 'train' in other views"
 _COLUMN_IN_PATTERN = re.compile(r"\{([^{}]+)\}")
 _ORIENTATION_TAG = 0x0112  # of EXIF
@@ -71,20 +72,18 @@ class TableOptions:
     """Column that says train, val or test, the same for all views of an object."""
     val_every_view: Count | None = None
     """Split by views: of each object every N-th row, the first among them, is in val and all others in train."""
-    val_share: Annotated[
-        Annotated[float, Range(above=0, below=1)],
-        ActsWhen(lambda options: options.splits_by_share, "leave out --split-column and --val-every-view"),
-    ] = 0.2
-    """Share of each class's objects that are in val, drawn by the seed, when no column says so."""
+    val_share: Annotated[float, Range(above=0, below=1)] | None = None
+    """Share of each class's objects that are in val, drawn by the seed; 0.2 when nothing else says what is in val."""
     image_size: ImageSide | None = None
     """Store the central square of every image in this side in pixels; images as they are when not given."""
     exif_orientation: Literal["refuse", "apply", "ignore"] = "refuse"
     """What to do with images whose EXIF data say that their pixels are stored turned or mirrored."""
 
     @property
-    def splits_by_share(self) -> bool:
-        """True if objects are drawn."""
-        return self.split_column is None and self.val_every_view is None
+    def image_parts(self) -> list[str]:
+        """What the paths of images are made of: text, a column, text, a column, ..., text."""
+        parts = _COLUMN_IN_PATTERN.split(self.image_column)
+        return parts if len(parts) > 1 else ["", self.image_column, ""]
 
 
 @dataclass(frozen=True)
@@ -216,7 +215,8 @@ class PosedTable:
             )
 
     def _error(self, row: int, problem: str) -> DataError:
-        return self.table.error(row, _named_column(self.options.image_column), problem)
+        # Of a pattern's columns the last, in which rows differ most.
+        return self.table.error(row, self.options.image_parts[-2], problem)
 
 
 def _orientation(data: bytes) -> int:
@@ -236,20 +236,22 @@ def read_posed_table(options: TableOptions, seed: int) -> PosedTable:
 
     Raises DataError, with file, line and column, for the first cell that can't be used.
     """
-    if options.split_column is not None and options.val_every_view is not None:
-        raise DataError("--split-column and --val-every-view are given, and each says where a view goes: drop one")
+    if sum(given is not None for given in (options.split_column, options.val_every_view, options.val_share)) > 1:
+        raise DataError(
+            "each of --split-column, --val-every-view and --val-share says what is in val: give one of them"
+        )
     if options.image_size is not None and options.image_size < 2:
         raise DataError(f"--image-size is {options.image_size}: give a side of at least 2 pixels")
     specs = [parse_latent(text) for text in options.latent]
     if not specs:
         raise DataError("no --latent is given: name what is known of the views, such as --latent azimuth:angle:deg")
     named = [options.object_column, options.class_column, options.split_column]
-    columns = [*_image_columns(options.image_column), *(column for column in named if column is not None)]
+    columns = [*options.image_parts[1::2], *(column for column in named if column is not None)]
     columns += [name for spec in specs for name in spec.columns]
     table = read_table(options.table, list(dict.fromkeys(columns)))
     objects = _objects(table, options.object_column)
     folder = options.table.parent if options.images is None else options.images
-    names = _image_names(table, options.image_column, folder)
+    names = _image_names(table, options, folder)
     latents: list[Latent] = []
     values: list[np.ndarray] = []
     warnings: list[str] = []
@@ -259,39 +261,30 @@ def read_posed_table(options: TableOptions, seed: int) -> PosedTable:
         values.append(own)
         warnings += warnings_of(latents[-1], own, list(objects.values()))
     schema = LatentSchema(tuple(latents))
-    class_of = _classes(table, options, objects)
-    class_names = tuple(sorted(set(class_of.values()), key=natural_order))
+    class_of = {name: name for name in objects}
+    if options.class_column is not None:
+        class_of = _word_of_objects(table, options.class_column, objects, "class", "give an object one class")
     rows_of_splits = _split(table, options, objects, class_of, seed)
+    _check_splits(table, options, rows_of_splits, class_of)
+    class_names = tuple(sorted(set(class_of.values()), key=natural_order))
+    label_of = {name: label for label, name in enumerate(class_names)}
     splits = {
-        split: [PosedObject(_key(name), class_names.index(class_of[name]), tuple(rows)) for name, rows in found.items()]
+        split: [PosedObject(_key(name), label_of[class_of[name]], tuple(rows)) for name, rows in found.items()]
         for split, found in rows_of_splits.items()
     }
-    _check_splits(table, options, rows_of_splits, class_of)
     return PosedTable(
         options, table, folder, names, schema, np.concatenate(values, axis=1), class_names, splits, tuple(warnings)
     )
 
 
-def _image_columns(image_column: str) -> list[str]:
-    return _COLUMN_IN_PATTERN.findall(image_column) or [image_column]
-
-
-def _named_column(image_column: str) -> str:
-    """The column that messages about an image name: the only one, or the last of a pattern, which differs most."""
-    return _image_columns(image_column)[-1]
-
-
-def _image_names(table: Table, image_column: str, folder: Path) -> list[str]:
+def _image_names(table: Table, options: TableOptions, folder: Path) -> list[str]:
     """The rows' images; DataError for one that isn't there or stands in two rows."""
-    columns = _image_columns(image_column)
+    before, columns, between = options.image_parts[0], options.image_parts[1::2], options.image_parts[2::2]
     words = [table.words(column) for column in columns]
-    # Text between the columns of a pattern, of which there is none around a single column.
-    between = _COLUMN_IN_PATTERN.split(image_column)[::2] if _COLUMN_IN_PATTERN.search(image_column) else ["", ""]
     names: list[str] = []
     row_of_name: dict[str, int] = {}
     for row in range(table.num_rows):
-        text = between[0] + "".join(own[row] + after for own, after in zip(words, between[1:]))
-        names.append(os.path.normpath(text))
+        names.append(os.path.normpath(before + "".join(own[row] + after for own, after in zip(words, between))))
         path, other = folder / names[row], row_of_name.setdefault(names[row], row)
         if other != row:
             problem = f"{path} is the image of {table.place(other)} too: list every view once"
@@ -308,12 +301,6 @@ def _objects(table: Table, column: str) -> dict[str, list[int]]:
     for row, name in enumerate(table.words(column)):
         objects.setdefault(name, []).append(row)
     return objects
-
-
-def _classes(table: Table, options: TableOptions, objects: dict[str, list[int]]) -> dict[str, str]:
-    if options.class_column is None:
-        return {name: name for name in objects}
-    return _word_of_objects(table, options.class_column, objects, "class", "an object has one class, so mend one")
 
 
 def _word_of_objects(table: Table, column: str, objects: dict[str, list[int]], what: str, cure: str) -> dict[str, str]:
@@ -370,10 +357,11 @@ def _drawn_splits(options: TableOptions, class_of: dict[str, str], seed: int) ->
             "each object is a class of its own without --class-column, and no class of val may be missing in train: "
             "give --class-column (of one word if there is but one class), or split by views with --val-every-view"
         )
+    share = DEFAULT_VAL_SHARE if options.val_share is None else options.val_share
     split_of = dict.fromkeys(class_of, "train")
     for label, name in enumerate(sorted(set(class_of.values()), key=natural_order)):
         members = [each for each, own in class_of.items() if own == name]
-        count = min(max(1, round(options.val_share * len(members))), len(members) - 1)
+        count = min(max(1, round(share * len(members))), len(members) - 1)
         # Each class is drawn from by itself, so that further classes don't change its split.
         for place in epoch_permutation(len(members), seed, epoch=label)[:count].tolist():
             split_of[members[place]] = "val"
