@@ -82,7 +82,7 @@ class PackedTextures:
         self._texels = torch.cat([level.flatten(1) for level in levels], dim=1).to(device)
 
     def sample(self, texture: Tensor, u: Tensor, v: Tensor, texels_per_sample: Tensor) -> Tensor:
-        """Colours [3, S] of textures [S] at (u, v) [S], for samples that cover so many texels [S] of the first level."""
+        """Colours [3, S] of textures [S] at (u, v) [S], for samples that cover so many texels [S] of a first level."""
         # Half the binary logarithm of an area is that of a length; a magnified texture stays at its first level.
         depth = (0.5 * texels_per_sample.clamp(min=1).log2()).clamp(max=self._most_levels - 1)
         finer = depth.floor()
