@@ -162,7 +162,8 @@ def list_models(folder: Path, pattern: str = "*", classes: Path | None = None) -
     if _depth(deepest) != _depth(shallowest) and min(_depth(deepest), _depth(shallowest)) < 3:
         raise DataError(
             f"{visible(str(shallowest))} and {visible(str(deepest))} lie at different depths of "
-            f"{visible(str(folder))}: bring all models to DIR/CLASS/OBJECT/FILE, DIR/CLASS/FILE or DIR/FILE, or choose some with --files"
+            f"{visible(str(folder))}: bring all models to DIR/CLASS/OBJECT/FILE, DIR/CLASS/FILE or DIR/FILE, or choose "
+            f"some with --files"
         )
     models = _named(folder, paths)
     return models if classes is None else _with_classes(models, classes)
