@@ -2,8 +2,8 @@
 
     python datasets/meshes.py --models MODELS --out data/mine
     python datasets/meshes.py --models SCANS --out data/scans --up z --image-size 128 --views 50 --translation
-    python datasets/meshes.py --models YCB --out data/ycb --files textured.obj --classes classes.csv --val-share 0.25
-    python datasets/meshes.py --models MODELS --out data/mine --test-share 0.2 --held-out-classes chair lamp --verify
+    python datasets/meshes.py --models YCB --out data/ycb --files textured.obj --classes classes.csv --test-share 0.3
+    python datasets/meshes.py --models MODELS --out data/mine --held-out-classes chair lamp --verify
 
 Train on them with `--dataset 3diebench --data-dir data/mine`, or 3diebench-t with --translation. Every object is drawn
 in the scene of 3DIEBench under random poses and lights, as the embedded set is. All models are read once before the
@@ -90,8 +90,9 @@ def main(config: Config) -> None:
         for split in splits:
             verify_split(config.out, split)
             print(f"verified {split}")
-    dataset = "3diebench-t" if config.set.translation else "3diebench"
-    print(f"{len(models)} models are in {config.out}: train on them with --dataset {dataset} --data-dir {config.out}")
+    flags = f"--dataset {'3diebench-t' if config.set.translation else '3diebench'} --data-dir {config.out}"
+    flags += "" if "test" in splits or "val" not in splits else " --evaluation-split val"
+    print(f"{len(models)} models are in {config.out}: train on them with {flags}")
 
 
 def usable_models(

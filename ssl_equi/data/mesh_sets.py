@@ -39,7 +39,7 @@ GENERATOR_VERSION = 1  # raised when the same models and settings would give oth
 OBJECTS_A_TASK = 4  # that a process renders in one go; a model with its texture takes some 10 MB
 MEASURED_OBJECTS, MEASURED_VIEWS = 250, 500  # at most, for mean and standard deviation of the pixels
 FEW_MODELS = 50  # below this, starting worker processes takes longer than reading them
-SAME_OBJECTS = "'val' shows the objects of 'train' in other poses and lights"
+SAME_OBJECTS = "'val' and 'test' show the objects of 'train' in other poses and lights"
 
 Share = Annotated[float, Range(minimum=0, maximum=0.9)]
 
@@ -66,10 +66,10 @@ class MeshSetConfig:
     """Move the objects too, by up to 0.5 along each of their own axes: the ten latents of 3DIEBench-T."""
     split_by: Literal["auto", "objects", "views"] = "auto"
     """objects: val has other objects than train; views: the same in other poses; auto: views if no class has two."""
-    val_share: Share = 0.2
-    """Share of the objects of each class that are in val, but at least one of two."""
-    test_share: Share = 0.0
-    """The same of test; 0 makes no split of this name."""
+    val_share: Share = 0.1
+    """Share of the objects of each class that are in val, but at least one of two; 0 makes no split of this name."""
+    test_share: Share = 0.2
+    """The same of test, but at least one of three."""
     held_out_classes: tuple[str, ...] = ()
     """Classes that are never trained on, for the split ood_family."""
     jpeg_quality: Annotated[int, Range(minimum=1, maximum=100)] = 95
@@ -252,7 +252,7 @@ def divide(models: Sequence[MeshFile], config: MeshSetConfig) -> dict[str, list[
         raise DataError(f"all {len(classes)} classes are held out: leave some to train on")
     held_out = [model for model in models if model.class_name in config.held_out_classes]
     if not splits_by_objects(models, config):
-        shown = {"train": kept, "val": kept, "test": kept if config.test_share else []}
+        shown = {"train": kept, "val": kept if config.val_share else [], "test": kept if config.test_share else []}
     else:
         shown = {"train": [], "val": [], "test": []}
         for name, members in _by_class(kept).items():
