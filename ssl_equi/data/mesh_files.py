@@ -98,7 +98,8 @@ def read_model(path: Path, up: UpAxis = "y", texture_side: int = 1024) -> Model:
     faces = np.arange(len(vertices)).reshape(-1, 3)
     colors = np.concatenate([color for color, _ in painted])
     try:
-        mesh = mesh_of_triangles(vertices, faces, colors, _joined([paint for _, paint in painted]))
+        with np.errstate(divide="ignore", invalid="ignore"):  # of an object without extent
+            mesh = mesh_of_triangles(vertices, faces, colors, _joined([paint for _, paint in painted]))
     except ValueError as error:
         raise DataError(f"{name} shows nothing ({error}): export it again, or remove the file") from error
     return Model(mesh, tuple(files.missing))
@@ -157,7 +158,11 @@ class _Part:
         def light(levels: Any) -> NDArray[np.float32]:
             return _as_light(np.asarray(levels), linear)
 
-        if visual is None or visual.kind is None:
+        material = getattr(visual, "material", None)
+        image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
+        # Where there is no material, trimesh puts a grey image of its own, which no file's format is known of.
+        stand_in = image is not None and image.format is None
+        if visual is None or visual.kind is None or stand_in:
             pass
         elif visual.kind == "face":
             face_colors = light(visual.face_colors)
@@ -165,11 +170,9 @@ class _Part:
             face_colors[:] = 1
             corner_colors = light(visual.vertex_colors)[self.faces]
         else:
-            material, coordinates = visual.material, visual.uv
-            image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-            if image is not None and np.shape(coordinates) == (len(self.vertices), 2):
+            if image is not None and np.shape(visual.uv) == (len(self.vertices), 2):
                 textures, face_textures = (_texture(image, texture_side),), np.zeros(count, dtype=np.int32)
-                uv = _near_zero(np.asarray(coordinates, dtype=np.float64)[self.faces])
+                uv = _near_zero(np.asarray(visual.uv, dtype=np.float64)[self.faces])
             # glTF multiplies factor and texture. OBJ does in theory, but many files have a black or grey one beside it.
             factor = getattr(material, "baseColorFactor", None) if linear else material.main_color
             factor = [255, 255, 255] if factor is None or (textures and not linear) else factor
