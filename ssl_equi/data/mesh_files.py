@@ -6,6 +6,7 @@ over. The renderer's own, from the triangles, are right for all.
 """
 
 import io
+import logging
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ _SCENE_FROM_FILE = {
     "y": np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]),
     "z": np.eye(3),
 }
+_TEXT_SUFFIXES = (".obj", ".off", ".mtl")
 _LINEAR_SUFFIXES = (".glb", ".gltf")  # state factors and vertex colours in linear light, and textures in sRGB
 
 
@@ -57,6 +59,8 @@ def import_trimesh() -> ModuleType:
         import trimesh
     except ImportError as error:
         raise DataError(f"mesh files are read by trimesh, which can't be imported ({error}): {INSTALLATION}") from error
+    # It logs the traceback of what it survives.
+    logging.getLogger("trimesh").setLevel(logging.CRITICAL)
     return trimesh
 
 
@@ -70,16 +74,18 @@ def read_model(path: Path, up: UpAxis = "y", texture_side: int = 1024) -> Model:
     name = visible(str(path))
     files = _FilesBeside(path.parent)
     try:
-        with open(path, "rb") as file:
-            # "process" would merge and drop vertices in trimesh's own way.
-            scene = trimesh.load_scene(
-                file, file_type=path.suffix.lower().removeprefix("."), resolver=files, process=False
-            )
+        content = io.BytesIO(
+            _as_utf8(path.read_bytes()) if path.suffix.lower() in _TEXT_SUFFIXES else path.read_bytes()
+        )
+        # "process" would merge and drop vertices in trimesh's own way.
+        scene = trimesh.load_scene(content, file_type=path.suffix.lower()[1:], resolver=files, process=False)
         parts = [_Part(scene, node) for node in scene.graph.nodes_geometry]
     except OSError as error:
         raise DataError(f"{name} can't be read ({error.strerror or error}): allow it, or remove the file") from error
     except Exception as error:  # a file may hold anything, and trimesh raises what comes
-        raise DataError(f"{name} is no mesh file that can be read ({visible(str(error))}): export it again") from error
+        # What can't be decoded as text is given to a library that guesses encodings, where there is one.
+        problem = "neither binary nor text of this format" if isinstance(error, ImportError) else visible(str(error))
+        raise DataError(f"{name} is no mesh file that can be read ({problem}): export it again") from error
     parts = [part for part in parts if len(part.faces)]
     count = sum(len(part.faces) for part in parts)
     if not count:
@@ -105,6 +111,15 @@ def read_model(path: Path, up: UpAxis = "y", texture_side: int = 1024) -> Model:
     return Model(mesh, tuple(files.missing))
 
 
+def _as_utf8(text: bytes) -> bytes:
+    """Text in UTF-8; names in another encoding, which older programs write, come out in that of the West."""
+    try:
+        text.decode()
+        return text
+    except UnicodeDecodeError:
+        return text.decode("latin-1").encode()
+
+
 @dataclass
 class _FilesBeside:
     """What trimesh asks for the material and texture files that a mesh file names; notes those that it can't have."""
@@ -120,7 +135,9 @@ class _FilesBeside:
         for spelling in spellings:
             try:
                 data = (self.folder / spelling).read_bytes()
-                if Path(spelling).suffix.lower() not in (".mtl", ".bin"):
+                if Path(spelling).suffix.lower() in _TEXT_SUFFIXES:
+                    return _as_utf8(data)
+                if Path(spelling).suffix.lower() != ".bin":
                     Image.open(io.BytesIO(data)).close()
                 return data
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
@@ -145,6 +162,8 @@ class _Part:
         self.faces: NDArray[np.int64] = np.asarray(getattr(geometry, "faces", np.zeros((0, 3))), dtype=np.int64)
         self.vertices: NDArray[np.float64] = np.asarray(geometry.vertices) @ matrix[:3, :3].T + matrix[:3, 3]
         self._visual = getattr(geometry, "visual", None)
+        if self.faces.size and not 0 <= self.faces.min() <= self.faces.max() < len(self.vertices):
+            raise ValueError(f"a face has a corner beyond its {len(self.vertices)} vertices")
 
     def paint(self, linear: bool, texture_side: int) -> tuple[NDArray[np.float32], Paint]:
         """Albedo of each face [F, 3], and what multiplies it; `linear` if the file states colours in linear light."""
@@ -215,7 +234,8 @@ def _texture(image: Image.Image, most_side: int) -> NDArray[np.float32]:
 def _near_zero(uv: NDArray[np.float64]) -> NDArray[np.float32]:
     """Texture coordinates [F, 3, 2] less whole repeats of the texture, for float32 to hold; those not finite are 0."""
     uv = np.nan_to_num(uv, nan=0.0, posinf=0.0, neginf=0.0)
-    return (uv - np.floor(uv.min(axis=1, keepdims=True))).astype(np.float32)
+    # A face over ten thousand repeats is noise whatever they are, and float32 holds no more.
+    return (uv - np.floor(uv.min(axis=1, keepdims=True))).clip(0, 1e4).astype(np.float32)
 
 
 def _joined(paints: list[Paint]) -> Paint:

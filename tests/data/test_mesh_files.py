@@ -235,7 +235,7 @@ PLY_POINTS = (
         ("nan.obj", "v 0 0 0\nv nan 0 0\nv 0 1 0\nf 1 2 3\n", "nan.obj has 1 corners of faces that are not finite"),
         ("flat.obj", "v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "flat.obj shows nothing"),
         ("point.obj", "v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n", "point.obj shows nothing"),
-        ("beyond.obj", "v 0 0 0\nv 1 0 0\nf 1 2 7\n", "beyond.obj"),
+        ("beyond.obj", "v 0 0 0\nv 1 0 0\nf 1 2 7\n", "beyond.obj is no mesh file"),
     ],
 )
 def test_what_cannot_be_rendered_is_named_in_one_sentence(
@@ -245,6 +245,32 @@ def test_what_cannot_be_rendered_is_named_in_one_sentence(
     with pytest.raises(DataError, match=message) as caught:
         read_model(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_names_in_another_encoding_and_corners_counted_from_the_end_are_read(tmp_path: Path) -> None:
+    path = write_square(tmp_path, four_colors_image())
+    text = path.read_text().replace(SQUARE_FACE, "g cafe\nf -4/-4 -3/-3 -2/-2 -1/-1\n").replace("paint", "caf\xe9")
+    path.write_bytes(text.encode("latin-1"))
+    (tmp_path / "square.mtl").write_bytes("newmtl caf\xe9\nmap_Kd texture.png\n".encode("latin-1"))
+    assert shown(path)["upper left"] == pytest.approx(RED, abs=0.03)
+
+
+def test_damaged_files_are_read_or_named(tmp_path: Path) -> None:
+    """Cut off, changed and with bytes put in, under any name."""
+    box = trimesh.creation.box()
+    generator = np.random.default_rng(0)
+    for suffix in MESH_SUFFIXES:
+        whole = box.export(file_type=suffix[1:]) if suffix != ".gltf" else box.export(file_type="glb")
+        whole = whole if isinstance(whole, bytes) else whole.encode()
+        for number in range(8):
+            place = int(generator.integers(len(whole)))
+            ends = (b"", whole[place:], b"\xff" + whole[place + 1 :])
+            path = tmp_path / f"damaged{suffix}"
+            path.write_bytes(whole[:place] + (b"\xf3\x00" if number % 3 == 1 else b"") + ends[number % 3])
+            try:
+                assert np.isfinite(read_model(path).mesh.corner_normals).all()
+            except DataError as error:
+                assert f"damaged{suffix}" in str(error) and "charset" not in str(error)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
