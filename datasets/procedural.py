@@ -25,11 +25,11 @@ from ssl_equi.data.procedural import (
     ProceduralConfig,
     build_procedural,
     default_folder,
-    default_workers,
     plan_objects,
-    rendered_records,
+    rendered_split,
     split_plans,
 )
+from ssl_equi.data.rendering import default_workers
 from ssl_equi.data.shards.format import ObjectRecord
 from ssl_equi.data.shards.verify import verify_split
 from ssl_equi.errors import DataError
@@ -83,7 +83,7 @@ def write_files(folder: Path, config: ProceduralConfig, split: str, workers: int
     done = 0
     while done < len(objects) and _object_folder(folder, objects[done]).exists():
         done += 1
-    records = rendered_records(config, split, skip=done, workers=workers, device=device)
+    records = rendered_split(config, split).records(skip=done, workers=workers, device=device)
     try:
         for planned, record in zip(objects[done:], track(records, f"rendering {split}", len(objects) - done)):
             _write_object(_object_folder(folder, planned), record)

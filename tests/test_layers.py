@@ -93,6 +93,7 @@ def test_a_library_stays_behind_its_border() -> None:
     borders = {
         "lightly": "parts/heads.py", "escnn": "escnn_import.py",
         "fsspec": "transport.py", "sklearn": "feature_map.py", "pyarrow": "tables/reading.py",
+        "trimesh": "mesh_files.py",
     }  # fmt: skip
     for library, border in borders.items():
         users = [path for path in modules() if library in {name.split(".")[0] for name in imported_names(path)}]
@@ -127,7 +128,8 @@ def test_every_dependency_of_the_package_is_declared() -> None:
         "scikit-learn": "sklearn",
     }  # fmt: skip
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["steerable"], *extras["streaming"], *extras["maps"], *extras["tables"]]
+    optional = [line for extra in ("steerable", "streaming", "maps", "tables", "meshes") for line in extras[extra]]
+    lines = [*project["dependencies"], *optional]
     declared = {import_name.get(name, name) for name in (line.split(">")[0] for line in lines)}
     used = {name.split(".")[0] for path in modules() for name in imported_names(path)}
     foreign = {name for name in used if name not in sys.stdlib_module_names and name != "ssl_equi"}

@@ -9,31 +9,23 @@ machine up to the rounding of the renderer, an interrupted build goes on where i
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import simplejpeg
-import torch
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
+from ssl_equi.data.rendering import RenderedSplit, build_splits, rendered_records
 from ssl_equi.data.shards.format import ObjectRecord
-from ssl_equi.data.shards.manifest import has_manifest, read_manifest
 from ssl_equi.data.shards.records import SplitSettings
-from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.errors import DataError
-from ssl_equi.files import building_progress, working_alone
 from ssl_equi.latents.schema import THREEDIEBENCH, THREEDIEBENCH_T, LatentSchema
 from ssl_equi.options import Count, ImageSide, Range, Seed
-from ssl_equi.runtime.system import usable_cores
 from ssl_equi.scenes.families import DEFAULT_FAMILIES, HELD_OUT_FAMILIES, build_object
-from ssl_equi.scenes.render import Renderer
 from ssl_equi.scenes.sampling import RotationSampling, sample_latents
 from ssl_equi.scenes.scene import SceneSettings
 
@@ -47,7 +39,6 @@ TRANSLATED_PIXEL_MEAN_RGB = (0.488, 0.487, 0.487)  # the same of the translated 
 TRANSLATED_PIXEL_STD_RGB = (0.122, 0.122, 0.122)
 
 OBJECTS_A_TASK = 12  # what a worker renders in one go: 240 images of 64 x 64 fill its caches well
-SMALL_BUILD_IMAGES = 1500  # below this, starting worker processes takes longer than the work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,44 +170,19 @@ def render_objects(
     """Renders every view of some objects and encodes them as JPEG."""
     latents = [latents_of_object(planned, config, rotation) for planned in objects]
     meshes = [build_object(planned.family, planned.object_seed) for planned in objects]
-    renderer = Renderer(meshes, SceneSettings(resolution=config.image_size), device=device)
-    mesh_indices = torch.arange(len(objects)).repeat_interleave(config.views)
-    images = renderer.render(mesh_indices, torch.from_numpy(np.concatenate(latents))).cpu().numpy()
-    encoded = [
-        simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=config.jpeg_quality, colorspace="RGB")
-        for image in images
-    ]
-    return [
-        ObjectRecord(
-            key=planned.key,
-            label=planned.label,
-            latents=latents[index],
-            images=encoded[index * config.views : (index + 1) * config.views],
-        )
-        for index, planned in enumerate(objects)
-    ]
+    settings = SceneSettings(resolution=config.image_size)
+    return rendered_records(objects, meshes, latents, settings, config.jpeg_quality, device)
 
 
-def rendered_records(
-    config: ProceduralConfig, split: str, *, skip: int = 0, workers: int = 1, device: str = "cpu"
-) -> Iterator[ObjectRecord]:
-    """The records of a split in their order, after the first `skip`, rendered by `workers` processes."""
-    objects = plan_objects(config, split)[skip:]
-    rotation = split_plans(config)[split].rotation
-    tasks = [objects[start : start + OBJECTS_A_TASK] for start in range(0, len(objects), OBJECTS_A_TASK)]
-    if workers <= 1 or device != "cpu" or len(objects) * config.views < SMALL_BUILD_IMAGES:
-        for task in tasks:
-            yield from render_objects(task, config, rotation, device)
-        return
-    # Fresh processes: forking one that has used torch's threads can hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_use_one_thread) as pool:
-        futures = [pool.submit(render_objects, task, config, rotation) for task in tasks]
-        try:
-            while futures:
-                yield from futures.pop(0).result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+def rendered_split(config: ProceduralConfig, split: str) -> RenderedSplit:
+    """One split, ready to be rendered.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    objects = plan_objects(config, split)
+    render = partial(render_objects, config=config, rotation=split_plans(config)[split].rotation)
+    return RenderedSplit(split_settings(config, split), objects, config.views, OBJECTS_A_TASK, render)
 
 
 def build_procedural(
@@ -234,16 +200,8 @@ def build_procedural(
         DataError: an unknown split, or a file that can't be written (what is finished stays, and the next call goes
             on from there).
     """
-    if missing_splits(folder, splits):
-        with _building_alone(folder, missing_splits(folder, splits)):
-            _refuse_to_mix(folder, config)
-            for split in missing_splits(folder, splits):
-                _build_split(folder, config, split, workers or default_workers(), device, show_progress)
-
-
-def missing_splits(folder: Path, splits: Sequence[str]) -> list[str]:
-    """The splits that have no manifest yet."""
-    return [split for split in splits if not has_manifest(folder, split)]
+    known = {split: rendered_split(config, split) for split in dict.fromkeys((*split_plans(config), *splits))}
+    build_splits(folder, known, splits, workers=workers, device=device, show_progress=show_progress)
 
 
 def default_folder(config: ProceduralConfig) -> Path:
@@ -266,51 +224,3 @@ def split_settings(config: ProceduralConfig, split: str) -> SplitSettings:
         std_rgb=TRANSLATED_PIXEL_STD_RGB if config.translation else PIXEL_STD_RGB,
         plan=config.fingerprint,
     )
-
-
-def _refuse_to_mix(folder: Path, config: ProceduralConfig) -> None:
-    """Splits of two configurations in one folder would have other classes or poses under the same names."""
-    for split in split_plans(config):
-        if missing_splits(folder, [split]):
-            continue
-        if read_manifest(folder, split).plan_sha256 != split_settings(config, split).plan_sha256:
-            raise DataError(
-                f"{folder} holds a split {split!r} of other settings or another data set: choose another folder, "
-                "or build the missing splits with the settings of the first"
-            )
-
-
-def _build_split(
-    folder: Path, config: ProceduralConfig, split: str, workers: int, device: str, show_progress: bool
-) -> None:
-    plan, settings = split_plans(config)[split], split_settings(config, split)
-    total = len(plan.families) * plan.objects_per_family * config.views
-    with SplitWriter(folder, settings, resume=True) as writer, building_progress(show_progress) as progress:
-        done = writer.num_records * config.views
-        bar = progress.add_task(f"rendering {split}", total=total, completed=done)
-        for record in rendered_records(config, split, skip=writer.num_records, workers=workers, device=device):
-            writer.add(record)
-            progress.advance(bar, config.views)
-        writer.finish()
-    if show_progress and not progress.console.is_terminal:
-        print(f"rendered {split}: {total:,} images in {folder}", flush=True)
-
-
-@contextmanager
-def _building_alone(folder: Path, splits: Sequence[str]) -> Iterator[None]:
-    """Holds the folder's lock: of two processes that want the same set, one builds and the other waits."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot write {folder} ({error.strerror}): choose another folder with --data-dir") from error
-    with working_alone(folder / ".building.lock", f"building {', '.join(splits)} in {folder}"):
-        yield
-
-
-def default_workers() -> int:
-    """One process for each usable core, eight at most: rendering more than that at once floods the memory."""
-    return min(usable_cores(), 8)
-
-
-def _use_one_thread() -> None:
-    torch.set_num_threads(1)

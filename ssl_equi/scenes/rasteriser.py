@@ -77,7 +77,7 @@ class VisibleSurface:
     image, triangle: [S] int64
     inverse_depth: [S]
     weights: [3, S], perspective-correct barycentric coordinates of the triangle's corners
-    seen_from_inside: [S] bool, the corners run clockwise in the picture
+    area_px: [S], twice the signed area of the triangle's picture
     """
 
     pixel: Tensor
@@ -85,7 +85,12 @@ class VisibleSurface:
     triangle: Tensor
     inverse_depth: Tensor
     weights: Tensor
-    seen_from_inside: Tensor
+    area_px: Tensor
+
+    @property
+    def seen_from_inside(self) -> Tensor:
+        """[S] bool, the corners run clockwise in the picture."""
+        return self.area_px > 0
 
 
 def expand_counts(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +185,7 @@ def visible_surface(fragments: Fragments, background: Tensor, num_images: int) -
         triangle=per_pixel(setup.triangle),
         inverse_depth=inverse_depth,
         weights=torch.stack([1 - weight_1 - weight_2, weight_1, weight_2]),
-        seen_from_inside=per_pixel(setup.area_px) > 0,
+        area_px=per_pixel(setup.area_px),
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.runtime.device_copies import copy_together
-from ssl_equi.scenes.mesh import Mesh
+from ssl_equi.scenes.mesh import Mesh, Paint
 from ssl_equi.scenes.rasteriser import VisibleSurface, depth_buffer, expand_counts, rasterise, visible_surface
 from ssl_equi.scenes.scene import (
     FLOOR_Z,
@@ -21,6 +21,7 @@ from ssl_equi.scenes.scene import (
     scene_parameters,
 )
 from ssl_equi.scenes.shading import LightMaps, floor_radiance, make_light_maps, object_radiance, srgb_from_linear
+from ssl_equi.scenes.textures import PackedPaint
 
 __all__ = ["Renderer", "SceneSettings"]
 
@@ -52,6 +53,8 @@ class Renderer:
         self.device = torch.device(device)
         self.num_meshes = len(meshes)
         self._faces = _PackedFaces(meshes, self.device)
+        painted = any(mesh.paint is not None for mesh in meshes)
+        self._paint = PackedPaint(meshes, self.device) if painted else None
         self._camera = main_camera(settings.sample_resolution, self.device)
         self._rays = self._camera.rays().reshape(3, -1)
         self._floor_inverse_depth = self._camera.floor_inverse_depth().reshape(-1)
@@ -119,12 +122,15 @@ class Renderer:
         x, y, z = (corner_normals * surface.weights).sum(1)
         rotation = parameters.rotation.permute(1, 2, 0).reshape(9, -1).index_select(1, surface.image).view(3, 3, -1)
         normals = torch.stack([row[0] * x + row[1] * y + row[2] * z for row in rotation])
+        albedo = self._faces.colors.index_select(1, sample_face)
+        if self._paint is not None:
+            albedo = albedo * self._paint.colors_at(surface, sample_face)
         return object_radiance(
             surface=surface,
             rays=rays,
             camera_position=self._camera.position[0],
             normals=normals,
-            albedo=self._faces.colors.index_select(1, sample_face),
+            albedo=albedo,
             parameters=parameters,
             light_maps=light_maps,
             settings=self.settings,
@@ -206,6 +212,22 @@ def _require_well_formed(meshes: Sequence[Mesh]) -> None:
                 f"mesh {index} has faces that use vertices {mesh.faces.min()} to {mesh.faces.max()}: "
                 f"it has only 0 to {len(mesh.vertices) - 1}"
             )
+        if mesh.paint is not None:
+            _require_well_formed_paint(mesh.paint, count, index)
+
+
+def _require_well_formed_paint(paint: Paint, count: int, index: int) -> None:
+    shapes = (paint.corner_colors.shape, paint.corner_uv.shape, paint.face_textures.shape)
+    if shapes != ((count, 3, 3), (count, 3, 2), (count,)):
+        raise ValueError(
+            f"mesh {index} has {count} faces and a paint of shapes {shapes}: give ({count}, 3, 3) corner_colors, "
+            f"({count}, 3, 2) corner_uv and ({count},) face_textures"
+        )
+    if count and not (paint.face_textures.min() >= -1 and paint.face_textures.max() < len(paint.textures)):
+        raise ValueError(
+            f"mesh {index} has faces with textures {paint.face_textures.min()} to {paint.face_textures.max()}: it has "
+            f"only 0 to {len(paint.textures) - 1}, and -1 for none"
+        )
 
 
 def _floor_points(camera: Cameras) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from ssl_equi.data import procedural
+from ssl_equi.data import procedural, rendering
 from ssl_equi.data.procedural import (
     PIXEL_MEAN_RGB,
     PIXEL_STD_RGB,
@@ -89,7 +89,7 @@ def test_two_builds_are_equal_to_the_byte(tiny_data: Path, tiny_config: Procedur
 def test_worker_processes_render_the_same_bytes(
     tiny_data: Path, tiny_config: ProceduralConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(procedural, "SMALL_BUILD_IMAGES", 0)
+    monkeypatch.setattr(rendering, "SMALL_BUILD_IMAGES", 0)
     build_procedural(tmp_path, tiny_config, ("train",), workers=2, show_progress=False)
     assert np.array_equal(all_views(ShardDataset(tmp_path, "train")), all_views(ShardDataset(tiny_data, "train")))
 
@@ -100,11 +100,11 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
     rendered = []
     real = procedural.render_objects
 
-    def counting(objects, *arguments):
+    def counting(objects, **arguments):
         rendered.extend(planned.key for planned in objects)
         if len(rendered) > 12:
             raise KeyboardInterrupt
-        return real(objects, *arguments)
+        return real(objects, **arguments)
 
     monkeypatch.setattr(procedural, "render_objects", counting)
     with pytest.raises(KeyboardInterrupt):
@@ -113,7 +113,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
     monkeypatch.setattr(procedural, "render_objects", real)
     again = []
     monkeypatch.setattr(
-        procedural, "render_objects", lambda objects, *rest: (again.extend(objects), real(objects, *rest))[1]
+        procedural, "render_objects", lambda objects, **rest: (again.extend(objects), real(objects, **rest))[1]
     )
     build_procedural(tmp_path, tiny_config, ("train",), workers=1, show_progress=False)
     assert len(again) == 24 - 10, "the two finished shards of five objects were rendered again"
