@@ -155,7 +155,8 @@ def read_images(collection: ViewCollection, count: int, seed: int) -> tuple[np.n
             "give a data set of square images"
         )
     objects = np.unique(np.linspace(0, collection.num_objects - 1, count).round().astype(np.int64))
-    views = np.random.default_rng(seed).integers(0, collection.num_views, (len(objects), 1))
+    own_views = collection.num_views if collection.view_counts is None else collection.view_counts[objects, None]
+    views = np.random.default_rng(seed).integers(0, own_views, (len(objects), 1))
     pixels = np.empty((len(objects), 1, height, width, 3), dtype=np.uint8)
     collection.read_views(objects, views, pixels)
     return pixels[:, 0], torch.from_numpy(np.asarray(collection.labels, dtype=np.int64)[objects])

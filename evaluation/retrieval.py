@@ -40,7 +40,7 @@ from ssl_equi.probing.predictor_retrieval import retrieve_with_predictor
 from ssl_equi.probing.records import ProbeRecord, append_records, print_records, refuse_other_content
 from ssl_equi.probing.retrieval import Similarity
 from ssl_equi.probing.retrieval_results import retrieval_records
-from ssl_equi.probing.sequence_retrieval import retrieve_with_sequences
+from ssl_equi.probing.sequence_retrieval import different_galleries, retrieve_with_sequences
 from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.views.makers import check_translations
 
@@ -186,7 +186,9 @@ def check_actions_are_known(config: Config, model: SequenceModel) -> None:
 
 
 def check_contexts(config: Config, contexts: tuple[int, ...], views: ViewCollection) -> None:
-    """Raises UserError unless contexts of these sizes leave a view to ask for."""
+    """Raises UserError unless contexts of these sizes leave a view to ask for, as many of each object."""
+    if views.view_counts is not None:
+        raise UserError(f"{different_galleries(views)}: take a split of objects with equally many views")
     largest = views.num_views - 1
     if not contexts or min(contexts) < 1 or max(contexts) > largest:
         raise UserError(

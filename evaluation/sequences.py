@@ -191,7 +191,7 @@ def rendered_sequences(
 ) -> FeatureSequences:
     """Stored views; hues are asked for, too, if the model was not told of them."""
     cache = encode_split(model.objective.encoder, collection, model.mean_rgb, model.std_rgb, DEVICE)
-    length = min(protocol.views, cache.num_views)
+    length = min(protocol.views, cache.fewest_views)
     kind = model.sequences["actions"]
     return sequences_of_cache(
         cache, kind, length, protocol.sequences_per_object, protocol.sequences_seed, ask_for_hues=True

@@ -192,7 +192,7 @@ class ViewsConfig:
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(ViewCollection):
     """What a data source tells of its training views without reading one: 24 objects seen from 4 sides."""
 
     latents: np.ndarray = field(default_factory=lambda: np.zeros((24, 4, 7), np.float32))

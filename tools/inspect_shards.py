@@ -128,14 +128,15 @@ def show(console: Console, config: Config, split: str) -> None:
 
 def facts_of_objects(manifest: Manifest, objects: ShardDataset) -> dict[str, str]:
     height, width = manifest.image_size
+    views = between(objects.fewest_views, objects.num_views)
     return {
         "source": manifest.source,
         "licence": manifest.license,
         "made by": f"{manifest.writer}, seed {manifest.seed}",
-        "objects": f"{manifest.num_objects:,} x {manifest.num_views} views of {width} x {height} pixels",
+        "objects": f"{manifest.num_objects:,} x {views} views of {width} x {height} pixels",
         "kind": manifest.view_format,
         **({"notes": "; ".join(manifest.notes)} if manifest.notes else {}),
-        **totals(shard_rows(manifest), manifest.num_views),
+        **totals(shard_rows(manifest), objects.num_images),
         "normalisation": normalisation(manifest.mean_rgb, manifest.std_rgb),
         "fingerprint": objects.fingerprint[:FINGERPRINT_DIGITS],
     }
@@ -180,8 +181,9 @@ def foreign_shard_rows(images: ImageShards) -> list[ShardRow]:
     return [(shard.name, count, shard.stat().st_size) for shard, count in zip(shards, counts)]
 
 
-def totals(shards: Sequence[ShardRow], num_views: int = 1) -> dict[str, str]:
-    size, images = sum(size for _, _, size in shards), num_views * sum(count for _, count, _ in shards)
+def totals(shards: Sequence[ShardRow], images: int | None = None) -> dict[str, str]:
+    """Number and bytes of shards of so many images; of one per record if that isn't given."""
+    size, images = sum(size for _, _, size in shards), images or sum(count for _, count, _ in shards)
     return {"shards": f"{len(shards):,}, {human_bytes(size)} ({human_bytes(size / images)} an image)"}
 
 
@@ -293,7 +295,7 @@ def draw_sheet(config: Config, split: str) -> None:
     collection: ViewCollection
     if is_rendered:
         collection = ShardDataset(config.folder, split)
-        columns = min(columns, collection.num_views)
+        columns = min(columns, collection.fewest_views)
     else:
         collection = SingleViews(ImageShards(config.folder, split), crop)
     wanted = rows if is_rendered else rows * columns

@@ -25,6 +25,7 @@ from ssl_equi.data.npy import map_npy, npy_bytes
 from ssl_equi.data.shards.files import ShardFiles
 from ssl_equi.data.shards.manifest import canonical_json
 from ssl_equi.data.stage_seconds import CLOCK
+from ssl_equi.data.view_counts import is_view
 from ssl_equi.errors import DataError, LostShardError
 from ssl_equi.files import (
     building_progress,
@@ -82,10 +83,13 @@ class CachedViews(DerivedViews):
         # Read with `pread`: a file that is cut gives an error where a memory map would kill the process.
         self._pixels = ShardFiles([self.cache_folder / _PIXELS])
         self._checksums = self._opened(_CHECKSUMS, np.uint32, (self.num_objects, self.num_views))
+        # Pixels lie one view behind the other, without padding.
+        counts = np.broadcast_to(self.views_of_each, self.num_objects).astype(np.int64)
+        self._first_images = np.cumsum(counts) - counts
         self._content_sizes: np.ndarray | None = None
         if not self.fills_image:
             self._content_sizes = self._opened(_SIZES, np.int64, (self.num_objects, self.num_views, 2))
-        path, expected = self.cache_folder / _PIXELS, self.num_objects * self.num_views * self._bytes_per_view
+        path, expected = self.cache_folder / _PIXELS, self.num_images * self._bytes_per_view
         found = path.stat().st_size if path.is_file() else 0
         if found != expected:
             raise self._damaged(f"has {found} bytes of pixels where {expected} belong")
@@ -107,7 +111,7 @@ class CachedViews(DerivedViews):
     def _read_view(self, object_index: int, view: int) -> bytes:
         if (object_index, view) in self._bad_views:
             raise DataError(self._bad_views[object_index, view])
-        place = (object_index * self.num_views + view) * self._bytes_per_view
+        place = (int(self._first_images[object_index]) + view) * self._bytes_per_view
         data = self._pixels.read(0, place, self._bytes_per_view)
         if len(data) != self._bytes_per_view:
             raise self._damaged(f"ends within view {view} of object {object_index}")
@@ -181,7 +185,7 @@ def _bad_views_of(folder: Path) -> dict[tuple[int, int], str]:
 
 def _build(stored: ViewCollection, folder: Path, keep_bad_views: bool, show_progress: bool) -> None:
     """Decode all views under another name, then give the folder its own."""
-    count = stored.num_objects * stored.num_views
+    count = stored.num_images
     total_bytes = count * _bytes_per_view(stored)
     temporary = folder.with_name(f".building-{folder.name}")  # of this name once, for the lock is held
     shutil.rmtree(temporary, ignore_errors=True)
@@ -219,6 +223,8 @@ def _write_views(stored: ViewCollection, folder: Path, keep_bad_views: bool, sho
                     checksums[object_index, view] = _checksum(pixels[row, view].tobytes(), size)
             content_sizes[objects] = sizes
             bad_views += bad
+            if stored.view_counts is not None:
+                pixels = pixels[is_view(stored.view_counts[objects], stored.num_views)]
             file.write(pixels.data)
             progress.advance(bar, len(objects) * stored.num_views)
         file.flush()
@@ -240,12 +246,11 @@ def _decoded(stored: ViewCollection, keep_bad_views: bool) -> Iterator[_DecodedO
     """
 
     def decode(objects: np.ndarray) -> _DecodedObjects:
-        views = np.tile(np.arange(stored.num_views), (len(objects), 1))
-        pixels = np.zeros((*views.shape, *stored.image_size, 3), dtype=np.uint8)
-        sizes = np.zeros((*views.shape, 2), dtype=np.int64)
+        pixels = np.zeros((len(objects), stored.num_views, *stored.image_size, 3), dtype=np.uint8)
+        sizes = np.zeros((len(objects), stored.num_views, 2), dtype=np.int64)
         bad_views: list[tuple[int, int, str]] = []
         try:
-            stored.read_views(objects, views, pixels, sizes)
+            stored.read_all_views(objects, pixels, sizes)
         except DataError as error:
             if not keep_bad_views or isinstance(error, LostShardError):
                 raise
@@ -265,7 +270,8 @@ def _decode_one_by_one(
     stored: ViewCollection, objects: np.ndarray, pixels: np.ndarray, sizes: np.ndarray
 ) -> list[tuple[int, int, str]]:
     bad_views = []
-    for row, view in np.ndindex(pixels.shape[:2]):
+    counts = np.broadcast_to(stored.views_of_each, stored.num_objects)[objects]
+    for row, view in np.argwhere(is_view(counts, stored.num_views)).tolist():
         one = slice(row, row + 1), slice(view, view + 1)
         try:
             stored.read_views(objects[one[0]], np.array([[view]]), pixels[one], sizes[one])

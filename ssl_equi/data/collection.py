@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from ssl_equi.data.stage_seconds import CLOCK
+from ssl_equi.data.view_counts import ViewsOfEach
 from ssl_equi.latents.schema import LatentSchema
 
 Rgb = tuple[float, float, float]
 
 
 class ViewCollection:
-    """One split of a data set, held ready for reading any view of any object: n objects with V views each.
+    """One split of a data set, held ready for reading any view of any object: n objects with at most V views each.
 
     Rendered shards have many views of an object and know each one's pose; ordinary images are objects with one view
     and no pose. A kind of split sets the attributes and has `_read`.
@@ -26,7 +27,11 @@ class ViewCollection:
     content_key: str
     plan_sha256: str  # the same for the same data set on another machine
     num_objects: int
-    num_views: int  # V of each object; 1 for ordinary images
+    num_views: int  # V, the most views of an object; 1 for ordinary images
+    # int32 [n], 1 to V, where objects have different numbers of views: arrays [n, V, ...] are zero behind an object's
+    # own views, and no other view can be read. None: every object has V.
+    view_counts: np.ndarray | None = None
+    keys: np.ndarray | None = None  # bytes [n], the objects' names; None where they have none
     image_size: tuple[int, int]  # height and width in pixels of the buffer that a view is decoded into
     fills_image: bool  # every picture is as large as `image_size`; otherwise `read_views` reports each one's size
     class_names: tuple[str, ...]  # a label is an index into them
@@ -36,6 +41,40 @@ class ViewCollection:
     quats_xyzw: np.ndarray | None  # float32 [n, V, 4], each view's absolute rotation; None where the schema has none
     mean_rgb: Rgb | None  # of the pixels in units of [0, 1]; None if it is not known
     std_rgb: Rgb | None
+
+    @property
+    def views_of_each(self) -> ViewsOfEach:
+        """How many views each object has: one number where all have as many."""
+        return self.num_views if self.view_counts is None else self.view_counts
+
+    @property
+    def fewest_views(self) -> int:
+        """Views of the object that has the fewest."""
+        return int(np.min(self.views_of_each))
+
+    @property
+    def num_images(self) -> int:
+        """Views of all objects."""
+        return self.num_objects * self.num_views if self.view_counts is None else int(self.view_counts.sum())
+
+    def numbered(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Object and view, int64 [b] each, of images [b] numbered from 0 to `num_images` - 1, object by object."""
+        if self.view_counts is None:
+            objects, views = np.divmod(numbers, self.num_views)
+            return objects, views
+        ends = np.cumsum(self.view_counts)
+        objects = np.searchsorted(ends, numbers, side="right")
+        return objects, numbers - ends[objects] + self.view_counts[objects]
+
+    def lacking(self, views: int) -> str | None:
+        """Words for an object that has fewer views than that; None if every object has as many."""
+        few = np.flatnonzero(np.asarray(self.views_of_each) < views)
+        if not len(few):
+            return None
+        if self.view_counts is None:
+            return f"objects have {self.num_views}"
+        name = "" if self.keys is None else f" '{self.keys[few[0]].decode()}'"
+        return f"object {few[0]}{name} has {self.view_counts[few[0]]}"
 
     def read_views(
         self,
@@ -77,8 +116,30 @@ class ViewCollection:
         ):
             if indices.size and not (indices.min() >= 0 and indices.max() < end):
                 raise IndexError(f"a {name} index lies outside 0..{end - 1}: draw indices from this split")
+        if self.view_counts is not None and (view_indices >= self.view_counts[object_indices][:, None]).any():
+            row = int((view_indices >= self.view_counts[object_indices][:, None]).any(axis=1).argmax())
+            raise IndexError(
+                f"object {object_indices[row]} has {self.view_counts[object_indices[row]]} views and view "
+                f"{view_indices[row].max()} is asked for: draw views of the object's own"
+            )
         with CLOCK.during("decoding"):
             self._read(object_indices, view_indices, out, content_sizes_out)
+
+    def read_all_views(
+        self, object_indices: np.ndarray, out: np.ndarray, content_sizes_out: np.ndarray | None = None
+    ) -> None:
+        """`read_views` of all views of objects [b] into `out` uint8 [b, V, H, W, 3]; zero where there is no view."""
+        if self.view_counts is None:
+            view_indices = np.tile(np.arange(self.num_views), (len(object_indices), 1))
+            self.read_views(object_indices, view_indices, out, content_sizes_out)
+            return
+        for row, count in enumerate(self.view_counts[object_indices].tolist()):
+            one, own = slice(row, row + 1), slice(0, count)
+            sizes_out = None if content_sizes_out is None else content_sizes_out[one, own]
+            self.read_views(object_indices[one], np.arange(count)[None], out[one, own], sizes_out)
+            out[row, count:] = 0
+            if content_sizes_out is not None:
+                content_sizes_out[row, count:] = 0
 
     def images(self, object_indices: np.ndarray, view_indices: np.ndarray) -> np.ndarray:
         """The views `view_indices` [b, k] of the objects `object_indices` [b] as uint8 [b, k, H, W, 3]."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import CenterCrop
+from ssl_equi.data.view_counts import ViewsOfEach, is_view, shuffled_views
 from ssl_equi.errors import DataError
 from ssl_equi.geometry.latents import LIGHT_DIRECTION_COLUMNS, ROTATION_COLUMNS
 from ssl_equi.geometry.rotations import (
@@ -51,7 +52,7 @@ class DerivedViews(ViewCollection):
 class ViewSubset(DerivedViews):
     """The views `view_indices` int64 [m, k] of the objects `object_indices` int64 [m].
 
-    Raises ValueError if the indices don't belong together, or nothing is chosen.
+    Raises ValueError if the indices don't belong together, nothing is chosen, or an object has no such view.
     """
 
     def __init__(self, stored: ViewCollection, object_indices: np.ndarray, view_indices: np.ndarray) -> None:
@@ -60,6 +61,8 @@ class ViewSubset(DerivedViews):
                 f"object_indices {object_indices.shape} and view_indices {view_indices.shape} do not belong together: "
                 "give [m] and [m, k] with at least one view"
             )
+        if stored.view_counts is not None and (view_indices >= stored.view_counts[object_indices][:, None]).any():
+            raise ValueError(f"view_indices hold views that an object of split {stored.split!r} lacks: see view_counts")
         self.object_indices, self.view_indices = object_indices, view_indices
         how = b"".join(
             f" {indices.shape} ".encode() + indices.astype(np.int64).tobytes()
@@ -71,6 +74,8 @@ class ViewSubset(DerivedViews):
             how,
             num_objects=view_indices.shape[0],
             num_views=view_indices.shape[1],
+            view_counts=None,
+            keys=None if stored.keys is None else stored.keys[object_indices],
             labels=stored.labels[object_indices],
             latents=stored.latents[object_indices[:, None], view_indices],
             quats_xyzw=None if quats_xyzw is None else quats_xyzw[object_indices[:, None], view_indices],
@@ -83,23 +88,24 @@ class ViewSubset(DerivedViews):
         self.stored.read_views(self.object_indices[object_indices], chosen_views, out, sizes_out)
 
 
-def spread_views(num_objects: int, num_views: int, max_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which views stand for a split of `num_objects` with `num_views` each where all of them are too many.
+def spread_views(num_objects: int, num_views: ViewsOfEach, max_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which views stand for a split of `num_objects` where all of their views are too many.
 
-    First views are left out, equally many of each object and down to two, then objects: a standard error comes from
-    objects, and a pair takes two views.
+    First views are left out, down to two and so that equally many of each object stay, then objects: a standard error
+    comes from objects, and a pair takes two views.
 
     Args:
+        num_views: that an object has; of those with more than others, as many as the others have stay at most.
         max_images: at least 2.
 
     Returns:
         Objects int64 `[m]` in order, and distinct views int64 `[m, k]` of each; m * k is at most `max_images`.
     """
-    views_per_object = min(num_views, max(2, max_images // num_objects))
+    views_per_object = min(int(np.min(num_views)), max(2, max_images // num_objects))
     count = min(num_objects, max_images // views_per_object)
     generator = np.random.default_rng(seed)
     object_indices = np.sort(generator.permutation(num_objects)[:count])
-    view_indices = generator.random((num_objects, num_views)).argsort(axis=1)[object_indices, :views_per_object]
+    view_indices = shuffled_views(num_objects, num_views, generator)[object_indices, 0, :views_per_object]
     return object_indices, np.sort(view_indices, axis=1)
 
 
@@ -235,4 +241,8 @@ def _turned_poses(stored: ViewCollection, angles_deg: Tensor) -> tuple[np.ndarra
     x, y, z = rotate_vectors(turns_xyzw, spot_position(theta_rad, phi_rad)).unbind(-1)
     angles_rad = [torch.atan2(torch.hypot(x, y), z), torch.atan2(y, x) % (2 * math.pi)]
     latents[..., LIGHT_DIRECTION_COLUMNS] = torch.stack(angles_rad, dim=-1)
-    return latents.float().numpy(), quat_positive(quats_xyzw).float().numpy()
+    turned_latents, turned_xyzw = latents.float().numpy(), quat_positive(quats_xyzw).float().numpy()
+    if stored.view_counts is not None:
+        for array in (turned_latents, turned_xyzw):
+            array[~is_view(stored.view_counts, stored.num_views)] = 0
+    return turned_latents, turned_xyzw

@@ -13,6 +13,7 @@ import numpy as np
 
 from ssl_equi.data.bad_records import OnBadRecord
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.view_counts import ViewsOfEach
 
 _PERMUTATION_STREAM = 0
 _VIEW_STREAM = 1
@@ -52,31 +53,31 @@ def epoch_permutation(num_objects: int, seed: int, epoch: int) -> np.ndarray:
     return permutation
 
 
-def epoch_views(num_objects: int, num_views: int, views: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_views(num_objects: int, num_views: ViewsOfEach, views: int, seed: int, epoch: int) -> np.ndarray:
     """`views` distinct views of every object in an epoch, int64 [n, views], uniform over ordered choices.
 
-    Row i belongs to object i and depends on (seed, epoch, i) only.
+    Row i belongs to object i and depends on (seed, epoch, i) and the number of its views only.
     """
-    if not 1 <= views <= num_views:
-        raise ValueError(f"cannot draw {views} distinct views of objects that have {num_views}: draw fewer views")
+    _check_views(views, num_views)
     return distinct_views(random_words(num_objects * views, seed, epoch, _VIEW_STREAM), num_views, views)
 
 
-def views_of_objects(objects: np.ndarray, num_views: int, views: int, seed: int, epoch: int) -> np.ndarray:
+def views_of_objects(objects: np.ndarray, num_views: ViewsOfEach, views: int, seed: int, epoch: int) -> np.ndarray:
     """The rows `objects` [b] of `epoch_views`, int64 [b, views], without the others: for few of many objects."""
     positions = objects.astype(np.int64)[:, None] * views + np.arange(views)
     words = words_at(positions, (seed, epoch), (0, 0, _VIEW_STREAM))
-    return distinct_views(words, num_views, views)
+    return distinct_views(words, num_views if isinstance(num_views, int) else num_views[objects], views)
 
 
-def distinct_views(words: np.ndarray, num_views: int, views: int) -> np.ndarray:
-    """`views` distinct ones of `num_views` views a row, int64 [n, views], from uint64 random words [n * views]."""
+def distinct_views(words: np.ndarray, num_views: ViewsOfEach, views: int) -> np.ndarray:
+    """`views` distinct ones of each row's views, int64 [n, views], from uint64 random words [n * views]."""
     words = words.reshape(-1, views)
+    own_views = np.asarray(num_views).astype(np.uint64)
     chosen = np.empty((len(words), 0), dtype=np.int64)
     for draw in range(views):
         # The draw is a rank among the views not chosen yet; stepping over the chosen ones in ascending order
         # turns the rank into a view. A remainder of a 64-bit word is uniform to within 2**-50.
-        view = (words[:, draw] % np.uint64(num_views - draw)).astype(np.int64)
+        view = (words[:, draw] % (own_views - np.uint64(draw))).astype(np.int64)
         for earlier in np.sort(chosen, axis=1).T:
             view += view >= earlier
         chosen = np.column_stack([chosen, view])
@@ -131,7 +132,7 @@ class Order(Protocol):
         """Object indices int64 [b] and view indices int64 [b, views] of this rank at global step `step` >= 0."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # draws are kept by order, and arrays have no hash
 class BatchOrder:
     """The batches of one rank: global batch k of an epoch is perm[k*G : (k+1)*G], rank r has its contiguous slice.
 
@@ -148,17 +149,27 @@ class BatchOrder:
     rank: int = 0
     world_size: int = 1
     keep_incomplete_batch: bool = False
+    view_counts: np.ndarray | None = None  # int [n] where objects have different numbers of views
 
     @classmethod
     def of(cls, collection: ViewCollection, options: BatchOptions) -> "BatchOrder":
         """The order in which a loader with these options gives out a collection."""
-        return cls(num_objects=collection.num_objects, num_views=collection.num_views, **sizes_of(options))
+        check_enough_views(collection, options)
+        return cls(
+            num_objects=collection.num_objects, num_views=collection.num_views, view_counts=collection.view_counts,
+            **sizes_of(options),
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_sizes(
-            num_objects=self.num_objects, num_views=self.num_views, global_batch_size=self.global_batch_size,
+            num_objects=self.num_objects, num_views=self.views_of_each, global_batch_size=self.global_batch_size,
             views=self.views, seed=self.seed, rank=self.rank, world_size=self.world_size,
         )  # fmt: skip
+
+    @property
+    def views_of_each(self) -> ViewsOfEach:
+        """How many views each object has: one number where all have as many."""
+        return self.num_views if self.view_counts is None else self.view_counts
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -188,7 +199,7 @@ class BatchOrder:
         end = min(first + self._steps_per_draw, self.steps_per_epoch)
         permutation = _kept_permutation(self.num_objects, self.seed, epoch)
         object_indices = np.concatenate([permutation[self._slice(step)] for step in range(first, end)]).astype(np.int64)
-        return object_indices, views_of_objects(object_indices, self.num_views, self.views, self.seed, epoch)
+        return object_indices, views_of_objects(object_indices, self.views_of_each, self.views, self.seed, epoch)
 
     def _slice(self, step_in_epoch: int) -> slice:
         """This rank's places in the permutation at a step, of which only an incomplete batch has fewer than others."""
@@ -210,8 +221,26 @@ def batches_in_epoch(num_objects: int, global_batch_size: int, world_size: int, 
     return batches + int(keep_incomplete_batch and shared_out >= 2)  # batch norms need 2
 
 
+def check_enough_views(collection: ViewCollection, options: BatchOptions) -> None:
+    """Raise ValueError, which names the object, where objects have different numbers of views and one has too few."""
+    views = options.get("views", 2)
+    lacking = collection.lacking(views)
+    if collection.view_counts is not None and lacking is not None:
+        raise ValueError(
+            f"cannot draw {views} distinct views of each object of split {collection.split!r}, since {lacking}: draw "
+            f"{collection.fewest_views} or fewer, or leave such objects out"
+        )
+
+
 def check_sizes(
-    *, num_objects: int, num_views: int, global_batch_size: int, views: int, seed: int, rank: int, world_size: int
+    *,
+    num_objects: int,
+    num_views: ViewsOfEach,
+    global_batch_size: int,
+    views: int,
+    seed: int,
+    rank: int,
+    world_size: int,
 ) -> None:
     """Raise ValueError unless these sizes of an order fit each other."""
     if not 1 <= global_batch_size <= num_objects:
@@ -226,10 +255,15 @@ def check_sizes(
         )
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is outside 0..{world_size - 1}: give each process its own rank")
-    if not 1 <= views <= num_views:
-        raise ValueError(f"cannot draw {views} distinct views of objects that have {num_views}: draw fewer views")
+    _check_views(views, num_views)
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed {seed} is outside 0..2**63 - 1: choose a non-negative seed")
+
+
+def _check_views(views: int, num_views: ViewsOfEach) -> None:
+    fewest = np.min(num_views)
+    if not 1 <= views <= fewest:
+        raise ValueError(f"cannot draw {views} distinct views of objects that have {fewest}: draw fewer views")
 
 
 @lru_cache(maxsize=2)  # two epochs: the prefetch of one overlaps the end of the other

@@ -96,7 +96,7 @@ def probe_augmentation_equivariance(
     height, width = collection.image_size
     if height != width:
         return AugmentationEquivariance({}, (f"not measured: images are {height} x {width} pixels, not square",))
-    if collection.num_objects * collection.num_views < 2:
+    if collection.num_images < 2:
         return AugmentationEquivariance({}, ("not measured: there is only one image",))
     features = encode_augmented(encoder, collection, mean_rgb, std_rgb, protocol, device, batch_size)
     results: dict[str, TaskResult] = {}
@@ -224,11 +224,10 @@ def _image_chunks(
     collection: ViewCollection, protocol: EquivarianceProtocol, device: torch.device, batch_size: int
 ) -> Iterator[Tensor]:
     """The chosen images in [0, 1], float32 `[n, 3, H, W]`, `batch_size` at a time."""
-    num_images = collection.num_objects * collection.num_views
-    order = np.random.default_rng(protocol.seed).permutation(num_images)
+    order = np.random.default_rng(protocol.seed).permutation(collection.num_images)
     chosen = np.sort(order[: protocol.max_images])
     for start in range(0, len(chosen), batch_size):
-        object_indices, view_indices = np.divmod(chosen[start : start + batch_size], collection.num_views)
+        object_indices, view_indices = collection.numbered(chosen[start : start + batch_size])
         pixels = np.empty((len(object_indices), 1, *collection.image_size, 3), dtype=np.uint8)
         collection.read_views(object_indices, view_indices[:, None], pixels)
         yield torch.from_numpy(pixels[:, 0]).to(device).permute(0, 3, 1, 2).float().div_(255)

@@ -145,7 +145,7 @@ def _pairs(
 
     def make() -> AugmentedPairs:
         seed = context.protocol.augmentation_parameters.seed
-        subset = ViewSubset(views, *spread_views(views.num_objects, views.num_views, max_images, seed))
+        subset = ViewSubset(views, *spread_views(views.num_objects, views.views_of_each, max_images, seed))
         count = subset.num_objects * subset.num_views
         drawing_seed = 2 * seed + stream
         parameters, targets = drawn_parameters(pipeline, count, views.image_size[0], drawing_seed)

@@ -5,6 +5,7 @@ P M12 are then those of P turned by R12, with 3 x 3 and with 4 x 4 poses alike; 
 all capsules best is found in closed form (orthogonal Procrustes problem, Schönemann 1966; Kabsch 1976).
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,8 +57,8 @@ def probe_capsule_poses(
     """
     if test.quats_xyzw is None:
         raise ValueError("the split has no poses: capsules can be compared with actions on rendered data only")
-    pairs = evaluated_pairs(test.num_objects, test.num_views, protocol)
-    pairs_per_object = len(pairs) // test.num_objects
+    pairs = evaluated_pairs(test.num_objects, test.views_of_each, protocol)
+    pairs_per_object = int(np.bincount(pairs.object_indices).max())  # rolled by so many, actions are of other objects
     objects, first_view, second_view = (
         torch.from_numpy(indices) for indices in (pairs.object_indices, pairs.first_view, pairs.second_view)
     )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ssl_equi.data.bad_records import BadRecords, problems_of_rows
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import normalise_images
+from ssl_equi.data.view_counts import ViewsOfEach, is_view
 from ssl_equi.errors import DataError, FeatureError
 from ssl_equi.latents.schema import SCHEMA_OF_WIDTH, LatentSchema
 
@@ -34,7 +35,10 @@ class ImageChange(Protocol):
         """Tells this change from all others."""
 
     def __call__(self, images: Tensor, first_object: int) -> Tensor:
-        """Changed images of consecutive objects from `first_object` on: uint8 `[b, V, H, W, 3]`, and the same back."""
+        """Changed images of consecutive objects from `first_object` on: uint8 `[b, V, H, W, 3]`, and the same back.
+
+        Where an object has fewer views than V, the rest is zero, and is not looked at afterwards.
+        """
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class FeatureCache:
         latents: float32 `[n_objects, n_views, L]`, columns as `schema` says; L is 0 without one.
         quats_xyzw: float32 `[n_objects, n_views, 4]`, absolute rotation of each view, w > 0; None where unknown.
         class_names: by label; empty where unknown.
+        view_counts: int64 `[n_objects]` where objects have different numbers of views: all else is zero behind an
+            object's own views, which means nothing. None: every object has n_views.
         schema: of the latents; if it is not given, that of 3DIEBench or 3DIEBench-T where there are as many columns,
             else None: nothing is known about the views.
     """
@@ -57,6 +63,7 @@ class FeatureCache:
     quats_xyzw: Tensor | None
     class_names: tuple[str, ...] = ()
     schema: LatentSchema | None = None
+    view_counts: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.schema is None:  # as a manifest without one
@@ -68,7 +75,23 @@ class FeatureCache:
 
     @property
     def num_views(self) -> int:
+        """Views of the object that has the most."""
         return self.features.shape[1]
+
+    @property
+    def views_of_each(self) -> ViewsOfEach:
+        """How many views each object has: one number where all have as many."""
+        return self.num_views if self.view_counts is None else self.view_counts.cpu().numpy()
+
+    @property
+    def fewest_views(self) -> int:
+        """Views of the object that has the fewest."""
+        return int(np.min(self.views_of_each))
+
+    @property
+    def num_images(self) -> int:
+        """Views of all objects."""
+        return self.num_objects * self.num_views if self.view_counts is None else int(self.view_counts.sum())
 
     def to(self, device: torch.device | str) -> "FeatureCache":
         """The same cache with its tensors on `device`."""
@@ -175,8 +198,15 @@ def encode_batches(
         objects_per_batch = max(1, batch_size // dataset.num_views)
         for images in _image_batches(dataset, objects_per_batch, torch.device(device), problems):
             images = images if change is None else change(images, first_object)
-            encoded = encoder(normalise_images(images.flatten(0, 1), mean_rgb, std_rgb))
-            features = encoded.float().unflatten(0, images.shape[:2]).cpu()
+            if dataset.view_counts is None:
+                encoded = encoder(normalise_images(images.flatten(0, 1), mean_rgb, std_rgb))
+                features = encoded.float().unflatten(0, images.shape[:2]).cpu()
+            else:
+                counts = dataset.view_counts[first_object : first_object + len(images)]
+                there = torch.from_numpy(is_view(counts, dataset.num_views))
+                encoded = encoder(normalise_images(images[there.to(images.device)], mean_rgb, std_rgb)).float().cpu()
+                features = encoded.new_zeros(*there.shape, encoded.shape[1])
+                features[there] = encoded
             _check_finite(features, first_object, dataset, encoder_name)
             receive(first_object, features)
             first_object += len(images)
@@ -184,7 +214,7 @@ def encode_batches(
 
 def cache_of(features: Tensor, dataset: ViewCollection) -> FeatureCache:
     """Features `[n_objects, n_views, D]` of all views of a split with what the split knows about them."""
-    quats_xyzw = dataset.quats_xyzw
+    quats_xyzw, counts = dataset.quats_xyzw, dataset.view_counts
     return FeatureCache(
         features=features,
         labels=torch.from_numpy(np.array(dataset.labels, dtype=np.int64)),
@@ -192,6 +222,7 @@ def cache_of(features: Tensor, dataset: ViewCollection) -> FeatureCache:
         quats_xyzw=None if quats_xyzw is None else torch.from_numpy(np.array(quats_xyzw, dtype=np.float32)),
         class_names=tuple(dataset.class_names),
         schema=dataset.schema,
+        view_counts=None if counts is None else torch.from_numpy(np.array(counts, dtype=np.int64)),
     )
 
 
@@ -234,18 +265,17 @@ def _image_batches(
     def read(batch_index: int) -> Tensor:
         first = starts[batch_index]
         object_indices = np.arange(first, min(first + objects_per_batch, dataset.num_objects))
-        view_indices = np.tile(np.arange(dataset.num_views), (len(object_indices), 1))
         images = buffers[batch_index % 2][: len(object_indices)]
         pixels = images.numpy()
         try:
-            dataset.read_views(object_indices, view_indices, pixels)
+            dataset.read_all_views(object_indices, pixels)
         except DataError:
             if problems is None:
                 raise
 
             def read_object(row: int) -> None:
                 one = slice(row, row + 1)
-                dataset.read_views(object_indices[one], view_indices[one], pixels[one])
+                dataset.read_all_views(object_indices[one], pixels[one])
 
             found = problems_of_rows(read_object, range(len(object_indices)))
             problems.update({first + row: problem for row, problem in found.items()})

@@ -15,6 +15,7 @@ from torch import Tensor
 from ssl_equi.errors import UserError
 from ssl_equi.geometry.rotations import rotation_angle
 from ssl_equi.probing.encode import FeatureCache
+from ssl_equi.probing.task_samples import all_features, all_rows
 
 MAX_POINTS = 1500
 MAX_COMPONENTS = 50
@@ -37,15 +38,16 @@ def map_arrays(cache: FeatureCache, parts: Mapping[str, slice], seed: int = 0) -
         k <= 50 principal components, no columns if the part is constant; `singular_values/PART` float32 `[<= D]`, the
         standard deviations of all views' features along their principal axes, descending.
     """
-    rows = _drawn_views(cache.num_objects * cache.num_views, seed)
+    drawn = _drawn_views(cache.num_images, seed)
+    rows = all_rows(cache).cpu().numpy()[drawn]
     arrays = {"map_labels": cache.labels.cpu().numpy()[rows // cache.num_views]}
     if cache.quats_xyzw is not None:
         quats_xyzw = cache.quats_xyzw.cpu().flatten(0, 1)[torch.from_numpy(rows)].double()
         arrays["map_angle_deg"] = torch.rad2deg(rotation_angle(quats_xyzw)).float().numpy()
     for part, columns in parts.items():
-        deviations, components = _principal_components(cache.features[..., columns].cpu().flatten(0, 1))
+        deviations, components = _principal_components(all_features(cache.part(columns)).cpu())
         arrays[f"singular_values/{part}"] = deviations.float().numpy()
-        arrays[f"map_features/{part}"] = components[torch.from_numpy(rows)].float().numpy()
+        arrays[f"map_features/{part}"] = components[torch.from_numpy(drawn)].float().numpy()
     return arrays
 
 

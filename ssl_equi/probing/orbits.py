@@ -95,9 +95,9 @@ def fit_relative_rotation_head(train: FeatureCache, protocol: ProbeProtocol, see
     Raises:
         TaskSkipped: the views have no known poses, or objects have one view.
     """
-    if train.quats_xyzw is None or train.num_views < 2:
+    if train.quats_xyzw is None or train.fewest_views < 2:
         raise TaskSkipped(
-            f"a rotation head learns from pairs of views with known poses, and objects have {train.num_views} views"
+            f"a rotation head learns from pairs of views with known poses, and objects have {train.fewest_views} views"
             f"{'' if train.quats_xyzw is not None else ' without poses'}: take rendered views"
         )
     return relative_rotation_head(train, protocol, seed)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssl_equi.data.view_counts import ViewsOfEach, shuffled_views
+
 EVALUATION_STREAM = 0
 TRAINING_STREAM = 1
 
@@ -23,46 +25,54 @@ class ViewPairs:
         return len(self.object_indices)
 
 
-def evaluation_pairs(num_objects: int, num_views: int, pairs_per_object: int, seed: int) -> ViewPairs:
+def evaluation_pairs(num_objects: int, num_views: ViewsOfEach, pairs_per_object: int, seed: int) -> ViewPairs:
     """The fixed pairs of a split: a pure function of its arguments, object by object."""
     return _sample_pairs(num_objects, num_views, pairs_per_object, np.random.default_rng([seed, EVALUATION_STREAM]))
 
 
-def all_pairs(num_objects: int, num_views: int) -> ViewPairs:
+def all_pairs(num_objects: int, num_views: ViewsOfEach) -> ViewPairs:
     """Every ordered pair of distinct views of each object, object by object."""
-    first, second = np.nonzero(~np.eye(num_views, dtype=bool))
-    objects = np.repeat(np.arange(num_objects), len(first))
-    return ViewPairs(objects, np.tile(first, num_objects), np.tile(second, num_objects))
+    first, second = np.nonzero(~np.eye(int(np.max(num_views)), dtype=bool))
+    objects, own_views = np.arange(num_objects)[:, None], np.broadcast_to(num_views, num_objects)[:, None]
+    objects, first, second = np.broadcast_arrays(objects, first, second)
+    has_both = np.maximum(first, second) < own_views
+    return ViewPairs(objects[has_both], first[has_both], second[has_both])
 
 
-def training_pairs(num_objects: int, num_views: int, pairs_per_object: int, seed: int, epoch: int) -> ViewPairs:
+def training_pairs(num_objects: int, num_views: ViewsOfEach, pairs_per_object: int, seed: int, epoch: int) -> ViewPairs:
     """The pairs of one epoch of head training, object by object (the trainer shuffles)."""
     generator = np.random.default_rng([seed, TRAINING_STREAM, epoch])
     return _sample_pairs(num_objects, num_views, pairs_per_object, generator)
 
 
-def training_views(num_objects: int, num_views: int, views_per_object: int, seed: int, epoch: int) -> np.ndarray:
-    """Distinct view indices of each object for one epoch, int64 `[num_objects, views_per_object]`."""
+def training_views(
+    num_objects: int, num_views: ViewsOfEach, views_per_object: int, seed: int, epoch: int
+) -> np.ndarray:
+    """Distinct view indices of each object for one epoch, int64 `[num_objects, views_per_object]`.
+
+    An object with fewer views than that has them all, and `NO_VIEW` behind them.
+    """
     generator = np.random.default_rng([seed, TRAINING_STREAM, epoch])
-    return generator.random((num_objects, num_views)).argsort(axis=1)[:, :views_per_object]
+    return shuffled_views(num_objects, num_views, generator)[:, 0, :views_per_object]
 
 
-def evaluation_views(num_objects: int, num_views: int, views_per_object: int, seed: int) -> np.ndarray:
-    """The fixed distinct view indices of a split, int64 `[num_objects, views_per_object]`."""
+def evaluation_views(num_objects: int, num_views: ViewsOfEach, views_per_object: int, seed: int) -> np.ndarray:
+    """The fixed distinct view indices of a split, as `training_views` has them."""
     generator = np.random.default_rng([seed, EVALUATION_STREAM])
-    return generator.random((num_objects, num_views)).argsort(axis=1)[:, :views_per_object]
+    return shuffled_views(num_objects, num_views, generator)[:, 0, :views_per_object]
 
 
-def _sample_pairs(num_objects: int, num_views: int, pairs_per_object: int, generator: np.random.Generator) -> ViewPairs:
+def _sample_pairs(
+    num_objects: int, num_views: ViewsOfEach, pairs_per_object: int, generator: np.random.Generator
+) -> ViewPairs:
     """Pair up shuffled views: no view of an object returns before all its others were used (an odd one sits out)."""
-    if num_views < 2:
-        raise ValueError(
-            f"a pair needs two distinct views, but objects have {num_views}: build the split with more views"
-        )
-    pairs_per_round = num_views // 2
-    rounds = -(-pairs_per_object // pairs_per_round)
-    shuffled = generator.random((num_objects, rounds, num_views)).argsort(axis=2)
-    pairs = shuffled[:, :, : 2 * pairs_per_round].reshape(num_objects, rounds * pairs_per_round, 2)
-    pairs = pairs[:, :pairs_per_object]
-    object_indices = np.repeat(np.arange(num_objects), pairs_per_object)
-    return ViewPairs(object_indices, pairs[:, :, 0].reshape(-1), pairs[:, :, 1].reshape(-1))
+    fewest = int(np.min(num_views))
+    if fewest < 2:
+        raise ValueError(f"a pair needs two distinct views, but objects have {fewest}: build the split with more views")
+    rounds = -(-pairs_per_object // (fewest // 2))
+    shuffled = shuffled_views(num_objects, num_views, generator, rounds)
+    objects = np.arange(num_objects)[:, None]
+    # Pair p of an object with v views is the (p mod v // 2)-th pair of its round p / (v // 2).
+    round_of_pair, pair = np.divmod(np.arange(pairs_per_object), np.broadcast_to(num_views, num_objects)[:, None] // 2)
+    first, second = (shuffled[objects, round_of_pair, 2 * pair + which].reshape(-1) for which in (0, 1))
+    return ViewPairs(np.repeat(np.arange(num_objects), pairs_per_object), first, second)

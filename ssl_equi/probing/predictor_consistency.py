@@ -63,7 +63,7 @@ def predictor_consistency(
         predictor: if a module, it is moved to `device`, and in evaluation mode meanwhile.
         cache: every view of a split, with poses; the features that the predictor reads.
         triples_per_object: of consecutive views, from view 0 on (poses are drawn independently, so the order means
-            nothing); as many as an object has views at most.
+            nothing); as many as each object has views at most.
         metric: cosine: distances between embeddings scaled to length 1; euclidean: between embeddings as they are.
 
     Raises:
@@ -74,13 +74,13 @@ def predictor_consistency(
     kind = known_action_kind(predictor, cache)
     if triples_per_object < 1:
         raise ValueError(f"triples_per_object is {triples_per_object}: give 1 or more")
-    if cache.num_views < VIEWS_IN_A_TRIPLE:
+    fewest = cache.fewest_views
+    if fewest < VIEWS_IN_A_TRIPLE:
         raise TaskSkipped(
-            f"objects have {cache.num_views} views: two actions in a row need {VIEWS_IN_A_TRIPLE}, so take a split "
-            "with more"
+            f"objects have {fewest} views: two actions in a row need {VIEWS_IN_A_TRIPLE}, so take a split with more"
         )
-    first = torch.arange(min(triples_per_object, cache.num_views)).unsqueeze(1)
-    triples = (first + torch.arange(VIEWS_IN_A_TRIPLE)) % cache.num_views
+    first = torch.arange(min(triples_per_object, fewest)).unsqueeze(1)
+    triples = (first + torch.arange(VIEWS_IN_A_TRIPLE)) % fewest  # the same views of every object
     model = OneObservedView(predictor).to(device)
     objects_in_a_chunk = max(1, ROWS_IN_A_CHUNK // len(triples))
     with frozen(model):

@@ -16,7 +16,7 @@ from ssl_equi.geometry.latents import LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.retrieval import Similarity
 from ssl_equi.probing.retrieval_results import Retrieval
-from ssl_equi.probing.sequence_retrieval import retrieve_with_sequences
+from ssl_equi.probing.sequence_retrieval import different_galleries, retrieve_with_sequences
 from ssl_equi.probing.skipping import TaskSkipped
 
 ROWS_IN_A_CHUNK = 16384
@@ -41,11 +41,13 @@ def retrieve_with_predictor(
         whole_set: measure the prediction retrieval error, too; it compares every query with every view of the set.
 
     Raises:
-        TaskSkipped: the actions between the views are not known, or an object has one view.
+        TaskSkipped: the actions between the views are not known, objects have one view, or different numbers of views.
         ValueError: the features have another width, there are fewer views than `source_views`, or an embedding is not
             finite.
     """
     kind = known_action_kind(predictor, cache)
+    if cache.view_counts is not None:
+        raise TaskSkipped(f"{different_galleries(cache)}: take a split of objects with equally many views")
     if cache.num_views < 2:
         raise TaskSkipped(
             f"objects have {cache.num_views} view: a view can be retrieved among 2 or more, so take a split with more"

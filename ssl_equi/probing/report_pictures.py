@@ -13,6 +13,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.geometry.rotations import geodesic_distance
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.report_figures import shrink
+from ssl_equi.probing.task_samples import has_view
 
 NUM_QUERIES = 6
 NUM_NEIGHBOURS = 6
@@ -30,7 +31,7 @@ def view_sheet(test: ViewCollection, max_objects: int = 8, max_views: int = 12) 
         images = _read(test, objects, np.zeros((len(objects), 1), np.int64))
         return shrink(images.reshape(rows, columns, *test.image_size, 3))
     objects = _spread(test.num_objects, max_objects)
-    views = np.tile(np.arange(min(max_views, test.num_views)), (len(objects), 1))
+    views = np.tile(np.arange(min(max_views, test.fewest_views)), (len(objects), 1))
     return shrink(_read(test, objects, views))
 
 
@@ -56,7 +57,7 @@ def neighbour_arrays(
     queries = torch.stack([query_objects, torch.zeros_like(query_objects)], dim=1)
     arrays = {}
     for part in [part for part in ("inv", "equi") if part in parts] or list(parts)[:1]:
-        found = nearest_neighbours(cache.features[..., parts[part]], queries, k)
+        found = nearest_neighbours(cache.features[..., parts[part]], queries, k, has_view(cache))
         views = torch.cat([queries[:, None], found], dim=1)
         arrays[f"neighbour_images/{part}"] = _read_each(test, views)
         arrays[f"neighbour_captions/{part}"] = np.array(_captions(cache, queries, found, class_names))
@@ -100,12 +101,13 @@ def retrieval_strip_arrays(
     }
 
 
-def nearest_neighbours(features: Tensor, queries: Tensor, k: int) -> Tensor:
+def nearest_neighbours(features: Tensor, queries: Tensor, k: int, there: Tensor | None = None) -> Tensor:
     """The `k` nearest other objects of each query view by cosine, each by its nearest view.
 
     Args:
         features: `[n_objects, n_views, D]`.
         queries: int64 `[Q, 2]`, object and view.
+        there: bool `[n_objects, n_views]`, where there are views; everywhere if it isn't given.
 
     Returns:
         int64 `[Q, k, 2]`, object and view, nearest first.
@@ -120,6 +122,8 @@ def nearest_neighbours(features: Tensor, queries: Tensor, k: int) -> Tensor:
     unit = torch.nn.functional.normalize(features, dim=-1)
     query_objects, query_views = queries.unbind(dim=1)
     similarity = torch.einsum("qd,ovd->qov", unit[query_objects, query_views], unit)
+    if there is not None:
+        similarity.masked_fill_(~there, -torch.inf)
     best_similarity, best_view = similarity.max(dim=2)
     best_similarity[torch.arange(len(queries)), query_objects] = -torch.inf
     objects = best_similarity.topk(k, dim=1).indices

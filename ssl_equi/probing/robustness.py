@@ -140,5 +140,5 @@ def _corrupted_views(context: ImageContext) -> ViewSubset:
     """The judged views that stand for all: see `ssl_equi.data.derived.spread_views`."""
     evaluation, chosen = context.data.evaluation, context.protocol.corruption
     return ViewSubset(
-        evaluation, *spread_views(evaluation.num_objects, evaluation.num_views, chosen.max_images, chosen.seed)
+        evaluation, *spread_views(evaluation.num_objects, evaluation.views_of_each, chosen.max_images, chosen.seed)
     )

@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.data.collection import ViewCollection
 from ssl_equi.geometry.actions import ACTION_SIZES, ActionKind, actions_between_all_views
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.retrieval import Similarity, chance_retrieval_error, prediction_retrieval_error, ranks
@@ -76,8 +77,8 @@ def retrieve_with_sequences(
         whole_set: measure the prediction retrieval error, too; it compares every query with every view of the set.
 
     Raises:
-        ValueError: there are no poses, or no translations though the kind tells of them, or the numbers of views or the
-            target features do not fit the cache.
+        ValueError: there are no poses, or no translations though the kind tells of them, objects have different numbers
+            of views, or the numbers of views or the target features do not fit the cache.
     """
     _check_retrieval(cache, target_features, kind)
     assert isinstance(model, nn.Module) and cache.quats_xyzw is not None
@@ -109,10 +110,20 @@ def retrieve_with_sequences(
     )
 
 
+def different_galleries(views: FeatureCache | ViewCollection) -> str:
+    """Why views can't be retrieved where objects have different numbers of them."""
+    return (
+        f"objects have {views.fewest_views} to {views.num_views} views, and ranks among so many can't be averaged or "
+        "compared with one chance"
+    )
+
+
 def _check_retrieval(cache: FeatureCache, target_features: Tensor, kind: ActionKind) -> None:
     """Raises ValueError unless poses are known, the kind of action is, and both encoders saw the same views."""
     if cache.quats_xyzw is None:
         raise ValueError("the cache has no poses: a view that an action leads to is known for rendered views only")
+    if cache.view_counts is not None:
+        raise ValueError(f"{different_galleries(cache)}: take a split of objects with equally many views")
     if kind not in ACTION_SIZES:
         raise ValueError(f"action kind '{kind}' is unknown: choose one of {', '.join(ACTION_SIZES)}")
     if target_features.shape[:-1] != cache.features.shape[:-1]:

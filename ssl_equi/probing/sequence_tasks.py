@@ -173,7 +173,7 @@ def quick_sequence_results(
     """
     train, test = [
         sequences_of_cache(
-            cache, kind, min(QUICK.views, cache.num_views), QUICK.sequences_per_object, QUICK.sequences_seed
+            cache, kind, min(QUICK.views, cache.fewest_views), QUICK.sequences_per_object, QUICK.sequences_seed
         )
         for cache in (train_cache, test_cache)
     ]

@@ -132,12 +132,14 @@ def sequences_of_cache(
     """
     if cache.quats_xyzw is None:
         raise ValueError("the cache has no poses: sequences of stored views need a rendered data set")
-    if not 1 <= length <= cache.num_views or per_object < 1:
+    if not 1 <= length <= cache.fewest_views or per_object < 1:
         raise ValueError(
-            f"{per_object} sequences of {length} distinct views were asked for and objects have {cache.num_views}: "
+            f"{per_object} sequences of {length} distinct views were asked for and objects have {cache.fewest_views}: "
             "ask for 1 sequence or more, of so many views at most"
         )
-    drawn = [training_views(cache.num_objects, cache.num_views, length, seed, number) for number in range(per_object)]
+    drawn = [
+        training_views(cache.num_objects, cache.views_of_each, length, seed, number) for number in range(per_object)
+    ]
     views = torch.from_numpy(np.stack(drawn, axis=1).reshape(-1, length))
     objects = torch.arange(cache.num_objects).repeat_interleave(per_object)
     latents, quats_xyzw = cache.latents.cpu()[objects[:, None], views], cache.quats_xyzw.cpu()[objects[:, None], views]
@@ -214,7 +216,8 @@ def _stored_batches(collection: ViewCollection, per_object: int, batch_size: int
     for number in range(per_object):
         for start in range(0, collection.num_objects, batch_size):
             objects = np.arange(start, min(start + batch_size, collection.num_objects))
-            views = np.full((len(objects), 1), number % collection.num_views)
+            own_views = np.broadcast_to(collection.views_of_each, collection.num_objects)[objects]
+            views = (number % own_views[:, None]).astype(np.int64)
             images = np.empty((len(objects), 1, *collection.image_size, 3), dtype=np.uint8)
             sizes = None if collection.fills_image else np.empty((len(objects), 1, 2), dtype=np.int64)
             collection.read_views(objects, views, images, sizes)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_equi.data.view_counts import NO_VIEW, ViewsOfEach, is_view
 from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, build_head, predict, train_head
@@ -38,8 +39,24 @@ class HeadPlan:
 
 
 def feature_matrix(cache: FeatureCache) -> Tensor:
-    """Features as rows: view v of object o is row `o * num_views + v`."""
+    """Features to pick rows of views from: view v of object o is row `o * num_views + v`, and there may be others."""
     return cache.features.flatten(0, 1)
+
+
+def has_view(cache: FeatureCache) -> Tensor:
+    """Where there are views in arrays of the cache: bool `[n_objects, n_views]`."""
+    counts = np.broadcast_to(cache.views_of_each, cache.num_objects)
+    return torch.from_numpy(is_view(counts, cache.num_views)).to(cache.features.device)
+
+
+def all_rows(cache: FeatureCache) -> Tensor:
+    """Row of every view in `feature_matrix`, ascending: int64 `[N]`."""
+    return has_view(cache).flatten().nonzero()[:, 0]
+
+
+def all_features(cache: FeatureCache) -> Tensor:
+    """Features of every view `[N, D]`, object by object; no copy where objects have equally many views."""
+    return feature_matrix(cache) if cache.view_counts is None else feature_matrix(cache)[all_rows(cache)]
 
 
 def sample_objects(cache: FeatureCache, rows: Tensor) -> Tensor:
@@ -50,7 +67,7 @@ def sample_objects(cache: FeatureCache, rows: Tensor) -> Tensor:
 def require_finite(*caches: FeatureCache) -> None:
     """Raises TaskSkipped if a feature is NaN or infinite."""
     for cache in caches:
-        finite = torch.isfinite(cache.features).all(dim=-1)
+        finite = torch.isfinite(all_features(cache)).all(dim=-1)
         if not bool(finite.all()):
             raise TaskSkipped(
                 f"features of {int((~finite).sum())} of {finite.numel()} views are not finite: the encoder diverged, "
@@ -61,7 +78,7 @@ def require_finite(*caches: FeatureCache) -> None:
 def require_varied(train: FeatureCache, test: FeatureCache) -> None:
     """Raises TaskSkipped if the features are not finite, or the same in every training view."""
     require_finite(train, test)
-    features = feature_matrix(train)
+    features = all_features(train)
     spread = float((features.amax(dim=0) - features.amin(dim=0)).max())
     root_mean_square = float(features.norm()) / features.numel() ** 0.5
     if spread <= ROUNDING * root_mean_square:
@@ -100,8 +117,10 @@ def require_translations(*caches: FeatureCache) -> None:
 def require_views(*caches: FeatureCache) -> None:
     """Raises TaskSkipped if an object has no two views to pair."""
     for cache in caches:
-        if cache.num_views < 2:
-            raise TaskSkipped(f"objects have {cache.num_views} view and a pair takes 2: use a data set of more views")
+        if cache.fewest_views < 2:
+            raise TaskSkipped(
+                f"objects have {cache.fewest_views} view and a pair takes 2: use a data set of more views"
+            )
 
 
 def require_objects(cache: FeatureCache, split: str) -> None:
@@ -116,10 +135,16 @@ def require_varied_targets(targets: Tensor) -> None:
         raise TaskSkipped(f"{r2_notes(targets)[0]}, so use data in which they vary")
 
 
-def view_rows(cache: FeatureCache, view_indices: np.ndarray) -> Tensor:
-    """Rows `[n_objects * k, 1]`: one sample for each of the views `view_indices [n_objects, k]`."""
-    rows = np.arange(cache.num_objects)[:, None] * cache.num_views + view_indices
-    return torch.from_numpy(rows.reshape(-1, 1)).to(cache.features.device)
+def view_rows(cache: FeatureCache, view_indices: np.ndarray, objects: np.ndarray | None = None) -> Tensor:
+    """Rows `[n, 1]`: one sample for each of the views `view_indices [n_objects, k]`, `NO_VIEW` aside.
+
+    Args:
+        objects: the objects `[m]` that samples are of; all if it isn't given.
+    """
+    objects = np.arange(cache.num_objects) if objects is None else objects
+    views = view_indices[objects]
+    rows = (objects[:, None] * cache.num_views + views)[views != NO_VIEW]
+    return torch.from_numpy(rows[:, None]).to(cache.features.device)
 
 
 def pair_rows(cache: FeatureCache, pairs: ViewPairs) -> Tensor:
@@ -140,16 +165,16 @@ def classes(cache: FeatureCache, rows: Tensor) -> Tensor:
 def evaluated_view_rows(test: FeatureCache, protocol: ProbeProtocol) -> Tensor:
     """The fixed views `[n, 1]` that heads are judged on."""
     views_per_object = protocol.evaluation_views_per_object or test.num_views
-    return view_rows(test, evaluation_views(test.num_objects, test.num_views, views_per_object,
+    return view_rows(test, evaluation_views(test.num_objects, test.views_of_each, views_per_object,
                                             protocol.evaluation_seed))  # fmt: skip
 
 
-def evaluated_pairs(num_objects: int, num_views: int, protocol: ProbeProtocol) -> ViewPairs:
-    """The fixed pairs that heads are judged on, equally many of each object."""
+def evaluated_pairs(num_objects: int, num_views: ViewsOfEach, protocol: ProbeProtocol) -> ViewPairs:
+    """The fixed pairs that heads are judged on, equally many of each object, or all of the few that there are."""
     pairs_per_object = protocol.evaluation_pairs_per_object
     if num_objects * pairs_per_object < protocol.evaluation_least_pairs:
         allowed = protocol.evaluation_most_pairs // num_objects
-        if num_views * (num_views - 1) <= allowed:
+        if np.max(num_views) * (np.max(num_views) - 1) <= allowed:
             return all_pairs(num_objects, num_views)
         pairs_per_object = max(pairs_per_object, allowed)
     return evaluation_pairs(num_objects, num_views, pairs_per_object, protocol.evaluation_seed)
@@ -157,7 +182,7 @@ def evaluated_pairs(num_objects: int, num_views: int, protocol: ProbeProtocol) -
 
 def evaluated_pair_rows(test: FeatureCache, protocol: ProbeProtocol) -> Tensor:
     """The rows `[n, 2]` of `evaluated_pairs`."""
-    return pair_rows(test, evaluated_pairs(test.num_objects, test.num_views, protocol))
+    return pair_rows(test, evaluated_pairs(test.num_objects, test.views_of_each, protocol))
 
 
 def held_out_objects(num_objects: int, share: float, seed: int) -> np.ndarray:
@@ -174,7 +199,7 @@ def regress_views(
     """Answers to the fixed views of `test`, of an MLP that met views of `train` drawn each epoch, and these samples."""
 
     def samples_of_epoch(epoch: int) -> Samples:
-        views = training_views(train.num_objects, train.num_views, plan.samples_per_object, seed, epoch)
+        views = training_views(train.num_objects, train.views_of_each, plan.samples_per_object, seed, epoch)
         return samples_of(train, view_rows(train, views), targets_of)
 
     require_varied(train, test)
@@ -200,7 +225,7 @@ def pair_head(
     """An MLP that met new pairs of `train` each epoch; it takes both views' features side by side."""
 
     def samples_of_epoch(epoch: int) -> Samples:
-        pairs = training_pairs(train.num_objects, train.num_views, plan.samples_per_object, seed, epoch)
+        pairs = training_pairs(train.num_objects, train.views_of_each, plan.samples_per_object, seed, epoch)
         return samples_of(train, pair_rows(train, pairs), targets_of)
 
     return train_regressor(feature_matrix(train), samples_of_epoch, plan, protocol, seed)

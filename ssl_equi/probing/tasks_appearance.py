@@ -132,7 +132,7 @@ def _ridge_on_pairs(
     require_objects(train, "training")
     samples = samples_of(test, evaluated_pair_rows(test, protocol), _relative_hues)
     features = feature_matrix(train)
-    pairs = training_pairs(train.num_objects, train.num_views, protocol.colour_pairs_per_object, seed, epoch=0)
+    pairs = training_pairs(train.num_objects, train.views_of_each, protocol.colour_pairs_per_object, seed, epoch=0)
     of_held_out = held_out_objects(train.num_objects, protocol.ridge_held_out_share, seed)[pairs.object_indices]
     held_out = torch.from_numpy(of_held_out).to(features.device)
     head, _ = fit_ridge(features, samples_of(train, pair_rows(train, pairs), _relative_hues), held_out, protocol)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_equi.data.view_counts import NO_VIEW
 from ssl_equi.probing.baselines import classification_baselines
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, build_head, predict, train_head, train_linear_heads
@@ -205,9 +206,8 @@ def nearest_rows(queries: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Ten
 
 def _samples_of_objects(train: FeatureCache, objects: Tensor, views_per_object: int, seed: int, epoch: int) -> Samples:
     """Views of some objects of the training split, drawn for one epoch."""
-    views = training_views(train.num_objects, train.num_views, views_per_object, seed, epoch)
-    rows = view_rows(train, views).view(train.num_objects, -1)[objects.to(train.features.device)].reshape(-1, 1)
-    return samples_of(train, rows, classes)
+    views = training_views(train.num_objects, train.views_of_each, views_per_object, seed, epoch)
+    return samples_of(train, view_rows(train, views, objects.cpu().numpy()), classes)
 
 
 def _held_out_samples(
@@ -216,19 +216,20 @@ def _held_out_samples(
     """What heads learn from in an epoch, what chooses between them, and a note if that is no split by objects."""
     held_out = torch.from_numpy(held_out_objects(train.num_objects, protocol.linear_held_out_share, seed))
     labels = train.labels.cpu()
-    if train.num_views < 2 or bool(torch.isin(labels[held_out], labels[~held_out]).any()):
+    if train.fewest_views < 2 or bool(torch.isin(labels[held_out], labels[~held_out]).any()):
         choosing = _samples_of_objects(train, held_out.nonzero()[:, 0], train.num_views, seed, epoch=0)
         learning = (~held_out).nonzero()[:, 0]
         return lambda epoch: _samples_of_objects(train, learning, views_per_object, seed, epoch), choosing, ()
     of_view = held_out_objects(train.num_views, protocol.linear_held_out_share, seed)
     learnt, others = np.flatnonzero(~of_view), np.flatnonzero(of_view)
+    own_views = np.broadcast_to(train.views_of_each, train.num_objects)[:, None]
     drawn = min(views_per_object, len(learnt))
 
     def fitted(epoch: int) -> Samples:
         views = learnt[training_views(train.num_objects, len(learnt), drawn, seed, epoch)]
-        return samples_of(train, view_rows(train, views), classes)
+        return samples_of(train, view_rows(train, np.where(views < own_views, views, NO_VIEW)), classes)
 
-    choosing = samples_of(train, view_rows(train, np.tile(others, (train.num_objects, 1))), classes)
+    choosing = samples_of(train, view_rows(train, np.where(others < own_views, others, NO_VIEW)), classes)
     note = "learning rate and weight decay were chosen on held-out views, since held-out objects are of other classes"
     return fitted, choosing, (note,)
 
@@ -273,7 +274,8 @@ def _low_shot(
 ) -> TaskResult:
     require_classes(train, test)
     objects = torch.from_numpy(few_objects(train.labels.cpu().numpy(), share, seed))
-    batches_per_epoch = math.ceil(len(objects) * train.num_views / protocol.batch_size)
+    views = np.broadcast_to(train.views_of_each, train.num_objects)[objects.numpy()].sum()
+    batches_per_epoch = math.ceil(int(views) / protocol.batch_size)
     epochs = math.ceil(protocol.low_shot_steps / batches_per_epoch)
     few = replace(protocol, weight_decay=protocol.low_shot_weight_decay)
     result = judge_class_head(
@@ -288,7 +290,7 @@ def _neighbours(
     """Cosine similarity and class `[n, count]` of the training views nearest to each evaluated view."""
     require_classes(train, test)
     views_per_object = protocol.knn_views_per_object or train.num_views
-    views = training_views(train.num_objects, train.num_views, views_per_object, seed, epoch=0)
+    views = training_views(train.num_objects, train.views_of_each, views_per_object, seed, epoch=0)
     bank = samples_of(train, view_rows(train, views), classes)
     if count > len(bank):
         raise TaskSkipped(

@@ -14,9 +14,10 @@ from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.metrics import effective_rank
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.skipping import TaskSkipped
-from ssl_equi.probing.task_results import TaskResult
+from ssl_equi.probing.task_results import TaskResult, object_means
 from ssl_equi.probing.task_samples import (
-    feature_matrix,
+    all_features,
+    has_view,
     require_finite,
     require_objects,
     require_varied,
@@ -50,15 +51,18 @@ def invariance(
     require_objects(test, "evaluated")
     require_views(test)
     require_varied(test, test)
-    centred = test.features.double() - test.features.double().mean(dim=(0, 1))
-    ratio = _within_between_ratio(centred)
-    order = np.random.default_rng([seed, SHUFFLE_STREAM]).permutation(test.num_objects * test.num_views)
-    shuffled = centred.flatten(0, 1)[torch.from_numpy(order).to(centred.device)].view_as(centred)
-    same_object, other_objects = _mean_cosines(centred)
+    there, num_images = has_view(test), test.num_images
+    overall_mean = test.features.double().sum(dim=(0, 1)) / num_images
+    centred = (test.features.double() - overall_mean) * there[..., None]
+    ratio = _within_between_ratio(centred, there)
+    order = np.random.default_rng([seed, SHUFFLE_STREAM]).permutation(num_images)
+    shuffled = torch.zeros_like(centred)
+    shuffled[there] = centred[there][torch.from_numpy(order).to(centred.device)]
+    same_object, other_objects = _mean_cosines(centred, there)
     chosen = _compared_objects(test.num_objects, protocol)
-    hits = np.full(test.num_objects, np.nan)
-    hits[chosen] = _nearest_is_same_object(centred[torch.from_numpy(chosen).to(centred.device)].float())
-    gallery_size = len(chosen) * test.num_views
+    hits, compared = np.full(test.num_objects, np.nan), torch.from_numpy(chosen).to(centred.device)
+    hits[chosen] = _nearest_is_same_object(centred[compared].float(), there[compared])
+    own_views = there.sum(dim=1)[compared].cpu().numpy()
     return TaskResult(
         metrics={
             "within_between_ratio": ratio,
@@ -66,11 +70,11 @@ def invariance(
             "hit_at_1_same_object": float(np.nanmean(hits)),
         },
         baselines={
-            "within_between_ratio": Baseline(_within_between_ratio(shuffled), "shuffled objects"),
+            "within_between_ratio": Baseline(_within_between_ratio(shuffled, there), "shuffled objects"),
             "cosine_same_object": Baseline(other_objects, "other objects"),
-            "hit_at_1_same_object": Baseline((test.num_views - 1) / (gallery_size - 1), "chance"),
+            "hit_at_1_same_object": Baseline(float(own_views.mean() - 1) / int(own_views.sum() - 1), "chance"),
         },
-        num_samples=test.num_objects * test.num_views,
+        num_samples=num_images,
         object_scores={"cosine_same_object": same_object.cpu().numpy(), "hit_at_1_same_object": hits},
     )
 
@@ -95,7 +99,7 @@ def collapse(
         TaskSkipped: features are not finite.
     """
     require_finite(test)
-    features = feature_matrix(test)
+    features = all_features(test)
     metrics, singular_values = _directions_used(features)
     generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, ISOTROPIC_STREAM]).integers(2**62)))
     isotropic, _ = _directions_used(torch.randn(features.shape, generator=generator).to(features.device))
@@ -153,10 +157,13 @@ def _second_moments(features: Tensor, of_length_one: bool) -> tuple[Tensor, Tens
     return gram, sums
 
 
-def _within_between_ratio(centred: Tensor) -> float:
-    """Variance within objects over that between them, of features `[n_objects, V, D]` whose overall mean is 0."""
-    means = centred.mean(dim=1, keepdim=True)
-    within = float((centred - means).square().sum(dim=-1).mean())
+def _within_between_ratio(centred: Tensor, there: Tensor) -> float:
+    """Variance within objects over that between them, of features `[n_objects, V, D]` whose overall mean is 0.
+
+    Here and below, `there [n_objects, V]` says where there are views, and features are zero elsewhere.
+    """
+    means = centred.sum(dim=1, keepdim=True) / there.sum(dim=1)[:, None, None]
+    within = float(((centred - means).square().sum(dim=-1) * there).sum() / there.sum())
     between = float(means.square().sum(dim=-1).mean())
     if between <= FLOAT32_ROUNDING**2 * (within + between):
         raise TaskSkipped(
@@ -166,15 +173,15 @@ def _within_between_ratio(centred: Tensor) -> float:
     return within / between
 
 
-def _mean_cosines(centred: Tensor) -> tuple[Tensor, float]:
+def _mean_cosines(centred: Tensor, there: Tensor) -> tuple[Tensor, float]:
     """Mean cosine of two views of each object `[n_objects]`, and of two views of different objects."""
-    num_objects, num_views = centred.shape[:2]
+    own_views = there.sum(dim=1)
     unit = F.normalize(centred, dim=-1)
     of_views = unit.square().sum(dim=(1, 2))  # V, less any view that has no direction
     of_objects = unit.sum(dim=1)
-    same_object = (of_objects.square().sum(dim=1) - of_views) / (num_views * (num_views - 1))
+    same_object = (of_objects.square().sum(dim=1) - of_views) / (own_views * (own_views - 1))
     all_objects = of_objects.sum(dim=0).square().sum()
-    pairs_of_others = num_objects * (num_objects - 1) * num_views**2
+    pairs_of_others = int(own_views.sum() ** 2 - own_views.square().sum())
     return same_object, float((all_objects - of_objects.square().sum()) / pairs_of_others)
 
 
@@ -183,16 +190,15 @@ def _compared_objects(num_objects: int, protocol: ProbeProtocol) -> np.ndarray:
     return np.sort(order[: protocol.compared_objects])
 
 
-def _nearest_is_same_object(centred: Tensor) -> np.ndarray:
+def _nearest_is_same_object(centred: Tensor, there: Tensor) -> np.ndarray:
     """Share `[n_objects]` of each object's views whose nearest other view is of the same object."""
-    num_objects, num_views = centred.shape[:2]
-    unit = F.normalize(centred, dim=-1).flatten(0, 1)
+    unit, objects = F.normalize(centred, dim=-1)[there], there.nonzero()[:, 0]
     hits = []
     for rows in torch.arange(len(unit), device=unit.device).split(ROWS_AT_ONCE // 4):
         similarities = unit[rows] @ unit.T
         similarities.scatter_(1, rows[:, None], -torch.inf)
-        own_views = (rows // num_views * num_views)[:, None] + torch.arange(num_views, device=unit.device)
-        nearest_own = similarities.gather(1, own_views).amax(dim=1)
-        nearest_other = similarities.scatter(1, own_views, -torch.inf).amax(dim=1)
+        own = objects[rows][:, None] == objects
+        nearest_own = similarities.masked_fill(~own, -torch.inf).amax(dim=1)
+        nearest_other = similarities.masked_fill(own, -torch.inf).amax(dim=1)
         hits.append(nearest_own > nearest_other + FLOAT32_ROUNDING)
-    return torch.cat(hits).view(num_objects, num_views).double().mean(dim=1).cpu().numpy()
+    return object_means(torch.cat(hits), objects, len(there))

@@ -214,15 +214,15 @@ class StoredViews:
     """Stored views of each object, with the actions between their poses if asked."""
 
     def __init__(self, data: DataSource, *, length: int = 2, actions: ActionKind | None = None) -> None:
-        stored = data.train.num_views
-        if stored < 2:
+        fewest, lacking = data.train.fewest_views, data.train.lacking(length)
+        if fewest < 2:
             raise UserError(
                 f"{data.name} holds one view of each image: choose --views.source augmented, which makes more of it"
             )
-        if length > stored:
+        if lacking is not None:
             raise UserError(
-                f"sequences of {length} views are asked for and the objects of {data.name} have {stored}: choose "
-                f"--observed-views {stored - 1} or less, or data with more views"
+                f"sequences of {length} views are asked for and in {data.name} {lacking}: choose --observed-views "
+                f"{fewest - 1} or less, or data with more views"
             )
         if actions is not None:
             check_translations(actions, data)

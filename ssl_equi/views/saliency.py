@@ -237,7 +237,7 @@ def _compute(collection: ViewCollection, source: SaliencySource, file: Path) -> 
         maps = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         flat = maps.reshape(-1, *collection.image_size)
         with building_progress() as progress:
-            bar = progress.add_task(f"computing saliency of {collection.split}", total=len(flat))
+            bar = progress.add_task(f"computing saliency of {collection.split}", total=collection.num_images)
             for rows, images, sizes in _image_batches(collection):
                 flat[rows] = _scaled_maps(images, sizes, SALIENCY_SOURCES[source])
                 progress.advance(bar, len(images))
@@ -250,19 +250,22 @@ def _compute(collection: ViewCollection, source: SaliencySource, file: Path) -> 
         raise
     sync_folder(file.parent)
     if not progress.console.is_terminal:
-        print(f"computed the {source} saliency of {collection.split}: {len(flat):,} maps in {file}", flush=True)
+        print(
+            f"computed the {source} saliency of {collection.split}: {collection.num_images:,} maps in {file}",
+            flush=True,
+        )
 
 
-def _image_batches(collection: ViewCollection) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
-    """All views in order: their numbers, pixels uint8 [b, H, W, 3], and content sizes [b, 2] if they have such."""
-    total = collection.num_objects * collection.num_views
+def _image_batches(collection: ViewCollection) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """All views in order: rows of [n * V], pixels uint8 [b, H, W, 3], and content sizes [b, 2] if they have such."""
+    total = collection.num_images
     for start in range(0, total, IMAGES_AT_ONCE):
         numbers = np.arange(start, min(start + IMAGES_AT_ONCE, total))
-        objects, views = np.divmod(numbers, collection.num_views)
+        objects, views = collection.numbered(numbers)
         pixels = np.zeros((len(numbers), 1, *collection.image_size, 3), dtype=np.uint8)
         sizes = None if collection.fills_image else np.zeros((len(numbers), 1, 2), dtype=np.int64)
         collection.read_views(objects, views[:, None], pixels, sizes)
-        yield slice(start, start + len(numbers)), pixels[:, 0], None if sizes is None else sizes[:, 0]
+        yield objects * collection.num_views + views, pixels[:, 0], None if sizes is None else sizes[:, 0]
 
 
 def _scaled_maps(pixels: np.ndarray, sizes: np.ndarray | None, saliency: Callable[[Tensor], Tensor]) -> np.ndarray:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PRO
 from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.task_results import TaskResult
 from ssl_equi.probing.tasks import TASKS
+from tests.fakes import ViewsInMemory
 
 CLASSES, VIEWS = 3, 6
 QUICK = ProbeProtocol(
@@ -36,7 +36,7 @@ BRIEF = replace(QUICK, classification_epochs=1, rotation_epochs=1, absolute_rota
 PARTS = {"inv": slice(0, 3), "equi": slice(3, 17), "empty": slice(17, 20)}
 
 
-def split_of(name: str, first_view: int, num_objects: int, seed: int, num_latents: int = 10) -> SimpleNamespace:
+def split_of(name: str, first_view: int, num_objects: int, seed: int, num_latents: int = 10) -> ViewsInMemory:
     """Views whose first pixel is their number, from `first_view` on, with latents of moving objects."""
     generator = torch.Generator().manual_seed(seed)
     latents = torch.rand(num_objects, VIEWS, num_latents, generator=generator)
@@ -44,16 +44,10 @@ def split_of(name: str, first_view: int, num_objects: int, seed: int, num_latent
     numbers = first_view + np.arange(num_objects * VIEWS).reshape(num_objects, VIEWS)
     images = np.zeros((num_objects, VIEWS, 8, 8, 3), np.uint8)
     images[..., 0, 0, 0], images[..., 0, 0, 1] = numbers % 256, numbers // 256
-
-    def read_views(objects: np.ndarray, views: np.ndarray, out: np.ndarray) -> None:
-        out[...] = images[objects[:, None], views]
-
-    return SimpleNamespace(
-        split=name, fingerprint=f"{name} {seed}", content_key=f"{name} {seed}",
-        num_objects=num_objects, num_views=VIEWS, image_size=(8, 8),
-        fills_image=True, class_names=tuple(f"class {index}" for index in range(CLASSES)),
-        labels=np.arange(num_objects) % CLASSES, latents=latents.numpy(),
-        quats_xyzw=quat_xyzw_from_latents(latents[..., :7]).numpy(), read_views=read_views,
+    return ViewsInMemory(
+        images, split=name, fingerprint=f"{name} {seed}", content_key=f"{name} {seed}",
+        class_names=tuple(f"class {index}" for index in range(CLASSES)), labels=np.arange(num_objects) % CLASSES,
+        latents=latents.numpy(), quats_xyzw=quat_xyzw_from_latents(latents[..., :7]).numpy(),
     )  # fmt: skip
 
 

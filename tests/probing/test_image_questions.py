@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,7 +158,7 @@ def test_the_embedded_set_has_such_poses_and_others_do_not(tiny_data: Path) -> N
         open_ood_rotation(replace(data, name="cifar10"))
 
 
-def colour_fields(split: str, num_objects: int, seed: int) -> SimpleNamespace:
+def colour_fields(split: str, num_objects: int, seed: int) -> ViewsInMemory:
     """Nearly uniform colours, dim enough that jitter clips nothing, so that crops change no mean."""
     generator = np.random.default_rng(seed)
     tint = generator.uniform(60, 120, (num_objects, 1, 1, 1, 1)) + generator.uniform(-8, 8, (num_objects, 1, 1, 1, 3))

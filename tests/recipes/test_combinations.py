@@ -30,7 +30,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     ("moco", "embedded", {"keep_incomplete_batch": True},
      "--keep-incomplete-batch is given and the queue takes equally many keys at every step: leave it out"),
     ("seq_jepa", "embedded", {"observed_views": 4},
-     "sequences of 5 views are asked for and the objects of 3diebench-p have 4: choose --observed-views 3 or less"),
+     "sequences of 5 views are asked for and in 3diebench-p objects have 4: choose --observed-views 3 or less"),
     ("seq_jepa", "embedded", {"observed_views": 0}, "--observed-views is 0: give a number from 1 to"),
     ("seq_jepa", "embedded", {"objective.heads": 7},
      "a token has 520 numbers (features and embedded action), which 7 heads"),

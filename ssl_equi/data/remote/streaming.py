@@ -20,7 +20,7 @@ from ssl_equi.data.images import Fit
 from ssl_equi.data.loading.loader import Fetched, Fetcher, Loader, PendingBatch, bad_records_of
 from ssl_equi.data.loading.ring import RingFetcher
 from ssl_equi.data.loading.threads import ring_fetcher
-from ssl_equi.data.order import BatchOptions, sizes_of
+from ssl_equi.data.order import BatchOptions, check_enough_views, sizes_of
 from ssl_equi.data.remote.streaming_order import StreamedOrder, StreamingMode
 from ssl_equi.data.remote.transport import Patience
 from ssl_equi.data.remote.views import RemoteImages, RemoteShards, RemoteViews, runs_of_neighbours
@@ -87,9 +87,10 @@ def streamed_loader(
             f"of each kind and prefetch >= 0"
         )
     remote = RemoteShards(location, split, patience) if fit is None else RemoteImages(location, split, fit, patience)
+    check_enough_views(remote, options)
     order = StreamedOrder(
-        shard_counts=remote.records.shard_counts, num_views=remote.num_views, shuffle_buffer=shuffle_buffer, mode=mode,
-        **sizes_of(options),
+        shard_counts=remote.records.shard_counts, num_views=remote.num_views, view_counts=remote.view_counts,
+        shuffle_buffer=shuffle_buffer, mode=mode, **sizes_of(options),
     )  # fmt: skip
     read_ahead = ReadAhead(remote, order, fetch_threads)
     views = resized(read_ahead, image_size if fit is None else None)

@@ -192,9 +192,12 @@ class RemoteShards(RemoteViews):
         manifest = self.manifest
         self._set_metadata(location, split, index)
         self.records = RemoteRecords(
-            remote, manifest.shards, index, lambda _, view: view_suffix(view, manifest.num_views, manifest.view_format)
+            remote,
+            manifest.shards,
+            index,
+            lambda number, view: view_suffix(view, index.views_of(number), manifest.view_format),
         )
-        self.num_views = manifest.num_views
+        self.num_views, self.view_counts = manifest.num_views, index.view_counts
         self.image_size, self.fills_image = manifest.image_size, True
         self.schema, self.latents, self.quats_xyzw = manifest.schema, index.latents, index.quats_xyzw
 

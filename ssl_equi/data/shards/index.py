@@ -14,6 +14,7 @@ import numpy as np
 from ssl_equi.data.images import SUFFIX_OF_KIND
 from ssl_equi.data.npy import map_npy, npy_bytes
 from ssl_equi.data.shards.manifest import ImageManifest, Manifest, ShardEntry, ShardManifest, index_folder
+from ssl_equi.data.view_counts import is_view
 from ssl_equi.errors import DataError
 from ssl_equi.files import sha256_of_file, write_atomically
 
@@ -27,11 +28,11 @@ MOST_BYTES_CHECKED = 256 << 20
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """n rendered objects, V views, L latents; one .npy file a field."""
+    """n rendered objects, at most V views, L latents; one .npy file a field, which is zero where there is no view."""
 
     DTYPES: ClassVar[dict[str, str]] = {
         "offsets": "i8", "sizes": "i4", "crc32c": "u4", "shard_numbers": "i4", "labels": "i8", "latents": "f4",
-        "quats_xyzw": "f4", "keys": "S100",
+        "quats_xyzw": "f4", "keys": "S100", "view_counts": "i4",
     }  # fmt: skip
 
     offsets: np.ndarray  # int64 [n, V], first byte of the view in its shard
@@ -42,6 +43,11 @@ class SplitIndex:
     latents: np.ndarray  # float32 [n, V, L]
     keys: np.ndarray  # S100 [n]
     quats_xyzw: np.ndarray | None = None  # float32 [n, V, 4], computed in float64; None where the schema has no pose
+    view_counts: np.ndarray | None = None  # int32 [n]; None where every object has V views
+
+    def views_of(self, row: int) -> int:
+        """How many views an object has."""
+        return self.offsets.shape[1] if self.view_counts is None else int(self.view_counts[row])
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,24 @@ AnyIndex = TypeVar("AnyIndex", SplitIndex, ImageIndex)
 
 
 def concatenate(parts: Sequence[AnyIndex]) -> AnyIndex:
-    """The index of several shards, one after the other."""
+    """The index of several shards, one after the other, each padded to the most views of an object in any of them."""
     names = [name for name in parts[0].DTYPES if getattr(parts[0], name) is not None]
-    return type(parts[0])(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    arrays = {name: _stacked([getattr(part, name) for part in parts]) for name in names}
+    counts = arrays.get("view_counts")
+    if counts is not None and (counts == counts[0]).all():
+        del arrays["view_counts"]
+    return type(parts[0])(**arrays)
+
+
+def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays [n, ...] or [n, V, ...] one below the other, those of fewer views with zeros behind."""
+    shape = (sum(map(len, arrays)), *max(array.shape[1:] for array in arrays))
+    stacked = np.zeros(shape, dtype=arrays[0].dtype)
+    first = 0
+    for array in arrays:
+        stacked[(slice(first, first + len(array)), *map(slice, array.shape[1:]))] = array
+        first += len(array)
+    return stacked
 
 
 def write_index(folder: Path, split: str, index: SplitIndex | ImageIndex) -> dict[str, str]:
@@ -97,6 +118,8 @@ def shapes_of_arrays(manifest: ShardManifest) -> dict[str, tuple[int, ...]]:
     shapes["latents"] = (n, views, len(manifest.latent_names))
     if manifest.schema.pose is not None:
         shapes["quats_xyzw"] = (n, views, 4)
+    if manifest.fewest_views is not None:
+        shapes["view_counts"] = (n,)
     return shapes
 
 
@@ -109,6 +132,9 @@ def read_index(folder: Path, manifest: Manifest, *, verify: bool = False) -> Spl
     arrays, is_checked = _open_arrays(SplitIndex.DTYPES, folder, manifest, verify)
     index = SplitIndex(**arrays)
     if is_checked:
+        counts = index.view_counts
+        if counts is not None and (counts.min(), counts.max()) != (manifest.fewest_views, manifest.num_views):
+            raise _contradiction(folder, manifest, "view_counts", "contradicts the manifest's numbers of views")
         _check_places(index, manifest, folder)
         for rows, _, _ in rows_of_shards(manifest.shards, manifest.num_views):
             known = [index.latents] if index.quats_xyzw is None else [index.latents, index.quats_xyzw]
@@ -163,6 +189,11 @@ def _check_places(index: SplitIndex | ImageIndex, manifest: ShardManifest, folde
             raise _contradiction(folder, manifest, "shard_numbers", "contradicts the manifest's shards")
         offsets, sizes, labels = index.offsets[rows], index.sizes[rows], index.labels[rows]
         ends = shard_bytes.reshape(-1, *[1] * (offsets.ndim - 1))
+        if isinstance(index, SplitIndex) and index.view_counts is not None:
+            has_view = is_view(index.view_counts[rows], offsets.shape[1])
+            if (offsets[~has_view] != 0).any() or (sizes[~has_view] != 0).any():
+                raise _contradiction(folder, manifest, "view_counts", "contradicts the places of views")
+            offsets, sizes, ends = offsets[has_view], sizes[has_view], np.broadcast_to(ends, offsets.shape)[has_view]
         if (offsets < 0).any() or (sizes <= 0).any() or (offsets + sizes > ends).any():
             raise _contradiction(folder, manifest, "offsets", "points outside a shard")
         if (labels < lowest).any() or (labels >= len(manifest.class_names)).any():

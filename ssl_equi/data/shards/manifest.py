@@ -24,6 +24,7 @@ from ssl_equi.files import read_json_object, write_atomically
 from ssl_equi.latents.schema import SCHEMA_OF_WIDTH, LatentSchema
 
 FORMAT_VERSION = 1  # of both formats
+FEWEST_OF_SEVERAL = 2  # views of an object where objects have different numbers: a pair takes two
 _SPLIT_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 _SUFFIX = ".manifest.json"
 _FEWEST_BYTES_PER_RECORD = 2048  # of a tar: two headers and two contents
@@ -86,9 +87,11 @@ class Manifest(ShardManifest):
     """Everything about a split of rendered objects but its pixels."""
 
     FORMAT: ClassVar[str] = "ssl-equi-shards"
-    LATER_FIELDS: ClassVar[dict[str, Any]] = {"view_format": "jpg", "notes": (), "latent_schema": None}
+    LATER_FIELDS: ClassVar[dict[str, Any]] = {
+        "view_format": "jpg", "notes": (), "latent_schema": None, "fewest_views": None,
+    }  # fmt: skip
 
-    num_views: int
+    num_views: int  # the most of an object
     image_size: tuple[int, int]  # height, width in pixels
     latent_names: tuple[str, ...]
     latent_ranges: dict[str, tuple[float, float]]  # the extremes found in the split
@@ -97,6 +100,7 @@ class Manifest(ShardManifest):
     view_format: str = "jpg"  # suffix of the views' members
     notes: tuple[str, ...] = ()  # what a reader of numbers must know, such as how the pixels were changed
     latent_schema: dict[str, Any] | None = None  # None for that of 3DIEBench or 3DIEBench-T
+    fewest_views: int | None = None  # of an object; None where every object has `num_views`
 
     @cached_property
     def schema(self) -> LatentSchema:
@@ -115,6 +119,11 @@ class Manifest(ShardManifest):
         if min(self.num_views, height, width) < 1 or height * width > MAX_PIXELS:
             raise DataError(
                 f"manifest {path} states {self.num_views} views of {height} x {width} pixels: rebuild this data set"
+            )
+        if self.fewest_views is not None and not FEWEST_OF_SEVERAL <= self.fewest_views < self.num_views:
+            raise DataError(
+                f"manifest {path} states {self.fewest_views} to {self.num_views} views per object: rebuild this data "
+                "set of objects with 2 views or more, and state no fewest where all have as many"
             )
         if set(self.latent_ranges) != set(self.latent_names):
             raise DataError(f"manifest {path} states ranges of other latents than it names: rebuild this data set")

@@ -31,6 +31,7 @@ class ShardDataset(ViewCollection):
         self.fingerprint = self.content_key = self.manifest.fingerprint
         self.source, self.plan_sha256 = self.manifest.source, self.manifest.plan_sha256
         self.num_objects, self.num_views = self.manifest.num_objects, self.manifest.num_views
+        self.view_counts = self._index.view_counts
         self.image_size, self.fills_image = self.manifest.image_size, True
         self.class_names = self.manifest.class_names
         self.mean_rgb, self.std_rgb = self.manifest.mean_rgb, self.manifest.std_rgb
@@ -78,7 +79,7 @@ class ShardDataset(ViewCollection):
             raise self._damaged(object_index, view_index, problem)
 
     def _damaged(self, object_index: int, view_index: int, problem: str) -> DataError:
-        suffix = view_suffix(view_index, self.num_views, self.manifest.view_format)
+        suffix = view_suffix(view_index, self._index.views_of(object_index), self.manifest.view_format)
         shard = self._files.paths[int(self._index.shard_numbers[object_index])]
         offset = int(self._index.offsets[object_index, view_index])
         return DataError(

@@ -26,7 +26,8 @@ from ssl_equi.data.shards.format import (
     view_image_size,
 )
 from ssl_equi.data.shards.index import KINDS, ImageIndex, SplitIndex, concatenate, write_index
-from ssl_equi.data.shards.manifest import ImageManifest, Manifest, ShardEntry, canonical_json
+from ssl_equi.data.shards.manifest import FEWEST_OF_SEVERAL, ImageManifest, Manifest, ShardEntry, canonical_json
+from ssl_equi.data.view_counts import is_view, padded
 from ssl_equi.errors import DataError
 from ssl_equi.files import map_in_order
 from ssl_equi.latents.schema import SCHEMA_OF_WIDTH, THREEDIEBENCH, LatentSchema
@@ -149,20 +150,25 @@ class _ObjectFormat:
 
     def __init__(self, settings: SplitSettings) -> None:
         self._settings = settings
+        self._counts: set[int] = set()  # numbers of views that objects have
         # Of the first view, which all others must be like; None before there is one.
-        self._num_views: int | None = None
         self._image_size: tuple[int, int] | None = None
         self._view_format: str | None = None
 
     def check(self, record: ObjectRecord, where: str) -> None:
         check_latents(record.latents, where)
-        self._num_views = self._num_views or len(record.images)
-        expected = (self._num_views, self._settings.schema.num_columns)
-        if len(record.images) != self._num_views or record.latents.shape != expected:
+        count = len(record.images)
+        expected = (count or 1, self._settings.schema.num_columns)
+        if not count or record.latents.shape != expected:
             raise DataError(
-                f"{where} has {len(record.images)} views and latents of shape {record.latents.shape}: "
-                f"give {self._num_views} views and latents of shape {expected} to every object of the split"
+                f"{where} has {count} views and latents of shape {record.latents.shape}: give {count or 1} views and "
+                f"latents of shape {expected}"
             )
+        counts = self._counts | {count}
+        if len(counts) > 1 and min(counts) < FEWEST_OF_SEVERAL:
+            one = f"{where} has 1 view and others have more" if count == 1 else f"an object before {where} has 1 view"
+            raise DataError(f"{one}: a pair takes two views of an object, so leave objects with one view out")
+        self._counts = counts
         for view, image in enumerate(record.images):
             self._view_format = self._view_format or view_format_of(image)
             image_size = view_image_size(image, self._view_format, f"view {view} of {where}")
@@ -178,18 +184,23 @@ class _ObjectFormat:
 
     def index_shard(self, path: Path, shard_number: int) -> SplitIndex:
         objects = list(scan_shard(path))
-        first = objects[0]
-        self._num_views, self._image_size, self._view_format = len(first.offsets), first.image_size, first.view_format
-        latents = np.stack([found.latents for found in objects])
+        self._image_size, self._view_format = objects[0].image_size, objects[0].view_format
+        counts = np.array([len(found.offsets) for found in objects])
+        self._counts |= set(counts.tolist())
+        latents = padded([found.latents.astype(np.float64) for found in objects])
+        quats_xyzw = self._settings.schema.quats_xyzw(torch.from_numpy(latents))
+        if quats_xyzw is not None:
+            quats_xyzw[~torch.from_numpy(is_view(counts, latents.shape[1]))] = 0
         columns = {
-            "offsets": [found.offsets for found in objects],
-            "sizes": [found.sizes for found in objects],
-            "crc32c": [found.crc32c for found in objects],
+            "offsets": padded([np.array(found.offsets) for found in objects]),
+            "sizes": padded([np.array(found.sizes) for found in objects]),
+            "crc32c": padded([np.array(found.crc32c) for found in objects]),
             "shard_numbers": [shard_number] * len(objects),
             "labels": [found.label for found in objects],
             "latents": latents,
-            "quats_xyzw": self._settings.schema.quats_xyzw(torch.from_numpy(latents.astype(np.float64))),
+            "quats_xyzw": quats_xyzw,
             "keys": [found.key.encode() for found in objects],
+            "view_counts": counts,
         }
         arrays = {
             name: np.asarray(columns[name], dtype)
@@ -199,13 +210,15 @@ class _ObjectFormat:
         return SplitIndex(**arrays)
 
     def manifest(self, folder: Path, parts: list[SplitIndex], shards: tuple[ShardEntry, ...], workers: int) -> Manifest:
-        assert self._num_views is not None and self._image_size is not None and self._view_format is not None
+        assert self._image_size is not None and self._view_format is not None
         index, settings = concatenate(parts), self._settings
-        lowest, highest = index.latents.min(axis=(0, 1)), index.latents.max(axis=(0, 1))
+        num_views, counts = index.offsets.shape[1], index.view_counts
+        latents = index.latents if counts is None else index.latents[is_view(counts, num_views)][None]
+        lowest, highest = latents.min(axis=(0, 1)), latents.max(axis=(0, 1))
         return Manifest(
             split=settings.split,
             num_objects=len(index.labels),
-            num_views=self._num_views,
+            num_views=num_views,
             image_size=self._image_size,
             latent_names=settings.schema.column_names,
             latent_ranges={
@@ -225,6 +238,7 @@ class _ObjectFormat:
             view_format=self._view_format,
             notes=settings.notes,
             latent_schema=settings.schema_json,
+            fewest_views=None if counts is None else int(counts.min()),
         )
 
 

@@ -83,7 +83,7 @@ def verify_split(
     `decode` the first image, that is not.
     """
     dataset = ShardDataset(folder, split)  # checks the manifest and the sizes
-    read_index(folder, dataset.manifest, verify=True)
+    index = read_index(folder, dataset.manifest, verify=True)
     images_decoded = 0
     for entry in dataset.manifest.shards:
         path = dataset.folder / entry.name
@@ -92,8 +92,9 @@ def verify_split(
                 f"shard {path} does not match its SHA-256 in the manifest: download it again or rebuild this data set"
             )
         for object_index in range(entry.first, entry.first + entry.count) if decode else ():
-            dataset.images(np.array([object_index]), np.arange(dataset.num_views)[None])
-            images_decoded += dataset.num_views
+            own_views = np.arange(index.views_of(object_index))
+            dataset.images(np.array([object_index]), own_views[None])
+            images_decoded += len(own_views)
         if report_shard is not None:
             report_shard(entry.name)
     dataset.close()
@@ -168,14 +169,13 @@ def _check_shard(
 
 
 def _records_of_objects(index: SplitIndex, rows: range, view_format: str) -> list[_Record]:
-    views = index.offsets.shape[1]
     return [
         _Record(
-            f"{index.keys[row].decode()}.{view_suffix(view, views, view_format)}",
+            f"{index.keys[row].decode()}.{view_suffix(view, index.views_of(row), view_format)}",
             int(index.offsets[row, view]), int(index.sizes[row, view]), int(index.crc32c[row, view]),
         )
         for row in rows
-        for view in range(views)
+        for view in range(index.views_of(row))
     ]  # fmt: skip
 
 
@@ -198,7 +198,8 @@ def _damage_beside_images(
     for row, found in zip(rows, scan_shard(path)):
         if not isinstance(index, SplitIndex):
             continue
-        if found.label != index.labels[row] or not np.array_equal(found.latents.astype(np.float32), index.latents[row]):
+        latents = index.latents[row, : index.views_of(row)]
+        if found.label != index.labels[row] or not np.array_equal(found.latents.astype(np.float32), latents):
             yield Damage(path, found.key, found.offsets[0], "has another label or other latents than the index")
 
 
