@@ -201,7 +201,7 @@ class _Part:
                 used, face_textures = (textures.of(image),), np.zeros(count, dtype=np.int32)
                 uv = _near_zero(np.asarray(visual.uv, dtype=np.float64)[self.faces])
             # glTF multiplies factor and texture. OBJ does in theory, but many files have a black or grey one beside it.
-            factor = getattr(material, "baseColorFactor", None) if linear else material.main_color
+            factor = getattr(material, "baseColorFactor" if linear else "main_color", None)
             factor = [255, 255, 255] if factor is None or (used and not linear) else factor
             face_colors[:] = light(np.asarray(factor)[:3])
             vertex_colors = getattr(visual, "vertex_attributes", {}).get("color")
