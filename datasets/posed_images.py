@@ -111,8 +111,7 @@ def summary(out: Path, posed: PosedTable, manifests: dict[str, Manifest]) -> str
         for name in posed.schema.column_names[latent.columns]:
             found = [manifest.latent_ranges[name] for manifest in manifests.values()]
             ranges.append(f"{name} {min(low for low, _ in found):.4g} to {max(high for _, high in found):.4g}")
-        unit = getattr(latent.kind, "unit", None) if getattr(latent.kind, "storage", "") != "quat_xyzw" else None
-        lines.append(f"{latent.name}: {latent.kind.kind}{f' ({unit})' if unit else ''}, {', '.join(ranges)}")
+        lines.append(f"latent {latent.kind.kind}: {', '.join(ranges)}")
     side = next(iter(manifests.values())).image_size[0]
     judged = next(split for split in manifests if split != "train")
     names = " ".join(latent.name for latent in posed.schema.latents)
