@@ -551,10 +551,12 @@ def test_the_command_line_names_latents_one_by_one(posed_images: ModuleType) -> 
 
 def test_eth80_by_its_own_table(posed_images: ModuleType, tmp_path: Path) -> None:
     folder = shared_data("eth80")
+    chosen_objects = ("cup1", "cup10", "car2", "car14")
     with tarfile.open(folder / "eth80_128.tar.gz") as archive:
-        archive.extractall(tmp_path / "eth80", filter="data")
+        members = [member for member in archive if Path(member.name).parent.name in chosen_objects]
+        archive.extractall(tmp_path / "eth80", members, filter="data")
     with (folder / "views.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["object"] in ("cup1", "cup10", "car2", "car14")]
+        rows = [row for row in csv.DictReader(file) if row["object"] in chosen_objects]
     table = write_csv(tmp_path / "views.csv", rows)
     latents = ("azimuth=azimuth_deg:angle:deg", "pose=azimuth_deg,polar_deg:viewing_sphere:deg:polar")
     chosen = TableOptions(
@@ -574,16 +576,19 @@ def test_eth80_by_its_own_table(posed_images: ModuleType, tmp_path: Path) -> Non
             assert (SciPyRotation.from_euler("xyz", known[:, :3]) * turns.inv()).magnitude().max() < 1e-6
 
 
-def test_coil20_by_views(posed_images: ModuleType, tmp_path: Path) -> None:
-    rows = []
+def test_coil20_by_the_table_that_the_page_writes(
+    posed_images: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with tarfile.open(shared_data("coil20") / "coil20.tar") as archive:
-        for member in archive.getmembers():
-            name, _, view = Path(member.name).stem.partition("__")
-            if name in ("obj2", "obj10"):
-                (tmp_path / Path(member.name).name).write_bytes(archive.extractfile(member).read())
-                rows.append({"image": Path(member.name).name, "object": name, "azimuth": 5 * int(view)})
-    rows.sort(key=lambda row: (row["object"], row["azimuth"]))
-    table = write_csv(tmp_path / "views.csv", rows)
+        members = [member for member in archive if re.match(r"(\./)?obj(2|10)__", member.name)]
+        archive.extractall(tmp_path / "coil20", members, filter="data")
+    monkeypatch.chdir(tmp_path)
+    page = (SCRIPT.parents[1] / "docs" / "your_own_posed_images.md").read_text()
+    exec(re.search(r"```python\n(.*?)```", page, flags=re.DOTALL)[1], {})
+    with open("coil20/views.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20 * 72
+    table = write_csv(tmp_path / "coil20" / "two.csv", [row for row in rows if row["object"] in ("obj2", "obj10")])
     chosen = TableOptions(table, ("azimuth:angle:deg",), val_every_view=4)
     posed_images.main(posed_images.Config(chosen, tmp_path / "out", "none stated"))
     val = ShardDataset(tmp_path / "out", "val")
