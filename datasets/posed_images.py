@@ -101,8 +101,10 @@ def summary(out: Path, posed: PosedTable, manifests: dict[str, Manifest]) -> str
     for split, manifest in manifests.items():
         size_gb = sum(entry.bytes for entry in manifest.shards) / 1e9
         classes = len({item.label for item in posed.splits[split]})
+        counts = sorted({len(item.rows) for item in posed.splits[split]})
+        views = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         lines.append(
-            f"{split}: {manifest.num_objects:,} objects of {classes:,} classes x {manifest.num_views} views of "
+            f"{split}: {manifest.num_objects:,} objects of {classes:,} classes x {views} views of "
             f"{manifest.image_size[0]} x {manifest.image_size[1]} pixels in {len(manifest.shards):,} shards, "
             f"{size_gb:.2f} GB, fingerprint {manifest.fingerprint[:16]}"
         )
