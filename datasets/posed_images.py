@@ -101,8 +101,10 @@ def summary(out: Path, posed: PosedTable, manifests: dict[str, Manifest]) -> str
     for split, manifest in manifests.items():
         size_gb = sum(entry.bytes for entry in manifest.shards) / 1e9
         classes = len({item.label for item in posed.splits[split]})
+        counts = sorted({len(item.rows) for item in posed.splits[split]})
+        views = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         lines.append(
-            f"{split}: {manifest.num_objects:,} objects of {classes:,} classes x {manifest.num_views} views of "
+            f"{split}: {manifest.num_objects:,} objects of {classes:,} classes x {views} views of "
             f"{manifest.image_size[0]} x {manifest.image_size[1]} pixels in {len(manifest.shards):,} shards, "
             f"{size_gb:.2f} GB, fingerprint {manifest.fingerprint[:16]}"
         )
@@ -111,8 +113,7 @@ def summary(out: Path, posed: PosedTable, manifests: dict[str, Manifest]) -> str
         for name in posed.schema.column_names[latent.columns]:
             found = [manifest.latent_ranges[name] for manifest in manifests.values()]
             ranges.append(f"{name} {min(low for low, _ in found):.4g} to {max(high for _, high in found):.4g}")
-        unit = getattr(latent.kind, "unit", None) if getattr(latent.kind, "storage", "") != "quat_xyzw" else None
-        lines.append(f"{latent.name}: {latent.kind.kind}{f' ({unit})' if unit else ''}, {', '.join(ranges)}")
+        lines.append(f"latent {latent.kind.kind}: {', '.join(ranges)}")
     side = next(iter(manifests.values())).image_size[0]
     judged = next(split for split in manifests if split != "train")
     names = " ".join(latent.name for latent in posed.schema.latents)

@@ -1,14 +1,15 @@
-"""Photographs and models of real things that tests read where they are there; none is part of the project."""
+"""Real data beside the repository, which is not part of it."""
 
 from pathlib import Path
 
 import pytest
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def shared_data(name: str) -> Path:
-    """A folder of real data; skips the test, with a sentence, where it isn't there."""
-    if not (DATA / name).is_dir():
-        pytest.skip(f"{name} is not part of the project: it is looked for in {DATA}")
-    return DATA / name
+    """A folder of real data; skips the test where it isn't there."""
+    folder = _DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"real data are not part of the project: {name} is looked for in {_DATA}")
+    return folder

@@ -70,38 +70,26 @@ def read_model(path: Path, up: UpAxis = "y", texture_side: int = 1024) -> Model:
     Raises:
         DataError: the file can't be read, or holds no triangle that can be seen.
     """
-    trimesh = import_trimesh()
-    name = visible(str(path))
+    name, suffix = visible(str(path)), path.suffix.lower()
     files = _FilesBeside(path.parent)
-    try:
-        content = io.BytesIO(
-            _as_utf8(path.read_bytes()) if path.suffix.lower() in _TEXT_SUFFIXES else path.read_bytes()
-        )
-        # "process" would merge and drop vertices in trimesh's own way.
-        scene = trimesh.load_scene(content, file_type=path.suffix.lower()[1:], resolver=files, process=False)
-        parts = [_Part(scene, node) for node in scene.graph.nodes_geometry]
-    except OSError as error:
-        raise DataError(f"{name} can't be read ({error.strerror or error}): allow it, or remove the file") from error
-    except Exception as error:  # a file may hold anything, and trimesh raises what comes
-        # What can't be decoded as text is given to a library that guesses encodings, where there is one.
-        problem = "neither binary nor text of this format" if isinstance(error, ImportError) else visible(str(error))
-        raise DataError(f"{name} is no mesh file that can be read ({problem}): export it again") from error
-    parts = [part for part in parts if len(part.faces)]
+    parts = _parts_of(path, files)
     count = sum(len(part.faces) for part in parts)
     if not count:
         raise DataError(f"{name} holds no triangle: export a surface, not points or lines, or remove the file")
     if count > MOST_FACES:
         raise DataError(f"{name} has {count:,} faces and at most {MOST_FACES:,} are rendered: simplify it")
-    used = np.concatenate([part.vertices[part.faces].reshape(-1, 3) for part in parts])
-    finite = np.isfinite(used).all(axis=1)
+    first_vertex = np.cumsum([0, *(len(part.vertices) for part in parts)])
+    with np.errstate(invalid="ignore", over="ignore"):
+        vertices = np.concatenate([part.vertices for part in parts]) @ _SCENE_FROM_FILE[up].T
+    faces = np.concatenate([part.faces + first for part, first in zip(parts, first_vertex)])
+    finite = np.isfinite(vertices).all(axis=1)[faces]
     if not finite.all():
         raise DataError(f"{name} has {(~finite).sum():,} corners of faces that are not finite: export it again")
     try:
-        painted = [part.paint(path.suffix.lower() in _LINEAR_SUFFIXES, texture_side) for part in parts]
+        textures = _Textures(texture_side)
+        painted = [part.paint(suffix in _LINEAR_SUFFIXES, textures) for part in parts]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"a texture of {name} does not decode ({visible(str(error))}): save it again") from error
-    vertices = used @ _SCENE_FROM_FILE[up].T
-    faces = np.arange(len(vertices)).reshape(-1, 3)
     colors = np.concatenate([color for color, _ in painted])
     try:
         with np.errstate(divide="ignore", invalid="ignore"):  # of an object without extent
@@ -109,6 +97,25 @@ def read_model(path: Path, up: UpAxis = "y", texture_side: int = 1024) -> Model:
     except ValueError as error:
         raise DataError(f"{name} shows nothing ({error}): export it again, or remove the file") from error
     return Model(mesh, tuple(files.missing))
+
+
+def _parts_of(path: Path, files: "_FilesBeside") -> list["_Part"]:
+    """The geometries of a file that have faces. Raises DataError if it can't be read."""
+    trimesh = import_trimesh()
+    name, suffix = visible(str(path)), path.suffix.lower()
+    try:
+        data = path.read_bytes()
+        content = io.BytesIO(_as_utf8(data) if suffix in _TEXT_SUFFIXES else data)
+        # "process" would merge and drop vertices in trimesh's own way.
+        scene = trimesh.load_scene(content, file_type=suffix.removeprefix("."), resolver=files, process=False)
+        parts = [_Part(scene, node) for node in scene.graph.nodes_geometry]
+    except OSError as error:
+        raise DataError(f"{name} can't be read ({error.strerror or error}): restore it, or remove it") from error
+    except Exception as error:  # a file may hold anything, and trimesh raises what comes
+        # What can't be decoded as text is given to a library that guesses encodings, where there is one.
+        problem = "neither binary nor text of this format" if isinstance(error, ImportError) else visible(str(error))
+        raise DataError(f"{name} is no mesh file that can be read ({problem}): export it again") from error
+    return [part for part in parts if len(part.faces)]
 
 
 def _as_utf8(text: bytes) -> bytes:
@@ -160,27 +167,28 @@ class _Part:
         geometry = scene.geometry[geometry_name]
         # Point clouds and paths are geometries, too.
         self.faces: NDArray[np.int64] = np.asarray(getattr(geometry, "faces", np.zeros((0, 3))), dtype=np.int64)
-        self.vertices: NDArray[np.float64] = np.asarray(geometry.vertices) @ matrix[:3, :3].T + matrix[:3, 3]
+        with np.errstate(invalid="ignore", over="ignore"):  # of numbers that are refused later where faces use them
+            self.vertices: NDArray[np.float64] = np.asarray(geometry.vertices) @ matrix[:3, :3].T + matrix[:3, 3]
         self._visual = getattr(geometry, "visual", None)
         if self.faces.size and not 0 <= self.faces.min() <= self.faces.max() < len(self.vertices):
             raise ValueError(f"a face has a corner beyond its {len(self.vertices)} vertices")
 
-    def paint(self, linear: bool, texture_side: int) -> tuple[NDArray[np.float32], Paint]:
+    def paint(self, linear: bool, textures: "_Textures") -> tuple[NDArray[np.float32], Paint]:
         """Albedo of each face [F, 3], and what multiplies it; `linear` if the file states colours in linear light."""
         count, visual = len(self.faces), self._visual
         face_colors = np.full((count, 3), UNPAINTED, dtype=np.float32)
         corner_colors = np.ones((count, 3, 3), dtype=np.float32)
         uv = np.zeros((count, 3, 2), dtype=np.float32)
         face_textures = np.full(count, -1, dtype=np.int32)
-        textures: tuple[NDArray[np.float32], ...] = ()
+        used: tuple[NDArray[np.float32], ...] = ()
 
         def light(levels: Any) -> NDArray[np.float32]:
             return _as_light(np.asarray(levels), linear)
 
         material = getattr(visual, "material", None)
         image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-        # Where there is no material, trimesh puts a grey image of its own, which no file's format is known of.
-        stand_in = image is not None and image.format is None
+        # Where there is no material, trimesh puts a small grey image of its own, which is of no file format.
+        stand_in = image is not None and image.format is None and image.size == (2, 2)
         if visual is None or visual.kind is None or stand_in:
             pass
         elif visual.kind == "face":
@@ -190,16 +198,16 @@ class _Part:
             corner_colors = light(visual.vertex_colors)[self.faces]
         else:
             if image is not None and np.shape(visual.uv) == (len(self.vertices), 2):
-                textures, face_textures = (_texture(image, texture_side),), np.zeros(count, dtype=np.int32)
+                used, face_textures = (textures.of(image),), np.zeros(count, dtype=np.int32)
                 uv = _near_zero(np.asarray(visual.uv, dtype=np.float64)[self.faces])
             # glTF multiplies factor and texture. OBJ does in theory, but many files have a black or grey one beside it.
-            factor = getattr(material, "baseColorFactor", None) if linear else material.main_color
-            factor = [255, 255, 255] if factor is None or (textures and not linear) else factor
+            factor = getattr(material, "baseColorFactor" if linear else "main_color", None)
+            factor = [255, 255, 255] if factor is None or (used and not linear) else factor
             face_colors[:] = light(np.asarray(factor)[:3])
             vertex_colors = getattr(visual, "vertex_attributes", {}).get("color")
             if linear and vertex_colors is not None:
                 corner_colors = light(vertex_colors)[self.faces]
-        return face_colors, Paint(corner_colors, uv, face_textures, textures)
+        return face_colors, Paint(corner_colors, uv, face_textures, used)
 
 
 def _as_light(colors: NDArray[Any], linear: bool) -> NDArray[np.float32]:
@@ -213,6 +221,21 @@ def _as_light(colors: NDArray[Any], linear: bool) -> NDArray[np.float32]:
 def linear_from_srgb(values: NDArray[np.floating]) -> NDArray[np.floating]:
     """Linear light of sRGB values in [0, 1] (IEC 61966-2-1)."""
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+class _Textures:
+    """Images as textures; one that several parts have is made once."""
+
+    def __init__(self, most_side: int) -> None:
+        self._most_side = most_side
+        # With the images themselves, so that no other image gets the number of one that is gone.
+        self._made: dict[int, tuple[Image.Image, NDArray[np.float32]]] = {}
+
+    def of(self, image: Image.Image) -> NDArray[np.float32]:
+        """Linear light [H, W, 3] of an image."""
+        if id(image) not in self._made:
+            self._made[id(image)] = image, _texture(image, self._most_side)
+        return self._made[id(image)][1]
 
 
 def _texture(image: Image.Image, most_side: int) -> NDArray[np.float32]:
@@ -239,14 +262,20 @@ def _near_zero(uv: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def _joined(paints: list[Paint]) -> Paint:
-    """One paint of the faces of all parts."""
-    first = np.cumsum([0, *(len(paint.textures) for paint in paints)])
-    numbers = [
-        np.where(paint.face_textures < 0, -1, paint.face_textures + start) for paint, start in zip(paints, first)
-    ]
+    """One paint of the faces of all parts, in which each texture is once."""
+    number_of: dict[int, int] = {}
+    textures: list[NDArray[np.float32]] = []
+    numbers = []
+    for paint in paints:
+        for texture in paint.textures:
+            if id(texture) not in number_of:
+                number_of[id(texture)] = len(textures)
+                textures.append(texture)
+        own = [number_of[id(texture)] for texture in paint.textures]
+        numbers.append(np.array([*own, -1], dtype=np.int32)[paint.face_textures])  # -1 takes the last, which is -1
     return Paint(
         corner_colors=np.concatenate([paint.corner_colors for paint in paints]),
         corner_uv=np.concatenate([paint.corner_uv for paint in paints]),
-        face_textures=np.concatenate(numbers).astype(np.int32),
-        textures=tuple(texture for paint in paints for texture in paint.textures),
+        face_textures=np.concatenate(numbers),
+        textures=tuple(textures),
     )

@@ -304,7 +304,7 @@ def _check(path: str, folder: Path, config: MeshSetConfig) -> CheckedModel:
     digest = hashlib.sha256()
     for array in (*arrays, *paint.textures):
         digest.update(f"{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return CheckedModel(digest.hexdigest(), missing=model.missing)
 
 
@@ -401,12 +401,12 @@ def rendered_splits(
     mean_rgb, std_rgb, measured = pixel_statistics(folder, planned["train"][1], config, device)
     notes = (*provenance.notes, f"mean and standard deviation of the pixels were measured on {measured} training views")
     splits = {}
-    for name, (classes, objects) in planned.items():
+    for name, (class_names, objects) in planned.items():
         content = {"generator": GENERATOR_VERSION, "config": dataclasses.asdict(config)}
         content["objects"] = [dataclasses.astuple(each) for each in objects]
         settings = SplitSettings(
             split=name,
-            class_names=classes,
+            class_names=class_names,
             source=provenance.source,
             license=provenance.license,
             seed=config.seed,

@@ -317,20 +317,20 @@ def test_rotations_of_all_storages_are_the_same(
         ("azimuth", "names no kind: write NAME:KIND, with angle, number"),
         ("azimuth:azimuth", "has kind 'azimuth': choose from angle, number, translation, rotation"),
         ("azimuth:angle", "angles without a unit: add one of deg, rad, turn"),
-        ("azimuth:angle:degree", "has 'degree': a angle takes deg, rad, turn, period=, range="),
+        ("azimuth:angle:degree", "has 'degree': kind angle takes deg, rad, turn, period=, range="),
         ("azimuth:angle:deg:rad", "says its unit twice"),
         ("azimuth:angle:deg:period=-1", "has 'period=-1': write it like period=180"),
         ("size:number:range=3", "has 'range=3': write it like range=-90..90"),
         ("size:number:range=3..1", "has 'range=3..1': write it like range=-90..90"),
         ("size:number:range=0..1,0..1", "has 2 ranges: give 1"),
-        ("size:number:quat_xyzw", "a number takes deg, rad, turn, range="),
+        ("size:number:quat_xyzw", "kind number takes deg, rad, turn, range="),
         ("pose:rotation", "leaves open how it is written: add one of quat_xyzw, euler_xyz, matrix"),
-        ("pose:rotation:xyz", "a rotation takes deg, rad, turn, quat_xyzw, euler_xyz, matrix, range="),
+        ("pose:rotation:xyz", "kind rotation takes deg, rad, turn, quat_xyzw, euler_xyz, matrix, range="),
         ("pose:rotation:euler_xyz", "angles without a unit"),
         ("pose:rotation:quat_xyzw:deg", "has a unit and no angles: leave it out"),
-        ("pose=a,b,c:rotation:quat_xyzw", "names 3 columns: a rotation of this kind has 4"),
-        ("place=a,b,c,d:translation", "names 4 columns: a translation of this kind has 1 or 2 or 3"),
-        ("lamp:category:deg", "a category takes no options"),
+        ("pose=a,b,c:rotation:quat_xyzw", "names 3 columns: give 4"),
+        ("place=a,b,c,d:translation", "names 4 columns: give 1 or 2 or 3"),
+        ("lamp:category:deg", "kind category takes no options"),
         ("pose:viewing_sphere:polar", "angles without a unit"),
     ],
 )
@@ -551,10 +551,12 @@ def test_the_command_line_names_latents_one_by_one(posed_images: ModuleType) -> 
 
 def test_eth80_by_its_own_table(posed_images: ModuleType, tmp_path: Path) -> None:
     folder = shared_data("eth80")
+    chosen_objects = ("cup1", "cup10", "car2", "car14")
     with tarfile.open(folder / "eth80_128.tar.gz") as archive:
-        archive.extractall(tmp_path / "eth80", filter="data")
+        members = [member for member in archive if Path(member.name).parent.name in chosen_objects]
+        archive.extractall(tmp_path / "eth80", members, filter="data")
     with (folder / "views.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["object"] in ("cup1", "cup10", "car2", "car14")]
+        rows = [row for row in csv.DictReader(file) if row["object"] in chosen_objects]
     table = write_csv(tmp_path / "views.csv", rows)
     latents = ("azimuth=azimuth_deg:angle:deg", "pose=azimuth_deg,polar_deg:viewing_sphere:deg:polar")
     chosen = TableOptions(
@@ -574,16 +576,19 @@ def test_eth80_by_its_own_table(posed_images: ModuleType, tmp_path: Path) -> Non
             assert (SciPyRotation.from_euler("xyz", known[:, :3]) * turns.inv()).magnitude().max() < 1e-6
 
 
-def test_coil20_by_views(posed_images: ModuleType, tmp_path: Path) -> None:
-    rows = []
+def test_coil20_by_the_table_that_the_page_writes(
+    posed_images: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with tarfile.open(shared_data("coil20") / "coil20.tar") as archive:
-        for member in archive.getmembers():
-            name, _, view = Path(member.name).stem.partition("__")
-            if name in ("obj2", "obj10"):
-                (tmp_path / Path(member.name).name).write_bytes(archive.extractfile(member).read())
-                rows.append({"image": Path(member.name).name, "object": name, "azimuth": 5 * int(view)})
-    rows.sort(key=lambda row: (row["object"], row["azimuth"]))
-    table = write_csv(tmp_path / "views.csv", rows)
+        members = [member for member in archive if re.match(r"(\./)?obj(2|10)__", member.name)]
+        archive.extractall(tmp_path / "coil20", members, filter="data")
+    monkeypatch.chdir(tmp_path)
+    page = (SCRIPT.parents[1] / "docs" / "your_own_posed_images.md").read_text()
+    exec(re.search(r"```python\n(.*?)```", page, flags=re.DOTALL)[1], {})
+    with open("coil20/views.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20 * 72
+    table = write_csv(tmp_path / "coil20" / "two.csv", [row for row in rows if row["object"] in ("obj2", "obj10")])
     chosen = TableOptions(table, ("azimuth:angle:deg",), val_every_view=4)
     posed_images.main(posed_images.Config(chosen, tmp_path / "out", "none stated"))
     val = ShardDataset(tmp_path / "out", "val")

@@ -28,7 +28,6 @@ _WORDS: dict[str, tuple[str, Any]] = {
     "polar_azimuth": ("storage", "polar_azimuth"), "xyz": ("storage", "xyz"),
     "polar": ("polar", True), "clockwise": ("clockwise", True),
 }  # fmt: skip
-# Choices that a kind requires are in a tuple of their own.
 _STORAGES = {"rotation": ("quat_xyzw", "euler_xyz", "matrix"), "direction": ("polar_azimuth", "xyz")}
 _OPTIONS = {
     "angle": ("unit", "period", "range"),
@@ -86,9 +85,7 @@ def parse_latent(text: str) -> LatentColumns:
     named = tuple(column.strip() for column in columns.split(",")) if has_columns else defaults
     allowed = (1, 2, 3) if kind == "translation" else (len(defaults),)
     if len(named) not in allowed or "" in named:
-        raise DataError(
-            f"--latent {text} names {len(named)} columns: a {kind} of this kind has {' or '.join(map(str, allowed))}"
-        )
+        raise DataError(f"--latent {text} names {len(named)} columns: give {' or '.join(map(str, allowed))}")
     wanted = {"translation": len(named), "angle": 1, "number": 1, "rotation": 3, "direction": 2}
     if "range" in options and len(options["range"]) != wanted[kind]:
         raise DataError(f"--latent {text} has {len(options['range'])} ranges: give {wanted[kind]}, as LOW..HIGH,...")
@@ -101,7 +98,7 @@ def _option(text: str, kind: str, word: str) -> tuple[str, Any]:
     known = [name for name in known if kind not in _STORAGES or name in (*_STORAGES[kind], *FULL_TURN)]
     known += [f"{name}=" for name in ("period", "range") if name in _OPTIONS[kind]]
     if (f"{key}=" if has_value else key) not in known:
-        raise DataError(f"--latent {text} has '{word}': a {kind} takes {', '.join(known) or 'no options'}")
+        raise DataError(f"--latent {text} has '{word}': kind {kind} takes {', '.join(known) or 'no options'}")
     if not has_value:
         return _WORDS[key]
     try:
