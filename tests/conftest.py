@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural
+from ssl_equi.data.shards.reader import ShardDataset
+from tests.data.uneven_objects import write_uneven
 from tests.simulated_device import SimulatedDevice, simulated_device
 
 TINY = ProceduralConfig(
@@ -55,6 +57,15 @@ def tiny_moving_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "3diebench-pt"
     moving = dataclasses.replace(TINY, translation=True)
     build_procedural(folder, moving, ("train", "val", "test"), workers=1, show_progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def uneven_data(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The objects of the tiny set with 3 to 6 views each, see `tests.data.uneven_objects.COUNTS`."""
+    folder = tmp_path_factory.mktemp("uneven") / "posed"
+    for split in ("train", "val", "test"):
+        write_uneven(ShardDataset(tiny_data, split), folder)
     return folder
 
 

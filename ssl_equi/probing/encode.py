@@ -93,6 +93,22 @@ class FeatureCache:
         """Views of all objects."""
         return self.num_objects * self.num_views if self.view_counts is None else int(self.view_counts.sum())
 
+    @property
+    def has_view(self) -> Tensor:
+        """Where there are views in arrays `[n_objects, n_views, ...]`: bool."""
+        counts = np.broadcast_to(self.views_of_each, self.num_objects)
+        return torch.from_numpy(is_view(counts, self.num_views)).to(self.features.device)
+
+    @property
+    def first_rows(self) -> np.ndarray:
+        """Row of each object's view 0 in `rows`, int64 `[n_objects]`; its other views follow."""
+        counts = np.broadcast_to(self.views_of_each, self.num_objects).astype(np.int64)
+        return np.cumsum(counts) - counts
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Features, latents or quaternions `[n_objects, n_views, C]` of every view as rows `[num_images, C]`."""
+        return values.flatten(0, 1) if self.view_counts is None else values[self.has_view]
+
     def to(self, device: torch.device | str) -> "FeatureCache":
         """The same cache with its tensors on `device`."""
         return self._with_each(lambda values: values.to(device))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ssl_equi.errors import UserError
 from ssl_equi.geometry.rotations import rotation_angle
 from ssl_equi.probing.encode import FeatureCache
-from ssl_equi.probing.task_samples import all_features, all_rows
+from ssl_equi.probing.task_samples import feature_matrix
 
 MAX_POINTS = 1500
 MAX_COMPONENTS = 50
@@ -39,13 +39,12 @@ def map_arrays(cache: FeatureCache, parts: Mapping[str, slice], seed: int = 0) -
         standard deviations of all views' features along their principal axes, descending.
     """
     drawn = _drawn_views(cache.num_images, seed)
-    rows = all_rows(cache).cpu().numpy()[drawn]
-    arrays = {"map_labels": cache.labels.cpu().numpy()[rows // cache.num_views]}
+    arrays = {"map_labels": cache.labels.cpu().numpy()[cache.has_view.nonzero()[:, 0].cpu().numpy()[drawn]]}
     if cache.quats_xyzw is not None:
-        quats_xyzw = cache.quats_xyzw.cpu().flatten(0, 1)[torch.from_numpy(rows)].double()
+        quats_xyzw = cache.rows(cache.quats_xyzw).cpu()[torch.from_numpy(drawn)].double()
         arrays["map_angle_deg"] = torch.rad2deg(rotation_angle(quats_xyzw)).float().numpy()
     for part, columns in parts.items():
-        deviations, components = _principal_components(all_features(cache.part(columns)).cpu())
+        deviations, components = _principal_components(feature_matrix(cache.part(columns)).cpu())
         arrays[f"singular_values/{part}"] = deviations.float().numpy()
         arrays[f"map_features/{part}"] = components[torch.from_numpy(drawn)].float().numpy()
     return arrays

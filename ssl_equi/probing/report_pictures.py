@@ -13,7 +13,6 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.geometry.rotations import geodesic_distance
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.report_figures import shrink
-from ssl_equi.probing.task_samples import has_view
 
 NUM_QUERIES = 6
 NUM_NEIGHBOURS = 6
@@ -57,7 +56,7 @@ def neighbour_arrays(
     queries = torch.stack([query_objects, torch.zeros_like(query_objects)], dim=1)
     arrays = {}
     for part in [part for part in ("inv", "equi") if part in parts] or list(parts)[:1]:
-        found = nearest_neighbours(cache.features[..., parts[part]], queries, k, has_view(cache))
+        found = nearest_neighbours(cache.features[..., parts[part]], queries, k, cache.has_view)
         views = torch.cat([queries[:, None], found], dim=1)
         arrays[f"neighbour_images/{part}"] = _read_each(test, views)
         arrays[f"neighbour_captions/{part}"] = np.array(_captions(cache, queries, found, class_names))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_equi.data.view_counts import NO_VIEW, ViewsOfEach, is_view
+from ssl_equi.data.view_counts import NO_VIEW, ViewsOfEach
 from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, build_head, predict, train_head
@@ -39,35 +39,19 @@ class HeadPlan:
 
 
 def feature_matrix(cache: FeatureCache) -> Tensor:
-    """Features to pick rows of views from: view v of object o is row `o * num_views + v`, and there may be others."""
-    return cache.features.flatten(0, 1)
-
-
-def has_view(cache: FeatureCache) -> Tensor:
-    """Where there are views in arrays of the cache: bool `[n_objects, n_views]`."""
-    counts = np.broadcast_to(cache.views_of_each, cache.num_objects)
-    return torch.from_numpy(is_view(counts, cache.num_views)).to(cache.features.device)
-
-
-def all_rows(cache: FeatureCache) -> Tensor:
-    """Row of every view in `feature_matrix`, ascending: int64 `[N]`."""
-    return has_view(cache).flatten().nonzero()[:, 0]
-
-
-def all_features(cache: FeatureCache) -> Tensor:
-    """Features of every view `[N, D]`, object by object; no copy where objects have equally many views."""
-    return feature_matrix(cache) if cache.view_counts is None else feature_matrix(cache)[all_rows(cache)]
+    """Features of every view as rows, object by object: view v of object o is row `cache.first_rows[o] + v`."""
+    return cache.rows(cache.features)
 
 
 def sample_objects(cache: FeatureCache, rows: Tensor) -> Tensor:
     """The object `[n]` that each sample of rows `[n, k]` is of."""
-    return rows[:, 0] // cache.num_views
+    return cache.has_view.nonzero()[:, 0][rows[:, 0]]
 
 
 def require_finite(*caches: FeatureCache) -> None:
     """Raises TaskSkipped if a feature is NaN or infinite."""
     for cache in caches:
-        finite = torch.isfinite(all_features(cache)).all(dim=-1)
+        finite = torch.isfinite(feature_matrix(cache)).all(dim=-1)
         if not bool(finite.all()):
             raise TaskSkipped(
                 f"features of {int((~finite).sum())} of {finite.numel()} views are not finite: the encoder diverged, "
@@ -78,7 +62,7 @@ def require_finite(*caches: FeatureCache) -> None:
 def require_varied(train: FeatureCache, test: FeatureCache) -> None:
     """Raises TaskSkipped if the features are not finite, or the same in every training view."""
     require_finite(train, test)
-    features = all_features(train)
+    features = feature_matrix(train)
     spread = float((features.amax(dim=0) - features.amin(dim=0)).max())
     root_mean_square = float(features.norm()) / features.numel() ** 0.5
     if spread <= ROUNDING * root_mean_square:
@@ -143,14 +127,14 @@ def view_rows(cache: FeatureCache, view_indices: np.ndarray, objects: np.ndarray
     """
     objects = np.arange(cache.num_objects) if objects is None else objects
     views = view_indices[objects]
-    rows = (objects[:, None] * cache.num_views + views)[views != NO_VIEW]
+    rows = (cache.first_rows[objects, None] + views)[views != NO_VIEW]
     return torch.from_numpy(rows[:, None]).to(cache.features.device)
 
 
 def pair_rows(cache: FeatureCache, pairs: ViewPairs) -> Tensor:
     """Rows `[n, 2]`: one sample for each pair."""
     views = np.stack([pairs.first_view, pairs.second_view], axis=1)
-    return torch.from_numpy(pairs.object_indices[:, None] * cache.num_views + views).to(cache.features.device)
+    return torch.from_numpy(cache.first_rows[pairs.object_indices, None] + views).to(cache.features.device)
 
 
 def samples_of(cache: FeatureCache, rows: Tensor, targets_of: TargetsOf) -> Samples:

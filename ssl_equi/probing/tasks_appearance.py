@@ -140,7 +140,7 @@ def _ridge_on_pairs(
 
 
 def _relative_hues(cache: FeatureCache, rows: Tensor) -> Tensor:
-    return relative_hues(cache.latents.flatten(0, 1)[rows])
+    return relative_hues(cache.rows(cache.latents)[rows])
 
 
 def _hue_turns(cache: FeatureCache, rows: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def _hue_turns(cache: FeatureCache, rows: Tensor) -> Tensor:
 
 def _lights(cache: FeatureCache, rows: Tensor) -> Tensor:
     """Unit vectors `[n, 3]` to the light in the views `[n, 1]`."""
-    angles_rad = cache.latents.flatten(0, 1)[rows[:, 0]][:, LIGHT_DIRECTION_COLUMNS]
+    angles_rad = cache.rows(cache.latents)[rows[:, 0]][:, LIGHT_DIRECTION_COLUMNS]
     return light_direction(angles_rad[:, 0], angles_rad[:, 1])
 
 

@@ -26,16 +26,15 @@ from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.task_results import TaskResult
 from ssl_equi.probing.task_samples import (
-    all_features,
     evaluated_pair_rows,
     feature_matrix,
-    has_view,
     held_out_objects,
     pair_rows,
     require_objects,
     require_poses,
     require_varied,
     require_views,
+    sample_objects,
 )
 
 SAME_FEATURES = 1e-10  # squared difference of two views, as a share of the variance, below which nothing moves
@@ -66,7 +65,7 @@ def feature_action(
     require_views(train, test)
     require_objects(train, "training")
     require_varied(train, test)
-    components = fit_components(all_features(train), protocol.feature_action_components)
+    components = fit_components(feature_matrix(train), protocol.feature_action_components)
     train_features, test_features = components.apply(feature_matrix(train)), components.apply(feature_matrix(test))
     pairs = training_pairs(
         train.num_objects, train.views_of_each, protocol.feature_action_pairs_per_object, seed, epoch=0
@@ -75,7 +74,7 @@ def feature_action(
     first, second = test_features[test_rows[:, 0]], test_features[test_rows[:, 1]]
     spread = _squared_error(second.mean(dim=0), second)
     of_first_view = _squared_error(first, second)
-    of_object_mean = _squared_error(_mean_of_other_views(test_features, test_rows, has_view(test)), second)
+    of_object_mean = _squared_error(_mean_of_other_views(test_features, test_rows, test), second)
     if not bool(varying_components(second).any()) or min(of_first_view, of_object_mean) <= SAME_FEATURES * spread:
         raise TaskSkipped(
             f"the views of each of the {test.num_objects} evaluated objects have the same features, so no rotation "
@@ -114,7 +113,7 @@ def feature_action(
         details={
             "ridge_strength": strength,
             "components": train_features.shape[1],
-            "variance_kept": components.share_of_variance(all_features(test)),
+            "variance_kept": components.share_of_variance(feature_matrix(test)),
         },
     )
 
@@ -161,14 +160,16 @@ def turned_features(features: Tensor, matrices: Tensor) -> Tensor:
 def _matrices(cache: FeatureCache, rows: Tensor) -> Tensor:
     """Relative rotations `[n, 3, 3]` of pairs `[n, 2]`."""
     assert cache.quats_xyzw is not None, "the task needs poses"
-    return quat_to_matrix(relative_rotation(cache.quats_xyzw.flatten(0, 1)[rows]))
+    return quat_to_matrix(relative_rotation(cache.rows(cache.quats_xyzw)[rows]))
 
 
-def _mean_of_other_views(features: Tensor, pairs: Tensor, there: Tensor) -> Tensor:
-    """Mean features `[n, D]` of all views of a pair's object except its second; `there` as `has_view` says."""
-    sums = (features.unflatten(0, there.shape) * there[..., None]).sum(dim=1)
-    objects = pairs[:, 1] // there.shape[1]
-    return (sums[objects] - features[pairs[:, 1]]) / (there.sum(dim=1)[objects] - 1)[:, None]
+def _mean_of_other_views(features: Tensor, pairs: Tensor, cache: FeatureCache) -> Tensor:
+    """Mean of the rows `features [N, D]` of all views of a pair's object except its second: `[n, D]`."""
+    there, objects = cache.has_view, sample_objects(cache, pairs)
+    by_object = features.new_zeros(*there.shape, features.shape[1])
+    by_object[there] = features
+    sums, counts = by_object.sum(dim=1), there.sum(dim=1)
+    return (sums[objects] - features[pairs[:, 1]]) / (counts[objects] - 1)[:, None]
 
 
 def _squared_error(answers: Tensor, targets: Tensor) -> float:

@@ -16,8 +16,7 @@ from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.task_results import TaskResult, object_means
 from ssl_equi.probing.task_samples import (
-    all_features,
-    has_view,
+    feature_matrix,
     require_finite,
     require_objects,
     require_varied,
@@ -51,9 +50,9 @@ def invariance(
     require_objects(test, "evaluated")
     require_views(test)
     require_varied(test, test)
-    there, num_images = has_view(test), test.num_images
-    overall_mean = test.features.double().sum(dim=(0, 1)) / num_images
-    centred = (test.features.double() - overall_mean) * there[..., None]
+    there, num_images = test.has_view, test.num_images
+    features = test.features.double() * there[..., None]
+    centred = (features - features.sum(dim=(0, 1)) / num_images) * there[..., None]
     ratio = _within_between_ratio(centred, there)
     order = np.random.default_rng([seed, SHUFFLE_STREAM]).permutation(num_images)
     shuffled = torch.zeros_like(centred)
@@ -99,7 +98,7 @@ def collapse(
         TaskSkipped: features are not finite.
     """
     require_finite(test)
-    features = all_features(test)
+    features = feature_matrix(test)
     metrics, singular_values = _directions_used(features)
     generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, ISOTROPIC_STREAM]).integers(2**62)))
     isotropic, _ = _directions_used(torch.randn(features.shape, generator=generator).to(features.device))

@@ -150,14 +150,14 @@ def translation_base_task(
 
 
 def displacement_in_object_frame(cache: FeatureCache, rows: Tensor) -> Tensor:
-    """t2 - t1 `[n, 3]` of pairs of views `rows [n, 2]` (row `o * num_views + v` is view v of object o)."""
-    positions = ObjectPose.from_latents(cache.latents.flatten(0, 1)[rows]).translation
+    """t2 - t1 `[n, 3]` of pairs of views `rows [n, 2]` (see `feature_matrix`)."""
+    positions = ObjectPose.from_latents(cache.rows(cache.latents)[rows]).translation
     return positions[:, 1] - positions[:, 0]
 
 
 def displacement_in_base_frame(cache: FeatureCache, rows: Tensor) -> Tensor:
     """R2 t2 - R1 t1 `[n, 3]` of pairs of views `rows [n, 2]`: how the object's centre moves in the world."""
-    positions = BasePose.from_latents(cache.latents.flatten(0, 1)[rows]).translation
+    positions = BasePose.from_latents(cache.rows(cache.latents)[rows]).translation
     return positions[:, 1] - positions[:, 0]
 
 
@@ -194,7 +194,7 @@ def _relative_rotations(cache: FeatureCache, rows: Tensor) -> Tensor:
 def _quats_xyzw(cache: FeatureCache) -> Tensor:
     """Absolute rotations as rows, in the order of the features' rows."""
     assert cache.quats_xyzw is not None, "the task needs poses"
-    return cache.quats_xyzw.flatten(0, 1)
+    return cache.rows(cache.quats_xyzw)
 
 
 def _rotation_result(

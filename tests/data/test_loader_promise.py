@@ -27,6 +27,7 @@ from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.errors import DataError, LostShardError
 from tests.data.image_sets import flip
 from tests.data.numbered_objects import NumberedObjects
+from tests.data.uneven_objects import COUNTS
 
 OBJECTS, VIEWS = 24, 4  # of the tiny set
 TENSORS = ("images", "latents", "quat_xyzw", "labels", "object_indices", "view_indices")
@@ -71,6 +72,15 @@ def folder(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("promise") / "set"))
 
 
+@pytest.fixture(scope="module")
+def uneven_folder(uneven_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same objects with 3 to 6 views."""
+    return Path(shutil.copytree(uneven_data, tmp_path_factory.mktemp("promise") / "uneven"))
+
+
+UNEVEN = [*((source, "folder") for source in SOURCES), *((source, "uneven_folder") for source in READING)]
+
+
 def open_loader(source: str, folder: Path, **options: Any) -> Loader:
     return SOURCES[source](folder, **({"global_batch_size": 8, "seed": 1} | options))
 
@@ -91,8 +101,9 @@ def assert_equal(found: list[dict[str, Tensor]], expected: list[dict[str, Tensor
             assert torch.equal(found_batch[name], tensor), name
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_a_batch_holds_what_the_split_says_of_its_rows(source: str, folder: Path) -> None:
+@pytest.mark.parametrize(("source", "folder_fixture"), UNEVEN)
+def test_a_batch_holds_what_the_split_says_of_its_rows(source: str, folder_fixture: str, request: Any) -> None:
+    folder = request.getfixturevalue(folder_fixture)
     split = ShardDataset(folder, "train")
     for batch in take(source, folder, 4, views=3):
         objects, views = batch["object_indices"].numpy(), batch["view_indices"].numpy()
@@ -110,22 +121,48 @@ def test_a_batch_holds_what_the_split_says_of_its_rows(source: str, folder: Path
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("source", INDEXED)
-def test_sources_read_by_index_have_one_order(source: str, folder: Path) -> None:
-    order = BatchOrder(num_objects=OBJECTS, num_views=VIEWS, global_batch_size=10, views=2, seed=1)
+@pytest.mark.parametrize(("source", "folder_fixture"), [each for each in UNEVEN if each[0] in INDEXED])
+def test_sources_read_by_index_have_one_order(source: str, folder_fixture: str, request: Any) -> None:
+    folder = request.getfixturevalue(folder_fixture)
+    counts = np.resize(COUNTS, OBJECTS) if folder_fixture == "uneven_folder" else None
+    order = BatchOrder(num_objects=OBJECTS, num_views=VIEWS, view_counts=counts, global_batch_size=10, views=2, seed=1)
     for step, batch in enumerate(take(source, folder, 5, global_batch_size=10)):
         objects, views = order.batch(step)
         np.testing.assert_array_equal(batch["object_indices"].numpy(), objects)
         np.testing.assert_array_equal(batch["view_indices"].numpy(), views)
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_batches_depend_neither_on_threads_nor_on_where_a_run_goes_on(source: str, folder: Path) -> None:
+@pytest.mark.parametrize(("source", "folder_fixture"), UNEVEN)
+def test_batches_depend_neither_on_threads_nor_on_where_a_run_goes_on(
+    source: str, folder_fixture: str, request: Any
+) -> None:
+    folder = request.getfixturevalue(folder_fixture)
     whole = take(source, folder, 6, threads=1)
     assert_equal(take(source, folder, 6, threads=3), whole)
     for start_step in (1, 3, 5):  # within the first epoch, at its end, within the second
         assert_equal(take(source, folder, 6 - start_step, start_step), whole[start_step:])
     assert not torch.equal(whole[0]["object_indices"], take(source, folder, 1, seed=2)[0]["object_indices"])
+
+
+@pytest.mark.parametrize("source", ["threads", "streamed"])
+def test_views_of_an_epoch_are_distinct_ones_of_the_objects_own(source: str, uneven_folder: Path) -> None:
+    """Each object once an epoch, with pairs of two of its views, and with all of these over some epochs."""
+    counts, steps, epochs = np.resize(COUNTS, OBJECTS), 3, 20
+    batches = take(source, uneven_folder, epochs * steps)
+    objects = torch.cat([batch["object_indices"] for batch in batches])
+    pairs = torch.cat([batch["view_indices"] for batch in batches])
+    assert torch.equal(objects.view(epochs, -1).sort(dim=1).values, torch.arange(OBJECTS).expand(epochs, -1))
+    assert (pairs[:, 0] != pairs[:, 1]).all() and (pairs.amax(dim=1).numpy() < counts[objects]).all()
+    for number, count in enumerate(counts.tolist()):
+        assert sorted(pairs[objects == number].unique().tolist()) == list(range(count))
+
+
+@pytest.mark.parametrize("source", READING)
+def test_longer_sequences_than_an_object_has_views_name_the_object(source: str, uneven_folder: Path) -> None:
+    key = ShardDataset(uneven_folder, "train").keys[1].decode()
+    message = f"cannot draw 4 distinct views of each object of split 'train', since object 1 '{key}' has 3: draw 3"
+    with pytest.raises(ValueError, match=message):
+        open_loader(source, uneven_folder, views=4)
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -31,16 +31,25 @@ CHOSEN = (np.array([4, 1, 9, 2, 7, 3]), np.tile([0, 3, 1, 2], (6, 1)))
 KINDS: dict[str, Callable[[dict[str, Path]], ViewCollection]] = {
     "rendered objects": lambda folders: ShardDataset(folders["objects"], "train"),
     "remote objects": lambda folders: RemoteShards(folders["objects"], "train"),
+    "objects with 3 to 6 views": lambda folders: ShardDataset(folders["uneven"], "train"),
+    "remote objects with 3 to 6 views": lambda folders: RemoteShards(folders["uneven"], "train"),
     "rendered while read": lambda folders: RenderedViews(
         config_of_stored(ShardDataset(folders["objects"], "train")), "train"
     ),
     "a subset": lambda folders: ViewSubset(ShardDataset(folders["objects"], "train"), *CHOSEN),
     "resized": lambda folders: ResizedViews(ShardDataset(folders["objects"], "train"), 20),
+    "resized, with 3 to 6 views": lambda folders: ResizedViews(ShardDataset(folders["uneven"], "train"), 20),
+    "a subset of objects with 3 to 6 views": lambda folders: ViewSubset(
+        ShardDataset(folders["uneven"], "train"), np.array([8, 2, 14, 0, 4, 20]), CHOSEN[1]
+    ),
     "quarter turns": lambda folders: TurnedViews(ShardDataset(folders["objects"], "train")),
     "any turns": lambda folders: TurnedViews(ShardDataset(folders["objects"], "train"), "any"),
     "cached": lambda folders: CachedViews(ShardDataset(folders["objects"], "train"), folders["cache"]),
     "turned, resized, cached": lambda folders: CachedViews(
         TurnedViews(ResizedViews(ShardDataset(folders["objects"], "train"), 16)), folders["cache"]
+    ),
+    "turned, cached, with 3 to 6 views": lambda folders: CachedViews(
+        TurnedViews(ShardDataset(folders["uneven"], "train"), "any"), folders["cache"]
     ),
     "crops of image shards": lambda folders: SingleViews(ImageShards(folders["images"], "train"), CenterCrop(16, 18)),
     "canvases of image shards": lambda folders: SingleViews(ImageShards(folders["images"], "train"), Canvas(24)),
@@ -55,7 +64,9 @@ KINDS: dict[str, Callable[[dict[str, Path]], ViewCollection]] = {
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_data: Path, pictures: list[ImageRecord], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(
+    tiny_data: Path, uneven_data: Path, pictures: list[ImageRecord], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("kinds")
     write_pictures(folder / "images", pictures)
     manifest_path(Path(shutil.copytree(folder / "images", folder / "others")), "train").unlink()
@@ -63,7 +74,11 @@ def folders(tiny_data: Path, pictures: list[ImageRecord], tmp_path_factory: pyte
         path = folder / "folder" / "train" / f"class {record.label}" / f"{record.key}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(record.data)
-    return {"objects": tiny_data, **{name: folder / name for name in ("images", "others", "folder", "cache")}}
+    return {
+        "objects": tiny_data,
+        "uneven": uneven_data,
+        **{name: folder / name for name in ("images", "others", "folder", "cache")},
+    }
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -82,9 +97,16 @@ def test_attributes_fit_each_other(views: ViewCollection) -> None:
     assert views.labels.min() >= -1 and views.labels.max() < len(views.class_names)
     assert views.latents.shape[:2] == (n, v) and views.latents.dtype == np.float32
     assert (views.quats_xyzw is None) == (views.latents.shape[2] == 0)
+    counts = np.full(n, v) if views.view_counts is None else views.view_counts
+    assert counts.shape == (n,) and (views.fewest_views, v) == (counts.min(), counts.max())
+    assert (views.view_counts is None) == (views.fewest_views == v), "no counts where all are equal"
+    assert views.num_images == counts.sum() and (views.keys is None or len(views.keys) == n)
+    padding = np.arange(v) >= counts[:, None]
+    assert not views.latents[padding].any()
     if views.quats_xyzw is not None:
         assert views.quats_xyzw.shape == (n, v, 4) and views.quats_xyzw.dtype == np.float32
-        np.testing.assert_allclose(np.linalg.norm(views.quats_xyzw, axis=-1), 1, atol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(views.quats_xyzw[~padding], axis=-1), 1, atol=1e-5)
+        assert not views.quats_xyzw[padding].any()
     for name in ("split", "source", "fingerprint", "content_key", "plan_sha256"):
         assert getattr(views, name) and isinstance(getattr(views, name), str), name
     assert isinstance(views.folder, Path) and (views.mean_rgb is None) == (views.std_rgb is None)
@@ -112,6 +134,29 @@ def test_views_are_read_in_any_order_over_whatever_the_buffer_held(views: ViewCo
         assert np.abs(alone[0, 0].astype(int) - expected[row, column]).max() <= tolerance
 
 
+def test_all_views_are_read_over_whatever_the_buffer_held(views: ViewCollection) -> None:
+    objects, counts = np.array([2, 0, 1]), np.broadcast_to(views.views_of_each, views.num_objects)
+    out = np.full((3, views.num_views, *views.image_size, 3), 77, dtype=np.uint8)
+    if isinstance(views, NumberedObjects):  # which leaves a channel alone
+        out[...] = 0
+    sizes = np.full((3, views.num_views, 2), 77, dtype=np.int64)
+    views.read_all_views(objects, out, sizes)
+    for row, number in enumerate(objects.tolist()):
+        own_views = np.arange(counts[number])
+        alone = views.images(np.array([number]), own_views[None])[0]
+        tolerance = 1 if isinstance(views, RenderedViews) else 0  # other company in a batch may change a level
+        assert np.abs(out[row, : counts[number]].astype(int) - alone).max() <= tolerance
+        assert not out[row, counts[number] :].any() and not sizes[row, counts[number] :].any()
+        assert sizes[row, : counts[number]].all()
+
+
+def test_images_are_numbered_object_by_object(views: ViewCollection) -> None:
+    counts = np.broadcast_to(views.views_of_each, views.num_objects).tolist()
+    expected = [(number, view) for number, count in enumerate(counts) for view in range(count)]
+    objects, numbers = views.numbered(np.arange(views.num_images))
+    assert list(zip(objects.tolist(), numbers.tolist(), strict=True)) == expected
+
+
 def test_threads_read_the_same_pixels(views: ViewCollection) -> None:
     objects, of_each = some_of(views)
     expected = views.images(objects, of_each)
@@ -136,6 +181,11 @@ def test_wrong_requests_are_refused(views: ViewCollection) -> None:
             views.read_views(np.array([number]), zero[None], out)
     with pytest.raises(IndexError, match=rf"view index lies outside 0\.\.{views.num_views - 1}"):
         views.read_views(zero, np.array([[views.num_views]]), out)
+    lacking = np.flatnonzero(np.broadcast_to(views.views_of_each, views.num_objects) < views.num_views)
+    for number in lacking[:3].tolist():  # in whose rows of all arrays there is padding
+        count = int(views.view_counts[number])
+        with pytest.raises(IndexError, match=f"object {number} has {count} views and view {count} is asked for"):
+            views.read_views(np.array([number]), np.array([[count]]), out)
     with pytest.raises(ValueError, match="do not belong together"):
         views.read_views(zero, zero, out)
     for wrong in (out[:, :, ::2], out.astype(np.float32), np.zeros((1, 1, 7, 9, 3), dtype=np.uint8)):

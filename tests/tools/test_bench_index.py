@@ -23,8 +23,9 @@ def tool() -> ModuleType:
     return module
 
 
-def test_memory_keeps_bounds_that_reach_ten_million_images(tool: ModuleType, tmp_path: Path) -> None:
-    tool.make_split(tmp_path, IMAGES)
+@pytest.mark.parametrize("kind", ["images", pytest.param("objects", marks=pytest.mark.slow)])
+def test_memory_keeps_bounds_that_reach_ten_million_images(kind: str, tool: ModuleType, tmp_path: Path) -> None:
+    tool.make_split(tmp_path, IMAGES, kind)
     found = tool.measured_in_a_fresh_process(tmp_path)
     # The orders of two epochs take 8 bytes an image, and making one at most 48 MiB, however many images there are.
     assert found["opened_mib"] < 2 + 24  # what checks of a million values at a time need
@@ -37,6 +38,7 @@ def test_ten_million_images_open_in_50_milliseconds_and_take_less_than_200_mib(
 ) -> None:
     tool.main(tool.Config(folder=tmp_path, json=tmp_path / "rows.json"))
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert {row["name"].partition(":")[0] for row in rows} == {"images", "objects"}
     for row in rows:
         if row["target"] is not None:
             assert row["low"] < row["target"], row

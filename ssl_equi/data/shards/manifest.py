@@ -253,6 +253,7 @@ def read_manifest_as(manifest_type: type[_AnyManifest], folder: Path, split: str
             f"manifest {path} is of split '{manifest.split}', it was copied or renamed: download or rebuild split "
             f"'{split}' again"
         )
+    vars(manifest)["fingerprint"] = found_fingerprint  # computed above, which takes as long as reading the JSON
     _check_shards(manifest.shards, manifest.num_objects, path)
     manifest.check(path)
     return manifest
@@ -263,9 +264,7 @@ def from_json(kind: Any, value: Any, name: str = "") -> Any:
 
     Raises ValueError, which says what `name` holds, for a value of another type.
     """
-    if kind is Any:
-        return value
-    if type(value) is kind and kind in (int, str, float):  # most of what a manifest of thousands of shards holds
+    if kind is Any or (type(value) is kind and kind in (int, str, float)):
         return value
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints, required = _fields_of(kind)
@@ -274,7 +273,13 @@ def from_json(kind: Any, value: Any, name: str = "") -> Any:
         if not required <= value.keys() <= hints.keys():
             difference = sorted((required - value.keys()) | (value.keys() - hints.keys()))
             raise ValueError(f"{name or 'its fields'}: {difference} is absent or unknown")
-        return kind(**{field: from_json(hints[field], each, field) for field, each in value.items()})
+        # A manifest of thousands of shards holds little but numbers and names of the very type.
+        return kind(
+            **{
+                field: each if type(each) is hints[field] else from_json(hints[field], each, field)
+                for field, each in value.items()
+            }
+        )
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is UnionType:
         return None if value is None else from_json(arguments[0], value, name)
@@ -298,9 +303,9 @@ def _fields_of(kind: type) -> tuple[dict[str, Any], frozenset[str]]:
 
 
 def _check_shards(shards: Iterable[ShardEntry], num_objects: int, path: Path) -> None:
-    first = 0
+    first, split = 0, path.name.removesuffix(_SUFFIX)
     for number, entry in enumerate(shards):
-        if entry.name != shard_name(path.name.removesuffix(_SUFFIX), number) or entry.first != first:
+        if entry.name != shard_name(split, number) or entry.first != first:
             raise DataError(f"manifest {path} lists shard '{entry.name}' out of place: rebuild this data set")
         if not 1 <= entry.count <= entry.bytes // _FEWEST_BYTES_PER_RECORD:
             raise DataError(
