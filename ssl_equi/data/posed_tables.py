@@ -388,18 +388,3 @@ def _check_splits(
                     options.object_column,
                     f"object '{name}' has {len(rows)} view in {split}, and pairs need 2: add one, or take it out",
                 )
-    _refuse_differing_counts(table, options, splits)
-
-
-def _refuse_differing_counts(table: Table, options: TableOptions, splits: dict[str, dict[str, list[int]]]) -> None:
-    """Raises DataError unless all objects of a split have equally many views, which shards need so far."""
-    for split, objects in splits.items():
-        (first, first_rows), *others = objects.items()
-        for name, rows in others:
-            if len(rows) != len(first_rows):
-                raise table.error(
-                    rows[0],
-                    options.object_column,
-                    f"object '{name}' has {len(rows)} views in {split} and '{first}' {len(first_rows)}: give every "
-                    f"object equally many",
-                )
