@@ -44,7 +44,8 @@ from ssl_equi.data.shards.verify import verify_split
 from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.errors import DataError
 from ssl_equi.files import map_in_order
-from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
+from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
+from ssl_equi.latents.schema import SCHEMA_OF_WIDTH
 from ssl_equi.options import Count, Seed, Threads
 
 SOURCES = {
@@ -204,7 +205,7 @@ def settings_of(
         source=provenance.source,
         license=provenance.license,
         seed=config.seed,
-        latent_names=LATENT_NAMES[: split.layout.latent_size],
+        schema=SCHEMA_OF_WIDTH[split.layout.latent_size],
         objects_per_shard=config.objects_per_shard,
         mean_rgb=provenance.mean_rgb,
         std_rgb=provenance.std_rgb,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_equi.data.collection import Rgb, ViewCollection
+from ssl_equi.latents.schema import LatentSchema
 
 # Licences of weights by what the manifest of their data states, as the Hugging Face hub spells them.
 _LICENCES = {
@@ -79,8 +80,10 @@ class DataSet:
     """From this line, the place, the split that is judged and the side of the encoder's images."""
     embedded: bool = False
     """Renders itself where it isn't there."""
-    num_latents: int = 0
-    """Of each view, for rendered sets."""
+    posed: bool = False
+    """Its views have known latents."""
+    schema: LatentSchema | None = None
+    """Of these latents; None: as the manifest states."""
     side: int | None = None
     """Pixels of the stored images, for sets that are decoded into memory."""
     may_lie_elsewhere: bool = True
@@ -90,19 +93,10 @@ class DataSet:
     licence: str | None = None
     """Of weights that learn from it, as the Hugging Face hub spells it; None: as the manifest states."""
 
-    @property
-    def rendered(self) -> bool:
-        """True if its views have poses."""
-        return self.num_latents > 0
-
-    @property
-    def counterpart(self) -> str:
-        """Of a rendered set, the one whose objects move if these don't, or the reverse."""
-        return next(
-            other.name
-            for other in DATASETS.values()
-            if other.rendered and other.embedded == self.embedded and other.num_latents != self.num_latents
-        )
+    def counterpart(self, schema: LatentSchema) -> str:
+        """The set of the same kind with another schema: the one whose objects move instead of the one whose don't."""
+        alike = [other for other in DATASETS.values() if other.posed and other.embedded == self.embedded]
+        return next((other.name for other in alike if other.schema == schema), "posed")
 
 
 DATASETS: dict[str, DataSet] = {}
@@ -111,7 +105,8 @@ DATASETS: dict[str, DataSet] = {}
 def dataset(
     *names: str,
     embedded: bool = False,
-    num_latents: int = 0,
+    posed: bool = False,
+    schema: LatentSchema | None = None,
     side: int | None = None,
     may_lie_elsewhere: bool = True,
     splits: tuple[str, ...] | None = None,
@@ -122,7 +117,7 @@ def dataset(
     def enter(open_function: OpenFunction) -> OpenFunction:
         for name in names:
             DATASETS[name] = DataSet(
-                name, open_function, embedded, num_latents, side, may_lie_elsewhere, splits, licence
+                name, open_function, embedded, posed, schema, side, may_lie_elsewhere, splits, licence
             )
         return open_function
 
