@@ -29,7 +29,7 @@ from ssl_equi.data.rendering import RenderedSplit, map_in_processes, rendered_re
 from ssl_equi.data.shards.format import MAX_KEY_LENGTH, ObjectRecord
 from ssl_equi.data.shards.records import SplitSettings
 from ssl_equi.errors import DataError, visible
-from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
+from ssl_equi.latents.schema import THREEDIEBENCH, THREEDIEBENCH_T, LatentSchema
 from ssl_equi.options import Count, ImageSide, Range, Seed
 from ssl_equi.scenes.render import Renderer
 from ssl_equi.scenes.sampling import RotationSampling, sample_latents
@@ -80,8 +80,8 @@ class MeshSetConfig:
     """Draws other splits, poses and lights."""
 
     @property
-    def latent_names(self) -> tuple[str, ...]:
-        return LATENT_NAMES[: LATENT_SIZE_WITH_TRANSLATION if self.translation else LATENT_SIZE]
+    def schema(self) -> LatentSchema:
+        return THREEDIEBENCH_T if self.translation else THREEDIEBENCH
 
     @property
     def scene(self) -> SceneSettings:
@@ -410,7 +410,7 @@ def rendered_splits(
             source=provenance.source,
             license=provenance.license,
             seed=config.seed,
-            latent_names=config.latent_names,
+            schema=config.schema,
             objects_per_shard=config.objects_per_shard,
             mean_rgb=mean_rgb,
             std_rgb=std_rgb,

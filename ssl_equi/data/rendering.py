@@ -158,7 +158,7 @@ def _building_alone(folder: Path, splits: Sequence[str]) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"cannot write {folder} ({error.strerror}): choose another folder with --data-dir") from error
+        raise DataError(f"cannot write {folder} ({error.strerror}): choose another folder") from error
     with working_alone(folder / ".building.lock", f"building {', '.join(splits)} in {folder}"):
         yield
 

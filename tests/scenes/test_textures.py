@@ -183,6 +183,18 @@ def test_each_mesh_has_its_own_textures() -> None:
         assert torch.equal(together[index], Renderer([mesh]).render(torch.tensor([0]), latent())[0])
 
 
+@pytest.mark.cuda
+def test_cuda_paints_the_same_pictures() -> None:
+    texture = np.random.default_rng(0).random((64, 32, 3)).astype(np.float32)
+    meshes = [painted_square(texture), painted_square(corner_colors=FOUR_COLORS.reshape(4, 3)), grey(*sphere())]
+    latents = latent((0.1, 0.5, 0.3)).repeat(3, 1)
+    pictures = [
+        Renderer(meshes, device=device).render(torch.arange(3), latents).cpu().int() for device in ("cpu", "cuda")
+    ]
+    # another order of rounding may hand a sample on an edge to the neighbouring face
+    assert (pictures[0] - pictures[1]).abs().float().mean() < 0.05
+
+
 @pytest.mark.parametrize("turned_over", ["all", "some"])
 def test_winding_changes_nothing(turned_over: str) -> None:
     vertices, faces = sphere()
