@@ -288,23 +288,26 @@ def verify(console: Console, config: Config, split: str) -> int:
 
 
 def draw_sheet(config: Config, split: str) -> None:
-    """A JPEG of images drawn from a split: of rendered objects each row holds the first views of one object."""
+    """A JPEG of images drawn from a split: of rendered objects each row holds the first views of one object.
+
+    Where an object has fewer views than others, the rest of its row is black.
+    """
     side, rows, columns = config.sheet_image_side, config.sheet_rows, config.sheet_columns
     crop = CenterCrop(side, side)
     is_rendered = kind_of_split(config.folder, split) == "objects"
     collection: ViewCollection
     if is_rendered:
         collection = ShardDataset(config.folder, split)
-        columns = min(columns, collection.fewest_views)
+        columns = min(columns, collection.num_views)
     else:
         collection = SingleViews(ImageShards(config.folder, split), crop)
     wanted = rows if is_rendered else rows * columns
     drawn = epoch_permutation(collection.num_objects, config.seed, epoch=0)[:wanted]
-    views = np.tile(np.arange(columns if is_rendered else 1), (len(drawn), 1))
-    stored = np.empty((*views.shape, *collection.image_size, 3), dtype=np.uint8)
-    collection.read_views(drawn, views, stored)
-    images = np.empty((views.size, side, side, 3), dtype=np.uint8)
-    for image, out in zip(stored.reshape(-1, *stored.shape[2:]), images):
+    stored = np.empty((len(drawn), collection.num_views, *collection.image_size, 3), dtype=np.uint8)
+    collection.read_all_views(drawn, stored)
+    shown = stored[:, :columns].reshape(-1, *stored.shape[2:])
+    images = np.empty((len(shown), side, side, 3), dtype=np.uint8)
+    for image, out in zip(shown, images):
         crop.place(image, out)
     sheet = np.ascontiguousarray(contact_sheet(images, min(columns, len(images))))
     config.contact_sheet.write_bytes(simplejpeg.encode_jpeg(sheet, quality=90, colorspace="RGB"))

@@ -171,10 +171,9 @@ def quick_sequence_results(
     Raises:
         ValueError: the poses are unknown, or the action does not fit the model.
     """
+    length = min(QUICK.views, train_cache.fewest_views, test_cache.fewest_views)
     train, test = [
-        sequences_of_cache(
-            cache, kind, min(QUICK.views, cache.fewest_views), QUICK.sequences_per_object, QUICK.sequences_seed
-        )
+        sequences_of_cache(cache, kind, length, QUICK.sequences_per_object, QUICK.sequences_seed)
         for cache in (train_cache, test_cache)
     ]
     return probe_sequences(model, train, test, num_classes, QUICK, device=device, seed=seed, split_name=split_name)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ssl_equi import create_encoder
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.export.encoder import EncoderCard, save_encoder
 from ssl_equi.probing.records import describe_columns, read_records
@@ -86,6 +87,14 @@ def test_wrong_options_are_named(script: ModuleType, tiny_data: Path, tmp_path: 
     with pytest.raises(UserError, match="can't take images of 40 x 40 pixels"):
         script.main(script.Config(folder, dataset="random", image_size=40, num_images=2))
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_images_are_views_that_an_object_has(script: ModuleType, uneven_data: Path) -> None:
+    split = ShardDataset(uneven_data, "test")
+    for seed in range(5):
+        pixels, labels = script.read_images(split, 12, seed)
+        assert pixels.shape == (12, 32, 32, 3) and pixels.any(axis=(1, 2, 3)).all()
+        assert labels.tolist() == split.labels.tolist()
 
 
 def test_images_that_are_not_square_are_refused(script: ModuleType) -> None:

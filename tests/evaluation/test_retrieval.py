@@ -110,6 +110,12 @@ def test_only_rendered_views_have_a_gallery_of_known_poses(
         script.main(script.Config(run=rendered, dataset="folder", data_dir=mixed_folder, split="val"))
 
 
+def test_galleries_of_different_sizes_are_refused(script: ModuleType, uneven_data: Path, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", RENDERED)
+    with pytest.raises(UserError, match="objects have 3 to 6 views, and ranks among so many can't be averaged"):
+        script.main(script.Config(run=run, dataset="3diebench", data_dir=uneven_data))
+
+
 def test_wrong_numbers_of_views_and_folders_are_named(script: ModuleType, tiny_data: Path, tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", RENDERED)
     with pytest.raises(UserError, match=r"--contexts is \(1, 4\) and the objects of 3diebench-p have 4 views"):

@@ -12,6 +12,7 @@ import pytest
 import simplejpeg
 
 from ssl_equi.data.shards.format import ImageRecord
+from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.shards.records import ImageSplitSettings
 from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.errors import DataError
@@ -125,6 +126,22 @@ def test_a_contact_sheet_of_objects(inspect_shards: ModuleType, tiny_data: Path,
         inspect_shards.Config(tiny_data, split="val", contact_sheet=sheet, sheet_rows=3, sheet_image_side=32)
     )
     assert simplejpeg.decode_jpeg(sheet.read_bytes()).shape == (3 * 32, 4 * 32, 3)
+
+
+def test_objects_with_different_numbers_of_views(
+    inspect_shards: ModuleType, uneven_data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = shown(inspect_shards, capsys, uneven_data, split="train", verify=True)
+    assert "objects 24 x 3 to 6 views of 32 x 32 pixels" in text and "split train: whole" in text
+    split = ShardDataset(uneven_data, "train")
+    of_an_image = sum(entry.bytes for entry in split.manifest.shards) / split.view_counts.sum()
+    assert f"({of_an_image / 1000:.1f} kB an image)" in text
+    options = {"contact_sheet": tmp_path / "sheet.jpg", "sheet_rows": 24, "sheet_image_side": 32}
+    inspect_shards.main(inspect_shards.Config(uneven_data, split="train", **options))
+    pixels = simplejpeg.decode_jpeg((tmp_path / "sheet.jpg").read_bytes())
+    assert pixels.shape == (24 * 32, 6 * 32, 3)
+    places = pixels.reshape(24, 32, 6, 32, 3).mean(axis=(1, 3, 4))
+    assert sorted((places > 20).sum(axis=1)) == sorted(split.view_counts), "black where there is no view"
 
 
 def flip(path: Path, offsets: Sequence[int]) -> None:

@@ -130,6 +130,16 @@ def test_computed_maps_are_those_of_each_view(train: ShardDataset, source: str, 
     assert torch.allclose(found.sum(dim=(1, 2)), torch.ones(4))
 
 
+def test_maps_of_objects_with_different_numbers_of_views(uneven_data: Path, tmp_path: Path, capsys: Captured) -> None:
+    split = ShardDataset(uneven_data, "train")
+    maps = computed_saliency(split, "spectral_residual", tmp_path)
+    assert f"saliency of train: {split.num_images} maps in" in capsys.readouterr().out
+    objects, views = [2, 1, 4, 23], [5, 2, 4, 3]
+    expected = spectral_residual(torch.cat(pictures_of(split, objects, views)))
+    torch.testing.assert_close(maps.read(torch.tensor(objects), torch.tensor(views)), expected, rtol=2e-3, atol=1e-7)
+    assert not maps._maps[1, 3:].any()
+
+
 def test_maps_are_computed_once_for_each_set_and_source(
     train: ShardDataset, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
