@@ -48,20 +48,21 @@ def check_actions(actions: Tensor | None, *shape: int) -> Tensor:
         raise ValueError(f"actions have shape {tuple(actions.shape)}: pass {list(shape)}, one row for each object")
     given, action_dim = actions.shape[-1], shape[-1]
     if given != action_dim:
+        as_given, as_told = (
+            f"actions={' or '.join(map(repr, ACTION_KINDS_BY_DIM[dim]))}"
+            if dim in ACTION_KINDS_BY_DIM
+            else f"{dim}-column actions of your own"
+            for dim in (given, action_dim)
+        )
         raise ValueError(
-            f"actions have {given} columns but action_dim is {action_dim}: set action_dim={given} for "
-            f"{_describe_action(given)}, or make the actions with {_describe_action(action_dim)}"
+            f"actions have {given} columns but action_dim is {action_dim}: set action_dim={given} for {as_given}, or "
+            f"make the actions with {as_told}"
         )
     # On a GPU the answer would have to come back to the CPU, which would stall every step.
     if not actions.is_cuda and not torch.isfinite(actions).all():
         row = int((~torch.isfinite(actions)).flatten(1).any(dim=1).nonzero()[0])
         raise ValueError(f"the action in row {row} is {actions[row].tolist()}: check the latents that it was made from")
     return actions
-
-
-def _describe_action(action_dim: int) -> str:
-    kinds = ACTION_KINDS_BY_DIM.get(action_dim)
-    return f"actions={' or '.join(map(repr, kinds))}" if kinds else f"{action_dim}-column actions of your own"
 
 
 def check_action_dim(action_dim: int) -> None:
