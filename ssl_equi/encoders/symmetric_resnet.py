@@ -7,10 +7,11 @@ from typing import Any, Literal
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from ssl_equi.encoders.checks import check_square_images, square_side
 from ssl_equi.encoders.square.features import OrientationFeatures
 from ssl_equi.encoders.square.sampling import Window, check_image_side, nearest_legal_side
 from ssl_equi.encoders.symmetric import Symmetric
-from ssl_equi.encoders.timm_interface import LayeredEncoder, check_square_images, square_side, untrained_cfg
+from ssl_equi.encoders.timm_interface import LayeredEncoder, untrained_cfg
 
 Stem = Literal["large_images", "small_images"]
 
@@ -39,7 +40,8 @@ class SymmetricResNet(LayeredEncoder, Symmetric):
 
     Args:
         windows: every one that moves in steps larger than 1, in order; images of other sizes than suit all are refused.
-        channels: of each stage.
+        img_size: side, or (height, width), of images, to be checked.
+        blocks, channels: of each stage.
         reductions: pixels of the image to a cell of the first map, and of the first stage's.
         num_classes: outputs of a classifier on top, or 0.
         in_chans: colour channels.
@@ -63,12 +65,17 @@ class SymmetricResNet(LayeredEncoder, Symmetric):
     def __init__(
         self,
         windows: Sequence[Window],
+        img_size: int | tuple[int, int],
+        blocks: Sequence[int],
         channels: Sequence[int],
         reductions: tuple[int, int],
         num_classes: int,
         in_chans: int,
     ) -> None:
         super().__init__(num_classes)
+        if len(blocks) != len(channels) or min(blocks) < 1:
+            raise ValueError(f"blocks are {blocks}: give a positive number for each of the {len(channels)} stages")
+        check_image_side(windows, square_side(img_size, functools.partial(nearest_legal_side, windows)))
         self.windows, self.in_chans = windows, in_chans
         self.feature_info = [{"module": "activation", "num_chs": channels[0], "reduction": reductions[0]}]
         self.feature_info += [
@@ -105,15 +112,6 @@ class SymmetricResNet(LayeredEncoder, Symmetric):
         """Features [N, num_features] of the last maps, or what the classifier makes of them, [N, num_classes]."""
         features = self.head(maps.mean((2, 3)))
         return features if pre_logits else self.fc(features)
-
-
-def check_sizes(
-    windows: Sequence[Window], img_size: int | tuple[int, int], blocks: Sequence[int], channels: Sequence[int]
-) -> None:
-    """Raises ValueError unless every stage has blocks, and images are square and suit all windows."""
-    if len(blocks) != len(channels) or min(blocks) < 1:
-        raise ValueError(f"blocks are {blocks}: give a positive number for each of the {len(channels)} stages")
-    check_image_side(windows, square_side(img_size, functools.partial(nearest_legal_side, windows)))
 
 
 def fields_of_channels(group: str, size: int, channels: Sequence[int]) -> list[int]:

@@ -214,7 +214,7 @@ def test_wrong_arguments_are_named() -> None:
         (r"element is 4: c4 has the elements 0\.\.3", lambda: act_on_regular_stack("c4", 4, torch.randn(1, 8))),
         (r"this layer takes \[N, 8 \* 3, h, w\]", lambda: GroupBatchNorm("d4", 3)(torch.randn(1, 16, 5, 5))),
         ("stride of group convolution is 0: it must be at least 1", lambda: GroupConvolution("d4", 3, 2, 3, stride=0)),
-        ("0 output fields were asked for", lambda: GroupConvolution("d4", 3, 0, 3)),
+        ("out_fields is 0: it must be at least 1", lambda: GroupConvolution("d4", 3, 0, 3)),
         (r"stack .*\(1, 9\): d4 acts on \[N, 8 \* C, ...\]", lambda: act_on_regular_stack("d4", 1, torch.randn(1, 9))),
         ("square act on square images", lambda: act_on_regular_maps("d4", 1, torch.randn(1, 8, 4, 5))),
         (r"maps .* takes \[N, 24, H, W\]", lambda: GroupConvolution("d4", 3, 2, 3)(torch.randn(1, 16, 5, 5))),

@@ -251,7 +251,7 @@ WRONG_ARGUMENTS: dict[str, dict[str, Any]] = {
     "features is 'max'": {"features": "max"},
     "stem is 'none'": {"stem": "none"},
     r"img_size is \(64, 32\)": {"img_size": (64, 32)},
-    "0 input fields were asked for": {"in_chans": 0},
+    "in_fields is 0: it must be at least 1": {"in_chans": 0},
 }
 
 
