@@ -1,4 +1,7 @@
-"""Layers that commute with quarter turns and mirrorings, element by element, and the sizes of map that allow it."""
+"""Layers that commute with quarter turns and mirrorings, element by element, and the sizes of map that allow it.
+
+Also what is peculiar to the ResNets of these layers.
+"""
 
 import copy
 import itertools
@@ -8,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ssl_equi.encoders import EncoderError, create_encoder
 from ssl_equi.encoders.square.convolutions import (
     GroupBatchNorm,
     GroupConvolution,
@@ -18,10 +22,12 @@ from ssl_equi.encoders.square.convolutions import (
     bake,
     group_size,
 )
+from ssl_equi.encoders.square.resnet import GroupResNet
 from ssl_equi.encoders.square.sampling import Window, check_image_side, nearest_legal_side
 from ssl_equi.encoders.square.symmetries import act_on_image, compose, inverse
 from ssl_equi.objectives.parts.batch import convert_sync_batchnorm
 from tests.encoders.symmetric_encoders import assert_refused, relative_error
+from tests.fakes import with_other_values
 
 GROUPS: tuple[GroupName, ...] = ("c4", "d4")
 WINDOWS = [
@@ -166,19 +172,6 @@ def test_a_strided_layer_refuses_a_map_of_the_wrong_parity() -> None:
         layer(torch.randn(1, 8, nearest, nearest))
 
 
-def test_on_a_map_of_the_wrong_parity_all_equivariance_is_lost() -> None:
-    torch.manual_seed(0)
-    layer = GroupConvolution("d4", 3, 2, 3, 2, 1).double()
-    for side, exact in ((7, True), (6, False)):
-        maps = torch.randn(2, 24, side, side, dtype=torch.float64)
-        unchecked = [
-            F.conv2d(m, layer.expanded_weight(), stride=2, padding=1)
-            for m in (maps, act_on_regular_maps("d4", 1, maps))
-        ]
-        error = relative_error(unchecked[1], act_on_regular_maps("d4", 1, unchecked[0]))
-        assert error < 1e-12 if exact else error > 0.5
-
-
 @pytest.mark.parametrize("synchronised", [False, True])
 def test_baking_leaves_ordinary_layers_of_the_same_function(synchronised: bool) -> None:
     torch.manual_seed(0)
@@ -219,3 +212,35 @@ def test_wrong_arguments_are_named() -> None:
         ("square act on square images", lambda: act_on_regular_maps("d4", 1, torch.randn(1, 8, 4, 5))),
         (r"maps .* takes \[N, 24, H, W\]", lambda: GroupConvolution("d4", 3, 2, 3)(torch.randn(1, 16, 5, 5))),
     )
+
+
+# ---------------------------------------------------------------- ResNets of these layers
+
+
+def small_network() -> GroupResNet:
+    """Two stages, for images of 16 pixels."""
+    torch.manual_seed(0)
+    return with_other_values(GroupResNet("d4", (1, 2), (8, 16), "small_images", img_size=16))
+
+
+def test_the_layout_in_memory_changes_nothing() -> None:
+    network, images = small_network(), torch.randn(3, 3, 16, 16)
+    expected = network.forward_features(images)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        maps = network.forward_features(images.to(memory_format=layout))
+        assert maps.is_contiguous(memory_format=layout)
+        assert torch.allclose(maps, expected, atol=1e-5)
+
+
+def test_sizes_that_break_the_symmetry_are_refused_with_the_nearest_legal_one() -> None:
+    with pytest.raises(EncoderError, match=r"in stages.2.0.conv1 .* a map of 9 x 9: the nearest legal size is 64 x 64"):
+        create_encoder("d4_resnet18", 72)
+    with pytest.raises(ValueError, match=r"65 x 65 pixels break the symmetry in conv1 \(kernel 4, .*: .* is 64 x 64"):
+        GroupResNet("d4", (1, 1), (8, 16), "small_images", img_size=65)
+    with pytest.raises(ValueError, match=r"stages.1.0.conv1 .* a map of 27 x 27: the nearest legal size is 112 x 112"):
+        GroupResNet("d4", (1, 1), (8, 16), img_size=108)
+    network = small_network()
+    with pytest.raises(ValueError, match=r"18 x 18 pixels break .* stages.1.0.conv1 .* is 20 x 20"):
+        network(torch.randn(1, 3, 18, 18))
+    with pytest.raises(ValueError, match="break the symmetry in conv1"):
+        bake(network)(torch.randn(1, 3, 17, 17))
