@@ -235,12 +235,10 @@ def test_the_layout_in_memory_changes_nothing() -> None:
 def test_sizes_that_break_the_symmetry_are_refused_with_the_nearest_legal_one() -> None:
     with pytest.raises(EncoderError, match=r"in stages.2.0.conv1 .* a map of 9 x 9: the nearest legal size is 64 x 64"):
         create_encoder("d4_resnet18", 72)
-    with pytest.raises(ValueError, match=r"65 x 65 pixels break the symmetry in conv1 \(kernel 4, .*: .* is 64 x 64"):
-        GroupResNet("d4", (1, 1), (8, 16), "small_images", img_size=65)
-    with pytest.raises(ValueError, match=r"stages.1.0.conv1 .* a map of 27 x 27: the nearest legal size is 112 x 112"):
-        GroupResNet("d4", (1, 1), (8, 16), img_size=108)
-    network = small_network()
-    with pytest.raises(ValueError, match=r"18 x 18 pixels break .* stages.1.0.conv1 .* is 20 x 20"):
-        network(torch.randn(1, 3, 18, 18))
-    with pytest.raises(ValueError, match="break the symmetry in conv1"):
-        bake(network)(torch.randn(1, 3, 17, 17))
+    network, sizes = small_network(), ("d4", (1, 1), (8, 16))
+    assert_refused(
+        (r"65 x 65 .* in conv1 \(kernel 4, .* is 64 x 64", lambda: GroupResNet(*sizes, "small_images", img_size=65)),
+        (r"stages.1.0.conv1 .* a map of 27 x 27: .* is 112 x 112", lambda: GroupResNet(*sizes, img_size=108)),
+        (r"18 x 18 pixels break .* stages.1.0.conv1 .* is 20 x 20", lambda: network(torch.randn(1, 3, 18, 18))),
+        ("break the symmetry in conv1", lambda: bake(network)(torch.randn(1, 3, 17, 17))),
+    )
