@@ -1,7 +1,7 @@
 """What ResNets with a symmetry share: the forward pass, timm's interface, and checks of their arguments."""
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from timm.models import adapt_input_conv
@@ -11,7 +11,7 @@ from ssl_equi.encoders.checks import check_square_images, square_side
 from ssl_equi.encoders.square.features import OrientationFeatures
 from ssl_equi.encoders.square.sampling import Window, check_image_side, nearest_legal_side
 from ssl_equi.encoders.symmetric import Symmetric
-from ssl_equi.encoders.timm_interface import LayeredEncoder, untrained_cfg
+from ssl_equi.encoders.timm_interface import LayeredEncoder, register_encoders, untrained_cfg
 
 Stem = Literal["large_images", "small_images"]
 
@@ -125,12 +125,6 @@ def fields_of_channels(group: str, size: int, channels: Sequence[int]) -> list[i
     return [width // size for width in channels]
 
 
-def resnet_cfg(image_size: int) -> dict[str, Any]:
-    """What timm is told of a network for images of this size."""
-    # The first kernel has a shape of its own, so timm isn't told of it: fit_colours adapts it.
-    return untrained_cfg(image_size, classifier="fc", fixed_input_size=True)
-
-
 def fit_colours(state: dict[str, Tensor], encoder: SymmetricResNet) -> dict[str, Tensor]:
     """The weights with their first kernel made for the encoder's colour channels, as timm makes those of others.
 
@@ -144,8 +138,16 @@ def fit_colours(state: dict[str, Tensor], encoder: SymmetricResNet) -> dict[str,
     return state | {"conv1.weight": adapted.view(len(kernel), in_chans, *kernel.shape[2:])}
 
 
-REGISTRATION: dict[str, Any] = {
-    "pretrained_filter_fn": fit_colours,
-    "feature_cfg": {"feature_cls": "getter", "out_indices": (0, 1, 2, 3, 4)},
-}
-"""How timm makes them."""
+def register_resnets(
+    module: str, make: Callable[..., nn.Module], names: Mapping[str, Mapping[str, Any]], image_size: int
+) -> None:
+    """Registers networks for images of this size with timm, see `register_encoders`."""
+    register_encoders(
+        module,
+        make,
+        names,
+        # The first kernel has a shape of its own, so timm isn't told of it: fit_colours adapts it.
+        untrained_cfg(image_size, classifier="fc", fixed_input_size=True),
+        pretrained_filter_fn=fit_colours,
+        feature_cfg={"feature_cls": "getter", "out_indices": (0, 1, 2, 3, 4)},
+    )

@@ -21,7 +21,7 @@ from ssl_equi.objectives.parts.capsule_terms import (
     cross_entropy,
     missing_entropy,
 )
-from ssl_equi.objectives.parts.checks import check_action_dim, check_actions, check_temperature, check_views
+from ssl_equi.objectives.parts.checks import check_actions, check_number, check_views
 from ssl_equi.objectives.parts.predictors import Hypernetwork, HypernetworkInit, ProjectedPredictor
 from ssl_equi.objectives.parts.vicreg_terms import invariance_term, spread_terms, variance_term
 from ssl_equi.options import Derived, NonNegative, Positive
@@ -76,8 +76,8 @@ class CapsIE(CapsuleObjective):
     def __init__(self, network: "CapsuleNetwork", config: CapsIEConfig = CapsIEConfig()) -> None:
         super().__init__(network, config.separate_batch_norm)
         for temperature in (config.prediction_temperature, config.target_temperature, config.last_target_temperature):
-            check_temperature(temperature)
-        check_action_dim(config.action_dim)
+            check_number("the temperature", temperature, above=0)
+        check_number("action_dim", config.action_dim, minimum=1)
         self.config = config
         self.action_dim = config.action_dim
         pose_width = network.num_capsules * network.pose_side**2

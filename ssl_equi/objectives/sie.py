@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssl_equi.objectives.base import Objective, ObjectiveOutput, weighted_sum
 from ssl_equi.objectives.parts.batch import full_precision
-from ssl_equi.objectives.parts.checks import check_action_dim, check_actions, check_choice, check_views
+from ssl_equi.objectives.parts.checks import check_actions, check_choice, check_number, check_views
 from ssl_equi.objectives.parts.heads import projector, split_widths
 from ssl_equi.objectives.parts.predictors import Hypernetwork, HypernetworkInit, MLPPredictor, ProjectedPredictor
 from ssl_equi.objectives.parts.vicreg_terms import invariance_term, spread_terms, std_per_dim, variance_term
@@ -184,7 +184,7 @@ def _columns_by_part(config: SIEConfig, num_features: int) -> dict[str, slice]:
 
 def _predictor(config: SIEConfig, dim: int) -> nn.Module:
     """The predictor on equivariant embeddings of width `dim`."""
-    check_action_dim(config.action_dim)
+    check_number("action_dim", config.action_dim, minimum=1)
     if config.predictor == "mlp":
         return MLPPredictor(dim, config.action_dim, config.mlp_layers)
     hidden_layers = 2 if config.predictor == "hypernetwork_deep" else 0

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssl_equi.objectives.base import Extension, ObjectiveOutput
 from ssl_equi.objectives.parts.batch import full_precision
-from ssl_equi.objectives.parts.checks import check_views, check_weight
+from ssl_equi.objectives.parts.checks import check_number, check_views
 from ssl_equi.objectives.vicreg import VICReg
 from ssl_equi.options import ActsWhen, NonNegative
 
@@ -83,7 +83,7 @@ class VICRegTraj(Extension):
         super().__init__(base)
         if not isinstance(base, VICReg):
             raise ValueError(f"the base objective is {type(base).__name__}: pass VICReg(encoder)")
-        check_weight("weight", config.weight)
+        check_number("weight", config.weight, minimum=0)
         self.config = config
         self.num_views = 2 if config.weight == 0 else 3
 

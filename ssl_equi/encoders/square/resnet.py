@@ -31,14 +31,12 @@ from ssl_equi.encoders.square.convolutions import (
 from ssl_equi.encoders.square.features import Features, RegularFeatures
 from ssl_equi.encoders.square.sampling import Window
 from ssl_equi.encoders.symmetric_resnet import (
-    REGISTRATION,
     Stem,
     SymmetricBasicBlock,
     SymmetricResNet,
     fields_of_channels,
-    resnet_cfg,
+    register_resnets,
 )
-from ssl_equi.encoders.timm_interface import register_encoders
 
 __all__ = ["GroupResNet"]
 
@@ -133,18 +131,13 @@ def _windows(stem: Stem, stages: int) -> list[Window]:
     return windows + [Window(f"stages.{stage}.0.conv1", 4, stride=2, padding=1) for stage in range(1, stages)]
 
 
-register_encoders(
-    __name__,
-    GroupResNet,
-    {"c4_resnet18": {"group": "c4"}, "d4_resnet18": {"group": "d4"}},
-    resnet_cfg(224),
-    **REGISTRATION,
+register_resnets(
+    __name__, GroupResNet, {"c4_resnet18": {"group": "c4"}, "d4_resnet18": {"group": "d4"}}, image_size=224
 )
 _SMALL = {"blocks": (1, 1, 1, 1), "channels": (32, 64, 128, 256), "stem": "small_images"}
-register_encoders(
+register_resnets(
     __name__,
     GroupResNet,
     {f"{group}_resnet10_small_images": {"group": group, **_SMALL} for group in ("c4", "d4")},
-    resnet_cfg(64),
-    **REGISTRATION,
+    image_size=64,
 )

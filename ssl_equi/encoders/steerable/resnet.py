@@ -46,14 +46,12 @@ from ssl_equi.encoders.steerable.layers import (
 )
 from ssl_equi.encoders.symmetric import Element, Symmetries
 from ssl_equi.encoders.symmetric_resnet import (
-    REGISTRATION,
     Stem,
     SymmetricBasicBlock,
     SymmetricResNet,
     fields_of_channels,
-    resnet_cfg,
+    register_resnets,
 )
-from ssl_equi.encoders.timm_interface import register_encoders
 
 __all__ = ["SteerableResNet"]
 
@@ -182,21 +180,19 @@ class SteerableResNet(SymmetricResNet):
         return None  # maps of other turns are between the pixels
 
 
-register_encoders(
+register_resnets(
     __name__,
     SteerableResNet,
     {"c8_resnet18": {"group": "c8"}, "so2_resnet18": {"group": "so2", "channels": (56, 112, 224, 448)}},
-    resnet_cfg(224),
-    **REGISTRATION,
+    image_size=224,
 )
 _SMALL = {"blocks": (1, 1, 1, 1), "stem": "small_images"}
-register_encoders(
+register_resnets(
     __name__,
     SteerableResNet,
     {
         "c8_resnet10_small_images": {"group": "c8", "channels": (32, 64, 128, 256), **_SMALL},
         "so2_resnet10_small_images": {"group": "so2", "channels": (28, 56, 112, 224), **_SMALL},
     },
-    resnet_cfg(64),
-    **REGISTRATION,
+    image_size=64,
 )

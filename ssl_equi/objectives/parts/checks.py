@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.objectives.parts.batch import world_size
+from ssl_equi.options import Range
 
 ACTION_KINDS_BY_DIM = {
     4: ("rotation",), 6: ("rotation_color", "rotation_6d"), 7: ("pose_base", "pose_object"), 9: ("rotation_matrix",),
@@ -65,22 +66,11 @@ def check_actions(actions: Tensor | None, *shape: int) -> Tensor:
     return actions
 
 
-def check_action_dim(action_dim: int) -> None:
-    """An action must have at least one column."""
-    if action_dim < 1:
-        raise ValueError(f"action_dim is {action_dim}: an action needs at least 1 column")
-
-
-def check_weight(name: str, weight: float) -> None:
-    """A term's weight must not be negative, nor NaN."""
-    if not weight >= 0:
-        raise ValueError(f"{name} is {weight}: give 0 or more")
-
-
-def check_temperature(temperature: float) -> None:
-    """A temperature, which divides similarities, must be positive."""
-    if not temperature > 0:
-        raise ValueError(f"the temperature is {temperature}: give a positive one, such as 0.5")
+def check_number(name: str, value: float, **bounds: float) -> None:
+    """An option must lie within the bounds of a `Range`, and must not be NaN: a weight, a temperature, a width."""
+    bounded = Range(**bounds)
+    if not bounded.holds(value):
+        raise ValueError(f"{name} is {value}: give a number {bounded}")
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:

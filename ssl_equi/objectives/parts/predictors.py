@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.objectives.parts.capsule_terms import unit_poses
-from ssl_equi.objectives.parts.checks import check_action_dim, check_choice
+from ssl_equi.objectives.parts.checks import check_choice, check_number
 from ssl_equi.objectives.parts.heads import LastBatchNorm, projection_head
 
 HypernetworkInit = Literal["scale_preserving", "released"]
@@ -123,7 +123,7 @@ class ActionEmbedding(nn.Module):
 
     def __init__(self, action_dim: int, width: int) -> None:
         super().__init__()
-        check_action_dim(action_dim)
+        check_number("action_dim", action_dim, minimum=1)
         if width < 1:
             raise ValueError(f"action_width is {width}: give 1 or more, such as 128")
         self.projection = nn.Linear(action_dim, width, bias=False)
