@@ -23,8 +23,17 @@ def as_feature_map(encoder: nn.Module, output: Tensor) -> Tensor:
         raise ValueError(_no_map(encoder, f"its forward_features returns shape {tuple(output.shape)}"))
     prefix_tokens = getattr(encoder, "num_prefix_tokens", 0)
     tokens = output[:, prefix_tokens:]
-    height, width = _token_grid(encoder, tokens.shape[1])
-    return tokens.transpose(1, 2).unflatten(2, (height, width))
+    # They fill the patch embedding's grid row by row, or else a square.
+    grid = getattr(getattr(encoder, "patch_embed", None), "grid_size", None)
+    count = tokens.shape[1]
+    if grid is None or math.prod(grid) != count:
+        side = math.isqrt(count)
+        if side < 2 or side * side != count:
+            raise ValueError(
+                _no_map(encoder, f"its {count} tokens fill neither its patch grid nor a square of 2 x 2 up")
+            )
+        grid = (side, side)
+    return tokens.transpose(1, 2).unflatten(2, tuple(grid))
 
 
 def feature_map_size(encoder: nn.Module, image_size: int) -> tuple[int, int, int]:
@@ -40,17 +49,6 @@ def feature_map_size(encoder: nn.Module, image_size: int) -> tuple[int, int, int
     encoder.train(was_training)
     _, channels, height, width = feature_map.shape
     return channels, height, width
-
-
-def _token_grid(encoder: nn.Module, tokens: int) -> tuple[int, int]:
-    """(height, width) of the grid that the tokens fill row by row: the patch embedding's, or else a square."""
-    grid = getattr(getattr(encoder, "patch_embed", None), "grid_size", None)
-    if grid is not None and math.prod(grid) == tokens:
-        return grid[0], grid[1]
-    side = math.isqrt(tokens)
-    if side < 2 or side * side != tokens:
-        raise ValueError(_no_map(encoder, f"its {tokens} tokens fill neither its patch grid nor a square of 2 x 2 up"))
-    return side, side
 
 
 def _no_map(encoder: nn.Module, reason: str) -> str:

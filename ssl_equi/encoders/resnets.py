@@ -79,6 +79,20 @@ def _pad_second_convolution_behind(block: BasicBlock | Bottleneck) -> None:
     block.add_module("conv2", ConvolutionPaddedBehind(second.in_channels, second.out_channels, 3))
 
 
+class SIEStem(ConvolutionPaddedBehind):
+    """The first convolution, which raises ValueError for images whose height or width is no multiple of 32."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        height, width = maps.shape[-2:]
+        if height % SIDE_STEP or width % SIDE_STEP:
+            nearest = max(SIDE_STEP, round(height / SIDE_STEP) * SIDE_STEP)
+            raise ValueError(
+                f"the images have {height} x {width} pixels, but SIE's ResNets halve every side 5 times: "
+                f"give multiples of {SIDE_STEP}, such as {nearest}"
+            )
+        return super().forward(maps)
+
+
 class SIEResNet(ResNet):
     """timm's ResNet with the stem, blocks and shortcuts of SIE: images [N, 3, H, W] to [N, D].
 
@@ -90,7 +104,7 @@ class SIEResNet(ResNet):
         usual = self.conv1
         assert isinstance(usual, nn.Conv2d)
         width = usual.out_channels
-        self.add_module("conv1", ConvolutionPaddedBehind(usual.in_channels, width, 7))
+        self.add_module("conv1", SIEStem(usual.in_channels, width, 7))
         pool = nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), POOLING_PAD), nn.MaxPool2d(kernel_size=3, stride=2))
         self.add_module("maxpool", pool)
         first_block = self.get_submodule("layer1.0")
@@ -98,26 +112,6 @@ class SIEResNet(ResNet):
             first_block.downsample = nn.Sequential(nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width))
         # Once more, for the layers that are not timm's.
         self.init_weights(zero_init_last=True)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last maps [N, D, H / 32, W / 32]."""
-        _check_sides(x)
-        return super().forward_features(x)
-
-    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """timm's interface to the maps after the stem and after each stage."""
-        _check_sides(x)
-        return super().forward_intermediates(x, *args, **kwargs)
-
-
-def _check_sides(images: Tensor) -> None:
-    height, width = images.shape[-2:]
-    if height % SIDE_STEP or width % SIDE_STEP:
-        nearest = max(SIDE_STEP, round(height / SIDE_STEP) * SIDE_STEP)
-        raise ValueError(
-            f"the images have {height} x {width} pixels, but SIE's ResNets halve every side 5 times: "
-            f"give multiples of {SIDE_STEP}, such as {nearest}"
-        )
 
 
 class SmallImageResNet(ResNet):

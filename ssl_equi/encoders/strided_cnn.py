@@ -11,6 +11,8 @@ The second has no weights behind its feature map, as ResNets: for methods that l
     strided_cnn_pooled  0.4 M       512: 128 channels in 2 x 2 cells of a feature map of 4 x 4
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from ssl_equi.encoders.timm_interface import TimmEncoder, register_encoders, untrained_cfg
@@ -23,6 +25,9 @@ _LAYERS = 3  # a convolution, its batch norm and its activation
 
 class _StridedConvolutions(TimmEncoder):
     """What both encoders share: the convolutions."""
+
+    forward_head: Callable[[Tensor], Tensor]
+    """Features [N, num_features] of a feature map."""
 
     def __init__(self, in_chans: int, widths: tuple[int, ...], strides: tuple[int, ...], num_classes: int) -> None:
         super().__init__(num_classes)
@@ -44,10 +49,6 @@ class _StridedConvolutions(TimmEncoder):
         for first in range(0, len(self.blocks), _LAYERS):
             maps = self.run_block(self.blocks[first : first + _LAYERS], maps)
         return maps
-
-    def forward_head(self, feature_map: Tensor) -> Tensor:
-        """Features [N, num_features] of a feature map."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))

@@ -1,16 +1,17 @@
 """What ResNets with a symmetry share: the forward pass, timm's interface, and checks of their arguments."""
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from ssl_equi.encoders.checks import check_square_images, square_side
 from ssl_equi.encoders.square.features import OrientationFeatures
 from ssl_equi.encoders.square.sampling import Window, check_image_side, nearest_legal_side
 from ssl_equi.encoders.symmetric import Symmetric
-from ssl_equi.encoders.timm_interface import LayeredEncoder, check_square_images, square_side, untrained_cfg
+from ssl_equi.encoders.timm_interface import LayeredEncoder, register_encoders, untrained_cfg
 
 Stem = Literal["large_images", "small_images"]
 
@@ -39,7 +40,8 @@ class SymmetricResNet(LayeredEncoder, Symmetric):
 
     Args:
         windows: every one that moves in steps larger than 1, in order; images of other sizes than suit all are refused.
-        channels: of each stage.
+        img_size: side, or (height, width), of images, to be checked.
+        blocks, channels: of each stage.
         reductions: pixels of the image to a cell of the first map, and of the first stage's.
         num_classes: outputs of a classifier on top, or 0.
         in_chans: colour channels.
@@ -63,12 +65,17 @@ class SymmetricResNet(LayeredEncoder, Symmetric):
     def __init__(
         self,
         windows: Sequence[Window],
+        img_size: int | tuple[int, int],
+        blocks: Sequence[int],
         channels: Sequence[int],
         reductions: tuple[int, int],
         num_classes: int,
         in_chans: int,
     ) -> None:
         super().__init__(num_classes)
+        if len(blocks) != len(channels) or min(blocks) < 1:
+            raise ValueError(f"blocks are {blocks}: give a positive number for each of the {len(channels)} stages")
+        check_image_side(windows, square_side(img_size, functools.partial(nearest_legal_side, windows)))
         self.windows, self.in_chans = windows, in_chans
         self.feature_info = [{"module": "activation", "num_chs": channels[0], "reduction": reductions[0]}]
         self.feature_info += [
@@ -107,15 +114,6 @@ class SymmetricResNet(LayeredEncoder, Symmetric):
         return features if pre_logits else self.fc(features)
 
 
-def check_sizes(
-    windows: Sequence[Window], img_size: int | tuple[int, int], blocks: Sequence[int], channels: Sequence[int]
-) -> None:
-    """Raises ValueError unless every stage has blocks, and images are square and suit all windows."""
-    if len(blocks) != len(channels) or min(blocks) < 1:
-        raise ValueError(f"blocks are {blocks}: give a positive number for each of the {len(channels)} stages")
-    check_image_side(windows, square_side(img_size, functools.partial(nearest_legal_side, windows)))
-
-
 def fields_of_channels(group: str, size: int, channels: Sequence[int]) -> list[int]:
     """How many fields of `size` channels each stage has; raises ValueError for other channels than multiples."""
     if not channels:
@@ -125,12 +123,6 @@ def fields_of_channels(group: str, size: int, channels: Sequence[int]) -> list[i
             nearest = max(1, round(width / size)) * size
             raise ValueError(f"channels has {width}: with {group} they come in multiples of {size}, such as {nearest}")
     return [width // size for width in channels]
-
-
-def resnet_cfg(image_size: int) -> dict[str, Any]:
-    """What timm is told of a network for images of this size."""
-    # The first kernel has a shape of its own, so timm isn't told of it: fit_colours adapts it.
-    return untrained_cfg(image_size, classifier="fc", fixed_input_size=True)
 
 
 def fit_colours(state: dict[str, Tensor], encoder: SymmetricResNet) -> dict[str, Tensor]:
@@ -146,8 +138,16 @@ def fit_colours(state: dict[str, Tensor], encoder: SymmetricResNet) -> dict[str,
     return state | {"conv1.weight": adapted.view(len(kernel), in_chans, *kernel.shape[2:])}
 
 
-REGISTRATION: dict[str, Any] = {
-    "pretrained_filter_fn": fit_colours,
-    "feature_cfg": {"feature_cls": "getter", "out_indices": (0, 1, 2, 3, 4)},
-}
-"""How timm makes them."""
+def register_resnets(
+    module: str, make: Callable[..., nn.Module], names: Mapping[str, Mapping[str, Any]], image_size: int
+) -> None:
+    """Registers networks for images of this size with timm, see `register_encoders`."""
+    register_encoders(
+        module,
+        make,
+        names,
+        # The first kernel has a shape of its own, so timm isn't told of it: fit_colours adapts it.
+        untrained_cfg(image_size, classifier="fc", fixed_input_size=True),
+        pretrained_filter_fn=fit_colours,
+        feature_cfg={"feature_cls": "getter", "out_indices": (0, 1, 2, 3, 4)},
+    )

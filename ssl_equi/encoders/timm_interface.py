@@ -1,4 +1,4 @@
-"""What timm expects of a model and our encoders share: classifier, intermediate features, checks, registration."""
+"""What timm expects of a model and our encoders share: classifier, intermediate features, registration."""
 
 import copy
 import math
@@ -11,6 +11,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from ssl_equi.encoders.backbones import build
+from ssl_equi.encoders.checks import refuse_classifier, square_side
 from ssl_equi.encoders.recomputing import recomputed
 
 
@@ -27,6 +28,8 @@ class TimmEncoder(nn.Module):
     """The attribute that holds the classifier; None for encoders that never have one."""
     poolings: ClassVar[tuple[str, ...]] = ()
     """What `global_pool` can be."""
+    spared_from_weight_decay: Collection[str] = ()
+    """Names of parameters, beside all vectors."""
     num_features: int
 
     def __init__(self, num_classes: int = 0) -> None:
@@ -80,8 +83,8 @@ class TimmEncoder(nn.Module):
         return recomputed(block, inputs) if self.grad_checkpointing else block(inputs)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay should spare, beside all vectors."""
-        return set()
+        """timm's question for the parameters that weight decay should spare."""
+        return set(self.spared_from_weight_decay)
 
 
 class LayeredEncoder(TimmEncoder, ABC):
@@ -150,33 +153,25 @@ class LayeredEncoder(TimmEncoder, ABC):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt is {output_fmt!r}: choose 'NCHW' or 'NLC'")
-        taken = sorted(set(self._chosen_layers(indices)))
-        if norm:
-            self.check_norm(taken)
-        last, kept = self.run_layers(x, max(taken) + 1 if stop_early else None, taken)
-        intermediates: list[Any] = []
-        for number in taken:
-            output = self.last_norm(kept[number]) if norm else kept[number]
-            prefix = output[:, : self.num_prefix_tokens] if output.ndim == 3 else None
-            maps = self._as_maps(output)
-            maps = maps if output_fmt == "NCHW" else as_tokens(maps)
-            intermediates.append((maps, prefix) if return_prefix_tokens and prefix is not None else maps)
-        return intermediates if intermediates_only else (self.last_norm(last), intermediates)
-
-    def _chosen_layers(self, indices: int | Sequence[int] | None) -> list[int]:
         count = len(self.feature_info)
         if indices is None or isinstance(indices, int):
             indices = range(-(count if indices is None else indices), 0)
         if not indices or not all(-count <= number < count for number in indices):
             raise ValueError(f"indices are {list(indices)}: the encoder has {count} layers, use some of 0..{count - 1}")
-        return [number % count for number in indices]
-
-    def _as_maps(self, output: Tensor) -> Tensor:
-        if output.ndim == 4:
-            return output
-        patches = output[:, self.num_prefix_tokens :]
-        side = math.isqrt(patches.shape[1])
-        return as_maps(patches, (side, side)).contiguous()
+        taken = sorted({number % count for number in indices})
+        if norm:
+            self.check_norm(taken)
+        last, kept = self.run_layers(x, max(taken) + 1 if stop_early else None, taken)
+        intermediates: list[Any] = []
+        for number in taken:
+            maps, prefix = self.last_norm(kept[number]) if norm else kept[number], None
+            if maps.ndim == 3:
+                prefix, patches = maps.tensor_split((self.num_prefix_tokens,), dim=1)
+                side = math.isqrt(patches.shape[1])
+                maps = as_maps(patches, (side, side)).contiguous()
+            maps = maps if output_fmt == "NCHW" else as_tokens(maps)
+            intermediates.append((maps, prefix) if return_prefix_tokens and prefix is not None else maps)
+        return intermediates if intermediates_only else (self.last_norm(last), intermediates)
 
 
 def as_tokens(maps: Tensor) -> Tensor:
@@ -195,57 +190,6 @@ def initialise_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-# ---------------------------------------------------------------- checks of arguments
-
-
-def refuse_classifier(num_classes: int) -> None:
-    """Raises ValueError if a classifier is asked for, of an encoder that has none."""
-    if num_classes != 0:
-        raise ValueError(f"num_classes is {num_classes}: this encoder has no classifier, pass num_classes=0")
-
-
-def check_at_least(least: int, **values: int) -> None:
-    """Raises ValueError naming the first argument that is smaller than `least`."""
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"{name} is {value}: it must be at least {least}")
-
-
-def check_heads(width: int, num_heads: int, step: int = 1) -> None:
-    """Raises ValueError with the nearest legal number unless heads share a width in multiples of `step`."""
-    if num_heads < 1 or width % (step * num_heads):
-        legal = [heads for heads in range(1, width // step + 1) if width % (step * heads) == 0]
-        nearest = min(legal, key=lambda heads: abs(heads - num_heads))
-        need = "it must divide the width" if step == 1 else f"a head's width must be a multiple of {step}"
-        raise ValueError(f"num_heads is {num_heads} for a width of {width}: {need}, use {nearest}")
-
-
-def square_side(img_size: int | tuple[int, int], nearest_side: Callable[[int], int] = int) -> int:
-    """The side of images of `img_size`; raises ValueError unless they are square.
-
-    Args:
-        img_size: side, or (height, width).
-        nearest_side: the legal side nearest to one, for the message.
-    """
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if height != width:
-        raise ValueError(
-            f"img_size is {img_size}: this encoder takes square images, use {nearest_side(max(height, width))}"
-        )
-    return height
-
-
-def check_square_images(images: Tensor, channels: int | None, nearest_side: Callable[[int], int] = int) -> None:
-    """Raises ValueError unless images are [N, channels, S, S], of any side and with None any channels."""
-    if images.ndim == 4 and images.shape[1] == (channels or images.shape[1]) and images.shape[2] == images.shape[3]:
-        return
-    legal = nearest_side(max(images.shape[-2:], default=1))
-    raise ValueError(
-        f"images have shape {tuple(images.shape)}: this encoder takes square images [N, {channels or 'C'}, S, S], crop "
-        f"or pad them to {legal} x {legal} pixels"
-    )
 
 
 # ---------------------------------------------------------------- registration

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ssl_equi.encoders.strided_cnn  # noqa: F401  (the backbone by default, registered with timm)
+from ssl_equi.encoders.checks import check_square_images
 from ssl_equi.encoders.square.convolutions import (
     GroupBatchNorm,
     GroupConvolution,
@@ -40,7 +41,6 @@ from ssl_equi.encoders.symmetric import Symmetric
 from ssl_equi.encoders.timm_interface import (
     TimmEncoder,
     build_backbone,
-    check_square_images,
     register_encoders,
     untrained_cfg,
 )

@@ -11,6 +11,7 @@ from typing import Any, cast
 from ssl_equi.errors import CheckpointError
 from ssl_equi.export.encoder import EncoderCard, build_encoder, describe_encoder, read_encoder_config
 from ssl_equi.export.folder import CONFIG_FILE, Export, check_sizes, open_module
+from ssl_equi.objectives.base import SequenceObjective
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 
 SEQUENCE_MODEL_FOLDER = "sequence_model"
@@ -43,7 +44,7 @@ class SequenceModel:
     sequences: dict[str, Any]
 
 
-def sequence_export(objective: SeqJEPA, card: EncoderCard, sequences: dict[str, Any]) -> Export:
+def sequence_export(objective: SequenceObjective, card: EncoderCard, sequences: dict[str, Any]) -> Export:
     """The objective with all that its probes need; `card` is the encoder's, `sequences` as in `SequenceModel`."""
     config = describe_encoder(objective.encoder, card)
     config |= {"seq_jepa": asdict(objective.config), "sequences": sequences}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_equi.objectives.base import Extension, Objective, ObjectiveOutput
-from ssl_equi.objectives.parts.checks import check_actions, check_weight
+from ssl_equi.objectives.parts.checks import check_actions, check_number
 from ssl_equi.objectives.parts.heads import ActionHead, action_regression
 from ssl_equi.options import ActsWhen, Derived, NonNegative, Width
 
@@ -40,7 +40,7 @@ class AugSelf(Extension):
 
     def __init__(self, base: Objective, config: AugSelfConfig = AugSelfConfig()) -> None:
         super().__init__(base)
-        check_weight("weight", config.weight)
+        check_number("weight", config.weight, minimum=0)
         self.config = config
         self.action_dim = config.action_dim
         self.head = ActionHead(self.num_features, config.action_dim, config.hidden) if config.weight > 0 else None

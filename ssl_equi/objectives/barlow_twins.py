@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.objectives.base import ObjectiveOutput, ProjectedObjective
-from ssl_equi.objectives.parts.batch import batch_products, batch_var_mean, full_precision, normalised_std
+from ssl_equi.objectives.parts.batch import (
+    batch_var_mean,
+    full_precision,
+    normalised_std,
+    sum_over_processes,
+    world_size,
+)
 from ssl_equi.objectives.parts.checks import check_views
 from ssl_equi.objectives.parts.heads import projection_head
 from ssl_equi.options import NonNegative, Width
@@ -45,7 +51,8 @@ def cross_correlation_terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tens
         sum over i of (1 - c_ii)^2 and sum over i != j of c_ij^2, with c = standardised first^T standardised second / N
         over the global batch of N.
     """
-    correlation = batch_products(standardise(first), standardise(second))
+    products = sum_over_processes(standardise(first).T @ standardise(second))
+    correlation = products / (world_size() * len(first))
     diagonal = correlation.diagonal()
     off_diagonal = correlation - torch.diag(diagonal)
     return (1 - diagonal).square().sum(), off_diagonal.square().sum()

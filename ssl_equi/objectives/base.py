@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from ssl_equi.objectives.parts.predictors import EmbeddingPredictor
 
 if TYPE_CHECKING:  # capsules import timm, which takes seconds
     from ssl_equi.encoders.capsules.network import CapsuleNetwork
-    from ssl_equi.objectives.seq_jepa import SeqJEPA
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,14 @@ class Objective(nn.Module):
         separate_batch_norm: one call per view instead of one call for all; see `batch.on_both_views`.
 
     Attributes:
+        parts: named column ranges of the encoder features; `all` only, where the objective has no split.
         action_dim: width of the actions; None if the objective takes none.
         aggregate_width: width of the output's `aggregates`; None if it has none.
         embeds_both_views: whether the output has `embeddings`.
         poses_are_multiplied: whether capsule poses are multiplied with the action, so that they follow it by
             themselves; else they follow, if at all, in a way that only a predictor knows.
+        capsule_network: the capsule network around the encoder, which a run exports and evaluates, too.
+        sequence_model: the objective itself, where it is one of sequences, which a run exports and evaluates, too.
     """
 
     encoder: nn.Module
@@ -72,27 +74,15 @@ class Objective(nn.Module):
     aggregate_width: int | None = None
     embeds_both_views: bool = False
     poses_are_multiplied: bool = False
+    capsule_network: "CapsuleNetwork | None" = None
+    sequence_model: "SequenceObjective | None" = None
 
     def __init__(self, encoder: nn.Module, separate_batch_norm: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
         self.num_features = feature_dim(encoder)
+        self.parts = {"all": slice(0, self.num_features)}
         self.separate_batch_norm = separate_batch_norm
-
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Named column ranges of the encoder features; `all` only, where the objective has no split."""
-        return {"all": slice(0, self.num_features)}
-
-    @property
-    def capsule_network(self) -> "CapsuleNetwork | None":
-        """The capsule network around the encoder, which a run exports and evaluates, too."""
-        return None
-
-    @property
-    def sequence_model(self) -> "SeqJEPA | None":
-        """What makes one vector of several views and predicts the next, which a run exports and evaluates, too."""
-        return None
 
     def latent_predictor(self) -> EmbeddingPredictor | None:
         """The trained predictor by itself, with its projector, if there is one; the weights are shared."""
@@ -129,6 +119,30 @@ class ProjectedObjective(Objective):
         return full_precision(self.projector(self.encoder(images)))
 
 
+class SequenceObjective(Objective):
+    """An objective that makes one vector of several views, an aggregate, and predicts the next view from it.
+
+    Attributes:
+        config: its options, a dataclass.
+        aggregator_takes_actions, predictor_takes_actions: whether `aggregate` needs actions, and `predict` one.
+        aggregate: from features [B, M, D] of any number M of views, and actions, to aggregates [B, W].
+        predict: from aggregates [B, W] and the action that leads to the next view to its target features [B, D].
+        target_features: from images [N, 3, H, W] to what predictions are compared with, [N, D].
+    """
+
+    config: Any
+    aggregate_width: int
+    aggregator_takes_actions: bool
+    predictor_takes_actions: bool
+    aggregate: Callable[[Tensor, Tensor | None], Tensor]
+    predict: Callable[[Tensor, Tensor | None], Tensor]
+    target_features: Callable[[Tensor], Tensor]
+
+    @property
+    def sequence_model(self) -> "SequenceObjective":  # type: ignore[override]
+        return self
+
+
 class CapsuleObjective(Objective):
     """An objective on a capsule network, whose backbone is the encoder: that is what the papers probe.
 
@@ -140,6 +154,7 @@ class CapsuleObjective(Objective):
         nn.Module.__init__(self)
         self.network = network
         self.num_features = feature_dim(network.backbone)
+        self.parts = {"all": slice(0, self.num_features)}
         self.separate_batch_norm = separate_batch_norm
 
     @property
@@ -148,7 +163,7 @@ class CapsuleObjective(Objective):
         return self.network.backbone
 
     @property
-    def capsule_network(self) -> "CapsuleNetwork":
+    def capsule_network(self) -> "CapsuleNetwork":  # type: ignore[override]
         return self.network
 
 
@@ -165,17 +180,13 @@ class Extension(Objective):
                 f"the base {type(base).__name__} is no objective: pass one of two views, such as SimCLR(encoder)"
             )
         self.base = base
-        self.num_features = base.num_features
+        self.num_features, self.parts = base.num_features, base.parts
         self.separate_batch_norm = base.separate_batch_norm
 
     @property
     def encoder(self) -> nn.Module:  # type: ignore[override]
         """The base's encoder."""
         return self.base.encoder
-
-    @property
-    def parts(self) -> dict[str, slice]:
-        return self.base.parts
 
     def update_target(self, momentum: float) -> None:
         self.base.update_target(momentum)

@@ -21,7 +21,7 @@ from ssl_equi.objectives.parts.capsule_terms import (
     cross_entropy,
     missing_entropy,
 )
-from ssl_equi.objectives.parts.checks import check_action_dim, check_actions, check_temperature, check_views
+from ssl_equi.objectives.parts.checks import check_actions, check_number, check_views
 from ssl_equi.objectives.parts.predictors import Hypernetwork, HypernetworkInit, ProjectedPredictor
 from ssl_equi.objectives.parts.vicreg_terms import invariance_term, spread_terms, variance_term
 from ssl_equi.options import Derived, NonNegative, Positive
@@ -76,8 +76,8 @@ class CapsIE(CapsuleObjective):
     def __init__(self, network: "CapsuleNetwork", config: CapsIEConfig = CapsIEConfig()) -> None:
         super().__init__(network, config.separate_batch_norm)
         for temperature in (config.prediction_temperature, config.target_temperature, config.last_target_temperature):
-            check_temperature(temperature)
-        check_action_dim(config.action_dim)
+            check_number("the temperature", temperature, above=0)
+        check_number("action_dim", config.action_dim, minimum=1)
         self.config = config
         self.action_dim = config.action_dim
         pose_width = network.num_capsules * network.pose_side**2
@@ -103,8 +103,9 @@ class CapsIE(CapsuleObjective):
             V(W(action) Q); `covariance` = C(Q) + C(Q'); and the monitors `std_inv`, `std_equi` and `entropy`, see
             `capsule_terms.capsule_monitors`.
         """
+        config = self.config
         check_views(views)
-        actions = check_actions(actions, len(views), self.config.action_dim)
+        actions = check_actions(actions, len(views), config.action_dim)
         features, capsules = capsules_of_both_views(self.network, views, self.separate_batch_norm)
         prediction = self.predictor(capsules.poses[:, 0].flatten(1), actions)
 
@@ -112,7 +113,7 @@ class CapsIE(CapsuleObjective):
         with torch.autocast(views.device.type, enabled=False):
             activations, prediction = full_precision(capsules.activations), full_precision(prediction)
             poses = full_precision(capsules.poses).flatten(2)
-            predicted = (activations / self.config.prediction_temperature).softmax(dim=-1)
+            predicted = (activations / config.prediction_temperature).softmax(dim=-1)
             targets = (activations.detach() / self.target_temperature).softmax(dim=-1)
             terms = {
                 "invariance": cross_entropy(targets.flip(1), predicted),
@@ -121,17 +122,14 @@ class CapsIE(CapsuleObjective):
                 "variance_prediction": variance_term(prediction),
                 **spread_terms(poses),
             }
-            loss = weighted_sum(terms, self._term_weights())
+            weights = {
+                "invariance": config.inv_weight,
+                "equivariance": config.equi_weight,
+                "missing_entropy": config.entropy_weight,
+                "variance": config.variance_weight,
+                "variance_prediction": config.variance_weight / 2,
+                "covariance": config.covariance_weight,
+            }
+            loss = weighted_sum(terms, weights)
             terms |= capsule_monitors(activations.detach(), poses.detach(), pose_std=1.0)
         return self.output(loss, terms, features)
-
-    def _term_weights(self) -> dict[str, float]:
-        config = self.config
-        return {
-            "invariance": config.inv_weight,
-            "equivariance": config.equi_weight,
-            "missing_entropy": config.entropy_weight,
-            "variance": config.variance_weight,
-            "variance_prediction": config.variance_weight / 2,
-            "covariance": config.covariance_weight,
-        }

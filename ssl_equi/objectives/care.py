@@ -16,7 +16,7 @@ from torch import Tensor
 from ssl_equi.encoders.batch_norm import running_statistics_kept
 from ssl_equi.objectives.base import Extension, ObjectiveOutput, ProjectedObjective
 from ssl_equi.objectives.parts.batch import full_precision
-from ssl_equi.objectives.parts.checks import check_views, check_weight
+from ssl_equi.objectives.parts.checks import check_number, check_views
 from ssl_equi.options import ActsWhen, NonNegative, Width
 
 
@@ -93,7 +93,7 @@ class CARE(Extension):
                 f"the base objective {type(base).__name__} does not embed both views with its online branch: set "
                 "reuse_views=False, or pass a base that does, such as SimCLR(encoder) or a symmetric MoCo"
             )
-        check_weight("weight", config.weight)
+        check_number("weight", config.weight, minimum=0)
         if config.chunk_size < 2:
             raise ValueError(f"chunk_size is {config.chunk_size}: a chunk needs 2 images to compare, such as 16")
         self.config = config

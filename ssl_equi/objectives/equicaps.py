@@ -22,7 +22,6 @@ from ssl_equi.objectives.parts.capsule_terms import (
     largest_pose_std,
     missing_entropy,
     reachable_stds,
-    transformed_poses,
     unit_poses,
 )
 from ssl_equi.objectives.parts.checks import check_actions, check_choice, check_views
@@ -114,6 +113,7 @@ class EquiCaps(CapsuleObjective):
             `missing_entropy` = E(a) + E(a'), `variance` = [V(Z) + V(Z')] / 2, `covariance` = C(Z) + C(Z'), and the
             monitors `std_inv`, `std_equi` and `entropy`, see `capsule_terms.capsule_monitors`.
         """
+        config = self.config
         check_views(views)
         actions = check_actions(actions, len(views), self.action_dim)
         features, capsules = capsules_of_both_views(self.network, views, self.separate_batch_norm)
@@ -122,11 +122,11 @@ class EquiCaps(CapsuleObjective):
         with torch.autocast(views.device.type, enabled=False):
             activations, poses = full_precision(capsules.activations), full_precision(capsules.poses)
             matrices = matrix_of_action(actions.to(poses.dtype))
-            moved = unit_poses(transformed_poses(poses[:, 0], matrices), self.unit_columns)
+            moved = unit_poses(poses[:, 0] @ matrices.unsqueeze(1), self.unit_columns)
             target = unit_poses(poses[:, 1], self.unit_columns)
             embeddings = torch.cat([activations, torch.stack([moved, target], dim=1).flatten(2)], dim=-1)
             std_targets = TARGET_SHARE * reachable_stds(activations, poses, self.unit_columns)
-            if self.config.variance_target == "published":
+            if config.variance_target == "published":
                 std_targets = torch.ones_like(std_targets)
             terms = {
                 "invariance": cross_entropy(activations[:, 1], activations[:, 0]),
@@ -134,17 +134,14 @@ class EquiCaps(CapsuleObjective):
                 "missing_entropy": missing_entropy(activations[:, 0]) + missing_entropy(activations[:, 1]),
                 **spread_terms(embeddings, std_targets),
             }
-            loss = weighted_sum(terms, self._term_weights())
+            weights = {
+                "invariance": config.inv_weight,
+                "equivariance": config.equi_weight,
+                "missing_entropy": config.entropy_weight,
+                "variance": config.variance_weight,
+                "covariance": config.covariance_weight,
+            }
+            loss = weighted_sum(terms, weights)
             pose_std = largest_pose_std(self.pose_side, self.unit_columns)
             terms |= capsule_monitors(activations.detach(), embeddings[..., self.num_capsules :].detach(), pose_std)
         return self.output(loss, terms, features)
-
-    def _term_weights(self) -> dict[str, float]:
-        config = self.config
-        return {
-            "invariance": config.inv_weight,
-            "equivariance": config.equi_weight,
-            "missing_entropy": config.entropy_weight,
-            "variance": config.variance_weight,
-            "covariance": config.covariance_weight,
-        }

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ssl_equi.objectives.base import Objective, ObjectiveOutput, weighted_sum
 from ssl_equi.objectives.parts.batch import full_precision, normalised_std
-from ssl_equi.objectives.parts.checks import check_action_dim, check_actions, check_choice, check_views
+from ssl_equi.objectives.parts.checks import check_actions, check_choice, check_number, check_views
 from ssl_equi.objectives.parts.contrastive import ContrastiveLoss
 from ssl_equi.objectives.parts.heads import LastBatchNorm, projection_head
 from ssl_equi.objectives.parts.predictors import (
@@ -93,7 +93,7 @@ class EquiMod(Objective):
         super().__init__(encoder, config.separate_batch_norm)
         check_choice("form", config.form, Form)
         check_choice("predictor", config.predictor, Predictor)
-        check_action_dim(config.action_dim)
+        check_number("action_dim", config.action_dim, minimum=1)
         self.config = config
         self.action_dim = config.action_dim
         last_batch_norm = config.last_batch_norm if config.form == "simclr" else "none"

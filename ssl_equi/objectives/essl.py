@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ssl_equi.encoders.batch_norm import running_statistics_kept
 from ssl_equi.objectives.base import Extension, Objective, ObjectiveOutput
 from ssl_equi.objectives.parts.batch import full_precision, on_both_views
-from ssl_equi.objectives.parts.checks import check_weight
+from ssl_equi.objectives.parts.checks import check_number
 from ssl_equi.options import ActsWhen, Derived, NonNegative, Width
 
 _PREDICTS = ActsWhen(lambda options: options.weight > 0, "give a weight above 0")
@@ -159,7 +159,7 @@ def transformation_head(
 
 
 def _check(base: Objective, config: ESSLConfig) -> None:
-    check_weight("the weight of the prediction", config.weight)
+    check_number("the weight of the prediction", config.weight, minimum=0)
     if config.num_elements < 2:
         raise ValueError(f"num_elements is {config.num_elements}: there is nothing to predict with fewer than 2")
     if any(width < 1 for width in config.hidden_widths):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ssl_equi.objectives.base import ObjectiveOutput, ProjectedObjective
 from ssl_equi.objectives.parts.batch import full_precision, gather_batch, normalised_std, world_size
-from ssl_equi.objectives.parts.checks import check_temperature, check_views
+from ssl_equi.objectives.parts.checks import check_number, check_views
 from ssl_equi.objectives.parts.heads import projection_head, target_of
 from ssl_equi.options import Count, Positive, Width
 
@@ -51,7 +51,7 @@ class MoCo(ProjectedObjective):
 
     def __init__(self, encoder: nn.Module, config: MoCoConfig = MoCoConfig()) -> None:
         super().__init__(encoder, config.separate_batch_norm)
-        check_temperature(config.temperature)
+        check_number("the temperature", config.temperature, above=0)
         if config.queue_size < 1:
             raise ValueError(f"queue_size is {config.queue_size}: choose a multiple of the global batch, such as 65536")
         self.config = config

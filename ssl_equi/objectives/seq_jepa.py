@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_equi.objectives.base import Objective, ObjectiveOutput
+from ssl_equi.objectives.base import ObjectiveOutput, SequenceObjective
 from ssl_equi.objectives.parts.batch import full_precision, normalised_std
 from ssl_equi.objectives.parts.checks import check_actions, check_choice, check_views
 from ssl_equi.objectives.parts.heads import projection_head, target_of
@@ -87,7 +87,7 @@ class Aggregator(nn.Module):
         return self.transformer(torch.cat([first, tokens], dim=1))[:, 0]
 
 
-class SeqJEPA(Objective):
+class SeqJEPA(SequenceObjective):
     """loss = 1 - mean cos(predictor(aggregate of views 1 to M, action M), target(view M + 1)).
 
     Token i is the features of view i beside the embedded action from view i to view i + 1. The last observed view's
@@ -101,14 +101,14 @@ class SeqJEPA(Objective):
     call, and no gradient flows back through the last one.
     """
 
-    aggregate_width: int
-
     def __init__(self, encoder: nn.Module, config: SeqJEPAConfig = SeqJEPAConfig()) -> None:
         super().__init__(encoder, config.separate_batch_norm)
         check_choice("conditioning", config.conditioning, Conditioning)
         check_choice("action_statistics", config.action_statistics, ActionStatistics)
         self.config = config
         self.action_dim = config.action_dim
+        self.aggregator_takes_actions = config.conditioning in ("both", "aggregator")
+        self.predictor_takes_actions = config.conditioning in ("both", "predictor")
         self.target_encoder = target_of(encoder) if config.momentum_target else None
         self.action_embedding = None
         if config.conditioning != "none":
@@ -118,21 +118,6 @@ class SeqJEPA(Objective):
         self.aggregator = Aggregator(width, config.layers, config.heads, config.feedforward_width, config.dropout)
         predictor_inputs = width + (config.action_width if self.predictor_takes_actions else 0)
         self.predictor = projection_head(predictor_inputs, (config.predictor_hidden_width, self.num_features))
-
-    @property
-    def sequence_model(self) -> "SeqJEPA":
-        """See `Objective`: encoder, aggregator and predictor are of use together."""
-        return self
-
-    @property
-    def aggregator_takes_actions(self) -> bool:
-        """True if `aggregate` needs actions."""
-        return self.config.conditioning in ("both", "aggregator")
-
-    @property
-    def predictor_takes_actions(self) -> bool:
-        """True if `predict` needs an action."""
-        return self.config.conditioning in ("both", "predictor")
 
     def aggregate(self, features: Tensor, actions: Tensor | None) -> Tensor:
         """What M views share, for any M >= 1, also another than in training.

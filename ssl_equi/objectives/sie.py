@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssl_equi.objectives.base import Objective, ObjectiveOutput, weighted_sum
 from ssl_equi.objectives.parts.batch import full_precision
-from ssl_equi.objectives.parts.checks import check_action_dim, check_actions, check_choice, check_views
+from ssl_equi.objectives.parts.checks import check_actions, check_choice, check_number, check_views
 from ssl_equi.objectives.parts.heads import projector, split_widths
 from ssl_equi.objectives.parts.predictors import Hypernetwork, HypernetworkInit, MLPPredictor, ProjectedPredictor
 from ssl_equi.objectives.parts.vicreg_terms import invariance_term, spread_terms, std_per_dim, variance_term
@@ -85,7 +85,8 @@ class SIE(Objective):
     loss = inv * MSE(Zi, Zi') + equi * MSE(P, Ze') + variance * ([V(Z) + V(Z')] / 2 + V(P) / 2)
     + covariance * [C(Z) + C(Z')].
 
-    There is no stop-gradient and no momentum encoder. V and C are taken over the global batch.
+    There is no stop-gradient and no momentum encoder. V and C are taken over the global batch. `parts` are all, inv and
+    equi; only all when nothing is split.
     """
 
     def __init__(self, encoder: nn.Module, config: SIEConfig = SIEConfig()) -> None:
@@ -95,6 +96,8 @@ class SIE(Objective):
         self.config = config
         self.action_dim = config.action_dim
         self._columns = _columns_by_part(config, self.num_features)
+        if config.parts != "equi_only":
+            self.parts |= self._columns
         if config.parts == "equi_only":
             widths = {"equi": list(config.projector)}
         else:
@@ -109,11 +112,6 @@ class SIE(Objective):
             {part: projector(columns.stop - columns.start, widths[part]) for part, columns in self._columns.items()}
         )
         self.predictor = None if config.parts == "inv_only" else _predictor(config, widths["equi"][-1])
-
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Named column ranges of the encoder features: all, inv and equi; only all when nothing is split."""
-        return super().parts if self.config.parts == "equi_only" else super().parts | self._columns
 
     def latent_predictor(self) -> ProjectedPredictor | None:
         """See `Objective`; None for parts="inv_only"."""
@@ -142,31 +140,21 @@ class SIE(Objective):
         # The terms see at least float32: squares of half-precision values overflow or vanish.
         with torch.autocast(views.device.type, enabled=False):
             embeddings = {part: full_precision(embedding) for part, embedding in embeddings.items()}
-            terms = self._pair_terms(embeddings, prediction) | self._regularisation_terms(embeddings)
+            terms = {}
+            if "inv" in embeddings:
+                terms["invariance"] = invariance_term(*embeddings["inv"].unbind(dim=1))
+            if prediction is not None:
+                prediction = full_precision(prediction)
+                terms["equivariance"] = invariance_term(prediction, embeddings["equi"][:, 1])
+                terms["variance_prediction"] = variance_term(prediction)
+            # Of the concatenation, so that covariances between the two parts are penalised, too.
+            together = torch.cat(list(embeddings.values()), dim=-1)
+            terms |= spread_terms(together)
             loss = weighted_sum(terms, self._term_weights())
+            std = std_per_dim(together.detach()).mean(dim=0)
+            std_by_part = std.split([embedding.shape[-1] for embedding in embeddings.values()])
+            terms |= {f"std_{part}": part_std.mean() for part, part_std in zip(embeddings, std_by_part, strict=True)}
         return self.output(loss, terms, features)
-
-    def _pair_terms(self, embeddings: dict[str, Tensor], prediction: Tensor | None) -> dict[str, Tensor]:
-        """The terms that compare the two views, and the variance of the prediction."""
-        terms = {}
-        if "inv" in embeddings:
-            terms["invariance"] = invariance_term(*embeddings["inv"].unbind(dim=1))
-        if prediction is not None:
-            prediction = full_precision(prediction)
-            terms["equivariance"] = invariance_term(prediction, embeddings["equi"][:, 1])
-            terms["variance_prediction"] = variance_term(prediction)
-        return terms
-
-    def _regularisation_terms(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Variance and covariance of the concatenated parts over the global batch, and the collapse monitors."""
-        # Of the concatenation, so that covariances between the two parts are penalised, too.
-        together = torch.cat(list(embeddings.values()), dim=-1)
-        std = std_per_dim(together.detach()).mean(dim=0)
-        std_by_part = std.split([embedding.shape[-1] for embedding in embeddings.values()])
-        return {
-            **spread_terms(together),
-            **{f"std_{part}": std_of_part.mean() for part, std_of_part in zip(embeddings, std_by_part, strict=True)},
-        }
 
     def _term_weights(self) -> dict[str, float]:
         config = self.config
@@ -196,7 +184,7 @@ def _columns_by_part(config: SIEConfig, num_features: int) -> dict[str, slice]:
 
 def _predictor(config: SIEConfig, dim: int) -> nn.Module:
     """The predictor on equivariant embeddings of width `dim`."""
-    check_action_dim(config.action_dim)
+    check_number("action_dim", config.action_dim, minimum=1)
     if config.predictor == "mlp":
         return MLPPredictor(dim, config.action_dim, config.mlp_layers)
     hidden_layers = 2 if config.predictor == "hypernetwork_deep" else 0

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssl_equi.objectives.base import Extension, ObjectiveOutput
 from ssl_equi.objectives.parts.batch import full_precision
-from ssl_equi.objectives.parts.checks import check_views, check_weight
+from ssl_equi.objectives.parts.checks import check_number, check_views
 from ssl_equi.objectives.vicreg import VICReg
 from ssl_equi.options import ActsWhen, NonNegative
 
@@ -72,6 +72,9 @@ class VICRegTraj(Extension):
 
     The trajectory is that of the projected embeddings. All three views go through encoder and projector in one call
     (with VICReg's `separate_batch_norm`: one per view), so the third one counts in the statistics of batch norms.
+
+    Attributes:
+        num_views: how many views of each object `forward` takes: three, or VICReg's two if the weight is 0.
     """
 
     base: VICReg
@@ -80,13 +83,9 @@ class VICRegTraj(Extension):
         super().__init__(base)
         if not isinstance(base, VICReg):
             raise ValueError(f"the base objective is {type(base).__name__}: pass VICReg(encoder)")
-        check_weight("weight", config.weight)
+        check_number("weight", config.weight, minimum=0)
         self.config = config
-
-    @property
-    def num_views(self) -> int:
-        """How many views of each object `forward` takes: three, or VICReg's two if the weight is 0."""
-        return 2 if self.config.weight == 0 else 3
+        self.num_views = 2 if config.weight == 0 else 3
 
     def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
         """The loss of three views [B, 3, 3, H, W]; with weight 0 the third view may be missing and is not used.

@@ -12,7 +12,7 @@ from torch import Tensor
 from ssl_equi.geometry.actions import ActionKind, actions_between_all_views
 from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.geometry.rotations import quat_from_matrix
-from ssl_equi.objectives.parts.capsule_terms import TURNED_COLUMNS, transformed_poses, unit_poses
+from ssl_equi.objectives.parts.capsule_terms import TURNED_COLUMNS, unit_poses
 from ssl_equi.probing.baselines import Baseline, constant_rotation_baselines
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.metrics import angle_errors_deg, summarise_angles
@@ -91,5 +91,5 @@ def _rotation_result(first: Tensor, second: Tensor, true_xyzw: Tensor) -> TaskRe
 
 
 def _pose_error(first: Tensor, second: Tensor, actions: Tensor) -> float:
-    moved = unit_poses(transformed_poses(first, matrix_of_action(actions)), TURNED_COLUMNS)
+    moved = unit_poses(first @ matrix_of_action(actions).unsqueeze(1), TURNED_COLUMNS)
     return float((moved - unit_poses(second, TURNED_COLUMNS)).square().sum(dim=(2, 3)).mean())

@@ -69,7 +69,12 @@ def actions_between(
         return lambda first, second: _standard(views[first], views[second])
     if encoding == "augself":
         return lambda first, second: _augself(views[first], views[second])
-    values = torch.stack([_seq_jepa_values(view) for view in views], dim=1)
+    absolute = []  # the nine parameters of each view, [N, 9]; a jitter that was not applied is (1, 1, 1, 0)
+    for view in views:
+        assert view.crop and view.jitter and view.blur
+        crop = torch.stack([view.crop.top, view.crop.left, view.crop.height, view.crop.width], dim=1)
+        absolute.append(torch.cat([crop, _jitter_values(view.jitter).T, view.blur.sigma.unsqueeze(1)], dim=1))
+    values = torch.stack(absolute, dim=1)
     if encoding == "seq_jepa_legacy":
         values = F.normalize(values, dim=1)
     return lambda first, second: values[:, second] - values[:, first]
@@ -124,15 +129,16 @@ def _with_the_same_fields(views: Sequence[ViewParameters]) -> list[ViewParameter
     """Gives each view the transforms that only others have, as not applied."""
     examples = {field: getattr(view, field) for view in views for field in _present_fields(view)}
 
-    def not_applied(example: Any) -> Any:
-        neutral = {name: torch.full_like(value, NEUTRAL_VALUES.get(name, 0)) for name, value in vars(example).items()}
-        return replace(example, **neutral)
-
     filled = []
     for view in views:
         absent = [field for field in examples if getattr(view, field) is None]
         assert "crop" not in absent, "a crop has no neutral value: crop all views, or none"
-        filled.append(replace(view, **{field: not_applied(examples[field]) for field in absent}))
+        not_applied = {}
+        for field in absent:
+            values = vars(examples[field]).items()
+            neutral = {name: torch.full_like(value, NEUTRAL_VALUES.get(name, 0)) for name, value in values}
+            not_applied[field] = replace(examples[field], **neutral)
+        filled.append(replace(view, **not_applied))
     return filled
 
 
@@ -154,14 +160,15 @@ def _crop_differences(first: CropParameters, second: CropParameters) -> list[Ten
 
     In the frame of the source image, whatever the flips of the views.
     """
+    (down, right, *sides), (later_down, later_right, *later_sides) = _crop_values(first), _crop_values(second)
+    logs = [later.log() - earlier.log() for earlier, later in zip(sides, later_sides, strict=True)]
+    return [later_right - right, later_down - down, *logs]
 
-    def coordinates(crop: CropParameters) -> Tensor:
-        right = (crop.left + crop.width / 2) / crop.source_width
-        down = (crop.top + crop.height / 2) / crop.source_height
-        log_height, log_width = (crop.height / crop.source_height).log(), (crop.width / crop.source_width).log()
-        return torch.stack([right, down, log_height, log_width])
 
-    return list(coordinates(second) - coordinates(first))
+def _crop_values(crop: CropParameters) -> Tensor:
+    """[4, N], in sides of the source: how far down and to the right the centre lies, height, width."""
+    down, right = (crop.top + crop.height / 2) / crop.source_height, (crop.left + crop.width / 2) / crop.source_width
+    return torch.stack([down, right, crop.height / crop.source_height, crop.width / crop.source_width])
 
 
 def _applied_differences(first: TransformParameters, second: TransformParameters) -> list[Tensor]:
@@ -171,12 +178,9 @@ def _applied_differences(first: TransformParameters, second: TransformParameters
 
 def _jitter_differences(first: ColorJitterParameters, second: ColorJitterParameters) -> list[Tensor]:
     """Of the factors' logarithms, and of the hue the short way round the circle; the order is left out."""
-
-    def log_factors(jitter: ColorJitterParameters) -> Tensor:
-        return torch.stack([jitter.brightness, jitter.contrast, jitter.saturation]).clamp(LEAST_JITTER_FACTOR).log()
-
+    logs = [_jitter_values(jitter)[:3].clamp(LEAST_JITTER_FACTOR).log() for jitter in (first, second)]
     hue = second.hue - first.hue
-    return [*(log_factors(second) - log_factors(first)), hue - hue.round()]
+    return [*(logs[1] - logs[0]), hue - hue.round()]
 
 
 # The units of crop, jitter, hue and blur are about the standard deviations of these differences between views drawn
@@ -218,26 +222,14 @@ def _augself(first: ViewParameters, second: ViewParameters) -> Tensor:
     """
     assert first.crop and second.crop and first.horizontal_flip and second.horizontal_flip
     assert first.jitter and second.jitter and first.blur and second.blur
-
-    def crop_columns(crop: CropParameters) -> Tensor:
-        down = (crop.top + crop.height / 2) / crop.source_height
-        right = (crop.left + crop.width / 2) / crop.source_width
-        return torch.stack([down, right, crop.height / crop.source_height, crop.width / crop.source_width], dim=1)
-
-    crop = crop_columns(first.crop) - crop_columns(second.crop)
+    crop = (_crop_values(first.crop) - _crop_values(second.crop)).T
     crop[:, 1] = torch.where(first.horizontal_flip.applied, -crop[:, 1], crop[:, 1])
-    jitter = _jitter_values(first.jitter) - _jitter_values(second.jitter)
+    jitter = (_jitter_values(first.jitter) - _jitter_values(second.jitter)).T
     flip = first.horizontal_flip.applied ^ second.horizontal_flip.applied
     others = torch.stack([flip.float(), first.blur.sigma - second.blur.sigma], dim=1)
     return torch.cat([crop, jitter / jitter.new_tensor(AUGSELF_JITTER_RANGES), others], dim=1)
 
 
-def _seq_jepa_values(view: ViewParameters) -> Tensor:
-    """The nine absolute parameters of a view, [N, 9]; a jitter that was not applied is (1, 1, 1, 0)."""
-    assert view.crop and view.jitter and view.blur
-    crop = torch.stack([view.crop.top, view.crop.left, view.crop.height, view.crop.width], dim=1)
-    return torch.cat([crop, _jitter_values(view.jitter), view.blur.sigma.unsqueeze(1)], dim=1)
-
-
 def _jitter_values(jitter: ColorJitterParameters) -> Tensor:
-    return torch.stack([jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue], dim=1)
+    """[4, N]"""
+    return torch.stack([jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue])

@@ -125,7 +125,11 @@ class Glimpses:
                 saliency = torch.ones(len(images), *images.shape[2:], device=images.device)
             else:
                 saliency = self.maps.read(batch.object_indices, batch.view_indices[:, 0])
-            saliency, uniforms = copy_together([saliency, self._uniforms(len(images), step)], images.device)
+            # This process's rows [B, length] of the global batch's uniform numbers.
+            shape = (len(images) * self.draws.world_size, self.length)
+            generator = self.draws.generator(step, "fixations")
+            uniforms = torch.rand(shape, generator=generator, dtype=torch.float64)[self.draws.rows(len(images))]
+            saliency, uniforms = copy_together([saliency, uniforms], images.device)
             if self.options.augmentation == "crop_flip":
                 parameters = self.draws.parameters(self.pipeline, sizes, step, "saccades' image")
                 images = self.pipeline.apply(images, parameters)
@@ -149,12 +153,6 @@ class Glimpses:
 
     def describe(self) -> dict[str, Any]:
         return describe_saccades(self.options, self.length - 1)
-
-    def _uniforms(self, count: int, step: int) -> Tensor:
-        """This process's rows [count, length] of the global batch's uniform numbers."""
-        generator = self.draws.generator(step, "fixations")
-        shape = (count * self.draws.world_size, self.length)
-        return torch.rand(shape, generator=generator, dtype=torch.float64)[self.draws.rows(count)]
 
 
 def check_saccades(options: SaccadeOptions, collection: ViewCollection, cropped_size: int) -> None:

@@ -71,11 +71,6 @@ def _where(chosen: Tensor, changed: Tensor, images: Tensor) -> Tensor:
     return torch.where(chosen.view(-1, 1, 1, 1), changed, images)
 
 
-def _quarter_turns(images: Tensor, elements: Tensor) -> Tensor:
-    images = _where(elements % 2 == 1, torch.rot90(images, 1, dims=(2, 3)), images)
-    return _where(elements >= 2, images.flip(2, 3), images)
-
-
 def _jigsaw(images: Tensor, elements: Tensor) -> Tensor:
     count, channels, height, width = images.shape
     pieces = images.reshape(count, channels, 2, height // 2, 2, width // 2)
@@ -85,50 +80,46 @@ def _jigsaw(images: Tensor, elements: Tensor) -> Tensor:
     return moved.unflatten(1, (2, 2)).permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
 
 
-def _move_by_halves(images: Tensor, elements: Tensor) -> Tensor:
-    height, width = images.shape[2:]
-    images = _where(elements % 2 == 1, torch.roll(images, height // 2, 2), images)
-    return _where(elements >= 2, torch.roll(images, width // 2, 3), images)
-
-
 def _blur(images: Tensor, elements: Tensor) -> Tensor:
     # A Gaussian of width 0 has no kernel, so images that stay sharp are blurred by some width and then not taken.
     sigmas = constant((BLUR_SIGMAS_PX[1], *BLUR_SIGMAS_PX[1:]), images.device, images.dtype)
     return _where(elements > 0, gaussian_blur(images, sigmas[elements], BLUR_KERNEL_SIZE), images)
 
 
-def _cyclic(size: int) -> Table:
-    return tuple(tuple((g + h) % size for h in range(size)) for g in range(size))
+Change = Callable[[Tensor], Tensor]
 
 
-def _permutations() -> Table:
-    """First h, then g puts at place i the piece that h has put at place g[i]."""
-    label = {permutation: number for number, permutation in enumerate(JIGSAW_PERMUTATIONS)}
-    return tuple(tuple(label[tuple(h[place] for place in g)] for h in JIGSAW_PERMUTATIONS) for g in JIGSAW_PERMUTATIONS)
+def _switches(first: Change, second: Change | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """Odd elements apply the first change, those from 2 on the second one, after it."""
+
+    def apply(images: Tensor, elements: Tensor) -> Tensor:
+        images = _where(elements % 2 == 1, first(images), images)
+        return images if second is None else _where(elements >= 2, second(images), images)
+
+    return apply
 
 
-def _switch(name: str, change: Callable[[Tensor], Tensor], composition: Table | None = None) -> TransformationSet:
-    """Applied by element 1."""
-    return TransformationSet(
-        name, 2, lambda images, elements: _where(elements == 1, change(images), images), composition
-    )
-
-
+_SWITCH = ((0, 1), (1, 0))
 _TWO_SWITCHES = tuple(tuple(g ^ h for h in range(4)) for g in range(4))
+_TURNS = tuple(tuple((g + h) % 4 for h in range(4)) for g in range(4))
+# First h, then g puts at place i the piece that h has put at place g[i].
+_ARRANGEMENTS = tuple(
+    tuple(JIGSAW_PERMUTATIONS.index(tuple(h[place] for place in g)) for h in JIGSAW_PERMUTATIONS)
+    for g in JIGSAW_PERMUTATIONS
+)
+_quarter_turns = _switches(lambda images: torch.rot90(images, 1, dims=(2, 3)), lambda images: images.flip(2, 3))
+_move_by_halves = _switches(
+    lambda images: torch.roll(images, images.shape[2] // 2, 2),
+    lambda images: torch.roll(images, images.shape[3] // 2, 3),
+)
 _SETS = (
-    TransformationSet("four_fold_rotation", 4, _quarter_turns, _cyclic(4)),
-    _switch("horizontal_flip", lambda images: images.flip(3), _cyclic(2)),
-    _switch("vertical_flip", lambda images: images.flip(2), _cyclic(2)),
-    TransformationSet("jigsaw", 24, _jigsaw, _permutations(), halves_sides=True),
-    _switch("inversion", lambda images: 1 - images, _cyclic(2)),
-    TransformationSet(
-        "half_translations",
-        4,
-        _move_by_halves,
-        tuple(tuple(g ^ h for h in range(4)) for g in range(4)),
-        halves_sides=True,
-    ),
-    _switch("grayscale", to_grayscale),
+    TransformationSet("four_fold_rotation", 4, _quarter_turns, _TURNS),
+    TransformationSet("horizontal_flip", 2, _switches(lambda images: images.flip(3)), _SWITCH),
+    TransformationSet("vertical_flip", 2, _switches(lambda images: images.flip(2)), _SWITCH),
+    TransformationSet("jigsaw", 24, _jigsaw, _ARRANGEMENTS, halves_sides=True),
+    TransformationSet("inversion", 2, _switches(lambda images: 1 - images), _SWITCH),
+    TransformationSet("half_translations", 4, _move_by_halves, _TWO_SWITCHES, halves_sides=True),
+    TransformationSet("grayscale", 2, _switches(to_grayscale)),
     TransformationSet("four_fold_blur", len(BLUR_SIGMAS_PX), _blur),
 )
 GROUPS: dict[str, TransformationSet] = {transformations.name: transformations for transformations in _SETS}

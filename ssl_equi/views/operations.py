@@ -69,7 +69,7 @@ def _adjust_at_once(images: Tensor, values: Tensor, positions: Tensor) -> Tensor
             images = adjust_hue(images, values[:, 3])
         grey = _grey(images)
         of_mean, of_grey = (_per_image(of_reference[:, kind, slot], images) for kind in (1, 2))
-        reference = torch.addcmul(_mean_of(grey) * of_mean, grey, of_grey)
+        reference = torch.addcmul(grey.mean(dim=(2, 3), keepdim=True) * of_mean, grey, of_grey)
         images = torch.addcmul(reference, images, _per_image(of_image[:, slot], images)).clamp_(0, 1)
     return images
 
@@ -88,7 +88,7 @@ def adjust_brightness(images: Tensor, values: Tensor) -> Tensor:
 
 def adjust_contrast(images: Tensor, values: Tensor) -> Tensor:
     """Multiplies the distance to the image's mean grey value by a factor and clips to [0, 1]."""
-    return _blend(images, _mean_of(_grey(images)), values)
+    return _blend(images, _grey(images).mean(dim=(2, 3), keepdim=True), values)
 
 
 def adjust_saturation(images: Tensor, values: Tensor) -> Tensor:
@@ -130,11 +130,6 @@ def _grey(images: Tensor) -> Tensor:
     of_red, of_green, of_blue = constant((0.299, 0.587, 0.114), images.device)
     red, green, blue = images.split(1, dim=1)
     return (red * of_red).addcmul_(green, of_green).addcmul_(blue, of_blue)
-
-
-def _mean_of(grey: Tensor) -> Tensor:
-    """[N, 1, 1, 1]"""
-    return grey.mean(dim=(2, 3), keepdim=True)
 
 
 def solarize(images: Tensor, values: Tensor) -> Tensor:

@@ -160,10 +160,9 @@ class Crop(Transform[CropParameters]):
 
     def _operation(self, parameters: CropParameters) -> Operation:
         edges = [parameters.top, parameters.left, parameters.height, parameters.width]
-
-        def change(images: Tensor, boxes: Tensor) -> Tensor:
-            return operations.crop_and_resize(images, boxes, parameters.output_size, self.interpolation)
-
+        change = functools.partial(
+            operations.crop_and_resize, output_size=parameters.output_size, interpolation=self.interpolation
+        )
         return Operation(change, (torch.stack(edges, dim=1).round().long(),))
 
 
@@ -299,9 +298,7 @@ class GaussianBlur(OccasionalTransform[BlurParameters]):
         return BlurParameters(applied, sigma=where_applied(applied, uniform(count, *self.sigma, generator), 0))
 
     def _operation(self, parameters: BlurParameters) -> Operation:
-        def change(images: Tensor, weights: Tensor) -> Tensor:
-            return operations.blur_by_weights(images, weights, self.kernel_size)
-
+        change = functools.partial(operations.blur_by_weights, kernel_size=self.kernel_size)
         return Operation(change, (operations.blur_weights(parameters.sigma, self.kernel_size),))
 
 

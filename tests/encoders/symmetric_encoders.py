@@ -138,6 +138,7 @@ CASES: dict[str, Case] = {
 """At least one of each name but those of steerable ResNets, which need escnn."""
 
 VARIANTS: dict[str, Case] = {
+    "octic_vit, both": Case("octic_vit_small_patch16_224", "d4", OCTIC | OCTIC_WIDTHS["small"] | {"keep_octic": True}),
     "shift vit, large patches, layer scale": Case(
         "shift_equivariant_vit_small_patch16_224",
         "circular_shifts",

@@ -1,7 +1,5 @@
 """Capsules on any backbone: made by name, exported, loaded, compiled, and what they answer to wrong sizes."""
 
-from pathlib import Path
-
 import pytest
 import timm
 import torch
@@ -10,7 +8,6 @@ from torch import nn
 from ssl_equi.encoders import EncoderError, create_encoder
 from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.encoders.feature_maps import as_feature_map
-from ssl_equi.export.encoder import EncoderCard, load_encoder, save_encoder
 from tests.encoders.symmetric_encoders import assert_refused
 
 MAP_SIDES = {"resnet18": 2, "test_convnext": 2, "test_vit": 4, "strided_cnn_pooled": 4}
@@ -74,25 +71,6 @@ def test_the_image_size_reaches_backbones_of_fixed_size_and_the_head() -> None:
     assert network.backbone.patch_embed.img_size == (96, 96)
     assert network.head.map_size == (6, 6)
     assert create_encoder("capsule_strided_cnn_pooled", 32, num_capsules=2).head.map_size == (2, 2)
-
-
-@pytest.mark.parametrize("name", ["capsule_network", "capsule_strided_cnn_pooled"])
-def test_an_exported_network_comes_back_with_its_backbone_and_size(name: str, tmp_path: Path) -> None:
-    arguments: dict = {"img_size": 32, "num_capsules": 3, "pose_side": 4, "votes": "matrix"}
-    if name == "capsule_network":
-        arguments["backbone"] = "strided_cnn_pooled"
-    network = timm.create_model(name, num_classes=0, **arguments).eval()
-    parts = {part: (columns.start, columns.stop) for part, columns in network.parts.items()}
-    card = EncoderCard(
-        architecture=name, model_args=arguments, image_size=32, mean_rgb=(0.5,) * 3, std_rgb=(0.2,) * 3, parts=parts,
-        objective="equicaps", trained_on="nothing", license="apache-2.0", tag="test",
-    )  # fmt: skip
-    save_encoder(network, tmp_path / "encoder", card)
-    loaded = load_encoder(tmp_path / "encoder")
-    images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(loaded(images), network(images))
-    assert loaded.num_features == network.num_features == 3 + 3 * 16
-    assert loaded.head.routing.votes == "matrix"
 
 
 def test_the_network_can_be_exported_as_a_graph_for_any_number_of_images() -> None:

@@ -68,22 +68,6 @@ def test_shifts_are_a_group_that_acts_on_images() -> None:
     assert torch.equal(act_on_image((1, 2), maps)[..., 1, 2], maps[..., 0, 0])
 
 
-def test_each_map_of_a_batch_has_its_own_offsets() -> None:
-    maps = torch.cat([act_on_image(shift, random_maps(n=1)) for shift in itertools.product(range(4), repeat=2)])
-    anchored, offsets = anchor(maps, 4)
-    assert len(set(map(tuple, offsets.tolist()))) == 16
-    for own, alone in zip(anchored, maps):
-        assert torch.equal(own, anchor(alone[None], 4)[0][0])
-
-
-def test_without_anchoring_patches_change() -> None:
-    maps = random_maps()
-    patches = torch.nn.functional.unfold(maps, 4, stride=4)
-    shifted = torch.nn.functional.unfold(act_on_image((0, 1), maps), 4, stride=4)
-    differences = (patches[0, :, :, None] - shifted[0, :, None]).abs().amax(0)
-    assert differences.min() > 0.1
-
-
 def test_ties_and_near_ties_are_resolved_in_every_precision() -> None:
     assert torch.equal(phase_offsets(torch.ones(1, 1, 4, 4), 2), torch.tensor([[0, 0]]))  # the first phase
     maps = torch.zeros(2, 1, 4, 4)

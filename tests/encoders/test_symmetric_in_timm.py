@@ -18,6 +18,12 @@ from tests.encoders.symmetric_encoders import ARCHITECTURES, CASES, IMAGE, VARIA
 
 EVERY = CASES | VARIANTS
 WRAPPED = [label for label in ARCHITECTURES if label.startswith(("group_averaged", "canonicalized"))]
+MATRIX_CAPSULES = {"img_size": IMAGE, "num_capsules": 3, "pose_side": 4, "votes": "matrix"}
+CAPSULES = {
+    "capsules": Case("capsule_network", "none", MATRIX_CAPSULES | {"backbone": "strided_cnn_pooled"}),
+    "capsules, by name": Case("capsule_strided_cnn_pooled", "none", MATRIX_CAPSULES),
+}
+"""They have no symmetry, and take images of one size."""
 WITH_MAPS = [label for label in (*ARCHITECTURES, "c8", "so2") if label not in WRAPPED]
 """Those with `forward_features`: the others only hand on the features of what they wrap."""
 
@@ -137,9 +143,10 @@ def write_folder(folder: Path, case: Case, encoder: nn.Module) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("label", [*ARCHITECTURES, "c8", "so2, invariant"])
+@pytest.mark.parametrize("label", [*ARCHITECTURES, "c8", "so2, invariant", *CAPSULES])
 def test_exported_encoders_come_back_also_for_larger_images(label: str, tmp_path: Path) -> None:
-    case, encoder = EVERY[label], EVERY[label].make(seed=3)
+    case = (EVERY | CAPSULES)[label]
+    encoder = case.make(seed=3)
     parts = {name: (columns.start, columns.stop) for name, columns in encoder.parts.items()}
     card = EncoderCard(
         architecture=case.name, model_args=case.arguments, image_size=IMAGE, mean_rgb=(0.5,) * 3, std_rgb=(0.2,) * 3,
@@ -149,6 +156,9 @@ def test_exported_encoders_come_back_also_for_larger_images(label: str, tmp_path
     loaded = load_encoder(tmp_path / "encoder")
     assert torch.equal(loaded(case.images()), encoder(case.images()))
     assert loaded.num_features == encoder.num_features and loaded.parts == encoder.parts
+    if label in CAPSULES:
+        assert loaded.num_features == 3 + 3 * 16 and loaded.head.routing.votes == "matrix"
+        return
     folder = f"local-dir:{tmp_path / 'encoder'}"
     larger = timm_with_our_encoders().create_model(folder, pretrained=True, img_size=2 * IMAGE).eval()
     images = torch.randn(2, 3, 2 * IMAGE, 2 * IMAGE)

@@ -2,10 +2,13 @@
 processes of `test_distributed` try."""
 
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -73,3 +76,30 @@ def all_cases() -> dict[str, Case]:
         assert not cases.keys() & found.keys(), f"{path} names a case that exists already"
         cases |= found
     return cases
+
+
+def in_turn(cases: Mapping[Any, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes one test of a check's first argument in all cases; what fails says in which of them, and all are tried.
+
+    As many parameters of a test are one test each, which every worker has to collect: for cheap checks of dozens of
+    cases that takes longer than they do. Further arguments of the check are fixtures.
+    """
+
+    def decorate(check: Callable[..., None]) -> Callable[..., None]:
+        def test(**fixtures: Any) -> None:
+            errors: list[BaseException] = []
+            for name, case in cases.items():
+                try:
+                    check(case, **fixtures)
+                except (Exception, pytest.fail.Exception) as error:
+                    error.add_note(f"in the case {name}")
+                    errors.append(error)
+            if errors:
+                raise BaseExceptionGroup(f"{len(errors)} of {len(cases)} cases fail", errors)
+
+        test.__name__, test.__module__, test.__doc__ = check.__name__, check.__module__, check.__doc__
+        _, *further = inspect.signature(check).parameters.values()
+        test.__signature__ = inspect.Signature(further)  # type: ignore[attr-defined]
+        return test
+
+    return decorate

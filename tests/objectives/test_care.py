@@ -149,8 +149,8 @@ def test_a_base_that_cannot_embed_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weight": -0.1}, "weight is -0.1: give 0 or more"),
-        ({"weight": float("nan")}, "weight is nan: give 0 or more"),
+        ({"weight": -0.1}, "weight is -0.1: give a number of at least 0"),
+        ({"weight": float("nan")}, "weight is nan: give a number of at least 0"),
         ({"chunk_size": 1}, "chunk_size is 1: a chunk needs 2"),
         ({"chunk_size": 0}, "chunk_size is 0: a chunk needs 2"),
     ],

@@ -17,7 +17,7 @@ from ssl_equi.objectives.parts.batch import (
     world_size,
 )
 from tests.objectives import two_process_cases
-from tests.objectives.case import all_cases
+from tests.objectives.case import all_cases, in_turn
 
 SCRIPT = Path(two_process_cases.__file__)
 REPOSITORY = SCRIPT.parents[2]
@@ -91,12 +91,11 @@ def assert_equals_one_process(ranks: list[dict[str, Tensor]], expected: dict[str
             assert_close(mean, value, value.abs().clamp(min=1e-3), max(tolerance, 1e-6), name)
 
 
-@pytest.mark.parametrize("case", OBJECTIVE_CASES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
+@in_turn({f"{case} {dtype}": (case, dtype) for case in OBJECTIVE_CASES for dtype in ("float32", "float64")})
 def test_objective_gradients_equal_one_process(
-    case: str, dtype: str, tolerance: float, processes: list[Results], one_process: Results
+    case_and_dtype: tuple[str, str], processes: list[Results], one_process: Results
 ):
-    name = f"{case} {dtype}"
+    name, tolerance = " ".join(case_and_dtype), {"float32": 1e-5, "float64": 1e-12}[case_and_dtype[1]]
     assert_equals_one_process([results[name] for results in processes], one_process[name], tolerance)
 
 
@@ -108,7 +107,7 @@ def test_sharded_gradients_equal_one_process(case: str, processes: list[Results]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [name for name, case in OBJECTIVE_CASES.items() if case.takes_any_encoder])
+@in_turn({name: name for name, case in OBJECTIVE_CASES.items() if case.takes_any_encoder})
 def test_every_objective_can_be_sharded(
     case: str, sharded_processes: list[Results], one_process_with_transformer: Results
 ):
@@ -117,13 +116,10 @@ def test_every_objective_can_be_sharded(
     assert_equals_one_process([results[name] for results in sharded_processes], expected, 1e-10)
 
 
-@pytest.mark.parametrize("case", BATCH_NORM_CASES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-13)])
-def test_batch_norm_equals_one_process(
-    case: str, dtype: str, tolerance: float, processes: list[Results], one_process: Results
-):
-    expected = one_process[f"{case} {dtype}"]
-    ranks = [results[f"{case} {dtype}"] for results in processes]
+@in_turn({f"{case} {dtype}": (case, dtype) for case in BATCH_NORM_CASES for dtype in ("float32", "float64")})
+def test_batch_norm_equals_one_process(case_and_dtype: tuple[str, str], processes: list[Results], one_process: Results):
+    key, tolerance = " ".join(case_and_dtype), {"float32": 1e-6, "float64": 1e-13}[case_and_dtype[1]]
+    expected, ranks = one_process[key], [results[key] for results in processes]
     for name, value in expected.items():
         if name.startswith("local"):
             found = torch.cat([rank[name] for rank in ranks])

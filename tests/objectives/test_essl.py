@@ -171,8 +171,8 @@ def test_transformed_views_without_weight_and_four_relative_ones_are_refused():
 @pytest.mark.parametrize(
     ("changes", "table", "message"),
     [
-        ({"weight": -0.1}, None, "is -0.1: give 0 or more"),
-        ({"weight": math.nan}, None, "is nan: give 0 or more"),
+        ({"weight": -0.1}, None, "is -0.1: give a number of at least 0"),
+        ({"weight": math.nan}, None, "is nan: give a number of at least 0"),
         ({"num_elements": 1}, None, "num_elements is 1"),
         ({"hidden_widths": (8, 0)}, None, "must be 1 or more"),
         ({"relative": True}, None, "needs relative_table"),

@@ -9,7 +9,7 @@ from torch import nn
 from ssl_equi.objectives.base import Extension, Objective, ObjectiveOutput, ProjectedObjective
 from ssl_equi.objectives.seq_jepa import SeqJEPA
 from tests.fakes import ConvolutionEncoder, LinearEncoder, recorded_calls
-from tests.objectives.case import SIDE, SIZE, Case, Inputs, all_cases
+from tests.objectives.case import SIDE, SIZE, Case, Inputs, all_cases, in_turn
 
 CASES = all_cases()
 WITH_ACTIONS = {name: case for name, case in CASES.items() if case.actions}
@@ -43,7 +43,7 @@ def step(objective: Objective, optimizer: torch.optim.Optimizer, inputs: Inputs)
     return loss.item()
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@in_turn(CASES)
 def test_outputs_have_the_common_shapes(case: Case):
     objective, inputs = make(case).eval(), case.inputs()
     output = objective(**inputs)
@@ -67,7 +67,7 @@ def test_outputs_have_the_common_shapes(case: Case):
         assert not output.aggregates.requires_grad
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@in_turn(CASES)
 def test_embed_makes_the_embeddings_of_the_forward_pass(case: Case):
     objective, inputs = make(case).eval(), case.inputs()
     embeddings = objective(**inputs).embeddings
@@ -83,7 +83,7 @@ def test_embed_makes_the_embeddings_of_the_forward_pass(case: Case):
         assert objective.embed(inputs["views"][:, 0]).dtype == torch.float32
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@in_turn(CASES)
 def test_every_trainable_parameter_gets_a_finite_gradient_and_no_target_does(case: Case):
     objective = make(case)
     objective(**case.inputs()).loss.backward()
@@ -138,7 +138,7 @@ def test_half_precision_is_finite_and_close(case: Case):
         assert output.loss.item() == pytest.approx(expected, rel=0.06, abs=0.05)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@in_turn(CASES)
 def test_a_state_dict_carries_everything(case: Case):
     """Another objective that gets the state goes on in the same way, its target included."""
     first, second = make(case), make(case, seed=1)
@@ -149,7 +149,7 @@ def test_a_state_dict_carries_everything(case: Case):
         assert torch.equal(first(**case.inputs(seed)).loss, second(**case.inputs(seed)).loss)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@in_turn(CASES)
 def test_the_target_starts_equal_and_its_parameters_follow(case: Case):
     objective = make(case)
     owner = objective.base if isinstance(objective, Extension) else objective
@@ -179,7 +179,7 @@ def name_of_no_target(case: Case) -> bool:
     return case in (CASES["augself_simclr"], CASES["seq_jepa_no_target"])
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@in_turn(CASES)
 def test_views_share_a_call_of_the_encoder_unless_batch_norms_are_separate(case: Case):
     objective, inputs = make(case), case.inputs()
     if case.takes_any_encoder and not (set(inputs) & {"transformed_views", "shared_views"}):
@@ -191,7 +191,7 @@ def test_views_share_a_call_of_the_encoder_unless_batch_norms_are_separate(case:
         assert calls == ([(SIZE, *image)] * seen if objective.separate_batch_norm else [(seen * SIZE, *image)])
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@in_turn(CASES)
 def test_actions_matter_or_are_ignored(case: Case):
     inputs = case.inputs(dtype=torch.float64)
     # In another order, because a batch norm behind the predictor takes out what all actions have in common.
@@ -200,7 +200,7 @@ def test_actions_matter_or_are_ignored(case: Case):
     assert same == (not case.actions or case.ignores_actions)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@in_turn(CASES)
 def test_wrong_views_are_refused_with_the_cure(case: Case):
     objective, inputs = make(case), case.inputs()
     views = inputs["views"]
@@ -220,7 +220,7 @@ def test_wrong_views_are_refused_with_the_cure(case: Case):
             objective(**inputs | {"views": torch.cat([views, views], dim=1)})
 
 
-@pytest.mark.parametrize("case", WITH_ACTIONS.values(), ids=WITH_ACTIONS)
+@in_turn(WITH_ACTIONS)
 def test_wrong_actions_are_refused_with_the_cure(case: Case):
     objective, inputs = make(case), case.inputs()
     actions, width = inputs["actions"], case.actions[-1]
@@ -239,14 +239,14 @@ def test_wrong_actions_are_refused_with_the_cure(case: Case):
             objective(**inputs | {"actions": wrong})
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@in_turn(CASES)
 def test_an_encoder_without_a_width_is_refused(case: Case):
     if case.takes_any_encoder:
         with pytest.raises(ValueError, match="encoder Flatten has num_features=None: give it an integer attribute"):
             make(case, encoder=nn.Flatten)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@in_turn(CASES)
 def test_extensions_show_their_base(case: Case):
     objective = make(case)
     assert objective.action_dim == (case.actions[-1] if case.actions else objective.action_dim)

@@ -21,6 +21,7 @@ from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.objectives.vicreg_traj import VICRegTraj, VICRegTrajConfig
 from tests.fakes import ConvolutionEncoder, random_pairs, recorded_calls
+from tests.objectives.case import in_turn
 from tests.objectives.cases.care import shared_views
 from tests.objectives.cases.essl import small_views
 
@@ -52,7 +53,7 @@ SUITABLE_BASES = {
     "augself": list(BASES), "essl": [base for base in BASES if base != "sen"], "care": list(BASES),
     "care_two_passes": ["simclr", "vicreg", "barlow_twins", "moco"], "vicreg_traj": ["vicreg"],
 }  # fmt: skip
-PAIRS = [(extension, base) for extension, bases in SUITABLE_BASES.items() for base in bases]
+PAIRS = {f"{extension} {base}": (extension, base) for extension, bases in SUITABLE_BASES.items() for base in bases}
 
 
 def make(extension: str, base: str, weight: float) -> tuple[Extension, Objective]:
@@ -62,9 +63,10 @@ def make(extension: str, base: str, weight: float) -> tuple[Extension, Objective
     return EXTENSIONS[extension](copy.deepcopy(alone), weight), alone
 
 
-@pytest.mark.parametrize(("extension", "base"), [pair for pair in PAIRS if pair[0] in TERMS])
-def test_the_base_is_the_same_as_alone(extension: str, base: str) -> None:
-    objective, alone = make(extension, base, weight=0.7)
+@in_turn({name: pair for name, pair in PAIRS.items() if pair[0] in TERMS})
+def test_the_base_is_the_same_as_alone(pair: tuple[str, str]) -> None:
+    extension = pair[0]
+    objective, alone = make(*pair, weight=0.7)
     views, actions = random_pairs(12, side=8)
     more = FURTHER_VIEWS.get(extension, lambda *_: {})(12, torch.Generator().manual_seed(1), torch.float32)
     output, expected = objective(views, actions, **more), alone(views, actions)
@@ -77,10 +79,10 @@ def test_the_base_is_the_same_as_alone(extension: str, base: str) -> None:
         assert torch.equal(objective.get_buffer(f"base.{name}"), buffer), name
 
 
-@pytest.mark.parametrize(("extension", "base"), PAIRS)
-def test_weight_0_is_the_base_to_the_bit(extension: str, base: str) -> None:
+@in_turn(PAIRS)
+def test_weight_0_is_the_base_to_the_bit(pair: tuple[str, str]) -> None:
     """Loss, gradients, features and buffers; there is no head and no further call of the encoder."""
-    objective, alone = make(extension, base, weight=0.0)
+    objective, alone = make(*pair, weight=0.0)
     views, actions = random_pairs(12, side=8)
     calls, expected_calls = recorded_calls(objective.encoder), recorded_calls(alone.encoder)
     output, expected = objective(views, actions), alone(views, actions)

@@ -1,10 +1,13 @@
 """The factored hypernetwork against the naive one that builds every sample's matrix."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
 
 from ssl_equi.objectives.parts.predictors import Hypernetwork, MLPPredictor
+from tests.objectives.case import in_turn
 
 VARIANTS = [
     {},
@@ -13,6 +16,7 @@ VARIANTS = [
     {"hidden_layers": 2},
     {"hidden_layers": 2, "hypernetwork_bias": True, "predicted_bias": True},
 ]
+TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
 def naive_prediction(predictor: Hypernetwork, embedding: Tensor, actions: Tensor) -> Tensor:
@@ -35,10 +39,10 @@ def prediction_and_gradients(predict, predictor, embedding: Tensor, actions: Ten
     return [prediction.detach(), *gradients]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize("action_dim", [1, 4, 6])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
-def test_factored_equals_naive(variant: dict, action_dim: int, dtype: torch.dtype, tolerance: float):
+@in_turn({combination: combination for combination in itertools.product(range(len(VARIANTS)), (1, 4, 6), TOLERANCES)})
+def test_factored_equals_naive(combination: tuple[int, int, torch.dtype]):
+    number, action_dim, dtype = combination
+    variant, tolerance = VARIANTS[number], TOLERANCES[dtype]
     torch.manual_seed(0)
     predictor = Hypernetwork(48, action_dim, **variant).to(dtype)
     embedding, actions = torch.randn(20, 48, dtype=dtype), torch.randn(20, action_dim, dtype=dtype)

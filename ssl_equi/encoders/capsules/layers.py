@@ -14,6 +14,7 @@ output capsules, a_i activations and p_i poses:
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -21,22 +22,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-
-def gated_product(inputs: Tensor, gates: Tensor, weight: Tensor) -> Tensor:
-    """out[j, n, c, v] = sum over q and i of weight[j, v, q, i] * gates[j, n, i] * inputs[n, c, q, i].
-
-    Args:
-        inputs: [N, C, Q, I], contiguous.
-        gates: [J, N, I].
-        weight: [J, V, Q, I].
-
-    Returns:
-        [J, N, C, V]; it can be differentiated once.
-    """
-    return _GatedProduct.apply(inputs, gates, weight)
+from ssl_equi.encoders.checks import check_at_least
 
 
 class _GatedProduct(torch.autograd.Function):
+    """out[j, n, c, v] = sum over q and i of weight[j, v, q, i] * gates[j, n, i] * inputs[n, c, q, i].
+
+    From inputs [N, C, Q, I], contiguous, gates [J, N, I] and weight [J, V, Q, I] to [J, N, C, V]; it can be
+    differentiated once.
+    """
+
     # One output capsule after another, both ways: all gated inputs at once would take J times the memory.
 
     @staticmethod
@@ -65,6 +60,8 @@ class _GatedProduct(torch.autograd.Function):
             inputs_gradient.addcmul_(gated_gradient, gates_j)
         return inputs_gradient, gates_gradient, weight_gradient
 
+
+gated_product: Callable[[Tensor, Tensor, Tensor], Tensor] = _GatedProduct.apply
 
 Votes = Literal["free", "matrix"]
 VotesInit = Literal["scale_preserving", "released"]
@@ -96,7 +93,7 @@ class PrimaryCapsules(nn.Module):
         padding: int = 1,
     ) -> None:
         super().__init__()
-        _check_positive(in_channels=in_channels, num_capsules=num_capsules, pose_side=pose_side)
+        check_at_least(1, in_channels=in_channels, num_capsules=num_capsules, pose_side=pose_side)
         self.num_capsules, self.pose_side = num_capsules, pose_side
         # EquiCaps has one convolution for activations and one for poses; both in one is the same, and faster.
         channels = num_capsules * (1 + pose_side * pose_side)
@@ -147,18 +144,14 @@ class SelfRouting(nn.Module):
         votes_init: VotesInit = "scale_preserving",
     ) -> None:
         super().__init__()
-        if not routing_std >= 0:
-            raise ValueError(f"routing_std is {routing_std}: it must be at least 0")
+        check_at_least(0, routing_std=routing_std, padding=padding)
         if votes not in get_args(Votes):
             raise ValueError(f"votes is {votes!r}: choose 'free' or 'matrix'")
         if votes_init not in get_args(VotesInit):
             raise ValueError(f"votes_init is {votes_init!r}: choose 'scale_preserving' or 'released'")
         height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        _check_positive(
-            num_in=num_in, num_out=num_out, pose_side=pose_side, kernel_height=height, kernel_width=width, stride=stride
-        )
-        if padding < 0:
-            raise ValueError(f"padding is {padding}: it must be at least 0")
+        check_at_least(1, num_in=num_in, num_out=num_out, pose_side=pose_side)
+        check_at_least(1, kernel_height=height, kernel_width=width, stride=stride)
         self.num_in, self.num_out, self.pose_side = num_in, num_out, pose_side
         self.kernel_size, self.stride, self.padding, self.votes = (height, width), stride, padding, votes
         window, pose_size = height * width, pose_side * pose_side
@@ -295,9 +288,3 @@ class CapsuleHead(nn.Module):
 def _full_precision(tensor: Tensor) -> Tensor:
     """Half precision becomes float32; float32 and float64 stay."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _check_positive(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}: it must be at least 1")

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_equi.encoders.checks import check_heads, check_square_images
 from ssl_equi.encoders.octic.features import (
     OcticFeatures,
     bias_gradient,
@@ -24,7 +25,7 @@ from ssl_equi.encoders.octic.features import (
     tokens_to_regular,
 )
 from ssl_equi.encoders.square.symmetries import ELEMENTS
-from ssl_equi.encoders.timm_interface import as_tokens, check_heads, check_square_images
+from ssl_equi.encoders.timm_interface import as_tokens
 
 DENSE_STD = 0.02
 """Standard deviation of the weights of a dense layer in a vision transformer."""

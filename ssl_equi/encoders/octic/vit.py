@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from ssl_equi.encoders.checks import check_at_least, check_heads, square_side
 from ssl_equi.encoders.octic.features import act_on_components
 from ssl_equi.encoders.octic.invariants import make_invariants
 from ssl_equi.encoders.octic.layers import (
@@ -50,11 +51,8 @@ from ssl_equi.encoders.timm_interface import (
     LayeredEncoder,
     as_maps,
     as_tokens,
-    check_at_least,
-    check_heads,
     initialise_linear,
     register_encoders,
-    square_side,
     untrained_cfg,
 )
 
@@ -81,10 +79,14 @@ class OcticVisionTransformer(LayeredEncoder, Symmetric):
         embed_dim: D, a multiple of 8.
         num_heads: D / num_heads must be a multiple of 8 if any block commutes with the group.
 
-    The other arguments, and the attributes, are those of timm's vision transformer.
+    The other arguments, and the other attributes, are those of timm's vision transformer.
+
+    Attributes:
+        has_steerable_features: whether features change with the orientation of images, by a known matrix.
     """
 
     poolings = get_args(Pooling)
+    spared_from_weight_decay = ("pos_embed", "cls_token", "reg_token")
     symmetries = square_group("d4")
     initialise = staticmethod(initialise_linear)
 
@@ -118,6 +120,7 @@ class OcticVisionTransformer(LayeredEncoder, Symmetric):
         _check_invariants(self.kind, invariants, keep_octic, norm_before_invariants)
         self.invariants, self.keep_octic = invariants, keep_octic
         self.norm_before_invariants = norm_before_invariants
+        self.has_steerable_features = self.kind == "octic" and (invariants == "none" or keep_octic)
         self.embed_dim, self.has_class_token = embed_dim, class_token
         self.num_prefix_tokens = int(class_token) + reg_tokens
         self.global_pool = self.checked_pooling(global_pool)
@@ -244,11 +247,6 @@ class OcticVisionTransformer(LayeredEncoder, Symmetric):
         return as_maps(act_on_components(element, moved), maps.shape[2:])
 
     @property
-    def has_steerable_features(self) -> bool:
-        """Whether features change with the orientation of images, by a known matrix."""
-        return self.kind == "octic" and (self.invariants == "none" or self.keep_octic)
-
-    @property
     def parts(self) -> dict[str, slice]:
         """Columns of the features by name: all; inv (do not change with the group) and equi, where there are such."""
         parts = {"all": slice(0, self.num_features)}
@@ -267,9 +265,6 @@ class OcticVisionTransformer(LayeredEncoder, Symmetric):
         if super().checked_pooling(global_pool) == "token" and not self.has_class_token:
             raise ValueError("global_pool is 'token', but there is no class token: choose 'avg', or class_token=True")
         return global_pool
-
-    def no_weight_decay(self) -> set[str]:
-        return {"pos_embed", "cls_token", "reg_token"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         # timm's groups of parameters, for learning rates by layer.

@@ -17,6 +17,8 @@ no rounding has touched yet, then don't matter.
 import torch
 from torch import Tensor
 
+from ssl_equi.encoders.checks import check_at_least
+
 
 def act_on_image(shift: tuple[int, int], images: Tensor) -> Tensor:
     """Moves images [..., H, W] down by shift[0] and to the right by shift[1] pixels; what leaves comes in opposite."""
@@ -25,13 +27,22 @@ def act_on_image(shift: tuple[int, int], images: Tensor) -> Tensor:
 
 def phase_energies(maps: Tensor, period: int) -> Tensor:
     """Sums of squares over all channels and all places of a phase: [N, C, H, W] -> [N, period, period]."""
-    _check(maps, period)
+    if maps.ndim != 4:
+        raise ValueError(f"maps have shape {tuple(maps.shape)}: anchoring takes [N, C, H, W]")
+    if not maps.is_floating_point():
+        raise ValueError(f"maps are of type {maps.dtype}: anchoring takes floating types, use maps.float()")
+    check_at_least(1, period=period)
+    count, _, height, width = maps.shape
+    if height < 1 or width < 1 or height % period or width % period:
+        legal = f"{nearest_multiple(height, period)} x {nearest_multiple(width, period)}"
+        raise ValueError(
+            f"maps of {height} x {width} have no phases of period {period}: the nearest legal size is {legal}"
+        )
     # Half precision would overflow, and its sums tie.
     at_places = maps.detach().to(torch.promote_types(maps.dtype, torch.float32)).square().sum(dim=1)
     if maps.device.type != "mps":
         at_places = at_places.double()
-    n, height, width = at_places.shape
-    return at_places.reshape(n, height // period, period, width // period, period).sum(dim=(1, 3))
+    return at_places.reshape(count, height // period, period, width // period, period).sum(dim=(1, 3))
 
 
 def phase_offsets(maps: Tensor, period: int) -> Tensor:
@@ -75,18 +86,3 @@ def _shift(maps: Tensor, offsets: Tensor) -> Tensor:
     places = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
     moved = maps.flatten(2).gather(2, places[:, None].expand(-1, maps.shape[1], -1))
     return moved.unflatten(2, (height, width))
-
-
-def _check(maps: Tensor, period: int) -> None:
-    if maps.ndim != 4:
-        raise ValueError(f"maps have shape {tuple(maps.shape)}: anchoring takes [N, C, H, W]")
-    if not maps.is_floating_point():
-        raise ValueError(f"maps are of type {maps.dtype}: anchoring takes floating types, use maps.float()")
-    if period < 1:
-        raise ValueError(f"period is {period}: it must be at least 1")
-    height, width = maps.shape[2:]
-    if height < 1 or width < 1 or height % period or width % period:
-        legal = f"{nearest_multiple(height, period)} x {nearest_multiple(width, period)}"
-        raise ValueError(
-            f"maps of {height} x {width} have no phases of period {period}: the nearest legal size is {legal}"
-        )

@@ -31,6 +31,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from ssl_equi.encoders.checks import check_at_least, check_heads
 from ssl_equi.encoders.shifts.layers import AnchoredBlock, AnchoredPatches, PositionalConvolution
 from ssl_equi.encoders.shifts.polyphase import act_on_image, nearest_multiple
 from ssl_equi.encoders.symmetric import Symmetric, Symmetries
@@ -38,8 +39,6 @@ from ssl_equi.encoders.timm_interface import (
     LayeredEncoder,
     as_maps,
     as_tokens,
-    check_at_least,
-    check_heads,
     initialise_linear,
     register_encoders,
     untrained_cfg,
@@ -168,11 +167,6 @@ class ShiftEquivariantEncoder(LayeredEncoder, Symmetric):
         moved = [act_on_image((rows, columns), own) for own, (rows, columns) in zip(tokens, moves)]
         return torch.stack(moved), begins % self.token_stride
 
-    def no_weight_decay(self) -> set[str]:
-        # Their weights tell positions, as tables of positions do, which weight decay spares as well.
-        named = self.named_modules()
-        return {f"{name}.proj.weight" for name, module in named if isinstance(module, PositionalConvolution)}
-
     @abstractmethod
     def _tokens(self, images: Tensor, layers: int | None, kept: Collection[int]) -> Tokens:
         """The maps after the first so many of the layers in `feature_info`, or all of them."""
@@ -224,6 +218,8 @@ class ShiftEquivariantVisionTransformer(ShiftEquivariantEncoder):
         self.embed_dim = embed_dim
         self.patch_embed = AnchoredPatches(in_chans, embed_dim, patch_size)
         self.pos_block = PositionalConvolution(embed_dim)
+        # It tells positions, as tables of positions do, which weight decay spares as well.
+        self.spared_from_weight_decay = ("pos_block.proj.weight",)
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias=qkv_bias, init_values=init_values, drop_path=rate)
             for rate in torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
@@ -286,6 +282,7 @@ class ShiftEquivariantTwins(ShiftEquivariantEncoder):
         side_step = math.lcm(*(s * math.lcm(w, k) for s, w, k in zip(strides, window_sizes, kv_strides)))
         super().__init__(in_chans, embed_dims[-1], num_classes, global_pool, strides[-1], side_step, img_size)
         self.depths, self.pixels_a_place = tuple(depths), (1, *strides[:-1])
+        self.spared_from_weight_decay = [f"pos_block.{stage}.proj.weight" for stage in range(len(depths))]
         self.patch_embeds, self.pos_block, self.blocks = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         for stage, channels in enumerate(embed_dims):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssl_equi.encoders.checks import check_at_least
 from ssl_equi.encoders.square.sampling import Window, check_map
 from ssl_equi.encoders.square.symmetries import ELEMENTS, TURNS, act_on_image, compose, inverse
 from ssl_equi.encoders.symmetric import Symmetries
@@ -84,9 +85,7 @@ class _SymmetricConvolution(nn.Module):
         bias: bool,
     ) -> None:
         super().__init__()
-        for name, value in (("input fields", in_fields), ("output fields", out_fields)):
-            if value < 1:
-                raise ValueError(f"{value} {name} were asked for: a convolution needs at least 1")
+        check_at_least(1, in_fields=in_fields, out_fields=out_fields)
         self.group, self.window = group, window
         self.in_fields, self.out_fields = in_fields, out_fields
         self.in_channels = sources.shape[1] * in_fields

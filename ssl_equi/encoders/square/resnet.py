@@ -31,15 +31,12 @@ from ssl_equi.encoders.square.convolutions import (
 from ssl_equi.encoders.square.features import Features, RegularFeatures
 from ssl_equi.encoders.square.sampling import Window
 from ssl_equi.encoders.symmetric_resnet import (
-    REGISTRATION,
     Stem,
     SymmetricBasicBlock,
     SymmetricResNet,
-    check_sizes,
     fields_of_channels,
-    resnet_cfg,
+    register_resnets,
 )
-from ssl_equi.encoders.timm_interface import register_encoders
 
 __all__ = ["GroupResNet"]
 
@@ -97,15 +94,19 @@ class GroupResNet(SymmetricResNet):
     ) -> None:
         fields = fields_of_channels(group, group_size(group), channels)
         windows = _windows(stem, len(blocks))
-        check_sizes(windows, img_size, blocks, channels)
         large, first = stem == "large_images", windows[0]
-        super().__init__(windows, channels, (2, 4 if large else 2), num_classes, in_chans)
+        super().__init__(windows, img_size, blocks, channels, (2, 4 if large else 2), num_classes, in_chans)
         self.group, self.symmetries = group, square_group(group)
         self.conv1 = LiftingConvolution(group, in_chans, fields[0], first.kernel_size, first.stride, first.padding)
         self.norm1 = GroupBatchNorm(group, fields[0])
         self.activation = nn.ReLU(inplace=True)
         self.pool = nn.MaxPool2d(2) if large else nn.Identity()
-        self.stages = _stages(group, fields, blocks)
+        self.stages = nn.Sequential()
+        for number, (in_fields, out_fields, depth) in enumerate(zip([fields[0], *fields], fields, blocks)):
+            # The first block of every stage but the first halves the map.
+            leading = GroupBasicBlock(group, in_fields, out_fields, stride=2 if number else 1)
+            others = (GroupBasicBlock(group, out_fields, out_fields) for _ in range(depth - 1))
+            self.stages.append(nn.Sequential(leading, *others))
         self.head = RegularFeatures(group, fields[-1], features)
         self.add_classifier()
 
@@ -130,27 +131,13 @@ def _windows(stem: Stem, stages: int) -> list[Window]:
     return windows + [Window(f"stages.{stage}.0.conv1", 4, stride=2, padding=1) for stage in range(1, stages)]
 
 
-def _stages(group: GroupName, fields: list[int], blocks: tuple[int, ...]) -> nn.Sequential:
-    """Basic blocks; the first one of every stage but the first halves the map."""
-    stages = []
-    for number, (in_fields, out_fields, depth) in enumerate(zip([fields[0], *fields], fields, blocks)):
-        first = GroupBasicBlock(group, in_fields, out_fields, stride=2 if number else 1)
-        stages.append(nn.Sequential(first, *(GroupBasicBlock(group, out_fields, out_fields) for _ in range(depth - 1))))
-    return nn.Sequential(*stages)
-
-
-register_encoders(
-    __name__,
-    GroupResNet,
-    {"c4_resnet18": {"group": "c4"}, "d4_resnet18": {"group": "d4"}},
-    resnet_cfg(224),
-    **REGISTRATION,
+register_resnets(
+    __name__, GroupResNet, {"c4_resnet18": {"group": "c4"}, "d4_resnet18": {"group": "d4"}}, image_size=224
 )
 _SMALL = {"blocks": (1, 1, 1, 1), "channels": (32, 64, 128, 256), "stem": "small_images"}
-register_encoders(
+register_resnets(
     __name__,
     GroupResNet,
     {f"{group}_resnet10_small_images": {"group": group, **_SMALL} for group in ("c4", "d4")},
-    resnet_cfg(64),
-    **REGISTRATION,
+    image_size=64,
 )

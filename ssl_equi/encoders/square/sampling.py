@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ssl_equi.encoders.checks import check_at_least
+
 
 @dataclass(frozen=True)
 class Window:
@@ -23,13 +25,9 @@ class Window:
     padding: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("kernel_size", self.kernel_size, 1),
-            ("stride", self.stride, 1),
-            ("padding", self.padding, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} of {self.name} is {value}: it must be at least {least}")
+        positive = {f"kernel_size of {self.name}": self.kernel_size, f"stride of {self.name}": self.stride}
+        check_at_least(1, **positive)
+        check_at_least(0, **{f"padding of {self.name}": self.padding})
 
     def keeps_symmetry(self, side: int) -> bool:
         """Whether the window fits on a map of this side and its last place touches the far border."""

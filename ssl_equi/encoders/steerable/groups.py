@@ -41,16 +41,12 @@ class SteerableGroup:
     """c2, c3, ... or so2."""
     order: int | None
     """N, or None for so2."""
-
-    @property
-    def channels_per_field(self) -> int:
-        """Numbers of a field at each place: N, or 7 for so2."""
-        return 2 * MAX_FREQUENCY + 1 if self.order is None else self.order
-
-    @property
-    def orientations(self) -> int:
-        """At how many orientations pointwise functions are applied: N, or 16 for so2."""
-        return FOURIER_SAMPLES if self.order is None else self.order
+    channels_per_field: int
+    """Numbers of a field at each place: N, or 7 for so2."""
+    orientations: int
+    """At how many orientations pointwise functions are applied: N, or 16 for so2."""
+    quarter_turns: tuple[int, ...]
+    """Those that the group has, numbered as the symmetries of the square."""
 
     def act_on_stack(self, angle_deg: float, stack: Tensor) -> Tensor:
         """Fields [N, channels_per_field * C, ...] after a turn, without turning the map that they lie on."""
@@ -63,11 +59,6 @@ class SteerableGroup:
             return blocks.roll(round(angle_deg * self.order / 360), dims=1).flatten(1, 2)
         matrix = fourier_turn(math.radians(angle_deg)).to(stack)
         return torch.einsum("jk,nk...->nj...", matrix, blocks).flatten(1, 2)
-
-    @property
-    def quarter_turns(self) -> tuple[int, ...]:
-        """Those that the group has, numbered as the symmetries of the square."""
-        return tuple(turn for turn in range(TURNS) if self.order is None or turn * self.order % TURNS == 0)
 
     def angle_deg(self, element: Element) -> float:
         """Of a turn by degrees, or of a quarter turn by its number; raises ValueError if the group has it not."""
@@ -124,11 +115,12 @@ class SteerableFeatures(OrientationFeatures):
 def steerable_group(name: str) -> SteerableGroup:
     """The group of this name."""
     if name == "so2":
-        return SteerableGroup(name, None)
+        return SteerableGroup(name, None, 2 * MAX_FREQUENCY + 1, FOURIER_SAMPLES, tuple(range(TURNS)))
     found = re.fullmatch(r"c([1-9]\d*)", name)
     if found is None or not 2 <= int(found.group(1)) <= MAX_ORDER:
         raise ValueError(f"group is {name!r}: choose 'so2', or one of 'c2' to 'c{MAX_ORDER}', such as 'c8'")
-    return SteerableGroup(name, int(found.group(1)))
+    order = int(found.group(1))
+    return SteerableGroup(name, order, order, order, tuple(turn for turn in range(TURNS) if turn * order % TURNS == 0))
 
 
 def fourier_turn(angle_rad: float) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssl_equi.encoders.checks import check_at_least
 from ssl_equi.encoders.square.sampling import Window, check_map
 from ssl_equi.encoders.steerable.escnn_import import import_escnn
 from ssl_equi.encoders.steerable.groups import SteerableGroup, steerable_group
@@ -52,13 +53,10 @@ class SteerableConvolution(nn.Module):
     ) -> None:
         super().__init__()
         size = steerable_group(group).channels_per_field
-        for name, value in (("input fields", in_fields), ("output fields", out_fields)):
-            if value < 1:
-                raise ValueError(f"{value} {name} were asked for: a convolution needs at least 1")
+        check_at_least(1, in_fields=in_fields, out_fields=out_fields)
+        check_at_least(0, max_frequency=max_frequency)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}: steerable kernels have an odd side, use {kernel_size | 1}")
-        if max_frequency < 0:
-            raise ValueError(f"max_frequency is {max_frequency}: it must be at least 0")
         self.group, self.takes, self.kernel_size = group, takes, kernel_size
         self.in_fields, self.out_fields = in_fields, out_fields
         self.in_channels = in_fields * (1 if takes == "image" else size)

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from ssl_equi.encoders.square.convolutions import OrientationBatchNorm
 from ssl_equi.encoders.square.features import Features
-from ssl_equi.encoders.square.sampling import Window
 from ssl_equi.encoders.square.symmetries import act_on_image
 from ssl_equi.encoders.steerable.groups import (
     FOURIER_SAMPLES,
@@ -47,15 +46,12 @@ from ssl_equi.encoders.steerable.layers import (
 )
 from ssl_equi.encoders.symmetric import Element, Symmetries
 from ssl_equi.encoders.symmetric_resnet import (
-    REGISTRATION,
     Stem,
     SymmetricBasicBlock,
     SymmetricResNet,
-    check_sizes,
     fields_of_channels,
-    resnet_cfg,
+    register_resnets,
 )
-from ssl_equi.encoders.timm_interface import register_encoders
 
 __all__ = ["SteerableResNet"]
 
@@ -144,19 +140,27 @@ class SteerableResNet(SymmetricResNet):
     ) -> None:
         known = steerable_group(group)
         fields = fields_of_channels(group, known.channels_per_field, channels)
-        stem_windows = _stem_windows(stem)
+        pools = {"large_images": 2, "small_images": 1}
+        if stem not in pools:
+            raise ValueError(f"stem is {stem!r}: choose 'large_images' or 'small_images'")
+        stem_windows = [antialiased_window(f"pool.{number}") for number in range(pools[stem])]
         # Every stage but the first halves the map.
         windows = [*stem_windows, *(antialiased_window(f"stages.{stage}.0") for stage in range(1, len(blocks)))]
-        check_sizes(windows, img_size, blocks, channels)
-        super().__init__(windows, channels, (1, 2 ** len(stem_windows)), num_classes, in_chans)
+        super().__init__(windows, img_size, blocks, channels, (1, 2 ** len(stem_windows)), num_classes, in_chans)
         self.steerable_group = known
         self.symmetries = Symmetries(group, known.quarter_turns, act_on_image)
         head = SteerableFeatures(known, fields[-1], features)
-        self.conv1 = SteerableConvolution(group, "image", in_chans, fields[0], kernel_size, max_frequency)
+        kernels = (kernel_size, max_frequency)
+        self.conv1 = SteerableConvolution(group, "image", in_chans, fields[0], *kernels)
         self.norm1 = steerable_norm(known, fields[0])
         self.activation = SteerableActivation(known)
         self.pool = nn.Sequential(*(AntialiasedPooling(window.name) for window in stem_windows))
-        self.stages = _stages(known, fields, blocks, (kernel_size, max_frequency))
+        self.stages = nn.Sequential()
+        for number, (in_fields, out_fields, depth) in enumerate(zip([fields[0], *fields], fields, blocks)):
+            widths = [in_fields, *[out_fields] * depth]
+            layers: list[nn.Module] = [AntialiasedPooling(f"stages.{number}.0")] if number else []
+            layers += [SteerableBasicBlock(known, before, after, *kernels) for before, after in pairwise(widths)]
+            self.stages.append(nn.Sequential(*layers))
         self.head = head
         self.add_classifier()
 
@@ -176,42 +180,19 @@ class SteerableResNet(SymmetricResNet):
         return None  # maps of other turns are between the pixels
 
 
-def _stem_windows(stem: Stem) -> list[Window]:
-    """Every window of the stem that moves in steps larger than 1."""
-    pools = {"large_images": 2, "small_images": 1}
-    if stem not in pools:
-        raise ValueError(f"stem is {stem!r}: choose 'large_images' or 'small_images'")
-    return [antialiased_window(f"pool.{number}") for number in range(pools[stem])]
-
-
-def _stages(
-    group: SteerableGroup, fields: list[int], blocks: tuple[int, ...], kernels: tuple[int, int]
-) -> nn.Sequential:
-    """Basic blocks with kernels of (kernel_size, max_frequency); every stage but the first halves the map first."""
-    stages = []
-    for number, (in_fields, out_fields, depth) in enumerate(zip([fields[0], *fields], fields, blocks)):
-        widths = [in_fields, *[out_fields] * depth]
-        layers: list[nn.Module] = [AntialiasedPooling(f"stages.{number}.0")] if number else []
-        layers += [SteerableBasicBlock(group, before, after, *kernels) for before, after in pairwise(widths)]
-        stages.append(nn.Sequential(*layers))
-    return nn.Sequential(*stages)
-
-
-register_encoders(
+register_resnets(
     __name__,
     SteerableResNet,
     {"c8_resnet18": {"group": "c8"}, "so2_resnet18": {"group": "so2", "channels": (56, 112, 224, 448)}},
-    resnet_cfg(224),
-    **REGISTRATION,
+    image_size=224,
 )
 _SMALL = {"blocks": (1, 1, 1, 1), "stem": "small_images"}
-register_encoders(
+register_resnets(
     __name__,
     SteerableResNet,
     {
         "c8_resnet10_small_images": {"group": "c8", "channels": (32, 64, 128, 256), **_SMALL},
         "so2_resnet10_small_images": {"group": "so2", "channels": (28, 56, 112, 224), **_SMALL},
     },
-    resnet_cfg(64),
-    **REGISTRATION,
+    image_size=64,
 )

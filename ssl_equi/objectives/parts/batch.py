@@ -108,11 +108,6 @@ def batch_std(local: Tensor, correction: int = 1) -> Tensor:
     return local.std(dim=0, correction=correction) if world_size() == 1 else batch_var_mean(local, correction)[0].sqrt()
 
 
-def batch_products(first: Tensor, second: Tensor) -> Tensor:
-    """Mean of the products of columns over the global batch: shares [B, D] and [B, E] -> [D, E]."""
-    return sum_over_processes(first.T @ second) / (world_size() * len(first))
-
-
 @torch.no_grad()
 def normalised_std(embeddings: Tensor) -> Tensor:
     """How far embeddings [B, V, E] of length 1 spread over the global batch (Chen and He, SimSiam, 2021, figure 2).

@@ -57,11 +57,6 @@ def unit_poses(poses: Tensor, columns: int | None = None) -> Tensor:
     return poses / norm.clamp(min=SMALLEST_NORM)
 
 
-def transformed_poses(poses: Tensor, matrices: Tensor) -> Tensor:
-    """P_k M for every capsule's pose P_k: [B, K, d, d] and [B, d, d] -> [B, K, d, d]."""
-    return poses @ matrices.unsqueeze(1)
-
-
 def reachable_stds(activations: Tensor, poses: Tensor, columns: int | None = None) -> Tensor:
     """The largest standard deviation that every column of [activations, unit poses] can have at once: [K + K d d].
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.objectives.parts.batch import world_size
+from ssl_equi.options import Range
 
 ACTION_KINDS_BY_DIM = {
     4: ("rotation",), 6: ("rotation_color", "rotation_6d"), 7: ("pose_base", "pose_object"), 9: ("rotation_matrix",),
@@ -48,9 +49,15 @@ def check_actions(actions: Tensor | None, *shape: int) -> Tensor:
         raise ValueError(f"actions have shape {tuple(actions.shape)}: pass {list(shape)}, one row for each object")
     given, action_dim = actions.shape[-1], shape[-1]
     if given != action_dim:
+        as_given, as_told = (
+            f"actions={' or '.join(map(repr, ACTION_KINDS_BY_DIM[dim]))}"
+            if dim in ACTION_KINDS_BY_DIM
+            else f"{dim}-column actions of your own"
+            for dim in (given, action_dim)
+        )
         raise ValueError(
-            f"actions have {given} columns but action_dim is {action_dim}: set action_dim={given} for "
-            f"{_describe_action(given)}, or make the actions with {_describe_action(action_dim)}"
+            f"actions have {given} columns but action_dim is {action_dim}: set action_dim={given} for {as_given}, or "
+            f"make the actions with {as_told}"
         )
     # On a GPU the answer would have to come back to the CPU, which would stall every step.
     if not actions.is_cuda and not torch.isfinite(actions).all():
@@ -59,27 +66,11 @@ def check_actions(actions: Tensor | None, *shape: int) -> Tensor:
     return actions
 
 
-def _describe_action(action_dim: int) -> str:
-    kinds = ACTION_KINDS_BY_DIM.get(action_dim)
-    return f"actions={' or '.join(map(repr, kinds))}" if kinds else f"{action_dim}-column actions of your own"
-
-
-def check_action_dim(action_dim: int) -> None:
-    """An action must have at least one column."""
-    if action_dim < 1:
-        raise ValueError(f"action_dim is {action_dim}: an action needs at least 1 column")
-
-
-def check_weight(name: str, weight: float) -> None:
-    """A term's weight must not be negative, nor NaN."""
-    if not weight >= 0:
-        raise ValueError(f"{name} is {weight}: give 0 or more")
-
-
-def check_temperature(temperature: float) -> None:
-    """A temperature, which divides similarities, must be positive."""
-    if not temperature > 0:
-        raise ValueError(f"the temperature is {temperature}: give a positive one, such as 0.5")
+def check_number(name: str, value: float, **bounds: float) -> None:
+    """An option must lie within the bounds of a `Range`, and must not be NaN: a weight, a temperature, a width."""
+    bounded = Range(**bounds)
+    if not bounded.holds(value):
+        raise ValueError(f"{name} is {value}: give a number {bounded}")
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_equi.objectives.parts.batch import gather_batch, rank
-from ssl_equi.objectives.parts.checks import check_choice, check_temperature
+from ssl_equi.objectives.parts.checks import check_choice, check_number
 
 Candidates = Literal["both_views", "other_view"]
 
@@ -30,7 +30,7 @@ class ContrastiveLoss:
     candidates: Candidates = "both_views"
 
     def __post_init__(self) -> None:
-        check_temperature(self.temperature)
+        check_number("the temperature", self.temperature, above=0)
         check_choice("candidates", self.candidates, Candidates)
 
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_equi.objectives.parts.batch import full_precision
-from ssl_equi.objectives.parts.checks import check_action_dim
+from ssl_equi.objectives.parts.checks import check_number
 
 LastBatchNorm = Literal["none", "affine", "not_affine"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -81,7 +81,7 @@ class ActionHead(nn.Module):
 
     def __init__(self, num_features: int, action_dim: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        check_action_dim(action_dim)
+        check_number("action_dim", action_dim, minimum=1)
         self.layers = projection_head(2 * num_features, (*hidden, action_dim), batch_norm=False)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_equi.geometry.poses import matrix_of_action
-from ssl_equi.objectives.parts.capsule_terms import transformed_poses, unit_poses
-from ssl_equi.objectives.parts.checks import check_action_dim, check_choice
+from ssl_equi.objectives.parts.capsule_terms import unit_poses
+from ssl_equi.objectives.parts.checks import check_choice, check_number
 from ssl_equi.objectives.parts.heads import LastBatchNorm, projection_head
 
 HypernetworkInit = Literal["scale_preserving", "released"]
@@ -123,7 +123,7 @@ class ActionEmbedding(nn.Module):
 
     def __init__(self, action_dim: int, width: int) -> None:
         super().__init__()
-        check_action_dim(action_dim)
+        check_number("action_dim", action_dim, minimum=1)
         if width < 1:
             raise ValueError(f"action_width is {width}: give 1 or more, such as 128")
         self.projection = nn.Linear(action_dim, width, bias=False)
@@ -247,16 +247,16 @@ class PoseProduct(EmbeddingPredictor):
                 "action is multiplied with"
             )
         self.num_capsules, self.pose_side, self.unit_columns = num_capsules, pose_side, unit_columns
+        self.pose_shape = (num_capsules, pose_side, pose_side)
         self.action_dim = ACTION_DIM_BY_POSE_SIDE[pose_side]
         self.embedding_dim = num_capsules * pose_side**2
         self.num_features = num_capsules + self.embedding_dim
 
     def embed(self, features: Tensor) -> Tensor:
-        return unit_poses(self._poses(features[:, self.num_capsules :]), self.unit_columns).flatten(1)
+        poses = features[:, self.num_capsules :].unflatten(1, self.pose_shape)
+        return unit_poses(poses, self.unit_columns).flatten(1)
 
     def advance(self, embeddings: Tensor, actions: Tensor) -> Tensor:
-        moved = transformed_poses(self._poses(embeddings), matrix_of_action(actions.to(embeddings.dtype)))
-        return unit_poses(moved, self.unit_columns).flatten(1)
-
-    def _poses(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(1, (self.num_capsules, self.pose_side, self.pose_side))
+        poses = embeddings.unflatten(1, self.pose_shape)
+        matrices = matrix_of_action(actions.to(embeddings.dtype)).unsqueeze(1)
+        return unit_poses(poses @ matrices, self.unit_columns).flatten(1)
