@@ -36,6 +36,7 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import normalise_images
 from ssl_equi.data.sources import DatasetName, open_data
+from ssl_equi.data.view_counts import of_objects
 from ssl_equi.errors import UserError
 from ssl_equi.options import ActsWhen, Count, ImageSide, Range, Seed
 from ssl_equi.probing.encoder_sources import open_encoder
@@ -155,7 +156,7 @@ def read_images(collection: ViewCollection, count: int, seed: int) -> tuple[np.n
             "give a data set of square images"
         )
     objects = np.unique(np.linspace(0, collection.num_objects - 1, count).round().astype(np.int64))
-    own_views = collection.num_views if collection.view_counts is None else collection.view_counts[objects, None]
+    own_views = of_objects(collection.views_of_each, objects[:, None])
     views = np.random.default_rng(seed).integers(0, own_views, (len(objects), 1))
     pixels = np.empty((len(objects), 1, height, width, 3), dtype=np.uint8)
     collection.read_views(objects, views, pixels)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ssl_equi.data.bad_records import OnBadRecord
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.view_counts import ViewsOfEach
+from ssl_equi.data.view_counts import ViewsOfEach, of_objects
 
 _PERMUTATION_STREAM = 0
 _VIEW_STREAM = 1
@@ -66,7 +66,7 @@ def views_of_objects(objects: np.ndarray, num_views: ViewsOfEach, views: int, se
     """The rows `objects` [b] of `epoch_views`, int64 [b, views], without the others: for few of many objects."""
     positions = objects.astype(np.int64)[:, None] * views + np.arange(views)
     words = words_at(positions, (seed, epoch), (0, 0, _VIEW_STREAM))
-    return distinct_views(words, num_views if isinstance(num_views, int) else num_views[objects], views)
+    return distinct_views(words, of_objects(num_views, objects), views)
 
 
 def distinct_views(words: np.ndarray, num_views: ViewsOfEach, views: int) -> np.ndarray:
@@ -142,34 +142,25 @@ class BatchOrder:
     """
 
     num_objects: int
-    num_views: int
+    num_views: ViewsOfEach
     global_batch_size: int  # G, over all ranks
     views: int
     seed: int
     rank: int = 0
     world_size: int = 1
     keep_incomplete_batch: bool = False
-    view_counts: np.ndarray | None = None  # int [n] where objects have different numbers of views
 
     @classmethod
     def of(cls, collection: ViewCollection, options: BatchOptions) -> "BatchOrder":
         """The order in which a loader with these options gives out a collection."""
         check_enough_views(collection, options)
-        return cls(
-            num_objects=collection.num_objects, num_views=collection.num_views, view_counts=collection.view_counts,
-            **sizes_of(options),
-        )  # fmt: skip
+        return cls(num_objects=collection.num_objects, num_views=collection.views_of_each, **sizes_of(options))
 
     def __post_init__(self) -> None:
         check_sizes(
-            num_objects=self.num_objects, num_views=self.views_of_each, global_batch_size=self.global_batch_size,
+            num_objects=self.num_objects, num_views=self.num_views, global_batch_size=self.global_batch_size,
             views=self.views, seed=self.seed, rank=self.rank, world_size=self.world_size,
         )  # fmt: skip
-
-    @property
-    def views_of_each(self) -> ViewsOfEach:
-        """How many views each object has: one number where all have as many."""
-        return self.num_views if self.view_counts is None else self.view_counts
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -199,7 +190,7 @@ class BatchOrder:
         end = min(first + self._steps_per_draw, self.steps_per_epoch)
         permutation = _kept_permutation(self.num_objects, self.seed, epoch)
         object_indices = np.concatenate([permutation[self._slice(step)] for step in range(first, end)]).astype(np.int64)
-        return object_indices, views_of_objects(object_indices, self.views_of_each, self.views, self.seed, epoch)
+        return object_indices, views_of_objects(object_indices, self.num_views, self.views, self.seed, epoch)
 
     def _slice(self, step_in_epoch: int) -> slice:
         """This rank's places in the permutation at a step, of which only an incomplete batch has fewer than others."""

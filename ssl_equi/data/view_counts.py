@@ -13,6 +13,11 @@ ViewsOfEach: TypeAlias = int | np.ndarray  # of every object, or int [n] of each
 NO_VIEW = -1  # in place of a view's index, where an object has fewer views than were asked for
 
 
+def of_objects(num_views: ViewsOfEach, objects: np.ndarray) -> ViewsOfEach:
+    """How many views some of the objects have."""
+    return num_views if isinstance(num_views, int) else num_views[objects]
+
+
 def is_view(views_of_each: np.ndarray, num_views: int) -> np.ndarray:
     """Which places of an array [n, V, ...] hold a view and no padding: bool [n, V]."""
     return np.arange(num_views) < views_of_each[:, None]

@@ -124,8 +124,8 @@ def test_a_batch_holds_what_the_split_says_of_its_rows(source: str, folder_fixtu
 @pytest.mark.parametrize(("source", "folder_fixture"), [each for each in UNEVEN if each[0] in INDEXED])
 def test_sources_read_by_index_have_one_order(source: str, folder_fixture: str, request: Any) -> None:
     folder = request.getfixturevalue(folder_fixture)
-    counts = np.resize(COUNTS, OBJECTS) if folder_fixture == "uneven_folder" else None
-    order = BatchOrder(num_objects=OBJECTS, num_views=VIEWS, view_counts=counts, global_batch_size=10, views=2, seed=1)
+    counts = np.resize(COUNTS, OBJECTS) if folder_fixture == "uneven_folder" else VIEWS
+    order = BatchOrder(num_objects=OBJECTS, num_views=counts, global_batch_size=10, views=2, seed=1)
     for step, batch in enumerate(take(source, folder, 5, global_batch_size=10)):
         objects, views = order.batch(step)
         np.testing.assert_array_equal(batch["object_indices"].numpy(), objects)

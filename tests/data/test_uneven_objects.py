@@ -207,7 +207,7 @@ def test_pairs_of_each_object_are_uniform() -> None:
 
 def test_orders_give_out_an_objects_own_views() -> None:
     counts = np.resize([2, 7, 3], 50)
-    options = {"num_views": 7, "view_counts": counts, "global_batch_size": 10, "views": 2, "seed": 0}
+    options = {"num_views": counts, "global_batch_size": 10, "views": 2, "seed": 0}
     orders = [BatchOrder(num_objects=50, **options)]
     orders += [StreamedOrder(shard_counts=(20, 20, 10), mode=mode, **options) for mode in ("exact", "resampled")]
     for order in orders:
@@ -216,7 +216,7 @@ def test_orders_give_out_an_objects_own_views() -> None:
         assert (views[:, 0] != views[:, 1]).all() and (views.max(axis=1) < counts[objects]).all()
         assert views[counts[objects] == 7].max() == 6
     # Two orders that differ in the counts alone keep draws of their own.
-    others = BatchOrder(num_objects=50, **(options | {"view_counts": counts[::-1].copy()}))
+    others = BatchOrder(num_objects=50, **(options | {"num_views": counts[::-1].copy()}))
     assert not np.array_equal(others.batch(0)[1], orders[0].batch(0)[1])
     with pytest.raises(ValueError, match="cannot draw 3 distinct views of objects that have 2"):
         BatchOrder(num_objects=50, **(options | {"views": 3}))

@@ -47,7 +47,7 @@ def test_objects_that_cannot_be_read_are_left_out_if_asked(fake_dataset, batch_s
     whole = encode_split(small_encoder(), fake_dataset, MEAN_RGB, STD_RGB)
     read_views = fake_dataset.read_views
 
-    def read_all_but_two(object_indices, view_indices, out):
+    def read_all_but_two(object_indices, view_indices, out, content_sizes_out):
         if np.isin(object_indices, (4, 5)).any():
             raise DataError("it is damaged")
         read_views(object_indices, view_indices, out)

@@ -106,7 +106,7 @@ def test_a_crash_leaves_no_entry(fake_dataset, tmp_path: Path) -> None:
     encoder, calls = pooled_encoder(), []
     whole = fake_dataset.read_views
 
-    def breaks_later(objects: np.ndarray, views: np.ndarray, out: np.ndarray) -> None:
+    def breaks_later(objects: np.ndarray, views: np.ndarray, out: np.ndarray, sizes_out: None) -> None:
         calls.append(objects)
         if len(calls) == 3:
             raise ValueError("the shard is gone")

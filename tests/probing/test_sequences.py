@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.collection import ViewCollection
 from ssl_equi.geometry.actions import POSE_ACTION_KINDS
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.poses import matrix_of_action
@@ -156,7 +157,7 @@ class MeanColour(nn.Module):
 
 
 @dataclass(frozen=True)
-class OneViewCollection:
+class OneViewCollection(ViewCollection):
     """Objects with one or two stored views of different sizes; the first pixel shows object and view."""
 
     num_objects: int = 5

@@ -89,8 +89,8 @@ def streamed_loader(
     remote = RemoteShards(location, split, patience) if fit is None else RemoteImages(location, split, fit, patience)
     check_enough_views(remote, options)
     order = StreamedOrder(
-        shard_counts=remote.records.shard_counts, num_views=remote.num_views, view_counts=remote.view_counts,
-        shuffle_buffer=shuffle_buffer, mode=mode, **sizes_of(options),
+        shard_counts=remote.records.shard_counts, num_views=remote.views_of_each, shuffle_buffer=shuffle_buffer,
+        mode=mode, **sizes_of(options),
     )  # fmt: skip
     read_ahead = ReadAhead(remote, order, fetch_threads)
     views = resized(read_ahead, image_size if fit is None else None)

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ssl_equi.data.order import batches_in_epoch, check_sizes, distinct_views, epoch_views, random_words
-from ssl_equi.data.view_counts import ViewsOfEach
+from ssl_equi.data.view_counts import ViewsOfEach, of_objects
 
 StreamingMode = Literal["exact", "resampled"]
 
@@ -51,7 +51,7 @@ class StreamedOrder:
     """
 
     shard_counts: tuple[int, ...]  # objects in each shard
-    num_views: int
+    num_views: ViewsOfEach
     global_batch_size: int  # over all ranks
     views: int
     seed: int
@@ -60,22 +60,16 @@ class StreamedOrder:
     shuffle_buffer: int = 1000  # objects
     mode: StreamingMode = "exact"
     keep_incomplete_batch: bool = False
-    view_counts: np.ndarray | None = None  # int [n] where objects have different numbers of views
 
     def __post_init__(self) -> None:
         check_sizes(
-            num_objects=self.num_objects, num_views=self.views_of_each, global_batch_size=self.global_batch_size,
+            num_objects=self.num_objects, num_views=self.num_views, global_batch_size=self.global_batch_size,
             views=self.views, seed=self.seed, rank=self.rank, world_size=self.world_size,
         )  # fmt: skip
         if self.shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer is {self.shuffle_buffer}: give at least 1 object, which shuffles nothing")
         if self.mode not in ("exact", "resampled"):
             raise ValueError(f"mode is {self.mode!r}: give 'exact' or 'resampled'")
-
-    @property
-    def views_of_each(self) -> ViewsOfEach:
-        """How many views each object has: one number where all have as many."""
-        return self.num_views if self.view_counts is None else self.view_counts
 
     @cached_property
     def num_objects(self) -> int:
@@ -121,11 +115,10 @@ class StreamedOrder:
     def _make_plan(self, epoch: int) -> EpochPlan:
         objects = self._exact_objects(epoch) if self.mode == "exact" else self._resampled_objects(epoch)
         if self.mode == "exact":
-            views = epoch_views(self.num_objects, self.views_of_each, self.views, self.seed, epoch)[objects]
+            views = epoch_views(self.num_objects, self.num_views, self.views, self.seed, epoch)[objects]
         else:  # an object that is drawn twice gets other views each time
             words = random_words(len(objects) * self.views, self.seed, epoch, _RESAMPLED_VIEW_STREAM, self.rank)
-            own_views = self.num_views if self.view_counts is None else self.view_counts[objects]
-            views = distinct_views(words, own_views, self.views)
+            views = distinct_views(words, of_objects(self.num_views, objects), self.views)
         words = random_words(len(objects), self.seed, epoch, _BUFFER_STREAM, self.rank)
         keys = np.arange(len(objects)) + self.shuffle_buffer * _uniform(words)
         given_out = np.argsort(keys, kind="stable")

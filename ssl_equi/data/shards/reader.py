@@ -23,6 +23,8 @@ class ShardDataset(ViewCollection):
     are checked when they are read; `ssl_equi.data.shards.verify` checks every byte.
     """
 
+    keys: np.ndarray
+
     def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split = Path(folder), split
         self.manifest: Manifest = read_manifest(self.folder, split)
