@@ -1,6 +1,8 @@
 """A tiny rendered data set, made once for every test that trains, and a tiny folder of ordinary images."""
 
+import atexit
 import dataclasses
+import gc
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -18,6 +20,18 @@ TINY = ProceduralConfig(
     families=("chair", "teapot", "dog"), held_out_families=("mug",), train_objects=8, val_objects=2, test_objects=4,
     views=4, image_size=32, objects_per_shard=5,
 )  # fmt: skip
+
+
+def pytest_configure() -> None:
+    # Importing and collecting make millions of objects that stay: to look through them for garbage again and again took
+    # a quarter of the time, and later some of that of every test.
+    gc.disable()
+    atexit.register(gc.unfreeze)  # libraries that look for leaks at the end find what they made
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pytest
 import torch
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from ssl_equi.cli import explain_errors
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.geometry.rotations import quat_positive, random_quat
 from ssl_equi.views.makers import ViewOptions
 
-if TYPE_CHECKING:  # a test of one objective needs no run
+# What imports timm or Accelerate takes seconds, and most tests that share this file need neither.
+if TYPE_CHECKING:
+    from ssl_equi.encoders.capsules.network import CapsuleNetwork
     from ssl_equi.training.pretraining import Pretraining
 
 # ---------------------------------------------------------------- encoders
@@ -70,6 +70,8 @@ class ConvolutionEncoder(nn.Module):
     """Convolutions with both kinds of batch norm, for images of 5 pixels and more, and one without scale at the end."""
 
     def __init__(self, num_features: int = 16) -> None:
+        from timm.layers import BatchNormAct2d
+
         super().__init__()
         self.num_features = num_features
         self.layers = nn.Sequential(
@@ -127,8 +129,10 @@ class MapEncoder(nn.Module):
         return self.forward_head(self.forward_features(images))
 
 
-def capsule_network(pose_side: int, num_capsules: int = 5, votes: str = "free") -> CapsuleNetwork:
+def capsule_network(pose_side: int, num_capsules: int = 5, votes: str = "free") -> "CapsuleNetwork":
     """For images of 8 x 8 pixels; its routing depends on the image from the first step on."""
+    from ssl_equi.encoders.capsules.network import CapsuleNetwork
+
     network = CapsuleNetwork(MapEncoder(), 8, num_capsules, pose_side, votes)
     with torch.no_grad():
         network.head.routing.routing_weight.normal_()
@@ -307,7 +311,7 @@ RECIPES = tuple(sorted(path.stem for path in (Path(__file__).parents[1] / "recip
 @contextmanager
 def process_of_its_own() -> Iterator[None]:
     """Accelerate's state belongs to a process, and the bits of a sum to a number of threads: one here."""
-    from accelerate.state import AcceleratorState  # slow to import, and most tests start no run
+    from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     threads = torch.get_num_threads()
