@@ -18,7 +18,7 @@ from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.export.encoder import EncoderCard
 from ssl_equi.export.layouts import RENDERED, Normalisation, Rgb, imported_card
 from ssl_equi.export.predictor import QUATERNION_COLUMNS
-from ssl_equi.export.tensors import named_tensors
+from ssl_equi.export.tensors import check_complete, named_tensors
 from ssl_equi.geometry.actions import ACTION_SIZES
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 
@@ -90,11 +90,7 @@ class SeqJEPAOptions:
 
 
 def model_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """The model's tensors by their names in the released code, without those of probes; `source` is for messages.
-
-    Raises:
-        CheckpointError: the content is not that of a seq-JEPA checkpoint.
-    """
+    """The model's tensors by their names in the released code, without those of probes; `source` is for messages."""
     unknown = [key for key in content if key != "model" and key not in BESIDE_THE_MODEL]
     if "model" in content and unknown:
         raise LayoutError(
@@ -105,11 +101,7 @@ def model_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
 
 
 def sizes_of(tensors: Mapping[str, Tensor], options: SeqJEPAOptions) -> SeqJEPAConfig:
-    """The sizes that the shapes of the tensors tell.
-
-    Raises:
-        CheckpointError: a tensor is missing, or its actions have another width than those of `options.actions`.
-    """
+    """The sizes that the shapes of the tensors tell."""
     action_width, action_dim = _shape(tensors, "action_proj.0.weight")
     expected = VARIANTS[options.actions].action_dim
     if action_dim != expected:
@@ -148,11 +140,7 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def build_objective(tensors: Mapping[str, Tensor], options: SeqJEPAOptions) -> SeqJEPA:
-    """seq-JEPA in eval mode with the tensors of `model_tensors`.
-
-    Raises:
-        CheckpointError: a tensor has no place here, is missing, or has another shape; the sentence names the first.
-    """
+    """seq-JEPA in eval mode with the tensors of `model_tensors`; a LayoutError names the first that doesn't fit."""
     image_size = options.image_size or VARIANTS[options.actions].normalisation.image_size
     objective = SeqJEPA(create_encoder(architecture_of(tensors), image_size), sizes_of(tensors, options))
     own = objective.state_dict()
@@ -160,18 +148,12 @@ def build_objective(tensors: Mapping[str, Tensor], options: SeqJEPAOptions) -> S
     for place in own:
         theirs, ours = next((theirs, ours) for theirs, ours in NAMES.items() if place.startswith(ours))
         names_there[theirs + place.removeprefix(ours)] = place
-    for name, value in tensors.items():
-        if name not in names_there:
-            raise LayoutError(f"the checkpoint holds {name!r}, which seq-JEPA doesn't have", "give one of seq-JEPA")
-        expected = own[names_there[name]].shape
-        if value.shape != expected:
-            raise LayoutError(
-                f"{name!r} has shape {tuple(value.shape)} and not {tuple(expected)}",
-                "give a whole checkpoint of seq-JEPA with a ResNet-18",
-            )
-    for name in names_there:
-        if name not in tensors:
-            raise LayoutError(f"the checkpoint lacks {name!r}", "give a whole checkpoint of seq-JEPA")
+    unknown = next((name for name in tensors if name not in names_there), None)
+    if unknown is not None:
+        raise LayoutError(f"the checkpoint holds {unknown!r}, which seq-JEPA doesn't have", "give one of seq-JEPA")
+    own_there = {name: own[place] for name, place in names_there.items()}
+    found = {name: (name, value) for name, value in tensors.items()}
+    check_complete(own_there, found, "{}", "seq-JEPA", "give a whole checkpoint of seq-JEPA with a ResNet-18")
     objective.load_state_dict({place: tensors[name] for name, place in names_there.items()})
     if options.action_sign == -1:
         if options.actions == "position":
