@@ -24,7 +24,7 @@ from ssl_equi.export.layouts import (
     imported_card,
 )
 from ssl_equi.export.sie_files import find_sie_resnet
-from ssl_equi.export.tensors import BATCH_COUNT, check_complete, first_names, is_batch_count
+from ssl_equi.export.tensors import BATCH_COUNT, check_complete, first_names
 
 SIE_FAMILY: tuple[EncoderLayout, ...] = ("sie", "equicaps", "capsie")
 CHOSEN_BY_USER = "left out by name"
@@ -257,7 +257,7 @@ def _classify(
             continue
         alias = next((alias for alias in layout.aliases if name.startswith(alias)), None)
         kind = _kind(name, prefix, layout)
-        if is_batch_count(name) and name.replace(BATCH_COUNT, "running_var") in placed:  # the encoder counts none
+        if name.endswith(BATCH_COUNT) and name.replace(BATCH_COUNT, "running_var") in placed:  # the encoder counts none
             kind = "counts of batches"
         elif name.startswith(options.leave_out):
             kind = CHOSEN_BY_USER

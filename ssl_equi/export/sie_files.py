@@ -28,7 +28,7 @@ from torch import Tensor
 from ssl_equi.encoders.catalogue import timm_with_our_encoders
 from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.export.layouts import LAYOUTS
-from ssl_equi.export.tensors import first_names, is_batch_count
+from ssl_equi.export.tensors import BATCH_COUNT, first_names
 from ssl_equi.objectives.parts.heads import projector
 from ssl_equi.objectives.parts.predictors import Hypernetwork, MLPPredictor, ProjectedPredictor
 
@@ -247,7 +247,7 @@ def _hypernetwork(tensors: Mapping[str, Tensor], layers: list[tuple[Tensor, Tens
 
 
 def _misfit(tensors: Mapping[str, Tensor], expected: str) -> CheckpointError:
-    shown = [name for name in tensors if not is_batch_count(name)]
+    shown = [name for name in tensors if not name.endswith(BATCH_COUNT)]
     shapes = ", ".join(str(tuple(tensors[name].shape)) for name in shown[:3])
     return CheckpointError(
         f"{first_names(shown)} of shapes {shapes} are not {expected}: leave the predictor out with --no-predictor"

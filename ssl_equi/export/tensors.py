@@ -15,7 +15,7 @@ OPTIMISER_KEYS = re.compile(r"(.*_)?(optimizers?|optim|opt|lr_schedulers?|schedu
 """Under which they put the states of optimisers, schedules and gradient scalers; left out unseen."""
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Components of names that torch adds where it wraps a module."""
-BATCH_COUNT = "num_batches_tracked"
+BATCH_COUNT = "num_batches_tracked"  # of a batch norm; nothing is computed from it in eval mode
 LARGEST_EXPANDED_BYTES = 2**26
 """Larger tensors must be stored in full, not as one value that is shown many times."""
 NAMES_SHOWN = 3
@@ -101,11 +101,6 @@ def _check_values(name: str, value: Tensor) -> None:
         )
     if value.is_floating_point() and not torch.isfinite(value.float()).all():
         raise CheckpointError(f"{name!r} holds values that are not finite: give a checkpoint of a run that went well")
-
-
-def is_batch_count(name: str) -> bool:
-    """Whether a tensor counts the batches that a batch norm has seen, which nothing is computed from in eval mode."""
-    return name.rpartition(".")[2] == BATCH_COUNT
 
 
 def check_complete(
