@@ -137,13 +137,14 @@ def _locate(tensors: Mapping[str, Tensor], options: EncoderOptions, layout: Layo
     prefixes = layout.encoder_prefixes
     if options.encoder_prefix is not None:
         prefixes = (f"{options.encoder_prefix.rstrip('.')}.",)
-    prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors)), None)
-    if prefix is None:
+    present = [prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors)]
+    if not present:
         raise LayoutError(
             f"no tensor's name begins with {' or '.join(map(repr, prefixes))}, where layout {options.layout} has the "
             f"encoder (the first names are {first_names(tensors)})",
             "give --encoder-prefix what the encoder's names begin with",
         )
+    prefix = present[0]
     below = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     try:
         renamed = layouts.resnet_names(below)

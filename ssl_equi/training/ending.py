@@ -55,8 +55,8 @@ class Ending:
         """
         evaluated = self.data.probe_train, self.data.evaluation, self.config.evaluation_split
         check_splits(probed_parts(self.objective), *evaluated)
-        exports = self.exports(self.run.whole(self.objective))
-        self.run.processes.on_main_then_everywhere(lambda: [export.check() for export in exports.values()])
+        for export in self.exports(self.run.whole(self.objective)).values():
+            self.run.processes.on_main_then_everywhere(export.check)
 
     def finish(self) -> None:
         """Exports, probes the encoder and a random one on unseen objects, prints the table, writes the report.

@@ -262,8 +262,8 @@ class TrainingProgress:
         self.last_line_at = now
         seconds_a_step = (now - self.started_at) / max(self.step - self.first_step, 1)
         minutes_left = seconds_a_step * (self.total_steps - self.step) / 60
-        steps = f"{self.step}/{self.total_steps}"
-        print(f"{self.label} {steps} · {choices[0]} · {minutes_left:.1f} min left", flush=True)
+        done = f"{self.step}/{self.total_steps}"
+        print(f"{self.label} {done} · {choices[0]} · {minutes_left:.1f} min left", flush=True)
 
 
 def _numbers(loss: float, speed: Speed) -> list[str]:
