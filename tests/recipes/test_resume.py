@@ -55,10 +55,10 @@ def test_resumed_is_as_never_stopped(
         speeds = numbers(tmp_path / "whole", "speed")
         images = [line["images_per_second"] * line["window_seconds"] for line in speeds]
         assert images == pytest.approx([VIEWS.get(name, 2) * size for size in (11, 11, 2, 11, 11)])
-    for event in ("loss", "online_probe"):
-        lines = event_lines(tmp_path / "whole", event)
-        assert len(lines) == 5
-        assert event_lines(tmp_path / "stopped", event) == lines
+    lines, probe_lines = (event_lines(tmp_path / "whole", event) for event in ("loss", "online_probe"))
+    assert len(lines) == 5 and probe_lines
+    assert event_lines(tmp_path / "stopped") == lines
+    assert event_lines(tmp_path / "stopped", "online_probe") == probe_lines
     states = [
         read_state(list_checkpoints(tmp_path / folder / "checkpoints")[-1], "objective")
         for folder in ("whole", "stopped")
