@@ -129,6 +129,15 @@ class MapEncoder(nn.Module):
         return self.forward_head(self.forward_features(images))
 
 
+class ExtraState(nn.Linear):
+    """Has a state that is no tensor, which safetensors can't hold."""
+
+    num_features = 5
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+
 def capsule_network(pose_side: int, num_capsules: int = 5, votes: str = "free") -> "CapsuleNetwork":
     """For images of 8 x 8 pixels; its routing depends on the image from the first step on."""
     from ssl_equi.encoders.capsules.network import CapsuleNetwork
@@ -182,6 +191,14 @@ class Processes:
 
     rank: int = 0
     world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def say(self, message: str) -> None:
+        print(message)
 
 
 @dataclass(frozen=True)

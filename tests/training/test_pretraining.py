@@ -30,7 +30,7 @@ from ssl_equi.training.ending import Ending, probed_parts
 from ssl_equi.training.folder import set_aside_earlier_results
 from ssl_equi.training.pretraining import DataIdentity, FollowingProbes
 from ssl_equi.training.run import Run
-from tests.fakes import process_of_its_own
+from tests.fakes import ExtraState, process_of_its_own
 
 PAIRS = {"source": "rendered", "actions": "rotation", "observed_views": 1}
 
@@ -88,17 +88,12 @@ def test_the_ending_leaves_the_objective_and_the_random_generator_as_they_were(
     assert run.folder.exists() != tried
 
 
-class Stateful(nn.Linear):
-    def get_extra_state(self) -> dict[str, int]:
-        return {"calls": 3}
-
-
 def test_an_export_that_would_fail_is_named_before_training(config: PretrainingConfig, data: DataSource) -> None:
     objective = make_objective(config)
     run = Run(config, "sie")
     with pytest.raises(CheckpointError, match="holds another architecture"):
         Ending(run, dataclasses.replace(config, encoder="resnet10t"), objective, data, PAIRS).check()
-    objective.encoder.counter = Stateful(1, 1)
+    objective.encoder.counter = ExtraState(1, 1)
     with pytest.raises(CheckpointError, match=r"counter\._extra_state of the .* is a dict"):
         Ending(run, config, objective, data, PAIRS).check()
 
