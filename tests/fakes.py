@@ -325,19 +325,24 @@ SmallConfig = Callable[..., Any]
 RECIPES = tuple(sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.py")))
 
 
-@contextmanager
-def process_of_its_own() -> Iterator[None]:
-    """Accelerate's state belongs to a process, and the bits of a sum to a number of threads: one here."""
+def forget_processes() -> None:
+    """Lets the next run begin: Accelerate's state belongs to a process."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def process_of_its_own() -> Iterator[None]:
+    """A run before or after leaves no trace; the bits of a sum belong to a number of threads: one here."""
+    forget_processes()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_processes()
 
 
 def load_recipe(name: str) -> ModuleType:

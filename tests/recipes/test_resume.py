@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from recipes import sie
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.views.makers import ViewOptions
-from tests.fakes import RECIPES, SmallConfig, event_lines, load_recipe, numbers
+from tests.fakes import RECIPES, SmallConfig, event_lines, forget_processes, load_recipe, numbers
 
 WHOLE_BATCHES = ("moco", "care")  # they refuse incomplete ones, see test_combinations.py
 VIEWS = {"seq_jepa": 4, "vicreg_traj": 3, "seq_jepa_saccades": 1, "conv_jepa": 1}  # stored ones of each object
@@ -46,7 +45,7 @@ def test_resumed_is_as_never_stopped(
 
     def run(folder: Path, **options: Any) -> None:
         recipe.main(small_config(recipe, configuration, out=folder, **changes, **options))
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_processes()
 
     run(tmp_path / "whole", steps=5)
     run(tmp_path / "stopped", steps=2)
@@ -71,7 +70,7 @@ def test_resumed_is_as_never_stopped(
 @pytest.mark.usefixtures("quick_probes")
 def test_results_of_a_run_that_goes_on_are_set_aside(small_config: SmallConfig, tmp_path: Path) -> None:
     sie.main(small_config(sie, out=tmp_path, steps=4))
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_processes()
     sie.main(small_config(sie, out=tmp_path, resume=True))
     results = [json.loads((tmp_path / name).read_text()) for name in ("results-earlier-1.json", "results.json")]
     assert [result["run"]["steps"] for result in results] == [4, 6]

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from ssl_equi.data.images import normalise_views
@@ -30,7 +29,7 @@ from ssl_equi.training.ending import Ending, probed_parts
 from ssl_equi.training.folder import set_aside_earlier_results
 from ssl_equi.training.pretraining import DataIdentity, FollowingProbes
 from ssl_equi.training.run import Run
-from tests.fakes import ExtraState, process_of_its_own
+from tests.fakes import ExtraState, forget_processes, process_of_its_own
 
 PAIRS = {"source": "rendered", "actions": "rotation", "observed_views": 1}
 
@@ -140,7 +139,7 @@ def test_the_random_encoder_is_one_that_no_seed_trains(
 
     monkeypatch.setattr(Suite, "evaluate", look)
     for seed in (0, 1):
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_processes()
         seeded = dataclasses.replace(config, seed=seed, out=Path(f"{config.out}-{seed}"))
         objective = make_objective(seeded)
         with pytest.raises(SeenError):
@@ -220,7 +219,7 @@ def test_weights_carry_the_licence_of_what_they_learnt_from(config: PretrainingC
 def gradients_of_three_steps(
     config: PretrainingConfig, data: DataSource, with_probes: bool
 ) -> tuple[list[torch.Tensor], torch.Tensor, dict[str, float]]:
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_processes()
     objective = make_objective(config)
     run = started_run(config, objective)
     torch.manual_seed(5)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from filelock import FileLock
 
 from ssl_equi.checkpoint import list_checkpoints
@@ -19,13 +18,14 @@ from ssl_equi.errors import CheckpointError, RunError, UserError
 from ssl_equi.training.config import LoaderSize, default_threads
 from ssl_equi.training.run import Run
 from ssl_equi.training.stopping import EXIT_STOPPED
+from tests.fakes import forget_processes
 from tests.toy_recipe import EachStep, ToyConfig, ToyLoader, ToyObjective, loss_lines, train_toy
 
 TOTAL_STEPS = 23
 
 
 def started(config: ToyConfig) -> Run:
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_processes()
     return Run(config, "toy")
 
 
