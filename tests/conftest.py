@@ -5,7 +5,7 @@ import dataclasses
 import gc
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +22,17 @@ TINY = ProceduralConfig(
 )  # fmt: skip
 
 
-def pytest_configure() -> None:
-    # Importing and collecting make millions of objects that stay: to look through them for garbage again and again took
-    # a quarter of the time, and later some of that of every test.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Importing and collecting make millions of objects that stay, so nothing of them is looked through for garbage."""
+    # Looking again and again took a third of the time of collecting, and later some of that of every test.
     gc.disable()
-    atexit.register(gc.unfreeze)  # libraries that look for leaks at the end find what they made
-
-
-def pytest_collection_finish() -> None:
-    gc.freeze()
-    gc.enable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # libraries that look for leaks at the end find what they made
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
