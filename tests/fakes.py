@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pytest
 import torch
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from ssl_equi.cli import explain_errors
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.geometry.rotations import quat_positive, random_quat
 from ssl_equi.views.makers import ViewOptions
 
-if TYPE_CHECKING:  # a test of one objective needs no run
+# What imports timm or Accelerate takes seconds, and most tests that share this file need neither.
+if TYPE_CHECKING:
+    from ssl_equi.encoders.capsules.network import CapsuleNetwork
     from ssl_equi.training.pretraining import Pretraining
 
 # ---------------------------------------------------------------- encoders
@@ -70,6 +70,8 @@ class ConvolutionEncoder(nn.Module):
     """Convolutions with both kinds of batch norm, for images of 5 pixels and more, and one without scale at the end."""
 
     def __init__(self, num_features: int = 16) -> None:
+        from timm.layers import BatchNormAct2d
+
         super().__init__()
         self.num_features = num_features
         self.layers = nn.Sequential(
@@ -127,8 +129,19 @@ class MapEncoder(nn.Module):
         return self.forward_head(self.forward_features(images))
 
 
-def capsule_network(pose_side: int, num_capsules: int = 5, votes: str = "free") -> CapsuleNetwork:
+class ExtraState(nn.Linear):
+    """Has a state that is no tensor, which safetensors can't hold."""
+
+    num_features = 5
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+
+def capsule_network(pose_side: int, num_capsules: int = 5, votes: str = "free") -> "CapsuleNetwork":
     """For images of 8 x 8 pixels; its routing depends on the image from the first step on."""
+    from ssl_equi.encoders.capsules.network import CapsuleNetwork
+
     network = CapsuleNetwork(MapEncoder(), 8, num_capsules, pose_side, votes)
     with torch.no_grad():
         network.head.routing.routing_weight.normal_()
@@ -178,6 +191,14 @@ class Processes:
 
     rank: int = 0
     world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def say(self, message: str) -> None:
+        print(message)
 
 
 @dataclass(frozen=True)
@@ -304,19 +325,24 @@ SmallConfig = Callable[..., Any]
 RECIPES = tuple(sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.py")))
 
 
-@contextmanager
-def process_of_its_own() -> Iterator[None]:
-    """Accelerate's state belongs to a process, and the bits of a sum to a number of threads: one here."""
-    from accelerate.state import AcceleratorState  # slow to import, and most tests start no run
+def forget_processes() -> None:
+    """Lets the next run begin: Accelerate's state belongs to a process."""
+    from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def process_of_its_own() -> Iterator[None]:
+    """A run before or after leaves no trace; the bits of a sum belong to a number of threads: one here."""
+    forget_processes()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_processes()
 
 
 def load_recipe(name: str) -> ModuleType:

@@ -84,11 +84,11 @@ def is_running(process: int) -> bool:
         return False
 
 
-def wait_for_line(process: subprocess.Popen[str], folder: Path) -> None:
-    """Returns once a run has logged a step."""
+def wait_for_line(process: subprocess.Popen[str], folder: Path, steps: int = 1) -> None:
+    """Returns once a run has logged so many steps."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     log = folder / "metrics.jsonl"
-    while not (log.exists() and log.read_text().endswith("\n")):
+    while not (log.exists() and log.read_text().count('"event": "loss"') >= steps):
         if process.poll() is not None or time.monotonic() > deadline:
-            pytest.fail(f"the run ended or hung before its first line: {process.communicate()}")
+            pytest.fail(f"the run ended or hung before its line {steps}: {process.communicate()}")
         time.sleep(0.02)

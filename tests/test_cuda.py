@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from recipes import byol
@@ -35,7 +34,7 @@ from ssl_equi.views import operations
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.presets import PRESETS, SMALL_VIEW_PRESETS, small_view_pipeline, view_pipelines
 from tests.encoders.symmetric_encoders import CASES, TOLERANCES, errors_by_element
-from tests.fakes import end_without_probes
+from tests.fakes import end_without_probes, forget_processes
 from tests.recipes import sharded_runs
 from tests.recipes.conftest import shrunk
 from tests.references.comparison import configuration, package_values, random_batch, small_objective
@@ -61,9 +60,9 @@ def same_products() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_processes()
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_processes()
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = allowed
     torch.set_num_threads(threads)
 
@@ -283,7 +282,7 @@ def losses_of_a_run(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     )  # fmt: skip
 
     def train(folder: Path, device: str, steps: int) -> dict[int, float]:
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_processes()
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_is_there and device == "cuda")
         sie.main(dataclasses.replace(config, out=folder, steps=steps))
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -319,7 +318,7 @@ def test_weights_may_be_shared_out(
     gpu_is_there = torch.cuda.is_available()
 
     def losses(folder: str, device: str, **options: Any) -> dict[int, float]:
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_processes()
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_is_there and device == "cuda")
         byol.main(sharded_runs.configuration(tiny_data, out=tmp_path / folder, **options))
         lines = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]

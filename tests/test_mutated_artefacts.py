@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -29,7 +28,7 @@ from ssl_equi.probing.report import read_curves
 from ssl_equi.training.run import Run
 from tests.mutations import json_mutations, mutations
 from tests.probing.report_pages import made_arrays, make_evaluation, read_page, record
-from tests.training.test_run import ToyConfig, ToyObjective, loss_lines, train
+from tests.training.test_run import ToyConfig, ToyObjective, loss_lines, started, train
 
 NUM_MUTATIONS = 200
 
@@ -52,8 +51,7 @@ def newest_checkpoint(run: Path) -> Path:
 
 def about_to_resume(folder: Path) -> Run:
     """The run as it is before `Run.resume`."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    run = Run(ToyConfig(out=folder, steps=7, resume=True), "toy")
+    run = started(ToyConfig(out=folder, steps=7, resume=True))
     run.prepare(ToyObjective(4), lambda module: torch.optim.AdamW(module.parameters(), lr=0.05))
     return run
 

@@ -48,7 +48,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -62,12 +62,11 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.export.encoder import save_encoder
 from ssl_equi.export.importing import EncoderOptions, fitting_layouts, import_encoder
-from ssl_equi.export.layouts import EncoderLayout, TrainingData
+from ssl_equi.export.layouts import EncoderLayout, Normalisation, TrainingData
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, save_predictor
 from ssl_equi.export.seq_jepa_files import (
     VARIANTS,
     Actions,
-    SeqJEPAOptions,
     architecture_of,
     build_objective,
     card_of,
@@ -253,21 +252,20 @@ def describe_source(data: str, file: Path) -> str:
 
 def import_seq_jepa(content: Mapping[str, Any], config: Config) -> None:
     """Writes encoder/ and sequence_model/."""
-    options = SeqJEPAOptions(
-        config.actions or "rotation",
-        config.image_size,
-        config.observed_views,
-        4 if config.heads is None else config.heads,
-        config.action_sign,
-        config.mean,
-        config.std,
+    released = VARIANTS[config.actions or "rotation"]
+    usual = released.normalisation
+    normalisation = Normalisation(
+        config.mean or usual.mean_rgb, config.std or usual.std_rgb, config.image_size or usual.image_size
     )
+    variant = replace(
+        released, normalisation=normalisation, observed_views=config.observed_views or released.observed_views,
+        heads=released.heads if config.heads is None else config.heads, action_sign=config.action_sign,
+    )  # fmt: skip
     tensors = model_tensors(content, str(config.file))
-    objective = build_objective(tensors, options)
-    trained_on = describe_source(VARIANTS[options.actions].data, config.file)
-    card = card_of(objective, architecture_of(tensors), options, trained_on)
+    objective = build_objective(tensors, variant)
+    card = card_of(objective, architecture_of(tensors), variant, describe_source(variant.data, config.file))
     save_encoder(objective.encoder, config.out / "encoder", card)
-    save_sequence_model(objective, config.out / "sequence_model", card, describe_sequences(options))
+    save_sequence_model(objective, config.out / "sequence_model", card, describe_sequences(variant))
     target = "with" if objective.target_encoder is not None else "without"
     print(f"{card.architecture}, {objective.config.layers} layers, {target} a momentum target: {config.out}")
 

@@ -6,8 +6,8 @@ module of yours (`encoder=`) for any other.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,18 +99,12 @@ def load_encoder(folder: str | Path, encoder: nn.Module | None = None) -> nn.Mod
     """The exported encoder in eval mode: images [N, 3, S, S], normalised as its config says, to features [N, D].
 
     Args:
-        folder: a run's `encoder/`.
+        folder: a run's `encoder/`. A CheckpointError names what is missing or damaged, or of another architecture.
         encoder: a module to fill, for architectures that neither timm nor this project registers.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or the weights belong to another architecture.
     """
     folder = Path(folder)
     config = read_encoder_config(folder)
-
-    def build() -> nn.Module:
-        return build_encoder(config, folder) if encoder is None else encoder
-
+    build = partial(build_encoder, config, folder) if encoder is None else lambda: encoder
     filled = open_module(folder, config, build, "encoder")
     if "num_features" in config:
         filled.num_features = config["num_features"]
@@ -118,11 +112,7 @@ def load_encoder(folder: str | Path, encoder: nn.Module | None = None) -> nn.Mod
 
 
 def read_encoder_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of an exported encoder, whose entries have the types and ranges that readers rely on.
-
-    Raises:
-        CheckpointError: it is missing, is not JSON, or describes no encoder.
-    """
+    """The `config.json` of an exported encoder, whose entries have the types and ranges that readers rely on."""
     folder = Path(folder)
     inner = folder / "encoder"
     if (inner / CONFIG_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file():
@@ -148,16 +138,19 @@ def _check_encoder_config(config: dict[str, Any], folder: Path) -> None:
     architecture, num_features = config.get("architecture"), config.get("num_features", 1)
     arguments, data = config.get("model_args", {}), config.get("pretrained_cfg", {})
     require(isinstance(architecture, str | None), "architecture", architecture)
-    require(_is_count(num_features), "num_features", num_features)
+    require(type(num_features) is int and num_features > 0, "num_features", num_features)
     require(isinstance(arguments, dict), "model_args", arguments)
     require(isinstance(data, dict), "pretrained_cfg", data)
     check_sizes(arguments, folder)
     # Folders that timm saved by itself may say nothing of images, and have no parts.
     if data or "ssl_equi" in config:
-        size, mean, std = (data.get(name) for name in ("input_size", "mean", "std"))
-        require(_are_three(size, _is_count) and size[1] == size[2] <= LARGEST_SIZE, "input_size", size)
-        require(_are_three(mean, _is_number), "mean", mean)
-        require(_are_three(std, _is_number) and min(std) > 0, "std", std)
+        for name, least in (("input_size", 0), ("mean", -math.inf), ("std", 0)):
+            numbers = (int,) if name == "input_size" else (int, float)
+            three: Any = data.get(name)
+            are_three = isinstance(three, list) and len(three) == 3 and all(type(each) in numbers for each in three)
+            require(are_three and all(least < each < math.inf for each in three), name, three)
+        size = data["input_size"]
+        require(size[1] == size[2] <= LARGEST_SIZE, "input_size", size)
     if "ssl_equi" in config:
         parts: Any = config["ssl_equi"].get("parts") if isinstance(config["ssl_equi"], dict) else None
         require(isinstance(parts, dict) and len(parts) > 0 and "num_features" in config, "ssl_equi.parts", parts)
@@ -166,25 +159,8 @@ def _check_encoder_config(config: dict[str, Any], folder: Path) -> None:
             require(are_two and 0 <= columns[0] < columns[1], f"part {part!r}", columns)
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _are_three(values: Any, is_one: Callable[[Any], bool]) -> bool:
-    return isinstance(values, list) and len(values) == 3 and all(is_one(value) for value in values)
-
-
 def build_encoder(config: dict[str, Any], folder: Path) -> nn.Module:
-    """The architecture of an exported encoder with random weights.
-
-    Raises:
-        CheckpointError: neither timm nor this project knows it.
-        UserError: the folder states an argument that is not part of an architecture, such as a file of weights.
-    """
+    """The architecture of an exported encoder with random weights."""
     architecture = config.get("architecture")
     if architecture is None:
         raise CheckpointError(

@@ -100,12 +100,7 @@ def check_sizes(described: Any, folder: Path) -> None:
 
 
 def open_module(folder: Path, config: dict[str, Any], build: Callable[[], nn.Module], what: str) -> nn.Module:
-    """The module that `build` makes from a folder's config, with the folder's weights, in eval mode on the CPU.
-
-    Raises:
-        CheckpointError: it can't be made, or the weights are damaged or have other names and shapes.
-        UserError: as `build` does.
-    """
+    """The module that `build` makes from a folder's config, with the folder's weights, in eval mode on the CPU."""
     file = folder / WEIGHTS_FILE
     weights = read_tensors(file, "copy the folder or export again")
     if WEIGHTS_HASH in config and config[WEIGHTS_HASH] != sha256_of_file(file):

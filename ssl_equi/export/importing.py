@@ -1,7 +1,7 @@
 """Encoders from checkpoints that others trained: every tensor has its place, or a named reason."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -24,11 +24,12 @@ from ssl_equi.export.layouts import (
     imported_card,
 )
 from ssl_equi.export.sie_files import find_sie_resnet
-from ssl_equi.export.tensors import BATCH_COUNT, first_names, is_batch_count
+from ssl_equi.export.tensors import BATCH_COUNT, check_complete, first_names
 
 SIE_FAMILY: tuple[EncoderLayout, ...] = ("sie", "equicaps", "capsie")
 CHOSEN_BY_USER = "left out by name"
 ON_TOP = "on top of the encoder"
+INFERRED = "where SIE's ResNet-50 takes its steps is inferred from its ResNet-18: compare features with the authors'"
 MATCHED_IN_ORDER = (
     "names are not those of timm's {}: tensors were matched by order and shapes, and agree in every one; compare "
     "features or accuracy with those of the authors"
@@ -82,118 +83,101 @@ class ImportedEncoder:
         return imported_card(self.architecture, normalisation, objective, self.data, trained_on, parts, self.model_args)
 
 
-@dataclass(frozen=True)
-class _Located:
-    """The encoder's tensors by their names in timm's encoder, the names that they have in the file, and the prefix."""
-
-    tensors: dict[str, Tensor]
-    file_names: dict[str, str]
-    prefix: str
-    architecture: str | None = None
+Found = dict[str, tuple[str, Tensor]]
+"""Names in timm's encoder -> name in the file, and tensor."""
 
 
 def import_encoder(tensors: Mapping[str, Tensor], options: EncoderOptions) -> ImportedEncoder:
-    """Makes the encoder of a checkpoint.
+    """Makes the encoder of a checkpoint from all of its tensors, as `tensors.named_tensors` gives them.
 
-    Args:
-        tensors: all of the file, as `tensors.named_tensors` gives them.
-        options: whose they are.
-
-    Raises:
-        LayoutError: a tensor has no place, is missing, or has another shape; the sentence names the first.
-        CheckpointError: the file doesn't tell what the options must.
+    A LayoutError names the first tensor that has no place, is missing, or has another shape; a CheckpointError, what
+    neither file nor options tell.
     """
     layout = LAYOUTS[options.layout]
-    located = _locate(tensors, options, layout)
-    is_transformer = layouts.is_vision_transformer(located.tensors)
-    native_size = layouts.vit_image_size(located.tensors) if is_transformer else None
-    architecture, arguments = _architecture(located, options, layout, is_transformer)
+    found, prefix, architecture = _locate(tensors, options, layout)
+    values = {name: value for name, (_, value) in found.items()}
+    is_transformer = values.keys() >= layouts.VIT_TENSORS
+    architecture, arguments = _architecture(values, prefix, architecture, options, layout)
     data, normalisation = _normalisation(architecture, options, layout)
+    native_size = layouts.vit_image_size(values) if is_transformer else None
     image_size = options.image_size or native_size or normalisation.image_size
     if is_transformer:
-        fitted = layouts.fit_tokens(located.tensors, image_size)
-        located = replace(
-            located,
-            tensors={layouts.vit_name(name): value for name, value in fitted.items()},
-            file_names={layouts.vit_name(name): file_name for name, file_name in located.file_names.items()},
-        )
+        fitted = layouts.fit_tokens(values, image_size)
+        found = {layouts.vit_name(name): (found[name][0], value) for name, value in fitted.items()}
     encoder = create_encoder(architecture, image_size, **arguments)
     own = encoder.state_dict()
-    notes = []
-    if architecture == "sie_resnet50":
-        notes.append(
-            "where SIE's ResNet-50 takes its steps is inferred from its ResNet-18: compare features with the authors'"
-        )
+    notes = [INFERRED] if architecture == "sie_resnet50" else []
     classifier: list[str] = []
-    if any(name not in located.tensors for name in own):
-        in_order = _matched_in_order(located, own, options, layout)
+    if any(name not in found for name in own):
+        in_order = _matched_in_order(found, prefix, own, options, layout)
         if in_order is not None:
-            located, classifier = in_order
+            found, classifier = in_order
             notes.append(MATCHED_IN_ORDER.format(architecture))
-    _check_complete(located, own, architecture)
-    left_out = _classify(tensors, located, own, options, layout, classifier)
-    encoder.load_state_dict({name: located.tensors[name] for name in own})
+    called = f"what timm's {architecture} calls {{}}, and its tensors don't agree with that in order and shapes either"
+    check_complete(own, found, called, f"a {architecture}", "give a whole checkpoint, or another --architecture")
+    encoder.load_state_dict({name: found[name][1] for name in own})
+    placed = {found[name][0] for name in own}
+    left_out = _classify(tensors, placed, classifier, prefix, options, layout)
     model_args = model_arguments(architecture, image_size, arguments)
     return ImportedEncoder(
         encoder.eval(), architecture, model_args, image_size, data, normalisation, left_out, tuple(notes)
     )
 
 
-def _locate(tensors: Mapping[str, Tensor], options: EncoderOptions, layout: Layout) -> _Located:
-    """The encoder's tensors, with names as in timm's ResNets, or as in the file for anything else."""
+def _locate(tensors: Mapping[str, Tensor], options: EncoderOptions, layout: Layout) -> tuple[Found, str, str | None]:
+    """The encoder's tensors, with names as in timm's ResNets, or as in the file for anything else.
+
+    With them, what their names in the file begin with, and the architecture if that is known already.
+    """
     if options.layout in SIE_FAMILY:
         architecture, names, prefix = find_sie_resnet(tensors)
         # What else lies beside the encoder's own tensors is none of it, and `_classify` will say so.
-        inside = [name for name in tensors if prefix and name.startswith(prefix)]
-        file_names = {name.removeprefix(prefix): name for name in inside if name not in names}
-        file_names |= {own_name: name for name, own_name in names.items()}
-        encoder_tensors = {own_name: tensors[name] for own_name, name in file_names.items()}
-        return _Located(encoder_tensors, file_names, prefix, architecture)
+        inside = {name: name.removeprefix(prefix) for name in tensors if prefix and name.startswith(prefix)}
+        return {own: (name, tensors[name]) for name, own in (inside | names).items()}, prefix, architecture
     prefixes = layout.encoder_prefixes
     if options.encoder_prefix is not None:
         prefixes = (f"{options.encoder_prefix.rstrip('.')}.",)
-    found = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors)), None)
-    if found is None:
+    present = [prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors)]
+    if not present:
         raise LayoutError(
             f"no tensor's name begins with {' or '.join(map(repr, prefixes))}, where layout {options.layout} has the "
             f"encoder (the first names are {first_names(tensors)})",
             "give --encoder-prefix what the encoder's names begin with",
         )
-    below = {name.removeprefix(found): value for name, value in tensors.items() if name.startswith(found)}
+    prefix = present[0]
+    below = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     try:
         renamed = layouts.resnet_names(below)
     except LayoutError:
         if options.architecture is None:
             raise
         renamed = {name: name for name in below}  # numbered layers of something else than a ResNet
-    encoder_tensors = {renamed[name]: value for name, value in below.items()}
-    return _Located(encoder_tensors, {renamed[name]: found + name for name in below}, found)
+    return {renamed[name]: (prefix + name, value) for name, value in below.items()}, prefix, None
 
 
 def _architecture(
-    located: _Located, options: EncoderOptions, layout: Layout, is_transformer: bool
+    values: Mapping[str, Tensor], prefix: str, architecture: str | None, options: EncoderOptions, layout: Layout
 ) -> tuple[str, ModelArguments]:
-    """timm's name and arguments: the user's, or those that the shapes tell."""
+    """timm's name and arguments: the user's, or those that are known or that the shapes tell."""
+    given = dict(options.architecture_arguments)
     if options.architecture is not None:
-        return options.architecture, dict(options.architecture_arguments)
+        return options.architecture, given
     arguments: ModelArguments = {}
-    architecture = located.architecture
-    if is_transformer:
+    if values.keys() >= layouts.VIT_TENSORS:
         if not layout.transformer_heads_known:
             raise CheckpointError(
                 "the shapes of a vision transformer don't tell how many heads it has: give timm's name of it as "
                 "--architecture, such as vit_base_patch16_224"
             )
-        architecture, arguments = layouts.vit_architecture(located.tensors) or (None, {})
-    elif architecture is None:
-        architecture = layouts.resnet_architecture(located.tensors)
+        architecture, arguments = layouts.vit_architecture(values) or (None, {})
+    architecture = architecture or layouts.resnet_architecture(values)
     if architecture is None:
         raise LayoutError(
-            f"the tensors that begin with {located.prefix!r} ({first_names(located.tensors)}) are of no ResNet or "
-            "vision transformer that is known by its shapes",
+            f"the tensors that begin with {prefix!r} ({first_names(values)}) are of no ResNet or vision transformer "
+            "that is known by its shapes",
             "give timm's name of it as --architecture",
         )
-    return architecture, arguments | dict(options.architecture_arguments)
+    return architecture, arguments | given
 
 
 def _normalisation(
@@ -224,8 +208,8 @@ def _normalisation(
 
 
 def _matched_in_order(
-    located: _Located, own: Mapping[str, Tensor], options: EncoderOptions, layout: Layout
-) -> tuple[_Located, list[str]] | None:
+    found: Found, prefix: str, own: Mapping[str, Tensor], options: EncoderOptions, layout: Layout
+) -> tuple[Found, list[str]] | None:
     """The same tensors under the encoder's names, and names of a classifier behind them; None if they don't agree.
 
     For names that are nowhere known. Tensors must agree in order: each in its shape, in what it is in its layer
@@ -233,86 +217,62 @@ def _matched_in_order(
     """
     if not options.keeps_order or options.layout in SIE_FAMILY:
         return None
+
+    def outline(tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[torch.Size, str, bool]]:
+        places = [(tensor.shape, *name.rpartition(".")[::2]) for name, tensor in tensors]
+        layers = [None, *(layer for _, layer, _ in places)]
+        return [(shape, part, layer == before) for (shape, layer, part), before in zip(places, layers, strict=False)]
+
     theirs = [
-        name
-        for name, file_name in located.file_names.items()
-        if not file_name.startswith(options.leave_out) and _kind(file_name, located.prefix, layout) is None
+        (name, file_name, tensor)
+        for name, (file_name, tensor) in found.items()
+        if not file_name.startswith(options.leave_out) and _kind(file_name, prefix, layout) is None
     ]
-    placed, classifier = theirs[: len(own)], theirs[len(own) :]
-    if _outline(placed, located.tensors) != _outline(own, own):
+    placed, behind = theirs[: len(own)], theirs[len(own) :]
+    if outline((name, tensor) for name, _, tensor in placed) != outline(own.items()):
         return None
     # What is behind the encoder may be a weight and perhaps a bias of one layer, and nothing more.
-    behind = [located.tensors[name].shape for name in classifier]
-    if behind and not (len(behind[0]) in (2, 4) and behind[1:] in ([], [behind[0][:1]])):
+    shapes = [tensor.shape for _, _, tensor in behind]
+    if shapes and not (len(shapes[0]) in (2, 4) and shapes[1:] in ([], [shapes[0][:1]])):
         return None
-    tensors = {name: located.tensors[their_name] for name, their_name in zip(own, placed, strict=True)}
-    file_names = {name: located.file_names[their_name] for name, their_name in zip(own, placed, strict=True)}
-    return replace(located, tensors=tensors, file_names=file_names), [located.file_names[name] for name in classifier]
-
-
-def _outline(names: Iterable[str], tensors: Mapping[str, Tensor]) -> list[tuple[torch.Size, str, bool]]:
-    """Of each tensor its shape, its name within its layer, and whether it is of the same layer as the one before it."""
-    outline, previous = [], None
-    for name in names:
-        layer, _, part = name.rpartition(".")
-        outline.append((tensors[name].shape, part, layer == previous))
-        previous = layer
-    return outline
-
-
-def _check_complete(located: _Located, own: Mapping[str, Tensor], architecture: str) -> None:
-    """Raises LayoutError unless every tensor of the encoder is there, in its shape."""
-    missing = [name for name in own if name not in located.tensors]
-    if missing:
-        raise LayoutError(
-            f"the checkpoint lacks what timm's {architecture} calls {first_names(missing)}, and its tensors don't "
-            "agree with that in order and shapes either",
-            "give a whole checkpoint, or another --architecture",
-        )
-    for name, value in own.items():
-        if located.tensors[name].shape != value.shape:
-            raise LayoutError(
-                f"{located.file_names[name]!r} has shape {tuple(located.tensors[name].shape)} and not "
-                f"{tuple(value.shape)} as in a {architecture}",
-                "give a whole checkpoint, or another --architecture",
-            )
+    in_order = {name: (file_name, tensor) for name, (_, file_name, tensor) in zip(own, placed, strict=True)}
+    return in_order, [file_name for _, file_name, _ in behind]
 
 
 def _classify(
     tensors: Mapping[str, Tensor],
-    located: _Located,
-    own: Mapping[str, Tensor],
+    placed: Set[str],
+    classifier: list[str],
+    prefix: str,
     options: EncoderOptions,
     layout: Layout,
-    classifier: Collection[str],
 ) -> dict[str, list[str]]:
-    """Everything that is not in the encoder, by class; `classifier` are names that are known to be on top of it.
+    """Everything but what is placed in the encoder, by class; `classifier` are names known to be on top of it.
 
-    Raises:
-        LayoutError: a tensor belongs to no class, or repeats another one with other values.
+    A tensor that belongs to no class, or repeats another one with other values, is a LayoutError.
     """
-    placed = {located.file_names[name] for name in own} | set(classifier)
     left_out: dict[str, list[str]] = {ON_TOP: list(classifier)} if classifier else {}
     unknown = []
     for name in tensors:
-        if name in placed:
+        if name in placed or name in classifier:
             continue
         alias = next((alias for alias in layout.aliases if name.startswith(alias)), None)
-        if is_batch_count(name) and name.replace(BATCH_COUNT, "running_var") in placed:  # the encoder counts none
-            left_out.setdefault("counts of batches", []).append(name)
+        kind = _kind(name, prefix, layout)
+        if name.endswith(BATCH_COUNT) and name.replace(BATCH_COUNT, "running_var") in placed:  # the encoder counts none
+            kind = "counts of batches"
         elif name.startswith(options.leave_out):
-            left_out.setdefault(CHOSEN_BY_USER, []).append(name)
+            kind = CHOSEN_BY_USER
         elif alias is not None:
             original = layout.aliases[alias] + name.removeprefix(alias)
             if original not in tensors or not torch.equal(tensors[name], tensors[original]):
                 raise LayoutError(f"{name!r} has not the values of {original!r}", "give a checkpoint of one model")
-            left_out.setdefault("repeated", []).append(name)
-        elif (kind := _kind(name, located.prefix, layout)) is not None:
-            left_out.setdefault(kind, []).append(name)
-        else:
+            kind = "repeated"
+        if kind is None:
             unknown.append(name)
+        else:
+            left_out.setdefault(kind, []).append(name)
     if unknown:
-        inside = bool(located.prefix) and unknown[0].startswith(located.prefix)
+        inside = bool(prefix) and unknown[0].startswith(prefix)
         raise LayoutError(
             f"the checkpoint holds {first_names(unknown)}, which is neither the encoder's nor of what layout "
             f"{options.layout} leaves out ({', '.join(layout.left_out)})",

@@ -30,13 +30,12 @@ Rgb = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How images are given to an encoder."""
+    """How images are given to an encoder; the fields have the names and meanings of those of `EncoderCard`."""
 
     mean_rgb: Rgb
     std_rgb: Rgb
     image_size: int
     crop_share: float = 1.0
-    """Side of the central crop that is evaluated, as a share of the shorter side of the image."""
     interpolation: str = "bicubic"
 
 
@@ -64,20 +63,11 @@ def imported_card(
     model_args: dict[str, object] | None = None,
 ) -> EncoderCard:
     """What users must know of weights that others trained: `data` by name, if that is known; see `EncoderCard`."""
+    tag = "_".join([objective, *([data] if data else []), "imported"]).replace("-", "_")
     return EncoderCard(
-        architecture=architecture,
-        model_args=model_args or {},
-        image_size=normalisation.image_size,
-        mean_rgb=normalisation.mean_rgb,
-        std_rgb=normalisation.std_rgb,
-        crop_share=normalisation.crop_share,
-        interpolation=normalisation.interpolation,
-        parts=parts,
-        objective=objective,
-        trained_on=trained_on,
-        license="other",
-        tag="_".join([objective, *([data] if data else []), "imported"]).replace("-", "_"),
-    )
+        architecture, parts=parts, objective=objective, trained_on=trained_on, license="other", tag=tag,
+        model_args=model_args or {}, **vars(normalisation),
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- files of each method
@@ -172,7 +162,7 @@ LAYOUTS: dict[EncoderLayout, Layout] = {
 # ---------------------------------------------------------------- ResNets of torchvision's layout
 
 # (stem's kernel, convolutions of a block, blocks of each stage) -> timm's name, ours included
-RESNETS = {
+RESNETS: dict[tuple[int, int, tuple[int, ...]], str] = {
     (7, 2, (2, 2, 2, 2)): "resnet18",
     (7, 2, (3, 4, 6, 3)): "resnet34",
     (7, 3, (3, 4, 6, 3)): "resnet50",
@@ -215,18 +205,16 @@ def resnet_architecture(tensors: Mapping[str, Tensor]) -> str | None:
     stem = tensors.get("conv1.weight")
     if stem is None or stem.ndim != 4:
         return None
-    blocks: dict[int, set[int]] = {stage: set() for stage in (1, 2, 3, 4)}
-    for name in tensors:
-        if found := re.match(r"layer([1-4])\.(\d+)\.", name):
-            blocks[int(found[1])].add(int(found[2]))
+    blocks = {found[0] for name in tensors if (found := re.match(r"layer[1-4]\.\d+\.", name))}
+    depths = tuple(sum(block.startswith(f"layer{stage}.") for block in blocks) for stage in (1, 2, 3, 4))
     convolutions = 3 if "layer1.0.conv3.weight" in tensors else 2
-    depths = (len(blocks[1]), len(blocks[2]), len(blocks[3]), len(blocks[4]))
     return RESNETS.get((stem.shape[-1], convolutions, depths))
 
 
 # ---------------------------------------------------------------- vision transformers of DINO and DINOv2
 
 POSITIONS, PATCHES, CLASS, REGISTERS = "pos_embed", "patch_embed.proj.weight", "cls_token", "register_tokens"
+VIT_TENSORS = {POSITIONS, PATCHES, CLASS}  # a vision transformer with a class token has all of them
 # (width, blocks) -> size in timm's names
 VIT_SIZES = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
 VIT_SIZES_WITH_LAYER_SCALE = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40): "giant"}
@@ -236,11 +224,6 @@ VIT_RENAMED = (
     (re.compile(r"\.mlp\.w3\."), ".mlp.fc2."),
     (re.compile(r"^register_tokens$"), "reg_token"),
 )
-
-
-def is_vision_transformer(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of a vision transformer with a class token."""
-    return CLASS in tensors and PATCHES in tensors and POSITIONS in tensors
 
 
 def vit_name(name: str) -> str:

@@ -16,9 +16,9 @@ from torch import Tensor
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.export.encoder import EncoderCard
-from ssl_equi.export.layouts import RENDERED, Normalisation, Rgb, imported_card
+from ssl_equi.export.layouts import RENDERED, Normalisation, imported_card
 from ssl_equi.export.predictor import QUATERNION_COLUMNS
-from ssl_equi.export.tensors import named_tensors
+from ssl_equi.export.tensors import check_complete, named_tensors
 from ssl_equi.geometry.actions import ACTION_SIZES
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 
@@ -45,19 +45,28 @@ PROBES = (
 
 @dataclass(frozen=True)
 class Variant:
-    """What a checkpoint of one kind of action was trained on; the file says nothing of it."""
+    """How a checkpoint was trained, of which the file says nothing."""
 
-    data: str
+    actions: Actions
+    """What the model was told of."""
     action_dim: int
+    data: str
     observed_views: int
     normalisation: Normalisation
+    heads: int = 4
+    """Attention heads of each layer."""
+    action_sign: Literal[1, -1] = 1
+    """-1 if it was trained with SciPy before 1.11."""
 
 
+_RENDERED = replace(RENDERED, image_size=128)
+_STL10 = Normalisation((0.4467, 0.4398, 0.4066), (0.2241, 0.2215, 0.2239), 96)
 VARIANTS: dict[Actions, Variant] = {
-    "rotation": Variant("3diebench", ACTION_SIZES["rotation"], 3, replace(RENDERED, image_size=128)),
-    "rotation_color": Variant("3diebench", ACTION_SIZES["rotation_color"], 4, replace(RENDERED, image_size=128)),
-    "position": Variant("stl10", 2, 4, Normalisation((0.4467, 0.4398, 0.4066), (0.2241, 0.2215, 0.2239), 96)),
+    "rotation": Variant("rotation", ACTION_SIZES["rotation"], "3diebench", 3, _RENDERED),
+    "rotation_color": Variant("rotation_color", ACTION_SIZES["rotation_color"], "3diebench", 4, _RENDERED),
+    "position": Variant("position", 2, "stl10", 4, _STL10),
 }
+"""The released ones."""
 # How the released code takes glimpses, as `views.saccades.describe_saccades` writes it; a test compares the two.
 GLIMPSES = {
     "saliency": "file",
@@ -70,31 +79,8 @@ GLIMPSES = {
 }
 
 
-@dataclass(frozen=True)
-class SeqJEPAOptions:
-    """What the file doesn't say of a checkpoint."""
-
-    actions: Actions = "rotation"
-    """What the model was told of."""
-    image_size: int | None = None
-    """Side in pixels of its images; None: that of its kind."""
-    observed_views: int | None = None
-    """Views that it observed in training; None: those of its kind."""
-    heads: int = 4
-    """Attention heads of each layer."""
-    action_sign: Literal[1, -1] = 1
-    """-1 if it was trained with SciPy before 1.11."""
-    mean_rgb: Rgb | None = None
-    std_rgb: Rgb | None = None
-    """Normalisation of images in [0, 1]; None: that of its kind."""
-
-
 def model_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """The model's tensors by their names in the released code, without those of probes; `source` is for messages.
-
-    Raises:
-        CheckpointError: the content is not that of a seq-JEPA checkpoint.
-    """
+    """The model's tensors by their names in the released code, without those of probes; `source` is for messages."""
     unknown = [key for key in content if key != "model" and key not in BESIDE_THE_MODEL]
     if "model" in content and unknown:
         raise LayoutError(
@@ -104,27 +90,22 @@ def model_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if not name.startswith(PROBES)}
 
 
-def sizes_of(tensors: Mapping[str, Tensor], options: SeqJEPAOptions) -> SeqJEPAConfig:
-    """The sizes that the shapes of the tensors tell.
-
-    Raises:
-        CheckpointError: a tensor is missing, or its actions have another width than those of `options.actions`.
-    """
+def sizes_of(tensors: Mapping[str, Tensor], variant: Variant) -> SeqJEPAConfig:
+    """The sizes that the shapes of the tensors tell."""
     action_width, action_dim = _shape(tensors, "action_proj.0.weight")
-    expected = VARIANTS[options.actions].action_dim
-    if action_dim != expected:
-        fitting = [kind for kind, variant in VARIANTS.items() if variant.action_dim == action_dim]
+    if action_dim != variant.action_dim:
+        fitting = [kind for kind, other in VARIANTS.items() if other.action_dim == action_dim]
         cure = f"give --actions {fitting[0]}" if fitting else "its actions are of none of the known kinds"
         raise CheckpointError(
-            f"'action_proj.0.weight' takes actions of {action_dim} numbers, but {options.actions} has {expected}: "
-            f"{cure}"
+            f"'action_proj.0.weight' takes actions of {action_dim} numbers, but {variant.actions} has "
+            f"{variant.action_dim}: {cure}"
         )
     layers = "transformer_encoder.transformer_encoder.layers."
     return SeqJEPAConfig(
         action_dim=action_dim,
         action_width=action_width,
         layers=len({name.removeprefix(layers).split(".")[0] for name in tensors if name.startswith(layers)}),
-        heads=options.heads,
+        heads=variant.heads,
         feedforward_width=_shape(tensors, f"{layers}0.linear1.weight")[0],
         predictor_hidden_width=_shape(tensors, "predictor.0.weight")[0],
         momentum_target=any(name.startswith("target_encoder.") for name in tensors),
@@ -147,34 +128,24 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> str:
     return "resnet18_small_images" if kernel == (3, 3) else "resnet18"
 
 
-def build_objective(tensors: Mapping[str, Tensor], options: SeqJEPAOptions) -> SeqJEPA:
-    """seq-JEPA in eval mode with the tensors of `model_tensors`.
-
-    Raises:
-        CheckpointError: a tensor has no place here, is missing, or has another shape; the sentence names the first.
-    """
-    image_size = options.image_size or VARIANTS[options.actions].normalisation.image_size
-    objective = SeqJEPA(create_encoder(architecture_of(tensors), image_size), sizes_of(tensors, options))
+def build_objective(tensors: Mapping[str, Tensor], variant: Variant) -> SeqJEPA:
+    """seq-JEPA in eval mode with the tensors of `model_tensors`; a LayoutError names the first that doesn't fit."""
+    encoder = create_encoder(architecture_of(tensors), variant.normalisation.image_size)
+    objective = SeqJEPA(encoder, sizes_of(tensors, variant))
     own = objective.state_dict()
     names_there: dict[str, str] = {}  # -> names here
     for place in own:
         theirs, ours = next((theirs, ours) for theirs, ours in NAMES.items() if place.startswith(ours))
         names_there[theirs + place.removeprefix(ours)] = place
-    for name, value in tensors.items():
-        if name not in names_there:
-            raise LayoutError(f"the checkpoint holds {name!r}, which seq-JEPA doesn't have", "give one of seq-JEPA")
-        expected = own[names_there[name]].shape
-        if value.shape != expected:
-            raise LayoutError(
-                f"{name!r} has shape {tuple(value.shape)} and not {tuple(expected)}",
-                "give a whole checkpoint of seq-JEPA with a ResNet-18",
-            )
-    for name in names_there:
-        if name not in tensors:
-            raise LayoutError(f"the checkpoint lacks {name!r}", "give a whole checkpoint of seq-JEPA")
+    unknown = next((name for name in tensors if name not in names_there), None)
+    if unknown is not None:
+        raise LayoutError(f"the checkpoint holds {unknown!r}, which seq-JEPA doesn't have", "give one of seq-JEPA")
+    own_there = {name: own[place] for name, place in names_there.items()}
+    found = {name: (name, value) for name, value in tensors.items()}
+    check_complete(own_there, found, "{}", "seq-JEPA", "give a whole checkpoint of seq-JEPA with a ResNet-18")
     objective.load_state_dict({place: tensors[name] for name, place in names_there.items()})
-    if options.action_sign == -1:
-        if options.actions == "position":
+    if variant.action_sign == -1:
+        if variant.actions == "position":
             raise CheckpointError("--action-sign is -1, but positions have no sign to turn: leave it out")
         assert objective.action_embedding is not None
         # The embedding of q becomes what that of -q was; hues keep their sign. The embedded values stay what they were,
@@ -184,20 +155,14 @@ def build_objective(tensors: Mapping[str, Tensor], options: SeqJEPAOptions) -> S
     return objective.eval()
 
 
-def card_of(objective: SeqJEPA, architecture: str, options: SeqJEPAOptions, trained_on: str) -> EncoderCard:
+def card_of(objective: SeqJEPA, architecture: str, variant: Variant, trained_on: str) -> EncoderCard:
     """What users must know of the weights; `trained_on` says on which data, and from which file they come."""
-    variant = VARIANTS[options.actions]
-    usual = variant.normalisation
-    normalisation = Normalisation(
-        options.mean_rgb or usual.mean_rgb, options.std_rgb or usual.std_rgb, options.image_size or usual.image_size
-    )
     parts = {part: (columns.start, columns.stop) for part, columns in objective.parts.items()}
-    return imported_card(architecture, normalisation, "seq_jepa", variant.data, trained_on, parts)
+    return imported_card(architecture, variant.normalisation, "seq_jepa", variant.data, trained_on, parts)
 
 
-def describe_sequences(options: SeqJEPAOptions) -> dict[str, Any]:
+def describe_sequences(variant: Variant) -> dict[str, Any]:
     """How the sequences were made that it was trained on, see `sequence_model.SequenceModel`."""
-    observed_views = options.observed_views or VARIANTS[options.actions].observed_views
-    if options.actions == "position":
-        return {"source": "saccades", "observed_views": observed_views, "glimpses": dict(GLIMPSES)}
-    return {"source": "rendered", "actions": options.actions, "observed_views": observed_views}
+    if variant.actions == "position":
+        return {"source": "saccades", "observed_views": variant.observed_views, "glimpses": dict(GLIMPSES)}
+    return {"source": "rendered", "actions": variant.actions, "observed_views": variant.observed_views}

@@ -57,11 +57,7 @@ def save_sequence_model(objective: SeqJEPA, folder: Path, card: EncoderCard, seq
 
 
 def load_sequence_model(folder: str | Path) -> SequenceModel:
-    """Opens a run's `sequence_model/`, on the CPU.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, it is no sequence model, or its weights have another layout.
-    """
+    """Opens a run's `sequence_model/`, on the CPU."""
     folder = Path(folder)
     config = read_encoder_config(folder)
     if not {"seq_jepa", "sequences"} <= config.keys():

@@ -18,6 +18,7 @@ Networks with hidden layers whose weights a hypernetwork makes are not known her
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from ssl_equi.encoders.catalogue import timm_with_our_encoders
 from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.export.layouts import LAYOUTS
-from ssl_equi.export.tensors import first_names, is_batch_count
+from ssl_equi.export.tensors import BATCH_COUNT, first_names
 from ssl_equi.objectives.parts.heads import projector
 from ssl_equi.objectives.parts.predictors import Hypernetwork, MLPPredictor, ProjectedPredictor
 
@@ -50,12 +51,8 @@ ACTIONS = {4: "rotation", 6: "rotation_color"}
 def find_sie_resnet(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, str], str]:
     """The encoder among all tensors of a checkpoint.
 
-    Returns:
-        architecture, names in the file -> names in the encoder, and what the names in the file begin with.
-
-    Raises:
-        LayoutError: none of SIE's ResNets is in it; the message names the first tensor that doesn't fit the one that
-            fits longest.
+    Returns its architecture, names in the file -> names in the encoder, and what the names in the file begin with.
+    Without one, the LayoutError names the first tensor that doesn't fit the architecture that fits longest.
     """
     stem = next((name for name, value in tensors.items() if value.shape == STEM_SHAPE), None)
     if stem is None:
@@ -63,7 +60,7 @@ def find_sie_resnet(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, str],
             f"no tensor of shape {STEM_SHAPE}, the stem of SIE's ResNets, is in the checkpoint",
             "give one with the whole encoder",
         )
-    known = {architecture: _own_shapes(architecture) for architecture in ARCHITECTURES}
+    known = _own_shapes()
     prefix = stem.removesuffix("conv1.weight")
     if prefix != stem:
         # The largest first: the names of each are among those of the next larger one.
@@ -71,25 +68,28 @@ def find_sie_resnet(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, str],
             if all(prefix + name in tensors for name in own):
                 return architecture, {prefix + name: name for name in own}, prefix
     from_stem = list(tensors)[list(tensors).index(stem) :]
-    furthest: tuple[int, LayoutError] | None = None
+    failed: list[tuple[int, LayoutError]] = []
     for architecture, own in known.items():
         names: dict[str, str] = {}
         try:
             _match_in_order(((name, tensors[name].shape) for name in from_stem), own, names)
         except LayoutError as error:
-            if furthest is None or len(names) > furthest[0]:
-                furthest = len(names), error
+            failed.append((len(names), error))
         else:
-            return architecture, names, _common_prefix(names)
-    assert furthest is not None
-    raise furthest[1]
+            # The prefix is the longest beginning of whole components that all names share.
+            components = zip(*(name.split(".")[:-1] for name in names), strict=False)
+            shared = itertools.takewhile(lambda same: len(set(same)) == 1, components)
+            return architecture, names, "".join(f"{component}." for component, *_ in shared)
+    raise max(failed, key=lambda attempt: attempt[0])[1]
 
 
 @functools.cache
-def _own_shapes(architecture: str) -> dict[str, torch.Size]:
+def _own_shapes() -> dict[str, dict[str, torch.Size]]:
+    """Architecture -> names and shapes of its tensors."""
+    timm = timm_with_our_encoders()
     with torch.device("meta"):
-        encoder = timm_with_our_encoders().create_model(architecture, num_classes=0)
-    return {name: value.shape for name, value in encoder.state_dict().items()}
+        states = {name: timm.create_model(name, num_classes=0).state_dict() for name in ARCHITECTURES}
+    return {name: {place: value.shape for place, value in state.items()} for name, state in states.items()}
 
 
 def _match_in_order(
@@ -137,16 +137,6 @@ def _misplaced(name: str, shape: torch.Size, expected: str) -> LayoutError:
     )
 
 
-def _common_prefix(names: Mapping[str, str]) -> str:
-    """The longest beginning of whole components that all names share, with its last dot."""
-    shared = []
-    for components in zip(*(name.split(".")[:-1] for name in names), strict=False):
-        if len(set(components)) > 1:
-            break
-        shared.append(components[0])
-    return "".join(f"{component}." for component in shared)
-
-
 # ---------------------------------------------------------------- projector and predictor
 
 
@@ -159,9 +149,6 @@ def import_sie_predictor(
         tensors: all of the file.
         num_features: width of the encoder's features; the equivariant part is the last ones of them.
         equi_dim: width of the equivariant part; None: what the projector reads.
-
-    Raises:
-        CheckpointError: a projector or predictor is there, but is not built as SIE's.
     """
     head = {name: value for name, value in tensors.items() if EQUIVARIANT_PROJECTOR.match(name)}
     moving = {name: value for name, value in tensors.items() if PREDICTOR.match(name)}
@@ -194,13 +181,8 @@ def feature_parts(
 ) -> dict[str, tuple[int, int]]:
     """Columns of the features by part: the last ones, which the equivariant projector reads, are `equi`.
 
-    Only `all` if a projector reads all of them; the last half is `equi` in a file without any projector.
-
-    Args:
-        equi_dim: width of the equivariant part, where the user states it.
-
-    Raises:
-        CheckpointError: a projector reads more than there are, or something else than what is stated.
+    Only `all` if a projector reads all of them; the last half is `equi` in a file without any projector, unless the
+    user states its width, `equi_dim`.
     """
     read = equivariant_width(tensors, num_features)
     if equi_dim is not None and read is not None and read != equi_dim:
@@ -265,7 +247,7 @@ def _hypernetwork(tensors: Mapping[str, Tensor], layers: list[tuple[Tensor, Tens
 
 
 def _misfit(tensors: Mapping[str, Tensor], expected: str) -> CheckpointError:
-    shown = [name for name in tensors if not is_batch_count(name)]
+    shown = [name for name in tensors if not name.endswith(BATCH_COUNT)]
     shapes = ", ".join(str(tuple(tensors[name].shape)) for name in shown[:3])
     return CheckpointError(
         f"{first_names(shown)} of shapes {shapes} are not {expected}: leave the predictor out with --no-predictor"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_equi.errors import CheckpointError
+from ssl_equi.errors import CheckpointError, LayoutError
 
 STATE_KEYS = ("model", "state_dict", "model_state_dict", "model_state", "network")
 """Under which training scripts put the state of the model; names below them are given as they are."""
@@ -15,24 +15,17 @@ OPTIMISER_KEYS = re.compile(r"(.*_)?(optimizers?|optim|opt|lr_schedulers?|schedu
 """Under which they put the states of optimisers, schedules and gradient scalers; left out unseen."""
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Components of names that torch adds where it wraps a module."""
-BATCH_COUNT = "num_batches_tracked"
+BATCH_COUNT = "num_batches_tracked"  # of a batch norm; nothing is computed from it in eval mode
 LARGEST_EXPANDED_BYTES = 2**26
 """Larger tensors must be stored in full, not as one value that is shown many times."""
 NAMES_SHOWN = 3
 
 
 def named_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """All tensors but those of optimisers, in the order of the file, without torch's wrappers in their names.
+    """All tensors of a file but those of optimisers, in its order, without torch's wrappers in their names.
 
-    A batch norm that doesn't count its batches gets a count of 0.
-
-    Args:
-        content: of the file.
-        source: what errors call the file.
-
-    Raises:
-        CheckpointError: tensors lie deeper than in one mapping, two get one name, one has no dense and finite values,
-            or there are none.
+    A CheckpointError, which calls the file `source`, refuses tensors deeper than in one mapping, two of one name, and
+    values that are not dense and finite. A count of 0 batches is added behind every running variance that has none.
     """
     tensors: dict[str, Tensor] = {}
     for key, value in content.items():
@@ -55,9 +48,15 @@ def named_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
             tensors[name] = tensor
     if not tensors:
         raise CheckpointError(f"{source} holds no named tensors: give a checkpoint with the state of the model")
+    filled: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         _check_values(name, tensor)
-    return _with_batch_counts(tensors)
+        filled[name] = tensor
+        # Checkpoints from before PyTorch 0.4.1, and of trainers that drop them, have none.
+        count = name.removesuffix("running_var") + BATCH_COUNT
+        if name.rpartition(".")[2] == "running_var" and count not in tensors:
+            filled[count] = torch.zeros((), dtype=torch.long)
+    return filled
 
 
 def _holds_tensors(value: Any) -> bool:
@@ -104,22 +103,25 @@ def _check_values(name: str, value: Tensor) -> None:
         raise CheckpointError(f"{name!r} holds values that are not finite: give a checkpoint of a run that went well")
 
 
-def _with_batch_counts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same in the same order, with a count of 0 batches behind every running variance that has none."""
-    filled: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        filled[name] = value
-        layer, dot, part = name.rpartition(".")
-        count = f"{layer}{dot}{BATCH_COUNT}"
-        # Checkpoints from before PyTorch 0.4.1, and of trainers that drop them, have none.
-        if part == "running_var" and count not in tensors:
-            filled[count] = torch.zeros((), dtype=torch.long)
-    return filled
+def check_complete(
+    own: Mapping[str, Tensor], found: Mapping[str, tuple[str, Tensor]], lacks: str, whose: str, cure: str
+) -> None:
+    """Raises LayoutError unless the file has all of a module's tensors, in their shapes.
 
-
-def is_batch_count(name: str) -> bool:
-    """Whether a tensor counts the batches that a batch norm has seen, which nothing is computed from in eval mode."""
-    return name.rpartition(".")[2] == BATCH_COUNT
+    Args:
+        own: the module's tensors.
+        found: names of the module -> name in the file, and tensor.
+        lacks: how the sentence about missing names goes on, with {} for them.
+        whose: the module, as the sentence about a shape calls it.
+    """
+    missing = [name for name in own if name not in found]
+    if missing:
+        raise LayoutError(f"the checkpoint lacks {lacks.format(first_names(missing))}", cure)
+    for name, value in own.items():
+        file_name, tensor = found[name]
+        if tensor.shape != value.shape:
+            shapes = f"{tuple(tensor.shape)} and not {tuple(value.shape)}"
+            raise LayoutError(f"{file_name!r} has shape {shapes} as in {whose}", cure)
 
 
 def first_names(names: Iterable[str]) -> str:

@@ -33,6 +33,7 @@ from ssl_equi.geometry.rotations import (
     quat_multiply,
     quat_to_matrix,
     relative_quat,
+    require_shape,
     rotate_vectors,
 )
 from ssl_equi.runtime.device_copies import constant
@@ -95,8 +96,7 @@ class Pose:
     @classmethod
     def from_matrix(cls, matrices: Tensor) -> Self:
         """Poses of homogeneous matrices [..., 4, 4] of rigid motions, with w >= 0."""
-        if matrices.shape[-2:] != (4, 4):
-            raise ValueError(f"matrices have shape {tuple(matrices.shape)}: the last two dimensions must be 4 x 4")
+        require_shape(matrices, "matrices", 4, 4)
         return cls(quat_from_matrix(matrices[..., :3, :3]), matrices[..., :3, 3])
 
     def vector(self) -> Tensor:
@@ -107,7 +107,7 @@ class Pose:
     @classmethod
     def from_vector(cls, vectors: Tensor) -> Self:
         """Poses of vectors [..., 7] as `vector` gives them."""
-        _require_width(vectors, POSE_ACTION_SIZE, "vectors")
+        require_shape(vectors, "vectors", POSE_ACTION_SIZE)
         return cls(vectors[..., :4], vectors[..., 4:])
 
     def log(self) -> Tensor:
@@ -120,7 +120,11 @@ class Pose:
         rotation_vector_rad = quat_log(self.quat_xyzw)
         angle_squared = (rotation_vector_rad * rotation_vector_rad).sum(-1, keepdim=True)
         once, twice = _crosses(rotation_vector_rad, self.translation)
-        part = self.translation - once / 2 + _smooth(angle_squared, _INVERSE_SERIES, _inverse_coefficient) * twice
+        # V^-1 = I - [w]x / 2 + (1 - a/2 cot(a/2)) / a^2 [w]x^2
+        coefficient = _smooth(
+            angle_squared, _INVERSE_SERIES, lambda a: (1 - a / 2 * (a / 2).cos() / (a / 2).sin()) / a.square()
+        )
+        part = self.translation - once / 2 + coefficient * twice
         return torch.cat([rotation_vector_rad.expand(*part.shape[:-1], 3), part], dim=-1)
 
     @classmethod
@@ -129,16 +133,13 @@ class Pose:
 
         V(w) = I + (1 - cos a) / a^2 [w]x + (a - sin a) / a^3 [w]x^2 for the angle a = |w|.
         """
-        _require_width(twists, TWIST_SIZE, "twists")
+        require_shape(twists, "twists", TWIST_SIZE)
         rotation_vector_rad, part = twists[..., :3], twists[..., 3:]
         angle_squared = (rotation_vector_rad * rotation_vector_rad).sum(-1, keepdim=True)
         once, twice = _crosses(rotation_vector_rad, part)
-        translation = (
-            part
-            + _smooth(angle_squared, _FIRST_SERIES, _first_coefficient) * once
-            + _smooth(angle_squared, _SECOND_SERIES, _second_coefficient) * twice
-        )
-        return cls(quat_exp(rotation_vector_rad), translation)
+        first = _smooth(angle_squared, _FIRST_SERIES, lambda a: (1 - a.cos()) / a.square())
+        second = _smooth(angle_squared, _SECOND_SERIES, lambda a: (a - a.sin()) / a**3)
+        return cls(quat_exp(rotation_vector_rad), part + first * once + second * twice)
 
     def _batch_shape(self) -> torch.Size:
         return torch.broadcast_shapes(self.quat_xyzw.shape[:-1], self.translation.shape[:-1])
@@ -195,11 +196,6 @@ def matrix_of_action(actions: Tensor) -> Tensor:
     )
 
 
-def _require_width(tensor: Tensor, width: int, name: str) -> None:
-    if tensor.shape[-1:] != (width,):
-        raise ValueError(f"{name} have shape {tuple(tensor.shape)}: the last dimension must be {width}")
-
-
 def _require_translations(latents: Tensor) -> None:
     if latents.shape[-1:] != (LATENT_SIZE_WITH_TRANSLATION,):
         raise ValueError(
@@ -221,22 +217,6 @@ _FIRST_SERIES = tuple((-1) ** k / math.factorial(2 * k + 2) for k in range(8))
 _SECOND_SERIES = tuple((-1) ** k / math.factorial(2 * k + 3) for k in range(8))
 _BERNOULLI_NUMBERS = (1 / 6, 1 / 30, 1 / 42, 1 / 30, 5 / 66, 691 / 2730, 7 / 6, 3617 / 510)  # |B_2|, |B_4|, ...
 _INVERSE_SERIES = tuple(number / math.factorial(2 * k + 2) for k, number in enumerate(_BERNOULLI_NUMBERS))
-
-
-def _first_coefficient(angle: Tensor) -> Tensor:
-    """(1 - cos a) / a^2, of [w]x in V."""
-    return (1 - angle.cos()) / angle.square()
-
-
-def _second_coefficient(angle: Tensor) -> Tensor:
-    """(a - sin a) / a^3, of [w]x^2 in V."""
-    return (angle - angle.sin()) / angle**3
-
-
-def _inverse_coefficient(angle: Tensor) -> Tensor:
-    """(1 - a/2 cot(a/2)) / a^2, of [w]x^2 in V^-1 = I - [w]x / 2 + ..."""
-    half = angle / 2
-    return (1 - half * half.cos() / half.sin()) / angle.square()
 
 
 def _smooth(angle_squared: Tensor, series: tuple[float, ...], closed_form: Callable[[Tensor], Tensor]) -> Tensor:

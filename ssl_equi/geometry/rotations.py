@@ -12,20 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _require_last_dim(tensor: Tensor, size: int, name: str) -> None:
-    if tensor.shape[-1:] != (size,):
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}: its last dimension must be {size}")
-
-
-def _require_matrices(matrices: Tensor) -> None:
-    if matrices.shape[-2:] != (3, 3):
-        raise ValueError(f"matrices have shape {tuple(matrices.shape)}: the last two dimensions must be 3 x 3")
+def require_shape(tensor: Tensor, name: str, *last: int) -> None:
+    """Raises ValueError unless the last dimensions of a tensor are these."""
+    if tensor.shape[-len(last) :] != last:
+        expected = ", ".join(map(str, last))
+        raise ValueError(f"the shape of {name} is {tuple(tensor.shape)}: it must be [..., {expected}]")
 
 
 def quat_multiply(left_xyzw: Tensor, right_xyzw: Tensor) -> Tensor:
     """Hamilton product: the rotation that applies `right` first, then `left`. [..., 4] x [..., 4] -> [..., 4]."""
-    _require_last_dim(left_xyzw, 4, "left_xyzw")
-    _require_last_dim(right_xyzw, 4, "right_xyzw")
+    require_shape(left_xyzw, "left_xyzw", 4)
+    require_shape(right_xyzw, "right_xyzw", 4)
     left_vector, left_w = left_xyzw[..., :3], left_xyzw[..., 3:]
     right_vector, right_w = right_xyzw[..., :3], right_xyzw[..., 3:]
     cross = torch.linalg.cross(*torch.broadcast_tensors(left_vector, right_vector), dim=-1)
@@ -40,13 +37,13 @@ def quat_conjugate(quat_xyzw: Tensor) -> Tensor:
     SciPy before 1.11 negated w instead, which gives the other of the two equivalent quaternions; checkpoints of
     methods that feed raw quaternions to a predictor are tied to the sign that they were trained with.
     """
-    _require_last_dim(quat_xyzw, 4, "quat_xyzw")
+    require_shape(quat_xyzw, "quat_xyzw", 4)
     return torch.cat([-quat_xyzw[..., :3], quat_xyzw[..., 3:]], dim=-1)
 
 
 def quat_normalize(quat_xyzw: Tensor) -> Tensor:
     """Unit quaternions in the same directions; a zero quaternion becomes the identity rotation."""
-    _require_last_dim(quat_xyzw, 4, "quat_xyzw")
+    require_shape(quat_xyzw, "quat_xyzw", 4)
     length = quat_xyzw.norm(dim=-1, keepdim=True)
     identity = torch.zeros_like(quat_xyzw)
     identity[..., 3] = 1
@@ -56,7 +53,7 @@ def quat_normalize(quat_xyzw: Tensor) -> Tensor:
 
 def quat_positive(quat_xyzw: Tensor) -> Tensor:
     """The representative of each rotation with w >= 0 (discontinuous at half turns)."""
-    _require_last_dim(quat_xyzw, 4, "quat_xyzw")
+    require_shape(quat_xyzw, "quat_xyzw", 4)
     return torch.where(quat_xyzw[..., 3:] < 0, -quat_xyzw, quat_xyzw)
 
 
@@ -72,14 +69,14 @@ def relative_quat(first_xyzw: Tensor, second_xyzw: Tensor) -> Tensor:
 
 def rotate_vectors(quat_xyzw: Tensor, vectors: Tensor) -> Tensor:
     """R v for unit quaternions [..., 4] and vectors [..., 3]."""
-    _require_last_dim(vectors, 3, "vectors")
+    require_shape(vectors, "vectors", 3)
     matrices = quat_to_matrix(quat_xyzw)
     return (matrices @ vectors.unsqueeze(-1)).squeeze(-1)
 
 
 def quat_to_matrix(quat_xyzw: Tensor) -> Tensor:
     """Rotation matrices [..., 3, 3] of unit quaternions [..., 4]."""
-    _require_last_dim(quat_xyzw, 4, "quat_xyzw")
+    require_shape(quat_xyzw, "quat_xyzw", 4)
     x, y, z, w = quat_xyzw.unbind(-1)
     rows = [
         torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)], dim=-1),
@@ -95,7 +92,7 @@ def quat_from_matrix(matrices: Tensor) -> Tensor:
     Each of the four components can be read off the matrix by a formula that divides by that component; the largest
     one is used for each matrix, so that nothing is divided by a small number (Shepperd 1978).
     """
-    _require_matrices(matrices)
+    require_shape(matrices, "matrices", 3, 3)
     m = matrices
     diagonal = torch.diagonal(m, dim1=-2, dim2=-1)
     trace = diagonal.sum(-1)
@@ -121,7 +118,7 @@ def quat_from_euler_xyz(angles_rad: Tensor) -> Tensor:
 
     For angles within +-pi/2 (the poses of 3DIEBench), w > 0 without any sign change.
     """
-    _require_last_dim(angles_rad, 3, "angles_rad")
+    require_shape(angles_rad, "angles_rad", 3)
     half = angles_rad / 2
     zero = torch.zeros_like(half[..., 0])
     sine, cosine = half.sin(), half.cos()
@@ -136,7 +133,7 @@ def euler_xyz_from_matrix(matrices: Tensor) -> Tensor:
 
     At gimbal lock (|y| = pi/2) only x +- z is defined: x takes it all and z is 0.
     """
-    _require_matrices(matrices)
+    require_shape(matrices, "matrices", 3, 3)
     m = matrices
     cos_y = torch.hypot(m[..., 0, 0], m[..., 1, 0])
     angle_y = torch.atan2(-m[..., 2, 0], cos_y)
@@ -148,7 +145,7 @@ def euler_xyz_from_matrix(matrices: Tensor) -> Tensor:
 
 def rotation_angle(quat_xyzw: Tensor) -> Tensor:
     """Angle in [0, pi] (radians) by which each unit quaternion rotates, whatever its sign."""
-    _require_last_dim(quat_xyzw, 4, "quat_xyzw")
+    require_shape(quat_xyzw, "quat_xyzw", 4)
     return 2 * torch.atan2(quat_xyzw[..., :3].norm(dim=-1), quat_xyzw[..., 3].abs())
 
 
@@ -164,7 +161,7 @@ def random_quat(count: int, generator: torch.Generator | None = None, dtype: tor
 
 def quat_exp(rotation_vector_rad: Tensor) -> Tensor:
     """Unit quaternions [..., 4] of rotation vectors [..., 3] (axis times angle in radians)."""
-    _require_last_dim(rotation_vector_rad, 3, "rotation_vector_rad")
+    require_shape(rotation_vector_rad, "rotation_vector_rad", 3)
     half_angle = rotation_vector_rad.norm(dim=-1, keepdim=True) / 2
     # torch.sinc(x) is sin(pi x) / (pi x): finite at zero
     vector = rotation_vector_rad / 2 * torch.sinc(half_angle / math.pi)
@@ -182,13 +179,13 @@ def quat_log(quat_xyzw: Tensor) -> Tensor:
 
 def rotation_6d_from_matrix(matrices: Tensor) -> Tensor:
     """The first two columns of each rotation matrix, [..., 6] (Zhou et al., CVPR 2019): continuous on SO(3)."""
-    _require_matrices(matrices)
+    require_shape(matrices, "matrices", 3, 3)
     return torch.cat([matrices[..., :, 0], matrices[..., :, 1]], dim=-1)
 
 
 def matrix_from_rotation_6d(rotation_6d: Tensor) -> Tensor:
     """Rotation matrices [..., 3, 3] of 6-D vectors by Gram-Schmidt (Zhou et al., CVPR 2019)."""
-    _require_last_dim(rotation_6d, 6, "rotation_6d")
+    require_shape(rotation_6d, "rotation_6d", 6)
     first = F.normalize(rotation_6d[..., :3], dim=-1)
     second = rotation_6d[..., 3:]
     second = F.normalize(second - (first * second).sum(-1, keepdim=True) * first, dim=-1)
@@ -201,7 +198,7 @@ def nearest_rotation_matrix(matrices: Tensor) -> Tensor:
     With U S V^T the singular value decomposition, U diag(1, 1, det(U V^T)) V^T: the last factor keeps it from being a
     reflection (Levinson et al., "An Analysis of SVD for Deep Rotation Estimation", NeurIPS 2020, equation 2).
     """
-    _require_matrices(matrices)
+    require_shape(matrices, "matrices", 3, 3)
     left, _, right_transposed = torch.linalg.svd(matrices)
     sign = torch.linalg.det(left @ right_transposed)[..., None, None].sign()
     return torch.cat([left[..., :2], left[..., 2:] * sign], dim=-1) @ right_transposed

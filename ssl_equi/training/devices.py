@@ -41,11 +41,9 @@ def use_channels_last(objective: nn.Module) -> None:
     for module in objective.modules():
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
-            module.register_forward_pre_hook(_to_channels_last)
-
-
-def _to_channels_last(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(images.contiguous(memory_format=torch.channels_last) for images in inputs)
+            module.register_forward_pre_hook(
+                lambda _, inputs: tuple(images.contiguous(memory_format=torch.channels_last) for images in inputs)
+            )
 
 
 def keep_freed_memory() -> None:

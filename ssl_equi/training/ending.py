@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.sources import DATASETS, DataSource
@@ -30,9 +30,6 @@ from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.folder import recorded_versions, set_aside_earlier_results
 from ssl_equi.training.run import Run
 
-if TYPE_CHECKING:  # it imports timm, which takes seconds
-    from ssl_equi.encoders.capsules.network import CapsuleNetwork
-
 ENCODER_FOLDER = "encoder"
 CAPSULE_FOLDER = "capsule_network"
 
@@ -55,19 +52,11 @@ class Ending:
         """Tries it before the first step, so that no run can train for days and then fail.
 
         Everything that it exports is written and built again in memory, and the splits that are probed are compared.
-
-        Raises:
-            UserError, ValueError: an export or the probes would fail.
         """
         evaluated = self.data.probe_train, self.data.evaluation, self.config.evaluation_split
         check_splits(probed_parts(self.objective), *evaluated)
-        exports = self.exports(self.run.whole(self.objective))
-
-        def check_exports() -> None:
-            for export in exports.values():
-                export.check()
-
-        self.run.processes.on_main_then_everywhere(check_exports)
+        for export in self.exports(self.run.whole(self.objective)).values():
+            self.run.processes.on_main_then_everywhere(export.check)
 
     def finish(self) -> None:
         """Exports, probes the encoder and a random one on unseen objects, prints the table, writes the report.
@@ -152,7 +141,16 @@ class Ending:
             exports[SEQUENCE_MODEL_FOLDER] = sequence_export(objective.sequence_model, card, self.sequences)
         if objective.capsule_network is not None:
             network = objective.capsule_network
-            exports[CAPSULE_FOLDER] = encoder_export(network, self._capsule_card(network, card))
+            # `evaluation/probe.py` asks the same of the network's activations and poses.
+            arguments = {
+                "backbone": self.config.encoder, "backbone_arguments": self.config.encoder_arguments,
+                "num_capsules": network.num_capsules, "pose_side": network.pose_side, "votes": network.votes,
+                "img_size": self.config.image_size,
+            }  # fmt: skip
+            # Beside the backbone's `all` in one results.json, the capsules need a name of their own.
+            named = {"capsules" if part == "all" else part: columns for part, columns in network.parts.items()}
+            capsule_card = replace(card, architecture="capsule_network", model_args=arguments, parts=_as_numbers(named))
+            exports[CAPSULE_FOLDER] = encoder_export(network, capsule_card)
         return exports
 
     def encoder_card(self, objective: Objective) -> EncoderCard:
@@ -167,24 +165,16 @@ class Ending:
             image_size=config.image_size,
             mean_rgb=data.mean_rgb,
             std_rgb=data.std_rgb,
-            parts={part: (columns.start, columns.stop) for part, columns in probed_parts(objective).items()},
+            parts=_as_numbers(probed_parts(objective)),
             objective=name,
             trained_on=f"{data.train.source if stated else data.name} {data.train.fingerprint[:16]}",
             license=data.licence_of_weights,
             tag=f"{name}_{data.name}".replace("-", "_"),
         )
 
-    def _capsule_card(self, network: "CapsuleNetwork", card: EncoderCard) -> EncoderCard:
-        """The labels of the capsule network, of whose activations and poses `evaluation/probe.py` asks the same."""
-        arguments = {
-            "backbone": self.config.encoder, "backbone_arguments": self.config.encoder_arguments,
-            "num_capsules": network.num_capsules, "pose_side": network.pose_side, "votes": network.votes,
-            "img_size": self.config.image_size,
-        }  # fmt: skip
-        # Beside the backbone's `all` in one results.json, the capsules need a name of their own.
-        named = {"capsules" if part == "all" else part: columns for part, columns in network.parts.items()}
-        parts = {part: (columns.start, columns.stop) for part, columns in named.items()}
-        return replace(card, architecture="capsule_network", model_args=arguments, parts=parts)
+
+def _as_numbers(parts: dict[str, slice]) -> dict[str, tuple[int, int]]:
+    return {part: (columns.start, columns.stop) for part, columns in parts.items()}
 
 
 def probed_parts(objective: Objective) -> dict[str, slice]:

@@ -25,9 +25,6 @@ class RunFolder:
     """A folder that belongs to this run from here on until `release`, or until the process ends, however it does.
 
     The lock is the operating system's, so a killed run leaves nothing behind that would block the next one.
-
-    Raises:
-        RunError: another run writes there, or the folder can't be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,9 +76,6 @@ def choose_folder(out: Path | None, name: str, resume: bool) -> Path:
 
     Without `out`, a new run takes the first folder that holds no checkpoint and that no run is using, and a resumed one
     the last that holds a checkpoint.
-
-    Raises:
-        RunError: `out` holds a run that is not to be resumed, or another run is using it.
     """
     if out is not None:
         if list_checkpoints(out / "checkpoints") and not resume:

@@ -86,10 +86,7 @@ class SpeedWindow:
 
 
 def append_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Adds lines to metrics.jsonl, each with an `event` and the `step` after which it was written.
-
-    Raises CheckpointError if the disk is full.
-    """
+    """Adds lines to metrics.jsonl, each with an `event` and the `step` after which it was written."""
     try:
         with open(path, "a") as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
@@ -227,14 +224,10 @@ class TrainingProgress:
     def __enter__(self) -> "TrainingProgress":
         if self.enabled and self.console.is_terminal:
             self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}"),
-                TimeRemainingColumn(compact=True),
-                console=self.console,
-                transient=True,
-            )
+                TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(compact=True),
+                console=self.console, transient=True,
+            )  # fmt: skip
             self.bar.start()
             self.task = self.bar.add_task(self.label, total=self.total_steps, completed=self.step, numbers="")
         return self
@@ -269,11 +262,8 @@ class TrainingProgress:
         self.last_line_at = now
         seconds_a_step = (now - self.started_at) / max(self.step - self.first_step, 1)
         minutes_left = seconds_a_step * (self.total_steps - self.step) / 60
-        print(
-            f"{self.label} {self.step}/{self.total_steps} · {choices[0]} · {minutes_left:.1f} min left",
-            file=sys.stdout,
-            flush=True,
-        )
+        done = f"{self.step}/{self.total_steps}"
+        print(f"{self.label} {done} · {choices[0]} · {minutes_left:.1f} min left", flush=True)
 
 
 def _numbers(loss: float, speed: Speed) -> list[str]:

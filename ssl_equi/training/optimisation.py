@@ -22,25 +22,19 @@ def parameter_groups(
 
     Args:
         module: parameters without gradient (momentum targets) are left out.
-        weight_decay: of the weights.
         decay_bias_and_norm: False: parameters of less than two dimensions are not decayed.
-        bias_and_norm_rate_factor: their learning rate as a multiple of the others' (Barlow Twins: .0048 / .2).
-
-    Returns:
-        Groups for a torch optimiser; `rate_factor` is what `set_learning_rate` multiplies the rate by.
+        bias_and_norm_rate_factor: their learning rate as a multiple of the others' (Barlow Twins: .0048 / .2); a
+            group's `rate_factor` is what `set_learning_rate` multiplies the rate by.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if decay_bias_and_norm and bias_and_norm_rate_factor == 1:
         return [{"params": trained, "weight_decay": weight_decay, "rate_factor": 1.0}]
     weights = [parameter for parameter in trained if parameter.ndim > 1]
     others = [parameter for parameter in trained if parameter.ndim <= 1]
+    decay_of_others = weight_decay if decay_bias_and_norm else 0.0
     groups = [
         {"params": weights, "weight_decay": weight_decay, "rate_factor": 1.0},
-        {
-            "params": others,
-            "weight_decay": weight_decay if decay_bias_and_norm else 0.0,
-            "rate_factor": bias_and_norm_rate_factor,
-        },
+        {"params": others, "weight_decay": decay_of_others, "rate_factor": bias_and_norm_rate_factor},
     ]
     return [group for group in groups if group["params"]]
 
@@ -73,8 +67,7 @@ def make_optimizer(
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Restores an optimiser from a state that may have been saved on another device.
 
-    Raises:
-        KeyError, ValueError: the state has other groups or parameters.
+    A KeyError or ValueError says that the state has other groups or parameters.
     """
     for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
         saved["fused"] = group.get("fused")  # earlier versions saved that a CPU has no fused kernels

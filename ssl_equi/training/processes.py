@@ -51,9 +51,6 @@ class Processes:
 
     Args:
         collective_timeout: minutes that a process waits for the others.
-
-    Raises:
-        RunError: they were launched in a way that a run can't follow.
     """
 
     def __init__(self, collective_timeout: float) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
@@ -59,9 +60,6 @@ class Run:
     Args:
         config: the recipe's configuration, which extends `RunConfig`.
         name: the recipe's name, used for the default run folder and in what is shown.
-
-    Raises:
-        RunError: the options contradict each other or the folder.
     """
 
     def __init__(self, config: RunConfig, name: str) -> None:
@@ -80,7 +78,8 @@ class Run:
             loader_workers=self.loader_size.workers,
         )  # fmt: skip
         # Chosen again when the run starts: others may have started by then.
-        self.folder = self.processes.on_main_then_everywhere(self._choose_folder)
+        choose = partial(choose_folder, config.out, name, config.resume)
+        self.folder = self.processes.on_main_then_everywhere(choose)
         # Buffers are equal everywhere (statistics of the global batch, gathered keys), so nobody needs to send them. A
         # static graph gains nothing, as all weights are used, and needs outputs that DistributedDataParallel sees into.
         parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -146,30 +145,29 @@ class Run:
 
         Restores the newest checkpoint if `--resume` is given and there is one. Whatever else can refuse a run comes
         before: this is the first to write, and a run that it refuses leaves nothing behind.
-
-        Raises:
-            UserError: the folder is another run's, the checkpoint is damaged or of another architecture, or the tracker
-                doesn't start.
         """
         on_main_then_everywhere, options = self.processes.on_main_then_everywhere, used_options(self.config)
         try:
             self.folder = on_main_then_everywhere(lambda: self._take_folder(options))
             checkpoints = list_checkpoints(self.folder / "checkpoints") if self.config.resume else []
             if checkpoints:
-                self._restore(checkpoints[-1])
-            on_main_then_everywhere(lambda: self._begin_folder(options))
+                self.state.restore(checkpoints[-1])
+                if not has_checksums(checkpoints[-1]):
+                    self.processes.say(
+                        f"{checkpoints[-1]} is of an earlier version, without checksums: damage of its files can't be "
+                        "ruled out"
+                    )
+                self.processes.say(f"resuming {self.folder} after step {self.state.steps_done}")
+            on_main_then_everywhere(lambda: cast(RunFolder, self._claim).begin(options, self.state.steps_done))
         except BaseException:
             if self._claim is not None:
                 self._claim.withdraw()
             raise
         return self.state.steps_done
 
-    def _choose_folder(self) -> Path:
-        return choose_folder(self.config.out, self.name, self.config.resume)
-
     def _take_folder(self, options: dict[str, Any]) -> Path:
         """Of the first process: locks the folder, refuses options that the run wasn't begun with, starts a tracker."""
-        folder = self._choose_folder()
+        folder = choose_folder(self.config.out, self.name, self.config.resume)
         self._claim = RunFolder(folder)
         config_file = folder / "config.json"
         if self.config.resume and list_checkpoints(folder / "checkpoints") and config_file.is_file():
@@ -178,18 +176,6 @@ class Run:
         # TensorBoard takes nothing but numbers and text.
         self._tracking.start(self.name, {name: str(value) for name, value in flattened(options).items()})
         return folder
-
-    def _begin_folder(self, options: dict[str, Any]) -> None:
-        if self._claim is not None:
-            self._claim.begin(options, self.state.steps_done)
-
-    def _restore(self, checkpoint: Path) -> None:
-        self.state.restore(checkpoint)
-        if not has_checksums(checkpoint):
-            self.processes.say(
-                f"{checkpoint} is of an earlier version, without checksums: damage of its files can't be ruled out"
-            )
-        self.processes.say(f"resuming {self.folder} after step {self.state.steps_done}")
 
     # ---------------------------------------------------------------- the loop
 
@@ -240,7 +226,7 @@ class Run:
         """Backpropagates the loss, clips the gradient if asked, and remembers which term first was not finite."""
         self._finite_watch.look(output, self.state.steps_done + 1)
         if self.device.type == "cpu":
-            self._raise_if_not_finite(self._finite_watch.first_bad().read())
+            self._stop_if_not_finite(self._finite_watch.first_bad().read())
         # What is computed again would enter the running statistics of batch norms twice.
         again = running_statistics_kept(self.objective) if self.config.checkpoint_activations else nullcontext()
         with again:
@@ -269,7 +255,7 @@ class Run:
         ).read()
         # Where all terms of this process are finite, a mean that is not tells of another process.
         not_finite = [(step + 1, name) for name, value in losses.items() if not math.isfinite(value)]
-        self._raise_if_not_finite(first_bad or next(reversed(not_finite), None))
+        self._stop_if_not_finite(first_bad or next(reversed(not_finite), None))
         self.state.records_skipped += skipped
         speed = self._speed_window.speed(self.state.records_skipped)
         self._speed_window = SpeedWindow()
@@ -294,11 +280,10 @@ class Run:
 
     def save(self) -> None:
         """Saves a checkpoint of the steps done so far; never of losses or weights that are not finite."""
-        self._raise_if_not_finite(self._finite_watch.first_bad().read())
+        self._stop_if_not_finite(self._finite_watch.first_bad().read())
         # A gradient may overflow though its loss did not.
         spoilt = self.state.first_weight_not_finite()
-        if spoilt is not None:
-            self._stop_for_numbers(f"the weight {spoilt!r}", self.state.steps_done)
+        self._stop_if_not_finite(None if spoilt is None else (self.state.steps_done, spoilt), kind="weight")
         self.state.records_skipped += self._skipped_records().read()
         trained = self.state.trained(keep=self.processes.is_main)
 
@@ -308,15 +293,14 @@ class Run:
 
         self.processes.on_main_then_everywhere(write)
 
-    def _raise_if_not_finite(self, bad: tuple[int, str] | None) -> None:
-        if bad is not None:
-            self._stop_for_numbers(f"the term {bad[1]!r}", bad[0])
-
-    def _stop_for_numbers(self, what: str, step: int) -> NoReturn:
+    def _stop_if_not_finite(self, bad: tuple[int, str] | None, kind: str = "term") -> None:
+        """Raises RunError for the step and the name of what is not finite."""
+        if bad is None:
+            return
         saved = list_checkpoints(self.folder / "checkpoints")
         good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved yet"
         raise RunError(
-            f"{what} is not finite at step {step} of {self.folder}: {good}; "
+            f"the {kind} {bad[1]!r} is not finite at step {bad[0]} of {self.folder}: {good}; "
             "lower the learning rate, or set --clip-norm, and go on with --resume"
         )
 

@@ -21,11 +21,7 @@ def shard(objective: nn.Module, device: torch.device) -> None:
     A block of the encoder or of its momentum target is gathered when it is its turn, everything else once a step. All
     is gathered and added up in the precision of the weights; as without sharding, autocast chooses that of operations.
 
-    Args:
-        device: where the objective is.
-
-    Raises:
-        EncoderError: the encoder is no vision transformer.
+    Only vision transformers have blocks to share out; an EncoderError names any other encoder.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -18,6 +18,7 @@ from ssl_equi.export.predictor import PredictorCard, load_predictor, save_predic
 from ssl_equi.export.sequence_model import load_sequence_model, save_sequence_model
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.objectives.sie import SIE, SIEConfig
+from tests.fakes import ExtraState
 
 CARD = EncoderCard(
     "test_vit", 64, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3), {"all": (0, 64)}, "toy", "3diebench-p 0123", "apache-2.0", "toy",
@@ -155,18 +156,11 @@ def test_the_folder_of_a_run_is_answered_with_the_one_within(tmp_path: Path) -> 
         load_encoder(run)
 
 
-class Stateful(nn.Linear):
-    num_features = 5
-
-    def get_extra_state(self) -> dict[str, int]:
-        return {"calls": 3}
-
-
 @pytest.mark.parametrize(
     ("module", "sentence"),
     [
-        (Stateful(2, 5), r"_extra_state of the Stateful is a dict: export a module of dense"),
-        (Stateful(2, 5, device="meta"), r"weight of the Stateful is a tensor without values: export a module of dense"),
+        (ExtraState(2, 5), r"_extra_state of the ExtraState is a dict: export a module of dense"),
+        (ExtraState(2, 5, device="meta"), "weight of the ExtraState is a tensor without values: export a module of"),
     ],
 )
 def test_a_state_that_is_no_dense_tensor_is_named(module: nn.Module, sentence: str, tmp_path: Path) -> None:

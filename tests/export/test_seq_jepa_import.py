@@ -13,7 +13,7 @@ from ssl_equi.errors import CheckpointError
 from ssl_equi.export.encoder import load_encoder, parts_of, read_encoder_config
 from ssl_equi.export.layouts import RENDERED
 from ssl_equi.export.seq_jepa_files import (
-    SeqJEPAOptions,
+    VARIANTS,
     architecture_of,
     build_objective,
     card_of,
@@ -131,21 +131,24 @@ def tensors(model: Released) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("kind", "side"), [("rotation", 128), ("position", 96)])
 def test_an_imported_model_answers_as_the_released_one(kind: str, side: int) -> None:
     model = released(ACTION_DIM[kind], small_stem=kind == "position")
-    options = SeqJEPAOptions(actions=kind)
-    objective = build_objective(model.state_dict(), options)
+    objective = build_objective(model.state_dict(), VARIANTS[kind])
     assert_same_answers(model, objective, kind)
-    card = card_of(objective, architecture_of(model.state_dict()), options, "by others")
+    card = card_of(objective, architecture_of(model.state_dict()), VARIANTS[kind], "by others")
     assert card.architecture == ("resnet18_small_images" if kind == "position" else "resnet18")
     mean, std = (STL10_MEAN_RGB, STL10_STD_RGB) if kind == "position" else (RENDERED.mean_rgb, RENDERED.std_rgb)
     assert (card.image_size, card.mean_rgb, card.std_rgb) == (side, mean, std)
 
 
 def test_sequences_are_described_as_the_makers_of_views_describe_theirs() -> None:
-    assert describe_sequences(SeqJEPAOptions()) == {"source": "rendered", "actions": "rotation", "observed_views": 3}
+    assert describe_sequences(VARIANTS["rotation"]) == {
+        "source": "rendered",
+        "actions": "rotation",
+        "observed_views": 3,
+    }
     glimpses = SaccadeOptions(
         saliency="file", glimpse_size=32, inhibition="square", inhibition_radius_px=16, transposed=True
     )
-    described = describe_sequences(SeqJEPAOptions(actions="position"))
+    described = describe_sequences(VARIANTS["position"])
     assert described == describe_saccades(glimpses, observed_views=4)
     maps = Path("deepgaze.npy")
     assert described_saccades(described, maps) == replace(glimpses, saliency_file=maps)
@@ -171,19 +174,19 @@ def test_an_imported_folder_is_opened_as_that_of_a_run(
 def test_the_sign_of_old_quaternions_is_turned_in_the_weights_and_that_of_hues_is_not(
     model: Released, tensors: dict[str, Tensor]
 ) -> None:
-    ours = build_objective(tensors, SeqJEPAOptions(actions="rotation_color", action_sign=-1))
+    ours = build_objective(tensors, replace(VARIANTS["rotation_color"], action_sign=-1))
     assert_same_answers(model, ours, "rotation_color", sign=-1)
     assert torch.equal(ours.action_embedding.norm.running_mean, tensors["action_proj.1.running_mean"])
     with pytest.raises(CheckpointError, match="--action-sign is -1, but positions have no sign"):
         positions = Released(2, small_stem=True).state_dict()
-        build_objective(positions, SeqJEPAOptions(actions="position", action_sign=-1))
+        build_objective(positions, replace(VARIANTS["position"], action_sign=-1))
 
 
 def test_a_checkpoint_without_momentum_target_predicts_the_encoders_features(
     model: Released, tensors: dict[str, Tensor]
 ) -> None:
     online = {name: value for name, value in tensors.items() if not name.startswith("target_encoder.")}
-    ours = build_objective(online, SeqJEPAOptions(actions="rotation_color"))
+    ours = build_objective(online, VARIANTS["rotation_color"])
     assert ours.target_encoder is None
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -193,9 +196,9 @@ def test_a_checkpoint_without_momentum_target_predicts_the_encoders_features(
 def test_the_released_sizes_are_the_published_ones() -> None:
     with torch.device("meta"):
         model = Released(4, layers=3, feedforward=2560, hidden=1024)
-    assert sizes_of(model.state_dict(), SeqJEPAOptions(actions="rotation")) == SeqJEPAConfig()
+    assert sizes_of(model.state_dict(), VARIANTS["rotation"]) == SeqJEPAConfig()
     zeros = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in model.state_dict().items()}
-    ours = build_objective(zeros, SeqJEPAOptions(actions="rotation"))
+    ours = build_objective(zeros, VARIANTS["rotation"])
     theirs = [*model.transformer_encoder.parameters(), model.agg_token]
     for parameters, count in (
         (ours.aggregator.parameters(), 14_772_480), (theirs, 14_772_480), (ours.predictor.parameters(), 1_313_280),
@@ -231,4 +234,4 @@ def test_tensors_that_do_not_fit_are_named(
     tensors: dict[str, Tensor], change: dict[str, Tensor | None], sentence: str
 ) -> None:
     with pytest.raises(CheckpointError, match=sentence):
-        build_objective(changed(tensors, change), SeqJEPAOptions(actions="rotation_color"))
+        build_objective(changed(tensors, change), VARIANTS["rotation_color"])

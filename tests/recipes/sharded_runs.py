@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from accelerate.state import AcceleratorState
-
 from recipes import byol
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS
 from ssl_equi.training.pretraining import Pretraining
-from tests.fakes import end_without_probes
+from tests.fakes import end_without_probes, forget_processes
 from tests.recipes.conftest import QUICK, small_configuration
 
 TRANSFORMER = "hybrid_octic_vit_tiny_patch16_224"
@@ -38,7 +36,7 @@ def main(rank: int, port: int, data: Path, begun: Path, ended: Path) -> None:
     os.environ["MASTER_PORT"] = str(port)
     with mock.patch.object(Pretraining, "finish", end_without_probes):
         byol.main(configuration(data, sharding="full", out=begun, steps=3))
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_processes()
     os.environ["MASTER_PORT"] = str(port + 1)
     byol.main(configuration(data, sharding="full", out=ended))
 

@@ -7,14 +7,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from ssl_equi import options
 from ssl_equi.errors import UserError
 from ssl_equi.options import check_options
 from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.run import Run
-from tests.fakes import RECIPES, SmallConfig, load_recipe
+from tests.fakes import RECIPES, SmallConfig, forget_processes, load_recipe
 from tests.recipes.conftest import with_changes
 
 QUICK = ("equimod", "sie")  # the others take a minute together
@@ -68,7 +67,7 @@ def learnt(monkeypatch: pytest.MonkeyPatch, without_ending: None, tmp_path: Path
 
     def learn(recipe: ModuleType, config: Any) -> str:
         lines.clear()
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_processes()
         recipe.main(dataclasses.replace(config, out=next(folders)))
         return "\n".join(lines)
 

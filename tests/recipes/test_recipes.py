@@ -29,7 +29,7 @@ from ssl_equi.export.encoder import read_encoder_config
 from ssl_equi.export.predictor import load_predictor
 from ssl_equi.probing.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
 from ssl_equi.probing.tasks import CORE_TASKS, NEEDS_TRANSLATIONS
-from tests.fakes import RECIPES, SmallConfig, event_lines, load_recipe, losses, numbers, train_only
+from tests.fakes import RECIPES, SmallConfig, event_lines, forget_processes, load_recipe, losses, numbers, train_only
 
 STEPS = 3
 
@@ -239,7 +239,7 @@ def test_bf16_follows_fp32_and_exports_fp32(
     small_config: SmallConfig, finished: Callable[[str], FinishedRun], tmp_path: Path, quick_probes: None
 ) -> None:
     expected = losses(finished("sie").folder)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_processes()
     sie.main(small_config(sie, out=tmp_path / "bf16", steps=STEPS, compare_with_random=False, mixed_precision="bf16"))
     found = losses(tmp_path / "bf16")
     assert found != expected
@@ -276,7 +276,7 @@ def test_compiled_networks_learn_the_same_and_keep_their_names(
     monkeypatch.setattr(torch, "compile", lambda function, **_: compile_function(function, backend=backend))
     config = small_config(recipe, out=tmp_path / "plain", steps=2, compare_with_random=False)
     train_only(recipe, config)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_processes()
     recipe.main(dataclasses.replace(config, out=tmp_path / "compiled", compile=True))
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
     names = load_encoder(tmp_path / "compiled" / "encoder").state_dict().keys()

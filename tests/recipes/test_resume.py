@@ -4,16 +4,17 @@ Momentum targets, queues, augmentations and drawn elements are what could differ
 at the end of an epoch, 24 objects come in batches of 11, 11 and 2, which are counted right.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
+from recipes import sie
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.views.makers import ViewOptions
-from tests.fakes import RECIPES, SmallConfig, event_lines, load_recipe, numbers
+from tests.fakes import RECIPES, SmallConfig, event_lines, forget_processes, load_recipe, numbers
 
 WHOLE_BATCHES = ("moco", "care")  # they refuse incomplete ones, see test_combinations.py
 VIEWS = {"seq_jepa": 4, "vicreg_traj": 3, "seq_jepa_saccades": 1, "conv_jepa": 1}  # stored ones of each object
@@ -44,7 +45,7 @@ def test_resumed_is_as_never_stopped(
 
     def run(folder: Path, **options: Any) -> None:
         recipe.main(small_config(recipe, configuration, out=folder, **changes, **options))
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_processes()
 
     run(tmp_path / "whole", steps=5)
     run(tmp_path / "stopped", steps=2)
@@ -53,12 +54,24 @@ def test_resumed_is_as_never_stopped(
         speeds = numbers(tmp_path / "whole", "speed")
         images = [line["images_per_second"] * line["window_seconds"] for line in speeds]
         assert images == pytest.approx([VIEWS.get(name, 2) * size for size in (11, 11, 2, 11, 11)])
-    lines = event_lines(tmp_path / "whole")
-    assert len(lines) == 5
+    lines, probe_lines = (event_lines(tmp_path / "whole", event) for event in ("loss", "online_probe"))
+    assert len(lines) == 5 and probe_lines
     assert event_lines(tmp_path / "stopped") == lines
+    assert event_lines(tmp_path / "stopped", "online_probe") == probe_lines
     states = [
         read_state(list_checkpoints(tmp_path / folder / "checkpoints")[-1], "objective")
         for folder in ("whole", "stopped")
     ]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_probes")
+def test_results_of_a_run_that_goes_on_are_set_aside(small_config: SmallConfig, tmp_path: Path) -> None:
+    sie.main(small_config(sie, out=tmp_path, steps=4))
+    forget_processes()
+    sie.main(small_config(sie, out=tmp_path, resume=True))
+    results = [json.loads((tmp_path / name).read_text()) for name in ("results-earlier-1.json", "results.json")]
+    assert [result["run"]["steps"] for result in results] == [4, 6]
+    assert len(results[0]["records"]) == len(results[1]["records"]), "numbers of two encoders are in one file"

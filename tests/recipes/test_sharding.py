@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from recipes import byol
 from ssl_equi import load_encoder
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.errors import EncoderError
 from ssl_equi.training.pretraining import Pretraining
-from tests.fakes import losses
+from tests.fakes import forget_processes, losses
 from tests.launched import ROOT, clean_environment
 from tests.recipes import sharded_runs
 
@@ -41,7 +40,7 @@ def train(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     monkeypatch.setattr(Pretraining, "finish", note_weights)
 
     def go_on(folder: str, **options: Any) -> dict[str, torch.Tensor]:
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_processes()
         byol.main(sharded_runs.configuration(tiny_data, out=tmp_path / folder, **options))
         return dict(exported)
 

@@ -13,20 +13,14 @@ from torch import Tensor
 
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.training.devices import STEPS_AHEAD, on_device
+from tests.fakes import view_batch
 from tests.simulated_device import DEVICE, SimulatedDevice
 
 CPU = torch.device("cpu")
 
 
 def numbered_batch(number: int) -> ViewBatch:
-    return ViewBatch(
-        images=torch.full((2, 2, 3, 3, 3), number, dtype=torch.uint8),
-        latents=torch.full((2, 2, 7), float(number)),
-        quat_xyzw=torch.full((2, 2, 4), float(number)),
-        labels=torch.full((2,), number),
-        object_indices=torch.arange(2),
-        view_indices=torch.zeros(2, 2, dtype=torch.int64),
-    )
+    return view_batch(torch.full((2, 2, 3, 3, 3), number, dtype=torch.uint8))
 
 
 @pytest.fixture

@@ -22,18 +22,21 @@ from ssl_equi.training.processes import launched_precision, refuse_lonely_tasks,
         ("no", "bf16", "bf16"),
         ("bf16", "bf16", "bf16"),
         (None, "no", "no"),
+        ("fp16", "auto", None),
+        ("fp8", "bf16", None),
+        ("bf16", "no", None),
     ],
 )
 def test_the_precision_is_the_launchers_unless_the_options_name_one(
-    given: str | None, asked: Precision, used: str
+    given: str | None, asked: Precision, used: str | None
 ) -> None:
-    assert launched_precision(asked, {} if given is None else {"ACCELERATE_MIXED_PRECISION": given}) == used
-
-
-@pytest.mark.parametrize(("given", "asked"), [("fp16", "auto"), ("fp8", "bf16"), ("bf16", "no")])
-def test_a_precision_that_cannot_be_followed_is_refused(given: str, asked: Precision) -> None:
+    """None: it can't be followed."""
+    environment = {} if given is None else {"ACCELERATE_MIXED_PRECISION": given}
+    if used is not None:
+        assert launched_precision(asked, environment) == used
+        return
     with pytest.raises(RunError, match=f"launcher was given --mixed_precision {given}.*: give the launcher"):
-        launched_precision(asked, {"ACCELERATE_MIXED_PRECISION": given})
+        launched_precision(asked, environment)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from ssl_equi.data.images import normalise_views
@@ -30,7 +29,7 @@ from ssl_equi.training.ending import Ending, probed_parts
 from ssl_equi.training.folder import set_aside_earlier_results
 from ssl_equi.training.pretraining import DataIdentity, FollowingProbes
 from ssl_equi.training.run import Run
-from tests.fakes import process_of_its_own
+from tests.fakes import ExtraState, forget_processes, process_of_its_own
 
 PAIRS = {"source": "rendered", "actions": "rotation", "observed_views": 1}
 
@@ -88,17 +87,12 @@ def test_the_ending_leaves_the_objective_and_the_random_generator_as_they_were(
     assert run.folder.exists() != tried
 
 
-class Stateful(nn.Linear):
-    def get_extra_state(self) -> dict[str, int]:
-        return {"calls": 3}
-
-
 def test_an_export_that_would_fail_is_named_before_training(config: PretrainingConfig, data: DataSource) -> None:
     objective = make_objective(config)
     run = Run(config, "sie")
     with pytest.raises(CheckpointError, match="holds another architecture"):
         Ending(run, dataclasses.replace(config, encoder="resnet10t"), objective, data, PAIRS).check()
-    objective.encoder.counter = Stateful(1, 1)
+    objective.encoder.counter = ExtraState(1, 1)
     with pytest.raises(CheckpointError, match=r"counter\._extra_state of the .* is a dict"):
         Ending(run, config, objective, data, PAIRS).check()
 
@@ -145,7 +139,7 @@ def test_the_random_encoder_is_one_that_no_seed_trains(
 
     monkeypatch.setattr(Suite, "evaluate", look)
     for seed in (0, 1):
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_processes()
         seeded = dataclasses.replace(config, seed=seed, out=Path(f"{config.out}-{seed}"))
         objective = make_objective(seeded)
         with pytest.raises(SeenError):
@@ -225,7 +219,7 @@ def test_weights_carry_the_licence_of_what_they_learnt_from(config: PretrainingC
 def gradients_of_three_steps(
     config: PretrainingConfig, data: DataSource, with_probes: bool
 ) -> tuple[list[torch.Tensor], torch.Tensor, dict[str, float]]:
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_processes()
     objective = make_objective(config)
     run = started_run(config, objective)
     torch.manual_seed(5)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from filelock import FileLock
 
 from ssl_equi.checkpoint import list_checkpoints
@@ -19,13 +18,14 @@ from ssl_equi.errors import CheckpointError, RunError, UserError
 from ssl_equi.training.config import LoaderSize, default_threads
 from ssl_equi.training.run import Run
 from ssl_equi.training.stopping import EXIT_STOPPED
+from tests.fakes import forget_processes
 from tests.toy_recipe import EachStep, ToyConfig, ToyLoader, ToyObjective, loss_lines, train_toy
 
 TOTAL_STEPS = 23
 
 
 def started(config: ToyConfig) -> Run:
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_processes()
     return Run(config, "toy")
 
 
@@ -159,9 +159,13 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint(
     assert loss_lines(tmp_path / "run") == whole
 
 
-def test_only_the_newest_checkpoints_are_kept(finished: Path) -> None:
+def test_the_newest_checkpoints_and_config_and_versions_are_kept(finished: Path) -> None:
     names = [path.name for path in list_checkpoints(finished / "checkpoints")]
     assert names == ["step-00000020", "step-00000023"]
+    assert json.loads((finished / "config.json").read_text())["width"] == 4
+    versions = json.loads((finished / "versions.json").read_text())
+    assert versions["torch"] in (torch.__version__.split("+")[0], torch.__version__)
+    assert {"commit", "command", "accelerate", "device"} <= set(versions)
 
 
 def test_a_folder_that_holds_a_run_is_never_overwritten(finished: Path) -> None:
@@ -320,14 +324,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         train(ToyConfig(out=tmp_path / "file" / "run"))
 
 
-def test_config_and_versions_are_recorded(tmp_path: Path) -> None:
-    train(ToyConfig(out=tmp_path / "run", steps=1))
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["width"] == 4
-    versions = json.loads((tmp_path / "run" / "versions.json").read_text())
-    assert versions["torch"] == torch.__version__.split("+")[0] or versions["torch"] == torch.__version__
-    assert {"commit", "command", "accelerate", "device"} <= set(versions)
-
-
 @pytest.mark.parametrize(
     ("size", "recorded"),
     [
@@ -348,8 +344,7 @@ def test_what_was_chosen_for_the_loader_is_recorded(
 
 
 def test_gradients_are_clipped_to_the_given_norm(tmp_path: Path) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    run = Run(ToyConfig(out=tmp_path / "run", clip_norm=1e-3), "toy")
+    run = started(ToyConfig(out=tmp_path / "run", clip_norm=1e-3))
     objective = ToyObjective(4)
     model = run.prepare(objective, lambda module: torch.optim.SGD(module.parameters(), lr=1.0))
     output = model(next(ToyLoader().batches()).images)

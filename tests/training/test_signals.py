@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import process_of_its_own
+from ssl_equi.checkpoint import list_checkpoints
+from tests.fakes import event_lines, process_of_its_own
 from tests.launched import (
     PATIENCE_SECONDS,
     TOY,
@@ -22,7 +23,7 @@ from tests.launched import (
     wait_for_line,
     wait_until_gone,
 )
-from tests.toy_recipe import SCRIPT_STEPS, ToyConfig, loss_lines, main
+from tests.toy_recipe import SCRIPT_STEPS, ToyConfig, main
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found under /proc")
 
@@ -51,7 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[str]
         if processes not in runs:
             folder = tmp_path_factory.mktemp("whole") / "run"
             run_toy(processes, folder)
-            runs[processes] = loss_lines(folder)
+            runs[processes] = event_lines(folder)
             assert len(runs[processes]) == SCRIPT_STEPS
         return runs[processes]
 
@@ -89,10 +90,29 @@ def test_a_run_that_is_stopped_anywhere_saves_leaves_and_goes_on(
     said = re.findall(r"^(SIG\w+): saved .* after step (\d+) of", output, re.MULTILINE)
     assert said == [(stopped["signal"], str(stopped["step"]))], errors
     assert "error: " not in errors
-    assert len(loss_lines(run)) == stopped["step"]
+    assert len(event_lines(run)) == stopped["step"]
     run_toy(processes, run, resume=True)
-    assert loss_lines(run) == whole(processes)
+    assert event_lines(run) == whole(processes)
     assert not (run / "stopped.json").exists()
+
+
+@pytest.mark.slow  # by default test_run.py stands in for kills
+def test_killed_at_two_places_the_resumed_run_logs_the_same_to_the_byte(
+    whole: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    """The same run is killed, resumed, killed again later, and resumed to its end."""
+    run = tmp_path / "killed"
+    for resumed, steps in (([], 3), (["--resume"], 17)):  # checkpoints are those of every fifth step
+        command = [sys.executable, TOY, "--out", str(run), "--threads", "1", *resumed]
+        with started(command, clean_environment(**PAUSE)) as process:
+            wait_for_line(process, run, steps)
+            process.kill()
+            process.wait()
+        logged = event_lines(run)
+        assert steps <= len(logged) < SCRIPT_STEPS and logged == whole(1)[: len(logged)]
+    assert list_checkpoints(run / "checkpoints")[-1].name != f"step-{len(logged):08d}"
+    run_toy(1, run, resume=True)
+    assert event_lines(run) == whole(1)
 
 
 @pytest.mark.parametrize(

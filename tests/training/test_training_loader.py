@@ -28,21 +28,9 @@ from ssl_equi.training.config import (
     loader_size,
 )
 from ssl_equi.training.loader import open_loader
+from tests.fakes import Processes
 
 TWO_THREADS = LoaderSize(threads=2, workers=0)
-
-
-@dataclasses.dataclass
-class OneOfTwo:
-    """The second of two processes."""
-
-    rank: int = 1
-    world_size: int = 2
-    is_main: bool = False
-    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
-
-    def say(self, message: str) -> None:
-        print(message)
 
 
 def config_of(data_dir: Path, **options: Any) -> PretrainingConfig:
@@ -55,7 +43,7 @@ def data_of(config: PretrainingConfig) -> DataSource:
 
 def loader_of(config: PretrainingConfig, data: DataSource, size: LoaderSize = TWO_THREADS) -> Loader:
     """Pairs of views for the second of two processes."""
-    return open_loader(config, data, OneOfTwo(), size, stored_views=2)  # type: ignore[arg-type]
+    return open_loader(config, data, Processes(rank=1, world_size=2), size, stored_views=2)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
