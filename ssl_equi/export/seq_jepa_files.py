@@ -17,9 +17,9 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.export.encoder import EncoderCard
 from ssl_equi.export.layouts import RENDERED, Normalisation, Rgb, imported_card
-from ssl_equi.export.predictor import QUATERNION_COLUMNS
 from ssl_equi.export.tensors import named_tensors
-from ssl_equi.geometry.actions import ACTION_SIZES
+from ssl_equi.geometry.poses import ROTATION_ACTION_SIZE
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 
 Actions = Literal["rotation", "rotation_color", "position"]
@@ -54,8 +54,10 @@ class Variant:
 
 
 VARIANTS: dict[Actions, Variant] = {
-    "rotation": Variant("3diebench", ACTION_SIZES["rotation"], 3, replace(RENDERED, image_size=128)),
-    "rotation_color": Variant("3diebench", ACTION_SIZES["rotation_color"], 4, replace(RENDERED, image_size=128)),
+    "rotation": Variant("3diebench", ToldActions.of("rotation").width, 3, replace(RENDERED, image_size=128)),
+    "rotation_color": Variant(
+        "3diebench", ToldActions.of("rotation_color").width, 4, replace(RENDERED, image_size=128)
+    ),
     "position": Variant("stl10", 2, 4, Normalisation((0.4467, 0.4398, 0.4066), (0.2241, 0.2215, 0.2239), 96)),
 }
 # How the released code takes glimpses, as `views.saccades.describe_saccades` writes it; a test compares the two.
@@ -180,7 +182,7 @@ def build_objective(tensors: Mapping[str, Tensor], options: SeqJEPAOptions) -> S
         # The embedding of q becomes what that of -q was; hues keep their sign. The embedded values stay what they were,
         # so the running statistics of their batch norm hold as they are.
         with torch.no_grad():
-            objective.action_embedding.projection.weight[:, :QUATERNION_COLUMNS].neg_()
+            objective.action_embedding.projection.weight[:, :ROTATION_ACTION_SIZE].neg_()
     return objective.eval()
 
 
@@ -200,4 +202,5 @@ def describe_sequences(options: SeqJEPAOptions) -> dict[str, Any]:
     observed_views = options.observed_views or VARIANTS[options.actions].observed_views
     if options.actions == "position":
         return {"source": "saccades", "observed_views": observed_views, "glimpses": dict(GLIMPSES)}
-    return {"source": "rendered", "actions": options.actions, "observed_views": observed_views}
+    actions = ToldActions.of(options.actions).describe()
+    return {"source": "rendered", "actions": actions, "observed_views": observed_views}
