@@ -120,7 +120,7 @@ MALFORMED = [
     ("predictor", {"kind": "guess"}, "kind is 'guess'"),
     ("predictor", {"kind": "gone"}, "holds no exported predictor"),
     ("predictor", {"actions": "gone"}, "KeyError: 'actions'"),
-    ("predictor", {"actions": "rotation_color"}, "takes actions of 4 columns, but 'rotation floor_hue_difference light_"),
+    ("predictor", {"actions": "rotation_color"}, "takes actions of 4 columns, but 'rotation floor_hue_"),
     ("predictor", {"actions": "somersault"}, "action 'somersault' is none of this data's: choose from rotation"),
     ("predictor", {"actions": {"names": ["rotation"]}}, "give equally long lists of names, kinds, widths"),
     ("predictor", {"action_sign": 2}, "action_sign is 2"),

@@ -1,5 +1,6 @@
 """Exported predictors: what the training step computes, opened as saved, and nothing else is taken for one."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,16 @@ def test_negated_quaternions_undo_a_training_with_the_other_sign(tmp_path: Path)
     assert torch.equal(negated.predict(features, actions), plain.predict(features, other_sign))
     assert torch.equal(actions, given), "the actions that were given are left alone"
     assert torch.equal(negated.embed(features), plain.embed(features))
+
+
+@pytest.mark.parametrize("kind", ["rotation_color", "augmentation"])
+def test_a_predictor_of_earlier_versions_is_told_one_word(kind: str, tmp_path: Path) -> None:
+    save_predictor(sie(kind).latent_predictor(), tmp_path, PredictorCard("sie", told(kind), ""))
+    file, expected = tmp_path / "config.json", load_predictor(tmp_path)
+    config = json.loads(file.read_text())
+    assert config["actions"] == told(kind).describe() and config["action_dim"] == ACTION_DIMS[kind]
+    file.write_text(json.dumps(config | {"actions": kind}))
+    assert load_predictor(tmp_path).card == expected.card
 
 
 def test_wrong_features_and_actions_are_named(tmp_path: Path) -> None:

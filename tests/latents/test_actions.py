@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation as ScipyRotation
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_equi.errors import UserError
 from ssl_equi.geometry.latents import quat_xyzw_from_latents, relative_hues
@@ -165,6 +166,30 @@ def test_stored_quaternions_next_to_half_turns_are_told(furthest_deg: float, war
     assert (found is not None) == warned
     if found:
         assert "up to 179 degrees: at half turns" in found and found.endswith("prefer actions pose_6d or pose_matrix")
+
+
+class Operators(TorchDispatchMode):
+    """Counts what PyTorch is asked to compute."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        self.count += 1
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("rotation", 26), ("rotation_color", 33), ("rotation_6d", 73), ("rotation_matrix", 71), ("pose_base", 213),
+     ("pose_object", 109)],
+)  # fmt: skip
+def test_actions_of_a_step_take_few_operators(name: str, most: int) -> None:
+    """On a GPU each is a launch; as many as when formulas stood for 3DIEBench alone."""
+    quats_xyzw, latents = torch.rand(8, 4, 4), torch.rand(8, 4, 10)
+    made = actions_of(THREEDIEBENCH_T, [name])
+    with Operators() as operators:
+        made(latents[:, 0], latents[:, 1], (quats_xyzw[:, 0], quats_xyzw[:, 1]))
+    assert operators.count <= most
 
 
 # ---------------------------------------------------------------- any latents
