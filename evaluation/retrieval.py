@@ -33,6 +33,7 @@ from ssl_equi.errors import UserError
 from ssl_equi.export.encoder import load_encoder, normalization_of, read_encoder_config
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
 from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, SequenceModel, load_sequence_model
+from ssl_equi.latents.actions import actions_as_told
 from ssl_equi.options import Count, Width
 from ssl_equi.probing.encode import FeatureCache, encode_split
 from ssl_equi.probing.predictor_consistency import consistency_records, predictor_consistency
@@ -42,7 +43,6 @@ from ssl_equi.probing.retrieval import Similarity
 from ssl_equi.probing.retrieval_results import retrieval_records
 from ssl_equi.probing.sequence_retrieval import different_galleries, retrieve_with_sequences
 from ssl_equi.probing.skipping import TaskSkipped
-from ssl_equi.views.makers import check_translations
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DEFAULT_CONTEXTS = (1, 3)
@@ -97,12 +97,12 @@ def main(config: Config) -> None:
 
 
 def open_rendered_data(config: Config, image_size: int) -> DataSource:
-    """Raises UserError unless the poses of the views are known."""
+    """Raises UserError unless something is known of the views."""
     data = open_data(config.dataset, config.data_dir, config.split, image_size)
-    if not data.has_poses:
+    if data.evaluation.schema is None:
         raise UserError(
-            f"--dataset is {config.dataset}, whose views have no known poses: retrieve among rendered views, such as "
-            "those of 3diebench-p"
+            f"--dataset is {config.dataset}, whose views have no known poses or other latents: retrieve among rendered "
+            "views, such as those of 3diebench-p"
         )
     return data
 
@@ -169,7 +169,7 @@ def records_of_sequence_model(config: Config) -> tuple[list[ProbeRecord], tuple[
         )
     check_actions_are_known(config, model)
     data = open_rendered_data(config, model.image_size)
-    check_translations(model.sequences["actions"], data)
+    actions_as_told(data.evaluation.schema, model.told)
     contexts = DEFAULT_CONTEXTS if config.contexts is None else config.contexts
     check_contexts(config, contexts, data.evaluation)
     return retrieve(config, model, contexts, data.evaluation), data.notes
@@ -218,7 +218,7 @@ def retrieve(
             objective,
             cache,
             target_features,
-            model.sequences["actions"],
+            model.told.names,
             context_views=context_views,
             contexts_per_object=config.contexts_per_object,
             metric=config.similarity,

@@ -34,6 +34,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
 from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, SequenceModel, load_sequence_model
+from ssl_equi.latents.actions import AUGMENTATION, actions_as_told
 from ssl_equi.options import Count, Range, Seed, Width
 from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
@@ -43,7 +44,7 @@ from ssl_equi.probing.sequence_tasks import QUESTIONS, Question, SequenceProtoco
 from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
 from ssl_equi.views.actions import action_columns
 from ssl_equi.views.glimpses import Glimpses, described_saccades
-from ssl_equi.views.makers import ViewOptions, augmentation_columns, check_translations, views
+from ssl_equi.views.makers import ViewOptions, augmentation_columns, views
 from ssl_equi.views.presets import transforms_of_views
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -162,15 +163,15 @@ def protocol_of(config: Config, model: SequenceModel) -> SequenceProtocol:
 
 
 def check_poses(config: Config, model: SequenceModel, data: DataSource) -> None:
-    """Raises UserError for a model of stored views, and data without the poses that it is told of."""
+    """Raises UserError for a model of stored views, and data without the latents that it is told of."""
     if model.sequences["source"] != "rendered":
         return
-    if not data.has_poses:
+    if data.evaluation.schema is None:
         raise UserError(
-            f"{config.run} was trained on stored views of known poses, and {config.dataset} has none: give rendered "
+            f"{config.run} was trained on stored views of known latents, and {config.dataset} has none: give rendered "
             "data, such as 3diebench-p"
         )
-    check_translations(model.sequences["actions"], data)
+    actions_as_told(data.evaluation.schema, model.told)
 
 
 def encoded_sequences(
@@ -192,9 +193,8 @@ def rendered_sequences(
     """Stored views; hues are asked for, too, if the model was not told of them."""
     cache = encode_split(model.objective.encoder, collection, model.mean_rgb, model.std_rgb, DEVICE)
     length = min(protocol.views, cache.fewest_views)
-    kind = model.sequences["actions"]
     return sequences_of_cache(
-        cache, kind, length, protocol.sequences_per_object, protocol.sequences_seed, ask_for_hues=True
+        cache, model.told.names, length, protocol.sequences_per_object, protocol.sequences_seed, ask_for_hues=True
     )
 
 
@@ -211,7 +211,7 @@ def augmented_sequences(
     told = replace(options, action_transforms=tuple(described["action_transforms"]))
     columns = action_columns(options.action_encoding, transforms_of_views(options.preset, model.image_size))
     # One view more, because the last one is augmented like a view that is predicted.
-    make_views = views(every_action, data, OneProcess(), length=protocol.views + 1, actions="augmentation")
+    make_views = views(every_action, data, OneProcess(), length=protocol.views + 1, actions=(AUGMENTATION,))
     sequences = encode_sequences(
         model.objective.encoder, collection, make_views, tuple(columns),
         length=protocol.views, per_object=protocol.sequences_per_object, batch_size=every_action.batch_size,

@@ -14,17 +14,18 @@ from functools import partial
 from typing import Annotated
 
 from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import DataSource
 from ssl_equi.objectives.augself import AugSelf, AugSelfConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.options import ActsWhen
-from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.config import ActionsConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import BF16_FOR_FP16, SIE_RELEASED, reproduces
-from ssl_equi.views.makers import PairAction, ViewOptions, action_size, views
+from ssl_equi.views.makers import ActionNames, ViewOptions, action_size, views
 
 
 @dataclass(frozen=True)
-class Config(PretrainingConfig):
+class Config(ActionsConfig):
     """Options of AugSelf."""
 
     views: ViewOptions = field(default_factory=ViewOptions)
@@ -34,10 +35,15 @@ class Config(PretrainingConfig):
     simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
     """Options of the base."""
     actions: Annotated[
-        PairAction, ActsWhen(lambda options: options.objective.weight > 0, "give an objective.weight above 0")
-    ] = "rotation"
-    """What the objective is told of the change: rotation or rotation_color; for objects that also move (3diebench-pt,
-    3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for augmented views."""
+        ActionNames, ActsWhen(lambda options: options.objective.weight > 0, "give an objective.weight above 0")
+    ] = ("rotation",)
+    """What the objective is told of the change: of stored views names of the data's latents, such as rotation,
+    rotation_color or pose_base of 3DIEBench, or azimuth elevation of others; of augmented views augmentation."""
+
+    @property
+    def told(self) -> ActionNames | None:
+        """See `ActionsConfig`."""
+        return self.actions if self.objective.weight > 0 else None
 
 
 def embedded() -> Config:
@@ -59,14 +65,14 @@ def threediebench() -> Config:
 CONFIGS = {"embedded": embedded, "threediebench": threediebench}
 
 
-def build(config: Config) -> AugSelf:
+def build(config: Config, data: DataSource | None = None) -> AugSelf:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    objective = replace(config.objective, action_dim=action_size(config.actions, config))
+    objective = replace(config.objective, action_dim=action_size(config, data))
     return AugSelf(SimCLR(initial_encoder(config), config.simclr), objective)
 
 
 def main(config: Config) -> None:
-    run = Pretraining(config, "augself", build(config), partial(views, config, actions=config.actions))
+    run = Pretraining(config, "augself", partial(build, config), partial(views, config, actions=config.told))
     for step, batch in run:
         pair = run.views(batch, step)
         output = run.model(pair.images, pair.action)

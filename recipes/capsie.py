@@ -14,18 +14,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import DataSource
 from ssl_equi.encoders.capsules.layers import Votes, VotesInit
 from ssl_equi.objectives.capsie import CapsIE, CapsIEConfig
 from ssl_equi.options import NonNegative, Width
-from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.config import ActionsConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import BF16_FOR_FP16, OWN_COVARIANCE, SIE_RELEASED, reproduces
-from ssl_equi.views.makers import PairAction, ViewOptions, action_size, views
+from ssl_equi.views.makers import ViewOptions, action_size, views
 
 
 @dataclass(frozen=True)
-class Config(PretrainingConfig):
-    """Options of CapsIE. "Paper" is Everett et al. with the released training script."""
+class Config(ActionsConfig):
+    """Options of CapsIE. "Paper" is Everett et al. with the released training script; its actions are rotation."""
 
     encoder: str = "strided_cnn_pooled"
     """Any name of timm.list_models() whose features are pooled from its feature map without further weights; the paper
@@ -34,9 +35,6 @@ class Config(PretrainingConfig):
     """Where the views of an object come from, and how the change between them is told."""
     objective: CapsIEConfig = field(default_factory=CapsIEConfig)
     """Weights and temperatures of the loss."""
-    actions: PairAction = "rotation"
-    """What the predictor is told: rotation (paper) or rotation_color; pose_base or pose_object where objects also
-    move; augmentation for augmented views."""
     num_capsules: Width = 16
     """Capsules of each of the two layers; 16 in the paper."""
     pose_side: Width = 4
@@ -68,7 +66,7 @@ def paper() -> Config:
 CONFIGS = {"embedded": embedded, "paper": paper}
 
 
-def build(config: Config) -> CapsIE:
+def build(config: Config, data: DataSource | None = None) -> CapsIE:
     """The capsule network and its objective, initialised from the seed; no side effects."""
     from ssl_equi.encoders.capsules.network import CapsuleNetwork
 
@@ -82,11 +80,11 @@ def build(config: Config) -> CapsIE:
         config.routing_std,
         config.votes_init,
     )
-    return CapsIE(network, replace(config.objective, action_dim=action_size(config.actions, config)))
+    return CapsIE(network, replace(config.objective, action_dim=action_size(config, data)))
 
 
 def main(config: Config) -> None:
-    run = Pretraining(config, "capsie", build(config), partial(views, config, actions=config.actions))
+    run = Pretraining(config, "capsie", partial(build, config), partial(views, config, actions=config.told))
     for step, batch in run:
         run.objective.soften_targets(step / run.total_steps)
         pair = run.views(batch, step)

@@ -19,20 +19,22 @@ from functools import partial
 from typing import Annotated
 
 from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import DataSource
 from ssl_equi.encoders.capsules.layers import Votes, VotesInit
 from ssl_equi.errors import UserError
+from ssl_equi.geometry.poses import POSE_ACTION_SIZE, ROTATION_ACTION_SIZE
 from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
 from ssl_equi.options import ActsWhen, NonNegative, Width
-from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.config import ActionsConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import BF16_FOR_FP16, OWN_COVARIANCE, reproduces
-from ssl_equi.views.makers import PairAction, views
+from ssl_equi.views.makers import ActionNames, told_actions, views
 
-POSE_SIDES: dict[PairAction, int] = {"rotation": 3, "pose_base": 4, "pose_object": 4}
+POSE_SIDES = {ROTATION_ACTION_SIZE: 3, POSE_ACTION_SIZE: 4}
 
 
 @dataclass(frozen=True)
-class Config(PretrainingConfig):
+class Config(ActionsConfig):
     """Options of EquiCaps. "Paper" is Konstantinou et al. with the README of the released code."""
 
     encoder: str = "strided_cnn_pooled"
@@ -41,15 +43,16 @@ class Config(PretrainingConfig):
     objective: Annotated[
         EquiCapsConfig,
         ActsWhen(
-            lambda options: options.actions != "rotation",
+            lambda options: options.actions != ("rotation",),
             "choose --actions pose_base or pose_object",
             only=("pose_norm",),
         ),
     ] = field(default_factory=EquiCapsConfig)
     """Weights of the loss."""
-    actions: PairAction = "rotation"
-    """What poses are multiplied with: rotation (3 x 3); pose_base or pose_object (4 x 4) where objects also move, in
-    the world's or in the object's own frame. Paper: all three, in separate runs."""
+    actions: ActionNames = ("rotation",)
+    """What poses are multiplied with. Of 3DIEBench: rotation (3 x 3); pose_base or pose_object (4 x 4) where objects
+    also move, in the world's or in the object's own frame (paper: all three, in separate runs). Of other data: any
+    rotation, or rigid motion of its schema."""
     num_capsules: Width = 32
     """Capsules of each of the two layers; 32 in the paper."""
     votes: Votes = "free"
@@ -71,7 +74,7 @@ def embedded() -> Config:
 
 def translated() -> Config:
     """The embedded set's translated version, with 4 x 4 poses in the world's frame."""
-    return replace(embedded(), dataset="3diebench-pt", actions="pose_base")
+    return replace(embedded(), dataset="3diebench-pt", actions=("pose_base",))
 
 
 @reproduces("release", "EquiCaps", BF16_FOR_FP16, OWN_COVARIANCE)
@@ -91,21 +94,29 @@ def paper() -> Config:
 @reproduces("release", "EquiCaps", BF16_FOR_FP16, OWN_COVARIANCE)
 def paper_translated() -> Config:
     """3DIEBench-T with poses in the world's frame; --actions pose_object or rotation for the paper's other two runs."""
-    return replace(paper(), dataset="3diebench-t", actions="pose_base")
+    return replace(paper(), dataset="3diebench-t", actions=("pose_base",))
 
 
 CONFIGS = {"embedded": embedded, "translated": translated, "paper": paper, "paper_translated": paper_translated}
 
 
-def build(config: Config) -> EquiCaps:
+def pose_side_of(config: Config, data: DataSource | None) -> int:
+    """Of the matrix that an action is: 3 of a rotation, 4 of a rigid motion."""
+    actions = told_actions(config, data)
+    if actions is None or len(actions.parts) != 1 or not actions.parts[0].has_sign:
+        raise UserError(
+            f"--actions is {' '.join(config.actions)} and poses are multiplied with one matrix: choose a rotation of "
+            "the data, or a rigid motion such as pose_base"
+        )
+    return POSE_SIDES[actions.width]
+
+
+def build(config: Config, data: DataSource | None = None) -> EquiCaps:
     """The capsule network and its objective, initialised from the seed; no side effects."""
     from ssl_equi.encoders.capsules.network import CapsuleNetwork
 
-    if config.actions not in POSE_SIDES:
-        choices = ", ".join(POSE_SIDES)
-        raise UserError(f"--actions is {config.actions} and poses are multiplied with a matrix: choose from {choices}")
+    pose_side = pose_side_of(config, data)
     backbone = initial_encoder(config)
-    pose_side = POSE_SIDES[config.actions]
     network = CapsuleNetwork(
         backbone,
         config.image_size,
@@ -119,7 +130,7 @@ def build(config: Config) -> EquiCaps:
 
 
 def main(config: Config) -> None:
-    run = Pretraining(config, "equicaps", build(config), partial(views, config, actions=config.actions))
+    run = Pretraining(config, "equicaps", partial(build, config), partial(views, config, actions=config.told))
     for step, batch in run:
         pair = run.views(batch, step)
         output = run.model(pair.images, pair.action)

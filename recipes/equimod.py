@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import DataSource
 from ssl_equi.objectives.equimod import EquiMod, EquiModConfig
-from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.config import ActionsConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import (
     BF16_FOR_FP16,
@@ -26,20 +27,17 @@ from ssl_equi.training.provenance import (
     SIE_RELEASED,
     reproduces,
 )
-from ssl_equi.views.makers import PairAction, ViewOptions, action_size, views
+from ssl_equi.views.makers import ViewOptions, action_size, views
 
 
 @dataclass(frozen=True)
-class Config(PretrainingConfig):
+class Config(ActionsConfig):
     """Options of EquiMod."""
 
     views: ViewOptions = field(default_factory=ViewOptions)
     """Where the views of an object come from, and how the change between them is told."""
     objective: EquiModConfig = field(default_factory=EquiModConfig)
     """Form, weights and sizes."""
-    actions: PairAction = "rotation"
-    """What the objective is told of the change: rotation or rotation_color; for objects that also move (3diebench-pt,
-    3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for augmented views."""
 
 
 def embedded() -> Config:
@@ -94,14 +92,14 @@ CONFIGS = {
 }
 
 
-def build(config: Config) -> EquiMod:
+def build(config: Config, data: DataSource | None = None) -> EquiMod:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    objective = replace(config.objective, action_dim=action_size(config.actions, config))
+    objective = replace(config.objective, action_dim=action_size(config, data))
     return EquiMod(initial_encoder(config), objective)
 
 
 def main(config: Config) -> None:
-    run = Pretraining(config, "equimod", build(config), partial(views, config, actions=config.actions))
+    run = Pretraining(config, "equimod", partial(build, config), partial(views, config, actions=config.told))
     for step, batch in run:
         pair = run.views(batch, step)
         output = run.model(pair.images, pair.action)

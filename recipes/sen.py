@@ -14,24 +14,22 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import DataSource
 from ssl_equi.objectives.sen import SEN, SENConfig
-from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.config import ActionsConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import FRESH_DRAWS, SEQ_JEPA_COMPARISON, SEQ_JEPA_RELEASED, reproduces
-from ssl_equi.views.makers import PairAction, ViewOptions, action_size, views
+from ssl_equi.views.makers import ViewOptions, action_size, views
 
 
 @dataclass(frozen=True)
-class Config(PretrainingConfig):
+class Config(ActionsConfig):
     """Options of SEN."""
 
     views: ViewOptions = field(default_factory=ViewOptions)
     """Where the views of an object come from, and how the change between them is told."""
     objective: SENConfig = field(default_factory=SENConfig)
     """Temperature and sizes."""
-    actions: PairAction = "rotation"
-    """What the objective is told of the change: rotation or rotation_color; for objects that also move (3diebench-pt,
-    3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for augmented views."""
 
 
 def embedded() -> Config:
@@ -61,14 +59,14 @@ def threediebench_released() -> Config:
 CONFIGS = {"embedded": embedded, "threediebench": threediebench, "threediebench_released": threediebench_released}
 
 
-def build(config: Config) -> SEN:
+def build(config: Config, data: DataSource | None = None) -> SEN:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    objective = replace(config.objective, action_dim=action_size(config.actions, config))
+    objective = replace(config.objective, action_dim=action_size(config, data))
     return SEN(initial_encoder(config), objective)
 
 
 def main(config: Config) -> None:
-    run = Pretraining(config, "sen", build(config), partial(views, config, actions=config.actions))
+    run = Pretraining(config, "sen", partial(build, config), partial(views, config, actions=config.told))
     for step, batch in run:
         pair = run.views(batch, step)
         output = run.model(pair.images, pair.action)

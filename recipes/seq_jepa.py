@@ -19,17 +19,18 @@ from functools import partial
 from typing import Annotated
 
 from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import DataSource
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.options import ActsWhen, Momentum, Width
-from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.config import ActionsConfig
 from ssl_equi.training.optimisation import target_momentum
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import FRESH_DRAWS, JOINT_ACTIONS, SEQ_JEPA_RELEASED, reproduces
-from ssl_equi.views.makers import PairAction, ViewOptions, action_size, views
+from ssl_equi.views.makers import ViewOptions, action_size, views
 
 
 @dataclass(frozen=True)
-class Config(PretrainingConfig):
+class Config(ActionsConfig):
     """Options of seq-JEPA. "Paper" is Ghaemi et al.; where its released code differs, the paper is followed."""
 
     views: ViewOptions = field(default_factory=ViewOptions)
@@ -38,9 +39,6 @@ class Config(PretrainingConfig):
     """Sizes and ablations."""
     observed_views: Width = 3
     """M; one more view is predicted. Paper: 1 to 5; 3 for its best rotation."""
-    actions: PairAction = "rotation"
-    """What aggregator and predictor are told: rotation or rotation_color; for objects that also move (3diebench-pt,
-    3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for augmented views."""
     target_momentum: Annotated[
         Momentum, ActsWhen(lambda options: options.objective.momentum_target, "add --objective.momentum-target")
     ] = 0.996
@@ -81,7 +79,7 @@ def threediebench_released() -> Config:
 @reproduces("paper", "seq-JEPA", JOINT_ACTIONS)
 def threediebench_color() -> Config:
     """3DIEBench conditioned on rotation and colours, M = 4."""
-    return replace(threediebench(), observed_views=4, actions="rotation_color")
+    return replace(threediebench(), observed_views=4, actions=("rotation_color",))
 
 
 @reproduces(
@@ -96,7 +94,7 @@ def cifar100() -> Config:
     For crops alone, say, give `--views.action-transforms crop`.
     """
     return Config(
-        dataset="cifar100", image_size=32, encoder="resnet18_small_images", observed_views=2, actions="augmentation",
+        dataset="cifar100", image_size=32, encoder="resnet18_small_images", observed_views=2, actions=("augmentation",),
         views=ViewOptions(source="augmented", preset="seq_jepa"), batch_size=512, epochs=2000, optimizer="adamw",
         learning_rate=4e-4, final_learning_rate=1e-5, warmup_steps=20 * 97, warmup_from=1e-5, weight_decay=1e-3,
         decay_bias_and_norm=False, log_every=50, save_every=970, probe_protocol="sie",
@@ -133,15 +131,15 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def build(config: Config) -> SeqJEPA:
+def build(config: Config, data: DataSource | None = None) -> SeqJEPA:
     """The encoder and its objective, initialised from the seed; no side effects."""
-    objective = replace(config.objective, action_dim=action_size(config.actions, config))
+    objective = replace(config.objective, action_dim=action_size(config, data))
     return SeqJEPA(initial_encoder(config), objective)
 
 
 def main(config: Config) -> None:
-    sequences = partial(views, config, length=config.observed_views + 1, actions=config.actions)
-    run = Pretraining(config, "seq_jepa", build(config), sequences)
+    sequences = partial(views, config, length=config.observed_views + 1, actions=config.told)
+    run = Pretraining(config, "seq_jepa", partial(build, config), sequences)
     for step, batch in run:
         sequence = run.views(batch, step)
         output = run.model(sequence.images, sequence.steps())

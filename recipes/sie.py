@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import DataSource
 from ssl_equi.objectives.sie import SIE, SIEConfig
-from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.config import ActionsConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import (
     BF16_FOR_FP16,
@@ -26,21 +27,20 @@ from ssl_equi.training.provenance import (
     SIE_RELEASED,
     reproduces,
 )
-from ssl_equi.views.makers import PairAction, ViewOptions, action_size, views
+from ssl_equi.views.makers import ViewOptions, action_size, views
 
 
 @dataclass(frozen=True)
-class Config(PretrainingConfig):
-    """Options of SIE. "Paper" is Garrido et al. with the README of the released code."""
+class Config(ActionsConfig):
+    """Options of SIE. "Paper" is Garrido et al. with the README of the released code.
+
+    The paper's actions are rotation and rotation_color, in separate runs.
+    """
 
     views: ViewOptions = field(default_factory=ViewOptions)
     """Where the views of an object come from, and how the change between them is told."""
     objective: SIEConfig = field(default_factory=SIEConfig)
     """Weights, sizes and ablations of the loss."""
-    actions: PairAction = "rotation"
-    """What the predictor is told: rotation, or rotation_color (paper: both, in separate runs); for objects that also
-    move (3diebench-pt, 3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for
-    augmented views."""
 
 
 def embedded() -> Config:
@@ -72,14 +72,14 @@ def threediebench_released() -> Config:
 CONFIGS = {"embedded": embedded, "paper": paper, "threediebench_released": threediebench_released}
 
 
-def build(config: Config) -> SIE:
+def build(config: Config, data: DataSource | None = None) -> SIE:
     """The encoder and its objective, initialised from the seed; no side effects."""
     encoder = initial_encoder(config)
-    return SIE(encoder, replace(config.objective, action_dim=action_size(config.actions, config)))
+    return SIE(encoder, replace(config.objective, action_dim=action_size(config, data)))
 
 
 def main(config: Config) -> None:
-    run = Pretraining(config, "sie", build(config), partial(views, config, actions=config.actions))
+    run = Pretraining(config, "sie", partial(build, config), partial(views, config, actions=config.told))
     for step, batch in run:
         pair = run.views(batch, step)
         output = run.model(pair.images, pair.action)

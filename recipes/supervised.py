@@ -15,16 +15,17 @@ from functools import partial
 from typing import Annotated
 
 from ssl_equi.cli import run_recipe
+from ssl_equi.data.sources import DataSource
 from ssl_equi.objectives.supervised import Supervised, SupervisedConfig
 from ssl_equi.options import ActsWhen
-from ssl_equi.training.config import PretrainingConfig
+from ssl_equi.training.config import ActionsConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import SEQ_JEPA_COMPARISON
-from ssl_equi.views.makers import PairAction, ViewOptions, action_size, views
+from ssl_equi.views.makers import ActionNames, ViewOptions, action_size, views
 
 
 @dataclass(frozen=True)
-class Config(PretrainingConfig):
+class Config(ActionsConfig):
     """Options of the supervised ceiling."""
 
     views: ViewOptions = field(default_factory=ViewOptions)
@@ -32,11 +33,16 @@ class Config(PretrainingConfig):
     objective: SupervisedConfig = field(default_factory=SupervisedConfig)
     """Weights and head; the number of classes is that of the data."""
     actions: Annotated[
-        PairAction,
+        ActionNames,
         ActsWhen(lambda options: options.objective.action_weight > 0, "give an objective.action_weight above 0"),
-    ] = "rotation"
-    """What the objective is told of the change: rotation or rotation_color; for objects that also move (3diebench-pt,
-    3diebench-t) pose_base or pose_object, rotation and translation in that frame; augmentation for augmented views."""
+    ] = ("rotation",)
+    """What the objective is told of the change: of stored views names of the data's latents, such as rotation,
+    rotation_color or pose_base of 3DIEBench, or azimuth elevation of others; of augmented views augmentation."""
+
+    @property
+    def told(self) -> ActionNames | None:
+        """See `ActionsConfig`."""
+        return self.actions if self.objective.action_weight > 0 else None
 
 
 def embedded() -> Config:
@@ -52,18 +58,16 @@ def threediebench() -> Config:
 CONFIGS = {"embedded": embedded, "threediebench": threediebench}
 
 
-def build(config: Config, num_classes: int = 24) -> Supervised:
+def build(config: Config, data: DataSource | None = None) -> Supervised:
     """The encoder and its heads, initialised from the seed; no side effects."""
-    sizes = {"num_classes": num_classes, "action_dim": action_size(config.actions, config)}
-    return Supervised(
-        initial_encoder(config),
-        replace(config.objective, **sizes),
-    )
+    num_classes = 24 if data is None else len(data.train.class_names)  # 24 of the embedded set
+    sizes = {"num_classes": num_classes, "action_dim": action_size(config, data)}
+    return Supervised(initial_encoder(config), replace(config.objective, **sizes))
 
 
 def main(config: Config) -> None:
-    pairs = partial(views, config, actions=config.actions)
-    run = Pretraining(config, "supervised", lambda data: build(config, len(data.train.class_names)), pairs)
+    pairs = partial(views, config, actions=config.told)
+    run = Pretraining(config, "supervised", partial(build, config), pairs)
     for step, batch in run:
         pair = run.views(batch, step)
         output = run.model(pair.images, pair.action, batch.labels)

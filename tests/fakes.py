@@ -19,6 +19,7 @@ from ssl_equi.cli import explain_errors
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.geometry.rotations import quat_positive, random_quat
+from ssl_equi.latents.schema import SCHEMA_OF_WIDTH, LatentSchema
 from ssl_equi.views.makers import ViewOptions
 
 # What imports timm or Accelerate takes seconds, and most tests that share this file need neither.
@@ -210,14 +211,24 @@ class ViewsConfig:
     batch_size: int = 8
     seed: int = 0
     compile: bool = False
+    dataset: str = "3diebench-p"
+    told: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Split(ViewCollection):
-    """What a data source tells of its training views without reading one: 24 objects seen from 4 sides."""
+    """What a data source tells of its training views without reading one: 24 objects seen from 4 sides.
+
+    The schema, if none is given, is that of 3DIEBench or 3DIEBench-T where there are as many columns.
+    """
 
     latents: np.ndarray = field(default_factory=lambda: np.zeros((24, 4, 7), np.float32))
     split: str = "train"
+    schema: LatentSchema | None = None
+
+    def __post_init__(self) -> None:
+        if self.schema is None:
+            object.__setattr__(self, "schema", SCHEMA_OF_WIDTH.get(self.latents.shape[2]))
 
     @property
     def num_views(self) -> int:

@@ -18,6 +18,7 @@ from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.export.encoder import EncoderCard, load_encoder, save_encoder
 from ssl_equi.export.predictor import PredictorCard, load_predictor, save_predictor
 from ssl_equi.export.sequence_model import load_sequence_model, save_sequence_model
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.parts.heads import projector
 from ssl_equi.objectives.parts.predictors import Hypernetwork, ProjectedPredictor
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
@@ -198,7 +199,7 @@ def saved_encoder(folder: Path) -> Callable[[Path], nn.Module]:
 
 def saved_predictor(folder: Path) -> Callable[[Path], nn.Module]:
     module = ProjectedPredictor(8, slice(0, 8), projector(8, (8, 8)), Hypernetwork(dim=8, action_dim=4))
-    save_predictor(module, folder, PredictorCard("toy", "rotation", "toy 0"))
+    save_predictor(module, folder, PredictorCard("toy", ToldActions.of("rotation"), "toy 0"))
     return load_predictor
 
 

@@ -36,8 +36,8 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.images import normalise_images
 from ssl_equi.data.stage_seconds import StageSeconds
 from ssl_equi.errors import UserError
-from ssl_equi.geometry.actions import relative_hues, relative_rotation
-from ssl_equi.geometry.latents import quat_xyzw_from_latents
+from ssl_equi.geometry.latents import quat_xyzw_from_latents, relative_hues
+from ssl_equi.geometry.rotations import relative_quat
 from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.protocol import sie
 from ssl_equi.probing.retrieval import hit_at_k, mean_reciprocal_rank, prediction_retrieval_error, ranks
@@ -146,7 +146,7 @@ def targets_of(task: str, split: RandomViews, objects: np.ndarray, views: np.nda
     if task == "classification":
         return torch.from_numpy(split.labels[objects])
     if task == "relative_rotation":
-        return relative_rotation(torch.from_numpy(split.quats_xyzw[rows]))
+        return relative_quat(*torch.from_numpy(split.quats_xyzw[rows]).unbind(1))
     return relative_hues(torch.from_numpy(split.latents[rows]))
 
 

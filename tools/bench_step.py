@@ -65,7 +65,7 @@ from ssl_equi.data.images import normalise_views
 from ssl_equi.data.loading.threads import stored_loader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.encoders import create_encoder
-from ssl_equi.geometry.actions import relative_rotation
+from ssl_equi.geometry.rotations import relative_quat
 from ssl_equi.objectives.base import ObjectiveOutput
 from ssl_equi.objectives.care import CARE, CAREConfig
 from ssl_equi.objectives.essl import ESSL, ESSLConfig
@@ -185,7 +185,7 @@ class LoopStep:
     def run(self, batch: ViewBatch, with_probes: bool) -> None:
         batch = batch.to(self.device)
         assert batch.quat_xyzw is not None
-        actions = relative_rotation(batch.quat_xyzw)
+        actions = relative_quat(*batch.quat_xyzw.unbind(1))
         output = self.objective(normalise_views(batch.images, self.data.mean_rgb, self.data.std_rgb), actions)
         output.loss.backward()
         self.optimizer.step()

@@ -77,6 +77,7 @@ from ssl_equi.export.sequence_model import save_sequence_model
 from ssl_equi.export.sie_files import ACTIONS, equivariant_width, feature_parts, import_sie_predictor
 from ssl_equi.export.tensors import named_tensors
 from ssl_equi.files import sha256_of_file
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.options import EncoderArguments
 
 SEQ_JEPA: Literal["seq_jepa"] = "seq_jepa"
@@ -301,7 +302,7 @@ def import_others(content: Mapping[str, Any], config: Config) -> None:
     for note in imported.notes:
         print(note)
     if predictor is not None:
-        card = PredictorCard("sie", ACTIONS[predictor.action_dim], trained_on, config.action_sign)
+        card = PredictorCard("sie", ToldActions.of(ACTIONS[predictor.action_dim]), trained_on, config.action_sign)
         save_predictor(predictor, config.out / PREDICTOR_FOLDER, card)
         print(f"with a predictor that is told {card.actions}")
     for kind, names in imported.left_out.items():

@@ -3,7 +3,8 @@
 The folder holds `model.safetensors` and a `config.json` that describes itself:
 
     name, trained_on    the method, and name and fingerprint of its training data
-    actions             what the predictor is told, as the recipes' --actions
+    actions             what the predictor is told: names as of the recipes' --actions, kinds and widths of the parts;
+                        in folders of earlier versions one name of 3DIEBench's actions, or augmentation
     action_sign         1, or -1 if it was trained with the negative of every quaternion (SciPy before 1.11)
     features_from       encoder or capsule_network: the folder beside it whose features [N, num_features] it reads
     kind                projected, with columns, projector and predictor;
@@ -24,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_equi.errors import CheckpointError
 from ssl_equi.export.folder import Export, check_sizes, open_module, read_config
-from ssl_equi.geometry.actions import ACTION_SIZES, QUATERNION_ACTION_KINDS
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.parts.heads import projection_head, projector
 from ssl_equi.objectives.parts.predictors import (
     ConditionedPredictor,
@@ -37,8 +38,6 @@ from ssl_equi.objectives.parts.predictors import (
 )
 
 PREDICTOR_FOLDER = "predictor"
-AUGMENTATION = "augmentation"  # actions between augmented views: of any width
-QUATERNION_COLUMNS = 4  # of actions that begin with a quaternion
 PREDICTOR_KINDS: dict[str, type[nn.Module]] = {
     "hypernetwork": Hypernetwork,
     "mlp": MLPPredictor,
@@ -53,11 +52,11 @@ class LatentPredictor(Protocol):
 
     Attributes:
         name: of the method that trained it.
-        actions: what it is told, as the recipes' --actions: a kind of `ssl_equi.geometry.actions`, or "augmentation".
+        actions: what it is told.
     """
 
     name: str
-    actions: str
+    actions: ToldActions
 
     def embed(self, features: Tensor) -> Tensor:
         """Embeddings [N, E] of features [N, D]."""
@@ -78,20 +77,17 @@ class PredictorCard:
     """
 
     name: str
-    actions: str
+    actions: ToldActions
     trained_on: str
     action_sign: Literal[1, -1] = 1
 
     def check(self, action_dim: int) -> None:
-        """Raises ValueError unless the actions are known and have this width."""
-        sizes = cast(dict[str, int], ACTION_SIZES) | {AUGMENTATION: action_dim}
-        if self.actions not in sizes:
-            raise ValueError(f"actions are '{self.actions}': choose one of {', '.join(sizes)}")
-        if action_dim != sizes[self.actions]:
+        """Raises ValueError unless the actions have this width."""
+        if action_dim != self.actions.width:
             raise ValueError(
-                f"the predictor takes actions of {action_dim} columns, but '{self.actions}' has {sizes[self.actions]}"
+                f"the predictor takes actions of {action_dim} columns, but '{self.actions}' has {self.actions.width}"
             )
-        if self.action_sign not in (1, -1) or (self.action_sign == -1 and self.actions not in QUATERNION_ACTION_KINDS):
+        if self.action_sign not in (1, -1) or (self.action_sign == -1 and not self.actions.quaternion_columns):
             raise ValueError(
                 f"action_sign is {self.action_sign} for actions '{self.actions}': give 1, or -1 for quaternions"
             )
@@ -134,7 +130,7 @@ class TrainedPredictor(nn.Module):
             )
         if self.card.action_sign == -1:
             actions = actions.clone()
-            actions[:, :QUATERNION_COLUMNS] *= -1
+            actions[:, self.actions.quaternion_columns] *= -1
         return self.module.advance(embeddings, actions)
 
     def predict(self, features: Tensor, actions: Tensor) -> Tensor:
@@ -148,7 +144,7 @@ def predictor_export(module: EmbeddingPredictor, card: PredictorCard) -> Export:
     config = {
         "name": card.name,
         "trained_on": card.trained_on,
-        "actions": card.actions,
+        "actions": card.actions.describe(),
         "action_sign": card.action_sign,
         "features_from": module.features_from,
         "num_features": module.num_features,
@@ -176,7 +172,8 @@ def load_predictor(folder: str | Path) -> TrainedPredictor:
     check_sizes(config, folder)
 
     def card() -> PredictorCard:
-        return PredictorCard(config["name"], config["actions"], config["trained_on"], config["action_sign"])
+        actions = ToldActions.of(config["actions"], augmentation_width=config["action_dim"])
+        return PredictorCard(config["name"], actions, config["trained_on"], config["action_sign"])
 
     def build() -> EmbeddingPredictor:
         module = _build(config)

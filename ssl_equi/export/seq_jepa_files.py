@@ -17,9 +17,9 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, LayoutError
 from ssl_equi.export.encoder import EncoderCard
 from ssl_equi.export.layouts import RENDERED, Normalisation, imported_card
-from ssl_equi.export.predictor import QUATERNION_COLUMNS
 from ssl_equi.export.tensors import check_complete, named_tensors
-from ssl_equi.geometry.actions import ACTION_SIZES
+from ssl_equi.geometry.poses import ROTATION_ACTION_SIZE
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 
 Actions = Literal["rotation", "rotation_color", "position"]
@@ -62,8 +62,8 @@ class Variant:
 _RENDERED = replace(RENDERED, image_size=128)
 _STL10 = Normalisation((0.4467, 0.4398, 0.4066), (0.2241, 0.2215, 0.2239), 96)
 VARIANTS: dict[Actions, Variant] = {
-    "rotation": Variant("rotation", ACTION_SIZES["rotation"], "3diebench", 3, _RENDERED),
-    "rotation_color": Variant("rotation_color", ACTION_SIZES["rotation_color"], "3diebench", 4, _RENDERED),
+    "rotation": Variant("rotation", ToldActions.of("rotation").width, "3diebench", 3, _RENDERED),
+    "rotation_color": Variant("rotation_color", ToldActions.of("rotation_color").width, "3diebench", 4, _RENDERED),
     "position": Variant("position", 2, "stl10", 4, _STL10),
 }
 """The released ones."""
@@ -151,7 +151,7 @@ def build_objective(tensors: Mapping[str, Tensor], variant: Variant) -> SeqJEPA:
         # The embedding of q becomes what that of -q was; hues keep their sign. The embedded values stay what they were,
         # so the running statistics of their batch norm hold as they are.
         with torch.no_grad():
-            objective.action_embedding.projection.weight[:, :QUATERNION_COLUMNS].neg_()
+            objective.action_embedding.projection.weight[:, :ROTATION_ACTION_SIZE].neg_()
     return objective.eval()
 
 
@@ -165,4 +165,5 @@ def describe_sequences(variant: Variant) -> dict[str, Any]:
     """How the sequences were made that it was trained on, see `sequence_model.SequenceModel`."""
     if variant.actions == "position":
         return {"source": "saccades", "observed_views": variant.observed_views, "glimpses": dict(GLIMPSES)}
-    return {"source": "rendered", "actions": variant.actions, "observed_views": variant.observed_views}
+    actions = ToldActions.of(variant.actions).describe()
+    return {"source": "rendered", "actions": actions, "observed_views": variant.observed_views}

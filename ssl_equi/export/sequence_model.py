@@ -11,6 +11,7 @@ from typing import Any, cast
 from ssl_equi.errors import CheckpointError
 from ssl_equi.export.encoder import EncoderCard, build_encoder, describe_encoder, read_encoder_config
 from ssl_equi.export.folder import CONFIG_FILE, Export, check_sizes, open_module
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.base import SequenceObjective
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 
@@ -42,6 +43,11 @@ class SequenceModel:
     std_rgb: tuple[float, float, float]
     trained_on: str
     sequences: dict[str, Any]
+
+    @property
+    def told(self) -> ToldActions:
+        """The actions between stored views that it was told; UserError if the file doesn't say."""
+        return ToldActions.of(self.sequences.get("actions"))
 
 
 def sequence_export(objective: SequenceObjective, card: EncoderCard, sequences: dict[str, Any]) -> Export:

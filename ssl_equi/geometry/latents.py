@@ -60,6 +60,15 @@ def quat_xyzw_from_latents(latents: Tensor) -> Tensor:
     return quat_positive(quat_from_euler_xyz(latents[..., :3]))
 
 
+def relative_hues(latents: Tensor) -> Tensor:
+    """Differences [B, 2] of floor and light hue, second view minus first, of latents [B, 2, L].
+
+    Plain differences in [-1, 1] as in SIE (Garrido et al., ICML 2023), not wrapped around the colour circle.
+    """
+    differences = latents[:, 1] - latents[:, 0]
+    return torch.stack([differences[:, column] for column in HUE_COLUMNS], dim=1)
+
+
 def light_direction(theta_rad: Tensor, phi_rad: Tensor) -> Tensor:
     """Unit vectors [..., 3] from the world's origin to the light: theta from the zenith, phi the azimuth from +x."""
     sine = theta_rad.sin()

@@ -1,7 +1,7 @@
 """Rigid motions, the kind of action that is made of two latents: a rotation and a translation."""
 
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -29,20 +29,21 @@ class RigidMotion(ActionSpace):
     def sizes(self) -> Sizes:
         return Sizes(self.rotation.sizes.columns + 3, POSE_ACTION_SIZE, POSE_ACTION_SIZE)
 
-    def given_as_quats(self) -> Self:
-        """The same actions of values that begin with a unit quaternion xyzw."""
-        return replace(self, rotation=self.rotation.given_as_quats())
-
     def relative(self, first: Tensor, second: Tensor) -> Tensor:
         """R1^-1 R2, then R12 t2 - t1 in the base frame or R1^-1 (t2 - t1) in the object's."""
         turning = self.rotation.sizes.columns
-        first_pose, second_pose = (
-            ObjectPose(self.rotation.quats(values[..., :turning]).float(), values[..., turning:].float())
-            for values in (first, second)
+        return self.between(
+            *(
+                ObjectPose(self.rotation.quats(values[..., :turning]).float(), values[..., turning:].float())
+                for values in (first, second)
+            )
         )
+
+    def between(self, first: ObjectPose, second: ObjectPose) -> Tensor:
+        """The same of poses."""
         if self.frame == "base":
-            return first_pose.in_base_frame().action_to(second_pose.in_base_frame()).vector()
-        return first_pose.action_to(second_pose).vector()
+            return first.in_base_frame().action_to(second.in_base_frame()).vector()
+        return first.action_to(second).vector()
 
     def compose(self, first: Tensor, second: Tensor) -> Tensor:
         """The product of the 4 x 4 matrices, first x second."""

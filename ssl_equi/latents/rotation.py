@@ -1,8 +1,8 @@
 """Rotations: R1^-1 R2 as a quaternion, six numbers or a matrix; errors are angles of the rotation between."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ _CODED: dict[RotationCode, int] = {"quaternion": 4, "6d": 6, "matrix": 9}
 # The angle a of a rotation uniform on SO(3) has the distribution function (a - sin a) / pi. That is 1/2 at pi/2 + d,
 # where cos d = d.
 MEDIAN_ANGLE_DEG = 90 + math.degrees(0.7390851332151607)
+EULER_BOX_DEG, EULER_TOLERANCE_DEG = 90, math.degrees(1e-3)
+SMALLEST_W = 0.018  # of a pose of 3DIEBench; less is within 2 degrees of a half turn
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,13 @@ class Rotation(LatentKind):
             return matrices.flatten(-2)
         return euler_xyz_from_matrix(matrices) * (FULL_TURN[self.unit] / FULL_TURN["rad"])
 
-    def given_as_quats(self) -> Self:
-        """The same actions and targets, of values that are unit quaternions xyzw."""
-        return replace(self, storage="quat_xyzw", ranges=())
-
     def relative(self, first: Tensor, second: Tensor) -> Tensor:
         # Quaternions are rounded to float32 before, as splits store them: actions are equal to those to the bit.
-        return self._coded(relative_quat(self.quats(first).float(), self.quats(second).float()))
+        return self.between(self.quats(first).float(), self.quats(second).float())
+
+    def between(self, first_xyzw: Tensor, second_xyzw: Tensor) -> Tensor:
+        """The same of unit quaternions [..., 4] float32 with w >= 0."""
+        return self._coded(relative_quat(first_xyzw, second_xyzw))
 
     def compose(self, first: Tensor, second: Tensor) -> Tensor:
         """The product first x second: body-frame rotations multiply from the right."""
@@ -130,6 +132,22 @@ class Rotation(LatentKind):
     def constant_score(self) -> float | None:
         """132.35 degrees for rotations uniform on SO(3), where a - sin a = pi/2."""
         return None if self.ranges else MEDIAN_ANGLE_DEG
+
+    def reach(self, values: Tensor) -> str | None:
+        """How far values [..., C] turn, if so far that a quaternion with w >= 0 jumps from q to -q on the way.
+
+        Within 90 degrees about each axis, as in 3DIEBench, w stays above 0; beyond it reaches 0, where the sign turns.
+        """
+        if self.storage == "euler_xyz":
+            furthest_deg = float(values.abs().max()) * (360 / FULL_TURN[self.unit])
+            if furthest_deg <= EULER_BOX_DEG + EULER_TOLERANCE_DEG:
+                return None
+            return f"{furthest_deg:.0f} degrees about an axis: beyond {EULER_BOX_DEG}"
+        # Other storages don't say by which way a pose was reached, so what counts is how near to half turns they come.
+        smallest = float(self.quats(values)[..., 3].min())
+        if smallest >= SMALLEST_W:
+            return None
+        return f"{2 * math.degrees(math.acos(smallest)):.0f} degrees: at half turns"
 
     def from_uniform(self, uniform: Tensor) -> Tensor:
         """Euler angles in their ranges, or a uniform unit quaternion of the first three numbers (Shoemake, 1992)."""

@@ -5,13 +5,15 @@ P M12 are then those of P turned by R12, with 3 x 3 and with 4 x 4 poses alike; 
 all capsules best is found in closed form (orthogonal Procrustes problem, Schönemann 1966; Kabsch 1976).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_equi.geometry.actions import ActionKind, actions_between_all_views
 from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.geometry.rotations import quat_from_matrix
+from ssl_equi.latents.actions import actions_of
 from ssl_equi.objectives.parts.capsule_terms import TURNED_COLUMNS, unit_poses
 from ssl_equi.probing.baselines import Baseline, constant_rotation_baselines
 from ssl_equi.probing.encode import FeatureCache
@@ -37,7 +39,7 @@ def rotation_between(first: Tensor, second: Tensor) -> Tensor:
 
 
 def probe_capsule_poses(
-    test: FeatureCache, num_capsules: int, pose_side: int, kind: ActionKind, protocol: ProbeProtocol
+    test: FeatureCache, num_capsules: int, pose_side: int, told: Sequence[str], protocol: ProbeProtocol
 ) -> dict[str, TaskResult]:
     """The two questions by task name, asked of the pairs that the heads of other tasks are judged on.
 
@@ -49,14 +51,13 @@ def probe_capsule_poses(
         test: what a capsule network answers: K activations, then the poses row by row.
         num_capsules: K.
         pose_side: d.
-        kind: the action that the poses are multiplied with.
+        told: name of the action that the poses are multiplied with, a rotation or rigid motion.
         protocol: says which pairs.
 
     Raises:
-        ValueError: poses are unknown, or translations that the kind tells of.
+        UserError: nothing is known of the views, or no latents of this name.
     """
-    if test.quats_xyzw is None:
-        raise ValueError("the split has no poses: capsules can be compared with actions on rendered data only")
+    known = actions_of(test.schema, told)
     pairs = evaluated_pairs(test.num_objects, test.views_of_each, protocol)
     pairs_per_object = int(np.bincount(pairs.object_indices).max())  # rolled by so many, actions are of other objects
     objects, first_view, second_view = (
@@ -64,7 +65,7 @@ def probe_capsule_poses(
     )
     poses = test.features[..., num_capsules:].unflatten(-1, (num_capsules, pose_side, pose_side))
     first, second = poses[objects, first_view], poses[objects, second_view]
-    actions = actions_between_all_views(test.quats_xyzw, test.latents, kind)[objects, first_view, second_view]
+    actions = known.between_all(test.latents, test.quats_xyzw)[objects, first_view, second_view]
     return {
         "capsule_rotation": _rotation_result(first, second, actions[:, :4]),
         "capsule_equivariance": TaskResult(

@@ -15,7 +15,7 @@ from torch import nn
 from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError
-from ssl_equi.geometry.actions import beyond_euler_box
+from ssl_equi.latents.actions import warning_of_signs
 from ssl_equi.probing.augmentation_equivariance import probe_augmentation_equivariance
 from ssl_equi.probing.encode import FeatureCache, state_sha256
 from ssl_equi.probing.encoder_sources import EncoderSource
@@ -333,7 +333,9 @@ def notes_on_poses(data: DataSource, names: Sequence[str]) -> tuple[str, ...]:
     """A sentence if quaternions are asked for and the poses let them jump: of the training split, or the judged one."""
     if not any(name.endswith(QUATERNION_TASKS) for name in names):
         return ()
-    found = (beyond_euler_box(views.split, views.latents) for views in (data.probe_train, data.evaluation))
+    found = (
+        warning_of_signs(views.split, views.schema, views.latents) for views in (data.probe_train, data.evaluation)
+    )
     return tuple(note for note in found if note is not None)[:1]
 
 

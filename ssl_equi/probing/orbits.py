@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import turn_quat_xyzw, turned_by_any_angle
 from ssl_equi.data.images import normalise_images
-from ssl_equi.geometry.actions import relative_rotation
-from ssl_equi.geometry.rotations import quat_multiply, quat_positive
+from ssl_equi.geometry.rotations import quat_multiply, quat_positive, relative_quat
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.encoder_sources import EncoderSource
 from ssl_equi.probing.metrics import angle_errors_deg
@@ -155,5 +154,4 @@ def _true_turns(collection: ViewCollection, objects: np.ndarray, angles_deg: Seq
     upright_xyzw = torch.from_numpy(np.array(collection.quats_xyzw[objects, 0], dtype=np.float64))[:, None]
     turns_xyzw = turn_quat_xyzw(torch.tensor([math.radians(angle) for angle in angles_deg], dtype=torch.float64))
     turned_xyzw = quat_positive(quat_multiply(turns_xyzw, upright_xyzw))
-    pairs = torch.stack([upright_xyzw.expand_as(turned_xyzw), turned_xyzw], dim=2)
-    return relative_rotation(pairs.flatten(0, 1))
+    return relative_quat(upright_xyzw.expand_as(turned_xyzw).flatten(0, 1), turned_xyzw.flatten(0, 1))

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_equi.export.predictor import QUATERNION_COLUMNS, LatentPredictor
-from ssl_equi.geometry.actions import QUATERNION_ACTION_KINDS, ActionKind, actions_between_all_views
+from ssl_equi.export.predictor import LatentPredictor
+from ssl_equi.latents.actions import LatentActions
 from ssl_equi.probing.baselines import Baseline
 from ssl_equi.probing.encode import FeatureCache, frozen
-from ssl_equi.probing.predictor_retrieval import ROWS_IN_A_CHUNK, OneObservedView, known_action_kind
+from ssl_equi.probing.predictor_retrieval import ROWS_IN_A_CHUNK, OneObservedView, known_actions
 from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.retrieval import Similarity
 from ssl_equi.probing.skipping import TaskSkipped
@@ -61,7 +61,7 @@ def predictor_consistency(
 
     Args:
         predictor: if a module, it is moved to `device`, and in evaluation mode meanwhile.
-        cache: every view of a split, with poses; the features that the predictor reads.
+        cache: every view of a split, with latents; the features that the predictor reads.
         triples_per_object: of consecutive views, from view 0 on (poses are drawn independently, so the order means
             nothing); as many as each object has views at most.
         metric: cosine: distances between embeddings scaled to length 1; euclidean: between embeddings as they are.
@@ -71,7 +71,7 @@ def predictor_consistency(
             an object have the same embedding.
         ValueError: the features have another width, an embedding is not finite, or no triples are asked for.
     """
-    kind = known_action_kind(predictor, cache)
+    known = known_actions(predictor, cache)
     if triples_per_object < 1:
         raise ValueError(f"triples_per_object is {triples_per_object}: give 1 or more")
     fewest = cache.fewest_views
@@ -85,7 +85,7 @@ def predictor_consistency(
     objects_in_a_chunk = max(1, ROWS_IN_A_CHUNK // len(triples))
     with frozen(model):
         chunks = [
-            _distances(predictor, *_triples(cache, objects, triples, kind, device), metric)
+            _distances(predictor, *_triples(cache, objects, triples, known, device), metric)
             for objects in torch.arange(cache.num_objects).split(objects_in_a_chunk)
         ]
     by_object = {
@@ -129,16 +129,16 @@ def consistency_records(consistency: PredictorConsistency, num_objects: int, spl
 
 
 def _triples(
-    cache: FeatureCache, objects: Tensor, triples: Tensor, kind: ActionKind, device: torch.device | str
+    cache: FeatureCache, objects: Tensor, triples: Tensor, known: LatentActions, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
     """Features `[n, 3, D]` of the triples of views, and the actions `[n, 3, 3, A]` between them."""
-    assert cache.quats_xyzw is not None
     rows = objects.unsqueeze(1)
-    features, quats_xyzw, latents = (
-        values[rows.unsqueeze(2), triples].flatten(0, 1).to(device)
-        for values in (cache.features, cache.quats_xyzw, cache.latents)
+    features, latents, quats_xyzw = (
+        None if values is None else values[rows.unsqueeze(2), triples].flatten(0, 1).to(device)
+        for values in (cache.features, cache.latents, cache.quats_xyzw)
     )
-    return features, actions_between_all_views(quats_xyzw, latents, kind)
+    assert features is not None and latents is not None
+    return features, known.between_all(latents, quats_xyzw)
 
 
 def _distances(predictor: LatentPredictor, features: Tensor, actions: Tensor, metric: Similarity) -> Distances:
@@ -152,9 +152,9 @@ def _distances(predictor: LatentPredictor, features: Tensor, actions: Tensor, me
         "predictions": (second, third),
         "length": (embedded[0], torch.zeros_like(embedded[0])),
     }
-    if predictor.actions in QUATERNION_ACTION_KINDS:
+    if predictor.actions.quaternion_columns:
         flipped_actions = actions[:, 0, 1].clone()
-        flipped_actions[:, :QUATERNION_COLUMNS] *= -1
+        flipped_actions[:, predictor.actions.quaternion_columns] *= -1
         pairs["sign_flip"] = (second, predictor.predict(features[:, 0], flipped_actions))
     if advance is not None:
         pairs["inverse"] = (advance(second, actions[:, 1, 0]), embedded[0])

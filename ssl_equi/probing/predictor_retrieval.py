@@ -10,9 +10,9 @@ A two-view method observes one view, so this is `ssl_equi.probing.sequence_retri
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.errors import UserError
 from ssl_equi.export.predictor import LatentPredictor
-from ssl_equi.geometry.actions import ACTION_SIZES, POSE_ACTION_KINDS, ActionKind
-from ssl_equi.geometry.latents import LATENT_SIZE_WITH_TRANSLATION
+from ssl_equi.latents.actions import AUGMENTATION, LatentActions, actions_as_told
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.retrieval import Similarity
 from ssl_equi.probing.retrieval_results import Retrieval
@@ -35,7 +35,7 @@ def retrieve_with_predictor(
 
     Args:
         predictor: if a module, it is moved to `device`, and in evaluation mode meanwhile.
-        cache: every view of a split, with poses; the features that the predictor reads.
+        cache: every view of a split, with latents; the features that the predictor reads.
         source_views: views of each object that queries start from, the first ones; 1 in SIE; all when None.
         metric: what near means; cosine in SIE.
         whole_set: measure the prediction retrieval error, too; it compares every query with every view of the set.
@@ -45,7 +45,7 @@ def retrieve_with_predictor(
         ValueError: the features have another width, there are fewer views than `source_views`, or an embedding is not
             finite.
     """
-    kind = known_action_kind(predictor, cache)
+    told = known_actions(predictor, cache).told.names
     if cache.view_counts is not None:
         raise TaskSkipped(f"{different_galleries(cache)}: take a split of objects with equally many views")
     if cache.num_views < 2:
@@ -57,7 +57,7 @@ def retrieve_with_predictor(
         model,
         cache,
         embed_views(predictor, cache, device),
-        kind,
+        told,
         context_views=1,
         contexts_per_object=source_views,
         metric=metric,
@@ -66,28 +66,21 @@ def retrieve_with_predictor(
     )
 
 
-def known_action_kind(predictor: LatentPredictor, cache: FeatureCache) -> ActionKind:
+def known_actions(predictor: LatentPredictor, cache: FeatureCache) -> LatentActions:
     """What the predictor is told between the views of the cache.
 
     Raises:
-        TaskSkipped: it is told of augmentations, or the views have no known poses or translations.
+        TaskSkipped: it is told of augmentations, or the views don't have the latents that it is told of.
     """
-    if predictor.actions not in ACTION_SIZES:
+    if AUGMENTATION in predictor.actions.names:
         raise TaskSkipped(
-            f"the predictor of {predictor.name} is told actions '{predictor.actions}': between stored views only "
-            f"{', '.join(ACTION_SIZES)} are known, so take a predictor trained on rendered views"
+            f"the predictor of {predictor.name} is told actions '{AUGMENTATION}': between stored views only those of "
+            "their latents are known, so take a predictor trained on rendered views"
         )
-    if cache.quats_xyzw is None:
-        raise TaskSkipped(
-            f"the views have no known poses, which the predictor's actions '{predictor.actions}' are made from: take "
-            "rendered views, such as those of 3diebench-p"
-        )
-    if predictor.actions in POSE_ACTION_KINDS and cache.latents.shape[-1] != LATENT_SIZE_WITH_TRANSLATION:
-        raise TaskSkipped(
-            f"the views have no known translations, which the predictor's actions '{predictor.actions}' are made from: "
-            "take a set of objects that move (3diebench-pt or 3diebench-t)"
-        )
-    return predictor.actions
+    try:
+        return actions_as_told(cache.schema, predictor.actions)
+    except UserError as error:
+        raise TaskSkipped(f"{predictor.name}: {error}") from error
 
 
 def embed_views(predictor: LatentPredictor, cache: FeatureCache, device: torch.device | str = "cpu") -> Tensor:

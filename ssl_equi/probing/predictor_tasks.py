@@ -11,11 +11,10 @@ import torch.nn.functional as F
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.export.predictor import TrainedPredictor
-from ssl_equi.geometry.actions import actions_between_all_views
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.predictor_consistency import TASK as CONSISTENCY
 from ssl_equi.probing.predictor_consistency import predictor_consistency
-from ssl_equi.probing.predictor_retrieval import embed_views, known_action_kind, retrieve_with_predictor
+from ssl_equi.probing.predictor_retrieval import embed_views, known_actions, retrieve_with_predictor
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.report_pictures import retrieval_strip_arrays
 from ssl_equi.probing.retrieval import ranks
@@ -72,13 +71,11 @@ def strips_of_predictions(
     Raises:
         TaskSkipped: the actions between the views are not known.
     """
-    kind = known_action_kind(predictor, cache)
-    assert cache.quats_xyzw is not None, "known actions need poses"
+    known = known_actions(predictor, cache)
     objects = torch.linspace(0, cache.num_objects - 1, min(NUM_STRIPS, cache.num_objects)).round().long().unique()
     chosen = cache.objects(objects)
-    assert chosen.quats_xyzw is not None
     targets = 1 + torch.arange(len(objects)) % (cache.num_views - 1)
-    actions = actions_between_all_views(chosen.quats_xyzw, chosen.latents, kind)
+    actions = known.between_all(chosen.latents, chosen.quats_xyzw)
     with frozen(predictor):
         embeddings = embed_views(predictor, chosen)
         predictions = predictor.predict(chosen.features[:, 0], actions[torch.arange(len(objects)), 0, targets])

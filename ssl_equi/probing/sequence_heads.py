@@ -10,21 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_equi.geometry.poses import Pose
+from ssl_equi.geometry.poses import ROTATION_ACTION_SIZE
 from ssl_equi.geometry.rotations import quat_multiply
+from ssl_equi.latents.actions import LatentActions
+from ssl_equi.latents.motion import RigidMotion
+from ssl_equi.latents.number import Number
+from ssl_equi.latents.rotation import Rotation
 from ssl_equi.probing.baselines import constant_baselines, constant_rotation_baselines
 from ssl_equi.probing.encode import frozen
 from ssl_equi.probing.heads import Samples, build_head, fit_ridge, train_head
 from ssl_equi.probing.metrics import angle_errors_deg, r2_metrics, r2_notes, summarise_angles
 from ssl_equi.probing.protocol import ProbeProtocol
-from ssl_equi.probing.sequences import (
-    BASE_TRANSLATION_NAMES,
-    HUE_NAMES,
-    OBJECT_TRANSLATION_NAMES,
-    POSITION_NAMES,
-    ROTATION_NAMES,
-    FeatureSequences,
-)
+from ssl_equi.probing.sequences import HUES, POSITION_NAMES, FeatureSequences
 from ssl_equi.probing.tasks import TaskResult
 
 SEQUENCES_IN_A_CHUNK = 512
@@ -92,27 +89,17 @@ class ActionTarget:
 
     Attributes:
         step_columns: the columns of which those of a path are composed: a translation takes the rotations, too.
+        compose: the columns `[N, K]` of what the steps `[N, M, S]` of a path make together; None if they don't
+            determine it.
+        is_rotation: the columns are a quaternion xyzw.
     """
 
     name: str
     columns: tuple[int, ...]
     head: Literal["mlp", "linear"]
     step_columns: tuple[int, ...]
-
-    @property
-    def is_rotation(self) -> bool:
-        """True if the columns are a quaternion xyzw."""
-        return self.name == "rotation"
-
-    @property
-    def composes(self) -> bool:
-        """True if the actions of steps in a row determine the action of all of them."""
-        return self.is_rotation or self.is_translation or self.name == "position"
-
-    @property
-    def is_translation(self) -> bool:
-        """True if the columns are the translation of a rigid motion."""
-        return self.name in _TRANSLATION_TARGETS
+    compose: Callable[[Tensor], Tensor] | None = None
+    is_rotation: bool = False
 
     def of(self, actions: Tensor) -> Tensor:
         """The columns `[..., K]` of actions `[..., A]`."""
@@ -123,36 +110,64 @@ class ActionTarget:
         return actions[..., list(self.step_columns)]
 
     def composed(self, actions: Tensor) -> Tensor:
-        """The columns `[N, K]` of what actions `[N, M, A]` in a row make together.
-
-        The product of rotations, the translation of the product of rigid motions, the sum of positions.
-        """
-        steps = self.steps_of(actions)
-        if self.is_rotation:
-            return functools.reduce(quat_multiply, steps.unbind(dim=1))
-        if self.is_translation:
-            motions = [Pose.from_vector(step) for step in steps.unbind(dim=1)]
-            return functools.reduce(Pose.compose, motions).translation
-        return steps.sum(dim=1)
+        """The columns `[N, K]` of what actions `[N, M, A]` in a row make together; they must compose."""
+        assert self.compose is not None
+        return self.compose(self.steps_of(actions))
 
 
 # By the paper's appendix, MLPs read rotations, crops and colour jitter, and linear heads read hues, blur and positions;
-# translations of rigid motions are read like the rotations.
-_TRANSLATION_TARGETS = ("base_translation", "object_translation")
-_MLP_TARGETS = ("rotation", "crop", "jitter", *_TRANSLATION_TARGETS)
+# translations of rigid motions are read like the rotations, and so is what is no plain number.
+_MLP_TARGETS = ("crop", "jitter")
 _MEMBERS = {
-    "rotation": ROTATION_NAMES,
-    "hues": HUE_NAMES,
-    "base_translation": BASE_TRANSLATION_NAMES,
-    "object_translation": OBJECT_TRANSLATION_NAMES,
     "position": POSITION_NAMES,
     "jitter": ("brightness", "contrast", "saturation", "hue", "log_brightness", "log_contrast", "log_saturation"),
 }
 _PREFIXES = ("crop_", "blur_")
 
 
-def action_targets(action_names: Sequence[str]) -> tuple[ActionTarget, ...]:
-    """The parts of an action by its column names; columns of no part (flips, grayscale, ...) are not asked for."""
+def action_targets(sequences: FeatureSequences) -> tuple[ActionTarget, ...]:
+    """The parts of the sequences' actions that are asked for."""
+    if sequences.latents is None:
+        return augmentation_targets(sequences.action_names)
+    return latent_targets(sequences.latents)
+
+
+def latent_targets(actions: LatentActions) -> tuple[ActionTarget, ...]:
+    """Of stored views: the actions one by one, but both hues together, and the two halves of a rigid motion apart.
+
+    Rotations are asked for as quaternions, whatever else the model is told.
+    """
+    targets: dict[str, ActionTarget] = {}
+    hues: tuple[int, ...] = ()
+    start = 0
+    for part in actions.parts:
+        columns = tuple(range(start, start + part.space.sizes.action))
+        start += len(columns)
+        rotation, others = columns[:ROTATION_ACTION_SIZE], columns[ROTATION_ACTION_SIZE:]
+        if part.name in HUES:
+            hues += columns
+            # As in the paper, nothing is asked of paths of hues.
+            targets["hues"] = ActionTarget("hues", hues, "linear", hues)
+        elif part.has_sign:
+            name = "rotation" if isinstance(part.space, RigidMotion) else part.name
+            turned = ActionTarget(name, rotation, "mlp", rotation, _in_a_row(quat_multiply), is_rotation=True)
+            targets.setdefault(name, turned)
+            if isinstance(part.space, RigidMotion):
+                name, moved = f"{part.space.frame}_translation", slice(ROTATION_ACTION_SIZE, None)
+                targets[name] = ActionTarget(name, others, "mlp", columns, _in_a_row(part.space.compose, moved))
+        elif not isinstance(part.space, Rotation):
+            head: Literal["mlp", "linear"] = "linear" if isinstance(part.space, Number) else "mlp"
+            targets[part.name] = ActionTarget(part.name, columns, head, columns, _in_a_row(part.space.compose))
+    return tuple(targets.values())
+
+
+def _in_a_row(compose: Callable[[Tensor, Tensor], Tensor], columns: slice = slice(None)) -> Callable[[Tensor], Tensor]:
+    """What steps `[N, M, S]` do one after another, of which the columns are kept."""
+    return lambda steps: functools.reduce(compose, steps.unbind(dim=1))[..., columns]
+
+
+def augmentation_targets(action_names: Sequence[str]) -> tuple[ActionTarget, ...]:
+    """Of augmentations and glimpses, by names of columns; those of no part (flips, grayscale, ...) are left out."""
     columns: dict[str, list[int]] = {}
     for column, action_name in enumerate(action_names):
         target_name = _target_name(action_name)
@@ -163,7 +178,8 @@ def action_targets(action_names: Sequence[str]) -> tuple[ActionTarget, ...]:
             name,
             tuple(members),
             "mlp" if name in _MLP_TARGETS else "linear",
-            (*columns["rotation"], *members) if name in _TRANSLATION_TARGETS else tuple(members),
+            tuple(members),
+            (lambda steps: steps.sum(dim=1)) if name == "position" else None,
         )
         for name, members in columns.items()
     )

@@ -13,7 +13,7 @@ is from the true one; translations are not looked at. How contexts and galleries
 of seq-JEPA is not known.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.geometry.actions import ACTION_SIZES, ActionKind, actions_between_all_views
+from ssl_equi.latents.actions import LatentActions, actions_of
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.retrieval import Similarity, chance_retrieval_error, prediction_retrieval_error, ranks
 from ssl_equi.probing.retrieval_results import Ranking, Retrieval
@@ -53,7 +53,7 @@ def retrieve_with_sequences(
     model: PredictingModel,
     cache: FeatureCache,
     target_features: Tensor,
-    kind: ActionKind,
+    told: Sequence[str],
     *,
     context_views: int,
     contexts_per_object: int | None = None,
@@ -69,36 +69,47 @@ def retrieve_with_sequences(
 
     Args:
         model: a module on `device`; it is in evaluation mode meanwhile.
-        cache: every view of a split, encoded by the model's encoder, with poses.
+        cache: every view of a split, encoded by the model's encoder, with latents.
         target_features: `[n_objects, n_views, E]` of the same views by what the predictor was trained towards.
-        kind: what the model was told between views.
+        told: names of the actions that the model is told between views.
         context_views: M, less than the views of an object.
         contexts_per_object: so many of the contexts of each object; all (one for each view) when None.
-        whole_set: measure the prediction retrieval error, too; it compares every query with every view of the set.
+        whole_set: measure the prediction retrieval error, too, where poses are known; it compares every query with
+            every view of the set.
 
     Raises:
-        ValueError: there are no poses, or no translations though the kind tells of them, objects have different numbers
-            of views, or the numbers of views or the target features do not fit the cache.
+        UserError: nothing is known of the views, or no latents of these names.
+        ValueError: objects have different numbers of views, or the numbers of views or the target features do not fit
+            the cache.
     """
-    _check_retrieval(cache, target_features, kind)
-    assert isinstance(model, nn.Module) and cache.quats_xyzw is not None
+    actions = actions_of(cache.schema, told)
+    if cache.view_counts is not None:
+        raise ValueError(f"{different_galleries(cache)}: take a split of objects with equally many views")
+    if target_features.shape[:-1] != cache.features.shape[:-1]:
+        raise ValueError(
+            f"target_features {tuple(target_features.shape)} do not fit features {tuple(cache.features.shape)}: encode "
+            "the same views by both encoders"
+        )
+    assert isinstance(model, nn.Module)
     contexts = _contexts(cache.num_views, context_views, contexts_per_object).to(device)
     questions = (
         _questions_with_source(contexts, cache.num_views),
         _questions_without_source(contexts, cache.num_views),
     )
-    gallery, quats_xyzw = target_features.to(device), cache.quats_xyzw.to(device)
+    gallery, quats_xyzw = target_features.to(device), None
+    if whole_set and cache.quats_xyzw is not None:
+        quats_xyzw = cache.quats_xyzw.to(device)
     found_ranks: tuple[list[Tensor], list[Tensor]] = ([], [])
     found_errors: tuple[list[Tensor], list[Tensor]] = ([], [])
     with frozen(model):
         for objects in _object_chunks(cache.num_objects, len(contexts) * cache.num_views):
-            predictions = _predict_all_views(model, cache.objects(objects).to(device), kind, contexts)
+            predictions = _predict_all_views(model, cache.objects(objects).to(device), actions, contexts)
             for asked, found, errors in zip(questions, found_ranks, found_errors, strict=True):
                 found.append(asked.ranks(predictions, gallery[objects], metric).cpu())
-                if whole_set:
+                if quats_xyzw is not None:
                     of_queries = asked.errors(predictions, gallery, quats_xyzw, objects, metric)
                     errors.append(of_queries.view(len(predictions), -1).mean(dim=1).cpu())
-    with_errors, without_errors = [torch.cat(errors) if whole_set else None for errors in found_errors]
+    with_errors, without_errors = [torch.cat(errors) if errors else None for errors in found_errors]
     return Retrieval(
         context_views=context_views,
         num_objects=cache.num_objects,
@@ -106,7 +117,7 @@ def retrieve_with_sequences(
         without_source=Ranking(torch.cat(found_ranks[1]), cache.num_views - context_views),
         object_errors_with_source=with_errors,
         object_errors_without_source=without_errors,
-        chance_error=chance_retrieval_error(quats_xyzw) if whole_set else None,
+        chance_error=None if quats_xyzw is None else chance_retrieval_error(quats_xyzw),
     )
 
 
@@ -116,21 +127,6 @@ def different_galleries(views: FeatureCache | ViewCollection) -> str:
         f"objects have {views.fewest_views} to {views.num_views} views, and ranks among so many can't be averaged or "
         "compared with one chance"
     )
-
-
-def _check_retrieval(cache: FeatureCache, target_features: Tensor, kind: ActionKind) -> None:
-    """Raises ValueError unless poses are known, the kind of action is, and both encoders saw the same views."""
-    if cache.quats_xyzw is None:
-        raise ValueError("the cache has no poses: a view that an action leads to is known for rendered views only")
-    if cache.view_counts is not None:
-        raise ValueError(f"{different_galleries(cache)}: take a split of objects with equally many views")
-    if kind not in ACTION_SIZES:
-        raise ValueError(f"action kind '{kind}' is unknown: choose one of {', '.join(ACTION_SIZES)}")
-    if target_features.shape[:-1] != cache.features.shape[:-1]:
-        raise ValueError(
-            f"target_features {tuple(target_features.shape)} do not fit features {tuple(cache.features.shape)}: encode "
-            "the same views by both encoders"
-        )
 
 
 @dataclass(frozen=True)
@@ -209,11 +205,12 @@ def _object_chunks(num_objects: int, predictions_per_object: int) -> Iterator[sl
         yield slice(start, min(start + size, num_objects))
 
 
-def _predict_all_views(model: PredictingModel, cache: FeatureCache, kind: ActionKind, contexts: Tensor) -> Tensor:
+def _predict_all_views(
+    model: PredictingModel, cache: FeatureCache, of_views: LatentActions, contexts: Tensor
+) -> Tensor:
     """Embeddings `[o, C, V, E]` that are predicted for all views of the cache's objects after each context `[C, M]`."""
     num_objects, num_views = cache.features.shape[:2]
-    assert cache.quats_xyzw is not None
-    actions = actions_between_all_views(cache.quats_xyzw, cache.latents, kind)
+    actions = of_views.between_all(cache.latents, cache.quats_xyzw)
     steps = actions[:, contexts[:, :-1], contexts[:, 1:]].flatten(0, 1)
     aggregates = model.aggregate(
         cache.features[:, contexts].flatten(0, 1), steps if model.aggregator_takes_actions else None

@@ -10,8 +10,8 @@
 - path_integration: the action from the first view to view M + 1, from the aggregate of M views and the last step's
   action. M = 1 is trivial: the last step is the answer. "oracle@M" composes the exact actions of all steps. Heads are
   trained on intact inputs; "no images" aggregates zeros for features, "no actions" zeros for every action. It is asked
-  of actions that compose: rotations, translations of rigid motions (whose last step is given with its rotation), and
-  positions.
+  of actions that compose: those of latents but hues (translations of rigid motions are given the last step's rotation,
+  too), and positions.
 
 Parts are named "agg@M" (aggregate of M views) and "all" or "all@M" (features of the encoder: of any views, or of those
 that stand beside "agg@M"), tasks by question and part of the action: "pair_rotation", "leakage_position". The
@@ -19,13 +19,13 @@ parts "base_translation" and "object_translation" are those of the action that t
 R1^-1 (t2 - t1), not the differences of positions that `ssl_equi.probing.tasks` asks for.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.geometry.actions import ActionKind
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, predict
 from ssl_equi.probing.pairs import ViewPairs, evaluation_pairs, training_pairs
@@ -144,7 +144,7 @@ def probe_sequences(
         if task_of_part == task
         for metric, value in result.metrics.items()
     ]
-    notes = _notes(protocol, train.length, action_targets(train.action_names))
+    notes = _notes(protocol, train.length, action_targets(train))
     notes += [f"{task}, part {part}: {note}" for (task, part), result in answers.items() for note in result.notes]
     return SequenceResults(records, tuple(notes))
 
@@ -153,7 +153,7 @@ def quick_sequence_results(
     model: AggregatingModel,
     train_cache: FeatureCache,
     test_cache: FeatureCache,
-    kind: ActionKind,
+    told: Sequence[str],
     num_classes: int,
     *,
     device: torch.device | str = "cpu",
@@ -165,15 +165,15 @@ def quick_sequence_results(
     Args:
         model: a module on `device`.
         train_cache, test_cache: every view of the two splits, encoded by the model's encoder.
-        kind: what the model was told between views.
+        told: names of the actions that the model is told.
         seed: of the heads; the sequences are the same for every model.
 
     Raises:
-        ValueError: the poses are unknown, or the action does not fit the model.
+        UserError: nothing is known of the views, or no latents of these names.
     """
     length = min(QUICK.views, train_cache.fewest_views, test_cache.fewest_views)
     train, test = [
-        sequences_of_cache(cache, kind, length, QUICK.sequences_per_object, QUICK.sequences_seed)
+        sequences_of_cache(cache, told, length, QUICK.sequences_per_object, QUICK.sequences_seed)
         for cache in (train_cache, test_cache)
     ]
     return probe_sequences(model, train, test, num_classes, QUICK, device=device, seed=seed, split_name=split_name)
@@ -198,7 +198,7 @@ class _Probing:
         if "pair_action" in self.protocol.questions:
             sets = [self.train.one_per_object(), self.test.one_per_object()]
             features, views = [sequences.features for sequences in sets], list(range(self.train.length))
-            for target in action_targets(self.train.action_names):
+            for target in action_targets(self.train):
                 answers[f"pair_{target.name}", "all"] = self._action_of_pairs(target, sets, features, views)
         return answers
 
@@ -238,13 +238,13 @@ class _Probing:
         }
         return {
             (f"leakage_{target.name}", part): self._action_of_pairs(target, sets, windows, last_views)
-            for target in action_targets(self.train.action_names)
+            for target in action_targets(self.train)
             for part, windows in sources.items()
         }
 
     def _path(self, length: int, train: Tensor, test: Tensor) -> Answers:
         """The action from the first view to the one after `length` views, from their aggregates `[N, W]`."""
-        targets = [target for target in action_targets(self.train.action_names) if target.composes]
+        targets = [target for target in action_targets(self.train) if target.compose is not None]
         if not targets:
             return {}
         [no_images] = aggregate_views(self.model, [self.test], length, without_images=True)
@@ -335,8 +335,8 @@ def _notes(protocol: SequenceProtocol, views: int, targets: tuple[ActionTarget, 
         missing = [str(length) for length in _views_needed(protocol)[question] if length not in possible]
         if missing:
             notes.append(f"{question}: M = {', '.join(missing)} is left out, because sequences have {views} views")
-    if "path_integration" in protocol.questions and not any(target.composes for target in targets):
-        notes.append("path_integration is left out: only steps of rotations, translations and positions compose")
+    if "path_integration" in protocol.questions and not any(target.compose is not None for target in targets):
+        notes.append("path_integration is left out: only steps of latents and positions compose")
     return notes
 
 

@@ -3,7 +3,7 @@
 Sequences depend on seeds and on the split's shape only, so every model is judged on the same ones.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,24 +12,14 @@ from torch import Tensor, nn
 
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.geometry.actions import QUATERNION_ACTION_KINDS, ActionKind, actions_between_all_views
+from ssl_equi.latents.actions import SEVERAL, ActionPart, LatentActions, actions_of, offered_names
+from ssl_equi.latents.motion import RigidMotion
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.pairs import training_views
 from ssl_equi.views.makers import ViewSequence
 
-ROTATION_NAMES = ("quat_x", "quat_y", "quat_z", "quat_w")
-HUE_NAMES = ("floor_hue", "light_hue")
-BASE_TRANSLATION_NAMES = ("base_translation_x", "base_translation_y", "base_translation_z")
-OBJECT_TRANSLATION_NAMES = ("object_translation_x", "object_translation_y", "object_translation_z")
 POSITION_NAMES = ("position_down", "position_right")
-COLUMN_NAMES: dict[ActionKind, tuple[str, ...]] = {
-    "rotation": ROTATION_NAMES,
-    "rotation_color": ROTATION_NAMES + HUE_NAMES,
-    "rotation_6d": tuple(f"rotation_6d_{column}" for column in range(6)),
-    "rotation_matrix": tuple(f"rotation_matrix_{column}" for column in range(9)),
-    "pose_base": ROTATION_NAMES + BASE_TRANSLATION_NAMES,
-    "pose_object": ROTATION_NAMES + OBJECT_TRANSLATION_NAMES,
-}
+HUES = SEVERAL["rotation_color"][1:]
 
 
 @dataclass(frozen=True)
@@ -43,6 +33,7 @@ class FeatureSequences:
         objects: int64 `[N]`, which object a sequence shows; one object may have several sequences.
         action_names: of the A columns of an action.
         told_columns: the columns that the model is told of, the others are only asked for; None for all.
+        latents: the actions of stored views; None of augmentations and glimpses.
 
     Raises:
         ValueError: the shapes do not belong together.
@@ -54,6 +45,7 @@ class FeatureSequences:
     objects: Tensor
     action_names: tuple[str, ...]
     told_columns: tuple[int, ...] | None = None
+    latents: LatentActions | None = None
 
     def __post_init__(self) -> None:
         count, length = self.features.shape[:2]
@@ -111,27 +103,27 @@ class FeatureSequences:
 
 
 def sequences_of_cache(
-    cache: FeatureCache, kind: ActionKind, length: int, per_object: int, seed: int, *, ask_for_hues: bool = False
+    cache: FeatureCache, told: Sequence[str], length: int, per_object: int, seed: int, *, ask_for_hues: bool = False
 ) -> FeatureSequences:
-    """Sequences of distinct stored views of each object, whose poses are known.
+    """Sequences of distinct stored views of each object, whose latents are known.
+
+    The quaternion of the object's pose is asked for in any case, also if the model is told of it without a sign, or of
+    other latents.
 
     Args:
         cache: every view of a split, encoded.
-        kind: "rotation", the body-frame relative quaternion with the sign as it comes; "rotation_color": and the
-            differences of floor and light hue; "pose_base", "pose_object": and the translation of the relative rigid
-            motion in that frame; "rotation_6d", "rotation_matrix": the rotation without a sign, and the quaternion,
-            which the model is not told, to be asked for.
+        told: names of the actions that the model is told.
         length: views of each sequence.
         per_object: sequences of each object, drawn independently of each other.
         seed: of the draw, which depends on the split's shape besides.
-        ask_for_hues: the differences of hue follow in any case; the model is told of those of the kind only.
+        ask_for_hues: the differences of 3DIEBench's hues are asked for, too, in any case.
 
     Raises:
-        ValueError: the poses are unknown, or the translations that the kind tells of; the kind is unknown; or an
-            object has fewer views than a sequence needs.
+        UserError: nothing is known of the views, or no latents of these names.
+        ValueError: an object has fewer views than a sequence needs.
     """
-    if cache.quats_xyzw is None:
-        raise ValueError("the cache has no poses: sequences of stored views need a rendered data set")
+    actions = actions_of(cache.schema, told)
+    assert cache.schema is not None
     if not 1 <= length <= cache.fewest_views or per_object < 1:
         raise ValueError(
             f"{per_object} sequences of {length} distinct views were asked for and objects have {cache.fewest_views}: "
@@ -142,24 +134,33 @@ def sequences_of_cache(
     ]
     views = torch.from_numpy(np.stack(drawn, axis=1).reshape(-1, length))
     objects = torch.arange(cache.num_objects).repeat_interleave(per_object)
-    latents, quats_xyzw = cache.latents.cpu()[objects[:, None], views], cache.quats_xyzw.cpu()[objects[:, None], views]
-    actions = actions_between_all_views(quats_xyzw, latents, kind)
-    told_names = COLUMN_NAMES[kind]
-    asked_besides: tuple[str, ...] = () if kind in QUATERNION_ACTION_KINDS else ROTATION_NAMES
-    if ask_for_hues and kind != "rotation_color":
-        asked_besides += HUE_NAMES
-    if asked_besides:
-        further = actions_between_all_views(quats_xyzw, latents, "rotation_color" if ask_for_hues else "rotation")
-        actions = torch.cat([actions, further[..., -len(asked_besides) :]], dim=-1)
+    pose = cache.schema.pose
+    besides = [] if pose is None or actions.told.quaternion_columns else [pose.name]
+    if ask_for_hues and set(HUES) <= set(offered_names(cache.schema)) - set(actions.told.names):
+        besides += HUES
+    asked = LatentActions((*actions.parts, *actions_of(cache.schema, besides).parts)) if besides else actions
+    latents = cache.latents.cpu()[objects[:, None], views]
+    quats_xyzw = None if cache.quats_xyzw is None else cache.quats_xyzw.cpu()[objects[:, None], views]
     device = cache.features.device
     return FeatureSequences(
         features=cache.features[objects.to(device)[:, None], views.to(device)],
-        actions=actions,
+        actions=asked.between_all(latents, quats_xyzw),
         labels=cache.labels.cpu()[objects],
         objects=objects,
-        action_names=told_names + asked_besides,
-        told_columns=tuple(range(len(told_names))) if asked_besides else None,
+        action_names=tuple(name for part in asked.parts for name in column_names(part)),
+        told_columns=tuple(range(actions.width)) if besides else None,
+        latents=asked,
     ).to(device)
+
+
+def column_names(part: ActionPart) -> tuple[str, ...]:
+    """What the columns of an action are called, one word each."""
+    if isinstance(part.space, RigidMotion):
+        return (*(f"quat_{axis}" for axis in "xyzw"), *(f"{part.space.frame}_translation_{axis}" for axis in "xyz"))
+    if part.has_sign:
+        return tuple(f"quat_{axis}" if part.name == "rotation" else f"{part.name}_{axis}" for axis in "xyzw")
+    width, name = part.space.sizes.action, part.name.removesuffix("_difference")
+    return (name,) if width == 1 else tuple(f"{name}_{column}" for column in range(width))
 
 
 def encode_sequences(

@@ -5,8 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ssl_equi.geometry.actions import relative_hues
-from ssl_equi.geometry.latents import HUE_COLUMNS, LATENT_NAMES, LIGHT_DIRECTION_COLUMNS, light_direction
+from ssl_equi.geometry.latents import HUE_COLUMNS, LATENT_NAMES, LIGHT_DIRECTION_COLUMNS, light_direction, relative_hues
 from ssl_equi.probing.baselines import Baseline, constant_baselines
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, fit_ridge, predict

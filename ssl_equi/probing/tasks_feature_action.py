@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ssl_equi.geometry.actions import relative_rotation
-from ssl_equi.geometry.rotations import quat_to_matrix
+from ssl_equi.geometry.rotations import quat_to_matrix, relative_quat
 from ssl_equi.probing.baselines import Baseline
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, fit_ridge, predict
@@ -160,7 +159,7 @@ def turned_features(features: Tensor, matrices: Tensor) -> Tensor:
 def _matrices(cache: FeatureCache, rows: Tensor) -> Tensor:
     """Relative rotations `[n, 3, 3]` of pairs `[n, 2]`."""
     assert cache.quats_xyzw is not None, "the task needs poses"
-    return quat_to_matrix(relative_rotation(cache.rows(cache.quats_xyzw)[rows]))
+    return quat_to_matrix(relative_quat(*cache.rows(cache.quats_xyzw)[rows].unbind(1)))
 
 
 def _mean_of_other_views(features: Tensor, pairs: Tensor, cache: FeatureCache) -> Tensor:

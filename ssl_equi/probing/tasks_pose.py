@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from ssl_equi.geometry.actions import relative_rotation
 from ssl_equi.geometry.poses import BasePose, ObjectPose
 from ssl_equi.geometry.rotations import (
     matrix_from_rotation_6d,
     nearest_rotation_matrix,
     quat_from_matrix,
     quat_to_matrix,
+    relative_quat,
     rotation_6d_from_matrix,
 )
 from ssl_equi.probing.baselines import (
@@ -188,7 +188,7 @@ def _rotations(cache: FeatureCache, rows: Tensor) -> Tensor:
 
 def _relative_rotations(cache: FeatureCache, rows: Tensor) -> Tensor:
     """Relative quaternions `[n, 4]` of pairs `[n, 2]`, sign as it comes."""
-    return relative_rotation(_quats_xyzw(cache)[rows])
+    return relative_quat(*_quats_xyzw(cache)[rows].unbind(1))
 
 
 def _quats_xyzw(cache: FeatureCache) -> Tensor:

@@ -31,7 +31,7 @@ from ssl_equi.options import (
 from ssl_equi.probing.protocol import ProtocolName
 from ssl_equi.runtime.system import share_of_cores
 from ssl_equi.views.glimpses import SaccadeOptions
-from ssl_equi.views.makers import PairOptions
+from ssl_equi.views.makers import ActionNames, PairOptions, check_actions
 
 Precision = Literal["auto", "no", "bf16"]
 OptimizerName = Literal["adam", "adamw", "sgd", "lars"]
@@ -241,6 +241,28 @@ class PretrainingConfig(PretrainingOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class ActionsConfig(PretrainingConfig):
+    """Options of the recipes that are told of the change from view to view."""
+
+    actions: ActionNames = ("rotation",)
+    """What the objective is told of the change. Of stored views: names of the data's latents, such as azimuth
+    elevation. 3DIEBench has rotation, floor_hue, light, light_hue; further names are rotation_color (rotation and hues,
+    as in SIE), rotation_6d and rotation_matrix (rotations without a sign), and where objects also move (3diebench-pt,
+    3diebench-t) pose_base and pose_object, rotation and translation in that frame. Of augmented views: augmentation."""
+
+    @property
+    def told(self) -> ActionNames | None:
+        """The actions that the objective is told; None if it asks for none."""
+        return self.actions
+
+    def check(self) -> None:
+        """See `PretrainingOptions`; names that only the data know are checked when they are open."""
+        super().check()
+        if self.told is not None:
+            check_actions(self.told, self.views, DATASETS[self.dataset].schema)
+
+
+@dataclasses.dataclass(frozen=True)
 class GlimpsesConfig(PretrainingOptions):
     """Options of the recipes that learn from glimpses of an image."""
 
@@ -284,13 +306,13 @@ def refuse_other_options(config_file: Path, mine: dict[str, Any], defaults: dict
     """A run goes on with the options that it was begun with, but for those that don't change what is learnt.
 
     An option that the file doesn't name came with a later version, whose default leaves things as they were: such a
-    run was made with that default.
+    run was made with that default. One that took a single value, and now takes several, was that value alone.
     """
     cure = "delete this file to resume with the options of this command"
     theirs = flattened(read_json_object(config_file, RunError, cure))
     known = flattened(defaults) | theirs
     for option, value in flattened(mine).items():
-        if option not in FREE_OPTIONS and value != known.get(option):
+        if option not in FREE_OPTIONS and known.get(option) != value and [known.get(option)] != value:
             raise RunError(
                 f"{config_file} was made with {option} = {known.get(option)!r} and this command asks for "
                 f"{value!r}: resume with the first options, or choose another --out"

@@ -13,6 +13,7 @@ from ssl_equi.export.encoder import EncoderCard, encoder_export
 from ssl_equi.export.folder import Export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor_export
 from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, sequence_export
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.base import Objective
 from ssl_equi.probing.capsule_poses import probe_capsule_poses
 from ssl_equi.probing.encode import encode_split, state_sha256
@@ -115,16 +116,18 @@ class Ending:
         """Of the aggregates of sequences and of capsules' poses, where they know the actions between stored views."""
         split, seed = self.config.evaluation_split, self.config.seed
         if objective.sequence_model is not None and self.sequences["source"] == "rendered":
+            told = ToldActions.of(self.sequences["actions"]).names
             found = quick_sequence_results(
-                objective.sequence_model, results.train_features, results.test_features, self.sequences["actions"],
+                objective.sequence_model, results.train_features, results.test_features, told,
                 len(results.class_names), device=self.run.device, seed=seed, split_name=split,
             )  # fmt: skip
             return found.records, found.notes
         # Poses that are multiplied by the actions answer without a head.
         if objective.capsule_network is not None and objective.poses_are_multiplied:
-            network, data, actions = objective.capsule_network, self.data, self.sequences["actions"]
+            network, data = objective.capsule_network, self.data
+            told = ToldActions.of(self.sequences["actions"]).names
             capsules = encode_split(network, data.evaluation, data.mean_rgb, data.std_rgb, self.run.device)
-            answers = probe_capsule_poses(capsules, network.num_capsules, network.pose_side, actions, results.protocol)
+            answers = probe_capsule_poses(capsules, network.num_capsules, network.pose_side, told, results.protocol)
             asked = {"capsules": answers}
             return make_records(asked, None, capsules.num_objects, split, results.protocol, seed), ()
         return [], ()
@@ -135,7 +138,7 @@ class Ending:
         exports = {ENCODER_FOLDER: encoder_export(objective.encoder, card)}
         predictor, actions = objective.latent_predictor(), self.sequences.get("actions")
         if predictor is not None and actions is not None:
-            predictor_card = PredictorCard(self.run.name, actions, card.trained_on)
+            predictor_card = PredictorCard(self.run.name, ToldActions.of(actions), card.trained_on)
             exports[PREDICTOR_FOLDER] = predictor_export(predictor, predictor_card)
         if objective.sequence_model is not None:
             exports[SEQUENCE_MODEL_FOLDER] = sequence_export(objective.sequence_model, card, self.sequences)

@@ -46,7 +46,8 @@ class Pretraining(Generic[Trained]):
     Args:
         config: the recipe's configuration.
         name: the recipe's name.
-        objective: the bare objective; or, if it depends on the data, what makes it of them.
+        objective: the bare objective; or, if it depends on the data, such as on the width of their actions, what makes
+            it of them.
         make_views: makes the recipe's way from a batch to views, of the data and the processes of the run.
         make_optimizer: makes the optimiser, of the objective and the options.
 

@@ -1,10 +1,10 @@
 """From a batch of stored images to the views that an objective sees, and the actions between them.
 
-Rendered data hold several views of each object, whose poses are known: they are the views, and an action is the
-relative rotation, with hues or a translation if asked. Ordinary images have one view: views are augmentations of it,
-and an action comes from the parameters of two of them. Pairs are sequences of two. Whatever is random is a function of
-(seed, step) for the whole global batch, of which a process applies its own rows; so the views don't depend on the
-number of processes, nor on whether a run was resumed.
+Rendered data and posed photographs hold several views of each object, whose latents are known: they are the views, and
+an action is what changes between two of them in the latents that are named. Ordinary images have one view: views are
+augmentations of it, and an action comes from the parameters of two of them. Pairs are sequences of two. Whatever is
+random is a function of (seed, step) for the whole global batch, of which a process applies its own rows; so the views
+don't depend on the number of processes, nor on whether a run was resumed.
 """
 
 import sys
@@ -14,21 +14,22 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
 import torch
+import tyro
 from torch import Tensor
 
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import normalise_views
-from ssl_equi.data.sources import DataSource
+from ssl_equi.data.sources import DATASETS, DataSource
 from ssl_equi.errors import UserError
-from ssl_equi.geometry.actions import (
-    ACTION_SIZES,
-    POSE_ACTION_KINDS,
-    QUATERNION_ACTION_KINDS,
-    ActionKind,
-    action_of_pairs,
-    beyond_euler_box,
+from ssl_equi.latents.actions import (
+    AUGMENTATION,
+    LatentActions,
+    ToldActions,
+    actions_of,
+    offered_names,
+    warning_of_signs,
 )
-from ssl_equi.geometry.latents import LATENT_SIZE_WITH_TRANSLATION
+from ssl_equi.latents.schema import LatentSchema
 from ssl_equi.options import ActsWhen, ImageSide, Width
 from ssl_equi.runtime.device_copies import constant, copy_together
 from ssl_equi.views.actions import ActionEncoding, action_columns, actions_between, columns_about
@@ -37,9 +38,8 @@ from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.pipeline import ViewPipeline, apply_each
 from ssl_equi.views.presets import small_view_pipeline, transforms_of_views, view_pipelines
 
-PairAction = Literal[
-    "rotation", "rotation_color", "rotation_6d", "rotation_matrix", "pose_base", "pose_object", "augmentation"
-]
+ActionNames = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")]
+"""Of the data's latents, see `ssl_equi.latents.actions.actions_of`; or `augmentation` alone."""
 _AUGMENTED = ActsWhen(lambda options: options.source == "augmented", "add --views.source augmented")
 
 
@@ -167,6 +167,16 @@ class ViewsConfig(DrawsConfig, Protocol):
     def views(self) -> PairOptions: ...
 
 
+class ToldConfig(ViewsConfig, Protocol):
+    """The options of objectives that are told of the change from view to view."""
+
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def told(self) -> ActionNames | None: ...
+
+
 class Processes(Protocol):
     """This process among those of the run."""
 
@@ -180,7 +190,7 @@ def views(
     processes: Processes,
     *,
     length: int = 2,
-    actions: PairAction | None = None,
+    actions: ActionNames | None = None,
     shared_by: int = 1,
 ) -> ViewMaker:
     """The maker of rendered or augmented views that the options ask for.
@@ -194,26 +204,28 @@ def views(
         shared_by: consecutive images that share their augmentations (CARE's chunks).
 
     Raises:
-        UserError: more rendered views than the objects have, actions that don't go with the views, relative poses of
-            objects that don't move, or chunks that don't divide the batch.
+        UserError: more rendered views than the objects have, actions that don't go with the views or the data, or
+            chunks that don't divide the batch.
     """
     if actions is not None:
-        check_action(actions, config.views)
+        check_actions(actions, config.views, data.train.schema)
     if config.views.source == "augmented":
-        return AugmentedViews(config, data, processes, length=length, actions=actions, shared_by=shared_by)
+        told = actions is not None
+        return AugmentedViews(config, data, processes, length=length, with_actions=told, shared_by=shared_by)
     if shared_by > 1:
         raise UserError("rendered views share no augmentations: choose --views.source augmented")
-    if actions in QUATERNION_ACTION_KINDS and processes.rank == 0:
-        found = beyond_euler_box(data.train.split, data.train.latents)
+    made = StoredViews(data, length=length, actions=actions)
+    if actions is not None and processes.rank == 0:
+        found = warning_of_signs(data.train.split, data.train.schema, data.train.latents, actions)
         if found is not None:
             print(f"warning: {found}", file=sys.stderr, flush=True)
-    return StoredViews(data, length=length, actions=None if actions == "augmentation" else actions)
+    return made
 
 
 class StoredViews:
-    """Stored views of each object, with the actions between their poses if asked."""
+    """Stored views of each object, with the actions between their latents if asked."""
 
-    def __init__(self, data: DataSource, *, length: int = 2, actions: ActionKind | None = None) -> None:
+    def __init__(self, data: DataSource, *, length: int = 2, actions: ActionNames | None = None) -> None:
         fewest, lacking = data.train.fewest_views, data.train.lacking(length)
         if fewest < 2:
             raise UserError(
@@ -224,29 +236,26 @@ class StoredViews:
                 f"sequences of {length} views are asked for and in {data.name} {lacking}: choose --observed-views "
                 f"{fewest - 1} or less, or data with more views"
             )
-        if actions is not None:
-            check_translations(actions, data)
-        self.data, self.actions, self.stored_views = data, actions, length
+        self.data, self.stored_views = data, length
+        self.actions = None if actions is None else actions_of(data.train.schema, actions)
 
     def __call__(self, batch: ViewBatch, step: int) -> ViewSequence:
         with batch.augmenting:
             images = normalise_views(batch.images, self.data.mean_rgb, self.data.std_rgb)
-            quat_xyzw, kind = batch.quat_xyzw, self.actions
-            if kind is None:
+            latents, quats, actions = batch.latents, batch.quat_xyzw, self.actions
+            if actions is None:
                 return ViewSequence(images, None)
-            assert quat_xyzw is not None, "data of several views have poses"
 
             # Made when it is asked for: an objective is told of some of the V x V actions.
             def action_between(first: int, second: int) -> Tensor:
-                poses, latents = (
-                    torch.stack([values[:, first], values[:, second]], dim=1) for values in (quat_xyzw, batch.latents)
-                )
-                return action_of_pairs(poses, latents, kind)
+                poses = None if quats is None else (quats[:, first], quats[:, second])
+                return actions(latents[:, first], latents[:, second], poses)
 
             return ViewSequence(images, action_between)
 
     def describe(self) -> dict[str, Any]:
-        return {"source": "rendered", "actions": self.actions, "observed_views": self.stored_views - 1}
+        actions = None if self.actions is None else self.actions.describe()
+        return {"source": "rendered", "actions": actions, "observed_views": self.stored_views - 1}
 
 
 class AugmentationDraws:
@@ -309,7 +318,7 @@ class AugmentedViews:
         processes: Processes,
         *,
         length: int = 2,
-        actions: PairAction | None = None,
+        with_actions: bool = False,
         shared_by: int = 1,
         name: str = "view",
     ) -> None:
@@ -320,8 +329,8 @@ class AugmentedViews:
                 f"choose a multiple of {shared_by * processes.world_size}, so that each process has whole chunks"
             )
         self.options = with_action_options(config.views)
-        self.data, self.actions, self.shared_by = data, actions, shared_by
-        self.action_columns = () if actions is None else augmentation_columns(config)
+        self.data, self.shared_by = data, shared_by
+        self.action_columns = augmentation_columns(config) if with_actions else None
         self.draws = AugmentationDraws(config, processes)
         first, last = view_pipelines(config.views.preset, config.image_size, compiled=config.compile)
         self.pipelines = {f"{name} {number}": first for number in range(length - 1)} | {f"{name} {length - 1}": last}
@@ -330,20 +339,22 @@ class AugmentedViews:
         with batch.augmenting:
             made, parameters = self.draws.views(self.pipelines, batch, step, self.shared_by)
             images = stack_normalised(made, self.data)
-            if self.actions is None:
+            columns = self.action_columns
+            if columns is None:
                 return ViewSequence(images, None)
             between = actions_between(parameters, self.options.action_encoding)
 
             # Parameters lie on the CPU, where they were drawn.
             def action_between(first: int, second: int) -> Tensor:
-                return copy_together([between(first, second)[:, self.action_columns]], images.device)[0]
+                return copy_together([between(first, second)[:, columns]], images.device)[0]
 
             return ViewSequence(images, action_between)
 
     def describe(self) -> dict[str, Any]:
+        columns = self.action_columns
         return {
             "source": "augmented",
-            "actions": self.actions,
+            "actions": None if columns is None else ToldActions.of(AUGMENTATION, len(columns)).describe(),
             "observed_views": len(self.pipelines) - 1,
             "preset": self.options.preset,
             "action_encoding": self.options.action_encoding,
@@ -400,10 +411,28 @@ class TransformedSmallViews:
         return noise.argsort(dim=1)[self.draws.rows(count), : self.elements]
 
 
-def action_size(kind: PairAction, config: ViewsConfig) -> int:
-    """Width A of the actions; raises UserError if the kind doesn't go with the source of the views."""
-    check_action(kind, config.views)
-    return len(augmentation_columns(config)) if kind == "augmentation" else ACTION_SIZES[kind]
+def action_size(config: ToldConfig, data: DataSource | None = None) -> int:
+    """Width A of the actions that an objective is told, see `told_actions`; 0 if it is told of none."""
+    if config.told is None:
+        return 0
+    actions = told_actions(config, data)
+    return len(augmentation_columns(config)) if actions is None else actions.width
+
+
+def told_actions(config: ToldConfig, data: DataSource | None = None) -> LatentActions | None:
+    """The actions between stored views that an objective is told; None for those between augmented ones, or none.
+
+    Args:
+        data: what is trained on; without them, latents are those that every copy of the named data set has.
+
+    Raises:
+        UserError: they don't go with the views, or the data have no such latents.
+    """
+    if config.told is None:
+        return None
+    schema = DATASETS[config.dataset].schema if data is None else data.train.schema
+    check_actions(config.told, config.views, schema)
+    return None if config.views.source == "augmented" else actions_of(schema, config.told)
 
 
 def augmentation_columns(config: ViewsConfig) -> tuple[int, ...]:
@@ -424,20 +453,22 @@ def with_action_options(options: PairOptions) -> ViewOptions:
     return options if isinstance(options, ViewOptions) else ViewOptions(options.source, options.preset)
 
 
-def check_action(kind: PairAction, options: PairOptions) -> None:
-    """Raises UserError unless augmented views have augmentation actions and rendered ones the others."""
-    if (kind == "augmentation") != (options.source == "augmented"):
-        cure = "--actions augmentation" if options.source == "augmented" else f"one of {', '.join(ACTION_SIZES)}"
-        raise UserError(f"--actions is {kind} and --views.source is {options.source}: choose {cure}")
+def check_actions(names: ActionNames, options: PairOptions, schema: LatentSchema | None) -> None:
+    """Raises UserError unless augmented views have augmentation actions and stored ones those of their latents.
 
-
-def check_translations(actions: str, data: DataSource) -> None:
-    """Raises UserError for relative poses between views of data whose objects don't move."""
-    if actions in POSE_ACTION_KINDS and data.train.latents.shape[-1] != LATENT_SIZE_WITH_TRANSLATION:
-        raise UserError(
-            f"actions {actions} tell of translations and the objects of {data.name} have none: choose a set with "
-            "translations (--dataset 3diebench-pt or 3diebench-t)"
-        )
+    Args:
+        schema: of the latents; None where it isn't known yet, nor what names there are.
+    """
+    asked = " ".join(names)
+    if AUGMENTATION in names and len(names) > 1:
+        raise UserError(f"--actions is {asked} and {AUGMENTATION} goes with no latents: name it alone, or leave it out")
+    if (AUGMENTATION in names) != (options.source == "augmented"):
+        cure = f"--actions {AUGMENTATION}"
+        if options.source == "rendered":
+            cure = f"from {', '.join(offered_names(schema))}" if schema else "names of the data's latents"
+        raise UserError(f"--actions is {asked} and --views.source is {options.source}: choose {cure}")
+    if options.source == "rendered" and schema is not None:
+        actions_of(schema, names)
 
 
 def first_images(batch: ViewBatch) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.export.encoder import EncoderCard, load_encoder, save_encoder
 from ssl_equi.export.predictor import PredictorCard, load_predictor, save_predictor
 from ssl_equi.export.sequence_model import load_sequence_model, save_sequence_model
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from tests.fakes import ExtraState
@@ -33,7 +34,7 @@ def write_encoder(folder: Path) -> None:
 
 def write_predictor(folder: Path) -> None:
     objective = SIE(create_encoder("strided_cnn_tiny", 32), SIEConfig(projector=(48, 48, 32)))
-    save_predictor(objective.latent_predictor(), folder, PredictorCard("sie", "rotation", ""))
+    save_predictor(objective.latent_predictor(), folder, PredictorCard("sie", ToldActions.of("rotation"), ""))
 
 
 def write_sequence_model(folder: Path) -> None:
@@ -120,8 +121,9 @@ MALFORMED = [
     ("predictor", {"kind": "guess"}, "kind is 'guess'"),
     ("predictor", {"kind": "gone"}, "holds no exported predictor"),
     ("predictor", {"actions": "gone"}, "KeyError: 'actions'"),
-    ("predictor", {"actions": "rotation_color"}, "takes actions of 4 columns, but 'rotation_color' has 6"),
-    ("predictor", {"actions": "somersault"}, "actions are 'somersault': choose one of rotation, "),
+    ("predictor", {"actions": "rotation_color"}, "takes actions of 4 columns, but 'rotation floor_hue_"),
+    ("predictor", {"actions": "somersault"}, "action 'somersault' is none of this data's: choose from rotation"),
+    ("predictor", {"actions": {"names": ["rotation"]}}, "give equally long lists of names, kinds, widths"),
     ("predictor", {"action_sign": 2}, "action_sign is 2"),
     ("predictor", {"features_from": "elsewhere"}, "features_from is 'elsewhere'"),
     ("predictor", {"columns": [500, 700]}, "columns 500 to 700 are not among 512 features"),

@@ -1,5 +1,6 @@
 """Exported predictors: what the training step computes, opened as saved, and nothing else is taken for one."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.export.predictor import PredictorCard, load_predictor, save_predictor
 from ssl_equi.geometry.rotations import random_quat
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.byol import ConditionalBYOL, ConditionalBYOLConfig
 from ssl_equi.objectives.capsie import CapsIE, CapsIEConfig
 from ssl_equi.objectives.equicaps import EquiCaps, EquiCapsConfig
@@ -34,6 +36,10 @@ def actions_of(kind: str) -> Tensor:
     if kind == "augmentation":
         return further
     return torch.cat([random_quat(BATCH, generator, torch.float32), further[:, 4:]], dim=1)
+
+
+def told(kind: str) -> ToldActions:
+    return ToldActions.of(kind, ACTION_DIMS[kind])
 
 
 def encoder() -> nn.Module:
@@ -103,7 +109,9 @@ def test_an_exported_predictor_computes_what_the_training_step_compares(
 ) -> None:
     kind, make = MAKERS[name]
     objective = with_other_values(make())
-    save_predictor(objective.latent_predictor(), tmp_path / "predictor", PredictorCard(name, kind, "3diebench-p 01"))
+    save_predictor(
+        objective.latent_predictor(), tmp_path / "predictor", PredictorCard(name, told(kind), "3diebench-p 01")
+    )
     views, actions = torch.randn(BATCH, 2, 3, SIDE, SIDE), actions_of(kind)
     if isinstance(objective, ConditionalBYOL):
         objective.target_encoder.load_state_dict(objective.encoder.state_dict())
@@ -111,7 +119,7 @@ def test_an_exported_predictor_computes_what_the_training_step_compares(
     prediction, target = compared_in_training(objective, views, actions, monkeypatch)
 
     predictor = load_predictor(tmp_path / "predictor")
-    assert (predictor.name, predictor.actions, predictor.training) == (name, kind, False)
+    assert (predictor.name, predictor.actions, predictor.training) == (name, told(kind), False)
     source = objective.network if predictor.features_from == "capsule_network" else objective.encoder
     first, second = (source(views[:, view]) for view in (0, 1))
     assert first.shape[1] == predictor.num_features
@@ -131,7 +139,7 @@ def test_negated_quaternions_undo_a_training_with_the_other_sign(tmp_path: Path)
     features, actions = torch.randn(BATCH, 512), actions_of("rotation_color")
     module = with_other_values(sie("rotation_color")).latent_predictor()
     for sign in (1, -1):
-        save_predictor(module, tmp_path / str(sign), PredictorCard("sie", "rotation_color", "", action_sign=sign))
+        save_predictor(module, tmp_path / str(sign), PredictorCard("sie", told("rotation_color"), "", action_sign=sign))
     plain, negated = (load_predictor(tmp_path / str(sign)) for sign in (1, -1))
     other_sign = torch.cat([-actions[:, :4], actions[:, 4:]], dim=1)
     given = actions.clone()
@@ -140,18 +148,30 @@ def test_negated_quaternions_undo_a_training_with_the_other_sign(tmp_path: Path)
     assert torch.equal(negated.embed(features), plain.embed(features))
 
 
+@pytest.mark.parametrize("kind", ["rotation_color", "augmentation"])
+def test_a_predictor_of_earlier_versions_is_told_one_word(kind: str, tmp_path: Path) -> None:
+    save_predictor(sie(kind).latent_predictor(), tmp_path, PredictorCard("sie", told(kind), ""))
+    file, expected = tmp_path / "config.json", load_predictor(tmp_path)
+    config = json.loads(file.read_text())
+    assert config["actions"] == told(kind).describe() and config["action_dim"] == ACTION_DIMS[kind]
+    file.write_text(json.dumps(config | {"actions": kind}))
+    assert load_predictor(tmp_path).card == expected.card
+
+
 def test_wrong_features_and_actions_are_named(tmp_path: Path) -> None:
-    save_predictor(sie().latent_predictor(), tmp_path, PredictorCard("sie", "rotation", ""))
+    save_predictor(sie().latent_predictor(), tmp_path, PredictorCard("sie", told("rotation"), ""))
     predictor = load_predictor(tmp_path)
     with pytest.raises(ValueError, match=r"features have shape \(6, 256\): this predictor of sie reads \[N, 512\]"):
         predictor.embed(torch.randn(BATCH, 256))
     with pytest.raises(ValueError, match=r"actions have shape \(6, 6\): this predictor of sie is told 'rotation'"):
         predictor.predict(torch.randn(BATCH, 512), actions_of("rotation_color"))
     with pytest.raises(ValueError, match="takes actions of 4 columns, but 'pose_base' has 7"):
-        save_predictor(sie().latent_predictor(), tmp_path, PredictorCard("sie", "pose_base", ""))
+        save_predictor(sie().latent_predictor(), tmp_path, PredictorCard("sie", told("pose_base"), ""))
     with pytest.raises(ValueError, match="Identity is no predictor of hypernetwork, mlp, conditioned"):
         unknown = nn.Identity()
         unknown.sizes = {"dim": 8, "action_dim": 4}
-        save_predictor(ProjectedPredictor(8, slice(0, 8), None, unknown), tmp_path, PredictorCard("", "rotation", ""))
+        save_predictor(
+            ProjectedPredictor(8, slice(0, 8), None, unknown), tmp_path, PredictorCard("", told("rotation"), "")
+        )
     with pytest.raises(ValueError, match="pose_side is 5"):
         PoseProduct(4, 5)

@@ -22,6 +22,7 @@ from ssl_equi.export.seq_jepa_files import (
     sizes_of,
 )
 from ssl_equi.export.sequence_model import load_sequence_model
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.views.glimpses import (
     STL10_MEAN_RGB,
@@ -140,11 +141,9 @@ def test_an_imported_model_answers_as_the_released_one(kind: str, side: int) -> 
 
 
 def test_sequences_are_described_as_the_makers_of_views_describe_theirs() -> None:
-    assert describe_sequences(VARIANTS["rotation"]) == {
-        "source": "rendered",
-        "actions": "rotation",
-        "observed_views": 3,
-    }
+    told = ToldActions.of("rotation").describe()
+    described = {"source": "rendered", "actions": told, "observed_views": 3}
+    assert describe_sequences(VARIANTS["rotation"]) == described
     glimpses = SaccadeOptions(
         saliency="file", glimpse_size=32, inhibition="square", inhibition_radius_px=16, transposed=True
     )
@@ -163,7 +162,9 @@ def test_an_imported_folder_is_opened_as_that_of_a_run(
     opened = load_sequence_model(tmp_path / "imported" / "sequence_model")
     assert_same_answers(model, opened.objective, "rotation_color")
     assert (opened.image_size, opened.std_rgb) == (128, (0.1030, 0.0999, 0.0969))
-    assert opened.sequences == {"source": "rendered", "actions": "rotation_color", "observed_views": 4}
+    told = ToldActions.of("rotation_color")
+    assert opened.sequences == {"source": "rendered", "actions": told.describe(), "observed_views": 4}
+    assert opened.told == told
     assert "official.pth, SHA-256 " in opened.trained_on
     assert_same_features(load_encoder(tmp_path / "imported" / "encoder"), opened.objective.encoder)
     config = read_encoder_config(tmp_path / "imported" / "encoder")

@@ -6,6 +6,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from ssl_equi.errors import UserError
 from ssl_equi.probing.capsule_poses import probe_capsule_poses, rotation_between
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.protocol import ProbeProtocol
@@ -51,7 +52,7 @@ def test_poses_that_follow_the_action_tell_the_rotation_exactly(kind: str) -> No
     a = generator.normal(size=(NUM_OBJECTS, 1, NUM_CAPSULES, side, side)).repeat(NUM_VIEWS, axis=1)
     scales = generator.uniform(0.5, 2, (len(latents), NUM_CAPSULES, 1, 1))
     poses = scales * (a.reshape(-1, NUM_CAPSULES, side, side) @ matrices[:, None])
-    answers = probe_capsule_poses(cache_of(poses, latents, rotations), NUM_CAPSULES, side, kind, PROTOCOL)
+    answers = probe_capsule_poses(cache_of(poses, latents, rotations), NUM_CAPSULES, side, [kind], PROTOCOL)
     rotation, equivariance = answers["capsule_rotation"], answers["capsule_equivariance"]
     assert rotation.num_samples == equivariance.num_samples == 4 * NUM_OBJECTS
     assert rotation.metrics["angle_deg_p90"] < 0.1
@@ -64,7 +65,7 @@ def test_poses_multiplied_from_the_left_do_not_follow() -> None:
     generator = np.random.default_rng(1)
     latents, rotations = latents_and_rotations(generator)
     poses = rotations.as_matrix()[:, None] @ generator.normal(size=(1, NUM_CAPSULES, 3, 3))
-    answers = probe_capsule_poses(cache_of(poses, latents, rotations), NUM_CAPSULES, 3, "rotation", PROTOCOL)
+    answers = probe_capsule_poses(cache_of(poses, latents, rotations), NUM_CAPSULES, 3, ["rotation"], PROTOCOL)
     assert answers["capsule_equivariance"].metrics["pose_error"] > 0.1
     assert answers["capsule_rotation"].metrics["angle_deg_median"] > 20
 
@@ -86,5 +87,5 @@ def test_the_rotation_equals_scipys_and_is_never_a_reflection() -> None:
 
 def test_a_split_without_poses_is_refused() -> None:
     cache = FeatureCache(torch.zeros(2, 3, 40), torch.zeros(2).long(), torch.zeros(2, 3, 0), None)
-    with pytest.raises(ValueError, match="the split has no poses"):
-        probe_capsule_poses(cache, NUM_CAPSULES, 3, "rotation", PROTOCOL)
+    with pytest.raises(UserError, match="none are known of these views"):
+        probe_capsule_poses(cache, NUM_CAPSULES, 3, ["rotation"], PROTOCOL)

@@ -10,8 +10,7 @@ import math
 import pytest
 import torch
 
-from ssl_equi.geometry.actions import relative_rotation
-from ssl_equi.geometry.rotations import quat_from_euler_xyz
+from ssl_equi.geometry.rotations import quat_from_euler_xyz, relative_quat
 from ssl_equi.probing.baselines import constant_rotation_baselines
 from ssl_equi.probing.retrieval import (
     chance_hit_at_k,
@@ -36,7 +35,7 @@ def test_the_best_constant_rotation_scores_229_pooled_and_0_uniform(pairs_xyzw: 
     """Relative quaternions have mean (0, 0, 0, c^6) and length 1, so one scalar mean takes c^12 / 4 away."""
     mean_square = MEAN_COSINE**12
     pooled = 1 - (1 - mean_square) / (1 - mean_square / 4)
-    baselines, _ = constant_rotation_baselines(relative_rotation(pairs_xyzw))
+    baselines, _ = constant_rotation_baselines(relative_quat(*pairs_xyzw.unbind(1)))
     assert pooled == pytest.approx(0.229, abs=TOLERANCE)
     assert baselines["r2_pooled"].value == pytest.approx(pooled, abs=TOLERANCE)
     assert baselines["r2_uniform"].value == pytest.approx(0, abs=1e-9)

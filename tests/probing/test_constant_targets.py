@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
+from ssl_equi.latents.actions import actions_of
+from ssl_equi.latents.schema import THREEDIEBENCH
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.metrics import r2_metrics, r2_notes, r2_pooled, r2_uniform, varying_components
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.publish import publish_results
-from ssl_equi.probing.sequence_heads import action_targets, judge
+from ssl_equi.probing.sequence_heads import judge, latent_targets
 from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.suite import ask_tasks
 from ssl_equi.probing.tasks import TASKS
@@ -145,7 +147,7 @@ def test_features_that_only_round_have_no_action(posed_cache):
 
 
 def test_actions_of_sequences_are_judged_by_the_same_rule():
-    rotation = action_targets(("quat_x", "quat_y", "quat_z", "quat_w"))[0]
+    rotation = latent_targets(actions_of(THREEDIEBENCH, ["rotation"]))[0]
     angle = columns((0, 0.5)).squeeze(1)
     truth = torch.stack([1e-25 * angle.cos(), torch.zeros(400), angle.sin(), angle.cos()], dim=1)
     result = judge(rotation, truth + 0.01, truth)

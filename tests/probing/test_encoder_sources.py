@@ -13,6 +13,7 @@ from ssl_equi import create_encoder
 from ssl_equi.errors import CheckpointError, EncoderError
 from ssl_equi.export.encoder import EncoderCard, save_encoder
 from ssl_equi.export.predictor import PredictorCard, save_predictor
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.parts.predictors import MLPPredictor, ProjectedPredictor
 from ssl_equi.probing.encode import state_sha256
 from ssl_equi.probing.encoder_sources import RANDOM_ENCODER_SEED, open_encoder
@@ -174,8 +175,8 @@ def test_damaged_folders_are_named(tmp_path: Path) -> None:
 def test_a_predictor_comes_with_the_encoder_whose_features_it_reads(tmp_path: Path, features_from: str) -> None:
     export(tmp_path / "run" / "encoder")
     module = ProjectedPredictor(512, slice(256, 512), None, MLPPredictor(256, 4), features_from)
-    save_predictor(module, tmp_path / "run" / "predictor", PredictorCard("sie", "rotation", "test"))
+    save_predictor(module, tmp_path / "run" / "predictor", PredictorCard("sie", ToldActions.of("rotation"), "test"))
     predictor = open_encoder(str(tmp_path / "run")).predictor
     assert (predictor is None) == (features_from == "capsule_network")
     if predictor is not None:
-        assert predictor.actions == "rotation" and predictor.num_features == 512
+        assert predictor.actions.names == ("rotation",) and predictor.num_features == 512

@@ -14,6 +14,7 @@ from ssl_equi.errors import FeatureError, UserError
 from ssl_equi.export.predictor import PredictorCard, TrainedPredictor
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_to_matrix
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.parts.predictors import PoseProduct
 from ssl_equi.probing.encode import state_sha256
 from ssl_equi.probing.encoder_sources import EncoderSource
@@ -306,7 +307,9 @@ def test_the_predictor_of_a_run_is_asked_for_views_once() -> None:
         quat_to_matrix(torch.from_numpy(split.quats_xyzw)).flatten(-2).flatten(0, 1)
         for split in (data.probe_train, data.evaluation)
     ])  # fmt: skip
-    exact = TrainedPredictor(PoseProduct(1, 3, unit_columns=None), PredictorCard("by hand", "rotation", "nothing"))
+    exact = TrainedPredictor(
+        PoseProduct(1, 3, unit_columns=None), PredictorCard("by hand", ToldActions.of("rotation"), "nothing")
+    )
     features = torch.cat([torch.ones(len(rotations), 1), rotations], dim=1)
     source = replace(source_of(Table(features), {"all": slice(0, 10), "equi": slice(1, 10)}), predictor=exact)
     results = evaluate(data, source, protocol=replace(BRIEF, tasks=("colour",)), seeds=(0, 1))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ssl_equi.export.predictor import PredictorCard, TrainedPredictor
-from ssl_equi.geometry.actions import ACTION_SIZES
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_conjugate, quat_multiply
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.parts.predictors import Hypernetwork, PoseProduct, ProjectedPredictor
 from ssl_equi.probing import predictor_consistency as module
 from ssl_equi.probing.encode import FeatureCache
@@ -35,7 +35,7 @@ def posed_cache(width: int | None = None, num_views: int = VIEWS, translation: b
 class Turning:
     """Exact on features that are poses."""
 
-    name, actions = "turning", "rotation"
+    name, actions = "turning", ToldActions.of("rotation")
 
     def embed(self, features: Tensor) -> Tensor:
         return features
@@ -75,9 +75,9 @@ class SquaredSign(Turning):
 
 def hypernetwork(kind: str = "rotation", **options: Any) -> TrainedPredictor:
     torch.manual_seed(1)
-    predictor = Hypernetwork(WIDTH, ACTION_SIZES[kind], **options)
+    predictor = Hypernetwork(WIDTH, ToldActions.of(kind).width, **options)
     return TrainedPredictor(
-        ProjectedPredictor(WIDTH, slice(0, WIDTH), None, predictor), PredictorCard("sie", kind, "test")
+        ProjectedPredictor(WIDTH, slice(0, WIDTH), None, predictor), PredictorCard("sie", ToldActions.of(kind), "test")
     )
 
 
@@ -103,7 +103,7 @@ def test_actions_without_a_sign_have_no_error_of_signs(kind: str) -> None:
     metrics = predictor_consistency(hypernetwork(kind), posed_cache(WIDTH)).result.metrics
     assert list(metrics) == ["identity_error", "inverse_error", "composition_error"]
     with pytest.raises(ValueError, match="give 1, or -1 for quaternions"):
-        TrainedPredictor(hypernetwork(kind).module, PredictorCard("sie", kind, "test", action_sign=-1))
+        TrainedPredictor(hypernetwork(kind).module, PredictorCard("sie", ToldActions.of(kind), "test", action_sign=-1))
 
 
 @pytest.mark.parametrize(("kind", "translation"), [("rotation", False), ("rotation_color", False), ("pose_base", True)])
@@ -170,7 +170,7 @@ def test_the_errors_equal_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> No
 def test_multiplying_poses_is_consistent_and_knows_no_signs(kind: str, side: int, columns: int | None) -> None:
     product = PoseProduct(4, side, columns)
     cache = posed_cache(product.num_features, translation=True)
-    predictor = TrainedPredictor(product, PredictorCard("equicaps", kind, "test"))
+    predictor = TrainedPredictor(product, PredictorCard("equicaps", ToldActions.of(kind), "test"))
     errors = predictor_consistency(predictor, cache).result.metrics
     assert all(value < 1e-5 for value in errors.values()), errors
 
@@ -196,8 +196,8 @@ def test_what_can_not_be_asked_is_skipped_with_a_reason() -> None:
         predictor_consistency(Turning(), replace(cache, features=torch.ones_like(cache.features)))
     with pytest.raises(TaskSkipped, match="objects have 2 views: two actions in a row need 3"):
         predictor_consistency(Turning(), posed_cache(num_views=2))
-    with pytest.raises(TaskSkipped, match="no known poses"):
-        predictor_consistency(Turning(), replace(cache, quats_xyzw=None))
+    with pytest.raises(TaskSkipped, match="these views have no latents for rotation"):
+        predictor_consistency(Turning(), replace(cache, quats_xyzw=None, latents=cache.latents[..., :0], schema=None))
     with pytest.raises(ValueError, match="triples_per_object is 0"):
         predictor_consistency(Turning(), cache, triples_per_object=0)
     with pytest.raises(ValueError, match="are not finite"):

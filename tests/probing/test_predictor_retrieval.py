@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ssl_equi.export.predictor import PredictorCard, TrainedPredictor
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_multiply
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.parts.heads import projector
 from ssl_equi.objectives.parts.predictors import Hypernetwork, ProjectedPredictor
 from ssl_equi.probing import predictor_retrieval
@@ -40,7 +41,7 @@ def posed_cache(
 class Turning:
     """Exact on features that are poses. No module, and it starts from features only."""
 
-    name, actions = "turning", "rotation"
+    name, actions = "turning", ToldActions.of("rotation")
 
     def embed(self, features: Tensor) -> Tensor:
         return features
@@ -63,7 +64,7 @@ def untrained(kind: str = "rotation", action_dim: int = 4, width: int = WIDTH) -
     half = width // 2
     head = projector(half, (16, 16, 8))
     module = ProjectedPredictor(width, slice(half, width), head, Hypernetwork(8, action_dim))
-    return TrainedPredictor(module, PredictorCard("sie", kind, "test")).eval()
+    return TrainedPredictor(module, PredictorCard("sie", ToldActions.of(kind, action_dim), "test")).eval()
 
 
 def values(retrieval: Retrieval) -> dict[str, float]:
@@ -96,7 +97,7 @@ def retrieve_by_a_loop(
                 action = (
                     Rotation.from_quat(poses[item, source]).inv() * Rotation.from_quat(poses[item, view])
                 ).as_quat()
-                if cache.latents.shape[-1] and predictor.actions == "rotation_color":
+                if cache.latents.shape[-1] and predictor.actions == ToldActions.of("rotation_color"):
                     hues = cache.latents[item, view, [3, 6]] - cache.latents[item, source, [3, 6]]
                     action = np.concatenate([action, hues.numpy()])
                 given = torch.from_numpy(action).float().unsqueeze(0)
@@ -151,7 +152,7 @@ def test_one_that_starts_from_features_finds_the_same() -> None:
     predictor, cache = untrained(), posed_cache(width=WIDTH)
 
     class FromFeatures:
-        name, actions, embed, predict = "sie", "rotation", predictor.embed, predictor.predict
+        name, actions, embed, predict = "sie", ToldActions.of("rotation"), predictor.embed, predictor.predict
 
     found, expected = (retrieve_with_predictor(asked, cache) for asked in (FromFeatures(), predictor))
     assert torch.equal(found.with_source.ranks, expected.with_source.ranks)
@@ -211,11 +212,13 @@ def test_objects_that_move_are_asked_for_by_rigid_motions() -> None:
 def test_what_can_not_be_asked_is_skipped_with_a_reason() -> None:
     told_of_crops = untrained("augmentation", 9)
     cache = posed_cache(width=WIDTH)
-    with pytest.raises(TaskSkipped, match="told actions 'augmentation': between stored views only rotation, "):
+    with pytest.raises(TaskSkipped, match="told actions 'augmentation': between stored views only those of "):
         retrieve_with_predictor(told_of_crops, cache)
-    with pytest.raises(TaskSkipped, match="no known poses, which the predictor's actions 'rotation'"):
-        retrieve_with_predictor(untrained(), replace(cache, quats_xyzw=None))
-    with pytest.raises(TaskSkipped, match="no known translations, which the predictor's actions 'pose_base'"):
+    with pytest.raises(TaskSkipped, match="told actions rotation and these views have no latents for rotation"):
+        retrieve_with_predictor(
+            untrained(), replace(cache, quats_xyzw=None, latents=cache.latents[..., :0], schema=None)
+        )
+    with pytest.raises(TaskSkipped, match="told actions pose_base and these views have no latents for pose_base"):
         retrieve_with_predictor(untrained("pose_base", 7), cache)
     with pytest.raises(TaskSkipped, match="objects have 1 view"):
         retrieve_with_predictor(untrained(), posed_cache(num_views=1, width=WIDTH))

@@ -10,9 +10,12 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-from ssl_equi.geometry.actions import ACTION_SIZES
+from ssl_equi.errors import UserError
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_conjugate, quat_multiply
+from ssl_equi.latents.actions import ToldActions
+from ssl_equi.latents.angle import Angle
+from ssl_equi.latents.schema import Latent, LatentSchema
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.probing import sequence_retrieval
 from ssl_equi.probing.encode import FeatureCache
@@ -71,7 +74,7 @@ class Staying(Rotating):
 
 
 def retrieve(model: nn.Module, cache: FeatureCache, **options: Any) -> Retrieval:
-    return retrieve_with_sequences(model, cache, cache.features, "rotation", **options)
+    return retrieve_with_sequences(model, cache, cache.features, ["rotation"], **options)
 
 
 @pytest.mark.parametrize("context_views", [1, 2, 3, 5])
@@ -178,12 +181,12 @@ def test_twenty_objects_equal_a_loop(
     torch.manual_seed(1)
     cache = posed_cache(width=8, translation=kind == "pose_object")
     target_features = torch.randn(OBJECTS, VIEWS, 8)
-    model = small_seq_jepa(conditioning, ACTION_SIZES[kind]).eval()
+    model = small_seq_jepa(conditioning, ToldActions.of(kind).width).eval()
     expected = retrieve_by_a_loop(model, cache, target_features, kind, context_views)
     model.train()
     for predictions_in_a_chunk in (16384, 3 * VIEWS**2):
         monkeypatch.setattr(sequence_retrieval, "PREDICTIONS_IN_A_CHUNK", predictions_in_a_chunk)
-        found = retrieve_with_sequences(model, cache, target_features, kind, context_views=context_views)
+        found = retrieve_with_sequences(model, cache, target_features, [kind], context_views=context_views)
         assert found.with_source.ranks.tolist() == expected[0]
         assert found.without_source.ranks.tolist() == expected[1]
         assert found.error_with_source == pytest.approx(np.mean(expected[2]), abs=1e-5)
@@ -199,6 +202,29 @@ def test_some_contexts_are_the_first_of_all() -> None:
         few.with_source.ranks.view(OBJECTS, 2, -1), every.with_source.ranks.view(OBJECTS, VIEWS, -1)[:, :2]
     )
     assert few.error_with_source is few.error_without_source is few.chance_error is None
+
+
+def test_without_poses_views_are_found_among_those_of_their_object_only() -> None:
+    """By azimuths alone: the predictor answers with the sine and cosine of where the action leads."""
+    azimuths_deg = torch.rand(OBJECTS, VIEWS, 1, generator=torch.Generator().manual_seed(0)) * 360
+    angle, schema = Angle(), LatentSchema((Latent("azimuth", Angle(), 0),))
+    cache = FeatureCache(angle.encode(azimuths_deg), torch.zeros(OBJECTS).long(), azimuths_deg, None, schema=schema)
+
+    class Adding(nn.Module):
+        aggregator_takes_actions = predictor_takes_actions = True
+
+        def aggregate(self, features: Tensor, actions: Tensor | None) -> Tensor:
+            return features[:, -1]
+
+        def predict(self, aggregates: Tensor, actions: Tensor | None) -> Tensor:
+            assert actions is not None
+            return angle.compose(aggregates, actions)
+
+    found = retrieve_with_sequences(Adding(), cache, cache.features, ["azimuth"], context_views=1)
+    assert found.without_source.ranks.unique().tolist() == [1]
+    assert found.chance_error is found.object_errors_with_source is None
+    result = retrieval_result(found)
+    assert result.metrics["mrr"] == 1 and "retrieval_error" not in result.metrics
 
 
 def test_records_state_gallery_encoder_and_chance() -> None:
@@ -244,9 +270,11 @@ def test_malformed_input_is_named() -> None:
         retrieve(Rotating(), cache, context_views=0)
     with pytest.raises(ValueError, match="7 contexts of each object"):
         retrieve(Rotating(), cache, context_views=1, contexts_per_object=7)
-    with pytest.raises(ValueError, match="the cache has no poses"):
-        retrieve(Rotating(), replace(cache, quats_xyzw=None), context_views=1)
+    with pytest.raises(UserError, match="none are known of these views"):
+        retrieve(
+            Rotating(), replace(cache, quats_xyzw=None, latents=cache.latents[..., :0], schema=None), context_views=1
+        )
     with pytest.raises(ValueError, match="do not fit features"):
-        retrieve_with_sequences(Rotating(), cache, cache.features[:, :5], "rotation", context_views=1)
-    with pytest.raises(ValueError, match="action kind 'augmentation' is unknown"):
-        retrieve_with_sequences(Rotating(), cache, cache.features, "augmentation", context_views=1)
+        retrieve_with_sequences(Rotating(), cache, cache.features[:, :5], ["rotation"], context_views=1)
+    with pytest.raises(UserError, match="action 'augmentation' is none of this data's"):
+        retrieve_with_sequences(Rotating(), cache, cache.features, ["augmentation"], context_views=1)

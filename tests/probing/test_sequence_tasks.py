@@ -8,22 +8,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.geometry.actions import POSE_ACTION_KINDS
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix
+from ssl_equi.latents.actions import actions_of
+from ssl_equi.latents.schema import THREEDIEBENCH, THREEDIEBENCH_T
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.records import ProbeRecord, print_records
-from ssl_equi.probing.sequence_heads import action_targets, aggregate_views
+from ssl_equi.probing.sequence_heads import aggregate_views, augmentation_targets, latent_targets
 from ssl_equi.probing.sequence_tasks import (
     QUICK,
     SequenceProtocol,
     probe_sequences,
     quick_sequence_results,
 )
-from ssl_equi.probing.sequences import COLUMN_NAMES, POSITION_NAMES, FeatureSequences, sequences_of_cache
+from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, sequences_of_cache
 from ssl_equi.views.actions import action_columns
 
 NUM_CLASSES = 4
@@ -183,7 +184,7 @@ def test_leakage_is_asked_of_last_views_with_the_action_between_them():
 
 
 def test_the_oracle_composes_positions_and_rotations_exactly():
-    train, test = [sequences_of_cache(poses(40, seed), "rotation", 6, 2, seed=0) for seed in (0, 1)]
+    train, test = [sequences_of_cache(poses(40, seed), ["rotation"], 6, 2, seed=0) for seed in (0, 1)]
     rotations = ask(Mean(), "path_integration", lengths=(1, 3, 5), train=train, test=test)
     places = ask(Mean(), "path_integration", lengths=(1, 3, 5))
     for length in (1, 3, 5):
@@ -193,10 +194,10 @@ def test_the_oracle_composes_positions_and_rotations_exactly():
         assert table(places.records)["path_position", f"oracle@{length}", "r2_uniform"] == pytest.approx(1, abs=1e-9)
 
 
-@pytest.mark.parametrize("kind", POSE_ACTION_KINDS)
+@pytest.mark.parametrize("kind", ["pose_base", "pose_object"])
 def test_rigid_motions_are_asked_for_by_rotation_and_translation(kind: str):
     caches = [poses(count, seed, num_latents=10) for seed, count in enumerate((60, 30))]
-    train, test = [sequences_of_cache(cache, kind, 6, 2, seed=0, ask_for_hues=True) for cache in caches]
+    train, test = [sequences_of_cache(cache, [kind], 6, 2, seed=0, ask_for_hues=True) for cache in caches]
     model = SumOfActions()
     results = ask(model, *SequenceProtocol().questions, lengths=(1, 3, 5), train=train, test=test)
     frame = kind.removeprefix("pose_")
@@ -211,19 +212,19 @@ def test_rigid_motions_are_asked_for_by_rotation_and_translation(kind: str):
 
 def test_quick_records_of_a_model_that_is_told_of_rigid_motions():
     caches = [poses(12, seed, num_latents=10) for seed in (0, 1)]
-    records = quick_sequence_results(small_seq_jepa(action_dim=7), *caches, "pose_base", NUM_CLASSES).records
+    records = quick_sequence_results(small_seq_jepa(action_dim=7), *caches, ["pose_base"], NUM_CLASSES).records
     assert {record.task for record in records} == {"classification", "leakage_rotation", "leakage_base_translation"}
     assert all(np.isfinite(record.value) for record in records)
 
 
 def test_composition_is_the_product_in_order():
-    target = action_targets(("quat_x", "quat_y", "quat_z", "quat_w"))[0]
+    target = latent_targets(actions_of(THREEDIEBENCH, ["rotation"]))[0]
     steps = nn.functional.normalize(torch.randn(7, 3, 4, dtype=torch.float64), dim=2)
     expected = quat_multiply(quat_multiply(steps[:, 0], steps[:, 1]), steps[:, 2])
     assert torch.allclose(target.composed(steps), expected)
-    position = action_targets(POSITION_NAMES)[0]
+    position = augmentation_targets(POSITION_NAMES)[0]
     assert torch.allclose(position.composed(steps[..., :2]), steps[..., :2].sum(dim=1))
-    rotation, translation = action_targets(COLUMN_NAMES["pose_base"])
+    rotation, translation = latent_targets(actions_of(THREEDIEBENCH_T, ["pose_base"]))
     motions = torch.cat([steps, torch.randn(7, 3, 3, dtype=torch.float64)], dim=-1)
     matrices = matrix_of_action(motions)
     product = matrices[:, 0] @ matrices[:, 1] @ matrices[:, 2]
@@ -243,7 +244,7 @@ def test_a_path_is_integrated_by_who_sums_the_actions_and_lost_without_them():
 
 
 def test_every_record_has_its_baseline_and_its_origin(capsys, monkeypatch):
-    train, test = [sequences_of_cache(poses(30, seed), "rotation_color", 6, 2, seed=0) for seed in (0, 1)]
+    train, test = [sequences_of_cache(poses(30, seed), ["rotation_color"], 6, 2, seed=0) for seed in (0, 1)]
     results = ask(small_seq_jepa(action_dim=6), *SequenceProtocol().questions, train=train, test=test)
     assert not {record.task for record in results.records} ^ {
         "classification", "pair_rotation", "pair_hues", "leakage_rotation", "leakage_hues", "path_rotation",
@@ -292,11 +293,9 @@ def test_augmentations_are_asked_for_by_kind_and_not_composed():
     ]
     results = ask(Mean(), "pair_action", "path_integration", lengths=(1, 2), train=train, test=test)
     assert {record.task for record in results.records} == {"pair_crop", "pair_jitter", "pair_blur"}
-    assert results.notes == (
-        "path_integration is left out: only steps of rotations, translations and positions compose",
-    )
+    assert results.notes == ("path_integration is left out: only steps of latents and positions compose",)
     standard = tuple(action_columns("standard", ("crop", "horizontal_flip", "jitter", "grayscale", "blur", "solarize")))
-    found = {target.name: (target.head, target.columns) for target in action_targets(standard)}
+    found = {target.name: (target.head, target.columns) for target in augmentation_targets(standard)}
     assert found == {
         "crop": ("mlp", (0, 1, 2, 3)), "jitter": ("mlp", (5, 6, 7, 8)), "blur": ("linear", (10,)),
     }  # fmt: skip
@@ -304,7 +303,7 @@ def test_augmentations_are_asked_for_by_kind_and_not_composed():
 
 def test_rotations_are_read_from_pairs_of_views():
     train, test = [
-        sequences_of_cache(poses(count, seed), "rotation", 6, 1, seed=0) for count, seed in ((300, 0), (60, 1))
+        sequences_of_cache(poses(count, seed), ["rotation"], 6, 1, seed=0) for count, seed in ((300, 0), (60, 1))
     ]
     heads = ProbeProtocol(rotation_epochs=20, rotation_hidden=(64,), learning_rate=5e-3)
     protocol = SequenceProtocol(questions=("pair_action",), heads=heads)
@@ -317,7 +316,7 @@ def test_quick_records_are_the_same_twice_and_leave_the_model_as_it_was():
     model = small_seq_jepa()
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    arguments = (poses(20, 0, num_views=8), poses(10, 1, num_views=8), "rotation", NUM_CLASSES)
+    arguments = (poses(20, 0, num_views=8), poses(10, 1, num_views=8), ["rotation"], NUM_CLASSES)
     first = quick_sequence_results(model, *arguments, split_name="val")
     assert quick_sequence_results(model, *arguments, split_name="val") == first
     assert model.training and all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -334,7 +333,7 @@ def test_quick_records_are_the_same_twice_and_leave_the_model_as_it_was():
 @pytest.mark.parametrize("conditioning", ["none", "predictor"])
 def test_quick_records_of_a_model_that_aggregates_without_actions(conditioning: str):
     records = quick_sequence_results(
-        small_seq_jepa(conditioning=conditioning), poses(12, 0), poses(6, 1), "rotation", NUM_CLASSES
+        small_seq_jepa(conditioning=conditioning), poses(12, 0), poses(6, 1), ["rotation"], NUM_CLASSES
     ).records
     assert all(np.isfinite(record.value) for record in records)
     assert {record.part for record in records if record.task == "classification"} >= {"all@1", "agg@1", "agg@5"}

@@ -9,10 +9,14 @@ from torch import Tensor, nn
 
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.geometry.actions import POSE_ACTION_KINDS
+from ssl_equi.errors import UserError
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix, rotation_6d_from_matrix
+from ssl_equi.latents.angle import Angle
+from ssl_equi.latents.number import Number
+from ssl_equi.latents.rotation import Rotation
+from ssl_equi.latents.schema import Latent, LatentSchema
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
 from ssl_equi.views.makers import ViewSequence
@@ -29,7 +33,7 @@ def cache_that_names_its_views(num_objects: int = 5, num_views: int = 6) -> Feat
 
 
 def test_views_of_a_sequence_are_distinct_views_of_one_object():
-    sequences = sequences_of_cache(cache_that_names_its_views(), "rotation", length=4, per_object=3, seed=0)
+    sequences = sequences_of_cache(cache_that_names_its_views(), ["rotation"], length=4, per_object=3, seed=0)
     assert sequences.features.shape == (15, 4, 2)
     objects, views = sequences.features.long().unbind(dim=2)
     assert torch.equal(objects, sequences.objects[:, None].expand(15, 4))
@@ -41,7 +45,7 @@ def test_views_of_a_sequence_are_distinct_views_of_one_object():
 
 def test_actions_are_body_frame_rotations_and_differences_of_hues():
     cache = cache_that_names_its_views()
-    sequences = sequences_of_cache(cache, "rotation_color", length=4, per_object=2, seed=0)
+    sequences = sequences_of_cache(cache, ["rotation_color"], length=4, per_object=2, seed=0)
     matrices = quat_to_matrix(cache.quats_xyzw)
     for number in (0, 5, 9):
         objects, views = sequences.features[number].long().unbind(dim=1)
@@ -57,37 +61,37 @@ def test_actions_are_body_frame_rotations_and_differences_of_hues():
 def test_hues_are_asked_for_beside_what_the_model_is_told():
     cache = cache_that_names_its_views()
     for kind, columns in (("rotation_6d", 6), ("rotation_matrix", 9)):
-        told = sequences_of_cache(cache, kind, length=4, per_object=2, seed=0)
-        plain = sequences_of_cache(cache, "rotation", length=4, per_object=2, seed=0)
+        told = sequences_of_cache(cache, [kind], length=4, per_object=2, seed=0)
+        plain = sequences_of_cache(cache, ["rotation"], length=4, per_object=2, seed=0)
         assert told.told_columns == tuple(range(columns)) and told.action_names[columns:] == plain.action_names
         assert torch.equal(told.actions[..., columns:], plain.actions)
         matrices = quat_to_matrix(plain.actions)
         written = rotation_6d_from_matrix(matrices) if columns == 6 else matrices.flatten(-2)
         assert torch.equal(told.actions[..., :columns], written)
-    with_hues = sequences_of_cache(cache, "rotation", length=4, per_object=2, seed=0, ask_for_hues=True)
-    both = sequences_of_cache(cache, "rotation_color", length=4, per_object=2, seed=0, ask_for_hues=True)
+    with_hues = sequences_of_cache(cache, ["rotation"], length=4, per_object=2, seed=0, ask_for_hues=True)
+    both = sequences_of_cache(cache, ["rotation_color"], length=4, per_object=2, seed=0, ask_for_hues=True)
     assert torch.equal(with_hues.actions, both.actions) and with_hues.action_names == both.action_names
     assert with_hues.told_columns == (0, 1, 2, 3) and both.told_columns is None
 
 
-@pytest.mark.parametrize("kind", POSE_ACTION_KINDS)
+@pytest.mark.parametrize("kind", ["pose_base", "pose_object"])
 def test_rigid_motions_between_views_of_objects_that_move(kind: str):
     still = cache_that_names_its_views()
-    with pytest.raises(ValueError, match=f"actions '{kind}' need 10"):
-        sequences_of_cache(still, kind, length=4, per_object=2, seed=0)
-    cache = replace(still, latents=torch.cat([still.latents, still.latents[..., 3:6] - 0.5], dim=-1))
-    told = sequences_of_cache(cache, kind, length=4, per_object=2, seed=0)
+    with pytest.raises(UserError, match=f"action '{kind}' is none of this data's"):
+        sequences_of_cache(still, [kind], length=4, per_object=2, seed=0)
+    cache = replace(still, latents=torch.cat([still.latents, still.latents[..., 3:6] - 0.5], dim=-1), schema=None)
+    told = sequences_of_cache(cache, [kind], length=4, per_object=2, seed=0)
     assert told.action_names[4:] == tuple(f"{kind.removeprefix('pose_')}_translation_{axis}" for axis in "xyz")
-    assert torch.equal(told.actions[..., :4], sequences_of_cache(cache, "rotation", 4, 2, seed=0).actions)
+    assert torch.equal(told.actions[..., :4], sequences_of_cache(cache, ["rotation"], 4, 2, seed=0).actions)
     motions = matrix_of_action(told.actions)
     assert torch.allclose(motions[:, 0, 1] @ motions[:, 1, 3], motions[:, 0, 3], atol=1e-5)
-    asked = sequences_of_cache(cache, kind, length=4, per_object=2, seed=0, ask_for_hues=True)
+    asked = sequences_of_cache(cache, [kind], length=4, per_object=2, seed=0, ask_for_hues=True)
     assert asked.told_columns == tuple(range(7)) and torch.equal(asked.told_steps(0, 3), told.steps(0, 3))
     assert asked.action_names == (*told.action_names, "floor_hue", "light_hue")
 
 
 def test_actions_obey_the_group_laws_with_their_signs():
-    actions = sequences_of_cache(cache_that_names_its_views(), "rotation", length=5, per_object=2, seed=0).actions
+    actions = sequences_of_cache(cache_that_names_its_views(), ["rotation"], length=5, per_object=2, seed=0).actions
     identity = torch.tensor([0.0, 0.0, 0.0, 1.0])
     assert torch.allclose(actions[:, 2, 2], identity.expand(10, 4), atol=1e-6)
     assert torch.allclose(quat_multiply(actions[:, 1, 3], actions[:, 3, 4]), actions[:, 1, 4], atol=1e-6)
@@ -97,15 +101,15 @@ def test_actions_obey_the_group_laws_with_their_signs():
 def test_two_models_are_given_the_same_sequences():
     cache = cache_that_names_its_views()
     other = replace(cache, features=torch.randn(5, 6, 3))
-    mine, theirs = [sequences_of_cache(each, "rotation", length=4, per_object=2, seed=7) for each in (cache, other)]
+    mine, theirs = [sequences_of_cache(each, ["rotation"], length=4, per_object=2, seed=7) for each in (cache, other)]
     assert torch.equal(mine.actions, theirs.actions)
     objects, views = mine.features.long().unbind(dim=2)
     assert torch.equal(theirs.features, other.features[objects, views])
-    assert not torch.equal(mine.actions, sequences_of_cache(cache, "rotation", 4, 2, seed=8).actions)
+    assert not torch.equal(mine.actions, sequences_of_cache(cache, ["rotation"], 4, 2, seed=8).actions)
 
 
 def test_steps_are_the_actions_between_neighbours_and_told_in_part():
-    sequences = sequences_of_cache(cache_that_names_its_views(), "rotation_color", length=5, per_object=1, seed=0)
+    sequences = sequences_of_cache(cache_that_names_its_views(), ["rotation_color"], length=5, per_object=1, seed=0)
     steps = sequences.steps(1, 3)
     assert torch.equal(steps[:, 0], sequences.actions[:, 1, 2])
     assert torch.equal(steps[:, 2], sequences.actions[:, 3, 4])
@@ -116,7 +120,7 @@ def test_steps_are_the_actions_between_neighbours_and_told_in_part():
 
 
 def test_one_per_object_is_the_first_sequence_of_each():
-    sequences = sequences_of_cache(cache_that_names_its_views(), "rotation", length=4, per_object=3, seed=0)
+    sequences = sequences_of_cache(cache_that_names_its_views(), ["rotation"], length=4, per_object=3, seed=0)
     first = sequences.one_per_object()
     assert torch.equal(first.features, sequences.features[::3])
     assert torch.equal(first.objects, torch.arange(5))
@@ -129,19 +133,36 @@ def test_one_per_object_is_the_first_sequence_of_each():
         ({"length": 7}, "of 7 distinct views were asked for and objects have 6"),
         ({"length": 0}, "of 0 distinct views"),
         ({"per_object": 0}, "0 sequences"),
-        ({"kind": "translation"}, "action kind 'translation' is unknown"),
+        ({"told": ["translation"]}, "action 'translation' is none of this data's: choose from rotation_color"),
     ],
 )
 def test_sequences_that_cannot_be_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, UserError), match=message):
         sequences_of_cache(
-            cache_that_names_its_views(), **({"kind": "rotation", "length": 4, "per_object": 1, "seed": 0} | changes)
+            cache_that_names_its_views(), **({"told": ["rotation"], "length": 4, "per_object": 1, "seed": 0} | changes)
         )
 
 
-def test_views_without_poses_have_no_sequences():
-    with pytest.raises(ValueError, match="the cache has no poses"):
-        sequences_of_cache(replace(cache_that_names_its_views(), quats_xyzw=None), "rotation", 4, 1, 0)
+def test_views_without_latents_have_no_sequences():
+    cache = cache_that_names_its_views()
+    unknown = replace(cache, quats_xyzw=None, latents=cache.latents[..., :0], schema=None)
+    with pytest.raises(UserError, match="actions rotation are made from latents, and none are known of these views"):
+        sequences_of_cache(unknown, ["rotation"], 4, 1, 0)
+
+
+def test_poses_are_asked_for_beside_other_latents():
+    cache = cache_that_names_its_views()
+    schema = LatentSchema((Latent("pose", Rotation(), 0), Latent("shade", Number((0, 2)), 3)))
+    posed = replace(cache, latents=cache.latents[..., :4], schema=schema)
+    asked = sequences_of_cache(posed, ["shade"], 4, 1, 0, ask_for_hues=True)
+    assert asked.action_names == ("shade", "pose_x", "pose_y", "pose_z", "pose_w") and asked.told_columns == (0,)
+    assert torch.equal(asked.actions[..., 1:], sequences_of_cache(cache, ["rotation"], 4, 1, 0).actions)
+    shades = posed.latents[asked.objects[:, None], asked.features[..., 1].long()][..., 3]
+    torch.testing.assert_close(asked.told_steps(0, 3)[..., 0], shades.diff(dim=1) / 2)
+    turntable = replace(
+        cache, latents=cache.latents[..., :1], schema=LatentSchema((Latent("azimuth", Angle(), 0),)), quats_xyzw=None
+    )
+    assert sequences_of_cache(turntable, ["azimuth"], 4, 1, 0).action_names == ("azimuth_0", "azimuth_1")
 
 
 def test_tensors_that_do_not_belong_together_are_refused():

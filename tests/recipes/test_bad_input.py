@@ -98,7 +98,15 @@ def test_the_real_command_prints_one_line_and_no_traceback(small_options: list[s
         ({"objective.parts": "equi_only", "objective.equi_dim": 8}, "leave equi_dim unset"),
         ({"objective.projector": (32, 1)}, "projector is (32, 1): every width must leave at least 1 column"),
         ({"seed": -1}, "seed"),
-        ({"actions": "pose_base"}, "choose a set with translations (--dataset 3diebench-pt or 3diebench-t)"),
+        (
+            {"actions": ("pose_base",)},
+            "action 'pose_base' is none of this data's: choose from rotation_color, rotation_6d",
+        ),
+        ({"actions": ("azimuth", "elevation")}, "action 'azimuth' is none of this data's: choose from rotation_color"),
+        (
+            {"actions": ("rotation", "augmentation")},
+            "augmentation goes with no latents: name it alone, or leave it out",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_named(fail: Fail, tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:

@@ -20,7 +20,7 @@ def test_a_run_on_moving_objects_leaves_its_capsules_and_asks_for_translations(
     actions: str, mixed_precision: str, small_config: SmallConfig, tiny_moving_data: Path, tmp_path: Path
 ) -> None:
     config = small_config(
-        equicaps, "translated", data_dir=tiny_moving_data, out=tmp_path, steps=3, actions=actions,
+        equicaps, "translated", data_dir=tiny_moving_data, out=tmp_path, steps=3, actions=(actions,),
         mixed_precision=mixed_precision, compare_with_random=False,
     )  # fmt: skip
     equicaps.main(config)

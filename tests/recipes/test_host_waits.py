@@ -43,12 +43,12 @@ MOVING = ("pose_base", "pose_object")
 VARIANTS = (
     {name: Variant(name) for name in RECIPES}
     | {f"{name} augmented": augmented(name) for name in TOLD_NOTHING}
-    | {f"{name} augmented": augmented(name, actions="augmentation") for name in TOLD_ACTIONS}
-    | {f"sie {kind}": Variant("sie", {"actions": kind}) for kind in ("rotation_color", "rotation_6d", *MOVING)}
+    | {f"{name} augmented": augmented(name, actions=("augmentation",)) for name in TOLD_ACTIONS}
+    | {f"sie {kind}": Variant("sie", {"actions": (kind,)}) for kind in ("rotation_color", "rotation_6d", *MOVING)}
     | {f"simclr {preset}": augmented("simclr", **{"views.preset": preset}) for preset in PRESETS}
     | {f"essl {group}": Variant("essl", {"small_view.group": group}) for group in GROUPS}
     | {
-        "equicaps pose_base": Variant("equicaps", {"actions": "pose_base"}),
+        "equicaps pose_base": Variant("equicaps", {"actions": ("pose_base",)}),
         "essl relative": Variant("essl", {"objective.relative": True}),
         "essl of 2 elements": Variant("essl", {"small_view.elements": 2}),
         "care moco": Variant("care", {"base": "moco"}),
@@ -108,7 +108,7 @@ def waits_of(
         for method in ("check", "finish"):
             monkeypatch.setattr(Ending, method, lambda ending: None)
         moving = {"dataset": "3diebench-pt", "data_dir": tiny_moving_data}
-        data = moving if variant.changes.get("actions") in MOVING else {}
+        data = moving if set(variant.changes.get("actions", ())) & set(MOVING) else {}
         sizes = {"out": tmp_path / "run", "steps": STEPS, "log_every": LOG_EVERY}
         watched = WatchedRuns(device, monkeypatch)
         recipe.main(small_config(recipe, variant.name, **sizes, **data, **variant.changes))

@@ -17,7 +17,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "simclr": ("embedded", {}),
     "essl": ("embedded", {}),
     "care": ("two_pass", {}),
-    "sie": ("embedded", {"actions": "augmentation"}),
+    "sie": ("embedded", {"actions": ("augmentation",)}),
 }
 
 pytestmark = pytest.mark.usefixtures("quick_probes")

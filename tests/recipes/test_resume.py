@@ -24,13 +24,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "care_two_pass": ("care", "two_pass", {}),
     "care_moco": ("care", "embedded", {"base": "moco"}),
     "equimod_vicreg": ("equimod", "vicreg", {}),
-    "seq_jepa_augmented": ("seq_jepa", "embedded", {**AUGMENTED, "actions": "augmentation", "observed_views": 2}),
+    "seq_jepa_augmented": ("seq_jepa", "embedded", {**AUGMENTED, "actions": ("augmentation",), "observed_views": 2}),
     # Four steps an epoch, of which the last has 3 objects.
     "seq_jepa_by_epoch": ("seq_jepa", "embedded", {"batch_size": 7, "schedule_by": "epoch"}),
     "simclr_augmented_lars": ("simclr", "embedded", {**AUGMENTED, "optimizer": "lars", "decay_bias_and_norm": False}),
-    "sie_augmented": ("sie", "embedded", {**AUGMENTED, "actions": "augmentation"}),
+    "sie_augmented": ("sie", "embedded", {**AUGMENTED, "actions": ("augmentation",)}),
     "sie_rendered": ("sie", "embedded", {"render_views": True, "fresh_views": True}),
-    "augself_augmented": ("augself", "embedded", {**AUGMENTED, "actions": "augmentation"}),
+    "augself_augmented": ("augself", "embedded", {**AUGMENTED, "actions": ("augmentation",)}),
 }
 
 

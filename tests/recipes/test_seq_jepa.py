@@ -73,7 +73,8 @@ def test_a_run_follows_its_schedules_and_leaves_a_sequence_model(small_config: S
     assert not any(torch.equal(after[name], after[mine]) for name, mine in zip(targets, online, strict=True))
 
     model = load_sequence_model(folder / "sequence_model")
-    assert model.sequences == {"source": "rendered", "actions": "rotation", "observed_views": 3}
+    actions = {"names": ["rotation"], "kinds": ["rotation"], "widths": [4]}
+    assert model.sequences == {"source": "rendered", "actions": actions, "observed_views": 3}
     assert all(torch.equal(value, after[name]) for name, value in model.objective.state_dict().items())
 
     records = json.loads((folder / "results.json").read_text())["records"]
@@ -86,10 +87,10 @@ def test_a_run_follows_its_schedules_and_leaves_a_sequence_model(small_config: S
 def test_sequences_of_objects_that_move_are_told_of_rigid_motions(
     small_config: SmallConfig, tiny_moving_data: Path, tmp_path: Path
 ) -> None:
-    moving = {"actions": "pose_base", "dataset": "3diebench-pt", "data_dir": tiny_moving_data}
+    moving = {"actions": ("pose_base",), "dataset": "3diebench-pt", "data_dir": tiny_moving_data}
     seq_jepa.main(small_config(seq_jepa, out=tmp_path / "run", compare_with_random=False, steps=2, **moving))
     model = load_sequence_model(tmp_path / "run" / "sequence_model")
-    assert model.objective.config.action_dim == 7 and model.sequences["actions"] == "pose_base"
+    assert model.objective.config.action_dim == 7 and model.told.names == ("pose_base",)
     records = json.loads((tmp_path / "run" / "results.json").read_text())["records"]
     assert {"leakage_rotation", "leakage_base_translation"} <= {record["task"] for record in records}
 
@@ -98,7 +99,7 @@ def test_sequences_of_objects_that_move_are_told_of_rigid_motions(
 def test_augmented_sequences_train_without_aggregate_records(small_config: SmallConfig, tmp_path: Path) -> None:
     config = small_config(seq_jepa, out=tmp_path / "run", compare_with_random=False, steps=2, observed_views=2)
     views = ViewOptions(source="augmented", preset="seq_jepa", action_transforms=("crop",))
-    seq_jepa.main(dataclasses.replace(config, views=views, actions="augmentation"))
+    seq_jepa.main(dataclasses.replace(config, views=views, actions=("augmentation",)))
     model = load_sequence_model(tmp_path / "run" / "sequence_model")
     assert model.objective.config.action_dim == 4
     assert model.sequences["action_transforms"] == ["crop"]

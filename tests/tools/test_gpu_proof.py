@@ -168,7 +168,7 @@ def test_what_is_timed_on_a_gpu_is_a_named_configuration_with_the_right_inputs(
         assert config.image_size == method.image_size
         if hasattr(config, "observed_views"):
             assert (method.views, method.actions) == (config.observed_views + 1, (config.observed_views, 4))
-        assert not method.actions or config.actions == "rotation"
+        assert not method.actions or config.actions == ("rotation",)
     assert 2e9 < steps.SIE_256.multiplications(phase) < 4e9
     assert {name for name, means in steps.OF_SIE.items() if means.as_runs} == set(list(steps.OF_SIE)[-2:])
     assert configured(load_recipe("sie"), PAPER_LOOP).encoder == "sie_resnet18"

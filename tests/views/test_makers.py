@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ssl_equi.data.images import normalise_views
 from ssl_equi.errors import UserError
-from ssl_equi.geometry.actions import POSE_ACTION_KINDS, action_of_pairs
 from ssl_equi.geometry.poses import matrix_of_action
-from ssl_equi.geometry.rotations import quat_to_matrix
+from ssl_equi.geometry.rotations import quat_to_matrix, relative_quat
+from ssl_equi.latents.angle import Angle
+from ssl_equi.latents.number import Number
+from ssl_equi.latents.schema import Latent, LatentSchema
 from ssl_equi.views import operations
 from ssl_equi.views.groups import GROUPS
 from ssl_equi.views.makers import (
@@ -55,24 +57,47 @@ def present(tensor: Tensor | None) -> Tensor:
 
 def test_rendered_views_are_the_stored_ones_with_the_actions_between_them() -> None:
     batch = random_batch(views=4)
-    make_views = views(RENDERED, DATA, ALONE, length=4, actions="rotation_color")
+    make_views = views(RENDERED, DATA, ALONE, length=4, actions=("rotation_color",))
     assert make_views.stored_views == 4
     made = make_views(batch, 0)
     assert made.length == 4
     assert torch.equal(made.images, normalise_views(batch.images, DATA.mean_rgb, DATA.std_rgb))
     for first, second in ((0, 1), (1, 2), (3, 0)):
-        pair = [present(batch.quat_xyzw)[:, [first, second]], batch.latents[:, [first, second]]]
-        assert torch.equal(present(made.action_between)(first, second), action_of_pairs(*pair, "rotation_color"))
+        quats = present(batch.quat_xyzw)
+        hues = (batch.latents[:, second] - batch.latents[:, first])[:, [3, 6]]
+        expected = torch.cat([relative_quat(quats[:, first], quats[:, second]), hues], dim=1)
+        assert torch.equal(present(made.action_between)(first, second), expected)
     assert torch.equal(present(made.action), made.action_between(0, 1))
     assert batch.augmenting.seconds > 0
 
 
-@pytest.mark.parametrize("kind", ["rotation", *POSE_ACTION_KINDS])
+def test_actions_of_other_latents_are_sines_cosines_and_shares_of_the_range() -> None:
+    """Azimuths come round, elevations don't; nothing is known of a rotation."""
+    azimuths_deg = np.array([[350.0, 10.0, 180.0], [90.0, 45.0, 0.0]])
+    elevations_deg = np.array([[0.0, 30.0, 90.0], [60.0, 60.0, 15.0]])
+    latents = np.stack([azimuths_deg, elevations_deg], axis=-1).astype(np.float32)
+    schema = LatentSchema((Latent("azimuth", Angle(), 0), Latent("elevation", Number((0, 90), "deg"), 1)))
+    data = Source(Split(latents, schema=schema), name="turntable")
+    images = torch.zeros(2, 3, 4, 4, 3, dtype=torch.uint8)
+    batch = view_batch(images, latents=torch.from_numpy(latents), quat_xyzw=None)
+    made = views(RENDERED, data, ALONE, length=3, actions=("elevation", "azimuth"))(batch, 0)
+    for first, second in ((0, 1), (2, 0), (1, 1)):
+        turns_rad = np.radians(azimuths_deg[:, second] - azimuths_deg[:, first])
+        shares = (elevations_deg[:, second] - elevations_deg[:, first]) / 90
+        expected = np.stack([shares, np.sin(turns_rad), np.cos(turns_rad)], axis=1)
+        np.testing.assert_allclose(present(made.action_between)(first, second), expected, atol=1e-6)
+    assert action_size(replace(RENDERED, told=("elevation", "azimuth")), data) == 3
+    assert action_size(RENDERED, data) == 0
+
+
+@pytest.mark.parametrize("kind", ["rotation", "pose_base", "pose_object"])
 def test_rendered_actions_compose_along_the_sequence(kind: str) -> None:
     batch = random_batch(views=4, num_latents=10)
-    made = views(RENDERED, MOVING, ALONE, length=4, actions=kind)(batch, 0)
+    made = views(RENDERED, MOVING, ALONE, length=4, actions=(kind,))(batch, 0)
     steps, from_first, to_last = present(made.steps()), present(made.from_first()), present(made.to_last())
-    assert steps.shape == from_first.shape == to_last.shape == (8, 3, action_size(kind, RENDERED))
+    assert (
+        steps.shape == from_first.shape == to_last.shape == (8, 3, action_size(replace(RENDERED, told=(kind,)), MOVING))
+    )
     motions = matrix_of_action(steps.double())
     if kind == "rotation":
         poses = quat_to_matrix(present(batch.quat_xyzw).double())
@@ -95,7 +120,8 @@ def test_quaternions_beyond_the_euler_box_are_warned_of_once(capsys: pytest.Capt
     latents = np.zeros((24, 4, 7), np.float32)
     latents[..., 2] = np.linspace(-3, 3, 4)
     turntable = Source(Split(latents), name="turntable")
-    for actions, rank, warned in (("rotation", 0, 1), ("rotation", 1, 0), ("rotation_6d", 0, 0), (None, 0, 0)):
+    rotation = ("rotation",)
+    for actions, rank, warned in ((rotation, 0, 1), (rotation, 1, 0), (("rotation_6d",), 0, 0), (None, 0, 0)):
         views(RENDERED, turntable, Processes(rank, 2), actions=actions)
         assert capsys.readouterr().err.count("warning: views of split 'train' turn by up to 172 degrees") == warned
 
@@ -106,7 +132,7 @@ def test_quaternions_beyond_the_euler_box_are_warned_of_once(capsys: pytest.Capt
 @pytest.mark.parametrize(("preset", "length"), [*((preset, 2) for preset in PRESETS), ("seq_jepa", 4)])
 def test_augmented_views_are_different_changes_of_the_first_image(preset: str, length: int) -> None:
     config = augmented(preset)
-    make_views = views(config, DATA, ALONE, length=length, actions="augmentation")
+    make_views = views(config, DATA, ALONE, length=length, actions=("augmentation",))
     assert make_views.stored_views == 1
     batch = random_batch()
     made, again, later = make_views(batch, 3), make_views(batch, 3), make_views(batch, 4)
@@ -115,7 +141,9 @@ def test_augmented_views_are_different_changes_of_the_first_image(preset: str, l
     for first in range(length - 1):
         assert not torch.equal(made.images[:, first], made.images[:, first + 1])
     steps = present(made.steps())
-    assert steps.shape == (8, length - 1, action_size("augmentation", config)) and steps.isfinite().all()
+    assert (
+        steps.shape == (8, length - 1, action_size(replace(config, told=("augmentation",)))) and steps.isfinite().all()
+    )
     assert torch.equal(made.images, again.images) and torch.equal(steps, present(again.steps()))
     assert not torch.equal(made.images, later.images)
     assert not torch.equal(views(replace(config, seed=1), DATA, ALONE, length=length)(batch, 3).images, made.images)
@@ -124,7 +152,7 @@ def test_augmented_views_are_different_changes_of_the_first_image(preset: str, l
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_on_a_gpu_the_views_are_the_same_in_channels_last_memory(preset: str, device: SimulatedDevice) -> None:
-    make_views = views(augmented(preset), DATA, ALONE, actions="augmentation")
+    make_views = views(augmented(preset), DATA, ALONE, actions=("augmentation",))
     expected, found = (make_views(random_batch().to(place), step=0) for place in ("cpu", "cuda"))
     assert found.images.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
     assert (found.images.cpu() - expected.images).abs().max() < 2e-5  # five times that of values in [0, 1]
@@ -159,7 +187,7 @@ def test_two_processes_make_the_views_of_one(canvas: bool) -> None:
 
     def made(processes: Processes, rows: slice) -> list[Tensor]:
         part, config = rows_of(batch, rows), augmented()
-        pairs = views(config, DATA, processes, length=3, actions="augmentation")(part, 5)
+        pairs = views(config, DATA, processes, length=3, actions=("augmentation",))(part, 5)
         chunks = AugmentedViews(config, DATA, processes, shared_by=4, name="shared view")(part, 5)
         found = [pairs.images, present(pairs.steps()), chunks.images]
         for options in ({"elements": 2}, {"relative": True}):
@@ -176,7 +204,7 @@ def test_two_processes_make_the_views_of_one(canvas: bool) -> None:
 @pytest.mark.parametrize("encoding", ["standard", "seq_jepa_raw", "seq_jepa_legacy"])
 def test_augmented_actions_add_up_along_the_sequence(encoding: str) -> None:
     config = augmented("seq_jepa", action_encoding=encoding)
-    made = views(config, DATA, ALONE, length=4, actions="augmentation")(random_batch(views=1), 0)
+    made = views(config, DATA, ALONE, length=4, actions=("augmentation",))(random_batch(views=1), 0)
     difference = (present(made.steps()).cumsum(dim=1) - present(made.from_first())).abs().amax(dim=(0, 1))
     circular = 1 if encoding == "standard" else 0  # the hue takes the short way round
     assert (difference > 1e-3).sum() <= circular
@@ -186,7 +214,7 @@ def test_augmented_actions_add_up_along_the_sequence(encoding: str) -> None:
 def test_observed_actions_tell_nothing_of_the_target_but_for_the_legacy_ones(encoding: str, leak: float) -> None:
     """How much the observed actions change when only the target view is drawn anew."""
     config = augmented("seq_jepa", action_encoding=encoding)
-    make_views = views(config, DATA, ALONE, length=4, actions="augmentation")
+    make_views = views(config, DATA, ALONE, length=4, actions=("augmentation",))
     assert isinstance(make_views, AugmentedViews)
     original = make_views.draws.generator
     told = []
@@ -202,14 +230,14 @@ def test_an_objective_can_be_told_of_some_transforms_only() -> None:
     some = augmented("seq_jepa", action_transforms=("crop", "blur"))
     batch = random_batch(views=1)
     of_all, of_some = (
-        views(config, DATA, ALONE, length=3, actions="augmentation")(batch, 0)
+        views(config, DATA, ALONE, length=3, actions=("augmentation",))(batch, 0)
         for config in (augmented("seq_jepa"), some)
     )
-    assert action_size("augmentation", some) == 5
+    assert action_size(replace(some, told=("augmentation",))) == 5
     assert torch.equal(of_some.images, of_all.images)
     assert torch.equal(present(of_some.steps())[..., :4], present(of_all.steps())[..., :4])
     with pytest.raises(UserError, match=r"--views.action-transforms is rotation: .* choose from crop"):
-        views(augmented("seq_jepa", action_transforms=("rotation",)), DATA, ALONE, actions="augmentation")
+        views(augmented("seq_jepa", action_transforms=("rotation",)), DATA, ALONE, actions=("augmentation",))
 
 
 def test_chunks_share_their_pair_of_augmentations_and_each_has_its_own() -> None:
@@ -257,16 +285,21 @@ def test_relative_small_views_are_two_crops_under_two_elements() -> None:
 
 
 def test_the_description_names_what_is_needed_to_make_such_sequences_again() -> None:
-    assert views(RENDERED, DATA, ALONE, length=4, actions="rotation").describe() == {
-        "source": "rendered", "actions": "rotation", "observed_views": 3,
+    assert views(RENDERED, DATA, ALONE, length=4, actions=("rotation",)).describe() == {
+        "source": "rendered", "actions": {"names": ["rotation"], "kinds": ["rotation"], "widths": [4]},
+        "observed_views": 3,
     }  # fmt: skip
-    assert views(augmented("seq_jepa"), DATA, ALONE, length=3, actions="augmentation").describe() == {
-        "source": "augmented", "actions": "augmentation", "observed_views": 2, "preset": "seq_jepa",
+    augmentation = {"names": ["augmentation"], "kinds": ["augmentation"], "widths": [12]}
+    assert views(augmented("seq_jepa"), DATA, ALONE, length=3, actions=("augmentation",)).describe() == {
+        "source": "augmented", "actions": augmentation, "observed_views": 2, "preset": "seq_jepa",
         "action_encoding": "standard", "action_transforms": [],
     }  # fmt: skip
+    for config in (RENDERED, augmented("seq_jepa")):
+        assert views(config, DATA, ALONE).describe()["actions"] is None
 
 
 SINGLE = Source(Split(np.zeros((24, 1, 0), np.float32)), name="folder")
+UNKNOWN = Source(Split(np.zeros((24, 4, 0), np.float32)), name="views")
 
 
 @pytest.mark.parametrize(
@@ -274,16 +307,24 @@ SINGLE = Source(Split(np.zeros((24, 1, 0), np.float32)), name="folder")
     [
         (RENDERED, SINGLE, {}, r"folder holds one view of each image: choose --views\.source augmented"),
         (RENDERED, DATA, {"length": 5}, r"sequences of 5 views .* have 4: choose --observed-views 3 or less"),
-        (RENDERED, DATA, {"actions": "pose_base"}, "actions pose_base tell of translations .* choose a set with"),
+        (RENDERED, DATA, {"actions": ("pose_base",)}, "action 'pose_base' is none of this data's: choose from"),
         (
-            ViewsConfig(),
+            RENDERED,
             DATA,
-            {"actions": "pose_object"},
-            "actions pose_object tell of translations and the",
+            {"actions": ("augmentation",)},
+            "--actions is augmentation .* choose from rotation_color, r",
         ),
-        (RENDERED, DATA, {"actions": "augmentation"}, "--actions is augmentation .* choose one of rotation, rota"),
+        (RENDERED, UNKNOWN, {"actions": ("augmentation",)}, "choose names of the data's latents"),
+        (RENDERED, UNKNOWN, {"actions": ("rotation",)}, "actions rotation are made from latents, and none are known"),
+        (
+            RENDERED,
+            DATA,
+            {"actions": ("augmentation", "light")},
+            "--actions is augmentation light and augmentation go",
+        ),
+        (augmented(), DATA, {"actions": ("light", "augmentation")}, "goes with no latents: name it alone, or leave it"),
         (RENDERED, DATA, {"shared_by": 4}, "rendered views share no augmentations"),
-        (augmented(), DATA, {"actions": "rotation"}, "choose --actions augmentation"),
+        (augmented(), DATA, {"actions": ("rotation",)}, "choose --actions augmentation"),
         (augmented(), DATA, {"shared_by": 3}, "--batch-size is 8 and chunks of 3 images .*: choose a multiple of 3"),
         (augmented("none"), DATA, {}, "there are no views named 'none'"),
     ],
