@@ -21,6 +21,7 @@ from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.geometry.rotations import quat_positive, random_quat
+from ssl_equi.latents.schema import SCHEMA_OF_WIDTH
 from ssl_equi.views.makers import ViewOptions
 
 if TYPE_CHECKING:  # a test of one objective needs no run
@@ -273,6 +274,8 @@ class ViewsInMemory(ViewCollection):
         self.mean_rgb, self.std_rgb = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
         for name, value in attributes.items():
             setattr(self, name, value)
+        if "schema" not in attributes:  # as a manifest without one
+            self.schema = SCHEMA_OF_WIDTH.get(self.latents.shape[-1])
 
     def _read(
         self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray, sizes_out: np.ndarray | None

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import turn_quat_xyzw, turned_by_any_angle
 from ssl_equi.data.images import normalise_images
-from ssl_equi.geometry.actions import relative_rotation
-from ssl_equi.geometry.rotations import quat_multiply, quat_positive
+from ssl_equi.geometry.rotations import quat_multiply, quat_positive, relative_quat
 from ssl_equi.probing.encode import FeatureCache, frozen
 from ssl_equi.probing.encoder_sources import EncoderSource
 from ssl_equi.probing.metrics import angle_errors_deg
@@ -69,8 +68,10 @@ def orbit_errors(
     if not angles_deg or num_objects < 1:
         raise ValueError(f"{len(angles_deg)} angles and {num_objects} objects make no orbit: give 1 or more of each")
     _check_pictures(collection, encoder_source.image_size)
-    if rotation_heads and collection.quats_xyzw is None:
-        raise TaskSkipped("the views have no known poses, which rotation heads need: take rendered views")
+    if rotation_heads and not turns_are_known(collection):
+        raise TaskSkipped(
+            "the views have no known poses in the frame of our scenes, which rotation heads need: take rendered views"
+        )
     objects = np.unique(np.linspace(0, collection.num_objects - 1, min(num_objects, collection.num_objects)).round())
     objects = objects.astype(np.int64)
     colours = (encoder_source.mean_rgb or mean_rgb, encoder_source.std_rgb or std_rgb)
@@ -87,6 +88,11 @@ def orbit_errors(
             errors_deg = angle_errors_deg(answers, _true_turns(collection, objects, angles_deg))
             arrays[f"orbit_rotation_deg/{part}"] = errors_deg.reshape(turned.shape[:2]).numpy()
     return arrays
+
+
+def turns_are_known(collection: ViewCollection) -> bool:
+    """Whether a turn of a picture is a known turn of the object: the camera of other data may look from anywhere."""
+    return collection.quats_xyzw is not None and (collection.schema is None or collection.schema.is_of_scenes)
 
 
 def fit_relative_rotation_head(train: FeatureCache, protocol: ProbeProtocol, seed: int) -> nn.Sequential:
@@ -155,5 +161,4 @@ def _true_turns(collection: ViewCollection, objects: np.ndarray, angles_deg: Seq
     upright_xyzw = torch.from_numpy(np.array(collection.quats_xyzw[objects, 0], dtype=np.float64))[:, None]
     turns_xyzw = turn_quat_xyzw(torch.tensor([math.radians(angle) for angle in angles_deg], dtype=torch.float64))
     turned_xyzw = quat_positive(quat_multiply(turns_xyzw, upright_xyzw))
-    pairs = torch.stack([upright_xyzw.expand_as(turned_xyzw), turned_xyzw], dim=2)
-    return relative_rotation(pairs.flatten(0, 1))
+    return relative_quat(upright_xyzw.expand_as(turned_xyzw), turned_xyzw).flatten(0, 1)

@@ -15,7 +15,7 @@ from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.skipping import TaskSkipped, noted_if_unanswered
 from ssl_equi.probing.task_results import without_undefined
 from ssl_equi.probing.task_samples import require_varied
-from ssl_equi.probing.tasks import TASKS, Task, TaskResult, tasks_for
+from ssl_equi.probing.tasks import Task, TaskResult, known_tasks, tasks_for
 
 PartResults = dict[str, dict[str, TaskResult]]  # by part, then task
 
@@ -101,7 +101,8 @@ def probe_features(
     seed: int = 0,
 ) -> PartResults:
     """One task of each kind on every part of cached features; what can't be asked is left out."""
-    tasks = {name: TASKS[name] for name in tasks_for(test)}
+    known = known_tasks(test.schema)
+    tasks = {name: known[name] for name in tasks_for(test)}
     return ask_tasks(train, test, parts, tasks, num_classes, protocol, device, seed)[0]
 
 

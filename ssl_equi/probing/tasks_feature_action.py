@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ssl_equi.geometry.actions import relative_rotation
-from ssl_equi.geometry.rotations import quat_to_matrix
+from ssl_equi.geometry.rotations import quat_to_matrix, relative_quat
 from ssl_equi.probing.baselines import Baseline
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, fit_ridge, predict
@@ -24,6 +23,7 @@ from ssl_equi.probing.metrics import varying_components
 from ssl_equi.probing.pairs import training_pairs
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.skipping import TaskSkipped
+from ssl_equi.probing.task_needs import POSE
 from ssl_equi.probing.task_results import TaskResult
 from ssl_equi.probing.task_samples import (
     evaluated_pair_rows,
@@ -31,7 +31,6 @@ from ssl_equi.probing.task_samples import (
     held_out_objects,
     pair_rows,
     require_objects,
-    require_poses,
     require_varied,
     require_views,
 )
@@ -60,7 +59,7 @@ def feature_action(
     Raises:
         TaskSkipped: there are no rotations, no pairs, or views of an object have the same features.
     """
-    require_poses(train, test)
+    POSE.require(train, test)
     require_views(train, test)
     require_objects(train, "training")
     require_varied(train, test)
@@ -157,7 +156,8 @@ def turned_features(features: Tensor, matrices: Tensor) -> Tensor:
 def _matrices(cache: FeatureCache, rows: Tensor) -> Tensor:
     """Relative rotations `[n, 3, 3]` of pairs `[n, 2]`."""
     assert cache.quats_xyzw is not None, "the task needs poses"
-    return quat_to_matrix(relative_rotation(cache.quats_xyzw.flatten(0, 1)[rows]))
+    first_xyzw, second_xyzw = cache.quats_xyzw.flatten(0, 1)[rows].unbind(dim=1)
+    return quat_to_matrix(relative_quat(first_xyzw, second_xyzw))
 
 
 def _mean_of_other_views(features: Tensor, pairs: Tensor, num_views: int) -> Tensor:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PRO
 from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.task_results import TaskResult
 from ssl_equi.probing.tasks import TASKS
+from tests.fakes import ViewsInMemory
 
 CLASSES, VIEWS = 3, 6
 QUICK = ProbeProtocol(
@@ -36,7 +36,7 @@ BRIEF = replace(QUICK, classification_epochs=1, rotation_epochs=1, absolute_rota
 PARTS = {"inv": slice(0, 3), "equi": slice(3, 17), "empty": slice(17, 20)}
 
 
-def split_of(name: str, first_view: int, num_objects: int, seed: int, num_latents: int = 10) -> SimpleNamespace:
+def split_of(name: str, first_view: int, num_objects: int, seed: int, num_latents: int = 10) -> ViewsInMemory:
     """Views whose first pixel is their number, from `first_view` on, with latents of moving objects."""
     generator = torch.Generator().manual_seed(seed)
     latents = torch.rand(num_objects, VIEWS, num_latents, generator=generator)
@@ -45,15 +45,10 @@ def split_of(name: str, first_view: int, num_objects: int, seed: int, num_latent
     images = np.zeros((num_objects, VIEWS, 8, 8, 3), np.uint8)
     images[..., 0, 0, 0], images[..., 0, 0, 1] = numbers % 256, numbers // 256
 
-    def read_views(objects: np.ndarray, views: np.ndarray, out: np.ndarray) -> None:
-        out[...] = images[objects[:, None], views]
-
-    return SimpleNamespace(
-        split=name, fingerprint=f"{name} {seed}", content_key=f"{name} {seed}",
-        num_objects=num_objects, num_views=VIEWS, image_size=(8, 8),
-        fills_image=True, class_names=tuple(f"class {index}" for index in range(CLASSES)),
-        labels=np.arange(num_objects) % CLASSES, latents=latents.numpy(),
-        quats_xyzw=quat_xyzw_from_latents(latents[..., :7]).numpy(), read_views=read_views,
+    return ViewsInMemory(
+        images, split=name, fingerprint=f"{name} {seed}", content_key=f"{name} {seed}",
+        class_names=tuple(f"class {index}" for index in range(CLASSES)), labels=np.arange(num_objects) % CLASSES,
+        latents=latents.numpy(), quats_xyzw=quat_xyzw_from_latents(latents[..., :7]).numpy(),
     )  # fmt: skip
 
 
@@ -234,7 +229,7 @@ def test_what_the_data_cannot_answer_becomes_a_note() -> None:
     data = data_of()
     features = latents_as_features(data)
     for split in (data.probe_train, data.evaluation):
-        split.latents, split.quats_xyzw = split.latents[..., :0], None
+        split.latents, split.quats_xyzw, split.schema = split.latents[..., :0], None, None
         split.labels = np.zeros_like(split.labels)
     results = evaluate(
         data, source_of(Table(features)), protocol=BRIEF, parts=("equi",), tasks=("classification", *TASKS, "colour")
@@ -243,7 +238,7 @@ def test_what_the_data_cannot_answer_becomes_a_note() -> None:
     notes = "\n".join(results.notes)
     assert "classification, part equi: all 120 training objects are of class 0: use a data set of two" in notes
     assert "relative_rotation, part equi: the views have no known rotations" in notes
-    assert "colour, part equi: the views have 0 latents" in notes
+    assert "colour, part equi: the views have no known floor_hue and light_hue in turns (latents: none)" in notes
     assert all(np.isfinite(record.value) for record in results.records)
 
 
@@ -258,7 +253,7 @@ def test_fewer_views_than_neighbours_become_a_note() -> None:
     )
     assert results.records == []
     assert results.notes[0].startswith("knn, part all: 37 neighbours can't be found among 36 training views")
-    assert results.notes[1].startswith("translation_base, part all: the views have 7 latents")
+    assert results.notes[1].startswith("translation_base, part all: the views have no known translations")
 
 
 @pytest.mark.parametrize(
