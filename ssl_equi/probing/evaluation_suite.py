@@ -36,7 +36,8 @@ from ssl_equi.probing.suite import (
     with_notes_of_random,
 )
 from ssl_equi.probing.task_results import without_undefined
-from ssl_equi.probing.tasks import Task, known_tasks, latent_tasks
+from ssl_equi.probing.tasks import Task, known_tasks, latent_tasks, tasks_about
+from ssl_equi.probing.tasks_latents import ABSOLUTE, RELATIVE
 
 PROGRESS_EVERY_SECONDS = 20.0
 QUATERNION_TASKS = ("relative_rotation", "absolute_rotation", *PREDICTOR_TASKS)
@@ -158,6 +159,9 @@ class Suite:
                 if name in PREDICTOR_TASKS:
                     raise UserError(f"{source.name} has no predictor beside it to ask for {name}: give a run that has")
                 hint = f"did you mean {' or '.join(close)}" if close else f"choose from {', '.join(known)}"
+                if name.startswith((RELATIVE, ABSOLUTE)):
+                    offered = [task for task in tasks_about(schema) if task.startswith((RELATIVE, ABSOLUTE))]
+                    hint = f"of these data's latents, choose from {', '.join(offered) or 'none'}"
                 raise UserError(f"there is no task {name!r}: {hint}")
         return names
 

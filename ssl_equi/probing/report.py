@@ -269,7 +269,7 @@ def shown_interval(metric: str, low: float | None, high: float | None) -> str:
 
 
 def _angles_and_classes(arrays: Mapping[str, np.ndarray]) -> str:
-    drawn = []
+    drawn: list[str] = []
     judged = dict.fromkeys(key.split("/")[1] for key in arrays if key.startswith("angle_errors_deg/"))
     for task in (task for task in judged if task == "relative_rotation" or is_of_latent(task)):
         constants = _by_part(arrays, f"constant_angle_errors_deg/{task}/")

@@ -86,6 +86,11 @@ def check_splits(parts: dict[str, slice], train: ViewCollection, test: ViewColle
             f"the train split has {len(train.class_names)} classes and the {split_name} split {len(test.class_names)} "
             "with other names: probe splits of one data set"
         )
+    if train.schema != test.schema:
+        raise ValueError(
+            f"the latents of the train split are not those of the {split_name} split, in name, kind, range or order: "
+            "write both splits with one schema"
+        )
     for split in (train, test):
         if (split.labels < 0).any():
             raise ValueError(f"{int((split.labels < 0).sum())} objects have no label: probe labelled images only")

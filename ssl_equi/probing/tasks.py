@@ -52,6 +52,7 @@ __all__ = [
     "displacement_in_object_frame",
     "known_tasks",
     "latent_tasks",
+    "tasks_about",
     "tasks_for",
 ]
 
@@ -113,6 +114,10 @@ def known_tasks(schema: LatentSchema | None) -> dict[str, Task]:
 
 def tasks_for(views: FeatureCache | ViewCollection, names: Sequence[str] = CORE_TASKS) -> tuple[str, ...]:
     """Those of the named tasks whose latents a split has, and those of its latents that no task is about."""
-    schema = views.schema
+    return tasks_about(views.schema, names)
+
+
+def tasks_about(schema: LatentSchema | None, names: Sequence[str] = tuple(TASKS)) -> tuple[str, ...]:
+    """`tasks_for` a split with these latents."""
     asked = (name for name in names if name not in NEEDS or NEEDS[name].latents(schema))
     return tuple(dict.fromkeys((*asked, *latent_tasks(schema))))

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -24,26 +23,19 @@ from ssl_equi.probing.publish import publish_results
 from ssl_equi.views.parameters import GrayscaleParameters
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.transforms import HorizontalFlip, OccasionalTransform, Operation
+from tests.fakes import ViewsInMemory
 from tests.probing.probed_by_hand import probed
 
 MEAN_RGB, STD_RGB = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 METRICS = ["gamma_f", "wahba_error", "composition_error", "least_squares_error"]
 
 
-def make_images(num_objects: int = 20, num_views: int = 4, size: int = 16, seed: int = 0) -> SimpleNamespace:
+def make_images(num_objects: int = 20, num_views: int = 4, size: int = 16, seed: int = 0) -> ViewsInMemory:
     """Coarse random pictures without poses."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (num_objects, num_views, size // 4, size // 4, 3), dtype=np.uint8)
     images = coarse.repeat(4, axis=2).repeat(4, axis=3)
-
-    def read_views(object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray) -> None:
-        out[...] = images[object_indices[:, None], view_indices]
-
-    return SimpleNamespace(
-        num_objects=num_objects, num_views=num_views, image_size=(size, size), images=images, read_views=read_views,
-        split="test", class_names=("a", "b"), labels=np.arange(num_objects) % 2, quats_xyzw=None,
-        latents=np.zeros((num_objects, num_views, 0), np.float32),
-    )  # fmt: skip
+    return ViewsInMemory(images, split="test", class_names=("a", "b"), labels=np.arange(num_objects) % 2)
 
 
 class Grid(nn.Module):
@@ -78,7 +70,7 @@ def small_encoder() -> nn.Module:
     )
 
 
-def probe(encoder: nn.Module, collection: SimpleNamespace, **changes: object) -> AugmentationEquivariance:
+def probe(encoder: nn.Module, collection: ViewsInMemory, **changes: object) -> AugmentationEquivariance:
     parts = changes.pop("parts", {"all": slice(None)})
     protocol = EquivarianceProtocol(**changes)
     return probe_augmentation_equivariance(encoder, parts, collection, MEAN_RGB, STD_RGB, protocol)
@@ -135,7 +127,7 @@ def test_features_are_those_of_each_image_under_the_same_augmentation():
             return encoder(normalise_images(pixels, MEAN_RGB, STD_RGB))
 
     pipeline, generator = augmentation_pipeline("mild", 16), torch.Generator().manual_seed(3)
-    images = torch.from_numpy(collection.images).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(collection.pixels).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
     torch.testing.assert_close(found.original, expected(images))
     draws = [pipeline.draw(20, source_sizes=(16, 16), generator=generator, shared_by=20) for _ in range(6)]
     for index, draw in enumerate(draws):
