@@ -24,7 +24,7 @@ from tests.turntables import SIDE, TURNTABLE, write_turntables
 
 OWN = ("relative_azimuth", "absolute_azimuth", "relative_elevation", "absolute_elevation", "absolute_tool")
 QUICK = ProbeProtocol(
-    classification_epochs=3, rotation_epochs=12, rotation_hidden=(32,), absolute_rotation_epochs=12,
+    classification_epochs=30, rotation_epochs=12, rotation_hidden=(32,), absolute_rotation_epochs=12,
     absolute_rotation_hidden=(32,), batch_size=32, learning_rate=1e-2, bootstrap_resamples=20, tasks=CORE_TASKS,
 )  # fmt: skip
 
