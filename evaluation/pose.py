@@ -5,8 +5,9 @@
     python evaluation/pose.py --encoder runs/sie --dataset 3diebench-pt          objects that also move
     python evaluation/pose.py --encoder timm:resnet18 --tasks relative_rotation
 
-The rotation between two views and that of one, as quaternions, six numbers and matrices, and translations where objects
-move. evaluation/suite.py --help says how all of it goes.
+The rotation between two views and that of one, as quaternions, six numbers and matrices, translations where objects
+move, and the latents that only these data have (relative_azimuth, absolute_azimuth and so on). evaluation/suite.py
+--help says how all of it goes.
 """
 
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
@@ -25,6 +26,7 @@ TASKS = (
     "absolute_rotation_matrix",
     "translation_object",
     "translation_base",
+    "latents",
 )
 
 if __name__ == "__main__":

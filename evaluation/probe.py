@@ -11,7 +11,8 @@
 
 Every view is encoded once; heads are trained on the train split's features. The protocol says which tasks are asked;
 that of the embedded set also measures whether augmentations move the features of all images alike. Translations are
-asked of sets whose objects move; ordinary images (datasets/images.md) have no poses and are not asked for them. With
+asked of sets whose objects move, and latents that only these data have (relative_azimuth, absolute_azimuth) besides;
+ordinary images (datasets/images.md) have no poses and are not asked for them. With
 --turns every judged view is turned about the camera's axis, by an angle of its own, and its pose with it: what a head
 has learnt of upright images is then asked of turned ones. Prints the table and appends the records to results.json in
 --out (the folder above the encoder when not given).

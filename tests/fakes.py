@@ -305,6 +305,8 @@ class ViewsInMemory(ViewCollection):
         self.mean_rgb, self.std_rgb = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
         for name, value in attributes.items():
             setattr(self, name, value)
+        if "schema" not in attributes:  # as a manifest without one
+            self.schema = SCHEMA_OF_WIDTH.get(self.latents.shape[-1])
 
     def _read(
         self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray, sizes_out: np.ndarray | None

@@ -38,6 +38,7 @@ from ssl_equi.data.stage_seconds import StageSeconds
 from ssl_equi.errors import UserError
 from ssl_equi.geometry.latents import quat_xyzw_from_latents, relative_hues
 from ssl_equi.geometry.rotations import relative_quat
+from ssl_equi.latents.schema import THREEDIEBENCH
 from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.protocol import sie
 from ssl_equi.probing.retrieval import hit_at_k, mean_reciprocal_rank, prediction_retrieval_error, ranks
@@ -109,7 +110,7 @@ class RandomViews:
         self.class_names = tuple(f"class {number}" for number in range(CLASSES))
         self.labels = np.arange(num_objects, dtype=np.int64) % CLASSES
         drawn = sample_latents(num_objects * num_views, generator).astype(np.float32)
-        self.latents = drawn.reshape(num_objects, num_views, -1)
+        self.schema, self.latents = THREEDIEBENCH, drawn.reshape(num_objects, num_views, -1)
         self.quats_xyzw = quat_xyzw_from_latents(torch.from_numpy(self.latents)).numpy()
         shape = (num_objects, num_views, IMAGE_SIDE, IMAGE_SIDE, 3)
         self.pixels = generator.integers(0, 256, shape, dtype=np.uint8)

@@ -167,13 +167,18 @@ class TurnedViews(DerivedViews):
         angles_deg: float64 [n, V], counter-clockwise.
 
     Raises:
-        DataError: the pictures are not square, or don't fill their buffer.
+        DataError: the pictures are not square or don't fill their buffer, or the latents are not those of our scenes.
         ValueError: there are no such turns.
     """
 
     def __init__(self, stored: ViewCollection, turns: Turns = "quarter", seed: int = 0) -> None:
         if turns not in get_args(Turns):
             raise ValueError(f"turns is {turns!r}: choose 'quarter' or 'any'")
+        if stored.schema is not None and not stored.schema.is_of_scenes:
+            raise DataError(
+                f"views of split {stored.split!r} have latents {', '.join(stored.schema.by_name)}, and what a turn of "
+                "the picture does to them is not known: leave out --turns"
+            )
         height, width = stored.image_size
         if height != width or not stored.fills_image:
             raise DataError(

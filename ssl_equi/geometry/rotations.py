@@ -154,6 +154,16 @@ def geodesic_distance(first_xyzw: Tensor, second_xyzw: Tensor) -> Tensor:
     return rotation_angle(relative_quat(first_xyzw, second_xyzw))
 
 
+def mean_quaternion(quat_xyzw: Tensor) -> Tensor:
+    """The one unit quaternion closest to all of [N, 4] in squared chordal distance, sign-invariant: [4] float64.
+
+    It is the leading eigenvector of the sum of `q q^T` (Markley et al., "Averaging Quaternions", 2007).
+    """
+    quaternions = quat_normalize(quat_xyzw.double())
+    _, eigenvectors = torch.linalg.eigh(quaternions.T @ quaternions)
+    return eigenvectors[:, -1]
+
+
 def random_quat(count: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
     """`count` rotations [count, 4] uniform on SO(3) (Haar): normalised Gaussian 4-vectors."""
     return quat_normalize(torch.randn(count, 4, generator=generator, dtype=dtype))

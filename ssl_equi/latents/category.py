@@ -23,6 +23,7 @@ class Category(LatentKind):
 
     kind = "category"
     metric = "top1"
+    targets_are_classes = True
 
     def __post_init__(self) -> None:
         names = self.names
@@ -58,6 +59,10 @@ class Category(LatentKind):
 
     def decode(self, predictions: Tensor) -> Tensor:
         return predictions.argmax(dim=-1, keepdim=True).double()
+
+    def constant_prediction(self, targets: Tensor) -> Tensor:
+        """How often each class comes [K], so that the largest one is the answer."""
+        return torch.bincount(targets, minlength=len(self.names)).double()
 
     def errors(self, answers: Tensor, values: Tensor) -> Tensor:
         """1 where the class is another, else 0."""

@@ -61,7 +61,10 @@ class LatentKind(ActionSpace):
     """
 
     metric: ClassVar[str]
-    """name of what `score` returns. `r2_uniform` is that of predictions and `encode`'s targets, and 0 of a constant."""
+    """name of what `score` returns, which ends in `_median` for median errors, of which lower is better. `r2_uniform`
+    is that of predictions and `encode`'s targets, and 0 of a constant."""
+    targets_are_classes: ClassVar[bool] = False
+    """Whether `encode` gives classes, int64 [...], which a head's K predictions are the logits of."""
 
     @property
     def column_suffixes(self) -> tuple[str, ...]:
@@ -79,6 +82,10 @@ class LatentKind(ActionSpace):
     @abstractmethod
     def errors(self, answers: Tensor, values: Tensor) -> Tensor:
         """How far each answered value is from the true one, both [..., C]: [...] float64, by the kind's metric."""
+
+    def constant_prediction(self, targets: Tensor) -> Tensor:
+        """The prediction [K] that is nearest to all targets [n, K], or the same of actions [n, A]: their mean."""
+        return targets.double().mean(dim=0)
 
     def score(self, answers: Tensor, values: Tensor) -> float:
         """The metric of answered values, as `decode` gives them, against true ones: the median error."""

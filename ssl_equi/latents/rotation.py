@@ -12,6 +12,7 @@ from ssl_equi.geometry.rotations import (
     euler_xyz_from_matrix,
     geodesic_distance,
     matrix_from_rotation_6d,
+    mean_quaternion,
     nearest_rotation_matrix,
     quat_from_euler_xyz,
     quat_from_matrix,
@@ -124,6 +125,10 @@ class Rotation(LatentKind):
         if self.code == "6d":
             return self.from_quats(quat_from_matrix(matrix_from_rotation_6d(predictions)))
         return self.from_quats(quat_from_matrix(nearest_rotation_matrix(predictions.unflatten(-1, (3, 3)))))
+
+    def constant_prediction(self, targets: Tensor) -> Tensor:
+        # The mean of quaternions depends on their signs; that of matrices is projected by `decode`.
+        return mean_quaternion(targets) if self.code == "quaternion" else super().constant_prediction(targets)
 
     def errors(self, answers: Tensor, values: Tensor) -> Tensor:
         """Geodesic angles in degrees, in [0, 180]."""

@@ -125,6 +125,11 @@ class LatentSchema:
         rotations = [latent for latent in self.latents if isinstance(latent.kind, Rotation)]
         return rotations[0] if len(rotations) == 1 else None
 
+    @property
+    def is_of_scenes(self) -> bool:
+        """Whether poses and lights are in the frame of `ssl_equi.scenes`, whose camera is known."""
+        return self in SCHEMA_OF_WIDTH.values()
+
     def quats_xyzw(self, latents: Tensor) -> Tensor | None:
         """Pose quaternions [..., 4] float64 of latents [..., L], with w >= 0; None without a pose.
 

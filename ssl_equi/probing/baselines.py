@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ssl_equi.geometry.rotations import mean_quaternion
 from ssl_equi.probing.metrics import (
     angle_errors_deg,
     distance_median,
-    mean_quaternion,
     r2_metrics,
     summarise_angles,
 )

@@ -22,7 +22,7 @@ from ssl_equi.probing.evaluation_folder import refuse_results_of_a_run, write_ev
 from ssl_equi.probing.evaluation_report import write_report_or_warn
 from ssl_equi.probing.evaluation_suite import Suite, SuiteResults
 from ssl_equi.probing.feature_store import FeatureStore, FeatureType, default_cache_folder
-from ssl_equi.probing.orbits import fit_relative_rotation_head, orbit_errors
+from ssl_equi.probing.orbits import fit_relative_rotation_head, orbit_errors, turns_are_known
 from ssl_equi.probing.predictor_tasks import strips_of_predictions
 from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.probing.publish import result_arrays
@@ -63,7 +63,8 @@ class EvaluationConfig:
     protocol: ProtocolName = "ssl_equi"
     """How heads are trained and judged; all but ssl_equi are papers' protocols."""
     tasks: tuple[str, ...] = ()
-    """What is asked; the protocol's questions when not given. robustness is four of them, all is everything."""
+    """What is asked; when not given, the protocol's questions and those of the data's own latents, which latents stands
+    for. robustness is four questions, all is everything."""
     transfer: tuple[str, ...] = ()
     """Other data sets whose classes are asked too, each DATASET:DIR, such as folder:/data/flowers or cifar10:/data."""
     transfer_split: Annotated[str, ActsWhen(lambda options: len(options.transfer) > 0, "add --transfer")] = "test"
@@ -206,6 +207,7 @@ def pictures(
         heads = {
             part: fit_relative_rotation_head(first.train_features.part(columns), first.protocol, FIRST_SEED)
             for part, columns in parts.items()
+            if turns_are_known(data.evaluation)
         }
         arrays |= orbit_errors(
             source, data.evaluation, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb, rotation_heads=heads, device=device

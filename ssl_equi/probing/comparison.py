@@ -11,6 +11,7 @@ from typing import Any
 
 from ssl_equi.probing.compared_runs import ComparedRun, EvaluatedFolder
 from ssl_equi.probing.records import ProbeRecord, in_short_tables, lower_is_better
+from ssl_equi.probing.tasks_latents import ABSOLUTE, RELATIVE
 
 NEAR_IN_STANDARD_ERRORS = 2
 KNOWN_PARTS = ("all", "inv", "equi")
@@ -198,7 +199,7 @@ def _why_not_ranked(task: str, part: str, cells: Mapping[str, Cell]) -> str:
         return "not ranked: what an aggregate leaks is not a merit"
     if task == "collapse":
         return "not ranked: directions in use warn of a collapse, and more of them are no merit"
-    if task in NOT_A_MERIT.get(part, ()):
+    if task in NOT_A_MERIT.get(part, ()) or (part == "inv" and task.startswith((RELATIVE, ABSOLUTE))):
         return f"not ranked: part {part} is not meant to know this, so neither high nor low is better"
     return ""
 

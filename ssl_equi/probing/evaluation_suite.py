@@ -16,6 +16,7 @@ from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError
 from ssl_equi.latents.actions import warning_of_signs
+from ssl_equi.latents.schema import LatentSchema
 from ssl_equi.probing.augmentation_equivariance import probe_augmentation_equivariance
 from ssl_equi.probing.encode import FeatureCache, state_sha256
 from ssl_equi.probing.encoder_sources import EncoderSource
@@ -35,7 +36,8 @@ from ssl_equi.probing.suite import (
     with_notes_of_random,
 )
 from ssl_equi.probing.task_results import without_undefined
-from ssl_equi.probing.tasks import TASKS, Task
+from ssl_equi.probing.tasks import Task, known_tasks, latent_tasks, tasks_about
+from ssl_equi.probing.tasks_latents import ABSOLUTE, RELATIVE
 
 PROGRESS_EVERY_SECONDS = 20.0
 QUATERNION_TASKS = ("relative_rotation", "absolute_rotation", *PREDICTOR_TASKS)
@@ -67,9 +69,10 @@ class Suite:
 
     Attributes:
         protocol: how heads are trained and judged.
-        tasks: names of `ssl_equi.probing.tasks.TASKS`, augmentation_equivariance, of `further_tasks`, or of
-            `ssl_equi.probing.image_questions.IMAGE_QUESTIONS`; robustness stands for four of these,
-            transfer for `further_questions`, and all for everything. None: the protocol's, and `further_tasks`.
+        tasks: names of `ssl_equi.probing.tasks.known_tasks`, augmentation_equivariance, of `further_tasks`, or of
+            `ssl_equi.probing.image_questions.IMAGE_QUESTIONS`; robustness stands for four of these, latents for the
+            tasks of the data's own latents, transfer for `further_questions`, and all for everything. None: the
+            protocol's, those of the data's own latents, and `further_tasks`.
         parts: names of parts; none: all that the encoder has.
         seeds: of the heads; every record keeps its own.
         further_tasks: other tasks of the encoder, in which nothing is drawn: asked once, with the first seed, and not
@@ -115,7 +118,7 @@ class Suite:
         """
         parts = self.parts_of(source)
         check_splits(parts, data.probe_train, data.evaluation, data.evaluation.split)
-        names = self.task_names(source)
+        names = self.task_names(source, data.evaluation.schema)
         passes_before = store.encoder_passes
         outcome = self._probe(source.module, source.name, source, parts, names, data, store, bad_train_records)
         encoder_passes = store.encoder_passes - passes_before
@@ -140,21 +143,25 @@ class Suite:
         own = {} if source.predictor is None else predictor_tasks(source.predictor)
         return own | dict(self.further_tasks or {})
 
-    def task_names(self, source: EncoderSource) -> tuple[str, ...]:
-        """The tasks that are asked. Raises UserError for one that there is not."""
+    def task_names(self, source: EncoderSource, schema: LatentSchema | None) -> tuple[str, ...]:
+        """The tasks that are asked of data with these latents. Raises UserError for one that there is not."""
         further, further_questions = self.further_tasks_of(source), tuple(self.further_questions or {})
-        everything = (*TASKS, AUGMENTATION_EQUIVARIANCE, *further, *IMAGE_QUESTIONS, *further_questions)
-        groups = {"robustness": ROBUSTNESS, "transfer": further_questions, "all": everything}
+        own = tuple(latent_tasks(schema))
+        everything = (*known_tasks(schema), AUGMENTATION_EQUIVARIANCE, *further, *IMAGE_QUESTIONS, *further_questions)
+        groups = {"robustness": ROBUSTNESS, "latents": own, "transfer": further_questions, "all": everything}
         known = [*everything, *groups]
         if "transfer" in self.tasks and not further_questions:
             raise UserError("task 'transfer' is asked without a data set: give --transfer DATASET:DIR")
-        names = spelled_out(self.tasks or (*self.protocol.tasks, *further), groups)
+        names = spelled_out(self.tasks or (*self.protocol.tasks, *own, *further), groups)
         for name in names:
             if name not in everything:
                 close = get_close_matches(name, known, n=3)
                 if name in PREDICTOR_TASKS:
                     raise UserError(f"{source.name} has no predictor beside it to ask for {name}: give a run that has")
                 hint = f"did you mean {' or '.join(close)}" if close else f"choose from {', '.join(known)}"
+                if name.startswith((RELATIVE, ABSOLUTE)):
+                    offered = [task for task in tasks_about(schema) if task.startswith((RELATIVE, ABSOLUTE))]
+                    hint = f"of these data's latents, choose from {', '.join(offered) or 'none'}"
                 raise UserError(f"there is no task {name!r}: {hint}")
         return names
 
@@ -205,7 +212,8 @@ class Suite:
             store.encoder_passes += images[0]
         encoded = time.perf_counter()
         by_seed: dict[int, PartResults] = {}
-        tasks = {name: TASKS[name] for name in names if name in TASKS}
+        known = known_tasks(test.schema)
+        tasks = {name: known[name] for name in names if name in known}
         num_classes = len(data.evaluation.class_names)
         for seed in self.seeds:
             self.say(f"{name}: {len(tasks)} tasks on {', '.join(parts)}, seed {seed}")

@@ -148,16 +148,6 @@ def effective_rank(singular_values: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def mean_quaternion(quat_xyzw: Tensor) -> Tensor:
-    """The one unit quaternion closest to all of `[N, 4]` in squared chordal distance, sign-invariant: `[4]` float64.
-
-    It is the leading eigenvector of the sum of `q q^T` (Markley et al., "Averaging Quaternions", 2007).
-    """
-    quaternions = quat_normalize(quat_xyzw.double())
-    _, eigenvectors = torch.linalg.eigh(quaternions.T @ quaternions)
-    return eigenvectors[:, -1]
-
-
 def _check_rows(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
         raise ValueError(

@@ -2,11 +2,12 @@
 
 They show during training whether class and pose can be read off each part. Their numbers are not final results: they
 come from training objects, from features that move, and from linear heads. The pose is each view's absolute rotation,
-which a linear head can follow; the relative rotation of two views is far from linear in their features.
+which a linear head can follow; the relative rotation of two views is far from linear in their features. Of data without
+one rotation, the first latent with targets is followed in its place, such as sine and cosine of an azimuth.
 
-A head that has learnt nothing scores an R2 of about 0, from the first line on: the answer is the mean of the rotations
+A head that has learnt nothing scores an R2 of about 0, from the first line on: the answer is the mean of the targets
 so far, plus what the head says times the slope (0 to 1) with which its answers to earlier batches agreed with their
-rotations, as far as that is certain (less two standard errors). Without the mean, heads would need hundreds of steps
+targets, as far as that is certain (less two standard errors). Without the mean, heads would need hundreds of steps
 to find a constant; without the slope, many features and a constant learning rate would leave noise in the heads that
 scores far below 0.
 """
@@ -14,12 +15,15 @@ scores far below 0.
 import functools
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_equi.data.batch import ViewBatch
+from ssl_equi.latents.schema import Latent, LatentSchema
 from ssl_equi.probing.metrics import exceeds_rounding
 from ssl_equi.runtime.device_copies import Unread, merged
 
@@ -30,10 +34,40 @@ STANDARD_ERRORS = 2  # that the agreement of earlier answers must exceed 0 by
 _EPSILON = 1e-5
 
 
-class OnlineProbes:
-    """A linear classifier and a linear regressor of the absolute rotation for each part.
+@dataclass(frozen=True)
+class Followed:
+    """What the regressors follow: `K` targets of each view, under a name.
 
-    Objects without a label (-1) are ignored by the classifier, and without poses the regressors stay untrained.
+    Attributes:
+        latent: whose targets they are; None: each view's quaternion, if it is known.
+        name: in metrics.
+        width: K.
+    """
+
+    latent: Latent | None = None
+    name: str = "absolute_rotation"
+    width: int = QUATERNION
+
+    def targets(self, batch: ViewBatch) -> Tensor | None:
+        """Of a batch's stored views [B, V, K]; None where they aren't known."""
+        if self.latent is None:
+            return batch.quat_xyzw
+        return self.latent.kind.encode(batch.latents[..., self.latent.columns])
+
+
+def followed_of(schema: LatentSchema | None) -> Followed:
+    """The pose, or else the first latent whose targets are no classes."""
+    if schema is not None and schema.pose is None:
+        for latent in schema.latents:
+            if not latent.kind.targets_are_classes:
+                return Followed(latent, f"absolute_{latent.name}", latent.kind.sizes.targets)
+    return Followed()
+
+
+class OnlineProbes:
+    """A linear classifier and a linear regressor of what is followed for each part.
+
+    Objects without a label (-1) are ignored by the classifier, and without targets the regressors stay untrained.
     Each update first measures the heads on the batch, which they have not seen, and then trains them on it. Sums stay
     on the device, so only reading metrics waits for it. Features are standardised by the batch's own statistics, so
     that the heads don't depend on the scale of the features. Several processes each train their own copy on their own
@@ -43,6 +77,7 @@ class OnlineProbes:
         feature_dim: columns D of the features.
         parts: named slices of the feature columns.
         num_classes: of the data set.
+        followed: what the regressors are trained on; absolute rotations if not given.
         every: train on one of so many calls of `update`.
         seed: of the heads; the global random generator is not touched.
     """
@@ -53,6 +88,7 @@ class OnlineProbes:
         parts: Mapping[str, slice],
         num_classes: int,
         *,
+        followed: Followed = Followed(),
         every: int = 4,
         learning_rate: float = 3e-3,
         seed: int = 0,
@@ -60,32 +96,34 @@ class OnlineProbes:
     ) -> None:
         if every < 1:
             raise ValueError(f"every is {every}: it must be 1 or more")
-        self.parts, self.every, self.calls = dict(parts), every, 0
+        self.parts, self.followed, self.every, self.calls = dict(parts), followed, every, 0
         generator = torch.Generator().manual_seed(seed)
         widths = {part: len(range(*columns.indices(feature_dim))) for part, columns in self.parts.items()}
         self.classifiers = nn.ModuleDict(
             {part: _linear(width, num_classes, generator) for part, width in widths.items()}
         )
-        self.regressors = nn.ModuleDict({part: _linear(width, QUATERNION, generator) for part, width in widths.items()})
+        self.regressors = nn.ModuleDict(
+            {part: _linear(width, followed.width, generator) for part, width in widths.items()}
+        )
         self.heads = nn.ModuleDict({"classifier": self.classifiers, "regressor": self.regressors}).to(device)
         self.optimizer = torch.optim.Adam(self.heads.parameters(), lr=learning_rate, fused=True)
-        self.sums = {part: _zeros(SUMS, device) for part in self.parts}
-        self.past = {part: _zeros(PAST, device) for part in self.parts}
+        self.sums = {part: _zeros(_sums_of(followed.width), device) for part in self.parts}
+        self.past = {part: _zeros(_past_of(followed.width), device) for part in self.parts}
 
-    def update(self, features: Tensor, labels: Tensor, quat_xyzw: Tensor | None) -> None:
+    def update(self, features: Tensor, labels: Tensor, targets: Tensor | None) -> None:
         """Measure the heads on a batch, then train them on it; does nothing on all but one of `every` calls.
 
         Args:
             features: `[B, V, D]`, V views of each object; detached here once more.
             labels: `[B]` int64, -1 for an object without a label.
-            quat_xyzw: `[B, V, 4]`, each view's absolute rotation, w > 0; None where poses are unknown.
+            targets: `[B, V, K]` of each view, such as its absolute rotation, w > 0; None where they are unknown.
         """
         self.calls += 1
         if (self.calls - 1) % self.every != 0:
             return
         features = _standardise(features.detach().float())
         view_labels = labels.repeat_interleave(features.shape[1])
-        targets = None if quat_xyzw is None else quat_xyzw.detach().float().flatten(0, 1)
+        targets = None if targets is None else targets.detach().float().flatten(0, 1)
         num_labelled = (view_labels != UNLABELLED).sum().clamp(min=1)
         loss = torch.zeros((), device=features.device)
         with torch.enable_grad():
@@ -99,7 +137,7 @@ class OnlineProbes:
                     mean, slope = self._experience(part, targets)
                     deviations = self.regressors[part](views)
                     loss = loss + F.mse_loss(deviations, targets - mean)
-                    self._add_up_rotations(part, mean + slope * deviations.detach(), targets)
+                    self._add_up_targets(part, mean + slope * deviations.detach(), targets)
                     self._remember(part, deviations.detach(), targets, mean)
             self.optimizer.zero_grad()
             loss.backward()
@@ -112,11 +150,12 @@ class OnlineProbes:
     def unread_metrics(self) -> Unread[dict[str, float]]:
         """`PART/top1` and `PART/absolute_rotation_r2_uniform` over the batches since the last call; empty without any.
 
-        Top-1 is left out without labels, R2 without poses; R2 is that of the target components that vary.
+        Top-1 is left out without labels, R2 without targets; R2 is that of the target components that vary. Its name is
+        that of what is followed.
         """
         unread = []
         for part, sums in self.sums.items():
-            unread.append(Unread([*sums.values()], functools.partial(_metrics_of, part, [*sums])))
+            unread.append(Unread([*sums.values()], functools.partial(_metrics_of, part, self.followed.name, [*sums])))
             self.sums[part] = {name: torch.zeros_like(tensor) for name, tensor in sums.items()}
         return merged(unread)
 
@@ -155,7 +194,7 @@ class OnlineProbes:
 
     @torch.no_grad()
     def _experience(self, part: str, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of the earlier targets (at first: of these), and the slope that earlier answers make certain: `[4]`."""
+        """Mean of the earlier targets (at first: of these), and the slope that earlier answers make certain: `[K]`."""
         past = self.past[part]
         mean = torch.where(past["count"] > 0, past["target"] / past["count"].clamp(min=1), targets.double().mean(dim=0))
         certain = past["agreement"] - STANDARD_ERRORS * past["agreement_squared"].sqrt()
@@ -177,7 +216,7 @@ class OnlineProbes:
             value.mul_(MEMORY).add_(seen[name])
 
     @torch.no_grad()
-    def _add_up_rotations(self, part: str, predictions: Tensor, targets: Tensor) -> None:
+    def _add_up_targets(self, part: str, predictions: Tensor, targets: Tensor) -> None:
         sums = self.sums[part]
         sums["posed"] += len(targets)
         sums["residual"] += (targets - predictions).double().square().sum(dim=0)
@@ -185,7 +224,7 @@ class OnlineProbes:
         sums["target_squared"] += targets.double().square().sum(dim=0)
 
 
-def _metrics_of(part: str, names: list[str], sums: list[Any]) -> dict[str, float]:
+def _metrics_of(part: str, followed: str, names: list[str], sums: list[Any]) -> dict[str, float]:
     """The metrics of a part, from the values of its sums and their names."""
     values = dict(zip(names, sums, strict=True))
     metrics: dict[str, float] = {}
@@ -202,7 +241,7 @@ def _metrics_of(part: str, names: list[str], sums: list[Any]) -> dict[str, float
         residual / total for residual, total, varies in zip(values["residual"], totals, varying, strict=True) if varies
     ]
     if ratios:
-        metrics[f"{part}/absolute_rotation_r2_uniform"] = 1 - math.fsum(ratios) / len(ratios)
+        metrics[f"{part}/{followed}_r2_uniform"] = 1 - math.fsum(ratios) / len(ratios)
     return metrics
 
 
@@ -215,21 +254,29 @@ def _linear(in_features: int, out_features: int, generator: torch.Generator) -> 
 
 
 Sizes = Mapping[str, tuple[int, ...]]
-SUMS: Sizes = {  # since the last call of `metrics`
-    "labelled": (),  # views of objects with a label
-    "correct": (),
-    "posed": (),  # views with a known rotation
-    "residual": (QUATERNION,),
-    "target": (QUATERNION,),
-    "target_squared": (QUATERNION,),
-}
-PAST: Sizes = {  # of all earlier batches, older ones count less
-    "count": (),  # views with a known rotation
-    "target": (QUATERNION,),
-    "agreement": (QUATERNION,),  # products of the head's answers and the targets, both as deviations from the mean
-    "agreement_squared": (QUATERNION,),
-    "deviation_squared": (QUATERNION,),
-}
+
+
+def _sums_of(width: int) -> Sizes:
+    """Since the last call of `metrics`."""
+    return {
+        "labelled": (),  # views of objects with a label
+        "correct": (),
+        "posed": (),  # views with known targets
+        "residual": (width,),
+        "target": (width,),
+        "target_squared": (width,),
+    }
+
+
+def _past_of(width: int) -> Sizes:
+    """Of all earlier batches, older ones count less."""
+    return {
+        "count": (),  # views with known targets
+        "target": (width,),
+        "agreement": (width,),  # products of the head's answers and the targets, both as deviations from the mean
+        "agreement_squared": (width,),
+        "deviation_squared": (width,),
+    }
 
 
 def _zeros(sizes: Sizes, device: torch.device | str) -> dict[str, Tensor]:

@@ -68,8 +68,10 @@ def orbit_errors(
     if not angles_deg or num_objects < 1:
         raise ValueError(f"{len(angles_deg)} angles and {num_objects} objects make no orbit: give 1 or more of each")
     _check_pictures(collection, encoder_source.image_size)
-    if rotation_heads and collection.quats_xyzw is None:
-        raise TaskSkipped("the views have no known poses, which rotation heads need: take rendered views")
+    if rotation_heads and not turns_are_known(collection):
+        raise TaskSkipped(
+            "the views have no known poses in the frame of our scenes, which rotation heads need: take rendered views"
+        )
     objects = np.unique(np.linspace(0, collection.num_objects - 1, min(num_objects, collection.num_objects)).round())
     objects = objects.astype(np.int64)
     colours = (encoder_source.mean_rgb or mean_rgb, encoder_source.std_rgb or std_rgb)
@@ -86,6 +88,11 @@ def orbit_errors(
             errors_deg = angle_errors_deg(answers, _true_turns(collection, objects, angles_deg))
             arrays[f"orbit_rotation_deg/{part}"] = errors_deg.reshape(turned.shape[:2]).numpy()
     return arrays
+
+
+def turns_are_known(collection: ViewCollection) -> bool:
+    """Whether a turn of a picture is a known turn of the object: the camera of other data may look from anywhere."""
+    return collection.quats_xyzw is not None and (collection.schema is None or collection.schema.is_of_scenes)
 
 
 def fit_relative_rotation_head(train: FeatureCache, protocol: ProbeProtocol, seed: int) -> nn.Sequential:
@@ -154,4 +161,4 @@ def _true_turns(collection: ViewCollection, objects: np.ndarray, angles_deg: Seq
     upright_xyzw = torch.from_numpy(np.array(collection.quats_xyzw[objects, 0], dtype=np.float64))[:, None]
     turns_xyzw = turn_quat_xyzw(torch.tensor([math.radians(angle) for angle in angles_deg], dtype=torch.float64))
     turned_xyzw = quat_positive(quat_multiply(turns_xyzw, upright_xyzw))
-    return relative_quat(upright_xyzw.expand_as(turned_xyzw).flatten(0, 1), turned_xyzw.flatten(0, 1))
+    return relative_quat(upright_xyzw.expand_as(turned_xyzw), turned_xyzw).flatten(0, 1)

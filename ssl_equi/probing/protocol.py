@@ -120,12 +120,13 @@ class ProbeProtocol:
     classification_views_per_object: int | None = None  # None: every view, each epoch
     classification_best_epoch: bool = False  # also the highest top-1 of all epochs on the judged split, by its own name
 
-    # Body-frame relative quaternion from two views' concatenated features, mean squared error.
+    # Body-frame relative quaternion from two views' concatenated features, mean squared error; and the changes of all
+    # latents that no other task is about (`ssl_equi.probing.tasks_latents`).
     rotation_epochs: int = 20
     rotation_pairs_per_object: int = 10
     rotation_hidden: tuple[int, ...] = (512, 512)
 
-    # Quaternion of a single view's pose (w > 0) from its features, mean squared error.
+    # Quaternion of a single view's pose (w > 0) from its features, mean squared error; and those latents in one view.
     absolute_rotation_epochs: int = 20
     absolute_rotation_views_per_object: int | None = 10  # None: every view, each epoch
     absolute_rotation_hidden: tuple[int, ...] = (256, 256)

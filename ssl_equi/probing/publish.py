@@ -12,6 +12,7 @@ from ssl_equi.errors import visible
 from ssl_equi.probing.evaluation_folder import ARRAYS_HASH, RESULTS_FILE, write_arrays
 from ssl_equi.probing.evaluation_report import write_report_or_warn
 from ssl_equi.probing.feature_map import map_arrays
+from ssl_equi.probing.protocol import FEATURE_TASKS
 from ssl_equi.probing.records import append_records, print_records
 from ssl_equi.probing.report_pictures import neighbour_arrays, view_sheet
 from ssl_equi.probing.skipping import noted_if_unanswered
@@ -57,6 +58,8 @@ def result_arrays(results: ProbeResults, test: ViewCollection) -> tuple[dict[str
     """
     class_names = [visible(name) for name in results.class_names]
     arrays: dict[str, np.ndarray] = {"class_names": np.array(class_names, dtype=np.str_)}
+    if test.num_views > 1:
+        arrays["views_per_object"] = np.array(test.num_views)
     notes: list[str] = []
     for part, tasks in results.results.items():
         for task, result in tasks.items():
@@ -64,6 +67,10 @@ def result_arrays(results: ProbeResults, test: ViewCollection) -> tuple[dict[str
                 values = getattr(result, kind)
                 if values is not None:
                     arrays[f"{kind}/{task}/{part}"] = values
+    for part, tasks in (results.random_results or {}).items():
+        for task, result in tasks.items():
+            if result.angle_errors_deg is not None and task not in FEATURE_TASKS:
+                arrays[f"random_angle_errors_deg/{task}/{part}"] = result.angle_errors_deg
     for part, errors_deg in results.random_angle_errors_deg.items():
         arrays[f"random_angle_errors_deg/relative_rotation/{part}"] = errors_deg
     with noted_if_unanswered("maps of the features", notes):

@@ -13,11 +13,12 @@ from filelock import FileLock
 from ssl_equi.checkpoint import require_writable, write_text_atomically
 from ssl_equi.errors import UserError, visible_values
 from ssl_equi.files import read_json_object
+from ssl_equi.latents.schema import KINDS
 
-BY_CLASS = "angle_deg_median_of_"  # begins the names of metrics of one class, which short tables leave out
+ANGLE, ANGLE_MEDIAN = "angle_deg", "angle_deg_median"  # the first begins the names of all angles
 
-LOWER_IS_BETTER = (  # and angles
-    "gamma_f", "wahba_error", "composition_error", "retrieval_error", "distance_median", "pose_error",
+LOWER_IS_BETTER = (  # and the errors of kinds of latents
+    "gamma_f", "wahba_error", "composition_error", "retrieval_error", "pose_error",
     "invariance_error", "equivariance_error", "spatial_error", "identity_error", "inverse_error", "sign_flip_error",
     "least_squares_error", "within_between_ratio", "dead_dimensions", "drop_of",
 )  # fmt: skip
@@ -182,7 +183,20 @@ def print_records(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> 
 
 def in_short_tables(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
     """The records without those of single classes."""
-    return [record for record in records if not record.metric.startswith(BY_CLASS)]
+    return [record for record in records if class_of_metric(record.metric) is None]
+
+
+def name_of_class_metric(metric: str, class_name: str) -> str:
+    """The metric of one class's samples."""
+    return f"{metric}_of_{class_name}"
+
+
+def class_of_metric(metric: str) -> tuple[str, str] | None:
+    """Metric and class of a name that `name_of_class_metric` made of a kind's metric; None for all others."""
+    for kind in KINDS.values():
+        if metric.startswith(f"{kind.metric}_of_"):
+            return kind.metric, metric.removeprefix(f"{kind.metric}_of_")
+    return None
 
 
 def describe_origins(records: Sequence[ProbeRecord]) -> list[str]:
@@ -203,7 +217,8 @@ def describe_columns(records: Sequence[ProbeRecord]) -> list[str]:
     named = "; ".join(f"{', '.join(metrics)}: {name}" for name, metrics in metrics_by_name.items())
     lines = [f"baseline: the best constant answer{f', or as named ({named})' if named else ''}"]
     all_metrics = dict.fromkeys(
-        f"{BY_CLASS}CLASS" if record.metric.startswith(BY_CLASS) else record.metric for record in records
+        record.metric if of_class is None else name_of_class_metric(of_class[0], "CLASS")
+        for record, of_class in ((record, class_of_metric(record.metric)) for record in records)
     )
     lower = [metric for metric in all_metrics if lower_is_better(metric)]
     if lower:
@@ -219,14 +234,15 @@ def describe_columns(records: Sequence[ProbeRecord]) -> list[str]:
 
 def lower_is_better(metric: str) -> bool:
     """Whether a smaller value of the metric is the better one."""
-    return metric.startswith((*LOWER_IS_BETTER, "angle_deg"))
+    errors = {kind.metric.removesuffix("_median") for kind in KINDS.values() if kind.metric.endswith("_median")}
+    return metric.startswith((*LOWER_IS_BETTER, *errors))
 
 
 def format_value(metric: str, value: float | None) -> str:
     """Degrees with one decimal and the sign of degrees, everything else with three decimals; a dash for None."""
     if value is None:
         return "-"
-    return f"{fixed(value, 1)}°" if metric.startswith("angle_deg") else fixed(value, 3)
+    return f"{fixed(value, 1)}°" if metric.startswith(ANGLE) else fixed(value, 3)
 
 
 def fixed(value: float, decimals: int) -> str:

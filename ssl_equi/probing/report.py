@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ssl_equi.probing.compared_runs import EvaluatedFolder, class_names_of
+from ssl_equi.probing.protocol import FEATURE_TASKS
 from ssl_equi.probing.records import (
-    BY_CLASS,
     ProbeRecord,
+    class_of_metric,
     describe_columns,
     describe_origins,
     format_value,
@@ -27,9 +28,11 @@ from ssl_equi.probing.report_figures import (
     tile,
 )
 from ssl_equi.probing.report_page import Sections, captioned_figure, details_table, escaped, picture_strip
+from ssl_equi.probing.tasks_latents import ABSOLUTE, RELATIVE
 
 LARGEST_DRAWN = 1e100  # axes of matplotlib overflow far beyond
-HAS_POSES = "map_angle_deg"  # the array that is there if, and only if, the views' poses are known
+# Arrays that are there if, and only if, the views' poses are known, and objects have several views.
+HAS_POSES, HAS_SEVERAL_VIEWS = "map_angle_deg", "views_per_object"
 # Task, metric, the parts to look at first, and the card's label.
 HEADLINES = (
     ("classification", "top1", ("inv", "all"), "class (top1)"),
@@ -51,9 +54,10 @@ METRIC_NOTES = {
     "balanced_top1": "mean of the recalls of the classes",
     "r2_uniform": "R² of each component around its own mean, averaged",
     "r2_pooled": "R² around one mean over all components, as in SIE; a constant scores above 0",
-    "angle_deg_median": "median angle between predicted and true rotation; lower is better",
-    "distance_median": "median distance between predicted and true displacement, in world units; lower is better; the "
-    "diagonal of an object's bounding box is 1 in 3DIEBench-T and 1.3 in the embedded set",
+    "angle_deg_median": "median angle between predicted and true rotation, direction or angle; lower is better",
+    "distance_median": "median distance between predicted and true displacement or value, in the data's own unit; "
+    "lower is better; in the world units of translations, the diagonal of an object's bounding box is 1 in 3DIEBench-T "
+    "and 1.3 in the embedded set",
     "pose_error": "squared distance between poses whose turned columns have norm 1; 0: they follow the action; lower "
     "is better; baseline: actions between views of other objects",
     "gamma_f": "how much an augmentation changes the distances between images, relative to how far it moves them; "
@@ -65,6 +69,29 @@ METRIC_NOTES = {
     "composition_error": "distance of the rotation of two augmentations in a row from their rotations in a row; lower "
     "is better; baseline: rotations to features of other images",
 }
+
+MAX_LATENT_HEADLINES = 4
+
+
+def explanations(names: Sequence[str]) -> list[str]:
+    """A sentence for each task and metric that takes one."""
+    known = TASK_NOTES | METRIC_NOTES
+    return [f"{name}: {known[name] if name in known else _about_latent(name)}" for name in names
+            if name in known or is_of_latent(name)]  # fmt: skip
+
+
+def is_of_latent(task: str) -> bool:
+    """Whether a task is about a latent that only its data have; see `ssl_equi.probing.tasks_latents`."""
+    return task.startswith((RELATIVE, ABSOLUTE)) and task not in FEATURE_TASKS
+
+
+def _about_latent(task: str) -> str:
+    if task.startswith(RELATIVE):
+        return (
+            f"how the latent {task.removeprefix(RELATIVE)} changes between two views; R² is that of the change as its "
+            "kind writes it, such as sine and cosine of an angle's, or the share of a number's range"
+        )
+    return f"the latent {task.removeprefix(ABSOLUTE)} in a single view; R² is that of the value as its kind writes it"
 
 
 def run_sections(folder: EvaluatedFolder, title: str, between: Sections) -> Sections:
@@ -79,7 +106,7 @@ def run_sections(folder: EvaluatedFolder, title: str, between: Sections) -> Sect
         "header": lambda: page_header(title, records, str(folder.run.get("command", ""))),
         "headline": lambda: _headlines(records),
         "results": lambda: result_table(records, folder.notes),
-        "errors": lambda: _rotation_and_classes(arrays),
+        "errors": lambda: _angles_and_classes(arrays),
         **between,
         "training": lambda: _training(folder.metrics_path),
         "views": lambda: views_section(arrays),
@@ -142,7 +169,10 @@ def page_header(title: str, records: Sequence[ProbeRecord], command: str) -> str
 def _headlines(records: Sequence[ProbeRecord]) -> str:
     by_name = {(record.task, record.metric, record.part): record for record in records}
     cards = []
-    for task, metric, parts, label in HEADLINES:
+    changes = [task for task in dict.fromkeys(r.task for r in records) if is_of_latent(task)]
+    changes = [task for task in changes if task.startswith(RELATIVE)][:MAX_LATENT_HEADLINES]
+    of_latents = [(task, "r2_uniform", ("equi", "all"), f"{task} (r2_uniform)") for task in changes]
+    for task, metric, parts, label in (*HEADLINES, *of_latents):
         record = next((by_name[task, metric, part] for part in parts if (task, metric, part) in by_name), None)
         if record is None:
             continue
@@ -182,9 +212,7 @@ def result_table(records: Sequence[ProbeRecord], missing: Sequence[str]) -> str:
             f'<td class="number">{escaped(format_value(record.metric, record.random_encoder))}</td></tr>'
         )
     used = dict.fromkeys([record.task for record in records] + [record.metric for record in records])
-    explained = TASK_NOTES | METRIC_NOTES
-    notes = [f"{name}: {explained[name]}" for name in used if name in explained]
-    lines = [*describe_origins(records), *describe_columns(records), *notes, *missing]
+    lines = [*describe_origins(records), *describe_columns(records), *explanations([*used]), *missing]
     listed = "".join(f"<li>{escaped(line)}</li>" for line in lines)
     return (
         '<section id="results"><h2>Results</h2><div class="scroll"><table>'
@@ -194,24 +222,32 @@ def result_table(records: Sequence[ProbeRecord], missing: Sequence[str]) -> str:
 
 
 def class_tables(records: Sequence[ProbeRecord]) -> str:
-    """A table for each rotation task that was judged class by class: a row for each class, a column for each part."""
-    by_class = [record for record in records if record.metric.startswith(BY_CLASS)]
+    """A table for each task that was judged class by class: a row for each class, a column for each part."""
+    by_class: dict[tuple[str, str], list[tuple[str, ProbeRecord]]] = {}
+    for record in records:
+        of_class = class_of_metric(record.metric)
+        if of_class is not None:
+            metric, class_name = of_class
+            by_class.setdefault((record.task, metric), []).append((class_name, record))
     tables = []
-    for task in dict.fromkeys(record.task for record in by_class):
-        cells = {(record.metric, record.part): record for record in by_class if record.task == task}
+    for (task, metric), found in by_class.items():
+        cells = {(class_name, record.part): record for class_name, record in found}
         parts = list(dict.fromkeys(part for _, part in cells))
         rows = []
-        for metric in dict.fromkeys(metric for metric, _ in cells):
-            of_class = [cells.get((metric, part)) for part in parts]
-            baseline = next(record.baseline for record in of_class if record is not None)
-            row = "".join(f'<td class="number">{_class_cell(record)}</td>' for record in of_class)
+        for class_name in dict.fromkeys(class_name for class_name, _ in cells):
+            of_parts = [cells.get((class_name, part)) for part in parts]
+            baseline = next(record.baseline for record in of_parts if record is not None)
+            row = "".join(f'<td class="number">{_class_cell(record)}</td>' for record in of_parts)
             rows.append(
-                f"<tr><td>{escaped(metric.removeprefix(BY_CLASS))}</td>{row}"
+                f"<tr><td>{escaped(class_name)}</td>{row}"
                 f'<td class="number">{escaped(format_value(metric, baseline))}</td></tr>'
             )
-        head = "".join(f'<th scope="col">{escaped(column)}</th>' for column in ("class", *parts, "constant"))
+        head = "".join(
+            f'<th scope="col">{escaped(column)}</th>' for column in ("class", *parts, found[0][1].baseline_name)
+        )
+        what = {"angle_deg_median": "median angle", "distance_median": "median distance"}.get(metric, metric)
         tables.append(
-            f'<h3>{escaped(task)}: median angle by class</h3><div class="scroll"><table class="classes">'
+            f'<h3>{escaped(task)}: {escaped(what)} by class</h3><div class="scroll"><table class="classes">'
             f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         )
     return "".join(tables)
@@ -232,18 +268,19 @@ def shown_interval(metric: str, low: float | None, high: float | None) -> str:
     return f'<small class="below" title="95 % interval over resampled objects">{escaped(shown)}</small>'
 
 
-def _rotation_and_classes(arrays: Mapping[str, np.ndarray]) -> str:
-    drawn = []
-    errors_deg = _by_part(arrays, "angle_errors_deg/relative_rotation/")
-    if errors_deg:
-        constants = _by_part(arrays, "constant_angle_errors_deg/relative_rotation/")
+def _angles_and_classes(arrays: Mapping[str, np.ndarray]) -> str:
+    drawn: list[str] = []
+    judged = dict.fromkeys(key.split("/")[1] for key in arrays if key.startswith("angle_errors_deg/"))
+    for task in (task for task in judged if task == "relative_rotation" or is_of_latent(task)):
+        constants = _by_part(arrays, f"constant_angle_errors_deg/{task}/")
         svg = angle_histogram(
-            "angles",
-            errors_deg,
-            _by_part(arrays, "random_angle_errors_deg/relative_rotation/"),
+            f"angles-{len(drawn)}" if drawn else "angles",
+            _by_part(arrays, f"angle_errors_deg/{task}/"),
+            _by_part(arrays, f"random_angle_errors_deg/{task}/"),
             next(iter(constants.values()), None),
         )
-        drawn.append(captioned_figure(svg, "Rotation error over the evaluated pairs, by part and for the baselines"))
+        what = "Rotation error" if task == "relative_rotation" else f"Error of {task}"
+        drawn.append(captioned_figure(svg, f"{what} over the evaluated samples, by part and for the baselines"))
     recalls = _by_part(arrays, "per_class_recall/classification/")
     if recalls:
         first = next(iter(recalls.values()))
@@ -289,7 +326,7 @@ def views_section(arrays: Mapping[str, np.ndarray], whose: str = "") -> str:
         return ""
     sheet = arrays["view_sheet"]
     rows, columns = sheet.shape[:2]
-    if HAS_POSES in arrays:
+    if HAS_POSES in arrays or HAS_SEVERAL_VIEWS in arrays:
         heading, description = "Views", f"{columns} views of each of {rows} unseen objects, one object a row"
     else:
         heading, description = "Images", f"{rows * columns} unseen images, as the encoder is given them"
@@ -306,10 +343,11 @@ def neighbours_section(arrays_by_run: Mapping[str, Mapping[str, np.ndarray]], mo
         arrays_by_run: by the run's name, which is empty if there is one only.
         most_strips: so many of each run and part; all when None.
     """
-    blocks, has_poses = [], False
+    blocks, has_poses, has_views = [], False, False
     for run, arrays in arrays_by_run.items():
         for part, images in _by_part(arrays, "neighbour_images/").items():
             has_poses = has_poses or HAS_POSES in arrays
+            has_views = has_views or has_poses or HAS_SEVERAL_VIEWS in arrays
             captions = arrays[f"neighbour_captions/{part}"]
             rows = "".join(
                 picture_strip(pictures, [str(text) for text in texts], f"nearest by {part}, {texts[0]}")
@@ -319,7 +357,7 @@ def neighbours_section(arrays_by_run: Mapping[str, Mapping[str, np.ndarray]], mo
             blocks.append(f"<div><h3>{named}by part <code>{escaped(part)}</code></h3>{rows}</div>")
     if not blocks:
         return ""
-    what = "views (cosine) of other objects, at most one an object" if has_poses else "other images (cosine)"
+    what = "views (cosine) of other objects, at most one an object" if has_views else "other images (cosine)"
     told = "degrees: angle between the two poses" if has_poses else "the name is its class"
     return (
         '<section id="neighbours"><h2>Nearest neighbours</h2><p class="muted">Framed: the query. Then the nearest '

@@ -9,20 +9,21 @@ from ssl_equi.probing.compared_runs import ComparedRun
 from ssl_equi.probing.comparison import Cell, Row
 from ssl_equi.probing.part_choices import EQUIVARIANT_FIRST, INVARIANT_FIRST, absent_in_words, choose_parts
 from ssl_equi.probing.records import describe_columns, format_value
-from ssl_equi.probing.report import METRIC_NOTES, TASK_NOTES, read_curves, shown_interval
+from ssl_equi.probing.report import METRIC_NOTES, explanations, is_of_latent, read_curves, shown_interval
 from ssl_equi.probing.report_figures import curve_figure
 from ssl_equi.probing.report_overlays import overview_figure, shortened, styles_in_words
 from ssl_equi.probing.report_page import captioned_figure, escaped, shown_setting
+from ssl_equi.probing.tasks_latents import RELATIVE
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps and values
 
 RUNS_IN_A_TABLE = 6
 BEST, NEAR = "★", "☆"
 SEED_SETTINGS = ("seed", "out", "resume")
-OVERVIEW = (
-    ("classification", "top1", ("inv", "agg", "all"), "class"),
-    ("relative_rotation", "r2_uniform", ("equi", "all"), "rotation"),
-)
+
+# Task, metric, the parts to look at first, and a word.
+Asked = tuple[str, str, tuple[str, ...], str]
+WHAT_STAYS: Asked = ("classification", "top1", ("inv", "agg", "all"), "class")
 
 
 def comparison_header(title: str, runs: Sequence[ComparedRun]) -> str:
@@ -65,7 +66,8 @@ def runs_section(runs: Sequence[ComparedRun]) -> str:
 def overview_section(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
     """What stays against what changes, if two runs or more have both numbers and these can be compared."""
     chosen = []
-    for task, metric, parts, _ in OVERVIEW:
+    overview = (WHAT_STAYS, _what_changes(rows))
+    for task, metric, parts, _ in overview:
         found: dict[str, tuple[str, Row, Cell]] = {}
         for part in parts:
             for row in rows:
@@ -79,11 +81,11 @@ def overview_section(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
     if len(both) < 2 or any(others != same[0] for same in conditions for others in same):
         return ""
     points = {name: (chosen[0][name][2].mean, chosen[1][name][2].mean) for name in both}
-    labels = tuple(f"{what} ({metric})" for _, metric, _, what in OVERVIEW)
+    labels = tuple(f"{what} ({metric})" for _, metric, _, what in overview)
     baselines = tuple(found[both[0]][2].baseline for found in chosen)
     svg = overview_figure("overview", points, labels, baselines)  # type: ignore[arg-type]
     parts_used = "; ".join(
-        f"{name}: class from {chosen[0][name][0]}, rotation from {chosen[1][name][0]}" for name in both
+        f"{name}: class from {chosen[0][name][0]}, {overview[1][3]} from {chosen[1][name][0]}" for name in both
     )
     caption = (
         "What stays and what changes: up and to the right is better. Dotted: baselines without an image. Parts: "
@@ -91,6 +93,14 @@ def overview_section(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
     )
     figure = f'<div class="single">{captioned_figure(svg, caption)}</div>'
     return f'<section id="overview"><h2>At a glance</h2>{figure}</section>'
+
+
+def _what_changes(rows: Sequence[Row]) -> Asked:
+    """The rotation between two views, or the first latent of the data's own whose change was asked for."""
+    own = [row.task for row in rows if is_of_latent(row.task) and row.task.startswith(RELATIVE)]
+    asked = {row.task for row in rows}
+    task = own[0] if own and "relative_rotation" not in asked else "relative_rotation"
+    return task, "r2_uniform", ("equi", "all"), task.removeprefix(RELATIVE)
 
 
 def comparison_section(runs: Sequence[ComparedRun], rows: Sequence[Row], notes: Sequence[str]) -> str:
@@ -110,8 +120,7 @@ def comparison_section(runs: Sequence[ComparedRun], rows: Sequence[Row], notes: 
     why = f'<h3>Not ranked</h3><ol class="notes">{listed}</ol>' if reasons else ""
     records = [record for run in runs for folder in run.folders for record in folder.records]
     used = dict.fromkeys([row.task for row in rows] + [row.metric for row in rows])
-    explained = [f"{name}: {(TASK_NOTES | METRIC_NOTES)[name]}" for name in used if name in TASK_NOTES | METRIC_NOTES]
-    lines = [*_how_to_read(runs, rows), *describe_columns(records), *explained, *notes]
+    lines = [*_how_to_read(runs, rows), *describe_columns(records), *explanations([*used]), *notes]
     read = "".join(f"<li>{escaped(line)}</li>" for line in lines)
     return (
         f'<section id="results"><h2>Results</h2>{"".join(tables)}{why}'

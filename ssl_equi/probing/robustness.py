@@ -20,8 +20,9 @@ from ssl_equi.probing.corruptions import CORRUPTIONS, Corruption
 from ssl_equi.probing.encode import FeatureCache, cache_of
 from ssl_equi.probing.image_context import ImageContext
 from ssl_equi.probing.skipping import TaskSkipped
+from ssl_equi.probing.task_needs import POSE
 from ssl_equi.probing.task_results import TaskResult
-from ssl_equi.probing.task_samples import require_poses, require_varied, require_views
+from ssl_equi.probing.task_samples import require_varied, require_views
 from ssl_equi.probing.tasks_classification import class_head, judge_class_head, require_classes
 from ssl_equi.probing.tasks_pose import judge_relative_rotation, relative_rotation_head
 
@@ -63,7 +64,7 @@ def _class_judge(context: ImageContext, part: str, seed: int) -> Judge:
 def _rotation_judge(context: ImageContext, part: str, seed: int) -> Judge:
     """Judges the part's head of relative rotations, which is trained once for all questions of this seed."""
     train, test = context.part(context.train, part), context.part(context.test, part)
-    require_poses(train, test)
+    POSE.require(train, test)
     require_views(train, test)
     require_varied(train, test)
     head: nn.Module = context.once(

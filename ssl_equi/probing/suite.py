@@ -15,7 +15,7 @@ from ssl_equi.probing.records import ProbeRecord
 from ssl_equi.probing.skipping import TaskSkipped, noted_if_unanswered
 from ssl_equi.probing.task_results import without_undefined
 from ssl_equi.probing.task_samples import require_varied
-from ssl_equi.probing.tasks import TASKS, Task, TaskResult, tasks_for
+from ssl_equi.probing.tasks import Task, TaskResult, known_tasks, tasks_for
 
 PartResults = dict[str, dict[str, TaskResult]]  # by part, then task
 
@@ -86,6 +86,11 @@ def check_splits(parts: dict[str, slice], train: ViewCollection, test: ViewColle
             f"the train split has {len(train.class_names)} classes and the {split_name} split {len(test.class_names)} "
             "with other names: probe splits of one data set"
         )
+    if train.schema != test.schema:
+        raise ValueError(
+            f"the latents of the train split are not those of the {split_name} split, in name, kind, range or order: "
+            "write both splits with one schema"
+        )
     for split in (train, test):
         if (split.labels < 0).any():
             raise ValueError(f"{int((split.labels < 0).sum())} objects have no label: probe labelled images only")
@@ -101,7 +106,8 @@ def probe_features(
     seed: int = 0,
 ) -> PartResults:
     """One task of each kind on every part of cached features; what can't be asked is left out."""
-    tasks = {name: TASKS[name] for name in tasks_for(test)}
+    known = known_tasks(test.schema)
+    tasks = {name: known[name] for name in tasks_for(test)}
     return ask_tasks(train, test, parts, tasks, num_classes, protocol, device, seed)[0]
 
 

@@ -1,7 +1,8 @@
 """What the tasks share: the rows they look at, what these are asked to show, and what makes a task impossible."""
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_equi.data.view_counts import NO_VIEW, ViewsOfEach
-from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, build_head, predict, train_head
 from ssl_equi.probing.metrics import r2_notes, varying_components
@@ -26,16 +26,29 @@ from ssl_equi.probing.skipping import TaskSkipped
 
 ROUNDING = 1e-6  # of the features' root mean square: what varies less is float32 rounding of one constant
 
+MOST_CLASSES = 20  # that samples are told apart by
+
 TargetsOf = Callable[[FeatureCache, Tensor], Tensor]  # of rows [n, k], k views a sample: [n, K]
 
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """Widths of an MLP's hidden layers (none: a linear head), and the epochs and samples of each object in one."""
+    """An MLP and its training.
+
+    Attributes:
+        hidden: widths of the hidden layers; none: a linear head.
+        epochs: of training.
+        samples_per_object: in each epoch.
+        classes: number of classes, told apart by cross-entropy; None: a regression by mean squared error.
+        scaled: targets of a regression are shifted and scaled to a variance of 1 for the head to learn, because
+            latents may be millimetres or kilometres; one factor for all components.
+    """
 
     hidden: tuple[int, ...]
     epochs: int
     samples_per_object: int
+    classes: int | None = None
+    scaled: bool = False
 
 
 def feature_matrix(cache: FeatureCache) -> Tensor:
@@ -46,6 +59,21 @@ def feature_matrix(cache: FeatureCache) -> Tensor:
 def sample_objects(cache: FeatureCache, rows: Tensor) -> Tensor:
     """The object `[n]` that each sample of rows `[n, k]` is of."""
     return cache.has_view.nonzero()[:, 0][rows[:, 0]]
+
+
+def rows_of_classes(cache: FeatureCache, objects: Tensor) -> dict[str, np.ndarray]:
+    """Samples of each class by a word for it, from the object `[n]` of each, where there are a few classes.
+
+    Some classes have symmetric objects, whose views from several sides are the same.
+    """
+    labels = cache.labels.cpu()[objects].numpy()
+    present = np.unique(labels)
+    if not 1 < len(present) <= MOST_CLASSES or len(cache.class_names) <= present.max():
+        return {}
+    names = {label: re.sub(r"[^A-Za-z0-9]+", "_", cache.class_names[label]).strip("_") for label in present}
+    taken = list(names.values())
+    unique = {label: name if name and taken.count(name) == 1 else f"{name}_{label}" for label, name in names.items()}
+    return {name: np.flatnonzero(labels == label) for label, name in unique.items()}
 
 
 def require_finite(*caches: FeatureCache) -> None:
@@ -70,32 +98,6 @@ def require_varied(train: FeatureCache, test: FeatureCache) -> None:
             f"all {len(features)} training views have the same {features.shape[1]} features: this part is empty or has "
             "collapsed, and a head could only answer with a constant"
         )
-
-
-def require_poses(*caches: FeatureCache) -> None:
-    """Raises TaskSkipped if the views' rotations are unknown."""
-    if any(cache.quats_xyzw is None for cache in caches):
-        raise TaskSkipped("the views have no known rotations: use a data set of rendered views with latents")
-
-
-def require_latents(*caches: FeatureCache) -> None:
-    """Raises TaskSkipped if the views' latents (rotation, hues, light) are unknown."""
-    for cache in caches:
-        if cache.latents.shape[-1] < LATENT_SIZE:
-            raise TaskSkipped(
-                f"the views have {cache.latents.shape[-1]} latents and {LATENT_SIZE} are needed: use a data set of "
-                "rendered views with latents"
-            )
-
-
-def require_translations(*caches: FeatureCache) -> None:
-    """Raises TaskSkipped if objects don't move."""
-    for cache in caches:
-        if cache.latents.shape[-1] != LATENT_SIZE_WITH_TRANSLATION:
-            raise TaskSkipped(
-                f"the views have {cache.latents.shape[-1]} latents and a translation takes "
-                f"{LATENT_SIZE_WITH_TRANSLATION}: use a data set whose objects move (3diebench-t or 3diebench-pt)"
-            )
 
 
 def require_views(*caches: FeatureCache) -> None:
@@ -227,8 +229,26 @@ def train_regressor(
     protocol: ProbeProtocol,
     seed: int,
 ) -> nn.Sequential:
-    """An MLP from rows of `features [N, D]` to targets `[n, K]`, by mean squared error."""
-    samples = samples_of_epoch(0)
-    inputs, outputs = samples.rows.shape[1] * features.shape[1], samples.targets.shape[1]
+    """An MLP from rows of `features [N, D]` to targets `[n, K]`, or to the logits of classes `[n]`; see `HeadPlan`."""
+    first = samples_of_epoch(0)
+    targets = first.targets
+    inputs, outputs = first.rows.shape[1] * features.shape[1], plan.classes or targets.shape[1]
     head = build_head(inputs, plan.hidden, outputs, torch.Generator().manual_seed(seed))
-    return train_head(head, features, samples_of_epoch, F.mse_loss, protocol, epochs=plan.epochs, seed=seed)
+    loss = F.mse_loss if plan.classes is None else F.cross_entropy
+    if not plan.scaled:
+        return train_head(head, features, samples_of_epoch, loss, protocol, epochs=plan.epochs, seed=seed)
+    mean = targets.mean(dim=0)
+    size = (targets - mean).square().mean().sqrt()
+    scale = torch.where(size > 0, size, 1.0)
+
+    def scaled(epoch: int) -> Samples:
+        samples = samples_of_epoch(epoch)
+        return replace(samples, targets=(samples.targets - mean) / scale)
+
+    train_head(head, features, scaled, loss, protocol, epochs=plan.epochs, seed=seed)
+    with torch.no_grad():
+        last = head[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.mul_(scale)
+        last.bias.mul_(scale).add_(mean)
+    return head

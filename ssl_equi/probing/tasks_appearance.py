@@ -5,13 +5,14 @@ import math
 import torch
 from torch import Tensor
 
-from ssl_equi.geometry.latents import HUE_COLUMNS, LATENT_NAMES, LIGHT_DIRECTION_COLUMNS, light_direction, relative_hues
+from ssl_equi.latents.direction import Direction
 from ssl_equi.probing.baselines import Baseline, constant_baselines
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, fit_ridge, predict
 from ssl_equi.probing.metrics import direction_errors_deg, r2_metrics, r2_notes, summarise_angles
 from ssl_equi.probing.pairs import training_pairs
 from ssl_equi.probing.protocol import ProbeProtocol
+from ssl_equi.probing.task_needs import HUES, LIGHT
 from ssl_equi.probing.task_results import TaskResult, object_means
 from ssl_equi.probing.task_samples import (
     HeadPlan,
@@ -21,7 +22,6 @@ from ssl_equi.probing.task_samples import (
     pair_rows,
     regress_pairs,
     regress_views,
-    require_latents,
     require_objects,
     require_varied,
     require_varied_targets,
@@ -33,7 +33,7 @@ from ssl_equi.probing.task_samples import (
 
 def colour(train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int) -> TaskResult:
     """Differences of floor hue and light hue between two views (not wrapped), from the features of both."""
-    require_latents(train, test)
+    HUES.require(train, test)
     if protocol.colour_solver == "ridge":
         predictions, samples = _ridge_on_pairs(train, test, protocol, seed)
     else:
@@ -56,7 +56,7 @@ def colour_circular(
     A difference of .9 of the circle is one of -.1 here, unlike in `colour`. Angles are degrees on that circle, between
     the predicted direction (cosine, sine) of a difference and the true one: 90 on average for unrelated hues.
     """
-    require_latents(train, test)
+    hues = HUES.require(train, test)
     plan = HeadPlan(
         protocol.colour_circular_hidden, protocol.colour_circular_epochs, protocol.colour_circular_pairs_per_object
     )
@@ -64,15 +64,15 @@ def colour_circular(
     constant = samples.targets.mean(dim=0).expand_as(samples.targets)
     metrics, baselines = r2_metrics(predictions, samples.targets), constant_baselines(samples.targets)
     object_scores = {}
-    for index, column in enumerate(HUE_COLUMNS):
+    for index, hue in enumerate(hues):
         pair = slice(2 * index, 2 * index + 2)
         errors_deg = direction_errors_deg(predictions[:, pair], samples.targets[:, pair])
         constant_deg = direction_errors_deg(constant[:, pair], samples.targets[:, pair])
         of_constant = summarise_angles(constant_deg)
         for name, value in summarise_angles(errors_deg).items():
-            metrics[f"{name}_{LATENT_NAMES[column]}"] = value
-            baselines[f"{name}_{LATENT_NAMES[column]}"] = Baseline(of_constant[name], "constant")
-        object_scores[f"angle_deg_mean_{LATENT_NAMES[column]}"] = object_means(
+            metrics[f"{name}_{hue.name}"] = value
+            baselines[f"{name}_{hue.name}"] = Baseline(of_constant[name], "constant")
+        object_scores[f"angle_deg_mean_{hue.name}"] = object_means(
             errors_deg, sample_objects(test, samples.rows), test.num_objects
         )
     return TaskResult(metrics, baselines, len(samples), object_scores=object_scores, notes=r2_notes(samples.targets))
@@ -83,7 +83,7 @@ def light(train: FeatureCache, test: FeatureCache, num_classes: int, protocol: P
 
     Angles are those between the predicted and the true direction; the constant is the mean direction.
     """
-    require_latents(train, test)
+    LIGHT.require(train, test)
     plan = HeadPlan(protocol.light_hidden, protocol.light_epochs, protocol.light_samples_per_object or train.num_views)
     predictions, samples = regress_views(train, test, _lights, plan, protocol, seed)
     constant = samples.targets.mean(dim=0).expand_as(samples.targets)
@@ -97,7 +97,7 @@ def relative_light(
 
     R2 is that of the difference. Angles are those between the true d2 and the true d1 plus the predicted difference.
     """
-    require_latents(train, test)
+    LIGHT.require(train, test)
     plan = HeadPlan(protocol.light_hidden, protocol.light_epochs, protocol.light_samples_per_object or train.num_views)
     predictions, samples = regress_pairs(train, test, _light_changes, plan, protocol, seed)
     first, second = _lights(test, samples.rows[:, :1]), _lights(test, samples.rows[:, 1:])
@@ -139,7 +139,10 @@ def _ridge_on_pairs(
 
 
 def _relative_hues(cache: FeatureCache, rows: Tensor) -> Tensor:
-    return relative_hues(cache.rows(cache.latents)[rows])
+    """Differences of floor hue and light hue, second view minus first: `[n, 2]` of pairs `[n, 2]`, as SIE has them."""
+    latents = cache.rows(cache.latents)[rows]
+    differences = latents[:, 1] - latents[:, 0]
+    return torch.cat([differences[:, hue.columns] for hue in HUES.require(cache)], dim=1)
 
 
 def _hue_turns(cache: FeatureCache, rows: Tensor) -> Tensor:
@@ -150,8 +153,9 @@ def _hue_turns(cache: FeatureCache, rows: Tensor) -> Tensor:
 
 def _lights(cache: FeatureCache, rows: Tensor) -> Tensor:
     """Unit vectors `[n, 3]` to the light in the views `[n, 1]`."""
-    angles_rad = cache.rows(cache.latents)[rows[:, 0]][:, LIGHT_DIRECTION_COLUMNS]
-    return light_direction(angles_rad[:, 0], angles_rad[:, 1])
+    (light,) = LIGHT.require(cache)
+    assert isinstance(light.kind, Direction)
+    return light.kind.vectors(cache.rows(cache.latents)[rows[:, 0]][:, light.columns])
 
 
 def _light_changes(cache: FeatureCache, rows: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from ssl_equi.probing.metrics import varying_components
 from ssl_equi.probing.pairs import training_pairs
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.skipping import TaskSkipped
+from ssl_equi.probing.task_needs import POSE
 from ssl_equi.probing.task_results import TaskResult
 from ssl_equi.probing.task_samples import (
     evaluated_pair_rows,
@@ -30,7 +31,6 @@ from ssl_equi.probing.task_samples import (
     held_out_objects,
     pair_rows,
     require_objects,
-    require_poses,
     require_varied,
     require_views,
     sample_objects,
@@ -60,7 +60,7 @@ def feature_action(
     Raises:
         TaskSkipped: there are no rotations, no pairs, or views of an object have the same features.
     """
-    require_poses(train, test)
+    POSE.require(train, test)
     require_views(train, test)
     require_objects(train, "training")
     require_varied(train, test)

@@ -6,14 +6,13 @@ et al., "An Analysis of SVD for Deep Rotation Estimation", NeurIPS 2020). R2 is 
 it differs between the targets; angles, of the rotation that an answer stands for, can be compared.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor, nn
 
-from ssl_equi.geometry.poses import BasePose, ObjectPose
+from ssl_equi.geometry.poses import ObjectPose
 from ssl_equi.geometry.rotations import (
     matrix_from_rotation_6d,
     nearest_rotation_matrix,
@@ -22,6 +21,7 @@ from ssl_equi.geometry.rotations import (
     relative_quat,
     rotation_6d_from_matrix,
 )
+from ssl_equi.latents.schema import THREEDIEBENCH_T
 from ssl_equi.probing.baselines import (
     Baseline,
     constant_baselines,
@@ -33,7 +33,8 @@ from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.heads import Samples, predict
 from ssl_equi.probing.metrics import angle_errors_deg, distance_median, r2_metrics, r2_notes, summarise_angles
 from ssl_equi.probing.protocol import ProbeProtocol
-from ssl_equi.probing.records import BY_CLASS
+from ssl_equi.probing.records import ANGLE_MEDIAN, name_of_class_metric
+from ssl_equi.probing.task_needs import POSE, TRANSLATION
 from ssl_equi.probing.task_results import Task, TaskResult, object_means
 from ssl_equi.probing.task_samples import (
     HeadPlan,
@@ -43,14 +44,11 @@ from ssl_equi.probing.task_samples import (
     pair_head,
     regress_pairs,
     regress_views,
-    require_poses,
-    require_translations,
     require_varied,
     require_views,
+    rows_of_classes,
     sample_objects,
 )
-
-MOST_CLASSES = 20  # that angles are told apart by
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def relative_rotation_task_of(target: RotationTarget) -> Task:
     def task(
         train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
     ) -> TaskResult:
-        require_poses(train, test)
+        POSE.require(train, test)
         require_views(train, test)
         require_varied(train, test)
         return judge_relative_rotation(test, relative_rotation_head(train, protocol, seed, target), protocol, target)
@@ -119,7 +117,7 @@ def absolute_rotation_task_of(target: RotationTarget) -> Task:
     def task(
         train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
     ) -> TaskResult:
-        require_poses(train, test)
+        POSE.require(train, test)
         views_per_object = protocol.absolute_rotation_views_per_object or train.num_views
         plan = HeadPlan(protocol.absolute_rotation_hidden, protocol.absolute_rotation_epochs, views_per_object)
         answers, samples = regress_views(train, test, _encoded(target, _rotations), plan, protocol, seed)
@@ -151,21 +149,30 @@ def translation_base_task(
 
 def displacement_in_object_frame(cache: FeatureCache, rows: Tensor) -> Tensor:
     """t2 - t1 `[n, 3]` of pairs of views `rows [n, 2]` (see `feature_matrix`)."""
-    positions = ObjectPose.from_latents(cache.rows(cache.latents)[rows]).translation
+    positions = _object_poses(cache, rows).translation
     return positions[:, 1] - positions[:, 0]
 
 
 def displacement_in_base_frame(cache: FeatureCache, rows: Tensor) -> Tensor:
     """R2 t2 - R1 t1 `[n, 3]` of pairs of views `rows [n, 2]`: how the object's centre moves in the world."""
-    positions = BasePose.from_latents(cache.rows(cache.latents)[rows]).translation
+    positions = _object_poses(cache, rows).in_base_frame().translation
     return positions[:, 1] - positions[:, 0]
+
+
+def _object_poses(cache: FeatureCache, rows: Tensor) -> ObjectPose:
+    """Poses of views `rows [n, k]` in the object's frame."""
+    latents = cache.rows(cache.latents)[rows]
+    if cache.schema == THREEDIEBENCH_T:  # float32 throughout, as these numbers have always been computed
+        return ObjectPose.from_latents(latents)
+    (translation,) = TRANSLATION.require(cache)
+    return ObjectPose(_quats_xyzw(cache)[rows], latents[..., translation.columns])
 
 
 def _translation_task(
     train: FeatureCache, test: FeatureCache, displacement: TargetsOf, protocol: ProbeProtocol, seed: int
 ) -> TaskResult:
     """Predicted displacements beside those of the best constant."""
-    require_translations(train, test)
+    TRANSLATION.require(train, test)
     plan = HeadPlan(protocol.translation_hidden, protocol.translation_epochs, protocol.translation_pairs_per_object)
     predictions, samples = regress_pairs(train, test, displacement, plan, protocol, seed)
     return TaskResult(
@@ -205,7 +212,7 @@ def _rotation_result(
     angle_baselines, constant_errors_deg = constant_rotation_baselines(true_xyzw)
     objects, targets = sample_objects(test, samples.rows).cpu(), samples.targets
     of_sample = objects.numpy()
-    classes = _rows_of_classes(test, objects)
+    classes = {name_of_class_metric(ANGLE_MEDIAN, name): rows for name, rows in rows_of_classes(test, objects).items()}
     constants = {name: Baseline(_median(constant_errors_deg[rows]), "constant") for name, rows in classes.items()}
     metrics = r2_metrics(answers, targets)
     statistics = {"angle_deg_median": median_statistic(errors_deg.numpy(), of_sample, test.num_objects)}
@@ -225,18 +232,6 @@ def _rotation_result(
         statistics=statistics,
         notes=r2_notes(targets),
     )
-
-
-def _rows_of_classes(test: FeatureCache, objects: Tensor) -> dict[str, np.ndarray]:
-    """Samples of each judged class by the metric's name, where there are a few classes: some have symmetric objects."""
-    labels = test.labels.cpu()[objects].numpy()
-    present = np.unique(labels)
-    if not 1 < len(present) <= MOST_CLASSES or len(test.class_names) <= present.max():
-        return {}
-    names = {label: re.sub(r"[^A-Za-z0-9]+", "_", test.class_names[label]).strip("_") for label in present}
-    taken = list(names.values())
-    unique = {label: name if name and taken.count(name) == 1 else f"{name}_{label}" for label, name in names.items()}
-    return {f"{BY_CLASS}{name}": np.flatnonzero(labels == label) for label, name in unique.items()}
 
 
 def _median(errors_deg: Tensor) -> float:

@@ -12,7 +12,7 @@ from ssl_equi.data.sources import DataSource
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import RunError
 from ssl_equi.objectives.base import Objective, ObjectiveOutput
-from ssl_equi.probing.online import OnlineProbes
+from ssl_equi.probing.online import OnlineProbes, followed_of
 from ssl_equi.runtime.device_copies import Unread, merged
 from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.ending import Ending, probed_parts
@@ -135,9 +135,12 @@ class FollowingProbes:
 
     def __init__(self, run: Run, objective: Objective, data: DataSource) -> None:
         num_classes = len(data.train.class_names)
+        self.followed = followed_of(data.train.schema)
 
         def probes(width: int, columns: dict[str, slice]) -> OnlineProbes:
-            return OnlineProbes(width, columns, num_classes, seed=run.config.seed, device=run.device)
+            return OnlineProbes(
+                width, columns, num_classes, followed=self.followed, seed=run.config.seed, device=run.device
+            )
 
         self.probes = probes(objective.parts["all"].stop, probed_parts(objective))
         run.register("online_probes", self.probes)
@@ -149,15 +152,14 @@ class FollowingProbes:
     def update(self, output: ObjectiveOutput, batch: ViewBatch) -> None:
         """Measures and trains the probes on one step's features."""
         num_views = output.features.shape[1]
-        # Augmentations turn and crop a picture, so the poses are followed only if the views are stored ones: then a
+        # Augmentations turn and crop a picture, so latents are followed only if the views are stored ones: then a
         # batch holds more than one of each object.
-        stored_views = batch.quat_xyzw is not None and batch.images.shape[1] > 1
-        poses = batch.quat_xyzw[:, :num_views] if stored_views and batch.quat_xyzw is not None else None
-        self.probes.update(output.features, batch.labels, poses)
+        targets = self.followed.targets(batch) if batch.images.shape[1] > 1 else None
+        self.probes.update(output.features, batch.labels, None if targets is None else targets[:, :num_views])
         if self.aggregate_probes is not None and output.aggregates is not None:
             self.aggregate_probes.update(output.aggregates.unsqueeze(1), batch.labels, None)
 
     def metrics(self) -> Unread[dict[str, float]]:
-        """What `Run.log` reads and writes: accuracy and rotation of each part since the last call."""
+        """What `Run.log` reads and writes: of each part since the last call, accuracy and R2 of what is followed."""
         probes = (self.probes, self.aggregate_probes)
         return merged([probe.unread_metrics() for probe in probes if probe is not None])

@@ -83,6 +83,8 @@ def test_a_fingerprint_is_of_the_split_that_the_run_was_evaluated_on(tmp_path):
         ({"task": "relative_rotation", "metric": "angle_deg_median", "part": "equi"}, 0),
         ({"task": "retrieval", "metric": "retrieval_error", "part": "all"}, 0),
         ({"task": "relative_rotation", "metric": "r2_uniform", "part": "inv"}, None),
+        ({"task": "relative_azimuth", "metric": "distance_mean", "part": "all"}, 0),
+        ({"task": "relative_azimuth", "metric": "angle_deg_median", "part": "inv"}, None),
         ({"task": "classification", "metric": "top1", "part": "equi"}, None),
         ({"task": "leakage_rotation", "metric": "r2_uniform", "part": "agg@3"}, None),
         ({"task": "collapse", "metric": "rankme", "part": "all"}, None),

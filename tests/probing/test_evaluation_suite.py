@@ -45,6 +45,7 @@ def split_of(name: str, first_view: int, num_objects: int, seed: int, num_latent
     numbers = first_view + np.arange(num_objects * VIEWS).reshape(num_objects, VIEWS)
     images = np.zeros((num_objects, VIEWS, 8, 8, 3), np.uint8)
     images[..., 0, 0, 0], images[..., 0, 0, 1] = numbers % 256, numbers // 256
+
     return ViewsInMemory(
         images, split=name, fingerprint=f"{name} {seed}", content_key=f"{name} {seed}",
         class_names=tuple(f"class {index}" for index in range(CLASSES)), labels=np.arange(num_objects) % CLASSES,
@@ -229,7 +230,7 @@ def test_what_the_data_cannot_answer_becomes_a_note() -> None:
     data = data_of()
     features = latents_as_features(data)
     for split in (data.probe_train, data.evaluation):
-        split.latents, split.quats_xyzw = split.latents[..., :0], None
+        split.latents, split.quats_xyzw, split.schema = split.latents[..., :0], None, None
         split.labels = np.zeros_like(split.labels)
     results = evaluate(
         data, source_of(Table(features)), protocol=BRIEF, parts=("equi",), tasks=("classification", *TASKS, "colour")
@@ -238,7 +239,7 @@ def test_what_the_data_cannot_answer_becomes_a_note() -> None:
     notes = "\n".join(results.notes)
     assert "classification, part equi: all 120 training objects are of class 0: use a data set of two" in notes
     assert "relative_rotation, part equi: the views have no known rotations" in notes
-    assert "colour, part equi: the views have 0 latents" in notes
+    assert "colour, part equi: the views have no known floor_hue and light_hue in turns (latents: none)" in notes
     assert all(np.isfinite(record.value) for record in results.records)
 
 
@@ -253,7 +254,7 @@ def test_fewer_views_than_neighbours_become_a_note() -> None:
     )
     assert results.records == []
     assert results.notes[0].startswith("knn, part all: 37 neighbours can't be found among 36 training views")
-    assert results.notes[1].startswith("translation_base, part all: the views have 7 latents")
+    assert results.notes[1].startswith("translation_base, part all: the views have no known translations")
 
 
 @pytest.mark.parametrize(

@@ -294,10 +294,17 @@ def test_what_cannot_be_asked_is_noted_with_its_reason() -> None:
 
 def test_groups_of_questions_have_names() -> None:
     source = EncoderSource("by hand", Contrasts(), {"all": slice(0, 3)}, SIDE, None, None, "", "by hand", None)
-    assert Suite(QUICK, ("robustness", "knn", "corruption")).task_names(source) == (*image_questions.ROBUSTNESS, "knn")
-    everything = Suite(QUICK, ("all",), further_questions={"transfer_knn_x": robustness.corruption}).task_names(source)
+    assert Suite(QUICK, ("robustness", "knn", "corruption")).task_names(source, None) == (
+        *image_questions.ROBUSTNESS,
+        "knn",
+    )
+    everything = Suite(QUICK, ("all",), further_questions={"transfer_knn_x": robustness.corruption}).task_names(
+        source, None
+    )
     assert {*TASKS, *image_questions.IMAGE_QUESTIONS, "augmentation_equivariance", "transfer_knn_x"} == {*everything}
-    assert not {*image_questions.IMAGE_QUESTIONS} & {*Suite(QUICK).task_names(source)}, "they are asked by name only"
+    assert not {*image_questions.IMAGE_QUESTIONS} & {*Suite(QUICK).task_names(source, None)}, (
+        "they are asked by name only"
+    )
 
 
 def test_a_question_that_changes_the_encoder_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

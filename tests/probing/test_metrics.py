@@ -5,7 +5,7 @@ from scipy.spatial.transform import Rotation
 from sklearn.metrics import balanced_accuracy_score, r2_score
 
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
-from ssl_equi.geometry.rotations import random_quat, relative_quat
+from ssl_equi.geometry.rotations import mean_quaternion, random_quat, relative_quat
 from ssl_equi.probing.baselines import (
     classification_baselines,
     constant_baselines,
@@ -15,7 +15,6 @@ from ssl_equi.probing.metrics import (
     angle_errors_deg,
     balanced_top1,
     effective_rank,
-    mean_quaternion,
     per_class_recall,
     r2_pooled,
     r2_uniform,

@@ -1,5 +1,7 @@
 import itertools
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,12 @@ from sklearn.metrics import r2_score
 from ssl_equi.checkpoint import read_state, write_checkpoint
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_positive, random_quat
-from ssl_equi.probing.online import OnlineProbes
+from ssl_equi.latents.category import Category
+from ssl_equi.latents.number import Number
+from ssl_equi.latents.schema import THREEDIEBENCH, Latent, LatentSchema
+from ssl_equi.probing.online import OnlineProbes, followed_of
+from tests.fakes import random_batch
+from tests.turntables import TURNTABLE
 
 PARTS = {"all": slice(None), "inv": slice(0, 8), "equi": slice(8, 16)}
 
@@ -210,3 +217,25 @@ def test_no_grad_is_no_hindrance():
 def test_every_must_be_positive():
     with pytest.raises(ValueError, match="every is 0"):
         OnlineProbes(16, PARTS, 4, every=0)
+
+
+def test_without_a_pose_the_first_latent_is_followed():
+    """Sine and cosine of an azimuth, under its own name; of data with a pose, or without latents, the quaternion."""
+    followed = followed_of(TURNTABLE)
+    probes = OnlineProbes(2, {"all": slice(None)}, 4, followed=followed, every=1, learning_rate=3e-2)
+    for step in range(60):
+        views = TURNTABLE.sample(np.random.default_rng(step), 64).float().unflatten(0, (32, 2))
+        batch_of_views = replace(random_batch(32, side=2), latents=views, quat_xyzw=None)
+        angles_rad = torch.deg2rad(views[..., 0])
+        features = torch.stack([angles_rad.sin() + angles_rad.cos(), angles_rad.cos()], dim=-1)
+        if step == 40:
+            probes.metrics()
+        probes.update(features, torch.zeros(32, dtype=torch.int64), followed.targets(batch_of_views))
+    metrics = probes.metrics()
+    assert metrics.keys() == {"all/top1", "all/absolute_azimuth_r2_uniform"}
+    assert metrics["all/absolute_azimuth_r2_uniform"] > 0.9
+    for schema in (None, THREEDIEBENCH):
+        assert followed_of(schema).name == "absolute_rotation"
+        assert followed_of(schema).targets(random_batch()).shape == (8, 2, 4)
+    tools = LatentSchema((Latent("tool", Category(("none", "grip")), 0), Latent("size", Number((0, 1)), 1)))
+    assert followed_of(tools).name == "absolute_size"

@@ -132,8 +132,9 @@ def test_objects_that_stay_in_place_are_not_asked() -> None:
     latents = random_latents(3, 0)
     moving = cache_of(latents, torch.zeros(3, 6, 1))
     assert tasks_for(moving) == CORE_TASKS
-    assert set(CORE_TASKS) - set(tasks_for(replace(moving, latents=latents[..., :7]))) == set(NEEDS_TRANSLATIONS)
-    unposed = replace(moving, latents=latents[..., :0], quats_xyzw=None)
+    still = replace(moving, latents=latents[..., :7], schema=None)
+    assert set(CORE_TASKS) - set(tasks_for(still)) == set(NEEDS_TRANSLATIONS)
+    unposed = replace(moving, latents=latents[..., :0], quats_xyzw=None, schema=None)
     assert tasks_for(unposed) == ("classification",)
 
 
