@@ -143,7 +143,9 @@ def save_two_view_run(folder: Path, actions: str = "rotation", action_dim: int =
     objective = SIE(create_encoder("strided_cnn_tiny", 32), SIEConfig(projector=(32, 32, 32), action_dim=action_dim))
     save_encoder(objective.encoder, folder / "encoder", CARD)
     save_predictor(
-        objective.latent_predictor(), folder / "predictor", PredictorCard("sie", ToldActions.of(actions), "test")
+        objective.latent_predictor(),
+        folder / "predictor",
+        PredictorCard("sie", ToldActions.of(actions, action_dim), "test"),
     )
     return folder
 
@@ -201,7 +203,7 @@ def test_what_a_two_view_predictor_can_not_be_asked_is_named(
     with pytest.raises(UserError, match="--dataset is folder, whose views have no known poses"):
         script.main(script.Config(run=run, dataset="folder", data_dir=mixed_folder, split="val"))
     moving = save_two_view_run(tmp_path / "moving", "pose_base", 7)
-    with pytest.raises(UserError, match="no known translations, which the predictor's actions 'pose_base'"):
+    with pytest.raises(UserError, match="told actions pose_base and these views have no latents for pose_base"):
         script.main(script.Config(run=moving, data_dir=tiny_data))
     told_of_crops = save_two_view_run(tmp_path / "crops", "augmentation", 9)
     with pytest.raises(UserError, match="told actions 'augmentation'"):

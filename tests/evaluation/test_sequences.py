@@ -161,7 +161,7 @@ def test_faults_are_named(script: ModuleType, tiny_data: Path, mixed_folder: Pat
     with pytest.raises(CheckpointError, match="sequence_model"):
         script.main(script.Config(run=tmp_path / "none", data_dir=tiny_data))
     run = save_run(tmp_path / "run", RENDERED)
-    with pytest.raises(UserError, match="stored views of known poses, and folder has none"):
+    with pytest.raises(UserError, match="stored views of known latents, and folder has none"):
         script.main(script.Config(run=run, dataset="folder", data_dir=mixed_folder, split="val"))
     with pytest.raises(ValueError, match="give one length or more"):
         script.main(script.Config(run=run, data_dir=tiny_data, lengths=(0,)))
