@@ -21,8 +21,8 @@ class TaskResult:
         metrics: value by metric name.
         baselines: the best answer without an image, by metric name.
         num_samples: evaluated views or pairs.
-        angle_errors_deg: rotation tasks only, error of each pair or view `[num_samples]`.
-        constant_angle_errors_deg: rotation tasks only, the same for the constant rotation.
+        angle_errors_deg: tasks of rotations and other angles only, error of each pair or view `[num_samples]`.
+        constant_angle_errors_deg: the same for the constant answer.
         per_class_recall: classification tasks only, `[C]`, NaN for a class without test objects.
         object_scores: of metrics that are means over samples, the mean of each evaluated object `[n_objects]`, NaN for
             an object without samples; objects are the independent units of a standard error.
