@@ -15,6 +15,7 @@ import torch
 from ssl_equi.data.derived import TurnedViews
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.probing.augmentation_equivariance import encode_augmented
 from ssl_equi.probing.capsule_poses import probe_capsule_poses
 from ssl_equi.probing.encode import FeatureCache, encode_split
@@ -299,7 +300,7 @@ def test_turned_views_know_nothing_of_places_without_a_view(fake_dataset: ViewsI
 class Turning:
     """Exact on features that are poses."""
 
-    name, actions = "turning", "rotation"
+    name, actions = "turning", ToldActions.of("rotation")
 
     def embed(self, features: torch.Tensor) -> torch.Tensor:
         return features
@@ -322,19 +323,19 @@ def test_a_predictor_is_asked_for_consistency_but_not_for_retrieval(caches: tupl
     with pytest.raises(TaskSkipped, match=reason):
         retrieve_with_predictor(Turning(), test)
     with pytest.raises(ValueError, match=reason):
-        retrieve_with_sequences(torch.nn.Identity(), test, test.features, "rotation", context_views=1)
+        retrieve_with_sequences(torch.nn.Identity(), test, test.features, ("rotation",), context_views=1)
 
 
 def test_sequences_are_of_own_views(caches: tuple[FeatureCache, FeatureCache]) -> None:
     test = stated(caches[1], (5, 3, 8), padding=9.0)
-    sequences = sequences_of_cache(test, "rotation", length=3, per_object=4, seed=0)
+    sequences = sequences_of_cache(test, ("rotation",), length=3, per_object=4, seed=0)
     assert sequences.features.shape == (80, 3, test.features.shape[2]) and not (sequences.features == 9).any()
     for row, features in zip(sequences.objects.tolist(), sequences.features):
         own = test.features[row, : test.view_counts[row]]
         places = [int((own == view).all(dim=1).nonzero()[0, 0]) for view in features]
         assert len(set(places)) == 3
     with pytest.raises(ValueError, match="of 4 distinct views were asked for and objects have 3"):
-        sequences_of_cache(test, "rotation", length=4, per_object=1, seed=0)
+        sequences_of_cache(test, ("rotation",), length=4, per_object=1, seed=0)
 
 
 @pytest.mark.parametrize("least_pairs", [0, 100])
@@ -346,7 +347,7 @@ def test_capsules_are_compared_with_actions_of_other_objects(least_pairs: int) -
     features = torch.cat([torch.ones(9, 8, 1), matrices], dim=-1)
     cache = stated(FeatureCache(features, torch.zeros(9).long(), latents, quats_xyzw), COUNTS, padding=3.0)
     protocol = replace(QUICK, evaluation_pairs_per_object=4, evaluation_least_pairs=least_pairs)
-    found = probe_capsule_poses(cache, 1, 3, "rotation", protocol)
+    found = probe_capsule_poses(cache, 1, 3, ("rotation",), protocol)
     assert found["capsule_equivariance"].metrics["pose_error"] < 1e-10
     assert found["capsule_equivariance"].baselines["pose_error"].value > 0.1
     assert found["capsule_rotation"].metrics["angle_deg_median"] < 0.1
