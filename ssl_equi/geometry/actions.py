@@ -101,10 +101,11 @@ def actions_between_all_views(quat_xyzw: Tensor, latents: Tensor, kind: ActionKi
 
 
 def beyond_euler_box(split: str, latents: np.ndarray) -> str | None:
-    """A sentence if poses of a split leave the box of Euler angles in which quaternions with w > 0 never jump.
+    """A sentence if angles of a split leave the box of Euler angles in which quaternions with w > 0 never jump.
 
     Within 90 degrees about each axis, as in 3DIEBench, w is at least .018. Beyond, it reaches 0, where q turns into -q:
-    equal relative rotations then come with both signs.
+    equal relative rotations then come with both signs. Angles beyond 90 degrees may still be poses of the box, since
+    (x, y, z) and (x + 180, 180 - y, z + 180) are one rotation: those of 3DIEBench-OOD all are.
 
     Args:
         latents: [N, V, L]; fewer than 7 hold no rotation.
@@ -114,8 +115,16 @@ def beyond_euler_box(split: str, latents: np.ndarray) -> str | None:
     furthest_rad = float(np.abs(latents[..., :3]).max())
     if furthest_rad <= EULER_BOX_RAD + EULER_TOLERANCE_RAD:
         return None
+    turned = f"views of split {split!r} turn by up to {math.degrees(furthest_rad):.0f} degrees about an axis"
+    # Of the two ways to write a rotation, the one with cos(y) > 0 is in the box if cos(x) and cos(z) are positive too.
+    cos_x, cos_y, cos_z = np.moveaxis(np.cos(latents[..., :3]), -1, 0)
+    if (np.minimum(cos_x * cos_y, cos_z * cos_y) >= -EULER_TOLERANCE_RAD).all():
+        return (
+            f"{turned}, yet all show poses within 90 degrees under other angles, (x, y, z) and (x + 180, 180 - y, "
+            "z + 180) being one rotation: no pose is new, so a drop must have another cause"
+        )
     return (
-        f"views of split {split!r} turn by up to {math.degrees(furthest_rad):.0f} degrees about an axis: beyond "
+        f"{turned}: beyond "
         "90, quaternions of equal relative rotations come with both signs, so prefer actions rotation_6d or "
         "rotation_matrix, and the tasks relative_rotation_6d or relative_rotation_matrix"
     )

@@ -111,6 +111,17 @@ def test_poses_beyond_the_euler_box_are_told() -> None:
     assert "split 'train' turn by up to 180 degrees" in (told(180) or "")
 
 
+def test_angles_beyond_the_box_need_not_be_poses_beyond_it() -> None:
+    generator = np.random.default_rng(0)
+    latents = np.zeros((20, 4, 7))
+    latents[..., :3] = generator.choice([-1, 1], (20, 4, 3)) * generator.uniform(math.pi / 2, math.pi, (20, 4, 3))
+    others = Rotation.from_euler("xyz", latents[..., :3].reshape(-1, 3)).as_euler("xyz")
+    assert float(np.abs(others).max()) <= math.pi / 2
+    assert "no pose is new" in (beyond_euler_box("ood_rotation", latents) or "")
+    latents[3, 2, 1] = 0.3  # now x and z are really beyond 90 degrees
+    assert "come with both signs" in (beyond_euler_box("ood_rotation", latents) or "")
+
+
 @pytest.mark.parametrize("kind", ACTION_SIZES)
 def test_actions_between_all_views_are_those_of_each_pair(kind: ActionKind) -> None:
     latents = torch.from_numpy(np.random.default_rng(0).uniform(-0.5, 0.5, (2, 3, 10))).float()

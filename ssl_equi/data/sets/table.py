@@ -89,6 +89,8 @@ class DataSet:
     """Those that may be judged; None: any."""
     licence: str | None = None
     """Of weights that learn from it, as the Hugging Face hub spells it; None: as the manifest states."""
+    ood_rotation_of: str | None = None
+    """Split whose objects its split ood_rotation shows under rotations never trained on; None: it can't have one."""
 
     @property
     def rendered(self) -> bool:
@@ -116,13 +118,14 @@ def dataset(
     may_lie_elsewhere: bool = True,
     splits: tuple[str, ...] | None = None,
     licence: str | None = None,
+    ood_rotation_of: str | None = None,
 ) -> Callable[[OpenFunction], OpenFunction]:
     """Enters data sets that a function opens into the table; see `DataSet` for what is said of them."""
 
     def enter(open_function: OpenFunction) -> OpenFunction:
         for name in names:
             DATASETS[name] = DataSet(
-                name, open_function, embedded, num_latents, side, may_lie_elsewhere, splits, licence
+                name, open_function, embedded, num_latents, side, may_lie_elsewhere, splits, licence, ood_rotation_of
             )
         return open_function
 
