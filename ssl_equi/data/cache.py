@@ -1,15 +1,17 @@
-"""Decoded views kept on the disk: every view is decoded once, and reading one is a copy ever after.
+"""Decoded views kept on the disk or in memory: every view is decoded once, and reading one is a copy ever after.
 
-The cache of a split is a folder of its pixels in one plain file, a CRC-32C of each view, each picture's size where
-sizes differ, and what is wrong with views that can't be decoded. It is named after what the pixels depend on, so that
-changed data or another size never meet an old cache; a folder that nobody needs any more may be deleted.
+On the disk the cache of a split is a folder of its pixels in one plain file, a CRC-32C of each view, each picture's
+size where sizes differ, and what is wrong with views that can't be decoded. It is named after what the pixels depend
+on, so that changed data or another size never meet an old cache; a folder that nobody needs any more may be deleted.
 """
 
 import hashlib
 import importlib.metadata
 import json
+import mmap
 import os
 import shutil
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,7 +37,7 @@ from ssl_equi.files import (
     write_durably,
     write_errors_named,
 )
-from ssl_equi.runtime.system import usable_cores
+from ssl_equi.runtime.system import anonymous_memory, free_memory, local_processes, usable_cores
 
 _VERSION = 1  # raised when equal data would give another file
 _DECODERS = ("simplejpeg", "pillow")  # whose releases may round differently
@@ -50,7 +52,33 @@ def decoded_cache_folder() -> Path:
     return user_cache_path("ssl_equi") / "decoded-views"
 
 
-class CachedViews(DerivedViews):
+class DecodedViews(DerivedViews):
+    """Views of `stored` that were decoded once; where their pixels lie is for subclasses to say."""
+
+    _bad_views: dict[tuple[int, int], str]
+    """What was wrong with views that could not be decoded, by object and view."""
+    _content_sizes: np.ndarray | None
+    """Each picture's height and width [n, V, 2] where sizes differ."""
+
+    def _read(
+        self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray, sizes_out: np.ndarray | None
+    ) -> None:
+        if sizes_out is not None and self._content_sizes is not None:
+            sizes_out[...] = self._content_sizes[object_indices[:, None], view_indices]
+        for row, object_index in enumerate(object_indices.tolist()):
+            for column, view in enumerate(view_indices[row].tolist()):
+                if (object_index, view) in self._bad_views:
+                    raise DataError(self._bad_views[object_index, view])
+                with CLOCK.during("reading"):
+                    pixels = self._pixels_of(object_index, view)
+                out[row, column] = pixels
+
+    def _pixels_of(self, object_index: int, view: int) -> np.ndarray:
+        """Pixels uint8 [H, W, 3] of a view that could be decoded."""
+        raise NotImplementedError
+
+
+class CachedViews(DecodedViews):
     """The views of `stored` from the cache, with the same pixels; `stored` has one content key for one content.
 
     The first process decodes all views into the cache, says how large it becomes, and shows how far it is; others
@@ -82,10 +110,10 @@ class CachedViews(DerivedViews):
         # Read with `pread`: a file that is cut gives an error where a memory map would kill the process.
         self._pixels = ShardFiles([self.cache_folder / _PIXELS])
         self._checksums = self._opened(_CHECKSUMS, np.uint32, (self.num_objects, self.num_views))
-        self._content_sizes: np.ndarray | None = None
+        self._content_sizes = None
         if not self.fills_image:
             self._content_sizes = self._opened(_SIZES, np.int64, (self.num_objects, self.num_views, 2))
-        path, expected = self.cache_folder / _PIXELS, self.num_objects * self.num_views * self._bytes_per_view
+        path, expected = self.cache_folder / _PIXELS, _total_bytes(stored)
         found = path.stat().st_size if path.is_file() else 0
         if found != expected:
             raise self._damaged(f"has {found} bytes of pixels where {expected} belong")
@@ -93,20 +121,7 @@ class CachedViews(DerivedViews):
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_again, (self.stored, self._parent, self._keep_bad_views)
 
-    def _read(
-        self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray, sizes_out: np.ndarray | None
-    ) -> None:
-        if sizes_out is not None and self._content_sizes is not None:
-            sizes_out[...] = self._content_sizes[object_indices[:, None], view_indices]
-        for row, object_index in enumerate(object_indices.tolist()):
-            for column, view in enumerate(view_indices[row].tolist()):
-                with CLOCK.during("reading"):
-                    data = self._read_view(object_index, view)
-                out[row, column] = np.frombuffer(data, dtype=np.uint8).reshape(out.shape[2:])
-
-    def _read_view(self, object_index: int, view: int) -> bytes:
-        if (object_index, view) in self._bad_views:
-            raise DataError(self._bad_views[object_index, view])
+    def _pixels_of(self, object_index: int, view: int) -> np.ndarray:
         place = (object_index * self.num_views + view) * self._bytes_per_view
         data = self._pixels.read(0, place, self._bytes_per_view)
         if len(data) != self._bytes_per_view:
@@ -114,7 +129,7 @@ class CachedViews(DerivedViews):
         size = None if self._content_sizes is None else self._content_sizes[object_index, view]
         if _checksum(data, size) != self._checksums[object_index, view]:
             raise self._damaged(f"does not match the CRC-32C of view {view} of object {object_index}")
-        return data
+        return np.frombuffer(data, dtype=np.uint8).reshape(*self.image_size, 3)
 
     def _is_usable(self) -> bool:
         """Whether the cache is there, and all views that were bad when it was made may be and still are."""
@@ -140,6 +155,79 @@ class CachedViews(DerivedViews):
         return DataError(f"the cache of decoded views {self.cache_folder} {problem}: {_CURE}")
 
 
+class DecodedInMemory(DecodedViews):
+    """The views of `stored`, decoded once into memory that worker processes share with this one, read-only.
+
+    A view that can't be read raises then or, with `keep_bad_views`, is noted and raises when it is read. Each process
+    of a launcher has such memory of its own.
+
+    Raises DataError if there is too little memory, and outside of Linux.
+    """
+
+    def __init__(self, stored: ViewCollection, *, keep_bad_views: bool = False, show_progress: bool = False) -> None:
+        super().__init__(stored)
+        count, size = stored.num_objects * stored.num_views, _total_bytes(stored)
+        descriptor = _reserved_memory(stored.split, size)
+        weakref.finalize(self, os.close, descriptor)
+        if show_progress:
+            print(f"decoding {count:,} views once into memory: {size / _MIB:,.1f} MiB", flush=True)
+        self._bad_views, sizes = {}, np.empty((stored.num_objects, stored.num_views, 2), dtype=np.int64)
+        written = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.uint8).reshape(stored.num_objects, -1)
+        with building_progress(show_progress) as progress:
+            bar = progress.add_task(f"decoding {stored.split}", total=count)
+            for objects, pixels, content_sizes, bad_views in _decoded(stored, keep_bad_views):
+                written[objects], sizes[objects] = pixels.reshape(len(objects), -1), content_sizes
+                self._bad_views |= {(object_index, view): problem for object_index, view, problem in bad_views}
+                progress.advance(bar, len(objects) * stored.num_views)
+        self._content_sizes = None if stored.fills_image else sizes
+        self._map(f"/proc/{os.getpid()}/fd/{descriptor}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _attached, (self.stored, self._path, self._content_sizes, self._bad_views)
+
+    def _map(self, path: str) -> None:
+        """Map the pixels, read-only, by the path of the descriptor of the process that decoded them."""
+        try:
+            with open(path, "rb") as file:
+                memory = mmap.mmap(file.fileno(), _total_bytes(self.stored), prot=mmap.PROT_READ)
+        except OSError as error:
+            raise DataError(
+                f"decoded views in memory can't be shared with a worker process ({error.strerror}): give "
+                f"--loader-workers 0, or --cache-in disk"
+            ) from error
+        shape = (self.num_objects, self.num_views, *self.image_size, 3)
+        self._path, self._pixels = path, np.frombuffer(memory, dtype=np.uint8).reshape(shape)
+
+    def _pixels_of(self, object_index: int, view: int) -> np.ndarray:
+        return self._pixels[object_index, view]
+
+
+def _attached(
+    stored: ViewCollection, path: str, content_sizes: np.ndarray | None, bad_views: dict[tuple[int, int], str]
+) -> DecodedInMemory:
+    views = DecodedInMemory.__new__(DecodedInMemory)
+    DerivedViews.__init__(views, stored)
+    views._content_sizes, views._bad_views = content_sizes, bad_views
+    views._map(path)
+    return views
+
+
+def _reserved_memory(split: str, size: int) -> int:
+    """Descriptor of memory for the views of a split; DataError where they don't fit, for each local process."""
+    free, processes = free_memory(), local_processes()
+    if free is None:
+        raise DataError("decoded views are kept in memory on Linux only: give --cache-in disk")
+    needed = f"the decoded views of split {split!r} need {size / _MIB:,.1f} MiB of memory"
+    if processes > 1:
+        needed += f" in each of {processes} processes"
+    try:
+        if size * processes <= free:
+            return anonymous_memory("ssl_equi_views", size)
+    except OSError:
+        pass  # others were faster
+    raise DataError(f"{needed} and {free / _MIB:,.1f} MiB are free: give --cache-in disk")
+
+
 def _open_again(stored: ViewCollection, parent: Path, keep_bad_views: bool) -> CachedViews:
     return CachedViews(stored, parent, keep_bad_views=keep_bad_views)
 
@@ -155,6 +243,10 @@ def _key_of(stored: ViewCollection) -> str:
         "fit": repr(getattr(stored, "fit", None)),
     }
     return hashlib.sha256(canonical_json(content)).hexdigest()[:16]
+
+
+def _total_bytes(stored: ViewCollection) -> int:
+    return stored.num_objects * stored.num_views * _bytes_per_view(stored)
 
 
 def _bytes_per_view(stored: ViewCollection) -> int:
@@ -181,8 +273,7 @@ def _bad_views_of(folder: Path) -> dict[tuple[int, int], str]:
 
 def _build(stored: ViewCollection, folder: Path, keep_bad_views: bool, show_progress: bool) -> None:
     """Decode all views under another name, then give the folder its own."""
-    count = stored.num_objects * stored.num_views
-    total_bytes = count * _bytes_per_view(stored)
+    count, total_bytes = stored.num_objects * stored.num_views, _total_bytes(stored)
     temporary = folder.with_name(f".building-{folder.name}")  # of this name once, for the lock is held
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
