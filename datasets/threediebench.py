@@ -328,7 +328,9 @@ def convert(config: Config) -> dict[str, Manifest]:
         if config.verify:
             for split, manifest in manifests.items():
                 task = progress.add_task(f"verifying {split} shards", total=len(manifest.shards))
-                verify_split(config.out, split, decode=True, report_shard=lambda _, task=task: progress.advance(task))
+                verify_split(
+                    config.out, split, workers=config.workers, report_shard=lambda _, task=task: progress.advance(task)
+                )
     return manifests
 
 

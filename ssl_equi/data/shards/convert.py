@@ -23,7 +23,7 @@ from ssl_equi.data.order import epoch_permutation
 from ssl_equi.data.shards.format import ImageRecord
 from ssl_equi.data.shards.manifest import ImageManifest, canonical_json, has_manifest, read_image_manifest
 from ssl_equi.data.shards.records import ImageSplitSettings
-from ssl_equi.data.shards.verify import find_damage
+from ssl_equi.data.shards.verify import verify_split
 from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.errors import DataError
 from ssl_equi.files import map_in_order
@@ -103,8 +103,7 @@ def convert_images(
                 def advance(shard: str, task: TaskID = task) -> None:
                     progress.advance(task)
 
-                for damage in find_damage(options.out, split, workers=options.workers, report_shard=advance):
-                    raise DataError(f"{damage.sentence}: rebuild this data set, on a disk that keeps what it is given")
+                verify_split(options.out, split, workers=options.workers, report_shard=advance)
     return manifests
 
 
