@@ -23,8 +23,7 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -45,14 +44,12 @@ from ssl_equi.data.posed_folders import (
     read_object,
     read_split_list,
 )
+from ssl_equi.data.shards.convert import PlannedSplit, store_splits
 from ssl_equi.data.shards.format import ObjectRecord
-from ssl_equi.data.shards.manifest import Manifest, canonical_json, has_manifest, read_manifest
+from ssl_equi.data.shards.manifest import Manifest, canonical_json
 from ssl_equi.data.shards.records import SplitSettings
-from ssl_equi.data.shards.verify import verify_split
-from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.data.sources import OOD_ROTATION
 from ssl_equi.errors import DataError
-from ssl_equi.files import map_in_order
 from ssl_equi.geometry.actions import EULER_BOX_RAD
 from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION, ROTATION_COLUMNS
 from ssl_equi.options import Count, Seed, Threads
@@ -76,7 +73,6 @@ MEASURED_VIEWS = 500  # for mean and standard deviation
 SPLIT_BY_VIEWS = (
     "every object is a class of its own and the split is by views: 'val' shows the objects of 'train' in other views"
 )
-_READ_AHEAD_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
@@ -252,13 +248,13 @@ def in_stored_order(objects: Sequence[ListedObject], seed: int) -> list[ListedOb
     return [objects[i] for i in epoch_permutation(len(objects), seed, epoch=0)]
 
 
-def settings_of(
+def planned_split(
     config: Config, name: str, split: Split, class_names: tuple[str, ...], provenance: Provenance
-) -> SplitSettings:
-    """What the manifest will say; the plan names every object, so that only runs of the same list are continued."""
+) -> PlannedSplit[ListedObject]:
+    """The split with what its manifest will say."""
     ordered = in_stored_order(split.objects, config.seed)
     plan = [[each.key, each.label, each.views] if each.views else [each.key, each.label] for each in ordered]
-    return SplitSettings(
+    settings = SplitSettings(
         split=name,
         class_names=class_names,
         source=provenance.source,
@@ -272,66 +268,27 @@ def settings_of(
         plan=hashlib.sha256(canonical_json([plan, split.layout.as_plan()])).hexdigest(),
     )
 
-
-def convert_split(
-    config: Config,
-    settings: SplitSettings,
-    split: Split,
-    report_done: Callable[[int], None] = lambda count: None,
-) -> Manifest:
-    """Write one split, going on after its finished shards; `report_done` hears how many objects are stored."""
-    if has_manifest(config.out, settings.split):
-        manifest = read_manifest(config.out, settings.split)
-        if manifest.plan_sha256 != settings.plan_sha256:
-            raise DataError(
-                f"{config.out} holds a {settings.split} split made with other options or from another list: "
-                f"choose another folder with --out or delete that split"
-            )
-        report_done(manifest.num_objects)
-        return manifest
-
-    def read(listed: ListedObject) -> ObjectRecord:
-        if settings.split == OOD_ROTATION:
+    def record_of(listed: ListedObject) -> ObjectRecord:
+        if name == OOD_ROTATION:
             return read_outside_box(split, listed)
         return read_object(split.source, listed, split.layout)
 
-    with (
-        SplitWriter(config.out, settings, resume=True) as writer,
-        ThreadPoolExecutor(config.workers) as pool,
-    ):
-        report_done(writer.num_records)
-        remaining = in_stored_order(split.objects, config.seed)[writer.num_records :]
-        ahead = config.workers * _READ_AHEAD_PER_WORKER
-        for record in map_in_order(pool, read, remaining, ahead):
-            writer.add(record)
-            report_done(writer.num_records)
-        return writer.finish()
+    return PlannedSplit(settings, ordered, record_of)
 
 
 def convert(config: Config) -> dict[str, Manifest]:
     """Convert all splits and, if asked, verify them; shows a progress bar."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     splits = splits_of(config)
     class_names = class_names_of(listed for split in splits.values() for listed in split.objects)
     provenance = provenance_of(config, splits)
-    manifests = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        for name, split in splits.items():
-            found = ood_provenance_of(config, provenance, split) if name == OOD_ROTATION else provenance
-            settings = settings_of(config, name, split, class_names, found)
-            task = progress.add_task(f"{name} objects", total=len(split.objects))
-            manifests[name] = convert_split(
-                config, settings, split, lambda done, task=task: progress.update(task, completed=done)
-            )
-        if config.verify:
-            for split, manifest in manifests.items():
-                task = progress.add_task(f"verifying {split} shards", total=len(manifest.shards))
-                verify_split(
-                    config.out, split, workers=config.workers, report_shard=lambda _, task=task: progress.advance(task)
-                )
-    return manifests
+    planned = [
+        planned_split(
+            config, name, split, class_names,
+            ood_provenance_of(config, provenance, split) if name == OOD_ROTATION else provenance,
+        )
+        for name, split in splits.items()
+    ]  # fmt: skip
+    return store_splits(config.out, planned, workers=config.workers, verify=config.verify)
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ size where sizes differ, and what is wrong with views that can't be decoded. It 
 on, so that changed data or another size never meet an old cache; a folder that nobody needs any more may be deleted.
 """
 
+import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -21,6 +23,7 @@ import google_crc32c
 import numpy as np
 from platformdirs import user_cache_path
 
+from ssl_equi.data.bad_records import problems_of_rows
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import DerivedViews
 from ssl_equi.data.npy import map_npy, npy_bytes
@@ -119,7 +122,8 @@ class CachedViews(DecodedViews):
             raise self._damaged(f"has {found} bytes of pixels where {expected} belong")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_again, (self.stored, self._parent, self._keep_bad_views)
+        again = functools.partial(CachedViews, keep_bad_views=self._keep_bad_views)
+        return again, (self.stored, self._parent)
 
     def _pixels_of(self, object_index: int, view: int) -> np.ndarray:
         place = (object_index * self.num_views + view) * self._bytes_per_view
@@ -173,22 +177,21 @@ class DecodedInMemory(DecodedViews):
             print(f"decoding {count:,} views once into memory: {size / _MIB:,.1f} MiB", flush=True)
         self._bad_views, sizes = {}, np.empty((stored.num_objects, stored.num_views, 2), dtype=np.int64)
         written = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.uint8).reshape(stored.num_objects, -1)
-        with building_progress(show_progress) as progress:
-            bar = progress.add_task(f"decoding {stored.split}", total=count)
-            for objects, pixels, content_sizes, bad_views in _decoded(stored, keep_bad_views):
-                written[objects], sizes[objects] = pixels.reshape(len(objects), -1), content_sizes
-                self._bad_views |= {(object_index, view): problem for object_index, view, problem in bad_views}
-                progress.advance(bar, len(objects) * stored.num_views)
+        for objects, pixels, content_sizes, bad_views in _decoded(stored, keep_bad_views, show_progress):
+            written[objects], sizes[objects] = pixels.reshape(len(objects), -1), content_sizes
+            self._bad_views |= {(object_index, view): problem for object_index, view, problem in bad_views}
         self._content_sizes = None if stored.fills_image else sizes
-        self._map(f"/proc/{os.getpid()}/fd/{descriptor}")
+        self._map(f"/proc/{os.getpid()}/fd/{descriptor}", os.fstat(descriptor).st_ino)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _attached, (self.stored, self._path, self._content_sizes, self._bad_views)
+        return _attached, (self.stored, self._content_sizes, self._bad_views, *self._place)
 
-    def _map(self, path: str) -> None:
+    def _map(self, path: str, inode: int) -> None:
         """Map the pixels, read-only, by the path of the descriptor of the process that decoded them."""
         try:
             with open(path, "rb") as file:
+                if os.fstat(file.fileno()).st_ino != inode:  # the number of a descriptor that was closed is given again
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
                 memory = mmap.mmap(file.fileno(), _total_bytes(self.stored), prot=mmap.PROT_READ)
         except OSError as error:
             raise DataError(
@@ -196,19 +199,19 @@ class DecodedInMemory(DecodedViews):
                 f"--loader-workers 0, or --cache-in disk"
             ) from error
         shape = (self.num_objects, self.num_views, *self.image_size, 3)
-        self._path, self._pixels = path, np.frombuffer(memory, dtype=np.uint8).reshape(shape)
+        self._place, self._pixels = (path, inode), np.frombuffer(memory, dtype=np.uint8).reshape(shape)
 
     def _pixels_of(self, object_index: int, view: int) -> np.ndarray:
         return self._pixels[object_index, view]
 
 
 def _attached(
-    stored: ViewCollection, path: str, content_sizes: np.ndarray | None, bad_views: dict[tuple[int, int], str]
+    stored: ViewCollection, content_sizes: np.ndarray | None, bad_views: dict[tuple[int, int], str], *place: Any
 ) -> DecodedInMemory:
     views = DecodedInMemory.__new__(DecodedInMemory)
     DerivedViews.__init__(views, stored)
     views._content_sizes, views._bad_views = content_sizes, bad_views
-    views._map(path)
+    views._map(*place)
     return views
 
 
@@ -226,10 +229,6 @@ def _reserved_memory(split: str, size: int) -> int:
     except OSError:
         pass  # others were faster
     raise DataError(f"{needed} and {free / _MIB:,.1f} MiB are free: give --cache-in disk")
-
-
-def _open_again(stored: ViewCollection, parent: Path, keep_bad_views: bool) -> CachedViews:
-    return CachedViews(stored, parent, keep_bad_views=keep_bad_views)
 
 
 def _key_of(stored: ViewCollection) -> str:
@@ -285,10 +284,27 @@ def _build(stored: ViewCollection, folder: Path, keep_bad_views: bool, show_prog
         )
     if show_progress:
         print(f"decoding {count:,} views once into {folder}: {total_bytes / _MIB:,.1f} MiB", flush=True)
+    checksums = np.empty((stored.num_objects, stored.num_views), dtype=np.uint32)
+    content_sizes = np.empty((stored.num_objects, stored.num_views, 2), dtype=np.int64)
+    bad_views: list[tuple[int, int, str]] = []
     try:
         with write_errors_named(temporary):
             temporary.mkdir()
-            _write_views(stored, temporary, keep_bad_views, show_progress)
+            with open(temporary / _PIXELS, "wb") as file:
+                for objects, pixels, sizes, bad in _decoded(stored, keep_bad_views, show_progress):
+                    for row, view in np.ndindex(pixels.shape[:2]):
+                        size = None if stored.fills_image else sizes[row, view]
+                        checksums[objects[row], view] = _checksum(pixels[row, view].tobytes(), size)
+                    content_sizes[objects] = sizes
+                    bad_views += bad
+                    file.write(pixels.data)
+                file.flush()
+                os.fsync(file.fileno())
+            write_durably(temporary / _CHECKSUMS, npy_bytes(checksums))
+            if not stored.fills_image:
+                write_durably(temporary / _SIZES, npy_bytes(content_sizes))
+            if bad_views:
+                write_durably(temporary / _BAD_VIEWS, json.dumps({"views": bad_views}).encode())
             sync_folder(temporary)
             temporary.rename(folder)
             sync_folder(folder.parent)
@@ -297,72 +313,49 @@ def _build(stored: ViewCollection, folder: Path, keep_bad_views: bool, show_prog
         raise
 
 
-def _write_views(stored: ViewCollection, folder: Path, keep_bad_views: bool, show_progress: bool) -> None:
-    checksums = np.empty((stored.num_objects, stored.num_views), dtype=np.uint32)
-    content_sizes = np.empty((stored.num_objects, stored.num_views, 2), dtype=np.int64)
-    bad_views: list[tuple[int, int, str]] = []
-    with building_progress(show_progress) as progress, open(folder / _PIXELS, "wb") as file:
-        bar = progress.add_task(f"decoding {stored.split}", total=stored.num_objects * stored.num_views)
-        for objects, pixels, sizes, bad in _decoded(stored, keep_bad_views):
-            for row, object_index in enumerate(objects.tolist()):
-                for view in range(stored.num_views):
-                    size = None if stored.fills_image else sizes[row, view]
-                    checksums[object_index, view] = _checksum(pixels[row, view].tobytes(), size)
-            content_sizes[objects] = sizes
-            bad_views += bad
-            file.write(pixels.data)
-            progress.advance(bar, len(objects) * stored.num_views)
-        file.flush()
-        os.fsync(file.fileno())
-    write_durably(folder / _CHECKSUMS, npy_bytes(checksums))
-    if not stored.fills_image:
-        write_durably(folder / _SIZES, npy_bytes(content_sizes))
-    if bad_views:
-        write_durably(folder / _BAD_VIEWS, json.dumps({"views": bad_views}).encode())
-
-
 _DecodedObjects = tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[int, int, str]]]
 
 
-def _decoded(stored: ViewCollection, keep_bad_views: bool) -> Iterator[_DecodedObjects]:
+def _decoded(stored: ViewCollection, keep_bad_views: bool, show_progress: bool) -> Iterator[_DecodedObjects]:
     """All views in order, some objects at a time.
 
     Yields the objects [b], their pixels [b, V, H, W, 3] and sizes [b, V, 2], and object, view and problem of bad views.
     """
+    num_views = stored.num_views
 
     def decode(objects: np.ndarray) -> _DecodedObjects:
-        views = np.tile(np.arange(stored.num_views), (len(objects), 1))
+        views = np.tile(np.arange(num_views), (len(objects), 1))
         pixels = np.zeros((*views.shape, *stored.image_size, 3), dtype=np.uint8)
         sizes = np.zeros((*views.shape, 2), dtype=np.int64)
-        bad_views: list[tuple[int, int, str]] = []
+
+        def read_alone(place: int) -> None:
+            row, view = (
+                slice(place // num_views, place // num_views + 1),
+                slice(place % num_views, place % num_views + 1),
+            )
+            stored.read_views(objects[row], views[row, view], pixels[row, view], sizes[row, view])
+
+        problems: dict[int, DataError] = {}
         try:
             stored.read_views(objects, views, pixels, sizes)
         except DataError as error:
             if not keep_bad_views or isinstance(error, LostShardError):
                 raise
-            bad_views = _decode_one_by_one(stored, objects, pixels, sizes)
-        return objects, pixels, sizes, bad_views
+            problems = problems_of_rows(read_alone, range(views.size))
+            pixels.reshape(views.size, -1)[list(problems)] = 0
+        bad = [(int(objects[place // num_views]), place % num_views, str(error)) for place, error in problems.items()]
+        return objects, pixels, sizes, bad
 
-    at_once = max(1, _BYTES_AT_ONCE // (stored.num_views * _bytes_per_view(stored)))
+    at_once = max(1, _BYTES_AT_ONCE // (num_views * _bytes_per_view(stored)))
     chunks = (
         np.arange(first, min(first + at_once, stored.num_objects)) for first in range(0, stored.num_objects, at_once)
     )
     threads = usable_cores()
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        yield from map_in_order(pool, decode, chunks, ahead=threads)
-
-
-def _decode_one_by_one(
-    stored: ViewCollection, objects: np.ndarray, pixels: np.ndarray, sizes: np.ndarray
-) -> list[tuple[int, int, str]]:
-    bad_views = []
-    for row, view in np.ndindex(pixels.shape[:2]):
-        one = slice(row, row + 1), slice(view, view + 1)
-        try:
-            stored.read_views(objects[one[0]], np.array([[view]]), pixels[one], sizes[one])
-        except LostShardError:
-            raise
-        except DataError as error:
-            pixels[one] = 0
-            bad_views.append((int(objects[row]), view, str(error)))
-    return bad_views
+    with (
+        building_progress(show_progress) as progress,
+        ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool,
+    ):
+        bar = progress.add_task(f"decoding {stored.split}", total=stored.num_objects * num_views)
+        for decoded in map_in_order(pool, decode, chunks, ahead=threads):
+            yield decoded
+            progress.advance(bar, len(decoded[0]) * num_views)

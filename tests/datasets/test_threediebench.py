@@ -9,9 +9,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -617,23 +614,6 @@ def test_damaged_archives_are_refused_by_name(threediebench, config, damage):
     with pytest.raises(DataError, match=message):
         threediebench.convert(config)
     assert not (config.out / "train.manifest.json").exists()
-
-
-def test_map_in_order_keeps_the_order_and_reads_ahead_only_so_far(threediebench):
-    started: list[int] = []
-    lock = threading.Lock()
-
-    def work(number: int) -> int:
-        with lock:
-            started.append(number)
-        time.sleep(0.002 * (number % 3))
-        return number * number
-
-    with ThreadPoolExecutor(4) as pool:
-        results = threediebench.map_in_order(pool, work, range(30), ahead=5)
-        assert next(results) == 0
-        assert max(started) <= 5
-        assert [0, *results] == [number * number for number in range(30)]
 
 
 def test_command_line_converts(archive, tmp_path):

@@ -1,4 +1,4 @@
-"""From images of any layout to shards: checked, put in a random order, resumed, verified; what converters share.
+"""From any layout to shards: checked, put in a random order, resumed, verified; what converters share.
 
 Each image is decoded once, strictly, and stored as the bytes it was. Pixels only change where the user asks for it, and
 the manifest then says how.
@@ -9,8 +9,10 @@ import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -20,9 +22,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ssl_equi.data.collection import Rgb
 from ssl_equi.data.images import REPAIRED_COMMENT, decode_image, decode_with_pillow
 from ssl_equi.data.order import epoch_permutation
-from ssl_equi.data.shards.format import ImageRecord
-from ssl_equi.data.shards.manifest import ImageManifest, canonical_json, has_manifest, read_image_manifest
-from ssl_equi.data.shards.records import ImageSplitSettings
+from ssl_equi.data.shards.format import ImageRecord, ObjectRecord
+from ssl_equi.data.shards.manifest import (
+    ImageManifest,
+    Manifest,
+    canonical_json,
+    has_manifest,
+    read_image_manifest,
+    read_manifest,
+)
+from ssl_equi.data.shards.records import ImageSplitSettings, SplitSettings
 from ssl_equi.data.shards.verify import verify_split
 from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.errors import DataError
@@ -32,6 +41,8 @@ from ssl_equi.runtime.system import usable_cores
 
 JPEG_QUALITY = 90  # of images whose shorter side was resized
 _READ_AHEAD_PER_WORKER = 4
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -77,70 +88,71 @@ class ListedImages:
     name_of: Callable[[int], str]  # what errors call image i
 
 
+@dataclass(frozen=True)
+class PlannedSplit(Generic[Item]):
+    """A split before it is stored."""
+
+    settings: SplitSettings | ImageSplitSettings
+    """What its manifest will say; their plan names every record, so that only runs of the same list are continued."""
+    items: Sequence[Item]
+    """What records are made of, in the order in which they are stored."""
+    record_of: Callable[[Item], ObjectRecord | ImageRecord]
+    """Thread-safe; raises DataError for what can't be stored."""
+
+
 def convert_images(
     splits: Sequence[ListedImages], provenance: Provenance, options: ConversionOptions
 ) -> dict[str, ImageManifest]:
-    """Write every split, going on after the finished shards of an earlier call, and verify them if asked.
-
-    Shows a progress bar. Raises DataError naming the first image that can't be stored, or the first damage found.
-    """
+    """Store splits of images in a random order; see `store_splits`."""
     for images in splits:
         _check_listed(images)
+    planned = [_planned(images, provenance, options) for images in splits]
+    return store_splits(options.out, planned, workers=options.workers, verify=options.verify)
+
+
+def store_splits(out: Path, splits: Sequence[PlannedSplit[Any]], *, workers: int, verify: bool) -> dict[str, Any]:
+    """Write every split, going on after the finished shards of an earlier call, and verify them if asked.
+
+    Shows a progress bar; returns the manifests. Raises DataError naming the first record that can't be stored, or the
+    first damage found.
+    """
     manifests = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        for images in splits:
-            task = progress.add_task(f"{images.split} images", total=len(images.keys))
+        for planned in splits:
+            settings, total = planned.settings, len(planned.items)
+            task = progress.add_task(f"{settings.split} {settings.new_format().what}s", total=total)
+            manifests[settings.split] = _stored_split(out, planned, workers, partial(progress.update, task))
+        for split, manifest in manifests.items() if verify else ():
+            task = progress.add_task(f"verifying {split} shards", total=len(manifest.shards))
 
-            def report_done(count: int, task: TaskID = task) -> None:
-                progress.update(task, completed=count)
+            def advance(shard: str, task: TaskID = task) -> None:
+                progress.advance(task)
 
-            manifests[images.split] = convert_split(images, provenance, options, report_done)
-        if options.verify:
-            for split, manifest in manifests.items():
-                task = progress.add_task(f"verifying {split} shards", total=len(manifest.shards))
-
-                def advance(shard: str, task: TaskID = task) -> None:
-                    progress.advance(task)
-
-                verify_split(options.out, split, workers=options.workers, report_shard=advance)
+            verify_split(out, split, workers=workers, report_shard=advance)
     return manifests
 
 
-def convert_split(
-    images: ListedImages,
-    provenance: Provenance,
-    options: ConversionOptions,
-    report_done: Callable[[int], None] = lambda count: None,
-) -> ImageManifest:
-    """Write one split, going on after its finished shards; `report_done` hears how many images are stored."""
-    order = epoch_permutation(len(images.keys), options.seed, epoch=0).tolist()
-    settings = _settings(images, order, provenance, options)
-    if has_manifest(options.out, images.split):
-        manifest = read_image_manifest(options.out, images.split)
+def _stored_split(out: Path, planned: PlannedSplit[Any], workers: int, report: Callable[..., None]) -> Any:
+    """The manifest of a split that is there already, or is written after its finished shards."""
+    settings = planned.settings
+    if has_manifest(out, settings.split):
+        read = read_manifest if isinstance(settings, SplitSettings) else read_image_manifest
+        manifest: Manifest | ImageManifest = read(out, settings.split)
         if manifest.plan_sha256 != settings.plan_sha256:
             raise DataError(
-                f"{options.out} holds a {images.split} split made with other options or from other images: choose "
-                f"another folder with --out or delete that split"
+                f"{out} holds a {settings.split} split made with other options or from other images: choose another "
+                f"folder with --out or delete that split"
             )
-        report_done(manifest.num_objects)
+        report(completed=manifest.num_objects)
         return manifest
-
-    def record(row: int) -> ImageRecord:
-        data = prepare_image(images.read(row), images.name_of(row), options)
-        return ImageRecord(images.keys[row], int(images.labels[row]), data)
-
-    with (
-        SplitWriter[ImageRecord](options.out, settings, resume=True) as writer,
-        ThreadPoolExecutor(options.workers) as pool,
-    ):
-        report_done(writer.num_records)
-        ahead = options.workers * _READ_AHEAD_PER_WORKER
-        for found in map_in_order(pool, record, order[writer.num_records :], ahead):
-            writer.add(found)
-            report_done(writer.num_records)
-        written: ImageManifest = writer.finish(options.workers)
-        return written
+    with SplitWriter[Any](out, settings, resume=True) as writer, ThreadPoolExecutor(workers) as pool:
+        report(completed=writer.num_records)
+        remaining = planned.items[writer.num_records :]
+        for record in map_in_order(pool, planned.record_of, remaining, ahead=workers * _READ_AHEAD_PER_WORKER):
+            writer.add(record)
+            report(completed=writer.num_records)
+        return writer.finish(workers)
 
 
 def prepare_image(data: bytes, name: str, options: ConversionOptions) -> bytes:
@@ -201,10 +213,8 @@ def _check_listed(images: ListedImages) -> None:
         first_row[key] = row
 
 
-def _settings(
-    images: ListedImages, order: list[int], provenance: Provenance, options: ConversionOptions
-) -> ImageSplitSettings:
-    """What the manifest will say; the plan names every image, so that only runs of the same list are continued."""
+def _planned(images: ListedImages, provenance: Provenance, options: ConversionOptions) -> PlannedSplit[int]:
+    order = epoch_permutation(len(images.keys), options.seed, epoch=0).tolist()
     plan = [[images.keys[row], int(images.labels[row])] for row in order]
     reencoding = None
     if options.resize_shorter_side is not None:
@@ -215,7 +225,7 @@ def _settings(
             f"anti-aliasing, Pillow {version('pillow')}) and stored as JPEG of quality {JPEG_QUALITY}, 4:2:0 "
             f"(simplejpeg {version('simplejpeg')})"
         )
-    return ImageSplitSettings(
+    settings = ImageSplitSettings(
         split=images.split,
         class_names=images.class_names,
         source=provenance.source,
@@ -228,6 +238,12 @@ def _settings(
         reencoding=reencoding,
         plan=hashlib.sha256(canonical_json([plan, options.repair_damaged])).hexdigest(),
     )
+
+    def record_of(row: int) -> ImageRecord:
+        data = prepare_image(images.read(row), images.name_of(row), options)
+        return ImageRecord(images.keys[row], int(images.labels[row]), data)
+
+    return PlannedSplit(settings, order, record_of)
 
 
 def _repaired_png(data: bytes, name: str) -> bytes | None:
