@@ -80,7 +80,7 @@ def read_json_object(path: Path, error_type: type[Exception], cure: str = _WRITE
     return parse_json_object(content, str(path), error_type, cure)
 
 
-def size_of_regular_file(path: Path, name: str, error_type: type[Exception], cure: str) -> int:
+def size_of_regular_file(path: Path | str, name: str, error_type: type[Exception], cure: str) -> int:
     """Bytes of a file; `error_type` with one sentence that calls it `name` if it is missing, or a folder or a pipe."""
     # Opening a pipe would wait for somebody who writes to it.
     try:

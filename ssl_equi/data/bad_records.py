@@ -84,14 +84,19 @@ class BadRecords:
         )
 
 
-def problems_of_rows(read_row: Callable[[int], object], rows: Iterable[int]) -> dict[int, DataError]:
-    """Read rows one by one; of each that can't be read, what is wrong. A lost shard raises: it is never skipped."""
+def problems_of_rows(
+    read_row: Callable[[int], object], rows: Iterable[int], report: bool = True
+) -> dict[int, DataError]:
+    """Read rows one by one; of each that can't be read, what is wrong, raised unless it is to be reported.
+
+    A lost shard raises in any case: it is never skipped.
+    """
     problems: dict[int, DataError] = {}
     for row in rows:
         try:
             read_row(row)
-        except LostShardError:
-            raise
         except DataError as error:
+            if not report or isinstance(error, LostShardError):
+                raise
             problems[row] = error
     return problems

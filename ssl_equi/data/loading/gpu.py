@@ -202,13 +202,8 @@ class GpuFetcher(Fetcher):
         def read_row(row: int) -> None:
             read[row] = [self._read_view(int(objects[row]), view) for view in views[row].tolist()]
 
-        problems: dict[int, DataError] = {}
         with CLOCK.during("reading"):
-            if self._report_bad_records:
-                problems = problems_of_rows(read_row, rows)
-            else:
-                for row in rows:
-                    read_row(row)
+            problems = problems_of_rows(read_row, rows, self._report_bad_records)
         return _ReadRows([view for row in rows for view in read[row]], problems, CLOCK.spent - began)
 
     def _read_view(self, object_index: int, view: int) -> _ReadView:

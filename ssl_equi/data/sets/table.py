@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ssl_equi.data.collection import Rgb, ViewCollection
 
@@ -110,23 +111,11 @@ class DataSet:
 DATASETS: dict[str, DataSet] = {}
 
 
-def dataset(
-    *names: str,
-    embedded: bool = False,
-    num_latents: int = 0,
-    side: int | None = None,
-    may_lie_elsewhere: bool = True,
-    splits: tuple[str, ...] | None = None,
-    licence: str | None = None,
-    ood_rotation_of: str | None = None,
-) -> Callable[[OpenFunction], OpenFunction]:
-    """Enters data sets that a function opens into the table; see `DataSet` for what is said of them."""
+def dataset(*names: str, **known: Any) -> Callable[[OpenFunction], OpenFunction]:
+    """Enters data sets that a function opens into the table, with what is `known` of them: the fields of `DataSet`."""
 
     def enter(open_function: OpenFunction) -> OpenFunction:
-        for name in names:
-            DATASETS[name] = DataSet(
-                name, open_function, embedded, num_latents, side, may_lie_elsewhere, splits, licence, ood_rotation_of
-            )
+        DATASETS.update({name: DataSet(name, open_function, **known) for name in names})
         return open_function
 
     return enter
