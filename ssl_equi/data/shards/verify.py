@@ -125,10 +125,11 @@ def _check_shard(
     try:
         if isinstance(index, SplitIndex) and isinstance(manifest, Manifest):
             buffer, view_format = np.empty((*manifest.image_size, 3), dtype=np.uint8), manifest.view_format
-            records = _records_of_objects(index, rows, view_format)
+            suffixes = [f".{view_suffix(view, manifest.num_views, view_format)}" for view in range(manifest.num_views)]
+            records = _records_of(index, rows, suffixes)
             found += _damaged_records(path, records, lambda data: decode_view(data, buffer, view_format))
         elif isinstance(index, ImageIndex):
-            found += _damaged_records(path, _records_of_images(index, rows), _problem_of_image)
+            found += _damaged_records(path, _records_of(index, rows, [""]), _problem_of_image)
         if found and (index is None or path.stat().st_size == entry.bytes):
             # What isn't an image: a walk compares it with the index or, where that is of no use, says what is broken.
             found += _damage_beside_images(path, rows, isinstance(manifest, ImageManifest), index)
@@ -137,23 +138,11 @@ def _check_shard(
     return found
 
 
-def _records_of_objects(index: SplitIndex, rows: range, view_format: str) -> list[_Record]:
-    views = index.offsets.shape[1]
-    return [
-        _Record(
-            f"{index.keys[row].decode()}.{view_suffix(view, views, view_format)}",
-            int(index.offsets[row, view]), int(index.sizes[row, view]), int(index.crc32c[row, view]),
-        )
-        for row in rows
-        for view in range(views)
-    ]  # fmt: skip
-
-
-def _records_of_images(index: ImageIndex, rows: range) -> list[_Record]:
-    return [
-        _Record(index.keys[row].decode(), int(index.offsets[row]), int(index.sizes[row]), int(index.crc32c[row]))
-        for row in rows
-    ]
+def _records_of(index: SplitIndex | ImageIndex, rows: range, suffixes: Sequence[str]) -> list[_Record]:
+    """The images of some rows of an index, each called by its key and the suffix of its view."""
+    columns = (array[rows.start : rows.stop].ravel().tolist() for array in (index.offsets, index.sizes, index.crc32c))
+    names = [f"{index.keys[row].decode()}{suffix}" for row in rows for suffix in suffixes]
+    return [_Record(*record) for record in zip(names, *columns, strict=True)]
 
 
 def _damage_beside_images(
