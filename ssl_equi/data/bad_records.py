@@ -46,14 +46,9 @@ class BadRecords:
             )
 
     def replaced(self, batch: ViewBatch, problems: Sequence[DataError | None], step: int) -> ViewBatch:
-        """The batch with each bad row overwritten by the next good one, in the images' buffer itself.
+        """The batch with each row that has a problem overwritten by the next good one, in the images' buffer itself.
 
-        Args:
-            problems: of each row, what is wrong with it; None for a good one.
-            step: of the batch, for the error.
-
-        Raises:
-            DataError: more were skipped than allowed, or no row is good.
+        Raises DataError if more were skipped than allowed, or no row is good.
         """
         bad = {row: problem for row, problem in enumerate(problems) if problem is not None}
         if not bad:

@@ -214,10 +214,7 @@ def pixel_statistics(
 ) -> tuple[tuple[float, float, float], tuple[float, float, float], int]:
     """Mean and standard deviation of the pixels in units of [0, 1], to four digits, over `count` stored views or all.
 
-    The views are one of each object, then another one of each, and so on.
-
-    Returns:
-        Mean, standard deviation, and the number of views.
+    The views are one of each object, then another one of each, and so on; their number is returned as well.
     """
     count = min(count, len(objects) * len(layout.stored))
     means, squares = np.zeros((count, 3)), np.zeros((count, 3))

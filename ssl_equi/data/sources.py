@@ -51,9 +51,7 @@ def open_data(
         reading: indexed copies the two splits of an address to the user's cache folder first; streamed leaves the
             training split where it is, for `ssl_equi.data.remote.streaming` (and for the probes, who read it in order).
 
-    Raises:
-        DataError: the data are missing, damaged, of another number of latents or of views that are no squares and
-            have to be resized, or the split can't be evaluated.
+    Raises DataError if the data are missing, damaged or not those of the name, or the split can't be evaluated.
     """
     if image_size < 1:
         raise DataError(f"--image-size is {image_size}: give a side of at least 1 pixel")

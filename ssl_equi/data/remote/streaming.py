@@ -61,9 +61,8 @@ def streamed_loader(
         mode: exact: in an epoch every object is in one batch of one rank, but for those left over at its end, with the
             views that `stored_loader` draws. resampled: runs of objects as long as a shard, drawn with replacement.
 
-    Raises:
-        ValueError: sizes that do not fit.
-        DataError: as `RemoteShards`; from `batches`, with shard and key, what can't be read.
+    Raises DataError as `RemoteShards`, ValueError for sizes that do not fit; `batches` raises DataError, with shard and
+    key, for what can't be read.
     """
     bad_records = bad_records_of(options)
     if threads < 1 or fetch_threads < 1 or prefetch < 0:

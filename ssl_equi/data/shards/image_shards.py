@@ -31,9 +31,8 @@ class ImageShards:
     `passed_over`; and normalisation is by ImageNet's constants. `labelled_only` leaves out images without a label,
     which only a manifest allows.
 
-    Raises:
-        DataError: there are no shards, or one is cut, damaged or holds incomplete, doubled or ill-labelled records; or
-            shards or index aren't those of the manifest. Whether the members are images is seen when they are read.
+    Raises DataError for shards that are missing, damaged or not those of the manifest, and records that are incomplete,
+    doubled or ill-labelled; whether members are images is seen when they are read.
     """
 
     def __init__(
