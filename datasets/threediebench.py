@@ -51,7 +51,8 @@ from ssl_equi.data.shards.records import SplitSettings
 from ssl_equi.data.sources import OOD_ROTATION
 from ssl_equi.errors import DataError
 from ssl_equi.geometry.actions import EULER_BOX_RAD
-from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION, ROTATION_COLUMNS
+from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION, ROTATION_COLUMNS
+from ssl_equi.latents.schema import SCHEMA_OF_WIDTH
 from ssl_equi.options import Count, Seed, Threads
 
 SOURCES = {
@@ -260,7 +261,7 @@ def planned_split(
         source=provenance.source,
         license=provenance.license,
         seed=config.seed,
-        latent_names=LATENT_NAMES[: split.layout.latent_size],
+        schema=SCHEMA_OF_WIDTH[split.layout.latent_size],
         objects_per_shard=config.objects_per_shard,
         mean_rgb=provenance.mean_rgb,
         std_rgb=provenance.std_rgb,

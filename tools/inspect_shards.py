@@ -35,7 +35,6 @@ from ssl_equi.data.shards.verify import Damage, find_damage, kind_of_split
 from ssl_equi.data.single_views import SingleViews
 from ssl_equi.errors import DataError
 from ssl_equi.files import list_folder
-from ssl_equi.latents.schema import SCHEMA_OF_WIDTH
 from ssl_equi.runtime.system import usable_cores
 from ssl_equi.scenes.sheet import contact_sheet
 
@@ -216,7 +215,7 @@ def print_latents(console: Console, manifest: Manifest) -> None:
     table = left_titled("latent", "kind", "column", "lowest", "highest", title=f"{len(manifest.latent_names)} latents")
     for column in (3, 4):
         table.columns[column].justify = "right"
-    schema = SCHEMA_OF_WIDTH[len(manifest.latent_names)]
+    schema = manifest.schema
     for latent in schema.latents:
         for number, name in enumerate(manifest.latent_names[latent.columns]):
             lowest, highest = manifest.latent_ranges[name]

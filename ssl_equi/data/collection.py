@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_equi.data.stage_seconds import CLOCK
+from ssl_equi.latents.schema import LatentSchema
 
 Rgb = tuple[float, float, float]
 
@@ -30,8 +31,9 @@ class ViewCollection:
     fills_image: bool  # every picture is as large as `image_size`; otherwise `read_views` reports each one's size
     class_names: tuple[str, ...]  # a label is an index into them
     labels: np.ndarray  # int64 [n]; -1 for an object without a label
-    latents: np.ndarray  # float32 [n, V, L]; L is 0 where nothing is known about the views
-    quats_xyzw: np.ndarray | None  # float32 [n, V, 4], each view's absolute rotation; None where poses are unknown
+    schema: LatentSchema | None = None  # what is known about the views, column by column; None where nothing is
+    latents: np.ndarray  # float32 [n, V, L]; L is 0 without a schema
+    quats_xyzw: np.ndarray | None  # float32 [n, V, 4], each view's absolute rotation; None where the schema has none
     mean_rgb: Rgb | None  # of the pixels in units of [0, 1]; None if it is not known
     std_rgb: Rgb | None
 

@@ -29,7 +29,7 @@ from ssl_equi.data.shards.records import SplitSettings
 from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.errors import DataError
 from ssl_equi.files import building_progress, working_alone
-from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
+from ssl_equi.latents.schema import THREEDIEBENCH, THREEDIEBENCH_T, LatentSchema
 from ssl_equi.options import Count, ImageSide, Range, Seed
 from ssl_equi.runtime.system import usable_cores
 from ssl_equi.scenes.families import DEFAULT_FAMILIES, HELD_OUT_FAMILIES, build_object
@@ -99,8 +99,8 @@ class ProceduralConfig:
         return "3DIEBench-PT" if self.translation else "3DIEBench-P"
 
     @property
-    def latent_names(self) -> tuple[str, ...]:
-        return LATENT_NAMES[: LATENT_SIZE_WITH_TRANSLATION if self.translation else LATENT_SIZE]
+    def schema(self) -> LatentSchema:
+        return THREEDIEBENCH_T if self.translation else THREEDIEBENCH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +250,7 @@ def split_settings(config: ProceduralConfig, split: str) -> SplitSettings:
         source=f"{config.title}, {SOURCE}",
         license=LICENSE,
         seed=config.seed,
-        latent_names=config.latent_names,
+        schema=config.schema,
         objects_per_shard=config.objects_per_shard,
         mean_rgb=TRANSLATED_PIXEL_MEAN_RGB if config.translation else PIXEL_MEAN_RGB,
         std_rgb=TRANSLATED_PIXEL_STD_RGB if config.translation else PIXEL_STD_RGB,

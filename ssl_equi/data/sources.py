@@ -60,7 +60,7 @@ def open_data(
     if known.splits is not None and evaluation_split not in known.splits:
         raise DataError(f"--evaluation-split is {evaluation_split!r}: choose from {', '.join(known.splits)}")
     place = _place_of(known, data_dir, evaluation_split, reading)
-    if place.folder is None and not known.rendered:
+    if place.folder is None and not known.posed:
         raise DataError(f"--dataset {name} is not part of this project: give its folder as --data-dir")
     return known.open(known, place, evaluation_split, image_size)
 
@@ -111,7 +111,7 @@ def stored_image_size(name: str, data_dir: str | Path | None) -> int | None:
     Raises DataError if the manifest is damaged.
     """
     known = DATASETS.get(name)
-    if known is None or not known.rendered or data_dir is None or is_address(data_dir):
+    if known is None or not known.posed or data_dir is None or is_address(data_dir):
         return None
     return stored_side(Path(data_dir))
 

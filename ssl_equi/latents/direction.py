@@ -55,6 +55,10 @@ class Direction(Displacements):
     def sizes(self) -> Sizes:
         return Sizes(2 if self.storage == "polar_azimuth" else 3, 3, 3)
 
+    @property
+    def column_suffixes(self) -> tuple[str, ...]:
+        return ("_theta", "_phi") if self.storage == "polar_azimuth" else ("_x", "_y", "_z")
+
     def vectors(self, values: Tensor) -> Tensor:
         """Unit vectors [..., 3] of values [..., C], in their dtype."""
         if self.storage == "xyz":

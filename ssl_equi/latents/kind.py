@@ -63,6 +63,11 @@ class LatentKind(ActionSpace):
     metric: ClassVar[str]
     """name of what `score` returns. `r2_uniform` is that of predictions and `encode`'s targets, and 0 of a constant."""
 
+    @property
+    def column_suffixes(self) -> tuple[str, ...]:
+        """What tells the stored columns of one latent apart, C words; of a single column an empty one."""
+        return ("",) if self.sizes.columns == 1 else ("_x", "_y", "_z")[: self.sizes.columns]
+
     @abstractmethod
     def encode(self, values: Tensor) -> Tensor:
         """What a head is trained to predict for values [..., C]."""

@@ -66,6 +66,12 @@ class Rotation(LatentKind):
     def sizes(self) -> Sizes:
         return Sizes(_STORED[self.storage], _CODED[self.code], _CODED[self.code])
 
+    @property
+    def column_suffixes(self) -> tuple[str, ...]:
+        if self.storage == "matrix":
+            return tuple(f"_{row}{column}" for row in "123" for column in "123")
+        return ("_x", "_y", "_z", "_w")[: self.sizes.columns]
+
     def quats(self, values: Tensor) -> Tensor:
         """Unit quaternions [..., 4] float64 with w >= 0 of values [..., C]."""
         values = values.double()

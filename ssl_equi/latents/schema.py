@@ -87,6 +87,9 @@ class LatentSchema:
             expected = latent.columns.stop
         for motion in self.motions:
             self._check_motion(motion)
+        for name in self.column_names:
+            if self.column_names.count(name) > 1:
+                raise DataError(f"two latents have a column {name!r}: give one of them another name")
 
     def _check_motion(self, motion: Motion) -> None:
         check_choice(f"the frame of motion {motion.name!r}", motion.frame, Frame)
@@ -110,6 +113,27 @@ class LatentSchema:
     def num_columns(self) -> int:
         """L, the width of the stored array."""
         return self.latents[-1].columns.stop
+
+    @cached_property
+    def column_names(self) -> tuple[str, ...]:
+        """Of the stored array, L words: the latent's name, with `_x` and so on where it has several columns."""
+        return tuple(f"{latent.name}{suffix}" for latent in self.latents for suffix in latent.kind.column_suffixes)
+
+    @cached_property
+    def pose(self) -> Latent | None:
+        """The rotation of an object, if one latent is a rotation; None if there is none, or several."""
+        rotations = [latent for latent in self.latents if isinstance(latent.kind, Rotation)]
+        return rotations[0] if len(rotations) == 1 else None
+
+    def quats_xyzw(self, latents: Tensor) -> Tensor | None:
+        """Pose quaternions [..., 4] float64 of latents [..., L], with w >= 0; None without a pose.
+
+        A sign is turned where need be, so that relative rotations follow one rule everywhere.
+        """
+        if self.pose is None:
+            return None
+        assert isinstance(self.pose.kind, Rotation)
+        return self.pose.kind.quats(latents[..., self.pose.columns])
 
     def sample(self, generator: np.random.Generator, count: int) -> Tensor:
         """Latents [count, L] float64, each kind uniform in its range."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ssl_equi.data.bad_records import BadRecords, problems_of_rows
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import normalise_images
 from ssl_equi.errors import DataError, FeatureError
+from ssl_equi.latents.schema import SCHEMA_OF_WIDTH, LatentSchema
 
 
 class ImageChange(Protocol):
@@ -43,10 +44,11 @@ class FeatureCache:
     Attributes:
         features: float32 `[n_objects, n_views, D]`.
         labels: int64 `[n_objects]`.
-        latents: float32 `[n_objects, n_views, L]`, columns as in `ssl_equi.geometry.latents.LATENT_NAMES`; L is 0
-            where nothing is known about the views.
+        latents: float32 `[n_objects, n_views, L]`, columns as `schema` says; L is 0 without one.
         quats_xyzw: float32 `[n_objects, n_views, 4]`, absolute rotation of each view, w > 0; None where unknown.
         class_names: by label; empty where unknown.
+        schema: of the latents; if it is not given, that of 3DIEBench or 3DIEBench-T where there are as many columns,
+            else None: nothing is known about the views.
     """
 
     features: Tensor
@@ -54,6 +56,11 @@ class FeatureCache:
     latents: Tensor
     quats_xyzw: Tensor | None
     class_names: tuple[str, ...] = ()
+    schema: LatentSchema | None = None
+
+    def __post_init__(self) -> None:
+        if self.schema is None:  # as a manifest without one
+            object.__setattr__(self, "schema", SCHEMA_OF_WIDTH.get(self.latents.shape[-1]))
 
     @property
     def num_objects(self) -> int:
@@ -65,24 +72,21 @@ class FeatureCache:
 
     def to(self, device: torch.device | str) -> "FeatureCache":
         """The same cache with its tensors on `device`."""
-        return FeatureCache(
-            self.features.to(device),
-            self.labels.to(device),
-            self.latents.to(device),
-            None if self.quats_xyzw is None else self.quats_xyzw.to(device),
-            self.class_names,
-        )
+        return self._with_each(lambda values: values.to(device))
 
     def part(self, columns: slice) -> "FeatureCache":
         """The same cache with only these feature columns (a view, no copy)."""
         return replace(self, features=self.features[..., columns])
 
-    def objects(self, chosen: Tensor) -> "FeatureCache":
-        """The same cache with only these objects, int64 `[m]`."""
-        quats_xyzw = None if self.quats_xyzw is None else self.quats_xyzw[chosen]
-        return FeatureCache(
-            self.features[chosen], self.labels[chosen], self.latents[chosen], quats_xyzw, self.class_names
-        )
+    def objects(self, chosen: Tensor | slice) -> "FeatureCache":
+        """The same cache with only these objects, int64 `[m]` or a slice."""
+        return self._with_each(lambda values: values[chosen])
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> "FeatureCache":
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **changed)
 
 
 def encode_split(
@@ -187,6 +191,7 @@ def cache_of(features: Tensor, dataset: ViewCollection) -> FeatureCache:
         latents=torch.from_numpy(np.array(dataset.latents, dtype=np.float32)),
         quats_xyzw=None if quats_xyzw is None else torch.from_numpy(np.array(quats_xyzw, dtype=np.float32)),
         class_names=tuple(dataset.class_names),
+        schema=dataset.schema,
     )
 
 

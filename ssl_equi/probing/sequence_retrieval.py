@@ -91,7 +91,7 @@ def retrieve_with_sequences(
     found_errors: tuple[list[Tensor], list[Tensor]] = ([], [])
     with frozen(model):
         for objects in _object_chunks(cache.num_objects, len(contexts) * cache.num_views):
-            predictions = _predict_all_views(model, _rows(cache, objects).to(device), kind, contexts)
+            predictions = _predict_all_views(model, cache.objects(objects).to(device), kind, contexts)
             for asked, found, errors in zip(questions, found_ranks, found_errors, strict=True):
                 found.append(asked.ranks(predictions, gallery[objects], metric).cpu())
                 if whole_set:
@@ -196,11 +196,6 @@ def _object_chunks(num_objects: int, predictions_per_object: int) -> Iterator[sl
     size = max(1, PREDICTIONS_IN_A_CHUNK // predictions_per_object)
     for start in range(0, num_objects, size):
         yield slice(start, min(start + size, num_objects))
-
-
-def _rows(cache: FeatureCache, objects: slice) -> FeatureCache:
-    quats_xyzw = None if cache.quats_xyzw is None else cache.quats_xyzw[objects]
-    return FeatureCache(cache.features[objects], cache.labels[objects], cache.latents[objects], quats_xyzw)
 
 
 def _predict_all_views(model: PredictingModel, cache: FeatureCache, kind: ActionKind, contexts: Tensor) -> Tensor:

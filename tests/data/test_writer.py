@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from ssl_equi.data.remote.views import RemoteShards
 from ssl_equi.data.shards import verify
 from ssl_equi.data.shards.format import ObjectRecord
 from ssl_equi.data.shards.manifest import read_manifest
@@ -20,6 +21,7 @@ from ssl_equi.data.shards.verify import verify_split
 from ssl_equi.data.shards.writer import SplitWriter, write_split
 from ssl_equi.errors import DataError
 from ssl_equi.geometry.latents import LATENT_NAMES
+from ssl_equi.latents.schema import THREEDIEBENCH_T, LatentSchema
 from tests.data.image_sets import SETTINGS, flip
 
 
@@ -83,7 +85,7 @@ def test_ten_latents_and_shard_boundaries(tmp_path, random_records):
         dataclasses.replace(record, latents=np.hstack([record.latents, np.zeros((6, 3))]).astype(np.float32))
         for record in random_records(num_objects=10)
     ]
-    settings = _settings(latent_names=LATENT_NAMES)
+    settings = _settings(schema=THREEDIEBENCH_T)
     with SplitWriter(tmp_path, settings) as writer:
         for record in records:
             writer.add(record)
@@ -141,9 +143,56 @@ def test_images_of_another_size_are_refused(tmp_path, records):
             writer.add(new)
 
 
+MIXED = LatentSchema.from_json(
+    {
+        "latents": [
+            {"name": "azimuth", "kind": "angle", "columns": [0, 1]},
+            {"name": "wind", "kind": "direction", "columns": [1, 4], "storage": "xyz"},
+        ]
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "extra", [(), ({"name": "pose", "kind": "rotation", "columns": [4, 8], "storage": "quat_xyzw"},)]
+)
+def test_latents_of_any_schema(tmp_path, random_records, extra):
+    """The manifest states the schema, and there are quaternions if it has a pose."""
+    content = MIXED.as_json()
+    schema = LatentSchema.from_json({"latents": [*content["latents"], *extra]})
+    records = [
+        dataclasses.replace(record, latents=np.hstack([record.latents, record.latents])[:, : schema.num_columns] + 0.25)
+        for record in random_records(num_objects=7)
+    ]
+    manifest = write_split(
+        tmp_path, "train", records, ("a", "b", "c"), source="tests", seed=0, license="x", schema=schema
+    )
+    dataset = ShardDataset(tmp_path, "train")
+    assert dataset.schema == read_manifest(tmp_path, "train").schema == schema
+    names = ("azimuth", "wind_x", "wind_y", "wind_z", "pose_x", "pose_y", "pose_z", "pose_w")
+    assert manifest.latent_names == names[: schema.num_columns]
+    np.testing.assert_array_equal(dataset.latents, np.stack([record.latents for record in records]).astype(np.float32))
+    if extra:
+        expected = np.stack([record.latents[:, 4:].astype(np.float32) for record in records])
+        np.testing.assert_array_equal(np.abs(dataset.quats_xyzw), np.abs(expected))
+        assert (dataset.quats_xyzw[..., 3] >= 0).all()
+    else:
+        assert dataset.quats_xyzw is None and not (tmp_path / "train.index" / "quats_xyzw.npy").exists()
+    verify_split(tmp_path, "train")
+    remote = RemoteShards(tmp_path, "train")
+    assert remote.schema == schema and (remote.quats_xyzw is None) == (not extra)
+
+
+def test_a_schema_of_other_columns_is_refused(tmp_path, random_records):
+    manifest = write_split(
+        tmp_path, "train", random_records(num_objects=3), ("a", "b", "c"), source="tests", seed=0, license="x"
+    )
+    dataclasses.replace(manifest, latent_schema=MIXED.as_json()).write(tmp_path)
+    with pytest.raises(DataError, match="states no usable schema"):
+        read_manifest(tmp_path, "train")
+
+
 def test_wrong_settings_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"latent_names .* are unknown"):
-        _settings(latent_names=("rotation_x",))
     with pytest.raises(DataError, match="objects_per_shard is 0"):
         _settings(objects_per_shard=0)
     with pytest.raises(DataError, match="split name 'a/b' is not usable"):

@@ -17,7 +17,7 @@ from torchvision import datasets
 from ssl_equi.data.procedural import ProceduralConfig, build_procedural
 from ssl_equi.data.shards.format import ImageRecord, ObjectRecord
 from ssl_equi.data.shards.writer import write_split
-from ssl_equi.geometry.latents import LATENT_NAMES
+from ssl_equi.latents.schema import SCHEMA_OF_WIDTH
 from tests.data.image_sets import SETTINGS, write_pictures
 from tests.data.test_torchvision_sets import write_cifar, write_stl10
 from tests.fakes import RECIPES, load_recipe, losses, numbers
@@ -47,7 +47,7 @@ def write_posed(folder: Path, latent_size: int, image_bytes: Callable[..., bytes
         ]  # fmt: skip
         write_split(
             folder, split, records, ("cup", "chair"), source="tests", seed=0, license="CC0-1.0",
-            latent_names=LATENT_NAMES[:latent_size], mean_rgb=(0.5,) * 3, std_rgb=(0.1,) * 3,
+            schema=SCHEMA_OF_WIDTH[latent_size], mean_rgb=(0.5,) * 3, std_rgb=(0.1,) * 3,
         )  # fmt: skip
 
 

@@ -23,7 +23,6 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.order import BatchOptions, Order
 from ssl_equi.data.stage_seconds import StageSeconds
 from ssl_equi.errors import DataError
-from ssl_equi.geometry.latents import quat_xyzw_from_latents
 
 
 @dataclass
@@ -161,7 +160,9 @@ class Loader:
         quats_xyzw = self.collection.quats_xyzw
         if pending.latents is not None:
             latents = pending.latents.astype(np.float32)
-            quats_xyzw = quat_xyzw_from_latents(torch.from_numpy(pending.latents)).numpy().astype(np.float32)
+            assert self.collection.schema is not None
+            quats = self.collection.schema.quats_xyzw(torch.from_numpy(pending.latents))
+            quats_xyzw = None if quats is None else quats.numpy().astype(np.float32)
         else:
             latents = self.collection.latents[objects[:, None], views]
             quats_xyzw = None if quats_xyzw is None else quats_xyzw[objects[:, None], views]

@@ -75,6 +75,7 @@ class RenderedViews(ViewCollection):
         self.latents = self.exact_latents.astype(np.float32)
         quats_xyzw = quat_xyzw_from_latents(torch.from_numpy(self.exact_latents))  # in float64, as an index has them
         self.quats_xyzw = quats_xyzw.numpy().astype(np.float32)
+        self.schema = settings.schema
         with building_progress(show_progress) as progress:
             meshes = [
                 build_object(planned.family, planned.object_seed)

@@ -14,7 +14,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import SUFFIX_OF_KIND, Fit, decode_image
 from ssl_equi.data.remote.transport import Patience, RemoteFolder, open_folder
 from ssl_equi.data.shards.format import decode_view, problem_of_bytes, view_suffix
-from ssl_equi.data.shards.index import KINDS, ImageIndex, SplitIndex, read_image_index, read_index
+from ssl_equi.data.shards.index import KINDS, ImageIndex, SplitIndex, read_image_index, read_index, shapes_of_arrays
 from ssl_equi.data.shards.manifest import (
     ImageManifest,
     Manifest,
@@ -196,7 +196,7 @@ class RemoteShards(RemoteViews):
         )
         self.num_views = manifest.num_views
         self.image_size, self.fills_image = manifest.image_size, True
-        self.latents, self.quats_xyzw = index.latents, index.quats_xyzw
+        self.schema, self.latents, self.quats_xyzw = manifest.schema, index.latents, index.quats_xyzw
 
     def decode(self, object_index: int, view_indices: np.ndarray, encoded: list[bytes], out: np.ndarray) -> np.ndarray:
         """See `RemoteViews.decode`."""
@@ -270,7 +270,7 @@ def read_rendered_metadata(remote: RemoteFolder, split: str, folder: Path) -> tu
     """Copy manifest and index of rendered objects into a local folder and open them; DataError if that can't be."""
     fetch_manifest(remote, split, folder)
     manifest = read_manifest(folder, split)
-    _fetch_sidecars(remote, split, folder, SplitIndex.DTYPES)
+    _fetch_sidecars(remote, split, folder, shapes_of_arrays(manifest))
     return manifest, read_index(folder, manifest, verify=True)
 
 
@@ -278,7 +278,7 @@ def read_image_metadata(remote: RemoteFolder, split: str, folder: Path) -> tuple
     """Copy manifest and index of ordinary images into a local folder and open them; DataError if that can't be."""
     fetch_manifest(remote, split, folder)
     manifest = read_image_manifest(folder, split)
-    _fetch_sidecars(remote, split, folder, ImageIndex.DTYPES)
+    _fetch_sidecars(remote, split, folder, shapes_of_arrays(manifest))
     return manifest, read_image_index(folder, manifest, verify=True)
 
 

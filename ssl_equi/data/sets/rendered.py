@@ -10,7 +10,7 @@ from ssl_equi.data.sets.table import DataSet, DataSource, Place, dataset, resize
 from ssl_equi.data.shards.manifest import has_manifest, read_manifest
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.errors import DataError
-from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
+from ssl_equi.latents.schema import THREEDIEBENCH, THREEDIEBENCH_T
 
 EMBEDDED_SPLITS = ("train", "val", "test")
 OOD_ROTATION = "ood_rotation"  # the objects of a judged split under rotations outside of the trained ones
@@ -19,11 +19,11 @@ WEIGHTS_LICENCE = "apache-2.0"  # of what learnt from our own renderings
 
 
 @dataset(
-    "3diebench-p", embedded=True, num_latents=LATENT_SIZE, splits=EMBEDDED_EVALUATION_SPLITS, licence=WEIGHTS_LICENCE,
-    ood_rotation_of="test",
+    "3diebench-p", embedded=True, posed=True, schema=THREEDIEBENCH, splits=EMBEDDED_EVALUATION_SPLITS,
+    licence=WEIGHTS_LICENCE, ood_rotation_of="test",
 )  # fmt: skip
 @dataset(
-    "3diebench-pt", embedded=True, num_latents=LATENT_SIZE_WITH_TRANSLATION, splits=EMBEDDED_EVALUATION_SPLITS,
+    "3diebench-pt", embedded=True, posed=True, schema=THREEDIEBENCH_T, splits=EMBEDDED_EVALUATION_SPLITS,
     licence=WEIGHTS_LICENCE, ood_rotation_of="test",
 )  # fmt: skip
 def open_embedded(known: DataSet, place: Place, evaluation_split: str, image_size: int) -> DataSource:
@@ -37,15 +37,17 @@ def open_embedded(known: DataSet, place: Place, evaluation_split: str, image_siz
     return _open_shards(known, place, folder, evaluation_split, image_size)
 
 
-@dataset("3diebench", num_latents=LATENT_SIZE, ood_rotation_of="val")
-@dataset("3diebench-t", num_latents=LATENT_SIZE_WITH_TRANSLATION, ood_rotation_of="val")
+@dataset("3diebench", posed=True, schema=THREEDIEBENCH, ood_rotation_of="val")
+@dataset("3diebench-t", posed=True, schema=THREEDIEBENCH_T, ood_rotation_of="val")
+@dataset("posed", posed=True)
 def open_converted(known: DataSet, place: Place, evaluation_split: str, image_size: int) -> DataSource:
-    """Opens what datasets/threediebench.py wrote."""
+    """Opens what datasets/threediebench.py, datasets/posed_images.py or anybody else wrote."""
     folder = place.folder
     if folder is None or not (place.fetched or has_manifest(folder, "train")):
+        converter = "posed_images" if known.schema is None else "threediebench"
         raise DataError(
             f"{known.name} has no shards in {folder or 'an unnamed folder'}: convert it with "
-            "`python datasets/threediebench.py` and give the folder as --data-dir"
+            f"`python datasets/{converter}.py` and give the folder as --data-dir"
         )
     _refuse_other_latents(known, folder, ("train", evaluation_split))
     return _open_shards(known, place, folder, evaluation_split, image_size)
@@ -54,8 +56,7 @@ def open_converted(known: DataSet, place: Place, evaluation_split: str, image_si
 def embedded_config(known: DataSet, image_size: int) -> ProceduralConfig:
     """The configuration of an embedded set."""
     config = ProceduralConfig(image_size=image_size)
-    moves = known.num_latents == LATENT_SIZE_WITH_TRANSLATION
-    return dataclasses.replace(config, translation=True) if moves else config
+    return dataclasses.replace(config, translation=True) if known.schema == THREEDIEBENCH_T else config
 
 
 def stored_side(folder: Path) -> int | None:
@@ -66,10 +67,11 @@ def stored_side(folder: Path) -> int | None:
 def _open_shards(known: DataSet, place: Place, folder: Path, evaluation_split: str, image_size: int) -> DataSource:
     train = RemoteShards(place.address or folder, "train") if place.streamed else ShardDataset(folder, "train")
     evaluation = ShardDataset(folder, evaluation_split)
-    if train.latents.shape[-1] != evaluation.latents.shape[-1]:
+    if train.schema != evaluation.schema:
+        names = [", ".join(manifest.schema.by_name) for manifest in (train.manifest, evaluation.manifest)]
         raise DataError(
-            f"split 'train' has {train.latents.shape[-1]} latents a view and {evaluation_split!r} in {folder} "
-            f"{evaluation.latents.shape[-1]}: give the --data-dir of one data set"
+            f"split 'train' has latents {names[0]} and {evaluation_split!r} in {folder} {names[1]}, or of other kinds: "
+            "give the --data-dir of one data set"
         )
     if train.image_size != evaluation.image_size:
         sizes = [f"{height} x {width}" for height, width in (train.image_size, evaluation.image_size)]
@@ -89,11 +91,12 @@ def _open_shards(known: DataSet, place: Place, folder: Path, evaluation_split: s
 def _refuse_other_latents(known: DataSet, folder: Path, splits: tuple[str, ...]) -> None:
     """Raises DataError for a split of the folder whose views move where the named set's do not, or the reverse."""
     for split in splits:
-        if not has_manifest(folder, split):
+        if known.schema is None or not has_manifest(folder, split):
             continue
-        num_latents = len(read_manifest(folder, split).latent_names)
-        if num_latents != known.num_latents:
+        manifest = read_manifest(folder, split)
+        if manifest.schema != known.schema:
             raise DataError(
-                f"split {split!r} in {folder} has {num_latents} latents a view and {known.name} has "
-                f"{known.num_latents}: give --dataset {known.counterpart}, or the --data-dir of {known.name}"
+                f"split {split!r} in {folder} has latents {', '.join(manifest.schema.by_name)} and {known.name} has "
+                f"{', '.join(known.schema.by_name)}: give --dataset {known.counterpart(manifest.schema)}, or the "
+                f"--data-dir of {known.name}"
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_equi.data.collection import Rgb, ViewCollection
+from ssl_equi.latents.schema import LatentSchema
 
 # Licences of weights by what the manifest of their data states, as the Hugging Face hub spells them.
 _LICENCES = {
@@ -80,8 +81,10 @@ class DataSet:
     """From this line, the place, the split that is judged and the side of the encoder's images."""
     embedded: bool = False
     """Renders itself where it isn't there."""
-    num_latents: int = 0
-    """Of each view, for rendered sets."""
+    posed: bool = False
+    """Its views have known latents."""
+    schema: LatentSchema | None = None
+    """Of these latents; None: as the manifest states."""
     side: int | None = None
     """Pixels of the stored images, for sets that are decoded into memory."""
     may_lie_elsewhere: bool = True
@@ -93,19 +96,10 @@ class DataSet:
     ood_rotation_of: str | None = None
     """Split whose objects its split ood_rotation shows under rotations never trained on; None: it can't have one."""
 
-    @property
-    def rendered(self) -> bool:
-        """True if its views have poses."""
-        return self.num_latents > 0
-
-    @property
-    def counterpart(self) -> str:
-        """Of a rendered set, the one whose objects move if these don't, or the reverse."""
-        return next(
-            other.name
-            for other in DATASETS.values()
-            if other.rendered and other.embedded == self.embedded and other.num_latents != self.num_latents
-        )
+    def counterpart(self, schema: LatentSchema) -> str:
+        """The set of the same kind with another schema: the one whose objects move instead of the one whose don't."""
+        alike = [other for other in DATASETS.values() if other.posed and other.embedded == self.embedded]
+        return next((other.name for other in alike if other.schema == schema), "posed")
 
 
 DATASETS: dict[str, DataSet] = {}

@@ -40,8 +40,8 @@ class SplitIndex:
     shard_numbers: np.ndarray  # int32 [n]
     labels: np.ndarray  # int64 [n]
     latents: np.ndarray  # float32 [n, V, L]
-    quats_xyzw: np.ndarray  # float32 [n, V, 4], computed in float64
     keys: np.ndarray  # S100 [n]
+    quats_xyzw: np.ndarray | None = None  # float32 [n, V, 4], computed in float64; None where the schema has no pose
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ AnyIndex = TypeVar("AnyIndex", SplitIndex, ImageIndex)
 
 def concatenate(parts: Sequence[AnyIndex]) -> AnyIndex:
     """The index of several shards, one after the other."""
-    names = parts[0].DTYPES
+    names = [name for name in parts[0].DTYPES if getattr(parts[0], name) is not None]
     return type(parts[0])(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
@@ -79,10 +79,25 @@ def write_index(folder: Path, split: str, index: SplitIndex | ImageIndex) -> dic
     sidecars.mkdir(exist_ok=True)
     checksums = {}
     for name in index.DTYPES:
-        path = sidecars / f"{name}.npy"
-        write_atomically(path, npy_bytes(getattr(index, name)))
-        checksums[path.name] = sha256_of_file(path)
+        array, path = getattr(index, name), sidecars / f"{name}.npy"
+        if array is not None:
+            write_atomically(path, npy_bytes(array))
+            checksums[path.name] = sha256_of_file(path)
     return checksums
+
+
+def shapes_of_arrays(manifest: ShardManifest) -> dict[str, tuple[int, ...]]:
+    """The arrays that the index of a split has, by name, and how large they are."""
+    n = manifest.num_objects
+    if not isinstance(manifest, Manifest):
+        return dict.fromkeys(ImageIndex.DTYPES, (n,))
+    views = manifest.num_views
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("offsets", "sizes", "crc32c"), (n, views))
+    shapes |= dict.fromkeys(("shard_numbers", "labels", "keys"), (n,))
+    shapes["latents"] = (n, views, len(manifest.latent_names))
+    if manifest.schema.pose is not None:
+        shapes["quats_xyzw"] = (n, views, 4)
+    return shapes
 
 
 def read_index(folder: Path, manifest: Manifest, *, verify: bool = False) -> SplitIndex:
@@ -91,16 +106,13 @@ def read_index(folder: Path, manifest: Manifest, *, verify: bool = False) -> Spl
     Raises DataError when an array is absent, is not the one the manifest was written with, has an unexpected type or
     shape, holds NaN, or contradicts the manifest's shards.
     """
-    n, views, latents = manifest.num_objects, manifest.num_views, len(manifest.latent_names)
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("offsets", "sizes", "crc32c"), (n, views))
-    shapes |= dict.fromkeys(("shard_numbers", "labels", "keys"), (n,))
-    shapes |= {"latents": (n, views, latents), "quats_xyzw": (n, views, 4)}
-    arrays, is_checked = _open_arrays(SplitIndex.DTYPES, folder, manifest, shapes, verify)
+    arrays, is_checked = _open_arrays(SplitIndex.DTYPES, folder, manifest, verify)
     index = SplitIndex(**arrays)
     if is_checked:
         _check_places(index, manifest, folder)
-        for rows, _, _ in rows_of_shards(manifest.shards, max(1, views)):
-            if not (np.isfinite(index.latents[rows]).all() and np.isfinite(index.quats_xyzw[rows]).all()):
+        for rows, _, _ in rows_of_shards(manifest.shards, manifest.num_views):
+            known = [index.latents] if index.quats_xyzw is None else [index.latents, index.quats_xyzw]
+            if not all(np.isfinite(array[rows]).all() for array in known):
                 source = index_folder(folder, manifest.split)
                 raise DataError(
                     f"sidecar {source / 'latents.npy'} or {source / 'quats_xyzw.npy'} holds NaN or infinity: "
@@ -111,8 +123,7 @@ def read_index(folder: Path, manifest: Manifest, *, verify: bool = False) -> Spl
 
 def read_image_index(folder: Path, manifest: ImageManifest, *, verify: bool = False) -> ImageIndex:
     """Memory-map the arrays of a split of ordinary images, as `read_index` does those of rendered objects."""
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(ImageIndex.DTYPES, (manifest.num_objects,))
-    arrays, is_checked = _open_arrays(ImageIndex.DTYPES, folder, manifest, shapes, verify)
+    arrays, is_checked = _open_arrays(ImageIndex.DTYPES, folder, manifest, verify)
     index = ImageIndex(**arrays)
     if is_checked:
         _check_places(index, manifest, folder)
@@ -125,11 +136,11 @@ def _open_arrays(
     dtypes: Mapping[str, str],
     folder: Path,
     manifest: ShardManifest,
-    shapes: Mapping[str, tuple[int, ...]],
     verify: bool,
 ) -> tuple[dict[str, np.ndarray], bool]:
     """The arrays by name, and whether their values are to be checked, as their SHA-256 was."""
-    paths = {name: index_folder(folder, manifest.split) / f"{name}.npy" for name in dtypes}
+    shapes = shapes_of_arrays(manifest)
+    paths = {name: index_folder(folder, manifest.split) / f"{name}.npy" for name in shapes}
     arrays = {
         name: map_npy(path, f"sidecar {path}", DataError, _CURE, dtype=np.dtype(dtypes[name]), shape=shapes[name])
         for name, path in paths.items()

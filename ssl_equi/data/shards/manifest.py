@@ -21,6 +21,7 @@ from ssl_equi.data.collection import Rgb
 from ssl_equi.data.images import MAX_PIXELS
 from ssl_equi.errors import DataError
 from ssl_equi.files import read_json_object, write_atomically
+from ssl_equi.latents.schema import SCHEMA_OF_WIDTH, LatentSchema
 
 FORMAT_VERSION = 1  # of both formats
 _SPLIT_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
@@ -85,7 +86,7 @@ class Manifest(ShardManifest):
     """Everything about a split of rendered objects but its pixels."""
 
     FORMAT: ClassVar[str] = "ssl-equi-shards"
-    LATER_FIELDS: ClassVar[dict[str, Any]] = {"view_format": "jpg", "notes": ()}
+    LATER_FIELDS: ClassVar[dict[str, Any]] = {"view_format": "jpg", "notes": (), "latent_schema": None}
 
     num_views: int
     image_size: tuple[int, int]  # height, width in pixels
@@ -95,6 +96,18 @@ class Manifest(ShardManifest):
     std_rgb: Rgb | None
     view_format: str = "jpg"  # suffix of the views' members
     notes: tuple[str, ...] = ()  # what a reader of numbers must know, such as how the pixels were changed
+    latent_schema: dict[str, Any] | None = None  # None for that of 3DIEBench or 3DIEBench-T
+
+    @cached_property
+    def schema(self) -> LatentSchema:
+        """What the latents are. Raises DataError for a schema that contradicts the names of the columns."""
+        if self.latent_schema is not None:
+            schema: LatentSchema | None = LatentSchema.from_json(self.latent_schema)
+        else:
+            schema = SCHEMA_OF_WIDTH.get(len(self.latent_names))
+        if schema is None or schema.column_names != self.latent_names:
+            raise DataError(f"the columns {', '.join(self.latent_names)} are not those of its schema")
+        return schema
 
     def check(self, path: Path) -> None:
         """See `ShardManifest.check`."""
@@ -105,6 +118,10 @@ class Manifest(ShardManifest):
             )
         if set(self.latent_ranges) != set(self.latent_names):
             raise DataError(f"manifest {path} states ranges of other latents than it names: rebuild this data set")
+        try:
+            _ = self.schema
+        except DataError as error:
+            raise DataError(f"manifest {path} states no usable schema ({error}): rebuild this data set") from error
 
 
 @dataclass(frozen=True)
@@ -237,6 +254,8 @@ def from_json(kind: Any, value: Any, name: str = "") -> Any:
 
     Raises ValueError, which says what `name` holds, for a value of another type.
     """
+    if kind is Any:
+        return value
     if type(value) is kind and kind in (int, str, float):  # most of what a manifest of thousands of shards holds
         return value
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):

@@ -34,6 +34,7 @@ class ShardDataset(ViewCollection):
         self.image_size, self.fills_image = self.manifest.image_size, True
         self.class_names = self.manifest.class_names
         self.mean_rgb, self.std_rgb = self.manifest.mean_rgb, self.manifest.std_rgb
+        self.schema = self.manifest.schema
         self.labels, self.latents = self._index.labels, self._index.latents
         self.quats_xyzw, self.keys = self._index.quats_xyzw, self._index.keys
 

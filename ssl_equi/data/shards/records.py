@@ -29,7 +29,7 @@ from ssl_equi.data.shards.index import KINDS, ImageIndex, SplitIndex, concatenat
 from ssl_equi.data.shards.manifest import ImageManifest, Manifest, ShardEntry, canonical_json
 from ssl_equi.errors import DataError
 from ssl_equi.files import map_in_order
-from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION, quat_xyzw_from_latents
+from ssl_equi.latents.schema import SCHEMA_OF_WIDTH, THREEDIEBENCH, LatentSchema
 
 MEASURED_IMAGES = 10_000  # as many of the first images stored, which stand in a random order, give mean and deviation
 
@@ -50,7 +50,7 @@ class SplitSettings:
     source: str
     license: str
     seed: int  # the seed that made the data or its order
-    latent_names: tuple[str, ...] = LATENT_NAMES[:LATENT_SIZE]
+    schema: LatentSchema = THREEDIEBENCH
     objects_per_shard: int = 500
     mean_rgb: Rgb | None = None  # over pixels in [0, 1], for normalisation
     std_rgb: Rgb | None = None
@@ -58,11 +58,6 @@ class SplitSettings:
     plan: str = ""  # names the objects to come (such as a hash of their list), so that resuming can compare
 
     def __post_init__(self) -> None:
-        if self.latent_names not in (LATENT_NAMES[:LATENT_SIZE], LATENT_NAMES[:LATENT_SIZE_WITH_TRANSLATION]):
-            raise DataError(
-                f"latent_names {self.latent_names} are unknown: use the first {LATENT_SIZE} or all "
-                f"{LATENT_SIZE_WITH_TRANSLATION} of {LATENT_NAMES}"
-            )
         if self.objects_per_shard < 1:
             raise DataError(f"objects_per_shard is {self.objects_per_shard}: give at least 1")
 
@@ -74,10 +69,16 @@ class SplitSettings:
     @property
     def plan_sha256(self) -> str:
         """One hash of all settings: shards of different hashes never mix."""
-        content = {"writer": self.WRITER, **dataclasses.asdict(self)}
-        if not self.notes:
-            del content["notes"]
+        content = {"writer": self.WRITER, **vars(self), "latent_names": self.schema.column_names}
+        # Neither notes nor other schemas than 3DIEBench's were there from the beginning.
+        content |= {"schema": self.schema_json}
+        content = {name: value for name, value in content.items() if value or name not in ("notes", "schema")}
         return hashlib.sha256(canonical_json(content)).hexdigest()
+
+    @property
+    def schema_json(self) -> dict[str, Any] | None:
+        """As it stands in a manifest: None for 3DIEBench's and 3DIEBench-T's."""
+        return None if self.schema in SCHEMA_OF_WIDTH.values() else self.schema.as_json()
 
     def new_format(self) -> "_ObjectFormat":
         """What a writer does with these records."""
@@ -156,7 +157,7 @@ class _ObjectFormat:
     def check(self, record: ObjectRecord, where: str) -> None:
         check_latents(record.latents, where)
         self._num_views = self._num_views or len(record.images)
-        expected = (self._num_views, len(self._settings.latent_names))
+        expected = (self._num_views, self._settings.schema.num_columns)
         if len(record.images) != self._num_views or record.latents.shape != expected:
             raise DataError(
                 f"{where} has {len(record.images)} views and latents of shape {record.latents.shape}: "
@@ -187,10 +188,15 @@ class _ObjectFormat:
             "shard_numbers": [shard_number] * len(objects),
             "labels": [found.label for found in objects],
             "latents": latents,
-            "quats_xyzw": quat_xyzw_from_latents(torch.from_numpy(latents.astype(np.float64))).numpy(),
+            "quats_xyzw": self._settings.schema.quats_xyzw(torch.from_numpy(latents.astype(np.float64))),
             "keys": [found.key.encode() for found in objects],
         }
-        return SplitIndex(**{name: np.asarray(columns[name], dtype) for name, dtype in SplitIndex.DTYPES.items()})
+        arrays = {
+            name: np.asarray(columns[name], dtype)
+            for name, dtype in SplitIndex.DTYPES.items()
+            if columns[name] is not None
+        }
+        return SplitIndex(**arrays)
 
     def manifest(self, folder: Path, parts: list[SplitIndex], shards: tuple[ShardEntry, ...], workers: int) -> Manifest:
         assert self._num_views is not None and self._image_size is not None and self._view_format is not None
@@ -201,10 +207,10 @@ class _ObjectFormat:
             num_objects=len(index.labels),
             num_views=self._num_views,
             image_size=self._image_size,
-            latent_names=settings.latent_names,
+            latent_names=settings.schema.column_names,
             latent_ranges={
                 name: (float(lowest[column]), float(highest[column]))
-                for column, name in enumerate(settings.latent_names)
+                for column, name in enumerate(settings.schema.column_names)
             },
             class_names=settings.class_names,
             source=settings.source,
@@ -218,6 +224,7 @@ class _ObjectFormat:
             sidecars=write_index(folder, settings.split, index),
             view_format=self._view_format,
             notes=settings.notes,
+            latent_schema=settings.schema_json,
         )
 
 

@@ -27,7 +27,7 @@ from ssl_equi.data.shards.records import ImageSplitSettings, RecordFormat, Split
 from ssl_equi.data.shards.tar import ShardWriter
 from ssl_equi.errors import DataError
 from ssl_equi.files import read_json_object, sha256_of_file, write_atomically, write_errors_named
-from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE
+from ssl_equi.latents.schema import THREEDIEBENCH, LatentSchema
 
 _NOTE_SUFFIX = ".finished.json"
 _Record = TypeVar("_Record", ObjectRecord, ImageRecord)
@@ -175,7 +175,7 @@ def write_split(
     seed: int,
     license: str,
     objects_per_shard: int = 500,
-    latent_names: Sequence[str] = LATENT_NAMES[:LATENT_SIZE],
+    schema: LatentSchema = THREEDIEBENCH,
     mean_rgb: Rgb | None = None,
     std_rgb: Rgb | None = None,
 ) -> Manifest:
@@ -186,7 +186,7 @@ def write_split(
         source=source,
         license=license,
         seed=seed,
-        latent_names=tuple(latent_names),
+        schema=schema,
         objects_per_shard=objects_per_shard,
         mean_rgb=mean_rgb,
         std_rgb=std_rgb,
