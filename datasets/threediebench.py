@@ -3,24 +3,30 @@
     python datasets/threediebench.py --source 3DIEBench --lists SIE/data --out data/3diebench --verify
     python datasets/threediebench.py --source 3DIEBench-T --lists EquiCaps/data --out data/3diebench-t --verify
     python datasets/threediebench.py --source 3DIEBench --lists SIE/data --out data/3diebench128 --resize 128
+    python datasets/threediebench.py --source 3DIEBench --lists SIE/data --out data/3diebench --ood 3DIEBench-OOD
     python datasets/threediebench.py --source SCANS --out data/scans --source-name "our scans" --license CC0-1.0
     python datasets/threediebench.py --source TURNTABLE --out data/turntable --source-name "a turntable" \
         --license CC0-1.0 --val-every-view 4
 
 `--source` is the unpacked archive (SYNSET/OBJECT/image_0.jpg, latent_0.npy, ...), `--lists` the folder with the split
 files (train_images.npy, train_labels.npy, val_images.npy, val_labels.npy). Views may be PNG and other formats, and have
-other names as long as a number at the end tells their order. With `--val-every-view` there are no lists: each object is
-a class of its own, and the split is by views. The authors' sets are recognised by their lists; of all others the
-manifest says what `--source-name` and `--license` say, and the statistics of the pixels are measured. Images are
-decoded once to check them and stored as they are, unless `--resize` asks for another size. An interrupted run goes on
-where it stopped when started again with the same options. The card beside this file has the rest.
+other names as long as a number at the end tells their order. `--ood` adds the split ood_rotation, val objects under
+rotations beyond 90 degrees, from another such folder, also to shards that are there already. With `--val-every-view`
+there are no lists: each object is a class of its own, and the split is by views. The authors' sets are recognised by
+their lists; of all others the manifest says what `--source-name` and `--license` say, and the statistics of the pixels
+are measured. Images are decoded once to check them and stored as they are, unless `--resize` asks for another size. An
+interrupted run goes on where it stopped when started again with the same options. The card beside this file has the
+rest.
 """
 
 import hashlib
+import math
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.posed_folders import (
@@ -30,15 +36,19 @@ from ssl_equi.data.posed_folders import (
     class_names_of,
     layout_of,
     objects_as_classes,
+    objects_shown_in,
     read_object,
     read_pixels,
     read_split_list,
 )
 from ssl_equi.data.shards.convert import PlannedSplit, in_stored_order, pixel_statistics, resized_note, write_splits
+from ssl_equi.data.shards.format import ObjectRecord
 from ssl_equi.data.shards.manifest import Manifest, canonical_json
 from ssl_equi.data.shards.records import SplitSettings
+from ssl_equi.data.sources import OOD_ROTATION
 from ssl_equi.errors import DataError
-from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION
+from ssl_equi.geometry.latents import LATENT_SIZE, LATENT_SIZE_WITH_TRANSLATION, ROTATION_COLUMNS
+from ssl_equi.latents.rotation import EULER_BOX_DEG
 from ssl_equi.latents.schema import SCHEMA_OF_WIDTH
 from ssl_equi.options import Count, Seed, Threads
 
@@ -49,6 +59,8 @@ SOURCES = {
     ),
 }
 LICENSE = "CC-BY-NC-4.0"  # of both
+OOD_SOURCE = "3DIEBench-OOD, Ghaemi et al., NeurIPS 2025, https://huggingface.co/datasets/Hafez/3DIEBench-OOD"
+OOD_LICENSE = "none stated"  # of models and scene of 3DIEBench
 # The normalisation that SIE and seq-JEPA train with, and EquiCaps on 3DIEBench-T too.
 MEAN_RGB = (0.5016, 0.5037, 0.5060)
 STD_RGB = (0.1030, 0.0999, 0.0969)
@@ -71,6 +83,7 @@ class Config:
     train_labels: Path = Path("train_labels.npy")
     val_images: Path = Path("val_images.npy")
     val_labels: Path = Path("val_labels.npy")
+    ood: Path | None = None  # unpacked archive of 3DIEBench-OOD: val objects in other rotations, split ood_rotation
     # Without lists: each folder of views, OBJECT or CLASS/OBJECT, is a class, and every N-th of its views is in val.
     val_every_view: Count | None = None
     resize: Count | None = None  # store views of another size as JPEG of this side in pixels; original bytes by default
@@ -86,10 +99,11 @@ class Config:
 
 @dataclass(frozen=True)
 class Split:
-    """The objects of a split in the order of its list, and what is stored of each."""
+    """The objects of a split in the order of its list, what is stored of each, and the folder where they lie."""
 
     objects: list[ListedObject]
     layout: Layout
+    source: Path
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,7 @@ class Provenance:
 
 
 def splits_of(config: Config) -> dict[str, Split]:
-    """Train and val, by lists of objects or by views.
+    """Train and val, by lists of objects or by views, and with --ood ood_rotation.
 
     Raises:
         DataError: options don't go together, or lists and folders don't.
@@ -123,7 +137,8 @@ def splits_of(config: Config) -> dict[str, Split]:
         if not listed:
             raise DataError(f"{lists / f'{split}_images.npy'} lists no object: pass the list of the {split} split")
     layout = replace(layout_of(config.source, objects["train"][0]), resize=config.resize)
-    return {split: Split(listed, layout) for split, listed in objects.items()}
+    splits = {split: Split(listed, layout, config.source) for split, listed in objects.items()}
+    return splits if config.ood is None else splits | {OOD_ROTATION: _ood_split(config.ood, splits["val"])}
 
 
 def _split_by_views(config: Config, every: int) -> dict[str, Split]:
@@ -131,6 +146,8 @@ def _split_by_views(config: Config, every: int) -> dict[str, Split]:
         raise DataError(
             "--lists and --val-every-view are given, and one split is by objects and one by views: drop one"
         )
+    if config.ood is not None:
+        raise DataError("--ood and --val-every-view are given, and no val objects are apart from train: drop one")
     objects = objects_as_classes(config.source)
     check_no_duplicates({"train": objects})
     layout = replace(layout_of(config.source, objects[0]), resize=config.resize)
@@ -141,13 +158,46 @@ def _split_by_views(config: Config, every: int) -> dict[str, Split]:
             f"--val-every-view is {every} and objects have {len(layout.numbers)} views: give a number of at least 2 "
             f"that leaves two views or more to train on"
         )
-    return {"train": Split(objects, replace(layout, stored=train)), "val": Split(objects, replace(layout, stored=val))}
+    return {
+        name: Split(objects, replace(layout, stored=stored), config.source)
+        for name, stored in (("train", train), ("val", val))
+    }
+
+
+def _ood_split(source: Path, val: Split) -> Split:
+    """The val objects that a folder shows in further rotations; of each, as many views as all of them have."""
+    objects = objects_shown_in(source, val.objects)
+    first = objects[0]
+    layout = layout_of(source, first)
+    if layout.latent_size != val.layout.latent_size:
+        raise DataError(
+            f"{source} has {layout.latent_size} latents a view and the val split {val.layout.latent_size}: give --ood "
+            f"renders of the same set"
+        )
+    num_views = min(len(listed.views) for listed in objects)
+    split = Split(objects, replace(layout, stored=layout.numbers[:num_views], resize=val.layout.resize), source)
+    read_outside_box(split, first)  # before anything is converted
+    return split
+
+
+def read_outside_box(split: Split, listed: ListedObject) -> ObjectRecord:
+    """An object of `ood_rotation`; refuses a view whose angles all lie within those of 3DIEBench."""
+    record = read_object(split.source, listed, split.layout)
+    furthest_rad = np.abs(record.latents[:, ROTATION_COLUMNS]).max(axis=1)
+    least = int(furthest_rad.argmin())
+    if furthest_rad[least] < math.radians(EULER_BOX_DEG):
+        raise DataError(
+            f"view {listed.views[least]} in {split.source / listed.path} turns by at most "
+            f"{math.degrees(furthest_rad[least]):.0f} degrees about an axis, as trained views do: give --ood renders "
+            f"that turn by more than 90"
+        )
+    return record
 
 
 def is_published(splits: dict[str, Split]) -> bool:
     """True for the lists of 3DIEBench, which 3DIEBench-T has too, by how many objects of which classes they hold."""
     counts = Counter(listed.label for listed in splits["train"].objects)
-    sizes = [len(split.objects) for split in splits.values()]
+    sizes = [len(splits[name].objects) for name in ("train", "val")]
     return (*sizes, len(counts), min(counts.values()), max(counts.values())) == PUBLISHED_LISTS
 
 
@@ -180,12 +230,22 @@ def provenance_of(config: Config, splits: dict[str, Split]) -> Provenance:
     return Provenance(source, terms, mean_rgb, std_rgb, (*notes, measured))
 
 
-def settings_of(
+def ood_provenance_of(config: Config, trained: Provenance, split: Split) -> Provenance:
+    """What the manifest says of ood_rotation: other renders, normalised as the training views are."""
+    most, stored = max(len(listed.views) for listed in split.objects), len(split.layout.stored)
+    uneven = f"objects have {stored} to {most} views, of which the first {stored} are stored"
+    if trained.source == SOURCES[LATENT_SIZE]:
+        trained = replace(trained, source=OOD_SOURCE, license=config.license or OOD_LICENSE)
+    return replace(trained, notes=trained.notes if most == stored else (*trained.notes, uneven))
+
+
+def planned_split(
     config: Config, name: str, split: Split, class_names: tuple[str, ...], provenance: Provenance
-) -> SplitSettings:
-    """What the manifest will say; the plan names every object, so that only runs of the same list are continued."""
-    plan = [[listed.key, listed.label] for listed in in_stored_order(split.objects, config.seed)]
-    return SplitSettings(
+) -> PlannedSplit[ListedObject]:
+    """The split with what its manifest will say."""
+    ordered = in_stored_order(split.objects, config.seed)
+    plan = [[each.key, each.label, each.views] if each.views else [each.key, each.label] for each in ordered]
+    settings = SplitSettings(
         split=name,
         class_names=class_names,
         source=provenance.source,
@@ -199,20 +259,26 @@ def settings_of(
         plan=hashlib.sha256(canonical_json([plan, split.layout.as_plan()])).hexdigest(),
     )
 
+    def record_of(listed: ListedObject) -> ObjectRecord:
+        if name == OOD_ROTATION:
+            return read_outside_box(split, listed)
+        return read_object(split.source, listed, split.layout)
+
+    return PlannedSplit(settings, ordered, record_of)
+
 
 def convert(config: Config) -> dict[str, Manifest]:
-    """Convert both splits and, if asked, verify them; shows a progress bar."""
+    """Convert all splits and, if asked, verify them; shows a progress bar."""
     splits = splits_of(config)
     class_names = class_names_of(listed for split in splits.values() for listed in split.objects)
     provenance = provenance_of(config, splits)
     planned = [
-        PlannedSplit(
-            settings_of(config, name, split, class_names, provenance),
-            in_stored_order(split.objects, config.seed),
-            lambda listed, layout=split.layout: read_object(config.source, listed, layout),
+        planned_split(
+            config, name, split, class_names,
+            ood_provenance_of(config, provenance, split) if name == OOD_ROTATION else provenance,
         )
         for name, split in splits.items()
-    ]
+    ]  # fmt: skip
     return write_splits(config.out, planned, config.workers, config.verify)
 
 

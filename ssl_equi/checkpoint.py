@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ssl_equi.errors import CheckpointError
-from ssl_equi.files import read_json_object, replace_file, sha256_of_file, sync_folder, write_durably
+from ssl_equi.files import read_json_object, sha256_of_file, sync_folder, write_durably
 
 CHECKSUMS_FILE = "checksums.json"
 _OTHER_CHECKPOINT = "delete this folder and resume from the one before"
@@ -154,15 +154,6 @@ def refuse_other_tensors(own: dict[str, Tensor], state: dict[str, Tensor], sourc
             f"{source} holds another architecture ({len(differences)} tensors differ, such as: "
             f"{'; '.join(differences[:3])}): use the options that it was trained with, or another --out folder"
         )
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replaces a text file as a whole, and makes its folder if need be; a CheckpointError leaves the old one intact."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, text.encode())
-    except OSError as error:
-        raise CheckpointError(describe_os_error(error, path)) from error
 
 
 def require_writable(folder: Path) -> None:

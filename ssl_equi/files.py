@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 from filelock import FileLock, Timeout
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ssl_equi.errors import DataError
+from ssl_equi.errors import DataError, UserError
 
 MOST_JSON_BYTES = 1 << 30
 MOST_JSON_LEVELS = 100  # what is nested deeper can't be written again, or printed, within Python's recursion limit
@@ -80,7 +80,7 @@ def read_json_object(path: Path, error_type: type[Exception], cure: str = _WRITE
     return parse_json_object(content, str(path), error_type, cure)
 
 
-def size_of_regular_file(path: Path, name: str, error_type: type[Exception], cure: str) -> int:
+def size_of_regular_file(path: Path | str, name: str, error_type: type[Exception], cure: str) -> int:
     """Bytes of a file; `error_type` with one sentence that calls it `name` if it is missing, or a folder or a pipe."""
     # Opening a pipe would wait for somebody who writes to it.
     try:
@@ -196,19 +196,23 @@ def list_folder(folder: Path) -> list[os.DirEntry[str]]:
         raise DataError(f"folder {folder} can't be read ({error.strerror}): allow it, or take it out") from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file as a whole; DataError if it can't be written (a full disk, a quota, missing rights)."""
-    with write_errors_named(path):
-        replace_file(path, content)
+def write_atomically(path: Path, content: bytes | str, error_type: type[UserError] = DataError) -> None:
+    """Replaces a file as a whole, and makes its folder if need be.
+
+    Raises `error_type` if it can't be written (a full disk, a quota, missing rights); the old one is then intact.
+    """
+    with write_errors_named(path, error_type):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def write_errors_named(path: Path) -> Iterator[None]:
-    """Turns an OSError raised while writing `path` into a DataError that names the file and the cure."""
+def write_errors_named(path: Path, error_type: type[UserError] = DataError) -> Iterator[None]:
+    """Turns an OSError raised while writing `path` into an error that names the file and the cure."""
     try:
         yield
     except OSError as error:
-        raise DataError(
+        raise error_type(
             f"cannot write {path} ({error.strerror}): free some space or choose another folder, then run again"
         ) from error
 

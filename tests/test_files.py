@@ -1,13 +1,16 @@
-"""Reading JSON that may hold anything: an object, or one sentence that names the file."""
+"""Reading JSON that may hold anything: an object, or one sentence that names the file; work in order."""
 
 import json
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from ssl_equi.errors import UserError
-from ssl_equi.files import read_json_object
+from ssl_equi.files import map_in_order, read_json_object
 
 NOT_OBJECTS = {
     "no_utf8": (b'{"a": "\xff"}', "UTF-8 (byte 7)"),
@@ -62,3 +65,20 @@ def test_objects_are_read_as_they_are(tmp_path: Path) -> None:
     for encoded in (json.dumps(content).encode(), json.dumps(content, ensure_ascii=False).encode("utf-8-sig")):
         (tmp_path / "x.json").write_bytes(encoded)
         assert read_json_object(tmp_path / "x.json", UserError) == content
+
+
+def test_map_in_order_keeps_the_order_and_reads_ahead_only_so_far() -> None:
+    started: list[int] = []
+    lock = threading.Lock()
+
+    def work(number: int) -> int:
+        with lock:
+            started.append(number)
+        time.sleep(0.002 * (number % 3))
+        return number * number
+
+    with ThreadPoolExecutor(4) as pool:
+        results = map_in_order(pool, work, range(30), ahead=5)
+        assert next(results) == 0
+        assert max(started) <= 5
+        assert [0, *results] == [number * number for number in range(30)]

@@ -15,6 +15,8 @@ a view with its latents in another; and images like ImageNet's, 110 KB each, as 
   convert and normalise them, read two files of latents and make the relative rotation with SciPy.
 - WebDataset: a torch DataLoader whose workers stream the same shards object by object and decode two views as above.
 
+- our loader, from the disk; from memory: views of 64 x 64 pixels that were decoded once (`--cache-decoded`) and are
+  copied by threads, beside our loader that decodes them.
 - our loader, nvJPEG: `gpu_loader`, which a GPU decodes for, where there is one; and `stored_loader` with the copy
   of each batch to the GPU.
 
@@ -45,6 +47,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_equi.cli import explain_errors, parse_command_line
+from ssl_equi.data.cache import CachedViews, DecodedInMemory
 from ssl_equi.data.loading.gpu import encoded_views, gpu_loader, nvjpeg_decoder
 from ssl_equi.data.loading.loader import Loader
 from ssl_equi.data.loading.threads import stored_loader
@@ -54,7 +57,7 @@ from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.shards.writer import write_split
 from ssl_equi.errors import UserError
 
-VIEW_SIDE, VIEW_QUALITY = 256, 90
+VIEW_SIDE, VIEW_QUALITY, SMALL_SIDE = 256, 90, 64
 DIFFERENT_PICTURES = 64
 WARM_UP_BATCHES = 8  # more than the loader decodes ahead
 MEAN_RGB, STD_RGB = (0.5016, 0.5037, 0.5060), (0.1030, 0.0999, 0.0969)
@@ -107,9 +110,9 @@ def picture_bytes(number: int, height: int, width: int, noise: float, quality: i
     return simplejpeg.encode_jpeg(pixels.clip(0, 255).astype(np.uint8), quality=quality, colorsubsampling="420")
 
 
-def make_objects(config: Config, folder: Path) -> list[bytes]:
+def make_objects(config: Config, folder: Path, side: int = VIEW_SIDE) -> list[bytes]:
     """Writes `shards/train-*.tar` and `files/OBJECT/`; returns the JPEGs that both consist of."""
-    pictures = [picture_bytes(number, VIEW_SIDE, VIEW_SIDE, 4.0, VIEW_QUALITY) for number in range(DIFFERENT_PICTURES)]
+    pictures = [picture_bytes(number, side, side, 4.0, VIEW_QUALITY) for number in range(DIFFERENT_PICTURES)]
     generator = np.random.default_rng(0)
 
     def records() -> Iterator[ObjectRecord]:
@@ -327,7 +330,7 @@ def seconds_in_turns(contestants: dict[str, Contestant], rounds: int) -> dict[st
     return {name: values[1:] for name, values in seconds.items()}
 
 
-def ratio(seconds: dict[str, list[Seconds]], clock: str, above: str, below: str, target: float) -> Row:
+def ratio(seconds: dict[str, list[Seconds]], clock: str, above: str, below: str, target: float | None = None) -> Row:
     """One contestant's seconds over another's."""
     pairs = zip(seconds[above], seconds[below], strict=True)
     values = [getattr(one, clock) / getattr(other, clock) for one, other in pairs]
@@ -370,6 +373,37 @@ def measure_objects(config: Config, folder: Path) -> list[Row]:
             for name, values in seconds.items()
         ),
         *measure_gpu(config, dataset),
+    ]
+
+
+def measure_decoded_once(config: Config, folder: Path) -> list[Row]:
+    """Small views that were decoded once, copied from the disk and from memory, against decoding them."""
+    make_objects(config, folder / "small", SMALL_SIDE)
+    dataset, pairs = ShardDataset(folder / "small" / "shards", "train"), config.epochs * config.objects
+    splits = {
+        "decoding": dataset,
+        "from the disk": CachedViews(dataset, folder / "small" / "cache"),
+        "from memory": DecodedInMemory(dataset),
+    }
+    options: dict[str, Any] = {"global_batch_size": config.batch_size, "seed": 0, "pin_memory": False}
+    with ExitStack() as open_until_then:
+        loaders = {
+            name: open_until_then.enter_context(stored_loader(split, threads=config.threads, **options))
+            for name, split in splits.items()
+        }
+        contestants = {f"our loader, {name}": loading(loader, pairs) for name, loader in loaders.items()}
+        seconds = seconds_in_turns(contestants, config.rounds)
+    ours = "our loader, from memory"
+    return [
+        *(
+            ratio(seconds, clock, ours, below)
+            for below in ("our loader, decoding", "our loader, from the disk")
+            for clock in ("wall", "cpu")
+        ),
+        *(
+            row_of(f"wall microseconds a pair, {name}", [1e6 * value.wall for value in values])
+            for name, values in seconds.items()
+        ),
     ]
 
 
@@ -434,15 +468,17 @@ def main(config: Config) -> None:
     torch.set_num_threads(1)
     folder = config.folder or Path(tempfile.mkdtemp(prefix="bench_data_"))
     try:
-        objects, images = measure_objects(config, folder), measure_images(config, folder)
+        objects = measure_objects(config, folder)
+        small, images = measure_decoded_once(config, folder), measure_images(config, folder)
     finally:
         if config.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
     print_rows(
         f"pairs of views, {config.threads} threads of {os.cpu_count()} cores", objects, ["{:.2f}"] * len(objects)
     )
+    print_rows(f"pairs of views of {SMALL_SIDE} pixels that were decoded once", small, ["{:.2f}"] * len(small))
     print_rows("images like ImageNet's, one thread", images, ["{:.2f}"] * len(images))
-    rows = objects + [{**row, "name": f"images: {row['name']}"} for row in images]
+    rows = objects + small + [{**row, "name": f"images: {row['name']}"} for row in images]
     write_rows(config.json, rows, "cpu")
 
 

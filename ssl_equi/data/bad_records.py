@@ -46,14 +46,9 @@ class BadRecords:
             )
 
     def replaced(self, batch: ViewBatch, problems: Sequence[DataError | None], step: int) -> ViewBatch:
-        """The batch with each bad row overwritten by the next good one, in the images' buffer itself.
+        """The batch with each row that has a problem overwritten by the next good one, in the images' buffer itself.
 
-        Args:
-            problems: of each row, what is wrong with it; None for a good one.
-            step: of the batch, for the error.
-
-        Raises:
-            DataError: more were skipped than allowed, or no row is good.
+        Raises DataError if more were skipped than allowed, or no row is good.
         """
         bad = {row: problem for row, problem in enumerate(problems) if problem is not None}
         if not bad:
@@ -84,14 +79,19 @@ class BadRecords:
         )
 
 
-def problems_of_rows(read_row: Callable[[int], object], rows: Iterable[int]) -> dict[int, DataError]:
-    """Read rows one by one; of each that can't be read, what is wrong. A lost shard raises: it is never skipped."""
+def problems_of_rows(
+    read_row: Callable[[int], object], rows: Iterable[int], report: bool = True
+) -> dict[int, DataError]:
+    """Read rows one by one; of each that can't be read, what is wrong, raised unless it is to be reported.
+
+    A lost shard raises in any case: it is never skipped.
+    """
     problems: dict[int, DataError] = {}
     for row in rows:
         try:
             read_row(row)
-        except LostShardError:
-            raise
         except DataError as error:
+            if not report or isinstance(error, LostShardError):
+                raise
             problems[row] = error
     return problems

@@ -1,15 +1,19 @@
-"""Decoded views kept on the disk: every view is decoded once, and reading one is a copy ever after.
+"""Decoded views kept on the disk or in memory: every view is decoded once, and reading one is a copy ever after.
 
-The cache of a split is a folder of its pixels in one plain file, a CRC-32C of each view, each picture's size where
-sizes differ, and what is wrong with views that can't be decoded. It is named after what the pixels depend on, so that
-changed data or another size never meet an old cache; a folder that nobody needs any more may be deleted.
+On the disk the cache of a split is a folder of its pixels in one plain file, a CRC-32C of each view, each picture's
+size where sizes differ, and what is wrong with views that can't be decoded. It is named after what the pixels depend
+on, so that changed data or another size never meet an old cache; a folder that nobody needs any more may be deleted.
 """
 
+import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
+import mmap
 import os
 import shutil
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +23,7 @@ import google_crc32c
 import numpy as np
 from platformdirs import user_cache_path
 
+from ssl_equi.data.bad_records import problems_of_rows
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import DerivedViews
 from ssl_equi.data.npy import map_npy, npy_bytes
@@ -36,7 +41,7 @@ from ssl_equi.files import (
     write_durably,
     write_errors_named,
 )
-from ssl_equi.runtime.system import usable_cores
+from ssl_equi.runtime.system import anonymous_memory, free_memory, local_processes, usable_cores
 
 _VERSION = 1  # raised when equal data would give another file
 _DECODERS = ("simplejpeg", "pillow")  # whose releases may round differently
@@ -51,7 +56,39 @@ def decoded_cache_folder() -> Path:
     return user_cache_path("ssl_equi") / "decoded-views"
 
 
-class CachedViews(DerivedViews):
+class DecodedViews(DerivedViews):
+    """Views of `stored` that were decoded once; where their pixels lie is for subclasses to say."""
+
+    _bad_views: dict[tuple[int, int], str]
+    """What was wrong with views that could not be decoded, by object and view."""
+    _content_sizes: np.ndarray | None
+    """Each picture's height and width [n, V, 2] where sizes differ."""
+
+    def __init__(self, stored: ViewCollection) -> None:
+        super().__init__(stored)
+        # Pixels lie one view behind the other, without padding.
+        counts = np.broadcast_to(stored.views_of_each, stored.num_objects).astype(np.int64)
+        self._first_images = np.cumsum(counts) - counts
+
+    def _read(
+        self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray, sizes_out: np.ndarray | None
+    ) -> None:
+        if sizes_out is not None and self._content_sizes is not None:
+            sizes_out[...] = self._content_sizes[object_indices[:, None], view_indices]
+        for row, object_index in enumerate(object_indices.tolist()):
+            for column, view in enumerate(view_indices[row].tolist()):
+                if (object_index, view) in self._bad_views:
+                    raise DataError(self._bad_views[object_index, view])
+                with CLOCK.during("reading"):
+                    pixels = self._pixels_of(object_index, view, int(self._first_images[object_index]) + view)
+                out[row, column] = pixels
+
+    def _pixels_of(self, object_index: int, view: int, place: int) -> np.ndarray:
+        """Pixels uint8 [H, W, 3] of a view that could be decoded, at its place among all views."""
+        raise NotImplementedError
+
+
+class CachedViews(DecodedViews):
     """The views of `stored` from the cache, with the same pixels; `stored` has one content key for one content.
 
     The first process decodes all views into the cache, says how large it becomes, and shows how far it is; others
@@ -83,42 +120,26 @@ class CachedViews(DerivedViews):
         # Read with `pread`: a file that is cut gives an error where a memory map would kill the process.
         self._pixels = ShardFiles([self.cache_folder / _PIXELS])
         self._checksums = self._opened(_CHECKSUMS, np.uint32, (self.num_objects, self.num_views))
-        # Pixels lie one view behind the other, without padding.
-        counts = np.broadcast_to(self.views_of_each, self.num_objects).astype(np.int64)
-        self._first_images = np.cumsum(counts) - counts
-        self._content_sizes: np.ndarray | None = None
+        self._content_sizes = None
         if not self.fills_image:
             self._content_sizes = self._opened(_SIZES, np.int64, (self.num_objects, self.num_views, 2))
-        path, expected = self.cache_folder / _PIXELS, self.num_images * self._bytes_per_view
+        path, expected = self.cache_folder / _PIXELS, _total_bytes(stored)
         found = path.stat().st_size if path.is_file() else 0
         if found != expected:
             raise self._damaged(f"has {found} bytes of pixels where {expected} belong")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_again, (self.stored, self._parent, self._keep_bad_views)
+        again = functools.partial(CachedViews, keep_bad_views=self._keep_bad_views)
+        return again, (self.stored, self._parent)
 
-    def _read(
-        self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray, sizes_out: np.ndarray | None
-    ) -> None:
-        if sizes_out is not None and self._content_sizes is not None:
-            sizes_out[...] = self._content_sizes[object_indices[:, None], view_indices]
-        for row, object_index in enumerate(object_indices.tolist()):
-            for column, view in enumerate(view_indices[row].tolist()):
-                with CLOCK.during("reading"):
-                    data = self._read_view(object_index, view)
-                out[row, column] = np.frombuffer(data, dtype=np.uint8).reshape(out.shape[2:])
-
-    def _read_view(self, object_index: int, view: int) -> bytes:
-        if (object_index, view) in self._bad_views:
-            raise DataError(self._bad_views[object_index, view])
-        place = (int(self._first_images[object_index]) + view) * self._bytes_per_view
-        data = self._pixels.read(0, place, self._bytes_per_view)
+    def _pixels_of(self, object_index: int, view: int, place: int) -> np.ndarray:
+        data = self._pixels.read(0, place * self._bytes_per_view, self._bytes_per_view)
         if len(data) != self._bytes_per_view:
             raise self._damaged(f"ends within view {view} of object {object_index}")
         size = None if self._content_sizes is None else self._content_sizes[object_index, view]
         if _checksum(data, size) != self._checksums[object_index, view]:
             raise self._damaged(f"does not match the CRC-32C of view {view} of object {object_index}")
-        return data
+        return np.frombuffer(data, dtype=np.uint8).reshape(*self.image_size, 3)
 
     def _is_usable(self) -> bool:
         """Whether the cache is there, and all views that were bad when it was made may be and still are."""
@@ -144,8 +165,77 @@ class CachedViews(DerivedViews):
         return DataError(f"the cache of decoded views {self.cache_folder} {problem}: {_CURE}")
 
 
-def _open_again(stored: ViewCollection, parent: Path, keep_bad_views: bool) -> CachedViews:
-    return CachedViews(stored, parent, keep_bad_views=keep_bad_views)
+class DecodedInMemory(DecodedViews):
+    """The views of `stored`, decoded once into memory that worker processes share with this one, read-only.
+
+    A view that can't be read raises then or, with `keep_bad_views`, is noted and raises when it is read. Each process
+    of a launcher has such memory of its own.
+
+    Raises DataError if there is too little memory, and outside of Linux.
+    """
+
+    def __init__(self, stored: ViewCollection, *, keep_bad_views: bool = False, show_progress: bool = False) -> None:
+        super().__init__(stored)
+        count, size = stored.num_images, _total_bytes(stored)
+        descriptor = _reserved_memory(stored.split, size)
+        weakref.finalize(self, os.close, descriptor)
+        if show_progress:
+            print(f"decoding {count:,} views once into memory: {size / _MIB:,.1f} MiB", flush=True)
+        self._bad_views, sizes = {}, np.empty((stored.num_objects, stored.num_views, 2), dtype=np.int64)
+        written = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.uint8).reshape(count, *stored.image_size, 3)
+        for objects, pixels, content_sizes, bad_views in _decoded(stored, keep_bad_views, show_progress):
+            own, first = _own_pixels(stored, objects, pixels), int(self._first_images[objects[0]])
+            written[first : first + len(own)], sizes[objects] = own, content_sizes
+            self._bad_views |= {(object_index, view): problem for object_index, view, problem in bad_views}
+        self._content_sizes = None if stored.fills_image else sizes
+        self._map(f"/proc/{os.getpid()}/fd/{descriptor}", os.fstat(descriptor).st_ino)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _attached, (self.stored, self._content_sizes, self._bad_views, *self._place)
+
+    def _map(self, path: str, inode: int) -> None:
+        """Map the pixels, read-only, by the path of the descriptor of the process that decoded them."""
+        try:
+            with open(path, "rb") as file:
+                if os.fstat(file.fileno()).st_ino != inode:  # the number of a descriptor that was closed is given again
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+                memory = mmap.mmap(file.fileno(), _total_bytes(self.stored), prot=mmap.PROT_READ)
+        except OSError as error:
+            raise DataError(
+                f"decoded views in memory can't be shared with a worker process ({error.strerror}): give "
+                f"--loader-workers 0, or --cache-in disk"
+            ) from error
+        shape = (self.stored.num_images, *self.image_size, 3)
+        self._place, self._pixels = (path, inode), np.frombuffer(memory, dtype=np.uint8).reshape(shape)
+
+    def _pixels_of(self, object_index: int, view: int, place: int) -> np.ndarray:
+        return self._pixels[place]
+
+
+def _attached(
+    stored: ViewCollection, content_sizes: np.ndarray | None, bad_views: dict[tuple[int, int], str], *place: Any
+) -> DecodedInMemory:
+    views = DecodedInMemory.__new__(DecodedInMemory)
+    DecodedViews.__init__(views, stored)
+    views._content_sizes, views._bad_views = content_sizes, bad_views
+    views._map(*place)
+    return views
+
+
+def _reserved_memory(split: str, size: int) -> int:
+    """Descriptor of memory for the views of a split; DataError where they don't fit, for each local process."""
+    free, processes = free_memory(), local_processes()
+    if free is None:
+        raise DataError("decoded views are kept in memory on Linux only: give --cache-in disk")
+    needed = f"the decoded views of split {split!r} need {size / _MIB:,.1f} MiB of memory"
+    if processes > 1:
+        needed += f" in each of {processes} processes"
+    try:
+        if size * processes <= free:
+            return anonymous_memory("ssl_equi_views", size)
+    except OSError:
+        pass  # others were faster
+    raise DataError(f"{needed} and {free / _MIB:,.1f} MiB are free: give --cache-in disk")
 
 
 def _key_of(stored: ViewCollection) -> str:
@@ -159,6 +249,10 @@ def _key_of(stored: ViewCollection) -> str:
         "fit": repr(getattr(stored, "fit", None)),
     }
     return hashlib.sha256(canonical_json(content)).hexdigest()[:16]
+
+
+def _total_bytes(stored: ViewCollection) -> int:
+    return stored.num_images * _bytes_per_view(stored)
 
 
 def _bytes_per_view(stored: ViewCollection) -> int:
@@ -185,8 +279,7 @@ def _bad_views_of(folder: Path) -> dict[tuple[int, int], str]:
 
 def _build(stored: ViewCollection, folder: Path, keep_bad_views: bool, show_progress: bool) -> None:
     """Decode all views under another name, then give the folder its own."""
-    count = stored.num_images
-    total_bytes = count * _bytes_per_view(stored)
+    count, total_bytes = stored.num_images, _total_bytes(stored)
     temporary = folder.with_name(f".building-{folder.name}")  # of this name once, for the lock is held
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -198,10 +291,27 @@ def _build(stored: ViewCollection, folder: Path, keep_bad_views: bool, show_prog
         )
     if show_progress:
         print(f"decoding {count:,} views once into {folder}: {total_bytes / _MIB:,.1f} MiB", flush=True)
+    checksums = np.empty((stored.num_objects, stored.num_views), dtype=np.uint32)
+    content_sizes = np.empty((stored.num_objects, stored.num_views, 2), dtype=np.int64)
+    bad_views: list[tuple[int, int, str]] = []
     try:
         with write_errors_named(temporary):
             temporary.mkdir()
-            _write_views(stored, temporary, keep_bad_views, show_progress)
+            with open(temporary / _PIXELS, "wb") as file:
+                for objects, pixels, sizes, bad in _decoded(stored, keep_bad_views, show_progress):
+                    for row, view in np.ndindex(pixels.shape[:2]):
+                        size = None if stored.fills_image else sizes[row, view]
+                        checksums[objects[row], view] = _checksum(pixels[row, view].tobytes(), size)
+                    content_sizes[objects] = sizes
+                    bad_views += bad
+                    file.write(_own_pixels(stored, objects, pixels).data)
+                file.flush()
+                os.fsync(file.fileno())
+            write_durably(temporary / _CHECKSUMS, npy_bytes(checksums))
+            if not stored.fills_image:
+                write_durably(temporary / _SIZES, npy_bytes(content_sizes))
+            if bad_views:
+                write_durably(temporary / _BAD_VIEWS, json.dumps({"views": bad_views}).encode())
             sync_folder(temporary)
             temporary.rename(folder)
             sync_folder(folder.parent)
@@ -210,74 +320,56 @@ def _build(stored: ViewCollection, folder: Path, keep_bad_views: bool, show_prog
         raise
 
 
-def _write_views(stored: ViewCollection, folder: Path, keep_bad_views: bool, show_progress: bool) -> None:
-    checksums = np.empty((stored.num_objects, stored.num_views), dtype=np.uint32)
-    content_sizes = np.empty((stored.num_objects, stored.num_views, 2), dtype=np.int64)
-    bad_views: list[tuple[int, int, str]] = []
-    with building_progress(show_progress) as progress, open(folder / _PIXELS, "wb") as file:
-        bar = progress.add_task(f"decoding {stored.split}", total=stored.num_objects * stored.num_views)
-        for objects, pixels, sizes, bad in _decoded(stored, keep_bad_views):
-            for row, object_index in enumerate(objects.tolist()):
-                for view in range(stored.num_views):
-                    size = None if stored.fills_image else sizes[row, view]
-                    checksums[object_index, view] = _checksum(pixels[row, view].tobytes(), size)
-            content_sizes[objects] = sizes
-            bad_views += bad
-            if stored.view_counts is not None:
-                pixels = pixels[is_view(stored.view_counts[objects], stored.num_views)]
-            file.write(pixels.data)
-            progress.advance(bar, len(objects) * stored.num_views)
-        file.flush()
-        os.fsync(file.fileno())
-    write_durably(folder / _CHECKSUMS, npy_bytes(checksums))
-    if not stored.fills_image:
-        write_durably(folder / _SIZES, npy_bytes(content_sizes))
-    if bad_views:
-        write_durably(folder / _BAD_VIEWS, json.dumps({"views": bad_views}).encode())
+def _own_pixels(stored: ViewCollection, objects: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """The views [k, H, W, 3] of objects in order, of their padded pixels [b, V, H, W, 3]."""
+    if stored.view_counts is None:
+        return pixels.reshape(-1, *pixels.shape[2:])
+    return pixels[is_view(stored.view_counts[objects], stored.num_views)]
 
 
 _DecodedObjects = tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[int, int, str]]]
 
 
-def _decoded(stored: ViewCollection, keep_bad_views: bool) -> Iterator[_DecodedObjects]:
+def _decoded(stored: ViewCollection, keep_bad_views: bool, show_progress: bool) -> Iterator[_DecodedObjects]:
     """All views in order, some objects at a time.
 
     Yields the objects [b], their pixels [b, V, H, W, 3] and sizes [b, V, 2], and object, view and problem of bad views.
     """
+    num_views = stored.num_views
+    counts = np.broadcast_to(stored.views_of_each, stored.num_objects)
 
     def decode(objects: np.ndarray) -> _DecodedObjects:
-        pixels = np.zeros((len(objects), stored.num_views, *stored.image_size, 3), dtype=np.uint8)
-        sizes = np.zeros((len(objects), stored.num_views, 2), dtype=np.int64)
-        bad_views: list[tuple[int, int, str]] = []
+        pixels = np.zeros((len(objects), num_views, *stored.image_size, 3), dtype=np.uint8)
+        sizes = np.zeros((len(objects), num_views, 2), dtype=np.int64)
+        places = np.argwhere(is_view(counts[objects], num_views))
+
+        def read_alone(place: int) -> None:
+            row, view = places[place].tolist()
+            one = slice(row, row + 1), slice(view, view + 1)
+            stored.read_views(objects[one[0]], np.array([[view]]), pixels[one], sizes[one])
+
+        bad_views = []
         try:
             stored.read_all_views(objects, pixels, sizes)
         except DataError as error:
             if not keep_bad_views or isinstance(error, LostShardError):
                 raise
-            bad_views = _decode_one_by_one(stored, objects, pixels, sizes)
+            for place, problem in problems_of_rows(read_alone, range(len(places))).items():
+                row, view = places[place].tolist()
+                pixels[row, view] = 0
+                bad_views.append((int(objects[row]), view, str(problem)))
         return objects, pixels, sizes, bad_views
 
-    at_once = max(1, _BYTES_AT_ONCE // (stored.num_views * _bytes_per_view(stored)))
+    at_once = max(1, _BYTES_AT_ONCE // (num_views * _bytes_per_view(stored)))
     chunks = (
         np.arange(first, min(first + at_once, stored.num_objects)) for first in range(0, stored.num_objects, at_once)
     )
     threads = usable_cores()
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        yield from map_in_order(pool, decode, chunks, ahead=threads)
-
-
-def _decode_one_by_one(
-    stored: ViewCollection, objects: np.ndarray, pixels: np.ndarray, sizes: np.ndarray
-) -> list[tuple[int, int, str]]:
-    bad_views = []
-    counts = np.broadcast_to(stored.views_of_each, stored.num_objects)[objects]
-    for row, view in np.argwhere(is_view(counts, stored.num_views)).tolist():
-        one = slice(row, row + 1), slice(view, view + 1)
-        try:
-            stored.read_views(objects[one[0]], np.array([[view]]), pixels[one], sizes[one])
-        except LostShardError:
-            raise
-        except DataError as error:
-            pixels[one] = 0
-            bad_views.append((int(objects[row]), view, str(error)))
-    return bad_views
+    with (
+        building_progress(show_progress) as progress,
+        ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool,
+    ):
+        bar = progress.add_task(f"decoding {stored.split}", total=stored.num_objects * num_views)
+        for decoded in map_in_order(pool, decode, chunks, ahead=threads):
+            yield decoded
+            progress.advance(bar, len(decoded[0]) * num_views)

@@ -94,12 +94,8 @@ def spread_views(num_objects: int, num_views: ViewsOfEach, max_images: int, seed
     First views are left out, down to two and so that equally many of each object stay, then objects: a standard error
     comes from objects, and a pair takes two views.
 
-    Args:
-        num_views: that an object has; of those with more than others, as many as the others have stay at most.
-        max_images: at least 2.
-
-    Returns:
-        Objects int64 `[m]` in order, and distinct views int64 `[m, k]` of each; m * k is at most `max_images`.
+    Returns objects int64 [m] in order and distinct views int64 [m, k] of each; m * k is at most `max_images`, which is
+    at least 2.
     """
     views_per_object = min(int(np.min(num_views)), max(2, max_images // num_objects))
     count = min(num_objects, max_images // views_per_object)
@@ -157,18 +153,11 @@ class TurnedViews(DerivedViews):
     that angle about the direction from the origin to the camera: its pose R becomes Q R, and its centre R t becomes
     Q R t. The spot light turns along; floor and sun, which no latent places, would too.
 
-    Args:
-        stored: its pictures fill their squares.
-        turns: "quarter": 0, 90, 180 or 270 degrees, by moving pixels. "any": uniform angles, by bicubic interpolation;
-            corners are filled with the mirrored picture.
-        seed: of the angles, which depend on (seed, object, view) alone.
+    Turns are "quarter": 0, 90, 180 or 270 degrees, by moving pixels, or "any": uniform angles, by bicubic
+    interpolation, with corners filled with the mirrored picture. `angles_deg` float64 [n, V], counter-clockwise, depend
+    on (seed, object, view) alone.
 
-    Attributes:
-        angles_deg: float64 [n, V], counter-clockwise.
-
-    Raises:
-        DataError: the pictures are not square or don't fill their buffer, or the latents are not those of our scenes.
-        ValueError: there are no such turns.
+    Raises DataError if the pictures are not square or don't fill their buffer, or the latents aren't of our scenes.
     """
 
     def __init__(self, stored: ViewCollection, turns: Turns = "quarter", seed: int = 0) -> None:

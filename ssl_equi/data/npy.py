@@ -47,15 +47,10 @@ def parse_npy(
     dtype: Any = None,
     shape: tuple[int, ...] | None = None,
 ) -> np.ndarray:
-    """The array in the bytes of a .npy file, read-only; errors call it `name`.
+    """The array in the bytes of a .npy file, read-only, of any `dtype` and `shape` where these are None.
 
-    Args:
-        cure: what the error tells the user to do.
-        dtype: of the array; any if None.
-        shape: of the array; any if None.
-
-    Raises:
-        error_type: the bytes are no plain .npy file, cut, too long, or hold another array than expected.
+    Raises `error_type`, which calls it `name` and ends with the cure, for bytes that are no plain .npy file, cut, too
+    long, or another array than expected.
     """
     header = _checked_header(content, len(content), name, error_type, cure, dtype, shape)
     count = math.prod(header.shape)
@@ -73,11 +68,7 @@ def map_npy(
     shape: tuple[int, ...] | None = None,
     copy_on_write: bool = False,
 ) -> np.ndarray:
-    """The array in a .npy file as a memory map, read-only or `copy_on_write`; otherwise as `parse_npy`.
-
-    Raises:
-        error_type: the file is missing or unreadable, or `parse_npy` would refuse its bytes.
-    """
+    """The array in a .npy file as a memory map, read-only or `copy_on_write`; otherwise as `parse_npy`."""
     size = size_of_regular_file(path, name, error_type, cure)
     try:
         with open(path, "rb") as file:
@@ -92,11 +83,7 @@ def map_npy(
 
 
 def read_stored_npz(path: Path, error_type: type[Exception], cure: str) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file that `numpy.savez` wrote, which doesn't compress.
-
-    Raises:
-        error_type: the file is missing, no such archive, or damaged.
-    """
+    """All arrays of an .npz file that `numpy.savez` wrote, which doesn't compress; `error_type` for any other file."""
     size = size_of_regular_file(path, str(path), error_type, cure)
     arrays = {}
     try:

@@ -32,6 +32,8 @@ class ListedObject:
     path: str
     class_name: str
     label: int
+    views: tuple[int, ...] = ()
+    """Numbers of its views, of which as many are stored as the layout says; empty: those of the layout."""
 
     @property
     def key(self) -> str:
@@ -135,6 +137,28 @@ def objects_as_classes(source: Path) -> list[ListedObject]:
     return [ListedObject(path, path, label) for label, path in enumerate(sorted(paths, key=natural_order))]
 
 
+def objects_shown_in(source: Path, listed: Iterable[ListedObject]) -> list[ListedObject]:
+    """The listed objects that have a folder in the source, in the order of the list, with the numbers of their views.
+
+    Raises DataError for another object, or one of fewer than two views.
+    """
+    folders = {found.path for found in objects_as_classes(source)}
+    shown = [each for each in listed if each.path in folders]
+    others = sorted(folders - {each.path for each in shown})
+    if others:
+        raise DataError(
+            f"{source} holds {len(others)} objects that the val list does not name, the first of them {others[0]}: "
+            f"pass other renders of the val objects, such as 3DIEBench-OOD"
+        )
+    numbered = []
+    for each in shown:
+        images, latents, _ = _files_of(source / each.path)
+        if len(images) < 2:
+            raise DataError(f"{source / each.path} holds {len(images)} views: give every object at least 2")
+        numbered.append(dataclasses.replace(each, views=tuple(sorted(images.keys() | latents.keys()))))
+    return numbered
+
+
 def layout_of(source: Path, first: ListedObject) -> Layout:
     """The views and the number of latents of the first object."""
     folder = source / first.path
@@ -160,6 +184,9 @@ def read_object(source: Path, listed: ListedObject, layout: Layout) -> ObjectRec
     Raises DataError for missing or extra files, latents of another shape or not finite, and undecodable images.
     """
     folder = source / listed.path
+    if listed.views:
+        stored = listed.views[: len(layout.stored)]
+        layout = dataclasses.replace(layout, numbers=listed.views, stored=stored)
     images, latents = _checked_files(folder, layout)
     rows = []
     for number in layout.stored:

@@ -96,13 +96,9 @@ class ProceduralConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SplitPlan:
-    """One split: which objects, seen under which rotations.
+    """One split: which objects, seen under which rotations."""
 
-    Attributes:
-        instances: name of the pool of objects. Splits of one pool show the same objects; pools never share any.
-    """
-
-    instances: Literal["train", "val", "test"]
+    instances: Literal["train", "val", "test"]  # pool of objects: splits of one show the same ones, pools share none
     families: tuple[str, ...]
     objects_per_family: int
     rotation: RotationSampling
@@ -131,11 +127,7 @@ class PlannedObject:
 
 
 def plan_objects(config: ProceduralConfig, split: str) -> list[PlannedObject]:
-    """The objects of a split in the order in which they are written (shuffled, so that every shard mixes classes).
-
-    Raises:
-        DataError: there is no such split.
-    """
+    """The objects of a split in the order in which they are written: shuffled, so that every shard mixes classes."""
     plans = split_plans(config)
     if split not in plans:
         raise DataError(f"{config.title} has no split {split!r}: choose from {', '.join(plans)}")
@@ -196,9 +188,7 @@ def build_procedural(
 ) -> None:
     """Builds the splits that the folder doesn't hold yet, as shards; safe to call from several processes at once.
 
-    Raises:
-        DataError: an unknown split, or a file that can't be written (what is finished stays, and the next call goes
-            on from there).
+    After an error, such as a full disk, what is finished stays, and the next call goes on from there.
     """
     known = {split: rendered_split(config, split) for split in dict.fromkeys((*split_plans(config), *splits))}
     build_splits(folder, known, splits, workers=workers, device=device, show_progress=show_progress)

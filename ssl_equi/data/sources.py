@@ -12,6 +12,7 @@ from ssl_equi.data.remote.transport import is_address
 from ssl_equi.data.sets import images, rendered, torchvision_sets  # noqa: F401 - they enter their sets into the table
 from ssl_equi.data.sets.rendered import OOD_ROTATION, embedded_config, stored_side
 from ssl_equi.data.sets.table import DATASETS, DataSet, DataSource, Place
+from ssl_equi.data.shards.manifest import has_manifest
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.errors import DataError
 
@@ -44,15 +45,13 @@ def open_data(
             datasets/images.md says.
         data_dir: folder of the data set, or http://, https:// or s3:// address of shards with a manifest; the user's
             cache folder for an embedded set when None.
-        evaluation_split: split that is never trained on: test (to report), val (to choose settings), or, of the
-            embedded set, ood_rotation (poses outside the trained ones).
+        evaluation_split: split that is never trained on: test (to report), val (to choose settings), or, of a set
+            that has it, ood_rotation (poses outside the trained ones).
         image_size: side in pixels of what the encoder takes; stored views and images of other sizes are resized.
         reading: indexed copies the two splits of an address to the user's cache folder first; streamed leaves the
             training split where it is, for `ssl_equi.data.remote.streaming` (and for the probes, who read it in order).
 
-    Raises:
-        DataError: the data are missing, damaged, of another number of latents or of views that are no squares and
-            have to be resized, or the split can't be evaluated.
+    Raises DataError if the data are missing, damaged or not those of the name, or the split can't be evaluated.
     """
     if image_size < 1:
         raise DataError(f"--image-size is {image_size}: give a side of at least 1 pixel")
@@ -80,17 +79,30 @@ def turned_source(data: DataSource, turns: Literal["none"] | Turns, turn_trainin
 
 
 def open_ood_rotation(data: DataSource) -> ViewCollection:
-    """The split of an embedded set whose rotations lie outside of the trained ones; rendered first if it isn't there.
+    """The split whose rotations lie outside of the trained ones; embedded sets render it if it isn't there.
 
-    Raises DataError if the data are no embedded set, or the set was built with other settings and without this split.
+    Raises DataError if the set has no such split, or the judged split shows other objects, or has other classes.
     """
     known = DATASETS.get(data.name)
-    if known is None or not known.embedded:
-        embedded = " or ".join(name for name, other in DATASETS.items() if other.embedded)
-        raise DataError(f"{data.name} has no split {OOD_ROTATION!r}: use {embedded}")
-    folder, image_size = data.evaluation.folder, data.evaluation.image_size[0]
-    build_procedural(folder, embedded_config(known, stored_side(folder) or image_size), (OOD_ROTATION,))
-    return resized(ShardDataset(folder, OOD_ROTATION), image_size)
+    if known is None or known.ood_rotation_of is None:
+        others = " or ".join(name for name, other in DATASETS.items() if other.ood_rotation_of)
+        raise DataError(f"{data.name} has no split {OOD_ROTATION!r}: use {others}")
+    judged, folder, image_size = data.evaluation.split, data.evaluation.folder, data.evaluation.image_size[0]
+    if judged != known.ood_rotation_of:
+        raise DataError(
+            f"the judged split is {judged!r}, and {OOD_ROTATION} shows the objects of {known.ood_rotation_of!r}: "
+            f"judge {known.ood_rotation_of!r}"
+        )
+    if known.embedded:
+        build_procedural(folder, embedded_config(known, stored_side(folder) or image_size), (OOD_ROTATION,))
+    elif not has_manifest(folder, OOD_ROTATION):
+        raise DataError(
+            f"{folder} has no split {OOD_ROTATION!r}: add it with `python datasets/threediebench.py --ood FOLDER`"
+        )
+    views = resized(ShardDataset(folder, OOD_ROTATION), image_size)
+    if tuple(views.class_names) != tuple(data.evaluation.class_names):
+        raise DataError(f"{OOD_ROTATION} has other classes than {judged!r}: build both splits with the same settings")
+    return views
 
 
 def stored_image_size(name: str, data_dir: str | Path | None) -> int | None:

@@ -249,12 +249,20 @@ def warning_of_signs(
     for latent in schema.latents:
         if not isinstance(latent.kind, Rotation) or not any(latent.columns == part.columns[0] for part in told):
             continue
-        reach = latent.kind.reach(torch.from_numpy(np.array(latents[..., latent.columns])))
+        values = torch.from_numpy(np.array(latents[..., latent.columns]))
+        reach = latent.kind.reach(values)
         if reach is not None:
+            furthest, start = reach
+            turned = f"views of split {split!r} turn by up to {furthest}"
+            if latent.kind.storage == "euler_xyz" and latent.kind.stays_in_box(values):
+                return (
+                    f"{turned}, yet all show poses within 90 degrees under other angles, (x, y, z) and (x + 180, "
+                    "180 - y, z + 180) being one rotation: no pose is new, so a drop must have another cause"
+                )
             tasks = ", and the tasks relative_rotation_6d or relative_rotation_matrix"
             return (
-                f"views of split {split!r} turn by up to {reach}, quaternions of equal relative rotations come with "
-                f"both signs, so prefer actions {latent.name}_6d or {latent.name}_matrix"
+                f"{turned}: {start}, quaternions of equal relative rotations come with both signs, so prefer actions "
+                f"{latent.name}_6d or {latent.name}_matrix"
                 f"{tasks if latent.name == 'rotation' else ''}"
             )
     return None

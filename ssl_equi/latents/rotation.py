@@ -138,8 +138,8 @@ class Rotation(LatentKind):
         """132.35 degrees for rotations uniform on SO(3), where a - sin a = pi/2."""
         return None if self.ranges else MEDIAN_ANGLE_DEG
 
-    def reach(self, values: Tensor) -> str | None:
-        """How far values [..., C] turn, if so far that a quaternion with w >= 0 jumps from q to -q on the way.
+    def reach(self, values: Tensor) -> tuple[str, str] | None:
+        """How far values [..., C] turn and from where on, if a quaternion with w >= 0 jumps from q to -q on the way.
 
         Within 90 degrees about each axis, as in 3DIEBench, w stays above 0; beyond it reaches 0, where the sign turns.
         """
@@ -147,12 +147,20 @@ class Rotation(LatentKind):
             furthest_deg = float(values.abs().max()) * (360 / FULL_TURN[self.unit])
             if furthest_deg <= EULER_BOX_DEG + EULER_TOLERANCE_DEG:
                 return None
-            return f"{furthest_deg:.0f} degrees about an axis: beyond {EULER_BOX_DEG}"
+            return f"{furthest_deg:.0f} degrees about an axis", f"beyond {EULER_BOX_DEG}"
         # Other storages don't say by which way a pose was reached, so what counts is how near to half turns they come.
         smallest = float(self.quats(values)[..., 3].min())
         if smallest >= SMALLEST_W:
             return None
-        return f"{2 * math.degrees(math.acos(smallest)):.0f} degrees: at half turns"
+        return f"{2 * math.degrees(math.acos(smallest)):.0f} degrees", "at half turns"
+
+    def stays_in_box(self, values: Tensor) -> bool:
+        """Whether all values [..., 3], Euler angles, are poses within 90 degrees about each axis, however written."""
+        angles_rad = values * (FULL_TURN["rad"] / FULL_TURN[self.unit])
+        # (x, y, z) and (x + 180, 180 - y, z + 180) are one rotation. Of these two ways to write it, the one with
+        # cos(y) > 0 is in the box if cos(x) and cos(z) are positive, too.
+        cos_x, cos_y, cos_z = angles_rad.cos().unbind(-1)
+        return bool((torch.minimum(cos_x * cos_y, cos_z * cos_y) >= -math.radians(EULER_TOLERANCE_DEG)).all())
 
     def from_uniform(self, uniform: Tensor) -> Tensor:
         """Euler angles in their ranges, or a uniform unit quaternion of the first three numbers (Shoemake, 1992)."""

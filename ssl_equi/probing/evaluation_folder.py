@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.checkpoint import describe_os_error
 from ssl_equi.data.npy import read_stored_npz
 from ssl_equi.errors import CheckpointError, UserError
-from ssl_equi.files import replace_file, sha256_of_file
+from ssl_equi.files import sha256_of_file, write_atomically
 from ssl_equi.probing.records import ProbeRecord, read_records, read_results, write_records
 
 RESULTS_FILE, ARRAYS_FILE = "results.json", "arrays.npz"
@@ -58,7 +57,7 @@ def write_evaluation(
     refuse_results_of_a_run(folder)
     content = _npz_bytes(arrays)
     write_records(folder / RESULTS_FILE, records, run, notes)
-    _write(folder / ARRAYS_FILE, content)
+    write_atomically(folder / ARRAYS_FILE, content, CheckpointError)
     described = dict(run) | {ARRAYS_HASH: hashlib.sha256(content).hexdigest()}
     write_records(folder / RESULTS_FILE, records, described, notes)
 
@@ -79,7 +78,7 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> str:
         ValueError: an array holds objects, not numbers or text.
     """
     content = _npz_bytes(arrays)
-    _write(folder / ARRAYS_FILE, content)
+    write_atomically(folder / ARRAYS_FILE, content, CheckpointError)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -128,14 +127,6 @@ def _can_be_drawn(key: str, array: np.ndarray) -> bool:
     if array.ndim != dimensions or array.dtype.kind not in types:
         return False
     return types != _PICTURES or (array.dtype == np.uint8 and array.shape[-1] == 3 and array.size > 0)
-
-
-def _write(file: Path, content: bytes) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, content)
-    except OSError as error:
-        raise CheckpointError(describe_os_error(error, file)) from error
 
 
 def _npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:

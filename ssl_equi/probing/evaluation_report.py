@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_equi.checkpoint import write_text_atomically
+from ssl_equi.errors import CheckpointError
+from ssl_equi.files import write_atomically
 from ssl_equi.probing.compared_runs import ComparedRun, read_compared_runs
 from ssl_equi.probing.comparison import Row, compare_runs
 from ssl_equi.probing.evaluation_folder import RESULTS_FILE
@@ -65,7 +66,7 @@ def write_evaluation_report(
     else:
         sections = _comparison_sections(runs, rows, shown_title, further)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(out, page_document(shown_title, drawn_sections(sections)))
+    write_atomically(out, page_document(shown_title, drawn_sections(sections)), CheckpointError)
     return out
 
 

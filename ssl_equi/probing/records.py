@@ -10,9 +10,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from ssl_equi.checkpoint import require_writable, write_text_atomically
-from ssl_equi.errors import UserError, visible_values
-from ssl_equi.files import read_json_object
+from ssl_equi.checkpoint import require_writable
+from ssl_equi.errors import CheckpointError, UserError, visible_values
+from ssl_equi.files import read_json_object, write_atomically
 from ssl_equi.latents.schema import KINDS
 
 ANGLE, ANGLE_MEDIAN = "angle_deg", "angle_deg_median"  # the first begins the names of all angles
@@ -89,7 +89,7 @@ def append_records(
         content["run"] |= dict(run or {})
         if notes:
             content["run"]["notes"] = list(dict.fromkeys([*content["run"].get("notes", []), *notes]))
-        write_text_atomically(path, _as_json(content))
+        write_atomically(path, _as_json(content), CheckpointError)
 
 
 def write_records(
@@ -103,7 +103,7 @@ def write_records(
     content = {"records": [asdict(record) for record in finite], "notes": [*notes, *undefined], "run": dict(run)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        write_text_atomically(path, _as_json(content))
+        write_atomically(path, _as_json(content), CheckpointError)
 
 
 def refuse_other_content(path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.checkpoint import write_text_atomically
+from ssl_equi.errors import CheckpointError
+from ssl_equi.files import write_atomically
 from ssl_equi.probing.records import ProbeRecord, describe_origins, format_value
 from ssl_equi.probing.report import page_header, result_table
 from ssl_equi.probing.report_figures import INK, MUTED, SERIES, new_figure, plain_legend, to_svg
@@ -240,7 +241,7 @@ def write_page(
         "protocol": lambda: details_table("Protocol", protocol),
         "configuration": lambda: details_table("Configuration", config),
     }
-    write_text_atomically(path, page_document(title, drawn_sections(sections)))
+    write_atomically(path, page_document(title, drawn_sections(sections)), CheckpointError)
 
 
 def _figures(records: Sequence[ProbeRecord]) -> str:

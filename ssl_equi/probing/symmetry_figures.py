@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.checkpoint import write_text_atomically
+from ssl_equi.errors import CheckpointError
+from ssl_equi.files import write_atomically
 from ssl_equi.probing.layer_errors import LayerErrors
 from ssl_equi.probing.records import ProbeRecord, fixed
 from ssl_equi.probing.report import page_header, result_table
@@ -156,7 +157,7 @@ def write_page(
         "notes": lambda: f'<ul class="notes">{explained}</ul>',
         "configuration": lambda: details_table("Configuration", config),
     }
-    write_text_atomically(path, page_document(title, drawn_sections(sections)))
+    write_atomically(path, page_document(title, drawn_sections(sections)), CheckpointError)
 
 
 def layer_figure(errors: SymmetryErrors) -> str:

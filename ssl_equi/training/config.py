@@ -46,8 +46,8 @@ _NO_WORKERS = "processes decode instead, so leave out --loader-workers"
 # that ended at a bad record goes on as if it had skipped bad records from the start.
 FREE_OPTIONS = (
     "out", "resume", "steps", "data_dir", "log_every", "save_every", "threads", "loader_threads", "cache_decoded",
-    "loader_workers", "on_bad_record", "max_skipped", "tracker", "compile", "checkpoint_activations", "sharding",
-    "collective_timeout",
+    "cache_in", "loader_workers", "on_bad_record", "max_skipped", "tracker", "compile", "checkpoint_activations",
+    "sharding", "collective_timeout",
 )  # fmt: skip
 
 # Two ways to the views that don't go together, and why.
@@ -148,7 +148,11 @@ class PretrainingOptions(RunConfig):
     fresh_views: bool = False
     """With render_views, other views of each object in every epoch."""
     cache_decoded: bool = False
-    """Decode all training views once, into the user's cache folder (the size is stated), and copy them ever after."""
+    """Decode all training views once (the size is stated), and copy them ever after."""
+    cache_in: Annotated[
+        Literal["disk", "memory"], ActsWhen(lambda options: options.cache_decoded, "add --cache-decoded")
+    ] = "disk"
+    """Where decoded views are kept: in the user's cache folder, for all runs, or in the memory of this run."""
     decode_on: Literal["cpu", "cuda"] = "cpu"
     """Where the JPEGs of shards are decoded; cuda (nvJPEG) gives slightly other pixels."""
     batch_size: Count = 64
@@ -208,7 +212,7 @@ class PretrainingOptions(RunConfig):
         """Where the images come from."""
         return ImageSource(
             render_views=self.render_views,
-            cache_decoded=self.cache_decoded,
+            cache_decoded=self.cache_in if self.cache_decoded else None,
             decode_on_cuda=self.decode_on == "cuda",
             streamed=self.reading == "streamed",
             workers=self.loader_workers or 0,

@@ -10,9 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ssl_equi.checkpoint import describe_os_error, list_checkpoints, write_text_atomically
-from ssl_equi.errors import RunError
-from ssl_equi.files import read_json_object
+from ssl_equi.checkpoint import describe_os_error, list_checkpoints
+from ssl_equi.errors import CheckpointError, RunError
+from ssl_equi.files import read_json_object, write_atomically
 from ssl_equi.runtime.system import software_versions
 from ssl_equi.training.log import cut_after
 
@@ -66,9 +66,11 @@ class RunFolder:
         except OSError as error:
             raise RunError(describe_os_error(error, self.path)) from error
         cut_after(self.path / "metrics.jsonl", step)
-        write_text_atomically(self.path / "config.json", json.dumps(options, indent=1))
+        write_atomically(self.path / "config.json", json.dumps(options, indent=1), CheckpointError)
         process = {"process": f"process {os.getpid()} on {platform.node()}"}
-        write_text_atomically(self.path / "versions.json", json.dumps(software_versions() | process, indent=1))
+        write_atomically(
+            self.path / "versions.json", json.dumps(software_versions() | process, indent=1), CheckpointError
+        )
 
 
 def choose_folder(out: Path | None, name: str, resume: bool) -> Path:

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ssl_equi.checkpoint import describe_os_error, write_text_atomically
+from ssl_equi.checkpoint import describe_os_error
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.stage_seconds import StageSeconds, Stopwatch
 from ssl_equi.errors import CheckpointError, RunError
+from ssl_equi.files import write_atomically
 from ssl_equi.objectives.base import ObjectiveOutput
 from ssl_equi.runtime.device_copies import Unread
 
@@ -98,7 +99,7 @@ def cut_after(path: Path, step: int) -> None:
     """Drops lines of steps that will be done again, and the half line of a process that was killed."""
     if path.is_file():
         kept = [line + b"\n" for line in path.read_bytes().split(b"\n") if _is_up_to(line, step)]
-        write_text_atomically(path, b"".join(kept).decode())
+        write_atomically(path, b"".join(kept).decode(), CheckpointError)
 
 
 def _is_up_to(line: bytes, step: int) -> bool:

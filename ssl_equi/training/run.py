@@ -25,13 +25,14 @@ from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
 from torch import nn
 
-from ssl_equi.checkpoint import has_checksums, list_checkpoints, write_text_atomically
+from ssl_equi.checkpoint import has_checksums, list_checkpoints
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.loading.processes import start_server
 from ssl_equi.encoders.batch_norm import running_statistics_kept
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
 from ssl_equi.encoders.recomputing import checkpoint_activations
 from ssl_equi.errors import CheckpointError, RunError
+from ssl_equi.files import write_atomically
 from ssl_equi.objectives.base import ObjectiveOutput
 from ssl_equi.objectives.parts.batch import convert_sync_batchnorm
 from ssl_equi.options import used_options
@@ -330,7 +331,7 @@ class Run:
         """Ends a run that has been saved; `STOPPED_FILE` tells what a launcher makes an error of any status of."""
         if self.processes.is_main:
             stopped = {"signal": signal_name, "step": self.state.steps_done, "last_step": self.last_step}
-            write_text_atomically(self.folder / STOPPED_FILE, json.dumps(stopped))
+            write_atomically(self.folder / STOPPED_FILE, json.dumps(stopped), CheckpointError)
         self.processes.say(
             f"{signal_name}: saved {self.folder} after step {self.state.steps_done} of {self.last_step}; "
             "run the same command with --resume to go on"

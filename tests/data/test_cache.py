@@ -1,5 +1,6 @@
 """Views decoded once: the same pixels, made once, never half, and damage is an error that says what to do."""
 
+import gc
 import itertools
 import os
 import pickle
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from ssl_equi.data import cache
-from ssl_equi.data.cache import CachedViews
+from ssl_equi.data.cache import CachedViews, DecodedInMemory
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import DerivedViews, TurnedViews
 from ssl_equi.data.images import Canvas, CenterCrop
@@ -66,13 +67,63 @@ def test_batches_are_identical_and_nothing_is_decoded_twice(stored: ShardDataset
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == [again.cache_folder.name]
 
 
+def test_worker_processes_share_what_is_in_memory_and_it_goes_with_the_views(stored: ShardDataset) -> None:
+    def is_held() -> bool:
+        return any(
+            "ssl_equi_views" in os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()
+        )
+
+    in_memory = DecodedInMemory(stored)
+    with stored_loader(in_memory, global_batch_size=8, seed=1, workers=2) as loader:
+        for mine, theirs in zip(itertools.islice(loader.batches(), 3), batches_of(stored, 3), strict=True):
+            assert torch.equal(mine.images, theirs["images"])
+    with pytest.raises(ValueError, match="read-only"):
+        in_memory._pixels[0] = 0
+    pickled = pickle.dumps(in_memory)
+    again = pickle.loads(pickled)
+    del in_memory, loader
+    gc.collect()
+    with pytest.raises(DataError, match=r"can't be shared with a worker process \(.*\): give --loader-workers 0"):
+        pickle.loads(pickled)
+    assert_same_batches(again, stored)
+    assert is_held()
+    del again
+    gc.collect()
+    assert not is_held()
+
+
+def test_the_memory_is_stated_before_and_refused_if_it_is_too_small(
+    stored: ShardDataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needed = 23 * 6 * 24 * 32 * 3
+
+    def refused(sentence: str) -> None:
+        with pytest.raises(DataError, match=sentence):
+            DecodedInMemory(stored)
+
+    monkeypatch.setattr(cache, "free_memory", lambda: needed)
+    DecodedInMemory(stored, show_progress=True)
+    assert capsys.readouterr().out == "decoding 138 views once into memory: 0.3 MiB\n"
+    refused_size = r"'train' need 0\.3 MiB of memory{} and 0\.3 MiB are free: give --cache-in disk"
+    with monkeypatch.context() as patch:
+        patch.setenv("LOCAL_WORLD_SIZE", "2")
+        refused(refused_size.format(" in each of 2 processes"))
+    with monkeypatch.context() as patch:  # others were faster
+        patch.setattr(os, "posix_fallocate", lambda *place: (_ for _ in ()).throw(OSError(28, "No space left")))
+        refused(refused_size.format(""))
+    monkeypatch.setattr(cache, "free_memory", lambda: needed - 1)
+    refused(refused_size.format(""))
+    monkeypatch.setattr(cache, "free_memory", lambda: None)
+    refused("are kept in memory on Linux only: give --cache-in disk")
+
+
 def test_pictures_of_different_sizes_keep_theirs(mixed_folder: Path, tmp_path: Path) -> None:
     canvases = SingleViews(ImageFolder(mixed_folder, "train"), Canvas(64))
-    cached = CachedViews(canvases, tmp_path)
-    assert_same_batches(cached, canvases, views=1, global_batch_size=6)
-    sizes = np.empty((12, 1, 2), dtype=np.int64)
-    cached.read_views(np.arange(12), np.zeros((12, 1), dtype=np.int64), np.empty((12, 1, 64, 64, 3), np.uint8), sizes)
-    assert len(np.unique(sizes.reshape(12, 2), axis=0)) > 2
+    for cached in (CachedViews(canvases, tmp_path), DecodedInMemory(canvases)):
+        assert_same_batches(cached, canvases, views=1, global_batch_size=6)
+        sizes, out = np.empty((12, 1, 2), dtype=np.int64), np.empty((12, 1, 64, 64, 3), np.uint8)
+        cached.read_views(np.arange(12), np.zeros((12, 1), dtype=np.int64), out, sizes)
+        assert len(np.unique(sizes.reshape(12, 2), axis=0)) > 2
 
 
 def test_whatever_changes_the_pixels_has_a_cache_of_its_own(

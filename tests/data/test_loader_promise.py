@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from ssl_equi.data.batch import ViewBatch
-from ssl_equi.data.cache import CachedViews
+from ssl_equi.data.cache import CachedViews, DecodedInMemory
 from ssl_equi.data.loading.gpu import encoded_views, gpu_loader
 from ssl_equi.data.loading.loader import Loader
 from ssl_equi.data.loading.rendered import RenderedViews, config_of_stored, rendered_loader
@@ -44,6 +44,11 @@ def _cached(folder: Path, **options: Any) -> Loader:
     return stored_loader(CachedViews(ShardDataset(folder, "train"), folder / "cache", keep_bad_views=skips), **options)
 
 
+def _in_memory(folder: Path, **options: Any) -> Loader:
+    skips = options.get("on_bad_record") == "skip"
+    return stored_loader(DecodedInMemory(ShardDataset(folder, "train"), keep_bad_views=skips), **options)
+
+
 def _on_a_device(folder: Path, **options: Any) -> Loader:
     encoded = encoded_views(ShardDataset(folder, "train"))
     return gpu_loader(encoded, device=torch.device("cpu"), decode=decode_on_cpu, **options)
@@ -58,6 +63,7 @@ SOURCES: dict[str, Callable[..., Loader]] = {
     "threads": lambda folder, **options: stored_loader(ShardDataset(folder, "train"), **options),
     "processes": lambda folder, **options: stored_loader(ShardDataset(folder, "train"), workers=2, **options),
     "cached": _cached,
+    "in memory": _in_memory,
     "streamed": lambda folder, **options: streamed_loader(folder, "train", shuffle_buffer=6, **options),
     "a device": _on_a_device,
     "rendered": lambda folder, **options: rendered_loader(_rendered_views(folder), **options),
@@ -271,7 +277,7 @@ def test_a_batch_without_a_good_record_raises(source: str, own_folder: Path) -> 
         next(loader.batches())
 
 
-@pytest.mark.parametrize("source", [name for name in READING if name != "cached"])
+@pytest.mark.parametrize("source", ["threads", "processes", "streamed", "a device"])
 def test_a_shard_that_is_gone_is_never_skipped(source: str, own_folder: Path) -> None:
     with open_loader(source, own_folder, on_bad_record="skip", prefetch=0, global_batch_size=24) as loader:
         if source == "processes":

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssl_equi.data.cache import CachedViews
+from ssl_equi.data.cache import CachedViews, DecodedInMemory
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import ResizedViews, TurnedViews, ViewSubset
 from ssl_equi.data.images import Canvas, CenterCrop
@@ -56,6 +56,10 @@ KINDS: dict[str, Callable[[dict[str, Path]], ViewCollection]] = {
     "shards of others": lambda folders: SingleViews(ImageShards(folders["others"], "train"), Canvas(40)),
     "remote images": lambda folders: RemoteImages(folders["images"], "train", Canvas(40)),
     "an image folder": lambda folders: SingleViews(ImageFolder(folders["folder"], "train"), Canvas(40)),
+    "in memory": lambda folders: DecodedInMemory(ShardDataset(folders["objects"], "train")),
+    "canvases in memory": lambda folders: DecodedInMemory(
+        SingleViews(ImageShards(folders["images"], "train"), Canvas(40))
+    ),
     "cached canvases": lambda folders: CachedViews(
         SingleViews(ImageShards(folders["images"], "train"), Canvas(40)), folders["cache"]
     ),

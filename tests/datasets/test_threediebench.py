@@ -9,9 +9,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -26,9 +23,9 @@ from ssl_equi.data.remote.views import RemoteShards
 from ssl_equi.data.shards import convert
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.shards.verify import find_damage
-from ssl_equi.data.sources import open_data
+from ssl_equi.data.sources import open_data, open_ood_rotation
 from ssl_equi.errors import DataError
-from ssl_equi.files import map_in_order
+from ssl_equi.latents.actions import warning_of_signs
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "threediebench.py"
 SYNSETS = ("02691156", "02747177", "03001627")
@@ -253,6 +250,110 @@ def test_objects_are_classes_and_views_are_split(threediebench, config, turntabl
     (turntable / "obj2" / "latent_4.npy").unlink()
     with pytest.raises(DataError, match=r"obj2 lacks 1 of the 12 files of 6 views, the first of them latent_4\.npy"):
         threediebench.convert(dataclasses.replace(by_views, out=config.out / "other"))
+
+
+@pytest.fixture
+def ood(config, tmp_path) -> Path:
+    """Four of the val objects as 3DIEBench-OOD has them: four views from number 2 on, all angles beyond 90 degrees."""
+    generator = np.random.default_rng(5)
+    for name in np.load(config.source / "val_images.npy")[2:]:
+        folder = tmp_path / "ood" / name.strip("/")
+        folder.mkdir(parents=True)
+        for view in range(2, 6):
+            pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            (folder / f"image_{view}.jpg").write_bytes(simplejpeg.encode_jpeg(pixels))
+            latent = generator.uniform(0, 0.5, 7)
+            latent[:3] = generator.choice([-1, 1], 3) * generator.uniform(np.pi / 2, np.pi, 3)
+            np.save(folder / f"latent_{view}.npy", latent)
+    return tmp_path / "ood"
+
+
+def test_rotations_out_of_distribution_are_a_further_split(threediebench, config, published, ood):
+    """It may be added to shards that are there, and heads that learn from train can be judged on it."""
+    config = dataclasses.replace(config, **published)
+    first = threediebench.convert(config)
+    manifests = threediebench.convert(dataclasses.replace(config, ood=ood))
+    assert {split: manifests[split] for split in first} == first
+    manifest = manifests["ood_rotation"]
+    assert (manifest.num_objects, manifest.num_views, manifest.class_names) == (4, 4, SYNSETS)
+    assert manifest.source.startswith("3DIEBench-OOD, Ghaemi") and manifest.license == "none stated"
+    assert list(find_damage(config.out, "ood_rotation")) == []
+    judged = open_data("3diebench", config.out, "ood_rotation", 16)
+    views = open_ood_rotation(open_data("3diebench", config.out, "val", 12))
+    assert views.image_size == (12, 12) and judged.evaluation.split == views.split == "ood_rotation"
+    labels = dict(zip(np.load(config.source / "val_images.npy"), np.load(config.source / "val_labels.npy")))
+    for row, key in enumerate(views.stored.keys.tolist()):
+        name = "/" + key.decode().replace("_", "/") + "/"
+        latents = np.stack([np.load(ood / name.strip("/") / f"latent_{view}.npy") for view in range(2, 6)])
+        assert views.labels[row] == labels[name]
+        np.testing.assert_array_equal(views.latents[row], latents.astype(np.float32))
+    assert "no pose is new" in warning_of_signs(views.split, views.schema, views.latents)
+    data = open_data("3diebench", config.out, "ood_rotation", 16)
+    with pytest.raises(
+        DataError, match=r"the judged split is 'ood_rotation', .* shows the objects of 'val': judge 'val'"
+    ):
+        open_ood_rotation(data)
+
+
+def test_of_objects_with_different_views_the_first_ones_are_stored(threediebench, config, ood):
+    folder = next(path for path in sorted(ood.glob("*/*")))
+    for name in ("image_4.jpg", "image_5.jpg", "latent_4.npy", "latent_5.npy"):
+        (folder / name).unlink()
+    (folder / "image_2.jpg").rename(folder / "image_0.jpg")
+    (folder / "latent_2.npy").rename(folder / "latent_0.npy")
+    manifest = threediebench.convert(dataclasses.replace(config, ood=ood))["ood_rotation"]
+    assert manifest.num_views == 2 and manifest.source == "our scans"
+    assert manifest.notes[-1] == "objects have 2 to 4 views, of which the first 2 are stored"
+    stored = ShardDataset(config.out, "ood_rotation")
+    latents = dict(zip(stored.keys.tolist(), stored.latents))
+    for path in ood.glob("*/*"):
+        numbers = (0, 3) if path == folder else (2, 3)
+        expected = np.stack([np.load(path / f"latent_{number}.npy") for number in numbers]).astype(np.float32)
+        np.testing.assert_array_equal(latents[f"{path.parent.name}_{path.name}".encode()], expected)
+
+
+def _angles_in_the_box(ood: Path, config) -> str:
+    latent = np.load(path := sorted(ood.glob("*/*/latent_3.npy"))[0])
+    np.save(path, [*np.radians([10, -80, 30]), *latent[3:]])
+    return (
+        r"view 3 in .* turns by at most 80 degrees about an axis, as trained views do: give --ood renders that turn by"
+    )
+
+
+def _a_train_object(ood: Path, config) -> str:
+    shutil.copytree(_first_train_object(config.source), ood / "02691156" / "trained")
+    return "holds 1 objects that the val list does not name, the first of them 02691156/trained: pass other renders"
+
+
+def _one_view(ood: Path, config) -> str:
+    folder = next(ood.glob("*/*"))
+    for number in (3, 4, 5):
+        (folder / f"image_{number}.jpg").unlink()
+    return "holds 1 views: give every object at least 2"
+
+
+def _ten_latents(ood: Path, config) -> str:
+    for path in ood.glob("*/*/latent_*.npy"):
+        np.save(path, [*np.load(path), 0, 0, 0])
+    return "has 10 latents a view and the val split 7: give --ood renders of the same set"
+
+
+@pytest.mark.parametrize("damage", [_angles_in_the_box, _a_train_object, _one_view, _ten_latents])
+def test_what_is_no_split_of_further_rotations_is_refused(threediebench, config, ood, damage):
+    with pytest.raises(DataError, match=damage(ood, config)) as caught:
+        threediebench.convert(dataclasses.replace(config, ood=ood))
+    assert "\n" not in str(caught.value)
+    assert not (config.out / "ood_rotation.manifest.json").exists()
+
+
+def test_shards_without_the_split_say_how_it_is_added(threediebench, config):
+    threediebench.convert(config)
+    with pytest.raises(
+        DataError, match=r"has no split 'ood_rotation': add it with `python datasets/threediebench\.py --"
+    ):
+        open_ood_rotation(open_data("3diebench", config.out, "val", 16))
+    with pytest.raises(DataError, match="--ood and --val-every-view are given"):
+        threediebench.convert(dataclasses.replace(config, val_every_view=2, ood=config.source))
 
 
 def test_objects_are_stored_in_a_seeded_order(threediebench, config):
@@ -514,23 +615,6 @@ def test_damaged_archives_are_refused_by_name(threediebench, config, damage):
     with pytest.raises(DataError, match=message):
         threediebench.convert(config)
     assert not (config.out / "train.manifest.json").exists()
-
-
-def test_map_in_order_keeps_the_order_and_reads_ahead_only_so_far():
-    started: list[int] = []
-    lock = threading.Lock()
-
-    def work(number: int) -> int:
-        with lock:
-            started.append(number)
-        time.sleep(0.002 * (number % 3))
-        return number * number
-
-    with ThreadPoolExecutor(4) as pool:
-        results = map_in_order(pool, work, range(30), ahead=5)
-        assert next(results) == 0
-        assert max(started) <= 5
-        assert [0, *results] == [number * number for number in range(30)]
 
 
 def test_command_line_converts(archive, tmp_path):

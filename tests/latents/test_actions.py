@@ -144,7 +144,7 @@ def test_actions_of_exact_latents_are_those_of_stored_ones_with_their_quaternion
 def test_poses_beyond_the_euler_box_are_told() -> None:
     def told(furthest_deg: float, schema: LatentSchema = THREEDIEBENCH, names: Any = None) -> str | None:
         latents = np.zeros((3, 2, schema.num_columns), np.float32)
-        latents[1, 0, :3] = -math.radians(furthest_deg)
+        latents[1, 0, 0] = -math.radians(furthest_deg)
         return warning_of_signs("train", schema, latents, names)
 
     assert not any((told(90), told(90.01, THREEDIEBENCH_T), told(170, ROBOT), told(0)))
@@ -156,6 +156,17 @@ def test_poses_beyond_the_euler_box_are_told() -> None:
     for names, warned in ((["floor_hue"], False), (["rotation_6d"], False), (["rotation_color"], True)):
         assert (told(180, names=names) is not None) == warned
     assert told(180, THREEDIEBENCH_T, ["pose_base"]) and warning_of_signs("train", None, np.zeros((1, 2, 0))) is None
+
+
+def test_angles_beyond_the_box_need_not_be_poses_beyond_it() -> None:
+    generator = np.random.default_rng(0)
+    latents = np.zeros((20, 4, 7))
+    latents[..., :3] = generator.choice([-1, 1], (20, 4, 3)) * generator.uniform(math.pi / 2, math.pi, (20, 4, 3))
+    others = ScipyRotation.from_euler("xyz", latents[..., :3].reshape(-1, 3)).as_euler("xyz")
+    assert float(np.abs(others).max()) <= math.pi / 2
+    assert "no pose is new" in (warning_of_signs("ood_rotation", THREEDIEBENCH, latents) or "")
+    latents[3, 2, 1] = 0.3  # now x and z are really beyond 90 degrees
+    assert "come with both signs" in (warning_of_signs("ood_rotation", THREEDIEBENCH, latents) or "")
 
 
 @pytest.mark.parametrize(("furthest_deg", "warned"), [(90, False), (175, False), (179, True), (300, False)])

@@ -269,7 +269,7 @@ def test_rendered_views_of_another_size_are_resized(tiny_data: Path) -> None:
 def test_what_cannot_be_asked_is_noted_with_its_reason() -> None:
     fields = colour_fields("val", 12, 0)
     fields.image_size, fields.latents = (SIDE, SIDE), np.zeros((12, 1, 0), np.float32)
-    data = DataSource("fields", fields, fields, fields, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    data = DataSource("3diebench-p", fields, fields, fields, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     parts = {"all": slice(0, 3), "empty": slice(3, 5)}
 
     class WithEmptyPart(MeanColours):

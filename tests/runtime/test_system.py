@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ssl_equi.runtime import system
-from ssl_equi.runtime.system import share_of_cores, usable_cores
+from ssl_equi.runtime.system import free_memory, share_of_cores, usable_cores
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +48,41 @@ def test_a_limit_of_time_counts_in_whole_cores(
 ) -> None:
     in_groups(monkeypatch, tmp_path, memberships, files)
     assert usable_cores() == expected
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("memberships", "files", "expected"),
+    [
+        ("0::/\n", {}, 8 * GIB),
+        ("0::/\n", {"memory.max": "max\n", "memory.current": "5\n"}, 8 * GIB),
+        ("0::/job\n", {"job/memory.max": f"{4 * GIB}\n", "job/memory.current": f"{3 * GIB}\n"}, GIB),
+        (
+            "0::/job\n",
+            {
+                "job/memory.max": f"{4 * GIB}\n", "job/memory.current": f"{3 * GIB}\n",
+                "job/memory.stat": f"active_file 7\ninactive_file {2 * GIB}\n",
+            },
+            3 * GIB,
+        ),
+        ("0::/\n", {"memory.max": "10\n", "memory.current": "12\n"}, 0),
+        (
+            "2:cpu:/\n1:memory:/job\n",
+            {"memory/job/memory.limit_in_bytes": f"{2 * GIB}\n", "memory/job/memory.usage_in_bytes": "0\n"},
+            2 * GIB,
+        ),
+    ],
+)  # fmt: skip
+def test_memory_is_free_up_to_the_limit_of_a_control_group(
+    memberships: str, files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_groups(monkeypatch, tmp_path, memberships, files)
+    monkeypatch.setattr(system, "_MEMORY", tmp_path / "meminfo")
+    assert free_memory() is None
+    (tmp_path / "meminfo").write_text(f"MemTotal:       99999999 kB\nMemAvailable:   {8 * GIB // 1024} kB\n")
+    assert free_memory() == expected
 
 
 def test_processes_of_a_launcher_share_the_cores(tmp_path: Path, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:

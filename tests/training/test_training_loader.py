@@ -16,7 +16,8 @@ from ssl_equi.data.loading.gpu import GpuFetcher
 from ssl_equi.data.loading.loader import Loader
 from ssl_equi.data.loading.rendered import RenderedFetcher
 from ssl_equi.data.sources import DataSource, open_data
-from ssl_equi.errors import RunError
+from ssl_equi.errors import RunError, UserError
+from ssl_equi.options import check_options
 from ssl_equi.training import config as run_config
 from ssl_equi.training.config import (
     FREE_OPTIONS,
@@ -59,6 +60,12 @@ def test_options_that_do_not_go_together_are_refused_before_data_are_opened(
 ) -> None:
     with pytest.raises(RunError, match=problem):
         check_run(PretrainingConfig(**options))
+
+
+def test_where_decoded_views_are_kept_is_asked_of_cached_ones_only() -> None:
+    with pytest.raises(UserError, match="--cache-in is memory and has no effect: add --cache-decoded, or leave it out"):
+        check_options(PretrainingConfig(cache_in="memory"), PretrainingConfig())
+    check_options(PretrainingConfig(cache_in="memory", cache_decoded=True), PretrainingConfig())
 
 
 SOURCES: dict[str, dict[str, Any]] = {
@@ -107,23 +114,26 @@ def test_each_way_to_the_views_keeps_incomplete_batches(
             assert loader.steps_per_epoch == len(set(sizes)) + 1
 
 
-@pytest.mark.parametrize("way", ["decode_on", "cache_decoded"])
+@pytest.mark.parametrize(
+    "way", [{"decode_on": "cuda"}, {"cache_decoded": True}, {"cache_decoded": True, "cache_in": "memory"}], ids=str
+)
 def test_decoding_on_a_device_and_the_cache_give_the_batches_that_are_stored(
-    way: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: dict[str, Any], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which way it is may be chosen anew on resume only for the cache."""
     decode = functools.partial(decode_jpeg, mode=ImageReadMode.RGB)
     monkeypatch.setattr(choice, "nvjpeg_decoder", lambda device: decode)
     monkeypatch.setattr(cache, "user_cache_path", lambda name: tmp_path / name)
     config = config_of(tiny_data)
-    data, other = data_of(config), dataclasses.replace(config, **{way: "cuda" if way == "decode_on" else True})
+    data, other = data_of(config), dataclasses.replace(config, **way)
     with loader_of(config, data) as stored, loader_of(other, data) as loader:
-        assert isinstance(loader.fetcher, GpuFetcher) == (way == "decode_on")
+        assert isinstance(loader.fetcher, GpuFetcher) == ("decode_on" in way)
         assert loader.steps_per_epoch == stored.steps_per_epoch
         for mine, theirs in zip(itertools.islice(loader.batches(4), 3), stored.batches(4)):
             assert torch.equal(mine.images, theirs.images) and torch.equal(mine.latents, theirs.latents)
     caches = list((tmp_path / "ssl_equi" / "decoded-views").glob("train-*/pixels.bin"))
-    assert len(caches) == (way == "cache_decoded") == (way in FREE_OPTIONS)
+    assert len(caches) == (way == {"cache_decoded": True})
+    assert ("cache_decoded" in way) == all(option in FREE_OPTIONS for option in way)
 
 
 @pytest.mark.parametrize("dataset", ["3diebench-p", "3diebench-pt"])

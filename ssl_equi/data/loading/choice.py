@@ -1,11 +1,11 @@
 """The loader that the options of a run ask for: which of the sources of images it takes, and which options exclude."""
 
 from dataclasses import dataclass, field
-from typing import Unpack
+from typing import Literal, Unpack
 
 import torch
 
-from ssl_equi.data.cache import CachedViews
+from ssl_equi.data.cache import CachedViews, DecodedInMemory
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import ResizedViews
 from ssl_equi.data.loading.gpu import encoded_views, gpu_loader, nvjpeg_decoder
@@ -22,7 +22,8 @@ class ImageSource:
     """Where the images of a run come from; stored ones are decoded by threads where nothing else is asked for."""
 
     render_views: bool = False
-    cache_decoded: bool = False
+    cache_decoded: Literal["disk", "memory"] | None = None
+    """Where views that are decoded once are kept."""
     decode_on_cuda: bool = False
     streamed: bool = False
     workers: int = 0
@@ -39,12 +40,12 @@ class ImageSource:
         """The one rule: a source alone, and worker processes for what is stored or cached; None if it is kept."""
         given = {
             "--render-views": self.render_views,
-            "--cache-decoded": self.cache_decoded,
+            "--cache-decoded": self.cache_decoded is not None,
             "--decode-on cuda": self.decode_on_cuda,
             "--reading streamed": self.streamed,
         }
         chosen = [flag for flag, is_given in given.items() if is_given]
-        if self.workers and not self.cache_decoded:  # what is cached is read by processes as well
+        if self.workers and self.cache_decoded is None:  # what is cached is read by processes as well
             chosen.append("--loader-workers")
         if len(chosen) < 2:
             return None
@@ -75,7 +76,8 @@ def open_loader(
             shuffle_buffer=source.shuffle_buffer,
             **options,
         )
-    if source.cache_decoded:
+    if source.cache_decoded is not None:
+        decoded_once = CachedViews if source.cache_decoded == "disk" else DecodedInMemory
         skips = options.get("on_bad_record") == "skip"
-        train = CachedViews(train, keep_bad_views=skips, show_progress=show_progress)
+        train = decoded_once(train, keep_bad_views=skips, show_progress=show_progress)
     return stored_loader(train, threads=source.threads, workers=source.workers, **options)

@@ -54,30 +54,26 @@ def encoded_views(collection: ViewCollection) -> EncodedViews:
     """The encoded views of shards; DataError for other data, whose bytes have no checksum or are no JPEGs."""
     shards = collection.stored if isinstance(collection, ResizedViews) else collection
     if isinstance(shards, ShardDataset):
-        return _encoded_objects(shards, collection)
+        resized_by = collection.fit if isinstance(collection, ResizedViews) else None
+
+        def decode_object(data: bytes, index: int, view: int, out: np.ndarray) -> tuple[int, int]:
+            stored = out if resized_by is None else np.empty((*shards.image_size, 3), dtype=np.uint8)
+            shards.decode_encoded(data, index, view, stored)
+            return shards.image_size if resized_by is None else resized_by.place(stored, out)
+
+        return EncodedViews(collection, shards.image_size, shards.read_encoded, decode_object)
     if isinstance(collection, SingleViews) and isinstance(collection.fit, Canvas):
         store, fit = collection.store, collection.fit
         if isinstance(store, ImageShards) and store.has_checksums:
 
-            def decode(data: bytes, index: int, view: int, out: np.ndarray) -> tuple[int, int]:
+            def decode_image_of(data: bytes, index: int, view: int, out: np.ndarray) -> tuple[int, int]:
                 return fit.place(decode_image(data, store.name_of(index)), out)
 
-            return EncodedViews(collection, None, lambda index, view: store.read_encoded(index), decode)
+            return EncodedViews(collection, None, lambda index, view: store.read_encoded(index), decode_image_of)
     raise DataError(
         f"split {collection.split!r} in {collection.folder} can't be decoded by the GPU, which needs shards with "
         f"checksums: convert the images with datasets/image_folder.py or imagenet.py, or leave --decode-on out"
     )
-
-
-def _encoded_objects(shards: ShardDataset, collection: ViewCollection) -> EncodedViews:
-    fit = collection.fit if isinstance(collection, ResizedViews) else None
-
-    def decode(data: bytes, object_index: int, view: int, out: np.ndarray) -> tuple[int, int]:
-        stored = out if fit is None else np.empty((*shards.image_size, 3), dtype=np.uint8)
-        shards.decode_encoded(data, object_index, view, stored)
-        return shards.image_size if fit is None else fit.place(stored, out)
-
-    return EncodedViews(collection, shards.image_size, shards.read_encoded, decode)
 
 
 def nvjpeg_decoder(device: torch.device) -> DeviceDecoder:
@@ -202,13 +198,8 @@ class GpuFetcher(Fetcher):
         def read_row(row: int) -> None:
             read[row] = [self._read_view(int(objects[row]), view) for view in views[row].tolist()]
 
-        problems: dict[int, DataError] = {}
         with CLOCK.during("reading"):
-            if self._report_bad_records:
-                problems = problems_of_rows(read_row, rows)
-            else:
-                for row in rows:
-                    read_row(row)
+            problems = problems_of_rows(read_row, rows, self._report_bad_records)
         return _ReadRows([view for row in rows for view in read[row]], problems, CLOCK.spent - began)
 
     def _read_view(self, object_index: int, view: int) -> _ReadView:

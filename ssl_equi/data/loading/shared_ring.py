@@ -16,6 +16,7 @@ import torch
 
 from ssl_equi.data.loading.ring import BatchBuffer, BufferShape
 from ssl_equi.errors import UserError
+from ssl_equi.runtime.system import anonymous_memory
 
 
 class SharedRing:
@@ -28,12 +29,10 @@ class SharedRing:
         if not hasattr(os, "memfd_create"):
             raise UserError("worker processes of the loader need Linux: decode in threads, with 0 workers")
         self._shape, self._count = shape, count
-        self._descriptor = os.memfd_create("ssl_equi_batches", os.MFD_CLOEXEC)
         size = count * _buffer_bytes(shape)
         try:
-            os.posix_fallocate(self._descriptor, 0, size)  # or a lack of memory would kill whoever touches it first
+            self._descriptor = anonymous_memory("ssl_equi_batches", size)
         except OSError as error:
-            os.close(self._descriptor)
             raise UserError(
                 f"{count} batches of {size // count:,} bytes do not fit into shared memory ({error.strerror}): choose "
                 f"a smaller batch or a shorter prefetch"

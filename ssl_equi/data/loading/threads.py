@@ -33,9 +33,7 @@ def stored_loader(
     gives workers a data set of a class of its own must start its work below `if __name__ == "__main__":`, as all that
     start processes do.
 
-    Raises:
-        ValueError: sizes that do not fit.
-        UserError: the data set can't be sent to worker processes, or they can't share memory with this one.
+    Raises UserError if the data set can't be sent to worker processes, or they can't share memory with this one.
     """
     if threads < 1 or workers < 0 or prefetch < 0:
         raise ValueError(

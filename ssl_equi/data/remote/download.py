@@ -83,12 +83,8 @@ def download_split(
     Called again after an interruption, shards that are there and intact are kept. Of several processes that want the
     same folder one works and the others wait.
 
-    Args:
-        location: local folder, or http://, https:// or s3:// address.
-        max_bytes: refuse a split whose shards are larger than this together.
-        report_shard: called with each shard's name once it is there.
-
-    Raises DataError if something can't be read or written, does not match its checksum, or is too large.
+    Raises DataError if something can't be read or written, does not match its checksum, or the shards have more than
+    `max_bytes` together. `report_shard` is called with each shard's name once it is there.
     """
     remote = open_folder(location, patience)
     with write_errors_named(folder):

@@ -47,38 +47,22 @@ def streamed_loader(
 ) -> Loader:
     """Batches of the split at a local folder, or an http://, https:// or s3:// address, of manifest, index and shards.
 
-    They hold the same pixels as `stored_loader`'s for the same object and view; only the views that are drawn are
-    decoded. What it guarantees:
-
-    - A batch is a function of (seed, step, rank, world size, global batch size, shuffle buffer, mode), whatever the
-      threads, and however long the server took. `batches(step)` continues a run exactly; to fill the buffer again, at
-      most `shuffle_buffer` objects are read a second time.
-    - mode="exact": in an epoch, every object is in exactly one batch of one rank, but for those left over at its
-      end, which are others in each epoch (with keep_incomplete_batch fewer than there are ranks, or one). The views
-      that an object has in an epoch are those that `stored_loader` draws with the same seed.
-    - All ranks have equally many batches, however uneven the shards, and also with fewer shards than ranks, which then
-      share them.
-
-    What it doesn't:
-
-    - Objects mix only within the shuffle buffer, not over the whole split. The shards come in a new order each epoch.
-    - With another world size, batch size or shuffle buffer it is another order: change them between epochs, or some
-      objects come twice and others not at all in the present one.
-    - mode="resampled": runs of consecutive objects, as long as a shard, are drawn with replacement, so in an epoch some
-      objects come more than once and others not at all. An epoch is as long as in the other mode.
+    They hold the same pixels as `stored_loader`'s for the same object and view. A batch is a function of (seed, step,
+    rank, world size, global batch size, shuffle buffer, mode); `batches(step)` continues a run exactly, and reads at
+    most `shuffle_buffer` objects a second time. All ranks have equally many batches, also with fewer shards than ranks.
+    With other sizes it is another order, so change them between epochs.
 
     Args:
         fit: for ordinary images: how they are brought to one size; None for rendered objects.
         image_size: side in pixels that the views of rendered objects are resized to; None keeps their stored size.
-        threads: that decode.
         fetch_threads: that fetch, each of which mostly waits for its answer.
         prefetch: batches that are decoded ahead; twice as many are fetched ahead.
-        shuffle_buffer: the most objects that wait, encoded, to be given out.
-        pin_memory: as in `stored_loader`.
+        shuffle_buffer: the most objects that wait, encoded, to be given out; objects mix only within it.
+        mode: exact: in an epoch every object is in one batch of one rank, but for those left over at its end, with the
+            views that `stored_loader` draws. resampled: runs of objects as long as a shard, drawn with replacement.
 
-    Raises:
-        ValueError: sizes that do not fit.
-        DataError: as `RemoteShards`; from `batches`, with shard and key, what can't be read.
+    Raises DataError as `RemoteShards`, ValueError for sizes that do not fit; `batches` raises DataError, with shard and
+    key, for what can't be read.
     """
     bad_records = bad_records_of(options)
     if threads < 1 or fetch_threads < 1 or prefetch < 0:

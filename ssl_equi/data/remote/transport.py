@@ -33,7 +33,6 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _CHUNK_BYTES = 1 << 16
 _PIECE_BYTES = 8 << 20  # a whole file is fetched in such pieces
 _MIB = 1 << 20
-_REMOTE_GAP_BYTES = _MIB  # about what a fast connection carries while a request is under way
 _TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
 
 
@@ -56,12 +55,15 @@ class Patience:
 class RemoteFolder(ABC):
     """A folder whose files are read in pieces, from any thread."""
 
-    max_gap_bytes: int
+    max_gap_bytes = 1 << 20  # about what a fast connection carries while a request is under way
     """Between two pieces that are wanted, so many bytes are rather read and dropped than asked around."""
 
-    @abstractmethod
+    def __init__(self, location: str) -> None:
+        self._location = location.rstrip("/")
+
     def describe(self, name: str) -> str:
         """The path or address of a file, for messages."""
+        return f"{self._location}/{name}"
 
     @abstractmethod
     def size(self, name: str) -> int:
@@ -95,11 +97,9 @@ def open_folder(location: str | Path, patience: Patience | None = None) -> Remot
     that an address doesn't need.
     """
     patience = patience or Patience()
-    if isinstance(location, Path):
-        return LocalFolder(location)
-    scheme = _SCHEME_PATTERN.match(location)
-    if scheme is None:
-        return LocalFolder(Path(location))
+    scheme = None if isinstance(location, Path) else _SCHEME_PATTERN.match(location)
+    if isinstance(location, Path) or scheme is None:
+        return LocalFolder(str(location))
     if not _URL_PATTERN.fullmatch(location) or not _has_usable_host(location):
         raise DataError(
             f"location {location!r} is refused: give the path of a local folder, or a plain http://, https:// or "
@@ -125,21 +125,15 @@ class LocalFolder(RemoteFolder):
 
     max_gap_bytes = 0
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def describe(self, name: str) -> str:
-        return str(self._folder / name)
-
     def size(self, name: str) -> int:
         try:
-            return (self._folder / name).stat().st_size
+            return os.stat(self.describe(name)).st_size
         except OSError as error:
             raise _unreadable(self.describe(name), error.strerror or str(error)) from error
 
     def read(self, name: str, start: int, end: int, file_bytes: int) -> bytes:
         try:
-            with open(self._folder / name, "rb") as file:
+            with open(self.describe(name), "rb") as file:
                 found_bytes = os.fstat(file.fileno()).st_size
                 data = os.pread(file.fileno(), end - start, start)
         except OSError as error:
@@ -155,16 +149,11 @@ class HttpFolder(RemoteFolder):
     A plain server, which always sends the whole file, is good enough for `copy`.
     """
 
-    max_gap_bytes = _REMOTE_GAP_BYTES
-
     def __init__(self, url: str, patience: Patience) -> None:
-        self._url = url.rstrip("/")
+        super().__init__(url)
         self._patience = patience
         self._closed = threading.Event()
         self._opener = _web_opener()
-
-    def describe(self, name: str) -> str:
-        return f"{self._url}/{name}"
 
     def size(self, name: str) -> int:
         request = urllib.request.Request(self.describe(name), method="HEAD")
@@ -291,9 +280,8 @@ class HttpFolder(RemoteFolder):
 class S3Folder(RemoteFolder):
     """Files in S3, with the credentials and retries of s3fs; needs the extra `streaming`."""
 
-    max_gap_bytes = _REMOTE_GAP_BYTES
-
     def __init__(self, url: str, patience: Patience) -> None:
+        super().__init__(url)
         try:
             import fsspec
 
@@ -309,19 +297,10 @@ class S3Folder(RemoteFolder):
             raise DataError(
                 f"location {url!r} needs s3fs ({error}): install it with `pip install 'ssl-equi[streaming]'`"
             ) from error
-        self._url = url.rstrip("/")
         self._known_sizes: dict[str, int] = {}  # of shards, which are asked for once
 
-    def describe(self, name: str) -> str:
-        return f"{self._url}/{name}"
-
     def size(self, name: str) -> int:
-        try:
-            return int(self._files.info(self.describe(name))["size"])
-        except FileNotFoundError as error:
-            raise _unreadable(self.describe(name), "there is no such file or bucket") from error
-        except Exception as error:  # botocore's errors have no common base
-            raise _unreadable(self.describe(name), str(error) or repr(error)) from error
+        return int(self._asked(name, self._files.info)["size"])
 
     def read(self, name: str, start: int, end: int, file_bytes: int) -> bytes:
         found_bytes = self._known_sizes.get(name)
@@ -329,11 +308,15 @@ class S3Folder(RemoteFolder):
             found_bytes = self._known_sizes[name] = self.size(name)
         if found_bytes != file_bytes:
             raise _of_other_size(self.describe(name), found_bytes, file_bytes)
+        return bytes(self._asked(name, self._files.cat_file, start=start, end=end))
+
+    def _asked(self, name: str, ask: Callable[..., Any], **options: int) -> Any:
         try:
-            data = bytes(self._files.cat_file(self.describe(name), start=start, end=end))
+            return ask(self.describe(name), **options)
+        except FileNotFoundError as error:
+            raise _unreadable(self.describe(name), "there is no such file or bucket") from error
         except Exception as error:  # botocore's errors have no common base
             raise _unreadable(self.describe(name), str(error) or repr(error)) from error
-        return data
 
 
 def _web_opener() -> urllib.request.OpenerDirector:

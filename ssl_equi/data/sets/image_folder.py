@@ -26,10 +26,8 @@ class ImageFolder:
     the same; the content key also of what changes once a file is written anew. Normalisation is by ImageNet's
     constants.
 
-    Raises:
-        DataError: there is no such folder, no class, a class without an image, or a class that train lacks; a folder
-            can't be read or contains itself by a link; or an image is a link to nowhere. Whether the files are images
-            is seen when they are read.
+    Raises DataError for a folder, class or link with nothing in it, and a class that train lacks; whether files are
+    images is seen when they are read.
     """
 
     def __init__(self, folder: Path, split: str) -> None:

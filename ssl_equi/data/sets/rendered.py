@@ -13,18 +13,18 @@ from ssl_equi.errors import DataError
 from ssl_equi.latents.schema import THREEDIEBENCH, THREEDIEBENCH_T
 
 EMBEDDED_SPLITS = ("train", "val", "test")
-OOD_ROTATION = "ood_rotation"  # the objects of test under rotations outside of the trained ones
+OOD_ROTATION = "ood_rotation"  # the objects of a judged split under rotations outside of the trained ones
 EMBEDDED_EVALUATION_SPLITS = ("test", "val", OOD_ROTATION)  # the splits with the classes of train
 WEIGHTS_LICENCE = "apache-2.0"  # of what learnt from our own renderings
 
 
 @dataset(
     "3diebench-p", embedded=True, posed=True, schema=THREEDIEBENCH, splits=EMBEDDED_EVALUATION_SPLITS,
-    licence=WEIGHTS_LICENCE,
+    licence=WEIGHTS_LICENCE, ood_rotation_of="test",
 )  # fmt: skip
 @dataset(
     "3diebench-pt", embedded=True, posed=True, schema=THREEDIEBENCH_T, splits=EMBEDDED_EVALUATION_SPLITS,
-    licence=WEIGHTS_LICENCE,
+    licence=WEIGHTS_LICENCE, ood_rotation_of="test",
 )  # fmt: skip
 def open_embedded(known: DataSet, place: Place, evaluation_split: str, image_size: int) -> DataSource:
     """Renders the splits that aren't there yet, as those that are."""
@@ -37,8 +37,8 @@ def open_embedded(known: DataSet, place: Place, evaluation_split: str, image_siz
     return _open_shards(known, place, folder, evaluation_split, image_size)
 
 
-@dataset("3diebench", posed=True, schema=THREEDIEBENCH)
-@dataset("3diebench-t", posed=True, schema=THREEDIEBENCH_T)
+@dataset("3diebench", posed=True, schema=THREEDIEBENCH, ood_rotation_of="val")
+@dataset("3diebench-t", posed=True, schema=THREEDIEBENCH_T, ood_rotation_of="val")
 @dataset("posed", posed=True)
 def open_converted(known: DataSet, place: Place, evaluation_split: str, image_size: int) -> DataSource:
     """Opens what datasets/threediebench.py, datasets/posed_images.py or anybody else wrote."""

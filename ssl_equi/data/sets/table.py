@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ssl_equi.data.collection import Rgb, ViewCollection
 from ssl_equi.latents.schema import LatentSchema
@@ -92,6 +93,8 @@ class DataSet:
     """Those that may be judged; None: any."""
     licence: str | None = None
     """Of weights that learn from it, as the Hugging Face hub spells it; None: as the manifest states."""
+    ood_rotation_of: str | None = None
+    """Split whose objects its split ood_rotation shows under rotations never trained on; None: it can't have one."""
 
     def counterpart(self, schema: LatentSchema) -> str:
         """The set of the same kind with another schema: the one whose objects move instead of the one whose don't."""
@@ -102,23 +105,11 @@ class DataSet:
 DATASETS: dict[str, DataSet] = {}
 
 
-def dataset(
-    *names: str,
-    embedded: bool = False,
-    posed: bool = False,
-    schema: LatentSchema | None = None,
-    side: int | None = None,
-    may_lie_elsewhere: bool = True,
-    splits: tuple[str, ...] | None = None,
-    licence: str | None = None,
-) -> Callable[[OpenFunction], OpenFunction]:
-    """Enters data sets that a function opens into the table; see `DataSet` for what is said of them."""
+def dataset(*names: str, **known: Any) -> Callable[[OpenFunction], OpenFunction]:
+    """Enters data sets that a function opens into the table, with what is `known` of them: the fields of `DataSet`."""
 
     def enter(open_function: OpenFunction) -> OpenFunction:
-        for name in names:
-            DATASETS[name] = DataSet(
-                name, open_function, embedded, posed, schema, side, may_lie_elsewhere, splits, licence
-            )
+        DATASETS.update({name: DataSet(name, open_function, **known) for name in names})
         return open_function
 
     return enter

@@ -5,7 +5,7 @@ the published files; nothing here unpickles. STL-10 is plain binary.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,12 +88,7 @@ def open_torchvision(name: str, data_dir: Path) -> TorchvisionSet:
     """
     from torchvision import datasets  # takes a second, and the other data sets need none of it
 
-    kinds: dict[str, Any] = {
-        "cifar10": datasets.CIFAR10,
-        "cifar100": datasets.CIFAR100,
-        "stl10": datasets.STL10,
-    }
-    kind = kinds[name]
+    kind: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}[name]
     try:
         if name == "stl10":
             train, test = (kind(data_dir, split=split, download=False) for split in ("train+unlabeled", "test"))
@@ -105,37 +100,26 @@ def open_torchvision(name: str, data_dir: Path) -> TorchvisionSet:
             f"{name} is not complete in {data_dir}, and nothing is downloaded: unpack {kind.filename} there, so that "
             f"{data_dir / kind.base_folder} holds the published {files}"
         ) from error
-    train_images = _in_memory(name, "train", train, kind.train_list, data_dir)
-    labelled = np.flatnonzero(train_images.labels >= 0)
-    if len(labelled) == len(train_images.labels):
-        labelled_images = train_images
-    else:
-        labelled_images = _in_memory(name, "labelled train", train, kind.train_list, data_dir, rows=labelled)
+    train_images = labelled_images = _in_memory(name, "train", train, kind.train_list, data_dir)
+    if (train_images.labels < 0).any():
+        labelled = _in_memory(name, "labelled train", train, kind.train_list, data_dir)
+        rows = np.flatnonzero(labelled.labels >= 0)
+        labelled_images = replace(labelled, images=labelled.images[rows], labels=labelled.labels[rows])
     return TorchvisionSet(train_images, labelled_images, _in_memory(name, "test", test, kind.test_list, data_dir))
 
 
-def _in_memory(
-    name: str,
-    split: str,
-    dataset: Any,
-    files: list[list[str]],
-    data_dir: Path,
-    rows: np.ndarray | None = None,
-) -> ImagesInMemory:
+def _in_memory(name: str, split: str, dataset: Any, files: list[list[str]], data_dir: Path) -> ImagesInMemory:
     if name == "stl10":
         images, labels = dataset.data.transpose(0, 2, 3, 1), dataset.labels
         class_names = getattr(dataset, "classes", [str(label) for label in range(10)])  # class_names.txt may be absent
     else:
         images, labels, class_names = dataset.data, dataset.targets, dataset.classes
-    labels = np.asarray(labels, dtype=np.int64)
-    if rows is not None:
-        images, labels = images[rows], labels[rows]
     mean_rgb, std_rgb = MEAN_STD_RGB[name]
     # torchvision has compared the files with these MD5 sums.
     identity = canonical_json({"set": name, "split": split, "md5": files})
     return ImagesInMemory(
         images=images,
-        labels=labels,
+        labels=np.asarray(labels, dtype=np.int64),
         class_names=tuple(class_names),
         split=split,
         folder=data_dir,

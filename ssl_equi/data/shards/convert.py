@@ -1,4 +1,4 @@
-"""From images and views of any layout to shards: put in a random order, resumed, verified; what converters share.
+"""From any layout to shards: checked, put in a random order, resumed, verified; what converters share.
 
 Each image is decoded once, strictly, and stored as the bytes it was. Pixels only change where the user asks for it, and
 the manifest then says how.
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -32,7 +33,7 @@ from ssl_equi.data.shards.manifest import (
     read_manifest,
 )
 from ssl_equi.data.shards.records import ImageSplitSettings, SplitSettings, pixel_moments
-from ssl_equi.data.shards.verify import find_damage
+from ssl_equi.data.shards.verify import verify_split
 from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.errors import DataError
 from ssl_equi.files import map_in_order
@@ -50,14 +51,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class PlannedSplit(Generic[Item]):
-    """One split to be written: what its manifest will say, and the items that become its records, as they are stored.
-
-    `record_of` runs in threads and raises DataError for an item that can't be stored.
-    """
+    """A split before it is stored."""
 
     settings: SplitSettings | ImageSplitSettings
+    """What its manifest will say; their plan names every record, so that only runs of the same list are continued."""
     items: Sequence[Item]
+    """What records are made of, in the order in which they are stored."""
     record_of: Callable[[Item], ObjectRecord | ImageRecord]
+    """Thread-safe; raises DataError for what can't be stored."""
 
 
 @dataclass(frozen=True)
@@ -106,73 +107,56 @@ class ListedImages:
 def convert_images(
     splits: Sequence[ListedImages], provenance: Provenance, options: ConversionOptions
 ) -> dict[str, ImageManifest]:
-    """Write every split, going on after the finished shards of an earlier call, and verify them if asked.
-
-    Shows a progress bar. Raises DataError naming the first image that can't be stored, or the first damage found.
-    """
+    """Write splits of images in a random order; see `write_splits`."""
     for images in splits:
         _check_listed(images)
     planned = [_planned(images, provenance, options) for images in splits]
     return write_splits(options.out, planned, options.workers, options.verify)
 
 
-def write_splits(
-    folder: Path, splits: Sequence[PlannedSplit[Any]], workers: int, verify: bool = False
-) -> dict[str, Any]:
+def write_splits(out: Path, splits: Sequence[PlannedSplit[Any]], workers: int, verify: bool = False) -> dict[str, Any]:
     """Write every split, going on after the finished shards of an earlier call, and verify them if asked.
 
-    Shows a progress bar. Returns the manifests by the splits' names. Raises DataError naming the first item that can't
-    be stored, or the first damage found.
+    Shows a progress bar; returns the manifests. Raises DataError naming the first record that can't be stored, or the
+    first damage found.
     """
     manifests = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         for planned in splits:
-            split, what = planned.settings.split, "objects" if isinstance(planned.settings, SplitSettings) else "images"
-            task = progress.add_task(f"{split} {what}", total=len(planned.items))
+            settings, total = planned.settings, len(planned.items)
+            task = progress.add_task(f"{settings.split} {settings.new_format().what}s", total=total)
+            manifests[settings.split] = _stored_split(out, planned, workers, partial(progress.update, task))
+        for split, manifest in manifests.items() if verify else ():
+            task = progress.add_task(f"verifying {split} shards", total=len(manifest.shards))
 
-            def report_done(count: int, task: TaskID = task) -> None:
-                progress.update(task, completed=count)
+            def advance(shard: str, task: TaskID = task) -> None:
+                progress.advance(task)
 
-            manifests[split] = _write_split(folder, planned, workers, report_done)
-        if verify:
-            for split, manifest in manifests.items():
-                task = progress.add_task(f"verifying {split} shards", total=len(manifest.shards))
-
-                def advance(shard: str, task: TaskID = task) -> None:
-                    progress.advance(task)
-
-                for damage in find_damage(folder, split, workers=workers, report_shard=advance):
-                    raise DataError(f"{damage.sentence}: rebuild this data set, on a disk that keeps what it is given")
+            verify_split(out, split, workers=workers, report_shard=advance)
     return manifests
 
 
-def _write_split(
-    folder: Path, planned: PlannedSplit[Any], workers: int, report_done: Callable[[int], None]
-) -> Manifest | ImageManifest:
-    """`report_done` hears how many records are stored."""
+def _stored_split(out: Path, planned: PlannedSplit[Any], workers: int, report: Callable[..., None]) -> Any:
+    """The manifest of a split that is there already, or is written after its finished shards."""
     settings = planned.settings
-    if has_manifest(folder, settings.split):
+    if has_manifest(out, settings.split):
         read = read_manifest if isinstance(settings, SplitSettings) else read_image_manifest
-        manifest: Manifest | ImageManifest = read(folder, settings.split)
+        manifest: Manifest | ImageManifest = read(out, settings.split)
         if manifest.plan_sha256 != settings.plan_sha256:
             raise DataError(
-                f"{folder} holds a {settings.split} split made with other options or from other images: choose another "
+                f"{out} holds a {settings.split} split made with other options or from other images: choose another "
                 f"folder with --out or delete that split"
             )
-        report_done(manifest.num_objects)
+        report(completed=manifest.num_objects)
         return manifest
-    with (
-        SplitWriter[Any](folder, settings, resume=True) as writer,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        report_done(writer.num_records)
+    with SplitWriter[Any](out, settings, resume=True) as writer, ThreadPoolExecutor(workers) as pool:
+        report(completed=writer.num_records)
         remaining = planned.items[writer.num_records :]
         for record in map_in_order(pool, planned.record_of, remaining, ahead=workers * _READ_AHEAD_PER_WORKER):
             writer.add(record)
-            report_done(writer.num_records)
-        written: Manifest | ImageManifest = writer.finish(workers)
-        return written
+            report(completed=writer.num_records)
+        return writer.finish(workers)
 
 
 def in_stored_order(items: Sequence[Item], seed: int) -> list[Item]:

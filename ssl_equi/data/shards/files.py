@@ -3,12 +3,13 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from stat import S_ISREG
 
 from ssl_equi.data.shards.manifest import ShardEntry
 from ssl_equi.errors import DataError, LostShardError
+from ssl_equi.files import size_of_regular_file
 
 _MOST_DESCRIPTORS = 256  # many systems allow a process 1024 open files
+_AGAIN = "download it again or rebuild this data set"
 
 
 class ShardFiles:
@@ -62,17 +63,7 @@ def open_shard_files(folder: Path, entries: Sequence[ShardEntry]) -> ShardFiles:
     """The shards of a manifest, whose sizes are compared; DataError for one that is missing or of another size."""
     files = ShardFiles([f"{folder}/{entry.name}" for entry in entries])  # thousands of Paths take milliseconds
     for path, entry in zip(files.paths, entries, strict=True):
-        try:
-            stat = os.stat(path)
-        except FileNotFoundError:
-            stat = None
-        except OSError as error:
-            raise DataError(f"shard {path} can't be read ({error.strerror}): allow it") from error
-        if stat is None or not S_ISREG(stat.st_mode):
-            raise DataError(f"shard {path} is missing: download it again or rebuild this data set")
-        if stat.st_size != entry.bytes:
-            raise DataError(
-                f"shard {path} has {stat.st_size} bytes where the manifest says {entry.bytes}: "
-                f"download it again or rebuild this data set"
-            )
+        size = size_of_regular_file(path, f"shard {path}", DataError, _AGAIN)
+        if size != entry.bytes:
+            raise DataError(f"shard {path} has {size} bytes where the manifest says {entry.bytes}: {_AGAIN}")
     return files

@@ -1,6 +1,7 @@
 """Ordinary images in tar shards, ours or others': `ImageShards`."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,8 @@ class ImageShards:
     `passed_over`; and normalisation is by ImageNet's constants. `labelled_only` leaves out images without a label,
     which only a manifest allows.
 
-    Raises:
-        DataError: there are no shards, or one is cut, damaged or holds incomplete, doubled or ill-labelled records; or
-            shards or index aren't those of the manifest. Whether the members are images is seen when they are read.
+    Raises DataError for shards that are missing, damaged or not those of the manifest, and records that are incomplete,
+    doubled or ill-labelled; whether members are images is seen when they are read.
     """
 
     def __init__(
@@ -109,7 +109,8 @@ class ImageShards:
         return names
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_again, (self.folder, self.split, len(self.class_names), self._labelled_only)
+        again = partial(ImageShards, labelled_only=self._labelled_only)
+        return again, (self.folder, self.split, len(self.class_names))
 
     @property
     def has_checksums(self) -> bool:
@@ -136,10 +137,6 @@ class ImageShards:
         place = "in" if self._crc32c is None else f"at byte {int(self._index.offsets[index])} of"
         shard = self._files.paths[int(self._index.shard_numbers[index])]
         return f"{self._index.keys[index].decode(errors='replace')!r} {place} shard {shard}"
-
-
-def _open_again(folder: Path, split: str, num_classes: int, labelled_only: bool) -> ImageShards:
-    return ImageShards(folder, split, num_classes, labelled_only=labelled_only)
 
 
 def _lines_of(path: Path) -> tuple[str, ...]:

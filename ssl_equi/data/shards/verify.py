@@ -30,7 +30,6 @@ from ssl_equi.data.shards.manifest import (
     read_image_manifest,
     read_manifest,
 )
-from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.errors import DataError
 from ssl_equi.files import map_in_order, sha256_of_file
 
@@ -55,16 +54,6 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class Verification:
-    """What was checked, all of it found good."""
-
-    fingerprint: str
-    num_shards: int
-    num_bytes: int
-    num_images_decoded: int
-
-
-@dataclass(frozen=True)
 class _Record:
     """One image of a shard, as the index has it."""
 
@@ -75,31 +64,11 @@ class _Record:
 
 
 def verify_split(
-    folder: Path, split: str, *, decode: bool = False, report_shard: Callable[[str], None] | None = None
-) -> Verification:
-    """Compare the SHA-256 of all shards and sidecars with the manifest of objects; with `decode`, decode all views too.
-
-    `report_shard` is called with each shard's name once it is good. Raises DataError naming the first file, or with
-    `decode` the first image, that is not.
-    """
-    dataset = ShardDataset(folder, split)  # checks the manifest and the sizes
-    index = read_index(folder, dataset.manifest, verify=True)
-    images_decoded = 0
-    for entry in dataset.manifest.shards:
-        path = dataset.folder / entry.name
-        if sha256_of_file(path) != entry.sha256:
-            raise DataError(
-                f"shard {path} does not match its SHA-256 in the manifest: download it again or rebuild this data set"
-            )
-        for object_index in range(entry.first, entry.first + entry.count) if decode else ():
-            own_views = np.arange(index.views_of(object_index))
-            dataset.images(np.array([object_index]), own_views[None])
-            images_decoded += len(own_views)
-        if report_shard is not None:
-            report_shard(entry.name)
-    dataset.close()
-    num_bytes = sum(entry.bytes for entry in dataset.manifest.shards)
-    return Verification(dataset.fingerprint, len(dataset.manifest.shards), num_bytes, images_decoded)
+    folder: Path, split: str, *, workers: int = 1, report_shard: Callable[[str], None] = lambda name: None
+) -> None:
+    """Reads and decodes all of a split in so many threads; DataError with the first thing that `find_damage` finds."""
+    for damage in find_damage(folder, split, workers=workers, report_shard=report_shard):
+        raise DataError(f"{damage.sentence}: rebuild this data set, or download it again")
 
 
 def kind_of_split(folder: Path, split: str) -> SplitKind:
