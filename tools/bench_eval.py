@@ -33,8 +33,8 @@ from benchmarks import Row, print_rows, row_of, seconds_of, write_rows
 from torch import Tensor, nn
 
 from ssl_equi.cli import explain_errors, parse_command_line
+from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import normalise_images
-from ssl_equi.data.stage_seconds import StageSeconds
 from ssl_equi.errors import UserError
 from ssl_equi.geometry.latents import quat_xyzw_from_latents, relative_hues
 from ssl_equi.geometry.rotations import relative_quat
@@ -98,8 +98,8 @@ class CountingEncoder(nn.Module):
 PARTS = {"all": slice(0, FEATURES), "inv": slice(0, FEATURES // 2), "equi": slice(FEATURES // 2, FEATURES)}
 
 
-class RandomViews:
-    """A split of noise with known poses, in memory: what `ssl_equi.data.collection.ViewCollection` asks for."""
+class RandomViews(ViewCollection):
+    """A split of noise with known poses, in memory."""
 
     def __init__(self, split: str, num_objects: int, num_views: int) -> None:
         generator = np.random.default_rng(len(split))
@@ -115,16 +115,10 @@ class RandomViews:
         shape = (num_objects, num_views, IMAGE_SIDE, IMAGE_SIDE, 3)
         self.pixels = generator.integers(0, 256, shape, dtype=np.uint8)
 
-    def read_views(
-        self,
-        object_indices: np.ndarray,
-        view_indices: np.ndarray,
-        out: np.ndarray,
-        content_sizes_out: np.ndarray | None = None,
-    ) -> StageSeconds:
-        """See `ssl_equi.data.collection`."""
+    def _read(
+        self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray, sizes_out: np.ndarray | None
+    ) -> None:
         out[:] = self.pixels[object_indices[:, None], view_indices]
-        return StageSeconds()
 
 
 def images_of_the_usual_way(num_objects: int, epochs: int = PUBLISHED_EPOCHS) -> int:

@@ -15,7 +15,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import ViewSubset, spread_views
 from ssl_equi.data.sources import OOD_ROTATION, open_ood_rotation
 from ssl_equi.errors import DataError
-from ssl_equi.geometry.actions import beyond_euler_box
+from ssl_equi.latents.actions import warning_of_signs
 from ssl_equi.probing.baselines import Baseline
 from ssl_equi.probing.corruptions import CORRUPTIONS, Corruption
 from ssl_equi.probing.encode import FeatureCache, cache_of
@@ -86,7 +86,7 @@ def _out_of_distribution(context: ImageContext, part: str, judge: Judge, compare
         if not metric.startswith(ANGLES):
             metrics[f"drop_of_{metric}"] = seen.metrics[metric] - unseen.metrics[metric]
             baselines[f"drop_of_{metric}"] = Baseline(at_hand.value - apart.value, at_hand.name)
-    note = beyond_euler_box(unseen_views.split, unseen_views.latents)
+    note = warning_of_signs(unseen_views.split, unseen_views.schema, unseen_views.latents)
     return replace(
         unseen, metrics=metrics, baselines=baselines, split=unseen_views.split, num_objects=unseen_views.num_objects,
         notes=tuple(dict.fromkeys((*unseen.notes, *seen.notes, *([] if note is None else [note])))),

@@ -149,7 +149,7 @@ def test_a_missing_array_of_counts_is_named(own_uneven: Path) -> None:
 
 
 def test_damage_is_found_and_named_by_the_members_name(own_uneven: Path, records: list[ObjectRecord]) -> None:
-    assert verify_split(own_uneven, "train", decode=True).num_images_decoded == sum(COUNTS)
+    verify_split(own_uneven, "train")
     assert list(find_damage(own_uneven, "train")) == []
     split = ShardDataset(own_uneven, "train")
     flip(own_uneven / "train-000001.tar", int(split._index.offsets[7, 4]) + 300)
