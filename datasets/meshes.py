@@ -20,8 +20,8 @@ from typing import Annotated
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.mesh_files import import_trimesh
-from ssl_equi.data.mesh_sets import (
+from ssl_equi.data.rendering.mesh_files import import_trimesh
+from ssl_equi.data.rendering.mesh_sets import (
     SAME_OBJECTS,
     CheckedModel,
     MeshFile,
@@ -33,7 +33,7 @@ from ssl_equi.data.mesh_sets import (
     rendered_splits,
     splits_by_objects,
 )
-from ssl_equi.data.rendering import build_splits, default_workers
+from ssl_equi.data.rendering.splits import build_splits, default_workers
 from ssl_equi.data.shards.verify import verify_split
 from ssl_equi.errors import DataError
 from ssl_equi.options import Threads

@@ -36,7 +36,7 @@ from typing import Annotated
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.posed_tables import PosedTable, TableOptions, read_posed_table
+from ssl_equi.data.posed.tables import PosedTable, TableOptions, read_posed_table
 from ssl_equi.data.shards.convert import PlannedSplit, in_stored_order, pixel_statistics, write_splits
 from ssl_equi.data.shards.manifest import Manifest
 from ssl_equi.data.shards.records import SplitSettings

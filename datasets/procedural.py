@@ -20,7 +20,7 @@ import numpy as np
 from rich.progress import track
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.procedural import (
+from ssl_equi.data.rendering.procedural import (
     PlannedObject,
     ProceduralConfig,
     build_procedural,
@@ -29,7 +29,7 @@ from ssl_equi.data.procedural import (
     rendered_split,
     split_plans,
 )
-from ssl_equi.data.rendering import default_workers
+from ssl_equi.data.rendering.splits import default_workers
 from ssl_equi.data.shards.format import ObjectRecord
 from ssl_equi.data.shards.verify import verify_split
 from ssl_equi.errors import DataError

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.posed_folders import (
+from ssl_equi.data.posed.folders import (
     Layout,
     ListedObject,
     check_no_duplicates,

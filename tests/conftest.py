@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_equi.data.procedural import ProceduralConfig, build_procedural
+from ssl_equi.data.rendering.procedural import ProceduralConfig, build_procedural
 from ssl_equi.data.shards.reader import ShardDataset
 from tests.data.uneven_objects import write_uneven
 from tests.simulated_device import SimulatedDevice, simulated_device

@@ -92,7 +92,7 @@ def test_only_the_run_and_its_processes_know_accelerate() -> None:
 def test_a_library_stays_behind_its_border() -> None:
     borders = {
         "lightly": "parts/heads.py", "escnn": "escnn_import.py",
-        "fsspec": "transport.py", "sklearn": "feature_map.py", "pyarrow": "tables/reading.py",
+        "fsspec": "transport.py", "sklearn": "feature_map.py", "pyarrow": "posed/reading.py",
         "trimesh": "mesh_files.py",
     }  # fmt: skip
     for library, border in borders.items():

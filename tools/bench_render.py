@@ -26,7 +26,7 @@ from benchmarks import Row, machine_of, print_rows, row_of, seconds_of, write_ro
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.loading.rendered import RenderedViews, rendered_loader
 from ssl_equi.data.loading.threads import stored_loader
-from ssl_equi.data.procedural import ProceduralConfig, build_procedural
+from ssl_equi.data.rendering.procedural import ProceduralConfig, build_procedural
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.scenes.families import DEFAULT_FAMILIES, build_object
 from ssl_equi.scenes.mesh import Mesh

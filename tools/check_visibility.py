@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.procedural import ProceduralConfig, plan_objects
+from ssl_equi.data.rendering.procedural import ProceduralConfig, plan_objects
 from ssl_equi.geometry.latents import TRANSLATION_COLUMNS
 from ssl_equi.scenes.families import DEFAULT_FAMILIES, build_object
 from ssl_equi.scenes.mesh import Mesh

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import TurnedViews, Turns, resized
-from ssl_equi.data.procedural import build_procedural
 from ssl_equi.data.remote.download import fetch_splits
 from ssl_equi.data.remote.transport import is_address
+from ssl_equi.data.rendering.procedural import build_procedural
 from ssl_equi.data.sets import images, rendered, torchvision_sets  # noqa: F401 - they enter their sets into the table
 from ssl_equi.data.sets.rendered import OOD_ROTATION, embedded_config, stored_side
 from ssl_equi.data.sets.table import DATASETS, DataSet, DataSource, Place

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ssl_equi.checkpoint import require_writable
-from ssl_equi.data.procedural import ProceduralConfig
+from ssl_equi.data.rendering.procedural import ProceduralConfig
 from ssl_equi.data.sources import DATASETS, DatasetName, DataSource, open_data, stored_image_size, turned_source
 from ssl_equi.errors import UserError
 from ssl_equi.options import ActsWhen, Count, EncoderArguments, ImageSide, Range

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssl_equi.data.procedural import ProceduralConfig
+from ssl_equi.data.rendering.procedural import ProceduralConfig
 from ssl_equi.data.sources import DATASETS, DataSource, open_data
 from ssl_equi.errors import DataError
 from ssl_equi.probing.image_context import ImageContext, ImageQuestion

@@ -11,8 +11,8 @@ import trimesh
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from ssl_equi.data import mesh_files
-from ssl_equi.data.mesh_files import MESH_SUFFIXES, linear_from_srgb, read_model
+from ssl_equi.data.rendering import mesh_files
+from ssl_equi.data.rendering.mesh_files import MESH_SUFFIXES, linear_from_srgb, read_model
 from ssl_equi.errors import DataError
 from ssl_equi.scenes.mesh import Mesh
 from ssl_equi.scenes.scene import SceneSettings, main_camera

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from ssl_equi.data.procedural import ProceduralConfig, build_procedural
+from ssl_equi.data.rendering.procedural import ProceduralConfig, build_procedural
 from ssl_equi.data.shards.image_shards import ImageShards
 from ssl_equi.data.shards.manifest import has_manifest
 from ssl_equi.data.shards.reader import ShardDataset

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from ssl_equi.data import procedural, rendering
-from ssl_equi.data.procedural import (
+from ssl_equi.data.rendering import procedural
+from ssl_equi.data.rendering import splits as rendering
+from ssl_equi.data.rendering.procedural import (
     PIXEL_MEAN_RGB,
     PIXEL_STD_RGB,
     TRANSLATED_PIXEL_MEAN_RGB,

@@ -14,7 +14,7 @@ from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.images import CenterCrop
 from ssl_equi.data.loading.rendered import RenderedViews, config_of_stored, fresh_latents, rendered_loader
 from ssl_equi.data.loading.threads import stored_loader
-from ssl_equi.data.procedural import ProceduralConfig, build_procedural, plan_objects
+from ssl_equi.data.rendering.procedural import ProceduralConfig, build_procedural, plan_objects
 from ssl_equi.data.sets.image_folder import ImageFolder
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.single_views import SingleViews

@@ -15,9 +15,9 @@ from ssl_equi.data.derived import resized as resized_to
 from ssl_equi.data.loading.gpu import encoded_views, gpu_loader, resize_images
 from ssl_equi.data.loading.rendered import config_of_stored
 from ssl_equi.data.loading.threads import stored_loader
-from ssl_equi.data.procedural import ProceduralConfig, build_procedural
 from ssl_equi.data.remote.streaming import streamed_loader
 from ssl_equi.data.remote.views import RemoteShards
+from ssl_equi.data.rendering.procedural import ProceduralConfig, build_procedural
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.sources import open_data, open_ood_rotation
 from ssl_equi.errors import DataError

@@ -12,8 +12,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from ssl_equi.data import mesh_sets, rendering
-from ssl_equi.data.mesh_sets import MeshFile, MeshSetConfig, divide, list_models, splits_by_objects
+from ssl_equi.data.rendering import mesh_sets
+from ssl_equi.data.rendering import splits as rendering
+from ssl_equi.data.rendering.mesh_sets import MeshFile, MeshSetConfig, divide, list_models, splits_by_objects
 from ssl_equi.data.shards.format import MAX_KEY_LENGTH
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.sources import open_data

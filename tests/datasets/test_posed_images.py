@@ -20,12 +20,12 @@ from PIL import Image, ImageOps
 from scipy.spatial.transform import Rotation as SciPyRotation
 
 from ssl_equi.cli import parse_command_line
-from ssl_equi.data.posed_tables import SPLIT_BY_VIEWS, TableOptions, read_posed_table
+from ssl_equi.data.posed.latents import parse_latent
+from ssl_equi.data.posed.reading import read_table
+from ssl_equi.data.posed.tables import SPLIT_BY_VIEWS, TableOptions, read_posed_table
 from ssl_equi.data.shards import convert
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.sources import open_data
-from ssl_equi.data.tables.latents import parse_latent
-from ssl_equi.data.tables.reading import read_table
 from ssl_equi.errors import DataError
 from ssl_equi.latents.angle import Angle
 from ssl_equi.latents.category import Category

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from ssl_equi.data.procedural import ProceduralConfig, build_procedural
+from ssl_equi.data.rendering.procedural import ProceduralConfig, build_procedural
 from ssl_equi.data.shards.format import ImageRecord, ObjectRecord
 from ssl_equi.data.shards.writer import write_split
 from ssl_equi.latents.schema import SCHEMA_OF_WIDTH

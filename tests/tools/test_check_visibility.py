@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from ssl_equi.data.procedural import ProceduralConfig, plan_objects
+from ssl_equi.data.rendering.procedural import ProceduralConfig, plan_objects
 from ssl_equi.scenes.families import build_object
 from ssl_equi.scenes.sampling import sample_latents
 from ssl_equi.scenes.scene import SceneSettings

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from measurements import Phase, run_phase
 
-from ssl_equi.data.procedural import ProceduralConfig, build_procedural
+from ssl_equi.data.rendering.procedural import ProceduralConfig, build_procedural
 from ssl_equi.runtime.system import usable_cores
 
 MOST_WORKERS = 12  # the other cores are for the phases

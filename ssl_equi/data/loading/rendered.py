@@ -20,7 +20,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import ResizedViews
 from ssl_equi.data.loading.loader import Fetched, Fetcher, Loader, PendingBatch, bad_records_of
 from ssl_equi.data.order import BatchOptions, BatchOrder, sizes_of
-from ssl_equi.data.procedural import (
+from ssl_equi.data.rendering.procedural import (
     ProceduralConfig,
     default_folder,
     latents_of_object,

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from ssl_equi.data.derived import ResizedViews, resized
-from ssl_equi.data.procedural import ProceduralConfig, build_procedural, default_folder
 from ssl_equi.data.remote.views import RemoteShards
+from ssl_equi.data.rendering.procedural import ProceduralConfig, build_procedural, default_folder
 from ssl_equi.data.sets.table import DataSet, DataSource, Place, dataset, resized_note
 from ssl_equi.data.shards.manifest import has_manifest, read_manifest
 from ssl_equi.data.shards.reader import ShardDataset

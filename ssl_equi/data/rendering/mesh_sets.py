@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 
 from ssl_equi.data.collection import Rgb
-from ssl_equi.data.mesh_files import MESH_SUFFIXES, Model, UpAxis, read_model
-from ssl_equi.data.rendering import RenderedSplit, map_in_processes, rendered_records
+from ssl_equi.data.rendering.mesh_files import MESH_SUFFIXES, Model, UpAxis, read_model
+from ssl_equi.data.rendering.splits import RenderedSplit, map_in_processes, rendered_records
 from ssl_equi.data.shards.format import MAX_KEY_LENGTH, ObjectRecord
 from ssl_equi.data.shards.records import SplitSettings
 from ssl_equi.errors import DataError, visible

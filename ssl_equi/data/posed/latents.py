@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ssl_equi.data.posed.reading import Table
 from ssl_equi.data.shards.convert import natural_order
-from ssl_equi.data.tables.reading import Table
 from ssl_equi.errors import DataError
 from ssl_equi.geometry.rotations import quat_multiply, quat_positive
 from ssl_equi.latents.angle import Angle

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
-from ssl_equi.data.rendering import RenderedSplit, build_splits, rendered_records
+from ssl_equi.data.rendering.splits import RenderedSplit, build_splits, rendered_records
 from ssl_equi.data.shards.format import ObjectRecord
 from ssl_equi.data.shards.records import SplitSettings
 from ssl_equi.errors import DataError

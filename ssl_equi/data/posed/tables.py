@@ -19,6 +19,8 @@ from PIL import Image
 
 from ssl_equi.data.images import FORMATS, decode_image
 from ssl_equi.data.order import epoch_permutation
+from ssl_equi.data.posed.latents import parse_latent, warnings_of
+from ssl_equi.data.posed.reading import Table, read_table
 from ssl_equi.data.shards.convert import (
     RESIZED_QUALITY,
     encode_jpeg_view,
@@ -29,8 +31,6 @@ from ssl_equi.data.shards.convert import (
 )
 from ssl_equi.data.shards.format import MAX_KEY_LENGTH, ObjectRecord, view_format_of, view_image_size
 from ssl_equi.data.shards.manifest import canonical_json
-from ssl_equi.data.tables.latents import parse_latent, warnings_of
-from ssl_equi.data.tables.reading import Table, read_table
 from ssl_equi.errors import DataError
 from ssl_equi.latents.schema import Latent, LatentSchema
 from ssl_equi.options import Count, ImageSide, Range

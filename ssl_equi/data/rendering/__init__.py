@@ -1,0 +1,1 @@
+"""Splits that are rendered: the embedded sets and users' meshes, drawn by several processes."""

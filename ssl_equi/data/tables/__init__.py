@@ -1,1 +1,0 @@
-"""Tables that describe views: their cells, and the latents that columns hold."""
