@@ -264,7 +264,7 @@ def test_every_mutation_of_results_gives_a_page_or_a_sentence(evaluated: Path, n
     monkeypatch.setattr(evaluation_report, "_is_plain", lambda runs, rows: True)
     for figure in ("retrieval_section", "maps_section", "spectrum_section", "orbits_section"):
         monkeypatch.setattr(evaluation_report, figure, lambda *_: "")
-    monkeypatch.setattr(report, "_rotation_and_classes", lambda arrays: "")
+    monkeypatch.setattr(report, "_angles_and_classes", lambda arrays: "")
     monkeypatch.setattr(report, "_training", lambda path: "")
     for _ in range(NUM_MUTATIONS):
         file.write_bytes(mutated(content, rng, name.endswith(".json")))
