@@ -4,6 +4,7 @@
     python tools/summarise_runs.py runs/*-seed? --layout methods      one row a method, with the commands below
     python tools/summarise_runs.py runs/*-seed? --layout sequences    the same, of what aggregates of views know
     python tools/summarise_runs.py runs/*-seed? --layout poses        the same, of rotations and translations
+    python tools/summarise_runs.py runs/*-seed? --layout methods --columns knn:top1 relative_azimuth:r2_uniform
 
 In these layouts, `gamma_f` has in brackets what the same features give if nothing relates the images.
 
@@ -70,6 +71,10 @@ class Config:
     """tasks: a row for each task, metric and part. methods: a row for each method and part, main metrics only.
     sequences: the same, with what leaks into aggregates. poses: the same, with translations in both frames, and
     without the columns that no run has."""
+    columns: Annotated[
+        tuple[str, ...], ActsWhen(lambda options: options.layout != "tasks", "add --layout methods")
+    ] = ()
+    """Columns in place of those of the layout, each TASK:METRIC."""
     metrics: Annotated[tuple[str, ...], BY_TASKS] = METRICS
     """Metrics to show in the layout by tasks."""
     intervals: Annotated[bool, BY_TASKS] = False
@@ -86,10 +91,21 @@ def main(config: Config) -> None:
     if config.layout == "tasks":
         print_tasks(records_by_name, randoms, config.metrics, config.intervals)
     else:
-        shown = COLUMNS[config.layout]
+        shown = tuple(column_of(text) for text in config.columns) or COLUMNS[config.layout]
         shown = present(shown, records_by_name) if config.layout == "poses" else shown
+        if config.columns and len(present(shown, records_by_name)) < len(shown):
+            absent = next(column for column in shown if column not in present(shown, records_by_name))
+            raise UserError(f"no run has a record of --columns {':'.join(absent)}: name a task and a metric of theirs")
         print_methods(records_by_name, randoms, shown)
         print_commands(config.runs)
+
+
+def column_of(text: str) -> Column:
+    """Task and metric of TASK:METRIC. Raises UserError for anything else."""
+    task, _, metric = text.partition(":")
+    if not task or not metric:
+        raise UserError(f"--columns is {text!r}: give TASK:METRIC, such as relative_azimuth:r2_uniform")
+    return task, metric
 
 
 def check_origins(records_by_name: RunRecords) -> None:

@@ -161,6 +161,17 @@ def test_runs_on_moving_objects_are_summarised_in_both_frames(
     ) in lines
     assert "| without an image | - | 0.000 | 110.0 | 0.000 | 0.000 |" in lines
     assert "| equicaps | `all` | 0.250 ± 0.000 | 60.0 ± 0.0 | 0.300 ± 0.071 | 0.600 ± 0.141 |" in lines
+    tool.main(tool.Config(runs=runs, layout="methods", columns=("translation_base:r2_uniform",)))
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        "| method | part | translation_base `r2_uniform` |" in lines and "| equicaps | `all` | 0.600 ± 0.141 |" in lines
+    )
+    for columns, message in (
+        (("translation",), "give TASK:METRIC"),
+        (("knn:top1",), "no run has a record of .* knn:top1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            tool.main(tool.Config(runs=runs, layout="methods", columns=columns))
 
 
 def test_the_layout_of_poses_leaves_out_what_no_run_was_asked(
