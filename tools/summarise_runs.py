@@ -56,6 +56,7 @@ POSE_COLUMNS: tuple[Column, ...] = (
     ("capsule_rotation", "angle_deg_median"),
 )
 BY_TASKS = ActsWhen(lambda options: options.layout == "tasks", "choose --layout tasks")
+BY_METHODS = ActsWhen(lambda options: options.layout != "tasks", "add --layout methods")
 COLUMNS = {"methods": METHOD_COLUMNS, "sequences": SEQUENCE_COLUMNS, "poses": POSE_COLUMNS}
 RunRecords = dict[str, list[list[ProbeRecord]]]  # by method: the records of each of its runs
 RandomEncoders = dict[str, list[ProbeRecord]]  # by name of the random encoder: the records that were compared with it
@@ -71,9 +72,7 @@ class Config:
     """tasks: a row for each task, metric and part. methods: a row for each method and part, main metrics only.
     sequences: the same, with what leaks into aggregates. poses: the same, with translations in both frames, and
     without the columns that no run has."""
-    columns: Annotated[
-        tuple[str, ...], ActsWhen(lambda options: options.layout != "tasks", "add --layout methods")
-    ] = ()
+    columns: Annotated[tuple[str, ...], BY_METHODS] = ()
     """Columns in place of those of the layout, each TASK:METRIC."""
     metrics: Annotated[tuple[str, ...], BY_TASKS] = METRICS
     """Metrics to show in the layout by tasks."""
