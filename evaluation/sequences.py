@@ -44,7 +44,8 @@ from ssl_equi.probing.sequence_tasks import QUESTIONS, Question, SequenceProtoco
 from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
 from ssl_equi.views.actions import action_columns
 from ssl_equi.views.glimpses import Glimpses, described_saccades
-from ssl_equi.views.makers import ViewOptions, augmentation_columns, views
+from ssl_equi.views.makers import views
+from ssl_equi.views.options import ViewOptions, augmentation_columns
 from ssl_equi.views.presets import transforms_of_views
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -17,7 +17,8 @@ from ssl_equi.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from ssl_equi.training.config import PretrainingConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import BF16_FOR_FP16, IMAGENET, reproduces
-from ssl_equi.views.makers import PairOptions, views
+from ssl_equi.views.makers import views
+from ssl_equi.views.options import PairOptions
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from ssl_equi.options import NonNegative, Width
 from ssl_equi.training.config import ActionsConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import BF16_FOR_FP16, OWN_COVARIANCE, SIE_RELEASED, reproduces
-from ssl_equi.views.makers import ViewOptions, action_size, views
+from ssl_equi.views.makers import views
+from ssl_equi.views.options import ViewOptions, action_size
 
 
 @dataclass(frozen=True)

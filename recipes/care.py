@@ -27,7 +27,8 @@ from ssl_equi.options import ActsWhen, Momentum
 from ssl_equi.training.config import PretrainingConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import BF16, OWN_PAIRS, UNSHUFFLED, reproduces
-from ssl_equi.views.makers import AugmentedViews, SharedPairOptions, views
+from ssl_equi.views.makers import AugmentedViews, views
+from ssl_equi.views.options import SharedPairOptions
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from ssl_equi.options import ActsWhen, NonNegative, Width
 from ssl_equi.training.config import ActionsConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import BF16_FOR_FP16, OWN_COVARIANCE, reproduces
-from ssl_equi.views.makers import ActionNames, told_actions, views
+from ssl_equi.views.makers import views
+from ssl_equi.views.options import ActionNames, told_actions
 
 POSE_SIDES = {ROTATION_ACTION_SIZE: 3, POSE_ACTION_SIZE: 4}
 

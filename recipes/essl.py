@@ -29,7 +29,8 @@ from ssl_equi.training.config import PretrainingConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import BF16_FOR_FP16, ESSL_CIFAR10, IMAGENET, reproduces
 from ssl_equi.views.groups import GROUPS
-from ssl_equi.views.makers import PairOptions, SmallViewOptions, TransformedSmallViews, views
+from ssl_equi.views.makers import TransformedSmallViews, views
+from ssl_equi.views.options import PairOptions, SmallViewOptions
 
 
 @dataclass(frozen=True)

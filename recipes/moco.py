@@ -21,7 +21,8 @@ from ssl_equi.options import ActsWhen, Momentum
 from ssl_equi.training.config import PretrainingConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import BF16, BF16_FOR_FLOAT32, IMAGENET, UNSHUFFLED, reproduces
-from ssl_equi.views.makers import PairOptions, views
+from ssl_equi.views.makers import views
+from ssl_equi.views.options import PairOptions
 
 
 @dataclass(frozen=True)

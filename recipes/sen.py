@@ -19,7 +19,8 @@ from ssl_equi.objectives.sen import SEN, SENConfig
 from ssl_equi.training.config import ActionsConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import FRESH_DRAWS, SEQ_JEPA_COMPARISON, SEQ_JEPA_RELEASED, reproduces
-from ssl_equi.views.makers import ViewOptions, action_size, views
+from ssl_equi.views.makers import views
+from ssl_equi.views.options import ViewOptions, action_size
 
 
 @dataclass(frozen=True)

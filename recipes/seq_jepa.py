@@ -26,7 +26,8 @@ from ssl_equi.training.config import ActionsConfig
 from ssl_equi.training.optimisation import target_momentum
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import FRESH_DRAWS, JOINT_ACTIONS, SEQ_JEPA_RELEASED, reproduces
-from ssl_equi.views.makers import ViewOptions, action_size, views
+from ssl_equi.views.makers import views
+from ssl_equi.views.options import ViewOptions, action_size
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from ssl_equi.training.provenance import (
     SIE_RELEASED,
     reproduces,
 )
-from ssl_equi.views.makers import ViewOptions, action_size, views
+from ssl_equi.views.makers import views
+from ssl_equi.views.options import ViewOptions, action_size
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from ssl_equi.training.config import PretrainingConfig
 from ssl_equi.training.optimisation import make_optimizer, optimizer_of, parameter_groups
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import BF16_FOR_FLOAT32, ESSL_CIFAR10, IMAGENET, reproduces
-from ssl_equi.views.makers import PairOptions, views
+from ssl_equi.views.makers import views
+from ssl_equi.views.options import PairOptions
 
 
 @dataclass(frozen=True)

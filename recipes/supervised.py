@@ -21,7 +21,8 @@ from ssl_equi.options import ActsWhen
 from ssl_equi.training.config import ActionsConfig
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import SEQ_JEPA_COMPARISON
-from ssl_equi.views.makers import ActionNames, ViewOptions, action_size, views
+from ssl_equi.views.makers import views
+from ssl_equi.views.options import ActionNames, ViewOptions, action_size
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from ssl_equi.training.provenance import (
     SIE_RELEASED,
     reproduces,
 )
-from ssl_equi.views.makers import PairOptions, views
+from ssl_equi.views.makers import views
+from ssl_equi.views.options import PairOptions
 
 
 @dataclass(frozen=True)

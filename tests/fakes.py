@@ -20,11 +20,12 @@ from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.geometry.rotations import quat_positive, random_quat
 from ssl_equi.latents.schema import SCHEMA_OF_WIDTH, LatentSchema
-from ssl_equi.views.makers import ViewOptions
+from ssl_equi.views.options import ViewOptions
 
 # What imports timm or Accelerate takes seconds, and most tests that share this file need neither.
 if TYPE_CHECKING:
     from ssl_equi.encoders.capsules.network import CapsuleNetwork
+    from ssl_equi.probing.encode import FeatureCache
     from ssl_equi.training.pretraining import Pretraining
 
 # ---------------------------------------------------------------- encoders
@@ -312,6 +313,14 @@ class ViewsInMemory(ViewCollection):
         self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray, sizes_out: np.ndarray | None
     ) -> None:
         out[...] = self.pixels[object_indices[:, None], view_indices]
+
+
+def feature_cache(features: Tensor, labels: Tensor, latents: Tensor, *known: Any, **named: Any) -> "FeatureCache":
+    """A `FeatureCache` whose latents, unless a schema is given, are 3DIEBench's or 3DIEBench-T's if as many."""
+    from ssl_equi.probing.encode import FeatureCache
+
+    schema = {"schema": SCHEMA_OF_WIDTH.get(latents.shape[-1])}
+    return FeatureCache(features, labels, latents, *known, **schema | named)
 
 
 # ---------------------------------------------------------------- runs

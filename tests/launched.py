@@ -1,5 +1,6 @@
 """Processes of a run, started as users start them and looked at from outside; limits that a busy machine keeps."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -23,6 +25,16 @@ def seconds_now(seconds: float) -> float:
     subprocess.run([sys.executable, "-S", "-c", ""], check=True)
     usual = 0.05  # of an idle machine that is slow
     return seconds * max(1, (time.perf_counter() - began) / usual)
+
+
+def load_script(path: Path) -> ModuleType:
+    """A script of the repository, imported: its folder is no package."""
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    return module
 
 
 def clean_environment(**added: str) -> dict[str, str]:

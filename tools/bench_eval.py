@@ -36,8 +36,9 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import normalise_images
 from ssl_equi.errors import UserError
-from ssl_equi.geometry.latents import quat_xyzw_from_latents, relative_hues
+from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import relative_quat
+from ssl_equi.latents.actions import SEVERAL, actions_of
 from ssl_equi.latents.schema import THREEDIEBENCH
 from ssl_equi.probing.encode import encode_split
 from ssl_equi.probing.protocol import sie
@@ -142,7 +143,8 @@ def targets_of(task: str, split: RandomViews, objects: np.ndarray, views: np.nda
         return torch.from_numpy(split.labels[objects])
     if task == "relative_rotation":
         return relative_quat(*torch.from_numpy(split.quats_xyzw[rows]).unbind(1))
-    return relative_hues(torch.from_numpy(split.latents[rows]))
+    first, second = torch.from_numpy(split.latents[rows]).unbind(1)
+    return actions_of(THREEDIEBENCH, SEVERAL["rotation_color"][1:])(first, second)
 
 
 def probe_the_usual_way(

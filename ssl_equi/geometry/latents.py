@@ -41,7 +41,6 @@ LATENT_SIZE = 7  # 3DIEBench
 LATENT_SIZE_WITH_TRANSLATION = 10  # 3DIEBench-T
 
 ROTATION_COLUMNS = (0, 1, 2)
-HUE_COLUMNS = (3, 6)
 LIGHT_DIRECTION_COLUMNS = (4, 5)
 TRANSLATION_COLUMNS = slice(7, 10)
 
@@ -58,15 +57,6 @@ def quat_xyzw_from_latents(latents: Tensor) -> Tensor:
             f"or {LATENT_SIZE_WITH_TRANSLATION} (3DIEBench-T)"
         )
     return quat_positive(quat_from_euler_xyz(latents[..., :3]))
-
-
-def relative_hues(latents: Tensor) -> Tensor:
-    """Differences [B, 2] of floor and light hue, second view minus first, of latents [B, 2, L].
-
-    Plain differences in [-1, 1] as in SIE (Garrido et al., ICML 2023), not wrapped around the colour circle.
-    """
-    differences = latents[:, 1] - latents[:, 0]
-    return torch.stack([differences[:, column] for column in HUE_COLUMNS], dim=1)
 
 
 def light_direction(theta_rad: Tensor, phi_rad: Tensor) -> Tensor:

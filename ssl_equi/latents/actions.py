@@ -42,7 +42,7 @@ class ToldActions:
         return tuple(
             start + column
             for start, kind, width in zip(starts, self.kinds, self.widths)
-            if kind == RigidMotion.kind or (kind == Rotation.kind and width == ROTATION_ACTION_SIZE)
+            if _begins_with_quaternion(kind, width)
             for column in range(ROTATION_ACTION_SIZE)
         )
 
@@ -87,9 +87,7 @@ class ActionPart:
     @property
     def has_sign(self) -> bool:
         """Whether its first columns are a quaternion: q and -q are the same rotation."""
-        return isinstance(self.space, RigidMotion) or (
-            isinstance(self.space, Rotation) and self.space.code == "quaternion"
-        )
+        return _begins_with_quaternion(self.space.kind, self.space.sizes.action)
 
     def __call__(self, first: Tensor, second: Tensor, quats_xyzw: tuple[Tensor, Tensor] | None) -> Tensor:
         """See `LatentActions`."""
@@ -266,6 +264,10 @@ def warning_of_signs(
                 f"{tasks if latent.name == 'rotation' else ''}"
             )
     return None
+
+
+def _begins_with_quaternion(kind: str, width: int) -> bool:
+    return kind == RigidMotion.kind or (kind == Rotation.kind and width == ROTATION_ACTION_SIZE)
 
 
 def _parts(schema: LatentSchema) -> Iterator[ActionPart]:

@@ -20,7 +20,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import normalise_images
 from ssl_equi.data.view_counts import ViewsOfEach, is_view
 from ssl_equi.errors import DataError, FeatureError
-from ssl_equi.latents.schema import SCHEMA_OF_WIDTH, LatentSchema
+from ssl_equi.latents.schema import LatentSchema
 
 
 class ImageChange(Protocol):
@@ -53,8 +53,7 @@ class FeatureCache:
         class_names: by label; empty where unknown.
         view_counts: int64 `[n_objects]` where objects have different numbers of views: all else is zero behind an
             object's own views, which means nothing. None: every object has n_views.
-        schema: of the latents; if it is not given, that of 3DIEBench or 3DIEBench-T where there are as many columns,
-            else None: nothing is known about the views.
+        schema: of the latents; None where nothing is known about the views.
     """
 
     features: Tensor
@@ -64,10 +63,6 @@ class FeatureCache:
     class_names: tuple[str, ...] = ()
     schema: LatentSchema | None = None
     view_counts: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.schema is None:  # as a manifest without one
-            object.__setattr__(self, "schema", SCHEMA_OF_WIDTH.get(self.latents.shape[-1]))
 
     @property
     def num_objects(self) -> int:

@@ -31,7 +31,7 @@ from ssl_equi.options import (
 from ssl_equi.probing.protocol import ProtocolName
 from ssl_equi.runtime.system import share_of_cores
 from ssl_equi.views.glimpses import SaccadeOptions
-from ssl_equi.views.makers import ActionNames, PairOptions, check_actions
+from ssl_equi.views.options import ActionNames, PairOptions, check_actions
 
 Precision = Literal["auto", "no", "bf16"]
 OptimizerName = Literal["adam", "adamw", "sgd", "lars"]

@@ -22,14 +22,8 @@ from ssl_equi.encoders.catalogue import has_fixed_input_size
 from ssl_equi.errors import UserError
 from ssl_equi.options import ActsWhen, CountOrZero, ImageSide, check_options
 from ssl_equi.runtime.device_copies import constant, copy_together
-from ssl_equi.views.makers import (
-    AugmentationDraws,
-    DrawsConfig,
-    Processes,
-    ViewSequence,
-    first_images,
-    normalise,
-)
+from ssl_equi.views.makers import AugmentationDraws, Processes, ViewSequence, first_images, normalise
+from ssl_equi.views.options import DrawsConfig
 from ssl_equi.views.presets import view_pipelines
 from ssl_equi.views.saliency import SaliencyMaps, computed_saliency
 

@@ -199,6 +199,7 @@ def test_workers_of_a_loader_that_is_left_open_end_with_the_process() -> None:
     pids = _pids(loader)
     multiprocessing.util._run_finalizers(0)  # type: ignore[attr-defined]
     wait_until_gone(pids)
+    assert pids and not any(map(is_running, pids))
     loader.close()
 
 

@@ -1,7 +1,5 @@
 """The converter of CIFAR and STL-10: pixels without loss, labels, unlabelled images."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +11,7 @@ from ssl_equi.data.shards.convert import ConversionOptions
 from ssl_equi.data.shards.image_shards import ImageShards
 from ssl_equi.data.shards.manifest import read_image_manifest
 from ssl_equi.data.sources import DATASETS, open_data
+from tests.launched import load_script
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "cifar_stl.py"
 
@@ -20,11 +19,7 @@ SCRIPT = Path(__file__).parents[2] / "datasets" / "cifar_stl.py"
 @pytest.fixture(scope="module")
 def cifar_stl() -> ModuleType:
     """The script as a module; datasets/ is no package."""
-    spec = importlib.util.spec_from_file_location("cifar_stl_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def random_set(name: TorchvisionName, folder: Path) -> TorchvisionSet:

@@ -1,6 +1,5 @@
 """The converter of class folders: the same pixels, resumed, verified, and what it refuses."""
 
-import importlib.util
 import io
 import re
 import runpy
@@ -23,6 +22,7 @@ from ssl_equi.data.shards.index import KINDS
 from ssl_equi.data.shards.manifest import read_image_manifest
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
+from tests.launched import load_script
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "image_folder.py"
 
@@ -30,11 +30,7 @@ SCRIPT = Path(__file__).parents[2] / "datasets" / "image_folder.py"
 @pytest.fixture(scope="module")
 def image_folder() -> ModuleType:
     """The script as a module; datasets/ is no package."""
-    spec = importlib.util.spec_from_file_location("image_folder_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def config(image_folder: ModuleType, source: Path, out: Path, **options: object):

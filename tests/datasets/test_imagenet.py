@@ -1,9 +1,7 @@
 """The converter of ImageNet, on small trees and archives of exactly the official layouts."""
 
 import dataclasses
-import importlib.util
 import io
-import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from ssl_equi.data.shards.image_shards import ImageShards
 from ssl_equi.data.shards.manifest import read_image_manifest
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
+from tests.launched import load_script
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "imagenet.py"
 WNIDS = ("n01440764", "n01739381", "n02105855")
@@ -29,11 +28,7 @@ VAL_CLASSES = (2, 0, 1, 1, 2)  # of the images 1 to 5
 @pytest.fixture(scope="module")
 def imagenet() -> ModuleType:
     """The script as a module; datasets/ is no package."""
-    spec = importlib.util.spec_from_file_location("imagenet_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture(scope="module")

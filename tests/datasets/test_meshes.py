@@ -1,9 +1,7 @@
 """A folder of mesh files as shards: layouts, classes, splits, broken models, resuming, and what opens the result."""
 
 import dataclasses
-import importlib.util
 import pickle
-import sys
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +17,7 @@ from ssl_equi.data.shards.format import MAX_KEY_LENGTH
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
+from tests.launched import load_script
 from tests.real_data import shared_data
 
 ROOT = Path(__file__).parents[2]
@@ -27,11 +26,7 @@ TINY = MeshSetConfig(views=3, image_size=16, supersampling=1, objects_per_shard=
 
 @pytest.fixture(scope="module")
 def meshes() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("datasets_meshes", ROOT / "datasets" / "meshes.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "datasets" / "meshes.py")
 
 
 def write_models(folder: Path, names: Iterable[str]) -> Path:

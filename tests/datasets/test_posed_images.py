@@ -1,7 +1,6 @@
 """The converter of tables of posed images: what is read back, and what is refused by file, line and column."""
 
 import csv
-import importlib.util
 import json
 import math
 import re
@@ -33,6 +32,7 @@ from ssl_equi.latents.number import Number
 from ssl_equi.latents.rotation import Rotation
 from ssl_equi.latents.schema import Latent
 from ssl_equi.latents.translation import Translation
+from tests.launched import load_script
 from tests.real_data import shared_data
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "posed_images.py"
@@ -44,11 +44,7 @@ Rows = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def posed_images() -> ModuleType:
     """The script as a module; datasets/ is no package."""
-    spec = importlib.util.spec_from_file_location("posed_images_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Photographs of real objects through the converter of posed views: ETH-80 with lists, COIL-20 split by views."""
 
-import importlib.util
-import sys
 import tarfile
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +9,7 @@ import pytest
 
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.sources import open_data
+from tests.launched import load_script
 from tests.real_data import shared_data
 
 ROOT = Path(__file__).parents[2]
@@ -19,11 +18,7 @@ COIL_OBJECTS, COIL_VIEWS = ("obj2", "obj10"), 72
 
 @pytest.fixture(scope="module")
 def threediebench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("threediebench_real_sets", ROOT / "datasets" / "threediebench.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "datasets" / "threediebench.py")
 
 
 def test_eth80_is_read_in_any_size(threediebench: ModuleType, tmp_path: Path) -> None:

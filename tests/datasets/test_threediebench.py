@@ -1,7 +1,6 @@
 """The converter of 3DIEBench on a small folder of exactly its layout."""
 
 import dataclasses
-import importlib.util
 import io
 import json
 import re
@@ -26,6 +25,7 @@ from ssl_equi.data.shards.verify import find_damage
 from ssl_equi.data.sources import open_data, open_ood_rotation
 from ssl_equi.errors import DataError
 from ssl_equi.latents.actions import warning_of_signs
+from tests.launched import load_script
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "threediebench.py"
 SYNSETS = ("02691156", "02747177", "03001627")
@@ -35,11 +35,7 @@ NUM_VIEWS = 4
 @pytest.fixture(scope="module")
 def threediebench() -> ModuleType:
     """The script as a module; datasets/ is no package."""
-    spec = importlib.util.spec_from_file_location("threediebench_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def _write_archive(folder: Path, latent_size: int = 7) -> None:

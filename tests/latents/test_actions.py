@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_equi.errors import UserError
-from ssl_equi.geometry.latents import quat_xyzw_from_latents, relative_hues
+from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.latents.actions import AUGMENTATION, ToldActions, actions_as_told, actions_of, warning_of_signs
 from ssl_equi.latents.angle import Angle
@@ -73,13 +73,14 @@ def test_rotation_is_the_body_frame_one_of_scipy_with_its_sign() -> None:
 
 
 def test_hues_are_plain_differences_second_minus_first() -> None:
-    latents = torch.zeros(1, 2, 7)
-    latents[0, 0, [3, 6]] = torch.tensor([0.9, 0.2])
-    latents[0, 1, [3, 6]] = torch.tensor([0.1, 0.5])
-    torch.testing.assert_close(relative_hues(latents), torch.tensor([[-0.8, 0.3]]))  # -0.8 is not wrapped to 0.2
+    latents = np.zeros((1, 2, 7))
+    latents[0, 0, [3, 6]], latents[0, 1, [3, 6]] = (0.9, 0.2), (0.1, 0.5)
+    hues = actions(latents, "rotation_color")[:, 4:]
+    torch.testing.assert_close(hues, torch.tensor([[-0.8, 0.3]]))  # -0.8 is not wrapped to 0.2
     action = actions(pairs(), "rotation_color")
     assert torch.equal(action[:, :4], actions(pairs(), "rotation"))
-    assert torch.equal(action[:, 4:], relative_hues(torch.from_numpy(pairs()).float()))
+    first, second = torch.from_numpy(pairs()).float()[..., [3, 6]].unbind(1)
+    assert torch.equal(action[:, 4:], second - first)
 
 
 def test_rotations_without_a_sign_are_columns_and_rows_of_scipys_matrix() -> None:

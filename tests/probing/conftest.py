@@ -8,7 +8,7 @@ import torch
 
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.probing.encode import FeatureCache
-from tests.fakes import ViewsInMemory
+from tests.fakes import ViewsInMemory, feature_cache
 
 
 def make_fake_dataset(
@@ -53,7 +53,7 @@ def make_posed_cache(num_objects: int, seed: int, num_views: int = 8, num_classe
     latents[..., 5] *= 2 * torch.pi
     latents[..., 7:] -= 0.5
     labels = torch.arange(num_objects) % num_classes
-    return FeatureCache(torch.zeros(num_objects, num_views, 1), labels, latents, quat_xyzw_from_latents(latents))
+    return feature_cache(torch.zeros(num_objects, num_views, 1), labels, latents, quat_xyzw_from_latents(latents))
 
 
 @pytest.fixture

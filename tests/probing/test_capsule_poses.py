@@ -10,6 +10,7 @@ from ssl_equi.errors import UserError
 from ssl_equi.probing.capsule_poses import probe_capsule_poses, rotation_between
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.protocol import ProbeProtocol
+from tests.fakes import feature_cache
 
 NUM_OBJECTS, NUM_VIEWS, NUM_CAPSULES = 6, 5, 4
 PROTOCOL = ProbeProtocol(evaluation_pairs_per_object=4, evaluation_least_pairs=0)
@@ -40,7 +41,7 @@ def cache_of(poses: np.ndarray, latents: np.ndarray, rotations: Rotation) -> Fea
 
     quats = rotations.as_quat()
     quats *= np.where(quats[:, 3:] < 0, -1, 1)
-    return FeatureCache(per_object(features), torch.zeros(NUM_OBJECTS).long(), per_object(latents), per_object(quats))
+    return feature_cache(per_object(features), torch.zeros(NUM_OBJECTS).long(), per_object(latents), per_object(quats))
 
 
 @pytest.mark.parametrize("kind", ["rotation", "pose_base", "pose_object"])
@@ -86,6 +87,6 @@ def test_the_rotation_equals_scipys_and_is_never_a_reflection() -> None:
 
 
 def test_a_split_without_poses_is_refused() -> None:
-    cache = FeatureCache(torch.zeros(2, 3, 40), torch.zeros(2).long(), torch.zeros(2, 3, 0), None)
+    cache = feature_cache(torch.zeros(2, 3, 40), torch.zeros(2).long(), torch.zeros(2, 3, 0), None)
     with pytest.raises(UserError, match="none are known of these views"):
         probe_capsule_poses(cache, NUM_CAPSULES, 3, ["rotation"], PROTOCOL)

@@ -7,11 +7,12 @@ import torch
 from ssl_equi.geometry.rotations import quat_exp
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.feature_map import MAX_POINTS, map_arrays, map_coordinates
+from tests.fakes import feature_cache
 
 
 def cache_of(features: torch.Tensor, quats_xyzw: torch.Tensor | None = None) -> FeatureCache:
     num_objects, num_views = features.shape[:2]
-    return FeatureCache(features, torch.arange(num_objects) % 3, torch.zeros(num_objects, num_views, 0), quats_xyzw)
+    return feature_cache(features, torch.arange(num_objects) % 3, torch.zeros(num_objects, num_views, 0), quats_xyzw)
 
 
 def test_components_and_singular_values_are_those_of_an_svd():

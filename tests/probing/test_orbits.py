@@ -12,10 +12,10 @@ from torch import nn
 from ssl_equi.data.derived import turn_quat_xyzw
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.geometry.rotations import quat_conjugate, quat_multiply
-from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.orbits import fit_relative_rotation_head, orbit_errors
 from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.skipping import TaskSkipped
+from tests.fakes import feature_cache
 
 ANGLES_DEG = (0.0, 90.0, 180.0, 270.0)
 COLOURS = {"mean_rgb": (0.5, 0.5, 0.5), "std_rgb": (0.2, 0.2, 0.2)}
@@ -113,7 +113,7 @@ def test_the_head_learns_relative_rotations_from_features_that_are_poses():
     generator = torch.Generator().manual_seed(0)
     quats_xyzw = torch.nn.functional.normalize(torch.randn(60, 6, 4, generator=generator), dim=-1)
     quats_xyzw = torch.where(quats_xyzw[..., 3:] < 0, -quats_xyzw, quats_xyzw)
-    cache = FeatureCache(quats_xyzw, torch.zeros(60, dtype=torch.int64), torch.zeros(60, 6, 7), quats_xyzw)
+    cache = feature_cache(quats_xyzw, torch.zeros(60, dtype=torch.int64), torch.zeros(60, 6, 7), quats_xyzw)
     head = fit_relative_rotation_head(cache, ProbeProtocol(rotation_epochs=30, rotation_hidden=(128,)), seed=0)
     first, second = quats_xyzw[:, 0], quats_xyzw[:, 1]
     answers = head(torch.cat([first, second], dim=1)).detach()
@@ -121,5 +121,5 @@ def test_the_head_learns_relative_rotations_from_features_that_are_poses():
     assert float((answers - targets).square().mean()) < 0.5 * float(targets.var())
     with pytest.raises(TaskSkipped, match="1 views without poses"):
         fit_relative_rotation_head(
-            FeatureCache(quats_xyzw[:, :1], cache.labels, cache.latents, None), ProbeProtocol(), 0
+            feature_cache(quats_xyzw[:, :1], cache.labels, cache.latents, None), ProbeProtocol(), 0
         )

@@ -18,6 +18,7 @@ from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.predictor_consistency import predictor_consistency
 from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.scenes.sampling import sample_latents
+from tests.fakes import feature_cache
 
 OBJECTS, VIEWS, WIDTH = 12, 5, 6
 
@@ -29,7 +30,7 @@ def posed_cache(width: int | None = None, num_views: int = VIEWS, translation: b
     quats_xyzw = quat_xyzw_from_latents(latents)
     torch.manual_seed(0)
     features = quats_xyzw if width is None else torch.randn(OBJECTS, num_views, width)
-    return FeatureCache(features, torch.zeros(OBJECTS, dtype=torch.int64), latents, quats_xyzw)
+    return feature_cache(features, torch.zeros(OBJECTS, dtype=torch.int64), latents, quats_xyzw)
 
 
 class Turning:

@@ -22,6 +22,7 @@ from ssl_equi.probing.retrieval import chance_hit_at_k, chance_mean_reciprocal_r
 from ssl_equi.probing.retrieval_results import HIT_RANKS, Retrieval, retrieval_records, retrieval_result
 from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.scenes.sampling import sample_latents
+from tests.fakes import feature_cache
 
 OBJECTS, VIEWS, WIDTH = 20, 6, 12
 
@@ -35,7 +36,7 @@ def posed_cache(
     quats_xyzw = quat_xyzw_from_latents(latents)
     generator = torch.Generator().manual_seed(0)
     features = quats_xyzw if width is None else torch.randn(num_objects, num_views, width, generator=generator)
-    return FeatureCache(features, torch.zeros(num_objects, dtype=torch.int64), latents, quats_xyzw)
+    return feature_cache(features, torch.zeros(num_objects, dtype=torch.int64), latents, quats_xyzw)
 
 
 class Turning:
@@ -185,7 +186,7 @@ def test_an_untrained_predictor_is_at_chance_among_fifty_views() -> None:
     assert result.baselines["mrr_without_source"].value == pytest.approx(chance_mean_reciprocal_rank(49))
     assert result.baselines["hit_at_5_without_source"].value == pytest.approx(chance_hit_at_k(5, 49))
     assert chance_retrieval_error(cache.quats_xyzw) == pytest.approx(0.627, abs=0.003)
-    some = FeatureCache(cache.features[:100], cache.labels[:100], cache.latents[:100], cache.quats_xyzw[:100])
+    some = feature_cache(cache.features[:100], cache.labels[:100], cache.latents[:100], cache.quats_xyzw[:100])
     errors = retrieve_with_predictor(untrained(), some)
     assert errors.error_with_source == pytest.approx(errors.chance_error, abs=0.06)
     assert errors.error_without_source == pytest.approx(errors.chance_error, abs=0.06)

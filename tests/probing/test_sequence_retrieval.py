@@ -23,6 +23,7 @@ from ssl_equi.probing.retrieval import chance_mean_reciprocal_rank, mean_recipro
 from ssl_equi.probing.retrieval_results import Retrieval, retrieval_records, retrieval_result
 from ssl_equi.probing.sequence_retrieval import retrieve_with_sequences
 from ssl_equi.scenes.sampling import sample_latents
+from tests.fakes import feature_cache
 
 OBJECTS, VIEWS = 20, 6
 
@@ -35,7 +36,7 @@ def posed_cache(
     latents = torch.from_numpy(drawn).float().unflatten(0, (num_objects, num_views))
     quats_xyzw = quat_xyzw_from_latents(latents)
     features = quats_xyzw if width is None else torch.randn(num_objects, num_views, width)
-    return FeatureCache(features, torch.zeros(num_objects, dtype=torch.int64), latents, quats_xyzw)
+    return feature_cache(features, torch.zeros(num_objects, dtype=torch.int64), latents, quats_xyzw)
 
 
 class Rotating(nn.Module):
@@ -208,7 +209,7 @@ def test_without_poses_views_are_found_among_those_of_their_object_only() -> Non
     """By azimuths alone: the predictor answers with the sine and cosine of where the action leads."""
     azimuths_deg = torch.rand(OBJECTS, VIEWS, 1, generator=torch.Generator().manual_seed(0)) * 360
     angle, schema = Angle(), LatentSchema((Latent("azimuth", Angle(), 0),))
-    cache = FeatureCache(angle.encode(azimuths_deg), torch.zeros(OBJECTS).long(), azimuths_deg, None, schema=schema)
+    cache = feature_cache(angle.encode(azimuths_deg), torch.zeros(OBJECTS).long(), azimuths_deg, None, schema=schema)
 
     class Adding(nn.Module):
         aggregator_takes_actions = predictor_takes_actions = True

@@ -26,6 +26,7 @@ from ssl_equi.probing.sequence_tasks import (
 )
 from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, sequences_of_cache
 from ssl_equi.views.actions import action_columns
+from tests.fakes import feature_cache
 
 NUM_CLASSES = 4
 HEADS = ProbeProtocol(classification_epochs=40, learning_rate=5e-3, rotation_epochs=3, rotation_hidden=(16,))
@@ -88,7 +89,7 @@ def poses(num_objects: int, seed: int, num_views: int = 6, num_latents: int = 7)
     quats_xyzw = quat_xyzw_from_latents(latents)
     features = torch.randn(num_objects, num_views, 8, generator=generator)
     features[..., :4] = quats_xyzw
-    return FeatureCache(features, torch.arange(num_objects) % NUM_CLASSES, latents, quats_xyzw)
+    return feature_cache(features, torch.arange(num_objects) % NUM_CLASSES, latents, quats_xyzw)
 
 
 def small_seq_jepa(**changes) -> SeqJEPA:

@@ -16,10 +16,11 @@ from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix, rotation_
 from ssl_equi.latents.angle import Angle
 from ssl_equi.latents.number import Number
 from ssl_equi.latents.rotation import Rotation
-from ssl_equi.latents.schema import Latent, LatentSchema
+from ssl_equi.latents.schema import THREEDIEBENCH_T, Latent, LatentSchema
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
 from ssl_equi.views.makers import ViewSequence
+from tests.fakes import feature_cache
 
 
 def cache_that_names_its_views(num_objects: int = 5, num_views: int = 6) -> FeatureCache:
@@ -29,7 +30,7 @@ def cache_that_names_its_views(num_objects: int = 5, num_views: int = 6) -> Feat
     latents[..., :3] = (latents[..., :3] - 0.5) * torch.pi
     objects, views = torch.meshgrid(torch.arange(num_objects), torch.arange(num_views), indexing="ij")
     features = torch.stack([objects, views], dim=-1).float()
-    return FeatureCache(features, torch.arange(num_objects) % 2, latents, quat_xyzw_from_latents(latents))
+    return feature_cache(features, torch.arange(num_objects) % 2, latents, quat_xyzw_from_latents(latents))
 
 
 def test_views_of_a_sequence_are_distinct_views_of_one_object():
@@ -79,7 +80,9 @@ def test_rigid_motions_between_views_of_objects_that_move(kind: str):
     still = cache_that_names_its_views()
     with pytest.raises(UserError, match=f"action '{kind}' is none of this data's"):
         sequences_of_cache(still, [kind], length=4, per_object=2, seed=0)
-    cache = replace(still, latents=torch.cat([still.latents, still.latents[..., 3:6] - 0.5], dim=-1), schema=None)
+    cache = replace(
+        still, latents=torch.cat([still.latents, still.latents[..., 3:6] - 0.5], dim=-1), schema=THREEDIEBENCH_T
+    )
     told = sequences_of_cache(cache, [kind], length=4, per_object=2, seed=0)
     assert told.action_names[4:] == tuple(f"{kind.removeprefix('pose_')}_translation_{axis}" for axis in "xyz")
     assert torch.equal(told.actions[..., :4], sequences_of_cache(cache, ["rotation"], 4, 2, seed=0).actions)

@@ -11,6 +11,7 @@ from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.protocol import ProbeProtocol, embedded, sie
 from ssl_equi.probing.suite import make_records, probe_features
 from ssl_equi.probing.tasks import CORE_TASKS, NEEDS_TRANSLATIONS, TASKS
+from tests.fakes import feature_cache
 from tests.probing.probed_by_hand import probed
 
 PARTS = {"all": slice(0, 32), "inv": slice(0, 16), "equi": slice(16, 32)}
@@ -28,7 +29,7 @@ def cache_with_class_in_inv_and_pose_and_hue_in_equi(num_objects: int, seed: int
     features[..., :4] += torch.nn.functional.one_hot(labels, 4)[:, None]
     features[..., 16:25] += quat_to_matrix(quats_xyzw).flatten(-2)
     features[..., 25:27] += latents[..., [3, 6]] * 5
-    return FeatureCache(features, labels, latents, quats_xyzw)
+    return feature_cache(features, labels, latents, quats_xyzw)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from ssl_equi.probing.protocol import ProbeProtocol
 from ssl_equi.probing.skipping import TaskSkipped
 from ssl_equi.probing.tasks import TASKS
 from ssl_equi.probing.tasks_classification import few_objects, nearest_rows
+from tests.fakes import feature_cache
 
 NAMES = ("classification", "linear", "knn", "knn_weighted", "low_shot_1pct", "low_shot_10pct")
 QUICK = replace(
@@ -78,7 +79,7 @@ def test_objects_that_are_classes_choose_strengths_on_held_out_views() -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(12, 1, 6, generator=generator)
     train, test = (
-        FeatureCache(
+        feature_cache(
             features=centres + 0.2 * torch.randn(12, views, 6, generator=generator), labels=torch.arange(12),
             latents=torch.zeros(12, views, 0), quats_xyzw=None,
         )

@@ -125,9 +125,8 @@ def test_translations_of_a_motion_are_asked_in_two_frames_and_others_by_themselv
     assert list(latent_tasks(schema)) == ["relative_cart", "absolute_cart"]
     train, test = sampled(schema, 3, 0), sampled(schema, 3, 1)
     assert tasks_for(test, CORE_TASKS)[:5] == CORE_TASKS[:5]
-    moving = FeatureCache(test.features, test.labels, torch.cat(
-        [test.latents[..., :3], torch.zeros(3, 8, 4), test.latents[..., 3:6]], dim=-1), test.quats_xyzw)  # fmt: skip
-    assert moving.schema == THREEDIEBENCH_T
+    latents = torch.cat([test.latents[..., :3], torch.zeros(3, 8, 4), test.latents[..., 3:6]], dim=-1)
+    moving = FeatureCache(test.features, test.labels, latents, test.quats_xyzw, schema=THREEDIEBENCH_T)
     for name in ("translation_object", "translation_base"):
         of_schema, of_columns = (ask(train, cache, name, UNTRAINED).baselines for cache in (test, moving))
         assert of_schema["distance_median"].value == pytest.approx(of_columns["distance_median"].value, abs=1e-6)

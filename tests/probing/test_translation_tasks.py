@@ -10,6 +10,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
+from ssl_equi.latents.schema import THREEDIEBENCH
 from ssl_equi.probing.encode import FeatureCache
 from ssl_equi.probing.pairs import evaluation_pairs
 from ssl_equi.probing.protocol import ProbeProtocol, embedded, equicaps, sie
@@ -22,6 +23,7 @@ from ssl_equi.probing.tasks import (
     displacement_in_object_frame,
     tasks_for,
 )
+from tests.fakes import feature_cache
 
 Features = np.ndarray | Tensor
 LINEAR = replace(embedded(), translation_hidden=(), translation_epochs=30, learning_rate=2e-2)
@@ -47,7 +49,7 @@ def places(latents: Tensor) -> np.ndarray:
 
 def cache_of(latents: Tensor, features: Features) -> FeatureCache:
     labels = torch.arange(len(latents)) % 3
-    return FeatureCache(torch.as_tensor(features).float(), labels, latents, quat_xyzw_from_latents(latents))
+    return feature_cache(torch.as_tensor(features).float(), labels, latents, quat_xyzw_from_latents(latents))
 
 
 def ask(
@@ -132,7 +134,7 @@ def test_objects_that_stay_in_place_are_not_asked() -> None:
     latents = random_latents(3, 0)
     moving = cache_of(latents, torch.zeros(3, 6, 1))
     assert tasks_for(moving) == CORE_TASKS
-    still = replace(moving, latents=latents[..., :7], schema=None)
+    still = replace(moving, latents=latents[..., :7], schema=THREEDIEBENCH)
     assert set(CORE_TASKS) - set(tasks_for(still)) == set(NEEDS_TRANSLATIONS)
     unposed = replace(moving, latents=latents[..., :0], quats_xyzw=None, schema=None)
     assert tasks_for(unposed) == ("classification",)

@@ -33,7 +33,7 @@ from ssl_equi.probing.task_results import TaskResult
 from ssl_equi.probing.task_samples import evaluated_pairs, feature_matrix, require_views
 from ssl_equi.probing.tasks import TASKS
 from tests.data.uneven_objects import cut_short
-from tests.fakes import LinearEncoder, PixelEncoder, ViewsInMemory, recorded_calls
+from tests.fakes import LinearEncoder, PixelEncoder, ViewsInMemory, feature_cache, recorded_calls
 
 COUNTS = (5, 2, 8, 3, 6)
 CLASSES = 4
@@ -345,7 +345,7 @@ def test_capsules_are_compared_with_actions_of_other_objects(least_pairs: int) -
     quats_xyzw = quat_xyzw_from_latents(latents)
     matrices = quat_to_matrix(quats_xyzw).float().flatten(-2)
     features = torch.cat([torch.ones(9, 8, 1), matrices], dim=-1)
-    cache = stated(FeatureCache(features, torch.zeros(9).long(), latents, quats_xyzw), COUNTS, padding=3.0)
+    cache = stated(feature_cache(features, torch.zeros(9).long(), latents, quats_xyzw), COUNTS, padding=3.0)
     protocol = replace(QUICK, evaluation_pairs_per_object=4, evaluation_least_pairs=least_pairs)
     found = probe_capsule_poses(cache, 1, 3, ("rotation",), protocol)
     assert found["capsule_equivariance"].metrics["pose_error"] < 1e-10

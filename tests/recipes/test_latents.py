@@ -108,7 +108,8 @@ def test_equicaps_multiplies_poses_by_any_rotation(train: Callable[..., Path], t
 @pytest.mark.usefixtures("without_ending")
 @pytest.mark.parametrize("name", ["vicreg", "supervised"])
 def test_who_is_told_nothing_needs_no_latents(name: str, train: Callable[..., Path]) -> None:
-    train(name, **({"objective.action_weight": 0.0} if name == "supervised" else {}))
+    folder = train(name, **({"objective.action_weight": 0.0} if name == "supervised" else {}))
+    assert '"event": "loss"' in (folder / "metrics.jsonl").read_text()
 
 
 def test_quaternions_that_come_with_both_signs_are_warned_of(

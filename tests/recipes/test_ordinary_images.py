@@ -9,7 +9,7 @@ import pytest
 
 from recipes import simclr
 from ssl_equi import load_encoder
-from ssl_equi.views.makers import ViewOptions
+from ssl_equi.views.options import ViewOptions
 from tests.fakes import SmallConfig, load_recipe, numbers, refused
 
 AUGMENTED = ViewOptions(source="augmented", preset="mocov2")

@@ -13,7 +13,7 @@ import torch
 
 from recipes import sie
 from ssl_equi.checkpoint import list_checkpoints, read_state
-from ssl_equi.views.makers import ViewOptions
+from ssl_equi.views.options import ViewOptions
 from tests.fakes import RECIPES, SmallConfig, event_lines, forget_processes, load_recipe, numbers
 
 WHOLE_BATCHES = ("moco", "care")  # they refuse incomplete ones, see test_combinations.py

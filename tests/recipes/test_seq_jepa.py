@@ -11,7 +11,7 @@ from recipes import seq_jepa
 from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.export.sequence_model import load_sequence_model
 from ssl_equi.training.optimisation import follow_schedule, optimizer_of, target_momentum
-from ssl_equi.views.makers import ViewOptions
+from ssl_equi.views.options import ViewOptions
 from tests.fakes import SmallConfig, numbers
 
 

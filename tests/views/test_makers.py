@@ -17,15 +17,8 @@ from ssl_equi.latents.number import Number
 from ssl_equi.latents.schema import Latent, LatentSchema
 from ssl_equi.views import operations
 from ssl_equi.views.groups import GROUPS
-from ssl_equi.views.makers import (
-    AugmentedViews,
-    SmallViewOptions,
-    TransformedSmallViews,
-    ViewOptions,
-    ViewSequence,
-    action_size,
-    views,
-)
+from ssl_equi.views.makers import AugmentedViews, TransformedSmallViews, ViewSequence, views
+from ssl_equi.views.options import SmallViewOptions, ViewOptions, action_size
 from ssl_equi.views.presets import PRESETS
 from tests.fakes import Processes, Source, Split, ViewsConfig, random_batch, rows_of, view_batch
 from tests.simulated_device import SimulatedDevice

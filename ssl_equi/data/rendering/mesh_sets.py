@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from ssl_equi.data.collection import Rgb
 from ssl_equi.data.rendering.mesh_files import MESH_SUFFIXES, Model, UpAxis, read_model
 from ssl_equi.data.rendering.splits import RenderedSplit, map_in_processes, rendered_records
+from ssl_equi.data.shards.convert import measured_note
 from ssl_equi.data.shards.format import MAX_KEY_LENGTH, ObjectRecord
-from ssl_equi.data.shards.records import SplitSettings
+from ssl_equi.data.shards.records import SplitSettings, mean_and_std, pixel_moments
 from ssl_equi.errors import DataError, visible
 from ssl_equi.latents.schema import THREEDIEBENCH, THREEDIEBENCH_T, LatentSchema
 from ssl_equi.options import Count, ImageSide, Range, Seed
@@ -359,8 +360,8 @@ def _keys_of(names: Sequence[str]) -> list[str]:
 
 def pixel_statistics(
     folder: Path, objects: Sequence[PlannedModel], config: MeshSetConfig, device: str = "cpu"
-) -> tuple[Rgb, Rgb, int]:
-    """Mean and standard deviation of pixels in [0, 1], and of how many views: the first ones of train's objects.
+) -> tuple[Rgb, Rgb, str]:
+    """Mean and standard deviation of pixels in [0, 1] of the first views of train's objects, and of how many in words.
 
     To three digits, which another device or another order of additions hardly ever changes.
     """
@@ -370,13 +371,9 @@ def pixel_statistics(
     for planned in objects:
         renderer = Renderer([_read(folder, planned.path, config).mesh], config.scene, device)
         latents = torch.from_numpy(_latents_of(planned, config, config.rotation)[:views])
-        pixels = renderer.render(torch.zeros(views, dtype=torch.int64), latents).double() / 255
-        moments.append(torch.stack([pixels.mean((0, 1, 2)), pixels.square().mean((0, 1, 2))]))
-    mean, mean_square = torch.stack(moments).mean(0)
-    std = (mean_square - mean.square()).clamp(min=0).sqrt()
-    red, green, blue = (round(value, 3) for value in mean.tolist())
-    red_std, green_std, blue_std = (round(value, 3) for value in std.tolist())
-    return (red, green, blue), (red_std, green_std, blue_std), len(objects) * views
+        pictures = renderer.render(torch.zeros(views, dtype=torch.int64), latents).cpu().numpy()
+        moments += [pixel_moments(picture) for picture in pictures]
+    return *mean_and_std(moments, digits=3), measured_note(len(moments))
 
 
 def _latents_of(planned: PlannedModel, config: MeshSetConfig, rotation: RotationSampling) -> NDArray[np.float64]:
@@ -399,7 +396,7 @@ def rendered_splits(
         classes = sorted({model.class_name for model in models}) if name == "ood_family" else train_classes
         planned[name] = tuple(classes), plan_models(models, checked, classes, name, config.seed)
     mean_rgb, std_rgb, measured = pixel_statistics(folder, planned["train"][1], config, device)
-    notes = (*provenance.notes, f"mean and standard deviation of the pixels were measured on {measured} training views")
+    notes = (*provenance.notes, measured)
     splits = {}
     for name, (class_names, objects) in planned.items():
         content = {"generator": GENERATOR_VERSION, "config": dataclasses.asdict(config)}

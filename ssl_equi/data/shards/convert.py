@@ -32,7 +32,7 @@ from ssl_equi.data.shards.manifest import (
     read_image_manifest,
     read_manifest,
 )
-from ssl_equi.data.shards.records import ImageSplitSettings, SplitSettings, pixel_moments
+from ssl_equi.data.shards.records import ImageSplitSettings, SplitSettings, mean_and_std, pixel_moments
 from ssl_equi.data.shards.verify import verify_split
 from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.errors import DataError
@@ -192,10 +192,12 @@ def pixel_statistics(view_counts: Sequence[int], pixels_of: Callable[[int, int],
     for row in range(count):
         turn, place = divmod(row, len(view_counts))
         moments.append(pixel_moments(pixels_of(place, (place + turn) % view_counts[place])))
-    mean, mean_of_squares = np.mean(moments, axis=0) / [[255], [255**2]]
-    std = np.sqrt(np.maximum(mean_of_squares - mean**2, 0))
-    mean_rgb, std_rgb = ((round(r, 4), round(g, 4), round(b, 4)) for r, g, b in (mean.tolist(), std.tolist()))
-    return mean_rgb, std_rgb, f"mean and standard deviation of the pixels were measured on {count} training views"
+    return *mean_and_std(moments, digits=4), measured_note(count)
+
+
+def measured_note(count: int) -> str:
+    """What the manifest says of a normalisation that was measured on so many views."""
+    return f"mean and standard deviation of the pixels were measured on {count} training views"
 
 
 def resized_note(side: int) -> str:

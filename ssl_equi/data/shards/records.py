@@ -323,13 +323,13 @@ def pixel_moments(image: np.ndarray) -> np.ndarray:
     return np.array(sums, dtype=np.float64).T / (image.shape[0] * image.shape[1])
 
 
-def mean_and_std(moments: Sequence[np.ndarray]) -> tuple[Rgb, Rgb]:
+def mean_and_std(moments: Sequence[np.ndarray], digits: int = 6) -> tuple[Rgb, Rgb]:
     """Mean and standard deviation over pixels in units of [0, 1], from each image's `pixel_moments`.
 
-    Every image counts the same, whatever its size. Rounded to six digits, so that the order of additions doesn't show.
+    Every image counts the same, whatever its size. Rounded, so that the order of additions doesn't show.
     """
     mean, mean_of_squares = np.mean(moments, axis=0)
     std = np.sqrt(np.maximum(mean_of_squares - mean**2, 0.0))
-    red, green, blue = (mean / 255).round(6).tolist()
-    red_std, green_std, blue_std = (std / 255).round(6).tolist()
+    red, green, blue = (mean / 255).round(digits).tolist()
+    red_std, green_std, blue_std = (std / 255).round(digits).tolist()
     return (red, green, blue), (red_std, green_std, blue_std)
