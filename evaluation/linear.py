@@ -13,7 +13,7 @@ import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.probing.command import EvaluationConfig, evaluate_command
+from ssl_equi.evaluation.command import EvaluationConfig, evaluate_command
 
 TASKS = ("classification", "linear", "low_shot_1pct", "low_shot_10pct")
 

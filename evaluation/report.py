@@ -18,8 +18,8 @@ from typing import Annotated
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.probing.evaluation_report import write_evaluation_report
-from ssl_equi.probing.feature_map import MapMethod
+from ssl_equi.evaluation.report.feature_map import MapMethod
+from ssl_equi.evaluation.report.write import write_evaluation_report
 
 
 @dataclass(frozen=True)

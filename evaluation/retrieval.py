@@ -30,19 +30,19 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
+from ssl_equi.evaluation.features import FeatureCache, encode_split
+from ssl_equi.evaluation.predictors.consistency import consistency_records, predictor_consistency
+from ssl_equi.evaluation.predictors.predictor_retrieval import retrieve_with_predictor
+from ssl_equi.evaluation.predictors.retrieval import Similarity
+from ssl_equi.evaluation.predictors.retrieval_results import retrieval_records
+from ssl_equi.evaluation.records import ProbeRecord, append_records, print_records, refuse_other_content
+from ssl_equi.evaluation.sequences.retrieval import different_galleries, retrieve_with_sequences
+from ssl_equi.evaluation.skipping import TaskSkipped
 from ssl_equi.export.encoder import load_encoder, normalization_of, read_encoder_config
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
 from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, SequenceModel, load_sequence_model
 from ssl_equi.latents.actions import actions_as_told
 from ssl_equi.options import Count, Width
-from ssl_equi.probing.encode import FeatureCache, encode_split
-from ssl_equi.probing.predictor_consistency import consistency_records, predictor_consistency
-from ssl_equi.probing.predictor_retrieval import retrieve_with_predictor
-from ssl_equi.probing.records import ProbeRecord, append_records, print_records, refuse_other_content
-from ssl_equi.probing.retrieval import Similarity
-from ssl_equi.probing.retrieval_results import retrieval_records
-from ssl_equi.probing.sequence_retrieval import different_galleries, retrieve_with_sequences
-from ssl_equi.probing.skipping import TaskSkipped
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DEFAULT_CONTEXTS = (1, 3)

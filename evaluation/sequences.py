@@ -33,15 +33,15 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
+from ssl_equi.evaluation.features import encode_split
+from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
+from ssl_equi.evaluation.records import append_records, refuse_other_content
+from ssl_equi.evaluation.report.sequences import print_summary, write_page
+from ssl_equi.evaluation.sequences.embed import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
+from ssl_equi.evaluation.sequences.tasks import QUESTIONS, Question, SequenceProtocol, probe_sequences
 from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, SequenceModel, load_sequence_model
 from ssl_equi.latents.actions import AUGMENTATION, actions_as_told
 from ssl_equi.options import Count, Range, Seed, Width
-from ssl_equi.probing.encode import encode_split
-from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProtocolName
-from ssl_equi.probing.records import append_records, refuse_other_content
-from ssl_equi.probing.sequence_figures import print_summary, write_page
-from ssl_equi.probing.sequence_tasks import QUESTIONS, Question, SequenceProtocol, probe_sequences
-from ssl_equi.probing.sequences import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
 from ssl_equi.views.actions import action_columns
 from ssl_equi.views.glimpses import Glimpses, described_saccades
 from ssl_equi.views.makers import views

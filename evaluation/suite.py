@@ -23,7 +23,7 @@ writes results.json (every seed), arrays.npz and report.html.
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.probing.command import EvaluationConfig, evaluate_command
+from ssl_equi.evaluation.command import EvaluationConfig, evaluate_command
 
 if __name__ == "__main__":
     config = parse_command_line(EvaluationConfig, __doc__)

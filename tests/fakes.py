@@ -25,7 +25,7 @@ from ssl_equi.views.options import ViewOptions
 # What imports timm or Accelerate takes seconds, and most tests that share this file need neither.
 if TYPE_CHECKING:
     from ssl_equi.encoders.capsules.network import CapsuleNetwork
-    from ssl_equi.probing.encode import FeatureCache
+    from ssl_equi.evaluation.features import FeatureCache
     from ssl_equi.training.pretraining import Pretraining
 
 # ---------------------------------------------------------------- encoders
@@ -317,7 +317,7 @@ class ViewsInMemory(ViewCollection):
 
 def feature_cache(features: Tensor, labels: Tensor, latents: Tensor, *known: Any, **named: Any) -> "FeatureCache":
     """A `FeatureCache` whose latents, unless a schema is given, are 3DIEBench's or 3DIEBench-T's if as many."""
-    from ssl_equi.probing.encode import FeatureCache
+    from ssl_equi.evaluation.features import FeatureCache
 
     schema = {"schema": SCHEMA_OF_WIDTH.get(latents.shape[-1])}
     return FeatureCache(features, labels, latents, *known, **schema | named)

@@ -25,7 +25,7 @@ FLOOR = {
     "objectives": 5,
     "views": 6,
     "export": 6,
-    "probing": 7,
+    "evaluation": 7,
     "training": 8,
     "cli": 9,
 }

@@ -15,6 +15,11 @@ from torch import nn
 from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, UserError
+from ssl_equi.evaluation.report import run_page as report
+from ssl_equi.evaluation.report import write as evaluation_report
+from ssl_equi.evaluation.report.compared_runs import read_evaluated_folder
+from ssl_equi.evaluation.report.run_page import read_curves
+from ssl_equi.evaluation.report.write import write_evaluation_report
 from ssl_equi.export.encoder import EncoderCard, load_encoder, save_encoder
 from ssl_equi.export.predictor import PredictorCard, load_predictor, save_predictor
 from ssl_equi.export.sequence_model import load_sequence_model, save_sequence_model
@@ -22,13 +27,9 @@ from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.parts.heads import projector
 from ssl_equi.objectives.parts.predictors import Hypernetwork, ProjectedPredictor
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
-from ssl_equi.probing import evaluation_report, report
-from ssl_equi.probing.compared_runs import read_evaluated_folder
-from ssl_equi.probing.evaluation_report import write_evaluation_report
-from ssl_equi.probing.report import read_curves
 from ssl_equi.training.run import Run
+from tests.evaluation.report_pages import made_arrays, make_evaluation, read_page, record
 from tests.mutations import json_mutations, mutations
-from tests.probing.report_pages import made_arrays, make_evaluation, read_page, record
 from tests.training.test_run import ToyConfig, ToyObjective, loss_lines, started, train
 
 NUM_MUTATIONS = 200

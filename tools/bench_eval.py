@@ -14,11 +14,11 @@ features: 4500 / V times fewer, 90 on 3DIEBench (V = 50). A plain implementation
 on a small set, and its images are counted, as are those of our suite; the count of the former must be the formula's.
 
 Retrieval: mean reciprocal rank and hit@k among the views of an object, and the retrieval error among all views, of the
-same embeddings, by the functions of `ssl_equi.probing.retrieval` and by a loop that takes one query after the other:
-`F.cosine_similarity` with the gallery, which is then sorted. Both must find the same. The loop and ours take turns; a
-ratio is that of the seconds a query in one round, of which the loop answers only some. On one core of a CPU a query
-among 50 views is already real work, which a batch makes only some times cheaper; a query among all views of a set is
-bound by memory, which a batch is not.
+same embeddings, by the functions of `ssl_equi.evaluation.predictors.retrieval` and by a loop that takes one query after
+the other: `F.cosine_similarity` with the gallery, which is then sorted. Both must find the same. The loop and ours take
+turns; a ratio is that of the seconds a query in one round, of which the loop answers only some. On one core of a CPU a
+query among 50 views is already real work, which a batch makes only some times cheaper; a query among all views of a set
+is bound by memory, which a batch is not.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,15 +36,15 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import normalise_images
 from ssl_equi.errors import UserError
+from ssl_equi.evaluation.features import encode_split
+from ssl_equi.evaluation.predictors.retrieval import hit_at_k, mean_reciprocal_rank, prediction_retrieval_error, ranks
+from ssl_equi.evaluation.predictors.retrieval_results import HIT_RANKS
+from ssl_equi.evaluation.protocol import sie
+from ssl_equi.evaluation.suite import probe_features
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import relative_quat
 from ssl_equi.latents.actions import SEVERAL, actions_of
 from ssl_equi.latents.schema import THREEDIEBENCH
-from ssl_equi.probing.encode import encode_split
-from ssl_equi.probing.protocol import sie
-from ssl_equi.probing.retrieval import hit_at_k, mean_reciprocal_rank, prediction_retrieval_error, ranks
-from ssl_equi.probing.retrieval_results import HIT_RANKS
-from ssl_equi.probing.suite import probe_features
 from ssl_equi.scenes.sampling import sample_latents
 
 PUBLISHED_EPOCHS = 300

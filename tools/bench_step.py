@@ -65,6 +65,7 @@ from ssl_equi.data.images import normalise_views
 from ssl_equi.data.loading.threads import stored_loader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.encoders import create_encoder
+from ssl_equi.evaluation.online import OnlineProbes
 from ssl_equi.geometry.rotations import relative_quat
 from ssl_equi.objectives.base import ObjectiveOutput
 from ssl_equi.objectives.care import CARE, CAREConfig
@@ -72,7 +73,6 @@ from ssl_equi.objectives.essl import ESSL, ESSLConfig
 from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
-from ssl_equi.probing.online import OnlineProbes
 from ssl_equi.runtime.before_torch import HUGE_PAGES, SPINNING
 
 TARGET_PROBE_SHARE = 0.02

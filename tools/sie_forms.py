@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from ssl_equi.cli import parse_command_line
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.strided_cnn import StridedCNN
+from ssl_equi.evaluation.online import OnlineProbes
 from ssl_equi.objectives.base import ObjectiveOutput
 from ssl_equi.objectives.sie import SIE, SIEConfig
-from ssl_equi.probing.online import OnlineProbes
 from ssl_equi.training.devices import prepare_for_device
 from ssl_equi.training.optimisation import make_optimizer
 

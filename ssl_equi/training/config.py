@@ -12,6 +12,7 @@ from ssl_equi.data.bad_records import OnBadRecord
 from ssl_equi.data.loading.choice import ImageSource
 from ssl_equi.data.sources import DATASETS, DatasetName, DataSource, Reading, open_data
 from ssl_equi.errors import RunError
+from ssl_equi.evaluation.protocol import ProtocolName
 from ssl_equi.files import read_json_object
 from ssl_equi.options import (
     ActsWhen,
@@ -28,7 +29,6 @@ from ssl_equi.options import (
     Width,
     check_options,
 )
-from ssl_equi.probing.protocol import ProtocolName
 from ssl_equi.runtime.system import share_of_cores
 from ssl_equi.views.glimpses import SaccadeOptions
 from ssl_equi.views.options import ActionNames, PairOptions, check_actions

@@ -9,24 +9,24 @@ from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.sources import DATASETS, DataSource
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.catalogue import model_arguments
+from ssl_equi.evaluation.encoders import EncoderSource
+from ssl_equi.evaluation.evaluation_suite import Suite
+from ssl_equi.evaluation.feature_store import FeatureStore
+from ssl_equi.evaluation.features import encode_split, state_sha256
+from ssl_equi.evaluation.known_tasks import tasks_for
+from ssl_equi.evaluation.predictors.capsule_poses import probe_capsule_poses
+from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS
+from ssl_equi.evaluation.publish import publish_results
+from ssl_equi.evaluation.records import ProbeRecord
+from ssl_equi.evaluation.sequences.tasks import quick_sequence_results
+from ssl_equi.evaluation.skipping import noted_if_unanswered
+from ssl_equi.evaluation.suite import ProbeResults, check_splits, make_records
 from ssl_equi.export.encoder import EncoderCard, encoder_export
 from ssl_equi.export.folder import Export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor_export
 from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, sequence_export
 from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.base import Objective
-from ssl_equi.probing.capsule_poses import probe_capsule_poses
-from ssl_equi.probing.encode import encode_split, state_sha256
-from ssl_equi.probing.encoder_sources import EncoderSource
-from ssl_equi.probing.evaluation_suite import Suite
-from ssl_equi.probing.feature_store import FeatureStore
-from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS
-from ssl_equi.probing.publish import publish_results
-from ssl_equi.probing.records import ProbeRecord
-from ssl_equi.probing.sequence_tasks import quick_sequence_results
-from ssl_equi.probing.skipping import noted_if_unanswered
-from ssl_equi.probing.suite import ProbeResults, check_splits, make_records
-from ssl_equi.probing.tasks import tasks_for
 from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.folder import recorded_versions, set_aside_earlier_results
 from ssl_equi.training.run import Run

@@ -11,8 +11,8 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DataSource
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import RunError
+from ssl_equi.evaluation.online import OnlineProbes, followed_of
 from ssl_equi.objectives.base import Objective, ObjectiveOutput
-from ssl_equi.probing.online import OnlineProbes, followed_of
 from ssl_equi.runtime.device_copies import Unread, merged
 from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.ending import Ending, probed_parts

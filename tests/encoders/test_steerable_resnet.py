@@ -20,8 +20,8 @@ from ssl_equi.encoders.steerable.escnn_import import import_escnn, refuse_wigner
 from ssl_equi.encoders.steerable.groups import FOURIER_SAMPLES, fourier_turn, fourier_values, steerable_group
 from ssl_equi.encoders.steerable.layers import AntialiasedPooling, SteerableConvolution, kernel_basis
 from ssl_equi.encoders.steerable.resnet import SteerableResNet
-from ssl_equi.probing.image_symmetries import image_symmetries
-from ssl_equi.probing.symmetry_errors import measure_symmetry
+from ssl_equi.evaluation.symmetry.errors import measure_symmetry
+from ssl_equi.evaluation.symmetry.image_symmetries import image_symmetries
 from tests.encoders.symmetric_encoders import assert_refused, relative_error
 from tests.fakes import with_other_values
 

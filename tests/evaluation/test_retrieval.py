@@ -1,211 +1,218 @@
-"""The retrieval script: models and predictors with random weights on the tiny set, and runs that have no gallery."""
+"""Ranks, hits and retrieval errors against loops over NumPy arrays, and what collapsed embeddings get."""
 
-import importlib.util
-import sys
-from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
-from ssl_equi import create_encoder
-from ssl_equi.encoders.capsules.network import CapsuleNetwork
-from ssl_equi.errors import CheckpointError, UserError
-from ssl_equi.export.encoder import EncoderCard, save_encoder
-from ssl_equi.export.predictor import PredictorCard, save_predictor
-from ssl_equi.export.sequence_model import save_sequence_model
-from ssl_equi.latents.actions import ToldActions
-from ssl_equi.objectives.equicaps import EquiCaps
-from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
-from ssl_equi.objectives.sie import SIE, SIEConfig
-from ssl_equi.probing.records import read_records
+from ssl_equi.evaluation.predictors.retrieval import (
+    chance_hit_at_k,
+    chance_mean_reciprocal_rank,
+    chance_retrieval_error,
+    hit_at_k,
+    mean_reciprocal_rank,
+    nearest_entries,
+    prediction_retrieval_error,
+    ranks,
+)
+from ssl_equi.geometry.latents import quat_xyzw_from_latents
+from ssl_equi.scenes.sampling import sample_latents
 
-SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "retrieval.py"
-RENDERED = {"source": "rendered", "actions": "rotation", "observed_views": 2}
+OBJECTS, VIEWS, WIDTH = 20, 6, 5
+METRICS = ["cosine", "euclidean"]
+
+
+def random_tensor(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def similarity(first: np.ndarray, second: np.ndarray, metric: str) -> float:
+    if metric == "euclidean":
+        return -float(((first - second) ** 2).sum())
+    return float(first @ second / math.sqrt((first @ first) * (second @ second)))
+
+
+def rank_by_a_loop(prediction, gallery, true_index, metric, excluded=()) -> int:
+    prediction, gallery = prediction.double().numpy(), gallery.double().numpy()
+    true_similarity = similarity(prediction, gallery[true_index], metric)
+    others = [view for view in range(len(gallery)) if view != true_index and view not in excluded]
+    return 1 + sum(similarity(prediction, gallery[view], metric) >= true_similarity for view in others)
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("evaluation_retrieval", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
+def twenty_objects() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noisy predictions of every view from every view, galleries, true indices, and each query's source view."""
+    gallery = random_tensor(OBJECTS, VIEWS, WIDTH)
+    source, target = torch.meshgrid(torch.arange(VIEWS), torch.arange(VIEWS), indexing="ij")
+    source, target = source.flatten().expand(OBJECTS, -1), target.flatten().expand(OBJECTS, -1)
+    predictions = gallery[:, target[0]] + 0.8 * random_tensor(OBJECTS, VIEWS**2, WIDTH, seed=1)
+    return predictions, gallery, target, source
 
 
-def save_run(folder: Path, sequences: dict[str, Any], **changes: Any) -> Path:
-    torch.manual_seed(0)
-    config = SeqJEPAConfig(
-        action_width=16, layers=1, heads=2, feedforward_width=16, predictor_hidden_width=16, **changes
-    )
-    objective = SeqJEPA(create_encoder("strided_cnn_tiny", 32), config)
-    card = EncoderCard(
-        architecture="strided_cnn_tiny", image_size=32, mean_rgb=(0.5, 0.5, 0.5), std_rgb=(0.1, 0.1, 0.1),
-        parts={"all": (0, 512)}, objective="seq_jepa", trained_on="test", license="apache-2.0", tag="test",
-    )  # fmt: skip
-    save_sequence_model(objective, folder / "sequence_model", card, sequences)
-    return folder
+@pytest.mark.parametrize("metric", METRICS)
+def test_ranks_equal_those_of_a_loop(twenty_objects, metric: str) -> None:
+    predictions, gallery, target, _ = twenty_objects
+    expected = [
+        [rank_by_a_loop(predictions[o, q], gallery[o], int(target[o, q]), metric) for q in range(VIEWS**2)]
+        for o in range(OBJECTS)
+    ]
+    found = ranks(predictions, gallery, target, metric)
+    assert found.dtype == torch.int64
+    assert found.tolist() == expected
+    assert mean_reciprocal_rank(found) == pytest.approx(np.mean(1 / np.array(expected)), abs=1e-12)
+    for k in (1, 2, 5, 10):
+        assert hit_at_k(found, k) == pytest.approx(np.mean(np.array(expected) <= k), abs=1e-12)
+    assert 0.5 < mean_reciprocal_rank(found) < 0.95
 
 
-def test_every_context_is_tabled_beside_chance(
-    script: ModuleType, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    run = save_run(tmp_path / "run", RENDERED)
-    script.main(script.Config(run=run, data_dir=tiny_data))
-    records = read_records(run / "results.json")
-    by_name = {(record.part, record.metric): record for record in records}
-    assert {part for part, _ in by_name} == {"pred@1", "pred@3"}
-    assert by_name["pred@1", "mrr"].baseline == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
-    assert by_name["pred@1", "mrr"].n == 12 * 4 * 4
-    assert by_name["pred@1", "mrr_without_source"].n == 12 * 4 * 3
-    assert by_name["pred@3", "mrr"].n == 12 * 4
-    assert by_name["pred@3", "mrr_without_source"].value == 1.0, "one view is left to ask for"
-    assert 0.4 < by_name["pred@1", "retrieval_error"].baseline < 0.8
-    assert all(record.num_objects == 12 and record.split == "test" for record in records)
-    assert all("by the momentum encoder" in record.protocol for record in records)
-    printed = capsys.readouterr().out
-    for record in records:
-        assert record.metric in printed
-    assert max(len(line) for line in printed.splitlines() if not line.startswith("added to")) <= 80
+@pytest.mark.parametrize("metric", METRICS)
+def test_excluded_views_are_no_competitors(twenty_objects, metric: str) -> None:
+    predictions, gallery, target, source = twenty_objects
+    asked = source[0] != target[0]
+    excluded = source[:, asked].unsqueeze(-1)
+    expected = [
+        [
+            rank_by_a_loop(predictions[o, q], gallery[o], int(target[o, q]), metric, {int(source[o, q])})
+            for q in asked.nonzero()[:, 0].tolist()
+        ]
+        for o in range(OBJECTS)
+    ]
+    found = ranks(predictions[:, asked], gallery, target[:, asked], metric, excluded)
+    assert found.tolist() == expected
+    assert (found < ranks(predictions[:, asked], gallery, target[:, asked], metric)).any()
+    twice = torch.cat([excluded, excluded], dim=-1)
+    assert torch.equal(ranks(predictions[:, asked], gallery, target[:, asked], metric, twice), found)
 
 
-def test_without_a_momentum_target_the_gallery_is_the_encoders(
-    script: ModuleType, tiny_data: Path, tmp_path: Path
-) -> None:
-    run = save_run(tmp_path / "run", RENDERED | {"actions": "rotation_color"}, momentum_target=False, action_dim=6)
-    config = script.Config(
-        run=run, data_dir=tiny_data, contexts=(2,), contexts_per_object=1, split="val", whole_split=False, out=tmp_path
-    )
-    script.main(config)
-    records = read_records(tmp_path / "results.json")
-    assert {record.part for record in records} == {"pred@2"}
-    assert {record.metric.removesuffix("_without_source") for record in records} == {"mrr", "hit_at_1", "hit_at_2"}
-    assert {record.n for record in records} == {6 * 2}
-    assert all(record.protocol.endswith("by the encoder") for record in records)
-    assert not (run / "results.json").exists()
+def test_one_gallery_for_all_queries() -> None:
+    gallery = random_tensor(VIEWS, WIDTH)
+    assert ranks(gallery.flip(0), gallery, torch.arange(VIEWS).flip(0)).tolist() == [1] * VIEWS
 
 
-def test_views_of_objects_that_move_are_found_by_rigid_motions(
-    script: ModuleType, tiny_moving_data: Path, tiny_data: Path, tmp_path: Path
-) -> None:
-    run = save_run(tmp_path / "run", RENDERED | {"actions": "pose_object"}, action_dim=7)
-    script.main(script.Config(run=run, dataset="3diebench-pt", data_dir=tiny_moving_data, contexts=(1, 2)))
-    assert {record.part for record in read_records(run / "results.json")} == {"pred@1", "pred@2"}
-    with pytest.raises(
-        UserError, match="told actions pose_object and these views have no latents for pose_object: take data with"
-    ):
-        script.main(script.Config(run=run, data_dir=tiny_data))
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_perfect_predictor_is_always_first(metric: str) -> None:
+    gallery = random_tensor(OBJECTS, 50, WIDTH)
+    found = ranks(gallery, gallery, torch.arange(50).expand(OBJECTS, -1), metric)
+    assert mean_reciprocal_rank(found) == hit_at_k(found, 1) == 1.0
 
 
-def test_only_rendered_views_have_a_gallery_of_known_poses(
-    script: ModuleType, mixed_folder: Path, tmp_path: Path
-) -> None:
-    glimpses = save_run(
-        tmp_path / "glimpses", {"source": "saccades", "observed_views": 4, "glimpses": {}}, action_dim=2
-    )
-    with pytest.raises(UserError, match="source 'saccades': only rendered views have a gallery of known poses"):
-        script.main(script.Config(run=glimpses))
-    rendered = save_run(tmp_path / "rendered", RENDERED)
-    with pytest.raises(UserError, match="--dataset is folder, whose views have no known poses"):
-        script.main(script.Config(run=rendered, dataset="folder", data_dir=mixed_folder, split="val"))
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("gallery_size", [20, 50])
+def test_collapsed_embeddings_are_last(metric: str, gallery_size: int) -> None:
+    everything = torch.arange(gallery_size)
+    constant = random_tensor(1, 512).expand(gallery_size, -1)
+    for predictions in (constant, random_tensor(gallery_size, 512, seed=1), torch.zeros(gallery_size, 512)):
+        found = ranks(predictions, constant, everything, metric)
+        assert found.tolist() == [gallery_size] * gallery_size
+        assert mean_reciprocal_rank(found) == pytest.approx(1 / gallery_size)
 
 
-def test_galleries_of_different_sizes_are_refused(script: ModuleType, uneven_data: Path, tmp_path: Path) -> None:
-    run = save_run(tmp_path / "run", RENDERED)
-    with pytest.raises(UserError, match="objects have 3 to 6 views, and ranks among so many can't be averaged"):
-        script.main(script.Config(run=run, dataset="3diebench", data_dir=uneven_data))
+@pytest.mark.parametrize("metric", METRICS)
+def test_rounding_errors_of_a_collapsed_encoder_are_chance(metric: str) -> None:
+    noisy = random_tensor(1, 64) * (1 + 1e-7 * random_tensor(200, 50, 64, seed=1))
+    predictions = random_tensor(1, 64) * (1 + 1e-7 * random_tensor(200, 50, 64, seed=2))
+    found = ranks(predictions, noisy, torch.arange(50).expand(200, -1), metric)
+    assert mean_reciprocal_rank(found) < chance_mean_reciprocal_rank(50) + 0.01
 
 
-def test_wrong_numbers_of_views_and_folders_are_named(script: ModuleType, tiny_data: Path, tmp_path: Path) -> None:
-    run = save_run(tmp_path / "run", RENDERED)
-    with pytest.raises(UserError, match=r"--contexts is \(1, 4\) and the objects of 3diebench-p have 4 views"):
-        script.main(script.Config(run=run, data_dir=tiny_data, contexts=(1, 4)))
-    with pytest.raises(UserError, match="--contexts-per-object is 5: give a number from 1 to 4"):
-        script.main(script.Config(run=run, data_dir=tiny_data, contexts_per_object=5))
-    with pytest.raises(UserError, match="--sources belongs to predictors from one view"):
-        script.main(script.Config(run=run, data_dir=tiny_data, sources=2))
-    with pytest.raises(CheckpointError, match="nowhere/predictor holds no exported predictor"):
-        script.main(script.Config(run=tmp_path / "nowhere", data_dir=tiny_data))
-    assert not (run / "results.json").exists()
+def test_a_prediction_of_zero_points_at_nothing() -> None:
+    assert ranks(torch.zeros(3, WIDTH), random_tensor(9, WIDTH), torch.arange(3)).tolist() == [9, 9, 9]
 
 
-CARD = EncoderCard(
-    architecture="strided_cnn_tiny", image_size=32, mean_rgb=(0.5, 0.5, 0.5), std_rgb=(0.1, 0.1, 0.1),
-    parts={"all": (0, 512)}, objective="sie", trained_on="test", license="apache-2.0", tag="test",
-)  # fmt: skip
+def test_a_large_common_offset_does_not_change_the_euclidean_order() -> None:
+    predictions, gallery = random_tensor(30, WIDTH).double(), random_tensor(40, WIDTH, seed=1).double()
+    expected = ranks(predictions, gallery, torch.arange(30), "euclidean")
+    assert torch.equal(ranks(predictions + 1e4, gallery + 1e4, torch.arange(30), "euclidean"), expected)
+    nearest = nearest_entries(predictions, gallery, "euclidean")
+    assert torch.equal(nearest, torch.cdist(predictions, gallery).argmin(dim=1))
+    assert torch.equal(nearest_entries(predictions + 1e4, gallery + 1e4, "euclidean"), nearest)
 
 
-def save_two_view_run(folder: Path, actions: str = "rotation", action_dim: int = 4) -> Path:
-    torch.manual_seed(0)
-    objective = SIE(create_encoder("strided_cnn_tiny", 32), SIEConfig(projector=(32, 32, 32), action_dim=action_dim))
-    save_encoder(objective.encoder, folder / "encoder", CARD)
-    save_predictor(
-        objective.latent_predictor(),
-        folder / "predictor",
-        PredictorCard("sie", ToldActions.of(actions, action_dim), "test"),
-    )
-    return folder
+def test_chance_of_fifty_views() -> None:
+    """The constants of SIE's galleries: MRR .0900, hit@1 .02, hit@2 .04, hit@5 .10, hit@10 .20."""
+    assert chance_mean_reciprocal_rank(50) == pytest.approx(0.0900, abs=5e-5)
+    assert [chance_hit_at_k(k, 50) for k in (1, 2, 5, 10)] == pytest.approx([0.02, 0.04, 0.10, 0.20])
+    assert chance_mean_reciprocal_rank(1) == 1.0
+    assert chance_hit_at_k(10, 4) == 1.0
 
 
-def test_a_two_view_predictor_is_asked_from_one_view(
-    script: ModuleType, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    run = save_two_view_run(tmp_path / "run")
-    script.main(script.Config(run=run, data_dir=tiny_data))
-    records = read_records(run / "results.json")
-    by_name = {record.metric: record for record in records}
-    assert {(record.task, record.part) for record in records} == {
-        ("retrieval", "pred@1"), ("predictor_consistency", "pred@1"),
-    }  # fmt: skip
-    assert by_name["mrr"].baseline == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
-    assert [by_name[f"mrr{suffix}"].n for suffix in ("", "_without_identity", "_without_source")] == [48, 36, 36]
-    assert by_name["hit_at_2"].protocol == "retrieval_v1, 4 views of the object by the encoder"
-    assert 0.4 < by_name["retrieval_error"].baseline < 0.8
-    assert (by_name["composition_error"].baseline, by_name["composition_error"].n) == (1.0, 48)
-    assert {"identity_error", "inverse_error", "sign_flip_error"} <= set(by_name)
-    printed = capsys.readouterr().out
-    assert max(len(line) for line in printed.splitlines() if not line.startswith("added to")) <= 80
-    script.main(script.Config(run=run, data_dir=tiny_data, sources=4, whole_split=False, out=tmp_path / "more"))
-    assert {record.n for record in read_records(tmp_path / "more" / "results.json")} == {192, 144, 48}
+def test_chance_is_what_unrelated_predictions_reach() -> None:
+    found = ranks(random_tensor(500, 20, 8), random_tensor(500, 20, 8, seed=1), torch.arange(20).expand(500, -1))
+    assert mean_reciprocal_rank(found) == pytest.approx(chance_mean_reciprocal_rank(20), abs=0.01)
+    for k in (1, 2, 5, 10):
+        assert hit_at_k(found, k) == pytest.approx(chance_hit_at_k(k, 20), abs=0.02)
 
 
-def test_the_capsules_features_are_those_of_the_capsule_network(
-    script: ModuleType, tiny_data: Path, tmp_path: Path
-) -> None:
-    torch.manual_seed(0)
-    network = CapsuleNetwork(create_encoder("strided_cnn_pooled", 32), 32, 4, 3, routing_std=0.3)
-    arguments = {"backbone": "strided_cnn_pooled", "num_capsules": 4, "pose_side": 3, "img_size": 32}
-    card = replace(CARD, architecture="capsule_network", model_args=arguments, parts={"capsules": (0, 40)})
-    save_encoder(network, tmp_path / "capsule_network", card)
-    save_predictor(
-        EquiCaps(network).latent_predictor(),
-        tmp_path / "predictor",
-        PredictorCard("equicaps", ToldActions.of("rotation"), ""),
-    )
-    script.main(script.Config(run=tmp_path, data_dir=tiny_data, whole_split=False))
-    records = {record.metric: record for record in read_records(tmp_path / "results.json")}
-    assert records["mrr"].protocol.endswith("by the capsule network")
-    assert records["composition_error"].value < 1e-4, "products of matrices are associative"
+def euler_box_quats_xyzw(count: int, seed: int = 0) -> torch.Tensor:
+    return quat_xyzw_from_latents(torch.from_numpy(sample_latents(count, np.random.default_rng(seed))))
 
 
-def test_what_a_two_view_predictor_can_not_be_asked_is_named(
-    script: ModuleType, tiny_data: Path, mixed_folder: Path, tmp_path: Path
-) -> None:
-    run = save_two_view_run(tmp_path / "run")
-    with pytest.raises(UserError, match="--contexts and --contexts-per-object belong to sequence models"):
-        script.main(script.Config(run=run, data_dir=tiny_data, contexts=(1,)))
-    with pytest.raises(UserError, match="--sources is 5: give a number from 1 to 4"):
-        script.main(script.Config(run=run, data_dir=tiny_data, sources=5))
-    with pytest.raises(UserError, match="--dataset is folder, whose views have no known poses"):
-        script.main(script.Config(run=run, dataset="folder", data_dir=mixed_folder, split="val"))
-    moving = save_two_view_run(tmp_path / "moving", "pose_base", 7)
-    with pytest.raises(UserError, match="told actions pose_base and these views have no latents for pose_base"):
-        script.main(script.Config(run=moving, data_dir=tiny_data))
-    told_of_crops = save_two_view_run(tmp_path / "crops", "augmentation", 9)
-    with pytest.raises(UserError, match="told actions 'augmentation'"):
-        script.main(script.Config(run=told_of_crops, data_dir=tiny_data))
-    assert not list(tmp_path.glob("*/results.json"))
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("exclude_source", [False, True])
+def test_the_retrieval_error_equals_that_of_a_loop(metric: str, exclude_source: bool) -> None:
+    gallery, poses = random_tensor(OBJECTS * VIEWS, WIDTH), euler_box_quats_xyzw(OBJECTS * VIEWS)
+    predictions = gallery + 0.5 * random_tensor(OBJECTS * VIEWS, WIDTH, seed=1)
+    sources = torch.arange(OBJECTS * VIEWS)
+    excluded = sources.unsqueeze(1) if exclude_source else None
+    gallery_rows, rotations = gallery.double().numpy(), Rotation.from_quat(poses.numpy())
+    expected = []
+    for query, prediction in enumerate(predictions.double().numpy()):
+        candidates = [row for row in range(len(gallery)) if not (exclude_source and row == query)]
+        nearest = max(candidates, key=lambda row: similarity(prediction, gallery_rows[row], metric))
+        angle_rad = (rotations[query].inv() * rotations[nearest]).magnitude()
+        expected.append(1 - math.cos(angle_rad / 2) ** 2)
+    for chunk_size in (7, 50, 4096):
+        found = prediction_retrieval_error(predictions, gallery, poses, poses, metric, excluded, chunk_size)
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    assert min(expected) < 0.01 if not exclude_source else min(expected) > 0
+
+
+def test_the_retrieval_error_does_not_depend_on_signs() -> None:
+    poses, embeddings = euler_box_quats_xyzw(50), random_tensor(50, WIDTH)
+    assert prediction_retrieval_error(embeddings, embeddings, -poses, poses).abs().max() < 1e-12
+    half_turn = torch.tensor([[1.0, 0, 0, 0]])
+    identity = torch.tensor([[0.0, 0, 0, 1]])
+    assert prediction_retrieval_error(embeddings[:1], embeddings[:1], half_turn, identity).item() == 1.0
+
+
+def test_random_views_of_the_euler_box_are_at_0_627() -> None:
+    poses = euler_box_quats_xyzw(20_000)
+    assert chance_retrieval_error(poses) == pytest.approx(0.627, abs=0.003)
+    few = poses[:200]
+    assert chance_retrieval_error(few) == pytest.approx(float((1 - (few @ few.T).square()).mean()), abs=1e-12)
+    embeddings, predictions = random_tensor(4000, 8), random_tensor(4000, 8, seed=1)
+    sources = torch.arange(4000).unsqueeze(1)
+    error = prediction_retrieval_error(predictions, embeddings, poses[:4000], poses[:4000], excluded=sources).mean()
+    assert error == pytest.approx(0.627, abs=0.015)
+    collapsed = torch.ones(4000, 8)
+    assert prediction_retrieval_error(collapsed, collapsed, poses[:4000], poses[:4000]).mean() > 0.5
+
+
+def test_malformed_input_is_named() -> None:
+    predictions, gallery, index = random_tensor(4, WIDTH), random_tensor(9, WIDTH), torch.arange(4)
+    with pytest.raises(ValueError, match=r"predictions \(4, 5\) and gallery \(9, 4\) do not belong together"):
+        ranks(predictions, gallery[:, :4], index)
+    with pytest.raises(ValueError, match="do not belong together"):
+        ranks(predictions, gallery.unsqueeze(0), index)
+    with pytest.raises(ValueError, match="0 predictions and 9 views"):
+        ranks(predictions[:0], gallery, index[:0])
+    with pytest.raises(ValueError, match=r"true_index is torch\.float32"):
+        ranks(predictions, gallery, index.float())
+    with pytest.raises(ValueError, match=r"true_index has an index outside 0\.\.8"):
+        ranks(predictions, gallery, index + 6)
+    with pytest.raises(ValueError, match="a query excludes the entry that it asks for"):
+        ranks(predictions, gallery, index, excluded=index.unsqueeze(1))
+    with pytest.raises(ValueError, match="metric is 'manhattan': choose cosine or euclidean"):
+        ranks(predictions, gallery, index, "manhattan")
+    with pytest.raises(ValueError, match="gallery are not finite"):
+        ranks(predictions, gallery * math.nan, index)
+    with pytest.raises(ValueError, match="not matrices"):
+        nearest_entries(predictions.unsqueeze(0), gallery, "cosine")
+    with pytest.raises(ValueError, match="do not fit 4 predictions"):
+        prediction_retrieval_error(predictions, gallery, random_tensor(5, 4), random_tensor(9, 4))
+    with pytest.raises(ValueError, match="empty or below 1"):
+        mean_reciprocal_rank(torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="gallery_size is 0"):
+        chance_mean_reciprocal_rank(0)

@@ -1,190 +1,252 @@
-"""The script for sequence models: stored views, augmented images and saccades, by models with random weights."""
+"""Encoded sequences: which views, which actions, and the same ones for every model."""
 
-import importlib.util
-import re
-import sys
-from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
-from ssl_equi import create_encoder
-from ssl_equi.errors import CheckpointError, UserError
-from ssl_equi.export.encoder import EncoderCard
-from ssl_equi.export.sequence_model import save_sequence_model
-from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
-from ssl_equi.probing.protocol import PROBE_PROTOCOLS, ProbeProtocol
-from ssl_equi.probing.records import ProbeRecord, read_records
-from ssl_equi.probing.sequence_figures import print_summary, summary_tables
-from ssl_equi.views.glimpses import SaccadeOptions, describe_saccades
-
-SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "sequences.py"
-RENDERED = {"source": "rendered", "actions": "rotation", "observed_views": 2}
-AUGMENTED = {
-    "source": "augmented", "actions": "augmentation", "observed_views": 2, "preset": "seq_jepa",
-    "action_encoding": "standard", "action_transforms": ["crop", "blur"],
-}  # fmt: skip
-SACCADES = describe_saccades(SaccadeOptions(saliency="uniform", glimpse_size=16, inhibition_radius_px=4), 2)
-QUICK = ProbeProtocol(
-    name="quick", classification_epochs=1, rotation_epochs=1, rotation_hidden=(16,), rotation_pairs_per_object=4
-)
+from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.collection import ViewCollection
+from ssl_equi.errors import UserError
+from ssl_equi.evaluation.features import FeatureCache
+from ssl_equi.evaluation.sequences.embed import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
+from ssl_equi.geometry.latents import quat_xyzw_from_latents
+from ssl_equi.geometry.poses import matrix_of_action
+from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix, rotation_6d_from_matrix
+from ssl_equi.latents.angle import Angle
+from ssl_equi.latents.number import Number
+from ssl_equi.latents.rotation import Rotation
+from ssl_equi.latents.schema import THREEDIEBENCH_T, Latent, LatentSchema
+from ssl_equi.views.makers import ViewSequence
+from tests.fakes import feature_cache
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """evaluation/sequences.py with heads that train for one epoch, in 80 columns."""
-    specification = importlib.util.spec_from_file_location("evaluation_sequences", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    monkeypatch.setitem(PROBE_PROTOCOLS, "embedded", lambda: QUICK)
-    monkeypatch.setenv("COLUMNS", "80")
-    return module
+def cache_that_names_its_views(num_objects: int = 5, num_views: int = 6) -> FeatureCache:
+    """Features are (object, view); latents are random poses and hues."""
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.rand(num_objects, num_views, 7, generator=generator)
+    latents[..., :3] = (latents[..., :3] - 0.5) * torch.pi
+    objects, views = torch.meshgrid(torch.arange(num_objects), torch.arange(num_views), indexing="ij")
+    features = torch.stack([objects, views], dim=-1).float()
+    return feature_cache(features, torch.arange(num_objects) % 2, latents, quat_xyzw_from_latents(latents))
 
 
-def save_run(folder: Path, sequences: dict[str, Any], **changes: Any) -> Path:
-    torch.manual_seed(0)
-    config = SeqJEPAConfig(
-        action_width=16, layers=1, heads=2, feedforward_width=16, predictor_hidden_width=16, **changes
-    )
-    objective = SeqJEPA(create_encoder("strided_cnn_tiny", 32), config)
-    card = EncoderCard(
-        architecture="strided_cnn_tiny", image_size=32, mean_rgb=(0.5, 0.5, 0.5), std_rgb=(0.1, 0.1, 0.1),
-        parts={"all": (0, 512)}, objective="seq_jepa", trained_on="test", license="apache-2.0", tag="test",
-    )  # fmt: skip
-    save_sequence_model(objective, folder / "sequence_model", card, sequences)
-    return folder
+def test_views_of_a_sequence_are_distinct_views_of_one_object():
+    sequences = sequences_of_cache(cache_that_names_its_views(), ["rotation"], length=4, per_object=3, seed=0)
+    assert sequences.features.shape == (15, 4, 2)
+    objects, views = sequences.features.long().unbind(dim=2)
+    assert torch.equal(objects, sequences.objects[:, None].expand(15, 4))
+    assert torch.equal(sequences.labels, sequences.objects % 2)
+    assert sequences.objects.tolist() == [number // 3 for number in range(15)]
+    assert all(len(set(row.tolist())) == 4 for row in views)
+    assert len({tuple(row.tolist()) for row in views}) > 10
 
 
-def test_stored_views_are_asked_everything(
-    script: ModuleType, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = save_run(tmp_path / "run", RENDERED)
-    script.main(script.Config(run=run, data_dir=tiny_data))
-    records = read_records(run / "results.json")
-    assert {record.task for record in records} == {
-        "classification", "pair_rotation", "pair_hues", "leakage_rotation", "leakage_hues", "path_rotation",
-    }  # fmt: skip
-    assert {record.part for record in records if record.task == "classification"} >= {"all@1", "agg@1", "agg@4"}
-    assert {(record.protocol, record.num_objects) for record in records} == {("ssl_equi_sequences_v1", 12)}
-    oracle = [record.value for record in records if record.part == "oracle@3" and record.metric == "r2_uniform"]
-    assert oracle == pytest.approx([1.0])
-    printed = capsys.readouterr().out
-    # Paths may be longer than a line.
-    assert all(len(line) <= 80 for line in printed.splitlines() if str(tmp_path) not in line)
-    assert "what is where, M = 1" in printed and "M = 5, 6, 7, 8 is left out" in printed.replace("\n  ", " ")
+def test_actions_are_body_frame_rotations_and_differences_of_hues():
+    cache = cache_that_names_its_views()
+    sequences = sequences_of_cache(cache, ["rotation_color"], length=4, per_object=2, seed=0)
+    matrices = quat_to_matrix(cache.quats_xyzw)
+    for number in (0, 5, 9):
+        objects, views = sequences.features[number].long().unbind(dim=1)
+        for i in range(4):
+            for j in range(4):
+                first, second = matrices[objects[i], views[i]], matrices[objects[j], views[j]]
+                action = sequences.actions[number, i, j]
+                assert torch.allclose(quat_to_matrix(action[:4]), first.T @ second, atol=1e-5)
+                hues = cache.latents[objects[j], views[j]] - cache.latents[objects[i], views[i]]
+                assert torch.allclose(action[4:], hues[[3, 6]], atol=1e-6)
+
+
+def test_hues_are_asked_for_beside_what_the_model_is_told():
+    cache = cache_that_names_its_views()
+    for kind, columns in (("rotation_6d", 6), ("rotation_matrix", 9)):
+        told = sequences_of_cache(cache, [kind], length=4, per_object=2, seed=0)
+        plain = sequences_of_cache(cache, ["rotation"], length=4, per_object=2, seed=0)
+        assert told.told_columns == tuple(range(columns)) and told.action_names[columns:] == plain.action_names
+        assert torch.equal(told.actions[..., columns:], plain.actions)
+        matrices = quat_to_matrix(plain.actions)
+        written = rotation_6d_from_matrix(matrices) if columns == 6 else matrices.flatten(-2)
+        assert torch.equal(told.actions[..., :columns], written)
+    with_hues = sequences_of_cache(cache, ["rotation"], length=4, per_object=2, seed=0, ask_for_hues=True)
+    both = sequences_of_cache(cache, ["rotation_color"], length=4, per_object=2, seed=0, ask_for_hues=True)
+    assert torch.equal(with_hues.actions, both.actions) and with_hues.action_names == both.action_names
+    assert with_hues.told_columns == (0, 1, 2, 3) and both.told_columns is None
 
 
 @pytest.mark.parametrize("kind", ["pose_base", "pose_object"])
-def test_objects_that_move_are_asked_for_rigid_motions(
-    script: ModuleType, tiny_moving_data: Path, tiny_data: Path, tmp_path: Path, kind: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    run = save_run(tmp_path / "run", RENDERED | {"actions": kind}, action_dim=7)
-    sizes = {"lengths": (1, 3), "leakage_lengths": (1,), "sequences_per_object": 1}
-    script.main(script.Config(run=run, dataset="3diebench-pt", data_dir=tiny_moving_data, **sizes))
-    records = read_records(run / "results.json")
-    translation = f"{kind.removeprefix('pose_')}_translation"
-    assert {record.task for record in records} == {
-        "classification", "pair_hues", "leakage_hues",
-        *(f"{question}_{part}" for question in ("pair", "leakage", "path") for part in ("rotation", translation)),
-    }  # fmt: skip
-    oracle = [record.value for record in records if record.part == "oracle@3" and record.metric == "r2_uniform"]
-    assert oracle == pytest.approx([1.0, 1.0])
-    printed = capsys.readouterr().out
-    assert all(len(line) <= 80 for line in printed.splitlines() if str(tmp_path) not in line)
-    with pytest.raises(UserError, match=f"told actions {kind} and these views have no latents for {kind}"):
-        script.main(script.Config(run=run, data_dir=tiny_data, **sizes))
-
-
-def test_the_page_stands_alone_and_shows_the_numbers(script: ModuleType, tiny_data: Path, tmp_path: Path) -> None:
-    run = save_run(tmp_path / "run", RENDERED)
-    script.main(script.Config(run=run, data_dir=tiny_data, lengths=(1, 2), out=tmp_path / "elsewhere"))
-    page = (tmp_path / "elsewhere" / "sequences.html").read_text()
-    assert not re.search(r"(?:src|href)=\"(?!#|data:)", page) and "<script" not in page
-    assert page.count("<svg") == 1 + 2 + 2  # class, two leakages, path by two metrics
-    ids = re.findall(r' id="([^"]+)"', page)
-    assert len(ids) == len(set(ids))
-    assert ">trivial<" in page and "--series-1" in page
-    records = read_records(tmp_path / "elsewhere" / "results.json")
-    class_table = summary_tables(records)[0]
-    assert class_table.columns == ("M=1", "M=2")
-    assert class_table.rows[0][0] == "aggregate"
-    for cell in class_table.rows[0][1:]:
-        assert f">{cell}</td>" in page
-
-
-def test_the_same_model_gives_the_same_numbers(script: ModuleType, tiny_data: Path, tmp_path: Path) -> None:
-    run = save_run(tmp_path / "run", RENDERED)
-    config = script.Config(
-        run=run, data_dir=tiny_data, questions=("classification",), lengths=(1, 2), sequences_per_object=1,
-        split="val",
-    )  # fmt: skip
-    script.main(config)
-    script.main(config)
-    records = read_records(run / "results.json")
-    half = len(records) // 2
-    assert records[:half] == records[half:]
-    assert {(record.protocol, record.split) for record in records} == {("ssl_equi_sequences_v1, 1 x 20 views", "val")}
-
-
-def test_augmented_images_are_asked_for_each_augmentation(
-    script: ModuleType, mixed_folder: Path, tmp_path: Path
-) -> None:
-    run = save_run(tmp_path / "run", AUGMENTED, action_dim=5)
-    config = script.Config(
-        run=run, dataset="folder", data_dir=mixed_folder, split="val", lengths=(1, 2), leakage_lengths=(1,)
+def test_rigid_motions_between_views_of_objects_that_move(kind: str):
+    still = cache_that_names_its_views()
+    with pytest.raises(UserError, match=f"action '{kind}' is none of this data's"):
+        sequences_of_cache(still, [kind], length=4, per_object=2, seed=0)
+    cache = replace(
+        still, latents=torch.cat([still.latents, still.latents[..., 3:6] - 0.5], dim=-1), schema=THREEDIEBENCH_T
     )
-    script.main(config)
-    records = read_records(run / "results.json")
-    assert {record.task for record in records} == {
-        "classification", "pair_crop", "pair_jitter", "pair_blur", "leakage_crop", "leakage_jitter", "leakage_blur",
-    }  # fmt: skip
-    assert {(record.protocol, record.num_objects) for record in records} == {("ssl_equi_sequences_v1_augmented", 4)}
+    told = sequences_of_cache(cache, [kind], length=4, per_object=2, seed=0)
+    assert told.action_names[4:] == tuple(f"{kind.removeprefix('pose_')}_translation_{axis}" for axis in "xyz")
+    assert torch.equal(told.actions[..., :4], sequences_of_cache(cache, ["rotation"], 4, 2, seed=0).actions)
+    motions = matrix_of_action(told.actions)
+    assert torch.allclose(motions[:, 0, 1] @ motions[:, 1, 3], motions[:, 0, 3], atol=1e-5)
+    asked = sequences_of_cache(cache, [kind], length=4, per_object=2, seed=0, ask_for_hues=True)
+    assert asked.told_columns == tuple(range(7)) and torch.equal(asked.told_steps(0, 3), told.steps(0, 3))
+    assert asked.action_names == (*told.action_names, "floor_hue", "light_hue")
 
 
-def test_saccades_are_asked_for_positions(script: ModuleType, tiny_data: Path, tmp_path: Path) -> None:
-    run = save_run(tmp_path / "run", SACCADES, action_dim=2)
-    script.main(script.Config(run=run, data_dir=tiny_data, lengths=(1, 2), leakage_lengths=(1,)))
-    records = read_records(run / "results.json")
-    assert {record.task for record in records} == {
-        "classification", "pair_position", "leakage_position", "path_position",
-    }  # fmt: skip
-    oracle = [record.value for record in records if record.part.startswith("oracle") and record.metric == "r2_uniform"]
-    assert oracle == pytest.approx([1.0, 1.0])
+def test_actions_obey_the_group_laws_with_their_signs():
+    actions = sequences_of_cache(cache_that_names_its_views(), ["rotation"], length=5, per_object=2, seed=0).actions
+    identity = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    assert torch.allclose(actions[:, 2, 2], identity.expand(10, 4), atol=1e-6)
+    assert torch.allclose(quat_multiply(actions[:, 1, 3], actions[:, 3, 4]), actions[:, 1, 4], atol=1e-6)
+    assert torch.allclose(quat_multiply(actions[:, 0, 2], actions[:, 2, 0]), identity.expand(10, 4), atol=1e-6)
 
 
-def test_faults_are_named(script: ModuleType, tiny_data: Path, mixed_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="sequence_model"):
-        script.main(script.Config(run=tmp_path / "none", data_dir=tiny_data))
-    run = save_run(tmp_path / "run", RENDERED)
-    with pytest.raises(UserError, match="stored views of known latents, and folder has none"):
-        script.main(script.Config(run=run, dataset="folder", data_dir=mixed_folder, split="val"))
-    with pytest.raises(ValueError, match="give one length or more"):
-        script.main(script.Config(run=run, data_dir=tiny_data, lengths=(0,)))
-    with pytest.raises(UserError, match="saliency-file"):
-        file = replace(SaccadeOptions(saliency="file"), saliency_file=tmp_path / "maps.npy")
-        gaze = save_run(tmp_path / "gaze", describe_saccades(file, 2), action_dim=2)
-        script.main(script.Config(run=gaze, data_dir=tiny_data))
+def test_two_models_are_given_the_same_sequences():
+    cache = cache_that_names_its_views()
+    other = replace(cache, features=torch.randn(5, 6, 3))
+    mine, theirs = [sequences_of_cache(each, ["rotation"], length=4, per_object=2, seed=7) for each in (cache, other)]
+    assert torch.equal(mine.actions, theirs.actions)
+    objects, views = mine.features.long().unbind(dim=2)
+    assert torch.equal(theirs.features, other.features[objects, views])
+    assert not torch.equal(mine.actions, sequences_of_cache(cache, ["rotation"], 4, 2, seed=8).actions)
 
 
-def test_long_curves_are_tabled_in_pieces(capsys: pytest.CaptureFixture[str]) -> None:
-    records = [
-        ProbeRecord(task, f"agg@{length}", metric, value, 0.1, baseline_name, None, 9, 9, "test", "p", 0)
-        for length in range(1, 13)
-        for task, metric, value, baseline_name in (
-            ("classification", "top1", 0.5, "majority class"),
-            ("path_position", "r2_uniform", -123.4567, "constant"),
+def test_steps_are_the_actions_between_neighbours_and_told_in_part():
+    sequences = sequences_of_cache(cache_that_names_its_views(), ["rotation_color"], length=5, per_object=1, seed=0)
+    steps = sequences.steps(1, 3)
+    assert torch.equal(steps[:, 0], sequences.actions[:, 1, 2])
+    assert torch.equal(steps[:, 2], sequences.actions[:, 3, 4])
+    assert torch.equal(sequences.told_steps(1, 3), steps)
+    told = replace(sequences, told_columns=(0, 1, 2, 3))
+    assert torch.equal(told.told_steps(1, 3), steps[..., :4])
+    assert told.steps(0, 0).shape == (5, 0, 6)
+
+
+def test_one_per_object_is_the_first_sequence_of_each():
+    sequences = sequences_of_cache(cache_that_names_its_views(), ["rotation"], length=4, per_object=3, seed=0)
+    first = sequences.one_per_object()
+    assert torch.equal(first.features, sequences.features[::3])
+    assert torch.equal(first.objects, torch.arange(5))
+    assert sequences.num_objects == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"length": 7}, "of 7 distinct views were asked for and objects have 6"),
+        ({"length": 0}, "of 0 distinct views"),
+        ({"per_object": 0}, "0 sequences"),
+        ({"told": ["translation"]}, "action 'translation' is none of this data's: choose from rotation_color"),
+    ],
+)
+def test_sequences_that_cannot_be_are_refused(changes, message):
+    with pytest.raises((ValueError, UserError), match=message):
+        sequences_of_cache(
+            cache_that_names_its_views(), **({"told": ["rotation"], "length": 4, "per_object": 1, "seed": 0} | changes)
         )
-    ]
-    tables = summary_tables(records)
-    assert [len(table.columns) for table in tables] == [8, 4, 8, 4]
-    assert tables[2].rows[0] == ("images and actions", *["-123"] * 8)
-    print_summary(records)
-    assert max(len(line) for line in capsys.readouterr().out.splitlines()) <= 80
-    assert tables[1].rows == (
-        ("aggregate", *["0.500"] * 4), ("encoder, one view", *["-"] * 4), ("majority class", *["0.100"] * 4),
-    )  # fmt: skip
+
+
+def test_views_without_latents_have_no_sequences():
+    cache = cache_that_names_its_views()
+    unknown = replace(cache, quats_xyzw=None, latents=cache.latents[..., :0], schema=None)
+    with pytest.raises(UserError, match="actions rotation are made from latents, and none are known of these views"):
+        sequences_of_cache(unknown, ["rotation"], 4, 1, 0)
+
+
+def test_poses_are_asked_for_beside_other_latents():
+    cache = cache_that_names_its_views()
+    schema = LatentSchema((Latent("pose", Rotation(), 0), Latent("shade", Number((0, 2)), 3)))
+    posed = replace(cache, latents=cache.latents[..., :4], schema=schema)
+    asked = sequences_of_cache(posed, ["shade"], 4, 1, 0, ask_for_hues=True)
+    assert asked.action_names == ("shade", "pose_x", "pose_y", "pose_z", "pose_w") and asked.told_columns == (0,)
+    assert torch.equal(asked.actions[..., 1:], sequences_of_cache(cache, ["rotation"], 4, 1, 0).actions)
+    shades = posed.latents[asked.objects[:, None], asked.features[..., 1].long()][..., 3]
+    torch.testing.assert_close(asked.told_steps(0, 3)[..., 0], shades.diff(dim=1) / 2)
+    turntable = replace(
+        cache, latents=cache.latents[..., :1], schema=LatentSchema((Latent("azimuth", Angle(), 0),)), quats_xyzw=None
+    )
+    assert sequences_of_cache(turntable, ["azimuth"], 4, 1, 0).action_names == ("azimuth_0", "azimuth_1")
+
+
+def test_tensors_that_do_not_belong_together_are_refused():
+    with pytest.raises(ValueError, match="do not fit actions"):
+        FeatureSequences(
+            torch.zeros(3, 4, 2), torch.zeros(3, 4, 4, 2), torch.zeros(3), torch.zeros(3), ("quat_x", "quat_y", "extra")
+        )
+
+
+class MeanColour(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))
+
+
+@dataclass(frozen=True)
+class OneViewCollection(ViewCollection):
+    """Objects with one or two stored views of different sizes; the first pixel shows object and view."""
+
+    num_objects: int = 5
+    num_views: int = 2
+    image_size: tuple[int, int] = (4, 4)
+    fills_image: bool = False
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.arange(self.num_objects) % 3
+
+    def read_views(self, object_indices, view_indices, out, content_sizes_out=None) -> None:
+        out[...] = (10 * object_indices[:, None] + view_indices)[..., None, None, None]
+        content_sizes_out[...] = (3, 2)
+
+
+def jumps(batch: ViewBatch, step: int) -> ViewSequence:
+    """Four views of the stored image, each brighter by its number than the last; positions depend on the step."""
+    assert batch.content_sizes.tolist() == [[[3, 2]]] * len(batch.images)
+    image = batch.images[:, 0].permute(0, 3, 1, 2).float()
+    positions = torch.arange(4)[None, :, None] * (batch.object_indices[:, None, None] + 100 * step) + torch.zeros(2)
+    return ViewSequence(
+        torch.stack([image + number / 8 for number in range(4)], dim=1),
+        lambda first, second: positions[:, second] - positions[:, first],
+    )
+
+
+def test_made_sequences_go_through_the_collection_in_order():
+    sequences = encode_sequences(
+        MeanColour(), OneViewCollection(), jumps, POSITION_NAMES, length=3, per_object=3, batch_size=2
+    )
+    assert sequences.objects.tolist() == [0, 1, 2, 3, 4] * 3
+    assert sequences.labels.tolist() == [0, 1, 2, 0, 1] * 3
+    stored_view = torch.tensor([0, 1, 0]).repeat_interleave(5)  # the third sequence begins anew
+    expected = (10 * sequences.objects + stored_view)[:, None] + torch.arange(3) / 8
+    assert torch.allclose(sequences.features, expected[..., None].expand(15, 3, 3))
+    steps = torch.tensor([0, 0, 1, 1, 2, 3, 3, 4, 4, 5, 6, 6, 7, 7, 8])
+    speeds = (sequences.objects + 100 * steps).float()
+    for first in range(3):
+        for second in range(3):
+            expected = ((second - first) * speeds)[:, None].expand(15, 2)
+            assert torch.equal(sequences.actions[:, first, second], expected)
+
+
+def test_made_sequences_leave_the_encoder_as_it_was_and_are_told_of_faults():
+    encoder = nn.Sequential(nn.BatchNorm2d(3), MeanColour())
+    encode_sequences(encoder, OneViewCollection(), jumps, POSITION_NAMES, length=3)
+    assert encoder.training and encoder[0].num_batches_tracked == 0
+    with pytest.raises(ValueError, match="sequences of 5 views were asked for and 4 were made"):
+        encode_sequences(MeanColour(), OneViewCollection(), jumps, POSITION_NAMES, length=5)
+    with pytest.raises(ValueError, match="the sequences have no actions"):
+        encode_sequences(
+            MeanColour(),
+            OneViewCollection(),
+            lambda batch, step: replace(jumps(batch, step), action_between=None),
+            POSITION_NAMES,
+            length=3,
+        )
+    with pytest.raises(RuntimeError, match="not finite"):
+        encode_sequences(
+            MeanColour(),
+            OneViewCollection(),
+            lambda batch, step: replace(
+                jumps(batch, step), images=torch.full((len(batch.labels), 3, 3, 4, 4), torch.nan)
+            ),
+            POSITION_NAMES,
+            length=3,
+        )

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ssl_equi.data.images import normalise_images
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, LayoutError
+from ssl_equi.evaluation.encoders import open_encoder
 from ssl_equi.export.importing import fitting_layouts
 from ssl_equi.export.layouts import RESNETS, resnet_architecture
 from ssl_equi.export.tensors import named_tensors
-from ssl_equi.probing.encoder_sources import open_encoder
 from tests.export.checkpoints import EXTRA, State, assert_same_features, below, changed, head, run
 from tests.fakes import with_other_values
 

@@ -13,6 +13,7 @@ from scipy.stats import qmc
 from torch import Tensor
 
 from ssl_equi.errors import DataError
+from ssl_equi.evaluation.metrics import r2_uniform
 from ssl_equi.latents.angle import Angle
 from ssl_equi.latents.category import Category
 from ssl_equi.latents.direction import Direction
@@ -21,7 +22,6 @@ from ssl_equi.latents.motion import RigidMotion
 from ssl_equi.latents.number import Number
 from ssl_equi.latents.rotation import Rotation, Rotation6d, RotationMatrix
 from ssl_equi.latents.translation import Translation
-from ssl_equi.probing.metrics import r2_uniform
 
 BOX = ((-math.pi / 2, math.pi / 2),) * 3
 # Kinds, a constant answer that is as good as any, and its score; None where no closed form is known.

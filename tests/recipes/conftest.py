@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ssl_equi.probing.protocol import PROBE_PROTOCOLS, EquivarianceProtocol, ProbeProtocol
+from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, EquivarianceProtocol, ProbeProtocol
 from ssl_equi.training.pretraining import Pretraining
 from ssl_equi.views import saliency
 from tests.fakes import SmallConfig, end_without_probes, process_of_its_own

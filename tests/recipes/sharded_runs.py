@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 from recipes import byol
-from ssl_equi.probing.protocol import PROBE_PROTOCOLS
+from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS
 from ssl_equi.training.pretraining import Pretraining
 from tests.fakes import end_without_probes, forget_processes
 from tests.recipes.conftest import QUICK, small_configuration

@@ -8,8 +8,8 @@ import torch
 
 from recipes import equicaps
 from ssl_equi import load_encoder
+from ssl_equi.evaluation.records import read_records
 from ssl_equi.export.encoder import parts_of, read_encoder_config
-from ssl_equi.probing.records import read_records
 from tests.fakes import SmallConfig, numbers
 
 pytestmark = pytest.mark.usefixtures("quick_probes")

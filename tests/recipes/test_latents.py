@@ -18,13 +18,13 @@ from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.data.shards.format import ObjectRecord
 from ssl_equi.data.shards.writer import write_split
 from ssl_equi.errors import RunError
+from ssl_equi.evaluation.records import read_records
 from ssl_equi.export.predictor import load_predictor
 from ssl_equi.export.sequence_model import load_sequence_model
 from ssl_equi.latents.angle import Angle
 from ssl_equi.latents.number import Number
 from ssl_equi.latents.rotation import Rotation
 from ssl_equi.latents.schema import Latent, LatentSchema
-from ssl_equi.probing.records import read_records
 from tests.fakes import SmallConfig, load_recipe, numbers
 
 SCHEMA = LatentSchema(

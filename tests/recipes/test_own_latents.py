@@ -9,7 +9,7 @@ from tests.fakes import SmallConfig, load_recipe, numbers
 from tests.turntables import write_turntables
 
 
-@pytest.mark.slow  # its parts: tests/probing/test_online.py and tests/evaluation/test_own_latents.py
+@pytest.mark.slow  # its parts: tests/evaluation/test_online.py and tests/evaluation_scripts/test_own_latents.py
 def test_a_run_follows_and_asks_the_latents_of_its_data(
     small_config: SmallConfig, quick_probes: None, tmp_path: Path
 ) -> None:

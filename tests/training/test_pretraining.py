@@ -16,14 +16,15 @@ from ssl_equi.data.loading.threads import stored_loader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, RunError
+from ssl_equi.evaluation import publish
+from ssl_equi.evaluation.encoders import RANDOM_ENCODER_SEED, EncoderSource
+from ssl_equi.evaluation.evaluation_suite import Suite
+from ssl_equi.evaluation.known_tasks import NEEDS_TRANSLATIONS
+from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS, ProbeProtocol
+from ssl_equi.evaluation.records import read_records
+from ssl_equi.evaluation.report import run_page as report
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
-from ssl_equi.probing import publish, report
-from ssl_equi.probing.encoder_sources import RANDOM_ENCODER_SEED, EncoderSource
-from ssl_equi.probing.evaluation_suite import Suite
-from ssl_equi.probing.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS, ProbeProtocol
-from ssl_equi.probing.records import read_records
-from ssl_equi.probing.tasks import NEEDS_TRANSLATIONS
 from ssl_equi.training.config import PretrainingConfig
 from ssl_equi.training.ending import Ending, probed_parts
 from ssl_equi.training.folder import set_aside_earlier_results

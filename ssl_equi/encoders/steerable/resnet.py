@@ -18,7 +18,7 @@ without the expansion of kernels, which is done once a batch (or never, after `b
     so2_resnet10_small_images   64      28, 56, 112, 224    224       0.10 M      0.15 G
 
 Change of the features of smooth images under a turn by 45 degrees, relative to the difference between two images
-(`ssl_equi.probing.symmetry_errors`), with random weights, three seeds, 64 pixels, interpolation included: invariant
+(`ssl_equi.evaluation.symmetry.errors`), with random weights, three seeds, 64 pixels, interpolation included: invariant
 features .06 to .08 for c8_resnet10_small_images, .06 to .09 for so2_resnet10_small_images; .32 to .52 for
 c4_resnet10_small_images, .27 to .33 for timm's resnet10t. Regular ones change by .36 to .40 (c8) and .23 to .36 (so2),
 of which what the turn does to them explains all but .15 to .17 and .09 to .12.

@@ -1,0 +1,1 @@
+"""Frozen features to numbers: encode once, ask tasks, keep records, draw the report."""

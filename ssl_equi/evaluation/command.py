@@ -1,0 +1,274 @@
+"""What the scripts that evaluate an encoder share: their options, and the way from these to a folder of results."""
+
+import hashlib
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from ssl_equi.checkpoint import require_writable
+from ssl_equi.data.rendering.procedural import ProceduralConfig
+from ssl_equi.data.sources import DATASETS, DatasetName, DataSource, open_data, stored_image_size, turned_source
+from ssl_equi.errors import UserError
+from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
+from ssl_equi.evaluation.evaluation_folder import refuse_results_of_a_run, write_evaluation
+from ssl_equi.evaluation.evaluation_suite import Suite, SuiteResults
+from ssl_equi.evaluation.feature_store import FeatureStore, FeatureType, default_cache_folder
+from ssl_equi.evaluation.predictors.predictor_tasks import strips_of_predictions
+from ssl_equi.evaluation.predictors.retrieval_results import TASK as RETRIEVAL
+from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
+from ssl_equi.evaluation.publish import result_arrays
+from ssl_equi.evaluation.report.write import write_report_or_warn
+from ssl_equi.evaluation.seed_table import print_seeds
+from ssl_equi.evaluation.skipping import noted_if_unanswered
+from ssl_equi.evaluation.symmetry.orbits import fit_relative_rotation_head, orbit_errors, turns_are_known
+from ssl_equi.evaluation.tasks.transfer import open_transfer_set, transfer_questions
+from ssl_equi.options import ActsWhen, Count, EncoderArguments, ImageSide, Range
+from ssl_equi.runtime.system import software_versions
+
+FIRST_SEED = 0
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Which encoder is asked what, and on which images."""
+
+    encoder: str
+    """A run's folder, an exported encoder's, timm:NAME (pretrained), random:NAME or hub:OWNER/NAME."""
+    dataset: DatasetName = "3diebench-p"
+    """3diebench-p and 3diebench-pt (whose objects also move) render themselves; the others need --data-dir."""
+    data_dir: str | None = None
+    """Folder or address of the data set; the user's cache folder for those that render themselves when not given."""
+    split: str = "test"
+    """Split that is judged; heads are trained on train."""
+    image_size: ImageSide | None = None
+    """Side of the images in pixels, to which stored ones are resized; when not given that which the encoder was
+    trained on, but for encoders of others that of rendered views, if they can take it."""
+    turns: Literal["none", "quarter", "any"] = "none"
+    """Turns judged views by a random number of quarter turns (exactly), or by any angle (with interpolation)."""
+    turn_training_views: Annotated[
+        bool, ActsWhen(lambda options: options.turns != "none", "add --turns quarter or any")
+    ] = False
+    """Turns the views that the heads are trained on likewise."""
+    weights: Path | None = None
+    """Local safetensors file for timm:NAME, in place of a download."""
+    encoder_arguments: EncoderArguments = field(default_factory=dict)
+    """What timm.create_model is given besides timm:NAME or random:NAME, in pairs: depth 6 embed_dim 128."""
+    protocol: ProtocolName = "ssl_equi"
+    """How heads are trained and judged; all but ssl_equi are papers' protocols."""
+    tasks: tuple[str, ...] = ()
+    """What is asked; when not given, the protocol's questions and those of the data's own latents, which latents stands
+    for. robustness is four questions, all is everything."""
+    transfer: tuple[str, ...] = ()
+    """Other data sets whose classes are asked too, each DATASET:DIR, such as folder:/data/flowers or cifar10:/data."""
+    transfer_split: Annotated[str, ActsWhen(lambda options: len(options.transfer) > 0, "add --transfer")] = "test"
+    """Split of these that is judged."""
+    parts: tuple[str, ...] = ()
+    """Parts of the features, such as all, inv and equi; all that the encoder has when not given."""
+    seeds: Annotated[int, Range(minimum=1, maximum=10_000)] = 3
+    """Heads are trained with so many seeds, 0, 1, ..."""
+    compare_with_random: bool = True
+    """Also ask an untrained encoder of the same architecture; off saves half of the time."""
+    cache: Path | None = None
+    """Folder of encoded features, which are found again; the user's cache folder when not given."""
+    cache_type: FeatureType = "float32"
+    """Type of encoded features; float16 takes half of the space and rounds by up to 1 / 2048."""
+    batch_size: Count = 512
+    """Images in one forward pass."""
+    out: Path | None = None
+    """Folder of results.json, arrays.npz and report.html; one within the encoder's run when not given."""
+
+
+def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
+    """Runs an evaluation as a script does; returns the folder of its results.
+
+    Args:
+        label: the script's name; part of the default folder.
+
+    Raises:
+        UserError: an option is wrong, or the encoder, the data and the protocol don't go together.
+    """
+    if config.seeds < 1:
+        raise UserError(f"--seeds is {config.seeds}: give 1 or more")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    source, data = open_encoder_and_data(config)
+    protocol = PROBE_PROTOCOLS[config.protocol]()
+    if config.turn_training_views:
+        protocol = replace(protocol, name=f"{protocol.name}_{config.turns}_turned_heads")
+    out = (
+        config.out or source.out_folder / "evaluation" / f"{label}-{data.name}-{data.evaluation.split}-{protocol.name}"
+    )
+    refuse_results_of_a_run(out)
+    require_writable(out)
+    transfer_sets = [open_transfer_set(text, source.image_size, config.transfer_split) for text in config.transfer]
+    live = LiveLine()
+    suite = Suite(
+        protocol, config.tasks, config.parts, tuple(range(FIRST_SEED, FIRST_SEED + config.seeds)), device=device,
+        further_questions=transfer_questions(transfer_sets), batch_size=config.batch_size, say=live.say, show=live.show,
+    )  # fmt: skip
+    store = FeatureStore(config.cache or default_cache_folder(), config.cache_type)
+    results = suite.evaluate(source, data, store, compare_with_random=config.compare_with_random)
+    live.clear()
+    print_seeds(results.records, results.notes, protocol.paper_metrics)
+    run = describe(config, source, data, results, software_versions()) | {
+        "transfer_fingerprints": {
+            each.label: [each.data.probe_train.fingerprint, each.data.evaluation.fingerprint] for each in transfer_sets
+        }
+    }
+    publish(out, source, data, results, run, device)
+    print(f"{results.encoder_passes:,} images went through the encoder; all of it in {out}")
+    return out
+
+
+class AskedEncoder(Protocol):
+    """The options that say which encoder is given which images."""
+
+    @property
+    def encoder(self) -> str: ...
+    @property
+    def dataset(self) -> DatasetName: ...
+    @property
+    def data_dir(self) -> str | Path | None: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def image_size(self) -> int | None: ...
+    @property
+    def weights(self) -> Path | None: ...
+    @property
+    def encoder_arguments(self) -> dict[str, int | float | bool | str]: ...
+    @property
+    def turns(self) -> Literal["none", "quarter", "any"]: ...
+    @property
+    def turn_training_views(self) -> bool: ...
+
+
+def open_encoder_and_data(config: AskedEncoder) -> tuple[EncoderSource, DataSource]:
+    """Opens the encoder, and the data at the size of its images.
+
+    Raises:
+        UserError: either can't be opened.
+    """
+    stored_size = stored_image_size(config.dataset, config.data_dir)
+    if stored_size is None and DATASETS[config.dataset].embedded:
+        stored_size = ProceduralConfig().image_size
+    source = open_encoder(
+        config.encoder, image_size=config.image_size, stored_size=stored_size, weights=config.weights,
+        arguments=config.encoder_arguments,
+    )  # fmt: skip
+    data = open_data(config.dataset, config.data_dir, config.split, source.image_size)
+    return source, turned_source(data, config.turns, config.turn_training_views)
+
+
+def publish(
+    out: Path,
+    source: EncoderSource,
+    data: DataSource,
+    results: SuiteResults,
+    run: Mapping[str, Any],
+    device: str,
+) -> None:
+    """Writes `results.json`, `arrays.npz` and `report.html`.
+
+    Args:
+        run: what `results.json` says of the evaluation as a whole.
+        device: where the encoder is.
+    """
+    # The numbers first: nothing that is only drawn may cost them.
+    write_evaluation(out, results.records, results.notes, run, results.arrays)
+    drawn, why_not_drawn = pictures(source, data, results, device)
+    shown, why_not_shown = result_arrays(results.first_seed, data.evaluation)
+    notes = (*results.notes, *why_not_drawn, *why_not_shown)
+    write_evaluation(out, results.records, notes, run, results.arrays | shown | drawn)
+    write_report_or_warn([out], out / "report.html", title=f"{source.name} on {data.name}")
+
+
+def pictures(
+    source: EncoderSource, data: DataSource, results: SuiteResults, device: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """What the report draws that takes the encoder or its predictor again: orbits, and strips of what is retrieved.
+
+    They are only drawn, so the images of the orbits aren't counted among those that were encoded for the numbers.
+
+    Returns:
+        The arrays, and a sentence for what can't be drawn.
+    """
+    first = results.first_seed
+    arrays: dict[str, np.ndarray] = {}
+    notes: list[str] = []
+    parts = {part: columns for part, columns in first.parts.items() if "relative_rotation" in first.results[part]}
+    with noted_if_unanswered("orbits are not drawn", notes):
+        heads = {
+            part: fit_relative_rotation_head(first.train_features.part(columns), first.protocol, FIRST_SEED)
+            for part, columns in parts.items()
+            if turns_are_known(data.evaluation)
+        }
+        arrays |= orbit_errors(
+            source, data.evaluation, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb, rotation_heads=heads, device=device
+        )
+    if source.predictor is not None and any(record.task == RETRIEVAL for record in results.records):
+        with noted_if_unanswered("strips of predictions are not drawn", notes):
+            arrays |= strips_of_predictions(source.predictor.cpu(), first.test_features, data.evaluation)
+    return arrays, notes
+
+
+def describe(
+    config: EvaluationConfig,
+    source: EncoderSource,
+    data: DataSource,
+    results: SuiteResults,
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """What `results.json` says of the evaluation as a whole."""
+    protocol = results.first_seed.protocol
+    return {
+        "encoder": config.encoder,
+        "name": source.name,
+        "architecture": source.architecture,
+        "encoder_sha256": source.state_sha256,
+        "parts": {name: [columns.start, columns.stop] for name, columns in results.first_seed.parts.items()},
+        "image_size": source.image_size,
+        "data": data.name,
+        "source": data.evaluation.source,
+        "train_fingerprint": data.probe_train.fingerprint,
+        "evaluation_fingerprint": data.evaluation.fingerprint,
+        "protocol": asdict(protocol),
+        "protocol_sha256": hashlib.sha256(repr(protocol).encode()).hexdigest(),
+        "paper_metrics": list(protocol.paper_metrics),
+        "seeds": config.seeds,
+        "encoder_passes": results.encoder_passes,
+        "seconds": results.first_seed.seconds,
+        "command": f"python {shlex.join(sys.argv)}",
+        "commit": versions["commit"],
+        "options": {name: str(value) for name, value in asdict(config).items()},
+        "versions": dict(versions),
+    }
+
+
+class LiveLine:
+    """Plain lines, and on a terminal one more that is written over."""
+
+    def __init__(self) -> None:
+        self._live = sys.stdout.isatty()
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays."""
+        self.clear()
+        print(line, flush=True)
+
+    def show(self, line: str) -> None:
+        """Replaces the line that doesn't stay."""
+        if self._live:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r{line[:width]:{width}}", end="", flush=True)
+
+    def clear(self) -> None:
+        """Takes the line that doesn't stay away."""
+        if self._live:
+            print(f"\r{'':{shutil.get_terminal_size().columns - 1}}\r", end="", flush=True)

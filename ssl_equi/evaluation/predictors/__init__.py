@@ -1,0 +1,1 @@
+"""Tasks of predictors of one view from another: retrieval, consistency, the poses of capsules."""

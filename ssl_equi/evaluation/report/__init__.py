@@ -1,0 +1,1 @@
+"""The page that shows results: tables, figures and pictures of one run or of several."""

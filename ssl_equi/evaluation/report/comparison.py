@@ -1,0 +1,252 @@
+"""Numbers of several runs side by side: means, standard errors, and which may be ranked.
+
+Numbers are ranked only if they answer the same question of the same data: same protocol, split, number of samples and
+fingerprint of the data. Where they are not, a sentence says why.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ssl_equi.evaluation.records import ProbeRecord, in_short_tables, lower_is_better
+from ssl_equi.evaluation.report.compared_runs import ComparedRun, EvaluatedFolder
+from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE
+
+NEAR_IN_STANDARD_ERRORS = 2
+KNOWN_PARTS = ("all", "inv", "equi")
+POSE_TASKS = ("relative_rotation", "absolute_rotation", "translation_object", "translation_base", "colour")
+# What a part is not meant to know: neither a high nor a low score is better there.
+NOT_A_MERIT = {"inv": POSE_TASKS, "equi": ("classification",)}
+
+Question = tuple[str, str, str]  # task, metric, part
+Setting = tuple[str, str]  # protocol, split
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run's answer.
+
+    Attributes:
+        mean: over training runs, or over the seeds of the heads.
+        standard_error: of the mean; None for a single number without one.
+        over: what the standard error is over, such as "3 runs"; empty without one.
+        baseline, baseline_name: what is reached without an image (see `ProbeRecord`).
+        random_encoder: of a fresh encoder; None if it was not measured.
+        interval: of a single number, percentiles over resampled objects; None twice where there is none.
+        conditions: all that must agree before numbers are ranked, by its name, in the order of `CONDITIONS`.
+    """
+
+    mean: float
+    standard_error: float | None
+    over: str
+    baseline: float
+    baseline_name: str
+    random_encoder: float | None
+    interval: tuple[float | None, float | None]
+    conditions: Mapping[str, frozenset[Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison.
+
+    Attributes:
+        task, metric, part: what was asked of which features.
+        setting: protocol and split, where a run answers the question in several; None otherwise.
+        cells: of each run; None where it has no answer.
+        best: the run with the best mean; None if the row is not ranked.
+        near: runs whose mean is within two standard errors of the difference from the best.
+        why_not_ranked: a sentence; empty if it is ranked, or if there is one number only.
+    """
+
+    task: str
+    metric: str
+    part: str
+    setting: Setting | None
+    cells: tuple[Cell | None, ...]
+    best: int | None
+    near: frozenset[int]
+    why_not_ranked: str
+
+
+CONDITIONS: dict[str, Callable[[ProbeRecord, EvaluatedFolder], Any]] = {
+    "protocol": lambda record, _: record.protocol,
+    "split": lambda record, _: record.split,
+    "n": lambda record, _: record.n,
+    "objects": lambda record, _: record.num_objects,
+    "data": lambda record, folder: folder.fingerprint(record.split),
+}
+
+
+def compare_runs(runs: Sequence[ComparedRun]) -> list[Row]:
+    """All rows: task by task and metric by metric in the order of the records, parts in a fixed order."""
+    found = [_records_by_question(run) for run in runs]
+    rows = []
+    for question in _questions(found):
+        answers = [settings.get(question, {}) for settings in found]
+        # A run that answers in two settings, such as for two splits, has a row for each.
+        if max(len(settings) for settings in answers) > 1:
+            for setting in dict.fromkeys(setting for settings in answers for setting in settings):
+                chosen = [{setting: settings[setting]} if setting in settings else {} for settings in answers]
+                rows.append(_row(question, setting, chosen, runs))
+        else:
+            rows.append(_row(question, None, answers, runs))
+    return rows
+
+
+_Found = tuple[ProbeRecord, EvaluatedFolder]
+
+
+def _records_by_question(run: ComparedRun) -> dict[Question, dict[Setting, list[_Found]]]:
+    """The newest record of each folder and seed, by question and setting."""
+    newest: dict[tuple[Question, Setting, int, int], _Found] = {}
+    for index, folder in enumerate(run.folders):
+        for record in in_short_tables(folder.records):
+            question, setting = (record.task, record.metric, record.part), (record.protocol, record.split)
+            newest[question, setting, index, record.seed] = (record, folder)
+    found: dict[Question, dict[Setting, list[_Found]]] = {}
+    for (question, setting, _, _), entry in newest.items():
+        found.setdefault(question, {}).setdefault(setting, []).append(entry)
+    return found
+
+
+def _questions(found: Sequence[Mapping[Question, Any]]) -> list[Question]:
+    questions = dict.fromkeys(question for settings in found for question in settings)
+    tasks = list(dict.fromkeys(task for task, _, _ in questions))
+    metrics = list(dict.fromkeys((task, metric) for task, metric, _ in questions))
+    parts = list(dict.fromkeys((*KNOWN_PARTS, *(part for _, _, part in questions))))
+
+    def place(question: Question) -> tuple[int, int, int]:
+        task, metric, part = question
+        return tasks.index(task), metrics.index((task, metric)), parts.index(part)
+
+    return sorted(questions, key=place)
+
+
+def _row(
+    question: Question,
+    setting: Setting | None,
+    answers: Sequence[Mapping[Setting, Sequence[_Found]]],
+    runs: Sequence[ComparedRun],
+) -> Row:
+    task, metric, part = question
+    cells = tuple(_cell(next(iter(settings.values()))) if settings else None for settings in answers)
+    reason = _why_not_ranked(task, part, {run.name: cell for run, cell in zip(runs, cells) if cell is not None})
+    present = [index for index, cell in enumerate(cells) if cell is not None]
+    best, near = None, frozenset[int]()
+    if len(present) > 1 and not reason:
+        sign = -1 if lower_is_better(metric) else 1
+        # Equal means share the first place.
+        first = max(present, key=lambda index: sign * _present(cells[index]).mean)
+        leader = _present(cells[first])
+        if sign * leader.mean <= sign * leader.baseline:
+            reason = f"not ranked: no run is better than the baseline ({leader.baseline_name})"
+        elif not _beats_random(leader, sign):
+            reason = f"not ranked: {runs[first].name}, the best one, is no better than its random encoder"
+        else:
+            best = first
+            near = frozenset(
+                index
+                for index in present
+                if index != first
+                and _is_near(leader, _present(cells[index]))
+                and _beats_random(_present(cells[index]), sign)
+            )
+    return Row(task, metric, part, setting, cells, best, near, reason)
+
+
+def _cell(entries: Sequence[_Found]) -> Cell:
+    """Mean and standard error over training runs if there are several, otherwise over seeds, otherwise over objects."""
+    by_folder: dict[int, list[ProbeRecord]] = {}
+    for record, folder in entries:
+        by_folder.setdefault(id(folder), []).append(record)
+    records = [record for record, _ in entries]
+    if len(by_folder) > 1:
+        values, over = [_mean([record.value for record in group]) for group in by_folder.values()], "runs"
+    else:
+        values, over = [record.value for record in records], "seeds"
+    standard_error = _standard_error(values)
+    over = f"{len(values)} {over}" if standard_error is not None else ""
+    if standard_error is None and records[0].object_standard_error is not None:
+        standard_error, over = records[0].object_standard_error, "objects"
+    randoms = [record.random_encoder for record in records if record.random_encoder is not None]
+    return Cell(
+        mean=_mean(values),
+        standard_error=standard_error,
+        over=over,
+        baseline=_mean([record.baseline for record in records]),
+        baseline_name=records[0].baseline_name,
+        random_encoder=_mean(randoms) if randoms else None,
+        interval=(records[0].interval_low, records[0].interval_high) if len(records) == 1 else (None, None),
+        conditions={name: frozenset(of(*entry) for entry in entries) for name, of in CONDITIONS.items()},
+    )
+
+
+def _why_not_ranked(task: str, part: str, cells: Mapping[str, Cell]) -> str:
+    """One sentence, empty if the numbers can be ranked or there are fewer than two."""
+    if len(cells) < 2:
+        return ""
+    for name in CONDITIONS:
+        values = {run: cell.conditions[name] for run, cell in cells.items()}
+        if name == "data":
+            unknown = [run for run, found in values.items() if None in found]
+            if unknown:
+                return f"not ranked: {_joined(unknown)} {'does' if len(unknown) == 1 else 'do'} not say which data"
+        if len(frozenset().union(*values.values())) > 1:
+            return f"not ranked: {_difference(name, values)}"
+    if task.startswith("leakage_"):
+        return "not ranked: what an aggregate leaks is not a merit"
+    if task == "collapse":
+        return "not ranked: directions in use warn of a collapse, and more of them are no merit"
+    if task in NOT_A_MERIT.get(part, ()) or (part == "inv" and task.startswith((RELATIVE, ABSOLUTE))):
+        return f"not ranked: part {part} is not meant to know this, so neither high nor low is better"
+    return ""
+
+
+def _difference(name: str, values: Mapping[str, frozenset[Any]]) -> str:
+    """Such as "split is test (sie) and val (moco)"."""
+    runs_by_value: dict[str, list[str]] = {}
+    for run, found in values.items():
+        shown = sorted(str(value)[:8] if name == "data" else str(value) for value in found)
+        runs_by_value.setdefault(" or ".join(shown), []).append(run)
+    described = [f"{value} ({', '.join(runs)})" for value, runs in runs_by_value.items()]
+    label = {"data": "the data's fingerprint", "objects": "the number of objects"}.get(name, name)
+    return f"{label} is {_joined(described)}"
+
+
+def _beats_random(cell: Cell, sign: int) -> bool:
+    """Whether a run is better than its own random encoder, where that was measured; `sign` -1: lower is better."""
+    return cell.random_encoder is None or sign * cell.mean > sign * cell.random_encoder
+
+
+def _is_near(best: Cell, other: Cell) -> bool:
+    if best.mean == other.mean:
+        return True
+    if best.standard_error is None or other.standard_error is None:
+        return False
+    error = math.hypot(best.standard_error, other.standard_error)
+    return abs(best.mean - other.mean) <= NEAR_IN_STANDARD_ERRORS * error
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    """Standard deviation (n - 1) over the square root of n; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    mean = _mean(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def _joined(texts: Iterable[str]) -> str:
+    """a, b and c."""
+    *first, last = texts
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _present(cell: Cell | None) -> Cell:
+    assert cell is not None
+    return cell

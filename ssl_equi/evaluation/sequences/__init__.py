@@ -1,0 +1,1 @@
+"""Tasks of sequence models: aggregates of several views, and what is predicted from them."""

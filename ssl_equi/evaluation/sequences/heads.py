@@ -1,0 +1,231 @@
+"""What the questions about sequences share: aggregates of views, and heads that regress parts of an action."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_equi.evaluation.baselines import constant_baselines, constant_rotation_baselines
+from ssl_equi.evaluation.features import frozen
+from ssl_equi.evaluation.heads import Samples, build_head, fit_ridge, train_head
+from ssl_equi.evaluation.known_tasks import TaskResult
+from ssl_equi.evaluation.metrics import angle_errors_deg, r2_metrics, r2_notes, summarise_angles
+from ssl_equi.evaluation.protocol import ProbeProtocol
+from ssl_equi.evaluation.sequences.embed import HUES, POSITION_NAMES, FeatureSequences
+from ssl_equi.geometry.poses import ROTATION_ACTION_SIZE
+from ssl_equi.geometry.rotations import quat_multiply
+from ssl_equi.latents.actions import LatentActions
+from ssl_equi.latents.motion import RigidMotion
+from ssl_equi.latents.number import Number
+from ssl_equi.latents.rotation import Rotation
+
+SEQUENCES_IN_A_CHUNK = 512
+
+
+class AggregatingModel(Protocol):
+    """A module that makes one vector of the features of several views, such as `ssl_equi.objectives.seq_jepa.SeqJEPA`.
+
+    Attributes:
+        num_features: columns D of the encoder's features.
+        aggregate_width: columns W of an aggregate.
+        aggregator_takes_actions: False if `aggregate` is given None instead of actions.
+    """
+
+    num_features: int
+    aggregate_width: int
+
+    @property
+    def aggregator_takes_actions(self) -> bool: ...
+
+    def aggregate(self, features: Tensor, actions: Tensor | None) -> Tensor:
+        """`[B, W]` of features `[B, M, D]` and actions `[B, M - 1, A]`, for any M >= 1."""
+
+
+def aggregate_views(
+    model: AggregatingModel,
+    sets: Sequence[FeatureSequences],
+    count: int,
+    *,
+    windows: int = 1,
+    without_images: bool = False,
+    without_actions: bool = False,
+) -> list[Tensor]:
+    """Aggregates `[N, windows, W]` of every sequence of each set: of its first `count` views, the next ones, and so on.
+
+    Args:
+        model: on the device of the sets; in evaluation mode here, whatever its mode is.
+        without_images: zeros stand for the features.
+        without_actions: zeros stand for the actions.
+
+    Raises:
+        RuntimeError: aggregating changed a parameter or a buffer of the model, or an aggregate is not finite.
+    """
+    assert isinstance(model, nn.Module)
+
+    def aggregate_chunks(sequences: FeatureSequences, first: int) -> list[Tensor]:
+        features, actions = sequences.features[:, first : first + count], sequences.told_steps(first, count - 1)
+        features = torch.zeros_like(features) if without_images else features
+        actions = torch.zeros_like(actions) if without_actions else actions
+        pairs = zip(features.split(SEQUENCES_IN_A_CHUNK), actions.split(SEQUENCES_IN_A_CHUNK), strict=True)
+        return [model.aggregate(seen, told if model.aggregator_takes_actions else None) for seen, told in pairs]
+
+    with frozen(model):
+        chunks = [[aggregate_chunks(sequences, window * count) for window in range(windows)] for sequences in sets]
+    # Put together outside inference mode, so that they are ordinary tensors that autograd accepts.
+    aggregates = [torch.stack([torch.cat(window) for window in chunks_of_set], dim=1) for chunks_of_set in chunks]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in aggregates):
+        raise RuntimeError("the model's aggregates are not finite: the run diverged, use an earlier checkpoint")
+    return aggregates
+
+
+@dataclass(frozen=True)
+class ActionTarget:
+    """Columns of an action that are asked for together, and by which head.
+
+    Attributes:
+        step_columns: the columns of which those of a path are composed: a translation takes the rotations, too.
+        compose: the columns `[N, K]` of what the steps `[N, M, S]` of a path make together; None if they don't
+            determine it.
+        is_rotation: the columns are a quaternion xyzw.
+    """
+
+    name: str
+    columns: tuple[int, ...]
+    head: Literal["mlp", "linear"]
+    step_columns: tuple[int, ...]
+    compose: Callable[[Tensor], Tensor] | None = None
+    is_rotation: bool = False
+
+    def of(self, actions: Tensor) -> Tensor:
+        """The columns `[..., K]` of actions `[..., A]`."""
+        return actions[..., list(self.columns)]
+
+    def steps_of(self, actions: Tensor) -> Tensor:
+        """What the steps of a path have to tell, columns `[..., S]` of actions `[..., A]`."""
+        return actions[..., list(self.step_columns)]
+
+    def composed(self, actions: Tensor) -> Tensor:
+        """The columns `[N, K]` of what actions `[N, M, A]` in a row make together; they must compose."""
+        assert self.compose is not None
+        return self.compose(self.steps_of(actions))
+
+
+# By the paper's appendix, MLPs read rotations, crops and colour jitter, and linear heads read hues, blur and positions;
+# translations of rigid motions are read like the rotations, and so is what is no plain number.
+_MLP_TARGETS = ("crop", "jitter")
+_MEMBERS = {
+    "position": POSITION_NAMES,
+    "jitter": ("brightness", "contrast", "saturation", "hue", "log_brightness", "log_contrast", "log_saturation"),
+}
+_PREFIXES = ("crop_", "blur_")
+
+
+def action_targets(sequences: FeatureSequences) -> tuple[ActionTarget, ...]:
+    """The parts of the sequences' actions that are asked for."""
+    if sequences.latents is None:
+        return augmentation_targets(sequences.action_names)
+    return latent_targets(sequences.latents)
+
+
+def latent_targets(actions: LatentActions) -> tuple[ActionTarget, ...]:
+    """Of stored views: the actions one by one, but both hues together, and the two halves of a rigid motion apart.
+
+    Rotations are asked for as quaternions, whatever else the model is told.
+    """
+    targets: dict[str, ActionTarget] = {}
+    hues: tuple[int, ...] = ()
+    start = 0
+    for part in actions.parts:
+        columns = tuple(range(start, start + part.space.sizes.action))
+        start += len(columns)
+        rotation, others = columns[:ROTATION_ACTION_SIZE], columns[ROTATION_ACTION_SIZE:]
+        if part.name in HUES:
+            hues += columns
+            # As in the paper, nothing is asked of paths of hues.
+            targets["hues"] = ActionTarget("hues", hues, "linear", hues)
+        elif part.has_sign:
+            name = "rotation" if isinstance(part.space, RigidMotion) else part.name
+            turned = ActionTarget(name, rotation, "mlp", rotation, _in_a_row(quat_multiply), is_rotation=True)
+            targets.setdefault(name, turned)
+            if isinstance(part.space, RigidMotion):
+                name, moved = f"{part.space.frame}_translation", slice(ROTATION_ACTION_SIZE, None)
+                targets[name] = ActionTarget(name, others, "mlp", columns, _in_a_row(part.space.compose, moved))
+        elif not isinstance(part.space, Rotation):
+            head: Literal["mlp", "linear"] = "linear" if isinstance(part.space, Number) else "mlp"
+            targets[part.name] = ActionTarget(part.name, columns, head, columns, _in_a_row(part.space.compose))
+    return tuple(targets.values())
+
+
+def _in_a_row(compose: Callable[[Tensor, Tensor], Tensor], columns: slice = slice(None)) -> Callable[[Tensor], Tensor]:
+    """What steps `[N, M, S]` do one after another, of which the columns are kept."""
+    return lambda steps: functools.reduce(compose, steps.unbind(dim=1))[..., columns]
+
+
+def augmentation_targets(action_names: Sequence[str]) -> tuple[ActionTarget, ...]:
+    """Of augmentations and glimpses, by names of columns; those of no part (flips, grayscale, ...) are left out."""
+    columns: dict[str, list[int]] = {}
+    for column, action_name in enumerate(action_names):
+        target_name = _target_name(action_name)
+        if target_name is not None:
+            columns.setdefault(target_name, []).append(column)
+    return tuple(
+        ActionTarget(
+            name,
+            tuple(members),
+            "mlp" if name in _MLP_TARGETS else "linear",
+            tuple(members),
+            (lambda steps: steps.sum(dim=1)) if name == "position" else None,
+        )
+        for name, members in columns.items()
+    )
+
+
+def _target_name(action_name: str) -> str | None:
+    by_prefix = [prefix.removesuffix("_") for prefix in _PREFIXES if action_name.startswith(prefix)]
+    return next((name for name, members in _MEMBERS.items() if action_name in members), next(iter(by_prefix), None))
+
+
+def fit_target(
+    target: ActionTarget,
+    features: Tensor,
+    objects: Tensor,
+    samples_of_epoch: Callable[[int], Samples],
+    protocol: ProbeProtocol,
+    seed: int,
+) -> nn.Sequential:
+    """The head of the target's kind, trained on rows of `features [R, D]` that show the objects `objects [R]`.
+
+    A linear head is the ridge regression on the samples of epoch 0, an MLP is trained like that of relative rotations.
+    """
+    samples = samples_of_epoch(0)
+    if target.head == "linear":
+        held_out = _held_out(objects, protocol.ridge_held_out_share, seed)[samples.rows[:, 0]]
+        return fit_ridge(features, samples, held_out, protocol)[0]
+    inputs = samples.rows.shape[1] * features.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    head = build_head(inputs, protocol.rotation_hidden, len(target.columns), generator)
+    epochs = protocol.rotation_epochs
+    return train_head(head, features, samples_of_epoch, F.mse_loss, protocol, epochs=epochs, seed=seed)
+
+
+def judge(target: ActionTarget, predictions: Tensor, truth: Tensor) -> TaskResult:
+    """`r2_uniform`, and the median angle of rotations, of predictions `[n, K]`, beside the constant answer's."""
+    metrics = {name: value for name, value in r2_metrics(predictions, truth).items() if name == "r2_uniform"}
+    baselines = constant_baselines(truth)
+    if target.is_rotation:
+        metrics["angle_deg_median"] = summarise_angles(angle_errors_deg(predictions, truth))["angle_deg_median"]
+        baselines, _ = constant_rotation_baselines(truth)
+    return TaskResult(metrics, {name: baselines[name] for name in metrics}, len(truth), notes=r2_notes(truth))
+
+
+def _held_out(objects: Tensor, share: float, seed: int) -> Tensor:
+    """Bool `[R]`: the rows of the objects that choose the strength of a ridge regression, at least one of several."""
+    distinct, position = objects.unique(return_inverse=True)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(distinct))).to(objects.device)
+    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
+    return (order < count)[position]

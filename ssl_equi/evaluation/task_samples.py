@@ -1,0 +1,254 @@
+"""What the tasks share: the rows they look at, what these are asked to show, and what makes a task impossible."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_equi.data.view_counts import NO_VIEW, ViewsOfEach
+from ssl_equi.evaluation.features import FeatureCache
+from ssl_equi.evaluation.heads import Samples, build_head, predict, train_head
+from ssl_equi.evaluation.metrics import r2_notes, varying_components
+from ssl_equi.evaluation.pairs import (
+    ViewPairs,
+    all_pairs,
+    evaluation_pairs,
+    evaluation_views,
+    training_pairs,
+    training_views,
+)
+from ssl_equi.evaluation.protocol import ProbeProtocol
+from ssl_equi.evaluation.skipping import TaskSkipped
+
+ROUNDING = 1e-6  # of the features' root mean square: what varies less is float32 rounding of one constant
+
+MOST_CLASSES = 20  # that samples are told apart by
+
+TargetsOf = Callable[[FeatureCache, Tensor], Tensor]  # of rows [n, k], k views a sample: [n, K]
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """An MLP and its training.
+
+    Attributes:
+        hidden: widths of the hidden layers; none: a linear head.
+        epochs: of training.
+        samples_per_object: in each epoch.
+        classes: number of classes, told apart by cross-entropy; None: a regression by mean squared error.
+        scaled: targets of a regression are shifted and scaled to a variance of 1 for the head to learn, because
+            latents may be millimetres or kilometres; one factor for all components.
+    """
+
+    hidden: tuple[int, ...]
+    epochs: int
+    samples_per_object: int
+    classes: int | None = None
+    scaled: bool = False
+
+
+def feature_matrix(cache: FeatureCache) -> Tensor:
+    """Features of every view as rows, object by object: view v of object o is row `cache.first_rows[o] + v`."""
+    return cache.rows(cache.features)
+
+
+def sample_objects(cache: FeatureCache, rows: Tensor) -> Tensor:
+    """The object `[n]` that each sample of rows `[n, k]` is of."""
+    return cache.has_view.nonzero()[:, 0][rows[:, 0]]
+
+
+def rows_of_classes(cache: FeatureCache, objects: Tensor) -> dict[str, np.ndarray]:
+    """Samples of each class by a word for it, from the object `[n]` of each, where there are a few classes.
+
+    Some classes have symmetric objects, whose views from several sides are the same.
+    """
+    labels = cache.labels.cpu()[objects].numpy()
+    present = np.unique(labels)
+    if not 1 < len(present) <= MOST_CLASSES or len(cache.class_names) <= present.max():
+        return {}
+    names = {label: re.sub(r"[^A-Za-z0-9]+", "_", cache.class_names[label]).strip("_") for label in present}
+    taken = list(names.values())
+    unique = {label: name if name and taken.count(name) == 1 else f"{name}_{label}" for label, name in names.items()}
+    return {name: np.flatnonzero(labels == label) for label, name in unique.items()}
+
+
+def require_finite(*caches: FeatureCache) -> None:
+    """Raises TaskSkipped if a feature is NaN or infinite."""
+    for cache in caches:
+        finite = torch.isfinite(feature_matrix(cache)).all(dim=-1)
+        if not bool(finite.all()):
+            raise TaskSkipped(
+                f"features of {int((~finite).sum())} of {finite.numel()} views are not finite: the encoder diverged, "
+                "use an earlier checkpoint"
+            )
+
+
+def require_varied(train: FeatureCache, test: FeatureCache) -> None:
+    """Raises TaskSkipped if the features are not finite, or the same in every training view."""
+    require_finite(train, test)
+    features = feature_matrix(train)
+    spread = float((features.amax(dim=0) - features.amin(dim=0)).max())
+    root_mean_square = float(features.norm()) / features.numel() ** 0.5
+    if spread <= ROUNDING * root_mean_square:
+        raise TaskSkipped(
+            f"all {len(features)} training views have the same {features.shape[1]} features: this part is empty or has "
+            "collapsed, and a head could only answer with a constant"
+        )
+
+
+def require_views(*caches: FeatureCache) -> None:
+    """Raises TaskSkipped if an object has no two views to pair."""
+    for cache in caches:
+        if cache.fewest_views < 2:
+            raise TaskSkipped(
+                f"objects have {cache.fewest_views} view and a pair takes 2: use a data set of more views"
+            )
+
+
+def require_objects(cache: FeatureCache, split: str) -> None:
+    """Raises TaskSkipped if there is one object only."""
+    if cache.num_objects < 2:
+        raise TaskSkipped(f"the {split} split has {cache.num_objects} object and 2 are needed: use more objects")
+
+
+def require_varied_targets(targets: Tensor) -> None:
+    """Raises TaskSkipped if no component of the evaluated targets `[n, K]` varies and R2 is all that is asked."""
+    if not bool(varying_components(targets).any()):
+        raise TaskSkipped(f"{r2_notes(targets)[0]}, so use data in which they vary")
+
+
+def view_rows(cache: FeatureCache, view_indices: np.ndarray, objects: np.ndarray | None = None) -> Tensor:
+    """Rows `[n, 1]`: one sample for each of the views `view_indices [n_objects, k]`, `NO_VIEW` aside.
+
+    Args:
+        objects: the objects `[m]` that samples are of; all if it isn't given.
+    """
+    objects = np.arange(cache.num_objects) if objects is None else objects
+    views = view_indices[objects]
+    rows = (cache.first_rows[objects, None] + views)[views != NO_VIEW]
+    return torch.from_numpy(rows[:, None]).to(cache.features.device)
+
+
+def pair_rows(cache: FeatureCache, pairs: ViewPairs) -> Tensor:
+    """Rows `[n, 2]`: one sample for each pair."""
+    views = np.stack([pairs.first_view, pairs.second_view], axis=1)
+    return torch.from_numpy(cache.first_rows[pairs.object_indices, None] + views).to(cache.features.device)
+
+
+def samples_of(cache: FeatureCache, rows: Tensor, targets_of: TargetsOf) -> Samples:
+    return Samples(rows, targets_of(cache, rows))
+
+
+def classes(cache: FeatureCache, rows: Tensor) -> Tensor:
+    """The objects' classes `[n]` of views `[n, 1]`."""
+    return cache.labels[sample_objects(cache, rows)]
+
+
+def evaluated_view_rows(test: FeatureCache, protocol: ProbeProtocol) -> Tensor:
+    """The fixed views `[n, 1]` that heads are judged on."""
+    views_per_object = protocol.evaluation_views_per_object or test.num_views
+    return view_rows(test, evaluation_views(test.num_objects, test.views_of_each, views_per_object,
+                                            protocol.evaluation_seed))  # fmt: skip
+
+
+def evaluated_pairs(num_objects: int, num_views: ViewsOfEach, protocol: ProbeProtocol) -> ViewPairs:
+    """The fixed pairs that heads are judged on, equally many of each object, or all of the few that there are."""
+    pairs_per_object = protocol.evaluation_pairs_per_object
+    if num_objects * pairs_per_object < protocol.evaluation_least_pairs:
+        allowed = protocol.evaluation_most_pairs // num_objects
+        if np.max(num_views) * (np.max(num_views) - 1) <= allowed:
+            return all_pairs(num_objects, num_views)
+        pairs_per_object = max(pairs_per_object, allowed)
+    return evaluation_pairs(num_objects, num_views, pairs_per_object, protocol.evaluation_seed)
+
+
+def evaluated_pair_rows(test: FeatureCache, protocol: ProbeProtocol) -> Tensor:
+    """The rows `[n, 2]` of `evaluated_pairs`."""
+    return pair_rows(test, evaluated_pairs(test.num_objects, test.views_of_each, protocol))
+
+
+def held_out_objects(num_objects: int, share: float, seed: int) -> np.ndarray:
+    """Bool `[num_objects]`: which objects choose a strength; at least one, and at least one is left."""
+    count = min(max(1, round(share * num_objects)), num_objects - 1)
+    held_out = np.zeros(num_objects, dtype=bool)
+    held_out[np.random.default_rng(seed).permutation(num_objects)[:count]] = True
+    return held_out
+
+
+def regress_views(
+    train: FeatureCache, test: FeatureCache, targets_of: TargetsOf, plan: HeadPlan, protocol: ProbeProtocol, seed: int
+) -> tuple[Tensor, Samples]:
+    """Answers to the fixed views of `test`, of an MLP that met views of `train` drawn each epoch, and these samples."""
+
+    def samples_of_epoch(epoch: int) -> Samples:
+        views = training_views(train.num_objects, train.views_of_each, plan.samples_per_object, seed, epoch)
+        return samples_of(train, view_rows(train, views), targets_of)
+
+    require_varied(train, test)
+    samples = samples_of(test, evaluated_view_rows(test, protocol), targets_of)
+    head = train_regressor(feature_matrix(train), samples_of_epoch, plan, protocol, seed)
+    return predict(head, feature_matrix(test), samples.rows), samples
+
+
+def regress_pairs(
+    train: FeatureCache, test: FeatureCache, targets_of: TargetsOf, plan: HeadPlan, protocol: ProbeProtocol, seed: int
+) -> tuple[Tensor, Samples]:
+    """Answers to the fixed pairs of `test`, of an MLP that met new pairs of `train` each epoch, and these samples."""
+    require_views(train, test)
+    require_varied(train, test)
+    samples = judged_pairs(test, targets_of, protocol)
+    head = pair_head(train, targets_of, plan, protocol, seed)
+    return predict(head, feature_matrix(test), samples.rows), samples
+
+
+def pair_head(
+    train: FeatureCache, targets_of: TargetsOf, plan: HeadPlan, protocol: ProbeProtocol, seed: int
+) -> nn.Sequential:
+    """An MLP that met new pairs of `train` each epoch; it takes both views' features side by side."""
+
+    def samples_of_epoch(epoch: int) -> Samples:
+        pairs = training_pairs(train.num_objects, train.views_of_each, plan.samples_per_object, seed, epoch)
+        return samples_of(train, pair_rows(train, pairs), targets_of)
+
+    return train_regressor(feature_matrix(train), samples_of_epoch, plan, protocol, seed)
+
+
+def judged_pairs(test: FeatureCache, targets_of: TargetsOf, protocol: ProbeProtocol) -> Samples:
+    """The fixed pairs that heads are judged on."""
+    return samples_of(test, evaluated_pair_rows(test, protocol), targets_of)
+
+
+def train_regressor(
+    features: Tensor,
+    samples_of_epoch: Callable[[int], Samples],
+    plan: HeadPlan,
+    protocol: ProbeProtocol,
+    seed: int,
+) -> nn.Sequential:
+    """An MLP from rows of `features [N, D]` to targets `[n, K]`, or to the logits of classes `[n]`; see `HeadPlan`."""
+    first = samples_of_epoch(0)
+    targets = first.targets
+    inputs, outputs = first.rows.shape[1] * features.shape[1], plan.classes or targets.shape[1]
+    head = build_head(inputs, plan.hidden, outputs, torch.Generator().manual_seed(seed))
+    loss = F.mse_loss if plan.classes is None else F.cross_entropy
+    if not plan.scaled:
+        return train_head(head, features, samples_of_epoch, loss, protocol, epochs=plan.epochs, seed=seed)
+    mean = targets.mean(dim=0)
+    size = (targets - mean).square().mean().sqrt()
+    scale = torch.where(size > 0, size, 1.0)
+
+    def scaled(epoch: int) -> Samples:
+        samples = samples_of_epoch(epoch)
+        return replace(samples, targets=(samples.targets - mean) / scale)
+
+    train_head(head, features, scaled, loss, protocol, epochs=plan.epochs, seed=seed)
+    with torch.no_grad():
+        last = head[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.mul_(scale)
+        last.bias.mul_(scale).add_(mean)
+    return head

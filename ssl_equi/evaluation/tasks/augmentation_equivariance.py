@@ -1,0 +1,233 @@
+"""Does an augmentation move the features of all images alike? Asked of any encoder, without labels or poses.
+
+Some augmentations are drawn, each shared by all images, and the features before and after are compared by the measures
+of `ssl_equi.evaluation.tasks.care_measures`, in the manner of CARE (Gupta et al., ICLR 2024, arXiv:2306.13924), which
+takes 20 augmentations of the test set. Lower is better for all of them, beside their baselines.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.images import normalise_images
+from ssl_equi.evaluation.baselines import Baseline
+from ssl_equi.evaluation.features import frozen
+from ssl_equi.evaluation.known_tasks import TaskResult
+from ssl_equi.evaluation.protocol import EquivarianceProtocol
+from ssl_equi.evaluation.tasks.care_measures import (
+    MIN_ROWS_PER_DIM,
+    composition_error,
+    gamma,
+    has_enough_rows,
+    is_collapsed,
+    least_squares_error,
+    shuffled,
+    shuffled_displacements,
+    wahba,
+)
+from ssl_equi.views.parameters import ViewParameters
+from ssl_equi.views.pipeline import ViewPipeline
+from ssl_equi.views.presets import ViewRecipe, view_pipelines
+
+TASK = "augmentation_equivariance"
+# Images stay recognisable and keep most of their content; nothing maps all colours to one, as grayscale would.
+MILD = ViewRecipe(scale=(0.5, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=1.0, grayscale_probability=0.0)
+
+
+@dataclass(frozen=True)
+class AugmentationEquivariance:
+    """What was measured.
+
+    Attributes:
+        results: by part; a part of which nothing can be measured is absent. Metrics are means over the augmentations:
+            `gamma_f`, `wahba_error`, `composition_error` and `least_squares_error` (cross-validated).
+        notes: a sentence for each number that is missing or incomplete, saying why.
+    """
+
+    results: dict[str, TaskResult]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AugmentedFeatures:
+    """Features of the same images under augmentations that are shared by all of them, float32 on the CPU.
+
+    Attributes:
+        original: `[n, D]`.
+        augmented: `[A, n, D]`, one row of the first axis an augmentation.
+        composed: `[C, n, D]`, augmentation 2k + 1 applied after augmentation 2k.
+    """
+
+    original: Tensor
+    augmented: Tensor
+    composed: Tensor
+
+    def part(self, columns: slice) -> "AugmentedFeatures":
+        """The same with only these feature columns."""
+        return AugmentedFeatures(self.original[:, columns], self.augmented[..., columns], self.composed[..., columns])
+
+
+def probe_augmentation_equivariance(
+    encoder: nn.Module,
+    parts: dict[str, slice],
+    collection: ViewCollection,
+    mean_rgb: Sequence[float],
+    std_rgb: Sequence[float],
+    protocol: EquivarianceProtocol,
+    device: torch.device | str = "cpu",
+    batch_size: int = 512,
+) -> AugmentationEquivariance:
+    """Encode images and their augmentations, and compare the features of each part.
+
+    Args:
+        encoder: maps `[N, 3, H, W]` to `[N, D]`; on `device`; its state and modes are left untouched.
+        parts: named slices of the feature columns.
+        mean_rgb, std_rgb: of the training images, in units of [0, 1].
+        batch_size: images in one forward pass.
+
+    Raises:
+        ValueError: there are no augmentations of the protocol's name.
+        RuntimeError: encoding changed a parameter or a buffer of the encoder, or a feature is not finite.
+    """
+    height, width = collection.image_size
+    if height != width:
+        return AugmentationEquivariance({}, (f"not measured: images are {height} x {width} pixels, not square",))
+    if collection.num_images < 2:
+        return AugmentationEquivariance({}, ("not measured: there is only one image",))
+    features = encode_augmented(encoder, collection, mean_rgb, std_rgb, protocol, device, batch_size)
+    results: dict[str, TaskResult] = {}
+    notes: list[str] = []
+    for part, columns in parts.items():
+        result, notes_of_part = compare(features.part(columns), protocol.seed)
+        if result.metrics:
+            results[part] = result
+        notes += [f"{part}: {note}" for note in notes_of_part]
+    return AugmentationEquivariance(results, tuple(notes))
+
+
+def encode_augmented(
+    encoder: nn.Module,
+    collection: ViewCollection,
+    mean_rgb: Sequence[float],
+    std_rgb: Sequence[float],
+    protocol: EquivarianceProtocol,
+    device: torch.device | str = "cpu",
+    batch_size: int = 512,
+) -> AugmentedFeatures:
+    """Features of images of the collection before and after the augmentations; arguments and errors as above."""
+    pipeline = augmentation_pipeline(protocol.augmentations, collection.image_size[0])
+    generator = torch.Generator().manual_seed(protocol.seed)
+    draws = [
+        pipeline.draw(1, source_sizes=collection.image_size, generator=generator)
+        for _ in range(protocol.num_augmentations)
+    ]
+
+    def encode(images: Tensor) -> Tensor:
+        pixels = (images * 255).permute(0, 2, 3, 1).contiguous()
+        return encoder(normalise_images(pixels, mean_rgb, std_rgb)).float().cpu()
+
+    chunks: list[Tensor] = []  # each [1 + A + C, images of the chunk, D]
+    with frozen(encoder):
+        for images in _image_chunks(collection, protocol, torch.device(device), batch_size):
+            features, composed = [encode(images)], []
+            for index, draw in enumerate(draws):
+                once = _apply_to_all(pipeline, images, draw)
+                features.append(encode(once))
+                if index % 2 == 0 and index // 2 < protocol.num_compositions:
+                    composed.append(encode(_apply_to_all(pipeline, once, draws[index + 1])))
+            chunks.append(torch.stack(features + composed))
+    together = torch.cat(chunks, dim=1)
+    if not bool(torch.isfinite(together).all()):
+        raise RuntimeError(
+            "the encoder produced features of augmented images that are not finite: the run diverged, use an earlier "
+            "checkpoint"
+        )
+    return AugmentedFeatures(together[0], together[1 : 1 + len(draws)], together[1 + len(draws) :])
+
+
+def augmentation_pipeline(name: str, image_size: int) -> ViewPipeline:
+    """The pipeline that augmentations are drawn from: mild, or view 1 of a preset of `ssl_equi.views.presets`.
+
+    Raises:
+        ValueError: there is no preset of that name.
+    """
+    return MILD.pipeline(image_size) if name == "mild" else view_pipelines(name, image_size)[0]
+
+
+def compare(features: AugmentedFeatures, seed: int) -> tuple[TaskResult, list[str]]:
+    """The metrics of one part beside their baselines, and why some are missing; without metrics if all are."""
+    num_images, dim = features.original.shape
+    metrics: dict[str, float] = {}
+    baselines: dict[str, Baseline] = {}
+    if is_collapsed(features.original):
+        notes = ["not measured: all images have the same features, the encoder has collapsed"]
+        return TaskResult(metrics, baselines, num_images), notes
+    gamma_metric, notes = _mean_gamma(features, seed)
+    if gamma_metric is not None:
+        metrics["gamma_f"] = gamma_metric[0]
+        baselines["gamma_f"] = Baseline(gamma_metric[1], "shuffled displacements")
+    if has_enough_rows(num_images, dim):
+        metrics |= _map_errors(features, seed)
+        unrelated = AugmentedFeatures(shuffled(features.original, seed), features.augmented, features.composed)
+        errors_of_unrelated = _map_errors(unrelated, seed)
+        baselines |= {name: Baseline(value, "shuffled images") for name, value in errors_of_unrelated.items()}
+    else:
+        notes.append(
+            f"wahba_error, composition_error and least_squares_error are left out, because {num_images} images are too "
+            f"few for {dim} features ({MIN_ROWS_PER_DIM * dim} needed)"
+        )
+    return TaskResult(metrics, baselines, num_images), notes
+
+
+def _mean_gamma(features: AugmentedFeatures, seed: int) -> tuple[tuple[float, float] | None, list[str]]:
+    """gamma_f and its null, means over the augmentations that move anything; None if none does."""
+    values, nulls, shares_left_out = [], [], []
+    for augmented in features.augmented:
+        estimate = gamma(features.original, augmented, seed)
+        null = gamma(features.original, shuffled_displacements(features.original, augmented, seed), seed)
+        shares_left_out.append(estimate.share_left_out)
+        if estimate.value is not None and null.value is not None:
+            values.append(estimate.value)
+            nulls.append(null.value)
+    if not values:
+        return None, ["gamma_f is left out, because no augmentation moves any features"]
+    share = float(np.mean(shares_left_out))
+    notes = [f"gamma_f leaves out {share:.1%} of the pairs, which do not move"] if share > 0 else []
+    return (float(np.mean(values)), float(np.mean(nulls))), notes
+
+
+def _map_errors(features: AugmentedFeatures, seed: int) -> dict[str, float]:
+    """Wahba and least-squares error, means over the augmentations; composition error, over the compositions if any."""
+    fits = [wahba(features.original, augmented) for augmented in features.augmented]
+    rotations = [rotation for rotation, _ in fits]
+    errors = {"wahba_error": float(np.mean([error for _, error in fits]))}
+    if len(features.composed):
+        compositions = [
+            composition_error(rotations[2 * index], rotations[2 * index + 1], wahba(features.original, composed)[0])
+            for index, composed in enumerate(features.composed)
+        ]
+        errors["composition_error"] = float(np.mean(compositions))
+    left_over = [least_squares_error(features.original, augmented, seed) for augmented in features.augmented]
+    return errors | {"least_squares_error": float(np.mean(left_over))}
+
+
+def _apply_to_all(pipeline: ViewPipeline, images: Tensor, draw: ViewParameters) -> Tensor:
+    """The one drawn augmentation on every image `[n, 3, H, W]`."""
+    return pipeline.apply(images, draw.rows(torch.zeros(len(images), dtype=torch.long)))
+
+
+def _image_chunks(
+    collection: ViewCollection, protocol: EquivarianceProtocol, device: torch.device, batch_size: int
+) -> Iterator[Tensor]:
+    """The chosen images in [0, 1], float32 `[n, 3, H, W]`, `batch_size` at a time."""
+    order = np.random.default_rng(protocol.seed).permutation(collection.num_images)
+    chosen = np.sort(order[: protocol.max_images])
+    for start in range(0, len(chosen), batch_size):
+        object_indices, view_indices = collection.numbered(chosen[start : start + batch_size])
+        pixels = np.empty((len(object_indices), 1, *collection.image_size, 3), dtype=np.uint8)
+        collection.read_views(object_indices, view_indices[:, None], pixels)
+        yield torch.from_numpy(pixels[:, 0]).to(device).permute(0, 3, 1, 2).float().div_(255)

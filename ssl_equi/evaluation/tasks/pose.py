@@ -1,0 +1,238 @@
+"""Which rotation, which translation? Asked of one view, or of two, as a regression with several targets.
+
+A rotation is asked for as a quaternion (SIE's target), as the first two columns of its matrix (6-D, Zhou et al.,
+"On the Continuity of Rotation Representations in Neural Networks", CVPR 2019) and as the whole matrix (9-D, Levinson
+et al., "An Analysis of SVD for Deep Rotation Estimation", NeurIPS 2020). R2 is that of the target's own components, so
+it differs between the targets; angles, of the rotation that an answer stands for, can be compared.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from ssl_equi.evaluation.baselines import (
+    Baseline,
+    constant_baselines,
+    constant_rotation_baselines,
+    constant_translation_baselines,
+)
+from ssl_equi.evaluation.bootstrap import median_statistic, r2_uniform_statistic
+from ssl_equi.evaluation.features import FeatureCache
+from ssl_equi.evaluation.heads import Samples, predict
+from ssl_equi.evaluation.metrics import angle_errors_deg, distance_median, r2_metrics, r2_notes, summarise_angles
+from ssl_equi.evaluation.protocol import ProbeProtocol
+from ssl_equi.evaluation.records import ANGLE_MEDIAN, name_of_class_metric
+from ssl_equi.evaluation.task_needs import POSE, TRANSLATION
+from ssl_equi.evaluation.task_results import Task, TaskResult, object_means
+from ssl_equi.evaluation.task_samples import (
+    HeadPlan,
+    TargetsOf,
+    feature_matrix,
+    judged_pairs,
+    pair_head,
+    regress_pairs,
+    regress_views,
+    require_varied,
+    require_views,
+    rows_of_classes,
+    sample_objects,
+)
+from ssl_equi.geometry.poses import ObjectPose
+from ssl_equi.geometry.rotations import (
+    matrix_from_rotation_6d,
+    nearest_rotation_matrix,
+    quat_from_matrix,
+    quat_to_matrix,
+    relative_quat,
+    rotation_6d_from_matrix,
+)
+from ssl_equi.latents.schema import THREEDIEBENCH_T
+
+
+@dataclass(frozen=True)
+class RotationTarget:
+    """How a rotation is written for a head.
+
+    Attributes:
+        encode: unit quaternions xyzw `[n, 4]` -> targets `[n, K]`.
+        decode: a head's answers `[n, K]` -> quaternions `[n, 4]`, of any length and sign.
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+
+
+QUATERNION = RotationTarget(encode=lambda quats: quats, decode=lambda answers: answers)
+SIX_NUMBERS = RotationTarget(
+    encode=lambda quats: rotation_6d_from_matrix(quat_to_matrix(quats)),
+    decode=lambda answers: quat_from_matrix(matrix_from_rotation_6d(answers.double())),
+)
+MATRIX = RotationTarget(
+    encode=lambda quats: quat_to_matrix(quats).flatten(-2),
+    decode=lambda answers: quat_from_matrix(nearest_rotation_matrix(answers.double().unflatten(-1, (3, 3)))),
+)
+
+
+def relative_rotation_task_of(target: RotationTarget) -> Task:
+    """Body-frame relative rotation of two views, written as `target`: MLP on their features, mean squared error."""
+
+    def task(
+        train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
+    ) -> TaskResult:
+        POSE.require(train, test)
+        require_views(train, test)
+        require_varied(train, test)
+        return judge_relative_rotation(test, relative_rotation_head(train, protocol, seed, target), protocol, target)
+
+    return task
+
+
+def relative_rotation_head(
+    train: FeatureCache, protocol: ProbeProtocol, seed: int, target: RotationTarget = QUATERNION
+) -> nn.Sequential:
+    """The trained head of the relative rotation, which can be judged on several splits."""
+    plan = HeadPlan(protocol.rotation_hidden, protocol.rotation_epochs, protocol.rotation_pairs_per_object)
+    return pair_head(train, _encoded(target, _relative_rotations), plan, protocol, seed)
+
+
+def judge_relative_rotation(
+    test: FeatureCache, head: nn.Module, protocol: ProbeProtocol, target: RotationTarget = QUATERNION
+) -> TaskResult:
+    """What such a head achieves on the fixed pairs of a split."""
+    samples = judged_pairs(test, _encoded(target, _relative_rotations), protocol)
+    answers = predict(head, feature_matrix(test), samples.rows)
+    return _rotation_result(test, samples, answers, _relative_rotations(test, samples.rows), target)
+
+
+def absolute_rotation_task_of(target: RotationTarget) -> Task:
+    """Rotation of a single view's pose, written as `target`: MLP on its features, mean squared error.
+
+    The "individual rotation" of seq-JEPA (Ghaemi et al., NeurIPS 2025), whose quaternions have w > 0. The pose is that
+    of an object in its family's own frame, which no view shows: of an object whose front can't be told from its back,
+    it can't be known.
+    """
+
+    def task(
+        train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
+    ) -> TaskResult:
+        POSE.require(train, test)
+        views_per_object = protocol.absolute_rotation_views_per_object or train.num_views
+        plan = HeadPlan(protocol.absolute_rotation_hidden, protocol.absolute_rotation_epochs, views_per_object)
+        answers, samples = regress_views(train, test, _encoded(target, _rotations), plan, protocol, seed)
+        return _rotation_result(test, samples, answers, _rotations(test, samples.rows), target)
+
+    return task
+
+
+def translation_object_task(
+    train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
+) -> TaskResult:
+    """How far the second view's translation is from the first's, t2 - t1, in the object's own frame.
+
+    MLP on two views' features, mean squared error, as in EquiCaps (Konstantinou et al., 2025, arXiv:2506.09895). It
+    asks for the rotations too: what a view shows is where the object stands, R t.
+    """
+    return _translation_task(train, test, displacement_in_object_frame, protocol, seed)
+
+
+def translation_base_task(
+    train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
+) -> TaskResult:
+    """How the object's centre moves in the world from the first view to the second, R2 t2 - R1 t1.
+
+    MLP on two views' features, mean squared error, as in EquiCaps (Konstantinou et al., 2025, arXiv:2506.09895).
+    """
+    return _translation_task(train, test, displacement_in_base_frame, protocol, seed)
+
+
+def displacement_in_object_frame(cache: FeatureCache, rows: Tensor) -> Tensor:
+    """t2 - t1 `[n, 3]` of pairs of views `rows [n, 2]` (see `feature_matrix`)."""
+    positions = _object_poses(cache, rows).translation
+    return positions[:, 1] - positions[:, 0]
+
+
+def displacement_in_base_frame(cache: FeatureCache, rows: Tensor) -> Tensor:
+    """R2 t2 - R1 t1 `[n, 3]` of pairs of views `rows [n, 2]`: how the object's centre moves in the world."""
+    positions = _object_poses(cache, rows).in_base_frame().translation
+    return positions[:, 1] - positions[:, 0]
+
+
+def _object_poses(cache: FeatureCache, rows: Tensor) -> ObjectPose:
+    """Poses of views `rows [n, k]` in the object's frame."""
+    latents = cache.rows(cache.latents)[rows]
+    if cache.schema == THREEDIEBENCH_T:  # float32 throughout, as these numbers have always been computed
+        return ObjectPose.from_latents(latents)
+    (translation,) = TRANSLATION.require(cache)
+    return ObjectPose(_quats_xyzw(cache)[rows], latents[..., translation.columns])
+
+
+def _translation_task(
+    train: FeatureCache, test: FeatureCache, displacement: TargetsOf, protocol: ProbeProtocol, seed: int
+) -> TaskResult:
+    """Predicted displacements beside those of the best constant."""
+    TRANSLATION.require(train, test)
+    plan = HeadPlan(protocol.translation_hidden, protocol.translation_epochs, protocol.translation_pairs_per_object)
+    predictions, samples = regress_pairs(train, test, displacement, plan, protocol, seed)
+    return TaskResult(
+        metrics=r2_metrics(predictions, samples.targets)
+        | {"distance_median": distance_median(predictions, samples.targets)},
+        baselines=constant_translation_baselines(samples.targets),
+        num_samples=len(samples),
+        notes=r2_notes(samples.targets),
+    )
+
+
+def _encoded(target: RotationTarget, rotations_of: TargetsOf) -> TargetsOf:
+    return lambda cache, rows: target.encode(rotations_of(cache, rows))
+
+
+def _rotations(cache: FeatureCache, rows: Tensor) -> Tensor:
+    """Absolute quaternions `[n, 4]` of views `[n, 1]`, w > 0."""
+    return _quats_xyzw(cache)[rows[:, 0]]
+
+
+def _relative_rotations(cache: FeatureCache, rows: Tensor) -> Tensor:
+    """Relative quaternions `[n, 4]` of pairs `[n, 2]`, sign as it comes."""
+    return relative_quat(*_quats_xyzw(cache)[rows].unbind(1))
+
+
+def _quats_xyzw(cache: FeatureCache) -> Tensor:
+    """Absolute rotations as rows, in the order of the features' rows."""
+    assert cache.quats_xyzw is not None, "the task needs poses"
+    return cache.rows(cache.quats_xyzw)
+
+
+def _rotation_result(
+    test: FeatureCache, samples: Samples, answers: Tensor, true_xyzw: Tensor, target: RotationTarget
+) -> TaskResult:
+    """R2 of a head's answers to its targets `[n, K]`, and angles between the rotations; both beside the constants'."""
+    errors_deg = angle_errors_deg(target.decode(answers), true_xyzw)
+    angle_baselines, constant_errors_deg = constant_rotation_baselines(true_xyzw)
+    objects, targets = sample_objects(test, samples.rows).cpu(), samples.targets
+    of_sample = objects.numpy()
+    classes = {name_of_class_metric(ANGLE_MEDIAN, name): rows for name, rows in rows_of_classes(test, objects).items()}
+    constants = {name: Baseline(_median(constant_errors_deg[rows]), "constant") for name, rows in classes.items()}
+    metrics = r2_metrics(answers, targets)
+    statistics = {"angle_deg_median": median_statistic(errors_deg.numpy(), of_sample, test.num_objects)}
+    if metrics:
+        statistics["r2_uniform"] = r2_uniform_statistic(answers, targets, of_sample, test.num_objects)
+    for name, rows in classes.items():
+        distinct, number = np.unique(of_sample[rows], return_inverse=True)
+        statistics[name] = median_statistic(errors_deg[rows].numpy(), number, len(distinct))
+    by_class = {name: _median(errors_deg[rows]) for name, rows in classes.items()}
+    return TaskResult(
+        metrics=metrics | summarise_angles(errors_deg) | by_class,
+        baselines=angle_baselines | constant_baselines(targets) | constants,
+        num_samples=len(targets),
+        angle_errors_deg=errors_deg.numpy(),
+        constant_angle_errors_deg=constant_errors_deg.numpy(),
+        object_scores={"angle_deg_mean": object_means(errors_deg, objects, test.num_objects)},
+        statistics=statistics,
+        notes=r2_notes(targets),
+    )
+
+
+def _median(errors_deg: Tensor) -> float:
+    return float(np.median(errors_deg.numpy()))

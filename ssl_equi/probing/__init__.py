@@ -1,1 +1,0 @@
-"""Probes: heads trained on frozen features, their metrics, baselines, records and the report of a run."""

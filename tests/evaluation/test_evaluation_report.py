@@ -1,0 +1,192 @@
+"""The page of a comparison: what is on it, that it is safe and self-contained, and that it fits phone and paper."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssl_equi.errors import UserError
+from ssl_equi.evaluation.records import ProbeRecord
+from ssl_equi.evaluation.report import feature_map
+from ssl_equi.evaluation.report.write import write_evaluation_report
+from tests.evaluation.report_pages import made_arrays, make_evaluation, make_older_run, read_page, record
+
+ROOT = Path(__file__).parent.parent.parent
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+SECTIONS = (
+    "runs", "overview", "results", "errors", "retrieval", "maps", "spectrum", "orbits", "training", "views",
+    "neighbours", "differences",
+)  # fmt: skip
+HOSTILE = '<script>alert("1")</script>$x_$&\n'
+
+
+def records_of(value: float) -> list[ProbeRecord]:
+    rotation = {"task": "relative_rotation", "baseline": 0.0, "baseline_name": "constant"}
+    return [
+        record(part=part, seed=seed, value=value + 0.01 * seed, **of_task)
+        for part in ("all", "inv", "equi")
+        for seed in (0, 1, 2)
+        for of_task in ({}, {"metric": "r2_uniform", **rotation}, {"metric": "angle_deg_median", **rotation})
+    ]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two evaluations with all arrays, and an older run with hostile texts and nothing but numbers."""
+    parent = tmp_path_factory.mktemp("runs")
+    made = [
+        make_evaluation(parent / name, records_of(value), made_arrays(seed), name=name, notes=[f"{name}: {HOSTILE}"])
+        for seed, (name, value) in enumerate((("sie", 0.7), ("a_rather_long_name_of_a_run-seed0", 0.6)))
+    ]
+    made.append(make_older_run(parent / "older", [record(task=HOSTILE, part="<b>", metric=HOSTILE), *records_of(0.5)]))
+    for index, folder in enumerate(made):
+        (folder / "config.json").write_text(json.dumps({"encoder": HOSTILE, "lr": index, "evaluation_split": "test"}))
+        lines = [{"event": "loss", "step": step, "loss": 10 / step, "variance": 0.1} for step in range(1, 50)]
+        lines += [{"event": "online_probe", "step": step, "inv/top1": step / 50} for step in range(1, 50)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return made
+
+
+@pytest.fixture(scope="module")
+def page_path(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = [str(folders[0]), str(folders[1]), f"{HOSTILE}={folders[2]}"]
+    return write_evaluation_report(texts, tmp_path_factory.mktemp("page") / "report.html", title=f"T {HOSTILE}")
+
+
+def test_the_page_has_every_section_once_and_in_order(page_path):
+    page = read_page(page_path.read_text())
+    assert [identity for identity in page.ids if identity in SECTIONS] == list(SECTIONS)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_the_page_is_one_safe_small_file(page_path):
+    text = page_path.read_text()
+    page = read_page(text)
+    assert "script" not in page.tags
+    assert "b" not in page.tags
+    assert page.handlers == []
+    assert 'alert("1")' in page.text
+    assert all(reference.startswith(("data:image/jpeg;base64,", "#")) for reference in page.references)
+    assert not re.search(r"https?://|//cdn|@import|url\((?!#)", text)
+    assert {reference[1:] for reference in page.references if reference.startswith("#")} <= set(page.ids)
+    assert page.images_without_alt == 0
+    assert len(text) < 3_000_000
+
+
+def test_every_drawing_is_named_for_those_who_hear_it(page_path):
+    text = page_path.read_text()
+    assert text.count("<svg") == text.count('role="img" aria-label="') - len(re.findall(r'class="mark"', text)) + len(
+        re.findall(r'aria-hidden="true"', text)
+    )
+    assert not re.search(r'aria-label="\s*"', text)
+
+
+def test_the_best_is_marked_with_a_sign_and_the_reasons_are_in_words(page_path):
+    text = page_path.read_text()
+    rows = re.findall(r"<tr>(.*?)</tr>", text[text.index('id="results"') : text.index('id="errors"')])
+    (top1,) = [row for row in rows if "top1" in row and "<td>all" in row]
+    assert re.search(r'aria-label="best">★</span><strong>0.710</strong> <small title="[^"]*">± 0.006', top1)
+    of_pose_in_inv = [row for row in rows if "<td>inv <a" in row and "part inv is not meant to know this" in row]
+    assert len(of_pose_in_inv) == 2
+    assert "★" not in "".join(of_pose_in_inv)
+    shown = read_page(text).text
+    assert "not ranked: part inv is not meant to know this" in shown
+    assert "± standard error over 3 seeds: sie, a_rather_long_name_of_a_run-seed0" in shown
+
+
+def test_one_run_has_the_page_of_a_run_and_older_folders_have_numbers_and_curves(folders, tmp_path):
+    single = make_evaluation(tmp_path / "one", [record()], made_arrays(0, parts=("equi",)))
+    page = read_page(write_evaluation_report([single], tmp_path / "one.html").read_text())
+    assert {"headline", "results", "errors", "retrieval", "maps", "orbits", "neighbours"} <= set(page.ids)
+    assert "runs" not in page.ids
+    older = read_page(write_evaluation_report([folders[2]], tmp_path / "older.html").read_text())
+    assert {"results", "training"} <= set(older.ids)
+    assert not {"errors", "maps", "views"} & set(older.ids)
+
+
+def test_constant_parts_have_no_map_and_say_so(tmp_path):
+    arrays = made_arrays(0, parts=("all",)) | {
+        "map_features/all": np.zeros((600, 0)),
+        "singular_values/all": np.zeros(8),
+    }
+    folder = make_evaluation(tmp_path / "run", [record()], arrays)
+    text = read_page(write_evaluation_report([folder], tmp_path / "r.html").read_text()).text
+    assert "part all: the features are constant, there is no map" in text
+    assert "(constant)" in text
+
+
+def test_ten_runs_stay_small_and_legible(tmp_path):
+    kept = ("map_", "view_sheet", "neighbour", "class_names")
+    arrays = {name: array for name, array in made_arrays(0, parts=("inv", "equi")).items() if name.startswith(kept)}
+    folders = [make_evaluation(tmp_path / f"run{i}", records_of(0.05 * i), arrays) for i in range(10)]
+    path = write_evaluation_report(folders, tmp_path / "r.html")
+    assert path.stat().st_size < 3_000_000
+    assert path.read_text().count('<table class="comparison">') == 2  # six beside each other, then four
+
+
+def test_pages_are_the_same_in_every_call(folders, tmp_path):
+    first, second = (write_evaluation_report([folders[2]], tmp_path / f"{number}.html") for number in range(2))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_tsne_without_scikit_learn_names_the_cure(folders, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError, match=r"pip install 'ssl-equi\[maps\]'"):
+        write_evaluation_report([folders[0]], tmp_path / "r.html", map_method="tsne")
+    assert feature_map.map_coordinates(np.zeros((9, 3)), "pca").shape == (9, 2)
+
+
+def test_the_script_writes_where_it_is_told(folders, tmp_path, capsys):
+    specification = importlib.util.spec_from_file_location(
+        "evaluation_report_script", ROOT / "evaluation" / "report.py"
+    )
+    script = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = script
+    specification.loader.exec_module(script)
+    script.main(script.Config(folders=(str(folders[2]),), out=tmp_path / "sub" / "r.html", title="mine"))
+    assert "<title>mine</title>" in (tmp_path / "sub" / "r.html").read_text()
+    assert "sub/r.html" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: layout and print are not checked")
+def test_nothing_is_wider_than_a_phone_or_a_desktop_and_it_prints(page_path, tmp_path):
+    """The page in frames of both widths; a script beside it asks how wide their contents are."""
+    frames = "".join(
+        f'<iframe src="{page_path.as_uri()}" width="{width}" height="800"></iframe>' for width in (360, 1100)
+    )
+    asking = (
+        "onload = () => { document.title = [...document.querySelectorAll('iframe')].map(frame => { "
+        "const page = frame.contentDocument.documentElement; "
+        "return [page.clientWidth, page.scrollWidth, page.querySelectorAll('svg').length].join(' ') }).join(';') }"
+    )
+    outer = tmp_path / "frames.html"
+    outer.write_text(f"<!doctype html><body>{frames}<script>{asking}</script></body>")
+    browser = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+        "--allow-file-access-from-files", "--hide-scrollbars",
+    ]  # fmt: skip
+    asked = subprocess.run(
+        [*browser, "--virtual-time-budget=20000", "--dump-dom", outer.as_uri()],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = re.search(r"<title>(.*?)</title>", asked.stdout)
+    assert found, asked.stdout[-2000:]
+    for width, measured in zip((360, 1100), found[1].split(";"), strict=True):
+        client_width, scroll_width, drawings = map(int, measured.split())
+        assert client_width == width
+        assert scroll_width <= width, f"at {width} pixels the page is {scroll_width} wide"
+        assert drawings > 20
+
+    pdf = tmp_path / "report.pdf"
+    subprocess.run([*browser, f"--print-to-pdf={pdf}", page_path.as_uri()], capture_output=True, check=True)
+    content = pdf.read_bytes()
+    assert content.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type\s*/Page\b", content)) > 1

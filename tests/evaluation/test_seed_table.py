@@ -1,0 +1,65 @@
+"""The table of several seeds: its means and errors, its width, and its notes."""
+
+import math
+
+import pytest
+
+from ssl_equi.evaluation.records import ProbeRecord
+from ssl_equi.evaluation.seed_table import merged_notes, print_seeds
+
+
+def record(value: float, seed: int, **changes: object) -> ProbeRecord:
+    fields = {
+        "task": "relative_rotation_matrix", "part": "all", "metric": "r2_pooled", "value": value, "baseline": 0.229,
+        "baseline_name": "constant", "random_encoder": 0.25 + seed / 10, "n": 527600, "num_objects": 10552,
+        "split": "val", "protocol": "sie_eval_mode", "seed": seed, "object_standard_error": None,
+    }  # fmt: skip
+    return ProbeRecord(**fields | changes)
+
+
+def test_means_and_standard_errors_in_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    values = (0.5, 0.6, 0.9)
+    records = []
+    for seed, value in enumerate(values):
+        records.append(record(value, seed))
+        records.append(record(90 * value, seed, part="capsules", metric="angle_deg_median_floor_hue"))
+        records.append(
+            record(value / 2, seed, task="knn", metric="top1", object_standard_error=0.01, random_encoder=None)
+        )
+    print_seeds(records, ["a note " * 20], paper_metrics=("r2_pooled",))
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines()) <= 80
+    error = math.sqrt(sum((value - 2 / 3) ** 2 for value in values) / 2 / 3)
+    rows = [line.split() for line in printed.splitlines()]
+    assert ["all", "r2_pooled*", "0.667", f"{error:.3f}", "-", "0.229", "0.350", "527600"] in rows
+    assert ["all", "top1", "0.333", f"{error / 2:.3f}", "0.010", "0.229", "-", "527600"] in rows
+    assert [
+        "capsules",
+        "angle_deg_median_floor_hue",
+        "60.0°",
+        f"{90 * error:.1f}°",
+        "-",
+        "0.2°",
+        "0.4°",
+        "527600",
+    ] in rows
+    assert "protocol sie_eval_mode, split val (10552 objects), mean of probe seeds 0, 1, 2" in printed
+    assert "*: what the paper of this protocol reports" in printed
+
+
+def test_one_seed_has_no_error_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    print_seeds([record(0.5, 0)])
+    assert ["all", "r2_pooled", "0.500", "-", "-", "0.229", "0.250", "527600"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
+
+
+def test_notes_with_one_reason_share_a_line() -> None:
+    notes = [
+        "light, part all: the views have 0 latents", "light, part inv: the views have 0 latents",
+        "colour, part all: the views have 0 latents", "part equi is constant: all are the same", "images: 3 of 4",
+    ]  # fmt: skip
+    assert merged_notes(notes) == [
+        "light, colour (part all, inv): the views have 0 latents", "part equi is constant: all are the same",
+        "images: 3 of 4",
+    ]  # fmt: skip

@@ -1,0 +1,105 @@
+"""The script that measures symmetries: an exported encoder, a timm model with random weights, and wrong options."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from ssl_equi import create_encoder
+from ssl_equi.data.shards.reader import ShardDataset
+from ssl_equi.errors import CheckpointError, UserError
+from ssl_equi.evaluation.records import describe_columns, read_records
+from ssl_equi.export.encoder import EncoderCard, save_encoder
+
+SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "equivariance.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("evaluation_equivariance", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def export(folder: Path, architecture: str, parts: dict[str, tuple[int, int]]) -> str:
+    torch.manual_seed(0)
+    card = EncoderCard(
+        architecture=architecture, image_size=32, mean_rgb=(0.5, 0.5, 0.5), std_rgb=(0.1, 0.1, 0.1), parts=parts,
+        objective="sie", trained_on="test", license="apache-2.0", tag="test", model_args={"img_size": 32},
+    )  # fmt: skip
+    save_encoder(create_encoder(architecture, 32, img_size=32), folder / "encoder", card)
+    return str(folder / "encoder")
+
+
+def test_an_exported_encoder_is_measured_beside_a_random_one(
+    script: ModuleType, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = export(tmp_path / "run", "d4_resnet10_small_images", {"all": (0, 256), "equi": (0, 256)})
+    script.main(
+        script.Config(folder, symmetries=("d4", "circular_shifts"), data_dir=tiny_data, num_images=6, shifts=(8,))
+    )
+    records = read_records(tmp_path / "run" / "results.json")
+    by_name = {(record.task, record.part, record.metric): record for record in records}
+    exact = by_name["symmetry_d4", "all", "equivariance_error"]
+    assert exact.value < 1e-4
+    assert exact.random_encoder < 1e-4
+    assert (exact.baseline, exact.baseline_name, exact.n, exact.num_objects) == (1.0, "other images", 6 * 7, 6)
+    assert by_name["symmetry_d4", "equi", "invariance_error"].value > 0.01
+    assert 0 <= by_name["symmetry_d4", "all", "consistency"].value <= 1
+    assert by_name["symmetry_d4_layers", "stages.1", "equivariance_error"].value < 1e-4
+    assert ("symmetry_circular_shifts", "all", "equivariance_error") not in by_name
+    assert "lower is better: invariance_error, equivariance_error, spatial_error" in "; ".join(
+        describe_columns([record for record in records if record.metric != "consistency"])
+    )
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines() if not line.startswith("added to")) <= 80
+    assert "stages.3" in printed
+    page = (tmp_path / "run" / "equivariance.html").read_text()
+    for text in ('id="d4"', 'id="circular_shifts"', "layers-d4-", "orbit-d4-all-", "orbit-circular_shifts-5-"):
+        assert text in page
+    assert "http" not in page
+
+
+def test_a_timm_model_is_measured_on_random_images(script: ModuleType, tmp_path: Path) -> None:
+    config = script.Config(
+        "random:strided_cnn_tiny", symmetries=("rotations",), dataset="random", image_size=32, num_images=3,
+        angles=(30.0, 90.0), layers=False, out=tmp_path,
+    )  # fmt: skip
+    script.main(config)
+    records = read_records(tmp_path / "results.json")
+    assert {(record.task, record.metric) for record in records} == {("symmetry_rotations", "invariance_error")}
+    assert (records[0].random_encoder, records[0].split) == (None, "random images")
+    assert "interpolation alone" in (tmp_path / "equivariance.html").read_text()
+
+
+def test_wrong_options_are_named(script: ModuleType, tiny_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no exported encoder"):
+        script.main(script.Config(str(tmp_path), data_dir=tiny_data))
+    with pytest.raises(UserError, match="--num-images is 1: errors are relative"):
+        script.main(script.Config("random:strided_cnn_tiny", dataset="random", num_images=1))
+    folder = export(tmp_path / "run", "d4_resnet10_small_images", {"all": (0, 256)})
+    with pytest.raises(UserError, match="can't take images of 40 x 40 pixels"):
+        script.main(script.Config(folder, dataset="random", image_size=40, num_images=2))
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_images_are_views_that_an_object_has(script: ModuleType, uneven_data: Path) -> None:
+    split = ShardDataset(uneven_data, "test")
+    for seed in range(5):
+        pixels, labels = script.read_images(split, 12, seed)
+        assert pixels.shape == (12, 32, 32, 3) and pixels.any(axis=(1, 2, 3)).all()
+        assert labels.tolist() == split.labels.tolist()
+
+
+def test_images_that_are_not_square_are_refused(script: ModuleType) -> None:
+    class Wide:
+        image_size, folder, num_objects = (8, 10), Path("wide"), 4
+
+    with pytest.raises(UserError, match="wide have 8 x 10 pixels and symmetries are those of squares"):
+        script.read_images(Wide(), 2, 0)
