@@ -16,9 +16,9 @@ from ssl_equi.errors import EncoderError, UserError
 from ssl_equi.evaluation import command as evaluation_command
 from ssl_equi.evaluation.command import EvaluationConfig, evaluate_command
 from ssl_equi.evaluation.evaluation_folder import read_evaluation
-from ssl_equi.evaluation.known_tasks import TASKS
 from ssl_equi.evaluation.protocol import EquivarianceProtocol, ProbeProtocol
 from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.task import TASKS
 from ssl_equi.export.encoder import EncoderCard, save_encoder
 
 SCRIPTS = Path(__file__).parent.parent.parent / "evaluation"
@@ -157,9 +157,7 @@ def test_orbits_that_cannot_be_drawn_are_named(monkeypatch: pytest.MonkeyPatch) 
         raise TaskSkipped("views lie in a buffer of 24 x 32 pixels: crop them first")
 
     monkeypatch.setattr(evaluation_command, "orbit_errors", refuse)
-    first = SimpleNamespace(parts={"all": slice(0, 2)}, results={"all": {}})
+    results = SimpleNamespace(parts={"all": slice(0, 2)}, results={"all": {}}, records=[])
     data = SimpleNamespace(evaluation=None, mean_rgb=(0, 0, 0), std_rgb=(1, 1, 1))
-    found = evaluation_command.pictures(
-        SimpleNamespace(predictor=None), data, SimpleNamespace(first_seed=first, records=[]), "cpu"
-    )
+    found = evaluation_command.pictures(SimpleNamespace(predictor=None), data, results, "cpu")
     assert found == ({}, ["orbits are not drawn: views lie in a buffer of 24 x 32 pixels: crop them first"])
