@@ -122,7 +122,7 @@ def test_several_encoders_are_put_side_by_side(config: EvaluationConfig, tmp_pat
     assert all(f"{value:.3f}" in page for value in values)
     with pytest.raises(EncoderError, match="weights are given twice"):
         open_encoder(by_file, weights=tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="timm has no model named .resnet11."):
+    with pytest.raises(UserError, match="timm has no model named"):
         evaluate_command(replace(config, beside=("random:resnet11",)))
 
 
@@ -131,7 +131,7 @@ def test_wrong_options_are_named(config: EvaluationConfig) -> None:
         evaluate_command(replace(config, seeds=0))
     with pytest.raises(UserError, match="--turns is none: give --turns quarter or any"):
         evaluate_command(replace(config, turn_training_views=True))
-    with pytest.raises(EncoderError, match="timm has no model named 'resnet11'"):
+    with pytest.raises(EncoderError, match="timm has no model named"):
         evaluate_command(replace(config, encoder="random:resnet11"))
 
 
