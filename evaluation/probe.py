@@ -34,7 +34,8 @@ from ssl_equi.evaluation.evaluation_suite import Suite
 from ssl_equi.evaluation.feature_store import FeatureStore
 from ssl_equi.evaluation.known_tasks import tasks_for
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
-from ssl_equi.evaluation.records import append_records, print_records, refuse_other_content
+from ssl_equi.evaluation.results import append_records, refuse_other_content
+from ssl_equi.evaluation.tables import print_records
 from ssl_equi.options import ActsWhen, EncoderArguments, ImageSide, Seed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -17,7 +17,6 @@ from ssl_equi.data.rendering.procedural import ProceduralConfig
 from ssl_equi.data.sources import DATASETS, DatasetName, DataSource, open_data, stored_image_size, turned_source
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
-from ssl_equi.evaluation.evaluation_folder import refuse_results_of_a_run, write_evaluation
 from ssl_equi.evaluation.evaluation_suite import Suite, SuiteResults
 from ssl_equi.evaluation.feature_store import FeatureStore, FeatureType, default_cache_folder
 from ssl_equi.evaluation.predictors.predictor_tasks import strips_of_predictions
@@ -25,9 +24,10 @@ from ssl_equi.evaluation.predictors.retrieval_results import TASK as RETRIEVAL
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.evaluation.publish import result_arrays
 from ssl_equi.evaluation.report.write import write_report_or_warn
-from ssl_equi.evaluation.seed_table import print_seeds
+from ssl_equi.evaluation.results import refuse_results_of_a_run, write_evaluation
 from ssl_equi.evaluation.skipping import noted_if_unanswered
 from ssl_equi.evaluation.symmetry.orbits import fit_relative_rotation_head, orbit_errors, turns_are_known
+from ssl_equi.evaluation.tables import print_seeds
 from ssl_equi.evaluation.tasks.transfer import open_transfer_set, transfer_questions
 from ssl_equi.options import ActsWhen, Count, EncoderArguments, ImageSide, Range
 from ssl_equi.runtime.system import software_versions

@@ -23,14 +23,13 @@ from ssl_equi.evaluation.image_questions import IMAGE_QUESTIONS, ROBUSTNESS, ask
 from ssl_equi.evaluation.known_tasks import Task, known_tasks, latent_tasks, tasks_about
 from ssl_equi.evaluation.predictors.predictor_tasks import PART, PREDICTOR_TASKS, predictor_tasks
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, ProbeProtocol
-from ssl_equi.evaluation.records import ProbeRecord
+from ssl_equi.evaluation.results import ProbeRecord, arrays_of_result, records_of
 from ssl_equi.evaluation.skipping import noted_if_unanswered
 from ssl_equi.evaluation.suite import (
     PartResults,
     ProbeResults,
     ask_tasks,
     check_splits,
-    make_records,
     with_notes_of_random,
 )
 from ssl_equi.evaluation.task_results import without_undefined
@@ -52,7 +51,7 @@ class SuiteResults:
         records: of every seed, task, part and metric.
         notes: a sentence for each answer that is missing or needs a remark.
         first_seed: all that the report draws, of the first seed.
-        arrays: of the first seed, as in `ssl_equi.evaluation.evaluation_folder`.
+        arrays: of the first seed, as in `ssl_equi.evaluation.results`.
         encoder_passes: images that went through the encoder; those of the random encoder are not among them.
     """
 
@@ -294,13 +293,13 @@ class Suite:
             notes = with_notes_of_random(notes, random_outcome.notes)
         split = data.evaluation.split
         by_seed = {
-            seed: make_records(
+            seed: records_of(
                 results,
                 None if random_outcome is None else random_outcome.by_seed[seed],
-                outcome.test.num_objects,
-                split,
-                self.protocol,
-                seed,
+                split=split,
+                protocol=self.protocol,
+                seed=seed,
+                num_objects=outcome.test.num_objects,
             )
             for seed, results in outcome.by_seed.items()
         }
@@ -348,16 +347,9 @@ def notes_on_poses(data: DataSource, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def arrays_of(results: PartResults) -> dict[str, np.ndarray]:
-    """What results hold besides numbers, by `KIND/TASK/PART`; the kind of objects' scores is `object_scores.METRIC`."""
+    """What results hold besides numbers, by the keys of `arrays.npz`."""
     arrays: dict[str, np.ndarray] = {}
     for part, tasks in results.items():
         for task, result in tasks.items():
-            found = {
-                "angle_errors_deg": result.angle_errors_deg,
-                "constant_angle_errors_deg": result.constant_angle_errors_deg,
-                "per_class_recall": result.per_class_recall,
-                "singular_values": result.singular_values,
-                "retrieval_ranks": result.retrieval_ranks,
-            } | {f"object_scores.{metric}": scores for metric, scores in (result.object_scores or {}).items()}
-            arrays |= {f"{kind}/{task}/{part}": array for kind, array in found.items() if array is not None}
+            arrays |= arrays_of_result(task, part, result)
     return arrays

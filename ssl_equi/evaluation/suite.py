@@ -1,4 +1,4 @@
-"""Tasks on every part of cached features, and the records that results become."""
+"""Tasks on every part of cached features, and what they found."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.evaluation.bootstrap import bootstrap_interval, mean_statistic
 from ssl_equi.evaluation.features import FeatureCache, state_sha256
 from ssl_equi.evaluation.known_tasks import Task, TaskResult, known_tasks, tasks_for
 from ssl_equi.evaluation.protocol import ProbeProtocol
-from ssl_equi.evaluation.records import ProbeRecord
+from ssl_equi.evaluation.results import ProbeRecord
 from ssl_equi.evaluation.skipping import TaskSkipped, noted_if_unanswered
 from ssl_equi.evaluation.task_results import without_undefined
 from ssl_equi.evaluation.task_samples import require_varied
@@ -172,69 +171,6 @@ def _why_constant(train: FeatureCache, test: FeatureCache) -> str | None:
     except TaskSkipped as reason:
         return str(reason)
     return None
-
-
-def make_records(
-    results: PartResults,
-    random_results: PartResults | None,
-    num_objects: int,
-    split_name: str,
-    protocol: ProbeProtocol,
-    seed: int,
-) -> list[ProbeRecord]:
-    """Records in the order of the printed table: task by task, part by part; a task may be absent from a part."""
-    tasks = dict.fromkeys(task for results_of_part in results.values() for task in results_of_part)
-
-    def interval(result: TaskResult, metric: str) -> dict[str, float]:
-        found = object_interval(result, metric, protocol.bootstrap_resamples)
-        return {} if found is None else {"interval_low": found[0], "interval_high": found[1]}
-
-    return [
-        ProbeRecord(
-            task=task,
-            part=part,
-            metric=metric,
-            value=value,
-            baseline=results_of_part[task].baselines[metric].value,
-            baseline_name=results_of_part[task].baselines[metric].name,
-            random_encoder=_random_value(random_results, part, task, metric),
-            n=results_of_part[task].num_samples,
-            num_objects=results_of_part[task].num_objects or num_objects,
-            split=results_of_part[task].split or split_name,
-            protocol=protocol.name,
-            seed=seed,
-            object_standard_error=object_standard_error(results_of_part[task], metric),
-            **interval(results_of_part[task], metric),
-        )
-        for task in tasks
-        for part, results_of_part in results.items()
-        if task in results_of_part
-        for metric, value in results_of_part[task].metrics.items()
-    ]
-
-
-def object_standard_error(result: TaskResult, metric: str) -> float | None:
-    """Standard error of a metric over the evaluated objects; None where it is no mean of their scores."""
-    scores = (result.object_scores or {}).get(metric)
-    scores = None if scores is None else scores[np.isfinite(scores)]
-    if scores is None or len(scores) < 2:
-        return None
-    return float(scores.std(ddof=1) / np.sqrt(len(scores)))
-
-
-def object_interval(result: TaskResult, metric: str, resamples: int) -> tuple[float, float] | None:
-    """Bootstrap interval of a metric over the evaluated objects; None where the result doesn't say how it follows."""
-    statistic = (result.statistics or {}).get(metric)
-    scores = (result.object_scores or {}).get(metric)
-    if statistic is None and scores is not None:
-        statistic = mean_statistic(scores)
-    return None if statistic is None else bootstrap_interval(statistic, resamples)
-
-
-def _random_value(random_results: PartResults | None, part: str, task: str, metric: str) -> float | None:
-    """The random encoder's number; None if it was not measured."""
-    result = None if random_results is None else random_results[part].get(task)
-    return None if result is None else result.metrics.get(metric)
 
 
 def _angle_errors(results: PartResults) -> dict[str, np.ndarray]:

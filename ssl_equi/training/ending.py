@@ -17,10 +17,10 @@ from ssl_equi.evaluation.known_tasks import tasks_for
 from ssl_equi.evaluation.predictors.capsule_poses import probe_capsule_poses
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS
 from ssl_equi.evaluation.publish import publish_results
-from ssl_equi.evaluation.records import ProbeRecord
+from ssl_equi.evaluation.results import ProbeRecord, records_of
 from ssl_equi.evaluation.sequences.tasks import quick_sequence_results
 from ssl_equi.evaluation.skipping import noted_if_unanswered
-from ssl_equi.evaluation.suite import ProbeResults, check_splits, make_records
+from ssl_equi.evaluation.suite import ProbeResults, check_splits
 from ssl_equi.export.encoder import EncoderCard, encoder_export
 from ssl_equi.export.folder import Export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor_export
@@ -129,7 +129,9 @@ class Ending:
             capsules = encode_split(network, data.evaluation, data.mean_rgb, data.std_rgb, self.run.device)
             answers = probe_capsule_poses(capsules, network.num_capsules, network.pose_side, told, results.protocol)
             asked = {"capsules": answers}
-            return make_records(asked, None, capsules.num_objects, split, results.protocol, seed), ()
+            return records_of(
+                asked, None, split=split, protocol=results.protocol, seed=seed, num_objects=capsules.num_objects
+            ), ()
         return [], ()
 
     def exports(self, objective: Objective) -> dict[str, Export]:

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.evaluation.evaluation_folder import write_evaluation
-from ssl_equi.evaluation.records import ProbeRecord
+from ssl_equi.evaluation.results import ProbeRecord, write_evaluation
 
 VOID_TAGS = {"meta", "img", "br", "link", "input", "hr", "wbr"}
 FINGERPRINT = "ba5a282b87da6213"

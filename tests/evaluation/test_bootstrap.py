@@ -17,10 +17,9 @@ from ssl_equi.evaluation.bootstrap import (
 from ssl_equi.evaluation.known_tasks import TASKS
 from ssl_equi.evaluation.pairs import evaluation_pairs
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProbeProtocol
-from ssl_equi.evaluation.records import describe_columns, print_records
 from ssl_equi.evaluation.report.run_page import result_table
-from ssl_equi.evaluation.seed_table import print_seeds
-from ssl_equi.evaluation.suite import make_records
+from ssl_equi.evaluation.results import records_of
+from ssl_equi.evaluation.tables import describe_columns, print_records, print_seeds
 from ssl_equi.evaluation.task_samples import evaluated_pairs
 
 OBJECTS, SAMPLES = 7, 60
@@ -94,7 +93,9 @@ def test_rotations_have_intervals_and_their_angles_by_class(posed_cache, capsys)
         for cache in (posed_cache(40, 0), posed_cache(12, 1))
     )
     result = TASKS["relative_rotation"](train, test, 4, quick, 0)
-    records = make_records({"all": {"relative_rotation": result}}, None, 12, "test", quick, 0)
+    records = records_of(
+        {"all": {"relative_rotation": result}}, None, split="test", protocol=quick, seed=0, num_objects=12
+    )
     by_name = {record.metric: record for record in records}
     for name in ("r2_uniform", "angle_deg_median", "angle_deg_mean", "angle_deg_median_of_dog"):
         assert by_name[name].interval_low < by_name[name].value < by_name[name].interval_high

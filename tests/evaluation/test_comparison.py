@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.records import ProbeRecord
 from ssl_equi.evaluation.report.compared_runs import read_compared_runs
 from ssl_equi.evaluation.report.comparison import Row, compare_runs
+from ssl_equi.evaluation.results import ProbeRecord
 from tests.evaluation.report_pages import make_evaluation, make_older_run, record
 
 ANGLE = {"task": "relative_rotation", "metric": "angle_deg_median", "part": "equi"}

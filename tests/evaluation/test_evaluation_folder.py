@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.evaluation_folder import read_evaluation, write_evaluation
-from ssl_equi.evaluation.records import ProbeRecord, append_records
+from ssl_equi.evaluation.results import ProbeRecord, append_records, read_evaluation, write_evaluation
 
 RECORD = ProbeRecord("knn", "all", "top1", 0.5, 0.25, "majority class", None, 40, 10, "test", "quick", 0, 0.125)
 ARRAYS = {"per_class_recall/knn/all": np.array([0.5, np.nan]), "map_features/all": np.arange(6, dtype=np.float32)}

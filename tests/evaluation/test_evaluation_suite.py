@@ -16,8 +16,9 @@ from ssl_equi.evaluation.evaluation_suite import Suite, SuiteResults
 from ssl_equi.evaluation.feature_store import FeatureStore
 from ssl_equi.evaluation.features import state_sha256
 from ssl_equi.evaluation.known_tasks import TASKS
+from ssl_equi.evaluation.metrics import metric_of
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS, ProbeProtocol
-from ssl_equi.evaluation.records import ProbeRecord
+from ssl_equi.evaluation.results import ProbeRecord
 from ssl_equi.evaluation.task_results import TaskResult
 from ssl_equi.export.predictor import PredictorCard, TrainedPredictor
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
@@ -100,7 +101,9 @@ def evaluate(
     **options,
 ) -> SuiteResults:
     suite = Suite(protocol, **({"seeds": (0,), "say": lambda line: None} | options))
-    return suite.evaluate(source, data, store or FeatureStore(None))
+    results = suite.evaluate(source, data, store or FeatureStore(None))
+    assert all(metric_of(record.metric).meaning for record in results.records)
+    return results
 
 
 def value(results: SuiteResults, task: str, part: str, metric: str) -> float:

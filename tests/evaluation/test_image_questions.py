@@ -18,6 +18,7 @@ from ssl_equi.evaluation.evaluation_suite import Suite, SuiteResults
 from ssl_equi.evaluation.feature_store import FeatureStore
 from ssl_equi.evaluation.features import state_sha256
 from ssl_equi.evaluation.known_tasks import TASKS
+from ssl_equi.evaluation.metrics import metric_of
 from ssl_equi.evaluation.protocol import AugmentationParametersProtocol, CorruptionProtocol, ProbeProtocol
 from ssl_equi.evaluation.task_results import TaskResult
 from ssl_equi.evaluation.tasks import robustness
@@ -96,7 +97,9 @@ def evaluate(
     store = options.pop("store", FeatureStore(None))
     source = EncoderSource("by hand", module, parts, SIDE, None, None, state_sha256(module), "by hand", None)
     settings = {"seeds": (0,), "say": lambda line: None} | options
-    return Suite(protocol, tasks, **settings).evaluate(source, data, store)
+    results = Suite(protocol, tasks, **settings).evaluate(source, data, store)
+    assert all(metric_of(record.metric).meaning for record in results.records)
+    return results
 
 
 def numbers(results: SuiteResults, task: str, part: str = "all") -> dict[str, float]:

@@ -6,15 +6,9 @@ from dataclasses import replace
 import pytest
 
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.records import (
-    ProbeRecord,
-    append_records,
-    format_value,
-    print_records,
-    read_records,
-    read_results,
-    write_records,
-)
+from ssl_equi.evaluation.metrics import format_value
+from ssl_equi.evaluation.results import ProbeRecord, append_records, read_records, read_results, write_records
+from ssl_equi.evaluation.tables import print_records
 
 RECORD = ProbeRecord(
     task="relative_rotation",

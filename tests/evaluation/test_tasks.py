@@ -8,7 +8,8 @@ import torch
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.known_tasks import CORE_TASKS, NEEDS_TRANSLATIONS, TASKS
 from ssl_equi.evaluation.protocol import ProbeProtocol, embedded, sie
-from ssl_equi.evaluation.suite import make_records, probe_features
+from ssl_equi.evaluation.results import records_of
+from ssl_equi.evaluation.suite import probe_features
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_to_matrix
 from tests.evaluation.probed_by_hand import probed
@@ -128,12 +129,15 @@ def test_every_metric_has_its_baseline(results):
 
 
 def test_records_hold_the_second_column_and_every_origin(results):
-    records = make_records(results, results, 60, "val", QUICK, seed=7)
+    records = records_of(results, results, split="val", protocol=QUICK, seed=7, num_objects=60)
     assert len(records) == 3 * (2 + 5 + 5 + 2)
     assert {(record.protocol, record.split, record.seed) for record in records} == {("ssl_equi_v1", "val", 7)}
     assert all(record.random_encoder == record.value for record in records)
     assert records[0].num_objects == 60
-    assert all(record.random_encoder is None for record in make_records(results, None, 60, "val", QUICK, 7))
+    assert all(
+        record.random_encoder is None
+        for record in records_of(results, None, split="val", protocol=QUICK, seed=7, num_objects=60)
+    )
 
 
 def test_sie_protocol_evaluates_one_view_and_one_pair_of_each_object():

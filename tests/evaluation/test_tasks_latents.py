@@ -12,11 +12,13 @@ from torch import Tensor
 
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.known_tasks import TASKS, known_tasks, latent_tasks, tasks_for
+from ssl_equi.evaluation.metrics import class_of_metric, lower_is_better
 from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol
-from ssl_equi.evaluation.records import class_of_metric, describe_columns, in_short_tables, lower_is_better
 from ssl_equi.evaluation.report.run_page import explanations, result_table
+from ssl_equi.evaluation.results import records_of
 from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.suite import ask_tasks, make_records
+from ssl_equi.evaluation.suite import ask_tasks
+from ssl_equi.evaluation.tables import describe_columns, in_short_tables
 from ssl_equi.evaluation.task_results import TaskResult
 from ssl_equi.latents.angle import Angle
 from ssl_equi.latents.category import Category
@@ -240,7 +242,7 @@ def test_symmetric_classes_are_told_apart() -> None:
         assert metrics["angle_deg_median_of_apple"] > 75
         assert metrics["angle_deg_median_of_tea_pot"] < 20 and metrics["angle_deg_median_of_car"] < 20
     assert results["all"]["absolute_tool"].metrics["top1_of_apple"] > 0.99
-    records = make_records(results, None, 60, "test", SHORT, 0)
+    records = records_of(results, None, split="test", protocol=SHORT, seed=0, num_objects=60)
     by_name = {(record.task, record.metric): record for record in records}
     assert all(record.interval_low <= record.value <= record.interval_high for record in records)
     assert by_name["relative_azimuth", "angle_deg_mean"].object_standard_error > 0
@@ -326,6 +328,6 @@ def test_a_kind_of_ones_own_has_its_tasks_and_its_place_in_records(monkeypatch: 
         result = results["all"][name]
         assert result.metrics["r2_uniform"] > 0.95 and result.metrics["octaves_median"] < 0.3
     assert results["all"]["absolute_pitch"].baselines["octaves_median"].value == pytest.approx(1, abs=0.1)
-    records = make_records(results, None, 20, "test", SHORT, 0)
+    records = records_of(results, None, split="test", protocol=SHORT, seed=0, num_objects=20)
     assert {record.metric for record in in_short_tables(records)} == {"r2_uniform", "octaves_median", "octaves_mean"}
     assert "relative_pitch: octaves_median by class" in result_table(records, notes)

@@ -21,8 +21,8 @@ from ssl_equi.evaluation.encoders import RANDOM_ENCODER_SEED, EncoderSource
 from ssl_equi.evaluation.evaluation_suite import Suite
 from ssl_equi.evaluation.known_tasks import NEEDS_TRANSLATIONS
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS, ProbeProtocol
-from ssl_equi.evaluation.records import read_records
 from ssl_equi.evaluation.report import run_page as report
+from ssl_equi.evaluation.results import read_records
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.training.config import PretrainingConfig

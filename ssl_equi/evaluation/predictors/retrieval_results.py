@@ -14,7 +14,7 @@ from ssl_equi.evaluation.predictors.retrieval import (
     hit_at_k,
     mean_reciprocal_rank,
 )
-from ssl_equi.evaluation.records import ProbeRecord
+from ssl_equi.evaluation.results import ProbeRecord
 
 TASK = "retrieval"
 PROTOCOL = "retrieval_v1"

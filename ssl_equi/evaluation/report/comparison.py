@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_equi.evaluation.records import ProbeRecord, in_short_tables, lower_is_better
+from ssl_equi.evaluation.metrics import lower_is_better, why_no_merit
 from ssl_equi.evaluation.report.compared_runs import ComparedRun, EvaluatedFolder
-from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE
+from ssl_equi.evaluation.results import ProbeRecord
+from ssl_equi.evaluation.tables import in_short_tables
 
 NEAR_IN_STANDARD_ERRORS = 2
 KNOWN_PARTS = ("all", "inv", "equi")
-POSE_TASKS = ("relative_rotation", "absolute_rotation", "translation_object", "translation_base", "colour")
-# What a part is not meant to know: neither a high nor a low score is better there.
-NOT_A_MERIT = {"inv": POSE_TASKS, "equi": ("classification",)}
 
 Question = tuple[str, str, str]  # task, metric, part
 Setting = tuple[str, str]  # protocol, split
@@ -195,13 +193,8 @@ def _why_not_ranked(task: str, part: str, cells: Mapping[str, Cell]) -> str:
                 return f"not ranked: {_joined(unknown)} {'does' if len(unknown) == 1 else 'do'} not say which data"
         if len(frozenset().union(*values.values())) > 1:
             return f"not ranked: {_difference(name, values)}"
-    if task.startswith("leakage_"):
-        return "not ranked: what an aggregate leaks is not a merit"
-    if task == "collapse":
-        return "not ranked: directions in use warn of a collapse, and more of them are no merit"
-    if task in NOT_A_MERIT.get(part, ()) or (part == "inv" and task.startswith((RELATIVE, ABSOLUTE))):
-        return f"not ranked: part {part} is not meant to know this, so neither high nor low is better"
-    return ""
+    no_merit = why_no_merit(task, part)
+    return f"not ranked: {no_merit}" if no_merit else ""
 
 
 def _difference(name: str, values: Mapping[str, frozenset[Any]]) -> str:

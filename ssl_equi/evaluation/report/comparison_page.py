@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.evaluation.records import describe_columns, format_value
+from ssl_equi.evaluation.metrics import format_value, meaning_of
 from ssl_equi.evaluation.report.compared_runs import ComparedRun
 from ssl_equi.evaluation.report.comparison import Cell, Row
 from ssl_equi.evaluation.report.figures import curve_figure
 from ssl_equi.evaluation.report.overlays import overview_figure, shortened, styles_in_words
 from ssl_equi.evaluation.report.page import captioned_figure, escaped, shown_setting
 from ssl_equi.evaluation.report.part_choices import EQUIVARIANT_FIRST, INVARIANT_FIRST, absent_in_words, choose_parts
-from ssl_equi.evaluation.report.run_page import METRIC_NOTES, explanations, is_of_latent, read_curves, shown_interval
+from ssl_equi.evaluation.report.run_page import explanations, is_of_latent, read_curves, shown_interval
+from ssl_equi.evaluation.tables import describe_columns
 from ssl_equi.evaluation.tasks.latents import RELATIVE
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps and values
@@ -194,7 +195,7 @@ def _table(runs: Sequence[ComparedRun], rows: Sequence[Row], columns: range, rea
         if heading != shown_task:
             body.append(f'<tr class="task"><th colspan="{3 + len(columns)}" scope="colgroup">{heading}</th></tr>')
             shown_metric = ""
-        note = escaped(METRIC_NOTES.get(row.metric, row.metric))
+        note = escaped(meaning_of(row.metric))
         metric = (
             f'<td title="{note}"><code>{_breakable(row.metric)}</code></td>'
             if row.metric != shown_metric

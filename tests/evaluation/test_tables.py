@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from ssl_equi.evaluation.records import ProbeRecord
-from ssl_equi.evaluation.seed_table import merged_notes, print_seeds
+from ssl_equi.evaluation.results import ProbeRecord
+from ssl_equi.evaluation.tables import merged_notes, print_seeds
 
 
 def record(value: float, seed: int, **changes: object) -> ProbeRecord:
