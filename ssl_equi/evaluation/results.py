@@ -1,9 +1,9 @@
 """Results: records, the files `results.json` and `arrays.npz` of a folder, and how tasks' results become both.
 
 Keys of the arrays are `KIND/TASK/PART`, such as `angle_errors_deg/relative_rotation/equi`,
-`constant_angle_errors_deg/...`, `per_class_recall/...`, `retrieval_ranks/...`, `object_scores.METRIC/...` (see
-`ssl_equi.evaluation.bootstrap.KINDS_OF_STATISTICS`) and, without a task, `map_features/PART`. Arrays are those of the
-first seed.
+`constant_angle_errors_deg/...`, `per_class_recall/...`, `retrieval_ranks/...`, `object_scores.METRIC/...`
+and other statistics over objects (`ssl_equi.evaluation.bootstrap`) and, without a task, `map_features/PART`. Arrays are
+those of the first seed.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ from filelock import FileLock
 from ssl_equi.checkpoint import require_writable
 from ssl_equi.data.npy import read_stored_npz
 from ssl_equi.errors import CheckpointError, UserError, visible_values
-from ssl_equi.evaluation.bootstrap import bootstrap_interval, mean_statistic
+from ssl_equi.evaluation.bootstrap import MeanStatistic, bootstrap_interval, mean_statistic
+from ssl_equi.evaluation.metrics import class_of_metric
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.task_results import TaskResult
 from ssl_equi.files import read_json_object, sha256_of_file, write_atomically
@@ -147,7 +148,11 @@ def arrays_of_result(task: str, part: str, result: TaskResult) -> dict[str, np.n
             "angle_errors_deg", "constant_angle_errors_deg", "per_class_recall", "singular_values", "retrieval_ranks",
         )
     }  # fmt: skip
-    found |= {f"object_scores.{metric}": scores for metric, scores in (result.object_scores or {}).items()}
+    found |= {f"{MeanStatistic.kind}.{metric}": scores for metric, scores in (result.object_scores or {}).items()}
+    for metric, statistic in (result.statistics or {}).items():
+        # Single classes are never compared, and would double what is stored.
+        if class_of_metric(metric) is None:
+            found.setdefault(f"{statistic.kind}.{metric}", statistic.as_array())
     return {f"{kind}/{task}/{part}": array for kind, array in found.items() if array is not None}
 
 

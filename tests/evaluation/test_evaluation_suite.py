@@ -11,6 +11,7 @@ from torch import nn
 
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import FeatureError, UserError
+from ssl_equi.evaluation.bootstrap import stored_statistic
 from ssl_equi.evaluation.encoders import EncoderSource
 from ssl_equi.evaluation.evaluation_suite import Suite, SuiteResults
 from ssl_equi.evaluation.feature_store import FeatureStore
@@ -194,6 +195,10 @@ def test_nine_probes_need_one_pass_and_a_second_run_needs_none(tmp_path: Path) -
     assert by_metric["top1"].value == pytest.approx(scores.mean())
     assert by_metric["top1"].object_standard_error == pytest.approx(scores.std(ddof=1) / np.sqrt(30))
     assert by_metric["r2_uniform"].object_standard_error is None
+    first_seed = [each for each in first.records if each.task == "relative_rotation" and each.seed == 0]
+    for each in (each for each in first_seed if each.metric in ("r2_uniform", "angle_deg_median", "angle_deg_mean")):
+        statistic = stored_statistic(first.arrays, each.task, each.part, each.metric)
+        assert statistic.value() == pytest.approx(each.value, rel=1e-5, abs=1e-6)
 
 
 def test_a_task_that_changes_the_encoder_is_caught() -> None:

@@ -243,12 +243,20 @@ def _shown_cell(row: Row, index: int) -> str:
             f'<span class="mark" title="best" role="img" aria-label="best">{BEST}</span>',
         )
     elif index in row.near:
-        title = "within two standard errors of the best"
+        by_objects = row.differences[index] is not None
+        title = "may be as good as the best" if by_objects else "within two standard errors of the best"
         mark = f'<span class="mark" title="{title}" role="img" aria-label="{title}">{NEAR}</span>'
     if cell.standard_error is not None:
         error = escaped(format_value(row.metric, cell.standard_error))
         value += f' <small title="standard error over {escaped(cell.over)}">± {error}</small>'
     value += shown_interval(row.metric, *cell.interval)
+    difference = row.differences[index]
+    if difference is not None:
+        apart, low, high = (
+            format_value(row.metric, each) for each in (difference.value, difference.low, difference.high)
+        )
+        title = "difference from the best, and its 95 % interval over resampled objects"
+        value += f'<small class="below" title="{title}">Δ {escaped(f"{apart} [{low}, {high}]")}</small>'
     if cell.random_encoder is not None:
         random = escaped(format_value(row.metric, cell.random_encoder))
         value += f'<small class="below" title="random encoder"><span class="word">random </span>{random}</small>'
@@ -282,8 +290,13 @@ def _how_to_read(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> list[str]:
         lines.append(f"one number without a standard error, in some rows or all: {', '.join(alone)}")
     if any(row.best is not None for row in rows):
         lines.append(
-            f"{BEST} best of the row; {NEAR} within two standard errors of the difference from it; without standard "
-            "errors a small lead may be chance"
+            f"{BEST} best of the row; {NEAR} within two standard errors of the difference from it, or with an interval "
+            "of that difference that contains 0; without either a small lead may be chance"
+        )
+    if any(difference is not None for row in rows for difference in row.differences):
+        lines.append(
+            "Δ: difference from the best, in brackets its 95 % interval over objects that are resampled for both runs "
+            "alike; of the first seed of the heads"
         )
     return lines
 
