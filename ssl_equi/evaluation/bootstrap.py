@@ -38,7 +38,8 @@ class ObjectStatistic(ABC):
 
     def value(self) -> float:
         """The metric itself: of every object once."""
-        return float(self.of_counts(np.ones((1, self.num_objects), dtype=np.int64))[0])
+        with np.errstate(all="ignore"):
+            return float(self.of_counts(np.ones((1, self.num_objects), dtype=np.int64))[0])
 
     @abstractmethod
     def as_array(self) -> np.ndarray:
@@ -182,17 +183,14 @@ def _sums(values: np.ndarray, objects: np.ndarray, num_objects: int) -> np.ndarr
 
 
 def statistic_of_array(kind: str, array: np.ndarray) -> ObjectStatistic | None:
-    """What `as_array` was made of; None for what it can't have been, since arrays come from a file."""
-    if array.dtype.kind != "f" or array.size == 0:
-        return None
-    if kind == MeanStatistic.kind and array.ndim == 1:
-        return MeanStatistic(array)
-    if kind == MedianStatistic.kind and array.ndim == 2:
+    """What `as_array` was made of; None for an array of its rank and type that it can't have been."""
+    if kind == MeanStatistic.kind:
+        return MeanStatistic(array) if len(array) else None
+    if kind == MedianStatistic.kind:
         there = ~np.isnan(array)
         return median_statistic(array[there], there.nonzero()[0], len(array)) if there.any() else None
-    if kind == R2Statistic.kind and array.ndim == 2 and array.shape[1] % 3 == 1:
-        return R2Statistic(array[:, :1], *np.split(array[:, 1:], 3, axis=1))
-    return None
+    fits = kind == R2Statistic.kind and len(array) > 0 and array.shape[1] % 3 == 1
+    return R2Statistic(array[:, :1], *np.split(array[:, 1:], 3, axis=1)) if fits else None
 
 
 def stored_statistic(arrays: Mapping[str, np.ndarray], task: str, part: str, metric: str) -> ObjectStatistic | None:
@@ -226,7 +224,8 @@ def paired_interval(
     asked, others = first.asked(), second.asked()
     if asked.shape != others.shape or not np.allclose(asked, others, rtol=1e-4, atol=0):
         return None
-    return _percentiles(_resampled(first, resamples) - _resampled(second, resamples))
+    with np.errstate(invalid="ignore"):
+        return _percentiles(_resampled(first, resamples) - _resampled(second, resamples))
 
 
 def _resampled(statistic: ObjectStatistic, resamples: int) -> np.ndarray:
@@ -237,7 +236,7 @@ def _resampled(statistic: ObjectStatistic, resamples: int) -> np.ndarray:
         size = (min(RESAMPLES_AT_ONCE, resamples - first), statistic.num_objects)
         drawn = generator.integers(0, statistic.num_objects, size)
         counts = np.stack([np.bincount(row, minlength=statistic.num_objects) for row in drawn])
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(all="ignore"):
             values.append(statistic.of_counts(counts))
     return np.concatenate(values)
 

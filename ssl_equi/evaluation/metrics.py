@@ -257,8 +257,7 @@ def varying_components(targets: Tensor) -> Tensor:
 def r2_uniform(predictions: Tensor, targets: Tensor) -> float:
     """Coefficient of determination per component that varies (own mean), then the plain average. Both `[N, K]`.
 
-    Raises:
-        ValueError: all components of the targets are constant, so R2 is undefined.
+    Raises ValueError if no component of the targets varies, as the next one does.
     """
     predictions, targets = _varying(predictions, targets)
     residual = (targets - predictions).square().sum(dim=0)
@@ -267,11 +266,7 @@ def r2_uniform(predictions: Tensor, targets: Tensor) -> float:
 
 
 def r2_pooled(predictions: Tensor, targets: Tensor) -> float:
-    """One coefficient of determination around ONE scalar mean over samples and varying components. Both `[N, K]`.
-
-    Raises:
-        ValueError: all components of the targets are constant, so R2 is undefined.
-    """
+    """One coefficient of determination around ONE scalar mean over samples and varying components. Both `[N, K]`."""
     predictions, targets = _varying(predictions, targets)
     residual = (targets - predictions).square().sum()
     total = (targets - targets.mean()).square().sum()

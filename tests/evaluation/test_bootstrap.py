@@ -100,10 +100,8 @@ def test_statistics_come_back_from_their_arrays(samples):
 @pytest.mark.parametrize(
     ("kind", "array"),
     [
-        ("object_scores", np.zeros((2, 2))),
-        ("object_scores", np.zeros(3, dtype=np.int64)),
-        ("object_scores", np.array(["a"])),
-        ("object_values", np.zeros(3)),
+        ("object_scores", np.zeros(0)),
+        ("object_values", np.zeros((0, 3))),
         ("object_values", np.full((2, 2), np.nan)),
         ("object_moments", np.zeros((3, 3))),
         ("object_moments", np.zeros((0, 4))),

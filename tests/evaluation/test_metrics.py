@@ -274,3 +274,15 @@ def test_an_unknown_metric_is_a_plain_number_of_which_more_is_better() -> None:
 )
 def test_a_part_has_no_merit_in_what_it_is_not_meant_to_know(task: str, part: str, why: str) -> None:
     assert (why in why_no_merit(task, part)) if why else why_no_merit(task, part) == ""
+
+
+def test_values_are_shown_by_their_unit():
+    assert format_value("angle_deg_mean", 12.34) == "12.3°"
+    assert format_value("top1", 0.5) == "0.500"
+    assert format_value("top1", None) == "-"
+
+
+def test_what_rounds_to_zero_has_no_sign():
+    assert format_value("r2_uniform", -0.0004) == format_value("r2_uniform", -0.0) == "0.000"
+    assert format_value("r2_uniform", -0.0006) == "-0.001"
+    assert format_value("angle_deg_median", -0.01) == "0.0°"
