@@ -39,10 +39,11 @@ from ssl_equi.data.sources import DatasetName, open_data
 from ssl_equi.data.view_counts import of_objects
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.encoders import open_encoder
-from ssl_equi.evaluation.records import append_records, print_records, refuse_other_content
 from ssl_equi.evaluation.report.symmetry import Measurement, print_layers, symmetry_records, write_page
+from ssl_equi.evaluation.results import append_records, refuse_other_content
 from ssl_equi.evaluation.symmetry.errors import measure_symmetry
 from ssl_equi.evaluation.symmetry.image_symmetries import DEFAULT_ANGLES_DEG, SymmetryName, image_symmetries
+from ssl_equi.evaluation.tables import print_records
 from ssl_equi.options import ActsWhen, Count, ImageSide, Range, Seed
 
 NOISE_CELLS = 8  # a side of random images has so many independent values

@@ -31,8 +31,9 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.sources import DatasetName
 from ssl_equi.evaluation.command import open_encoder_and_data
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
-from ssl_equi.evaluation.records import append_records, print_records, refuse_other_content
+from ssl_equi.evaluation.results import append_records, refuse_other_content
 from ssl_equi.evaluation.suite import evaluate, tasks_for
+from ssl_equi.evaluation.tables import print_records
 from ssl_equi.options import ActsWhen, EncoderArguments, ImageSide, Seed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -26,7 +26,8 @@ import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.records import ProbeRecord, fixed, read_records
+from ssl_equi.evaluation.metrics import fixed
+from ssl_equi.evaluation.results import ProbeRecord, read_records
 from ssl_equi.options import ActsWhen
 
 METRICS = ("top1", "r2_uniform", "r2_pooled", "angle_deg_median")

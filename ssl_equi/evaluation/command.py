@@ -17,17 +17,17 @@ from ssl_equi.data.rendering.procedural import ProceduralConfig
 from ssl_equi.data.sources import DATASETS, DatasetName, DataSource, open_data, stored_image_size, turned_source
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
-from ssl_equi.evaluation.evaluation_folder import refuse_results_of_a_run, write_evaluation
 from ssl_equi.evaluation.feature_store import FeatureStore, FeatureType, default_cache_folder
 from ssl_equi.evaluation.predictors.predictor_tasks import strips_of_predictions
 from ssl_equi.evaluation.predictors.retrieval_results import TASK as RETRIEVAL
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.evaluation.publish import result_arrays
 from ssl_equi.evaluation.report.write import write_report_or_warn
-from ssl_equi.evaluation.seed_table import print_seeds
+from ssl_equi.evaluation.results import refuse_results_of_a_run, write_evaluation
 from ssl_equi.evaluation.skipping import noted_if_unanswered
-from ssl_equi.evaluation.suite import Evaluation, arrays_of, evaluate
+from ssl_equi.evaluation.suite import Evaluation, evaluate
 from ssl_equi.evaluation.symmetry.orbits import fit_relative_rotation_head, orbit_errors, turns_are_known
+from ssl_equi.evaluation.tables import print_seeds
 from ssl_equi.evaluation.tasks.transfer import open_transfer_set, transfer_tasks
 from ssl_equi.options import ActsWhen, Count, EncoderArguments, ImageSide, Range
 from ssl_equi.runtime.system import software_versions
@@ -199,12 +199,11 @@ def publish(
         device: where the encoder is.
     """
     # The numbers first: nothing that is only drawn may cost them.
-    arrays = arrays_of(results.results)
-    write_evaluation(out, results.records, results.notes, run, arrays)
+    write_evaluation(out, results.records, results.notes, run, results.arrays)
     drawn, why_not_drawn = pictures(source, data, results, device)
     shown, why_not_shown = result_arrays(results, data.evaluation)
     notes = (*results.notes, *why_not_drawn, *why_not_shown)
-    write_evaluation(out, results.records, notes, run, arrays | shown | drawn)
+    write_evaluation(out, results.records, notes, run, shown | drawn)
     write_report_or_warn([out], out / "report.html", title=f"{source.name} on {data.name}")
 
 

@@ -1,14 +1,18 @@
-"""Metrics of the probes. Every name carries its definition, because papers call two different numbers "R2".
+"""Metrics of the probes: what each name means, which values are better and how they are shown; and their formulas.
 
-`r2_uniform` divides each component's residual by that component's own variance and averages (scikit-learn's default,
-seq-JEPA's choice). `r2_pooled` uses ONE scalar mean over all samples and components (the choice of SIE, Garrido et al.,
-ICML 2023, and EquiCaps): components whose means differ add to its total variance, so a constant predictor already
-scores above zero (0.229 on relative quaternions of poses drawn from the Euler box).
+Every name carries its definition, because papers call two different numbers "R2". `r2_uniform` divides each component's
+residual by that component's own variance and averages (scikit-learn's default, seq-JEPA's choice). `r2_pooled` uses ONE
+scalar mean over all samples and components (the choice of SIE, Garrido et al., ICML 2023, and EquiCaps): components
+whose means differ add to its total variance, so a constant predictor already scores above zero (0.229 on relative
+quaternions of poses drawn from the Euler box).
 
 Components of the targets that do not vary have no R2; both definitions leave them out (`varying_components`).
 
-All functions take tensors on any device, compute in float64 and return Python floats (or arrays where said).
+The formulas take tensors on any device, compute in float64 and return Python floats (or arrays where said).
 """
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
@@ -16,9 +20,202 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_equi.geometry.rotations import geodesic_distance, quat_normalize
+from ssl_equi.latents.schema import KINDS
+
+ANGLE, ANGLE_MEDIAN = "angle_deg", "angle_deg_median"  # the first begins the names of all angles
 
 # Targets and features are float32: a standard deviation below this share of the largest component is rounding.
 ROUNDING = 1e-6
+
+
+# ---------------------------------------------------------------- what metrics mean
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is known of a metric.
+
+    Attributes:
+        name: as records have it, or what longer names begin with, such as `top1` of `top1_fog`.
+        meaning: one sentence; empty if nothing is known of it.
+        lower_is_better: whether a smaller value is the better one.
+        unit: "°" for degrees, which are shown with one decimal; other numbers have three.
+        by_class: whether `NAME_of_CLASS` is the same of one class's samples.
+    """
+
+    name: str
+    meaning: str = ""
+    lower_is_better: bool = False
+    unit: str = ""
+    by_class: bool = False
+
+
+def _lower(name: str, meaning: str, unit: str = "", by_class: bool = False) -> Metric:
+    return Metric(name, f"{meaning}; lower is better", lower_is_better=True, unit=unit, by_class=by_class)
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        # Classes.
+        Metric("top1", "share of views whose class is right", by_class=True),
+        Metric("balanced_top1", "mean of the recalls of the classes"),
+        # Regressions.
+        Metric("r2_uniform", "R² of each component around its own mean, averaged"),
+        Metric("r2_pooled", "R² around one mean over all components, as in SIE; a constant scores above 0"),
+        Metric("r2_of", "R² of one component"),
+        _lower(ANGLE, "angle between prediction and truth", "°"),
+        _lower(ANGLE_MEDIAN, "median angle between predicted and true rotation, direction or angle", "°", True),
+        _lower("angle_deg_mean", "mean angle between predicted and true rotation, direction or angle", "°"),
+        _lower("angle_deg_p90", "angle that 90 % of the errors of rotations, directions or angles stay below", "°"),
+        _lower(
+            "distance_median",
+            "median distance between predicted and true displacement or value, in the data's own unit; in the world "
+            "units of translations, the diagonal of an object's bounding box is 1 in 3DIEBench-T and 1.3 in the "
+            "embedded set",
+            by_class=True,
+        ),
+        _lower("distance_mean", "mean distance between predicted and true displacement or value"),
+        _lower("drop_of", "how much the metric is below that of the judged split"),
+        # Features alone.
+        _lower("within_between_ratio", "variance of an object's views over that of the objects' means; 0: invariant"),
+        Metric("cosine_same_object", "mean cosine of two views of one object, features centred"),
+        Metric("hit_at_1_same_object", "share of views whose nearest other view is of the same object"),
+        Metric("rankme", "exp of the entropy of the singular values' shares of the features, not centred (RankMe)"),
+        Metric("effective_rank", "exp of the entropy of the singular values' shares of the centred features"),
+        Metric("column_std_mean", "mean standard deviation of the columns of features of length 1; 1: isotropic"),
+        Metric("column_std_min", "smallest standard deviation of the columns of features of length 1; 1: isotropic"),
+        _lower("dead_dimensions", "share of the columns that hardly vary"),
+        Metric("r2_action", "R² of the second view's features, from the first view's and the rotation between them"),
+        Metric("skill_over_first_view", "share of the first view's squared error that knowing the rotation saves"),
+        Metric("skill_over_object_mean", "share of the squared error of the object's mean that the rotation saves"),
+        # Augmentations.
+        _lower(
+            "gamma_f",
+            "how much an augmentation changes the distances between images, relative to how far it moves them; 0: all "
+            "move alike; baseline: each image moved as another one was",
+        ),
+        _lower(
+            "wahba_error",
+            "distance that the best rotation leaves between features before and after an augmentation; baseline: "
+            "features of other images",
+        ),
+        _lower(
+            "least_squares_error",
+            "distance that the best linear map, fitted to other images, leaves between features before and after an "
+            "augmentation; baseline: features of other images",
+        ),
+        # Predictors. The last one is also that of augmentations.
+        Metric("mrr", "mean of 1 / rank of the view that a prediction means, among the views of its object"),
+        Metric("hit_at", "share of predictions whose view is among so many nearest ones"),
+        _lower("retrieval_error", "1 - (q · q')² of the pose that a prediction means and of the view nearest to it"),
+        _lower("identity_error", "how far the action of no change moves an embedding; 1: as far as another view is"),
+        _lower("inverse_error", "how far an action and its inverse in a row move an embedding; 1: as another view"),
+        _lower("sign_flip_error", "how far the other sign of a quaternion, the same rotation, moves a prediction"),
+        _lower(
+            "composition_error",
+            "distance of two actions in a row from their composition, as a predictor or the rotations of two "
+            "augmentations take them; baseline: another view, or rotations to features of other images",
+        ),
+        _lower(
+            "pose_error",
+            "squared distance between poses whose turned columns have norm 1; 0: they follow the action; baseline: "
+            "actions between views of other objects",
+        ),
+        # Symmetries of images.
+        _lower("invariance_error", "how far a symmetry of the image moves the features; 1: as far as another image is"),
+        _lower("equivariance_error", "the same from where the encoder's own action moves them"),
+        _lower("spatial_error", "the same from where a map's cells would be if they moved like pixels"),
+        Metric("consistency", "share of the transformed images whose predicted class stays the same"),
+    )
+}  # fmt: skip
+
+
+def metric_of(name: str) -> Metric:
+    """What is known of a metric by its name, or by the longest name that it begins with.
+
+    A name that nothing is known of is a plain number of which more is better.
+    """
+    known = METRICS | _metrics_of_kinds()
+    words = name.split("_")
+    beginnings = ("_".join(words[:count]) for count in range(len(words), 0, -1))
+    return next((replace(known[each], name=name) for each in beginnings if each in known), Metric(name))
+
+
+def _metrics_of_kinds() -> dict[str, Metric]:
+    """Of kinds of latents that the table does not know, such as a user's own: errors if they are medians of some."""
+    found: dict[str, Metric] = {}
+    for kind in (kind for kind in KINDS.values() if kind.metric not in METRICS):
+        error = kind.metric.removesuffix("_median")
+        if error != kind.metric:
+            found[error] = _lower(error, f"error of a latent of the kind {kind.kind}")
+        found[kind.metric] = replace(found.get(error, Metric(error)), name=kind.metric, by_class=True)
+    return found
+
+
+def meaning_of(name: str) -> str:
+    """A sentence on a metric; its name if nothing is known of it."""
+    return metric_of(name).meaning or name
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether a smaller value of the metric is the better one."""
+    return metric_of(name).lower_is_better
+
+
+def format_value(name: str, value: float | None) -> str:
+    """A metric's value: degrees with one decimal and their sign, all else with three decimals; a dash for None."""
+    if value is None:
+        return "-"
+    unit = metric_of(name).unit
+    return f"{fixed(value, 1)}{unit}" if unit else fixed(value, 3)
+
+
+def fixed(value: float, decimals: int) -> str:
+    """A number with so many decimals; what rounds to zero has no sign."""
+    return f"{value:z.{decimals}f}"
+
+
+def name_of_class_metric(metric: str, class_name: str) -> str:
+    """The metric of one class's samples."""
+    return f"{metric}_of_{class_name}"
+
+
+def class_of_metric(name: str) -> tuple[str, str] | None:
+    """Metric and class of a name that `name_of_class_metric` made; None for all others."""
+    for metric in (METRICS | _metrics_of_kinds()).values():
+        if metric.by_class and name.startswith(f"{metric.name}_of_"):
+            return metric.name, name.removeprefix(f"{metric.name}_of_")
+    return None
+
+
+@dataclass(frozen=True)
+class NoMerit:
+    """Tasks, by patterns of their names, in which neither high nor low is better: of one part, or of all."""
+
+    tasks: tuple[str, ...]
+    part: str | None
+    why: str
+
+
+_NOT_MEANT = "part {part} is not meant to know this, so neither high nor low is better"
+NO_MERIT = (
+    NoMerit(("leakage_*",), None, "what an aggregate leaks is not a merit"),
+    NoMerit(("collapse",), None, "directions in use warn of a collapse, and more of them are no merit"),
+    NoMerit(("relative_*", "absolute_*", "translation_object", "translation_base", "colour"), "inv", _NOT_MEANT),
+    NoMerit(("classification",), "equi", _NOT_MEANT),
+)
+
+
+def why_no_merit(task: str, part: str) -> str:
+    """A sentence if a task's numbers say nothing for or against a part; empty if they do."""
+    for each in NO_MERIT:
+        if each.part in (None, part) and any(fnmatchcase(task, pattern) for pattern in each.tasks):
+            return each.why.format(part=part)
+    return ""
+
+
+# ---------------------------------------------------------------- formulas
 
 
 def top1(logits: Tensor, labels: Tensor) -> float:
@@ -60,8 +257,7 @@ def varying_components(targets: Tensor) -> Tensor:
 def r2_uniform(predictions: Tensor, targets: Tensor) -> float:
     """Coefficient of determination per component that varies (own mean), then the plain average. Both `[N, K]`.
 
-    Raises:
-        ValueError: all components of the targets are constant, so R2 is undefined.
+    Raises ValueError if no component of the targets varies, as the next one does.
     """
     predictions, targets = _varying(predictions, targets)
     residual = (targets - predictions).square().sum(dim=0)
@@ -70,11 +266,7 @@ def r2_uniform(predictions: Tensor, targets: Tensor) -> float:
 
 
 def r2_pooled(predictions: Tensor, targets: Tensor) -> float:
-    """One coefficient of determination around ONE scalar mean over samples and varying components. Both `[N, K]`.
-
-    Raises:
-        ValueError: all components of the targets are constant, so R2 is undefined.
-    """
+    """One coefficient of determination around ONE scalar mean over samples and varying components. Both `[N, K]`."""
     predictions, targets = _varying(predictions, targets)
     residual = (targets - predictions).square().sum()
     total = (targets - targets.mean()).square().sum()
@@ -140,7 +332,10 @@ def distance_median(predictions: Tensor, targets: Tensor) -> float:
 
 
 def effective_rank(singular_values: np.ndarray) -> float:
-    """exp of the entropy of the singular values' shares (Roy and Vetterli, 2007); 0 if all of them are 0."""
+    """exp of the entropy of the singular values' shares of CENTRED features (Roy and Vetterli, 2007); 0 without any.
+
+    Of features that are not centred it would be another number (their mean is a direction, too); there is `rankme`.
+    """
     total = float(singular_values.sum())
     if total <= 0:
         return 0.0

@@ -9,13 +9,13 @@ import numpy as np
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.errors import visible
-from ssl_equi.evaluation.evaluation_folder import ARRAYS_HASH, RESULTS_FILE, write_arrays
-from ssl_equi.evaluation.records import append_records, print_records
 from ssl_equi.evaluation.report.feature_map import map_arrays
 from ssl_equi.evaluation.report.pictures import neighbour_arrays, view_sheet
 from ssl_equi.evaluation.report.write import write_report_or_warn
+from ssl_equi.evaluation.results import ARRAYS_HASH, RESULTS_FILE, append_records, write_arrays
 from ssl_equi.evaluation.skipping import noted_if_unanswered
 from ssl_equi.evaluation.suite import Evaluation
+from ssl_equi.evaluation.tables import print_records
 from ssl_equi.evaluation.task import TASKS
 
 
@@ -61,12 +61,7 @@ def result_arrays(results: Evaluation, test: ViewCollection) -> tuple[dict[str, 
     if test.num_views > 1:
         arrays["views_per_object"] = np.array(test.num_views)
     notes: list[str] = []
-    for part, tasks in results.results.items():
-        for task, result in tasks.items():
-            for kind in ("angle_errors_deg", "constant_angle_errors_deg", "per_class_recall"):
-                values = getattr(result, kind)
-                if values is not None:
-                    arrays[f"{kind}/{task}/{part}"] = values
+    arrays |= results.arrays
     for part, tasks in (results.random_results or {}).items():
         for task, result in tasks.items():
             # Of rotations, one written as a quaternion stands for all.

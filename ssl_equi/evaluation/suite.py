@@ -16,13 +16,12 @@ from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.bootstrap import bootstrap_interval, mean_statistic
 from ssl_equi.evaluation.encoders import EncoderSource
 from ssl_equi.evaluation.feature_store import FeatureStore
 from ssl_equi.evaluation.features import FeatureCache, state_sha256
 from ssl_equi.evaluation.heads import train_heads
 from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol
-from ssl_equi.evaluation.records import ProbeRecord
+from ssl_equi.evaluation.results import ProbeRecord, arrays_of_result, records_of
 from ssl_equi.evaluation.skipping import TaskSkipped, noted_if_unanswered
 from ssl_equi.evaluation.task import PLACE, TASKS, Ask, Encoding, Subject, Task, TaskResult
 from ssl_equi.evaluation.task_samples import require_varied
@@ -66,6 +65,15 @@ class Evaluation:
     protocol: ProbeProtocol
     seconds: dict[str, float]
     encoder_passes: int
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What results hold besides numbers, by the keys of `arrays.npz`."""
+        arrays: dict[str, np.ndarray] = {}
+        for part, tasks in self.results.items():
+            for task, result in tasks.items():
+                arrays |= arrays_of_result(task, part, result)
+        return arrays
 
 
 def evaluate(
@@ -420,70 +428,6 @@ def why_constant(subject: Subject, part: str) -> str | None:
     return subject.once(("why constant", part), find)
 
 
-def records_of(
-    results: PartResults,
-    random_results: PartResults | None,
-    *,
-    split: str,
-    protocol: ProbeProtocol,
-    seed: int,
-    num_objects: int,
-) -> list[ProbeRecord]:
-    """Records in the order of the printed table: task by task, part by part; a task may be absent from a part."""
-    tasks = dict.fromkeys(task for results_of_part in results.values() for task in results_of_part)
-
-    def interval(result: TaskResult, metric: str) -> dict[str, float]:
-        found = object_interval(result, metric, protocol.bootstrap_resamples)
-        return {} if found is None else {"interval_low": found[0], "interval_high": found[1]}
-
-    return [
-        ProbeRecord(
-            task=task,
-            part=part,
-            metric=metric,
-            value=value,
-            baseline=results_of_part[task].baselines[metric].value,
-            baseline_name=results_of_part[task].baselines[metric].name,
-            random_encoder=_random_value(random_results, part, task, metric),
-            n=results_of_part[task].num_samples,
-            num_objects=results_of_part[task].num_objects or num_objects,
-            split=results_of_part[task].split or split,
-            protocol=protocol.name,
-            seed=seed,
-            object_standard_error=object_standard_error(results_of_part[task], metric),
-            **interval(results_of_part[task], metric),
-        )
-        for task in tasks
-        for part, results_of_part in results.items()
-        if task in results_of_part
-        for metric, value in results_of_part[task].metrics.items()
-    ]
-
-
-def object_standard_error(result: TaskResult, metric: str) -> float | None:
-    """Standard error of a metric over the evaluated objects; None where it is no mean of their scores."""
-    scores = (result.object_scores or {}).get(metric)
-    scores = None if scores is None else scores[np.isfinite(scores)]
-    if scores is None or len(scores) < 2:
-        return None
-    return float(scores.std(ddof=1) / np.sqrt(len(scores)))
-
-
-def object_interval(result: TaskResult, metric: str, resamples: int) -> tuple[float, float] | None:
-    """Bootstrap interval of a metric over the evaluated objects; None where the result doesn't say how it follows."""
-    statistic = (result.statistics or {}).get(metric)
-    scores = (result.object_scores or {}).get(metric)
-    if statistic is None and scores is not None:
-        statistic = mean_statistic(scores)
-    return None if statistic is None else bootstrap_interval(statistic, resamples)
-
-
-def _random_value(random_results: PartResults | None, part: str, task: str, metric: str) -> float | None:
-    """The random encoder's number; None if it was not measured."""
-    result = None if random_results is None else random_results[part].get(task)
-    return None if result is None else result.metrics.get(metric)
-
-
 def notes_on_poses(data: DataSource, names: Sequence[str]) -> tuple[str, ...]:
     """A sentence if quaternions are asked for and the poses let them jump: of the training split, or the judged one."""
     if not any(name.endswith(QUATERNION_TASKS) for name in names):
@@ -492,19 +436,3 @@ def notes_on_poses(data: DataSource, names: Sequence[str]) -> tuple[str, ...]:
         warning_of_signs(views.split, views.schema, views.latents) for views in (data.probe_train, data.evaluation)
     )
     return tuple(note for note in found if note is not None)[:1]
-
-
-def arrays_of(results: PartResults) -> dict[str, np.ndarray]:
-    """What results hold besides numbers, by `KIND/TASK/PART`; the kind of objects' scores is `object_scores.METRIC`."""
-    arrays: dict[str, np.ndarray] = {}
-    for part, tasks in results.items():
-        for task, result in tasks.items():
-            found = {
-                "angle_errors_deg": result.angle_errors_deg,
-                "constant_angle_errors_deg": result.constant_angle_errors_deg,
-                "per_class_recall": result.per_class_recall,
-                "singular_values": result.singular_values,
-                "retrieval_ranks": result.retrieval_ranks,
-            } | {f"object_scores.{metric}": scores for metric, scores in (result.object_scores or {}).items()}
-            arrays |= {f"{kind}/{task}/{part}": array for kind, array in found.items() if array is not None}
-    return arrays

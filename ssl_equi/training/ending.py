@@ -14,10 +14,10 @@ from ssl_equi.evaluation.features import encode_split, state_sha256
 from ssl_equi.evaluation.predictors.capsule_poses import probe_capsule_poses
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS
 from ssl_equi.evaluation.publish import publish_results
-from ssl_equi.evaluation.records import ProbeRecord
+from ssl_equi.evaluation.results import ProbeRecord, records_of
 from ssl_equi.evaluation.sequences.tasks import quick_sequence_results
 from ssl_equi.evaluation.skipping import noted_if_unanswered
-from ssl_equi.evaluation.suite import Evaluation, check_splits, evaluate, records_of, tasks_for
+from ssl_equi.evaluation.suite import Evaluation, check_splits, evaluate, tasks_for
 from ssl_equi.export.encoder import EncoderCard, encoder_export
 from ssl_equi.export.folder import Export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor_export

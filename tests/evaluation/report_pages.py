@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.evaluation.evaluation_folder import write_evaluation
-from ssl_equi.evaluation.records import ProbeRecord
+from ssl_equi.evaluation.results import ProbeRecord, write_evaluation
 
 VOID_TAGS = {"meta", "img", "br", "link", "input", "hr", "wbr"}
 FINGERPRINT = "ba5a282b87da6213"
@@ -105,6 +104,9 @@ def made_arrays(
             f"per_class_recall/classification/{part}": generator.uniform(0.3, 1, num_classes),
             f"map_features/{part}": generator.standard_normal((600, 4)) + labels[:, None],
             f"singular_values/{part}": 0.9 ** np.arange(32),
+            f"object_scores.top1/classification/{part}": generator.uniform(0, 1, 20),
+            f"object_values.angle_deg_median/relative_rotation/{part}": generator.uniform(0, 90, (20, 3)),
+            f"object_moments.r2_uniform/relative_rotation/{part}": generator.uniform(0, 1, (20, 13)),
             f"orbit/{part}": generator.uniform(0, 0.4, (5, 12)),
             f"orbit_rotation_deg/{part}": generator.uniform(0, 60, (5, 12)),
         }

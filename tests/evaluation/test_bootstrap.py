@@ -12,14 +12,15 @@ from ssl_equi.evaluation.bootstrap import (
     bootstrap_interval,
     mean_statistic,
     median_statistic,
+    paired_interval,
     r2_uniform_statistic,
+    statistic_of_array,
 )
 from ssl_equi.evaluation.pairs import evaluation_pairs
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProbeProtocol
-from ssl_equi.evaluation.records import describe_columns, print_records
 from ssl_equi.evaluation.report.run_page import result_table
-from ssl_equi.evaluation.seed_table import print_seeds
-from ssl_equi.evaluation.suite import records_of
+from ssl_equi.evaluation.results import records_of
+from ssl_equi.evaluation.tables import describe_columns, print_records, print_seeds
 from ssl_equi.evaluation.task import TASKS, Ask
 from ssl_equi.evaluation.task_samples import evaluated_pairs
 
@@ -67,12 +68,98 @@ def test_the_interval_is_that_of_the_normal_distribution_for_a_mean_and_the_same
     [
         (mean_statistic(np.array([1.0])), 100),
         (mean_statistic(np.array([1.0, 2.0])), 0),
-        (ObjectStatistic(5, lambda counts: np.full(len(counts), np.nan)), 100),
+        (mean_statistic(np.full(5, np.nan)), 100),
     ],
     ids=["one object", "no resamples", "undefined"],
 )
 def test_there_may_be_no_interval(statistic, resamples):
     assert bootstrap_interval(statistic, resamples) is None
+
+
+# ---------------------------------------------------------------- two encoders
+
+
+def statistics_of(predictions: torch.Tensor, targets: torch.Tensor, objects: np.ndarray) -> list[ObjectStatistic]:
+    errors = np.abs(predictions[:, 0] - targets[:, 0]).double().numpy()
+    means = np.array([errors[objects == item].mean() for item in range(OBJECTS)])
+    return [
+        mean_statistic(means), median_statistic(errors, objects, OBJECTS),
+        r2_uniform_statistic(predictions, targets, objects, OBJECTS),
+    ]  # fmt: skip
+
+
+def test_statistics_come_back_from_their_arrays(samples):
+    counts = np.random.default_rng(2).multinomial(OBJECTS, np.full(OBJECTS, 1 / OBJECTS), 20)
+    for statistic in statistics_of(*samples):
+        found = statistic_of_array(statistic.kind, statistic.as_array())
+        np.testing.assert_allclose(found.of_counts(counts), statistic.of_counts(counts), rtol=1e-6)
+        np.testing.assert_allclose(found.asked(), statistic.asked())
+        assert found.value() == pytest.approx(statistic.of_counts(np.ones((1, OBJECTS), int))[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "array"),
+    [
+        ("object_scores", np.zeros(0)),
+        ("object_values", np.zeros((0, 3))),
+        ("object_values", np.full((2, 2), np.nan)),
+        ("object_moments", np.zeros((3, 3))),
+        ("object_moments", np.zeros((0, 4))),
+        ("angle_errors_deg", np.zeros(3)),
+    ],
+)
+def test_arrays_that_are_no_statistics_make_none(kind, array):
+    assert statistic_of_array(kind, array) is None
+
+
+def test_the_median_of_many_values_is_that_of_all_of_them():
+    generator = np.random.default_rng(3)
+    objects = np.repeat(np.arange(40), 50)
+    values = generator.normal(objects / 10, 1)  # one that is drawn often moves the median far
+    counts = np.concatenate([generator.multinomial(40, np.full(40, 1 / 40), 30), 40 * np.eye(40, dtype=np.int64)])
+    expected = [np.median(np.repeat(values, row[objects])) for row in counts]
+    statistic = median_statistic(values, objects, 40)
+    np.testing.assert_array_equal(statistic.of_counts(counts), expected)
+    np.testing.assert_array_equal(statistic.of_counts(counts[:30]), expected[:30])
+
+
+def test_the_interval_of_a_difference(samples):
+    predictions, targets, objects = samples
+    first = statistics_of(predictions, targets, objects)
+    second = statistics_of(predictions + 0.1 * torch.randn(SAMPLES, 3), targets, objects)
+    for one, other in zip(first, second, strict=True):
+        assert paired_interval(one, one) == (0, 0)
+        low, high = paired_interval(one, other)
+        assert low < high and paired_interval(other, one) == pytest.approx((-high, -low))
+    scores, others = np.random.default_rng(0).normal([[3.0], [2.9]], [[2.0], [0.1]], (2, 400)).cumsum(axis=0)
+    found = paired_interval(mean_statistic(others), mean_statistic(scores))
+    # The mean of the objects' own differences, whose spread is small, however far objects lie apart.
+    differences = others - scores
+    error = differences.std() / 20
+    expected = (differences.mean() - 1.96 * error, differences.mean() + 1.96 * error)
+    assert found == pytest.approx(expected, abs=0.25 * error) and error < 0.01 < scores.std() / 20
+
+
+def test_other_objects_have_no_paired_interval(samples):
+    predictions, targets, objects = samples
+    one = statistics_of(predictions, targets, objects)
+    moved = statistics_of(predictions, targets, (objects + 1) % OBJECTS)
+    assert paired_interval(one[1], moved[1]) is None and paired_interval(one[2], moved[2]) is None
+    assert paired_interval(one[0], one[1]) is None
+    scores = np.arange(4.0)
+    for others in (np.arange(5.0), np.array([0, 1, np.nan, 3])):
+        assert paired_interval(mean_statistic(scores), mean_statistic(others)) is None
+
+
+def test_intervals_of_differences_cover_the_true_one_as_often_as_they_say():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        hardness = generator.normal(0, 1, 60)
+        scores = [hardness + generator.normal(shift, 0.3, 60) for shift in (0.0, 0.2)]
+        low, high = paired_interval(*(mean_statistic(each) for each in scores), resamples=300)
+        covered += low <= -0.2 <= high
+    assert 0.90 <= covered / 300 <= 0.98
 
 
 def test_small_sets_are_judged_on_all_pairs():

@@ -3,13 +3,15 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.records import ProbeRecord
 from ssl_equi.evaluation.report.compared_runs import read_compared_runs
 from ssl_equi.evaluation.report.comparison import Row, compare_runs
-from tests.evaluation.report_pages import make_evaluation, make_older_run, record
+from ssl_equi.evaluation.report.write import write_evaluation_report
+from ssl_equi.evaluation.results import ProbeRecord
+from tests.evaluation.report_pages import make_evaluation, make_older_run, read_page, record
 
 ANGLE = {"task": "relative_rotation", "metric": "angle_deg_median", "part": "equi"}
 
@@ -132,6 +134,84 @@ def test_a_lead_within_two_standard_errors_is_shown_as_such(tmp_path):
     assert (far.best, far.near) == (0, frozenset())
     equal = only_row(tmp_path / "equal", [record(value=0.8)], [record(value=0.8)])
     assert (equal.best, equal.near) == (0, {1})
+
+
+SCORES = "object_scores.top1/classification/inv"
+HARDNESS = np.linspace(0.3, 0.9, 20)
+
+
+def folders_of(folder: Path, key: str, arrays: list[np.ndarray], records: list[ProbeRecord]) -> list[Path]:
+    return [
+        make_evaluation(folder / name, [each], {key: array})
+        for name, each, array in zip("abc", records, arrays, strict=False)
+    ]
+
+
+def compared(scores: list[np.ndarray], folder: Path, **changes: object) -> Row:
+    """Runs whose objects have these scores, and standard errors over objects."""
+    records = [
+        record(value=float(each.mean()), object_standard_error=float(each.std() / np.sqrt(20)), **changes)
+        for each in scores
+    ]
+    (row,) = compare_runs(read_compared_runs(folders_of(folder, SCORES, scores, records)))
+    return row
+
+
+def test_a_lead_on_the_same_objects_is_judged_by_its_own_interval(tmp_path):
+    wave = 0.02 * np.cos(np.arange(20))
+    sure = compared([HARDNESS, HARDNESS - 0.03 + wave], tmp_path / "sure")
+    assert (sure.best, sure.near) == (0, frozenset())  # though 0.03 is below one of the two standard errors
+    assert sure.differences[0] is None and sure.cells[0].standard_error > 0.03
+    assert sure.differences[1].low < sure.differences[1].value < sure.differences[1].high < 0
+    assert sure.differences[1].value == pytest.approx(sure.cells[1].mean - sure.cells[0].mean)
+    chance = compared([HARDNESS, HARDNESS - 0.003 + wave, HARDNESS], tmp_path / "chance")
+    assert (chance.best, chance.near) == (0, {1, 2})
+    assert chance.differences[1].low < 0 < chance.differences[1].high
+    assert (chance.differences[2].low, chance.differences[2].high) == (0, 0)
+
+
+def test_of_errors_the_lower_one_leads(tmp_path):
+    # 20 objects with three errors each; the second run's are one degree worse, all of them.
+    errors = np.add.outer(np.linspace(20, 60, 20), np.array([-1.0, 0.0, 1.0])).astype(np.float32)
+    records = [record(**ANGLE, value=value, baseline=90.0) for value in (40.0, 41.0)]
+    key = "object_values.angle_deg_median/relative_rotation/equi"
+    (row,) = compare_runs(read_compared_runs(folders_of(tmp_path, key, [errors, errors + 1], records)))
+    assert (row.best, row.near) == (0, frozenset())
+    assert row.differences[1].low == pytest.approx(1, abs=1e-4) == row.differences[1].high
+
+
+@pytest.mark.parametrize(
+    ("second", "changes"),
+    [
+        (HARDNESS[:-1], {}),  # fewer objects
+        (np.append(HARDNESS[:-1], np.nan), {}),  # other ones
+        (HARDNESS - 0.2, {}),  # arrays of another protocol or split than the record's
+        (HARDNESS, {"evaluation_fingerprint": "b52fa4e75a894df5"}),
+        (HARDNESS.astype(str), {}),
+    ],
+)
+def test_other_objects_are_not_paired(tmp_path, second, changes):
+    texts = [
+        make_evaluation(tmp_path / "a", [record(value=0.6)], {SCORES: HARDNESS}),
+        make_evaluation(tmp_path / "b", [record(value=0.6)], {SCORES: second}, **changes),
+    ]
+    (row,) = compare_runs(read_compared_runs(texts))
+    assert row.differences == (None, None)
+
+
+def test_several_training_runs_are_compared_by_their_spread(tmp_path):
+    texts = folders_of(tmp_path, SCORES, [HARDNESS] * 3, [record(value=0.6)] * 3)
+    (row,) = compare_runs(read_compared_runs([f"two={texts[0]},{texts[1]}", f"one={texts[2]}"]))
+    assert row.differences == (None, None) and row.near == {1}
+
+
+def test_the_page_shows_differences_from_the_best(tmp_path):
+    scores = [HARDNESS, HARDNESS - 0.03]
+    records = [record(value=float(each.mean())) for each in scores]
+    page = write_evaluation_report(folders_of(tmp_path, SCORES, scores, records), tmp_path / "r.html").read_text()
+    text = read_page(page).text
+    assert "Δ -0.030 [-0.030, -0.030]" in text and text.count("Δ -") == 1
+    assert "its 95 % interval over objects that are resampled for both runs" in text
 
 
 def test_the_newest_record_of_a_seed_counts(tmp_path):

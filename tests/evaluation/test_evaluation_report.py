@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.records import ProbeRecord
 from ssl_equi.evaluation.report import feature_map
 from ssl_equi.evaluation.report.write import write_evaluation_report
+from ssl_equi.evaluation.results import ProbeRecord
 from tests.evaluation.report_pages import made_arrays, make_evaluation, make_older_run, read_page, record
 
 ROOT = Path(__file__).parent.parent.parent
@@ -121,6 +121,14 @@ def test_constant_parts_have_no_map_and_say_so(tmp_path):
     text = read_page(write_evaluation_report([folder], tmp_path / "r.html").read_text()).text
     assert "part all: the features are constant, there is no map" in text
     assert "(constant)" in text
+
+
+def test_a_spectrum_of_features_that_are_not_centred_is_not_drawn_as_one_of_centred_features(tmp_path):
+    spectrum = {"singular_values/collapse/all": np.arange(8.0, 0, -1)}
+    alone = make_evaluation(tmp_path / "alone", [record()], spectrum)
+    assert "spectrum" not in read_page(write_evaluation_report([alone], tmp_path / "r.html").read_text()).ids
+    both = make_evaluation(tmp_path / "both", [record()], spectrum | {"singular_values/all": np.ones(6)})
+    assert "(6.0 of 6)" in read_page(write_evaluation_report([both], tmp_path / "b.html").read_text()).text
 
 
 def test_ten_runs_stay_small_and_legible(tmp_path):

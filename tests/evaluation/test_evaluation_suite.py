@@ -12,9 +12,11 @@ from torch import nn
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import FeatureError, UserError
 from ssl_equi.evaluation import suite
+from ssl_equi.evaluation.bootstrap import stored_statistic
 from ssl_equi.evaluation.encoders import EncoderSource
 from ssl_equi.evaluation.feature_store import FeatureStore
 from ssl_equi.evaluation.features import state_sha256
+from ssl_equi.evaluation.metrics import metric_of
 from ssl_equi.evaluation.protocol import (
     AUGMENTATION_EQUIVARIANCE,
     CORE_TASKS,
@@ -22,8 +24,8 @@ from ssl_equi.evaluation.protocol import (
     PROBE_PROTOCOLS,
     ProbeProtocol,
 )
-from ssl_equi.evaluation.records import ProbeRecord
-from ssl_equi.evaluation.suite import Evaluation, arrays_of
+from ssl_equi.evaluation.results import ProbeRecord
+from ssl_equi.evaluation.suite import Evaluation
 from ssl_equi.evaluation.task import TASKS, Ask, Task, TaskResult
 from ssl_equi.export.predictor import PredictorCard, TrainedPredictor
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
@@ -105,7 +107,9 @@ def evaluate(
     protocol: ProbeProtocol = QUICK,
     **options,
 ) -> Evaluation:
-    return suite.evaluate(source, data, protocol, store=store, **options)
+    results = suite.evaluate(source, data, protocol, store=store, **options)
+    assert all(metric_of(record.metric).meaning for record in results.records)
+    return results
 
 
 def value(results: Evaluation, task: str, part: str, metric: str) -> float:
@@ -190,13 +194,17 @@ def test_nine_probes_need_one_pass_and_a_second_run_needs_none(tmp_path: Path) -
     assert again.records == first.records
     assert {record.seed for record in first.records} == {0, 1}
     keys = ["angle_errors_deg/relative_rotation/inv", "per_class_recall/classification/all"]
-    arrays = arrays_of(first.results)
+    arrays = first.arrays
     assert all(key in arrays for key in keys)
     by_metric = {record.metric: record for record in first.records if record.part == "all" and record.seed == 0}
     scores = arrays["object_scores.top1/classification/all"]
     assert by_metric["top1"].value == pytest.approx(scores.mean())
     assert by_metric["top1"].object_standard_error == pytest.approx(scores.std(ddof=1) / np.sqrt(30))
     assert by_metric["r2_uniform"].object_standard_error is None
+    first_seed = [each for each in first.records if each.task == "relative_rotation" and each.seed == 0]
+    for each in (each for each in first_seed if each.metric in ("r2_uniform", "angle_deg_median", "angle_deg_mean")):
+        statistic = stored_statistic(first.arrays, each.task, each.part, each.metric)
+        assert statistic.value() == pytest.approx(each.value, rel=1e-5, abs=1e-6)
 
 
 def test_a_task_that_changes_the_encoder_is_caught() -> None:

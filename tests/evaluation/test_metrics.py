@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,17 +13,26 @@ from ssl_equi.evaluation.baselines import (
     constant_rotation_baselines,
 )
 from ssl_equi.evaluation.metrics import (
+    METRICS,
+    Metric,
     angle_errors_deg,
     balanced_top1,
+    class_of_metric,
     effective_rank,
+    format_value,
+    lower_is_better,
+    meaning_of,
+    metric_of,
     per_class_recall,
     r2_pooled,
     r2_uniform,
     summarise_angles,
     top1,
+    why_no_merit,
 )
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import mean_quaternion, random_quat, relative_quat
+from ssl_equi.latents.schema import KINDS
 
 
 def euler_box_relative_quats(num_pairs: int, seed: int = 0) -> torch.Tensor:
@@ -157,3 +169,120 @@ def test_effective_rank_counts_equal_values():
     assert effective_rank(np.ones(7)) == pytest.approx(7)
     assert effective_rank(np.array([1.0, 0, 0])) == pytest.approx(1)
     assert effective_rank(np.zeros(4)) == 0
+
+
+# ---------------------------------------------------------------- what the names mean
+
+ERRORS = [
+    "angle_deg_median",
+    "angle_deg_mean",
+    "angle_deg_p90",
+    "angle_deg_median_floor_hue",
+    "angle_deg_median_of_a_mug",
+    "angle_deg_median_in_distribution",
+    "distance_mean",
+    "distance_median",
+    "distance_median_of_car",
+    "composition_error",
+    "least_squares_error",
+    "wahba_error",
+    "gamma_f",
+    "pose_error",
+    "retrieval_error",
+    "retrieval_error_without_source",
+    "invariance_error",
+    "equivariance_error",
+    "spatial_error",
+    "identity_error",
+    "inverse_error",
+    "sign_flip_error",
+    "within_between_ratio",
+    "dead_dimensions",
+    "drop_of_top1",
+    "drop_of_r2_uniform",
+]
+MERITS = [
+    "top1",
+    "top1_clean",
+    "top1_fog",
+    "top1_mean_corruption",
+    "top1_of_apple",
+    "balanced_top1",
+    "balanced_top1_in_distribution",
+    "r2_uniform",
+    "r2_uniform_crop",
+    "r2_pooled",
+    "r2_of_hue",
+    "rankme",
+    "effective_rank",
+    "column_std_mean",
+    "column_std_min",
+    "cosine_same_object",
+    "hit_at_1_same_object",
+    "r2_action",
+    "skill_over_first_view",
+    "skill_over_object_mean",
+    "mrr",
+    "mrr_without_identity",
+    "hit_at_1",
+    "hit_at_5",
+    "hit_at_1_without_identity",
+    "consistency",
+]
+
+
+def test_every_metric_is_described_and_has_its_direction() -> None:
+    for metric in (*ERRORS, *MERITS):
+        assert meaning_of(metric) != metric, metric
+        assert lower_is_better(metric) == (metric in ERRORS) == meaning_of(metric).endswith("lower is better"), metric
+        assert format_value(metric, 0.25) == ("0.2°" if metric.startswith("angle_deg") else "0.250")
+    assert all(name == metric.name and metric.meaning for name, metric in METRICS.items())
+    for kind in KINDS.values():
+        assert METRICS[kind.metric].by_class
+        assert METRICS[kind.metric].lower_is_better == kind.metric.endswith("_median")
+
+
+def test_metrics_of_the_documented_results_are_described() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("|")]
+    shown = {name for row in rows for cell in row for name in re.findall(r"`([a-z0-9_]+)`", cell)}
+    of_tables = {name for name in shown if name in (*ERRORS, *MERITS)}
+    assert {"top1", "r2_uniform", "angle_deg_median", "gamma_f", "rankme"} <= of_tables
+    unknown = {name for name in shown if meaning_of(name) == name}
+    assert not unknown & {name for name in shown if re.search(r"_error|^r2|^top1|^angle|^distance|^hit_|_deg", name)}
+
+
+def test_an_unknown_metric_is_a_plain_number_of_which_more_is_better() -> None:
+    assert metric_of("entropy_bits") == Metric("entropy_bits")
+    assert meaning_of("entropy_bits") == "entropy_bits" and not lower_is_better("entropy_bits")
+    assert format_value("entropy_bits", 1.5) == "1.500" and class_of_metric("entropy_bits_of_dog") is None
+    assert metric_of("angle_degrees") == Metric("angle_degrees")  # words, not letters, begin a longer name
+
+
+@pytest.mark.parametrize(
+    ("task", "part", "why"),
+    [
+        ("classification", "equi", "not meant to know"),
+        ("classification", "inv", ""),
+        ("relative_azimuth", "inv", "part inv is not meant to know this"),
+        ("colour", "inv", "not meant to know"),
+        ("light", "inv", ""),
+        ("relative_rotation", "all", ""),
+        ("leakage_rotation", "agg@3", "what an aggregate leaks"),
+        ("collapse", "all", "no merit"),
+    ],
+)
+def test_a_part_has_no_merit_in_what_it_is_not_meant_to_know(task: str, part: str, why: str) -> None:
+    assert (why in why_no_merit(task, part)) if why else why_no_merit(task, part) == ""
+
+
+def test_values_are_shown_by_their_unit():
+    assert format_value("angle_deg_mean", 12.34) == "12.3°"
+    assert format_value("top1", 0.5) == "0.500"
+    assert format_value("top1", None) == "-"
+
+
+def test_what_rounds_to_zero_has_no_sign():
+    assert format_value("r2_uniform", -0.0004) == format_value("r2_uniform", -0.0) == "0.000"
+    assert format_value("r2_uniform", -0.0006) == "-0.001"
+    assert format_value("angle_deg_median", -0.01) == "0.0°"

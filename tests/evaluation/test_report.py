@@ -9,11 +9,11 @@ from torch import nn
 
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.publish import publish_results
-from ssl_equi.evaluation.records import read_records
 from ssl_equi.evaluation.report.figures import curve_figure, shrink, tile
 from ssl_equi.evaluation.report.pictures import nearest_neighbours
 from ssl_equi.evaluation.report.run_page import read_curves
 from ssl_equi.evaluation.report.write import write_evaluation_report
+from ssl_equi.evaluation.results import read_records
 from tests.evaluation.probed_by_hand import probed
 from tests.evaluation.report_pages import make_evaluation, make_older_run, read_page, record
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.protocol import ProbeProtocol
-from ssl_equi.evaluation.records import ProbeRecord, print_records
+from ssl_equi.evaluation.results import ProbeRecord
 from ssl_equi.evaluation.sequences.embed import POSITION_NAMES, FeatureSequences, sequences_of_cache
 from ssl_equi.evaluation.sequences.heads import aggregate_views, augmentation_targets, latent_targets
 from ssl_equi.evaluation.sequences.tasks import (
@@ -19,6 +19,7 @@ from ssl_equi.evaluation.sequences.tasks import (
     probe_sequences,
     quick_sequence_results,
 )
+from ssl_equi.evaluation.tables import print_records
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix

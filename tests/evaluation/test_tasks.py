@@ -7,7 +7,8 @@ import torch
 
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol, embedded, sie
-from ssl_equi.evaluation.suite import ask_features, records_of, tasks_for
+from ssl_equi.evaluation.results import records_of
+from ssl_equi.evaluation.suite import ask_features, tasks_for
 from ssl_equi.evaluation.task import TASKS, Ask
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_to_matrix

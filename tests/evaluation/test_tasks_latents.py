@@ -11,11 +11,13 @@ from scipy.stats import qmc
 from torch import Tensor
 
 from ssl_equi.evaluation.features import FeatureCache
+from ssl_equi.evaluation.metrics import class_of_metric, lower_is_better
 from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol
-from ssl_equi.evaluation.records import class_of_metric, describe_columns, in_short_tables, lower_is_better
 from ssl_equi.evaluation.report.run_page import explanations, result_table
+from ssl_equi.evaluation.results import records_of
 from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.suite import ask_features, own_latent_tasks, records_of, tasks_for
+from ssl_equi.evaluation.suite import ask_features, own_latent_tasks, tasks_for
+from ssl_equi.evaluation.tables import describe_columns, in_short_tables
 from ssl_equi.evaluation.task import TASKS, Ask, TaskResult
 from ssl_equi.latents.angle import Angle
 from ssl_equi.latents.category import Category

@@ -11,7 +11,8 @@ import torch
 from ssl_equi import create_encoder
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.errors import CheckpointError, UserError
-from ssl_equi.evaluation.records import describe_columns, read_records
+from ssl_equi.evaluation.results import read_records
+from ssl_equi.evaluation.tables import describe_columns
 from ssl_equi.export.encoder import EncoderCard, save_encoder
 
 SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "equivariance.py"

@@ -12,7 +12,7 @@ import torch
 from ssl_equi import create_encoder
 from ssl_equi.errors import CheckpointError, DataError
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS, ProbeProtocol
-from ssl_equi.evaluation.records import read_records
+from ssl_equi.evaluation.results import read_records
 from ssl_equi.export.encoder import EncoderCard, save_encoder
 from tests.fakes import NEEDS_TRANSLATIONS
 

@@ -13,7 +13,7 @@ import torch
 from ssl_equi import create_encoder
 from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.errors import CheckpointError, UserError
-from ssl_equi.evaluation.records import read_records
+from ssl_equi.evaluation.results import read_records
 from ssl_equi.export.encoder import EncoderCard, save_encoder
 from ssl_equi.export.predictor import PredictorCard, save_predictor
 from ssl_equi.export.sequence_model import save_sequence_model

@@ -16,8 +16,8 @@ from ssl_equi.errors import EncoderError, UserError
 from ssl_equi.evaluation import command as evaluation_command
 from ssl_equi.evaluation.command import EvaluationConfig, evaluate_command
 from ssl_equi.evaluation.encoders import open_encoder
-from ssl_equi.evaluation.evaluation_folder import read_evaluation
 from ssl_equi.evaluation.protocol import EquivarianceProtocol, ProbeProtocol
+from ssl_equi.evaluation.results import read_evaluation
 from ssl_equi.evaluation.skipping import TaskSkipped
 from ssl_equi.evaluation.task import TASKS
 from ssl_equi.export.encoder import EncoderCard, save_encoder

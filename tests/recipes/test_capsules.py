@@ -8,7 +8,7 @@ import torch
 
 from recipes import equicaps
 from ssl_equi import load_encoder
-from ssl_equi.evaluation.records import read_records
+from ssl_equi.evaluation.results import read_records
 from ssl_equi.export.encoder import parts_of, read_encoder_config
 from tests.fakes import SmallConfig, numbers
 

@@ -18,7 +18,7 @@ from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.data.shards.format import ObjectRecord
 from ssl_equi.data.shards.writer import write_split
 from ssl_equi.errors import RunError
-from ssl_equi.evaluation.records import read_records
+from ssl_equi.evaluation.results import read_records
 from ssl_equi.export.predictor import load_predictor
 from ssl_equi.export.sequence_model import load_sequence_model
 from ssl_equi.latents.angle import Angle

@@ -12,7 +12,7 @@ import pytest
 import simplejpeg
 
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.records import ProbeRecord, append_records
+from ssl_equi.evaluation.results import ProbeRecord, append_records
 
 TOOLS = Path(__file__).parent.parent.parent / "tools"
 

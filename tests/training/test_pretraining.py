@@ -19,8 +19,8 @@ from ssl_equi.errors import CheckpointError, RunError
 from ssl_equi.evaluation import publish
 from ssl_equi.evaluation.encoders import RANDOM_ENCODER_SEED, EncoderSource
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS, ProbeProtocol
-from ssl_equi.evaluation.records import read_records
 from ssl_equi.evaluation.report import run_page as report
+from ssl_equi.evaluation.results import read_records
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.training import ending

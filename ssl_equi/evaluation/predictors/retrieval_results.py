@@ -13,7 +13,7 @@ from ssl_equi.evaluation.predictors.retrieval import (
     hit_at_k,
     mean_reciprocal_rank,
 )
-from ssl_equi.evaluation.records import ProbeRecord
+from ssl_equi.evaluation.results import ProbeRecord
 from ssl_equi.evaluation.task import TaskResult
 
 TASK = "retrieval"

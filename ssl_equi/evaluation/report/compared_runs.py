@@ -12,8 +12,14 @@ from typing import Any
 import numpy as np
 
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.evaluation_folder import ARRAYS_FILE, RESULTS_FILE, drawable, read_evaluation
-from ssl_equi.evaluation.records import ProbeRecord, read_records, read_results
+from ssl_equi.evaluation.results import (
+    ARRAYS_FILE,
+    RESULTS_FILE,
+    ProbeRecord,
+    read_evaluation,
+    read_records,
+    read_results,
+)
 from ssl_equi.files import read_json_object
 
 
@@ -78,10 +84,7 @@ def read_compared_runs(texts: Sequence[str | Path]) -> list[ComparedRun]:
     """Columns from what was typed: FOLDER, or NAME=FOLDER,FOLDER,... for one method trained from several seeds.
 
     Columns without a name have that of the encoder that was evaluated; where these are not all different, that of the
-    folder, with as many folders above it as tell them apart.
-
-    Raises:
-        UserError: nothing was given, a folder has no results or damaged ones, or two names are the same.
+    folder, with as many folders above it as tell them apart. Raises UserError for folders without intact results.
     """
     if not texts:
         raise UserError("no folder was given: name at least one folder with a results.json")
@@ -98,16 +101,12 @@ def read_compared_runs(texts: Sequence[str | Path]) -> list[ComparedRun]:
 
 
 def read_evaluated_folder(folder: Path) -> EvaluatedFolder:
-    """All that a folder holds about its numbers.
-
-    Raises:
-        UserError: there is no `results.json`, or a file is damaged.
-    """
+    """All that a folder holds about its numbers. Raises UserError if there are none, or a file is damaged."""
     arrays: Mapping[str, np.ndarray] = {}
     if (folder / ARRAYS_FILE).exists():
         evaluation = read_evaluation(folder)
         records, run = evaluation.records, evaluation.run
-        arrays, why_not_drawn = drawable(evaluation.arrays)
+        arrays, why_not_drawn = _drawable(evaluation.arrays)
         notes = [*evaluation.notes, *why_not_drawn]
     else:
         content = read_results(folder / RESULTS_FILE)
@@ -128,6 +127,39 @@ def read_evaluated_folder(folder: Path) -> EvaluatedFolder:
         versions=_json_object(run_folder / "versions.json"),
         metrics_path=metrics_path if metrics_path.exists() else None,
     )
+
+
+# Dimensions, and NumPy's letters for the types, of arrays by kind: what figures and intervals rely on.
+_NUMBERS, _TEXT, _PICTURES = "fiu", "U", "u"
+_DRAWN: dict[str, tuple[int, str]] = {
+    "class_names": (1, _TEXT), "map_labels": (1, "iu"), "map_angle_deg": (1, _NUMBERS), "map_features": (2, _NUMBERS),
+    "view_sheet": (5, _PICTURES), "neighbour_images": (5, _PICTURES), "neighbour_captions": (2, _TEXT),
+    "retrieval_images": (5, _PICTURES), "retrieval_hits": (2, "b"), "retrieval_strip_ranks": (1, "iu"),
+    "retrieval_ranks": (1, "iu"), "retrieval_gallery_size": (0, "iu"), "singular_values": (1, _NUMBERS),
+    "angle_errors_deg": (1, _NUMBERS), "random_angle_errors_deg": (1, _NUMBERS),
+    "constant_angle_errors_deg": (1, _NUMBERS), "per_class_recall": (1, _NUMBERS),
+    "object_scores": (1, "f"), "object_values": (2, "f"), "object_moments": (2, "f"),
+    "orbit": (2, _NUMBERS), "orbit_angles_deg": (1, _NUMBERS), "orbit_rotation_deg": (2, _NUMBERS),
+}  # fmt: skip
+
+
+def _drawable(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays that have what figures of their kind rely on, and a sentence for each one that has not."""
+    fitting = {key: array for key, array in arrays.items() if _can_be_drawn(key, array)}
+    notes = [
+        f"{ARRAYS_FILE}: {key} is {array.dtype} {array.shape}, which can't be drawn"
+        for key, array in arrays.items()
+        if key not in fitting
+    ]
+    return fitting, notes
+
+
+def _can_be_drawn(key: str, array: np.ndarray) -> bool:
+    """Arrays of kinds that no figure knows can."""
+    dimensions, types = _DRAWN.get(key.partition("/")[0].partition(".")[0], (array.ndim, array.dtype.kind))
+    if array.ndim != dimensions or array.dtype.kind not in types:
+        return False
+    return types != _PICTURES or (array.dtype == np.uint8 and array.shape[-1] == 3 and array.size > 0)
 
 
 def class_names_of(arrays: Mapping[str, np.ndarray], labels: Iterable[int]) -> dict[int, str]:

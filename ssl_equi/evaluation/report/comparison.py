@@ -1,7 +1,9 @@
 """Numbers of several runs side by side: means, standard errors, and which may be ranked.
 
 Numbers are ranked only if they answer the same question of the same data: same protocol, split, number of samples and
-fingerprint of the data. Where they are not, a sentence says why.
+fingerprint of the data. Where they are not, a sentence says why. Where both runs kept what each object contributed to a
+number, their difference has an interval over objects that are resampled for both alike; it says more than two standard
+errors, because objects that are hard are hard for both.
 """
 
 import math
@@ -9,15 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_equi.evaluation.records import ProbeRecord, in_short_tables, lower_is_better
+from ssl_equi.evaluation.bootstrap import ObjectStatistic, paired_interval, stored_statistic
+from ssl_equi.evaluation.metrics import lower_is_better, why_no_merit
 from ssl_equi.evaluation.report.compared_runs import ComparedRun, EvaluatedFolder
-from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE
+from ssl_equi.evaluation.results import ProbeRecord
+from ssl_equi.evaluation.tables import in_short_tables
 
 NEAR_IN_STANDARD_ERRORS = 2
 KNOWN_PARTS = ("all", "inv", "equi")
-POSE_TASKS = ("relative_rotation", "absolute_rotation", "translation_object", "translation_base", "colour")
-# What a part is not meant to know: neither a high nor a low score is better there.
-NOT_A_MERIT = {"inv": POSE_TASKS, "equi": ("classification",)}
 
 Question = tuple[str, str, str]  # task, metric, part
 Setting = tuple[str, str]  # protocol, split
@@ -35,6 +36,8 @@ class Cell:
         random_encoder: of a fresh encoder; None if it was not measured.
         interval: of a single number, percentiles over resampled objects; None twice where there is none.
         conditions: all that must agree before numbers are ranked, by its name, in the order of `CONDITIONS`.
+        over_objects: how one of the numbers follows from the objects; None if that was not kept, or of several training
+            runs, which differ by more than the objects that they are judged on.
     """
 
     mean: float
@@ -45,6 +48,16 @@ class Cell:
     random_encoder: float | None
     interval: tuple[float | None, float | None]
     conditions: Mapping[str, frozenset[Any]]
+    over_objects: ObjectStatistic | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a run has more than the best one, with a 95 % interval over resampled objects; one seed of the heads."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,9 @@ class Row:
         setting: protocol and split, where a run answers the question in several; None otherwise.
         cells: of each run; None where it has no answer.
         best: the run with the best mean; None if the row is not ranked.
-        near: runs whose mean is within two standard errors of the difference from the best.
+        near: runs that may be as good as the best: by the interval of the difference if there is one, otherwise those
+            whose mean is within two standard errors of the difference.
+        differences: of each run from the best; None where there is no interval.
         why_not_ranked: a sentence; empty if it is ranked, or if there is one number only.
     """
 
@@ -67,6 +82,7 @@ class Row:
     cells: tuple[Cell | None, ...]
     best: int | None
     near: frozenset[int]
+    differences: tuple[Difference | None, ...]
     why_not_ranked: str
 
 
@@ -131,10 +147,11 @@ def _row(
     runs: Sequence[ComparedRun],
 ) -> Row:
     task, metric, part = question
-    cells = tuple(_cell(next(iter(settings.values()))) if settings else None for settings in answers)
+    cells = tuple(_cell(question, next(iter(settings.values()))) if settings else None for settings in answers)
     reason = _why_not_ranked(task, part, {run.name: cell for run, cell in zip(runs, cells) if cell is not None})
     present = [index for index, cell in enumerate(cells) if cell is not None]
     best, near = None, frozenset[int]()
+    differences: tuple[Difference | None, ...] = (None,) * len(cells)
     if len(present) > 1 and not reason:
         sign = -1 if lower_is_better(metric) else 1
         # Equal means share the first place.
@@ -146,17 +163,18 @@ def _row(
             reason = f"not ranked: {runs[first].name}, the best one, is no better than its random encoder"
         else:
             best = first
+            differences = tuple(_difference(None if cell is leader else cell, leader) for cell in cells)
             near = frozenset(
                 index
                 for index in present
                 if index != first
-                and _is_near(leader, _present(cells[index]))
+                and _is_near(leader, _present(cells[index]), differences[index], sign)
                 and _beats_random(_present(cells[index]), sign)
             )
-    return Row(task, metric, part, setting, cells, best, near, reason)
+    return Row(task, metric, part, setting, cells, best, near, differences, reason)
 
 
-def _cell(entries: Sequence[_Found]) -> Cell:
+def _cell(question: Question, entries: Sequence[_Found]) -> Cell:
     """Mean and standard error over training runs if there are several, otherwise over seeds, otherwise over objects."""
     by_folder: dict[int, list[ProbeRecord]] = {}
     for record, folder in entries:
@@ -180,7 +198,29 @@ def _cell(entries: Sequence[_Found]) -> Cell:
         random_encoder=_mean(randoms) if randoms else None,
         interval=(records[0].interval_low, records[0].interval_high) if len(records) == 1 else (None, None),
         conditions={name: frozenset(of(*entry) for entry in entries) for name, of in CONDITIONS.items()},
+        over_objects=_kept_statistic(question, entries[0][1], records) if len(by_folder) == 1 else None,
     )
+
+
+def _kept_statistic(
+    question: Question, folder: EvaluatedFolder, records: Sequence[ProbeRecord]
+) -> ObjectStatistic | None:
+    """How one of the records follows from the objects, by the folder's arrays."""
+    task, metric, part = question
+    statistic = stored_statistic(folder.arrays, task, part, metric)
+    if statistic is None:
+        return None
+    # A folder keeps the arrays of its first seed and of the protocol and split that came last: are they of these?
+    value = statistic.value()
+    known = any(math.isclose(value, record.value, rel_tol=1e-4, abs_tol=1e-5) for record in records)
+    return statistic if known else None
+
+
+def _difference(cell: Cell | None, best: Cell) -> Difference | None:
+    if cell is None or cell.over_objects is None or best.over_objects is None:
+        return None
+    interval = paired_interval(cell.over_objects, best.over_objects)
+    return None if interval is None else Difference(cell.over_objects.value() - best.over_objects.value(), *interval)
 
 
 def _why_not_ranked(task: str, part: str, cells: Mapping[str, Cell]) -> str:
@@ -194,17 +234,12 @@ def _why_not_ranked(task: str, part: str, cells: Mapping[str, Cell]) -> str:
             if unknown:
                 return f"not ranked: {_joined(unknown)} {'does' if len(unknown) == 1 else 'do'} not say which data"
         if len(frozenset().union(*values.values())) > 1:
-            return f"not ranked: {_difference(name, values)}"
-    if task.startswith("leakage_"):
-        return "not ranked: what an aggregate leaks is not a merit"
-    if task == "collapse":
-        return "not ranked: directions in use warn of a collapse, and more of them are no merit"
-    if task in NOT_A_MERIT.get(part, ()) or (part == "inv" and task.startswith((RELATIVE, ABSOLUTE))):
-        return f"not ranked: part {part} is not meant to know this, so neither high nor low is better"
-    return ""
+            return f"not ranked: {_how_they_differ(name, values)}"
+    no_merit = why_no_merit(task, part)
+    return f"not ranked: {no_merit}" if no_merit else ""
 
 
-def _difference(name: str, values: Mapping[str, frozenset[Any]]) -> str:
+def _how_they_differ(name: str, values: Mapping[str, frozenset[Any]]) -> str:
     """Such as "split is test (sie) and val (moco)"."""
     runs_by_value: dict[str, list[str]] = {}
     for run, found in values.items():
@@ -220,9 +255,12 @@ def _beats_random(cell: Cell, sign: int) -> bool:
     return cell.random_encoder is None or sign * cell.mean > sign * cell.random_encoder
 
 
-def _is_near(best: Cell, other: Cell) -> bool:
+def _is_near(best: Cell, other: Cell, difference: Difference | None, sign: int) -> bool:
     if best.mean == other.mean:
         return True
+    if difference is not None:
+        # Of several seeds the mean says who is best: one seed may say the reverse, which is no lead either.
+        return max(sign * difference.low, sign * difference.high) >= 0
     if best.standard_error is None or other.standard_error is None:
         return False
     error = math.hypot(best.standard_error, other.standard_error)

@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.evaluation.records import describe_columns, format_value
+from ssl_equi.evaluation.metrics import format_value, meaning_of
 from ssl_equi.evaluation.report.compared_runs import ComparedRun
 from ssl_equi.evaluation.report.comparison import Cell, Row
 from ssl_equi.evaluation.report.figures import curve_figure
 from ssl_equi.evaluation.report.overlays import overview_figure, shortened, styles_in_words
 from ssl_equi.evaluation.report.page import captioned_figure, escaped, shown_setting
 from ssl_equi.evaluation.report.part_choices import EQUIVARIANT_FIRST, INVARIANT_FIRST, absent_in_words, choose_parts
-from ssl_equi.evaluation.report.run_page import METRIC_NOTES, explanations, is_of_latent, read_curves, shown_interval
+from ssl_equi.evaluation.report.run_page import explanations, is_of_latent, read_curves, shown_interval
+from ssl_equi.evaluation.tables import describe_columns
 from ssl_equi.evaluation.tasks.latents import RELATIVE
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps and values
@@ -194,7 +195,7 @@ def _table(runs: Sequence[ComparedRun], rows: Sequence[Row], columns: range, rea
         if heading != shown_task:
             body.append(f'<tr class="task"><th colspan="{3 + len(columns)}" scope="colgroup">{heading}</th></tr>')
             shown_metric = ""
-        note = escaped(METRIC_NOTES.get(row.metric, row.metric))
+        note = escaped(meaning_of(row.metric))
         metric = (
             f'<td title="{note}"><code>{_breakable(row.metric)}</code></td>'
             if row.metric != shown_metric
@@ -242,12 +243,20 @@ def _shown_cell(row: Row, index: int) -> str:
             f'<span class="mark" title="best" role="img" aria-label="best">{BEST}</span>',
         )
     elif index in row.near:
-        title = "within two standard errors of the best"
+        by_objects = row.differences[index] is not None
+        title = "may be as good as the best" if by_objects else "within two standard errors of the best"
         mark = f'<span class="mark" title="{title}" role="img" aria-label="{title}">{NEAR}</span>'
     if cell.standard_error is not None:
         error = escaped(format_value(row.metric, cell.standard_error))
         value += f' <small title="standard error over {escaped(cell.over)}">± {error}</small>'
     value += shown_interval(row.metric, *cell.interval)
+    difference = row.differences[index]
+    if difference is not None:
+        apart, low, high = (
+            format_value(row.metric, each) for each in (difference.value, difference.low, difference.high)
+        )
+        title = "difference from the best, and its 95 % interval over resampled objects"
+        value += f'<small class="below" title="{title}">Δ {escaped(f"{apart} [{low}, {high}]")}</small>'
     if cell.random_encoder is not None:
         random = escaped(format_value(row.metric, cell.random_encoder))
         value += f'<small class="below" title="random encoder"><span class="word">random </span>{random}</small>'
@@ -281,8 +290,13 @@ def _how_to_read(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> list[str]:
         lines.append(f"one number without a standard error, in some rows or all: {', '.join(alone)}")
     if any(row.best is not None for row in rows):
         lines.append(
-            f"{BEST} best of the row; {NEAR} within two standard errors of the difference from it; without standard "
-            "errors a small lead may be chance"
+            f"{BEST} best of the row; {NEAR} within two standard errors of the difference from it, or with an interval "
+            "of that difference that contains 0; without either a small lead may be chance"
+        )
+    if any(difference is not None for row in rows for difference in row.differences):
+        lines.append(
+            "Δ: difference from the best, in brackets its 95 % interval over objects that are resampled for both runs "
+            "alike; of the first seed of the heads"
         )
     return lines
 

@@ -101,9 +101,9 @@ def maps_section(runs: Sequence[ComparedRun], method: MapMethod) -> str:
 def spectrum_section(runs: Sequence[ComparedRun]) -> str:
     """Singular values of the features."""
     figures = []
-    # A task may have stored them, too, as TASK/PART; those without a task come last here, and are taken.
+    # Those of a task, TASK/PART, are of features that are not centred: another spectrum, whose rank is `rankme`.
     found = {
-        run: {key.rpartition("/")[2]: parts[key] for key in sorted(parts, key=lambda key: "/" not in key)}
+        run: {part: values for part, values in parts.items() if "/" not in part}
         for run, parts in _by_part(runs, "singular_values/").items()
     }
     for index, choice in enumerate(choose_parts(found, ("all",))):

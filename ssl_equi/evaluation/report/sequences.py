@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ssl_equi.errors import CheckpointError
-from ssl_equi.evaluation.records import ProbeRecord, describe_origins, format_value
+from ssl_equi.evaluation.metrics import format_value
 from ssl_equi.evaluation.report.figures import INK, MUTED, SERIES, new_figure, plain_legend, to_svg
 from ssl_equi.evaluation.report.page import (
     Sections,
@@ -24,6 +24,8 @@ from ssl_equi.evaluation.report.page import (
     page_document,
 )
 from ssl_equi.evaluation.report.run_page import page_header, result_table
+from ssl_equi.evaluation.results import ProbeRecord
+from ssl_equi.evaluation.tables import describe_origins
 from ssl_equi.files import write_atomically
 
 COLUMNS_IN_A_TABLE = 8  # as many numbers as stand beside a name in 80 columns

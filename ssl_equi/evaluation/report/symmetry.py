@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ssl_equi.errors import CheckpointError
-from ssl_equi.evaluation.records import ProbeRecord, fixed
+from ssl_equi.evaluation.metrics import fixed
 from ssl_equi.evaluation.report.figures import (
     INK,
     LINE,
@@ -35,6 +35,7 @@ from ssl_equi.evaluation.report.page import (
     page_document,
 )
 from ssl_equi.evaluation.report.run_page import page_header, result_table
+from ssl_equi.evaluation.results import ProbeRecord
 from ssl_equi.evaluation.symmetry.errors import PartErrors, SymmetryErrors
 from ssl_equi.evaluation.symmetry.layer_errors import LayerErrors
 from ssl_equi.files import write_atomically

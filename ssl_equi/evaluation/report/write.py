@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_equi.errors import CheckpointError
-from ssl_equi.evaluation.evaluation_folder import RESULTS_FILE
 from ssl_equi.evaluation.report.compared_runs import ComparedRun, read_compared_runs
 from ssl_equi.evaluation.report.comparison import Row, compare_runs
 from ssl_equi.evaluation.report.comparison_page import (
@@ -29,6 +28,7 @@ from ssl_equi.evaluation.report.sections import (
     retrieval_section,
     spectrum_section,
 )
+from ssl_equi.evaluation.results import RESULTS_FILE
 from ssl_equi.evaluation.skipping import described
 from ssl_equi.files import write_atomically
 

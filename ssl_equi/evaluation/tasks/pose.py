@@ -21,8 +21,15 @@ from ssl_equi.evaluation.baselines import (
 from ssl_equi.evaluation.bootstrap import median_statistic, r2_uniform_statistic
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import HeadPlan, Samples
-from ssl_equi.evaluation.metrics import angle_errors_deg, distance_median, r2_metrics, r2_notes, summarise_angles
-from ssl_equi.evaluation.records import ANGLE_MEDIAN, name_of_class_metric
+from ssl_equi.evaluation.metrics import (
+    ANGLE_MEDIAN,
+    angle_errors_deg,
+    distance_median,
+    name_of_class_metric,
+    r2_metrics,
+    r2_notes,
+    summarise_angles,
+)
 from ssl_equi.evaluation.task import POSE, TRANSLATION, Ask, Probe, TaskResult, object_means, task
 from ssl_equi.evaluation.task_samples import TargetsOf, rows_of_classes, sample_objects
 from ssl_equi.geometry.poses import ObjectPose

@@ -1,11 +1,12 @@
-"""The table of several seeds: its means and errors, its width, and its notes."""
+"""Tables of one seed and of several: their numbers, means and errors, their width, and their notes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from ssl_equi.evaluation.records import ProbeRecord
-from ssl_equi.evaluation.seed_table import merged_notes, print_seeds
+from ssl_equi.evaluation.results import ProbeRecord
+from ssl_equi.evaluation.tables import merged_notes, print_records, print_seeds
 
 
 def record(value: float, seed: int, **changes: object) -> ProbeRecord:
@@ -15,6 +16,44 @@ def record(value: float, seed: int, **changes: object) -> ProbeRecord:
         "split": "val", "protocol": "sie_eval_mode", "seed": seed, "object_standard_error": None,
     }  # fmt: skip
     return ProbeRecord(**fields | changes)
+
+
+RECORD = ProbeRecord(
+    task="relative_rotation",
+    part="equi",
+    metric="angle_deg_median",
+    value=23.456,
+    baseline=110.2,
+    baseline_name="constant",
+    random_encoder=98.7,
+    n=1920,
+    num_objects=192,
+    split="test",
+    protocol="ssl_equi_v1",
+    seed=0,
+)
+
+
+def test_the_table_fits_80_columns_and_shows_every_number(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    top1 = replace(RECORD, task="classification", metric="balanced_top1", value=0.8125, baseline=1 / 24, n=123456)
+    moved = replace(RECORD, task="translation_object", metric="distance_median", value=0.6401, baseline=0.66)
+    longest = replace(RECORD, task="augmentation_equivariance", metric="composition_error", value=0.5)
+    records = [replace(top1, baseline_name="1 / classes"), RECORD, moved, replace(longest, random_encoder=None)]
+    print_records(records, ["why"])
+    text = capsys.readouterr().out
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for shown in ("classification", "equi", "angle_deg_median", "23.5°", "110.2°", "98.7°", "0.812", "0.042", "123456"):
+        assert shown in text
+    assert "ssl_equi_v1" in text and "why" in text and "0.640" in text and "0.640°" not in text
+    assert "lower is better: angle_deg_median, distance_median, composition_error" in text
+    assert "\x1b" not in text
+
+
+def test_the_table_is_not_cut_in_a_narrow_log(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    print_records([RECORD])
+    assert any("angle_deg_median" in line and "1920" in line for line in capsys.readouterr().out.splitlines())
 
 
 def test_means_and_standard_errors_in_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,18 +1,22 @@
+"""What an evaluation leaves behind comes back, however it is written, and nothing else is taken for it."""
+
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.records import (
+from ssl_equi.evaluation.results import (
     ProbeRecord,
     append_records,
-    format_value,
-    print_records,
+    read_evaluation,
     read_records,
     read_results,
+    write_evaluation,
     write_records,
 )
 
@@ -121,35 +125,60 @@ def test_text_that_cannot_be_encoded_is_escaped(tmp_path):
     assert read_results(path)["run"] == {"data": r"caf\xe9", "notes": [r"class \x00"]}
 
 
-def test_the_table_fits_80_columns_and_shows_every_number(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    top1 = replace(RECORD, task="classification", metric="balanced_top1", value=0.8125, baseline=1 / 24, n=123456)
-    moved = replace(RECORD, task="translation_object", metric="distance_median", value=0.6401, baseline=0.66)
-    longest = replace(RECORD, task="augmentation_equivariance", metric="composition_error", value=0.5)
-    records = [replace(top1, baseline_name="1 / classes"), RECORD, moved, replace(longest, random_encoder=None)]
-    print_records(records, ["why"])
-    text = capsys.readouterr().out
-    assert max(len(line) for line in text.splitlines()) <= 80
-    for shown in ("classification", "equi", "angle_deg_median", "23.5°", "110.2°", "98.7°", "0.812", "0.042", "123456"):
-        assert shown in text
-    assert "ssl_equi_v1" in text and "why" in text and "0.640" in text and "0.640°" not in text
-    assert "lower is better: angle_deg_median, distance_median, composition_error" in text
-    assert "\x1b" not in text
+# ---------------------------------------------------------------- an evaluation's folder
+
+KNN = ProbeRecord("knn", "all", "top1", 0.5, 0.25, "majority class", None, 40, 10, "test", "quick", 0, 0.125)
+ARRAYS = {"per_class_recall/knn/all": np.array([0.5, np.nan]), "map_features/all": np.arange(6, dtype=np.float32)}
 
 
-def test_the_table_is_not_cut_in_a_narrow_log(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
-    print_records([RECORD])
-    assert any("angle_deg_median" in line and "1920" in line for line in capsys.readouterr().out.splitlines())
+def test_everything_comes_back_and_a_second_evaluation_replaces_it(tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    write_evaluation(folder, [KNN], ["light, part all: no latents"], {"encoder": "timm:x"}, ARRAYS)
+    found = read_evaluation(folder)
+    assert found.records == [KNN] and found.notes == ["light, part all: no latents"]
+    assert found.run["encoder"] == "timm:x"
+    assert found.arrays.keys() == ARRAYS.keys()
+    for key, array in ARRAYS.items():
+        np.testing.assert_array_equal(found.arrays[key], array)
+    write_evaluation(folder, [KNN, KNN], [], {}, {})
+    again = read_evaluation(folder)
+    assert len(again.records) == 2 and again.notes == [] and again.arrays == {}
 
 
-def test_values_are_shown_by_their_unit():
-    assert format_value("angle_deg_mean", 12.34) == "12.3°"
-    assert format_value("top1", 0.5) == "0.500"
-    assert format_value("top1", None) == "-"
+def test_arrays_of_another_evaluation_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    write_evaluation(tmp_path / "one", [KNN], [], {}, ARRAYS)
+    write_evaluation(tmp_path / "two", [KNN], [], {}, {})
+    arrays = tmp_path / "one" / "arrays.npz"
+    content = arrays.read_bytes()
+    arrays.write_bytes((tmp_path / "two" / "arrays.npz").read_bytes())
+    with pytest.raises(UserError, match=r"arrays\.npz is not of the same evaluation"):
+        read_evaluation(tmp_path / "one")
+    arrays.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"arrays\.npz is no readable \.npz file"):
+        read_evaluation(tmp_path / "one")
+    arrays.unlink()
+    with pytest.raises(UserError, match=r"arrays\.npz is missing: evaluate again"):
+        read_evaluation(tmp_path / "one")
 
 
-def test_what_rounds_to_zero_has_no_sign():
-    assert format_value("r2_uniform", -0.0004) == format_value("r2_uniform", -0.0) == "0.000"
-    assert format_value("r2_uniform", -0.0006) == "-0.001"
-    assert format_value("angle_deg_median", -0.01) == "0.0°"
+def test_a_runs_results_are_not_replaced(tmp_path: Path) -> None:
+    append_records(tmp_path / "results.json", [KNN])
+    with pytest.raises(UserError, match="of a run, which an evaluation would replace: give another --out"):
+        write_evaluation(tmp_path, [KNN], [], {}, {})
+
+
+def test_objects_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="array 'a' holds objects: give numbers or text"):
+        write_evaluation(tmp_path / "x", [KNN], [], {}, {"a": np.array([None])})
+    assert not (tmp_path / "x").exists()
+
+
+def test_records_of_earlier_versions_have_no_error_over_objects(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, [KNN], [], {}, {})
+    path = tmp_path / "results.json"
+    content = json.loads(path.read_text())
+    for name in ("object_standard_error", "interval_low", "interval_high"):
+        del content["records"][0][name]
+    path.write_text(json.dumps(content))
+    record = read_evaluation(tmp_path).records[0]
+    assert (record.object_standard_error, record.interval_low, record.interval_high) == (None, None, None)

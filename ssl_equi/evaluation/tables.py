@@ -1,0 +1,169 @@
+"""Tables of records as text: of one seed, and of several with means and standard errors; made from nothing else."""
+
+import math
+import shutil
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssl_equi.evaluation.metrics import class_of_metric, format_value, lower_is_better, name_of_class_metric
+from ssl_equi.evaluation.results import ProbeRecord
+
+LINE_WIDTH = 80
+
+
+def print_records(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> None:
+    """Print a table at most 80 columns wide, with the baselines beside each value, and the notes under it."""
+    shown = in_short_tables(records)
+    rows: list[Sequence[str]] = [("task", "part", "metric", "value", "baseline", "random", "n")]
+    task = part = None
+    for record in shown:
+        new_task = record.task != task
+        new_part = new_task or record.part != part
+        if new_part and task is not None:
+            rows.append(())
+        task, part = record.task, record.part
+        numbers = [format_value(record.metric, each) for each in (record.value, record.baseline, record.random_encoder)]
+        rows.append((task if new_task else "", part if new_part else "", record.metric, *numbers, str(record.n)))
+    _print(_aligned(rows, left=3), [*describe_origins(shown), *describe_columns(shown), *notes])
+
+
+def print_seeds(records: Sequence[ProbeRecord], notes: Sequence[str] = (), paper_metrics: Sequence[str] = ()) -> None:
+    """Print the mean over seeds of every metric with its two standard errors, baseline and random encoder.
+
+    Args:
+        notes: printed under the table; those that say the same of several tasks or parts share a line.
+        paper_metrics: marked with a star.
+    """
+    shown = in_short_tables(records)
+    rows: list[Sequence[str]] = [("  part", "metric", "value", "±seed", "±obj", "baseline", "random", "n")]
+    task = part = None
+    for group in _grouped(shown):
+        record = group[0]
+        if record.task != task:
+            rows += [(), (record.task,)]
+        new_part = (record.task, record.part) != (task, part)
+        task, part = record.task, record.part
+        random_values = [each.random_encoder for each in group if each.random_encoder is not None]
+        # Every seed is judged on the same objects, so errors over objects are averaged.
+        object_errors = [each.object_standard_error for each in group if each.object_standard_error is not None]
+        numbers = (
+            float(np.mean([each.value for each in group])),
+            _standard_error([each.value for each in group]),
+            float(np.mean(object_errors)) if object_errors else None,
+            float(np.mean([each.baseline for each in group])),
+            float(np.mean(random_values)) if random_values else None,
+        )
+        name = record.metric + ("*" if record.metric in paper_metrics else "")
+        cells = [format_value(record.metric, number) for number in numbers]
+        rows.append((f"  {part if new_part else ''}", name, *cells, str(record.n)))
+    origins = _describe_seeds(shown, paper_metrics)
+    _print(_aligned(rows, left=2), [*origins, *describe_columns(shown), *merged_notes(notes)])
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Lines of columns, the first ones to the left and numbers to the right; a row of one cell is a heading."""
+    widths = [max(len(cell) for cell in column) for column in zip(*(row for row in rows if len(row) > 1), strict=True)]
+    lines = []
+    for row in rows:
+        padded = [cell.ljust(width) if index < left else cell.rjust(width)
+                  for index, (cell, width) in enumerate(zip(row, widths, strict=False))]  # fmt: skip
+        lines.append(" ".join(padded) if len(row) > 1 else "".join(row))
+    return lines
+
+
+def _print(table: Sequence[str], lines: Sequence[str]) -> None:
+    """The table, which had better be wrapped by a narrow terminal than cut, and what one must know to read it."""
+    print("\n".join(table))
+    width = max(LINE_WIDTH, shutil.get_terminal_size().columns)
+    for line in lines:
+        print(textwrap.fill(line, width, break_long_words=False))
+
+
+def _grouped(records: Sequence[ProbeRecord]) -> list[list[ProbeRecord]]:
+    """Records that differ in their seed alone, in the order of the first seed."""
+    groups: dict[tuple[str, ...], list[ProbeRecord]] = {}
+    for record in records:
+        key = (record.protocol, record.split, record.task, record.part, record.metric)
+        groups.setdefault(key, []).append(record)
+    tasks = list(dict.fromkeys(record.task for record in records))
+    parts = list(dict.fromkeys(record.part for record in records))
+    return sorted(groups.values(), key=lambda group: (tasks.index(group[0].task), parts.index(group[0].part)))
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+
+
+# ---------------------------------------------------------------- what a reader must know
+
+
+def in_short_tables(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
+    """The records without those of single classes."""
+    return [record for record in records if class_of_metric(record.metric) is None]
+
+
+def describe_origins(records: Sequence[ProbeRecord]) -> list[str]:
+    """A line for each protocol, split and seed that the records come from."""
+    origins = {(record.protocol, record.split, record.num_objects, record.seed) for record in records}
+    return [
+        f"protocol {protocol}, split {split} ({num_objects} objects), probe seed {seed}"
+        for protocol, split, num_objects, seed in sorted(origins)
+    ]
+
+
+def _describe_seeds(records: Sequence[ProbeRecord], paper_metrics: Sequence[str]) -> list[str]:
+    origins: dict[tuple[str, str, int], set[int]] = {}
+    for record in records:
+        origins.setdefault((record.protocol, record.split, record.num_objects), set()).add(record.seed)
+    lines = [
+        f"protocol {protocol}, split {split} ({num_objects} objects), mean of probe seeds "
+        f"{', '.join(str(seed) for seed in sorted(seeds))}"
+        for (protocol, split, num_objects), seeds in origins.items()
+    ]
+    lines.append("±seed, ±obj: standard errors over the heads' seeds, and over evaluated objects")
+    if any(record.metric in paper_metrics for record in records):
+        lines.append("*: what the paper of this protocol reports")
+    return lines
+
+
+def describe_columns(records: Sequence[ProbeRecord]) -> list[str]:
+    """What "baseline" and "random" stand for, which metrics are errors, and where the intervals are."""
+    metrics_by_name: dict[str, list[str]] = {}
+    for metric, name in dict.fromkeys((each.metric, each.baseline_name) for each in in_short_tables(records)):
+        metrics_by_name.setdefault(name, []).append(metric)
+    metrics_by_name.pop("constant", None)
+    named = "; ".join(f"{', '.join(metrics)}: {name}" for name, metrics in metrics_by_name.items())
+    lines = [f"baseline: the best constant answer{f', or as named ({named})' if named else ''}"]
+    all_metrics = dict.fromkeys(
+        record.metric if of_class is None else name_of_class_metric(of_class[0], "CLASS")
+        for record, of_class in ((record, class_of_metric(record.metric)) for record in records)
+    )
+    lower = [metric for metric in all_metrics if lower_is_better(metric)]
+    if lower:
+        lines.append(f"lower is better: {', '.join(lower)}")
+    if any(record.interval_low is not None for record in records):
+        lines.append("95 % intervals over resampled objects are in results.json and report.html")
+    if any(record.part.startswith("agg@") for record in records):
+        lines.append("agg@M: the aggregate of M views; all@M: the features of the views that it ends with")
+    if any(record.random_encoder is not None for record in records):
+        lines.append("random: same architecture with fresh weights, same probes")
+    return lines
+
+
+def merged_notes(notes: Sequence[str]) -> list[str]:
+    """Notes "TASK, part PART: why" with the same reason on one line; others as they are."""
+    reasons: dict[str, list[str]] = {}
+    for note in notes:
+        where, colon, why = note.partition(": ")
+        if colon and ", part " in where:
+            reasons.setdefault(why, []).append(where)
+        else:
+            reasons.setdefault(note, [])
+    lines = []
+    for why, places in reasons.items():
+        tasks = dict.fromkeys(place.rpartition(", part ")[0] for place in places)
+        parts = dict.fromkeys(place.rpartition(", part ")[2] for place in places)
+        lines.append(f"{', '.join(tasks)} (part {', '.join(parts)}): {why}" if places else why)
+    return lines
