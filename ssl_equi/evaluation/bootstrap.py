@@ -8,6 +8,7 @@ compared on the same draws: what makes an object hard is then no part of the dif
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -50,7 +51,7 @@ class ObjectStatistic(ABC):
         """What depends on the questions alone, not on the answers: equal for two encoders that were asked the same."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MeanStatistic(ObjectStatistic):
     """Mean of the objects' scores `[num_objects]`; objects without a score (NaN) count for nothing."""
 
@@ -72,7 +73,7 @@ class MeanStatistic(ObjectStatistic):
         return np.isfinite(self.scores)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MedianStatistic(ObjectStatistic):
     """Median of samples' values `[n]`, ascending, which are of the objects `[n]`."""
 
@@ -118,7 +119,7 @@ class MedianStatistic(ObjectStatistic):
         return np.bincount(self.objects, minlength=self.count)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class R2Statistic(ObjectStatistic):
     """`r2_uniform` of K components, from sums over each object's samples, all `[num_objects, K]` but `samples`.
 
@@ -222,12 +223,15 @@ def paired_interval(
     if type(first) is not type(second) or first.num_objects < 2 or resamples < 1:
         return None
     asked, others = first.asked(), second.asked()
-    if asked.shape != others.shape or not np.allclose(asked, others, rtol=1e-4, atol=0):
+    # Targets may have been computed on another device, and sums of their squares may be as small as rounding.
+    if asked.shape != others.shape or not np.allclose(asked, others, rtol=1e-4, atol=1e-6 * asked.max(initial=0)):
         return None
     with np.errstate(invalid="ignore"):
         return _percentiles(_resampled(first, resamples) - _resampled(second, resamples))
 
 
+# All runs of a row are compared with the best one, whose values need to be found once.
+@lru_cache(maxsize=2)
 def _resampled(statistic: ObjectStatistic, resamples: int) -> np.ndarray:
     """Values `[resamples]`; the draws depend on the numbers of objects and of resamples alone."""
     generator = np.random.default_rng(SEED)

@@ -16,17 +16,15 @@ LINE_WIDTH = 80
 def print_records(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> None:
     """Print a table at most 80 columns wide, with the baselines beside each value, and the notes under it."""
     shown = in_short_tables(records)
-    rows: list[Sequence[str]] = [("task", "part", "metric", "value", "baseline", "random", "n")]
-    task = part = None
+    rows = []
     for record in shown:
-        new_task = record.task != task
-        new_part = new_task or record.part != part
-        if new_part and task is not None:
-            rows.append(())
-        task, part = record.task, record.part
         numbers = [format_value(record.metric, each) for each in (record.value, record.baseline, record.random_encoder)]
-        rows.append((task if new_task else "", part if new_part else "", record.metric, *numbers, str(record.n)))
-    _print(_aligned(rows, left=3), [*describe_origins(shown), *describe_columns(shown), *notes])
+        rows.append((record.task, record.part, record.metric, *numbers, str(record.n)))
+    headers = ("metric", "value", "baseline", "random", "n")
+    lines = _table(headers, rows, tasks_in_a_column=True)
+    if max(map(len, lines)) > _width():
+        lines = _table(headers, rows, tasks_in_a_column=False)
+    _print(lines, [*describe_origins(shown), *describe_columns(shown), *notes])
 
 
 def print_seeds(records: Sequence[ProbeRecord], notes: Sequence[str] = (), paper_metrics: Sequence[str] = ()) -> None:
@@ -37,14 +35,9 @@ def print_seeds(records: Sequence[ProbeRecord], notes: Sequence[str] = (), paper
         paper_metrics: marked with a star.
     """
     shown = in_short_tables(records)
-    rows: list[Sequence[str]] = [("  part", "metric", "value", "±seed", "±obj", "baseline", "random", "n")]
-    task = part = None
+    rows = []
     for group in _grouped(shown):
         record = group[0]
-        if record.task != task:
-            rows += [(), (record.task,)]
-        new_part = (record.task, record.part) != (task, part)
-        task, part = record.task, record.part
         random_values = [each.random_encoder for each in group if each.random_encoder is not None]
         # Every seed is judged on the same objects, so errors over objects are averaged.
         object_errors = [each.object_standard_error for each in group if each.object_standard_error is not None]
@@ -57,28 +50,45 @@ def print_seeds(records: Sequence[ProbeRecord], notes: Sequence[str] = (), paper
         )
         name = record.metric + ("*" if record.metric in paper_metrics else "")
         cells = [format_value(record.metric, number) for number in numbers]
-        rows.append((f"  {part if new_part else ''}", name, *cells, str(record.n)))
-    origins = _describe_seeds(shown, paper_metrics)
-    _print(_aligned(rows, left=2), [*origins, *describe_columns(shown), *merged_notes(notes)])
+        rows.append((record.task, record.part, name, *cells, str(record.n)))
+    headers = ("metric", "value", "±seed", "±obj", "baseline", "random", "n")
+    lines = [*_describe_seeds(shown, paper_metrics), *describe_columns(shown), *merged_notes(notes)]
+    _print(_table(headers, rows, tasks_in_a_column=False), lines)
 
 
-def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Lines of columns, the first ones to the left and numbers to the right; a row of one cell is a heading."""
-    widths = [max(len(cell) for cell in column) for column in zip(*(row for row in rows if len(row) > 1), strict=True)]
-    lines = []
+def _table(headers: Sequence[str], rows: Sequence[tuple[str, ...]], *, tasks_in_a_column: bool) -> list[str]:
+    """Aligned lines of rows that begin with task and part, which are written where they change; metrics come third."""
+    left = 3 if tasks_in_a_column else 2
+    shown: list[tuple[str, ...]] = [("task", "part", *headers) if tasks_in_a_column else ("  part", *headers)]
+    task = part = None
     for row in rows:
-        padded = [cell.ljust(width) if index < left else cell.rjust(width)
-                  for index, (cell, width) in enumerate(zip(row, widths, strict=False))]  # fmt: skip
-        lines.append(" ".join(padded) if len(row) > 1 else "".join(row))
+        new_task, new_part = row[0] != task, row[:2] != (task, part)
+        shown_part = row[1] if new_part else ""
+        if tasks_in_a_column:
+            shown += [()] if new_part and task is not None else []
+            shown.append((row[0] if new_task else "", shown_part, *row[2:]))
+        else:
+            shown += [(), (row[0],)] if new_task else []
+            shown.append((f"  {shown_part}", *row[2:]))
+        task, part = row[:2]
+    widths = [max(map(len, column)) for column in zip(*(row for row in shown if len(row) > 1), strict=True)]
+    lines = []
+    for row in shown:
+        cells = [f"{cell:<{width}}" if index < left else f"{cell:>{width}}"
+                 for index, (cell, width) in enumerate(zip(row, widths, strict=False))]  # fmt: skip
+        lines.append(" ".join(cells) if len(row) > 1 else "".join(row))
     return lines
 
 
 def _print(table: Sequence[str], lines: Sequence[str]) -> None:
     """The table, which had better be wrapped by a narrow terminal than cut, and what one must know to read it."""
     print("\n".join(table))
-    width = max(LINE_WIDTH, shutil.get_terminal_size().columns)
     for line in lines:
-        print(textwrap.fill(line, width, break_long_words=False))
+        print(textwrap.fill(line, _width(), break_long_words=False))
+
+
+def _width() -> int:
+    return max(LINE_WIDTH, shutil.get_terminal_size().columns)
 
 
 def _grouped(records: Sequence[ProbeRecord]) -> list[list[ProbeRecord]]:

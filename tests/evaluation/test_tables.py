@@ -50,6 +50,15 @@ def test_the_table_fits_80_columns_and_shows_every_number(capsys, monkeypatch):
     assert "\x1b" not in text
 
 
+def test_a_table_of_long_names_has_its_tasks_on_lines_of_their_own(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    task, metric = "corruption_relative_rotation", "angle_deg_median_mean_corruption"
+    print_records([replace(RECORD, task=task, metric=metric), replace(RECORD, task=task, part="inv", metric=metric)])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and lines.count(task) == 1
+    assert ["equi", metric, "23.5°", "110.2°", "98.7°", "1920"] in [line.split() for line in lines]
+
+
 def test_the_table_is_not_cut_in_a_narrow_log(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     print_records([RECORD])
