@@ -7,14 +7,13 @@ from torch import Tensor
 
 from ssl_equi.evaluation.baselines import Baseline, constant_baselines
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.heads import Samples, fit_ridge, predict
+from ssl_equi.evaluation.heads import HeadPlan, Samples, fit_ridge, predict
 from ssl_equi.evaluation.metrics import direction_errors_deg, r2_metrics, r2_notes, summarise_angles
 from ssl_equi.evaluation.pairs import training_pairs
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.task_needs import HUES, LIGHT
 from ssl_equi.evaluation.task_results import TaskResult, object_means
 from ssl_equi.evaluation.task_samples import (
-    HeadPlan,
     evaluated_pair_rows,
     feature_matrix,
     held_out_objects,

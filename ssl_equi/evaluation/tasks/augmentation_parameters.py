@@ -16,17 +16,15 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import ViewSubset, spread_views
 from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.heads import Samples, predict
+from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads
 from ssl_equi.evaluation.image_context import ImageContext
 from ssl_equi.evaluation.metrics import r2_notes, r2_uniform, varying_components
 from ssl_equi.evaluation.skipping import TaskSkipped
 from ssl_equi.evaluation.task_results import TaskResult
 from ssl_equi.evaluation.task_samples import (
-    HeadPlan,
     feature_matrix,
     require_varied,
     require_varied_targets,
-    train_regressor,
 )
 from ssl_equi.views.actions import action_columns, augmentation_action
 from ssl_equi.views.parameters import ViewParameters
@@ -92,8 +90,9 @@ def augmentation_parameters(context: ImageContext, part: str, seed: int) -> Task
     require_varied_targets(test.targets)
     train_part, test_part = context.part(train.cache, part), context.part(test.cache, part)
     samples = Samples(_pair_rows(train_part), train.targets.to(context.device))
-    plan = HeadPlan(chosen.hidden, chosen.epochs, samples_per_object=1)
-    head = train_regressor(feature_matrix(train_part), lambda epoch: samples, plan, protocol, seed)
+    plan = HeadPlan(chosen.hidden, chosen.epochs)
+    request = HeadRequest(feature_matrix(train_part), lambda epoch: samples, plan, seed)
+    (head,) = train_heads([request], protocol)
     answers = predict(head, feature_matrix(test_part), _pair_rows(test_part)).cpu()
     metrics = _metrics(answers, test.targets, {transform.name for transform in pipeline.transforms})
     return TaskResult(

@@ -6,7 +6,7 @@ classes that no training object has can't be told by any head: they are left out
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from ssl_equi.data.view_counts import NO_VIEW
 from ssl_equi.evaluation.baselines import classification_baselines
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.heads import Samples, build_head, predict, train_head, train_linear_heads
+from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads
 from ssl_equi.evaluation.metrics import balanced_top1, per_class_recall, top1
 from ssl_equi.evaluation.pairs import training_views
 from ssl_equi.evaluation.protocol import ProbeProtocol
@@ -117,16 +117,10 @@ def linear(train: FeatureCache, test: FeatureCache, num_classes: int, protocol: 
         for weight_decay in protocol.linear_weight_decays
     ]
     features = feature_matrix(train)
-    candidates = train_linear_heads(
-        strengths,
-        num_classes,
-        features,
-        fitted,
-        protocol,
-        epochs=protocol.linear_epochs,
-        seed=seed,
-    )
-    learning_rate, weight_decay = strengths[_best_candidate(candidates, features, choosing, len(strengths))]
+    plan = HeadPlan((), protocol.linear_epochs, views_per_object, classes=num_classes)
+    requests = [HeadRequest(features, fitted, plan, seed, *strength) for strength in strengths]
+    candidates = train_heads(requests, protocol)
+    learning_rate, weight_decay = strengths[_best_candidate(candidates, features, choosing)]
     chosen = replace(protocol, learning_rate=learning_rate, weight_decay=weight_decay)
     objects = torch.arange(train.num_objects)
     logits = _trained(train, objects, num_classes, views_per_object, chosen, protocol.linear_epochs, seed)
@@ -245,27 +239,23 @@ def _trained(
     after_epoch: Callable[[torch.nn.Sequential], None] | None = None,
 ) -> torch.nn.Sequential:
     """A linear head that learned from some of the training objects, with the protocol's learning rate."""
-    features = feature_matrix(train)
-    head = build_head(features.shape[1], (), num_classes, torch.Generator().manual_seed(seed))
-    return train_head(
-        head,
-        features,
+    request = HeadRequest(
+        feature_matrix(train),
         lambda epoch: _samples_of_objects(train, objects, views_per_object, seed, epoch),
-        F.cross_entropy,
-        protocol,
-        epochs=epochs,
-        seed=seed,
+        HeadPlan((), epochs, views_per_object, classes=num_classes),
+        seed,
         after_epoch=after_epoch,
     )
+    return train_heads([request], protocol)[0]
 
 
-def _best_candidate(candidates: torch.nn.Linear, features: Tensor, choosing: Samples, count: int) -> int:
-    """Which of `count` heads side by side has the highest top-1, and of these the lowest cross-entropy."""
-    logits = predict(candidates, features, choosing.rows).unflatten(1, (count, -1))
+def _best_candidate(candidates: Sequence[torch.nn.Module], features: Tensor, choosing: Samples) -> int:
+    """Which of the heads has the highest top-1, and of these the lowest cross-entropy."""
     scores = []
-    for index in range(count):
-        loss = float(F.cross_entropy(logits[:, index], choosing.targets))
-        scores.append((top1(logits[:, index], choosing.targets), -loss if math.isfinite(loss) else -math.inf))
+    for head in candidates:
+        logits = predict(head, features, choosing.rows)
+        loss = float(F.cross_entropy(logits, choosing.targets))
+        scores.append((top1(logits, choosing.targets), -loss if math.isfinite(loss) else -math.inf))
     return scores.index(max(scores))
 
 

@@ -14,14 +14,13 @@ from torch import Tensor
 from ssl_equi.evaluation.baselines import Baseline, constant_baselines
 from ssl_equi.evaluation.bootstrap import ObjectStatistic, mean_statistic, median_statistic, r2_uniform_statistic
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.heads import Samples
+from ssl_equi.evaluation.heads import HeadPlan, Samples
 from ssl_equi.evaluation.metrics import r2_notes, r2_uniform, varying_components
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.records import ANGLE, name_of_class_metric
 from ssl_equi.evaluation.skipping import TaskSkipped
 from ssl_equi.evaluation.task_results import Task, TaskResult, object_means
 from ssl_equi.evaluation.task_samples import (
-    HeadPlan,
     evaluated_pair_rows,
     evaluated_view_rows,
     regress_pairs,

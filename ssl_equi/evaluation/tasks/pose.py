@@ -20,18 +20,17 @@ from ssl_equi.evaluation.baselines import (
 )
 from ssl_equi.evaluation.bootstrap import median_statistic, r2_uniform_statistic
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.heads import Samples, predict
+from ssl_equi.evaluation.heads import HeadPlan, Samples, predict, train_heads
 from ssl_equi.evaluation.metrics import angle_errors_deg, distance_median, r2_metrics, r2_notes, summarise_angles
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.records import ANGLE_MEDIAN, name_of_class_metric
 from ssl_equi.evaluation.task_needs import POSE, TRANSLATION
 from ssl_equi.evaluation.task_results import Task, TaskResult, object_means
 from ssl_equi.evaluation.task_samples import (
-    HeadPlan,
     TargetsOf,
     feature_matrix,
     judged_pairs,
-    pair_head,
+    pair_request,
     regress_pairs,
     regress_views,
     require_varied,
@@ -94,7 +93,7 @@ def relative_rotation_head(
 ) -> nn.Sequential:
     """The trained head of the relative rotation, which can be judged on several splits."""
     plan = HeadPlan(protocol.rotation_hidden, protocol.rotation_epochs, protocol.rotation_pairs_per_object)
-    return pair_head(train, _encoded(target, _relative_rotations), plan, protocol, seed)
+    return train_heads([pair_request(train, _encoded(target, _relative_rotations), plan, seed)], protocol)[0]
 
 
 def judge_relative_rotation(
