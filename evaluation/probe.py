@@ -31,7 +31,7 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.sources import DatasetName
 from ssl_equi.evaluation.command import open_encoder_and_data
 from ssl_equi.evaluation.evaluation_suite import Suite
-from ssl_equi.evaluation.feature_store import FeatureStore
+from ssl_equi.evaluation.features import FeatureStore
 from ssl_equi.evaluation.known_tasks import tasks_for
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.evaluation.records import append_records, print_records, refuse_other_content

@@ -19,7 +19,7 @@ from ssl_equi.errors import UserError
 from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
 from ssl_equi.evaluation.evaluation_folder import refuse_results_of_a_run, write_evaluation
 from ssl_equi.evaluation.evaluation_suite import Suite, SuiteResults
-from ssl_equi.evaluation.feature_store import FeatureStore, FeatureType, default_cache_folder
+from ssl_equi.evaluation.features import FeatureStore, default_cache_folder
 from ssl_equi.evaluation.predictors.predictor_tasks import strips_of_predictions
 from ssl_equi.evaluation.predictors.retrieval_results import TASK as RETRIEVAL
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
@@ -77,8 +77,6 @@ class EvaluationConfig:
     """Also ask an untrained encoder of the same architecture; off saves half of the time."""
     cache: Path | None = None
     """Folder of encoded features, which are found again; the user's cache folder when not given."""
-    cache_type: FeatureType = "float32"
-    """Type of encoded features; float16 takes half of the space and rounds by up to 1 / 2048."""
     batch_size: Count = 512
     """Images in one forward pass."""
     out: Path | None = None
@@ -112,7 +110,7 @@ def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
         protocol, config.tasks, config.parts, tuple(range(FIRST_SEED, FIRST_SEED + config.seeds)), device=device,
         further_questions=transfer_questions(transfer_sets), batch_size=config.batch_size, say=live.say, show=live.show,
     )  # fmt: skip
-    store = FeatureStore(config.cache or default_cache_folder(), config.cache_type)
+    store = FeatureStore(config.cache or default_cache_folder())
     results = suite.evaluate(source, data, store, compare_with_random=config.compare_with_random)
     live.clear()
     print_seeds(results.records, results.notes, protocol.paper_metrics)

@@ -16,8 +16,7 @@ from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.feature_store import FeatureStore, counted_images
-from ssl_equi.evaluation.features import FeatureCache, state_sha256
+from ssl_equi.evaluation.features import FeatureCache, FeatureStore, counted_images, state_sha256
 from ssl_equi.evaluation.image_context import ImageContext, ImageQuestion
 from ssl_equi.evaluation.image_questions import IMAGE_QUESTIONS, ROBUSTNESS, ask_questions, spelled_out
 from ssl_equi.evaluation.known_tasks import Task, known_tasks, latent_tasks, tasks_about

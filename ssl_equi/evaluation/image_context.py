@@ -13,8 +13,7 @@ from torch import nn
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DataSource
-from ssl_equi.evaluation.feature_store import FeatureStore, OnProgress
-from ssl_equi.evaluation.features import FeatureCache, ImageChange
+from ssl_equi.evaluation.features import FeatureCache, FeatureStore, ImageChange, OnProgress
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.task_results import TaskResult
 

@@ -7,8 +7,7 @@ from torch import nn
 from ssl_equi.data.sources import DataSource
 from ssl_equi.evaluation.encoders import EncoderSource
 from ssl_equi.evaluation.evaluation_suite import Suite
-from ssl_equi.evaluation.feature_store import FeatureStore
-from ssl_equi.evaluation.features import state_sha256
+from ssl_equi.evaluation.features import FeatureStore, state_sha256
 from ssl_equi.evaluation.known_tasks import tasks_for
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.suite import ProbeResults

@@ -13,8 +13,7 @@ from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import FeatureError, UserError
 from ssl_equi.evaluation.encoders import EncoderSource
 from ssl_equi.evaluation.evaluation_suite import Suite, SuiteResults
-from ssl_equi.evaluation.feature_store import FeatureStore
-from ssl_equi.evaluation.features import state_sha256
+from ssl_equi.evaluation.features import FeatureStore, state_sha256
 from ssl_equi.evaluation.known_tasks import TASKS
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS, ProbeProtocol
 from ssl_equi.evaluation.records import ProbeRecord

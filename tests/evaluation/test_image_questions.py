@@ -15,8 +15,7 @@ from ssl_equi.errors import DataError, UserError
 from ssl_equi.evaluation import image_questions
 from ssl_equi.evaluation.encoders import EncoderSource
 from ssl_equi.evaluation.evaluation_suite import Suite, SuiteResults
-from ssl_equi.evaluation.feature_store import FeatureStore
-from ssl_equi.evaluation.features import state_sha256
+from ssl_equi.evaluation.features import FeatureStore, state_sha256
 from ssl_equi.evaluation.known_tasks import TASKS
 from ssl_equi.evaluation.protocol import AugmentationParametersProtocol, CorruptionProtocol, ProbeProtocol
 from ssl_equi.evaluation.task_results import TaskResult

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from ssl_equi.data.derived import TurnedViews
-from ssl_equi.evaluation.feature_store import FeatureStore
-from ssl_equi.evaluation.features import FeatureCache, encode_split
+from ssl_equi.evaluation.features import FeatureCache, FeatureStore, encode_split
 from ssl_equi.evaluation.known_tasks import TASKS
 from ssl_equi.evaluation.pairs import all_pairs, evaluation_pairs, evaluation_views, training_pairs, training_views
 from ssl_equi.evaluation.predictors.capsule_poses import probe_capsule_poses

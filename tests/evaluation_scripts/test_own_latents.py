@@ -12,8 +12,7 @@ from ssl_equi.data.sources import DataSource, open_data, turned_source
 from ssl_equi.errors import DataError, UserError
 from ssl_equi.evaluation.encoders import EncoderSource
 from ssl_equi.evaluation.evaluation_suite import Suite, SuiteResults
-from ssl_equi.evaluation.feature_store import FeatureStore
-from ssl_equi.evaluation.features import state_sha256
+from ssl_equi.evaluation.features import FeatureStore, state_sha256
 from ssl_equi.evaluation.known_tasks import CORE_TASKS, tasks_for
 from ssl_equi.evaluation.protocol import ProbeProtocol, sie
 from ssl_equi.evaluation.publish import publish_results
