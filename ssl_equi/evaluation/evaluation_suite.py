@@ -3,6 +3,7 @@
 What can't be asked of the data or of a part becomes a note; the encoder's state is hashed before and after every task.
 """
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,10 @@ from ssl_equi.evaluation.suite import (
     with_notes_of_random,
 )
 from ssl_equi.evaluation.task_results import without_undefined
-from ssl_equi.evaluation.tasks.augmentation_equivariance import probe_augmentation_equivariance
+from ssl_equi.evaluation.tasks.augmentation_equivariance import (
+    AugmentationEquivariance,
+    probe_augmentation_equivariance,
+)
 from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE
 from ssl_equi.latents.actions import warning_of_signs
 from ssl_equi.latents.schema import LatentSchema
@@ -118,16 +122,31 @@ class Suite:
         parts = self.parts_of(source)
         check_splits(parts, data.probe_train, data.evaluation, data.evaluation.split)
         names = self.task_names(source, data.evaluation.schema)
-        passes_before = store.encoder_passes
-        outcome = self._probe(source.module, source.name, source, parts, names, data, store, bad_train_records)
-        encoder_passes = store.encoder_passes - passes_before
         random_module = source.untrained() if compare_with_random else None
+        modules = [source.module] if random_module is None else [source.module, random_module]
+
+        @functools.cache
+        def augmentation_equivariance() -> dict[nn.Module, AugmentationEquivariance]:
+            """Of both modules, which share the augmented images; made when the first one is asked."""
+            mean_rgb, std_rgb = source.mean_rgb or data.mean_rgb, source.std_rgb or data.std_rgb
+            measured = probe_augmentation_equivariance(
+                [module.to(self.device) for module in modules], parts, data.evaluation, mean_rgb, std_rgb,
+                self.protocol.augmentation_equivariance, self.device, self.batch_size,
+            )  # fmt: skip
+            return dict(zip(modules, measured, strict=True))
+
+        passes_before = store.encoder_passes
+        outcome = self._probe(
+            source.module, source.name, source, parts, names, data, store, bad_train_records, augmentation_equivariance
+        )
+        encoder_passes = store.encoder_passes - passes_before
         random_outcome = None
         if random_module is not None:
             random_name = f"random {source.name}"
             random_outcome = self._probe(
-                random_module, random_name, source, parts, names, data, store, bad_train_records
-            )
+                random_module, random_name, source, parts, names, data, store, bad_train_records,
+                augmentation_equivariance,
+            )  # fmt: skip
         return self._collect(source, data, names, parts, outcome, random_outcome, encoder_passes)
 
     def parts_of(self, source: EncoderSource) -> dict[str, slice]:
@@ -174,6 +193,7 @@ class Suite:
         data: DataSource,
         store: FeatureStore,
         bad_train_records: BadRecords | None,
+        augmentation_equivariance: Callable[[], dict[nn.Module, AugmentationEquivariance]],
     ) -> "_Outcome":
         """Everything about one module, the encoder or its random counterpart."""
         started = time.perf_counter()
@@ -199,10 +219,7 @@ class Suite:
         if AUGMENTATION_EQUIVARIANCE in names:
             self.say(f"{name}: {AUGMENTATION_EQUIVARIANCE}")
             with counted_images(module) as images, noted_if_unanswered(AUGMENTATION_EQUIVARIANCE, notes):
-                measured = probe_augmentation_equivariance(
-                    module, parts, data.evaluation, mean_rgb, std_rgb, self.protocol.augmentation_equivariance,
-                    self.device, self.batch_size,
-                )  # fmt: skip
+                measured = augmentation_equivariance()[module]
                 augmented = {
                     part: {AUGMENTATION_EQUIVARIANCE: without_undefined(result)}
                     for part, result in measured.results.items()

@@ -173,7 +173,10 @@ def encode_split(
 
 
 def encode_images(encoder: nn.Module, pixels: Tensor, mean_rgb: Sequence[float], std_rgb: Sequence[float]) -> Tensor:
-    """Features float32 `[n, D]` of images `[n, H, W, 3]` in 0..255, in batches that suit the images' device."""
+    """Features float32 `[n, D]` of images `[n, H, W, 3]` in 0..255, in batches that suit their device.
+
+    Images of float32 are overwritten.
+    """
     num_batches = max(1, -(-len(pixels) // CPU_BATCH)) if pixels.device.type == "cpu" else 1
     batches = pixels.tensor_split(num_batches)  # evenly, so that none of them is a small rest
     return torch.cat([encoder(normalise_images(batch, mean_rgb, std_rgb)).float() for batch in batches])

@@ -73,7 +73,7 @@ def small_encoder() -> nn.Module:
 def probe(encoder: nn.Module, collection: ViewsInMemory, **changes: object) -> AugmentationEquivariance:
     parts = changes.pop("parts", {"all": slice(None)})
     protocol = EquivarianceProtocol(**changes)
-    return probe_augmentation_equivariance(encoder, parts, collection, MEAN_RGB, STD_RGB, protocol)
+    return probe_augmentation_equivariance([encoder], parts, collection, MEAN_RGB, STD_RGB, protocol)[0]
 
 
 class QuarterTurn(OccasionalTransform[GrayscaleParameters]):
@@ -117,7 +117,7 @@ def test_an_encoder_that_loses_all_relation_scores_like_its_baselines():
 def test_features_are_those_of_each_image_under_the_same_augmentation():
     collection, protocol = make_images(num_objects=5), EquivarianceProtocol(seed=3)
     encoder = small_encoder().eval()
-    found = encode_augmented(encoder, collection, MEAN_RGB, STD_RGB, protocol, batch_size=7)
+    (found,) = encode_augmented([encoder], collection, MEAN_RGB, STD_RGB, protocol, batch_size=7)
     assert found.original.shape == (20, 6)
     assert found.augmented.shape == (6, 20, 6) and found.composed.shape == (3, 20, 6)
 
@@ -139,10 +139,20 @@ def test_features_are_those_of_each_image_under_the_same_augmentation():
     assert not torch.allclose(found.augmented[0], found.augmented[1], atol=1e-3)
 
 
+def test_several_encoders_share_the_augmented_images_and_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    collection, protocol = make_images(num_objects=20), EquivarianceProtocol(num_augmentations=3, num_compositions=1)
+    encoders, applied, apply = [small_encoder(), Grid(), MeanColour()], [], ViewPipeline.apply
+    arguments = ({"all": slice(None)}, collection, MEAN_RGB, STD_RGB, protocol)
+    alone = [probe_augmentation_equivariance([encoder], *arguments)[0] for encoder in encoders]
+    monkeypatch.setattr(ViewPipeline, "apply", lambda *given: applied.append(given) or apply(*given))
+    assert probe_augmentation_equivariance(encoders, *arguments) == alone
+    assert len(applied) == 4, "three augmentations and a composition of one batch"
+
+
 @pytest.mark.parametrize("batch_size", [1, 13, 1000])
 def test_the_batch_size_plays_no_part(batch_size: int):
-    arguments = (small_encoder(), make_images(num_objects=4), MEAN_RGB, STD_RGB, EquivarianceProtocol())
-    whole, pieces = encode_augmented(*arguments), encode_augmented(*arguments, batch_size=batch_size)
+    arguments = ([small_encoder()], make_images(num_objects=4), MEAN_RGB, STD_RGB, EquivarianceProtocol())
+    (whole,), (pieces,) = encode_augmented(*arguments), encode_augmented(*arguments, batch_size=batch_size)
     torch.testing.assert_close(whole.augmented, pieces.augmented)
     torch.testing.assert_close(whole.composed, pieces.composed)
 
@@ -150,7 +160,9 @@ def test_the_batch_size_plays_no_part(batch_size: int):
 def test_images_are_drawn_once_from_all_views_and_by_the_seed():
     collection = make_images(num_objects=30)
     chosen = [
-        encode_augmented(Grid(), collection, MEAN_RGB, STD_RGB, EquivarianceProtocol(max_images=50, seed=seed)).original
+        encode_augmented([Grid()], collection, MEAN_RGB, STD_RGB, EquivarianceProtocol(max_images=50, seed=seed))[
+            0
+        ].original
         for seed in (0, 0, 1)
     ]
     assert chosen[0].shape == (50, 16)

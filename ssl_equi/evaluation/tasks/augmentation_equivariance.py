@@ -6,6 +6,7 @@ takes 20 augmentations of the test set. Lower is better for all of them, beside 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.images import normalise_images
 from ssl_equi.evaluation.baselines import Baseline
-from ssl_equi.evaluation.features import frozen
+from ssl_equi.evaluation.features import encode_images, frozen
 from ssl_equi.evaluation.known_tasks import TaskResult
 from ssl_equi.evaluation.protocol import EquivarianceProtocol
 from ssl_equi.evaluation.tasks.care_measures import (
@@ -72,7 +72,7 @@ class AugmentedFeatures:
 
 
 def probe_augmentation_equivariance(
-    encoder: nn.Module,
+    encoders: Sequence[nn.Module],
     parts: dict[str, slice],
     collection: ViewCollection,
     mean_rgb: Sequence[float],
@@ -80,44 +80,38 @@ def probe_augmentation_equivariance(
     protocol: EquivarianceProtocol,
     device: torch.device | str = "cpu",
     batch_size: int = 512,
-) -> AugmentationEquivariance:
-    """Encode images and their augmentations, and compare the features of each part.
+) -> list[AugmentationEquivariance]:
+    """Encode images and their augmentations by each encoder, and compare the features of each part.
 
     Args:
-        encoder: maps `[N, 3, H, W]` to `[N, D]`; on `device`; its state and modes are left untouched.
+        encoders: each maps `[N, 3, H, W]` to `[N, D]`; on `device`; state and modes are left untouched. They share the
+            augmented images, which cost as much to make as a small encoder costs to run.
         parts: named slices of the feature columns.
         mean_rgb, std_rgb: of the training images, in units of [0, 1].
-        batch_size: images in one forward pass.
+        batch_size: images that are augmented at once.
 
     Raises:
-        ValueError: there are no augmentations of the protocol's name.
-        RuntimeError: encoding changed a parameter or a buffer of the encoder, or a feature is not finite.
+        RuntimeError: encoding changed a parameter or a buffer of an encoder, or a feature is not finite.
     """
     height, width = collection.image_size
     if height != width:
-        return AugmentationEquivariance({}, (f"not measured: images are {height} x {width} pixels, not square",))
+        note = f"not measured: images are {height} x {width} pixels, not square"
+        return [AugmentationEquivariance({}, (note,)) for _ in encoders]
     if collection.num_images < 2:
-        return AugmentationEquivariance({}, ("not measured: there is only one image",))
-    features = encode_augmented(encoder, collection, mean_rgb, std_rgb, protocol, device, batch_size)
-    results: dict[str, TaskResult] = {}
-    notes: list[str] = []
-    for part, columns in parts.items():
-        result, notes_of_part = compare(features.part(columns), protocol.seed)
-        if result.metrics:
-            results[part] = result
-        notes += [f"{part}: {note}" for note in notes_of_part]
-    return AugmentationEquivariance(results, tuple(notes))
+        return [AugmentationEquivariance({}, ("not measured: there is only one image",)) for _ in encoders]
+    features_of_each = encode_augmented(encoders, collection, mean_rgb, std_rgb, protocol, device, batch_size)
+    return [_compare_parts(features, parts, protocol.seed) for features in features_of_each]
 
 
 def encode_augmented(
-    encoder: nn.Module,
+    encoders: Sequence[nn.Module],
     collection: ViewCollection,
     mean_rgb: Sequence[float],
     std_rgb: Sequence[float],
     protocol: EquivarianceProtocol,
     device: torch.device | str = "cpu",
     batch_size: int = 512,
-) -> AugmentedFeatures:
+) -> list[AugmentedFeatures]:
     """Features of images of the collection before and after the augmentations; arguments and errors as above."""
     pipeline = augmentation_pipeline(protocol.augmentations, collection.image_size[0])
     generator = torch.Generator().manual_seed(protocol.seed)
@@ -125,28 +119,28 @@ def encode_augmented(
         pipeline.draw(1, source_sizes=collection.image_size, generator=generator)
         for _ in range(protocol.num_augmentations)
     ]
-
-    def encode(images: Tensor) -> Tensor:
-        pixels = (images * 255).permute(0, 2, 3, 1).contiguous()
-        return encoder(normalise_images(pixels, mean_rgb, std_rgb)).float().cpu()
-
-    chunks: list[Tensor] = []  # each [1 + A + C, images of the chunk, D]
-    with frozen(encoder):
+    first_composed = 1 + len(draws)
+    chunks: list[list[Tensor]] = [[] for _ in encoders]  # each [1 + A + C, images of the chunk, D]
+    with ExitStack() as stack:
+        for encoder in encoders:
+            stack.enter_context(frozen(encoder))
         for images in _image_chunks(collection, protocol, torch.device(device), batch_size):
-            features, composed = [encode(images)], []
-            for index, draw in enumerate(draws):
-                once = _apply_to_all(pipeline, images, draw)
-                features.append(encode(once))
-                if index % 2 == 0 and index // 2 < protocol.num_compositions:
-                    composed.append(encode(_apply_to_all(pipeline, once, draws[index + 1])))
-            chunks.append(torch.stack(features + composed))
-    together = torch.cat(chunks, dim=1)
-    if not bool(torch.isfinite(together).all()):
+            found: list[dict[int, Tensor]] = [{} for _ in encoders]  # by place in the chunk
+            for place, augmented in _augmentations(pipeline, images, draws, protocol.num_compositions):
+                for encoder, features_at in zip(encoders, found, strict=True):
+                    pixels = (augmented * 255).permute(0, 2, 3, 1).contiguous()  # normalised in place, so once for each
+                    features_at[place] = encode_images(encoder, pixels, mean_rgb, std_rgb).cpu()
+            for chunks_of_encoder, features_at in zip(chunks, found, strict=True):
+                chunks_of_encoder.append(torch.stack([features_at[place] for place in range(len(features_at))]))
+    together = [torch.cat(chunks_of_encoder, dim=1) for chunks_of_encoder in chunks]
+    if not all(bool(torch.isfinite(features).all()) for features in together):
         raise RuntimeError(
             "the encoder produced features of augmented images that are not finite: the run diverged, use an earlier "
             "checkpoint"
         )
-    return AugmentedFeatures(together[0], together[1 : 1 + len(draws)], together[1 + len(draws) :])
+    return [
+        AugmentedFeatures(features[0], features[1:first_composed], features[first_composed:]) for features in together
+    ]
 
 
 def augmentation_pipeline(name: str, image_size: int) -> ViewPipeline:
@@ -156,6 +150,17 @@ def augmentation_pipeline(name: str, image_size: int) -> ViewPipeline:
         ValueError: there is no preset of that name.
     """
     return MILD.pipeline(image_size) if name == "mild" else view_pipelines(name, image_size)[0]
+
+
+def _compare_parts(features: AugmentedFeatures, parts: dict[str, slice], seed: int) -> AugmentationEquivariance:
+    results: dict[str, TaskResult] = {}
+    notes: list[str] = []
+    for part, columns in parts.items():
+        result, notes_of_part = compare(features.part(columns), seed)
+        if result.metrics:
+            results[part] = result
+        notes += [f"{part}: {note}" for note in notes_of_part]
+    return AugmentationEquivariance(results, tuple(notes))
 
 
 def compare(features: AugmentedFeatures, seed: int) -> tuple[TaskResult, list[str]]:
@@ -215,9 +220,20 @@ def _map_errors(features: AugmentedFeatures, seed: int) -> dict[str, float]:
     return errors | {"least_squares_error": float(np.mean(left_over))}
 
 
-def _apply_to_all(pipeline: ViewPipeline, images: Tensor, draw: ViewParameters) -> Tensor:
-    """The one drawn augmentation on every image `[n, 3, H, W]`."""
-    return pipeline.apply(images, draw.rows(torch.zeros(len(images), dtype=torch.long)))
+def _augmentations(
+    pipeline: ViewPipeline, images: Tensor, draws: Sequence[ViewParameters], num_compositions: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Images `[n, 3, H, W]` as they are, under each draw, and under pairs of draws in a row, each with its place."""
+
+    def apply_to_all(images: Tensor, draw: ViewParameters) -> Tensor:
+        return pipeline.apply(images, draw.rows(torch.zeros(len(images), dtype=torch.long)))
+
+    yield 0, images
+    for index, draw in enumerate(draws):
+        once = apply_to_all(images, draw)
+        yield 1 + index, once
+        if index % 2 == 0 and index // 2 < num_compositions:
+            yield 1 + len(draws) + index // 2, apply_to_all(once, draws[index + 1])
 
 
 def _image_chunks(
