@@ -229,17 +229,18 @@ def _loss_of_bundle(
     if len(bundle) == 1:
         outputs, goals = bundle[0].head(inputs[bundle[0].source]), targets[bundle[0].source]
         return F.cross_entropy(outputs, goals) if of_classes else F.mse_loss(outputs, goals)
-    outputs = torch.stack([inputs[training.source] for training in bundle])  # [heads, batch, columns]
+    # [heads, columns, batch]: the other way round, gradients of weights would have to be transposed by a copy of each.
+    outputs = torch.stack([inputs[training.source] for training in bundle]).mT
     goals = torch.stack([targets[training.source] for training in bundle])
     for layers in zip(*(training.head for training in bundle), strict=True):
         if isinstance(layers[0], nn.Linear):
             weights, biases = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
-            outputs = torch.baddbmm(biases[:, None], outputs, weights.mT)
+            outputs = torch.baddbmm(biases[:, :, None], weights, outputs)
         else:
             outputs = outputs.relu()
     if of_classes:
-        return F.cross_entropy(outputs.flatten(0, 1), goals.flatten(), reduction="sum") / goals.shape[1]
-    return F.mse_loss(outputs, goals, reduction="sum") / goals[0].numel()
+        return F.cross_entropy(outputs, goals, reduction="sum") / goals.shape[1]
+    return F.mse_loss(outputs.mT, goals, reduction="sum") / goals[0].numel()
 
 
 def build_head(
