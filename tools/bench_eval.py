@@ -21,7 +21,7 @@ turns; a ratio is that of the seconds a query in one round, of which the loop an
 query among 50 views is already real work, which a batch makes only some times cheaper; a query among all views of a set
 is bound by memory, which a batch is not.
 
-Heads: those of the relative rotation on three parts with three seeds, trained in the same steps and one by one. A CPU is
+Heads: those of relative rotations on three parts with three seeds, trained in the same steps and one by one. A CPU is
 bound by arithmetic, of which both do as much; a GPU by launches, so operators that compute are counted per step of all
 nine heads, with equal layers multiplied at once as on a GPU.
 """
