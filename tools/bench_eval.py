@@ -1,7 +1,8 @@
-"""What evaluating an encoder costs beside the usual way: images that are encoded for probes, and time of retrieval.
+"""What evaluating an encoder costs beside the usual way: images encoded for probes, time of retrieval and of heads.
 
     python tools/bench_eval.py                                      a minute or two on a CPU
     python tools/bench_eval.py --device cuda --objects 1000 --json eval.json
+    python tools/bench_eval.py --measure heads                      only that, half a minute
 
 Probes: SIE's released evaluation trains one head a script, and each encodes its images anew. A probe of the class takes
 one view of every object of both splits in each of 300 epochs, a probe of rotation or of colour two; every one is run on
@@ -19,27 +20,33 @@ the other: `F.cosine_similarity` with the gallery, which is then sorted. Both mu
 turns; a ratio is that of the seconds a query in one round, of which the loop answers only some. On one core of a CPU a
 query among 50 views is already real work, which a batch makes only some times cheaper; a query among all views of a set
 is bound by memory, which a batch is not.
+
+Heads: those of relative rotations on three parts with three seeds, trained in the same steps and one by one. A CPU is
+bound by arithmetic, of which both do as much; a GPU by launches, so operators that compute are counted per step of all
+nine heads, with equal layers multiplied at once as on a GPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from benchmarks import Row, print_rows, row_of, seconds_of, write_rows
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import normalise_images
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.features import encode_split
+from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, train_heads
 from ssl_equi.evaluation.predictors.retrieval import hit_at_k, mean_reciprocal_rank, prediction_retrieval_error, ranks
 from ssl_equi.evaluation.predictors.retrieval_results import HIT_RANKS
-from ssl_equi.evaluation.protocol import sie
+from ssl_equi.evaluation.protocol import embedded, sie
 from ssl_equi.evaluation.suite import ask_features, tasks_for
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import relative_quat
@@ -53,6 +60,7 @@ TARGETS_WIDTH = {"relative_rotation": 4, "colour": 2}
 MEAN_RGB = STD_RGB = (0.5, 0.5, 0.5)
 IMAGE_SIDE, FEATURES, CLASSES = 8, 12, 3
 TARGET = 50.0  # times fewer images, times less time
+HEAD_FEATURES, HEAD_SEEDS = 256, 3  # of a part
 EQUAL_SHARE = 1e-3  # of queries for which two views may be equally near in float32
 EQUAL_ERROR = 1e-5  # between retrieval errors of the same view
 
@@ -61,6 +69,8 @@ EQUAL_ERROR = 1e-5  # between retrieval errors of the same view
 class Config:
     """Sizes."""
 
+    measure: Literal["all", "images", "retrieval", "heads"] = "all"
+    """What is counted or timed."""
     train_objects: int = 24
     """Objects that heads are trained on, while images are counted."""
     test_objects: int = 8
@@ -314,6 +324,77 @@ def time_retrieval(config: Config) -> list[Row]:
     return rows
 
 
+class CountedOperators(TorchDispatchMode):
+    """Counts operators that compute, views aside: each is about one launch of a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += func.namespace == "aten" and not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def make_head_requests(config: Config) -> list[HeadRequest]:
+    """Heads of relative rotations on three parts with three seeds, on features and poses of noise."""
+    generator = torch.Generator().manual_seed(0)
+    num_rows = config.objects * config.views
+    parts = [torch.randn(num_rows, HEAD_FEATURES, generator=generator).to(config.device) for _ in PARTS]
+    quats_xyzw = F.normalize(torch.randn(num_rows, 4, generator=generator), dim=1)
+    plan = HeadPlan(embedded().rotation_hidden, config.epochs, embedded().rotation_pairs_per_object)
+
+    def drawn(seed: int) -> Callable[[int], Samples]:
+        def samples_of_epoch(epoch: int) -> Samples:
+            generator = torch.Generator().manual_seed(1000 * seed + epoch)
+            rows = torch.randint(0, num_rows, (config.objects * plan.samples_per_object, 2), generator=generator)
+            targets = relative_quat(*quats_xyzw[rows].unbind(1))
+            return Samples(rows.to(config.device), targets.to(config.device))
+
+        return samples_of_epoch
+
+    of_seeds = [drawn(seed) for seed in range(HEAD_SEEDS)]
+    return [HeadRequest(part, draw, plan, seed) for part in parts for seed, draw in enumerate(of_seeds)]
+
+
+def measure_heads(config: Config) -> list[Row]:
+    """Time of training apart over together in the same round, and operators a step of both."""
+    protocol, requests = embedded(), make_head_requests(config)
+    num_samples = config.objects * protocol.rotation_pairs_per_object
+    steps = config.epochs * -(-num_samples // protocol.batch_size)
+
+    def apart(requests: Sequence[HeadRequest]) -> None:
+        for request in requests:
+            train_heads([request], protocol)
+
+    def operators_a_step(train: Callable[[Sequence[HeadRequest]], object]) -> float:
+        counts = []
+        for epochs in (0, config.epochs):  # what is done once, before and after, doesn't count
+            with CountedOperators() as counted:
+                train([replace(request, plan=replace(request.plan, epochs=epochs)) for request in requests])
+            counts.append(counted.count)
+        return (counts[1] - counts[0]) / steps
+
+    operators = [operators_a_step(train) for train in (apart, lambda given: train_heads(given, protocol, stacked=True))]
+    seconds = [
+        (
+            seconds_of(lambda: apart(requests), config.device),
+            seconds_of(lambda: train_heads(requests, protocol), config.device),
+        )
+        for _ in range(config.rounds)
+    ]
+    return [
+        row_of("time of nine heads, apart / together", [alone / shared for alone, shared in seconds]),
+        row_of("operators of nine heads, apart / together", [operators[0] / operators[1]]),
+        row_of("milliseconds a step of nine heads, apart", [1000 * alone / steps for alone, _ in seconds]),
+        row_of("milliseconds a step of nine heads, together", [1000 * shared / steps for _, shared in seconds]),
+        row_of("operators a step of nine heads, apart", operators[:1]),
+        row_of("operators a step of nine heads, together", operators[1:]),
+    ]
+
+
 def main(config: Config) -> None:
     sizes = (
         config.train_objects,
@@ -328,12 +409,18 @@ def main(config: Config) -> None:
         raise UserError(
             f"a size is too small in {config}: give {CLASSES} training objects, 2 views and 1 of all else or more"
         )
-    counts = count_images(config)
-    print_rows(f"{config.views} views an object", counts, ["{:,.0f}"] * len(counts))
-    times = time_retrieval(config)
+    rows: list[Row] = []
     title = f"{config.objects} objects, {config.views} views, E={config.embedding_dim}, {config.device}"
-    print_rows(title, times, ["{:,.1f}"] * 3 + ["{:.3f}"] * (len(times) - 3))
-    write_rows(config.json, counts + times, config.device)
+    if config.measure in ("all", "images"):
+        rows += (counts := count_images(config))
+        print_rows(f"{config.views} views an object", counts, ["{:,.0f}"] * len(counts))
+    if config.measure in ("all", "retrieval"):
+        rows += (times := time_retrieval(config))
+        print_rows(title, times, ["{:,.1f}"] * 3 + ["{:.3f}"] * (len(times) - 3))
+    if config.measure in ("all", "heads"):
+        rows += (of_heads := measure_heads(config))
+        print_rows(title, of_heads, ["{:,.2f}"] * len(of_heads))
+    write_rows(config.json, rows, config.device)
 
 
 if __name__ == "__main__":

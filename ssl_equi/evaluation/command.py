@@ -17,7 +17,7 @@ from ssl_equi.data.rendering.procedural import ProceduralConfig
 from ssl_equi.data.sources import DATASETS, DatasetName, DataSource, open_data, stored_image_size, turned_source
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
-from ssl_equi.evaluation.feature_store import FeatureStore, FeatureType, default_cache_folder
+from ssl_equi.evaluation.features import FeatureStore, default_cache_folder
 from ssl_equi.evaluation.predictors.predictor_tasks import strips_of_predictions
 from ssl_equi.evaluation.predictors.retrieval_results import TASK as RETRIEVAL
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
@@ -80,8 +80,6 @@ class EvaluationConfig:
     """Also ask an untrained encoder of the same architecture; off saves half of the time."""
     cache: Path | None = None
     """Folder of encoded features, which are found again; the user's cache folder when not given."""
-    cache_type: FeatureType = "float32"
-    """Type of encoded features; float16 takes half of the space and rounds by up to 1 / 2048."""
     batch_size: Count = 512
     """Images in one forward pass."""
     out: Path | None = None
@@ -125,7 +123,7 @@ def _evaluate_encoder(config: EvaluationConfig, label: str) -> Path:
     require_writable(out)
     transfer_sets = [open_transfer_set(text, source.image_size, config.transfer_split) for text in config.transfer]
     live = LiveLine()
-    store = FeatureStore(config.cache or default_cache_folder(), config.cache_type)
+    store = FeatureStore(config.cache or default_cache_folder())
     results = evaluate(
         source, data, protocol, tasks=config.tasks, parts=config.parts,
         seeds=range(FIRST_SEED, FIRST_SEED + config.seeds), further=transfer_tasks(transfer_sets), store=store,

@@ -1,26 +1,45 @@
-"""Encode every view of a split exactly once, and prove that the encoder was not changed by it.
+"""Features of every view of a split: encoded once for each encoder, kept on disk, and found again by whoever asks.
 
-All probes then train on the cached features: the reference code re-encodes every image for each probe and epoch, and
-leaves batch normalisation in training mode while it does, so that the "frozen" encoder drifts.
+The encoder is proven to be unchanged: the reference code re-encodes every image for each probe and epoch and leaves
+batch normalisation in training mode while it does, so that its "frozen" encoder drifts.
 """
 
 import hashlib
+import json
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from filelock import FileLock
+from platformdirs import user_cache_path
 from torch import Tensor, nn
 
+from ssl_equi.checkpoint import describe_os_error
 from ssl_equi.data.bad_records import BadRecords, problems_of_rows
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import normalise_images
+from ssl_equi.data.npy import map_npy
 from ssl_equi.data.view_counts import ViewsOfEach, is_view
-from ssl_equi.errors import DataError, FeatureError
+from ssl_equi.errors import CheckpointError, DataError, FeatureError
+from ssl_equi.files import read_json_object, sync_folder, write_durably
 from ssl_equi.latents.schema import LatentSchema
+
+FORMAT_VERSION = 1  # raised when the same key would stand for other numbers
+FEATURES_FILE, ENTRY_FILE = "features.npy", "entry.json"
+HASHED_BYTES_AT_ONCE = 1 << 24
+# On a CPU, larger batches fall out of its cache and are slower; those of fewer than 32 images may take other kernels,
+# which round features differently.
+CPU_BATCH = 64
+
+OnProgress = Callable[[int, int], None]  # views done, of so many
 
 
 class ImageChange(Protocol):
@@ -123,108 +142,8 @@ class FeatureCache:
         return replace(self, **changed)
 
 
-def encode_split(
-    encoder: nn.Module,
-    dataset: ViewCollection,
-    mean_rgb: Sequence[float],
-    std_rgb: Sequence[float],
-    device: torch.device | str = "cpu",
-    batch_size: int = 512,
-    bad_records: BadRecords | None = None,
-) -> FeatureCache:
-    """Encode each view of `dataset` once, in evaluation mode and float32; the features stay on the CPU.
-
-    The next batch is decoded in a second thread while the present one is encoded. The modes (training or evaluation)
-    of the encoder and of each submodule are what they were before.
-
-    Args:
-        encoder: maps `[N, 3, H, W]` to `[N, D]`.
-        mean_rgb, std_rgb: of the training images, in units of [0, 1].
-        batch_size: views in one forward pass, rounded down to whole objects (at least one object).
-        bad_records: if these are skipped, an object of which a view can't be read is left out of the cache.
-
-    Raises:
-        DataError: a view can't be read and isn't skipped, or no object is left.
-        FeatureError: a feature is not finite.
-        RuntimeError: encoding changed a parameter or a buffer of the encoder.
-    """
-    batches: list[Tensor] = []
-    problems: dict[int, DataError] | None = {} if bad_records is not None and bad_records.are_skipped else None
-    encode_batches(
-        encoder, dataset, mean_rgb, std_rgb, device, batch_size, lambda _, features: batches.append(features),
-        problems=problems,
-    )  # fmt: skip
-    # Concatenated outside inference mode, so that the cache is an ordinary tensor that autograd accepts.
-    return without_bad_objects(cache_of(torch.cat(batches), dataset), dataset, problems, bad_records)
-
-
-def without_bad_objects(
-    cache: FeatureCache,
-    dataset: ViewCollection,
-    problems: dict[int, DataError] | None,
-    bad_records: BadRecords | None,
-) -> FeatureCache:
-    """The cache without the objects that have a problem, each of which is counted.
-
-    Raises:
-        DataError: no object is left, or more are bad than allowed.
-    """
-    if not problems or bad_records is None:
-        return cache
-    for object_index, problem in problems.items():
-        bad_records.count(object_index, problem)
-    good = [index for index in range(dataset.num_objects) if index not in problems]
-    if not good:
-        raise DataError(f"none of the {dataset.num_objects} objects of split {dataset.split!r} can be read: rebuild it")
-    return cache.objects(torch.tensor(good))
-
-
-def encode_batches(
-    encoder: nn.Module,
-    dataset: ViewCollection,
-    mean_rgb: Sequence[float],
-    std_rgb: Sequence[float],
-    device: torch.device | str,
-    batch_size: int,
-    receive: Callable[[int, Tensor], None],
-    encoder_name: str = "the encoder",
-    problems: dict[int, DataError] | None = None,
-    change: ImageChange | None = None,
-) -> None:
-    """Encode each view once, as `encode_split` does, and hand over each batch in turn.
-
-    Args:
-        receive: is given the index of the batch's first object, and features float32 `[b, n_views, D]` on the CPU.
-        encoder_name: for errors.
-        problems: is told what is wrong with an object that can't be read, whose features mean nothing then; such an
-            object raises when None.
-        change: of the images before they are encoded.
-
-    Raises:
-        FeatureError: a feature is not finite.
-        RuntimeError: encoding changed a parameter or a buffer of the encoder.
-    """
-    first_object = 0
-    with frozen(encoder):
-        objects_per_batch = max(1, batch_size // dataset.num_views)
-        for images in _image_batches(dataset, objects_per_batch, torch.device(device), problems):
-            images = images if change is None else change(images, first_object)
-            if dataset.view_counts is None:
-                encoded = encoder(normalise_images(images.flatten(0, 1), mean_rgb, std_rgb))
-                features = encoded.float().unflatten(0, images.shape[:2]).cpu()
-            else:
-                counts = dataset.view_counts[first_object : first_object + len(images)]
-                there = torch.from_numpy(is_view(counts, dataset.num_views))
-                encoded = encoder(normalise_images(images[there.to(images.device)], mean_rgb, std_rgb)).float().cpu()
-                features = encoded.new_zeros(*there.shape, encoded.shape[1])
-                features[there] = encoded
-            _check_finite(features, first_object, dataset, encoder_name)
-            receive(first_object, features)
-            first_object += len(images)
-
-
 def cache_of(features: Tensor, dataset: ViewCollection) -> FeatureCache:
-    """Features `[n_objects, n_views, D]` of all views of a split with what the split knows about them."""
+    """Features `[n_objects, n_views, D]` of all views of a split, with what the split knows about them."""
     quats_xyzw, counts = dataset.quats_xyzw, dataset.view_counts
     return FeatureCache(
         features=features,
@@ -237,28 +156,163 @@ def cache_of(features: Tensor, dataset: ViewCollection) -> FeatureCache:
     )
 
 
-@contextmanager
-def frozen(encoder: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; afterwards each submodule has its own mode again.
+def encode_split(
+    encoder: nn.Module,
+    dataset: ViewCollection,
+    mean_rgb: Sequence[float],
+    std_rgb: Sequence[float],
+    device: torch.device | str = "cpu",
+    batch_size: int = 512,
+    bad_records: BadRecords | None = None,
+) -> FeatureCache:
+    """What `FeatureStore.encode` makes of a split, not kept."""
+    return FeatureStore(None).encode(
+        encoder, dataset, mean_rgb, std_rgb, name="the encoder", architecture="", encoder_sha256="", device=device,
+        batch_size=batch_size, bad_records=bad_records,
+    )  # fmt: skip
 
-    Raises:
-        RuntimeError: at the end, if a parameter or a buffer was changed.
+
+def encode_images(encoder: nn.Module, pixels: Tensor, mean_rgb: Sequence[float], std_rgb: Sequence[float]) -> Tensor:
+    """Features float32 `[n, D]` of images `[n, H, W, 3]` in 0..255, in batches that suit their device.
+
+    Images of float32 are overwritten.
     """
-    hashes_before = _state_hashes(encoder)
-    with _evaluation_mode(encoder), torch.inference_mode():
-        yield
-    _check_unchanged(hashes_before, _state_hashes(encoder))
+    num_batches = max(1, -(-len(pixels) // CPU_BATCH)) if pixels.device.type == "cpu" else 1
+    batches = pixels.tensor_split(num_batches)  # evenly, so that none of them is a small rest
+    return torch.cat([encoder(normalise_images(batch, mean_rgb, std_rgb)).float() for batch in batches])
 
 
-def _check_finite(features: Tensor, first_object: int, dataset: ViewCollection, encoder_name: str) -> None:
-    """Raises FeatureError naming the first bad view of a batch `[b, n_views, D]`."""
-    bad = (~torch.isfinite(features).all(dim=-1)).nonzero()
-    if len(bad):
-        object_in_batch, view = bad[0].tolist()
-        raise FeatureError(
-            f"features of {encoder_name} are not finite, first those of view {view} of object "
-            f"{first_object + object_in_batch} of the {dataset.split} split: it diverged, use an earlier checkpoint"
-        )
+@contextmanager
+def counted_images(encoder: nn.Module) -> Iterator[list[int]]:
+    """Inside, the one number of the list is how many images went through `encoder`."""
+    count = [0]
+
+    def add(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        count[0] += len(inputs[0])
+
+    handle = encoder.register_forward_pre_hook(add)
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+def default_cache_folder() -> Path:
+    """Where features are kept if nothing else is said: the user's cache folder."""
+    return user_cache_path("ssl_equi") / "features"
+
+
+@dataclass
+class FeatureStore:
+    """Encodes splits, or finds what was encoded before.
+
+    An entry is a folder named after a hash of all that features depend on. It holds `features.npy`, which is read as a
+    memory map, and `entry.json`, which says what it is and how the array hashes. It is written under another name batch
+    by batch and renamed when it is whole; one that is damaged is encoded anew.
+
+    Attributes:
+        folder: of the entries; None: features stay in memory and are not kept.
+        encoder_passes: images that went through an encoder so far.
+    """
+
+    folder: Path | None
+    encoder_passes: int = field(default=0, init=False)
+
+    def encode(
+        self,
+        encoder: nn.Module,
+        dataset: ViewCollection,
+        mean_rgb: Sequence[float],
+        std_rgb: Sequence[float],
+        *,
+        name: str,
+        architecture: str,
+        encoder_sha256: str,
+        device: torch.device | str = "cpu",
+        batch_size: int = 512,
+        change: ImageChange | None = None,
+        bad_records: BadRecords | None = None,
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> FeatureCache:
+        """Features of every view of `dataset`, float32 on the CPU, from the store if they are there.
+
+        Args:
+            encoder: maps `[N, 3, H, W]` to `[N, D]`; on `device`; encodes in evaluation mode, and its state and modes
+                are left untouched.
+            mean_rgb, std_rgb: of the training images, in units of [0, 1].
+            name: of the encoder, for errors.
+            architecture: name and arguments of the encoder.
+            encoder_sha256: of its parameters and buffers (`state_sha256`).
+            batch_size: views read at once, rounded down to whole objects (at least one); at most so many are encoded
+                at once.
+            change: of the images before they are encoded; its fingerprint is one of the things features depend on.
+            bad_records: if these are skipped, an object of which a view can't be read is left out, and features are
+                not kept.
+
+        Raises:
+            FeatureError: a feature is not finite.
+            DataError: a view can't be read and isn't skipped, or no object is left.
+            CheckpointError: the folder can't be written.
+            RuntimeError: encoding changed the encoder.
+        """
+        problems: dict[int, DataError] | None = {} if bad_records is not None and bad_records.are_skipped else None
+        device = torch.device(device)
+
+        def encode_into(receive: Callable[[int, Tensor], None]) -> None:
+            """Gives each batch's first object and its features `[b, n_views, D]`."""
+            first_object, objects_per_batch = 0, max(1, batch_size // dataset.num_views)
+            with frozen(encoder), counted_images(encoder) as images_seen:
+                try:
+                    for images in _image_batches(dataset, objects_per_batch, device, problems):
+                        images = images if change is None else change(images, first_object)
+                        features = _encode_views(encoder, dataset, images, first_object, mean_rgb, std_rgb)
+                        _check_finite(features, first_object, dataset, name)
+                        receive(first_object, features)
+                        first_object += len(images)
+                        on_progress(first_object * dataset.num_views, dataset.num_objects * dataset.num_views)
+                finally:
+                    self.encoder_passes += images_seen[0]
+
+        if self.folder is None or problems is not None:
+            batches: list[Tensor] = []
+            encode_into(lambda _, features: batches.append(features))
+            # Put together outside inference mode, so that the cache is an ordinary tensor that autograd accepts.
+            return _without_bad_objects(cache_of(torch.cat(batches), dataset), dataset, problems, bad_records)
+        key = _key(dataset, mean_rgb, std_rgb, architecture, encoder_sha256, device)
+        if change is not None:
+            key["change"] = change.fingerprint
+        entry = self.folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / f".{entry.name}.lock"):
+                if not _is_whole(entry, key):
+                    _write(entry, key, dataset, encode_into)
+        except OSError as error:
+            raise CheckpointError(describe_os_error(error, entry)) from error
+        path = entry / FEATURES_FILE
+        cure = f"delete the folder {entry}, it is made anew"
+        # Copy on write: the array may be changed in memory, which torch asks for, and the file never is.
+        features = map_npy(path, str(path), CheckpointError, cure, dtype="float32", copy_on_write=True)
+        return cache_of(torch.from_numpy(features), dataset)
+
+
+def _encode_views(
+    encoder: nn.Module,
+    dataset: ViewCollection,
+    images: Tensor,
+    first_object: int,
+    mean_rgb: Sequence[float],
+    std_rgb: Sequence[float],
+) -> Tensor:
+    """Features `[b, n_views, D]` on the CPU of images `[b, n_views, H, W, 3]`; zero behind an object's own views."""
+    if dataset.view_counts is None:
+        return encode_images(encoder, images.flatten(0, 1), mean_rgb, std_rgb).unflatten(0, images.shape[:2]).cpu()
+    counts = dataset.view_counts[first_object : first_object + len(images)]
+    there = torch.from_numpy(is_view(counts, dataset.num_views))
+    encoded = encode_images(encoder, images[there.to(images.device)], mean_rgb, std_rgb).cpu()
+    features = encoded.new_zeros(*there.shape, encoded.shape[1])
+    features[there] = encoded
+    return features
 
 
 def _image_batches(
@@ -301,22 +355,133 @@ def _image_batches(
             yield images.to(device)
 
 
-@contextmanager
-def _evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards each submodule's own mode again."""
-    modes = {submodule: submodule.training for submodule in module.modules()}
-    module.eval()
+def _check_finite(features: Tensor, first_object: int, dataset: ViewCollection, encoder_name: str) -> None:
+    """Raises FeatureError naming the first bad view of a batch `[b, n_views, D]`."""
+    bad = (~torch.isfinite(features).all(dim=-1)).nonzero()
+    if len(bad):
+        object_in_batch, view = bad[0].tolist()
+        raise FeatureError(
+            f"features of {encoder_name} are not finite, first those of view {view} of object "
+            f"{first_object + object_in_batch} of the {dataset.split} split: it diverged, use an earlier checkpoint"
+        )
+
+
+def _without_bad_objects(
+    cache: FeatureCache,
+    dataset: ViewCollection,
+    problems: dict[int, DataError] | None,
+    bad_records: BadRecords | None,
+) -> FeatureCache:
+    """The cache without the objects that have a problem, each of which is counted."""
+    if not problems or bad_records is None:
+        return cache
+    for object_index, problem in problems.items():
+        bad_records.count(object_index, problem)
+    good = [index for index in range(dataset.num_objects) if index not in problems]
+    if not good:
+        raise DataError(f"none of the {dataset.num_objects} objects of split {dataset.split!r} can be read: rebuild it")
+    return cache.objects(torch.tensor(good))
+
+
+def _write(
+    entry: Path,
+    key: dict[str, Any],
+    dataset: ViewCollection,
+    encode_into: Callable[[Callable[[int, Tensor], None]], None],
+) -> None:
+    """Write an entry batch by batch, and give it its name when it is whole."""
+    temporary = entry.with_name(f".writing-{entry.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    arrays: list[np.memmap[Any, Any]] = []
+
+    def write_batch(first_object: int, features: Tensor) -> None:
+        rows = features.numpy()
+        if not arrays:
+            shape = (dataset.num_objects, dataset.num_views, rows.shape[-1])
+            arrays.append(
+                np.lib.format.open_memmap(temporary / FEATURES_FILE, mode="w+", dtype=rows.dtype, shape=shape)
+            )
+        arrays[0][first_object : first_object + len(rows)] = rows
+
     try:
-        yield
+        encode_into(write_batch)
+        arrays.pop().flush()
+        described = {"key": key, "features_blake2b": _file_hash(temporary / FEATURES_FILE)}
+        write_durably(temporary / ENTRY_FILE, (json.dumps(described, indent=1) + "\n").encode())
+        shutil.rmtree(entry, ignore_errors=True)
+        temporary.rename(entry)
+        sync_folder(entry.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _key(
+    dataset: ViewCollection,
+    mean_rgb: Sequence[float],
+    std_rgb: Sequence[float],
+    architecture: str,
+    encoder_sha256: str,
+    device: torch.device,
+) -> dict[str, Any]:
+    """All that features depend on. The content key of turned views tells how they are turned."""
+    return {
+        "format": FORMAT_VERSION,
+        "encoder_sha256": encoder_sha256,
+        "architecture": architecture,
+        "data_fingerprint": dataset.content_key,
+        "split": dataset.split,
+        "views": [dataset.num_objects, dataset.num_views],
+        "image_size": list(dataset.image_size),
+        "mean_rgb": [float(value) for value in mean_rgb],
+        "std_rgb": [float(value) for value in std_rgb],
+        "dtype": "float32",
+        "device": device.type,
+        "torch": str(torch.__version__),
+        "timm": version("timm"),
+    }
+
+
+def _is_whole(entry: Path, key: dict[str, Any]) -> bool:
+    """Whether an entry is there, is what its name says, and holds what was written."""
+    try:
+        described = read_json_object(entry / ENTRY_FILE, FeatureError)
+        return described.get("key") == key and described.get("features_blake2b") == _file_hash(entry / FEATURES_FILE)
+    except (OSError, FeatureError):
+        return False
+
+
+def _file_hash(path: Path) -> str:
+    hasher = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(HASHED_BYTES_AT_ONCE):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+@contextmanager
+def frozen(encoder: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; afterwards each submodule has its own mode again.
+
+    Raises:
+        RuntimeError: at the end, if a parameter or a buffer was changed.
+    """
+    modes = {submodule: submodule.training for submodule in encoder.modules()}
+    before = _tensor_hashes(encoder)
+    encoder.eval()
+    try:
+        with torch.inference_mode():
+            yield
     finally:
         for submodule, training in modes.items():
             submodule.training = training
-
-
-def _state_hashes(module: nn.Module) -> dict[str, str]:
-    """Hash of each parameter and buffer, non-persistent buffers included, by name."""
-    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    return {name: _tensor_hash(tensor) for name, tensor in tensors.items()}
+    after = _tensor_hashes(encoder)
+    changed = [name for name in before | after if before.get(name) != after.get(name)]
+    if changed:
+        raise RuntimeError(
+            f"encoding changed '{changed[0]}' of the encoder ({len(changed)} of {len(before)} tensors): "
+            "a frozen encoder must not update its state in evaluation mode"
+        )
 
 
 def state_sha256(module: nn.Module) -> str:
@@ -324,23 +489,22 @@ def state_sha256(module: nn.Module) -> str:
 
     Non-persistent buffers are included, so that it tells of any change that could alter the features.
     """
-    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    tensors = _tensors(module)
     lines = [
-        f"{name} {tensor.dtype} {tuple(tensor.shape)} {_tensor_hash(tensor)}\n"
-        for name, tensor in sorted(tensors.items())
+        f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} {tensor_hash}\n"
+        for name, tensor_hash in sorted(_tensor_hashes(module).items())
     ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _tensor_hash(tensor: Tensor) -> str:
-    raw_bytes = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return hashlib.blake2b(raw_bytes.tobytes(), digest_size=16).hexdigest()
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, non-persistent buffers included."""
+    return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
-def _check_unchanged(before: dict[str, str], after: dict[str, str]) -> None:
-    changed = [name for name in before | after if before.get(name) != after.get(name)]
-    if changed:
-        raise RuntimeError(
-            f"encoding changed '{changed[0]}' of the encoder ({len(changed)} of {len(before)} tensors): "
-            "a frozen encoder must not update its state in evaluation mode"
-        )
+def _tensor_hashes(module: nn.Module) -> dict[str, str]:
+    hashes = {}
+    for name, tensor in _tensors(module).items():
+        raw_bytes = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        hashes[name] = hashlib.blake2b(raw_bytes.tobytes(), digest_size=16).hexdigest()
+    return hashes

@@ -1,7 +1,7 @@
 """Probe heads on cached features: linear and MLP heads trained by gradients, and ridge regression in closed form.
 
 A sample is one or more rows of the feature matrix (one view, or the two views of a pair) whose features are
-concatenated. Heads take raw features: standardisation is folded into their first layer.
+concatenated. Finished heads take raw features: standardisation is folded into their first layer.
 """
 
 import copy
@@ -32,6 +32,9 @@ class Samples:
         return len(self.rows)
 
 
+SamplesOfEpoch = Callable[[int], Samples]
+
+
 @dataclass(frozen=True)
 class HeadPlan:
     """An MLP and its training.
@@ -47,15 +50,24 @@ class HeadPlan:
 
     hidden: tuple[int, ...]
     epochs: int
-    samples_per_object: int | None
+    samples_per_object: int | None = 1
     classes: int | None = None
     scaled: bool = False
 
 
 @dataclass(frozen=True)
 class HeadRequest:
+    """A head to train on rows of `features [N, D]`.
+
+    Attributes:
+        samples_of_epoch: the samples of an epoch, always as many; requests with the same function share its draws.
+        seed: of the initialisation and, with the epoch's number, of the order of samples.
+        learning_rate, weight_decay: None: those of the protocol.
+        after_epoch: is given the head of every epoch's end, which takes raw features.
+    """
+
     features: Tensor
-    samples_of_epoch: Callable[[int], Samples]
+    samples_of_epoch: SamplesOfEpoch
     plan: HeadPlan
     seed: int
     learning_rate: float | None = None
@@ -63,50 +75,172 @@ class HeadRequest:
     after_epoch: Callable[[nn.Sequential], None] | None = None
 
 
-def train_heads(requests: Sequence[HeadRequest], protocol: ProbeProtocol) -> list[nn.Sequential]:
-    from dataclasses import replace as changed
+def train_heads(
+    requests: Sequence[HeadRequest], protocol: ProbeProtocol, *, stacked: bool | None = None
+) -> list[nn.Sequential]:
+    """One finished head for each request; those of one shape and one plan are trained in the same steps.
 
-    heads = []
+    On a CPU each head is to the bit what it would be alone. On a GPU, where many small kernels cost more than their
+    arithmetic, equal layers of several heads are multiplied at once, which rounds differently.
+
+    Args:
+        stacked: multiply equal layers at once; None: on a GPU.
+    """
+    first: dict[SamplesOfEpoch, Samples] = {}
+    trainings: list[_Training] = []
+    together: dict[tuple[Any, ...], list[_Training]] = {}
+    features_by_id = {id(request.features): request.features for request in requests}
+    statistics = {key: _standardisation(features, protocol) for key, features in features_by_id.items()}
     for request in requests:
-        plan, seed = request.plan, request.seed
-        own = changed(
-            protocol,
-            learning_rate=protocol.learning_rate if request.learning_rate is None else request.learning_rate,
-            weight_decay=protocol.weight_decay if request.weight_decay is None else request.weight_decay,
-        )
-        first = request.samples_of_epoch(0)
-        targets = first.targets
-        inputs = first.rows.shape[1] * request.features.shape[1]
-        head = build_head(inputs, plan.hidden, plan.classes or targets.shape[1], torch.Generator().manual_seed(seed))
-        loss = F.mse_loss if plan.classes is None else F.cross_entropy
-        mean, scale = (0.0, 1.0)
-        samples_of_epoch = request.samples_of_epoch
-        if plan.scaled:
-            mean = targets.mean(dim=0)
-            size = (targets - mean).square().mean().sqrt()
-            scale = torch.where(size > 0, size, 1.0)
+        draw = request.samples_of_epoch
+        if draw not in first:
+            first[draw] = draw(0)
+        training = _start(request, first[draw], *statistics[id(request.features)])
+        trainings.append(training)
+        shapes = tuple(parameter.shape for parameter in training.head.parameters())
+        key = (request.features.device, request.plan, shapes, first[draw].rows.shape)
+        together.setdefault(key, []).append(training)
+    for equal in together.values():
+        on_gpu = equal[0].request.features.is_cuda
+        _train_together(equal, first, protocol, stacked=on_gpu if stacked is None else stacked)
+    return [training.finish(training.head) for training in trainings]
 
-            def scaled(epoch: int, drawn=request.samples_of_epoch, mean=mean, scale=scale) -> Samples:
-                samples = drawn(epoch)
-                return changed(samples, targets=(samples.targets - mean) / scale)
 
-            samples_of_epoch = scaled
-        train_head(
-            head,
-            request.features,
-            samples_of_epoch,
-            loss,
-            own,
-            epochs=plan.epochs,
-            seed=seed,
-            after_epoch=request.after_epoch,
-        )
-        if plan.scaled:
-            with torch.no_grad():
-                head[-1].weight.mul_(scale)
-                head[-1].bias.mul_(scale).add_(mean)
-        heads.append(head)
-    return heads
+_Source = tuple[int, SamplesOfEpoch, int]  # of batches: features by id, samples and seed; one gather serves its heads
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A head in training, which takes standardised features and answers with scaled targets.
+
+    Attributes:
+        mean, std: of the features' columns `[D]`.
+        shift, scale: of the targets `[K]`; None: they are learnt as they are.
+    """
+
+    request: HeadRequest
+    head: nn.Sequential
+    mean: Tensor
+    std: Tensor
+    shift: Tensor | None
+    scale: Tensor | None
+
+    @property
+    def source(self) -> _Source:
+        return id(self.request.features), self.request.samples_of_epoch, self.request.seed
+
+    def standardised(self, rows: Tensor) -> Tensor:
+        """What the head is given for samples `rows [n, k]`: `[n, k * D]`."""
+        return ((self.request.features[rows] - self.mean) / self.std).flatten(1)
+
+    @torch.no_grad()
+    def finish(self, head: nn.Sequential) -> nn.Sequential:
+        """Change `head` in place into one of raw features and of targets as they are."""
+        _fold_standardisation(head[0], self.mean, self.std)
+        last = head[-1]
+        if self.scale is not None and self.shift is not None:
+            assert isinstance(last, nn.Linear)
+            last.weight.mul_(self.scale)
+            last.bias.mul_(self.scale).add_(self.shift)
+        return head
+
+
+def _start(request: HeadRequest, samples: Samples, mean: Tensor, std: Tensor) -> _Training:
+    """A head at its initialisation; the scale of targets is that of the first epoch's `samples`."""
+    plan, targets = request.plan, samples.targets
+    inputs, outputs = samples.rows.shape[1] * request.features.shape[1], plan.classes or targets.shape[1]
+    generator = torch.Generator().manual_seed(request.seed)
+    head = build_head(inputs, plan.hidden, outputs, generator).to(request.features.device)
+    if not plan.scaled:
+        return _Training(request, head, mean, std, None, None)
+    shift = targets.mean(dim=0)
+    size = (targets - shift).square().mean().sqrt()
+    return _Training(request, head, mean, std, shift, torch.where(size > 0, size, 1.0))
+
+
+def _train_together(
+    trainings: Sequence[_Training], first: dict[SamplesOfEpoch, Samples], protocol: ProbeProtocol, *, stacked: bool
+) -> None:
+    """Train heads of equal shape and plan in place, over shuffled batches of each epoch."""
+    plan = trainings[0].request.plan
+    sources = {training.source: training for training in trainings}
+    draws = {draw for _, draw, _ in sources}
+    bundles = [trainings] if stacked else [[training] for training in trainings]
+    optimizer = _optimizer(trainings, protocol)
+    peak_rates = [group["lr"] for group in optimizer.param_groups]
+    for epoch in range(plan.epochs):
+        drawn = {draw: first[draw] if epoch == 0 else draw(epoch) for draw in draws}
+        shuffled = {source: _shuffled(training, drawn[source[1]], epoch) for source, training in sources.items()}
+        starts = range(0, len(shuffled[trainings[0].source]), protocol.batch_size)
+        for batch_index, start in enumerate(starts):
+            share = _share_of_peak_rate(protocol, epoch, batch_index / len(starts), plan.epochs)
+            for group, peak_rate in zip(optimizer.param_groups, peak_rates, strict=True):
+                group["lr"] = peak_rate * share
+            batch = slice(start, start + protocol.batch_size)
+            inputs = {
+                source: training.standardised(shuffled[source].rows[batch]) for source, training in sources.items()
+            }
+            targets = {source: samples.targets[batch] for source, samples in shuffled.items()}
+            optimizer.zero_grad()
+            for bundle in bundles:
+                _loss_of_bundle(bundle, inputs, targets).backward()
+            optimizer.step()
+        for training in trainings:
+            if training.request.after_epoch is not None:
+                training.request.after_epoch(training.finish(copy.deepcopy(training.head)))
+
+
+def _optimizer(trainings: Sequence[_Training], protocol: ProbeProtocol) -> torch.optim.Optimizer:
+    """The protocol's optimiser of all heads, with a group of parameters per learning rate and weight decay."""
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for training in trainings:
+        request = training.request
+        rate = protocol.learning_rate if request.learning_rate is None else request.learning_rate
+        decay = protocol.weight_decay if request.weight_decay is None else request.weight_decay
+        group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
+        group["params"] += training.head.parameters()
+    if protocol.optimizer == "sgd":
+        return torch.optim.SGD([*groups.values()], momentum=protocol.momentum, fused=True)
+    return torch.optim.Adam([*groups.values()], fused=True)
+
+
+def _share_of_peak_rate(protocol: ProbeProtocol, epoch: int, done_of_epoch: float, epochs: int) -> float:
+    """The learning rate of a step, as a share of the highest one."""
+    if protocol.learning_rate_schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * ((epoch + done_of_epoch) / epochs)))
+    return 0.1 ** sum(epoch >= step for step in protocol.learning_rate_steps)
+
+
+def _shuffled(training: _Training, samples: Samples, epoch: int) -> Samples:
+    """The samples of an epoch in the order of `training`, with targets on its scale."""
+    order = torch.from_numpy(np.random.default_rng([training.request.seed, epoch]).permutation(len(samples)))
+    order = order.to(training.request.features.device)
+    targets = samples.targets[order]
+    if training.shift is not None and training.scale is not None:
+        targets = (targets - training.shift) / training.scale
+    return Samples(samples.rows[order], targets)
+
+
+def _loss_of_bundle(
+    bundle: Sequence[_Training], inputs: dict[_Source, Tensor], targets: dict[_Source, Tensor]
+) -> Tensor:
+    """Sum over the heads of a bundle of each one's mean loss."""
+    of_classes = bundle[0].request.plan.classes is not None
+    if len(bundle) == 1:
+        outputs, goals = bundle[0].head(inputs[bundle[0].source]), targets[bundle[0].source]
+        return F.cross_entropy(outputs, goals) if of_classes else F.mse_loss(outputs, goals)
+    # [heads, columns, batch]: the other way round, gradients of weights would have to be transposed by a copy of each.
+    outputs = torch.stack([inputs[training.source] for training in bundle]).mT
+    goals = torch.stack([targets[training.source] for training in bundle])
+    for layers in zip(*(training.head for training in bundle), strict=True):
+        if isinstance(layers[0], nn.Linear):
+            weights, biases = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+            outputs = torch.baddbmm(biases[:, :, None], weights, outputs)
+        else:
+            outputs = outputs.relu()
+    if of_classes:
+        return F.cross_entropy(outputs, goals, reduction="sum") / goals.shape[1]
+    return F.mse_loss(outputs.mT, goals, reduction="sum") / goals[0].numel()
 
 
 def build_head(
@@ -134,89 +268,6 @@ def column_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     average = std.mean()
     floor = SMALLEST_STD * average if average > 0 else torch.ones_like(average)
     return mean, std.clamp(min=floor)
-
-
-def train_head(
-    head: nn.Sequential,
-    features: Tensor,
-    samples_of_epoch: Callable[[int], Samples],
-    loss_function: Callable[[Tensor, Tensor], Tensor],
-    protocol: ProbeProtocol,
-    *,
-    epochs: int,
-    seed: int,
-    after_epoch: Callable[[nn.Sequential], None] | None = None,
-) -> nn.Sequential:
-    """Train `head` in place on rows of `features [N, D]`; the result takes raw (not standardised) features.
-
-    Args:
-        samples_of_epoch: the samples of an epoch; the trainer shuffles them with `seed` and the epoch's number.
-        loss_function: `(outputs, targets) -> scalar`.
-        after_epoch: is given the head of every epoch's end, which takes raw features.
-    """
-    head.to(features.device)
-    mean, std = _standardisation(features, protocol)
-    groups = [{"params": list(head.parameters()), "lr": protocol.learning_rate, "weight_decay": protocol.weight_decay}]
-
-    def end_epoch() -> None:
-        if after_epoch is not None:
-            finished = copy.deepcopy(head)
-            _fold_standardisation(finished[0], mean, std)
-            after_epoch(finished)
-
-    _optimise(
-        groups, head, features, mean, std, samples_of_epoch, loss_function, protocol,
-        epochs=epochs, seed=seed, end_epoch=end_epoch,
-    )  # fmt: skip
-    _fold_standardisation(head[0], mean, std)
-    return head
-
-
-def train_linear_heads(
-    strengths: Sequence[tuple[float, float]],
-    num_classes: int,
-    features: Tensor,
-    samples_of_epoch: Callable[[int], Samples],
-    protocol: ProbeProtocol,
-    *,
-    epochs: int,
-    seed: int,
-) -> nn.Linear:
-    """Linear classifiers of several learning rates and weight decays, trained side by side in one pass.
-
-    Each of them becomes what `train_head` would make of it alone, from the initialisation and the batches of `seed`.
-
-    Args:
-        strengths: learning rate and weight decay of each of the C heads; those of the protocol are not used.
-        samples_of_epoch: as in `train_head`, with classes as targets.
-
-    Returns:
-        All heads as one layer that takes raw features: outputs `[n, C * num_classes]`, those of the first head first.
-    """
-    head = build_head(features.shape[1], (), num_classes, torch.Generator().manual_seed(seed)).to(features.device)
-    weights, biases = ([value.detach().clone().requires_grad_() for _ in strengths] for value in head.parameters())
-
-    def side_by_side(inputs: Tensor) -> Tensor:
-        return F.linear(inputs, torch.cat(weights), torch.cat(biases))
-
-    def sum_of_losses(outputs: Tensor, labels: Tensor) -> Tensor:
-        logits = outputs.unflatten(1, (len(strengths), num_classes)).permute(0, 2, 1)
-        return F.cross_entropy(logits, labels[:, None].expand(-1, len(strengths)), reduction="sum") / len(labels)
-
-    mean, std = _standardisation(features, protocol)
-    groups = [
-        {"params": [weight, bias], "lr": learning_rate, "weight_decay": weight_decay}
-        for weight, bias, (learning_rate, weight_decay) in zip(weights, biases, strengths, strict=True)
-    ]
-    _optimise(
-        groups, side_by_side, features, mean, std, samples_of_epoch, sum_of_losses, protocol, epochs=epochs, seed=seed
-    )
-    together = nn.utils.skip_init(nn.Linear, features.shape[1], len(strengths) * num_classes).to(features.device)
-    with torch.no_grad():
-        together.weight.copy_(torch.cat(weights))
-        together.bias.copy_(torch.cat(biases))
-    _fold_standardisation(together, mean, std)
-    return together
 
 
 def fit_ridge(
@@ -252,48 +303,6 @@ def predict(head: nn.Module, features: Tensor, rows: Tensor, batch_size: int = 4
     with torch.inference_mode():
         outputs = [head(features[batch].flatten(1)) for batch in rows.split(batch_size)]
     return torch.cat(outputs)
-
-
-def _optimise(
-    groups: list[dict[str, Any]],
-    forward: Callable[[Tensor], Tensor],
-    features: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    samples_of_epoch: Callable[[int], Samples],
-    loss_function: Callable[[Tensor, Tensor], Tensor],
-    protocol: ProbeProtocol,
-    *,
-    epochs: int,
-    seed: int,
-    end_epoch: Callable[[], None] = lambda: None,
-) -> None:
-    """The protocol's optimiser on groups of parameters with rates of their own, over shuffled batches of each epoch."""
-    optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, fused=True)
-    if protocol.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, momentum=protocol.momentum, fused=True)
-    peak_rates = [group["lr"] for group in optimizer.param_groups]
-    for epoch in range(epochs):
-        samples = samples_of_epoch(epoch)
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(samples))).to(features.device)
-        batches = order.split(protocol.batch_size)
-        for batch_index, batch in enumerate(batches):
-            share = _share_of_peak_rate(protocol, epoch, batch_index / len(batches), epochs)
-            for group, peak_rate in zip(optimizer.param_groups, peak_rates, strict=True):
-                group["lr"] = peak_rate * share
-            inputs = (features[samples.rows[batch]] - mean) / std
-            loss = loss_function(forward(inputs.flatten(1)), samples.targets[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        end_epoch()
-
-
-def _share_of_peak_rate(protocol: ProbeProtocol, epoch: int, done_of_epoch: float, epochs: int) -> float:
-    """The learning rate of a step, as a share of the highest one."""
-    if protocol.learning_rate_schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * ((epoch + done_of_epoch) / epochs)))
-    return 0.1 ** sum(epoch >= step for step in protocol.learning_rate_steps)
 
 
 @dataclass(frozen=True)

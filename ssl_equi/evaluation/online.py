@@ -14,7 +14,7 @@ scores far below 0.
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,11 @@ QUATERNION = 4
 MEMORY = 0.95  # of earlier batches, each time that the heads are trained
 STANDARD_ERRORS = 2  # that the agreement of earlier answers must exceed 0 by
 _EPSILON = 1e-5
+# Sums since metrics were last read: single numbers, and those with one number per target.
+_COUNTS, _SUMS = ("labelled", "correct", "posed"), ("residual", "target", "target_squared")
+# Sums over all earlier batches, of which older ones count less. An agreement is a product of the head's answer and the
+# target, both as deviations from the mean.
+_PAST_COUNTS, _PAST_SUMS = ("count",), ("target", "agreement", "agreement_squared", "deviation_squared")
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,9 @@ def followed_of(schema: LatentSchema | None) -> Followed:
 class OnlineProbes:
     """A linear classifier and a linear regressor of what is followed for each part.
 
-    Objects without a label (-1) are ignored by the classifier, and without targets the regressors stay untrained.
-    Each update first measures the heads on the batch, which they have not seen, and then trains them on it. Sums stay
-    on the device, so only reading metrics waits for it. Features are standardised by the batch's own statistics, so
-    that the heads don't depend on the scale of the features. Several processes each train their own copy on their own
-    share; the first one's is logged.
+    Each update first measures the heads on the batch, which they have not seen, and then trains them on it. Features
+    are standardised by the batch's own statistics, so that the heads don't depend on their scale. Several processes
+    each train their own copy on their own share; the first one's is logged.
 
     Args:
         feature_dim: columns D of the features.
@@ -98,30 +101,46 @@ class OnlineProbes:
             raise ValueError(f"every is {every}: it must be 1 or more")
         self.parts, self.followed, self.every, self.calls = dict(parts), followed, every, 0
         generator = torch.Generator().manual_seed(seed)
-        widths = {part: len(range(*columns.indices(feature_dim))) for part, columns in self.parts.items()}
-        self.classifiers = nn.ModuleDict(
-            {part: _linear(width, num_classes, generator) for part, width in widths.items()}
-        )
-        self.regressors = nn.ModuleDict(
-            {part: _linear(width, followed.width, generator) for part, width in widths.items()}
-        )
+
+        def heads(outputs: int) -> nn.ModuleDict:
+            """One of each part, which starts at small weights and zero bias."""
+            modules = nn.ModuleDict()
+            for part, columns in self.parts.items():
+                linear = nn.utils.skip_init(nn.Linear, len(range(*columns.indices(feature_dim))), outputs)
+                nn.init.normal_(linear.weight, std=0.01, generator=generator)
+                nn.init.zeros_(linear.bias)
+                modules[part] = linear
+            return modules
+
+        self.classifiers, self.regressors = heads(num_classes), heads(followed.width)
         self.heads = nn.ModuleDict({"classifier": self.classifiers, "regressor": self.regressors}).to(device)
         self.optimizer = torch.optim.Adam(self.heads.parameters(), lr=learning_rate, fused=True)
-        self.sums = {part: _zeros(_sums_of(followed.width), device) for part in self.parts}
-        self.past = {part: _zeros(_past_of(followed.width), device) for part in self.parts}
+
+        def zeros(counts: Sequence[str], sums: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+            shapes = dict.fromkeys(counts, ()) | dict.fromkeys(sums, (followed.width,))
+            return {
+                part: {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
+                for part in self.parts
+            }
+
+        # They stay on the device, so that only reading metrics waits for it.
+        self.sums, self.past = zeros(_COUNTS, _SUMS), zeros(_PAST_COUNTS, _PAST_SUMS)
 
     def update(self, features: Tensor, labels: Tensor, targets: Tensor | None) -> None:
         """Measure the heads on a batch, then train them on it; does nothing on all but one of `every` calls.
 
         Args:
             features: `[B, V, D]`, V views of each object; detached here once more.
-            labels: `[B]` int64, -1 for an object without a label.
-            targets: `[B, V, K]` of each view, such as its absolute rotation, w > 0; None where they are unknown.
+            labels: `[B]` int64; an object without a label (-1) is ignored by the classifiers.
+            targets: `[B, V, K]` of each view, such as its absolute rotation, w > 0; None where they are unknown, and
+                the regressors stay untrained.
         """
         self.calls += 1
         if (self.calls - 1) % self.every != 0:
             return
-        features = _standardise(features.detach().float())
+        features = features.detach().float()
+        variance, mean = torch.var_mean(features, dim=(0, 1), correction=0)
+        features = (features - mean) * torch.rsqrt(variance + _EPSILON)
         view_labels = labels.repeat_interleave(features.shape[1])
         targets = None if targets is None else targets.detach().float().flatten(0, 1)
         num_labelled = (view_labels != UNLABELLED).sum().clamp(min=1)
@@ -132,13 +151,12 @@ class OnlineProbes:
                 logits = self.classifiers[part](views)
                 cross_entropy = F.cross_entropy(logits, view_labels, ignore_index=UNLABELLED, reduction="sum")
                 loss = loss + cross_entropy / num_labelled
-                self._add_up_classes(part, logits.detach(), view_labels)
+                self.sums[part]["labelled"] += (view_labels != UNLABELLED).sum()
+                self.sums[part]["correct"] += (logits.detach().argmax(dim=1) == view_labels).sum()
                 if targets is not None:
-                    mean, slope = self._experience(part, targets)
                     deviations = self.regressors[part](views)
-                    loss = loss + F.mse_loss(deviations, targets - mean)
-                    self._add_up_targets(part, mean + slope * deviations.detach(), targets)
-                    self._remember(part, deviations.detach(), targets, mean)
+                    target_mean = self._measure_and_remember(part, deviations.detach(), targets)
+                    loss = loss + F.mse_loss(deviations, targets - target_mean)
             self.optimizer.zero_grad()
             loss.backward()
         self.optimizer.step()
@@ -170,39 +188,34 @@ class OnlineProbes:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`; every tensor is moved to the probes' device.
-
-        Heads of earlier versions, whose states hold no "past", answered with whole quaternions: their bias, which is
-        the mean that they have learnt, goes.
-        """
+        """Go on from a `state_dict`; every tensor is moved to the probes' device."""
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.sums = _like(self.sums, state["sums"])
-        if "past" in state:
-            self.past = _like(self.past, state["past"])
-        else:
+        self.calls = int(state["calls"])
+        for name in ("sums", "past"):
+            for part, tensors in getattr(self, name).items() if name in state else ():
+                for key, tensor in tensors.items():
+                    tensors[key] = state[name][part][key].to(tensor.device).clone()
+        if "past" not in state:
+            # Heads of earlier versions answered with whole quaternions: their bias is the mean that they have learnt.
             for regressor in self.regressors.values():
                 assert isinstance(regressor, nn.Linear)
                 nn.init.zeros_(regressor.bias)
-        self.calls = int(state["calls"])
 
     @torch.no_grad()
-    def _add_up_classes(self, part: str, logits: Tensor, labels: Tensor) -> None:
-        sums = self.sums[part]
-        sums["labelled"] += (labels != UNLABELLED).sum()
-        sums["correct"] += (logits.argmax(dim=1) == labels).sum()
-
-    @torch.no_grad()
-    def _experience(self, part: str, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of the earlier targets (at first: of these), and the slope that earlier answers make certain: `[K]`."""
-        past = self.past[part]
+    def _measure_and_remember(self, part: str, deviations: Tensor, targets: Tensor) -> Tensor:
+        """The mean of earlier targets (at first: of these) `[K]`, about which a head's answers `[n, K]` are judged."""
+        sums, past = self.sums[part], self.past[part]
         mean = torch.where(past["count"] > 0, past["target"] / past["count"].clamp(min=1), targets.double().mean(dim=0))
+        mean = mean.to(targets.dtype)
         certain = past["agreement"] - STANDARD_ERRORS * past["agreement_squared"].sqrt()
         slope = certain / past["deviation_squared"].clamp(min=torch.finfo(torch.float64).tiny)
-        return mean.to(targets.dtype), slope.clamp(0, 1).to(targets.dtype)
+        predictions = mean + slope.clamp(0, 1).to(targets.dtype) * deviations
+        sums["posed"] += len(targets)
+        sums["residual"] += (targets - predictions).double().square().sum(dim=0)
+        sums["target"] += targets.double().sum(dim=0)
+        sums["target_squared"] += targets.double().square().sum(dim=0)
 
-    @torch.no_grad()
-    def _remember(self, part: str, deviations: Tensor, targets: Tensor, mean: Tensor) -> None:
         deviations, targets = deviations.double(), targets.double()
         agreement = deviations * (targets - mean)
         seen: dict[str, Tensor | float] = {
@@ -212,16 +225,9 @@ class OnlineProbes:
             "agreement_squared": agreement.square().sum(dim=0),
             "deviation_squared": deviations.square().sum(dim=0),
         }
-        for name, value in self.past[part].items():
+        for name, value in past.items():
             value.mul_(MEMORY).add_(seen[name])
-
-    @torch.no_grad()
-    def _add_up_targets(self, part: str, predictions: Tensor, targets: Tensor) -> None:
-        sums = self.sums[part]
-        sums["posed"] += len(targets)
-        sums["residual"] += (targets - predictions).double().square().sum(dim=0)
-        sums["target"] += targets.double().sum(dim=0)
-        sums["target_squared"] += targets.double().square().sum(dim=0)
+        return mean
 
 
 def _metrics_of(part: str, followed: str, names: list[str], sums: list[Any]) -> dict[str, float]:
@@ -232,66 +238,12 @@ def _metrics_of(part: str, followed: str, names: list[str], sums: list[Any]) -> 
         metrics[f"{part}/top1"] = values["correct"] / values["labelled"]
     if values["posed"] == 0:
         return metrics
-    totals = [
-        squared - summed**2 / values["posed"]
-        for squared, summed in zip(values["target_squared"], values["target"], strict=True)
-    ]
+    of_targets = list(zip(values["residual"], values["target"], values["target_squared"], strict=True))
+    totals = [squared - summed**2 / values["posed"] for _, summed, squared in of_targets]
     varying = exceeds_rounding(torch.tensor(totals), torch.tensor(values["target_squared"])).tolist()
     ratios = [
-        residual / total for residual, total, varies in zip(values["residual"], totals, varying, strict=True) if varies
+        residual / total for (residual, _, _), total, varies in zip(of_targets, totals, varying, strict=True) if varies
     ]
     if ratios:
         metrics[f"{part}/{followed}_r2_uniform"] = 1 - math.fsum(ratios) / len(ratios)
     return metrics
-
-
-def _linear(in_features: int, out_features: int, generator: torch.Generator) -> nn.Linear:
-    """A linear layer that starts at small weights from `generator` and zero bias."""
-    linear = nn.utils.skip_init(nn.Linear, in_features, out_features)
-    nn.init.normal_(linear.weight, std=0.01, generator=generator)
-    nn.init.zeros_(linear.bias)
-    return linear
-
-
-Sizes = Mapping[str, tuple[int, ...]]
-
-
-def _sums_of(width: int) -> Sizes:
-    """Since the last call of `metrics`."""
-    return {
-        "labelled": (),  # views of objects with a label
-        "correct": (),
-        "posed": (),  # views with known targets
-        "residual": (width,),
-        "target": (width,),
-        "target_squared": (width,),
-    }
-
-
-def _past_of(width: int) -> Sizes:
-    """Of all earlier batches, older ones count less."""
-    return {
-        "count": (),  # views with known targets
-        "target": (width,),
-        "agreement": (width,),  # products of the head's answers and the targets, both as deviations from the mean
-        "agreement_squared": (width,),
-        "deviation_squared": (width,),
-    }
-
-
-def _zeros(sizes: Sizes, device: torch.device | str) -> dict[str, Tensor]:
-    return {name: torch.zeros(size, dtype=torch.float64, device=device) for name, size in sizes.items()}
-
-
-def _like(known: Mapping[str, dict[str, Tensor]], stored: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """Copies of stored tensors by part and name, on the devices of the known ones."""
-    return {
-        part: {name: stored[part][name].to(tensor.device).clone() for name, tensor in tensors.items()}
-        for part, tensors in known.items()
-    }
-
-
-def _standardise(features: Tensor) -> Tensor:
-    """Zero mean and unit variance of each column over all views of the batch."""
-    variance, mean = torch.var_mean(features, dim=(0, 1), correction=0)
-    return (features - mean) * torch.rsqrt(variance + _EPSILON)

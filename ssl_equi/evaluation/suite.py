@@ -4,9 +4,10 @@ What can't be asked of the data or of a part becomes a note; the encoder's state
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.feature_store import FeatureStore
-from ssl_equi.evaluation.features import FeatureCache, state_sha256
+from ssl_equi.evaluation.features import FeatureCache, FeatureStore, state_sha256
 from ssl_equi.evaluation.heads import train_heads
 from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol
 from ssl_equi.evaluation.results import ProbeRecord, arrays_of_result, records_of
@@ -123,8 +123,9 @@ def evaluate(
     random = source.untrained() if compare_with_random else None
     if random is not None:
         modules[f"random {source.name}"] = random
+    shared: dict[Hashable, Any] = {}
     subjects = [
-        _encoded(module, name, source, chosen, data, store, bad_train_records, device, batch_size, say)
+        _encoded(module, name, source, chosen, data, store, bad_train_records, device, batch_size, say, modules, shared)
         for name, module in modules.items()
     ]
     encoded = time.perf_counter()
@@ -280,13 +281,15 @@ def _encoded(
     device: torch.device | str,
     batch_size: int,
     say: Say,
+    modules: Mapping[str, nn.Module],
+    shared: dict[Hashable, Any],
 ) -> Subject:
     """The encoder, or its random counterpart, with the features of both splits."""
     module = module.to(device)
     mean_rgb, std_rgb = source.mean_rgb or data.mean_rgb, source.std_rgb or data.std_rgb
     state = state_sha256(module)
     # Passes of the random encoder are not counted among those of the encoder.
-    store = store if module is source.module else FeatureStore(store.folder, store.dtype)
+    store = store if module is source.module else FeatureStore(store.folder)
 
     def progress_of(label: str) -> Callable[[int, int], None]:
         """Says how far encoding is, and how fast; silent where features are found."""
@@ -311,7 +314,7 @@ def _encoded(
     )  # fmt: skip
     encoding = Encoding(
         module, source.architecture, state, mean_rgb, std_rgb, data, store, batch_size, progress_of,
-        source.predictor if module is source.module else None,
+        source.predictor if module is source.module else None, tuple(modules.values()), shared,
     )  # fmt: skip
     return Subject(name, parts, train, test, len(data.evaluation.class_names), device, encoding)
 

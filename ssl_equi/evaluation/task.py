@@ -18,8 +18,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DataSource
 from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.bootstrap import ObjectStatistic
-from ssl_equi.evaluation.feature_store import FeatureStore, OnProgress
-from ssl_equi.evaluation.features import FeatureCache, ImageChange
+from ssl_equi.evaluation.features import FeatureCache, FeatureStore, ImageChange, OnProgress
 from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads
 from ssl_equi.evaluation.pairs import training_pairs, training_views
 from ssl_equi.evaluation.protocol import ProbeProtocol
@@ -117,6 +116,8 @@ class Encoding:
         batch_size: images in one forward pass.
         progress_of: of a line of text: what is told how far an encoding is.
         predictor: trained with the encoder; None if there is none.
+        modules: this and the others that are asked the same, for which further images are made once.
+        shared: what was made for all of these.
     """
 
     module: nn.Module
@@ -129,6 +130,8 @@ class Encoding:
     batch_size: int = 512
     progress_of: Callable[[str], OnProgress] = lambda label: lambda done, total: None
     predictor: TrainedPredictor | None = None
+    modules: tuple[nn.Module, ...] = ()
+    shared: dict[Hashable, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -288,13 +291,15 @@ class Probe:
         plan, train = self.plan(ask), ask.train
         each = plan.samples_per_object or train.num_views
 
-        def samples_of_epoch(epoch: int) -> Samples:
+        def draw(epoch: int) -> Samples:
             if self.of == "pairs":
                 rows = pair_rows(train, training_pairs(train.num_objects, train.views_of_each, each, ask.seed, epoch))
             else:
                 rows = view_rows(train, training_views(train.num_objects, train.views_of_each, each, ask.seed, epoch))
             return samples_of(train, rows, self.targets)
 
+        # The same for all parts, so heads of all parts share what is drawn.
+        samples_of_epoch = ask.once(("samples", self, ask.seed), lambda: draw)
         return HeadRequest(
             feature_matrix(train), samples_of_epoch, plan, ask.seed, after_epoch=self.after_epoch(ask)
         )  # fmt: skip

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ssl_equi.data.images import normalise_images
 from ssl_equi.data.sources import DataSource
-from ssl_equi.evaluation.feature_store import FeatureStore
-from ssl_equi.evaluation.features import cache_of
+from ssl_equi.evaluation.features import FeatureStore, cache_of
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE as TASK
 from ssl_equi.evaluation.protocol import EquivarianceProtocol, ProbeProtocol
 from ssl_equi.evaluation.publish import publish_results
@@ -141,7 +140,7 @@ def test_an_encoder_that_loses_all_relation_scores_like_its_baselines():
 def test_features_are_those_of_each_image_under_the_same_augmentation():
     collection, protocol = make_images(num_objects=5), EquivarianceProtocol(seed=3)
     encoder = small_encoder().eval()
-    found = encode_augmented(encoder, collection, MEAN_RGB, STD_RGB, protocol, batch_size=7)
+    (found,) = encode_augmented([encoder], collection, MEAN_RGB, STD_RGB, protocol, batch_size=7)
     assert found.original.shape == (20, 6)
     assert found.augmented.shape == (6, 20, 6) and found.composed.shape == (3, 20, 6)
 
@@ -163,10 +162,22 @@ def test_features_are_those_of_each_image_under_the_same_augmentation():
     assert not torch.allclose(found.augmented[0], found.augmented[1], atol=1e-3)
 
 
+def test_several_encoders_share_the_augmented_images_and_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    collection, protocol = make_images(num_objects=20), EquivarianceProtocol(num_augmentations=3, num_compositions=1)
+    encoders, applied, apply = [small_encoder(), Grid(), MeanColour()], [], ViewPipeline.apply
+    arguments = (collection, MEAN_RGB, STD_RGB, protocol)
+    alone = [encode_augmented([encoder], *arguments)[0] for encoder in encoders]
+    monkeypatch.setattr(ViewPipeline, "apply", lambda *given: applied.append(given) or apply(*given))
+    for found, expected in zip(encode_augmented(encoders, *arguments), alone, strict=True):
+        for name in ("original", "augmented", "composed"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
+    assert len(applied) == 4, "three augmentations and a composition of one batch"
+
+
 @pytest.mark.parametrize("batch_size", [1, 13, 1000])
 def test_the_batch_size_plays_no_part(batch_size: int):
-    arguments = (small_encoder(), make_images(num_objects=4), MEAN_RGB, STD_RGB, EquivarianceProtocol())
-    whole, pieces = encode_augmented(*arguments), encode_augmented(*arguments, batch_size=batch_size)
+    arguments = ([small_encoder()], make_images(num_objects=4), MEAN_RGB, STD_RGB, EquivarianceProtocol())
+    (whole,), (pieces,) = encode_augmented(*arguments), encode_augmented(*arguments, batch_size=batch_size)
     torch.testing.assert_close(whole.augmented, pieces.augmented)
     torch.testing.assert_close(whole.composed, pieces.composed)
 
@@ -174,7 +185,9 @@ def test_the_batch_size_plays_no_part(batch_size: int):
 def test_images_are_drawn_once_from_all_views_and_by_the_seed():
     collection = make_images(num_objects=30)
     chosen = [
-        encode_augmented(Grid(), collection, MEAN_RGB, STD_RGB, EquivarianceProtocol(max_images=50, seed=seed)).original
+        encode_augmented([Grid()], collection, MEAN_RGB, STD_RGB, EquivarianceProtocol(max_images=50, seed=seed))[
+            0
+        ].original
         for seed in (0, 0, 1)
     ]
     assert chosen[0].shape == (50, 16)

@@ -4,8 +4,10 @@ import torch
 from torch import nn
 
 from ssl_equi.data.bad_records import BadRecords
+from ssl_equi.data.images import normalise_images
+from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import DataError
-from ssl_equi.evaluation.features import encode_split
+from ssl_equi.evaluation.features import encode_images, encode_split
 
 MEAN_RGB, STD_RGB = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
@@ -125,3 +127,27 @@ def test_a_part_is_its_columns(fake_dataset):
     assert torch.equal(part.features, cache.features[:, :, 5:12])
     assert part.num_objects == 12
     assert part.num_views == 6
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, [1]), (64, [64]), (65, [33, 32]), (510, [64] * 6 + [63] * 2)])
+def test_a_cpu_gets_evenly_small_batches(count: int, expected: list[int]) -> None:
+    sizes = []
+
+    def note_size(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return images.mean(dim=(2, 3))
+
+    pixels = torch.randint(0, 256, (count, 4, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = encode_images(note_size, pixels, MEAN_RGB, STD_RGB)
+    assert sizes == expected
+    torch.testing.assert_close(found, note_size(normalise_images(pixels, MEAN_RGB, STD_RGB)))
+
+
+@pytest.mark.parametrize("name", ["strided_cnn_tiny", "resnet18"])
+def test_small_batches_do_not_change_a_bit(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = create_encoder(name, 32).eval()
+    pixels = torch.randint(0, 256, (130, 32, 32, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        whole = encoder(normalise_images(pixels, MEAN_RGB, STD_RGB))
+        assert torch.equal(encode_images(encoder, pixels, MEAN_RGB, STD_RGB), whole)

@@ -14,8 +14,7 @@ from ssl_equi.errors import FeatureError, UserError
 from ssl_equi.evaluation import suite
 from ssl_equi.evaluation.bootstrap import stored_statistic
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.feature_store import FeatureStore
-from ssl_equi.evaluation.features import state_sha256
+from ssl_equi.evaluation.features import FeatureStore, state_sha256
 from ssl_equi.evaluation.metrics import metric_of
 from ssl_equi.evaluation.protocol import (
     AUGMENTATION_EQUIVARIANCE,

@@ -10,8 +10,7 @@ from torch import nn
 
 from ssl_equi.data.derived import DerivedViews, TurnedViews
 from ssl_equi.errors import FeatureError
-from ssl_equi.evaluation.feature_store import FeatureStore
-from ssl_equi.evaluation.features import FeatureCache, encode_split, state_sha256
+from ssl_equi.evaluation.features import FeatureCache, FeatureStore, encode_split, state_sha256
 from tests.fakes import ViewsInMemory
 
 MEAN_RGB, STD_RGB = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
@@ -72,9 +71,6 @@ def test_whatever_features_depend_on_is_part_of_the_key(fake_dataset, fake_test_
     for index, (module, dataset, options) in enumerate(others):
         encode(store, module, dataset, **options)
         assert len([entry for entry in tmp_path.iterdir() if entry.is_dir()]) == index + 2
-    halves = FeatureStore(tmp_path, dtype="float16")
-    encode(halves, encoder, fake_dataset)
-    assert halves.encoder_passes == 72
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped bit", "no entry.json", "other key", "no features"])
@@ -122,24 +118,12 @@ def test_a_crash_leaves_no_entry(fake_dataset, tmp_path: Path) -> None:
     assert store.encoder_passes == 72
 
 
-def test_half_precision_rounds_by_a_2048th_with_and_without_a_folder(fake_dataset, tmp_path: Path) -> None:
-    encoder = pooled_encoder()
-    exact = encode(FeatureStore(None), encoder, fake_dataset).features
-    kept = encode(FeatureStore(tmp_path, "float16"), encoder, fake_dataset).features
-    assert kept.dtype == torch.float32
-    assert torch.equal(kept, encode(FeatureStore(None, "float16"), encoder, fake_dataset).features)
-    assert torch.equal(kept, exact.half().float())
-    assert bool(((kept - exact).abs() <= exact.abs() / 2048 + 6e-8).all())
-    with pytest.raises(FeatureError, match=r"features of pooled reach .*float16 ends at 65504: keep them as float32"):
-        encode(FeatureStore(tmp_path, "float16"), pooled_encoder(scale=1e6), fake_dataset)
-
-
 class NanOfOneView(nn.Module):
     """Not finite for the view whose first pixel is marked."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         rows = images.flatten(1)[:, :2].clone()
-        rows[images[:, 2, 7, 9] == images[:, 2, 7, 9].max()] = float("nan")
+        rows[images[:, 2, 7, 9] > 2] = float("nan")
         return rows
 
 

@@ -1,3 +1,4 @@
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -7,10 +8,25 @@ import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 from torch import nn
 
-from ssl_equi.evaluation.heads import Samples, build_head, column_statistics, fit_ridge, predict, train_head
+from ssl_equi.evaluation.heads import (
+    HeadPlan,
+    HeadRequest,
+    Samples,
+    build_head,
+    column_statistics,
+    fit_ridge,
+    predict,
+    train_heads,
+)
 from ssl_equi.evaluation.protocol import ProbeProtocol, embedded, sie
 
 SHORT = ProbeProtocol(name="short", batch_size=64, learning_rate=3e-2)
+
+
+def trained(
+    features: torch.Tensor, samples: Samples, plan: HeadPlan, protocol: ProbeProtocol = SHORT, seed: int = 0
+) -> nn.Sequential:
+    return train_heads([HeadRequest(features, lambda epoch: samples, plan, seed)], protocol)[0]
 
 
 def linear_regression_case(n: int = 400, views_per_sample: int = 2) -> tuple[torch.Tensor, Samples]:
@@ -27,9 +43,7 @@ def test_a_linear_head_learns_separable_classes():
     labels = torch.arange(300) % 3
     features = torch.randn(300, 5, generator=generator) + 8 * F.one_hot(labels, 5)
     samples = Samples(torch.arange(300)[:, None], labels)
-    head = train_head(
-        build_head(5, (), 3, generator), features, lambda epoch: samples, F.cross_entropy, SHORT, epochs=20, seed=0
-    )
+    head = trained(features, samples, HeadPlan((), epochs=20, classes=3))
     assert (predict(head, features, samples.rows).argmax(1) == labels).float().mean() > 0.99
 
 
@@ -39,8 +53,7 @@ def test_an_mlp_learns_what_a_linear_head_cannot():
     samples = Samples(torch.arange(1000)[:, None], (features[:, :1] * features[:, 1:]))
     errors = {}
     for hidden in [(), (64, 64)]:
-        head = build_head(2, hidden, 1, torch.Generator().manual_seed(0))
-        train_head(head, features, lambda epoch: samples, F.mse_loss, SHORT, epochs=40, seed=0)
+        head = trained(features, samples, HeadPlan(hidden, epochs=40))
         errors[hidden] = float(F.mse_loss(predict(head, features, samples.rows), samples.targets))
     assert errors[(64, 64)] < 0.1 * errors[()]
 
@@ -49,9 +62,8 @@ def test_an_mlp_learns_what_a_linear_head_cannot():
 def test_the_finished_head_takes_raw_features(standardise):
     features, samples = linear_regression_case()
     protocol = replace(SHORT, standardise=standardise)
-    head = build_head(12, (), 3, torch.Generator().manual_seed(0))
+    head = trained(features, samples, HeadPlan((), epochs=0), protocol)
     untrained = build_head(12, (), 3, torch.Generator().manual_seed(0))
-    train_head(head, features, lambda epoch: samples, F.mse_loss, protocol, epochs=0, seed=0)
     inputs = features[samples.rows]
     if standardise:
         inputs = (inputs - features.mean(0)) / features.std(0)
@@ -65,9 +77,7 @@ def test_training_is_a_function_of_the_seed_and_leaves_the_global_generator_alon
     state = torch.random.get_rng_state()
 
     def train(seed: int) -> torch.Tensor:
-        head = build_head(12, (8,), 3, torch.Generator().manual_seed(seed))
-        train_head(head, features, lambda epoch: samples, F.mse_loss, SHORT, epochs=2, seed=seed)
-        return head[0].weight.detach()
+        return trained(features, samples, HeadPlan((8,), epochs=2), seed=seed)[0].weight.detach()
 
     assert torch.equal(train(0), train(0))
     assert not torch.equal(train(0), train(1))
@@ -86,8 +96,7 @@ def test_the_cosine_ends_at_zero_and_constant_stays(monkeypatch):
     monkeypatch.setattr(torch.optim.Adam, "step", step_and_note_the_rate)
     for schedule in rates:
         protocol = replace(SHORT, learning_rate_schedule=schedule)
-        head = build_head(12, (), 3, torch.Generator().manual_seed(0))
-        train_head(head, features, lambda epoch: samples, F.mse_loss, protocol, epochs=4, seed=0)
+        trained(features, samples, HeadPlan((), epochs=4), protocol)
     steps = 4 * 7
     assert rates["constant"] == [3e-2] * steps
     expected = 3e-2 * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps))
@@ -169,17 +178,18 @@ def test_sgd_with_momentum_and_weight_decay_follows_its_formula(changes: dict, e
     """v <- .9 v + gradient + decay w; w <- w - rate v, on a linear head and mean squared error, written out."""
     generator = torch.Generator().manual_seed(0)
     features, targets = torch.randn(8, 3, generator=generator), torch.randn(8, 2, generator=generator)
-    head = build_head(3, (), 2, generator)
-    weight, bias = head[0].weight.detach().double(), head[0].bias.detach().double()
+    initial = build_head(3, (), 2, torch.Generator().manual_seed(5))[0]
+    weight, bias = initial.weight.detach().double(), initial.bias.detach().double()
     protocol = ProbeProtocol(
         optimizer="sgd", momentum=0.9, weight_decay=0.01, learning_rate=0.5, batch_size=4, standardise=False, **changes
     )
     samples = Samples(torch.arange(8)[:, None], targets)
     ends = []
-    train_head(
-        head, features, lambda epoch: samples, F.mse_loss, protocol,
-        epochs=3, seed=5, after_epoch=lambda finished: ends.append(finished[0].weight.detach().clone()),
+    request = HeadRequest(
+        features, lambda epoch: samples, HeadPlan((), epochs=3), seed=5,
+        after_epoch=lambda finished: ends.append(finished[0].weight.detach().clone()),
     )  # fmt: skip
+    (head,) = train_heads([request], protocol)
 
     weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
     for epoch in range(3):
@@ -207,3 +217,80 @@ def test_sgd_with_momentum_and_weight_decay_follows_its_formula(changes: dict, e
 def test_protocols_that_contradict_themselves_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ProbeProtocol(**changes)
+
+
+def requests_of_nine_heads(plan: HeadPlan, device: str = "cpu") -> list[HeadRequest]:
+    """Three parts of features, three seeds, of which two draw their samples alike; one part learns at a rate apart."""
+    generator = torch.Generator().manual_seed(3)
+    parts = [(torch.randn(150, 7, generator=generator) * 3 + 1).to(device) for _ in range(3)]
+
+    def samples_of(stream: int, epoch: int) -> Samples:
+        drawn = torch.Generator().manual_seed(10 * stream + epoch)
+        rows = torch.randint(0, 150, (101, 2), generator=drawn).to(device)  # 101: the last batch is an odd one
+        targets = parts[0][rows].mean(dim=1)[:, :3] * 5 + 2
+        return Samples(rows, targets if plan.classes is None else targets.argmax(dim=1))
+
+    drawing = [functools.partial(samples_of, stream) for stream in (0, 0, 1)]
+    drawing[1] = drawing[0]
+    return [
+        HeadRequest(features, draw, plan, seed, learning_rate=rate, weight_decay=decay)
+        for features, rate, decay in zip(parts, (None, None, 1e-3), (None, None, 0.1), strict=True)
+        for seed, draw in enumerate(drawing)
+    ]
+
+
+PLANS = [
+    HeadPlan((), epochs=3, classes=3),
+    HeadPlan((9, 5), epochs=3),
+    HeadPlan((16,), epochs=3, scaled=True),
+    HeadPlan((16,), epochs=3, classes=3),
+]
+PLAN_NAMES = ["linear classes", "mlp", "scaled targets", "mlp of classes"]
+
+
+@pytest.mark.parametrize("protocol", [SHORT, replace(SHORT, optimizer="sgd", momentum=0.9)], ids=["adam", "sgd"])
+@pytest.mark.parametrize("plan", PLANS, ids=PLAN_NAMES)
+def test_heads_trained_together_are_to_the_bit_those_trained_alone(plan: HeadPlan, protocol: ProbeProtocol) -> None:
+    requests = requests_of_nine_heads(plan)
+    for request, found in zip(requests, train_heads(requests, protocol), strict=True):
+        (alone,) = train_heads([request], protocol)
+        assert all(torch.equal(*both) for both in zip(found.parameters(), alone.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=PLAN_NAMES)
+def test_layers_multiplied_at_once_are_those_multiplied_apart(plan: HeadPlan) -> None:
+    requests = requests_of_nine_heads(plan)
+    apart, at_once = (train_heads(requests, SHORT, stacked=stacked) for stacked in (False, True))
+    for first, second in zip(apart, at_once, strict=True):
+        for both in zip(first.parameters(), second.parameters(), strict=True):
+            torch.testing.assert_close(*both, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("plan", PLANS, ids=PLAN_NAMES)
+def test_heads_trained_together_on_a_gpu_are_those_trained_alone(plan: HeadPlan) -> None:
+    requests = requests_of_nine_heads(plan, "cuda")
+    for request, found in zip(requests, train_heads(requests, SHORT), strict=True):
+        (alone,) = train_heads([request], SHORT)
+        for both in zip(found.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(*both, atol=1e-4, rtol=1e-4)
+
+
+def test_unlike_heads_are_trained_apart_in_the_order_of_the_requests() -> None:
+    requests = [request for plan in PLANS for request in requests_of_nine_heads(plan)[:2]]
+    together = train_heads(requests[::-1], SHORT)[::-1]
+    for request, found in zip(requests, together, strict=True):
+        (alone,) = train_heads([request], SHORT)
+        assert all(torch.equal(*both) for both in zip(found.parameters(), alone.parameters(), strict=True))
+
+
+def test_samples_are_drawn_once_for_all_heads_of_an_epoch() -> None:
+    features, samples = linear_regression_case()
+    epochs = []
+
+    def draw(epoch: int) -> Samples:
+        epochs.append(epoch)
+        return samples
+
+    train_heads([HeadRequest(features, draw, HeadPlan((), epochs=3), seed) for seed in range(4)], SHORT)
+    assert epochs == [0, 1, 2]

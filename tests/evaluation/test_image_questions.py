@@ -15,8 +15,7 @@ from ssl_equi.data.sources import DataSource, open_data, open_ood_rotation
 from ssl_equi.errors import DataError, UserError
 from ssl_equi.evaluation import suite
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.feature_store import FeatureStore
-from ssl_equi.evaluation.features import state_sha256
+from ssl_equi.evaluation.features import FeatureStore, state_sha256
 from ssl_equi.evaluation.protocol import AugmentationParametersProtocol, CorruptionProtocol, ProbeProtocol
 from ssl_equi.evaluation.suite import Evaluation, asked_tasks
 from ssl_equi.evaluation.task import TASKS, Ask, Task, TaskResult

@@ -11,7 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.heads import Samples, build_head, train_head, train_linear_heads
+from ssl_equi.evaluation.heads import (
+    HeadPlan,
+    HeadRequest,
+    Samples,
+    train_heads,
+)
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.skipping import TaskSkipped
 from ssl_equi.evaluation.task import TASKS, Ask
@@ -92,22 +97,6 @@ def test_objects_that_are_classes_choose_strengths_on_held_out_views() -> None:
     )
 
 
-def test_heads_side_by_side_are_those_trained_alone() -> None:
-    generator = torch.Generator().manual_seed(0)
-    features, labels = torch.randn(150, 7, generator=generator) * 3 + 1, torch.arange(150) % 3
-    samples = Samples(torch.arange(150)[:, None], labels)
-    protocol = replace(ProbeProtocol(), batch_size=40)
-    strengths = [(1e-3, 0.0), (3e-2, 1e-2), (1e-2, 0.3)]
-    together = train_linear_heads(strengths, 3, features, lambda epoch: samples, protocol, epochs=4, seed=2)
-    for index, (learning_rate, weight_decay) in enumerate(strengths):
-        alone = train_head(
-            build_head(7, (), 3, torch.Generator().manual_seed(2)), features, lambda epoch: samples, F.cross_entropy,
-            replace(protocol, learning_rate=learning_rate, weight_decay=weight_decay), epochs=4, seed=2,
-        )  # fmt: skip
-        found = together(features)[:, 3 * index : 3 * index + 3]
-        torch.testing.assert_close(found, alone(features), atol=1e-5, rtol=1e-4)
-
-
 def test_a_linear_head_with_weight_decay_becomes_scikit_learns_logistic_regression() -> None:
     """Adam's weight decay w is the gradient of w / 2 |W|^2: C = 1 / (n w). The bias, penalised here, is small."""
     generator = torch.Generator().manual_seed(0)
@@ -116,7 +105,9 @@ def test_a_linear_head_with_weight_decay_becomes_scikit_learns_logistic_regressi
     features = (features - features.mean(0)) / features.std(0)
     protocol = replace(ProbeProtocol(), batch_size=240)
     samples = Samples(torch.arange(240)[:, None], labels)
-    head = train_linear_heads([(3e-2, 1e-2)], 3, features, lambda epoch: samples, protocol, epochs=200, seed=0)
+    plan = HeadPlan((), epochs=200, classes=3)
+    request = HeadRequest(features, lambda epoch: samples, plan, 0, learning_rate=3e-2, weight_decay=1e-2)
+    (head,) = train_heads([request], protocol)
     reference = LogisticRegression(C=1 / (240 * 1e-2)).fit(features.numpy(), labels.numpy())
     found = F.softmax(head(features), dim=1).detach().numpy()
     np.testing.assert_allclose(found, reference.predict_proba(features.numpy()), atol=5e-3)

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from ssl_equi.data.derived import TurnedViews
-from ssl_equi.evaluation.feature_store import FeatureStore
-from ssl_equi.evaluation.features import FeatureCache, encode_split
+from ssl_equi.evaluation.features import FeatureCache, FeatureStore, encode_split
 from ssl_equi.evaluation.pairs import all_pairs, evaluation_pairs, evaluation_views, training_pairs, training_views
 from ssl_equi.evaluation.predictors.capsule_poses import probe_capsule_poses
 from ssl_equi.evaluation.predictors.consistency import predictor_consistency
@@ -275,9 +274,9 @@ def test_augmented_images_are_drawn_from_the_views_that_there_are(views: ViewsIn
     square = cut_short(ViewsInMemory(views.pixels[:, :, :8, :8].copy()), (4, 6, 2))
     square.pixels[np.arange(6) >= square.view_counts[:, None]] = 255
     protocol = EquivarianceProtocol(num_augmentations=2, num_compositions=1, max_images=100)
-    found = encode_augmented(PixelEncoder(), square, **COLOURS, protocol=protocol)
+    (found,) = encode_augmented([PixelEncoder()], square, **COLOURS, protocol=protocol)
     assert found.original.shape[0] == square.num_images
-    with_white = encode_augmented(PixelEncoder(), ViewsInMemory(square.pixels), **COLOURS, protocol=protocol)
+    (with_white,) = encode_augmented([PixelEncoder()], ViewsInMemory(square.pixels), **COLOURS, protocol=protocol)
     assert with_white.original.max() == 2 == with_white.original.amin(dim=1).max()
     assert found.original.amin(dim=1).max() < 2
 

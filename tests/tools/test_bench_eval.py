@@ -47,6 +47,7 @@ def test_the_report_has_counts_ratios_and_targets(tool: ModuleType, tmp_path: Pa
     ratio = rows["images of 300 epochs, usual / ours"]
     assert (ratio["ratio"], ratio["target"]) == (4500 / 5, 50)
     assert rows["both, loop / ours"]["target"] == 50
+    assert rows["operators of nine heads, apart / together"]["ratio"] > 2
     assert all(0 < row["low"] <= row["ratio"] <= row["high"] for row in report["rows"])
 
 

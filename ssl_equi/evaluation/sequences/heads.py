@@ -7,12 +7,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_equi.evaluation.baselines import constant_baselines, constant_rotation_baselines
 from ssl_equi.evaluation.features import frozen
-from ssl_equi.evaluation.heads import Samples, build_head, fit_ridge, train_head
+from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, fit_ridge, train_heads
 from ssl_equi.evaluation.metrics import angle_errors_deg, r2_metrics, r2_notes, summarise_angles
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.sequences.embed import HUES, POSITION_NAMES, FeatureSequences
@@ -202,15 +201,12 @@ def fit_target(
 
     A linear head is the ridge regression on the samples of epoch 0, an MLP is trained like that of relative rotations.
     """
-    samples = samples_of_epoch(0)
     if target.head == "linear":
+        samples = samples_of_epoch(0)
         held_out = _held_out(objects, protocol.ridge_held_out_share, seed)[samples.rows[:, 0]]
         return fit_ridge(features, samples, held_out, protocol)[0]
-    inputs = samples.rows.shape[1] * features.shape[1]
-    generator = torch.Generator().manual_seed(seed)
-    head = build_head(inputs, protocol.rotation_hidden, len(target.columns), generator)
-    epochs = protocol.rotation_epochs
-    return train_head(head, features, samples_of_epoch, F.mse_loss, protocol, epochs=epochs, seed=seed)
+    plan = HeadPlan(protocol.rotation_hidden, protocol.rotation_epochs)
+    return train_heads([HeadRequest(features, samples_of_epoch, plan, seed)], protocol)[0]
 
 
 def judge(target: ActionTarget, predictions: Tensor, truth: Tensor) -> TaskResult:

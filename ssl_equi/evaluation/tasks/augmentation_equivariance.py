@@ -6,6 +6,7 @@ takes 20 augmentations of the test set. Lower is better for all of them, beside 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.data.images import normalise_images
 from ssl_equi.evaluation.baselines import Baseline
-from ssl_equi.evaluation.feature_store import counted_images
-from ssl_equi.evaluation.features import frozen
+from ssl_equi.evaluation.features import counted_images, encode_images, frozen
 from ssl_equi.evaluation.protocol import EquivarianceProtocol
 from ssl_equi.evaluation.skipping import TaskSkipped
 from ssl_equi.evaluation.task import Ask, TaskResult, task
@@ -50,17 +49,21 @@ def augmentation_equivariance(ask: Ask) -> TaskResult:
     if collection.num_images < 2:
         raise TaskSkipped("there is only one image, and features of two can be compared: use more images")
 
-    def encode() -> AugmentedFeatures:
+    def encode() -> dict[int, AugmentedFeatures]:
+        modules = encoding.modules or (encoding.module,)
         with counted_images(encoding.module) as images:
             try:
-                return encode_augmented(
-                    encoding.module, collection, encoding.mean_rgb, encoding.std_rgb, protocol, ask.whole.device,
+                found = encode_augmented(
+                    modules, collection, encoding.mean_rgb, encoding.std_rgb, protocol, ask.whole.device,
                     encoding.batch_size,
                 )  # fmt: skip
             finally:
                 encoding.store.encoder_passes += images[0]
+        return {id(module): features for module, features in zip(modules, found, strict=True)}
 
-    features = ask.once("augmented features", encode)
+    if "augmented features" not in encoding.shared:
+        encoding.shared["augmented features"] = encode()
+    features: AugmentedFeatures = encoding.shared["augmented features"][id(encoding.module)]
     result, notes = compare(features.part(ask.whole.parts[ask.part]), protocol.seed)
     if not result.metrics:
         raise TaskSkipped("; ".join(notes))
@@ -87,24 +90,24 @@ class AugmentedFeatures:
 
 
 def encode_augmented(
-    encoder: nn.Module,
+    encoders: Sequence[nn.Module],
     collection: ViewCollection,
     mean_rgb: Sequence[float],
     std_rgb: Sequence[float],
     protocol: EquivarianceProtocol,
     device: torch.device | str = "cpu",
     batch_size: int = 512,
-) -> AugmentedFeatures:
-    """Features of images of the collection before and after the augmentations.
+) -> list[AugmentedFeatures]:
+    """Features of images of the collection before and after the augmentations, which are made once for all encoders.
 
     Args:
-        encoder: maps `[N, 3, H, W]` to `[N, D]`; on `device`; its state and modes are left untouched.
+        encoders: each maps `[N, 3, H, W]` to `[N, D]`; on `device`; their states and modes are left untouched.
         mean_rgb, std_rgb: of the training images, in units of [0, 1].
         batch_size: images in one forward pass.
 
     Raises:
         ValueError: there are no augmentations of the protocol's name.
-        RuntimeError: encoding changed a parameter or a buffer of the encoder, or a feature is not finite.
+        RuntimeError: encoding changed a parameter or a buffer of an encoder, or a feature is not finite.
     """
     pipeline = augmentation_pipeline(protocol.augmentations, collection.image_size[0])
     generator = torch.Generator().manual_seed(protocol.seed)
@@ -112,28 +115,28 @@ def encode_augmented(
         pipeline.draw(1, source_sizes=collection.image_size, generator=generator)
         for _ in range(protocol.num_augmentations)
     ]
-
-    def encode(images: Tensor) -> Tensor:
-        pixels = (images * 255).permute(0, 2, 3, 1).contiguous()
-        return encoder(normalise_images(pixels, mean_rgb, std_rgb)).float().cpu()
-
-    chunks: list[Tensor] = []  # each [1 + A + C, images of the chunk, D]
-    with frozen(encoder):
+    first_composed = 1 + len(draws)
+    chunks: list[list[Tensor]] = [[] for _ in encoders]  # each [1 + A + C, images of the chunk, D]
+    with ExitStack() as stack:
+        for encoder in encoders:
+            stack.enter_context(frozen(encoder))
         for images in _image_chunks(collection, protocol, torch.device(device), batch_size):
-            features, composed = [encode(images)], []
-            for index, draw in enumerate(draws):
-                once = _apply_to_all(pipeline, images, draw)
-                features.append(encode(once))
-                if index % 2 == 0 and index // 2 < protocol.num_compositions:
-                    composed.append(encode(_apply_to_all(pipeline, once, draws[index + 1])))
-            chunks.append(torch.stack(features + composed))
-    together = torch.cat(chunks, dim=1)
-    if not bool(torch.isfinite(together).all()):
+            found: list[dict[int, Tensor]] = [{} for _ in encoders]  # by place in the chunk
+            for place, augmented in _augmentations(pipeline, images, draws, protocol.num_compositions):
+                for encoder, features_at in zip(encoders, found, strict=True):
+                    pixels = (augmented * 255).permute(0, 2, 3, 1).contiguous()  # normalised in place, so once for each
+                    features_at[place] = encode_images(encoder, pixels, mean_rgb, std_rgb).cpu()
+            for chunks_of_encoder, features_at in zip(chunks, found, strict=True):
+                chunks_of_encoder.append(torch.stack([features_at[place] for place in range(len(features_at))]))
+    together = [torch.cat(chunks_of_encoder, dim=1) for chunks_of_encoder in chunks]
+    if not all(bool(torch.isfinite(features).all()) for features in together):
         raise RuntimeError(
             "the encoder produced features of augmented images that are not finite: the run diverged, use an earlier "
             "checkpoint"
         )
-    return AugmentedFeatures(together[0], together[1 : 1 + len(draws)], together[1 + len(draws) :])
+    return [
+        AugmentedFeatures(features[0], features[1:first_composed], features[first_composed:]) for features in together
+    ]
 
 
 def augmentation_pipeline(name: str, image_size: int) -> ViewPipeline:
@@ -202,9 +205,20 @@ def _map_errors(features: AugmentedFeatures, seed: int) -> dict[str, float]:
     return errors | {"least_squares_error": float(np.mean(left_over))}
 
 
-def _apply_to_all(pipeline: ViewPipeline, images: Tensor, draw: ViewParameters) -> Tensor:
-    """The one drawn augmentation on every image `[n, 3, H, W]`."""
-    return pipeline.apply(images, draw.rows(torch.zeros(len(images), dtype=torch.long)))
+def _augmentations(
+    pipeline: ViewPipeline, images: Tensor, draws: Sequence[ViewParameters], num_compositions: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Images `[n, 3, H, W]` as they are, under each draw, and under pairs of draws in a row, each with its place."""
+
+    def apply_to_all(images: Tensor, draw: ViewParameters) -> Tensor:
+        return pipeline.apply(images, draw.rows(torch.zeros(len(images), dtype=torch.long)))
+
+    yield 0, images
+    for index, draw in enumerate(draws):
+        once = apply_to_all(images, draw)
+        yield 1 + index, once
+        if index % 2 == 0 and index // 2 < num_compositions:
+            yield 1 + len(draws) + index // 2, apply_to_all(once, draws[index + 1])
 
 
 def _image_chunks(

@@ -6,7 +6,7 @@ classes that no training object has can't be told by any head: they are left out
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from ssl_equi.data.view_counts import NO_VIEW
 from ssl_equi.evaluation.baselines import classification_baselines
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads, train_linear_heads
+from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads
 from ssl_equi.evaluation.metrics import balanced_top1, per_class_recall, top1
 from ssl_equi.evaluation.pairs import training_views
 from ssl_equi.evaluation.skipping import TaskSkipped
@@ -112,10 +112,10 @@ def linear(ask: Ask) -> TaskResult:
         for learning_rate in protocol.linear_learning_rates
         for weight_decay in protocol.linear_weight_decays
     ]
-    candidates = train_linear_heads(
-        strengths, ask.num_classes, features, fitted, protocol, epochs=protocol.linear_epochs, seed=ask.seed
-    )
-    learning_rate, weight_decay = strengths[_best_candidate(candidates, features, choosing, len(strengths))]
+    plan = HeadPlan((), protocol.linear_epochs, views_per_object, classes=ask.num_classes)
+    requests = [HeadRequest(features, fitted, plan, ask.seed, *strength) for strength in strengths]
+    candidates = train_heads(requests, protocol)
+    learning_rate, weight_decay = strengths[_best_candidate(candidates, features, choosing)]
     objects = np.arange(ask.train.num_objects)
     chosen = _request(ask, objects, views_per_object, protocol.linear_epochs, learning_rate, weight_decay)
     result = _judged(ask, ask.test, train_heads([chosen], protocol)[0])
@@ -238,13 +238,13 @@ def _held_out_samples(ask: Ask, views_per_object: int) -> tuple[Callable[[int], 
     return fitted, choosing, (note,)
 
 
-def _best_candidate(candidates: torch.nn.Linear, features: Tensor, choosing: Samples, count: int) -> int:
-    """Which of `count` heads side by side has the highest top-1, and of these the lowest cross-entropy."""
-    logits = predict(candidates, features, choosing.rows).unflatten(1, (count, -1))
+def _best_candidate(candidates: Sequence[torch.nn.Module], features: Tensor, choosing: Samples) -> int:
+    """Which of the heads has the highest top-1, and of these the lowest cross-entropy."""
     scores = []
-    for index in range(count):
-        loss = float(F.cross_entropy(logits[:, index], choosing.targets))
-        scores.append((top1(logits[:, index], choosing.targets), -loss if math.isfinite(loss) else -math.inf))
+    for head in candidates:
+        logits = predict(head, features, choosing.rows)
+        loss = float(F.cross_entropy(logits, choosing.targets))
+        scores.append((top1(logits, choosing.targets), -loss if math.isfinite(loss) else -math.inf))
     return scores.index(max(scores))
 
 

@@ -45,7 +45,7 @@ class CorruptionKind:
 
 @dataclass(frozen=True)
 class Corruption:
-    """A corruption of a split's views, for `ssl_equi.evaluation.feature_store.FeatureStore.encode`."""
+    """A corruption of a split's views, for `ssl_equi.evaluation.features.FeatureStore.encode`."""
 
     name: str
     severity: int
