@@ -506,5 +506,6 @@ def arrays_of(results: PartResults) -> dict[str, np.ndarray]:
                 "singular_values": result.singular_values,
                 "retrieval_ranks": result.retrieval_ranks,
             } | {f"object_scores.{metric}": scores for metric, scores in (result.object_scores or {}).items()}
+            found |= result.arrays or {}
             arrays |= {f"{kind}/{task}/{part}": array for kind, array in found.items() if array is not None}
     return arrays
