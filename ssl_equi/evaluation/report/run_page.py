@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.evaluation.protocol import FEATURE_TASKS
 from ssl_equi.evaluation.records import (
     ProbeRecord,
     class_of_metric,
@@ -28,6 +27,7 @@ from ssl_equi.evaluation.report.figures import (
     tile,
 )
 from ssl_equi.evaluation.report.page import Sections, captioned_figure, details_table, escaped, picture_strip
+from ssl_equi.evaluation.task import TASKS
 from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE
 
 LARGEST_DRAWN = 1e100  # axes of matplotlib overflow far beyond
@@ -46,10 +46,18 @@ TASK_NOTES = {
     "translation_object": "change of the translation in the object's own frame, t₂ - t₁; needs both rotations too, "
     "since a view shows where the object stands, R t",
     "translation_base": "how the object's centre moves in the world, R₂t₂ - R₁t₁",
+    "relative_rotation_distribution": "the rotation between two views as a distribution over all rotations",
+    "absolute_rotation_distribution": "the rotation of a single view as a distribution over all rotations",
     "capsule_rotation": "the rotation between two views, read from all capsules' poses in closed form, without a head",
     "capsule_equivariance": "whether the poses of view 1, multiplied by the true action, are those of view 2",
 }
 METRIC_NOTES = {
+    "log_likelihood": "mean log density of the true rotation in nats; uniform: -log π² = -2.29",
+    "recall_at_15deg": "share of samples whose most likely rotation is within 15° of the true one",
+    "recall_at_30deg": "the same within 30°",
+    "mass_within_15deg": "mean probability of the rotations within 15° of the true one",
+    "mass_within_30deg": "the same within 30°",
+    "angle_deg_spread": "mean angle to the true rotation, over the distribution; lower is better",
     "top1": "share of views whose class is right",
     "balanced_top1": "mean of the recalls of the classes",
     "r2_uniform": "R² of each component around its own mean, averaged",
@@ -82,7 +90,7 @@ def explanations(names: Sequence[str]) -> list[str]:
 
 def is_of_latent(task: str) -> bool:
     """Whether a task is about a latent that only its data have; see `ssl_equi.evaluation.tasks.latents`."""
-    return task.startswith((RELATIVE, ABSOLUTE)) and task not in FEATURE_TASKS
+    return task.startswith((RELATIVE, ABSOLUTE)) and task not in TASKS
 
 
 def _about_latent(task: str) -> str:
