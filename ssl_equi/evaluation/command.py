@@ -42,6 +42,8 @@ class EvaluationConfig:
 
     encoder: str
     """A run's folder, an exported encoder's, timm:NAME (pretrained), random:NAME or hub:OWNER/NAME."""
+    beside: tuple[str, ...] = ()
+    """Further encoders that are asked the same of the same images, and put beside it on one page (peers.html)."""
     dataset: DatasetName = "3diebench-p"
     """3diebench-p and 3diebench-pt (whose objects also move) render themselves; the others need --data-dir."""
     data_dir: str | None = None
@@ -87,14 +89,28 @@ class EvaluationConfig:
 
 
 def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
-    """Runs an evaluation as a script does; returns the folder of its results.
+    """Runs an evaluation as a script does, of one encoder or of several; returns the folder of the first one's results.
 
     Args:
         label: the script's name; part of the default folder.
 
     Raises:
-        UserError: an option is wrong, or the encoder, the data and the protocol don't go together.
+        UserError: an option is wrong, or an encoder, the data and the protocol don't go together.
     """
+    others = []
+    for text in config.beside:
+        other = replace(config, encoder=text, weights=None, encoder_arguments={}, out=None)
+        source, _ = open_encoder_and_data(other)  # before the first takes its time
+        others.append(replace(other, out=None if config.out is None else config.out / source.name))
+    out, *folders = [_evaluate_encoder(each, label) for each in (config, *others)]
+    if folders:
+        write_report_or_warn([out, *folders], out / "peers.html")
+        print(f"all of them side by side: {out / 'peers.html'}")
+    return out
+
+
+def _evaluate_encoder(config: EvaluationConfig, label: str) -> Path:
+    """One encoder; returns the folder of its results."""
     if config.seeds < 1:
         raise UserError(f"--seeds is {config.seeds}: give 1 or more")
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -43,30 +43,34 @@ class RotationTarget:
 
     Attributes:
         suffix: of the tasks' names.
+        words: for the list of tasks.
         encode: unit quaternions xyzw `[n, 4]` -> targets `[n, K]`.
         decode: a head's answers `[n, K]` -> quaternions `[n, 4]`, of any length and sign.
     """
 
     suffix: str
+    words: str
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
 
 
-QUATERNION = RotationTarget("", encode=lambda quats: quats, decode=lambda answers: answers)
+QUATERNION = RotationTarget("", "as a quaternion", encode=lambda quats: quats, decode=lambda answers: answers)
 SIX_NUMBERS = RotationTarget(
     "_6d",
+    "as the first two columns of its matrix",
     encode=lambda quats: rotation_6d_from_matrix(quat_to_matrix(quats)),
     decode=lambda answers: quat_from_matrix(matrix_from_rotation_6d(answers.double())),
 )
 MATRIX = RotationTarget(
     "_matrix",
+    "as a matrix",
     encode=lambda quats: quat_to_matrix(quats).flatten(-2),
     decode=lambda answers: quat_from_matrix(nearest_rotation_matrix(answers.double().unflatten(-1, (3, 3)))),
 )
 
 
 def register_relative_rotation(target: RotationTarget) -> Probe:
-    """Body-frame relative rotation of two views, written as `target`: MLP on their features, mean squared error."""
+    """The task `relative_rotation` with this target, and its head."""
     probe = Probe(
         "pairs",
         targets=lambda cache, rows: target.encode(_relative_rotations(cache, rows)),
@@ -75,16 +79,19 @@ def register_relative_rotation(target: RotationTarget) -> Probe:
         ),
     )
 
-    @task(f"relative_rotation{target.suffix}", needs=POSE, probes=[probe])
     def relative_rotation(ask: Ask) -> TaskResult:
         predictions, samples = ask.probe(probe)
         return rotation_result(ask.test, samples, predictions, _relative_rotations(ask.test, samples.rows), target)
 
+    relative_rotation.__doc__ = (
+        f"Body-frame relative rotation of two views, {target.words}: MLP on their features, mean squared error."
+    )
+    task(f"relative_rotation{target.suffix}", needs=POSE, probes=[probe])(relative_rotation)
     return probe
 
 
 def register_absolute_rotation(target: RotationTarget) -> Probe:
-    """Rotation of a single view's pose, written as `target`: MLP on its features, mean squared error.
+    """The task `absolute_rotation` with this target, and its head.
 
     The "individual rotation" of seq-JEPA (Ghaemi et al., NeurIPS 2025), whose quaternions have w > 0. The pose is that
     of an object in its family's own frame, which no view shows: of an object whose front can't be told from its back,
@@ -99,11 +106,14 @@ def register_absolute_rotation(target: RotationTarget) -> Probe:
         ),
     )  # fmt: skip
 
-    @task(f"absolute_rotation{target.suffix}", needs=POSE, probes=[probe])
     def absolute_rotation(ask: Ask) -> TaskResult:
         predictions, samples = ask.probe(probe)
         return rotation_result(ask.test, samples, predictions, _rotations(ask.test, samples.rows), target)
 
+    absolute_rotation.__doc__ = (
+        f"Rotation of a single view's pose, {target.words}: MLP on its features, mean squared error."
+    )
+    task(f"absolute_rotation{target.suffix}", needs=POSE, probes=[probe])(absolute_rotation)
     return probe
 
 
