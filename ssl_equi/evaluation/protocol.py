@@ -87,6 +87,28 @@ class AugmentationParametersProtocol:
 
 
 @dataclass(frozen=True)
+class PoseDistributionProtocol:
+    """How a distribution over rotations is learned, by Adam with a cosine, and judged.
+
+    `ssl_equi.evaluation.tasks.pose_distribution` says what the networks and the two grids of rotations are for.
+    """
+
+    epochs: int = 10
+    samples_per_object: int = 10  # views or pairs, drawn anew each epoch
+    learning_rate: float = 3e-3  # likelier on unseen views of synthetic symmetric objects than with 1e-3
+    hidden: tuple[int, ...] = (256, 256)  # of the network of features, and of that of rotations
+    num_codes: int = 256  # length of the vectors whose product is the log density
+    num_frequencies: int = 1  # sines and cosines of a matrix's entries times pi, 2 pi, 4 pi, ...
+    training_rotations: int = 512  # that a training view's own rotation is told from
+    evaluation_rotations: int = 20_000  # about 7.5 degrees apart
+
+    def __post_init__(self) -> None:
+        if min(self.training_rotations, self.evaluation_rotations) < 2:
+            fewest = min(self.training_rotations, self.evaluation_rotations)
+            raise ValueError(f"{fewest} rotations make no distribution: give 2 or more")
+
+
+@dataclass(frozen=True)
 class ProbeProtocol:
     """How heads are trained and judged. All heads are reported after the last epoch.
 
@@ -188,6 +210,9 @@ class ProbeProtocol:
 
     # Whether an augmentation moves the features of all evaluated images alike; nothing is trained.
     augmentation_equivariance: EquivarianceProtocol = field(default_factory=EquivarianceProtocol)
+
+    # The rotation of one view, or between two, as a distribution; asked by name.
+    pose_distribution: PoseDistributionProtocol = field(default_factory=PoseDistributionProtocol)
 
     # Questions of more images; the heads of the first are those of classes and relative rotations above.
     corruption: CorruptionProtocol = field(default_factory=CorruptionProtocol)

@@ -439,3 +439,20 @@ def notes_on_poses(data: DataSource, names: Sequence[str]) -> tuple[str, ...]:
         warning_of_signs(views.split, views.schema, views.latents) for views in (data.probe_train, data.evaluation)
     )
     return tuple(note for note in found if note is not None)[:1]
+
+
+def arrays_of(results: PartResults) -> dict[str, np.ndarray]:
+    """What results hold besides numbers, by `KIND/TASK/PART`; the kind of objects' scores is `object_scores.METRIC`."""
+    arrays: dict[str, np.ndarray] = {}
+    for part, tasks in results.items():
+        for task, result in tasks.items():
+            found = {
+                "angle_errors_deg": result.angle_errors_deg,
+                "constant_angle_errors_deg": result.constant_angle_errors_deg,
+                "per_class_recall": result.per_class_recall,
+                "singular_values": result.singular_values,
+                "retrieval_ranks": result.retrieval_ranks,
+            } | {f"object_scores.{metric}": scores for metric, scores in (result.object_scores or {}).items()}
+            found |= result.arrays or {}
+            arrays |= {f"{kind}/{task}/{part}": array for kind, array in found.items() if array is not None}
+    return arrays

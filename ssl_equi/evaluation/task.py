@@ -370,10 +370,13 @@ TRANSLATION = Need(
 HUES = Need(_hues, "floor_hue and light_hue in turns", "use a data set of rendered views with latents")
 LIGHT = Need(_light, "direction 'light'", "use a data set of rendered views with latents")
 
-Group = Literal["features", "latents", "predictor", "robustness", "images", "transfer", "augmentations"]
+Group = Literal[
+    "features", "latents", "distributions", "predictor", "robustness", "images", "transfer", "augmentations"
+]
 # Tasks of one place are asked in the order in which they are named, those that need more passes behind the others.
 PLACE: dict[Group, int] = {
-    "features": 0, "latents": 0, "predictor": 1, "robustness": 2, "images": 2, "transfer": 3, "augmentations": 4,
+    "features": 0, "latents": 0, "distributions": 0, "predictor": 1, "robustness": 2, "images": 2, "transfer": 3,
+    "augmentations": 4,
 }  # fmt: skip
 
 
@@ -387,7 +390,8 @@ class Task:
         probes: heads that it trains, so that those of all parts and seeds can be trained together.
         group: with which others a name in `--tasks` stands for it. "features" need those of the two splits only,
             "latents" are of one latent of the data; "predictor" are of the predictor beside the encoder: asked of all
-            features, and not of the random encoder. All others need further images, and are asked when they are named.
+            features, and not of the random encoder. All others need further images, or learn long ("distributions"),
+            and are asked when they are named.
         once: nothing is drawn or trained, so it is asked with the first seed only.
     """
 

@@ -117,6 +117,8 @@ def made_arrays(
         "retrieval_images/retrieval/equi": pictures,
         "retrieval_hits/retrieval/equi": np.eye(3, 5, dtype=bool),
         "retrieval_strip_ranks/retrieval/equi": np.array([1, 2, 3]),
+        "rotation_density/absolute_rotation_distribution/equi": generator.standard_normal((2, 50, 4)),
+        "rotation_truth/absolute_rotation_distribution/equi": np.eye(4)[:2],
         "neighbour_images/inv": pictures,
         "neighbour_captions/inv": np.array([["kind 1", *["✓ 20°"] * 6]] * 3),
     }

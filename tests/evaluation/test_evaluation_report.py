@@ -22,8 +22,8 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 SECTIONS = (
-    "runs", "overview", "results", "errors", "retrieval", "maps", "spectrum", "orbits", "training", "views",
-    "neighbours", "differences",
+    "runs", "overview", "results", "errors", "retrieval", "maps", "spectrum", "orbits", "distributions", "training",
+    "views", "neighbours", "differences",
 )  # fmt: skip
 HOSTILE = '<script>alert("1")</script>$x_$&\n'
 

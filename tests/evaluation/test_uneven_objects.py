@@ -18,7 +18,7 @@ from ssl_equi.evaluation.pairs import all_pairs, evaluation_pairs, evaluation_vi
 from ssl_equi.evaluation.predictors.capsule_poses import probe_capsule_poses
 from ssl_equi.evaluation.predictors.consistency import predictor_consistency
 from ssl_equi.evaluation.predictors.predictor_retrieval import retrieve_with_predictor
-from ssl_equi.evaluation.protocol import EquivarianceProtocol, ProbeProtocol
+from ssl_equi.evaluation.protocol import EquivarianceProtocol, PoseDistributionProtocol, ProbeProtocol
 from ssl_equi.evaluation.report.feature_map import map_arrays
 from ssl_equi.evaluation.report.pictures import nearest_neighbours, neighbour_arrays, view_sheet
 from ssl_equi.evaluation.sequences.embed import sequences_of_cache
@@ -43,6 +43,9 @@ QUICK = ProbeProtocol(
     knn_neighbours=3, knn_weighted_neighbours=9, compared_objects=11, batch_size=64, evaluation_least_pairs=100,
     evaluation_most_pairs=200, feature_action_ridge_strengths=(1e-3, 1.0), feature_action_components=6,
     linear_learning_rates=(1e-3, 1e-2), linear_weight_decays=(0.0,),
+    pose_distribution=PoseDistributionProtocol(
+        epochs=1, samples_per_object=4, hidden=(8,), num_codes=8, training_rotations=20, evaluation_rotations=50
+    ),
 )  # fmt: skip
 
 MakeCache = Callable[..., FeatureCache]
@@ -96,7 +99,10 @@ def asked(name: str, train: FeatureCache, test: FeatureCache) -> TaskResult:
     return TASKS[name](Ask(train, test, CLASSES, QUICK, 0))
 
 
-ASKED = [name for name in OF_FEATURES if name != "low_shot_1pct"]  # which is low_shot_10pct with more objects
+ASKED = [
+    *(name for name in OF_FEATURES if name != "low_shot_1pct"),  # which is low_shot_10pct with more objects
+    "absolute_rotation_distribution", "relative_rotation_distribution",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ASKED)

@@ -20,6 +20,7 @@ from ssl_equi.evaluation.report.comparison_page import (
 )
 from ssl_equi.evaluation.report.feature_map import MapMethod
 from ssl_equi.evaluation.report.page import Sections, drawn_sections, page_document
+from ssl_equi.evaluation.report.rotation_distributions import distribution_section
 from ssl_equi.evaluation.report.run_page import neighbours_section, run_details, run_sections, views_section
 from ssl_equi.evaluation.report.sections import (
     errors_section,
@@ -60,6 +61,7 @@ def write_evaluation_report(
         "maps": lambda: maps_section(runs, map_method),
         "spectrum": lambda: spectrum_section(runs),
         "orbits": lambda: orbits_section(runs),
+        "distributions": lambda: distribution_section(runs),
     }
     if _is_plain(runs, rows):
         sections = run_sections(runs[0].folders[0], shown_title, further)

@@ -1,0 +1,103 @@
+"""Distributions over rotations as maps of the sphere, in the manner of Murphy et al. (ICML 2021)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssl_equi.evaluation.report.compared_runs import ComparedRun
+from ssl_equi.evaluation.report.page import captioned_figure, escaped
+from ssl_equi.evaluation.report.part_choices import EQUIVARIANT_FIRST, absent_in_words, choose_parts
+
+WIDTH, HEIGHT, MARGIN = 300, 150, 10  # of a map, in its own units
+NUM_HUES = 12  # one path for each, which keeps the page small
+NEWTON_STEPS = 12
+
+
+def distribution_section(runs: Sequence[ComparedRun]) -> str:
+    """A few samples' distributions of every run, one map each."""
+    keys = dict.fromkeys(tuple(key.split("/", 2)) for run in runs for key in run.arrays)
+    parts: list[str] = []
+    for task in dict.fromkeys(key[1] for key in keys if key[0] == "rotation_density" and len(key) == 3):
+        found = {run.name: _by_part(run, task) for run in runs}
+        for choice in choose_parts(found, EQUIVARIANT_FIRST):
+            words = task.replace("_", " ").capitalize()
+            parts.append(f"<h3>{escaped(words)}, {escaped(choice.title + absent_in_words(choice))}</h3>")
+            for label, maps in choice.shown.items():
+                drawn = [
+                    captioned_figure(svg, f"{label}, number {number}") for number, svg in enumerate(maps or [], start=1)
+                ]
+                parts.append(f'<div class="figures maps">{"".join(drawn)}</div>' if drawn else "")
+    if not parts:
+        return ""
+    about = (
+        '<p class="muted">Each map shows one view or pair: rotations drawn from its distribution, at the direction to '
+        "which they turn the z axis (0° in the centre), in the colour of their turn about it. Ring: the true rotation. "
+        "Several heaps of one size belong to an object that looks the same under several rotations.</p>"
+    )
+    return f'<section id="distributions"><h2>Distributions over rotations</h2>{about}{"".join(parts)}</section>'
+
+
+def distribution_map(quats_xyzw: np.ndarray, true_xyzw: np.ndarray) -> str:
+    """Rotations `[n, 4]` as dots on Mollweide's equal-area map of the sphere, and the true one `[4]` as a ring."""
+    places, hues = _places(quats_xyzw), _hues(quats_xyzw)
+    ellipse = (
+        f'<ellipse cx="{WIDTH / 2}" cy="{HEIGHT / 2}" rx="{WIDTH / 2 - MARGIN}" ry="{HEIGHT / 2 - MARGIN / 2}" '
+        'fill="none" stroke="var(--line)"/>'
+    )
+    dots = []
+    for hue in np.unique(hues):
+        data = "".join(f"M{x:.0f} {y:.0f}h.1" for x, y in places[hues == hue])
+        dots.append(f'<path d="{data}" stroke="{_colour(hue)}" stroke-width="5" style="stroke-linecap:round"/>')
+    ((x, y),), (hue,) = _places(true_xyzw[None]), _hues(true_xyzw[None])
+    # A wide ring of the page's ink below one of the hue is seen on dots of any colour.
+    rings = "".join(
+        f'<circle cx="{x:.0f}" cy="{y:.0f}" r="7" fill="none" stroke="{colour}" stroke-width="{width}"/>'
+        for colour, width in (("var(--ink)", 4), (_colour(hue), 2))
+    )
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}">{ellipse}{"".join(dots)}{rings}</svg>'
+
+
+def _by_part(run: ComparedRun, task: str) -> dict[str, list[str]]:
+    """The maps of a run by part."""
+    prefix = f"rotation_density/{task}/"
+    return {
+        key.removeprefix(prefix): [
+            distribution_map(sample, truth)
+            for sample, truth in zip(rotations, run.arrays[f"rotation_truth/{key.partition('/')[2]}"], strict=True)
+        ]
+        for key, rotations in run.arrays.items()
+        if key.startswith(prefix)
+    }
+
+
+def mollweide(directions: np.ndarray) -> np.ndarray:
+    """Unit vectors `[n, 3]` -> `[n, 2]` in [-1, 1], x by the longitude (0 in the middle), y by the latitude.
+
+    The auxiliary angle t solves 2 t + sin 2 t = pi sin(latitude).
+    """
+    longitude = np.arctan2(directions[:, 1], directions[:, 0])
+    height = np.clip(directions[:, 2], -1, 1)
+    angle = np.arcsin(height)
+    for _ in range(NEWTON_STEPS):
+        slope = np.maximum(2 + 2 * np.cos(2 * angle), 1e-9)  # 0 at the poles, where the start is right
+        angle = angle - (2 * angle + np.sin(2 * angle) - np.pi * height) / slope
+        angle = np.clip(angle, -np.pi / 2, np.pi / 2)
+    return np.stack([longitude / np.pi * np.cos(angle), np.sin(angle)], axis=1)
+
+
+def _places(quats_xyzw: np.ndarray) -> np.ndarray:
+    """Where a map shows the directions to which rotations `[n, 4]` turn the z axis."""
+    x, y, z, w = quats_xyzw.astype(np.float64).T
+    directions = np.stack([2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)], axis=1)
+    size = np.array([WIDTH / 2 - MARGIN, -(HEIGHT / 2 - MARGIN / 2)])
+    return np.array([WIDTH / 2, HEIGHT / 2]) + mollweide(directions) * size
+
+
+def _hues(quats_xyzw: np.ndarray) -> np.ndarray:
+    """Number of the hue of each rotation's turn about the z axis, which it makes before it tilts that axis."""
+    turn = 2 * np.arctan2(quats_xyzw[:, 2], quats_xyzw[:, 3])
+    return np.floor(turn / (2 * np.pi) * NUM_HUES + 0.5).astype(int) % NUM_HUES
+
+
+def _colour(hue: int) -> str:
+    return f"hsl({360 * hue // NUM_HUES} 70% 50%)"
