@@ -76,6 +76,11 @@ METRICS: dict[str, Metric] = {
             by_class=True,
         ),
         _lower("distance_mean", "mean distance between predicted and true displacement or value"),
+        # Distributions over rotations.
+        Metric("log_likelihood", "mean log density of the true rotation in nats; uniform: -log π² = -2.29", by_class=True),
+        Metric("recall_at", "share of samples whose most likely rotation is within so many degrees of the true one"),
+        Metric("mass_within", "mean probability of the rotations within so many degrees of the true one"),
+        _lower("angle_deg_spread", "mean angle to the true rotation, over the distribution", "°"),
         _lower("drop_of", "how much the metric is below that of the judged split"),
         # Features alone.
         _lower("within_between_ratio", "variance of an object's views over that of the objects' means; 0: invariant"),

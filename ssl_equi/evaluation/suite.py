@@ -215,8 +215,8 @@ def asked_tasks(
     """The tasks that are asked of data with these latents, in the order in which they are asked.
 
     Args:
-        names: of tasks, or `robustness`, `latents` (the data's own), `features`, `transfer` and `all` for groups of
-            them. None: the protocol's, those of the data's own latents, and those of the predictor beside the encoder.
+        names: of tasks, or `features`, `latents` (the data's own), `distributions`, `robustness`, `transfer` and `all`
+            for groups of them. None: the protocol's, those of the data's own latents, and those of the predictor beside the encoder.
         further: tasks that are asked besides.
 
     Raises:
@@ -226,7 +226,9 @@ def asked_tasks(
     known = {name: task for name, task in TASKS.items() if task.group != "predictor" or source.predictor is not None}
     known |= own | {task.name: task for task in further}
     of_group = {group: [name for name, task in known.items() if task.group == group] for group in PLACE}
-    groups = {"all": list(known)} | {name: of_group[name] for name in ("features", "robustness", "latents", "transfer")}
+    groups = {"all": list(known)} | {
+        name: of_group[name] for name in ("features", "latents", "distributions", "robustness", "transfer")
+    }
     if "transfer" in names and not further:
         raise UserError("task 'transfer' is asked without a data set: give --transfer DATASET:DIR")
     chosen = names or (*protocol.tasks, *own, *of_group["predictor"])
@@ -439,20 +441,3 @@ def notes_on_poses(data: DataSource, names: Sequence[str]) -> tuple[str, ...]:
         warning_of_signs(views.split, views.schema, views.latents) for views in (data.probe_train, data.evaluation)
     )
     return tuple(note for note in found if note is not None)[:1]
-
-
-def arrays_of(results: PartResults) -> dict[str, np.ndarray]:
-    """What results hold besides numbers, by `KIND/TASK/PART`; the kind of objects' scores is `object_scores.METRIC`."""
-    arrays: dict[str, np.ndarray] = {}
-    for part, tasks in results.items():
-        for task, result in tasks.items():
-            found = {
-                "angle_errors_deg": result.angle_errors_deg,
-                "constant_angle_errors_deg": result.constant_angle_errors_deg,
-                "per_class_recall": result.per_class_recall,
-                "singular_values": result.singular_values,
-                "retrieval_ranks": result.retrieval_ranks,
-            } | {f"object_scores.{metric}": scores for metric, scores in (result.object_scores or {}).items()}
-            found |= result.arrays or {}
-            arrays |= {f"{kind}/{task}/{part}": array for kind, array in found.items() if array is not None}
-    return arrays

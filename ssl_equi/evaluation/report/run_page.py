@@ -8,14 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.evaluation.records import (
-    ProbeRecord,
-    class_of_metric,
-    describe_columns,
-    describe_origins,
-    format_value,
-    in_short_tables,
-)
+from ssl_equi.evaluation.metrics import METRICS, class_of_metric, format_value, meaning_of
 from ssl_equi.evaluation.report.compared_runs import EvaluatedFolder, class_names_of
 from ssl_equi.evaluation.report.figures import (
     MAX_BARS,
@@ -27,6 +20,8 @@ from ssl_equi.evaluation.report.figures import (
     tile,
 )
 from ssl_equi.evaluation.report.page import Sections, captioned_figure, details_table, escaped, picture_strip
+from ssl_equi.evaluation.results import ProbeRecord
+from ssl_equi.evaluation.tables import describe_columns, describe_origins, in_short_tables
 from ssl_equi.evaluation.task import TASKS
 from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE
 
@@ -51,33 +46,6 @@ TASK_NOTES = {
     "capsule_rotation": "the rotation between two views, read from all capsules' poses in closed form, without a head",
     "capsule_equivariance": "whether the poses of view 1, multiplied by the true action, are those of view 2",
 }
-METRIC_NOTES = {
-    "log_likelihood": "mean log density of the true rotation in nats; uniform: -log π² = -2.29",
-    "recall_at_15deg": "share of samples whose most likely rotation is within 15° of the true one",
-    "recall_at_30deg": "the same within 30°",
-    "mass_within_15deg": "mean probability of the rotations within 15° of the true one",
-    "mass_within_30deg": "the same within 30°",
-    "angle_deg_spread": "mean angle to the true rotation, over the distribution; lower is better",
-    "top1": "share of views whose class is right",
-    "balanced_top1": "mean of the recalls of the classes",
-    "r2_uniform": "R² of each component around its own mean, averaged",
-    "r2_pooled": "R² around one mean over all components, as in SIE; a constant scores above 0",
-    "angle_deg_median": "median angle between predicted and true rotation, direction or angle; lower is better",
-    "distance_median": "median distance between predicted and true displacement or value, in the data's own unit; "
-    "lower is better; in the world units of translations, the diagonal of an object's bounding box is 1 in 3DIEBench-T "
-    "and 1.3 in the embedded set",
-    "pose_error": "squared distance between poses whose turned columns have norm 1; 0: they follow the action; lower "
-    "is better; baseline: actions between views of other objects",
-    "gamma_f": "how much an augmentation changes the distances between images, relative to how far it moves them; "
-    "0: all move alike; lower is better; baseline: each image moved as another one was",
-    "wahba_error": "distance that the best rotation leaves between features before and after an augmentation; lower is "
-    "better; baseline: features of other images",
-    "least_squares_error": "distance that the best linear map, fitted to other images, leaves between features before "
-    "and after an augmentation; lower is better; baseline: features of other images",
-    "composition_error": "distance of the rotation of two augmentations in a row from their rotations in a row; lower "
-    "is better; baseline: rotations to features of other images",
-}
-
 MAX_LATENT_HEADLINES = 4
 
 

@@ -23,10 +23,9 @@ from ssl_equi.evaluation.baselines import Baseline, constant_rotation_baselines
 from ssl_equi.evaluation.bootstrap import mean_statistic, median_statistic
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import build_head, column_statistics
-from ssl_equi.evaluation.metrics import summarise_angles
+from ssl_equi.evaluation.metrics import ANGLE_MEDIAN, name_of_class_metric, summarise_angles
 from ssl_equi.evaluation.pairs import training_pairs, training_views
 from ssl_equi.evaluation.protocol import PoseDistributionProtocol
-from ssl_equi.evaluation.records import ANGLE_MEDIAN, name_of_class_metric
 from ssl_equi.evaluation.task import POSE, Ask, TaskResult, object_means, task
 from ssl_equi.evaluation.task_samples import (
     evaluated_pair_rows,
