@@ -32,9 +32,8 @@ from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.features import FeatureCache, encode_split
 from ssl_equi.evaluation.predictors.consistency import consistency_records, predictor_consistency
-from ssl_equi.evaluation.predictors.predictor_retrieval import retrieve_with_predictor
-from ssl_equi.evaluation.predictors.retrieval import Similarity
-from ssl_equi.evaluation.predictors.retrieval_results import retrieval_records
+from ssl_equi.evaluation.predictors.retrieval import Similarity, retrieval_records
+from ssl_equi.evaluation.predictors.two_views import retrieve_with_predictor
 from ssl_equi.evaluation.records import ProbeRecord, append_records, print_records, refuse_other_content
 from ssl_equi.evaluation.sequences.retrieval import different_galleries, retrieve_with_sequences
 from ssl_equi.evaluation.skipping import TaskSkipped

@@ -21,7 +21,8 @@ from ssl_equi.evaluation.features import FeatureCache, state_sha256
 from ssl_equi.evaluation.image_context import ImageContext, ImageQuestion
 from ssl_equi.evaluation.image_questions import IMAGE_QUESTIONS, ROBUSTNESS, ask_questions, spelled_out
 from ssl_equi.evaluation.known_tasks import Task, known_tasks, latent_tasks, tasks_about
-from ssl_equi.evaluation.predictors.predictor_tasks import PART, PREDICTOR_TASKS, predictor_tasks
+from ssl_equi.evaluation.predictors.tasks import PREDICTOR_TASKS, predictor_tasks
+from ssl_equi.evaluation.predictors.two_views import PART
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, ProbeProtocol
 from ssl_equi.evaluation.records import ProbeRecord
 from ssl_equi.evaluation.skipping import noted_if_unanswered

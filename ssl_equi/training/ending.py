@@ -14,7 +14,7 @@ from ssl_equi.evaluation.evaluation_suite import Suite
 from ssl_equi.evaluation.feature_store import FeatureStore
 from ssl_equi.evaluation.features import encode_split, state_sha256
 from ssl_equi.evaluation.known_tasks import tasks_for
-from ssl_equi.evaluation.predictors.capsule_poses import probe_capsule_poses
+from ssl_equi.evaluation.predictors.capsules import probe_capsule_poses
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS
 from ssl_equi.evaluation.publish import publish_results
 from ssl_equi.evaluation.records import ProbeRecord
