@@ -24,7 +24,7 @@ from ssl_equi.evaluation.predictors.retrieval import Similarity
 from ssl_equi.evaluation.predictors.two_views import OneObservedView, known_actions
 from ssl_equi.evaluation.records import ProbeRecord
 from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.task_results import TaskResult
+from ssl_equi.evaluation.task import TaskResult
 from ssl_equi.export.predictor import LatentPredictor, TrainedPredictor
 from ssl_equi.latents.actions import LatentActions
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.records import ProbeRecord
-from ssl_equi.evaluation.task_results import TaskResult
+from ssl_equi.evaluation.task import TaskResult
 
 TASK = "retrieval"
 PROTOCOL = "retrieval_v1"

@@ -101,16 +101,6 @@ def known_actions(predictor: LatentPredictor, cache: FeatureCache) -> LatentActi
         raise TaskSkipped(f"{predictor.name}: {error}") from error
 
 
-def check_width(predictor: TrainedPredictor, cache: FeatureCache) -> None:
-    """Raises TaskSkipped for features that the predictor doesn't read."""
-    width = cache.features.shape[-1]
-    if width != predictor.num_features:
-        raise TaskSkipped(
-            f"the predictor of {predictor.name} reads {predictor.num_features} features and the part has {width}: ask "
-            "it of all features"
-        )
-
-
 def embed_views(predictor: LatentPredictor, cache: FeatureCache, device: torch.device | str = "cpu") -> Tensor:
     """Embeddings `[n_objects, n_views, E]` of all views by a frozen predictor on `device`."""
     chunks = cache.features.flatten(0, 1).split(ROWS_IN_A_CHUNK)
