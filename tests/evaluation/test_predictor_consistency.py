@@ -149,6 +149,20 @@ def errors_by_a_loop(predictor: TrainedPredictor, cache: FeatureCache) -> dict[s
     return {name: float(np.mean(values)) for name, values in sums.items()}
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_actions_share_changes_no_number(sign: Any) -> None:
+    module, told = hypernetwork().module, ToldActions.of("rotation")
+    trained = TrainedPredictor(module, PredictorCard("sie", told, "test", action_sign=sign))
+
+    class OneByOne:
+        name, actions = trained.name, told
+        embed, advance, predict = trained.embed, trained.advance, trained.predict
+
+    cache = posed_cache(WIDTH)
+    together, apart = (predictor_consistency(asked, cache).metrics for asked in (trained, OneByOne()))
+    assert together == apart
+
+
 def test_the_errors_equal_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     cache, predictor = posed_cache(WIDTH), hypernetwork()
     expected = errors_by_a_loop(predictor, cache)
