@@ -19,6 +19,7 @@ Prints the table with chance beside each number and appends the records to resul
 
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,21 +28,19 @@ import torch
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.features import FeatureCache, encode_split
+from ssl_equi.evaluation.features import encode_split
 from ssl_equi.evaluation.predictors.consistency import consistency_records, predictor_consistency
-from ssl_equi.evaluation.predictors.predictor_retrieval import retrieve_with_predictor
-from ssl_equi.evaluation.predictors.retrieval import Similarity
-from ssl_equi.evaluation.predictors.retrieval_results import retrieval_records
+from ssl_equi.evaluation.predictors.retrieval import Similarity, retrieval_records
+from ssl_equi.evaluation.predictors.two_views import retrieve_with_predictor
 from ssl_equi.evaluation.results import ProbeRecord, append_records, refuse_other_content
 from ssl_equi.evaluation.sequences.retrieval import different_galleries, retrieve_with_sequences
 from ssl_equi.evaluation.skipping import TaskSkipped
 from ssl_equi.evaluation.tables import print_records
 from ssl_equi.export.encoder import load_encoder, normalization_of, read_encoder_config
-from ssl_equi.export.predictor import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
-from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, SequenceModel, load_sequence_model
+from ssl_equi.export.predictor import PREDICTOR_FOLDER, load_predictor
+from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, load_sequence_model
 from ssl_equi.latents.actions import actions_as_told
 from ssl_equi.options import Count, Width
 
@@ -86,19 +85,16 @@ class Config:
 
 
 def main(config: Config) -> None:
-    out = config.out or config.run
-    refuse_other_content(out / "results.json")
-    if (config.run / SEQUENCE_MODEL_FOLDER).is_dir():
-        records, notes = records_of_sequence_model(config)
-    else:
-        records, notes = records_of_predictor(config)
+    out = (config.out or config.run) / "results.json"
+    refuse_other_content(out)
+    of_sequences = (config.run / SEQUENCE_MODEL_FOLDER).is_dir()
+    records, notes = records_of_sequence_model(config) if of_sequences else records_of_predictor(config)
     print_records(records, (*NOTES, *notes))
-    append_records(out / "results.json", records)
-    print(f"added to {out / 'results.json'}")
+    append_records(out, records)
+    print(f"added to {out}")
 
 
 def open_rendered_data(config: Config, image_size: int) -> DataSource:
-    """Raises UserError unless something is known of the views."""
     data = open_data(config.dataset, config.data_dir, config.split, image_size)
     if data.evaluation.schema is None:
         raise UserError(
@@ -106,6 +102,13 @@ def open_rendered_data(config: Config, image_size: int) -> DataSource:
             "views, such as those of 3diebench-p"
         )
     return data
+
+
+def check_option(option: str, numbers: Sequence[int], largest: int, meaning: str) -> None:
+    """Raises UserError unless there are numbers and all are from 1 to `largest`."""
+    if not numbers or min(numbers) < 1 or max(numbers) > largest:
+        given = ", ".join(map(str, numbers)) or "empty"
+        raise UserError(f"{option} is {given}: give a number from 1 to {largest}, {meaning}")
 
 
 def records_of_predictor(config: Config) -> tuple[list[ProbeRecord], tuple[str, ...]]:
@@ -120,44 +123,23 @@ def records_of_predictor(config: Config) -> tuple[list[ProbeRecord], tuple[str, 
     encoder_config = read_encoder_config(folder)
     mean_rgb, std_rgb = (values.tolist() for values in normalization_of(encoder_config))
     data = open_rendered_data(config, encoder_config["pretrained_cfg"]["input_size"][-1])
-    sources = check_sources(config, data.evaluation)
+    sources = 1 if config.sources is None else config.sources
+    check_option("--sources", (sources,), data.evaluation.num_views, "the views of an object")
     cache = encode_split(load_encoder(folder).to(DEVICE), data.evaluation, mean_rgb, std_rgb, DEVICE)
     try:
         retrieval = retrieve_with_predictor(
-            predictor,
-            cache,
-            source_views=sources,
-            metric=config.similarity,
-            whole_set=config.whole_split,
+            predictor, cache, source_views=sources, metric=config.similarity, whole_set=config.whole_split,
             device=DEVICE,
-        )
+        )  # fmt: skip
     except TaskSkipped as reason:
         raise UserError(f"{config.run}: {reason}") from reason
     records = retrieval_records(retrieval, f"the {predictor.features_from.replace('_', ' ')}", config.split)
-    further, notes = records_of_consistency(config, predictor, cache)
-    return records + further, (*data.notes, *notes)
-
-
-def records_of_consistency(
-    config: Config, predictor: TrainedPredictor, cache: FeatureCache
-) -> tuple[list[ProbeRecord], tuple[str, ...]]:
-    """Records and notes; no records but a reason if it can't be asked."""
     try:
         consistency = predictor_consistency(predictor, cache, metric=config.similarity, device=DEVICE)
     except TaskSkipped as reason:
-        return [], (f"predictor_consistency: {reason}",)
-    return consistency_records(consistency, cache.num_objects, config.split), consistency.notes
-
-
-def check_sources(config: Config, views: ViewCollection) -> int:
-    """How many views of each object are asked from; raises UserError unless there are so many."""
-    sources = 1 if config.sources is None else config.sources
-    if not 1 <= sources <= views.num_views:
-        raise UserError(
-            f"--sources is {sources}: give a number from 1 to {views.num_views}, the views of an object of "
-            f"{config.dataset}"
-        )
-    return sources
+        return records, (*data.notes, f"predictor_consistency: {reason}")
+    records += consistency_records(consistency, cache.num_objects, config.split)
+    return records, (*data.notes, *consistency.notes)
 
 
 def records_of_sequence_model(config: Config) -> tuple[list[ProbeRecord], tuple[str, ...]]:
@@ -168,45 +150,20 @@ def records_of_sequence_model(config: Config) -> tuple[list[ProbeRecord], tuple[
             f"{config.run} holds a sequence model: --sources belongs to predictors from one view, so give --contexts "
             "and --contexts-per-object"
         )
-    check_actions_are_known(config, model)
-    data = open_rendered_data(config, model.image_size)
-    actions_as_told(data.evaluation.schema, model.told)
-    contexts = DEFAULT_CONTEXTS if config.contexts is None else config.contexts
-    check_contexts(config, contexts, data.evaluation)
-    return retrieve(config, model, contexts, data.evaluation), data.notes
-
-
-def check_actions_are_known(config: Config, model: SequenceModel) -> None:
-    """Raises UserError unless the model was told of changes of pose."""
-    source = model.sequences["source"]
-    if source != "rendered":
+    if model.sequences["source"] != "rendered":
         raise UserError(
-            f"{config.run} was trained on views of source '{source}': only rendered views have a gallery of known "
-            "poses, so give a run on rendered views"
+            f"{config.run} was trained on views of source '{model.sequences['source']}': only rendered views have a "
+            "gallery of known poses, so give a run on rendered views"
         )
-
-
-def check_contexts(config: Config, contexts: tuple[int, ...], views: ViewCollection) -> None:
-    """Raises UserError unless contexts of these sizes leave a view to ask for, as many of each object."""
+    data = open_rendered_data(config, model.image_size)
+    views = data.evaluation
+    actions_as_told(views.schema, model.told)
     if views.view_counts is not None:
         raise UserError(f"{different_galleries(views)}: take a split of objects with equally many views")
-    largest = views.num_views - 1
-    if not contexts or min(contexts) < 1 or max(contexts) > largest:
-        raise UserError(
-            f"--contexts is {contexts} and the objects of {config.dataset} have {views.num_views} views: give "
-            f"numbers from 1 to {largest}"
-        )
-    if config.contexts_per_object is not None and not 1 <= config.contexts_per_object <= views.num_views:
-        raise UserError(
-            f"--contexts-per-object is {config.contexts_per_object}: give a number from 1 to {views.num_views}, the "
-            "views of an object"
-        )
-
-
-def retrieve(
-    config: Config, model: SequenceModel, contexts: tuple[int, ...], views: ViewCollection
-) -> list[ProbeRecord]:
-    """Every view is encoded once by the encoder, and once by the target encoder; then each context length in turn."""
+    contexts = DEFAULT_CONTEXTS if config.contexts is None else config.contexts
+    check_option("--contexts", contexts, views.num_views - 1, "so that a view of the object is left to ask for")
+    if config.contexts_per_object is not None:
+        check_option("--contexts-per-object", (config.contexts_per_object,), views.num_views, "the views of an object")
     objective = model.objective.to(DEVICE)
     cache = encode_split(objective.encoder, views, model.mean_rgb, model.std_rgb, DEVICE)
     target_features, gallery_encoder = cache.features, "the encoder"
@@ -216,18 +173,12 @@ def retrieve(
     records = []
     for context_views in contexts:
         retrieval = retrieve_with_sequences(
-            objective,
-            cache,
-            target_features,
-            model.told.names,
-            context_views=context_views,
-            contexts_per_object=config.contexts_per_object,
-            metric=config.similarity,
-            whole_set=config.whole_split,
+            objective, cache, target_features, model.told.names, context_views=context_views,
+            contexts_per_object=config.contexts_per_object, metric=config.similarity, whole_set=config.whole_split,
             device=DEVICE,
-        )
+        )  # fmt: skip
         records += retrieval_records(retrieval, gallery_encoder, config.split)
-    return records
+    return records, data.notes
 
 
 if __name__ == "__main__":

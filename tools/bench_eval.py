@@ -44,8 +44,13 @@ from ssl_equi.data.images import normalise_images
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.features import encode_split
 from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, train_heads
-from ssl_equi.evaluation.predictors.retrieval import hit_at_k, mean_reciprocal_rank, prediction_retrieval_error, ranks
-from ssl_equi.evaluation.predictors.retrieval_results import HIT_RANKS
+from ssl_equi.evaluation.predictors.retrieval import (
+    HIT_RANKS,
+    hit_at_k,
+    mean_reciprocal_rank,
+    prediction_retrieval_error,
+    ranks,
+)
 from ssl_equi.evaluation.protocol import embedded, sie
 from ssl_equi.evaluation.suite import ask_features, tasks_for
 from ssl_equi.geometry.latents import quat_xyzw_from_latents

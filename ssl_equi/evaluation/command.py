@@ -18,8 +18,8 @@ from ssl_equi.data.sources import DATASETS, DatasetName, DataSource, open_data, 
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
 from ssl_equi.evaluation.features import FeatureStore, default_cache_folder
-from ssl_equi.evaluation.predictors.predictor_tasks import strips_of_predictions
-from ssl_equi.evaluation.predictors.retrieval_results import TASK as RETRIEVAL
+from ssl_equi.evaluation.predictors.retrieval import TASK as RETRIEVAL
+from ssl_equi.evaluation.predictors.two_views import strips_of_predictions
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.evaluation.publish import result_arrays
 from ssl_equi.evaluation.report.write import write_report_or_warn

@@ -16,6 +16,7 @@ The folder holds `model.safetensors` and a `config.json` that describes itself:
     predictor           {"kind": hypernetwork | mlp | conditioned, "dim", "action_dim", and more sizes}
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
@@ -123,6 +124,14 @@ class TrainedPredictor(nn.Module):
 
     def advance(self, embeddings: Tensor, actions: Tensor) -> Tensor:
         """Predicted embeddings [N, E] of the views that actions [N, A] lead to from embedded views [N, E]."""
+        return self.module.advance(embeddings, self._as_trained(embeddings, actions))
+
+    def advance_each(self, embeddings: Tensor, along: Sequence[Tensor]) -> list[Tensor]:
+        """`advance` by each of several actions [N, A] from the same views; what they share is computed once."""
+        return self.module.advance_each(embeddings, [self._as_trained(embeddings, actions) for actions in along])
+
+    def _as_trained(self, embeddings: Tensor, actions: Tensor) -> Tensor:
+        """The actions in the signs that the module was trained with."""
         if actions.shape != (len(embeddings), self.action_dim):
             raise ValueError(
                 f"actions have shape {tuple(actions.shape)}: this predictor of {self.name} is told '{self.actions}', "
@@ -131,7 +140,7 @@ class TrainedPredictor(nn.Module):
         if self.card.action_sign == -1:
             actions = actions.clone()
             actions[:, self.actions.quaternion_columns] *= -1
-        return self.module.advance(embeddings, actions)
+        return actions
 
     def predict(self, features: Tensor, actions: Tensor) -> Tensor:
         """Predicted embeddings [N, E] of the views that actions [N, A] lead to from views with features [N, D]."""

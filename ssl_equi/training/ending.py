@@ -11,7 +11,7 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.catalogue import model_arguments
 from ssl_equi.evaluation.encoders import EncoderSource
 from ssl_equi.evaluation.features import encode_split, state_sha256
-from ssl_equi.evaluation.predictors.capsule_poses import probe_capsule_poses
+from ssl_equi.evaluation.predictors.capsules import probe_capsule_poses
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS
 from ssl_equi.evaluation.publish import publish_results
 from ssl_equi.evaluation.results import ProbeRecord, records_of

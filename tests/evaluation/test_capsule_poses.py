@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.predictors.capsule_poses import probe_capsule_poses, rotation_between
+from ssl_equi.evaluation.predictors.capsules import probe_capsule_poses, rotation_between
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from tests.fakes import feature_cache
 

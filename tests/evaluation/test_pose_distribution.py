@@ -14,7 +14,8 @@ import torch
 
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, PoseDistributionProtocol, ProbeProtocol
-from ssl_equi.evaluation.suite import arrays_of, tasks_for
+from ssl_equi.evaluation.results import arrays_of_result
+from ssl_equi.evaluation.suite import tasks_for
 from ssl_equi.evaluation.task import TASKS, Ask, TaskResult
 from ssl_equi.evaluation.tasks.pose_distribution import Distributions, judge_distributions, uniform_scores
 from ssl_equi.geometry.rotation_grids import even_rotations
@@ -148,7 +149,7 @@ def test_features_that_are_the_rotation_give_sharp_and_right_distributions(posed
     assert metrics["angle_deg_median"] < 0.4 * baselines["angle_deg_median"].value
     for metric, scores in result.object_scores.items():
         assert scores.shape == (20,) and np.mean(scores) == pytest.approx(metrics[metric])
-    drawn = arrays_of({"all": {name: result}})
+    drawn = arrays_of_result(name, "all", result)
     assert drawn[f"rotation_density/{name}/all"].shape == (6, 200, 4)
     assert drawn[f"rotation_truth/{name}/all"].shape == (6, 4)
 

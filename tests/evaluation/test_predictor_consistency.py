@@ -85,23 +85,23 @@ def hypernetwork(kind: str = "rotation", **options: Any) -> TrainedPredictor:
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_the_exact_predictor_makes_no_error_but_of_signs(metric: Any) -> None:
     found = predictor_consistency(Turning(), posed_cache(), metric=metric)
-    metrics = found.result.metrics
+    metrics = found.metrics
     assert list(metrics) == ["identity_error", "inverse_error", "composition_error", "sign_flip_error"]
     for name in ("identity_error", "inverse_error", "composition_error"):
         assert metrics[name] < 1e-6
     assert metrics["sign_flip_error"] > 1.4, "the negated quaternion is the farthest embedding"
-    assert {baseline.value for baseline in found.result.baselines.values()} == {1.0}
-    assert found.notes == () and found.result.num_samples == OBJECTS * VIEWS
+    assert {baseline.value for baseline in found.baselines.values()} == {1.0}
+    assert found.notes == () and found.num_samples == OBJECTS * VIEWS
 
 
 def test_an_error_is_found_where_it_is_made() -> None:
-    backwards = predictor_consistency(Backwards(), posed_cache()).result.metrics
+    backwards = predictor_consistency(Backwards(), posed_cache()).metrics
     assert max(backwards["identity_error"], backwards["inverse_error"]) < 1e-6 and backwards["composition_error"] > 0.5
 
 
 @pytest.mark.parametrize("kind", ["rotation_6d", "rotation_matrix"])
 def test_actions_without_a_sign_have_no_error_of_signs(kind: str) -> None:
-    metrics = predictor_consistency(hypernetwork(kind), posed_cache(WIDTH)).result.metrics
+    metrics = predictor_consistency(hypernetwork(kind), posed_cache(WIDTH)).metrics
     assert list(metrics) == ["identity_error", "inverse_error", "composition_error"]
     with pytest.raises(ValueError, match="give 1, or -1 for quaternions"):
         TrainedPredictor(hypernetwork(kind).module, PredictorCard("sie", ToldActions.of(kind), "test", action_sign=-1))
@@ -111,12 +111,12 @@ def test_actions_without_a_sign_have_no_error_of_signs(kind: str) -> None:
 def test_a_linear_hypernetwork_negates_its_answer_with_the_quaternion(kind: str, translation: bool) -> None:
     """Exactly so, if the quaternion is all it is told: |p - (-p)| = 2 on unit vectors."""
     cache, predictor = posed_cache(WIDTH, translation=translation), hypernetwork(kind)
-    found = predictor_consistency(predictor, cache).result
+    found = predictor_consistency(predictor, cache)
     assert all(np.isfinite(value) for value in found.metrics.values())
     if kind == "rotation":
         by_loop = errors_by_a_loop(predictor, cache)
         assert found.metrics["sign_flip_error"] == pytest.approx(2 / by_loop["predictions"], rel=1e-5)
-        biased = predictor_consistency(hypernetwork(hypernetwork_bias=True), cache).result
+        biased = predictor_consistency(hypernetwork(hypernetwork_bias=True), cache)
         assert biased.metrics["sign_flip_error"] < found.metrics["sign_flip_error"]
 
 
@@ -149,12 +149,26 @@ def errors_by_a_loop(predictor: TrainedPredictor, cache: FeatureCache) -> dict[s
     return {name: float(np.mean(values)) for name, values in sums.items()}
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_actions_share_changes_no_number(sign: Any) -> None:
+    module, told = hypernetwork().module, ToldActions.of("rotation")
+    trained = TrainedPredictor(module, PredictorCard("sie", told, "test", action_sign=sign))
+
+    class OneByOne:
+        name, actions = trained.name, told
+        embed, advance, predict = trained.embed, trained.advance, trained.predict
+
+    cache = posed_cache(WIDTH)
+    together, apart = (predictor_consistency(asked, cache).metrics for asked in (trained, OneByOne()))
+    assert together == apart
+
+
 def test_the_errors_equal_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     cache, predictor = posed_cache(WIDTH), hypernetwork()
     expected = errors_by_a_loop(predictor, cache)
     for rows_in_a_chunk in (16384, 12):
         monkeypatch.setattr(module, "ROWS_IN_A_CHUNK", rows_in_a_chunk)
-        result = predictor_consistency(predictor, cache).result
+        result = predictor_consistency(predictor, cache)
         assert result.metrics["identity_error"] == pytest.approx(
             expected["identity"] / expected["embeddings"], rel=1e-5
         )
@@ -163,7 +177,7 @@ def test_the_errors_equal_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> No
         assert result.metrics["composition_error"] == pytest.approx(ratio, rel=1e-5)
     for name, scores in result.object_scores.items():
         assert scores.shape == (OBJECTS,) and scores.mean() == pytest.approx(result.metrics[name])
-    few = predictor_consistency(predictor, cache, triples_per_object=2).result
+    few = predictor_consistency(predictor, cache, triples_per_object=2)
     assert few.num_samples == 2 * OBJECTS and few.metrics != result.metrics
 
 
@@ -172,20 +186,20 @@ def test_multiplying_poses_is_consistent_and_knows_no_signs(kind: str, side: int
     product = PoseProduct(4, side, columns)
     cache = posed_cache(product.num_features, translation=True)
     predictor = TrainedPredictor(product, PredictorCard("equicaps", ToldActions.of(kind), "test"))
-    errors = predictor_consistency(predictor, cache).result.metrics
+    errors = predictor_consistency(predictor, cache).metrics
     assert all(value < 1e-5 for value in errors.values()), errors
 
 
 def test_what_starts_from_features_has_no_inverse_and_says_so() -> None:
     found = predictor_consistency(SquaredSign(), posed_cache())
-    assert list(found.result.metrics) == ["identity_error", "sign_flip_error"]
-    assert max(found.result.metrics.values()) < 1e-5
+    assert list(found.metrics) == ["identity_error", "sign_flip_error"]
+    assert max(found.metrics.values()) < 1e-5
     assert found.notes[0].startswith("inverse_error, composition_error: the predictor of turning starts from features")
 
 
 def test_one_that_ignores_the_action_has_no_scale_for_its_compositions() -> None:
     found = predictor_consistency(Staying(), posed_cache())
-    assert found.result.metrics == {"identity_error": 0.0, "inverse_error": 0.0}
+    assert found.metrics == {"identity_error": 0.0, "inverse_error": 0.0}
     assert found.notes[0].startswith("composition_error, sign_flip_error: the predictor of turning answers the same")
 
 

@@ -10,14 +10,17 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.predictors import predictor_retrieval
-from ssl_equi.evaluation.predictors.predictor_retrieval import retrieve_with_predictor
+from ssl_equi.evaluation.predictors import two_views
 from ssl_equi.evaluation.predictors.retrieval import (
+    HIT_RANKS,
+    Retrieval,
     chance_hit_at_k,
     chance_mean_reciprocal_rank,
     chance_retrieval_error,
+    retrieval_records,
+    retrieval_result,
 )
-from ssl_equi.evaluation.predictors.retrieval_results import HIT_RANKS, Retrieval, retrieval_records, retrieval_result
+from ssl_equi.evaluation.predictors.two_views import retrieve_with_predictor
 from ssl_equi.evaluation.skipping import TaskSkipped
 from ssl_equi.export.predictor import PredictorCard, TrainedPredictor
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
@@ -133,7 +136,7 @@ def test_twenty_objects_equal_a_loop(sources: int, kind: str, action_dim: int, m
     predictor.train()
     before = {name: value.clone() for name, value in predictor.state_dict().items()}
     for rows_in_a_chunk in (16384, 7):
-        monkeypatch.setattr(predictor_retrieval, "ROWS_IN_A_CHUNK", rows_in_a_chunk)
+        monkeypatch.setattr(two_views, "ROWS_IN_A_CHUNK", rows_in_a_chunk)
         found = retrieve_with_predictor(predictor, cache, source_views=sources)
         assert found.with_source.ranks.tolist() == ranks["all"]
         assert found.without_identity.ranks.tolist() == ranks["without_identity"]
@@ -192,8 +195,8 @@ def test_an_untrained_predictor_is_at_chance_among_fifty_views() -> None:
     assert chance_retrieval_error(cache.quats_xyzw) == pytest.approx(0.627, abs=0.003)
     some = feature_cache(cache.features[:100], cache.labels[:100], cache.latents[:100], cache.quats_xyzw[:100])
     errors = retrieve_with_predictor(untrained(), some)
-    assert errors.error_with_source == pytest.approx(errors.chance_error, abs=0.06)
-    assert errors.error_without_source == pytest.approx(errors.chance_error, abs=0.06)
+    assert errors.object_errors_with_source.mean().item() == pytest.approx(errors.chance_error, abs=0.06)
+    assert errors.object_errors_without_source.mean().item() == pytest.approx(errors.chance_error, abs=0.06)
 
 
 def test_records_name_gallery_and_chance() -> None:

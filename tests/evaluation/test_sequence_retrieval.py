@@ -12,8 +12,13 @@ from torch import Tensor, nn
 
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.predictors.retrieval import chance_mean_reciprocal_rank, mean_reciprocal_rank
-from ssl_equi.evaluation.predictors.retrieval_results import Retrieval, retrieval_records, retrieval_result
+from ssl_equi.evaluation.predictors.retrieval import (
+    Retrieval,
+    chance_mean_reciprocal_rank,
+    mean_reciprocal_rank,
+    retrieval_records,
+    retrieval_result,
+)
 from ssl_equi.evaluation.sequences import retrieval as sequence_retrieval
 from ssl_equi.evaluation.sequences.retrieval import retrieve_with_sequences
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
@@ -82,7 +87,7 @@ def retrieve(model: nn.Module, cache: FeatureCache, **options: Any) -> Retrieval
 def test_the_exact_predictor_finds_every_view(context_views: int) -> None:
     found = retrieve(Rotating(), posed_cache(), context_views=context_views)
     assert mean_reciprocal_rank(found.with_source.ranks) == mean_reciprocal_rank(found.without_source.ranks) == 1.0
-    assert max(found.error_with_source, found.error_without_source) < 1e-6
+    assert max(found.object_errors_with_source.mean().item(), found.object_errors_without_source.mean().item()) < 1e-6
     unseen = VIEWS - context_views
     assert len(found.with_source.ranks) == OBJECTS * VIEWS * (VIEWS if context_views == 1 else unseen)
     assert len(found.without_source.ranks) == OBJECTS * VIEWS * unseen
@@ -107,7 +112,7 @@ def test_knowing_where_one_stands_is_rewarded_only_with_the_source() -> None:
     assert (by_source.diagonal(dim1=1, dim2=2) == 1).all() and (by_source == 1).sum() == 100 * VIEWS
     expected = chance_mean_reciprocal_rank(VIEWS - 1)
     assert mean_reciprocal_rank(found.without_source.ranks) == pytest.approx(expected, abs=1e-9), "each rank once"
-    assert found.error_with_source < found.chance_error
+    assert found.object_errors_with_source.mean().item() < found.chance_error
 
 
 def test_an_encoder_that_collapsed_is_no_better_than_chance() -> None:
@@ -117,7 +122,7 @@ def test_an_encoder_that_collapsed_is_no_better_than_chance() -> None:
         found = retrieve(Staying(), cache, context_views=context_views)
         assert found.with_source.ranks.unique().tolist() == [VIEWS]
         assert found.without_source.ranks.unique().tolist() == [VIEWS - context_views]
-        assert found.error_with_source > found.chance_error - 0.1
+        assert found.object_errors_with_source.mean().item() > found.chance_error - 0.1
 
 
 def small_seq_jepa(conditioning: str = "both", action_dim: int = 4) -> SeqJEPA:
@@ -190,8 +195,8 @@ def test_twenty_objects_equal_a_loop(
         found = retrieve_with_sequences(model, cache, target_features, [kind], context_views=context_views)
         assert found.with_source.ranks.tolist() == expected[0]
         assert found.without_source.ranks.tolist() == expected[1]
-        assert found.error_with_source == pytest.approx(np.mean(expected[2]), abs=1e-5)
-        assert found.error_without_source == pytest.approx(np.mean(expected[3]), abs=1e-5)
+        assert found.object_errors_with_source.mean().item() == pytest.approx(np.mean(expected[2]), abs=1e-5)
+        assert found.object_errors_without_source.mean().item() == pytest.approx(np.mean(expected[3]), abs=1e-5)
     assert model.training, "the modes are what they were before"
 
 
@@ -202,7 +207,7 @@ def test_some_contexts_are_the_first_of_all() -> None:
     assert torch.equal(
         few.with_source.ranks.view(OBJECTS, 2, -1), every.with_source.ranks.view(OBJECTS, VIEWS, -1)[:, :2]
     )
-    assert few.error_with_source is few.error_without_source is few.chance_error is None
+    assert few.object_errors_with_source is few.object_errors_without_source is few.chance_error is None
 
 
 def test_without_poses_views_are_found_among_those_of_their_object_only() -> None:

@@ -15,9 +15,9 @@ import torch
 from ssl_equi.data.derived import TurnedViews
 from ssl_equi.evaluation.features import FeatureCache, FeatureStore, encode_split
 from ssl_equi.evaluation.pairs import all_pairs, evaluation_pairs, evaluation_views, training_pairs, training_views
-from ssl_equi.evaluation.predictors.capsule_poses import probe_capsule_poses
+from ssl_equi.evaluation.predictors.capsules import probe_capsule_poses
 from ssl_equi.evaluation.predictors.consistency import predictor_consistency
-from ssl_equi.evaluation.predictors.predictor_retrieval import retrieve_with_predictor
+from ssl_equi.evaluation.predictors.two_views import retrieve_with_predictor
 from ssl_equi.evaluation.protocol import EquivarianceProtocol, PoseDistributionProtocol, ProbeProtocol
 from ssl_equi.evaluation.report.feature_map import map_arrays
 from ssl_equi.evaluation.report.pictures import nearest_neighbours, neighbour_arrays, view_sheet
@@ -322,7 +322,7 @@ def poses_as_features(cache: FeatureCache) -> FeatureCache:
 def test_a_predictor_is_asked_for_consistency_but_not_for_retrieval(caches: tuple[FeatureCache, FeatureCache]) -> None:
     test = poses_as_features(stated(caches[1], (5, 3, 8), padding=9.0))
     found = predictor_consistency(Turning(), test)
-    assert found.result.metrics["composition_error"] < 1e-3 and found.result.num_samples == 20 * 3
+    assert found.metrics["composition_error"] < 1e-3 and found.num_samples == 20 * 3
     reason = "objects have 3 to 8 views, and ranks among so many"
     with pytest.raises(TaskSkipped, match=reason):
         retrieve_with_predictor(Turning(), test)

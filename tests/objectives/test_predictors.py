@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_equi.objectives.parts.predictors import Hypernetwork, MLPPredictor
+from ssl_equi.objectives.parts.predictors import Hypernetwork, MLPPredictor, ProjectedPredictor
 from tests.objectives.case import in_turn
 
 VARIANTS = [
@@ -123,3 +123,23 @@ def test_initial_scale_of_the_prediction(action_dim: int) -> None:
 def test_an_unknown_initialisation_is_refused() -> None:
     with pytest.raises(ValueError, match="init is 'large'"):
         Hypernetwork(8, 4, init="large")
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, None])
+def test_several_actions_from_the_same_embeddings_share_their_products(
+    variant: dict | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    predictor = MLPPredictor(8, 4) if variant is None else Hypernetwork(8, 4, **variant)
+    asked, embeddings, along = (
+        ProjectedPredictor(8, slice(0, 8), None, predictor),
+        torch.randn(70, 8),
+        torch.randn(3, 70, 4),
+    )
+    expected = [asked.advance(embeddings, actions) for actions in along]
+    calls = []
+    multiply = Hypernetwork.products
+    monkeypatch.setattr(Hypernetwork, "products", lambda self, embedding: calls.append(1) or multiply(self, embedding))
+    found = asked.advance_each(embeddings, list(along))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert len(calls) == (variant is not None)

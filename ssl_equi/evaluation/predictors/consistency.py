@@ -14,39 +14,38 @@ without error. q and -q are one rotation but two inputs: a bias-free linear hype
 exactly its negative. Where actions write rotations without a sign (`rotation_6d`), there is no such error.
 """
 
-from dataclasses import dataclass
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.features import FeatureCache, frozen
-from ssl_equi.evaluation.predictors.predictor_retrieval import ROWS_IN_A_CHUNK, OneObservedView, known_actions
 from ssl_equi.evaluation.predictors.retrieval import Similarity
+from ssl_equi.evaluation.predictors.two_views import OneObservedView, known_actions
 from ssl_equi.evaluation.results import ProbeRecord
 from ssl_equi.evaluation.skipping import TaskSkipped
 from ssl_equi.evaluation.task import TaskResult
-from ssl_equi.export.predictor import LatentPredictor
+from ssl_equi.export.predictor import LatentPredictor, TrainedPredictor
 from ssl_equi.latents.actions import LatentActions
 
 TASK = "predictor_consistency"
 PROTOCOL = "predictor_consistency_v1"
 BASELINE_NAME = "another view"
 VIEWS_IN_A_TRIPLE = 3
+FROM, TO = (0, 0, 0, 1, 1), (0, 1, 2, 0, 2)  # places in a triple: a_ii, a_ij, a_ik, a_ji, a_jk
 SCALES = {"identity": "embeddings", "inverse": "embeddings", "composition": "predictions", "sign_flip": "predictions"}
+COMPARED = {  # by which two embeddings, of views or of predictions
+    "identity": ("staying", "here"),
+    "embeddings": ("there", "here"),
+    "predictions": ("second", "third"),
+    "sign_flip": ("flipped", "second"),
+    "inverse": ("back", "here"),
+    "composition": ("on", "third"),
+}
 SMALLEST_SCALE = 1e-6  # mean distance of two views, as a share of the embeddings' mean length
+ROWS_IN_A_CHUNK = 512  # triples whose predictions are in memory; more of them leave a CPU's cache and take longer
 
 Distances = dict[str, Tensor]  # by name, of each triple [n]
-
-
-@dataclass(frozen=True)
-class PredictorConsistency:
-    """The errors, their baselines of 1, and each object's own; `notes` say why an error is missing."""
-
-    result: TaskResult
-    notes: tuple[str, ...]
 
 
 def predictor_consistency(
@@ -56,8 +55,8 @@ def predictor_consistency(
     triples_per_object: int = 10,
     metric: Similarity = "cosine",
     device: torch.device | str = "cpu",
-) -> PredictorConsistency:
-    """Measures the errors of the module's table; nothing is drawn or trained.
+) -> TaskResult:
+    """The errors of the module's table beside 1, with each object's own; nothing is drawn or trained.
 
     Args:
         predictor: if a module, it is moved to `device`, and in evaluation mode meanwhile.
@@ -82,96 +81,76 @@ def predictor_consistency(
     first = torch.arange(min(triples_per_object, fewest)).unsqueeze(1)
     triples = (first + torch.arange(VIEWS_IN_A_TRIPLE)) % fewest  # the same views of every object
     model = OneObservedView(predictor).to(device)
-    objects_in_a_chunk = max(1, ROWS_IN_A_CHUNK // len(triples))
     with frozen(model):
         chunks = [
-            _distances(predictor, *_triples(cache, objects, triples, known, device), metric)
-            for objects in torch.arange(cache.num_objects).split(objects_in_a_chunk)
+            _distances(predictor, cache.objects(objects).to(device), triples, known, metric)
+            for objects in torch.arange(cache.num_objects).split(max(1, ROWS_IN_A_CHUNK // len(triples)))
         ]
     by_object = {
         name: torch.cat([chunk[name] for chunk in chunks]).view(cache.num_objects, -1).mean(dim=1).double().cpu()
         for name in chunks[0]
     }
-    result, notes = _result(by_object, cache.num_objects * len(triples), predictor.name)
-    if "inverse" not in by_object:
-        notes += (
-            f"inverse_error, composition_error: the predictor of {predictor.name} starts from features, not from what "
-            "it predicted (it has no method advance)",
-        )
-    return PredictorConsistency(result, notes)
+    return _result(by_object, cache.num_objects * len(triples), predictor.name)
 
 
-def consistency_records(consistency: PredictorConsistency, num_objects: int, split_name: str) -> list[ProbeRecord]:
-    """Records (part "pred@1") beside the baseline of 1.
-
-    Args:
-        num_objects: of the evaluated split.
-        split_name: evaluated split.
-    """
-    result = consistency.result
+def consistency_records(result: TaskResult, num_objects: int, split_name: str) -> list[ProbeRecord]:
+    """Records (part "pred@1") of the evaluated split, which has so many objects."""
     return [
         ProbeRecord(
-            task=TASK,
-            part="pred@1",
-            metric=metric,
-            value=value,
-            baseline=result.baselines[metric].value,
-            baseline_name=result.baselines[metric].name,
-            random_encoder=None,
-            n=result.num_samples,
-            num_objects=num_objects,
-            split=split_name,
-            protocol=PROTOCOL,
-            seed=0,  # nothing is drawn
+            task=TASK, part="pred@1", metric=metric, value=value, baseline=result.baselines[metric].value,
+            baseline_name=BASELINE_NAME, random_encoder=None, n=result.num_samples, num_objects=num_objects,
+            split=split_name, protocol=PROTOCOL, seed=0,  # nothing is drawn
         )
         for metric, value in result.metrics.items()
-    ]
+    ]  # fmt: skip
 
 
-def _triples(
-    cache: FeatureCache, objects: Tensor, triples: Tensor, known: LatentActions, device: torch.device | str
-) -> tuple[Tensor, Tensor]:
-    """Features `[n, 3, D]` of the triples of views, and the actions `[n, 3, 3, A]` between them."""
-    rows = objects.unsqueeze(1)
-    features, latents, quats_xyzw = (
-        None if values is None else values[rows.unsqueeze(2), triples].flatten(0, 1).to(device)
-        for values in (cache.features, cache.latents, cache.quats_xyzw)
-    )
-    assert features is not None and latents is not None
-    return features, known.between_all(latents, quats_xyzw)
-
-
-def _distances(predictor: LatentPredictor, features: Tensor, actions: Tensor, metric: Similarity) -> Distances:
-    """What the table divides, of each triple: `[n]` each."""
-    advance = getattr(predictor, "advance", None)
-    embedded = [predictor.embed(features[:, view]) for view in (0, 1)]
-    staying, second, third = (predictor.predict(features[:, 0], actions[:, 0, view]) for view in range(3))
-    pairs = {
-        "identity": (staying, embedded[0]),
-        "embeddings": (embedded[0], embedded[1]),
-        "predictions": (second, third),
-        "length": (embedded[0], torch.zeros_like(embedded[0])),
-    }
+def _distances(
+    predictor: LatentPredictor, cache: FeatureCache, triples: Tensor, known: LatentActions, metric: Similarity
+) -> Distances:
+    """What the table divides, of each triple of each object: `[n]` each."""
+    # A view is in several triples and is embedded once; nobody asks for the embedding of a triple's third view.
+    features = cache.features[:, : int(triples[:, :2].max()) + 1]
+    embeddings = predictor.embed(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+    here, there = (embeddings[:, triples[:, place]].flatten(0, 1) for place in (0, 1))
+    starts, ends = triples[:, FROM], triples[:, TO]
+    quats = None if cache.quats_xyzw is None else (cache.quats_xyzw[:, starts], cache.quats_xyzw[:, ends])
+    between = known(cache.latents[:, starts], cache.latents[:, ends], quats)
+    *from_here, back, on = between.flatten(0, 1).unbind(1)
     if predictor.actions.quaternion_columns:
-        flipped_actions = actions[:, 0, 1].clone()
-        flipped_actions[:, predictor.actions.quaternion_columns] *= -1
-        pairs["sign_flip"] = (second, predictor.predict(features[:, 0], flipped_actions))
-    if advance is not None:
-        pairs["inverse"] = (advance(second, actions[:, 1, 0]), embedded[0])
-        pairs["composition"] = (advance(second, actions[:, 1, 2]), third)
-    for name, pair in pairs.items():
-        if not all(bool(torch.isfinite(embeddings).all()) for embeddings in pair):
+        flipped = from_here[1].clone()
+        flipped[:, predictor.actions.quaternion_columns] *= -1
+        from_here.append(flipped)
+    if getattr(predictor, "advance", None) is None:
+        observed = features[:, triples[:, 0]].flatten(0, 1)
+        moved, moved_twice = [predictor.predict(observed, actions) for actions in from_here], []
+    else:
+        moved = _advance(predictor, here, from_here)
+        moved_twice = _advance(predictor, moved[1], [back, on])
+    found = {"here": here, "there": there}
+    found |= dict(zip(("staying", "second", "third", "flipped"), moved)) | dict(zip(("back", "on"), moved_twice))
+    points = {name: (F.normalize(at, dim=1) if metric == "cosine" else at).double() for name, at in found.items()}
+    distances = {
+        name: torch.linalg.vector_norm(points[one] - points[other], dim=1)
+        for name, (one, other) in COMPARED.items()
+        if one in points
+    }
+    distances["length"] = torch.linalg.vector_norm(points["here"], dim=1)
+    # A distance is finite if and only if both ends are, and there are a thousand times fewer numbers to look at.
+    for name, finite in zip(distances, torch.stack(list(distances.values())).isfinite().all(dim=1).tolist()):
+        if not finite:
             raise ValueError(f"embeddings of '{name}' are not finite: the run diverged, use an earlier checkpoint")
-    return {name: _distance(*pair, metric) for name, pair in pairs.items()}
+    return distances
 
 
-def _distance(first: Tensor, second: Tensor, metric: Similarity) -> Tensor:
-    if metric == "cosine":
-        first, second = F.normalize(first, dim=1), F.normalize(second, dim=1)
-    return torch.linalg.vector_norm(first.double() - second.double(), dim=1)
+def _advance(predictor: LatentPredictor, embeddings: Tensor, along: list[Tensor]) -> list[Tensor]:
+    """Where each of several actions leads from the same embeddings; what they share is computed once if it can be."""
+    if isinstance(predictor, TrainedPredictor):
+        return predictor.advance_each(embeddings, along)
+    return [predictor.advance(embeddings, actions) for actions in along]  # type: ignore[attr-defined]
 
 
-def _result(by_object: Distances, num_triples: int, name: str) -> tuple[TaskResult, tuple[str, ...]]:
+def _result(by_object: Distances, num_triples: int, name: str) -> TaskResult:
     """Ratios of mean distances, with each object's distance as a share of all objects' scale, and what has no scale."""
     smallest = SMALLEST_SCALE * float(by_object["length"].mean())
     if float(by_object["embeddings"].mean()) <= smallest:
@@ -179,23 +158,27 @@ def _result(by_object: Distances, num_triples: int, name: str) -> tuple[TaskResu
             f"the embeddings of an object's views by the predictor of {name} do not differ, so errors have no scale: "
             "they collapsed, use another checkpoint"
         )
-    scales = dict(SCALES)
-    notes: tuple[str, ...] = ()
+    scales, notes = dict(SCALES), []
     if float(by_object["predictions"].mean()) <= smallest:
         scales = {error: scale for error, scale in SCALES.items() if scale != "predictions"}
-        notes = (
+        notes.append(
             f"composition_error, sign_flip_error: the predictor of {name} answers the same whatever the action is, so "
-            "these errors have no scale",
+            "these errors have no scale"
         )
-    scores: dict[str, np.ndarray] = {
+    if "inverse" not in by_object:
+        notes.append(
+            f"inverse_error, composition_error: the predictor of {name} starts from features, not from what it "
+            "predicted (it has no method advance)"
+        )
+    scores = {
         f"{error}_error": (by_object[error] / by_object[scale].mean()).numpy()
         for error, scale in scales.items()
         if error in by_object
     }
-    result = TaskResult(
+    return TaskResult(
         metrics={metric: float(values.mean()) for metric, values in scores.items()},
         baselines={metric: Baseline(1.0, BASELINE_NAME) for metric in scores},
         num_samples=num_triples,
         object_scores=scores,
+        notes=tuple(notes),
     )
-    return result, notes

@@ -3,17 +3,25 @@
 Mean reciprocal rank and hit@k among the views of one object, and the prediction retrieval error among all views of a
 set, as in SIE (Garrido et al., ICML 2023), each beside what chance reaches.
 
-A view that is as near as the true one counts as nearer: if all embeddings are the same, the true view has the last
-rank, not the first.
+Predictions, galleries and indices that don't fit each other, and embeddings that are not finite, are ValueErrors.
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_equi.evaluation.baselines import Baseline
+from ssl_equi.evaluation.results import ProbeRecord
+from ssl_equi.evaluation.task import TaskResult
+
+TASK = "retrieval"
+PROTOCOL = "retrieval_v1"
+HIT_RANKS = (1, 2, 5, 10)
 Similarity = Literal["cosine", "euclidean"]
 NUMBERS_AT_ONCE_CPU, NUMBERS_AT_ONCE_GPU = 2**19, 2**27  # of float64 embeddings: what stays in a cache; in memory
 ROUNDING = 1e-12  # as a share of a query's largest similarity, in float64: equal columns of a product may differ by it
@@ -26,7 +34,7 @@ def ranks(
     metric: Similarity = "cosine",
     excluded: Tensor | None = None,
 ) -> Tensor:
-    """Rank of the true gallery entry by its similarity to each prediction, from 1; ties count against it.
+    """Rank of the true gallery entry by its similarity to each prediction, int64 `[..., Q]` from 1.
 
     Args:
         predictions: `[..., Q, E]`; leading dimensions hold galleries of their own, such as one for each object.
@@ -34,13 +42,6 @@ def ranks(
         true_index: int64 `[..., Q]`, which entry each prediction means.
         metric: "cosine", or "euclidean" (the nearer the more similar). Computed in float64.
         excluded: int64 `[..., Q, K]`, entries that each query leaves out of its gallery.
-
-    Returns:
-        int64 `[..., Q]` between 1 and G (less what is excluded).
-
-    Raises:
-        ValueError: the shapes do not belong together, an index is not of the gallery, the true entry is excluded, or
-            an embedding is not finite.
     """
     _check_embeddings(predictions, gallery)
     _check_indices(true_index, predictions.shape[:-1], gallery.shape[-2], "true_index")
@@ -64,6 +65,7 @@ def _ranks_of_chunk(
 ) -> Tensor:
     similarities = _similarities(*_prepare(predictions.double(), gallery.double(), metric))
     tolerance = ROUNDING * similarities.abs().amax(dim=-1, keepdim=True)
+    # A tie counts as nearer: if all embeddings are the same, the true view has the last rank, not the first.
     as_near = similarities >= similarities.gather(-1, true_index.unsqueeze(-1)) - tolerance
     if excluded is not None:
         as_near.scatter_(-1, excluded, False)
@@ -84,13 +86,13 @@ def hit_at_k(ranks_from_1: Tensor, k: int) -> float:
 
 def chance_mean_reciprocal_rank(gallery_size: int) -> float:
     """Mean reciprocal rank if the order is random: the harmonic number H_G divided by G (0.0900 for 50 views)."""
-    _check_gallery_size(gallery_size)
+    if gallery_size < 1:
+        raise ValueError(f"gallery_size is {gallery_size}: a gallery holds 1 view or more")
     return math.fsum(1 / rank for rank in range(1, gallery_size + 1)) / gallery_size
 
 
 def chance_hit_at_k(k: int, gallery_size: int) -> float:
     """Share of hits if the order is random: k / G, at most 1."""
-    _check_gallery_size(gallery_size)
     return min(k / gallery_size, 1.0)
 
 
@@ -103,9 +105,9 @@ def prediction_retrieval_error(
     excluded: Tensor | None = None,
     chunk_size: int = 4096,
 ) -> Tensor:
-    """1 - (q_true . q_nearest)^2 of the gallery entry that is nearest to each prediction (SIE's PRE, before its mean).
+    """1 - (q_true . q_nearest)^2 of the gallery entry nearest to each prediction, float64 `[Q]`: SIE's PRE, per query.
 
-    Neither factor's sign matters; 0 is the true rotation, 1 a half turn away. Random views are at 0.627 on poses of
+    0 is the true rotation, 1 a half turn away, whatever the quaternions' signs. Random views are at 0.627 on poses of
     the Euler box; see `chance_retrieval_error`.
 
     Args:
@@ -115,12 +117,6 @@ def prediction_retrieval_error(
         gallery_quat_xyzw: `[G, 4]` of the gallery's views.
         excluded: int64 `[Q, K]`, such as each query's own source view; None to leave it in, as SIE does.
         chunk_size: queries and gallery entries that are compared at once: `chunk_size`^2 numbers are in memory.
-
-    Returns:
-        float64 `[Q]`.
-
-    Raises:
-        ValueError: the shapes do not belong together, or an embedding is not finite.
     """
     nearest = nearest_entries(predictions, gallery, metric, excluded, chunk_size)
     if true_quat_xyzw.shape != (len(predictions), 4) or gallery_quat_xyzw.shape != (len(gallery), 4):
@@ -132,11 +128,9 @@ def prediction_retrieval_error(
 
 
 def chance_retrieval_error(quat_xyzw: Tensor) -> float:
-    """Mean of 1 - (q1 . q2)^2 over all pairs of the unit quaternions `[..., 4]`: what random views reach.
-
-    The mean of (q1 . q2)^2 is the squared Frobenius norm of the mean of q q^T.
-    """
+    """Mean of 1 - (q1 . q2)^2 over all pairs of the unit quaternions `[..., 4]`: what random views reach."""
     quaternions = quat_xyzw.reshape(-1, 4).double()
+    # The mean of (q1 . q2)^2 over all pairs is the squared Frobenius norm of the mean of q q^T.
     return float(1 - (quaternions.T @ quaternions / len(quaternions)).square().sum())
 
 
@@ -145,13 +139,11 @@ def nearest_entries(
 ) -> Tensor:
     """Index `[Q]` of the gallery entry `[G, E]` nearest to each query `[Q, E]`, in the queries' precision.
 
-    Arguments and errors as in `prediction_retrieval_error`.
+    Arguments as in `prediction_retrieval_error`.
     """
     if queries.ndim != 2 or gallery.ndim != 2:
-        raise ValueError(
-            f"queries {tuple(queries.shape)} and gallery {tuple(gallery.shape)} are not matrices: give [Q, E] and "
-            "[G, E]"
-        )
+        shapes = f"queries {tuple(queries.shape)} and gallery {tuple(gallery.shape)}"
+        raise ValueError(f"{shapes} are not matrices: give [Q, E] and [G, E]")
     _check_embeddings(queries, gallery)
     if excluded is not None:
         _check_indices(excluded, (len(queries), excluded.shape[-1]), len(gallery), "excluded")
@@ -199,22 +191,131 @@ def _similarities(left: Tensor, right: Tensor, penalty: Tensor | None) -> Tensor
     return products if penalty is None else products - penalty.unsqueeze(-2)
 
 
+@dataclass(frozen=True)
+class RetrievalMeasure:
+    """One number of a retrieval, what chance reaches, and each object's own value, float64 `[num_objects]`."""
+
+    metric: str
+    value: float
+    chance: float
+    num_queries: int
+    gallery: str
+    of_objects: Tensor
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Ranks of all queries, int64 `[n]` on the CPU, object by object, and how many views each of them was among."""
+
+    ranks: Tensor
+    gallery_size: int
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What a predictor retrieved from contexts of M views.
+
+    Attributes:
+        context_views: M.
+        num_objects: objects whose views were asked for.
+        with_source: ranks among all views of the object.
+        without_source: ranks among the views that were not observed.
+        object_errors_with_source, object_errors_without_source: each object's mean prediction retrieval error over the
+            whole set, float64 `[num_objects]`; None if it was not asked for.
+        chance_error: of random views of the set; None like the errors.
+    """
+
+    context_views: int
+    num_objects: int
+    with_source: Ranking
+    without_source: Ranking
+    object_errors_with_source: Tensor | None = None
+    object_errors_without_source: Tensor | None = None
+    chance_error: float | None = None
+
+    @property
+    def without_identity(self) -> Ranking | None:
+        """Ranks of `with_source` but for the view that was observed; None unless that is one view.
+
+        That view itself, which the identity action leads to, stays in the gallery.
+        """
+        if self.context_views != 1:
+            return None
+        num_views = self.with_source.gallery_size
+        by_source = self.with_source.ranks.view(self.num_objects, -1, num_views)  # context c is view c
+        identity = torch.eye(by_source.shape[1], num_views, dtype=torch.bool)
+        return Ranking(by_source[:, ~identity].flatten(), num_views)
+
+    def measures(self) -> Iterator[RetrievalMeasure]:
+        """All numbers, in the order of the table; a rank that no view can miss is left out."""
+        rankings = {"": self.with_source, "_without_identity": self.without_identity}
+        rankings["_without_source"] = self.without_source
+        for suffix, ranking in rankings.items():
+            if ranking is None:
+                continue
+            by_object, size = ranking.ranks.view(self.num_objects, -1), ranking.gallery_size
+            chances = {"mrr": chance_mean_reciprocal_rank(size)}
+            values = {"mrr": mean_reciprocal_rank(ranking.ranks)}
+            of_objects = {"mrr": by_object.double().reciprocal().mean(dim=1)}
+            for k in HIT_RANKS:
+                if k < size:
+                    chances[f"hit_at_{k}"] = chance_hit_at_k(k, size)
+                    values[f"hit_at_{k}"] = hit_at_k(ranking.ranks, k)
+                    of_objects[f"hit_at_{k}"] = (by_object <= k).double().mean(dim=1)
+            gallery, count = f"{size} views of the object", len(ranking.ranks)
+            for name, value in values.items():
+                yield RetrievalMeasure(name + suffix, value, chances[name], count, gallery, of_objects[name])
+        whole = {
+            "": (self.with_source, self.object_errors_with_source),
+            "_without_source": (self.without_source, self.object_errors_without_source),
+        }
+        for suffix, (ranking, errors) in whole.items():
+            if errors is not None and self.chance_error is not None:
+                value, count, gallery = float(errors.mean()), len(ranking.ranks), "all views of the split"
+                yield RetrievalMeasure(f"retrieval_error{suffix}", value, self.chance_error, count, gallery, errors)
+
+
+def retrieval_records(retrieval: Retrieval, gallery_encoder: str, split_name: str) -> list[ProbeRecord]:
+    """Records of one context length (part "pred@M") beside chance.
+
+    Args:
+        gallery_encoder: what encoded the gallery, in words.
+        split_name: evaluated split.
+    """
+    return [
+        ProbeRecord(
+            task=TASK, part=f"pred@{retrieval.context_views}", metric=measure.metric, value=measure.value,
+            baseline=measure.chance, baseline_name="chance", random_encoder=None, n=measure.num_queries,
+            num_objects=retrieval.num_objects, split=split_name,
+            protocol=f"{PROTOCOL}, {measure.gallery} by {gallery_encoder}", seed=0,  # nothing is drawn
+        )
+        for measure in retrieval.measures()
+    ]  # fmt: skip
+
+
+def retrieval_result(retrieval: Retrieval) -> TaskResult:
+    """The same numbers as a task's result: with each object's own value, and all queries counted."""
+    measures = list(retrieval.measures())
+    return TaskResult(
+        metrics={measure.metric: measure.value for measure in measures},
+        baselines={measure.metric: Baseline(measure.chance, "chance") for measure in measures},
+        num_samples=len(retrieval.with_source.ranks),
+        object_scores={measure.metric: measure.of_objects.numpy() for measure in measures},
+        retrieval_ranks=retrieval.with_source.ranks.numpy(),
+    )
+
+
 def _check_embeddings(predictions: Tensor, gallery: Tensor) -> None:
     leading, width = predictions.shape[:-2], predictions.shape[-1:]
-    if (
-        predictions.ndim < 2
-        or gallery.ndim != predictions.ndim
-        or gallery.shape[:-2] != leading
-        or (gallery.shape[-1:] != width)
-    ):
-        raise ValueError(
-            f"predictions {tuple(predictions.shape)} and gallery {tuple(gallery.shape)} do not belong together: give "
-            "[..., Q, E] and [..., G, E]"
-        )
+    fits = gallery.ndim == predictions.ndim and gallery.shape[:-2] == leading and gallery.shape[-1:] == width
+    if predictions.ndim < 2 or not fits:
+        shapes = f"predictions {tuple(predictions.shape)} and gallery {tuple(gallery.shape)}"
+        raise ValueError(f"{shapes} do not belong together: give [..., Q, E] and [..., G, E]")
     if gallery.shape[-2] == 0 or predictions.shape[-2] == 0:
         raise ValueError(f"there are {predictions.shape[-2]} predictions and {gallery.shape[-2]} views: give 1 or more")
     for name, embeddings in (("predictions", predictions), ("gallery", gallery)):
-        if not bool(torch.isfinite(embeddings).all()):
+        # The extremes are NaN or infinite if any number is; looking at every number takes ten times as long.
+        if not bool(torch.stack(embeddings.aminmax()).isfinite().all()):
             raise ValueError(f"{name} are not finite: the run diverged, use an earlier checkpoint")
 
 
@@ -228,8 +329,3 @@ def _check_indices(indices: Tensor, shape: tuple[int, ...], gallery_size: int, n
 def _check_ranks(ranks_from_1: Tensor) -> None:
     if ranks_from_1.numel() == 0 or int(ranks_from_1.min()) < 1:
         raise ValueError(f"ranks {tuple(ranks_from_1.shape)} are empty or below 1: give what `ranks` returned")
-
-
-def _check_gallery_size(gallery_size: int) -> None:
-    if gallery_size < 1:
-        raise ValueError(f"gallery_size is {gallery_size}: a gallery holds 1 view or more")

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.evaluation.features import FeatureCache, frozen
 from ssl_equi.evaluation.predictors.retrieval import (
+    Ranking,
+    Retrieval,
     Similarity,
     chance_retrieval_error,
     prediction_retrieval_error,
     ranks,
 )
-from ssl_equi.evaluation.predictors.retrieval_results import Ranking, Retrieval
 from ssl_equi.latents.actions import LatentActions, actions_of
 
 PREDICTIONS_IN_A_CHUNK = 16384

@@ -1,10 +1,8 @@
 """Tasks of the predictor that a run left beside its encoder: which view it means, and whether it is consistent."""
 
-from dataclasses import replace
-
 from ssl_equi.evaluation.predictors.consistency import predictor_consistency as measure_consistency
-from ssl_equi.evaluation.predictors.predictor_retrieval import retrieve_with_predictor
-from ssl_equi.evaluation.predictors.retrieval_results import retrieval_result
+from ssl_equi.evaluation.predictors.retrieval import retrieval_result
+from ssl_equi.evaluation.predictors.two_views import retrieve_with_predictor
 from ssl_equi.evaluation.skipping import TaskSkipped
 from ssl_equi.evaluation.task import Ask, TaskResult, task
 from ssl_equi.export.predictor import TrainedPredictor
@@ -31,5 +29,4 @@ def retrieval(ask: Ask) -> TaskResult:
 @task("predictor_consistency", group="predictor", once=True)
 def predictor_consistency(ask: Ask) -> TaskResult:
     """Do two actions in a row lead where their composition does, and an action and its inverse back?"""
-    found = measure_consistency(_predictor(ask), ask.test, device=ask.test.features.device)
-    return replace(found.result, notes=found.notes)
+    return measure_consistency(_predictor(ask), ask.test, device=ask.test.features.device)

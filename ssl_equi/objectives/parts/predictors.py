@@ -91,9 +91,16 @@ class Hypernetwork(nn.Module):
 
     def forward(self, embedding: Tensor, actions: Tensor) -> Tensor:
         """Predicts the other view's embedding [B, D] from `embedding` [B, D] and `actions` [B, A]."""
+        return self.combine(self.products(embedding), actions)
+
+    def products(self, embedding: Tensor) -> Tensor:
+        """Each stored matrix times the embedding, [B, K, D]: what predictions along several actions share."""
+        return F.linear(embedding, self.matrices.flatten(0, 1)).unflatten(1, self.matrices.shape[:2])
+
+    def combine(self, products: Tensor, actions: Tensor) -> Tensor:
+        """The prediction [B, D] of `products` [B, K, D] and `actions` [B, A]."""
         coefficients = self.coefficients(actions).unsqueeze(-1)
         # W(a) x = sum_k c_k(a) (W_k x): one product with the stored matrices, without a matrix [D, D] per sample.
-        products = F.linear(embedding, self.matrices.flatten(0, 1)).unflatten(1, self.matrices.shape[:2])
         prediction = (coefficients * products).sum(dim=1)
         if self.vectors is not None:
             prediction = prediction + (coefficients * self.vectors).sum(dim=1)
@@ -188,6 +195,10 @@ class EmbeddingPredictor(nn.Module):
         """Predicted embeddings [N, E] of the views that actions [N, A] lead to from embedded views [N, E]."""
         raise NotImplementedError
 
+    def advance_each(self, embeddings: Tensor, along: Sequence[Tensor]) -> list[Tensor]:
+        """`advance` by each of several actions [N, A]; a subclass may compute only once what these share."""
+        return [self.advance(embeddings, actions) for actions in along]
+
     def predict(self, features: Tensor, actions: Tensor) -> Tensor:
         """Predicted embeddings [N, E] of the views that actions [N, A] lead to from views with features [N, D]."""
         return self.advance(self.embed(features), actions)
@@ -227,6 +238,12 @@ class ProjectedPredictor(EmbeddingPredictor):
 
     def advance(self, embeddings: Tensor, actions: Tensor) -> Tensor:
         return self.predictor(embeddings, actions)
+
+    def advance_each(self, embeddings: Tensor, along: Sequence[Tensor]) -> list[Tensor]:
+        if not isinstance(self.predictor, Hypernetwork):
+            return super().advance_each(embeddings, along)
+        products = self.predictor.products(embeddings)
+        return [self.predictor.combine(products, actions) for actions in along]
 
 
 class PoseProduct(EmbeddingPredictor):

@@ -24,15 +24,12 @@ from ssl_equi.objectives.parts.capsule_terms import TURNED_COLUMNS, unit_poses
 
 
 def rotation_between(first: Tensor, second: Tensor) -> Tensor:
-    """The rotations R [N, 3, 3] that bring the columns of poses P1 R closest to those of P2, over all capsules.
-
-    Args:
-        first, second: [N, K, d, d] with d of 3 or more; the scale of each pose does not matter.
-    """
+    """The rotations R [N, 3, 3] that bring poses P1 R closest to P2 [N, K, d, d], whatever the scales of all poses."""
     first_columns, second_columns = (
         unit_poses(poses[..., :TURNED_COLUMNS]).flatten(1, 2).double() for poses in (first, second)
     )
     left, _, right = torch.linalg.svd(first_columns.mT @ second_columns)
+    # The closest orthogonal matrix may be a reflection; the closest rotation then turns the weakest direction around.
     reflected = torch.linalg.det(left @ right) < 0
     left = torch.where(reflected[:, None, None], left * left.new_tensor([1.0, 1.0, -1.0]), left)
     return left @ right
@@ -41,21 +38,16 @@ def rotation_between(first: Tensor, second: Tensor) -> Tensor:
 def probe_capsule_poses(
     test: FeatureCache, num_capsules: int, pose_side: int, told: Sequence[str], protocol: ProbeProtocol
 ) -> dict[str, TaskResult]:
-    """The two questions by task name, asked of the pairs that the heads of other tasks are judged on.
+    """Both tasks by name, on the pairs that the heads of other tasks are judged on.
 
     - `capsule_rotation`: angle between the rotation read from the poses and the true one.
     - `capsule_equivariance`: `pose_error`, the mean squared distance of u(P M12) from u(P'), where u scales the first
       three columns to norm 1: 0 for poses that follow the action. Baseline: the actions of other objects' pairs.
 
     Args:
-        test: what a capsule network answers: K activations, then the poses row by row.
-        num_capsules: K.
-        pose_side: d.
-        told: name of the action that the poses are multiplied with, a rotation or rigid motion.
-        protocol: says which pairs.
-
-    Raises:
-        UserError: nothing is known of the views, or no latents of this name.
+        test: what a capsule network answers: activations of K = `num_capsules`, then poses of side d row by row.
+        told: name of the action that the poses are multiplied with, a rotation or rigid motion; UserError if the views
+            don't have it.
     """
     known = actions_of(test.schema, told)
     pairs = evaluated_pairs(test.num_objects, test.views_of_each, protocol)
@@ -66,29 +58,25 @@ def probe_capsule_poses(
     poses = test.features[..., num_capsules:].unflatten(-1, (num_capsules, pose_side, pose_side))
     first, second = poses[objects, first_view], poses[objects, second_view]
     actions = known.between_all(test.latents, test.quats_xyzw)[objects, first_view, second_view]
+    true_xyzw = actions[:, :4]
+    errors_deg = angle_errors_deg(quat_from_matrix(rotation_between(first, second)), true_xyzw)
+    baselines, constant_errors_deg = constant_rotation_baselines(true_xyzw)
+    angles = summarise_angles(errors_deg)
+    other_actions = Baseline(_pose_error(first, second, actions.roll(pairs_per_object, 0)), "other actions")
     return {
-        "capsule_rotation": _rotation_result(first, second, actions[:, :4]),
+        "capsule_rotation": TaskResult(
+            metrics=angles,
+            baselines={name: baselines[name] for name in angles},
+            num_samples=len(errors_deg),
+            angle_errors_deg=errors_deg.numpy(),
+            constant_angle_errors_deg=constant_errors_deg.numpy(),
+        ),
         "capsule_equivariance": TaskResult(
             metrics={"pose_error": _pose_error(first, second, actions)},
-            baselines={
-                "pose_error": Baseline(_pose_error(first, second, actions.roll(pairs_per_object, 0)), "other actions")
-            },
+            baselines={"pose_error": other_actions},
             num_samples=len(pairs),
         ),
     }
-
-
-def _rotation_result(first: Tensor, second: Tensor, true_xyzw: Tensor) -> TaskResult:
-    errors_deg = angle_errors_deg(quat_from_matrix(rotation_between(first, second)), true_xyzw)
-    baselines, constant_errors_deg = constant_rotation_baselines(true_xyzw)
-    metrics = summarise_angles(errors_deg)
-    return TaskResult(
-        metrics=metrics,
-        baselines={name: baselines[name] for name in metrics},
-        num_samples=len(errors_deg),
-        angle_errors_deg=errors_deg.numpy(),
-        constant_angle_errors_deg=constant_errors_deg.numpy(),
-    )
 
 
 def _pose_error(first: Tensor, second: Tensor, actions: Tensor) -> float:
