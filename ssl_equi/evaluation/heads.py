@@ -42,7 +42,7 @@ class HeadPlan:
     Attributes:
         hidden: widths of the hidden layers; none: a linear head.
         epochs: of training.
-        samples_per_object: in each epoch.
+        samples_per_object: in each epoch; None: as many as an object has views.
         classes: number of classes, told apart by cross-entropy; None: a regression by mean squared error.
         scaled: targets of a regression are shifted and scaled to a variance of 1 for the head to learn, because
             latents may be millimetres or kilometres; one factor for all components.
@@ -50,7 +50,7 @@ class HeadPlan:
 
     hidden: tuple[int, ...]
     epochs: int
-    samples_per_object: int = 1
+    samples_per_object: int | None = None
     classes: int | None = None
     scaled: bool = False
 

@@ -9,15 +9,13 @@ from torch import Tensor
 
 from ssl_equi.data.view_counts import NO_VIEW, ViewsOfEach
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads
+from ssl_equi.evaluation.heads import Samples
 from ssl_equi.evaluation.metrics import r2_notes, varying_components
 from ssl_equi.evaluation.pairs import (
     ViewPairs,
     all_pairs,
     evaluation_pairs,
     evaluation_views,
-    training_pairs,
-    training_views,
 )
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.skipping import TaskSkipped
@@ -155,49 +153,3 @@ def held_out_objects(num_objects: int, share: float, seed: int) -> np.ndarray:
     held_out = np.zeros(num_objects, dtype=bool)
     held_out[np.random.default_rng(seed).permutation(num_objects)[:count]] = True
     return held_out
-
-
-def view_request(train: FeatureCache, targets_of: TargetsOf, plan: HeadPlan, seed: int) -> HeadRequest:
-    """An MLP that meets views of `train` drawn each epoch."""
-
-    def samples_of_epoch(epoch: int) -> Samples:
-        views = training_views(train.num_objects, train.views_of_each, plan.samples_per_object, seed, epoch)
-        return samples_of(train, view_rows(train, views), targets_of)
-
-    return HeadRequest(feature_matrix(train), samples_of_epoch, plan, seed)
-
-
-def pair_request(train: FeatureCache, targets_of: TargetsOf, plan: HeadPlan, seed: int) -> HeadRequest:
-    """An MLP that meets new pairs of `train` each epoch, both views' features side by side."""
-
-    def samples_of_epoch(epoch: int) -> Samples:
-        pairs = training_pairs(train.num_objects, train.views_of_each, plan.samples_per_object, seed, epoch)
-        return samples_of(train, pair_rows(train, pairs), targets_of)
-
-    return HeadRequest(feature_matrix(train), samples_of_epoch, plan, seed)
-
-
-def judged_pairs(test: FeatureCache, targets_of: TargetsOf, protocol: ProbeProtocol) -> Samples:
-    """The fixed pairs that heads are judged on."""
-    return samples_of(test, evaluated_pair_rows(test, protocol), targets_of)
-
-
-def regress_views(
-    train: FeatureCache, test: FeatureCache, targets_of: TargetsOf, plan: HeadPlan, protocol: ProbeProtocol, seed: int
-) -> tuple[Tensor, Samples]:
-    """Answers to the fixed views of `test`, of the head of `view_request`, and these samples."""
-    require_varied(train, test)
-    samples = samples_of(test, evaluated_view_rows(test, protocol), targets_of)
-    (head,) = train_heads([view_request(train, targets_of, plan, seed)], protocol)
-    return predict(head, feature_matrix(test), samples.rows), samples
-
-
-def regress_pairs(
-    train: FeatureCache, test: FeatureCache, targets_of: TargetsOf, plan: HeadPlan, protocol: ProbeProtocol, seed: int
-) -> tuple[Tensor, Samples]:
-    """Answers to the fixed pairs of `test`, of the head of `pair_request`, and these samples."""
-    require_views(train, test)
-    require_varied(train, test)
-    samples = judged_pairs(test, targets_of, protocol)
-    (head,) = train_heads([pair_request(train, targets_of, plan, seed)], protocol)
-    return predict(head, feature_matrix(test), samples.rows), samples
