@@ -49,17 +49,23 @@ def augmentation_equivariance(ask: Ask) -> TaskResult:
     if collection.num_images < 2:
         raise TaskSkipped("there is only one image, and features of two can be compared: use more images")
 
-    def encode() -> AugmentedFeatures:
-        with counted_images(encoding.module) as images:
+    subjects = ask.whole.beside or [ask.whole]
+    encodings = [subject.encoding for subject in subjects if subject.encoding is not None]
+
+    def encode() -> list[AugmentedFeatures]:
+        """Of the encoder and of its random counterpart, which share the augmented images."""
+        with ExitStack() as stack:
+            counts = [stack.enter_context(counted_images(each.module)) for each in encodings]
             try:
                 return encode_augmented(
-                    [encoding.module], collection, encoding.mean_rgb, encoding.std_rgb, protocol, ask.whole.device,
-                    encoding.batch_size,
-                )[0]  # fmt: skip
+                    [each.module for each in encodings], collection, encoding.mean_rgb, encoding.std_rgb, protocol,
+                    ask.whole.device, encoding.batch_size,
+                )  # fmt: skip
             finally:
-                encoding.store.encoder_passes += images[0]
+                for each, images in zip(encodings, counts, strict=True):
+                    each.store.encoder_passes += images[0]
 
-    features = ask.once("augmented features", encode)
+    features = subjects[0].once("augmented features", encode)[encodings.index(encoding)]
     result, notes = compare(features.part(ask.whole.parts[ask.part]), protocol.seed)
     if not result.metrics:
         raise TaskSkipped("; ".join(notes))
