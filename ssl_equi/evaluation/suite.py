@@ -128,6 +128,8 @@ def evaluate(
         _encoded(module, name, source, chosen, data, store, bad_train_records, device, batch_size, say, modules, shared)
         for name, module in modules.items()
     ]
+    for subject in subjects:
+        subject.beside = subjects
     encoded = time.perf_counter()
     say(f"{source.name}: {len(asked)} tasks on {', '.join(chosen)}, seeds {', '.join(str(seed) for seed in seeds)}")
     own, *others = _ask(asked, subjects, seeds, protocol, show)

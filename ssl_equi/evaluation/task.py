@@ -145,6 +145,8 @@ class Subject:
         num_classes: of the data.
         device: where heads are trained, and the encoder runs.
         encoding: how further images are encoded; None where there is nothing but features.
+        beside: all subjects that answer the same tasks, this one included, which may share what they make; empty for
+            one alone.
     """
 
     name: str
@@ -155,6 +157,7 @@ class Subject:
     device: torch.device | str = "cpu"
     encoding: Encoding | None = None
     made: dict[Hashable, Any] = field(default_factory=dict)
+    beside: Sequence["Subject"] = ()
 
     @functools.cached_property
     def train_on_device(self) -> FeatureCache:

@@ -103,7 +103,7 @@ def encode_augmented(
     Args:
         encoders: each maps `[N, 3, H, W]` to `[N, D]`; on `device`; their states and modes are left untouched.
         mean_rgb, std_rgb: of the training images, in units of [0, 1].
-        batch_size: images in one forward pass.
+        batch_size: images that are augmented at once.
 
     Raises:
         ValueError: there are no augmentations of the protocol's name.
