@@ -77,7 +77,7 @@ METRICS: dict[str, Metric] = {
         ),
         _lower("distance_mean", "mean distance between predicted and true displacement or value"),
         # Distributions over rotations.
-        Metric("log_likelihood", "mean log density of the true rotation, in nats; uniform: -2.29 (-log π²)", by_class=True),
+        Metric("log_likelihood", "mean log density of the true rotation in nats; uniform: -2.29", by_class=True),
         Metric("recall_at", "share of samples whose most likely rotation is within so many degrees of the true one"),
         Metric("mass_within", "mean probability of the rotations within so many degrees of the true one"),
         _lower("angle_deg_spread", "mean angle to the true rotation, over the distribution", "°"),

@@ -4,10 +4,9 @@ What can't be asked of the data or of a part becomes a note; the encoder's state
 """
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
 
 import numpy as np
 import torch
@@ -123,9 +122,8 @@ def evaluate(
     random = source.untrained() if compare_with_random else None
     if random is not None:
         modules[f"random {source.name}"] = random
-    shared: dict[Hashable, Any] = {}
     subjects = [
-        _encoded(module, name, source, chosen, data, store, bad_train_records, device, batch_size, say, modules, shared)
+        _encoded(module, name, source, chosen, data, store, bad_train_records, device, batch_size, say)
         for name, module in modules.items()
     ]
     for subject in subjects:
@@ -217,8 +215,8 @@ def asked_tasks(
     """The tasks that are asked of data with these latents, in the order in which they are asked.
 
     Args:
-        names: of tasks, or `features`, `latents` (the data's own), `distributions`, `robustness`, `transfer` and `all`
-            for groups of them. None: the protocol's, those of the data's own latents, and those of the predictor beside the encoder.
+        names: of tasks, or of groups of them (see `ssl_equi.evaluation.task.Group`), or `all`. None:
+            the protocol's, those of the data's own latents, and those of the predictor beside the encoder.
         further: tasks that are asked besides.
 
     Raises:
@@ -227,13 +225,12 @@ def asked_tasks(
     own = own_latent_tasks(schema)
     known = {name: task for name, task in TASKS.items() if task.group != "predictor" or source.predictor is not None}
     known |= own | {task.name: task for task in further}
-    of_group = {group: [name for name, task in known.items() if task.group == group] for group in PLACE}
-    groups = {"all": list(known)} | {
-        name: of_group[name] for name in ("features", "latents", "distributions", "robustness", "transfer")
-    }
+    groups: dict[str, list[str]] = {"all": list(known)}
+    for group in PLACE:
+        groups[group] = [name for name, task in known.items() if task.group == group]
     if "transfer" in names and not further:
         raise UserError("task 'transfer' is asked without a data set: give --transfer DATASET:DIR")
-    chosen = names or (*protocol.tasks, *own, *of_group["predictor"])
+    chosen = names or (*protocol.tasks, *own, *groups["predictor"])
     spelled_out = dict.fromkeys(member for name in chosen for member in groups.get(name, [name]))
     for name in spelled_out:
         if name not in known:
@@ -285,8 +282,6 @@ def _encoded(
     device: torch.device | str,
     batch_size: int,
     say: Say,
-    modules: Mapping[str, nn.Module],
-    shared: dict[Hashable, Any],
 ) -> Subject:
     """The encoder, or its random counterpart, with the features of both splits."""
     module = module.to(device)
@@ -318,7 +313,7 @@ def _encoded(
     )  # fmt: skip
     encoding = Encoding(
         module, source.architecture, state, mean_rgb, std_rgb, data, store, batch_size, progress_of,
-        source.predictor if module is source.module else None, tuple(modules.values()), shared,
+        source.predictor if module is source.module else None,
     )  # fmt: skip
     return Subject(name, parts, train, test, len(data.evaluation.class_names), device, encoding)
 

@@ -116,8 +116,6 @@ class Encoding:
         batch_size: images in one forward pass.
         progress_of: of a line of text: what is told how far an encoding is.
         predictor: trained with the encoder; None if there is none.
-        modules: this and the others that are asked the same, for which further images are made once.
-        shared: what was made for all of these.
     """
 
     module: nn.Module
@@ -130,8 +128,6 @@ class Encoding:
     batch_size: int = 512
     progress_of: Callable[[str], OnProgress] = lambda label: lambda done, total: None
     predictor: TrainedPredictor | None = None
-    modules: tuple[nn.Module, ...] = ()
-    shared: dict[Hashable, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

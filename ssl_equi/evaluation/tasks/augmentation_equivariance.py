@@ -49,21 +49,23 @@ def augmentation_equivariance(ask: Ask) -> TaskResult:
     if collection.num_images < 2:
         raise TaskSkipped("there is only one image, and features of two can be compared: use more images")
 
-    def encode() -> dict[int, AugmentedFeatures]:
-        modules = encoding.modules or (encoding.module,)
-        with counted_images(encoding.module) as images:
+    subjects = ask.whole.beside or [ask.whole]
+    encodings = [subject.encoding for subject in subjects if subject.encoding is not None]
+
+    def encode() -> list[AugmentedFeatures]:
+        """Of the encoder and of its random counterpart, which share the augmented images."""
+        with ExitStack() as stack:
+            counts = [stack.enter_context(counted_images(each.module)) for each in encodings]
             try:
-                found = encode_augmented(
-                    modules, collection, encoding.mean_rgb, encoding.std_rgb, protocol, ask.whole.device,
-                    encoding.batch_size,
+                return encode_augmented(
+                    [each.module for each in encodings], collection, encoding.mean_rgb, encoding.std_rgb, protocol,
+                    ask.whole.device, encoding.batch_size,
                 )  # fmt: skip
             finally:
-                encoding.store.encoder_passes += images[0]
-        return {id(module): features for module, features in zip(modules, found, strict=True)}
+                for each, images in zip(encodings, counts, strict=True):
+                    each.store.encoder_passes += images[0]
 
-    if "augmented features" not in encoding.shared:
-        encoding.shared["augmented features"] = encode()
-    features: AugmentedFeatures = encoding.shared["augmented features"][id(encoding.module)]
+    features = subjects[0].once("augmented features", encode)[encodings.index(encoding)]
     result, notes = compare(features.part(ask.whole.parts[ask.part]), protocol.seed)
     if not result.metrics:
         raise TaskSkipped("; ".join(notes))
@@ -98,10 +100,11 @@ def encode_augmented(
     device: torch.device | str = "cpu",
     batch_size: int = 512,
 ) -> list[AugmentedFeatures]:
-    """Features of images of the collection before and after the augmentations, which are made once for all encoders.
+    """Features of images of the collection before and after the augmentations, one set per encoder.
 
     Args:
-        encoders: each maps `[N, 3, H, W]` to `[N, D]`; on `device`; their states and modes are left untouched.
+        encoders: each maps `[N, 3, H, W]` to `[N, D]`; on `device`; state and modes are left untouched. They share the
+            augmented images, which cost as much to make as a small encoder costs to run.
         mean_rgb, std_rgb: of the training images, in units of [0, 1].
         batch_size: images that are augmented at once.
 
