@@ -36,7 +36,7 @@ from ssl_equi.evaluation.report.page import (
 )
 from ssl_equi.evaluation.report.run_page import page_header, result_table
 from ssl_equi.evaluation.symmetry.errors import PartErrors, SymmetryErrors
-from ssl_equi.evaluation.symmetry.layer_errors import LayerErrors
+from ssl_equi.evaluation.symmetry.layers import LayerErrors
 from ssl_equi.files import write_atomically
 
 TASK = "symmetry"
