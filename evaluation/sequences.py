@@ -14,8 +14,8 @@
 
 Sequences are made as in training, the same for every model; heads are trained on the train split. Images that are
 augmented or looked at by saccades are those of the final probes: whole, in the size that the encoder takes. Prints
-tables, appends all records to results.json and writes sequences.html in the run's folder. The embedded set takes
-3 minutes on one CPU core.
+tables, appends all records to results.json and writes report.html in the run's folder. The embedded set takes 3
+minutes on one CPU core.
 """
 
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
@@ -36,7 +36,8 @@ from ssl_equi.errors import UserError
 from ssl_equi.evaluation.features import encode_split
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.evaluation.records import append_records, refuse_other_content
-from ssl_equi.evaluation.report.sequences import print_summary, write_page
+from ssl_equi.evaluation.report.sequences import print_summary
+from ssl_equi.evaluation.report.write import write_report_or_warn
 from ssl_equi.evaluation.sequences.embed import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
 from ssl_equi.evaluation.sequences.tasks import QUESTIONS, Question, SequenceProtocol, probe_sequences
 from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, SequenceModel, load_sequence_model
@@ -80,7 +81,7 @@ class Config:
     seed: Seed = 0
     """Seeds the heads."""
     out: Path | None = None
-    """Folder of results.json and sequences.html; the run's when not given."""
+    """Folder of results.json and report.html; the run's when not given."""
 
 
 @dataclass(frozen=True)
@@ -128,17 +129,14 @@ def main(config: Config) -> None:
     )
     notes = (*data.notes, *results.notes)
     print_summary(results.records, notes)
-    append_records(out / "results.json", results.records, notes=notes)
-    write_page(
-        out / "sequences.html",
-        title=f"sequences of {config.run.resolve().name}",
-        records=results.records,
-        notes=notes,
-        protocol=asdict(protocol),
-        config=asdict(config),
-        command=f"python {shlex.join(sys.argv)}",
-    )
-    print(f"added to {out / 'results.json'}; figures in {out / 'sequences.html'}")
+    described = {
+        "title": f"sequences of {config.run.resolve().name}", "command": f"python {shlex.join(sys.argv)}",
+        "protocol": asdict(protocol), "options": {name: str(value) for name, value in asdict(config).items()},
+    }  # fmt: skip
+    # A run's own title and command stay.
+    append_records(out / "results.json", results.records, None if (out / "results.json").exists() else described, notes)
+    write_report_or_warn([out], out / "report.html")
+    print(f"added to {out / 'results.json'}; figures in {out / 'report.html'}")
 
 
 def protocol_of(config: Config, model: SequenceModel) -> SequenceProtocol:
