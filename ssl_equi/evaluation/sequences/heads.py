@@ -38,20 +38,14 @@ _TARGETS_BY_PREFIX = ("crop", "blur")
 class AggregatingModel(Protocol):
     """A module that makes one vector of the features of several views, such as `ssl_equi.objectives.seq_jepa.SeqJEPA`.
 
-    Attributes:
-        num_features: columns D of the encoder's features.
-        aggregate_width: columns W of an aggregate.
-        aggregator_takes_actions: False if `aggregate` is given None instead of actions.
+    It is given None instead of actions unless `aggregator_takes_actions`.
     """
-
-    num_features: int
-    aggregate_width: int
 
     @property
     def aggregator_takes_actions(self) -> bool: ...
 
     def aggregate(self, features: Tensor, actions: Tensor | None) -> Tensor:
-        """`[B, W]` of features `[B, M, D]` and actions `[B, M - 1, A]`, for any M >= 1."""
+        """`[B, W]` of features `[B, M, D]` and the actions `[B, M - 1, A]` between them, for any M >= 1."""
 
 
 def aggregate_views(

@@ -29,26 +29,17 @@ from ssl_equi.evaluation.predictors.retrieval import (
     ranks,
 )
 from ssl_equi.evaluation.predictors.retrieval_results import Ranking, Retrieval
+from ssl_equi.evaluation.sequences.heads import AggregatingModel
 from ssl_equi.latents.actions import LatentActions, actions_of
 
 PREDICTIONS_IN_A_CHUNK = 16384
 
 
-class PredictingModel(Protocol):
-    """A module that predicts a view's embedding from observed ones, such as `ssl_equi.objectives.seq_jepa.SeqJEPA`.
-
-    Attributes:
-        aggregator_takes_actions, predictor_takes_actions: False if the method is given None instead of actions.
-    """
-
-    @property
-    def aggregator_takes_actions(self) -> bool: ...
+class PredictingModel(AggregatingModel, Protocol):
+    """A module that also predicts a view's embedding, with None instead of actions unless `predictor_takes_actions`."""
 
     @property
     def predictor_takes_actions(self) -> bool: ...
-
-    def aggregate(self, features: Tensor, actions: Tensor | None) -> Tensor:
-        """`[B, W]` of features `[B, M, D]` and the actions `[B, M - 1, A]` between them, for any M >= 1."""
 
     def predict(self, aggregates: Tensor, actions: Tensor | None) -> Tensor:
         """Target features `[B, E]` of the views that actions `[B, A]` lead to from the last observed one."""

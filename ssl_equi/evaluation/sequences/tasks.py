@@ -19,6 +19,7 @@ parts "base_translation" and "object_translation" are those of the action that t
 R1^-1 (t2 - t1), not the differences of positions that `ssl_equi.evaluation.known_tasks` asks for.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -269,10 +270,8 @@ class _Probing:
             ]
             train_truth, truth = [target.of(each.actions[:, 0, length]) for each in (self.train, self.test)]
             inputs = torch.cat([train, train_step], dim=1)
-            samples = Samples(_every_row(inputs), train_truth)
-            head = fit_target(
-                target, inputs, self.train.objects, lambda _, fixed=samples: fixed, self.protocol.heads, self.seed
-            )
+            samples = functools.partial(_same_every_epoch, Samples(_every_row(inputs), train_truth))
+            head = fit_target(target, inputs, self.train.objects, samples, self.protocol.heads, self.seed)
             seen = {
                 f"agg@{length}": torch.cat([test, step], dim=1),
                 f"agg@{length} no images": torch.cat([no_images[:, 0], step], dim=1),
@@ -305,6 +304,10 @@ class _Probing:
 def _every_row(features: Tensor) -> Tensor:
     """Rows `[N, 1]` of samples that each are one row of `features [N, D]`."""
     return torch.arange(len(features), device=features.device)[:, None]
+
+
+def _same_every_epoch(samples: Samples, epoch: int) -> Samples:
+    return samples
 
 
 def _pair_samples(
