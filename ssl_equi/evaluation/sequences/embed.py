@@ -114,10 +114,12 @@ def sequences_of_cache(
             f"{per_object} sequences of {length} distinct views were asked for and objects have {cache.fewest_views}: "
             "ask for 1 sequence or more, of so many views at most"
         )
+    # One draw for each sequence of an object: within a draw views are distinct, between draws they may return.
     drawn = [training_views(cache.num_objects, cache.views_of_each, length, seed, round) for round in range(per_object)]
     views = torch.from_numpy(np.stack(drawn, axis=1).reshape(-1, length))
     objects = torch.arange(cache.num_objects).repeat_interleave(per_object)
 
+    # What is asked for besides stands behind what the model is told, whose columns stay the first ones.
     pose = cache.schema.pose
     besides = [] if pose is None or actions.told.quaternion_columns else [pose.name]
     if ask_for_hues and set(HUES) <= set(offered_names(cache.schema)) - set(actions.told.names):

@@ -138,6 +138,7 @@ def probe_sequences(
 
     probing = _Probing(model, train.to(device), test.to(device), num_classes, protocol, seed)
     answers = probing.encoder_answers()
+    # Length by length, so that classes and paths share their aggregates.
     for length in range(1, train.length + 1):
         answers |= probing.answers_at(length)
     tasks = sorted({task: None for task, _ in answers}, key=lambda task: TASK_ORDER.index(task.partition("_")[0]))
@@ -272,6 +273,7 @@ class _Probing:
             inputs = torch.cat([train, train_step], dim=1)
             samples = functools.partial(_same_every_epoch, Samples(_every_row(inputs), train_truth))
             head = fit_target(target, inputs, self.train.objects, samples, self.protocol.heads, self.seed)
+            # The head has learnt from intact inputs, so a loss shows what it relies on.
             seen = {
                 f"agg@{length}": torch.cat([test, step], dim=1),
                 f"agg@{length} no images": torch.cat([no_images[:, 0], step], dim=1),

@@ -115,6 +115,7 @@ def measure_symmetry(
                 layers.begin_batch(batch)
             of_batch: list[Tensor] = []
             of_action: list[Tensor] = []
+            # Elements one by one, so that memory doesn't grow with their number: all shifts are thousands.
             for element in symmetries.elements:
                 moved = symmetries.act(element, batch)
                 found = encoder(moved).double()
@@ -123,6 +124,7 @@ def measure_symmetry(
                     part_sums.add(found, known, acted)
                 of_batch.append(F.cosine_similarity(found - centre, known - centre))
                 if action is not None and acted is not None:
+                    # The mean moves, too: seen from where it was, an exact action would not be at 1.
                     acted_centre = action(element.value, centre)
                     of_action.append(F.cosine_similarity(found - acted_centre, acted - acted_centre))
                 if with_layers:
@@ -212,6 +214,7 @@ def _encode_all(encoder: nn.Module, batches: list[Tensor]) -> Tensor:
     side = batches[0].shape[2]
     try:
         features = torch.cat([encoder(batch) for batch in batches])
+    # What timm and PyTorch raise at a size that they don't take.
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"the encoder can't take images of {side} x {side} pixels ({error}): give images of the size that it was "
@@ -232,6 +235,7 @@ def _stated_action(
     if not isinstance(encoder, Symmetric):
         return None, [missing]
     try:
+        # All of them: an encoder that is exact under c4 states an action of some elements of d4.
         for element in symmetries.elements:
             encoder.act_on_features(element.value, features[:1])
     except ValueError as error:

@@ -96,6 +96,7 @@ def add_symmetry(
     """
     notes = [note for measurement in measurements for note in notes_of(measurement)]
     results = folder / RESULTS_FILE
+    # The numbers first: nothing that is only drawn may cost them.
     append_records(results, records, None if results.exists() else run, notes)
     arrays = read_evaluation(folder).arrays if (folder / ARRAYS_FILE).exists() else {}
     for measurement in measurements:
