@@ -38,10 +38,10 @@ from ssl_equi.data.images import normalise_images
 from ssl_equi.data.sources import DatasetName, open_data
 from ssl_equi.data.view_counts import of_objects
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.encoders import open_encoder
+from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
 from ssl_equi.evaluation.records import print_records, refuse_other_content
 from ssl_equi.evaluation.report.write import write_report_or_warn
-from ssl_equi.evaluation.symmetry.errors import measure_symmetry
+from ssl_equi.evaluation.symmetry.errors import SymmetryErrors, measure_symmetry
 from ssl_equi.evaluation.symmetry.image_symmetries import DEFAULT_ANGLES_DEG, SymmetryName, image_symmetries
 from ssl_equi.evaluation.symmetry.results import LAYERS, Measurement, add_symmetry, print_layers, symmetry_records
 from ssl_equi.options import ActsWhen, Count, ImageSide, Range, Seed
@@ -95,13 +95,14 @@ def main(config: Config) -> None:
     source = open_encoder(config.encoder, image_size=config.image_size)
     out = config.out or source.out_folder
     refuse_other_content(out / "results.json")
-    encoder, random_encoder = source.module.to(DEVICE), source.untrained()
+    random_encoder = source.untrained()
+    for encoder in (source.module, random_encoder):
+        if encoder is not None:
+            encoder.to(DEVICE)
     pixels, labels, mean_rgb, std_rgb = open_images(config, source.image_size)
     images = normalise_images(torch.from_numpy(pixels), source.mean_rgb or mean_rgb, source.std_rgb or std_rgb)
     images = images.contiguous()
-    measurements = [
-        measure(config, encoder, random_encoder, source.parts, name, images, labels) for name in config.symmetries
-    ]
+    measurements = [measure(config, source, random_encoder, name, images, labels) for name in config.symmetries]
     split = "random images" if config.dataset == "random" else config.split
     records = []
     for measurement in measurements:
@@ -162,32 +163,25 @@ def read_images(collection: ViewCollection, count: int, seed: int) -> tuple[np.n
 
 def measure(
     config: Config,
-    encoder: nn.Module,
+    source: EncoderSource,
     random_encoder: nn.Module | None,
-    parts: dict[str, slice],
     name: SymmetryName,
     images: Tensor,
     labels: Tensor | None,
 ) -> Measurement:
     """The encoder with its layers, and the features of the random one."""
     symmetries = image_symmetries(
-        name,
-        images.shape[2],
-        distances_px=config.shifts or None,
-        all_shifts=config.all_shifts,
-        angles_deg=config.angles,
+        name, images.shape[2], config.shifts or None, all_shifts=config.all_shifts, angles_deg=config.angles
     )
     print(f"{name}: {len(images)} images under {len(symmetries.elements)} elements", flush=True)
-    batch_size = config.batch_size
-    errors = measure_symmetry(
-        encoder, images, symmetries, parts, labels, with_layers=config.layers, batch_size=batch_size
-    )
-    if random_encoder is None:
-        return Measurement(errors)
-    fresh = measure_symmetry(
-        random_encoder.to(DEVICE), images, symmetries, parts, labels, with_layers=False, batch_size=batch_size
-    )
-    return Measurement(errors, fresh.parts)
+
+    def errors_of(encoder: nn.Module, with_layers: bool) -> SymmetryErrors:
+        return measure_symmetry(
+            encoder, images, symmetries, source.parts, labels, with_layers=with_layers, batch_size=config.batch_size
+        )
+
+    errors = errors_of(source.module, config.layers)
+    return Measurement(errors, None if random_encoder is None else errors_of(random_encoder, False).parts)
 
 
 if __name__ == "__main__":
