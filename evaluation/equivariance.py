@@ -15,7 +15,7 @@ An error is the root of the mean squared distance between the features of a tran
 (invariance_error), or what the encoder itself says they become (equivariance_error), over the mean squared distance
 between different images: 0 is exact, 1 as different as another image. Layers are compared as maps whose cells move
 like pixels, with the encoder's own action where it states one, and after pooling. Prints tables, appends all records
-to results.json and writes equivariance.html, in --out (the folder above the encoder when not given).
+to results.json and writes report.html, in --out (the folder above the encoder when not given).
 """
 
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
@@ -38,12 +38,12 @@ from ssl_equi.data.images import normalise_images
 from ssl_equi.data.sources import DatasetName, open_data
 from ssl_equi.data.view_counts import of_objects
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.encoders import open_encoder
-from ssl_equi.evaluation.report.symmetry import Measurement, print_layers, symmetry_records, write_page
-from ssl_equi.evaluation.results import append_records, refuse_other_content
-from ssl_equi.evaluation.symmetry.errors import measure_symmetry
+from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
+from ssl_equi.evaluation.records import print_records, refuse_other_content
+from ssl_equi.evaluation.report.write import write_report_or_warn
+from ssl_equi.evaluation.symmetry.errors import SymmetryErrors, measure_symmetry
 from ssl_equi.evaluation.symmetry.image_symmetries import DEFAULT_ANGLES_DEG, SymmetryName, image_symmetries
-from ssl_equi.evaluation.tables import print_records
+from ssl_equi.evaluation.symmetry.results import LAYERS, Measurement, add_symmetry, print_layers, symmetry_records
 from ssl_equi.options import ActsWhen, Count, ImageSide, Range, Seed
 
 NOISE_CELLS = 8  # a side of random images has so many independent values
@@ -88,41 +88,38 @@ class Config:
     seed: Seed = 0
     """Draws the views, or the random images."""
     out: Path | None = None
-    """Folder of results.json and equivariance.html."""
+    """Folder of results.json, arrays.npz and report.html."""
 
 
 def main(config: Config) -> None:
     source = open_encoder(config.encoder, image_size=config.image_size)
     out = config.out or source.out_folder
     refuse_other_content(out / "results.json")
-    encoder, random_encoder = source.module.to(DEVICE), source.untrained()
+    random_encoder = source.untrained()
+    for encoder in (source.module, random_encoder):
+        if encoder is not None:
+            encoder.to(DEVICE)
     pixels, labels, mean_rgb, std_rgb = open_images(config, source.image_size)
     images = normalise_images(torch.from_numpy(pixels), source.mean_rgb or mean_rgb, source.std_rgb or std_rgb)
-
-    def measured(name: SymmetryName) -> Measurement:
-        return measure(config, encoder, random_encoder, source.parts, name, images.contiguous(), labels)
-
-    measurements = [measured(name) for name in config.symmetries]
+    images = images.contiguous()
+    measurements = [measure(config, source, random_encoder, name, images, labels) for name in config.symmetries]
     split = "random images" if config.dataset == "random" else config.split
-    records = [symmetry_records(measurement, split, config.seed) for measurement in measurements]
-    for found, measurement in zip(records, measurements):
-        print_records([record for record in found if not record.task.endswith("_layers")])
+    records = []
+    for measurement in measurements:
+        found = symmetry_records(measurement, split, config.seed)
+        print_records([record for record in found if not record.task.endswith(LAYERS)])
         print_layers(measurement)
         print()
-    together = [record for found in records for record in found]
+        records += found
     for note in source.notes:
         print(note)
-    append_records(out / "results.json", together)
-    write_page(
-        out / "equivariance.html",
-        title=f"symmetry of {source.name}",
-        measurements=measurements,
-        images=pixels,
-        records=together,
-        config=asdict(config),
-        command=f"python {shlex.join(sys.argv)}",
-    )
-    print(f"added to {out / 'results.json'}; figures in {out / 'equivariance.html'}")
+    described = {
+        "title": f"symmetry of {source.name}", "command": f"python {shlex.join(sys.argv)}",
+        "options": {name: str(value) for name, value in asdict(config).items()},
+    }  # fmt: skip
+    add_symmetry(out, measurements, pixels, records, described)
+    write_report_or_warn([out], out / "report.html")
+    print(f"added to {out / 'results.json'}; figures in {out / 'report.html'}")
 
 
 def open_images(
@@ -166,32 +163,25 @@ def read_images(collection: ViewCollection, count: int, seed: int) -> tuple[np.n
 
 def measure(
     config: Config,
-    encoder: nn.Module,
+    source: EncoderSource,
     random_encoder: nn.Module | None,
-    parts: dict[str, slice],
     name: SymmetryName,
     images: Tensor,
     labels: Tensor | None,
 ) -> Measurement:
     """The encoder with its layers, and the features of the random one."""
     symmetries = image_symmetries(
-        name,
-        images.shape[2],
-        distances_px=config.shifts or None,
-        all_shifts=config.all_shifts,
-        angles_deg=config.angles,
+        name, images.shape[2], config.shifts or None, all_shifts=config.all_shifts, angles_deg=config.angles
     )
     print(f"{name}: {len(images)} images under {len(symmetries.elements)} elements", flush=True)
-    batch_size = config.batch_size
-    errors = measure_symmetry(
-        encoder, images, symmetries, parts, labels, with_layers=config.layers, batch_size=batch_size
-    )
-    if random_encoder is None:
-        return Measurement(errors)
-    fresh = measure_symmetry(
-        random_encoder.to(DEVICE), images, symmetries, parts, labels, with_layers=False, batch_size=batch_size
-    )
-    return Measurement(errors, fresh.parts)
+
+    def errors_of(encoder: nn.Module, with_layers: bool) -> SymmetryErrors:
+        return measure_symmetry(
+            encoder, images, symmetries, source.parts, labels, with_layers=with_layers, batch_size=config.batch_size
+        )
+
+    errors = errors_of(source.module, config.layers)
+    return Measurement(errors, None if random_encoder is None else errors_of(random_encoder, False).parts)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,15 @@
 
 Sequences are made as in training, the same for every model; heads are trained on the train split. Images that are
 augmented or looked at by saccades are those of the final probes: whole, in the size that the encoder takes. Prints
-tables, appends all records to results.json and writes sequences.html in the run's folder. The embedded set takes
-3 minutes on one CPU core.
+tables, appends all records to results.json and writes report.html in the run's folder. The embedded set takes 3
+minutes on one CPU core.
 """
 
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -30,13 +31,15 @@ import torch
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
+from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.features import encode_split
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
-from ssl_equi.evaluation.report.sequences import print_summary, write_page
-from ssl_equi.evaluation.results import append_records, refuse_other_content
+from ssl_equi.evaluation.records import append_records, refuse_other_content
+from ssl_equi.evaluation.report.sequences import print_summary
+from ssl_equi.evaluation.report.write import write_report_or_warn
 from ssl_equi.evaluation.sequences.embed import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
 from ssl_equi.evaluation.sequences.tasks import QUESTIONS, Question, SequenceProtocol, probe_sequences
 from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, SequenceModel, load_sequence_model
@@ -44,11 +47,12 @@ from ssl_equi.latents.actions import AUGMENTATION, actions_as_told
 from ssl_equi.options import Count, Range, Seed, Width
 from ssl_equi.views.actions import action_columns
 from ssl_equi.views.glimpses import Glimpses, described_saccades
-from ssl_equi.views.makers import views
+from ssl_equi.views.makers import ViewSequence, views
 from ssl_equi.views.options import ViewOptions, augmentation_columns
 from ssl_equi.views.presets import transforms_of_views
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+MakeViews = Callable[[ViewBatch, int], ViewSequence]
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Config:
     seed: Seed = 0
     """Seeds the heads."""
     out: Path | None = None
-    """Folder of results.json and sequences.html; the run's when not given."""
+    """Folder of results.json and report.html; the run's when not given."""
 
 
 @dataclass(frozen=True)
@@ -117,28 +121,19 @@ def main(config: Config) -> None:
         f"asking {model.objective.__class__.__name__} on {len(test)} sequences of the {config.split} split", flush=True
     )
     results = probe_sequences(
-        model.objective,
-        train,
-        test,
-        len(data.evaluation.class_names),
-        protocol,
-        device=DEVICE,
-        seed=config.seed,
-        split_name=config.split,
-    )
+        model.objective, train, test, len(data.evaluation.class_names), protocol,
+        device=DEVICE, seed=config.seed, split_name=config.split,
+    )  # fmt: skip
     notes = (*data.notes, *results.notes)
     print_summary(results.records, notes)
-    append_records(out / "results.json", results.records, notes=notes)
-    write_page(
-        out / "sequences.html",
-        title=f"sequences of {config.run.resolve().name}",
-        records=results.records,
-        notes=notes,
-        protocol=asdict(protocol),
-        config=asdict(config),
-        command=f"python {shlex.join(sys.argv)}",
-    )
-    print(f"added to {out / 'results.json'}; figures in {out / 'sequences.html'}")
+    described = {
+        "title": f"sequences of {config.run.resolve().name}", "command": f"python {shlex.join(sys.argv)}",
+        "protocol": asdict(protocol), "options": {name: str(value) for name, value in asdict(config).items()},
+    }  # fmt: skip
+    # A run's own title and command stay.
+    append_records(out / "results.json", results.records, None if (out / "results.json").exists() else described, notes)
+    write_report_or_warn([out], out / "report.html")
+    print(f"added to {out / 'results.json'}; figures in {out / 'report.html'}")
 
 
 def protocol_of(config: Config, model: SequenceModel) -> SequenceProtocol:
@@ -180,29 +175,28 @@ def encoded_sequences(
 ) -> FeatureSequences:
     """Sequences of one split, made as those that the model was trained on."""
     print(f"encoding sequences of {collection.num_objects} objects of the {collection.split} split", flush=True)
-    source = model.sequences["source"]
-    if source == "rendered":
-        return rendered_sequences(model, collection, protocol)
-    if source == "augmented":
-        return augmented_sequences(model, data, collection, protocol)
-    return saccade_sequences(config, model, data, collection, protocol)
+    encoder, views, per_object = model.objective.encoder, protocol.views, protocol.sequences_per_object
+    if model.sequences["source"] == "rendered":
+        cache = encode_split(encoder, collection, model.mean_rgb, model.std_rgb, DEVICE)
+        # Hues are asked for, too, if the model was not told of them.
+        length, seed = min(views, cache.fewest_views), protocol.sequences_seed
+        return sequences_of_cache(cache, model.told.names, length, per_object, seed, ask_for_hues=True)
+    told_columns = None
+    if model.sequences["source"] == "augmented":
+        make_views, names, told_columns = augmented_views(model, data, protocol)
+    else:
+        make_views, names = glimpses_of_images(config, model, data, collection, protocol), POSITION_NAMES
+    sequences = encode_sequences(
+        encoder, collection, make_views, names,
+        length=views, per_object=per_object, batch_size=EvaluatedViews.batch_size, device=DEVICE,
+    )  # fmt: skip
+    return replace(sequences, told_columns=told_columns)
 
 
-def rendered_sequences(
-    model: SequenceModel, collection: ViewCollection, protocol: SequenceProtocol
-) -> FeatureSequences:
-    """Stored views; hues are asked for, too, if the model was not told of them."""
-    cache = encode_split(model.objective.encoder, collection, model.mean_rgb, model.std_rgb, DEVICE)
-    length = min(protocol.views, cache.fewest_views)
-    return sequences_of_cache(
-        cache, model.told.names, length, protocol.sequences_per_object, protocol.sequences_seed, ask_for_hues=True
-    )
-
-
-def augmented_sequences(
-    model: SequenceModel, data: DataSource, collection: ViewCollection, protocol: SequenceProtocol
-) -> FeatureSequences:
-    """Augmentations as of observed views; transforms that the model was not told of are asked for, too.
+def augmented_views(
+    model: SequenceModel, data: DataSource, protocol: SequenceProtocol
+) -> tuple[MakeViews, tuple[str, ...], tuple[int, ...] | None]:
+    """Augmentations as of observed views, names of the columns of every action, and which columns the model is told.
 
     With the encoding seq_jepa_legacy, actions depend on how many views a sequence has, here more than in training.
     """
@@ -213,28 +207,19 @@ def augmented_sequences(
     columns = action_columns(options.action_encoding, transforms_of_views(options.preset, model.image_size))
     # One view more, because the last one is augmented like a view that is predicted.
     make_views = views(every_action, data, OneProcess(), length=protocol.views + 1, actions=(AUGMENTATION,))
-    sequences = encode_sequences(
-        model.objective.encoder, collection, make_views, tuple(columns),
-        length=protocol.views, per_object=protocol.sequences_per_object, batch_size=every_action.batch_size,
-        device=DEVICE,
-    )  # fmt: skip
-    return replace(sequences, told_columns=augmentation_columns(replace(every_action, views=told)))
+    return make_views, tuple(columns), augmentation_columns(replace(every_action, views=told))
 
 
-def saccade_sequences(
+def glimpses_of_images(
     config: Config, model: SequenceModel, data: DataSource, collection: ViewCollection, protocol: SequenceProtocol
-) -> FeatureSequences:
+) -> MakeViews:
     """Glimpses of whole images, where the gaze follows the same kind of saliency."""
     file = None
     if config.saliency_files is not None:
         file = config.saliency_files[0 if collection is data.probe_train else 1]
     options = described_saccades(model.sequences, file)
     views = EvaluatedViews(ViewOptions("augmented"), model.image_size, seed=protocol.sequences_seed)
-    make_views = Glimpses(views, data, OneProcess(), options, length=protocol.views, collection=collection)
-    return encode_sequences(
-        model.objective.encoder, collection, make_views, POSITION_NAMES,
-        length=protocol.views, per_object=protocol.sequences_per_object, batch_size=views.batch_size, device=DEVICE,
-    )  # fmt: skip
+    return Glimpses(views, data, OneProcess(), options, length=protocol.views, collection=collection)
 
 
 if __name__ == "__main__":

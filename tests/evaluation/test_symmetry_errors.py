@@ -13,7 +13,7 @@ from ssl_equi.encoders.wrappers import GroupAveraged
 from ssl_equi.evaluation.features import frozen
 from ssl_equi.evaluation.symmetry.errors import SymmetryErrors, measure_symmetry
 from ssl_equi.evaluation.symmetry.image_symmetries import ImageSymmetries, SymmetryName, image_symmetries
-from ssl_equi.evaluation.symmetry.layer_errors import mean_squared_distance
+from ssl_equi.evaluation.symmetry.layers import mean_squared_distance
 
 SIDE = 16
 EXACT: tuple[SymmetryName, ...] = ("c4", "d4", "circular_shifts")

@@ -1,19 +1,25 @@
 """The script that measures symmetries: an exported encoder, a timm model with random weights, and wrong options."""
 
 import importlib.util
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
 from ssl_equi import create_encoder
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.errors import CheckpointError, UserError
-from ssl_equi.evaluation.results import read_records
-from ssl_equi.evaluation.tables import describe_columns
+from ssl_equi.evaluation.evaluation_folder import read_evaluation, write_evaluation
+from ssl_equi.evaluation.records import describe_columns, read_records
+from ssl_equi.evaluation.report.compared_runs import read_compared_runs
+from ssl_equi.evaluation.report.symmetry import symmetry_section
 from ssl_equi.export.encoder import EncoderCard, save_encoder
+from tests.evaluation.report_pages import make_older_run
 
 SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "equivariance.py"
 
@@ -61,8 +67,9 @@ def test_an_exported_encoder_is_measured_beside_a_random_one(
     printed = capsys.readouterr().out
     assert max(len(line) for line in printed.splitlines() if not line.startswith("added to")) <= 80
     assert "stages.3" in printed
-    page = (tmp_path / "run" / "equivariance.html").read_text()
-    for text in ('id="d4"', 'id="circular_shifts"', "layers-d4-", "orbit-d4-all-", "orbit-circular_shifts-5-"):
+    page = (tmp_path / "run" / "report.html").read_text()
+    for text in ('id="symmetry"', "layers-0-d4-", "layers-0-circular_shifts", "orbit-0-d4-all-",
+                 "orbit-0-circular_shifts-5-"):  # fmt: skip
         assert text in page
     assert "http" not in page
 
@@ -76,7 +83,30 @@ def test_a_timm_model_is_measured_on_random_images(script: ModuleType, tmp_path:
     records = read_records(tmp_path / "results.json")
     assert {(record.task, record.metric) for record in records} == {("symmetry_rotations", "invariance_error")}
     assert (records[0].random_encoder, records[0].split) == (None, "random images")
-    assert "interpolation alone" in (tmp_path / "equivariance.html").read_text()
+    assert "interpolation alone" in (tmp_path / "report.html").read_text()
+
+
+def test_what_a_run_left_stays_and_an_earlier_measurement_goes(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "write_report_or_warn", lambda folders, out: None)
+    other = np.arange(3)
+    write_evaluation(tmp_path, [], ["a note"], {"title": "a run"}, {"map_labels": other, "symmetry_rows/c4": other})
+    config = script.Config(
+        "random:strided_cnn_tiny", symmetries=("c4",), dataset="random", image_size=32, num_images=2, layers=False,
+        out=tmp_path,
+    )  # fmt: skip
+    script.main(config)
+    script.main(replace(config, num_images=3, symmetries=("d4",)))
+    found = read_evaluation(tmp_path)
+    assert found.run["title"] == "a run" and found.arrays["map_labels"].tolist() == [0, 1, 2]
+    assert found.arrays["symmetry_similarity/c4"].shape == (2, 3)
+    assert found.arrays["symmetry_similarity/d4"].shape == (3, 7)
+    assert found.arrays["symmetry_images/c4"].shape == (2, 32, 32, 3) and len(found.arrays["symmetry_rows/d4"]) == 3
+    other = make_older_run(tmp_path / "other", [])
+    section = symmetry_section(read_compared_runs([f"first={tmp_path}", f"second={other}"]))
+    ids = re.findall(r' id="([^"]+)"', section)
+    assert len(ids) == len(set(ids)) and "first: c4, 3 elements" in section and "second" not in section
 
 
 def test_wrong_options_are_named(script: ModuleType, tiny_data: Path, tmp_path: Path) -> None:

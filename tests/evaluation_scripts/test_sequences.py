@@ -14,12 +14,14 @@ import torch
 from ssl_equi import create_encoder
 from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProbeProtocol
-from ssl_equi.evaluation.report.sequences import print_summary, summary_tables
-from ssl_equi.evaluation.results import ProbeRecord, read_records
+from ssl_equi.evaluation.records import ProbeRecord, read_records
+from ssl_equi.evaluation.report.compared_runs import read_compared_runs
+from ssl_equi.evaluation.report.sequences import print_summary, sequence_section, summary_tables
 from ssl_equi.export.encoder import EncoderCard
 from ssl_equi.export.sequence_model import save_sequence_model
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig
 from ssl_equi.views.glimpses import SaccadeOptions, describe_saccades
+from tests.evaluation.report_pages import make_older_run
 
 SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "sequences.py"
 RENDERED = {"source": "rendered", "actions": "rotation", "observed_views": 2}
@@ -103,7 +105,7 @@ def test_objects_that_move_are_asked_for_rigid_motions(
 def test_the_page_stands_alone_and_shows_the_numbers(script: ModuleType, tiny_data: Path, tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", RENDERED)
     script.main(script.Config(run=run, data_dir=tiny_data, lengths=(1, 2), out=tmp_path / "elsewhere"))
-    page = (tmp_path / "elsewhere" / "sequences.html").read_text()
+    page = (tmp_path / "elsewhere" / "report.html").read_text()
     assert not re.search(r"(?:src|href)=\"(?!#|data:)", page) and "<script" not in page
     assert page.count("<svg") == 1 + 2 + 2  # class, two leakages, path by two metrics
     ids = re.findall(r' id="([^"]+)"', page)
@@ -169,6 +171,25 @@ def test_faults_are_named(script: ModuleType, tiny_data: Path, mixed_folder: Pat
         file = replace(SaccadeOptions(saliency="file"), saliency_file=tmp_path / "maps.npy")
         gaze = save_run(tmp_path / "gaze", describe_saccades(file, 2), action_dim=2)
         script.main(script.Config(run=gaze, data_dir=tiny_data))
+
+
+def test_a_section_shows_what_each_run_was_asked_last(tmp_path: Path) -> None:
+    def asked(protocol: str, value: float, lengths: tuple[int, ...]) -> list[ProbeRecord]:
+        return [
+            ProbeRecord("classification", f"agg@{length}", "top1", value, 0.1, "majority class", None, 9, 9, "test",
+                        protocol, 0) for length in lengths
+        ]  # fmt: skip
+
+    quick, full = asked("ssl_equi_sequences_quick", 0.25, (1, 8)), asked("ssl_equi_sequences_v1", 0.75, (1, 2))
+    for name, records in (("both", quick + full), ("quick", quick), ("none", asked("ssl_equi_v1", 0.5, (1,)))):
+        make_older_run(tmp_path / name, records)
+    runs = read_compared_runs([tmp_path / name for name in ("both", "quick", "none")])
+    section = sequence_section(runs)
+    assert section.count("<svg") == 2 and "none" not in re.findall(r"<h3>(\w+):", section)
+    first, second = section.split("<h3>")[1:]
+    assert "M=2" in first and "0.750" in first and "M=8" not in first and "0.250" not in first
+    assert "M=8" in second and "0.250" in second
+    assert sequence_section(runs[2:]) == ""
 
 
 def test_long_curves_are_tabled_in_pieces(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,32 +1,21 @@
-"""What is shown of the questions about sequences: curves over the number of views, narrow tables, one page.
+"""What is shown of the questions about sequences: curves over the number of views M, and narrow tables.
 
 Everything is made from the records alone, so that pictures and tables show the numbers of `results.json`.
 """
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ssl_equi.errors import CheckpointError
-from ssl_equi.evaluation.metrics import format_value
+from ssl_equi.evaluation.records import ProbeRecord, describe_origins, format_value
+from ssl_equi.evaluation.report.compared_runs import ComparedRun
 from ssl_equi.evaluation.report.figures import INK, MUTED, SERIES, new_figure, plain_legend, to_svg
-from ssl_equi.evaluation.report.page import (
-    Sections,
-    captioned_figure,
-    details_table,
-    drawn_sections,
-    escaped,
-    page_document,
-)
-from ssl_equi.evaluation.report.run_page import page_header, result_table
-from ssl_equi.evaluation.results import ProbeRecord
-from ssl_equi.evaluation.tables import describe_origins
-from ssl_equi.files import write_atomically
+from ssl_equi.evaluation.report.page import captioned_figure, escaped
+from ssl_equi.evaluation.sequences.tasks import PROTOCOLS
 
 COLUMNS_IN_A_TABLE = 8  # as many numbers as stand beside a name in 80 columns
 LONGEST_NUMBER = 6  # characters in such a table
@@ -39,17 +28,22 @@ EXPLANATIONS = (
     "because the last step is the answer",
     "no images, no actions: zeros instead, where the head has learnt from both; oracle: the exact steps composed",
 )
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One line over the number of views M."""
-
-    label: str
-    lengths: np.ndarray
-    values: np.ndarray
-    color: str
-    dashes: str | tuple[int, tuple[float, ...]] = "solid"
+DOTTED = (0, (1, 1.5))
+# By the first word of a task's name: label, part at M views, colour and dashes of each line.
+LINES: dict[str, tuple[tuple[str, str, str, Any], ...]] = {
+    "classification": (("aggregate", "agg@{}", SERIES[0], "solid"), ("encoder, one view", "all@1", INK, DOTTED)),
+    "leakage": (("two aggregates", "agg@{}", SERIES[0], "solid"), ("encoder, two views", "all@{}", INK, DOTTED)),
+    "path": (
+        ("images and actions", "agg@{}", SERIES[0], "solid"),
+        ("no images", "agg@{} no images", SERIES[1], "solid"),
+        ("no actions", "agg@{} no actions", SERIES[2], "solid"),
+        ("oracle", "oracle@{}", INK, DOTTED),
+    ),
+}
+BASELINES = {"classification": "majority class", "path": "constant"}
+LIMITS: dict[str, tuple[float, float | None]] = {  # of the figures, by metric
+    "top1": (0, None), "r2_uniform": (LEAST_R2_SHOWN, 1.05), "angle_deg_median": (-3.0, 180.0),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,100 +62,48 @@ class _Numbers:
         self.records = {(record.task, record.part, record.metric): record for record in records}
         self.tasks = list(dict.fromkeys(record.task for record in records))
 
-    def value(self, task: str, part: str, metric: str) -> float | None:
-        record = self.records.get((task, part, metric))
-        return None if record is None else record.value
+    def about(self, question: str) -> list[str]:
+        """The tasks of a question, by the first word of their names."""
+        return [task for task in self.tasks if task.partition("_")[0] == question]
 
-    def baseline(self, task: str, part: str, metric: str) -> float | None:
-        record = self.records.get((task, part, metric))
-        return None if record is None else record.baseline
+    def metrics(self, task: str) -> list[str]:
+        return list(dict.fromkeys(metric for name, _, metric in self.records if name == task))
 
     def lengths(self, task: str) -> list[int]:
         """The numbers M for which there is an aggregate's answer."""
         found = (re.fullmatch(r"agg@(\d+)", part) for name, part, _ in self.records if name == task)
         return sorted({int(match[1]) for match in found if match})
 
-    def metrics(self, task: str) -> list[str]:
-        return list(dict.fromkeys(metric for name, _, metric in self.records if name == task))
+    def value(self, task: str, part: str, metric: str) -> float | None:
+        record = self.records.get((task, part, metric))
+        return None if record is None else record.value
 
-    def curve(self, label: str, task: str, part: str, metric: str, color: str, **style: Any) -> Curve:
-        """Over M, of the part that `part.format(M)` names."""
-        points = [(length, self.value(task, part.format(length), metric)) for length in self.lengths(task)]
-        known = [(length, value) for length, value in points if value is not None]
-        return Curve(label, np.array([m for m, _ in known]), np.array([value for _, value in known]), color, **style)
-
-
-def class_figure(records: Sequence[ProbeRecord]) -> str:
-    """Top-1 from the aggregate of M views, beside the encoder's from one view and the majority class."""
-    numbers = _Numbers(records)
-    lengths = np.array(numbers.lengths("classification"))
-    curves = [numbers.curve("aggregate of M views", "classification", "agg@{}", "top1", SERIES[0])]
-    single, majority = [
-        np.full(len(lengths), level, dtype=float)
-        for level in (
-            numbers.value("classification", "all@1", "top1"),
-            numbers.baseline("classification", "all@1", "top1"),
-        )
-    ]
-    curves.append(Curve("encoder, one view", lengths, single, INK, (0, (1, 1.5))))
-    curves.append(Curve("majority class", lengths, majority, MUTED, "dashed"))
-    return _length_figure("sequence-class", curves, "top1", limits=(0, None))
+    def baseline(self, task: str, length: int, metric: str) -> float | None:
+        record = self.records.get((task, f"agg@{length}", metric))
+        return None if record is None else record.baseline
 
 
-def leakage_figure(records: Sequence[ProbeRecord], task: str) -> str:
-    """How well the action is read from two aggregates of M views, beside the encoder's features of two views."""
-    numbers = _Numbers(records)
-    curves = [
-        numbers.curve("two aggregates", task, "agg@{}", "r2_uniform", SERIES[0]),
-        numbers.curve("encoder, two views", task, "all@{}", "r2_uniform", INK, dashes=(0, (1, 1.5))),
-    ]
-    return _length_figure(f"sequence-{task}", curves, "r2_uniform", limits=(LEAST_R2_SHOWN, 1.05))
-
-
-def path_figure(records: Sequence[ProbeRecord], task: str, metric: str) -> str:
-    """Path integration over M with both ablations, the oracle, the constant and the trivial point M = 1."""
-    numbers = _Numbers(records)
-    curves = [
-        numbers.curve("images and actions", task, "agg@{}", metric, SERIES[0]),
-        numbers.curve("no images", task, "agg@{} no images", metric, SERIES[1]),
-        numbers.curve("no actions", task, "agg@{} no actions", metric, SERIES[2]),
-        numbers.curve("oracle", task, "oracle@{}", metric, INK, dashes=(0, (1, 1.5))),
-    ]
-    lengths = numbers.lengths(task)
-    constants = [numbers.baseline(task, f"agg@{length}", metric) for length in lengths]
-    curves.append(Curve("constant", np.array(lengths), np.array(constants, dtype=float), MUTED, "dashed"))
-    limits = (LEAST_R2_SHOWN, 1.05) if metric == "r2_uniform" else (-3.0, 180.0)
-    return _length_figure(f"sequence-{task}-{metric}", curves, metric, limits=limits, trivial_length=1)
-
-
-def _length_figure(
-    name: str,
-    curves: Sequence[Curve],
-    y_label: str,
-    *,
-    limits: tuple[float | None, float | None],
-    trivial_length: int | None = None,
-) -> str:
-    """Lines over M as inline SVG; the first curve's point at `trivial_length` is hollow and named."""
-    figure, axes = new_figure((4.2, 2.8))
-    for curve in curves:
-        axes.plot(
-            curve.lengths, curve.values, color=curve.color, linestyle=curve.dashes, linewidth=1.4, label=curve.label
-        )
-        if curve.dashes == "solid":
-            axes.plot(curve.lengths, curve.values, "o", color=curve.color, markersize=3.5)
-    for length, value in zip(curves[0].lengths, curves[0].values, strict=True):
-        if length == trivial_length:
-            axes.plot([length], [value], "o", markersize=8, markerfacecolor="none", color=MUTED)
-            axes.annotate("trivial", (length, value), (8, -10), textcoords="offset points", fontsize=8, color=MUTED)
-    axes.set_xlabel("number of observed views M")
-    axes.set_ylabel(y_label)
-    axes.set_xticks(sorted({int(m) for curve in curves for m in curve.lengths}))
-    low, high = limits
-    drawn_low, drawn_high = axes.get_ylim()
-    axes.set_ylim(drawn_low if low is None else max(low, min(drawn_low, 0)), drawn_high if high is None else high)
-    plain_legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    return to_svg(figure, name)
+def sequence_section(runs: Sequence[ComparedRun]) -> str:
+    """Figures and tables of each run that was asked about sequences; nothing if none was."""
+    figures, tables, notes = [], [], list(EXPLANATIONS)
+    for index, run in enumerate(runs):
+        asked = [record for record in run.folders[0].records if record.protocol.startswith(PROTOCOLS)]
+        if not asked:
+            continue
+        # A run is asked in short at its end, and in full by the script: what was asked last is shown.
+        setting = (asked[-1].protocol, asked[-1].split, asked[-1].seed)
+        records = [record for record in asked if (record.protocol, record.split, record.seed) == setting]
+        whose = f"{run.name}: " if len(runs) > 1 else ""
+        figures += _figures(_Numbers(records), f"sequence{index}", whose)
+        tables += [_html_table(table, whose) for table in summary_tables(records)]
+        notes += [f"{whose}{origin}" for origin in describe_origins(records)]
+    if not figures and not tables:
+        return ""
+    listed = "".join(f"<li>{escaped(line)}</li>" for line in notes)
+    return (
+        '<section id="sequences"><h2>Over the number of observed views</h2>'
+        f'<div class="figures">{"".join(figures)}</div>{"".join(tables)}<ul class="notes">{listed}</ul></section>'
+    )
 
 
 def summary_tables(records: Sequence[ProbeRecord]) -> list[SummaryTable]:
@@ -169,29 +111,22 @@ def summary_tables(records: Sequence[ProbeRecord]) -> list[SummaryTable]:
     numbers = _Numbers(records)
     tables = []
     if "classification" in numbers.tasks:
-        rows = {"aggregate": "agg@{}", "encoder, one view": "all@1"}
-        tables += _tables_over_lengths(numbers, "class", "classification", "top1", rows, "majority class")
-    pairs = [task for task in numbers.tasks if task.startswith("pair_")]
+        tables += _tables_over_lengths(numbers, "class", "classification", "top1")
+    pairs = numbers.about("pair")
     if pairs:
         columns = tuple(dict.fromkeys(metric for task in pairs for metric in numbers.metrics(task)))
-        shown = tuple(
-            (
-                task.removeprefix("pair_"),
-                *(format_value(metric, numbers.value(task, "all", metric)) for metric in columns),
-            )
-            for task in pairs
-        )
-        tables.append(SummaryTable("action between two views, from the encoder", columns, shown))
-    tables += [_leakage_matrix(numbers, length) for length in _leakage_lengths(numbers)]
-    rows = {
-        "images and actions": "agg@{}", "no images": "agg@{} no images", "no actions": "agg@{} no actions",
-        "oracle": "oracle@{}",
-    }  # fmt: skip
-    for task in numbers.tasks:
-        if task.startswith("path_"):
-            title = f"path integration of {task.removeprefix('path_')}s, M = 1 is trivial"
-            for metric in numbers.metrics(task):
-                tables += _tables_over_lengths(numbers, title, task, metric, rows, "constant")
+        rows = []
+        for task in pairs:
+            values = (format_value(metric, numbers.value(task, "all", metric)) for metric in columns)
+            rows.append((task.removeprefix("pair_"), *values))
+        tables.append(SummaryTable("action between two views, from the encoder", columns, tuple(rows)))
+    leaks = numbers.about("leakage")
+    for length in sorted({length for task in leaks for length in numbers.lengths(task)}):
+        tables.append(_leakage_matrix(numbers, leaks, length))
+    for task in numbers.about("path"):
+        title = f"path integration of {task.removeprefix('path_')}s, M = 1 is trivial"
+        for metric in numbers.metrics(task):
+            tables += _tables_over_lengths(numbers, title, task, metric)
     return tables
 
 
@@ -209,79 +144,65 @@ def print_summary(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> 
         print(textwrap.fill(line, width=80, subsequent_indent="  "))
 
 
-def write_page(
-    path: Path,
-    *,
-    title: str,
-    records: Sequence[ProbeRecord],
-    notes: Sequence[str],
-    protocol: Mapping[str, Any],
-    config: Mapping[str, Any],
-    command: str,
-) -> None:
-    """Write one self-contained page, atomically: figures, tables, every record, the protocol.
-
-    Args:
-        protocol, config: every number of the protocol, and the options that were given.
-        command: what was typed.
-    """
-    explained = "".join(f"<li>{escaped(line)}</li>" for line in (*EXPLANATIONS, *notes))
-
-    def in_short() -> str:
-        tables = "".join(_html_table(table) for table in summary_tables(records))
-        return f'<section id="tables"><h2>In short</h2>{tables}<ul class="notes">{explained}</ul></section>'
-
-    def figures() -> str:
-        drawn = f'<div class="figures">{_figures(records)}</div>'
-        return f'<section id="figures"><h2>Over the number of views</h2>{drawn}</section>'
-
-    sections: Sections = {
-        "header": lambda: page_header(title, records, command),
-        "figures": figures,
-        "tables": in_short,
-        "results": lambda: result_table(records, ()),
-        "protocol": lambda: details_table("Protocol", protocol),
-        "configuration": lambda: details_table("Configuration", config),
-    }
-    write_atomically(path, page_document(title, drawn_sections(sections)), CheckpointError)
-
-
-def _figures(records: Sequence[ProbeRecord]) -> str:
+def _figures(numbers: _Numbers, name: str, whose: str) -> list[str]:
     """All figures for which there are numbers."""
-    numbers = _Numbers(records)
-    drawn = []
+    captions: dict[tuple[str, str], str] = {}
     if numbers.lengths("classification"):
-        drawn.append(captioned_figure(class_figure(records), "Class from M views of unseen objects, a head for each M"))
-    for task in numbers.tasks:
-        name = task.partition("_")[2]
-        if task.startswith("leakage_"):
-            caption = (
-                f"Leakage: {name} between the last views of two windows of M views; lower is better for aggregates"
-            )
-            drawn.append(captioned_figure(leakage_figure(records, task), caption))
-        if task.startswith("path_"):
-            for metric in numbers.metrics(task):
-                caption = f"Path integration: {name} from view 1 to view M + 1 ({metric})"
-                if metric == "r2_uniform":
-                    caption += f"; values below {LEAST_R2_SHOWN} lie outside"
-                drawn.append(captioned_figure(path_figure(records, task, metric), caption))
-    return "".join(drawn)
+        captions["classification", "top1"] = "Class from M views of unseen objects, a head for each M"
+    for task in numbers.about("leakage"):
+        captions[task, "r2_uniform"] = (
+            f"Leakage: {task.removeprefix('leakage_')} between the last views of two windows of M views; lower is "
+            "better for aggregates"
+        )
+    for task in numbers.about("path"):
+        for metric in numbers.metrics(task):
+            outside = f"; values below {LEAST_R2_SHOWN} lie outside" if metric == "r2_uniform" else ""
+            what = task.removeprefix("path_")
+            captions[task, metric] = f"Path integration: {what} from view 1 to view M + 1 ({metric}){outside}"
+    return [
+        captioned_figure(_length_figure(numbers, f"{name}-{task}-{metric}", task, metric), f"{whose}{caption}")
+        for (task, metric), caption in captions.items()
+    ]
 
 
-def _tables_over_lengths(
-    numbers: _Numbers, title: str, task: str, metric: str, rows: Mapping[str, str], baseline_name: str
-) -> list[SummaryTable]:
-    """Rows `{name: part}` over M, where a part names M by {}; the baseline is the last row."""
-    lengths = numbers.lengths(task)
+def _length_figure(numbers: _Numbers, name: str, task: str, metric: str) -> str:
+    """The lines of a question over M as inline SVG; the trivial point M = 1 of a path is hollow and named."""
+    question, lengths = task.partition("_")[0], numbers.lengths(task)
+    figure, axes = new_figure((4.2, 2.8))
+    for label, part, color, dashes in LINES[question]:
+        values = np.array([numbers.value(task, part.format(length), metric) for length in lengths], dtype=float)
+        axes.plot(lengths, values, color=color, linestyle=dashes, linewidth=1.4, label=label)
+        if dashes == "solid":
+            axes.plot(lengths, values, "o", color=color, markersize=3.5)
+    if question in BASELINES:
+        constants = np.array([numbers.baseline(task, length, metric) for length in lengths], dtype=float)
+        axes.plot(lengths, constants, color=MUTED, linestyle="dashed", linewidth=1.4, label=BASELINES[question])
+    trivial = numbers.value(task, "agg@1", metric)
+    if question == "path" and trivial is not None:
+        axes.plot([1], [trivial], "o", markersize=8, markerfacecolor="none", color=MUTED)
+        axes.annotate("trivial", (1, trivial), (8, -10), textcoords="offset points", fontsize=8, color=MUTED)
+    axes.set_xlabel("number of observed views M")
+    axes.set_ylabel(metric)
+    axes.set_xticks(lengths)
+    (low, high), (drawn_low, drawn_high) = LIMITS[metric], axes.get_ylim()
+    axes.set_ylim(max(low, min(drawn_low, 0)), drawn_high if high is None else high)
+    plain_legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    return to_svg(figure, name)
+
+
+def _tables_over_lengths(numbers: _Numbers, title: str, task: str, metric: str) -> list[SummaryTable]:
+    """The lines of a question's figure as rows over M, and the baseline as the last one."""
+    question, lengths = task.partition("_")[0], numbers.lengths(task)
     tables = []
     for start in range(0, len(lengths), COLUMNS_IN_A_TABLE):
         chunk = lengths[start : start + COLUMNS_IN_A_TABLE]
         values = {
-            name: [numbers.value(task, part.format(length), metric) for length in chunk] for name, part in rows.items()
+            label: [numbers.value(task, part.format(length), metric) for length in chunk]
+            for label, part, _, _ in LINES[question]
         }
-        values[baseline_name] = [numbers.baseline(task, f"agg@{length}", metric) for length in chunk]
-        shown = tuple((name, *(_short(metric, value) for value in row)) for name, row in values.items())
-        tables.append(SummaryTable(f"{title} ({metric})", tuple(f"M={length}" for length in chunk), shown))
+        values[BASELINES[question]] = [numbers.baseline(task, length, metric) for length in chunk]
+        rows = tuple((name, *(_short(metric, value) for value in row)) for name, row in values.items())
+        tables.append(SummaryTable(f"{title} ({metric})", tuple(f"M={length}" for length in chunk), rows))
     return tables
 
 
@@ -291,27 +212,18 @@ def _short(metric: str, value: float | None) -> str:
     return text if value is None or len(text) <= LONGEST_NUMBER else f"{value:.3g}"
 
 
-def _leakage_lengths(numbers: _Numbers) -> list[int]:
-    tasks = [task for task in numbers.tasks if task.startswith("leakage_")]
-    return sorted({length for task in tasks for length in numbers.lengths(task)})
-
-
-def _leakage_matrix(numbers: _Numbers, length: int) -> SummaryTable:
+def _leakage_matrix(numbers: _Numbers, tasks: Sequence[str], length: int) -> SummaryTable:
     """What the encoder and what the aggregate know: the class, and the action."""
-    tasks = [task for task in numbers.tasks if task.startswith("leakage_")]
     rows = []
     for name, class_part, action_part in (("encoder", "all@1", f"all@{length}"), ("aggregate", *[f"agg@{length}"] * 2)):
         values = [("top1", numbers.value("classification", class_part, "top1"))]
         values += [("r2_uniform", numbers.value(task, action_part, "r2_uniform")) for task in tasks]
         rows.append((name, *(format_value(metric, value) for metric, value in values)))
-    return SummaryTable(
-        f"what is where, M = {length} (class: top1, action: r2_uniform)",
-        ("class", *(task.removeprefix("leakage_") for task in tasks)),
-        tuple(rows),
-    )
+    title = f"what is where, M = {length} (class: top1, action: r2_uniform)"
+    return SummaryTable(title, ("class", *(task.removeprefix("leakage_") for task in tasks)), tuple(rows))
 
 
-def _html_table(table: SummaryTable) -> str:
+def _html_table(table: SummaryTable, whose: str) -> str:
     head = "".join(f'<th scope="col">{escaped(column)}</th>' for column in ("", *table.columns))
     rows = "".join(
         f'<tr><th scope="row">{escaped(name)}</th>'
@@ -320,7 +232,7 @@ def _html_table(table: SummaryTable) -> str:
         for name, *cells in table.rows
     )
     return (
-        f"<h3>{escaped(table.title)}</h3>"
+        f"<h3>{escaped(whose + table.title)}</h3>"
         f'<div class="scroll" style="margin-bottom: 20px"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )

@@ -29,7 +29,8 @@ from ssl_equi.evaluation.report.sections import (
     retrieval_section,
     spectrum_section,
 )
-from ssl_equi.evaluation.results import RESULTS_FILE
+from ssl_equi.evaluation.report.sequences import sequence_section
+from ssl_equi.evaluation.report.symmetry import symmetry_section
 from ssl_equi.evaluation.skipping import described
 from ssl_equi.files import write_atomically
 
@@ -61,7 +62,8 @@ def write_evaluation_report(
         "maps": lambda: maps_section(runs, map_method),
         "spectrum": lambda: spectrum_section(runs),
         "orbits": lambda: orbits_section(runs),
-        "distributions": lambda: distribution_section(runs),
+        "sequences": lambda: sequence_section(runs),
+        "symmetry": lambda: symmetry_section(runs),
     }
     if _is_plain(runs, rows):
         sections = run_sections(runs[0].folders[0], shown_title, further)

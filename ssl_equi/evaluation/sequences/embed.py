@@ -3,6 +3,7 @@
 Sequences depend on seeds and on the split's shape only, so every model is judged on the same ones.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +25,7 @@ HUES = SEVERAL["rotation_color"][1:]
 
 @dataclass(frozen=True)
 class FeatureSequences:
-    """N sequences of L views of one object each, encoded.
+    """N sequences of L views of one object each, encoded. ValueError if the shapes do not belong together.
 
     Attributes:
         features: float32 `[N, L, D]` of the encoder, in the order of observation.
@@ -34,9 +35,6 @@ class FeatureSequences:
         action_names: of the A columns of an action.
         told_columns: the columns that the model is told of, the others are only asked for; None for all.
         latents: the actions of stored views; None of augmentations and glimpses.
-
-    Raises:
-        ValueError: the shapes do not belong together.
     """
 
     features: Tensor
@@ -81,42 +79,29 @@ class FeatureSequences:
 
     def one_per_object(self) -> "FeatureSequences":
         """The first sequence of each object."""
-        objects = self.objects.cpu().numpy()
-        first = torch.from_numpy(np.sort(np.unique(objects, return_index=True)[1])).to(self.objects.device)
-        return replace(
-            self,
-            features=self.features[first],
-            actions=self.actions[first],
-            labels=self.labels[first],
-            objects=self.objects[first],
-        )
+        first = np.sort(np.unique(self.objects.cpu().numpy(), return_index=True)[1])
+        rows = torch.from_numpy(first).to(self.objects.device)
+        return self._with_each(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str) -> "FeatureSequences":
         """The same sequences with their tensors on `device`."""
-        return replace(
-            self,
-            features=self.features.to(device),
-            actions=self.actions.to(device),
-            labels=self.labels.to(device),
-            objects=self.objects.to(device),
-        )
+        return self._with_each(lambda tensor: tensor.to(device))
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> "FeatureSequences":
+        tensors = {name: change(getattr(self, name)) for name in ("features", "actions", "labels", "objects")}
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
 
 def sequences_of_cache(
     cache: FeatureCache, told: Sequence[str], length: int, per_object: int, seed: int, *, ask_for_hues: bool = False
 ) -> FeatureSequences:
-    """Sequences of distinct stored views of each object, whose latents are known.
-
-    The quaternion of the object's pose is asked for in any case, also if the model is told of it without a sign, or of
-    other latents.
+    """Sequences of `length` distinct stored views, `per_object` of each object, drawn independently of each other.
 
     Args:
-        cache: every view of a split, encoded.
-        told: names of the actions that the model is told.
-        length: views of each sequence.
-        per_object: sequences of each object, drawn independently of each other.
-        seed: of the draw, which depends on the split's shape besides.
-        ask_for_hues: the differences of 3DIEBench's hues are asked for, too, in any case.
+        cache: every view of a split, encoded, with latents.
+        told: names of the actions that the model is told. The quaternion of the object's pose is asked for in any
+            case, also if the model is told of it without a sign, or of other latents.
+        ask_for_hues: the differences of 3DIEBench's hues are asked for in any case, too.
 
     Raises:
         UserError: nothing is known of the views, or no latents of these names.
@@ -129,16 +114,18 @@ def sequences_of_cache(
             f"{per_object} sequences of {length} distinct views were asked for and objects have {cache.fewest_views}: "
             "ask for 1 sequence or more, of so many views at most"
         )
-    drawn = [
-        training_views(cache.num_objects, cache.views_of_each, length, seed, number) for number in range(per_object)
-    ]
+    # One draw for each sequence of an object: within a draw views are distinct, between draws they may return.
+    drawn = [training_views(cache.num_objects, cache.views_of_each, length, seed, round) for round in range(per_object)]
     views = torch.from_numpy(np.stack(drawn, axis=1).reshape(-1, length))
     objects = torch.arange(cache.num_objects).repeat_interleave(per_object)
+
+    # What is asked for besides stands behind what the model is told, whose columns stay the first ones.
     pose = cache.schema.pose
     besides = [] if pose is None or actions.told.quaternion_columns else [pose.name]
     if ask_for_hues and set(HUES) <= set(offered_names(cache.schema)) - set(actions.told.names):
         besides += HUES
     asked = LatentActions((*actions.parts, *actions_of(cache.schema, besides).parts)) if besides else actions
+
     latents = cache.latents.cpu()[objects[:, None], views]
     quats_xyzw = None if cache.quats_xyzw is None else cache.quats_xyzw.cpu()[objects[:, None], views]
     device = cache.features.device
@@ -147,13 +134,13 @@ def sequences_of_cache(
         actions=asked.between_all(latents, quats_xyzw),
         labels=cache.labels.cpu()[objects],
         objects=objects,
-        action_names=tuple(name for part in asked.parts for name in column_names(part)),
+        action_names=tuple(name for part in asked.parts for name in _column_names(part)),
         told_columns=tuple(range(actions.width)) if besides else None,
         latents=asked,
     ).to(device)
 
 
-def column_names(part: ActionPart) -> tuple[str, ...]:
+def _column_names(part: ActionPart) -> tuple[str, ...]:
     """What the columns of an action are called, one word each."""
     if isinstance(part.space, RigidMotion):
         return (*(f"quat_{axis}" for axis in "xyzw"), *(f"{part.space.frame}_translation_{axis}" for axis in "xyz"))
@@ -182,14 +169,11 @@ def encode_sequences(
 
     Args:
         encoder: maps `[N, 3, S, S]` to `[N, D]`; on `device`; its state and modes are left untouched.
-        make_views: from a batch of stored images and the number of the step to `length` views or more.
-        action_names: of the columns of the actions between the views.
-        length: views that are kept; further ones are left out.
-        per_object: sequences of each object.
+        make_views: from a batch of stored images and the number of the step to `length` views or more; further ones
+            are left out. ValueError if it makes fewer, or without known actions.
         batch_size: objects in a step.
 
     Raises:
-        ValueError: nothing is known of the actions, or there are fewer views than asked for.
         RuntimeError: encoding changed a parameter or a buffer of the encoder, or a feature is not finite.
     """
     features: list[Tensor] = []
@@ -243,8 +227,6 @@ def _known_actions(views: ViewSequence, length: int) -> Tensor:
         raise ValueError("the sequences have no actions: make views whose actions are known")
     one = views.action_between(0, 1)
     actions = one.new_zeros(len(one), length, length, one.shape[1])
-    for first in range(length):
-        for second in range(length):
-            if first != second:
-                actions[:, first, second] = views.action_between(first, second)
+    for first, second in itertools.permutations(range(length), 2):
+        actions[:, first, second] = views.action_between(first, second)
     return actions.float().cpu()

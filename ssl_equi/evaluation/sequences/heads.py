@@ -25,24 +25,26 @@ from ssl_equi.latents.rotation import Rotation
 
 SEQUENCES_IN_A_CHUNK = 512
 
+HeadKind = Literal["mlp", "linear"]
+# By the paper's appendix, MLPs read rotations, crops and colour jitter, and linear heads read hues, blur and positions;
+# translations of rigid motions are read like the rotations, and so is what is no plain number.
+_MLP_TARGETS = ("crop", "jitter")
+_JITTER = ("brightness", "contrast", "saturation", "hue", "log_brightness", "log_contrast", "log_saturation")
+_TARGETS_BY_COLUMN = dict.fromkeys(POSITION_NAMES, "position") | dict.fromkeys(_JITTER, "jitter")
+_TARGETS_BY_PREFIX = ("crop", "blur")
+
 
 class AggregatingModel(Protocol):
     """A module that makes one vector of the features of several views, such as `ssl_equi.objectives.seq_jepa.SeqJEPA`.
 
-    Attributes:
-        num_features: columns D of the encoder's features.
-        aggregate_width: columns W of an aggregate.
-        aggregator_takes_actions: False if `aggregate` is given None instead of actions.
+    It is given None instead of actions unless `aggregator_takes_actions`.
     """
-
-    num_features: int
-    aggregate_width: int
 
     @property
     def aggregator_takes_actions(self) -> bool: ...
 
     def aggregate(self, features: Tensor, actions: Tensor | None) -> Tensor:
-        """`[B, W]` of features `[B, M, D]` and actions `[B, M - 1, A]`, for any M >= 1."""
+        """`[B, W]` of features `[B, M, D]` and the actions `[B, M - 1, A]` between them, for any M >= 1."""
 
 
 def aggregate_views(
@@ -58,8 +60,7 @@ def aggregate_views(
 
     Args:
         model: on the device of the sets; in evaluation mode here, whatever its mode is.
-        without_images: zeros stand for the features.
-        without_actions: zeros stand for the actions.
+        without_images, without_actions: zeros stand for the features or the actions.
 
     Raises:
         RuntimeError: aggregating changed a parameter or a buffer of the model, or an aggregate is not finite.
@@ -95,7 +96,7 @@ class ActionTarget:
 
     name: str
     columns: tuple[int, ...]
-    head: Literal["mlp", "linear"]
+    head: HeadKind
     step_columns: tuple[int, ...]
     compose: Callable[[Tensor], Tensor] | None = None
     is_rotation: bool = False
@@ -112,16 +113,6 @@ class ActionTarget:
         """The columns `[N, K]` of what actions `[N, M, A]` in a row make together; they must compose."""
         assert self.compose is not None
         return self.compose(self.steps_of(actions))
-
-
-# By the paper's appendix, MLPs read rotations, crops and colour jitter, and linear heads read hues, blur and positions;
-# translations of rigid motions are read like the rotations, and so is what is no plain number.
-_MLP_TARGETS = ("crop", "jitter")
-_MEMBERS = {
-    "position": POSITION_NAMES,
-    "jitter": ("brightness", "contrast", "saturation", "hue", "log_brightness", "log_contrast", "log_saturation"),
-}
-_PREFIXES = ("crop_", "blur_")
 
 
 def action_targets(sequences: FeatureSequences) -> tuple[ActionTarget, ...]:
@@ -155,7 +146,7 @@ def latent_targets(actions: LatentActions) -> tuple[ActionTarget, ...]:
                 name, moved = f"{part.space.frame}_translation", slice(ROTATION_ACTION_SIZE, None)
                 targets[name] = ActionTarget(name, others, "mlp", columns, _in_a_row(part.space.compose, moved))
         elif not isinstance(part.space, Rotation):
-            head: Literal["mlp", "linear"] = "linear" if isinstance(part.space, Number) else "mlp"
+            head: HeadKind = "linear" if isinstance(part.space, Number) else "mlp"
             targets[part.name] = ActionTarget(part.name, columns, head, columns, _in_a_row(part.space.compose))
     return tuple(targets.values())
 
@@ -167,26 +158,19 @@ def _in_a_row(compose: Callable[[Tensor, Tensor], Tensor], columns: slice = slic
 
 def augmentation_targets(action_names: Sequence[str]) -> tuple[ActionTarget, ...]:
     """Of augmentations and glimpses, by names of columns; those of no part (flips, grayscale, ...) are left out."""
-    columns: dict[str, list[int]] = {}
+    columns_by_target: dict[str, list[int]] = {}
     for column, action_name in enumerate(action_names):
-        target_name = _target_name(action_name)
-        if target_name is not None:
-            columns.setdefault(target_name, []).append(column)
-    return tuple(
-        ActionTarget(
-            name,
-            tuple(members),
-            "mlp" if name in _MLP_TARGETS else "linear",
-            tuple(members),
-            (lambda steps: steps.sum(dim=1)) if name == "position" else None,
-        )
-        for name, members in columns.items()
-    )
-
-
-def _target_name(action_name: str) -> str | None:
-    by_prefix = [prefix.removesuffix("_") for prefix in _PREFIXES if action_name.startswith(prefix)]
-    return next((name for name, members in _MEMBERS.items() if action_name in members), next(iter(by_prefix), None))
+        prefix, underscore, _ = action_name.partition("_")
+        by_prefix = prefix if underscore and prefix in _TARGETS_BY_PREFIX else None
+        target = _TARGETS_BY_COLUMN.get(action_name, by_prefix)
+        if target is not None:
+            columns_by_target.setdefault(target, []).append(column)
+    targets = []
+    for name, members in columns_by_target.items():
+        head: HeadKind = "mlp" if name in _MLP_TARGETS else "linear"
+        compose = (lambda steps: steps.sum(dim=1)) if name == "position" else None
+        targets.append(ActionTarget(name, tuple(members), head, tuple(members), compose))
+    return tuple(targets)
 
 
 def fit_target(
@@ -202,8 +186,11 @@ def fit_target(
     A linear head is the ridge regression on the samples of epoch 0, an MLP is trained like that of relative rotations.
     """
     if target.head == "linear":
-        samples = samples_of_epoch(0)
-        held_out = _held_out(objects, protocol.ridge_held_out_share, seed)[samples.rows[:, 0]]
+        # Whole objects choose the strength, at least one of several.
+        distinct, position = objects.unique(return_inverse=True)
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(distinct))).to(objects.device)
+        count = min(max(1, round(protocol.ridge_held_out_share * len(distinct))), len(distinct) - 1)
+        held_out = (order < count)[position][samples.rows[:, 0]]
         return fit_ridge(features, samples, held_out, protocol)[0]
     plan = HeadPlan(protocol.rotation_hidden, protocol.rotation_epochs)
     return train_heads([HeadRequest(features, samples_of_epoch, plan, seed)], protocol)[0]
@@ -217,11 +204,3 @@ def judge(target: ActionTarget, predictions: Tensor, truth: Tensor) -> TaskResul
         metrics["angle_deg_median"] = summarise_angles(angle_errors_deg(predictions, truth))["angle_deg_median"]
         baselines, _ = constant_rotation_baselines(truth)
     return TaskResult(metrics, {name: baselines[name] for name in metrics}, len(truth), notes=r2_notes(truth))
-
-
-def _held_out(objects: Tensor, share: float, seed: int) -> Tensor:
-    """Bool `[R]`: the rows of the objects that choose the strength of a ridge regression, at least one of several."""
-    distinct, position = objects.unique(return_inverse=True)
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(distinct))).to(objects.device)
-    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
-    return (order < count)[position]

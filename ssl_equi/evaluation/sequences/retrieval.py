@@ -13,7 +13,7 @@ is from the true one; translations are not looked at. How contexts and galleries
 of seq-JEPA is not known.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,26 +30,18 @@ from ssl_equi.evaluation.predictors.retrieval import (
     prediction_retrieval_error,
     ranks,
 )
+from ssl_equi.evaluation.predictors.retrieval_results import Ranking, Retrieval
+from ssl_equi.evaluation.sequences.heads import AggregatingModel
 from ssl_equi.latents.actions import LatentActions, actions_of
 
 PREDICTIONS_IN_A_CHUNK = 16384
 
 
-class PredictingModel(Protocol):
-    """A module that predicts a view's embedding from observed ones, such as `ssl_equi.objectives.seq_jepa.SeqJEPA`.
-
-    Attributes:
-        aggregator_takes_actions, predictor_takes_actions: False if the method is given None instead of actions.
-    """
-
-    @property
-    def aggregator_takes_actions(self) -> bool: ...
+class PredictingModel(AggregatingModel, Protocol):
+    """A module that also predicts a view's embedding, with None instead of actions unless `predictor_takes_actions`."""
 
     @property
     def predictor_takes_actions(self) -> bool: ...
-
-    def aggregate(self, features: Tensor, actions: Tensor | None) -> Tensor:
-        """`[B, W]` of features `[B, M, D]` and the actions `[B, M - 1, A]` between them, for any M >= 1."""
 
     def predict(self, aggregates: Tensor, actions: Tensor | None) -> Tensor:
         """Target features `[B, E]` of the views that actions `[B, A]` lead to from the last observed one."""
@@ -77,14 +69,13 @@ def retrieve_with_sequences(
         model: a module on `device`; it is in evaluation mode meanwhile.
         cache: every view of a split, encoded by the model's encoder, with latents.
         target_features: `[n_objects, n_views, E]` of the same views by what the predictor was trained towards.
-        told: names of the actions that the model is told between views.
+        told: names of the actions that the model is told between views; UserError if the views have no such latents.
         context_views: M, less than the views of an object.
         contexts_per_object: so many of the contexts of each object; all (one for each view) when None.
         whole_set: measure the prediction retrieval error, too, where poses are known; it compares every query with
             every view of the set.
 
     Raises:
-        UserError: nothing is known of the views, or no latents of these names.
         ValueError: objects have different numbers of views, or the numbers of views or the target features do not fit
             the cache.
     """
@@ -97,20 +88,25 @@ def retrieve_with_sequences(
             "the same views by both encoders"
         )
     assert isinstance(model, nn.Module)
-    contexts = _contexts(cache.num_views, context_views, contexts_per_object).to(device)
-    questions = (
-        _questions_with_source(contexts, cache.num_views),
-        _questions_without_source(contexts, cache.num_views),
-    )
+    num_objects, num_views = cache.num_objects, cache.num_views
+    contexts = _contexts(num_views, context_views, contexts_per_object).to(device)
+    unseen = _unseen(contexts, num_views)
+    every_view = torch.arange(num_views, device=device).expand(len(contexts), -1)
+    # After one view all are asked for, as in SIE; after several, those that are not among them.
+    with_source = _Questions(every_view if context_views == 1 else unseen, None)
+    without_source = _Questions(unseen, contexts.unsqueeze(1).expand(-1, unseen.shape[1], -1))
+
     gallery, quats_xyzw = target_features.to(device), None
     if whole_set and cache.quats_xyzw is not None:
         quats_xyzw = cache.quats_xyzw.to(device)
     found_ranks: tuple[list[Tensor], list[Tensor]] = ([], [])
     found_errors: tuple[list[Tensor], list[Tensor]] = ([], [])
+    objects_in_a_chunk = max(1, PREDICTIONS_IN_A_CHUNK // (len(contexts) * num_views))
     with frozen(model):
-        for objects in _object_chunks(cache.num_objects, len(contexts) * cache.num_views):
+        for start in range(0, num_objects, objects_in_a_chunk):
+            objects = slice(start, min(start + objects_in_a_chunk, num_objects))
             predictions = _predict_all_views(model, cache.objects(objects).to(device), actions, contexts)
-            for asked, found, errors in zip(questions, found_ranks, found_errors, strict=True):
+            for asked, found, errors in zip((with_source, without_source), found_ranks, found_errors, strict=True):
                 found.append(asked.ranks(predictions, gallery[objects], metric).cpu())
                 if quats_xyzw is not None:
                     of_queries = asked.errors(predictions, gallery, quats_xyzw, objects, metric)
@@ -118,9 +114,9 @@ def retrieve_with_sequences(
     with_errors, without_errors = [torch.cat(errors) if errors else None for errors in found_errors]
     return Retrieval(
         context_views=context_views,
-        num_objects=cache.num_objects,
-        with_source=Ranking(torch.cat(found_ranks[0]), cache.num_views),
-        without_source=Ranking(torch.cat(found_ranks[1]), cache.num_views - context_views),
+        num_objects=num_objects,
+        with_source=Ranking(torch.cat(found_ranks[0]), num_views),
+        without_source=Ranking(torch.cat(found_ranks[1]), num_views - context_views),
         object_errors_with_source=with_errors,
         object_errors_without_source=without_errors,
         chance_error=None if quats_xyzw is None else chance_retrieval_error(quats_xyzw),
@@ -153,36 +149,16 @@ class _Questions:
         self, predictions: Tensor, gallery: Tensor, quats_xyzw: Tensor, objects: slice, metric: Similarity
     ) -> Tensor:
         """`[o * C * N]`, given predictions as above and all views: `gallery [n, V, E]` and `quats_xyzw [n, V, 4]`."""
-        num_views = gallery.shape[1]
-        first_row = torch.arange(objects.start, objects.stop, device=gallery.device).view(-1, 1, 1) * num_views
-        excluded = None
-        if self.excluded is not None:
-            excluded = (first_row + self.excluded.flatten(0, 1)).flatten(0, 1)
+        first_row = torch.arange(objects.start, objects.stop, device=gallery.device).view(-1, 1, 1) * gallery.shape[1]
+        excluded = None if self.excluded is None else (first_row + self.excluded.flatten(0, 1)).flatten(0, 1)
+        asked, true_quats_xyzw = self._asked(predictions).flatten(0, 1), quats_xyzw[objects][:, self.views]
         return prediction_retrieval_error(
-            self._asked(predictions).flatten(0, 1),
-            gallery.flatten(0, 1),
-            quats_xyzw[objects][:, self.views].reshape(-1, 4),
-            quats_xyzw.flatten(0, 1),
-            metric,
-            excluded,
+            asked, gallery.flatten(0, 1), true_quats_xyzw.reshape(-1, 4), quats_xyzw.flatten(0, 1), metric, excluded
         )
 
     def _asked(self, predictions: Tensor) -> Tensor:
         contexts = torch.arange(len(self.views), device=self.views.device).unsqueeze(1)
         return predictions[:, contexts, self.views].flatten(1, 2)
-
-
-def _questions_with_source(contexts: Tensor, num_views: int) -> _Questions:
-    """All views after a context of one view, as in SIE; after a longer one those that are not in it."""
-    if contexts.shape[1] > 1:
-        return _Questions(_unseen(contexts, num_views), None)
-    return _Questions(torch.arange(num_views, device=contexts.device).expand(len(contexts), -1), None)
-
-
-def _questions_without_source(contexts: Tensor, num_views: int) -> _Questions:
-    """The views that are not in a context, among these alone."""
-    views = _unseen(contexts, num_views)
-    return _Questions(views, contexts.unsqueeze(1).expand(-1, views.shape[1], -1))
 
 
 def _contexts(num_views: int, context_views: int, count: int | None) -> Tensor:
@@ -203,12 +179,6 @@ def _unseen(contexts: Tensor, num_views: int) -> Tensor:
     unseen = torch.ones(len(contexts), num_views, dtype=torch.bool, device=contexts.device)
     unseen.scatter_(1, contexts, False)
     return unseen.nonzero()[:, 1].view(len(contexts), -1)
-
-
-def _object_chunks(num_objects: int, predictions_per_object: int) -> Iterator[slice]:
-    size = max(1, PREDICTIONS_IN_A_CHUNK // predictions_per_object)
-    for start in range(0, num_objects, size):
-        yield slice(start, min(start + size, num_objects))
 
 
 def _predict_all_views(

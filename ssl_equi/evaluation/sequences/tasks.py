@@ -19,12 +19,13 @@ parts "base_translation" and "object_translation" are those of the action that t
 R1^-1 (t2 - t1), not the differences of positions that `ssl_equi.evaluation.tasks.pose` asks for.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import Samples, predict
@@ -46,6 +47,7 @@ from ssl_equi.evaluation.tasks.classification import classify_views
 Question = Literal["classification", "pair_action", "leakage", "path_integration"]
 QUESTIONS: tuple[Question, ...] = ("classification", "pair_action", "leakage", "path_integration")
 TASK_ORDER = ("classification", "pair", "leakage", "path")  # first words of the tasks' names
+PROTOCOLS = "ssl_equi_sequences_"  # begins the names of all protocols of sequences
 
 Answers = dict[tuple[str, str], TaskResult]  # by task and part
 
@@ -58,7 +60,7 @@ class SequenceProtocol:
     windows are drawn as `heads` says of pairs of views, from one sequence of each object.
     """
 
-    name: str = "ssl_equi_sequences_v1"
+    name: str = f"{PROTOCOLS}v1"
     questions: tuple[Question, ...] = QUESTIONS
     lengths: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)  # numbers M of aggregated views
     leakage_lengths: tuple[int, ...] = (1, 3)  # M of each window
@@ -77,9 +79,16 @@ class SequenceProtocol:
         if unknown:
             raise ValueError(f"there is no question {unknown[0]!r}: choose from {', '.join(QUESTIONS)}")
 
+    def views_needed(self, question: Question) -> dict[int, int]:
+        """Views of a sequence that a question needs, by the number M of aggregated views."""
+        if question == "leakage":
+            return {length: 2 * length for length in self.leakage_lengths}
+        further = 1 if question == "path_integration" else 0
+        return {} if question == "pair_action" else {length: length + further for length in self.lengths}
+
 
 QUICK = SequenceProtocol(
-    name="ssl_equi_sequences_quick",
+    name=f"{PROTOCOLS}quick",
     questions=("classification", "leakage"),
     lengths=(1, 2, 3, 5, 8),
     views=12,
@@ -118,9 +127,18 @@ def probe_sequences(
         ValueError: the two sets of sequences do not belong together or to the model, or an object has no label.
         RuntimeError: aggregating changed the state of the model.
     """
-    _check_sets(train, test)
+    if (train.length, train.action_names) != (test.length, test.action_names):
+        raise ValueError(
+            f"training sequences have {train.length} views and actions {train.action_names}, evaluated ones "
+            f"{test.length} and {test.action_names}: make both alike"
+        )
+    for unlabelled in (int((sequences.labels < 0).sum()) for sequences in (train, test)):
+        if unlabelled:
+            raise ValueError(f"{unlabelled} sequences have no label: probe labelled images only")
+
     probing = _Probing(model, train.to(device), test.to(device), num_classes, protocol, seed)
     answers = probing.encoder_answers()
+    # Length by length, so that classes and paths share their aggregates.
     for length in range(1, train.length + 1):
         answers |= probing.answers_at(length)
     tasks = sorted({task: None for task, _ in answers}, key=lambda task: TASK_ORDER.index(task.partition("_")[0]))
@@ -144,7 +162,7 @@ def probe_sequences(
         if task_of_part == task
         for metric, value in result.metrics.items()
     ]
-    notes = _notes(protocol, train.length, action_targets(train))
+    notes = _notes_on_what_is_left_out(protocol, train)
     notes += [f"{task}, part {part}: {note}" for (task, part), result in answers.items() for note in result.notes]
     return SequenceResults(records, tuple(notes))
 
@@ -163,13 +181,9 @@ def quick_sequence_results(
     """The class from a few lengths, and the leakage at two, of stored views of rendered objects; see `QUICK`.
 
     Args:
-        model: a module on `device`.
         train_cache, test_cache: every view of the two splits, encoded by the model's encoder.
-        told: names of the actions that the model is told.
+        told: names of the actions that the model is told; UserError if the views have no such latents.
         seed: of the heads; the sequences are the same for every model.
-
-    Raises:
-        UserError: nothing is known of the views, or no latents of these names.
     """
     length = min(QUICK.views, train_cache.fewest_views, test_cache.fewest_views)
     train, test = [
@@ -205,13 +219,14 @@ class _Probing:
     def answers_at(self, length: int) -> Answers:
         """What is asked of aggregates of `length` views."""
         asked = [
-            question for question, lengths in _lengths(self.protocol, self.train.length).items() if length in lengths
+            question
+            for question in self.protocol.questions
+            if 0 < self.protocol.views_needed(question).get(length, 0) <= self.train.length
         ]
         answers: Answers = {}
         if "classification" in asked or "path_integration" in asked:
-            train, test = [
-                aggregates[:, 0] for aggregates in aggregate_views(self.model, [self.train, self.test], length)
-            ]
+            both = aggregate_views(self.model, [self.train, self.test], length)
+            train, test = [aggregates[:, 0] for aggregates in both]
             if "classification" in asked:
                 answers["classification", f"agg@{length}"] = self._class_from(train, test)
             if "path_integration" in asked:
@@ -221,7 +236,7 @@ class _Probing:
         return answers
 
     def _class_from(self, train: Tensor, test: Tensor) -> TaskResult:
-        """The class from one row of features `[N, D]` a sequence."""
+        """The class from one row of features `[N, D]` per sequence."""
         train_cache, test_cache = [
             FeatureCache(features[:, None], sequences.labels, features.new_zeros(len(features), 1, 0), None)
             for features, sequences in ((train, self.train), (test, self.test))
@@ -252,11 +267,13 @@ class _Probing:
         answers: Answers = {}
         for target in targets:
             train_step, step = [
-                target.steps_of(sets.actions[:, length - 1, length]) for sets in (self.train, self.test)
+                target.steps_of(each.actions[:, length - 1, length]) for each in (self.train, self.test)
             ]
-            train_truth, truth = [target.of(sets.actions[:, 0, length]) for sets in (self.train, self.test)]
+            train_truth, truth = [target.of(each.actions[:, 0, length]) for each in (self.train, self.test)]
             inputs = torch.cat([train, train_step], dim=1)
-            head = self._path_head(target, inputs, train_truth)
+            samples = functools.partial(_same_every_epoch, Samples(_every_row(inputs), train_truth))
+            head = fit_target(target, inputs, self.train.objects, samples, self.protocol.heads, self.seed)
+            # The head has learnt from intact inputs, so a loss shows what it relies on.
             seen = {
                 f"agg@{length}": torch.cat([test, step], dim=1),
                 f"agg@{length} no images": torch.cat([no_images[:, 0], step], dim=1),
@@ -267,11 +284,6 @@ class _Probing:
             for part, predicted in predictions.items():
                 answers[f"path_{target.name}", part] = judge(target, predicted, truth)
         return answers
-
-    def _path_head(self, target: ActionTarget, inputs: Tensor, truth: Tensor) -> nn.Sequential:
-        """Trained on one row of `inputs [N, D]` a sequence."""
-        samples = Samples(_every_row(inputs), truth)
-        return fit_target(target, inputs, self.train.objects, lambda epoch: samples, self.protocol.heads, self.seed)
 
     def _action_of_pairs(
         self, target: ActionTarget, sets: list[FeatureSequences], windows: list[Tensor], last_views: list[int]
@@ -296,6 +308,10 @@ def _every_row(features: Tensor) -> Tensor:
     return torch.arange(len(features), device=features.device)[:, None]
 
 
+def _same_every_epoch(samples: Samples, epoch: int) -> Samples:
+    return samples
+
+
 def _pair_samples(
     sequences: FeatureSequences, target: ActionTarget, pairs: ViewPairs, last_views: list[int]
 ) -> Samples:
@@ -309,44 +325,14 @@ def _pair_samples(
     return Samples(rows, target.of(sequences.actions[index, last[first], last[second]]))
 
 
-def _lengths(protocol: SequenceProtocol, views: int) -> dict[Question, tuple[int, ...]]:
-    """The lengths of each question of the protocol for which sequences of so many views suffice."""
-    views_needed = _views_needed(protocol)
-    return {
-        question: tuple(length for length, needed in views_needed[question].items() if needed <= views)
-        for question in protocol.questions
-    }
-
-
-def _views_needed(protocol: SequenceProtocol) -> dict[Question, dict[int, int]]:
-    """Views of a sequence that each question needs, by the number M of aggregated views."""
-    return {
-        "classification": {length: length for length in protocol.lengths},
-        "pair_action": {},
-        "leakage": {length: 2 * length for length in protocol.leakage_lengths},
-        "path_integration": {length: length + 1 for length in protocol.lengths},
-    }
-
-
-def _notes(protocol: SequenceProtocol, views: int, targets: tuple[ActionTarget, ...]) -> list[str]:
+def _notes_on_what_is_left_out(protocol: SequenceProtocol, train: FeatureSequences) -> list[str]:
     """A sentence for each question of which something is left out."""
-    notes = []
-    for question, possible in _lengths(protocol, views).items():
-        missing = [str(length) for length in _views_needed(protocol)[question] if length not in possible]
+    notes, views = [], train.length
+    for question in protocol.questions:
+        missing = [str(length) for length, needed in protocol.views_needed(question).items() if needed > views]
         if missing:
             notes.append(f"{question}: M = {', '.join(missing)} is left out, because sequences have {views} views")
-    if "path_integration" in protocol.questions and not any(target.compose is not None for target in targets):
+    composes = any(target.compose is not None for target in action_targets(train))
+    if "path_integration" in protocol.questions and not composes:
         notes.append("path_integration is left out: only steps of latents and positions compose")
     return notes
-
-
-def _check_sets(train: FeatureSequences, test: FeatureSequences) -> None:
-    if (train.length, train.action_names) != (test.length, test.action_names):
-        raise ValueError(
-            f"training sequences have {train.length} views and actions {train.action_names}, evaluated ones "
-            f"{test.length} and {test.action_names}: make both alike"
-        )
-    for sequences in (train, test):
-        if bool((sequences.labels < 0).any()):
-            count = int((sequences.labels < 0).sum())
-            raise ValueError(f"{count} sequences have no label: probe labelled images only")

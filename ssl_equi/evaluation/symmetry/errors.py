@@ -16,7 +16,7 @@ and its transformed copy are as different as two images. Maps within the encoder
 Consistency is the share of pairs (i, g) for which the predicted class stays the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,23 +28,19 @@ from ssl_equi.encoders.symmetric import Symmetric
 from ssl_equi.evaluation.features import frozen
 from ssl_equi.evaluation.metrics import varying_components
 from ssl_equi.evaluation.symmetry.image_symmetries import Element, ImageSymmetries
-from ssl_equi.evaluation.symmetry.layer_errors import LayerErrors, LayerSums, Spread, mean_squared_distance
+from ssl_equi.evaluation.symmetry.layers import LayerErrors, LayerSums, Spread, mean_squared_distance
 
 Action = Callable[[Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class PartErrors:
-    """Errors of a part of the features; None where the encoder states no action, or no class is known.
-
-    Attributes:
-        chance_consistency: share of pairs of different images that are predicted to be of one class.
-    """
+    """Errors of a part of the features; None where the encoder states no action, or no class is known."""
 
     invariance_error: float
     equivariance_error: float | None
     consistency: float | None
-    chance_consistency: float | None
+    chance_consistency: float | None  # share of pairs of different images that are predicted to be of one class
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,6 @@ class SymmetryErrors:
     """What was measured.
 
     Attributes:
-        symmetries: under which.
         num_images: N.
         parts: by part of the features.
         layers: in the order of the forward pass.
@@ -98,10 +93,11 @@ def measure_symmetry(
     Raises:
         ValueError: images are not square, fewer than 2 or of a side that the encoder can't take; labels don't fit; a
             part has no columns; all features are the same or one is not finite.
-        RuntimeError: encoding changed a parameter or a buffer of the encoder.
     """
     _check(images, symmetries, labels)
     parameter = next(encoder.parameters(), images)
+    similarities: list[Tensor] = []
+    similarities_of_action: list[Tensor] = []
     with frozen(encoder):
         batches = [
             symmetries.prepare(batch.to(parameter.device, parameter.dtype)) for batch in images.split(batch_size)
@@ -113,22 +109,29 @@ def measure_symmetry(
             for part, columns in parts.items()
         }
         layers = LayerSums(encoder, symmetries)
-        similarities: list[_Similarities] = []
         centre = features.mean(dim=0, keepdim=True)
         for batch, known in zip(batches, features.split(batch_size)):
             if with_layers:
                 layers.begin_batch(batch)
-            similar = _Similarities(known, centre, action)
+            of_batch: list[Tensor] = []
+            of_action: list[Tensor] = []
+            # Elements one by one, so that memory doesn't grow with their number: all shifts are thousands.
             for element in symmetries.elements:
                 moved = symmetries.act(element, batch)
                 found = encoder(moved).double()
                 acted = None if action is None else action(element.value, known)
                 for part_sums in sums.values():
                     part_sums.add(found, known, acted)
-                similar.add(element, found, acted)
+                of_batch.append(F.cosine_similarity(found - centre, known - centre))
+                if action is not None and acted is not None:
+                    # The mean moves, too: seen from where it was, an exact action would not be at 1.
+                    acted_centre = action(element.value, centre)
+                    of_action.append(F.cosine_similarity(found - acted_centre, acted - acted_centre))
                 if with_layers:
                     layers.add(element, moved)
-            similarities.append(similar)
+            similarities.append(torch.stack(of_batch, dim=1).cpu())
+            if of_action:
+                similarities_of_action.append(torch.stack(of_action, dim=1).cpu())
         interpolation = None if symmetries.exact else _interpolation_error(symmetries, batches)
     if all(part_sums.predict is None for part_sums in sums.values()):
         notes.append("consistency is not measured: there are not two classes among the images")
@@ -144,32 +147,9 @@ def measure_symmetry(
         layers=layers.errors(),
         left_out=layers.left_out,
         notes=tuple(notes),
-        similarities=torch.cat([similar.unchanged() for similar in similarities]),
-        similarities_of_action=None if action is None else torch.cat([similar.moved() for similar in similarities]),
+        similarities=torch.cat(similarities),
+        similarities_of_action=torch.cat(similarities_of_action) if similarities_of_action else None,
     )
-
-
-class _Similarities:
-    """Of the features of a batch with those of its transformed images, by element."""
-
-    def __init__(self, known: Tensor, centre: Tensor, action: Action | None) -> None:
-        self.known, self.centre, self.action = known, centre, action
-        self.to_known: list[Tensor] = []
-        self.to_acted: list[Tensor] = []
-
-    def add(self, element: Element, found: Tensor, acted: Tensor | None) -> None:
-        self.to_known.append(F.cosine_similarity(found - self.centre, self.known - self.centre))
-        if self.action is not None and acted is not None:
-            centre = self.action(element.value, self.centre)
-            self.to_acted.append(F.cosine_similarity(found - centre, acted - centre))
-
-    def unchanged(self) -> Tensor:
-        """[n, E] on the CPU, with the features as they were."""
-        return torch.stack(self.to_known, dim=1).cpu()
-
-    def moved(self) -> Tensor:
-        """[n, E] on the CPU, with the features that the encoder's own action has moved."""
-        return torch.stack(self.to_acted, dim=1).cpu()
 
 
 class _PartSums:
@@ -234,6 +214,7 @@ def _encode_all(encoder: nn.Module, batches: list[Tensor]) -> Tensor:
     side = batches[0].shape[2]
     try:
         features = torch.cat([encoder(batch) for batch in batches])
+    # What timm and PyTorch raise at a size that they don't take.
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"the encoder can't take images of {side} x {side} pixels ({error}): give images of the size that it was "
@@ -254,6 +235,7 @@ def _stated_action(
     if not isinstance(encoder, Symmetric):
         return None, [missing]
     try:
+        # All of them: an encoder that is exact under c4 states an action of some elements of d4.
         for element in symmetries.elements:
             encoder.act_on_features(element.value, features[:1])
     except ValueError as error:
@@ -269,17 +251,14 @@ def _predictor(
     if last <= first:
         raise ValueError(f"part {part!r} has no columns of the {features.shape[1]} features: give it at least one")
     if head is not None and last - first == features.shape[1]:
-        dtype = next((parameter.dtype for parameter in _parameters(head)), features.dtype)
+        weights = head.parameters() if isinstance(head, nn.Module) else iter(())
+        dtype = next((weight.dtype for weight in weights), features.dtype)
         return lambda rows: head(rows.to(dtype)).argmax(dim=1)
     classes = [] if labels is None else labels[labels >= 0].unique().tolist()
     if labels is None or len(classes) < 2:
         return None
     means = torch.stack([features[labels.to(features.device) == label, columns].mean(dim=0) for label in classes])
     return lambda rows: torch.cdist(rows, means).argmin(dim=1)
-
-
-def _parameters(head: Any) -> Iterator[nn.Parameter]:
-    return head.parameters() if isinstance(head, nn.Module) else iter(())
 
 
 def _interpolation_error(symmetries: ImageSymmetries, batches: list[Tensor]) -> float:

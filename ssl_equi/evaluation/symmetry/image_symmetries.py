@@ -45,17 +45,11 @@ class Element:
 
 @dataclass(frozen=True)
 class ImageSymmetries:
-    """A set of symmetries, and how they act.
-
-    Attributes:
-        name: as above.
-        image_side: side S of the images in pixels.
-        elements: all but the identity.
-    """
+    """A set of symmetries, and how they act."""
 
     name: SymmetryName
-    image_side: int
-    elements: tuple[Element, ...]
+    image_side: int  # S, in pixels
+    elements: tuple[Element, ...]  # all but the identity
 
     @property
     def exact(self) -> bool:
@@ -69,8 +63,7 @@ class ImageSymmetries:
     def act(self, element: Element, maps: Tensor) -> Tensor:
         """The element acting on prepared images, or on maps of images, [N, C, h, h]; a new tensor of the same shape.
 
-        Raises:
-            ValueError: it can't act on these maps; the message is a reason without the beginning of a sentence.
+        Raises ValueError if it can't act on these maps; the message is a reason without the beginning of a sentence.
         """
         side = maps.shape[-1]
         if maps.shape[-2] != side:
@@ -92,17 +85,13 @@ def image_symmetries(
     all_shifts: bool = False,
     angles_deg: Sequence[float] = DEFAULT_ANGLES_DEG,
 ) -> ImageSymmetries:
-    """The set of this name, for images of a size.
+    """The set of this name, for images of side S; ValueError if a distance or an angle is out of range.
 
     Args:
-        image_side: S.
         distances_px: of circular_shifts, each down, to the right, and both at once; the multiples of S / 8 and what is
             one pixel more than them when not given, so that a stride's whole steps and others are among them.
         all_shifts: every circular shift, S^2 - 1 of them.
         angles_deg: of rotations, counter-clockwise.
-
-    Raises:
-        ValueError: there is no such set, or a distance or an angle is out of range.
     """
     if name not in get_args(SymmetryName):
         raise ValueError(f"there are no symmetries {name!r}: choose from {', '.join(get_args(SymmetryName))}")
@@ -111,7 +100,11 @@ def image_symmetries(
     if name == "circular_shifts":
         return ImageSymmetries(name, image_side, _shifts(image_side, distances_px, all_shifts))
     if name == "rotations":
-        return ImageSymmetries(name, image_side, _rotations(angles_deg))
+        wrong = [angle for angle in angles_deg if not 0 < angle < 360]
+        if wrong or not angles_deg:
+            raise ValueError(f"angles are {wrong or 'none'}: give degrees between 0 and 360, both left out")
+        turns = (Element(float(angle), f"turned by {angle:g}°", "turned", float(angle)) for angle in sorted(angles_deg))
+        return ImageSymmetries(name, image_side, tuple(turns))
     return ImageSymmetries(name, image_side, _square_symmetries(TURNS if name == "c4" else ELEMENTS))
 
 
@@ -142,13 +135,6 @@ def _shifts(side: int, distances_px: Sequence[int] | None, all_shifts: bool) -> 
         name = f"moved down {down}, right {right}"
         elements.append(Element((down, right), name, curve, 360 * max(down, right) / side))
     return tuple(elements)
-
-
-def _rotations(angles_deg: Sequence[float]) -> tuple[Element, ...]:
-    wrong = [angle for angle in angles_deg if not 0 < angle < 360]
-    if wrong or not angles_deg:
-        raise ValueError(f"angles are {wrong or 'none'}: give degrees between 0 and 360, both left out")
-    return tuple(Element(float(angle), f"turned by {angle:g}°", "turned", float(angle)) for angle in sorted(angles_deg))
 
 
 def _rotate(angle_rad: float, maps: Tensor) -> Tensor:

@@ -49,7 +49,6 @@ def orbit_errors(
     Args:
         encoder_source: its module is on `device`, and is left as it was.
         collection: objects are spread over it; its pictures fill squares of the encoder's size.
-        angles_deg: of the orbit.
         mean_rgb, std_rgb: of the data's training images, for an encoder that states none.
         rotation_heads: by part, such as those of `fit_relative_rotation_head`; parts without one have no second array.
         num_objects: at most so many.
@@ -63,7 +62,6 @@ def orbit_errors(
     Raises:
         TaskSkipped: the pictures are not square, don't fill their buffer, or have another size than the encoder's; or
             there are heads and no poses.
-        ValueError: there are no angles or no objects.
         RuntimeError: a feature is not finite, or encoding changed the encoder.
     """
     if not angles_deg or num_objects < 1:
@@ -75,8 +73,11 @@ def orbit_errors(
         )
     objects = np.unique(np.linspace(0, collection.num_objects - 1, min(num_objects, collection.num_objects)).round())
     objects = objects.astype(np.int64)
+    upright_images = np.empty((len(objects), 1, *collection.image_size, 3), dtype=np.uint8)
+    collection.read_views(objects, np.zeros((len(objects), 1), dtype=np.int64), upright_images)
+    turned_images = [[turned_by_any_angle(image, angle_deg) for angle_deg in angles_deg] for [image] in upright_images]
+    images = np.concatenate([upright_images, np.array(turned_images)], axis=1)
     colours = (encoder_source.mean_rgb or mean_rgb, encoder_source.std_rgb or std_rgb)
-    images = _orbit_images(collection, objects, angles_deg)
     features = _encode_orbits(encoder_source.module, images, colours, device, batch_size)
     arrays = {"orbit_angles_deg": np.asarray(angles_deg, dtype=np.float64), "orbit_objects": objects}
     for part, columns in encoder_source.parts.items():
@@ -99,8 +100,7 @@ def turns_are_known(collection: ViewCollection) -> bool:
 def fit_relative_rotation_head(train: FeatureCache, protocol: ProbeProtocol, seed: int) -> nn.Sequential:
     """The head of the relative rotation probe: an MLP on the features of two views of an object, `[N, 2 D] -> [N, 4]`.
 
-    Raises:
-        TaskSkipped: the views have no known poses, or objects have one view.
+    Raises TaskSkipped if the views have no known poses, or objects have one view.
     """
     if train.quats_xyzw is None or train.fewest_views < 2:
         raise TaskSkipped(
@@ -124,14 +124,6 @@ def _check_pictures(collection: ViewCollection, side: int) -> None:
         )
 
 
-def _orbit_images(collection: ViewCollection, objects: np.ndarray, angles_deg: Sequence[float]) -> np.ndarray:
-    """uint8 `[n, 1 + A, S, S, 3]`: the upright view, then one for each angle."""
-    upright = np.empty((len(objects), 1, *collection.image_size, 3), dtype=np.uint8)
-    collection.read_views(objects, np.zeros((len(objects), 1), dtype=np.int64), upright)
-    turned = [[turned_by_any_angle(image, angle_deg) for angle_deg in angles_deg] for image in upright[:, 0]]
-    return np.concatenate([upright, np.array(turned)], axis=1)
-
-
 def _encode_orbits(
     encoder: nn.Module,
     images: np.ndarray,
@@ -139,7 +131,7 @@ def _encode_orbits(
     device: torch.device | str,
     batch_size: int,
 ) -> Tensor:
-    """float32 `[n, 1 + A, D]` on the CPU."""
+    """float32 `[n, 1 + A, D]` on the CPU, of images uint8 `[n, 1 + A, S, S, 3]`."""
     flat = torch.from_numpy(images).flatten(0, 1)
     with frozen(encoder):
         batches = [encoder(normalise_images(batch.to(device), *colours)).float() for batch in flat.split(batch_size)]

@@ -1,0 +1,142 @@
+"""From errors under symmetries to what stays: records, arrays for the report, and a printed table of layers."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_equi.evaluation.evaluation_folder import (
+    ARRAYS_FILE,
+    ARRAYS_HASH,
+    RESULTS_FILE,
+    read_evaluation,
+    write_arrays,
+)
+from ssl_equi.evaluation.records import ProbeRecord, append_records, fixed
+from ssl_equi.evaluation.symmetry.errors import PartErrors, SymmetryErrors
+
+TASK = "symmetry"
+LAYERS = "_layers"  # ends the names of tasks about layers
+NUM_ORBITS = 4  # single images whose orbits are drawn
+LONGEST_LAYER_NAME = 30
+LAYER_METRICS = ("spatial_error", "equivariance_error", "invariance_error")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Errors of an encoder under one set of symmetries, and by part those of one with fresh weights, if measured."""
+
+    errors: SymmetryErrors
+    random_parts: Mapping[str, PartErrors] | None = None
+
+
+def symmetry_records(measurement: Measurement, split: str, seed: int) -> list[ProbeRecord]:
+    """Records of the features' parts, task "symmetry_SET", and of the layers, task "symmetry_SET_layers".
+
+    Args:
+        split: that the images are of.
+        seed: of the random encoder.
+    """
+    errors, records = measurement.errors, []
+    elements = len(errors.symmetries.elements)
+    task, pairs = f"{TASK}_{errors.symmetries.name}", errors.num_images * elements
+    shared: dict[str, Any] = {
+        "num_objects": errors.num_images, "split": split, "protocol": f"{task}, {elements} elements", "seed": seed
+    }  # fmt: skip
+    for part, measured in errors.parts.items():
+        random = None if measurement.random_parts is None else measurement.random_parts[part]
+        for metric in ("invariance_error", "equivariance_error", "consistency"):
+            value = getattr(measured, metric)
+            baseline = measured.chance_consistency if metric == "consistency" else 1.0
+            if value is None or baseline is None:
+                continue
+            other = None if random is None else getattr(random, metric)
+            records.append(ProbeRecord(task, part, metric, value, baseline, "other images", other, n=pairs, **shared))
+    for layer in errors.layers:
+        for metric in LAYER_METRICS:
+            value = getattr(layer, metric)
+            if value is not None:
+                n = errors.num_images * (layer.compared_elements if metric == "spatial_error" else elements)
+                of_layer = (task + LAYERS, layer.name, metric, value, 1.0, "other images", None)
+                records.append(ProbeRecord(*of_layer, n=n, **shared))
+    return records
+
+
+def symmetry_arrays(errors: SymmetryErrors, images: np.ndarray) -> dict[str, np.ndarray]:
+    """What `ssl_equi.evaluation.report.symmetry` draws of the orbits, by keys `symmetry_KIND/SET`.
+
+    Args:
+        images: uint8 [N, H, W, 3], those that were measured, in their order.
+    """
+    elements = errors.symmetries.elements
+    rows = np.linspace(0, errors.num_images - 1, min(NUM_ORBITS, errors.num_images)).round().astype(int)
+    arrays = {
+        "similarity": errors.similarities.float().numpy(),
+        "curves": np.array([element.curve for element in elements], dtype=np.str_),
+        "places_deg": np.array([element.place_deg for element in elements]),
+        "rows": rows,
+        "images": images[rows],
+    }
+    if errors.similarities_of_action is not None:
+        arrays["similarity_of_action"] = errors.similarities_of_action.float().numpy()
+    return {f"{TASK}_{kind}/{errors.symmetries.name}": array for kind, array in arrays.items()}
+
+
+def add_symmetry(
+    folder: Path, measurements: Sequence[Measurement], images: np.ndarray, records: Sequence[ProbeRecord],
+    run: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Append the records and notes to `results.json` of a run or an evaluation, and put the arrays beside its own.
+
+    Args:
+        run: what `results.json` says of the whole run, if the folder has none.
+    """
+    notes = [note for measurement in measurements for note in notes_of(measurement)]
+    results = folder / RESULTS_FILE
+    # The numbers first: nothing that is only drawn may cost them.
+    append_records(results, records, None if results.exists() else run, notes)
+    arrays = read_evaluation(folder).arrays if (folder / ARRAYS_FILE).exists() else {}
+    for measurement in measurements:
+        # Of an earlier measurement nothing may stay, such as an action that another encoder states.
+        ending = f"/{measurement.errors.symmetries.name}"
+        arrays = {key: array for key, array in arrays.items() if not (key.startswith(TASK) and key.endswith(ending))}
+        arrays |= symmetry_arrays(measurement.errors, images)
+    append_records(results, [], {ARRAYS_HASH: write_arrays(folder, arrays)})
+
+
+def notes_of(measurement: Measurement) -> list[str]:
+    """What is missing or not exact, a sentence each; layers that share a reason share the sentence."""
+    errors = measurement.errors
+    layers_by_reason: dict[str, list[str]] = {}
+    for layer, reason in errors.left_out.items():
+        layers_by_reason.setdefault(reason, []).append(layer)
+    left_out = [f"layer {', '.join(layers)}: {reason}" for reason, layers in layers_by_reason.items()]
+    return [f"{errors.symmetries.name}: {note}" for note in (*errors.notes, *left_out)]
+
+
+def print_layers(measurement: Measurement) -> None:
+    """Print the errors of every layer, why others are left out, and notes; no line is wider than 80 characters."""
+    errors = measurement.errors
+    if errors.layers:
+        print(f"\nlayers under {errors.symmetries.name}")
+        width = max(len(short_name(layer.name)) for layer in errors.layers)
+        print("".ljust(width + 2) + "".join(name.rjust(13) for name in ("spatial", "own action", "pooled", "elements")))
+        for layer in errors.layers:
+            values = [_shown(getattr(layer, metric)) for metric in LAYER_METRICS]
+            count = f"{layer.compared_elements}/{len(errors.symmetries.elements)}"
+            print("  " + short_name(layer.name).ljust(width) + "".join(text.rjust(13) for text in (*values, count)))
+        print("spatial: cells moved like pixels, for so many elements; pooled: invariance_error")
+    for line in notes_of(measurement):
+        print(textwrap.fill(line, width=80, subsequent_indent="  ", break_on_hyphens=False))
+
+
+def short_name(layer: str) -> str:
+    """The end of a layer's name, which tells it from others."""
+    return layer if len(layer) <= LONGEST_LAYER_NAME else f"...{layer[3 - LONGEST_LAYER_NAME :]}"
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else fixed(value, 3) if value >= 0.001 or value == 0 else f"{value:.0e}"
