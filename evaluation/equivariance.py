@@ -39,11 +39,12 @@ from ssl_equi.data.sources import DatasetName, open_data
 from ssl_equi.data.view_counts import of_objects
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
-from ssl_equi.evaluation.records import print_records, refuse_other_content
 from ssl_equi.evaluation.report.write import write_report_or_warn
+from ssl_equi.evaluation.results import refuse_other_content
 from ssl_equi.evaluation.symmetry.errors import SymmetryErrors, measure_symmetry
 from ssl_equi.evaluation.symmetry.image_symmetries import DEFAULT_ANGLES_DEG, SymmetryName, image_symmetries
 from ssl_equi.evaluation.symmetry.results import LAYERS, Measurement, add_symmetry, print_layers, symmetry_records
+from ssl_equi.evaluation.tables import print_records
 from ssl_equi.options import ActsWhen, Count, ImageSide, Range, Seed
 
 NOISE_CELLS = 8  # a side of random images has so many independent values

@@ -37,9 +37,9 @@ from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.features import encode_split
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
-from ssl_equi.evaluation.records import append_records, refuse_other_content
 from ssl_equi.evaluation.report.sequences import print_summary
 from ssl_equi.evaluation.report.write import write_report_or_warn
+from ssl_equi.evaluation.results import append_records, refuse_other_content
 from ssl_equi.evaluation.sequences.embed import POSITION_NAMES, FeatureSequences, encode_sequences, sequences_of_cache
 from ssl_equi.evaluation.sequences.tasks import QUESTIONS, Question, SequenceProtocol, probe_sequences
 from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, SequenceModel, load_sequence_model

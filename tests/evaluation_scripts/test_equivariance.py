@@ -14,10 +14,10 @@ import torch
 from ssl_equi import create_encoder
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.errors import CheckpointError, UserError
-from ssl_equi.evaluation.evaluation_folder import read_evaluation, write_evaluation
-from ssl_equi.evaluation.records import describe_columns, read_records
 from ssl_equi.evaluation.report.compared_runs import read_compared_runs
 from ssl_equi.evaluation.report.symmetry import symmetry_section
+from ssl_equi.evaluation.results import read_evaluation, read_records, write_evaluation
+from ssl_equi.evaluation.tables import describe_columns
 from ssl_equi.export.encoder import EncoderCard, save_encoder
 from tests.evaluation.report_pages import make_older_run
 

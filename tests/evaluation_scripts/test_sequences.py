@@ -14,9 +14,9 @@ import torch
 from ssl_equi import create_encoder
 from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProbeProtocol
-from ssl_equi.evaluation.records import ProbeRecord, read_records
 from ssl_equi.evaluation.report.compared_runs import read_compared_runs
 from ssl_equi.evaluation.report.sequences import print_summary, sequence_section, summary_tables
+from ssl_equi.evaluation.results import ProbeRecord, read_records
 from ssl_equi.export.encoder import EncoderCard
 from ssl_equi.export.sequence_model import save_sequence_model
 from ssl_equi.objectives.seq_jepa import SeqJEPA, SeqJEPAConfig

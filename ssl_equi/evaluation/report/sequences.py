@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.evaluation.records import ProbeRecord, describe_origins, format_value
+from ssl_equi.evaluation.metrics import format_value
 from ssl_equi.evaluation.report.compared_runs import ComparedRun
 from ssl_equi.evaluation.report.figures import INK, MUTED, SERIES, new_figure, plain_legend, to_svg
 from ssl_equi.evaluation.report.page import captioned_figure, escaped
+from ssl_equi.evaluation.results import ProbeRecord
 from ssl_equi.evaluation.sequences.tasks import PROTOCOLS
+from ssl_equi.evaluation.tables import describe_origins
 
 COLUMNS_IN_A_TABLE = 8  # as many numbers as stand beside a name in 80 columns
 LONGEST_NUMBER = 6  # characters in such a table

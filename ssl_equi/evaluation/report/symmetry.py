@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.evaluation.records import ProbeRecord, fixed
+from ssl_equi.evaluation.metrics import fixed
 from ssl_equi.evaluation.report.compared_runs import ComparedRun
 from ssl_equi.evaluation.report.figures import (
     INK,
@@ -24,6 +24,7 @@ from ssl_equi.evaluation.report.figures import (
     to_svg,
 )
 from ssl_equi.evaluation.report.page import captioned_figure, escaped
+from ssl_equi.evaluation.results import ProbeRecord
 from ssl_equi.evaluation.symmetry.results import LAYER_METRICS, LAYERS, TASK, short_name
 
 SMALLEST_ERROR_SHOWN = 1e-8

@@ -20,7 +20,6 @@ from ssl_equi.evaluation.report.comparison_page import (
 )
 from ssl_equi.evaluation.report.feature_map import MapMethod
 from ssl_equi.evaluation.report.page import Sections, drawn_sections, page_document
-from ssl_equi.evaluation.report.rotation_distributions import distribution_section
 from ssl_equi.evaluation.report.run_page import neighbours_section, run_details, run_sections, views_section
 from ssl_equi.evaluation.report.sections import (
     errors_section,
@@ -31,6 +30,7 @@ from ssl_equi.evaluation.report.sections import (
 )
 from ssl_equi.evaluation.report.sequences import sequence_section
 from ssl_equi.evaluation.report.symmetry import symmetry_section
+from ssl_equi.evaluation.results import RESULTS_FILE
 from ssl_equi.evaluation.skipping import described
 from ssl_equi.files import write_atomically
 

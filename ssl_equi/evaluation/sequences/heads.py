@@ -186,6 +186,7 @@ def fit_target(
     A linear head is the ridge regression on the samples of epoch 0, an MLP is trained like that of relative rotations.
     """
     if target.head == "linear":
+        samples = samples_of_epoch(0)
         # Whole objects choose the strength, at least one of several.
         distinct, position = objects.unique(return_inverse=True)
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(distinct))).to(objects.device)

@@ -30,7 +30,6 @@ from ssl_equi.evaluation.predictors.retrieval import (
     prediction_retrieval_error,
     ranks,
 )
-from ssl_equi.evaluation.predictors.retrieval_results import Ranking, Retrieval
 from ssl_equi.evaluation.sequences.heads import AggregatingModel
 from ssl_equi.latents.actions import LatentActions, actions_of
 

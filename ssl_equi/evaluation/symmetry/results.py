@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from ssl_equi.evaluation.evaluation_folder import (
+from ssl_equi.evaluation.metrics import fixed
+from ssl_equi.evaluation.results import (
     ARRAYS_FILE,
     ARRAYS_HASH,
     RESULTS_FILE,
+    ProbeRecord,
+    append_records,
     read_evaluation,
     write_arrays,
 )
-from ssl_equi.evaluation.records import ProbeRecord, append_records, fixed
 from ssl_equi.evaluation.symmetry.errors import PartErrors, SymmetryErrors
 
 TASK = "symmetry"
