@@ -22,7 +22,7 @@ from ssl_equi.evaluation.evaluation_suite import Suite
 from ssl_equi.evaluation.known_tasks import NEEDS_TRANSLATIONS
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS, ProbeProtocol
 from ssl_equi.evaluation.records import read_records
-from ssl_equi.evaluation.report import run_page as report
+from ssl_equi.evaluation.report import write as report
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
 from ssl_equi.training.config import PretrainingConfig
@@ -108,7 +108,7 @@ def test_a_question_that_fails_costs_neither_numbers_nor_page(
 
     monkeypatch.setattr(Ending, "ask_more", fail)
     monkeypatch.setattr(publish, "view_sheet", fail)
-    monkeypatch.setattr(report, "_headlines", fail)
+    monkeypatch.setattr(report, "headline_section", fail)
     objective = make_objective(config)
     run = started_run(config, objective)
     with pytest.warns(UserWarning) as warned:

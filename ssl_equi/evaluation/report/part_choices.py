@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ssl_equi.evaluation.report.comparison import NOT_A_MERIT
+from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE
+
 Shown = TypeVar("Shown")
 
 INVARIANT_FIRST = ("inv", "all")
@@ -21,6 +24,21 @@ class Choice(Generic[Shown]):
 
     title: str
     shown: dict[str, Shown | None]
+
+    def caption(self, about: str) -> str:
+        """The sentence under the figure: what it is about, and whose answer is missing."""
+        missing = [label for label, shown in self.shown.items() if shown is None]
+        return f"{about}; not measured: {', '.join(missing)}" if missing else about
+
+
+def parts_meant_for(task: str, parts: Sequence[str]) -> list[str]:
+    """The parts in the order in which they are looked at for a task.
+
+    First the half of the features that is meant to know it, where the other is not; then all features; then the rest.
+    """
+    of_pose = task.startswith((RELATIVE, ABSOLUTE)) or task in NOT_A_MERIT["inv"]
+    halves = ["equi"] if of_pose else ["inv"] if task in NOT_A_MERIT["equi"] else []
+    return [part for part in dict.fromkeys((*halves, "all", *parts)) if part in parts]
 
 
 def choose_parts(found: Mapping[str, Mapping[str, Shown]], preferred: Sequence[str]) -> list[Choice[Shown]]:
@@ -53,9 +71,3 @@ def choose_parts(found: Mapping[str, Mapping[str, Shown]], preferred: Sequence[s
         part = next(part for parts in found.values() for part in parts)
         choices.append(Choice(f"part {part}", {run: parts.get(part) for run, parts in found.items()}))
     return choices
-
-
-def absent_in_words(choice: Choice[Shown]) -> str:
-    """Whose answer is missing, to be put behind a caption; empty if nobody's."""
-    missing = [label for label, shown in choice.shown.items() if shown is None]
-    return f"; not measured: {', '.join(missing)}" if missing else ""

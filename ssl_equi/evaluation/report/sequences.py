@@ -14,16 +14,19 @@ import numpy as np
 
 from ssl_equi.errors import CheckpointError
 from ssl_equi.evaluation.records import ProbeRecord, describe_origins, format_value
+from ssl_equi.evaluation.report.compared_runs import ComparedRun, EvaluatedFolder
+from ssl_equi.evaluation.report.comparison import compare_runs
 from ssl_equi.evaluation.report.figures import INK, MUTED, SERIES, new_figure, plain_legend, to_svg
 from ssl_equi.evaluation.report.page import (
     Sections,
     captioned_figure,
-    details_table,
     drawn_sections,
     escaped,
     page_document,
+    settings_table,
 )
-from ssl_equi.evaluation.report.run_page import page_header, result_table
+from ssl_equi.evaluation.report.runs import page_header, runs_section
+from ssl_equi.evaluation.report.tables import results_section
 from ssl_equi.files import write_atomically
 
 COLUMNS_IN_A_TABLE = 8  # as many numbers as stand beside a name in 80 columns
@@ -233,13 +236,16 @@ def write_page(
         drawn = f'<div class="figures">{_figures(records)}</div>'
         return f'<section id="figures"><h2>Over the number of views</h2>{drawn}</section>'
 
+    folder = EvaluatedFolder(path.parent, records, (), {"command": command}, {}, {}, {}, None)
+    runs = [ComparedRun(title, (folder,))]
     sections: Sections = {
-        "header": lambda: page_header(title, records, command),
+        "header": lambda: page_header(title, runs),
+        "runs": lambda: runs_section(runs),
         "figures": figures,
         "tables": in_short,
-        "results": lambda: result_table(records, ()),
-        "protocol": lambda: details_table("Protocol", protocol),
-        "configuration": lambda: details_table("Configuration", config),
+        "results": lambda: results_section(runs, compare_runs(runs)),
+        "protocol": lambda: settings_table("protocol", "Protocol", {"": protocol}, list(protocol)),
+        "configuration": lambda: settings_table("configuration", "Configuration", {"": config}, list(config)),
     }
     write_atomically(path, page_document(title, drawn_sections(sections)), CheckpointError)
 

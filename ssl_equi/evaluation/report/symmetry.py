@@ -15,6 +15,8 @@ import numpy as np
 
 from ssl_equi.errors import CheckpointError
 from ssl_equi.evaluation.records import ProbeRecord, fixed
+from ssl_equi.evaluation.report.compared_runs import ComparedRun, EvaluatedFolder
+from ssl_equi.evaluation.report.comparison import compare_runs
 from ssl_equi.evaluation.report.figures import (
     INK,
     LINE,
@@ -29,12 +31,13 @@ from ssl_equi.evaluation.report.figures import (
 from ssl_equi.evaluation.report.page import (
     Sections,
     captioned_figure,
-    details_table,
     drawn_sections,
     escaped,
     page_document,
+    settings_table,
 )
-from ssl_equi.evaluation.report.run_page import page_header, result_table
+from ssl_equi.evaluation.report.runs import page_header, runs_section
+from ssl_equi.evaluation.report.tables import results_section
 from ssl_equi.evaluation.symmetry.errors import PartErrors, SymmetryErrors
 from ssl_equi.evaluation.symmetry.layer_errors import LayerErrors
 from ssl_equi.files import write_atomically
@@ -150,12 +153,15 @@ def write_page(
     """
     of_features = [record for record in records if not record.task.endswith("_layers")]
     explained = "".join(f"<li>{escaped(line)}</li>" for line in EXPLANATIONS)
+    folder = EvaluatedFolder(path.parent, of_features, (), {"command": command}, {}, {}, {}, None)
+    runs = [ComparedRun(title, (folder,))]
     sections: Sections = {
-        "header": lambda: page_header(title, of_features, command),
+        "header": lambda: page_header(title, runs),
+        "runs": lambda: runs_section(runs),
         **{measurement.errors.symmetries.name: partial(_section, measurement, images) for measurement in measurements},
-        "results": lambda: result_table(of_features, ()),
+        "results": lambda: results_section(runs, compare_runs(runs)),
         "notes": lambda: f'<ul class="notes">{explained}</ul>',
-        "configuration": lambda: details_table("Configuration", config),
+        "configuration": lambda: settings_table("configuration", "Configuration", {"": config}, list(config)),
     }
     write_atomically(path, page_document(title, drawn_sections(sections)), CheckpointError)
 

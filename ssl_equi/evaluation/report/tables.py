@@ -1,0 +1,388 @@
+"""The numbers of runs as tables: cards of the first questions, all rows with what to know about them, and exports.
+
+Nothing here knows the names of tasks or metrics, apart from sentences about some of them: what has records has a card,
+a row, and a line in each export.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Literal
+
+from ssl_equi.evaluation.known_tasks import TASKS
+from ssl_equi.evaluation.records import (
+    ProbeRecord,
+    class_of_metric,
+    describe_columns,
+    describe_origins,
+    format_value,
+)
+from ssl_equi.evaluation.report.compared_runs import ComparedRun
+from ssl_equi.evaluation.report.comparison import Cell, Row
+from ssl_equi.evaluation.report.figures import series_colour
+from ssl_equi.evaluation.report.page import data_table, escaped, figure_grid, listed, page_section
+from ssl_equi.evaluation.report.part_choices import choose_parts, parts_meant_for
+from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE
+
+TableFormat = Literal["latex", "markdown"]
+
+MAX_CARDS = 8
+RUNS_IN_A_TABLE = 6
+FEW_RUNS = 3  # leave room for more in a line
+BEST, NEAR = "★", "☆"
+IN_WORDS = {"angle_deg_median": "median angle", "distance_median": "median distance"}
+TASK_NOTES = {
+    "translation_object": "change of the translation in the object's own frame, t₂ - t₁; needs both rotations too, "
+    "since a view shows where the object stands, R t",
+    "translation_base": "how the object's centre moves in the world, R₂t₂ - R₁t₁",
+    "capsule_rotation": "the rotation between two views, read from all capsules' poses in closed form, without a head",
+    "capsule_equivariance": "whether the poses of view 1, multiplied by the true action, are those of view 2",
+}
+METRIC_NOTES = {
+    "top1": "share of views whose class is right",
+    "balanced_top1": "mean of the recalls of the classes",
+    "r2_uniform": "R² of each component around its own mean, averaged",
+    "r2_pooled": "R² around one mean over all components, as in SIE; a constant scores above 0",
+    "angle_deg_median": "median angle between predicted and true rotation, direction or angle; lower is better",
+    "distance_median": "median distance between predicted and true displacement or value, in the data's own unit; "
+    "lower is better; in the world units of translations, the diagonal of an object's bounding box is 1 in 3DIEBench-T "
+    "and 1.3 in the embedded set",
+    "pose_error": "squared distance between poses whose turned columns have norm 1; 0: they follow the action; lower "
+    "is better; baseline: actions between views of other objects",
+    "gamma_f": "how much an augmentation changes the distances between images, relative to how far it moves them; "
+    "0: all move alike; lower is better; baseline: each image moved as another one was",
+    "wahba_error": "distance that the best rotation leaves between features before and after an augmentation; lower is "
+    "better; baseline: features of other images",
+    "least_squares_error": "distance that the best linear map, fitted to other images, leaves between features before "
+    "and after an augmentation; lower is better; baseline: features of other images",
+    "composition_error": "distance of the rotation of two augmentations in a row from their rotations in a row; lower "
+    "is better; baseline: rotations to features of other images",
+}
+
+
+def meaning_of_task(task: str) -> str:
+    """A sentence about a task, such as its first line of documentation; empty where nothing is known."""
+    if task in TASK_NOTES:
+        return TASK_NOTES[task]
+    if task in TASKS:
+        return (TASKS[task].__doc__ or "").strip().partition("\n")[0].rstrip(".")
+    if task.startswith(RELATIVE):
+        return (
+            f"how the latent {task.removeprefix(RELATIVE)} changes between two views; R² is that of the change as its "
+            "kind writes it, such as sine and cosine of an angle's, or the share of a number's range"
+        )
+    if task.startswith(ABSOLUTE):
+        return (
+            f"the latent {task.removeprefix(ABSOLUTE)} in a single view; R² is that of the value as its kind writes it"
+        )
+    return ""
+
+
+def headline_section(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
+    """A card for each of the first tasks: its first metric, of the part of each run that is meant for it."""
+    cards = []
+    for task in list(dict.fromkeys(row.task for row in rows)):
+        metric = next(row.metric for row in rows if row.task == task)
+        asked = [row for row in rows if (row.task, row.metric) == (task, metric)]
+        shown: dict[int, tuple[Row, Cell]] = {}
+        for part in parts_meant_for(task, [row.part for row in asked]):
+            for row in asked:
+                for index, cell in enumerate(row.cells):
+                    if row.part == part and cell is not None:
+                        shown.setdefault(index, (row, cell))
+        parts = list(dict.fromkeys(row.part for row, _ in shown.values()))
+        cells = [cell for _, cell in shown.values()]
+        compared = [f"{cells[0].baseline_name} {_shown_baseline(metric, cells)}"]
+        if len(runs) == 1:
+            randoms = [cell.random_encoder for cell in cells if cell.random_encoder is not None]
+            compared += [f"random encoder {format_value(metric, random)}" for random in randoms]
+            value = f'<div class="value">{escaped(format_value(metric, cells[0].mean))}</div>'
+        else:
+            value = "".join(
+                f'<div class="run"><span class="swatch" style="background: {series_colour(index)}"></span>'
+                f'<span class="name" title="{escaped(f"{runs[index].name}, part {row.part}")}">'
+                f"{escaped(runs[index].name)}</span>{BEST if index == row.best and len(parts) == 1 else ''}"
+                f"<strong>{escaped(format_value(metric, cell.mean))}</strong></div>"
+                for index, (row, cell) in sorted(shown.items())
+            )
+        cards.append(
+            f'<div class="card"><div class="label">{escaped(in_words(task))}</div>'
+            f'<div class="muted">{_breakable(metric)}, part {escaped(" or ".join(parts))}</div>{value}'
+            f'<div class="muted">{escaped(" · ".join(compared))}</div></div>'
+        )
+    cards = cards[:MAX_CARDS]
+    return page_section("headline", "In short", f'<div class="cards">{"".join(cards)}</div>' if cards else "")
+
+
+def results_section(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
+    """All numbers, at most `RUNS_IN_A_TABLE` runs beside each other, and what one must know to read them."""
+    if not rows:
+        return ""
+    reasons = list(dict.fromkeys(row.why_not_ranked for row in rows if row.why_not_ranked))
+    tables = [
+        _table(runs, rows, range(start, min(start + RUNS_IN_A_TABLE, len(runs))), reasons)
+        for start in range(0, len(runs), RUNS_IN_A_TABLE)
+    ]
+    why = "".join(f'<li id="reason-{number}">{escaped(reason)}</li>' for number, reason in enumerate(reasons, 1))
+    records = [record for run in runs for folder in run.folders for record in folder.records]
+    noted: dict[str, list[str]] = {}
+    for run in runs:
+        for note in dict.fromkeys(note for folder in run.folders for note in folder.notes):
+            noted.setdefault(note, []).append(run.name)
+    notes = [note if len(names) == len(runs) else f"{', '.join(names)}: {note}" for note, names in noted.items()]
+    metrics = [f"{metric}: {METRIC_NOTES[metric]}" for metric in _distinct(row.metric for row in rows)
+               if metric in METRIC_NOTES]  # fmt: skip
+    return page_section(
+        "results",
+        "Results",
+        _exports(runs, rows),
+        *tables,
+        _class_tables(runs),
+        f'<h3>Not ranked</h3><ol class="notes">{why}</ol>' if reasons else "",
+        "<h3>How to read this</h3>",
+        listed([*describe_origins(records), *_signs(runs, rows), *describe_columns(records), *metrics, *notes]),
+    )
+
+
+def text_table(runs: Sequence[ComparedRun], rows: Sequence[Row], table_format: TableFormat) -> str:
+    """The rows as a table for a paper or an issue: mean ± standard error, baselines, the best in bold if it is ranked.
+
+    LaTeX needs the package booktabs.
+    """
+    latex = table_format == "latex"
+    head = ["task", "metric", "part", "baseline", *(run.name for run in runs)]
+    lines: list[list[str]] = []
+    for row in rows:
+        task = row.task if row.setting is None else f"{row.task} ({', '.join(row.setting)})"
+        baseline = _shown_baseline(row.metric, [cell for cell in row.cells if cell is not None])
+        numbers = []
+        for index, cell in enumerate(row.cells):
+            number = "-" if cell is None else format_value(row.metric, cell.mean)
+            if cell is not None and cell.standard_error is not None:
+                number += f" ± {format_value(row.metric, cell.standard_error)}"
+            number = _latex_number(number) if latex else number
+            bold = (r"\textbf{%s}" if latex else "**%s**") if index == row.best else "%s"
+            numbers.append(bold % number)
+        names = [_latex_text(name) if latex else _markdown_text(name) for name in (task, row.metric, row.part)]
+        lines.append([*names, _latex_number(baseline) if latex else baseline, *numbers])
+    if not latex:
+        rule = ["---", "---", "---", *["---:"] * (1 + len(runs))]
+        return "".join(
+            f"| {' | '.join(cells)} |\n" for cells in ([_markdown_text(name) for name in head], rule, *lines)
+        )
+    body, previous = "", ""
+    for task, *cells in lines:
+        # Each task is named once, with a little room above it.
+        body += ("\\addlinespace\n" if previous and task != previous else "") + " & ".join(
+            ["" if task == previous else task, *cells]
+        )
+        body += " \\\\\n"
+        previous = task
+    columns = " & ".join(_latex_text(name) for name in head)
+    return (
+        f"\\begin{{tabular}}{{lll{'r' * (1 + len(runs))}}}\n\\toprule\n{columns} \\\\\n\\midrule\n{body}"
+        "\\bottomrule\n\\end{tabular}\n"
+    )
+
+
+def in_words(task: str) -> str:
+    """Such as "Relative rotation"."""
+    return task.replace("_", " ").capitalize()
+
+
+def _exports(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
+    """Links and texts to take the numbers along, which work without a script."""
+    content = [
+        {"name": run.name, "records": [asdict(record) for folder in run.folders for record in folder.records]}
+        for run in runs
+    ]
+    encoded = base64.b64encode(json.dumps({"runs": content}, separators=(",", ":")).encode()).decode()
+    texts = "".join(
+        f'<details class="export"><summary>{name}</summary>'
+        f'<pre data-format="{name}">{escaped(text_table(runs, rows, table_format))}</pre></details>'
+        for name, table_format in (("LaTeX", "latex"), ("Markdown", "markdown"))
+    )  # type: ignore[misc]
+    link = f'<a download="records.json" href="data:application/json;base64,{encoded}">all records as JSON</a>'
+    return f'<div class="exports">{texts}{link}</div>'
+
+
+def _table(runs: Sequence[ComparedRun], rows: Sequence[Row], columns: range, reasons: Sequence[str]) -> str:
+    head = '<th scope="col">metric</th><th scope="col">part</th><th scope="col" class="number">baseline</th>'
+    head += "".join(
+        f'<th scope="col" class="number run">{escaped(runs[index].name if len(runs) > 1 else "value")}</th>'
+        for index in columns
+    )
+    bodies: list[list[str]] = []
+    shown_heading, shown_metric = "", ""
+    for row in rows:
+        present = [cell for cell in row.cells if cell is not None]
+        if all(row.cells[index] is None for index in columns):
+            continue
+        heading = _heading(row.task, present)
+        if heading != shown_heading:
+            bodies.append([f'<th colspan="{3 + len(columns)}" scope="colgroup"><div>{heading}</div></th>'])
+            shown_metric = ""
+        again = ' class="again"' if row.metric == shown_metric else ""
+        shown_heading, shown_metric = heading, row.metric
+        mark = ""
+        if row.why_not_ranked:
+            number = reasons.index(row.why_not_ranked) + 1
+            mark = f' <a href="#reason-{number}" title="{escaped(row.why_not_ranked)}">[{number}]</a>'
+        note = escaped(METRIC_NOTES.get(row.metric, row.metric))
+        named = escaped(", ".join(_distinct(cell.baseline_name for cell in present)))
+        bodies[-1].append(
+            f'<td{again} title="{note}"><code>{_breakable(row.metric)}</code></td><td>{escaped(row.part)}{mark}</td>'
+            f'<td class="number" title="{named}" data-value="{present[0].baseline}">'
+            f"{escaped(_shown_baseline(row.metric, present))}</td>"
+            + "".join(_shown_cell(row, index) for index in columns)
+        )
+    return data_table("comparison few" if len(columns) <= FEW_RUNS else "comparison", head, bodies)
+
+
+def _heading(task: str, cells: Sequence[Cell]) -> str:
+    """Task, what is the same for all of its numbers, and what it asks."""
+    facts = []
+    for name in ("protocol", "split", "n"):
+        values = frozenset().union(*(cell.conditions[name] for cell in cells))
+        facts += [f"{'n = ' if name == 'n' else ''}{value}" for value in values if len(values) == 1]
+    meaning = meaning_of_task(task)
+    about = f'<span class="muted about">{escaped(meaning)}</span>' if meaning else ""
+    return f'{escaped(task)} <span class="muted">{escaped(" · ".join(facts))}</span>{about}'
+
+
+def _shown_cell(row: Row, index: int) -> str:
+    cell = row.cells[index]
+    if cell is None:
+        return '<td class="number muted">-</td>'
+    value = escaped(format_value(row.metric, cell.mean))
+    mark, title = "", ""
+    if index == row.best:
+        value, mark, title = f"<strong>{value}</strong>", BEST, "best"
+    elif index in row.near:
+        mark, title = NEAR, "within two standard errors of the best"
+    if mark:
+        mark = f'<span class="mark" title="{title}" role="img" aria-label="{title}">{mark}</span>'
+    if cell.standard_error is not None:
+        error = escaped(format_value(row.metric, cell.standard_error))
+        value += f' <small title="standard error over {escaped(cell.over)}">± {error}</small>'
+    below = _shown_interval(row.metric, *cell.interval)
+    if cell.random_encoder is not None:
+        random = escaped(format_value(row.metric, cell.random_encoder))
+        below += f'<small title="random encoder"><span class="word">random </span>{random}</small>'
+    return f'<td class="number" data-value="{cell.mean}">{mark}{value}{_below(below)}</td>'
+
+
+def _shown_baseline(metric: str, cells: Sequence[Cell]) -> str:
+    """One number if the runs agree on it to the digits that are shown, otherwise their range."""
+    shown = _distinct(format_value(metric, value) for value in sorted(cell.baseline for cell in cells))
+    return shown[0] if len(shown) == 1 else f"{shown[0]} to {shown[-1]}"
+
+
+def _shown_interval(metric: str, low: float | None, high: float | None) -> str:
+    """An interval under its value; nothing where there is none."""
+    if low is None or high is None:
+        return ""
+    shown = f"[{format_value(metric, low)}, {format_value(metric, high)}]"
+    return f'<small title="95 % interval over resampled objects">{escaped(shown)}</small>'
+
+
+def _below(smalls: str) -> str:
+    return f'<div class="below">{smalls}</div>' if smalls else ""
+
+
+def _class_tables(runs: Sequence[ComparedRun]) -> str:
+    """A table for each question that was judged class by class: a row for each class, the mean over seeds."""
+    found: dict[tuple[str, str], dict[str, dict[str, dict[str, dict[int, ProbeRecord]]]]] = {}
+    for run in runs:
+        for place, folder in enumerate(run.folders):
+            for record in folder.records:
+                of_class = class_of_metric(record.metric)
+                if of_class is not None:
+                    by_run = found.setdefault((record.task, of_class[0]), {other.name: {} for other in runs})
+                    by_class = by_run[run.name].setdefault(record.part, {})
+                    # Of a class and seed, the newest record counts.
+                    by_class.setdefault(of_class[1], {})[place, record.seed] = record  # type: ignore[index]
+    tables = []
+    for (task, metric), by_run in found.items():
+        parts = [part for by_part in by_run.values() for part in by_part]
+        for choice in choose_parts(by_run, parts_meant_for(task, parts)):
+            shown = {label: classes for label, classes in choice.shown.items() if classes is not None}
+            first = next(iter(next(iter(shown.values())).values()))
+            named = [*shown, next(iter(first.values())).baseline_name]
+            rows = []
+            for class_name in _distinct(name for classes in shown.values() for name in classes):
+                of_class = [list(classes.get(class_name, {}).values()) for classes in shown.values()]
+                baseline = next(records[0].baseline for records in of_class if records)
+                rows.append(
+                    f"<td>{escaped(class_name)}</td>{''.join(_class_cell(metric, records) for records in of_class)}"
+                    f'<td class="number" data-value="{baseline}">{escaped(format_value(metric, baseline))}</td>'
+                )
+            head = '<th scope="col">class</th>'
+            head += "".join(f'<th scope="col" class="number">{escaped(column)}</th>' for column in named)
+            which = f", {choice.title}" if len(runs) > 1 else ""
+            heading = f"{task}: {IN_WORDS.get(metric, metric)} by class{which}"
+            tables.append(f"<div><h3>{escaped(heading)}</h3>{data_table('classes', head, [rows])}</div>")
+    if not tables:
+        return ""
+    return f'<details id="classes"><summary>Class by class ({len(tables)})</summary>{figure_grid(tables)}</details>'
+
+
+def _class_cell(metric: str, records: Sequence[ProbeRecord]) -> str:
+    if not records:
+        return '<td class="number">-</td>'
+    mean = sum(record.value for record in records) / len(records)
+    ends = (records[0].interval_low, records[0].interval_high) if len(records) == 1 else (None, None)
+    shown = f"{escaped(format_value(metric, mean))}{_below(_shown_interval(metric, *ends))}"
+    return f'<td class="number" data-value="{mean}">{shown}</td>'
+
+
+def _signs(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> list[str]:
+    """What ±, small numbers and stars mean, as far as the rows have them."""
+    over: dict[str, list[str]] = {}
+    for index, run in enumerate(runs):
+        for name in _distinct(cell.over for row in rows if (cell := row.cells[index]) is not None):
+            over.setdefault(name, []).append(run.name)
+    alone = over.pop("", [])
+    lines = []
+    for name, names in sorted(over.items()):
+        of_runs = f": {', '.join(names)}" if len(runs) > 1 else ""
+        lines.append(f"± standard error over {'evaluated objects' if name == 'objects' else name}{of_runs}")
+    if any(cell is not None and cell.random_encoder is not None for row in rows for cell in row.cells):
+        lines.append("the small number under a value: the random encoder's")
+    if alone and len(runs) > 1:
+        lines.append(f"one number without a standard error, in some rows or all: {', '.join(alone)}")
+    if any(row.best is not None for row in rows):
+        lines.append(
+            f"{BEST} best of the row; {NEAR} within two standard errors of the difference from it; without standard "
+            "errors a small lead may be chance"
+        )
+    return lines
+
+
+def _breakable(name: str) -> str:
+    """A name that a narrow column may break after each underscore."""
+    return escaped(name).replace("_", "_<wbr>")
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+
+
+def _latex_text(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def _latex_number(number: str) -> str:
+    """A shown number, or a range of them, in math mode, where a minus is one."""
+    in_math = number.replace("°", r"^{\circ}").replace("±", r"\pm").replace(" to ", r"\text{ to }")
+    return number if number == "-" else f"${in_math}$"
+
+
+def _markdown_text(text: str) -> str:
+    return re.sub(r"([\\`*_|<>])", r"\\\1", " ".join(text.split()))
