@@ -52,7 +52,7 @@ def load_script(name: str) -> ModuleType:
 def records_of(value: float) -> list[ProbeRecord]:
     rotation = {"task": "relative_rotation", "baseline": 0.0, "baseline_name": "constant"}
     return [
-        record(part=part, seed=seed, value=value + 0.01 * seed, **of_task)
+        record(part=part, seed=seed, value=value + 0.01 * seed - 0.05 * (part == "equi"), **of_task)
         for part in ("all", "inv", "equi")
         for seed in (0, 1, 2)
         for of_task in ({}, {"metric": "r2_uniform", **rotation}, {"metric": "angle_deg_median", **rotation})
@@ -213,15 +213,28 @@ def test_the_script_writes_where_it_is_told(folders, tmp_path, capsys):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: layout and print are not checked")
 def test_nothing_is_wider_than_a_phone_or_a_desktop_and_it_prints(page_path, tmp_path):
-    """The page in frames of both widths; a script beside it asks how wide their contents are."""
+    """The page in frames of both widths; a script beside it asks how wide their contents are, and uses the page."""
     frames = "".join(
         f'<iframe src="{page_path.as_uri()}" width="{width}" height="800"></iframe>' for width in (360, 1100)
     )
-    asking = (
-        "onload = () => { document.title = [...document.querySelectorAll('iframe')].map(frame => { "
-        "const page = frame.contentDocument.documentElement; "
-        "return [page.clientWidth, page.scrollWidth, page.querySelectorAll('svg').length].join(' ') }).join(';') }"
-    )
+    asking = """onload = () => { document.title = [...document.querySelectorAll('iframe')].map(frame => {
+        const page = frame.contentDocument, root = page.documentElement;
+        const column = [...page.querySelectorAll('table.comparison th')].find(head => head.textContent === 'sie');
+        const values = () => [...page.querySelectorAll('table.comparison tbody')].map(body =>
+            [...body.rows].slice(1).map(row => row.cells[3].dataset.value).filter(value => value !== undefined));
+        const before = values();
+        const ordered = (list, sign) => list.every((value, i) => !i || sign * (value - list[i - 1]) >= 0);
+        const found = [root.clientWidth, root.scrollWidth, page.querySelectorAll('svg').length];
+        for (const sign of [1, -1]) {
+            column.querySelector('button').click();
+            found.push(Number(values().every(list => ordered(list, sign))));
+        }
+        column.querySelector('button').click();
+        found.push(Number(String(values()) === String(before) && !before.every(list => ordered(list, 1))));
+        const place = page.querySelector('#errors [data-tip]'), tip = page.querySelector('.tip');
+        place.dispatchEvent(new frame.contentWindow.PointerEvent('pointermove', { bubbles: true }));
+        found.push(Number(!tip.hidden && tip.textContent.startsWith('0° to 5°\\nsie, equi: ')));
+        return [...found, page.querySelectorAll('.exports button').length].join(' ') }).join(';') }"""
     outer = tmp_path / "frames.html"
     outer.write_text(f"<!doctype html><body>{frames}<script>{asking}</script></body>")
     browser = [
@@ -235,10 +248,12 @@ def test_nothing_is_wider_than_a_phone_or_a_desktop_and_it_prints(page_path, tmp
     found = re.search(r"<title>(.*?)</title>", asked.stdout)
     assert found, asked.stdout[-2000:]
     for width, measured in zip((360, 1100), found[1].split(";"), strict=True):
-        client_width, scroll_width, drawings = map(int, measured.split())
+        client_width, scroll_width, drawings, *used, buttons = map(int, measured.split())
         assert client_width == width
         assert scroll_width <= width, f"at {width} pixels the page is {scroll_width} wide"
         assert drawings > 20
+        assert used == [1, 1, 1, 1], "up, down, as it was, the values of a figure"
+        assert buttons == 2
 
     pdf = tmp_path / "report.pdf"
     subprocess.run([*browser, f"--print-to-pdf={pdf}", page_path.as_uri()], capture_output=True, check=True)

@@ -77,7 +77,7 @@ def curve_figure(name: str, curves: Mapping[str, Curve | None], *, y_label: str,
         axes.set_title(shortened(y_label), fontsize=9, color=INK, loc="left")
     else:
         axes.set_xlabel("step")
-        axes.set_ylabel(plain_text(y_label))
+        axes.set_ylabel(shortened(y_label))
         if len(curves) > 1:
             _legend_above(axes)
     steps = np.unique(np.concatenate([steps for steps, _ in drawn.values()]))

@@ -214,31 +214,30 @@ def _table(runs: Sequence[ComparedRun], rows: Sequence[Row], columns: range, rea
         f'<th scope="col" class="number run">{escaped(runs[index].name if len(runs) > 1 else "value")}</th>'
         for index in columns
     )
-    bodies: list[list[str]] = []
-    shown_heading, shown_metric = "", ""
+    # By heading, since the rows of a task may be of several protocols or splits in turn.
+    bodies: dict[str, list[str]] = {}
+    last_metric: dict[str, str] = {}
     for row in rows:
         present = [cell for cell in row.cells if cell is not None]
         if all(row.cells[index] is None for index in columns):
             continue
-        heading = _heading(row.task, present)
-        if heading != shown_heading:
-            bodies.append([f'<th colspan="{3 + len(columns)}" scope="colgroup"><div>{heading}</div></th>'])
-            shown_metric = ""
-        again = ' class="again"' if row.metric == shown_metric else ""
-        shown_heading, shown_metric = heading, row.metric
+        heading = f'<th colspan="{3 + len(columns)}" scope="colgroup"><div>{_heading(row.task, present)}</div></th>'
+        again = ' class="again"' if last_metric.get(heading) == row.metric else ""
+        last_metric[heading] = row.metric
         mark = ""
         if row.why_not_ranked:
             number = reasons.index(row.why_not_ranked) + 1
             mark = f' <a href="#reason-{number}" title="{escaped(row.why_not_ranked)}">[{number}]</a>'
         note = escaped(METRIC_NOTES.get(row.metric, row.metric))
         named = escaped(", ".join(_distinct(cell.baseline_name for cell in present)))
-        bodies[-1].append(
+        bodies.setdefault(heading, [heading]).append(
             f'<td{again} title="{note}"><code>{_breakable(row.metric)}</code></td><td>{escaped(row.part)}{mark}</td>'
             f'<td class="number" title="{named}" data-value="{present[0].baseline}">'
             f"{escaped(_shown_baseline(row.metric, present))}</td>"
             + "".join(_shown_cell(row, index) for index in columns)
         )
-    return data_table("comparison few" if len(columns) <= FEW_RUNS else "comparison", head, bodies)
+    css_class = "comparison few" if len(columns) <= FEW_RUNS else "comparison"
+    return data_table(css_class, head, list(bodies.values()))
 
 
 def _heading(task: str, cells: Sequence[Cell]) -> str:
