@@ -27,6 +27,7 @@ from ssl_equi.evaluation.report.part_choices import choose_parts, parts_meant_fo
 from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE
 
 TableFormat = Literal["latex", "markdown"]
+ByClass = dict[str, dict[tuple[int, int], ProbeRecord]]
 
 MAX_CARDS = 8
 RUNS_IN_A_TABLE = 6
@@ -199,11 +200,12 @@ def _exports(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
         for run in runs
     ]
     encoded = base64.b64encode(json.dumps({"runs": content}, separators=(",", ":")).encode()).decode()
+    formats: dict[str, TableFormat] = {"LaTeX": "latex", "Markdown": "markdown"}
     texts = "".join(
         f'<details class="export"><summary>{name}</summary>'
         f'<pre data-format="{name}">{escaped(text_table(runs, rows, table_format))}</pre></details>'
-        for name, table_format in (("LaTeX", "latex"), ("Markdown", "markdown"))
-    )  # type: ignore[misc]
+        for name, table_format in formats.items()
+    )
     link = f'<a download="records.json" href="data:application/json;base64,{encoded}">all records as JSON</a>'
     return f'<div class="exports">{texts}{link}</div>'
 
@@ -293,33 +295,33 @@ def _below(smalls: str) -> str:
 
 def _class_tables(runs: Sequence[ComparedRun]) -> str:
     """A table for each question that was judged class by class: a row for each class, the mean over seeds."""
-    found: dict[tuple[str, str], dict[str, dict[str, dict[str, dict[int, ProbeRecord]]]]] = {}
+    # By question, run, part, class, and folder and seed, of which the newest record counts.
+    found: dict[tuple[str, str], dict[str, dict[str, ByClass]]] = {}
     for run in runs:
         for place, folder in enumerate(run.folders):
             for record in folder.records:
-                of_class = class_of_metric(record.metric)
-                if of_class is not None:
-                    by_run = found.setdefault((record.task, of_class[0]), {other.name: {} for other in runs})
+                if of_class := class_of_metric(record.metric):
+                    metric, class_name = of_class
+                    by_run = found.setdefault((record.task, metric), {other.name: {} for other in runs})
                     by_class = by_run[run.name].setdefault(record.part, {})
-                    # Of a class and seed, the newest record counts.
-                    by_class.setdefault(of_class[1], {})[place, record.seed] = record  # type: ignore[index]
+                    by_class.setdefault(class_name, {})[place, record.seed] = record
     tables = []
     for (task, metric), by_run in found.items():
         parts = [part for by_part in by_run.values() for part in by_part]
         for choice in choose_parts(by_run, parts_meant_for(task, parts)):
-            shown = {label: classes for label, classes in choice.shown.items() if classes is not None}
-            first = next(iter(next(iter(shown.values())).values()))
-            named = [*shown, next(iter(first.values())).baseline_name]
-            rows = []
-            for class_name in _distinct(name for classes in shown.values() for name in classes):
-                of_class = [list(classes.get(class_name, {}).values()) for classes in shown.values()]
-                baseline = next(records[0].baseline for records in of_class if records)
+            shown = {label: by_class for label, by_class in choice.shown.items() if by_class is not None}
+            rows, baseline_name = [], ""
+            for class_name in _distinct(name for by_class in shown.values() for name in by_class):
+                answers = [list(by_class.get(class_name, {}).values()) for by_class in shown.values()]
+                first = next(records[0] for records in answers if records)
+                baseline_name = first.baseline_name
                 rows.append(
-                    f"<td>{escaped(class_name)}</td>{''.join(_class_cell(metric, records) for records in of_class)}"
-                    f'<td class="number" data-value="{baseline}">{escaped(format_value(metric, baseline))}</td>'
+                    f"<td>{escaped(class_name)}</td>{''.join(_class_cell(metric, records) for records in answers)}"
+                    f'<td class="number" data-value="{first.baseline}">'
+                    f"{escaped(format_value(metric, first.baseline))}</td>"
                 )
             head = '<th scope="col">class</th>'
-            head += "".join(f'<th scope="col" class="number">{escaped(column)}</th>' for column in named)
+            head += "".join(f'<th scope="col" class="number">{escaped(name)}</th>' for name in (*shown, baseline_name))
             which = f", {choice.title}" if len(runs) > 1 else ""
             heading = f"{task}: {IN_WORDS.get(metric, metric)} by class{which}"
             tables.append(f"<div><h3>{escaped(heading)}</h3>{data_table('classes', head, [rows])}</div>")
