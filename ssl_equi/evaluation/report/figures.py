@@ -9,7 +9,7 @@ and takes a style all the same, so that the others keep theirs in all figures of
 import base64
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -92,16 +92,12 @@ def angle_histogram(
 ) -> str:
     """Share of samples by error in degrees: a step line for each run or part, and thin ones for the baselines."""
     figure, axes = new_figure((4.2, 2.8))
-    bins = np.linspace(0, 180, 37)
-    drawn = _draw_shares(axes, errors_deg, bins, lambda errors: f"{np.median(errors):.0f}°")
-    drawn |= _draw_shares(axes, baselines_deg, bins, lambda errors: f"{np.median(errors):.0f}°", baselines=True)
     axes.set_xlabel("error in degrees (legend: median)")
     axes.set_ylabel("samples in %")
-    axes.set_xlim(0, 180)
     axes.set_xticks(range(0, 181, 30))
-    _legend_above(axes)
+    bins = np.linspace(0, 180, 37)
     heads = [f"{low:.0f}° to {high:.0f}°" for low, high in pairwise(bins)]
-    _hover_columns(axes, (bins[1:] + bins[:-1]) / 2, heads, drawn, " %")
+    _draw_shares(axes, errors_deg, baselines_deg, bins, heads, "°")
     return to_svg(figure, name)
 
 
@@ -109,19 +105,15 @@ def rank_histogram(name: str, ranks: Mapping[str, np.ndarray | None], gallery_si
     """Share of queries by the rank of the true view, from 1, the nearest, to `gallery_size`; and a random order's."""
     figure, axes = new_figure((4.2, 2.8))
     count = min(gallery_size, MAX_SINGLE_RANKS)
-    bins = np.linspace(0.5, gallery_size + 0.5, count + 1)
-    drawn = _draw_shares(axes, ranks, bins, lambda found: f"median {np.median(found):.0f}")
     axes.axhline(100 / count, color=MUTED, linewidth=1.1, linestyle=DOTTED, label="chance")
-    axes.set_xlabel(f"rank of the true view among {gallery_size}")
+    axes.set_xlabel(f"rank of the true view among {gallery_size} (legend: median)")
     axes.set_ylabel("queries in %")
-    axes.set_xlim(0.5, gallery_size + 0.5)
     step = max(1, round(gallery_size / 8))
     axes.set_xticks(sorted({1, *range(step, gallery_size + 1, step)} - ({step} if step < 3 else set())))
-    axes.set_ylim(bottom=0)
-    _legend_above(axes)
+    bins = np.linspace(0.5, gallery_size + 0.5, count + 1)
     ranks_of_bins = [(int(np.ceil(low)), int(np.floor(high))) for low, high in pairwise(bins)]
     heads = [f"rank {low}" if low >= high else f"ranks {low} to {high}" for low, high in ranks_of_bins]
-    _hover_columns(axes, (bins[1:] + bins[:-1]) / 2, heads, drawn, " %")
+    _draw_shares(axes, ranks, {}, bins, heads, "")
     return to_svg(figure, name)
 
 
@@ -364,24 +356,22 @@ def to_svg(figure: "Figure", name: str) -> str:
 
 
 def _draw_shares(
-    axes: "Axes",
-    samples: Mapping[str, np.ndarray | None],
-    bins: np.ndarray,
-    describe: Callable[[np.ndarray], str],
-    *,
-    baselines: bool = False,
-) -> dict[str, Curve]:
-    """Draw the share of samples in each bin, in percent, as step lines; returns what was drawn."""
+    axes: "Axes", samples: Mapping[str, np.ndarray | None], baselines: Mapping[str, np.ndarray], bins: np.ndarray,
+    heads: Sequence[str], unit: str,
+) -> None:  # fmt: skip
+    """The share of samples in each bin, in percent, as step lines; a bin shows its head and values when pointed at."""
     drawn: dict[str, Curve] = {}
-    for index, (label, found) in enumerate(samples.items()):
-        if found is None:
-            continue
-        shares = np.histogram(found, bins)[0] / len(found) * 100
-        style = {"color": (MUTED, INK)[index % 2], "linestyle": DOTTED} if baselines else series_style(index)
-        text = f"{shortened(label)} ({describe(found)})"
-        axes.stairs(shares, bins, label=text, linewidth=1.1 if baselines else 1.5, **style)
-        drawn[label] = (bins[1:] + bins[:-1]) / 2, shares
-    return drawn
+    styles = [series_style(index) | {"linewidth": 1.5} for index in range(len(samples))]
+    styles += [{"color": (MUTED, INK)[i % 2], "linestyle": DOTTED, "linewidth": 1.1} for i in range(len(baselines))]
+    for (label, found), style in zip((*samples.items(), *baselines.items()), styles, strict=True):
+        if found is not None:
+            shares = np.histogram(found, bins)[0] / len(found) * 100
+            axes.stairs(shares, bins, label=f"{shortened(label)} ({np.median(found):.0f}{unit})", **style)
+            drawn[label] = (bins[1:] + bins[:-1]) / 2, shares
+    axes.set_xlim(bins[0], bins[-1])
+    axes.set_ylim(bottom=0)
+    _legend_above(axes)
+    _hover_columns(axes, (bins[1:] + bins[:-1]) / 2, heads, drawn, " %")
 
 
 def _hover_columns(

@@ -1,11 +1,12 @@
 """Sections of a report that are drawn from what `arrays.npz` holds, of one run or of several over each other."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ssl_equi.evaluation.report.compared_runs import ComparedRun, class_names_of
-from ssl_equi.evaluation.report.comparison import Cell, Row
+from ssl_equi.evaluation.report.comparison import Row
 from ssl_equi.evaluation.report.feature_map import (
     MapMethod,
     angle_legend,
@@ -29,7 +30,7 @@ from ssl_equi.evaluation.report.figures import (
 )
 from ssl_equi.evaluation.report.page import captioned_figure, escaped, figure_grid, page_section, picture_strip
 from ssl_equi.evaluation.report.part_choices import EQUIVARIANT_FIRST, INVARIANT_FIRST, choose_parts
-from ssl_equi.evaluation.report.tables import in_words
+from ssl_equi.evaluation.report.tables import answers_of_meant_parts, in_words
 from ssl_equi.evaluation.tasks.latents import RELATIVE
 
 # Arrays that are there if, and only if, the views' poses are known, and objects have several views.
@@ -45,32 +46,24 @@ def overview_section(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
 
     What changes is the rotation between two views, or the first latent of the data's own whose change was asked for.
     """
-    own = [row.task for row in rows if row.task.startswith(RELATIVE)]
-    changing = "relative_rotation" if "relative_rotation" in own else next(iter(own), "")
-    axes = (
-        ("classification", "top1", ("inv", "agg", "all"), "class"),
-        (changing, "r2_uniform", ("equi", "all"), changing.removeprefix(RELATIVE)),
-    )
-    chosen: list[dict[str, tuple[str, Cell]]] = []
-    for task, metric, parts, _ in axes:
-        found: dict[str, tuple[str, Cell]] = {}
-        for part in parts:
-            for row in rows:
-                excused = not row.why_not_ranked or "not meant to" in row.why_not_ranked
-                if (row.task, row.metric, row.part) == (task, metric, part) and excused:
-                    for run, cell in zip(runs, row.cells, strict=True):
-                        if cell is not None:
-                            found.setdefault(run.name, (part, cell))
-        chosen.append(found)
-    both = [run.name for run in runs if all(run.name in found for found in chosen)]
-    conditions = [[found[name][1].conditions for name in both] for found in chosen]
+    relative = list(dict.fromkeys(row.task for row in rows if row.task.startswith(RELATIVE)))
+    changing = next((task for task in ("relative_rotation", *relative) if task in relative), "")
+    comparable = [row for row in rows if not row.why_not_ranked or "not meant to" in row.why_not_ranked]
+    stays = answers_of_meant_parts(comparable, "classification", "top1")
+    changes = answers_of_meant_parts(comparable, changing, "r2_uniform")
+    both = {index: run.name for index, run in enumerate(runs) if index in stays and index in changes}
+    conditions = [[found[index][1].conditions for index in both] for found in (stays, changes)]
     if len(both) < 2 or any(others != same[0] for same in conditions for others in same):
         return ""
-    stays, changes = chosen
-    points = {name: (stays[name][1].mean, changes[name][1].mean) for name in both}
-    labels = (f"{axes[0][3]} ({axes[0][1]})", f"{axes[1][3]} ({axes[1][1]})")
-    svg = overview_figure("overview", points, labels, (stays[both[0]][1].baseline, changes[both[0]][1].baseline))
-    used = "; ".join(f"{name}: class from {stays[name][0]}, {axes[1][3]} from {changes[name][0]}" for name in both)
+    what = changing.removeprefix(RELATIVE)
+    points = {name: (stays[index][1].mean, changes[index][1].mean) for index, name in both.items()}
+    first = next(iter(both))
+    baselines = (stays[first][1].baseline, changes[first][1].baseline)
+    svg = overview_figure("overview", points, ("class (top1)", f"{what} (r2_uniform)"), baselines)
+    used = "; ".join(
+        f"{name}: class from {stays[index][0].part}, {what} from {changes[index][0].part}"
+        for index, name in both.items()
+    )
     caption = (
         f"What stays and what changes: up and to the right is better. Dotted: baselines without an image. Parts: {used}"
     )
@@ -138,7 +131,8 @@ def retrieval_section(runs: Sequence[ComparedRun]) -> str:
 
 def maps_section(runs: Sequence[ComparedRun], method: MapMethod) -> str:
     """A map of each run's and part's features, once coloured by class and once by the angle of the view's rotation."""
-    cells, has_angles, legend = [], False, ""
+    cells, has_angles = [], False
+    legends: dict[str, None] = {}  # one for all runs that were judged on the same classes
     for run in runs:
         labels = run.arrays.get("map_labels", NONE)
         shown = shown_classes(labels) if len(labels) else []
@@ -152,7 +146,7 @@ def maps_section(runs: Sequence[ComparedRun], method: MapMethod) -> str:
             places = map_coordinates(components, method)
             share = _share_of_two(run.arrays.get(f"singular_values/{part}", NONE)) if method == "pca" else ""
             cells.append(captioned_figure(class_map(places, labels, shown, class_names), f"{name}, by class{share}"))
-            legend = class_legend(shown, class_names, len(np.unique(labels)))
+            legends[class_legend(shown, class_names, len(np.unique(labels)))] = None
             if "map_angle_deg" in run.arrays:
                 has_angles = True
                 cells.append(captioned_figure(angle_map(places, run.arrays["map_angle_deg"]), f"{name}, by angle"))
@@ -165,7 +159,7 @@ def maps_section(runs: Sequence[ComparedRun], method: MapMethod) -> str:
         f"points have similar features.{angle_told}</p>"
     )
     angles = angle_legend() if has_angles else ""
-    return page_section("maps", "Map of the features", about, legend, angles, figure_grid(cells, "maps"))
+    return page_section("maps", "Map of the features", about, *legends, angles, figure_grid(cells, "maps"))
 
 
 def spectrum_section(runs: Sequence[ComparedRun]) -> str:
@@ -190,14 +184,11 @@ def orbits_section(runs: Sequence[ComparedRun]) -> str:
     if any(not np.array_equal(angles[0], others) for others in angles):
         apart = '<p class="muted">The runs were turned by different angles, so their orbits are not drawn.</p>'
         return page_section("orbits", "Around the orbit of turns", apart)
+    moved = "1 - cosine between the features of the turned and of the upright view; 0: the same"
+    judged = "error of the turn that is read from both views; 0: right"
     for kind, unit, preferred, what in (
-        (
-            "orbit",
-            "",
-            INVARIANT_FIRST,
-            "1 - cosine between the features of the turned and of the upright view; 0: the same",
-        ),
-        ("orbit_rotation_deg", "°", EQUIVARIANT_FIRST, "error of the turn that is read from both views; 0: right"),
+        ("orbit", "", INVARIANT_FIRST, moved),
+        ("orbit_rotation_deg", "°", EQUIVARIANT_FIRST, judged),
     ):
         for choice in choose_parts(_by_part(runs, f"{kind}/"), preferred):
             svg = orbit_rings(f"orbit-{len(figures)}", angles[0], choice.shown, unit)
@@ -212,25 +203,21 @@ def orbits_section(runs: Sequence[ComparedRun]) -> str:
 
 def views_section(runs: Sequence[ComparedRun]) -> str:
     """The views that were evaluated, once for all runs that were judged on the same ones."""
-    sheets: list[tuple[ComparedRun, list[str]]] = []
-    for run in runs:
-        if "view_sheet" in run.arrays:
-            same = [
-                names for other, names in sheets if np.array_equal(other.arrays["view_sheet"], run.arrays["view_sheet"])
-            ]
-            if same:
-                same[0].append(run.name)
-            else:
-                sheets.append((run, [run.name]))
-    figures, heading = [], "Images"
-    for run, names in sheets:
+    names_by_sheet: dict[tuple[Any, ...], list[str]] = {}
+    with_sheet = {run.name: run for run in runs if "view_sheet" in run.arrays}
+    for name, run in with_sheet.items():
         sheet = run.arrays["view_sheet"]
+        names_by_sheet.setdefault((sheet.shape, sheet.tobytes()), []).append(name)
+    figures, heading = [], "Images"
+    for names in names_by_sheet.values():
+        arrays = with_sheet[names[0]].arrays
+        sheet = arrays["view_sheet"]
         rows, columns = sheet.shape[:2]
-        if HAS_POSES in run.arrays or HAS_SEVERAL_VIEWS in run.arrays:
+        if HAS_POSES in arrays or HAS_SEVERAL_VIEWS in arrays:
             heading, described = "Views", f"{columns} views of each of {rows} unseen objects, one object a row"
         else:
             described = f"{rows * columns} unseen images, as the encoder is given them"
-        described = escaped(f"{described} ({', '.join(names)})" if len(sheets) > 1 else described)
+        described = escaped(f"{described} ({', '.join(names)})" if len(names_by_sheet) > 1 else described)
         image = f'<img class="sheet" alt="{described}" src="{image_data_uri(tile(shrink(sheet)))}">'
         figures.append(f"<figure>{image}<figcaption>{described}</figcaption></figure>")
     return page_section("views", heading, *figures)

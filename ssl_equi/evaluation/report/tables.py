@@ -81,19 +81,25 @@ def meaning_of_task(task: str) -> str:
     return ""
 
 
+def answers_of_meant_parts(rows: Sequence[Row], task: str, metric: str) -> dict[int, tuple[Row, Cell]]:
+    """Each run's answer from the part that is meant for the task, if it has that, by the run's place."""
+    found: dict[int, tuple[Row, Cell]] = {}
+    asked = [row for row in rows if (row.task, row.metric) == (task, metric)]
+    for part in parts_meant_for(task, [row.part for row in asked]):
+        for row in asked:
+            for index, cell in enumerate(row.cells):
+                if row.part == part and cell is not None:
+                    found.setdefault(index, (row, cell))
+    return dict(sorted(found.items()))
+
+
 def headline_section(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
     """A card for each of the first tasks: its first metric, of the part of each run that is meant for it."""
     cards = []
-    for task in list(dict.fromkeys(row.task for row in rows)):
+    for task in _distinct(row.task for row in rows)[:MAX_CARDS]:
         metric = next(row.metric for row in rows if row.task == task)
-        asked = [row for row in rows if (row.task, row.metric) == (task, metric)]
-        shown: dict[int, tuple[Row, Cell]] = {}
-        for part in parts_meant_for(task, [row.part for row in asked]):
-            for row in asked:
-                for index, cell in enumerate(row.cells):
-                    if row.part == part and cell is not None:
-                        shown.setdefault(index, (row, cell))
-        parts = list(dict.fromkeys(row.part for row, _ in shown.values()))
+        shown = answers_of_meant_parts(rows, task, metric)
+        parts = _distinct(row.part for row, _ in shown.values())
         cells = [cell for _, cell in shown.values()]
         compared = [f"{cells[0].baseline_name} {_shown_baseline(metric, cells)}"]
         if len(runs) == 1:
@@ -106,14 +112,13 @@ def headline_section(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
                 f'<span class="name" title="{escaped(f"{runs[index].name}, part {row.part}")}">'
                 f"{escaped(runs[index].name)}</span>{BEST if index == row.best and len(parts) == 1 else ''}"
                 f"<strong>{escaped(format_value(metric, cell.mean))}</strong></div>"
-                for index, (row, cell) in sorted(shown.items())
+                for index, (row, cell) in shown.items()
             )
         cards.append(
             f'<div class="card"><div class="label">{escaped(in_words(task))}</div>'
             f'<div class="muted">{_breakable(metric)}, part {escaped(" or ".join(parts))}</div>{value}'
             f'<div class="muted">{escaped(" · ".join(compared))}</div></div>'
         )
-    cards = cards[:MAX_CARDS]
     return page_section("headline", "In short", f'<div class="cards">{"".join(cards)}</div>' if cards else "")
 
 
