@@ -186,19 +186,20 @@ def test_records_of_a_made_up_task_are_in_every_table_and_export(tmp_path):
 def test_tables_for_papers_are_bold_only_where_numbers_are_ranked(tmp_path, capsys):
     angle = {"task": "relative_rotation", "metric": "angle_deg_median", "baseline": 90.0, "part": "equi"}
     first = [record(value=0.6, seed=0), record(value=0.8, seed=1), record(**angle, value=40.0)]
-    second = [record(value=0.9), record(**angle, value=50.0, n=7)]
+    second = [record(value=0.9, baseline=0.3), record(**angle, value=50.0, n=7)]
     folders = [str(make_evaluation(tmp_path / name, found)) for name, found in (("x_$1", first), ("y|z", second))]
     script = load_script("report")
     script.main(script.Config(folders=tuple(folders), table="markdown"))
     assert capsys.readouterr().out == (
         "| task | metric | part | baseline | x\\_$1 | y\\|z |\n| --- | --- | --- | ---: | ---: | ---: |\n"
-        "| classification | top1 | inv | 0.250 | 0.700 ± 0.100 | **0.900** |\n"
+        "| classification | top1 | inv | 0.250 to 0.300 | 0.700 ± 0.100 | **0.900** |\n"
         "| relative\\_rotation | angle\\_deg\\_median | equi | 90.0° | 40.0° | 50.0° |\n"
     )
     script.main(script.Config(folders=tuple(folders), table="latex"))
     assert capsys.readouterr().out == (
         "\\begin{tabular}{lllrrr}\n\\toprule\ntask & metric & part & baseline & x\\_\\$1 & y|z \\\\\n\\midrule\n"
-        "classification & top1 & inv & $0.250$ & $0.700 \\pm 0.100$ & \\textbf{$0.900$} \\\\\n\\addlinespace\n"
+        "classification & top1 & inv & $0.250$ to $0.300$ & $0.700 \\pm 0.100$ & \\textbf{$0.900$} \\\\\n"
+        "\\addlinespace\n"
         "relative\\_rotation & angle\\_deg\\_median & equi & $90.0^{\\circ}$ & $40.0^{\\circ}$ & $50.0^{\\circ}$ \\\\\n"
         "\\bottomrule\n\\end{tabular}\n"
     )

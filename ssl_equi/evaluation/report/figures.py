@@ -387,10 +387,12 @@ def _hover_columns(
             for label, (points, values) in curves.items()
         )
         _show_when_pointed_at(axes.axvspan(low, high, alpha=0), f"{head}{values}")
+    # The outer columns end at the limits, around which matplotlib would leave room again.
     axes.set_xlim(limits)
 
 
 def _show_when_pointed_at(artist: Any, text: str) -> None:
+    # Matplotlib writes no titles into SVG, but an id as it is: to_svg makes a title of it.
     lines = [" ".join(visible(line).split()) for line in text.split("\n")]
     artist.set(gid=HOVER + "\n".join(lines), zorder=10)
 

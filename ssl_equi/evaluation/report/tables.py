@@ -211,6 +211,7 @@ def _exports(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
         f'<pre data-format="{name}">{escaped(text_table(runs, rows, table_format))}</pre></details>'
         for name, table_format in formats.items()
     )
+    # A link to data, and not a blob that a script makes: it works without one.
     link = f'<a download="records.json" href="data:application/json;base64,{encoded}">all records as JSON</a>'
     return f'<div class="exports">{texts}{link}</div>'
 
@@ -386,7 +387,7 @@ def _latex_text(text: str) -> str:
 
 def _latex_number(number: str) -> str:
     """A shown number, or a range of them, in math mode, where a minus is one."""
-    in_math = number.replace("°", r"^{\circ}").replace("±", r"\pm").replace(" to ", r"\text{ to }")
+    in_math = number.replace("°", r"^{\circ}").replace("±", r"\pm").replace(" to ", "$ to $")
     return number if number == "-" else f"${in_math}$"
 
 
