@@ -30,11 +30,9 @@ import tyro
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.sources import DatasetName
 from ssl_equi.evaluation.command import open_encoder_and_data
-from ssl_equi.evaluation.evaluation_suite import Suite
-from ssl_equi.evaluation.feature_store import FeatureStore
-from ssl_equi.evaluation.known_tasks import tasks_for
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.evaluation.records import append_records, print_records, refuse_other_content
+from ssl_equi.evaluation.suite import evaluate, tasks_for
 from ssl_equi.options import ActsWhen, EncoderArguments, ImageSide, Seed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -82,8 +80,10 @@ def main(config: Config) -> None:
     protocol = PROBE_PROTOCOLS[config.protocol]()
     if config.turn_training_views:
         protocol = replace(protocol, name=f"{protocol.name}_{config.turns}_turned_heads")
-    suite = Suite(protocol, tasks_for(data.evaluation, protocol.tasks), seeds=(config.seed,), device=DEVICE)
-    results = suite.evaluate(source, data, FeatureStore(None), compare_with_random=config.compare_with_random)
+    results = evaluate(
+        source, data, protocol, tasks=tasks_for(data.evaluation, protocol.tasks), seeds=(config.seed,), device=DEVICE,
+        compare_with_random=config.compare_with_random, say=print,
+    )  # fmt: skip
     print_records(results.records, results.notes)
     append_records(out / "results.json", results.records, notes=results.notes)
     print(f"added to {out / 'results.json'}")

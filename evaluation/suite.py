@@ -7,6 +7,7 @@
     python evaluation/suite.py --encoder timm:resnet18 --weights resnet18.safetensors
     python evaluation/suite.py --encoder random:resnet18 --tasks classification knn relative_rotation
     python evaluation/suite.py --encoder hub:timm/resnet18.a1_in1k --dataset cifar10 --data-dir DATA --protocol essl
+    python evaluation/suite.py --encoder runs/sie --beside runs/vicreg timm:resnet18 random:resnet18
     python evaluation/suite.py --encoder runs/sie --parts inv equi --seeds 5
     python evaluation/suite.py --encoder runs/sie --tasks robustness             poses never trained on; corruptions
     python evaluation/suite.py --encoder runs/sie --tasks augmentation_parameters

@@ -15,9 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ssl_equi.evaluation.tasks  # noqa: F401  (registers all tasks)
 from ssl_equi.cli import explain_errors
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.evaluation.task import TASKS
 from ssl_equi.geometry.rotations import quat_positive, random_quat
 from ssl_equi.latents.schema import SCHEMA_OF_WIDTH, LatentSchema
 from ssl_equi.views.options import ViewOptions
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from ssl_equi.training.pretraining import Pretraining
 
 # ---------------------------------------------------------------- encoders
+
+NEEDS_TRANSLATIONS = ("translation_object", "translation_base")  # tasks that are asked where objects move
+OF_FEATURES = [name for name, task in TASKS.items() if task.group == "features"]  # tasks without further images
 
 
 class PixelEncoder(nn.Module):

@@ -40,7 +40,7 @@ from ssl_equi.evaluation.features import encode_split
 from ssl_equi.evaluation.predictors.retrieval import hit_at_k, mean_reciprocal_rank, prediction_retrieval_error, ranks
 from ssl_equi.evaluation.predictors.retrieval_results import HIT_RANKS
 from ssl_equi.evaluation.protocol import sie
-from ssl_equi.evaluation.suite import probe_features
+from ssl_equi.evaluation.suite import ask_features, tasks_for
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import relative_quat
 from ssl_equi.latents.actions import SEVERAL, actions_of
@@ -197,7 +197,7 @@ def count_images(config: Config) -> list[Row]:
     train, test = [encode_split(ours, split, MEAN_RGB, STD_RGB, config.device) for split in splits]
     epochs = {f"{name}_epochs": config.epochs for name in ("classification", "rotation", "absolute_rotation", "colour")}
     protocol = replace(sie(), **epochs)
-    probe_features(train, test, PARTS, CLASSES, protocol, config.device)
+    ask_features(train, test, PARTS, tasks_for(test), CLASSES, protocol, config.device)
     published = images_of_the_usual_way(num_objects)
     return [
         row_of(f"images, nine probes the usual way, {config.epochs} epochs", [usual.images], expected),

@@ -18,7 +18,6 @@ from ssl_equi.data.sources import DATASETS, DatasetName, DataSource, open_data, 
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
 from ssl_equi.evaluation.evaluation_folder import refuse_results_of_a_run, write_evaluation
-from ssl_equi.evaluation.evaluation_suite import Suite, SuiteResults
 from ssl_equi.evaluation.feature_store import FeatureStore, FeatureType, default_cache_folder
 from ssl_equi.evaluation.predictors.predictor_tasks import strips_of_predictions
 from ssl_equi.evaluation.predictors.retrieval_results import TASK as RETRIEVAL
@@ -27,12 +26,14 @@ from ssl_equi.evaluation.publish import result_arrays
 from ssl_equi.evaluation.report.write import write_report_or_warn
 from ssl_equi.evaluation.seed_table import print_seeds
 from ssl_equi.evaluation.skipping import noted_if_unanswered
+from ssl_equi.evaluation.suite import Evaluation, arrays_of, evaluate
 from ssl_equi.evaluation.symmetry.orbits import fit_relative_rotation_head, orbit_errors, turns_are_known
-from ssl_equi.evaluation.tasks.transfer import open_transfer_set, transfer_questions
+from ssl_equi.evaluation.tasks.transfer import open_transfer_set, transfer_tasks
 from ssl_equi.options import ActsWhen, Count, EncoderArguments, ImageSide, Range
 from ssl_equi.runtime.system import software_versions
 
 FIRST_SEED = 0
+RELATIVE_ROTATION = "relative_rotation"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class EvaluationConfig:
 
     encoder: str
     """A run's folder, an exported encoder's, timm:NAME (pretrained), random:NAME or hub:OWNER/NAME."""
+    beside: tuple[str, ...] = ()
+    """Further encoders that are asked the same of the same images, and put beside it on one page (peers.html)."""
     dataset: DatasetName = "3diebench-p"
     """3diebench-p and 3diebench-pt (whose objects also move) render themselves; the others need --data-dir."""
     data_dir: str | None = None
@@ -86,14 +89,28 @@ class EvaluationConfig:
 
 
 def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
-    """Runs an evaluation as a script does; returns the folder of its results.
+    """Runs an evaluation as a script does, of one encoder or of several; returns the folder of the first one's results.
 
     Args:
         label: the script's name; part of the default folder.
 
     Raises:
-        UserError: an option is wrong, or the encoder, the data and the protocol don't go together.
+        UserError: an option is wrong, or an encoder, the data and the protocol don't go together.
     """
+    others = []
+    for text in config.beside:
+        other = replace(config, encoder=text, weights=None, encoder_arguments={}, out=None)
+        source, _ = open_encoder_and_data(other)  # before the first takes its time
+        others.append(replace(other, out=None if config.out is None else config.out / source.name))
+    out, *folders = [_evaluate_encoder(each, label) for each in (config, *others)]
+    if folders:
+        write_report_or_warn([out, *folders], out / "peers.html")
+        print(f"all of them side by side: {out / 'peers.html'}")
+    return out
+
+
+def _evaluate_encoder(config: EvaluationConfig, label: str) -> Path:
+    """One encoder; returns the folder of its results."""
     if config.seeds < 1:
         raise UserError(f"--seeds is {config.seeds}: give 1 or more")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -108,12 +125,13 @@ def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
     require_writable(out)
     transfer_sets = [open_transfer_set(text, source.image_size, config.transfer_split) for text in config.transfer]
     live = LiveLine()
-    suite = Suite(
-        protocol, config.tasks, config.parts, tuple(range(FIRST_SEED, FIRST_SEED + config.seeds)), device=device,
-        further_questions=transfer_questions(transfer_sets), batch_size=config.batch_size, say=live.say, show=live.show,
-    )  # fmt: skip
     store = FeatureStore(config.cache or default_cache_folder(), config.cache_type)
-    results = suite.evaluate(source, data, store, compare_with_random=config.compare_with_random)
+    results = evaluate(
+        source, data, protocol, tasks=config.tasks, parts=config.parts,
+        seeds=range(FIRST_SEED, FIRST_SEED + config.seeds), further=transfer_tasks(transfer_sets), store=store,
+        compare_with_random=config.compare_with_random, device=device, batch_size=config.batch_size,
+        say=live.say, show=live.show,
+    )  # fmt: skip
     live.clear()
     print_seeds(results.records, results.notes, protocol.paper_metrics)
     run = describe(config, source, data, results, software_versions()) | {
@@ -170,7 +188,7 @@ def publish(
     out: Path,
     source: EncoderSource,
     data: DataSource,
-    results: SuiteResults,
+    results: Evaluation,
     run: Mapping[str, Any],
     device: str,
 ) -> None:
@@ -181,16 +199,17 @@ def publish(
         device: where the encoder is.
     """
     # The numbers first: nothing that is only drawn may cost them.
-    write_evaluation(out, results.records, results.notes, run, results.arrays)
+    arrays = arrays_of(results.results)
+    write_evaluation(out, results.records, results.notes, run, arrays)
     drawn, why_not_drawn = pictures(source, data, results, device)
-    shown, why_not_shown = result_arrays(results.first_seed, data.evaluation)
+    shown, why_not_shown = result_arrays(results, data.evaluation)
     notes = (*results.notes, *why_not_drawn, *why_not_shown)
-    write_evaluation(out, results.records, notes, run, results.arrays | shown | drawn)
+    write_evaluation(out, results.records, notes, run, arrays | shown | drawn)
     write_report_or_warn([out], out / "report.html", title=f"{source.name} on {data.name}")
 
 
 def pictures(
-    source: EncoderSource, data: DataSource, results: SuiteResults, device: str
+    source: EncoderSource, data: DataSource, results: Evaluation, device: str
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """What the report draws that takes the encoder or its predictor again: orbits, and strips of what is retrieved.
 
@@ -199,13 +218,12 @@ def pictures(
     Returns:
         The arrays, and a sentence for what can't be drawn.
     """
-    first = results.first_seed
     arrays: dict[str, np.ndarray] = {}
     notes: list[str] = []
-    parts = {part: columns for part, columns in first.parts.items() if "relative_rotation" in first.results[part]}
+    parts = {part: columns for part, columns in results.parts.items() if RELATIVE_ROTATION in results.results[part]}
     with noted_if_unanswered("orbits are not drawn", notes):
         heads = {
-            part: fit_relative_rotation_head(first.train_features.part(columns), first.protocol, FIRST_SEED)
+            part: fit_relative_rotation_head(results.train_features.part(columns), results.protocol, FIRST_SEED)
             for part, columns in parts.items()
             if turns_are_known(data.evaluation)
         }
@@ -214,7 +232,7 @@ def pictures(
         )
     if source.predictor is not None and any(record.task == RETRIEVAL for record in results.records):
         with noted_if_unanswered("strips of predictions are not drawn", notes):
-            arrays |= strips_of_predictions(source.predictor.cpu(), first.test_features, data.evaluation)
+            arrays |= strips_of_predictions(source.predictor.cpu(), results.test_features, data.evaluation)
     return arrays, notes
 
 
@@ -222,17 +240,17 @@ def describe(
     config: EvaluationConfig,
     source: EncoderSource,
     data: DataSource,
-    results: SuiteResults,
+    results: Evaluation,
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """What `results.json` says of the evaluation as a whole."""
-    protocol = results.first_seed.protocol
+    protocol = results.protocol
     return {
         "encoder": config.encoder,
         "name": source.name,
         "architecture": source.architecture,
         "encoder_sha256": source.state_sha256,
-        "parts": {name: [columns.start, columns.stop] for name, columns in results.first_seed.parts.items()},
+        "parts": {name: [columns.start, columns.stop] for name, columns in results.parts.items()},
         "image_size": source.image_size,
         "data": data.name,
         "source": data.evaluation.source,
@@ -243,7 +261,7 @@ def describe(
         "paper_metrics": list(protocol.paper_metrics),
         "seeds": config.seeds,
         "encoder_passes": results.encoder_passes,
-        "seconds": results.first_seed.seconds,
+        "seconds": results.seconds,
         "command": f"python {shlex.join(sys.argv)}",
         "commit": versions["commit"],
         "options": {name: str(value) for name, value in asdict(config).items()},

@@ -4,7 +4,8 @@
 |---|---|
 | `runs/sie` | the encoder that a run left in `encoder/` |
 | `runs/sie/encoder` | a folder with `config.json` and `model.safetensors`, ours or as timm saves its models |
-| `timm:NAME` | timm's pretrained weights, downloaded, or from a local file of them |
+| `timm:NAME` | timm's pretrained weights, downloaded |
+| `timm:NAME@FILE` | the same from a local safetensors file of them |
 | `random:NAME` | the architecture with random weights |
 | `hub:OWNER/NAME[@REVISION]` | a model repository on the Hugging Face hub with those two files |
 """
@@ -125,7 +126,10 @@ def _open(
     if text.startswith(RANDOM_PREFIX):
         return _open_random(text.removeprefix(RANDOM_PREFIX), image_size or stored_size, arguments)
     if text.startswith(TIMM_PREFIX):
-        return _open_timm(text.removeprefix(TIMM_PREFIX), image_size or stored_size, weights, arguments)
+        name, _, file = text.removeprefix(TIMM_PREFIX).partition("@")
+        if file and weights is not None:
+            raise EncoderError(f"weights are given twice, in {text!r} and as {weights}: name one file")
+        return _open_timm(name, image_size or stored_size, Path(file) if file else weights, arguments)
     if text.startswith(HUB_PREFIX):
         repository = text.removeprefix(HUB_PREFIX)
         name = f"hub-{repository.replace('/', '-').replace('@', '-')}"

@@ -32,6 +32,83 @@ class Samples:
         return len(self.rows)
 
 
+@dataclass(frozen=True)
+class HeadPlan:
+    """An MLP and its training.
+
+    Attributes:
+        hidden: widths of the hidden layers; none: a linear head.
+        epochs: of training.
+        samples_per_object: in each epoch; None: as many as an object has views.
+        classes: number of classes, told apart by cross-entropy; None: a regression by mean squared error.
+        scaled: targets of a regression are shifted and scaled to a variance of 1 for the head to learn, because
+            latents may be millimetres or kilometres; one factor for all components.
+    """
+
+    hidden: tuple[int, ...]
+    epochs: int
+    samples_per_object: int | None
+    classes: int | None = None
+    scaled: bool = False
+
+
+@dataclass(frozen=True)
+class HeadRequest:
+    features: Tensor
+    samples_of_epoch: Callable[[int], Samples]
+    plan: HeadPlan
+    seed: int
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    after_epoch: Callable[[nn.Sequential], None] | None = None
+
+
+def train_heads(requests: Sequence[HeadRequest], protocol: ProbeProtocol) -> list[nn.Sequential]:
+    from dataclasses import replace as changed
+
+    heads = []
+    for request in requests:
+        plan, seed = request.plan, request.seed
+        own = changed(
+            protocol,
+            learning_rate=protocol.learning_rate if request.learning_rate is None else request.learning_rate,
+            weight_decay=protocol.weight_decay if request.weight_decay is None else request.weight_decay,
+        )
+        first = request.samples_of_epoch(0)
+        targets = first.targets
+        inputs = first.rows.shape[1] * request.features.shape[1]
+        head = build_head(inputs, plan.hidden, plan.classes or targets.shape[1], torch.Generator().manual_seed(seed))
+        loss = F.mse_loss if plan.classes is None else F.cross_entropy
+        mean, scale = (0.0, 1.0)
+        samples_of_epoch = request.samples_of_epoch
+        if plan.scaled:
+            mean = targets.mean(dim=0)
+            size = (targets - mean).square().mean().sqrt()
+            scale = torch.where(size > 0, size, 1.0)
+
+            def scaled(epoch: int, drawn=request.samples_of_epoch, mean=mean, scale=scale) -> Samples:
+                samples = drawn(epoch)
+                return changed(samples, targets=(samples.targets - mean) / scale)
+
+            samples_of_epoch = scaled
+        train_head(
+            head,
+            request.features,
+            samples_of_epoch,
+            loss,
+            own,
+            epochs=plan.epochs,
+            seed=seed,
+            after_epoch=request.after_epoch,
+        )
+        if plan.scaled:
+            with torch.no_grad():
+                head[-1].weight.mul_(scale)
+                head[-1].bias.mul_(scale).add_(mean)
+        heads.append(head)
+    return heads
+
+
 def build_head(
     in_features: int, hidden: tuple[int, ...], out_features: int, generator: torch.Generator
 ) -> nn.Sequential:

@@ -20,14 +20,8 @@ CORE_TASKS: tuple[str, ...] = (
     "colour",
 )
 
-# Every question that the features of the splits' views answer (`ssl_equi.evaluation.known_tasks.TASKS` says how).
-FEATURE_TASKS: tuple[str, ...] = (
-    "classification", "linear", "knn", "knn_weighted", "low_shot_1pct", "low_shot_10pct",
-    "relative_rotation", "relative_rotation_6d", "relative_rotation_matrix",
-    "absolute_rotation", "absolute_rotation_6d", "absolute_rotation_matrix",
-    "translation_object", "translation_base", "colour", "colour_circular", "light", "relative_light",
-    "invariance", "collapse", "feature_action",
-)  # fmt: skip
+# Stands for every task that the features of the splits' views answer (see `ssl_equi.evaluation.task`).
+FEATURE_TASKS = "features"
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ class ProbeProtocol:
     """
 
     name: str = "ssl_equi_v1"
-    tasks: tuple[str, ...] = (*CORE_TASKS, AUGMENTATION_EQUIVARIANCE)  # what the evaluation suite asks
+    tasks: tuple[str, ...] = (*CORE_TASKS, AUGMENTATION_EQUIVARIANCE)  # names of tasks, or of groups of them
     paper_metrics: tuple[str, ...] = ()  # those that the paper reports, where there is a paper
 
     batch_size: int = 256
@@ -218,7 +212,7 @@ def embedded() -> ProbeProtocol:
 
 def ssl_equi() -> ProbeProtocol:
     """The heads of `embedded`, and every question that needs no further images but augmented ones."""
-    return replace(embedded(), tasks=(*FEATURE_TASKS, AUGMENTATION_EQUIVARIANCE))
+    return replace(embedded(), tasks=(FEATURE_TASKS, AUGMENTATION_EQUIVARIANCE))
 
 
 def sie() -> ProbeProtocol:

@@ -10,18 +10,18 @@ import numpy as np
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.errors import visible
 from ssl_equi.evaluation.evaluation_folder import ARRAYS_HASH, RESULTS_FILE, write_arrays
-from ssl_equi.evaluation.protocol import FEATURE_TASKS
 from ssl_equi.evaluation.records import append_records, print_records
 from ssl_equi.evaluation.report.feature_map import map_arrays
 from ssl_equi.evaluation.report.pictures import neighbour_arrays, view_sheet
 from ssl_equi.evaluation.report.write import write_report_or_warn
 from ssl_equi.evaluation.skipping import noted_if_unanswered
-from ssl_equi.evaluation.suite import ProbeResults
+from ssl_equi.evaluation.suite import Evaluation
+from ssl_equi.evaluation.task import TASKS
 
 
 def publish_results(
     run_folder: Path,
-    results: ProbeResults,
+    results: Evaluation,
     test: ViewCollection,
     *,
     title: str,
@@ -50,7 +50,7 @@ def publish_results(
     return run_folder / "report.html"
 
 
-def result_arrays(results: ProbeResults, test: ViewCollection) -> tuple[dict[str, np.ndarray], list[str]]:
+def result_arrays(results: Evaluation, test: ViewCollection) -> tuple[dict[str, np.ndarray], list[str]]:
     """All that a report draws of probe results, by the keys of `arrays.npz`, and a sentence for what can't be drawn.
 
     Args:
@@ -69,10 +69,9 @@ def result_arrays(results: ProbeResults, test: ViewCollection) -> tuple[dict[str
                     arrays[f"{kind}/{task}/{part}"] = values
     for part, tasks in (results.random_results or {}).items():
         for task, result in tasks.items():
-            if result.angle_errors_deg is not None and task not in FEATURE_TASKS:
+            # Of rotations, one written as a quaternion stands for all.
+            if result.angle_errors_deg is not None and (task not in TASKS or task == "relative_rotation"):
                 arrays[f"random_angle_errors_deg/{task}/{part}"] = result.angle_errors_deg
-    for part, errors_deg in results.random_angle_errors_deg.items():
-        arrays[f"random_angle_errors_deg/relative_rotation/{part}"] = errors_deg
     with noted_if_unanswered("maps of the features", notes):
         arrays |= map_arrays(results.test_features, results.parts)
     with noted_if_unanswered("nearest neighbours", notes):

@@ -1,44 +1,62 @@
-"""Tasks on every part of cached features, and the records that results become."""
+"""One encoder through tasks: every split encoded once, then all tasks on all parts with several seeds.
 
+What can't be asked of the data or of a part becomes a note; the encoder's state is hashed after every task.
+"""
+
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 import numpy as np
 import torch
 from torch import nn
 
+from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.sources import DataSource
+from ssl_equi.errors import UserError
 from ssl_equi.evaluation.bootstrap import bootstrap_interval, mean_statistic
+from ssl_equi.evaluation.encoders import EncoderSource
+from ssl_equi.evaluation.feature_store import FeatureStore
 from ssl_equi.evaluation.features import FeatureCache, state_sha256
-from ssl_equi.evaluation.known_tasks import Task, TaskResult, known_tasks, tasks_for
-from ssl_equi.evaluation.protocol import ProbeProtocol
+from ssl_equi.evaluation.heads import train_heads
+from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol
 from ssl_equi.evaluation.records import ProbeRecord
 from ssl_equi.evaluation.skipping import TaskSkipped, noted_if_unanswered
-from ssl_equi.evaluation.task_results import without_undefined
+from ssl_equi.evaluation.task import PLACE, TASKS, Ask, Encoding, Subject, Task, TaskResult
 from ssl_equi.evaluation.task_samples import require_varied
+from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE, tasks_of_latent
+from ssl_equi.latents.actions import warning_of_signs
+from ssl_equi.latents.schema import LatentSchema
 
+PROGRESS_EVERY_SECONDS = 20.0
+# Whose numbers rest on quaternions, which have two signs.
+QUATERNION_TASKS = ("relative_rotation", "absolute_rotation", "retrieval", "predictor_consistency")
+Say = Callable[[str], None]
 PartResults = dict[str, dict[str, TaskResult]]  # by part, then task
 
 
 @dataclass(frozen=True)
-class ProbeResults:
-    """Records of all probes, and what the report draws.
+class Evaluation:
+    """What an encoder achieved.
 
     Attributes:
-        records: one for each task, part and metric.
-        parts: the probed slices of the feature columns.
-        results: result of the encoder by part and task.
+        records: of every seed, task, part and metric.
+        notes: a sentence for each number that is missing or needs a remark.
+        parts: the asked slices of the feature columns.
+        results: of the first seed by part and task: all that the report draws.
         random_results: the same of the random encoder; None if there was none.
-        train_features: every view of the split that the heads were trained on, encoded by the encoder.
+        train_features: every view of the split that the heads were trained on, encoded.
         test_features: the same of the evaluated split.
         class_names: of the data set.
-        protocol: how the heads were trained and judged.
-        seconds: time spent in "encode" (which includes all of the augmented images) and "heads", both encoders
-            together.
-        notes: why a number is missing or incomplete.
+        protocol: how heads were trained and judged.
+        seconds: spent in "encode" and "heads" (all that tasks do), both encoders together.
+        encoder_passes: images that went through the encoder; those of the random encoder are not among them.
     """
 
     records: list[ProbeRecord]
+    notes: tuple[str, ...]
     parts: dict[str, slice]
     results: PartResults
     random_results: PartResults | None
@@ -47,48 +65,195 @@ class ProbeResults:
     class_names: tuple[str, ...]
     protocol: ProbeProtocol
     seconds: dict[str, float]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def angle_errors_deg(self) -> dict[str, np.ndarray]:
-        """Rotation error of each evaluated pair, by part."""
-        return _angle_errors(self.results)
-
-    @property
-    def random_angle_errors_deg(self) -> dict[str, np.ndarray]:
-        """The same with the random encoder; empty if there was none."""
-        return _angle_errors(self.random_results or {})
-
-    @property
-    def constant_angle_errors_deg(self) -> np.ndarray | None:
-        """Rotation error of each evaluated pair if the mean rotation is always the answer; None without poses."""
-        asked = [tasks["relative_rotation"] for tasks in self.results.values() if "relative_rotation" in tasks]
-        return asked[0].constant_angle_errors_deg if asked else None
-
-    @property
-    def per_class_recall(self) -> dict[str, np.ndarray]:
-        """Recall of each class by part, NaN for classes without evaluated objects."""
-        asked = {part: tasks["classification"] for part, tasks in self.results.items() if "classification" in tasks}
-        return {part: result.per_class_recall for part, result in asked.items() if result.per_class_recall is not None}
+    encoder_passes: int
 
 
-def with_notes_of_random(notes: Sequence[str], random_notes: Sequence[str]) -> tuple[str, ...]:
-    """The notes, and those of the random encoder that don't say the same."""
-    return (*notes, *(f"random encoder, {note}" for note in random_notes if note not in notes))
+def evaluate(
+    source: EncoderSource,
+    data: DataSource,
+    protocol: ProbeProtocol,
+    *,
+    tasks: Sequence[str] = (),
+    parts: Sequence[str] = (),
+    seeds: Sequence[int] = (0,),
+    further: Sequence[Task] = (),
+    store: FeatureStore | None = None,
+    compare_with_random: bool = True,
+    bad_train_records: BadRecords | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 512,
+    say: Say = lambda line: None,
+    show: Say = lambda line: None,
+) -> Evaluation:
+    """Puts an encoder through tasks; see the module.
+
+    Args:
+        tasks: names of tasks or of groups of them; see `asked_tasks`.
+        parts: names of parts; none: all that the encoder has.
+        seeds: of the heads; every record keeps its own.
+        further: tasks that are asked whatever `tasks` says, such as transfer to other data.
+        bad_train_records: what is done with training objects that can't be read; they raise when it is None. Objects
+            that are judged always do.
+        say: is told what is going on, line by line.
+        show: is told of every task, for a line that is written over.
+
+    Raises:
+        DataError: an image can't be read.
+        UserError: there is no such task or part, or features are not finite.
+        ValueError: the splits don't belong together, or an object has no label.
+        RuntimeError: the encoder's state changed.
+    """
+    unknown = [part for part in parts if part not in source.parts]
+    if unknown:
+        raise UserError(f"{source.name} has no part {unknown[0]!r}: choose from {', '.join(source.parts)}")
+    chosen = {part: source.parts[part] for part in parts or source.parts}
+    check_splits(chosen, data.probe_train, data.evaluation)
+    asked = asked_tasks(source, data.evaluation.schema, protocol, tasks, further)
+    store = store or FeatureStore(None)
+    passes_before, started = store.encoder_passes, time.perf_counter()
+    modules = {source.name: source.module}
+    random = source.untrained() if compare_with_random else None
+    if random is not None:
+        modules[f"random {source.name}"] = random
+    subjects = [
+        _encoded(module, name, source, chosen, data, store, bad_train_records, device, batch_size, say)
+        for name, module in modules.items()
+    ]
+    encoded = time.perf_counter()
+    say(f"{source.name}: {len(asked)} tasks on {', '.join(chosen)}, seeds {', '.join(str(seed) for seed in seeds)}")
+    own, *others = _ask(asked, subjects, seeds, protocol, show)
+    notes = [*source.notes, *data.notes, *notes_on_poses(data, [task.name for task in asked]), *own.all_notes()]
+    for other in others:
+        notes += [f"random encoder, {note}" for note in other.all_notes() if note not in notes]
+    first = seeds[0]
+    return Evaluation(
+        records=[
+            record
+            for seed in seeds
+            for record in records_of(
+                own.by_seed[seed],
+                others[0].by_seed[seed] if others else None,
+                split=data.evaluation.split,
+                protocol=protocol,
+                seed=seed,
+                num_objects=subjects[0].test.num_objects,
+            )
+        ],
+        notes=tuple(notes),
+        parts=chosen,
+        results=own.by_seed[first],
+        random_results=others[0].by_seed[first] if others else None,
+        train_features=subjects[0].train,
+        test_features=subjects[0].test,
+        class_names=tuple(data.evaluation.class_names),
+        protocol=protocol,
+        seconds={"encode": encoded - started, "heads": time.perf_counter() - encoded},
+        encoder_passes=store.encoder_passes - passes_before,
+    )
 
 
-def check_splits(parts: dict[str, slice], train: ViewCollection, test: ViewCollection, split_name: str) -> None:
+def ask_features(
+    train: FeatureCache,
+    test: FeatureCache,
+    parts: dict[str, slice],
+    tasks: Sequence[str],
+    num_classes: int,
+    protocol: ProbeProtocol,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> tuple[PartResults, list[str]]:
+    """Tasks on parts of cached features, without any encoder.
+
+    Returns:
+        Results by part and task, and a sentence for each answer that is missing: "TASK, part PART: why", or one for
+        all tasks that can't be asked of a part whose features are the same in every view.
+    """
+    known = TASKS | own_latent_tasks(test.schema)
+    subject = Subject("features", parts, train, test, num_classes, device)
+    (answers,) = _ask([known[name] for name in tasks], [subject], (seed,), protocol)
+    return answers.by_seed[seed], answers.all_notes()
+
+
+def own_latent_tasks(schema: LatentSchema | None) -> dict[str, Task]:
+    """The tasks of latents that no registered task is about, by name: none of 3DIEBench and 3DIEBench-T."""
+    if schema is None:
+        return {}
+    needs = {task.needs for task in TASKS.values() if task.needs is not None}
+    covered = {latent.name for need in needs for latent in need.latents(schema)}
+    uncovered = [latent for latent in schema.latents if latent.name not in covered]
+    return {name: task for latent in uncovered for name, task in tasks_of_latent(latent).items()}
+
+
+def tasks_for(views: FeatureCache | ViewCollection, names: Sequence[str] = CORE_TASKS) -> tuple[str, ...]:
+    """Those of the named tasks whose latents a split has, and those of its latents that no task is about."""
+    features = [task.name for task in TASKS.values() if task.group == "features"]
+    spelled_out = [member for name in names for member in (features if name == "features" else [name])]
+    having = [name for name in spelled_out if name not in TASKS or _has_latents(TASKS[name], views.schema)]
+    return tuple(dict.fromkeys((*having, *own_latent_tasks(views.schema))))
+
+
+def _has_latents(task: Task, schema: LatentSchema | None) -> bool:
+    return task.needs is None or bool(task.needs.latents(schema))
+
+
+def asked_tasks(
+    source: EncoderSource,
+    schema: LatentSchema | None,
+    protocol: ProbeProtocol,
+    names: Sequence[str] = (),
+    further: Sequence[Task] = (),
+) -> list[Task]:
+    """The tasks that are asked of data with these latents, in the order in which they are asked.
+
+    Args:
+        names: of tasks, or `robustness`, `latents` (the data's own), `features`, `transfer` and `all` for groups of
+            them. None: the protocol's, those of the data's own latents, and those of the predictor beside the encoder.
+        further: tasks that are asked besides.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    own = own_latent_tasks(schema)
+    known = {name: task for name, task in TASKS.items() if task.group != "predictor" or source.predictor is not None}
+    known |= own | {task.name: task for task in further}
+    of_group = {group: [name for name, task in known.items() if task.group == group] for group in PLACE}
+    groups = {"all": list(known)} | {name: of_group[name] for name in ("features", "robustness", "latents", "transfer")}
+    if "transfer" in names and not further:
+        raise UserError("task 'transfer' is asked without a data set: give --transfer DATASET:DIR")
+    chosen = names or (*protocol.tasks, *own, *of_group["predictor"])
+    spelled_out = dict.fromkeys(member for name in chosen for member in groups.get(name, [name]))
+    for name in spelled_out:
+        if name not in known:
+            raise UserError(_why_unknown(name, source, schema, [*known, *groups]))
+    asked = [known[name] for name in dict.fromkeys((*spelled_out, *(task.name for task in further)))]
+    return sorted(asked, key=lambda task: PLACE[task.group])
+
+
+def _why_unknown(name: str, source: EncoderSource, schema: LatentSchema | None, known: Sequence[str]) -> str:
+    if name in TASKS:
+        return f"{source.name} has no predictor beside it to ask for {name}: give a run that has"
+    close = get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(close)}" if close else f"choose from {', '.join(known)}"
+    if name.startswith((RELATIVE, ABSOLUTE)):
+        own = own_latent_tasks(schema)
+        having = [task for task in TASKS.values() if _has_latents(task, schema)]
+        offered = [each for each in (*(task.name for task in having), *own) if each.startswith((RELATIVE, ABSOLUTE))]
+        hint = f"of these data's latents, choose from {', '.join(dict.fromkeys(offered)) or 'none'}"
+    return f"there is no task {name!r}: {hint}"
+
+
+def check_splits(parts: Mapping[str, slice], train: ViewCollection, test: ViewCollection) -> None:
     """Raises ValueError unless the splits are of one data set, all labelled, and there is something to probe."""
     if not parts:
         raise ValueError("parts is empty: name at least one slice of the features, such as {'all': slice(0, 512)}")
     if tuple(train.class_names) != tuple(test.class_names):
         raise ValueError(
-            f"the train split has {len(train.class_names)} classes and the {split_name} split {len(test.class_names)} "
+            f"the train split has {len(train.class_names)} classes and the {test.split} split {len(test.class_names)} "
             "with other names: probe splits of one data set"
         )
     if train.schema != test.schema:
         raise ValueError(
-            f"the latents of the train split are not those of the {split_name} split, in name, kind, range or order: "
+            f"the latents of the train split are not those of the {test.split} split, in name, kind, range or order: "
             "write both splits with one schema"
         )
     for split in (train, test):
@@ -96,91 +261,173 @@ def check_splits(parts: dict[str, slice], train: ViewCollection, test: ViewColle
             raise ValueError(f"{int((split.labels < 0).sum())} objects have no label: probe labelled images only")
 
 
-def probe_features(
-    train: FeatureCache,
-    test: FeatureCache,
+def _encoded(
+    module: nn.Module,
+    name: str,
+    source: EncoderSource,
     parts: dict[str, slice],
-    num_classes: int,
+    data: DataSource,
+    store: FeatureStore,
+    bad_train_records: BadRecords | None,
+    device: torch.device | str,
+    batch_size: int,
+    say: Say,
+) -> Subject:
+    """The encoder, or its random counterpart, with the features of both splits."""
+    module = module.to(device)
+    mean_rgb, std_rgb = source.mean_rgb or data.mean_rgb, source.std_rgb or data.std_rgb
+    state = state_sha256(module)
+    # Passes of the random encoder are not counted among those of the encoder.
+    store = store if module is source.module else FeatureStore(store.folder, store.dtype)
+
+    def progress_of(label: str) -> Callable[[int, int], None]:
+        """Says how far encoding is, and how fast; silent where features are found."""
+        started = last = time.perf_counter()
+
+        def report(done: int, total: int) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            if done == total or now - last >= PROGRESS_EVERY_SECONDS:
+                say(f"{label}: encoded {done:,} of {total:,} views, {done / (now - started):,.0f} images/s")
+                last = now
+
+        return report
+
+    train, test = (
+        store.encode(
+            module, split, mean_rgb, std_rgb, name=name, architecture=source.architecture, encoder_sha256=state,
+            device=device, batch_size=batch_size, bad_records=bad_records,
+            on_progress=progress_of(f"{name}: {split.split}"),
+        )
+        for split, bad_records in ((data.probe_train, bad_train_records), (data.evaluation, None))
+    )  # fmt: skip
+    encoding = Encoding(
+        module, source.architecture, state, mean_rgb, std_rgb, data, store, batch_size, progress_of,
+        source.predictor if module is source.module else None,
+    )  # fmt: skip
+    return Subject(name, parts, train, test, len(data.evaluation.class_names), device, encoding)
+
+
+def _ask(
+    tasks: Sequence[Task],
+    subjects: Sequence[Subject],
+    seeds: Sequence[int],
     protocol: ProbeProtocol,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-) -> PartResults:
-    """One task of each kind on every part of cached features; what can't be asked is left out."""
-    known = known_tasks(test.schema)
-    tasks = {name: known[name] for name in tasks_for(test)}
-    return ask_tasks(train, test, parts, tasks, num_classes, protocol, device, seed)[0]
-
-
-def ask_tasks(
-    train: FeatureCache,
-    test: FeatureCache,
-    parts: dict[str, slice],
-    tasks: Mapping[str, Task],
-    num_classes: int,
-    protocol: ProbeProtocol,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-    *,
-    unchanged: nn.Module | None = None,
-    before_task: Callable[[str, str], None] = lambda task, part: None,
-) -> tuple[PartResults, list[str]]:
-    """Tasks on parts of cached features; heads of different parts know nothing of each other.
-
-    Args:
-        unchanged: the encoder, whose parameters and buffers are hashed before and after each task.
-        before_task: is told the task and the part that is asked next.
-
-    Returns:
-        Results by part and task, and a sentence for each answer that is missing: "TASK, part PART: why", or one for
-        all tasks that can't be asked of a part whose features are the same in every view.
-
-    Raises:
-        RuntimeError: a task changed the encoder.
-    """
-    train, test = train.to(device), test.to(device)
-    state = None if unchanged is None else state_sha256(unchanged)
-    results: PartResults = {part: {} for part in parts}
-    notes: list[str] = []
-    for part, columns in parts.items():
-        train_part, test_part = train.part(columns), test.part(columns)
-        constant = _why_constant(train_part, test_part)
-        not_asked = []
-        for name, task in tasks.items():
-            before_task(name, part)
-            reasons: list[str] = []
-            with noted_if_unanswered(f"{name}, part {part}", reasons):
-                result = without_undefined(task(train_part, test_part, num_classes, protocol, seed))
-                results[part][name] = result
-                notes += [f"{name}, part {part}: {note}" for note in result.notes]
-            if reasons and constant is not None:
-                not_asked.append(name)
-            else:
-                notes += reasons
-            if unchanged is not None and state_sha256(unchanged) != state:
+    show: Say = lambda line: None,
+) -> list["_Answers"]:
+    """All tasks on all parts of each subject with all seeds. Raises RuntimeError if one changed an encoder."""
+    answers = [
+        _Answers(subject, {seed: {part: {} for part in subject.parts} for seed in seeds}) for subject in subjects
+    ]
+    for task in tasks:
+        asks = [_asks(task, subject, seeds, protocol) for subject in subjects]
+        _train_together(task, [ask for of_subject in asks for ask in of_subject], protocol)
+        for found, of_subject in zip(answers, asks, strict=True):
+            for ask in of_subject:
+                show(f"{found.subject.name}: {task.name}, part {ask.part}")
+                found.add(task, ask)
+            encoding = found.subject.encoding
+            if encoding is not None and state_sha256(encoding.module) != encoding.state_sha256:
                 raise RuntimeError(
-                    f"task {name!r} changed a parameter or a buffer of the encoder: a frozen encoder must stay as it is"
+                    f"task {task.name!r} changed a parameter or a buffer of the encoder: a frozen encoder must stay as "
+                    "it is"
                 )
-        if constant is not None:
-            notes.append(f"part {part} is constant: {constant} (not asked: {', '.join(not_asked) or 'nothing'})")
-    return results, notes
+    return answers
 
 
-def _why_constant(train: FeatureCache, test: FeatureCache) -> str | None:
+def _asks(task: Task, subject: Subject, seeds: Sequence[int], protocol: ProbeProtocol) -> list[Ask]:
+    """Of which parts and seeds of a subject a task is asked."""
+    train, test, parts = subject.train_on_device, subject.test_on_device, subject.parts
+    if task.group == "predictor":  # which reads its own columns
+        has_predictor = subject.encoding is not None and subject.encoding.predictor is not None
+        parts = {"all": slice(0, train.features.shape[-1])} if has_predictor else {}
+    return [
+        Ask(train.part(columns), test.part(columns), subject.num_classes, protocol, seed, part, subject, subject.made)
+        for seed in (seeds[:1] if task.once else seeds)
+        for part, columns in parts.items()
+    ]
+
+
+def _train_together(task: Task, asks: Sequence[Ask], protocol: ProbeProtocol) -> None:
+    """Trains the heads of a task for all parts, seeds and encoders at once."""
+    for probe in task.probes:
+        waiting = []
+        for ask in asks:
+            try:
+                if task.needs is not None:
+                    task.needs.require(ask.train, ask.test)
+                probe.check(ask)
+            except TaskSkipped:
+                continue  # noted when the task is asked
+            if probe.key(ask) not in ask.made:
+                waiting.append(ask)
+        try:
+            heads = train_heads([probe.request(ask) for ask in waiting], protocol)
+        except Exception:
+            return
+        for ask, head in zip(waiting, heads, strict=True):
+            ask.made[probe.key(ask)] = head
+
+
+@dataclass
+class _Answers:
+    """What one encoder answered by seed, and why it didn't."""
+
+    subject: Subject
+    by_seed: dict[int, PartResults]
+    notes: list[str] = field(default_factory=list)
+    not_asked: dict[str, list[str]] = field(default_factory=dict)  # tasks of parts whose features don't vary
+
+    def add(self, task: Task, ask: Ask) -> None:
+        """Asks a task. Whatever it raises becomes a note, so that it never costs the numbers of others."""
+        reasons: list[str] = []
+        with noted_if_unanswered(f"{task.name}, part {ask.part}", reasons):
+            result = task(ask)
+            self.by_seed[ask.seed].setdefault(ask.part, {})[task.name] = result
+            self.notes += [f"{task.name}, part {ask.part}: {note}" for note in result.notes]
+        if reasons and ask.part in self.subject.parts and why_constant(self.subject, ask.part) is not None:
+            self.not_asked.setdefault(ask.part, []).append(task.name)
+        else:
+            self.notes += reasons
+
+    def all_notes(self) -> list[str]:
+        """Notes on the features, on tasks, and one for each part whose features are the same in all views."""
+        notes, encoding = [], self.subject.encoding
+        of_split = self.subject.train.num_objects if encoding is None else encoding.data.probe_train.num_objects
+        left_out = of_split - self.subject.train.num_objects
+        if left_out:
+            notes.append(f"the heads were trained without {left_out} of {of_split} objects, which can't be read")
+        notes += self.notes
+        for part in self.subject.parts:
+            reason = why_constant(self.subject, part)
+            if reason is not None:
+                missing = ", ".join(dict.fromkeys(self.not_asked.get(part, []))) or "nothing"
+                notes.append(f"part {part} is constant: {reason} (not asked: {missing})")
+        return list(dict.fromkeys(notes))
+
+
+def why_constant(subject: Subject, part: str) -> str | None:
     """A sentence if all training views have the same features; None otherwise."""
-    try:
-        require_varied(train, test)
-    except TaskSkipped as reason:
-        return str(reason)
-    return None
+
+    def find() -> str | None:
+        columns = subject.parts[part]
+        try:
+            require_varied(subject.train.part(columns), subject.test.part(columns))
+        except TaskSkipped as reason:
+            return str(reason)
+        return None
+
+    return subject.once(("why constant", part), find)
 
 
-def make_records(
+def records_of(
     results: PartResults,
     random_results: PartResults | None,
-    num_objects: int,
-    split_name: str,
+    *,
+    split: str,
     protocol: ProbeProtocol,
     seed: int,
+    num_objects: int,
 ) -> list[ProbeRecord]:
     """Records in the order of the printed table: task by task, part by part; a task may be absent from a part."""
     tasks = dict.fromkeys(task for results_of_part in results.values() for task in results_of_part)
@@ -200,7 +447,7 @@ def make_records(
             random_encoder=_random_value(random_results, part, task, metric),
             n=results_of_part[task].num_samples,
             num_objects=results_of_part[task].num_objects or num_objects,
-            split=results_of_part[task].split or split_name,
+            split=results_of_part[task].split or split,
             protocol=protocol.name,
             seed=seed,
             object_standard_error=object_standard_error(results_of_part[task], metric),
@@ -237,7 +484,27 @@ def _random_value(random_results: PartResults | None, part: str, task: str, metr
     return None if result is None else result.metrics.get(metric)
 
 
-def _angle_errors(results: PartResults) -> dict[str, np.ndarray]:
-    with_poses = {part: tasks for part, tasks in results.items() if "relative_rotation" in tasks}
-    errors = {part: tasks["relative_rotation"].angle_errors_deg for part, tasks in with_poses.items()}
-    return {part: values for part, values in errors.items() if values is not None}
+def notes_on_poses(data: DataSource, names: Sequence[str]) -> tuple[str, ...]:
+    """A sentence if quaternions are asked for and the poses let them jump: of the training split, or the judged one."""
+    if not any(name.endswith(QUATERNION_TASKS) for name in names):
+        return ()
+    found = (
+        warning_of_signs(views.split, views.schema, views.latents) for views in (data.probe_train, data.evaluation)
+    )
+    return tuple(note for note in found if note is not None)[:1]
+
+
+def arrays_of(results: PartResults) -> dict[str, np.ndarray]:
+    """What results hold besides numbers, by `KIND/TASK/PART`; the kind of objects' scores is `object_scores.METRIC`."""
+    arrays: dict[str, np.ndarray] = {}
+    for part, tasks in results.items():
+        for task, result in tasks.items():
+            found = {
+                "angle_errors_deg": result.angle_errors_deg,
+                "constant_angle_errors_deg": result.constant_angle_errors_deg,
+                "per_class_recall": result.per_class_recall,
+                "singular_values": result.singular_values,
+                "retrieval_ranks": result.retrieval_ranks,
+            } | {f"object_scores.{metric}": scores for metric, scores in (result.object_scores or {}).items()}
+            arrays |= {f"{kind}/{task}/{part}": array for kind, array in found.items() if array is not None}
+    return arrays

@@ -2,24 +2,20 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_equi.data.view_counts import NO_VIEW, ViewsOfEach
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.heads import Samples, build_head, predict, train_head
+from ssl_equi.evaluation.heads import Samples
 from ssl_equi.evaluation.metrics import r2_notes, varying_components
 from ssl_equi.evaluation.pairs import (
     ViewPairs,
     all_pairs,
     evaluation_pairs,
     evaluation_views,
-    training_pairs,
-    training_views,
 )
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.skipping import TaskSkipped
@@ -29,26 +25,6 @@ ROUNDING = 1e-6  # of the features' root mean square: what varies less is float3
 MOST_CLASSES = 20  # that samples are told apart by
 
 TargetsOf = Callable[[FeatureCache, Tensor], Tensor]  # of rows [n, k], k views a sample: [n, K]
-
-
-@dataclass(frozen=True)
-class HeadPlan:
-    """An MLP and its training.
-
-    Attributes:
-        hidden: widths of the hidden layers; none: a linear head.
-        epochs: of training.
-        samples_per_object: in each epoch.
-        classes: number of classes, told apart by cross-entropy; None: a regression by mean squared error.
-        scaled: targets of a regression are shifted and scaled to a variance of 1 for the head to learn, because
-            latents may be millimetres or kilometres; one factor for all components.
-    """
-
-    hidden: tuple[int, ...]
-    epochs: int
-    samples_per_object: int
-    classes: int | None = None
-    scaled: bool = False
 
 
 def feature_matrix(cache: FeatureCache) -> Tensor:
@@ -177,78 +153,3 @@ def held_out_objects(num_objects: int, share: float, seed: int) -> np.ndarray:
     held_out = np.zeros(num_objects, dtype=bool)
     held_out[np.random.default_rng(seed).permutation(num_objects)[:count]] = True
     return held_out
-
-
-def regress_views(
-    train: FeatureCache, test: FeatureCache, targets_of: TargetsOf, plan: HeadPlan, protocol: ProbeProtocol, seed: int
-) -> tuple[Tensor, Samples]:
-    """Answers to the fixed views of `test`, of an MLP that met views of `train` drawn each epoch, and these samples."""
-
-    def samples_of_epoch(epoch: int) -> Samples:
-        views = training_views(train.num_objects, train.views_of_each, plan.samples_per_object, seed, epoch)
-        return samples_of(train, view_rows(train, views), targets_of)
-
-    require_varied(train, test)
-    samples = samples_of(test, evaluated_view_rows(test, protocol), targets_of)
-    head = train_regressor(feature_matrix(train), samples_of_epoch, plan, protocol, seed)
-    return predict(head, feature_matrix(test), samples.rows), samples
-
-
-def regress_pairs(
-    train: FeatureCache, test: FeatureCache, targets_of: TargetsOf, plan: HeadPlan, protocol: ProbeProtocol, seed: int
-) -> tuple[Tensor, Samples]:
-    """Answers to the fixed pairs of `test`, of an MLP that met new pairs of `train` each epoch, and these samples."""
-    require_views(train, test)
-    require_varied(train, test)
-    samples = judged_pairs(test, targets_of, protocol)
-    head = pair_head(train, targets_of, plan, protocol, seed)
-    return predict(head, feature_matrix(test), samples.rows), samples
-
-
-def pair_head(
-    train: FeatureCache, targets_of: TargetsOf, plan: HeadPlan, protocol: ProbeProtocol, seed: int
-) -> nn.Sequential:
-    """An MLP that met new pairs of `train` each epoch; it takes both views' features side by side."""
-
-    def samples_of_epoch(epoch: int) -> Samples:
-        pairs = training_pairs(train.num_objects, train.views_of_each, plan.samples_per_object, seed, epoch)
-        return samples_of(train, pair_rows(train, pairs), targets_of)
-
-    return train_regressor(feature_matrix(train), samples_of_epoch, plan, protocol, seed)
-
-
-def judged_pairs(test: FeatureCache, targets_of: TargetsOf, protocol: ProbeProtocol) -> Samples:
-    """The fixed pairs that heads are judged on."""
-    return samples_of(test, evaluated_pair_rows(test, protocol), targets_of)
-
-
-def train_regressor(
-    features: Tensor,
-    samples_of_epoch: Callable[[int], Samples],
-    plan: HeadPlan,
-    protocol: ProbeProtocol,
-    seed: int,
-) -> nn.Sequential:
-    """An MLP from rows of `features [N, D]` to targets `[n, K]`, or to the logits of classes `[n]`; see `HeadPlan`."""
-    first = samples_of_epoch(0)
-    targets = first.targets
-    inputs, outputs = first.rows.shape[1] * features.shape[1], plan.classes or targets.shape[1]
-    head = build_head(inputs, plan.hidden, outputs, torch.Generator().manual_seed(seed))
-    loss = F.mse_loss if plan.classes is None else F.cross_entropy
-    if not plan.scaled:
-        return train_head(head, features, samples_of_epoch, loss, protocol, epochs=plan.epochs, seed=seed)
-    mean = targets.mean(dim=0)
-    size = (targets - mean).square().mean().sqrt()
-    scale = torch.where(size > 0, size, 1.0)
-
-    def scaled(epoch: int) -> Samples:
-        samples = samples_of_epoch(epoch)
-        return replace(samples, targets=(samples.targets - mean) / scale)
-
-    train_head(head, features, scaled, loss, protocol, epochs=plan.epochs, seed=seed)
-    with torch.no_grad():
-        last = head[-1]
-        assert isinstance(last, nn.Linear)
-        last.weight.mul_(scale)
-        last.bias.mul_(scale).add_(mean)
-    return head

@@ -10,17 +10,14 @@ from ssl_equi.data.sources import DATASETS, DataSource
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.catalogue import model_arguments
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.evaluation_suite import Suite
-from ssl_equi.evaluation.feature_store import FeatureStore
 from ssl_equi.evaluation.features import encode_split, state_sha256
-from ssl_equi.evaluation.known_tasks import tasks_for
 from ssl_equi.evaluation.predictors.capsule_poses import probe_capsule_poses
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS
 from ssl_equi.evaluation.publish import publish_results
 from ssl_equi.evaluation.records import ProbeRecord
 from ssl_equi.evaluation.sequences.tasks import quick_sequence_results
 from ssl_equi.evaluation.skipping import noted_if_unanswered
-from ssl_equi.evaluation.suite import ProbeResults, check_splits, make_records
+from ssl_equi.evaluation.suite import Evaluation, check_splits, evaluate, records_of, tasks_for
 from ssl_equi.export.encoder import EncoderCard, encoder_export
 from ssl_equi.export.folder import Export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor_export
@@ -54,8 +51,7 @@ class Ending:
 
         Everything that it exports is written and built again in memory, and the splits that are probed are compared.
         """
-        evaluated = self.data.probe_train, self.data.evaluation, self.config.evaluation_split
-        check_splits(probed_parts(self.objective), *evaluated)
+        check_splits(probed_parts(self.objective), self.data.probe_train, self.data.evaluation)
         for export in self.exports(self.run.whole(self.objective)).values():
             self.run.processes.on_main_then_everywhere(export.check)
 
@@ -95,7 +91,7 @@ class Ending:
         )  # fmt: skip
         run.processes.say(f"probed in {time.perf_counter() - started:.0f} s; open {report} in a browser")
 
-    def probe(self, objective: Objective) -> ProbeResults:
+    def probe(self, objective: Objective) -> Evaluation:
         """Asks one question of each kind and those of the chosen protocol, as far as the data have the latents."""
         config = self.config
         protocol = PROBE_PROTOCOLS[config.probe_protocol]()
@@ -106,13 +102,13 @@ class Ending:
             build_untrained=lambda: create_encoder(config.encoder, config.image_size, **config.encoder_arguments),
         )  # fmt: skip
         tasks = tasks_for(self.data.evaluation, list(asked))
-        suite = Suite(protocol, tasks, seeds=(config.seed,), device=self.run.device, say=lambda line: None)
-        return suite.evaluate(
-            source, self.data, FeatureStore(None), compare_with_random=config.compare_with_random,
+        return evaluate(
+            source, self.data, protocol, tasks=tasks, seeds=(config.seed,), device=self.run.device,
+            compare_with_random=config.compare_with_random,
             bad_train_records=BadRecords(config.on_bad_record, config.max_skipped, self.run.processes.rank),
-        ).first_seed  # fmt: skip
+        )  # fmt: skip
 
-    def ask_more(self, objective: Objective, results: ProbeResults) -> tuple[list[ProbeRecord], Sequence[str]]:
+    def ask_more(self, objective: Objective, results: Evaluation) -> tuple[list[ProbeRecord], Sequence[str]]:
         """Of the aggregates of sequences and of capsules' poses, where they know the actions between stored views."""
         split, seed = self.config.evaluation_split, self.config.seed
         if objective.sequence_model is not None and self.sequences["source"] == "rendered":
@@ -129,7 +125,9 @@ class Ending:
             capsules = encode_split(network, data.evaluation, data.mean_rgb, data.std_rgb, self.run.device)
             answers = probe_capsule_poses(capsules, network.num_capsules, network.pose_side, told, results.protocol)
             asked = {"capsules": answers}
-            return make_records(asked, None, capsules.num_objects, split, results.protocol, seed), ()
+            return records_of(
+                asked, None, split=split, protocol=results.protocol, seed=seed, num_objects=capsules.num_objects
+            ), ()
         return [], ()
 
     def exports(self, objective: Objective) -> dict[str, Export]:

@@ -1,6 +1,7 @@
 """The probe on encoders whose answer is known, from images to records."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,15 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.data.images import normalise_images
+from ssl_equi.data.sources import DataSource
+from ssl_equi.evaluation.feature_store import FeatureStore
+from ssl_equi.evaluation.features import cache_of
+from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE as TASK
 from ssl_equi.evaluation.protocol import EquivarianceProtocol, ProbeProtocol
 from ssl_equi.evaluation.publish import publish_results
+from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.task import TASKS, Ask, Encoding, Subject, TaskResult
 from ssl_equi.evaluation.tasks import augmentation_equivariance
 from ssl_equi.evaluation.tasks.augmentation_equivariance import (
-    TASK,
-    AugmentationEquivariance,
     augmentation_pipeline,
     encode_augmented,
-    probe_augmentation_equivariance,
 )
 from ssl_equi.views.parameters import GrayscaleParameters
 from ssl_equi.views.pipeline import ViewPipeline
@@ -70,10 +74,30 @@ def small_encoder() -> nn.Module:
     )
 
 
-def probe(encoder: nn.Module, collection: ViewsInMemory, **changes: object) -> AugmentationEquivariance:
+@dataclass(frozen=True)
+class Found:
+    """What was measured by part, and the notes."""
+
+    results: dict[str, TaskResult]
+    notes: tuple[str, ...]
+
+
+def probe(encoder: nn.Module, collection: ViewsInMemory, **changes: object) -> Found:
+    """The task on parts of what an encoder makes of a split, whose heads nobody trains."""
     parts = changes.pop("parts", {"all": slice(None)})
-    protocol = EquivarianceProtocol(**changes)
-    return probe_augmentation_equivariance(encoder, parts, collection, MEAN_RGB, STD_RGB, protocol)
+    protocol = ProbeProtocol(augmentation_equivariance=EquivarianceProtocol(**changes))
+    data = DataSource("by hand", collection, collection, collection, MEAN_RGB, STD_RGB)
+    encoding = Encoding(encoder, "", "", MEAN_RGB, STD_RGB, data, FeatureStore(None))
+    cache = cache_of(torch.zeros(collection.num_objects, collection.num_views, 1), collection)
+    whole = Subject("by hand", parts, cache, cache, 0, encoding=encoding)
+    results, notes = {}, []
+    for part in parts:
+        try:
+            results[part] = TASKS[TASK](Ask(cache, cache, 0, protocol, 0, part, whole, whole.made))
+            notes += results[part].notes
+        except TaskSkipped as reason:
+            notes.append(str(reason))
+    return Found(results, tuple(notes))
 
 
 class QuarterTurn(OccasionalTransform[GrayscaleParameters]):
@@ -212,7 +236,7 @@ def test_encoders_that_change_or_give_nan_are_refused():
 def test_a_collapsed_encoder_has_no_numbers_but_a_note():
     found = probe(Constant(), make_images())
     assert found.results == {}
-    assert found.notes == ("all: not measured: all images have the same features, the encoder has collapsed",)
+    assert found.notes == ("all images have the same features, the encoder has collapsed",)
 
 
 @pytest.mark.usefixtures("turns_and_flips")
@@ -220,15 +244,15 @@ def test_an_invariant_encoder_has_no_gamma_and_a_note():
     found = probe(MeanColour(), make_images())
     assert list(found.results["all"].metrics) == METRICS[1:]
     assert found.results["all"].metrics["wahba_error"] < 1e-5
-    assert found.notes == ("all: gamma_f is left out, because no augmentation moves any features",)
+    assert found.notes == ("gamma_f is left out, because no augmentation moves any features",)
 
 
 def test_with_few_images_only_gamma_is_measured():
     found = probe(Grid(), make_images(), max_images=63)
     assert list(found.results["all"].metrics) == ["gamma_f"]
     assert found.notes == (
-        "all: wahba_error, composition_error and least_squares_error are left out, because 63 images are too few for "
-        "16 features (64 needed)",
+        "wahba_error, composition_error and least_squares_error are left out, because 63 images are too few for 16 "
+        "features (64 needed)",
     )
     assert list(probe(Grid(), make_images(), max_images=64).results["all"].metrics) == METRICS
 
@@ -243,9 +267,11 @@ def test_pairs_that_do_not_move_are_noted():
 def test_collections_that_cannot_be_asked_get_a_note():
     wide = make_images()
     wide.image_size = (16, 20)
-    assert probe(Grid(), wide) == AugmentationEquivariance({}, ("not measured: images are 16 x 20 pixels, not square",))
+    assert probe(Grid(), wide) == Found({}, ("images are 16 x 20 pixels, and crops are square: use square images",))
     lonely = make_images(num_objects=1, num_views=1)
-    assert probe(Grid(), lonely) == AugmentationEquivariance({}, ("not measured: there is only one image",))
+    assert probe(Grid(), lonely) == Found(
+        {}, ("there is only one image, and features of two can be compared: use more images",)
+    )
 
 
 def test_mild_augmentations_keep_half_of_the_area_and_all_colours():
@@ -291,10 +317,9 @@ def test_numbers_reach_the_records_the_table_and_the_report(tmp_path: Path, caps
         (part, metric) for part in ("all", "wide") for metric in METRICS
     ]
     assert all(record.n == 80 and record.num_objects == 20 and record.random_encoder is None for record in records)
-    collapsed = "random encoder, augmentation_equivariance: all: not measured: all images have the same features"
-    assert any(note.startswith(collapsed) for note in results.notes)
-    constant = [note for note in results.notes if "all 24 training views have the same 16 features" in note]
-    assert len(constant) == 1 and constant[0].startswith("random encoder, ") and "classification" in constant[0]
+    (constant,) = [note for note in results.notes if "all 24 training views have the same 16 features" in note]
+    collapsed = "random encoder, part all is constant"
+    assert constant.startswith(collapsed) and "classification" in constant and TASK in constant
 
     path = publish_results(tmp_path, results, test, title="t", command="c")
     printed = capsys.readouterr().out

@@ -14,12 +14,12 @@ from ssl_equi.evaluation.bootstrap import (
     median_statistic,
     r2_uniform_statistic,
 )
-from ssl_equi.evaluation.known_tasks import TASKS
 from ssl_equi.evaluation.pairs import evaluation_pairs
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProbeProtocol
 from ssl_equi.evaluation.records import describe_columns, print_records
 from ssl_equi.evaluation.seed_table import print_seeds
-from ssl_equi.evaluation.suite import make_records
+from ssl_equi.evaluation.suite import records_of
+from ssl_equi.evaluation.task import TASKS, Ask
 from ssl_equi.evaluation.task_samples import evaluated_pairs
 from tests.evaluation.report_pages import results_of
 
@@ -93,8 +93,10 @@ def test_rotations_have_intervals_and_their_angles_by_class(posed_cache, capsys)
         replace(cache, features=cache.quats_xyzw, class_names=names)
         for cache in (posed_cache(40, 0), posed_cache(12, 1))
     )
-    result = TASKS["relative_rotation"](train, test, 4, quick, 0)
-    records = make_records({"all": {"relative_rotation": result}}, None, 12, "test", quick, 0)
+    result = TASKS["relative_rotation"](Ask(train, test, 4, quick, 0))
+    records = records_of(
+        {"all": {"relative_rotation": result}}, None, split="test", protocol=quick, seed=0, num_objects=12
+    )
     by_name = {record.metric: record for record in records}
     for name in ("r2_uniform", "angle_deg_median", "angle_deg_mean", "angle_deg_median_of_dog"):
         assert by_name[name].interval_low < by_name[name].value < by_name[name].interval_high
@@ -125,4 +127,4 @@ def test_many_classes_are_not_told_apart(posed_cache):
     names = tuple(f"class {label}" for label in range(25))
     cache = posed_cache(50, 0, num_classes=25)
     cache = replace(cache, features=cache.quats_xyzw, class_names=names)
-    assert not any("_of_" in name for name in TASKS["absolute_rotation"](cache, cache, 25, quick, 0).metrics)
+    assert not any("_of_" in name for name in TASKS["absolute_rotation"](Ask(cache, cache, 25, quick, 0)).metrics)

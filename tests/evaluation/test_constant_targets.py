@@ -10,24 +10,25 @@ import torch
 from torch import nn
 
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.known_tasks import TASKS
 from ssl_equi.evaluation.metrics import r2_metrics, r2_notes, r2_pooled, r2_uniform, varying_components
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.publish import publish_results
 from ssl_equi.evaluation.sequences.heads import judge, latent_targets
 from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.suite import ask_tasks
+from ssl_equi.evaluation.suite import ask_features
+from ssl_equi.evaluation.task import TASKS, Ask
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.latents.actions import actions_of
 from ssl_equi.latents.schema import THREEDIEBENCH
 from tests.evaluation.probed_by_hand import probed
+from tests.fakes import OF_FEATURES
 
 QUICK = ProbeProtocol(
     batch_size=64, learning_rate=5e-3, rotation_hidden=(64,), rotation_epochs=15, absolute_rotation_hidden=(64,),
     absolute_rotation_epochs=15, translation_epochs=1, translation_hidden=(8,), light_epochs=1, light_hidden=(8,),
     colour_circular_epochs=1, colour_circular_hidden=(8,),
 )  # fmt: skip
-ROTATIONS = [name for name in TASKS if "rotation" in name]
+ROTATIONS = [name for name in OF_FEATURES if "rotation" in name]
 CONSTANT = {  # target components that do not vary on an upright turntable, and on a tilted one
     "relative_rotation": ("2 of 4", "1 of 4"), "relative_rotation_6d": ("2 of 6", None),
     "relative_rotation_matrix": ("5 of 9", None), "absolute_rotation": ("2 of 4", None),
@@ -90,7 +91,7 @@ def turntable(
 @pytest.mark.parametrize("name", ROTATIONS)
 def test_a_turntable_is_asked_for_its_one_angle(posed_cache, name, tilt):
     train, test = turntable(posed_cache, 60, 0, 1, tilt), turntable(posed_cache, 20, 1, 1, tilt)
-    results, notes = ask_tasks(train, test, {"all": slice(0, 2)}, {name: TASKS[name]}, 4, QUICK)
+    results, notes = ask_features(train, test, {"all": slice(0, 2)}, [name], 4, QUICK)
     result = results["all"][name]
     assert 0.6 < result.metrics["r2_uniform"] <= 1 and 0.6 < result.metrics["r2_pooled"] <= 1
     assert result.metrics["angle_deg_median"] < 0.5 * result.baselines["angle_deg_median"].value
@@ -104,7 +105,7 @@ def test_a_turntable_is_asked_for_its_one_angle(posed_cache, name, tilt):
 @pytest.mark.parametrize("name", ROTATIONS)
 def test_angles_are_asked_even_if_nothing_turns(posed_cache, name):
     still = turntable(posed_cache, 20, 0, turns=0)
-    results, notes = ask_tasks(still, still, {"all": slice(0, 2)}, {name: TASKS[name]}, 4, QUICK)
+    results, notes = ask_features(still, still, {"all": slice(0, 2)}, [name], 4, QUICK)
     result = results["all"][name]
     assert set(result.metrics) == set(result.baselines) == {"angle_deg_median", "angle_deg_mean", "angle_deg_p90"}
     assert result.metrics["angle_deg_median"] < 10
@@ -115,9 +116,9 @@ def test_what_has_no_other_metric_than_r2_is_skipped(posed_cache):
     still = turntable(posed_cache, 20, 0, turns=1)
     for protocol in (QUICK, replace(QUICK, colour_solver="adam")):
         with pytest.raises(TaskSkipped, match="none of the 2 target components varies over"):
-            TASKS["colour"](still, still, 4, protocol, 0)
+            TASKS["colour"](Ask(still, still, 4, protocol, 0))
     for name in ("colour_circular", "light", "relative_light", "translation_object", "translation_base"):
-        result = TASKS[name](still, still, 4, QUICK, 0)
+        result = TASKS[name](Ask(still, still, 4, QUICK, 0))
         assert result.metrics.keys() == result.baselines.keys() and "r2_uniform" not in result.metrics
         assert result.metrics and result.notes
 
@@ -143,7 +144,7 @@ def test_features_that_only_round_have_no_action(posed_cache):
     moving = turntable(posed_cache, 20, 0, turns=1)
     rounding = 1e-7 * torch.randn(moving.features.shape, generator=torch.Generator().manual_seed(0))
     with pytest.raises(TaskSkipped, match="have the same features"):
-        TASKS["feature_action"](moving, replace(moving, features=5 + rounding), 4, QUICK, 0)
+        TASKS["feature_action"](Ask(moving, replace(moving, features=5 + rounding), 4, QUICK, 0))
 
 
 def test_actions_of_sequences_are_judged_by_the_same_rule():

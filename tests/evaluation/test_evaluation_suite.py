@@ -11,14 +11,20 @@ from torch import nn
 
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import FeatureError, UserError
+from ssl_equi.evaluation import suite
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.evaluation_suite import Suite, SuiteResults
 from ssl_equi.evaluation.feature_store import FeatureStore
 from ssl_equi.evaluation.features import state_sha256
-from ssl_equi.evaluation.known_tasks import TASKS
-from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS, ProbeProtocol
+from ssl_equi.evaluation.protocol import (
+    AUGMENTATION_EQUIVARIANCE,
+    CORE_TASKS,
+    FEATURE_TASKS,
+    PROBE_PROTOCOLS,
+    ProbeProtocol,
+)
 from ssl_equi.evaluation.records import ProbeRecord
-from ssl_equi.evaluation.task_results import TaskResult
+from ssl_equi.evaluation.suite import Evaluation, arrays_of
+from ssl_equi.evaluation.task import TASKS, Ask, Task, TaskResult
 from ssl_equi.export.predictor import PredictorCard, TrainedPredictor
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_to_matrix
@@ -98,23 +104,22 @@ def evaluate(
     store: FeatureStore | None = None,
     protocol: ProbeProtocol = QUICK,
     **options,
-) -> SuiteResults:
-    suite = Suite(protocol, **({"seeds": (0,), "say": lambda line: None} | options))
-    return suite.evaluate(source, data, store or FeatureStore(None))
+) -> Evaluation:
+    return suite.evaluate(source, data, protocol, store=store, **options)
 
 
-def value(results: SuiteResults, task: str, part: str, metric: str) -> float:
+def value(results: Evaluation, task: str, part: str, metric: str) -> float:
     (found,) = {each.value for each in results.records if (each.task, each.part, each.metric) == (task, part, metric)}
     return found
 
 
 @pytest.fixture(scope="module")
-def perfect() -> SuiteResults:
+def perfect() -> Evaluation:
     data = data_of()
     return evaluate(data, source_of(Table(latents_as_features(data))), tasks=(*CORE_TASKS, "knn"))
 
 
-def test_features_that_are_the_latents_reach_every_ceiling(perfect: SuiteResults) -> None:
+def test_features_that_are_the_latents_reach_every_ceiling(perfect: Evaluation) -> None:
     assert value(perfect, "classification", "inv", "top1") == 1
     assert value(perfect, "knn", "inv", "top1") == 1
     for task, least in (
@@ -135,7 +140,7 @@ def check_floor(records: Sequence[ProbeRecord], part: str) -> None:
             assert record.value < 0.05
 
 
-def test_a_part_without_relation_to_the_question_stays_at_the_floor(perfect: SuiteResults) -> None:
+def test_a_part_without_relation_to_the_question_stays_at_the_floor(perfect: Evaluation) -> None:
     """Rotations and colours of features that are the class, the class of features that are poses."""
     check_floor([replace(record, part="equi") for record in perfect.records if (
         (record.part == "equi") == (record.task in ("classification", "knn"))
@@ -163,7 +168,7 @@ def test_the_untrained_encoder_stands_beside_every_number() -> None:
     assert results.encoder_passes == 150 * VIEWS
 
 
-def test_an_empty_part_is_said_to_be_constant_and_has_no_numbers(perfect: SuiteResults) -> None:
+def test_an_empty_part_is_said_to_be_constant_and_has_no_numbers(perfect: Evaluation) -> None:
     assert {record.part for record in perfect.records} == {"inv", "equi"}
     (note,) = [note for note in perfect.notes if note.startswith("part empty")]
     assert "part empty is constant: all 720 training views have the same 3 features" in note
@@ -185,9 +190,10 @@ def test_nine_probes_need_one_pass_and_a_second_run_needs_none(tmp_path: Path) -
     assert again.records == first.records
     assert {record.seed for record in first.records} == {0, 1}
     keys = ["angle_errors_deg/relative_rotation/inv", "per_class_recall/classification/all"]
-    assert all(key in first.arrays for key in keys)
+    arrays = arrays_of(first.results)
+    assert all(key in arrays for key in keys)
     by_metric = {record.metric: record for record in first.records if record.part == "all" and record.seed == 0}
-    scores = first.arrays["object_scores.top1/classification/all"]
+    scores = arrays["object_scores.top1/classification/all"]
     assert by_metric["top1"].value == pytest.approx(scores.mean())
     assert by_metric["top1"].object_standard_error == pytest.approx(scores.std(ddof=1) / np.sqrt(30))
     assert by_metric["r2_uniform"].object_standard_error is None
@@ -197,12 +203,12 @@ def test_a_task_that_changes_the_encoder_is_caught() -> None:
     data = data_of()
     module = Table(latents_as_features(data))
 
-    def careless(*_: object) -> TaskResult:
+    def careless(ask: Ask) -> TaskResult:
         module.features[0, 0] += 1e-3
         return TaskResult({}, {}, 0)
 
     with pytest.raises(RuntimeError, match="task 'careless' changed a parameter or a buffer of the encoder"):
-        evaluate(data, source_of(module), further_tasks={"careless": careless}, tasks=("careless",))
+        evaluate(data, source_of(module), further=[Task("careless", careless)], tasks=("knn",))
 
 
 class CountsItsCalls(Table):
@@ -233,7 +239,11 @@ def test_what_the_data_cannot_answer_becomes_a_note() -> None:
         split.latents, split.quats_xyzw, split.schema = split.latents[..., :0], None, None
         split.labels = np.zeros_like(split.labels)
     results = evaluate(
-        data, source_of(Table(features)), protocol=BRIEF, parts=("equi",), tasks=("classification", *TASKS, "colour")
+        data,
+        source_of(Table(features)),
+        protocol=BRIEF,
+        parts=("equi",),
+        tasks=("classification", "features", "colour"),
     )
     assert not {record.task for record in results.records} & {"classification", "knn", "linear", "colour", "light"}
     notes = "\n".join(results.notes)
@@ -273,9 +283,9 @@ def test_names_that_there_are_not(options: dict, message: str) -> None:
 def test_every_protocol_asks_for_tasks_and_metrics_that_exist() -> None:
     for name, make in PROBE_PROTOCOLS.items():
         protocol = make()
-        assert set(protocol.tasks) <= {*TASKS, AUGMENTATION_EQUIVARIANCE}
+        assert set(protocol.tasks) <= {*TASKS, FEATURE_TASKS}
         assert (protocol.paper_metrics == ()) == (name in ("ssl_equi", "embedded"))
-    assert PROBE_PROTOCOLS["ssl_equi"]().tasks == (*TASKS, AUGMENTATION_EQUIVARIANCE)
+    assert PROBE_PROTOCOLS["ssl_equi"]().tasks == (FEATURE_TASKS, AUGMENTATION_EQUIVARIANCE)
     assert PROBE_PROTOCOLS["ssl_equi"]().name == PROBE_PROTOCOLS["embedded"]().name, "the heads are the same"
 
 
@@ -319,7 +329,7 @@ def test_the_predictor_of_a_run_is_asked_for_views_once() -> None:
     assert value(results, "retrieval", "all", "mrr") == 1
     assert {record.seed for record in results.records if record.task == "colour"} == {0, 1}
     assert value(results, "predictor_consistency", "all", "composition_error") == pytest.approx(0, abs=1e-5)
-    assert results.first_seed.results["all"]["retrieval"].retrieval_ranks.max() == 1
+    assert results.results["all"]["retrieval"].retrieval_ranks.max() == 1
     assert evaluate(data, source, protocol=BRIEF, tasks=("retrieval",), parts=("equi",)).records, "of all features"
     with pytest.raises(UserError, match="by hand has no predictor beside it to ask for retrieval"):
         evaluate(data, replace(source, predictor=None), tasks=("retrieval",))

@@ -1,5 +1,6 @@
 """Questions of images by the suite, on encoders made by hand: ceilings, floors, passes, and what can't be asked."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,18 +13,17 @@ from torch import nn
 from ssl_equi.data.derived import ViewSubset, spread_views
 from ssl_equi.data.sources import DataSource, open_data, open_ood_rotation
 from ssl_equi.errors import DataError, UserError
-from ssl_equi.evaluation import image_questions
+from ssl_equi.evaluation import suite
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.evaluation_suite import Suite, SuiteResults
 from ssl_equi.evaluation.feature_store import FeatureStore
 from ssl_equi.evaluation.features import state_sha256
-from ssl_equi.evaluation.known_tasks import TASKS
 from ssl_equi.evaluation.protocol import AugmentationParametersProtocol, CorruptionProtocol, ProbeProtocol
-from ssl_equi.evaluation.task_results import TaskResult
+from ssl_equi.evaluation.suite import Evaluation, asked_tasks
+from ssl_equi.evaluation.task import TASKS, Ask, Task, TaskResult
 from ssl_equi.evaluation.tasks import robustness
 from ssl_equi.evaluation.tasks.augmentation_parameters import drawn_parameters
 from ssl_equi.evaluation.tasks.corruptions import CORRUPTIONS
-from ssl_equi.evaluation.tasks.transfer import open_transfer_set, transfer_questions
+from ssl_equi.evaluation.tasks.transfer import open_transfer_set, transfer_tasks
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.presets import ViewRecipe
@@ -91,15 +91,14 @@ class MeanColours(nn.Module):
 
 def evaluate(
     module: nn.Module, data: DataSource, *tasks: str, protocol: ProbeProtocol = QUICK, **options: object
-) -> SuiteResults:
+) -> Evaluation:
     parts = options.pop("feature_parts", {"all": slice(0, 3)})
     store = options.pop("store", FeatureStore(None))
     source = EncoderSource("by hand", module, parts, SIDE, None, None, state_sha256(module), "by hand", None)
-    settings = {"seeds": (0,), "say": lambda line: None} | options
-    return Suite(protocol, tasks, **settings).evaluate(source, data, store)
+    return suite.evaluate(source, data, protocol, tasks=tasks, store=store, **options)
 
 
-def numbers(results: SuiteResults, task: str, part: str = "all") -> dict[str, float]:
+def numbers(results: Evaluation, task: str, part: str = "all") -> dict[str, float]:
     return {each.metric: each.value for each in results.records if (each.task, each.part) == (task, part)}
 
 
@@ -215,13 +214,11 @@ def write_folder(folder: Path, splits: tuple[str, ...] = ("train", "test")) -> P
 
 def test_classes_of_a_folder_of_images_are_told_by_frozen_features(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "flowers")
-    questions = transfer_questions([open_transfer_set(f"folder:{folder}", SIDE)])
-    assert list(questions) == ["transfer_linear_folder_flowers", "transfer_knn_folder_flowers"]
+    tasks = transfer_tasks([open_transfer_set(f"folder:{folder}", SIDE)])
+    assert [task.name for task in tasks] == ["transfer_linear_folder_flowers", "transfer_knn_folder_flowers"]
     parts = {"all": slice(0, 3), "one": slice(0, 1)}
-    results = evaluate(
-        Contrasts(), bars_source(), "transfer", further_questions=questions, feature_parts=parts, seeds=(0, 1)
-    )
-    assert {each.task for each in results.records} == set(questions)
+    results = evaluate(Contrasts(), bars_source(), "transfer", further=tasks, feature_parts=parts, seeds=(0, 1))
+    assert {each.task for each in results.records} == {task.name for task in tasks}
     for record in results.records:
         if record.part == "all":
             assert record.value == 1 and record.baseline == pytest.approx(1 / 3)
@@ -231,9 +228,9 @@ def test_classes_of_a_folder_of_images_are_told_by_frozen_features(tmp_path: Pat
 
 
 def test_too_few_images_for_neighbours_are_noted(tmp_path: Path) -> None:
-    questions = transfer_questions([open_transfer_set(f"folder:{write_folder(tmp_path / 'few')}", SIDE)])
+    tasks = transfer_tasks([open_transfer_set(f"folder:{write_folder(tmp_path / 'few')}", SIDE)])
     protocol = replace(QUICK, knn_neighbours=20)
-    results = evaluate(Contrasts(), bars_source(), "transfer", protocol=protocol, further_questions=questions)
+    results = evaluate(Contrasts(), bars_source(), "transfer", protocol=protocol, further=tasks)
     assert {each.task for each in results.records} == {"transfer_linear_folder_few"}
     (note,) = results.notes
     assert note.startswith("transfer_knn_folder_few, part all: 20 neighbours can't be found among 18 training views")
@@ -285,37 +282,38 @@ def test_what_cannot_be_asked_is_noted_with_its_reason() -> None:
     assert "ood_classification, part all: the judged split is 'val'" in notes
     for task in ("ood_relative_rotation", "corruption_relative_rotation"):
         assert f"{task}, part all: the views have no known rotations" in notes
-    for task in ("corruption", "augmentation_parameters", "ood_classification"):
-        assert f"{task}, part empty: all 12 training views have the same 2 features" in notes
+    (empty,) = [note for note in results.notes if note.startswith("part empty is constant: all 12 training views")]
+    assert all(task in empty for task in ("corruption", "augmentation_parameters", "ood_classification"))
     with pytest.raises(UserError, match="there is no task 'robustnes': did you mean robustness"):
         evaluate(MeanColours(), data, "robustnes")
     with pytest.raises(UserError, match="'transfer' is asked without a data set: give --transfer"):
         evaluate(MeanColours(), data, "transfer")
 
 
-def test_groups_of_questions_have_names() -> None:
+def test_groups_of_tasks_have_names() -> None:
     source = EncoderSource("by hand", Contrasts(), {"all": slice(0, 3)}, SIDE, None, None, "", "by hand", None)
-    assert Suite(QUICK, ("robustness", "knn", "corruption")).task_names(source, None) == (
-        *image_questions.ROBUSTNESS,
-        "knn",
-    )
-    everything = Suite(QUICK, ("all",), further_questions={"transfer_knn_x": robustness.corruption}).task_names(
-        source, None
-    )
-    assert {*TASKS, *image_questions.IMAGE_QUESTIONS, "augmentation_equivariance", "transfer_knn_x"} == {*everything}
-    assert not {*image_questions.IMAGE_QUESTIONS} & {*Suite(QUICK).task_names(source, None)}, (
-        "they are asked by name only"
-    )
+
+    def names(*tasks: str, further: Sequence[Task] = ()) -> list[str]:
+        return [task.name for task in asked_tasks(source, None, QUICK, tasks, further)]
+
+    robustness = [name for name, task in TASKS.items() if task.group == "robustness"]
+    assert len(robustness) == 4
+    assert names("robustness", "knn", "corruption") == ["knn", *robustness], "those of features alone come first"
+    other = Task("transfer_knn_x", TASKS["corruption"].answer, group="transfer")
+    without_predictor = {name for name, task in TASKS.items() if task.group != "predictor"}
+    assert {*names("all", further=[other])} == {*without_predictor, "transfer_knn_x"}
+    of_images = {name for name, task in TASKS.items() if task.group in ("robustness", "images")}
+    assert not of_images & {*names()}, "they are asked by name only"
 
 
-def test_a_question_that_changes_the_encoder_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_of_images_that_changes_the_encoder_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     module = nn.Sequential(Contrasts(), nn.BatchNorm1d(3))
 
-    def changes(context: image_questions.ImageContext, part: str, seed: int) -> TaskResult:
-        context.module[1].running_mean += 1
+    def changes(ask: Ask) -> TaskResult:
+        ask.encoding.module[1].running_mean += 1
         return TaskResult({}, {}, 1)
 
-    monkeypatch.setitem(image_questions.IMAGE_QUESTIONS, "corruption", changes)
+    monkeypatch.setitem(TASKS, "corruption", replace(TASKS["corruption"], answer=changes))
     with pytest.raises(RuntimeError, match="'corruption' changed a parameter or a buffer of the encoder"):
         evaluate(module.eval(), bars_source(), "corruption")
 

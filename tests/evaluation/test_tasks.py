@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.known_tasks import CORE_TASKS, NEEDS_TRANSLATIONS, TASKS
-from ssl_equi.evaluation.protocol import ProbeProtocol, embedded, sie
-from ssl_equi.evaluation.suite import make_records, probe_features
+from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol, embedded, sie
+from ssl_equi.evaluation.suite import ask_features, records_of, tasks_for
+from ssl_equi.evaluation.task import TASKS, Ask
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_to_matrix
 from tests.evaluation.probed_by_hand import probed
-from tests.fakes import feature_cache
+from tests.fakes import NEEDS_TRANSLATIONS, feature_cache
 
 PARTS = {"all": slice(0, 32), "inv": slice(0, 16), "equi": slice(16, 32)}
 QUICK = replace(embedded(), rotation_hidden=(128,), rotation_epochs=30, classification_epochs=20, batch_size=128,
@@ -36,7 +36,7 @@ def cache_with_class_in_inv_and_pose_and_hue_in_equi(num_objects: int, seed: int
 def results():
     train = cache_with_class_in_inv_and_pose_and_hue_in_equi(160, seed=0)
     test = cache_with_class_in_inv_and_pose_and_hue_in_equi(60, seed=1)
-    return probe_features(train, test, PARTS, num_classes=4, protocol=QUICK)
+    return ask_features(train, test, PARTS, tasks_for(test), num_classes=4, protocol=QUICK)[0]
 
 
 def test_class_is_found_only_where_it_is(results):
@@ -69,7 +69,7 @@ def test_absolute_rotation_asks_for_each_views_own_pose():
     linear = replace(
         embedded(), absolute_rotation_hidden=(), absolute_rotation_epochs=60, learning_rate=3e-2, batch_size=32
     )
-    result = TASKS["absolute_rotation"](train, test, 4, linear, 0)
+    result = TASKS["absolute_rotation"](Ask(train, test, 4, linear, 0))
     assert result.metrics["r2_uniform"] > 0.9999
     assert result.metrics["angle_deg_p90"] < 0.5
     assert result.num_samples == 200
@@ -128,19 +128,24 @@ def test_every_metric_has_its_baseline(results):
 
 
 def test_records_hold_the_second_column_and_every_origin(results):
-    records = make_records(results, results, 60, "val", QUICK, seed=7)
+    records = records_of(results, results, split="val", protocol=QUICK, seed=7, num_objects=60)
     assert len(records) == 3 * (2 + 5 + 5 + 2)
     assert {(record.protocol, record.split, record.seed) for record in records} == {("ssl_equi_v1", "val", 7)}
     assert all(record.random_encoder == record.value for record in records)
     assert records[0].num_objects == 60
-    assert all(record.random_encoder is None for record in make_records(results, None, 60, "val", QUICK, 7))
+    assert all(
+        record.random_encoder is None
+        for record in records_of(results, None, split="val", protocol=QUICK, seed=7, num_objects=60)
+    )
 
 
 def test_sie_protocol_evaluates_one_view_and_one_pair_of_each_object():
     train = cache_with_class_in_inv_and_pose_and_hue_in_equi(20, seed=0)
     test = cache_with_class_in_inv_and_pose_and_hue_in_equi(12, seed=1)
     protocol = replace(sie(), classification_epochs=2, rotation_epochs=2, absolute_rotation_epochs=2, colour_epochs=2)
-    tasks = probe_features(train, test, {"all": slice(0, 32)}, num_classes=4, protocol=protocol)["all"]
+    tasks = ask_features(train, test, {"all": slice(0, 32)}, tasks_for(test), num_classes=4, protocol=protocol)[0][
+        "all"
+    ]
     assert {result.num_samples for result in tasks.values()} == {12}
 
 
@@ -164,11 +169,14 @@ def test_the_suite_runs_from_images_to_records(fake_dataset, fake_test_dataset):
     )
     assert {record.part for record in results.records} == {"all", "equi"}
     assert results.test_features.features.shape == (9, 6, 9)
-    assert results.angle_errors_deg["equi"].shape == results.constant_angle_errors_deg.shape == (270,)
+    rotation = results.results["equi"]["relative_rotation"]
+    assert rotation.angle_errors_deg.shape == rotation.constant_angle_errors_deg.shape == (270,)
     # The same network with the same heads twice: the two columns must be equal to the bit.
     assert all(record.value == record.random_encoder for record in results.records)
-    np.testing.assert_array_equal(results.angle_errors_deg["all"], results.random_angle_errors_deg["all"])
-    assert results.per_class_recall["all"].shape == (3,)
+    for part, tasks in results.results.items():
+        random = results.random_results[part]["relative_rotation"]
+        np.testing.assert_array_equal(tasks["relative_rotation"].angle_errors_deg, random.angle_errors_deg)
+    assert results.results["all"]["classification"].per_class_recall.shape == (3,)
     assert set(results.seconds) == {"encode", "heads"}
 
 

@@ -12,9 +12,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import Samples, build_head, train_head, train_linear_heads
-from ssl_equi.evaluation.known_tasks import TASKS
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.task import TASKS, Ask
 from ssl_equi.evaluation.tasks.classification import few_objects, nearest_rows
 from tests.fakes import feature_cache
 
@@ -36,7 +36,7 @@ def with_class(cache: FeatureCache, noise: float, seed: int = 0, width: int = 4)
 @pytest.mark.parametrize("name", NAMES)
 def test_features_that_show_the_class_reach_the_ceiling(posed_cache: MakeCache, name: str) -> None:
     train, test = with_class(posed_cache(400, 0, num_views=3), 0.05), with_class(posed_cache(40, 1), 0.05, seed=1)
-    result = TASKS[name](train, test, 4, QUICK, 0)
+    result = TASKS[name](Ask(train, test, 4, QUICK, 0))
     assert result.metrics == {"top1": 1.0, "balanced_top1": 1.0}
     assert {key: baseline.value for key, baseline in result.baselines.items()} == {"top1": 0.25, "balanced_top1": 0.25}
     assert result.num_samples == 320 and result.per_class_recall.tolist() == [1.0] * 4
@@ -50,7 +50,7 @@ def test_random_features_reach_chance(posed_cache: MakeCache, name: str) -> None
         replace(cache, features=torch.randn(*cache.features.shape[:2], 6, generator=torch.Generator().manual_seed(9)))
         for cache in (posed_cache(400, 0, num_views=3), posed_cache(100, 1))
     ]
-    result = TASKS[name](*noise, 4, QUICK, 0)
+    result = TASKS[name](Ask(*noise, 4, QUICK, 0))
     assert result.metrics["top1"] == pytest.approx(0.25, abs=0.05)
     assert result.object_scores["top1"].mean() == pytest.approx(result.metrics["top1"])
 
@@ -59,7 +59,7 @@ def test_random_features_reach_chance(posed_cache: MakeCache, name: str) -> None
 def test_classes_that_training_never_saw_are_left_out_with_a_note(posed_cache: MakeCache, name: str) -> None:
     train, test = with_class(posed_cache(400, 0, num_views=3), 0.05), with_class(posed_cache(40, 1), 0.05, seed=1)
     seen = train.objects((train.labels != 2).nonzero()[:, 0])
-    result = TASKS[name](seen, test, 4, QUICK, 0)
+    result = TASKS[name](Ask(seen, test, 4, QUICK, 0))
     assert result.metrics == {"top1": 1.0, "balanced_top1": 1.0}
     assert (result.num_samples, result.num_objects) == (240, 30)
     assert np.isnan(result.per_class_recall).tolist() == [False, False, True, False]
@@ -71,7 +71,7 @@ def test_classes_that_training_never_saw_are_left_out_with_a_note(posed_cache: M
     with pytest.raises(
         TaskSkipped, match=r"all 80 evaluated views are of 1 classes .*: use splits of the same classes"
     ):
-        TASKS[name](seen, others, 4, QUICK, 0)
+        TASKS[name](Ask(seen, others, 4, QUICK, 0))
 
 
 def test_objects_that_are_classes_choose_strengths_on_held_out_views() -> None:
@@ -85,7 +85,7 @@ def test_objects_that_are_classes_choose_strengths_on_held_out_views() -> None:
         )
         for views in (20, 5)
     )  # fmt: skip
-    result = TASKS["linear"](train, test, 12, replace(QUICK, linear_epochs=30), 0)
+    result = TASKS["linear"](Ask(train, test, 12, replace(QUICK, linear_epochs=30), 0))
     assert result.details["learning_rate"] == 3e-2 and result.metrics["top1"] > 0.6
     assert result.notes == (
         "learning rate and weight decay were chosen on held-out views, since held-out objects are of other classes",
@@ -125,13 +125,13 @@ def test_a_linear_head_with_weight_decay_becomes_scikit_learns_logistic_regressi
 def test_the_sweep_chooses_by_training_objects_alone(posed_cache: MakeCache) -> None:
     """Test labels are shuffled: neither the choice nor the head may notice."""
     train, test = with_class(posed_cache(60, 0), 0.3), with_class(posed_cache(40, 1), 0.3, seed=1)
-    result = TASKS["linear"](train, test, 4, QUICK, 0)
+    result = TASKS["linear"](Ask(train, test, 4, QUICK, 0))
     assert result.details["learning_rate"] == 3e-2, "five epochs at 1e-4 learn next to nothing"
     shuffled = replace(test, labels=(test.labels + 1) % 4)
-    again = TASKS["linear"](train, shuffled, 4, QUICK, 0)
+    again = TASKS["linear"](Ask(train, shuffled, 4, QUICK, 0))
     assert again.details == result.details and again.metrics["top1"] < 0.25 < 0.7 < result.metrics["top1"]
     alone = replace(QUICK, learning_rate=3e-2, weight_decay=result.details["weight_decay"])
-    assert result.metrics == TASKS["classification"](train, test, 4, alone, 0).metrics, "refitted on all objects"
+    assert result.metrics == TASKS["classification"](Ask(train, test, 4, alone, 0)).metrics, "refitted on all objects"
 
 
 @pytest.mark.parametrize(("name", "weights"), [("knn", "uniform"), ("knn_weighted", "temperature")])
@@ -146,7 +146,7 @@ def test_neighbours_vote_as_in_scikit_learn(posed_cache: MakeCache, name: str, w
         15, metric="cosine", algorithm="brute", weights="uniform" if weights == "uniform" else by_temperature
     ).fit(train.features.flatten(0, 1).double(), train.labels.repeat_interleave(8))
     predicted = reference.predict(test.features.flatten(0, 1).double())
-    result = TASKS[name](train, test, 4, protocol, 0)
+    result = TASKS[name](Ask(train, test, 4, protocol, 0))
     expected = (predicted.reshape(20, 8) == test.labels[:, None].numpy()).mean(axis=1)
     np.testing.assert_allclose(result.object_scores["top1"], expected)
     assert 0.4 < result.metrics["top1"] < 0.95
@@ -180,7 +180,7 @@ def test_few_objects_are_all_that_the_head_learns_from(posed_cache: MakeCache) -
     train, test = with_class(posed_cache(400, 0, num_views=2), 0.02), with_class(posed_cache(40, 1), 0.02)
     others = np.setdiff1d(np.arange(400), few_objects(train.labels.numpy(), 0.01, seed=3))
     train.features[others] = train.features[others].roll(1, dims=-1)
-    result = TASKS["low_shot_1pct"](train, test, 4, QUICK, 3)
+    result = TASKS["low_shot_1pct"](Ask(train, test, 4, QUICK, 3))
     assert result.metrics["top1"] == 1.0 and result.details == {"training_objects": 4}
 
 
@@ -220,4 +220,4 @@ def test_what_cannot_be_asked_is_skipped_with_a_reason(
 ) -> None:
     train, test = with_class(posed_cache(40, 0), 0.1), with_class(posed_cache(20, 1), 0.1)
     with pytest.raises(TaskSkipped, match=message):
-        TASKS[name](of_train(train), of_test(test), 4, QUICK, 0)
+        TASKS[name](Ask(of_train(train), of_test(test), 4, QUICK, 0))

@@ -10,11 +10,11 @@ from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import cosine_similarity
 
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.known_tasks import TASKS, TaskResult
 from ssl_equi.evaluation.metrics import effective_rank
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.report.feature_map import map_arrays
 from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.task import TASKS, Ask, TaskResult
 from ssl_equi.evaluation.tasks.feature_action import fit_components
 from ssl_equi.geometry.rotations import quat_to_matrix
 
@@ -29,7 +29,7 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
 def ask(
     name: str, cache: FeatureCache, train: FeatureCache | None = None, protocol: ProbeProtocol = PROTOCOL
 ) -> TaskResult:
-    return TASKS[name](cache if train is None else train, cache, 4, protocol, 0)
+    return TASKS[name](Ask(cache if train is None else train, cache, 4, protocol, 0))
 
 
 def values(result: TaskResult) -> tuple[dict[str, float], dict[str, float]]:

@@ -10,15 +10,20 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.known_tasks import CORE_TASKS, NEEDS, NEEDS_TRANSLATIONS, TASKS
 from ssl_equi.evaluation.metrics import angle_errors_deg, direction_errors_deg
-from ssl_equi.evaluation.protocol import ProbeProtocol
+from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol
 from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.task import TASKS, Ask
 from ssl_equi.evaluation.tasks.pose import MATRIX, QUATERNION, SIX_NUMBERS, RotationTarget
 from ssl_equi.geometry.rotations import quat_to_matrix, random_quat
+from tests.fakes import NEEDS_TRANSLATIONS, OF_FEATURES
 
 MakeCache = Callable[..., FeatureCache]
-REGRESSIONS = [name for name in NEEDS if name not in NEEDS_TRANSLATIONS and name != "feature_action"]
+REGRESSIONS = [
+    name
+    for name in OF_FEATURES
+    if TASKS[name].needs is not None and name not in NEEDS_TRANSLATIONS and name != "feature_action"
+]
 SHORT = replace(
     ProbeProtocol(), batch_size=128, learning_rate=4e-3, rotation_hidden=(96,), rotation_epochs=20,
     absolute_rotation_hidden=(96,), absolute_rotation_epochs=20, colour_circular_hidden=(96,),
@@ -47,7 +52,7 @@ def noise(cache: FeatureCache, seed: int) -> FeatureCache:
 
 @pytest.mark.parametrize("name", REGRESSIONS)
 def test_latents_as_features_reach_the_ceiling(posed_cache: MakeCache, name: str) -> None:
-    result = TASKS[name](perfect_features(posed_cache(150, 0)), perfect_features(posed_cache(30, 1)), 4, SHORT, 0)
+    result = TASKS[name](Ask(perfect_features(posed_cache(150, 0)), perfect_features(posed_cache(30, 1)), 4, SHORT, 0))
     assert result.metrics["r2_uniform"] > 0.85 and result.metrics["r2_pooled"] > 0.85
     assert result.metrics.keys() == result.baselines.keys()
     for metric, value in result.metrics.items():
@@ -61,7 +66,7 @@ def test_latents_as_features_reach_the_ceiling(posed_cache: MakeCache, name: str
 @pytest.mark.parametrize("name", REGRESSIONS)
 def test_noise_reaches_the_floor(posed_cache: MakeCache, name: str) -> None:
     protocol = replace(UNTRAINED, absolute_rotation_epochs=12, light_epochs=12)
-    result = TASKS[name](noise(posed_cache(200, 0), 0), noise(posed_cache(60, 1), 1), 4, protocol, 0)
+    result = TASKS[name](Ask(noise(posed_cache(200, 0), 0), noise(posed_cache(60, 1), 1), 4, protocol, 0))
     assert -0.25 < result.metrics["r2_uniform"] < 0.02
     for metric, value in result.metrics.items():
         if metric.startswith("angle_deg"):
@@ -73,10 +78,10 @@ def test_constants_of_the_euler_box(posed_cache: MakeCache) -> None:
     cache = noise(posed_cache(8000, 0), 0)
     few = replace(cache, features=cache.features[:4], labels=cache.labels[:4], latents=cache.latents[:4],
                   quats_xyzw=cache.quats_xyzw[:4])  # fmt: skip
-    baselines = TASKS["relative_rotation"](few, cache, 4, UNTRAINED, 0).baselines
+    baselines = TASKS["relative_rotation"](Ask(few, cache, 4, UNTRAINED, 0)).baselines
     assert baselines["r2_pooled"].value == pytest.approx(0.229, abs=2e-3)
     assert baselines["r2_uniform"].value == pytest.approx(0, abs=1e-6)
-    of_hues = TASKS["colour_circular"](few, cache, 4, UNTRAINED, 0).baselines
+    of_hues = TASKS["colour_circular"](Ask(few, cache, 4, UNTRAINED, 0)).baselines
     assert of_hues["r2_uniform"].value == pytest.approx(0, abs=1e-6)
     for hue in ("floor_hue", "light_hue"):
         assert of_hues[f"angle_deg_mean_{hue}"].value == pytest.approx(90, abs=1)
@@ -89,7 +94,7 @@ def test_circular_colour_does_not_see_the_seam(posed_cache: MakeCache) -> None:
     moved = cache.latents.clone()
     moved[..., [3, 6]] = (moved[..., [3, 6]] + 0.37) % 1
     first, second = (
-        TASKS["colour_circular"](noise(cache, 0), replace(noise(cache, 1), latents=latents), 4, UNTRAINED, 0)
+        TASKS["colour_circular"](Ask(noise(cache, 0), replace(noise(cache, 1), latents=latents), 4, UNTRAINED, 0))
         for latents in (cache.latents, moved)
     )
     assert first.metrics == pytest.approx(second.metrics, abs=1e-4)
@@ -122,7 +127,7 @@ def test_angles_between_directions() -> None:
 def test_the_change_of_light_is_judged_as_the_second_direction(posed_cache: MakeCache) -> None:
     """The constant: the mean difference (about 0) from the first direction, so the angle between the two lights."""
     cache = noise(posed_cache(50, 0), 0)
-    result = TASKS["relative_light"](cache, cache, 4, replace(UNTRAINED, evaluation_pairs_per_object=4), 0)
+    result = TASKS["relative_light"](Ask(cache, cache, 4, replace(UNTRAINED, evaluation_pairs_per_object=4), 0))
     theta, phi = cache.latents[..., 4].double(), cache.latents[..., 5].double()
     lights = torch.stack([theta.sin() * phi.cos(), theta.sin() * phi.sin(), theta.cos()], dim=-1)
     cosines = (lights[:, :, None] * lights[:, None]).sum(-1)[:, ~torch.eye(8, dtype=torch.bool)]
@@ -167,7 +172,7 @@ def test_what_cannot_be_asked_is_skipped_with_a_reason(
     cache = change(noise(posed_cache(20, 0), 0))
     for name in names:
         with pytest.raises(TaskSkipped, match=message):
-            TASKS[name](cache, cache, 4, UNTRAINED, 0)
+            TASKS[name](Ask(cache, cache, 4, UNTRAINED, 0))
 
 
 def test_objects_that_stay_in_place_have_no_translation(posed_cache: MakeCache) -> None:
@@ -175,9 +180,8 @@ def test_objects_that_stay_in_place_have_no_translation(posed_cache: MakeCache) 
     cache = replace(cache, latents=cache.latents[..., :7], schema=None)
     for name in NEEDS_TRANSLATIONS:
         with pytest.raises(TaskSkipped, match="no known translations in the object's frame"):
-            TASKS[name](cache, cache, 4, UNTRAINED, 0)
+            TASKS[name](Ask(cache, cache, 4, UNTRAINED, 0))
 
 
 def test_the_core_tasks_exist() -> None:
     assert set(CORE_TASKS) < set(TASKS)
-    assert set(NEEDS) < set(TASKS)

@@ -10,20 +10,14 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.known_tasks import (
-    CORE_TASKS,
-    NEEDS_TRANSLATIONS,
-    TASKS,
-    TaskResult,
-    displacement_in_base_frame,
-    displacement_in_object_frame,
-    tasks_for,
-)
 from ssl_equi.evaluation.pairs import evaluation_pairs
-from ssl_equi.evaluation.protocol import ProbeProtocol, embedded, equicaps, sie
+from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol, embedded, equicaps, sie
+from ssl_equi.evaluation.suite import tasks_for
+from ssl_equi.evaluation.task import TASKS, Ask, TaskResult
+from ssl_equi.evaluation.tasks.pose import displacement_in_base_frame, displacement_in_object_frame
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.latents.schema import THREEDIEBENCH
-from tests.fakes import feature_cache
+from tests.fakes import NEEDS_TRANSLATIONS, feature_cache
 
 Features = np.ndarray | Tensor
 LINEAR = replace(embedded(), translation_hidden=(), translation_epochs=30, learning_rate=2e-2)
@@ -58,7 +52,7 @@ def ask(
     """Both questions to features that are a function of the latents."""
     train, test = (cache_of(latents, features_of(latents)) for latents in (random_latents(num_objects, 0),
                                                                            random_latents(40, 1)))  # fmt: skip
-    return {name: TASKS[name](train, test, 3, protocol, 0) for name in NEEDS_TRANSLATIONS}
+    return {name: TASKS[name](Ask(train, test, 3, protocol, 0)) for name in NEEDS_TRANSLATIONS}
 
 
 def test_displacements_are_those_of_numpy() -> None:

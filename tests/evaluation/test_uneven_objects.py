@@ -15,7 +15,6 @@ import torch
 from ssl_equi.data.derived import TurnedViews
 from ssl_equi.evaluation.feature_store import FeatureStore
 from ssl_equi.evaluation.features import FeatureCache, encode_split
-from ssl_equi.evaluation.known_tasks import TASKS
 from ssl_equi.evaluation.pairs import all_pairs, evaluation_pairs, evaluation_views, training_pairs, training_views
 from ssl_equi.evaluation.predictors.capsule_poses import probe_capsule_poses
 from ssl_equi.evaluation.predictors.consistency import predictor_consistency
@@ -26,14 +25,14 @@ from ssl_equi.evaluation.report.pictures import nearest_neighbours, neighbour_ar
 from ssl_equi.evaluation.sequences.embed import sequences_of_cache
 from ssl_equi.evaluation.sequences.retrieval import retrieve_with_sequences
 from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.task_results import TaskResult
+from ssl_equi.evaluation.task import TASKS, Ask, TaskResult
 from ssl_equi.evaluation.task_samples import evaluated_pairs, feature_matrix, require_views
 from ssl_equi.evaluation.tasks.augmentation_equivariance import encode_augmented
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix
 from ssl_equi.latents.actions import ToldActions
 from tests.data.uneven_objects import cut_short
-from tests.fakes import LinearEncoder, PixelEncoder, ViewsInMemory, feature_cache, recorded_calls
+from tests.fakes import OF_FEATURES, LinearEncoder, PixelEncoder, ViewsInMemory, feature_cache, recorded_calls
 
 COUNTS = (5, 2, 8, 3, 6)
 CLASSES = 4
@@ -95,10 +94,10 @@ def assert_same(found: TaskResult, expected: TaskResult) -> None:
 
 
 def asked(name: str, train: FeatureCache, test: FeatureCache) -> TaskResult:
-    return TASKS[name](train, test, CLASSES, QUICK, 0)
+    return TASKS[name](Ask(train, test, CLASSES, QUICK, 0))
 
 
-ASKED = [name for name in TASKS if name != "low_shot_1pct"]  # which is low_shot_10pct with more objects
+ASKED = [name for name in OF_FEATURES if name != "low_shot_1pct"]  # which is low_shot_10pct with more objects
 
 
 @pytest.mark.parametrize("name", ASKED)

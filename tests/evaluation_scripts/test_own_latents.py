@@ -10,14 +10,13 @@ from torch import nn
 from ssl_equi.data.derived import ViewSubset
 from ssl_equi.data.sources import DataSource, open_data, turned_source
 from ssl_equi.errors import DataError, UserError
+from ssl_equi.evaluation import suite
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.evaluation_suite import Suite, SuiteResults
-from ssl_equi.evaluation.feature_store import FeatureStore
 from ssl_equi.evaluation.features import state_sha256
-from ssl_equi.evaluation.known_tasks import CORE_TASKS, tasks_for
-from ssl_equi.evaluation.protocol import ProbeProtocol, sie
+from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol, sie
 from ssl_equi.evaluation.publish import publish_results
 from ssl_equi.evaluation.report.write import write_report_or_warn
+from ssl_equi.evaluation.suite import asked_tasks, tasks_for
 from ssl_equi.latents.number import Number
 from ssl_equi.latents.schema import LatentSchema
 from tests.turntables import SIDE, TURNTABLE, write_turntables
@@ -46,16 +45,17 @@ def source() -> EncoderSource:
     return EncoderSource("quarters", module, parts, SIDE, None, None, state_sha256(module), "quarters", None)
 
 
-def evaluate(data: DataSource, tasks: tuple[str, ...] = (), protocol: ProbeProtocol = QUICK) -> SuiteResults:
-    return Suite(protocol, tasks, ("all",), (0,), say=lambda line: None).evaluate(source(), data, FeatureStore(None))
+def evaluate(data: DataSource, tasks: tuple[str, ...] = (), protocol: ProbeProtocol = QUICK) -> suite.Evaluation:
+    return suite.evaluate(source(), data, protocol, tasks=tasks, parts=("all",))
 
 
 def test_every_protocol_asks_the_latents_of_the_data_besides(data: DataSource) -> None:
     assert data.evaluation.schema == TURNTABLE and data.evaluation.quats_xyzw is None
     assert tasks_for(data.evaluation, sie().tasks) == ("classification", *OWN)
-    assert Suite(sie()).task_names(source(), TURNTABLE) == (*sie().tasks, *OWN)
-    assert Suite(sie(), ("knn", "latents")).task_names(source(), TURNTABLE) == ("knn", *OWN)
-    assert Suite(sie(), ("latents",)).task_names(source(), None) == ()
+    for schema, names, asked in (
+        (TURNTABLE, (), [*sie().tasks, *OWN]), (TURNTABLE, ("knn", "latents"), ["knn", *OWN]), (None, ("latents",), []),
+    ):  # fmt: skip
+        assert [task.name for task in asked_tasks(source(), schema, sie(), names)] == asked
     results = evaluate(data)
     assert {record.task for record in results.records} == {"classification", *OWN}
     assert [note.partition(",")[0] for note in results.notes] == [*CORE_TASKS[1:]]
@@ -104,7 +104,7 @@ def test_classes_of_objects_that_are_judged_on_other_views(data: DataSource) -> 
 
 
 def test_the_pages_show_them(data: DataSource, tmp_path: Path) -> None:
-    results = evaluate(data).first_seed
+    results = evaluate(data)
     runs = [tmp_path / "one", tmp_path / "other"]
     for run in runs:
         page = publish_results(

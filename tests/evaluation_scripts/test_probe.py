@@ -11,11 +11,10 @@ import torch
 
 from ssl_equi import create_encoder
 from ssl_equi.errors import CheckpointError, DataError
-from ssl_equi.evaluation.known_tasks import CORE_TASKS, NEEDS_TRANSLATIONS
-from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProbeProtocol
+from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS, ProbeProtocol
 from ssl_equi.evaluation.records import read_records
-from ssl_equi.evaluation.tasks.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
 from ssl_equi.export.encoder import EncoderCard, save_encoder
+from tests.fakes import NEEDS_TRANSLATIONS
 
 SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "probe.py"
 

@@ -15,10 +15,11 @@ from ssl_equi.encoders.catalogue import create_encoder
 from ssl_equi.errors import EncoderError, UserError
 from ssl_equi.evaluation import command as evaluation_command
 from ssl_equi.evaluation.command import EvaluationConfig, evaluate_command
+from ssl_equi.evaluation.encoders import open_encoder
 from ssl_equi.evaluation.evaluation_folder import read_evaluation
-from ssl_equi.evaluation.known_tasks import TASKS
 from ssl_equi.evaluation.protocol import EquivarianceProtocol, ProbeProtocol
 from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.task import TASKS
 from ssl_equi.export.encoder import EncoderCard, save_encoder
 
 SCRIPTS = Path(__file__).parent.parent.parent / "evaluation"
@@ -107,12 +108,30 @@ def test_classes_of_other_data_are_asked_by_an_option(config: EvaluationConfig, 
         evaluate_command(replace(asked, transfer=asked.transfer * 2))
 
 
+def test_several_encoders_are_put_side_by_side(config: EvaluationConfig, tmp_path: Path) -> None:
+    """One of random weights, and one by a file of them; on the page both columns have their numbers."""
+    torch.manual_seed(0)
+    timm.models.save_for_hf(timm.create_model("resnet10t"), str(tmp_path / "saved"), safe_serialization=True)
+    by_file = f"timm:resnet10t@{tmp_path / 'saved' / 'model.safetensors'}"
+    out = evaluate_command(replace(
+        config, beside=(by_file,), tasks=("classification",), seeds=1, compare_with_random=False,
+    ))  # fmt: skip
+    values = [read_evaluation(folder).records[0].value for folder in (out, out / "timm-resnet10t")]
+    page = (out / "peers.html").read_text()
+    assert "random-resnet10t" in page and "timm-resnet10t" in page
+    assert all(f"{value:.3f}" in page for value in values)
+    with pytest.raises(EncoderError, match="weights are given twice"):
+        open_encoder(by_file, weights=tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="timm has no model named"):
+        evaluate_command(replace(config, beside=("random:resnet11",)))
+
+
 def test_wrong_options_are_named(config: EvaluationConfig) -> None:
     with pytest.raises(UserError, match="--seeds is 0: give 1 or more"):
         evaluate_command(replace(config, seeds=0))
     with pytest.raises(UserError, match="--turns is none: give --turns quarter or any"):
         evaluate_command(replace(config, turn_training_views=True))
-    with pytest.raises(EncoderError, match="timm has no model named 'resnet11'"):
+    with pytest.raises(EncoderError, match="timm has no model named"):
         evaluate_command(replace(config, encoder="random:resnet11"))
 
 
@@ -157,9 +176,7 @@ def test_orbits_that_cannot_be_drawn_are_named(monkeypatch: pytest.MonkeyPatch) 
         raise TaskSkipped("views lie in a buffer of 24 x 32 pixels: crop them first")
 
     monkeypatch.setattr(evaluation_command, "orbit_errors", refuse)
-    first = SimpleNamespace(parts={"all": slice(0, 2)}, results={"all": {}})
+    results = SimpleNamespace(parts={"all": slice(0, 2)}, results={"all": {}}, records=[])
     data = SimpleNamespace(evaluation=None, mean_rgb=(0, 0, 0), std_rgb=(1, 1, 1))
-    found = evaluation_command.pictures(
-        SimpleNamespace(predictor=None), data, SimpleNamespace(first_seed=first, records=[]), "cpu"
-    )
+    found = evaluation_command.pictures(SimpleNamespace(predictor=None), data, results, "cpu")
     assert found == ({}, ["orbits are not drawn: views lie in a buffer of 24 x 32 pixels: crop them first"])

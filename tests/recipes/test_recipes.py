@@ -25,12 +25,21 @@ from ssl_equi.checkpoint import list_checkpoints, read_state
 from ssl_equi.cli import parse_command_line
 from ssl_equi.data.images import normalise_images
 from ssl_equi.data.shards.reader import ShardDataset
-from ssl_equi.evaluation.known_tasks import CORE_TASKS, NEEDS_TRANSLATIONS
-from ssl_equi.evaluation.tasks.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
+from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS
 from ssl_equi.export.encoder import read_encoder_config
 from ssl_equi.export.predictor import load_predictor
 from ssl_equi.latents.actions import ToldActions
-from tests.fakes import RECIPES, SmallConfig, event_lines, forget_processes, load_recipe, losses, numbers, train_only
+from tests.fakes import (
+    NEEDS_TRANSLATIONS,
+    RECIPES,
+    SmallConfig,
+    event_lines,
+    forget_processes,
+    load_recipe,
+    losses,
+    numbers,
+    train_only,
+)
 
 STEPS = 3
 

@@ -9,9 +9,8 @@ import pytest
 from recipes import seq_jepa, sie, vicreg
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.known_tasks import CORE_TASKS, NEEDS_TRANSLATIONS
-from ssl_equi.evaluation.tasks.augmentation_equivariance import TASK as AUGMENTATION_EQUIVARIANCE
-from tests.fakes import SmallConfig, losses, train_only
+from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS
+from tests.fakes import NEEDS_TRANSLATIONS, SmallConfig, losses, train_only
 
 
 @pytest.mark.usefixtures("quick_probes")

@@ -18,19 +18,18 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, RunError
 from ssl_equi.evaluation import publish
 from ssl_equi.evaluation.encoders import RANDOM_ENCODER_SEED, EncoderSource
-from ssl_equi.evaluation.evaluation_suite import Suite
-from ssl_equi.evaluation.known_tasks import NEEDS_TRANSLATIONS
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS, ProbeProtocol
 from ssl_equi.evaluation.records import read_records
 from ssl_equi.evaluation.report import write as report
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
+from ssl_equi.training import ending
 from ssl_equi.training.config import PretrainingConfig
 from ssl_equi.training.ending import Ending, probed_parts
 from ssl_equi.training.folder import set_aside_earlier_results
 from ssl_equi.training.pretraining import DataIdentity, FollowingProbes
 from ssl_equi.training.run import Run
-from tests.fakes import ExtraState, forget_processes, process_of_its_own
+from tests.fakes import NEEDS_TRANSLATIONS, ExtraState, forget_processes, process_of_its_own
 
 PAIRS = {"source": "rendered", "actions": "rotation", "observed_views": 1}
 
@@ -132,13 +131,13 @@ def test_the_random_encoder_is_one_that_no_seed_trains(
     class SeenError(Exception):
         """The encoders are there, and need no probing."""
 
-    def look(suite: Suite, source: EncoderSource, *arguments: Any, **options: Any) -> Any:
+    def look(source: EncoderSource, *arguments: Any, **options: Any) -> Any:
         random_encoder = source.untrained()
         assert random_encoder is not None
         probed.append((source.module, random_encoder))
         raise SeenError
 
-    monkeypatch.setattr(Suite, "evaluate", look)
+    monkeypatch.setattr(ending, "evaluate", look)
     for seed in (0, 1):
         forget_processes()
         seeded = dataclasses.replace(config, seed=seed, out=Path(f"{config.out}-{seed}"))

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.features import FeatureCache, frozen
-from ssl_equi.evaluation.known_tasks import TaskResult
 from ssl_equi.evaluation.predictors.predictor_retrieval import ROWS_IN_A_CHUNK, OneObservedView, known_actions
 from ssl_equi.evaluation.predictors.retrieval import Similarity
 from ssl_equi.evaluation.records import ProbeRecord
 from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.task import TaskResult
 from ssl_equi.export.predictor import LatentPredictor
 from ssl_equi.latents.actions import LatentActions
 

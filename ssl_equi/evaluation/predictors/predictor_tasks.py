@@ -3,58 +3,20 @@
 Nothing is drawn or trained, so each is asked once; and they need all features, which the predictor reads its own from.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.evaluation.features import FeatureCache, frozen
-from ssl_equi.evaluation.predictors.consistency import TASK as CONSISTENCY
-from ssl_equi.evaluation.predictors.consistency import predictor_consistency
-from ssl_equi.evaluation.predictors.predictor_retrieval import embed_views, known_actions, retrieve_with_predictor
+from ssl_equi.evaluation.predictors.predictor_retrieval import embed_views, known_actions
 from ssl_equi.evaluation.predictors.retrieval import ranks
 from ssl_equi.evaluation.predictors.retrieval_results import TASK as RETRIEVAL
-from ssl_equi.evaluation.predictors.retrieval_results import retrieval_result
-from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.report.pictures import retrieval_strip_arrays
-from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.task_results import Task, TaskResult
 from ssl_equi.export.predictor import TrainedPredictor
 
-PREDICTOR_TASKS = (RETRIEVAL, CONSISTENCY)
 PART = "all"
 NUM_STRIPS, STRIP_LENGTH = 6, 6
-
-
-def predictor_tasks(predictor: TrainedPredictor) -> dict[str, Task]:
-    """Which view does the predictor mean (from view 0 of each evaluated object, as SIE asks), and is it consistent?"""
-
-    def retrieval(
-        train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-    ) -> TaskResult:
-        check_width(predictor, test)
-        return retrieval_result(retrieve_with_predictor(predictor, test, device=test.features.device))
-
-    def consistency(
-        train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-    ) -> TaskResult:
-        check_width(predictor, test)
-        found = predictor_consistency(predictor, test, device=test.features.device)
-        return replace(found.result, notes=found.notes)
-
-    return {RETRIEVAL: retrieval, CONSISTENCY: consistency}
-
-
-def check_width(predictor: TrainedPredictor, cache: FeatureCache) -> None:
-    """Raises TaskSkipped for features that the predictor doesn't read."""
-    width = cache.features.shape[-1]
-    if width != predictor.num_features:
-        raise TaskSkipped(
-            f"the predictor of {predictor.name} reads {predictor.num_features} features and the part has {width}: ask "
-            "it of all features"
-        )
 
 
 def strips_of_predictions(

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ssl_equi.evaluation.baselines import Baseline
-from ssl_equi.evaluation.known_tasks import TaskResult
 from ssl_equi.evaluation.predictors.retrieval import (
     chance_hit_at_k,
     chance_mean_reciprocal_rank,
@@ -15,6 +14,7 @@ from ssl_equi.evaluation.predictors.retrieval import (
     mean_reciprocal_rank,
 )
 from ssl_equi.evaluation.records import ProbeRecord
+from ssl_equi.evaluation.task import TaskResult
 
 TASK = "retrieval"
 PROTOCOL = "retrieval_v1"

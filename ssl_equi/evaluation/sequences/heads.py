@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ssl_equi.evaluation.baselines import constant_baselines, constant_rotation_baselines
 from ssl_equi.evaluation.features import frozen
 from ssl_equi.evaluation.heads import Samples, build_head, fit_ridge, train_head
-from ssl_equi.evaluation.known_tasks import TaskResult
 from ssl_equi.evaluation.metrics import angle_errors_deg, r2_metrics, r2_notes, summarise_angles
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.sequences.embed import HUES, POSITION_NAMES, FeatureSequences
+from ssl_equi.evaluation.task import TaskResult
 from ssl_equi.geometry.poses import ROTATION_ACTION_SIZE
 from ssl_equi.geometry.rotations import quat_multiply
 from ssl_equi.latents.actions import LatentActions

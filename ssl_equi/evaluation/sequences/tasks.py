@@ -16,7 +16,7 @@
 Parts are named "agg@M" (aggregate of M views) and "all" or "all@M" (features of the encoder: of any views, or of those
 that stand beside "agg@M"), tasks by question and part of the action: "pair_rotation", "leakage_position". The
 parts "base_translation" and "object_translation" are those of the action that the model is told, R12 t2 - t1 and
-R1^-1 (t2 - t1), not the differences of positions that `ssl_equi.evaluation.known_tasks` asks for.
+R1^-1 (t2 - t1), not the differences of positions that `ssl_equi.evaluation.tasks.pose` asks for.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ from ssl_equi.evaluation.sequences.heads import (
     fit_target,
     judge,
 )
-from ssl_equi.evaluation.task_results import TaskResult
+from ssl_equi.evaluation.task import Ask, TaskResult
 from ssl_equi.evaluation.tasks.classification import classify_views
 
 Question = Literal["classification", "pair_action", "leakage", "path_integration"]
@@ -226,7 +226,7 @@ class _Probing:
             FeatureCache(features[:, None], sequences.labels, features.new_zeros(len(features), 1, 0), None)
             for features, sequences in ((train, self.train), (test, self.test))
         ]
-        return classify_views(train_cache, test_cache, self.num_classes, self.protocol.heads, self.seed)
+        return classify_views(Ask(train_cache, test_cache, self.num_classes, self.protocol.heads, self.seed))
 
     def _leakage(self, length: int) -> Answers:
         """The action between the last views of two windows, from aggregates of the windows and from these views."""

@@ -21,7 +21,8 @@ from ssl_equi.evaluation.features import FeatureCache, frozen
 from ssl_equi.evaluation.metrics import angle_errors_deg
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.tasks.pose import relative_rotation_head
+from ssl_equi.evaluation.task import Ask
+from ssl_equi.evaluation.tasks.pose import RELATIVE_ROTATION
 from ssl_equi.geometry.rotations import quat_multiply, quat_positive, relative_quat
 
 ORBIT_ANGLES_DEG: tuple[float, ...] = tuple(range(0, 360, 15))
@@ -106,7 +107,7 @@ def fit_relative_rotation_head(train: FeatureCache, protocol: ProbeProtocol, see
             f"a rotation head learns from pairs of views with known poses, and objects have {train.fewest_views} views"
             f"{'' if train.quats_xyzw is not None else ' without poses'}: take rendered views"
         )
-    return relative_rotation_head(train, protocol, seed)
+    return Ask(train, train, 0, protocol, seed).head(RELATIVE_ROTATION)
 
 
 def _check_pictures(collection: ViewCollection, side: int) -> None:

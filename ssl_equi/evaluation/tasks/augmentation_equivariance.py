@@ -6,7 +6,7 @@ takes 20 augmentations of the test set. Lower is better for all of them, beside 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.images import normalise_images
 from ssl_equi.evaluation.baselines import Baseline
+from ssl_equi.evaluation.feature_store import counted_images
 from ssl_equi.evaluation.features import frozen
-from ssl_equi.evaluation.known_tasks import TaskResult
 from ssl_equi.evaluation.protocol import EquivarianceProtocol
+from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.task import Ask, TaskResult, task
 from ssl_equi.evaluation.tasks.care_measures import (
     MIN_ROWS_PER_DIM,
     composition_error,
@@ -33,23 +35,36 @@ from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.presets import ViewRecipe, view_pipelines
 
-TASK = "augmentation_equivariance"
 # Images stay recognisable and keep most of their content; nothing maps all colours to one, as grayscale would.
 MILD = ViewRecipe(scale=(0.5, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=1.0, grayscale_probability=0.0)
 
 
-@dataclass(frozen=True)
-class AugmentationEquivariance:
-    """What was measured.
+@task("augmentation_equivariance", group="augmentations", once=True)
+def augmentation_equivariance(ask: Ask) -> TaskResult:
+    """How far features are from turning alike: `gamma_f`, and errors of maps, means over the augmentations."""
+    encoding, protocol = ask.encoding, ask.protocol.augmentation_equivariance
+    collection = encoding.data.evaluation
+    height, width = collection.image_size
+    if height != width:
+        raise TaskSkipped(f"images are {height} x {width} pixels, and crops are square: use square images")
+    if collection.num_images < 2:
+        raise TaskSkipped("there is only one image, and features of two can be compared: use more images")
 
-    Attributes:
-        results: by part; a part of which nothing can be measured is absent. Metrics are means over the augmentations:
-            `gamma_f`, `wahba_error`, `composition_error` and `least_squares_error` (cross-validated).
-        notes: a sentence for each number that is missing or incomplete, saying why.
-    """
+    def encode() -> AugmentedFeatures:
+        with counted_images(encoding.module) as images:
+            try:
+                return encode_augmented(
+                    encoding.module, collection, encoding.mean_rgb, encoding.std_rgb, protocol, ask.whole.device,
+                    encoding.batch_size,
+                )  # fmt: skip
+            finally:
+                encoding.store.encoder_passes += images[0]
 
-    results: dict[str, TaskResult]
-    notes: tuple[str, ...]
+    features = ask.once("augmented features", encode)
+    result, notes = compare(features.part(ask.whole.parts[ask.part]), protocol.seed)
+    if not result.metrics:
+        raise TaskSkipped("; ".join(notes))
+    return replace(result, notes=tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -71,44 +86,6 @@ class AugmentedFeatures:
         return AugmentedFeatures(self.original[:, columns], self.augmented[..., columns], self.composed[..., columns])
 
 
-def probe_augmentation_equivariance(
-    encoder: nn.Module,
-    parts: dict[str, slice],
-    collection: ViewCollection,
-    mean_rgb: Sequence[float],
-    std_rgb: Sequence[float],
-    protocol: EquivarianceProtocol,
-    device: torch.device | str = "cpu",
-    batch_size: int = 512,
-) -> AugmentationEquivariance:
-    """Encode images and their augmentations, and compare the features of each part.
-
-    Args:
-        encoder: maps `[N, 3, H, W]` to `[N, D]`; on `device`; its state and modes are left untouched.
-        parts: named slices of the feature columns.
-        mean_rgb, std_rgb: of the training images, in units of [0, 1].
-        batch_size: images in one forward pass.
-
-    Raises:
-        ValueError: there are no augmentations of the protocol's name.
-        RuntimeError: encoding changed a parameter or a buffer of the encoder, or a feature is not finite.
-    """
-    height, width = collection.image_size
-    if height != width:
-        return AugmentationEquivariance({}, (f"not measured: images are {height} x {width} pixels, not square",))
-    if collection.num_images < 2:
-        return AugmentationEquivariance({}, ("not measured: there is only one image",))
-    features = encode_augmented(encoder, collection, mean_rgb, std_rgb, protocol, device, batch_size)
-    results: dict[str, TaskResult] = {}
-    notes: list[str] = []
-    for part, columns in parts.items():
-        result, notes_of_part = compare(features.part(columns), protocol.seed)
-        if result.metrics:
-            results[part] = result
-        notes += [f"{part}: {note}" for note in notes_of_part]
-    return AugmentationEquivariance(results, tuple(notes))
-
-
 def encode_augmented(
     encoder: nn.Module,
     collection: ViewCollection,
@@ -118,7 +95,17 @@ def encode_augmented(
     device: torch.device | str = "cpu",
     batch_size: int = 512,
 ) -> AugmentedFeatures:
-    """Features of images of the collection before and after the augmentations; arguments and errors as above."""
+    """Features of images of the collection before and after the augmentations.
+
+    Args:
+        encoder: maps `[N, 3, H, W]` to `[N, D]`; on `device`; its state and modes are left untouched.
+        mean_rgb, std_rgb: of the training images, in units of [0, 1].
+        batch_size: images in one forward pass.
+
+    Raises:
+        ValueError: there are no augmentations of the protocol's name.
+        RuntimeError: encoding changed a parameter or a buffer of the encoder, or a feature is not finite.
+    """
     pipeline = augmentation_pipeline(protocol.augmentations, collection.image_size[0])
     generator = torch.Generator().manual_seed(protocol.seed)
     draws = [
@@ -164,7 +151,7 @@ def compare(features: AugmentedFeatures, seed: int) -> tuple[TaskResult, list[st
     metrics: dict[str, float] = {}
     baselines: dict[str, Baseline] = {}
     if is_collapsed(features.original):
-        notes = ["not measured: all images have the same features, the encoder has collapsed"]
+        notes = ["all images have the same features, the encoder has collapsed"]
         return TaskResult(metrics, baselines, num_images), notes
     gamma_metric, notes = _mean_gamma(features, seed)
     if gamma_metric is not None:

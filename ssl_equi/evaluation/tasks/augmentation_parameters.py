@@ -16,18 +16,11 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import ViewSubset, spread_views
 from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.heads import Samples, predict
-from ssl_equi.evaluation.image_context import ImageContext
+from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads
 from ssl_equi.evaluation.metrics import r2_notes, r2_uniform, varying_components
 from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.task_results import TaskResult
-from ssl_equi.evaluation.task_samples import (
-    HeadPlan,
-    feature_matrix,
-    require_varied,
-    require_varied_targets,
-    train_regressor,
-)
+from ssl_equi.evaluation.task import Ask, TaskResult, task
+from ssl_equi.evaluation.task_samples import feature_matrix, require_varied, require_varied_targets
 from ssl_equi.views.actions import action_columns, augmentation_action
 from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.pipeline import ViewPipeline
@@ -82,18 +75,20 @@ class AugmentedPairs:
     targets: Tensor
 
 
-def augmentation_parameters(context: ImageContext, part: str, seed: int) -> TaskResult:
+@task("augmentation_parameters", group="images")
+def augmentation_parameters(ask: Ask) -> TaskResult:
     """R2 of all parameters (`r2_uniform`), of each transform's (`r2_uniform_crop`) and of each one (`r2_of_hue`)."""
-    protocol, chosen = context.protocol, context.protocol.augmentation_parameters
-    require_varied(context.part(context.train, part), context.part(context.test, part))
-    pipeline = _pipeline(context)
-    train = _pairs(context, pipeline, context.data.probe_train, context.train, chosen.max_train_images, stream=0)
-    test = _pairs(context, pipeline, context.data.evaluation, context.test, chosen.max_images, stream=1)
+    chosen, data, whole = ask.protocol.augmentation_parameters, ask.encoding.data, ask.whole
+    require_varied(ask.train, ask.test)
+    pipeline = _pipeline(ask)
+    train = _pairs(ask, pipeline, data.probe_train, whole.train, chosen.max_train_images, stream=0)
+    test = _pairs(ask, pipeline, data.evaluation, whole.test, chosen.max_images, stream=1)
     require_varied_targets(test.targets)
-    train_part, test_part = context.part(train.cache, part), context.part(test.cache, part)
-    samples = Samples(_pair_rows(train_part), train.targets.to(context.device))
+    train_part, test_part = ask.part_of(train.cache), ask.part_of(test.cache)
+    samples = Samples(_pair_rows(train_part), train.targets.to(whole.device))
     plan = HeadPlan(chosen.hidden, chosen.epochs, samples_per_object=1)
-    head = train_regressor(feature_matrix(train_part), lambda epoch: samples, plan, protocol, seed)
+    request = HeadRequest(feature_matrix(train_part), lambda epoch: samples, plan, ask.seed)
+    (head,) = train_heads([request], ask.protocol)
     answers = predict(head, feature_matrix(test_part), _pair_rows(test_part)).cpu()
     metrics = _metrics(answers, test.targets, {transform.name for transform in pipeline.transforms})
     return TaskResult(
@@ -126,15 +121,15 @@ def drawn_parameters(pipeline: ViewPipeline, count: int, image_size: int, seed: 
     return drawn, augmentation_action(ViewParameters(crop=crop), drawn)
 
 
-def _pipeline(context: ImageContext) -> ViewPipeline:
-    height, width = context.data.evaluation.image_size
+def _pipeline(ask: Ask) -> ViewPipeline:
+    height, width = ask.encoding.data.evaluation.image_size
     if height != width:
         raise TaskSkipped(f"images are {height} x {width} pixels, and crops are square: use square images")
-    return augmentation_parameters_pipeline(context.protocol.augmentation_parameters.augmentations, height)
+    return augmentation_parameters_pipeline(ask.protocol.augmentation_parameters.augmentations, height)
 
 
 def _pairs(
-    context: ImageContext,
+    ask: Ask,
     pipeline: ViewPipeline,
     views: ViewCollection,
     features: FeatureCache,
@@ -144,19 +139,19 @@ def _pairs(
     """Some images of a split and one augmentation of each, which is encoded once for all parts and seeds."""
 
     def make() -> AugmentedPairs:
-        seed = context.protocol.augmentation_parameters.seed
+        seed = ask.protocol.augmentation_parameters.seed
         subset = ViewSubset(views, *spread_views(views.num_objects, views.views_of_each, max_images, seed))
         count = subset.num_objects * subset.num_views
         drawing_seed = 2 * seed + stream
         parameters, targets = drawn_parameters(pipeline, count, views.image_size[0], drawing_seed)
-        augmented = context.encode(subset, AugmentedViews(pipeline, parameters, drawing_seed)).features.flatten(0, 1)
+        augmented = ask.encode(subset, AugmentedViews(pipeline, parameters, drawing_seed)).features.flatten(0, 1)
         objects, of_object = torch.from_numpy(subset.object_indices)[:, None], torch.from_numpy(subset.view_indices)
         original = features.features[objects, of_object].flatten(0, 1)
         labels = torch.from_numpy(subset.labels).repeat_interleave(subset.num_views)
         pairs = torch.stack([original, augmented], dim=1)
         return AugmentedPairs(FeatureCache(pairs, labels, torch.zeros(count, 2, 0), None), targets)
 
-    return context.once(("augmented pairs", stream), make)
+    return ask.once(("augmented pairs", stream), make)
 
 
 def _pair_rows(cache: FeatureCache) -> Tensor:

@@ -17,12 +17,11 @@ from torch import Tensor
 from ssl_equi.data.view_counts import NO_VIEW
 from ssl_equi.evaluation.baselines import classification_baselines
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.heads import Samples, build_head, predict, train_head, train_linear_heads
+from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads, train_linear_heads
 from ssl_equi.evaluation.metrics import balanced_top1, per_class_recall, top1
 from ssl_equi.evaluation.pairs import training_views
-from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.task_results import TaskResult, object_means
+from ssl_equi.evaluation.task import Ask, Probe, TaskResult, object_means, task
 from ssl_equi.evaluation.task_samples import (
     classes,
     evaluated_view_rows,
@@ -40,132 +39,119 @@ BANK_ROWS = 65536  # training views that are compared at once
 QUERY_ROWS = 1024
 
 
-def classification(
-    train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-) -> TaskResult:
+def require_classes(ask: Ask) -> None:
+    """Raises TaskSkipped if the training objects are all of one class, or the features say nothing."""
+    labels = ask.train.labels
+    if bool((labels == labels[0]).all()):
+        raise TaskSkipped(
+            f"all {len(labels)} training objects are of class {int(labels[0])}: use a data set of two or more classes"
+        )
+    require_varied(ask.train, ask.test)
+
+
+def _follow_epochs(ask: Ask) -> Callable[[torch.nn.Sequential], None] | None:
+    """Keeps the top-1 of every epoch where a protocol reports the best one."""
+    if not ask.protocol.classification_best_epoch:
+        return None
+    top1_of_epochs: list[float] = ask.once(("top-1 of epochs", ask.part, ask.seed), list)
+    return lambda head: top1_of_epochs.append(_judged(ask, ask.test, head).metrics["top1"])
+
+
+CLASS = Probe(
+    "views",
+    targets=classes,
+    plan=lambda ask: HeadPlan(
+        (), ask.protocol.classification_epochs, ask.protocol.classification_views_per_object, classes=ask.num_classes
+    ),
+    require=require_classes,
+    after_epoch=_follow_epochs,
+)
+
+
+@task("classification", probes=[CLASS])
+def classification(ask: Ask) -> TaskResult:
     """Class of the object from a single view: linear head, cross-entropy, the protocol's one learning rate."""
-    require_classes(train, test)
-    return classify_views(train, test, num_classes, protocol, seed)
+    CLASS.check(ask)
+    return classify_views(ask)
 
 
-def classify_views(
-    train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-) -> TaskResult:
+def classify_views(ask: Ask) -> TaskResult:
     """`classification` without its conditions: collapsed features, or one class, score what a constant does."""
-    top1_of_epochs: list[float] = []
-
-    def judge_epoch(head: torch.nn.Sequential) -> None:
-        top1_of_epochs.append(judge_class_head(train, test, head, protocol).metrics["top1"])
-
-    after_epoch = judge_epoch if protocol.classification_best_epoch else None
-    head = class_head(train, num_classes, protocol, seed, after_epoch)
-    result = judge_class_head(train, test, head, protocol)
-    if not protocol.classification_best_epoch:
+    result = _judged(ask, ask.test, ask.head(CLASS))
+    if not ask.protocol.classification_best_epoch:
         return result
+    best = max(ask.once(("top-1 of epochs", ask.part, ask.seed), list[float]))
     return replace(
         result,
-        metrics=result.metrics | {"top1_best_epoch": max(top1_of_epochs)},
+        metrics=result.metrics | {"top1_best_epoch": best},
         baselines=result.baselines | {"top1_best_epoch": result.baselines["top1"]},
     )
 
 
-def class_head(
-    train: FeatureCache,
-    num_classes: int,
-    protocol: ProbeProtocol,
-    seed: int,
-    after_epoch: Callable[[torch.nn.Sequential], None] | None = None,
-) -> torch.nn.Sequential:
-    """The trained head of `classification`, which can be judged on several splits."""
-    views_per_object = protocol.classification_views_per_object or train.num_views
-    objects, epochs = torch.arange(train.num_objects), protocol.classification_epochs
-    return _trained(train, objects, num_classes, views_per_object, protocol, epochs, seed, after_epoch)
+def judge_class(ask: Ask, test: FeatureCache) -> TaskResult:
+    """What the head of `classification` achieves on another split's features of this part."""
+    CLASS.check(ask)
+    return _judged(ask, test, ask.head(CLASS))
 
 
-def judge_class_head(
-    train: FeatureCache, test: FeatureCache, head: torch.nn.Module, protocol: ProbeProtocol
-) -> TaskResult:
-    """What a head of classes achieves on the fixed views of a split; `train` is for the majority class."""
-    rows = evaluated_view_rows(test, protocol)
-    return _result(train, test, rows, predict(head, feature_matrix(test), rows))
-
-
-def require_classes(train: FeatureCache, test: FeatureCache) -> None:
-    """Raises TaskSkipped if the training objects are all of one class, or the features say nothing."""
-    if bool((train.labels == train.labels[0]).all()):
-        raise TaskSkipped(
-            f"all {train.num_objects} training objects are of class {int(train.labels[0])}: use a data set of two or "
-            "more classes"
-        )
-    require_varied(train, test)
-
-
-def linear(train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int) -> TaskResult:
+@task("linear")
+def linear(ask: Ask) -> TaskResult:
     """Class from a single view: linear head whose learning rate and weight decay training objects choose.
 
     All combinations learn side by side from a part of the training objects. The one with the highest top-1 on the
     others (then the lowest cross-entropy) is trained again on all, and judged after its last epoch. Where no class of
     those others is among the learnt ones, a part of each object's views stands for a part of the objects.
     """
-    require_classes(train, test)
-    require_objects(train, "training")
-    views_per_object = protocol.linear_views_per_object or train.num_views
-    fitted, choosing, notes = _held_out_samples(train, views_per_object, protocol, seed)
+    require_classes(ask)
+    require_objects(ask.train, "training")
+    protocol, features = ask.protocol, feature_matrix(ask.train)
+    views_per_object = protocol.linear_views_per_object or ask.train.num_views
+    fitted, choosing, notes = _held_out_samples(ask, views_per_object)
     strengths = [
         (learning_rate, weight_decay)
         for learning_rate in protocol.linear_learning_rates
         for weight_decay in protocol.linear_weight_decays
     ]
-    features = feature_matrix(train)
     candidates = train_linear_heads(
-        strengths,
-        num_classes,
-        features,
-        fitted,
-        protocol,
-        epochs=protocol.linear_epochs,
-        seed=seed,
+        strengths, ask.num_classes, features, fitted, protocol, epochs=protocol.linear_epochs, seed=ask.seed
     )
     learning_rate, weight_decay = strengths[_best_candidate(candidates, features, choosing, len(strengths))]
-    chosen = replace(protocol, learning_rate=learning_rate, weight_decay=weight_decay)
-    objects = torch.arange(train.num_objects)
-    logits = _trained(train, objects, num_classes, views_per_object, chosen, protocol.linear_epochs, seed)
-    result = judge_class_head(train, test, logits, protocol)
+    objects = np.arange(ask.train.num_objects)
+    chosen = _request(ask, objects, views_per_object, protocol.linear_epochs, learning_rate, weight_decay)
+    result = _judged(ask, ask.test, train_heads([chosen], protocol)[0])
     details = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     return replace(result, details=details, notes=(*result.notes, *notes))
 
 
-def knn(train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int) -> TaskResult:
+@task("knn")
+def knn(ask: Ask) -> TaskResult:
     """Class by a plain vote of the training views nearest in cosine similarity; of equal votes the first class wins."""
-    similarities, labels = _neighbours(train, test, protocol.knn_neighbours, protocol, seed)
-    return _vote(train, test, torch.ones_like(similarities), labels, num_classes, protocol)
+    similarities, labels = _neighbours(ask, ask.protocol.knn_neighbours)
+    return _vote(ask, torch.ones_like(similarities), labels)
 
 
-def knn_weighted(
-    train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-) -> TaskResult:
+@task("knn_weighted")
+def knn_weighted(ask: Ask) -> TaskResult:
     """Class by the training views nearest in cosine similarity, with votes of weight exp(similarity / temperature).
 
     As in Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR 2018), who take
     200 neighbours and a temperature of .07.
     """
-    similarities, labels = _neighbours(train, test, protocol.knn_weighted_neighbours, protocol, seed)
-    weights = ((similarities - 1) / protocol.knn_temperature).exp()  # a factor that all share keeps them at most 1
-    return _vote(train, test, weights, labels, num_classes, protocol)
+    similarities, labels = _neighbours(ask, ask.protocol.knn_weighted_neighbours)
+    # A factor that all votes share keeps them at most 1.
+    return _vote(ask, ((similarities - 1) / ask.protocol.knn_temperature).exp(), labels)
 
 
-def low_shot_1pct(
-    train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-) -> TaskResult:
+@task("low_shot_1pct")
+def low_shot_1pct(ask: Ask) -> TaskResult:
     """Class from a single view: linear head that knows the labels of 1 % of the training objects."""
-    return _low_shot(0.01, train, test, num_classes, protocol, seed)
+    return _low_shot(ask, 0.01)
 
 
-def low_shot_10pct(
-    train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-) -> TaskResult:
+@task("low_shot_10pct")
+def low_shot_10pct(ask: Ask) -> TaskResult:
     """Class from a single view: linear head that knows the labels of 10 % of the training objects."""
-    return _low_shot(0.1, train, test, num_classes, protocol, seed)
+    return _low_shot(ask, 0.1)
 
 
 def few_objects(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -204,23 +190,41 @@ def nearest_rows(queries: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Ten
     return torch.cat([similarities for similarities, _ in found]), torch.cat([indices for _, indices in found])
 
 
-def _samples_of_objects(train: FeatureCache, objects: Tensor, views_per_object: int, seed: int, epoch: int) -> Samples:
-    """Views of some objects of the training split, drawn for one epoch."""
-    views = training_views(train.num_objects, train.views_of_each, views_per_object, seed, epoch)
-    return samples_of(train, view_rows(train, views, objects.cpu().numpy()), classes)
+def _samples_of_objects(train: FeatureCache, objects: np.ndarray, each: int, seed: int, epoch: int) -> Samples:
+    """At most `each` views of some objects of the training split, drawn for one epoch."""
+    views = training_views(train.num_objects, train.views_of_each, each, seed, epoch)
+    return samples_of(train, view_rows(train, views, objects), classes)
 
 
-def _held_out_samples(
-    train: FeatureCache, views_per_object: int, protocol: ProbeProtocol, seed: int
-) -> tuple[Callable[[int], Samples], Samples, tuple[str, ...]]:
+def _request(
+    ask: Ask,
+    objects: np.ndarray,
+    views_per_object: int,
+    epochs: int,
+    learning_rate: float | None = None,
+    weight_decay: float | None = None,
+) -> HeadRequest:
+    """A linear head that learns from some of the training objects."""
+    return HeadRequest(
+        feature_matrix(ask.train),
+        lambda epoch: _samples_of_objects(ask.train, objects, views_per_object, ask.seed, epoch),
+        HeadPlan((), epochs, views_per_object, classes=ask.num_classes),
+        ask.seed,
+        learning_rate,
+        weight_decay,
+    )
+
+
+def _held_out_samples(ask: Ask, views_per_object: int) -> tuple[Callable[[int], Samples], Samples, tuple[str, ...]]:
     """What heads learn from in an epoch, what chooses between them, and a note if that is no split by objects."""
-    held_out = torch.from_numpy(held_out_objects(train.num_objects, protocol.linear_held_out_share, seed))
-    labels = train.labels.cpu()
-    if train.fewest_views < 2 or bool(torch.isin(labels[held_out], labels[~held_out]).any()):
-        choosing = _samples_of_objects(train, held_out.nonzero()[:, 0], train.num_views, seed, epoch=0)
-        learning = (~held_out).nonzero()[:, 0]
+    train, share, seed = ask.train, ask.protocol.linear_held_out_share, ask.seed
+    held_out = held_out_objects(train.num_objects, share, seed)
+    labels = train.labels.cpu().numpy()
+    if train.fewest_views < 2 or np.isin(labels[held_out], labels[~held_out]).any():
+        choosing = _samples_of_objects(train, np.flatnonzero(held_out), train.num_views, seed, epoch=0)
+        learning = np.flatnonzero(~held_out)
         return lambda epoch: _samples_of_objects(train, learning, views_per_object, seed, epoch), choosing, ()
-    of_view = held_out_objects(train.num_views, protocol.linear_held_out_share, seed)
+    of_view = held_out_objects(train.num_views, share, seed)
     learnt, others = np.flatnonzero(~of_view), np.flatnonzero(of_view)
     own_views = np.broadcast_to(train.views_of_each, train.num_objects)[:, None]
     drawn = min(views_per_object, len(learnt))
@@ -234,31 +238,6 @@ def _held_out_samples(
     return fitted, choosing, (note,)
 
 
-def _trained(
-    train: FeatureCache,
-    objects: Tensor,
-    num_classes: int,
-    views_per_object: int,
-    protocol: ProbeProtocol,
-    epochs: int,
-    seed: int,
-    after_epoch: Callable[[torch.nn.Sequential], None] | None = None,
-) -> torch.nn.Sequential:
-    """A linear head that learned from some of the training objects, with the protocol's learning rate."""
-    features = feature_matrix(train)
-    head = build_head(features.shape[1], (), num_classes, torch.Generator().manual_seed(seed))
-    return train_head(
-        head,
-        features,
-        lambda epoch: _samples_of_objects(train, objects, views_per_object, seed, epoch),
-        F.cross_entropy,
-        protocol,
-        epochs=epochs,
-        seed=seed,
-        after_epoch=after_epoch,
-    )
-
-
 def _best_candidate(candidates: torch.nn.Linear, features: Tensor, choosing: Samples, count: int) -> int:
     """Which of `count` heads side by side has the highest top-1, and of these the lowest cross-entropy."""
     logits = predict(candidates, features, choosing.rows).unflatten(1, (count, -1))
@@ -269,46 +248,46 @@ def _best_candidate(candidates: torch.nn.Linear, features: Tensor, choosing: Sam
     return scores.index(max(scores))
 
 
-def _low_shot(
-    share: float, train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-) -> TaskResult:
-    require_classes(train, test)
-    objects = torch.from_numpy(few_objects(train.labels.cpu().numpy(), share, seed))
-    views = np.broadcast_to(train.views_of_each, train.num_objects)[objects.numpy()].sum()
+def _low_shot(ask: Ask, share: float) -> TaskResult:
+    require_classes(ask)
+    train, protocol = ask.train, ask.protocol
+    objects = few_objects(train.labels.cpu().numpy(), share, ask.seed)
+    views = np.broadcast_to(train.views_of_each, train.num_objects)[objects].sum()
     batches_per_epoch = math.ceil(int(views) / protocol.batch_size)
     epochs = math.ceil(protocol.low_shot_steps / batches_per_epoch)
-    few = replace(protocol, weight_decay=protocol.low_shot_weight_decay)
-    result = judge_class_head(
-        train, test, _trained(train, objects, num_classes, train.num_views, few, epochs, seed), protocol
-    )
+    request = _request(ask, objects, train.num_views, epochs, weight_decay=protocol.low_shot_weight_decay)
+    result = _judged(ask, ask.test, train_heads([request], protocol)[0])
     return replace(result, details={"training_objects": len(objects)})
 
 
-def _neighbours(
-    train: FeatureCache, test: FeatureCache, count: int, protocol: ProbeProtocol, seed: int
-) -> tuple[Tensor, Tensor]:
+def _neighbours(ask: Ask, count: int) -> tuple[Tensor, Tensor]:
     """Cosine similarity and class `[n, count]` of the training views nearest to each evaluated view."""
-    require_classes(train, test)
-    views_per_object = protocol.knn_views_per_object or train.num_views
-    views = training_views(train.num_objects, train.views_of_each, views_per_object, seed, epoch=0)
+    require_classes(ask)
+    train = ask.train
+    views_per_object = ask.protocol.knn_views_per_object or train.num_views
+    views = training_views(train.num_objects, train.views_of_each, views_per_object, ask.seed, epoch=0)
     bank = samples_of(train, view_rows(train, views), classes)
     if count > len(bank):
         raise TaskSkipped(
             f"{count} neighbours can't be found among {len(bank)} training views: use more training objects or a "
             "protocol of fewer neighbours"
         )
-    queries = feature_matrix(test)[evaluated_view_rows(test, protocol)[:, 0]]
+    queries = feature_matrix(ask.test)[evaluated_view_rows(ask.test, ask.protocol)[:, 0]]
     similarities, indices = nearest_rows(queries, feature_matrix(train)[bank.rows[:, 0]], count)
     return similarities, bank.targets[indices]
 
 
-def _vote(
-    train: FeatureCache, test: FeatureCache, weights: Tensor, labels: Tensor, num_classes: int, protocol: ProbeProtocol
-) -> TaskResult:
+def _vote(ask: Ask, weights: Tensor, labels: Tensor) -> TaskResult:
     """Classes by the sum of the neighbours' weights `[n, k]`."""
-    votes = torch.zeros(len(labels), num_classes, dtype=torch.float64, device=labels.device)
+    votes = torch.zeros(len(labels), ask.num_classes, dtype=torch.float64, device=labels.device)
     votes.scatter_add_(1, labels, weights.double())
-    return _result(train, test, evaluated_view_rows(test, protocol), votes)
+    return _result(ask.train, ask.test, evaluated_view_rows(ask.test, ask.protocol), votes)
+
+
+def _judged(ask: Ask, test: FeatureCache, head: torch.nn.Module) -> TaskResult:
+    """What a head of classes achieves on the fixed views of a split."""
+    rows = evaluated_view_rows(test, ask.protocol)
+    return _result(ask.train, test, rows, predict(head, feature_matrix(test), rows))
 
 
 def _result(train: FeatureCache, test: FeatureCache, rows: Tensor, logits: Tensor) -> TaskResult:

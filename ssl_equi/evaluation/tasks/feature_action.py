@@ -20,10 +20,8 @@ from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import Samples, fit_ridge, predict
 from ssl_equi.evaluation.metrics import varying_components
 from ssl_equi.evaluation.pairs import training_pairs
-from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.task_needs import POSE
-from ssl_equi.evaluation.task_results import TaskResult
+from ssl_equi.evaluation.task import POSE, Ask, TaskResult, task
 from ssl_equi.evaluation.task_samples import (
     evaluated_pair_rows,
     feature_matrix,
@@ -39,9 +37,8 @@ from ssl_equi.geometry.rotations import quat_to_matrix, relative_quat
 SAME_FEATURES = 1e-10  # squared difference of two views, as a share of the variance, below which nothing moves
 
 
-def feature_action(
-    train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-) -> TaskResult:
+@task("feature_action", needs=POSE)
+def feature_action(ask: Ask) -> TaskResult:
     """Predict the second view's features from the first's and the rotation between them, by a map linear in both.
 
     More features than `protocol.feature_action_components` are reduced to so many principal components of the training
@@ -60,14 +57,14 @@ def feature_action(
     Raises:
         TaskSkipped: there are no rotations, no pairs, or views of an object have the same features.
     """
-    POSE.require(train, test)
+    train, test, protocol = ask.train, ask.test, ask.protocol
     require_views(train, test)
     require_objects(train, "training")
     require_varied(train, test)
     components = fit_components(feature_matrix(train), protocol.feature_action_components)
     train_features, test_features = components.apply(feature_matrix(train)), components.apply(feature_matrix(test))
     pairs = training_pairs(
-        train.num_objects, train.views_of_each, protocol.feature_action_pairs_per_object, seed, epoch=0
+        train.num_objects, train.views_of_each, protocol.feature_action_pairs_per_object, ask.seed, epoch=0
     )
     train_rows, test_rows = pair_rows(train, pairs), evaluated_pair_rows(test, protocol)
     first, second = test_features[test_rows[:, 0]], test_features[test_rows[:, 1]]
@@ -80,7 +77,7 @@ def feature_action(
             "moves them: use a part of the features that is not invariant"
         )
 
-    held_out = held_out_objects(train.num_objects, protocol.ridge_held_out_share, seed)[pairs.object_indices]
+    held_out = held_out_objects(train.num_objects, protocol.ridge_held_out_share, ask.seed)[pairs.object_indices]
     choosing = torch.from_numpy(held_out).to(train_features.device)
     ridge = replace(protocol, ridge_strengths=protocol.feature_action_ridge_strengths)
     targets = train_features[train_rows[:, 1]]

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_equi.evaluation.baselines import Baseline
-from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.metrics import effective_rank
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.task_results import TaskResult, object_means
+from ssl_equi.evaluation.task import Ask, TaskResult, object_means, task
 from ssl_equi.evaluation.task_samples import (
     feature_matrix,
     require_finite,
@@ -30,9 +29,8 @@ SHUFFLE_STREAM, SUBSET_STREAM, ISOTROPIC_STREAM = 3, 4, 5  # of the seeds
 ROWS_AT_ONCE = 4096
 
 
-def invariance(
-    train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-) -> TaskResult:
+@task("invariance")
+def invariance(ask: Ask) -> TaskResult:
     """How much closer the views of one object are to each other than to those of other objects.
 
     - `within_between_ratio`: variance of views around their object's mean, divided by the variance of these means
@@ -47,6 +45,7 @@ def invariance(
     Raises:
         TaskSkipped: there is one object or one view only, or the views or the objects' means don't differ.
     """
+    test = ask.test
     require_objects(test, "evaluated")
     require_views(test)
     require_varied(test, test)
@@ -54,11 +53,11 @@ def invariance(
     features = test.features.double() * there[..., None]
     centred = (features - features.sum(dim=(0, 1)) / num_images) * there[..., None]
     ratio = _within_between_ratio(centred, there)
-    order = np.random.default_rng([seed, SHUFFLE_STREAM]).permutation(num_images)
+    order = np.random.default_rng([ask.seed, SHUFFLE_STREAM]).permutation(num_images)
     shuffled = torch.zeros_like(centred)
     shuffled[there] = centred[there][torch.from_numpy(order).to(centred.device)]
     same_object, other_objects = _mean_cosines(centred, there)
-    chosen = _compared_objects(test.num_objects, protocol)
+    chosen = _compared_objects(test.num_objects, ask.protocol)
     hits, compared = np.full(test.num_objects, np.nan), torch.from_numpy(chosen).to(centred.device)
     hits[chosen] = _nearest_is_same_object(centred[compared].float(), there[compared])
     own_views = there.sum(dim=1)[compared].cpu().numpy()
@@ -78,9 +77,8 @@ def invariance(
     )
 
 
-def collapse(
-    train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-) -> TaskResult:
+@task("collapse")
+def collapse(ask: Ask) -> TaskResult:
     """How many directions the features use: 1 or less if all views have the same features.
 
     - `rankme`: exp of the entropy of the singular values' shares (each plus 1e-7) of the uncentred matrix of features
@@ -97,10 +95,10 @@ def collapse(
     Raises:
         TaskSkipped: features are not finite.
     """
-    require_finite(test)
-    features = feature_matrix(test)
+    require_finite(ask.test)
+    features = feature_matrix(ask.test)
     metrics, singular_values = _directions_used(features)
-    generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, ISOTROPIC_STREAM]).integers(2**62)))
+    generator = torch.Generator().manual_seed(int(np.random.default_rng([ask.seed, ISOTROPIC_STREAM]).integers(2**62)))
     isotropic, _ = _directions_used(torch.randn(features.shape, generator=generator).to(features.device))
     return TaskResult(
         metrics=metrics,

@@ -14,18 +14,14 @@ from torch import Tensor
 from ssl_equi.evaluation.baselines import Baseline, constant_baselines
 from ssl_equi.evaluation.bootstrap import ObjectStatistic, mean_statistic, median_statistic, r2_uniform_statistic
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.heads import Samples
+from ssl_equi.evaluation.heads import HeadPlan, Samples
 from ssl_equi.evaluation.metrics import r2_notes, r2_uniform, varying_components
-from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.records import ANGLE, name_of_class_metric
 from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.task_results import Task, TaskResult, object_means
+from ssl_equi.evaluation.task import Ask, Probe, Task, TaskResult, object_means
 from ssl_equi.evaluation.task_samples import (
-    HeadPlan,
     evaluated_pair_rows,
     evaluated_view_rows,
-    regress_pairs,
-    regress_views,
     require_views,
     rows_of_classes,
     sample_objects,
@@ -38,64 +34,75 @@ RELATIVE, ABSOLUTE = "relative_", "absolute_"  # begin the names of tasks
 
 def tasks_of_latent(latent: Latent) -> dict[str, Task]:
     """The tasks of a latent by name."""
-    tasks = {} if latent.kind.targets_are_classes else {f"{RELATIVE}{latent.name}": relative_task_of(latent)}
-    return tasks | {f"{ABSOLUTE}{latent.name}": absolute_task_of(latent)}
+    tasks = [] if latent.kind.targets_are_classes else [_relative_task(latent)]
+    return {task.name: task for task in (*tasks, _absolute_task(latent))}
 
 
-def absolute_task_of(latent: Latent) -> Task:
+def _absolute_task(latent: Latent) -> Task:
     """The value of a latent in a single view: MLP on its features, the protocol's head of absolute rotations."""
     kind = latent.kind
 
     def targets_of(cache: FeatureCache, rows: Tensor) -> Tensor:
         return kind.encode(_values(latent, cache)[rows[:, 0]])
 
-    def task(
-        train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-    ) -> TaskResult:
-        judged = evaluated_view_rows(test, protocol)
-        if not _vary(kind, targets_of(test, judged)):
+    def plan(ask: Ask) -> HeadPlan:
+        protocol = ask.protocol
+        return HeadPlan(
+            protocol.absolute_rotation_hidden, protocol.absolute_rotation_epochs,
+            protocol.absolute_rotation_views_per_object,
+            classes=kind.sizes.targets if kind.targets_are_classes else None, scaled=not kind.targets_are_classes,
+        )  # fmt: skip
+
+    def require(ask: Ask) -> None:
+        judged = evaluated_view_rows(ask.test, ask.protocol)
+        if not _vary(kind, targets_of(ask.test, judged)):
             raise TaskSkipped(
                 f"latent {latent.name!r} is the same in all {len(judged)} evaluated views: use data in which it varies"
             )
-        views_per_object = protocol.absolute_rotation_views_per_object or train.num_views
-        plan = HeadPlan(
-            protocol.absolute_rotation_hidden, protocol.absolute_rotation_epochs, views_per_object,
-            classes=kind.sizes.targets if kind.targets_are_classes else None, scaled=not kind.targets_are_classes,
-        )  # fmt: skip
-        predictions, samples = regress_views(train, test, targets_of, plan, protocol, seed)
-        return _result(kind, test, samples, predictions, kind.decode, _values(latent, test)[samples.rows[:, 0]])
 
-    return task
+    probe = Probe("views", targets_of, plan, require)
+
+    def answer(ask: Ask) -> TaskResult:
+        predictions, samples = ask.probe(probe)
+        values = _values(latent, ask.test)[samples.rows[:, 0]]
+        return _result(kind, ask.test, samples, predictions, kind.decode, values)
+
+    return Task(f"{ABSOLUTE}{latent.name}", answer, probes=(probe,), group="latents")
 
 
-def relative_task_of(latent: Latent) -> Task:
+def _relative_task(latent: Latent) -> Task:
     """The change of a latent between two views: MLP on both features, the protocol's head of relative rotations."""
     kind = latent.kind
 
     def targets_of(cache: FeatureCache, rows: Tensor) -> Tensor:
         return kind.relative(*_values(latent, cache)[rows].unbind(dim=1))
 
-    def task(
-        train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-    ) -> TaskResult:
-        require_views(train, test)
-        judged = evaluated_pair_rows(test, protocol)
-        if not _vary(kind, targets_of(test, judged)):
+    def plan(ask: Ask) -> HeadPlan:
+        protocol = ask.protocol
+        return HeadPlan(
+            protocol.rotation_hidden, protocol.rotation_epochs, protocol.rotation_pairs_per_object, scaled=True
+        )
+
+    def require(ask: Ask) -> None:
+        require_views(ask.train, ask.test)
+        judged = evaluated_pair_rows(ask.test, ask.protocol)
+        if not _vary(kind, targets_of(ask.test, judged)):
             raise TaskSkipped(
                 f"latent {latent.name!r} changes alike in all {len(judged)} evaluated pairs of views, if at all: use "
                 "data in which it changes between views"
             )
-        plan = HeadPlan(
-            protocol.rotation_hidden, protocol.rotation_epochs, protocol.rotation_pairs_per_object, scaled=True
-        )
-        predictions, samples = regress_pairs(train, test, targets_of, plan, protocol, seed)
-        first, second = _values(latent, test)[samples.rows].unbind(dim=1)
+
+    probe = Probe("pairs", targets_of, plan, require)
+
+    def answer(ask: Ask) -> TaskResult:
+        predictions, samples = ask.probe(probe)
+        first, second = _values(latent, ask.test)[samples.rows].unbind(dim=1)
         start = kind.encode(first)
         return _result(
-            kind, test, samples, predictions, lambda actions: kind.decode(kind.compose(start, actions)), second
+            kind, ask.test, samples, predictions, lambda actions: kind.decode(kind.compose(start, actions)), second
         )
 
-    return task
+    return Task(f"{RELATIVE}{latent.name}", answer, probes=(probe,), group="latents")
 
 
 def _values(latent: Latent, cache: FeatureCache) -> Tensor:

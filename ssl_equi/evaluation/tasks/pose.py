@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_equi.evaluation.baselines import (
     Baseline,
@@ -20,25 +20,11 @@ from ssl_equi.evaluation.baselines import (
 )
 from ssl_equi.evaluation.bootstrap import median_statistic, r2_uniform_statistic
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.heads import Samples, predict
+from ssl_equi.evaluation.heads import HeadPlan, Samples
 from ssl_equi.evaluation.metrics import angle_errors_deg, distance_median, r2_metrics, r2_notes, summarise_angles
-from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.records import ANGLE_MEDIAN, name_of_class_metric
-from ssl_equi.evaluation.task_needs import POSE, TRANSLATION
-from ssl_equi.evaluation.task_results import Task, TaskResult, object_means
-from ssl_equi.evaluation.task_samples import (
-    HeadPlan,
-    TargetsOf,
-    feature_matrix,
-    judged_pairs,
-    pair_head,
-    regress_pairs,
-    regress_views,
-    require_varied,
-    require_views,
-    rows_of_classes,
-    sample_objects,
-)
+from ssl_equi.evaluation.task import POSE, TRANSLATION, Ask, Probe, TaskResult, object_means, task
+from ssl_equi.evaluation.task_samples import TargetsOf, rows_of_classes, sample_objects
 from ssl_equi.geometry.poses import ObjectPose
 from ssl_equi.geometry.rotations import (
     matrix_from_rotation_6d,
@@ -56,95 +42,90 @@ class RotationTarget:
     """How a rotation is written for a head.
 
     Attributes:
+        suffix: of the tasks' names.
+        words: for the list of tasks.
         encode: unit quaternions xyzw `[n, 4]` -> targets `[n, K]`.
         decode: a head's answers `[n, K]` -> quaternions `[n, 4]`, of any length and sign.
     """
 
+    suffix: str
+    words: str
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
 
 
-QUATERNION = RotationTarget(encode=lambda quats: quats, decode=lambda answers: answers)
+QUATERNION = RotationTarget("", "as a quaternion", encode=lambda quats: quats, decode=lambda answers: answers)
 SIX_NUMBERS = RotationTarget(
+    "_6d",
+    "as the first two columns of its matrix",
     encode=lambda quats: rotation_6d_from_matrix(quat_to_matrix(quats)),
     decode=lambda answers: quat_from_matrix(matrix_from_rotation_6d(answers.double())),
 )
 MATRIX = RotationTarget(
+    "_matrix",
+    "as a matrix",
     encode=lambda quats: quat_to_matrix(quats).flatten(-2),
     decode=lambda answers: quat_from_matrix(nearest_rotation_matrix(answers.double().unflatten(-1, (3, 3)))),
 )
 
 
-def relative_rotation_task_of(target: RotationTarget) -> Task:
-    """Body-frame relative rotation of two views, written as `target`: MLP on their features, mean squared error."""
+def register_relative_rotation(target: RotationTarget) -> Probe:
+    """The task `relative_rotation` with this target, and its head."""
+    probe = Probe(
+        "pairs",
+        targets=lambda cache, rows: target.encode(_relative_rotations(cache, rows)),
+        plan=lambda ask: HeadPlan(
+            ask.protocol.rotation_hidden, ask.protocol.rotation_epochs, ask.protocol.rotation_pairs_per_object
+        ),
+    )
 
-    def task(
-        train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-    ) -> TaskResult:
-        POSE.require(train, test)
-        require_views(train, test)
-        require_varied(train, test)
-        return judge_relative_rotation(test, relative_rotation_head(train, protocol, seed, target), protocol, target)
+    def relative_rotation(ask: Ask) -> TaskResult:
+        predictions, samples = ask.probe(probe)
+        return rotation_result(ask.test, samples, predictions, _relative_rotations(ask.test, samples.rows), target)
 
-    return task
-
-
-def relative_rotation_head(
-    train: FeatureCache, protocol: ProbeProtocol, seed: int, target: RotationTarget = QUATERNION
-) -> nn.Sequential:
-    """The trained head of the relative rotation, which can be judged on several splits."""
-    plan = HeadPlan(protocol.rotation_hidden, protocol.rotation_epochs, protocol.rotation_pairs_per_object)
-    return pair_head(train, _encoded(target, _relative_rotations), plan, protocol, seed)
-
-
-def judge_relative_rotation(
-    test: FeatureCache, head: nn.Module, protocol: ProbeProtocol, target: RotationTarget = QUATERNION
-) -> TaskResult:
-    """What such a head achieves on the fixed pairs of a split."""
-    samples = judged_pairs(test, _encoded(target, _relative_rotations), protocol)
-    answers = predict(head, feature_matrix(test), samples.rows)
-    return _rotation_result(test, samples, answers, _relative_rotations(test, samples.rows), target)
+    relative_rotation.__doc__ = (
+        f"Body-frame relative rotation of two views, {target.words}: MLP on their features, mean squared error."
+    )
+    task(f"relative_rotation{target.suffix}", needs=POSE, probes=[probe])(relative_rotation)
+    return probe
 
 
-def absolute_rotation_task_of(target: RotationTarget) -> Task:
-    """Rotation of a single view's pose, written as `target`: MLP on its features, mean squared error.
+def register_absolute_rotation(target: RotationTarget) -> Probe:
+    """The task `absolute_rotation` with this target, and its head.
 
     The "individual rotation" of seq-JEPA (Ghaemi et al., NeurIPS 2025), whose quaternions have w > 0. The pose is that
     of an object in its family's own frame, which no view shows: of an object whose front can't be told from its back,
     it can't be known.
     """
+    probe = Probe(
+        "views",
+        targets=lambda cache, rows: target.encode(_rotations(cache, rows)),
+        plan=lambda ask: HeadPlan(
+            ask.protocol.absolute_rotation_hidden, ask.protocol.absolute_rotation_epochs,
+            ask.protocol.absolute_rotation_views_per_object,
+        ),
+    )  # fmt: skip
 
-    def task(
-        train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-    ) -> TaskResult:
-        POSE.require(train, test)
-        views_per_object = protocol.absolute_rotation_views_per_object or train.num_views
-        plan = HeadPlan(protocol.absolute_rotation_hidden, protocol.absolute_rotation_epochs, views_per_object)
-        answers, samples = regress_views(train, test, _encoded(target, _rotations), plan, protocol, seed)
-        return _rotation_result(test, samples, answers, _rotations(test, samples.rows), target)
+    def absolute_rotation(ask: Ask) -> TaskResult:
+        predictions, samples = ask.probe(probe)
+        return rotation_result(ask.test, samples, predictions, _rotations(ask.test, samples.rows), target)
 
-    return task
-
-
-def translation_object_task(
-    train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-) -> TaskResult:
-    """How far the second view's translation is from the first's, t2 - t1, in the object's own frame.
-
-    MLP on two views' features, mean squared error, as in EquiCaps (Konstantinou et al., 2025, arXiv:2506.09895). It
-    asks for the rotations too: what a view shows is where the object stands, R t.
-    """
-    return _translation_task(train, test, displacement_in_object_frame, protocol, seed)
+    absolute_rotation.__doc__ = (
+        f"Rotation of a single view's pose, {target.words}: MLP on its features, mean squared error."
+    )
+    task(f"absolute_rotation{target.suffix}", needs=POSE, probes=[probe])(absolute_rotation)
+    return probe
 
 
-def translation_base_task(
-    train: FeatureCache, test: FeatureCache, num_classes: int, protocol: ProbeProtocol, seed: int
-) -> TaskResult:
-    """How the object's centre moves in the world from the first view to the second, R2 t2 - R1 t1.
+TARGETS = (QUATERNION, SIX_NUMBERS, MATRIX)
+RELATIVE_ROTATION, *_ = [register_relative_rotation(target) for target in TARGETS]  # that of quaternions
+ABSOLUTE_ROTATION, *_ = [register_absolute_rotation(target) for target in TARGETS]
 
-    MLP on two views' features, mean squared error, as in EquiCaps (Konstantinou et al., 2025, arXiv:2506.09895).
-    """
-    return _translation_task(train, test, displacement_in_base_frame, protocol, seed)
+
+def judge_relative_rotation(ask: Ask, test: FeatureCache) -> TaskResult:
+    """What the head of `relative_rotation` achieves on another split's features of this part."""
+    predictions, samples = ask.probe(RELATIVE_ROTATION, test)
+    return rotation_result(test, samples, predictions, _relative_rotations(test, samples.rows), QUATERNION)
 
 
 def displacement_in_object_frame(cache: FeatureCache, rows: Tensor) -> Tensor:
@@ -168,13 +149,42 @@ def _object_poses(cache: FeatureCache, rows: Tensor) -> ObjectPose:
     return ObjectPose(_quats_xyzw(cache)[rows], latents[..., translation.columns])
 
 
-def _translation_task(
-    train: FeatureCache, test: FeatureCache, displacement: TargetsOf, protocol: ProbeProtocol, seed: int
-) -> TaskResult:
+def _translation_probe(displacement: TargetsOf) -> Probe:
+    return Probe(
+        "pairs",
+        targets=displacement,
+        plan=lambda ask: HeadPlan(
+            ask.protocol.translation_hidden, ask.protocol.translation_epochs, ask.protocol.translation_pairs_per_object
+        ),
+    )
+
+
+IN_OBJECT_FRAME, IN_BASE_FRAME = (
+    _translation_probe(displacement) for displacement in (displacement_in_object_frame, displacement_in_base_frame)
+)
+
+
+@task("translation_object", needs=TRANSLATION, probes=[IN_OBJECT_FRAME])
+def translation_object(ask: Ask) -> TaskResult:
+    """How far the second view's translation is from the first's, t2 - t1, in the object's own frame.
+
+    MLP on two views' features, mean squared error, as in EquiCaps (Konstantinou et al., 2025, arXiv:2506.09895). It
+    asks for the rotations too: what a view shows is where the object stands, R t.
+    """
+    return _translation_result(*ask.probe(IN_OBJECT_FRAME))
+
+
+@task("translation_base", needs=TRANSLATION, probes=[IN_BASE_FRAME])
+def translation_base(ask: Ask) -> TaskResult:
+    """How the object's centre moves in the world from the first view to the second, R2 t2 - R1 t1.
+
+    MLP on two views' features, mean squared error, as in EquiCaps (Konstantinou et al., 2025, arXiv:2506.09895).
+    """
+    return _translation_result(*ask.probe(IN_BASE_FRAME))
+
+
+def _translation_result(predictions: Tensor, samples: Samples) -> TaskResult:
     """Predicted displacements beside those of the best constant."""
-    TRANSLATION.require(train, test)
-    plan = HeadPlan(protocol.translation_hidden, protocol.translation_epochs, protocol.translation_pairs_per_object)
-    predictions, samples = regress_pairs(train, test, displacement, plan, protocol, seed)
     return TaskResult(
         metrics=r2_metrics(predictions, samples.targets)
         | {"distance_median": distance_median(predictions, samples.targets)},
@@ -182,10 +192,6 @@ def _translation_task(
         num_samples=len(samples),
         notes=r2_notes(samples.targets),
     )
-
-
-def _encoded(target: RotationTarget, rotations_of: TargetsOf) -> TargetsOf:
-    return lambda cache, rows: target.encode(rotations_of(cache, rows))
 
 
 def _rotations(cache: FeatureCache, rows: Tensor) -> Tensor:
@@ -204,7 +210,7 @@ def _quats_xyzw(cache: FeatureCache) -> Tensor:
     return cache.rows(cache.quats_xyzw)
 
 
-def _rotation_result(
+def rotation_result(
     test: FeatureCache, samples: Samples, answers: Tensor, true_xyzw: Tensor, target: RotationTarget
 ) -> TaskResult:
     """R2 of a head's answers to its targets `[n, K]`, and angles between the rotations; both beside the constants'."""

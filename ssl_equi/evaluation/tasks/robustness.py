@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import ViewSubset, spread_views
@@ -17,68 +16,47 @@ from ssl_equi.data.sources import OOD_ROTATION, open_ood_rotation
 from ssl_equi.errors import DataError
 from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.features import FeatureCache, cache_of
-from ssl_equi.evaluation.image_context import ImageContext
 from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.task_needs import POSE
-from ssl_equi.evaluation.task_results import TaskResult
-from ssl_equi.evaluation.task_samples import require_varied, require_views
-from ssl_equi.evaluation.tasks.classification import class_head, judge_class_head, require_classes
+from ssl_equi.evaluation.task import POSE, Ask, TaskResult, task
+from ssl_equi.evaluation.tasks.classification import CLASS, judge_class
 from ssl_equi.evaluation.tasks.corruptions import CORRUPTIONS, Corruption
-from ssl_equi.evaluation.tasks.pose import judge_relative_rotation, relative_rotation_head
+from ssl_equi.evaluation.tasks.pose import RELATIVE_ROTATION, judge_relative_rotation
 from ssl_equi.latents.actions import warning_of_signs
 
-Judge = Callable[[FeatureCache], TaskResult]
+Judge = Callable[[Ask, FeatureCache], TaskResult]  # a head of the train split's features, on those of other views
 
 ANGLES = "angle_deg"  # begins the names of metrics that grow where others drop
+CLASSES_COMPARED, ROTATIONS_COMPARED = ("top1", "balanced_top1"), ("r2_uniform", "angle_deg_median")
 
 
-def ood_classification(context: ImageContext, part: str, seed: int) -> TaskResult:
+@task("ood_classification", probes=[CLASS], group="robustness")
+def ood_classification(ask: Ask) -> TaskResult:
     """Class from a single view whose pose lies outside of the trained ones, beside the judged split and the drop."""
-    return _out_of_distribution(context, part, _class_judge(context, part, seed), ("top1", "balanced_top1"))
+    return _out_of_distribution(ask, judge_class, CLASSES_COMPARED)
 
 
-def ood_relative_rotation(context: ImageContext, part: str, seed: int) -> TaskResult:
+@task("ood_relative_rotation", needs=POSE, probes=[RELATIVE_ROTATION], group="robustness")
+def ood_relative_rotation(ask: Ask) -> TaskResult:
     """Relative rotation of two views whose poses lie outside of the trained ones, beside the judged split."""
-    return _out_of_distribution(context, part, _rotation_judge(context, part, seed), ("r2_uniform", "angle_deg_median"))
+    return _out_of_distribution(ask, judge_relative_rotation, ROTATIONS_COMPARED)
 
 
-def corruption(context: ImageContext, part: str, seed: int) -> TaskResult:
+@task("corruption", probes=[CLASS], group="robustness")
+def corruption(ask: Ask) -> TaskResult:
     """Class from a single corrupted view: `top1_KIND` of each kind, their mean, and `top1_clean` of the same views."""
-    return _corrupted(context, part, _class_judge(context, part, seed), ("top1",))
+    return _corrupted(ask, judge_class, ("top1",))
 
 
-def corruption_relative_rotation(context: ImageContext, part: str, seed: int) -> TaskResult:
+@task("corruption_relative_rotation", needs=POSE, probes=[RELATIVE_ROTATION], group="robustness")
+def corruption_relative_rotation(ask: Ask) -> TaskResult:
     """Relative rotation of two corrupted views: metrics of each kind, their mean, and of the same views as they are."""
-    return _corrupted(context, part, _rotation_judge(context, part, seed), ("r2_uniform", "angle_deg_median"))
+    return _corrupted(ask, judge_relative_rotation, ROTATIONS_COMPARED)
 
 
-def _class_judge(context: ImageContext, part: str, seed: int) -> Judge:
-    """Judges the part's head of classes, which is trained once for all questions of this seed."""
-    train, test = context.part(context.train, part), context.part(context.test, part)
-    require_classes(train, test)
-    head: nn.Module = context.once(
-        ("class head", part, seed), lambda: class_head(train, context.num_classes, context.protocol, seed)
-    )
-    return lambda cache: judge_class_head(train, cache, head, context.protocol)
-
-
-def _rotation_judge(context: ImageContext, part: str, seed: int) -> Judge:
-    """Judges the part's head of relative rotations, which is trained once for all questions of this seed."""
-    train, test = context.part(context.train, part), context.part(context.test, part)
-    POSE.require(train, test)
-    require_views(train, test)
-    require_varied(train, test)
-    head: nn.Module = context.once(
-        ("rotation head", part, seed), lambda: relative_rotation_head(train, context.protocol, seed)
-    )
-    return lambda cache: judge_relative_rotation(cache, head, context.protocol)
-
-
-def _out_of_distribution(context: ImageContext, part: str, judge: Judge, compared: Sequence[str]) -> TaskResult:
+def _out_of_distribution(ask: Ask, judge: Judge, compared: Sequence[str]) -> TaskResult:
     """A head on the poses that it was never trained on, with the same on the judged split."""
-    unseen_views = context.once(OOD_ROTATION, lambda: _ood_views(context))
-    unseen = judge(context.part(context.encode(unseen_views), part))
-    seen = judge(context.part(context.test, part))
+    unseen_views = ask.once(OOD_ROTATION, lambda: _ood_views(ask))
+    seen, unseen = judge(ask, ask.test), judge(ask, ask.part_of(ask.encode(unseen_views)))
     metrics, baselines = dict(unseen.metrics), dict(unseen.baselines)
     for metric in (metric for metric in compared if metric in unseen.metrics and metric in seen.metrics):
         at_hand, apart = seen.baselines[metric], unseen.baselines[metric]
@@ -93,23 +71,21 @@ def _out_of_distribution(context: ImageContext, part: str, judge: Judge, compare
     )  # fmt: skip
 
 
-def _ood_views(context: ImageContext) -> ViewCollection:
+def _ood_views(ask: Ask) -> ViewCollection:
     """Raises TaskSkipped if the data have no such split, or it shows other objects than the judged one."""
     try:
-        return open_ood_rotation(context.data)
+        return open_ood_rotation(ask.encoding.data)
     except DataError as error:
         raise TaskSkipped(str(error)) from error
 
 
-def _corrupted(context: ImageContext, part: str, judge: Judge, compared: Sequence[str]) -> TaskResult:
+def _corrupted(ask: Ask, judge: Judge, compared: Sequence[str]) -> TaskResult:
     """A head on views under every corruption, and on the same views as they are."""
-    views = context.once("corrupted views", lambda: _corrupted_views(context))
+    views = ask.once("corrupted views", lambda: _corrupted_views(ask))
     objects, of_object = torch.from_numpy(views.object_indices)[:, None], torch.from_numpy(views.view_indices)
-    clean = judge(context.part(cache_of(context.test.features[objects, of_object], views), part))
-    severity, seed = context.protocol.corruption.severity, context.protocol.corruption.seed
-    found = {
-        name: judge(context.part(context.encode(views, Corruption(name, severity, seed)), part)) for name in CORRUPTIONS
-    }
+    clean = judge(ask, ask.part_of(cache_of(ask.whole.test.features[objects, of_object], views)))
+    severity, seed = ask.protocol.corruption.severity, ask.protocol.corruption.seed
+    found = {name: judge(ask, ask.part_of(ask.encode(views, Corruption(name, severity, seed)))) for name in CORRUPTIONS}
     metrics: dict[str, float] = {}
     baselines: dict[str, Baseline] = {}
     object_scores: dict[str, np.ndarray] = {}
@@ -131,9 +107,9 @@ def _corrupted(context: ImageContext, part: str, judge: Judge, compared: Sequenc
     )  # fmt: skip
 
 
-def _corrupted_views(context: ImageContext) -> ViewSubset:
+def _corrupted_views(ask: Ask) -> ViewSubset:
     """The judged views that stand for all: see `ssl_equi.data.derived.spread_views`."""
-    evaluation, chosen = context.data.evaluation, context.protocol.corruption
+    evaluation, chosen = ask.encoding.data.evaluation, ask.protocol.corruption
     return ViewSubset(
         evaluation, *spread_views(evaluation.num_objects, evaluation.views_of_each, chosen.max_images, chosen.seed)
     )

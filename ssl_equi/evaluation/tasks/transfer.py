@@ -5,19 +5,17 @@ split, which also chooses the linear head's learning rate and weight decay, and 
 resized to what the encoder takes, and normalised as the encoder's own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssl_equi.data.rendering.procedural import ProceduralConfig
 from ssl_equi.data.sources import DATASETS, DataSource, open_data
 from ssl_equi.errors import DataError
-from ssl_equi.evaluation.image_context import ImageContext, ImageQuestion
 from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.task_results import Task, TaskResult
-from ssl_equi.evaluation.tasks.classification import knn, linear
+from ssl_equi.evaluation.task import TASKS, Ask, Task, TaskResult
 
-TRANSFER_TASKS: dict[str, Task] = {"linear": linear, "knn": knn}
+TRANSFER_TASKS = ("linear", "knn")
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def open_transfer_set(text: str, image_size: int, split: str = "test") -> Transf
     return TransferSet(label, data)
 
 
-def transfer_questions(sets: Sequence[TransferSet]) -> dict[str, ImageQuestion]:
+def transfer_tasks(sets: Sequence[TransferSet]) -> list[Task]:
     """`transfer_TASK_LABEL` for every data set.
 
     Raises:
@@ -69,29 +67,27 @@ def transfer_questions(sets: Sequence[TransferSet]) -> dict[str, ImageQuestion]:
     for label in labels:
         if labels.count(label) > 1:
             raise DataError(f"--transfer names {label} {labels.count(label)} times: give each data set once")
-    return {
-        f"transfer_{name}_{each.label}": _question(each, name, task)
+    return [
+        Task(f"transfer_{name}_{each.label}", _transferred(each, TASKS[name]), group="transfer")
         for each in sets
-        for name, task in TRANSFER_TASKS.items()
-    }
+        for name in TRANSFER_TASKS
+    ]
 
 
-def _question(transfer_set: TransferSet, name: str, task: Task) -> ImageQuestion:
-    def ask(context: ImageContext, part: str, seed: int) -> TaskResult:
+def _transferred(transfer_set: TransferSet, task: Task) -> Callable[[Ask], TaskResult]:
+    def answer(ask: Ask) -> TaskResult:
         train, test = transfer_set.data.probe_train, transfer_set.data.evaluation
         _require_comparable(transfer_set)
-        result = task(
-            context.part(context.encode(train), part),
-            context.part(context.encode(test), part),
-            len(test.class_names),
-            context.protocol,
-            seed,
-        )
+        # Heads of other data are nobody else's, so nothing that was made for this encoder's own data is shared.
+        result = task(replace(
+            ask, train=ask.part_of(ask.encode(train)), test=ask.part_of(ask.encode(test)),
+            num_classes=len(test.class_names), made={},
+        ))  # fmt: skip
         return replace(
             result, split=f"{transfer_set.label}_{test.split}", num_objects=result.num_objects or test.num_objects
         )
 
-    return ask
+    return answer
 
 
 def _require_comparable(transfer_set: TransferSet) -> None:
