@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Literal
 
-from ssl_equi.evaluation.known_tasks import TASKS
 from ssl_equi.evaluation.records import (
     ProbeRecord,
     class_of_metric,
@@ -24,6 +23,7 @@ from ssl_equi.evaluation.report.comparison import Cell, Row
 from ssl_equi.evaluation.report.figures import series_colour
 from ssl_equi.evaluation.report.page import data_table, escaped, figure_grid, listed, page_section
 from ssl_equi.evaluation.report.part_choices import choose_parts, parts_meant_for
+from ssl_equi.evaluation.task import TASKS
 from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE
 
 TableFormat = Literal["latex", "markdown"]
@@ -68,7 +68,7 @@ def meaning_of_task(task: str) -> str:
     if task in TASK_NOTES:
         return TASK_NOTES[task]
     if task in TASKS:
-        return (TASKS[task].__doc__ or "").strip().partition("\n")[0].rstrip(".")
+        return (TASKS[task].answer.__doc__ or "").strip().partition("\n")[0].rstrip(".")
     if task.startswith(RELATIVE):
         return (
             f"how the latent {task.removeprefix(RELATIVE)} changes between two views; R² is that of the change as its "
