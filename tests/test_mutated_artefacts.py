@@ -15,10 +15,9 @@ from torch import nn
 from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import CheckpointError, UserError
-from ssl_equi.evaluation.report import run_page as report
-from ssl_equi.evaluation.report import write as evaluation_report
+from ssl_equi.evaluation.report import write as report
 from ssl_equi.evaluation.report.compared_runs import read_evaluated_folder
-from ssl_equi.evaluation.report.run_page import read_curves
+from ssl_equi.evaluation.report.runs import read_curves
 from ssl_equi.evaluation.report.write import write_evaluation_report
 from ssl_equi.export.encoder import EncoderCard, load_encoder, save_encoder
 from ssl_equi.export.predictor import PredictorCard, load_predictor, save_predictor
@@ -262,11 +261,8 @@ def test_every_mutation_of_results_gives_a_page_or_a_sentence(evaluated: Path, n
     rng = np.random.default_rng(19)
     file, drawn = evaluated / name, 0
     content = file.read_bytes()
-    monkeypatch.setattr(evaluation_report, "_is_plain", lambda runs, rows: True)
-    for figure in ("retrieval_section", "maps_section", "spectrum_section", "orbits_section"):
-        monkeypatch.setattr(evaluation_report, figure, lambda *_: "")
-    monkeypatch.setattr(report, "_angles_and_classes", lambda arrays: "")
-    monkeypatch.setattr(report, "_training", lambda path: "")
+    for section in ("errors", "retrieval", "maps", "spectrum", "orbits", "training"):
+        monkeypatch.setattr(report, f"{section}_section", lambda *_: "")
     for _ in range(NUM_MUTATIONS):
         file.write_bytes(mutated(content, rng, name.endswith(".json")))
         outcome = only_user_errors(lambda: page_of(evaluated))

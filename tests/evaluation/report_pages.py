@@ -1,16 +1,24 @@
 """What tests of report pages share: a reader that checks the page, and folders with made results."""
 
+import base64
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ssl_equi.evaluation.report.compared_runs import ComparedRun, EvaluatedFolder
+from ssl_equi.evaluation.report.comparison import compare_runs
+from ssl_equi.evaluation.report.tables import results_section
 from ssl_equi.evaluation.results import ProbeRecord, write_evaluation
 
 VOID_TAGS = {"meta", "img", "br", "link", "input", "hr", "wbr"}
+PICTURE, DOWNLOAD = "data:image/jpeg;base64,", "data:application/json;base64,"
 FINGERPRINT = "ba5a282b87da6213"
 
 
@@ -25,6 +33,7 @@ class PageReader(HTMLParser):
         self.images_without_alt = 0
         self.tags: set[str] = set()
         self.handlers: list[str] = []
+        self.scripts: list[str] = []
         self.text = ""
 
     def handle_starttag(self, tag, attrs):
@@ -47,15 +56,36 @@ class PageReader(HTMLParser):
         assert self.open_tags.pop() == tag
 
     def handle_data(self, data):
-        self.text += data
+        if self.open_tags[-1:] == ["script"]:
+            self.scripts.append(data)
+        else:
+            self.text += data
 
 
 def read_page(page: str) -> PageReader:
+    """The page, whose only script is the library's own: text that was not escaped would add others, or cut it short."""
     reader = PageReader()
     reader.feed(page)
     reader.close()
     assert reader.open_tags == []
+    assert reader.scripts == [(files("ssl_equi.evaluation.report") / "page.js").read_text().strip()]
+    digest = base64.b64encode(hashlib.sha256(reader.scripts[0].encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
     return reader
+
+
+def records_on(page: str) -> dict[str, list[dict[str, Any]]]:
+    """The records that a page offers to download, by the run's name."""
+    (reference,) = (each for each in read_page(page).references if each.startswith(DOWNLOAD))
+    content = json.loads(base64.b64decode(reference.removeprefix(DOWNLOAD)))
+    return {run["name"]: run["records"] for run in content["runs"]}
+
+
+def results_of(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> str:
+    """The section of results of one run with these records."""
+    folder = EvaluatedFolder(Path("run"), records, notes, {}, {}, {}, {}, None)
+    runs = [ComparedRun("run", (folder,))]
+    return results_section(runs, compare_runs(runs))
 
 
 def record(**changes: Any) -> ProbeRecord:

@@ -18,11 +18,11 @@ from ssl_equi.evaluation.bootstrap import (
 )
 from ssl_equi.evaluation.pairs import evaluation_pairs
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProbeProtocol
-from ssl_equi.evaluation.report.run_page import result_table
 from ssl_equi.evaluation.results import records_of
 from ssl_equi.evaluation.tables import describe_columns, print_records, print_seeds
 from ssl_equi.evaluation.task import TASKS, Ask
 from ssl_equi.evaluation.task_samples import evaluated_pairs
+from tests.evaluation.report_pages import results_of
 
 OBJECTS, SAMPLES = 7, 60
 
@@ -199,11 +199,14 @@ def test_rotations_have_intervals_and_their_angles_by_class(posed_cache, capsys)
         printed = capsys.readouterr().out
         assert "angle_deg_median" in printed and "of_dog" not in printed
     assert "angle_deg_median_of_CLASS" in " ".join(describe_columns(records))
-    page = result_table(records, ())
-    assert "<code>angle_deg_median</code>" in page and "<code>angle_deg_median_of_dog</code>" not in page
+    page = results_of(records)
+    assert "<code>angle_<wbr>deg_<wbr>median</code>" in page and "of_<wbr>dog" not in page
     assert page.count("relative_rotation: median angle by class") == 1
     of_dog = by_name["angle_deg_median_of_dog"]
-    assert f'<tr><td>dog</td><td class="number">{of_dog.value:.1f}°<small' in page
+    assert (
+        f'<tr><td>dog</td><td class="number" data-value="{of_dog.value}">{of_dog.value:.1f}°<div class="below"><small'
+        in page
+    )
 
 
 def test_many_classes_are_not_told_apart(posed_cache):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,23 +16,43 @@ from ssl_equi.errors import UserError
 from ssl_equi.evaluation.report import feature_map
 from ssl_equi.evaluation.report.write import write_evaluation_report
 from ssl_equi.evaluation.results import ProbeRecord
-from tests.evaluation.report_pages import made_arrays, make_evaluation, make_older_run, read_page, record
+from tests.evaluation.report_pages import (
+    DOWNLOAD,
+    PICTURE,
+    made_arrays,
+    make_evaluation,
+    make_older_run,
+    read_page,
+    record,
+    records_on,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 SECTIONS = (
-    "runs", "overview", "results", "errors", "retrieval", "maps", "spectrum", "orbits", "distributions", "training",
-    "views", "neighbours", "differences",
+    "runs", "headline", "overview", "results", "errors", "retrieval", "maps", "spectrum", "orbits", "training", "views",
+    "neighbours", "settings", "differences", "configuration",
 )  # fmt: skip
 HOSTILE = '<script>alert("1")</script>$x_$&\n'
+
+
+def load_script(name: str) -> ModuleType:
+    """A script of `evaluation/` as a module."""
+    specification = importlib.util.spec_from_file_location(
+        f"evaluation_{name}_script", ROOT / "evaluation" / f"{name}.py"
+    )
+    script = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = script
+    specification.loader.exec_module(script)
+    return script
 
 
 def records_of(value: float) -> list[ProbeRecord]:
     rotation = {"task": "relative_rotation", "baseline": 0.0, "baseline_name": "constant"}
     return [
-        record(part=part, seed=seed, value=value + 0.01 * seed, **of_task)
+        record(part=part, seed=seed, value=value + 0.01 * seed - 0.05 * (part == "equi"), **of_task)
         for part in ("all", "inv", "equi")
         for seed in (0, 1, 2)
         for of_task in ({}, {"metric": "r2_uniform", **rotation}, {"metric": "angle_deg_median", **rotation})
@@ -70,11 +91,11 @@ def test_the_page_has_every_section_once_and_in_order(page_path):
 def test_the_page_is_one_safe_small_file(page_path):
     text = page_path.read_text()
     page = read_page(text)
-    assert "script" not in page.tags
+    assert text.count("<script") == 1
     assert "b" not in page.tags
     assert page.handlers == []
     assert 'alert("1")' in page.text
-    assert all(reference.startswith(("data:image/jpeg;base64,", "#")) for reference in page.references)
+    assert all(reference.startswith((PICTURE, DOWNLOAD, "#")) for reference in page.references)
     assert not re.search(r"https?://|//cdn|@import|url\((?!#)", text)
     assert {reference[1:] for reference in page.references if reference.startswith("#")} <= set(page.ids)
     assert page.images_without_alt == 0
@@ -106,7 +127,7 @@ def test_one_run_has_the_page_of_a_run_and_older_folders_have_numbers_and_curves
     single = make_evaluation(tmp_path / "one", [record()], made_arrays(0, parts=("equi",)))
     page = read_page(write_evaluation_report([single], tmp_path / "one.html").read_text())
     assert {"headline", "results", "errors", "retrieval", "maps", "orbits", "neighbours"} <= set(page.ids)
-    assert "runs" not in page.ids
+    assert page.text.count("where from") == 1
     older = read_page(write_evaluation_report([folders[2]], tmp_path / "older.html").read_text())
     assert {"results", "training"} <= set(older.ids)
     assert not {"errors", "maps", "views"} & set(older.ids)
@@ -152,13 +173,48 @@ def test_tsne_without_scikit_learn_names_the_cure(folders, tmp_path, monkeypatch
     assert feature_map.map_coordinates(np.zeros((9, 3)), "pca").shape == (9, 2)
 
 
-def test_the_script_writes_where_it_is_told(folders, tmp_path, capsys):
-    specification = importlib.util.spec_from_file_location(
-        "evaluation_report_script", ROOT / "evaluation" / "report.py"
+def test_records_of_a_made_up_task_are_in_every_table_and_export(tmp_path):
+    """Nobody lists the names of tasks and metrics."""
+    made_up = {"task": "dreams", "metric": "vividness", "baseline": 0.125, "baseline_name": "sleep"}
+    folders = [
+        make_evaluation(tmp_path / name, [record(value=value, seed=seed, **made_up) for seed in (0, 1)], name=name)
+        for name, value in (("a_b", 0.5), ("owl", 0.7))
+    ]
+    page = write_evaluation_report(folders, tmp_path / "r.html").read_text()
+    cards = page[page.index('id="headline"') : page.index('id="results"')]
+    assert ">Dreams<" in cards and "vividness, part inv" in cards and "sleep 0.125" in cards
+    assert '<code>vividness</code></td><td>inv</td><td class="number" title="sleep"' in page
+    assert {run: len(records) for run, records in records_on(page).items()} == {"a_b": 2, "owl": 2}
+    assert records_on(page)["owl"][0]["task"] == "dreams"
+    markdown, latex = re.findall(r'<pre data-format="\w+">(.*?)</pre>', page, re.DOTALL)[::-1]
+    assert "| dreams | vividness | inv | 0.125 | 0.500 ± 0.000 | **0.700 ± 0.000** |" in markdown
+    assert r"dreams &amp; vividness &amp; inv &amp; $0.125$ &amp; $0.500 \pm 0.000$" in latex
+
+
+def test_tables_for_papers_are_bold_only_where_numbers_are_ranked(tmp_path, capsys):
+    angle = {"task": "relative_rotation", "metric": "angle_deg_median", "baseline": 90.0, "part": "equi"}
+    first = [record(value=0.6, seed=0), record(value=0.8, seed=1), record(**angle, value=40.0)]
+    second = [record(value=0.9, baseline=0.3), record(**angle, value=50.0, n=7)]
+    folders = [str(make_evaluation(tmp_path / name, found)) for name, found in (("x_$1", first), ("y|z", second))]
+    script = load_script("report")
+    script.main(script.Config(folders=tuple(folders), table="markdown"))
+    assert capsys.readouterr().out == (
+        "| task | metric | part | baseline | x\\_$1 | y\\|z |\n| --- | --- | --- | ---: | ---: | ---: |\n"
+        "| classification | top1 | inv | 0.250 to 0.300 | 0.700 ± 0.100 | **0.900** |\n"
+        "| relative\\_rotation | angle\\_deg\\_median | equi | 90.0° | 40.0° | 50.0° |\n"
     )
-    script = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = script
-    specification.loader.exec_module(script)
+    script.main(script.Config(folders=tuple(folders), table="latex"))
+    assert capsys.readouterr().out == (
+        "\\begin{tabular}{lllrrr}\n\\toprule\ntask & metric & part & baseline & x\\_\\$1 & y|z \\\\\n\\midrule\n"
+        "classification & top1 & inv & $0.250$ to $0.300$ & $0.700 \\pm 0.100$ & \\textbf{$0.900$} \\\\\n"
+        "\\addlinespace\n"
+        "relative\\_rotation & angle\\_deg\\_median & equi & $90.0^{\\circ}$ & $40.0^{\\circ}$ & $50.0^{\\circ}$ \\\\\n"
+        "\\bottomrule\n\\end{tabular}\n"
+    )
+
+
+def test_the_script_writes_where_it_is_told(folders, tmp_path, capsys):
+    script = load_script("report")
     script.main(script.Config(folders=(str(folders[2]),), out=tmp_path / "sub" / "r.html", title="mine"))
     assert "<title>mine</title>" in (tmp_path / "sub" / "r.html").read_text()
     assert "sub/r.html" in capsys.readouterr().out
@@ -166,15 +222,28 @@ def test_the_script_writes_where_it_is_told(folders, tmp_path, capsys):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: layout and print are not checked")
 def test_nothing_is_wider_than_a_phone_or_a_desktop_and_it_prints(page_path, tmp_path):
-    """The page in frames of both widths; a script beside it asks how wide their contents are."""
+    """The page in frames of both widths; a script beside it asks how wide their contents are, and uses the page."""
     frames = "".join(
         f'<iframe src="{page_path.as_uri()}" width="{width}" height="800"></iframe>' for width in (360, 1100)
     )
-    asking = (
-        "onload = () => { document.title = [...document.querySelectorAll('iframe')].map(frame => { "
-        "const page = frame.contentDocument.documentElement; "
-        "return [page.clientWidth, page.scrollWidth, page.querySelectorAll('svg').length].join(' ') }).join(';') }"
-    )
+    asking = """onload = () => { document.title = [...document.querySelectorAll('iframe')].map(frame => {
+        const page = frame.contentDocument, root = page.documentElement;
+        const column = [...page.querySelectorAll('table.comparison th')].find(head => head.textContent === 'sie');
+        const values = () => [...page.querySelectorAll('table.comparison tbody')].map(body =>
+            [...body.rows].slice(1).map(row => row.cells[3].dataset.value).filter(value => value !== undefined));
+        const before = values();
+        const ordered = (list, sign) => list.every((value, i) => !i || sign * (value - list[i - 1]) >= 0);
+        const found = [root.clientWidth, root.scrollWidth, page.querySelectorAll('svg').length];
+        for (const sign of [1, -1]) {
+            column.querySelector('button').click();
+            found.push(Number(values().every(list => ordered(list, sign))));
+        }
+        column.querySelector('button').click();
+        found.push(Number(String(values()) === String(before) && !before.every(list => ordered(list, 1))));
+        const place = page.querySelector('#errors [data-tip]'), tip = page.querySelector('.tip');
+        place.dispatchEvent(new frame.contentWindow.PointerEvent('pointermove', { bubbles: true }));
+        found.push(Number(!tip.hidden && tip.textContent.startsWith('0° to 5°\\nsie, equi: ')));
+        return [...found, page.querySelectorAll('.exports button').length].join(' ') }).join(';') }"""
     outer = tmp_path / "frames.html"
     outer.write_text(f"<!doctype html><body>{frames}<script>{asking}</script></body>")
     browser = [
@@ -188,10 +257,12 @@ def test_nothing_is_wider_than_a_phone_or_a_desktop_and_it_prints(page_path, tmp
     found = re.search(r"<title>(.*?)</title>", asked.stdout)
     assert found, asked.stdout[-2000:]
     for width, measured in zip((360, 1100), found[1].split(";"), strict=True):
-        client_width, scroll_width, drawings = map(int, measured.split())
+        client_width, scroll_width, drawings, *used, buttons = map(int, measured.split())
         assert client_width == width
         assert scroll_width <= width, f"at {width} pixels the page is {scroll_width} wide"
         assert drawings > 20
+        assert used == [1, 1, 1, 1], "up, down, as it was, the values of a figure"
+        assert buttons == 2
 
     pdf = tmp_path / "report.pdf"
     subprocess.run([*browser, f"--print-to-pdf={pdf}", page_path.as_uri()], capture_output=True, check=True)

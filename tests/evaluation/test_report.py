@@ -11,13 +11,14 @@ from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.publish import publish_results
 from ssl_equi.evaluation.report.figures import curve_figure, shrink, tile
 from ssl_equi.evaluation.report.pictures import nearest_neighbours
-from ssl_equi.evaluation.report.run_page import read_curves
+from ssl_equi.evaluation.report.runs import read_curves
 from ssl_equi.evaluation.report.write import write_evaluation_report
 from ssl_equi.evaluation.results import read_records
 from tests.evaluation.probed_by_hand import probed
-from tests.evaluation.report_pages import make_evaluation, make_older_run, read_page, record
+from tests.evaluation.report_pages import DOWNLOAD, PICTURE, make_evaluation, make_older_run, read_page, record
 
 SECTIONS = (
+    "runs",
     "headline",
     "results",
     "errors",
@@ -26,6 +27,7 @@ SECTIONS = (
     "training",
     "views",
     "neighbours",
+    "settings",
     "probe-protocol",
     "configuration",
     "versions",
@@ -82,15 +84,14 @@ def test_the_page_has_every_section_and_its_ids_are_unique(published):
 
 def test_text_is_escaped_everywhere(published):
     page = read_page(published)
-    assert "script" not in page.tags
-    assert "<script" not in published
+    assert published.count("<script") == 1
     for shown in ("alert(1)", "alert(2)", "alert(3)", 'a "quoted" & b: $x_$'):
         assert shown in page.text
 
 
 def test_the_page_needs_no_network_and_is_small(published):
     page = read_page(published)
-    assert all(reference.startswith(("data:image/jpeg;base64,", "#")) for reference in page.references)
+    assert all(reference.startswith((PICTURE, DOWNLOAD, "#")) for reference in page.references)
     assert "http://" not in published
     assert "https://" not in published
     assert "url(" not in published.replace("url(#", "")
@@ -128,7 +129,7 @@ def test_translations_have_tiles_and_are_explained(tmp_path):
     records = [base, replace(base, metric="distance_median", value=0.1234, baseline=0.66), object_frame]
     page = write_evaluation_report([make_older_run(tmp_path / "run", records)], tmp_path / "report.html").read_text()
     headline = page[page.index('id="headline"') : page.index('id="results"')]
-    for shown in ("translation, base frame (r2_uniform)", "0.912", "translation, object frame (r2_uniform)", "0.621"):
+    for shown in ("Translation base", "r2_<wbr>uniform, part all", "0.912", "Translation object", "0.621"):
         assert shown in headline
     text = read_page(page).text
     for shown in ("0.123", "R₂t₂ - R₁t₁", "t₂ - t₁", "world units", "lower is better: distance_median"):

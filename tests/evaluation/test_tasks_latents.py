@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.metrics import class_of_metric, lower_is_better
 from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol
-from ssl_equi.evaluation.report.run_page import explanations, result_table
+from ssl_equi.evaluation.report.tables import meaning_of_task
 from ssl_equi.evaluation.results import records_of
 from ssl_equi.evaluation.skipping import TaskSkipped
 from ssl_equi.evaluation.suite import ask_features, own_latent_tasks, tasks_for
@@ -27,6 +27,7 @@ from ssl_equi.latents.number import Number
 from ssl_equi.latents.rotation import Rotation
 from ssl_equi.latents.schema import KINDS, THREEDIEBENCH, THREEDIEBENCH_T, Latent, LatentSchema
 from ssl_equi.latents.translation import Translation
+from tests.evaluation.report_pages import results_of
 
 ROBOT: dict[str, LatentKind] = {
     "base": Rotation("quat_xyzw"),
@@ -251,11 +252,11 @@ def test_symmetric_classes_are_told_apart() -> None:
     }  # fmt: skip
     assert class_of_metric("angle_deg_median_of_tea_pot") == ("angle_deg_median", "tea_pot")
     assert class_of_metric("angle_deg_median_floor_hue") is None and class_of_metric("top1") is None
-    page = result_table(records, [])
+    page = results_of(records)
     assert "relative_azimuth: median angle by class" in page and "absolute_tool: top1 by class" in page
     assert "how the latent azimuth changes between two views" in page
     assert "angle_deg_median_of_CLASS" in " ".join(describe_columns(records))
-    assert explanations(["absolute_tool"])[0].startswith("absolute_tool: the latent tool in a single view")
+    assert meaning_of_task("absolute_tool").startswith("the latent tool in a single view")
 
 
 def test_what_does_not_vary_is_skipped_with_a_sentence() -> None:
@@ -329,4 +330,4 @@ def test_a_kind_of_ones_own_has_its_tasks_and_its_place_in_records(monkeypatch: 
     assert results["all"]["absolute_pitch"].baselines["octaves_median"].value == pytest.approx(1, abs=0.1)
     records = records_of(results, None, split="test", protocol=SHORT, seed=0, num_objects=20)
     assert {record.metric for record in in_short_tables(records)} == {"r2_uniform", "octaves_median", "octaves_mean"}
-    assert "relative_pitch: octaves_median by class" in result_table(records, notes)
+    assert "relative_pitch: octaves_median by class" in results_of(records, notes)

@@ -110,8 +110,8 @@ def test_the_pages_show_them(data: DataSource, tmp_path: Path) -> None:
         page = publish_results(
             run, results, data.evaluation, title="turntables", command="none", run={"evaluation_fingerprint": "1"}
         ).read_text()
-    assert "relative_azimuth (r2_uniform)" in page and "relative_azimuth: median angle by class" in page
-    assert "Error of relative_azimuth over the evaluated samples" in page
+    assert '<div class="label">Relative azimuth</div>' in page and "relative_azimuth: median angle by class" in page
+    assert "Relative azimuth, part all: error over the evaluated samples" in page
     assert "how the latent elevation changes between two views" in page
     assert "6 views of each of 6 unseen objects" in page
     write_report_or_warn(runs, tmp_path / "both.html", title="two runs")

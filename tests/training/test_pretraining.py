@@ -19,7 +19,7 @@ from ssl_equi.errors import CheckpointError, RunError
 from ssl_equi.evaluation import publish
 from ssl_equi.evaluation.encoders import RANDOM_ENCODER_SEED, EncoderSource
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS, ProbeProtocol
-from ssl_equi.evaluation.report import run_page as report
+from ssl_equi.evaluation.report import write as report
 from ssl_equi.evaluation.results import read_records
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
@@ -107,7 +107,7 @@ def test_a_question_that_fails_costs_neither_numbers_nor_page(
 
     monkeypatch.setattr(Ending, "ask_more", fail)
     monkeypatch.setattr(publish, "view_sheet", fail)
-    monkeypatch.setattr(report, "_headlines", fail)
+    monkeypatch.setattr(report, "headline_section", fail)
     objective = make_objective(config)
     run = started_run(config, objective)
     with pytest.warns(UserWarning) as warned:

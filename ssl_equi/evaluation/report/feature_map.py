@@ -1,10 +1,11 @@
-"""A map of the features in two dimensions, and their singular values: what the report draws of a representation.
+"""Maps of the features in two dimensions, from the features to the drawing, and their singular values.
 
 The map's input are principal components (Pearson, 1901), whose first two are the plain map; t-SNE (van der Maaten and
-Hinton, JMLR 2008) starts from them where it is asked for.
+Hinton, JMLR 2008) starts from them where it is asked for. A map is hand-written SVG with one path for all points of a
+colour, which keeps a page with many of them small.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Literal
 
@@ -14,12 +15,28 @@ from torch import Tensor
 
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.features import FeatureCache
+from ssl_equi.evaluation.report.figures import series_colour
+from ssl_equi.evaluation.report.page import escaped
 from ssl_equi.evaluation.task_samples import feature_matrix
 from ssl_equi.geometry.rotations import rotation_angle
 
 MAX_POINTS = 1500
 MAX_COMPONENTS = 50
 CONSTANT = 1e-6  # smallest singular value that counts, as a share of the features' own size
+SIDE = 300  # of the drawing, in its own units
+MARGIN = 8
+MAX_CLASSES = 10  # are coloured; the points of all others are grey
+ANGLE_STEP_DEG = 30
+NUM_RAMP_COLOURS = 6
+DOT = "h.1"  # a line of hardly any length, whose round ends are a disc: the shortest path for a point
+# Paths of closed shapes around the present point, of about the same area.
+SHAPES = (
+    DOT,
+    "m-2.4-2.4h4.8v4.8h-4.8z",
+    "m0-3.4l3 5.6h-6z",
+    "m0-3.3l3.3 3.3l-3.3 3.3l-3.3-3.3z",
+)
+GREY = "var(--line)"
 
 MapMethod = Literal["pca", "tsne"]
 
@@ -69,6 +86,46 @@ def map_coordinates(components: np.ndarray, method: MapMethod, seed: int = 0) ->
     return manifold.TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(components)
 
 
+def class_map(coordinates: np.ndarray, labels: np.ndarray, shown: Sequence[int], class_names: Mapping[int, str]) -> str:
+    """The map `[n, 2]` with colours and shapes for the classes `shown`; all other points are grey dots."""
+    points = _scaled(coordinates)
+    paths = [_path(points[~np.isin(labels, list(shown))], DOT, GREY, "another class")]
+    paths += [
+        _path(points[labels == label], SHAPES[place % len(SHAPES)], series_colour(place), class_names[label])
+        for place, label in enumerate(shown)
+    ]
+    return _svg(paths)
+
+
+def angle_map(coordinates: np.ndarray, angle_deg: np.ndarray) -> str:
+    """The map `[n, 2]` with a ramp of colours for the angle `[n]` of each view's rotation, 0 to 180 degrees."""
+    points = _scaled(coordinates)
+    bins = np.clip(angle_deg // ANGLE_STEP_DEG, 0, NUM_RAMP_COLOURS - 1).astype(int)
+    return _svg([_path(points[bins == index], DOT, *ramp) for index, ramp in enumerate(_ramp())])
+
+
+def shown_classes(labels: np.ndarray) -> list[int]:
+    """The classes that get a colour: all, or `MAX_CLASSES` spread evenly over those that are present."""
+    present = np.unique(labels)
+    chosen = np.linspace(0, len(present) - 1, min(MAX_CLASSES, len(present))).round().astype(int)
+    return [int(label) for label in present[chosen]]
+
+
+def class_legend(shown: Sequence[int], class_names: Mapping[int, str], num_classes: int) -> str:
+    """The coloured classes with their shapes, as HTML."""
+    items = [
+        _key(SHAPES[place % len(SHAPES)], series_colour(place), class_names[label]) for place, label in enumerate(shown)
+    ]
+    if num_classes > len(shown):
+        items.append(_key(DOT, GREY, f"{num_classes - len(shown)} other classes"))
+    return f'<p class="keys">{"".join(items)}</p>'
+
+
+def angle_legend() -> str:
+    """The ramp of angles, as HTML."""
+    return f'<p class="keys">{"".join(_key(DOT, *ramp) for ramp in _ramp())}</p>'
+
+
 def _drawn_views(count: int, seed: int) -> np.ndarray:
     """At most `MAX_POINTS` rows out of `count`, ascending."""
     if count <= MAX_POINTS:
@@ -98,3 +155,37 @@ def _manifold() -> ModuleType:
     except ImportError as error:
         raise UserError("t-SNE needs scikit-learn: pip install 'ssl-equi[maps]', or take --map pca") from error
     return manifold
+
+
+def _ramp() -> list[tuple[str, str]]:
+    """Colours of the steps of angles, and the steps in words."""
+    steps = [index * ANGLE_STEP_DEG for index in range(NUM_RAMP_COLOURS)]
+    return [(f"var(--ramp-{index})", f"{low} to {low + ANGLE_STEP_DEG}°") for index, low in enumerate(steps, 1)]
+
+
+def _key(shape: str, colour: str, text: str) -> str:
+    drawing = f'<svg viewBox="-5 -5 10 10" aria-hidden="true">{_path(np.zeros((1, 2)), shape, colour)}</svg>'
+    return f'<span class="key">{drawing}{escaped(text)}</span> '
+
+
+def _scaled(coordinates: np.ndarray) -> np.ndarray:
+    """Into the drawing, with the same scale on both axes; the second axis points upwards."""
+    low, high = coordinates.min(axis=0), coordinates.max(axis=0)
+    extent = max(float((high - low).max()), np.finfo(np.float64).tiny)
+    centred = (coordinates.astype(np.float64) - (low + high) / 2) / extent
+    return SIDE / 2 + (SIDE - 2 * MARGIN) * centred * np.array([1, -1])
+
+
+def _path(points: np.ndarray, shape: str, colour: str, name: str = "") -> str:
+    if not len(points):
+        return ""
+    data = "".join(f"M{x:.0f} {y:.0f}{shape}" for x, y in points)
+    # The end of a line has no area, so a dot is drawn by its stroke. page.css makes all other ends of lines butts.
+    drawn = f'stroke="{colour}" stroke-width="5" style="stroke-linecap:round"' if shape == DOT else f'fill="{colour}"'
+    title = f' class="hover"><title>{escaped(name)}</title></path>' if name else "/>"
+    return f'<path d="{data}" {drawn} opacity=".8"{title}'
+
+
+def _svg(paths: Sequence[str]) -> str:
+    frame = f'<rect x=".5" y=".5" width="{SIDE - 1}" height="{SIDE - 1}" fill="none" stroke="{GREY}"/>'
+    return f'<svg viewBox="0 0 {SIDE} {SIDE}">{frame}{"".join(paths)}</svg>'

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ssl_equi.evaluation.metrics import why_no_merit
+
 Shown = TypeVar("Shown")
 
 INVARIANT_FIRST = ("inv", "all")
@@ -21,6 +23,21 @@ class Choice(Generic[Shown]):
 
     title: str
     shown: dict[str, Shown | None]
+
+    def caption(self, about: str) -> str:
+        """The sentence under the figure: what it is about, and whose answer is missing."""
+        missing = [label for label, shown in self.shown.items() if shown is None]
+        return f"{about}; not measured: {', '.join(missing)}" if missing else about
+
+
+def parts_meant_for(task: str, parts: Sequence[str]) -> list[str]:
+    """The parts in the order in which they are looked at for a task.
+
+    First the half of the features that is meant to know it, where the other is not; then all features; then the rest.
+    """
+    halves = {"inv": "equi", "equi": "inv"}  # by the half that is not meant to know it
+    meant = [] if why_no_merit(task, "all") else [other for half, other in halves.items() if why_no_merit(task, half)]
+    return [part for part in dict.fromkeys((*meant, "all", *parts)) if part in parts]
 
 
 def choose_parts(found: Mapping[str, Mapping[str, Shown]], preferred: Sequence[str]) -> list[Choice[Shown]]:
@@ -53,9 +70,3 @@ def choose_parts(found: Mapping[str, Mapping[str, Shown]], preferred: Sequence[s
         part = next(part for parts in found.values() for part in parts)
         choices.append(Choice(f"part {part}", {run: parts.get(part) for run, parts in found.items()}))
     return choices
-
-
-def absent_in_words(choice: Choice[Shown]) -> str:
-    """Whose answer is missing, to be put behind a caption; empty if nobody's."""
-    missing = [label for label, shown in choice.shown.items() if shown is None]
-    return f"; not measured: {', '.join(missing)}" if missing else ""

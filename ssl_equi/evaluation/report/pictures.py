@@ -77,20 +77,7 @@ def retrieval_strip_arrays(
     Returns:
         `retrieval_images/TASK/PART` uint8 `[Q, 2 + k, H, W, 3]`, `retrieval_hits/TASK/PART` bool `[Q, k]`, which of
         the nearest is the one asked for, and `retrieval_strip_ranks/TASK/PART` int64 `[Q]`.
-
-    Raises:
-        ValueError: the shapes do not belong together.
     """
-    if (
-        source.shape != asked_for.shape
-        or nearest.ndim != 3
-        or nearest.shape[::2] != source.shape
-        or (ranks.shape != source.shape[:1])
-    ):
-        raise ValueError(
-            f"strips of shapes {tuple(source.shape)}, {tuple(asked_for.shape)}, {tuple(nearest.shape)} and "
-            f"{tuple(ranks.shape)} do not belong together: give [Q, 2], [Q, 2], [Q, k, 2] and [Q]"
-        )
     views = torch.cat([source[:, None], asked_for[:, None], nearest], dim=1)
     hits = (nearest == asked_for[:, None]).all(dim=-1)
     return {
@@ -110,9 +97,6 @@ def nearest_neighbours(features: Tensor, queries: Tensor, k: int, there: Tensor 
 
     Returns:
         int64 `[Q, k, 2]`, object and view, nearest first.
-
-    Raises:
-        ValueError: there are fewer than `k` other objects.
     """
     if k > len(features) - 1:
         raise ValueError(

@@ -6,7 +6,7 @@ import numpy as np
 
 from ssl_equi.evaluation.report.compared_runs import ComparedRun
 from ssl_equi.evaluation.report.page import captioned_figure, escaped
-from ssl_equi.evaluation.report.part_choices import EQUIVARIANT_FIRST, absent_in_words, choose_parts
+from ssl_equi.evaluation.report.part_choices import EQUIVARIANT_FIRST, choose_parts
 
 WIDTH, HEIGHT, MARGIN = 300, 150, 10  # of a map, in its own units
 NUM_HUES = 12  # one path for each, which keeps the page small
@@ -21,7 +21,7 @@ def distribution_section(runs: Sequence[ComparedRun]) -> str:
         found = {run.name: _by_part(run, task) for run in runs}
         for choice in choose_parts(found, EQUIVARIANT_FIRST):
             words = task.replace("_", " ").capitalize()
-            parts.append(f"<h3>{escaped(words)}, {escaped(choice.title + absent_in_words(choice))}</h3>")
+            parts.append(f"<h3>{escaped(words)}, {escaped(choice.caption(choice.title))}</h3>")
             for label, maps in choice.shown.items():
                 drawn = [
                     captioned_figure(svg, f"{label}, number {number}") for number, svg in enumerate(maps or [], start=1)

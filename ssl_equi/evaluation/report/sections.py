@@ -1,42 +1,106 @@
-"""Sections of a report that show one run or several over each other, made from what `arrays.npz` holds."""
+"""Sections of a report that are drawn from what `arrays.npz` holds, of one run or of several over each other."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ssl_equi.evaluation.report.compared_runs import ComparedRun, class_names_of
-from ssl_equi.evaluation.report.feature_map import MapMethod, map_coordinates
-from ssl_equi.evaluation.report.figures import recall_bars
-from ssl_equi.evaluation.report.maps import angle_legend, angle_map, class_legend, class_map, shown_classes
-from ssl_equi.evaluation.report.overlays import orbit_rings, overlaid_angles, rank_histogram, spectrum_figure
-from ssl_equi.evaluation.report.page import captioned_figure, escaped, picture_strip
-from ssl_equi.evaluation.report.part_choices import EQUIVARIANT_FIRST, INVARIANT_FIRST, absent_in_words, choose_parts
+from ssl_equi.evaluation.report.comparison import Row
+from ssl_equi.evaluation.report.feature_map import (
+    MapMethod,
+    angle_legend,
+    angle_map,
+    class_legend,
+    class_map,
+    map_coordinates,
+    shown_classes,
+)
+from ssl_equi.evaluation.report.figures import (
+    MAX_BARS,
+    angle_histogram,
+    image_data_uri,
+    orbit_rings,
+    overview_figure,
+    rank_histogram,
+    recall_bars,
+    shrink,
+    spectrum_figure,
+    tile,
+)
+from ssl_equi.evaluation.report.page import captioned_figure, escaped, figure_grid, page_section, picture_strip
+from ssl_equi.evaluation.report.part_choices import EQUIVARIANT_FIRST, INVARIANT_FIRST, choose_parts
+from ssl_equi.evaluation.report.tables import answers_of_meant_parts, in_words
+from ssl_equi.evaluation.tasks.latents import RELATIVE
 
+# Arrays that are there if, and only if, the views' poses are known, and objects have several views.
+HAS_POSES, HAS_SEVERAL_VIEWS = "map_angle_deg", "views_per_object"
 MAX_RETRIEVAL_STRIPS = 4  # of each run
+NEIGHBOUR_STRIPS_OF_A_RUN = 3  # of each part, where several runs are compared
 NONE = np.zeros(0)
 MAP_NAMES: dict[MapMethod, str] = {"pca": "the first two principal components", "tsne": "t-SNE"}
 
 
+def overview_section(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
+    """What stays (the class) against what changes, if two runs or more have both numbers and these can be compared.
+
+    What changes is the rotation between two views, or the first latent of the data's own whose change was asked for.
+    """
+    relative = list(dict.fromkeys(row.task for row in rows if row.task.startswith(RELATIVE)))
+    changing = next((task for task in ("relative_rotation", *relative) if task in relative), "")
+    comparable = [row for row in rows if not row.why_not_ranked or "not meant to" in row.why_not_ranked]
+    stays = answers_of_meant_parts(comparable, "classification", "top1")
+    changes = answers_of_meant_parts(comparable, changing, "r2_uniform")
+    both = {index: run.name for index, run in enumerate(runs) if index in stays and index in changes}
+    conditions = [[found[index][1].conditions for index in both] for found in (stays, changes)]
+    if len(both) < 2 or any(others != same[0] for same in conditions for others in same):
+        return ""
+    what = changing.removeprefix(RELATIVE)
+    points = {name: (stays[index][1].mean, changes[index][1].mean) for index, name in both.items()}
+    first = next(iter(both))
+    baselines = (stays[first][1].baseline, changes[first][1].baseline)
+    svg = overview_figure("overview", points, ("class (top1)", f"{what} (r2_uniform)"), baselines)
+    used = "; ".join(
+        f"{name}: class from {stays[index][0].part}, {what} from {changes[index][0].part}"
+        for index, name in both.items()
+    )
+    caption = (
+        f"What stays and what changes: up and to the right is better. Dotted: baselines without an image. Parts: {used}"
+    )
+    return page_section("overview", "At a glance", figure_grid([captioned_figure(svg, caption)], "single"))
+
+
 def errors_section(runs: Sequence[ComparedRun]) -> str:
-    """Rotation errors and recalls, of several runs or of one run's parts."""
+    """Errors in degrees and recalls, of several runs or of one run's parts."""
     figures: list[str] = []
     for task in _tasks(runs, "angle_errors_deg"):
-        constants = _by_part(runs, f"constant_angle_errors_deg/{task}/").values()
-        constant = next((values for parts in constants for values in parts.values()), None)
+        baselines: dict[str, np.ndarray] = {}
+        for parts in _by_part(runs, f"constant_angle_errors_deg/{task}/").values():
+            if parts:
+                baselines["constant"] = next(iter(parts.values()))
+        if len(runs) == 1:
+            (randoms,) = _by_part(runs, f"random_angle_errors_deg/{task}/").values()
+            shown = "all" if "all" in randoms else next(iter(randoms), "")
+            baselines |= {f"random encoder, {part}": values for part, values in randoms.items() if part == shown}
         for choice in choose_parts(_by_part(runs, f"angle_errors_deg/{task}/"), EQUIVARIANT_FIRST):
-            svg = overlaid_angles(f"angles-{len(figures)}", choice.shown, constant)
-            caption = f"{_in_words(task)}, {choice.title}: error over the evaluated pairs"
-            figures.append(captioned_figure(svg, caption + absent_in_words(choice)))
+            svg = angle_histogram(f"angles-{len(figures)}", choice.shown, baselines)
+            caption = choice.caption(f"{in_words(task)}, {choice.title}: error over the evaluated samples")
+            figures.append(captioned_figure(svg, caption))
     for task in _tasks(runs, "per_class_recall"):
         for choice in choose_parts(_by_part(runs, f"per_class_recall/{task}/"), INVARIANT_FIRST):
             present = {label: recall for label, recall in choice.shown.items() if recall is not None}
             sizes = {len(recall) for recall in present.values()}
-            if len(sizes) == 1:
-                arrays = next(run.arrays for run in runs if "class_names" in run.arrays or run is runs[-1])
-                svg = recall_bars(f"recall-{len(figures)}", present, class_names_of(arrays, range(sizes.pop())))
-                caption = f"{_in_words(task)}, {choice.title}: recall of each class on unseen objects"
-                figures.append(captioned_figure(svg, caption + absent_in_words(choice)))
-    return _section("errors", "Where they are right", figures)
+            if len(sizes) > 1:
+                continue
+            num_classes = int(np.isfinite(next(iter(present.values()))).sum())
+            which = "each class" if num_classes <= MAX_BARS else f"{MAX_BARS} of {num_classes} classes, best to worst,"
+            arrays = next(run.arrays for run in runs if "class_names" in run.arrays or run is runs[-1])
+            svg = recall_bars(f"recall-{len(figures)}", present, class_names_of(arrays, range(sizes.pop())))
+            caption = choice.caption(f"{in_words(task)}, {choice.title}: recall of {which} on unseen objects")
+            figures.append(captioned_figure(svg, caption))
+    return page_section(
+        "errors", "Where they are right" if len(runs) > 1 else "Where it is right", figure_grid(figures)
+    )
 
 
 def retrieval_section(runs: Sequence[ComparedRun]) -> str:
@@ -47,8 +111,10 @@ def retrieval_section(runs: Sequence[ComparedRun]) -> str:
         for size, found in _ranks_by_gallery(runs, task).items():
             for choice in choose_parts(found, EQUIVARIANT_FIRST):
                 svg = rank_histogram(f"ranks-{len(figures)}", choice.shown, size)
-                caption = f"{_in_words(task)}, {choice.title}: rank of the view asked for, 1 is the nearest"
-                figures.append(captioned_figure(svg, caption + absent_in_words(choice)))
+                caption = choice.caption(
+                    f"{in_words(task)}, {choice.title}: rank of the view asked for, 1: the nearest"
+                )
+                figures.append(captioned_figure(svg, caption))
     for task in _tasks(runs, "retrieval_images"):
         for run in runs:
             for part in _by_part([run], f"retrieval_images/{task}/")[run.name]:
@@ -59,13 +125,14 @@ def retrieval_section(runs: Sequence[ComparedRun]) -> str:
         '<p class="muted">Framed: the view that the prediction starts from. Then the view asked for, with its rank, '
         "and the views nearest to the prediction; ✓ is the one asked for.</p>"
     )
-    shown = f'{explained}<div class="figures">{"".join(strips)}</div>' if strips else ""
-    return _section("retrieval", "Retrieval by the predictor", figures, shown)
+    shown = explained + figure_grid(strips) if strips else ""
+    return page_section("retrieval", "Retrieval by the predictor", figure_grid(figures), shown)
 
 
 def maps_section(runs: Sequence[ComparedRun], method: MapMethod) -> str:
     """A map of each run's and part's features, once coloured by class and once by the angle of the view's rotation."""
-    cells, has_angles, legend = [], False, ""
+    cells, has_angles = [], False
+    legends: dict[str, None] = {}  # one for all runs that were judged on the same classes
     for run in runs:
         labels = run.arrays.get("map_labels", NONE)
         shown = shown_classes(labels) if len(labels) else []
@@ -78,8 +145,8 @@ def maps_section(runs: Sequence[ComparedRun], method: MapMethod) -> str:
                 continue
             places = map_coordinates(components, method)
             share = _share_of_two(run.arrays.get(f"singular_values/{part}", NONE)) if method == "pca" else ""
-            cells.append(captioned_figure(class_map(places, labels, shown), f"{name}, by class{share}"))
-            legend = class_legend(shown, class_names, len(np.unique(labels)))
+            cells.append(captioned_figure(class_map(places, labels, shown, class_names), f"{name}, by class{share}"))
+            legends[class_legend(shown, class_names, len(np.unique(labels)))] = None
             if "map_angle_deg" in run.arrays:
                 has_angles = True
                 cells.append(captioned_figure(angle_map(places, run.arrays["map_angle_deg"]), f"{name}, by angle"))
@@ -92,10 +159,7 @@ def maps_section(runs: Sequence[ComparedRun], method: MapMethod) -> str:
         f"points have similar features.{angle_told}</p>"
     )
     angles = angle_legend() if has_angles else ""
-    return (
-        f'<section id="maps"><h2>Map of the features</h2>{about}{legend}{angles}'
-        f'<div class="figures maps">{"".join(cells)}</div></section>'
-    )
+    return page_section("maps", "Map of the features", about, *legends, angles, figure_grid(cells, "maps"))
 
 
 def spectrum_section(runs: Sequence[ComparedRun]) -> str:
@@ -109,8 +173,8 @@ def spectrum_section(runs: Sequence[ComparedRun]) -> str:
     for index, choice in enumerate(choose_parts(found, ("all",))):
         caption = f"Singular values of the centred features, {choice.title}; a cliff is a collapse to fewer dimensions"
         svg = spectrum_figure(f"spectrum-{index}", choice.shown)
-        figures.append(captioned_figure(svg, caption + absent_in_words(choice)))
-    return _section("spectrum", "Do the features use their dimensions?", figures)
+        figures.append(captioned_figure(svg, choice.caption(caption)))
+    return page_section("spectrum", "Do the features use their dimensions?", figure_grid(figures))
 
 
 def orbits_section(runs: Sequence[ComparedRun]) -> str:
@@ -119,25 +183,66 @@ def orbits_section(runs: Sequence[ComparedRun]) -> str:
     angles = [run.arrays["orbit_angles_deg"] for run in runs if "orbit_angles_deg" in run.arrays]
     if any(not np.array_equal(angles[0], others) for others in angles):
         apart = '<p class="muted">The runs were turned by different angles, so their orbits are not drawn.</p>'
-        return _section("orbits", "Around the orbit of turns", figures, apart)
+        return page_section("orbits", "Around the orbit of turns", apart)
+    moved = "1 - cosine between the features of the turned and of the upright view; 0: the same"
+    judged = "error of the turn that is read from both views; 0: right"
     for kind, unit, preferred, what in (
-        (
-            "orbit",
-            "",
-            INVARIANT_FIRST,
-            "1 - cosine between the features of the turned and of the upright view; 0: the same",
-        ),
-        ("orbit_rotation_deg", "°", EQUIVARIANT_FIRST, "error of the turn that is read from both views; 0: right"),
+        ("orbit", "", INVARIANT_FIRST, moved),
+        ("orbit_rotation_deg", "°", EQUIVARIANT_FIRST, judged),
     ):
         for choice in choose_parts(_by_part(runs, f"{kind}/"), preferred):
             svg = orbit_rings(f"orbit-{len(figures)}", angles[0], choice.shown, unit)
             caption = f"{choice.title[0].upper()}{choice.title[1:]}: {what}"
-            figures.append(captioned_figure(svg, caption + absent_in_words(choice)))
+            figures.append(captioned_figure(svg, choice.caption(caption)))
     about = (
         '<p class="muted">Objects turned once around in the image plane, 0 in the centre of the circle. Thick: the '
         "mean over objects; thin: single objects. The corners of a turned picture hold its mirror image.</p>"
     )
-    return _section("orbits", "Around the orbit of turns", figures, before=about)
+    return page_section("orbits", "Around the orbit of turns", about, figure_grid(figures)) if figures else ""
+
+
+def views_section(runs: Sequence[ComparedRun]) -> str:
+    """The views that were evaluated, once for all runs that were judged on the same ones."""
+    names_by_sheet: dict[tuple[Any, ...], list[str]] = {}
+    with_sheet = {run.name: run for run in runs if "view_sheet" in run.arrays}
+    for name, run in with_sheet.items():
+        sheet = run.arrays["view_sheet"]
+        names_by_sheet.setdefault((sheet.shape, sheet.tobytes()), []).append(name)
+    figures, heading = [], "Images"
+    for names in names_by_sheet.values():
+        arrays = with_sheet[names[0]].arrays
+        sheet = arrays["view_sheet"]
+        rows, columns = sheet.shape[:2]
+        if HAS_POSES in arrays or HAS_SEVERAL_VIEWS in arrays:
+            heading, described = "Views", f"{columns} views of each of {rows} unseen objects, one object a row"
+        else:
+            described = f"{rows * columns} unseen images, as the encoder is given them"
+        described = escaped(f"{described} ({', '.join(names)})" if len(names_by_sheet) > 1 else described)
+        image = f'<img class="sheet" alt="{described}" src="{image_data_uri(tile(shrink(sheet)))}">'
+        figures.append(f"<figure>{image}<figcaption>{described}</figcaption></figure>")
+    return page_section("views", heading, *figures)
+
+
+def neighbours_section(runs: Sequence[ComparedRun]) -> str:
+    """Strips of queries and their nearest neighbours."""
+    blocks, has_poses, has_views = [], False, False
+    for run in runs:
+        for part, images in _by_part([run], "neighbour_images/")[run.name].items():
+            has_poses = has_poses or HAS_POSES in run.arrays
+            has_views = has_views or has_poses or HAS_SEVERAL_VIEWS in run.arrays
+            strips = list(zip(images, run.arrays[f"neighbour_captions/{part}"], strict=True))
+            rows = "".join(
+                picture_strip(pictures, [str(text) for text in texts], f"nearest by {part}, {texts[0]}")
+                for pictures, texts in (strips if len(runs) == 1 else strips[:NEIGHBOUR_STRIPS_OF_A_RUN])
+            )
+            named = f"{escaped(run.name)}, " if len(runs) > 1 else ""
+            blocks.append(f"<div><h3>{named}by part <code>{escaped(part)}</code></h3>{rows}</div>")
+    if not blocks:
+        return ""
+    what = "views (cosine) of other objects, at most one an object" if has_views else "other images (cosine)"
+    told = "degrees: angle between the two poses" if has_poses else "the name is its class"
+    about = f'<p class="muted">Framed: the query. Then the nearest {what}. ✓: same class; {told}.</p>'
+    return page_section("neighbours", "Nearest neighbours", about, figure_grid(blocks))
 
 
 def _strips(run: ComparedRun, key: str) -> str:
@@ -148,13 +253,6 @@ def _strips(run: ComparedRun, key: str) -> str:
         captions = ["from", f"rank {ranks[row]}", *(f"{'✓ ' if hit else ''}{n}" for n, hit in enumerate(hits[row], 1))]
         rows.append(picture_strip(pictures, captions, f"query {row + 1}"))
     return "".join(rows)
-
-
-def _section(identity: str, heading: str, figures: Sequence[str], after: str = "", before: str = "") -> str:
-    if not figures and not after:
-        return ""
-    drawn = f'<div class="figures">{"".join(figures)}</div>' if figures else ""
-    return f'<section id="{identity}"><h2>{heading}</h2>{before}{drawn}{after}</section>'
 
 
 def _by_part(runs: Sequence[ComparedRun], prefix: str) -> dict[str, dict[str, np.ndarray]]:
@@ -203,7 +301,3 @@ def _share_of_two(deviations: np.ndarray) -> str:
         return ""
     variances = np.square(deviations, dtype=np.float64)
     return f"; {100 * variances[:2].sum() / variances.sum():.0f} % of the variance"
-
-
-def _in_words(task: str) -> str:
-    return task.replace("_", " ").capitalize()
