@@ -294,7 +294,7 @@ def test_every_mutation_of_the_log_gives_a_page(evaluated: Path, monkeypatch: An
 def test_an_array_of_another_rank_or_type_is_left_out_by_name(evaluated: Path, key: str) -> None:
     """The checksum is right: somebody wrote these arrays."""
     arrays = made_arrays(0)
-    for other in (np.array("text"), np.zeros((2, 3, 4)), np.zeros((0, 5, 2, 2), np.uint8)):
+    for other in (np.array("text"), np.zeros((2, 3, 4, 1)), np.zeros((0, 5, 2, 2), np.uint8)):
         make_evaluation(evaluated, [record()], arrays | {key: other})
         read = read_evaluated_folder(evaluated)
         assert key not in read.arrays

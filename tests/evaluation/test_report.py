@@ -132,7 +132,7 @@ def test_translations_have_tiles_and_are_explained(tmp_path):
     for shown in ("Translation base", "r2_<wbr>uniform, part all", "0.912", "Translation object", "0.621"):
         assert shown in headline
     text = read_page(page).text
-    for shown in ("0.123", "R₂t₂ - R₁t₁", "t₂ - t₁", "world units", "lower is better: distance_median"):
+    for shown in ("0.123", "R2 t2 - R1 t1", "t2 - t1", "world units", "lower is better: distance_median"):
         assert shown in text
 
 

@@ -139,6 +139,7 @@ _DRAWN: dict[str, tuple[int, str]] = {
     "angle_errors_deg": (1, _NUMBERS), "random_angle_errors_deg": (1, _NUMBERS),
     "constant_angle_errors_deg": (1, _NUMBERS), "per_class_recall": (1, _NUMBERS),
     "object_scores": (1, "f"), "object_values": (2, "f"), "object_moments": (2, "f"),
+    "rotation_density": (3, _NUMBERS), "rotation_truth": (2, _NUMBERS),
     "orbit": (2, _NUMBERS), "orbit_angles_deg": (1, _NUMBERS), "orbit_rotation_deg": (2, _NUMBERS),
 }  # fmt: skip
 
