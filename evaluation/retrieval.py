@@ -35,8 +35,8 @@ from ssl_equi.evaluation.predictors.consistency import consistency_records, pred
 from ssl_equi.evaluation.predictors.retrieval import Similarity, retrieval_records
 from ssl_equi.evaluation.predictors.two_views import retrieve_with_predictor
 from ssl_equi.evaluation.results import ProbeRecord, append_records, refuse_other_content
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.sequences.retrieval import different_galleries, retrieve_with_sequences
-from ssl_equi.evaluation.skipping import TaskSkipped
 from ssl_equi.evaluation.tables import print_records
 from ssl_equi.export.encoder import load_encoder, normalization_of, read_encoder_config
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, load_predictor

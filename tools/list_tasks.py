@@ -24,6 +24,7 @@ from the code, and a test holds it to that. How tasks are asked, and how heads a
 """
 GROUPS: dict[Group, str] = {
     "features": "Asked of the features of the two splits. `--tasks features` stands for all of them.",
+    "distributions": "Asked when they are named, since they learn longer than a head; `--tasks distributions`.",
     "predictor": "Asked of the predictor that a run left beside its encoder, once and of all features.",
     "robustness": "Asked when they are named, since they take further passes of the encoder; `--tasks robustness`.",
     "images": "Asked when they are named, since they take further passes of the encoder.",
@@ -71,8 +72,8 @@ def page() -> str:
             sections.append(BY_KIND)
     metrics = [f"| `{name}` | {metric.meaning} |" for name, metric in METRICS.items()]
     longer = (
-        "Longer names begin with these: `top1_fog`, `r2_uniform_crop`, `hit_at_5`, `angle_deg_median_of_CLASS`. Each value "
-        "stands\nbeside its baseline, which records name."
+        "Longer names begin with these: `top1_fog`, `r2_uniform_crop`, `hit_at_5`, `angle_deg_median_of_CLASS`. Each\n"
+        "value stands beside its baseline, which its record names."
     )
     sections.append("\n".join(["## Metrics\n", f"{longer}\n", "| metric | meaning |", "|---|---|", *metrics, ""]))
     return "\n".join(sections)

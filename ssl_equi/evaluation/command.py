@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-import numpy as np
 import torch
 
 from ssl_equi.checkpoint import require_writable
@@ -18,22 +17,15 @@ from ssl_equi.data.sources import DATASETS, DatasetName, DataSource, open_data, 
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
 from ssl_equi.evaluation.features import FeatureStore, default_cache_folder
-from ssl_equi.evaluation.predictors.retrieval import TASK as RETRIEVAL
-from ssl_equi.evaluation.predictors.two_views import strips_of_predictions
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
-from ssl_equi.evaluation.publish import result_arrays
+from ssl_equi.evaluation.publish import FIRST_SEED, publish
 from ssl_equi.evaluation.report.write import write_report_or_warn
-from ssl_equi.evaluation.results import refuse_results_of_a_run, write_evaluation
-from ssl_equi.evaluation.skipping import noted_if_unanswered
+from ssl_equi.evaluation.results import refuse_results_of_a_run
 from ssl_equi.evaluation.suite import Evaluation, evaluate
-from ssl_equi.evaluation.symmetry.orbits import fit_relative_rotation_head, orbit_errors, turns_are_known
 from ssl_equi.evaluation.tables import print_seeds
 from ssl_equi.evaluation.tasks.transfer import open_transfer_set, transfer_tasks
 from ssl_equi.options import ActsWhen, Count, EncoderArguments, ImageSide, Range
 from ssl_equi.runtime.system import software_versions
-
-FIRST_SEED = 0
-RELATIVE_ROTATION = "relative_rotation"
 
 
 @dataclass(frozen=True)
@@ -180,57 +172,6 @@ def open_encoder_and_data(config: AskedEncoder) -> tuple[EncoderSource, DataSour
     )  # fmt: skip
     data = open_data(config.dataset, config.data_dir, config.split, source.image_size)
     return source, turned_source(data, config.turns, config.turn_training_views)
-
-
-def publish(
-    out: Path,
-    source: EncoderSource,
-    data: DataSource,
-    results: Evaluation,
-    run: Mapping[str, Any],
-    device: str,
-) -> None:
-    """Writes `results.json`, `arrays.npz` and `report.html`.
-
-    Args:
-        run: what `results.json` says of the evaluation as a whole.
-        device: where the encoder is.
-    """
-    # The numbers first: nothing that is only drawn may cost them.
-    write_evaluation(out, results.records, results.notes, run, results.arrays)
-    drawn, why_not_drawn = pictures(source, data, results, device)
-    shown, why_not_shown = result_arrays(results, data.evaluation)
-    notes = (*results.notes, *why_not_drawn, *why_not_shown)
-    write_evaluation(out, results.records, notes, run, shown | drawn)
-    write_report_or_warn([out], out / "report.html", title=f"{source.name} on {data.name}")
-
-
-def pictures(
-    source: EncoderSource, data: DataSource, results: Evaluation, device: str
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """What the report draws that takes the encoder or its predictor again: orbits, and strips of what is retrieved.
-
-    They are only drawn, so the images of the orbits aren't counted among those that were encoded for the numbers.
-
-    Returns:
-        The arrays, and a sentence for what can't be drawn.
-    """
-    arrays: dict[str, np.ndarray] = {}
-    notes: list[str] = []
-    parts = {part: columns for part, columns in results.parts.items() if RELATIVE_ROTATION in results.results[part]}
-    with noted_if_unanswered("orbits are not drawn", notes):
-        heads = {
-            part: fit_relative_rotation_head(results.train_features.part(columns), results.protocol, FIRST_SEED)
-            for part, columns in parts.items()
-            if turns_are_known(data.evaluation)
-        }
-        arrays |= orbit_errors(
-            source, data.evaluation, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb, rotation_heads=heads, device=device
-        )
-    if source.predictor is not None and any(record.task == RETRIEVAL for record in results.records):
-        with noted_if_unanswered("strips of predictions are not drawn", notes):
-            arrays |= strips_of_predictions(source.predictor.cpu(), results.test_features, data.evaluation)
-    return arrays, notes
 
 
 def describe(

@@ -1,4 +1,4 @@
-"""From probe results to what a run leaves behind: records in `results.json`, `arrays.npz`, the table, `report.html`."""
+"""What a run or an evaluation leaves behind: `results.json`, `arrays.npz`, the printed table, `report.html`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,15 +8,20 @@ from typing import Any
 import numpy as np
 
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.sets.table import DataSource
 from ssl_equi.errors import visible
+from ssl_equi.evaluation.encoders import EncoderSource
+from ssl_equi.evaluation.predictors.two_views import strips_of_predictions
 from ssl_equi.evaluation.report.feature_map import map_arrays
 from ssl_equi.evaluation.report.pictures import neighbour_arrays, view_sheet
 from ssl_equi.evaluation.report.write import write_report_or_warn
-from ssl_equi.evaluation.results import ARRAYS_HASH, RESULTS_FILE, append_records, write_arrays
-from ssl_equi.evaluation.skipping import noted_if_unanswered
-from ssl_equi.evaluation.suite import Evaluation
+from ssl_equi.evaluation.results import ARRAYS_HASH, RESULTS_FILE, append_records, write_arrays, write_evaluation
+from ssl_equi.evaluation.suite import Evaluation, noted_if_unanswered
+from ssl_equi.evaluation.symmetry.orbits import fit_relative_rotation_head, orbit_errors, turns_are_known
 from ssl_equi.evaluation.tables import print_records
 from ssl_equi.evaluation.task import TASKS
+
+FIRST_SEED = 0  # of the heads: what the report draws is of this one
 
 
 def publish_results(
@@ -73,4 +78,55 @@ def result_arrays(results: Evaluation, test: ViewCollection) -> tuple[dict[str, 
         arrays |= neighbour_arrays(results.test_features, results.parts, test, class_names)
     with noted_if_unanswered("pictures of views", notes):
         arrays |= {"view_sheet": view_sheet(test)}
+    return arrays, notes
+
+
+def publish(
+    out: Path,
+    source: EncoderSource,
+    data: DataSource,
+    results: Evaluation,
+    run: Mapping[str, Any],
+    device: str,
+) -> None:
+    """Writes `results.json`, `arrays.npz` and `report.html`.
+
+    Args:
+        run: what `results.json` says of the evaluation as a whole.
+        device: where the encoder is.
+    """
+    # The numbers first: nothing that is only drawn may cost them.
+    write_evaluation(out, results.records, results.notes, run, results.arrays)
+    drawn, why_not_drawn = pictures(source, data, results, device)
+    shown, why_not_shown = result_arrays(results, data.evaluation)
+    notes = (*results.notes, *why_not_drawn, *why_not_shown)
+    write_evaluation(out, results.records, notes, run, shown | drawn)
+    write_report_or_warn([out], out / "report.html", title=f"{source.name} on {data.name}")
+
+
+def pictures(
+    source: EncoderSource, data: DataSource, results: Evaluation, device: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """What the report draws that takes the encoder or its predictor again: orbits, and strips of what is retrieved.
+
+    They are only drawn, so the images of the orbits aren't counted among those that were encoded for the numbers.
+
+    Returns:
+        The arrays, and a sentence for what can't be drawn.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    notes: list[str] = []
+    parts = {part: columns for part, columns in results.parts.items() if "relative_rotation" in results.results[part]}
+    with noted_if_unanswered("orbits are not drawn", notes):
+        heads = {
+            part: fit_relative_rotation_head(results.train_features.part(columns), results.protocol, FIRST_SEED)
+            for part, columns in parts.items()
+            if turns_are_known(data.evaluation)
+        }
+        arrays |= orbit_errors(
+            source, data.evaluation, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb, rotation_heads=heads, device=device
+        )
+    if source.predictor is not None and any(record.task == "retrieval" for record in results.records):
+        with noted_if_unanswered("strips of predictions are not drawn", notes):
+            arrays |= strips_of_predictions(source.predictor.cpu(), results.test_features, data.evaluation)
     return arrays, notes

@@ -4,7 +4,10 @@ What can't be asked of the data or of a part becomes a note; the encoder's state
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -15,15 +18,14 @@ from torch import nn
 from ssl_equi.data.bad_records import BadRecords
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DataSource
-from ssl_equi.errors import UserError
+from ssl_equi.errors import UserError, described
 from ssl_equi.evaluation.encoders import EncoderSource
 from ssl_equi.evaluation.features import FeatureCache, FeatureStore, state_sha256
 from ssl_equi.evaluation.heads import train_heads
 from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol
 from ssl_equi.evaluation.results import ProbeRecord, arrays_of_result, records_of
-from ssl_equi.evaluation.skipping import TaskSkipped, noted_if_unanswered
+from ssl_equi.evaluation.samples import TaskSkipped, require_varied
 from ssl_equi.evaluation.task import PLACE, TASKS, Ask, Encoding, Subject, Task, TaskResult
-from ssl_equi.evaluation.task_samples import require_varied
 from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE, tasks_of_latent
 from ssl_equi.latents.actions import warning_of_signs
 from ssl_equi.latents.schema import LatentSchema
@@ -377,6 +379,23 @@ def _train_together(task: Task, asks: Sequence[Ask], protocol: ProbeProtocol) ->
             return
         for ask, head in zip(waiting, heads, strict=True):
             ask.made[probe.key(ask)] = head
+
+
+@contextmanager
+def noted_if_unanswered(question: str, notes: list[str]) -> Iterator[None]:
+    """Whatever a question raises becomes a note, so that it never costs the answers of the others.
+
+    A reason to skip it is all that there is to say; anything else is a defect, and is warned of where it happened.
+    """
+    try:
+        yield
+    except TaskSkipped as reason:
+        notes.append(f"{question}: {reason}")
+    except Exception as error:
+        note = f"{question}: not answered, because of an error ({described(error)})"
+        notes.append(note)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        warnings.warn(f"{note} in {place.filename}, line {place.lineno}", stacklevel=3)
 
 
 @dataclass

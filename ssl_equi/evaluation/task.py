@@ -20,11 +20,10 @@ from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.bootstrap import ObjectStatistic
 from ssl_equi.evaluation.features import FeatureCache, FeatureStore, ImageChange, OnProgress
 from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads
-from ssl_equi.evaluation.pairs import training_pairs, training_views
 from ssl_equi.evaluation.protocol import ProbeProtocol
-from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.task_samples import (
+from ssl_equi.evaluation.samples import (
     TargetsOf,
+    TaskSkipped,
     evaluated_pair_rows,
     evaluated_view_rows,
     feature_matrix,
@@ -32,6 +31,8 @@ from ssl_equi.evaluation.task_samples import (
     require_varied,
     require_views,
     samples_of,
+    training_pairs,
+    training_views,
     view_rows,
 )
 from ssl_equi.export.predictor import TrainedPredictor

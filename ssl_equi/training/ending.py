@@ -16,8 +16,7 @@ from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, 
 from ssl_equi.evaluation.publish import publish_results
 from ssl_equi.evaluation.results import ProbeRecord, records_of
 from ssl_equi.evaluation.sequences.tasks import quick_sequence_results
-from ssl_equi.evaluation.skipping import noted_if_unanswered
-from ssl_equi.evaluation.suite import Evaluation, check_splits, evaluate, tasks_for
+from ssl_equi.evaluation.suite import Evaluation, check_splits, evaluate, noted_if_unanswered, tasks_for
 from ssl_equi.export.encoder import EncoderCard, encoder_export
 from ssl_equi.export.folder import Export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor_export

@@ -16,7 +16,7 @@ from ssl_equi.evaluation.features import FeatureStore, cache_of
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE as TASK
 from ssl_equi.evaluation.protocol import EquivarianceProtocol, ProbeProtocol
 from ssl_equi.evaluation.publish import publish_results
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.task import TASKS, Ask, Encoding, Subject, TaskResult
 from ssl_equi.evaluation.tasks import augmentation_equivariance
 from ssl_equi.evaluation.tasks.augmentation_equivariance import (

@@ -16,12 +16,11 @@ from ssl_equi.evaluation.bootstrap import (
     r2_uniform_statistic,
     statistic_of_array,
 )
-from ssl_equi.evaluation.pairs import evaluation_pairs
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProbeProtocol
 from ssl_equi.evaluation.results import records_of
+from ssl_equi.evaluation.samples import evaluated_pairs, evaluation_pairs
 from ssl_equi.evaluation.tables import describe_columns, print_records, print_seeds
 from ssl_equi.evaluation.task import TASKS, Ask
-from ssl_equi.evaluation.task_samples import evaluated_pairs
 from tests.evaluation.report_pages import results_of
 
 OBJECTS, SAMPLES = 7, 60

@@ -13,8 +13,8 @@ from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.metrics import r2_metrics, r2_notes, r2_pooled, r2_uniform, varying_components
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.publish import publish_results
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.sequences.heads import judge, latent_targets
-from ssl_equi.evaluation.skipping import TaskSkipped
 from ssl_equi.evaluation.suite import ask_features
 from ssl_equi.evaluation.task import TASKS, Ask
 from ssl_equi.geometry.latents import quat_xyzw_from_latents

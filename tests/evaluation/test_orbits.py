@@ -12,7 +12,7 @@ from torch import nn
 from ssl_equi.data.derived import turn_quat_xyzw
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.evaluation.protocol import ProbeProtocol
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.symmetry.orbits import fit_relative_rotation_head, orbit_errors
 from ssl_equi.geometry.rotations import quat_conjugate, quat_multiply
 from tests.fakes import feature_cache

@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.predictors import consistency as module
 from ssl_equi.evaluation.predictors.consistency import predictor_consistency
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.export.predictor import PredictorCard, TrainedPredictor
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_conjugate, quat_multiply

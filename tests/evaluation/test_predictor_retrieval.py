@@ -21,7 +21,7 @@ from ssl_equi.evaluation.predictors.retrieval import (
     retrieval_result,
 )
 from ssl_equi.evaluation.predictors.two_views import retrieve_with_predictor
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.export.predictor import PredictorCard, TrainedPredictor
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_multiply

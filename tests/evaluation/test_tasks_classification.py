@@ -18,7 +18,7 @@ from ssl_equi.evaluation.heads import (
     train_heads,
 )
 from ssl_equi.evaluation.protocol import ProbeProtocol
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.task import TASKS, Ask
 from ssl_equi.evaluation.tasks.classification import few_objects, nearest_rows
 from tests.fakes import feature_cache

@@ -13,7 +13,7 @@ from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.metrics import effective_rank
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.report.feature_map import map_arrays
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.task import TASKS, Ask, TaskResult
 from ssl_equi.evaluation.tasks.feature_action import fit_components
 from ssl_equi.geometry.rotations import quat_to_matrix

@@ -15,7 +15,7 @@ from ssl_equi.evaluation.metrics import class_of_metric, lower_is_better
 from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol
 from ssl_equi.evaluation.report.tables import meaning_of_task
 from ssl_equi.evaluation.results import records_of
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.suite import ask_features, own_latent_tasks, tasks_for
 from ssl_equi.evaluation.tables import describe_columns, in_short_tables
 from ssl_equi.evaluation.task import TASKS, Ask, TaskResult

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.metrics import angle_errors_deg, direction_errors_deg
 from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.task import TASKS, Ask
 from ssl_equi.evaluation.tasks.pose import MATRIX, QUATERNION, SIX_NUMBERS, RotationTarget
 from ssl_equi.geometry.rotations import quat_to_matrix, random_quat

@@ -10,8 +10,8 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.pairs import evaluation_pairs
 from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol, embedded, equicaps, sie
+from ssl_equi.evaluation.samples import evaluation_pairs
 from ssl_equi.evaluation.suite import tasks_for
 from ssl_equi.evaluation.task import TASKS, Ask, TaskResult
 from ssl_equi.evaluation.tasks.pose import displacement_in_base_frame, displacement_in_object_frame

@@ -14,18 +14,26 @@ import torch
 
 from ssl_equi.data.derived import TurnedViews
 from ssl_equi.evaluation.features import FeatureCache, FeatureStore, encode_split
-from ssl_equi.evaluation.pairs import all_pairs, evaluation_pairs, evaluation_views, training_pairs, training_views
 from ssl_equi.evaluation.predictors.capsules import probe_capsule_poses
 from ssl_equi.evaluation.predictors.consistency import predictor_consistency
 from ssl_equi.evaluation.predictors.two_views import retrieve_with_predictor
 from ssl_equi.evaluation.protocol import EquivarianceProtocol, PoseDistributionProtocol, ProbeProtocol
 from ssl_equi.evaluation.report.feature_map import map_arrays
 from ssl_equi.evaluation.report.pictures import nearest_neighbours, neighbour_arrays, view_sheet
+from ssl_equi.evaluation.samples import (
+    TaskSkipped,
+    all_pairs,
+    evaluated_pairs,
+    evaluation_pairs,
+    evaluation_views,
+    feature_matrix,
+    require_views,
+    training_pairs,
+    training_views,
+)
 from ssl_equi.evaluation.sequences.embed import sequences_of_cache
 from ssl_equi.evaluation.sequences.retrieval import retrieve_with_sequences
-from ssl_equi.evaluation.skipping import TaskSkipped
 from ssl_equi.evaluation.task import TASKS, Ask, TaskResult
-from ssl_equi.evaluation.task_samples import evaluated_pairs, feature_matrix, require_views
 from ssl_equi.evaluation.tasks.augmentation_equivariance import encode_augmented
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix

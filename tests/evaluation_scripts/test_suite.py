@@ -14,11 +14,12 @@ import torch
 from ssl_equi.encoders.catalogue import create_encoder
 from ssl_equi.errors import EncoderError, UserError
 from ssl_equi.evaluation import command as evaluation_command
+from ssl_equi.evaluation import publish
 from ssl_equi.evaluation.command import EvaluationConfig, evaluate_command
 from ssl_equi.evaluation.encoders import open_encoder
 from ssl_equi.evaluation.protocol import EquivarianceProtocol, ProbeProtocol
 from ssl_equi.evaluation.results import read_evaluation
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.task import TASKS
 from ssl_equi.export.encoder import EncoderCard, save_encoder
 
@@ -175,8 +176,8 @@ def test_orbits_that_cannot_be_drawn_are_named(monkeypatch: pytest.MonkeyPatch) 
     def refuse(*_: object, **__: object) -> None:
         raise TaskSkipped("views lie in a buffer of 24 x 32 pixels: crop them first")
 
-    monkeypatch.setattr(evaluation_command, "orbit_errors", refuse)
+    monkeypatch.setattr(publish, "orbit_errors", refuse)
     results = SimpleNamespace(parts={"all": slice(0, 2)}, results={"all": {}}, records=[])
     data = SimpleNamespace(evaluation=None, mean_rgb=(0, 0, 0), std_rgb=(1, 1, 1))
-    found = evaluation_command.pictures(SimpleNamespace(predictor=None), data, results, "cpu")
+    found = publish.pictures(SimpleNamespace(predictor=None), data, results, "cpu")
     assert found == ({}, ["orbits are not drawn: views lie in a buffer of 24 x 32 pixels: crop them first"])

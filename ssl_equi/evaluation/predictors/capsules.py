@@ -15,8 +15,8 @@ from ssl_equi.evaluation.baselines import Baseline, constant_rotation_baselines
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.metrics import angle_errors_deg, summarise_angles
 from ssl_equi.evaluation.protocol import ProbeProtocol
+from ssl_equi.evaluation.samples import evaluated_pairs
 from ssl_equi.evaluation.task import TaskResult
-from ssl_equi.evaluation.task_samples import evaluated_pairs
 from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.geometry.rotations import quat_from_matrix
 from ssl_equi.latents.actions import actions_of

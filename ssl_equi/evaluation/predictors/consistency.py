@@ -23,7 +23,7 @@ from ssl_equi.evaluation.features import FeatureCache, frozen
 from ssl_equi.evaluation.predictors.retrieval import Similarity
 from ssl_equi.evaluation.predictors.two_views import OneObservedView, known_actions
 from ssl_equi.evaluation.results import ProbeRecord
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.task import TaskResult
 from ssl_equi.export.predictor import LatentPredictor, TrainedPredictor
 from ssl_equi.latents.actions import LatentActions

@@ -16,8 +16,8 @@ from ssl_equi.errors import UserError
 from ssl_equi.evaluation.features import FeatureCache, frozen
 from ssl_equi.evaluation.predictors.retrieval import TASK, Retrieval, Similarity, ranks
 from ssl_equi.evaluation.report.pictures import retrieval_strip_arrays
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.sequences.retrieval import different_galleries, retrieve_with_sequences
-from ssl_equi.evaluation.skipping import TaskSkipped
 from ssl_equi.export.predictor import LatentPredictor, TrainedPredictor
 from ssl_equi.latents.actions import AUGMENTATION, LatentActions, actions_as_told
 

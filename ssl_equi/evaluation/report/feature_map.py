@@ -17,7 +17,7 @@ from ssl_equi.errors import UserError
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.report.figures import series_colour
 from ssl_equi.evaluation.report.page import escaped
-from ssl_equi.evaluation.task_samples import feature_matrix
+from ssl_equi.evaluation.samples import feature_matrix
 from ssl_equi.geometry.rotations import rotation_angle
 
 MAX_POINTS = 1500

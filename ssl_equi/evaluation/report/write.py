@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ssl_equi.errors import CheckpointError
+from ssl_equi.errors import CheckpointError, described
 from ssl_equi.evaluation.report.compared_runs import ComparedRun, read_compared_runs
 from ssl_equi.evaluation.report.comparison import Row, compare_runs
 from ssl_equi.evaluation.report.feature_map import MapMethod
@@ -29,7 +29,6 @@ from ssl_equi.evaluation.report.sequences import sequence_section
 from ssl_equi.evaluation.report.symmetry import symmetry_section
 from ssl_equi.evaluation.report.tables import headline_section, results_section
 from ssl_equi.evaluation.results import RESULTS_FILE
-from ssl_equi.evaluation.skipping import described
 from ssl_equi.files import write_atomically
 
 

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import Samples, predict
-from ssl_equi.evaluation.pairs import ViewPairs, evaluation_pairs, training_pairs
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.results import ProbeRecord
+from ssl_equi.evaluation.samples import ViewPairs, evaluation_pairs, training_pairs
 from ssl_equi.evaluation.sequences.embed import FeatureSequences, sequences_of_cache
 from ssl_equi.evaluation.sequences.heads import (
     ActionTarget,

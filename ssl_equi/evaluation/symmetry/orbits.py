@@ -20,7 +20,7 @@ from ssl_equi.evaluation.encoders import EncoderSource
 from ssl_equi.evaluation.features import FeatureCache, frozen
 from ssl_equi.evaluation.metrics import angle_errors_deg
 from ssl_equi.evaluation.protocol import ProbeProtocol
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.task import Ask
 from ssl_equi.evaluation.tasks.pose import RELATIVE_ROTATION
 from ssl_equi.geometry.rotations import quat_multiply, quat_positive, relative_quat

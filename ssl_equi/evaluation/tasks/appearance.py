@@ -9,9 +9,7 @@ from ssl_equi.evaluation.baselines import Baseline, constant_baselines
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import HeadPlan, Samples, fit_ridge, predict
 from ssl_equi.evaluation.metrics import direction_errors_deg, r2_metrics, r2_notes, summarise_angles
-from ssl_equi.evaluation.pairs import training_pairs
-from ssl_equi.evaluation.task import HUES, LIGHT, Ask, Probe, TaskResult, object_means, task
-from ssl_equi.evaluation.task_samples import (
+from ssl_equi.evaluation.samples import (
     evaluated_pair_rows,
     feature_matrix,
     held_out_objects,
@@ -22,7 +20,9 @@ from ssl_equi.evaluation.task_samples import (
     require_views,
     sample_objects,
     samples_of,
+    training_pairs,
 )
+from ssl_equi.evaluation.task import HUES, LIGHT, Ask, Probe, TaskResult, object_means, task
 from ssl_equi.latents.direction import Direction
 
 

@@ -17,7 +17,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.features import counted_images, encode_images, frozen
 from ssl_equi.evaluation.protocol import EquivarianceProtocol
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.task import Ask, TaskResult, task
 from ssl_equi.evaluation.tasks.care_measures import (
     MIN_ROWS_PER_DIM,

@@ -18,9 +18,8 @@ from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads
 from ssl_equi.evaluation.metrics import r2_notes, r2_uniform, varying_components
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped, feature_matrix, require_varied, require_varied_targets
 from ssl_equi.evaluation.task import Ask, TaskResult, task
-from ssl_equi.evaluation.task_samples import feature_matrix, require_varied, require_varied_targets
 from ssl_equi.views.actions import action_columns, augmentation_action
 from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.pipeline import ViewPipeline

@@ -19,10 +19,8 @@ from ssl_equi.evaluation.baselines import classification_baselines
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads
 from ssl_equi.evaluation.metrics import balanced_top1, per_class_recall, top1
-from ssl_equi.evaluation.pairs import training_views
-from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.task import Ask, Probe, TaskResult, object_means, task
-from ssl_equi.evaluation.task_samples import (
+from ssl_equi.evaluation.samples import (
+    TaskSkipped,
     classes,
     evaluated_view_rows,
     feature_matrix,
@@ -31,8 +29,10 @@ from ssl_equi.evaluation.task_samples import (
     require_varied,
     sample_objects,
     samples_of,
+    training_views,
     view_rows,
 )
+from ssl_equi.evaluation.task import Ask, Probe, TaskResult, object_means, task
 
 LOW_SHOT_STREAM = 2  # of the seed: which objects are the few
 BANK_ROWS = 65536  # training views that are compared at once

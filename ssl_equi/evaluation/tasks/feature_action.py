@@ -19,10 +19,8 @@ from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import Samples, fit_ridge, predict
 from ssl_equi.evaluation.metrics import varying_components
-from ssl_equi.evaluation.pairs import training_pairs
-from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.task import POSE, Ask, TaskResult, task
-from ssl_equi.evaluation.task_samples import (
+from ssl_equi.evaluation.samples import (
+    TaskSkipped,
     evaluated_pair_rows,
     feature_matrix,
     held_out_objects,
@@ -31,7 +29,9 @@ from ssl_equi.evaluation.task_samples import (
     require_varied,
     require_views,
     sample_objects,
+    training_pairs,
 )
+from ssl_equi.evaluation.task import POSE, Ask, TaskResult, task
 from ssl_equi.geometry.rotations import quat_to_matrix, relative_quat
 
 SAME_FEATURES = 1e-10  # squared difference of two views, as a share of the variance, below which nothing moves

@@ -12,15 +12,15 @@ from torch import Tensor
 from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.metrics import effective_rank
 from ssl_equi.evaluation.protocol import ProbeProtocol
-from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.task import Ask, TaskResult, object_means, task
-from ssl_equi.evaluation.task_samples import (
+from ssl_equi.evaluation.samples import (
+    TaskSkipped,
     feature_matrix,
     require_finite,
     require_objects,
     require_varied,
     require_views,
 )
+from ssl_equi.evaluation.task import Ask, TaskResult, object_means, task
 
 RANKME_EPSILON = 1e-7  # added to each share of a singular value, as Garrido et al. do
 DEAD_SHARE = 0.01  # of the columns' average standard deviation: a column below it is called dead

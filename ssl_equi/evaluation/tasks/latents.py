@@ -16,15 +16,15 @@ from ssl_equi.evaluation.bootstrap import ObjectStatistic, mean_statistic, media
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import HeadPlan, Samples
 from ssl_equi.evaluation.metrics import ANGLE, name_of_class_metric, r2_notes, r2_uniform, varying_components
-from ssl_equi.evaluation.skipping import TaskSkipped
-from ssl_equi.evaluation.task import Ask, Probe, Task, TaskResult, object_means
-from ssl_equi.evaluation.task_samples import (
+from ssl_equi.evaluation.samples import (
+    TaskSkipped,
     evaluated_pair_rows,
     evaluated_view_rows,
     require_views,
     rows_of_classes,
     sample_objects,
 )
+from ssl_equi.evaluation.task import Ask, Probe, Task, TaskResult, object_means
 from ssl_equi.latents.kind import LatentKind
 from ssl_equi.latents.schema import Latent
 

@@ -30,8 +30,8 @@ from ssl_equi.evaluation.metrics import (
     r2_notes,
     summarise_angles,
 )
+from ssl_equi.evaluation.samples import TargetsOf, rows_of_classes, sample_objects
 from ssl_equi.evaluation.task import POSE, TRANSLATION, Ask, Probe, TaskResult, object_means, task
-from ssl_equi.evaluation.task_samples import TargetsOf, rows_of_classes, sample_objects
 from ssl_equi.geometry.poses import ObjectPose
 from ssl_equi.geometry.rotations import (
     matrix_from_rotation_6d,

@@ -24,10 +24,8 @@ from ssl_equi.evaluation.bootstrap import mean_statistic, median_statistic
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import build_head, column_statistics
 from ssl_equi.evaluation.metrics import ANGLE_MEDIAN, name_of_class_metric, summarise_angles
-from ssl_equi.evaluation.pairs import training_pairs, training_views
 from ssl_equi.evaluation.protocol import PoseDistributionProtocol
-from ssl_equi.evaluation.task import POSE, Ask, TaskResult, object_means, task
-from ssl_equi.evaluation.task_samples import (
+from ssl_equi.evaluation.samples import (
     evaluated_pair_rows,
     evaluated_view_rows,
     feature_matrix,
@@ -36,8 +34,11 @@ from ssl_equi.evaluation.task_samples import (
     require_views,
     rows_of_classes,
     sample_objects,
+    training_pairs,
+    training_views,
     view_rows,
 )
+from ssl_equi.evaluation.task import POSE, Ask, TaskResult, object_means, task
 from ssl_equi.geometry.rotation_grids import even_rotations, volume_share_within
 from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix, random_quat, relative_quat
 

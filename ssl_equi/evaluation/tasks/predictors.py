@@ -3,7 +3,7 @@
 from ssl_equi.evaluation.predictors.consistency import predictor_consistency as measure_consistency
 from ssl_equi.evaluation.predictors.retrieval import retrieval_result
 from ssl_equi.evaluation.predictors.two_views import retrieve_with_predictor
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.task import Ask, TaskResult, task
 from ssl_equi.export.predictor import TrainedPredictor
 

@@ -16,7 +16,7 @@ from ssl_equi.data.sources import OOD_ROTATION, open_ood_rotation
 from ssl_equi.errors import DataError
 from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.features import FeatureCache, cache_of
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.task import POSE, Ask, TaskResult, task
 from ssl_equi.evaluation.tasks.classification import CLASS, judge_class
 from ssl_equi.evaluation.tasks.corruptions import CORRUPTIONS, Corruption

@@ -12,7 +12,7 @@ from pathlib import Path
 from ssl_equi.data.rendering.procedural import ProceduralConfig
 from ssl_equi.data.sources import DATASETS, DataSource, open_data
 from ssl_equi.errors import DataError
-from ssl_equi.evaluation.skipping import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.task import TASKS, Ask, Task, TaskResult
 
 TRANSFER_TASKS = ("linear", "knn")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ssl_equi.evaluation.pairs import evaluation_pairs, evaluation_views, training_pairs, training_views
+from ssl_equi.evaluation.samples import evaluation_pairs, evaluation_views, training_pairs, training_views
 
 
 def as_rows(pairs) -> np.ndarray:
