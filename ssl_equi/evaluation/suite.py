@@ -136,31 +136,18 @@ def evaluate(
     notes = [*source.notes, *data.notes, *notes_on_poses(data, [task.name for task in asked]), *own.all_notes()]
     for other in others:
         notes += [f"random encoder, {note}" for note in other.all_notes() if note not in notes]
-    first = seeds[0]
+    of_random = others[0].by_seed if others else dict.fromkeys(seeds)
+    split, num_objects, first = data.evaluation.split, subjects[0].test.num_objects, seeds[0]
+    records: list[ProbeRecord] = []
+    for seed in seeds:
+        records += records_of(
+            own.by_seed[seed], of_random[seed], split=split, protocol=protocol, seed=seed, num_objects=num_objects
+        )
     return Evaluation(
-        records=[
-            record
-            for seed in seeds
-            for record in records_of(
-                own.by_seed[seed],
-                others[0].by_seed[seed] if others else None,
-                split=data.evaluation.split,
-                protocol=protocol,
-                seed=seed,
-                num_objects=subjects[0].test.num_objects,
-            )
-        ],
-        notes=tuple(notes),
-        parts=chosen,
-        results=own.by_seed[first],
-        random_results=others[0].by_seed[first] if others else None,
-        train_features=subjects[0].train,
-        test_features=subjects[0].test,
-        class_names=tuple(data.evaluation.class_names),
-        protocol=protocol,
-        seconds={"encode": encoded - started, "heads": time.perf_counter() - encoded},
-        encoder_passes=store.encoder_passes - passes_before,
-    )
+        records, tuple(notes), chosen, own.by_seed[first], of_random[first], subjects[0].train, subjects[0].test,
+        tuple(data.evaluation.class_names), protocol,
+        {"encode": encoded - started, "heads": time.perf_counter() - encoded}, store.encoder_passes - passes_before,
+    )  # fmt: skip
 
 
 def ask_features(
