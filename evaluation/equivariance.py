@@ -47,7 +47,7 @@ from ssl_equi.evaluation.symmetry.results import LAYERS, Measurement, add_symmet
 from ssl_equi.evaluation.tables import print_records
 from ssl_equi.options import ActsWhen, Count, ImageSide, Range, Seed
 
-NOISE_CELLS = 8  # a side of random images has so many independent values
+NOISE_CELLS = 8  # independent values along each side of a random image
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -147,7 +147,7 @@ def random_images(count: int, side: int, seed: int) -> np.ndarray:
 
 
 def read_images(collection: ViewCollection, count: int, seed: int) -> tuple[np.ndarray, Tensor]:
-    """One view of each of so many objects, evenly spread over the split."""
+    """One view per object, of at most this many objects, evenly spread over the split."""
     height, width = collection.image_size
     if height != width:
         raise UserError(

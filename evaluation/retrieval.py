@@ -74,8 +74,8 @@ class Config:
     contexts_per_object: Count | None = None
     """Sequence models only: contexts of each object; when not given one for each view, which is its last."""
     sources: Count | None = None
-    """Two-view predictors only: so many views of each object, the first ones, are asked from; 1 when not given, as in
-    SIE."""
+    """Two-view predictors only: number of views per object, the first ones, that are asked from; 1 when not given, as
+    in SIE."""
     similarity: Similarity = "cosine"
     """What near means. seq-JEPA's loss and SIE's protocol: cosine."""
     whole_split: bool = True

@@ -19,6 +19,7 @@ import ssl_equi.evaluation.tasks  # noqa: F401  (registers all tasks)
 from ssl_equi.cli import explain_errors
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.evaluation.results import ProbeRecord
 from ssl_equi.evaluation.task import TASKS
 from ssl_equi.geometry.rotations import quat_positive, random_quat
 from ssl_equi.latents.schema import SCHEMA_OF_WIDTH, LatentSchema
@@ -34,6 +35,20 @@ if TYPE_CHECKING:
 
 NEEDS_TRANSLATIONS = ("translation_object", "translation_base")  # tasks that are asked where objects move
 OF_FEATURES = [name for name, task in TASKS.items() if task.group == "features"]  # tasks without further images
+RECORD = ProbeRecord(
+    task="relative_rotation",
+    part="equi",
+    metric="angle_deg_median",
+    value=23.456,
+    baseline=110.2,
+    baseline_name="constant",
+    random_encoder=98.7,
+    n=1920,
+    num_objects=192,
+    split="test",
+    protocol="ssl_equi_v1",
+    seed=0,
+)
 
 
 class PixelEncoder(nn.Module):

@@ -78,8 +78,8 @@ METRICS: dict[str, Metric] = {
         _lower("distance_mean", "mean distance between predicted and true displacement or value"),
         # Distributions over rotations.
         Metric("log_likelihood", "mean log density of the true rotation in nats; uniform: -2.29", by_class=True),
-        Metric("recall_at", "share of samples whose most likely rotation is within so many degrees of the true one"),
-        Metric("mass_within", "mean probability of the rotations within so many degrees of the true one"),
+        Metric("recall_at", "share of samples whose most likely rotation is within N degrees of the true one"),
+        Metric("mass_within", "mean probability of the rotations within N degrees of the true one"),
         _lower("angle_deg_spread", "mean angle to the true rotation, over the distribution", "°"),
         _lower("drop_of", "how much the metric is below that of the judged split"),
         # Features alone.
@@ -112,7 +112,7 @@ METRICS: dict[str, Metric] = {
         ),
         # Predictors. The last one is also that of augmentations.
         Metric("mrr", "mean of 1 / rank of the view that a prediction means, among the views of its object"),
-        Metric("hit_at", "share of predictions whose view is among so many nearest ones"),
+        Metric("hit_at", "share of predictions whose view is among the K nearest ones"),
         _lower("retrieval_error", "1 - (q · q')² of the pose that a prediction means and of the view nearest to it"),
         _lower("identity_error", "how far the action of no change moves an embedding; 1: as far as another view is"),
         _lower("inverse_error", "how far an action and its inverse in a row move an embedding; 1: as another view"),
@@ -177,7 +177,7 @@ def format_value(name: str, value: float | None) -> str:
 
 
 def fixed(value: float, decimals: int) -> str:
-    """A number with so many decimals; what rounds to zero has no sign."""
+    """A number with this many decimals; what rounds to zero has no sign."""
     return f"{value:z.{decimals}f}"
 
 

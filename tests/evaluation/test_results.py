@@ -19,21 +19,7 @@ from ssl_equi.evaluation.results import (
     write_evaluation,
     write_records,
 )
-
-RECORD = ProbeRecord(
-    task="relative_rotation",
-    part="equi",
-    metric="angle_deg_median",
-    value=23.456,
-    baseline=110.2,
-    baseline_name="constant",
-    random_encoder=98.7,
-    n=1920,
-    num_objects=192,
-    split="test",
-    protocol="ssl_equi_v1",
-    seed=0,
-)
+from tests.fakes import RECORD
 
 
 def test_records_are_appended_and_come_back(tmp_path):

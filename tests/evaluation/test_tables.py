@@ -7,6 +7,7 @@ import pytest
 
 from ssl_equi.evaluation.results import ProbeRecord
 from ssl_equi.evaluation.tables import merged_notes, print_records, print_seeds
+from tests.fakes import RECORD
 
 
 def record(value: float, seed: int, **changes: object) -> ProbeRecord:
@@ -16,22 +17,6 @@ def record(value: float, seed: int, **changes: object) -> ProbeRecord:
         "split": "val", "protocol": "sie_eval_mode", "seed": seed, "object_standard_error": None,
     }  # fmt: skip
     return ProbeRecord(**fields | changes)
-
-
-RECORD = ProbeRecord(
-    task="relative_rotation",
-    part="equi",
-    metric="angle_deg_median",
-    value=23.456,
-    baseline=110.2,
-    baseline_name="constant",
-    random_encoder=98.7,
-    n=1920,
-    num_objects=192,
-    split="test",
-    protocol="ssl_equi_v1",
-    seed=0,
-)
 
 
 def test_the_table_fits_80_columns_and_shows_every_number(capsys, monkeypatch):

@@ -51,7 +51,7 @@ def orbit_errors(
         collection: objects are spread over it; its pictures fill squares of the encoder's size.
         mean_rgb, std_rgb: of the data's training images, for an encoder that states none.
         rotation_heads: by part, such as those of `fit_relative_rotation_head`; parts without one have no second array.
-        num_objects: at most so many.
+        num_objects: at most this many are drawn.
 
     Returns:
         By the keys of an evaluation's `arrays.npz`: `orbit_angles_deg [A]`, `orbit_objects [n]` (which objects),
