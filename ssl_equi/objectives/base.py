@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ssl_equi.objectives.parts.action_gain import action_gain
 from ssl_equi.objectives.parts.batch import full_precision, on_both_views
 from ssl_equi.objectives.parts.checks import feature_dim
 from ssl_equi.objectives.parts.heads import follow
@@ -33,6 +34,7 @@ class ObjectiveOutput:
             that trains the encoder without the projector; None where there are none to reuse.
         aggregates: detached [B, W], what each object's views share as one representation (seq-JEPA), for probes that
             train online; None where there is none.
+        action_gain: [], see `Objective.action_gain`; None where it isn't measured.
     """
 
     loss: Tensor
@@ -41,6 +43,7 @@ class ObjectiveOutput:
     embeddings: Tensor | None = None
     encoder_features: Tensor | None = None
     aggregates: Tensor | None = None
+    action_gain: Tensor | None = None
 
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
@@ -67,6 +70,8 @@ class Objective(nn.Module):
             themselves; else they follow, if at all, in a way that only a predictor knows.
         capsule_network: the capsule network around the encoder, which a run exports and evaluates, too.
         sequence_model: the objective itself, where it is one of sequences, which a run exports and evaluates, too.
+        measures_action_gain: whether `forward` also returns the gain, which takes two more predictions; a run switches
+            it on for the steps that it logs.
     """
 
     encoder: nn.Module
@@ -76,6 +81,7 @@ class Objective(nn.Module):
     poses_are_multiplied: bool = False
     capsule_network: "CapsuleNetwork | None" = None
     sequence_model: "SequenceObjective | None" = None
+    measures_action_gain: bool = False
 
     def __init__(self, encoder: nn.Module, separate_batch_norm: bool = False) -> None:
         super().__init__()
@@ -100,6 +106,17 @@ class Objective(nn.Module):
     def on_views(self, module: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         """`module` on all views: [B, V, ...] -> [B, V, D]; see `batch.on_both_views`."""
         return on_both_views(module, inputs, self.separate_batch_norm)
+
+    def action_gain(
+        self,
+        predict: Callable[[Tensor], Tensor],
+        error: Callable[[Tensor], Tensor],
+        actions: Tensor,
+        *modules: nn.Module,
+    ) -> Tensor | None:
+        """How much larger the prediction error is with the actions of other objects, see `parts.action_gain`; None
+        unless it is to be measured."""
+        return action_gain(predict, error, actions, *modules) if self.measures_action_gain else None
 
     def output(
         self, loss: Tensor, terms: dict[str, Tensor], features: Tensor, **kept: Tensor | None

@@ -1,6 +1,7 @@
 """BYOL (Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, arXiv:2006.07733) and Conditional BYOL."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -136,8 +137,13 @@ class ConditionalBYOL(ProjectedObjective):
         embedding = self.projector(features)
         prediction = self.predictor(embedding, actions)
         with torch.no_grad():
-            target = self.target_projector(self.target_encoder(views[:, 1]))
+            target = full_precision(self.target_projector(self.target_encoder(views[:, 1])))
+        predict, error = partial(self.predictor, embedding), partial(self._error, target)
+        gain = self.action_gain(predict, error, actions, self.predictor)
         with torch.autocast(views.device.type, enabled=False):
-            loss = 2 + 2 * self.negative_cosine(full_precision(prediction), full_precision(target))
+            loss = self._error(target, full_precision(prediction))
             terms = {"equivariance": loss, "std_all": normalised_std(embedding.unsqueeze(1))}
-        return self.output(loss, terms, features.unsqueeze(1))
+        return self.output(loss, terms, features.unsqueeze(1), action_gain=gain)
+
+    def _error(self, target: Tensor, prediction: Tensor) -> Tensor:
+        return 2 + 2 * self.negative_cosine(prediction, target)

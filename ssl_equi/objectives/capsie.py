@@ -8,6 +8,7 @@ of terms; which logits the temperatures divide, the stop-gradient and what is re
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -107,7 +108,10 @@ class CapsIE(CapsuleObjective):
         check_views(views)
         actions = check_actions(actions, len(views), config.action_dim)
         features, capsules = capsules_of_both_views(self.network, views, self.separate_batch_norm)
-        prediction = self.predictor(capsules.poses[:, 0].flatten(1), actions)
+        observed, target = capsules.poses.flatten(2).unbind(dim=1)
+        prediction = self.predictor(observed, actions)
+        error = partial(invariance_term, full_precision(target))
+        gain = self.action_gain(partial(self.predictor, observed), error, actions, self.predictor)
 
         # The terms see at least float32: squares and logarithms of half-precision values overflow or vanish.
         with torch.autocast(views.device.type, enabled=False):
@@ -132,4 +136,4 @@ class CapsIE(CapsuleObjective):
             }
             loss = weighted_sum(terms, weights)
             terms |= capsule_monitors(activations.detach(), poses.detach(), pose_std=1.0)
-        return self.output(loss, terms, features)
+        return self.output(loss, terms, features, action_gain=gain)

@@ -6,6 +6,7 @@ has to be in the embedding of each.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -85,16 +86,25 @@ class ConvJEPA(ProjectedObjective):
         actions = check_actions(actions, *observed.shape[:2], self.config.action_dim)
         features = self.on_views(self.encoder, observed)
         embeddings = self.on_views(self.projector, features)
-        # One call per view, so that batch norms see the predictions and actions of each by themselves.
-        pairs = zip(embeddings.unbind(dim=1), actions.unbind(dim=1), strict=True)
-        predictions = torch.stack([self.predictor(embedding, action) for embedding, action in pairs], dim=1)
+        predictions = self._predict(embeddings, actions)
         with torch.no_grad():
-            target = self.target_projector(self.target_encoder(views[:, -1]))
+            targets = full_precision(self.target_projector(self.target_encoder(views[:, -1]))).unsqueeze(1)
+        gain = self.action_gain(
+            partial(self._predict, embeddings),
+            lambda predicted: 1 - F.cosine_similarity(predicted, targets, dim=-1).mean(),
+            actions,
+            self.predictor,
+        )
 
         with torch.autocast(views.device.type, enabled=False):
-            targets = full_precision(target).unsqueeze(1)
             cosine_by_view = F.cosine_similarity(full_precision(predictions), targets, dim=-1).mean(dim=0)
             losses = 1 - cosine_by_view
             loss = losses.mean() if self.config.reduction == "mean" else losses.sum()
             terms = {"cosine": cosine_by_view.mean(), "std_all": normalised_std(embeddings)}
-        return self.output(loss, terms, features, encoder_features=features)
+        return self.output(loss, terms, features, encoder_features=features, action_gain=gain)
+
+    def _predict(self, embeddings: Tensor, actions: Tensor) -> Tensor:
+        """[B, M, E] of the embeddings [B, M, E] and actions [B, M, A] of the observed views."""
+        # One call per view, so that batch norms see the predictions and actions of each by themselves.
+        pairs = zip(embeddings.unbind(dim=1), actions.unbind(dim=1), strict=True)
+        return torch.stack([self.predictor(embedding, action) for embedding, action in pairs], dim=1)

@@ -6,6 +6,7 @@ views, must be the poses of view 2.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -121,9 +122,9 @@ class EquiCaps(CapsuleObjective):
         # The terms see at least float32: squares and logarithms of half-precision values overflow or vanish.
         with torch.autocast(views.device.type, enabled=False):
             activations, poses = full_precision(capsules.activations), full_precision(capsules.poses)
-            matrices = matrix_of_action(actions.to(poses.dtype))
-            moved = unit_poses(poses[:, 0] @ matrices.unsqueeze(1), self.unit_columns)
+            moved = self._moved(poses[:, 0], actions)
             target = unit_poses(poses[:, 1], self.unit_columns)
+            gain = self.action_gain(partial(self._moved, poses[:, 0]), partial(invariance_term, target), actions)
             embeddings = torch.cat([activations, torch.stack([moved, target], dim=1).flatten(2)], dim=-1)
             std_targets = TARGET_SHARE * reachable_stds(activations, poses, self.unit_columns)
             if config.variance_target == "published":
@@ -144,4 +145,9 @@ class EquiCaps(CapsuleObjective):
             loss = weighted_sum(terms, weights)
             pose_std = largest_pose_std(self.pose_side, self.unit_columns)
             terms |= capsule_monitors(activations.detach(), embeddings[..., self.num_capsules :].detach(), pose_std)
-        return self.output(loss, terms, features)
+        return self.output(loss, terms, features, action_gain=gain)
+
+    def _moved(self, poses: Tensor, actions: Tensor) -> Tensor:
+        """Poses [B, K, d, d] multiplied from the right by the actions [B, A], at unit length."""
+        matrices = matrix_of_action(actions.to(poses.dtype))
+        return unit_poses(poses @ matrices.unsqueeze(1), self.unit_columns)

@@ -8,6 +8,7 @@ predicted, because an action need not come with its inverse.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -130,12 +131,15 @@ class EquiMod(Objective):
         invariant = self.on_views(self.projectors["inv"], features)
         equivariant = self.on_views(self.projectors["equi"], features)
         prediction = self.predictor(equivariant[:, 0], actions)
+        distance = self._contrastive_loss if self.config.form == "simclr" else invariance_term
+        error = partial(distance, full_precision(equivariant[:, 1]))
+        gain = self.action_gain(partial(self.predictor, equivariant[:, 0]), error, actions, self.predictor)
         with torch.autocast(views.device.type, enabled=False):
             invariant, equivariant = full_precision(invariant), full_precision(equivariant)
             terms = self._terms(invariant, equivariant, full_precision(prediction))
             loss = weighted_sum(terms, self._term_weights())
             terms |= {"std_inv": normalised_std(invariant), "std_equi": normalised_std(equivariant)}
-        return self.output(loss, terms, features, encoder_features=features)
+        return self.output(loss, terms, features, encoder_features=features, action_gain=gain)
 
     def _terms(self, invariant: Tensor, equivariant: Tensor, prediction: Tensor) -> dict[str, Tensor]:
         """The terms of both projections of the two views [B, 2, E] and of the prediction of view 2 [B, E]."""

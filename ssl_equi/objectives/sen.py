@@ -6,6 +6,7 @@ Nothing asks for invariance.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +69,10 @@ class SEN(ProjectedObjective):
         features = self.on_views(self.encoder, views)
         embeddings = self.on_views(self.projector, features)
         prediction = self.predictor(embeddings[:, 0], actions)
+        error = partial(self._contrastive_loss, full_precision(embeddings[:, 1]))
+        gain = self.action_gain(partial(self.predictor, embeddings[:, 0]), error, actions, self.predictor)
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
             loss = self._contrastive_loss(full_precision(prediction), embeddings[:, 1])
             terms = {"equivariance": loss, "std_all": normalised_std(embeddings)}
-        return self.output(loss, terms, features, encoder_features=features)
+        return self.output(loss, terms, features, encoder_features=features, action_gain=gain)

@@ -8,6 +8,7 @@ all views share. No term of the loss asks for either.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -171,15 +172,24 @@ class SeqJEPA(SequenceObjective):
         features, target = self._encode(views)
         aggregates = self._aggregate(features, observed_actions)
         prediction = self._predict(aggregates, last_action)
+        target, gain = full_precision(target), None
+        if self.action_embedding is not None and actions is not None:
+            gain = self.action_gain(
+                partial(self._predict_along, features),
+                lambda predicted: 1 - F.cosine_similarity(predicted, target, dim=1).mean(),
+                actions,
+                *(self.action_embedding, self.aggregator, self.predictor),
+            )
 
         with torch.autocast(views.device.type, enabled=False):
-            cosine = F.cosine_similarity(full_precision(prediction), full_precision(target), dim=1).mean()
+            cosine = F.cosine_similarity(full_precision(prediction), target, dim=1).mean()
             terms = {
                 "cosine": cosine,
                 "std_all": normalised_std(features.detach()),
                 "std_agg": normalised_std(aggregates.detach().unsqueeze(1)),
             }
-        return self.output(1 - cosine, terms, features, encoder_features=features, aggregates=aggregates.detach())
+        kept = {"encoder_features": features, "aggregates": aggregates.detach(), "action_gain": gain}
+        return self.output(1 - cosine, terms, features, **kept)
 
     def _encode(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, M, D] of the observed views with their graph, and target features [B, D] without one."""
@@ -189,6 +199,11 @@ class SeqJEPA(SequenceObjective):
         features = self.on_views(self.encoder, views[:, :-1])
         with torch.no_grad():
             return features, self.target_encoder(views[:, -1])
+
+    def _predict_along(self, features: Tensor, actions: Tensor) -> Tensor:
+        """Predictions [B, D] from the features [B, M, D] of the observed views and the actions [B, M, A]."""
+        observed_actions, last_action = self._embed_steps(actions)
+        return self._predict(self._aggregate(features, observed_actions), last_action)
 
     def _embed_steps(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         """[B, M, A] -> the embedded actions between the observed views [B, M - 1, E], and the last one [B, E]."""

@@ -6,6 +6,7 @@ the second part of view 1 and the action that leads to view 2, a predictor must 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -135,7 +136,12 @@ class SIE(Objective):
             part: self.on_views(self.projectors[part], features[..., columns])
             for part, columns in self._columns.items()
         }
-        prediction = None if self.predictor is None else self.predictor(embeddings["equi"][:, 0], actions)
+        predictor, prediction, gain = self.predictor, None, None
+        if predictor is not None:
+            observed, target = embeddings["equi"].unbind(dim=1)
+            prediction = predictor(observed, actions)
+            error = partial(invariance_term, full_precision(target))
+            gain = self.action_gain(partial(predictor, observed), error, actions, predictor)
 
         # The terms see at least float32: squares of half-precision values overflow or vanish.
         with torch.autocast(views.device.type, enabled=False):
@@ -154,7 +160,7 @@ class SIE(Objective):
             std = std_per_dim(together.detach()).mean(dim=0)
             std_by_part = std.split([embedding.shape[-1] for embedding in embeddings.values()])
             terms |= {f"std_{part}": part_std.mean() for part, part_std in zip(embeddings, std_by_part, strict=True)}
-        return self.output(loss, terms, features)
+        return self.output(loss, terms, features, action_gain=gain)
 
     def _term_weights(self) -> dict[str, float]:
         config = self.config

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -245,11 +245,11 @@ class TrainingProgress:
         if self.bar is not None:
             self.bar.update(self.task, completed=steps_done)
 
-    def report(self, loss: float, speed: Speed) -> None:
-        """Shows the latest figures: as many of them as there is room for."""
+    def report(self, losses: Mapping[str, float], speed: Speed) -> None:
+        """Shows the latest figures, of the loss and its terms the total: as many of them as there is room for."""
         if not self.enabled:
             return
-        choices = _numbers(loss, speed)
+        choices = _numbers(losses, speed)
         if self.bar is not None:
             # Room on the terminal's line beside label, bar, steps and time.
             steps = 2 * len(str(self.total_steps)) + 1
@@ -267,18 +267,21 @@ class TrainingProgress:
         print(f"{self.label} {done} · {choices[0]} · {minutes_left:.1f} min left", flush=True)
 
 
-def _numbers(loss: float, speed: Speed) -> list[str]:
+def _numbers(losses: Mapping[str, float], speed: Speed) -> list[str]:
     """What can be told in one line, from the most to the least."""
-    loss_text, wait = f"loss {loss:z.3f}", f"{speed.waiting_share:.0%} wait"
+    loss_text, wait = f"loss {losses['loss']:z.3f}", f"{speed.waiting_share:.0%} wait"
+    gain = [f"action gain {losses['action_gain']:z.1%}"] if "action_gain" in losses else []
     images = f"{speed.images_per_second:,.0f} img/s"
     skipped = [f"{speed.records_skipped} skipped"] if speed.records_skipped else []
     shares = speed.work_shares
     choices = []
     if shares:
         work = ", ".join(f"{share:.0%} {stage}" for stage, share in shares.items())
-        choices.append([loss_text, images, wait, f"data work: {work}", *skipped])
+        choices.append([loss_text, *gain, images, wait, f"data work: {work}", *skipped])
         if speed.waiting_share >= LEAST_SHARE_TO_EXPLAIN:  # for the loader, that is: the trainer augments by itself
             slower = "decode" if shares["decode"] >= shares["read"] else "read"
-            choices.append([loss_text, images, f"{wait} to {slower}", *skipped])
+            choices += [[loss_text, *also, images, f"{wait} to {slower}", *skipped] for also in (gain, [])]
+    if gain:
+        choices += [[loss_text, *gain, images, wait, *skipped], [loss_text, *gain, images, *skipped]]
     choices += [[loss_text, images, wait, *skipped], [loss_text, wait, *skipped], [loss_text, *skipped]]
     return [" · ".join(parts) for parts in choices]

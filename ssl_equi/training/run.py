@@ -203,6 +203,7 @@ class Run:
         batches = on_device(loader.batches(start_step), self.device)
         for step, batch in enumerate(batches, start=start_step):
             self._seed_step(step)
+            self.objective.measures_action_gain = self._logs(step)  # type: ignore[assignment]
             self._speed_window.add(batch, self.processes.world_size)
             self._records_skipped_here += batch.records_skipped
             yield step, replace(batch, augmenting=self._speed_window.augmenting)
@@ -243,9 +244,12 @@ class Run:
 
         All numbers come from the device in one copy.
         """
-        if (step + 1) % self.config.log_every != 0 and step + 1 != self.last_step:
+        if not self._logs(step):
             return
-        terms = self.accelerator.reduce({"loss": output.loss.detach().float(), **output.terms}, reduction="mean")
+        shown = {"loss": output.loss.detach().float(), **output.terms}
+        if output.action_gain is not None:
+            shown["action_gain"] = output.action_gain
+        terms = self.accelerator.reduce(shown, reduction="mean")
         first_bad, losses, skipped, probe_metrics = together(
             [
                 self._finite_watch.first_bad(),
@@ -268,8 +272,11 @@ class Run:
             with _going_on_with_resume():
                 append_lines(self.folder / "metrics.jsonl", lines)
             self._progress.advance(step + 1)  # the step is done, though its housekeeping is still to come
-            self._progress.report(losses["loss"], speed)
+            self._progress.report(losses, speed)
         self._tracking.log({**losses, **numbers, **probe_metrics, **asdict(speed)}, step + 1)
+
+    def _logs(self, step: int) -> bool:
+        return (step + 1) % self.config.log_every == 0 or step + 1 == self.last_step
 
     def _skipped_records(self) -> Unread[int]:
         """How many all processes skipped since the last call, which they make at the same steps."""

@@ -55,6 +55,7 @@ def train_steps(case: Case, dtype: torch.dtype, on_transformer: bool = False) ->
     """
     torch.manual_seed(0)
     objective = case.make(make_transformer if on_transformer else ConvolutionEncoder).to(DEVICE, dtype)
+    objective.measures_action_gain = True
     objective = model = convert_sync_batchnorm(objective)
     if world_size() > 1:
         model = sharded(objective) if on_transformer else DistributedDataParallel(objective)
@@ -71,6 +72,8 @@ def train_steps(case: Case, dtype: torch.dtype, on_transformer: bool = False) ->
     result = {f"gradient {name}": p.grad for name, p in objective.named_parameters() if p.requires_grad}
     result |= {f"buffer {name}": buffer for name, buffer in objective.named_buffers()}
     result |= {f"term {name}": term for name, term in output.terms.items()} | {"loss": output.loss.detach()}
+    if output.action_gain is not None:  # of errors, whose rounding is relative to them
+        result["error with other actions as a share"] = 1 + output.action_gain
     return gathered(result, keep=True)
 
 

@@ -29,7 +29,7 @@ def train(clock: Clock, seconds_a_step: float, total_steps: int, first_step: int
         for step in range(first_step, total_steps):
             clock.now += seconds_a_step
             shown.advance(step + 1)
-            shown.report(10.0 / (step + 1), SPEED)
+            shown.report({"loss": 10.0 / (step + 1)}, SPEED)
 
 
 def test_a_log_file_gets_the_first_line_at_once_then_one_every_20_seconds_and_the_last(
@@ -69,13 +69,15 @@ def test_other_processes_show_nothing(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr() == ("", "")
 
 
-def last_frame(monkeypatch: pytest.MonkeyPatch, label: str, step: int, total: int, loss: float, speed: Speed) -> str:
+def last_frame(
+    monkeypatch: pytest.MonkeyPatch, label: str, step: int, total: int, losses: dict[str, float], speed: Speed
+) -> str:
     """What stands on a terminal of 80 columns at the end."""
     screen = io.StringIO()
     monkeypatch.setattr(progress, "Console", lambda: Console(file=screen, force_terminal=True, width=80))
     with TrainingProgress(label, 0, total, enabled=True) as shown:
         shown.advance(step)
-        shown.report(loss, speed)
+        shown.report(losses, speed)
         assert shown.bar is not None
         shown.bar.refresh()
     frames = [Text.from_ansi(frame).plain.rstrip() for frame in screen.getvalue().replace("\n", "\r").split("\r")]
@@ -86,7 +88,7 @@ def last_frame(monkeypatch: pytest.MonkeyPatch, label: str, step: int, total: in
 
 
 @pytest.mark.parametrize(
-    ("label", "step", "total_steps", "loss", "figures", "numbers"),
+    ("label", "step", "total_steps", "losses", "figures", "numbers"),
     [
         ("sie", 1, 3520, 14.182, {"waiting_share": 0.0}, "loss 14.182 · 1,234 img/s · 0% wait"),
         ("sie", 1, 3520, 14.182, {"waiting_share": 0.34}, "loss 14.182 · 1,234 img/s · 34% wait to decode"),
@@ -94,6 +96,10 @@ def last_frame(monkeypatch: pytest.MonkeyPatch, label: str, step: int, total: in
          "loss 14.182 · 1,234 img/s · 34% wait to read"),
         ("sie", 1, 3520, 14.182, {"waiting_share": 0.34, "records_skipped": 12},
          "loss 14.182 · 34% wait · 12 skipped"),
+        ("sie", 1, 3520, {"loss": 14.182, "action_gain": 0.0123}, {"waiting_share": 0.0},
+         "loss 14.182 · action gain 1.2% · 1,234 img/s"),
+        ("sen", 1, 352, {"loss": 0.386, "action_gain": 0.0123}, {"waiting_share": 0.34},
+         "loss 0.386 · 1,234 img/s · 34% wait to decode"),
         ("equicaps", 82000, 82000, 1234.567, {"waiting_share": 1.0, "images_per_second": 98765.0},
          "loss 1234.567 · 98,765 img/s · 100% wait"),
         ("seq_jepa_saccades", 82000, 82000, 1234.567, {"waiting_share": 1.0, "records_skipped": 7},
@@ -105,12 +111,13 @@ def test_on_a_terminal_one_line_of_80_columns_tells_as_much_as_there_is_room_for
     label: str,
     step: int,
     total_steps: int,
-    loss: float,
+    losses: float | dict[str, float],
     figures: dict[str, float],
     numbers: str,
 ) -> None:
     """The widest numbers of a long run on a fast GPU are not cut off either."""
-    last = last_frame(monkeypatch, label, step, total_steps, loss, dataclasses.replace(SPEED, **figures))
+    losses = losses if isinstance(losses, dict) else {"loss": losses}
+    last = last_frame(monkeypatch, label, step, total_steps, losses, dataclasses.replace(SPEED, **figures))
     assert last.startswith(label) and "…" not in last
     assert f"{step}/{total_steps} {numbers} " in last
 
