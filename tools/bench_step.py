@@ -7,6 +7,7 @@
     python tools/bench_step.py --measure busy           beside busy programs, with and without bounded spinning
     python tools/bench_step.py --measure setup          the embedded SIE on a CPU, with and without what runs set up
     python tools/bench_step.py --measure published      SIE's ResNet-18 on a CPU, over a plain reading of the paper
+    python tools/bench_step.py --measure action_gain    what it costs to see whether actions are used
 
 loop: trains SIE on the embedded set, step by step. Rounds alternate between steps with and without online probes, so
 that a busy machine slows both. Shares are of the time of a step without probes; data wait is the share of the loop
@@ -27,6 +28,9 @@ turn of both.
 setup and published: the forms of SIE's step in sie_forms.py, a process each, which take turns. A ratio of time is that
 of a round of both, and of their shortest rounds, which a busy machine disturbs least; one of memory, of the peaks with
 weights, moments, gradients and all that a step allocates.
+
+action_gain: steps of recipes as they are by default, on random views, which measure `action_gain` or don't, taking
+turns. Runs measure it at the steps that they log, so the share of a step is a `log_every`-th of what one costs more.
 """
 
 import json
@@ -56,6 +60,7 @@ from benchmarks import (
     wait_for,
     write_rows,
 )
+from recipe_steps import PREDICTING, recipe_step
 from sie_forms import Form, Sizes
 from torch import Tensor, nn
 
@@ -74,8 +79,9 @@ from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.runtime.before_torch import HUGE_PAGES, SPINNING
+from ssl_equi.training.config import RunConfig
 
-TARGET_PROBE_SHARE = 0.02
+TARGET_PROBE_SHARE = TARGET_GAIN_SHARE = 0.02
 BASE = "SimCLR"
 TARGETS = {"E-SSL": 1.4, "CARE, two passes": 1.15, "CARE, four passes": None}
 
@@ -145,13 +151,28 @@ class FormsConfig:
 
 
 @dataclass(frozen=True)
+class GainConfig:
+    """Whose steps measure the gain of their actions."""
+
+    recipes: tuple[str, ...] = PREDICTING
+    """Names of recipes."""
+    batch_size: int | None = None
+    """Objects in a step; each recipe's own when not given."""
+    steps_per_round: int = 2
+    """Steps of each kind in a round."""
+    rounds: int = 15
+    """Rounds."""
+
+
+@dataclass(frozen=True)
 class Config:
     """What to measure, and where."""
 
-    measure: Literal["both", "loop", "methods", "probe_pass", "busy", "setup", "published"] = "both"
+    measure: Literal["both", "loop", "methods", "probe_pass", "busy", "setup", "published", "action_gain"] = "both"
     """loop: online probes and waiting for data. methods: E-SSL and CARE over their base. both: these two. probe_pass:
     MoCo without a pass of its encoder for the probes, over MoCo with one. busy: the loop beside other programs. setup:
-    SIE's step without and with what runs set up. published: SIE's step as in the paper, over that of runs."""
+    SIE's step without and with what runs set up. published: SIE's step as in the paper, over that of runs. action_gain:
+    steps that measure whether actions are used."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Sizes of SIE's training loop."""
     methods: MethodsConfig = field(default_factory=MethodsConfig)
@@ -160,6 +181,8 @@ class Config:
     """What the loop runs beside."""
     forms: FormsConfig = field(default_factory=FormsConfig)
     """Sizes of setup and published, which run on the CPU."""
+    gain: GainConfig = field(default_factory=GainConfig)
+    """Whose steps measure the gain of their actions."""
     device: str = "cpu"
     """cpu or cuda."""
     json: Path | None = None
@@ -416,6 +439,34 @@ def form_rows(
     ]
 
 
+# ---------------------------------------------------------------- whether actions are used
+
+
+class GainStep:
+    """A step that measures the gain of its actions, or the same one without; see `seconds_in_turns`."""
+
+    def __init__(self, step: TrainingStep, measures: bool) -> None:
+        self.step, self.measures = step, measures
+
+    def seconds(self, count: int) -> float:
+        self.step.objective.measures_action_gain = self.measures  # type: ignore[assignment]
+        return self.step.seconds(count)
+
+
+def measure_action_gain(config: GainConfig, device: str) -> list[Row]:
+    """Of each recipe, the share of a run's time that its logged steps spend on it."""
+    log_every = RunConfig().log_every
+    rows = []
+    for name in config.recipes:
+        step = recipe_step(name, device, config.batch_size)
+        forms = {"without": GainStep(step, False), "with": GainStep(step, True)}
+        seconds = seconds_in_turns(forms, config.rounds, config.steps_per_round)
+        pairs = zip(seconds["with"], seconds["without"], strict=True)
+        shares = [(measuring / plain - 1) / log_every for measuring, plain in pairs]
+        rows.append(row_of(f"{name}, share of a step", shares, TARGET_GAIN_SHARE))
+    return rows
+
+
 def main(config: Config) -> None:
     rows: list[Row] = []
     if config.measure in ("both", "loop"):
@@ -445,6 +496,9 @@ def main(config: Config) -> None:
         rows = measure_forms("published" if published else "plain", sizes, config.forms, targets)
         title = f"SIE, {sizes.encoder}, {sizes.batch_size} x 2 views of {sizes.image_size} px, cpu"
         print_rows(title, rows, ["{:.2f}" if "/" in row["name"] else "{:,.0f}" for row in rows])
+    if config.measure == "action_gain":
+        rows = measure_action_gain(config.gain, config.device)
+        print_rows(f"measuring whether actions are used, {config.device}", rows, ["{:.2%}"] * len(rows))
     write_rows(config.json, rows, config.device)
 
 

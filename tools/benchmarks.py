@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, Protocol, TypedDict
 
 import torch
 from rich.console import Console
@@ -142,6 +142,13 @@ def print_comparison(title: str, costs: Mapping[str, Cost], rows: Sequence[Row])
     Console(width=80).print(table)
 
 
+class Timed(Protocol):
+    """What can be timed."""
+
+    def seconds(self, count: int) -> float:
+        """Mean time of a step."""
+
+
 class TrainingStep:
     """A method's training step on inputs that stay the same: forward, backward, optimiser, and what follows them.
 
@@ -194,7 +201,7 @@ def random_views(batch_size: int, number: int, side: int, device: str) -> Tensor
     return views.permute(0, 1, 4, 2, 3)
 
 
-def seconds_in_turns(steps: dict[str, TrainingStep], rounds: int, steps_per_round: int) -> dict[str, list[float]]:
+def seconds_in_turns(steps: Mapping[str, Timed], rounds: int, steps_per_round: int) -> dict[str, list[float]]:
     """Seconds a step of each method, one figure a round, after two steps of each that are not counted.
 
     In each round every method takes its turn, in reverse order every other round, so that a busy machine slows all.

@@ -112,11 +112,12 @@ class Objective(nn.Module):
         predict: Callable[[Tensor], Tensor],
         error: Callable[[Tensor], Tensor],
         actions: Tensor,
+        prediction: Tensor,
         *modules: nn.Module,
     ) -> Tensor | None:
         """How much larger the prediction error is with the actions of other objects, see `parts.action_gain`; None
         unless it is to be measured."""
-        return action_gain(predict, error, actions, *modules) if self.measures_action_gain else None
+        return action_gain(predict, error, actions, prediction, *modules) if self.measures_action_gain else None
 
     def output(
         self, loss: Tensor, terms: dict[str, Tensor], features: Tensor, **kept: Tensor | None

@@ -139,7 +139,7 @@ class ConditionalBYOL(ProjectedObjective):
         with torch.no_grad():
             target = full_precision(self.target_projector(self.target_encoder(views[:, 1])))
         predict, error = partial(self.predictor, embedding), partial(self._error, target)
-        gain = self.action_gain(predict, error, actions, self.predictor)
+        gain = self.action_gain(predict, error, actions, prediction, self.predictor)
         with torch.autocast(views.device.type, enabled=False):
             loss = self._error(target, full_precision(prediction))
             terms = {"equivariance": loss, "std_all": normalised_std(embedding.unsqueeze(1))}

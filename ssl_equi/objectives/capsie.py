@@ -111,7 +111,7 @@ class CapsIE(CapsuleObjective):
         observed, target = capsules.poses.flatten(2).unbind(dim=1)
         prediction = self.predictor(observed, actions)
         error = partial(invariance_term, full_precision(target))
-        gain = self.action_gain(partial(self.predictor, observed), error, actions, self.predictor)
+        gain = self.action_gain(partial(self.predictor, observed), error, actions, prediction, self.predictor)
 
         # The terms see at least float32: squares and logarithms of half-precision values overflow or vanish.
         with torch.autocast(views.device.type, enabled=False):

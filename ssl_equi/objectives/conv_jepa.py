@@ -93,6 +93,7 @@ class ConvJEPA(ProjectedObjective):
             partial(self._predict, embeddings),
             lambda predicted: 1 - F.cosine_similarity(predicted, targets, dim=-1).mean(),
             actions,
+            predictions,
             self.predictor,
         )
 

@@ -124,7 +124,7 @@ class EquiCaps(CapsuleObjective):
             activations, poses = full_precision(capsules.activations), full_precision(capsules.poses)
             moved = self._moved(poses[:, 0], actions)
             target = unit_poses(poses[:, 1], self.unit_columns)
-            gain = self.action_gain(partial(self._moved, poses[:, 0]), partial(invariance_term, target), actions)
+            gain = self.action_gain(partial(self._moved, poses[:, 0]), partial(invariance_term, target), actions, moved)
             embeddings = torch.cat([activations, torch.stack([moved, target], dim=1).flatten(2)], dim=-1)
             std_targets = TARGET_SHARE * reachable_stds(activations, poses, self.unit_columns)
             if config.variance_target == "published":

@@ -133,7 +133,7 @@ class EquiMod(Objective):
         prediction = self.predictor(equivariant[:, 0], actions)
         distance = self._contrastive_loss if self.config.form == "simclr" else invariance_term
         error = partial(distance, full_precision(equivariant[:, 1]))
-        gain = self.action_gain(partial(self.predictor, equivariant[:, 0]), error, actions, self.predictor)
+        gain = self.action_gain(partial(self.predictor, equivariant[:, 0]), error, actions, prediction, self.predictor)
         with torch.autocast(views.device.type, enabled=False):
             invariant, equivariant = full_precision(invariant), full_precision(equivariant)
             terms = self._terms(invariant, equivariant, full_precision(prediction))

@@ -70,7 +70,7 @@ class SEN(ProjectedObjective):
         embeddings = self.on_views(self.projector, features)
         prediction = self.predictor(embeddings[:, 0], actions)
         error = partial(self._contrastive_loss, full_precision(embeddings[:, 1]))
-        gain = self.action_gain(partial(self.predictor, embeddings[:, 0]), error, actions, self.predictor)
+        gain = self.action_gain(partial(self.predictor, embeddings[:, 0]), error, actions, prediction, self.predictor)
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
             loss = self._contrastive_loss(full_precision(prediction), embeddings[:, 1])

@@ -178,6 +178,7 @@ class SeqJEPA(SequenceObjective):
                 partial(self._predict_along, features),
                 lambda predicted: 1 - F.cosine_similarity(predicted, target, dim=1).mean(),
                 actions,
+                prediction,
                 *(self.action_embedding, self.aggregator, self.predictor),
             )
 

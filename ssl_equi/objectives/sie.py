@@ -141,7 +141,7 @@ class SIE(Objective):
             observed, target = embeddings["equi"].unbind(dim=1)
             prediction = predictor(observed, actions)
             error = partial(invariance_term, full_precision(target))
-            gain = self.action_gain(partial(predictor, observed), error, actions, predictor)
+            gain = self.action_gain(partial(predictor, observed), error, actions, prediction, predictor)
 
         # The terms see at least float32: squares of half-precision values overflow or vanish.
         with torch.autocast(views.device.type, enabled=False):

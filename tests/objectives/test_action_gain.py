@@ -63,7 +63,8 @@ def test_a_linear_world_has_the_gain_of_its_actions():
     first = torch.randn(64, 5, generator=generator, dtype=torch.float64)
     actions = torch.randn(64, 5, generator=generator, dtype=torch.float64)
     noise = 0.3 * torch.randn(64, 5, generator=generator, dtype=torch.float64)
-    gain = action_gain(lambda given: first + given + noise, lambda p: squared(p - first - actions), actions)
+    predict = lambda given: first + given + noise  # noqa: E731
+    gain = action_gain(predict, lambda p: squared(p - first - actions), actions, predict(actions))
     moved = actions.roll(1, dims=0) - actions
     expected = ((moved + noise).square().mean() - noise.square().mean()) / noise.square().mean()
     assert gain.item() == pytest.approx(expected.item(), rel=1e-12)
@@ -72,14 +73,15 @@ def test_a_linear_world_has_the_gain_of_its_actions():
 
 def test_a_prediction_that_ignores_its_action_gains_nothing_and_a_perfect_one_is_finite():
     actions = torch.randn(8, 4)
-    assert action_gain(lambda _: torch.ones(8, 3), squared, actions) == 0
-    perfect = action_gain(lambda given: given, lambda p: squared(p - actions), actions)
+    assert action_gain(lambda _: torch.ones(8, 3), squared, actions, torch.ones(8, 3)) == 0
+    perfect = action_gain(lambda given: given, lambda p: squared(p - actions), actions, actions)
     assert perfect.isfinite() and perfect > 1e6
 
 
 def test_both_errors_see_the_same_dropout():
     dropout = nn.Dropout(0.5)
-    assert action_gain(lambda _: dropout(torch.ones(64, 32)), squared, torch.randn(64, 4), dropout) == 0
+    ones = torch.ones(64, 32)
+    assert action_gain(lambda _: dropout(ones), squared, torch.randn(64, 4), dropout(ones), dropout) == 0
 
 
 @pytest.mark.parametrize("conditioning", ["both", "aggregator", "predictor"])

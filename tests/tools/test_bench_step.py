@@ -77,3 +77,20 @@ def test_methods_learn_from_the_same_images(tool: ModuleType) -> None:
     steps["E-SSL"].run()
     after = list(steps["E-SSL"].objective.parameters())
     assert not any(torch.equal(x, y) for x, y in zip(before, after, strict=True) if x.ndim > 1)
+
+
+def test_measuring_the_gain_of_actions_is_timed_for_every_recipe_that_predicts(
+    tool: ModuleType, tmp_path: Path
+) -> None:
+    gain = tool.GainConfig(recipes=("sie", "conv_jepa"), batch_size=2, steps_per_round=1, rounds=2)
+    tool.main(tool.Config(measure="action_gain", gain=gain, json=tmp_path / "cost.json"))
+    rows = json.loads((tmp_path / "cost.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["sie, share of a step", "conv_jepa, share of a step"]
+    assert {row["target"] for row in rows} == {0.02}
+
+
+def test_all_recipes_that_predict_have_a_step(tool: ModuleType) -> None:
+    for name in sys.modules["recipe_steps"].PREDICTING:
+        step = sys.modules["recipe_steps"].recipe_step(name, "cpu", batch_size=2)
+        step.objective.measures_action_gain = True
+        assert step.objective(*step.inputs).action_gain is not None, name
