@@ -25,7 +25,8 @@ from ssl_equi.evaluation.report.figures import (
 )
 from ssl_equi.evaluation.report.page import captioned_figure, escaped
 from ssl_equi.evaluation.results import ProbeRecord
-from ssl_equi.evaluation.symmetry.results import LAYER_METRICS, LAYERS, TASK, short_name
+from ssl_equi.evaluation.symmetry.results import LAYER_METRICS, TASK, short_name
+from ssl_equi.evaluation.tables import LAYERS
 
 SMALLEST_ERROR_SHOWN = 1e-8
 LOWEST_SIMILARITY_SHOWN = -0.5
