@@ -9,8 +9,8 @@ from torch import nn
 
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.publish import publish_results
-from ssl_equi.evaluation.report.figures import curve_figure, shrink, tile
-from ssl_equi.evaluation.report.pictures import nearest_neighbours
+from ssl_equi.evaluation.report.figures import curve_figure
+from ssl_equi.evaluation.report.pictures import nearest_neighbours, shrink, tile
 from ssl_equi.evaluation.report.runs import read_curves
 from ssl_equi.evaluation.report.write import write_evaluation_report
 from ssl_equi.evaluation.results import read_records
@@ -156,11 +156,6 @@ def test_neighbours_equal_a_loop():
                 ]
                 best.append((max(cosines), other, int(np.argmax(cosines))))
         assert neighbours == [[other, view] for _, other, view in sorted(best, reverse=True)[:3]]
-
-
-def test_more_neighbours_than_other_objects_are_refused():
-    with pytest.raises(ValueError, match="2 other objects"):
-        nearest_neighbours(torch.randn(3, 2, 4), torch.tensor([[0, 0]]), k=3)
 
 
 def test_curves_pass_over_broken_and_foreign_lines(tmp_path: Path):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ssl_equi.errors import UserError, described, visible
-from ssl_equi.evaluation.report.figures import image_data_uri, shrink
+from ssl_equi.evaluation.report.pictures import image_data_uri, shrink
 
 Sections = Mapping[str, Callable[[], str]]
 """What draws each section of a page, in order, by a name for messages; what has nothing to show returns no text."""

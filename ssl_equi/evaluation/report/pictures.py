@@ -1,8 +1,9 @@
-"""The pictures of a report as arrays: views, nearest neighbours, and what a prediction retrieves.
+"""The pictures of a report: views, nearest neighbours and what a prediction retrieves as arrays, and inline JPEGs.
 
-They are stored beside the numbers in an evaluation's `arrays.npz`, so that a page can be made again from the folder.
+The arrays are stored beside the numbers in an evaluation's `arrays.npz`, so that a page can be made again from it.
 """
 
+import base64
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,11 +12,11 @@ from torch import Tensor
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.report.figures import shrink
 from ssl_equi.geometry.rotations import geodesic_distance
 
 NUM_QUERIES = 6
 NUM_NEIGHBOURS = 6
+MAX_IMAGE_SIDE = 96
 
 
 def view_sheet(test: ViewCollection, max_objects: int = 8, max_views: int = 12) -> np.ndarray:
@@ -98,10 +99,6 @@ def nearest_neighbours(features: Tensor, queries: Tensor, k: int, there: Tensor 
     Returns:
         int64 `[Q, k, 2]`, object and view, nearest first.
     """
-    if k > len(features) - 1:
-        raise ValueError(
-            f"{k} neighbours were asked for, but there are {len(features) - 1} other objects: ask for fewer"
-        )
     unit = torch.nn.functional.normalize(features, dim=-1)
     query_objects, query_views = queries.unbind(dim=1)
     similarity = torch.einsum("qd,ovd->qov", unit[query_objects, query_views], unit)
@@ -111,6 +108,36 @@ def nearest_neighbours(features: Tensor, queries: Tensor, k: int, there: Tensor 
     best_similarity[torch.arange(len(queries)), query_objects] = -torch.inf
     objects = best_similarity.topk(k, dim=1).indices
     return torch.stack([objects, best_view.gather(1, objects)], dim=-1)
+
+
+def image_data_uri(image: np.ndarray, quality: int = 88) -> str:
+    """uint8 `[H, W, 3]` as a `data:` URI (JPEG)."""
+    import simplejpeg
+
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling="444")
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+
+
+def shrink(images: np.ndarray, max_side: int = MAX_IMAGE_SIDE) -> np.ndarray:
+    """uint8 `[..., H, W, 3]` averaged over whole blocks of pixels until its longer side is at most `max_side`."""
+    height, width = images.shape[-3:-1]
+    factor = -(-max(height, width) // max_side)
+    if factor == 1:
+        return images
+    images = images[..., : height // factor * factor, : width // factor * factor, :]
+    blocks = images.reshape(*images.shape[:-3], height // factor, factor, width // factor, factor, 3)
+    return blocks.mean(axis=(-4, -2)).round().astype(np.uint8)
+
+
+def tile(images: np.ndarray, gap: int = 2) -> np.ndarray:
+    """uint8 `[rows, columns, H, W, 3]` as one image with mid-grey gaps."""
+    rows, columns, height, width, _ = images.shape
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 128, dtype=np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * (height + gap), column * (width + gap)
+            sheet[top : top + height, left : left + width] = images[row, column]
+    return sheet
 
 
 def _captions(cache: FeatureCache, queries: Tensor, found: Tensor, class_names: Sequence[str]) -> list[list[str]]:

@@ -84,8 +84,8 @@ def training_section(runs: Sequence[ComparedRun]) -> str:
                     by_part[run][part or name] = curve
         for choice in choose_parts(by_part, INVARIANT_FIRST if metric.endswith("top1") else EQUIVARIANT_FIRST):
             svg = curve_figure(f"online-{len(figures)}", choice.shown, y_label=metric)
-            caption = choice.caption(f"Online probe on training batches, linear head: {metric}, {choice.title}")
-            figures.append(captioned_figure(svg, caption))
+            about = f"Online probe on training batches, linear head: {metric}, {choice.title}"
+            figures.append(choice.figure(svg, about))
     return page_section("training", "Training", figure_grid(figures), figure_grid(small, "small"))
 
 

@@ -13,8 +13,15 @@ import numpy as np
 
 from ssl_equi.evaluation.metrics import format_value
 from ssl_equi.evaluation.report.compared_runs import ComparedRun
-from ssl_equi.evaluation.report.figures import INK, MUTED, SERIES, new_figure, plain_legend, to_svg
-from ssl_equi.evaluation.report.page import captioned_figure, escaped
+from ssl_equi.evaluation.report.figures import DOTTED, INK, MUTED, SERIES, legend_above, new_figure, to_svg
+from ssl_equi.evaluation.report.page import (
+    captioned_figure,
+    data_table,
+    escaped,
+    figure_grid,
+    listed,
+    page_section,
+)
 from ssl_equi.evaluation.results import ProbeRecord
 from ssl_equi.evaluation.sequences.tasks import PROTOCOLS
 from ssl_equi.evaluation.tables import describe_origins
@@ -30,7 +37,6 @@ EXPLANATIONS = (
     "because the last step is the answer",
     "no images, no actions: zeros instead, where the head has learnt from both; oracle: the exact steps composed",
 )
-DOTTED = (0, (1, 1.5))
 # By the first word of a task's name: label, part at M views, colour and dashes of each line.
 LINES: dict[str, tuple[tuple[str, str, str, Any], ...]] = {
     "classification": (("aggregate", "agg@{}", SERIES[0], "solid"), ("encoder, one view", "all@1", INK, DOTTED)),
@@ -62,11 +68,10 @@ class _Numbers:
 
     def __init__(self, records: Sequence[ProbeRecord]) -> None:
         self.records = {(record.task, record.part, record.metric): record for record in records}
-        self.tasks = list(dict.fromkeys(record.task for record in records))
 
     def about(self, question: str) -> list[str]:
         """The tasks of a question, by the first word of their names."""
-        return [task for task in self.tasks if task.partition("_")[0] == question]
+        return list(dict.fromkeys(task for task, _, _ in self.records if task.partition("_")[0] == question))
 
     def metrics(self, task: str) -> list[str]:
         return list(dict.fromkeys(metric for name, _, metric in self.records if name == task))
@@ -101,19 +106,15 @@ def sequence_section(runs: Sequence[ComparedRun]) -> str:
         notes += [f"{whose}{origin}" for origin in describe_origins(records)]
     if not figures and not tables:
         return ""
-    listed = "".join(f"<li>{escaped(line)}</li>" for line in notes)
-    return (
-        '<section id="sequences"><h2>Over the number of observed views</h2>'
-        f'<div class="figures">{"".join(figures)}</div>{"".join(tables)}<ul class="notes">{listed}</ul></section>'
-    )
+    return page_section("sequences", "Over the number of observed views", figure_grid(figures), *tables, listed(notes))
 
 
 def summary_tables(records: Sequence[ProbeRecord]) -> list[SummaryTable]:
     """The main numbers, a table for each question; over M where there is one, `COLUMNS_IN_A_TABLE` at a time."""
     numbers = _Numbers(records)
     tables = []
-    if "classification" in numbers.tasks:
-        tables += _tables_over_lengths(numbers, "class", "classification", "top1")
+    for task in numbers.about("classification"):
+        tables += _tables_over_lengths(numbers, "class", task, "top1")
     pairs = numbers.about("pair")
     if pairs:
         columns = tuple(dict.fromkeys(metric for task in pairs for metric in numbers.metrics(task)))
@@ -188,7 +189,7 @@ def _length_figure(numbers: _Numbers, name: str, task: str, metric: str) -> str:
     axes.set_xticks(lengths)
     (low, high), (drawn_low, drawn_high) = LIMITS[metric], axes.get_ylim()
     axes.set_ylim(max(low, min(drawn_low, 0)), drawn_high if high is None else high)
-    plain_legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    legend_above(axes)
     return to_svg(figure, name)
 
 
@@ -227,14 +228,8 @@ def _leakage_matrix(numbers: _Numbers, tasks: Sequence[str], length: int) -> Sum
 
 def _html_table(table: SummaryTable, whose: str) -> str:
     head = "".join(f'<th scope="col">{escaped(column)}</th>' for column in ("", *table.columns))
-    rows = "".join(
-        f'<tr><th scope="row">{escaped(name)}</th>'
-        + "".join(f'<td class="number">{escaped(cell)}</td>' for cell in cells)
-        + "</tr>"
+    rows = [
+        f'<th scope="row">{escaped(name)}</th>' + "".join(f'<td class="number">{escaped(cell)}</td>' for cell in cells)
         for name, *cells in table.rows
-    )
-    return (
-        f"<h3>{escaped(whose + table.title)}</h3>"
-        f'<div class="scroll" style="margin-bottom: 20px"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
+    ]
+    return f"<h3>{escaped(whose + table.title)}</h3>{data_table('', head, [rows])}"

@@ -5,25 +5,26 @@ says of one image, over all transformed copies of that image.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from ssl_equi.evaluation.metrics import fixed
 from ssl_equi.evaluation.report.compared_runs import ComparedRun
 from ssl_equi.evaluation.report.figures import (
+    DOTTED,
     INK,
     LINE,
     MUTED,
     SERIES,
-    image_data_uri,
+    legend_above,
     new_figure,
-    plain_legend,
+    new_ring_figure,
     plain_text,
-    shrink,
+    series_colour,
     to_svg,
 )
-from ssl_equi.evaluation.report.page import captioned_figure, escaped
+from ssl_equi.evaluation.report.page import captioned_figure, escaped, figure_grid, listed, page_section
+from ssl_equi.evaluation.report.pictures import image_data_uri, shrink
 from ssl_equi.evaluation.results import ProbeRecord
 from ssl_equi.evaluation.symmetry.results import LAYER_METRICS, TASK, short_name
 from ssl_equi.evaluation.tables import LAYERS
@@ -38,7 +39,7 @@ EXPLANATIONS = (
     "spatial_error: the map of g x is that of x, its cells moved like the pixels",
     "consistency: share of images and elements whose predicted class stays the same (the class whose mean is nearest)",
 )
-_ERROR_LABELS = ("map, cells moved", "the encoder's own action", "unchanged (layers: after pooling)")
+_ERROR_LABELS = ("map, cells moved", "the encoder's own action", "unchanged, layers pooled")
 _NOT_DRAWN = "other shifts"  # a curve of nothing but these would have no order
 
 
@@ -51,13 +52,8 @@ def symmetry_section(runs: Sequence[ComparedRun]) -> str:
             if kind == f"{TASK}_similarity":
                 heading = f"{run.name}: {name}" if len(runs) > 1 else name
                 blocks.append(_one_set(run, name, heading, f"{index}-{name}"))
-    if not blocks:
-        return ""
-    explained = "".join(f"<li>{escaped(line)}</li>" for line in EXPLANATIONS)
-    return (
-        f'<section id="{TASK}"><h2>What symmetries of the image do to the features</h2>{"".join(blocks)}'
-        f'<ul class="notes">{explained}</ul></section>'
-    )
+    heading = "What symmetries of the image do to the features"
+    return page_section(TASK, heading, *blocks, listed(EXPLANATIONS)) if blocks else ""
 
 
 def _one_set(run: ComparedRun, name: str, heading: str, svg_name: str) -> str:
@@ -72,7 +68,7 @@ def _one_set(run: ComparedRun, name: str, heading: str, svg_name: str) -> str:
         _orbit_cell(run, name, svg_name, [int(row)], image) for row, image in zip(arrays["rows"], arrays["images"])
     ]
     colored = ", ".join(
-        f'<span style="color: var(--series-{1 + number % len(SERIES)})">●</span> {escaped(curve)}'
+        f'<span style="color: {series_colour(number)}">●</span> {escaped(curve)}'
         for number, curve in enumerate(_drawn_curves(arrays["curves"]))
     )
     about = (
@@ -87,7 +83,7 @@ def _one_set(run: ComparedRun, name: str, heading: str, svg_name: str) -> str:
     return (
         f"<h3>{escaped(heading)}, {elements} elements; {exact}</h3>"
         f'<div style="max-width: 640px">{layers}</div><p class="muted">{about}</p>'
-        f'<div class="figures small" style="margin-bottom: 22px">{"".join(cells)}</div>'
+        f"{figure_grid(cells, 'small')}"
     )
 
 
@@ -124,7 +120,7 @@ def _layer_figure(records: Sequence[ProbeRecord], name: str, svg_name: str) -> s
     axes.set_ylim(len(ordered) - 0.5, -0.5)
     axes.set_xlabel("error; 1: another image")
     axes.minorticks_off()
-    plain_legend(axes, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, columnspacing=1.2)
+    legend_above(axes)
     return to_svg(figure, svg_name)
 
 
@@ -150,13 +146,7 @@ def _orbit_figure(run: ComparedRun, name: str, rows: list[int], svg_name: str) -
     Of several images the curve is their mean, and a band holds the middle 80 % of them.
     """
     curves, places_deg = run.arrays[f"{TASK}_curves/{name}"], run.arrays[f"{TASK}_places_deg/{name}"]
-    figure, cartesian = new_figure((2.3, 2.3))
-    figure.delaxes(cartesian)
-    axes: Any = figure.add_subplot(projection="polar")
-    axes.patch.set_visible(False)
-    axes.grid(color=LINE, linewidth=0.6)
-    axes.spines["polar"].set_color(LINE)
-    axes.set_theta_zero_location("N")
+    figure, axes = new_ring_figure((2.3, 2.3))
     axes.set_ylim(LOWEST_SIMILARITY_SHOWN, 1.02)
     axes.set_rgrids([0, 0.5, 1], ["0", "", ""], angle=22, fontsize=7, color=MUTED)
     around = ["0", "1/4", "1/2", "3/4"] if name == "circular_shifts" else ["0°", "90°", "180°", "270°"]
@@ -178,7 +168,7 @@ def _orbit_figure(run: ComparedRun, name: str, rows: list[int], svg_name: str) -
         if to_action is not None:
             angles, similar = _closed_curve(places_deg[columns], to_action[rows][:, columns])
             moved = np.interp(circle, angles, similar.mean(axis=0))
-            axes.plot(circle, moved, color=INK, linewidth=1.1, linestyle=(0, (1, 1.5)), zorder=3)
+            axes.plot(circle, moved, color=INK, linewidth=1.1, linestyle=DOTTED, zorder=3)
     return to_svg(figure, svg_name)
 
 
