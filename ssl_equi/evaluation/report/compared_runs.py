@@ -172,6 +172,12 @@ def _can_be_drawn(key: str, array: np.ndarray) -> bool:
     return types != _PICTURES or (array.dtype == np.uint8 and array.shape[-1] == 3 and array.size > 0)
 
 
+def in_last_setting(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
+    """Those of the protocol, split and seed that were asked last."""
+    settings = [(record.protocol, record.split, record.seed) for record in records]
+    return [record for record, setting in zip(records, settings, strict=True) if setting == settings[-1]]
+
+
 def class_names_of(arrays: Mapping[str, np.ndarray], labels: Iterable[int]) -> dict[int, str]:
     """The names that an evaluation stored for these classes; their numbers if it stored none."""
     labels, names = list(labels), arrays.get("class_names", np.zeros(0))

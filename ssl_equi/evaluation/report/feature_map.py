@@ -1,12 +1,10 @@
 """Maps of the features in two dimensions, from the features to the drawing, and their singular values.
 
 The map's input are principal components (Pearson, 1901), whose first two are the plain map; t-SNE (van der Maaten and
-Hinton, JMLR 2008) starts from them where it is asked for. A map is hand-written SVG with one path for all points of a
-colour, which keeps a page with many of them small.
+Hinton, JMLR 2008) starts from them. A map is hand-written SVG with one path for all points of a colour, which is small.
 """
 
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -55,7 +53,9 @@ def map_arrays(cache: FeatureCache, parts: Mapping[str, slice], seed: int = 0) -
         k <= 50 principal components, no columns if the part is constant; `singular_values/PART` float32 `[<= D]`, the
         standard deviations of all views' features along their principal axes, descending.
     """
-    drawn = _drawn_views(cache.num_images, seed)
+    drawn = np.arange(cache.num_images)
+    if len(drawn) > MAX_POINTS:
+        drawn = np.sort(np.random.default_rng(seed).permutation(len(drawn))[:MAX_POINTS])
     arrays = {"map_labels": cache.labels.cpu().numpy()[cache.has_view.nonzero()[:, 0].cpu().numpy()[drawn]]}
     if cache.quats_xyzw is not None:
         quats_xyzw = cache.rows(cache.quats_xyzw).cpu()[torch.from_numpy(drawn)].double()
@@ -67,31 +67,29 @@ def map_arrays(cache: FeatureCache, parts: Mapping[str, slice], seed: int = 0) -
     return arrays
 
 
-def map_coordinates(components: np.ndarray, method: MapMethod, seed: int = 0) -> np.ndarray:
-    """Where the points stand on the map, `[n, 2]`, from principal components `[n, k]`; the same in every call.
+def map_coordinates(components: np.ndarray, method: MapMethod) -> np.ndarray:
+    """Where the points stand on the map, `[n, 2]`, from one or more principal components `[n, k]`.
 
-    A second axis of zeros is added if there is one component only.
-
-    Raises:
-        ValueError: there is no component: the features are constant.
-        UserError: t-SNE is asked for and scikit-learn is not installed.
+    A second axis of zeros is added if there is one component only. Raises UserError if t-SNE is asked for and
+    scikit-learn is not installed.
     """
-    if components.shape[1] == 0:
-        raise ValueError("the features have no component, because they are constant: there is no map to draw")
     if method == "pca" or components.shape[1] == 1 or len(components) < 5:
         return np.pad(components[:, :2], ((0, 0), (0, max(0, 2 - components.shape[1]))))
-    manifold = _manifold()
+    try:
+        from sklearn import manifold
+    except ImportError as error:
+        raise UserError("t-SNE needs scikit-learn: pip install 'ssl-equi[maps]', or take --map pca") from error
     # Below a third of the points, as scikit-learn asks; the start is the map by principal components.
     perplexity = min(30.0, (len(components) - 1) / 3)
-    return manifold.TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(components)
+    return manifold.TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(components)
 
 
 def class_map(coordinates: np.ndarray, labels: np.ndarray, shown: Sequence[int], class_names: Mapping[int, str]) -> str:
     """The map `[n, 2]` with colours and shapes for the classes `shown`; all other points are grey dots."""
     points = _scaled(coordinates)
-    paths = [_path(points[~np.isin(labels, list(shown))], DOT, GREY, "another class")]
+    paths = [marks(points[~np.isin(labels, list(shown))], DOT, GREY, "another class")]
     paths += [
-        _path(points[labels == label], SHAPES[place % len(SHAPES)], series_colour(place), class_names[label])
+        marks(points[labels == label], SHAPES[place % len(SHAPES)], series_colour(place), class_names[label])
         for place, label in enumerate(shown)
     ]
     return _svg(paths)
@@ -101,7 +99,7 @@ def angle_map(coordinates: np.ndarray, angle_deg: np.ndarray) -> str:
     """The map `[n, 2]` with a ramp of colours for the angle `[n]` of each view's rotation, 0 to 180 degrees."""
     points = _scaled(coordinates)
     bins = np.clip(angle_deg // ANGLE_STEP_DEG, 0, NUM_RAMP_COLOURS - 1).astype(int)
-    return _svg([_path(points[bins == index], DOT, *ramp) for index, ramp in enumerate(_ramp())])
+    return _svg([marks(points[bins == index], DOT, *ramp) for index, ramp in enumerate(_ramp())])
 
 
 def shown_classes(labels: np.ndarray) -> list[int]:
@@ -126,13 +124,6 @@ def angle_legend() -> str:
     return f'<p class="keys">{"".join(_key(DOT, *ramp) for ramp in _ramp())}</p>'
 
 
-def _drawn_views(count: int, seed: int) -> np.ndarray:
-    """At most `MAX_POINTS` rows out of `count`, ascending."""
-    if count <= MAX_POINTS:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(seed).permutation(count)[:MAX_POINTS])
-
-
 def _principal_components(features: Tensor) -> tuple[Tensor, Tensor]:
     """Standard deviations `[D]` along the principal axes, and coordinates `[N, k]` on those that vary, float64.
 
@@ -149,14 +140,6 @@ def _principal_components(features: Tensor) -> tuple[Tensor, Tensor]:
     return deviations, centred @ (chosen * largest.sign())
 
 
-def _manifold() -> ModuleType:
-    try:
-        from sklearn import manifold
-    except ImportError as error:
-        raise UserError("t-SNE needs scikit-learn: pip install 'ssl-equi[maps]', or take --map pca") from error
-    return manifold
-
-
 def _ramp() -> list[tuple[str, str]]:
     """Colours of the steps of angles, and the steps in words."""
     steps = [index * ANGLE_STEP_DEG for index in range(NUM_RAMP_COLOURS)]
@@ -164,7 +147,7 @@ def _ramp() -> list[tuple[str, str]]:
 
 
 def _key(shape: str, colour: str, text: str) -> str:
-    drawing = f'<svg viewBox="-5 -5 10 10" aria-hidden="true">{_path(np.zeros((1, 2)), shape, colour)}</svg>'
+    drawing = f'<svg viewBox="-5 -5 10 10" aria-hidden="true">{marks(np.zeros((1, 2)), shape, colour)}</svg>'
     return f'<span class="key">{drawing}{escaped(text)}</span> '
 
 
@@ -176,7 +159,8 @@ def _scaled(coordinates: np.ndarray) -> np.ndarray:
     return SIDE / 2 + (SIDE - 2 * MARGIN) * centred * np.array([1, -1])
 
 
-def _path(points: np.ndarray, shape: str, colour: str, name: str = "") -> str:
+def marks(points: np.ndarray, shape: str, colour: str, name: str = "") -> str:
+    """One path for marks at the points `[n, 2]`, which shows their name when it is pointed at."""
     if not len(points):
         return ""
     data = "".join(f"M{x:.0f} {y:.0f}{shape}" for x, y in points)

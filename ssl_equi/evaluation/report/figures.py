@@ -321,15 +321,13 @@ def to_svg(figure: "Figure", name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # Inside HTML a style sheet, even that of a drawing, is one of the whole page; page.css has these rules.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
-    svg = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", svg, count=3)
+    svg = re.sub(r'\s(?:xmlns(?::xlink)?|version|width|height)="[^"]*"', "", svg, count=5)
     svg = svg.replace("xlink:href=", "href=")
     pointed_at = rf'<g id="{HOVER}([^"]*)">\s*<path d="([^"]*)"[^>]*/>\s*</g>'
     svg = re.sub(pointed_at, r'<path class="hover" d="\2"><title>\1</title></path>', svg)
     svg = re.sub(rf'<g id="{HOVER}([^"]*)">', r'<g class="hover"><title>\1</title>', svg)
     svg = re.sub(r'id="', f'id="{name}-', svg)
     svg = svg.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
-    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
-    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
     for color, variable in CSS_VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
     return svg.strip()

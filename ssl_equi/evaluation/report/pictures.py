@@ -70,7 +70,6 @@ def retrieval_strip_arrays(
     """Strips of retrieval by a predictor: the view it starts from, the one asked for, and those nearest to its answer.
 
     Args:
-        task, part: of the records.
         source, asked_for: int64 `[Q, 2]`, object and view.
         nearest: int64 `[Q, k, 2]`, the views nearest to the prediction, nearest first.
         ranks: int64 `[Q]`, rank of the view asked for.

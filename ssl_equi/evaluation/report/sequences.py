@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ssl_equi.evaluation.metrics import format_value
-from ssl_equi.evaluation.report.compared_runs import ComparedRun
+from ssl_equi.evaluation.report.compared_runs import ComparedRun, in_last_setting
 from ssl_equi.evaluation.report.figures import DOTTED, INK, MUTED, SERIES, legend_above, new_figure, to_svg
 from ssl_equi.evaluation.report.page import (
     captioned_figure,
@@ -85,9 +85,17 @@ class _Numbers:
         record = self.records.get((task, part, metric))
         return None if record is None else record.value
 
-    def baseline(self, task: str, length: int, metric: str) -> float | None:
-        record = self.records.get((task, f"agg@{length}", metric))
-        return None if record is None else record.baseline
+    def lines(self, task: str, metric: str) -> dict[str, list[float | None]]:
+        """The values of each line of a question over `lengths`, and of its baseline as the last one."""
+        question, lengths = task.partition("_")[0], self.lengths(task)
+        lines = {
+            label: [self.value(task, part.format(length), metric) for length in lengths]
+            for label, part, _, _ in LINES[question]
+        }
+        if question in BASELINES:
+            aggregates = [self.records.get((task, f"agg@{length}", metric)) for length in lengths]
+            lines[BASELINES[question]] = [None if record is None else record.baseline for record in aggregates]
+        return lines
 
 
 def sequence_section(runs: Sequence[ComparedRun]) -> str:
@@ -98,8 +106,7 @@ def sequence_section(runs: Sequence[ComparedRun]) -> str:
         if not asked:
             continue
         # A run is asked in short at its end, and in full by the script: what was asked last is shown.
-        setting = (asked[-1].protocol, asked[-1].split, asked[-1].seed)
-        records = [record for record in asked if (record.protocol, record.split, record.seed) == setting]
+        records = in_last_setting(asked)
         whose = f"{run.name}: " if len(runs) > 1 else ""
         figures += _figures(_Numbers(records), f"sequence{index}", whose)
         tables += [_html_table(table, whose) for table in summary_tables(records)]
@@ -172,14 +179,12 @@ def _length_figure(numbers: _Numbers, name: str, task: str, metric: str) -> str:
     """The lines of a question over M as inline SVG; the trivial point M = 1 of a path is hollow and named."""
     question, lengths = task.partition("_")[0], numbers.lengths(task)
     figure, axes = new_figure((4.2, 2.8))
-    for label, part, color, dashes in LINES[question]:
-        values = np.array([numbers.value(task, part.format(length), metric) for length in lengths], dtype=float)
-        axes.plot(lengths, values, color=color, linestyle=dashes, linewidth=1.4, label=label)
+    styles = [*((color, dashes) for _, _, color, dashes in LINES[question]), (MUTED, "dashed")]
+    for (label, values), (color, dashes) in zip(numbers.lines(task, metric).items(), styles):
+        heights = np.array(values, dtype=float)  # NaN where there is no answer
+        axes.plot(lengths, heights, color=color, linestyle=dashes, linewidth=1.4, label=label)
         if dashes == "solid":
-            axes.plot(lengths, values, "o", color=color, markersize=3.5)
-    if question in BASELINES:
-        constants = np.array([numbers.baseline(task, length, metric) for length in lengths], dtype=float)
-        axes.plot(lengths, constants, color=MUTED, linestyle="dashed", linewidth=1.4, label=BASELINES[question])
+            axes.plot(lengths, heights, "o", color=color, markersize=3.5)
     trivial = numbers.value(task, "agg@1", metric)
     if question == "path" and trivial is not None:
         axes.plot([1], [trivial], "o", markersize=8, markerfacecolor="none", color=MUTED)
@@ -195,18 +200,13 @@ def _length_figure(numbers: _Numbers, name: str, task: str, metric: str) -> str:
 
 def _tables_over_lengths(numbers: _Numbers, title: str, task: str, metric: str) -> list[SummaryTable]:
     """The lines of a question's figure as rows over M, and the baseline as the last one."""
-    question, lengths = task.partition("_")[0], numbers.lengths(task)
-    tables = []
-    for start in range(0, len(lengths), COLUMNS_IN_A_TABLE):
-        chunk = lengths[start : start + COLUMNS_IN_A_TABLE]
-        values = {
-            label: [numbers.value(task, part.format(length), metric) for length in chunk]
-            for label, part, _, _ in LINES[question]
-        }
-        values[BASELINES[question]] = [numbers.baseline(task, length, metric) for length in chunk]
-        rows = tuple((name, *(_short(metric, value) for value in row)) for name, row in values.items())
-        tables.append(SummaryTable(f"{title} ({metric})", tuple(f"M={length}" for length in chunk), rows))
-    return tables
+    columns = tuple(f"M={length}" for length in numbers.lengths(task))
+    rows = {name: [_short(metric, value) for value in row] for name, row in numbers.lines(task, metric).items()}
+    chunks = [slice(start, start + COLUMNS_IN_A_TABLE) for start in range(0, len(columns), COLUMNS_IN_A_TABLE)]
+    return [
+        SummaryTable(f"{title} ({metric})", columns[chunk], tuple((name, *row[chunk]) for name, row in rows.items()))
+        for chunk in chunks
+    ]
 
 
 def _short(metric: str, value: float | None) -> str:
