@@ -37,6 +37,7 @@ SHAPES = (
 GREY = "var(--line)"
 
 MapMethod = Literal["pca", "tsne"]
+Mark = tuple[str, str, str]  # a shape, its colour and what it stands for
 
 
 def map_arrays(cache: FeatureCache, parts: Mapping[str, slice], seed: int = 0) -> dict[str, np.ndarray]:
@@ -84,22 +85,19 @@ def map_coordinates(components: np.ndarray, method: MapMethod) -> np.ndarray:
     return manifold.TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(components)
 
 
-def class_map(coordinates: np.ndarray, labels: np.ndarray, shown: Sequence[int], class_names: Mapping[int, str]) -> str:
-    """The map `[n, 2]` with colours and shapes for the classes `shown`; all other points are grey dots."""
-    points = _scaled(coordinates)
-    paths = [marks(points[~np.isin(labels, list(shown))], DOT, GREY, "another class")]
-    paths += [
-        marks(points[labels == label], SHAPES[place % len(SHAPES)], series_colour(place), class_names[label])
-        for place, label in enumerate(shown)
-    ]
-    return _svg(paths)
+def class_groups(labels: np.ndarray, class_names: Mapping[int, str]) -> tuple[np.ndarray, list[Mark]]:
+    """The place of each point's mark `[n]`, and the marks: of the named classes, after one of all others if any."""
+    others: list[Mark] = [(DOT, GREY, "another class")] if set(labels.tolist()) - set(class_names) else []
+    named = [(SHAPES[n % len(SHAPES)], series_colour(n), name) for n, name in enumerate(class_names.values())]
+    places = {label: place for place, label in enumerate(class_names, start=len(others))}
+    return np.array([places.get(label, 0) for label in labels.tolist()]), [*others, *named]
 
 
-def angle_map(coordinates: np.ndarray, angle_deg: np.ndarray) -> str:
-    """The map `[n, 2]` with a ramp of colours for the angle `[n]` of each view's rotation, 0 to 180 degrees."""
-    points = _scaled(coordinates)
-    bins = np.clip(angle_deg // ANGLE_STEP_DEG, 0, NUM_RAMP_COLOURS - 1).astype(int)
-    return _svg([marks(points[bins == index], DOT, *ramp) for index, ramp in enumerate(_ramp())])
+def angle_groups(angle_deg: np.ndarray) -> tuple[np.ndarray, list[Mark]]:
+    """The same by the angle of each view's rotation, in steps from 0 to 180 degrees."""
+    groups = np.clip(angle_deg // ANGLE_STEP_DEG, 0, NUM_RAMP_COLOURS - 1).astype(int)
+    steps = [index * ANGLE_STEP_DEG for index in range(NUM_RAMP_COLOURS)]
+    return groups, [(DOT, f"var(--ramp-{n})", f"{low} to {low + ANGLE_STEP_DEG}°") for n, low in enumerate(steps, 1)]
 
 
 def shown_classes(labels: np.ndarray) -> list[int]:
@@ -109,19 +107,35 @@ def shown_classes(labels: np.ndarray) -> list[int]:
     return [int(label) for label in present[chosen]]
 
 
-def class_legend(shown: Sequence[int], class_names: Mapping[int, str], num_classes: int) -> str:
-    """The coloured classes with their shapes, as HTML."""
-    items = [
-        _key(SHAPES[place % len(SHAPES)], series_colour(place), class_names[label]) for place, label in enumerate(shown)
-    ]
-    if num_classes > len(shown):
-        items.append(_key(DOT, GREY, f"{num_classes - len(shown)} other classes"))
+def drawn_map(coordinates: np.ndarray, groups: np.ndarray, marks: Sequence[Mark]) -> str:
+    """SVG of points `[n, 2]` with the marks of their groups; both axes have one scale, the second points upwards."""
+    low, high = coordinates.min(axis=0), coordinates.max(axis=0)
+    extent = max(float((high - low).max()), np.finfo(np.float64).tiny)
+    centred = (coordinates.astype(np.float64) - (low + high) / 2) / extent
+    points = SIDE / 2 + (SIDE - 2 * MARGIN) * centred * np.array([1, -1])
+    frame = f'<rect x=".5" y=".5" width="{SIDE - 1}" height="{SIDE - 1}" fill="none" stroke="{GREY}"/>'
+    paths = [drawn_marks(points[groups == place], *mark) for place, mark in enumerate(marks)]
+    return f'<svg viewBox="0 0 {SIDE} {SIDE}">{frame}{"".join(paths)}</svg>'
+
+
+def map_legend(marks: Sequence[Mark]) -> str:
+    """The marks and their names, as HTML."""
+    items = []
+    for shape, colour, name in marks:
+        drawing = f'<svg viewBox="-5 -5 10 10" aria-hidden="true">{drawn_marks(np.zeros((1, 2)), shape, colour)}</svg>'
+        items.append(f'<span class="key">{drawing}{escaped(name)}</span> ')
     return f'<p class="keys">{"".join(items)}</p>'
 
 
-def angle_legend() -> str:
-    """The ramp of angles, as HTML."""
-    return f'<p class="keys">{"".join(_key(DOT, *ramp) for ramp in _ramp())}</p>'
+def drawn_marks(points: np.ndarray, shape: str, colour: str, name: str = "") -> str:
+    """One path for marks at the points `[n, 2]`, which shows their name when it is pointed at."""
+    if not len(points):
+        return ""
+    data = "".join(f"M{x:.0f} {y:.0f}{shape}" for x, y in points)
+    # The end of a line has no area, so a dot is drawn by its stroke. page.css makes all other ends of lines butts.
+    drawn = f'stroke="{colour}" stroke-width="5" style="stroke-linecap:round"' if shape == DOT else f'fill="{colour}"'
+    title = f' class="hover"><title>{escaped(name)}</title></path>' if name else "/>"
+    return f'<path d="{data}" {drawn} opacity=".8"{title}'
 
 
 def _principal_components(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,38 +152,3 @@ def _principal_components(features: Tensor) -> tuple[Tensor, Tensor]:
     chosen = axes.flip(1)[:, :count]
     largest = chosen.gather(0, chosen.abs().argmax(dim=0, keepdim=True))
     return deviations, centred @ (chosen * largest.sign())
-
-
-def _ramp() -> list[tuple[str, str]]:
-    """Colours of the steps of angles, and the steps in words."""
-    steps = [index * ANGLE_STEP_DEG for index in range(NUM_RAMP_COLOURS)]
-    return [(f"var(--ramp-{index})", f"{low} to {low + ANGLE_STEP_DEG}°") for index, low in enumerate(steps, 1)]
-
-
-def _key(shape: str, colour: str, text: str) -> str:
-    drawing = f'<svg viewBox="-5 -5 10 10" aria-hidden="true">{marks(np.zeros((1, 2)), shape, colour)}</svg>'
-    return f'<span class="key">{drawing}{escaped(text)}</span> '
-
-
-def _scaled(coordinates: np.ndarray) -> np.ndarray:
-    """Into the drawing, with the same scale on both axes; the second axis points upwards."""
-    low, high = coordinates.min(axis=0), coordinates.max(axis=0)
-    extent = max(float((high - low).max()), np.finfo(np.float64).tiny)
-    centred = (coordinates.astype(np.float64) - (low + high) / 2) / extent
-    return SIDE / 2 + (SIDE - 2 * MARGIN) * centred * np.array([1, -1])
-
-
-def marks(points: np.ndarray, shape: str, colour: str, name: str = "") -> str:
-    """One path for marks at the points `[n, 2]`, which shows their name when it is pointed at."""
-    if not len(points):
-        return ""
-    data = "".join(f"M{x:.0f} {y:.0f}{shape}" for x, y in points)
-    # The end of a line has no area, so a dot is drawn by its stroke. page.css makes all other ends of lines butts.
-    drawn = f'stroke="{colour}" stroke-width="5" style="stroke-linecap:round"' if shape == DOT else f'fill="{colour}"'
-    title = f' class="hover"><title>{escaped(name)}</title></path>' if name else "/>"
-    return f'<path d="{data}" {drawn} opacity=".8"{title}'
-
-
-def _svg(paths: Sequence[str]) -> str:
-    frame = f'<rect x=".5" y=".5" width="{SIDE - 1}" height="{SIDE - 1}" fill="none" stroke="{GREY}"/>'
-    return f'<svg viewBox="0 0 {SIDE} {SIDE}">{frame}{"".join(paths)}</svg>'

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ssl_equi.evaluation.report.compared_runs import ComparedRun
-from ssl_equi.evaluation.report.feature_map import DOT, marks
+from ssl_equi.evaluation.report.feature_map import DOT, drawn_marks
 from ssl_equi.evaluation.report.page import captioned_figure, escaped, figure_grid, page_section
 from ssl_equi.evaluation.report.part_choices import EQUIVARIANT_FIRST, arrays_by_part, choose_parts, tasks_with
 from ssl_equi.evaluation.report.tables import in_words
@@ -47,7 +47,7 @@ def distribution_map(quats_xyzw: np.ndarray, true_xyzw: np.ndarray) -> str:
         f'<ellipse cx="{WIDTH / 2}" cy="{HEIGHT / 2}" rx="{WIDTH / 2 - MARGIN}" ry="{HEIGHT / 2 - MARGIN / 2}" '
         'fill="none" stroke="var(--line)"/>'
     )
-    dots = [marks(places[hues == hue], DOT, _colour(hue)) for hue in np.unique(hues)]
+    dots = [drawn_marks(places[hues == hue], DOT, _colour(hue)) for hue in np.unique(hues)]
     ((x, y),), (hue,) = _places(true_xyzw[None]), _hues(true_xyzw[None])
     # A wide ring of the page's ink below one of the hue is seen on dots of any colour.
     rings = "".join(

@@ -9,11 +9,11 @@ from ssl_equi.evaluation.report.compared_runs import ComparedRun, class_names_of
 from ssl_equi.evaluation.report.comparison import Row
 from ssl_equi.evaluation.report.feature_map import (
     MapMethod,
-    angle_legend,
-    angle_map,
-    class_legend,
-    class_map,
+    angle_groups,
+    class_groups,
+    drawn_map,
     map_coordinates,
+    map_legend,
     shown_classes,
 )
 from ssl_equi.evaluation.report.figures import (
@@ -132,12 +132,11 @@ def retrieval_section(runs: Sequence[ComparedRun]) -> str:
 
 def maps_section(runs: Sequence[ComparedRun], method: MapMethod) -> str:
     """A map of each run's and part's features, once coloured by class and once by the angle of the view's rotation."""
-    cells, has_angles = [], False
+    cells, angle_legend = [], ""
     legends: dict[str, None] = {}  # one for all runs that were judged on the same classes
     for run in runs:
         labels = run.arrays.get("map_labels", NONE)
-        shown = shown_classes(labels) if len(labels) else []
-        class_names = class_names_of(run.arrays, shown)
+        classes, class_marks = class_groups(labels, class_names_of(run.arrays, shown_classes(labels)))
         parts = list(arrays_by_part([run], "map_features/")[run.name])
         for part in [part for part in ("inv", "equi") if part in parts] or parts:
             name = f"{run.name}, part {part}" if len(runs) > 1 else f"part {part}"
@@ -147,21 +146,21 @@ def maps_section(runs: Sequence[ComparedRun], method: MapMethod) -> str:
                 continue
             places = map_coordinates(components, method)
             share = _share_of_two(run.arrays.get(f"singular_values/{part}", NONE)) if method == "pca" else ""
-            cells.append(captioned_figure(class_map(places, labels, shown, class_names), f"{name}, by class{share}"))
-            legends[class_legend(shown, class_names, len(np.unique(labels)))] = None
+            cells.append(captioned_figure(drawn_map(places, classes, class_marks), f"{name}, by class{share}"))
+            legends[map_legend(class_marks)] = None
             if "map_angle_deg" in run.arrays:
-                has_angles = True
-                cells.append(captioned_figure(angle_map(places, run.arrays["map_angle_deg"]), f"{name}, by angle"))
+                angles, angle_marks = angle_groups(run.arrays["map_angle_deg"])
+                cells.append(captioned_figure(drawn_map(places, angles, angle_marks), f"{name}, by angle"))
+                angle_legend = map_legend(angle_marks)
     if not cells:
         return ""
     most = max(len(run.arrays.get("map_labels", NONE)) for run in runs)
-    angle_told = " Angle: that of the view's rotation from the upright pose." if has_angles else ""
+    angle_told = " Angle: that of the view's rotation from the upright pose." if angle_legend else ""
     about = (
         f'<p class="muted">Up to {most} views of unseen objects, placed by {MAP_NAMES[method]} of the features; nearby '
         f"points have similar features.{angle_told}</p>"
     )
-    angles = angle_legend() if has_angles else ""
-    return page_section("maps", "Map of the features", about, *legends, angles, figure_grid(cells, "maps"))
+    return page_section("maps", "Map of the features", about, *legends, angle_legend, figure_grid(cells, "maps"))
 
 
 def spectrum_section(runs: Sequence[ComparedRun]) -> str:
