@@ -42,6 +42,7 @@ from ssl_equi.errors import UserError
 from ssl_equi.evaluation.encoders import open_encoder
 from ssl_equi.evaluation.report.write import write_report_or_warn
 from ssl_equi.evaluation.results import refuse_other_content
+from ssl_equi.evaluation.samples import evenly_spread
 from ssl_equi.evaluation.symmetry.errors import measure_symmetry
 from ssl_equi.evaluation.symmetry.image_symmetries import DEFAULT_ANGLES_DEG, SymmetryName, image_symmetries
 from ssl_equi.evaluation.symmetry.results import add_symmetry, print_layers, symmetry_records
@@ -166,12 +167,12 @@ def read_images(collection: ViewCollection, count: int, seed: int) -> tuple[np.n
             f"the images of {collection.folder} have {height} x {width} pixels and symmetries are those of squares: "
             "give a data set of square images"
         )
-    objects = np.unique(np.linspace(0, collection.num_objects - 1, count).round().astype(np.int64))
+    objects = evenly_spread(collection.num_objects, count)
     own_views = of_objects(collection.views_of_each, objects[:, None])
     views = np.random.default_rng(seed).integers(0, own_views, (len(objects), 1))
-    pixels = np.empty((len(objects), 1, height, width, 3), dtype=np.uint8)
-    collection.read_views(objects, views, pixels)
-    return pixels[:, 0], torch.from_numpy(np.asarray(collection.labels, dtype=np.int64)[objects])
+    return collection.images(objects, views)[:, 0], torch.from_numpy(
+        np.asarray(collection.labels, dtype=np.int64)[objects]
+    )
 
 
 if __name__ == "__main__":

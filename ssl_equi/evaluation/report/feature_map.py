@@ -15,7 +15,7 @@ from ssl_equi.errors import UserError
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.report.figures import series_colour
 from ssl_equi.evaluation.report.page import escaped
-from ssl_equi.evaluation.samples import feature_matrix
+from ssl_equi.evaluation.samples import evenly_spread, feature_matrix
 from ssl_equi.geometry.rotations import rotation_angle
 
 MAX_POINTS = 1500
@@ -103,8 +103,7 @@ def angle_groups(angle_deg: np.ndarray) -> tuple[np.ndarray, list[Mark]]:
 def shown_classes(labels: np.ndarray) -> list[int]:
     """The classes that get a colour: all, or `MAX_CLASSES` spread evenly over those that are present."""
     present = np.unique(labels)
-    chosen = np.linspace(0, len(present) - 1, min(MAX_CLASSES, len(present))).round().astype(int)
-    return [int(label) for label in present[chosen]]
+    return [int(label) for label in present[evenly_spread(len(present), MAX_CLASSES)]]
 
 
 def drawn_map(coordinates: np.ndarray, groups: np.ndarray, marks: Sequence[Mark]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ssl_equi.errors import visible
 from ssl_equi.evaluation.metrics import effective_rank
+from ssl_equi.evaluation.samples import evenly_spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,8 +79,7 @@ def curve_figure(name: str, curves: Mapping[str, Curve | None], *, y_label: str,
         if len(curves) > 1:
             legend_above(axes)
     steps = np.unique(np.concatenate([steps for steps, _ in drawn.values()]))
-    most = MAX_SMALL_HOVER_COLUMNS if small else MAX_HOVER_COLUMNS
-    steps = steps[np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int)]
+    steps = steps[evenly_spread(len(steps), MAX_SMALL_HOVER_COLUMNS if small else MAX_HOVER_COLUMNS)]
     _hover_columns(axes, steps, [f"step {step:.0f}" for step in steps], drawn)
     return to_svg(figure, name)
 
@@ -122,8 +122,7 @@ def recall_bars(name: str, recalls: Mapping[str, np.ndarray], class_names: Mappi
     first_part, *other_parts = recalls
     present = np.flatnonzero(~np.isnan(recalls[first_part]))
     order = present[np.argsort(-recalls[first_part][present], kind="stable")]
-    if len(order) > MAX_BARS:
-        order = order[np.linspace(0, len(order) - 1, MAX_BARS).round().astype(int)]
+    order = order[evenly_spread(len(order), MAX_BARS)]
     figure, axes = new_figure((4.2, 0.7 + 0.19 * len(order)))
     positions = np.arange(len(order))
     bars = axes.barh(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.evaluation.features import FeatureCache
+from ssl_equi.evaluation.samples import evenly_spread
 from ssl_equi.geometry.rotations import geodesic_distance
 
 NUM_QUERIES = 6
@@ -27,12 +28,12 @@ def view_sheet(test: ViewCollection, max_objects: int = 8, max_views: int = 12) 
     if test.num_views == 1:
         columns = min(max_views, test.num_objects)
         rows = min(max_objects, test.num_objects // columns)
-        objects = _spread(test.num_objects, rows * columns)
-        images = _read(test, objects, np.zeros((len(objects), 1), np.int64))
+        objects = evenly_spread(test.num_objects, rows * columns)
+        images = test.images(objects, np.zeros((len(objects), 1), np.int64))
         return shrink(images.reshape(rows, columns, *test.image_size, 3))
-    objects = _spread(test.num_objects, max_objects)
+    objects = evenly_spread(test.num_objects, max_objects)
     views = np.tile(np.arange(min(max_views, test.fewest_views)), (len(objects), 1))
-    return shrink(_read(test, objects, views))
+    return shrink(test.images(objects, views))
 
 
 def neighbour_arrays(
@@ -53,7 +54,7 @@ def neighbour_arrays(
     k = min(NUM_NEIGHBOURS, test.num_objects - 1)
     if k < 1:
         return {}
-    query_objects = torch.from_numpy(_spread(test.num_objects, NUM_QUERIES))
+    query_objects = torch.from_numpy(evenly_spread(test.num_objects, NUM_QUERIES))
     queries = torch.stack([query_objects, torch.zeros_like(query_objects)], dim=1)
     arrays = {}
     for part in [part for part in ("inv", "equi") if part in parts] or list(parts)[:1]:
@@ -155,20 +156,8 @@ def _captions(cache: FeatureCache, queries: Tensor, found: Tensor, class_names: 
     ]
 
 
-def _spread(count: int, wanted: int) -> np.ndarray:
-    """At most `wanted` indices, evenly spread over `count`."""
-    return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))
-
-
 def _read_each(test: ViewCollection, views: Tensor) -> np.ndarray:
     """Shrunk uint8 `[..., H, W, 3]` of objects and views int64 `[..., 2]`."""
     flat = views.reshape(-1, 2).cpu().numpy()
-    images = shrink(_read(test, flat[:, 0], flat[:, 1:])[:, 0])
+    images = shrink(test.images(flat[:, 0], flat[:, 1:])[:, 0])
     return images.reshape(*views.shape[:-1], *images.shape[1:])
-
-
-def _read(dataset: ViewCollection, objects: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """uint8 `[n, k, H, W, 3]` of `objects [n]` and `views [n, k]`."""
-    images = np.empty((*views.shape, *dataset.image_size, 3), dtype=np.uint8)
-    dataset.read_views(objects, views, images)
-    return images

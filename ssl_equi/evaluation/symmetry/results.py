@@ -18,6 +18,7 @@ from ssl_equi.evaluation.results import (
     read_evaluation,
     write_arrays,
 )
+from ssl_equi.evaluation.samples import evenly_spread
 from ssl_equi.evaluation.symmetry.errors import PartErrors, SymmetryErrors
 from ssl_equi.evaluation.tables import LAYERS
 
@@ -70,7 +71,7 @@ def symmetry_arrays(errors: SymmetryErrors, images: np.ndarray) -> dict[str, np.
         images: uint8 [N, H, W, 3], those that were measured, in their order.
     """
     elements = errors.symmetries.elements
-    rows = np.linspace(0, errors.num_images - 1, min(NUM_ORBITS, errors.num_images)).round().astype(int)
+    rows = evenly_spread(errors.num_images, NUM_ORBITS)
     arrays = {
         "similarity": errors.similarities.float().numpy(),
         "curves": np.array([element.curve for element in elements], dtype=np.str_),
