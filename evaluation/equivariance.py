@@ -23,6 +23,7 @@ import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch
 import shlex
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,7 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.collection import ViewCollection
@@ -38,12 +39,13 @@ from ssl_equi.data.images import normalise_images
 from ssl_equi.data.sources import DatasetName, open_data
 from ssl_equi.data.view_counts import of_objects
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
+from ssl_equi.evaluation.encoders import open_encoder
 from ssl_equi.evaluation.report.write import write_report_or_warn
 from ssl_equi.evaluation.results import refuse_other_content
-from ssl_equi.evaluation.symmetry.errors import SymmetryErrors, measure_symmetry
+from ssl_equi.evaluation.samples import evenly_spread
+from ssl_equi.evaluation.symmetry.errors import measure_symmetry
 from ssl_equi.evaluation.symmetry.image_symmetries import DEFAULT_ANGLES_DEG, SymmetryName, image_symmetries
-from ssl_equi.evaluation.symmetry.results import LAYERS, Measurement, add_symmetry, print_layers, symmetry_records
+from ssl_equi.evaluation.symmetry.results import add_symmetry, print_layers, symmetry_records
 from ssl_equi.evaluation.tables import print_records
 from ssl_equi.options import ActsWhen, Count, ImageSide, Range, Seed
 
@@ -103,14 +105,25 @@ def main(config: Config) -> None:
     pixels, labels, mean_rgb, std_rgb = open_images(config, source.image_size)
     images = normalise_images(torch.from_numpy(pixels), source.mean_rgb or mean_rgb, source.std_rgb or std_rgb)
     images = images.contiguous()
-    measurements = [measure(config, source, random_encoder, name, images, labels) for name in config.symmetries]
+    sets = [
+        image_symmetries(name, images.shape[2], config.shifts or None, config.all_shifts, config.angles)
+        for name in config.symmetries
+    ]
     split = "random images" if config.dataset == "random" else config.split
-    records = []
-    for measurement in measurements:
-        found = symmetry_records(measurement, split, config.seed)
-        print_records([record for record in found if not record.task.endswith(LAYERS)])
-        print_layers(measurement)
+    measured, records = [], []
+    for symmetries in sets:
+        print(f"{symmetries.name}: {len(images)} images under {len(symmetries.elements)} elements", flush=True)
+        measure = partial(
+            measure_symmetry, images=images, symmetries=symmetries, parts=source.parts, labels=labels,
+            batch_size=config.batch_size,
+        )  # fmt: skip
+        errors = measure(source.module, with_layers=config.layers)
+        random_parts = None if random_encoder is None else measure(random_encoder, with_layers=False).parts
+        found = symmetry_records(errors, random_parts, split, config.seed)
+        print_records(found)
+        print_layers(errors)
         print()
+        measured.append(errors)
         records += found
     for note in source.notes:
         print(note)
@@ -118,7 +131,7 @@ def main(config: Config) -> None:
         "title": f"symmetry of {source.name}", "command": f"python {shlex.join(sys.argv)}",
         "options": {name: str(value) for name, value in asdict(config).items()},
     }  # fmt: skip
-    add_symmetry(out, measurements, pixels, records, described)
+    add_symmetry(out, measured, pixels, records, described)
     write_report_or_warn([out], out / "report.html")
     print(f"added to {out / 'results.json'}; figures in {out / 'report.html'}")
 
@@ -154,35 +167,12 @@ def read_images(collection: ViewCollection, count: int, seed: int) -> tuple[np.n
             f"the images of {collection.folder} have {height} x {width} pixels and symmetries are those of squares: "
             "give a data set of square images"
         )
-    objects = np.unique(np.linspace(0, collection.num_objects - 1, count).round().astype(np.int64))
+    objects = evenly_spread(collection.num_objects, count)
     own_views = of_objects(collection.views_of_each, objects[:, None])
     views = np.random.default_rng(seed).integers(0, own_views, (len(objects), 1))
-    pixels = np.empty((len(objects), 1, height, width, 3), dtype=np.uint8)
-    collection.read_views(objects, views, pixels)
-    return pixels[:, 0], torch.from_numpy(np.asarray(collection.labels, dtype=np.int64)[objects])
-
-
-def measure(
-    config: Config,
-    source: EncoderSource,
-    random_encoder: nn.Module | None,
-    name: SymmetryName,
-    images: Tensor,
-    labels: Tensor | None,
-) -> Measurement:
-    """The encoder with its layers, and the features of the random one."""
-    symmetries = image_symmetries(
-        name, images.shape[2], config.shifts or None, all_shifts=config.all_shifts, angles_deg=config.angles
+    return collection.images(objects, views)[:, 0], torch.from_numpy(
+        np.asarray(collection.labels, dtype=np.int64)[objects]
     )
-    print(f"{name}: {len(images)} images under {len(symmetries.elements)} elements", flush=True)
-
-    def errors_of(encoder: nn.Module, with_layers: bool) -> SymmetryErrors:
-        return measure_symmetry(
-            encoder, images, symmetries, source.parts, labels, with_layers=with_layers, batch_size=config.batch_size
-        )
-
-    errors = errors_of(source.module, config.layers)
-    return Measurement(errors, None if random_encoder is None else errors_of(random_encoder, False).parts)
 
 
 if __name__ == "__main__":

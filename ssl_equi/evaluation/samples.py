@@ -103,6 +103,11 @@ def feature_matrix(cache: FeatureCache) -> Tensor:
     return cache.rows(cache.features)
 
 
+def evenly_spread(count: int, wanted: int) -> np.ndarray:
+    """At most `wanted` of `count` rows or objects, int64, evenly spread from the first to the last."""
+    return np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64)
+
+
 def sample_objects(cache: FeatureCache, rows: Tensor) -> Tensor:
     """The object `[n]` that each sample of rows `[n, k]` is of."""
     return cache.has_view.nonzero()[:, 0][rows[:, 0]]

@@ -11,6 +11,7 @@ from ssl_equi.evaluation.metrics import class_of_metric, format_value, lower_is_
 from ssl_equi.evaluation.results import ProbeRecord
 
 LINE_WIDTH = 80
+LAYERS = "_layers"  # ends the names of tasks about single layers, which the report draws
 
 
 def print_records(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> None:
@@ -110,8 +111,8 @@ def _standard_error(values: Sequence[float]) -> float | None:
 
 
 def in_short_tables(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
-    """The records without those of single classes."""
-    return [record for record in records if class_of_metric(record.metric) is None]
+    """The records without those of single classes and single layers."""
+    return [record for record in records if class_of_metric(record.metric) is None and not record.task.endswith(LAYERS)]
 
 
 def describe_origins(records: Sequence[ProbeRecord]) -> list[str]:

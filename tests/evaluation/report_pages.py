@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from html.parser import HTMLParser
@@ -63,7 +64,10 @@ class PageReader(HTMLParser):
 
 
 def read_page(page: str) -> PageReader:
-    """The page, whose only script is the library's own: text that was not escaped would add others, or cut it short."""
+    """The page, which must be one safe and small file that needs no network, and whose parts have names.
+
+    Its only script is the library's own: text that was not escaped would add others, or cut it short.
+    """
     reader = PageReader()
     reader.feed(page)
     reader.close()
@@ -71,6 +75,13 @@ def read_page(page: str) -> PageReader:
     assert reader.scripts == [(files("ssl_equi.evaluation.report") / "page.js").read_text().strip()]
     digest = base64.b64encode(hashlib.sha256(reader.scripts[0].encode()).digest()).decode()
     assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
+    assert page.count("<script") == 1 and reader.handlers == []
+    assert all(reference.startswith((PICTURE, DOWNLOAD, "#")) for reference in reader.references)
+    assert not re.search(r"https?://|//cdn|@import|url\((?!#)", page)
+    assert {reference[1:] for reference in reader.references if reference.startswith("#")} <= set(reader.ids)
+    assert len(reader.ids) == len(set(reader.ids))
+    assert reader.images_without_alt == 0
+    assert len(page) < 3_000_000
     return reader
 
 

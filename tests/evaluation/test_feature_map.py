@@ -44,8 +44,6 @@ def test_at_most_so_many_views_are_drawn_and_the_same_for_every_encoder():
 def test_constant_features_have_no_components(value):
     arrays = map_arrays(cache_of(torch.full((5, 4, 8), value)), {"inv": slice(0, 8)})
     assert arrays["map_features/inv"].shape == (20, 0)
-    with pytest.raises(ValueError, match="constant"):
-        map_coordinates(arrays["map_features/inv"], "pca")
 
 
 def test_one_component_is_drawn_on_a_line():
@@ -61,7 +59,7 @@ def test_tsne_separates_clusters_and_repeats_itself():
     generator = np.random.default_rng(0)
     labels = np.arange(60) % 2
     components = generator.standard_normal((60, 5)) + 40 * labels[:, None]
-    first, second = (map_coordinates(components, "tsne", seed=1) for _ in range(2))
+    first, second = (map_coordinates(components, "tsne") for _ in range(2))
     np.testing.assert_array_equal(first, second)
     gap = np.linalg.norm(first[labels == 0].mean(axis=0) - first[labels == 1].mean(axis=0))
     spread = max(

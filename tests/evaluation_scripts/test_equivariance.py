@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,9 @@ from ssl_equi.errors import CheckpointError, UserError
 from ssl_equi.evaluation.report.compared_runs import read_compared_runs
 from ssl_equi.evaluation.report.symmetry import symmetry_section
 from ssl_equi.evaluation.results import read_evaluation, read_records, write_evaluation
+from ssl_equi.evaluation.symmetry.errors import measure_symmetry
+from ssl_equi.evaluation.symmetry.image_symmetries import image_symmetries
+from ssl_equi.evaluation.symmetry.results import add_symmetry
 from ssl_equi.evaluation.tables import describe_columns
 from ssl_equi.export.encoder import EncoderCard, save_encoder
 from tests.evaluation.report_pages import make_older_run
@@ -72,6 +76,8 @@ def test_an_exported_encoder_is_measured_beside_a_random_one(
                  "orbit-0-circular_shifts-5-"):  # fmt: skip
         assert text in page
     assert "://" not in page
+    results = page[page.index('id="results"') : page.index('id="symmetry"')]
+    assert "<td>equi" in results and "<td>stages.1" not in results, "layers are drawn, and in no table of results"
 
 
 def test_a_timm_model_is_measured_on_random_images(script: ModuleType, tmp_path: Path) -> None:
@@ -107,6 +113,15 @@ def test_what_a_run_left_stays_and_an_earlier_measurement_goes(
     section = symmetry_section(read_compared_runs([f"first={tmp_path}", f"second={other}"]))
     ids = re.findall(r' id="([^"]+)"', section)
     assert len(ids) == len(set(ids)) and "first: c4, 3 elements" in section and "second" not in section
+
+
+def test_measurements_that_end_at_the_same_time_keep_each_others_arrays(tmp_path: Path) -> None:
+    images, parts = torch.rand(2, 3, 4, 4), {"all": slice(0, 48)}
+    with ThreadPoolExecutor(4) as pool:
+        for name in ("c4", "d4", "circular_shifts", "rotations"):
+            errors = measure_symmetry(torch.nn.Flatten(), images, image_symmetries(name, 4), parts, with_layers=False)
+            pool.submit(add_symmetry, tmp_path, [errors], np.zeros((2, 4, 4, 3), np.uint8), [], {})
+    assert len([key for key in read_evaluation(tmp_path).arrays if key.startswith("symmetry_similarity/")]) == 4
 
 
 def test_wrong_options_are_named(script: ModuleType, tiny_data: Path, tmp_path: Path) -> None:

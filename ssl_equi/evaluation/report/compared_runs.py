@@ -28,9 +28,7 @@ class EvaluatedFolder:
     """One folder with results.
 
     Attributes:
-        path: of the folder.
         records: oldest first.
-        notes: what was skipped and why.
         run: what `results.json` says of the whole run.
         arrays: of `arrays.npz`; empty without one.
         config, versions: of the run that trained the encoder; empty if they are not there.
@@ -88,11 +86,18 @@ def read_compared_runs(texts: Sequence[str | Path]) -> list[ComparedRun]:
     """
     if not texts:
         raise UserError("no folder was given: name at least one folder with a results.json")
-    named = [_name_and_folders(text) for text in texts]
-    read = [tuple(read_evaluated_folder(folder) for folder in folders) for _, folders in named]
-    unnamed = [folders[0] for (name, _), folders in zip(named, read, strict=True) if not name]
-    own_names = iter(_own_names(unnamed))
-    runs = [ComparedRun(name or next(own_names), folders) for (name, _), folders in zip(named, read, strict=True)]
+    named: list[tuple[str, tuple[EvaluatedFolder, ...]]] = []
+    for text in texts:
+        name, paths = "", [Path(text)]
+        # A folder's own name may hold the sign, too.
+        if "=" in str(text) and not Path(text).exists():
+            name, _, listed = str(text).partition("=")
+            paths = [Path(folder) for folder in listed.split(",") if folder]
+        if not paths:
+            raise UserError(f"{text!r} names no folder: give NAME=FOLDER or NAME=FOLDER,FOLDER")
+        named.append((name, tuple(read_evaluated_folder(path) for path in paths)))
+    own_names = iter(_own_names([folders[0] for name, folders in named if not name]))
+    runs = [ComparedRun(name or next(own_names), folders) for name, folders in named]
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:
@@ -100,31 +105,46 @@ def read_compared_runs(texts: Sequence[str | Path]) -> list[ComparedRun]:
     return runs
 
 
+def _own_names(folders: Sequence[EvaluatedFolder]) -> list[str]:
+    """Names of the encoders if they tell all folders apart, otherwise the ends of their paths that do, if any does."""
+    names = [str(folder.run["name"]) if "encoder" in folder.run and "name" in folder.run else "" for folder in folders]
+    if all(names) and len(set(names)) == len(names):
+        return names
+    parts = [folder.path.resolve().parts for folder in folders]
+    for count in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
 def read_evaluated_folder(folder: Path) -> EvaluatedFolder:
     """All that a folder holds about its numbers. Raises UserError if there are none, or a file is damaged."""
-    arrays: Mapping[str, np.ndarray] = {}
-    if (folder / ARRAYS_FILE).exists():
-        evaluation = read_evaluation(folder)
-        records, run = evaluation.records, evaluation.run
-        arrays, why_not_drawn = _drawable(evaluation.arrays)
-        notes = [*evaluation.notes, *why_not_drawn]
-    else:
-        content = read_results(folder / RESULTS_FILE)
-        records, run = read_records(folder / RESULTS_FILE), content["run"]
-        notes = [str(note) for note in content.get("notes", [])]
-    notes = [*notes, *(str(note) for note in run.get("notes", []))]
+    content, records = read_results(folder / RESULTS_FILE), read_records(folder / RESULTS_FILE)
+    run = content["run"]
+    stored = read_evaluation(folder).arrays if (folder / ARRAYS_FILE).exists() else {}
+    arrays = {key: array for key, array in stored.items() if _can_be_drawn(key, array)}
+    not_drawn = [
+        f"{ARRAYS_FILE}: {key} is {array.dtype} {array.shape}, which can't be drawn"
+        for key, array in stored.items()
+        if key not in arrays
+    ]
     # An evaluation lies in RUN/evaluation/NAME, unless it was told otherwise.
     places = (folder, folder.parent.parent) if "encoder" in run else (folder,)
     run_folder = next((place for place in places if (place / "config.json").exists()), folder)
+    config, versions = (
+        read_json_object(file, UserError, "restore it or move it away") if file.exists() else {}
+        for file in (run_folder / "config.json", run_folder / "versions.json")
+    )
     metrics_path = run_folder / "metrics.jsonl"
     return EvaluatedFolder(
         path=folder,
         records=records,
-        notes=notes,
+        notes=[str(note) for note in (*content.get("notes", []), *not_drawn, *run.get("notes", []))],
         run=run,
         arrays=arrays,
-        config=_json_object(run_folder / "config.json"),
-        versions=_json_object(run_folder / "versions.json"),
+        config=config,
+        versions=versions,
         metrics_path=metrics_path if metrics_path.exists() else None,
     )
 
@@ -144,23 +164,18 @@ _DRAWN: dict[str, tuple[int, str]] = {
 }  # fmt: skip
 
 
-def _drawable(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays that have what figures of their kind rely on, and a sentence for each one that has not."""
-    fitting = {key: array for key, array in arrays.items() if _can_be_drawn(key, array)}
-    notes = [
-        f"{ARRAYS_FILE}: {key} is {array.dtype} {array.shape}, which can't be drawn"
-        for key, array in arrays.items()
-        if key not in fitting
-    ]
-    return fitting, notes
-
-
 def _can_be_drawn(key: str, array: np.ndarray) -> bool:
-    """Arrays of kinds that no figure knows can."""
+    """Whether an array has what figures of its kind rely on; those of kinds that no figure knows have."""
     dimensions, types = _DRAWN.get(key.partition("/")[0].partition(".")[0], (array.ndim, array.dtype.kind))
     if array.ndim != dimensions or array.dtype.kind not in types:
         return False
     return types != _PICTURES or (array.dtype == np.uint8 and array.shape[-1] == 3 and array.size > 0)
+
+
+def in_last_setting(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
+    """Those of the protocol, split and seed that were asked last."""
+    settings = [(record.protocol, record.split, record.seed) for record in records]
+    return [record for record, setting in zip(records, settings, strict=True) if setting == settings[-1]]
 
 
 def class_names_of(arrays: Mapping[str, np.ndarray], labels: Iterable[int]) -> dict[int, str]:
@@ -169,36 +184,3 @@ def class_names_of(arrays: Mapping[str, np.ndarray], labels: Iterable[int]) -> d
     if all(0 <= label < len(names) for label in labels):
         return {label: str(names[label]) for label in labels}
     return {label: f"class {label}" for label in labels}
-
-
-def _name_and_folders(text: str | Path) -> tuple[str, list[Path]]:
-    """The name, empty if none is given, and the folders. Raises UserError if there are none."""
-    if isinstance(text, Path) or Path(text).exists() or "=" not in text:
-        return "", [Path(text)]
-    name, _, folders = text.partition("=")
-    named = [Path(folder) for folder in folders.split(",") if folder]
-    if not named:
-        raise UserError(f"{text!r} names no folder: give NAME=FOLDER or NAME=FOLDER,FOLDER")
-    return name, named
-
-
-def _own_names(folders: Sequence[EvaluatedFolder]) -> list[str]:
-    """Names of the encoders if they tell all folders apart, otherwise those of the folders."""
-    names = [str(folder.run["name"]) if "encoder" in folder.run and "name" in folder.run else "" for folder in folders]
-    if all(names) and len(set(names)) == len(names):
-        return names
-    return _shortest_names([folder.path for folder in folders])
-
-
-def _shortest_names(folders: Sequence[Path]) -> list[str]:
-    """The last components of each path: as few as make all of them different, or all of them."""
-    resolved = [folder.resolve() for folder in folders]
-    for count in range(1, max((len(folder.parts) for folder in resolved), default=1) + 1):
-        names = ["/".join(folder.parts[-count:]) for folder in resolved]
-        if len(set(names)) == len(names):
-            break
-    return names if folders else []
-
-
-def _json_object(path: Path) -> Mapping[str, Any]:
-    return read_json_object(path, UserError, "restore it or move it away") if path.exists() else {}

@@ -9,6 +9,7 @@ errors, because objects that are hard are hard for both.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any
 
 from ssl_equi.evaluation.bootstrap import ObjectStatistic, paired_interval, stored_statistic
@@ -32,8 +33,7 @@ class Cell:
         mean: over training runs, or over the seeds of the heads.
         standard_error: of the mean; None for a single number without one.
         over: what the standard error is over, such as "3 runs"; empty without one.
-        baseline, baseline_name: what is reached without an image (see `ProbeRecord`).
-        random_encoder: of a fresh encoder; None if it was not measured.
+        random_encoder: None if it was not measured.
         interval: of a single number, percentiles over resampled objects; None twice where there is none.
         conditions: all that must agree before numbers are ranked, by its name, in the order of `CONDITIONS`.
         over_objects: how one of the numbers follows from the objects; None if that was not kept, or of several training
@@ -50,6 +50,10 @@ class Cell:
     conditions: Mapping[str, frozenset[Any]]
     over_objects: ObjectStatistic | None
 
+    def beats_random(self, sign: int) -> bool:
+        """Whether it is better than its own random encoder, where that was measured; `sign` -1: lower is better."""
+        return self.random_encoder is None or sign * self.mean > sign * self.random_encoder
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -62,10 +66,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison.
+    """One line of the comparison: what was asked of which features, and each run's answer.
 
     Attributes:
-        task, metric, part: what was asked of which features.
         setting: protocol and split, where a run answers the question in several; None otherwise.
         cells: of each run; None where it has no answer.
         best: the run with the best mean; None if the row is not ranked.
@@ -86,6 +89,7 @@ class Row:
     why_not_ranked: str
 
 
+_Found = tuple[ProbeRecord, EvaluatedFolder]
 CONDITIONS: dict[str, Callable[[ProbeRecord, EvaluatedFolder], Any]] = {
     "protocol": lambda record, _: record.protocol,
     "split": lambda record, _: record.split,
@@ -111,9 +115,6 @@ def compare_runs(runs: Sequence[ComparedRun]) -> list[Row]:
     return rows
 
 
-_Found = tuple[ProbeRecord, EvaluatedFolder]
-
-
 def _records_by_question(run: ComparedRun) -> dict[Question, dict[Setting, list[_Found]]]:
     """The newest record of each folder and seed, by question and setting."""
     newest: dict[tuple[Question, Setting, int, int], _Found] = {}
@@ -132,12 +133,7 @@ def _questions(found: Sequence[Mapping[Question, Any]]) -> list[Question]:
     tasks = list(dict.fromkeys(task for task, _, _ in questions))
     metrics = list(dict.fromkeys((task, metric) for task, metric, _ in questions))
     parts = list(dict.fromkeys((*KNOWN_PARTS, *(part for _, _, part in questions))))
-
-    def place(question: Question) -> tuple[int, int, int]:
-        task, metric, part = question
-        return tasks.index(task), metrics.index((task, metric)), parts.index(part)
-
-    return sorted(questions, key=place)
+    return sorted(questions, key=lambda each: (tasks.index(each[0]), metrics.index(each[:2]), parts.index(each[2])))
 
 
 def _row(
@@ -148,57 +144,53 @@ def _row(
 ) -> Row:
     task, metric, part = question
     cells = tuple(_cell(question, next(iter(settings.values()))) if settings else None for settings in answers)
-    reason = _why_not_ranked(task, part, {run.name: cell for run, cell in zip(runs, cells) if cell is not None})
-    present = [index for index, cell in enumerate(cells) if cell is not None]
+    present = {index: cell for index, cell in enumerate(cells) if cell is not None}
+    reason = _why_not_ranked(task, part, {runs[index].name: cell for index, cell in present.items()})
     best, near = None, frozenset[int]()
     differences: tuple[Difference | None, ...] = (None,) * len(cells)
     if len(present) > 1 and not reason:
         sign = -1 if lower_is_better(metric) else 1
         # Equal means share the first place.
-        first = max(present, key=lambda index: sign * _present(cells[index]).mean)
-        leader = _present(cells[first])
+        first = max(present, key=lambda index: sign * present[index].mean)
+        leader = present[first]
         if sign * leader.mean <= sign * leader.baseline:
             reason = f"not ranked: no run is better than the baseline ({leader.baseline_name})"
-        elif not _beats_random(leader, sign):
+        elif not leader.beats_random(sign):
             reason = f"not ranked: {runs[first].name}, the best one, is no better than its random encoder"
         else:
             best = first
             differences = tuple(_difference(None if cell is leader else cell, leader) for cell in cells)
             near = frozenset(
                 index
-                for index in present
-                if index != first
-                and _is_near(leader, _present(cells[index]), differences[index], sign)
-                and _beats_random(_present(cells[index]), sign)
+                for index, cell in present.items()
+                if cell is not leader and _is_near(leader, cell, differences[index], sign) and cell.beats_random(sign)
             )
     return Row(task, metric, part, setting, cells, best, near, differences, reason)
 
 
 def _cell(question: Question, entries: Sequence[_Found]) -> Cell:
     """Mean and standard error over training runs if there are several, otherwise over seeds, otherwise over objects."""
-    by_folder: dict[int, list[ProbeRecord]] = {}
+    by_folder: dict[int, list[float]] = {}
     for record, folder in entries:
-        by_folder.setdefault(id(folder), []).append(record)
+        by_folder.setdefault(id(folder), []).append(record.value)
     records = [record for record, _ in entries]
-    if len(by_folder) > 1:
-        values, over = [_mean([record.value for record in group]) for group in by_folder.values()], "runs"
-    else:
-        values, over = [record.value for record in records], "seeds"
-    standard_error = _standard_error(values)
-    over = f"{len(values)} {over}" if standard_error is not None else ""
-    if standard_error is None and records[0].object_standard_error is not None:
-        standard_error, over = records[0].object_standard_error, "objects"
+    several_runs = len(by_folder) > 1
+    values = [fmean(group) for group in by_folder.values()] if several_runs else [record.value for record in records]
+    standard_error, over = records[0].object_standard_error, "objects"
+    if len(values) > 1:
+        standard_error = stdev(values) / math.sqrt(len(values))
+        over = f"{len(values)} {'runs' if several_runs else 'seeds'}"
     randoms = [record.random_encoder for record in records if record.random_encoder is not None]
     return Cell(
-        mean=_mean(values),
+        mean=fmean(values),
         standard_error=standard_error,
-        over=over,
-        baseline=_mean([record.baseline for record in records]),
+        over="" if standard_error is None else over,
+        baseline=fmean(record.baseline for record in records),
         baseline_name=records[0].baseline_name,
-        random_encoder=_mean(randoms) if randoms else None,
+        random_encoder=fmean(randoms) if randoms else None,
         interval=(records[0].interval_low, records[0].interval_high) if len(records) == 1 else (None, None),
         conditions={name: frozenset(of(*entry) for entry in entries) for name, of in CONDITIONS.items()},
-        over_objects=_kept_statistic(question, entries[0][1], records) if len(by_folder) == 1 else None,
+        over_objects=None if several_runs else _kept_statistic(question, entries[0][1], records),
     )
 
 
@@ -250,11 +242,6 @@ def _how_they_differ(name: str, values: Mapping[str, frozenset[Any]]) -> str:
     return f"{label} is {_joined(described)}"
 
 
-def _beats_random(cell: Cell, sign: int) -> bool:
-    """Whether a run is better than its own random encoder, where that was measured; `sign` -1: lower is better."""
-    return cell.random_encoder is None or sign * cell.mean > sign * cell.random_encoder
-
-
 def _is_near(best: Cell, other: Cell, difference: Difference | None, sign: int) -> bool:
     if best.mean == other.mean:
         return True
@@ -267,24 +254,7 @@ def _is_near(best: Cell, other: Cell, difference: Difference | None, sign: int) 
     return abs(best.mean - other.mean) <= NEAR_IN_STANDARD_ERRORS * error
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _standard_error(values: Sequence[float]) -> float | None:
-    """Standard deviation (n - 1) over the square root of n; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    mean = _mean(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-
-
 def _joined(texts: Iterable[str]) -> str:
     """a, b and c."""
     *first, last = texts
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def _present(cell: Cell | None) -> Cell:
-    assert cell is not None
-    return cell

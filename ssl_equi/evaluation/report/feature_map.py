@@ -1,12 +1,10 @@
 """Maps of the features in two dimensions, from the features to the drawing, and their singular values.
 
 The map's input are principal components (Pearson, 1901), whose first two are the plain map; t-SNE (van der Maaten and
-Hinton, JMLR 2008) starts from them where it is asked for. A map is hand-written SVG with one path for all points of a
-colour, which keeps a page with many of them small.
+Hinton, JMLR 2008) starts from them. A map is hand-written SVG with one path for all points of a colour, which is small.
 """
 
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -17,7 +15,7 @@ from ssl_equi.errors import UserError
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.report.figures import series_colour
 from ssl_equi.evaluation.report.page import escaped
-from ssl_equi.evaluation.samples import feature_matrix
+from ssl_equi.evaluation.samples import evenly_spread, feature_matrix
 from ssl_equi.geometry.rotations import rotation_angle
 
 MAX_POINTS = 1500
@@ -39,6 +37,7 @@ SHAPES = (
 GREY = "var(--line)"
 
 MapMethod = Literal["pca", "tsne"]
+Mark = tuple[str, str, str]  # a shape, its colour and what it stands for
 
 
 def map_arrays(cache: FeatureCache, parts: Mapping[str, slice], seed: int = 0) -> dict[str, np.ndarray]:
@@ -55,7 +54,9 @@ def map_arrays(cache: FeatureCache, parts: Mapping[str, slice], seed: int = 0) -
         k <= 50 principal components, no columns if the part is constant; `singular_values/PART` float32 `[<= D]`, the
         standard deviations of all views' features along their principal axes, descending.
     """
-    drawn = _drawn_views(cache.num_images, seed)
+    drawn = np.arange(cache.num_images)
+    if len(drawn) > MAX_POINTS:
+        drawn = np.sort(np.random.default_rng(seed).permutation(len(drawn))[:MAX_POINTS])
     arrays = {"map_labels": cache.labels.cpu().numpy()[cache.has_view.nonzero()[:, 0].cpu().numpy()[drawn]]}
     if cache.quats_xyzw is not None:
         quats_xyzw = cache.rows(cache.quats_xyzw).cpu()[torch.from_numpy(drawn)].double()
@@ -67,70 +68,73 @@ def map_arrays(cache: FeatureCache, parts: Mapping[str, slice], seed: int = 0) -
     return arrays
 
 
-def map_coordinates(components: np.ndarray, method: MapMethod, seed: int = 0) -> np.ndarray:
-    """Where the points stand on the map, `[n, 2]`, from principal components `[n, k]`; the same in every call.
+def map_coordinates(components: np.ndarray, method: MapMethod) -> np.ndarray:
+    """Where the points stand on the map, `[n, 2]`, from one or more principal components `[n, k]`.
 
-    A second axis of zeros is added if there is one component only.
-
-    Raises:
-        ValueError: there is no component: the features are constant.
-        UserError: t-SNE is asked for and scikit-learn is not installed.
+    A second axis of zeros is added if there is one component only. Raises UserError if t-SNE is asked for and
+    scikit-learn is not installed.
     """
-    if components.shape[1] == 0:
-        raise ValueError("the features have no component, because they are constant: there is no map to draw")
     if method == "pca" or components.shape[1] == 1 or len(components) < 5:
         return np.pad(components[:, :2], ((0, 0), (0, max(0, 2 - components.shape[1]))))
-    manifold = _manifold()
+    try:
+        from sklearn import manifold
+    except ImportError as error:
+        raise UserError("t-SNE needs scikit-learn: pip install 'ssl-equi[maps]', or take --map pca") from error
     # Below a third of the points, as scikit-learn asks; the start is the map by principal components.
     perplexity = min(30.0, (len(components) - 1) / 3)
-    return manifold.TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(components)
+    return manifold.TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(components)
 
 
-def class_map(coordinates: np.ndarray, labels: np.ndarray, shown: Sequence[int], class_names: Mapping[int, str]) -> str:
-    """The map `[n, 2]` with colours and shapes for the classes `shown`; all other points are grey dots."""
-    points = _scaled(coordinates)
-    paths = [_path(points[~np.isin(labels, list(shown))], DOT, GREY, "another class")]
-    paths += [
-        _path(points[labels == label], SHAPES[place % len(SHAPES)], series_colour(place), class_names[label])
-        for place, label in enumerate(shown)
-    ]
-    return _svg(paths)
+def class_groups(labels: np.ndarray, class_names: Mapping[int, str]) -> tuple[np.ndarray, list[Mark]]:
+    """The place of each point's mark `[n]`, and the marks: of the named classes, after one of all others if any."""
+    others: list[Mark] = [(DOT, GREY, "another class")] if set(labels.tolist()) - set(class_names) else []
+    named = [(SHAPES[n % len(SHAPES)], series_colour(n), name) for n, name in enumerate(class_names.values())]
+    places = {label: place for place, label in enumerate(class_names, start=len(others))}
+    return np.array([places.get(label, 0) for label in labels.tolist()]), [*others, *named]
 
 
-def angle_map(coordinates: np.ndarray, angle_deg: np.ndarray) -> str:
-    """The map `[n, 2]` with a ramp of colours for the angle `[n]` of each view's rotation, 0 to 180 degrees."""
-    points = _scaled(coordinates)
-    bins = np.clip(angle_deg // ANGLE_STEP_DEG, 0, NUM_RAMP_COLOURS - 1).astype(int)
-    return _svg([_path(points[bins == index], DOT, *ramp) for index, ramp in enumerate(_ramp())])
+def angle_groups(angle_deg: np.ndarray) -> tuple[np.ndarray, list[Mark]]:
+    """The same by the angle of each view's rotation, in steps from 0 to 180 degrees."""
+    groups = np.clip(angle_deg // ANGLE_STEP_DEG, 0, NUM_RAMP_COLOURS - 1).astype(int)
+    steps = [index * ANGLE_STEP_DEG for index in range(NUM_RAMP_COLOURS)]
+    return groups, [(DOT, f"var(--ramp-{n})", f"{low} to {low + ANGLE_STEP_DEG}°") for n, low in enumerate(steps, 1)]
 
 
 def shown_classes(labels: np.ndarray) -> list[int]:
     """The classes that get a colour: all, or `MAX_CLASSES` spread evenly over those that are present."""
     present = np.unique(labels)
-    chosen = np.linspace(0, len(present) - 1, min(MAX_CLASSES, len(present))).round().astype(int)
-    return [int(label) for label in present[chosen]]
+    return [int(label) for label in present[evenly_spread(len(present), MAX_CLASSES)]]
 
 
-def class_legend(shown: Sequence[int], class_names: Mapping[int, str], num_classes: int) -> str:
-    """The coloured classes with their shapes, as HTML."""
-    items = [
-        _key(SHAPES[place % len(SHAPES)], series_colour(place), class_names[label]) for place, label in enumerate(shown)
-    ]
-    if num_classes > len(shown):
-        items.append(_key(DOT, GREY, f"{num_classes - len(shown)} other classes"))
+def drawn_map(coordinates: np.ndarray, groups: np.ndarray, marks: Sequence[Mark]) -> str:
+    """SVG of points `[n, 2]` with the marks of their groups; both axes have one scale, the second points upwards."""
+    low, high = coordinates.min(axis=0), coordinates.max(axis=0)
+    extent = max(float((high - low).max()), np.finfo(np.float64).tiny)
+    centred = (coordinates.astype(np.float64) - (low + high) / 2) / extent
+    points = SIDE / 2 + (SIDE - 2 * MARGIN) * centred * np.array([1, -1])
+    frame = f'<rect x=".5" y=".5" width="{SIDE - 1}" height="{SIDE - 1}" fill="none" stroke="{GREY}"/>'
+    paths = [drawn_marks(points[groups == place], *mark) for place, mark in enumerate(marks)]
+    return f'<svg viewBox="0 0 {SIDE} {SIDE}">{frame}{"".join(paths)}</svg>'
+
+
+def map_legend(marks: Sequence[Mark]) -> str:
+    """The marks and their names, as HTML."""
+    items = []
+    for shape, colour, name in marks:
+        drawing = f'<svg viewBox="-5 -5 10 10" aria-hidden="true">{drawn_marks(np.zeros((1, 2)), shape, colour)}</svg>'
+        items.append(f'<span class="key">{drawing}{escaped(name)}</span> ')
     return f'<p class="keys">{"".join(items)}</p>'
 
 
-def angle_legend() -> str:
-    """The ramp of angles, as HTML."""
-    return f'<p class="keys">{"".join(_key(DOT, *ramp) for ramp in _ramp())}</p>'
-
-
-def _drawn_views(count: int, seed: int) -> np.ndarray:
-    """At most `MAX_POINTS` rows out of `count`, ascending."""
-    if count <= MAX_POINTS:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(seed).permutation(count)[:MAX_POINTS])
+def drawn_marks(points: np.ndarray, shape: str, colour: str, name: str = "") -> str:
+    """One path for marks at the points `[n, 2]`, which shows their name when it is pointed at."""
+    if not len(points):
+        return ""
+    data = "".join(f"M{x:.0f} {y:.0f}{shape}" for x, y in points)
+    # The end of a line has no area, so a dot is drawn by its stroke. page.css makes all other ends of lines butts.
+    drawn = f'stroke="{colour}" stroke-width="5" style="stroke-linecap:round"' if shape == DOT else f'fill="{colour}"'
+    title = f' class="hover"><title>{escaped(name)}</title></path>' if name else "/>"
+    return f'<path d="{data}" {drawn} opacity=".8"{title}'
 
 
 def _principal_components(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,45 +151,3 @@ def _principal_components(features: Tensor) -> tuple[Tensor, Tensor]:
     chosen = axes.flip(1)[:, :count]
     largest = chosen.gather(0, chosen.abs().argmax(dim=0, keepdim=True))
     return deviations, centred @ (chosen * largest.sign())
-
-
-def _manifold() -> ModuleType:
-    try:
-        from sklearn import manifold
-    except ImportError as error:
-        raise UserError("t-SNE needs scikit-learn: pip install 'ssl-equi[maps]', or take --map pca") from error
-    return manifold
-
-
-def _ramp() -> list[tuple[str, str]]:
-    """Colours of the steps of angles, and the steps in words."""
-    steps = [index * ANGLE_STEP_DEG for index in range(NUM_RAMP_COLOURS)]
-    return [(f"var(--ramp-{index})", f"{low} to {low + ANGLE_STEP_DEG}°") for index, low in enumerate(steps, 1)]
-
-
-def _key(shape: str, colour: str, text: str) -> str:
-    drawing = f'<svg viewBox="-5 -5 10 10" aria-hidden="true">{_path(np.zeros((1, 2)), shape, colour)}</svg>'
-    return f'<span class="key">{drawing}{escaped(text)}</span> '
-
-
-def _scaled(coordinates: np.ndarray) -> np.ndarray:
-    """Into the drawing, with the same scale on both axes; the second axis points upwards."""
-    low, high = coordinates.min(axis=0), coordinates.max(axis=0)
-    extent = max(float((high - low).max()), np.finfo(np.float64).tiny)
-    centred = (coordinates.astype(np.float64) - (low + high) / 2) / extent
-    return SIDE / 2 + (SIDE - 2 * MARGIN) * centred * np.array([1, -1])
-
-
-def _path(points: np.ndarray, shape: str, colour: str, name: str = "") -> str:
-    if not len(points):
-        return ""
-    data = "".join(f"M{x:.0f} {y:.0f}{shape}" for x, y in points)
-    # The end of a line has no area, so a dot is drawn by its stroke. page.css makes all other ends of lines butts.
-    drawn = f'stroke="{colour}" stroke-width="5" style="stroke-linecap:round"' if shape == DOT else f'fill="{colour}"'
-    title = f' class="hover"><title>{escaped(name)}</title></path>' if name else "/>"
-    return f'<path d="{data}" {drawn} opacity=".8"{title}'
-
-
-def _svg(paths: Sequence[str]) -> str:
-    frame = f'<rect x=".5" y=".5" width="{SIDE - 1}" height="{SIDE - 1}" fill="none" stroke="{GREY}"/>'
-    return f'<svg viewBox="0 0 {SIDE} {SIDE}">{frame}{"".join(paths)}</svg>'

@@ -1,12 +1,10 @@
-"""Figures of the report: inline SVG whose colours follow the page (light or dark), and small inline JPEGs.
+"""Figures of the report: inline SVG whose colours follow the page, light or dark, and whose text fits a phone.
 
-Matplotlib draws with marker colours, which are then replaced by the page's CSS variables. Figures are small (they are
-shown side by side, or one below the other on a phone) so that their text stays readable at a phone's width. Where
-several runs or parts lie over each other, each has a colour and a dash pattern; one that has nothing to show is None,
-and takes a style all the same, so that the others keep theirs in all figures of a page.
+Matplotlib draws with marker colours, which are then replaced by the page's CSS variables. Where several runs or parts
+lie over each other, each has a colour and a dash pattern; one that has nothing to show is None, and takes a style all
+the same, so that the others keep theirs in all figures of a page.
 """
 
-import base64
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +15,7 @@ import numpy as np
 
 from ssl_equi.errors import visible
 from ssl_equi.evaluation.metrics import effective_rank
+from ssl_equi.evaluation.samples import evenly_spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,12 +34,11 @@ MARKERS = "osD^vPX"
 HOVER = "hover:"  # begins the id of what shows the rest of the id when it is pointed at
 MAX_CURVE_POINTS = 300
 MAX_HOVER_COLUMNS, MAX_SMALL_HOVER_COLUMNS = 40, 16
-MAX_IMAGE_SIDE = 96
 MAX_BARS = 60
 MAX_SINGLE_RANKS = 60  # galleries up to this size have a bin for each rank
 SMALLEST_SHARE_SHOWN = 1e-6  # of the largest singular value
 MAX_RUNS_WITH_OBJECTS = 3  # orbits of single objects are drawn for so many runs
-LONGEST_LABEL = 26
+LONGEST_LABEL, LONGEST_OF_TWO_LABELS = 26, 24  # characters of any label, and of one that has another beside it
 LEGEND_LINE_INCHES = 0.17
 
 
@@ -79,10 +77,9 @@ def curve_figure(name: str, curves: Mapping[str, Curve | None], *, y_label: str,
         axes.set_xlabel("step")
         axes.set_ylabel(shortened(y_label))
         if len(curves) > 1:
-            _legend_above(axes)
+            legend_above(axes)
     steps = np.unique(np.concatenate([steps for steps, _ in drawn.values()]))
-    most = MAX_SMALL_HOVER_COLUMNS if small else MAX_HOVER_COLUMNS
-    steps = steps[np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int)]
+    steps = steps[evenly_spread(len(steps), MAX_SMALL_HOVER_COLUMNS if small else MAX_HOVER_COLUMNS)]
     _hover_columns(axes, steps, [f"step {step:.0f}" for step in steps], drawn)
     return to_svg(figure, name)
 
@@ -125,8 +122,7 @@ def recall_bars(name: str, recalls: Mapping[str, np.ndarray], class_names: Mappi
     first_part, *other_parts = recalls
     present = np.flatnonzero(~np.isnan(recalls[first_part]))
     order = present[np.argsort(-recalls[first_part][present], kind="stable")]
-    if len(order) > MAX_BARS:
-        order = order[np.linspace(0, len(order) - 1, MAX_BARS).round().astype(int)]
+    order = order[evenly_spread(len(order), MAX_BARS)]
     figure, axes = new_figure((4.2, 0.7 + 0.19 * len(order)))
     positions = np.arange(len(order))
     bars = axes.barh(
@@ -150,7 +146,7 @@ def recall_bars(name: str, recalls: Mapping[str, np.ndarray], class_names: Mappi
     axes.set_xlabel("recall in %")
     axes.grid(axis="y", visible=False)
     if other_parts:
-        _legend_above(axes, [bars, *dots])
+        legend_above(axes, [bars, *dots])
     for position, index in enumerate(order):
         values = "".join(f"\n{part}: {100 * values[index]:.0f} %" for part, values in recalls.items())
         _show_when_pointed_at(
@@ -183,7 +179,7 @@ def spectrum_figure(name: str, deviations: Mapping[str, np.ndarray | None]) -> s
     axes.minorticks_off()
     axes.set_xlabel("number of the principal axis (legend: effective rank)")
     axes.set_ylabel("share of the largest")
-    _legend_above(axes)
+    legend_above(axes)
     most = max((len(values) for values, _ in drawn.values()), default=0)
     if most > 1:
         axes_numbers = np.unique(np.geomspace(1, most, MAX_HOVER_COLUMNS).round())
@@ -201,13 +197,7 @@ def orbit_rings(name: str, angles_deg: np.ndarray, values: Mapping[str, np.ndarr
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure, cartesian = new_figure((3.6, 3.9))
-    figure.delaxes(cartesian)
-    axes: Any = figure.add_subplot(projection="polar")
-    axes.patch.set_visible(False)
-    axes.grid(color=LINE, linewidth=0.6)
-    axes.spines["polar"].set_color(LINE)
-    axes.set_theta_zero_location("N")
+    figure, axes = new_ring_figure((3.6, 3.9))
     around = np.deg2rad(np.append(angles_deg, angles_deg[0] + 360))
     drawn = {label: found for label, found in values.items() if found is not None}
     for index, label in enumerate(values):
@@ -259,36 +249,6 @@ def overview_figure(
     return to_svg(figure, name)
 
 
-def image_data_uri(image: np.ndarray, quality: int = 88) -> str:
-    """uint8 `[H, W, 3]` as a `data:` URI (JPEG)."""
-    import simplejpeg
-
-    data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling="444")
-    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-
-
-def shrink(images: np.ndarray, max_side: int = MAX_IMAGE_SIDE) -> np.ndarray:
-    """uint8 `[..., H, W, 3]` averaged over whole blocks of pixels until its longer side is at most `max_side`."""
-    height, width = images.shape[-3:-1]
-    factor = -(-max(height, width) // max_side)
-    if factor == 1:
-        return images
-    images = images[..., : height // factor * factor, : width // factor * factor, :]
-    blocks = images.reshape(*images.shape[:-3], height // factor, factor, width // factor, factor, 3)
-    return blocks.mean(axis=(-4, -2)).round().astype(np.uint8)
-
-
-def tile(images: np.ndarray, gap: int = 2) -> np.ndarray:
-    """uint8 `[rows, columns, H, W, 3]` as one image with mid-grey gaps."""
-    rows, columns, height, width, _ = images.shape
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 128, dtype=np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * (height + gap), column * (width + gap)
-            sheet[top : top + height, left : left + width] = images[row, column]
-    return sheet
-
-
 def new_figure(size_inches: tuple[float, float]) -> "tuple[Figure, Axes]":
     """An empty figure in the style of the report: inches wide and high."""
     from matplotlib.figure import Figure
@@ -309,6 +269,18 @@ def new_figure(size_inches: tuple[float, float]) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
+def new_ring_figure(size_inches: tuple[float, float]) -> "tuple[Figure, Any]":
+    """An empty figure of a circle, with angles counter-clockwise from its top."""
+    figure, cartesian = new_figure(size_inches)
+    figure.delaxes(cartesian)
+    axes: Any = figure.add_subplot(projection="polar")
+    axes.patch.set_visible(False)
+    axes.grid(color=LINE, linewidth=0.6)
+    axes.spines["polar"].set_color(LINE)
+    axes.set_theta_zero_location("N")
+    return figure, axes
+
+
 def plain_text(text: str) -> str:
     """Text for matplotlib: an unescaped dollar would begin a formula, a first underscore hide a label."""
     text = " ".join(visible(text).split()).replace("$", r"\$")
@@ -323,9 +295,16 @@ def shortened(name: str) -> str:
     return plain_text(f"{name[:half]}…{name[-half:]}")
 
 
-def plain_legend(axes: "Axes", **placement: Any) -> None:
-    """A small legend without a frame."""
-    axes.legend(fontsize=8, labelcolor=INK, frameon=False, handlelength=1.4, **placement)
+def legend_above(axes: "Axes", handles: Iterable[Any] | None = None) -> None:
+    """A legend over the axes, in two columns if they fit; the figure grows with its lines."""
+    handles = list(axes.get_legend_handles_labels()[0] if handles is None else handles)
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    columns = 1 if longest > LONGEST_OF_TWO_LABELS or len(handles) < 2 else 2
+    _make_room(axes.figure, -(-len(handles) // columns))
+    axes.legend(
+        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize=8, labelcolor=INK,
+        frameon=False, handlelength=1.4,
+    )  # fmt: skip
 
 
 def to_svg(figure: "Figure", name: str) -> str:
@@ -341,15 +320,13 @@ def to_svg(figure: "Figure", name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # Inside HTML a style sheet, even that of a drawing, is one of the whole page; page.css has these rules.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
-    svg = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", svg, count=3)
+    svg = re.sub(r'\s(?:xmlns(?::xlink)?|version|width|height)="[^"]*"', "", svg, count=5)
     svg = svg.replace("xlink:href=", "href=")
     pointed_at = rf'<g id="{HOVER}([^"]*)">\s*<path d="([^"]*)"[^>]*/>\s*</g>'
     svg = re.sub(pointed_at, r'<path class="hover" d="\2"><title>\1</title></path>', svg)
     svg = re.sub(rf'<g id="{HOVER}([^"]*)">', r'<g class="hover"><title>\1</title>', svg)
     svg = re.sub(r'id="', f'id="{name}-', svg)
     svg = svg.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
-    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
-    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
     for color, variable in CSS_VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
     return svg.strip()
@@ -370,7 +347,7 @@ def _draw_shares(
             drawn[label] = (bins[1:] + bins[:-1]) / 2, shares
     axes.set_xlim(bins[0], bins[-1])
     axes.set_ylim(bottom=0)
-    _legend_above(axes)
+    legend_above(axes)
     _hover_columns(axes, (bins[1:] + bins[:-1]) / 2, heads, drawn, " %")
 
 
@@ -405,15 +382,6 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> Curve:
     starts = np.arange(0, len(steps), count)
     sizes = np.diff(np.append(starts, len(steps)))
     return np.add.reduceat(steps, starts) / sizes, np.add.reduceat(values, starts) / sizes
-
-
-def _legend_above(axes: "Axes", handles: Iterable[Any] | None = None) -> None:
-    """A legend over the axes, in two columns if they fit; the figure grows with its lines."""
-    handles = list(axes.get_legend_handles_labels()[0] if handles is None else handles)
-    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
-    columns = 1 if longest > 24 or len(handles) < 2 else 2
-    _make_room(axes.figure, -(-len(handles) // columns))
-    plain_legend(axes, handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
 
 
 def _make_room(figure: Any, legend_lines: int) -> None:

@@ -1,7 +1,7 @@
 """What every page of results is made of: one document, sections, captions, strips of pictures, tables of settings.
 
-A page is readable on a phone, printable, in light and dark. It is one file that needs no network: style, figures and
-images are inside it. Its one script (page.js) sorts, copies and shows values at once; without it all is there to read.
+A page is one file that needs no network: style, figures and images are inside it. Its one script (page.js) sorts,
+copies and shows values at once; without it all is there to read.
 """
 
 import base64
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ssl_equi.errors import UserError, described, visible
-from ssl_equi.evaluation.report.figures import image_data_uri, shrink
+from ssl_equi.evaluation.report.pictures import image_data_uri, shrink
 
 Sections = Mapping[str, Callable[[], str]]
 """What draws each section of a page, in order, by a name for messages; what has nothing to show returns no text."""
@@ -47,13 +47,10 @@ def page_document(title: str, sections: Sequence[str]) -> str:
 
 
 def drawn_sections(sections: Sections) -> list[str]:
-    """Sections of HTML in their order.
+    """Sections of HTML in their order. Raises UserError if there is something to mend, such as a missing library.
 
     One that can't be drawn, whatever the files hold that it is drawn from, is a sentence in its place and a warning:
     the others stay.
-
-    Raises:
-        UserError: there is something to mend, such as a library that is missing.
     """
     drawn = []
     for name, draw in sections.items():
@@ -101,9 +98,7 @@ def listed(lines: Sequence[str]) -> str:
 def data_table(css_class: str, head: str, bodies: Sequence[Sequence[str]]) -> str:
     """A table of cells of HTML in a box of its own, which scrolls where it is wider than the page.
 
-    Args:
-        head: the cells of its head.
-        bodies: groups of rows; a click on a column's head sorts the rows inside their groups.
+    Bodies are groups of rows; a click on a column's head sorts the rows inside their groups.
     """
     groups = "".join(f"<tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody>" for rows in bodies)
     return f'<div class="scroll"><table class="{css_class}"><thead><tr>{head}</tr></thead>{groups}</table></div>'
@@ -123,11 +118,7 @@ def settings_table(identity: str, heading: str, settings: Mapping[str, Mapping[s
 
 
 def picture_strip(pictures: np.ndarray, captions: Sequence[str], name: str) -> str:
-    """Pictures uint8 `[k, H, W, 3]` in a row with a caption each; the first one is framed.
-
-    Args:
-        name: what the strip is of, for those who hear it.
-    """
+    """Pictures uint8 `[k, H, W, 3]` in a row with a caption each; the first one is framed. The name is read out."""
     cells = []
     for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         uri = image_data_uri(shrink(picture, SMALL_PICTURE_SIDE))

@@ -4,7 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from ssl_equi.evaluation.metrics import why_no_merit
+from ssl_equi.evaluation.report.compared_runs import ComparedRun
+from ssl_equi.evaluation.report.page import captioned_figure
 
 Shown = TypeVar("Shown")
 
@@ -14,20 +18,35 @@ EQUIVARIANT_FIRST = ("equi", "all")
 
 @dataclass(frozen=True)
 class Choice(Generic[Shown]):
-    """What one figure shows.
-
-    Attributes:
-        title: which parts they are, for the caption.
-        shown: by label; each run has one, None if it has nothing to show, so that its colour stays its own.
-    """
+    """What one figure shows."""
 
     title: str
+    """Which parts they are, for the caption."""
     shown: dict[str, Shown | None]
+    """By label; each run has one, None if it has nothing to show, so that its colour stays its own."""
 
     def caption(self, about: str) -> str:
         """The sentence under the figure: what it is about, and whose answer is missing."""
         missing = [label for label, shown in self.shown.items() if shown is None]
         return f"{about}; not measured: {', '.join(missing)}" if missing else about
+
+    def figure(self, svg: str, about: str) -> str:
+        """The drawing with its caption."""
+        return captioned_figure(svg, self.caption(about))
+
+
+def tasks_with(runs: Sequence[ComparedRun], kind: str) -> list[str]:
+    """Tasks for which a run has an array `KIND/TASK/PART`."""
+    keys = dict.fromkeys(tuple(key.split("/", 2)) for run in runs for key in run.arrays)
+    return list(dict.fromkeys(key[1] for key in keys if key[0] == kind and len(key) == 3))
+
+
+def arrays_by_part(runs: Sequence[ComparedRun], prefix: str) -> dict[str, dict[str, np.ndarray]]:
+    """Arrays whose key is the prefix and a part, by run and part."""
+    return {
+        run.name: {key.removeprefix(prefix): array for key, array in run.arrays.items() if key.startswith(prefix)}
+        for run in runs
+    }
 
 
 def parts_meant_for(task: str, parts: Sequence[str]) -> list[str]:
@@ -62,11 +81,9 @@ def choose_parts(found: Mapping[str, Mapping[str, Shown]], preferred: Sequence[s
         shown = {label: None if part is None else found[run][part] for label, (run, part) in labelled.items()}
         used = {part for part in meant.values() if part is not None}
         choices.append(Choice(f"part {used.pop()}" if len(used) == 1 else "the part of each run meant for it", shown))
-    for part in dict.fromkeys(part for parts in found.values() for part in parts):
-        users = [run for run, parts in found.items() if part in parts]
-        if len(users) > 1 and any(meant[run] != part for run in users):
-            choices.append(Choice(f"part {part}", {run: parts.get(part) for run, parts in found.items()}))
-    if not choices:
-        part = next(part for parts in found.values() for part in parts)
-        choices.append(Choice(f"part {part}", {run: parts.get(part) for run, parts in found.items()}))
-    return choices
+    parts_of_all = list(dict.fromkeys(part for parts in found.values() for part in parts))
+    users = {part: [run for run, parts in found.items() if part in parts] for part in parts_of_all}
+    shared = [part for part in parts_of_all if len(users[part]) > 1 and any(meant[run] != part for run in users[part])]
+    if not choices and not shared:
+        shared = parts_of_all[:1]
+    return choices + [Choice(f"part {part}", {run: found[run].get(part) for run in found}) for part in shared]

@@ -1,8 +1,9 @@
-"""The pictures of a report as arrays: views, nearest neighbours, and what a prediction retrieves.
+"""The pictures of a report: views, nearest neighbours and what a prediction retrieves as arrays, and inline JPEGs.
 
-They are stored beside the numbers in an evaluation's `arrays.npz`, so that a page can be made again from the folder.
+The arrays are stored beside the numbers in an evaluation's `arrays.npz`, so that a page can be made again from it.
 """
 
+import base64
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.report.figures import shrink
+from ssl_equi.evaluation.samples import evenly_spread
 from ssl_equi.geometry.rotations import geodesic_distance
 
 NUM_QUERIES = 6
 NUM_NEIGHBOURS = 6
+MAX_IMAGE_SIDE = 96
 
 
 def view_sheet(test: ViewCollection, max_objects: int = 8, max_views: int = 12) -> np.ndarray:
@@ -26,12 +28,12 @@ def view_sheet(test: ViewCollection, max_objects: int = 8, max_views: int = 12) 
     if test.num_views == 1:
         columns = min(max_views, test.num_objects)
         rows = min(max_objects, test.num_objects // columns)
-        objects = _spread(test.num_objects, rows * columns)
-        images = _read(test, objects, np.zeros((len(objects), 1), np.int64))
+        objects = evenly_spread(test.num_objects, rows * columns)
+        images = test.images(objects, np.zeros((len(objects), 1), np.int64))
         return shrink(images.reshape(rows, columns, *test.image_size, 3))
-    objects = _spread(test.num_objects, max_objects)
+    objects = evenly_spread(test.num_objects, max_objects)
     views = np.tile(np.arange(min(max_views, test.fewest_views)), (len(objects), 1))
-    return shrink(_read(test, objects, views))
+    return shrink(test.images(objects, views))
 
 
 def neighbour_arrays(
@@ -52,7 +54,7 @@ def neighbour_arrays(
     k = min(NUM_NEIGHBOURS, test.num_objects - 1)
     if k < 1:
         return {}
-    query_objects = torch.from_numpy(_spread(test.num_objects, NUM_QUERIES))
+    query_objects = torch.from_numpy(evenly_spread(test.num_objects, NUM_QUERIES))
     queries = torch.stack([query_objects, torch.zeros_like(query_objects)], dim=1)
     arrays = {}
     for part in [part for part in ("inv", "equi") if part in parts] or list(parts)[:1]:
@@ -69,7 +71,6 @@ def retrieval_strip_arrays(
     """Strips of retrieval by a predictor: the view it starts from, the one asked for, and those nearest to its answer.
 
     Args:
-        task, part: of the records.
         source, asked_for: int64 `[Q, 2]`, object and view.
         nearest: int64 `[Q, k, 2]`, the views nearest to the prediction, nearest first.
         ranks: int64 `[Q]`, rank of the view asked for.
@@ -98,10 +99,6 @@ def nearest_neighbours(features: Tensor, queries: Tensor, k: int, there: Tensor 
     Returns:
         int64 `[Q, k, 2]`, object and view, nearest first.
     """
-    if k > len(features) - 1:
-        raise ValueError(
-            f"{k} neighbours were asked for, but there are {len(features) - 1} other objects: ask for fewer"
-        )
     unit = torch.nn.functional.normalize(features, dim=-1)
     query_objects, query_views = queries.unbind(dim=1)
     similarity = torch.einsum("qd,ovd->qov", unit[query_objects, query_views], unit)
@@ -111,6 +108,36 @@ def nearest_neighbours(features: Tensor, queries: Tensor, k: int, there: Tensor 
     best_similarity[torch.arange(len(queries)), query_objects] = -torch.inf
     objects = best_similarity.topk(k, dim=1).indices
     return torch.stack([objects, best_view.gather(1, objects)], dim=-1)
+
+
+def image_data_uri(image: np.ndarray, quality: int = 88) -> str:
+    """uint8 `[H, W, 3]` as a `data:` URI (JPEG)."""
+    import simplejpeg
+
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling="444")
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+
+
+def shrink(images: np.ndarray, max_side: int = MAX_IMAGE_SIDE) -> np.ndarray:
+    """uint8 `[..., H, W, 3]` averaged over whole blocks of pixels until its longer side is at most `max_side`."""
+    height, width = images.shape[-3:-1]
+    factor = -(-max(height, width) // max_side)
+    if factor == 1:
+        return images
+    images = images[..., : height // factor * factor, : width // factor * factor, :]
+    blocks = images.reshape(*images.shape[:-3], height // factor, factor, width // factor, factor, 3)
+    return blocks.mean(axis=(-4, -2)).round().astype(np.uint8)
+
+
+def tile(images: np.ndarray, gap: int = 2) -> np.ndarray:
+    """uint8 `[rows, columns, H, W, 3]` as one image with mid-grey gaps."""
+    rows, columns, height, width, _ = images.shape
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 128, dtype=np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * (height + gap), column * (width + gap)
+            sheet[top : top + height, left : left + width] = images[row, column]
+    return sheet
 
 
 def _captions(cache: FeatureCache, queries: Tensor, found: Tensor, class_names: Sequence[str]) -> list[list[str]]:
@@ -129,20 +156,8 @@ def _captions(cache: FeatureCache, queries: Tensor, found: Tensor, class_names: 
     ]
 
 
-def _spread(count: int, wanted: int) -> np.ndarray:
-    """At most `wanted` indices, evenly spread over `count`."""
-    return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))
-
-
 def _read_each(test: ViewCollection, views: Tensor) -> np.ndarray:
     """Shrunk uint8 `[..., H, W, 3]` of objects and views int64 `[..., 2]`."""
     flat = views.reshape(-1, 2).cpu().numpy()
-    images = shrink(_read(test, flat[:, 0], flat[:, 1:])[:, 0])
+    images = shrink(test.images(flat[:, 0], flat[:, 1:])[:, 0])
     return images.reshape(*views.shape[:-1], *images.shape[1:])
-
-
-def _read(dataset: ViewCollection, objects: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """uint8 `[n, k, H, W, 3]` of `objects [n]` and `views [n, k]`."""
-    images = np.empty((*views.shape, *dataset.image_size, 3), dtype=np.uint8)
-    dataset.read_views(objects, views, images)
-    return images

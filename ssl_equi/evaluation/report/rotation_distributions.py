@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ssl_equi.evaluation.report.compared_runs import ComparedRun
-from ssl_equi.evaluation.report.page import captioned_figure, escaped
-from ssl_equi.evaluation.report.part_choices import EQUIVARIANT_FIRST, choose_parts
+from ssl_equi.evaluation.report.feature_map import DOT, drawn_marks
+from ssl_equi.evaluation.report.page import captioned_figure, escaped, figure_grid, page_section
+from ssl_equi.evaluation.report.part_choices import EQUIVARIANT_FIRST, arrays_by_part, choose_parts, tasks_with
+from ssl_equi.evaluation.report.tables import in_words
 
 WIDTH, HEIGHT, MARGIN = 300, 150, 10  # of a map, in its own units
 NUM_HUES = 12  # one path for each, which keeps the page small
@@ -15,26 +17,27 @@ NEWTON_STEPS = 12
 
 def distribution_section(runs: Sequence[ComparedRun]) -> str:
     """A few samples' distributions of every run, one map each."""
-    keys = dict.fromkeys(tuple(key.split("/", 2)) for run in runs for key in run.arrays)
-    parts: list[str] = []
-    for task in dict.fromkeys(key[1] for key in keys if key[0] == "rotation_density" and len(key) == 3):
-        found = {run.name: _by_part(run, task) for run in runs}
+    blocks: list[str] = []
+    for task in tasks_with(runs, "rotation_density"):
+        true = arrays_by_part(runs, f"rotation_truth/{task}/")
+        found = {
+            run: {part: list(zip(rotations, true[run][part], strict=True)) for part, rotations in parts.items()}
+            for run, parts in arrays_by_part(runs, f"rotation_density/{task}/").items()
+        }
         for choice in choose_parts(found, EQUIVARIANT_FIRST):
-            words = task.replace("_", " ").capitalize()
-            parts.append(f"<h3>{escaped(words)}, {escaped(choice.caption(choice.title))}</h3>")
-            for label, maps in choice.shown.items():
-                drawn = [
-                    captioned_figure(svg, f"{label}, number {number}") for number, svg in enumerate(maps or [], start=1)
+            blocks.append(f"<h3>{escaped(in_words(task))}, {escaped(choice.caption(choice.title))}</h3>")
+            for label, samples in choice.shown.items():
+                maps = [
+                    captioned_figure(distribution_map(*sample), f"{label}, number {number}")
+                    for number, sample in enumerate(samples or [], start=1)
                 ]
-                parts.append(f'<div class="figures maps">{"".join(drawn)}</div>' if drawn else "")
-    if not parts:
-        return ""
+                blocks.append(figure_grid(maps, "maps"))
     about = (
         '<p class="muted">Each map shows one view or pair: rotations drawn from its distribution, at the direction to '
         "which they turn the z axis (0° in the centre), in the colour of their turn about it. Ring: the true rotation. "
         "Several heaps of one size belong to an object that looks the same under several rotations.</p>"
     )
-    return f'<section id="distributions"><h2>Distributions over rotations</h2>{about}{"".join(parts)}</section>'
+    return page_section("distributions", "Distributions over rotations", about, *blocks) if blocks else ""
 
 
 def distribution_map(quats_xyzw: np.ndarray, true_xyzw: np.ndarray) -> str:
@@ -44,10 +47,7 @@ def distribution_map(quats_xyzw: np.ndarray, true_xyzw: np.ndarray) -> str:
         f'<ellipse cx="{WIDTH / 2}" cy="{HEIGHT / 2}" rx="{WIDTH / 2 - MARGIN}" ry="{HEIGHT / 2 - MARGIN / 2}" '
         'fill="none" stroke="var(--line)"/>'
     )
-    dots = []
-    for hue in np.unique(hues):
-        data = "".join(f"M{x:.0f} {y:.0f}h.1" for x, y in places[hues == hue])
-        dots.append(f'<path d="{data}" stroke="{_colour(hue)}" stroke-width="5" style="stroke-linecap:round"/>')
+    dots = [drawn_marks(places[hues == hue], DOT, _colour(hue)) for hue in np.unique(hues)]
     ((x, y),), (hue,) = _places(true_xyzw[None]), _hues(true_xyzw[None])
     # A wide ring of the page's ink below one of the hue is seen on dots of any colour.
     rings = "".join(
@@ -55,19 +55,6 @@ def distribution_map(quats_xyzw: np.ndarray, true_xyzw: np.ndarray) -> str:
         for colour, width in (("var(--ink)", 4), (_colour(hue), 2))
     )
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}">{ellipse}{"".join(dots)}{rings}</svg>'
-
-
-def _by_part(run: ComparedRun, task: str) -> dict[str, list[str]]:
-    """The maps of a run by part."""
-    prefix = f"rotation_density/{task}/"
-    return {
-        key.removeprefix(prefix): [
-            distribution_map(sample, truth)
-            for sample, truth in zip(rotations, run.arrays[f"rotation_truth/{key.partition('/')[2]}"], strict=True)
-        ]
-        for key, rotations in run.arrays.items()
-        if key.startswith(prefix)
-    }
 
 
 def mollweide(directions: np.ndarray) -> np.ndarray:

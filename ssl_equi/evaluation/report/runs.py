@@ -84,8 +84,8 @@ def training_section(runs: Sequence[ComparedRun]) -> str:
                     by_part[run][part or name] = curve
         for choice in choose_parts(by_part, INVARIANT_FIRST if metric.endswith("top1") else EQUIVARIANT_FIRST):
             svg = curve_figure(f"online-{len(figures)}", choice.shown, y_label=metric)
-            caption = choice.caption(f"Online probe on training batches, linear head: {metric}, {choice.title}")
-            figures.append(captioned_figure(svg, caption))
+            about = f"Online probe on training batches, linear head: {metric}, {choice.title}"
+            figures.append(choice.figure(svg, about))
     return page_section("training", "Training", figure_grid(figures), figure_grid(small, "small"))
 
 
@@ -124,17 +124,19 @@ def read_curves(metrics_path: Path, event: str) -> dict[str, Curve]:
             numbers = json.loads(line.decode())
         except (ValueError, RecursionError):
             continue
-        if not isinstance(numbers, dict) or numbers.get("event") != event or not _can_be_drawn(numbers.get("step")):
+        if not isinstance(numbers, dict) or numbers.get("event") != event:
             continue
-        for name, value in numbers.items():
-            if name not in ("event", "step") and _can_be_drawn(value):
-                points.setdefault(name, []).append((numbers["step"], value))
+        # What axes have room for, which NaN is not.
+        drawn = {
+            name: value
+            for name, value in numbers.items()
+            if isinstance(value, int | float) and abs(value) < LARGEST_DRAWN
+        }
+        if "step" in drawn:
+            step = drawn.pop("step")
+            for name, value in drawn.items():
+                points.setdefault(name, []).append((step, value))
     return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in points.items()}
-
-
-def _can_be_drawn(number: Any) -> bool:
-    """Whether a value is a number that axes have room for."""
-    return isinstance(number, int | float) and abs(number) < LARGEST_DRAWN  # NaN is not
 
 
 def _curves(run: ComparedRun, event: str) -> Mapping[str, Curve]:

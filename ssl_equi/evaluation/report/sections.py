@@ -9,27 +9,31 @@ from ssl_equi.evaluation.report.compared_runs import ComparedRun, class_names_of
 from ssl_equi.evaluation.report.comparison import Row
 from ssl_equi.evaluation.report.feature_map import (
     MapMethod,
-    angle_legend,
-    angle_map,
-    class_legend,
-    class_map,
+    angle_groups,
+    class_groups,
+    drawn_map,
     map_coordinates,
+    map_legend,
     shown_classes,
 )
 from ssl_equi.evaluation.report.figures import (
     MAX_BARS,
     angle_histogram,
-    image_data_uri,
     orbit_rings,
     overview_figure,
     rank_histogram,
     recall_bars,
-    shrink,
     spectrum_figure,
-    tile,
 )
 from ssl_equi.evaluation.report.page import captioned_figure, escaped, figure_grid, page_section, picture_strip
-from ssl_equi.evaluation.report.part_choices import EQUIVARIANT_FIRST, INVARIANT_FIRST, choose_parts
+from ssl_equi.evaluation.report.part_choices import (
+    EQUIVARIANT_FIRST,
+    INVARIANT_FIRST,
+    arrays_by_part,
+    choose_parts,
+    tasks_with,
+)
+from ssl_equi.evaluation.report.pictures import image_data_uri, shrink, tile
 from ssl_equi.evaluation.report.tables import answers_of_meant_parts, in_words
 from ssl_equi.evaluation.tasks.latents import RELATIVE
 
@@ -73,21 +77,20 @@ def overview_section(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
 def errors_section(runs: Sequence[ComparedRun]) -> str:
     """Errors in degrees and recalls, of several runs or of one run's parts."""
     figures: list[str] = []
-    for task in _tasks(runs, "angle_errors_deg"):
+    for task in tasks_with(runs, "angle_errors_deg"):
         baselines: dict[str, np.ndarray] = {}
-        for parts in _by_part(runs, f"constant_angle_errors_deg/{task}/").values():
+        for parts in arrays_by_part(runs, f"constant_angle_errors_deg/{task}/").values():
             if parts:
                 baselines["constant"] = next(iter(parts.values()))
         if len(runs) == 1:
-            (randoms,) = _by_part(runs, f"random_angle_errors_deg/{task}/").values()
+            (randoms,) = arrays_by_part(runs, f"random_angle_errors_deg/{task}/").values()
             shown = "all" if "all" in randoms else next(iter(randoms), "")
             baselines |= {f"random encoder, {part}": values for part, values in randoms.items() if part == shown}
-        for choice in choose_parts(_by_part(runs, f"angle_errors_deg/{task}/"), EQUIVARIANT_FIRST):
+        for choice in choose_parts(arrays_by_part(runs, f"angle_errors_deg/{task}/"), EQUIVARIANT_FIRST):
             svg = angle_histogram(f"angles-{len(figures)}", choice.shown, baselines)
-            caption = choice.caption(f"{in_words(task)}, {choice.title}: error over the evaluated samples")
-            figures.append(captioned_figure(svg, caption))
-    for task in _tasks(runs, "per_class_recall"):
-        for choice in choose_parts(_by_part(runs, f"per_class_recall/{task}/"), INVARIANT_FIRST):
+            figures.append(choice.figure(svg, f"{in_words(task)}, {choice.title}: error over the evaluated samples"))
+    for task in tasks_with(runs, "per_class_recall"):
+        for choice in choose_parts(arrays_by_part(runs, f"per_class_recall/{task}/"), INVARIANT_FIRST):
             present = {label: recall for label, recall in choice.shown.items() if recall is not None}
             sizes = {len(recall) for recall in present.values()}
             if len(sizes) > 1:
@@ -96,8 +99,8 @@ def errors_section(runs: Sequence[ComparedRun]) -> str:
             which = "each class" if num_classes <= MAX_BARS else f"{MAX_BARS} of {num_classes} classes, best to worst,"
             arrays = next(run.arrays for run in runs if "class_names" in run.arrays or run is runs[-1])
             svg = recall_bars(f"recall-{len(figures)}", present, class_names_of(arrays, range(sizes.pop())))
-            caption = choice.caption(f"{in_words(task)}, {choice.title}: recall of {which} on unseen objects")
-            figures.append(captioned_figure(svg, caption))
+            about = f"{in_words(task)}, {choice.title}: recall of {which} on unseen objects"
+            figures.append(choice.figure(svg, about))
     return page_section(
         "errors", "Where they are right" if len(runs) > 1 else "Where it is right", figure_grid(figures)
     )
@@ -107,17 +110,15 @@ def retrieval_section(runs: Sequence[ComparedRun]) -> str:
     """Histograms of the rank of the true view, with chance, and strips of what each prediction retrieves."""
     figures: list[str] = []
     strips: list[str] = []
-    for task in _tasks(runs, "retrieval_ranks"):
+    for task in tasks_with(runs, "retrieval_ranks"):
         for size, found in _ranks_by_gallery(runs, task).items():
             for choice in choose_parts(found, EQUIVARIANT_FIRST):
                 svg = rank_histogram(f"ranks-{len(figures)}", choice.shown, size)
-                caption = choice.caption(
-                    f"{in_words(task)}, {choice.title}: rank of the view asked for, 1: the nearest"
-                )
-                figures.append(captioned_figure(svg, caption))
-    for task in _tasks(runs, "retrieval_images"):
+                about = f"{in_words(task)}, {choice.title}: rank of the view asked for, 1: the nearest"
+                figures.append(choice.figure(svg, about))
+    for task in tasks_with(runs, "retrieval_images"):
         for run in runs:
-            for part in _by_part([run], f"retrieval_images/{task}/")[run.name]:
+            for part in arrays_by_part([run], f"retrieval_images/{task}/")[run.name]:
                 named = f"{run.name}, " if len(runs) > 1 else ""
                 heading = f"<h3>{escaped(named)}{escaped(task)}, part <code>{escaped(part)}</code></h3>"
                 strips.append(f"<div>{heading}{_strips(run, f'{task}/{part}')}</div>")
@@ -131,13 +132,13 @@ def retrieval_section(runs: Sequence[ComparedRun]) -> str:
 
 def maps_section(runs: Sequence[ComparedRun], method: MapMethod) -> str:
     """A map of each run's and part's features, once coloured by class and once by the angle of the view's rotation."""
-    cells, has_angles = [], False
+    cells, angle_legend = [], ""
     legends: dict[str, None] = {}  # one for all runs that were judged on the same classes
     for run in runs:
         labels = run.arrays.get("map_labels", NONE)
-        shown = shown_classes(labels) if len(labels) else []
-        class_names = class_names_of(run.arrays, shown)
-        for part in _parts_to_map(run):
+        classes, class_marks = class_groups(labels, class_names_of(run.arrays, shown_classes(labels)))
+        parts = list(arrays_by_part([run], "map_features/")[run.name])
+        for part in [part for part in ("inv", "equi") if part in parts] or parts:
             name = f"{run.name}, part {part}" if len(runs) > 1 else f"part {part}"
             components = run.arrays[f"map_features/{part}"]
             if components.shape[1] == 0:
@@ -145,35 +146,35 @@ def maps_section(runs: Sequence[ComparedRun], method: MapMethod) -> str:
                 continue
             places = map_coordinates(components, method)
             share = _share_of_two(run.arrays.get(f"singular_values/{part}", NONE)) if method == "pca" else ""
-            cells.append(captioned_figure(class_map(places, labels, shown, class_names), f"{name}, by class{share}"))
-            legends[class_legend(shown, class_names, len(np.unique(labels)))] = None
+            cells.append(captioned_figure(drawn_map(places, classes, class_marks), f"{name}, by class{share}"))
+            legends[map_legend(class_marks)] = None
             if "map_angle_deg" in run.arrays:
-                has_angles = True
-                cells.append(captioned_figure(angle_map(places, run.arrays["map_angle_deg"]), f"{name}, by angle"))
+                angles, angle_marks = angle_groups(run.arrays["map_angle_deg"])
+                cells.append(captioned_figure(drawn_map(places, angles, angle_marks), f"{name}, by angle"))
+                angle_legend = map_legend(angle_marks)
     if not cells:
         return ""
     most = max(len(run.arrays.get("map_labels", NONE)) for run in runs)
-    angle_told = " Angle: that of the view's rotation from the upright pose." if has_angles else ""
+    angle_told = " Angle: that of the view's rotation from the upright pose." if angle_legend else ""
     about = (
         f'<p class="muted">Up to {most} views of unseen objects, placed by {MAP_NAMES[method]} of the features; nearby '
         f"points have similar features.{angle_told}</p>"
     )
-    angles = angle_legend() if has_angles else ""
-    return page_section("maps", "Map of the features", about, *legends, angles, figure_grid(cells, "maps"))
+    return page_section("maps", "Map of the features", about, *legends, angle_legend, figure_grid(cells, "maps"))
 
 
 def spectrum_section(runs: Sequence[ComparedRun]) -> str:
     """Singular values of the features."""
-    figures = []
+    figures: list[str] = []
     # Those of a task, TASK/PART, are of features that are not centred: another spectrum, whose rank is `rankme`.
     found = {
         run: {part: values for part, values in parts.items() if "/" not in part}
-        for run, parts in _by_part(runs, "singular_values/").items()
+        for run, parts in arrays_by_part(runs, "singular_values/").items()
     }
-    for index, choice in enumerate(choose_parts(found, ("all",))):
-        caption = f"Singular values of the centred features, {choice.title}; a cliff is a collapse to fewer dimensions"
-        svg = spectrum_figure(f"spectrum-{index}", choice.shown)
-        figures.append(captioned_figure(svg, choice.caption(caption)))
+    for choice in choose_parts(found, ("all",)):
+        svg = spectrum_figure(f"spectrum-{len(figures)}", choice.shown)
+        about = f"Singular values of the centred features, {choice.title}; a cliff is a collapse to fewer dimensions"
+        figures.append(choice.figure(svg, about))
     return page_section("spectrum", "Do the features use their dimensions?", figure_grid(figures))
 
 
@@ -190,10 +191,9 @@ def orbits_section(runs: Sequence[ComparedRun]) -> str:
         ("orbit", "", INVARIANT_FIRST, moved),
         ("orbit_rotation_deg", "°", EQUIVARIANT_FIRST, judged),
     ):
-        for choice in choose_parts(_by_part(runs, f"{kind}/"), preferred):
+        for choice in choose_parts(arrays_by_part(runs, f"{kind}/"), preferred):
             svg = orbit_rings(f"orbit-{len(figures)}", angles[0], choice.shown, unit)
-            caption = f"{choice.title[0].upper()}{choice.title[1:]}: {what}"
-            figures.append(captioned_figure(svg, choice.caption(caption)))
+            figures.append(choice.figure(svg, f"{choice.title[0].upper()}{choice.title[1:]}: {what}"))
     about = (
         '<p class="muted">Objects turned once around in the image plane, 0 in the centre of the circle. Thick: the '
         "mean over objects; thin: single objects. The corners of a turned picture hold its mirror image.</p>"
@@ -227,7 +227,7 @@ def neighbours_section(runs: Sequence[ComparedRun]) -> str:
     """Strips of queries and their nearest neighbours."""
     blocks, has_poses, has_views = [], False, False
     for run in runs:
-        for part, images in _by_part([run], "neighbour_images/")[run.name].items():
+        for part, images in arrays_by_part([run], "neighbour_images/")[run.name].items():
             has_poses = has_poses or HAS_POSES in run.arrays
             has_views = has_views or has_poses or HAS_SEVERAL_VIEWS in run.arrays
             strips = list(zip(images, run.arrays[f"neighbour_captions/{part}"], strict=True))
@@ -255,30 +255,10 @@ def _strips(run: ComparedRun, key: str) -> str:
     return "".join(rows)
 
 
-def _by_part(runs: Sequence[ComparedRun], prefix: str) -> dict[str, dict[str, np.ndarray]]:
-    """Arrays whose key is the prefix and a part, by run and part."""
-    return {
-        run.name: {key.removeprefix(prefix): array for key, array in run.arrays.items() if key.startswith(prefix)}
-        for run in runs
-    }
-
-
-def _parts_to_map(run: ComparedRun) -> list[str]:
-    """The invariant and the equivariant part, or whatever there is."""
-    parts = list(_by_part([run], "map_features/")[run.name])
-    return [part for part in ("inv", "equi") if part in parts] or parts
-
-
-def _tasks(runs: Sequence[ComparedRun], kind: str) -> list[str]:
-    """Tasks for which a run has an array `KIND/TASK/PART`."""
-    keys = dict.fromkeys(tuple(key.split("/", 2)) for run in runs for key in run.arrays)
-    return list(dict.fromkeys(key[1] for key in keys if key[0] == kind and len(key) == 3))
-
-
 def _ranks_by_gallery(runs: Sequence[ComparedRun], task: str) -> dict[int, dict[str, dict[str, np.ndarray]]]:
     """Ranks by the size of the gallery, then run and part: ranks among other numbers of views are not the same."""
     found: dict[int, dict[str, dict[str, np.ndarray]]] = {}
-    for run, parts in zip(runs, _by_part(runs, f"retrieval_ranks/{task}/").values(), strict=True):
+    for run, parts in zip(runs, arrays_by_part(runs, f"retrieval_ranks/{task}/").values(), strict=True):
         for part, ranks in parts.items():
             by_run = found.setdefault(_gallery_size(run, task, part), {other.name: {} for other in runs})
             by_run[run.name][part] = ranks

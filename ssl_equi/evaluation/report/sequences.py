@@ -12,9 +12,16 @@ from typing import Any
 import numpy as np
 
 from ssl_equi.evaluation.metrics import format_value
-from ssl_equi.evaluation.report.compared_runs import ComparedRun
-from ssl_equi.evaluation.report.figures import INK, MUTED, SERIES, new_figure, plain_legend, to_svg
-from ssl_equi.evaluation.report.page import captioned_figure, escaped
+from ssl_equi.evaluation.report.compared_runs import ComparedRun, in_last_setting
+from ssl_equi.evaluation.report.figures import DOTTED, INK, MUTED, SERIES, legend_above, new_figure, to_svg
+from ssl_equi.evaluation.report.page import (
+    captioned_figure,
+    data_table,
+    escaped,
+    figure_grid,
+    listed,
+    page_section,
+)
 from ssl_equi.evaluation.results import ProbeRecord
 from ssl_equi.evaluation.sequences.tasks import PROTOCOLS
 from ssl_equi.evaluation.tables import describe_origins
@@ -30,7 +37,6 @@ EXPLANATIONS = (
     "because the last step is the answer",
     "no images, no actions: zeros instead, where the head has learnt from both; oracle: the exact steps composed",
 )
-DOTTED = (0, (1, 1.5))
 # By the first word of a task's name: label, part at M views, colour and dashes of each line.
 LINES: dict[str, tuple[tuple[str, str, str, Any], ...]] = {
     "classification": (("aggregate", "agg@{}", SERIES[0], "solid"), ("encoder, one view", "all@1", INK, DOTTED)),
@@ -62,11 +68,10 @@ class _Numbers:
 
     def __init__(self, records: Sequence[ProbeRecord]) -> None:
         self.records = {(record.task, record.part, record.metric): record for record in records}
-        self.tasks = list(dict.fromkeys(record.task for record in records))
 
     def about(self, question: str) -> list[str]:
         """The tasks of a question, by the first word of their names."""
-        return [task for task in self.tasks if task.partition("_")[0] == question]
+        return list(dict.fromkeys(task for task, _, _ in self.records if task.partition("_")[0] == question))
 
     def metrics(self, task: str) -> list[str]:
         return list(dict.fromkeys(metric for name, _, metric in self.records if name == task))
@@ -80,9 +85,17 @@ class _Numbers:
         record = self.records.get((task, part, metric))
         return None if record is None else record.value
 
-    def baseline(self, task: str, length: int, metric: str) -> float | None:
-        record = self.records.get((task, f"agg@{length}", metric))
-        return None if record is None else record.baseline
+    def lines(self, task: str, metric: str) -> dict[str, list[float | None]]:
+        """The values of each line of a question over `lengths`, and of its baseline as the last one."""
+        question, lengths = task.partition("_")[0], self.lengths(task)
+        lines = {
+            label: [self.value(task, part.format(length), metric) for length in lengths]
+            for label, part, _, _ in LINES[question]
+        }
+        if question in BASELINES:
+            aggregates = [self.records.get((task, f"agg@{length}", metric)) for length in lengths]
+            lines[BASELINES[question]] = [None if record is None else record.baseline for record in aggregates]
+        return lines
 
 
 def sequence_section(runs: Sequence[ComparedRun]) -> str:
@@ -93,27 +106,22 @@ def sequence_section(runs: Sequence[ComparedRun]) -> str:
         if not asked:
             continue
         # A run is asked in short at its end, and in full by the script: what was asked last is shown.
-        setting = (asked[-1].protocol, asked[-1].split, asked[-1].seed)
-        records = [record for record in asked if (record.protocol, record.split, record.seed) == setting]
+        records = in_last_setting(asked)
         whose = f"{run.name}: " if len(runs) > 1 else ""
         figures += _figures(_Numbers(records), f"sequence{index}", whose)
         tables += [_html_table(table, whose) for table in summary_tables(records)]
         notes += [f"{whose}{origin}" for origin in describe_origins(records)]
     if not figures and not tables:
         return ""
-    listed = "".join(f"<li>{escaped(line)}</li>" for line in notes)
-    return (
-        '<section id="sequences"><h2>Over the number of observed views</h2>'
-        f'<div class="figures">{"".join(figures)}</div>{"".join(tables)}<ul class="notes">{listed}</ul></section>'
-    )
+    return page_section("sequences", "Over the number of observed views", figure_grid(figures), *tables, listed(notes))
 
 
 def summary_tables(records: Sequence[ProbeRecord]) -> list[SummaryTable]:
     """The main numbers, a table for each question; over M where there is one, `COLUMNS_IN_A_TABLE` at a time."""
     numbers = _Numbers(records)
     tables = []
-    if "classification" in numbers.tasks:
-        tables += _tables_over_lengths(numbers, "class", "classification", "top1")
+    for task in numbers.about("classification"):
+        tables += _tables_over_lengths(numbers, "class", task, "top1")
     pairs = numbers.about("pair")
     if pairs:
         columns = tuple(dict.fromkeys(metric for task in pairs for metric in numbers.metrics(task)))
@@ -171,14 +179,12 @@ def _length_figure(numbers: _Numbers, name: str, task: str, metric: str) -> str:
     """The lines of a question over M as inline SVG; the trivial point M = 1 of a path is hollow and named."""
     question, lengths = task.partition("_")[0], numbers.lengths(task)
     figure, axes = new_figure((4.2, 2.8))
-    for label, part, color, dashes in LINES[question]:
-        values = np.array([numbers.value(task, part.format(length), metric) for length in lengths], dtype=float)
-        axes.plot(lengths, values, color=color, linestyle=dashes, linewidth=1.4, label=label)
+    styles = [*((color, dashes) for _, _, color, dashes in LINES[question]), (MUTED, "dashed")]
+    for (label, values), (color, dashes) in zip(numbers.lines(task, metric).items(), styles):
+        heights = np.array(values, dtype=float)  # NaN where there is no answer
+        axes.plot(lengths, heights, color=color, linestyle=dashes, linewidth=1.4, label=label)
         if dashes == "solid":
-            axes.plot(lengths, values, "o", color=color, markersize=3.5)
-    if question in BASELINES:
-        constants = np.array([numbers.baseline(task, length, metric) for length in lengths], dtype=float)
-        axes.plot(lengths, constants, color=MUTED, linestyle="dashed", linewidth=1.4, label=BASELINES[question])
+            axes.plot(lengths, heights, "o", color=color, markersize=3.5)
     trivial = numbers.value(task, "agg@1", metric)
     if question == "path" and trivial is not None:
         axes.plot([1], [trivial], "o", markersize=8, markerfacecolor="none", color=MUTED)
@@ -188,24 +194,19 @@ def _length_figure(numbers: _Numbers, name: str, task: str, metric: str) -> str:
     axes.set_xticks(lengths)
     (low, high), (drawn_low, drawn_high) = LIMITS[metric], axes.get_ylim()
     axes.set_ylim(max(low, min(drawn_low, 0)), drawn_high if high is None else high)
-    plain_legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    legend_above(axes)
     return to_svg(figure, name)
 
 
 def _tables_over_lengths(numbers: _Numbers, title: str, task: str, metric: str) -> list[SummaryTable]:
     """The lines of a question's figure as rows over M, and the baseline as the last one."""
-    question, lengths = task.partition("_")[0], numbers.lengths(task)
-    tables = []
-    for start in range(0, len(lengths), COLUMNS_IN_A_TABLE):
-        chunk = lengths[start : start + COLUMNS_IN_A_TABLE]
-        values = {
-            label: [numbers.value(task, part.format(length), metric) for length in chunk]
-            for label, part, _, _ in LINES[question]
-        }
-        values[BASELINES[question]] = [numbers.baseline(task, length, metric) for length in chunk]
-        rows = tuple((name, *(_short(metric, value) for value in row)) for name, row in values.items())
-        tables.append(SummaryTable(f"{title} ({metric})", tuple(f"M={length}" for length in chunk), rows))
-    return tables
+    columns = tuple(f"M={length}" for length in numbers.lengths(task))
+    rows = {name: [_short(metric, value) for value in row] for name, row in numbers.lines(task, metric).items()}
+    chunks = [slice(start, start + COLUMNS_IN_A_TABLE) for start in range(0, len(columns), COLUMNS_IN_A_TABLE)]
+    return [
+        SummaryTable(f"{title} ({metric})", columns[chunk], tuple((name, *row[chunk]) for name, row in rows.items()))
+        for chunk in chunks
+    ]
 
 
 def _short(metric: str, value: float | None) -> str:
@@ -227,14 +228,8 @@ def _leakage_matrix(numbers: _Numbers, tasks: Sequence[str], length: int) -> Sum
 
 def _html_table(table: SummaryTable, whose: str) -> str:
     head = "".join(f'<th scope="col">{escaped(column)}</th>' for column in ("", *table.columns))
-    rows = "".join(
-        f'<tr><th scope="row">{escaped(name)}</th>'
-        + "".join(f'<td class="number">{escaped(cell)}</td>' for cell in cells)
-        + "</tr>"
+    rows = [
+        f'<th scope="row">{escaped(name)}</th>' + "".join(f'<td class="number">{escaped(cell)}</td>' for cell in cells)
         for name, *cells in table.rows
-    )
-    return (
-        f"<h3>{escaped(whose + table.title)}</h3>"
-        f'<div class="scroll" style="margin-bottom: 20px"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
+    ]
+    return f"<h3>{escaped(whose + table.title)}</h3>{data_table('', head, [rows])}"

@@ -4,28 +4,31 @@ The figure of orbits follows NERO plots (Zhuang et al. 2024, "Non-equivariance R
 says of one image, over all transformed copies of that image.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ssl_equi.evaluation.metrics import fixed
-from ssl_equi.evaluation.report.compared_runs import ComparedRun
+from ssl_equi.evaluation.report.compared_runs import ComparedRun, in_last_setting
 from ssl_equi.evaluation.report.figures import (
+    DOTTED,
     INK,
     LINE,
     MUTED,
     SERIES,
-    image_data_uri,
+    legend_above,
     new_figure,
-    plain_legend,
+    new_ring_figure,
     plain_text,
-    shrink,
+    series_colour,
     to_svg,
 )
-from ssl_equi.evaluation.report.page import captioned_figure, escaped
+from ssl_equi.evaluation.report.page import captioned_figure, escaped, figure_grid, listed, page_section
+from ssl_equi.evaluation.report.part_choices import arrays_by_part
+from ssl_equi.evaluation.report.pictures import image_data_uri, shrink
 from ssl_equi.evaluation.results import ProbeRecord
-from ssl_equi.evaluation.symmetry.results import LAYER_METRICS, LAYERS, TASK, short_name
+from ssl_equi.evaluation.symmetry.results import LAYER_METRICS, TASK, short_name
+from ssl_equi.evaluation.tables import LAYERS
 
 SMALLEST_ERROR_SHOWN = 1e-8
 LOWEST_SIMILARITY_SHOWN = -0.5
@@ -37,7 +40,7 @@ EXPLANATIONS = (
     "spatial_error: the map of g x is that of x, its cells moved like the pixels",
     "consistency: share of images and elements whose predicted class stays the same (the class whose mean is nearest)",
 )
-_ERROR_LABELS = ("map, cells moved", "the encoder's own action", "unchanged (layers: after pooling)")
+_ERROR_LABELS = ("map, cells moved", "the encoder's own action", "unchanged, layers pooled")
 _NOT_DRAWN = "other shifts"  # a curve of nothing but these would have no order
 
 
@@ -45,33 +48,25 @@ def symmetry_section(runs: Sequence[ComparedRun]) -> str:
     """Layers and orbits of each run and set of symmetries; nothing if none was measured."""
     blocks = []
     for index, run in enumerate(runs):
-        for key in run.arrays:
-            kind, _, name = key.partition("/")
-            if kind == f"{TASK}_similarity":
-                heading = f"{run.name}: {name}" if len(runs) > 1 else name
-                blocks.append(_one_set(run, name, heading, f"{index}-{name}"))
-    if not blocks:
-        return ""
-    explained = "".join(f"<li>{escaped(line)}</li>" for line in EXPLANATIONS)
-    return (
-        f'<section id="{TASK}"><h2>What symmetries of the image do to the features</h2>{"".join(blocks)}'
-        f'<ul class="notes">{explained}</ul></section>'
-    )
+        for name in arrays_by_part([run], f"{TASK}_similarity/")[run.name]:
+            heading = f"{run.name}: {name}" if len(runs) > 1 else name
+            blocks.append(_one_set(run, name, heading, f"{index}-{name}"))
+    heading = "What symmetries of the image do to the features"
+    return page_section(TASK, heading, *blocks, listed(EXPLANATIONS)) if blocks else ""
 
 
 def _one_set(run: ComparedRun, name: str, heading: str, svg_name: str) -> str:
     """The figures of one run under one set of symmetries."""
-    arrays = {kind: run.arrays.get(f"{TASK}_{kind}/{name}", np.zeros(0)) for kind in ("rows", "images", "curves")}
-    num_images, elements = run.arrays[f"{TASK}_similarity/{name}"].shape
+    kinds = ("similarity", "similarity_of_action", "curves", "places_deg", "rows", "images")
+    arrays = {kind: run.arrays[key] for kind in kinds if (key := f"{TASK}_{kind}/{name}") in run.arrays}
+    num_images, elements = arrays["similarity"].shape
     exact = "not exact: bilinear interpolation within a circle" if name == "rotations" else "they only move pixels"
     caption = f"Errors from the first layer down to the features: {num_images} images x {elements} elements"
     layers = captioned_figure(_layer_figure(run.folders[0].records, name, f"layers-{svg_name}"), caption)
-    cells = [_orbit_cell(run, name, svg_name, list(range(num_images)), None)]
-    cells += [
-        _orbit_cell(run, name, svg_name, [int(row)], image) for row, image in zip(arrays["rows"], arrays["images"])
-    ]
+    cells = [_orbit_cell(arrays, name, svg_name, list(range(num_images)), None)]
+    cells += [_orbit_cell(arrays, name, svg_name, [row], image) for row, image in zip(arrays["rows"], arrays["images"])]
     colored = ", ".join(
-        f'<span style="color: var(--series-{1 + number % len(SERIES)})">●</span> {escaped(curve)}'
+        f'<span style="color: {series_colour(number)}">●</span> {escaped(curve)}'
         for number, curve in enumerate(_drawn_curves(arrays["curves"]))
     )
     about = (
@@ -79,26 +74,24 @@ def _one_set(run: ComparedRun, name: str, heading: str, svg_name: str) -> str:
         "same, on the dashed one no more than another image's (cosine, seen from the mean of all features; what is "
         f"below {LOWEST_SIMILARITY_SHOWN} lies outside). {colored}."
     )
-    if f"{TASK}_similarity_of_action/{name}" in run.arrays:
+    if "similarity_of_action" in arrays:
         about += " Dotted: similar to what the encoder's own action makes of the image's features."
     if name == "circular_shifts":
         about += " Once around is a shift by the whole side."
     return (
         f"<h3>{escaped(heading)}, {elements} elements; {exact}</h3>"
         f'<div style="max-width: 640px">{layers}</div><p class="muted">{about}</p>'
-        f'<div class="figures small" style="margin-bottom: 22px">{"".join(cells)}</div>'
+        f"{figure_grid(cells, 'small')}"
     )
 
 
 def _layer_figure(records: Sequence[ProbeRecord], name: str, svg_name: str) -> str:
     """Errors of every layer from the first to the features, on a logarithmic axis, as inline SVG."""
     asked = [record for record in records if record.task in (f"{TASK}_{name}", f"{TASK}_{name}{LAYERS}")]
-    # Of several measurements the last one is shown, as in the arrays.
-    setting = (asked[-1].protocol, asked[-1].split, asked[-1].seed)
     rows: dict[tuple[bool, str], dict[str, float]] = {}
-    for record in asked:
-        if (record.protocol, record.split, record.seed) == setting:
-            rows.setdefault((record.task.endswith(LAYERS), record.part), {})[record.metric] = record.value
+    # Of several measurements the last one is shown, as in the arrays.
+    for record in in_last_setting(asked):
+        rows.setdefault((record.task.endswith(LAYERS), record.part), {})[record.metric] = record.value
     ordered = sorted(rows, key=lambda row: not row[0])  # layers come before features
     of_features = {part: "features" if part == "all" else f"features, {part}" for _, part in ordered}
     names = [plain_text(short_name(part) if of_layer else of_features[part]) for of_layer, part in ordered]
@@ -123,16 +116,18 @@ def _layer_figure(records: Sequence[ProbeRecord], name: str, svg_name: str) -> s
     axes.set_ylim(len(ordered) - 0.5, -0.5)
     axes.set_xlabel("error; 1: another image")
     axes.minorticks_off()
-    plain_legend(axes, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, columnspacing=1.2)
+    legend_above(axes)
     return to_svg(figure, svg_name)
 
 
-def _orbit_cell(run: ComparedRun, name: str, svg_name: str, rows: list[int], image: np.ndarray | None) -> str:
+def _orbit_cell(
+    arrays: Mapping[str, np.ndarray], name: str, svg_name: str, rows: list[int], image: np.ndarray | None
+) -> str:
     """A curve, and the image that it is of, or how many it is the mean of."""
-    lowest = float(run.arrays[f"{TASK}_similarity/{name}"][rows].min())
+    lowest = float(arrays["similarity"][rows].min())
     which = f"all {len(rows)} images, mean and middle 80 %" if image is None else f"image {rows[0] + 1}"
     label = escaped(f"{which}; lowest similarity {fixed(lowest, 2)}")
-    svg = _orbit_figure(run, name, rows, f"orbit-{svg_name}-{'all' if image is None else rows[0]}")
+    svg = _orbit_figure(arrays, name, rows, f"orbit-{svg_name}-{'all' if image is None else rows[0]}")
     picture = ""
     if image is not None:
         picture = f'<img alt="{escaped(which)}" style="width: 40px" src="{image_data_uri(shrink(image))}">'
@@ -143,19 +138,12 @@ def _orbit_cell(run: ComparedRun, name: str, svg_name: str, rows: list[int], ima
     )
 
 
-def _orbit_figure(run: ComparedRun, name: str, rows: list[int], svg_name: str) -> str:
+def _orbit_figure(arrays: Mapping[str, np.ndarray], name: str, rows: list[int], svg_name: str) -> str:
     """Similarity of f(g x) with f(x) over the orbit of some images, as closed curves around a circle; inline SVG.
 
     Of several images the curve is their mean, and a band holds the middle 80 % of them.
     """
-    curves, places_deg = run.arrays[f"{TASK}_curves/{name}"], run.arrays[f"{TASK}_places_deg/{name}"]
-    figure, cartesian = new_figure((2.3, 2.3))
-    figure.delaxes(cartesian)
-    axes: Any = figure.add_subplot(projection="polar")
-    axes.patch.set_visible(False)
-    axes.grid(color=LINE, linewidth=0.6)
-    axes.spines["polar"].set_color(LINE)
-    axes.set_theta_zero_location("N")
+    figure, axes = new_ring_figure((2.3, 2.3))
     axes.set_ylim(LOWEST_SIMILARITY_SHOWN, 1.02)
     axes.set_rgrids([0, 0.5, 1], ["0", "", ""], angle=22, fontsize=7, color=MUTED)
     around = ["0", "1/4", "1/2", "3/4"] if name == "circular_shifts" else ["0°", "90°", "180°", "270°"]
@@ -164,20 +152,19 @@ def _orbit_figure(run: ComparedRun, name: str, rows: list[int], svg_name: str) -
     # Between its points a curve follows the circle: straight lines would cut the corners of four equal values.
     circle = np.linspace(0, 2 * np.pi, 181)
     axes.plot(circle, np.zeros(len(circle)), color=MUTED, linewidth=0.9, linestyle="dashed")
-    to_itself = run.arrays[f"{TASK}_similarity/{name}"][rows]
-    to_action = run.arrays.get(f"{TASK}_similarity_of_action/{name}")
-    for color, curve in zip(SERIES * 2, _drawn_curves(curves)):
-        columns = curves == curve
-        angles, similar = _closed_curve(places_deg[columns], to_itself[:, columns])
+    for color, curve in zip(SERIES * 2, _drawn_curves(arrays["curves"])):
+        columns = arrays["curves"] == curve
+        places_deg = arrays["places_deg"][columns]
+        angles, similar = _closed_curve(places_deg, arrays["similarity"][rows][:, columns])
         if len(rows) > 1:
             low, high = (np.interp(circle, angles, edge) for edge in np.quantile(similar, (0.1, 0.9), axis=0))
             axes.fill_between(circle, low, high, color=color, alpha=0.16, linewidth=0)
         axes.plot(circle, np.interp(circle, angles, similar.mean(axis=0)), color=color, linewidth=1.2)
         axes.plot(angles, similar.mean(axis=0), "o", color=color, markersize=2.8)
-        if to_action is not None:
-            angles, similar = _closed_curve(places_deg[columns], to_action[rows][:, columns])
+        if "similarity_of_action" in arrays:
+            angles, similar = _closed_curve(places_deg, arrays["similarity_of_action"][rows][:, columns])
             moved = np.interp(circle, angles, similar.mean(axis=0))
-            axes.plot(circle, moved, color=INK, linewidth=1.1, linestyle=(0, (1, 1.5)), zorder=3)
+            axes.plot(circle, moved, color=INK, linewidth=1.1, linestyle=DOTTED, zorder=3)
     return to_svg(figure, svg_name)
 
 

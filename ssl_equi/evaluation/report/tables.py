@@ -131,7 +131,9 @@ def text_table(runs: Sequence[ComparedRun], rows: Sequence[Row], table_format: T
     LaTeX needs the package booktabs.
     """
     latex = table_format == "latex"
-    head = ["task", "metric", "part", "baseline", *(run.name for run in runs)]
+    shown_text, shown_number, bold = (
+        (_latex_text, _latex_number, r"\textbf{%s}") if latex else (_markdown_text, str, "**%s**")
+    )
     lines: list[list[str]] = []
     for row in rows:
         task = row.task if row.setting is None else f"{row.task} ({', '.join(row.setting)})"
@@ -141,27 +143,20 @@ def text_table(runs: Sequence[ComparedRun], rows: Sequence[Row], table_format: T
             number = "-" if cell is None else format_value(row.metric, cell.mean)
             if cell is not None and cell.standard_error is not None:
                 number += f" ± {format_value(row.metric, cell.standard_error)}"
-            number = _latex_number(number) if latex else number
-            bold = (r"\textbf{%s}" if latex else "**%s**") if index == row.best else "%s"
-            numbers.append(bold % number)
-        names = [_latex_text(name) if latex else _markdown_text(name) for name in (task, row.metric, row.part)]
-        lines.append([*names, _latex_number(baseline) if latex else baseline, *numbers])
+            numbers.append((bold if index == row.best else "%s") % shown_number(number))
+        lines.append([*map(shown_text, (task, row.metric, row.part)), shown_number(baseline), *numbers])
+    columns = [shown_text(name) for name in ("task", "metric", "part", "baseline", *(run.name for run in runs))]
     if not latex:
         rule = ["---", "---", "---", *["---:"] * (1 + len(runs))]
-        return "".join(
-            f"| {' | '.join(cells)} |\n" for cells in ([_markdown_text(name) for name in head], rule, *lines)
-        )
+        return "".join(f"| {' | '.join(cells)} |\n" for cells in (columns, rule, *lines))
     body, previous = "", ""
     for task, *cells in lines:
         # Each task is named once, with a little room above it.
-        body += ("\\addlinespace\n" if previous and task != previous else "") + " & ".join(
-            ["" if task == previous else task, *cells]
-        )
-        body += " \\\\\n"
+        space = "\\addlinespace\n" if previous and task != previous else ""
+        body += f"{space}{' & '.join(['' if task == previous else task, *cells])} \\\\\n"
         previous = task
-    columns = " & ".join(_latex_text(name) for name in head)
     return (
-        f"\\begin{{tabular}}{{lll{'r' * (1 + len(runs))}}}\n\\toprule\n{columns} \\\\\n\\midrule\n{body}"
+        f"\\begin{{tabular}}{{lll{'r' * (1 + len(runs))}}}\n\\toprule\n{' & '.join(columns)} \\\\\n\\midrule\n{body}"
         "\\bottomrule\n\\end{tabular}\n"
     )
 

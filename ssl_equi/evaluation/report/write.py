@@ -1,7 +1,4 @@
-"""`report.html` of any number of run and evaluation folders, made from what is on disk.
-
-One folder is a comparison of one. The page is one file that needs no network.
-"""
+"""`report.html` of any number of run and evaluation folders, made from what is on disk; one is a comparison of one."""
 
 import warnings
 from collections.abc import Sequence
@@ -60,15 +57,12 @@ def write_evaluation_report(
 ) -> Path:
     """Write one self-contained page about the folders, atomically, and return its path.
 
-    Args:
-        folders: run or evaluation folders; as text also NAME=FOLDER,FOLDER,... for one method trained from several
-            seeds.
-        title: of the page; made from the runs' names when None.
-        map_method: how features are brought to two dimensions.
+    Raises UserError for folders without intact results, and for t-SNE without scikit-learn.
 
-    Raises:
-        UserError: a folder has no results, or damaged ones; or t-SNE is asked for and scikit-learn is not installed.
-        CheckpointError: the file can't be written.
+    Args:
+        folders: as `read_compared_runs` takes them.
+        title: made from the runs' names when None.
+        map_method: how features are brought to two dimensions.
     """
     runs = read_compared_runs(folders)
     if title is None and len(runs) == 1:

@@ -28,9 +28,7 @@ from ssl_equi.encoders.symmetric import Symmetric
 from ssl_equi.evaluation.features import frozen
 from ssl_equi.evaluation.metrics import varying_components
 from ssl_equi.evaluation.symmetry.image_symmetries import Element, ImageSymmetries
-from ssl_equi.evaluation.symmetry.layers import LayerErrors, LayerSums, Spread, mean_squared_distance
-
-Action = Callable[[Any, Tensor], Tensor]
+from ssl_equi.evaluation.symmetry.layers import LayerErrors, LayerSums, Misses, Spread
 
 
 @dataclass(frozen=True)
@@ -74,72 +72,60 @@ def measure_symmetry(
     symmetries: ImageSymmetries,
     parts: Mapping[str, slice],
     labels: Tensor | None = None,
-    head: Callable[[Tensor], Tensor] | None = None,
     with_layers: bool = True,
     batch_size: int = 64,
 ) -> SymmetryErrors:
     """Shows the encoder every image under every element; its state and modes are left untouched.
 
+    Raises ValueError for images, labels and parts that don't fit, and for features without a scale.
+
     Args:
         encoder: maps images [N, 3, S, S] to features [N, D], in the precision of its weights.
         images: [N, 3, S, S], normalised; any device.
-        symmetries: for images of side S.
         parts: named slices of the feature columns.
-        labels: int64 [N], -1 for unknown. Predicted is then the class whose mean over the images is nearest.
-        head: maps features [n, D] to logits [n, K]; predicts the class of parts that are all columns, instead.
-        with_layers: measure layers too, which takes about twice as long.
-        batch_size: images in one forward pass.
-
-    Raises:
-        ValueError: images are not square, fewer than 2 or of a side that the encoder can't take; labels don't fit; a
-            part has no columns; all features are the same or one is not finite.
+        labels: int64 [N], -1 for unknown. Predicted is the class whose mean over the images is nearest.
+        with_layers: takes about twice as long.
     """
     _check(images, symmetries, labels)
     parameter = next(encoder.parameters(), images)
-    similarities: list[Tensor] = []
-    similarities_of_action: list[Tensor] = []
     with frozen(encoder):
         batches = [
             symmetries.prepare(batch.to(parameter.device, parameter.dtype)) for batch in images.split(batch_size)
         ]
         features = _encode_all(encoder, batches)
-        action, notes = _stated_action(encoder, symmetries, features)
-        sums = {
-            part: _PartSums(part, features[:, columns], columns, _predictor(features, part, columns, labels, head))
-            for part, columns in parts.items()
-        }
+        act, notes = _stated_action(encoder, symmetries, features)
+        sums = {part: _PartSums(part, features, columns, labels) for part, columns in parts.items()}
         layers = LayerSums(encoder, symmetries)
         centre = features.mean(dim=0, keepdim=True)
-        for batch, known in zip(batches, features.split(batch_size)):
+        similarities = torch.empty(len(images), len(symmetries.elements), dtype=torch.float64)
+        similarities_of_action = torch.empty_like(similarities)
+        for batch, rows in zip(batches, torch.arange(len(images)).split(batch_size)):
+            known = features[rows]
             if with_layers:
                 layers.begin_batch(batch)
-            of_batch: list[Tensor] = []
-            of_action: list[Tensor] = []
             # Elements one by one, so that memory doesn't grow with their number: all shifts are thousands.
-            for element in symmetries.elements:
+            for column, element in enumerate(symmetries.elements):
                 moved = symmetries.act(element, batch)
                 found = encoder(moved).double()
-                acted = None if action is None else action(element.value, known)
+                acted = None
+                similarities[rows, column] = F.cosine_similarity(found - centre, known - centre).cpu()
+                if act is not None:
+                    acted, acted_centre = act(element.value, known), act(element.value, centre)
+                    # The mean moves, too: seen from where it was, an exact action would not be at 1.
+                    similar = F.cosine_similarity(found - acted_centre, acted - acted_centre)
+                    similarities_of_action[rows, column] = similar.cpu()
                 for part_sums in sums.values():
                     part_sums.add(found, known, acted)
-                of_batch.append(F.cosine_similarity(found - centre, known - centre))
-                if action is not None and acted is not None:
-                    # The mean moves, too: seen from where it was, an exact action would not be at 1.
-                    acted_centre = action(element.value, centre)
-                    of_action.append(F.cosine_similarity(found - acted_centre, acted - acted_centre))
                 if with_layers:
                     layers.add(element, moved)
-            similarities.append(torch.stack(of_batch, dim=1).cpu())
-            if of_action:
-                similarities_of_action.append(torch.stack(of_action, dim=1).cpu())
-        interpolation = None if symmetries.exact else _interpolation_error(symmetries, batches)
-    if all(part_sums.predict is None for part_sums in sums.values()):
-        notes.append("consistency is not measured: there are not two classes among the images")
-    if interpolation is not None:
-        notes.append(
-            f"interpolation alone: images that are turned there and back have the error {interpolation:.3f} in pixels, "
-            "so no encoder is exact"
-        )
+        if all(part_sums.class_means is None for part_sums in sums.values()):
+            notes.append("consistency is not measured: there are not two classes among the images")
+        if not symmetries.exact:
+            error = _interpolation_error(symmetries, batches)
+            notes.append(
+                f"interpolation alone: images that are turned there and back have the error {error:.3f} in pixels, "
+                "so no encoder is exact"
+            )
     return SymmetryErrors(
         symmetries=symmetries,
         num_images=len(images),
@@ -147,47 +133,57 @@ def measure_symmetry(
         layers=layers.errors(),
         left_out=layers.left_out,
         notes=tuple(notes),
-        similarities=torch.cat(similarities),
-        similarities_of_action=torch.cat(similarities_of_action) if similarities_of_action else None,
+        similarities=similarities,
+        similarities_of_action=None if act is None else similarities_of_action,
     )
 
 
 class _PartSums:
-    """Squared distances of a part of the features, added up over images and elements."""
+    """Squared distances of a part of the features, added up over images and elements, and predictions that stay."""
 
-    def __init__(self, part: str, features: Tensor, columns: slice, predict: Callable[[Tensor], Tensor] | None) -> None:
-        self.columns, self.predict, self.count = columns, predict, 0
-        self.spread = mean_squared_distance(features)
+    def __init__(self, part: str, features: Tensor, columns: slice, labels: Tensor | None) -> None:
+        first, last, _ = columns.indices(features.shape[1])
+        if last <= first:
+            raise ValueError(f"part {part!r} has no columns of the {features.shape[1]} features: give it at least one")
+        features = features[:, columns]
         if not bool(varying_components(features).any()):
             raise ValueError(
                 f"part {part!r} of the features is the same for all {len(features)} images, so errors have no scale: "
                 "give other images, or an encoder that has not collapsed"
             )
-        self.changes, self.misses, self.kept = 0.0, 0.0, 0
-        self.has_action = False
+        self.columns, self.spread = columns, Spread()
+        self.spread.add(features)
+        self.changes, self.misses, self.kept = Misses(), Misses(), 0
+        self.class_means: Tensor | None = None
         self.chance: float | None = None
-        if predict is not None:
-            sizes = torch.bincount(predict(features)).double()
+        classes = [] if labels is None else labels[labels >= 0].unique().tolist()
+        if labels is not None and len(classes) > 1:
+            labels = labels.to(features.device)
+            self.class_means = torch.stack([features[labels == label].mean(dim=0) for label in classes])
+            sizes = torch.bincount(_nearest(features, self.class_means)).double()
             self.chance = float((sizes * (sizes - 1)).sum() / (len(features) * (len(features) - 1)))
 
     def add(self, found: Tensor, known: Tensor, acted: Tensor | None) -> None:
         found, known = found[:, self.columns], known[:, self.columns]
-        self.count += len(found)
-        self.changes += float((found - known).square().sum())
+        self.changes.add(found, known)
         if acted is not None:
-            self.misses += float((found - acted[:, self.columns]).square().sum())
-            self.has_action = True
-        if self.predict is not None:
-            self.kept += int((self.predict(found) == self.predict(known)).sum())
+            self.misses.add(found, acted[:, self.columns])
+        if self.class_means is not None:
+            self.kept += int((_nearest(found, self.class_means) == _nearest(known, self.class_means)).sum())
 
     def errors(self) -> PartErrors:
-        scale = self.count * self.spread
+        count = self.changes.count
+        scale = count * self.spread.value
         return PartErrors(
-            invariance_error=(self.changes / scale) ** 0.5,
-            equivariance_error=(self.misses / scale) ** 0.5 if self.has_action else None,
-            consistency=None if self.predict is None else self.kept / self.count,
+            invariance_error=(self.changes.total / scale) ** 0.5,
+            equivariance_error=(self.misses.total / scale) ** 0.5 if self.misses.count else None,
+            consistency=None if self.class_means is None else self.kept / count,
             chance_consistency=self.chance,
         )
+
+
+def _nearest(features: Tensor, class_means: Tensor) -> Tensor:
+    return torch.cdist(features, class_means).argmin(dim=1)
 
 
 def _check(images: Tensor, symmetries: ImageSymmetries, labels: Tensor | None) -> None:
@@ -229,7 +225,7 @@ def _encode_all(encoder: nn.Module, batches: list[Tensor]) -> Tensor:
 
 def _stated_action(
     encoder: nn.Module, symmetries: ImageSymmetries, features: Tensor
-) -> tuple[Action | None, list[str]]:
+) -> tuple[Callable[[Any, Tensor], Tensor] | None, list[str]]:
     """How the elements act on features, where the encoder says so, or a note that it doesn't."""
     missing = f"equivariance_error is not measured: the encoder states no action of {symmetries.name} on its features"
     if not isinstance(encoder, Symmetric):
@@ -243,32 +239,12 @@ def _stated_action(
     return encoder.act_on_features, []
 
 
-def _predictor(
-    features: Tensor, part: str, columns: slice, labels: Tensor | None, head: Callable[[Tensor], Tensor] | None
-) -> Callable[[Tensor], Tensor] | None:
-    """Class numbers [n] of a part's features [n, d]; None if no class is known."""
-    first, last, _ = columns.indices(features.shape[1])
-    if last <= first:
-        raise ValueError(f"part {part!r} has no columns of the {features.shape[1]} features: give it at least one")
-    if head is not None and last - first == features.shape[1]:
-        weights = head.parameters() if isinstance(head, nn.Module) else iter(())
-        dtype = next((weight.dtype for weight in weights), features.dtype)
-        return lambda rows: head(rows.to(dtype)).argmax(dim=1)
-    classes = [] if labels is None else labels[labels >= 0].unique().tolist()
-    if labels is None or len(classes) < 2:
-        return None
-    means = torch.stack([features[labels.to(features.device) == label, columns].mean(dim=0) for label in classes])
-    return lambda rows: torch.cdist(rows, means).argmin(dim=1)
-
-
 def _interpolation_error(symmetries: ImageSymmetries, batches: list[Tensor]) -> float:
     """The error of images that are turned by an angle, and by the opposite one: what interpolation alone does."""
-    spread, changes, count = Spread(), 0.0, 0
+    spread, changes = Spread(), Misses()
     for images in batches:
         spread.add(images)
         for element in symmetries.elements:
             opposite = Element(360 - float(element.value), "", "", 0)  # type: ignore[arg-type]
-            there_and_back = symmetries.act(opposite, symmetries.act(element, images))
-            changes += float((there_and_back - images).double().square().sum())
-            count += len(images)
-    return (changes / count / spread.value) ** 0.5
+            changes.add(symmetries.act(opposite, symmetries.act(element, images)), images)
+    return (changes.total / changes.count / spread.value) ** 0.5

@@ -23,15 +23,11 @@ class LayerErrors:
     compared_elements: int
 
 
-def mean_squared_distance(values: Tensor) -> float:
-    """S: the mean of |v_i - v_j|^2 over all pairs of different rows of [N, ...]."""
-    spread = Spread()
-    spread.add(values)
-    return spread.value
-
-
 class Spread:
-    """The mean squared distance between different rows that come batch by batch: twice their total variance."""
+    """S, the mean of |v_i - v_j|^2 over all pairs of different rows, which come in batches [N, ...].
+
+    It is twice their total variance.
+    """
 
     def __init__(self) -> None:
         self.count, self.squares, self.size = 0, 0.0, 0.0
@@ -55,8 +51,8 @@ class Spread:
 
 
 @dataclass
-class _Misses:
-    """Squared distances between what a layer gives and what is expected of it, and their number."""
+class Misses:
+    """Squared distances between what is found and what is expected, added up, and their number."""
 
     total: float = 0.0
     count: int = 0
@@ -78,9 +74,9 @@ class _Layer:
     known: Tensor
     spread: Spread = field(default_factory=Spread)
     pooled_spread: Spread = field(default_factory=Spread)
-    spatial: _Misses = field(default_factory=_Misses)
-    equivariance: _Misses = field(default_factory=_Misses)
-    invariance: _Misses = field(default_factory=_Misses)
+    spatial: Misses = field(default_factory=Misses)
+    equivariance: Misses = field(default_factory=Misses)
+    invariance: Misses = field(default_factory=Misses)
     compared: set[Element] = field(default_factory=set)
 
 
@@ -94,10 +90,9 @@ class LayerSums:
 
     def begin_batch(self, images: Tensor) -> None:
         """Remembers what the layers say of untransformed images."""
-        outputs, left_out = _layer_outputs(self.encoder, images)
+        outputs, left_out = self._outputs(images)
         self.left_out |= left_out
-        for name, output in outputs.items():
-            known = self._prepared(output)
+        for name, known in outputs.items():
             layer = self.layers.setdefault(name, _Layer(known))
             layer.known = known
             layer.spread.add(known)
@@ -105,12 +100,17 @@ class LayerSums:
 
     def add(self, element: Element, moved_images: Tensor) -> None:
         """Compares with what they say of the images that the element has moved."""
-        outputs, _ = _layer_outputs(self.encoder, moved_images)
-        for name, output in outputs.items():
-            layer, found = self.layers[name], self._prepared(output)
+        outputs, _ = self._outputs(moved_images)
+        for name, found in outputs.items():
+            layer = self.layers[name]
             if found.ndim == 4:
                 self._add_maps(name, layer, element, found)
             layer.invariance.add(_pooled(found), _pooled(layer.known))
+
+    def _outputs(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, str]]:
+        outputs, left_out = _layer_outputs(self.encoder, images)
+        prepare = self.symmetries.prepare
+        return {name: prepare(each) if each.ndim == 4 else each for name, each in outputs.items()}, left_out
 
     def _add_maps(self, name: str, layer: _Layer, element: Element, found: Tensor) -> None:
         try:
@@ -140,18 +140,16 @@ class LayerSums:
             if layer.compared:
                 # Some elements could be compared, so the layer is not left out.
                 self.left_out.pop(name, None)
-            measured = LayerErrors(
-                name=name,
-                spatial_error=layer.spatial.error(layer.spread),
-                equivariance_error=layer.equivariance.error(layer.spread),
-                invariance_error=layer.invariance.error(layer.pooled_spread),
-                compared_elements=len(layer.compared),
+            errors.append(
+                LayerErrors(
+                    name=name,
+                    spatial_error=layer.spatial.error(layer.spread),
+                    equivariance_error=layer.equivariance.error(layer.spread),
+                    invariance_error=layer.invariance.error(layer.pooled_spread),
+                    compared_elements=len(layer.compared),
+                )
             )
-            errors.append(measured)
         return tuple(errors)
-
-    def _prepared(self, output: Tensor) -> Tensor:
-        return self.symmetries.prepare(output) if output.ndim == 4 else output
 
 
 def _pooled(output: Tensor) -> Tensor:
@@ -164,17 +162,15 @@ def _layer_outputs(encoder: nn.Module, images: Tensor) -> tuple[dict[str, Tensor
     The layers are those that timm's `forward_intermediates` gives, or else the encoder's children (and the children of
     those that only hold others, `nn.Sequential` and `nn.ModuleList`).
     """
-    if not callable(getattr(encoder, "forward_intermediates", None)):
-        return _hooked(encoder, images)
-    maps = encoder.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)  # type: ignore[operator]
-    info: Any = getattr(encoder, "feature_info", None) or []
-    names = [str(entry["module"]) for entry in info]
-    if len(names) != len(maps):
-        names = [f"intermediate {number}" for number in range(len(maps))]
-    return dict(zip(names, maps)), {}
-
-
-def _hooked(encoder: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if callable(getattr(encoder, "forward_intermediates", None)):
+        maps = encoder.forward_intermediates(  # type: ignore[operator]
+            images, output_fmt="NCHW", intermediates_only=True
+        )
+        info: Any = getattr(encoder, "feature_info", None) or []
+        names = [str(entry["module"]) for entry in info]
+        if len(names) != len(maps):
+            names = [f"intermediate {number}" for number in range(len(maps))]
+        return dict(zip(names, maps)), {}
     calls: dict[str, list[Any]] = {}
 
     def remember(name: str) -> Callable[..., None]:

@@ -2,11 +2,11 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from ssl_equi.evaluation.metrics import fixed
 from ssl_equi.evaluation.results import (
@@ -18,53 +18,50 @@ from ssl_equi.evaluation.results import (
     read_evaluation,
     write_arrays,
 )
+from ssl_equi.evaluation.samples import evenly_spread
 from ssl_equi.evaluation.symmetry.errors import PartErrors, SymmetryErrors
+from ssl_equi.evaluation.tables import LAYERS
 
 TASK = "symmetry"
-LAYERS = "_layers"  # ends the names of tasks about layers
 NUM_ORBITS = 4  # single images whose orbits are drawn
 LONGEST_LAYER_NAME = 30
+PART_METRICS = ("invariance_error", "equivariance_error", "consistency")
 LAYER_METRICS = ("spatial_error", "equivariance_error", "invariance_error")
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Errors of an encoder under one set of symmetries, and by part those of one with fresh weights, if measured."""
-
-    errors: SymmetryErrors
-    random_parts: Mapping[str, PartErrors] | None = None
-
-
-def symmetry_records(measurement: Measurement, split: str, seed: int) -> list[ProbeRecord]:
+def symmetry_records(
+    errors: SymmetryErrors, random_parts: Mapping[str, PartErrors] | None, split: str, seed: int
+) -> list[ProbeRecord]:
     """Records of the features' parts, task "symmetry_SET", and of the layers, task "symmetry_SET_layers".
 
     Args:
+        random_parts: of an encoder with fresh weights, if one was measured.
         split: that the images are of.
         seed: of the random encoder.
     """
-    errors, records = measurement.errors, []
-    elements = len(errors.symmetries.elements)
-    task, pairs = f"{TASK}_{errors.symmetries.name}", errors.num_images * elements
-    shared: dict[str, Any] = {
-        "num_objects": errors.num_images, "split": split, "protocol": f"{task}, {elements} elements", "seed": seed
-    }  # fmt: skip
+    task, num_elements = f"{TASK}_{errors.symmetries.name}", len(errors.symmetries.elements)
+    found: list[tuple[str, str, str, float | None, float | None, float | None, int]] = []
     for part, measured in errors.parts.items():
-        random = None if measurement.random_parts is None else measurement.random_parts[part]
-        for metric in ("invariance_error", "equivariance_error", "consistency"):
-            value = getattr(measured, metric)
+        for metric in PART_METRICS:
             baseline = measured.chance_consistency if metric == "consistency" else 1.0
-            if value is None or baseline is None:
-                continue
-            other = None if random is None else getattr(random, metric)
-            records.append(ProbeRecord(task, part, metric, value, baseline, "other images", other, n=pairs, **shared))
+            random = None if random_parts is None else getattr(random_parts[part], metric)
+            found.append((task, part, metric, getattr(measured, metric), baseline, random, num_elements))
     for layer in errors.layers:
         for metric in LAYER_METRICS:
-            value = getattr(layer, metric)
-            if value is not None:
-                n = errors.num_images * (layer.compared_elements if metric == "spatial_error" else elements)
-                of_layer = (task + LAYERS, layer.name, metric, value, 1.0, "other images", None)
-                records.append(ProbeRecord(*of_layer, n=n, **shared))
-    return records
+            elements = layer.compared_elements if metric == "spatial_error" else num_elements
+            found.append((task + LAYERS, layer.name, metric, getattr(layer, metric), 1.0, None, elements))
+    return [
+        ProbeRecord(
+            *(of_task, part, metric, value, baseline, "other images", random),
+            n=errors.num_images * elements,
+            num_objects=errors.num_images,
+            split=split,
+            protocol=f"{task}, {num_elements} elements",
+            seed=seed,
+        )
+        for of_task, part, metric, value, baseline, random, elements in found
+        if value is not None and baseline is not None
+    ]
 
 
 def symmetry_arrays(errors: SymmetryErrors, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -74,7 +71,7 @@ def symmetry_arrays(errors: SymmetryErrors, images: np.ndarray) -> dict[str, np.
         images: uint8 [N, H, W, 3], those that were measured, in their order.
     """
     elements = errors.symmetries.elements
-    rows = np.linspace(0, errors.num_images - 1, min(NUM_ORBITS, errors.num_images)).round().astype(int)
+    rows = evenly_spread(errors.num_images, NUM_ORBITS)
     arrays = {
         "similarity": errors.similarities.float().numpy(),
         "curves": np.array([element.curve for element in elements], dtype=np.str_),
@@ -88,30 +85,36 @@ def symmetry_arrays(errors: SymmetryErrors, images: np.ndarray) -> dict[str, np.
 
 
 def add_symmetry(
-    folder: Path, measurements: Sequence[Measurement], images: np.ndarray, records: Sequence[ProbeRecord],
+    folder: Path,
+    measured: Sequence[SymmetryErrors],
+    images: np.ndarray,
+    records: Sequence[ProbeRecord],
     run: Mapping[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Append the records and notes to `results.json` of a run or an evaluation, and put the arrays beside its own.
 
     Args:
         run: what `results.json` says of the whole run, if the folder has none.
     """
-    notes = [note for measurement in measurements for note in notes_of(measurement)]
-    results = folder / RESULTS_FILE
+    results, file = folder / RESULTS_FILE, folder / ARRAYS_FILE
+    notes = [note for errors in measured for note in notes_of(errors)]
     # The numbers first: nothing that is only drawn may cost them.
     append_records(results, records, None if results.exists() else run, notes)
-    arrays = read_evaluation(folder).arrays if (folder / ARRAYS_FILE).exists() else {}
-    for measurement in measurements:
-        # Of an earlier measurement nothing may stay, such as an action that another encoder states.
-        ending = f"/{measurement.errors.symmetries.name}"
-        arrays = {key: array for key, array in arrays.items() if not (key.startswith(TASK) and key.endswith(ending))}
-        arrays |= symmetry_arrays(measurement.errors, images)
-    append_records(results, [], {ARRAYS_HASH: write_arrays(folder, arrays)})
+    # Two measurements of one folder may end at the same time, and each keeps the other's arrays.
+    with FileLock(folder / f".{ARRAYS_FILE}.lock"):
+        arrays = read_evaluation(folder).arrays if file.exists() else {}
+        for errors in measured:
+            # Of an earlier measurement nothing may stay, such as an action that another encoder states.
+            ending = f"/{errors.symmetries.name}"
+            arrays = {
+                key: array for key, array in arrays.items() if not (key.startswith(TASK) and key.endswith(ending))
+            }
+            arrays |= symmetry_arrays(errors, images)
+        append_records(results, [], {ARRAYS_HASH: write_arrays(folder, arrays)})
 
 
-def notes_of(measurement: Measurement) -> list[str]:
+def notes_of(errors: SymmetryErrors) -> list[str]:
     """What is missing or not exact, a sentence each; layers that share a reason share the sentence."""
-    errors = measurement.errors
     layers_by_reason: dict[str, list[str]] = {}
     for layer, reason in errors.left_out.items():
         layers_by_reason.setdefault(reason, []).append(layer)
@@ -119,9 +122,8 @@ def notes_of(measurement: Measurement) -> list[str]:
     return [f"{errors.symmetries.name}: {note}" for note in (*errors.notes, *left_out)]
 
 
-def print_layers(measurement: Measurement) -> None:
+def print_layers(errors: SymmetryErrors) -> None:
     """Print the errors of every layer, why others are left out, and notes; no line is wider than 80 characters."""
-    errors = measurement.errors
     if errors.layers:
         print(f"\nlayers under {errors.symmetries.name}")
         width = max(len(short_name(layer.name)) for layer in errors.layers)
@@ -131,7 +133,7 @@ def print_layers(measurement: Measurement) -> None:
             count = f"{layer.compared_elements}/{len(errors.symmetries.elements)}"
             print("  " + short_name(layer.name).ljust(width) + "".join(text.rjust(13) for text in (*values, count)))
         print("spatial: cells moved like pixels, for so many elements; pooled: invariance_error")
-    for line in notes_of(measurement):
+    for line in notes_of(errors):
         print(textwrap.fill(line, width=80, subsequent_indent="  ", break_on_hyphens=False))
 
 
