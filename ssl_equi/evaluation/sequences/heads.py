@@ -1,4 +1,4 @@
-"""What the questions about sequences share: aggregates of views, and heads that regress parts of an action."""
+"""What the questions about sequences share: aggregates of views, and heads that read parts of an action."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.evaluation.baselines import constant_baselines, constant_rotation_baselines
-from ssl_equi.evaluation.features import frozen
-from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, fit_ridge, train_heads
+from ssl_equi.evaluation.features import FeatureCache, frozen
+from ssl_equi.evaluation.heads import HeadPlan, fit_ridge
 from ssl_equi.evaluation.metrics import angle_errors_deg, r2_metrics, r2_notes, summarise_angles
-from ssl_equi.evaluation.protocol import ProbeProtocol
+from ssl_equi.evaluation.samples import feature_matrix, sample_objects
 from ssl_equi.evaluation.sequences.embed import HUES, POSITION_NAMES, FeatureSequences
-from ssl_equi.evaluation.task import TaskResult
+from ssl_equi.evaluation.task import Ask, Probe, TaskResult
 from ssl_equi.geometry.poses import ROTATION_ACTION_SIZE
 from ssl_equi.geometry.rotations import quat_multiply
 from ssl_equi.latents.actions import LatentActions
@@ -58,12 +58,10 @@ def aggregate_views(
 ) -> list[Tensor]:
     """Aggregates `[N, windows, W]` of every sequence of each set: of its first `count` views, the next ones, and so on.
 
-    Args:
-        model: on the device of the sets; in evaluation mode here, whatever its mode is.
-        without_images, without_actions: zeros stand for the features or the actions.
+    The model is in evaluation mode meanwhile; RuntimeError if that changes its state, or an aggregate isn't finite.
 
-    Raises:
-        RuntimeError: aggregating changed a parameter or a buffer of the model, or an aggregate is not finite.
+    Args:
+        without_images, without_actions: zeros stand for the features or the actions.
     """
     assert isinstance(model, nn.Module)
 
@@ -106,7 +104,7 @@ class ActionTarget:
         return actions[..., list(self.columns)]
 
     def steps_of(self, actions: Tensor) -> Tensor:
-        """What the steps of a path have to tell, columns `[..., S]` of actions `[..., A]`."""
+        """What the steps of a path have to tell: columns `[..., S]` of actions `[..., A]`."""
         return actions[..., list(self.step_columns)]
 
     def composed(self, actions: Tensor) -> Tensor:
@@ -173,28 +171,43 @@ def augmentation_targets(action_names: Sequence[str]) -> tuple[ActionTarget, ...
     return tuple(targets)
 
 
-def fit_target(
-    target: ActionTarget,
-    features: Tensor,
-    objects: Tensor,
-    samples_of_epoch: Callable[[int], Samples],
-    protocol: ProbeProtocol,
-    seed: int,
-) -> nn.Sequential:
-    """The head of the target's kind, trained on rows of `features [R, D]` that show the objects `objects [R]`.
+def cache_of_windows(sequences: FeatureSequences, features: Tensor, actions: Tensor) -> FeatureCache:
+    """Parts of sequences as views of a split, for tasks: features `[N, K, D]` of K windows of each sequence.
+
+    Args:
+        actions: `[N, K, K, A]` that are asked for between the windows; they stand where a view has its latents.
+    """
+    return FeatureCache(features, sequences.labels, actions.flatten(2), None)
+
+
+def action_probe(target: ActionTarget, of: Literal["views", "pairs"]) -> Probe:
+    """The head of a part of the action between two windows or, of "views", of the action that a window is asked."""
+
+    def targets_of(cache: FeatureCache, rows: Tensor) -> Tensor:
+        actions = cache.rows(cache.latents).unflatten(1, (cache.num_views, -1))
+        return target.of(actions[rows[:, 0], rows[:, -1] % cache.num_views])
+
+    def plan(ask: Ask) -> HeadPlan:
+        protocol = ask.protocol
+        return HeadPlan(protocol.rotation_hidden, protocol.rotation_epochs, protocol.rotation_pairs_per_object)
+
+    return Probe(of, targets_of, plan)
+
+
+def fit_target(target: ActionTarget, probe: Probe, ask: Ask, objects: Tensor) -> nn.Sequential:
+    """The head of the target's kind; the sequences that are learnt from show the objects `objects [N]`.
 
     A linear head is the ridge regression on the samples of epoch 0, an MLP is trained like that of relative rotations.
     """
-    if target.head == "linear":
-        samples = samples_of_epoch(0)
-        # Whole objects choose the strength, at least one of several.
-        distinct, position = objects.unique(return_inverse=True)
-        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(distinct))).to(objects.device)
-        count = min(max(1, round(protocol.ridge_held_out_share * len(distinct))), len(distinct) - 1)
-        held_out = (order < count)[position][samples.rows[:, 0]]
-        return fit_ridge(features, samples, held_out, protocol)[0]
-    plan = HeadPlan(protocol.rotation_hidden, protocol.rotation_epochs)
-    return train_heads([HeadRequest(features, samples_of_epoch, plan, seed)], protocol)[0]
+    if target.head == "mlp":
+        return ask.head(probe)
+    samples = probe.request(ask).samples_of_epoch(0)
+    # Whole objects choose the strength, at least one of several.
+    distinct, position = objects.unique(return_inverse=True)
+    order = torch.from_numpy(np.random.default_rng(ask.seed).permutation(len(distinct))).to(objects.device)
+    count = min(max(1, round(ask.protocol.ridge_held_out_share * len(distinct))), len(distinct) - 1)
+    held_out = (order < count)[position][sample_objects(ask.train, samples.rows)]
+    return fit_ridge(feature_matrix(ask.train), samples, held_out, ask.protocol)[0]
 
 
 def judge(target: ActionTarget, predictions: Tensor, truth: Tensor) -> TaskResult:
