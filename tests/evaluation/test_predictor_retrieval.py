@@ -195,8 +195,8 @@ def test_an_untrained_predictor_is_at_chance_among_fifty_views() -> None:
     assert chance_retrieval_error(cache.quats_xyzw) == pytest.approx(0.627, abs=0.003)
     some = feature_cache(cache.features[:100], cache.labels[:100], cache.latents[:100], cache.quats_xyzw[:100])
     errors = retrieve_with_predictor(untrained(), some)
-    assert errors.object_errors_with_source.mean().item() == pytest.approx(errors.chance_error, abs=0.06)
-    assert errors.object_errors_without_source.mean().item() == pytest.approx(errors.chance_error, abs=0.06)
+    assert errors.with_source.object_errors.mean().item() == pytest.approx(errors.chance_error, abs=0.06)
+    assert errors.without_source.object_errors.mean().item() == pytest.approx(errors.chance_error, abs=0.06)
 
 
 def test_records_name_gallery_and_chance() -> None:
@@ -236,8 +236,6 @@ def test_malformed_input_is_named() -> None:
     cache = posed_cache(width=WIDTH)
     with pytest.raises(ValueError, match=r"features have shape \(120, 10\): this predictor of sie reads \[N, 12\]"):
         retrieve_with_predictor(untrained(), replace(cache, features=cache.features[..., :10]))
-    with pytest.raises(ValueError, match="7 contexts of each object were asked for: ask for 1 to 6"):
-        retrieve_with_predictor(untrained(), cache, source_views=7)
     broken = untrained()
     nn.init.constant_(broken.module.predictor.matrices, torch.inf)
     with pytest.raises(ValueError, match="predictions are not finite"):

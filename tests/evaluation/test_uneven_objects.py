@@ -334,7 +334,7 @@ def test_a_predictor_is_asked_for_consistency_but_not_for_retrieval(caches: tupl
     reason = "objects have 3 to 8 views, and ranks among so many"
     with pytest.raises(TaskSkipped, match=reason):
         retrieve_with_predictor(Turning(), test)
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(TaskSkipped, match=reason):
         retrieve_with_sequences(torch.nn.Identity(), test, test.features, ("rotation",), context_views=1)
 
 

@@ -30,6 +30,7 @@ from ssl_equi.evaluation.predictors.retrieval import (
     prediction_retrieval_error,
     ranks,
 )
+from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.sequences.heads import AggregatingModel
 from ssl_equi.latents.actions import LatentActions, actions_of
 
@@ -70,25 +71,20 @@ def retrieve_with_sequences(
         target_features: `[n_objects, n_views, E]` of the same views by what the predictor was trained towards.
         told: names of the actions that the model is told between views; UserError if the views have no such latents.
         context_views: M, less than the views of an object.
-        contexts_per_object: so many of the contexts of each object; all (one for each view) when None.
+        contexts_per_object: so many of the contexts of each object, the first ones; all (one for each view) when None.
         whole_set: measure the prediction retrieval error, too, where poses are known; it compares every query with
             every view of the set.
 
     Raises:
-        ValueError: objects have different numbers of views, or the numbers of views or the target features do not fit
-            the cache.
+        TaskSkipped: objects have different numbers of views.
     """
     actions = actions_of(cache.schema, told)
-    if cache.view_counts is not None:
-        raise ValueError(f"{different_galleries(cache)}: take a split of objects with equally many views")
-    if target_features.shape[:-1] != cache.features.shape[:-1]:
-        raise ValueError(
-            f"target_features {tuple(target_features.shape)} do not fit features {tuple(cache.features.shape)}: encode "
-            "the same views by both encoders"
-        )
+    require_equal_galleries(cache)
     assert isinstance(model, nn.Module)
     num_objects, num_views = cache.num_objects, cache.num_views
-    contexts = _contexts(num_views, context_views, contexts_per_object).to(device)
+    # M consecutive views (after the last follows the first), of which the last is view 0, 1, 2, ...
+    last_views = torch.arange(contexts_per_object or num_views, device=device).unsqueeze(1)
+    contexts = (last_views + torch.arange(1 - context_views, 1, device=device)) % num_views
     unseen = _unseen(contexts, num_views)
     every_view = torch.arange(num_views, device=device).expand(len(contexts), -1)
     # After one view all are asked for, as in SIE; after several, those that are not among them.
@@ -98,39 +94,36 @@ def retrieve_with_sequences(
     gallery, quats_xyzw = target_features.to(device), None
     if whole_set and cache.quats_xyzw is not None:
         quats_xyzw = cache.quats_xyzw.to(device)
-    found_ranks: tuple[list[Tensor], list[Tensor]] = ([], [])
-    found_errors: tuple[list[Tensor], list[Tensor]] = ([], [])
+    found_ranks: dict[_Questions, list[Tensor]] = {with_source: [], without_source: []}
+    found_errors: dict[_Questions, list[Tensor]] = {with_source: [], without_source: []}
     objects_in_a_chunk = max(1, PREDICTIONS_IN_A_CHUNK // (len(contexts) * num_views))
     with frozen(model):
         for start in range(0, num_objects, objects_in_a_chunk):
             objects = slice(start, min(start + objects_in_a_chunk, num_objects))
             predictions = _predict_all_views(model, cache.objects(objects).to(device), actions, contexts)
-            for asked, found, errors in zip((with_source, without_source), found_ranks, found_errors, strict=True):
-                found.append(asked.ranks(predictions, gallery[objects], metric).cpu())
+            for asked in (with_source, without_source):
+                found_ranks[asked].append(asked.ranks(predictions, gallery[objects], metric).cpu())
                 if quats_xyzw is not None:
                     of_queries = asked.errors(predictions, gallery, quats_xyzw, objects, metric)
-                    errors.append(of_queries.view(len(predictions), -1).mean(dim=1).cpu())
-    with_errors, without_errors = [torch.cat(errors) if errors else None for errors in found_errors]
-    return Retrieval(
-        context_views=context_views,
-        num_objects=num_objects,
-        with_source=Ranking(torch.cat(found_ranks[0]), num_views),
-        without_source=Ranking(torch.cat(found_ranks[1]), num_views - context_views),
-        object_errors_with_source=with_errors,
-        object_errors_without_source=without_errors,
-        chance_error=None if quats_xyzw is None else chance_retrieval_error(quats_xyzw),
-    )
+                    found_errors[asked].append(of_queries.view(len(predictions), -1).mean(dim=1).cpu())
+    rankings = [
+        Ranking(torch.cat(found_ranks[asked]), size, None if quats_xyzw is None else torch.cat(found_errors[asked]))
+        for asked, size in ((with_source, num_views), (without_source, num_views - context_views))
+    ]
+    chance_error = None if quats_xyzw is None else chance_retrieval_error(quats_xyzw)
+    return Retrieval(context_views, num_objects, *rankings, chance_error)
 
 
-def different_galleries(views: FeatureCache | ViewCollection) -> str:
-    """Why views can't be retrieved where objects have different numbers of them."""
-    return (
-        f"objects have {views.fewest_views} to {views.num_views} views, and ranks among so many can't be averaged or "
-        "compared with one chance"
-    )
+def require_equal_galleries(views: FeatureCache | ViewCollection) -> None:
+    """Raises TaskSkipped where objects have different numbers of views."""
+    if views.view_counts is not None:
+        raise TaskSkipped(
+            f"objects have {views.fewest_views} to {views.num_views} views, and ranks among so many can't be averaged "
+            "or compared with one chance: take a split of objects with equally many views"
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Questions:
     """Which views are asked for after each context: `views [C, N]`, and `excluded [C, N, K]` from their gallery."""
 
@@ -158,19 +151,6 @@ class _Questions:
     def _asked(self, predictions: Tensor) -> Tensor:
         contexts = torch.arange(len(self.views), device=self.views.device).unsqueeze(1)
         return predictions[:, contexts, self.views].flatten(1, 2)
-
-
-def _contexts(num_views: int, context_views: int, count: int | None) -> Tensor:
-    """int64 `[C, M]`: M consecutive views (after the last follows the first), of which the last is view 0, 1, 2, ..."""
-    if not 1 <= context_views < num_views:
-        raise ValueError(
-            f"a context has {context_views} views and objects have {num_views}: observe at least 1 and leave at least "
-            "1 to ask for"
-        )
-    if count is not None and not 1 <= count <= num_views:
-        raise ValueError(f"{count} contexts of each object were asked for: ask for 1 to {num_views}, one for each view")
-    last = torch.arange(num_views if count is None else count).unsqueeze(1)
-    return (last + torch.arange(1 - context_views, 1)) % num_views
 
 
 def _unseen(contexts: Tensor, num_views: int) -> Tensor:
