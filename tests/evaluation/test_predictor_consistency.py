@@ -177,7 +177,8 @@ def test_the_errors_equal_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> No
         assert result.metrics["composition_error"] == pytest.approx(ratio, rel=1e-5)
     for name, scores in result.object_scores.items():
         assert scores.shape == (OBJECTS,) and scores.mean() == pytest.approx(result.metrics[name])
-    few = predictor_consistency(predictor, cache, triples_per_object=2)
+    monkeypatch.setattr(module, "TRIPLES_PER_OBJECT", 2)
+    few = predictor_consistency(predictor, cache)
     assert few.num_samples == 2 * OBJECTS and few.metrics != result.metrics
 
 
@@ -213,7 +214,5 @@ def test_what_can_not_be_asked_is_skipped_with_a_reason() -> None:
         predictor_consistency(Turning(), posed_cache(num_views=2))
     with pytest.raises(TaskSkipped, match="these views have no latents for rotation"):
         predictor_consistency(Turning(), replace(cache, quats_xyzw=None, latents=cache.latents[..., :0], schema=None))
-    with pytest.raises(ValueError, match="triples_per_object is 0"):
-        predictor_consistency(Turning(), cache, triples_per_object=0)
     with pytest.raises(ValueError, match="are not finite"):
         predictor_consistency(Turning(), replace(cache, features=cache.features * torch.nan))
