@@ -6,9 +6,10 @@ set, as in SIE (Garrido et al., ICML 2023), each beside what chance reaches.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -171,25 +172,12 @@ class Ranking:
     Attributes:
         ranks: of all queries, int64 `[n]` on the CPU, object by object.
         gallery_size: how many views of the object each of them was among.
-        object_errors: each object's mean prediction retrieval error over the whole set, float64 `[num_objects]`; None
-            if it was not asked for.
+        object_errors: each object's mean retrieval error over the whole set, float64 `[num_objects]`; None: not asked.
     """
 
     ranks: Tensor
     gallery_size: int
     object_errors: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class RetrievalMeasure:
-    """One number of a retrieval, what chance reaches, and each object's own value, float64 `[num_objects]`."""
-
-    metric: str
-    value: float
-    chance: float
-    num_queries: int
-    gallery: str
-    of_objects: Tensor
 
 
 @dataclass(frozen=True)
@@ -223,8 +211,11 @@ class Retrieval:
         identity = torch.eye(by_source.shape[1], num_views, dtype=torch.bool)
         return Ranking(by_source[:, ~identity].flatten(), num_views)
 
-    def measures(self) -> Iterator[RetrievalMeasure]:
-        """All numbers, in the order of the table; a rank that no view can miss is left out."""
+    def measures(self) -> Iterator[tuple[str, TaskResult]]:
+        """All numbers in the order of the table, each as a result of its own beside the gallery in words.
+
+        A rank that no view can miss is left out.
+        """
         rankings = {"": self.with_source, "_without_identity": self.without_identity}
         rankings["_without_source"] = self.without_source
         asked = {suffix: ranking for suffix, ranking in rankings.items() if ranking is not None}
@@ -235,39 +226,43 @@ class Retrieval:
                 if k < size:
                     found[f"hit_at_{k}"] = ((by_object <= k).double(), chance_hit_at_k(k, size))
             for name, (scores, chance) in found.items():
-                yield RetrievalMeasure(
-                    f"{name}{suffix}", float(scores.mean()), chance, scores.numel(), f"{size} views of the object",
-                    scores.mean(dim=1),
-                )  # fmt: skip
+                result = _beside_chance(f"{name}{suffix}", scores, chance, scores.numel())
+                yield f"{size} views of the object", result
         for suffix, ranking in asked.items():
-            errors = ranking.object_errors
-            if errors is not None and self.chance_error is not None:
-                yield RetrievalMeasure(
-                    f"retrieval_error{suffix}", float(errors.mean()), self.chance_error, len(ranking.ranks),
-                    "all views of the split", errors,
-                )  # fmt: skip
+            if ranking.object_errors is not None and self.chance_error is not None:
+                errors, name = ranking.object_errors.unsqueeze(1), f"retrieval_error{suffix}"
+                yield "all views of the split", _beside_chance(name, errors, self.chance_error, len(ranking.ranks))
+
+
+def _beside_chance(name: str, scores: Tensor, chance: float, num_samples: int) -> TaskResult:
+    """The mean of scores `[num_objects, n]`, with each object's own."""
+    return TaskResult(
+        {name: float(scores.mean())}, {name: Baseline(chance, "chance")}, num_samples,
+        object_scores={name: scores.mean(dim=1).numpy()},
+    )  # fmt: skip
 
 
 def retrieval_records(retrieval: Retrieval, gallery_encoder: str, split_name: str) -> list[ProbeRecord]:
     """Records of one context length (part "pred@M") beside chance, with the gallery and, in words, what encoded it."""
     records: list[ProbeRecord] = []
-    for measure in retrieval.measures():
-        chance = {measure.metric: Baseline(measure.chance, "chance")}
-        result = TaskResult({measure.metric: measure.value}, chance, measure.num_queries)
+    for gallery, result in retrieval.measures():
+        # Nothing is drawn, so the seed is 0; standard errors over objects are those of the encoder's task `retrieval`.
+        answers = {f"pred@{retrieval.context_views}": {TASK: replace(result, object_scores=None)}}
         records += records_of(
-            {f"pred@{retrieval.context_views}": {TASK: result}}, None, split=split_name, seed=0,  # nothing is drawn
-            protocol=f"{PROTOCOL}, {measure.gallery} by {gallery_encoder}", num_objects=retrieval.num_objects,
+            answers, None, split=split_name, protocol=f"{PROTOCOL}, {gallery} by {gallery_encoder}", seed=0,
+            num_objects=retrieval.num_objects,
         )  # fmt: skip
     return records
 
 
 def retrieval_result(retrieval: Retrieval) -> TaskResult:
-    """The same numbers as a task's result: with each object's own value, and all queries counted."""
-    measures = list(retrieval.measures())
-    return TaskResult(
-        metrics={measure.metric: measure.value for measure in measures},
-        baselines={measure.metric: Baseline(measure.chance, "chance") for measure in measures},
-        num_samples=len(retrieval.with_source.ranks),
-        object_scores={measure.metric: measure.of_objects.numpy() for measure in measures},
-        retrieval_ranks=retrieval.with_source.ranks.numpy(),
-    )
+    """The same numbers as one task's result, with all queries counted."""
+    metrics: dict[str, float] = {}
+    baselines: dict[str, Baseline] = {}
+    object_scores: dict[str, np.ndarray] = {}
+    for _, result in retrieval.measures():
+        metrics |= result.metrics
+        baselines |= result.baselines
+        object_scores |= result.object_scores or {}
+    found = retrieval.with_source.ranks
+    return TaskResult(metrics, baselines, len(found), object_scores=object_scores, retrieval_ranks=found.numpy())

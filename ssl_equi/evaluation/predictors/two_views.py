@@ -27,7 +27,7 @@ NUM_STRIPS, STRIP_LENGTH = 6, 6
 
 
 class OneObservedView(nn.Module):
-    """A predictor as `ssl_equi.evaluation.sequences.retrieval.PredictingModel`, for contexts of one view."""
+    """A predictor as `ssl_equi.evaluation.sequences.heads.AggregatingModel`, for contexts of one view."""
 
     aggregator_takes_actions = predictor_takes_actions = True
 

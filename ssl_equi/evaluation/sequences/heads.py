@@ -35,16 +35,22 @@ _TARGETS_BY_PREFIX = ("crop", "blur")
 
 
 class AggregatingModel(Protocol):
-    """A module that makes one vector of the features of several views, such as `ssl_equi.objectives.seq_jepa.SeqJEPA`.
+    """A module that makes one vector of several views, such as `ssl_equi.objectives.seq_jepa.SeqJEPA`.
 
-    It is given None instead of actions unless `aggregator_takes_actions`.
+    It is given None instead of actions unless `aggregator_takes_actions` or `predictor_takes_actions`.
     """
 
     @property
     def aggregator_takes_actions(self) -> bool: ...
 
+    @property
+    def predictor_takes_actions(self) -> bool: ...
+
     def aggregate(self, features: Tensor, actions: Tensor | None) -> Tensor:
         """`[B, W]` of features `[B, M, D]` and the actions `[B, M - 1, A]` between them, for any M >= 1."""
+
+    def predict(self, aggregates: Tensor, actions: Tensor | None) -> Tensor:
+        """Target features `[B, E]` of the views that actions `[B, A]` lead to from the last observed one."""
 
 
 def aggregate_views(

@@ -1,18 +1,5 @@
 """Questions asked of a model that aggregates sequences of views (seq-JEPA, Ghaemi et al., NeurIPS 2025, section 3.3).
 
-- classification: the object's class from the aggregate of a sequence's first M views, by a linear head of its own for
-  every M, beside the class from the encoder's features of the first view ("all@1").
-- pair_action: the action between two views from the encoder's features of both, as the paper probes equivariance.
-- leakage: what the aggregate should leave to the encoder. One sequence of each object is cut into windows of M views,
-  and the aggregates of two windows are asked for the action from the last view of the one to the last view of the
-  other; neither was told of it. Beside them, the encoder's features of the same two views ("all@M"). The paper does not
-  say between which views it asks for the action; this definition is ours.
-- path_integration: the action from the first view to view M + 1, from the aggregate of M views and the last step's
-  action. M = 1 is trivial: the last step is the answer. "oracle@M" composes the exact actions of all steps. Heads are
-  trained on intact inputs; "no images" aggregates zeros for features, "no actions" zeros for every action. It is asked
-  of actions that compose: those of latents but hues (translations of rigid motions are given the last step's rotation,
-  too), and positions.
-
 Parts are named "agg@M" (aggregate of M views) and "all" or "all@M" (features of the encoder: of any views, or of those
 that stand beside "agg@M"), tasks by question and part of the action: "pair_rotation", "leakage_position". The
 parts "base_translation" and "object_translation" are those of the action that the model is told, R12 t2 - t1 and
@@ -56,8 +43,7 @@ Answer = tuple[str, str, TaskResult]  # task, part and what it achieved
 class SequenceProtocol:
     """What is asked, of which sequences, and how the heads are trained and judged.
 
-    Heads learn from the fixed sequences of the training split and are judged on those of the evaluated one. Pairs of
-    windows are drawn as `heads` says of pairs of views, from one sequence of each object.
+    Pairs of windows are drawn as `heads` says of pairs of views, from one sequence of each object.
     """
 
     name: str = f"{PROTOCOLS}v1"
@@ -187,6 +173,17 @@ class _Probing:
         return self.train.one_per_object(), self.test.one_per_object()
 
     def answers(self) -> Iterator[Answer]:
+        """What each question asks.
+
+        - classification: the object's class from the aggregate of a sequence's first M views, by a head of its own for
+          every M, beside the class from the encoder's features of the first view.
+        - pair_action: the action between two views from the encoder's features of both, as the paper probes it.
+        - leakage: what the aggregate should leave to the encoder. A sequence is cut into windows of M views, and the
+          aggregates of two windows are asked for the action from the last view of the one to the last of the other, of
+          which neither was told, beside the encoder's features of these two views. The paper doesn't say between which
+          views it asks for the action; this definition is ours.
+        - path_integration: see `_paths`.
+        """
         questions = self.protocol.questions
         if "classification" in questions:
             yield self._class_from("all@1", [sequences.features[:, 0] for sequences in (self.train, self.test)])
@@ -247,7 +244,12 @@ class _Probing:
                 yield f"{question}_{target.name}", part, judge(target, predictions, samples.targets)
 
     def _paths(self, length: int, train: Tensor, test: Tensor) -> Iterator[Answer]:
-        """The action from the first view to the one after `length` views, from their aggregates `[N, W]`."""
+        """The action from view 1 to view M + 1, from the aggregates `[N, W]` of M = `length` views and the last step.
+
+        For M = 1, the last step is the answer. "oracle" composes the exact actions of all steps; "no images"
+        aggregates zeros for features, "no actions" zeros for every action. It is asked of actions that compose: those
+        of latents but hues (translations of rigid motions are given the last step's rotation, too), and positions.
+        """
         targets = [target for target in action_targets(self.train) if target.compose is not None]
         if not targets:
             return
