@@ -1,7 +1,7 @@
 """What the questions about sequences share: aggregates of views, and heads that read parts of an action."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ssl_equi.evaluation.baselines import constant_baselines, constant_rotation_baselines
 from ssl_equi.evaluation.features import FeatureCache, frozen
-from ssl_equi.evaluation.heads import HeadPlan, fit_ridge
+from ssl_equi.evaluation.heads import HeadPlan, fit_ridge, predict
 from ssl_equi.evaluation.metrics import angle_errors_deg, r2_metrics, r2_notes, summarise_angles
 from ssl_equi.evaluation.samples import feature_matrix, sample_objects
 from ssl_equi.evaluation.sequences.embed import HUES, POSITION_NAMES, FeatureSequences
@@ -186,34 +186,42 @@ def cache_of_windows(sequences: FeatureSequences, features: Tensor, actions: Ten
     return FeatureCache(features, sequences.labels, actions.flatten(2), None)
 
 
-def action_probe(target: ActionTarget, of: Literal["views", "pairs"]) -> Probe:
-    """The head of a part of the action between two windows or, of "views", of the action that a window is asked."""
+def read_action(
+    target: ActionTarget, of: Literal["views", "pairs"], ask: Ask, objects: Tensor, seen: Mapping[str, Tensor]
+) -> dict[str, TaskResult]:
+    """What one head reads of the actions between windows or, of "views", of the one that each window is asked for.
 
-    def targets_of(cache: FeatureCache, rows: Tensor) -> Tensor:
-        actions = cache.rows(cache.latents).unflatten(1, (cache.num_views, -1))
-        return target.of(actions[rows[:, 0], rows[:, -1] % cache.num_views])
+    A linear head is the ridge regression on the samples of epoch 0, an MLP is trained like that of relative rotations.
+
+    Args:
+        ask: of windows, see `cache_of_windows`.
+        objects: which the sequences show that the head learns from, `[N]`.
+        seen: features of the judged windows `[N * K, D]` by part: as they are, or changed.
+    """
+
+    def targets_of(windows: FeatureCache, rows: Tensor) -> Tensor:
+        actions = windows.rows(windows.latents).unflatten(1, (windows.num_views, -1))
+        return target.of(actions[rows[:, 0], rows[:, -1] % windows.num_views])
 
     def plan(ask: Ask) -> HeadPlan:
         protocol = ask.protocol
         return HeadPlan(protocol.rotation_hidden, protocol.rotation_epochs, protocol.rotation_pairs_per_object)
 
-    return Probe(of, targets_of, plan)
-
-
-def fit_target(target: ActionTarget, probe: Probe, ask: Ask, objects: Tensor) -> nn.Sequential:
-    """The head of the target's kind; the sequences that are learnt from show the objects `objects [N]`.
-
-    A linear head is the ridge regression on the samples of epoch 0, an MLP is trained like that of relative rotations.
-    """
+    probe = Probe(of, targets_of, plan)
     if target.head == "mlp":
-        return ask.head(probe)
-    samples = probe.request(ask).samples_of_epoch(0)
-    # Whole objects choose the strength, at least one of several.
-    distinct, position = objects.unique(return_inverse=True)
-    order = torch.from_numpy(np.random.default_rng(ask.seed).permutation(len(distinct))).to(objects.device)
-    count = min(max(1, round(ask.protocol.ridge_held_out_share * len(distinct))), len(distinct) - 1)
-    held_out = (order < count)[position][sample_objects(ask.train, samples.rows)]
-    return fit_ridge(feature_matrix(ask.train), samples, held_out, ask.protocol)[0]
+        head = ask.head(probe)
+    else:
+        samples = probe.request(ask).samples_of_epoch(0)
+        # Whole objects choose the strength, at least one of several.
+        distinct, position = objects.unique(return_inverse=True)
+        order = torch.from_numpy(np.random.default_rng(ask.seed).permutation(len(distinct))).to(objects.device)
+        count = min(max(1, round(ask.protocol.ridge_held_out_share * len(distinct))), len(distinct) - 1)
+        held_out = (order < count)[position][sample_objects(ask.train, samples.rows)]
+        head, _ = fit_ridge(feature_matrix(ask.train), samples, held_out, ask.protocol)
+    judged = probe.judged(ask.test, ask.protocol)
+    return {
+        part: judge(target, predict(head, features, judged.rows), judged.targets) for part, features in seen.items()
+    }
 
 
 def judge(target: ActionTarget, predictions: Tensor, truth: Tensor) -> TaskResult:

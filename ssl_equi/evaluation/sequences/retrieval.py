@@ -83,15 +83,15 @@ def retrieve_with_sequences(
             predictions = _predict_all_views(model, cache.objects(objects).to(device), actions, contexts)
             for queries, of_chunks in found.items():
                 of_chunks.append(queries.found(predictions, gallery, quats_xyzw, objects.to(device), metric))
-    rankings = [
-        Ranking(
-            torch.cat([of_chunk for of_chunk, _ in found[queries]]), gallery_size,
-            None if quats_xyzw is None else torch.cat([errors for _, errors in found[queries] if errors is not None]),
-        )
-        for queries, gallery_size in ((with_source, num_views), (without_source, num_views - context_views))
-    ]  # fmt: skip
-    chance_error = None if quats_xyzw is None else chance_retrieval_error(quats_xyzw)
-    return Retrieval(context_views, num_objects, *rankings, chance_error)
+
+    def ranking(queries: _Queries, gallery_size: int) -> Ranking:
+        of_chunks, errors = zip(*found[queries], strict=True)
+        return Ranking(torch.cat(of_chunks), gallery_size, None if quats_xyzw is None else torch.cat(errors))
+
+    return Retrieval(
+        context_views, num_objects, ranking(with_source, num_views), ranking(without_source, num_views - context_views),
+        None if quats_xyzw is None else chance_retrieval_error(quats_xyzw),
+    )  # fmt: skip
 
 
 def require_equal_galleries(views: FeatureCache | ViewCollection) -> None:

@@ -15,19 +15,17 @@ import torch
 from torch import Tensor
 
 from ssl_equi.evaluation.features import FeatureCache
-from ssl_equi.evaluation.heads import predict
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.results import ProbeRecord, records_of
 from ssl_equi.evaluation.samples import feature_matrix
 from ssl_equi.evaluation.sequences.embed import FeatureSequences, sequences_of_cache
 from ssl_equi.evaluation.sequences.heads import (
     AggregatingModel,
-    action_probe,
     action_targets,
     aggregate_views,
     cache_of_windows,
-    fit_target,
     judge,
+    read_action,
 )
 from ssl_equi.evaluation.task import Ask, TaskResult
 from ssl_equi.evaluation.tasks.classification import classify_views
@@ -236,12 +234,10 @@ class _Probing:
             for part, features in sources.items()
         }
         for target in action_targets(self.train):
-            probe = action_probe(target, "pairs")
             for part, ask in asks.items():
-                head = fit_target(target, probe, ask, self.one_per_object[0].objects)
-                samples = probe.judged(ask.test, ask.protocol)
-                predictions = predict(head, feature_matrix(ask.test), samples.rows)
-                yield f"{question}_{target.name}", part, judge(target, predictions, samples.targets)
+                seen = {part: feature_matrix(ask.test)}
+                results = read_action(target, "pairs", ask, self.one_per_object[0].objects, seen)
+                yield f"{question}_{target.name}", part, results[part]
 
     def _paths(self, length: int, train: Tensor, test: Tensor) -> Iterator[Answer]:
         """The action from view 1 to view M + 1, from the aggregates `[N, W]` of M = `length` views and the last step.
@@ -271,13 +267,11 @@ class _Probing:
                     (self.train, torch.cat([train, train_step], dim=1)), (self.test, seen[f"agg@{length}"]),
                 )
             ]  # fmt: skip
-            ask, probe = self._ask(*caches), action_probe(target, "views")
-            head = fit_target(target, probe, ask, self.train.objects)
-            samples = probe.judged(ask.test, ask.protocol)
-            predictions = {part: predict(head, features, samples.rows) for part, features in seen.items()}
-            predictions[f"oracle@{length}"] = target.composed(self.test.steps(0, length))
-            for part, predicted in predictions.items():
-                yield f"path_{target.name}", part, judge(target, predicted, samples.targets)
+            results = read_action(target, "views", self._ask(*caches), self.train.objects, seen)
+            composed, truth = target.composed(self.test.steps(0, length)), target.of(self.test.actions[:, 0, length])
+            results[f"oracle@{length}"] = judge(target, composed, truth)
+            for part, result in results.items():
+                yield f"path_{target.name}", part, result
 
 
 def _notes_on_what_is_left_out(protocol: SequenceProtocol, train: FeatureSequences) -> list[str]:
