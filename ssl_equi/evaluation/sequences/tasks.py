@@ -53,16 +53,6 @@ class SequenceProtocol:
     sequences_seed: int = 0
     heads: ProbeProtocol = field(default_factory=ProbeProtocol)
 
-    def __post_init__(self) -> None:
-        if min((*self.lengths, *self.leakage_lengths, self.sequences_per_object)) < 1 or not self.lengths:
-            raise ValueError(
-                f"lengths are {self.lengths}, leakage_lengths {self.leakage_lengths} and sequences_per_object is "
-                f"{self.sequences_per_object}: give one length or more, and numbers of at least 1"
-            )
-        unknown = [question for question in self.questions if question not in QUESTIONS]
-        if unknown:
-            raise ValueError(f"there is no question {unknown[0]!r}: choose from {', '.join(QUESTIONS)}")
-
     def views_needed(self, question: Question) -> dict[int, int]:
         """Views of a sequence that a question needs, by the number M of aggregated views."""
         if question == "leakage":
