@@ -216,10 +216,11 @@ class Retrieval:
 
         A rank that no view can miss is left out.
         """
-        rankings = {"": self.with_source, "_without_identity": self.without_identity}
-        rankings["_without_source"] = self.without_source
-        asked = {suffix: ranking for suffix, ranking in rankings.items() if ranking is not None}
-        for suffix, ranking in asked.items():
+        all_rankings = {
+            "": self.with_source, "_without_identity": self.without_identity, "_without_source": self.without_source,
+        }  # fmt: skip
+        rankings = {suffix: ranking for suffix, ranking in all_rankings.items() if ranking is not None}
+        for suffix, ranking in rankings.items():
             by_object, size = ranking.ranks.view(self.num_objects, -1), ranking.gallery_size
             found = {"mrr": (by_object.double().reciprocal(), chance_mean_reciprocal_rank(size))}
             for k in HIT_RANKS:
@@ -228,7 +229,7 @@ class Retrieval:
             for name, (scores, chance) in found.items():
                 result = _beside_chance(f"{name}{suffix}", scores, chance, scores.numel())
                 yield f"{size} views of the object", result
-        for suffix, ranking in asked.items():
+        for suffix, ranking in rankings.items():
             if ranking.object_errors is not None and self.chance_error is not None:
                 errors, name = ranking.object_errors.unsqueeze(1), f"retrieval_error{suffix}"
                 yield "all views of the split", _beside_chance(name, errors, self.chance_error, len(ranking.ranks))
