@@ -36,7 +36,7 @@ from ssl_equi.evaluation.predictors.retrieval import Similarity, retrieval_recor
 from ssl_equi.evaluation.predictors.two_views import retrieve_with_predictor
 from ssl_equi.evaluation.results import ProbeRecord, append_records, refuse_other_content
 from ssl_equi.evaluation.samples import TaskSkipped
-from ssl_equi.evaluation.sequences.retrieval import different_galleries, retrieve_with_sequences
+from ssl_equi.evaluation.sequences.retrieval import require_equal_galleries, retrieve_with_sequences
 from ssl_equi.evaluation.tables import print_records
 from ssl_equi.export.encoder import load_encoder, normalization_of, read_encoder_config
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, load_predictor
@@ -88,7 +88,10 @@ def main(config: Config) -> None:
     out = (config.out or config.run) / "results.json"
     refuse_other_content(out)
     of_sequences = (config.run / SEQUENCE_MODEL_FOLDER).is_dir()
-    records, notes = records_of_sequence_model(config) if of_sequences else records_of_predictor(config)
+    try:
+        records, notes = records_of_sequence_model(config) if of_sequences else records_of_predictor(config)
+    except TaskSkipped as reason:
+        raise UserError(f"{config.run}: {reason}") from reason
     print_records(records, (*NOTES, *notes))
     append_records(out, records)
     print(f"added to {out}")
@@ -126,13 +129,9 @@ def records_of_predictor(config: Config) -> tuple[list[ProbeRecord], tuple[str, 
     sources = 1 if config.sources is None else config.sources
     check_option("--sources", (sources,), data.evaluation.num_views, "the views of an object")
     cache = encode_split(load_encoder(folder).to(DEVICE), data.evaluation, mean_rgb, std_rgb, DEVICE)
-    try:
-        retrieval = retrieve_with_predictor(
-            predictor, cache, source_views=sources, metric=config.similarity, whole_set=config.whole_split,
-            device=DEVICE,
-        )  # fmt: skip
-    except TaskSkipped as reason:
-        raise UserError(f"{config.run}: {reason}") from reason
+    retrieval = retrieve_with_predictor(
+        predictor, cache, source_views=sources, metric=config.similarity, whole_set=config.whole_split, device=DEVICE
+    )
     records = retrieval_records(retrieval, f"the {predictor.features_from.replace('_', ' ')}", config.split)
     try:
         consistency = predictor_consistency(predictor, cache, metric=config.similarity, device=DEVICE)
@@ -158,8 +157,7 @@ def records_of_sequence_model(config: Config) -> tuple[list[ProbeRecord], tuple[
     data = open_rendered_data(config, model.image_size)
     views = data.evaluation
     actions_as_told(views.schema, model.told)
-    if views.view_counts is not None:
-        raise UserError(f"{different_galleries(views)}: take a split of objects with equally many views")
+    require_equal_galleries(views)  # before they are encoded
     contexts = DEFAULT_CONTEXTS if config.contexts is None else config.contexts
     check_option("--contexts", contexts, views.num_views - 1, "so that a view of the object is left to ask for")
     if config.contexts_per_object is not None:

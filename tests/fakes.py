@@ -21,7 +21,8 @@ from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.evaluation.results import ProbeRecord
 from ssl_equi.evaluation.task import TASKS
-from ssl_equi.geometry.rotations import quat_positive, random_quat
+from ssl_equi.geometry.rotations import quat_multiply, quat_positive, random_quat
+from ssl_equi.latents.actions import ToldActions
 from ssl_equi.latents.schema import SCHEMA_OF_WIDTH, LatentSchema
 from ssl_equi.views.options import ViewOptions
 
@@ -341,6 +342,36 @@ def feature_cache(features: Tensor, labels: Tensor, latents: Tensor, *known: Any
 
     schema = {"schema": SCHEMA_OF_WIDTH.get(latents.shape[-1])}
     return FeatureCache(features, labels, latents, *known, **schema | named)
+
+
+def posed_features(
+    num_objects: int = 20, num_views: int = 6, width: int | None = None, translation: bool = False
+) -> "FeatureCache":
+    """Random views of the Euler box, whose features are their quaternions, or random numbers of some width."""
+    from ssl_equi.geometry.latents import quat_xyzw_from_latents
+    from ssl_equi.scenes.sampling import sample_latents
+
+    drawn = sample_latents(num_objects * num_views, np.random.default_rng(0), translation=translation)
+    latents = torch.from_numpy(drawn).float().unflatten(0, (num_objects, num_views))
+    quats_xyzw = quat_xyzw_from_latents(latents)
+    generator = torch.Generator().manual_seed(0)
+    features = quats_xyzw if width is None else torch.randn(num_objects, num_views, width, generator=generator)
+    return feature_cache(features, torch.zeros(num_objects, dtype=torch.int64), latents, quats_xyzw)
+
+
+class TurningPredictor:
+    """Exact on features that are poses. No module."""
+
+    name, actions = "turning", ToldActions.of("rotation")
+
+    def embed(self, features: Tensor) -> Tensor:
+        return features
+
+    def advance(self, embeddings: Tensor, actions: Tensor) -> Tensor:
+        return quat_multiply(embeddings, actions)
+
+    def predict(self, features: Tensor, actions: Tensor) -> Tensor:
+        return self.advance(self.embed(features), actions)
 
 
 # ---------------------------------------------------------------- runs

@@ -10,11 +10,11 @@ from ssl_equi.data.sources import DATASETS, DataSource
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.catalogue import model_arguments
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.features import encode_split, state_sha256
-from ssl_equi.evaluation.predictors.capsules import probe_capsule_poses
+from ssl_equi.evaluation.features import state_sha256
+from ssl_equi.evaluation.predictors.capsules import capsule_records
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS
 from ssl_equi.evaluation.publish import publish_results
-from ssl_equi.evaluation.results import ProbeRecord, records_of
+from ssl_equi.evaluation.results import ProbeRecord
 from ssl_equi.evaluation.sequences.tasks import quick_sequence_results
 from ssl_equi.evaluation.suite import Evaluation, check_splits, evaluate, noted_if_unanswered, tasks_for
 from ssl_equi.export.encoder import EncoderCard, encoder_export
@@ -109,24 +109,19 @@ class Ending:
 
     def ask_more(self, objective: Objective, results: Evaluation) -> tuple[list[ProbeRecord], Sequence[str]]:
         """Of the aggregates of sequences and of capsules' poses, where they know the actions between stored views."""
-        split, seed = self.config.evaluation_split, self.config.seed
-        if objective.sequence_model is not None and self.sequences["source"] == "rendered":
+        device, seed, data = self.run.device, self.config.seed, self.data
+        model, network = objective.sequence_model, objective.capsule_network
+        if model is not None and self.sequences["source"] == "rendered":
             told = ToldActions.of(self.sequences["actions"]).names
             found = quick_sequence_results(
-                objective.sequence_model, results.train_features, results.test_features, told,
-                len(results.class_names), device=self.run.device, seed=seed, split_name=split,
+                model, results.train_features, results.test_features, told, len(results.class_names), device=device,
+                seed=seed, split_name=data.evaluation.split,
             )  # fmt: skip
             return found.records, found.notes
         # Poses that are multiplied by the actions answer without a head.
-        if objective.capsule_network is not None and objective.poses_are_multiplied:
-            network, data = objective.capsule_network, self.data
+        if network is not None and objective.poses_are_multiplied:
             told = ToldActions.of(self.sequences["actions"]).names
-            capsules = encode_split(network, data.evaluation, data.mean_rgb, data.std_rgb, self.run.device)
-            answers = probe_capsule_poses(capsules, network.num_capsules, network.pose_side, told, results.protocol)
-            asked = {"capsules": answers}
-            return records_of(
-                asked, None, split=split, protocol=results.protocol, seed=seed, num_objects=capsules.num_objects
-            ), ()
+            return capsule_records(network, data, told, results.protocol, device=device, seed=seed), ()
         return [], ()
 
     def exports(self, objective: Objective) -> dict[str, Export]:

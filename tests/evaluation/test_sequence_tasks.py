@@ -341,17 +341,13 @@ def test_quick_records_of_a_model_that_aggregates_without_actions(conditioning: 
     assert {record.part for record in records if record.task == "classification"} >= {"all@1", "agg@1", "agg@5"}
 
 
-def test_sets_and_protocols_that_cannot_be_are_refused():
+def test_sets_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match="make both alike"):
         ask(Mean(), "classification", test=positions(10, length=4))
     unlabelled = positions(10)
     unlabelled.labels[:3] = -1
     with pytest.raises(ValueError, match="3 sequences have no label"):
         ask(Mean(), "classification", test=unlabelled)
-    with pytest.raises(ValueError, match="there is no question 'colour'"):
-        SequenceProtocol(questions=("colour",))
-    with pytest.raises(ValueError, match="give one length or more"):
-        SequenceProtocol(lengths=(0, 1))
     with pytest.raises(ValueError, match="actions have 2 columns"):
         ask(small_seq_jepa(action_dim=4), "classification")
 

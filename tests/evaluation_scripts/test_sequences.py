@@ -165,8 +165,6 @@ def test_faults_are_named(script: ModuleType, tiny_data: Path, mixed_folder: Pat
     run = save_run(tmp_path / "run", RENDERED)
     with pytest.raises(UserError, match="stored views of known latents, and folder has none"):
         script.main(script.Config(run=run, dataset="folder", data_dir=mixed_folder, split="val"))
-    with pytest.raises(ValueError, match="give one length or more"):
-        script.main(script.Config(run=run, data_dir=tiny_data, lengths=(0,)))
     with pytest.raises(UserError, match="saliency-file"):
         file = replace(SaccadeOptions(saliency="file"), saliency_file=tmp_path / "maps.npy")
         gaze = save_run(tmp_path / "gaze", describe_saccades(file, 2), action_dim=2)

@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_equi.data.sources import DataSource
+from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.evaluation.baselines import Baseline, constant_rotation_baselines
-from ssl_equi.evaluation.features import FeatureCache
+from ssl_equi.evaluation.features import FeatureCache, encode_split
 from ssl_equi.evaluation.metrics import angle_errors_deg, summarise_angles
 from ssl_equi.evaluation.protocol import ProbeProtocol
+from ssl_equi.evaluation.results import ProbeRecord, records_of
 from ssl_equi.evaluation.samples import evaluated_pairs
 from ssl_equi.evaluation.task import TaskResult
 from ssl_equi.geometry.poses import matrix_of_action
@@ -33,6 +36,22 @@ def rotation_between(first: Tensor, second: Tensor) -> Tensor:
     reflected = torch.linalg.det(left @ right) < 0
     left = torch.where(reflected[:, None, None], left * left.new_tensor([1.0, 1.0, -1.0]), left)
     return left @ right
+
+
+def capsule_records(
+    network: CapsuleNetwork,
+    data: DataSource,
+    told: Sequence[str],
+    protocol: ProbeProtocol,
+    *,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> list[ProbeRecord]:
+    """Records (part "capsules") of both tasks on the evaluated split, whose every view is encoded."""
+    views = data.evaluation
+    capsules = encode_split(network, views, data.mean_rgb, data.std_rgb, device)
+    answers = {"capsules": probe_capsule_poses(capsules, network.num_capsules, network.pose_side, told, protocol)}
+    return records_of(answers, None, split=views.split, protocol=protocol, seed=seed, num_objects=capsules.num_objects)
 
 
 def probe_capsule_poses(

@@ -14,6 +14,8 @@ without error. q and -q are one rotation but two inputs: a bias-free linear hype
 exactly its negative. Where actions write rotations without a sign (`rotation_6d`), there is no such error.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +24,7 @@ from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.features import FeatureCache, frozen
 from ssl_equi.evaluation.predictors.retrieval import Similarity
 from ssl_equi.evaluation.predictors.two_views import OneObservedView, known_actions
-from ssl_equi.evaluation.results import ProbeRecord
+from ssl_equi.evaluation.results import ProbeRecord, records_of
 from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.task import TaskResult
 from ssl_equi.export.predictor import LatentPredictor, TrainedPredictor
@@ -31,7 +33,7 @@ from ssl_equi.latents.actions import LatentActions
 TASK = "predictor_consistency"
 PROTOCOL = "predictor_consistency_v1"
 BASELINE_NAME = "another view"
-VIEWS_IN_A_TRIPLE = 3
+VIEWS_IN_A_TRIPLE, TRIPLES_PER_OBJECT = 3, 10
 FROM, TO = (0, 0, 0, 1, 1), (0, 1, 2, 0, 2)  # places in a triple: a_ii, a_ij, a_ik, a_ji, a_jk
 SCALES = {"identity": "embeddings", "inverse": "embeddings", "composition": "predictions", "sign_flip": "predictions"}
 COMPARED = {  # by which two embeddings, of views or of predictions
@@ -52,7 +54,6 @@ def predictor_consistency(
     predictor: LatentPredictor,
     cache: FeatureCache,
     *,
-    triples_per_object: int = 10,
     metric: Similarity = "cosine",
     device: torch.device | str = "cpu",
 ) -> TaskResult:
@@ -61,24 +62,21 @@ def predictor_consistency(
     Args:
         predictor: if a module, it is moved to `device`, and in evaluation mode meanwhile.
         cache: every view of a split, with latents; the features that the predictor reads.
-        triples_per_object: of consecutive views, from view 0 on (poses are drawn independently, so the order means
-            nothing); as many as each object has views at most.
         metric: cosine: distances between embeddings scaled to length 1; euclidean: between embeddings as they are.
 
     Raises:
         TaskSkipped: the actions between the views are not known, an object has fewer than three views, or all views of
             an object have the same embedding.
-        ValueError: the features have another width, an embedding is not finite, or no triples are asked for.
+        ValueError: the features have another width, or an embedding is not finite.
     """
     known = known_actions(predictor, cache)
-    if triples_per_object < 1:
-        raise ValueError(f"triples_per_object is {triples_per_object}: give 1 or more")
     fewest = cache.fewest_views
     if fewest < VIEWS_IN_A_TRIPLE:
         raise TaskSkipped(
             f"objects have {fewest} views: two actions in a row need {VIEWS_IN_A_TRIPLE}, so take a split with more"
         )
-    first = torch.arange(min(triples_per_object, fewest)).unsqueeze(1)
+    # Poses are drawn independently, so views in their stored order are as good as any.
+    first = torch.arange(min(TRIPLES_PER_OBJECT, fewest)).unsqueeze(1)
     triples = (first + torch.arange(VIEWS_IN_A_TRIPLE)) % fewest  # the same views of every object
     model = OneObservedView(predictor).to(device)
     with frozen(model):
@@ -94,15 +92,10 @@ def predictor_consistency(
 
 
 def consistency_records(result: TaskResult, num_objects: int, split_name: str) -> list[ProbeRecord]:
-    """Records (part "pred@1") of the evaluated split, which has so many objects."""
-    return [
-        ProbeRecord(
-            task=TASK, part="pred@1", metric=metric, value=value, baseline=result.baselines[metric].value,
-            baseline_name=BASELINE_NAME, random_encoder=None, n=result.num_samples, num_objects=num_objects,
-            split=split_name, protocol=PROTOCOL, seed=0,  # nothing is drawn
-        )
-        for metric, value in result.metrics.items()
-    ]  # fmt: skip
+    """Records (part "pred@1") of the evaluated split, which has so many objects; nothing was drawn, so seed 0."""
+    # Beside those of retrieval, which have no standard errors either.
+    answers = {"pred@1": {TASK: replace(result, object_scores=None)}}
+    return records_of(answers, None, split=split_name, protocol=PROTOCOL, seed=0, num_objects=num_objects)
 
 
 def _distances(

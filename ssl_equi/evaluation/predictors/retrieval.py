@@ -2,21 +2,20 @@
 
 Mean reciprocal rank and hit@k among the views of one object, and the prediction retrieval error among all views of a
 set, as in SIE (Garrido et al., ICML 2023), each beside what chance reaches.
-
-Predictions, galleries and indices that don't fit each other, and embeddings that are not finite, are ValueErrors.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_equi.evaluation.baselines import Baseline
-from ssl_equi.evaluation.results import ProbeRecord
+from ssl_equi.evaluation.results import ProbeRecord, records_of
 from ssl_equi.evaluation.task import TaskResult
 
 TASK = "retrieval"
@@ -24,6 +23,7 @@ PROTOCOL = "retrieval_v1"
 HIT_RANKS = (1, 2, 5, 10)
 Similarity = Literal["cosine", "euclidean"]
 NUMBERS_AT_ONCE_CPU, NUMBERS_AT_ONCE_GPU = 2**19, 2**27  # of float64 embeddings: what stays in a cache; in memory
+ROWS_AT_ONCE = 4096  # queries and entries of a whole set that are compared at once: their square is in memory
 ROUNDING = 1e-12  # as a share of a query's largest similarity, in float64: equal columns of a product may differ by it
 
 
@@ -36,6 +36,8 @@ def ranks(
 ) -> Tensor:
     """Rank of the true gallery entry by its similarity to each prediction, int64 `[..., Q]` from 1.
 
+    ValueError for embeddings that are not finite.
+
     Args:
         predictions: `[..., Q, E]`; leading dimensions hold galleries of their own, such as one for each object.
         gallery: `[..., G, E]`.
@@ -43,12 +45,10 @@ def ranks(
         metric: "cosine", or "euclidean" (the nearer the more similar). Computed in float64.
         excluded: int64 `[..., Q, K]`, entries that each query leaves out of its gallery.
     """
-    _check_embeddings(predictions, gallery)
-    _check_indices(true_index, predictions.shape[:-1], gallery.shape[-2], "true_index")
-    if excluded is not None:
-        _check_indices(excluded, (*predictions.shape[:-1], excluded.shape[-1]), gallery.shape[-2], "excluded")
-        if bool((excluded == true_index.unsqueeze(-1)).any()):
-            raise ValueError("a query excludes the entry that it asks for: leave that query out")
+    for name, embeddings in (("predictions", predictions), ("gallery", gallery)):
+        # The extremes are NaN or infinite if any number is; looking at every number takes ten times as long.
+        if not bool(torch.stack(embeddings.aminmax()).isfinite().all()):
+            raise ValueError(f"{name} are not finite: the run diverged, use an earlier checkpoint")
     queries, entries, width = predictions.shape[-2], gallery.shape[-2], gallery.shape[-1]
     numbers_at_once = NUMBERS_AT_ONCE_CPU if gallery.device.type == "cpu" else NUMBERS_AT_ONCE_GPU
     galleries_at_once = max(1, numbers_at_once // ((queries + entries) * width))
@@ -74,20 +74,16 @@ def _ranks_of_chunk(
 
 def mean_reciprocal_rank(ranks_from_1: Tensor) -> float:
     """Mean of 1 / rank over all queries, in (0, 1]."""
-    _check_ranks(ranks_from_1)
     return float(ranks_from_1.double().reciprocal().mean())
 
 
 def hit_at_k(ranks_from_1: Tensor, k: int) -> float:
     """Share of the queries whose true entry is among the k nearest."""
-    _check_ranks(ranks_from_1)
     return float((ranks_from_1 <= k).double().mean())
 
 
 def chance_mean_reciprocal_rank(gallery_size: int) -> float:
     """Mean reciprocal rank if the order is random: the harmonic number H_G divided by G (0.0900 for 50 views)."""
-    if gallery_size < 1:
-        raise ValueError(f"gallery_size is {gallery_size}: a gallery holds 1 view or more")
     return math.fsum(1 / rank for rank in range(1, gallery_size + 1)) / gallery_size
 
 
@@ -103,7 +99,6 @@ def prediction_retrieval_error(
     gallery_quat_xyzw: Tensor,
     metric: Similarity = "cosine",
     excluded: Tensor | None = None,
-    chunk_size: int = 4096,
 ) -> Tensor:
     """1 - (q_true . q_nearest)^2 of the gallery entry nearest to each prediction, float64 `[Q]`: SIE's PRE, per query.
 
@@ -116,14 +111,8 @@ def prediction_retrieval_error(
         true_quat_xyzw: `[Q, 4]`, unit quaternions of the poses that are asked for.
         gallery_quat_xyzw: `[G, 4]` of the gallery's views.
         excluded: int64 `[Q, K]`, such as each query's own source view; None to leave it in, as SIE does.
-        chunk_size: queries and gallery entries that are compared at once: `chunk_size`^2 numbers are in memory.
     """
-    nearest = nearest_entries(predictions, gallery, metric, excluded, chunk_size)
-    if true_quat_xyzw.shape != (len(predictions), 4) or gallery_quat_xyzw.shape != (len(gallery), 4):
-        raise ValueError(
-            f"quaternions {tuple(true_quat_xyzw.shape)} and {tuple(gallery_quat_xyzw.shape)} do not fit "
-            f"{len(predictions)} predictions and a gallery of {len(gallery)}: give [Q, 4] and [G, 4]"
-        )
+    nearest = nearest_entries(predictions, gallery, metric, excluded)
     return 1 - (true_quat_xyzw.double() * gallery_quat_xyzw[nearest].double()).sum(dim=-1).square()
 
 
@@ -134,35 +123,22 @@ def chance_retrieval_error(quat_xyzw: Tensor) -> float:
     return float(1 - (quaternions.T @ quaternions / len(quaternions)).square().sum())
 
 
-def nearest_entries(
-    queries: Tensor, gallery: Tensor, metric: Similarity, excluded: Tensor | None = None, chunk_size: int = 4096
-) -> Tensor:
-    """Index `[Q]` of the gallery entry `[G, E]` nearest to each query `[Q, E]`, in the queries' precision.
-
-    Arguments as in `prediction_retrieval_error`.
-    """
-    if queries.ndim != 2 or gallery.ndim != 2:
-        shapes = f"queries {tuple(queries.shape)} and gallery {tuple(gallery.shape)}"
-        raise ValueError(f"{shapes} are not matrices: give [Q, E] and [G, E]")
-    _check_embeddings(queries, gallery)
-    if excluded is not None:
-        _check_indices(excluded, (len(queries), excluded.shape[-1]), len(gallery), "excluded")
+def nearest_entries(queries: Tensor, gallery: Tensor, metric: Similarity, excluded: Tensor | None = None) -> Tensor:
+    """Index `[Q]` of the gallery entry `[G, E]` nearest to each query `[Q, E]`, in the queries' precision."""
     left, right, penalty = _prepare(queries, gallery, metric)
     found = [
-        _nearest_of_chunks(left[rows], right, penalty, None if excluded is None else excluded[rows], chunk_size)
-        for rows in torch.arange(len(queries), device=queries.device).split(chunk_size)
+        _nearest_of_chunks(left[rows], right, penalty, None if excluded is None else excluded[rows])
+        for rows in torch.arange(len(queries), device=queries.device).split(ROWS_AT_ONCE)
     ]
     return torch.cat(found)
 
 
-def _nearest_of_chunks(
-    left: Tensor, right: Tensor, penalty: Tensor | None, excluded: Tensor | None, chunk_size: int
-) -> Tensor:
+def _nearest_of_chunks(left: Tensor, right: Tensor, penalty: Tensor | None, excluded: Tensor | None) -> Tensor:
     """The best entry of each chunk of the gallery, and then the best of these; the earlier one of equals."""
     best_similarity = left.new_full((len(left),), -math.inf)
     best_index = torch.zeros(len(left), dtype=torch.int64, device=left.device)
-    for start in range(0, len(right), chunk_size):
-        stop = min(start + chunk_size, len(right))
+    for start in range(0, len(right), ROWS_AT_ONCE):
+        stop = min(start + ROWS_AT_ONCE, len(right))
         similarities = _similarities(left, right[start:stop], None if penalty is None else penalty[start:stop])
         if excluded is not None:
             query, column = ((excluded >= start) & (excluded < stop)).nonzero(as_tuple=True)
@@ -178,11 +154,9 @@ def _prepare(predictions: Tensor, gallery: Tensor, metric: Similarity) -> tuple[
     """What `_similarities` takes for a metric."""
     if metric == "cosine":
         return F.normalize(predictions, dim=-1), F.normalize(gallery, dim=-1), None
-    if metric == "euclidean":
-        # Around the gallery's own mean, so that a large common offset does not swamp the differences.
-        centre = gallery.mean(dim=-2, keepdim=True)
-        return predictions - centre, gallery - centre, (gallery - centre).square().sum(dim=-1) / 2
-    raise ValueError(f"metric is {metric!r}: choose cosine or euclidean")
+    # Around the gallery's own mean, so that a large common offset does not swamp the differences.
+    centre = gallery.mean(dim=-2, keepdim=True)
+    return predictions - centre, gallery - centre, (gallery - centre).square().sum(dim=-1) / 2
 
 
 def _similarities(left: Tensor, right: Tensor, penalty: Tensor | None) -> Tensor:
@@ -192,23 +166,18 @@ def _similarities(left: Tensor, right: Tensor, penalty: Tensor | None) -> Tensor
 
 
 @dataclass(frozen=True)
-class RetrievalMeasure:
-    """One number of a retrieval, what chance reaches, and each object's own value, float64 `[num_objects]`."""
-
-    metric: str
-    value: float
-    chance: float
-    num_queries: int
-    gallery: str
-    of_objects: Tensor
-
-
-@dataclass(frozen=True)
 class Ranking:
-    """Ranks of all queries, int64 `[n]` on the CPU, object by object, and how many views each of them was among."""
+    """What was found of one kind of query.
+
+    Attributes:
+        ranks: of all queries, int64 `[n]` on the CPU, object by object.
+        gallery_size: how many views of the object each of them was among.
+        object_errors: each object's mean retrieval error over the whole set, float64 `[num_objects]`; None: not asked.
+    """
 
     ranks: Tensor
     gallery_size: int
+    object_errors: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -218,19 +187,15 @@ class Retrieval:
     Attributes:
         context_views: M.
         num_objects: objects whose views were asked for.
-        with_source: ranks among all views of the object.
-        without_source: ranks among the views that were not observed.
-        object_errors_with_source, object_errors_without_source: each object's mean prediction retrieval error over the
-            whole set, float64 `[num_objects]`; None if it was not asked for.
-        chance_error: of random views of the set; None like the errors.
+        with_source: among all views of the object.
+        without_source: among the views that were not observed.
+        chance_error: the retrieval error of random views of the set; None if it was not asked for.
     """
 
     context_views: int
     num_objects: int
     with_source: Ranking
     without_source: Ranking
-    object_errors_with_source: Tensor | None = None
-    object_errors_without_source: Tensor | None = None
     chance_error: float | None = None
 
     @property
@@ -246,86 +211,59 @@ class Retrieval:
         identity = torch.eye(by_source.shape[1], num_views, dtype=torch.bool)
         return Ranking(by_source[:, ~identity].flatten(), num_views)
 
-    def measures(self) -> Iterator[RetrievalMeasure]:
-        """All numbers, in the order of the table; a rank that no view can miss is left out."""
-        rankings = {"": self.with_source, "_without_identity": self.without_identity}
-        rankings["_without_source"] = self.without_source
+    def measures(self) -> Iterator[tuple[str, TaskResult]]:
+        """All numbers in the order of the table, each as a result of its own beside the gallery in words.
+
+        A rank that no view can miss is left out.
+        """
+        all_rankings = {
+            "": self.with_source, "_without_identity": self.without_identity, "_without_source": self.without_source,
+        }  # fmt: skip
+        rankings = {suffix: ranking for suffix, ranking in all_rankings.items() if ranking is not None}
         for suffix, ranking in rankings.items():
-            if ranking is None:
-                continue
             by_object, size = ranking.ranks.view(self.num_objects, -1), ranking.gallery_size
-            chances = {"mrr": chance_mean_reciprocal_rank(size)}
-            values = {"mrr": mean_reciprocal_rank(ranking.ranks)}
-            of_objects = {"mrr": by_object.double().reciprocal().mean(dim=1)}
+            found = {"mrr": (by_object.double().reciprocal(), chance_mean_reciprocal_rank(size))}
             for k in HIT_RANKS:
                 if k < size:
-                    chances[f"hit_at_{k}"] = chance_hit_at_k(k, size)
-                    values[f"hit_at_{k}"] = hit_at_k(ranking.ranks, k)
-                    of_objects[f"hit_at_{k}"] = (by_object <= k).double().mean(dim=1)
-            gallery, count = f"{size} views of the object", len(ranking.ranks)
-            for name, value in values.items():
-                yield RetrievalMeasure(name + suffix, value, chances[name], count, gallery, of_objects[name])
-        whole = {
-            "": (self.with_source, self.object_errors_with_source),
-            "_without_source": (self.without_source, self.object_errors_without_source),
-        }
-        for suffix, (ranking, errors) in whole.items():
-            if errors is not None and self.chance_error is not None:
-                value, count, gallery = float(errors.mean()), len(ranking.ranks), "all views of the split"
-                yield RetrievalMeasure(f"retrieval_error{suffix}", value, self.chance_error, count, gallery, errors)
+                    found[f"hit_at_{k}"] = ((by_object <= k).double(), chance_hit_at_k(k, size))
+            for name, (scores, chance) in found.items():
+                result = _beside_chance(f"{name}{suffix}", scores, chance, scores.numel())
+                yield f"{size} views of the object", result
+        for suffix, ranking in rankings.items():
+            if ranking.object_errors is not None and self.chance_error is not None:
+                errors, name = ranking.object_errors.unsqueeze(1), f"retrieval_error{suffix}"
+                yield "all views of the split", _beside_chance(name, errors, self.chance_error, len(ranking.ranks))
+
+
+def _beside_chance(name: str, scores: Tensor, chance: float, num_samples: int) -> TaskResult:
+    """The mean of scores `[num_objects, n]`, with each object's own."""
+    return TaskResult(
+        {name: float(scores.mean())}, {name: Baseline(chance, "chance")}, num_samples,
+        object_scores={name: scores.mean(dim=1).numpy()},
+    )  # fmt: skip
 
 
 def retrieval_records(retrieval: Retrieval, gallery_encoder: str, split_name: str) -> list[ProbeRecord]:
-    """Records of one context length (part "pred@M") beside chance.
-
-    Args:
-        gallery_encoder: what encoded the gallery, in words.
-        split_name: evaluated split.
-    """
-    return [
-        ProbeRecord(
-            task=TASK, part=f"pred@{retrieval.context_views}", metric=measure.metric, value=measure.value,
-            baseline=measure.chance, baseline_name="chance", random_encoder=None, n=measure.num_queries,
-            num_objects=retrieval.num_objects, split=split_name,
-            protocol=f"{PROTOCOL}, {measure.gallery} by {gallery_encoder}", seed=0,  # nothing is drawn
-        )
-        for measure in retrieval.measures()
-    ]  # fmt: skip
+    """Records of one context length (part "pred@M") beside chance, with the gallery and, in words, what encoded it."""
+    records: list[ProbeRecord] = []
+    for gallery, result in retrieval.measures():
+        # Nothing is drawn, so the seed is 0; standard errors over objects are those of the encoder's task `retrieval`.
+        answers = {f"pred@{retrieval.context_views}": {TASK: replace(result, object_scores=None)}}
+        records += records_of(
+            answers, None, split=split_name, protocol=f"{PROTOCOL}, {gallery} by {gallery_encoder}", seed=0,
+            num_objects=retrieval.num_objects,
+        )  # fmt: skip
+    return records
 
 
 def retrieval_result(retrieval: Retrieval) -> TaskResult:
-    """The same numbers as a task's result: with each object's own value, and all queries counted."""
-    measures = list(retrieval.measures())
-    return TaskResult(
-        metrics={measure.metric: measure.value for measure in measures},
-        baselines={measure.metric: Baseline(measure.chance, "chance") for measure in measures},
-        num_samples=len(retrieval.with_source.ranks),
-        object_scores={measure.metric: measure.of_objects.numpy() for measure in measures},
-        retrieval_ranks=retrieval.with_source.ranks.numpy(),
-    )
-
-
-def _check_embeddings(predictions: Tensor, gallery: Tensor) -> None:
-    leading, width = predictions.shape[:-2], predictions.shape[-1:]
-    fits = gallery.ndim == predictions.ndim and gallery.shape[:-2] == leading and gallery.shape[-1:] == width
-    if predictions.ndim < 2 or not fits:
-        shapes = f"predictions {tuple(predictions.shape)} and gallery {tuple(gallery.shape)}"
-        raise ValueError(f"{shapes} do not belong together: give [..., Q, E] and [..., G, E]")
-    if gallery.shape[-2] == 0 or predictions.shape[-2] == 0:
-        raise ValueError(f"there are {predictions.shape[-2]} predictions and {gallery.shape[-2]} views: give 1 or more")
-    for name, embeddings in (("predictions", predictions), ("gallery", gallery)):
-        # The extremes are NaN or infinite if any number is; looking at every number takes ten times as long.
-        if not bool(torch.stack(embeddings.aminmax()).isfinite().all()):
-            raise ValueError(f"{name} are not finite: the run diverged, use an earlier checkpoint")
-
-
-def _check_indices(indices: Tensor, shape: tuple[int, ...], gallery_size: int, name: str) -> None:
-    if tuple(indices.shape) != tuple(shape) or indices.dtype != torch.int64:
-        raise ValueError(f"{name} is {indices.dtype} {tuple(indices.shape)}: give int64 {tuple(shape)}")
-    if indices.numel() and not (int(indices.min()) >= 0 and int(indices.max()) < gallery_size):
-        raise ValueError(f"{name} has an index outside 0..{gallery_size - 1}: give indices into the gallery")
-
-
-def _check_ranks(ranks_from_1: Tensor) -> None:
-    if ranks_from_1.numel() == 0 or int(ranks_from_1.min()) < 1:
-        raise ValueError(f"ranks {tuple(ranks_from_1.shape)} are empty or below 1: give what `ranks` returned")
+    """The same numbers as one task's result, with all queries counted."""
+    metrics: dict[str, float] = {}
+    baselines: dict[str, Baseline] = {}
+    object_scores: dict[str, np.ndarray] = {}
+    for _, result in retrieval.measures():
+        metrics |= result.metrics
+        baselines |= result.baselines
+        object_scores |= result.object_scores or {}
+    found = retrieval.with_source.ranks
+    return TaskResult(metrics, baselines, len(found), object_scores=object_scores, retrieval_ranks=found.numpy())

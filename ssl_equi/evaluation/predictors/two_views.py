@@ -17,7 +17,7 @@ from ssl_equi.evaluation.features import FeatureCache, frozen
 from ssl_equi.evaluation.predictors.retrieval import TASK, Retrieval, Similarity, ranks
 from ssl_equi.evaluation.report.pictures import retrieval_strip_arrays
 from ssl_equi.evaluation.samples import TaskSkipped
-from ssl_equi.evaluation.sequences.retrieval import different_galleries, retrieve_with_sequences
+from ssl_equi.evaluation.sequences.retrieval import require_equal_galleries, retrieve_with_sequences
 from ssl_equi.export.predictor import LatentPredictor, TrainedPredictor
 from ssl_equi.latents.actions import AUGMENTATION, LatentActions, actions_as_told
 
@@ -27,7 +27,7 @@ NUM_STRIPS, STRIP_LENGTH = 6, 6
 
 
 class OneObservedView(nn.Module):
-    """A predictor as `ssl_equi.evaluation.sequences.retrieval.PredictingModel`, for contexts of one view."""
+    """A predictor as `ssl_equi.evaluation.sequences.heads.AggregatingModel`, for contexts of one view."""
 
     aggregator_takes_actions = predictor_takes_actions = True
 
@@ -69,12 +69,10 @@ def retrieve_with_predictor(
 
     Raises:
         TaskSkipped: the actions between the views are not known, objects have one view, or different numbers of views.
-        ValueError: the features have another width, there are fewer views than `source_views`, or an embedding is not
-            finite.
+        ValueError: the features have another width, or an embedding is not finite.
     """
     told = known_actions(predictor, cache).told.names
-    if cache.view_counts is not None:
-        raise TaskSkipped(f"{different_galleries(cache)}: take a split of objects with equally many views")
+    require_equal_galleries(cache)
     if cache.num_views < 2:
         raise TaskSkipped(
             f"objects have {cache.num_views} view: a view can be retrieved among 2 or more, so take a split with more"

@@ -25,7 +25,7 @@ HUES = SEVERAL["rotation_color"][1:]
 
 @dataclass(frozen=True)
 class FeatureSequences:
-    """N sequences of L views of one object each, encoded. ValueError if the shapes do not belong together.
+    """N sequences of L views of one object each, encoded.
 
     Attributes:
         features: float32 `[N, L, D]` of the encoder, in the order of observation.
@@ -44,15 +44,6 @@ class FeatureSequences:
     action_names: tuple[str, ...]
     told_columns: tuple[int, ...] | None = None
     latents: LatentActions | None = None
-
-    def __post_init__(self) -> None:
-        count, length = self.features.shape[:2]
-        shapes = [tuple(tensor.shape) for tensor in (self.actions, self.labels, self.objects)]
-        if shapes != [(count, length, length, len(self.action_names)), (count,), (count,)]:
-            raise ValueError(
-                f"features {tuple(self.features.shape)} do not fit actions {shapes[0]} of {len(self.action_names)} "
-                f"names, labels {shapes[1]} and objects {shapes[2]}: give [N, L, D], [N, L, L, A], [N] and [N]"
-            )
 
     def __len__(self) -> int:
         return len(self.features)
@@ -97,15 +88,14 @@ def sequences_of_cache(
 ) -> FeatureSequences:
     """Sequences of `length` distinct stored views, `per_object` of each object, drawn independently of each other.
 
+    ValueError if an object has fewer views than a sequence needs.
+
     Args:
         cache: every view of a split, encoded, with latents.
-        told: names of the actions that the model is told. The quaternion of the object's pose is asked for in any
-            case, also if the model is told of it without a sign, or of other latents.
+        told: names of the actions that the model is told; UserError if the views have no such latents. The quaternion
+            of the object's pose is asked for in any case, also if the model is told of it without a sign, or of other
+            latents.
         ask_for_hues: the differences of 3DIEBench's hues are asked for in any case, too.
-
-    Raises:
-        UserError: nothing is known of the views, or no latents of these names.
-        ValueError: an object has fewer views than a sequence needs.
     """
     actions = actions_of(cache.schema, told)
     assert cache.schema is not None
@@ -165,16 +155,13 @@ def encode_sequences(
 
     Every step goes on in the collection, which is gone through `per_object` times; sequence k of an object is made from
     its stored view k (the first one after the last). What `make_views` draws depends on the step and the size of the
-    batch, so models can be compared if both are the same.
+    batch, so models can be compared if both are the same. RuntimeError if a feature is not finite.
 
     Args:
         encoder: maps `[N, 3, S, S]` to `[N, D]`; on `device`; its state and modes are left untouched.
-        make_views: from a batch of stored images and the number of the step to `length` views or more; further ones
-            are left out. ValueError if it makes fewer, or without known actions.
+        make_views: from a batch of stored images and the number of the step to `length` views or more, with known
+            actions; further ones are left out.
         batch_size: objects in a step.
-
-    Raises:
-        RuntimeError: encoding changed a parameter or a buffer of the encoder, or a feature is not finite.
     """
     features: list[Tensor] = []
     actions: list[Tensor] = []
@@ -219,12 +206,7 @@ def _stored_batches(collection: ViewCollection, per_object: int, batch_size: int
 
 def _known_actions(views: ViewSequence, length: int) -> Tensor:
     """`[B, L, L, A]` between the first L views, float32 on the CPU."""
-    if views.length < length or length < 2:
-        raise ValueError(
-            f"sequences of {length} views were asked for and {views.length} were made: ask for 2 to so many"
-        )
-    if views.action_between is None:
-        raise ValueError("the sequences have no actions: make views whose actions are known")
+    assert views.action_between is not None
     one = views.action_between(0, 1)
     actions = one.new_zeros(len(one), length, length, one.shape[1])
     for first, second in itertools.permutations(range(length), 2):

@@ -1,7 +1,7 @@
-"""What the questions about sequences share: aggregates of views, and heads that regress parts of an action."""
+"""What the questions about sequences share: aggregates of views, and heads that read parts of an action."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.evaluation.baselines import constant_baselines, constant_rotation_baselines
-from ssl_equi.evaluation.features import frozen
-from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, fit_ridge, train_heads
+from ssl_equi.evaluation.features import FeatureCache, frozen
+from ssl_equi.evaluation.heads import HeadPlan, fit_ridge, predict
 from ssl_equi.evaluation.metrics import angle_errors_deg, r2_metrics, r2_notes, summarise_angles
-from ssl_equi.evaluation.protocol import ProbeProtocol
+from ssl_equi.evaluation.samples import feature_matrix, sample_objects
 from ssl_equi.evaluation.sequences.embed import HUES, POSITION_NAMES, FeatureSequences
-from ssl_equi.evaluation.task import TaskResult
+from ssl_equi.evaluation.task import Ask, Probe, TaskResult
 from ssl_equi.geometry.poses import ROTATION_ACTION_SIZE
 from ssl_equi.geometry.rotations import quat_multiply
 from ssl_equi.latents.actions import LatentActions
@@ -35,16 +35,22 @@ _TARGETS_BY_PREFIX = ("crop", "blur")
 
 
 class AggregatingModel(Protocol):
-    """A module that makes one vector of the features of several views, such as `ssl_equi.objectives.seq_jepa.SeqJEPA`.
+    """A module that makes one vector of several views, such as `ssl_equi.objectives.seq_jepa.SeqJEPA`.
 
-    It is given None instead of actions unless `aggregator_takes_actions`.
+    It is given None instead of actions unless `aggregator_takes_actions` or `predictor_takes_actions`.
     """
 
     @property
     def aggregator_takes_actions(self) -> bool: ...
 
+    @property
+    def predictor_takes_actions(self) -> bool: ...
+
     def aggregate(self, features: Tensor, actions: Tensor | None) -> Tensor:
         """`[B, W]` of features `[B, M, D]` and the actions `[B, M - 1, A]` between them, for any M >= 1."""
+
+    def predict(self, aggregates: Tensor, actions: Tensor | None) -> Tensor:
+        """Target features `[B, E]` of the views that actions `[B, A]` lead to from the last observed one."""
 
 
 def aggregate_views(
@@ -58,12 +64,10 @@ def aggregate_views(
 ) -> list[Tensor]:
     """Aggregates `[N, windows, W]` of every sequence of each set: of its first `count` views, the next ones, and so on.
 
-    Args:
-        model: on the device of the sets; in evaluation mode here, whatever its mode is.
-        without_images, without_actions: zeros stand for the features or the actions.
+    The model is in evaluation mode meanwhile; RuntimeError if that changes its state, or an aggregate isn't finite.
 
-    Raises:
-        RuntimeError: aggregating changed a parameter or a buffer of the model, or an aggregate is not finite.
+    Args:
+        without_images, without_actions: zeros stand for the features or the actions.
     """
     assert isinstance(model, nn.Module)
 
@@ -106,7 +110,7 @@ class ActionTarget:
         return actions[..., list(self.columns)]
 
     def steps_of(self, actions: Tensor) -> Tensor:
-        """What the steps of a path have to tell, columns `[..., S]` of actions `[..., A]`."""
+        """What the steps of a path have to tell: columns `[..., S]` of actions `[..., A]`."""
         return actions[..., list(self.step_columns)]
 
     def composed(self, actions: Tensor) -> Tensor:
@@ -173,28 +177,51 @@ def augmentation_targets(action_names: Sequence[str]) -> tuple[ActionTarget, ...
     return tuple(targets)
 
 
-def fit_target(
-    target: ActionTarget,
-    features: Tensor,
-    objects: Tensor,
-    samples_of_epoch: Callable[[int], Samples],
-    protocol: ProbeProtocol,
-    seed: int,
-) -> nn.Sequential:
-    """The head of the target's kind, trained on rows of `features [R, D]` that show the objects `objects [R]`.
+def cache_of_windows(sequences: FeatureSequences, features: Tensor, actions: Tensor) -> FeatureCache:
+    """Parts of sequences as views of a split, for tasks: features `[N, K, D]` of K windows of each sequence.
+
+    Args:
+        actions: `[N, K, K, A]` that are asked for between the windows; they stand where a view has its latents.
+    """
+    return FeatureCache(features, sequences.labels, actions.flatten(2), None)
+
+
+def read_action(
+    target: ActionTarget, of: Literal["views", "pairs"], ask: Ask, objects: Tensor, seen: Mapping[str, Tensor]
+) -> dict[str, TaskResult]:
+    """What one head reads of the actions between windows or, of "views", of the one that each window is asked for.
 
     A linear head is the ridge regression on the samples of epoch 0, an MLP is trained like that of relative rotations.
+
+    Args:
+        ask: of windows, see `cache_of_windows`.
+        objects: which the sequences show that the head learns from, `[N]`.
+        seen: features of the judged windows `[N * K, D]` by part: as they are, or changed.
     """
-    if target.head == "linear":
-        samples = samples_of_epoch(0)
+
+    def targets_of(windows: FeatureCache, rows: Tensor) -> Tensor:
+        actions = windows.rows(windows.latents).unflatten(1, (windows.num_views, -1))
+        return target.of(actions[rows[:, 0], rows[:, -1] % windows.num_views])
+
+    def plan(ask: Ask) -> HeadPlan:
+        protocol = ask.protocol
+        return HeadPlan(protocol.rotation_hidden, protocol.rotation_epochs, protocol.rotation_pairs_per_object)
+
+    probe = Probe(of, targets_of, plan)
+    if target.head == "mlp":
+        head = ask.head(probe)
+    else:
+        samples = probe.request(ask).samples_of_epoch(0)
         # Whole objects choose the strength, at least one of several.
         distinct, position = objects.unique(return_inverse=True)
-        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(distinct))).to(objects.device)
-        count = min(max(1, round(protocol.ridge_held_out_share * len(distinct))), len(distinct) - 1)
-        held_out = (order < count)[position][samples.rows[:, 0]]
-        return fit_ridge(features, samples, held_out, protocol)[0]
-    plan = HeadPlan(protocol.rotation_hidden, protocol.rotation_epochs)
-    return train_heads([HeadRequest(features, samples_of_epoch, plan, seed)], protocol)[0]
+        order = torch.from_numpy(np.random.default_rng(ask.seed).permutation(len(distinct))).to(objects.device)
+        count = min(max(1, round(ask.protocol.ridge_held_out_share * len(distinct))), len(distinct) - 1)
+        held_out = (order < count)[position][sample_objects(ask.train, samples.rows)]
+        head, _ = fit_ridge(feature_matrix(ask.train), samples, held_out, ask.protocol)
+    judged = probe.judged(ask.test, ask.protocol)
+    return {
+        part: judge(target, predict(head, features, judged.rows), judged.targets) for part, features in seen.items()
+    }
 
 
 def judge(target: ActionTarget, predictions: Tensor, truth: Tensor) -> TaskResult:
