@@ -150,6 +150,28 @@ class R2Statistic(ObjectStatistic):
         return np.hstack([self.samples, self.squares])
 
 
+@dataclass(frozen=True, eq=False)
+class RatioStatistic(ObjectStatistic):
+    """By which share one mean over the objects is above another: of two scores `[num_objects]` of each."""
+
+    kind = "object_ratios"
+    changed: np.ndarray
+    plain: np.ndarray
+
+    @property
+    def num_objects(self) -> int:
+        return len(self.plain)
+
+    def of_counts(self, counts: np.ndarray) -> np.ndarray:
+        return np.asarray(counts @ self.changed / (counts @ self.plain) - 1)
+
+    def as_array(self) -> np.ndarray:
+        return np.stack([self.changed, self.plain], axis=1)
+
+    def asked(self) -> np.ndarray:
+        return np.ones(self.num_objects)
+
+
 # ---------------------------------------------------------------- from answers, and from what was kept of them
 
 
@@ -190,13 +212,15 @@ def statistic_of_array(kind: str, array: np.ndarray) -> ObjectStatistic | None:
     if kind == MedianStatistic.kind:
         there = ~np.isnan(array)
         return median_statistic(array[there], there.nonzero()[0], len(array)) if there.any() else None
+    if kind == RatioStatistic.kind:
+        return RatioStatistic(*array.T) if array.shape[1:] == (2,) and len(array) else None
     fits = kind == R2Statistic.kind and len(array) > 0 and array.shape[1] % 3 == 1
     return R2Statistic(array[:, :1], *np.split(array[:, 1:], 3, axis=1)) if fits else None
 
 
 def stored_statistic(arrays: Mapping[str, np.ndarray], task: str, part: str, metric: str) -> ObjectStatistic | None:
     """The statistic of a metric among the arrays of `arrays.npz`; None where there is none."""
-    for kind in (MeanStatistic.kind, MedianStatistic.kind, R2Statistic.kind):
+    for kind in (MeanStatistic.kind, MedianStatistic.kind, R2Statistic.kind, RatioStatistic.kind):
         array = arrays.get(f"{kind}.{metric}/{task}/{part}")
         if array is not None:
             return statistic_of_array(kind, array)

@@ -111,6 +111,10 @@ METRICS: dict[str, Metric] = {
             "augmentation; baseline: features of other images",
         ),
         # Predictors. The last one is also that of augmentations.
+        Metric(
+            "action_gain",
+            "by which share the prediction error, 1 - cosine, grows with the actions of other objects; 0: not used",
+        ),
         Metric("mrr", "mean of 1 / rank of the view that a prediction means, among the views of its object"),
         Metric("hit_at", "share of predictions whose view is among the K nearest ones"),
         _lower("retrieval_error", "1 - (q · q')² of the pose that a prediction means and of the view nearest to it"),

@@ -66,8 +66,6 @@ class Objective(nn.Module):
         action_dim: width of the actions; None if the objective takes none.
         aggregate_width: width of the output's `aggregates`; None if it has none.
         embeds_both_views: whether the output has `embeddings`.
-        poses_are_multiplied: whether capsule poses are multiplied with the action, so that they follow it by
-            themselves; else they follow, if at all, in a way that only a predictor knows.
         capsule_network: the capsule network around the encoder, which a run exports and evaluates, too.
         sequence_model: the objective itself, where it is one of sequences, which a run exports and evaluates, too.
         measures_action_gain: whether `forward` also returns the gain, which takes two more predictions; a run switches
@@ -78,7 +76,6 @@ class Objective(nn.Module):
     action_dim: int | None = None
     aggregate_width: int | None = None
     embeds_both_views: bool = False
-    poses_are_multiplied: bool = False
     capsule_network: "CapsuleNetwork | None" = None
     sequence_model: "SequenceObjective | None" = None
     measures_action_gain: bool = False
@@ -145,6 +142,7 @@ class SequenceObjective(Objective):
         aggregator_takes_actions, predictor_takes_actions: whether `aggregate` needs actions, and `predict` one.
         aggregate: from features [B, M, D] of any number M of views, and actions, to aggregates [B, W].
         predict: from aggregates [B, W] and the action that leads to the next view to its target features [B, D].
+        target_encoder: what makes the features that predictions are compared with; None: the encoder itself.
         target_features: from images [N, 3, H, W] to what predictions are compared with, [N, D].
     """
 
@@ -152,6 +150,7 @@ class SequenceObjective(Objective):
     aggregate_width: int
     aggregator_takes_actions: bool
     predictor_takes_actions: bool
+    target_encoder: nn.Module | None
     aggregate: Callable[[Tensor, Tensor | None], Tensor]
     predict: Callable[[Tensor, Tensor | None], Tensor]
     target_features: Callable[[Tensor], Tensor]

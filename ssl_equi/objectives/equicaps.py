@@ -86,7 +86,6 @@ class EquiCaps(CapsuleObjective):
     """
 
     action_dim: int
-    poses_are_multiplied = True
 
     def __init__(self, network: "CapsuleNetwork", config: EquiCapsConfig = EquiCapsConfig()) -> None:
         super().__init__(network, config.separate_batch_norm)

@@ -11,15 +11,18 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.catalogue import model_arguments
 from ssl_equi.evaluation.encoders import EncoderSource
 from ssl_equi.evaluation.features import state_sha256
-from ssl_equi.evaluation.predictors.capsules import capsule_records
+from ssl_equi.evaluation.predictors.action_gain import TASK as GAIN
+from ssl_equi.evaluation.predictors.action_gain import sequence_gain
+from ssl_equi.evaluation.predictors.capsules import capsule_results
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS
 from ssl_equi.evaluation.publish import publish_results
-from ssl_equi.evaluation.results import ProbeRecord
+from ssl_equi.evaluation.results import ProbeRecord, records_of
 from ssl_equi.evaluation.sequences.tasks import quick_sequence_results
 from ssl_equi.evaluation.suite import Evaluation, check_splits, evaluate, noted_if_unanswered, tasks_for
+from ssl_equi.evaluation.task import TaskResult
 from ssl_equi.export.encoder import EncoderCard, encoder_export
 from ssl_equi.export.folder import Export
-from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor_export
+from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, TrainedPredictor, predictor_export
 from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, sequence_export
 from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.base import Objective
@@ -100,6 +103,10 @@ class Ending:
             mean_rgb=None, std_rgb=None, state_sha256=state_sha256(objective.encoder), architecture=config.encoder,
             build_untrained=lambda: create_encoder(config.encoder, config.image_size, **config.encoder_arguments),
         )  # fmt: skip
+        predictor = self.predictor_between_stored_views(objective)
+        if predictor is not None and predictor.features_from == "encoder":
+            source = replace(source, predictor=predictor)
+            asked[GAIN] = None
         tasks = tasks_for(self.data.evaluation, list(asked))
         return evaluate(
             source, self.data, protocol, tasks=tasks, seeds=(config.seed,), device=self.run.device,
@@ -109,20 +116,48 @@ class Ending:
 
     def ask_more(self, objective: Objective, results: Evaluation) -> tuple[list[ProbeRecord], Sequence[str]]:
         """Of the aggregates of sequences and of capsules' poses, where they know the actions between stored views."""
-        device, seed, data = self.run.device, self.config.seed, self.data
+        device, seed, data, test = self.run.device, self.config.seed, self.data, results.test_features
         model, network = objective.sequence_model, objective.capsule_network
-        if model is not None and self.sequences["source"] == "rendered":
-            told = ToldActions.of(self.sequences["actions"]).names
+        records: list[ProbeRecord] = []
+        notes: list[str] = []
+        answers: dict[str, dict[str, TaskResult]] = {}
+        if model is not None and self.told is not None:
             found = quick_sequence_results(
-                model, results.train_features, results.test_features, told, len(results.class_names), device=device,
+                model, results.train_features, test, self.told.names, len(results.class_names), device=device,
                 seed=seed, split_name=data.evaluation.split,
             )  # fmt: skip
-            return found.records, found.notes
-        # Poses that are multiplied by the actions answer without a head.
-        if network is not None and objective.poses_are_multiplied:
-            told = ToldActions.of(self.sequences["actions"]).names
-            return capsule_records(network, data, told, results.protocol, device=device, seed=seed), ()
-        return [], ()
+            records, notes = found.records, [*found.notes]
+            if model.aggregator_takes_actions or model.predictor_takes_actions:
+                observed = self.sequences["observed_views"]
+                with noted_if_unanswered(GAIN, notes):
+                    answers[f"pred@{observed}"] = {GAIN: sequence_gain(model, test, data, self.told, observed, device)}
+        predictor = self.predictor_between_stored_views(objective)
+        if network is not None and predictor is not None:
+            answers["capsules"] = capsule_results(network, predictor, data, results.protocol, device)
+        records += records_of(
+            answers, None, split=data.evaluation.split, protocol=results.protocol, seed=seed,
+            num_objects=test.num_objects,
+        )  # fmt: skip
+        notes += [
+            f"{task}, part {part}: {note}"
+            for part, tasks in answers.items()
+            for task, result in tasks.items()
+            for note in result.notes
+        ]
+        return records, notes
+
+    @property
+    def told(self) -> ToldActions | None:
+        """The actions between stored views that the objective is given; None of other views, and without any."""
+        actions = self.sequences.get("actions") if self.sequences["source"] == "rendered" else None
+        return None if actions is None else ToldActions.of(actions)
+
+    def predictor_between_stored_views(self, objective: Objective) -> TrainedPredictor | None:
+        """The predictor as it is exported; None without one or without actions between stored views."""
+        predictor = objective.latent_predictor()
+        if predictor is None or self.told is None:
+            return None
+        return TrainedPredictor(predictor, PredictorCard(self.run.name, self.told, self.data.train.fingerprint))
 
     def exports(self, objective: Objective) -> dict[str, Export]:
         """By folder: the encoder, the predictor that the objective may hand out, and the network around an encoder."""

@@ -16,14 +16,17 @@ from ssl_equi.encoders.capsules.network import CapsuleNetwork
 from ssl_equi.evaluation.baselines import Baseline, constant_rotation_baselines
 from ssl_equi.evaluation.features import FeatureCache, encode_split
 from ssl_equi.evaluation.metrics import angle_errors_deg, summarise_angles
+from ssl_equi.evaluation.predictors.action_gain import TASK as GAIN
+from ssl_equi.evaluation.predictors.action_gain import predictor_gain
 from ssl_equi.evaluation.protocol import ProbeProtocol
-from ssl_equi.evaluation.results import ProbeRecord, records_of
 from ssl_equi.evaluation.samples import evaluated_pairs
 from ssl_equi.evaluation.task import TaskResult
+from ssl_equi.export.predictor import TrainedPredictor
 from ssl_equi.geometry.poses import matrix_of_action
 from ssl_equi.geometry.rotations import quat_from_matrix
 from ssl_equi.latents.actions import actions_of
 from ssl_equi.objectives.parts.capsule_terms import TURNED_COLUMNS, unit_poses
+from ssl_equi.objectives.parts.predictors import PoseProduct
 
 
 def rotation_between(first: Tensor, second: Tensor) -> Tensor:
@@ -38,20 +41,24 @@ def rotation_between(first: Tensor, second: Tensor) -> Tensor:
     return left @ right
 
 
-def capsule_records(
+def capsule_results(
     network: CapsuleNetwork,
+    predictor: TrainedPredictor,
     data: DataSource,
-    told: Sequence[str],
     protocol: ProbeProtocol,
-    *,
     device: torch.device | str = "cpu",
-    seed: int = 0,
-) -> list[ProbeRecord]:
-    """Records (part "capsules") of both tasks on the evaluated split, whose every view is encoded."""
-    views = data.evaluation
-    capsules = encode_split(network, views, data.mean_rgb, data.std_rgb, device)
-    answers = {"capsules": probe_capsule_poses(capsules, network.num_capsules, network.pose_side, told, protocol)}
-    return records_of(answers, None, split=views.split, protocol=protocol, seed=seed, num_objects=capsules.num_objects)
+) -> dict[str, TaskResult]:
+    """Whether the predictor of poses uses its actions, on the evaluated split, whose every view is encoded.
+
+    Poses that are multiplied with the action, and so should follow it by themselves, also answer both tasks of
+    `probe_capsule_poses`; others follow, if at all, in a way that only their predictor knows.
+    """
+    capsules = encode_split(network, data.evaluation, data.mean_rgb, data.std_rgb, device)
+    results = {}
+    if isinstance(predictor.module, PoseProduct):
+        told = predictor.actions.names
+        results = probe_capsule_poses(capsules, network.num_capsules, network.pose_side, told, protocol)
+    return results | {GAIN: predictor_gain(predictor, capsules, device)}
 
 
 def probe_capsule_poses(

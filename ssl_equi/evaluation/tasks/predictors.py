@@ -1,5 +1,6 @@
 """Tasks of the predictor that a run left beside its encoder: which view it means, and whether it is consistent."""
 
+from ssl_equi.evaluation.predictors.action_gain import predictor_gain
 from ssl_equi.evaluation.predictors.consistency import predictor_consistency as measure_consistency
 from ssl_equi.evaluation.predictors.retrieval import retrieval_result
 from ssl_equi.evaluation.predictors.two_views import retrieve_with_predictor
@@ -18,6 +19,12 @@ def _predictor(ask: Ask) -> TrainedPredictor:
             "it of all features"
         )
     return predictor
+
+
+@task("action_gain", group="predictor", once=True)
+def action_gain(ask: Ask) -> TaskResult:
+    """Does the predictor use its actions? How much larger is its error with the actions of other objects?"""
+    return predictor_gain(_predictor(ask), ask.test, device=ask.test.features.device)
 
 
 @task("retrieval", group="predictor", once=True)

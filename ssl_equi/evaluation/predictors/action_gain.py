@@ -1,0 +1,142 @@
+"""Whether a trained predictor uses its actions: its error with those of other objects beside its own."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_equi.data.sources import DataSource
+from ssl_equi.evaluation.baselines import Baseline
+from ssl_equi.evaluation.bootstrap import PAIRED_RESAMPLES, RatioStatistic, bootstrap_interval
+from ssl_equi.evaluation.features import FeatureCache, encode_split, frozen
+from ssl_equi.evaluation.predictors.two_views import OneObservedView, embed_views, known_actions
+from ssl_equi.evaluation.samples import TaskSkipped
+from ssl_equi.evaluation.sequences.heads import AggregatingModel
+from ssl_equi.evaluation.task import TaskResult
+from ssl_equi.export.predictor import LatentPredictor
+from ssl_equi.latents.actions import LatentActions, ToldActions, actions_as_told
+from ssl_equi.objectives.base import SequenceObjective
+
+TASK = METRIC = "action_gain"
+BASELINE = Baseline(0.0, "actions unused")
+CONTEXTS_PER_OBJECT = 10
+OBJECTS_IN_A_CHUNK = 256
+
+
+def predictor_gain(predictor: LatentPredictor, cache: FeatureCache, device: torch.device | str = "cpu") -> TaskResult:
+    """`action_gain` of a predictor from one view, towards its own embeddings of the other views.
+
+    TaskSkipped where the actions between the views aren't known, or an object has one view.
+
+    Args:
+        predictor: if a module, it is moved to `device`, and in evaluation mode meanwhile.
+        cache: every view of a split, with latents; the features that the predictor reads.
+    """
+    known = known_actions(predictor, cache)
+    model = OneObservedView(predictor).to(device)
+    with frozen(model):
+        targets = embed_views(predictor, cache, device)
+    return action_gain(model, cache, targets, known, device=device)
+
+
+def sequence_gain(
+    model: SequenceObjective,
+    cache: FeatureCache,
+    data: DataSource,
+    told: ToldActions,
+    context_views: int,
+    device: torch.device | str = "cpu",
+) -> TaskResult:
+    """`action_gain` of a model of sequences after M observed views, towards the features that it learnt to predict.
+
+    Args:
+        model: on `device`.
+        cache: every view of the evaluated split, encoded by the model's encoder.
+        data: whose evaluated split is encoded once more where the targets are those of a momentum encoder.
+    """
+    targets = cache
+    if model.target_encoder is not None:
+        targets = encode_split(model.target_encoder, data.evaluation, data.mean_rgb, data.std_rgb, device)
+    known = actions_as_told(cache.schema, told)
+    return action_gain(model, cache, targets.features, known, context_views=context_views, device=device)
+
+
+def action_gain(
+    model: AggregatingModel,
+    cache: FeatureCache,
+    targets: Tensor,
+    known: LatentActions,
+    *,
+    context_views: int = 1,
+    device: torch.device | str = "cpu",
+) -> TaskResult:
+    """By which share the prediction error, 1 - cosine, grows if every object is given the actions of another one.
+
+    The next view is predicted after up to ten contexts of M views of each object, in stored order; the other object is
+    the one before it, with the same views. Each error is a mean over all objects, and the gain a ratio of both less 1.
+    TaskSkipped if there are fewer than two objects, or fewer than M + 1 views of one.
+
+    Args:
+        model: a module on `device`; in evaluation mode meanwhile.
+        cache: every view of a split, encoded by the model's encoder, with latents.
+        targets: `[n_objects, n_views, E]`, what a prediction of each view is compared with.
+        known: what the model is told between two views.
+        context_views: M.
+    """
+    num_objects, fewest = cache.num_objects, cache.fewest_views
+    if fewest <= context_views or num_objects < 2:
+        raise TaskSkipped(
+            f"{num_objects} objects have {fewest} views: a view that follows {context_views} others is predicted with "
+            "its own and with another object's actions, so take a split of 2 objects or more with more views"
+        )
+    first = torch.arange(min(CONTEXTS_PER_OBJECT, fewest)).unsqueeze(1)
+    views = (first + torch.arange(context_views + 1)) % fewest
+    latents, quats_xyzw = cache.latents.cpu()[:, views], None
+    if cache.quats_xyzw is not None:
+        quats_xyzw = cache.quats_xyzw.cpu()[:, views]
+    pairs = None if quats_xyzw is None else (quats_xyzw[:, :, :-1], quats_xyzw[:, :, 1:])
+    actions = known(latents[:, :, :-1], latents[:, :, 1:], pairs)
+    assert isinstance(model, nn.Module)
+    with frozen(model):
+        own, others = (
+            _errors(model, cache.features, targets, views, told, device) for told in (actions, actions.roll(1, 0))
+        )
+    statistic = RatioStatistic(others.numpy(), own.numpy())
+    interval = bootstrap_interval(statistic, PAIRED_RESAMPLES)
+    used = interval is None or interval[0] > 0
+    return TaskResult(
+        metrics={METRIC: statistic.value()},
+        baselines={METRIC: BASELINE},
+        num_samples=num_objects * len(views),
+        statistics={METRIC: statistic},
+        notes=() if used else (gain_in_words(statistic.value(), interval),),
+    )
+
+
+def gain_in_words(gain: float, interval: tuple[float, float] | None = None) -> str:
+    """Whether the actions are used, as a sentence; `interval` is that of 95 %."""
+    low = gain if interval is None else interval[0]
+    verdict = "the predictor uses its actions" if low > 0 else "the predictor does not use its actions"
+    between = "" if interval is None else f" (95 % interval {interval[0]:z.1%} to {interval[1]:z.1%})"
+    change = f"{abs(gain):.1%} {'smaller' if gain < 0 else 'larger'}"
+    return f"{verdict}: its error is {change}{between} with the actions of other objects than with its own"
+
+
+def _errors(
+    model: AggregatingModel,
+    features: Tensor,
+    targets: Tensor,
+    views: Tensor,
+    actions: Tensor,
+    device: torch.device | str,
+) -> Tensor:
+    """Each object's mean error, float64 `[n]` on the CPU; `views [C, M + 1]` of it, `actions [n, C, M, A]` between."""
+    errors = []
+    for objects in torch.arange(len(features)).split(OBJECTS_IN_A_CHUNK):
+        observed = features[objects.to(features.device)][:, views[:, :-1]].to(device).flatten(0, 1)
+        steps = actions[objects].to(device).flatten(0, 1)
+        aggregates = model.aggregate(observed, steps[:, :-1] if model.aggregator_takes_actions else None)
+        predictions = model.predict(aggregates, steps[:, -1] if model.predictor_takes_actions else None)
+        truth = targets[objects.to(targets.device)][:, views[:, -1]].to(device).flatten(0, 1)
+        cosines = F.cosine_similarity(predictions.double(), truth.double(), dim=1)
+        errors.append((1 - cosines).view(len(objects), -1).mean(dim=1).cpu())
+    return torch.cat(errors)
