@@ -18,7 +18,7 @@ from ssl_equi.errors import UserError
 from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
 from ssl_equi.evaluation.features import FeatureStore, default_cache_folder
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
-from ssl_equi.evaluation.publish import FIRST_SEED, publish
+from ssl_equi.evaluation.publish import publish
 from ssl_equi.evaluation.report.write import write_report_or_warn
 from ssl_equi.evaluation.results import refuse_results_of_a_run
 from ssl_equi.evaluation.suite import Evaluation, evaluate
@@ -118,7 +118,7 @@ def _evaluate_encoder(config: EvaluationConfig, label: str) -> Path:
     store = FeatureStore(config.cache or default_cache_folder())
     results = evaluate(
         source, data, protocol, tasks=config.tasks, parts=config.parts,
-        seeds=range(FIRST_SEED, FIRST_SEED + config.seeds), further=transfer_tasks(transfer_sets), store=store,
+        seeds=range(config.seeds), further=transfer_tasks(transfer_sets), store=store,
         compare_with_random=config.compare_with_random, device=device, batch_size=config.batch_size,
         say=live.say, show=live.show,
     )  # fmt: skip

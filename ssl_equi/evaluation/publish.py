@@ -17,11 +17,9 @@ from ssl_equi.evaluation.report.pictures import neighbour_arrays, view_sheet
 from ssl_equi.evaluation.report.write import write_report_or_warn
 from ssl_equi.evaluation.results import ARRAYS_HASH, RESULTS_FILE, append_records, write_arrays, write_evaluation
 from ssl_equi.evaluation.suite import Evaluation, noted_if_unanswered
-from ssl_equi.evaluation.symmetry.orbits import fit_relative_rotation_head, orbit_errors, turns_are_known
+from ssl_equi.evaluation.symmetry.orbits import orbit_errors
 from ssl_equi.evaluation.tables import print_records
 from ssl_equi.evaluation.task import TASKS
-
-FIRST_SEED = 0  # of the heads: what the report draws is of this one
 
 
 def publish_results(
@@ -116,16 +114,11 @@ def pictures(
     """
     arrays: dict[str, np.ndarray] = {}
     notes: list[str] = []
-    parts = {part: columns for part, columns in results.parts.items() if "relative_rotation" in results.results[part]}
     with noted_if_unanswered("orbits are not drawn", notes):
-        heads = {
-            part: fit_relative_rotation_head(results.train_features.part(columns), results.protocol, FIRST_SEED)
-            for part, columns in parts.items()
-            if turns_are_known(data.evaluation)
-        }
         arrays |= orbit_errors(
-            source, data.evaluation, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb, rotation_heads=heads, device=device
-        )
+            source, data.evaluation, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb,
+            rotation_heads=results.rotation_heads, device=device,
+        )  # fmt: skip
     if source.predictor is not None and any(record.task == "retrieval" for record in results.records):
         with noted_if_unanswered("strips of predictions are not drawn", notes):
             arrays |= strips_of_predictions(source.predictor.cpu(), results.test_features, data.evaluation)

@@ -27,6 +27,7 @@ from ssl_equi.evaluation.results import ProbeRecord, arrays_of_result, records_o
 from ssl_equi.evaluation.samples import TaskSkipped, require_varied
 from ssl_equi.evaluation.task import PLACE, TASKS, Ask, Encoding, Subject, Task, TaskResult
 from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE, tasks_of_latent
+from ssl_equi.evaluation.tasks.pose import RELATIVE_ROTATION
 from ssl_equi.latents.actions import warning_of_signs
 from ssl_equi.latents.schema import LatentSchema
 
@@ -47,6 +48,8 @@ class Evaluation:
         parts: the asked slices of the feature columns.
         results: of the first seed by part and task: all that the report draws.
         random_results: the same of the random encoder; None if there was none.
+        rotation_heads: of the task relative_rotation, first seed, by part, on the CPU: features of two views side by
+            side `[N, 2 D]` to quaternions `[N, 4]`.
         train_features: every view of the split that the heads were trained on, encoded.
         test_features: the same of the evaluated split.
         class_names: of the data set.
@@ -60,6 +63,7 @@ class Evaluation:
     parts: dict[str, slice]
     results: PartResults
     random_results: PartResults | None
+    rotation_heads: dict[str, nn.Module]
     train_features: FeatureCache
     test_features: FeatureCache
     class_names: tuple[str, ...]
@@ -143,8 +147,14 @@ def evaluate(
         records += records_of(
             own.by_seed[seed], of_random[seed], split=split, protocol=protocol, seed=seed, num_objects=num_objects
         )
+    rotation_heads = {
+        part: subjects[0].made[RELATIVE_ROTATION.key(part, first)].cpu()
+        for part, results in own.by_seed[first].items()
+        if "relative_rotation" in results
+    }
     return Evaluation(
-        records, tuple(notes), chosen, own.by_seed[first], of_random[first], subjects[0].train, subjects[0].test,
+        records, tuple(notes), chosen, own.by_seed[first], of_random[first], rotation_heads, subjects[0].train,
+        subjects[0].test,
         tuple(data.evaluation.class_names), protocol,
         {"encode": encoded - started, "heads": time.perf_counter() - encoded}, store.encoder_passes - passes_before,
     )  # fmt: skip
@@ -358,14 +368,14 @@ def _train_together(task: Task, asks: Sequence[Ask], protocol: ProbeProtocol) ->
                 probe.check(ask)
             except TaskSkipped:
                 continue  # noted when the task is asked
-            if probe.key(ask) not in ask.made:
+            if probe.key(ask.part, ask.seed) not in ask.made:
                 waiting.append(ask)
         try:
             heads = train_heads([probe.request(ask) for ask in waiting], protocol)
         except Exception:
             return
         for ask, head in zip(waiting, heads, strict=True):
-            ask.made[probe.key(ask)] = head
+            ask.made[probe.key(ask.part, ask.seed)] = head
 
 
 @contextmanager

@@ -240,7 +240,7 @@ class Ask:
 
     def head(self, probe: "Probe") -> nn.Sequential:
         """The trained head, which takes raw features; each is trained once, whoever asks for it."""
-        return self.once(probe.key(self), lambda: train_heads([probe.request(self)], self.protocol)[0])
+        return self.once(probe.key(self.part, self.seed), lambda: train_heads([probe.request(self)], self.protocol)[0])
 
     def probe(self, probe: "Probe", test: FeatureCache | None = None) -> tuple[Tensor, Samples]:
         """Predictions `[n, K]` of a trained head for the fixed views or pairs of a split, and these samples.
@@ -275,9 +275,9 @@ class Probe:
     require: Callable[[Ask], None] = lambda ask: None
     after_epoch: Callable[[Ask], Callable[[nn.Sequential], None] | None] = lambda ask: None
 
-    def key(self, ask: Ask) -> Hashable:
-        """Under which the trained head is kept."""
-        return ("head", self, ask.part, ask.seed)
+    def key(self, part: str, seed: int) -> Hashable:
+        """Under which a trained head is kept in `made`."""
+        return ("head", self, part, seed)
 
     def check(self, ask: Ask) -> None:
         """Raises TaskSkipped where the features say nothing, or pairs are asked of objects of one view."""
