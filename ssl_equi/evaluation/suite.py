@@ -443,7 +443,7 @@ def why_constant(subject: Subject, part: str) -> str | None:
             return str(reason)
         return None
 
-    return subject.once(("why constant", part), find)
+    return subject.made.once(("why constant", part), find)
 
 
 def notes_on_poses(data: DataSource, names: Sequence[str]) -> tuple[str, ...]:

@@ -22,25 +22,22 @@ from ssl_equi.evaluation.features import FeatureCache, FeatureStore, ImageChange
 from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.samples import (
+    SampleKind,
     TargetsOf,
     TaskSkipped,
-    evaluated_pair_rows,
-    evaluated_view_rows,
+    evaluated_rows,
     feature_matrix,
-    pair_rows,
     require_varied,
     require_views,
     samples_of,
-    training_pairs,
-    training_views,
-    view_rows,
+    training_rows,
 )
 from ssl_equi.export.predictor import TrainedPredictor
 from ssl_equi.latents.angle import Angle
 from ssl_equi.latents.direction import Direction
 from ssl_equi.latents.schema import Latent, LatentSchema
 
-Made = TypeVar("Made")
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -103,6 +100,17 @@ def object_means(scores: Tensor, object_indices: Tensor, num_objects: int) -> np
     return np.divide(sums, counts, out=np.full(num_objects, np.nan), where=counts > 0)
 
 
+class Made(dict[Hashable, Any]):
+    """What tasks of one encoder share, by keys in which part and seed stand if they matter."""
+
+    def once(self, key: Hashable, make: Callable[[], Thing]) -> Thing:
+        """What `make` gives, made at the first call with this key."""
+        if key not in self:
+            self[key] = make()
+        thing: Thing = self[key]
+        return thing
+
+
 @dataclass(frozen=True)
 class Encoding:
     """An encoder with its data: how further images become features.
@@ -133,7 +141,7 @@ class Encoding:
 
 @dataclass(eq=False)
 class Subject:
-    """Features under evaluation, and what their tasks share, which is made once.
+    """Features under evaluation.
 
     Attributes:
         name: of the encoder, for errors and progress.
@@ -153,7 +161,7 @@ class Subject:
     num_classes: int
     device: torch.device | str = "cpu"
     encoding: Encoding | None = None
-    made: dict[Hashable, Any] = field(default_factory=dict)
+    made: Made = field(default_factory=Made)
     beside: Sequence["Subject"] = ()
 
     @functools.cached_property
@@ -165,13 +173,6 @@ class Subject:
     def test_on_device(self) -> FeatureCache:
         """`test`, where heads are judged."""
         return self.test.to(self.device)
-
-    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` gives, made at the first call with this key."""
-        if key not in self.made:
-            self.made[key] = make()
-        made: Made = self.made[key]
-        return made
 
 
 @dataclass(frozen=True)
@@ -193,14 +194,7 @@ class Ask:
     seed: int = 0
     part: str = "all"
     subject: Subject | None = None
-    made: dict[Hashable, Any] = field(default_factory=dict)
-
-    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` gives, made at the first call with this key, in which part and seed stand if they matter."""
-        if key not in self.made:
-            self.made[key] = make()
-        made: Made = self.made[key]
-        return made
+    made: Made = field(default_factory=Made)
 
     @property
     def encoding(self) -> Encoding:
@@ -219,7 +213,7 @@ class Ask:
         encoding, name, device = self.encoding, self.whole.name, self.whole.device
         label = views.split if change is None else f"{views.split}, {change.label}"
         key = ("features", views.content_key, views.split, None if change is None else change.fingerprint)
-        return self.once(
+        return self.made.once(
             key,
             lambda: encoding.store.encode(
                 encoding.module, views, encoding.mean_rgb, encoding.std_rgb, name=name,
@@ -240,7 +234,9 @@ class Ask:
 
     def head(self, probe: "Probe") -> nn.Sequential:
         """The trained head, which takes raw features; each is trained once, whoever asks for it."""
-        return self.once(probe.key(self.part, self.seed), lambda: train_heads([probe.request(self)], self.protocol)[0])
+        return self.made.once(
+            probe.key(self.part, self.seed), lambda: train_heads([probe.request(self)], self.protocol)[0]
+        )
 
     def probe(self, probe: "Probe", test: FeatureCache | None = None) -> tuple[Tensor, Samples]:
         """Predictions `[n, K]` of a trained head for the fixed views or pairs of a split, and these samples.
@@ -253,7 +249,7 @@ class Ask:
         """
         probe.check(self)
         test = self.test if test is None else test
-        samples = probe.judged(test, self.protocol)
+        samples = samples_of(test, evaluated_rows(test, probe.of, self.protocol), probe.targets)
         return predict(self.head(probe), feature_matrix(test), samples.rows), samples
 
 
@@ -262,14 +258,13 @@ class Probe:
     """A head on frozen features: what it learns from which samples.
 
     Attributes:
-        of: single views, or pairs of views of one object.
         targets: of samples, `[n, K]` to regress or `[n]` classes.
         plan: the head and its training.
         require: raises TaskSkipped where the head can't be trained or judged, for other reasons than the features.
         after_epoch: what is done with the head at each epoch's end, if anything.
     """
 
-    of: Literal["views", "pairs"]
+    of: SampleKind
     targets: TargetsOf
     plan: Callable[[Ask], HeadPlan]
     require: Callable[[Ask], None] = lambda ask: None
@@ -292,22 +287,11 @@ class Probe:
         each = plan.samples_per_object or train.num_views
 
         def draw(epoch: int) -> Samples:
-            if self.of == "pairs":
-                rows = pair_rows(train, training_pairs(train.num_objects, train.views_of_each, each, ask.seed, epoch))
-            else:
-                rows = view_rows(train, training_views(train.num_objects, train.views_of_each, each, ask.seed, epoch))
-            return samples_of(train, rows, self.targets)
+            return samples_of(train, training_rows(train, self.of, each, ask.seed, epoch), self.targets)
 
         # The same for all parts, so heads of all parts share what is drawn.
-        samples_of_epoch = ask.once(("samples", self, ask.seed), lambda: draw)
-        return HeadRequest(
-            feature_matrix(train), samples_of_epoch, plan, ask.seed, after_epoch=self.after_epoch(ask)
-        )  # fmt: skip
-
-    def judged(self, test: FeatureCache, protocol: ProbeProtocol) -> Samples:
-        """The fixed samples of a split that such heads are judged on."""
-        rows = evaluated_pair_rows(test, protocol) if self.of == "pairs" else evaluated_view_rows(test, protocol)
-        return samples_of(test, rows, self.targets)
+        samples_of_epoch = ask.made.once(("samples", self, ask.seed), lambda: draw)
+        return HeadRequest(feature_matrix(train), samples_of_epoch, plan, ask.seed, after_epoch=self.after_epoch(ask))
 
 
 @dataclass(frozen=True)

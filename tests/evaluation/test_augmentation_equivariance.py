@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -115,7 +116,7 @@ class QuarterTurn(OccasionalTransform[GrayscaleParameters]):
 def turns_and_flips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Augmentations that lose nothing and do not commute."""
     pipeline = ViewPipeline((HorizontalFlip(probability=0.5), QuarterTurn(probability=0.5)))
-    monkeypatch.setattr(augmentation_equivariance, "augmentation_pipeline", lambda name, image_size: pipeline)
+    monkeypatch.setattr(augmentation_equivariance, "augmentation_pipeline", lambda name, views: pipeline)
 
 
 @pytest.mark.usefixtures("turns_and_flips")
@@ -149,7 +150,7 @@ def test_features_are_those_of_each_image_under_the_same_augmentation():
         with torch.no_grad():
             return encoder(normalise_images(pixels, MEAN_RGB, STD_RGB))
 
-    pipeline, generator = augmentation_pipeline("mild", 16), torch.Generator().manual_seed(3)
+    pipeline, generator = augmentation_pipeline("mild", collection), torch.Generator().manual_seed(3)
     images = torch.from_numpy(collection.pixels).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
     torch.testing.assert_close(found.original, expected(images))
     draws = [pipeline.draw(20, source_sizes=(16, 16), generator=generator, shared_by=20) for _ in range(6)]
@@ -288,7 +289,7 @@ def test_collections_that_cannot_be_asked_get_a_note():
 
 
 def test_mild_augmentations_keep_half_of_the_area_and_all_colours():
-    pipeline = augmentation_pipeline("mild", 64)
+    pipeline = augmentation_pipeline("mild", SimpleNamespace(image_size=(64, 64)))
     drawn = pipeline.draw(500, source_sizes=(64, 64), generator=torch.Generator().manual_seed(0))
     area = drawn.crop.height * drawn.crop.width / 64**2
     assert area.min() > 0.48 and area.max() <= 1

@@ -60,7 +60,9 @@ def orbit_errors(
     """
     _check_pictures(collection, encoder_source.image_size)
     # The camera of other data may look from anywhere.
-    turns_are_known = collection.quats_xyzw is not None and (collection.schema is None or collection.schema.is_of_scenes)
+    turns_are_known = collection.quats_xyzw is not None and (
+        collection.schema is None or collection.schema.is_of_scenes
+    )
     objects = np.unique(np.linspace(0, collection.num_objects - 1, min(num_objects, collection.num_objects)).round())
     objects = objects.astype(np.int64)
     upright_images = np.empty((len(objects), 1, *collection.image_size, 3), dtype=np.uint8)

@@ -22,7 +22,7 @@ from ssl_equi.evaluation.metrics import balanced_top1, per_class_recall, top1
 from ssl_equi.evaluation.samples import (
     TaskSkipped,
     classes,
-    evaluated_view_rows,
+    evaluated_rows,
     feature_matrix,
     held_out_objects,
     require_objects,
@@ -53,7 +53,7 @@ def _follow_epochs(ask: Ask) -> Callable[[torch.nn.Sequential], None] | None:
     """Keeps the top-1 of every epoch where a protocol reports the best one."""
     if not ask.protocol.classification_best_epoch:
         return None
-    top1_of_epochs: list[float] = ask.once(("top-1 of epochs", ask.part, ask.seed), list)
+    top1_of_epochs: list[float] = ask.made.once(("top-1 of epochs", ask.part, ask.seed), list)
     return lambda head: top1_of_epochs.append(_judged(ask, ask.test, head).metrics["top1"])
 
 
@@ -80,7 +80,7 @@ def classify_views(ask: Ask) -> TaskResult:
     result = _judged(ask, ask.test, ask.head(CLASS))
     if not ask.protocol.classification_best_epoch:
         return result
-    best = max(ask.once(("top-1 of epochs", ask.part, ask.seed), list[float]))
+    best = max(ask.made.once(("top-1 of epochs", ask.part, ask.seed), list[float]))
     return replace(
         result,
         metrics=result.metrics | {"top1_best_epoch": best},
@@ -272,7 +272,7 @@ def _neighbours(ask: Ask, count: int) -> tuple[Tensor, Tensor]:
             f"{count} neighbours can't be found among {len(bank)} training views: use more training objects or a "
             "protocol of fewer neighbours"
         )
-    queries = feature_matrix(ask.test)[evaluated_view_rows(ask.test, ask.protocol)[:, 0]]
+    queries = feature_matrix(ask.test)[evaluated_rows(ask.test, "views", ask.protocol)[:, 0]]
     similarities, indices = nearest_rows(queries, feature_matrix(train)[bank.rows[:, 0]], count)
     return similarities, bank.targets[indices]
 
@@ -281,12 +281,12 @@ def _vote(ask: Ask, weights: Tensor, labels: Tensor) -> TaskResult:
     """Classes by the sum of the neighbours' weights `[n, k]`."""
     votes = torch.zeros(len(labels), ask.num_classes, dtype=torch.float64, device=labels.device)
     votes.scatter_add_(1, labels, weights.double())
-    return _result(ask.train, ask.test, evaluated_view_rows(ask.test, ask.protocol), votes)
+    return _result(ask.train, ask.test, evaluated_rows(ask.test, "views", ask.protocol), votes)
 
 
 def _judged(ask: Ask, test: FeatureCache, head: torch.nn.Module) -> TaskResult:
     """What a head of classes achieves on the fixed views of a split."""
-    rows = evaluated_view_rows(test, ask.protocol)
+    rows = evaluated_rows(test, "views", ask.protocol)
     return _result(ask.train, test, rows, predict(head, feature_matrix(test), rows))
 
 
