@@ -22,10 +22,10 @@ from torch import nn
 from ssl_equi.checkpoint import read_tensors
 from ssl_equi.encoders.catalogue import create_encoder, model_arguments, timm_with_our_encoders
 from ssl_equi.errors import EncoderError, ImageSizeError
-from ssl_equi.evaluation.features import state_sha256
 from ssl_equi.export.encoder import build_encoder, load_encoder, parts_of, read_encoder_config
 from ssl_equi.export.folder import CONFIG_FILE, WEIGHTS_FILE
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
+from ssl_equi.runtime.frozen import state_sha256
 
 TIMM_PREFIX, RANDOM_PREFIX, HUB_PREFIX = "timm:", "random:", "hub:"
 RANDOM_ENCODER_SEED = 2**31  # a seed that no training uses: of the random encoders that others are compared with

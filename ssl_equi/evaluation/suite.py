@@ -20,7 +20,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError, described
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.features import FeatureCache, FeatureStore, state_sha256
+from ssl_equi.evaluation.features import FeatureCache, FeatureStore, FrozenEncoder
 from ssl_equi.evaluation.heads import train_heads
 from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol
 from ssl_equi.evaluation.results import ProbeRecord, arrays_of_result, records_of
@@ -30,6 +30,7 @@ from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE, tasks_of_laten
 from ssl_equi.evaluation.tasks.pose import RELATIVE_ROTATION
 from ssl_equi.latents.actions import warning_of_signs
 from ssl_equi.latents.schema import LatentSchema
+from ssl_equi.runtime.frozen import state_sha256
 
 PROGRESS_EVERY_SECONDS = 20.0
 # Whose numbers rest on quaternions, which have two signs.
@@ -283,9 +284,10 @@ def _encoded(
     say: Say,
 ) -> Subject:
     """The encoder, or its random counterpart, with the features of both splits."""
-    module = module.to(device)
-    mean_rgb, std_rgb = source.mean_rgb or data.mean_rgb, source.std_rgb or data.std_rgb
-    state = state_sha256(module)
+    encoder = FrozenEncoder(
+        module.to(device), source.mean_rgb or data.mean_rgb, source.std_rgb or data.std_rgb, name, source.architecture,
+        state_sha256(module), device, batch_size,
+    )  # fmt: skip
     # Passes of the random encoder are not counted among those of the encoder.
     store = store if module is source.module else FeatureStore(store.folder)
 
@@ -303,17 +305,10 @@ def _encoded(
         return report
 
     train, test = (
-        store.encode(
-            module, split, mean_rgb, std_rgb, name=name, architecture=source.architecture, encoder_sha256=state,
-            device=device, batch_size=batch_size, bad_records=bad_records,
-            on_progress=progress_of(f"{name}: {split.split}"),
-        )
+        store.encode(encoder, split, bad_records=bad_records, on_progress=progress_of(f"{name}: {split.split}"))
         for split, bad_records in ((data.probe_train, bad_train_records), (data.evaluation, None))
-    )  # fmt: skip
-    encoding = Encoding(
-        module, source.architecture, state, mean_rgb, std_rgb, data, store, batch_size, progress_of,
-        source.predictor if module is source.module else None,
-    )  # fmt: skip
+    )
+    encoding = Encoding(encoder, data, store, progress_of, source.predictor if module is source.module else None)
     return Subject(name, parts, train, test, len(data.evaluation.class_names), device, encoding)
 
 
@@ -336,7 +331,7 @@ def _ask(
                 show(f"{found.subject.name}: {task.name}, part {ask.part}")
                 found.add(task, ask)
             encoding = found.subject.encoding
-            if encoding is not None and state_sha256(encoding.module) != encoding.state_sha256:
+            if encoding is not None and state_sha256(encoding.encoder.module) != encoding.encoder.state_sha256:
                 raise RuntimeError(
                     f"task {task.name!r} changed a parameter or a buffer of the encoder: a frozen encoder must stay as "
                     "it is"

@@ -18,7 +18,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DataSource
 from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.bootstrap import ObjectStatistic
-from ssl_equi.evaluation.features import FeatureCache, FeatureStore, ImageChange, OnProgress
+from ssl_equi.evaluation.features import FeatureCache, FeatureStore, FrozenEncoder, ImageChange, OnProgress
 from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.samples import (
@@ -116,25 +116,16 @@ class Encoding:
     """An encoder with its data: how further images become features.
 
     Attributes:
-        module: images [N, 3, H, W] -> features [N, D]; on the subject's device, in evaluation mode.
-        architecture: name and arguments of the encoder.
-        state_sha256: of its parameters and buffers.
-        mean_rgb, std_rgb: with which images are normalised.
+        encoder: on the subject's device.
         data: what heads are trained on (`probe_train`) and judged on (`evaluation`).
         store: encodes, and counts the encoder's passes.
-        batch_size: images in one forward pass.
         progress_of: of a line of text: what is told how far an encoding is.
         predictor: trained with the encoder; None if there is none.
     """
 
-    module: nn.Module
-    architecture: str
-    state_sha256: str
-    mean_rgb: tuple[float, float, float]
-    std_rgb: tuple[float, float, float]
+    encoder: FrozenEncoder
     data: DataSource
     store: FeatureStore
-    batch_size: int = 512
     progress_of: Callable[[str], OnProgress] = lambda label: lambda done, total: None
     predictor: TrainedPredictor | None = None
 
@@ -204,23 +195,14 @@ class Ask:
         return self.subject.encoding
 
     def encode(self, views: ViewCollection, change: ImageChange | None = None) -> FeatureCache:
-        """All features of every view of a split, changed or as they are, on the CPU; each such split is encoded once.
-
-        Raises:
-            FeatureError: a feature is not finite.
-            RuntimeError: encoding changed the encoder.
-        """
-        encoding, name, device = self.encoding, self.whole.name, self.whole.device
+        """All features of every view of a split, changed or as they are, on the CPU; each is encoded once."""
+        encoding = self.encoding
         label = views.split if change is None else f"{views.split}, {change.label}"
         key = ("features", views.content_key, views.split, None if change is None else change.fingerprint)
+        on_progress = encoding.progress_of(f"{self.whole.name}: {label}")
         return self.made.once(
-            key,
-            lambda: encoding.store.encode(
-                encoding.module, views, encoding.mean_rgb, encoding.std_rgb, name=name,
-                architecture=encoding.architecture, encoder_sha256=encoding.state_sha256, device=device,
-                batch_size=encoding.batch_size, change=change, on_progress=encoding.progress_of(f"{name}: {label}"),
-            ),
-        )  # fmt: skip
+            key, lambda: encoding.store.encode(encoding.encoder, views, change=change, on_progress=on_progress)
+        )
 
     @property
     def whole(self) -> Subject:

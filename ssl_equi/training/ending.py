@@ -10,7 +10,7 @@ from ssl_equi.data.sources import DATASETS, DataSource
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.catalogue import model_arguments
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.features import encode_split, state_sha256
+from ssl_equi.evaluation.features import encode_split
 from ssl_equi.evaluation.predictors.capsules import probe_capsule_poses
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS
 from ssl_equi.evaluation.publish import publish_results
@@ -23,6 +23,7 @@ from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, predictor
 from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, sequence_export
 from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.base import Objective
+from ssl_equi.runtime.frozen import state_sha256
 from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.folder import recorded_versions, set_aside_earlier_results
 from ssl_equi.training.run import Run

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssl_equi.data.images import normalise_images
 from ssl_equi.data.sources import DataSource
-from ssl_equi.evaluation.features import FeatureStore, cache_of
+from ssl_equi.evaluation.features import FeatureStore, FrozenEncoder, cache_of
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE as TASK
 from ssl_equi.evaluation.protocol import EquivarianceProtocol, ProbeProtocol
 from ssl_equi.evaluation.publish import publish_results
@@ -87,7 +87,7 @@ def probe(encoder: nn.Module, collection: ViewsInMemory, **changes: object) -> F
     parts = changes.pop("parts", {"all": slice(None)})
     protocol = ProbeProtocol(augmentation_equivariance=EquivarianceProtocol(**changes))
     data = DataSource("by hand", collection, collection, collection, MEAN_RGB, STD_RGB)
-    encoding = Encoding(encoder, "", "", MEAN_RGB, STD_RGB, data, FeatureStore(None))
+    encoding = Encoding(FrozenEncoder(encoder, MEAN_RGB, STD_RGB), data, FeatureStore(None))
     cache = cache_of(torch.zeros(collection.num_objects, collection.num_views, 1), collection)
     whole = Subject("by hand", parts, cache, cache, 0, encoding=encoding)
     results, notes = {}, []

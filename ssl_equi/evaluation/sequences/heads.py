@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.evaluation.baselines import constant_baselines, constant_rotation_baselines
-from ssl_equi.evaluation.features import frozen
 from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, fit_ridge, train_heads
 from ssl_equi.evaluation.metrics import angle_errors_deg, r2_metrics, r2_notes, summarise_angles
 from ssl_equi.evaluation.protocol import ProbeProtocol
@@ -22,6 +21,7 @@ from ssl_equi.latents.actions import LatentActions
 from ssl_equi.latents.motion import RigidMotion
 from ssl_equi.latents.number import Number
 from ssl_equi.latents.rotation import Rotation
+from ssl_equi.runtime.frozen import frozen
 
 SEQUENCES_IN_A_CHUNK = 512
 

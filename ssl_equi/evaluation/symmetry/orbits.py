@@ -17,10 +17,10 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import turn_quat_xyzw, turned_by_any_angle
 from ssl_equi.data.images import normalise_images
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.features import frozen
 from ssl_equi.evaluation.metrics import angle_errors_deg
 from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.geometry.rotations import quat_multiply, quat_positive, relative_quat
+from ssl_equi.runtime.frozen import frozen
 
 ORBIT_ANGLES_DEG: tuple[float, ...] = tuple(range(0, 360, 15))
 NUM_ORBIT_OBJECTS = 12

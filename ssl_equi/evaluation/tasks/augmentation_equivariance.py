@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.evaluation.baselines import Baseline
-from ssl_equi.evaluation.features import counted_images, encode_images, frozen
+from ssl_equi.evaluation.features import encode_images
 from ssl_equi.evaluation.protocol import EquivarianceProtocol
 from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.task import Ask, TaskResult, task
@@ -30,6 +30,7 @@ from ssl_equi.evaluation.tasks.care_measures import (
     shuffled_displacements,
     wahba,
 )
+from ssl_equi.runtime.frozen import frozen
 from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.presets import ViewRecipe, view_pipelines
@@ -61,15 +62,13 @@ def augmentation_equivariance(ask: Ask) -> TaskResult:
     def encode() -> list[AugmentedFeatures]:
         """Of the encoder and of its random counterpart, which share the augmented images."""
         with ExitStack() as stack:
-            counts = [stack.enter_context(counted_images(each.module)) for each in encodings]
-            try:
-                return encode_augmented(
-                    [each.module for each in encodings], collection, encoding.mean_rgb, encoding.std_rgb, protocol,
-                    ask.whole.device, encoding.batch_size,
-                )  # fmt: skip
-            finally:
-                for each, images in zip(encodings, counts, strict=True):
-                    each.store.encoder_passes += images[0]
+            for each in encodings:
+                stack.enter_context(each.store.counting(each.encoder.module))
+            encoder = encoding.encoder
+            return encode_augmented(
+                [each.encoder.module for each in encodings], collection, encoder.mean_rgb, encoder.std_rgb, protocol,
+                encoder.device, encoder.batch_size,
+            )  # fmt: skip
 
     features = subjects[0].made.once("augmented features", encode)[encodings.index(encoding)]
     result, notes = compare(features.part(ask.whole.parts[ask.part]), protocol.seed)
