@@ -153,11 +153,6 @@ class R2Statistic(ObjectStatistic):
 # ---------------------------------------------------------------- from answers, and from what was kept of them
 
 
-def mean_statistic(scores: np.ndarray) -> ObjectStatistic:
-    """Mean of the objects' scores `[num_objects]`; NaN: none."""
-    return MeanStatistic(scores)
-
-
 def median_statistic(values: np.ndarray, objects: np.ndarray, num_objects: int | None = None) -> ObjectStatistic:
     """Median of samples' values `[n]`, which are of the objects `[n]`.
 

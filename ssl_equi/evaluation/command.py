@@ -4,7 +4,6 @@ import hashlib
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -95,9 +94,6 @@ def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
 
     Args:
         label: the script's name; part of the default folder.
-
-    Raises:
-        UserError: an option is wrong, or an encoder, the data and the protocol don't go together.
     """
     configs = [config]
     for text in config.beside:
@@ -135,7 +131,7 @@ def _evaluate_encoder(config: EvaluationConfig, source: EncoderSource, data: Dat
     )  # fmt: skip
     live.clear()
     print_seeds(results.records, results.notes, protocol.paper_metrics)
-    run = describe(config, source, data, results, software_versions()) | {
+    run = describe(config, source, data, results) | {
         "transfer_fingerprints": {
             each.label: [each.data.probe_train.fingerprint, each.data.evaluation.fingerprint] for each in transfer_sets
         }
@@ -146,11 +142,7 @@ def _evaluate_encoder(config: EvaluationConfig, source: EncoderSource, data: Dat
 
 
 def open_encoder_and_data(config: AskedEncoder) -> tuple[EncoderSource, DataSource]:
-    """Opens the encoder, and the data at the size of its images.
-
-    Raises:
-        UserError: either can't be opened.
-    """
+    """Opens the encoder, and the data at the size of its images."""
     stored_size = stored_image_size(config.dataset, config.data_dir)
     if stored_size is None and DATASETS[config.dataset].embedded:
         stored_size = ProceduralConfig().image_size
@@ -162,15 +154,9 @@ def open_encoder_and_data(config: AskedEncoder) -> tuple[EncoderSource, DataSour
     return source, turned_source(data, config.turns, config.turn_training_views)
 
 
-def describe(
-    config: EvaluationConfig,
-    source: EncoderSource,
-    data: DataSource,
-    results: Evaluation,
-    versions: Mapping[str, str],
-) -> dict[str, Any]:
+def describe(config: EvaluationConfig, source: EncoderSource, data: DataSource, results: Evaluation) -> dict[str, Any]:
     """What `results.json` says of the evaluation as a whole."""
-    protocol = results.protocol
+    protocol, versions = results.protocol, software_versions()
     return {
         "encoder": config.encoder,
         "name": source.name,
@@ -191,7 +177,7 @@ def describe(
         "command": f"python {shlex.join(sys.argv)}",
         "commit": versions["commit"],
         "options": {name: str(value) for name, value in asdict(config).items()},
-        "versions": dict(versions),
+        "versions": versions,
     }
 
 

@@ -249,12 +249,6 @@ class FeatureStore:
             change: of the images before they are encoded; its fingerprint is one of the things features depend on.
             bad_records: if these are skipped, an object of which a view can't be read is left out, and features are
                 not kept.
-
-        Raises:
-            FeatureError: a feature is not finite.
-            DataError: a view can't be read and isn't skipped, or no object is left.
-            CheckpointError: the folder can't be written.
-            RuntimeError: encoding changed the encoder.
         """
         problems: dict[int, DataError] | None = {} if bad_records is not None and bad_records.are_skipped else None
 

@@ -37,11 +37,8 @@ def publish_results(
 
     Args:
         test: the evaluated split, for the pictures.
-        title, command: of the page; what was typed to make the run.
-        run: what `results.json` shall say of the run as a whole.
-
-    Returns:
-        The report's path.
+        command: what was typed to make the run.
+        run: what `results.json` says of the run as a whole.
     """
     described = dict(run or {}) | {"title": title, "command": command, "protocol": asdict(results.protocol)}
     # The numbers first: nothing that is only drawn may cost them.
@@ -54,11 +51,7 @@ def publish_results(
 
 
 def result_arrays(results: Evaluation, test: ViewCollection) -> tuple[dict[str, np.ndarray], list[str]]:
-    """All that a report draws of probe results, by the keys of `arrays.npz`, and a sentence for what can't be drawn.
-
-    Args:
-        test: the evaluated split.
-    """
+    """All that a report draws of probe results, by the keys of `arrays.npz`, and a sentence for what can't be drawn."""
     class_names = [visible(name) for name in results.class_names]
     arrays: dict[str, np.ndarray] = {"class_names": np.array(class_names, dtype=np.str_)}
     if test.num_views > 1:
@@ -80,19 +73,9 @@ def result_arrays(results: Evaluation, test: ViewCollection) -> tuple[dict[str, 
 
 
 def publish(
-    out: Path,
-    source: EncoderSource,
-    data: DataSource,
-    results: Evaluation,
-    run: Mapping[str, Any],
-    device: str,
+    out: Path, source: EncoderSource, data: DataSource, results: Evaluation, run: Mapping[str, Any], device: str
 ) -> None:
-    """Writes `results.json`, `arrays.npz` and `report.html`.
-
-    Args:
-        run: what `results.json` says of the evaluation as a whole.
-        device: where the encoder is.
-    """
+    """Writes `results.json`, which says `run` of the whole evaluation, `arrays.npz` and `report.html`."""
     # The numbers first: nothing that is only drawn may cost them.
     write_evaluation(out, results.records, results.notes, run, results.arrays)
     drawn, why_not_drawn = pictures(source, data, results, device)
@@ -105,12 +88,9 @@ def publish(
 def pictures(
     source: EncoderSource, data: DataSource, results: Evaluation, device: str
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """What the report draws that takes the encoder or its predictor again: orbits, and strips of what is retrieved.
+    """Orbits, and strips of what is retrieved, which take the encoder or its predictor again; why others are missing.
 
     They are only drawn, so the images of the orbits aren't counted among those that were encoded for the numbers.
-
-    Returns:
-        The arrays, and a sentence for what can't be drawn.
     """
     arrays: dict[str, np.ndarray] = {}
     notes: list[str] = []

@@ -110,12 +110,6 @@ def evaluate(
             that are judged always do.
         say: is told what is going on, line by line.
         show: is told of every task, for a line that is written over.
-
-    Raises:
-        DataError: an image can't be read.
-        UserError: there is no such task or part, or features are not finite.
-        ValueError: the splits don't belong together, or an object has no label.
-        RuntimeError: the encoder's state changed.
     """
     unknown = [part for part in parts if part not in source.parts]
     if unknown:
@@ -218,9 +212,6 @@ def asked_tasks(
         names: of tasks, or of groups of them (see `ssl_equi.evaluation.task.Group`), or `all`. None:
             the protocol's, those of the data's own latents, and those of the predictor beside the encoder.
         further: tasks that are asked besides.
-
-    Raises:
-        UserError: there is no such task.
     """
     own = own_latent_tasks(schema)
     known = {name: task for name, task in TASKS.items() if task.group != "predictor" or source.predictor is not None}
@@ -341,7 +332,10 @@ def _ask(
 
 def _asks(task: Task, subject: Subject, seeds: Sequence[int], protocol: ProbeProtocol) -> list[Ask]:
     """Of which parts and seeds of a subject a task is asked."""
-    train, test, parts = subject.train_on_device, subject.test_on_device, subject.parts
+    train, test = subject.made.once(
+        "on the device", lambda: [cache.to(subject.device) for cache in (subject.train, subject.test)]
+    )
+    parts = subject.parts
     if task.group == "predictor":  # which reads its own columns
         has_predictor = subject.encoding is not None and subject.encoding.predictor is not None
         parts = {"all": slice(0, train.features.shape[-1])} if has_predictor else {}

@@ -4,7 +4,6 @@ A task is a function of an `Ask` that returns a `TaskResult`, registered by `@ta
 holds one is all that a new task takes: tables, reports and comparisons show whatever is registered.
 """
 
-import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -155,16 +154,6 @@ class Subject:
     made: Made = field(default_factory=Made)
     beside: Sequence["Subject"] = ()
 
-    @functools.cached_property
-    def train_on_device(self) -> FeatureCache:
-        """`train`, where heads are trained."""
-        return self.train.to(self.device)
-
-    @functools.cached_property
-    def test_on_device(self) -> FeatureCache:
-        """`test`, where heads are judged."""
-        return self.test.to(self.device)
-
 
 @dataclass(frozen=True)
 class Ask:
@@ -221,13 +210,9 @@ class Ask:
         )
 
     def probe(self, probe: "Probe", test: FeatureCache | None = None) -> tuple[Tensor, Samples]:
-        """Predictions `[n, K]` of a trained head for the fixed views or pairs of a split, and these samples.
+        """Predictions `[n, K]` of a trained head for the fixed samples of a split, and these samples.
 
-        Args:
-            test: this part of other features than those that are judged.
-
-        Raises:
-            TaskSkipped: these features can't be asked.
+        `test` is this part of other features than those that are judged. Raises TaskSkipped where they can't be asked.
         """
         probe.check(self)
         test = self.test if test is None else test
@@ -278,12 +263,9 @@ class Probe:
 
 @dataclass(frozen=True)
 class Need:
-    """The latents that a task asks for.
+    """The latents that a task asks for: `find` gives those of a schema, none where it doesn't have all of them.
 
-    Attributes:
-        find: those of a schema; none where it doesn't have all of them.
-        name: what they are, for a sentence.
-        cure: which data have them.
+    `name` and `cure` say what they are and which data have them.
     """
 
     find: Callable[[LatentSchema], tuple[Latent, ...]]

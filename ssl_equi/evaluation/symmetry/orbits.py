@@ -24,6 +24,7 @@ from ssl_equi.runtime.frozen import frozen
 
 ORBIT_ANGLES_DEG: tuple[float, ...] = tuple(range(0, 360, 15))
 NUM_ORBIT_OBJECTS = 12
+BATCH_SIZE = 512  # images in one forward pass
 RotationHead = Callable[[Tensor], Tensor]  # features of two views side by side [N, 2 D] -> quaternions [N, 4]
 
 
@@ -37,7 +38,6 @@ def orbit_errors(
     rotation_heads: Mapping[str, RotationHead],
     num_objects: int = NUM_ORBIT_OBJECTS,
     device: torch.device | str = "cpu",
-    batch_size: int = 512,
 ) -> dict[str, np.ndarray]:
     """Features of the first view of some objects, turned counter-clockwise by each angle, beside the upright ones.
 
@@ -70,7 +70,7 @@ def orbit_errors(
     turned_images = [[turned_by_any_angle(image, angle_deg) for angle_deg in angles_deg] for [image] in upright_images]
     images = np.concatenate([upright_images, np.array(turned_images)], axis=1)
     colours = (encoder_source.mean_rgb or mean_rgb, encoder_source.std_rgb or std_rgb)
-    features = _encode_orbits(encoder_source.module, images, colours, device, batch_size)
+    features = _encode_orbits(encoder_source.module, images, colours, device)
     arrays = {"orbit_angles_deg": np.asarray(angles_deg, dtype=np.float64), "orbit_objects": objects}
     for part, columns in encoder_source.parts.items():
         upright, turned = features[:, :1, columns], features[:, 1:, columns]
@@ -103,12 +103,11 @@ def _encode_orbits(
     images: np.ndarray,
     colours: tuple[Sequence[float], Sequence[float]],
     device: torch.device | str,
-    batch_size: int,
 ) -> Tensor:
     """float32 `[n, 1 + A, D]` on the CPU, of images uint8 `[n, 1 + A, S, S, 3]`."""
     flat = torch.from_numpy(images).flatten(0, 1)
     with frozen(encoder):
-        batches = [encoder(normalise_images(batch.to(device), *colours)).float() for batch in flat.split(batch_size)]
+        batches = [encoder(normalise_images(batch.to(device), *colours)).float() for batch in flat.split(BATCH_SIZE)]
         features = torch.cat(batches).cpu()
     if not bool(torch.isfinite(features).all()):
         raise RuntimeError("the encoder produced features that are not finite: use an earlier checkpoint")

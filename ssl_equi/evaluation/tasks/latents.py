@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ssl_equi.evaluation.baselines import Baseline, constant_baselines
-from ssl_equi.evaluation.bootstrap import ObjectStatistic, mean_statistic, median_statistic, r2_uniform_statistic
+from ssl_equi.evaluation.bootstrap import MeanStatistic, ObjectStatistic, median_statistic, r2_uniform_statistic
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import HeadPlan, Samples
 from ssl_equi.evaluation.metrics import ANGLE, name_of_class_metric, r2_notes, r2_uniform, varying_components
@@ -141,4 +141,4 @@ def _statistic(kind: LatentKind, errors: np.ndarray, objects: np.ndarray) -> Obj
     if not kind.targets_are_classes:
         return median_statistic(errors, objects)
     _, number = np.unique(objects, return_inverse=True)
-    return mean_statistic(np.bincount(number, weights=1 - errors) / np.bincount(number))
+    return MeanStatistic(np.bincount(number, weights=1 - errors) / np.bincount(number))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.evaluation.baselines import Baseline
-from ssl_equi.evaluation.bootstrap import mean_statistic
+from ssl_equi.evaluation.bootstrap import MeanStatistic
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import build_head, column_statistics
 from ssl_equi.evaluation.metrics import ANGLE_MEDIAN, name_of_class_metric, summarise_angles
@@ -227,7 +227,7 @@ def _result(
         metrics[likelihood] = float(scores[LIKELIHOOD][chosen].mean())
         metrics[angle] = angles.metrics[angle]
         baselines[likelihood] = _stronger(LIKELIHOOD, float(constant_scores[LIKELIHOOD][chosen].mean()))
-        statistics[likelihood] = mean_statistic(object_scores[LIKELIHOOD][objects[chosen].unique().numpy()])
+        statistics[likelihood] = MeanStatistic(object_scores[LIKELIHOOD][objects[chosen].unique().numpy()])
     object_scores |= angles.object_scores or {}
     return replace(
         angles, metrics=metrics, baselines=baselines, object_scores=object_scores, statistics=statistics, arrays=drawn

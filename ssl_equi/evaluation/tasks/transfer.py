@@ -32,9 +32,6 @@ def open_transfer_set(text: str, image_size: int, split: str = "test") -> Transf
     Args:
         image_size: side in pixels that images are brought to.
         split: what is judged.
-
-    Raises:
-        DataError: there is no such data set, or its data are missing or damaged.
     """
     name, _, folder = text.partition(":")
     if name not in DATASETS:
@@ -58,11 +55,7 @@ def open_transfer_set(text: str, image_size: int, split: str = "test") -> Transf
 
 
 def transfer_tasks(sets: Sequence[TransferSet]) -> list[Task]:
-    """`transfer_TASK_LABEL` for every data set.
-
-    Raises:
-        DataError: two data sets have the same label.
-    """
+    """`transfer_TASK_LABEL` for every data set."""
     labels = [each.label for each in sets]
     for label in labels:
         if labels.count(label) > 1:
