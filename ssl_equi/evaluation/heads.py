@@ -8,8 +8,8 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -302,7 +302,8 @@ def predict(head: nn.Module, features: Tensor, rows: Tensor, batch_size: int = 4
     return torch.cat(outputs)
 
 
-class _Moments(NamedTuple):
+@dataclass(frozen=True)
+class _Moments:
     """Sufficient statistics of a linear regression, float64: sums over samples of x, y, x x^T, x y^T and y^2."""
 
     count: int
@@ -313,7 +314,7 @@ class _Moments(NamedTuple):
     sum_yy: Tensor
 
     def merged(self, other: "_Moments") -> "_Moments":
-        return _Moments(*(own + others for own, others in zip(self, other, strict=True)))
+        return _Moments(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     def solve(self, strength: float) -> tuple[Tensor, Tensor]:
         """Weight `[D, K]` and bias `[K]`; the bias is not penalised."""

@@ -209,8 +209,8 @@ def asked_tasks(
     """The tasks that are asked of data with these latents, in the order in which they are asked.
 
     Args:
-        names: of tasks, or of groups of them (see `ssl_equi.evaluation.task.Group`), or `all`. None:
-            the protocol's, those of the data's own latents, and those of the predictor beside the encoder.
+        names: of tasks, or of groups of them (see `ssl_equi.evaluation.task.Group`), or `all`. None: the protocol's,
+            those of the data's own latents, and those of the predictor beside the encoder.
         further: tasks that are asked besides.
     """
     own = own_latent_tasks(schema)

@@ -41,17 +41,11 @@ def has_enough_rows(num_rows: int, dim: int) -> bool:
 
 
 def nearest_rotation(source: Tensor, target: Tensor) -> Tensor:
-    """R in SO(d) that minimises the sum over rows of |R source_i - target_i|^2 (Wahba's problem).
+    """R in SO(d), float64, that minimises the sum over rows [n, d] of |R source_i - target_i|^2 (Wahba's problem).
 
     With U S V^T the singular value decomposition of target^T source, R = U diag(1, ..., 1, det(U V^T)) V^T: the last
     factor keeps it from being a reflection. Where the features have no variance (dead columns, few dimensions in use)
     any R would do, and it is the identity.
-
-    Args:
-        source, target: [n, d], any n; taken at length 1.
-
-    Returns:
-        float64 [d, d], which acts on columns.
     """
     num_rows, dim = source.shape
     unused = UNUSED * num_rows * torch.eye(dim, dtype=torch.float64, device=source.device)
@@ -70,10 +64,8 @@ def wahba(source: Tensor, target: Tensor) -> tuple[Tensor, float]:
     """The rotation that best takes the features of images to those of the augmented images, and what is left over.
 
     The error is CARE's W_f divided by sqrt(n), in [0, 2]: 0 if the augmentation rotates the features, about sqrt 2 for
-    unrelated ones. A fit to `shuffled` targets tells what no relation at all gives for the same features.
-
-    Args:
-        source, target: [n, d], features of the images and of the augmented images; n is 4 d or more.
+    unrelated ones. A fit to `shuffled` targets tells what no relation at all gives for the same features. Rows [n, d]
+    must be 4 d or more.
     """
     rotation = nearest_rotation(source, target)
     return rotation, rotation_error(rotation, source, target)
@@ -84,11 +76,8 @@ def least_squares_error(source: Tensor, target: Tensor, seed: int = 0) -> float:
 
     Root of the mean over rows of |A source_i - target_i|^2, rows taken at length 1, where A is the least-squares map of
     the other four fifths of the rows: a matrix has d^2 free numbers, so that its error on the rows that it was fitted
-    to would flatter it. 0 if the augmentation acts linearly, about 1 for unrelated features of mean 0.
-
-    Args:
-        source, target: [n, d], features of the images and of the augmented images; n is 4 d or more.
-        seed: draws the five folds.
+    to would flatter it. 0 if the augmentation acts linearly, about 1 for unrelated features of mean 0. Rows [n, d] must
+    be 4 d or more; the seed draws the five folds.
     """
     num_rows, dim = source.shape
     before, after = unit_rows(source), unit_rows(target)
@@ -105,12 +94,9 @@ def least_squares_error(source: Tensor, target: Tensor, seed: int = 0) -> float:
 def composition_error(first: Tensor, second: Tensor, both: Tensor) -> float:
     """How far the rotation of a composed augmentation is from the composed rotations (corollary 1 of CARE).
 
-    Args:
-        first, second, both: [d, d], the rotations of an augmentation a, of another b, and of b after a.
-
-    Returns:
-        |both - second first|_F / sqrt(2 d): 0 for a representation of the group, about 1 for unrelated rotations, and
-        less for those if features leave dimensions unused, in which all rotations agree.
+    |both - second first|_F / sqrt(2 d), of the rotations [d, d] of an augmentation a, of another b, and of b after a: 0
+    for a representation of the group, about 1 for unrelated rotations, and less for those if features leave dimensions
+    unused, in which all rotations agree.
     """
     return float((both - second @ first).norm()) / (2 * both.shape[0]) ** 0.5
 
@@ -138,7 +124,7 @@ def gamma(features: Tensor, augmented: Tensor, seed: int = 0, partners: int = 4)
     compared beside the value of `shuffled_displacements`.
 
     Args:
-        features, augmented: [n, d], features of the images and of the augmented images.
+        features, augmented: [n, d].
         seed: draws the pairs.
         partners: pairs of each image; no pair is taken twice while partners < n / 2.
     """

@@ -5,6 +5,7 @@ on held-out objects of the training split, or on held-out views where each objec
 classes that no training object has can't be told by any head: they are left out, and a note says so.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -107,17 +108,13 @@ def linear(ask: Ask) -> TaskResult:
     protocol, features = ask.protocol, feature_matrix(ask.train)
     views_per_object = protocol.linear_views_per_object or ask.train.num_views
     fitted, choosing, notes = _held_out_samples(ask, views_per_object)
-    strengths = [
-        (learning_rate, weight_decay)
-        for learning_rate in protocol.linear_learning_rates
-        for weight_decay in protocol.linear_weight_decays
-    ]
+    strengths = [*itertools.product(protocol.linear_learning_rates, protocol.linear_weight_decays)]
     plan = HeadPlan((), protocol.linear_epochs, views_per_object, classes=ask.num_classes)
     requests = [HeadRequest(features, fitted, plan, ask.seed, *strength) for strength in strengths]
     candidates = train_heads(requests, protocol)
     learning_rate, weight_decay = strengths[_best_candidate(candidates, features, choosing)]
-    objects = np.arange(ask.train.num_objects)
-    chosen = _request(ask, objects, views_per_object, protocol.linear_epochs, learning_rate, weight_decay)
+    everyone = np.arange(ask.train.num_objects)
+    chosen = _request(ask, everyone, views_per_object, protocol.linear_epochs, learning_rate, weight_decay)
     result = _judged(ask, ask.test, train_heads([chosen], protocol)[0])
     details = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     return replace(result, details=details, notes=(*result.notes, *notes))
@@ -157,11 +154,7 @@ def low_shot_10pct(ask: Ask) -> TaskResult:
 def few_objects(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Indices of at most `share` of the objects, equally many of each class (all of a class that has fewer).
 
-    Args:
-        labels: int `[n_objects]`.
-
-    Raises:
-        TaskSkipped: that is less than one object of each class.
+    Raises TaskSkipped where that is less than one object of each class.
     """
     present = np.unique(labels)
     per_class = int(share * len(labels) / len(present) + 1e-9)  # whole objects; .1 * 30 / 3 must not be less than 1
@@ -293,8 +286,7 @@ def _judged(ask: Ask, test: FeatureCache, head: torch.nn.Module) -> TaskResult:
 def _result(train: FeatureCache, test: FeatureCache, rows: Tensor, logits: Tensor) -> TaskResult:
     """Metrics of logits (or votes) `[n, C]` of views `rows [n, 1]` of the evaluated split.
 
-    Raises:
-        TaskSkipped: no view is of a class that training objects have.
+    Raises TaskSkipped where no view is of a class that training objects have.
     """
     labels = classes(test, rows)
     seen = torch.isin(labels, train.labels)

@@ -53,9 +53,6 @@ def feature_action(ask: Ask) -> TaskResult:
       are. Baseline: 0, which z1 itself reaches.
     - `skill_over_object_mean`: 1 - E(map) / E(mean of the object's views but the second). Baseline: 0, which the mean
       reaches; unlike the map, it has seen V - 1 views of the object.
-
-    Raises:
-        TaskSkipped: there are no rotations, no pairs, or views of an object have the same features.
     """
     train, test, protocol = ask.train, ask.test, ask.protocol
     require_views(train, test)

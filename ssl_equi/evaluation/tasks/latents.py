@@ -96,11 +96,7 @@ def _result(
     decode: Callable[[Tensor], Tensor],
     values: Tensor,
 ) -> TaskResult:
-    """A head's predictions [n, K], and the best constant one, against the true values [n, C].
-
-    Args:
-        decode: the values [n, C] that predictions stand for.
-    """
+    """A head's predictions [n, K], which stand for values [n, C], and the best constant one, against the true ones."""
     constant = kind.constant_prediction(samples.targets).to(predictions.dtype)
     answers, constants = (decode(found).cpu() for found in (predictions, constant.expand(len(samples), -1)))
     values, objects = values.cpu(), sample_objects(test, samples.rows).cpu()
