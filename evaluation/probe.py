@@ -20,52 +20,32 @@ has learnt of upright images is then asked of turned ones. Prints the table and 
 
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.sources import DatasetName
-from ssl_equi.evaluation.command import open_encoder_and_data
+from ssl_equi.evaluation.command import AskedEncoder, open_encoder_and_data
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.evaluation.results import append_records, refuse_other_content
 from ssl_equi.evaluation.suite import evaluate, tasks_for
 from ssl_equi.evaluation.tables import print_records
-from ssl_equi.options import ActsWhen, EncoderArguments, ImageSide, Seed
+from ssl_equi.options import Seed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(AskedEncoder):
     """What is probed, and on what."""
 
     encoder: Annotated[str, tyro.conf.Positional]
     """Folder of an exported encoder, timm:NAME (pretrained), random:NAME or hub:OWNER/NAME."""
-    dataset: DatasetName = "3diebench-p"
-    """3diebench-p and 3diebench-pt (whose objects also move) render themselves; the others need --data-dir."""
-    data_dir: str | Path | None = None
-    """Folder with the data set; the user's cache folder for those that render themselves when not given."""
-    split: str = "test"
-    """Split that is judged; heads are trained on train."""
-    image_size: ImageSide | None = None
-    """Side of the images in pixels, to which stored ones are resized; when not given that which the encoder was
-    trained on, but for encoders of others that of rendered views, if they can take it."""
     protocol: ProtocolName = "embedded"
     """Which tasks are asked and how heads are trained; all but embedded and ssl_equi are papers' protocols."""
-    turns: Literal["none", "quarter", "any"] = "none"
-    """Turns judged views by a random number of quarter turns (exactly), or by any angle (with interpolation)."""
-    turn_training_views: Annotated[
-        bool, ActsWhen(lambda options: options.turns != "none", "add --turns quarter or any")
-    ] = False
-    """Turns the views that the heads are trained on likewise."""
-    encoder_arguments: EncoderArguments = field(default_factory=dict)
-    """What timm.create_model is given besides timm:NAME or random:NAME, in pairs: depth 6 embed_dim 128."""
-    weights: Path | None = None
-    """Local safetensors file for timm:NAME, in place of a download."""
     compare_with_random: bool = True
     """Also probe an untrained encoder; off saves half of the time."""
     seed: Seed = 0
@@ -78,9 +58,7 @@ def main(config: Config) -> None:
     source, data = open_encoder_and_data(config)
     out = config.out or source.out_folder
     refuse_other_content(out / "results.json")
-    protocol = PROBE_PROTOCOLS[config.protocol]()
-    if config.turn_training_views:
-        protocol = replace(protocol, name=f"{protocol.name}_{config.turns}_turned_heads")
+    protocol = config.with_turns(PROBE_PROTOCOLS[config.protocol]())
     results = evaluate(
         source, data, protocol, tasks=tasks_for(data.evaluation, protocol.tasks), seeds=(config.seed,), device=DEVICE,
         compare_with_random=config.compare_with_random, say=print,

@@ -4,17 +4,13 @@ For classification that is chance; for regressions the best constant on the eval
 strongest constant there is (so `r2_uniform` of it is exactly zero, while `r2_pooled` may be well above).
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ssl_equi.evaluation.metrics import (
-    angle_errors_deg,
-    distance_median,
-    r2_metrics,
-    summarise_angles,
-)
+from ssl_equi.evaluation.metrics import angle_errors_deg, r2_metrics, summarise_angles
 from ssl_equi.geometry.rotations import mean_quaternion
 
 
@@ -37,16 +33,16 @@ def classification_baselines(train_labels: Tensor, test_labels: Tensor) -> dict[
     }
 
 
-def constant_baselines(targets: Tensor) -> dict[str, Baseline]:
-    """The per-component mean of the targets `[N, K]` as the answer to every sample; the metrics of `r2_metrics`."""
-    found = r2_metrics(_mean_answer(targets), targets)
-    return {name: Baseline(value, "constant") for name, value in found.items()}
+def constants(values: Mapping[str, float]) -> dict[str, Baseline]:
+    """Values of metrics that the best constant answer reaches."""
+    return {name: Baseline(value, "constant") for name, value in values.items()}
 
 
-def constant_translation_baselines(targets: Tensor) -> dict[str, Baseline]:
-    """The mean displacement of the targets `[N, 3]` as the answer to every sample, judged by its distance too."""
-    distance = distance_median(_mean_answer(targets), targets)
-    return constant_baselines(targets) | {"distance_median": Baseline(distance, "constant")}
+def constant_baselines(
+    targets: Tensor, metrics: Callable[[Tensor, Tensor], dict[str, float]] = r2_metrics
+) -> dict[str, Baseline]:
+    """The per-component mean of the targets `[N, K]` as the answer to every sample, by these metrics."""
+    return constants(metrics(targets.double().mean(dim=0).expand_as(targets), targets))
 
 
 def constant_rotation_baselines(targets_xyzw: Tensor) -> tuple[dict[str, Baseline], Tensor]:
@@ -57,9 +53,4 @@ def constant_rotation_baselines(targets_xyzw: Tensor) -> tuple[dict[str, Baselin
     """
     constant_xyzw = mean_quaternion(targets_xyzw).expand_as(targets_xyzw)
     errors_deg = angle_errors_deg(constant_xyzw, targets_xyzw)
-    angles = {name: Baseline(value, "constant") for name, value in summarise_angles(errors_deg).items()}
-    return constant_baselines(targets_xyzw) | angles, errors_deg
-
-
-def _mean_answer(targets: Tensor) -> Tensor:
-    return targets.double().mean(dim=0).expand_as(targets)
+    return constant_baselines(targets_xyzw) | constants(summarise_angles(errors_deg)), errors_deg

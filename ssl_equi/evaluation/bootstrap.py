@@ -175,13 +175,15 @@ class RatioStatistic(ObjectStatistic):
 # ---------------------------------------------------------------- from answers, and from what was kept of them
 
 
-def mean_statistic(scores: np.ndarray) -> ObjectStatistic:
-    """Mean of the objects' scores `[num_objects]`; NaN: none."""
-    return MeanStatistic(scores)
+def median_statistic(values: np.ndarray, objects: np.ndarray, num_objects: int | None = None) -> ObjectStatistic:
+    """Median of samples' values `[n]`, which are of the objects `[n]`.
 
-
-def median_statistic(values: np.ndarray, objects: np.ndarray, num_objects: int) -> ObjectStatistic:
-    """Median of samples' values `[n]`, which are of the objects `[n]`."""
+    Args:
+        num_objects: that can be drawn; None: those that have samples.
+    """
+    if num_objects is None:
+        present, objects = np.unique(objects, return_inverse=True)
+        num_objects = len(present)
     order = np.argsort(values)
     return MedianStatistic(values[order], objects[order], num_objects)
 

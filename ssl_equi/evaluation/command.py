@@ -4,10 +4,9 @@ import hashlib
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -17,8 +16,8 @@ from ssl_equi.data.sources import DATASETS, DatasetName, DataSource, open_data, 
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
 from ssl_equi.evaluation.features import FeatureStore, default_cache_folder
-from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProtocolName
-from ssl_equi.evaluation.publish import FIRST_SEED, publish
+from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS, ProbeProtocol, ProtocolName
+from ssl_equi.evaluation.publish import publish
 from ssl_equi.evaluation.report.write import write_report_or_warn
 from ssl_equi.evaluation.results import refuse_results_of_a_run
 from ssl_equi.evaluation.suite import Evaluation, evaluate
@@ -29,13 +28,11 @@ from ssl_equi.runtime.system import software_versions
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
-    """Which encoder is asked what, and on which images."""
+class AskedEncoder:
+    """Which encoder is given which images."""
 
     encoder: str
     """A run's folder, an exported encoder's, timm:NAME (pretrained), random:NAME or hub:OWNER/NAME."""
-    beside: tuple[str, ...] = ()
-    """Further encoders that are asked the same of the same images, and put beside it on one page (peers.html)."""
     dataset: DatasetName = "3diebench-p"
     """3diebench-p and 3diebench-pt (whose objects also move) render themselves; the others need --data-dir."""
     data_dir: str | None = None
@@ -55,6 +52,20 @@ class EvaluationConfig:
     """Local safetensors file for timm:NAME, in place of a download."""
     encoder_arguments: EncoderArguments = field(default_factory=dict)
     """What timm.create_model is given besides timm:NAME or random:NAME, in pairs: depth 6 embed_dim 128."""
+
+    def with_turns(self, protocol: ProbeProtocol) -> ProbeProtocol:
+        """The protocol, whose name says so where heads are trained on turned views."""
+        if not self.turn_training_views:
+            return protocol
+        return replace(protocol, name=f"{protocol.name}_{self.turns}_turned_heads")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(AskedEncoder):
+    """Which encoder is asked what, and on which images."""
+
+    beside: tuple[str, ...] = ()
+    """Further encoders that are asked the same of the same images, and put beside it on one page (peers.html)."""
     protocol: ProtocolName = "ssl_equi"
     """How heads are trained and judged; all but ssl_equi are papers' protocols."""
     tasks: tuple[str, ...] = ()
@@ -83,34 +94,30 @@ def evaluate_command(config: EvaluationConfig, label: str = "suite") -> Path:
 
     Args:
         label: the script's name; part of the default folder.
-
-    Raises:
-        UserError: an option is wrong, or an encoder, the data and the protocol don't go together.
     """
-    others = []
+    configs = [config]
     for text in config.beside:
-        other = replace(config, encoder=text, weights=None, encoder_arguments={}, out=None)
-        source, _ = open_encoder_and_data(other)  # before the first takes its time
-        others.append(replace(other, out=None if config.out is None else config.out / source.name))
-    out, *folders = [_evaluate_encoder(each, label) for each in (config, *others)]
-    if folders:
-        write_report_or_warn([out, *folders], out / "peers.html")
-        print(f"all of them side by side: {out / 'peers.html'}")
-    return out
+        configs.append(replace(config, encoder=text, weights=None, encoder_arguments={}))
+    opened = [open_encoder_and_data(each) for each in configs]  # all of them, before the first takes its time
+    folders: list[Path] = []
+    for each, (source, data) in zip(configs, opened, strict=True):
+        if folders and config.out is not None:
+            each = replace(each, out=config.out / source.name)
+        folders.append(_evaluate_encoder(each, source, data, label))
+    if config.beside:
+        write_report_or_warn(folders, folders[0] / "peers.html")
+        print(f"all of them side by side: {folders[0] / 'peers.html'}")
+    return folders[0]
 
 
-def _evaluate_encoder(config: EvaluationConfig, label: str) -> Path:
+def _evaluate_encoder(config: EvaluationConfig, source: EncoderSource, data: DataSource, label: str) -> Path:
     """One encoder; returns the folder of its results."""
     if config.seeds < 1:
         raise UserError(f"--seeds is {config.seeds}: give 1 or more")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    source, data = open_encoder_and_data(config)
-    protocol = PROBE_PROTOCOLS[config.protocol]()
-    if config.turn_training_views:
-        protocol = replace(protocol, name=f"{protocol.name}_{config.turns}_turned_heads")
-    out = (
-        config.out or source.out_folder / "evaluation" / f"{label}-{data.name}-{data.evaluation.split}-{protocol.name}"
-    )
+    protocol = config.with_turns(PROBE_PROTOCOLS[config.protocol]())
+    results_name = f"{label}-{data.name}-{data.evaluation.split}-{protocol.name}"
+    out = config.out or source.out_folder / "evaluation" / results_name
     refuse_results_of_a_run(out)
     require_writable(out)
     transfer_sets = [open_transfer_set(text, source.image_size, config.transfer_split) for text in config.transfer]
@@ -118,13 +125,13 @@ def _evaluate_encoder(config: EvaluationConfig, label: str) -> Path:
     store = FeatureStore(config.cache or default_cache_folder())
     results = evaluate(
         source, data, protocol, tasks=config.tasks, parts=config.parts,
-        seeds=range(FIRST_SEED, FIRST_SEED + config.seeds), further=transfer_tasks(transfer_sets), store=store,
+        seeds=range(config.seeds), further=transfer_tasks(transfer_sets), store=store,
         compare_with_random=config.compare_with_random, device=device, batch_size=config.batch_size,
         say=live.say, show=live.show,
     )  # fmt: skip
     live.clear()
     print_seeds(results.records, results.notes, protocol.paper_metrics)
-    run = describe(config, source, data, results, software_versions()) | {
+    run = describe(config, source, data, results) | {
         "transfer_fingerprints": {
             each.label: [each.data.probe_train.fingerprint, each.data.evaluation.fingerprint] for each in transfer_sets
         }
@@ -134,35 +141,8 @@ def _evaluate_encoder(config: EvaluationConfig, label: str) -> Path:
     return out
 
 
-class AskedEncoder(Protocol):
-    """The options that say which encoder is given which images."""
-
-    @property
-    def encoder(self) -> str: ...
-    @property
-    def dataset(self) -> DatasetName: ...
-    @property
-    def data_dir(self) -> str | Path | None: ...
-    @property
-    def split(self) -> str: ...
-    @property
-    def image_size(self) -> int | None: ...
-    @property
-    def weights(self) -> Path | None: ...
-    @property
-    def encoder_arguments(self) -> dict[str, int | float | bool | str]: ...
-    @property
-    def turns(self) -> Literal["none", "quarter", "any"]: ...
-    @property
-    def turn_training_views(self) -> bool: ...
-
-
 def open_encoder_and_data(config: AskedEncoder) -> tuple[EncoderSource, DataSource]:
-    """Opens the encoder, and the data at the size of its images.
-
-    Raises:
-        UserError: either can't be opened.
-    """
+    """Opens the encoder, and the data at the size of its images."""
     stored_size = stored_image_size(config.dataset, config.data_dir)
     if stored_size is None and DATASETS[config.dataset].embedded:
         stored_size = ProceduralConfig().image_size
@@ -174,15 +154,9 @@ def open_encoder_and_data(config: AskedEncoder) -> tuple[EncoderSource, DataSour
     return source, turned_source(data, config.turns, config.turn_training_views)
 
 
-def describe(
-    config: EvaluationConfig,
-    source: EncoderSource,
-    data: DataSource,
-    results: Evaluation,
-    versions: Mapping[str, str],
-) -> dict[str, Any]:
+def describe(config: EvaluationConfig, source: EncoderSource, data: DataSource, results: Evaluation) -> dict[str, Any]:
     """What `results.json` says of the evaluation as a whole."""
-    protocol = results.protocol
+    protocol, versions = results.protocol, software_versions()
     return {
         "encoder": config.encoder,
         "name": source.name,
@@ -203,7 +177,7 @@ def describe(
         "command": f"python {shlex.join(sys.argv)}",
         "commit": versions["commit"],
         "options": {name: str(value) for name, value in asdict(config).items()},
-        "versions": dict(versions),
+        "versions": versions,
     }
 
 

@@ -22,10 +22,10 @@ from torch import nn
 from ssl_equi.checkpoint import read_tensors
 from ssl_equi.encoders.catalogue import create_encoder, model_arguments, timm_with_our_encoders
 from ssl_equi.errors import EncoderError, ImageSizeError
-from ssl_equi.evaluation.features import state_sha256
 from ssl_equi.export.encoder import build_encoder, load_encoder, parts_of, read_encoder_config
 from ssl_equi.export.folder import CONFIG_FILE, WEIGHTS_FILE
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
+from ssl_equi.runtime.frozen import state_sha256
 
 TIMM_PREFIX, RANDOM_PREFIX, HUB_PREFIX = "timm:", "random:", "hub:"
 RANDOM_ENCODER_SEED = 2**31  # a seed that no training uses: of the random encoders that others are compared with
@@ -72,15 +72,8 @@ class EncoderSource:
         return self.run_folder or Path("runs") / self.name
 
     def untrained(self) -> nn.Module | None:
-        """The architecture with the random weights that every comparison uses; None if this encoder is random itself.
-
-        The global random generator is left as it was.
-        """
-        if self.build_untrained is None:
-            return None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(RANDOM_ENCODER_SEED)
-            return self.build_untrained().eval()
+        """The architecture with the random weights that every comparison uses; None if it is random itself."""
+        return None if self.build_untrained is None else _with_random_weights(self.build_untrained).eval()
 
 
 def open_encoder(
@@ -99,11 +92,6 @@ def open_encoder(
             the size that they were trained on, if they can take it.
         weights: local safetensors file of `timm:NAME`'s weights, in place of a download.
         arguments: what `timm.create_model` is given besides `timm:NAME` or `random:NAME`.
-
-    Raises:
-        EncoderError: there is no such architecture, its weights can't be had or don't fit, or it can't take images
-            of this size.
-        CheckpointError: a folder holds no encoder, or a damaged one.
     """
     if weights is not None and not text.startswith(TIMM_PREFIX):
         raise EncoderError(f"weights are given with {text!r}: only {TIMM_PREFIX}NAME takes a file of weights")
@@ -145,12 +133,17 @@ def _open(
 
 def _open_random(name: str, image_size: int | None, arguments: dict[str, Any]) -> EncoderSource:
     side = image_size or RANDOM_IMAGE_SIZE
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_ENCODER_SEED)
-        module = create_encoder(name, side, **arguments)
+    module = _with_random_weights(lambda: create_encoder(name, side, **arguments))
     return _described(
         f"random-{name}", module, side, architecture=name, arguments=model_arguments(name, side, arguments)
     )
+
+
+def _with_random_weights(build: Callable[[], nn.Module]) -> nn.Module:
+    """The same weights whenever a module is built; the global random generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_ENCODER_SEED)
+        return build()
 
 
 def _open_timm(name: str, image_size: int | None, weights: Path | None, arguments: dict[str, Any]) -> EncoderSource:
@@ -278,11 +271,7 @@ def _described(
 
 
 def _try_image(name: str, module: nn.Module, image_size: int, trained_size: int | None) -> int:
-    """Number of features, from one image of this size.
-
-    Raises:
-        EncoderError: the encoder can't take it.
-    """
+    """Number of features, from one image of this size."""
     try:
         with torch.inference_mode():
             features = module(torch.zeros(1, 3, image_size, image_size))
@@ -303,10 +292,6 @@ def _filled_by_timm(
     """timm's model without its classifier, filled from a local file whose tensors must be exactly its own.
 
     timm itself fits position embeddings to the size of the images, but would take a file of other tensors silently.
-
-    Raises:
-        EncoderError: tensors are missing, left over, or of other shapes.
-        CheckpointError: the file is missing or damaged.
     """
     if file.suffix != ".safetensors":
         raise EncoderError(f"{file} is not a safetensors file, and other formats run code: save the weights as one")
@@ -336,11 +321,7 @@ def _filled_by_timm(
 
 
 def _download(repository: str) -> Path:
-    """Local copy of a repository's two files.
-
-    Raises:
-        EncoderError: it can't be had.
-    """
+    """Local copy of a repository's two files."""
     from huggingface_hub import snapshot_download
 
     name, _, revision = repository.partition("@")

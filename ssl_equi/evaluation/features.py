@@ -1,8 +1,4 @@
-"""Features of every view of a split: encoded once for each encoder, kept on disk, and found again by whoever asks.
-
-The encoder is proven to be unchanged: the reference code re-encodes every image for each probe and epoch and leaves
-batch normalisation in training mode while it does, so that its "frozen" encoder drifts.
-"""
+"""Features of every view of a split: encoded once for each encoder, kept on disk, and found again by whoever asks."""
 
 import hashlib
 import json
@@ -31,6 +27,7 @@ from ssl_equi.data.view_counts import ViewsOfEach, is_view
 from ssl_equi.errors import CheckpointError, DataError, FeatureError
 from ssl_equi.files import read_json_object, sync_folder, write_durably
 from ssl_equi.latents.schema import LatentSchema
+from ssl_equi.runtime.frozen import frozen
 
 FORMAT_VERSION = 1  # raised when the same key would stand for other numbers
 FEATURES_FILE, ENTRY_FILE = "features.npy", "entry.json"
@@ -156,8 +153,31 @@ def cache_of(features: Tensor, dataset: ViewCollection) -> FeatureCache:
     )
 
 
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder at work, and all of it that features depend on.
+
+    Attributes:
+        module: images `[N, 3, H, W]` -> features `[N, D]`; on `device`; encodes in evaluation mode.
+        mean_rgb, std_rgb: of the training images, in units of [0, 1].
+        name: for errors and progress.
+        architecture: name and arguments.
+        state_sha256: of its parameters and buffers.
+        batch_size: views that are encoded at once: whole objects, one at least.
+    """
+
+    module: nn.Module
+    mean_rgb: Sequence[float]
+    std_rgb: Sequence[float]
+    name: str = "the encoder"
+    architecture: str = ""
+    state_sha256: str = ""
+    device: torch.device | str = "cpu"
+    batch_size: int = 512
+
+
 def encode_split(
-    encoder: nn.Module,
+    module: nn.Module,
     dataset: ViewCollection,
     mean_rgb: Sequence[float],
     std_rgb: Sequence[float],
@@ -166,10 +186,8 @@ def encode_split(
     bad_records: BadRecords | None = None,
 ) -> FeatureCache:
     """What `FeatureStore.encode` makes of a split, not kept."""
-    return FeatureStore(None).encode(
-        encoder, dataset, mean_rgb, std_rgb, name="the encoder", architecture="", encoder_sha256="", device=device,
-        batch_size=batch_size, bad_records=bad_records,
-    )  # fmt: skip
+    encoder = FrozenEncoder(module, mean_rgb, std_rgb, device=device, batch_size=batch_size)
+    return FeatureStore(None).encode(encoder, dataset, bad_records=bad_records)
 
 
 def encode_images(encoder: nn.Module, pixels: Tensor, mean_rgb: Sequence[float], std_rgb: Sequence[float]) -> Tensor:
@@ -180,21 +198,6 @@ def encode_images(encoder: nn.Module, pixels: Tensor, mean_rgb: Sequence[float],
     num_batches = max(1, -(-len(pixels) // CPU_BATCH)) if pixels.device.type == "cpu" else 1
     batches = pixels.tensor_split(num_batches)  # evenly, so that none of them is a small rest
     return torch.cat([encoder(normalise_images(batch, mean_rgb, std_rgb)).float() for batch in batches])
-
-
-@contextmanager
-def counted_images(encoder: nn.Module) -> Iterator[list[int]]:
-    """Inside, the one number of the list is how many images went through `encoder`."""
-    count = [0]
-
-    def add(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        count[0] += len(inputs[0])
-
-    handle = encoder.register_forward_pre_hook(add)
-    try:
-        yield count
-    finally:
-        handle.remove()
 
 
 def default_cache_folder() -> Path:
@@ -218,18 +221,24 @@ class FeatureStore:
     folder: Path | None
     encoder_passes: int = field(default=0, init=False)
 
+    @contextmanager
+    def counting(self, module: nn.Module) -> Iterator[None]:
+        """Inside, images that go through an encoder are counted."""
+
+        def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self.encoder_passes += len(inputs[0])
+
+        handle = module.register_forward_pre_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
+
     def encode(
         self,
-        encoder: nn.Module,
+        encoder: FrozenEncoder,
         dataset: ViewCollection,
-        mean_rgb: Sequence[float],
-        std_rgb: Sequence[float],
         *,
-        name: str,
-        architecture: str,
-        encoder_sha256: str,
-        device: torch.device | str = "cpu",
-        batch_size: int = 512,
         change: ImageChange | None = None,
         bad_records: BadRecords | None = None,
         on_progress: OnProgress = lambda done, total: None,
@@ -237,48 +246,33 @@ class FeatureStore:
         """Features of every view of `dataset`, float32 on the CPU, from the store if they are there.
 
         Args:
-            encoder: maps `[N, 3, H, W]` to `[N, D]`; on `device`; encodes in evaluation mode, and its state and modes
-                are left untouched.
-            mean_rgb, std_rgb: of the training images, in units of [0, 1].
-            name: of the encoder, for errors.
-            architecture: name and arguments of the encoder.
-            encoder_sha256: of its parameters and buffers (`state_sha256`).
-            batch_size: views read at once, rounded down to whole objects (at least one); at most so many are encoded
-                at once.
             change: of the images before they are encoded; its fingerprint is one of the things features depend on.
             bad_records: if these are skipped, an object of which a view can't be read is left out, and features are
                 not kept.
-
-        Raises:
-            FeatureError: a feature is not finite.
-            DataError: a view can't be read and isn't skipped, or no object is left.
-            CheckpointError: the folder can't be written.
-            RuntimeError: encoding changed the encoder.
         """
         problems: dict[int, DataError] | None = {} if bad_records is not None and bad_records.are_skipped else None
-        device = torch.device(device)
 
         def encode_into(receive: Callable[[int, Tensor], None]) -> None:
             """Gives each batch's first object and its features `[b, n_views, D]`."""
-            first_object, objects_per_batch = 0, max(1, batch_size // dataset.num_views)
-            with frozen(encoder), counted_images(encoder) as images_seen:
-                try:
-                    for images in _image_batches(dataset, objects_per_batch, device, problems):
-                        images = images if change is None else change(images, first_object)
-                        features = _encode_views(encoder, dataset, images, first_object, mean_rgb, std_rgb)
-                        _check_finite(features, first_object, dataset, name)
-                        receive(first_object, features)
-                        first_object += len(images)
-                        on_progress(first_object * dataset.num_views, dataset.num_objects * dataset.num_views)
-                finally:
-                    self.encoder_passes += images_seen[0]
+            first_object = 0
+            with frozen(encoder.module), self.counting(encoder.module):
+                for images in _image_batches(dataset, encoder, problems):
+                    images = images if change is None else change(images, first_object)
+                    features = _encode_views(encoder, dataset, images, first_object)
+                    _check_finite(features, first_object, dataset, encoder.name)
+                    receive(first_object, features)
+                    first_object += len(images)
+                    on_progress(first_object * dataset.num_views, dataset.num_objects * dataset.num_views)
 
         if self.folder is None or problems is not None:
             batches: list[Tensor] = []
             encode_into(lambda _, features: batches.append(features))
             # Put together outside inference mode, so that the cache is an ordinary tensor that autograd accepts.
-            return _without_bad_objects(cache_of(torch.cat(batches), dataset), dataset, problems, bad_records)
-        key = _key(dataset, mean_rgb, std_rgb, architecture, encoder_sha256, device)
+            cache = cache_of(torch.cat(batches), dataset)
+            if problems and bad_records is not None:
+                cache = _without_bad_objects(cache, dataset, problems, bad_records)
+            return cache
+        key = _key(encoder, dataset)
         if change is not None:
             key["change"] = change.fingerprint
         entry = self.folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
@@ -296,32 +290,30 @@ class FeatureStore:
         return cache_of(torch.from_numpy(features), dataset)
 
 
-def _encode_views(
-    encoder: nn.Module,
-    dataset: ViewCollection,
-    images: Tensor,
-    first_object: int,
-    mean_rgb: Sequence[float],
-    std_rgb: Sequence[float],
-) -> Tensor:
+def _encode_views(encoder: FrozenEncoder, dataset: ViewCollection, images: Tensor, first_object: int) -> Tensor:
     """Features `[b, n_views, D]` on the CPU of images `[b, n_views, H, W, 3]`; zero behind an object's own views."""
+
+    def encode(pixels: Tensor) -> Tensor:
+        return encode_images(encoder.module, pixels, encoder.mean_rgb, encoder.std_rgb)
+
     if dataset.view_counts is None:
-        return encode_images(encoder, images.flatten(0, 1), mean_rgb, std_rgb).unflatten(0, images.shape[:2]).cpu()
+        return encode(images.flatten(0, 1)).unflatten(0, images.shape[:2]).cpu()
     counts = dataset.view_counts[first_object : first_object + len(images)]
     there = torch.from_numpy(is_view(counts, dataset.num_views))
-    encoded = encode_images(encoder, images[there.to(images.device)], mean_rgb, std_rgb).cpu()
+    encoded = encode(images[there.to(images.device)]).cpu()
     features = encoded.new_zeros(*there.shape, encoded.shape[1])
     features[there] = encoded
     return features
 
 
 def _image_batches(
-    dataset: ViewCollection, objects_per_batch: int, device: torch.device, problems: dict[int, DataError] | None
+    dataset: ViewCollection, encoder: FrozenEncoder, problems: dict[int, DataError] | None
 ) -> Iterator[Tensor]:
-    """All views of consecutive objects, uint8 `[b, V, H, W, 3]` on `device`; valid until the next one is asked for.
+    """All views of consecutive objects, uint8 `[b, V, H, W, 3]` on the device; valid until the next one is asked for.
 
     What is wrong with an object is put into `problems`, and its images are any; without `problems` it raises.
     """
+    device, objects_per_batch = torch.device(encoder.device), max(1, encoder.batch_size // dataset.num_views)
     height, width = dataset.image_size
     shape = (objects_per_batch, dataset.num_views, height, width, 3)
     buffers = [torch.zeros(shape, dtype=torch.uint8, pin_memory=device.type == "cuda") for _ in range(2)]
@@ -367,14 +359,9 @@ def _check_finite(features: Tensor, first_object: int, dataset: ViewCollection, 
 
 
 def _without_bad_objects(
-    cache: FeatureCache,
-    dataset: ViewCollection,
-    problems: dict[int, DataError] | None,
-    bad_records: BadRecords | None,
+    cache: FeatureCache, dataset: ViewCollection, problems: dict[int, DataError], bad_records: BadRecords
 ) -> FeatureCache:
     """The cache without the objects that have a problem, each of which is counted."""
-    if not problems or bad_records is None:
-        return cache
     for object_index, problem in problems.items():
         bad_records.count(object_index, problem)
     good = [index for index in range(dataset.num_objects) if index not in problems]
@@ -416,27 +403,20 @@ def _write(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _key(
-    dataset: ViewCollection,
-    mean_rgb: Sequence[float],
-    std_rgb: Sequence[float],
-    architecture: str,
-    encoder_sha256: str,
-    device: torch.device,
-) -> dict[str, Any]:
+def _key(encoder: FrozenEncoder, dataset: ViewCollection) -> dict[str, Any]:
     """All that features depend on. The content key of turned views tells how they are turned."""
     return {
         "format": FORMAT_VERSION,
-        "encoder_sha256": encoder_sha256,
-        "architecture": architecture,
+        "encoder_sha256": encoder.state_sha256,
+        "architecture": encoder.architecture,
         "data_fingerprint": dataset.content_key,
         "split": dataset.split,
         "views": [dataset.num_objects, dataset.num_views],
         "image_size": list(dataset.image_size),
-        "mean_rgb": [float(value) for value in mean_rgb],
-        "std_rgb": [float(value) for value in std_rgb],
+        "mean_rgb": [float(value) for value in encoder.mean_rgb],
+        "std_rgb": [float(value) for value in encoder.std_rgb],
         "dtype": "float32",
-        "device": device.type,
+        "device": torch.device(encoder.device).type,
         "torch": str(torch.__version__),
         "timm": version("timm"),
     }
@@ -457,54 +437,3 @@ def _file_hash(path: Path) -> str:
         while block := file.read(HASHED_BYTES_AT_ONCE):
             hasher.update(block)
     return hasher.hexdigest()
-
-
-@contextmanager
-def frozen(encoder: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; afterwards each submodule has its own mode again.
-
-    Raises:
-        RuntimeError: at the end, if a parameter or a buffer was changed.
-    """
-    modes = {submodule: submodule.training for submodule in encoder.modules()}
-    before = _tensor_hashes(encoder)
-    encoder.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for submodule, training in modes.items():
-            submodule.training = training
-    after = _tensor_hashes(encoder)
-    changed = [name for name in before | after if before.get(name) != after.get(name)]
-    if changed:
-        raise RuntimeError(
-            f"encoding changed '{changed[0]}' of the encoder ({len(changed)} of {len(before)} tensors): "
-            "a frozen encoder must not update its state in evaluation mode"
-        )
-
-
-def state_sha256(module: nn.Module) -> str:
-    """One hash of all parameters and buffers with their names, types and shapes; modes don't count.
-
-    Non-persistent buffers are included, so that it tells of any change that could alter the features.
-    """
-    tensors = _tensors(module)
-    lines = [
-        f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} {tensor_hash}\n"
-        for name, tensor_hash in sorted(_tensor_hashes(module).items())
-    ]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, non-persistent buffers included."""
-    return dict(module.named_parameters()) | dict(module.named_buffers())
-
-
-def _tensor_hashes(module: nn.Module) -> dict[str, str]:
-    hashes = {}
-    for name, tensor in _tensors(module).items():
-        raw_bytes = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        hashes[name] = hashlib.blake2b(raw_bytes.tobytes(), digest_size=16).hexdigest()
-    return hashes

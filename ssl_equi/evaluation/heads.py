@@ -8,7 +8,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -273,15 +273,12 @@ def column_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
 def fit_ridge(
     features: Tensor, samples: Samples, held_out: Tensor, protocol: ProbeProtocol
 ) -> tuple[nn.Sequential, float]:
-    """Linear head by ridge regression; the strength is chosen on held-out samples, then all samples are used.
+    """Linear head of raw features by ridge regression, and its strength, which held-out samples choose.
 
-    Minimises `sum ||y - X w - b||^2 + strength * n * ||w||^2` over standardised features, in float64.
+    Minimises `sum ||y - X w - b||^2 + strength * n * ||w||^2` over standardised features and all samples, in float64.
 
     Args:
         held_out: bool `[n]`, the samples that choose the strength (whole objects, so that no object is on both sides).
-
-    Returns:
-        The head, which takes raw features, and the chosen strength.
     """
     mean, std = _standardisation(features, protocol)
     fitting = _moments(features, samples, ~held_out, mean, std)
@@ -317,14 +314,7 @@ class _Moments:
     sum_yy: Tensor
 
     def merged(self, other: "_Moments") -> "_Moments":
-        return _Moments(
-            self.count + other.count,
-            self.sum_x + other.sum_x,
-            self.sum_y + other.sum_y,
-            self.sum_xx + other.sum_xx,
-            self.sum_xy + other.sum_xy,
-            self.sum_yy + other.sum_yy,
-        )
+        return _Moments(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     def solve(self, strength: float) -> tuple[Tensor, Tensor]:
         """Weight `[D, K]` and bias `[K]`; the bias is not penalised."""

@@ -6,9 +6,8 @@ scalar mean over all samples and components (the choice of SIE, Garrido et al., 
 whose means differ add to its total variance, so a constant predictor already scores above zero (0.229 on relative
 quaternions of poses drawn from the Euler box).
 
-Components of the targets that do not vary have no R2; both definitions leave them out (`varying_components`).
-
-The formulas take tensors on any device, compute in float64 and return Python floats (or arrays where said).
+Components of the targets that do not vary have no R2; both definitions leave them out (`varying_components`). The
+formulas take tensors on any device, compute in float64 and return Python floats.
 """
 
 from dataclasses import dataclass, replace
@@ -229,13 +228,11 @@ def why_no_merit(task: str, part: str) -> str:
 
 def top1(logits: Tensor, labels: Tensor) -> float:
     """Share of samples whose highest logit is the label's. `logits [N, C]`, `labels [N]` int64."""
-    _check_rows(logits, labels)
     return float((logits.argmax(dim=1) == labels).double().mean())
 
 
 def per_class_recall(logits: Tensor, labels: Tensor) -> Tensor:
     """Recall of each class, `[C]` float64 on the CPU; NaN where a class has no sample. Shapes as in `top1`."""
-    _check_rows(logits, labels)
     num_classes = logits.shape[1]
     correct = (logits.argmax(dim=1) == labels).double()
     hits = torch.bincount(labels, weights=correct, minlength=num_classes)
@@ -308,8 +305,8 @@ def angle_errors_deg(predicted_quat_xyzw: Tensor, true_quat_xyzw: Tensor) -> Ten
 
     Predictions are normalised first; `q` and `-q` are the same rotation.
     """
-    predictions, targets = _as_float64(predicted_quat_xyzw, true_quat_xyzw)
-    angle_rad = geodesic_distance(quat_normalize(predictions), quat_normalize(targets))
+    predictions, targets = (quat_normalize(quats.double()) for quats in (predicted_quat_xyzw, true_quat_xyzw))
+    angle_rad = geodesic_distance(predictions, targets)
     return torch.rad2deg(angle_rad).cpu()
 
 
@@ -318,7 +315,7 @@ def direction_errors_deg(predictions: Tensor, targets: Tensor) -> Tensor:
 
     A direction of length 0 is 90 degrees from all others.
     """
-    first, second = (F.normalize(vectors, dim=1) for vectors in _as_float64(predictions, targets))
+    first, second = (F.normalize(vectors.double(), dim=1) for vectors in (predictions, targets))
     # Unlike the arc cosine, exact for directions that are nearly the same or opposite.
     angle_rad = 2 * torch.atan2((first - second).norm(dim=1), (first + second).norm(dim=1))
     return torch.rad2deg(angle_rad).cpu()
@@ -336,8 +333,7 @@ def summarise_angles(errors_deg: Tensor) -> dict[str, float]:
 
 def distance_median(predictions: Tensor, targets: Tensor) -> float:
     """Median Euclidean distance between predicted and true vectors, in their own units. Both `[N, K]`."""
-    predictions, targets = _as_float64(predictions, targets)
-    return float(np.median((targets - predictions).norm(dim=1).cpu().numpy()))
+    return float(np.median((targets.double() - predictions.double()).norm(dim=1).cpu().numpy()))
 
 
 def effective_rank(singular_values: np.ndarray) -> float:
@@ -352,28 +348,12 @@ def effective_rank(singular_values: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def _check_rows(logits: Tensor, labels: Tensor) -> None:
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
-        raise ValueError(
-            f"metrics need logits [N, C] and labels [N] with N > 0, got {tuple(logits.shape)} and "
-            f"{tuple(labels.shape)}: pass one row of logits for each label"
-        )
-
-
-def _as_float64(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    if predictions.shape != targets.shape or targets.ndim != 2 or len(targets) == 0:
-        raise ValueError(
-            f"metrics need predictions and targets of one shape [N, K] with N > 0, got {tuple(predictions.shape)} "
-            f"and {tuple(targets.shape)}: pass one row of predictions for each target"
-        )
-    return predictions.double(), targets.double()
-
-
 def _varying(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float64, only the components of which the targets vary."""
-    predictions, targets = _as_float64(predictions, targets)
+    assert predictions.shape == targets.shape, "shapes that broadcast would give other numbers"
     varying = varying_components(targets)
     if not bool(varying.any()):
         raise ValueError("R2 is undefined because all target components are constant: evaluate on more varied samples")
+    predictions, targets = predictions.double(), targets.double()
     # Columns that are picked lie otherwise in memory, which changes the order of sums and so their rounding.
     return (predictions, targets) if bool(varying.all()) else (predictions[:, varying], targets[:, varying])

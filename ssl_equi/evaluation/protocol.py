@@ -38,15 +38,6 @@ class EquivarianceProtocol:
     max_images: int = 2304  # drawn from all views of the evaluated split
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if self.num_augmentations < 1 or not 0 <= 2 * self.num_compositions <= self.num_augmentations:
-            raise ValueError(
-                f"{self.num_compositions} compositions of {self.num_augmentations} augmentations are impossible: use "
-                "1 or more augmentations, and two for each composition"
-            )
-        if self.max_images < 2:
-            raise ValueError(f"max_images is {self.max_images}: features of 2 or more images can be compared")
-
 
 @dataclass(frozen=True)
 class CorruptionProtocol:
@@ -58,12 +49,6 @@ class CorruptionProtocol:
     severity: int = 3  # 1 to 5
     max_images: int = 2304  # of the judged split
     seed: int = 0  # of the choice and of the noise
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.severity <= 5:
-            raise ValueError(f"severity is {self.severity}: give 1 to 5")
-        if self.max_images < 2:
-            raise ValueError(f"max_images is {self.max_images}: give 2 or more")
 
 
 @dataclass(frozen=True)
@@ -81,10 +66,6 @@ class AugmentationParametersProtocol:
     epochs: int = 6  # the best of 3, 6, 12 and 24 on the val split of the embedded set; more overfit
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if min(self.max_train_images, self.max_images) < 2:
-            raise ValueError(f"{min(self.max_train_images, self.max_images)} images are too few: give 2 or more")
-
 
 @dataclass(frozen=True)
 class PoseDistributionProtocol:
@@ -101,11 +82,6 @@ class PoseDistributionProtocol:
     num_frequencies: int = 1  # sines and cosines of a matrix's entries times pi, 2 pi, 4 pi, ...
     training_rotations: int = 512  # that a training view's own rotation is told from
     evaluation_rotations: int = 20_000  # about 7.5 degrees apart
-
-    def __post_init__(self) -> None:
-        if min(self.training_rotations, self.evaluation_rotations) < 2:
-            fewest = min(self.training_rotations, self.evaluation_rotations)
-            raise ValueError(f"{fewest} rotations make no distribution: give 2 or more")
 
 
 @dataclass(frozen=True)

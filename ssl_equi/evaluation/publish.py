@@ -17,11 +17,9 @@ from ssl_equi.evaluation.report.pictures import neighbour_arrays, view_sheet
 from ssl_equi.evaluation.report.write import write_report_or_warn
 from ssl_equi.evaluation.results import ARRAYS_HASH, RESULTS_FILE, append_records, write_arrays, write_evaluation
 from ssl_equi.evaluation.suite import Evaluation, noted_if_unanswered
-from ssl_equi.evaluation.symmetry.orbits import fit_relative_rotation_head, orbit_errors, turns_are_known
+from ssl_equi.evaluation.symmetry.orbits import orbit_errors
 from ssl_equi.evaluation.tables import print_records
 from ssl_equi.evaluation.task import TASKS
-
-FIRST_SEED = 0  # of the heads: what the report draws is of this one
 
 
 def publish_results(
@@ -39,11 +37,8 @@ def publish_results(
 
     Args:
         test: the evaluated split, for the pictures.
-        title, command: of the page; what was typed to make the run.
-        run: what `results.json` shall say of the run as a whole.
-
-    Returns:
-        The report's path.
+        command: what was typed to make the run.
+        run: what `results.json` says of the run as a whole.
     """
     described = dict(run or {}) | {"title": title, "command": command, "protocol": asdict(results.protocol)}
     # The numbers first: nothing that is only drawn may cost them.
@@ -56,11 +51,7 @@ def publish_results(
 
 
 def result_arrays(results: Evaluation, test: ViewCollection) -> tuple[dict[str, np.ndarray], list[str]]:
-    """All that a report draws of probe results, by the keys of `arrays.npz`, and a sentence for what can't be drawn.
-
-    Args:
-        test: the evaluated split.
-    """
+    """All that a report draws of probe results, by the keys of `arrays.npz`, and a sentence for what can't be drawn."""
     class_names = [visible(name) for name in results.class_names]
     arrays: dict[str, np.ndarray] = {"class_names": np.array(class_names, dtype=np.str_)}
     if test.num_views > 1:
@@ -82,19 +73,9 @@ def result_arrays(results: Evaluation, test: ViewCollection) -> tuple[dict[str, 
 
 
 def publish(
-    out: Path,
-    source: EncoderSource,
-    data: DataSource,
-    results: Evaluation,
-    run: Mapping[str, Any],
-    device: str,
+    out: Path, source: EncoderSource, data: DataSource, results: Evaluation, run: Mapping[str, Any], device: str
 ) -> None:
-    """Writes `results.json`, `arrays.npz` and `report.html`.
-
-    Args:
-        run: what `results.json` says of the evaluation as a whole.
-        device: where the encoder is.
-    """
+    """Writes `results.json`, which says `run` of the whole evaluation, `arrays.npz` and `report.html`."""
     # The numbers first: nothing that is only drawn may cost them.
     write_evaluation(out, results.records, results.notes, run, results.arrays)
     drawn, why_not_drawn = pictures(source, data, results, device)
@@ -107,25 +88,17 @@ def publish(
 def pictures(
     source: EncoderSource, data: DataSource, results: Evaluation, device: str
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """What the report draws that takes the encoder or its predictor again: orbits, and strips of what is retrieved.
+    """Orbits, and strips of what is retrieved, which take the encoder or its predictor again; why others are missing.
 
     They are only drawn, so the images of the orbits aren't counted among those that were encoded for the numbers.
-
-    Returns:
-        The arrays, and a sentence for what can't be drawn.
     """
     arrays: dict[str, np.ndarray] = {}
     notes: list[str] = []
-    parts = {part: columns for part, columns in results.parts.items() if "relative_rotation" in results.results[part]}
     with noted_if_unanswered("orbits are not drawn", notes):
-        heads = {
-            part: fit_relative_rotation_head(results.train_features.part(columns), results.protocol, FIRST_SEED)
-            for part, columns in parts.items()
-            if turns_are_known(data.evaluation)
-        }
         arrays |= orbit_errors(
-            source, data.evaluation, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb, rotation_heads=heads, device=device
-        )
+            source, data.evaluation, mean_rgb=data.mean_rgb, std_rgb=data.std_rgb,
+            rotation_heads=results.rotation_heads, device=device,
+        )  # fmt: skip
     if source.predictor is not None and any(record.task == "retrieval" for record in results.records):
         with noted_if_unanswered("strips of predictions are not drawn", notes):
             arrays |= strips_of_predictions(source.predictor.cpu(), results.test_features, data.evaluation)

@@ -10,7 +10,8 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from filelock import FileLock
 from ssl_equi.checkpoint import require_writable
 from ssl_equi.data.npy import read_stored_npz
 from ssl_equi.errors import CheckpointError, UserError, visible_values
-from ssl_equi.evaluation.bootstrap import MeanStatistic, bootstrap_interval, mean_statistic
+from ssl_equi.evaluation.bootstrap import MeanStatistic, bootstrap_interval
 from ssl_equi.evaluation.metrics import class_of_metric
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.task import TaskResult
@@ -37,18 +38,14 @@ class ProbeRecord:
     """One number, with everything that is needed to compare it.
 
     Attributes:
-        task: "classification", "relative_rotation", "colour", "augmentation_equivariance", ...
         part: slice of the features that was probed: "all", "inv", "equi"; of sequences "agg@M", the aggregate of M
             views, "all@M", the encoder's features beside it, and "pred@M", what is predicted from it.
         metric: a name of `ssl_equi.evaluation.metrics.METRICS`, which says which values are better.
-        value: of the encoder.
         baseline: what is reached without an image, or by features without relation to it.
         baseline_name: who reaches it: "majority class", "1 / classes", "constant", "shuffled images", ...
         random_encoder: the same probe on a freshly initialised encoder of the same architecture; None if not measured.
         n: evaluated views or pairs.
         num_objects: objects that these come from; the independent units.
-        split: evaluated split.
-        protocol: name of the probe protocol.
         seed: of the heads and of the random encoder's probes.
         object_standard_error: standard error of `value` over the evaluated objects, for metrics that are means of
             their scores; None for the others.
@@ -133,10 +130,9 @@ def _object_standard_error(result: TaskResult, metric: str) -> float | None:
 
 def _object_interval(result: TaskResult, metric: str, resamples: int) -> tuple[float, float] | None:
     """Over resampled objects; None where the result doesn't say how the metric follows from them."""
-    statistic = (result.statistics or {}).get(metric)
     scores = (result.object_scores or {}).get(metric)
-    if statistic is None and scores is not None:
-        statistic = mean_statistic(scores)
+    of_scores = None if scores is None else MeanStatistic(scores)
+    statistic = (result.statistics or {}).get(metric, of_scores)
     return None if statistic is None else bootstrap_interval(statistic, resamples)
 
 
@@ -171,8 +167,7 @@ def append_records(
     """
     finite, undefined = _finite_records(records)
     notes = [*notes, *undefined]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with _locked(path):
         content = read_results(path) if path.exists() else {"records": [], "run": {}}
         content["records"] += [asdict(record) for record in finite]
         content["run"] |= dict(run or {})
@@ -187,9 +182,16 @@ def write_records(
     """Replace `results.json` as a whole, atomically; numbers that are not finite are left out, and notes name them."""
     finite, undefined = _finite_records(records)
     content = {"records": [asdict(record) for record in finite], "notes": [*notes, *undefined], "run": dict(run)}
+    with _locked(path):
+        write_atomically(path, _as_json(content), CheckpointError)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Inside, no other process writes the file, whose folder is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        write_atomically(path, _as_json(content), CheckpointError)
+        yield
 
 
 def refuse_other_content(path: Path) -> None:
@@ -293,12 +295,9 @@ def write_evaluation(
 ) -> None:
     """Write both files; an earlier evaluation in the folder is replaced, results of another kind are refused."""
     refuse_results_of_a_run(folder)
-    content = _npz_bytes(arrays)
     # The numbers first: an evaluation that is killed here has them, and arrays that are refused.
     write_records(folder / RESULTS_FILE, records, run, notes)
-    write_atomically(folder / ARRAYS_FILE, content, CheckpointError)
-    described = dict(run) | {ARRAYS_HASH: hashlib.sha256(content).hexdigest()}
-    write_records(folder / RESULTS_FILE, records, described, notes)
+    write_records(folder / RESULTS_FILE, records, dict(run) | {ARRAYS_HASH: write_arrays(folder, arrays)}, notes)
 
 
 def refuse_results_of_a_run(folder: Path) -> None:
@@ -311,7 +310,11 @@ def refuse_results_of_a_run(folder: Path) -> None:
 
 def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> str:
     """Write `arrays.npz`, atomically; returns its SHA-256, which belongs into `run` under `ARRAYS_HASH`."""
-    content = _npz_bytes(arrays)
+    for key, array in arrays.items():
+        assert not np.asarray(array).dtype.hasobject, f"array {key!r} holds objects, which files can't"
+    buffer = io.BytesIO()
+    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
+    content = buffer.getvalue()
     write_atomically(folder / ARRAYS_FILE, content, CheckpointError)
     return hashlib.sha256(content).hexdigest()
 
@@ -325,12 +328,3 @@ def read_evaluation(folder: Path) -> Evaluation:
     if results["run"].get(ARRAYS_HASH) != sha256_of_file(file):
         raise UserError(f"{file} is not of the same evaluation as {RESULTS_FILE} beside it: evaluate again")
     return Evaluation(records, [str(note) for note in results.get("notes", [])], results["run"], arrays)
-
-
-def _npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    for key, array in arrays.items():
-        if np.asarray(array).dtype.hasobject:
-            raise ValueError(f"array {key!r} holds objects: give numbers or text")
-    buffer = io.BytesIO()
-    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
-    return buffer.getvalue()

@@ -6,6 +6,7 @@ Pairs and views depend on a seed and on the split's shape only, so every encoder
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ ROUNDING = 1e-6  # of the features' root mean square: what varies less is float3
 
 MOST_CLASSES = 20  # that samples are told apart by
 
+SampleKind = Literal["views", "pairs"]  # single views, or pairs of views of one object
 TargetsOf = Callable[[FeatureCache, Tensor], Tensor]  # of rows [n, k], k views a sample: [n, K]
 
 
@@ -200,13 +202,6 @@ def classes(cache: FeatureCache, rows: Tensor) -> Tensor:
     return cache.labels[sample_objects(cache, rows)]
 
 
-def evaluated_view_rows(test: FeatureCache, protocol: ProbeProtocol) -> Tensor:
-    """The fixed views `[n, 1]` that heads are judged on."""
-    views_per_object = protocol.evaluation_views_per_object or test.num_views
-    return view_rows(test, evaluation_views(test.num_objects, test.views_of_each, views_per_object,
-                                            protocol.evaluation_seed))  # fmt: skip
-
-
 def evaluated_pairs(num_objects: int, num_views: ViewsOfEach, protocol: ProbeProtocol) -> ViewPairs:
     """The fixed pairs that heads are judged on, equally many of each object, or all of the few that there are."""
     pairs_per_object = protocol.evaluation_pairs_per_object
@@ -218,9 +213,18 @@ def evaluated_pairs(num_objects: int, num_views: ViewsOfEach, protocol: ProbePro
     return evaluation_pairs(num_objects, num_views, pairs_per_object, protocol.evaluation_seed)
 
 
-def evaluated_pair_rows(test: FeatureCache, protocol: ProbeProtocol) -> Tensor:
-    """The rows `[n, 2]` of `evaluated_pairs`."""
-    return pair_rows(test, evaluated_pairs(test.num_objects, test.views_of_each, protocol))
+def evaluated_rows(test: FeatureCache, of: SampleKind, protocol: ProbeProtocol) -> Tensor:
+    """Rows of the fixed samples that heads are judged on: views `[n, 1]` or pairs `[n, 2]`."""
+    if of == "pairs":
+        return pair_rows(test, evaluated_pairs(test.num_objects, test.views_of_each, protocol))
+    each = protocol.evaluation_views_per_object or test.num_views
+    return view_rows(test, evaluation_views(test.num_objects, test.views_of_each, each, protocol.evaluation_seed))
+
+
+def training_rows(train: FeatureCache, of: SampleKind, each: int, seed: int, epoch: int) -> Tensor:
+    """Rows of an epoch's samples: so many views `[n, 1]` or pairs `[n, 2]` of each object."""
+    drawn = (train.num_objects, train.views_of_each, each, seed, epoch)
+    return pair_rows(train, training_pairs(*drawn)) if of == "pairs" else view_rows(train, training_views(*drawn))
 
 
 def held_out_objects(num_objects: int, share: float, seed: int) -> np.ndarray:
@@ -229,3 +233,9 @@ def held_out_objects(num_objects: int, share: float, seed: int) -> np.ndarray:
     held_out = np.zeros(num_objects, dtype=bool)
     held_out[np.random.default_rng(seed).permutation(num_objects)[:count]] = True
     return held_out
+
+
+def held_out_samples(train: FeatureCache, rows: Tensor, share: float, seed: int) -> Tensor:
+    """Bool `[n]`: which of the samples `rows [n, k]` are of `held_out_objects`."""
+    held_out = torch.from_numpy(held_out_objects(train.num_objects, share, seed)).to(rows.device)
+    return held_out[sample_objects(train, rows)]

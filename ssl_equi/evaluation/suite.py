@@ -20,15 +20,17 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DataSource
 from ssl_equi.errors import UserError, described
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.features import FeatureCache, FeatureStore, state_sha256
+from ssl_equi.evaluation.features import FeatureCache, FeatureStore, FrozenEncoder
 from ssl_equi.evaluation.heads import train_heads
 from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol
 from ssl_equi.evaluation.results import ProbeRecord, arrays_of_result, records_of
 from ssl_equi.evaluation.samples import TaskSkipped, require_varied
 from ssl_equi.evaluation.task import PLACE, TASKS, Ask, Encoding, Subject, Task, TaskResult
 from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE, tasks_of_latent
+from ssl_equi.evaluation.tasks.pose import RELATIVE_ROTATION
 from ssl_equi.latents.actions import warning_of_signs
 from ssl_equi.latents.schema import LatentSchema
+from ssl_equi.runtime.frozen import state_sha256
 
 PROGRESS_EVERY_SECONDS = 20.0
 # Whose numbers rest on quaternions, which have two signs.
@@ -47,6 +49,8 @@ class Evaluation:
         parts: the asked slices of the feature columns.
         results: of the first seed by part and task: all that the report draws.
         random_results: the same of the random encoder; None if there was none.
+        rotation_heads: of the task relative_rotation, first seed, by part, on the CPU: features of two views side by
+            side `[N, 2 D]` to quaternions `[N, 4]`.
         train_features: every view of the split that the heads were trained on, encoded.
         test_features: the same of the evaluated split.
         class_names: of the data set.
@@ -60,6 +64,7 @@ class Evaluation:
     parts: dict[str, slice]
     results: PartResults
     random_results: PartResults | None
+    rotation_heads: dict[str, nn.Module]
     train_features: FeatureCache
     test_features: FeatureCache
     class_names: tuple[str, ...]
@@ -105,12 +110,6 @@ def evaluate(
             that are judged always do.
         say: is told what is going on, line by line.
         show: is told of every task, for a line that is written over.
-
-    Raises:
-        DataError: an image can't be read.
-        UserError: there is no such task or part, or features are not finite.
-        ValueError: the splits don't belong together, or an object has no label.
-        RuntimeError: the encoder's state changed.
     """
     unknown = [part for part in parts if part not in source.parts]
     if unknown:
@@ -143,8 +142,14 @@ def evaluate(
         records += records_of(
             own.by_seed[seed], of_random[seed], split=split, protocol=protocol, seed=seed, num_objects=num_objects
         )
+    rotation_heads = {
+        part: subjects[0].made[RELATIVE_ROTATION.key(part, first)].cpu()
+        for part, results in own.by_seed[first].items()
+        if "relative_rotation" in results
+    }
     return Evaluation(
-        records, tuple(notes), chosen, own.by_seed[first], of_random[first], subjects[0].train, subjects[0].test,
+        records, tuple(notes), chosen, own.by_seed[first], of_random[first], rotation_heads, subjects[0].train,
+        subjects[0].test,
         tuple(data.evaluation.class_names), protocol,
         {"encode": encoded - started, "heads": time.perf_counter() - encoded}, store.encoder_passes - passes_before,
     )  # fmt: skip
@@ -204,12 +209,9 @@ def asked_tasks(
     """The tasks that are asked of data with these latents, in the order in which they are asked.
 
     Args:
-        names: of tasks, or of groups of them (see `ssl_equi.evaluation.task.Group`), or `all`. None:
-            the protocol's, those of the data's own latents, and those of the predictor beside the encoder.
+        names: of tasks, or of groups of them (see `ssl_equi.evaluation.task.Group`), or `all`. None: the protocol's,
+            those of the data's own latents, and those of the predictor beside the encoder.
         further: tasks that are asked besides.
-
-    Raises:
-        UserError: there is no such task.
     """
     own = own_latent_tasks(schema)
     known = {name: task for name, task in TASKS.items() if task.group != "predictor" or source.predictor is not None}
@@ -273,9 +275,10 @@ def _encoded(
     say: Say,
 ) -> Subject:
     """The encoder, or its random counterpart, with the features of both splits."""
-    module = module.to(device)
-    mean_rgb, std_rgb = source.mean_rgb or data.mean_rgb, source.std_rgb or data.std_rgb
-    state = state_sha256(module)
+    encoder = FrozenEncoder(
+        module.to(device), source.mean_rgb or data.mean_rgb, source.std_rgb or data.std_rgb, name, source.architecture,
+        state_sha256(module), device, batch_size,
+    )  # fmt: skip
     # Passes of the random encoder are not counted among those of the encoder.
     store = store if module is source.module else FeatureStore(store.folder)
 
@@ -293,17 +296,10 @@ def _encoded(
         return report
 
     train, test = (
-        store.encode(
-            module, split, mean_rgb, std_rgb, name=name, architecture=source.architecture, encoder_sha256=state,
-            device=device, batch_size=batch_size, bad_records=bad_records,
-            on_progress=progress_of(f"{name}: {split.split}"),
-        )
+        store.encode(encoder, split, bad_records=bad_records, on_progress=progress_of(f"{name}: {split.split}"))
         for split, bad_records in ((data.probe_train, bad_train_records), (data.evaluation, None))
-    )  # fmt: skip
-    encoding = Encoding(
-        module, source.architecture, state, mean_rgb, std_rgb, data, store, batch_size, progress_of,
-        source.predictor if module is source.module else None,
-    )  # fmt: skip
+    )
+    encoding = Encoding(encoder, data, store, progress_of, source.predictor if module is source.module else None)
     return Subject(name, parts, train, test, len(data.evaluation.class_names), device, encoding)
 
 
@@ -326,7 +322,7 @@ def _ask(
                 show(f"{found.subject.name}: {task.name}, part {ask.part}")
                 found.add(task, ask)
             encoding = found.subject.encoding
-            if encoding is not None and state_sha256(encoding.module) != encoding.state_sha256:
+            if encoding is not None and state_sha256(encoding.encoder.module) != encoding.encoder.state_sha256:
                 raise RuntimeError(
                     f"task {task.name!r} changed a parameter or a buffer of the encoder: a frozen encoder must stay as "
                     "it is"
@@ -336,7 +332,10 @@ def _ask(
 
 def _asks(task: Task, subject: Subject, seeds: Sequence[int], protocol: ProbeProtocol) -> list[Ask]:
     """Of which parts and seeds of a subject a task is asked."""
-    train, test, parts = subject.train_on_device, subject.test_on_device, subject.parts
+    train, test = subject.made.once(
+        "on the device", lambda: [cache.to(subject.device) for cache in (subject.train, subject.test)]
+    )
+    parts = subject.parts
     if task.group == "predictor":  # which reads its own columns
         has_predictor = subject.encoding is not None and subject.encoding.predictor is not None
         parts = {"all": slice(0, train.features.shape[-1])} if has_predictor else {}
@@ -358,14 +357,14 @@ def _train_together(task: Task, asks: Sequence[Ask], protocol: ProbeProtocol) ->
                 probe.check(ask)
             except TaskSkipped:
                 continue  # noted when the task is asked
-            if probe.key(ask) not in ask.made:
+            if probe.key(ask.part, ask.seed) not in ask.made:
                 waiting.append(ask)
         try:
             heads = train_heads([probe.request(ask) for ask in waiting], protocol)
         except Exception:
             return
         for ask, head in zip(waiting, heads, strict=True):
-            ask.made[probe.key(ask)] = head
+            ask.made[probe.key(ask.part, ask.seed)] = head
 
 
 @contextmanager
@@ -433,7 +432,7 @@ def why_constant(subject: Subject, part: str) -> str | None:
             return str(reason)
         return None
 
-    return subject.once(("why constant", part), find)
+    return subject.made.once(("why constant", part), find)
 
 
 def notes_on_poses(data: DataSource, names: Sequence[str]) -> tuple[str, ...]:

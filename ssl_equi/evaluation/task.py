@@ -4,7 +4,6 @@ A task is a function of an `Ask` that returns a `TaskResult`, registered by `@ta
 holds one is all that a new task takes: tables, reports and comparisons show whatever is registered.
 """
 
-import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,29 +17,26 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DataSource
 from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.bootstrap import ObjectStatistic
-from ssl_equi.evaluation.features import FeatureCache, FeatureStore, ImageChange, OnProgress
+from ssl_equi.evaluation.features import FeatureCache, FeatureStore, FrozenEncoder, ImageChange, OnProgress
 from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.samples import (
+    SampleKind,
     TargetsOf,
     TaskSkipped,
-    evaluated_pair_rows,
-    evaluated_view_rows,
+    evaluated_rows,
     feature_matrix,
-    pair_rows,
     require_varied,
     require_views,
     samples_of,
-    training_pairs,
-    training_views,
-    view_rows,
+    training_rows,
 )
 from ssl_equi.export.predictor import TrainedPredictor
 from ssl_equi.latents.angle import Angle
 from ssl_equi.latents.direction import Direction
 from ssl_equi.latents.schema import Latent, LatentSchema
 
-Made = TypeVar("Made")
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -103,37 +99,39 @@ def object_means(scores: Tensor, object_indices: Tensor, num_objects: int) -> np
     return np.divide(sums, counts, out=np.full(num_objects, np.nan), where=counts > 0)
 
 
+class Made(dict[Hashable, Any]):
+    """What tasks of one encoder share, by keys in which part and seed stand if they matter."""
+
+    def once(self, key: Hashable, make: Callable[[], Thing]) -> Thing:
+        """What `make` gives, made at the first call with this key."""
+        if key not in self:
+            self[key] = make()
+        thing: Thing = self[key]
+        return thing
+
+
 @dataclass(frozen=True)
 class Encoding:
     """An encoder with its data: how further images become features.
 
     Attributes:
-        module: images [N, 3, H, W] -> features [N, D]; on the subject's device, in evaluation mode.
-        architecture: name and arguments of the encoder.
-        state_sha256: of its parameters and buffers.
-        mean_rgb, std_rgb: with which images are normalised.
+        encoder: on the subject's device.
         data: what heads are trained on (`probe_train`) and judged on (`evaluation`).
         store: encodes, and counts the encoder's passes.
-        batch_size: images in one forward pass.
         progress_of: of a line of text: what is told how far an encoding is.
         predictor: trained with the encoder; None if there is none.
     """
 
-    module: nn.Module
-    architecture: str
-    state_sha256: str
-    mean_rgb: tuple[float, float, float]
-    std_rgb: tuple[float, float, float]
+    encoder: FrozenEncoder
     data: DataSource
     store: FeatureStore
-    batch_size: int = 512
     progress_of: Callable[[str], OnProgress] = lambda label: lambda done, total: None
     predictor: TrainedPredictor | None = None
 
 
 @dataclass(eq=False)
 class Subject:
-    """Features under evaluation, and what their tasks share, which is made once.
+    """Features under evaluation.
 
     Attributes:
         name: of the encoder, for errors and progress.
@@ -153,25 +151,8 @@ class Subject:
     num_classes: int
     device: torch.device | str = "cpu"
     encoding: Encoding | None = None
-    made: dict[Hashable, Any] = field(default_factory=dict)
+    made: Made = field(default_factory=Made)
     beside: Sequence["Subject"] = ()
-
-    @functools.cached_property
-    def train_on_device(self) -> FeatureCache:
-        """`train`, where heads are trained."""
-        return self.train.to(self.device)
-
-    @functools.cached_property
-    def test_on_device(self) -> FeatureCache:
-        """`test`, where heads are judged."""
-        return self.test.to(self.device)
-
-    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` gives, made at the first call with this key."""
-        if key not in self.made:
-            self.made[key] = make()
-        made: Made = self.made[key]
-        return made
 
 
 @dataclass(frozen=True)
@@ -193,14 +174,7 @@ class Ask:
     seed: int = 0
     part: str = "all"
     subject: Subject | None = None
-    made: dict[Hashable, Any] = field(default_factory=dict)
-
-    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` gives, made at the first call with this key, in which part and seed stand if they matter."""
-        if key not in self.made:
-            self.made[key] = make()
-        made: Made = self.made[key]
-        return made
+    made: Made = field(default_factory=Made)
 
     @property
     def encoding(self) -> Encoding:
@@ -210,23 +184,14 @@ class Ask:
         return self.subject.encoding
 
     def encode(self, views: ViewCollection, change: ImageChange | None = None) -> FeatureCache:
-        """All features of every view of a split, changed or as they are, on the CPU; each such split is encoded once.
-
-        Raises:
-            FeatureError: a feature is not finite.
-            RuntimeError: encoding changed the encoder.
-        """
-        encoding, name, device = self.encoding, self.whole.name, self.whole.device
+        """All features of every view of a split, changed or as they are, on the CPU; each is encoded once."""
+        encoding = self.encoding
         label = views.split if change is None else f"{views.split}, {change.label}"
         key = ("features", views.content_key, views.split, None if change is None else change.fingerprint)
-        return self.once(
-            key,
-            lambda: encoding.store.encode(
-                encoding.module, views, encoding.mean_rgb, encoding.std_rgb, name=name,
-                architecture=encoding.architecture, encoder_sha256=encoding.state_sha256, device=device,
-                batch_size=encoding.batch_size, change=change, on_progress=encoding.progress_of(f"{name}: {label}"),
-            ),
-        )  # fmt: skip
+        on_progress = encoding.progress_of(f"{self.whole.name}: {label}")
+        return self.made.once(
+            key, lambda: encoding.store.encode(encoding.encoder, views, change=change, on_progress=on_progress)
+        )
 
     @property
     def whole(self) -> Subject:
@@ -240,20 +205,18 @@ class Ask:
 
     def head(self, probe: "Probe") -> nn.Sequential:
         """The trained head, which takes raw features; each is trained once, whoever asks for it."""
-        return self.once(probe.key(self), lambda: train_heads([probe.request(self)], self.protocol)[0])
+        return self.made.once(
+            probe.key(self.part, self.seed), lambda: train_heads([probe.request(self)], self.protocol)[0]
+        )
 
     def probe(self, probe: "Probe", test: FeatureCache | None = None) -> tuple[Tensor, Samples]:
-        """Predictions `[n, K]` of a trained head for the fixed views or pairs of a split, and these samples.
+        """Predictions `[n, K]` of a trained head for the fixed samples of a split, and these samples.
 
-        Args:
-            test: this part of other features than those that are judged.
-
-        Raises:
-            TaskSkipped: these features can't be asked.
+        `test` is this part of other features than those that are judged. Raises TaskSkipped where they can't be asked.
         """
         probe.check(self)
         test = self.test if test is None else test
-        samples = probe.judged(test, self.protocol)
+        samples = samples_of(test, evaluated_rows(test, probe.of, self.protocol), probe.targets)
         return predict(self.head(probe), feature_matrix(test), samples.rows), samples
 
 
@@ -262,22 +225,21 @@ class Probe:
     """A head on frozen features: what it learns from which samples.
 
     Attributes:
-        of: single views, or pairs of views of one object.
         targets: of samples, `[n, K]` to regress or `[n]` classes.
         plan: the head and its training.
         require: raises TaskSkipped where the head can't be trained or judged, for other reasons than the features.
         after_epoch: what is done with the head at each epoch's end, if anything.
     """
 
-    of: Literal["views", "pairs"]
+    of: SampleKind
     targets: TargetsOf
     plan: Callable[[Ask], HeadPlan]
     require: Callable[[Ask], None] = lambda ask: None
     after_epoch: Callable[[Ask], Callable[[nn.Sequential], None] | None] = lambda ask: None
 
-    def key(self, ask: Ask) -> Hashable:
-        """Under which the trained head is kept."""
-        return ("head", self, ask.part, ask.seed)
+    def key(self, part: str, seed: int) -> Hashable:
+        """Under which a trained head is kept in `made`."""
+        return ("head", self, part, seed)
 
     def check(self, ask: Ask) -> None:
         """Raises TaskSkipped where the features say nothing, or pairs are asked of objects of one view."""
@@ -292,32 +254,18 @@ class Probe:
         each = plan.samples_per_object or train.num_views
 
         def draw(epoch: int) -> Samples:
-            if self.of == "pairs":
-                rows = pair_rows(train, training_pairs(train.num_objects, train.views_of_each, each, ask.seed, epoch))
-            else:
-                rows = view_rows(train, training_views(train.num_objects, train.views_of_each, each, ask.seed, epoch))
-            return samples_of(train, rows, self.targets)
+            return samples_of(train, training_rows(train, self.of, each, ask.seed, epoch), self.targets)
 
         # The same for all parts, so heads of all parts share what is drawn.
-        samples_of_epoch = ask.once(("samples", self, ask.seed), lambda: draw)
-        return HeadRequest(
-            feature_matrix(train), samples_of_epoch, plan, ask.seed, after_epoch=self.after_epoch(ask)
-        )  # fmt: skip
-
-    def judged(self, test: FeatureCache, protocol: ProbeProtocol) -> Samples:
-        """The fixed samples of a split that such heads are judged on."""
-        rows = evaluated_pair_rows(test, protocol) if self.of == "pairs" else evaluated_view_rows(test, protocol)
-        return samples_of(test, rows, self.targets)
+        samples_of_epoch = ask.made.once(("samples", self, ask.seed), lambda: draw)
+        return HeadRequest(feature_matrix(train), samples_of_epoch, plan, ask.seed, after_epoch=self.after_epoch(ask))
 
 
 @dataclass(frozen=True)
 class Need:
-    """The latents that a task asks for.
+    """The latents that a task asks for: `find` gives those of a schema, none where it doesn't have all of them.
 
-    Attributes:
-        find: those of a schema; none where it doesn't have all of them.
-        name: what they are, for a sentence.
-        cure: which data have them.
+    `name` and `cure` say what they are and which data have them.
     """
 
     find: Callable[[LatentSchema], tuple[Latent, ...]]

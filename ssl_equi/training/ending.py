@@ -10,7 +10,6 @@ from ssl_equi.data.sources import DATASETS, DataSource
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.catalogue import model_arguments
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.features import state_sha256
 from ssl_equi.evaluation.predictors.action_gain import TASK as GAIN
 from ssl_equi.evaluation.predictors.action_gain import sequence_gain
 from ssl_equi.evaluation.predictors.capsules import capsule_results
@@ -26,6 +25,7 @@ from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, TrainedPr
 from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, sequence_export
 from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.base import Objective
+from ssl_equi.runtime.frozen import state_sha256
 from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.folder import recorded_versions, set_aside_earlier_results
 from ssl_equi.training.run import Run

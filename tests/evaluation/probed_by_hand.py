@@ -6,9 +6,9 @@ from torch import nn
 
 from ssl_equi.data.sources import DataSource
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.features import state_sha256
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.suite import Evaluation, evaluate, tasks_for
+from ssl_equi.runtime.frozen import state_sha256
 
 
 def probed(

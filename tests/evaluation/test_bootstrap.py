@@ -8,9 +8,9 @@ import torch
 from sklearn.metrics import r2_score
 
 from ssl_equi.evaluation.bootstrap import (
+    MeanStatistic,
     ObjectStatistic,
     bootstrap_interval,
-    mean_statistic,
     median_statistic,
     paired_interval,
     r2_uniform_statistic,
@@ -50,24 +50,24 @@ def test_statistics_are_the_metrics_of_the_drawn_objects(samples):
     expected = [r2_score(targets[row, :2].double(), predictions[row, :2].double()) for row in rows]
     np.testing.assert_allclose(found, expected, atol=1e-9)
     np.testing.assert_allclose(
-        mean_statistic(scores).of_counts(counts), [np.nanmean(scores[row]) for row in drawn], atol=1e-12
+        MeanStatistic(scores).of_counts(counts), [np.nanmean(scores[row]) for row in drawn], atol=1e-12
     )
 
 
 def test_the_interval_is_that_of_the_normal_distribution_for_a_mean_and_the_same_twice():
     scores = np.random.default_rng(0).normal(3, 2, 400)
-    low, high = bootstrap_interval(mean_statistic(scores), 1000)
+    low, high = bootstrap_interval(MeanStatistic(scores), 1000)
     error = scores.std() / 20
     assert (low, high) == pytest.approx((scores.mean() - 1.96 * error, scores.mean() + 1.96 * error), abs=0.25 * error)
-    assert bootstrap_interval(mean_statistic(scores), 1000) == (low, high)
+    assert bootstrap_interval(MeanStatistic(scores), 1000) == (low, high)
 
 
 @pytest.mark.parametrize(
     ("statistic", "resamples"),
     [
-        (mean_statistic(np.array([1.0])), 100),
-        (mean_statistic(np.array([1.0, 2.0])), 0),
-        (mean_statistic(np.full(5, np.nan)), 100),
+        (MeanStatistic(np.array([1.0])), 100),
+        (MeanStatistic(np.array([1.0, 2.0])), 0),
+        (MeanStatistic(np.full(5, np.nan)), 100),
     ],
     ids=["one object", "no resamples", "undefined"],
 )
@@ -82,7 +82,7 @@ def statistics_of(predictions: torch.Tensor, targets: torch.Tensor, objects: np.
     errors = np.abs(predictions[:, 0] - targets[:, 0]).double().numpy()
     means = np.array([errors[objects == item].mean() for item in range(OBJECTS)])
     return [
-        mean_statistic(means), median_statistic(errors, objects, OBJECTS),
+        MeanStatistic(means), median_statistic(errors, objects, OBJECTS),
         r2_uniform_statistic(predictions, targets, objects, OBJECTS),
     ]  # fmt: skip
 
@@ -131,7 +131,7 @@ def test_the_interval_of_a_difference(samples):
         low, high = paired_interval(one, other)
         assert low < high and paired_interval(other, one) == pytest.approx((-high, -low))
     scores, others = np.random.default_rng(0).normal([[3.0], [2.9]], [[2.0], [0.1]], (2, 400)).cumsum(axis=0)
-    found = paired_interval(mean_statistic(others), mean_statistic(scores))
+    found = paired_interval(MeanStatistic(others), MeanStatistic(scores))
     # The mean of the objects' own differences, whose spread is small, however far objects lie apart.
     differences = others - scores
     error = differences.std() / 20
@@ -147,7 +147,7 @@ def test_other_objects_have_no_paired_interval(samples):
     assert paired_interval(one[0], one[1]) is None
     scores = np.arange(4.0)
     for others in (np.arange(5.0), np.array([0, 1, np.nan, 3])):
-        assert paired_interval(mean_statistic(scores), mean_statistic(others)) is None
+        assert paired_interval(MeanStatistic(scores), MeanStatistic(others)) is None
 
 
 def test_intervals_of_differences_cover_the_true_one_as_often_as_they_say():
@@ -156,7 +156,7 @@ def test_intervals_of_differences_cover_the_true_one_as_often_as_they_say():
     for _ in range(300):
         hardness = generator.normal(0, 1, 60)
         scores = [hardness + generator.normal(shift, 0.3, 60) for shift in (0.0, 0.2)]
-        low, high = paired_interval(*(mean_statistic(each) for each in scores), resamples=300)
+        low, high = paired_interval(*(MeanStatistic(each) for each in scores), resamples=300)
         covered += low <= -0.2 <= high
     assert 0.90 <= covered / 300 <= 0.98
 

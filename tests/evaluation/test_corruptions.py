@@ -35,10 +35,9 @@ def mean_psnr_db(images: torch.Tensor, changed: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_each_severity_is_further_from_the_image_and_zero_is_the_image(name: str) -> None:
+def test_each_severity_is_further_from_the_image(name: str) -> None:
     for side in (32, 64):
         images = pictures(side=side)
-        assert torch.equal(corrupted(images, name, 0), images)
         found = [corrupted(images, name, severity) for severity in range(1, 6)]
         assert all(each.shape == images.shape and each.dtype == torch.uint8 for each in found)
         psnr = [mean_psnr_db(images, each) for each in found]
@@ -110,21 +109,3 @@ def test_flat_images_lose_nothing_to_what_moves_or_averages_pixels() -> None:
     assert ((corrupted(flat, "brightness", 1).int() - (90 + 0.1 * 255)).abs() <= 0.51).all()
     fog = corrupted(flat, "fog", 3).double() / 255
     assert fog.min() >= 0.5 * 90 / 255 + 0.5 * 0.7 - 0.01 and fog.max() <= 0.5 * 90 / 255 + 0.5 + 0.01
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"name": "snow"}, "no corruption 'snow': choose from gaussian_noise"),
-        ({"severity": 6}, "severity of contrast is 6: give 0"),
-        ({"images": torch.zeros(2, 3, 8, 8)}, r"images are torch.float32 \(2, 3, 8, 8\): pass uint8"),
-        ({"image_indices": np.arange(3)}, "2 images came with 3 indices"),
-    ],
-)
-def test_wrong_arguments_are_named(change: dict[str, object], message: str) -> None:
-    arguments = {
-        "images": torch.zeros(2, 8, 8, 3, dtype=torch.uint8), "name": "contrast", "severity": 1,
-        "image_indices": np.arange(2),
-    } | change  # fmt: skip
-    with pytest.raises(ValueError, match=message):
-        corrupt(**arguments)

@@ -12,11 +12,11 @@ import torch
 from ssl_equi import create_encoder
 from ssl_equi.errors import CheckpointError, EncoderError
 from ssl_equi.evaluation.encoders import RANDOM_ENCODER_SEED, open_encoder
-from ssl_equi.evaluation.features import state_sha256
 from ssl_equi.export.encoder import EncoderCard, save_encoder
 from ssl_equi.export.predictor import PredictorCard, save_predictor
 from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.parts.predictors import MLPPredictor, ProjectedPredictor
+from ssl_equi.runtime.frozen import state_sha256
 
 SMALL_VIT = {"depth": 1, "embed_dim": 48, "num_heads": 2}
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 64 * 64).view(2, 3, 64, 64)

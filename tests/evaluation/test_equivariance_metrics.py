@@ -92,13 +92,8 @@ def test_unrelated_points_seem_to_fit_when_they_are_few(num_rows: int, expected:
     assert error == pytest.approx(expected, abs=0.03)
 
 
-@pytest.mark.parametrize("num_rows", [1, 64, 511])
-def test_too_few_rows_are_refused(num_rows: int):
-    rows = points(max(num_rows, 2), 128)
-    with pytest.raises(ValueError, match="are too few to fit a rotation of 128 features: use 512 or more"):
-        wahba(rows, rows)
-    assert not has_enough_rows(num_rows, 128)
-    assert has_enough_rows(512, 128)
+def test_four_rows_per_dimension_are_enough():
+    assert has_enough_rows(512, 128) and not has_enough_rows(511, 128)
 
 
 def test_shuffling_gives_the_value_of_unrelated_points():
@@ -171,9 +166,6 @@ def test_shuffled_displacements_have_length_one():
 def test_constant_features_are_flagged(row: Tensor, noise: float):
     constant = row.expand(50, 4) * (1 + noise * torch.randn(50, 1))
     assert is_collapsed(constant)
-    for measure in (wahba, gamma):
-        with pytest.raises(ValueError, match="the 50 images all have the same features: the encoder has collapsed"):
-            measure(constant, constant)
     assert not is_collapsed(points(50, 4))
 
 
@@ -216,13 +208,6 @@ def test_fitted_rotations_compose():
     assert error < 1e-5
 
 
-@pytest.mark.parametrize(("first", "second"), [((10, 3), (9, 3)), ((10, 3), (10, 2)), ((10,), (10,)), ((1, 3), (1, 3))])
-def test_features_of_other_shapes_are_refused(first: tuple[int, ...], second: tuple[int, ...]):
-    for measure in (wahba, gamma):
-        with pytest.raises(ValueError, match="features have shapes"):
-            measure(torch.rand(first), torch.rand(second))
-
-
 def test_least_squares_finds_any_linear_map_and_nothing_between_unrelated_features():
     features = unit_rows(points(400, 8))
     stretched = features * torch.linspace(1, 3, 8)  # no rotation, and not quite linear at length 1 again
@@ -245,5 +230,3 @@ def test_least_squares_is_cross_validated_as_by_numpy():
         residuals.append(((unit_source[fold] @ linear_map - unit_target[fold]) ** 2).sum(axis=1))
     expected = np.sqrt(np.concatenate(residuals).mean())
     assert least_squares_error(source, target, seed=7) == pytest.approx(expected, rel=1e-9)
-    with pytest.raises(ValueError, match="60 images are too few to fit a linear map of 16 features: use 64 or more"):
-        least_squares_error(points(60, 16), points(60, 16, seed=1))

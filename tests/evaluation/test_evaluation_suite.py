@@ -14,7 +14,7 @@ from ssl_equi.errors import FeatureError, UserError
 from ssl_equi.evaluation import suite
 from ssl_equi.evaluation.bootstrap import stored_statistic
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.features import FeatureStore, state_sha256
+from ssl_equi.evaluation.features import FeatureStore
 from ssl_equi.evaluation.metrics import metric_of
 from ssl_equi.evaluation.protocol import (
     AUGMENTATION_EQUIVARIANCE,
@@ -31,6 +31,7 @@ from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.geometry.rotations import quat_to_matrix
 from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.parts.predictors import PoseProduct
+from ssl_equi.runtime.frozen import state_sha256
 from tests.fakes import ViewsInMemory
 
 CLASSES, VIEWS = 3, 6

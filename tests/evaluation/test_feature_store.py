@@ -10,7 +10,8 @@ from torch import nn
 
 from ssl_equi.data.derived import DerivedViews, TurnedViews
 from ssl_equi.errors import FeatureError
-from ssl_equi.evaluation.features import FeatureCache, FeatureStore, encode_split, state_sha256
+from ssl_equi.evaluation.features import FeatureCache, FeatureStore, FrozenEncoder, encode_split
+from ssl_equi.runtime.frozen import state_sha256
 from tests.fakes import ViewsInMemory
 
 MEAN_RGB, STD_RGB = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
@@ -24,11 +25,12 @@ def pooled_encoder(scale: float = 1.0) -> nn.Module:
 
 
 def encode(store: FeatureStore, encoder: nn.Module, dataset: ViewsInMemory, **options) -> FeatureCache:
-    arguments = {
-        "name": "pooled", "architecture": "pooled", "encoder_sha256": state_sha256(encoder), "batch_size": 18
+    kept = {name: options.pop(name) for name in ("change", "on_progress", "bad_records") if name in options}
+    described = {
+        "mean_rgb": MEAN_RGB, "std_rgb": STD_RGB, "name": "pooled", "architecture": "pooled",
+        "state_sha256": state_sha256(encoder), "batch_size": 18,
     } | options  # fmt: skip
-    mean_rgb = arguments.pop("mean_rgb", MEAN_RGB)
-    return store.encode(encoder, dataset, mean_rgb, STD_RGB, **arguments)
+    return store.encode(FrozenEncoder(encoder, **described), dataset, **kept)
 
 
 def test_features_are_those_of_encoding_and_a_second_process_needs_no_pass(fake_dataset, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ssl_equi.data.sources import DataSource, open_data, open_ood_rotation
 from ssl_equi.errors import DataError, UserError
 from ssl_equi.evaluation import suite
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.features import FeatureStore, state_sha256
+from ssl_equi.evaluation.features import FeatureStore
 from ssl_equi.evaluation.protocol import AugmentationParametersProtocol, CorruptionProtocol, ProbeProtocol
 from ssl_equi.evaluation.suite import Evaluation, asked_tasks
 from ssl_equi.evaluation.task import TASKS, Ask, Task, TaskResult
@@ -24,6 +24,7 @@ from ssl_equi.evaluation.tasks.augmentation_parameters import drawn_parameters
 from ssl_equi.evaluation.tasks.corruptions import CORRUPTIONS
 from ssl_equi.evaluation.tasks.transfer import open_transfer_set, transfer_tasks
 from ssl_equi.geometry.latents import quat_xyzw_from_latents
+from ssl_equi.runtime.frozen import state_sha256
 from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.presets import ViewRecipe
 from tests.fakes import ViewsInMemory
@@ -309,7 +310,7 @@ def test_a_task_of_images_that_changes_the_encoder_is_caught(monkeypatch: pytest
     module = nn.Sequential(Contrasts(), nn.BatchNorm1d(3))
 
     def changes(ask: Ask) -> TaskResult:
-        ask.encoding.module[1].running_mean += 1
+        ask.encoding.encoder.module[1].running_mean += 1
         return TaskResult({}, {}, 1)
 
     monkeypatch.setitem(TASKS, "corruption", replace(TASKS["corruption"], answer=changes))

@@ -10,12 +10,12 @@ import torch
 from ssl_equi.data.sources import DataSource
 from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.features import state_sha256
 from ssl_equi.evaluation.protocol import ProbeProtocol, ssl_equi
 from ssl_equi.evaluation.publish import publish_results
 from ssl_equi.evaluation.samples import feature_matrix
 from ssl_equi.evaluation.suite import asked_tasks, evaluate
 from ssl_equi.evaluation.task import TASKS, Ask, TaskResult, object_means, task
+from ssl_equi.runtime.frozen import state_sha256
 from tests.evaluation.conftest import make_fake_dataset
 
 

@@ -255,8 +255,3 @@ def test_they_are_asked_by_name_only(posed_cache: MakeCache) -> None:
     for make in PROBE_PROTOCOLS.values():
         assert not {*NAMES} & {*tasks_for(posed_cache(2, 0), make().tasks)}
     assert len(turns_of_a_cube()) == 24
-
-
-def test_grids_of_one_rotation_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 rotations make no distribution: give 2 or more"):
-        PoseDistributionProtocol(training_rotations=1)

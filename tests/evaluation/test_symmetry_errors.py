@@ -10,10 +10,10 @@ from ssl_equi.encoders.square.resnet import GroupResNet
 from ssl_equi.encoders.square.symmetries import act_on_image
 from ssl_equi.encoders.symmetric import Symmetric
 from ssl_equi.encoders.wrappers import GroupAveraged
-from ssl_equi.evaluation.features import frozen
 from ssl_equi.evaluation.symmetry.errors import SymmetryErrors, measure_symmetry
 from ssl_equi.evaluation.symmetry.image_symmetries import ImageSymmetries, SymmetryName, image_symmetries
 from ssl_equi.evaluation.symmetry.layers import Spread
+from ssl_equi.runtime.frozen import frozen
 
 SIDE = 16
 EXACT: tuple[SymmetryName, ...] = ("c4", "d4", "circular_shifts")

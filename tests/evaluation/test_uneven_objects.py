@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ssl_equi.data.derived import TurnedViews
-from ssl_equi.evaluation.features import FeatureCache, FeatureStore, encode_split
+from ssl_equi.evaluation.features import FeatureCache, FeatureStore, FrozenEncoder, encode_split
 from ssl_equi.evaluation.predictors.capsules import probe_capsule_poses
 from ssl_equi.evaluation.predictors.consistency import predictor_consistency
 from ssl_equi.evaluation.predictors.two_views import retrieve_with_predictor
@@ -282,10 +282,10 @@ def test_only_views_that_there_are_are_encoded(views: ViewsInMemory, batch_size:
 def test_stored_features_are_those_of_the_views_that_there_are(views: ViewsInMemory, tmp_path: Any) -> None:
     encoder = PixelEncoder()
     store, progress = FeatureStore(tmp_path), []
-    arguments = {"name": "e", "architecture": "pixels", "encoder_sha256": "0", **COLOURS}
+    frozen_encoder = FrozenEncoder(encoder, **COLOURS, architecture="pixels", state_sha256="0")
     expected = encode_split(encoder, views, **COLOURS)
     for _ in range(2):
-        cache = store.encode(encoder, views, **arguments, on_progress=lambda *done: progress.append(done))
+        cache = store.encode(frozen_encoder, views, on_progress=lambda *done: progress.append(done))
         assert torch.equal(cache.features, expected.features) and torch.equal(cache.view_counts, expected.view_counts)
         assert store.encoder_passes == views.num_images
     assert progress[-1] == (12 * 6, 12 * 6)

@@ -12,13 +12,13 @@ from ssl_equi.data.sources import DataSource, open_data, turned_source
 from ssl_equi.errors import DataError, UserError
 from ssl_equi.evaluation import suite
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.features import state_sha256
 from ssl_equi.evaluation.protocol import CORE_TASKS, ProbeProtocol, sie
 from ssl_equi.evaluation.publish import publish_results
 from ssl_equi.evaluation.report.write import write_report_or_warn
 from ssl_equi.evaluation.suite import asked_tasks, tasks_for
 from ssl_equi.latents.number import Number
 from ssl_equi.latents.schema import LatentSchema
+from ssl_equi.runtime.frozen import state_sha256
 from tests.turntables import SIDE, TURNTABLE, write_turntables
 
 OWN = ("relative_azimuth", "absolute_azimuth", "relative_elevation", "absolute_elevation", "absolute_tool")

@@ -177,7 +177,7 @@ def test_orbits_that_cannot_be_drawn_are_named(monkeypatch: pytest.MonkeyPatch) 
         raise TaskSkipped("views lie in a buffer of 24 x 32 pixels: crop them first")
 
     monkeypatch.setattr(publish, "orbit_errors", refuse)
-    results = SimpleNamespace(parts={"all": slice(0, 2)}, results={"all": {}}, records=[])
+    results = SimpleNamespace(rotation_heads={}, records=[])
     data = SimpleNamespace(evaluation=None, mean_rgb=(0, 0, 0), std_rgb=(1, 1, 1))
     found = publish.pictures(SimpleNamespace(predictor=None), data, results, "cpu")
     assert found == ({}, ["orbits are not drawn: views lie in a buffer of 24 x 32 pixels: crop them first"])

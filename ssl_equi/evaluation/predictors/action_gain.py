@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ssl_equi.data.sources import DataSource
 from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.bootstrap import PAIRED_RESAMPLES, RatioStatistic, bootstrap_interval
-from ssl_equi.evaluation.features import FeatureCache, encode_split, frozen
+from ssl_equi.evaluation.features import FeatureCache, encode_split
 from ssl_equi.evaluation.predictors.two_views import OneObservedView, embed_views, known_actions
 from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.sequences.heads import AggregatingModel
@@ -15,6 +15,7 @@ from ssl_equi.evaluation.task import TaskResult
 from ssl_equi.export.predictor import LatentPredictor
 from ssl_equi.latents.actions import LatentActions, ToldActions, actions_as_told
 from ssl_equi.objectives.base import SequenceObjective
+from ssl_equi.runtime.frozen import frozen
 
 TASK = METRIC = "action_gain"
 BASELINE = Baseline(0.0, "actions unused")

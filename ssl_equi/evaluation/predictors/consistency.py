@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_equi.evaluation.baselines import Baseline
-from ssl_equi.evaluation.features import FeatureCache, frozen
+from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.predictors.retrieval import Similarity
 from ssl_equi.evaluation.predictors.two_views import OneObservedView, known_actions
 from ssl_equi.evaluation.results import ProbeRecord, records_of
@@ -29,6 +29,7 @@ from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.task import TaskResult
 from ssl_equi.export.predictor import LatentPredictor, TrainedPredictor
 from ssl_equi.latents.actions import LatentActions
+from ssl_equi.runtime.frozen import frozen
 
 TASK = "predictor_consistency"
 PROTOCOL = "predictor_consistency_v1"

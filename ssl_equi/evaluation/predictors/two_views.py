@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.errors import UserError
-from ssl_equi.evaluation.features import FeatureCache, frozen
+from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.predictors.retrieval import TASK, Retrieval, Similarity, ranks
 from ssl_equi.evaluation.report.pictures import retrieval_strip_arrays
 from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.sequences.retrieval import require_equal_galleries, retrieve_with_sequences
 from ssl_equi.export.predictor import LatentPredictor, TrainedPredictor
 from ssl_equi.latents.actions import AUGMENTATION, LatentActions, actions_as_told
+from ssl_equi.runtime.frozen import frozen
 
 PART = "all"  # predictors pick the columns that they read out of all features
 ROWS_IN_A_CHUNK = 16384

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.evaluation.features import FeatureCache, frozen
+from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.samples import training_views
 from ssl_equi.latents.actions import SEVERAL, ActionPart, LatentActions, actions_of, offered_names
 from ssl_equi.latents.motion import RigidMotion
+from ssl_equi.runtime.frozen import frozen
 from ssl_equi.views.makers import ViewSequence
 
 POSITION_NAMES = ("position_down", "position_right")

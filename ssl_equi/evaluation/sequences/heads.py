@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.evaluation.baselines import constant_baselines, constant_rotation_baselines
-from ssl_equi.evaluation.features import FeatureCache, frozen
+from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import HeadPlan, fit_ridge, predict
 from ssl_equi.evaluation.metrics import angle_errors_deg, r2_metrics, r2_notes, summarise_angles
-from ssl_equi.evaluation.samples import feature_matrix, sample_objects
+from ssl_equi.evaluation.samples import evaluated_rows, feature_matrix, sample_objects, samples_of
 from ssl_equi.evaluation.sequences.embed import HUES, POSITION_NAMES, FeatureSequences
 from ssl_equi.evaluation.task import Ask, Probe, TaskResult
 from ssl_equi.geometry.poses import ROTATION_ACTION_SIZE
@@ -22,6 +22,7 @@ from ssl_equi.latents.actions import LatentActions
 from ssl_equi.latents.motion import RigidMotion
 from ssl_equi.latents.number import Number
 from ssl_equi.latents.rotation import Rotation
+from ssl_equi.runtime.frozen import frozen
 
 SEQUENCES_IN_A_CHUNK = 512
 
@@ -218,7 +219,7 @@ def read_action(
         count = min(max(1, round(ask.protocol.ridge_held_out_share * len(distinct))), len(distinct) - 1)
         held_out = (order < count)[position][sample_objects(ask.train, samples.rows)]
         head, _ = fit_ridge(feature_matrix(ask.train), samples, held_out, ask.protocol)
-    judged = probe.judged(ask.test, ask.protocol)
+    judged = samples_of(ask.test, evaluated_rows(ask.test, of, ask.protocol), targets_of)
     return {
         part: judge(target, predict(head, features, judged.rows), judged.targets) for part, features in seen.items()
     }

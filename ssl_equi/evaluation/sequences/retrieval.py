@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.data.collection import ViewCollection
-from ssl_equi.evaluation.features import FeatureCache, frozen
+from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.predictors.retrieval import (
     Ranking,
     Retrieval,
@@ -31,6 +31,7 @@ from ssl_equi.evaluation.predictors.retrieval import (
 from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.sequences.heads import AggregatingModel
 from ssl_equi.latents.actions import LatentActions, actions_of
+from ssl_equi.runtime.frozen import frozen
 
 PREDICTIONS_IN_A_CHUNK = 16384
 

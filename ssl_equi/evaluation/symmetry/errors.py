@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_equi.encoders.symmetric import Symmetric
-from ssl_equi.evaluation.features import frozen
 from ssl_equi.evaluation.metrics import varying_components
 from ssl_equi.evaluation.symmetry.image_symmetries import Element, ImageSymmetries
 from ssl_equi.evaluation.symmetry.layers import LayerErrors, LayerSums, Misses, Spread
+from ssl_equi.runtime.frozen import frozen
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,14 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import turn_quat_xyzw, turned_by_any_angle
 from ssl_equi.data.images import normalise_images
 from ssl_equi.evaluation.encoders import EncoderSource
-from ssl_equi.evaluation.features import FeatureCache, frozen
 from ssl_equi.evaluation.metrics import angle_errors_deg
-from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.samples import TaskSkipped
-from ssl_equi.evaluation.task import Ask
-from ssl_equi.evaluation.tasks.pose import RELATIVE_ROTATION
 from ssl_equi.geometry.rotations import quat_multiply, quat_positive, relative_quat
+from ssl_equi.runtime.frozen import frozen
 
 ORBIT_ANGLES_DEG: tuple[float, ...] = tuple(range(0, 360, 15))
 NUM_ORBIT_OBJECTS = 12
+BATCH_SIZE = 512  # images in one forward pass
 RotationHead = Callable[[Tensor], Tensor]  # features of two views side by side [N, 2 D] -> quaternions [N, 4]
 
 
@@ -37,10 +35,9 @@ def orbit_errors(
     *,
     mean_rgb: Sequence[float],
     std_rgb: Sequence[float],
-    rotation_heads: Mapping[str, RotationHead] | None = None,
+    rotation_heads: Mapping[str, RotationHead],
     num_objects: int = NUM_ORBIT_OBJECTS,
     device: torch.device | str = "cpu",
-    batch_size: int = 512,
 ) -> dict[str, np.ndarray]:
     """Features of the first view of some objects, turned counter-clockwise by each angle, beside the upright ones.
 
@@ -50,27 +47,22 @@ def orbit_errors(
         encoder_source: its module is on `device`, and is left as it was.
         collection: objects are spread over it; its pictures fill squares of the encoder's size.
         mean_rgb, std_rgb: of the data's training images, for an encoder that states none.
-        rotation_heads: by part, such as those of `fit_relative_rotation_head`; parts without one have no second array.
+        rotation_heads: by part, on the CPU; parts without one have no second array.
         num_objects: at most this many are drawn.
 
     Returns:
         By the keys of an evaluation's `arrays.npz`: `orbit_angles_deg [A]`, `orbit_objects [n]` (which objects),
         `orbit/PART [n, A]`, 1 - cosine between the features of the turned and the upright view, and
         `orbit_rotation_deg/PART [n, A]`, the angle between the head's answer and the true rotation from the upright
-        view to the turned one, in degrees.
+        view to the turned one, in degrees, where a turn of the picture is a known turn of the object.
 
-    Raises:
-        TaskSkipped: the pictures are not square, don't fill their buffer, or have another size than the encoder's; or
-            there are heads and no poses.
-        RuntimeError: a feature is not finite, or encoding changed the encoder.
+    Raises TaskSkipped if the pictures are not square, don't fill their buffer, or have another size than the encoder's.
     """
-    if not angles_deg or num_objects < 1:
-        raise ValueError(f"{len(angles_deg)} angles and {num_objects} objects make no orbit: give 1 or more of each")
     _check_pictures(collection, encoder_source.image_size)
-    if rotation_heads and not turns_are_known(collection):
-        raise TaskSkipped(
-            "the views have no known poses in the frame of our scenes, which rotation heads need: take rendered views"
-        )
+    # The camera of other data may look from anywhere.
+    turns_are_known = collection.quats_xyzw is not None and (
+        collection.schema is None or collection.schema.is_of_scenes
+    )
     objects = np.unique(np.linspace(0, collection.num_objects - 1, min(num_objects, collection.num_objects)).round())
     objects = objects.astype(np.int64)
     upright_images = np.empty((len(objects), 1, *collection.image_size, 3), dtype=np.uint8)
@@ -78,36 +70,18 @@ def orbit_errors(
     turned_images = [[turned_by_any_angle(image, angle_deg) for angle_deg in angles_deg] for [image] in upright_images]
     images = np.concatenate([upright_images, np.array(turned_images)], axis=1)
     colours = (encoder_source.mean_rgb or mean_rgb, encoder_source.std_rgb or std_rgb)
-    features = _encode_orbits(encoder_source.module, images, colours, device, batch_size)
+    features = _encode_orbits(encoder_source.module, images, colours, device)
     arrays = {"orbit_angles_deg": np.asarray(angles_deg, dtype=np.float64), "orbit_objects": objects}
     for part, columns in encoder_source.parts.items():
         upright, turned = features[:, :1, columns], features[:, 1:, columns]
         arrays[f"orbit/{part}"] = _cosine_distance(upright, turned).numpy()
-        if rotation_heads and part in rotation_heads:
-            pairs = torch.cat([upright.expand_as(turned), turned], dim=-1).to(device)
+        if turns_are_known and part in rotation_heads:
+            pairs = torch.cat([upright.expand_as(turned), turned], dim=-1)
             with torch.inference_mode():
-                answers = rotation_heads[part](pairs.flatten(0, 1)).cpu()
+                answers = rotation_heads[part](pairs.flatten(0, 1))
             errors_deg = angle_errors_deg(answers, _true_turns(collection, objects, angles_deg))
             arrays[f"orbit_rotation_deg/{part}"] = errors_deg.reshape(turned.shape[:2]).numpy()
     return arrays
-
-
-def turns_are_known(collection: ViewCollection) -> bool:
-    """Whether a turn of a picture is a known turn of the object: the camera of other data may look from anywhere."""
-    return collection.quats_xyzw is not None and (collection.schema is None or collection.schema.is_of_scenes)
-
-
-def fit_relative_rotation_head(train: FeatureCache, protocol: ProbeProtocol, seed: int) -> nn.Sequential:
-    """The head of the relative rotation probe: an MLP on the features of two views of an object, `[N, 2 D] -> [N, 4]`.
-
-    Raises TaskSkipped if the views have no known poses, or objects have one view.
-    """
-    if train.quats_xyzw is None or train.fewest_views < 2:
-        raise TaskSkipped(
-            f"a rotation head learns from pairs of views with known poses, and objects have {train.fewest_views} views"
-            f"{'' if train.quats_xyzw is not None else ' without poses'}: take rendered views"
-        )
-    return Ask(train, train, 0, protocol, seed).head(RELATIVE_ROTATION)
 
 
 def _check_pictures(collection: ViewCollection, side: int) -> None:
@@ -129,12 +103,11 @@ def _encode_orbits(
     images: np.ndarray,
     colours: tuple[Sequence[float], Sequence[float]],
     device: torch.device | str,
-    batch_size: int,
 ) -> Tensor:
     """float32 `[n, 1 + A, D]` on the CPU, of images uint8 `[n, 1 + A, S, S, 3]`."""
     flat = torch.from_numpy(images).flatten(0, 1)
     with frozen(encoder):
-        batches = [encoder(normalise_images(batch.to(device), *colours)).float() for batch in flat.split(batch_size)]
+        batches = [encoder(normalise_images(batch.to(device), *colours)).float() for batch in flat.split(BATCH_SIZE)]
         features = torch.cat(batches).cpu()
     if not bool(torch.isfinite(features).all()):
         raise RuntimeError("the encoder produced features that are not finite: use an earlier checkpoint")

@@ -5,22 +5,21 @@ import math
 import torch
 from torch import Tensor
 
-from ssl_equi.evaluation.baselines import Baseline, constant_baselines
+from ssl_equi.evaluation.baselines import constant_baselines, constants
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import HeadPlan, Samples, fit_ridge, predict
 from ssl_equi.evaluation.metrics import direction_errors_deg, r2_metrics, r2_notes, summarise_angles
 from ssl_equi.evaluation.samples import (
-    evaluated_pair_rows,
+    evaluated_rows,
     feature_matrix,
-    held_out_objects,
-    pair_rows,
+    held_out_samples,
     require_objects,
     require_varied,
     require_varied_targets,
     require_views,
     sample_objects,
     samples_of,
-    training_pairs,
+    training_rows,
 )
 from ssl_equi.evaluation.task import HUES, LIGHT, Ask, Probe, TaskResult, object_means, task
 from ssl_equi.latents.direction import Direction
@@ -102,10 +101,9 @@ def colour_circular(ask: Ask) -> TaskResult:
         pair = slice(2 * index, 2 * index + 2)
         errors_deg = direction_errors_deg(predictions[:, pair], samples.targets[:, pair])
         constant_deg = direction_errors_deg(constant[:, pair], samples.targets[:, pair])
-        of_constant = summarise_angles(constant_deg)
-        for name, value in summarise_angles(errors_deg).items():
-            metrics[f"{name}_{hue.name}"] = value
-            baselines[f"{name}_{hue.name}"] = Baseline(of_constant[name], "constant")
+        metrics |= {f"{name}_{hue.name}": value for name, value in summarise_angles(errors_deg).items()}
+        of_constant = {f"{name}_{hue.name}": value for name, value in summarise_angles(constant_deg).items()}
+        baselines |= constants(of_constant)
         object_scores[f"angle_deg_mean_{hue.name}"] = object_means(
             errors_deg, sample_objects(ask.test, samples.rows), ask.test.num_objects
         )
@@ -141,11 +139,10 @@ def _light_result(
     """R2 of the predictions to the samples' targets, and the angles of predicted (and constant) to true directions."""
     errors_deg = direction_errors_deg(predicted, true)
     of_constant = summarise_angles(direction_errors_deg(constant, true))
-    angle_baselines = {name: Baseline(value, "constant") for name, value in of_constant.items()}
     objects = sample_objects(test, samples.rows)
     return TaskResult(
         metrics=r2_metrics(predictions, samples.targets) | summarise_angles(errors_deg),
-        baselines=constant_baselines(samples.targets) | angle_baselines,
+        baselines=constant_baselines(samples.targets) | constants(of_constant),
         num_samples=len(samples),
         object_scores={"angle_deg_mean": object_means(errors_deg, objects, test.num_objects)},
         notes=r2_notes(samples.targets),
@@ -158,10 +155,8 @@ def _ridge_on_pairs(ask: Ask) -> tuple[Tensor, Samples]:
     require_varied(train, test)
     require_views(train, test)
     require_objects(train, "training")
-    samples = samples_of(test, evaluated_pair_rows(test, protocol), _relative_hues)
-    features = feature_matrix(train)
-    pairs = training_pairs(train.num_objects, train.views_of_each, protocol.colour_pairs_per_object, ask.seed, epoch=0)
-    of_held_out = held_out_objects(train.num_objects, protocol.ridge_held_out_share, ask.seed)[pairs.object_indices]
-    held_out = torch.from_numpy(of_held_out).to(features.device)
-    head, _ = fit_ridge(features, samples_of(train, pair_rows(train, pairs), _relative_hues), held_out, protocol)
+    rows = training_rows(train, "pairs", protocol.colour_pairs_per_object, ask.seed, epoch=0)
+    held_out = held_out_samples(train, rows, protocol.ridge_held_out_share, ask.seed)
+    head, _ = fit_ridge(feature_matrix(train), samples_of(train, rows, _relative_hues), held_out, protocol)
+    samples = samples_of(test, evaluated_rows(test, "pairs", protocol), _relative_hues)
     return predict(head, feature_matrix(test), samples.rows), samples

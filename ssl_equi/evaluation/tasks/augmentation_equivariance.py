@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.evaluation.baselines import Baseline
-from ssl_equi.evaluation.features import counted_images, encode_images, frozen
+from ssl_equi.evaluation.features import encode_images
 from ssl_equi.evaluation.protocol import EquivarianceProtocol
 from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.task import Ask, TaskResult, task
@@ -30,12 +30,22 @@ from ssl_equi.evaluation.tasks.care_measures import (
     shuffled_displacements,
     wahba,
 )
+from ssl_equi.runtime.frozen import frozen
 from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.pipeline import ViewPipeline
 from ssl_equi.views.presets import ViewRecipe, view_pipelines
 
-# Images stay recognisable and keep most of their content; nothing maps all colours to one, as grayscale would.
-MILD = ViewRecipe(scale=(0.5, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=1.0, grayscale_probability=0.0)
+RECIPES = {
+    # Images stay recognisable and keep most of their content; nothing maps all colours to one, as grayscale would.
+    "mild": ViewRecipe(
+        scale=(0.5, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=1.0, grayscale_probability=0.0
+    ),
+    # Each of them at every image but the mirroring, so that there is always something to find.
+    "crop_flip_jitter_blur": ViewRecipe(
+        scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=1.0, grayscale_probability=0.0,
+        blur_probability=1.0,
+    ),
+}  # fmt: skip
 
 
 @task("augmentation_equivariance", group="augmentations", once=True)
@@ -43,9 +53,6 @@ def augmentation_equivariance(ask: Ask) -> TaskResult:
     """How far features are from turning alike: `gamma_f`, and errors of maps, means over the augmentations."""
     encoding, protocol = ask.encoding, ask.protocol.augmentation_equivariance
     collection = encoding.data.evaluation
-    height, width = collection.image_size
-    if height != width:
-        raise TaskSkipped(f"images are {height} x {width} pixels, and crops are square: use square images")
     if collection.num_images < 2:
         raise TaskSkipped("there is only one image, and features of two can be compared: use more images")
 
@@ -55,17 +62,15 @@ def augmentation_equivariance(ask: Ask) -> TaskResult:
     def encode() -> list[AugmentedFeatures]:
         """Of the encoder and of its random counterpart, which share the augmented images."""
         with ExitStack() as stack:
-            counts = [stack.enter_context(counted_images(each.module)) for each in encodings]
-            try:
-                return encode_augmented(
-                    [each.module for each in encodings], collection, encoding.mean_rgb, encoding.std_rgb, protocol,
-                    ask.whole.device, encoding.batch_size,
-                )  # fmt: skip
-            finally:
-                for each, images in zip(encodings, counts, strict=True):
-                    each.store.encoder_passes += images[0]
+            for each in encodings:
+                stack.enter_context(each.store.counting(each.encoder.module))
+            encoder = encoding.encoder
+            return encode_augmented(
+                [each.encoder.module for each in encodings], collection, encoder.mean_rgb, encoder.std_rgb, protocol,
+                encoder.device, encoder.batch_size,
+            )  # fmt: skip
 
-    features = subjects[0].once("augmented features", encode)[encodings.index(encoding)]
+    features = subjects[0].made.once("augmented features", encode)[encodings.index(encoding)]
     result, notes = compare(features.part(ask.whole.parts[ask.part]), protocol.seed)
     if not result.metrics:
         raise TaskSkipped("; ".join(notes))
@@ -105,14 +110,9 @@ def encode_augmented(
     Args:
         encoders: each maps `[N, 3, H, W]` to `[N, D]`; on `device`; state and modes are left untouched. They share the
             augmented images, which cost as much to make as a small encoder costs to run.
-        mean_rgb, std_rgb: of the training images, in units of [0, 1].
         batch_size: images that are augmented at once.
-
-    Raises:
-        ValueError: there are no augmentations of the protocol's name.
-        RuntimeError: encoding changed a parameter or a buffer of an encoder, or a feature is not finite.
     """
-    pipeline = augmentation_pipeline(protocol.augmentations, collection.image_size[0])
+    pipeline = augmentation_pipeline(protocol.augmentations, collection)
     generator = torch.Generator().manual_seed(protocol.seed)
     draws = [
         pipeline.draw(1, source_sizes=collection.image_size, generator=generator)
@@ -142,13 +142,15 @@ def encode_augmented(
     ]
 
 
-def augmentation_pipeline(name: str, image_size: int) -> ViewPipeline:
-    """The pipeline that augmentations are drawn from: mild, or view 1 of a preset of `ssl_equi.views.presets`.
+def augmentation_pipeline(name: str, views: ViewCollection) -> ViewPipeline:
+    """The pipeline that augmentations are drawn from: a recipe of ours, or view 1 of a preset of `views.presets`.
 
-    Raises:
-        ValueError: there is no preset of that name.
+    Raises TaskSkipped for images that aren't square.
     """
-    return MILD.pipeline(image_size) if name == "mild" else view_pipelines(name, image_size)[0]
+    height, width = views.image_size
+    if height != width:
+        raise TaskSkipped(f"images are {height} x {width} pixels, and crops are square: use square images")
+    return RECIPES[name].pipeline(height) if name in RECIPES else view_pipelines(name, height)[0]
 
 
 def compare(features: AugmentedFeatures, seed: int) -> tuple[TaskResult, list[str]]:

@@ -18,19 +18,13 @@ from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads
 from ssl_equi.evaluation.metrics import r2_notes, r2_uniform, varying_components
-from ssl_equi.evaluation.samples import TaskSkipped, feature_matrix, require_varied, require_varied_targets
+from ssl_equi.evaluation.samples import feature_matrix, require_varied, require_varied_targets
 from ssl_equi.evaluation.task import Ask, TaskResult, task
+from ssl_equi.evaluation.tasks.augmentation_equivariance import augmentation_pipeline
 from ssl_equi.views.actions import action_columns, augmentation_action
 from ssl_equi.views.parameters import ViewParameters
 from ssl_equi.views.pipeline import ViewPipeline
-from ssl_equi.views.presets import ViewRecipe, view_pipelines
 from ssl_equi.views.transforms import CentralCrop
-
-# Each of them at every image but the mirroring, so that there is always something to find.
-CROP_FLIP_JITTER_BLUR = ViewRecipe(
-    scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=1.0, grayscale_probability=0.0,
-    blur_probability=1.0,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,12 +37,10 @@ class AugmentedViews:
 
     @property
     def label(self) -> str:
-        """A word for it, to show."""
         return "augmented"
 
     @property
     def fingerprint(self) -> str:
-        """Tells these augmentations from others."""
         described = f"augmented by {self.pipeline} with seed {self.seed} for {len(self.parameters)} views"
         return hashlib.sha256(described.encode()).hexdigest()
 
@@ -79,7 +71,7 @@ def augmentation_parameters(ask: Ask) -> TaskResult:
     """R2 of all parameters (`r2_uniform`), of each transform's (`r2_uniform_crop`) and of each one (`r2_of_hue`)."""
     chosen, data, whole = ask.protocol.augmentation_parameters, ask.encoding.data, ask.whole
     require_varied(ask.train, ask.test)
-    pipeline = _pipeline(ask)
+    pipeline = augmentation_pipeline(chosen.augmentations, data.evaluation)
     train = _pairs(ask, pipeline, data.probe_train, whole.train, chosen.max_train_images, stream=0)
     test = _pairs(ask, pipeline, data.evaluation, whole.test, chosen.max_images, stream=1)
     require_varied_targets(test.targets)
@@ -98,17 +90,6 @@ def augmentation_parameters(ask: Ask) -> TaskResult:
     )
 
 
-def augmentation_parameters_pipeline(name: str, image_size: int) -> ViewPipeline:
-    """The pipeline that augmentations are drawn from: crop_flip_jitter_blur, or view 1 of a preset.
-
-    Raises:
-        ValueError: there is no preset of that name.
-    """
-    if name == "crop_flip_jitter_blur":
-        return CROP_FLIP_JITTER_BLUR.pipeline(image_size)
-    return view_pipelines(name, image_size)[0]
-
-
 def drawn_parameters(pipeline: ViewPipeline, count: int, image_size: int, seed: int) -> tuple[ViewParameters, Tensor]:
     """Parameters of `count` images' augmentations, and the actions `[count, K]` to them from the images as they are."""
     sizes = (image_size, image_size)
@@ -118,13 +99,6 @@ def drawn_parameters(pipeline: ViewPipeline, count: int, image_size: int, seed: 
         whole = torch.tensor(sizes).expand(count, 2)
         crop = CentralCrop(drawn.crop.output_size).draw(count, whole, torch.Generator())
     return drawn, augmentation_action(ViewParameters(crop=crop), drawn)
-
-
-def _pipeline(ask: Ask) -> ViewPipeline:
-    height, width = ask.encoding.data.evaluation.image_size
-    if height != width:
-        raise TaskSkipped(f"images are {height} x {width} pixels, and crops are square: use square images")
-    return augmentation_parameters_pipeline(ask.protocol.augmentation_parameters.augmentations, height)
 
 
 def _pairs(
@@ -150,7 +124,7 @@ def _pairs(
         pairs = torch.stack([original, augmented], dim=1)
         return AugmentedPairs(FeatureCache(pairs, labels, torch.zeros(count, 2, 0), None), targets)
 
-    return ask.once(("augmented pairs", stream), make)
+    return ask.made.once(("augmented pairs", stream), make)
 
 
 def _pair_rows(cache: FeatureCache) -> Tensor:

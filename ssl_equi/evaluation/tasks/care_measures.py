@@ -41,17 +41,11 @@ def has_enough_rows(num_rows: int, dim: int) -> bool:
 
 
 def nearest_rotation(source: Tensor, target: Tensor) -> Tensor:
-    """R in SO(d) that minimises the sum over rows of |R source_i - target_i|^2 (Wahba's problem).
+    """R in SO(d), float64, that minimises the sum over rows [n, d] of |R source_i - target_i|^2 (Wahba's problem).
 
     With U S V^T the singular value decomposition of target^T source, R = U diag(1, ..., 1, det(U V^T)) V^T: the last
     factor keeps it from being a reflection. Where the features have no variance (dead columns, few dimensions in use)
     any R would do, and it is the identity.
-
-    Args:
-        source, target: [n, d], any n; taken at length 1.
-
-    Returns:
-        float64 [d, d], which acts on columns.
     """
     num_rows, dim = source.shape
     unused = UNUSED * num_rows * torch.eye(dim, dtype=torch.float64, device=source.device)
@@ -69,23 +63,10 @@ def rotation_error(rotation: Tensor, source: Tensor, target: Tensor) -> float:
 def wahba(source: Tensor, target: Tensor) -> tuple[Tensor, float]:
     """The rotation that best takes the features of images to those of the augmented images, and what is left over.
 
-    The error is CARE's W_f divided by sqrt(n): 0 if the augmentation rotates the features, about sqrt 2 for unrelated
-    ones. `rotation_error` of a fit to `shuffled` targets tells what no relation at all gives for the same features.
-
-    Args:
-        source, target: [n, d], features of the images and of the augmented images.
-
-    Returns:
-        the rotation, float64 [d, d], and the error in [0, 2].
-
-    Raises:
-        ValueError: there are fewer than 4 d rows, or the features have collapsed.
+    The error is CARE's W_f divided by sqrt(n), in [0, 2]: 0 if the augmentation rotates the features, about sqrt 2 for
+    unrelated ones. A fit to `shuffled` targets tells what no relation at all gives for the same features. Rows [n, d]
+    must be 4 d or more.
     """
-    num_rows, dim = _check(source, target)
-    if not has_enough_rows(num_rows, dim):
-        raise ValueError(
-            f"{num_rows} images are too few to fit a rotation of {dim} features: use {MIN_ROWS_PER_DIM * dim} or more"
-        )
     rotation = nearest_rotation(source, target)
     return rotation, rotation_error(rotation, source, target)
 
@@ -95,20 +76,10 @@ def least_squares_error(source: Tensor, target: Tensor, seed: int = 0) -> float:
 
     Root of the mean over rows of |A source_i - target_i|^2, rows taken at length 1, where A is the least-squares map of
     the other four fifths of the rows: a matrix has d^2 free numbers, so that its error on the rows that it was fitted
-    to would flatter it. 0 if the augmentation acts linearly, about 1 for unrelated features of mean 0.
-
-    Args:
-        source, target: [n, d], features of the images and of the augmented images.
-        seed: draws the five folds.
-
-    Raises:
-        ValueError: there are fewer than 4 d rows, or the features have collapsed.
+    to would flatter it. 0 if the augmentation acts linearly, about 1 for unrelated features of mean 0. Rows [n, d] must
+    be 4 d or more; the seed draws the five folds.
     """
-    num_rows, dim = _check(source, target)
-    if not has_enough_rows(num_rows, dim):
-        raise ValueError(
-            f"{num_rows} images are too few to fit a linear map of {dim} features: use {MIN_ROWS_PER_DIM * dim} or more"
-        )
+    num_rows, dim = source.shape
     before, after = unit_rows(source), unit_rows(target)
     moments, products = before.T @ before, before.T @ after
     unused = UNUSED * num_rows * torch.eye(dim, dtype=torch.float64, device=before.device)
@@ -123,12 +94,9 @@ def least_squares_error(source: Tensor, target: Tensor, seed: int = 0) -> float:
 def composition_error(first: Tensor, second: Tensor, both: Tensor) -> float:
     """How far the rotation of a composed augmentation is from the composed rotations (corollary 1 of CARE).
 
-    Args:
-        first, second, both: [d, d], the rotations of an augmentation a, of another b, and of b after a.
-
-    Returns:
-        |both - second first|_F / sqrt(2 d): 0 for a representation of the group, about 1 for unrelated rotations, and
-        less for those if features leave dimensions unused, in which all rotations agree.
+    |both - second first|_F / sqrt(2 d), of the rotations [d, d] of an augmentation a, of another b, and of b after a: 0
+    for a representation of the group, about 1 for unrelated rotations, and less for those if features leave dimensions
+    unused, in which all rotations agree.
     """
     return float((both - second @ first).norm()) / (2 * both.shape[0]) ** 0.5
 
@@ -156,15 +124,11 @@ def gamma(features: Tensor, augmented: Tensor, seed: int = 0, partners: int = 4)
     compared beside the value of `shuffled_displacements`.
 
     Args:
-        features, augmented: [n, d], features of the images and of the augmented images.
+        features, augmented: [n, d].
         seed: draws the pairs.
         partners: pairs of each image; no pair is taken twice while partners < n / 2.
-
-    Raises:
-        ValueError: the features have collapsed.
     """
-    num_rows, _ = _check(features, augmented)
-    order = _permutation(num_rows, seed, PAIR_STREAM).to(features.device)
+    order = _permutation(len(features), seed, PAIR_STREAM).to(features.device)
     before, after = unit_rows(features)[order], unit_rows(augmented)[order]
     change = _distances_to_partners(after, partners) - _distances_to_partners(before, partners)
     moved = (after - before).square().sum(dim=1)
@@ -187,20 +151,6 @@ def shuffled_displacements(features: Tensor, augmented: Tensor, seed: int = 0) -
     """
     before = unit_rows(features)
     return unit_rows(before + shuffled(unit_rows(augmented) - before, seed))
-
-
-def _check(features: Tensor, augmented: Tensor) -> tuple[int, int]:
-    if features.ndim != 2 or features.shape != augmented.shape or len(features) < 2:
-        raise ValueError(
-            f"features have shapes {tuple(features.shape)} and {tuple(augmented.shape)}: pass [n, d] twice, a row for "
-            "each of 2 or more images"
-        )
-    if is_collapsed(features):
-        raise ValueError(
-            f"the {len(features)} images all have the same features: the encoder has collapsed, and any rotation fits"
-        )
-    num_rows, dim = features.shape
-    return num_rows, dim
 
 
 def _of_partners(per_row: Tensor, partners: int) -> Tensor:

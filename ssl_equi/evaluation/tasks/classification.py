@@ -5,6 +5,7 @@ on held-out objects of the training split, or on held-out views where each objec
 classes that no training object has can't be told by any head: they are left out, and a note says so.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from ssl_equi.evaluation.metrics import balanced_top1, per_class_recall, top1
 from ssl_equi.evaluation.samples import (
     TaskSkipped,
     classes,
-    evaluated_view_rows,
+    evaluated_rows,
     feature_matrix,
     held_out_objects,
     require_objects,
@@ -53,7 +54,7 @@ def _follow_epochs(ask: Ask) -> Callable[[torch.nn.Sequential], None] | None:
     """Keeps the top-1 of every epoch where a protocol reports the best one."""
     if not ask.protocol.classification_best_epoch:
         return None
-    top1_of_epochs: list[float] = ask.once(("top-1 of epochs", ask.part, ask.seed), list)
+    top1_of_epochs: list[float] = ask.made.once(("top-1 of epochs", ask.part, ask.seed), list)
     return lambda head: top1_of_epochs.append(_judged(ask, ask.test, head).metrics["top1"])
 
 
@@ -80,7 +81,7 @@ def classify_views(ask: Ask) -> TaskResult:
     result = _judged(ask, ask.test, ask.head(CLASS))
     if not ask.protocol.classification_best_epoch:
         return result
-    best = max(ask.once(("top-1 of epochs", ask.part, ask.seed), list[float]))
+    best = max(ask.made.once(("top-1 of epochs", ask.part, ask.seed), list[float]))
     return replace(
         result,
         metrics=result.metrics | {"top1_best_epoch": best},
@@ -107,17 +108,13 @@ def linear(ask: Ask) -> TaskResult:
     protocol, features = ask.protocol, feature_matrix(ask.train)
     views_per_object = protocol.linear_views_per_object or ask.train.num_views
     fitted, choosing, notes = _held_out_samples(ask, views_per_object)
-    strengths = [
-        (learning_rate, weight_decay)
-        for learning_rate in protocol.linear_learning_rates
-        for weight_decay in protocol.linear_weight_decays
-    ]
+    strengths = [*itertools.product(protocol.linear_learning_rates, protocol.linear_weight_decays)]
     plan = HeadPlan((), protocol.linear_epochs, views_per_object, classes=ask.num_classes)
     requests = [HeadRequest(features, fitted, plan, ask.seed, *strength) for strength in strengths]
     candidates = train_heads(requests, protocol)
     learning_rate, weight_decay = strengths[_best_candidate(candidates, features, choosing)]
-    objects = np.arange(ask.train.num_objects)
-    chosen = _request(ask, objects, views_per_object, protocol.linear_epochs, learning_rate, weight_decay)
+    everyone = np.arange(ask.train.num_objects)
+    chosen = _request(ask, everyone, views_per_object, protocol.linear_epochs, learning_rate, weight_decay)
     result = _judged(ask, ask.test, train_heads([chosen], protocol)[0])
     details = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     return replace(result, details=details, notes=(*result.notes, *notes))
@@ -157,11 +154,7 @@ def low_shot_10pct(ask: Ask) -> TaskResult:
 def few_objects(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Indices of at most `share` of the objects, equally many of each class (all of a class that has fewer).
 
-    Args:
-        labels: int `[n_objects]`.
-
-    Raises:
-        TaskSkipped: that is less than one object of each class.
+    Raises TaskSkipped where that is less than one object of each class.
     """
     present = np.unique(labels)
     per_class = int(share * len(labels) / len(present) + 1e-9)  # whole objects; .1 * 30 / 3 must not be less than 1
@@ -272,7 +265,7 @@ def _neighbours(ask: Ask, count: int) -> tuple[Tensor, Tensor]:
             f"{count} neighbours can't be found among {len(bank)} training views: use more training objects or a "
             "protocol of fewer neighbours"
         )
-    queries = feature_matrix(ask.test)[evaluated_view_rows(ask.test, ask.protocol)[:, 0]]
+    queries = feature_matrix(ask.test)[evaluated_rows(ask.test, "views", ask.protocol)[:, 0]]
     similarities, indices = nearest_rows(queries, feature_matrix(train)[bank.rows[:, 0]], count)
     return similarities, bank.targets[indices]
 
@@ -281,20 +274,19 @@ def _vote(ask: Ask, weights: Tensor, labels: Tensor) -> TaskResult:
     """Classes by the sum of the neighbours' weights `[n, k]`."""
     votes = torch.zeros(len(labels), ask.num_classes, dtype=torch.float64, device=labels.device)
     votes.scatter_add_(1, labels, weights.double())
-    return _result(ask.train, ask.test, evaluated_view_rows(ask.test, ask.protocol), votes)
+    return _result(ask.train, ask.test, evaluated_rows(ask.test, "views", ask.protocol), votes)
 
 
 def _judged(ask: Ask, test: FeatureCache, head: torch.nn.Module) -> TaskResult:
     """What a head of classes achieves on the fixed views of a split."""
-    rows = evaluated_view_rows(test, ask.protocol)
+    rows = evaluated_rows(test, "views", ask.protocol)
     return _result(ask.train, test, rows, predict(head, feature_matrix(test), rows))
 
 
 def _result(train: FeatureCache, test: FeatureCache, rows: Tensor, logits: Tensor) -> TaskResult:
     """Metrics of logits (or votes) `[n, C]` of views `rows [n, 1]` of the evaluated split.
 
-    Raises:
-        TaskSkipped: no view is of a class that training objects have.
+    Raises TaskSkipped where no view is of a class that training objects have.
     """
     labels = classes(test, rows)
     seen = torch.isin(labels, train.labels)

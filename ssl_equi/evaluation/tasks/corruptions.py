@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ssl_equi.views.operations import adjust_saturation
 
-SEVERITIES = 5
 SMALLEST_SIDE_PX = 32  # lengths in smaller images are those of this side, so that they stay visible
 ZOOM_STEP_PX = 1.0  # between neighbours of the zoomed images that are averaged, at the border
 FOG_GRID = 5  # cells of the fog along each side
@@ -53,12 +52,10 @@ class Corruption:
 
     @property
     def label(self) -> str:
-        """A word for it, to show."""
         return self.name
 
     @property
     def fingerprint(self) -> str:
-        """Tells this change from others."""
         described = f"corruption {VERSION} {self.name} {self.severity} {self.seed}"
         return hashlib.sha256(described.encode()).hexdigest()
 
@@ -77,29 +74,16 @@ def corrupt(images: Tensor, name: str, severity: int, *, image_indices: np.ndarr
     Args:
         images: uint8 `[N, H, W, 3]`.
         name: one of `CORRUPTIONS`.
-        severity: 1 (least) to 5; 0 leaves the images as they are.
+        severity: 1 (least) to 5.
         image_indices: int `[N]`, at least 0.
         seed: of what is random: noise, the direction of motion, the shape of the fog.
 
     Returns:
         uint8 `[N, H, W, 3]`.
-
-    Raises:
-        ValueError: there is no such corruption or severity, or the images are of another shape or type.
     """
-    if name not in CORRUPTIONS:
-        raise ValueError(f"there is no corruption {name!r}: choose from {', '.join(CORRUPTIONS)}")
-    if severity not in range(SEVERITIES + 1):
-        raise ValueError(f"the severity of {name} is {severity}: give 0 (none) to {SEVERITIES}")
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}: pass uint8 [N, H, W, 3]")
-    if len(image_indices) != len(images):
-        raise ValueError(f"{len(images)} images came with {len(image_indices)} indices: pass one an image")
-    if severity == 0:
-        return images.clone()
     kind = CORRUPTIONS[name]
-    generators = [np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64))) for index in
-                  np.asarray(image_indices).tolist()]  # fmt: skip
+    keys = [np.array([seed, index], np.uint64) for index in image_indices.tolist()]
+    generators = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
     values = images.permute(0, 3, 1, 2).float().div_(255).contiguous()
     changed = kind.apply(values, kind.strengths[severity - 1], generators)
     return changed.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

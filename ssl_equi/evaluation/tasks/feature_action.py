@@ -21,18 +21,18 @@ from ssl_equi.evaluation.heads import Samples, fit_ridge, predict
 from ssl_equi.evaluation.metrics import varying_components
 from ssl_equi.evaluation.samples import (
     TaskSkipped,
-    evaluated_pair_rows,
+    evaluated_rows,
     feature_matrix,
-    held_out_objects,
-    pair_rows,
+    held_out_samples,
     require_objects,
     require_varied,
     require_views,
     sample_objects,
-    training_pairs,
+    training_rows,
 )
 from ssl_equi.evaluation.task import POSE, Ask, TaskResult, task
-from ssl_equi.geometry.rotations import quat_to_matrix, relative_quat
+from ssl_equi.evaluation.tasks.pose import rotations
+from ssl_equi.geometry.rotations import quat_to_matrix
 
 SAME_FEATURES = 1e-10  # squared difference of two views, as a share of the variance, below which nothing moves
 
@@ -53,9 +53,6 @@ def feature_action(ask: Ask) -> TaskResult:
       are. Baseline: 0, which z1 itself reaches.
     - `skill_over_object_mean`: 1 - E(map) / E(mean of the object's views but the second). Baseline: 0, which the mean
       reaches; unlike the map, it has seen V - 1 views of the object.
-
-    Raises:
-        TaskSkipped: there are no rotations, no pairs, or views of an object have the same features.
     """
     train, test, protocol = ask.train, ask.test, ask.protocol
     require_views(train, test)
@@ -63,10 +60,8 @@ def feature_action(ask: Ask) -> TaskResult:
     require_varied(train, test)
     components = fit_components(feature_matrix(train), protocol.feature_action_components)
     train_features, test_features = components.apply(feature_matrix(train)), components.apply(feature_matrix(test))
-    pairs = training_pairs(
-        train.num_objects, train.views_of_each, protocol.feature_action_pairs_per_object, ask.seed, epoch=0
-    )
-    train_rows, test_rows = pair_rows(train, pairs), evaluated_pair_rows(test, protocol)
+    train_rows = training_rows(train, "pairs", protocol.feature_action_pairs_per_object, ask.seed, epoch=0)
+    test_rows = evaluated_rows(test, "pairs", protocol)
     first, second = test_features[test_rows[:, 0]], test_features[test_rows[:, 1]]
     spread = _squared_error(second.mean(dim=0), second)
     of_first_view = _squared_error(first, second)
@@ -77,8 +72,7 @@ def feature_action(ask: Ask) -> TaskResult:
             "moves them: use a part of the features that is not invariant"
         )
 
-    held_out = held_out_objects(train.num_objects, protocol.ridge_held_out_share, ask.seed)[pairs.object_indices]
-    choosing = torch.from_numpy(held_out).to(train_features.device)
+    choosing = held_out_samples(train, train_rows, protocol.ridge_held_out_share, ask.seed)
     ridge = replace(protocol, ridge_strengths=protocol.feature_action_ridge_strengths)
     targets = train_features[train_rows[:, 1]]
 
@@ -88,8 +82,8 @@ def feature_action(ask: Ask) -> TaskResult:
         return predict(head, test_inputs, torch.arange(len(test_inputs), device=test_inputs.device)[:, None]), strength
 
     turned, strength = answers(
-        turned_features(train_features[train_rows[:, 0]], _matrices(train, train_rows)),
-        turned_features(first, _matrices(test, test_rows)),
+        turned_features(train_features[train_rows[:, 0]], quat_to_matrix(rotations(train, train_rows))),
+        turned_features(first, quat_to_matrix(rotations(test, test_rows))),
     )
     unturned, _ = answers(train_features[train_rows[:, 0]], first)
     of_map = _squared_error(turned, second)
@@ -151,12 +145,6 @@ def turned_features(features: Tensor, matrices: Tensor) -> Tensor:
     with_constant = torch.cat([features, one], dim=1)
     basis = torch.cat([one, matrices.flatten(1)], dim=1)
     return (basis[:, :, None] * with_constant[:, None]).flatten(1)
-
-
-def _matrices(cache: FeatureCache, rows: Tensor) -> Tensor:
-    """Relative rotations `[n, 3, 3]` of pairs `[n, 2]`."""
-    assert cache.quats_xyzw is not None, "the task needs poses"
-    return quat_to_matrix(relative_quat(*cache.rows(cache.quats_xyzw)[rows].unbind(1)))
 
 
 def _mean_of_other_views(features: Tensor, pairs: Tensor, cache: FeatureCache) -> Tensor:

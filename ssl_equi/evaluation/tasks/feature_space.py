@@ -41,9 +41,6 @@ def invariance(ask: Ask) -> TaskResult:
     - `hit_at_1_same_object`: share of views whose nearest other view (cosine of centred features) is of the same
       object; a tie with another object's view is no hit. The gallery are all views of at most
       `protocol.compared_objects` objects, drawn by `protocol.evaluation_seed`. Baseline: chance.
-
-    Raises:
-        TaskSkipped: there is one object or one view only, or the views or the objects' means don't differ.
     """
     test = ask.test
     require_objects(test, "evaluated")
@@ -91,9 +88,6 @@ def collapse(ask: Ask) -> TaskResult:
       more than rounding.
 
     Baselines: independent Gaussian features of the same number of rows and columns.
-
-    Raises:
-        TaskSkipped: features are not finite.
     """
     require_finite(ask.test)
     features = feature_matrix(ask.test)

@@ -7,24 +7,26 @@ asked for in single views alone, by cross-entropy.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
 from ssl_equi.evaluation.baselines import Baseline, constant_baselines
-from ssl_equi.evaluation.bootstrap import ObjectStatistic, mean_statistic, median_statistic, r2_uniform_statistic
+from ssl_equi.evaluation.bootstrap import MeanStatistic, ObjectStatistic, median_statistic, r2_uniform_statistic
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import HeadPlan, Samples
 from ssl_equi.evaluation.metrics import ANGLE, name_of_class_metric, r2_notes, r2_uniform, varying_components
 from ssl_equi.evaluation.samples import (
+    SampleKind,
     TaskSkipped,
-    evaluated_pair_rows,
-    evaluated_view_rows,
+    evaluated_rows,
     require_views,
     rows_of_classes,
     sample_objects,
 )
 from ssl_equi.evaluation.task import Ask, Probe, Task, TaskResult, object_means
+from ssl_equi.evaluation.tasks.pose import absolute_plan, relative_plan
 from ssl_equi.latents.kind import LatentKind
 from ssl_equi.latents.schema import Latent
 
@@ -33,84 +35,57 @@ RELATIVE, ABSOLUTE = "relative_", "absolute_"  # begin the names of tasks
 
 def tasks_of_latent(latent: Latent) -> dict[str, Task]:
     """The tasks of a latent by name."""
-    tasks = [] if latent.kind.targets_are_classes else [_relative_task(latent)]
-    return {task.name: task for task in (*tasks, _absolute_task(latent))}
+    kinds: tuple[SampleKind, ...] = ("views",) if latent.kind.targets_are_classes else ("pairs", "views")
+    return {task.name: task for task in (_task_of(latent, of) for of in kinds)}
 
 
-def _absolute_task(latent: Latent) -> Task:
-    """The value of a latent in a single view: MLP on its features, the protocol's head of absolute rotations."""
-    kind = latent.kind
+def _task_of(latent: Latent, of: SampleKind) -> Task:
+    """The value of a latent in single views, or its change in pairs: an MLP, the protocol's head of rotations."""
+    kind, are_classes = latent.kind, latent.kind.targets_are_classes
 
     def targets_of(cache: FeatureCache, rows: Tensor) -> Tensor:
-        return kind.encode(_values(latent, cache)[rows[:, 0]])
+        values = _values(latent, cache)[rows]
+        return kind.encode(values[:, 0]) if of == "views" else kind.relative(*values.unbind(dim=1))
 
     def plan(ask: Ask) -> HeadPlan:
-        protocol = ask.protocol
-        return HeadPlan(
-            protocol.absolute_rotation_hidden, protocol.absolute_rotation_epochs,
-            protocol.absolute_rotation_views_per_object,
-            classes=kind.sizes.targets if kind.targets_are_classes else None, scaled=not kind.targets_are_classes,
-        )  # fmt: skip
+        if of == "pairs":
+            return replace(relative_plan(ask), scaled=True)
+        return replace(absolute_plan(ask), classes=kind.sizes.targets if are_classes else None, scaled=not are_classes)
 
     def require(ask: Ask) -> None:
-        judged = evaluated_view_rows(ask.test, ask.protocol)
-        if not _vary(kind, targets_of(ask.test, judged)):
+        if of == "pairs":
+            require_views(ask.train, ask.test)
+        rows = evaluated_rows(ask.test, of, ask.protocol)
+        targets = targets_of(ask.test, rows)
+        if len(targets.unique()) > 1 if are_classes else bool(varying_components(targets).any()):
+            return
+        if of == "views":
             raise TaskSkipped(
-                f"latent {latent.name!r} is the same in all {len(judged)} evaluated views: use data in which it varies"
+                f"latent {latent.name!r} is the same in all {len(rows)} evaluated views: use data in which it varies"
             )
+        raise TaskSkipped(
+            f"latent {latent.name!r} changes alike in all {len(rows)} evaluated pairs of views, if at all: use data in "
+            "which it changes between views"
+        )
 
-    probe = Probe("views", targets_of, plan, require)
+    probe = Probe(of, targets_of, plan, require)
 
     def answer(ask: Ask) -> TaskResult:
         predictions, samples = ask.probe(probe)
-        values = _values(latent, ask.test)[samples.rows[:, 0]]
-        return _result(kind, ask.test, samples, predictions, kind.decode, values)
+        values = _values(latent, ask.test)[samples.rows]
+        start = kind.encode(values[:, 0])
 
-    return Task(f"{ABSOLUTE}{latent.name}", answer, probes=(probe,), group="latents")
+        def decode(found: Tensor) -> Tensor:
+            return kind.decode(found if of == "views" else kind.compose(start, found))
 
+        return _result(kind, ask.test, samples, predictions, decode, values[:, -1])
 
-def _relative_task(latent: Latent) -> Task:
-    """The change of a latent between two views: MLP on both features, the protocol's head of relative rotations."""
-    kind = latent.kind
-
-    def targets_of(cache: FeatureCache, rows: Tensor) -> Tensor:
-        return kind.relative(*_values(latent, cache)[rows].unbind(dim=1))
-
-    def plan(ask: Ask) -> HeadPlan:
-        protocol = ask.protocol
-        return HeadPlan(
-            protocol.rotation_hidden, protocol.rotation_epochs, protocol.rotation_pairs_per_object, scaled=True
-        )
-
-    def require(ask: Ask) -> None:
-        require_views(ask.train, ask.test)
-        judged = evaluated_pair_rows(ask.test, ask.protocol)
-        if not _vary(kind, targets_of(ask.test, judged)):
-            raise TaskSkipped(
-                f"latent {latent.name!r} changes alike in all {len(judged)} evaluated pairs of views, if at all: use "
-                "data in which it changes between views"
-            )
-
-    probe = Probe("pairs", targets_of, plan, require)
-
-    def answer(ask: Ask) -> TaskResult:
-        predictions, samples = ask.probe(probe)
-        first, second = _values(latent, ask.test)[samples.rows].unbind(dim=1)
-        start = kind.encode(first)
-        return _result(
-            kind, ask.test, samples, predictions, lambda actions: kind.decode(kind.compose(start, actions)), second
-        )
-
-    return Task(f"{RELATIVE}{latent.name}", answer, probes=(probe,), group="latents")
+    return Task(f"{ABSOLUTE if of == 'views' else RELATIVE}{latent.name}", answer, probes=(probe,), group="latents")
 
 
 def _values(latent: Latent, cache: FeatureCache) -> Tensor:
     """Of all views, in the order of the features' rows."""
     return cache.rows(cache.latents[..., latent.columns])
-
-
-def _vary(kind: LatentKind, targets: Tensor) -> bool:
-    return len(targets.unique()) > 1 if kind.targets_are_classes else bool(varying_components(targets).any())
 
 
 def _result(
@@ -121,11 +96,7 @@ def _result(
     decode: Callable[[Tensor], Tensor],
     values: Tensor,
 ) -> TaskResult:
-    """A head's predictions [n, K], and the best constant one, against the true values [n, C].
-
-    Args:
-        decode: the values [n, C] that predictions stand for.
-    """
+    """A head's predictions [n, K], which stand for values [n, C], and the best constant one, against the true ones."""
     constant = kind.constant_prediction(samples.targets).to(predictions.dtype)
     answers, constants = (decode(found).cpu() for found in (predictions, constant.expand(len(samples), -1)))
     values, objects = values.cpu(), sample_objects(test, samples.rows).cpu()
@@ -163,7 +134,7 @@ def _result(
 
 def _statistic(kind: LatentKind, errors: np.ndarray, objects: np.ndarray) -> ObjectStatistic:
     """How the kind's metric follows from the objects [n] that errors [n] are of."""
-    distinct, number = np.unique(objects, return_inverse=True)
     if not kind.targets_are_classes:
-        return median_statistic(errors, number, len(distinct))
-    return mean_statistic(np.bincount(number, weights=1 - errors) / np.bincount(number))
+        return median_statistic(errors, objects)
+    _, number = np.unique(objects, return_inverse=True)
+    return MeanStatistic(np.bincount(number, weights=1 - errors) / np.bincount(number))

@@ -7,17 +7,12 @@ it differs between the targets; angles, of the rotation that an answer stands fo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
-from ssl_equi.evaluation.baselines import (
-    Baseline,
-    constant_baselines,
-    constant_rotation_baselines,
-    constant_translation_baselines,
-)
+from ssl_equi.evaluation.baselines import Baseline, constant_baselines, constant_rotation_baselines
 from ssl_equi.evaluation.bootstrap import median_statistic, r2_uniform_statistic
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import HeadPlan, Samples
@@ -30,7 +25,7 @@ from ssl_equi.evaluation.metrics import (
     r2_notes,
     summarise_angles,
 )
-from ssl_equi.evaluation.samples import TargetsOf, rows_of_classes, sample_objects
+from ssl_equi.evaluation.samples import SampleKind, TargetsOf, rows_of_classes, sample_objects
 from ssl_equi.evaluation.task import POSE, TRANSLATION, Ask, Probe, TaskResult, object_means, task
 from ssl_equi.geometry.poses import ObjectPose
 from ssl_equi.geometry.rotations import (
@@ -76,63 +71,51 @@ MATRIX = RotationTarget(
 )
 
 
-def register_relative_rotation(target: RotationTarget) -> Probe:
-    """The task `relative_rotation` with this target, and its head."""
-    probe = Probe(
-        "pairs",
-        targets=lambda cache, rows: target.encode(_relative_rotations(cache, rows)),
-        plan=lambda ask: HeadPlan(
-            ask.protocol.rotation_hidden, ask.protocol.rotation_epochs, ask.protocol.rotation_pairs_per_object
-        ),
-    )
-
-    def relative_rotation(ask: Ask) -> TaskResult:
-        predictions, samples = ask.probe(probe)
-        return rotation_result(ask.test, samples, predictions, _relative_rotations(ask.test, samples.rows), target)
-
-    relative_rotation.__doc__ = (
-        f"Body-frame relative rotation of two views, {target.words}: MLP on their features, mean squared error."
-    )
-    task(f"relative_rotation{target.suffix}", needs=POSE, probes=[probe])(relative_rotation)
-    return probe
+def relative_plan(ask: Ask) -> HeadPlan:
+    """The protocol's head of relative rotations."""
+    protocol = ask.protocol
+    return HeadPlan(protocol.rotation_hidden, protocol.rotation_epochs, protocol.rotation_pairs_per_object)
 
 
-def register_absolute_rotation(target: RotationTarget) -> Probe:
-    """The task `absolute_rotation` with this target, and its head.
-
-    The "individual rotation" of seq-JEPA (Ghaemi et al., NeurIPS 2025), whose quaternions have w > 0. The pose is that
-    of an object in its family's own frame, which no view shows: of an object whose front can't be told from its back,
-    it can't be known.
-    """
-    probe = Probe(
-        "views",
-        targets=lambda cache, rows: target.encode(_rotations(cache, rows)),
-        plan=lambda ask: HeadPlan(
-            ask.protocol.absolute_rotation_hidden, ask.protocol.absolute_rotation_epochs,
-            ask.protocol.absolute_rotation_views_per_object,
-        ),
+def absolute_plan(ask: Ask) -> HeadPlan:
+    """The protocol's head of absolute rotations."""
+    protocol = ask.protocol
+    return HeadPlan(
+        protocol.absolute_rotation_hidden, protocol.absolute_rotation_epochs,
+        protocol.absolute_rotation_views_per_object,
     )  # fmt: skip
 
-    def absolute_rotation(ask: Ask) -> TaskResult:
-        predictions, samples = ask.probe(probe)
-        return rotation_result(ask.test, samples, predictions, _rotations(ask.test, samples.rows), target)
 
-    absolute_rotation.__doc__ = (
-        f"Rotation of a single view's pose, {target.words}: MLP on its features, mean squared error."
-    )
-    task(f"absolute_rotation{target.suffix}", needs=POSE, probes=[probe])(absolute_rotation)
+def register_rotation(
+    target: RotationTarget, name: str, description: str, of: SampleKind, plan: Callable[[Ask], HeadPlan]
+) -> Probe:
+    """A task of rotations with this target, and its head."""
+    probe = Probe(of, targets=lambda cache, rows: target.encode(rotations(cache, rows)), plan=plan)
+
+    def answer(ask: Ask) -> TaskResult:
+        return rotation_result(ask.test, *ask.probe(probe), target)
+
+    answer.__doc__ = description.format(target.words)
+    task(f"{name}{target.suffix}", needs=POSE, probes=[probe])(answer)
     return probe
 
 
 TARGETS = (QUATERNION, SIX_NUMBERS, MATRIX)
-RELATIVE_ROTATION, *_ = [register_relative_rotation(target) for target in TARGETS]  # that of quaternions
-ABSOLUTE_ROTATION, *_ = [register_absolute_rotation(target) for target in TARGETS]
+OF_TWO_VIEWS = "Body-frame relative rotation of two views, {}: MLP on their features, mean squared error."
+OF_ONE_VIEW = "Rotation of a single view's pose, {}: MLP on its features, mean squared error."
+RELATIVE_ROTATION, *_ = [
+    register_rotation(target, "relative_rotation", OF_TWO_VIEWS, "pairs", relative_plan) for target in TARGETS
+]
+# The "individual rotation" of seq-JEPA (Ghaemi et al., NeurIPS 2025), whose quaternions have w > 0. The pose is that of
+# an object in its family's own frame, which no view shows: of an object whose front can't be told from its back, it
+# can't be known.
+for each_target in TARGETS:
+    register_rotation(each_target, "absolute_rotation", OF_ONE_VIEW, "views", absolute_plan)
 
 
 def judge_relative_rotation(ask: Ask, test: FeatureCache) -> TaskResult:
     """What the head of `relative_rotation` achieves on another split's features of this part."""
-    predictions, samples = ask.probe(RELATIVE_ROTATION, test)
-    return rotation_result(test, samples, predictions, _relative_rotations(test, samples.rows), QUATERNION)
+    return rotation_result(test, *ask.probe(RELATIVE_ROTATION, test), QUATERNION)
 
 
 def displacement_in_object_frame(cache: FeatureCache, rows: Tensor) -> Tensor:
@@ -153,7 +136,7 @@ def _object_poses(cache: FeatureCache, rows: Tensor) -> ObjectPose:
     if cache.schema == THREEDIEBENCH_T:  # float32 throughout, as these numbers have always been computed
         return ObjectPose.from_latents(latents)
     (translation,) = TRANSLATION.require(cache)
-    return ObjectPose(_quats_xyzw(cache)[rows], latents[..., translation.columns])
+    return ObjectPose(cache.rows(quats_of(cache))[rows], latents[..., translation.columns])
 
 
 def _translation_probe(displacement: TargetsOf) -> Probe:
@@ -193,59 +176,62 @@ def translation_base(ask: Ask) -> TaskResult:
 def _translation_result(predictions: Tensor, samples: Samples) -> TaskResult:
     """Predicted displacements beside those of the best constant."""
     return TaskResult(
-        metrics=r2_metrics(predictions, samples.targets)
-        | {"distance_median": distance_median(predictions, samples.targets)},
-        baselines=constant_translation_baselines(samples.targets),
+        metrics=_displacement_metrics(predictions, samples.targets),
+        baselines=constant_baselines(samples.targets, _displacement_metrics),
         num_samples=len(samples),
         notes=r2_notes(samples.targets),
     )
 
 
-def _rotations(cache: FeatureCache, rows: Tensor) -> Tensor:
-    """Absolute quaternions `[n, 4]` of views `[n, 1]`, w > 0."""
-    return _quats_xyzw(cache)[rows[:, 0]]
+def _displacement_metrics(predictions: Tensor, targets: Tensor) -> dict[str, float]:
+    return r2_metrics(predictions, targets) | {"distance_median": distance_median(predictions, targets)}
 
 
-def _relative_rotations(cache: FeatureCache, rows: Tensor) -> Tensor:
-    """Relative quaternions `[n, 4]` of pairs `[n, 2]`, sign as it comes."""
-    return relative_quat(*_quats_xyzw(cache)[rows].unbind(1))
-
-
-def _quats_xyzw(cache: FeatureCache) -> Tensor:
-    """Absolute rotations as rows, in the order of the features' rows."""
+def quats_of(cache: FeatureCache) -> Tensor:
+    """Absolute rotations `[n_objects, n_views, 4]`, w > 0, of data that have them."""
     assert cache.quats_xyzw is not None, "the task needs poses"
-    return cache.rows(cache.quats_xyzw)
+    return cache.quats_xyzw
 
 
-def rotation_result(
-    test: FeatureCache, samples: Samples, answers: Tensor, true_xyzw: Tensor, target: RotationTarget
-) -> TaskResult:
+def rotations(cache: FeatureCache, rows: Tensor) -> Tensor:
+    """Absolute quaternions `[n, 4]` of views `[n, 1]`, w > 0; relative ones of pairs `[n, 2]`, sign as it comes."""
+    quats_xyzw = cache.rows(quats_of(cache))[rows]
+    return quats_xyzw[:, 0] if rows.shape[1] == 1 else relative_quat(*quats_xyzw.unbind(1))
+
+
+def rotation_result(test: FeatureCache, answers: Tensor, samples: Samples, target: RotationTarget) -> TaskResult:
     """R2 of a head's answers to its targets `[n, K]`, and angles between the rotations; both beside the constants'."""
-    errors_deg = angle_errors_deg(target.decode(answers), true_xyzw)
-    angle_baselines, constant_errors_deg = constant_rotation_baselines(true_xyzw)
-    objects, targets = sample_objects(test, samples.rows).cpu(), samples.targets
-    of_sample = objects.numpy()
-    classes = {name_of_class_metric(ANGLE_MEDIAN, name): rows for name, rows in rows_of_classes(test, objects).items()}
-    constants = {name: Baseline(_median(constant_errors_deg[rows]), "constant") for name, rows in classes.items()}
-    metrics = r2_metrics(answers, targets)
-    statistics = {"angle_deg_median": median_statistic(errors_deg.numpy(), of_sample, test.num_objects)}
+    true_xyzw, targets = rotations(test, samples.rows), samples.targets
+    angles = angle_result(test, samples.rows, angle_errors_deg(target.decode(answers), true_xyzw), true_xyzw)
+    metrics, statistics = r2_metrics(answers, targets), dict(angles.statistics or {})
     if metrics:
-        statistics["r2_uniform"] = r2_uniform_statistic(answers, targets, of_sample, test.num_objects)
-    for name, rows in classes.items():
-        distinct, number = np.unique(of_sample[rows], return_inverse=True)
-        statistics[name] = median_statistic(errors_deg[rows].numpy(), number, len(distinct))
-    by_class = {name: _median(errors_deg[rows]) for name, rows in classes.items()}
+        objects = sample_objects(test, samples.rows).cpu().numpy()
+        statistics["r2_uniform"] = r2_uniform_statistic(answers, targets, objects, test.num_objects)
+    return replace(
+        angles, metrics=metrics | angles.metrics, baselines=angles.baselines | constant_baselines(targets),
+        statistics=statistics, notes=r2_notes(targets),
+    )  # fmt: skip
+
+
+def angle_result(test: FeatureCache, rows: Tensor, errors_deg: Tensor, true_xyzw: Tensor) -> TaskResult:
+    """Angles `[n]` (CPU) between answers and true rotations `[n, 4]`, of all samples and of each class."""
+    of_constant, constant_errors_deg = constant_rotation_baselines(true_xyzw)
+    objects = sample_objects(test, rows).cpu()
+    of_sample = objects.numpy()
+    metrics = summarise_angles(errors_deg)
+    baselines = {name: of_constant[name] for name in metrics}
+    statistics = {ANGLE_MEDIAN: median_statistic(errors_deg.numpy(), of_sample, test.num_objects)}
+    for class_name, chosen in rows_of_classes(test, objects).items():
+        name, of_class = name_of_class_metric(ANGLE_MEDIAN, class_name), errors_deg[chosen].numpy()
+        metrics[name] = float(np.median(of_class))
+        baselines[name] = Baseline(float(np.median(constant_errors_deg[chosen].numpy())), "constant")
+        statistics[name] = median_statistic(of_class, of_sample[chosen])
     return TaskResult(
-        metrics=metrics | summarise_angles(errors_deg) | by_class,
-        baselines=angle_baselines | constant_baselines(targets) | constants,
-        num_samples=len(targets),
+        metrics=metrics,
+        baselines=baselines,
+        num_samples=len(errors_deg),
         angle_errors_deg=errors_deg.numpy(),
         constant_angle_errors_deg=constant_errors_deg.numpy(),
         object_scores={"angle_deg_mean": object_means(errors_deg, objects, test.num_objects)},
         statistics=statistics,
-        notes=r2_notes(targets),
     )
-
-
-def _median(errors_deg: Tensor) -> float:
-    return float(np.median(errors_deg.numpy()))

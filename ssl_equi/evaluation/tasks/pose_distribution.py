@@ -12,35 +12,32 @@ passes and one matrix product, which is what makes a fine grid affordable on a C
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.evaluation.baselines import Baseline, constant_rotation_baselines
-from ssl_equi.evaluation.bootstrap import mean_statistic, median_statistic
+from ssl_equi.evaluation.baselines import Baseline
+from ssl_equi.evaluation.bootstrap import MeanStatistic
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import build_head, column_statistics
 from ssl_equi.evaluation.metrics import ANGLE_MEDIAN, name_of_class_metric, summarise_angles
 from ssl_equi.evaluation.protocol import PoseDistributionProtocol
 from ssl_equi.evaluation.samples import (
-    evaluated_pair_rows,
-    evaluated_view_rows,
+    SampleKind,
+    evaluated_rows,
     feature_matrix,
-    pair_rows,
     require_varied,
     require_views,
     rows_of_classes,
     sample_objects,
-    training_pairs,
-    training_views,
-    view_rows,
+    training_rows,
 )
 from ssl_equi.evaluation.task import POSE, Ask, TaskResult, object_means, task
+from ssl_equi.evaluation.tasks.pose import angle_result, rotations
 from ssl_equi.geometry.rotation_grids import even_rotations, volume_share_within
-from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix, random_quat, relative_quat
+from ssl_equi.geometry.rotations import quat_multiply, quat_to_matrix, random_quat
 
 LOG_VOLUME = math.log(math.pi**2)  # of SO(3), as the literature measures it: the uniform log density is -2.2895
 WITHIN_DEG = (15, 30)
@@ -153,12 +150,12 @@ def uniform_scores() -> dict[str, float]:
     )
 
 
-def _answer(ask: Ask, of: Literal["views", "pairs"]) -> TaskResult:
+def _answer(ask: Ask, of: SampleKind) -> TaskResult:
     """Learns the density on new views or pairs of each epoch, and judges it on the fixed ones."""
     train, test = ask.train, ask.test
     require_varied(train, test)
-    rows = evaluated_pair_rows(test, ask.protocol) if of == "pairs" else evaluated_view_rows(test, ask.protocol)
-    true_xyzw = _rotations(test, rows)
+    rows = evaluated_rows(test, of, ask.protocol)
+    true_xyzw = rotations(test, rows)
     grid = even_rotations(ask.protocol.pose_distribution.evaluation_rotations, torch.float32).to(rows.device)
     answered = _learned(ask, of, feature_matrix(train), feature_matrix(test)[rows].flatten(1), grid, true_xyzw)
 
@@ -167,13 +164,13 @@ def _answer(ask: Ask, of: Literal["views", "pairs"]) -> TaskResult:
         return judge_distributions(_learned(ask, of, nothing, as_little, grid, true_xyzw), grid, true_xyzw)
 
     # It's the same for all parts.
-    constant_scores = ask.once(("constant distribution of rotations", of, ask.seed), scores_without_features)
+    constant_scores = ask.made.once(("constant distribution of rotations", of, ask.seed), scores_without_features)
     scores = judge_distributions(answered, grid, true_xyzw)
     return _result(test, rows, scores, constant_scores, true_xyzw, _drawn(answered, grid, true_xyzw))
 
 
 def _learned(
-    ask: Ask, of: Literal["views", "pairs"], features: Tensor, judged: Tensor, grid: Tensor, true_xyzw: Tensor
+    ask: Ask, of: SampleKind, features: Tensor, judged: Tensor, grid: Tensor, true_xyzw: Tensor
 ) -> Distributions:
     """The distributions of samples' features `judged [n, k D]`, learned from features `[N, D]` of the training views.
 
@@ -184,8 +181,7 @@ def _learned(
     features = (features - mean) / std
 
     def rows_of_epoch(epoch: int) -> Tensor:
-        sizes = (train.num_objects, train.views_of_each, chosen.samples_per_object, seed, epoch)
-        rows = pair_rows(train, training_pairs(*sizes)) if of == "pairs" else view_rows(train, training_views(*sizes))
+        rows = training_rows(train, of, chosen.samples_per_object, seed, epoch)
         order = np.random.default_rng([seed, epoch]).permutation(len(rows))
         return rows[torch.from_numpy(order).to(rows.device)]
 
@@ -196,7 +192,7 @@ def _learned(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for epoch in range(chosen.epochs):
         for rows in rows_of_epoch(epoch).split(ask.protocol.batch_size):
-            loss = density(features[rows].flatten(1), _rotations(train, rows))
+            loss = density(features[rows].flatten(1), rotations(train, rows))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -210,13 +206,6 @@ def _learned(
         )
 
 
-def _rotations(cache: FeatureCache, rows: Tensor) -> Tensor:
-    """Absolute quaternions `[n, 4]` of views `[n, 1]`, relative ones of pairs `[n, 2]`."""
-    assert cache.quats_xyzw is not None, "the task needs poses"
-    quats = cache.rows(cache.quats_xyzw)[rows]
-    return quats[:, 0] if rows.shape[1] == 1 else relative_quat(quats[:, 0], quats[:, 1])
-
-
 def _result(
     test: FeatureCache,
     rows: Tensor,
@@ -227,35 +216,21 @@ def _result(
 ) -> TaskResult:
     """Means of the scores, and angles of the most likely rotations, beside what knows no image."""
     objects = sample_objects(test, rows).cpu()
-    of_sample = objects.numpy()
-    errors_deg = scores[MODE_ERROR]
     means = {name: values for name, values in scores.items() if name != MODE_ERROR}
-    angles = summarise_angles(errors_deg)
-    metrics = {name: float(values.mean()) for name, values in means.items()} | angles
-    of_constant_rotation, constant_errors_deg = constant_rotation_baselines(true_xyzw)
-    baselines = {name: _stronger(name, float(constant_scores[name].mean())) for name in means}
-    baselines |= {name: of_constant_rotation[name] for name in angles}
+    angles = angle_result(test, rows, scores[MODE_ERROR], true_xyzw)
+    metrics = {name: float(values.mean()) for name, values in means.items()} | summarise_angles(scores[MODE_ERROR])
+    baselines = {name: _stronger(name, float(constant_scores[name].mean())) for name in means} | angles.baselines
     object_scores = {name: object_means(values, objects, test.num_objects) for name, values in means.items()}
-    object_scores["angle_deg_mean"] = object_means(errors_deg, objects, test.num_objects)
-    statistics = {ANGLE_MEDIAN: median_statistic(errors_deg.numpy(), of_sample, test.num_objects)}
+    statistics = dict(angles.statistics or {})
     for class_name, chosen in rows_of_classes(test, objects).items():
         likelihood, angle = (name_of_class_metric(metric, class_name) for metric in (LIKELIHOOD, ANGLE_MEDIAN))
         metrics[likelihood] = float(scores[LIKELIHOOD][chosen].mean())
-        metrics[angle] = _median(errors_deg[chosen])
+        metrics[angle] = angles.metrics[angle]
         baselines[likelihood] = _stronger(LIKELIHOOD, float(constant_scores[LIKELIHOOD][chosen].mean()))
-        baselines[angle] = Baseline(_median(constant_errors_deg[chosen]), "constant")
-        distinct, number = np.unique(of_sample[chosen], return_inverse=True)
-        statistics[likelihood] = mean_statistic(object_scores[LIKELIHOOD][distinct])
-        statistics[angle] = median_statistic(errors_deg[chosen].numpy(), number, len(distinct))
-    return TaskResult(
-        metrics=metrics,
-        baselines=baselines,
-        num_samples=len(errors_deg),
-        angle_errors_deg=errors_deg.numpy(),
-        constant_angle_errors_deg=constant_errors_deg.numpy(),
-        object_scores=object_scores,
-        statistics=statistics,
-        arrays=drawn,
+        statistics[likelihood] = MeanStatistic(object_scores[LIKELIHOOD][objects[chosen].unique().numpy()])
+    object_scores |= angles.object_scores or {}
+    return replace(
+        angles, metrics=metrics, baselines=baselines, object_scores=object_scores, statistics=statistics, arrays=drawn
     )
 
 
@@ -266,10 +241,6 @@ def _stronger(metric: str, constant: float) -> Baseline:
     if constant_is_better:
         return Baseline(constant, "constant distribution")
     return Baseline(uniform, "uniform distribution")
-
-
-def _median(errors_deg: Tensor) -> float:
-    return float(np.median(errors_deg.numpy()))
 
 
 def _drawn(found: Distributions, grid: Tensor, true_xyzw: Tensor) -> dict[str, np.ndarray]:

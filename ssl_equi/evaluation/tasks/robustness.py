@@ -55,7 +55,7 @@ def corruption_relative_rotation(ask: Ask) -> TaskResult:
 
 def _out_of_distribution(ask: Ask, judge: Judge, compared: Sequence[str]) -> TaskResult:
     """A head on the poses that it was never trained on, with the same on the judged split."""
-    unseen_views = ask.once(OOD_ROTATION, lambda: _ood_views(ask))
+    unseen_views = ask.made.once(OOD_ROTATION, lambda: _ood_views(ask))
     seen, unseen = judge(ask, ask.test), judge(ask, ask.part_of(ask.encode(unseen_views)))
     metrics, baselines = dict(unseen.metrics), dict(unseen.baselines)
     for metric in (metric for metric in compared if metric in unseen.metrics and metric in seen.metrics):
@@ -81,7 +81,7 @@ def _ood_views(ask: Ask) -> ViewCollection:
 
 def _corrupted(ask: Ask, judge: Judge, compared: Sequence[str]) -> TaskResult:
     """A head on views under every corruption, and on the same views as they are."""
-    views = ask.once("corrupted views", lambda: _corrupted_views(ask))
+    views = ask.made.once("corrupted views", lambda: _corrupted_views(ask))
     objects, of_object = torch.from_numpy(views.object_indices)[:, None], torch.from_numpy(views.view_indices)
     clean = judge(ask, ask.part_of(cache_of(ask.whole.test.features[objects, of_object], views)))
     severity, seed = ask.protocol.corruption.severity, ask.protocol.corruption.seed

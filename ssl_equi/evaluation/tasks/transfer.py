@@ -13,7 +13,7 @@ from ssl_equi.data.rendering.procedural import ProceduralConfig
 from ssl_equi.data.sources import DATASETS, DataSource, open_data
 from ssl_equi.errors import DataError
 from ssl_equi.evaluation.samples import TaskSkipped
-from ssl_equi.evaluation.task import TASKS, Ask, Task, TaskResult
+from ssl_equi.evaluation.task import TASKS, Ask, Made, Task, TaskResult
 
 TRANSFER_TASKS = ("linear", "knn")
 
@@ -32,9 +32,6 @@ def open_transfer_set(text: str, image_size: int, split: str = "test") -> Transf
     Args:
         image_size: side in pixels that images are brought to.
         split: what is judged.
-
-    Raises:
-        DataError: there is no such data set, or its data are missing or damaged.
     """
     name, _, folder = text.partition(":")
     if name not in DATASETS:
@@ -58,11 +55,7 @@ def open_transfer_set(text: str, image_size: int, split: str = "test") -> Transf
 
 
 def transfer_tasks(sets: Sequence[TransferSet]) -> list[Task]:
-    """`transfer_TASK_LABEL` for every data set.
-
-    Raises:
-        DataError: two data sets have the same label.
-    """
+    """`transfer_TASK_LABEL` for every data set."""
     labels = [each.label for each in sets]
     for label in labels:
         if labels.count(label) > 1:
@@ -81,7 +74,7 @@ def _transferred(transfer_set: TransferSet, task: Task) -> Callable[[Ask], TaskR
         # Heads of other data are nobody else's, so nothing that was made for this encoder's own data is shared.
         result = task(replace(
             ask, train=ask.part_of(ask.encode(train)), test=ask.part_of(ask.encode(test)),
-            num_classes=len(test.class_names), made={},
+            num_classes=len(test.class_names), made=Made(),
         ))  # fmt: skip
         return replace(
             result, split=f"{transfer_set.label}_{test.split}", num_objects=result.num_objects or test.num_objects
