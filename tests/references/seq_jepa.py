@@ -1,14 +1,13 @@
-"""seq-JEPA's training as its paper states it (Ghaemi et al., NeurIPS 2025), on its own: model, optimizer and schedules.
+"""seq-JEPA's whole training, as its paper states it (Ghaemi et al., NeurIPS 2025): model, optimizer and schedules.
 
-`sequences` holds one step to the formulas; here many steps follow one another, so that what a step hands to the next
-is held as well: weights, moments of the optimizer, the target encoder, running statistics, rates and momenta.
-Attention, the optimizer and the schedules are written out. Nothing is initialised as in the paper but the token.
+`sequences` holds one step to the formulas. Here step follows step, so that what one hands to the next is held as well:
+weights, moments of the optimizer, the target encoder, rates and momenta. How weights start is not held.
 """
 
 import math
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -69,7 +68,7 @@ class SeqJEPA(nn.Module):
         self.target_encoder = deepcopy(encoder).requires_grad_(False)
         self.action_embedding = nn.Linear(action_size, action_width, bias=False)
         self.action_norm = nn.BatchNorm1d(action_width, affine=False)
-        self.token = nn.Parameter(torch.zeros(width))
+        self.token = nn.Parameter(torch.zeros(1, 1, width))  # two dimensions and more decay
         self.layers = nn.ModuleList(Layer(width, heads, feedforward_width) for _ in range(layers))
         self.last_norm = nn.LayerNorm(width)
         self.predictor = nn.Sequential(
@@ -91,7 +90,7 @@ class SeqJEPA(nn.Module):
         if self.aggregator_is_told:
             to_next = torch.cat([embedded[:, :-1], torch.zeros_like(embedded[:, -1:])], dim=1)
             tokens = torch.cat([tokens, to_next], dim=2)
-        tokens = torch.cat([self.token.expand(len(tokens), 1, -1), tokens], dim=1)
+        tokens = torch.cat([self.token.expand(len(tokens), -1, -1), tokens], dim=1)
         for layer in self.layers:
             tokens = layer(tokens)
         aggregate = self.last_norm(tokens)[:, 0]
@@ -104,65 +103,48 @@ class SeqJEPA(nn.Module):
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How the learning rate and the target's momentum go from the first step to the last."""
+class Training:
+    """AdamW (Loshchilov and Hutter, 2019), a rate that rises and falls, and a target that follows ever more slowly.
 
-    steps: int
+    Rate and momentum arrive at their ends in `last_step`, counted from 0: the paper says no more than that they do.
+    """
+
+    last_step: int
     rate: float = 4e-4
     final_rate: float = 1e-5
     warmup_steps: int = 0
-    warmup_from: float = 1e-5
+    first_rate: float = 1e-5
     momentum: float = 0.996
-    weight_decay: float = 1e-3  # not of parameters with one dimension
+    weight_decay: float = 1e-3
 
     def learning_rate(self, step: int) -> float:
         """A line up to the full rate, then half a cosine down."""
         if step < self.warmup_steps:
-            return self.warmup_from + (self.rate - self.warmup_from) * step / self.warmup_steps
-        done = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
+            return self.first_rate + (self.rate - self.first_rate) * step / self.warmup_steps
+        done = (step - self.warmup_steps) / (self.last_step - self.warmup_steps)
         return self.final_rate + (self.rate - self.final_rate) * (1 + math.cos(math.pi * done)) / 2
 
     def target_momentum(self, step: int) -> float:
-        """From the first step's up to 1 by half a cosine."""
-        return 1 - (1 - self.momentum) * (1 + math.cos(math.pi * step / self.steps)) / 2
+        """Half a cosine up to 1."""
+        return 1 - (1 - self.momentum) * (1 + math.cos(math.pi * step / self.last_step)) / 2
 
-
-@dataclass
-class AdamW:
-    """Adam with decay apart from the moments (Loshchilov and Hutter, 2019); no decay of vectors."""
-
-    weights: list[nn.Parameter]
-    decay: float
-    steps: int = 0
-    moments: dict[nn.Parameter, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    @torch.no_grad()
-    def step(self, rate: float) -> None:
-        self.steps += 1
-        for weight in self.weights:
-            if weight.grad is None:
-                continue
-            first, second = self.moments.get(weight, (torch.zeros_like(weight), torch.zeros_like(weight)))
-            first, second = 0.9 * first + 0.1 * weight.grad, 0.999 * second + 0.001 * weight.grad**2
-            self.moments[weight] = first, second
-            if weight.ndim > 1:
-                weight.mul_(1 - rate * self.decay)
-            root = (second / (1 - 0.999**self.steps)).sqrt()
-            weight.sub_(rate * first / (1 - 0.9**self.steps) / (root + 1e-8))
-            weight.grad = None
-
-
-def train(model: SeqJEPA, batches: Iterable[tuple[Tensor, Tensor]], schedule: Schedule) -> Iterator[float]:
-    """The loss of each step; a batch is views and actions."""
-    model.train()
-    optimizer = AdamW([weight for weight in model.parameters() if weight.requires_grad], schedule.weight_decay)
-    for step, (views, actions) in zip(range(schedule.steps), batches, strict=False):
-        loss = model(views, actions)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step(schedule.learning_rate(step))
-        momentum = schedule.target_momentum(step)
-        with torch.no_grad():
-            pairs = zip(model.encoder.parameters(), model.target_encoder.parameters(), strict=True)
-            for followed, follower in pairs:
-                follower.mul_(momentum).add_((1 - momentum) * followed)
-        yield loss.item()
+    def losses(self, model: SeqJEPA, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[float]:
+        """Trains on batches of views and actions; the loss of each step."""
+        model.train()
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        moments = [(torch.zeros_like(weight), torch.zeros_like(weight)) for weight in trained]
+        for step, (views, actions) in enumerate(batches):
+            loss = model(views, actions)
+            gradients = torch.autograd.grad(loss, trained, materialize_grads=True)
+            with torch.no_grad():
+                for weight, gradient, (first, second) in zip(trained, gradients, moments, strict=True):
+                    first.mul_(0.9).add_(0.1 * gradient)
+                    second.mul_(0.999).add_(0.001 * gradient**2)
+                    if weight.ndim > 1:  # biases and norms don't decay
+                        weight.mul_(1 - self.learning_rate(step) * self.weight_decay)
+                    root = (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+                    weight.sub_(self.learning_rate(step) * first / (1 - 0.9 ** (step + 1)) / root)
+                momentum = self.target_momentum(step)
+                for target, followed in zip(model.target_encoder.parameters(), model.encoder.parameters(), strict=True):
+                    target.mul_(momentum).add_((1 - momentum) * followed)
+            yield loss.item()
