@@ -68,7 +68,7 @@ class SeqJEPA(nn.Module):
         self.target_encoder = deepcopy(encoder).requires_grad_(False)
         self.action_embedding = nn.Linear(action_size, action_width, bias=False)
         self.action_norm = nn.BatchNorm1d(action_width, affine=False)
-        self.token = nn.Parameter(torch.zeros(1, 1, width))  # two dimensions and more decay
+        self.token = nn.Parameter(torch.zeros(1, 1, width))  # decays, as what has two dimensions and more
         self.layers = nn.ModuleList(Layer(width, heads, feedforward_width) for _ in range(layers))
         self.last_norm = nn.LayerNorm(width)
         self.predictor = nn.Sequential(

@@ -20,7 +20,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 TOLERANCE = 1e-9
 SMALL = {"action_width": 8, "feedforward_width": 40, "predictor_hidden_width": 24}
-# Of the package, and of the reference.
+# The package's names of modules, and the reference's.
 NAMES = {
     "action_embedding.projection": "action_embedding",
     "action_embedding.norm": "action_norm",
@@ -52,9 +52,9 @@ def random_batches(views: int, side: int = 6, objects: int = 8) -> Batches:
         yield images, actions / actions.norm(dim=-1, keepdim=True)
 
 
-def seq_jepa(config: Any, encoder: nn.Module | None = None) -> SeqJEPA:
+def seq_jepa(config: Any, make_encoder: Callable[[], nn.Module] = ConvolutionEncoder) -> SeqJEPA:
     torch.manual_seed(0)
-    return SeqJEPA(encoder or ConvolutionEncoder(), config.objective).double()
+    return SeqJEPA(make_encoder(), config.objective).double()
 
 
 def referred(objective: SeqJEPA) -> reference.SeqJEPA:
@@ -138,12 +138,13 @@ def test_twenty_steps_agree(conditioning: str, observed_views: int) -> None:
     assert largest_difference(seq_jepa(config), config, lambda: random_batches(observed_views + 1)) < TOLERANCE
 
 
+# Not more: the package's own weights, changed by 1e-15 of their size, give losses that are off by 1e-15 at step 100,
+# and by 1e-3 at step 200.
 @pytest.mark.slow
-@pytest.mark.parametrize("observed_views", [1, 3])
-def test_three_hundred_steps_agree(observed_views: int) -> None:
-    config = embedded(steps=300)
-    objective = seq_jepa(config, create_encoder("strided_cnn_tiny", 32))
-    assert largest_difference(objective, config, lambda: random_batches(observed_views + 1, side=32)) < TOLERANCE
+def test_a_hundred_steps_agree() -> None:
+    config = embedded(steps=100, **SMALL)
+    objective = seq_jepa(config, lambda: create_encoder("strided_cnn_tiny", 32))
+    assert largest_difference(objective, config, lambda: random_batches(4, side=32)) < TOLERANCE
 
 
 @pytest.mark.parametrize(("option", "value"), [("momentum", 0.995), ("weight_decay", 0.0), ("last_step", 20)])
