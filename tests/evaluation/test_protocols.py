@@ -61,7 +61,8 @@ def test_the_tasks_of_a_protocol_are_asked_through_every_door(
                 max_skipped=0,
             )  # fmt: skip
             run: Any = SimpleNamespace(name="nobody", device="cpu", processes=SimpleNamespace(rank=0))
-            ending.Ending(run, config, NOBODY, MOVING, {}).probe(SimpleNamespace(encoder=None))  # type: ignore[arg-type]
+            objective: Any = SimpleNamespace(encoder=None, latent_predictor=lambda: None)
+            ending.Ending(run, config, NOBODY, MOVING, {}).probe(objective)  # type: ignore[arg-type]
     (found,) = asked.value.args
     # A run ends with one task of each kind besides, so that runs with different protocols can be compared.
     further = [*CORE_TASKS, AUGMENTATION_EQUIVARIANCE] if door == "ending" else []

@@ -170,7 +170,7 @@ def test_the_ending_asks_one_of_each_kind_and_what_the_protocol_states(
     run = started_run(chosen, objective)
     Ending(run, chosen, objective, data, PAIRS).finish()
     records = read_records(run.folder / "results.json")
-    expected = {*CORE_TASKS, AUGMENTATION_EQUIVARIANCE, "knn_weighted"} - {*NEEDS_TRANSLATIONS}
+    expected = {*CORE_TASKS, AUGMENTATION_EQUIVARIANCE, "knn_weighted", "action_gain"} - {*NEEDS_TRANSLATIONS}
     assert {record.task for record in records} == expected
     assert {record.protocol for record in records} == {"essl_cached"}
 

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from ssl_equi.evaluation.predictors.action_gain import METRIC as GAIN
+from ssl_equi.evaluation.predictors.action_gain import gain_in_words
 from ssl_equi.evaluation.report.compared_runs import ComparedRun
 from ssl_equi.evaluation.report.figures import Curve, curve_figure, series_colour
 from ssl_equi.evaluation.report.page import (
     captioned_figure,
     escaped,
     figure_grid,
+    listed,
     page_section,
     settings_table,
     shown_setting,
@@ -87,6 +90,38 @@ def training_section(runs: Sequence[ComparedRun]) -> str:
             about = f"Online probe on training batches, linear head: {metric}, {choice.title}"
             figures.append(choice.figure(svg, about))
     return page_section("training", "Training", figure_grid(figures), figure_grid(small, "small"))
+
+
+def actions_section(runs: Sequence[ComparedRun]) -> str:
+    """Whether predictors use the actions that they are given, in words: on judged views, or else in training."""
+    sentences = []
+    for run in runs:
+        found = _judged_gains(run) or _gains_in_training(run)
+        named = f"{run.name}, " if len(runs) > 1 else ""
+        sentences += [f"{named}{where}: {sentence}." for where, sentence in found.items()]
+    return page_section("actions", "Are the actions used?", listed(sentences))
+
+
+def _judged_gains(run: ComparedRun) -> dict[str, str]:
+    """A sentence for each part of the first folder whose gain was asked for."""
+    sentences = {}
+    for record in run.folders[0].records:
+        if (record.task, record.metric) == (GAIN, GAIN):
+            low, high = record.interval_low, record.interval_high
+            interval = None if low is None or high is None else (low, high)
+            where = f"split {record.split} ({record.num_objects} objects, part {record.part})"
+            sentences[where] = gain_in_words(record.value, interval)
+    return sentences
+
+
+def _gains_in_training(run: ComparedRun) -> dict[str, str]:
+    """A sentence on the last quarter of the steps that a run has logged; none where it doesn't measure its gain."""
+    path = run.folders[0].metrics_path
+    curve = None if path is None else read_curves(path, "loss").get(GAIN)
+    if curve is None:
+        return {}
+    values = curve[1][-max(1, len(curve[1]) // 4) :]
+    return {f"training (mean of the last {len(values)} logged steps)": gain_in_words(float(values.mean()))}
 
 
 def settings_sections(runs: Sequence[ComparedRun]) -> str:

@@ -11,7 +11,13 @@ from ssl_equi.evaluation.report.comparison import Row, compare_runs
 from ssl_equi.evaluation.report.feature_map import MapMethod
 from ssl_equi.evaluation.report.page import Sections, drawn_sections, page_document
 from ssl_equi.evaluation.report.rotation_distributions import distribution_section
-from ssl_equi.evaluation.report.runs import page_header, runs_section, settings_sections, training_section
+from ssl_equi.evaluation.report.runs import (
+    actions_section,
+    page_header,
+    runs_section,
+    settings_sections,
+    training_section,
+)
 from ssl_equi.evaluation.report.sections import (
     errors_section,
     maps_section,
@@ -45,6 +51,7 @@ def report_sections(runs: Sequence[ComparedRun], rows: Sequence[Row], title: str
         "distributions": partial(distribution_section, runs),
         "sequences": partial(sequence_section, runs),
         "symmetry": partial(symmetry_section, runs),
+        "actions": partial(actions_section, runs),
         "training": partial(training_section, runs),
         "views": partial(views_section, runs),
         "neighbours": partial(neighbours_section, runs),
