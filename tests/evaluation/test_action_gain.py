@@ -128,6 +128,8 @@ def test_the_report_says_in_words_whether_actions_are_used(tmp_path: Path, judge
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     html = actions_section(read_compared_runs([tmp_path]))
     if judged:
-        assert "split test (40 objects, part all): the predictor does not use its actions" in html
+        assert "<p>The predictor does not use its actions: its error is 0.0% larger" in html
+        assert "split test (40 objects, part all)" in html
     else:
-        assert "mean of the last 2 logged steps): the predictor uses its actions: its error is 7.5% larger" in html
+        assert "<p>The predictor uses its actions: its error is 7.5% larger" in html
+        assert "mean of the last 2 logged steps" in html

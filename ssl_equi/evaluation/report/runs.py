@@ -15,7 +15,6 @@ from ssl_equi.evaluation.report.page import (
     captioned_figure,
     escaped,
     figure_grid,
-    listed,
     page_section,
     settings_table,
     shown_setting,
@@ -98,8 +97,10 @@ def actions_section(runs: Sequence[ComparedRun]) -> str:
     for run in runs:
         found = _judged_gains(run) or _gains_in_training(run)
         named = f"{run.name}, " if len(runs) > 1 else ""
-        sentences += [f"{named}{where}: {sentence}." for where, sentence in found.items()]
-    return page_section("actions", "Are the actions used?", listed(sentences))
+        for where, sentence in found.items():
+            shown = f"{sentence[0].upper()}{sentence[1:]}."
+            sentences.append(f'<p>{escaped(shown)} <span class="muted">{escaped(named + where)}</span></p>')
+    return page_section("actions", "Are the actions used?", *sentences)
 
 
 def _judged_gains(run: ComparedRun) -> dict[str, str]:
