@@ -4,6 +4,7 @@
     python tools/compare_commits.py main .                        a commit and the working tree
     python tools/compare_commits.py main . --only sie probe       cases whose names contain one of the words
     python tools/compare_commits.py main . --jobs 2 --work DIR    processes at a time; keeps what they write
+    python tools/compare_commits.py main . --adds action_gain     a term or task that only the second commit has
 
 Run before a change that must not change numbers is landed. Each commit gets a checkout and a folder of its own, and
 the same commands on this machine's CPU: it writes a small set, trains every recipe for some steps, probes an encoder by
@@ -163,7 +164,7 @@ def checkout(what: str, folder: Path) -> Iterator[Path]:
         subprocess.run(["git", "worktree", "remove", "--force", str(folder)], cwd=ROOT, check=True)
 
 
-def resumed(old: Side, new: Side) -> list[str]:
+def resumed(old: Side, new: Side, adds: Sequence[str] = ()) -> list[str]:
     """Differences between SIE's losses at the old commit, and those of a run that it begins and the new one ends."""
     whole, half = (
         ("recipes/sie.py", "--data-dir", "{set}", *STEPS, "--steps", steps, "--out", "{out}") for steps in ("6", "3")
@@ -173,20 +174,27 @@ def resumed(old: Side, new: Side) -> list[str]:
         shutil.copytree(old.out("begun run"), new.out("begun run"))
         failures.append(new.run(Case("begun run", (*whole, "--resume"))))
     failed = [failure for failure in failures if failure is not None]
-    lines = [losses(side.out(name)) for side, name in ((old, "whole run"), (new, "begun run"))]
+    lines = [losses(side.out(name), adds) for side, name in ((old, "whole run"), (new, "begun run"))]
     return failed or ([] if lines[0] == lines[1] else [first_difference("resumed losses", *lines)])
 
 
 # ---------------------------------------------------------------- comparing
 
 
-def differences(old: Path, new: Path) -> list[str]:
-    """What differs between two folders that a case left, a sentence each; what users don't rely on is passed over."""
+def differences(old: Path, new: Path, adds: Sequence[str] = ()) -> list[str]:
+    """What differs between two folders that a case left, a sentence each; what users don't rely on is passed over.
+
+    Args:
+        adds: names of terms and tasks that count for nothing in the new one.
+    """
     found = []
-    if losses(old) != losses(new):
-        found.append(first_difference("metrics.jsonl", losses(old), losses(new)))
-    if records(old) != records(new):
-        found.append(first_difference("results.json", records(old), records(new)))
+    if losses(old) != losses(new, adds):
+        found.append(first_difference("metrics.jsonl", losses(old), losses(new, adds)))
+    before, after = records(old), records(new, adds)
+    if before != after:
+        in_order = [sorted(found_records, key=json.dumps) for found_records in (before, after)]
+        same = in_order[0] == in_order[1]
+        found.append("results.json: another order" if same else first_difference("results.json", before, after))
     files = compared_files(old)
     if files != compared_files(new):
         found.append(f"other files: {sorted(set(files) ^ set(compared_files(new)))[:4]}")
@@ -195,22 +203,24 @@ def differences(old: Path, new: Path) -> list[str]:
             found += tensor_differences(name, load_file(old / name), load_file(new / name))
         elif not filecmp.cmp(old / name, new / name, shallow=False):
             found.append(f"{name} differs")
-    if not files and not records(old) and not losses(old):
+    if not files and not before and not losses(old):
         found.append("nothing was left that could be compared")
     return found
 
 
-def losses(folder: Path) -> list[Any]:
+def losses(folder: Path, passed_over: Sequence[str] = ()) -> list[Any]:
     """The lines of metrics.jsonl that don't tell of the clock."""
     file = folder / "metrics.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [line for line in lines if line["event"] in ("loss", "online_probe")]
+    lines = [line for line in lines if line["event"] in ("loss", "online_probe")]
+    return [{name: value for name, value in line.items() if name not in passed_over} for line in lines]
 
 
-def records(folder: Path) -> list[Any]:
+def records(folder: Path, passed_over: Sequence[str] = ()) -> list[Any]:
     """Every number of an evaluation, with its baseline and interval."""
     file = folder / "results.json"
-    return json.loads(file.read_text())["records"] if file.exists() else []
+    found = json.loads(file.read_text())["records"] if file.exists() else []
+    return [record for record in found if record["task"] not in passed_over]
 
 
 def compared_files(folder: Path) -> list[Path]:
@@ -242,7 +252,7 @@ def first_difference(what: str, old: Sequence[Any], new: Sequence[Any]) -> str:
 # ---------------------------------------------------------------- everything
 
 
-def compare(old: Side, new: Side, only: Sequence[str], jobs: int) -> bool:
+def compare(old: Side, new: Side, only: Sequence[str], jobs: int, adds: Sequence[str] = ()) -> bool:
     """Runs and compares all cases whose names are asked for; what these need runs, too. Returns whether all agree."""
 
     def wanted(case: Case) -> bool:
@@ -250,7 +260,7 @@ def compare(old: Side, new: Side, only: Sequence[str], jobs: int) -> bool:
 
     def compare_case(case: Case) -> list[str]:
         failed = [failure for side in (old, new) if (failure := side.run(case)) is not None]
-        return failed or differences(old.out(case.name), new.out(case.name))
+        return failed or differences(old.out(case.name), new.out(case.name), adds)
 
     agree = True
     with ThreadPoolExecutor(jobs) as pool:
@@ -261,7 +271,7 @@ def compare(old: Side, new: Side, only: Sequence[str], jobs: int) -> bool:
             for case, found in zip(cases, pool.map(compare_case, cases)):
                 agree &= report(case.name, found)
     if not only or any(word in "resumed" for word in only):
-        agree &= report("resumed", resumed(old, new))
+        agree &= report("resumed", resumed(old, new, adds))
     return agree
 
 
@@ -283,6 +293,8 @@ class Config:
     """A commit, or . for the working tree."""
     only: tuple[str, ...] = ()
     """Cases whose names contain one of these words; all when not given."""
+    adds: tuple[str, ...] = ()
+    """Terms and tasks that the second commit adds, which are passed over."""
     jobs: Threads = 1
     """Commands at a time, with one thread each."""
     work: Path | None = None
@@ -296,7 +308,7 @@ def main(config: Config) -> None:
         work = (config.work or Path(temporary)).absolute()
         with checkout(config.old, work / "old checkout") as old, checkout(config.new, work / "new checkout") as new:
             sides = Side("old", old, work / "old"), Side("new", new, work / "new")
-            agree = compare(*sides, config.only, config.jobs)
+            agree = compare(*sides, config.only, config.jobs, config.adds)
     raise SystemExit(0 if agree else 1)
 
 

@@ -84,3 +84,18 @@ def test_every_recipe_and_evaluation_is_compared(tool: ModuleType) -> None:
     assert scripts == recipes | evaluations
     names = [case.name for case in (*tool.sets(), *tool.runs(), *tool.evaluations())]
     assert len(names) == len(set(names))
+
+
+def test_named_additions_and_another_order_are_told_from_other_numbers(
+    tool: ModuleType, folders: tuple[Path, Path]
+) -> None:
+    old, new = folders
+    first, second = ({"task": task, "part": "all", "metric": "top1", "value": 0.5} for task in ("linear", "knn"))
+    added = {"task": "action_gain", "part": "all", "metric": "action_gain", "value": 0.1}
+    (old / "results.json").write_text(json.dumps({"records": [first, second]}))
+    (new / "results.json").write_text(json.dumps({"records": [first, second, added]}))
+    replace_text(new / "metrics.jsonl", '"loss": 0.5', '"loss": 0.5, "action_gain": 0.2')
+    assert len(tool.differences(old, new)) == 2
+    assert tool.differences(old, new, ["action_gain"]) == []
+    (new / "results.json").write_text(json.dumps({"records": [second, added, first]}))
+    assert tool.differences(old, new, ["action_gain"]) == ["results.json: another order"]
