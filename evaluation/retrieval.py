@@ -13,8 +13,10 @@ that leads to another view of the same object, the embedding of that view is pre
 the object's views: once as in SIE, with the observed views in the gallery, and once without them; `retrieval_error`
 looks among all views of the split. seq-JEPA's gallery is encoded by what the predictor was trained towards (the
 momentum encoder, if there is one). A two-view predictor is also asked whether it is consistent: how far is it from
-staying by the identity, from coming back by the inverse, from doing two actions as one (`predictor_consistency`)?
-Prints the table with chance beside each number and appends the records to results.json in the run's folder.
+staying by the identity, from coming back by the inverse, from doing two actions as one (`predictor_consistency`)? And
+all are asked how much larger their error is with the actions of other objects: 0 means that they don't use what they
+are told (`action_gain`). Prints the table with chance beside each number and appends the records to results.json in the
+run's folder.
 """
 
 import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
@@ -31,12 +33,14 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.sources import DatasetName, DataSource, open_data
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.features import encode_split
+from ssl_equi.evaluation.predictors.action_gain import action_gain, gain_records, predictor_gain
 from ssl_equi.evaluation.predictors.consistency import consistency_records, predictor_consistency
 from ssl_equi.evaluation.predictors.retrieval import Similarity, retrieval_records
 from ssl_equi.evaluation.predictors.two_views import retrieve_with_predictor
 from ssl_equi.evaluation.results import ProbeRecord, append_records, refuse_other_content
 from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.sequences.retrieval import require_equal_galleries, retrieve_with_sequences
+from ssl_equi.evaluation.suite import noted_if_unanswered
 from ssl_equi.evaluation.tables import print_records
 from ssl_equi.export.encoder import load_encoder, normalization_of, read_encoder_config
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, load_predictor
@@ -52,6 +56,7 @@ NOTES = (
     "retrieval_error: 1 - (q_true . q_nearest)^2, rotations among all views; lower is better",
     "without_identity: the observed view is not asked for, but is in the gallery",
     "without_source: observed views are neither asked for nor in the gallery",
+    "action_gain: share by which the error grows with the actions of other objects",
 )
 
 
@@ -133,12 +138,16 @@ def records_of_predictor(config: Config) -> tuple[list[ProbeRecord], tuple[str, 
         predictor, cache, source_views=sources, metric=config.similarity, whole_set=config.whole_split, device=DEVICE
     )
     records = retrieval_records(retrieval, f"the {predictor.features_from.replace('_', ' ')}", config.split)
-    try:
+    notes = [*data.notes]
+    with noted_if_unanswered("predictor_consistency", notes):
         consistency = predictor_consistency(predictor, cache, metric=config.similarity, device=DEVICE)
-    except TaskSkipped as reason:
-        return records, (*data.notes, f"predictor_consistency: {reason}")
-    records += consistency_records(consistency, cache.num_objects, config.split)
-    return records, (*data.notes, *consistency.notes)
+        records += consistency_records(consistency, cache.num_objects, config.split)
+        notes += consistency.notes
+    with noted_if_unanswered("action_gain", notes):
+        gain = predictor_gain(predictor, cache, DEVICE)
+        records += gain_records(gain, 1, cache.num_objects, config.split)
+        notes += gain.notes
+    return records, tuple(notes)
 
 
 def records_of_sequence_model(config: Config) -> tuple[list[ProbeRecord], tuple[str, ...]]:
@@ -168,7 +177,8 @@ def records_of_sequence_model(config: Config) -> tuple[list[ProbeRecord], tuple[
     if objective.target_encoder is not None:
         target = encode_split(objective.target_encoder, views, model.mean_rgb, model.std_rgb, DEVICE)
         target_features, gallery_encoder = target.features, "the momentum encoder"
-    records = []
+    records: list[ProbeRecord] = []
+    notes = [*data.notes]
     for context_views in contexts:
         retrieval = retrieve_with_sequences(
             objective, cache, target_features, model.told.names, context_views=context_views,
@@ -176,7 +186,14 @@ def records_of_sequence_model(config: Config) -> tuple[list[ProbeRecord], tuple[
             device=DEVICE,
         )  # fmt: skip
         records += retrieval_records(retrieval, gallery_encoder, config.split)
-    return records, data.notes
+        if not (objective.aggregator_takes_actions or objective.predictor_takes_actions):
+            continue
+        with noted_if_unanswered(f"action_gain, pred@{context_views}", notes):
+            known = actions_as_told(views.schema, model.told)
+            gain = action_gain(objective, cache, target_features, known, context_views=context_views, device=DEVICE)
+            records += gain_records(gain, context_views, cache.num_objects, config.split)
+            notes += gain.notes
+    return records, tuple(notes)
 
 
 if __name__ == "__main__":

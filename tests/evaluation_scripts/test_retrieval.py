@@ -65,7 +65,8 @@ def test_every_context_is_tabled_beside_chance(
     assert by_name["pred@3", "mrr_without_source"].value == 1.0, "one view is left to ask for"
     assert 0.4 < by_name["pred@1", "retrieval_error"].baseline < 0.8
     assert all(record.num_objects == 12 and record.split == "test" for record in records)
-    assert all("by the momentum encoder" in record.protocol for record in records)
+    assert all("by the momentum encoder" in record.protocol for record in records if record.task == "retrieval")
+    assert {record.part for record in records if record.task == "action_gain"} == {"pred@1", "pred@3"}
     printed = capsys.readouterr().out
     for record in records:
         assert record.metric in printed
@@ -82,9 +83,10 @@ def test_without_a_momentum_target_the_gallery_is_the_encoders(
     script.main(config)
     records = read_records(tmp_path / "results.json")
     assert {record.part for record in records} == {"pred@2"}
-    assert {record.metric.removesuffix("_without_source") for record in records} == {"mrr", "hit_at_1", "hit_at_2"}
-    assert {record.n for record in records} == {6 * 2}
-    assert all(record.protocol.endswith("by the encoder") for record in records)
+    metrics = {record.metric.removesuffix("_without_source") for record in records}
+    assert metrics == {"mrr", "hit_at_1", "hit_at_2", "action_gain"}
+    assert {record.n for record in records if record.task == "retrieval"} == {6 * 2}
+    assert all(record.protocol.endswith("by the encoder") for record in records if record.task == "retrieval")
     assert not (run / "results.json").exists()
 
 
@@ -159,7 +161,7 @@ def test_a_two_view_predictor_is_asked_from_one_view(
     records = read_records(run / "results.json")
     by_name = {record.metric: record for record in records}
     assert {(record.task, record.part) for record in records} == {
-        ("retrieval", "pred@1"), ("predictor_consistency", "pred@1"),
+        ("retrieval", "pred@1"), ("predictor_consistency", "pred@1"), ("action_gain", "pred@1"),
     }  # fmt: skip
     assert by_name["mrr"].baseline == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
     assert [by_name[f"mrr{suffix}"].n for suffix in ("", "_without_identity", "_without_source")] == [48, 36, 36]

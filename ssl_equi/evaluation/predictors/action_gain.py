@@ -9,6 +9,8 @@ from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.bootstrap import PAIRED_RESAMPLES, RatioStatistic, bootstrap_interval
 from ssl_equi.evaluation.features import FeatureCache, encode_split
 from ssl_equi.evaluation.predictors.two_views import OneObservedView, embed_views, known_actions
+from ssl_equi.evaluation.protocol import ProbeProtocol
+from ssl_equi.evaluation.results import ProbeRecord, records_of
 from ssl_equi.evaluation.samples import TaskSkipped
 from ssl_equi.evaluation.sequences.heads import AggregatingModel
 from ssl_equi.evaluation.task import TaskResult
@@ -111,6 +113,12 @@ def action_gain(
         statistics={METRIC: statistic},
         notes=() if used else (gain_in_words(statistic.value(), interval),),
     )
+
+
+def gain_records(result: TaskResult, context_views: int, num_objects: int, split_name: str) -> list[ProbeRecord]:
+    """Records (part "pred@M") of the evaluated split, which has so many objects; nothing was drawn, so seed 0."""
+    answers = {f"pred@{context_views}": {TASK: result}}
+    return records_of(answers, None, split=split_name, protocol=ProbeProtocol(), seed=0, num_objects=num_objects)
 
 
 def gain_in_words(gain: float, interval: tuple[float, float] | None = None) -> str:
