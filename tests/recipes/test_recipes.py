@@ -42,6 +42,10 @@ from tests.fakes import (
 )
 
 STEPS = 3
+# Recipes whose objectives predict with an action, and the part whose gain is judged: none of glimpses.
+PARTS_OF_GAINS = dict.fromkeys(("sie", "equimod", "sen", "conditional_byol"), "all") | {
+    "capsie": "capsules", "equicaps": "capsules", "seq_jepa": "pred@3", "conv_jepa": None, "seq_jepa_saccades": None,
+}  # fmt: skip
 
 
 class FinishedRun(NamedTuple):
@@ -189,7 +193,9 @@ def test_results_have_every_task_on_every_part_beside_its_baselines(
     assert len(set(names)) == len(names)
     # What is asked of sequences of M views (parts PART@M) and of capsules has no random encoder beside it.
     of_single_views = [
-        record for record in results["records"] if "@" not in record["part"] and record["part"] != "capsules"
+        record
+        for record in results["records"]
+        if "@" not in record["part"] and record["part"] != "capsules" and record["task"] != "action_gain"
     ]
     assert {(record["task"], record["part"]) for record in of_single_views} == {
         (task, part) for task in {*CORE_TASKS, AUGMENTATION_EQUIVARIANCE} - {*NEEDS_TRANSLATIONS} for part in parts
@@ -201,6 +207,22 @@ def test_results_have_every_task_on_every_part_beside_its_baselines(
     assert results["run"]["name"] == name
     assert results["run"]["steps"] == STEPS
     assert results["run"]["train_fingerprint"] == ShardDataset(tiny_data, "train").fingerprint
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_that_predict_with_actions_say_whether_they_use_them(
+    name: str, finished: Callable[[str], FinishedRun]
+) -> None:
+    """At every line of the log and, between stored views, on the judged split with its interval."""
+    folder = finished(name).folder
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    gains = [line["action_gain"] for line in lines if line["event"] == "loss" and "action_gain" in line]
+    judged = [record for record in json.loads((folder / "results.json").read_text())["records"]
+              if record["task"] == "action_gain"]  # fmt: skip
+    assert len(gains) == (sum(line["event"] == "loss" for line in lines) if name in PARTS_OF_GAINS else 0)
+    assert [record["part"] for record in judged] == ([PARTS_OF_GAINS[name]] if PARTS_OF_GAINS.get(name) else [])
+    assert all(record["interval_low"] <= record["value"] <= record["interval_high"] for record in judged)
+    assert ("Are the actions used?" in (folder / "report.html").read_text()) == (name in PARTS_OF_GAINS)
 
 
 @pytest.mark.parametrize("name", RECIPES)
