@@ -14,7 +14,7 @@ from ssl_equi.evaluation.predictors.action_gain import action_gain, gain_in_word
 from ssl_equi.evaluation.report.compared_runs import read_compared_runs
 from ssl_equi.evaluation.report.runs import actions_section
 from ssl_equi.evaluation.results import records_of
-from ssl_equi.evaluation.samples import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped, training_views
 from ssl_equi.evaluation.task import TaskResult
 from ssl_equi.geometry.rotations import quat_multiply
 from ssl_equi.latents.actions import actions_of
@@ -55,17 +55,31 @@ def test_a_model_that_turns_with_its_actions_has_the_closed_form(context_views: 
     known = actions_of(cache.schema, ("rotation",))
     found = action_gain(Turning(), cache, cache.features, known, context_views=context_views)
     own, others = np.zeros(OBJECTS), np.zeros(OBJECTS)
-    for start in range(VIEWS):
-        last, target = (start + context_views - 1) % VIEWS, (start + context_views) % VIEWS
-        actions = known.between_all(cache.latents, cache.quats_xyzw)[:, last, target]
-        for errors, given in ((own, actions), (others, torch.cat([actions[-1:], actions[:-1]]))):
-            for number in range(OBJECTS):
-                turned = quat_multiply(cache.features[number, last], given[number])
-                cosine = torch.cosine_similarity(turned, cache.features[number, target], dim=0)
-                errors[number] += 1 - float(cosine)
+    every_action = known.between_all(cache.latents, cache.quats_xyzw)
+    for context in range(10):
+        drawn = training_views(OBJECTS, VIEWS, context_views + 1, 0, context)
+        for number in range(OBJECTS):
+            *_, last, target = drawn[number]
+            for errors, other in ((own, number), (others, number - 1)):
+                action = every_action[other, drawn[other, -2], drawn[other, -1]]
+                turned = quat_multiply(cache.features[number, last], action)
+                errors[number] += 1 - float(torch.cosine_similarity(turned, cache.features[number, target], dim=0))
     assert found.metrics["action_gain"] == pytest.approx(others.mean() / own.mean() - 1, rel=1e-4)
     assert found.metrics["action_gain"] > 5
-    assert found.notes == () and found.num_samples == OBJECTS * VIEWS
+    assert found.notes == () and found.num_samples == OBJECTS * 10
+
+
+def test_objects_on_a_turntable_have_other_actions_all_the_same() -> None:
+    """All are seen from the same places, in the same order."""
+    cache = posed_features(OBJECTS, VIEWS)
+    same = {name: getattr(cache, name)[:1].expand(OBJECTS, -1, -1) for name in ("features", "latents", "quats_xyzw")}
+    cache = replace(cache, **same)
+    known = actions_of(cache.schema, ("rotation",))
+    assert action_gain(Turning(), cache, cache.features, known).metrics["action_gain"] > 100
+    still = replace(cache, latents=cache.latents[:, :1].expand(-1, VIEWS, -1))
+    still = replace(still, quats_xyzw=cache.quats_xyzw[:, :1].expand(-1, VIEWS, -1))
+    with pytest.raises(TaskSkipped, match="the same actions"):
+        action_gain(Turning(), still, still.features, known)
 
 
 def test_a_model_that_ignores_its_actions_gains_nothing_and_a_note_says_so() -> None:
@@ -73,7 +87,7 @@ def test_a_model_that_ignores_its_actions_gains_nothing_and_a_note_says_so() -> 
     found = action_gain(Ignoring(), cache, cache.features, actions_of(cache.schema, ("rotation",)))
     assert found.metrics == {"action_gain": 0} and found.baselines["action_gain"].value == 0
     (note,) = found.notes
-    assert note.startswith("the predictor does not use its actions: its error is 0.0% larger")
+    assert note.startswith("the predictor does not use its actions: its error is 0.0 % larger")
 
 
 def test_a_predictor_of_a_run_is_asked_towards_its_own_embeddings() -> None:
@@ -105,9 +119,13 @@ def test_the_interval_is_that_of_a_ratio_of_means_over_drawn_objects() -> None:
 @pytest.mark.parametrize(
     ("gain", "interval", "sentence"),
     [
-        (0.43, (0.4, 0.46), "the predictor uses its actions: its error is 43.0% larger (95 % interval 40.0% to 46.0%)"),
-        (0.004, (-0.002, 0.01), "does not use its actions: its error is 0.4% larger (95 % interval -0.2% to 1.0%)"),
-        (-0.01, None, "does not use its actions: its error is 1.0% smaller with the actions of other objects"),
+        (
+            0.43,
+            (0.4, 0.46),
+            "the predictor uses its actions: its error is 43.0 % larger (95 % interval 40.0 to 46.0 %)",
+        ),
+        (0.004, (-0.002, 0.01), "does not use its actions: its error is 0.4 % larger (95 % interval -0.2 to 1.0 %)"),
+        (-0.01, None, "does not use its actions: its error is 1.0 % smaller with the actions of other objects"),
     ],
 )
 def test_words_follow_the_interval(gain: float, interval: tuple[float, float] | None, sentence: str) -> None:
@@ -128,8 +146,8 @@ def test_the_report_says_in_words_whether_actions_are_used(tmp_path: Path, judge
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     html = actions_section(read_compared_runs([tmp_path]))
     if judged:
-        assert "<p>The predictor does not use its actions: its error is 0.0% larger" in html
+        assert "<p>The predictor does not use its actions: its error is 0.0 % larger" in html
         assert "split test (40 objects, part all)" in html
     else:
-        assert "<p>The predictor uses its actions: its error is 7.5% larger" in html
+        assert "<p>The predictor uses its actions: its error is 7.5 % larger" in html
         assert "mean of the last 2 logged steps" in html

@@ -1,5 +1,6 @@
 """Whether a trained predictor uses its actions: its error with those of other objects beside its own."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from ssl_equi.evaluation.features import FeatureCache, encode_split
 from ssl_equi.evaluation.predictors.two_views import OneObservedView, embed_views, known_actions
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.results import ProbeRecord, records_of
-from ssl_equi.evaluation.samples import TaskSkipped
+from ssl_equi.evaluation.samples import TaskSkipped, training_views
 from ssl_equi.evaluation.sequences.heads import AggregatingModel
 from ssl_equi.evaluation.task import TaskResult
 from ssl_equi.export.predictor import LatentPredictor
@@ -21,7 +22,7 @@ from ssl_equi.runtime.frozen import frozen
 
 TASK = METRIC = "action_gain"
 BASELINE = Baseline(0.0, "actions unused")
-CONTEXTS_PER_OBJECT = 10
+CONTEXTS_PER_OBJECT, SEED = 10, 0
 OBJECTS_IN_A_CHUNK = 256
 
 
@@ -74,9 +75,9 @@ def action_gain(
 ) -> TaskResult:
     """By which share the prediction error, 1 - cosine, grows if every object is given the actions of another one.
 
-    The next view is predicted after up to ten contexts of M views of each object, in stored order; the other object is
-    the one before it, with the same views. Each error is a mean over all objects, and the gain a ratio of both less 1.
-    TaskSkipped if there are fewer than two objects, or fewer than M + 1 views of one.
+    One more view is predicted after each of ten contexts of M views of every object, drawn once for all models; the
+    other object is the one before it. Each error is a mean over all objects, and the gain a ratio of both less 1.
+    TaskSkipped if there are fewer than two objects, fewer than M + 1 views of one, or no two actions that differ.
 
     Args:
         model: a module on `device`; in evaluation mode meanwhile.
@@ -91,25 +92,31 @@ def action_gain(
             f"{num_objects} objects have {fewest} views: a view that follows {context_views} others is predicted with "
             "its own and with another object's actions, so take a split of 2 objects or more with more views"
         )
-    first = torch.arange(min(CONTEXTS_PER_OBJECT, fewest)).unsqueeze(1)
-    views = (first + torch.arange(context_views + 1)) % fewest
-    latents, quats_xyzw = cache.latents.cpu()[:, views], None
+    # Not in stored order: in it, photographs from a turntable have the same actions for all objects.
+    drawn = [
+        training_views(num_objects, cache.views_of_each, context_views + 1, SEED, context)
+        for context in range(CONTEXTS_PER_OBJECT)
+    ]
+    views = torch.from_numpy(np.stack(drawn, axis=1))
+    rows = torch.arange(num_objects)[:, None, None], views
+    latents, pairs = cache.latents.cpu()[rows], None
     if cache.quats_xyzw is not None:
-        quats_xyzw = cache.quats_xyzw.cpu()[:, views]
-    pairs = None if quats_xyzw is None else (quats_xyzw[:, :, :-1], quats_xyzw[:, :, 1:])
+        quats_xyzw = cache.quats_xyzw.cpu()[rows]
+        pairs = quats_xyzw[:, :, :-1], quats_xyzw[:, :, 1:]
     actions = known(latents[:, :, :-1], latents[:, :, 1:], pairs)
+    exchanged = actions.roll(1, dims=0)
+    if torch.equal(actions, exchanged):
+        raise TaskSkipped("all objects are seen after the same actions, so theirs can't be exchanged")
     assert isinstance(model, nn.Module)
     with frozen(model):
-        own, others = (
-            _errors(model, cache.features, targets, views, told, device) for told in (actions, actions.roll(1, 0))
-        )
+        own, others = (_errors(model, cache.features, targets, views, given, device) for given in (actions, exchanged))
     statistic = RatioStatistic(others.numpy(), own.numpy())
     interval = bootstrap_interval(statistic, PAIRED_RESAMPLES)
     used = interval is None or interval[0] > 0
     return TaskResult(
         metrics={METRIC: statistic.value()},
         baselines={METRIC: BASELINE},
-        num_samples=num_objects * len(views),
+        num_samples=views[..., 0].numel(),
         statistics={METRIC: statistic},
         notes=() if used else (gain_in_words(statistic.value(), interval),),
     )
@@ -125,8 +132,10 @@ def gain_in_words(gain: float, interval: tuple[float, float] | None = None) -> s
     """Whether the actions are used, as a sentence; `interval` is that of 95 %."""
     low = gain if interval is None else interval[0]
     verdict = "the predictor uses its actions" if low > 0 else "the predictor does not use its actions"
-    between = "" if interval is None else f" (95 % interval {interval[0]:z.1%} to {interval[1]:z.1%})"
-    change = f"{abs(gain):.1%} {'smaller' if gain < 0 else 'larger'}"
+    between = (
+        "" if interval is None else " (95 % interval {:z.1f} to {:z.1f} %)".format(*(100 * end for end in interval))
+    )
+    change = f"{100 * abs(gain):.1f} % {'smaller' if gain < 0 else 'larger'}"
     return f"{verdict}: its error is {change}{between} with the actions of other objects than with its own"
 
 
@@ -138,14 +147,15 @@ def _errors(
     actions: Tensor,
     device: torch.device | str,
 ) -> Tensor:
-    """Each object's mean error, float64 `[n]` on the CPU; `views [C, M + 1]` of it, `actions [n, C, M, A]` between."""
+    """Each object's mean error, float64 `[n]` on the CPU: of `views [n, C, M + 1]`, given `actions [n, C, M, A]`."""
     errors = []
     for objects in torch.arange(len(features)).split(OBJECTS_IN_A_CHUNK):
-        observed = features[objects.to(features.device)][:, views[:, :-1]].to(device).flatten(0, 1)
+        of_each, seen = objects[:, None, None], views[objects]
+        observed = features[of_each.to(features.device), seen[..., :-1].to(features.device)].to(device).flatten(0, 1)
         steps = actions[objects].to(device).flatten(0, 1)
         aggregates = model.aggregate(observed, steps[:, :-1] if model.aggregator_takes_actions else None)
         predictions = model.predict(aggregates, steps[:, -1] if model.predictor_takes_actions else None)
-        truth = targets[objects.to(targets.device)][:, views[:, -1]].to(device).flatten(0, 1)
+        truth = targets[of_each[..., 0].to(targets.device), seen[..., -1].to(targets.device)].to(device).flatten(0, 1)
         cosines = F.cosine_similarity(predictions.double(), truth.double(), dim=1)
         errors.append((1 - cosines).view(len(objects), -1).mean(dim=1).cpu())
     return torch.cat(errors)

@@ -96,10 +96,10 @@ def actions_section(runs: Sequence[ComparedRun]) -> str:
     sentences = []
     for run in runs:
         found = _judged_gains(run) or _gains_in_training(run)
-        named = f"{run.name}, " if len(runs) > 1 else ""
         for where, sentence in found.items():
-            shown = f"{sentence[0].upper()}{sentence[1:]}."
-            sentences.append(f'<p>{escaped(shown)} <span class="muted">{escaped(named + where)}</span></p>')
+            named = f"<strong>{escaped(run.name)}</strong>: {escaped(sentence)}." if len(runs) > 1 else ""
+            alone = escaped(f"{sentence[0].upper()}{sentence[1:]}.")
+            sentences.append(f'<p>{named or alone} <span class="muted">{escaped(where)}</span></p>')
     return page_section("actions", "Are the actions used?", *sentences)
 
 
