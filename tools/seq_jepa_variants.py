@@ -43,6 +43,8 @@ from ssl_equi.training.pretraining import initial_encoder
 
 PARTS_OF_TRAINING = 6
 LATENTS = ("rotation", "floor_hue", "light", "light_hue")
+NO_ACTION: dict[str, Any] = {"conditioning": "none"}
+FAST_TARGET: dict[str, Any] = {"config": {"target_momentum": 0.9}, "constant_momentum": True}
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,15 @@ class Variant:
 
 VARIANTS = {
     "base": Variant(),
-    "no_action": Variant(objective={"conditioning": "none"}),
+    "no_action": Variant(objective=NO_ACTION),
     "predictor_only": Variant(objective={"conditioning": "predictor"}),
     "one_view": Variant(config={"observed_views": 1}),
     "centred_target": Variant(target="centred"),
     "standardised_target": Variant(target="standardised"),
-    "momentum_0.9": Variant(config={"target_momentum": 0.9}, constant_momentum=True),
+    "momentum_0.9": Variant(**FAST_TARGET),
+    "momentum_0.9_no_action": Variant(**FAST_TARGET, objective=NO_ACTION),
+    "momentum_0.9_centred": Variant(**FAST_TARGET, target="centred"),
+    "momentum_0.9_centred_no_action": Variant(**FAST_TARGET, target="centred", objective=NO_ACTION),
     "momentum_0.99": Variant(config={"target_momentum": 0.99}, constant_momentum=True),
     "no_momentum_target": Variant(objective={"momentum_target": False}),
     "constant_rate": Variant(constant_rate=True),
@@ -240,12 +245,12 @@ def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
     split = ShardDataset(config.shards, "train")
     views = Views(split, open_data("3diebench-p", config.data_dir, "test", split.image_size[0]))
-    print(f"{'variant':20} {'steps':>5} {'loss':>5}  {'action gain, %':36} {'r2':>5} {'angle':>5} {'knn':>5}")
+    print(f"{'variant':30} {'steps':>5} {'loss':>5}  {'action gain, %':36} {'r2':>5} {'angle':>5} {'knn':>5}")
     for name in config.only or VARIANTS:
         found = train(VARIANTS[name], views, config.images, config.seed)
         gains = " ".join(f"{100 * gain:5.1f}" for gain in found["action_gain"])
         numbers = f"{found['r2_uniform']:5.3f} {found['angle_deg_median']:5.1f} {found['knn_top1']:5.3f}"
-        print(f"{name:20} {found['steps']:5} {found['loss']:5.3f}  {gains:36} {numbers}", flush=True)
+        print(f"{name:30} {found['steps']:5} {found['loss']:5.3f}  {gains:36} {numbers}", flush=True)
         if config.json is not None:
             with open(config.json, "a") as file:
                 file.write(json.dumps({"variant": name, "seed": config.seed, "images": config.images, **found}) + "\n")
