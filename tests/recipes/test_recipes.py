@@ -311,7 +311,8 @@ def test_compiled_networks_learn_the_same_and_keep_their_names(
     train_only(recipe, config)
     forget_processes()
     recipe.main(dataclasses.replace(config, out=tmp_path / "compiled", compile=True))
-    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+    # SimSiam's is a mean of cosines, and starts near zero.
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4, abs=1e-4)
     names = load_encoder(tmp_path / "compiled" / "encoder").state_dict().keys()
     assert not [name for name in names if "_orig_mod" in name]
 
