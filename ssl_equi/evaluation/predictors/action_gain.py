@@ -1,4 +1,4 @@
-"""Whether a trained predictor uses its actions: its error with those of other objects beside its own."""
+"""Action gain of trained predictors: how much larger their error is with the actions of other objects."""
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ def action_gain(
         model: a module on `device`; in evaluation mode meanwhile.
         cache: every view of a split, encoded by the model's encoder, with latents.
         targets: `[n_objects, n_views, E]`, what a prediction of each view is compared with.
-        known: what the model is told between two views.
+        known: the actions between two views that the model is given.
         context_views: M.
     """
     num_objects, fewest = cache.num_objects, cache.fewest_views
@@ -123,7 +123,7 @@ def action_gain(
 
 
 def gain_records(result: TaskResult, context_views: int, num_objects: int, split_name: str) -> list[ProbeRecord]:
-    """Records (part "pred@M") of the evaluated split, which has so many objects; nothing was drawn, so seed 0."""
+    """Records (part "pred@M") of the evaluated split; the draws don't depend on a seed, which is 0."""
     answers = {f"pred@{context_views}": {TASK: result}}
     return records_of(answers, None, split=split_name, protocol=ProbeProtocol(), seed=0, num_objects=num_objects)
 

@@ -1,4 +1,4 @@
-"""Whether a prediction uses the action it is given: its error with the actions of other objects beside its own."""
+"""Action gain: how much larger a prediction error is with the actions of other objects."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
