@@ -60,7 +60,7 @@ from benchmarks import (
     wait_for,
     write_rows,
 )
-from recipe_steps import PREDICTING, recipe_step
+from recipe_steps import GainConfig, measure_action_gain
 from sie_forms import Form, Sizes
 from torch import Tensor, nn
 
@@ -79,9 +79,8 @@ from ssl_equi.objectives.moco import MoCo, MoCoConfig
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_equi.runtime.before_torch import HUGE_PAGES, SPINNING
-from ssl_equi.training.config import RunConfig
 
-TARGET_PROBE_SHARE = TARGET_GAIN_SHARE = 0.02
+TARGET_PROBE_SHARE = 0.02
 BASE = "SimCLR"
 TARGETS = {"E-SSL": 1.4, "CARE, two passes": 1.15, "CARE, four passes": None}
 
@@ -148,20 +147,6 @@ class FormsConfig:
     """Sizes for setup; the defaults are the embedded configuration's."""
     published: Sizes = field(default_factory=lambda: Sizes("sie_resnet18", 64, 64, (2048, 2048, 2048)))
     """Sizes for published; the default has the paper's widths, with smaller views and fewer objects."""
-
-
-@dataclass(frozen=True)
-class GainConfig:
-    """Whose steps measure the gain of their actions."""
-
-    recipes: tuple[str, ...] = PREDICTING
-    """Names of recipes."""
-    batch_size: int | None = None
-    """Objects in a step; each recipe's own when not given."""
-    steps_per_round: int = 2
-    """Steps of each kind in a round."""
-    rounds: int = 15
-    """Rounds."""
 
 
 @dataclass(frozen=True)
@@ -437,34 +422,6 @@ def form_rows(
         *(row_of(f"images per second, {form}", [images / s for s in values]) for form, values in seconds.items()),
         *(row_of(f"peak memory in MiB, {form}", [peak / MIB]) for form, peak in peaks.items()),
     ]
-
-
-# ---------------------------------------------------------------- whether actions are used
-
-
-class GainStep:
-    """A step that measures the gain of its actions, or the same one without; see `seconds_in_turns`."""
-
-    def __init__(self, step: TrainingStep, measures: bool) -> None:
-        self.step, self.measures = step, measures
-
-    def seconds(self, count: int) -> float:
-        self.step.objective.measures_action_gain = self.measures  # type: ignore[assignment]
-        return self.step.seconds(count)
-
-
-def measure_action_gain(config: GainConfig, device: str) -> list[Row]:
-    """Of each recipe, the share of a run's time that its logged steps spend on it."""
-    log_every = RunConfig().log_every
-    rows = []
-    for name in config.recipes:
-        step = recipe_step(name, device, config.batch_size)
-        forms = {"without": GainStep(step, False), "with": GainStep(step, True)}
-        seconds = seconds_in_turns(forms, config.rounds, config.steps_per_round)
-        pairs = zip(seconds["with"], seconds["without"], strict=True)
-        shares = [(measuring / plain - 1) / log_every for measuring, plain in pairs]
-        rows.append(row_of(f"{name}, share of a step", shares, TARGET_GAIN_SHARE))
-    return rows
 
 
 def main(config: Config) -> None:

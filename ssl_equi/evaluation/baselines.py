@@ -1,4 +1,4 @@
-"""What a probe's number has to beat: the best answer that looks at no image.
+"""Baselines of probes: the best answers that look at no image.
 
 For classification that is chance; for regressions the best constant on the evaluated samples themselves, which is the
 strongest constant there is (so `r2_uniform` of it is exactly zero, while `r2_pooled` may be well above).

@@ -1,4 +1,4 @@
-"""What capsule poses tell without any head: the rotation between two views, and how well poses follow the action.
+"""Tasks of capsule poses without any head: the rotation between two views, and how well poses follow the action.
 
 If poses are equivariant, P' = s P M12 for every capsule, with one unknown scale s each. The first three columns of
 P M12 are then those of P turned by R12, with 3 x 3 and with 4 x 4 poses alike; the rotation that turns the columns of

@@ -1,4 +1,4 @@
-"""Whether a predictor moves embeddings as actions move views: nowhere by the identity, back by the inverse, and so on.
+"""Consistency of predictors: no move by the identity action, back by the inverse, the same by a composition.
 
 With z the embedding of a view, p(z, a) the one predicted after action a, views i, j, k of an object and a_ij the action
 between two of them:

@@ -1,4 +1,4 @@
-"""What predictors of two-view methods are asked from one view: which view an action leads to, as in SIE.
+"""Retrieval by predictors of two-view methods: which view an action leads to from one view, as in SIE.
 
 From the features of one view of an object and the action that leads to another view, the predictor answers with an
 embedding, which is looked for among the embeddings of the object's views and among those of all views of a split. SIE
