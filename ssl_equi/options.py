@@ -133,9 +133,7 @@ def check_options(config: Any, default: Any = None) -> None:
         before = {option.name: option.value for option in _options(default)}
         for option in _options(config):
             if option.inactive is not None and option.value != before.get(option.name, option.value):
-                several = isinstance(option.value, (tuple, list))
-                shown = " ".join(map(str, option.value)) if several else str(option.value)
-                raise UserError(f"{option.flag} is {shown} and has no effect: {option.inactive}, or leave it out")
+                raise UserError(f"{_as_given(option)} and has no effect: {option.inactive}, or leave it out")
 
 
 def used_options(config: Any) -> dict[str, Any]:
@@ -167,6 +165,15 @@ def option_flags(config: Any) -> list[str]:
         group = "--" if _is_unnamed(annotations) else f"--{entry.name.replace('_', '-')}."
         flags += [group + flag.removeprefix("--") for flag in option_flags(kind)]
     return flags
+
+
+def _as_given(option: "_Option") -> str:
+    """An option with its value, as its user may have typed it."""
+    if isinstance(option.value, bool):
+        before, dot, last = option.flag.removeprefix("--").rpartition(".")
+        return f"--{before}{dot}{'' if option.value else 'no-'}{last} is given"
+    several = isinstance(option.value, (tuple, list))
+    return f"{option.flag} is {' '.join(map(str, option.value)) if several else option.value}"
 
 
 @dataclasses.dataclass(frozen=True)

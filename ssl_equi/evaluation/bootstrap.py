@@ -236,7 +236,7 @@ def bootstrap_interval(statistic: ObjectStatistic, resamples: int) -> tuple[floa
     """The percentile interval of a metric; None for less than two objects, without resamples, or where undefined."""
     if statistic.num_objects < 2 or resamples < 1:
         return None
-    return _percentiles(_resampled(statistic, resamples))
+    return _percentiles(resampled_values(statistic, resamples))
 
 
 def paired_interval(
@@ -253,13 +253,13 @@ def paired_interval(
     if asked.shape != others.shape or not np.allclose(asked, others, rtol=1e-4, atol=1e-6 * asked.max(initial=0)):
         return None
     with np.errstate(invalid="ignore"):
-        return _percentiles(_resampled(first, resamples) - _resampled(second, resamples))
+        return _percentiles(resampled_values(first, resamples) - resampled_values(second, resamples))
 
 
 # All runs of a row are compared with the best one, whose values need to be found once.
 @lru_cache(maxsize=2)
-def _resampled(statistic: ObjectStatistic, resamples: int) -> np.ndarray:
-    """Values `[resamples]`; the draws depend on the numbers of objects and of resamples alone."""
+def resampled_values(statistic: ObjectStatistic, resamples: int) -> np.ndarray:
+    """Values `[resamples]` of a metric. The draws depend on the numbers of objects and of resamples alone."""
     generator = np.random.default_rng(SEED)
     values = []
     for first in range(0, resamples, RESAMPLES_AT_ONCE):

@@ -41,16 +41,15 @@ OptimizerName = Literal["adam", "adamw", "sgd", "lars"]
 CPU_THREADS, MOST_THREADS, MOST_WORKERS, CORES_OF_THE_TRAINER = 2, 8, 16, 2
 
 _NO_WORKERS = "processes decode instead, so leave out --loader-workers"
+_EVALUATE = "leave out --no-evaluate"
 
 # Options that may differ between the first start of a run and its continuation: they don't change what is learnt. A run
 # that ended at a bad record goes on as if it had skipped bad records from the start.
 FREE_OPTIONS = (
     "out", "resume", "steps", "data_dir", "log_every", "save_every", "threads", "loader_threads", "cache_decoded",
     "cache_in", "loader_workers", "on_bad_record", "max_skipped", "tracker", "compile", "checkpoint_activations",
-    "sharding", "collective_timeout",
+    "sharding", "collective_timeout", "evaluate",
 )  # fmt: skip
-
-# Two ways to the views that don't go together, and why.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,10 +190,12 @@ class PretrainingOptions(RunConfig):
         ActsWhen(lambda options: options.optimizer in ("sgd", "lars"), "choose the optimizer sgd or lars"),
     ] = 0.9
     """Momentum of sgd and lars."""
-    probe_protocol: ProtocolName = "embedded"
+    evaluate: bool = True
+    """Probe the encoder on unseen objects at the end. Off: it is only exported, for `evaluation/suite.py` to ask."""
+    probe_protocol: Annotated[ProtocolName, ActsWhen(lambda options: options.evaluate, _EVALUATE)] = "embedded"
     """How the final heads are trained, and which tasks are asked beside one of each kind; all but embedded and ssl_equi
     are papers' protocols."""
-    compare_with_random: bool = True
+    compare_with_random: Annotated[bool, ActsWhen(lambda options: options.evaluate, _EVALUATE)] = True
     """Also probe an untrained encoder; off saves a third of the final probing."""
 
     @property

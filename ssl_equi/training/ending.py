@@ -72,6 +72,9 @@ class Ending:
         for name, export in self.exports(objective).items():
             export.write(run.folder / name)
             run.processes.say(f"exported {run.folder / name}")
+        if not self.config.evaluate:
+            run.processes.say(f"--no-evaluate: not probed; evaluation/suite.py --encoder {run.folder} does it")
+            return
         run.processes.say(f"probing on the {self.config.evaluation_split} split")
         results = self.probe(objective)
         records: list[ProbeRecord] = []

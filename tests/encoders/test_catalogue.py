@@ -43,6 +43,8 @@ def test_the_side_of_the_images_is_stated_once() -> None:
 SIZES = {  # image size, features, parameters
     "strided_cnn_tiny": (64, 512, 2_634_784),
     "strided_cnn_pooled": (64, 512, 387_936 + 2 * 480),
+    "strided_cnn_nano": (32, 256, 323_344),
+    "strided_cnn_nano_pooled": (32, 256, 60_688),
     "resnet18_small_images": (32, 512, 11_168_832),
     "resnet50_small_images": (32, 2048, 23_500_352),
     "sie_resnet18": (256, 512, 11_180_736),
@@ -103,7 +105,9 @@ def test_the_pooled_small_encoder_has_no_weights_behind_its_map() -> None:
     assert encoder(torch.randn(2, 3, 96, 96)).shape == (2, 512)
 
 
-@pytest.mark.parametrize("name", ["strided_cnn_tiny", "strided_cnn_pooled"])
+@pytest.mark.parametrize(
+    "name", ["strided_cnn_tiny", "strided_cnn_pooled", "strided_cnn_nano", "strided_cnn_nano_pooled"]
+)
 def test_the_small_encoders_keep_where_things_are(name: str) -> None:
     """A shifted pattern gives other features: global pooling would make them nearly equal."""
     torch.manual_seed(0)

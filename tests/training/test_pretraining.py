@@ -15,7 +15,7 @@ from ssl_equi.data.images import normalise_views
 from ssl_equi.data.loading.threads import stored_loader
 from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.encoders import create_encoder
-from ssl_equi.errors import CheckpointError, RunError
+from ssl_equi.errors import CheckpointError, RunError, UserError
 from ssl_equi.evaluation import publish
 from ssl_equi.evaluation.encoders import RANDOM_ENCODER_SEED, EncoderSource
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS, ProbeProtocol
@@ -23,6 +23,7 @@ from ssl_equi.evaluation.report import write as report
 from ssl_equi.evaluation.results import read_records
 from ssl_equi.objectives.sie import SIE, SIEConfig
 from ssl_equi.objectives.vicreg import VICReg, VICRegConfig
+from ssl_equi.options import check_options
 from ssl_equi.training import ending
 from ssl_equi.training.config import PretrainingConfig
 from ssl_equi.training.ending import Ending, probed_parts
@@ -173,6 +174,20 @@ def test_the_ending_asks_one_of_each_kind_and_what_the_protocol_states(
     expected = {*CORE_TASKS, AUGMENTATION_EQUIVARIANCE, "knn_weighted", "action_gain"} - {*NEEDS_TRANSLATIONS}
     assert {record.task for record in records} == expected
     assert {record.protocol for record in records} == {"essl_cached"}
+
+
+def test_without_an_evaluation_the_encoder_is_exported_and_nothing_else(
+    config: PretrainingConfig, data: DataSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = dataclasses.replace(config, evaluate=False)
+    objective = make_objective(chosen)
+    run = started_run(chosen, objective)
+    Ending(run, chosen, objective, data, PAIRS).finish()
+    assert (run.folder / "encoder").is_dir() and (run.folder / "predictor").is_dir()
+    assert not list(run.folder.glob("results*")) and not (run.folder / "report.html").exists()
+    assert f"evaluation/suite.py --encoder {run.folder}" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--no-compare-with-random is given and has no effect: leave out --no-e"):
+        check_options(dataclasses.replace(chosen, compare_with_random=False), config)
 
 
 def test_the_exported_labels_come_from_the_data(config: PretrainingConfig, data: DataSource, tmp_path: Path) -> None:
