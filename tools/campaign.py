@@ -60,6 +60,8 @@ class Config:
     """Names of runs, METHOD-EPOCHS-seedSEED, in which * stands for anything; all when not given."""
     hours: Positive | None = None
     """Stop after this time; without it when all is done."""
+    data: tuple[str, ...] = ()
+    """NAME=FOLDER of data sets that are there already and need not be built; those without a command are given so."""
     again: Annotated[bool, ActsWhen(lambda options: options.only, "name the runs with --only")] = False
     """Repeat runs that have a file, and compare."""
 
@@ -72,11 +74,25 @@ def main(config: Config) -> None:
     there = [run for run in runs if campaign.file_of(run.name).exists()]
     wanted = there if config.again else [run for run in runs if run not in there]
     print(f"{campaign.title}: {len(wanted)} of {len(runs)} runs to do", flush=True)
-    work = Work(campaign, config.work.absolute(), config.again)
+    work = Work(campaign, config.work.absolute(), config.again, given_data(campaign, config.data))
     deadline = None if config.hours is None else time.monotonic() + 3600 * config.hours
     failed = run_all([RunInProgress(work, run) for run in wanted], work, config.jobs, deadline)
     if failed:
         raise UserError(f"{', '.join(failed)} failed: see their logs in {work.folder / 'runs'}")
+
+
+def given_data(campaign: Campaign, texts: tuple[str, ...]) -> dict[str, Path]:
+    """Folders by name. Raises UserError for another name, and for a data set that has neither folder nor command."""
+    given = {}
+    for text in texts:
+        name, _, folder = text.partition("=")
+        if name not in campaign.data or not folder:
+            raise UserError(f"--data is {text!r}: give NAME=FOLDER with a name of {', '.join(campaign.data)}")
+        given[name] = Path(folder).absolute()
+    missing = [name for name, command in campaign.data.items() if not command and name not in given]
+    if missing:
+        raise UserError(f"{missing[0]} is not built by the campaign: give its folder with --data {missing[0]}=FOLDER")
+    return given
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -89,15 +105,20 @@ def _first(campaign: Campaign) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """Where a campaign's commands run, and what stands for {NAME} in them."""
+    """Where a campaign's commands run, and what stands for {NAME} in them.
+
+    Attributes:
+        given: folders of data sets that need not be built, by name.
+    """
 
     campaign: Campaign
     folder: Path
     again: bool
+    given: dict[str, Path]
 
     def command(self, text: str, **names: Path | int) -> list[str]:
         """A script of this repository with its options. Raises UserError for a {NAME} that stands for nothing."""
-        known = {name: self.folder / "data" / name for name in self.campaign.data} | names
+        known = {name: self.folder / "data" / name for name in self.campaign.data} | self.given | names
         try:
             return [sys.executable, *(word.format_map(known) for word in shlex.split(text))]
         except KeyError as error:
@@ -108,8 +129,9 @@ class Work:
     def build_data(self) -> None:
         """Builds what is missing; the builders go on where they were stopped."""
         for name, text in self.campaign.data.items():
-            subprocess.run(self.command(text), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-            print(f"{name} is built", flush=True)
+            if name not in self.given:
+                subprocess.run(self.command(text), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+                print(f"{name} is built", flush=True)
 
 
 class RunInProgress:

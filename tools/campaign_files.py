@@ -8,7 +8,7 @@ A campaign is a folder under `docs/campaigns/`. Its campaign.toml:
     options = "--data-dir {many} --image-size 32"          # of every run
     figures = ["classification:top1", "relative_rotation:r2_uniform"]
 
-    [data]                                                  # commands that build it; {NAME} is its folder
+    [data]                    # commands that build it, "" if it is given by --data; {NAME} is its folder
     many = "datasets/procedural.py --out {many} --set.image-size 32"
 
     [[method]]

@@ -90,23 +90,27 @@ def test_a_folder_without_a_campaign_and_unknown_names_are_refused(tmp_path: Pat
     with pytest.raises(UserError, match="such as sie-3-seed0"):
         main(Config(folder, tmp_path / "work", only=("sie-4-*",)))
     with pytest.raises(UserError, match=r"\{mayn\}, which stands for nothing: choose from many, run"):
-        Work(read_campaign(folder), tmp_path, False).command("a.py --data-dir {mayn}", run=tmp_path)
+        Work(read_campaign(folder), tmp_path, False, {}).command("a.py --data-dir {mayn}", run=tmp_path)
+    for text in ("mayn=/data", "many", "many="):
+        with pytest.raises(UserError, match=f"--data is '{text}': give NAME=FOLDER with a name of many"):
+            main(Config(folder, tmp_path / "work", data=(text,)))
+    without_command = CAMPAIGN.replace('many = "datasets/procedural.py --out {many}"', 'many = ""')
+    with pytest.raises(UserError, match="many is not built by the campaign: give its folder with --data many=FOLDER"):
+        main(Config(campaign_in(tmp_path / "other", without_command), tmp_path / "work"))
 
 
 # ---------------------------------------------------------------- runs
 
 
 def test_a_run_is_trained_judged_kept_and_repeated_equal_to_the_bit(tiny_data: Path, tmp_path: Path) -> None:
-    options = (
-        f"--data-dir {tiny_data} --image-size 32 --encoder strided_cnn_nano --batch-size 8 --threads 1 --log-every 1"
-    )
+    options = "--data-dir {many} --image-size 32 --encoder strided_cnn_nano --batch-size 8 --threads 1 --log-every 1"
     content = CAMPAIGN.replace('"--image-size 32"', f'"{options}"').replace("seeds = [0, 1]", "seeds = [0]")
-    content = content.replace('many = "datasets/procedural.py --out {many}"', "")
     content = content.replace(
-        "--encoder {run}", f"--encoder {{run}} --data-dir {tiny_data} --seeds 1 --no-compare-with-random --tasks knn",
+        "--encoder {run}", "--encoder {run} --data-dir {many} --seeds 1 --no-compare-with-random --tasks knn",
     ).replace("classification:top1", "knn:top1")  # fmt: skip
     folder = campaign_in(tmp_path / "campaign", content)
     call = [sys.executable, "tools/campaign.py", str(folder), "--work", str(tmp_path / "work"), "--only", "vicreg-3-*"]
+    call += ["--data", f"many={tiny_data}"]
     said = subprocess.run(call, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "1 of 1 runs to do" in said and "vicreg-3-seed0: 144 images" in said
     kept = json.loads((folder / "runs" / "vicreg-3-seed0.json").read_text())
