@@ -28,7 +28,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from campaign_files import Campaign, PlannedRun, read_campaign, write_run
+from campaign_files import Campaign, Judge, PlannedRun, read_campaign, write_run
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.errors import UserError
@@ -78,7 +78,7 @@ def main(config: Config) -> None:
     deadline = None if config.hours is None else time.monotonic() + 3600 * config.hours
     failed = run_all([RunInProgress(work, run) for run in wanted], work, config.jobs, deadline)
     if failed:
-        raise UserError(f"{', '.join(failed)} failed: see their logs in {work.folder / 'runs'}")
+        raise UserError(f"{len(failed)} runs failed: {', '.join(failed)}; their logs are in {work.folder / 'runs'}")
 
 
 def given_data(campaign: Campaign, texts: tuple[str, ...]) -> dict[str, Path]:
@@ -141,6 +141,8 @@ class RunInProgress:
         self.work, self.run = work, run
         self.folder = work.folder / "runs" / (f"{run.name}-again" if work.again else run.name)
         self.log = self.folder.with_name(f"{self.folder.name}.log")
+        if work.again:
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.waiting = self.commands()
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -150,12 +152,11 @@ class RunInProgress:
         options = f"--epochs {method.epochs[self.run.budget]} --seed {self.run.seed} --no-evaluate --resume"
         text = f"{method.recipe} {campaign.options} {method.options} {options} --out {{run}}"
         commands = [] if (self.folder / "encoder").exists() else [self.work.command(text, run=self.folder)]
-        for judge in campaign.judge:
-            if not judge.methods or method.name in judge.methods:
-                out = self.folder / f"judged-{judge.name}"
-                shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped while it was judged
-                command = self.work.command(judge.command, run=self.folder, seed=self.run.seed)
-                commands.append([*command, "--out", str(out)])
+        for judge in campaign.judges_of(method):
+            out = folder_of(judge, self.folder)
+            shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped while it was judged
+            command = self.work.command(judge.command, run=self.folder, seed=self.run.seed)
+            commands.append([*command, "--out", str(out)])
         return commands
 
     def start_next(self) -> None:
@@ -209,6 +210,7 @@ def run_all(todo: list[RunInProgress], work: Work, jobs: int, deadline: float | 
                 active.append(todo.pop(0))
             for run in list(active):
                 if run.failed():
+                    print(f"{run.run.name} failed: see {run.log}", flush=True)
                     failed.append(run.run.name)
                     active.remove(run)
                 elif not run.runs():
@@ -252,20 +254,29 @@ def content_of(campaign: Campaign, run: PlannedRun, folder: Path) -> dict[str, A
         "cpu": cpu_name(), "device": versions["device"],
         "commit": versions["commit"], "torch": versions["torch"], "timm": versions["timm"],
         "training": {name: means_of_parts(curves[name][1]) for name in FOLLOWED if name in curves},
-        "figures": [figure for judged in sorted(folder.glob("judged-*")) for figure in figures_of(campaign, judged)],
+        "figures": [
+            figure for judge in campaign.judges_of(run.method) for figure in figures_of(judge, folder_of(judge, folder))
+        ],
     }  # fmt: skip
 
 
-def figures_of(campaign: Campaign, judged: Path) -> list[dict[str, Any]]:
+def folder_of(judge: Judge, run: Path) -> Path:
+    """Where a judge leaves its results."""
+    return run / f"judged-{judge.name}"
+
+
+def figures_of(judge: Judge, judged: Path) -> list[dict[str, Any]]:
     """The kept figures of one judge, each with its values on resampled objects where the metric follows from them."""
     with np.load(judged / ARRAYS_FILE) as file:
         arrays = {name: file[name] for name in file.files if file[name].dtype.kind == "f"}
     kept = []
     for record in read_records(judged / RESULTS_FILE):
-        if f"{record.task}:{record.metric}" in campaign.figures:
+        if f"{record.task}:{record.metric}" in judge.figures:
             statistic = stored_statistic(arrays, record.task, record.part, record.metric)
             resampled = [] if statistic is None else resampled_values(statistic, RESAMPLES).tolist()
-            kept.append(_figure(record) | {"resampled": [_rounded(value) for value in resampled]})
+            kept.append(
+                {"judge": judge.name} | _figure(record) | {"resampled": [_rounded(value) for value in resampled]}
+            )
     return kept
 
 
@@ -285,7 +296,7 @@ def means_of_parts(values: np.ndarray) -> list[float]:
 
 def compared(now: dict[str, Any], kept: dict[str, Any]) -> str:
     """How the figures of a repeated run differ from those that are kept."""
-    places = ("task", "part", "metric")
+    places = ("judge", "task", "part", "metric")
     before = {tuple(figure[place] for place in places): figure["value"] for figure in kept["figures"]}
     after = {tuple(figure[place] for place in places): figure["value"] for figure in now["figures"]}
     if before.keys() != after.keys():

@@ -6,7 +6,6 @@ A campaign is a folder under `docs/campaigns/`. Its campaign.toml:
     about = "What is asked, and what was expected before the runs."
     seeds = [0, 1, 2]
     options = "--data-dir {many} --image-size 32"          # of every run
-    figures = ["classification:top1", "relative_rotation:r2_uniform"]
 
     [data]                    # commands that build it, "" if it is given by --data; {NAME} is its folder
     many = "datasets/procedural.py --out {many} --set.image-size 32"
@@ -21,13 +20,14 @@ A campaign is a folder under `docs/campaigns/`. Its campaign.toml:
     [[judge]]                                               # asked of every run, or of `methods` alone
     name = "probes"
     command = "evaluation/suite.py --encoder {run} --data-dir {many}"
+    figures = ["classification:top1", "relative_rotation:r2_uniform"]      # TASK:METRIC that are kept, of every part
 
     [[claim]]
     text = "SIE's equivariant part knows more of the rotation than VICReg"
     expected = "above at every budget, and further with training"
     first = "sie:equi"                                      # METHOD:PART
     second = "vicreg:all"
-    figure = "relative_rotation:r2_uniform"
+    figure = "probes/relative_rotation:r2_uniform"          # JUDGE/TASK:METRIC
 
 A run's file holds its figures, each with its values on resampled objects: the same objects for all runs, so that any
 two runs can be compared as pairs without their predictions.
@@ -73,11 +73,14 @@ class Judge:
     """A command that leaves its results.json in the folder that it is given by --out.
 
     Attributes:
+        name: of what it asks; two of one name ask different methods.
+        figures: TASK:METRIC of its records that are kept, of every part.
         methods: that are asked; all when empty.
     """
 
     name: str
     command: str
+    figures: tuple[str, ...]
     methods: tuple[str, ...] = ()
 
 
@@ -111,7 +114,6 @@ class Campaign:
 
     Attributes:
         options: of every run.
-        figures: TASK:METRIC that are kept of every part.
         data: commands that build the data sets, by name.
     """
 
@@ -119,12 +121,20 @@ class Campaign:
     title: str
     about: str
     seeds: tuple[int, ...]
-    figures: tuple[str, ...]
     method: tuple[Method, ...]
     judge: tuple[Judge, ...]
     options: str = ""
     data: dict[str, str] = dataclasses.field(default_factory=dict)
     claim: tuple[Claim, ...] = ()
+
+    @property
+    def figures(self) -> list[str]:
+        """What is kept, each JUDGE/TASK:METRIC."""
+        return list(dict.fromkeys(f"{judge.name}/{figure}" for judge in self.judge for figure in judge.figures))
+
+    def judges_of(self, method: Method) -> list[Judge]:
+        """Those that a method is asked by."""
+        return [judge for judge in self.judge if not judge.methods or method.name in judge.methods]
 
     def runs(self) -> list[PlannedRun]:
         """Cheap ones first, and every method once before the next seed, so that what is finished can be compared."""
@@ -216,10 +226,17 @@ def _check(campaign: Campaign, path: Path) -> None:
                 f"{path}: {method.name} has {len(method.epochs)} epochs and {names[0]} has "
                 f"{len(campaign.method[0].epochs)}: give each method one for each budget"
             )
+        asked = [judge.name for judge in campaign.judges_of(method)]
+        doubled = next((name for name in asked if asked.count(name) > 1), None)
+        if doubled is not None:
+            raise UserError(f"{path} asks {method.name} by two judges named {doubled!r}: let one leave it to the other")
     sides = [side.partition(":")[0] for claim in campaign.claim for side in (claim.first, claim.second)]
     for name in [*sides, *(name for judge in campaign.judge for name in judge.methods)]:
         if name not in names:
             raise UserError(f"{path} speaks of the method {name!r}: choose from {', '.join(names)}")
-    for figure in [*campaign.figures, *(claim.figure for claim in campaign.claim)]:
-        if figure.count(":") != 1 or figure not in campaign.figures:
-            raise UserError(f"{path} speaks of the figure {figure!r}: name it TASK:METRIC, in figures too")
+    for figure in (figure for judge in campaign.judge for figure in judge.figures):
+        if figure.count(":") != 1:
+            raise UserError(f"{path} has the figure {figure!r}: write TASK:METRIC")
+    for claim in campaign.claim:
+        if claim.figure not in campaign.figures:
+            raise UserError(f"{path} has a claim of {claim.figure!r}: choose from {', '.join(campaign.figures)}")

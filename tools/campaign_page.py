@@ -93,8 +93,8 @@ class FinishedCampaign:
 
 
 def is_of(found: Mapping[str, Any], figure: str, part: str) -> bool:
-    """Whether a kept figure is of this task, metric and part."""
-    return f"{found['task']}:{found['metric']}" == figure and found["part"] == part
+    """Whether a kept figure is that of JUDGE/TASK:METRIC and of this part."""
+    return f"{found['judge']}/{found['task']}:{found['metric']}" == figure and found["part"] == part
 
 
 def main(config: Config) -> None:
@@ -111,10 +111,16 @@ def page(finished: FinishedCampaign) -> str:
     sections += ["## Claims", claims_table(finished)] if campaign.claim else []
     sections += ["## Learning curves", "![Figures over images seen in training, a line per method](curves.svg)"]
     for figure in campaign.figures:
-        task, metric = figure.split(":")
-        sections += [f"## {task}, `{metric}`", figure_table(finished, figure)]
+        sections += [f"## {spelled(figure)}", figure_table(finished, figure)]
     sections += ["## Training", training_table(finished), "## Commands", commands(campaign)]
     return "\n\n".join(sections) + "\n"
+
+
+def spelled(figure: str) -> str:
+    """JUDGE/TASK:METRIC as a heading."""
+    judge, _, rest = figure.partition("/")
+    task, _, metric = rest.partition(":")
+    return f"{judge}: {task}, {metric}"
 
 
 def origin(finished: FinishedCampaign) -> str:
@@ -139,11 +145,27 @@ def figure_table(finished: FinishedCampaign, figure: str) -> str:
     head = ["method", "part", *(budget_name(finished, budget) for budget in finished.budgets)]
     known = [f for run in finished.runs for f in run["figures"] if is_of(f, figure, f["part"])]
     lines = [["without an image", "-", *([fixed(known[0]["baseline"], 3)] * len(finished.budgets))]] if known else []
+    lines += random_lines(finished, figure)
     for method in finished.campaign.method:
         for part in finished.parts(method.name, figure):
             rows = [finished.row(method.name, part, figure, budget) for budget in finished.budgets]
             lines.append([label_of(method), f"`{part}`", *(cell(row) for row in rows)])
     return table(head, lines)
+
+
+def random_lines(finished: FinishedCampaign, figure: str) -> list[list[str]]:
+    """A row for each part of the random encoders that methods were compared with."""
+    lines = []
+    for method in finished.campaign.method:
+        for part in finished.parts(method.name, figure):
+            runs = [run for run in finished.runs if run["method"] == method.name]
+            values = [found["random_encoder"] for run in runs for found in run["figures"] if is_of(found, figure, part)]
+            known = [value for value in values if value is not None]
+            if known:
+                label = f"random encoder, as of {label_of(method)}"
+                cells = [fixed(statistics.fmean(known), 3)] * len(finished.budgets)
+                lines.append([label, f"`{part}`", *cells])
+    return lines
 
 
 def budget_name(finished: FinishedCampaign, budget: int) -> str:
@@ -299,7 +321,7 @@ def draw_curves(axes: Any, finished: FinishedCampaign, figure: str) -> None:
             )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlabel("images")
-    axes.set_title(figure.replace(":", ", "), fontsize=9, loc="left")
+    axes.set_title(spelled(figure), fontsize=9, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
 

@@ -20,7 +20,6 @@ title = "Rotation over training"
 about = "What was expected."
 seeds = [0, 1]
 options = "--image-size 32"
-figures = ["classification:top1", "relative_rotation:r2_uniform"]
 [data]
 many = "datasets/procedural.py --out {many}"
 [[method]]
@@ -38,13 +37,16 @@ label = "VICReg"
 [[judge]]
 name = "probes"
 command = "evaluation/suite.py --encoder {run}"
+figures = ["classification:top1", "relative_rotation:r2_uniform"]
 [[claim]]
 text = "SIE is better"
 expected = "above"
 first = "sie:equi"
 second = "vicreg:all"
-figure = "relative_rotation:r2_uniform"
+figure = "probes/relative_rotation:r2_uniform"
 """
+
+SECOND_JUDGE = '[[judge]]\nname = "probes"\ncommand = ""\nfigures = []\n'
 
 
 def campaign_in(folder: Path, content: str = CAMPAIGN) -> Path:
@@ -74,7 +76,9 @@ def test_the_cheap_runs_of_all_seeds_come_first(tmp_path: Path) -> None:
         ("epochs = [3, 9]\nimages_per_object = 2\nlabel", "epochs = [3]\nimages_per_object = 2\nlabel", "vicreg has 1"),
         ('name = "vicreg"', 'name = "sie"', "two methods named 'sie'"),
         ('first = "sie:equi"', 'first = "sei:equi"', "the method 'sei': choose from sie, vicreg"),
-        ('figure = "relative_rotation:r2_uniform"', 'figure = "colour:r2_uniform"', "the figure 'colour:r2_uniform'"),
+        ('figure = "probes/', 'figure = "pairs/', "a claim of 'pairs/relative_rotation:r2_uniform': choose from pr"),
+        ("[[judge]]", SECOND_JUDGE + "[[judge]]", "sie by two judges named 'probes'"),
+        ('"classification:top1"', '"top1"', "the figure 'top1': write TASK:METRIC"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_campaign_is_named(tmp_path: Path, old: str, new: str, sentence: str) -> None:
@@ -126,7 +130,7 @@ def test_a_run_is_trained_judged_kept_and_repeated_equal_to_the_bit(tiny_data: P
 
 
 def test_a_repeated_run_tells_what_differs() -> None:
-    figure = {"task": "knn", "part": "all", "metric": "top1", "value": 0.5}
+    figure = {"judge": "probes", "task": "knn", "part": "all", "metric": "top1", "value": 0.5}
     kept = {"cpu": "A", "figures": [figure]}
     assert (
         compared({"cpu": "B", "figures": [figure | {"value": 0.75}]}, kept)
@@ -142,8 +146,9 @@ def keep(folder: Path, method: str, budget: int, seed: int, part: str, value: fl
     epochs = (3, 9)[budget]
     resampled = [value + spread * (-1) ** draw for draw in range(200)]
     figure = {
-        "task": "relative_rotation", "part": part, "metric": "r2_uniform", "value": value, "baseline": 0.0,
-        "random_encoder": None, "n": 40, "num_objects": 4, "split": "test", "protocol": "p", "resampled": resampled,
+        "judge": "probes", "task": "relative_rotation", "part": part, "metric": "r2_uniform", "value": value,
+        "baseline": 0.0, "random_encoder": 0.125 if part == "all" else None, "n": 40, "num_objects": 4,
+        "split": "test", "protocol": "p", "resampled": resampled,
     }  # fmt: skip
     content: dict[str, Any] = {
         "run": f"{method}-{epochs}-seed{seed}", "method": method, "budget": budget, "seed": seed, "steps": epochs,
@@ -162,6 +167,7 @@ def test_the_page_shows_means_claims_and_what_is_missing(tmp_path: Path) -> None
     page = (folder / "README.md").read_text()
     assert "| method | part | not run | 9 k images |" in page
     assert "| sie | `equi` | - | 0.550 ± 0.071 |" in page and "| VICReg | `all` | - | 0.250 ± 0.071 |" in page
+    assert "| random encoder, as of VICReg | `all` | 0.125 | 0.125 |" in page and "as of sie" not in page
     assert "4 of 8 runs are finished: 2.0 hours" in page and "0.0 25.0" in page
     claim = next(line for line in page.splitlines() if line.startswith("| SIE is better"))
     assert "+0.300 [0.200, 0.400]" in claim and claim.endswith("| 0.198 | shown |")
