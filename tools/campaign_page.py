@@ -7,6 +7,7 @@ difference, with a 95 % bootstrap interval over judged objects, which both share
 """
 
 import io
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from ssl_equi.evaluation.metrics import fixed
 from ssl_equi.evaluation.report.figures import DASHES, MARKERS
 from ssl_equi.files import write_atomically
 
+PANELS_IN_A_ROW = 2
 SEED_DRAWS = 20  # for each draw of objects
 Z_OF_INTERVAL, Z_OF_POWER = 1.96, 0.84  # 95 % intervals, which four of five repetitions find apart
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f")
@@ -294,14 +296,14 @@ def curves_svg(finished: FinishedCampaign) -> str:
 
     figures = finished.campaign.figures
     with rc_context({"svg.hashsalt": "campaign", "svg.fonttype": "none", "font.size": 9}):
-        drawing = Figure(figsize=(4.6 * len(figures), 3.8), layout="constrained")
+        rows = math.ceil(len(figures) / PANELS_IN_A_ROW)
+        drawing = Figure(figsize=(4.4 * PANELS_IN_A_ROW, 3.2 * rows + 0.8), layout="constrained")
         for place, figure in enumerate(figures):
-            axes = drawing.add_subplot(1, len(figures), place + 1)
-            draw_curves(axes, finished, figure)
+            draw_curves(drawing.add_subplot(rows, PANELS_IN_A_ROW, place + 1), finished, figure)
         handles = {
             label: h for axes in drawing.axes for h, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        drawing.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False)
+        drawing.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
         content = io.StringIO()
         drawing.savefig(content, format="svg", metadata={"Date": None})
     return content.getvalue()
