@@ -255,7 +255,9 @@ def content_of(campaign: Campaign, run: PlannedRun, folder: Path) -> dict[str, A
         "commit": versions["commit"], "torch": versions["torch"], "timm": versions["timm"],
         "training": {name: means_of_parts(curves[name][1]) for name in FOLLOWED if name in curves},
         "figures": [
-            figure for judge in campaign.judges_of(run.method) for figure in figures_of(judge, folder_of(judge, folder))
+            figure
+            for judge in campaign.judges_of(run.method)
+            for figure in figures_of(campaign, judge, folder_of(judge, folder))
         ],
     }  # fmt: skip
 
@@ -265,18 +267,21 @@ def folder_of(judge: Judge, run: Path) -> Path:
     return run / f"judged-{judge.name}"
 
 
-def figures_of(judge: Judge, judged: Path) -> list[dict[str, Any]]:
-    """The kept figures of one judge, each with its values on resampled objects where the metric follows from them."""
+def figures_of(campaign: Campaign, judge: Judge, judged: Path) -> list[dict[str, Any]]:
+    """The kept figures of one judge; those of claims with their values on resampled objects, if these decide them."""
+    claimed = {claim.figure for claim in campaign.claim}
     with np.load(judged / ARRAYS_FILE) as file:
         arrays = {name: file[name] for name in file.files if file[name].dtype.kind == "f"}
     kept = []
     for record in read_records(judged / RESULTS_FILE):
-        if f"{record.task}:{record.metric}" in judge.figures:
+        figure = f"{record.task}:{record.metric}"
+        if figure in judge.figures:
             statistic = stored_statistic(arrays, record.task, record.part, record.metric)
-            resampled = [] if statistic is None else resampled_values(statistic, RESAMPLES).tolist()
-            kept.append(
-                {"judge": judge.name} | _figure(record) | {"resampled": [_rounded(value) for value in resampled]}
-            )
+            if statistic is None or f"{judge.name}/{figure}" not in claimed:
+                values = []
+            else:
+                values = resampled_values(statistic, RESAMPLES).tolist()
+            kept.append({"judge": judge.name} | _figure(record) | {"resampled": [_rounded(value) for value in values]})
     return kept
 
 

@@ -29,8 +29,8 @@ A campaign is a folder under `docs/campaigns/`. Its campaign.toml:
     second = "vicreg:all"
     figure = "probes/relative_rotation:r2_uniform"          # JUDGE/TASK:METRIC
 
-A run's file holds its figures, each with its values on resampled objects: the same objects for all runs, so that any
-two runs can be compared as pairs without their predictions.
+A run's file holds its figures. Those that a claim is about come with their values on resampled objects: the same
+objects for all runs, so that any two runs can be compared as pairs without their predictions.
 """
 
 import dataclasses
@@ -174,11 +174,11 @@ def read_campaign(folder: Path) -> Campaign:
 
 
 def write_run(path: Path, content: dict[str, Any]) -> None:
-    """A run's file, atomically; a line for each figure, so that changes can be read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A run's file, atomically; a line for each entry and each figure, so that changes can be read."""
     figures = ",\n  ".join(json.dumps(figure) for figure in content["figures"])
-    head = json.dumps({name: value for name, value in content.items() if name != "figures"}, indent=1)
-    write_atomically(path, f'{head[:-2]},\n "figures": [\n  {figures}\n ]\n}}\n', UserError)
+    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in content.items() if name != "figures"]
+    lines.append(f'"figures": [\n  {figures}\n ]')
+    write_atomically(path, "{\n " + ",\n ".join(lines) + "\n}\n", UserError)
 
 
 def _part_of(kind: type[Part], table: Any, where: str) -> Part:
