@@ -3,6 +3,7 @@
     python datasets/procedural.py --out SHARDS --set.train-objects 336 --splits train      8,064 objects, once
     python tools/seq_jepa_variants.py SHARDS                        all variants, some minutes each on one core
     python tools/seq_jepa_variants.py SHARDS --only base no_action --seed 1 --json figures.jsonl
+    python tools/seq_jepa_variants.py SHARDS --encoder strided_cnn_nano --data-dir SMALL      both of 32 pixels
 
 Every variant is the recipe's embedded configuration with one change, and sees equally many images. Views are decoded
 once, into memory. Features are judged on the embedded set: `r2_uniform` of the relative rotation by a small head
@@ -57,6 +58,7 @@ class Variant:
         constant_rate: the learning rate doesn't fall after its warm-up.
         target: what predictions are compared with; centred and standardised with the batch's own statistics.
         last_layer: behind the encoder's pooled features.
+        gated_predictor: hidden numbers of the predictor are multiplied with numbers made of the action.
         zero_branches: residual branches of the aggregator start as zero.
         pre_norm: the aggregator normalises before its residual branches.
     """
@@ -67,6 +69,7 @@ class Variant:
     constant_rate: bool = False
     target: Literal["raw", "centred", "standardised"] = "raw"
     last_layer: Literal["none", "linear"] = "none"
+    gated_predictor: bool = False
     zero_branches: bool = False
     pre_norm: bool = False
 
@@ -94,6 +97,8 @@ VARIANTS = {
     "pre_norm": Variant(pre_norm=True),
     "one_layer": Variant(objective={"layers": 1}),
     "all_latents": Variant(config={"actions": LATENTS}),
+    "gated_predictor": Variant(gated_predictor=True),
+    "momentum_0.9_gated_predictor": Variant(**FAST_TARGET, gated_predictor=True),
 }
 
 
@@ -108,6 +113,22 @@ class WithLinearLayer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.layer(self.encoder(images))
         return features
+
+
+class GatedPredictor(nn.Module):
+    """A predictor whose hidden numbers are multiplied with what a linear layer makes of the embedded action."""
+
+    def __init__(self, aggregate_width: int, action_width: int, hidden_width: int, num_features: int) -> None:
+        super().__init__()
+        self.split = [aggregate_width, action_width]
+        self.of_aggregate = nn.Linear(aggregate_width, hidden_width)
+        self.of_action = nn.Linear(action_width, hidden_width)
+        self.last = nn.Linear(hidden_width, num_features)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        aggregates, embedded = inputs.split(self.split, dim=1)
+        predicted: Tensor = self.last(F.relu(self.of_aggregate(aggregates) * (1 + self.of_action(embedded))))
+        return predicted
 
 
 class VariedSeqJEPA(SeqJEPA):
@@ -132,6 +153,8 @@ class Config:
     """Folder with a split train of rendered views."""
     data_dir: Path | None = None
     """Folder of the embedded set, on which features are judged; the user's cache folder when not given."""
+    encoder: str = "strided_cnn_tiny"
+    """Name of the encoder."""
     only: tuple[str, ...] = ()
     """Names of variants; all when not given."""
     images: Count = 72_576
@@ -176,12 +199,13 @@ class Views:
                 yield normalise_views(images, self.data.mean_rgb, self.data.std_rgb), actions
 
 
-def train(variant: Variant, views: Views, images: int, seed: int) -> dict[str, Any]:
+def train(variant: Variant, views: Views, encoder: str, images: int, seed: int) -> dict[str, Any]:
     """Trains a variant, and judges its encoder."""
     recipe = recipe_of("seq_jepa")
     embedded = recipe.CONFIGS["embedded"]()
     objective_config = replace(embedded.objective, **variant.objective)
-    config = replace(embedded, seed=seed, objective=objective_config, **variant.config)
+    config = replace(embedded, seed=seed, objective=objective_config, encoder=encoder, **variant.config)
+    config = replace(config, image_size=views.images.shape[2])
     if variant.constant_rate:
         config = replace(config, final_learning_rate=config.learning_rate)
     objective = build(variant, config, views)
@@ -212,6 +236,9 @@ def build(variant: Variant, config: Any, views: Views) -> VariedSeqJEPA:
     action_dim = actions_of(views.schema, config.actions).width
     objective = VariedSeqJEPA(encoder, replace(config.objective, action_dim=action_dim))
     objective.target_form = variant.target
+    if variant.gated_predictor:
+        sizes = objective.aggregate_width, config.objective.action_width, config.objective.predictor_hidden_width
+        objective.predictor = GatedPredictor(*sizes, objective.num_features)
     for layer in objective.aggregator.modules():
         if isinstance(layer, nn.TransformerEncoderLayer):
             layer.norm_first = variant.pre_norm
@@ -247,7 +274,7 @@ def main(config: Config) -> None:
     views = Views(split, open_data("3diebench-p", config.data_dir, "test", split.image_size[0]))
     print(f"{'variant':30} {'steps':>5} {'loss':>5}  {'action gain, %':36} {'r2':>5} {'angle':>5} {'knn':>5}")
     for name in config.only or VARIANTS:
-        found = train(VARIANTS[name], views, config.images, config.seed)
+        found = train(VARIANTS[name], views, config.encoder, config.images, config.seed)
         gains = " ".join(f"{100 * gain:5.1f}" for gain in found["action_gain"])
         numbers = f"{found['r2_uniform']:5.3f} {found['angle_deg_median']:5.1f} {found['knn_top1']:5.3f}"
         print(f"{name:30} {found['steps']:5} {found['loss']:5.3f}  {gains:36} {numbers}", flush=True)

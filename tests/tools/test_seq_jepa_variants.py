@@ -21,7 +21,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     monkeypatch.setitem(sys.modules, specification.name, module)
     specification.loader.exec_module(module)
-    small = {"batch_size": 4, "image_size": 32, "encoder": "strided_cnn_tiny"}
+    small = {"batch_size": 4}
     variants = {
         name: replace(variant, config=variant.config | small, objective={"layers": 1} | variant.objective)
         for name, variant in module.VARIANTS.items()
@@ -32,7 +32,9 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_variants_are_trained_and_judged_one_by_one(tool: ModuleType, tiny_data: Path, tmp_path: Path) -> None:
-    names = ("base", "no_action", "centred_target", "linear_last_layer", "zero_branches", "all_latents")
+    names = (
+        "base", "no_action", "centred_target", "linear_last_layer", "zero_branches", "all_latents", "gated_predictor",
+    )  # fmt: skip
     figures = tmp_path / "figures.jsonl"
     tool.main(tool.Config(tiny_data, data_dir=tiny_data, only=names, images=32, json=figures))
     lines = {line["variant"]: line for line in map(json.loads, figures.read_text().splitlines())}
