@@ -13,6 +13,7 @@ again; on another machine a run that has no file begins anew. A GPU is used wher
 CPU. tools/campaign_page.py makes tables and curves of the files.
 """
 
+import dataclasses
 import fnmatch
 import os
 import platform
@@ -286,8 +287,8 @@ def figures_of(campaign: Campaign, judge: Judge, judged: Path) -> list[dict[str,
 
 
 def _figure(record: ProbeRecord) -> dict[str, Any]:
-    names = ("task", "part", "metric", "value", "baseline", "random_encoder", "n", "num_objects", "split", "protocol")
-    return {name: getattr(record, name) for name in names}
+    left_out = ("seed", "object_standard_error", "interval_low", "interval_high")
+    return {name: value for name, value in dataclasses.asdict(record).items() if name not in left_out}
 
 
 def _rounded(value: float) -> float:

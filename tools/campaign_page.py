@@ -90,8 +90,9 @@ class FinishedCampaign:
         return list(dict.fromkeys(f["part"] for f in found if is_of(f, figure, f["part"])))
 
     @property
-    def budgets(self) -> range:
-        return range(len(self.campaign.method[0].epochs))
+    def budgets(self) -> list[int]:
+        """Those that any run is finished of, ascending."""
+        return sorted({run["budget"] for run in self.runs})
 
 
 def is_of(found: Mapping[str, Any], figure: str, part: str) -> bool:
@@ -146,7 +147,8 @@ def figure_table(finished: FinishedCampaign, figure: str) -> str:
     """A row for each method and part, a column for each budget."""
     head = ["method", "part", *(budget_name(finished, budget) for budget in finished.budgets)]
     known = [f for run in finished.runs for f in run["figures"] if is_of(f, figure, f["part"])]
-    lines = [["without an image", "-", *([fixed(known[0]["baseline"], 3)] * len(finished.budgets))]] if known else []
+    baselines = {found["baseline_name"]: found["baseline"] for found in known}
+    lines = [[name, "-", *([fixed(value, 3)] * len(finished.budgets))] for name, value in baselines.items()]
     lines += random_lines(finished, figure)
     for method in finished.campaign.method:
         for part in finished.parts(method.name, figure):
@@ -171,9 +173,9 @@ def random_lines(finished: FinishedCampaign, figure: str) -> list[list[str]]:
 
 
 def budget_name(finished: FinishedCampaign, budget: int) -> str:
-    """The images of the runs of a budget, which differ a little between methods."""
+    """The images of its runs, which differ a little between methods."""
     images = [run["images"] for run in finished.runs if run["budget"] == budget]
-    return f"{statistics.median(images) / 1000:,.0f} k images" if images else "not run"
+    return f"{statistics.median(images) / 1000:,.0f} k images"
 
 
 def label_of(method: Method) -> str:

@@ -147,8 +147,8 @@ def keep(folder: Path, method: str, budget: int, seed: int, part: str, value: fl
     resampled = [value + spread * (-1) ** draw for draw in range(200)]
     figure = {
         "judge": "probes", "task": "relative_rotation", "part": part, "metric": "r2_uniform", "value": value,
-        "baseline": 0.0, "random_encoder": 0.125 if part == "all" else None, "n": 40, "num_objects": 4,
-        "split": "test", "protocol": "p", "resampled": resampled,
+        "baseline": 0.0, "baseline_name": "constant", "random_encoder": 0.125 if part == "all" else None,
+        "n": 40, "num_objects": 4, "split": "test", "protocol": "p", "resampled": resampled,
     }  # fmt: skip
     content: dict[str, Any] = {
         "run": f"{method}-{epochs}-seed{seed}", "method": method, "budget": budget, "seed": seed, "steps": epochs,
@@ -165,9 +165,9 @@ def test_the_page_shows_means_claims_and_what_is_missing(tmp_path: Path) -> None
         keep(folder, "vicreg", 1, seed, "all", value - 0.3, spread=0.1)
     campaign_page.main(campaign_page.Config(folder))
     page = (folder / "README.md").read_text()
-    assert "| method | part | not run | 9 k images |" in page
-    assert "| sie | `equi` | - | 0.550 ± 0.071 |" in page and "| VICReg | `all` | - | 0.250 ± 0.071 |" in page
-    assert "| random encoder, as of VICReg | `all` | 0.125 | 0.125 |" in page and "as of sie" not in page
+    assert "| method | part | 9 k images |" in page and "| constant | - | 0.000 |" in page
+    assert "| sie | `equi` | 0.550 ± 0.071 |" in page and "| VICReg | `all` | 0.250 ± 0.071 |" in page
+    assert "| random encoder, as of VICReg | `all` | 0.125 |" in page and "as of sie" not in page
     assert "4 of 8 runs are finished: 2.0 hours" in page and "0.0 25.0" in page
     claim = next(line for line in page.splitlines() if line.startswith("| SIE is better"))
     assert "+0.300 [0.200, 0.400]" in claim and claim.endswith("| 0.198 | shown |")
