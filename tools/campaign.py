@@ -77,7 +77,7 @@ def main(config: Config) -> None:
     print(f"{campaign.title}: {len(wanted)} of {len(runs)} runs to do", flush=True)
     work = Work(campaign, config.work.absolute(), config.again, given_data(campaign, config.data))
     deadline = None if config.hours is None else time.monotonic() + 3600 * config.hours
-    failed = run_all([RunInProgress(work, run) for run in wanted], work, config.jobs, deadline)
+    failed = run_all(wanted, work, config.jobs, deadline)
     if failed:
         raise UserError(f"{len(failed)} runs failed: {', '.join(failed)}; their logs are in {work.folder / 'runs'}")
 
@@ -195,10 +195,11 @@ class RunInProgress:
             print(f"{self.run.name}: {content['images']:,} images, {content['hours']:.2f} h", flush=True)
 
 
-def run_all(todo: list[RunInProgress], work: Work, jobs: int, deadline: float | None) -> list[str]:
-    """Runs all, so many at a time; names of those that failed. Stops them at the deadline or at a signal."""
+def run_all(todo: list[PlannedRun], work: Work, jobs: int, deadline: float | None) -> list[str]:
+    """Runs all, at most `jobs` at a time; names of those that failed. Stops them at the deadline or at a signal."""
     if todo:
         work.build_data()
+    todo = list(todo)
     active: list[RunInProgress] = []
     failed: list[str] = []
     stopped = _Stopped()
@@ -208,7 +209,10 @@ def run_all(todo: list[RunInProgress], work: Work, jobs: int, deadline: float | 
                 print(f"stopped: {len(todo) + len(active)} runs go on when the same command is given again")
                 break
             while todo and len(active) < jobs:
-                active.append(todo.pop(0))
+                run = RunInProgress(work, todo.pop(0))
+                # Another call on the same folder may have finished it meanwhile.
+                if work.again or not work.campaign.file_of(run.run.name).exists():
+                    active.append(run)
             for run in list(active):
                 if run.failed():
                     print(f"{run.run.name} failed: see {run.log}", flush=True)
