@@ -12,13 +12,14 @@ import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 
 from ssl_equi.cli import run_recipe
 from ssl_equi.objectives.simsiam import SimSiam, SimSiamConfig
 from ssl_equi.training.config import PretrainingConfig
-from ssl_equi.training.optimisation import make_optimizer, optimizer_of, parameter_groups
+from ssl_equi.training.optimisation import make_optimizer, optimizer_of, parameter_groups_of
 from ssl_equi.training.pretraining import Pretraining, initial_encoder
 from ssl_equi.training.provenance import BF16_FOR_FLOAT32, ESSL_CIFAR10, IMAGENET, reproduces
 from ssl_equi.views.makers import views
@@ -74,12 +75,14 @@ def simsiam_optimizer(objective: SimSiam, config: Config) -> torch.optim.Optimiz
     """The usual optimiser, with a group of its own for the predictor if its rate is to stay constant."""
     if not config.constant_predictor_rate:
         return optimizer_of(objective, config)
-    options = config.weight_decay, config.decay_bias_and_norm, config.bias_and_norm_rate_factor
-    groups = parameter_groups(torch.nn.ModuleList([objective.encoder, objective.projector]), *options)
-    groups += [
-        {**group, "constant_rate": config.learning_rate * group["rate_factor"]}
-        for group in parameter_groups(objective.predictor, *options)
-    ]
+    predictor = set(objective.predictor.parameters())
+    others: list[dict[str, Any]] = []
+    constant: list[dict[str, Any]] = []
+    for group in parameter_groups_of(objective, config):
+        rate = config.learning_rate * group["rate_factor"]
+        others.append({**group, "params": [p for p in group["params"] if p not in predictor]})
+        constant.append({**group, "params": [p for p in group["params"] if p in predictor], "constant_rate": rate})
+    groups = [group for group in others + constant if group["params"]]
     return make_optimizer(config.optimizer, groups, config.learning_rate, config.sgd_momentum)
 
 

@@ -90,6 +90,7 @@ VARIANTS = {
     "constant_rate": Variant(constant_rate=True),
     "shorter_warm-up": Variant(config={"warmup_steps": 10}),
     "batch_16": Variant(config={"batch_size": 16}),
+    "batch_16_no_action": Variant(config={"batch_size": 16}, objective=NO_ACTION),
     "batch_128": Variant(config={"batch_size": 128}),
     "batch_512": Variant(config={"batch_size": 512}),
     "linear_last_layer": Variant(last_layer="linear"),

@@ -42,6 +42,7 @@ CPU_THREADS, MOST_THREADS, MOST_WORKERS, CORES_OF_THE_TRAINER = 2, 8, 16, 2
 
 _NO_WORKERS = "processes decode instead, so leave out --loader-workers"
 _EVALUATE = "leave out --no-evaluate"
+_INIT = "leave out --init, which names the encoder"
 
 # Options that may differ between the first start of a run and its continuation: they don't change what is learnt. A run
 # that ended at a bad record goes on as if it had skipped bad records from the start.
@@ -137,9 +138,15 @@ class PretrainingOptions(RunConfig):
     resized when they are read."""
     evaluation_split: str = "test"
     """Split of unseen objects for the final probes; val to choose settings."""
-    encoder: str = "strided_cnn_tiny"
+    init: str | None = None
+    """Trained weights that the encoder starts from, which also say what encoder it is: a run's folder or an exported
+    encoder's, timm:NAME (downloaded), timm:NAME@FILE (its weights in a local safetensors file) or hub:OWNER/NAME.
+    Random weights when not given."""
+    encoder: Annotated[str, ActsWhen(lambda options: options.init is None, _INIT)] = "strided_cnn_tiny"
     """Any name of timm.list_models(), or one of our own."""
-    encoder_arguments: EncoderArguments = dataclasses.field(default_factory=dict)
+    encoder_arguments: Annotated[EncoderArguments, ActsWhen(lambda options: options.init is None, _INIT)] = (
+        dataclasses.field(default_factory=dict)
+    )
     """What timm.create_model is given besides the name, in pairs: --encoder-arguments depth 6 embed_dim 128. Without
     pairs it drops those of a configuration, which another encoder may not take."""
     render_views: bool = False
@@ -185,6 +192,9 @@ class PretrainingOptions(RunConfig):
     """Decay biases and normalisation layers too; with lars, off also leaves them out of its scaling."""
     bias_and_norm_rate_factor: NonNegative = 1.0
     """Learning rate of biases and normalisation layers, as a multiple of the others'."""
+    encoder_rate_factor: NonNegative = 1.0
+    """Learning rate of the encoder, as a multiple of the heads': below 1 to keep more of trained weights, 0 to train
+    the heads alone."""
     sgd_momentum: Annotated[
         Annotated[float, Range(minimum=0, below=1)],
         ActsWhen(lambda options: options.optimizer in ("sgd", "lars"), "choose the optimizer sgd or lars"),

@@ -201,7 +201,8 @@ class Ending:
             parts=_as_numbers(probed_parts(objective)),
             objective=name,
             trained_on=f"{data.train.source if stated else data.name} {data.train.fingerprint[:16]}",
-            license=data.licence_of_weights,
+            # Weights that others trained may come with terms of their own.
+            license=data.licence_of_weights if config.init is None else "other",
             tag=f"{name}_{data.name}".replace("-", "_"),
         )
 

@@ -1,6 +1,7 @@
 """Optimisers, and the schedules of the learning rate and of a target network's momentum."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal, Protocol
 
 import torch
@@ -11,31 +12,55 @@ from ssl_equi.training.config import OptimizerName, PretrainingOptions
 
 def optimizer_of(module: nn.Module, config: PretrainingOptions) -> torch.optim.Optimizer:
     """The optimiser that the options ask for, over the parameters of `module` that take a gradient."""
-    groups = parameter_groups(module, config.weight_decay, config.decay_bias_and_norm, config.bias_and_norm_rate_factor)
+    groups = parameter_groups_of(module, config)
     return make_optimizer(config.optimizer, groups, config.learning_rate, config.sgd_momentum)
 
 
+def parameter_groups_of(module: nn.Module, config: PretrainingOptions) -> list[dict[str, Any]]:
+    """`parameter_groups` with the options of a recipe; those of the module's encoder have a rate of their own."""
+    encoder = getattr(module, "encoder", None)
+    options = config.weight_decay, config.decay_bias_and_norm, config.bias_and_norm_rate_factor
+    if config.encoder_rate_factor == 1 or not isinstance(encoder, nn.Module):
+        return parameter_groups(module.parameters(), *options)
+    of_encoder = set(encoder.parameters())
+    heads = [parameter for parameter in module.parameters() if parameter not in of_encoder]
+    slower = [
+        {**group, "rate_factor": config.encoder_rate_factor * group["rate_factor"]}
+        for group in parameter_groups(encoder.parameters(), *options)
+    ]
+    return slower + parameter_groups(heads, *options)
+
+
 def parameter_groups(
-    module: nn.Module, weight_decay: float, decay_bias_and_norm: bool = True, bias_and_norm_rate_factor: float = 1.0
+    parameters: Iterable[nn.Parameter],
+    weight_decay: float,
+    decay_bias_and_norm: bool = True,
+    bias_and_norm_rate_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
     """The parameters that are trained, in one group, or biases and normalisations in a group of their own.
 
     Args:
-        module: parameters without gradient (momentum targets) are left out.
+        parameters: those without gradient (momentum targets) are left out.
         decay_bias_and_norm: False: parameters of less than two dimensions are not decayed.
         bias_and_norm_rate_factor: their learning rate as a multiple of the others' (Barlow Twins: .0048 / .2); a
             group's `rate_factor` is what `set_learning_rate` multiplies the rate by.
     """
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     if decay_bias_and_norm and bias_and_norm_rate_factor == 1:
-        return [{"params": trained, "weight_decay": weight_decay, "rate_factor": 1.0}]
-    weights = [parameter for parameter in trained if parameter.ndim > 1]
-    others = [parameter for parameter in trained if parameter.ndim <= 1]
-    decay_of_others = weight_decay if decay_bias_and_norm else 0.0
-    groups = [
-        {"params": weights, "weight_decay": weight_decay, "rate_factor": 1.0},
-        {"params": others, "weight_decay": decay_of_others, "rate_factor": bias_and_norm_rate_factor},
-    ]
+        groups = [{"params": trained, "weight_decay": weight_decay, "rate_factor": 1.0}]
+    else:
+        groups = [
+            {
+                "params": [parameter for parameter in trained if parameter.ndim > 1],
+                "weight_decay": weight_decay,
+                "rate_factor": 1.0,
+            },
+            {
+                "params": [parameter for parameter in trained if parameter.ndim <= 1],
+                "weight_decay": weight_decay if decay_bias_and_norm else 0.0,
+                "rate_factor": bias_and_norm_rate_factor,
+            },
+        ]
     return [group for group in groups if group["params"]]
 
 

@@ -1,6 +1,8 @@
 """What every pretraining recipe does around its loop: data, views, loader, schedule, online probes, ending."""
 
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -11,6 +13,7 @@ from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.sources import DataSource
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import RunError
+from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
 from ssl_equi.evaluation.online import OnlineProbes, followed_of
 from ssl_equi.objectives.base import Objective, ObjectiveOutput
 from ssl_equi.runtime.device_copies import Unread, merged
@@ -23,12 +26,39 @@ from ssl_equi.training.run import Run
 from ssl_equi.views.makers import ViewMaker
 
 Trained = TypeVar("Trained", bound=Objective)
+Options = TypeVar("Options")
 
 
 def initial_encoder(config: PretrainingOptions) -> nn.Module:
-    """The encoder that the options name, initialised from their seed, which heads made after it go on from."""
+    """The encoder that the options name, initialised from their seed, which heads made after it go on from.
+
+    With `init` it has those weights, and the heads are the same as without.
+    """
     torch.manual_seed(config.seed)
-    return create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
+    encoder = create_encoder(config.encoder, config.image_size, **config.encoder_arguments)
+    if config.init is not None:
+        with torch.random.fork_rng(devices=[]):  # whatever it draws, so that the heads depend on the seed alone
+            source = open_encoder(config.init, image_size=config.image_size)
+        if (config.encoder, config.encoder_arguments) != named_architecture(source):
+            raise RunError(
+                f"--init {config.init} is no {config.encoder}: let `with_named_encoder` complete the configuration"
+            )
+        encoder.load_state_dict(source.module.state_dict())
+    return encoder
+
+
+def with_named_encoder(config: Options) -> Options:
+    """The options of a run, with the encoder that its `init` names in place of theirs."""
+    if not isinstance(config, PretrainingOptions) or config.init is None:
+        return config
+    encoder, arguments = named_architecture(open_encoder(config.init, image_size=config.image_size))
+    return replace(config, encoder=encoder, encoder_arguments=arguments)
+
+
+def named_architecture(source: EncoderSource) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of an encoder's architecture, but for the size of the images."""
+    name, arguments = json.loads(source.architecture)
+    return name, {argument: value for argument, value in arguments.items() if argument != "img_size"}
 
 
 class Pretraining(Generic[Trained]):

@@ -87,7 +87,7 @@ def test_a_prepared_step_learns_what_a_plain_one_does(name: str) -> None:
         objective = BYOL(create_encoder(name, 32), BYOLConfig(projector=(16, 8), predictor_hidden_width=8)).double()
         if prepared:
             prepare_for_device(objective, torch.device("cpu"))
-            optimizer = make_optimizer("adam", parameter_groups(objective, 1e-4), learning_rate=1e-3)
+            optimizer = make_optimizer("adam", parameter_groups(objective.parameters(), 1e-4), learning_rate=1e-3)
         else:
             optimizer = torch.optim.Adam(objective.parameters(), lr=1e-3, weight_decay=1e-4)
         for _ in range(3):

@@ -18,13 +18,13 @@ def module_with_a_target() -> nn.Module:
 
 def test_one_group_holds_all_that_is_trained() -> None:
     module = module_with_a_target()
-    (group,) = parameter_groups(module, weight_decay=0.1)
+    (group,) = parameter_groups(module.parameters(), weight_decay=0.1)
     assert group["params"] == [p for p in module.parameters() if p.requires_grad]
     assert len(group["params"]) == 5 and group["weight_decay"] == 0.1 and group["rate_factor"] == 1
 
 
 def test_biases_and_normalisations_are_not_decayed_and_have_their_rate() -> None:
-    weights, others = parameter_groups(module_with_a_target(), 0.1, False, bias_and_norm_rate_factor=0.024)
+    weights, others = parameter_groups(module_with_a_target().parameters(), 0.1, False, bias_and_norm_rate_factor=0.024)
     assert [tuple(p.shape) for p in weights["params"]] == [(3, 4), (2, 3)]
     assert [tuple(p.shape) for p in others["params"]] == [(3,), (3,), (3,)]
     assert (weights["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
@@ -35,7 +35,7 @@ def test_biases_and_normalisations_are_not_decayed_and_have_their_rate() -> None
 def test_every_optimizer_lowers_a_loss(name: str) -> None:
     torch.manual_seed(0)
     layer, inputs = nn.Linear(4, 1), torch.randn(16, 4)
-    optimizer = make_optimizer(name, parameter_groups(layer, 1e-4, False), learning_rate=0.05)
+    optimizer = make_optimizer(name, parameter_groups(layer.parameters(), 1e-4, False), learning_rate=0.05)
     losses = []
     for _ in range(20):
         loss = (layer(inputs) - inputs.sum(dim=1, keepdim=True)).square().mean()
@@ -51,7 +51,9 @@ def test_lars_scales_weights_by_their_norms_and_biases_not_at_all() -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[3.0, 4.0]]))
         layer.bias.zero_()
-    optimizer = make_optimizer("lars", parameter_groups(layer, 1e-6, False), learning_rate=1.0, momentum=0.0)
+    optimizer = make_optimizer(
+        "lars", parameter_groups(layer.parameters(), 1e-6, False), learning_rate=1.0, momentum=0.0
+    )
     layer.weight.grad, layer.bias.grad = torch.tensor([[0.0, 10.0]]), torch.tensor([2.0])
     optimizer.step()
     # trust .001 * |w| 5 / |g| 10 gives a step of .005 along the gradient's direction; the bias steps by its gradient.
@@ -76,7 +78,7 @@ def test_an_optimizer_of_channels_last_weights_goes_on_as_if_it_had_not_stopped(
             optimizer.step()
 
     def optimizer_of(layer: nn.Module, fused: bool) -> torch.optim.Optimizer:
-        optimizer = make_optimizer(name, parameter_groups(layer, 1e-4), learning_rate=0.01)
+        optimizer = make_optimizer(name, parameter_groups(layer.parameters(), 1e-4), learning_rate=0.01)
         optimizer.param_groups[0]["fused"] = fused
         return optimizer
 

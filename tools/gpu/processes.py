@@ -73,7 +73,7 @@ def large_step(phase: Phase, sharded: bool = False) -> TrainingStep:
     prepare_for_device(objective, torch.device(phase.device))
     if sharded:
         shard(objective, torch.device(phase.device))
-    optimizer = make_optimizer("adam", parameter_groups(objective, 0.0), 1e-4)
+    optimizer = make_optimizer("adam", parameter_groups(objective.parameters(), 0.0), 1e-4)
     views = random_views(objects, 2, side, phase.device)
     return TrainingStep(objective, (views,), lambda parameters: optimizer, device=phase.device, bf16=True)
 

@@ -83,7 +83,7 @@ def training_step(objective: nn.Module, inputs: tuple[Tensor | None, ...], means
         compile_networks(objective)
 
     def fused_adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return make_optimizer("adam", parameter_groups(objective, 0.0), RATE)
+        return make_optimizer("adam", parameter_groups(objective.parameters(), 0.0), RATE)
 
     optimizer = fused_adam if means.as_runs or means.fused else plain_adam
     update = getattr(objective, "update_target", None)
