@@ -158,18 +158,19 @@ def figure_table(finished: FinishedCampaign, figure: str) -> str:
 
 
 def random_lines(finished: FinishedCampaign, figure: str) -> list[list[str]]:
-    """A row for each part of the random encoders that methods were compared with."""
-    lines = []
+    """A row for each part of the random encoders that methods were compared with; those of one architecture are one."""
+    values: dict[tuple[str, str], list[float]] = {}
     for method in finished.campaign.method:
         for part in finished.parts(method.name, figure):
             runs = [run for run in finished.runs if run["method"] == method.name]
-            values = [found["random_encoder"] for run in runs for found in run["figures"] if is_of(found, figure, part)]
-            known = [value for value in values if value is not None]
-            if known:
-                label = f"random encoder, as of {label_of(method)}"
-                cells = [fixed(statistics.fmean(known), 3)] * len(finished.budgets)
-                lines.append([label, f"`{part}`", *cells])
-    return lines
+            of_part = [found for run in runs for found in run["figures"] if is_of(found, figure, part)]
+            known = [found["random_encoder"] for found in of_part if found["random_encoder"] is not None]
+            if known and known not in [found for (_, other), found in values.items() if other == part]:
+                values[label_of(method), part] = known
+    return [
+        [f"random encoder, as of {label}", f"`{part}`", *[fixed(statistics.fmean(known), 3)] * len(finished.budgets)]
+        for (label, part), known in values.items()
+    ]
 
 
 def budget_name(finished: FinishedCampaign, budget: int) -> str:
