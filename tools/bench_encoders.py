@@ -36,6 +36,7 @@ from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.cost import encoder_cost
 from ssl_equi.encoders.octic.layers import OcticBlock
 from ssl_equi.encoders.square.convolutions import bake
+from ssl_equi.errors import UserError
 
 Passes = Literal["training", "inference"]
 CaseName = Literal[
@@ -346,12 +347,20 @@ def main(config: Config) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     rows: list[Row] = []
+    failed: list[str] = []
     for case in config.cases:
-        found = measure(case, config)
+        try:
+            found = measure(case, config)
+        except RuntimeError as error:  # compiling changes its results, or it doesn't fit into memory
+            print(f"{case} failed: {error}\n", flush=True)
+            failed.append(case)
+            continue
         title = f"{case}, {config.passes}, {config.batch_size} images of {config.image_size} px, {config.device}"
         print_rows(title, found, [FORMATS.get(re.split("[ ,]", row["name"])[0], "{:.2f}") for row in found])
         rows += [{**row, "name": f"{case}: {row['name']}"} for row in found]
         write_rows(config.json, rows, config.device)  # after each case: the large ones take long
+    if failed:
+        raise UserError(f"{', '.join(failed)} failed, see above: the figures of the other cases stand")
 
 
 if __name__ == "__main__":

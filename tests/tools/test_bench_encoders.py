@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from ssl_equi.errors import UserError
+
 TOOL = Path(__file__).parent.parent.parent / "tools" / "bench_encoders.py"
 
 
@@ -131,3 +133,18 @@ def test_compiling_is_checked_in_float32(tool: ModuleType, monkeypatch: pytest.M
         step.compilation_difference()
     assert [bf16 for bf16, _ in seen] == [False, False] and step.bf16
     assert not tool.Step(tool.CASES["group_resnet"][0], tool.Config(batch_size=1, image_size=32)).compile_blocks()
+
+
+def test_a_case_that_fails_does_not_end_the_others(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def differs(step: Any) -> float:
+        raise RuntimeError("compiling changes results by 6.9e-02, more than 1e-04")
+
+    file = tmp_path / "cost.json"
+    monkeypatch.setattr(tool.Step, "compilation_difference", differs)
+    with pytest.raises(UserError, match="block_base failed, see above"):
+        report_of(tool, file, cases=("group_resnet", "block_base", "averaging"), rounds=1, compile=True, image_size=64)
+    assert "block_base failed: compiling changes results by 6.9e-02" in capsys.readouterr().out
+    kept = {row["name"].partition(":")[0] for row in json.loads(file.read_text())["rows"]}
+    assert kept == {"group_resnet", "averaging"}
