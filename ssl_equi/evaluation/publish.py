@@ -18,7 +18,7 @@ from ssl_equi.evaluation.report.write import write_report_or_warn
 from ssl_equi.evaluation.results import ARRAYS_HASH, RESULTS_FILE, append_records, write_arrays, write_evaluation
 from ssl_equi.evaluation.suite import Evaluation, noted_if_unanswered
 from ssl_equi.evaluation.symmetry.orbits import orbit_errors
-from ssl_equi.evaluation.tables import print_records
+from ssl_equi.evaluation.tables import print_headline, print_records
 from ssl_equi.evaluation.task import TASKS
 
 
@@ -30,6 +30,7 @@ def publish_results(
     title: str,
     command: str,
     run: Mapping[str, Any] | None = None,
+    verbose: bool = True,
 ) -> Path:
     """Write `arrays.npz`, append the records to `results.json`, print their table, and write `report.html`.
 
@@ -39,11 +40,15 @@ def publish_results(
         test: the evaluated split, for the pictures.
         command: what was typed to make the run.
         run: what `results.json` says of the run as a whole.
+        verbose: whether the whole table is printed with all notes, or its headline.
     """
     described = dict(run or {}) | {"title": title, "command": command, "protocol": asdict(results.protocol)}
     # The numbers first: nothing that is only drawn may cost them.
     append_records(run_folder / RESULTS_FILE, results.records, described, results.notes)
-    print_records(results.records, results.notes)
+    if verbose:
+        print_records(results.records, results.notes)
+    else:
+        print_headline(results.records)
     arrays, notes = result_arrays(results, test)
     append_records(run_folder / RESULTS_FILE, [], {ARRAYS_HASH: write_arrays(run_folder, arrays)}, notes)
     write_report_or_warn([run_folder], run_folder / "report.html", title=title)

@@ -7,10 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ssl_equi.evaluation.metrics import class_of_metric, format_value, lower_is_better, name_of_class_metric
+from ssl_equi.evaluation.metrics import (
+    ANGLE_MEDIAN,
+    class_of_metric,
+    format_value,
+    lower_is_better,
+    name_of_class_metric,
+)
 from ssl_equi.evaluation.results import ProbeRecord
 
 LINE_WIDTH = 80
+RELATIVE = "relative_"  # begins the names of tasks about what changes from view to view
+WHOLE, CHANGING = ("all",), ("equi", "all")  # parts that a headline is about, the first that there is
 LAYERS = "_layers"  # ends the names of tasks about single layers, which the report draws
 
 
@@ -26,6 +34,48 @@ def print_records(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> 
     if max(map(len, lines)) > _width():
         lines = _table(headers, rows, tasks_in_a_column=False)
     _print(lines, [*describe_origins(shown), *describe_columns(shown), *notes])
+
+
+def print_headline(records: Sequence[ProbeRecord]) -> None:
+    """Print the numbers that one looks at first, at most one a question: the class, and what changes from view to view.
+
+    The class is that of all features; what changes is read from the equivariant part where there is one.
+    """
+    rows = []
+    for title, record in headline(records):
+        numbers = [format_value(record.metric, each) for each in (record.value, record.random_encoder, record.baseline)]
+        rows.append((f"{title} ({record.metric} of {record.part})", *numbers))
+    if not rows:
+        return
+    origin = records[0]
+    head = (f"on {origin.num_objects:,} objects of {origin.split}", "value", "random", "constant")
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        print(f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)))
+
+
+def headline(records: Sequence[ProbeRecord]) -> list[tuple[str, ProbeRecord]]:
+    """At most four records of one seed, each with what it is about in words; of errors, the lower is the better."""
+    by_place = {(record.task, record.metric, record.part): record for record in reversed(records)}
+
+    def first_of(task: str, metrics: Sequence[str], parts: Sequence[str]) -> ProbeRecord | None:
+        places = [(task, metric, part) for part in parts for metric in metrics]
+        return next((by_place[place] for place in places if place in by_place), None)
+
+    found: list[tuple[str, ProbeRecord | None]] = [("class", first_of("classification", ("top1",), WHOLE))]
+    changes = dict.fromkeys(record.task for record in records if record.task.startswith(RELATIVE))
+    first, *others = [*changes, None]
+    if first is not None:
+        what = first.removeprefix(RELATIVE)
+        found.append((f"change of {what}", first_of(first, ("r2_uniform", "top1"), CHANGING)))
+        found.append((f"error of {what}", first_of(first, (ANGLE_MEDIAN, "distance_median"), CHANGING)))
+    second = "colour" if any(record.task == "colour" for record in records) else others[0] if others else None
+    if second is not None:
+        found.append((f"change of {second.removeprefix(RELATIVE)}", first_of(second, ("r2_uniform", "top1"), CHANGING)))
+    if first is None:
+        errors = first_of("augmentation_equivariance", ("gamma_f",), CHANGING)
+        found.append(("equivariance error of augmentations", errors))
+    return [(title, record) for title, record in found if record is not None]
 
 
 def print_seeds(records: Sequence[ProbeRecord], notes: Sequence[str] = (), paper_metrics: Sequence[str] = ()) -> None:

@@ -49,7 +49,7 @@ _INIT = "leave out --init, which names the encoder"
 FREE_OPTIONS = (
     "out", "resume", "steps", "data_dir", "log_every", "save_every", "threads", "loader_threads", "cache_decoded",
     "cache_in", "loader_workers", "on_bad_record", "max_skipped", "tracker", "compile", "checkpoint_activations",
-    "sharding", "collective_timeout", "evaluate",
+    "sharding", "collective_timeout", "evaluate", "verbose",
 )  # fmt: skip
 
 
@@ -207,6 +207,8 @@ class PretrainingOptions(RunConfig):
     are papers' protocols."""
     compare_with_random: Annotated[bool, ActsWhen(lambda options: options.evaluate, _EVALUATE)] = True
     """Also probe an untrained encoder; off saves a third of the final probing."""
+    verbose: Annotated[bool, ActsWhen(lambda options: options.evaluate, _EVALUATE)] = False
+    """Print all numbers of the final probes, with notes on how they were made; they are in the report in any case."""
 
     @property
     def decodes_stored_images(self) -> bool:

@@ -92,9 +92,12 @@ class Ending:
         }  # fmt: skip
         report = publish_results(
             run.folder, results, data.evaluation, title=f"{run.name} on {data.name}",
-            command=str(versions.get("command", "")), run=told,
+            command=str(versions.get("command", "")), run=told, verbose=self.config.verbose,
         )  # fmt: skip
-        run.processes.say(f"probed in {time.perf_counter() - started:.0f} s; open {report} in a browser")
+        run.processes.say(f"probed in {time.perf_counter() - started:.0f} s: open {report} in a browser")
+        if not self.config.verbose:
+            numbers = f"all {len(results.records)} numbers and how they were made"
+            run.processes.say(f"it has {numbers}; --verbose prints them")
 
     def probe(self, objective: Objective) -> Evaluation:
         """Asks one question of each kind and those of the chosen protocol, as far as the data have the latents."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ssl_equi.evaluation.results import ProbeRecord
-from ssl_equi.evaluation.tables import merged_notes, print_records, print_seeds
+from ssl_equi.evaluation.tables import headline, merged_notes, print_headline, print_records, print_seeds
 from tests.fakes import RECORD
 
 
@@ -48,6 +48,36 @@ def test_the_table_is_not_cut_in_a_narrow_log(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     print_records([RECORD])
     assert any("angle_deg_median" in line and "1920" in line for line in capsys.readouterr().out.splitlines())
+
+
+def test_the_headline_has_class_change_and_error_in_four_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [("classification", "top1"), ("classification", "balanced_top1"), ("relative_rotation", "r2_uniform")]
+    asked += [("relative_rotation", "angle_deg_median"), ("absolute_rotation", "r2_uniform"), ("colour", "r2_uniform")]
+    parts = ("all", "inv", "equi")
+    records = [record(number, 0, task=task, metric=metric, part=part)
+               for number, (task, metric) in enumerate(asked) for part in parts]  # fmt: skip
+    shown = [(title, found.part, found.metric, found.value) for title, found in headline(records)]
+    assert shown == [
+        ("class", "all", "top1", 0), ("change of rotation", "equi", "r2_uniform", 2),
+        ("error of rotation", "equi", "angle_deg_median", 3), ("change of colour", "equi", "r2_uniform", 5),
+    ]  # fmt: skip
+    print_headline(records)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and max(map(len, lines)) <= 80
+    assert lines[0].split() == ["on", "10,552", "objects", "of", "val", "value", "random", "constant"]
+    assert lines[3].startswith("error of rotation (angle_deg_median of equi)")
+    assert lines[3].split()[-3:] == ["3.0°", "0.2°", "0.2°"]
+
+
+def test_the_headline_follows_the_data() -> None:
+    named = [("classification", "top1"), ("relative_azimuth", "r2_uniform"), ("relative_azimuth", "angle_deg_median"),
+             ("relative_shape", "top1"), ("relative_polar", "r2_uniform")]  # fmt: skip
+    titles = [title for title, _ in headline([record(1, 0, task=task, metric=metric) for task, metric in named])]
+    assert titles == ["class", "change of azimuth", "error of azimuth", "change of shape"]
+    photographs = [("classification", "top1"), ("augmentation_equivariance", "gamma_f")]
+    titles = [title for title, _ in headline([record(1, 0, task=task, metric=metric) for task, metric in photographs])]
+    assert titles == ["class", "equivariance error of augmentations"]
+    print_headline([])
 
 
 def test_means_and_standard_errors_in_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
