@@ -116,6 +116,11 @@ class Pretraining(Generic[Trained]):
         with open_loader(self.config, self.data, self.processes, size, stored_views) as loader:
             start = self.run.resume()
             self.total_steps = self.config.epochs * loader.steps_per_epoch
+            if self.total_steps <= self.config.warmup_steps:
+                self.processes.say(
+                    f"warning: the run has {self.total_steps} steps and its learning rate rises for "
+                    f"{self.config.warmup_steps}: give more --epochs or fewer --warmup-steps"
+                )
             for step, batch in self.run.batches(loader, start, self.total_steps):
                 self._step, self._batch = step, batch
                 self._learning_rate = follow_schedule(self.run.optimizer, self.config, step, self.total_steps)

@@ -350,3 +350,15 @@ def test_an_encoder_made_with_arguments_is_exported_with_them(
     if encoder == "resnet10t":
         opened = timm.create_model(f"local-dir:{tmp_path / 'encoder'}", pretrained=True, **arguments).eval()
         torch.testing.assert_close(opened(images), features)
+
+
+def test_a_run_that_is_shorter_than_its_warm_up_says_so(
+    small_config: SmallConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vicreg = load_recipe("vicreg")
+    config = small_config(vicreg, steps=1, evaluate=False)
+    sentence = "the run has 6 steps and its learning rate rises for 6: give more --epochs or fewer --warmup-steps"
+    for warmup_steps, warns in ((6, True), (5, False)):
+        forget_processes()
+        vicreg.main(dataclasses.replace(config, out=tmp_path / str(warmup_steps), warmup_steps=warmup_steps))
+        assert (f"warning: {sentence}" in capsys.readouterr().out) == warns
