@@ -1,26 +1,29 @@
-"""Mean and standard deviation over seeds, from the results.json of several runs, as a Markdown table.
+"""Mean and standard deviation over seeds, from the results.json of several runs, as a table.
 
     python tools/summarise_runs.py runs/sie-seed0 runs/sie-seed1 runs/sie-seed2 runs/vicreg-seed0 ...
     python tools/summarise_runs.py runs/*-seed? --layout methods      one row a method, with the commands below
     python tools/summarise_runs.py runs/*-seed? --layout sequences    the same, of what aggregates of views know
     python tools/summarise_runs.py runs/*-seed? --layout poses        the same, of rotations and translations
     python tools/summarise_runs.py runs/*-seed? --layout methods --columns knn:top1 relative_azimuth:r2_uniform
+    python tools/summarise_runs.py runs/*-seed? --layout methods --format latex > table.tex
 
 In these layouts, `gamma_f` has in brackets what the same features give if nothing relates the images.
 
-Runs whose folders differ in a trailing -seedN only are one method. The number of a run that was probed with several
-seeds is their mean. Random encoders are those that runs were compared with, one of each architecture; the constant is
-the best answer that looks at no image.
+Runs whose folders differ in a trailing -seedN only are one method, and must differ in their seed only. The number of a
+run that was probed with several seeds is their mean. Random encoders are those that runs were compared with, one of
+each architecture; the constant is the best answer that looks at no image.
 """
 
+import csv
 import dataclasses
 import json
 import re
 import statistics
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -28,10 +31,13 @@ from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.metrics import fixed
 from ssl_equi.evaluation.results import ProbeRecord, read_records
+from ssl_equi.files import read_json_object
 from ssl_equi.options import ActsWhen
+from ssl_equi.training.config import FREE_OPTIONS, flattened
 
 METRICS = ("top1", "r2_uniform", "r2_pooled", "angle_deg_median")
 Column = tuple[str, str]  # task and metric
+Format = Literal["markdown", "latex", "csv"]
 METHOD_COLUMNS: tuple[Column, ...] = (
     ("classification", "top1"),
     ("relative_rotation", "r2_uniform"),
@@ -77,6 +83,8 @@ class Config:
     """Columns in place of those of the layout, each TASK:METRIC."""
     metrics: Annotated[tuple[str, ...], BY_TASKS] = METRICS
     """Metrics to show in the layout by tasks."""
+    format: Format = "markdown"
+    """latex: a tabular with the rules of booktabs. csv: the table alone, and what must be known of it as errors."""
     intervals: Annotated[bool, BY_TASKS] = False
     """Show behind each number the 95 % bootstrap interval over the judged objects, its ends averaged over the runs."""
 
@@ -86,18 +94,19 @@ def main(config: Config) -> None:
     for folder in config.runs:
         records_by_name[method_name(folder)].append(read_run(folder)[0])
     randoms = random_encoders(config.runs)
+    check_options_of_methods(config.runs)
     check_origins(records_by_name)
-    print_origins(records_by_name)
+    tell(origins(records_by_name), config.format)
     if config.layout == "tasks":
-        print_tasks(records_by_name, randoms, config.metrics, config.intervals)
+        print_table(tasks_table(records_by_name, randoms, config.metrics, config.intervals), config.format)
     else:
         shown = tuple(column_of(text) for text in config.columns) or COLUMNS[config.layout]
         shown = present(shown, records_by_name) if config.layout == "poses" else shown
         if config.columns and len(present(shown, records_by_name)) < len(shown):
             absent = next(column for column in shown if column not in present(shown, records_by_name))
             raise UserError(f"no run has a record of --columns {':'.join(absent)}: name a task and a metric of theirs")
-        print_methods(records_by_name, randoms, shown)
-        print_commands(config.runs)
+        print_table(methods_table(records_by_name, randoms, shown), config.format)
+        tell(commands(config.runs), config.format)
 
 
 def column_of(text: str) -> Column:
@@ -121,13 +130,60 @@ def check_origins(records_by_name: RunRecords) -> None:
             )
 
 
-def print_origins(records_by_name: RunRecords) -> None:
+def check_options_of_methods(folders: tuple[Path, ...]) -> None:
+    """Raises UserError if runs that would be averaged differ in more than their seed, such as in their encoder."""
+    first: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for folder in folders:
+        file = folder / "config.json"
+        if not file.is_file():  # an evaluation of an encoder alone
+            continue
+        options = {name: value for name, value in flattened(read_json_object(file, UserError)).items()
+                   if name != "seed" and name not in FREE_OPTIONS}  # fmt: skip
+        other, expected = first.setdefault(method_name(folder), (folder, options))
+        differing = [name for name in {**expected, **options} if expected.get(name) != options.get(name)]
+        if differing:
+            name = differing[0]
+            raise UserError(
+                f"{other} has {name} {expected.get(name)!r} and {folder} {options.get(name)!r}, which are no seeds of "
+                "one method: name their folders apart"
+            )
+
+
+def origins(records_by_name: RunRecords) -> str:
     """Protocols, split and numbers of seeds."""
     records = [record for runs in records_by_name.values() for records in runs for record in records]
     protocols = ", ".join(f"`{name}`" for name in dict.fromkeys(record.protocol for record in records))
     splits = ", ".join(dict.fromkeys(f"`{record.split}` ({record.num_objects} objects)" for record in records))
     seeds = ", ".join(f"{name}: {len(runs)} seeds" for name, runs in records_by_name.items())
-    print(f"Protocol {protocols}, split {splits}; {seeds}; mean ± standard deviation.\n")
+    return f"Protocol {protocols}, split {splits}; {seeds}; mean ± standard deviation.\n"
+
+
+def tell(text: str, form: Format) -> None:
+    """What stands beside a table, as a comment where the format has some."""
+    if form == "csv":
+        print(text, file=sys.stderr)
+    else:
+        print("\n".join(f"% {line}".rstrip() for line in text.splitlines()) if form == "latex" else text)
+
+
+def print_table(rows: list[list[str]], form: Format) -> None:
+    """A table whose first row is its head."""
+    if form == "csv":
+        csv.writer(sys.stdout).writerows([[cell.replace("`", "") for cell in row] for row in rows])
+    elif form == "markdown":
+        for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]:
+            print("| " + " | ".join(row) + " |")
+    else:
+        lines = [" & ".join(in_latex(cell) for cell in row) + r" \\" for row in rows]
+        columns = "l" * len(rows[0])
+        print("\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:]]))
+        print("\\bottomrule\n\\end{tabular}")
+
+
+def in_latex(cell: str) -> str:
+    """A cell with LaTeX's own signs escaped, and names of metrics and parts in typewriter."""
+    escaped = re.sub(r"([_%&#$])", r"\\\1", cell).replace("±", r"$\pm$")
+    return re.sub(r"`([^`]*)`", r"\\texttt{\1}", escaped)
 
 
 def parts_of(records_by_name: RunRecords) -> list[str]:
@@ -163,40 +219,40 @@ def architecture(folder: Path, described: dict) -> str:
     return " ".join([name, *(f"{key}={value}" for key, value in sorted(arguments.items()))])
 
 
-def print_tasks(
+def tasks_table(
     records_by_name: RunRecords, randoms: RandomEncoders, metrics: tuple[str, ...], intervals: bool
-) -> None:
+) -> list[list[str]]:
     """A row for each task, metric and part; a column for each method and each random encoder."""
-    columns = [*(randoms or ["random encoder"]), *records_by_name]
-    print("| task | metric | part | constant | " + " | ".join(columns) + " |")
-    print("|---|---|---|---|" + "---|" * len(columns))
+    rows = [["task", "metric", "part", "constant", *(randoms or ["random encoder"]), *records_by_name]]
     first = next(iter(records_by_name.values()))[0]
     for task in dict.fromkeys(record.task for record in first):
         for metric in metrics:
             for part in parts_of(records_by_name):
-                print_row(task, metric, part, records_by_name, randoms, intervals)
+                rows += task_row(task, metric, part, records_by_name, randoms, intervals)
+    return rows
 
 
-def print_methods(records_by_name: RunRecords, randoms: RandomEncoders, shown: tuple[Column, ...]) -> None:
+def methods_table(records_by_name: RunRecords, randoms: RandomEncoders, shown: tuple[Column, ...]) -> list[list[str]]:
     """A row for each method and part, one for the constant answer and one for each random encoder."""
     wholes = [
         record for runs in records_by_name.values() for records in runs for record in records if record.part == "all"
     ]
-    print("| method | part | " + " | ".join(f"{task} `{metric}`" for task, metric in shown) + " |")
-    print("|---|---|" + "---|" * len(shown))
+    rows = [["method", "part", *(f"{task} `{metric}`" for task, metric in shown)]]
     # What stands for "no relation" in augmentation_equivariance differs between encoders: it is shown in their cells.
     constants = [[r.baseline for r in of_column(wholes, column)[:1] if not own_baseline(r)] for column in shown]
-    print_cells("without an image", "-", constants)
+    rows.append(method_row("without an image", "-", constants))
     for name, compared in (randoms or {"random encoder": []}).items():
         of_whole = [record for record in compared if record.part == "all"]
-        print_cells(name, "`all`", [random_values(of_column(of_whole, column)) for column in shown])
+        rows.append(method_row(name, "`all`", [random_values(of_column(of_whole, column)) for column in shown]))
     for name, runs in records_by_name.items():
         for part in parts_of({name: runs}):
             found = [r for records in runs for r in records if r.part == part]
             columns = [of_column(found, column) for column in shown]
             if any(columns):
                 nulls = [[r.baseline for r in records if own_baseline(r)] for records in columns]
-                print_cells(name, f"`{part}`", [[r.value for r in records] for records in columns], nulls)
+                values = [[r.value for r in records] for records in columns]
+                rows.append(method_row(name, f"`{part}`", values, nulls))
+    return rows
 
 
 def of_column(records: list[ProbeRecord], column: tuple[str, str]) -> list[ProbeRecord]:
@@ -212,28 +268,29 @@ def own_baseline(record: ProbeRecord) -> bool:
     return record.task == "augmentation_equivariance"
 
 
-def print_cells(name: str, part: str, values: list[list[float]], nulls: list[list[float]] | None = None) -> None:
+def method_row(name: str, part: str, values: list[list[float]], nulls: list[list[float]] | None = None) -> list[str]:
     """A row; the mean of a cell's own baselines in brackets behind it."""
     cells = [spread(cell) for cell in values]
     for index, null in enumerate(nulls or []):
         if null:
             cells[index] += f" ({fixed(statistics.mean(null), 3)})"
-    print(f"| {name} | {part} | " + " | ".join(cells) + " |")
+    return [name, part, *cells]
 
 
-def print_commands(folders: tuple[Path, ...]) -> None:
+def commands(folders: tuple[Path, ...]) -> str:
     """The command of each method's first run; an encoder that was only probed has none."""
-    print()
+    lines = [""]
     for name in dict.fromkeys(method_name(folder) for folder in folders):
         first = next(folder for folder in folders if method_name(folder) == name)
         if command := read_run(first)[1].get("command"):
-            print(f"- {name}: `{command}`")
+            lines.append(f"- {name}: `{command}`")
+    return "\n".join(lines)
 
 
-def print_row(
+def task_row(
     task: str, metric: str, part: str, records_by_name: RunRecords, randoms: RandomEncoders, intervals: bool
-) -> None:
-    """One row; a dash where a method has no such part, nothing where no method has it."""
+) -> list[list[str]]:
+    """One row; a dash where a method has no such part, and none where no method has it."""
 
     def asked(records: list[ProbeRecord]) -> list[ProbeRecord]:
         return [record for record in records if (record.task, record.metric, record.part) == (task, metric, part)]
@@ -241,8 +298,8 @@ def print_row(
     chosen = {name: [r for records in runs for r in asked(records)] for name, runs in records_by_name.items()}
     found = [record for records in chosen.values() for record in records]
     if not found:
-        return
-    cells = [
+        return []
+    return [[
         task,
         f"`{metric}`",
         f"`{part}`",
@@ -252,8 +309,7 @@ def print_row(
             spread([record.value for record in records]) + (mean_interval(records) if intervals else "")
             for records in chosen.values()
         ),
-    ]
-    print("| " + " | ".join(cells) + " |")
+    ]]  # fmt: skip
 
 
 def spread(values: list[float]) -> str:

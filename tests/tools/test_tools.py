@@ -1,5 +1,6 @@
 """The tools run, at tiny sizes, and write what they promise."""
 
+import csv
 import dataclasses
 import importlib.util
 import json
@@ -92,6 +93,40 @@ def test_runs_are_summarised_over_seeds(tmp_path: Path, capsys: pytest.CaptureFi
     assert "| sie | `equi` | - | 0.500 ± 0.100 | - | - | - |" in printed
     assert "| vicreg | `all` | - | 0.300 ± 0.000 | - | - | - |" in printed
     assert "- sie: `sie.py --seed 0`\n- vicreg: `vicreg.py`" in printed
+
+
+def test_tables_for_papers_in_latex_and_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tool = load_tool("summarise_runs")
+    for seed, value in enumerate([0.4, 0.5, 0.6]):
+        file = tmp_path / f"sie_pooled-seed{seed}" / "results.json"
+        append_records(file, [record(value, "equi", 0.1)], {"command": "sie.py --seed 0"})
+    runs = tuple(tmp_path / f"sie_pooled-seed{seed}" for seed in range(3))
+    columns = ("relative_rotation:r2_uniform",)
+    tool.main(tool.Config(runs=runs, layout="methods", columns=columns, format="latex"))
+    lines = capsys.readouterr().out.splitlines()
+    assert r"\begin{tabular}{lll}" in lines and lines[-3:-1] == [r"\end{tabular}", "%"]
+    assert r"method & part & relative\_rotation \texttt{r2\_uniform} \\" in lines
+    assert r"sie\_pooled & \texttt{equi} & 0.500 $\pm$ 0.100 \\" in lines
+    assert all(line.startswith("%") for line in lines if "Protocol" in line or "sie.py" in line)
+    tool.main(tool.Config(runs=runs, layout="methods", columns=columns, format="csv"))
+    printed = capsys.readouterr()
+    rows = list(csv.reader(printed.out.splitlines()))
+    assert rows[0] == ["method", "part", "relative_rotation r2_uniform"] and rows[-1][2] == "0.500 ± 0.100"
+    assert "mean ± standard deviation" in printed.err, "what must be known of it is no part of the table"
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_no_method(tmp_path: Path) -> None:
+    tool = load_tool("summarise_runs")
+    for seed, encoder in enumerate(["resnet18", "vit_tiny"]):
+        folder = tmp_path / f"sie-seed{seed}"
+        append_records(folder / "results.json", [record(0.5, "all", 0.1)], {})
+        config = {"encoder": encoder, "seed": seed, "threads": 1 + seed, "objective": {"equi_weight": 4.5}}
+        (folder / "config.json").write_text(json.dumps(config))
+    runs = (tmp_path / "sie-seed0", tmp_path / "sie-seed1")
+    with pytest.raises(
+        UserError, match=r"sie-seed0 has encoder 'resnet18' and .*sie-seed1 'vit_tiny', which are no seeds"
+    ):
+        tool.main(tool.Config(runs=runs))
 
 
 def test_random_encoders_of_other_architectures_stand_apart_and_probe_seeds_are_averaged(
