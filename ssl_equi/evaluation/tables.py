@@ -63,18 +63,18 @@ def headline(records: Sequence[ProbeRecord]) -> list[tuple[str, ProbeRecord]]:
         return next((by_place[place] for place in places if place in by_place), None)
 
     found: list[tuple[str, ProbeRecord | None]] = [("class", first_of("classification", ("top1",), WHOLE))]
-    changes = dict.fromkeys(record.task for record in records if record.task.startswith(RELATIVE))
-    first, *others = [*changes, None]
-    if first is not None:
-        what = first.removeprefix(RELATIVE)
-        found.append((f"change of {what}", first_of(first, ("r2_uniform", "top1"), CHANGING)))
-        found.append((f"error of {what}", first_of(first, (ANGLE_MEDIAN, "distance_median"), CHANGING)))
-    second = "colour" if any(record.task == "colour" for record in records) else others[0] if others else None
-    if second is not None:
-        found.append((f"change of {second.removeprefix(RELATIVE)}", first_of(second, ("r2_uniform", "top1"), CHANGING)))
-    if first is None:
+    changes = list(dict.fromkeys(record.task for record in records if record.task.startswith(RELATIVE)))
+    if changes:
+        what = changes[0].removeprefix(RELATIVE)
+        found.append((f"change of {what}", first_of(changes[0], ("r2_uniform", "top1"), CHANGING)))
+        found.append((f"error of {what}", first_of(changes[0], (ANGLE_MEDIAN, "distance_median"), CHANGING)))
+    else:
         errors = first_of("augmentation_equivariance", ("gamma_f",), CHANGING)
         found.append(("equivariance error of augmentations", errors))
+    others = [*(record.task for record in records if record.task == "colour"), *changes[1:]]
+    if others:
+        what = others[0].removeprefix(RELATIVE)
+        found.append((f"change of {what}", first_of(others[0], ("r2_uniform", "top1"), CHANGING)))
     return [(title, record) for title, record in found if record is not None]
 
 

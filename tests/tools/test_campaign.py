@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -106,27 +107,60 @@ def test_a_folder_without_a_campaign_and_unknown_names_are_refused(tmp_path: Pat
 # ---------------------------------------------------------------- runs
 
 
-def test_a_run_is_trained_judged_kept_and_repeated_equal_to_the_bit(tiny_data: Path, tmp_path: Path) -> None:
+def tiny_campaign(folder: Path, epochs: str) -> Path:
+    """Runs of VICReg on a data set `many`, judged by nearest neighbours."""
     options = "--data-dir {many} --image-size 32 --encoder strided_cnn_nano --batch-size 8 --threads 1 --log-every 1"
     content = CAMPAIGN.replace('"--image-size 32"', f'"{options}"').replace("seeds = [0, 1]", "seeds = [0]")
     content = content.replace(
         "--encoder {run}", "--encoder {run} --data-dir {many} --seeds 1 --no-compare-with-random --tasks knn",
-    ).replace("classification:top1", "knn:top1").replace("relative_rotation:r2_uniform", "knn:top1")  # fmt: skip
-    folder = campaign_in(tmp_path / "campaign", content)
-    call = [sys.executable, "tools/campaign.py", str(folder), "--work", str(tmp_path / "work"), "--only", "vicreg-3-*"]
-    call += ["--data", f"many={tiny_data}"]
-    said = subprocess.run(call, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    )  # fmt: skip
+    for metric in ("classification:top1", "relative_rotation:r2_uniform"):
+        content = content.replace(metric, "knn:top1")
+    return campaign_in(folder, content.replace("epochs = [3, 9]", f"epochs = [{epochs}]"))
+
+
+def call_of(folder: Path, data: Path, work: Path) -> list[str]:
+    call = [sys.executable, "tools/campaign.py", str(folder), "--work", str(work), "--only", "vicreg-*"]
+    return [*call, "--data", f"many={data}"]
+
+
+def said_by(call: list[str]) -> str:
+    return subprocess.run(call, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_run_is_trained_judged_kept_and_repeated_equal_to_the_bit(tiny_data: Path, tmp_path: Path) -> None:
+    folder = tiny_campaign(tmp_path / "campaign", epochs="3")
+    call = call_of(folder, tiny_data, tmp_path / "work")
+    said = said_by(call)
     assert "1 of 1 runs to do" in said and "vicreg-3-seed0: 144 images" in said
     kept = json.loads((folder / "runs" / "vicreg-3-seed0.json").read_text())
     assert kept["steps"] == 9 and len(kept["training"]["loss"]) == 9
     (figure,) = kept["figures"]
     assert (figure["task"], figure["metric"], figure["part"], len(figure["resampled"])) == ("knn", "top1", "all", 200)
     assert abs(np.mean(figure["resampled"]) - figure["value"]) < 0.1
+    assert "vicreg-3-seed0: all 1 figures equal to the bit" in said_by([*call, "--again"])
+    assert "0 of 1 runs to do" in said_by(call)
 
-    repeated = subprocess.run([*call, "--again"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert "vicreg-3-seed0: all 1 figures equal to the bit" in repeated
-    nothing = subprocess.run(call, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert "0 of 1 runs to do" in nothing
+
+@pytest.mark.slow
+def test_a_campaign_that_was_stopped_goes_on_as_if_it_had_not_been(tiny_data: Path, tmp_path: Path) -> None:
+    kept = []
+    for name in ("stopped", "whole"):
+        folder = tiny_campaign(tmp_path / name, epochs="200")
+        call = call_of(folder, tiny_data, tmp_path / name / "work")
+        if name == "stopped":
+            process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            log = tmp_path / name / "work" / "runs" / "vicreg-200-seed0" / "metrics.jsonl"
+            while process.poll() is None and not (log.exists() and log.stat().st_size > 1000):
+                time.sleep(0.05)
+            process.terminate()
+            said = process.communicate()[0]
+            assert "stopped: 1 runs go on when the same command is given again" in said
+            assert not (folder / "runs").exists()
+        said_by(call)
+        kept.append(json.loads((folder / "runs" / "vicreg-200-seed0.json").read_text()))
+    assert [run["figures"] for run in kept[:1]] == [run["figures"] for run in kept[1:]]
+    assert kept[0]["training"] == kept[1]["training"] and kept[0]["steps"] == 600
 
 
 def test_a_repeated_run_tells_what_differs() -> None:
