@@ -18,6 +18,7 @@ from ssl_equi.evaluation.publish import publish_results
 from ssl_equi.evaluation.results import ProbeRecord, records_of
 from ssl_equi.evaluation.sequences.tasks import quick_sequence_results
 from ssl_equi.evaluation.suite import Evaluation, check_splits, evaluate, noted_if_unanswered, tasks_for
+from ssl_equi.evaluation.tables import in_short_tables
 from ssl_equi.evaluation.task import TaskResult
 from ssl_equi.export.encoder import EncoderCard, encoder_export
 from ssl_equi.export.folder import Export
@@ -83,6 +84,8 @@ class Ending:
             records, further_notes = self.ask_more(objective, results)
             notes += further_notes
         results = replace(results, records=results.records + records, notes=tuple(notes))
+        shown = in_short_tables(results.records)
+        run.track({f"final/{record.task}/{record.part}/{record.metric}": record.value for record in shown})
         set_aside_earlier_results(run.folder)
         versions = recorded_versions(run.folder)
         told = {

@@ -113,6 +113,7 @@ def _is_up_to(line: bytes, step: int) -> bool:
 
 # ---------------------------------------------------------------- trackers
 
+PROJECT = "ssl-equi"
 _CURES = {"wandb": "run `wandb login` (or set WANDB_MODE=offline)", "trackio": "check its settings"}
 
 
@@ -126,12 +127,20 @@ class Tracking:
         self._accelerator, self._tracker = accelerator, tracker
         self._active = False
 
-    def start(self, project: str, options: dict[str, str]) -> None:
-        """Raises RunError if the tracker doesn't start."""
+    def start(self, folder: Path, method: str, options: dict[str, Any]) -> None:
+        """Begins a run of the project's one name, called as its folder, in the group of its method.
+
+        Raises:
+            RunError: the tracker doesn't start.
+        """
         if self._tracker is None:
             return
+        named = {"name": folder.name, "group": method}
+        by_tracker = {"wandb": {**named, "dir": str(folder), "tags": [method]}, "trackio": named}
+        # Trackers take numbers, text and switches, and leave what is not given to us.
+        typed = {name: value if isinstance(value, int | float | str) else str(value) for name, value in options.items()}
         try:
-            self._accelerator.init_trackers(project, config=options)
+            self._accelerator.init_trackers(PROJECT, config=typed, init_kwargs=by_tracker)
         except Exception as error:  # trackers raise errors of many types
             cure = _CURES.get(self._tracker, "check its installation")
             raise RunError(

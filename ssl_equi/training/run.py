@@ -174,8 +174,7 @@ class Run:
         if self.config.resume and list_checkpoints(folder / "checkpoints") and config_file.is_file():
             refuse_other_options(config_file, options, used_options(type(self.config)()))
         self.accelerator.project_configuration.logging_dir = str(folder)
-        # TensorBoard takes nothing but numbers and text.
-        self._tracking.start(self.name, {name: str(value) for name, value in flattened(options).items()})
+        self._tracking.start(folder, self.name, flattened(options))
         return folder
 
     # ---------------------------------------------------------------- the loop
@@ -333,6 +332,10 @@ class Run:
         except StoppedBySignal as stop:
             self._leave(stop.signal_name)
         self.close()
+
+    def track(self, numbers: dict[str, float]) -> None:
+        """Tells the tracker what is known at the end."""
+        self._tracking.log(numbers, self.state.steps_done)
 
     def _leave(self, signal_name: str) -> NoReturn:
         """Ends a run that has been saved; `STOPPED_FILE` tells what a launcher makes an error of any status of."""

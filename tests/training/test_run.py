@@ -5,8 +5,10 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -226,18 +228,47 @@ def test_a_tracker_that_fails_later_costs_a_warning_and_nothing_else(
     assert loss_lines(tmp_path / "run") == whole
 
 
-def fail_tracker(monkeypatch: pytest.MonkeyPatch, method: str, error: Exception) -> None:
-    """Runs think that wandb is installed, and one method of Accelerate's interface to trackers raises."""
+def test_a_tracker_is_told_the_run_its_method_and_typed_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+    watch_trackers(monkeypatch, lambda method, *arguments, **options: told.append((method, arguments, options)))
+    run = train(ToyConfig(out=tmp_path / "mine", tracker="wandb", steps=1))
+    run.track({"final/knn/all/top1": 0.5})
+    run.close()
+    begun, *logged, ended = told
+    assert begun[:2] == ("init_trackers", ("ssl-equi",)) and ended[0] == "end_training"
+    named = begun[2]["init_kwargs"]
+    assert named["trackio"] == {"name": "mine", "group": "toy"}
+    assert (named["wandb"]["name"], named["wandb"]["group"], named["wandb"]["tags"]) == ("mine", "toy", ["toy"])
+    options = begun[2]["config"]
+    assert (options["width"], options["compile"], options["clip_norm"]) == (4, False, "None")
+    assert logged[-1] == ("log", ({"final/knn/all/top1": 0.5},), {"step": 1})
+    assert "loss" in logged[0][1][0]
+
+
+def fail_tracker(monkeypatch: pytest.MonkeyPatch, failing: str, error: Exception) -> None:
+    """One method of Accelerate's interface to trackers raises."""
+
+    def fail(method: str, *arguments: object, **options: object) -> None:
+        if method == failing:
+            raise error
+
+    watch_trackers(monkeypatch, fail)
+
+
+def watch_trackers(monkeypatch: pytest.MonkeyPatch, watch: Callable[..., None]) -> None:
+    """Runs think that wandb is installed; `watch` is called with the method's name and what the tracker is told."""
 
     class Tracked(Accelerator):
         def __init__(self, **options: object) -> None:
             super().__init__(**(options | {"log_with": None}))  # type: ignore[arg-type]
 
-    def fail(*arguments: object, **options: object) -> None:
-        raise error
+    def method(name: str) -> Callable[..., None]:
+        return lambda _, *arguments, **options: watch(name, *arguments, **options)
 
     for name in ("init_trackers", "log", "end_training"):
-        setattr(Tracked, name, fail if name == method else lambda *arguments, **options: None)
+        setattr(Tracked, name, method(name))
     monkeypatch.setattr("ssl_equi.training.run.Accelerator", Tracked)
     monkeypatch.setattr("ssl_equi.training.config.version", lambda name: "1")
 
