@@ -26,6 +26,7 @@ from ssl_equi.evaluation.report.figures import DASHES, MARKERS
 from ssl_equi.files import write_atomically
 
 PANELS_IN_A_ROW = 2
+SAME = 0.01  # differences that are surely smaller are none
 SEED_DRAWS = 20  # for each draw of objects
 Z_OF_INTERVAL, Z_OF_POWER = 1.96, 0.84  # 95 % intervals, which four of five repetitions find apart
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f")
@@ -129,11 +130,13 @@ def spelled(figure: str) -> str:
 def origin(finished: FinishedCampaign) -> str:
     """Protocol, judged objects, machine, hours and commits of all runs."""
     runs, figures = finished.runs, [figure for run in finished.runs for figure in run["figures"]]
-    judged = _listed(f"`{f['protocol']}` on {f['num_objects']} objects of `{f['split']}`" for f in figures)
+    judged = _listed(
+        f"{f['judge']} by protocol `{f['protocol']}` on {f['num_objects']} objects of `{f['split']}`" for f in figures
+    )
     machines = _listed(f"{run['device']} ({run['cpu']}), torch {run['torch']}, timm {run['timm']}" for run in runs)
     return (
         f"{len(runs)} of {len(finished.campaign.runs())} runs are finished: {sum(run['hours'] for run in runs):.1f} "
-        f"hours of training on {machines}, at {_listed(run['commit'] for run in runs)}. Judged by protocol {judged}. "
+        f"hours of training on {machines}, at {_listed(run['commit'] for run in runs)}. Judges: {judged}. "
         "Images are those that went through the encoder with gradient; cells are means ± standard deviations over "
         "pretraining seeds."
     )
@@ -165,7 +168,7 @@ def random_lines(finished: FinishedCampaign, figure: str) -> list[list[str]]:
             runs = [run for run in finished.runs if run["method"] == method.name]
             of_part = [found for run in runs for found in run["figures"] if is_of(found, figure, part)]
             known = [found["random_encoder"] for found in of_part if found["random_encoder"] is not None]
-            if known and known not in [found for (_, other), found in values.items() if other == part]:
+            if known and set(known) not in [set(found) for (_, other), found in values.items() if other == part]:
                 values[label_of(method), part] = known
     return [
         [f"random encoder, as of {label}", f"`{part}`", *[fixed(statistics.fmean(known), 3)] * len(finished.budgets)]
@@ -205,10 +208,14 @@ class Difference:
     """Of two methods in one figure at one budget.
 
     Attributes:
+        budget: what tables call it.
+        complete: whether all seeds of both are there.
         interval: of the difference, over objects and seeds; None where a metric doesn't follow from objects.
         detectable: the smallest difference that as many seeds would show in four of five repetitions.
     """
 
+    budget: str
+    complete: bool
     mean: float
     interval: tuple[float, float] | None
     detectable: float | None
@@ -220,7 +227,7 @@ def claims_table(finished: FinishedCampaign) -> str:
     lines = []
     for claim in finished.campaign.claim:
         differences = [difference(finished, claim, budget) for budget in finished.budgets]
-        last = next((found for found in reversed(differences) if found is not None), None)
+        last = next((found for found in reversed(differences) if found is not None and found.complete), None)
         power = "-" if last is None or last.detectable is None else fixed(last.detectable, 3)
         named = f"{claim.text}: {claim.first} less {claim.second}, {claim.figure}"
         lines.append([named, claim.expected, *(difference_cell(found) for found in differences), power, verdict(last)])
@@ -237,7 +244,9 @@ def difference(finished: FinishedCampaign, claim: Claim, budget: int) -> Differe
     if first.deviation is not None and second.deviation is not None:
         error = (first.deviation**2 / len(first.values) + second.deviation**2 / len(second.values)) ** 0.5
         detectable = (Z_OF_INTERVAL + Z_OF_POWER) * error
-    return Difference(first.mean - second.mean, paired_interval(first.resampled, second.resampled), detectable)
+    complete = len(first.values) == len(second.values) == len(finished.campaign.seeds)
+    interval = paired_interval(first.resampled, second.resampled)
+    return Difference(budget_name(finished, budget), complete, first.mean - second.mean, interval, detectable)
 
 
 def paired_interval(first: np.ndarray | None, second: np.ndarray | None) -> tuple[float, float] | None:
@@ -268,11 +277,15 @@ def difference_cell(found: Difference | None) -> str:
 
 
 def verdict(last: Difference | None) -> str:
-    """What the interval at the largest budget says."""
+    """What the interval says at the largest budget of which all seeds are there."""
     if last is None or last.interval is None:
         return "not measured"
     low, high = last.interval
-    return "shown" if low > 0 else "the other way" if high < 0 else "not decided"
+    if max(abs(low), abs(high)) < SAME:
+        found = f"equal within {SAME}"
+    else:
+        found = "shown" if low > 0 else "the other way" if high < 0 else "not decided"
+    return f"{found} at {last.budget}"
 
 
 # ---------------------------------------------------------------- training, curves, commands
@@ -325,7 +338,10 @@ def draw_curves(axes: Any, finished: FinishedCampaign, figure: str) -> None:
                 marker=MARKERS[index % len(MARKERS)], markersize=3.5, linewidth=1.3, capsize=2,
             )  # fmt: skip
     axes.set_xscale("log")
-    axes.set_xlabel("images")
+    named = {budget_name(finished, budget): budget for budget in finished.budgets}
+    images = [statistics.median(run["images"] for run in finished.runs if run["budget"] == b) for b in named.values()]
+    axes.set_xticks(images, list(named))
+    axes.minorticks_off()
     axes.set_title(spelled(figure), fontsize=9, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

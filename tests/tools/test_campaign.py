@@ -204,7 +204,7 @@ def test_the_page_shows_means_claims_and_what_is_missing(tmp_path: Path) -> None
     assert "| random encoder, as of VICReg | `all` | 0.125 |" in page and "as of sie" not in page
     assert "4 of 8 runs are finished: 2.0 hours" in page and "0.0 25.0" in page
     claim = next(line for line in page.splitlines() if line.startswith("| SIE is better"))
-    assert "+0.300 [0.200, 0.400]" in claim and claim.endswith("| 0.198 | shown |")
+    assert "+0.300 [0.200, 0.400]" in claim and claim.endswith("| 0.198 | shown at 9 k images |")
     assert "<svg" in (folder / "curves.svg").read_text()
 
 
@@ -218,8 +218,21 @@ def test_a_difference_counts_objects_as_pairs_and_seeds_as_independent() -> None
 
 def test_a_claim_is_shown_only_by_an_interval_above_zero() -> None:
     def verdict(interval: tuple[float, float] | None) -> str:
-        return campaign_page.verdict(campaign_page.Difference(0.0, interval, None))
+        return campaign_page.verdict(campaign_page.Difference("9 k images", True, 0.0, interval, None))
 
-    assert [verdict(i) for i in ((0.1, 0.2), (-0.1, 0.2), (-0.2, -0.1), None)] == [
-        "shown", "not decided", "the other way", "not measured",
+    intervals = ((0.1, 0.2), (-0.1, 0.2), (-0.2, -0.1), (0.001, 0.009), None)
+    assert [verdict(interval).removesuffix(" at 9 k images") for interval in intervals] == [
+        "shown", "not decided", "the other way", "equal within 0.01", "not measured",
     ]  # fmt: skip
+
+
+def test_a_claim_waits_for_all_seeds_of_both(tmp_path: Path) -> None:
+    folder = campaign_in(tmp_path)
+    for budget, sie_seeds in ((0, 2), (1, 1)):
+        for seed in range(2):
+            keep(folder, "vicreg", budget, seed, "all", 0.1)
+        for seed in range(sie_seeds):
+            keep(folder, "sie", budget, seed, "equi", 0.5)
+    campaign_page.main(campaign_page.Config(folder))
+    claim = next(line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| SIE is better"))
+    assert claim.count("+0.400") == 2 and claim.endswith("| shown at 3 k images |")
