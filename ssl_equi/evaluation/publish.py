@@ -48,7 +48,7 @@ def publish_results(
     if verbose:
         print_records(results.records, results.notes)
     else:
-        print_headline(results.records)
+        print_headline(results.records, results.warnings)
     arrays, notes = result_arrays(results, test)
     append_records(run_folder / RESULTS_FILE, [], {ARRAYS_HASH: write_arrays(run_folder, arrays)}, notes)
     write_report_or_warn([run_folder], run_folder / "report.html", title=title)

@@ -46,6 +46,7 @@ class Evaluation:
     Attributes:
         records: of every seed, task, part and metric.
         notes: a sentence for each number that is missing or needs a remark.
+        warnings: those of the notes without which no number should be read.
         parts: the asked slices of the feature columns.
         results: of the first seed by part and task: all that the report draws.
         random_results: the same of the random encoder; None if there was none.
@@ -61,6 +62,7 @@ class Evaluation:
 
     records: list[ProbeRecord]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
     parts: dict[str, slice]
     results: PartResults
     random_results: PartResults | None
@@ -148,8 +150,8 @@ def evaluate(
         if "relative_rotation" in results
     }
     return Evaluation(
-        records, tuple(notes), chosen, own.by_seed[first], of_random[first], rotation_heads, subjects[0].train,
-        subjects[0].test,
+        records, tuple(notes), own.warnings(), chosen, own.by_seed[first], of_random[first], rotation_heads,
+        subjects[0].train, subjects[0].test,
         tuple(data.evaluation.class_names), protocol,
         {"encode": encoded - started, "heads": time.perf_counter() - encoded}, store.encoder_passes - passes_before,
     )  # fmt: skip
@@ -407,18 +409,27 @@ class _Answers:
 
     def all_notes(self) -> list[str]:
         """Notes on the features, on tasks, and one for each part whose features are the same in all views."""
-        notes, encoding = [], self.subject.encoding
+        return list(dict.fromkeys([*self.on_left_out(), *self.notes, *self.on_constant_parts()]))
+
+    def warnings(self) -> tuple[str, ...]:
+        """The notes that belong beside any number: objects that heads did without, and features that don't vary."""
+        return (*self.on_left_out(), *self.on_constant_parts())
+
+    def on_left_out(self) -> list[str]:
+        encoding = self.subject.encoding
         of_split = self.subject.train.num_objects if encoding is None else encoding.data.probe_train.num_objects
         left_out = of_split - self.subject.train.num_objects
-        if left_out:
-            notes.append(f"the heads were trained without {left_out} of {of_split} objects, which can't be read")
-        notes += self.notes
+        note = f"the heads were trained without {left_out} of {of_split} objects, which can't be read"
+        return [note] if left_out else []
+
+    def on_constant_parts(self) -> list[str]:
+        notes = []
         for part in self.subject.parts:
             reason = why_constant(self.subject, part)
             if reason is not None:
                 missing = ", ".join(dict.fromkeys(self.not_asked.get(part, []))) or "nothing"
                 notes.append(f"part {part} is constant: {reason} (not asked: {missing})")
-        return list(dict.fromkeys(notes))
+        return notes
 
 
 def why_constant(subject: Subject, part: str) -> str | None:

@@ -36,22 +36,24 @@ def print_records(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> 
     _print(lines, [*describe_origins(shown), *describe_columns(shown), *notes])
 
 
-def print_headline(records: Sequence[ProbeRecord]) -> None:
+def print_headline(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> None:
     """Print the numbers that one looks at first, at most one a question: the class, and what changes from view to view.
 
-    The class is that of all features; what changes is read from the equivariant part where there is one.
+    The class is that of all features; what changes is read from the equivariant part where there is one. Notes stand
+    under the numbers.
     """
     rows = []
     for title, record in headline(records):
         numbers = [format_value(record.metric, each) for each in (record.value, record.random_encoder, record.baseline)]
         rows.append((f"{title} ({record.metric} of {record.part})", *numbers))
-    if not rows:
-        return
-    origin = records[0]
-    head = (f"on {origin.num_objects:,} objects of {origin.split}", "value", "random", "constant")
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        print(f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)))
+    lines: list[str] = []
+    if rows:
+        head = (f"on {records[0].num_objects:,} objects of {records[0].split}", "value", "random", "constant")
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        for row in (head, *rows):
+            cells = [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
+            lines.append(" ".join([f"{row[0]:<{widths[0]}}", *cells]))
+    _print(lines, notes)
 
 
 def headline(records: Sequence[ProbeRecord]) -> list[tuple[str, ProbeRecord]]:
@@ -133,7 +135,8 @@ def _table(headers: Sequence[str], rows: Sequence[tuple[str, ...]], *, tasks_in_
 
 def _print(table: Sequence[str], lines: Sequence[str]) -> None:
     """The table, which had better be wrapped by a narrow terminal than cut, and what one must know to read it."""
-    print("\n".join(table))
+    if table:
+        print("\n".join(table))
     for line in lines:
         print(textwrap.fill(line, _width(), break_long_words=False))
 

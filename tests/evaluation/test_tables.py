@@ -80,6 +80,13 @@ def test_the_headline_follows_the_data() -> None:
     print_headline([])
 
 
+def test_what_must_be_known_of_any_number_stands_under_the_headline(capsys: pytest.CaptureFixture[str]) -> None:
+    print_headline([record(1, 0, task="classification", metric="top1")], ["the heads were trained without 1 object"])
+    assert capsys.readouterr().out.splitlines()[2:] == ["the heads were trained without 1 object"]
+    print_headline([])
+    assert capsys.readouterr().out == ""
+
+
 def test_means_and_standard_errors_in_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
     values = (0.5, 0.6, 0.9)
     records = []
