@@ -107,7 +107,7 @@ EncoderArguments = Annotated[
         str_from_instance=lambda value: [str(text) for pair in value.items() for text in pair],
     ),
 ]
-"""What timm.create_model is given besides the name; on the command line names and values in turn, or nothing."""
+"""Arguments of timm.create_model besides the name; on the command line names and values in turn, or nothing."""
 
 
 def check_options(config: Any, default: Any = None) -> None:

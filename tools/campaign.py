@@ -71,7 +71,9 @@ def main(config: Config) -> None:
     campaign = read_campaign(config.campaign)
     runs = [run for run in campaign.runs() if not config.only or _matches(run.name, config.only)]
     if not runs:
-        raise UserError(f"--only {' '.join(config.only)} names no run of {config.campaign}, such as {_first(campaign)}")
+        raise UserError(
+            f"--only {' '.join(config.only)} names no run of {config.campaign}, such as {campaign.runs()[0].name}"
+        )
     there = [run for run in runs if campaign.file_of(run.name).exists()]
     wanted = there if config.again else [run for run in runs if run not in there]
     print(f"{campaign.title}: {len(wanted)} of {len(runs)} runs to do", flush=True)
@@ -98,10 +100,6 @@ def given_data(campaign: Campaign, texts: tuple[str, ...]) -> dict[str, Path]:
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _first(campaign: Campaign) -> str:
-    return campaign.runs()[0].name
 
 
 @dataclass(frozen=True)
@@ -138,9 +136,9 @@ class Work:
 class RunInProgress:
     """A run as the sequence of its commands, each a process of its own with a common log."""
 
-    def __init__(self, work: Work, run: PlannedRun) -> None:
-        self.work, self.run = work, run
-        self.folder = work.folder / "runs" / (f"{run.name}-again" if work.again else run.name)
+    def __init__(self, work: Work, planned: PlannedRun) -> None:
+        self.work, self.planned = work, planned
+        self.folder = work.folder / "runs" / (f"{planned.name}-again" if work.again else planned.name)
         self.log = self.folder.with_name(f"{self.folder.name}.log")
         if work.again:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -149,14 +147,14 @@ class RunInProgress:
 
     def commands(self) -> list[list[str]]:
         """Pretraining, unless that is over, and whatever judges it."""
-        campaign, method = self.work.campaign, self.run.method
-        options = f"--epochs {method.epochs[self.run.budget]} --seed {self.run.seed} --no-evaluate --resume"
+        campaign, method = self.work.campaign, self.planned.method
+        options = f"--epochs {method.epochs[self.planned.budget]} --seed {self.planned.seed} --no-evaluate --resume"
         text = f"{method.recipe} {campaign.options} {method.options} {options} --out {{run}}"
         commands = [] if (self.folder / "encoder").exists() else [self.work.command(text, run=self.folder)]
         for judge in campaign.judges_of(method):
             out = folder_of(judge, self.folder)
             shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped while it was judged
-            command = self.work.command(judge.command, run=self.folder, seed=self.run.seed)
+            command = self.work.command(judge.command, run=self.folder, seed=self.planned.seed)
             commands.append([*command, "--out", str(out)])
         return commands
 
@@ -186,13 +184,13 @@ class RunInProgress:
 
     def keep(self) -> None:
         """Writes the run's file, or compares with the one that is there."""
-        content = content_of(self.work.campaign, self.run, self.folder)
-        path = self.work.campaign.file_of(self.run.name)
+        content = content_of(self.work.campaign, self.planned, self.folder)
+        path = self.work.campaign.file_of(self.planned.name)
         if self.work.again:
-            print(f"{self.run.name}: {compared(content, read_json_object(path, UserError))}", flush=True)
+            print(f"{self.planned.name}: {compared(content, read_json_object(path, UserError))}", flush=True)
         else:
             write_run(path, content)
-            print(f"{self.run.name}: {content['images']:,} images, {content['hours']:.2f} h", flush=True)
+            print(f"{self.planned.name}: {content['images']:,} images, {content['hours']:.2f} h", flush=True)
 
 
 def run_all(todo: list[PlannedRun], work: Work, jobs: int, deadline: float | None) -> list[str]:
@@ -211,12 +209,12 @@ def run_all(todo: list[PlannedRun], work: Work, jobs: int, deadline: float | Non
             while todo and len(active) < jobs:
                 run = RunInProgress(work, todo.pop(0))
                 # Another call on the same folder may have finished it meanwhile.
-                if work.again or not work.campaign.file_of(run.run.name).exists():
+                if work.again or not work.campaign.file_of(run.planned.name).exists():
                     active.append(run)
             for run in list(active):
                 if run.failed():
-                    print(f"{run.run.name} failed: see {run.log}", flush=True)
-                    failed.append(run.run.name)
+                    print(f"{run.planned.name} failed: see {run.log}", flush=True)
+                    failed.append(run.planned.name)
                     active.remove(run)
                 elif not run.runs():
                     if run.waiting:

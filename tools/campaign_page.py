@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 from campaign_files import Campaign, Claim, Method, read_campaign
+from run_tables import markdown_table, spread
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.errors import UserError
@@ -72,10 +73,20 @@ class FinishedCampaign:
         if not self.runs:
             raise UserError(f"{campaign.folder} has no finished runs: run tools/campaign.py first")
 
+    def kept(self, method: str, figure: str) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+        """The runs of a method, each with its numbers of a figure JUDGE/TASK:METRIC, one a part."""
+        return [
+            (run, found)
+            for run in self.runs
+            if run["method"] == method
+            for found in run["figures"]
+            if f"{found['judge']}/{found['task']}:{found['metric']}" == figure
+        ]
+
     def row(self, method: str, part: str, figure: str, budget: int) -> Row | None:
         """None where no run has the figure."""
-        runs = [run for run in self.runs if run["method"] == method and run["budget"] == budget]
-        pairs = [(run, found) for run in runs for found in run["figures"] if is_of(found, figure, part)]
+        kept = self.kept(method, figure)
+        pairs = [(run, found) for run, found in kept if run["budget"] == budget and found["part"] == part]
         if not pairs:
             return None
         resampled = [found["resampled"] for _, found in pairs]
@@ -87,18 +98,16 @@ class FinishedCampaign:
 
     def parts(self, method: str, figure: str) -> list[str]:
         """Of a method that have the figure, in the order in which they were judged."""
-        found = [f for run in self.runs if run["method"] == method for f in run["figures"]]
-        return list(dict.fromkeys(f["part"] for f in found if is_of(f, figure, f["part"])))
+        return list(dict.fromkeys(found["part"] for _, found in self.kept(method, figure)))
+
+    def images(self, budget: int) -> float:
+        """Of the runs of a budget, which differ a little between methods."""
+        return statistics.median(run["images"] for run in self.runs if run["budget"] == budget)
 
     @property
     def budgets(self) -> list[int]:
         """Those that any run is finished of, ascending."""
         return sorted({run["budget"] for run in self.runs})
-
-
-def is_of(found: Mapping[str, Any], figure: str, part: str) -> bool:
-    """Whether a kept figure is that of JUDGE/TASK:METRIC and of this part."""
-    return f"{found['judge']}/{found['task']}:{found['metric']}" == figure and found["part"] == part
 
 
 def main(config: Config) -> None:
@@ -149,15 +158,15 @@ def _listed(texts: Iterable[str]) -> str:
 def figure_table(finished: FinishedCampaign, figure: str) -> str:
     """A row for each method and part, a column for each budget."""
     head = ["method", "part", *(budget_name(finished, budget) for budget in finished.budgets)]
-    known = [f for run in finished.runs for f in run["figures"] if is_of(f, figure, f["part"])]
-    baselines = {found["baseline_name"]: found["baseline"] for found in known}
+    kept = [finished.kept(method.name, figure) for method in finished.campaign.method]
+    baselines = {found["baseline_name"]: found["baseline"] for pairs in kept for _, found in pairs}
     lines = [[name, "-", *([fixed(value, 3)] * len(finished.budgets))] for name, value in baselines.items()]
     lines += random_lines(finished, figure)
     for method in finished.campaign.method:
         for part in finished.parts(method.name, figure):
             rows = [finished.row(method.name, part, figure, budget) for budget in finished.budgets]
             lines.append([label_of(method), f"`{part}`", *(cell(row) for row in rows)])
-    return table(head, lines)
+    return markdown_table([head, *lines])
 
 
 def random_lines(finished: FinishedCampaign, figure: str) -> list[list[str]]:
@@ -165,8 +174,7 @@ def random_lines(finished: FinishedCampaign, figure: str) -> list[list[str]]:
     values: dict[tuple[str, str], list[float]] = {}
     for method in finished.campaign.method:
         for part in finished.parts(method.name, figure):
-            runs = [run for run in finished.runs if run["method"] == method.name]
-            of_part = [found for run in runs for found in run["figures"] if is_of(found, figure, part)]
+            of_part = [found for _, found in finished.kept(method.name, figure) if found["part"] == part]
             known = [found["random_encoder"] for found in of_part if found["random_encoder"] is not None]
             if known and set(known) not in [set(found) for (_, other), found in values.items() if other == part]:
                 values[label_of(method), part] = known
@@ -177,9 +185,8 @@ def random_lines(finished: FinishedCampaign, figure: str) -> list[list[str]]:
 
 
 def budget_name(finished: FinishedCampaign, budget: int) -> str:
-    """The images of its runs, which differ a little between methods."""
-    images = [run["images"] for run in finished.runs if run["budget"] == budget]
-    return f"{statistics.median(images) / 1000:,.0f} k images"
+    """What tables and curves call a budget."""
+    return f"{finished.images(budget) / 1000:,.0f} k images"
 
 
 def label_of(method: Method) -> str:
@@ -191,13 +198,7 @@ def cell(row: Row | None) -> str:
     """Mean ± standard deviation over the seeds; the value alone of one seed."""
     if row is None:
         return "-"
-    return fixed(row.mean, 3) + (" (1 seed)" if row.deviation is None else f" ± {fixed(row.deviation, 3)}")
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return spread(row.values) + (" (1 seed)" if len(row.values) == 1 else "")
 
 
 # ---------------------------------------------------------------- claims
@@ -231,7 +232,7 @@ def claims_table(finished: FinishedCampaign) -> str:
         power = "-" if last is None or last.detectable is None else fixed(last.detectable, 3)
         named = f"{claim.text}: {claim.first} less {claim.second}, {claim.figure}"
         lines.append([named, claim.expected, *(difference_cell(found) for found in differences), power, verdict(last)])
-    return table(head, lines)
+    return markdown_table([head, *lines])
 
 
 def difference(finished: FinishedCampaign, claim: Claim, budget: int) -> Difference | None:
@@ -302,7 +303,8 @@ def training_table(finished: FinishedCampaign) -> str:
             gains = " ".join(f"{100 * gain:.1f}" for gain in run["training"].get("action_gain", [])) or "-"
             losses = " ".join(f"{loss:.4g}" for loss in run["training"].get("loss", []))
             lines.append([label_of(method), run["run"], f"{run['steps']:,}", f"{run['hours']:.2f}", losses, gains])
-    return table(["method", "run", "steps", "hours", "loss over training", "action gain in %, over training"], lines)
+    head = ["method", "run", "steps", "hours", "loss over training", "action gain in %, over training"]
+    return markdown_table([head, *lines])
 
 
 def curves_svg(finished: FinishedCampaign) -> str:
@@ -338,9 +340,8 @@ def draw_curves(axes: Any, finished: FinishedCampaign, figure: str) -> None:
                 marker=MARKERS[index % len(MARKERS)], markersize=3.5, linewidth=1.3, capsize=2,
             )  # fmt: skip
     axes.set_xscale("log")
-    named = {budget_name(finished, budget): budget for budget in finished.budgets}
-    images = [statistics.median(run["images"] for run in finished.runs if run["budget"] == b) for b in named.values()]
-    axes.set_xticks(images, list(named))
+    names = [budget_name(finished, budget) for budget in finished.budgets]
+    axes.set_xticks([finished.images(budget) for budget in finished.budgets], names)
     axes.minorticks_off()
     axes.set_title(spelled(figure), fontsize=9, loc="left")
     axes.spines[["top", "right"]].set_visible(False)

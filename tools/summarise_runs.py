@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from run_tables import LARGEST_SHARE, markdown_table, spread
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.errors import UserError
@@ -171,8 +172,7 @@ def print_table(rows: list[list[str]], form: Format) -> None:
     if form == "csv":
         csv.writer(sys.stdout).writerows([[cell.replace("`", "") for cell in row] for row in rows])
     elif form == "markdown":
-        for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]:
-            print("| " + " | ".join(row) + " |")
+        print(markdown_table(rows))
     else:
         lines = [" & ".join(in_latex(cell) for cell in row) + r" \\" for row in rows]
         columns = "l" * len(rows[0])
@@ -312,15 +312,6 @@ def task_row(
     ]]  # fmt: skip
 
 
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation, angles with one decimal; a dash for nothing."""
-    if not values:
-        return "-"
-    decimals = 1 if max(values) > 5 else 3
-    mean = fixed(statistics.mean(values), decimals)
-    return mean if len(values) == 1 else f"{mean} ± {fixed(statistics.stdev(values), decimals)}"
-
-
 def mean_interval(records: list[ProbeRecord]) -> str:
     """The means of the lower and of the upper ends, in brackets; nothing where a record has no interval."""
     ends = [(record.interval_low, record.interval_high) for record in records]
@@ -328,7 +319,7 @@ def mean_interval(records: list[ProbeRecord]) -> str:
     if not known or len(known) < len(ends):
         return ""
     low, high = (statistics.mean(values) for values in zip(*known, strict=True))
-    decimals = 1 if high > 5 else 3
+    decimals = 1 if high > LARGEST_SHARE else 3
     return f" [{fixed(low, decimals)}, {fixed(high, decimals)}]"
 
 

@@ -1,4 +1,4 @@
-"""What a run or an evaluation leaves behind: `results.json`, `arrays.npz`, the printed table, `report.html`."""
+"""Results of runs and evaluations as files: `results.json`, `arrays.npz`, `report.html`; and the printed table."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

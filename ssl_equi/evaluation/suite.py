@@ -110,8 +110,8 @@ def evaluate(
         further: tasks that are asked whatever `tasks` says, such as transfer to other data.
         bad_train_records: what is done with training objects that can't be read; they raise when it is None. Objects
             that are judged always do.
-        say: is told what is going on, line by line.
-        show: is told of every task, for a line that is written over.
+        say: receives progress messages, a line each.
+        show: receives the name of every task, for a line that is overwritten.
     """
     unknown = [part for part in parts if part not in source.parts]
     if unknown:

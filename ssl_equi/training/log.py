@@ -128,7 +128,7 @@ class Tracking:
         self._active = False
 
     def start(self, folder: Path, method: str, options: dict[str, Any]) -> None:
-        """Begins a run of the project's one name, called as its folder, in the group of its method.
+        """Starts a run of the project that is named after its folder and grouped by its method.
 
         Raises:
             RunError: the tracker doesn't start.
@@ -137,7 +137,7 @@ class Tracking:
             return
         named = {"name": folder.name, "group": method}
         by_tracker = {"wandb": {**named, "dir": str(folder), "tags": [method]}, "trackio": named}
-        # Trackers take numbers, text and switches, and leave what is not given to us.
+        # TensorBoard takes numbers, text and switches: None and tuples become text.
         typed = {name: value if isinstance(value, int | float | str) else str(value) for name, value in options.items()}
         try:
             self._accelerator.init_trackers(PROJECT, config=typed, init_kwargs=by_tracker)

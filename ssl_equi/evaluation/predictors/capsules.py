@@ -77,7 +77,7 @@ def probe_capsule_poses(
     """
     known = actions_of(test.schema, told)
     pairs = evaluated_pairs(test.num_objects, test.views_of_each, protocol)
-    pairs_per_object = int(np.bincount(pairs.object_indices).max())  # rolled by so many, actions are of other objects
+    pairs_per_object = int(np.bincount(pairs.object_indices).max())  # rolled by that, actions are of other objects
     objects, first_view, second_view = (
         torch.from_numpy(indices) for indices in (pairs.object_indices, pairs.first_view, pairs.second_view)
     )

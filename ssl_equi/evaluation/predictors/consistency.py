@@ -93,7 +93,7 @@ def predictor_consistency(
 
 
 def consistency_records(result: TaskResult, num_objects: int, split_name: str) -> list[ProbeRecord]:
-    """Records (part "pred@1") of the evaluated split, which has so many objects; nothing was drawn, so seed 0."""
+    """Records (part "pred@1") of the evaluated split of `num_objects`; nothing is drawn, so the seed is 0."""
     # Beside those of retrieval, which have no standard errors either.
     answers = {"pred@1": {TASK: replace(result, object_scores=None)}}
     return records_of(answers, None, split=split_name, protocol=PROTOCOL, seed=0, num_objects=num_objects)

@@ -88,7 +88,7 @@ def retrieve_with_predictor(
 
 
 def known_actions(predictor: LatentPredictor, cache: FeatureCache) -> LatentActions:
-    """What the predictor is told between the views of the cache; TaskSkipped if the views don't have these latents."""
+    """The predictor's actions between the views of the cache; TaskSkipped if the views don't have these latents."""
     if AUGMENTATION in predictor.actions.names:
         raise TaskSkipped(
             f"the predictor of {predictor.name} is told actions '{AUGMENTATION}': between stored views only those of "
