@@ -309,10 +309,12 @@ def compared(now: dict[str, Any], kept: dict[str, Any]) -> str:
     after = {tuple(figure[place] for place in places): figure["value"] for figure in now["figures"]}
     if before.keys() != after.keys():
         return f"other figures: {sorted(before.keys() ^ after.keys())}"
-    largest = max(abs(after[place] - before[place]) for place in before)
-    if largest == 0:
+    differences = {place: abs(after[place] - before[place]) for place in before}
+    place = max(differences, key=lambda place: differences[place])
+    if differences[place] == 0:
         return f"all {len(before)} figures equal to the bit"
-    return f"figures differ by up to {largest:.2g}, on {now['cpu']} after {kept['cpu']}"
+    where = f"{'/'.join(place[:2])} {place[2]}"
+    return f"figures differ by up to {differences[place]:.2g} ({where}), on {now['cpu']} after {kept['cpu']}"
 
 
 def cpu_name() -> str:

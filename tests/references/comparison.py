@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi import options
+from ssl_equi.training.optimisation import follow_schedule, optimizer_of, target_momentum
 from tests.references.networks import Batch, MissingWeightError, Network
 from tests.references.table import Reference
+from tests.references.training import Training
 
 TOLERANCE = 1e-9  # of the package against a reference, relative where a number is above 1
 SIDE = 8  # of an image
@@ -109,9 +111,9 @@ def disagreements(objective: nn.Module, reference: Reference) -> Differences:
     return unlike(differences(moved(objective), reference, random_batch(reference)))
 
 
-def random_batch(reference: Reference) -> Batch:
+def random_batch(reference: Reference, seed: int = 2) -> Batch:
     """Images and actions from a normal distribution; rotations have length 1."""
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(seed)
     objects, counts = reference.objects, [reference.views, reference.transformed_views, reference.shared_views]
     images = torch.randn(objects, sum(counts), 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
     views, transformed_views, shared_views = images.split(counts, dim=1)
@@ -129,13 +131,18 @@ def random_batch(reference: Reference) -> Batch:
     )
 
 
+def package_output(objective: nn.Module, batch: Batch) -> Any:
+    """Of one forward pass, with what the objective takes of the batch."""
+    names = inspect.signature(objective.forward).parameters
+    return objective(**{name: value for name, value in vars(batch).items() if name in names and value is not None})
+
+
 def package_values(objective: nn.Module, batch: Batch) -> Values:
     """Loss, terms, gradients of all parameters and all buffers (the statistics of batch norms), by name, after one
     forward pass."""
     if hasattr(objective, "soften_targets"):
         objective.soften_targets(batch.progress)
-    names = inspect.signature(objective.forward).parameters
-    output = objective(**{name: value for name, value in vars(batch).items() if name in names and value is not None})
+    output = package_output(objective, batch)
     output.loss.backward()
     values = {"loss": output.loss.detach()}
     values |= {f"term {name}": term for name, term in output.terms.items()}
@@ -213,3 +220,39 @@ def _other_values(option: options._Option) -> tuple[Any, ...]:
     if isinstance(value, tuple):
         return (value[:-1],)
     return tuple(choice for choice in options._choices(option.hint) if choice != value)
+
+
+def package_losses(objective: nn.Module, config: Any, batches: Iterable[Batch]) -> Iterator[float]:
+    """Trains as the recipes' loops do; the loss of each step."""
+    optimizer = optimizer_of(objective.train(), config)
+    for step, batch in enumerate(batches):
+        follow_schedule(optimizer, config, step, config.steps)
+        objective.measures_action_gain = step % 3 == 0  # which must leave no trace
+        output = package_output(objective, batch)
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if hasattr(config, "target_momentum"):
+            objective.update_target(target_momentum(config, step, config.steps))
+        yield output.loss.item()
+
+
+def reference_training(config: Any) -> Training:
+    """The reference's, with the options of the package."""
+    return Training(
+        last_step=config.steps - 1,
+        rate=config.learning_rate,
+        final_rate=config.final_learning_rate,
+        warmup_steps=config.warmup_steps,
+        first_rate=config.warmup_from,
+        weight_decay=config.weight_decay,
+        momentum=getattr(config, "target_momentum", 0.0),
+    )
+
+
+def largest_difference(
+    ours: Iterable[float], theirs: Iterable[float], weights: Iterable[tuple[Tensor, Tensor]]
+) -> float:
+    """Of the losses of all steps and of pairs of weights after the last, relative where a number is above 1."""
+    losses = tuple(torch.tensor(list(each), dtype=torch.float64) for each in (ours, theirs))
+    return max(((mine - other).abs() / other.abs().clamp(min=1)).max().item() for mine, other in (losses, *weights))

@@ -1,13 +1,7 @@
-"""seq-JEPA's whole training, as its paper states it (Ghaemi et al., NeurIPS 2025): model, optimizer and schedules.
-
-`sequences` holds one step to the formulas. Here step follows step, so that what one hands to the next is held as well:
-weights, moments of the optimizer, the target encoder, rates and momenta. How weights start is not held.
-"""
+"""seq-JEPA's model, as its paper states it (Ghaemi et al., NeurIPS 2025), to be trained by `training`."""
 
 import math
-from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -100,51 +94,3 @@ class SeqJEPA(nn.Module):
             target = self.target_encoder(views[:, -1])
         cosines = (predicted * target).sum(dim=1) / (predicted.norm(dim=1) * target.norm(dim=1))
         return 1 - cosines.mean()
-
-
-@dataclass(frozen=True)
-class Training:
-    """AdamW (Loshchilov and Hutter, 2019), a rate that rises and falls, and a target that follows ever more slowly.
-
-    Rate and momentum arrive at their ends in `last_step`, counted from 0: the paper says no more than that they do.
-    """
-
-    last_step: int
-    rate: float = 4e-4
-    final_rate: float = 1e-5
-    warmup_steps: int = 0
-    first_rate: float = 1e-5
-    momentum: float = 0.996
-    weight_decay: float = 1e-3
-
-    def learning_rate(self, step: int) -> float:
-        """A line up to the full rate, then half a cosine down."""
-        if step < self.warmup_steps:
-            return self.first_rate + (self.rate - self.first_rate) * step / self.warmup_steps
-        done = (step - self.warmup_steps) / (self.last_step - self.warmup_steps)
-        return self.final_rate + (self.rate - self.final_rate) * (1 + math.cos(math.pi * done)) / 2
-
-    def target_momentum(self, step: int) -> float:
-        """Half a cosine up to 1."""
-        return 1 - (1 - self.momentum) * (1 + math.cos(math.pi * step / self.last_step)) / 2
-
-    def losses(self, model: SeqJEPA, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[float]:
-        """Trains on batches of views and actions; the loss of each step."""
-        model.train()
-        trained = [weight for weight in model.parameters() if weight.requires_grad]
-        moments = [(torch.zeros_like(weight), torch.zeros_like(weight)) for weight in trained]
-        for step, (views, actions) in enumerate(batches):
-            loss = model(views, actions)
-            gradients = torch.autograd.grad(loss, trained, materialize_grads=True)
-            with torch.no_grad():
-                for weight, gradient, (first, second) in zip(trained, gradients, moments, strict=True):
-                    first.mul_(0.9).add_(0.1 * gradient)
-                    second.mul_(0.999).add_(0.001 * gradient**2)
-                    if weight.ndim > 1:  # biases and norms don't decay
-                        weight.mul_(1 - self.learning_rate(step) * self.weight_decay)
-                    root = (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
-                    weight.sub_(self.learning_rate(step) * first / (1 - 0.9 ** (step + 1)) / root)
-                momentum = self.target_momentum(step)
-                for target, followed in zip(model.target_encoder.parameters(), model.encoder.parameters(), strict=True):
-                    target.mul_(momentum).add_((1 - momentum) * followed)
-            yield loss.item()

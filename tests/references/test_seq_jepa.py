@@ -1,6 +1,6 @@
 """seq-JEPA trains as the reference of its whole training does, step after step, from the same weights on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from itertools import islice
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from ssl_equi.encoders import create_encoder
 from ssl_equi.objectives.seq_jepa import SeqJEPA
-from ssl_equi.training.optimisation import follow_schedule, optimizer_of, target_momentum
 from tests.fakes import ConvolutionEncoder, load_recipe
 from tests.references import seq_jepa as reference
+from tests.references.comparison import TOLERANCE, largest_difference, package_losses, reference_training
+from tests.references.networks import Batch
+from tests.references.training import Training
 
-Batches = Iterator[tuple[Tensor, Tensor]]
+Batches = Iterator[Batch]
 
-TOLERANCE = 1e-9
 SMALL = {"action_width": 8, "feedforward_width": 40, "predictor_hidden_width": 24}
 # The package's names of modules, and the reference's.
 NAMES = {
@@ -49,7 +50,7 @@ def random_batches(views: int, side: int = 6, objects: int = 8) -> Batches:
     while True:
         images = torch.randn(objects, views, 3, side, side, generator=generator, dtype=torch.float64)
         actions = torch.randn(objects, views - 1, 4, generator=generator, dtype=torch.float64)
-        yield images, actions / actions.norm(dim=-1, keepdim=True)
+        yield Batch(images, actions / actions.norm(dim=-1, keepdim=True))
 
 
 def seq_jepa(config: Any, make_encoder: Callable[[], nn.Module] = ConvolutionEncoder) -> SeqJEPA:
@@ -92,50 +93,28 @@ def renamed(objective: SeqJEPA) -> dict[str, Tensor]:
     return weights
 
 
-def losses(objective: SeqJEPA, config: Any, batches: Batches) -> Iterator[float]:
-    """What the recipe's loop does."""
-    objective.train()
-    optimizer = optimizer_of(objective, config)
-    for step, (views, actions) in enumerate(batches):
-        follow_schedule(optimizer, config, step, config.steps)
-        objective.measures_action_gain = step % 3 == 0  # which must leave no trace
-        output = objective(views, actions)
-        output.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        objective.update_target(target_momentum(config, step, config.steps))
-        yield output.loss.item()
-
-
-def training(config: Any) -> reference.Training:
-    """The reference's, with the options of the package."""
-    return reference.Training(
-        last_step=config.steps - 1,
-        rate=config.learning_rate,
-        final_rate=config.final_learning_rate,
-        warmup_steps=config.warmup_steps,
-        first_rate=config.warmup_from,
-        momentum=config.target_momentum,
-        weight_decay=config.weight_decay,
-    )
-
-
-def largest_difference(objective: SeqJEPA, config: Any, batches: Callable[[], Batches]) -> float:
-    """Of the losses of all steps, and of the weights and running statistics after the last, relative above 1."""
-    model = referred(objective)
-    theirs = list(training(config).losses(model, islice(batches(), config.steps)))
-    ours = list(losses(objective, config, islice(batches(), config.steps)))
+def difference(objective: SeqJEPA, config: Any, batches: Batches) -> float:
+    """Of the losses of all steps, and of the weights and running statistics after the last."""
+    model, batches = referred(objective), list(islice(batches, config.steps))
+    theirs = list(reference_losses(model, reference_training(config), batches))
+    ours = list(package_losses(objective, config, batches))
     weights = model.state_dict()
-    pairs = [(weight, weights[name]) for name, weight in renamed(objective).items()]
-    pairs.append((torch.tensor(ours, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64)))
-    return max(((mine - other).abs() / other.abs().clamp(min=1)).max().item() for mine, other in pairs)
+    return largest_difference(ours, theirs, [(weight, weights[name]) for name, weight in renamed(objective).items()])
+
+
+def reference_losses(model: reference.SeqJEPA, training: Training, batches: Iterable[Batch]) -> Iterator[float]:
+    """The target encoder follows; its running statistics are of what it sees itself."""
+    model.train()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    followed = list(zip(model.target_encoder.parameters(), model.encoder.parameters(), strict=True))
+    return training.losses(lambda batch: model(batch.views, batch.actions), trained, batches, followed)
 
 
 @pytest.mark.parametrize("observed_views", [1, 3])
 @pytest.mark.parametrize("conditioning", ["both", "none", "aggregator", "predictor"])
 def test_twenty_steps_agree(conditioning: str, observed_views: int) -> None:
     config = embedded(steps=20, conditioning=conditioning, **SMALL)
-    assert largest_difference(seq_jepa(config), config, lambda: random_batches(observed_views + 1)) < TOLERANCE
+    assert difference(seq_jepa(config), config, random_batches(observed_views + 1)) < TOLERANCE
 
 
 # Not more: the package's own weights, changed by 1e-15 of their size, give losses that are off by 1e-15 at step 100,
@@ -144,14 +123,14 @@ def test_twenty_steps_agree(conditioning: str, observed_views: int) -> None:
 def test_a_hundred_steps_agree() -> None:
     config = embedded(steps=100, **SMALL)
     objective = seq_jepa(config, lambda: create_encoder("strided_cnn_tiny", 32))
-    assert largest_difference(objective, config, lambda: random_batches(4, side=32)) < TOLERANCE
+    assert difference(objective, config, random_batches(4, side=32)) < TOLERANCE
 
 
 @pytest.mark.parametrize(("option", "value"), [("momentum", 0.995), ("weight_decay", 0.0), ("last_step", 20)])
 def test_another_training_is_noticed(option: str, value: float) -> None:
     config = embedded(steps=20, **SMALL)
     objective = seq_jepa(config)
-    other = replace(training(config), **{option: value})
-    *_, theirs = other.losses(referred(objective), islice(random_batches(4), config.steps))
-    *_, ours = losses(objective, config, islice(random_batches(4), config.steps))
+    other = replace(reference_training(config), **{option: value})
+    *_, theirs = reference_losses(referred(objective), other, islice(random_batches(4), config.steps))
+    *_, ours = package_losses(objective, config, islice(random_batches(4), config.steps))
     assert abs(ours - theirs) > 100 * TOLERANCE

@@ -168,7 +168,7 @@ def test_a_repeated_run_tells_what_differs() -> None:
     kept = {"cpu": "A", "figures": [figure]}
     assert (
         compared({"cpu": "B", "figures": [figure | {"value": 0.75}]}, kept)
-        == "figures differ by up to 0.25, on B after A"
+        == "figures differ by up to 0.25 (probes/knn all), on B after A"
     )
     assert compared({"cpu": "A", "figures": []}, kept).startswith("other figures")
 
