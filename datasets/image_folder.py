@@ -38,7 +38,8 @@ class Config:
     """Options of the converter."""
 
     source: Path
-    """Folder that holds a folder for each split, with a folder for each class; images without one go in train/all."""
+    """Folder that holds a folder for each split, with a folder for each class; or any folder of images, of which a
+    fifth becomes the split val."""
     options: Annotated[ConversionOptions, tyro.conf.arg(name="")]
     """How images are stored."""
     license: str
@@ -71,7 +72,7 @@ def listed_folder(source: Path, split: str) -> ListedImages:
     """The images of one split in the order of their classes and names."""
     store = ImageFolder(source, split)
     say_passed_over(store)
-    paths = [store.path(row).relative_to(source / split) for row in range(len(store.labels))]
+    paths = [store.path_in_split(row) for row in range(len(store.labels))]
     return ListedImages(
         split=split,
         class_names=store.class_names,

@@ -2,6 +2,7 @@
 
     ssl-equi demo                                 SIE on the embedded set, minutes on two CPU cores
     ssl-equi train vicreg --seed 1                recipes/vicreg.py --seed 1
+    ssl-equi train sie --images PHOTOS            a folder of your own images, as they are
     ssl-equi train sie paper --data-dir SHARDS    the settings of the paper
     ssl-equi evaluate --encoder runs/sie          evaluation/suite.py: one protocol for any encoder
     ssl-equi evaluate sequences runs/seq_jepa     another script of evaluation/

@@ -17,6 +17,12 @@ from ssl_equi.options import check_options, option_flags
 from ssl_equi.training.provenance import describe
 
 Config = TypeVar("Config")
+Result = TypeVar("Result")
+
+IMAGES = "--images"
+IMAGES_HELP = f"""{IMAGES} FOLDER instead of data options: learn from your own images, which lie in the folder as they
+are, flat or nested; a fifth is judged unless it holds train/ and val/. Views are augmentations, and the action is the
+change between two. Any other option can be given beside it."""
 
 
 def parse_command_line(
@@ -52,9 +58,10 @@ def parse_command_line(
 def run_recipe(main: Callable[[Config], None], configs: Mapping[str, Callable[[], Config]], description: str) -> None:
     """Runs `main` with the configuration that the command line names and changes.
 
-    `recipe.py --seed 1` changes the first of `configs`, `recipe.py NAME --seed 1` the one of that name. An error that
-    the user can mend ends the process with its sentence and status 1; a NAME that doesn't exist with status 2; a signal
-    that stops the run with `stopping.EXIT_STOPPED`.
+    `recipe.py --seed 1` changes the first of `configs`, `recipe.py NAME --seed 1` the one of that name, and `--images
+    FOLDER` makes either one for a folder of images, see `training.own_images`. An error that the user can mend ends the
+    process with its sentence and status 1; a NAME that doesn't exist with status 2; a signal that stops the run with
+    `stopping.EXIT_STOPPED`.
     """
     arguments = sys.argv[1:]
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else next(iter(configs))
@@ -65,7 +72,12 @@ def run_recipe(main: Callable[[Config], None], configs: Mapping[str, Callable[[]
         raise SystemExit(2)
     default = configs[name]()
     names = f"Configurations, given as the first word: {', '.join(configs)}. These are the defaults of {name}."
-    names = f"{names} {describe(configs[name])}"
+    names = f"{names} {describe(configs[name])}\n\n{IMAGES_HELP}"
+    images, arguments = taken_out(IMAGES, arguments)
+    if images is not None:
+        from ssl_equi.training.own_images import for_own_images
+
+        default = explain_errors(lambda: for_own_images(default, Path(images)))
     config = parse_command_line(type(default), f"{description.strip()}\n\n{names}", default, arguments)
     # They import torch, which takes seconds and which other commands may do without.
     from ssl_equi.errors import LostProcessError
@@ -115,14 +127,27 @@ def with_defaults(config: Config) -> Config:
     return dataclasses.replace(config, **defaults)  # type: ignore[type-var]
 
 
-def explain_errors(action: Callable[[], None]) -> None:
+def taken_out(option: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The value of an option that no dataclass has, and the other arguments; exits with status 2 if it has none."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            behind = arguments[place + 1 :]
+            if not equals and (not behind or behind[0].startswith("-")):
+                sys.stderr.write(f"error: {option} needs a value: give it a folder\n")
+                raise SystemExit(2)
+            return (value, arguments[:place] + behind) if equals else (behind[0], arguments[:place] + behind[1:])
+    return None, arguments
+
+
+def explain_errors(action: Callable[[], Result]) -> Result:
     """Calls `action`; an error meant for the user is printed as one sentence and ends the process with status 1.
 
     These are `UserError`, and a ValueError that this package itself raised about an argument. Anything else is a
     defect and keeps its traceback.
     """
     try:
-        action()
+        return action()
     except (UserError, ValueError) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not isinstance(error, UserError) and not raised_in.is_relative_to(Path(__file__).parent):

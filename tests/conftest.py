@@ -128,3 +128,13 @@ def mixed_folder(tmp_path: Path) -> Path:
                 data = _image_bytes(number + 10 * label, image_format, mode, size)
                 (folder / split / name / f"{number}.{suffix}").write_bytes(data)
     return folder
+
+
+@pytest.fixture
+def flat_folder(tmp_path: Path) -> Path:
+    """30 images side by side, of different sizes."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number}.jpg").write_bytes(_image_bytes(number, size=(40 + number, 60 - number)))
+    return folder

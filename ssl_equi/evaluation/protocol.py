@@ -8,7 +8,9 @@ ProtocolName = Literal[
     "ssl_equi", "embedded", "sie", "seq_jepa", "equicaps", "care", "care_imagenet100", "essl", "essl_imagenet"
 ]  # embedded: ssl_equi with fewer questions, for the end of a training run
 
-AUGMENTATION_EQUIVARIANCE = "augmentation_equivariance"  # the one question that needs more images than the split's
+# Questions that need more images than the split's.
+AUGMENTATION_EQUIVARIANCE = "augmentation_equivariance"
+AUGMENTATION_PARAMETERS = "augmentation_parameters"
 
 # One question of each kind, answered from the features of the splits' views.
 CORE_TASKS: tuple[str, ...] = (

@@ -14,6 +14,7 @@ from ssl_equi.evaluation.metrics import (
     lower_is_better,
     name_of_class_metric,
 )
+from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, AUGMENTATION_PARAMETERS
 from ssl_equi.evaluation.results import ProbeRecord
 
 LINE_WIDTH = 80
@@ -71,7 +72,10 @@ def headline(records: Sequence[ProbeRecord]) -> list[tuple[str, ProbeRecord]]:
         found.append((f"change of {what}", first_of(changes[0], ("r2_uniform", "top1"), CHANGING)))
         found.append((f"error of {what}", first_of(changes[0], (ANGLE_MEDIAN, "distance_median"), CHANGING)))
     else:
-        errors = first_of("augmentation_equivariance", ("gamma_f",), CHANGING)
+        for title, transform in (("crop", "crop"), ("colour jitter", "jitter")):
+            told = first_of(AUGMENTATION_PARAMETERS, (f"r2_uniform_{transform}",), CHANGING)
+            found.append((f"{title} of an augmentation", told))
+        errors = first_of(AUGMENTATION_EQUIVARIANCE, ("gamma_f",), CHANGING)
         found.append(("equivariance error of augmentations", errors))
     others = [*(record.task for record in records if record.task == "colour"), *changes[1:]]
     if others:

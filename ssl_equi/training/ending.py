@@ -13,7 +13,12 @@ from ssl_equi.evaluation.encoders import EncoderSource
 from ssl_equi.evaluation.predictors.action_gain import TASK as GAIN
 from ssl_equi.evaluation.predictors.action_gain import sequence_gain
 from ssl_equi.evaluation.predictors.capsules import capsule_results
-from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS
+from ssl_equi.evaluation.protocol import (
+    AUGMENTATION_EQUIVARIANCE,
+    AUGMENTATION_PARAMETERS,
+    CORE_TASKS,
+    PROBE_PROTOCOLS,
+)
 from ssl_equi.evaluation.publish import publish_results
 from ssl_equi.evaluation.results import ProbeRecord, records_of
 from ssl_equi.evaluation.sequences.tasks import quick_sequence_results
@@ -103,10 +108,15 @@ class Ending:
             run.processes.say(f"it has {numbers}; --verbose prints them")
 
     def probe(self, objective: Objective) -> Evaluation:
-        """Asks one question of each kind and those of the chosen protocol, as far as the data have the latents."""
+        """Asks one question of each kind and those of the chosen protocol, as far as the data have the latents.
+
+        Of images without any, what changes from view to view are their augmentations.
+        """
         config = self.config
         protocol = PROBE_PROTOCOLS[config.probe_protocol]()
         asked = dict.fromkeys((*CORE_TASKS, AUGMENTATION_EQUIVARIANCE, *protocol.tasks))
+        if self.data.evaluation.schema is None:
+            asked[AUGMENTATION_PARAMETERS] = None
         source = EncoderSource(
             name=self.run.name, module=objective.encoder, parts=probed_parts(objective), image_size=config.image_size,
             mean_rgb=None, std_rgb=None, state_sha256=state_sha256(objective.encoder), architecture=config.encoder,

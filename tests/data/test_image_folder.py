@@ -1,5 +1,6 @@
 """Images in folders, and what the loader makes of them."""
 
+import hashlib
 import itertools
 import os
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from ssl_equi.data.single_views import SingleViews
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
 from ssl_equi.views.saliency import computed_saliency
+
+FIFTH = (2**32 // 5).to_bytes(4, "big")
 
 
 def test_classes_and_files_are_sorted(mixed_folder: Path) -> None:
@@ -225,3 +228,36 @@ def test_pictures_that_are_written_anew_meet_no_old_cache(mixed_folder: Path, tm
         pixels.append(out.tobytes())
         maps.append(computed_saliency(views, "spectral_residual", tmp_path).read(torch.tensor([3]), torch.tensor([0])))
     assert pixels[0] != pixels[1] and not torch.equal(*maps)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_folder_without_splits_is_split_by_the_hashes_of_its_paths(flat_folder: Path, nested: bool) -> None:
+    if nested:
+        for path in list(flat_folder.iterdir()):
+            target = flat_folder / ("even" if int(path.stem) % 2 == 0 else "odd/deeper") / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    train, val = (ImageFolder(flat_folder, split) for split in ("train", "val"))
+    names = [{store.path_in_split(row).as_posix() for row in range(len(store.labels))} for store in (train, val)]
+    held_out = {name for name in names[0] | names[1] if hashlib.sha256(name.encode()).digest()[:4] < FIFTH}
+    assert train.splits_itself and names[1] == held_out and names[0].isdisjoint(held_out)
+    assert len(names[0]) + len(names[1]) == 30
+    assert train.class_names == val.class_names == (("even", "odd") if nested else ("photographs",))
+    (flat_folder / "another.jpg").write_bytes((flat_folder / names[0].pop()).read_bytes())
+    more = ImageFolder(flat_folder, "val")
+    assert names[1] <= {more.path_in_split(row).as_posix() for row in range(len(more.labels))}
+
+
+@pytest.mark.parametrize(
+    ("split", "kept", "sentence"),
+    [
+        ("test", 30, "without splits it has but train and val"),
+        ("val", 3, "holds 3 images"),
+        ("val", 0, "holds 0 images"),
+    ],
+)
+def test_a_folder_that_cannot_be_split_says_so(flat_folder: Path, split: str, kept: int, sentence: str) -> None:
+    for path in sorted(flat_folder.iterdir())[kept:]:
+        path.unlink()
+    with pytest.raises(DataError, match=sentence):
+        ImageFolder(flat_folder, split)

@@ -1,17 +1,26 @@
 """Recipes on a folder of pictures of all sizes and kinds: augmented views, class probes, errors that name the cure."""
 
+import dataclasses
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from recipes import simclr
+from recipes import sie, simclr
 from ssl_equi import load_encoder
+from ssl_equi.cli import run_recipe
+from ssl_equi.errors import UserError
+from ssl_equi.training.own_images import for_own_images
 from ssl_equi.views.options import ViewOptions
-from tests.fakes import SmallConfig, load_recipe, numbers, refused
+from tests.fakes import RECIPES, SmallConfig, load_recipe, numbers, refused
 
+NUM_IMAGES = 30
+NUM_TRAINED = 28  # by the hashes of their names
+# What is missing to these images.
+NEED_MORE = {"equicaps": "choose a rotation of the data", "supervised": "num_classes is 1"}
 AUGMENTED = ViewOptions(source="augmented", preset="mocov2")
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "simclr": ("embedded", {}),
@@ -42,7 +51,8 @@ def test_a_recipe_trains_on_a_folder_and_is_probed_for_the_class(
     probes = numbers(out, "online_probe")
     assert all("absolute_rotation" not in name for line in probes for name in line)
     results = json.loads((out / "results.json").read_text())
-    assert {record["task"] for record in results["records"]} == {"classification", "augmentation_equivariance"}
+    asked = {"classification", "augmentation_equivariance", "augmentation_parameters"}
+    assert {record["task"] for record in results["records"]} == asked
     assert (out / "report.html").stat().st_size > 10_000
     assert load_encoder(out / "encoder").num_features == 512
 
@@ -71,3 +81,40 @@ def test_what_cannot_be_trained_on_is_said_in_one_sentence(
     config = folder_config(small_config, simclr, mixed_folder, out=tmp_path / "run", **changes)
     said = refused(lambda: simclr.main(config), capsys)
     assert sentence in said and ("0.jpg" in said) == (damage is not None)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_takes_a_folder_of_images_or_says_why_not(name: str, flat_folder: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    config = for_own_images(recipe.CONFIGS["embedded"](), flat_folder)
+    assert (config.dataset, config.data_dir, config.evaluation_split) == ("folder", flat_folder, "val")
+    assert config.batch_size == 16 and config.epochs == 2400
+    config.check()
+    if name in NEED_MORE:
+        with pytest.raises((UserError, ValueError), match=NEED_MORE[name]):
+            recipe.main(dataclasses.replace(config, steps=1, out=tmp_path / "run"))
+
+
+def test_a_folder_of_images_is_learned_from_by_one_option(
+    flat_folder: Path, small_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    sizes = small_options[2:]  # without --data-dir
+    out = tmp_path / "run"
+    arguments = ["--images", str(flat_folder), "--out", str(out), "--steps", "2", *sizes]
+    monkeypatch.setattr(sys, "argv", ["sie.py", *arguments])
+    run_recipe(sie.main, sie.CONFIGS, sie.__doc__)
+    said = capsys.readouterr().out
+    assert f"has no splits: {NUM_TRAINED} images to train on and {NUM_IMAGES - NUM_TRAINED} to judge on" in said
+    assert "crop of an augmentation" in said and "class (" not in said
+    records = json.loads((out / "results.json").read_text())["records"]
+    assert {record["task"] for record in records} == {"augmentation_equivariance", "augmentation_parameters"}
+
+
+def test_the_option_of_images_needs_a_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sie.py", "--images", "--steps", "2"])
+    with pytest.raises(SystemExit, match="2"):
+        run_recipe(sie.main, sie.CONFIGS, sie.__doc__)
+    assert "--images needs a value" in capsys.readouterr().err

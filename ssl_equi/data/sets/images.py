@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ssl_equi.data.images import Canvas, imagenet_center_crop
 from ssl_equi.data.remote.views import RemoteImages
-from ssl_equi.data.sets.image_folder import ImageFolder
+from ssl_equi.data.sets.image_folder import VAL, ImageFolder
 from ssl_equi.data.sets.table import DataSet, DataSource, Place, dataset
 from ssl_equi.data.shards.foreign import describe_counts
 from ssl_equi.data.shards.image_shards import ImageShards
@@ -35,6 +35,12 @@ def open_images(known: DataSet, place: Place, evaluation_split: str, image_size:
         labelled = ImageShards(folder, "train", labelled_only=True)
     for store in (train, evaluation):
         say_passed_over(store)
+    if isinstance(train, ImageFolder) and train.splits_itself:
+        print(
+            f"{folder} has no splits: {len(train.labels):,} images to train on and {len(evaluation.labels):,} to judge "
+            f"on (split {VAL!r}, by a hash of their paths); {_described_classes(train.class_names)}",
+            flush=True,
+        )
     crop = imagenet_center_crop(image_size)
     return DataSource(
         name=known.name,
@@ -44,6 +50,10 @@ def open_images(known: DataSet, place: Place, evaluation_split: str, image_size:
         mean_rgb=train.mean_rgb,
         std_rgb=train.std_rgb,
     )
+
+
+def _described_classes(names: tuple[str, ...]) -> str:
+    return "1 class" if len(names) == 1 else f"{len(names):,} classes, its folders"
 
 
 def say_passed_over(store: ImageFolder | ImageShards) -> None:

@@ -18,6 +18,7 @@ from ssl_equi.evaluation.baselines import Baseline
 from ssl_equi.evaluation.features import FeatureCache
 from ssl_equi.evaluation.heads import HeadPlan, HeadRequest, Samples, predict, train_heads
 from ssl_equi.evaluation.metrics import r2_notes, r2_uniform, varying_components
+from ssl_equi.evaluation.protocol import AUGMENTATION_PARAMETERS
 from ssl_equi.evaluation.samples import feature_matrix, require_varied, require_varied_targets
 from ssl_equi.evaluation.task import Ask, TaskResult, task
 from ssl_equi.evaluation.tasks.augmentation_equivariance import augmentation_pipeline
@@ -66,7 +67,7 @@ class AugmentedPairs:
     targets: Tensor
 
 
-@task("augmentation_parameters", group="images")
+@task(AUGMENTATION_PARAMETERS, group="images")
 def augmentation_parameters(ask: Ask) -> TaskResult:
     """R2 of all parameters (`r2_uniform`), of each transform's (`r2_uniform_crop`) and of each one (`r2_of_hue`)."""
     chosen, data, whole = ask.protocol.augmentation_parameters, ask.encoding.data, ask.whole
