@@ -3,10 +3,12 @@
     ssl-equi demo                                 SIE on the embedded set, minutes on two CPU cores
     ssl-equi train vicreg --seed 1                recipes/vicreg.py --seed 1
     ssl-equi train sie --images PHOTOS            a folder of your own images, as they are
+    ssl-equi train sie --seeds 0 1 2              a sweep over seeds, and its table; the same command completes it
     ssl-equi train sie paper --data-dir SHARDS    the settings of the paper
     ssl-equi evaluate --encoder runs/sie          evaluation/suite.py: one protocol for any encoder
     ssl-equi evaluate sequences runs/seq_jepa     another script of evaluation/
     ssl-equi report runs/sie runs/vicreg          evaluation/report.py: one page of several runs
+    ssl-equi table runs/*-seed?                   evaluation/table.py: means over seeds, for Markdown, LaTeX or CSV
     ssl-equi data posed_images --table views.csv  datasets/posed_images.py: your own images as shards
     ssl-equi where train sie                      the script's path, for accelerate launch and torchrun
 
@@ -48,6 +50,7 @@ COMMANDS = {
     "train": Command("recipes"),
     "evaluate": Command("evaluation", "suite"),
     "report": Command("evaluation", "report", named=False),
+    "table": Command("evaluation", "table", named=False),
     "data": Command("datasets"),
     "demo": Command("recipes", "sie", named=False),
 }
@@ -72,7 +75,23 @@ def main() -> None:
     elif shows_path:
         print(script)
     else:
-        run(script, [" ".join([PROGRAM, name, *([script.stem] if command.named else [])]), *options])
+        try:
+            run_or_sweep(name, script, options)
+        except KeyboardInterrupt:  # while it imports, which takes seconds
+            from ssl_equi.cli import say_interrupted
+
+            say_interrupted()
+
+
+def run_or_sweep(name: str, script: Path, options: list[str]) -> None:
+    """Runs a script, or a recipe once with each of its `--seeds` and then the table of these runs."""
+    if name == "train" and "--seeds" in options:
+        from ssl_equi.cli import explain_errors
+        from ssl_equi.training.sweep import train_seeds
+
+        folders = explain_errors(lambda: train_seeds(["-m", "ssl_equi", name], script.stem, options))
+        name, script, options = "table", scripts_of(COMMANDS["table"])["table"], [str(folder) for folder in folders]
+    run(script, [" ".join([PROGRAM, name, *([script.stem] if COMMANDS[name].named else [])]), *options])
 
 
 def run(script: Path, arguments: list[str]) -> None:

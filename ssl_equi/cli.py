@@ -8,16 +8,18 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
 from ssl_equi.errors import UserError
-from ssl_equi.options import check_options, option_flags
+from ssl_equi.options import check_options, option_flags, taken_out
 from ssl_equi.training.provenance import describe
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
+
+EXIT_INTERRUPTED = 128 + 2
 
 IMAGES = "--images"
 IMAGES_HELP = f"""{IMAGES} FOLDER instead of data options: learn from your own images, which lie in the folder as they
@@ -73,7 +75,7 @@ def run_recipe(main: Callable[[Config], None], configs: Mapping[str, Callable[[]
     default = configs[name]()
     names = f"Configurations, given as the first word: {', '.join(configs)}. These are the defaults of {name}."
     names = f"{names} {describe(configs[name])}\n\n{IMAGES_HELP}"
-    images, arguments = taken_out(IMAGES, arguments)
+    images, arguments = explain_errors(lambda: taken_out(IMAGES, arguments))
     if images is not None:
         from ssl_equi.training.own_images import for_own_images
 
@@ -127,33 +129,28 @@ def with_defaults(config: Config) -> Config:
     return dataclasses.replace(config, **defaults)  # type: ignore[type-var]
 
 
-def taken_out(option: str, arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The value of an option that no dataclass has, and the other arguments; exits with status 2 if it has none."""
-    for place, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name == option:
-            behind = arguments[place + 1 :]
-            if not equals and (not behind or behind[0].startswith("-")):
-                sys.stderr.write(f"error: {option} needs a value: give it a folder\n")
-                raise SystemExit(2)
-            return (value, arguments[:place] + behind) if equals else (behind[0], arguments[:place] + behind[1:])
-    return None, arguments
-
-
 def explain_errors(action: Callable[[], Result]) -> Result:
     """Calls `action`; an error meant for the user is printed as one sentence and ends the process with status 1.
 
     These are `UserError`, and a ValueError that this package itself raised about an argument. Anything else is a
-    defect and keeps its traceback.
+    defect and keeps its traceback. Ctrl-C ends the process with a sentence too.
     """
     try:
         return action()
+    except KeyboardInterrupt:
+        say_interrupted()
     except (UserError, ValueError) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not isinstance(error, UserError) and not raised_in.is_relative_to(Path(__file__).parent):
             raise
         print_error(error)
         raise SystemExit(1) from None
+
+
+def say_interrupted() -> NoReturn:
+    """Ends the process with the status that shells give to a process that Ctrl-C ended."""
+    sys.stderr.write("\nstopped by Ctrl-C: run the same command again\n")
+    raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 def print_error(error: Exception) -> None:

@@ -12,7 +12,7 @@ An option that acts always, of a type that bounds it, states nothing. Numbers ar
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
@@ -227,3 +227,21 @@ def _choices(hint: Any) -> tuple[Any, ...]:
     inner = [_choices(argument) for argument in arguments if get_origin(argument) is not None]
     open_types = [argument for argument in arguments if isinstance(argument, type)]
     return () if open_types else tuple(choice for choices in inner for choice in choices)
+
+
+def taken_out(option: str, words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of an option among the words of a command line, None if it isn't there; and the other words.
+
+    For options that no dataclass has. Raises UserError for one without a value.
+    """
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name != option:
+            continue
+        before, behind = list(words[:place]), list(words[place + 1 :])
+        if equals:
+            return value, before + behind
+        if not behind or behind[0].startswith("-"):
+            raise UserError(f"{option} has no value: give one, or leave it out")
+        return behind[0], before + behind[1:]
+    return None, list(words)

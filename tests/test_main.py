@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ssl_equi import __main__ as command
 from ssl_equi.__main__ import COMMANDS, chosen_script, scripts_of
+from ssl_equi.cli import explain_errors
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,9 +66,33 @@ def test_the_wheel_has_the_scripts_and_finds_them(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "installed")
-    for command in COMMANDS.values():
-        for script in scripts_of(command).values():
+    for entry in COMMANDS.values():
+        for script in scripts_of(entry).values():
             assert f"ssl_equi/scripts/{script.relative_to(ROOT)}" in names
     assert "ssl-equi = ssl_equi.__main__:main" in next((tmp_path / "installed").glob("*/entry_points.txt")).read_text()
     found = called("where", "train", "sie", path=tmp_path / "installed", folder=tmp_path).stdout.strip()
     assert found == str(tmp_path / "installed" / "ssl_equi" / "scripts" / "recipes" / "sie.py")
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_each_seed_and_prints_their_table(tiny_data: Path, tmp_path: Path) -> None:
+    options = ["--data-dir", str(tiny_data), "--image-size", "32", "--batch-size", "8", "--steps", "1"]
+    said = called("train", "vicreg", "--seeds", "0", "1", *options, folder=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert "vicreg: 2 seeds" in said.stdout and "| classification | `top1` | `all` |" in said.stdout
+    again = called("train", "vicreg", "--seeds", "0", "1", *options, folder=tmp_path)
+    assert "runs/vicreg-seed1 is finished" in again.stdout
+
+
+@pytest.mark.parametrize("interrupted", ["while it imports", "in its work"])
+def test_ctrl_c_leaves_one_sentence(
+    interrupted: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["ssl-equi", "report", "runs/sie"])
+    monkeypatch.setattr(command, "run", stop if interrupted == "while it imports" else lambda *_: explain_errors(stop))
+    with pytest.raises(SystemExit, match="130"):
+        command.main()
+    assert capsys.readouterr().err == "\nstopped by Ctrl-C: run the same command again\n"

@@ -17,13 +17,13 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 from campaign_files import Campaign, Claim, Method, read_campaign
-from run_tables import markdown_table, spread
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.bootstrap import COVERAGE
 from ssl_equi.evaluation.metrics import fixed
 from ssl_equi.evaluation.report.figures import DASHES, MARKERS
+from ssl_equi.evaluation.tables import markdown_table, spread
 from ssl_equi.files import write_atomically
 
 PANELS_IN_A_ROW = 2

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import statistics
 import textwrap
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ import numpy as np
 from ssl_equi.evaluation.metrics import (
     ANGLE_MEDIAN,
     class_of_metric,
+    fixed,
     format_value,
     lower_is_better,
     name_of_class_metric,
@@ -20,6 +22,7 @@ from ssl_equi.evaluation.results import ProbeRecord
 LINE_WIDTH = 80
 RELATIVE = "relative_"  # begins the names of tasks about what changes from view to view
 WHOLE, CHANGING = ("all",), ("equi", "all")  # parts that a headline is about, the first that there is
+LARGEST_SHARE = 5  # larger numbers are degrees, which have one decimal
 LAYERS = "_layers"  # ends the names of tasks about single layers, which the report draws
 
 
@@ -235,3 +238,17 @@ def merged_notes(notes: Sequence[str]) -> list[str]:
         parts = dict.fromkeys(place.rpartition(", part ")[2] for place in places)
         lines.append(f"{', '.join(tasks)} (part {', '.join(parts)}): {why}" if places else why)
     return lines
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first row is its head."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation over seeds, the value alone where there is one, a dash for nothing."""
+    if not values:
+        return "-"
+    decimals = 1 if max(values) > LARGEST_SHARE else 3
+    mean = fixed(statistics.mean(values), decimals)
+    return mean if len(values) == 1 else f"{mean} ± {fixed(statistics.stdev(values), decimals)}"

@@ -115,6 +115,6 @@ def test_the_option_of_images_needs_a_folder(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["sie.py", "--images", "--steps", "2"])
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="1"):
         run_recipe(sie.main, sie.CONFIGS, sie.__doc__)
-    assert "--images needs a value" in capsys.readouterr().err
+    assert "--images has no value" in capsys.readouterr().err

@@ -1,11 +1,11 @@
 """Mean and standard deviation over seeds, from the results.json of several runs, as a table.
 
-    python tools/summarise_runs.py runs/sie-seed0 runs/sie-seed1 runs/sie-seed2 runs/vicreg-seed0 ...
-    python tools/summarise_runs.py runs/*-seed? --layout methods      one row a method, with the commands below
-    python tools/summarise_runs.py runs/*-seed? --layout sequences    the same, of what aggregates of views know
-    python tools/summarise_runs.py runs/*-seed? --layout poses        the same, of rotations and translations
-    python tools/summarise_runs.py runs/*-seed? --layout methods --columns knn:top1 relative_azimuth:r2_uniform
-    python tools/summarise_runs.py runs/*-seed? --layout methods --format latex > table.tex
+    ssl-equi table runs/sie-seed0 runs/sie-seed1 runs/sie-seed2 runs/vicreg-seed0 ...
+    python evaluation/table.py runs/*-seed? --layout methods      one row a method, with the commands below
+    python evaluation/table.py runs/*-seed? --layout sequences    the same, of what aggregates of views know
+    python evaluation/table.py runs/*-seed? --layout poses        the same, of rotations and translations
+    python evaluation/table.py runs/*-seed? --layout methods --columns knn:top1 relative_azimuth:r2_uniform
+    python evaluation/table.py runs/*-seed? --layout methods --format latex > table.tex
 
 In these layouts, `gamma_f` has in brackets what the same features give if nothing relates the images.
 
@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from run_tables import LARGEST_SHARE, markdown_table, spread
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.errors import UserError
 from ssl_equi.evaluation.metrics import fixed
 from ssl_equi.evaluation.results import ProbeRecord, read_records
+from ssl_equi.evaluation.tables import LARGEST_SHARE, markdown_table, spread
 from ssl_equi.files import read_json_object
 from ssl_equi.options import ActsWhen
 from ssl_equi.training.config import FREE_OPTIONS, flattened
