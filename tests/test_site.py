@@ -52,12 +52,16 @@ def test_equations_are_mathml(site: Path) -> None:
         assert "<math" in text and "arithmatex" not in text, page.name
 
 
-def test_an_unknown_command_in_an_equation_is_an_error() -> None:
+@pytest.mark.parametrize(
+    ("latex", "unknown"),
+    [(r"x + \nosuchcommand", r"has \\nosuchcommand"), (r"\begin{nosuch} a & b \end{nosuch}", "has &")],
+)
+def test_what_the_converter_does_not_know_is_an_error(latex: str, unknown: str) -> None:
     from documentation_site import as_mathml
 
     assert as_mathml(r"\frac{a}{b}", block=True).startswith('<div class="equation"><math')
-    with pytest.raises(ValueError, match=r"has the command \\nosuchcommand"):
-        as_mathml(r"x + \nosuchcommand")
+    with pytest.raises(ValueError, match=unknown):
+        as_mathml(latex)
 
 
 def test_pages_fetch_nothing_from_another_host(site: Path) -> None:

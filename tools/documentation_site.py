@@ -35,15 +35,20 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Equations of a page, which stand between $ or $$ in its source, as MathML; no line breaks beside ±."""
+    """Equations of a page ($ ... $, or a block of the language math) as MathML; no line breaks beside ±."""
     content = content.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
     return EQUATION.sub(lambda found: as_mathml(html.unescape(found["latex"]), block=found["tag"] == "div"), content)
 
 
 def as_mathml(latex: str, block: bool = False) -> str:
-    """An equation as MathML; raises a ValueError for a command that the converter doesn't know."""
+    """An equation as MathML; raises a ValueError for what the converter doesn't know and would show as it is."""
     mathml = convert(" ".join(latex.split()), display="block" if block else "inline")
-    unknown = re.search(r">\s*(\\[A-Za-z]+)", mathml)
+    unknown = re.search(r"<m[io]>(\\[A-Za-z]+|&)<", mathml)
     if unknown:
-        raise ValueError(f"the equation {latex!r} has the command {unknown[1]}, which latex2mathml doesn't know")
+        raise ValueError(
+            f"the equation {latex!r} has {unknown[1]} where latex2mathml doesn't know it: write it otherwise"
+        )
+    # Names of functions with the spaces that TeX puts: none before a bracket, a thin one before another argument.
+    mathml = re.sub(r"<m[io]>([A-Za-z]{2,})</m[io]>", r"<mi>\1</mi>", mathml)
+    mathml = re.sub(r"(<mi>[A-Za-z]{2,}</mi>)(?!<mo|<mrow><mo|</)", r'\1<mspace width="0.17em" />', mathml)
     return f'<div class="equation">{mathml}</div>' if block else mathml
