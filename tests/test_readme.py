@@ -1,5 +1,6 @@
 """What the documents tell users to type and to open is there; what must not be published is not."""
 
+import ast
 import contextlib
 import functools
 import io
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.documents import ROOT, documents, shell_blocks
+
 SCRIPT_FOLDERS = ("recipes", "datasets", "tools", "evaluation")
 SCRIPT = re.compile(rf"(?<![\w/])(?:{'|'.join(SCRIPT_FOLDERS)})/\w+\.py\b")
 # The method that CONTRIBUTING.md adds; tests/recipes/test_contributing.py writes and runs it.
@@ -30,18 +32,10 @@ PACKAGE_HOSTS = [
 MACHINE_PATHS = [f"/{folder}/" for folder in ("root", "work", "home")]
 
 
-def documents() -> list[Path]:
-    return sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("datasets/*.md")])
-
-
 def scripts() -> list[Path]:
     """What is run, and not only imported by others."""
     files = sorted(path for folder in SCRIPT_FOLDERS for path in (ROOT / folder).glob("*.py"))
     return [path for path in files if '__name__ == "__main__"' in path.read_text()]
-
-
-def code_blocks(text: str) -> str:
-    return "\n".join(re.findall(r"^```[a-z]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
 
 
 def module_docstring(source: str) -> str:
@@ -92,7 +86,7 @@ def tracked_files() -> list[Path]:
 
 
 def test_the_two_commands_of_the_readme_stand_in_code_blocks() -> None:
-    commands = code_blocks((ROOT / "README.md").read_text())
+    commands = "\n".join(shell_blocks((ROOT / "README.md").read_text()))
     assert re.search(r"\baccelerate launch recipes/sie\.py$", commands, flags=re.MULTILINE)
     assert re.search(r"^uv run pytest$", commands, flags=re.MULTILINE)
 
@@ -124,11 +118,41 @@ def test_every_documented_option_is_one_of_its_script() -> None:
 
 def test_options_named_in_the_pages_are_options_of_some_script() -> None:
     texts = [help_text(str(path.relative_to(ROOT))) for path in scripts()]
-    for page in ("recipes", "data", "encoders", "evaluation"):
-        named = set(re.findall(r"`(--[a-z][\w.-]*)", (ROOT / "docs" / f"{page}.md").read_text())) - {"--help"}
+    pages = [ROOT / "docs" / f"{page}.md" for page in ("recipes", "data", "encoders", "evaluation", "troubleshooting")]
+    for page in [*pages, *sorted(ROOT.glob("docs/methods/*.md"))]:
+        named = set(re.findall(r"`(--[a-z][\w.-]*)", page.read_text())) - {"--help"}
         assert named
         for option in named:
-            assert any(re.search(rf"(?<![\w-]){re.escape(option)}(?![\w.-])", text) for text in texts), option
+            known = any(re.search(rf"(?<![\w-]){re.escape(option)}(?![\w.-])", text) for text in texts)
+            assert known, f"{page.name} names {option}"
+
+
+def test_every_recipe_and_objective_has_a_page() -> None:
+    pages = {page.name: page.read_text() for page in ROOT.glob("docs/methods/*.md")}
+    table = pages.pop("README.md")
+    assert all(f"]({name})" in table for name in pages)
+    run = {script for text in pages.values() for script in SCRIPT.findall(text)}
+    assert run >= {f"recipes/{path.name}" for path in (ROOT / "recipes").glob("*.py")}
+
+
+def test_messages_that_troubleshooting_quotes_are_those_of_the_package() -> None:
+    """The first column of its tables; … stands for a value, there and here."""
+    said = "\n".join(text for path in (ROOT / "ssl_equi").rglob("*.py") for text in texts_of(path.read_text()))
+    quoted = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), flags=re.MULTILINE)
+    assert len(quoted) > 30
+    assert [message for message in quoted if message not in said] == []
+
+
+def texts_of(source: str) -> list[str]:
+    """All strings of a module, with … for what formatted ones fill in."""
+    texts = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+            texts.append("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.append(node.value)
+    return texts
 
 
 def test_files_and_anchors_that_the_pages_name_exist() -> None:

@@ -1,0 +1,41 @@
+"""The documents that tests read: pages, their code blocks, and the commands in them as a shell would split them."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+_FENCED = re.compile(r"^```([a-z]*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+
+
+def documents() -> list[Path]:
+    return sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("datasets/*.md")])
+
+
+def shell_blocks(text: str) -> list[str]:
+    """Code blocks that hold no other language: fenced ones, and the indented lines outside of these as one more."""
+    fenced = [block for language, block in _FENCED.findall(text) if language in ("", "bash", "sh")]
+    return [*fenced, "\n".join(re.findall(r"^ {4}(\S.*)$", _FENCED.sub("", text), flags=re.MULTILINE))]
+
+
+def commands(block: str) -> Iterator[list[str]]:
+    """The words of each command of a block; of a loop its first round."""
+    variables: dict[str, str] = {}
+    for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines():
+        for name, first in re.findall(r"\bfor (\w+) in ([^\s;]+)", line):
+            variables[name] = first
+        line = re.sub(r"\$\(.*?\)", "made-by-a-command", line.strip())
+        line = re.sub(r"\$(\w+)", lambda found: variables.get(found[1], found[0]), line)
+        assignment = re.fullmatch(r"(\w+)=(\"[^\"]*\"|\S+)", line)
+        if assignment:
+            variables[assignment[1]] = assignment[2].strip('"')
+        elif re.match(r"[\w./]+[ =]", line) and not line.startswith("for "):
+            words: list[str] = []
+            # What follows some spaces explains the command.
+            for word in [*shlex.split(re.split(r"\s{3,}|\s#", line)[0]), "&&"]:
+                if word not in ("&&", "||", "|", ";", ">"):
+                    words.append(word)
+                elif words:
+                    yield words
+                    words = []

@@ -1,0 +1,97 @@
+"""Each command in a code block of the documents is one that its script takes: scripts run until options are read."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+import ssl_equi.cli
+from ssl_equi.__main__ import COMMANDS, chosen_script
+from tests.documents import ROOT, commands, documents, shell_blocks
+
+# What CONTRIBUTING.md and others run beside scripts; each is declared in pyproject.toml.
+PROGRAMS = ("pytest", "ruff", "mypy", "mkdocs")
+
+
+class ParsedError(Exception):
+    """Ends a script that has read its options."""
+
+
+def documented() -> list[tuple[str, list[str]]]:
+    """(files, words) of every command once, as it goes on behind `uv run` and variables of the environment."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for path in documents():
+        for block in shell_blocks(path.read_text()):
+            for words in commands(block):
+                while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                    words = words[1:]
+                if words[:2] == ["uv", "run"]:
+                    words = words[2:]
+                    while words[0].startswith("--"):  # each with a value: --extra, --group
+                        words = words[2:]
+                if words and words[0] in ("python", "accelerate", "ssl-equi", *PROGRAMS):
+                    found.setdefault(tuple(words), []).append(str(path.relative_to(ROOT)))
+    return [(", ".join(files), list(words)) for words, files in found.items()]
+
+
+def script_and_options(words: list[str]) -> tuple[str, list[str]]:
+    """The file that a command runs, and what is given to it."""
+    if words[0] == "ssl-equi":
+        assert words[1] in COMMANDS, f"{words[1]} is no command"
+        script, options = chosen_script(words[1], COMMANDS[words[1]], words[2:])
+        assert script is not None
+        return str(script), options
+    if words[0] == "accelerate":
+        from accelerate.commands.launch import launch_command_parser
+
+        assert words[1] == "launch"
+        launched = launch_command_parser().parse_args(words[2:])
+        return launched.training_script, launched.training_script_args
+    return words[1], words[2:]
+
+
+def read_options(script: Path, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a script as far as its options are read and checked."""
+    within: list[bool] = []
+
+    def parse_and_stop(*given: Any, **named: Any) -> Any:
+        within.append(True)
+        parse(*given, **named)
+        raise ParsedError
+
+    def read_and_stop(*given: Any, **named: Any) -> Any:
+        config = read(*given, **named)
+        if within:
+            return config
+        raise ParsedError
+
+    parse, read = ssl_equi.cli.parse_command_line, tyro.cli
+    monkeypatch.setattr(ssl_equi.cli, "parse_command_line", parse_and_stop)
+    monkeypatch.setattr(tyro, "cli", read_and_stop)
+    monkeypatch.setattr(sys, "argv", [script.name, *options])
+    with pytest.raises(ParsedError):
+        runpy.run_path(str(script), run_name="__main__")
+
+
+def test_every_command_of_the_documents_is_taken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = []
+    for files, words in documented():
+        if words[0] in PROGRAMS:
+            assert re.search(rf'"{words[0]}>=', (ROOT / "pyproject.toml").read_text()), words[0]
+            continue
+        with monkeypatch.context() as patch:
+            try:
+                script, options = script_and_options(words)
+                if (ROOT / script).is_file():
+                    read_options(ROOT / script, options, patch)
+                else:
+                    refused.append(f"{files}: {script} does not exist")
+            except SystemExit:
+                refused.append(f"{files}: {' '.join(words)}\n{capsys.readouterr().err.strip()}")
+    assert not refused, "\n".join(refused)
