@@ -10,6 +10,7 @@
     ssl-equi report runs/sie runs/vicreg          evaluation/report.py: one page of several runs
     ssl-equi table runs/*-seed?                   evaluation/table.py: means over seeds, for Markdown, LaTeX or CSV
     ssl-equi data posed_images --table views.csv  datasets/posed_images.py: your own images as shards
+    ssl-equi new-method my_method                 tools/new_method.py: begins a method of your own, in a clone
     ssl-equi where train sie                      the script's path, for accelerate launch and torchrun
 
 `ssl-equi train`, `ssl-equi evaluate list` and `ssl-equi data` list what there is; --help behind a script lists its
@@ -53,6 +54,7 @@ COMMANDS = {
     "table": Command("evaluation", "table", named=False),
     "data": Command("datasets"),
     "demo": Command("recipes", "sie", named=False),
+    "new-method": Command("tools", "new_method", named=False),
 }
 WHERE = "where"
 
@@ -107,6 +109,9 @@ def run(script: Path, arguments: list[str]) -> None:
 def chosen_script(name: str, command: Command, options: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The script and its options; None if the command's scripts are asked for."""
     there = scripts_of(command)
+    if command.script is not None and command.script not in there:
+        sys.stderr.write(f"error: {PROGRAM} {name} works on a clone of the repository: run it in one\n")
+        raise SystemExit(1)
     if command.script is not None and (not command.named or not options or options[0].startswith("-")):
         return there[command.script], list(options)
     if not options or options[0] in LIST:

@@ -66,12 +66,14 @@ def test_the_wheel_has_the_scripts_and_finds_them(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "installed")
-    for entry in COMMANDS.values():
+    for entry in (entry for entry in COMMANDS.values() if entry.folder != "tools"):
         for script in scripts_of(entry).values():
             assert f"ssl_equi/scripts/{script.relative_to(ROOT)}" in names
     assert "ssl-equi = ssl_equi.__main__:main" in next((tmp_path / "installed").glob("*/entry_points.txt")).read_text()
     found = called("where", "train", "sie", path=tmp_path / "installed", folder=tmp_path).stdout.strip()
     assert found == str(tmp_path / "installed" / "ssl_equi" / "scripts" / "recipes" / "sie.py")
+    refused = called("new-method", "mine", path=tmp_path / "installed", folder=tmp_path)
+    assert refused.returncode == 1 and "works on a clone" in refused.stderr
 
 
 @pytest.mark.slow

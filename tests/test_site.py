@@ -46,6 +46,11 @@ def test_every_document_is_a_page(site: Path) -> None:
         assert f"{shown}.html" in pages, document
 
 
+def test_every_recipe_is_on_a_page_of_its_method(site: Path) -> None:
+    pages = "".join(page.read_text() for page in (site / "methods").glob("*.html"))
+    assert [path.name for path in (ROOT / "recipes").glob("*.py") if f"recipes/{path.name}" not in pages] == []
+
+
 def test_equations_are_mathml(site: Path) -> None:
     for page in (site / "methods").glob("*.html"):
         text = page.read_text()

@@ -4,6 +4,7 @@ Sources keep their paths in the repository (`docs/recipes.md`, `datasets/images.
 them; on the site, what is in docs/ stands at the top.
 """
 
+import ast
 import html
 import re
 from pathlib import Path
@@ -21,6 +22,26 @@ PUBLISHED = (
 EQUATION = re.compile(r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>', flags=re.DOTALL)
 
 
+def on_config(config: Any) -> Any:
+    """Adds methods without a page to the navigation, see `made_pages`."""
+    methods = next(entry["Methods"] for entry in config.nav if "Methods" in entry)
+    methods += [{name: path} for name, path in ((Path(path).stem, path) for path in made_pages())]
+    return config
+
+
+def made_pages() -> dict[str, str]:
+    """Pages of recipes that no page of docs/methods/ is about, by path: docstrings of recipe and objective."""
+    written = "".join(path.read_text() for path in (ROOT / "docs" / "methods").glob("*.md"))
+    pages = {}
+    for recipe in sorted((ROOT / "recipes").glob("*.py")):
+        if f"recipes/{recipe.name}" not in written:
+            summary, _, rest = (ast.get_docstring(ast.parse(recipe.read_text())) or recipe.stem).partition("\n")
+            objective = f"::: ssl_equi.objectives.{recipe.stem}\n"
+            has_objective = (ROOT / "ssl_equi" / "objectives" / recipe.name).exists()
+            pages[f"docs/methods/{recipe.stem}.md"] = f"# {summary}\n{rest}\n\n{objective if has_objective else ''}"
+    return pages
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Replaces what mkdocs found in docs/ by what is published, each named by its path in the repository."""
     for file in list(files):
@@ -31,6 +52,10 @@ def on_files(files: Files, config: Any) -> Files:
         file = File(source, str(ROOT), config.site_dir, config.use_directory_urls)
         shown_as = file.dest_uri.removeprefix("docs/")
         files.append(File(source, str(ROOT), config.site_dir, config.use_directory_urls, dest_uri=shown_as))
+    for path, text in made_pages().items():
+        file = File.generated(config, path, content=text)
+        file.dest_uri = path.removeprefix("docs/").replace(".md", ".html")
+        files.append(file)
     return files
 
 

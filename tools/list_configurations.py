@@ -189,7 +189,7 @@ def page() -> str:
         UserError: a configuration differs from its reference.
     """
     departures: list[str] = []
-    recipes = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+    recipes = sorted({key.split()[0] for key in REFERENCES})
     sections = [section(name, departures) for name in recipes]
     introduction = INTRODUCTION.rstrip()
     known = "\n".join(
