@@ -1,6 +1,7 @@
 """Begins a method of your own: objective, recipe and test case, which train, pass the tests and appear on the site.
 
-    ssl-equi new-method my_method          or: python tools/new_method.py my_method
+    ssl-equi new-method my_method
+    python tools/new_method.py my_method           the same
     ssl-equi train my_method
 
 The three files are those of CONTRIBUTING.md's example under the new name, a working method to change line by line; the
