@@ -95,7 +95,8 @@ def assert_equals_one_process(ranks: list[dict[str, Tensor]], expected: dict[str
 def test_objective_gradients_equal_one_process(
     case_and_dtype: tuple[str, str], processes: list[Results], one_process: Results
 ):
-    name, tolerance = " ".join(case_and_dtype), {"float32": 1e-5, "float64": 1e-12}[case_and_dtype[1]]
+    # In float32 rounding depends on the kind of CPU: up to 1.3e-5 was seen on one, and just below 1e-5 on another.
+    name, tolerance = " ".join(case_and_dtype), {"float32": 3e-5, "float64": 1e-12}[case_and_dtype[1]]
     assert_equals_one_process([results[name] for results in processes], one_process[name], tolerance)
 
 
