@@ -16,8 +16,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 # Pages, and files that pages link to.
 PUBLISHED = (
-    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "datasets/*.md", "tools/gpu/README.md", "docs/**/*.md",
-    "docs/**/*.jpg", "docs/**/*.svg", "docs/assets/*", "docs/slurm.sbatch",
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "datasets/*.md", "tools/gpu/README.md",
+    "docs/**/*.md", "docs/**/*.jpg", "docs/**/*.svg", "docs/assets/*", "docs/slurm.sbatch",
 )  # fmt: skip
 EQUATION = re.compile(r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>', flags=re.DOTALL)
 
