@@ -3,7 +3,8 @@
     python tools/campaign_page.py docs/campaigns/rotation
 
 Cells are means ± standard deviations over pretraining seeds. Claims compare two methods in one figure: the mean
-difference, with a 95 % bootstrap interval over judged objects, which both share, and over the seeds of each.
+difference, with a 95 % bootstrap interval over judged objects, which both share, and over the seeds of each; of metrics
+that don't follow from single objects, Welch's over the seeds alone.
 """
 
 import io
@@ -211,7 +212,9 @@ class Difference:
     Attributes:
         budget: what tables call it.
         complete: whether all seeds of both are there.
-        interval: of the difference, over objects and seeds; None where a metric doesn't follow from objects.
+        interval: of the difference, over objects and seeds, or over seeds alone where a metric doesn't follow from
+            single objects; None of one seed.
+        over_objects: whether it is over objects too.
         detectable: the smallest difference that as many seeds would show in four of five repetitions.
     """
 
@@ -219,6 +222,7 @@ class Difference:
     complete: bool
     mean: float
     interval: tuple[float, float] | None
+    over_objects: bool
     detectable: float | None
 
 
@@ -231,7 +235,9 @@ def claims_table(finished: FinishedCampaign) -> str:
         last = next((found for found in reversed(differences) if found is not None and found.complete), None)
         power = "-" if last is None or last.detectable is None else fixed(last.detectable, 3)
         named = f"{claim.text}: {claim.first} less {claim.second}, {claim.figure}"
-        lines.append([named, claim.expected, *(difference_cell(found) for found in differences), power, verdict(last)])
+        begun = last is None and any(found is not None for found in differences)
+        told = "seeds are missing" if begun else verdict(last)
+        lines.append([named, claim.expected, *(difference_cell(found) for found in differences), power, told])
     return markdown_table([head, *lines])
 
 
@@ -242,12 +248,23 @@ def difference(finished: FinishedCampaign, claim: Claim, budget: int) -> Differe
     if first is None or second is None:
         return None
     detectable = None
+    interval, over_objects = paired_interval(first.resampled, second.resampled), True
     if first.deviation is not None and second.deviation is not None:
         error = (first.deviation**2 / len(first.values) + second.deviation**2 / len(second.values)) ** 0.5
         detectable = (Z_OF_INTERVAL + Z_OF_POWER) * error
+        if interval is None:
+            interval, over_objects = interval_over_seeds(first.values, second.values), False
     complete = len(first.values) == len(second.values) == len(finished.campaign.seeds)
-    interval = paired_interval(first.resampled, second.resampled)
-    return Difference(budget_name(finished, budget), complete, first.mean - second.mean, interval, detectable)
+    name, mean = budget_name(finished, budget), first.mean - second.mean
+    return Difference(name, complete, mean, interval, over_objects, detectable)
+
+
+def interval_over_seeds(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Welch's 95 % interval of the difference of two means, of seeds that share nothing."""
+    from scipy.stats import ttest_ind  # of the group dev, and of this alone
+
+    found = ttest_ind(first, second, equal_var=False).confidence_interval(COVERAGE)
+    return float(found.low), float(found.high)
 
 
 def paired_interval(first: np.ndarray | None, second: np.ndarray | None) -> tuple[float, float] | None:
@@ -273,8 +290,10 @@ def difference_cell(found: Difference | None) -> str:
     """The difference with its interval."""
     if found is None:
         return "-"
-    interval = "" if found.interval is None else " [" + ", ".join(fixed(end, 3) for end in found.interval) + "]"
-    return f"{found.mean:+.3f}{interval}"
+    if found.interval is None:
+        return f"{found.mean:+.3f}"
+    ends = ", ".join(fixed(end, 3) for end in found.interval)
+    return f"{found.mean:+.3f} [{ends}]{'' if found.over_objects else ', over seeds alone'}"
 
 
 def verdict(last: Difference | None) -> str:

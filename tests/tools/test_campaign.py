@@ -1,6 +1,7 @@
 """Campaigns: what is run, kept, compared and told, and what campaign.toml may hold."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from campaign import Config, Work, compared, main
 from campaign_files import read_campaign, write_run
+from scipy import stats
 
 from ssl_equi.errors import UserError
 
@@ -216,9 +218,18 @@ def test_a_difference_counts_objects_as_pairs_and_seeds_as_independent() -> None
     assert (low, high) == pytest.approx((1, 3)), "with two seeds, each alone is drawn in a quarter of the draws"
 
 
+def test_without_objects_the_interval_is_welchs_over_seeds() -> None:
+    first, second = (1.0, 1.2, 1.4), (0.5, 0.6, 0.7)
+    low, high = campaign_page.interval_over_seeds(first, second)
+    error = math.sqrt(0.2**2 / 3 + 0.1**2 / 3)
+    freedom = error**4 / ((0.2**2 / 3) ** 2 / 2 + (0.1**2 / 3) ** 2 / 2)
+    assert (low + high) / 2 == pytest.approx(0.6)
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, freedom) * error)
+
+
 def test_a_claim_is_shown_only_by_an_interval_above_zero() -> None:
     def verdict(interval: tuple[float, float] | None) -> str:
-        return campaign_page.verdict(campaign_page.Difference("9 k images", True, 0.0, interval, None))
+        return campaign_page.verdict(campaign_page.Difference("9 k images", True, 0.0, interval, True, None))
 
     intervals = ((0.1, 0.2), (-0.1, 0.2), (-0.2, -0.1), (0.001, 0.009), None)
     assert [verdict(interval).removesuffix(" at 9 k images") for interval in intervals] == [
