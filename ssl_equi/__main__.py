@@ -6,6 +6,7 @@
     ssl-equi evaluate --encoder runs/sie          evaluation/suite.py: one protocol for any encoder
     ssl-equi evaluate sequences runs/seq_jepa     another script of evaluation/
     ssl-equi report runs/sie runs/vicreg          evaluation/report.py: one page of several runs
+    ssl-equi export runs/sie --to onnx            evaluation/export.py: torch, timm or the hub as well
     ssl-equi data posed_images --table views.csv  datasets/posed_images.py: your own images as shards
     ssl-equi where train sie                      the script's path, for accelerate launch and torchrun
 
@@ -47,6 +48,7 @@ COMMANDS = {
     "train": Command("recipes"),
     "evaluate": Command("evaluation", "suite"),
     "report": Command("evaluation", "report", named=False),
+    "export": Command("evaluation", "export", named=False),
     "data": Command("datasets"),
     "demo": Command("recipes", "sie", named=False),
 }
