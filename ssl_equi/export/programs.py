@@ -7,7 +7,8 @@ compared with the encoder before it is written.
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,8 +168,23 @@ def _torch_program(encoder: ProgrammedEncoder) -> tuple[bytes, _Run]:
     return buffer.getvalue(), torch.export.load(buffer).module()
 
 
+@contextmanager
+def _without_fused_attention(encoder: nn.Module) -> Iterator[None]:
+    """Inside, timm's attention is written as products and a softmax: ONNX has the fused one for 4 dimensions only."""
+    fused: list[Any] = [layer for layer in encoder.modules() if getattr(layer, "fused_attn", False)]
+    for layer in fused:
+        layer.fused_attn = False
+    try:
+        yield
+    finally:
+        for layer in fused:
+            layer.fused_attn = True
+
+
 def _onnx_program(encoder: ProgrammedEncoder) -> tuple[bytes, _Run]:
-    content = onnx_file(_traced(encoder), INPUT, list(encoder.parts), encoder.description)
+    with _without_fused_attention(encoder):
+        program = _traced(encoder)
+    content = onnx_file(program, INPUT, list(encoder.parts), encoder.description)
     return content, onnx_runner(content, INPUT)
 
 
