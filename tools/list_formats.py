@@ -146,7 +146,7 @@ def rows(names: Iterable[str]) -> list[list[str]]:
             for program_format in SUFFIXES:
                 try:
                     difference = compared_program(open_programmed(folder), program_format)[1]
-                    cells[name].append(f"{difference:.0e}")
+                    cells[name].append(f"{difference:.0e}" if difference else "0")
                 except UserError as error:
                     cells[name].append(str(error).replace("|", "/"))
         alone = opened_by_timm(folders)
