@@ -133,22 +133,28 @@ def opened_by_timm(folders: dict[str, tuple[str, list[str]]]) -> dict[str, bool]
     return json.loads(done.stdout)
 
 
+def program_cells(folder: Path) -> list[str]:
+    """For each format of programs the largest difference, or the reason why there is none."""
+    cells = []
+    for program_format in SUFFIXES:
+        try:
+            difference = compared_program(open_programmed(folder), program_format)[1]
+            cells.append(f"{difference:.0e}" if difference else "0")
+        except UserError as error:
+            cells.append(str(error).replace("|", "/"))
+    return cells
+
+
 def rows(names: Iterable[str]) -> list[list[str]]:
     """A row of the table for each family."""
     with tempfile.TemporaryDirectory() as temporary:
         folders: dict[str, tuple[str, list[str]]] = {}
         cells: dict[str, list[str]] = {}
         for name in names:
-            family, folder = FAMILIES[name], Path(temporary) / str(len(folders))
-            config = export_family(family, folder)
+            folder = Path(temporary) / str(len(folders))
+            config = export_family(FAMILIES[name], folder)
             folders[name] = (str(folder), modules_that_register(config))
-            cells[name] = []
-            for program_format in SUFFIXES:
-                try:
-                    difference = compared_program(open_programmed(folder), program_format)[1]
-                    cells[name].append(f"{difference:.0e}" if difference else "0")
-                except UserError as error:
-                    cells[name].append(str(error).replace("|", "/"))
+            cells[name] = program_cells(folder)
         alone = opened_by_timm(folders)
     found = []
     for name, (_, modules) in folders.items():

@@ -1,5 +1,6 @@
 """Model cards of exported encoders: what they are, how they are opened, and the numbers of their run."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,10 @@ def model_card(folder: Path, opened_as: str) -> str:
 
 
 def _front_matter(config: Mapping[str, Any]) -> str:
-    """What the hub reads, in YAML."""
+    """What the hub reads, in YAML; it knows licences by identifiers only."""
+    stated = str(config.get("pretrained_cfg", {}).get("license") or "unknown")
     lines = [
-        f"license: {config.get('pretrained_cfg', {}).get('license') or 'unknown'}",
+        f"license: {stated if re.fullmatch(r'[a-z0-9.-]+', stated) else 'other'}",
         "library_name: timm",
         "pipeline_tag: image-feature-extraction",
         "tags: [timm, ssl-equi, image-feature-extraction, self-supervised-learning]",

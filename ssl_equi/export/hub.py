@@ -56,6 +56,12 @@ def push_files(repository: str, files: Mapping[str, bytes], *, private: bool, me
         api.create_commit(repository, additions, commit_message=message)
     except HFValidationError as error:
         raise UserError(f"--repo is {repository!r} ({described(error)}): give OWNER/NAME") from error
+    except ValueError as error:  # what the hub has against the card's first lines
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the Hugging Face hub refuses what should go to {repository} ({reason}): export with --to timm, and push "
+            "that folder once it is mended"
+        ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status == 401:

@@ -1,5 +1,6 @@
 """Model cards: the facts of the encoder's config, and the numbers of its run."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 
 from ssl_equi.evaluation.model_card import model_card
 from ssl_equi.evaluation.results import append_records
+from ssl_equi.export.encoder import read_encoder_config
 from tests.fakes import RECORD, export_small_encoder
 
 
@@ -77,5 +79,9 @@ def test_without_results_there_is_no_table(tmp_path: Path) -> None:
 def test_a_folder_that_timm_saved_says_what_it_knows(tmp_path: Path) -> None:
     model = timm.create_model("resnet10t", num_classes=0)
     timm.models.save_for_hf(model, tmp_path / "saved", safe_serialization=True)
+    config = read_encoder_config(tmp_path / "saved")
+    config["pretrained_cfg"]["license"] = "free: for all\n"
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
     card = model_card(tmp_path / "saved", "local-dir:saved")
+    assert "\nlicense: other\n" in card and "| licence of the weights | free: for all |" in card
     assert "| objective | not stated |" in card and "176 x 176 pixels" in card and "columns" not in card

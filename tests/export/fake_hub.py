@@ -47,7 +47,9 @@ def fake_hub() -> Iterator[FakeHub]:
             if token not in (TOKEN, TOKEN_OF_A_READER):
                 return self.answer(401, {"error": "Invalid credentials"})
             if self.path == "/api/validate-yaml":
-                return self.answer(200, {"errors": [], "warnings": []})
+                refused = "license: nonsense" in json.loads(body)["content"]
+                errors = [{"message": '"license" must be one of those that are known'}] if refused else []
+                return self.answer(400 if refused else 200, {"errors": errors, "warnings": []})
             if token == TOKEN_OF_A_READER:
                 return self.answer(403, {"error": "Forbidden"})
             if self.path == "/api/repos/create":

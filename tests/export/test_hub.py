@@ -55,6 +55,12 @@ def test_a_token_that_may_not_write_is_named(
     assert hub.files == {}
 
 
+def test_a_card_that_the_hub_refuses_is_named(hub: FakeHub) -> None:
+    with pytest.raises(UserError, match=r'^the Hugging Face hub refuses .* owner/name \(.*"license" must be one of'):
+        push_files("owner/name", {"README.md": b"---\nlicense: nonsense\n---\n"}, private=False, message="An encoder")
+    assert hub.files == {}
+
+
 @pytest.mark.usefixtures("hub")
 def test_without_a_network_a_local_folder_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
