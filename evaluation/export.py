@@ -44,19 +44,19 @@ class Config:
 
 def main(config: Config) -> None:
     folder = encoder_folder(config.run)
-    sentence = how_timm_opens(read_encoder_config(folder))
+    name = folder.resolve().name
     if config.to == "hub":
         if config.repo is None:
             raise UserError("--to hub needs a repository: give --repo OWNER/NAME")
         files = timm_files(folder, model_card(folder, f"hf-hub:{config.repo}"))
         address = push_files(config.repo, files, private=config.private, message="Encoder exported by ssl-equi")
-        print(f"pushed to {address}. {sentence}")
+        print(f"pushed to {address}. {how_timm_opens(read_encoder_config(folder))}")
     elif config.to == "timm":
-        out = config.out or folder.with_name(f"{folder.name}-timm")
-        write_timm_folder(timm_files(folder, model_card(folder, f"local-dir:{out.name}")), out)
-        print(f"wrote {out}. {sentence}")
+        out = config.out or folder.parent / f"{name}-timm"
+        write_timm_folder(timm_files(folder, model_card(folder, f"local-dir:{out.resolve().name}")), out)
+        print(f"wrote {out}. {how_timm_opens(read_encoder_config(folder))}")
     else:
-        out = config.out or folder.with_name(folder.name + SUFFIXES[config.to])
+        out = config.out or folder.parent / f"{name}{SUFFIXES[config.to]}"
         difference = write_program(folder, out, config.to)
         print(f"wrote {out}. Its features differ from the encoder's by at most {difference:.1e}.")
 

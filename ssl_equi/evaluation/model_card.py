@@ -32,6 +32,7 @@ def model_card(folder: Path, opened_as: str) -> str:
         CheckpointError, UserError: the folder or the results are damaged.
     """
     config = read_encoder_config(folder)
+    num_parameters = sum(parameter.numel() for parameter in load_encoder(folder).parameters())
     place = folder.resolve()
     results = (place.parent if place.name in EXPORT_FOLDERS else place) / RESULTS_FILE
     run = read_results(results)["run"] if results.exists() else {}
@@ -41,7 +42,7 @@ def model_card(folder: Path, opened_as: str) -> str:
         _front_matter(config),
         f"# {_text(config['architecture'])}{f'.{_text(tag)}' if tag else ''}",
         f"An image encoder that was pretrained without labels. {how_timm_opens(config)}",
-        _facts(config, folder, run),
+        _facts(config, num_parameters, run),
         _loading(config, opened_as),
         # A run's results are also of what lies above the encoder's features, such as the aggregates of sequences.
         _numbers([record for record in records if record.part in _parts(config)]),
@@ -61,14 +62,13 @@ def _front_matter(config: Mapping[str, Any]) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _facts(config: Mapping[str, Any], folder: Path, run: Mapping[str, Any]) -> str:
+def _facts(config: Mapping[str, Any], num_parameters: int, run: Mapping[str, Any]) -> str:
     """A table of what a user must know besides the weights, and one of the parts."""
     data, labels = config.get("pretrained_cfg", {}), config.get("ssl_equi", {})
     arguments = ", ".join(f"{name}={value!r}" for name, value in config.get("model_args", {}).items())
-    parameters = sum(parameter.numel() for parameter in load_encoder(folder).parameters())
     facts = {
         "architecture": f"{config['architecture']}{f' ({arguments})' if arguments else ''}",
-        "parameters": f"{parameters:,}",
+        "parameters": f"{num_parameters:,}",
         "features": str(config.get("num_features", UNKNOWN)),
         "objective": labels.get("objective", UNKNOWN),
         "trained on": f"{labels.get('trained_on', UNKNOWN)} (name and fingerprint)",

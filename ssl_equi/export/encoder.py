@@ -168,6 +168,13 @@ def encoder_folder(folder: Path) -> Path:
     return inner if not whole and (inner / CONFIG_FILE).is_file() else folder
 
 
+def image_size_of(config: dict[str, Any], folder: Path) -> int:
+    """Side in pixels of the images that it was trained on; CheckpointError for what timm may leave out."""
+    if not config.get("pretrained_cfg"):
+        raise CheckpointError(f"{folder} says nothing of images' size and normalisation: export the encoder again")
+    return int(config["pretrained_cfg"]["input_size"][-1])
+
+
 def build_encoder(config: dict[str, Any], folder: Path) -> nn.Module:
     """The architecture of an exported encoder with random weights."""
     architecture = config.get("architecture")

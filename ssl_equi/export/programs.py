@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from ssl_equi.errors import CheckpointError, EncoderError, UserError, described
-from ssl_equi.export.encoder import load_encoder, normalization_of, parts_of, read_encoder_config
+from ssl_equi.export.encoder import image_size_of, load_encoder, normalization_of, parts_of, read_encoder_config
 from ssl_equi.export.onnx_files import onnx_file, onnx_runner
 from ssl_equi.files import write_atomically
 
@@ -76,11 +76,10 @@ class ProgrammedEncoder(nn.Module):
 def open_programmed(folder: Path) -> ProgrammedEncoder:
     """The exported encoder of a folder, with its normalisation and its parts."""
     config = read_encoder_config(folder)
-    if not config.get("pretrained_cfg"):
-        raise CheckpointError(f"{folder} says nothing of images' size and normalisation: export the encoder again")
+    image_size = image_size_of(config, folder)
     encoder = load_encoder(folder)
     with torch.no_grad():  # timm's `num_features`, in folders that it saved, leaves out what some heads add
-        width = encoder(random_images(1, config["pretrained_cfg"]["input_size"][-1])).shape[1]
+        width = encoder(random_images(1, image_size)).shape[1]
     parts = parts_of(config) if "ssl_equi" in config else {"all": slice(0, width)}
     for part, columns in parts.items():
         if columns.stop > width:

@@ -8,7 +8,7 @@ import torch
 from ssl_equi.checkpoint import write_checkpoint_files
 from ssl_equi.encoders.catalogue import timm_with_our_encoders
 from ssl_equi.errors import CheckpointError, EncoderError, described
-from ssl_equi.export.encoder import load_encoder, read_encoder_config
+from ssl_equi.export.encoder import image_size_of, load_encoder, read_encoder_config
 from ssl_equi.export.folder import CONFIG_FILE, WEIGHTS_FILE
 
 CARD_FILE = "README.md"
@@ -19,7 +19,8 @@ def modules_that_register(config: dict[str, Any]) -> list[str]:
     """Modules of this project whose import lets timm open an encoder; none for timm's own architectures."""
     timm = timm_with_our_encoders()
     names = (config["architecture"], config.get("model_args", {}).get("backbone"))
-    modules = [timm.models.model_entrypoint(name).__module__ for name in names if name is not None]
+    known = [name for name in names if isinstance(name, str) and timm.is_model(name)]
+    modules = [timm.models.model_entrypoint(name).__module__ for name in known]
     return [module for module in dict.fromkeys(modules) if not module.startswith("timm.")]
 
 
@@ -40,7 +41,7 @@ def timm_files(folder: Path, card: str) -> dict[str, bytes]:
     """
     config = read_encoder_config(folder)
     encoder = load_encoder(folder)
-    side = config["pretrained_cfg"]["input_size"][-1]
+    side = image_size_of(config, folder)
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     architecture = config["architecture"]
     try:
@@ -60,7 +61,7 @@ def write_timm_folder(files: dict[str, bytes], out: Path) -> None:
     """Writes what `timm_files` gives as a whole; CheckpointError where that would replace anything else."""
     if out.exists() and not (out.is_dir() and {file.name for file in out.iterdir()} <= _FILES):
         raise CheckpointError(f"{out} is there and holds no exported encoder: give another --out")
-    write_checkpoint_files(out, files)
+    write_checkpoint_files(out.resolve(), files)
 
 
 def timm_model_config(folder: str | Path) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The export script, from a run's folder to each format."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -121,3 +123,30 @@ def test_a_folder_without_an_encoder_is_named(
 ) -> None:
     said = refused(lambda: call(script, tmp_path / "none", "--to", "torch"), capsys)
     assert said == f"{tmp_path / 'none'} holds no exported encoder (there is no such folder): give a run's encoder/"
+
+
+@pytest.mark.parametrize("target", ["torch", "onnx", "timm", "hub"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "resnet9000"}, "holds a resnet9000, which this timm doesn't know: update timm"),
+        ({"architecture": None}, "holds an encoder that timm doesn't know: build the module and pass it as encoder="),
+        ({"pretrained_cfg": {}, "ssl_equi": None}, "says nothing of images' size and normalisation: export the"),
+    ],
+)
+def test_what_cannot_be_opened_is_named_whatever_the_format(
+    script: ModuleType,
+    run: tuple[Path, nn.Module],
+    capsys: pytest.CaptureFixture[str],
+    target: str,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    folder, _ = run
+    config = read_encoder_config(folder / "encoder") | changes
+    written = {name: value for name, value in config.items() if name != "ssl_equi" or value is not None}
+    (folder / "encoder" / "config.json").write_text(json.dumps(written))
+    before = sorted(folder.rglob("*"))
+    options = ["--repo", "owner/name"] if target == "hub" else []
+    assert message in refused(lambda: call(script, folder, "--to", target, *options), capsys)
+    assert sorted(folder.rglob("*")) == before
