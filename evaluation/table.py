@@ -172,7 +172,7 @@ def print_table(rows: list[list[str]], form: Format) -> None:
     if form == "csv":
         csv.writer(sys.stdout).writerows([[cell.replace("`", "") for cell in row] for row in rows])
     elif form == "markdown":
-        print(markdown_table(rows))
+        print(markdown_table(rows[0], rows[1:]), end="")
     else:
         lines = [" & ".join(in_latex(cell) for cell in row) + r" \\" for row in rows]
         columns = "l" * len(rows[0])

@@ -9,6 +9,7 @@
     ssl-equi evaluate sequences runs/seq_jepa     another script of evaluation/
     ssl-equi report runs/sie runs/vicreg          evaluation/report.py: one page of several runs
     ssl-equi table runs/*-seed?                   evaluation/table.py: means over seeds, for Markdown, LaTeX or CSV
+    ssl-equi export runs/sie --to onnx            evaluation/export.py: torch, timm or the hub as well
     ssl-equi data posed_images --table views.csv  datasets/posed_images.py: your own images as shards
     ssl-equi new-method my_method                 tools/new_method.py: begins a method of your own, in a clone
     ssl-equi where train sie                      the script's path, for accelerate launch and torchrun
@@ -52,6 +53,7 @@ COMMANDS = {
     "evaluate": Command("evaluation", "suite"),
     "report": Command("evaluation", "report", named=False),
     "table": Command("evaluation", "table", named=False),
+    "export": Command("evaluation", "export", named=False),
     "data": Command("datasets"),
     "demo": Command("recipes", "sie", named=False),
     "new-method": Command("tools", "new_method", named=False),

@@ -192,6 +192,24 @@ def with_other_values(module: Module, seed: int = 0) -> Module:
     return module.eval()
 
 
+def export_small_encoder(folder: Path, architecture: str = "strided_cnn_nano", **arguments: Any) -> Module:
+    """Exports an encoder for images of 32 x 32 pixels into a folder, as a run of SIE would, and returns it."""
+    from ssl_equi.encoders import create_encoder
+    from ssl_equi.encoders.catalogue import model_arguments
+    from ssl_equi.export.encoder import EncoderCard, save_encoder
+
+    encoder = with_other_values(create_encoder(architecture, 32, **arguments))
+    width = int(encoder.num_features)
+    card = EncoderCard(
+        architecture=architecture, model_args=model_arguments(architecture, 32, arguments), image_size=32,
+        mean_rgb=(0.41, 0.42, 0.43), std_rgb=(0.11, 0.12, 0.13),
+        parts={"all": (0, width), "inv": (0, width // 2), "equi": (width // 2, width)},
+        objective="sie", trained_on="3diebench-p 0123456789abcdef", license="apache-2.0", tag="sie_3diebench_p",
+    )  # fmt: skip
+    save_encoder(encoder, folder, card)
+    return encoder
+
+
 # ---------------------------------------------------------------- objectives
 
 

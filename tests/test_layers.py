@@ -94,7 +94,8 @@ def test_a_library_stays_behind_its_border() -> None:
     borders = {
         "lightly": "parts/heads.py", "escnn": "escnn_import.py",
         "fsspec": "transport.py", "sklearn": "feature_map.py", "pyarrow": "posed/reading.py",
-        "trimesh": "mesh_files.py",
+        "trimesh": "mesh_files.py", "huggingface_hub": "export/hub.py",
+        **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx_files.py"),
     }  # fmt: skip
     for library, border in borders.items():
         users = [path for path in modules() if library in {name.split(".")[0] for name in imported_names(path)}]
@@ -129,7 +130,9 @@ def test_every_dependency_of_the_package_is_declared() -> None:
         "scikit-learn": "sklearn",
     }  # fmt: skip
     extras = project["optional-dependencies"]
-    optional = [line for extra in ("steerable", "streaming", "maps", "tables", "meshes") for line in extras[extra]]
+    optional = [
+        line for extra in ("steerable", "streaming", "maps", "tables", "meshes", "onnx") for line in extras[extra]
+    ]
     lines = [*project["dependencies"], *optional]
     declared = {import_name.get(name, name) for name in (line.split(">")[0] for line in lines)}
     used = {name.split(".")[0] for path in modules() for name in imported_names(path)}

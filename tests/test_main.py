@@ -29,6 +29,7 @@ def called(*words: str, path: Path = ROOT, folder: Path | None = None) -> subpro
         (["evaluate", "--encoder", "runs/sie"], "evaluation/suite.py", ["--encoder", "runs/sie"]),
         (["evaluate", "sequences", "runs/seq"], "evaluation/sequences.py", ["runs/seq"]),
         (["report", "runs/sie", "runs/vicreg"], "evaluation/report.py", ["runs/sie", "runs/vicreg"]),
+        (["export", "runs/sie", "--to", "onnx"], "evaluation/export.py", ["runs/sie", "--to", "onnx"]),
         (["data", "meshes", "--help"], "datasets/meshes.py", ["--help"]),
         (["demo", "--seed", "1"], "recipes/sie.py", ["--seed", "1"]),
     ],

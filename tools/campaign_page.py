@@ -167,7 +167,7 @@ def figure_table(finished: FinishedCampaign, figure: str) -> str:
         for part in finished.parts(method.name, figure):
             rows = [finished.row(method.name, part, figure, budget) for budget in finished.budgets]
             lines.append([label_of(method), f"`{part}`", *(cell(row) for row in rows)])
-    return markdown_table([head, *lines])
+    return markdown_table(head, lines).rstrip()
 
 
 def random_lines(finished: FinishedCampaign, figure: str) -> list[list[str]]:
@@ -238,7 +238,7 @@ def claims_table(finished: FinishedCampaign) -> str:
         begun = last is None and any(found is not None for found in differences)
         told = "seeds are missing" if begun else verdict(last)
         lines.append([named, claim.expected, *(difference_cell(found) for found in differences), power, told])
-    return markdown_table([head, *lines])
+    return markdown_table(head, lines).rstrip()
 
 
 def difference(finished: FinishedCampaign, claim: Claim, budget: int) -> Difference | None:
@@ -323,7 +323,7 @@ def training_table(finished: FinishedCampaign) -> str:
             losses = " ".join(f"{loss:.4g}" for loss in run["training"].get("loss", []))
             lines.append([label_of(method), run["run"], f"{run['steps']:,}", f"{run['hours']:.2f}", losses, gains])
     head = ["method", "run", "steps", "hours", "loss over training", "action gain in %, over training"]
-    return markdown_table([head, *lines])
+    return markdown_table(head, lines).rstrip()
 
 
 def curves_svg(finished: FinishedCampaign) -> str:

@@ -21,16 +21,24 @@ from torch import nn
 
 from ssl_equi.checkpoint import read_tensors
 from ssl_equi.encoders.catalogue import create_encoder, model_arguments, timm_with_our_encoders
-from ssl_equi.errors import EncoderError, ImageSizeError
-from ssl_equi.export.encoder import build_encoder, load_encoder, parts_of, read_encoder_config
+from ssl_equi.errors import EncoderError, ImageSizeError, described
+from ssl_equi.export.encoder import (
+    ENCODER_FOLDER,
+    build_encoder,
+    encoder_folder,
+    load_encoder,
+    parts_of,
+    read_encoder_config,
+)
 from ssl_equi.export.folder import CONFIG_FILE, WEIGHTS_FILE
+from ssl_equi.export.hub import download_encoder
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, TrainedPredictor, load_predictor
 from ssl_equi.runtime.frozen import state_sha256
 
 TIMM_PREFIX, RANDOM_PREFIX, HUB_PREFIX = "timm:", "random:", "hub:"
 RANDOM_ENCODER_SEED = 2**31  # a seed that no training uses: of the random encoders that others are compared with
 RANDOM_IMAGE_SIZE = 64  # side of the embedded set's images, for random weights, which were trained on none
-EXPORT_FOLDERS = ("encoder", "capsule_network")  # within a run's folder
+EXPORT_FOLDERS = (ENCODER_FOLDER, "capsule_network")  # within a run's folder
 
 ColourStatistics = tuple[float, float, float]
 
@@ -121,11 +129,8 @@ def _open(
     if text.startswith(HUB_PREFIX):
         repository = text.removeprefix(HUB_PREFIX)
         name = f"hub-{repository.replace('/', '-').replace('@', '-')}"
-        return _open_folder(_download(repository), name, None, image_size, stored_size)
-    folder = Path(text)
-    if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
-        run_encoder = folder / EXPORT_FOLDERS[0]
-        folder = run_encoder if (run_encoder / CONFIG_FILE).is_file() else folder
+        return _open_folder(download_encoder(repository), name, None, image_size, stored_size)
+    folder = encoder_folder(Path(text))
     resolved = folder.resolve()
     name = resolved.parent.name if resolved.name in EXPORT_FOLDERS else resolved.name
     return _open_folder(folder, name, folder.parent, image_size, stored_size)
@@ -166,7 +171,7 @@ def _open_timm(name: str, image_size: int | None, weights: Path | None, argument
             module = timm.create_model(name, pretrained=True, num_classes=0, **created)
         except Exception as error:  # whatever the network, the hub's client or the disk raise
             raise EncoderError(
-                f"the pretrained weights of {name!r} can't be downloaded ({_first_line(error)}): connect to the "
+                f"the pretrained weights of {name!r} can't be downloaded ({described(error)}): connect to the "
                 "network, or give a local safetensors file of them"
             ) from error
     else:
@@ -278,7 +283,7 @@ def _try_image(name: str, module: nn.Module, image_size: int, trained_size: int 
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         other = "" if trained_size in (None, image_size) else f" {trained_size}"
         raise ImageSizeError(
-            f"{name} can't take images of {image_size} x {image_size} pixels ({_first_line(error)}): "
+            f"{name} can't take images of {image_size} x {image_size} pixels ({described(error)}): "
             f"give another --image-size{other}, or another encoder"
         ) from error
     if features.ndim != 2:
@@ -314,35 +319,10 @@ def _filled_by_timm(
             name, pretrained=True, num_classes=0, pretrained_cfg_overlay=from_file, **arguments
         )
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise EncoderError(
-            f"{file} can't be loaded into {name} ({_first_line(error)}): give its own weights"
-        ) from error
+        raise EncoderError(f"{file} can't be loaded into {name} ({described(error)}): give its own weights") from error
     return module
-
-
-def _download(repository: str) -> Path:
-    """Local copy of a repository's two files."""
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = repository.partition("@")
-    try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-    except Exception as error:  # whatever the network, the hub's client or the disk raise
-        raise EncoderError(
-            f"{HUB_PREFIX}{repository} can't be downloaded ({_first_line(error)}): check its name, connect to the "
-            "network, or give a local folder of it"
-        ) from error
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / file).is_file():
-            raise EncoderError(f"{HUB_PREFIX}{repository} has no {file}: choose a repository that timm saved")
-    return folder
 
 
 def _normalisation(pretrained_cfg: Mapping[str, Any]) -> tuple[ColourStatistics, ColourStatistics]:
     mean, std = (tuple(float(value) for value in pretrained_cfg[name]) for name in ("mean", "std"))
     return mean, std  # type: ignore[return-value]
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,6 +1,7 @@
 """Tables of records as text: of one seed, and of several with means and standard errors; made from nothing else."""
 
 import math
+import re
 import shutil
 import statistics
 import textwrap
@@ -152,6 +153,18 @@ def _width() -> int:
     return max(LINE_WIDTH, shutil.get_terminal_size().columns)
 
 
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int | None = None) -> str:
+    """A table in Markdown, of cells that are Markdown; the columns behind the first `text_columns` are numbers."""
+    text_columns = len(head) if text_columns is None else text_columns
+    rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *rows))
+
+
+def markdown_text(text: str) -> str:
+    """Text as Markdown shows it, on one line."""
+    return re.sub(r"([\\`*_|<>])", r"\\\1", " ".join(text.split()))
+
+
 def _grouped(records: Sequence[ProbeRecord]) -> list[list[ProbeRecord]]:
     """Records that differ in their seed alone, in the order of the first seed."""
     groups: dict[tuple[str, ...], list[ProbeRecord]] = {}
@@ -199,8 +212,8 @@ def _describe_seeds(records: Sequence[ProbeRecord], paper_metrics: Sequence[str]
     return lines
 
 
-def describe_columns(records: Sequence[ProbeRecord]) -> list[str]:
-    """What "baseline" and "random" stand for, which metrics are errors, and where the intervals are."""
+def describe_columns(records: Sequence[ProbeRecord], *, intervals_shown: bool = False) -> list[str]:
+    """What "baseline" and "random" stand for, which metrics are errors, and what or where the intervals are."""
     metrics_by_name: dict[str, list[str]] = {}
     for metric, name in dict.fromkeys((each.metric, each.baseline_name) for each in in_short_tables(records)):
         metrics_by_name.setdefault(name, []).append(metric)
@@ -215,7 +228,8 @@ def describe_columns(records: Sequence[ProbeRecord]) -> list[str]:
     if lower:
         lines.append(f"lower is better: {', '.join(lower)}")
     if any(record.interval_low is not None for record in records):
-        lines.append("95 % intervals over resampled objects are in results.json and report.html")
+        where = "in brackets" if intervals_shown else "in results.json and report.html"
+        lines.append(f"95 % intervals over resampled objects are {where}")
     if any(record.part.startswith("agg@") for record in records):
         lines.append("agg@M: the aggregate of M views; all@M: the features of the views that it ends with")
     if any(record.random_encoder is not None for record in records):
@@ -238,11 +252,6 @@ def merged_notes(notes: Sequence[str]) -> list[str]:
         parts = dict.fromkeys(place.rpartition(", part ")[2] for place in places)
         lines.append(f"{', '.join(tasks)} (part {', '.join(parts)}): {why}" if places else why)
     return lines
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first row is its head."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
 
 
 def spread(values: Sequence[float]) -> str:

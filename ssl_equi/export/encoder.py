@@ -27,6 +27,8 @@ from ssl_equi.export.folder import (
     read_config,
 )
 
+ENCODER_FOLDER = "encoder"  # within a run's folder
+
 
 @dataclass(frozen=True)
 class EncoderCard:
@@ -114,7 +116,7 @@ def load_encoder(folder: str | Path, encoder: nn.Module | None = None) -> nn.Mod
 def read_encoder_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of an exported encoder, whose entries have the types and ranges that readers rely on."""
     folder = Path(folder)
-    inner = folder / "encoder"
+    inner = folder / ENCODER_FOLDER
     if (inner / CONFIG_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file():
         raise CheckpointError(f"{folder} is the folder of a run: give {inner}")
     if (folder / "checkpoints").is_dir():
@@ -157,6 +159,20 @@ def _check_encoder_config(config: dict[str, Any], folder: Path) -> None:
         for part, columns in parts.items():
             are_two = isinstance(columns, list) and len(columns) == 2 and all(type(each) is int for each in columns)
             require(are_two and 0 <= columns[0] < columns[1], f"part {part!r}", columns)
+
+
+def encoder_folder(folder: Path) -> Path:
+    """The exported encoder's folder: the one that is given, or `encoder/` in it, of a run's."""
+    whole = (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
+    inner = folder / ENCODER_FOLDER
+    return inner if not whole and (inner / CONFIG_FILE).is_file() else folder
+
+
+def image_size_of(config: dict[str, Any], folder: Path) -> int:
+    """Side in pixels of the images that it was trained on; CheckpointError for what timm may leave out."""
+    if not config.get("pretrained_cfg"):
+        raise CheckpointError(f"{folder} says nothing of images' size and normalisation: export the encoder again")
+    return int(config["pretrained_cfg"]["input_size"][-1])
 
 
 def build_encoder(config: dict[str, Any], folder: Path) -> nn.Module:

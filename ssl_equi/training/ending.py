@@ -25,7 +25,7 @@ from ssl_equi.evaluation.sequences.tasks import quick_sequence_results
 from ssl_equi.evaluation.suite import Evaluation, check_splits, evaluate, noted_if_unanswered, tasks_for
 from ssl_equi.evaluation.tables import in_short_tables
 from ssl_equi.evaluation.task import TaskResult
-from ssl_equi.export.encoder import EncoderCard, encoder_export
+from ssl_equi.export.encoder import ENCODER_FOLDER, EncoderCard, encoder_export
 from ssl_equi.export.folder import Export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, TrainedPredictor, predictor_export
 from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, sequence_export
@@ -36,7 +36,6 @@ from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.folder import recorded_versions, set_aside_earlier_results
 from ssl_equi.training.run import Run
 
-ENCODER_FOLDER = "encoder"
 CAPSULE_FOLDER = "capsule_network"
 
 

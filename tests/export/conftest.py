@@ -2,13 +2,15 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import huggingface_hub
 import pytest
 
 from ssl_equi.cli import explain_errors
+from tests.export.fake_hub import TOKEN, FakeHub, fake_hub
 
 TOOL = Path(__file__).parent.parent.parent / "tools" / "import_checkpoint.py"
 
@@ -50,3 +52,16 @@ def error_of(
         return error.removeprefix("error: ")
 
     return end
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    """A stand-in for the Hugging Face hub, with a token that may write to it."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with fake_hub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
+        files = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        yield hub

@@ -6,7 +6,6 @@ a row, and a line in each export.
 
 import base64
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Literal
@@ -18,7 +17,7 @@ from ssl_equi.evaluation.report.figures import series_colour
 from ssl_equi.evaluation.report.page import data_table, escaped, figure_grid, listed, page_section
 from ssl_equi.evaluation.report.part_choices import choose_parts, parts_meant_for
 from ssl_equi.evaluation.results import ProbeRecord
-from ssl_equi.evaluation.tables import describe_columns, describe_origins
+from ssl_equi.evaluation.tables import describe_columns, describe_origins, markdown_table, markdown_text
 from ssl_equi.evaluation.task import TASKS
 from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE
 
@@ -132,7 +131,7 @@ def text_table(runs: Sequence[ComparedRun], rows: Sequence[Row], table_format: T
     """
     latex = table_format == "latex"
     shown_text, shown_number, bold = (
-        (_latex_text, _latex_number, r"\textbf{%s}") if latex else (_markdown_text, str, "**%s**")
+        (_latex_text, _latex_number, r"\textbf{%s}") if latex else (markdown_text, str, "**%s**")
     )
     lines: list[list[str]] = []
     for row in rows:
@@ -147,8 +146,7 @@ def text_table(runs: Sequence[ComparedRun], rows: Sequence[Row], table_format: T
         lines.append([*map(shown_text, (task, row.metric, row.part)), shown_number(baseline), *numbers])
     columns = [shown_text(name) for name in ("task", "metric", "part", "baseline", *(run.name for run in runs))]
     if not latex:
-        rule = ["---", "---", "---", *["---:"] * (1 + len(runs))]
-        return "".join(f"| {' | '.join(cells)} |\n" for cells in (columns, rule, *lines))
+        return markdown_table(columns, lines, text_columns=3)
     body, previous = "", ""
     for task, *cells in lines:
         # Each task is named once, with a little room above it.
@@ -369,7 +367,3 @@ def _latex_number(number: str) -> str:
     """A shown number, or a range of them, in math mode, where a minus is one."""
     in_math = number.replace("°", r"^{\circ}").replace("±", r"\pm").replace(" to ", "$ to $")
     return number if number == "-" else f"${in_math}$"
-
-
-def _markdown_text(text: str) -> str:
-    return re.sub(r"([\\`*_|<>])", r"\\\1", " ".join(text.split()))
