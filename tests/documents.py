@@ -43,7 +43,7 @@ def commands(block: str) -> Iterator[list[str]]:
         assignment = re.fullmatch(r"(\w+)=(\"[^\"]*\"|\S+)", line)
         if assignment:
             variables[assignment[1]] = assignment[2].strip('"')
-        elif re.match(r"[\w./]+[ =]", line) and not line.startswith("for "):
+        elif re.match(r"\w[\w./-]*[ =]", line) and not line.startswith("for "):
             words: list[str] = []
             # What follows some spaces explains the command.
             for word in [*shlex.split(re.split(r"\s{3,}|\s#", line)[0]), "&&"]:

@@ -4,6 +4,7 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from notebooks import written_files
 
 import ssl_equi.cli
 from ssl_equi.__main__ import COMMANDS, chosen_script
+from ssl_equi.training import own_images
 from tests.documents import ROOT, commands, documents, shell_blocks, text_of, tutorials
 
 # What CONTRIBUTING.md and others run beside scripts; each is declared in pyproject.toml.
@@ -73,9 +75,17 @@ def read_options(script: Path, options: list[str], monkeypatch: pytest.MonkeyPat
     parse, read = ssl_equi.cli.parse_command_line, tyro.cli
     monkeypatch.setattr(ssl_equi.cli, "parse_command_line", parse_and_stop)
     monkeypatch.setattr(tyro, "cli", read_and_stop)
+    # --images reads a folder to count its images.
+    monkeypatch.setattr(own_images, "ImageFolder", lambda folder, split: SimpleNamespace(labels=range(300)))
     monkeypatch.setattr(sys, "argv", [script.name, *options])
     with pytest.raises(ParsedError):
         runpy.run_path(str(script), run_name="__main__")
+
+
+def test_commands_of_every_kind_are_found() -> None:
+    found = {(words[0], name) for files, words in documented() for name in files.split(", ")}
+    assert {("ssl-equi", "datasets/images.md"), ("python", "docs/your_own_posed_images.md")} <= found
+    assert {("ssl-equi", str(path.relative_to(ROOT))) for path in tutorials()} <= found
 
 
 def test_every_command_of_the_documents_is_taken(
