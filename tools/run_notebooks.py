@@ -46,8 +46,9 @@ def executed(notebook: Any) -> Any:
     from nbclient import NotebookClient
 
     scripts = str(Path(sys.executable).parent)  # where the command ssl-equi is
-    environment = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ["PATH"]])}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:  # and with it, folders that cells make for what is temporary
+        path = os.pathsep.join([scripts, os.environ["PATH"]])
+        environment = {**os.environ, "PATH": path, "TMPDIR": folder}
         resources = {"metadata": {"path": folder}}
         client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=resources)
         client.execute(env=environment)
