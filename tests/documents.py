@@ -5,12 +5,25 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from notebooks import as_markdown
+
 ROOT = Path(__file__).parents[1]
 _FENCED = re.compile(r"^```([a-z]*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 
 
 def documents() -> list[Path]:
-    return sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("datasets/*.md")])
+    return sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("datasets/*.md"), *tutorials()])
+
+
+def tutorials() -> list[Path]:
+    """The notebooks."""
+    return sorted(ROOT.glob("docs/tutorials/*.ipynb"))
+
+
+def text_of(document: Path) -> str:
+    """Markdown; of a notebook without what its cells printed."""
+    is_notebook = document.suffix == ".ipynb"
+    return as_markdown(document, with_outputs=False) if is_notebook else document.read_text()
 
 
 def shell_blocks(text: str) -> list[str]:
@@ -30,7 +43,7 @@ def commands(block: str) -> Iterator[list[str]]:
         assignment = re.fullmatch(r"(\w+)=(\"[^\"]*\"|\S+)", line)
         if assignment:
             variables[assignment[1]] = assignment[2].strip('"')
-        elif re.match(r"[\w./]+[ =]", line) and not line.startswith("for "):
+        elif re.match(r"\w[\w./-]*[ =]", line) and not line.startswith("for "):
             words: list[str] = []
             # What follows some spaces explains the command.
             for word in [*shlex.split(re.split(r"\s{3,}|\s#", line)[0]), "&&"]:

@@ -4,14 +4,17 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tyro
+from notebooks import written_files
 
 import ssl_equi.cli
 from ssl_equi.__main__ import COMMANDS, chosen_script
-from tests.documents import ROOT, commands, documents, shell_blocks
+from ssl_equi.training import own_images
+from tests.documents import ROOT, commands, documents, shell_blocks, text_of, tutorials
 
 # What CONTRIBUTING.md and others run beside scripts; each is declared in pyproject.toml.
 PROGRAMS = ("pytest", "ruff", "mypy", "mkdocs")
@@ -25,7 +28,7 @@ def documented() -> list[tuple[str, list[str]]]:
     """(files, words) of every command once, as it goes on behind `uv run` and variables of the environment."""
     found: dict[tuple[str, ...], list[str]] = {}
     for path in documents():
-        for block in shell_blocks(path.read_text()):
+        for block in shell_blocks(text_of(path)):
             for words in commands(block):
                 while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
                     words = words[1:]
@@ -72,14 +75,24 @@ def read_options(script: Path, options: list[str], monkeypatch: pytest.MonkeyPat
     parse, read = ssl_equi.cli.parse_command_line, tyro.cli
     monkeypatch.setattr(ssl_equi.cli, "parse_command_line", parse_and_stop)
     monkeypatch.setattr(tyro, "cli", read_and_stop)
+    # --images reads a folder to count its images.
+    monkeypatch.setattr(own_images, "ImageFolder", lambda folder, split: SimpleNamespace(labels=range(300)))
     monkeypatch.setattr(sys, "argv", [script.name, *options])
     with pytest.raises(ParsedError):
         runpy.run_path(str(script), run_name="__main__")
 
 
+def test_commands_of_every_kind_are_found() -> None:
+    found = {(words[0], name) for files, words in documented() for name in files.split(", ")}
+    assert {("ssl-equi", "datasets/images.md"), ("python", "docs/your_own_posed_images.md")} <= found
+    assert {("ssl-equi", str(path.relative_to(ROOT))) for path in tutorials()} <= found
+
+
 def test_every_command_of_the_documents_is_taken(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    for name, text in (file for notebook in tutorials() for file in written_files(notebook).items()):
+        (tmp_path / name).write_text(text)
     refused = []
     for files, words in documented():
         if words[0] in PROGRAMS:
@@ -88,8 +101,9 @@ def test_every_command_of_the_documents_is_taken(
         with monkeypatch.context() as patch:
             try:
                 script, options = script_and_options(words)
-                if (ROOT / script).is_file():
-                    read_options(ROOT / script, options, patch)
+                found = [folder / script for folder in (ROOT, tmp_path) if (folder / script).is_file()]
+                if found:
+                    read_options(found[0], options, patch)
                 else:
                     refused.append(f"{files}: {script} does not exist")
             except SystemExit:

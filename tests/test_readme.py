@@ -13,12 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import ROOT, documents, shell_blocks
+from tests.documents import ROOT, documents, shell_blocks, text_of
 
 SCRIPT_FOLDERS = ("recipes", "datasets", "tools", "evaluation")
 SCRIPT = re.compile(rf"(?<![\w/])(?:{'|'.join(SCRIPT_FOLDERS)})/\w+\.py\b")
-# The method that CONTRIBUTING.md adds; tests/recipes/test_contributing.py writes and runs it.
-SHOWN_WHOLE = {"recipes/alignment.py", "ssl_equi/objectives/alignment.py", "tests/objectives/cases/alignment.py"}
+# The methods that CONTRIBUTING.md and a tutorial add; tests/recipes/test_contributing.py and tests/test_tutorials.py
+# write and run them.
+SHOWN_WHOLE = {
+    f"{folder}/{name}.py"
+    for folder in ("recipes", "ssl_equi/objectives", "tests/objectives/cases")
+    for name in ("alignment", "halves")
+}
 SHELL_BREAKS = {"&&", "||", "|", ";", ">"}
 
 # From pieces, so that this file names none of them.
@@ -44,7 +49,7 @@ def module_docstring(source: str) -> str:
 
 
 def documented_text(path: Path) -> str:
-    return path.read_text() if path.suffix == ".md" else module_docstring(path.read_text())
+    return module_docstring(path.read_text()) if path.suffix == ".py" else text_of(path)
 
 
 def documented_commands() -> list[tuple[str, str]]:
@@ -154,7 +159,7 @@ def texts_of(source: str) -> list[str]:
 
 def test_files_and_anchors_that_the_pages_name_exist() -> None:
     for page in documents():
-        text = page.read_text()
+        text = text_of(page)
         if page.name == "results.md":  # it tells of what was run, at the commits that it names
             continue
         for name in set(re.findall(r"(?:`|^)((?:[\w-]+/)+[\w-]+\.py)\b", text, flags=re.MULTILINE)) - SHOWN_WHOLE:

@@ -1,5 +1,6 @@
 """The documentation site: it builds without a warning, shows equations without a script, and asks no other host."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import ROOT, documents
+from tests.documents import ROOT, documents, tutorials
 
 pytestmark = pytest.mark.slow
 mkdocs = pytest.importorskip(
@@ -41,7 +42,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_document_is_a_page(site: Path) -> None:
     pages = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
     for document in documents():
-        name = document.relative_to(ROOT).as_posix().removeprefix("docs/").removesuffix(".md")
+        name = document.relative_to(ROOT).with_suffix("").as_posix().removeprefix("docs/")
         shown = re.sub(r"(^|/)README$", r"\1index", name)
         assert f"{shown}.html" in pages, document
 
@@ -49,6 +50,19 @@ def test_every_document_is_a_page(site: Path) -> None:
 def test_every_recipe_is_on_a_page_of_its_method(site: Path) -> None:
     pages = "".join(page.read_text() for page in (site / "methods").glob("*.html"))
     assert [path.name for path in (ROOT / "recipes").glob("*.py") if f"recipes/{path.name}" not in pages] == []
+
+
+def test_notebooks_are_pages_with_what_their_cells_printed_and_drew(site: Path) -> None:
+    for notebook in tutorials():
+        text = (site / "tutorials" / notebook.with_suffix(".html").name).read_text()
+        cells = json.loads(notebook.read_text())["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        pictures = [output for output in outputs if output.get("data", {}).keys() & {"image/png", "image/jpeg"}]
+        assert pictures or notebook.stem == "own_method"
+        assert text.count('src="data:image/') == len(pictures)
+        texts = [output for output in outputs if output["output_type"] == "stream"]
+        assert text.count('class="output highlight"') == len(texts)
+        assert "%%" not in text
 
 
 def test_equations_are_mathml(site: Path) -> None:

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs.yml: pages from beside docs/, and equations as MathML, so that no page runs a script to show them.
+"""Hooks of mkdocs.yml: pages from beside docs/, notebooks as pages, and equations as MathML, which needs no script.
 
 Sources keep their paths in the repository (`docs/recipes.md`, `datasets/images.md`), and with them all links between
 them; on the site, what is in docs/ stands at the top.
@@ -12,14 +12,23 @@ from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from notebooks import as_markdown
 
 ROOT = Path(__file__).parents[1]
 # Pages, and files that pages link to.
 PUBLISHED = (
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "datasets/*.md", "tools/gpu/README.md",
-    "docs/**/*.md", "docs/**/*.jpg", "docs/**/*.svg", "docs/assets/*", "docs/slurm.sbatch",
+    "docs/**/*.md", "docs/tutorials/*.ipynb", "docs/**/*.jpg", "docs/**/*.svg", "docs/assets/*", "docs/slurm.sbatch",
 )  # fmt: skip
 EQUATION = re.compile(r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>', flags=re.DOTALL)
+
+
+class NotebookFile(File):
+    """A notebook, which is a page."""
+
+    def is_documentation_page(self) -> bool:
+        return True
 
 
 def on_config(config: Any) -> Any:
@@ -49,14 +58,20 @@ def on_files(files: Files, config: Any) -> Files:
             files.remove(file)
     for path in sorted({path for pattern in PUBLISHED for path in ROOT.glob(pattern)}):
         source = path.relative_to(ROOT).as_posix()
-        file = File(source, str(ROOT), config.site_dir, config.use_directory_urls)
+        kind = NotebookFile if path.suffix == ".ipynb" else File
+        file = kind(source, str(ROOT), config.site_dir, config.use_directory_urls)
         shown_as = file.dest_uri.removeprefix("docs/")
-        files.append(File(source, str(ROOT), config.site_dir, config.use_directory_urls, dest_uri=shown_as))
+        files.append(kind(source, str(ROOT), config.site_dir, config.use_directory_urls, dest_uri=shown_as))
     for path, text in made_pages().items():
         file = File.generated(config, path, content=text)
         file.dest_uri = path.removeprefix("docs/").replace(".md", ".html")
         files.append(file)
     return files
+
+
+def on_page_read_source(page: Page, **_: Any) -> str | None:
+    """The Markdown of a notebook; other pages are read as they are."""
+    return as_markdown(Path(str(page.file.abs_src_path))) if isinstance(page.file, NotebookFile) else None
 
 
 def on_page_content(content: str, **_: Any) -> str:
