@@ -10,6 +10,8 @@ gives the features of each part under its name; it normalises the images itself.
 compared with the encoder's; more than 1e-4 apart, or what a format can't hold, is an error that leaves no file.
 """
 
+import ssl_equi.runtime.before_torch  # isort: skip  # noqa: F401  (before torch)
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal

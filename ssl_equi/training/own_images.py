@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssl_equi.data.sets.image_folder import TRAIN, VAL, ImageFolder
+from ssl_equi.data.sets.image_folder import TEST, TRAIN, VAL, ImageFolder
 from ssl_equi.errors import UserError
 from ssl_equi.latents.actions import AUGMENTATION
 from ssl_equi.training.config import ActionsConfig, GlimpsesConfig, PretrainingConfig, PretrainingOptions
@@ -26,12 +26,14 @@ def for_own_images(config: Options, folder: Path) -> Options:
     """
     if not isinstance(config, PretrainingOptions):
         raise UserError(f"--images {folder} is given and this script doesn't pretrain on images: leave it out")
-    count = len(ImageFolder(folder, TRAIN).labels)
+    images = ImageFolder(folder, TRAIN)
+    count = len(images.labels)
+    judged = VAL if images.splits_itself or (folder / VAL).is_dir() else TEST
     batch_size = config.batch_size
     while batch_size > max(count, 2):
         batch_size //= 2
     changes: dict[str, Any] = {
-        "dataset": "folder", "data_dir": folder, "evaluation_split": VAL, "batch_size": batch_size,
+        "dataset": "folder", "data_dir": folder, "evaluation_split": judged, "batch_size": batch_size,
         "epochs": math.ceil(STEPS / (count // batch_size)), "cache_decoded": count <= FEW_IMAGES,
     }  # fmt: skip
     if isinstance(config, PretrainingConfig):

@@ -111,6 +111,12 @@ def test_a_folder_of_images_is_learned_from_by_one_option(
     assert {record["task"] for record in records} == {"augmentation_equivariance", "augmentation_parameters"}
 
 
+def test_the_split_that_a_folder_has_is_judged(mixed_folder: Path) -> None:
+    assert for_own_images(sie.embedded(), mixed_folder).evaluation_split == "val"
+    (mixed_folder / "val").rename(mixed_folder / "test")
+    assert for_own_images(sie.embedded(), mixed_folder).evaluation_split == "test"
+
+
 def test_the_option_of_images_needs_a_folder(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from ssl_equi.runtime.before_torch import HUGE_PAGES, SPINNING, choose_for_torch
 ROOT = Path(__file__).parents[2]
 SCRIPTS = [
     *sorted((ROOT / "recipes").glob("*.py")),
-    *sorted(path for path in (ROOT / "evaluation").glob("*.py") if path.name != "report.py"),
+    *sorted(path for path in (ROOT / "evaluation").glob("*.py") if path.name not in ("report.py", "table.py")),
 ]
 
 

@@ -68,6 +68,13 @@ def hide_others() -> None:
     own = {normalised(line.split("==")[0]) for line in requirements()} | {"ssl-equi"}
     hider = Hider(own | asked_for(requirements(PRESUPPOSED)))
     sys.meta_path.insert(0, hider)  # type: ignore[arg-type]
+    find_any = importlib.util.find_spec
+
+    def find_spec(name: str, package: str | None = None) -> object:
+        """Who only asks whether a module is there, as torch does, is told that it isn't."""
+        return None if name.partition(".")[0] in hider.hidden else find_any(name, package)
+
+    importlib.util.find_spec = find_spec  # type: ignore[assignment]
     for module in [module for module in sys.modules if module.partition(".")[0] in hider.hidden]:
         del sys.modules[module]
 

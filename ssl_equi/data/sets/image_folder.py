@@ -14,8 +14,7 @@ from ssl_equi.data.stage_seconds import CLOCK
 from ssl_equi.errors import DataError
 from ssl_equi.files import FileState, file_state, list_folder
 
-TRAIN, VAL = "train", "val"
-SPLITS = (TRAIN, VAL, "test")
+TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
 HELD_OUT_SHARE = 0.2  # of a folder without splits
 
 Image = tuple[str, FileState]  # its path relative to the folder
