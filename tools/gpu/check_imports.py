@@ -24,6 +24,7 @@ from fetch_wheels import normalised, requirements
 
 ROOT = Path(__file__).parents[2]
 PRESUPPOSED = Path(__file__).with_name("presupposed.txt")
+HOOKS = "documentation_site.py"  # of MkDocs, with its libraries
 FOLDERS = ("recipes", "evaluation", "datasets", "tools", "tools/gpu")
 STEERABLE = "c8_resnet10_small_images"
 
@@ -100,7 +101,7 @@ def import_everything() -> list[ModuleType]:
         file: load_script(file)
         for folder in FOLDERS
         for file in sorted((ROOT / folder).glob("*.py"))
-        if file != Path(__file__)
+        if file != Path(__file__) and file.name != HOOKS
     }
     return [module for file, module in loaded.items() if file.parent.name == "recipes"]
 
