@@ -76,7 +76,8 @@ def read_options(script: Path, options: list[str], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ssl_equi.cli, "parse_command_line", parse_and_stop)
     monkeypatch.setattr(tyro, "cli", read_and_stop)
     # --images reads a folder to count its images.
-    monkeypatch.setattr(own_images, "ImageFolder", lambda folder, split: SimpleNamespace(labels=range(300)))
+    photographs = SimpleNamespace(labels=range(300), splits_itself=True)
+    monkeypatch.setattr(own_images, "ImageFolder", lambda folder, split: photographs)
     monkeypatch.setattr(sys, "argv", [script.name, *options])
     with pytest.raises(ParsedError):
         runpy.run_path(str(script), run_name="__main__")
