@@ -10,6 +10,8 @@ from torch import nn
 
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
+from ssl_equi.data.loading import choice
+from ssl_equi.data.loading.loader import Loader
 from ssl_equi.data.sources import DataSource
 from ssl_equi.encoders import create_encoder
 from ssl_equi.errors import RunError
@@ -17,9 +19,8 @@ from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
 from ssl_equi.evaluation.online import OnlineProbes, followed_of
 from ssl_equi.objectives.base import Objective, ObjectiveOutput
 from ssl_equi.runtime.device_copies import Unread, merged
-from ssl_equi.training.config import PretrainingOptions
+from ssl_equi.training.config import LoaderSize, PretrainingOptions
 from ssl_equi.training.ending import Ending, probed_parts
-from ssl_equi.training.loader import open_loader
 from ssl_equi.training.optimisation import follow_schedule, optimizer_of
 from ssl_equi.training.processes import Processes
 from ssl_equi.training.run import Run
@@ -140,6 +141,29 @@ class Pretraining(Generic[Trained]):
     def finish(self) -> None:
         """Exports the encoder, probes it on unseen objects, writes the report; see `Ending`."""
         self.ending.finish()
+
+
+def open_loader(
+    config: PretrainingOptions, data: DataSource, processes: Processes, size: LoaderSize, stored_views: int
+) -> Loader:
+    """Loads this process's share of the global batches: `stored_views` views of each object."""
+    for note in data.notes:
+        processes.say(note)
+    if size.workers > 0:
+        processes.say(f"{size.workers} processes decode the images")
+    return choice.open_loader(
+        data.train,
+        replace(config.image_source, threads=size.threads, workers=size.workers, device=processes.device),
+        show_progress=processes.is_main,
+        global_batch_size=config.batch_size,
+        views=stored_views,
+        seed=config.seed,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        keep_incomplete_batch=config.keep_incomplete_batch,
+        on_bad_record=config.on_bad_record,
+        max_skipped=config.max_skipped,
+    )
 
 
 class DataIdentity:

@@ -1,10 +1,7 @@
 """The export script, from a run's folder to each format."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,22 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from evaluation import export
 from ssl_equi import load_encoder
 from ssl_equi.cli import parse_command_line
 from ssl_equi.evaluation.results import append_records
 from ssl_equi.export.encoder import normalization_of, read_encoder_config
 from tests.fakes import RECORD, export_small_encoder, refused
-
-SCRIPT = Path(__file__).parent.parent.parent / "evaluation" / "export.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("evaluation_export", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -37,8 +24,8 @@ def run(tmp_path: Path) -> tuple[Path, nn.Module]:
     return tmp_path / "sie", export_small_encoder(tmp_path / "sie" / "encoder")
 
 
-def call(script: ModuleType, *arguments: object) -> None:
-    script.main(parse_command_line(script.Config, script.__doc__, arguments=[str(each) for each in arguments]))
+def call(*arguments: object) -> None:
+    export.main(parse_command_line(export.Config, export.__doc__, arguments=[str(each) for each in arguments]))
 
 
 def expected_features(folder: Path, images: torch.Tensor) -> torch.Tensor:
@@ -48,10 +35,10 @@ def expected_features(folder: Path, images: torch.Tensor) -> torch.Tensor:
 
 
 def test_onnxruntime_finds_the_features_of_each_part(
-    script: ModuleType, run: tuple[Path, nn.Module], capsys: pytest.CaptureFixture[str]
+    run: tuple[Path, nn.Module], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = run
-    call(script, folder, "--to", "onnx")
+    call(folder, "--to", "onnx")
     assert capsys.readouterr().out.startswith(f"wrote {folder / 'encoder.onnx'}. Its features differ from the encoder")
     images = torch.rand(3, 3, 32, 32)
     session = onnxruntime.InferenceSession(folder / "encoder.onnx")
@@ -62,20 +49,18 @@ def test_onnxruntime_finds_the_features_of_each_part(
     assert np.allclose(equivariant, features[:, 128:], atol=1e-5)
 
 
-def test_a_torch_program_goes_where_it_is_told(script: ModuleType, run: tuple[Path, nn.Module], tmp_path: Path) -> None:
+def test_a_torch_program_goes_where_it_is_told(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
     folder, _ = run
-    call(script, folder / "encoder", "--to", "torch", "--out", tmp_path / "programs" / "sie.pt2")
+    call(folder / "encoder", "--to", "torch", "--out", tmp_path / "programs" / "sie.pt2")
     images = torch.rand(3, 3, 32, 32)
     found = torch.export.load(tmp_path / "programs" / "sie.pt2").module()(images)
     assert torch.allclose(found["equi"], expected_features(folder / "encoder", images)[:, 128:], atol=1e-5)
     assert not (folder / "encoder.pt2").exists()
 
 
-def test_timm_gets_a_folder_with_a_card(
-    script: ModuleType, run: tuple[Path, nn.Module], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_timm_gets_a_folder_with_a_card(run: tuple[Path, nn.Module], capsys: pytest.CaptureFixture[str]) -> None:
     folder, encoder = run
-    call(script, folder, "--to", "timm")
+    call(folder, "--to", "timm")
     said = capsys.readouterr().out
     assert said.startswith(f"wrote {folder / 'encoder-timm'}. timm opens it after `import ssl_equi.encoders.strided")
     card = (folder / "encoder-timm" / "README.md").read_text()
@@ -85,7 +70,7 @@ def test_timm_gets_a_folder_with_a_card(
 
 
 def test_the_hub_gets_the_same_folder(
-    script: ModuleType, run: tuple[Path, nn.Module], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: tuple[Path, nn.Module], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pushed = {}
 
@@ -93,8 +78,8 @@ def test_the_hub_gets_the_same_folder(
         pushed[repository] = (files, private)
         return f"https://hub/{repository}"
 
-    monkeypatch.setattr(script, "push_files", push)
-    call(script, run[0], "--to", "hub", "--repo", "owner/name", "--private")
+    monkeypatch.setattr(export, "push_files", push)
+    call(run[0], "--to", "hub", "--repo", "owner/name", "--private")
     files, private = pushed["owner/name"]
     assert private and set(files) == {"config.json", "model.safetensors", "README.md"}
     assert b'timm.create_model("hf-hub:owner/name"' in files["README.md"]
@@ -112,16 +97,14 @@ def test_the_hub_gets_the_same_folder(
     ],
 )
 def test_options_that_do_not_go_together_are_one_sentence(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     export_small_encoder(tmp_path / "encoder")
-    assert refused(lambda: call(script, tmp_path, *options), capsys).startswith(message)
+    assert refused(lambda: call(tmp_path, *options), capsys).startswith(message)
 
 
-def test_a_folder_without_an_encoder_is_named(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said = refused(lambda: call(script, tmp_path / "none", "--to", "torch"), capsys)
+def test_a_folder_without_an_encoder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(lambda: call(tmp_path / "none", "--to", "torch"), capsys)
     assert said == f"{tmp_path / 'none'} holds no exported encoder (there is no such folder): give a run's encoder/"
 
 
@@ -135,7 +118,6 @@ def test_a_folder_without_an_encoder_is_named(
     ],
 )
 def test_what_cannot_be_opened_is_named_whatever_the_format(
-    script: ModuleType,
     run: tuple[Path, nn.Module],
     capsys: pytest.CaptureFixture[str],
     target: str,
@@ -148,5 +130,5 @@ def test_what_cannot_be_opened_is_named_whatever_the_format(
     (folder / "encoder" / "config.json").write_text(json.dumps(written))
     before = sorted(folder.rglob("*"))
     options = ["--repo", "owner/name"] if target == "hub" else []
-    assert message in refused(lambda: call(script, folder, "--to", target, *options), capsys)
+    assert message in refused(lambda: call(folder, "--to", target, *options), capsys)
     assert sorted(folder.rglob("*")) == before

@@ -28,7 +28,7 @@ from ssl_equi.training.config import (
     check_run,
     loader_size,
 )
-from ssl_equi.training.loader import open_loader
+from ssl_equi.training.pretraining import open_loader
 from tests.fakes import Processes
 
 TWO_THREADS = LoaderSize(threads=2, workers=0)

@@ -1,4 +1,4 @@
-"""What was done to an image? Parameters of an augmentation from the features of the image and of its augmentation.
+"""Parameters of an augmentation, read from the features of the image and of its augmentation.
 
 As seq-JEPA (Ghaemi et al., NeurIPS 2025, arXiv:2505.03176) asks for crop, jitter and blur, by an MLP on two images'
 features with mean squared error; there both are augmented, here one is the image as it is. Targets are the columns of
