@@ -28,7 +28,7 @@ from ssl_equi.cli import parse_command_line
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS
 from ssl_equi.options import taken_out, used_options
 from tests.datasets.test_meshes import write_models
-from tests.datasets.test_threediebench import _write_archive
+from tests.datasets.test_threediebench import write_archive
 from tests.documents import ROOT, documented, script_and_options, tutorials
 from tests.fakes import RECIPES, load_recipe
 from tests.recipes.conftest import NANO, QUICK, SMALL_SIZES
@@ -54,7 +54,7 @@ LEFT_OUT = {
 EMBEDDED = "3diebench-p"
 DATA_FOLDERS = {  # of commands that name no data set beside them
     "data/imagenet": "imagenet", "data/shards": "imagenet", "data/mine": "meshes", "data/mugs": "posed",
-    "data/eth80": "posed", "data/many": EMBEDDED, "SHARDS32": EMBEDDED, "SMALL32": EMBEDDED,
+    "data/eth80": "posed", "data/many": "many", "SHARDS32": "many", "SMALL32": EMBEDDED,
 }  # fmt: skip
 GLOBBED = {
     "runs/*-seed?": ("runs/sie-seed0", "runs/vicreg-seed0", "runs/seq_jepa-seed0", "runs/equicaps-seed0"),
@@ -176,10 +176,10 @@ def reductions(script: str, options: list[str]) -> list[str]:
     elif script in ("datasets/imagenet.py", "datasets/threediebench.py"):
         small = {"--source-name": ["stand-ins"], "--license": ["CC0-1.0"]}  # which are fewer than the real ones
     elif script == "datasets/procedural.py":
-        sizes = {"image-size": "64", "train-objects": "2", "val-objects": "1", "test-objects": "1", "views": "4"}
+        sizes = {"image-size": "64", "train-objects": "3", "val-objects": "1", "test-objects": "1", "views": "4"}
         small = {f"--set.{name}": [size] for name, size in sizes.items()} | {"--workers": ["1"]}
     elif script == "tools/seq_jepa_variants.py":
-        small = {"--images": ["128"], "--only": ["base", "gated_predictor"]}
+        small = {"--images": ["1536"], "--only": ["base", "gated_predictor"]}
     last_counts = ("--steps", "--batch-size", "--images", "--seeds", "--set.train-objects", "--set.views")
     return [
         word
@@ -200,6 +200,7 @@ class Sandbox:
         self.runs: dict[tuple[str, str], Path] = {}
         for name, script, out in (
             ("posed", "datasets/posed_images.py", "data/eth80"), ("meshes", "datasets/meshes.py", "data/mine"),
+            ("many", "datasets/procedural.py", "data/many"),
         ):  # fmt: skip
             folder = self.folder(name)
             self.run(next(words for words in kept() if words[1] == script and out in words), folder)
@@ -274,7 +275,7 @@ class Sandbox:
         elif before == "--source" and name == "data":
             path.symlink_to(self.archives["cifar10"])
         elif before == "--source":
-            _write_archive(path, latent_size=10 if name.endswith("-T") else 7)
+            write_archive(path, latent_size=10 if name.endswith("-T") else 7)
             for lists in ("SIE/data", "EquiCaps/data"):
                 (folder / lists).mkdir(parents=True, exist_ok=True)
                 for file in path.glob("*.npy"):
