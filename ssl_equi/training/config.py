@@ -49,7 +49,7 @@ _INIT = "leave out --init, which names the encoder"
 FREE_OPTIONS = (
     "out", "resume", "steps", "data_dir", "log_every", "save_every", "threads", "loader_threads", "cache_decoded",
     "cache_in", "loader_workers", "on_bad_record", "max_skipped", "tracker", "compile", "checkpoint_activations",
-    "sharding", "collective_timeout", "evaluate", "verbose",
+    "sharding", "collective_timeout", "evaluate", "tasks", "verbose",
 )  # fmt: skip
 
 
@@ -205,6 +205,9 @@ class PretrainingOptions(RunConfig):
     probe_protocol: Annotated[ProtocolName, ActsWhen(lambda options: options.evaluate, _EVALUATE)] = "embedded"
     """How the final heads are trained, and which tasks are asked beside one of each kind; all but embedded and ssl_equi
     are papers' protocols."""
+    tasks: Annotated[tuple[str, ...], ActsWhen(lambda options: options.evaluate, _EVALUATE)] = ()
+    """What the final probes ask, by the names of evaluation/suite.py; when not given, one task of each kind and the
+    protocol's."""
     compare_with_random: Annotated[bool, ActsWhen(lambda options: options.evaluate, _EVALUATE)] = True
     """Also probe an untrained encoder; off saves a third of the final probing."""
     verbose: Annotated[bool, ActsWhen(lambda options: options.evaluate, _EVALUATE)] = False

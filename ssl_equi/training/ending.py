@@ -18,11 +18,19 @@ from ssl_equi.evaluation.protocol import (
     AUGMENTATION_PARAMETERS,
     CORE_TASKS,
     PROBE_PROTOCOLS,
+    ProbeProtocol,
 )
 from ssl_equi.evaluation.publish import publish_results
 from ssl_equi.evaluation.results import ProbeRecord, records_of
 from ssl_equi.evaluation.sequences.tasks import quick_sequence_results
-from ssl_equi.evaluation.suite import Evaluation, check_splits, evaluate, noted_if_unanswered, tasks_for
+from ssl_equi.evaluation.suite import (
+    Evaluation,
+    asked_tasks,
+    check_splits,
+    evaluate,
+    noted_if_unanswered,
+    tasks_for,
+)
 from ssl_equi.evaluation.tables import in_short_tables
 from ssl_equi.evaluation.task import TaskResult
 from ssl_equi.export.encoder import ENCODER_FOLDER, EncoderCard, encoder_export
@@ -56,9 +64,13 @@ class Ending:
     def check(self) -> None:
         """Tries it before the first step, so that no run can train for days and then fail.
 
-        Everything that it exports is written and built again in memory, and the splits that are probed are compared.
+        Everything that it exports is written and built again in memory, the splits that are probed are compared, and
+        the tasks looked up.
         """
         check_splits(probed_parts(self.objective), self.data.probe_train, self.data.evaluation)
+        if self.config.evaluate:
+            source, tasks = self.questions(self.objective)
+            asked_tasks(source, self.data.evaluation.schema, self.protocol, tasks)
         for export in self.exports(self.run.whole(self.objective)).values():
             self.run.processes.on_main_then_everywhere(export.check)
 
@@ -106,16 +118,27 @@ class Ending:
             numbers = f"all {len(results.records)} numbers and how they were made"
             run.processes.say(f"it has {numbers}; --verbose prints them")
 
-    def probe(self, objective: Objective) -> Evaluation:
-        """Asks one question of each kind and those of the chosen protocol, as far as the data have the latents.
+    @property
+    def protocol(self) -> ProbeProtocol:
+        """How the heads are trained."""
+        return PROBE_PROTOCOLS[self.config.probe_protocol]()
 
-        Of images without any, what changes from view to view are their augmentations.
+    def probe(self, objective: Objective) -> Evaluation:
+        """Asks what the options name, on unseen objects."""
+        source, tasks = self.questions(objective)
+        return evaluate(
+            source, self.data, self.protocol, tasks=tasks, seeds=(self.config.seed,), device=self.run.device,
+            compare_with_random=self.config.compare_with_random,
+            bad_train_records=BadRecords(self.config.on_bad_record, self.config.max_skipped, self.run.processes.rank),
+        )  # fmt: skip
+
+    def questions(self, objective: Objective) -> tuple[EncoderSource, tuple[str, ...]]:
+        """The encoder, and what is asked: the tasks that are named, or one of each kind and those of the protocol.
+
+        Of the latter as far as the data have the latents; of images without any, what changes from view to view are
+        their augmentations.
         """
         config = self.config
-        protocol = PROBE_PROTOCOLS[config.probe_protocol]()
-        asked = dict.fromkeys((*CORE_TASKS, AUGMENTATION_EQUIVARIANCE, *protocol.tasks))
-        if self.data.evaluation.schema is None:
-            asked[AUGMENTATION_PARAMETERS] = None
         source = EncoderSource(
             name=self.run.name, module=objective.encoder, parts=probed_parts(objective), image_size=config.image_size,
             mean_rgb=None, std_rgb=None, state_sha256=state_sha256(objective.encoder), architecture=config.encoder,
@@ -124,13 +147,14 @@ class Ending:
         predictor = self.predictor_between_stored_views(objective)
         if predictor is not None and predictor.features_from == "encoder":
             source = replace(source, predictor=predictor)
-            asked[GAIN] = None
-        tasks = tasks_for(self.data.evaluation, list(asked))
-        return evaluate(
-            source, self.data, protocol, tasks=tasks, seeds=(config.seed,), device=self.run.device,
-            compare_with_random=config.compare_with_random,
-            bad_train_records=BadRecords(config.on_bad_record, config.max_skipped, self.run.processes.rank),
-        )  # fmt: skip
+        if config.tasks:
+            return source, config.tasks
+        usual = [*CORE_TASKS, AUGMENTATION_EQUIVARIANCE, *self.protocol.tasks]
+        if self.data.evaluation.schema is None:
+            usual.append(AUGMENTATION_PARAMETERS)
+        if source.predictor is not None:
+            usual.append(GAIN)
+        return source, tasks_for(self.data.evaluation, list(dict.fromkeys(usual)))
 
     def ask_more(self, objective: Objective, results: Evaluation) -> tuple[list[ProbeRecord], Sequence[str]]:
         """Of the aggregates of sequences and of capsules' poses, where they know the actions between stored views."""
