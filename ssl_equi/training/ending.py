@@ -32,6 +32,7 @@ from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, sequence_expor
 from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.base import Objective
 from ssl_equi.runtime.frozen import state_sha256
+from ssl_equi.runtime.progress import LiveProgress
 from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.folder import recorded_versions, set_aside_earlier_results
 from ssl_equi.training.run import Run
@@ -81,12 +82,14 @@ class Ending:
             run.processes.say(f"--no-evaluate: not probed; evaluation/suite.py --encoder {run.folder} does it")
             return
         run.processes.say(f"probing on the {self.config.evaluation_split} split")
-        results = self.probe(objective)
         records: list[ProbeRecord] = []
-        notes = [*results.notes]
-        with noted_if_unanswered("further questions", notes):
-            records, further_notes = self.ask_more(objective, results)
-            notes += further_notes
+        with LiveProgress() as progress:
+            results = self.probe(objective, progress)
+            notes = [*results.notes]
+            progress.show("asking further questions")
+            with noted_if_unanswered("further questions", notes):
+                records, further_notes = self.ask_more(objective, results)
+                notes += further_notes
         results = replace(results, records=results.records + records, notes=tuple(notes))
         shown = in_short_tables(results.records)
         run.track({f"final/{record.task}/{record.part}/{record.metric}": record.value for record in shown})
@@ -106,30 +109,40 @@ class Ending:
             numbers = f"all {len(results.records)} numbers and how they were made"
             run.processes.say(f"it has {numbers}; --verbose prints them")
 
-    def probe(self, objective: Objective) -> Evaluation:
-        """Asks one question of each kind and those of the chosen protocol, as far as the data have the latents.
+    def outlook(self) -> str:
+        """What comes behind the training, in words."""
+        if not self.config.evaluate:
+            return "the export"
+        probes = f"{len(self.tasks(self.objective))} probes"
+        return f"{probes} of it and of a random encoder" if self.config.compare_with_random else probes
+
+    def tasks(self, objective: Objective) -> tuple[str, ...]:
+        """One question of each kind and those of the chosen protocol, as far as the data have the latents.
 
         Of images without any, what changes from view to view are their augmentations.
         """
-        config = self.config
-        protocol = PROBE_PROTOCOLS[config.probe_protocol]()
+        protocol = PROBE_PROTOCOLS[self.config.probe_protocol]()
         asked = dict.fromkeys((*CORE_TASKS, AUGMENTATION_EQUIVARIANCE, *protocol.tasks))
         if self.data.evaluation.schema is None:
             asked[AUGMENTATION_PARAMETERS] = None
+        if self.predictor_from_features(objective) is not None:
+            asked[GAIN] = None
+        return tasks_for(self.data.evaluation, list(asked))
+
+    def probe(self, objective: Objective, progress: LiveProgress) -> Evaluation:
+        """Asks the encoder and a random one."""
+        config = self.config
         source = EncoderSource(
             name=self.run.name, module=objective.encoder, parts=probed_parts(objective), image_size=config.image_size,
             mean_rgb=None, std_rgb=None, state_sha256=state_sha256(objective.encoder), architecture=config.encoder,
             build_untrained=lambda: create_encoder(config.encoder, config.image_size, **config.encoder_arguments),
+            predictor=self.predictor_from_features(objective),
         )  # fmt: skip
-        predictor = self.predictor_between_stored_views(objective)
-        if predictor is not None and predictor.features_from == "encoder":
-            source = replace(source, predictor=predictor)
-            asked[GAIN] = None
-        tasks = tasks_for(self.data.evaluation, list(asked))
         return evaluate(
-            source, self.data, protocol, tasks=tasks, seeds=(config.seed,), device=self.run.device,
-            compare_with_random=config.compare_with_random,
+            source, self.data, PROBE_PROTOCOLS[config.probe_protocol](), tasks=self.tasks(objective),
+            seeds=(config.seed,), device=self.run.device, compare_with_random=config.compare_with_random,
             bad_train_records=BadRecords(config.on_bad_record, config.max_skipped, self.run.processes.rank),
+            progress=progress,
         )  # fmt: skip
 
     def ask_more(self, objective: Objective, results: Evaluation) -> tuple[list[ProbeRecord], Sequence[str]]:
@@ -176,6 +189,11 @@ class Ending:
         if predictor is None or self.told is None:
             return None
         return TrainedPredictor(predictor, PredictorCard(self.run.name, self.told, self.data.train.fingerprint))
+
+    def predictor_from_features(self, objective: Objective) -> TrainedPredictor | None:
+        """The same where it reads the encoder's own features, so that it can be asked beside the encoder."""
+        predictor = self.predictor_between_stored_views(objective)
+        return predictor if predictor is not None and predictor.features_from == "encoder" else None
 
     def exports(self, objective: Objective) -> dict[str, Export]:
         """By folder: the encoder, the predictor that the objective may hand out, and the network around an encoder."""

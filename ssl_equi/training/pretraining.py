@@ -126,7 +126,7 @@ class Pretraining(Generic[Trained]):
             rates = described_rates(self.objective.encoder, self.config)
             if rates is not None:
                 self.processes.say(rates)
-            for step, batch in self.run.batches(loader, start, self.total_steps):
+            for step, batch in self.run.batches(loader, start, self.total_steps, self.ending.outlook()):
                 self._step, self._batch = step, batch
                 self._learning_rate = follow_schedule(self.run.optimizer, self.config, step, self.total_steps)
                 yield step, batch
