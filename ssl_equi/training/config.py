@@ -43,6 +43,7 @@ CPU_THREADS, MOST_THREADS, MOST_WORKERS, CORES_OF_THE_TRAINER = 2, 8, 16, 2
 _NO_WORKERS = "processes decode instead, so leave out --loader-workers"
 _EVALUATE = "leave out --no-evaluate"
 _INIT = "leave out --init, which names the encoder"
+_ENCODER_LEARNS = ActsWhen(lambda options: options.encoder_rate_factor > 0, "give an encoder_rate_factor above 0")
 
 # Options that may differ between the first start of a run and its continuation: they don't change what is learnt. A run
 # that ended at a bad record goes on as if it had skipped bad records from the start.
@@ -193,8 +194,14 @@ class PretrainingOptions(RunConfig):
     bias_and_norm_rate_factor: NonNegative = 1.0
     """Learning rate of biases and normalisation layers, as a multiple of the others'."""
     encoder_rate_factor: NonNegative = 1.0
-    """Learning rate of the encoder, as a multiple of the heads': below 1 to keep more of trained weights, 0 to train
-    the heads alone."""
+    """Learning rate of the encoder, as a multiple of the heads': below 1 to keep more of trained weights. 0 freezes it:
+    the heads are trained alone, and its batch norms keep their statistics."""
+    layer_decay: Annotated[Annotated[float, Range(above=0, maximum=1)], _ENCODER_LEARNS] = 1.0
+    """Learning rate of each layer group of the encoder, as a multiple of that of the next one, whose last is followed
+    by the heads. Groups are timm's: the stem, and each block."""
+    frozen_layers: Annotated[CountOrZero, _ENCODER_LEARNS] = 0
+    """So many layer groups of the encoder, from the stem on, stay as they are: no gradient, and batch norms that keep
+    their statistics, by which they also normalise."""
     sgd_momentum: Annotated[
         Annotated[float, Range(minimum=0, below=1)],
         ActsWhen(lambda options: options.optimizer in ("sgd", "lars"), "choose the optimizer sgd or lars"),
