@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ssl_equi.data.bad_records import BadRecords
@@ -44,6 +45,7 @@ from ssl_equi.runtime.progress import LiveProgress
 from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.folder import recorded_versions, set_aside_earlier_results
 from ssl_equi.training.run import Run
+from ssl_equi.training.trackers import final_results
 
 CAPSULE_FOLDER = "capsule_network"
 
@@ -116,6 +118,7 @@ class Ending:
             run.folder, results, data.evaluation, title=f"{run.name} on {data.name}",
             command=str(versions.get("command", "")), run=told, verbose=self.config.verbose,
         )  # fmt: skip
+        run.track_results(partial(final_results, run.folder, shown))
         run.processes.say(f"probed in {time.perf_counter() - started:.0f} s: open {report} in a browser")
         if not self.config.verbose:
             numbers = f"all {len(results.records)} numbers and how they were made"
