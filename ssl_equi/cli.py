@@ -83,13 +83,14 @@ def run_recipe(main: Callable[[Config], None], configs: Mapping[str, Callable[[]
     config = parse_command_line(type(default), f"{description.strip()}\n\n{names}", default, arguments)
     # They import torch, which takes seconds and which other commands may do without.
     from ssl_equi.errors import LostProcessError
+    from ssl_equi.training.config import with_configuration_name
     from ssl_equi.training.processes import naming_lost_processes
     from ssl_equi.training.stopping import run_to_the_end
 
     def with_other_processes() -> None:
         try:
             with naming_lost_processes():
-                main(_with_named_encoder(config))
+                main(_with_named_encoder(with_configuration_name(config, name)))
         except LostProcessError as error:
             print_error(error)
             # A group without one of its processes may hang or abort when Python takes it down.
