@@ -34,7 +34,6 @@ from tests.fakes import RECIPES, load_recipe
 from tests.recipes.conftest import NANO, QUICK, SMALL_SIZES
 from tests.small_archives import small_archives
 from tests.stand_ins import (
-    PHOTOGRAPHS,
     TABLES,
     write_imagenet,
     write_photographs,
@@ -262,14 +261,16 @@ class Sandbox:
         path = folder / name
         if before == "--table" or name in TABLES:
             write_posed_photographs(folder, name)
-        elif path.exists() or name in PHOTOGRAPHS:
+        elif path.exists():
             return
         elif before == "--data-dir" or name in DATA_FOLDERS:
             path.parent.mkdir(parents=True, exist_ok=True)
             is_told = before == "--data-dir" and name != "data/mine"  # by other options
             path.symlink_to(self.archives[data_set if is_told else DATA_FOLDERS[name]])
-        elif name in ("PHOTOS", "IMAGES", "ILSVRC2012"):
-            (write_photographs if name == "PHOTOS" else write_imagenet)(path, self.image_bytes)
+        elif name in ("PHOTOS", "photos"):
+            write_photographs(path, self.image_bytes)
+        elif name in ("IMAGES", "ILSVRC2012"):
+            write_imagenet(path, self.image_bytes)
         elif name == "MODELS":
             write_models(path, [f"{kind}/{number}.obj" for kind in ("cup", "chair") for number in range(5)])
         elif before == "--source" and name == "data":
