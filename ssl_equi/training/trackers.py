@@ -142,6 +142,8 @@ def _start_mlflow(run: TrackedRun) -> dict[str, Any]:
     if "MLFLOW_TRACKING_URI" not in os.environ:
         folder = run.folder.resolve()
         importlib.import_module("mlflow").set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        # It is left to child processes there, where the next run of this process would take it for the user's.
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
         options["logging_dir"] = (folder / "mlflow-artifacts").as_uri()
     return options
 
