@@ -45,13 +45,14 @@ CPU_THREADS, MOST_THREADS, MOST_WORKERS, CORES_OF_THE_TRAINER = 2, 8, 16, 2
 _NO_WORKERS = "processes decode instead, so leave out --loader-workers"
 _EVALUATE = "leave out --no-evaluate"
 _INIT = "leave out --init, which names the encoder"
+_ENCODER_LEARNS = ActsWhen(lambda options: options.encoder_rate_factor > 0, "give an encoder_rate_factor above 0")
 
 # Options that may differ between the first start of a run and its continuation: they don't change what is learnt. A run
 # that ended at a bad record goes on as if it had skipped bad records from the start.
 FREE_OPTIONS = (
     "out", "resume", "steps", "data_dir", "log_every", "save_every", "threads", "loader_threads", "cache_decoded",
     "cache_in", "loader_workers", "on_bad_record", "max_skipped", "tracker", "compile", "checkpoint_activations",
-    "sharding", "collective_timeout", "evaluate", "verbose",
+    "sharding", "collective_timeout", "evaluate", "tasks", "verbose",
 )  # fmt: skip
 
 
@@ -202,8 +203,14 @@ class PretrainingOptions(RunConfig):
     bias_and_norm_rate_factor: NonNegative = 1.0
     """Learning rate of biases and normalisation layers, as a multiple of the others'."""
     encoder_rate_factor: NonNegative = 1.0
-    """Learning rate of the encoder, as a multiple of the heads': below 1 to keep more of trained weights, 0 to train
-    the heads alone."""
+    """Learning rate of the encoder, as a multiple of the heads': below 1 to keep more of trained weights. 0 freezes it:
+    the heads are trained alone, and its batch norms keep their statistics."""
+    layer_decay: Annotated[Annotated[float, Range(above=0, maximum=1)], _ENCODER_LEARNS] = 1.0
+    """Learning rate of each layer group of the encoder, as a multiple of that of the next one, whose last is followed
+    by the heads. Groups are timm's: the stem, and each block."""
+    frozen_layers: Annotated[CountOrZero, _ENCODER_LEARNS] = 0
+    """So many layer groups of the encoder, from the stem on, stay as they are: no gradient, and batch norms that keep
+    their statistics, by which they also normalise."""
     sgd_momentum: Annotated[
         Annotated[float, Range(minimum=0, below=1)],
         ActsWhen(lambda options: options.optimizer in ("sgd", "lars"), "choose the optimizer sgd or lars"),
@@ -214,6 +221,9 @@ class PretrainingOptions(RunConfig):
     probe_protocol: Annotated[ProtocolName, ActsWhen(lambda options: options.evaluate, _EVALUATE)] = "embedded"
     """How the final heads are trained, and which tasks are asked beside one of each kind; all but embedded and ssl_equi
     are papers' protocols."""
+    tasks: Annotated[tuple[str, ...], ActsWhen(lambda options: options.evaluate, _EVALUATE)] = ()
+    """What the final probes ask, by the names of evaluation/suite.py; when not given, one task of each kind and the
+    protocol's."""
     compare_with_random: Annotated[bool, ActsWhen(lambda options: options.evaluate, _EVALUATE)] = True
     """Also probe an untrained encoder; off saves a third of the final probing."""
     verbose: Annotated[bool, ActsWhen(lambda options: options.evaluate, _EVALUATE)] = False

@@ -10,8 +10,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ssl_equi.checkpoint import describe_os_error
@@ -21,6 +19,7 @@ from ssl_equi.errors import CheckpointError
 from ssl_equi.files import write_atomically
 from ssl_equi.objectives.base import ObjectiveOutput
 from ssl_equi.runtime.device_copies import Unread
+from ssl_equi.runtime.progress import LiveProgress, rough_duration
 
 
 @dataclass(frozen=True)
@@ -144,10 +143,11 @@ class FiniteWatch:
 
 # ---------------------------------------------------------------- progress
 
-PLAIN_LINE_EVERY_SECONDS = 20.0
 LEAST_SHARE_TO_EXPLAIN = 0.05  # below it nobody asks what the trainer waits for
 # Of the line on a terminal: the shortest bar, the time left (1:23:45), and the columns between its five parts.
 BAR_COLUMNS, TIME_COLUMNS, SPACES_BETWEEN = 10, 7, 4
+# A time is told of so much measured work, and not of less that is left.
+LEAST_STEPS, LEAST_SECONDS = 3, 5.0
 
 
 class TrainingProgress:
@@ -156,60 +156,68 @@ class TrainingProgress:
     Where there is room, it also shows how the work on the data divides: reading and decoding by the loader's threads,
     augmenting by the trainer. In 80 columns it names what the loader mostly does while the trainer waits for it.
     Silent on every process but the first. On a terminal it draws one live bar; in a log file it writes a line every
-    20 seconds.
+    20 seconds. Once some steps have been measured, a line says how long the training takes.
+
+    Args:
+        then: what comes behind the training, in words.
     """
 
-    def __init__(self, label: str, first_step: int, total_steps: int, enabled: bool) -> None:
-        self.label, self.total_steps, self.enabled = label, total_steps, enabled
+    def __init__(self, label: str, first_step: int, total_steps: int, enabled: bool, then: str = "the end") -> None:
+        self.label, self.total_steps, self.then = label, total_steps, then
+        self.live = LiveProgress(enabled)
         self.step = first_step
-        self.console = Console()
-        self.bar: Progress | None = None
-        self.last_line_at = -math.inf
         self.started_at, self.first_step = time.perf_counter(), first_step
+        self._measured_from: tuple[int, float] | None = None  # the end of the first step, which is slower than others
+        self._said_how_long = self._reported = False
 
     def __enter__(self) -> "TrainingProgress":
-        if self.enabled and self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(compact=True),
-                console=self.console, transient=True,
-            )  # fmt: skip
-            self.bar.start()
-            self.task = self.bar.add_task(self.label, total=self.total_steps, completed=self.step, numbers="")
+        self.live.__enter__()
+        self.live.move(self.label, self.step, self.total_steps, self._count)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        self.live.__exit__(kind, error, traceback)
+
+    @property
+    def _count(self) -> str:
+        return f"{self.step}/{self.total_steps}"
 
     def advance(self, steps_done: int) -> None:
         """Moves the bar; costs nothing visible per step."""
         self.step = steps_done
-        if self.bar is not None:
-            self.bar.update(self.task, completed=steps_done)
+        self.live.move(self.label, steps_done, self.total_steps, self._count)
+        if not self._said_how_long and self.live.enabled:
+            self._say_how_long(time.perf_counter())
+
+    def _say_how_long(self, now: float) -> None:
+        if self._measured_from is None:
+            self._measured_from = self.step, now
+            return
+        steps, seconds = self.step - self._measured_from[0], now - self._measured_from[1]
+        if steps < LEAST_STEPS or seconds < LEAST_SECONDS:
+            return
+        self._said_how_long = True
+        seconds_left = seconds / steps * (self.total_steps - self.step)
+        if seconds_left >= LEAST_SECONDS:
+            print(f"about {rough_duration(seconds_left)} of training, then {self.then}", flush=True)
 
     def report(self, losses: Mapping[str, float], speed: Speed) -> None:
         """Shows the latest figures, of the loss and its terms the total: as many of them as there is room for."""
-        if not self.enabled:
-            return
         choices = _numbers(losses, speed)
-        if self.bar is not None:
-            # Room on the terminal's line beside label, bar, steps and time.
-            steps = 2 * len(str(self.total_steps)) + 1
-            columns = self.console.width - len(self.label) - BAR_COLUMNS - steps - TIME_COLUMNS - SPACES_BETWEEN
-            fitting = (choice for choice in choices if len(choice) <= columns)
-            self.bar.update(self.task, numbers=next(fitting, choices[-1]))
-            return
-        now = time.perf_counter()
-        if now - self.last_line_at < PLAIN_LINE_EVERY_SECONDS and self.step < self.total_steps:
-            return
-        self.last_line_at = now
-        seconds_a_step = (now - self.started_at) / max(self.step - self.first_step, 1)
+        # Room on the terminal's line beside label, bar, steps and time.
+        steps = 2 * len(str(self.total_steps)) + 1
+        columns = self.live.console.width - len(self.label) - BAR_COLUMNS - steps - TIME_COLUMNS - SPACES_BETWEEN
+        fitting = next((choice for choice in choices if len(choice) <= columns), choices[-1])
+        self.live.move(self.label, self.step, self.total_steps, self._count, fitting)
+        seconds_a_step = (time.perf_counter() - self.started_at) / max(self.step - self.first_step, 1)
         minutes_left = seconds_a_step * (self.total_steps - self.step) / 60
-        done = f"{self.step}/{self.total_steps}"
-        print(f"{self.label} {done} · {choices[0]} · {minutes_left:.1f} min left", flush=True)
+        self.live.line(
+            f"{self.label} {self._count} · {choices[0]} · {minutes_left:.1f} min left",
+            at_once=not self._reported or self.step >= self.total_steps,
+        )
+        self._reported = True
 
 
 def _numbers(losses: Mapping[str, float], speed: Speed) -> list[str]:

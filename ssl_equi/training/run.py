@@ -184,7 +184,9 @@ class Run:
 
     # ---------------------------------------------------------------- the loop
 
-    def batches(self, loader: BatchLoader, start_step: int, total_steps: int) -> Iterator[tuple[int, ViewBatch]]:
+    def batches(
+        self, loader: BatchLoader, start_step: int, total_steps: int, then: str = "the end"
+    ) -> Iterator[tuple[int, ViewBatch]]:
         """Yields (step, batch on the device) until the last step; does the housekeeping after each of them.
 
         The last step is that of the schedule (`total_steps`), or `--steps` if that comes first.
@@ -192,13 +194,16 @@ class Run:
         The body of the recipe's loop runs between two batches. After it, this method stops on losses that are not
         finite, saves a checkpoint when one is due, and leaves with exit status `EXIT_STOPPED` after SIGTERM, SIGUSR1 or
         Ctrl-C.
+
+        Args:
+            then: what comes behind the last step, in words that follow the time that the steps take.
         """
         self.last_step = total_steps if self.config.steps is None else min(self.config.steps, total_steps)
         self._speed_window = SpeedWindow()
         stop = StopRequests(self.processes.world_size, starting_timeout(self.config.collective_timeout))
         with (
             stop.listening(),
-            TrainingProgress(self.name, start_step, self.last_step, self.processes.is_main) as self._progress,
+            TrainingProgress(self.name, start_step, self.last_step, self.processes.is_main, then) as self._progress,
         ):
             if start_step < self.last_step:
                 yield from self._steps(loader, start_step, stop)

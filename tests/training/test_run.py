@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
 from filelock import FileLock
 
 from ssl_equi.checkpoint import list_checkpoints
@@ -219,7 +220,7 @@ def test_a_run_that_is_refused_leaves_nothing_behind(tmp_path: Path, monkeypatch
 def test_a_tracker_that_fails_later_costs_a_warning_and_nothing_else(
     tmp_path: Path, whole: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Accelerator, "log", failing(ConnectionError("no route")))
+    monkeypatch.setattr(TensorBoardTracker, "log", failing(ConnectionError("no route")))
     run = train(ToyConfig(out=tmp_path / "run", tracker="tensorboard"))
     run.track_results(lambda: pytest.fail("a tracker that has failed is told no more"))
     run.close()

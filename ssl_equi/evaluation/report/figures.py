@@ -323,11 +323,13 @@ def to_svg(figure: "Figure", name: str) -> str:
         name: unique on the page.
     """
     from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
     # Text stays text (searchable, and in the page's font); the salt makes the ids the same in every run.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "axes.unicode_minus": False}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        # `savefig` would lay the figure out and draw it twice, for the same result.
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
