@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ssl_equi.cli import run_recipe
 from ssl_equi.evaluation.report.drawings import Picture
 from ssl_equi.training.config import PretrainingConfig
 from ssl_equi.training.run import Run
@@ -237,6 +238,13 @@ def test_final_numbers_table_pictures_and_report_are_shown(held: Held) -> None:
 def test_tags_name_the_configuration_the_data_and_the_encoder() -> None:
     tags = PretrainingConfig(configuration="paper").tags
     assert tags == {"configuration": "paper", "dataset": "3diebench-p", "encoder": "strided_cnn_tiny"}
+
+
+def test_a_configuration_knows_the_name_that_the_command_line_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[ToyConfig] = []
+    monkeypatch.setattr("sys.argv", ["toy.py", "small", "--steps", "3"])
+    run_recipe(received.append, {"usual": ToyConfig, "small": ToyConfig}, "A toy.")
+    assert [(config.configuration, config.steps) for config in received] == [("small", 3)]
 
 
 def test_a_run_that_starts_afresh_is_another_one(elsewhere: Path, tmp_path: Path) -> None:
