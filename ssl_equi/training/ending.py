@@ -86,7 +86,8 @@ class Ending:
         with LiveProgress() as progress:
             results = self.probe(objective, progress)
             notes = [*results.notes]
-            progress.show("asking further questions")
+            if objective.sequence_model is not None or objective.capsule_network is not None:
+                progress.show("probing what stands on the encoder")
             with noted_if_unanswered("further questions", notes):
                 records, further_notes = self.ask_more(objective, results)
                 notes += further_notes
