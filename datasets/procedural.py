@@ -29,7 +29,7 @@ from ssl_equi.data.rendering.procedural import (
     rendered_split,
     split_plans,
 )
-from ssl_equi.data.rendering.splits import default_workers
+from ssl_equi.data.rendering.splits import default_workers, process_pool
 from ssl_equi.data.shards.format import ObjectRecord
 from ssl_equi.data.shards.verify import verify_split
 from ssl_equi.errors import DataError
@@ -83,10 +83,11 @@ def write_files(folder: Path, config: ProceduralConfig, split: str, workers: int
     done = 0
     while done < len(objects) and _object_folder(folder, objects[done]).exists():
         done += 1
-    records = rendered_split(config, split).records(skip=done, workers=workers, device=device)
     try:
-        for planned, record in zip(objects[done:], track(records, f"rendering {split}", len(objects) - done)):
-            _write_object(_object_folder(folder, planned), record)
+        with process_pool(workers) as pool:
+            records = rendered_split(config, split).records(skip=done, pool=pool, device=device)
+            for planned, record in zip(objects[done:], track(records, f"rendering {split}", len(objects) - done)):
+                _write_object(_object_folder(folder, planned), record)
         _write_lists(folder, split, objects, families)
     except OSError as error:
         raise DataError(

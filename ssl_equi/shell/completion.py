@@ -24,10 +24,12 @@ class CompletedCommand:
     Attributes:
         scripts: by the name that is typed behind it; none if none is typed.
         default: the script that is run where none is named.
+        configured: whether the command chooses the configuration, so that none is typed.
     """
 
     scripts: Mapping[str, Path]
     default: Path | None
+    configured: bool = False
 
 
 def completion_script(shell: str, commands: Mapping[str, CompletedCommand], further: Mapping[str, str]) -> str:
@@ -50,8 +52,9 @@ def completion_script(shell: str, commands: Mapping[str, CompletedCommand], furt
 def completion_tables(commands: Mapping[str, CompletedCommand], further: Mapping[str, str]) -> dict[str, Table]:
     """What can stand where, by the name of the function that tells it.
 
-    Scripts go by FOLDER/NAME. `first` are words that may come before all options, and `values` those behind an option;
-    both begin with `one` or `several`, as many as may follow each other.
+    Scripts go by FOLDER/NAME, or by the command that chooses their configuration. `first` are words that may come
+    before all options, and `values` those behind an option; both begin with `one` or `several`, as many as may follow
+    each other.
     """
     tables: dict[str, Table] = {name: {} for name in ("commands", "scripts", "folder", "default", "first", "options")}
     tables["commands"]["all"] = " ".join((*commands, *further, "where"))
@@ -60,15 +63,18 @@ def completion_tables(commands: Mapping[str, CompletedCommand], further: Mapping
         if command.scripts:
             tables["scripts"][name] = " ".join(command.scripts)
             tables["folder"][name] = next(iter(command.scripts.values())).parent.name
+            scripts |= {_key(script): script for script in command.scripts.values()}
         if command.default is not None:
-            tables["default"][name] = _key(command.default)
-        for script in (*command.scripts.values(), *([command.default] if command.default is not None else [])):
-            scripts[_key(script)] = script
+            tables["default"][name] = name if command.configured else _key(command.default)
+            scripts[tables["default"][name]] = command.default
     for name, words in further.items():
         tables["default"][name], tables["first"][name] = name, f"one {words}"
     values: dict[tuple[str, str], str] = {}
     for key, script in scripts.items():
         first, options = words_of_script(script)
+        if key in commands:  # which chooses the configuration, and trains with one seed
+            first = ""
+            del options["--seeds"]
         tables["options"][key] = " ".join(options)
         if first:
             tables["first"][key] = first

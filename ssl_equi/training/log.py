@@ -1,10 +1,9 @@
-"""What a run writes and shows: lines of metrics, trackers, terms that are not finite, speed and progress."""
+"""What a run writes and shows: lines of metrics, terms that are not finite, speed and progress."""
 
 import json
 import math
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +15,7 @@ from torch import Tensor
 from ssl_equi.checkpoint import describe_os_error
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.stage_seconds import StageSeconds, Stopwatch
-from ssl_equi.errors import CheckpointError, RunError
+from ssl_equi.errors import CheckpointError
 from ssl_equi.files import write_atomically
 from ssl_equi.objectives.base import ObjectiveOutput
 from ssl_equi.runtime.device_copies import Unread
@@ -108,69 +107,6 @@ def _is_up_to(line: bytes, step: int) -> bool:
     except (ValueError, KeyError, TypeError, RecursionError):
         return False
     return isinstance(written_after, int | float) and written_after <= step
-
-
-# ---------------------------------------------------------------- trackers
-
-PROJECT = "ssl-equi"
-_CURES = {"wandb": "run `wandb login` (or set WANDB_MODE=offline)", "trackio": "check its settings"}
-
-
-class Tracking:
-    """What one process tells its tracker, by an `accelerate.Accelerator`; nothing where there is none.
-
-    After its first failure it is told no more, and a warning says so: trackers are helpers, and none ends a run.
-    """
-
-    def __init__(self, accelerator: Any, tracker: str | None) -> None:
-        self._accelerator, self._tracker = accelerator, tracker
-        self._active = False
-
-    def start(self, folder: Path, method: str, options: dict[str, Any]) -> None:
-        """Starts a run of the project that is named after its folder and grouped by its method.
-
-        Raises:
-            RunError: the tracker doesn't start.
-        """
-        if self._tracker is None:
-            return
-        named = {"name": folder.name, "group": method}
-        by_tracker = {"wandb": {**named, "dir": str(folder), "tags": [method]}, "trackio": named}
-        # TensorBoard takes numbers, text and switches: None and tuples become text.
-        typed = {name: value if isinstance(value, int | float | str) else str(value) for name, value in options.items()}
-        try:
-            self._accelerator.init_trackers(PROJECT, config=typed, init_kwargs=by_tracker)
-        except Exception as error:  # trackers raise errors of many types
-            cure = _CURES.get(self._tracker, "check its installation")
-            raise RunError(
-                f"--tracker {self._tracker} does not start ({_described(error)}): {cure}, or leave the option out"
-            ) from error
-        self._active = True
-
-    def log(self, numbers: dict[str, float], step: int) -> None:
-        self._try(lambda: self._accelerator.log(numbers, step=step))
-
-    def end(self) -> None:
-        """Lets the tracker finish; safe to call twice."""
-        self._try(self._accelerator.end_training)
-        self._active = False
-
-    def _try(self, action: Callable[[], object]) -> None:
-        if not self._active:
-            return
-        try:
-            action()
-        except Exception as error:  # a tracker that fails must not cost the run
-            self._active = False
-            print(
-                f"warning: the tracker {self._tracker} failed ({_described(error)}) and is told no more: the run goes "
-                "on, and metrics.jsonl is complete",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-
-
-def _described(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())
 
 
 # ---------------------------------------------------------------- what is not finite

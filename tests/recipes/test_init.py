@@ -1,7 +1,6 @@
 """Runs that start from trained weights: which encoder, which weights, and how fast it moves."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.checkpoint import list_checkpoints, read_state
+from ssl_equi.cli import run_recipe
 from ssl_equi.encoders.layer_groups import layer_groups
 from ssl_equi.errors import RunError, UserError
 from ssl_equi.export.encoder import load_encoder, read_encoder_config
@@ -22,7 +22,6 @@ from ssl_equi.training.pretraining import initial_encoder, with_named_encoder
 from tests.fakes import SmallConfig, load_recipe, process_of_its_own
 from tests.real_data import shared_data
 
-ROOT = Path(__file__).parents[2]
 NANO = "strided_cnn_nano"
 byol, sie, simsiam, vicreg = (load_recipe(name) for name in ("byol", "sie", "simsiam", "vicreg"))
 
@@ -62,14 +61,17 @@ def test_a_run_starts_from_the_encoder_of_another(trained_run: Path, small_confi
     assert json.loads((tmp_path / "run" / "config.json").read_text())["init"] == str(trained_run)
 
 
-def test_the_encoder_is_named_once(trained_run: Path, small_config: SmallConfig) -> None:
+def test_the_encoder_is_named_once(
+    trained_run: Path, small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = str(trained_run)
     with pytest.raises(RunError, match="is no strided_cnn_nano: let `with_named_encoder` complete"):
         sie.build(small_config(sie, init=folder, encoder="strided_cnn_nano"))
-    call = [sys.executable, "recipes/sie.py", "--init", folder, "--encoder", "resnet18"]
-    said = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
-    assert said.returncode == 1
-    assert "error: --encoder is resnet18 and has no effect: leave out --init, which names the encoder" in said.stderr
+    monkeypatch.setattr(sys, "argv", ["sie.py", "--init", folder, "--encoder", "resnet18"])
+    with pytest.raises(SystemExit, match="1"):
+        run_recipe(sie.main, sie.CONFIGS, sie.__doc__)
+    sentence = "error: --encoder is resnet18 and has no effect: leave out --init, which names the encoder"
+    assert sentence in capsys.readouterr().err
 
 
 def test_the_encoder_moves_at_a_rate_of_its_own(small_config: SmallConfig) -> None:

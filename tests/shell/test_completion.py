@@ -11,6 +11,7 @@ import pytest
 
 from ssl_equi.__main__ import COMMANDS, print_completion
 from ssl_equi.shell.completion import SHELLS
+from tests.fakes import load_recipe
 
 ROOT = Path(__file__).parents[2]
 # Called as the shell would; what is offered is printed, a word a line.
@@ -47,7 +48,9 @@ def script(shell: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("tr", {"train"}),
         ("train si", {"sie", "simclr", "simsiam"}),
-        ("train sie ''", {"embedded", "paper", "threediebench_released"}),
+        ("train sie ''", set(load_recipe("sie").CONFIGS)),
+        ("demo ''", set()),
+        ("demo --se", {"--seed"}),
         ("train sie paper --opt", {"--optimizer"}),
         ("train sie --no-ev", {"--no-evaluate"}),
         ("train sie --objective.no-h", {"--objective.no-hypernetwork-bias"}),

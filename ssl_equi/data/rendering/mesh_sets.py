@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ssl_equi.data.collection import Rgb
 from ssl_equi.data.rendering.mesh_files import MESH_SUFFIXES, Model, UpAxis, read_model
-from ssl_equi.data.rendering.splits import RenderedSplit, map_in_processes, rendered_records
+from ssl_equi.data.rendering.splits import RenderedSplit, map_in_processes, process_pool, rendered_records
 from ssl_equi.data.shards.convert import measured_note
 from ssl_equi.data.shards.format import MAX_KEY_LENGTH, ObjectRecord
 from ssl_equi.data.shards.records import SplitSettings, mean_and_std, pixel_moments
@@ -290,8 +290,8 @@ def check_models(
     """Reads every model once; what that says of each, by path."""
     check = partial(_check, folder=folder, config=config)
     paths = [model.path for model in models]
-    few = workers <= 1 or len(paths) < FEW_MODELS
-    return dict(zip(paths, map(check, paths) if few else map_in_processes(check, paths, workers)))
+    with process_pool(1 if len(paths) < FEW_MODELS else workers) as pool:
+        return dict(zip(paths, map(check, paths) if pool is None else map_in_processes(check, paths, pool)))
 
 
 def _check(path: str, folder: Path, config: MeshSetConfig) -> CheckedModel:

@@ -1,6 +1,7 @@
 """Splits of rendered objects: drawn by several processes, written as shards, and gone on with where a build stopped."""
 
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -54,28 +55,59 @@ class RenderedSplit:
     objects_a_task: int
     render: Callable[..., list[ObjectRecord]]
 
-    def records(self, *, skip: int = 0, workers: int = 1, device: str = "cpu") -> Iterator[ObjectRecord]:
-        """The records in their order, after the first `skip`, rendered by `workers` processes."""
+    def records(
+        self, *, skip: int = 0, pool: ProcessPoolExecutor | None = None, device: str = "cpu"
+    ) -> Iterator[ObjectRecord]:
+        """The records in their order, after the first `skip`; large splits are rendered by the processes of a pool."""
         objects = self.objects[skip:]
         tasks = [objects[start : start + self.objects_a_task] for start in range(0, len(objects), self.objects_a_task)]
-        if workers <= 1 or device != "cpu" or len(objects) * self.views < SMALL_BUILD_IMAGES:
+        if pool is None or device != "cpu" or len(objects) * self.views < SMALL_BUILD_IMAGES:
             for task in tasks:
                 yield from self.render(task, device=device)
             return
-        yield from (record for records in map_in_processes(self.render, tasks, workers) for record in records)
+        yield from (record for records in map_in_processes(self.render, tasks, pool) for record in records)
 
 
-def map_in_processes(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
-    """What the function makes of each task, in their order, by processes of one thread each."""
+@contextmanager
+def process_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes of one thread each, which start with the first task; None for a single one, which this one is."""
+    if workers <= 1:
+        yield None
+        return
     # Fresh processes: forking one that has used torch's threads can hang.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_use_one_thread) as pool:
-        futures = [pool.submit(function, task) for task in tasks]
         try:
-            while futures:
-                yield futures.pop(0).result()
+            yield pool
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def map_in_processes(function: Callable[[Any], Any], tasks: Sequence[Any], pool: ProcessPoolExecutor) -> Iterator[Any]:
+    """What the function makes of each task, in their order."""
+    with _main_module_not_imported(function):
+        futures = [pool.submit(function, task) for task in tasks]
+    while futures:
+        yield futures.pop(0).result()
+
+
+@contextmanager
+def _main_module_not_imported(function: Callable[[Any], Any]) -> Iterator[None]:
+    """A spawned process imports the script that started it: of a recipe seconds of libraries that rendering needs not.
+
+    Python has no switch for it, and looks for the script's path and specification.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    if getattr(function, "func", function).__module__ == "__main__":
+        hidden = {}
+    for name in hidden:
+        setattr(main, name, None)
+    try:
+        yield
+    finally:
+        for name, value in hidden.items():
+            setattr(main, name, value)
 
 
 def rendered_records(
@@ -116,10 +148,13 @@ def build_splits(
             next call goes on from there).
     """
     if missing_splits(folder, wanted):
-        with _building_alone(folder, missing_splits(folder, wanted)):
+        with (
+            _building_alone(folder, missing_splits(folder, wanted)),
+            process_pool(workers or default_workers()) as pool,
+        ):
             _refuse_to_mix(folder, splits)
             for name in missing_splits(folder, wanted):
-                _build_split(folder, splits[name], workers or default_workers(), device, show_progress)
+                _build_split(folder, splits[name], pool, device, show_progress)
 
 
 def missing_splits(folder: Path, splits: Sequence[str]) -> list[str]:
@@ -139,12 +174,14 @@ def _refuse_to_mix(folder: Path, splits: Mapping[str, RenderedSplit]) -> None:
             )
 
 
-def _build_split(folder: Path, split: RenderedSplit, workers: int, device: str, show_progress: bool) -> None:
+def _build_split(
+    folder: Path, split: RenderedSplit, pool: ProcessPoolExecutor | None, device: str, show_progress: bool
+) -> None:
     name, total = split.settings.split, len(split.objects) * split.views
     with SplitWriter(folder, split.settings, resume=True) as writer, building_progress(show_progress) as progress:
         done = writer.num_records * split.views
         bar = progress.add_task(f"rendering {name}", total=total, completed=done)
-        for record in split.records(skip=writer.num_records, workers=workers, device=device):
+        for record in split.records(skip=writer.num_records, pool=pool, device=device):
             writer.add(record)
             progress.advance(bar, split.views)
         writer.finish()

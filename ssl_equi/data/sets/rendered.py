@@ -12,7 +12,6 @@ from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.errors import DataError
 from ssl_equi.latents.schema import THREEDIEBENCH, THREEDIEBENCH_T
 
-EMBEDDED_SPLITS = ("train", "val", "test")
 OOD_ROTATION = "ood_rotation"  # the objects of a judged split under rotations outside of the trained ones
 EMBEDDED_EVALUATION_SPLITS = ("test", "val", OOD_ROTATION)  # the splits with the classes of train
 WEIGHTS_LICENCE = "apache-2.0"  # of what learnt from our own renderings
@@ -33,7 +32,7 @@ def open_embedded(known: DataSet, place: Place, evaluation_split: str, image_siz
     folder = default_folder(config) if place.folder is None else place.folder
     _refuse_other_latents(known, folder, ("train", evaluation_split))
     if not place.fetched:
-        build_procedural(folder, config, tuple(dict.fromkeys((*EMBEDDED_SPLITS, evaluation_split))))
+        build_procedural(folder, config, ("train", evaluation_split))
     return _open_shards(known, place, folder, evaluation_split, image_size)
 
 
