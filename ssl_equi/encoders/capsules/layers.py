@@ -41,12 +41,9 @@ class _GatedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, gates: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, gates, weight)
-        samples, columns = inputs.shape[:2]
         if inputs.device.type != "cpu":
-            products = [
-                _gated(inputs, gates[block]).bmm(weight[block].flatten(2).mT) for block in _blocks(inputs, len(weight))
-            ]
-            return (products[0] if len(products) == 1 else torch.cat(products)).unflatten(1, (samples, columns))
+            return _gated_products(inputs, gates, weight)
+        samples, columns = inputs.shape[:2]
         products = [
             (inputs * gates_j[:, None, None]).view(samples * columns, -1) @ weight_j.flatten(1).T
             for gates_j, weight_j in zip(gates, weight, strict=True)
@@ -70,6 +67,12 @@ class _GatedProduct(torch.autograd.Function):
             gates_gradient[j] = (gated_gradient * inputs).sum(dim=(1, 2))
             inputs_gradient.addcmul_(gated_gradient, gates_j)
         return inputs_gradient, gates_gradient, weight_gradient
+
+
+def _gated_products(inputs: Tensor, gates: Tensor, weight: Tensor) -> Tensor:
+    """The product, some output capsules at once."""
+    products = [_gated(inputs, gates[block]).bmm(weight[block].flatten(2).mT) for block in _blocks(inputs, len(weight))]
+    return (products[0] if len(products) == 1 else torch.cat(products)).unflatten(1, inputs.shape[:2])
 
 
 def _gated_product_gradients(
