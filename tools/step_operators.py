@@ -24,6 +24,7 @@ from unittest import mock
 import torch
 from accelerate import Accelerator
 from benchmarks import Row, launches, row_of
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch.utils import _foreach_utils
@@ -31,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.errors import UserError
 from ssl_equi.objectives.base import Objective
 from ssl_equi.training.ending import Ending
 from ssl_equi.training.pretraining import Pretraining
@@ -127,7 +129,13 @@ class _CountedError(Exception):
 
 
 def count_operators(variant: str, config: OperatorsConfig = OperatorsConfig()) -> dict[str, Counter[str]]:
-    """The operators of one step, by phase: name and number."""
+    """The operators of one step, by phase: name and number.
+
+    Raises:
+        UserError: there is no such variant.
+    """
+    if variant not in VARIANTS:
+        raise UserError(f"--operators.variants has {variant!r}: choose from {'; '.join(VARIANTS)}")
     counter = OperatorCounter()
     name, *options = VARIANTS[variant]
 
@@ -185,9 +193,9 @@ def runs_on_meta() -> Iterator[None]:
 def measure_operators(config: OperatorsConfig) -> list[Row]:
     """Counts and prints; returns a row for the step of each variant, and one for each of its phases."""
     title = f"operators that a step launches, {config.batch_size} objects"
-    table = Table(title=title, width=80)
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for heading in ("", *PHASES, "step"):
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     rows, largest = [], []
     for variant in config.variants:
         operators = count_operators(variant, config)
