@@ -34,6 +34,7 @@ from ssl_equi.evaluation.results import append_records, refuse_other_content
 from ssl_equi.evaluation.suite import evaluate, tasks_for
 from ssl_equi.evaluation.tables import print_records
 from ssl_equi.options import Seed
+from ssl_equi.runtime.progress import LiveProgress
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -59,10 +60,11 @@ def main(config: Config) -> None:
     out = config.out or source.out_folder
     refuse_other_content(out / "results.json")
     protocol = config.with_turns(PROBE_PROTOCOLS[config.protocol]())
-    results = evaluate(
-        source, data, protocol, tasks=tasks_for(data.evaluation, protocol.tasks), seeds=(config.seed,), device=DEVICE,
-        compare_with_random=config.compare_with_random, say=print,
-    )  # fmt: skip
+    with LiveProgress() as progress:
+        results = evaluate(
+            source, data, protocol, tasks=tasks_for(data.evaluation, protocol.tasks), seeds=(config.seed,),
+            device=DEVICE, compare_with_random=config.compare_with_random, say=print, progress=progress,
+        )  # fmt: skip
     print_records(results.records, results.notes)
     append_records(out / "results.json", results.records, notes=results.notes)
     print(f"added to {out / 'results.json'}")

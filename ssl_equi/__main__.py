@@ -41,11 +41,13 @@ class Command:
         folder: of the scripts.
         script: the one that is run where none is named.
         named: whether another one can be named.
+        configuration: of the recipe that is run.
     """
 
     folder: str
     script: str | None = None
     named: bool = True
+    configuration: str | None = None
 
 
 COMMANDS = {
@@ -55,7 +57,7 @@ COMMANDS = {
     "table": Command("evaluation", "table", named=False),
     "export": Command("evaluation", "export", named=False),
     "data": Command("datasets"),
-    "demo": Command("recipes", "sie", named=False),
+    "demo": Command("recipes", "sie", named=False, configuration="demo"),
     "new-method": Command("tools", "new_method", named=False),
 }
 WHERE = "where"
@@ -115,7 +117,8 @@ def chosen_script(name: str, command: Command, options: Sequence[str]) -> tuple[
         sys.stderr.write(f"error: {PROGRAM} {name} works on a clone of the repository: run it in one\n")
         raise SystemExit(1)
     if command.script is not None and (not command.named or not options or options[0].startswith("-")):
-        return there[command.script], list(options)
+        chosen = [] if command.configuration is None else [command.configuration]
+        return there[command.script], [*chosen, *options]
     if not options or options[0] in LIST:
         return None, []
     if options[0] not in there:

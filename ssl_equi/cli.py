@@ -83,20 +83,29 @@ def run_recipe(main: Callable[[Config], None], configs: Mapping[str, Callable[[]
     config = parse_command_line(type(default), f"{description.strip()}\n\n{names}", default, arguments)
     # They import torch, which takes seconds and which other commands may do without.
     from ssl_equi.errors import LostProcessError
-    from ssl_equi.training.pretraining import with_named_encoder
+    from ssl_equi.training.config import with_configuration_name
     from ssl_equi.training.processes import naming_lost_processes
     from ssl_equi.training.stopping import run_to_the_end
 
     def with_other_processes() -> None:
         try:
             with naming_lost_processes():
-                main(with_named_encoder(config))
+                main(_with_named_encoder(with_configuration_name(config, name)))
         except LostProcessError as error:
             print_error(error)
             # A group without one of its processes may hang or abort when Python takes it down.
             os._exit(1)
 
     run_to_the_end(lambda: explain_errors(with_other_processes))
+
+
+def _with_named_encoder(config: Config) -> Config:
+    """The options with the encoder that `init` names, where they have one."""
+    if getattr(config, "init", None) is None:
+        return config
+    from ssl_equi.training.pretraining import with_named_encoder  # and with it timm, which takes seconds, too
+
+    return with_named_encoder(config)
 
 
 def hints(arguments: Iterable[str], known: Iterable[str]) -> list[str]:

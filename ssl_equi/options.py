@@ -76,6 +76,8 @@ Share = Annotated[float, Range(minimum=0, maximum=1)]
 Momentum = Share
 Derived = tyro.conf.Suppress[int]
 """A size that follows from other options or from the data: no option of the command line, and not recorded."""
+GivenName = tyro.conf.Suppress[str]
+"""What others call a configuration: no option of the command line, and not recorded."""
 
 
 def _pairs(texts: list[str]) -> dict[str, ArgumentValue]:

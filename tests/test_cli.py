@@ -183,7 +183,7 @@ def test_help_of_a_recipe_names_both_configurations_and_describes_every_option()
     )  # fmt: skip
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    assert "embedded, paper" in done.stdout and "accelerate launch recipes/sie.py" in done.stdout
+    assert "embedded, demo, paper" in done.stdout and "accelerate launch recipes/sie.py" in done.stdout
     for option in ("--out", "--resume", "--seed", "--batch-size", "--objective.equi-weight", "--actions"):
         assert option in done.stdout
     assert len(re.findall(r"^│ --[a-z]", done.stdout, flags=re.MULTILINE)) > 30

@@ -12,49 +12,12 @@ import tyro
 from notebooks import written_files
 
 import ssl_equi.cli
-from ssl_equi.__main__ import COMMANDS, chosen_script
 from ssl_equi.training import own_images
-from tests.documents import ROOT, commands, documents, shell_blocks, text_of, tutorials
-
-# What CONTRIBUTING.md and others run beside scripts; each is declared in pyproject.toml.
-PROGRAMS = ("pytest", "ruff", "mypy", "mkdocs")
+from tests.documents import PROGRAMS, ROOT, documented, script_and_options, tutorials
 
 
 class ParsedError(Exception):
     """Ends a script that has read its options."""
-
-
-def documented() -> list[tuple[str, list[str]]]:
-    """(files, words) of every command once, as it goes on behind `uv run` and variables of the environment."""
-    found: dict[tuple[str, ...], list[str]] = {}
-    for path in documents():
-        for block in shell_blocks(text_of(path)):
-            for words in commands(block):
-                while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-                    words = words[1:]
-                if words[:2] == ["uv", "run"]:
-                    words = words[2:]
-                    while words[0].startswith("--"):  # each with a value: --extra, --group
-                        words = words[2:]
-                if words and words[0] in ("python", "accelerate", "ssl-equi", *PROGRAMS):
-                    found.setdefault(tuple(words), []).append(str(path.relative_to(ROOT)))
-    return [(", ".join(files), list(words)) for words, files in found.items()]
-
-
-def script_and_options(words: list[str]) -> tuple[str, list[str]]:
-    """The file that a command runs, and what is given to it."""
-    if words[0] == "ssl-equi":
-        assert words[1] in COMMANDS, f"{words[1]} is no command"
-        script, options = chosen_script(words[1], COMMANDS[words[1]], words[2:])
-        assert script is not None
-        return str(script), options
-    if words[0] == "accelerate":
-        from accelerate.commands.launch import launch_command_parser
-
-        assert words[1] == "launch"
-        launched = launch_command_parser().parse_args(words[2:])
-        return launched.training_script, launched.training_script_args
-    return words[1], words[2:]
 
 
 def read_options(script: Path, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

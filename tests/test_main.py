@@ -31,7 +31,7 @@ def called(*words: str, path: Path = ROOT, folder: Path | None = None) -> subpro
         (["report", "runs/sie", "runs/vicreg"], "evaluation/report.py", ["runs/sie", "runs/vicreg"]),
         (["export", "runs/sie", "--to", "onnx"], "evaluation/export.py", ["runs/sie", "--to", "onnx"]),
         (["data", "meshes", "--help"], "datasets/meshes.py", ["--help"]),
-        (["demo", "--seed", "1"], "recipes/sie.py", ["--seed", "1"]),
+        (["demo", "--seed", "1"], "recipes/sie.py", ["demo", "--seed", "1"]),
     ],
 )
 def test_words_name_a_script_and_leave_its_options(words: list[str], script: str, options: list[str]) -> None:

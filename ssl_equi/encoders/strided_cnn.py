@@ -57,6 +57,12 @@ class _StridedConvolutions(TimmEncoder):
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's groups of layers: each convolution with its norm, and the linear layer."""
+        firsts = range(0, len(self.blocks), _LAYERS)
+        convolutions = {f"block {first}": rf"^blocks\.(?:{first}|{first + 1})\." for first in firsts}
+        return convolutions | {"embed": r"^embed|^norm"}
+
 
 class StridedCNN(_StridedConvolutions):
     """Images [N, 3, H, W] (H and W from 32 pixels) to features [N, num_features].

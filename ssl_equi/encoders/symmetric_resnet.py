@@ -113,6 +113,10 @@ class SymmetricResNet(LayeredEncoder, Symmetric):
         features = self.head(maps.mean((2, 3)))
         return features if pre_logits else self.fc(features)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's groups of layers: the stem, then blocks, or stages."""
+        return {"stem": r"^conv1|^norm1", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
+
 
 def fields_of_channels(group: str, size: int, channels: Sequence[int]) -> list[int]:
     """How many fields of `size` channels each stage has; raises ValueError for other channels than multiples."""

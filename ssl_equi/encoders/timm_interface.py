@@ -14,6 +14,9 @@ from ssl_equi.encoders.backbones import build
 from ssl_equi.encoders.checks import refuse_classifier, square_side
 from ssl_equi.encoders.recomputing import recomputed
 
+MATCH_PREVIOUS = (99999,)
+"""In a `group_matcher`: these layers belong to the group before."""
+
 
 class TimmEncoder(nn.Module):
     """A classifier that can be replaced, and activations that can be computed again.

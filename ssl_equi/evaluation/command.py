@@ -2,9 +2,9 @@
 
 import hashlib
 import shlex
-import shutil
 import sys
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ from ssl_equi.evaluation.suite import Evaluation, evaluate
 from ssl_equi.evaluation.tables import print_seeds
 from ssl_equi.evaluation.tasks.transfer import open_transfer_set, transfer_tasks
 from ssl_equi.options import ActsWhen, Count, EncoderArguments, ImageSide, Range
+from ssl_equi.runtime.progress import LiveProgress
 from ssl_equi.runtime.system import software_versions
 
 
@@ -121,15 +122,14 @@ def _evaluate_encoder(config: EvaluationConfig, source: EncoderSource, data: Dat
     refuse_results_of_a_run(out)
     require_writable(out)
     transfer_sets = [open_transfer_set(text, source.image_size, config.transfer_split) for text in config.transfer]
-    live = LiveLine()
     store = FeatureStore(config.cache or default_cache_folder())
-    results = evaluate(
-        source, data, protocol, tasks=config.tasks, parts=config.parts,
-        seeds=range(config.seeds), further=transfer_tasks(transfer_sets), store=store,
-        compare_with_random=config.compare_with_random, device=device, batch_size=config.batch_size,
-        say=live.say, show=live.show,
-    )  # fmt: skip
-    live.clear()
+    with LiveProgress() as progress:
+        results = evaluate(
+            source, data, protocol, tasks=config.tasks, parts=config.parts,
+            seeds=range(config.seeds), further=transfer_tasks(transfer_sets), store=store,
+            compare_with_random=config.compare_with_random, device=device, batch_size=config.batch_size,
+            say=partial(print, flush=True), progress=progress,
+        )  # fmt: skip
     print_seeds(results.records, results.notes, protocol.paper_metrics)
     run = describe(config, source, data, results) | {
         "transfer_fingerprints": {
@@ -179,26 +179,3 @@ def describe(config: EvaluationConfig, source: EncoderSource, data: DataSource, 
         "options": {name: str(value) for name, value in asdict(config).items()},
         "versions": versions,
     }
-
-
-class LiveLine:
-    """Plain lines, and on a terminal one more that is written over."""
-
-    def __init__(self) -> None:
-        self._live = sys.stdout.isatty()
-
-    def say(self, line: str) -> None:
-        """Prints a line that stays."""
-        self.clear()
-        print(line, flush=True)
-
-    def show(self, line: str) -> None:
-        """Replaces the line that doesn't stay."""
-        if self._live:
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r{line[:width]:{width}}", end="", flush=True)
-
-    def clear(self) -> None:
-        """Takes the line that doesn't stay away."""
-        if self._live:
-            print(f"\r{'':{shutil.get_terminal_size().columns - 1}}\r", end="", flush=True)

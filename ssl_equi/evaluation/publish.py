@@ -20,6 +20,9 @@ from ssl_equi.evaluation.suite import Evaluation, noted_if_unanswered
 from ssl_equi.evaluation.symmetry.orbits import orbit_errors
 from ssl_equi.evaluation.tables import print_headline, print_records
 from ssl_equi.evaluation.task import TASKS
+from ssl_equi.runtime.progress import LiveProgress
+
+DRAWING = "drawing the report"
 
 
 def publish_results(
@@ -49,9 +52,11 @@ def publish_results(
         print_records(results.records, results.notes)
     else:
         print_headline(results.records, results.warnings)
-    arrays, notes = result_arrays(results, test)
-    append_records(run_folder / RESULTS_FILE, [], {ARRAYS_HASH: write_arrays(run_folder, arrays)}, notes)
-    write_report_or_warn([run_folder], run_folder / "report.html", title=title)
+    with LiveProgress() as progress:
+        progress.show(DRAWING)
+        arrays, notes = result_arrays(results, test)
+        append_records(run_folder / RESULTS_FILE, [], {ARRAYS_HASH: write_arrays(run_folder, arrays)}, notes)
+        write_report_or_warn([run_folder], run_folder / "report.html", title=title)
     return run_folder / "report.html"
 
 
@@ -83,11 +88,13 @@ def publish(
     """Writes `results.json`, which says `run` of the whole evaluation, `arrays.npz` and `report.html`."""
     # The numbers first: nothing that is only drawn may cost them.
     write_evaluation(out, results.records, results.notes, run, results.arrays)
-    drawn, why_not_drawn = pictures(source, data, results, device)
-    shown, why_not_shown = result_arrays(results, data.evaluation)
-    notes = (*results.notes, *why_not_drawn, *why_not_shown)
-    write_evaluation(out, results.records, notes, run, shown | drawn)
-    write_report_or_warn([out], out / "report.html", title=f"{source.name} on {data.name}")
+    with LiveProgress() as progress:
+        progress.show(DRAWING)
+        drawn, why_not_drawn = pictures(source, data, results, device)
+        shown, why_not_shown = result_arrays(results, data.evaluation)
+        notes = (*results.notes, *why_not_drawn, *why_not_shown)
+        write_evaluation(out, results.records, notes, run, shown | drawn)
+        write_report_or_warn([out], out / "report.html", title=f"{source.name} on {data.name}")
 
 
 def pictures(

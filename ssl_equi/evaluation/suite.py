@@ -31,8 +31,8 @@ from ssl_equi.evaluation.tasks.pose import RELATIVE_ROTATION
 from ssl_equi.latents.actions import warning_of_signs
 from ssl_equi.latents.schema import LatentSchema
 from ssl_equi.runtime.frozen import state_sha256
+from ssl_equi.runtime.progress import LiveProgress
 
-PROGRESS_EVERY_SECONDS = 20.0
 # Whose numbers rest on quaternions, which have two signs.
 QUATERNION_TASKS = ("relative_rotation", "absolute_rotation", "retrieval", "predictor_consistency")
 Say = Callable[[str], None]
@@ -99,7 +99,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     batch_size: int = 512,
     say: Say = lambda line: None,
-    show: Say = lambda line: None,
+    progress: LiveProgress | None = None,
 ) -> Evaluation:
     """Puts an encoder through tasks; see the module.
 
@@ -110,8 +110,8 @@ def evaluate(
         further: tasks that are asked whatever `tasks` says, such as transfer to other data.
         bad_train_records: what is done with training objects that can't be read; they raise when it is None. Objects
             that are judged always do.
-        say: receives progress messages, a line each.
-        show: receives the name of every task, for a line that is overwritten.
+        say: receives what was encoded and what is asked, a line each.
+        progress: shows how far encoding is, and the tasks; silent when None.
     """
     unknown = [part for part in parts if part not in source.parts]
     if unknown:
@@ -119,21 +119,21 @@ def evaluate(
     chosen = {part: source.parts[part] for part in parts or source.parts}
     check_splits(chosen, data.probe_train, data.evaluation)
     asked = asked_tasks(source, data.evaluation.schema, protocol, tasks, further)
-    store = store or FeatureStore(None)
+    store, progress = store or FeatureStore(None), progress or LiveProgress(enabled=False)
     passes_before, started = store.encoder_passes, time.perf_counter()
     modules = {source.name: source.module}
     random = source.untrained() if compare_with_random else None
     if random is not None:
         modules[f"random {source.name}"] = random
     subjects = [
-        _encoded(module, name, source, chosen, data, store, bad_train_records, device, batch_size, say)
+        _encoded(module, name, source, chosen, data, store, bad_train_records, device, batch_size, say, progress)
         for name, module in modules.items()
     ]
     for subject in subjects:
         subject.beside = subjects
     encoded = time.perf_counter()
     say(f"{source.name}: {len(asked)} tasks on {', '.join(chosen)}, seeds {', '.join(str(seed) for seed in seeds)}")
-    own, *others = _ask(asked, subjects, seeds, protocol, show)
+    own, *others = _ask(asked, subjects, seeds, protocol, progress)
     notes = [*source.notes, *data.notes, *notes_on_poses(data, [task.name for task in asked]), *own.all_notes()]
     for other in others:
         notes += [f"random encoder, {note}" for note in other.all_notes() if note not in notes]
@@ -175,7 +175,7 @@ def ask_features(
     """
     known = TASKS | own_latent_tasks(test.schema)
     subject = Subject("features", parts, train, test, num_classes, device)
-    (answers,) = _ask([known[name] for name in tasks], [subject], (seed,), protocol)
+    (answers,) = _ask([known[name] for name in tasks], [subject], (seed,), protocol, LiveProgress(enabled=False))
     return answers.by_seed[seed], answers.all_notes()
 
 
@@ -275,6 +275,7 @@ def _encoded(
     device: torch.device | str,
     batch_size: int,
     say: Say,
+    progress: LiveProgress,
 ) -> Subject:
     """The encoder, or its random counterpart, with the features of both splits."""
     encoder = FrozenEncoder(
@@ -285,15 +286,14 @@ def _encoded(
     store = store if module is source.module else FeatureStore(store.folder)
 
     def progress_of(label: str) -> Callable[[int, int], None]:
-        """Says how far encoding is, and how fast; silent where features are found."""
-        started = last = time.perf_counter()
+        """Shows how far encoding is, and says how fast it was; silent where features are found."""
+        started = time.perf_counter()
 
         def report(done: int, total: int) -> None:
-            nonlocal last
-            now = time.perf_counter()
-            if done == total or now - last >= PROGRESS_EVERY_SECONDS:
-                say(f"{label}: encoded {done:,} of {total:,} views, {done / (now - started):,.0f} images/s")
-                last = now
+            progress.show(f"encoding {label}", done, total, f"{done:,}/{total:,} views", timed=True)
+            if done == total:
+                speed = done / (time.perf_counter() - started)
+                say(f"{label}: encoded {done:,} of {total:,} views, {speed:,.0f} images/s")
 
         return report
 
@@ -310,18 +310,18 @@ def _ask(
     subjects: Sequence[Subject],
     seeds: Sequence[int],
     protocol: ProbeProtocol,
-    show: Say = lambda line: None,
+    progress: LiveProgress,
 ) -> list["_Answers"]:
     """All tasks on all parts of each subject with all seeds. Raises RuntimeError if one changed an encoder."""
     answers = [
         _Answers(subject, {seed: {part: {} for part in subject.parts} for seed in seeds}) for subject in subjects
     ]
-    for task in tasks:
+    for number, task in enumerate(tasks, start=1):
+        progress.show("probing", number - 1, len(tasks), f"task {number} of {len(tasks)}: {task.name}")
         asks = [_asks(task, subject, seeds, protocol) for subject in subjects]
         _train_together(task, [ask for of_subject in asks for ask in of_subject], protocol)
         for found, of_subject in zip(answers, asks, strict=True):
             for ask in of_subject:
-                show(f"{found.subject.name}: {task.name}, part {ask.part}")
                 found.add(task, ask)
             encoding = found.subject.encoding
             if encoding is not None and state_sha256(encoding.encoder.module) != encoding.encoder.state_sha256:

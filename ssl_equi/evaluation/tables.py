@@ -24,21 +24,24 @@ LINE_WIDTH = 80
 RELATIVE = "relative_"  # begins the names of tasks about what changes from view to view
 WHOLE, CHANGING = ("all",), ("equi", "all")  # parts that a headline is about, the first that there is
 LARGEST_SHARE = 5  # larger numbers are degrees, which have one decimal
+COLUMNS = ("task", "part", "metric", "value", "baseline", "random", "n")  # of a table of one seed
 LAYERS = "_layers"  # ends the names of tasks about single layers, which the report draws
 
 
 def print_records(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> None:
     """Print a table at most 80 columns wide, with the baselines beside each value, and the notes under it."""
     shown = in_short_tables(records)
-    rows = []
-    for record in shown:
-        numbers = [format_value(record.metric, each) for each in (record.value, record.baseline, record.random_encoder)]
-        rows.append((record.task, record.part, record.metric, *numbers, str(record.n)))
-    headers = ("metric", "value", "baseline", "random", "n")
-    lines = _table(headers, rows, tasks_in_a_column=True)
+    rows = [rounded_row(record) for record in shown]
+    lines = _table(COLUMNS[2:], rows, tasks_in_a_column=True)
     if max(map(len, lines)) > _width():
-        lines = _table(headers, rows, tasks_in_a_column=False)
+        lines = _table(COLUMNS[2:], rows, tasks_in_a_column=False)
     _print(lines, [*describe_origins(shown), *describe_columns(shown), *notes])
+
+
+def rounded_row(record: ProbeRecord) -> tuple[str, ...]:
+    """A record as text, under `COLUMNS`."""
+    numbers = [format_value(record.metric, each) for each in (record.value, record.baseline, record.random_encoder)]
+    return (record.task, record.part, record.metric, *numbers, str(record.n))
 
 
 def print_headline(records: Sequence[ProbeRecord], notes: Sequence[str] = ()) -> None:

@@ -2,9 +2,8 @@
 
 import dataclasses
 import os
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 
@@ -19,6 +18,7 @@ from ssl_equi.options import (
     Count,
     CountOrZero,
     EncoderArguments,
+    GivenName,
     ImageSide,
     NonNegative,
     Positive,
@@ -33,8 +33,10 @@ from ssl_equi.runtime.system import share_of_cores
 from ssl_equi.views.glimpses import SaccadeOptions
 from ssl_equi.views.options import ActionNames, PairOptions, check_actions
 
+Options = TypeVar("Options")
 Precision = Literal["auto", "no", "bf16"]
 OptimizerName = Literal["adam", "adamw", "sgd", "lars"]
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 # Of a loader, where the options leave them open. On a host with 16 cores 8 threads decode 23,000 images a second at 256
 # pixels, and 16 no more; 12 processes decode 32,000, three times what a compiled ResNet-18 trains on. Each takes 30 MB.
@@ -43,13 +45,14 @@ CPU_THREADS, MOST_THREADS, MOST_WORKERS, CORES_OF_THE_TRAINER = 2, 8, 16, 2
 _NO_WORKERS = "processes decode instead, so leave out --loader-workers"
 _EVALUATE = "leave out --no-evaluate"
 _INIT = "leave out --init, which names the encoder"
+_ENCODER_LEARNS = ActsWhen(lambda options: options.encoder_rate_factor > 0, "give an encoder_rate_factor above 0")
 
 # Options that may differ between the first start of a run and its continuation: they don't change what is learnt. A run
 # that ended at a bad record goes on as if it had skipped bad records from the start.
 FREE_OPTIONS = (
     "out", "resume", "steps", "data_dir", "log_every", "save_every", "threads", "loader_threads", "cache_decoded",
     "cache_in", "loader_workers", "on_bad_record", "max_skipped", "tracker", "compile", "checkpoint_activations",
-    "sharding", "collective_timeout", "evaluate", "verbose",
+    "sharding", "collective_timeout", "evaluate", "tasks", "verbose",
 )  # fmt: skip
 
 
@@ -105,13 +108,20 @@ class RunConfig:
     collective_timeout: Annotated[float, Range(above=0, maximum=100_000)] = 5.0
     """Minutes that a process waits for the others before it ends the run; at least 30 until the first step is done.
     More than a checkpoint takes to be written."""
-    tracker: Literal["tensorboard", "wandb", "trackio"] | None = None
-    """tensorboard, wandb or trackio, besides metrics.jsonl (needs the extra `trackers`)."""
+    tracker: TrackerName | None = None
+    """tensorboard, wandb, trackio or mlflow, besides metrics.jsonl (needs the extra `trackers`)."""
+    configuration: GivenName = ""
+    """Under what name the recipe has this configuration, for trackers."""
 
     @property
     def decodes_stored_images(self) -> bool:
         """Whether the CPU decodes images that are read by index: what processes of the loader are for."""
         return True
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What trackers can look for, by what it says."""
+        return {"configuration": self.configuration} if self.configuration else {}
 
     def check(self) -> None:
         """Raises RunError for further options, of an extension of this class, that contradict each other."""
@@ -193,8 +203,14 @@ class PretrainingOptions(RunConfig):
     bias_and_norm_rate_factor: NonNegative = 1.0
     """Learning rate of biases and normalisation layers, as a multiple of the others'."""
     encoder_rate_factor: NonNegative = 1.0
-    """Learning rate of the encoder, as a multiple of the heads': below 1 to keep more of trained weights, 0 to train
-    the heads alone."""
+    """Learning rate of the encoder, as a multiple of the heads': below 1 to keep more of trained weights. 0 freezes it:
+    the heads are trained alone, and its batch norms keep their statistics."""
+    layer_decay: Annotated[Annotated[float, Range(above=0, maximum=1)], _ENCODER_LEARNS] = 1.0
+    """Learning rate of each layer group of the encoder, as a multiple of that of the next one, whose last is followed
+    by the heads. Groups are timm's: the stem, and each block."""
+    frozen_layers: Annotated[CountOrZero, _ENCODER_LEARNS] = 0
+    """So many layer groups of the encoder, from the stem on, stay as they are: no gradient, and batch norms that keep
+    their statistics, by which they also normalise."""
     sgd_momentum: Annotated[
         Annotated[float, Range(minimum=0, below=1)],
         ActsWhen(lambda options: options.optimizer in ("sgd", "lars"), "choose the optimizer sgd or lars"),
@@ -205,6 +221,9 @@ class PretrainingOptions(RunConfig):
     probe_protocol: Annotated[ProtocolName, ActsWhen(lambda options: options.evaluate, _EVALUATE)] = "embedded"
     """How the final heads are trained, and which tasks are asked beside one of each kind; all but embedded and ssl_equi
     are papers' protocols."""
+    tasks: Annotated[tuple[str, ...], ActsWhen(lambda options: options.evaluate, _EVALUATE)] = ()
+    """What the final probes ask, by the names of evaluation/suite.py; when not given, one task of each kind and the
+    protocol's."""
     compare_with_random: Annotated[bool, ActsWhen(lambda options: options.evaluate, _EVALUATE)] = True
     """Also probe an untrained encoder; off saves a third of the final probing."""
     verbose: Annotated[bool, ActsWhen(lambda options: options.evaluate, _EVALUATE)] = False
@@ -215,6 +234,11 @@ class PretrainingOptions(RunConfig):
         """See `RunConfig`; CIFAR and STL-10 are decoded in memory, which each process would have for itself."""
         kept = self.cache_decoded or DATASETS[self.dataset].side is not None
         return not (kept or self.render_views or self.decode_on == "cuda" or self.reading == "streamed")
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """See `RunConfig`."""
+        return super().tags | {"dataset": self.dataset, "encoder": self.encoder}
 
     def open_data(self) -> DataSource:
         """The data that the options name; sets that render themselves are rendered if need be."""
@@ -308,15 +332,12 @@ class LoaderSize:
 def check_run(config: RunConfig) -> None:
     """Raises UserError for options that no run can have."""
     check_options(config)
-    if config.tracker is not None:
-        try:
-            version(config.tracker)
-        except PackageNotFoundError as error:
-            raise RunError(
-                f"--tracker {config.tracker} needs a package that is not installed: "
-                "run `uv sync --extra trackers`, or leave the option out"
-            ) from error
     config.check()
+
+
+def with_configuration_name(config: Options, name: str) -> Options:
+    """The options of a run, which know under what name their recipe has them; others as they are."""
+    return dataclasses.replace(config, configuration=name) if isinstance(config, RunConfig) else config
 
 
 def refuse_other_options(config_file: Path, mine: dict[str, Any], defaults: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ssl_equi.data.bad_records import BadRecords
@@ -18,11 +19,19 @@ from ssl_equi.evaluation.protocol import (
     AUGMENTATION_PARAMETERS,
     CORE_TASKS,
     PROBE_PROTOCOLS,
+    ProbeProtocol,
 )
 from ssl_equi.evaluation.publish import publish_results
 from ssl_equi.evaluation.results import ProbeRecord, records_of
 from ssl_equi.evaluation.sequences.tasks import quick_sequence_results
-from ssl_equi.evaluation.suite import Evaluation, check_splits, evaluate, noted_if_unanswered, tasks_for
+from ssl_equi.evaluation.suite import (
+    Evaluation,
+    asked_tasks,
+    check_splits,
+    evaluate,
+    noted_if_unanswered,
+    tasks_for,
+)
 from ssl_equi.evaluation.tables import in_short_tables
 from ssl_equi.evaluation.task import TaskResult
 from ssl_equi.export.encoder import ENCODER_FOLDER, EncoderCard, encoder_export
@@ -32,9 +41,11 @@ from ssl_equi.export.sequence_model import SEQUENCE_MODEL_FOLDER, sequence_expor
 from ssl_equi.latents.actions import ToldActions
 from ssl_equi.objectives.base import Objective
 from ssl_equi.runtime.frozen import state_sha256
+from ssl_equi.runtime.progress import LiveProgress
 from ssl_equi.training.config import PretrainingOptions
 from ssl_equi.training.folder import recorded_versions, set_aside_earlier_results
 from ssl_equi.training.run import Run
+from ssl_equi.training.trackers import final_results
 
 CAPSULE_FOLDER = "capsule_network"
 
@@ -56,9 +67,13 @@ class Ending:
     def check(self) -> None:
         """Tries it before the first step, so that no run can train for days and then fail.
 
-        Everything that it exports is written and built again in memory, and the splits that are probed are compared.
+        Everything that it exports is written and built again in memory, the splits that are probed are compared, and
+        the tasks looked up.
         """
         check_splits(probed_parts(self.objective), self.data.probe_train, self.data.evaluation)
+        if self.config.evaluate:
+            source, schema = self.source(self.objective), self.data.evaluation.schema
+            asked_tasks(source, schema, self.protocol, self.tasks(self.objective))
         for export in self.exports(self.run.whole(self.objective)).values():
             self.run.processes.on_main_then_everywhere(export.check)
 
@@ -81,12 +96,14 @@ class Ending:
             run.processes.say(f"--no-evaluate: not probed; evaluation/suite.py --encoder {run.folder} does it")
             return
         run.processes.say(f"probing on the {self.config.evaluation_split} split")
-        results = self.probe(objective)
         records: list[ProbeRecord] = []
-        notes = [*results.notes]
-        with noted_if_unanswered("further questions", notes):
-            records, further_notes = self.ask_more(objective, results)
-            notes += further_notes
+        with LiveProgress() as progress:
+            results = self.probe(objective, progress)
+            notes = [*results.notes]
+            progress.show("asking further questions")
+            with noted_if_unanswered("further questions", notes):
+                records, further_notes = self.ask_more(objective, results)
+                notes += further_notes
         results = replace(results, records=results.records + records, notes=tuple(notes))
         shown = in_short_tables(results.records)
         run.track({f"final/{record.task}/{record.part}/{record.metric}": record.value for record in shown})
@@ -101,35 +118,56 @@ class Ending:
             run.folder, results, data.evaluation, title=f"{run.name} on {data.name}",
             command=str(versions.get("command", "")), run=told, verbose=self.config.verbose,
         )  # fmt: skip
+        run.track_results(partial(final_results, run.folder, shown))
         run.processes.say(f"probed in {time.perf_counter() - started:.0f} s: open {report} in a browser")
         if not self.config.verbose:
             numbers = f"all {len(results.records)} numbers and how they were made"
             run.processes.say(f"it has {numbers}; --verbose prints them")
 
-    def probe(self, objective: Objective) -> Evaluation:
-        """Asks one question of each kind and those of the chosen protocol, as far as the data have the latents.
+    @property
+    def protocol(self) -> ProbeProtocol:
+        """How the heads are trained."""
+        return PROBE_PROTOCOLS[self.config.probe_protocol]()
 
-        Of images without any, what changes from view to view are their augmentations.
+    def outlook(self) -> str:
+        """What comes behind the training, in words."""
+        if not self.config.evaluate:
+            return "the export"
+        probes = f"{len(self.tasks(self.objective))} probes"
+        return f"{probes} of it and of a random encoder" if self.config.compare_with_random else probes
+
+    def tasks(self, objective: Objective) -> tuple[str, ...]:
+        """What is asked: the tasks that are named, or one of each kind and those of the protocol.
+
+        Of the latter as far as the data have the latents; of images without any, what changes from view to view are
+        their augmentations.
         """
-        config = self.config
-        protocol = PROBE_PROTOCOLS[config.probe_protocol]()
-        asked = dict.fromkeys((*CORE_TASKS, AUGMENTATION_EQUIVARIANCE, *protocol.tasks))
+        if self.config.tasks:
+            return self.config.tasks
+        usual = dict.fromkeys((*CORE_TASKS, AUGMENTATION_EQUIVARIANCE, *self.protocol.tasks))
         if self.data.evaluation.schema is None:
-            asked[AUGMENTATION_PARAMETERS] = None
-        source = EncoderSource(
+            usual[AUGMENTATION_PARAMETERS] = None
+        if self.predictor_from_features(objective) is not None:
+            usual[GAIN] = None
+        return tasks_for(self.data.evaluation, list(usual))
+
+    def source(self, objective: Objective) -> EncoderSource:
+        """The encoder, as it is asked."""
+        config = self.config
+        return EncoderSource(
             name=self.run.name, module=objective.encoder, parts=probed_parts(objective), image_size=config.image_size,
             mean_rgb=None, std_rgb=None, state_sha256=state_sha256(objective.encoder), architecture=config.encoder,
             build_untrained=lambda: create_encoder(config.encoder, config.image_size, **config.encoder_arguments),
+            predictor=self.predictor_from_features(objective),
         )  # fmt: skip
-        predictor = self.predictor_between_stored_views(objective)
-        if predictor is not None and predictor.features_from == "encoder":
-            source = replace(source, predictor=predictor)
-            asked[GAIN] = None
-        tasks = tasks_for(self.data.evaluation, list(asked))
+
+    def probe(self, objective: Objective, progress: LiveProgress) -> Evaluation:
+        """Asks the encoder and a random one about unseen objects."""
         return evaluate(
-            source, self.data, protocol, tasks=tasks, seeds=(config.seed,), device=self.run.device,
-            compare_with_random=config.compare_with_random,
-            bad_train_records=BadRecords(config.on_bad_record, config.max_skipped, self.run.processes.rank),
+            self.source(objective), self.data, self.protocol, tasks=self.tasks(objective), seeds=(self.config.seed,),
+            device=self.run.device, compare_with_random=self.config.compare_with_random,
+            bad_train_records=BadRecords(self.config.on_bad_record, self.config.max_skipped, self.run.processes.rank),
+            progress=progress,
         )  # fmt: skip
 
     def ask_more(self, objective: Objective, results: Evaluation) -> tuple[list[ProbeRecord], Sequence[str]]:
@@ -176,6 +214,11 @@ class Ending:
         if predictor is None or self.told is None:
             return None
         return TrainedPredictor(predictor, PredictorCard(self.run.name, self.told, self.data.train.fingerprint))
+
+    def predictor_from_features(self, objective: Objective) -> TrainedPredictor | None:
+        """The same where it reads the encoder's own features, so that it can be asked beside the encoder."""
+        predictor = self.predictor_between_stored_views(objective)
+        return predictor if predictor is not None and predictor.features_from == "encoder" else None
 
     def exports(self, objective: Objective) -> dict[str, Export]:
         """By folder: the encoder, the predictor that the objective may hand out, and the network around an encoder."""

@@ -1,27 +1,25 @@
-"""What a run writes and shows: lines of metrics, trackers, terms that are not finite, speed and progress."""
+"""What a run writes and shows: lines of metrics, terms that are not finite, speed and progress."""
 
 import json
 import math
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ssl_equi.checkpoint import describe_os_error
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.stage_seconds import StageSeconds, Stopwatch
-from ssl_equi.errors import CheckpointError, RunError
+from ssl_equi.errors import CheckpointError
 from ssl_equi.files import write_atomically
 from ssl_equi.objectives.base import ObjectiveOutput
 from ssl_equi.runtime.device_copies import Unread
+from ssl_equi.runtime.progress import LiveProgress, rough_duration
 
 
 @dataclass(frozen=True)
@@ -111,69 +109,6 @@ def _is_up_to(line: bytes, step: int) -> bool:
     return isinstance(written_after, int | float) and written_after <= step
 
 
-# ---------------------------------------------------------------- trackers
-
-PROJECT = "ssl-equi"
-_CURES = {"wandb": "run `wandb login` (or set WANDB_MODE=offline)", "trackio": "check its settings"}
-
-
-class Tracking:
-    """What one process tells its tracker, by an `accelerate.Accelerator`; nothing where there is none.
-
-    After its first failure it is told no more, and a warning says so: trackers are helpers, and none ends a run.
-    """
-
-    def __init__(self, accelerator: Any, tracker: str | None) -> None:
-        self._accelerator, self._tracker = accelerator, tracker
-        self._active = False
-
-    def start(self, folder: Path, method: str, options: dict[str, Any]) -> None:
-        """Starts a run of the project that is named after its folder and grouped by its method.
-
-        Raises:
-            RunError: the tracker doesn't start.
-        """
-        if self._tracker is None:
-            return
-        named = {"name": folder.name, "group": method}
-        by_tracker = {"wandb": {**named, "dir": str(folder), "tags": [method]}, "trackio": named}
-        # TensorBoard takes numbers, text and switches: None and tuples become text.
-        typed = {name: value if isinstance(value, int | float | str) else str(value) for name, value in options.items()}
-        try:
-            self._accelerator.init_trackers(PROJECT, config=typed, init_kwargs=by_tracker)
-        except Exception as error:  # trackers raise errors of many types
-            cure = _CURES.get(self._tracker, "check its installation")
-            raise RunError(
-                f"--tracker {self._tracker} does not start ({_described(error)}): {cure}, or leave the option out"
-            ) from error
-        self._active = True
-
-    def log(self, numbers: dict[str, float], step: int) -> None:
-        self._try(lambda: self._accelerator.log(numbers, step=step))
-
-    def end(self) -> None:
-        """Lets the tracker finish; safe to call twice."""
-        self._try(self._accelerator.end_training)
-        self._active = False
-
-    def _try(self, action: Callable[[], object]) -> None:
-        if not self._active:
-            return
-        try:
-            action()
-        except Exception as error:  # a tracker that fails must not cost the run
-            self._active = False
-            print(
-                f"warning: the tracker {self._tracker} failed ({_described(error)}) and is told no more: the run goes "
-                "on, and metrics.jsonl is complete",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-
-
-def _described(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())
-
-
 # ---------------------------------------------------------------- what is not finite
 
 
@@ -218,10 +153,11 @@ class FiniteWatch:
 
 # ---------------------------------------------------------------- progress
 
-PLAIN_LINE_EVERY_SECONDS = 20.0
 LEAST_SHARE_TO_EXPLAIN = 0.05  # below it nobody asks what the trainer waits for
 # Of the line on a terminal: the shortest bar, the time left (1:23:45), and the columns between its five parts.
 BAR_COLUMNS, TIME_COLUMNS, SPACES_BETWEEN = 10, 7, 4
+# A time is told of so much measured work, and not of less that is left.
+LEAST_STEPS, LEAST_SECONDS = 3, 5.0
 
 
 class TrainingProgress:
@@ -230,60 +166,68 @@ class TrainingProgress:
     Where there is room, it also shows how the work on the data divides: reading and decoding by the loader's threads,
     augmenting by the trainer. In 80 columns it names what the loader mostly does while the trainer waits for it.
     Silent on every process but the first. On a terminal it draws one live bar; in a log file it writes a line every
-    20 seconds.
+    20 seconds. Once some steps have been measured, a line says how long the training takes.
+
+    Args:
+        then: what comes behind the training, in words.
     """
 
-    def __init__(self, label: str, first_step: int, total_steps: int, enabled: bool) -> None:
-        self.label, self.total_steps, self.enabled = label, total_steps, enabled
+    def __init__(self, label: str, first_step: int, total_steps: int, enabled: bool, then: str = "the end") -> None:
+        self.label, self.total_steps, self.then = label, total_steps, then
+        self.live = LiveProgress(enabled)
         self.step = first_step
-        self.console = Console()
-        self.bar: Progress | None = None
-        self.last_line_at = -math.inf
         self.started_at, self.first_step = time.perf_counter(), first_step
+        self._measured_from: tuple[int, float] | None = None  # the end of the first step, which is slower than others
+        self._said_how_long = self._reported = False
 
     def __enter__(self) -> "TrainingProgress":
-        if self.enabled and self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(compact=True),
-                console=self.console, transient=True,
-            )  # fmt: skip
-            self.bar.start()
-            self.task = self.bar.add_task(self.label, total=self.total_steps, completed=self.step, numbers="")
+        self.live.__enter__()
+        self.live.move(self.label, self.step, self.total_steps, self._count)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        self.live.__exit__(kind, error, traceback)
+
+    @property
+    def _count(self) -> str:
+        return f"{self.step}/{self.total_steps}"
 
     def advance(self, steps_done: int) -> None:
         """Moves the bar; costs nothing visible per step."""
         self.step = steps_done
-        if self.bar is not None:
-            self.bar.update(self.task, completed=steps_done)
+        self.live.move(self.label, steps_done, self.total_steps, self._count)
+        if not self._said_how_long and self.live.enabled:
+            self._say_how_long(time.perf_counter())
+
+    def _say_how_long(self, now: float) -> None:
+        if self._measured_from is None:
+            self._measured_from = self.step, now
+            return
+        steps, seconds = self.step - self._measured_from[0], now - self._measured_from[1]
+        if steps < LEAST_STEPS or seconds < LEAST_SECONDS:
+            return
+        self._said_how_long = True
+        seconds_left = seconds / steps * (self.total_steps - self.step)
+        if seconds_left >= LEAST_SECONDS:
+            print(f"about {rough_duration(seconds_left)} of training, then {self.then}", flush=True)
 
     def report(self, losses: Mapping[str, float], speed: Speed) -> None:
         """Shows the latest figures, of the loss and its terms the total: as many of them as there is room for."""
-        if not self.enabled:
-            return
         choices = _numbers(losses, speed)
-        if self.bar is not None:
-            # Room on the terminal's line beside label, bar, steps and time.
-            steps = 2 * len(str(self.total_steps)) + 1
-            columns = self.console.width - len(self.label) - BAR_COLUMNS - steps - TIME_COLUMNS - SPACES_BETWEEN
-            fitting = (choice for choice in choices if len(choice) <= columns)
-            self.bar.update(self.task, numbers=next(fitting, choices[-1]))
-            return
-        now = time.perf_counter()
-        if now - self.last_line_at < PLAIN_LINE_EVERY_SECONDS and self.step < self.total_steps:
-            return
-        self.last_line_at = now
-        seconds_a_step = (now - self.started_at) / max(self.step - self.first_step, 1)
+        # Room on the terminal's line beside label, bar, steps and time.
+        steps = 2 * len(str(self.total_steps)) + 1
+        columns = self.live.console.width - len(self.label) - BAR_COLUMNS - steps - TIME_COLUMNS - SPACES_BETWEEN
+        fitting = next((choice for choice in choices if len(choice) <= columns), choices[-1])
+        self.live.move(self.label, self.step, self.total_steps, self._count, fitting)
+        seconds_a_step = (time.perf_counter() - self.started_at) / max(self.step - self.first_step, 1)
         minutes_left = seconds_a_step * (self.total_steps - self.step) / 60
-        done = f"{self.step}/{self.total_steps}"
-        print(f"{self.label} {done} · {choices[0]} · {minutes_left:.1f} min left", flush=True)
+        self.live.line(
+            f"{self.label} {self._count} · {choices[0]} · {minutes_left:.1f} min left",
+            at_once=not self._reported or self.step >= self.total_steps,
+        )
+        self._reported = True
 
 
 def _numbers(losses: Mapping[str, float], speed: Speed) -> list[str]:

@@ -1,12 +1,17 @@
-"""Optimisers, and the schedules of the learning rate and of a target network's momentum."""
+"""Optimisers, the learning rates of layers, and the schedules of a run: its rate, a target network's momentum."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssl_equi.encoders.layer_groups import layer_groups, names_of_state
+from ssl_equi.errors import RunError
+from ssl_equi.objectives.base import Objective
 from ssl_equi.training.config import OptimizerName, PretrainingOptions
 
 
@@ -17,18 +22,15 @@ def optimizer_of(module: nn.Module, config: PretrainingOptions) -> torch.optim.O
 
 
 def parameter_groups_of(module: nn.Module, config: PretrainingOptions) -> list[dict[str, Any]]:
-    """`parameter_groups` with the options of a recipe; those of the module's encoder have a rate of their own."""
+    """`parameter_groups` with the options of a recipe, among them the rates of its encoder's layers."""
+    factors: dict[nn.Parameter, float] = {}
     encoder = getattr(module, "encoder", None)
-    options = config.weight_decay, config.decay_bias_and_norm, config.bias_and_norm_rate_factor
-    if config.encoder_rate_factor == 1 or not isinstance(encoder, nn.Module):
-        return parameter_groups(module.parameters(), *options)
-    of_encoder = set(encoder.parameters())
-    heads = [parameter for parameter in module.parameters() if parameter not in of_encoder]
-    slower = [
-        {**group, "rate_factor": config.encoder_rate_factor * group["rate_factor"]}
-        for group in parameter_groups(encoder.parameters(), *options)
-    ]
-    return slower + parameter_groups(heads, *options)
+    if isinstance(encoder, nn.Module):
+        by_name = encoder_rate_factors(encoder, config)
+        factors = {parameter: by_name[name] for name, parameter in encoder.named_parameters()}
+    return parameter_groups(
+        module.parameters(), config.weight_decay, config.decay_bias_and_norm, config.bias_and_norm_rate_factor, factors
+    )
 
 
 def parameter_groups(
@@ -36,32 +38,96 @@ def parameter_groups(
     weight_decay: float,
     decay_bias_and_norm: bool = True,
     bias_and_norm_rate_factor: float = 1.0,
+    rate_factors: Mapping[nn.Parameter, float] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """The parameters that are trained, in one group, or biases and normalisations in a group of their own.
+    """The parameters that are trained: a group for each rate, or two, one of them for biases and normalisations.
 
     Args:
-        parameters: those without gradient (momentum targets) are left out.
+        parameters: those without gradient (momentum targets, frozen layers) are left out.
         decay_bias_and_norm: False: parameters of less than two dimensions are not decayed.
         bias_and_norm_rate_factor: their learning rate as a multiple of the others' (Barlow Twins: .0048 / .2); a
             group's `rate_factor` is what `set_learning_rate` multiplies the rate by.
+        rate_factors: learning rates of parameters as multiples of those of all others.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if decay_bias_and_norm and bias_and_norm_rate_factor == 1:
-        groups = [{"params": trained, "weight_decay": weight_decay, "rate_factor": 1.0}]
-    else:
-        groups = [
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            by_factor.setdefault(rate_factors.get(parameter, 1.0), []).append(parameter)
+    apart = not decay_bias_and_norm or bias_and_norm_rate_factor != 1
+    groups = []
+    for factor, trained in by_factor.items():
+        weights = [parameter for parameter in trained if parameter.ndim > 1 or not apart]
+        others = [parameter for parameter in trained if parameter.ndim <= 1 and apart]
+        groups += [
+            {"params": weights, "weight_decay": weight_decay, "rate_factor": factor},
             {
-                "params": [parameter for parameter in trained if parameter.ndim > 1],
-                "weight_decay": weight_decay,
-                "rate_factor": 1.0,
-            },
-            {
-                "params": [parameter for parameter in trained if parameter.ndim <= 1],
+                "params": others,
                 "weight_decay": weight_decay if decay_bias_and_norm else 0.0,
-                "rate_factor": bias_and_norm_rate_factor,
+                "rate_factor": factor * bias_and_norm_rate_factor,
             },
         ]
     return [group for group in groups if group["params"]]
+
+
+def encoder_rate_factors(encoder: nn.Module, config: PretrainingOptions) -> dict[str, float]:
+    """Learning rates of what training changes in an encoder, by name, as multiples of the heads'; 0: frozen.
+
+    Raises:
+        RunError: more layers are to be frozen than the encoder has.
+        EncoderError: its layers can't be told apart, and the options ask for that.
+    """
+    factors = dict.fromkeys(names_of_state(encoder), config.encoder_rate_factor)
+    if config.layer_decay == 1 and config.frozen_layers == 0:
+        return factors
+    groups = layer_groups(encoder)
+    if config.frozen_layers > groups.count:
+        raise RunError(
+            f"--frozen-layers is {config.frozen_layers} and the encoder {config.encoder} has {groups.count} layer "
+            f"groups: give at most {groups.count}, or --encoder-rate-factor 0 to freeze all of it"
+        )
+    for name, number in groups.numbers.items():
+        factors[name] *= 0.0 if number < config.frozen_layers else config.layer_decay ** (groups.count - number)
+    return factors
+
+
+def freeze(objective: Objective, config: PretrainingOptions) -> None:
+    """Freezes the layers of the encoder whose learning rate is 0, before a run trains it, and its momentum target's.
+
+    They get no gradient, and their batch norms normalise by the statistics that they have, and keep them.
+
+    Raises:
+        RunError: nothing is left to be trained; further ones of `encoder_rate_factors`.
+    """
+    frozen = {name for name, factor in encoder_rate_factors(objective.encoder, config).items() if factor == 0}
+    targets = [module for name, module in objective.named_modules() if name.split(".")[-1] == "target_encoder"]
+    for encoder in (objective.encoder, *targets):
+        for name, parameter in encoder.named_parameters():
+            if name in frozen:
+                parameter.requires_grad_(False)
+        for name, layer in encoder.named_modules():
+            if isinstance(layer, _BatchNorm) and f"{name}.running_mean" in frozen:
+                layer.eval()
+    if not any(parameter.requires_grad for parameter in objective.parameters()):
+        raise RunError(
+            f"--encoder-rate-factor {config.encoder_rate_factor:g} and --frozen-layers {config.frozen_layers} leave "
+            "nothing to train, since the objective has no heads: freeze less, or give it a projector"
+        )
+
+
+def described_rates(encoder: nn.Module, config: PretrainingOptions) -> str | None:
+    """A sentence on what of the encoder is frozen and how fast its layers learn; None if all learn as the heads do."""
+    factors = set(encoder_rate_factors(encoder, config).values())
+    if factors == {1.0}:
+        return None
+    rates = sorted(factors - {0.0})
+    if not rates:
+        return "the encoder is frozen: its heads are trained alone"
+    span = " to ".join(f"{rate:.2g}" for rate in dict.fromkeys((rates[0], rates[-1])))
+    learns = "at the rate of the heads" if rates == [1.0] else f"at {span} times the rate of the heads"
+    if 0.0 not in factors:
+        return f"the encoder learns {learns}"
+    frozen = f"the first {config.frozen_layers} of {layer_groups(encoder).count} layer groups of the encoder are frozen"
+    return f"{frozen}, the rest learns {learns}"
 
 
 def make_optimizer(

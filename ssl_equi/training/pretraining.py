@@ -21,7 +21,7 @@ from ssl_equi.objectives.base import Objective, ObjectiveOutput
 from ssl_equi.runtime.device_copies import Unread, merged
 from ssl_equi.training.config import LoaderSize, PretrainingOptions
 from ssl_equi.training.ending import Ending, probed_parts
-from ssl_equi.training.optimisation import follow_schedule, optimizer_of
+from ssl_equi.training.optimisation import described_rates, follow_schedule, freeze, optimizer_of
 from ssl_equi.training.processes import Processes
 from ssl_equi.training.run import Run
 from ssl_equi.views.makers import ViewMaker
@@ -104,6 +104,7 @@ class Pretraining(Generic[Trained]):
         self.data = config.open_data()
         self.objective = cast(Trained, objective if isinstance(objective, Objective) else objective(self.data))
         self.views = make_views(self.data, self.processes)
+        freeze(self.objective, config)
         self.model = self.run.prepare(self.objective, lambda module: make_optimizer(module, config))
         self.ending = Ending(self.run, config, self.objective, self.data, self.views.describe())
         self.ending.check()
@@ -122,7 +123,10 @@ class Pretraining(Generic[Trained]):
                     f"warning: the run has {self.total_steps} steps and its learning rate rises for "
                     f"{self.config.warmup_steps}: give more --epochs or fewer --warmup-steps"
                 )
-            for step, batch in self.run.batches(loader, start, self.total_steps):
+            rates = described_rates(self.objective.encoder, self.config)
+            if rates is not None:
+                self.processes.say(rates)
+            for step, batch in self.run.batches(loader, start, self.total_steps, self.ending.outlook()):
                 self._step, self._batch = step, batch
                 self._learning_rate = follow_schedule(self.run.optimizer, self.config, step, self.total_steps)
                 yield step, batch

@@ -37,14 +37,15 @@ from ssl_equi.objectives.base import Objective, ObjectiveOutput
 from ssl_equi.objectives.parts.batch import convert_sync_batchnorm
 from ssl_equi.options import used_options
 from ssl_equi.runtime.device_copies import Unread, together
-from ssl_equi.training.config import RunConfig, check_run, default_threads, flattened, loader_size, refuse_other_options
+from ssl_equi.training.config import RunConfig, check_run, default_threads, loader_size, refuse_other_options
 from ssl_equi.training.devices import on_device, prepare_for_device
 from ssl_equi.training.folder import STOPPED_FILE, RunFolder, choose_folder
-from ssl_equi.training.log import FiniteWatch, SpeedWindow, Tracking, TrainingProgress, append_lines
+from ssl_equi.training.log import FiniteWatch, SpeedWindow, TrainingProgress, append_lines
 from ssl_equi.training.processes import Processes, launched_precision, set_timeout, starting_timeout
 from ssl_equi.training.sharding import gathered, shard
 from ssl_equi.training.state import RunState, Stateful
 from ssl_equi.training.stopping import EXIT_STOPPED, StoppedBySignal, StopRequests, leaving_at_once
+from ssl_equi.training.trackers import FinalResults, Tracking
 
 Kept = TypeVar("Kept")
 
@@ -165,7 +166,7 @@ class Run:
                         "ruled out"
                     )
                 self.processes.say(f"resuming {self.folder} after step {self.state.steps_done}")
-            on_main_then_everywhere(lambda: cast(RunFolder, self._claim).begin(options, self.state.steps_done))
+            on_main_then_everywhere(lambda: self._begin(options))
         except BaseException:
             if self._claim is not None:
                 self._claim.withdraw()
@@ -173,19 +174,25 @@ class Run:
         return self.state.steps_done
 
     def _take_folder(self, options: dict[str, Any]) -> Path:
-        """Of the first process: locks the folder, refuses options that the run wasn't begun with, starts a tracker."""
+        """Of the first process: locks the folder, and refuses options that the run wasn't begun with."""
         folder = choose_folder(self.config.out, self.name, self.config.resume)
         self._claim = RunFolder(folder)
         config_file = folder / "config.json"
         if self.config.resume and list_checkpoints(folder / "checkpoints") and config_file.is_file():
             refuse_other_options(config_file, options, used_options(type(self.config)()))
-        self.accelerator.project_configuration.logging_dir = str(folder)
-        self._tracking.start(folder, self.name, flattened(options))
         return folder
+
+    def _begin(self, options: dict[str, Any]) -> None:
+        """Of the first process: starts the tracker, the last to refuse a run, and writes what the run is."""
+        resume, steps_done = self.config.resume, self.state.steps_done
+        self._tracking.start(self.folder, self.name, self.config.tags, options, steps_done, resume)
+        cast(RunFolder, self._claim).begin(options, steps_done)
 
     # ---------------------------------------------------------------- the loop
 
-    def batches(self, loader: BatchLoader, start_step: int, total_steps: int) -> Iterator[tuple[int, ViewBatch]]:
+    def batches(
+        self, loader: BatchLoader, start_step: int, total_steps: int, then: str = "the end"
+    ) -> Iterator[tuple[int, ViewBatch]]:
         """Yields (step, batch on the device) until the last step; does the housekeeping after each of them.
 
         The last step is that of the schedule (`total_steps`), or `--steps` if that comes first.
@@ -193,13 +200,16 @@ class Run:
         The body of the recipe's loop runs between two batches. After it, this method stops on losses that are not
         finite, saves a checkpoint when one is due, and leaves with exit status `EXIT_STOPPED` after SIGTERM, SIGUSR1 or
         Ctrl-C.
+
+        Args:
+            then: what comes behind the last step, in words that follow the time that the steps take.
         """
         self.last_step = total_steps if self.config.steps is None else min(self.config.steps, total_steps)
         self._speed_window = SpeedWindow()
         stop = StopRequests(self.processes.world_size, starting_timeout(self.config.collective_timeout))
         with (
             stop.listening(),
-            TrainingProgress(self.name, start_step, self.last_step, self.processes.is_main) as self._progress,
+            TrainingProgress(self.name, start_step, self.last_step, self.processes.is_main, then) as self._progress,
         ):
             if start_step < self.last_step:
                 yield from self._steps(loader, start_step, stop)
@@ -283,7 +293,9 @@ class Run:
                 append_lines(self.folder / "metrics.jsonl", lines)
             self._progress.advance(step + 1)  # the step is done, though its housekeeping is still to come
             self._progress.report(losses, speed)
-        self._tracking.log({**losses, **numbers, **probe_metrics, **asdict(speed)}, step + 1)
+        kinds = {"train": losses | numbers, "online_probe": probe_metrics, "speed": asdict(speed)}
+        told = {f"{kind}/{name}": value for kind, values in kinds.items() for name, value in values.items()}
+        self._tracking.log(told, step + 1)
 
     def _logs(self, step: int) -> bool:
         return (step + 1) % self.config.log_every == 0 or step + 1 == self.last_step
@@ -345,8 +357,12 @@ class Run:
         self.close()
 
     def track(self, numbers: dict[str, float]) -> None:
-        """Tells the tracker what is known at the end."""
+        """Tells the tracker numbers that are known at the end."""
         self._tracking.log(numbers, self.state.steps_done)
+
+    def track_results(self, results: Callable[[], FinalResults]) -> None:
+        """Shows the tracker, if there is one, what is known at the end."""
+        self._tracking.show(results, self.state.steps_done)
 
     def _leave(self, signal_name: str) -> NoReturn:
         """Ends a run that has been saved; `STOPPED_FILE` tells what a launcher makes an error of any status of."""

@@ -28,24 +28,12 @@ Results = dict[str, dict[str, Tensor]]
 
 def results_of_processes(count: int, folder: Path, *words: str) -> list[Results]:
     """What all ranks found; `words` are further ones of the script's command line."""
-    outputs = [folder / f"rank{rank}.pt" for rank in range(count)]
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(count), str(folder / "init"), str(outputs[rank]), *words],
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        errors = [process.communicate()[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * count, "\n".join(errors)
-    return [torch.load(output, weights_only=True) for output in outputs]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(count), str(folder), *words],
+        cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(count)]
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])

@@ -1,15 +1,18 @@
-"""Runs every case of test_distributed.py in one process of a gloo group, or without a group.
+"""Runs every case of test_distributed.py in the processes of a gloo group, or without a group.
 
-    python two_process_cases.py RANK WORLD_SIZE INIT_FILE OUTPUT_FILE [DEVICE [CASE [sharded]]]
+    python two_process_cases.py WORLD_SIZE FOLDER [DEVICE [CASE [sharded]]]
 
 Each case is a pure function of (rank, world_size): it takes its rank's share of a fixed global batch and returns
-tensors. The test runs several processes of this script and the same functions once without a group. The cases of the
-objectives are in cases/, one file per method. Where DEVICE is cuda, all processes share one GPU; with CASE, only cases
-run whose names begin so. With `sharded` every objective runs on a vision transformer whose weights are shared out.
+tensors. The test runs this script, which leaves what each process finds in FOLDER/rankRANK.pt, and the same functions
+once without a group. The cases of the objectives are in cases/, one file per method. Where DEVICE is cuda, all
+processes share one GPU; with CASE, only cases run whose names begin so. With `sharded` every objective runs on a vision
+transformer whose weights are shared out.
 """
 
+import multiprocessing
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -145,19 +148,29 @@ def run_all(beginning: str = "", only_sharded: bool = False) -> dict[str, Tensor
     return {name: {key: value.cpu() for key, value in result.items()} for name, result in results.items()}
 
 
-def main(
-    rank: int, processes: int, init_file: str, output_file: str, device: str = "cpu", beginning: str = "",
-    mode: str = "",
-) -> None:  # fmt: skip
+def run_process(rank: int, processes: int, folder: Path, device: str, beginning: str, mode: str) -> None:
+    """Runs the cases in one process of a group, and keeps what it finds."""
     global DEVICE
     DEVICE = torch.device(device)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=processes)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'init'}", rank=rank, world_size=processes)
     try:
-        torch.save(run_all(beginning, mode == "sharded"), output_file)
+        torch.save(run_all(beginning, mode == "sharded"), folder / f"rank{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
+def main(processes: int, folder: Path, device: str = "cpu", beginning: str = "", mode: str = "") -> None:
+    # Forked, so that torch is imported once; nothing has used a GPU or a thread yet.
+    context = multiprocessing.get_context("fork")
+    options = (processes, folder, device, beginning, mode)
+    started = [context.Process(target=run_process, args=(rank, *options), daemon=True) for rank in range(processes)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    sys.exit(max(abs(process.exitcode or 0) for process in started))
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    main(int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

@@ -21,6 +21,8 @@ SMALL_SIZES: dict[str, Any] = {
     "num_capsules": 4,
 }  # fmt: skip
 
+# Encoders for images of 32 pixels in place of those for 64.
+NANO = {"strided_cnn_tiny": "strided_cnn_nano", "strided_cnn_pooled": "strided_cnn_nano_pooled"}
 
 QUICK = ProbeProtocol(
     name="quick", classification_epochs=1, rotation_epochs=1, rotation_hidden=(16,), rotation_pairs_per_object=2,
@@ -52,9 +54,11 @@ def with_changes(options: Any, changes: dict[str, Any]) -> Any:
 
 
 def small_configuration(data: Path, recipe: ModuleType, name: str = "embedded", **changes: Any) -> Any:
-    """A named configuration of a recipe on the tiny set: 3 steps an epoch, 2 epochs."""
+    """A named configuration of a recipe on the tiny set: 3 steps an epoch, 2 epochs, the encoder for 32 pixels."""
     sizes = {"data_dir": data, "image_size": 32, "batch_size": 8, "epochs": 2, "log_every": 1}
-    return with_changes(shrunk(recipe.CONFIGS[name]()), sizes | changes)
+    configuration = shrunk(recipe.CONFIGS[name]())
+    sizes["encoder"] = NANO.get(configuration.encoder, configuration.encoder)
+    return with_changes(configuration, sizes | changes)
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +72,7 @@ def small_options(tiny_data: Path) -> list[str]:
     """The same sizes for the command line of recipes/sie.py."""
     return [
         "--data-dir", str(tiny_data), "--image-size", "32", "--batch-size", "8", "--epochs", "2", "--log-every", "1",
-        "--objective.projector", "32", "32", "32",
+        "--objective.projector", "32", "32", "32", "--encoder", NANO["strided_cnn_tiny"],
     ]  # fmt: skip
 
 

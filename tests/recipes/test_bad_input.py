@@ -94,7 +94,7 @@ def test_the_real_command_prints_one_line_and_no_traceback(small_options: list[s
         ({"batch_size": 0}, "--batch-size is 0: give a number from 1 to"),
         ({"epochs": 0}, "--epochs is 0: give a number from 1 to"),
         ({"learning_rate": float("nan")}, "--learning-rate is nan: give a number above 0"),
-        ({"objective.equi_dim": 512}, "equi_dim is 512 but the encoder has 512 features: choose 1 to 511"),
+        ({"objective.equi_dim": 256}, "equi_dim is 256 but the encoder has 256 features: choose 1 to 255"),
         ({"objective.parts": "equi_only", "objective.equi_dim": 8}, "leave equi_dim unset"),
         ({"objective.projector": (32, 1)}, "projector is (32, 1): every width must leave at least 1 column"),
         ({"seed": -1}, "seed"),

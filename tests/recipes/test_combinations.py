@@ -35,7 +35,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
      "sequences of 5 views are asked for and in 3diebench-p objects have 4: choose --observed-views 3 or less"),
     ("seq_jepa", "embedded", {"observed_views": 0}, "--observed-views is 0: give a number from 1 to"),
     ("seq_jepa", "embedded", {"objective.heads": 7},
-     "a token has 520 numbers (features and embedded action), which 7 heads"),
+     "a token has 264 numbers (features and embedded action), which 7 heads"),
     ("seq_jepa", "cifar100", {"dataset": "3diebench-p", "actions": ("rotation",)}, "choose --actions augmentation"),
     ("sie", "embedded", {"actions": ("augmentation",)}, "--actions is augmentation and --views.source is rendered"),
     ("simclr", "embedded", {"objective.temperature": 0.0}, "temperature is 0.0"),

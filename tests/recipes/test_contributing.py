@@ -65,7 +65,7 @@ def test_the_new_method_trains_resumes_and_leaves_what_every_run_does(
     assert all(math.isfinite(line[name]) for line in lines for name in ("loss", "alignment", "uniformity"))
     assert any("all/top1" in line for line in numbers(out, "online_probe"))
     assert [path.name for path in list_checkpoints(out / "checkpoints")] == ["step-00000003", "step-00000004"]
-    assert load_encoder(out / "encoder")(torch.zeros(1, 3, 32, 32)).shape == (1, 512)
+    assert load_encoder(out / "encoder")(torch.zeros(1, 3, 32, 32)).shape == (1, 256)
     records = json.loads((out / "results.json").read_text())["records"]
     assert {"classification", "relative_rotation"} <= {record["task"] for record in records}
     assert (out / "report.html").is_file()

@@ -15,7 +15,7 @@ from ssl_equi.encoders.capsules.layers import PrimaryCapsules, SelfRouting
 from ssl_equi.objectives.parts.predictors import Hypernetwork
 from tests.fakes import RECIPES, load_recipe
 
-OWN_NAMES = {"embedded", "translated", "two_pass", "augmented"}
+OWN_NAMES = {"embedded", "demo", "translated", "two_pass", "augmented"}
 OWN = {"equimod vicreg", "supervised threediebench"}
 
 

@@ -22,7 +22,8 @@ ACT_ELSEWHERE = {
     "out", "data_dir", "dataset", "reading", "resume", "steps", "log_every", "save_every", "threads", "loader_threads",
     "loader_workers", "compile", "tracker", "on_bad_record", "cache_decoded", "cache_in", "decode_on",
     "evaluation_split", "probe_protocol", "compare_with_random", "image_size", "init", "encoder", "encoder_arguments",
-    "collective_timeout", "checkpoint_activations", "sharding", "evaluate", "verbose",
+    "collective_timeout", "checkpoint_activations", "sharding", "evaluate", "tasks",
+    "verbose",
 }  # fmt: skip
 OTHER_VALUES: dict[str, Any] = {
     "equi_dim": 64, "elements": 2, "small_view.preset": "imagenet", "group": "horizontal_flip", "clip_norm": 1e-3,

@@ -54,7 +54,7 @@ def test_a_recipe_trains_on_a_folder_and_is_probed_for_the_class(
     asked = {"classification", "augmentation_equivariance", "augmentation_parameters"}
     assert {record["task"] for record in results["records"]} == asked
     assert (out / "report.html").stat().st_size > 10_000
-    assert load_encoder(out / "encoder").num_features == 512
+    assert load_encoder(out / "encoder").num_features == 256
 
 
 @pytest.mark.parametrize(

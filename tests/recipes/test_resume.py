@@ -29,6 +29,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "seq_jepa_by_epoch": ("seq_jepa", "embedded", {"batch_size": 7, "schedule_by": "epoch"}),
     "simclr_augmented_lars": ("simclr", "embedded", {**AUGMENTED, "optimizer": "lars", "decay_bias_and_norm": False}),
     "sie_augmented": ("sie", "embedded", {**AUGMENTED, "actions": ("augmentation",)}),
+    "byol_frozen": ("byol", "embedded", {"frozen_layers": 2, "layer_decay": 0.5}),
     "sie_rendered": ("sie", "embedded", {"render_views": True, "fresh_views": True}),
     "augself_augmented": ("augself", "embedded", {**AUGMENTED, "actions": ("augmentation",)}),
 }

@@ -2,9 +2,11 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,18 +132,33 @@ def said_by(call: list[str]) -> str:
     return subprocess.run(call, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
-def test_a_run_is_trained_judged_kept_and_repeated_equal_to_the_bit(tiny_data: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def same_signals() -> Iterator[None]:
+    """What this process does with signals is as before afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_run_is_trained_judged_kept_and_repeated_equal_to_the_bit(
+    tiny_data: Path, tmp_path: Path, same_signals: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tiny_campaign(tmp_path / "campaign", epochs="3")
-    call = call_of(folder, tiny_data, tmp_path / "work")
-    said = said_by(call)
+
+    def said_of(again: bool) -> str:
+        main(Config(folder, tmp_path / "work", only=("vicreg-*",), data=(f"many={tiny_data}",), again=again))
+        return capsys.readouterr().out
+
+    said = said_of(again=False)
     assert "1 of 1 runs to do" in said and "vicreg-3-seed0: 144 images" in said
     kept = json.loads((folder / "runs" / "vicreg-3-seed0.json").read_text())
     assert kept["steps"] == 9 and len(kept["training"]["loss"]) == 9
     (figure,) = kept["figures"]
     assert (figure["task"], figure["metric"], figure["part"], len(figure["resampled"])) == ("knn", "top1", "all", 200)
     assert abs(np.mean(figure["resampled"]) - figure["value"]) < 0.1
-    assert "vicreg-3-seed0: all 1 figures equal to the bit" in said_by([*call, "--again"])
-    assert "0 of 1 runs to do" in said_by(call)
+    assert "vicreg-3-seed0: all 1 figures equal to the bit" in said_of(again=True)
+    assert "0 of 1 runs to do" in said_of(again=False)
 
 
 @pytest.mark.slow

@@ -176,6 +176,19 @@ def test_the_ending_asks_one_of_each_kind_and_what_the_protocol_states(
     assert {record.protocol for record in records} == {"essl_cached"}
 
 
+def test_the_ending_asks_the_tasks_that_are_named_and_looks_them_up_before_the_first_step(
+    config: PretrainingConfig, data: DataSource
+) -> None:
+    chosen = dataclasses.replace(config, tasks=("colour", "action_gain"), compare_with_random=False)
+    objective = make_objective(chosen)
+    run = started_run(chosen, objective)
+    misspelt = dataclasses.replace(chosen, tasks=("color",))
+    with pytest.raises(UserError, match="there is no task 'color': did you mean colour"):
+        Ending(run, misspelt, objective, data, PAIRS).check()
+    Ending(run, chosen, objective, data, PAIRS).finish()
+    assert {record.task for record in read_records(run.folder / "results.json")} == {"colour", "action_gain"}
+
+
 def test_without_an_evaluation_the_encoder_is_exported_and_nothing_else(
     config: PretrainingConfig, data: DataSource, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,7 +64,7 @@ def submit(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         }  # fmt: skip
         return subprocess.run(
             ["bash", str(ROOT / "docs" / "slurm.sbatch"), str(ROOT / TOY), *options],
-            cwd=tmp_path, env=clean_environment(**job, **variables), capture_output=True, text=True,
+            cwd=tmp_path, env=clean_environment(**(job | variables)), capture_output=True, text=True,
             timeout=PATIENCE_SECONDS,
         )  # fmt: skip
 
@@ -83,7 +83,8 @@ def test_a_job_is_requeued_until_its_run_is_finished(
     assert first.stdout.count("SIGUSR1: saved") == 1
     assert 0 < len(loss_lines(run)) < SCRIPT_STEPS
     assert (tmp_path / "scontrol.txt").read_text() == f"requeue {job}\n"
-    second = submit("toy", 1)
+    # One task is enough to see that it goes on, and a task takes seconds to import torch.
+    second = submit("toy", 1, SLURM_NTASKS="2" if compared else "1")
     assert second.returncode == 0, second.stderr
     assert second.stdout.count("ended") == 1, "the tasks are one run"
     assert (tmp_path / "scontrol.txt").read_text() == f"requeue {job}\n"

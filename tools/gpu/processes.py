@@ -112,19 +112,18 @@ def two_processes(phase: Phase) -> Value:
     cases = [QUICK_CASES] if phase.quick else []
     environment = process_environment(phase.quick) | {"NVIDIA_TF32_OVERRIDE": "0"}
 
-    def started(folder: str, rank: int, count: int) -> subprocess.Popen[bytes]:
-        command = [
-            sys.executable, str(CASES), str(rank), str(count), f"{folder}/init-{count}", f"{folder}/{rank}-of-{count}",
-            phase.device, *cases,
-        ]  # fmt: skip
+    def started(folder: Path) -> subprocess.Popen[bytes]:
+        folder.mkdir()
+        command = [sys.executable, str(CASES), folder.name, str(folder), phase.device, *cases]
         return subprocess.Popen(command, env=environment, cwd=ROOT)
 
-    with tempfile.TemporaryDirectory() as folder:
-        processes = [started(folder, rank, count) for rank, count in ((0, 1), (0, 2), (1, 2))]
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = {count: Path(temporary) / str(count) for count in (1, 2)}
+        processes = [started(folder) for folder in folders.values()]
         codes = [process.wait() for process in processes]
-        assert codes == [0, 0, 0], f"the processes ended with {codes}"
+        assert codes == [0, 0], f"the groups of one and two ended with {codes}"
         one, first, second = (
-            torch.load(f"{folder}/{name}", weights_only=True) for name in ("0-of-1", "0-of-2", "1-of-2")
+            torch.load(folders[count] / f"rank{rank}.pt", weights_only=True) for count, rank in ((1, 0), (2, 0), (2, 1))
         )
     differences = {
         f"{case}: {name}": difference(name, value, first[case][name], second[case][name])

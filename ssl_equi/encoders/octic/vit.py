@@ -48,6 +48,7 @@ from ssl_equi.encoders.square.convolutions import check_element, square_group
 from ssl_equi.encoders.square.symmetries import act_on_image
 from ssl_equi.encoders.symmetric import Symmetric
 from ssl_equi.encoders.timm_interface import (
+    MATCH_PREVIOUS,
     LayeredEncoder,
     as_maps,
     as_tokens,
@@ -267,10 +268,10 @@ class OcticVisionTransformer(LayeredEncoder, Symmetric):
         return global_pool
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        # timm's groups of parameters, for learning rates by layer.
+        """timm's groups of layers: the stem, then blocks."""
         return {
             "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|^trunk", (99999,))],
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|^trunk", MATCH_PREVIOUS)],
         }
 
     def _embed(self, images: Tensor) -> Tensor:

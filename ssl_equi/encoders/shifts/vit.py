@@ -25,7 +25,7 @@ import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from timm.models.vision_transformer import Block
@@ -36,6 +36,7 @@ from ssl_equi.encoders.shifts.layers import AnchoredBlock, AnchoredPatches, Posi
 from ssl_equi.encoders.shifts.polyphase import act_on_image, nearest_multiple
 from ssl_equi.encoders.symmetric import Symmetric, Symmetries
 from ssl_equi.encoders.timm_interface import (
+    MATCH_PREVIOUS,
     LayeredEncoder,
     as_maps,
     as_tokens,
@@ -240,6 +241,13 @@ class ShiftEquivariantVisionTransformer(ShiftEquivariantEncoder):
                 kept_maps[number] = as_maps(tokens, size)
         return Tokens(as_maps(tokens, size), origins, kept_maps)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's groups of layers: the stem, then blocks; the positional convolution stands behind the first one."""
+        return {
+            "stem": r"^patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^pos_block", (0,)), (r"^norm", MATCH_PREVIOUS)],
+        }
+
 
 class ShiftEquivariantTwins(ShiftEquivariantEncoder):
     """Stages of shrinking maps, with attention within windows and to sub-sampled tokens in turn, as Twins-SVT has them.
@@ -311,6 +319,15 @@ class ShiftEquivariantTwins(ShiftEquivariantEncoder):
             if stage in kept:
                 kept_maps[stage] = maps
         return Tokens(maps, origins, kept_maps)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's groups of layers: the stem, then blocks; what leads to a stage goes with its first one."""
+        firsts = itertools.accumulate((0, *self.depths[:-1]))
+        leading = [(rf"^(?:patch_embeds|pos_block)\.{stage}\.", (first,)) for stage, first in enumerate(firsts)]
+        return {
+            "stem": r"^patch_embeds\.0\.",
+            "blocks": [(r"^blocks\.(\d+)", None), *leading, (r"^norm", MATCH_PREVIOUS)],
+        }
 
 
 def _check_stages(

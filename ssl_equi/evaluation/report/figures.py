@@ -1,8 +1,8 @@
-"""Figures of the report: inline SVG whose colours follow the page, light or dark, and whose text fits a phone.
+"""Figures of the report, as inline SVG whose colours follow the page, light or dark, or as pixels; text fits a phone.
 
-Matplotlib draws with marker colours, which are then replaced by the page's CSS variables. Where several runs or parts
-lie over each other, each has a colour and a dash pattern; one that has nothing to show is None, and takes a style all
-the same, so that the others keep theirs in all figures of a page.
+Matplotlib draws with the page's light colours, which `to_svg` replaces by the page's CSS variables. Where several runs
+or parts lie over each other, each has a colour and a dash pattern; one that has nothing to show is None, and takes a
+style all the same, so that the others keep theirs in all figures of a page.
 """
 
 import io
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Curve = tuple[np.ndarray, np.ndarray]  # places on the horizontal axis, and values
 
-INK, MUTED, LINE = "#010203", "#040506", "#070809"
-SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05")
+INK, MUTED, LINE = "#1b1f24", "#5b6570", "#dde1e6"
+SERIES = ("#2f6fdd", "#c2571a", "#16806a", "#8a4fc7", "#a8762a")
 CSS_VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {
     color: f"--series-{index + 1}" for index, color in enumerate(SERIES)
 }
@@ -40,6 +40,7 @@ SMALLEST_SHARE_SHOWN = 1e-6  # of the largest singular value
 MAX_RUNS_WITH_OBJECTS = 3  # orbits of single objects are drawn for so many runs
 LONGEST_LABEL, LONGEST_OF_TWO_LABELS = 26, 24  # characters of any label, and of one that has another beside it
 LEGEND_LINE_INCHES = 0.17
+PIXELS_PER_INCH = 180
 
 
 def series_colour(index: int) -> str:
@@ -52,11 +53,10 @@ def series_style(index: int) -> dict[str, Any]:
     return {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index % len(DASHES)]}
 
 
-def curve_figure(name: str, curves: Mapping[str, Curve | None], *, y_label: str, small: bool = False) -> str:
+def curve_figure(curves: Mapping[str, Curve | None], *, y_label: str, small: bool = False) -> "Figure":
     """Lines over training steps; a logarithmic axis if values span two decades.
 
     Args:
-        name: unique on the page, as for all figures.
         curves: by label, steps and values.
     """
     figure, axes = new_figure((2.3, 1.5) if small else (4.2, 2.6))
@@ -81,12 +81,10 @@ def curve_figure(name: str, curves: Mapping[str, Curve | None], *, y_label: str,
     steps = np.unique(np.concatenate([steps for steps, _ in drawn.values()]))
     steps = steps[evenly_spread(len(steps), MAX_SMALL_HOVER_COLUMNS if small else MAX_HOVER_COLUMNS)]
     _hover_columns(axes, steps, [f"step {step:.0f}" for step in steps], drawn)
-    return to_svg(figure, name)
+    return figure
 
 
-def angle_histogram(
-    name: str, errors_deg: Mapping[str, np.ndarray | None], baselines_deg: Mapping[str, np.ndarray]
-) -> str:
+def angle_histogram(errors_deg: Mapping[str, np.ndarray | None], baselines_deg: Mapping[str, np.ndarray]) -> "Figure":
     """Share of samples by error in degrees: a step line for each run or part, and thin ones for the baselines."""
     figure, axes = new_figure((4.2, 2.8))
     axes.set_xlabel("error in degrees (legend: median)")
@@ -95,10 +93,10 @@ def angle_histogram(
     bins = np.linspace(0, 180, 37)
     heads = [f"{low:.0f}° to {high:.0f}°" for low, high in pairwise(bins)]
     _draw_shares(axes, errors_deg, baselines_deg, bins, heads, "°")
-    return to_svg(figure, name)
+    return figure
 
 
-def rank_histogram(name: str, ranks: Mapping[str, np.ndarray | None], gallery_size: int) -> str:
+def rank_histogram(ranks: Mapping[str, np.ndarray | None], gallery_size: int) -> "Figure":
     """Share of queries by the rank of the true view, from 1, the nearest, to `gallery_size`; and a random order's."""
     figure, axes = new_figure((4.2, 2.8))
     count = min(gallery_size, MAX_SINGLE_RANKS)
@@ -111,10 +109,10 @@ def rank_histogram(name: str, ranks: Mapping[str, np.ndarray | None], gallery_si
     ranks_of_bins = [(int(np.ceil(low)), int(np.floor(high))) for low, high in pairwise(bins)]
     heads = [f"rank {low}" if low >= high else f"ranks {low} to {high}" for low, high in ranks_of_bins]
     _draw_shares(axes, ranks, {}, bins, heads, "")
-    return to_svg(figure, name)
+    return figure
 
 
-def recall_bars(name: str, recalls: Mapping[str, np.ndarray], class_names: Mapping[int, str]) -> str:
+def recall_bars(recalls: Mapping[str, np.ndarray], class_names: Mapping[int, str]) -> "Figure":
     """Recall of each class, best first: bars for the first part, dots for the others; absent classes are left out.
 
     Of more than `MAX_BARS` classes so many are drawn, evenly spread from the best to the worst.
@@ -152,10 +150,10 @@ def recall_bars(name: str, recalls: Mapping[str, np.ndarray], class_names: Mappi
         _show_when_pointed_at(
             axes.axhspan(position - 0.5, position + 0.5, alpha=0), f"{class_names[int(index)]}{values}"
         )
-    return to_svg(figure, name)
+    return figure
 
 
-def spectrum_figure(name: str, deviations: Mapping[str, np.ndarray | None]) -> str:
+def spectrum_figure(deviations: Mapping[str, np.ndarray | None]) -> "Figure":
     """Singular values of the centred features, as shares of the largest; a cliff is a collapse to fewer dimensions.
 
     Args:
@@ -184,10 +182,10 @@ def spectrum_figure(name: str, deviations: Mapping[str, np.ndarray | None]) -> s
     if most > 1:
         axes_numbers = np.unique(np.geomspace(1, most, MAX_HOVER_COLUMNS).round())
         _hover_columns(axes, axes_numbers, [f"axis {number:.0f}" for number in axes_numbers], drawn)
-    return to_svg(figure, name)
+    return figure
 
 
-def orbit_rings(name: str, angles_deg: np.ndarray, values: Mapping[str, np.ndarray | None], unit: str) -> str:
+def orbit_rings(angles_deg: np.ndarray, values: Mapping[str, np.ndarray | None], unit: str) -> "Figure":
     """A closed curve around the circle for each run: the mean over objects, with thin lines for single objects.
 
     Args:
@@ -224,12 +222,12 @@ def orbit_rings(name: str, angles_deg: np.ndarray, values: Mapping[str, np.ndarr
         *axes.get_legend_handles_labels(), loc="outside upper center", ncols=1, fontsize=8, labelcolor=INK,
         frameon=False, handlelength=2.2,
     )  # fmt: skip
-    return to_svg(figure, name)
+    return figure
 
 
 def overview_figure(
-    name: str, points: Mapping[str, tuple[float, float]], labels: tuple[str, str], baselines: tuple[float, float]
-) -> str:
+    points: Mapping[str, tuple[float, float]], labels: tuple[str, str], baselines: tuple[float, float]
+) -> "Figure":
     """One point a run, named beside it, and the baselines of both axes as lines."""
     figure, axes = new_figure((4.2, 3.0))
     axes.axvline(baselines[0], color=MUTED, linewidth=1, linestyle=DOTTED)
@@ -246,7 +244,7 @@ def overview_figure(
     axes.margins(0.12)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
-    return to_svg(figure, name)
+    return figure
 
 
 def new_figure(size_inches: tuple[float, float]) -> "tuple[Figure, Axes]":
@@ -307,14 +305,31 @@ def legend_above(axes: "Axes", handles: Iterable[Any] | None = None) -> None:
     )  # fmt: skip
 
 
+def to_pixels(figure: "Figure") -> np.ndarray:
+    """uint8 `[H, W, 3]` on white, for whatever shows no SVG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.patch.set(visible=True, facecolor="white")
+    figure.set_dpi(PIXELS_PER_INCH)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def to_svg(figure: "Figure", name: str) -> str:
-    """SVG that stands inside HTML: no XML header, metadata or namespaces, unique ids, the page's colours."""
+    """SVG that stands inside HTML: no XML header, metadata or namespaces, unique ids, the page's colours.
+
+    Args:
+        name: unique on the page.
+    """
     from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
     # Text stays text (searchable, and in the page's font); the salt makes the ids the same in every run.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "axes.unicode_minus": False}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        # `savefig` would lay the figure out and draw it twice, for the same result.
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -10,7 +10,7 @@ import numpy as np
 from ssl_equi.evaluation.predictors.action_gain import METRIC as GAIN
 from ssl_equi.evaluation.predictors.action_gain import gain_in_words
 from ssl_equi.evaluation.report.compared_runs import ComparedRun
-from ssl_equi.evaluation.report.figures import Curve, curve_figure, series_colour
+from ssl_equi.evaluation.report.figures import Curve, curve_figure, series_colour, to_svg
 from ssl_equi.evaluation.report.page import (
     captioned_figure,
     escaped,
@@ -70,7 +70,9 @@ def training_section(runs: Sequence[ComparedRun]) -> str:
             whose = term if len(runs) == 1 else f"{method}: {term}"
             curves_of_term = {run: curves.get(term) for run, curves in losses.items()}
             is_total = term == "loss"
-            svg = curve_figure(f"loss-{len(figures)}-{len(small)}", curves_of_term, y_label=whose, small=not is_total)
+            svg = to_svg(
+                curve_figure(curves_of_term, y_label=whose, small=not is_total), f"loss-{len(figures)}-{len(small)}"
+            )
             caption = f"{whose} over training steps"
             if is_total:
                 figures.append(captioned_figure(svg, caption))
@@ -85,7 +87,7 @@ def training_section(runs: Sequence[ComparedRun]) -> str:
                 if of_metric == metric:
                     by_part[run][part or name] = curve
         for choice in choose_parts(by_part, INVARIANT_FIRST if metric.endswith("top1") else EQUIVARIANT_FIRST):
-            svg = curve_figure(f"online-{len(figures)}", choice.shown, y_label=metric)
+            svg = to_svg(curve_figure(choice.shown, y_label=metric), f"online-{len(figures)}")
             about = f"Online probe on training batches, linear head: {metric}, {choice.title}"
             figures.append(choice.figure(svg, about))
     return page_section("training", "Training", figure_grid(figures), figure_grid(small, "small"))

@@ -7,6 +7,14 @@ import numpy as np
 
 from ssl_equi.evaluation.report.compared_runs import ComparedRun, class_names_of
 from ssl_equi.evaluation.report.comparison import Row
+from ssl_equi.evaluation.report.drawings import (
+    HAS_POSES,
+    HAS_SEVERAL_VIEWS,
+    error_drawings,
+    recall_drawings,
+    sheet_of_views,
+    spectrum_drawings,
+)
 from ssl_equi.evaluation.report.feature_map import (
     MapMethod,
     angle_groups,
@@ -16,15 +24,7 @@ from ssl_equi.evaluation.report.feature_map import (
     map_legend,
     shown_classes,
 )
-from ssl_equi.evaluation.report.figures import (
-    MAX_BARS,
-    angle_histogram,
-    orbit_rings,
-    overview_figure,
-    rank_histogram,
-    recall_bars,
-    spectrum_figure,
-)
+from ssl_equi.evaluation.report.figures import orbit_rings, overview_figure, rank_histogram, to_svg
 from ssl_equi.evaluation.report.page import captioned_figure, escaped, figure_grid, page_section, picture_strip
 from ssl_equi.evaluation.report.part_choices import (
     EQUIVARIANT_FIRST,
@@ -33,12 +33,10 @@ from ssl_equi.evaluation.report.part_choices import (
     choose_parts,
     tasks_with,
 )
-from ssl_equi.evaluation.report.pictures import image_data_uri, shrink, tile
+from ssl_equi.evaluation.report.pictures import image_data_uri
 from ssl_equi.evaluation.report.tables import answers_of_meant_parts, in_words
 from ssl_equi.evaluation.tasks.latents import RELATIVE
 
-# Arrays that are there if, and only if, the views' poses are known, and objects have several views.
-HAS_POSES, HAS_SEVERAL_VIEWS = "map_angle_deg", "views_per_object"
 MAX_RETRIEVAL_STRIPS = 4  # of each run
 NEIGHBOUR_STRIPS_OF_A_RUN = 3  # of each part, where several runs are compared
 NONE = np.zeros(0)
@@ -63,7 +61,7 @@ def overview_section(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
     points = {name: (stays[index][1].mean, changes[index][1].mean) for index, name in both.items()}
     first = next(iter(both))
     baselines = (stays[first][1].baseline, changes[first][1].baseline)
-    svg = overview_figure("overview", points, ("class (top1)", f"{what} (r2_uniform)"), baselines)
+    figure = overview_figure(points, ("class (top1)", f"{what} (r2_uniform)"), baselines)
     used = "; ".join(
         f"{name}: class from {stays[index][0].part}, {what} from {changes[index][0].part}"
         for index, name in both.items()
@@ -71,36 +69,14 @@ def overview_section(runs: Sequence[ComparedRun], rows: Sequence[Row]) -> str:
     caption = (
         f"What stays and what changes: up and to the right is better. Dotted: baselines without an image. Parts: {used}"
     )
-    return page_section("overview", "At a glance", figure_grid([captioned_figure(svg, caption)], "single"))
+    drawing = captioned_figure(to_svg(figure, "overview"), caption)
+    return page_section("overview", "At a glance", figure_grid([drawing], "single"))
 
 
 def errors_section(runs: Sequence[ComparedRun]) -> str:
     """Errors in degrees and recalls, of several runs or of one run's parts."""
-    figures: list[str] = []
-    for task in tasks_with(runs, "angle_errors_deg"):
-        baselines: dict[str, np.ndarray] = {}
-        for parts in arrays_by_part(runs, f"constant_angle_errors_deg/{task}/").values():
-            if parts:
-                baselines["constant"] = next(iter(parts.values()))
-        if len(runs) == 1:
-            (randoms,) = arrays_by_part(runs, f"random_angle_errors_deg/{task}/").values()
-            shown = "all" if "all" in randoms else next(iter(randoms), "")
-            baselines |= {f"random encoder, {part}": values for part, values in randoms.items() if part == shown}
-        for choice in choose_parts(arrays_by_part(runs, f"angle_errors_deg/{task}/"), EQUIVARIANT_FIRST):
-            svg = angle_histogram(f"angles-{len(figures)}", choice.shown, baselines)
-            figures.append(choice.figure(svg, f"{in_words(task)}, {choice.title}: error over the evaluated samples"))
-    for task in tasks_with(runs, "per_class_recall"):
-        for choice in choose_parts(arrays_by_part(runs, f"per_class_recall/{task}/"), INVARIANT_FIRST):
-            present = {label: recall for label, recall in choice.shown.items() if recall is not None}
-            sizes = {len(recall) for recall in present.values()}
-            if len(sizes) > 1:
-                continue
-            num_classes = int(np.isfinite(next(iter(present.values()))).sum())
-            which = "each class" if num_classes <= MAX_BARS else f"{MAX_BARS} of {num_classes} classes, best to worst,"
-            arrays = next(run.arrays for run in runs if "class_names" in run.arrays or run is runs[-1])
-            svg = recall_bars(f"recall-{len(figures)}", present, class_names_of(arrays, range(sizes.pop())))
-            about = f"{in_words(task)}, {choice.title}: recall of {which} on unseen objects"
-            figures.append(choice.figure(svg, about))
+    drawings = [*error_drawings(runs), *recall_drawings(runs)]
+    figures = [drawing.html(f"errors-{number}") for number, drawing in enumerate(drawings)]
     return page_section(
         "errors", "Where they are right" if len(runs) > 1 else "Where it is right", figure_grid(figures)
     )
@@ -113,7 +89,7 @@ def retrieval_section(runs: Sequence[ComparedRun]) -> str:
     for task in tasks_with(runs, "retrieval_ranks"):
         for size, found in _ranks_by_gallery(runs, task).items():
             for choice in choose_parts(found, EQUIVARIANT_FIRST):
-                svg = rank_histogram(f"ranks-{len(figures)}", choice.shown, size)
+                svg = to_svg(rank_histogram(choice.shown, size), f"ranks-{len(figures)}")
                 about = f"{in_words(task)}, {choice.title}: rank of the view asked for, 1: the nearest"
                 figures.append(choice.figure(svg, about))
     for task in tasks_with(runs, "retrieval_images"):
@@ -165,16 +141,7 @@ def maps_section(runs: Sequence[ComparedRun], method: MapMethod) -> str:
 
 def spectrum_section(runs: Sequence[ComparedRun]) -> str:
     """Singular values of the features."""
-    figures: list[str] = []
-    # Those of a task, TASK/PART, are of features that are not centred: another spectrum, whose rank is `rankme`.
-    found = {
-        run: {part: values for part, values in parts.items() if "/" not in part}
-        for run, parts in arrays_by_part(runs, "singular_values/").items()
-    }
-    for choice in choose_parts(found, ("all",)):
-        svg = spectrum_figure(f"spectrum-{len(figures)}", choice.shown)
-        about = f"Singular values of the centred features, {choice.title}; a cliff is a collapse to fewer dimensions"
-        figures.append(choice.figure(svg, about))
+    figures = [drawing.html(f"spectrum-{number}") for number, drawing in enumerate(spectrum_drawings(runs))]
     return page_section("spectrum", "Do the features use their dimensions?", figure_grid(figures))
 
 
@@ -192,7 +159,7 @@ def orbits_section(runs: Sequence[ComparedRun]) -> str:
         ("orbit_rotation_deg", "°", EQUIVARIANT_FIRST, judged),
     ):
         for choice in choose_parts(arrays_by_part(runs, f"{kind}/"), preferred):
-            svg = orbit_rings(f"orbit-{len(figures)}", angles[0], choice.shown, unit)
+            svg = to_svg(orbit_rings(angles[0], choice.shown, unit), f"orbit-{len(figures)}")
             figures.append(choice.figure(svg, f"{choice.title[0].upper()}{choice.title[1:]}: {what}"))
     about = (
         '<p class="muted">Objects turned once around in the image plane, 0 in the centre of the circle. Thick: the '
@@ -211,14 +178,11 @@ def views_section(runs: Sequence[ComparedRun]) -> str:
     figures, heading = [], "Images"
     for names in names_by_sheet.values():
         arrays = with_sheet[names[0]].arrays
-        sheet = arrays["view_sheet"]
-        rows, columns = sheet.shape[:2]
         if HAS_POSES in arrays or HAS_SEVERAL_VIEWS in arrays:
-            heading, described = "Views", f"{columns} views of each of {rows} unseen objects, one object a row"
-        else:
-            described = f"{rows * columns} unseen images, as the encoder is given them"
-        described = escaped(f"{described} ({', '.join(names)})" if len(names_by_sheet) > 1 else described)
-        image = f'<img class="sheet" alt="{described}" src="{image_data_uri(tile(shrink(sheet)))}">'
+            heading = "Views"
+        picture = sheet_of_views(arrays)
+        described = escaped(f"{picture.caption} ({', '.join(names)})" if len(names_by_sheet) > 1 else picture.caption)
+        image = f'<img class="sheet" alt="{described}" src="{image_data_uri(picture.pixels)}">'
         figures.append(f"<figure>{image}<figcaption>{described}</figcaption></figure>")
     return page_section("views", heading, *figures)
 
