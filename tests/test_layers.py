@@ -28,7 +28,8 @@ FLOOR = {
     "evaluation": 7,
     "training": 8,
     "cli": 9,
-    "__main__": 10,
+    "shell": 10,
+    "__main__": 11,
 }
 
 

@@ -38,7 +38,7 @@ def threediebench() -> ModuleType:
     return load_script(SCRIPT)
 
 
-def _write_archive(folder: Path, latent_size: int = 7) -> None:
+def write_archive(folder: Path, latent_size: int = 7) -> None:
     """11 train and 6 val objects: images, float64 latents, lists of '<U43' strings and int64 labels."""
     generator = np.random.default_rng(0)
     for split, count in (("train", 11), ("val", 6)):
@@ -61,7 +61,7 @@ def _write_archive(folder: Path, latent_size: int = 7) -> None:
 
 @pytest.fixture
 def archive(tmp_path) -> Path:
-    _write_archive(tmp_path / "archive")
+    write_archive(tmp_path / "archive")
     return tmp_path / "archive"
 
 
@@ -367,7 +367,7 @@ def test_objects_are_stored_in_a_seeded_order(threediebench, config):
 @pytest.fixture
 def translated_config(config, tmp_path):
     """Converts an archive of the same layout with ten latents a view."""
-    _write_archive(tmp_path / "with_translation", latent_size=10)
+    write_archive(tmp_path / "with_translation", latent_size=10)
     return dataclasses.replace(config, source=tmp_path / "with_translation", out=tmp_path / "translated_shards")
 
 
