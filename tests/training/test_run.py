@@ -211,6 +211,7 @@ def test_the_default_folder_is_one_that_no_run_is_using(tmp_path: Path, monkeypa
 
 def test_a_run_that_is_refused_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tracker is the last to refuse a run, when its folder is there already."""
+    monkeypatch.setattr("ssl_equi.training.trackers.version", lambda name: "1")
     monkeypatch.setattr(Accelerator, "init_trackers", failing(ValueError("api_key not\nconfigured")))
     with pytest.raises(RunError, match=r"--tracker wandb does not start \(api_key not configured\): run `wandb login`"):
         train(ToyConfig(out=tmp_path / "new" / "run", tracker="wandb"))

@@ -172,7 +172,12 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module", params=TRACKERS)
 def tracker(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+    return installed(str(request.param))
+
+
+def installed(tracker: str) -> str:
+    pytest.importorskip(tracker, reason=f"{tracker} comes with the extra trackers: uv sync --extra trackers")
+    return tracker
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +256,7 @@ def test_a_run_that_starts_afresh_is_another_one(elsewhere: Path, tmp_path: Path
     ids = []
     for _ in range(2):
         with process_of_its_own():
-            train(TrackedConfig(out=tmp_path, tracker="trackio", steps=1)).close()
+            train(TrackedConfig(out=tmp_path, tracker=installed("trackio"), steps=1)).close()
         ids.append((tmp_path / IDS_FILE).read_text())
         shutil.rmtree(tmp_path / "checkpoints")
     with sqlite3.connect(elsewhere / "trackio" / "ssl-equi.db") as database:
