@@ -13,6 +13,7 @@
     ssl-equi data posed_images --table views.csv  datasets/posed_images.py: your own images as shards
     ssl-equi new-method my_method                 tools/new_method.py: begins a method of your own, in a clone
     ssl-equi where train sie                      the script's path, for accelerate launch and torchrun
+    ssl-equi completion bash                      a script that lets bash, zsh or fish complete all of these
 
 `ssl-equi train`, `ssl-equi evaluate list` and `ssl-equi data` list what there is; --help behind a script lists its
 options.
@@ -60,7 +61,7 @@ COMMANDS = {
     "demo": Command("recipes", "sie", named=False, configuration="demo"),
     "new-method": Command("tools", "new_method", named=False),
 }
-WHERE = "where"
+WHERE, COMPLETION = "where", "completion"
 
 
 def main() -> None:
@@ -69,11 +70,14 @@ def main() -> None:
     if not words or words[0] in LIST:
         print(__doc__.strip() if __doc__ else PROGRAM)
         return
+    if words[0] == COMPLETION:
+        print_completion(words[1:])
+        return
     shows_path = words[0] == WHERE
     words = words[1:] if shows_path else words
     name, *options = words or [""]
     if name not in COMMANDS:
-        stop("command", name, (*COMMANDS, WHERE))
+        stop("command", name, (*COMMANDS, WHERE, COMPLETION))
     command = COMMANDS[name]
     script, options = chosen_script(name, command, options)
     if script is None:
@@ -142,6 +146,22 @@ def print_scripts(name: str, command: Command) -> None:
         first_line = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
         width = max(shutil.get_terminal_size().columns, 2 * columns)
         print(textwrap.fill(f"  {script}".ljust(columns) + first_line, width, subsequent_indent=" " * columns))
+
+
+def print_completion(words: Sequence[str]) -> None:
+    """Prints what the shell that is named reads, with the words of all scripts that there are."""
+    from ssl_equi.shell.completion import SHELLS, CompletedCommand, completion_script
+
+    if len(words) != 1 or words[0] not in SHELLS:
+        stop("shell", " ".join(words), SHELLS)
+    commands: dict[str, CompletedCommand] = {}
+    for name, command in COMMANDS.items():
+        there = scripts_of(command)
+        if command.script is None or command.script in there:
+            default = None if command.script is None else there[command.script]
+            configured = command.configuration is not None
+            commands[name] = CompletedCommand(there if command.named else {}, default, configured)
+    print(completion_script(words[0], commands, {COMPLETION: " ".join(SHELLS)}), end="")
 
 
 def stop(what: str, given: str, known: Sequence[str]) -> NoReturn:

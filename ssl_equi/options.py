@@ -151,22 +151,74 @@ def used_options(config: Any) -> dict[str, Any]:
     return visible_values(nested)
 
 
-def option_flags(config: Any) -> list[str]:
-    """The options of a dataclass, or of an instance of it, as on the command line."""
+@dataclasses.dataclass(frozen=True)
+class CommandLineOption:
+    """An option as it is typed.
+
+    Attributes:
+        flag: such as --objective.inv-weight; empty where only the value is typed.
+        hint: type of its value, with annotations.
+    """
+
+    flag: str
+    hint: Any
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether no value is typed behind it; `--no-...` turns it off."""
+        return self._types == {bool}
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether any number of values can be typed behind it."""
+        return bool({get_origin(hint) for hint in _within(self.hint)} & {tuple, list, dict})
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """All that its value can be; empty if that is open."""
+        return tuple(str(choice) for choice in _choices(self.hint))
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether its value can be any text, such as the name of a file."""
+        return not self.choices and bool(self._types - {int, float, bool, type(None)})
+
+    @property
+    def _types(self) -> set[Any]:
+        return {hint for hint in _within(self.hint) if isinstance(hint, type) and get_origin(hint) is None}
+
+
+def command_line_options(config: Any) -> list[CommandLineOption]:
+    """The options of a dataclass, or of an instance of it, as they are typed."""
     hints = get_type_hints(config if isinstance(config, type) else type(config), include_extras=True)
-    flags: list[str] = []
+    options: list[CommandLineOption] = []
     for entry in dataclasses.fields(config):
         hint = hints[entry.name]
         annotations = hint.__metadata__ if get_origin(hint) is Annotated else ()
         kind = hint.__origin__ if annotations else hint
-        if tyro.conf.Suppress in annotations or tyro.conf.Positional in annotations:
+        flag = f"--{entry.name.replace('_', '-')}"
+        if tyro.conf.Suppress in annotations:
             continue
         if not dataclasses.is_dataclass(kind):
-            flags.append(f"--{entry.name.replace('_', '-')}")
+            options.append(CommandLineOption("" if tyro.conf.Positional in annotations else flag, hint))
             continue
-        group = "--" if _is_unnamed(annotations) else f"--{entry.name.replace('_', '-')}."
-        flags += [group + flag.removeprefix("--") for flag in option_flags(kind)]
-    return flags
+        group = "--" if _is_unnamed(annotations) else f"{flag}."
+        for option in command_line_options(kind):
+            options.append(dataclasses.replace(option, flag=group + option.flag.removeprefix("--")))
+    return options
+
+
+def option_flags(config: Any) -> list[str]:
+    """The options of a dataclass, or of an instance of it, as on the command line."""
+    return [option.flag for option in command_line_options(config) if option.flag]
+
+
+def _within(hint: Any) -> Iterator[Any]:
+    """A type and all that it is made of, but for annotations."""
+    yield hint
+    inner = get_args(hint)[:1] if get_origin(hint) is Annotated else get_args(hint)
+    for argument in inner if get_origin(hint) is not Literal else ():
+        yield from _within(argument)
 
 
 def _as_given(option: "_Option") -> str:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import pytest
 import torch
+from benchmarks import launches
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -27,9 +28,6 @@ aten = torch.ops.aten
 READS_VALUES = {
     aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique, aten._unique2, aten.unique_dim,
     aten.unique_consecutive, aten.bincount, aten.histc, aten.equal, aten.is_nonzero, aten._linalg_check_errors,
-}  # fmt: skip
-ALLOCATES = {
-    aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten._unsafe_view,
 }  # fmt: skip
 INDEXES = {aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
@@ -109,7 +107,7 @@ class SimulatedDevice(TorchDispatchMode):
             result = operation(*args, **kwargs)
             return self._pin(result) if is_pinned else result
 
-        self.launches += not (_is_view(operation) or kind in ALLOCATES)
+        self.launches += launches(operation)
         self._note(operation, args, kwargs)
         if target is not None:
             kwargs["device"] = torch.device("cpu")
@@ -162,11 +160,6 @@ class SimulatedDevice(TorchDispatchMode):
         if non_blocking and on_the_cpu is not None and self._is_pinned(on_the_cpu):
             return None
         return f"{'pageable' if non_blocking else 'blocking'} copy {'from' if goes_back else 'to'} the device"
-
-
-def _is_view(operation: Any) -> bool:
-    aliases = [result.alias_info for result in operation._schema.returns]
-    return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
 
 
 def _values_of(kwargs: dict[str, Any]) -> dict[str, Any]:

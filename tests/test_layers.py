@@ -28,7 +28,8 @@ FLOOR = {
     "evaluation": 7,
     "training": 8,
     "cli": 9,
-    "__main__": 10,
+    "shell": 10,
+    "__main__": 11,
 }
 
 
@@ -95,6 +96,7 @@ def test_a_library_stays_behind_its_border() -> None:
         "lightly": "parts/heads.py", "escnn": "escnn_import.py",
         "fsspec": "transport.py", "sklearn": "feature_map.py", "pyarrow": "posed/reading.py",
         "trimesh": "mesh_files.py", "huggingface_hub": "export/hub.py",
+        **dict.fromkeys(("wandb", "tensorboard", "trackio", "mlflow"), "training/trackers.py"),
         **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx_files.py"),
     }  # fmt: skip
     for library, border in borders.items():
@@ -131,7 +133,9 @@ def test_every_dependency_of_the_package_is_declared() -> None:
     }  # fmt: skip
     extras = project["optional-dependencies"]
     optional = [
-        line for extra in ("steerable", "streaming", "maps", "tables", "meshes", "onnx") for line in extras[extra]
+        line
+        for extra in ("steerable", "streaming", "maps", "tables", "meshes", "onnx", "trackers")
+        for line in extras[extra]
     ]
     lines = [*project["dependencies"], *optional]
     declared = {import_name.get(name, name) for name in (line.split(">")[0] for line in lines)}

@@ -73,6 +73,7 @@ def test_the_wheel_has_the_scripts_and_finds_them(tmp_path: Path) -> None:
     assert "ssl-equi = ssl_equi.__main__:main" in next((tmp_path / "installed").glob("*/entry_points.txt")).read_text()
     found = called("where", "train", "sie", path=tmp_path / "installed", folder=tmp_path).stdout.strip()
     assert found == str(tmp_path / "installed" / "ssl_equi" / "scripts" / "recipes" / "sie.py")
+    assert {f"ssl_equi/shell/{name}" for name in ("candidates.sh", "bash.sh", "zsh.sh", "fish.fish")} <= set(names)
     refused = called("new-method", "mine", path=tmp_path / "installed", folder=tmp_path)
     assert refused.returncode == 1 and "works on a clone" in refused.stderr
 

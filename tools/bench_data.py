@@ -1,6 +1,7 @@
 """What loading costs beside decoding alone, and beside the usual ways of loading the same images.
 
     python tools/bench_data.py [--json FILE] [--threads N] [--rounds N] [--objects N] [--folder DIR]
+    python tools/bench_data.py --measure scaling        1, 2, 4, ... threads and processes of our loader; some minutes
 
 Data like 3DIEBench's are made first: objects with 50 views of 256 x 256 pixels, 12 KB each, as shards and as one file
 a view with its latents in another; and images like ImageNet's, 110 KB each, as shards. All lies in the page cache.
@@ -20,6 +21,9 @@ a view with its latents in another; and images like ImageNet's, 110 KB each, as 
 - our loader, nvJPEG: `gpu_loader`, which a GPU decodes for, where there is one; and `stored_loader` with the copy
   of each batch to the GPU.
 
+scaling: images a second of our loader by the number of its threads, and of its worker processes, up to the number of
+cores; each of them runs by itself, on small views. Where more of either stop helping is where to stop.
+
 Every round all of them take their turn, in reverse order every other round. A figure is a ratio of seconds a pair (an
 image) in the same round; CPU seconds are those of the process and its workers (read from /proc, so Linux is needed).
 """
@@ -35,14 +39,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
 import torch
 from benchmarks import Row, print_rows, row_of, write_rows
+from loader_scaling import WARM_UP_BATCHES, ScalingConfig, measure_scaling, print_scaling
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -59,7 +64,6 @@ from ssl_equi.errors import UserError
 
 VIEW_SIDE, VIEW_QUALITY, SMALL_SIDE = 256, 90, 64
 DIFFERENT_PICTURES = 64
-WARM_UP_BATCHES = 8  # more than the loader decodes ahead
 MEAN_RGB, STD_RGB = (0.5016, 0.5037, 0.5060), (0.1030, 0.0999, 0.0969)
 
 
@@ -67,6 +71,11 @@ MEAN_RGB, STD_RGB = (0.5016, 0.5037, 0.5060), (0.1030, 0.0999, 0.0969)
 class Config:
     """Sizes, and where the data are made."""
 
+    measure: Literal["comparison", "scaling"] = "comparison"
+    """comparison: our loader beside decoding alone and the usual ways. scaling: our loader, by its number of threads
+    and of processes."""
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    """Sizes of scaling; objects, views and batches are those below."""
     json: Path | None = None
     """Also write the table to this file."""
     threads: int = 2
@@ -468,6 +477,12 @@ def main(config: Config) -> None:
     torch.set_num_threads(1)
     folder = config.folder or Path(tempfile.mkdtemp(prefix="bench_data_"))
     try:
+        if config.measure == "scaling":
+            make_objects(config, folder, config.scaling.image_size)
+            rows = measure_scaling(config.scaling, ShardDataset(folder / "shards", "train"), config.batch_size)
+            print_scaling(config.scaling, rows)
+            write_rows(config.json, rows, "cpu")
+            return
         objects = measure_objects(config, folder)
         small, images = measure_decoded_once(config, folder), measure_images(config, folder)
     finally:

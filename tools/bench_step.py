@@ -8,6 +8,7 @@
     python tools/bench_step.py --measure setup          the embedded SIE on a CPU, with and without what runs set up
     python tools/bench_step.py --measure published      SIE's ResNet-18 on a CPU, over a plain reading of the paper
     python tools/bench_step.py --measure action_gain    what it costs to see whether actions are used
+    python tools/bench_step.py --measure operators      how many operators a step of each recipe gives to a GPU
 
 loop: trains SIE on the embedded set, step by step. Rounds alternate between steps with and without online probes, so
 that a busy machine slows both. Shares are of the time of a step without probes; data wait is the share of the loop
@@ -31,6 +32,9 @@ weights, moments, gradients and all that a step allocates.
 
 action_gain: steps of recipes as they are by default, on random views, which measure `action_gain` or don't, taking
 turns. Runs measure it at the steps that they log, so the share of a step is a `log_every`-th of what one costs more.
+
+operators: what launches a kernel or a copy in a step of each recipe's loop, as it is by default but for 16 objects a
+step, and with augmented views. Needs no GPU; see step_operators.py for what counts.
 """
 
 import json
@@ -62,6 +66,7 @@ from benchmarks import (
 )
 from recipe_steps import GainConfig, measure_action_gain
 from sie_forms import Form, Sizes
+from step_operators import OperatorsConfig, measure_operators
 from torch import Tensor, nn
 
 from ssl_equi.cli import explain_errors, parse_command_line
@@ -153,11 +158,13 @@ class FormsConfig:
 class Config:
     """What to measure, and where."""
 
-    measure: Literal["both", "loop", "methods", "probe_pass", "busy", "setup", "published", "action_gain"] = "both"
+    measure: Literal[
+        "both", "loop", "methods", "probe_pass", "busy", "setup", "published", "action_gain", "operators"
+    ] = "both"
     """loop: online probes and waiting for data. methods: E-SSL and CARE over their base. both: these two. probe_pass:
     MoCo without a pass of its encoder for the probes, over MoCo with one. busy: the loop beside other programs. setup:
     SIE's step without and with what runs set up. published: SIE's step as in the paper, over that of runs. action_gain:
-    steps that measure whether actions are used."""
+    steps that measure whether actions are used. operators: how many a step gives to a GPU."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Sizes of SIE's training loop."""
     methods: MethodsConfig = field(default_factory=MethodsConfig)
@@ -168,6 +175,8 @@ class Config:
     """Sizes of setup and published, which run on the CPU."""
     gain: GainConfig = field(default_factory=GainConfig)
     """Whose steps measure the gain of their actions."""
+    operators: OperatorsConfig = field(default_factory=OperatorsConfig)
+    """Whose steps are counted."""
     device: str = "cpu"
     """cpu or cuda."""
     json: Path | None = None
@@ -456,6 +465,8 @@ def main(config: Config) -> None:
     if config.measure == "action_gain":
         rows = measure_action_gain(config.gain, config.device)
         print_rows(f"measuring whether actions are used, {config.device}", rows, ["{:.2%}"] * len(rows))
+    if config.measure == "operators":
+        rows = measure_operators(config.operators)
     write_rows(config.json, rows, config.device)
 
 

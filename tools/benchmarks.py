@@ -1,5 +1,5 @@
-"""What the benchmark scripts share: time and peak memory of a piece of work, timed training steps, rows of figures, the
-machine they were measured on, the JSON file.
+"""What the benchmark scripts share: time, peak memory and launches of a piece of work, timed training steps, rows of
+figures, the machine they were measured on, the JSON file.
 """
 
 import json
@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import torch
 from rich.console import Console
@@ -76,6 +76,19 @@ def peak_bytes(work: Work, device: str) -> int:
         live += change.nbytes()
         peak = max(peak, live)
     return peak
+
+
+aten = torch.ops.aten
+ALLOCATES = {
+    aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten._unsafe_view,
+}  # fmt: skip
+
+
+def launches(operation: Any) -> bool:
+    """Whether an ATen operator on tensors of a GPU starts a kernel or a copy there: all but views and allocations."""
+    aliases = [result.alias_info for result in operation._schema.returns]
+    is_view = bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
+    return not is_view and operation.overloadpacket not in ALLOCATES
 
 
 class Cost(NamedTuple):

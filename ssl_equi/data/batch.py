@@ -26,6 +26,8 @@ class ViewBatch:
     stage_seconds: StageSeconds = field(default_factory=StageSeconds)  # what this batch took the loader's threads
     augmenting: Stopwatch = field(default_factory=Stopwatch)  # runs while views are made of this batch
     records_skipped: int = 0  # rows that hold another object of the batch, because their own can't be read
+    # latents and quat_xyzw of a batch that came from the CPU, where a device would take launches for a few numbers
+    known_on_cpu: tuple[Tensor, Tensor | None] | None = None
 
     def to(self, device: torch.device | str) -> "ViewBatch":
         """The batch on another device; copies are queued, not waited for. On its own device it stays as it is.
@@ -40,4 +42,5 @@ class ViewBatch:
             latents=latents,
             quat_xyzw=quats_xyzw[0] if quats_xyzw else None,
             labels=labels,
+            known_on_cpu=(self.latents, self.quat_xyzw) if self.latents.device.type == "cpu" else self.known_on_cpu,
         )

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import simplejpeg
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -219,9 +220,17 @@ def imagenet_center_crop(side: int) -> CenterCrop:
 
 def normalise_images(images: Tensor, mean_rgb: Sequence[float], std_rgb: Sequence[float]) -> Tensor:
     """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in channels-last memory: (x / 255 - mean) / std."""
-    mean, std = (constant(tuple(values), images.device).view(1, 3, 1, 1) for values in (mean_rgb, std_rgb))
-    # The permuted NHWC tensor already has the channels-last strides, and the conversion keeps them.
-    return images.permute(0, 3, 1, 2).float().sub_(mean * 255).div_(std * 255)
+    # The permuted NHWC tensor already has the channels-last strides, and what follows keeps them.
+    images = images.permute(0, 3, 1, 2)
+    if images.device.type == "cpu":
+        means, stds = (tuple(float(np.float32(value) * np.float32(255)) for value in of) for of in (mean_rgb, std_rgb))
+        mean, std = (constant(values, images.device).view(3, 1, 1) for values in (means, stds))
+        return images.float().sub_(mean).div_(std)
+    # One launch and one pass over the pixels; rounded otherwise.
+    scales = tuple(1 / (255 * std) for std in std_rgb)
+    shifts = tuple(-mean / std for mean, std in zip(mean_rgb, std_rgb, strict=True))
+    scale, shift = (constant(values, images.device).view(3, 1, 1) for values in (scales, shifts))
+    return torch.addcmul(shift, images, scale)
 
 
 def normalise_views(images: Tensor, mean_rgb: Sequence[float], std_rgb: Sequence[float]) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_equi.runtime.device_copies import constant
+
 
 def require_shape(tensor: Tensor, name: str, *last: int) -> None:
     """Raises ValueError unless the last dimensions of a tensor are these."""
@@ -77,6 +79,8 @@ def rotate_vectors(quat_xyzw: Tensor, vectors: Tensor) -> Tensor:
 def quat_to_matrix(quat_xyzw: Tensor) -> Tensor:
     """Rotation matrices [..., 3, 3] of unit quaternions [..., 4]."""
     require_shape(quat_xyzw, "quat_xyzw", 4)
+    if quat_xyzw.device.type != "cpu":
+        return _quat_to_matrix_at_once(quat_xyzw)
     x, y, z, w = quat_xyzw.unbind(-1)
     rows = [
         torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)], dim=-1),
@@ -84,6 +88,36 @@ def quat_to_matrix(quat_xyzw: Tensor) -> Tensor:
         torch.stack([2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)], dim=-1),
     ]
     return torch.stack(rows, dim=-2)
+
+
+def _quat_to_matrix_at_once(quat_xyzw: Tensor) -> Tensor:
+    """The same with four launches instead of forty."""
+    products = (quat_xyzw.unsqueeze(-1) * quat_xyzw.unsqueeze(-2)).flatten(-2)
+    factors, identity = (
+        constant(numbers, products.device, products.dtype)
+        for numbers in (_ENTRIES_OF_PRODUCTS, (1, 0, 0, 0) * 2 + (1,))
+    )
+    return ((products.unsqueeze(-2) * factors).sum(dim=-1) + identity).unflatten(-1, (3, 3))
+
+
+def _entries_of_products() -> tuple[tuple[float, ...], ...]:
+    """[9, 16]: what each product of two of x, y, z, w adds to each entry of the matrix less the identity."""
+    signed_products = (
+        ("-yy-zz", "+xy-zw", "+xz+yw"),
+        ("+xy+zw", "-xx-zz", "+yz-xw"),
+        ("+xz-yw", "+yz+xw", "-xx-yy"),
+    )
+    rows = []
+    for entry in (entry for row in signed_products for entry in row):
+        factors = [0.0] * 16
+        for term in (entry[:3], entry[3:]):
+            product = 4 * "xyzw".index(term[1]) + "xyzw".index(term[2])
+            factors[product] = 2.0 if term[0] == "+" else -2.0
+        rows.append(tuple(factors))
+    return tuple(rows)
+
+
+_ENTRIES_OF_PRODUCTS = _entries_of_products()
 
 
 def quat_from_matrix(matrices: Tensor) -> Tensor:

@@ -87,5 +87,6 @@ class BarlowTwins(ProjectedObjective):
             embeddings = full_precision(embeddings)
             on_diagonal, off_diagonal = cross_correlation_terms(*embeddings.unbind(dim=1))
             loss = on_diagonal + self.config.off_diagonal_weight * off_diagonal
-            terms = {"on_diagonal": on_diagonal, "off_diagonal": off_diagonal, "std_all": normalised_std(embeddings)}
+            terms = {"on_diagonal": on_diagonal, "off_diagonal": off_diagonal}
+            terms |= self.monitors(lambda: {"std_all": normalised_std(embeddings)})
         return self.output(loss, terms, features, embeddings=embeddings, encoder_features=features)

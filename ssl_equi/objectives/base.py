@@ -12,6 +12,7 @@ from ssl_equi.objectives.parts.batch import full_precision, on_both_views
 from ssl_equi.objectives.parts.checks import feature_dim
 from ssl_equi.objectives.parts.heads import follow
 from ssl_equi.objectives.parts.predictors import EmbeddingPredictor
+from ssl_equi.runtime.device_copies import constant
 
 if TYPE_CHECKING:  # capsules import timm, which takes seconds
     from ssl_equi.encoders.capsules.network import CapsuleNetwork
@@ -48,7 +49,9 @@ class ObjectiveOutput:
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     """The loss of named terms; a weight whose term is absent counts nothing."""
-    return torch.stack([weights[name] * terms[name] for name in weights if name in terms]).sum()
+    present = [name for name in weights if name in terms]
+    stacked = torch.stack([terms[name] for name in present])
+    return (stacked * constant(tuple(weights[name] for name in present), stacked.device, stacked.dtype)).sum()
 
 
 class Objective(nn.Module):
@@ -70,6 +73,8 @@ class Objective(nn.Module):
         sequence_model: the objective itself, where it is one of sequences, which a run exports and evaluates, too.
         measures_action_gain: whether `forward` also returns the gain, which takes two more predictions; a run switches
             it on for the steps that it logs.
+        measures_monitors: whether the terms hold monitors, too, which the loss has no part in; a run switches it off
+            for the steps that it doesn't log.
     """
 
     encoder: nn.Module
@@ -79,6 +84,7 @@ class Objective(nn.Module):
     capsule_network: "CapsuleNetwork | None" = None
     sequence_model: "SequenceObjective | None" = None
     measures_action_gain: bool = False
+    measures_monitors: bool = True
 
     def __init__(self, encoder: nn.Module, separate_batch_norm: bool = False) -> None:
         super().__init__()
@@ -115,6 +121,13 @@ class Objective(nn.Module):
         """How much larger the prediction error is with the actions of other objects, see `parts.action_gain`; None
         unless it is to be measured."""
         return action_gain(predict, error, actions, prediction, *modules) if self.measures_action_gain else None
+
+    def monitors(self, measure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The terms that nobody but the log reads, such as `std_all`, without a graph; none unless measured."""
+        if not self.measures_monitors:
+            return {}
+        with torch.no_grad():
+            return measure()
 
     def output(
         self, loss: Tensor, terms: dict[str, Tensor], features: Tensor, **kept: Tensor | None

@@ -74,7 +74,7 @@ class BYOL(ProjectedObjective):
             of_other_view = full_precision(targets).flip(dims=(1,))
             cosine = -self.negative_cosine(full_precision(predictions).flatten(0, 1), of_other_view.flatten(0, 1))
             loss = 2 - 2 * cosine if self.config.reduction == "mean" else 4 - 4 * cosine
-            terms = {"cosine": cosine, "std_all": normalised_std(embeddings)}
+            terms = {"cosine": cosine, **self.monitors(lambda: {"std_all": normalised_std(embeddings)})}
         return self.output(loss, terms, features, encoder_features=features)
 
 
@@ -142,7 +142,8 @@ class ConditionalBYOL(ProjectedObjective):
         gain = self.action_gain(predict, error, actions, prediction, self.predictor)
         with torch.autocast(views.device.type, enabled=False):
             loss = self._error(target, full_precision(prediction))
-            terms = {"equivariance": loss, "std_all": normalised_std(embedding.unsqueeze(1))}
+            monitors = self.monitors(lambda: {"std_all": normalised_std(embedding.unsqueeze(1))})
+            terms = {"equivariance": loss, **monitors}
         return self.output(loss, terms, features.unsqueeze(1), action_gain=gain)
 
     def _error(self, target: Tensor, prediction: Tensor) -> Tensor:

@@ -135,5 +135,5 @@ class CapsIE(CapsuleObjective):
                 "covariance": config.covariance_weight,
             }
             loss = weighted_sum(terms, weights)
-            terms |= capsule_monitors(activations.detach(), poses.detach(), pose_std=1.0)
+            terms |= self.monitors(lambda: capsule_monitors(activations, poses, pose_std=1.0))
         return self.output(loss, terms, features, action_gain=gain)

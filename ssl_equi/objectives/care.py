@@ -136,10 +136,10 @@ class CARE(Extension):
             embeddings = full_precision(embeddings)
             # A mean over chunks, which lie within a process: the mean over processes is that of all chunks.
             difference = gram_difference(embeddings, config.chunk_size)
-            first, second = embeddings.detach().unbind(dim=1)
-            alignment = F.cosine_similarity(first, second, dim=1).mean()
+            first, second = embeddings.unbind(dim=1)
+            monitors = self.monitors(lambda: {"alignment_shared": F.cosine_similarity(first, second, dim=1).mean()})
             loss = output.loss + config.weight * difference
-        terms = {"gram_difference": difference, "alignment_shared": alignment}
+        terms = {"gram_difference": difference, **monitors}
         return self.output(loss, output.terms | terms, output.features)
 
     def _compared_views(self, views: Tensor, shared_views: Tensor | None) -> Tensor:

@@ -101,7 +101,8 @@ class ConvJEPA(ProjectedObjective):
             cosine_by_view = F.cosine_similarity(full_precision(predictions), targets, dim=-1).mean(dim=0)
             losses = 1 - cosine_by_view
             loss = losses.mean() if self.config.reduction == "mean" else losses.sum()
-            terms = {"cosine": cosine_by_view.mean(), "std_all": normalised_std(embeddings)}
+            monitors = self.monitors(lambda: {"std_all": normalised_std(embeddings)})
+            terms = {"cosine": cosine_by_view.mean(), **monitors}
         return self.output(loss, terms, features, encoder_features=features, action_gain=gain)
 
     def _predict(self, embeddings: Tensor, actions: Tensor) -> Tensor:

@@ -143,7 +143,8 @@ class EquiCaps(CapsuleObjective):
             }
             loss = weighted_sum(terms, weights)
             pose_std = largest_pose_std(self.pose_side, self.unit_columns)
-            terms |= capsule_monitors(activations.detach(), embeddings[..., self.num_capsules :].detach(), pose_std)
+            pose_columns = embeddings[..., self.num_capsules :]
+            terms |= self.monitors(lambda: capsule_monitors(activations, pose_columns, pose_std))
         return self.output(loss, terms, features, action_gain=gain)
 
     def _moved(self, poses: Tensor, actions: Tensor) -> Tensor:

@@ -138,7 +138,9 @@ class EquiMod(Objective):
             invariant, equivariant = full_precision(invariant), full_precision(equivariant)
             terms = self._terms(invariant, equivariant, full_precision(prediction))
             loss = weighted_sum(terms, self._term_weights())
-            terms |= {"std_inv": normalised_std(invariant), "std_equi": normalised_std(equivariant)}
+            terms |= self.monitors(
+                lambda: {"std_inv": normalised_std(invariant), "std_equi": normalised_std(equivariant)}
+            )
         return self.output(loss, terms, features, encoder_features=features, action_gain=gain)
 
     def _terms(self, invariant: Tensor, equivariant: Tensor, prediction: Tensor) -> dict[str, Tensor]:

@@ -103,8 +103,8 @@ class ESSL(Extension):
         with torch.autocast(views.device.type, enabled=False):
             prediction = F.cross_entropy(full_precision(logits), labels)
             loss = output.loss + self.config.weight * prediction
-        top1 = (logits.detach().argmax(dim=1) == labels).float().mean()
-        terms = output.terms | {"transformation": prediction, "transformation_top1": top1}
+        monitors = self.monitors(lambda: {"transformation_top1": (logits.argmax(dim=1) == labels).float().mean()})
+        terms = {**output.terms, "transformation": prediction, **monitors}
         return self.output(loss, terms, output.features)
 
     def _logits_and_labels(self, transformed_views: Tensor, elements: Tensor) -> tuple[Tensor, Tensor]:

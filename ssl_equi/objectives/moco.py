@@ -95,8 +95,10 @@ class MoCo(ProjectedObjective):
             negative = queries @ full_precision(self.queue.clone()).T
             logits = torch.cat([positive, negative], dim=-1).flatten(0, 1) / self.config.temperature
             loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
-            spread = normalised_std(embeddings)
-            terms = {"contrastive": loss, "positive_similarity": positive.mean(), "std_all": spread}
+            monitors = self.monitors(
+                lambda: {"positive_similarity": positive.mean(), "std_all": normalised_std(embeddings)}
+            )
+            terms = {"contrastive": loss, **monitors}
             if updates_queue:
                 self._enqueue(keys)
         reusable = {"embeddings": embeddings, "encoder_features": features} if symmetric else {}

@@ -74,5 +74,5 @@ class SEN(ProjectedObjective):
         with torch.autocast(views.device.type, enabled=False):
             embeddings = full_precision(embeddings)
             loss = self._contrastive_loss(full_precision(prediction), embeddings[:, 1])
-            terms = {"equivariance": loss, "std_all": normalised_std(embeddings)}
+            terms = {"equivariance": loss, **self.monitors(lambda: {"std_all": normalised_std(embeddings)})}
         return self.output(loss, terms, features, encoder_features=features, action_gain=gain)

@@ -184,11 +184,10 @@ class SeqJEPA(SequenceObjective):
 
         with torch.autocast(views.device.type, enabled=False):
             cosine = F.cosine_similarity(full_precision(prediction), target, dim=1).mean()
-            terms = {
-                "cosine": cosine,
-                "std_all": normalised_std(features.detach()),
-                "std_agg": normalised_std(aggregates.detach().unsqueeze(1)),
-            }
+            monitors = self.monitors(
+                lambda: {"std_all": normalised_std(features), "std_agg": normalised_std(aggregates.unsqueeze(1))}
+            )
+            terms = {"cosine": cosine, **monitors}
         kept = {"encoder_features": features, "aggregates": aggregates.detach(), "action_gain": gain}
         return self.output(1 - cosine, terms, features, **kept)
 

@@ -157,9 +157,8 @@ class SIE(Objective):
             together = torch.cat(list(embeddings.values()), dim=-1)
             terms |= spread_terms(together)
             loss = weighted_sum(terms, self._term_weights())
-            std = std_per_dim(together.detach()).mean(dim=0)
-            std_by_part = std.split([embedding.shape[-1] for embedding in embeddings.values()])
-            terms |= {f"std_{part}": part_std.mean() for part, part_std in zip(embeddings, std_by_part, strict=True)}
+            widths = {part: embedding.shape[-1] for part, embedding in embeddings.items()}
+            terms |= self.monitors(lambda: _monitors(together, widths))
         return self.output(loss, terms, features, action_gain=gain)
 
     def _term_weights(self) -> dict[str, float]:
@@ -171,6 +170,12 @@ class SIE(Objective):
             "variance_prediction": config.variance_weight / 2 if config.variance_on_prediction else 0.0,
             "covariance": config.covariance_weight,
         }
+
+
+def _monitors(embeddings: Tensor, widths: dict[str, int]) -> dict[str, Tensor]:
+    """The mean standard deviation of each part's dimensions, of embeddings [B, 2, D] of all parts side by side."""
+    std_by_part = std_per_dim(embeddings).mean(dim=0).split([*widths.values()])
+    return {f"std_{part}": part_std.mean() for part, part_std in zip(widths, std_by_part, strict=True)}
 
 
 def _columns_by_part(config: SIEConfig, num_features: int) -> dict[str, slice]:

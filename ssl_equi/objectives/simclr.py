@@ -74,6 +74,11 @@ class SimCLR(ProjectedObjective):
             embeddings = full_precision(embeddings)
             first, second = embeddings.unbind(dim=1)
             loss = self._contrastive_loss(first, second)
-            alignment = F.cosine_similarity(first.detach(), second.detach(), dim=1).mean()
-            terms = {"contrastive": loss, "alignment": alignment, "std_all": normalised_std(embeddings)}
+            monitors = self.monitors(
+                lambda: {
+                    "alignment": F.cosine_similarity(first, second, dim=1).mean(),
+                    "std_all": normalised_std(embeddings),
+                }
+            )
+            terms = {"contrastive": loss, **monitors}
         return self.output(loss, terms, features, embeddings=embeddings, encoder_features=features)

@@ -55,5 +55,5 @@ class SimSiam(ProjectedObjective):
         with torch.autocast(views.device.type, enabled=False):
             of_other_view = full_precision(embeddings.detach()).flip(dims=(1,))
             loss = self.negative_cosine(full_precision(predictions).flatten(0, 1), of_other_view.flatten(0, 1))
-            terms = {"cosine": -loss, "std_all": normalised_std(embeddings)}
+            terms = {"cosine": -loss, **self.monitors(lambda: {"std_all": normalised_std(embeddings)})}
         return self.output(loss, terms, features, encoder_features=features)

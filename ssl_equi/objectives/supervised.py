@@ -86,14 +86,14 @@ class Supervised(Objective):
             logits, labels_of_views = self.class_head(features.flatten(0, 1)), labels.repeat_interleave(2)
             with torch.autocast(views.device.type, enabled=False):
                 terms["classification"] = F.cross_entropy(full_precision(logits), labels_of_views)
-                terms["top1"] = (logits.argmax(dim=1) == labels_of_views).float().mean()
+                terms |= self.monitors(lambda: {"top1": (logits.argmax(dim=1) == labels_of_views).float().mean()})
                 weighted.append(config.class_weight * terms["classification"])
         if self.action_head is not None and actions is not None:
             prediction = self.action_head(features)
             with torch.autocast(views.device.type, enabled=False):
                 terms["action_regression"] = action_regression(prediction, actions)
                 weighted.append(config.action_weight * terms["action_regression"])
-        terms["std_all"] = normalised_std(features)
+        terms |= self.monitors(lambda: {"std_all": normalised_std(features)})
         return self.output(torch.stack(weighted).sum(), terms, features, encoder_features=features)
 
     def _check_labels(self, labels: Tensor | None, batch_size: int) -> Tensor:
@@ -106,7 +106,7 @@ class Supervised(Objective):
                 "each object"
             )
         # On a GPU the answer would have to come back to the CPU, which would stall every step.
-        if not labels.is_cuda:
+        if labels.device.type == "cpu":
             outside = (labels < 0) | (labels >= self.config.num_classes)
             if outside.any():
                 row = int(outside.nonzero()[0])

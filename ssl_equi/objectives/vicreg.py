@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ssl_equi.objectives.base import ObjectiveOutput, ProjectedObjective
+from ssl_equi.objectives.base import ObjectiveOutput, ProjectedObjective, weighted_sum
 from ssl_equi.objectives.parts.batch import full_precision
 from ssl_equi.objectives.parts.checks import check_views
 from ssl_equi.objectives.parts.heads import projector
@@ -46,12 +46,13 @@ class VICReg(ProjectedObjective):
         """The loss and the terms that `forward` returns, from this process's embeddings of pairs [B, 2, E]; call it
         with autocast off."""
         terms = vicreg_terms(embeddings)
-        loss = (
-            self.config.inv_weight * terms["invariance"]
-            + self.config.variance_weight * terms["variance"]
-            + self.config.covariance_weight * terms["covariance"]
-        )
-        return loss, terms | {"std_all": std_per_dim(embeddings.detach()).mean()}
+        weights = {
+            "invariance": self.config.inv_weight,
+            "variance": self.config.variance_weight,
+            "covariance": self.config.covariance_weight,
+        }
+        loss = weighted_sum(terms, weights)
+        return loss, terms | self.monitors(lambda: {"std_all": std_per_dim(embeddings).mean()})
 
     def forward(self, views: Tensor, actions: Tensor | None = None) -> ObjectiveOutput:
         """The loss of two views.

@@ -33,7 +33,7 @@ from ssl_equi.evaluation.suite import (
     tasks_for,
 )
 from ssl_equi.evaluation.tables import in_short_tables
-from ssl_equi.evaluation.task import TaskResult
+from ssl_equi.evaluation.task import Task, TaskResult
 from ssl_equi.export.encoder import ENCODER_FOLDER, EncoderCard, encoder_export
 from ssl_equi.export.folder import Export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, TrainedPredictor, predictor_export
@@ -72,8 +72,7 @@ class Ending:
         """
         check_splits(probed_parts(self.objective), self.data.probe_train, self.data.evaluation)
         if self.config.evaluate:
-            source, schema = self.source(self.objective), self.data.evaluation.schema
-            asked_tasks(source, schema, self.protocol, self.tasks(self.objective))
+            self.asked_tasks()
         for export in self.exports(self.run.whole(self.objective)).values():
             self.run.processes.on_main_then_everywhere(export.check)
 
@@ -100,7 +99,8 @@ class Ending:
         with LiveProgress() as progress:
             results = self.probe(objective, progress)
             notes = [*results.notes]
-            progress.show("asking further questions")
+            if objective.sequence_model is not None or objective.capsule_network is not None:
+                progress.show("probing what stands on the encoder")
             with noted_if_unanswered("further questions", notes):
                 records, further_notes = self.ask_more(objective, results)
                 notes += further_notes
@@ -133,8 +133,13 @@ class Ending:
         """What comes behind the training, in words."""
         if not self.config.evaluate:
             return "the export"
-        probes = f"{len(self.tasks(self.objective))} probes"
+        probes = f"{len(self.asked_tasks())} probes"
         return f"{probes} of it and of a random encoder" if self.config.compare_with_random else probes
+
+    def asked_tasks(self) -> list[Task]:
+        """What is asked, of groups of tasks each one; a UserError names what can't be."""
+        source, schema = self.source(self.objective), self.data.evaluation.schema
+        return asked_tasks(source, schema, self.protocol, self.tasks(self.objective))
 
     def tasks(self, objective: Objective) -> tuple[str, ...]:
         """What is asked: the tasks that are named, or one of each kind and those of the protocol.

@@ -112,33 +112,43 @@ def _is_up_to(line: bytes, step: int) -> bool:
 # ---------------------------------------------------------------- what is not finite
 
 
+MOST_STEPS_UNREAD = 1000
+
+
 class FiniteWatch:
-    """Keeps, on the device, the first step at which each term was not finite."""
+    """Keeps the terms of each step on the device until somebody reads which of them first was not finite."""
 
     def __init__(self) -> None:
-        self._first_bad: Tensor | None = None
-        self._names: list[str] = []
+        self._unread: list[tuple[int, list[str], Tensor]] = []
 
     def look(self, output: ObjectiveOutput, step: int) -> None:
-        """Takes note of one step's terms; nothing is copied from the device."""
-        self._names = ["loss", *output.terms]
+        """Takes note of one step's terms, in one operation; nothing is copied from the device."""
+        if len(self._unread) == MOST_STEPS_UNREAD:
+            # What went wrong since then still has its step and name, and the steps before it need no more room.
+            found = self.first_bad().read()
+            if found is not None:
+                self._unread = [(found[0], [found[1]], torch.full((1,), math.nan, device=output.loss.device))]
         values = torch.stack([output.loss.detach().float(), *(term.float() for term in output.terms.values())])
-        if self._first_bad is None:
-            self._first_bad = torch.full((len(values),), math.inf, device=values.device)
-        now = torch.full_like(self._first_bad, float(step))
-        self._first_bad = torch.where(torch.isfinite(values), self._first_bad, torch.minimum(self._first_bad, now))
+        self._unread.append((step, ["loss", *output.terms], values))
 
     def first_bad(self) -> Unread[tuple[int, str] | None]:
-        """The step and the term that went wrong first; None if all is well. A term comes before the loss, their sum."""
-        return Unread(() if self._first_bad is None else (self._first_bad,), self._earliest)
+        """Since the last call, the step and the term that went wrong first; None if all is well.
 
-    def _earliest(self, first_bad: list[list[float]]) -> tuple[int, str] | None:
-        steps = first_bad[0] if first_bad else []
-        earliest = min(steps, default=math.inf)
-        if math.isinf(earliest):
+        A term comes before the loss, their sum.
+        """
+        noted, self._unread = self._unread, []
+        if not noted:
+            return Unread((), lambda _: None)
+
+        def earliest(values: list[list[float]]) -> tuple[int, str] | None:
+            each = iter(values[0])
+            for step, names, _ in noted:
+                bad = [name for name in names if not math.isfinite(next(each))]
+                if bad:
+                    return step, next((name for name in bad if name != "loss"), "loss")
             return None
-        names = [name for name, step in zip(self._names, steps, strict=True) if step == earliest]
-        return int(earliest), next((name for name in names if name != "loss"), "loss")
+
+        return Unread((torch.cat([values for *_, values in noted]),), earliest)
 
 
 # ---------------------------------------------------------------- progress

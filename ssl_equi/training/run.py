@@ -28,12 +28,12 @@ from torch import nn
 from ssl_equi.checkpoint import has_checksums, list_checkpoints
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.loading.processes import start_server
-from ssl_equi.encoders.batch_norm import running_statistics_kept
+from ssl_equi.encoders.batch_norm import batch_counts, running_statistics_kept
 from ssl_equi.encoders.compiling import compile_networks, try_compiler
 from ssl_equi.encoders.recomputing import checkpoint_activations
 from ssl_equi.errors import CheckpointError, RunError
 from ssl_equi.files import write_atomically
-from ssl_equi.objectives.base import ObjectiveOutput
+from ssl_equi.objectives.base import Objective, ObjectiveOutput
 from ssl_equi.objectives.parts.batch import convert_sync_batchnorm
 from ssl_equi.options import used_options
 from ssl_equi.runtime.device_copies import Unread, together
@@ -112,6 +112,7 @@ class Run:
         sharded = self.config.sharding == "full"
         if sharded and self.processes.is_main:
             self._whole = copy.deepcopy(objective)
+        counts = batch_counts(objective)
         self.objective = objective.to(self.device)
         prepare_for_device(self.objective, self.device)
         if self.processes.world_size > 1:
@@ -128,7 +129,12 @@ class Run:
         self.optimizer = self.accelerator.prepare_optimizer(self.state.optimizer)
         if sharded:  # such a model needs Accelerate's autocast, but no further wrapping
             return self.accelerator.prepare_model(self.objective, device_placement=False, evaluation_mode=True)
-        return self.accelerator.prepare_model(self.objective)
+        model = self.accelerator.prepare_model(self.objective)
+        if self.processes.world_size == 1 and not self.config.compile:
+            # On the CPU, where nothing but a checkpoint needs them: on a GPU adding 1 is a launch for each layer.
+            for layer, count in counts.items():
+                layer.num_batches_tracked = count
+        return model
 
     def whole(self, objective: Kept) -> Kept:
         """What is exported and probed: the objective itself or, if its weights are shared out, a copy that has all.
@@ -212,7 +218,7 @@ class Run:
         batches = on_device(loader.batches(start_step), self.device)
         for step, batch in enumerate(batches, start=start_step):
             self._seed_step(step)
-            self.objective.measures_action_gain = self._logs(step)  # type: ignore[assignment]
+            self._measure_what_is_logged(self._logs(step))
             self._speed_window.add(batch, self.processes.world_size)
             self._records_skipped_here += batch.records_skipped
             yield step, replace(batch, augmenting=self._speed_window.augmenting)
@@ -228,6 +234,11 @@ class Run:
                 self._leave(stopping)
             if finished:
                 return
+
+    def _measure_what_is_logged(self, logs: bool) -> None:
+        for module in self.objective.modules():
+            if isinstance(module, Objective):
+                module.measures_action_gain = module.measures_monitors = logs
 
     def _seed_step(self, step: int) -> None:
         # Python's hash of a tuple of integers is stable across processes and well mixed.

@@ -106,6 +106,7 @@ class Tracker:
         cure: what to do if it doesn't start.
         start: how it is started: options of Accelerate's tracker.
         show: gives Accelerate's tracker the final results, after so many steps.
+        log: gives it numbers by name, after so many steps.
         describe: gives it the options of a run that has started; None if `start` does.
         id_of: what it calls the run it has started, as `start` takes it; None if it has no need of that.
     """
@@ -114,6 +115,9 @@ class Tracker:
     cure: str
     start: Callable[[TrackedRun], dict[str, Any]]
     show: Callable[[Any, FinalResults, int], None]
+    log: Callable[[Any, Mapping[str, float], int], None] = lambda tracker, numbers, step: tracker.log(
+        numbers, step=step
+    )
     describe: Callable[[Any, TrackedRun], None] | None = None
     id_of: Callable[[Any], str] | None = None
 
@@ -142,6 +146,8 @@ def _start_mlflow(run: TrackedRun) -> dict[str, Any]:
     if "MLFLOW_TRACKING_URI" not in os.environ:
         folder = run.folder.resolve()
         importlib.import_module("mlflow").set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        # It is left to child processes there, where the next run of this process would take it for the user's.
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
         options["logging_dir"] = (folder / "mlflow-artifacts").as_uri()
     return options
 
@@ -189,7 +195,7 @@ def _show_panels(tracker: Any, results: FinalResults, step: int) -> None:
         panels[f"results/{name}"] = library.Image(picture.pixels, caption=picture.caption)
     if results.report.exists():
         panels["results/report"] = library.Html(str(results.report))
-    tracker.log(panels, step=step)
+    tracker.tracker.log(panels, step=step)
 
 
 def _show_artifacts(tracker: Any, results: FinalResults, step: int) -> None:
@@ -205,7 +211,8 @@ def _show_artifacts(tracker: Any, results: FinalResults, step: int) -> None:
 
 TRACKERS: Mapping[TrackerName, Tracker] = {
     "tensorboard": Tracker(
-        ("tensorboard",), "check its installation", _start_tensorboard, _show_summaries, _describe_to_tensorboard
+        ("tensorboard",), "check its installation", _start_tensorboard, _show_summaries,
+        describe=_describe_to_tensorboard,
     ),
     "wandb": Tracker(
         ("wandb",), "run `wandb login` (or set WANDB_MODE=offline)", _start_wandb, _show_panels,
@@ -213,11 +220,13 @@ TRACKERS: Mapping[TrackerName, Tracker] = {
     ),
     "trackio": Tracker(
         ("trackio",), "check its settings", _start_trackio, _show_panels,
+        log=lambda tracker, numbers, step: tracker.tracker.log(numbers, step=step),  # Accelerate 1.13 drops the step
         id_of=lambda run: run.name,
     ),
     "mlflow": Tracker(
         ("mlflow", "mlflow-skinny"), "check MLFLOW_TRACKING_URI, or unset it and install the extra `trackers`",
-        _start_mlflow, _show_artifacts, _describe_to_mlflow,
+        _start_mlflow, _show_artifacts,
+        describe=_describe_to_mlflow,
         id_of=lambda run: run.info.run_id,
     ),
 }  # fmt: skip
@@ -278,26 +287,22 @@ class Tracking:
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Numbers by names such as `speed/images_per_second`, in characters that all trackers take."""
         named = {re.sub(r"[^\w./-]", "_", name): value for name, value in numbers.items()}
-        self._try(lambda: self._accelerator.log(named, step=step))
+        self._try(lambda tracker, how: how.log(tracker, named, step))
 
     def show(self, results: Callable[[], FinalResults], step: int) -> None:
         """What is known at the end, which is made for a tracker alone."""
-        self._try(lambda: self._show(results(), step))
-
-    def _show(self, results: FinalResults, step: int) -> None:
-        assert self._name is not None
-        TRACKERS[self._name].show(self._accelerator.get_tracker(self._name), results, step)
+        self._try(lambda tracker, how: how.show(tracker, results(), step))
 
     def end(self) -> None:
         """Lets the tracker finish; safe to call twice."""
-        self._try(self._accelerator.end_training)
+        self._try(lambda tracker, how: self._accelerator.end_training())
         self._active = False
 
-    def _try(self, action: Callable[[], object]) -> None:
-        if not self._active:
+    def _try(self, action: Callable[[Any, Tracker], object]) -> None:
+        if self._name is None or not self._active:
             return
         try:
-            action()
+            action(self._accelerator.get_tracker(self._name), TRACKERS[self._name])
         except Exception as error:  # a tracker that fails must not cost the run
             self._active = False
             print(

@@ -49,8 +49,8 @@ class ViewSequence:
 
     Attributes:
         images: [B, V, 3, S, S] float, normalised.
-        action_between: (i, j) -> [B, A], the action that takes view i to view j, counted from 0; None if nothing is
-            known, or nobody asks.
+        action_between: (i, j) -> [B, A], the action that takes view i to view j, counted from 0, on the CPU where it
+            can be computed there; None if nothing is known, or nobody asks.
     """
 
     images: Tensor
@@ -64,7 +64,7 @@ class ViewSequence:
     @property
     def action(self) -> Tensor | None:
         """The action from the first view to the second, [B, A]: all that there is of a pair; None without actions."""
-        return None if self.action_between is None else self.action_between(0, 1)
+        return None if self.action_between is None else self._beside_images(self.action_between(0, 1))
 
     def steps(self) -> Tensor | None:
         """The actions from each view to the next, [B, V - 1, A]; None without actions."""
@@ -81,7 +81,10 @@ class ViewSequence:
     def _stacked(self, pairs: list[tuple[int, int]]) -> Tensor | None:
         if self.action_between is None:
             return None
-        return torch.stack([self.action_between(first, second) for first, second in pairs], dim=1)
+        return self._beside_images(torch.stack([self.action_between(first, second) for first, second in pairs], dim=1))
+
+    def _beside_images(self, actions: Tensor) -> Tensor:
+        return copy_together([actions], self.images.device)[0]
 
 
 class ViewMaker(Protocol):
@@ -163,7 +166,8 @@ class StoredViews:
     def __call__(self, batch: ViewBatch, step: int) -> ViewSequence:
         with batch.augmenting:
             images = normalise_views(batch.images, self.data.mean_rgb, self.data.std_rgb)
-            latents, quats, actions = batch.latents, batch.quat_xyzw, self.actions
+            actions = self.actions
+            latents, quats = batch.known_on_cpu or (batch.latents, batch.quat_xyzw)
             if actions is None:
                 return ViewSequence(images, None)
 
@@ -267,7 +271,7 @@ class AugmentedViews:
 
             # Parameters lie on the CPU, where they were drawn.
             def action_between(first: int, second: int) -> Tensor:
-                return copy_together([between(first, second)[:, columns]], images.device)[0]
+                return between(first, second)[:, columns]
 
             return ViewSequence(images, action_between)
 

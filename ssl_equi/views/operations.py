@@ -22,6 +22,7 @@ from torch import Tensor
 from ssl_equi.runtime.device_copies import constant
 
 Interpolation = Literal["bilinear", "bicubic"]
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue
 
 
 def adjust_colours(images: Tensor, values: Tensor, positions: Tensor, *, compiled: bool = False) -> Tensor:
@@ -127,7 +128,10 @@ def to_grayscale(images: Tensor) -> Tensor:
 
 def _grey(images: Tensor) -> Tensor:
     """[N, 1, H, W]"""
-    of_red, of_green, of_blue = constant((0.299, 0.587, 0.114), images.device)
+    if images.device.type != "cpu" and not torch.compiler.is_compiling():  # compiled code merges what stands below
+        weights = constant((GREY_WEIGHTS,), images.device).expand(len(images), 1, 3)
+        return torch.bmm(weights, images.flatten(2)).unflatten(2, images.shape[2:])
+    of_red, of_green, of_blue = constant(GREY_WEIGHTS, images.device)
     red, green, blue = images.split(1, dim=1)
     return (red * of_red).addcmul_(green, of_green).addcmul_(blue, of_blue)
 

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop as TorchvisionCenterCrop
 from torchvision.transforms import Compose, Resize
@@ -20,9 +21,11 @@ from ssl_equi.data.images import (
     ImageHeader,
     decode_image,
     imagenet_center_crop,
+    normalise_images,
     read_image_header,
 )
 from ssl_equi.errors import DataError
+from tests.simulated_device import SimulatedDevice
 
 
 def smooth_rgb(height: int = 24, width: int = 32) -> np.ndarray:
@@ -271,3 +274,20 @@ def test_an_image_of_the_right_size_is_left_as_it_is() -> None:
 def test_a_very_long_picture_is_not_enlarged_as_a_whole() -> None:
     out, _ = placed(imagenet_center_crop(224), noise(2, 60_000))  # enlarged, it would have 5 GB
     assert out.shape == (224, 224, 3)
+
+
+def test_a_gpu_normalises_in_one_launch_to_the_same_values(device: SimulatedDevice) -> None:
+    images = torch.from_numpy(np.stack([smooth_rgb(8, 12), smooth_rgb(8, 12)[::-1]]))
+    mean, std = (0.48, 0.46, 0.41), (0.23, 0.22, 0.27)
+    there, before = images.to("cuda"), device.launches
+    normalised = normalise_images(there, mean, std)
+    assert device.launches - before <= 5  # the first call also copies the constants
+    assert normalised.is_contiguous(memory_format=torch.channels_last)
+    expected = (images.double().permute(0, 3, 1, 2) / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(
+        3, 1, 1
+    )
+    for made in (normalised.cpu(), normalise_images(images, mean, std)):
+        torch.testing.assert_close(made, expected.float(), atol=2e-6, rtol=0)
+    before = device.launches
+    normalise_images(there, mean, std)
+    assert device.launches - before == 1

@@ -7,6 +7,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ssl_equi.encoders.capsules import layers
 from ssl_equi.encoders.capsules.layers import CapsuleHead, Capsules, PrimaryCapsules, SelfRouting, gated_product
 from tests.encoders.symmetric_encoders import assert_refused
 
@@ -246,3 +247,18 @@ def test_wrong_sizes_votes_and_shapes_are_named() -> None:
         (r"of \(3, 3\) is larger than the map of 2 x 5 with padding 0", lambda: layer(random_capsules(2, 3, (2, 5)))),
         (r"\(1, 8, 3, 2\), but .* was built for \[N, 8, 2, 2\]", lambda: head(torch.zeros(1, 8, 3, 2))),
     )
+
+
+@pytest.mark.parametrize("gated_bytes", [1, 2**10, 2**28])
+def test_a_gpu_multiplies_several_output_capsules_at_once(gated_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "GATED_BYTES", gated_bytes)
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"inputs": (3, 2, 3, 8), "gates": (5, 3, 8), "weight": (5, 4, 3, 8)}
+    inputs, gates, weight = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes.values())
+    needing_gradient = [tensor.clone().requires_grad_() for tensor in (inputs, gates, weight)]
+    product = gated_product(*needing_gradient)
+    gradient = torch.randn(product.shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(layers._gated_products(inputs, gates, weight), product.detach())
+    gradients = layers._gated_product_gradients(gradient.flatten(1, 2), inputs, gates, weight)
+    expected = torch.autograd.grad(product, needing_gradient, gradient)
+    torch.testing.assert_close(gradients, expected)

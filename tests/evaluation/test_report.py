@@ -9,6 +9,7 @@ from torch import nn
 
 from ssl_equi.evaluation.protocol import ProbeProtocol
 from ssl_equi.evaluation.publish import publish_results
+from ssl_equi.evaluation.report.drawings import pictures_of_run
 from ssl_equi.evaluation.report.figures import curve_figure, to_svg
 from ssl_equi.evaluation.report.pictures import nearest_neighbours, shrink, tile
 from ssl_equi.evaluation.report.runs import read_curves
@@ -16,7 +17,7 @@ from ssl_equi.evaluation.report.write import write_evaluation_report
 from ssl_equi.evaluation.results import read_records
 from tests.evaluation.conftest import make_fake_dataset
 from tests.evaluation.probed_by_hand import probed
-from tests.evaluation.report_pages import make_evaluation, make_older_run, read_page, record
+from tests.evaluation.report_pages import made_arrays, make_evaluation, make_older_run, read_page, record
 
 SECTIONS = (
     "runs", "headline", "results", "errors", "maps", "spectrum", "training", "views", "neighbours", "settings",
@@ -141,6 +142,19 @@ def test_a_figure_is_the_same_in_every_run():
     curve = {"loss": (np.arange(5.0), np.arange(5.0) ** 2)}
     first, again = (to_svg(curve_figure(curve, y_label="loss"), "loss") for _ in range(2))
     assert first == again
+
+
+def test_trackers_are_shown_figures_of_the_page(tmp_path: Path) -> None:
+    arrays = made_arrays(0)
+    pictures = pictures_of_run(make_evaluation(tmp_path, [record()], arrays))
+    assert list(pictures) == [
+        "views", "nearest_neighbours/inv", "angle_errors/relative_rotation", "recall/classification", "singular_values",
+    ]  # fmt: skip
+    np.testing.assert_array_equal(pictures["views"].pixels, tile(arrays["view_sheet"]))
+    page = write_evaluation_report([tmp_path], tmp_path / "report.html").read_text()
+    for name, picture in pictures.items():
+        assert picture.pixels.dtype == np.uint8 and picture.pixels.shape[2] == 3 and picture.pixels.std() > 5
+        assert picture.caption in page or name.startswith("nearest_neighbours")
 
 
 def test_shrinking_averages_blocks_and_tiling_keeps_pixels():

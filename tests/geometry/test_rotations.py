@@ -190,3 +190,8 @@ def test_wrong_shapes_are_named() -> None:
         so3.quat_conjugate(torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"\[..., 3, 3\]"):
         so3.quat_from_matrix(torch.zeros(2, 4))
+
+
+def test_matrices_that_a_gpu_makes_at_once_are_the_same() -> None:
+    quats = so3.quat_from_euler_xyz(euler_box(60)).view(3, 20, 4)
+    torch.testing.assert_close(so3._quat_to_matrix_at_once(quats), so3.quat_to_matrix(quats))

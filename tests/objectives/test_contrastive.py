@@ -7,6 +7,7 @@ import torch
 from lightly.loss import NTXentLoss
 from torch import Tensor
 
+from ssl_equi.objectives.parts import contrastive
 from ssl_equi.objectives.parts.contrastive import ContrastiveLoss
 
 
@@ -52,3 +53,24 @@ def test_wrong_options_are_refused() -> None:
         ContrastiveLoss(0.0)
     with pytest.raises(ValueError, match="candidates is 'queue': choose 'both_views' or 'other_view'"):
         ContrastiveLoss(0.1, "queue")
+
+
+@pytest.mark.parametrize("candidates", ["both_views", "other_view"])
+def test_what_a_gpu_computes_at_once_is_the_same_for_each_share_of_the_batch(
+    candidates: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = ContrastiveLoss(0.3, candidates)
+    first, second = (view.requires_grad_() for view in random_views(6, 5, torch.float64))
+    at_once = loss._at_once(torch.stack((first, second)))
+    torch.testing.assert_close(at_once, loss(first, second))
+    gradients = (torch.autograd.grad(of, (first, second)) for of in (at_once, loss(first, second)))
+    torch.testing.assert_close(*gradients)
+
+    whole = torch.nn.functional.normalize(torch.stack((first, second), dim=1), dim=2)
+    monkeypatch.setattr(contrastive, "gather_batch", lambda local: whole)
+    shares = []
+    for rank in (0, 1):  # of two processes with three objects each
+        monkeypatch.setattr(contrastive, "rank", lambda rank=rank: rank)
+        own = slice(3 * rank, 3 * rank + 3)
+        shares.append(loss._at_once(torch.stack((first[own], second[own]))))
+    torch.testing.assert_close(torch.stack(shares).mean(), at_once)

@@ -257,3 +257,19 @@ def test_extensions_show_their_base(case: Case):
         assert objective.parts == objective.base.parts
         assert objective.separate_batch_norm == objective.base.separate_batch_norm
         assert all(name.startswith(("base.", "head.")) for name in objective.state_dict())
+
+
+@in_turn(CASES)
+def test_without_monitors_the_loss_and_its_terms_stay(case: Case):
+    outputs = []
+    for measures in (True, False):
+        objective = make(case)
+        for module in objective.modules():
+            if isinstance(module, Objective):
+                module.measures_monitors = measures
+        torch.manual_seed(1)
+        outputs.append(objective(**case.inputs()))
+    with_monitors, without = outputs
+    assert torch.equal(with_monitors.loss, without.loss)
+    assert all(torch.equal(term, with_monitors.terms[name]) for name, term in without.terms.items())
+    assert any(name.startswith("std_") for name in with_monitors.terms.keys() - without.terms.keys())

@@ -6,6 +6,7 @@ import torch
 from lightly.loss import VICRegLoss
 
 from ssl_equi.objectives.parts.vicreg_terms import (
+    _spread_terms_at_once,
     covariance_term,
     invariance_term,
     spread_terms,
@@ -86,3 +87,15 @@ def test_covariance_of_few_samples_has_the_gradient_of_the_matrix_beside_a_huge_
     covariance_term(few).backward()
     for column in range(32):
         assert torch.allclose(few.grad[:, column], exact.grad[:, column].float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_what_a_gpu_computes_at_once_is_the_same_with_the_same_gradient(scaled: bool):
+    pairs = torch.stack([wave(12, 5, 0.2), wave(12, 5, 1.3)], dim=1).double().mul(0.8).requires_grad_()
+    std_targets = torch.tensor([0.5, 1.0, 0.7, 2.0, 0.3]).double() if scaled else None
+    plain, at_once = (terms(pairs, std_targets) for terms in (spread_terms, _spread_terms_at_once))
+    assert plain.keys() == at_once.keys() and plain["variance"] > 0
+    for name in plain:
+        torch.testing.assert_close(at_once[name], plain[name])
+        gradients = [torch.autograd.grad(terms[name], pairs, retain_graph=True) for terms in (at_once, plain)]
+        torch.testing.assert_close(*gradients)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loader_scaling import counts_up_to
 
 from ssl_equi.data.loading.threads import stored_loader
 from ssl_equi.data.shards.reader import ShardDataset
@@ -105,3 +106,24 @@ def test_the_report_has_ratios_ranges_and_targets(tool: ModuleType, tiny: Callab
 def test_sizes_that_give_no_batch_are_refused_before_data_are_made(tool: ModuleType, tiny: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match="3 objects, 4 images, 1 threads, 1 rounds: give at least a batch of 4 of each"):
         tool.main(tiny(objects=3))
+
+
+def test_the_loader_is_timed_with_every_number_of_threads_and_processes(
+    tool: ModuleType, tiny: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scaling = tool.ScalingConfig(most=2, image_size=16, batches=2, rounds=1)
+    report = tmp_path / "scaling.json"
+    tool.main(tiny(measure="scaling", scaling=scaling, folder=tmp_path / "set", json=report))
+    rows = {row["name"]: row["ratio"] for row in json.loads(report.read_text())["rows"]}
+    numbers = ("1 thread", "2 threads", "1 process", "2 processes")
+    assert list(rows) == [
+        *(f"images per second, {number}" for number in numbers), "2 threads / 1 thread", "2 processes / 1 process",
+    ]  # fmt: skip
+    speeds = [rows[f"images per second, {number}"] for number in numbers]
+    assert rows["2 threads / 1 thread"] == pytest.approx(speeds[1] / speeds[0])
+    assert min(speeds) > 0 and "our loader, views of 16 pixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("most", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])])
+def test_numbers_double_up_to_the_largest(most: int, counts: list[int]) -> None:
+    assert counts_up_to(most) == counts

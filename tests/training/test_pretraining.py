@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from ssl_equi.data.images import normalise_views
@@ -101,7 +102,7 @@ def test_an_export_that_would_fail_is_named_before_training(config: PretrainingC
 def test_a_question_that_fails_costs_neither_numbers_nor_page(
     config: PretrainingConfig, data: DataSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So do a section and pictures that can't be drawn."""
+    """So do a section and pictures that can't be drawn; a tracker is shown the others."""
 
     def fail(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("defect")
@@ -110,7 +111,7 @@ def test_a_question_that_fails_costs_neither_numbers_nor_page(
     monkeypatch.setattr(publish, "view_sheet", fail)
     monkeypatch.setattr(report, "headline_section", fail)
     objective = make_objective(config)
-    run = started_run(config, objective)
+    run = started_run(dataclasses.replace(config, tracker="tensorboard"), objective)
     with pytest.warns(UserWarning) as warned:
         Ending(run, config, objective, data, PAIRS).finish()
     told = " ".join(str(warning.message) for warning in warned)
@@ -121,6 +122,10 @@ def test_a_question_that_fails_costs_neither_numbers_nor_page(
     assert "further questions" in notes and "pictures of views" in notes
     page = (run.folder / "report.html").read_text()
     assert 'id="results"' in page and 'id="errors"' in page
+    shown = EventAccumulator(str(run.folder)).Reload().Tags()
+    assert "final/classification/all/top1" in shown["scalars"] and "results/table/text_summary" in shown["tensors"]
+    pictures = {name.split("/")[1] for name in shown["images"]}
+    assert pictures == {"nearest_neighbours", "angle_errors", "recall", "singular_values"}
 
 
 def test_the_random_encoder_is_one_that_no_seed_trains(

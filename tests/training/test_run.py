@@ -8,11 +8,11 @@ import signal
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
 from filelock import FileLock
 
 from ssl_equi.checkpoint import list_checkpoints
@@ -211,7 +211,8 @@ def test_the_default_folder_is_one_that_no_run_is_using(tmp_path: Path, monkeypa
 
 def test_a_run_that_is_refused_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tracker is the last to refuse a run, when its folder is there already."""
-    fail_tracker(monkeypatch, "init_trackers", ValueError("api_key not\nconfigured"))
+    monkeypatch.setattr("ssl_equi.training.trackers.version", lambda name: "1")
+    monkeypatch.setattr(Accelerator, "init_trackers", failing(ValueError("api_key not\nconfigured")))
     with pytest.raises(RunError, match=r"--tracker wandb does not start \(api_key not configured\): run `wandb login`"):
         train(ToyConfig(out=tmp_path / "new" / "run", tracker="wandb"))
     assert list(tmp_path.iterdir()) == []
@@ -220,57 +221,22 @@ def test_a_run_that_is_refused_leaves_nothing_behind(tmp_path: Path, monkeypatch
 def test_a_tracker_that_fails_later_costs_a_warning_and_nothing_else(
     tmp_path: Path, whole: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fail_tracker(monkeypatch, "log", ConnectionError("no route"))
-    run = train(ToyConfig(out=tmp_path / "run", tracker="wandb"))
+    monkeypatch.setattr(TensorBoardTracker, "log", failing(ConnectionError("no route")))
+    run = train(ToyConfig(out=tmp_path / "run", tracker="tensorboard"))
+    run.track_results(lambda: pytest.fail("a tracker that has failed is told no more"))
     run.close()
     errors = capsys.readouterr().err
-    assert errors.count("warning: the tracker wandb failed (no route) and is told no more: the run goes on") == 1
+    assert errors.count("warning: the tracker tensorboard failed (no route) and is told no more: the run goes on") == 1
     assert loss_lines(tmp_path / "run") == whole
 
 
-def test_a_tracker_is_told_the_run_its_method_and_typed_options(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-    watch_trackers(monkeypatch, lambda method, *arguments, **options: told.append((method, arguments, options)))
-    run = train(ToyConfig(out=tmp_path / "mine", tracker="wandb", steps=1))
-    run.track({"final/knn/all/top1": 0.5})
-    run.close()
-    begun, *logged, ended = told
-    assert begun[:2] == ("init_trackers", ("ssl-equi",)) and ended[0] == "end_training"
-    named = begun[2]["init_kwargs"]
-    assert named["trackio"] == {"name": "mine", "group": "toy"}
-    assert (named["wandb"]["name"], named["wandb"]["group"], named["wandb"]["tags"]) == ("mine", "toy", ["toy"])
-    options = begun[2]["config"]
-    assert (options["width"], options["compile"], options["clip_norm"]) == (4, False, "None")
-    assert logged[-1] == ("log", ({"final/knn/all/top1": 0.5},), {"step": 1})
-    assert "loss" in logged[0][1][0]
+def failing(error: Exception) -> Callable[..., None]:
+    """A method that raises."""
 
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
 
-def fail_tracker(monkeypatch: pytest.MonkeyPatch, failing: str, error: Exception) -> None:
-    """One method of Accelerate's interface to trackers raises."""
-
-    def fail(method: str, *arguments: object, **options: object) -> None:
-        if method == failing:
-            raise error
-
-    watch_trackers(monkeypatch, fail)
-
-
-def watch_trackers(monkeypatch: pytest.MonkeyPatch, watch: Callable[..., None]) -> None:
-    """Runs think that wandb is installed; `watch` is called with the method's name and what the tracker is told."""
-
-    class Tracked(Accelerator):
-        def __init__(self, **options: object) -> None:
-            super().__init__(**(options | {"log_with": None}))  # type: ignore[arg-type]
-
-    def method(name: str) -> Callable[..., None]:
-        return lambda _, *arguments, **options: watch(name, *arguments, **options)
-
-    for name in ("init_trackers", "log", "end_training"):
-        setattr(Tracked, name, method(name))
-    monkeypatch.setattr("ssl_equi.training.run.Accelerator", Tracked)
-    monkeypatch.setattr("ssl_equi.training.config.version", lambda name: "1")
+    return fail
 
 
 def test_a_run_of_an_earlier_version_had_the_default_of_a_later_option(tmp_path: Path) -> None:
@@ -328,7 +294,7 @@ def test_threads_are_those_asked_for(tmp_path: Path) -> None:
         ({"mixed_precision": "fp8"}, "--mixed-precision is 'fp8'"),
         ({"log_every": 0}, "--log-every is 0"),
         ({"steps": 0}, "--steps is 0"),
-        ({"tracker": "excel"}, "--tracker is 'excel': choose from tensorboard, wandb, trackio"),
+        ({"tracker": "excel"}, "--tracker is 'excel': choose from tensorboard, wandb, trackio, mlflow"),
         ({"threads": 1_000_000}, "--threads is 1000000: give a number from 1 to 1,024"),
         ({"clip_norm": 0.0}, r"--clip-norm is 0\.0: give a number above 0"),
         ({"clip_norm": float("nan")}, "--clip-norm is nan: give a number above 0"),
@@ -344,7 +310,7 @@ def test_a_tracker_that_is_not_installed_says_how_to_get_it(tmp_path: Path, monk
     def no_package(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("ssl_equi.training.config.version", no_package)
+    monkeypatch.setattr("ssl_equi.training.trackers.version", no_package)
     with pytest.raises(RunError, match="uv sync --extra trackers"):
         train(ToyConfig(out=tmp_path / "run", tracker="wandb"))
 

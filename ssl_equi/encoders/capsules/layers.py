@@ -24,6 +24,9 @@ from torch.nn import functional as F
 
 from ssl_equi.encoders.checks import check_at_least
 
+GATED_BYTES = 2**28
+"""How large the gated inputs of several output capsules are, at most, that a GPU makes together."""
+
 
 class _GatedProduct(torch.autograd.Function):
     """out[j, n, c, v] = sum over q and i of weight[j, v, q, i] * gates[j, n, i] * inputs[n, c, q, i].
@@ -32,11 +35,14 @@ class _GatedProduct(torch.autograd.Function):
     differentiated once.
     """
 
-    # One output capsule after another, both ways: all gated inputs at once would take J times the memory.
+    # On the CPU one output capsule after another, both ways: all gated inputs at once take J times the memory.
+    # Elsewhere, where launches count, as many at once as `GATED_BYTES` hold.
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, gates: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, gates, weight)
+        if inputs.device.type != "cpu":
+            return _gated_products(inputs, gates, weight)
         samples, columns = inputs.shape[:2]
         products = [
             (inputs * gates_j[:, None, None]).view(samples * columns, -1) @ weight_j.flatten(1).T
@@ -48,6 +54,8 @@ class _GatedProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs, gates, weight = ctx.saved_tensors
+        if inputs.device.type != "cpu":
+            return _gated_product_gradients(gradient.flatten(1, 2), inputs, gates, weight)
         inputs_gradient = torch.zeros_like(inputs)
         gates_gradient, weight_gradient = torch.empty_like(gates), torch.empty_like(weight)
         gradient = gradient.flatten(1, 2)
@@ -59,6 +67,37 @@ class _GatedProduct(torch.autograd.Function):
             gates_gradient[j] = (gated_gradient * inputs).sum(dim=(1, 2))
             inputs_gradient.addcmul_(gated_gradient, gates_j)
         return inputs_gradient, gates_gradient, weight_gradient
+
+
+def _gated_products(inputs: Tensor, gates: Tensor, weight: Tensor) -> Tensor:
+    """The product, some output capsules at once."""
+    products = [_gated(inputs, gates[block]).bmm(weight[block].flatten(2).mT) for block in _blocks(inputs, len(weight))]
+    return (products[0] if len(products) == 1 else torch.cat(products)).unflatten(1, inputs.shape[:2])
+
+
+def _gated_product_gradients(
+    gradient: Tensor, inputs: Tensor, gates: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of inputs, gates and weight, from the gradient [J, N * C, V], some output capsules at once."""
+    of_inputs, of_gates, of_weight = [], [], []
+    for block in _blocks(inputs, len(weight)):
+        of_weight.append(gradient[block].mT.bmm(_gated(inputs, gates[block])).view_as(weight[block]))
+        of_gated = gradient[block].bmm(weight[block].flatten(2)).unflatten(1, inputs.shape[:2]).view(-1, *inputs.shape)
+        of_gates.append((of_gated * inputs).sum(dim=(2, 3)))
+        of_inputs.append((of_gated * gates[block][:, :, None, None]).sum(dim=0))
+    if len(of_inputs) == 1:
+        return of_inputs[0], of_gates[0], of_weight[0]
+    return torch.stack(of_inputs).sum(dim=0), torch.cat(of_gates), torch.cat(of_weight)
+
+
+def _gated(inputs: Tensor, gates: Tensor) -> Tensor:
+    """[J, N * C, Q * I]: the inputs [N, C, Q, I] times the gates [J, N, I]."""
+    return (inputs * gates[:, :, None, None]).flatten(1, 2).flatten(2)
+
+
+def _blocks(inputs: Tensor, num_out: int) -> list[slice]:
+    at_once = max(1, GATED_BYTES // inputs.nbytes)
+    return [slice(start, start + at_once) for start in range(0, num_out, at_once)]
 
 
 gated_product: Callable[[Tensor, Tensor, Tensor], Tensor] = _GatedProduct.apply

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssl_equi.encoders.capsules.layers import Capsules
 from ssl_equi.objectives.parts.batch import batch_mean, batch_std
+from ssl_equi.runtime.device_copies import constant
 
 if TYPE_CHECKING:  # it imports timm, which takes seconds
     from ssl_equi.encoders.capsules.network import CapsuleNetwork
@@ -66,9 +67,9 @@ def reachable_stds(activations: Tensor, poses: Tensor, columns: int | None = Non
     """
     # The target 1 of the released code is out of reach for either: its hinge never closes.
     num_capsules, side = poses.shape[-3:-1]
-    of_activations = activations.new_full((num_capsules,), largest_activation_std(num_capsules))
-    of_poses = poses.new_full((num_capsules * side * side,), largest_pose_std(side, columns))
-    return torch.cat([of_activations, of_poses])
+    of_activations = (largest_activation_std(num_capsules),) * num_capsules
+    of_poses = (largest_pose_std(side, columns),) * (num_capsules * side * side)
+    return constant(of_activations + of_poses, poses.device, poses.dtype)
 
 
 def largest_pose_std(side: int, columns: int | None = None) -> float:

@@ -60,7 +60,7 @@ def check_actions(actions: Tensor | None, *shape: int) -> Tensor:
             f"make the actions with {as_told}"
         )
     # On a GPU the answer would have to come back to the CPU, which would stall every step.
-    if not actions.is_cuda and not torch.isfinite(actions).all():
+    if actions.device.type == "cpu" and not torch.isfinite(actions).all():
         row = int((~torch.isfinite(actions)).flatten(1).any(dim=1).nonzero()[0])
         raise ValueError(f"the action in row {row} is {actions[row].tolist()}: check the latents that it was made from")
     return actions

@@ -61,8 +61,23 @@ def spread_terms(pairs: Tensor, std_targets: Tensor | None = None) -> dict[str, 
         std_targets: [D], the standard deviation up to which each column is pushed; 1, as in VICReg, if None. The hinge
             is then of a column's share of it.
     """
+    if pairs.device.type != "cpu":
+        return _spread_terms_at_once(pairs, std_targets)
     scaled = pairs if std_targets is None else pairs / std_targets
     return {"variance": variance_term(scaled), "covariance": covariance_term(pairs)}
+
+
+def _spread_terms_at_once(pairs: Tensor, std_targets: Tensor | None) -> dict[str, Tensor]:
+    """The same from one matrix of covariances, which has the variances on its diagonal: half of the launches."""
+    rows = (pairs - batch_mean(pairs)).movedim(0, -2)
+    covariance = sum_over_processes(rows.mT @ rows) / (world_size() * len(pairs) - 1)
+    variances = covariance.diagonal(dim1=-2, dim2=-1)
+    # Its own diagonal differs by 0 and takes no gradient.
+    squares = F.mse_loss(covariance, torch.diag_embed(variances.detach()), reduction="sum")
+    if std_targets is not None:
+        variances = variances / std_targets.square()
+    variance = F.relu(1 - torch.sqrt(variances + EPSILON)).mean()
+    return {"variance": variance, "covariance": squares / pairs.shape[-1]}
 
 
 def vicreg_terms(pairs: Tensor) -> dict[str, Tensor]:
