@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 from notebooks import written_files
 
 from ssl_equi import __main__ as ssl_equi_command
-from ssl_equi.cli import parse_command_line
 from ssl_equi.evaluation.protocol import PROBE_PROTOCOLS
 from ssl_equi.options import taken_out, used_options
 from tests.datasets.test_meshes import write_models
@@ -134,7 +134,7 @@ def configuration_of(script: str, options: list[str]) -> Any:
     is_named = bool(options) and options[0] in configs
     default = configs[options[0] if is_named else next(iter(configs))]()
     _, changes = taken_out("--images", options[is_named:])
-    return parse_command_line(type(default), "", default, changes)
+    return tyro.cli(type(default), args=changes, default=default)
 
 
 def small_heads(options: dict[str, Any], prefix: str = "--") -> Iterator[tuple[str, list[str]]]:
@@ -199,7 +199,7 @@ class Sandbox:
         self.runs: dict[tuple[str, str], Path] = {}
         for name, script, out in (
             ("posed", "datasets/posed_images.py", "data/eth80"), ("meshes", "datasets/meshes.py", "data/mine"),
-            ("many", "datasets/procedural.py", "data/many"),
+            ("mugs", "datasets/posed_images.py", "data/mugs"), ("many", "datasets/procedural.py", "data/many"),
         ):  # fmt: skip
             folder = self.folder(name)
             self.run(next(words for words in kept() if words[1] == script and out in words), folder)
@@ -229,6 +229,8 @@ class Sandbox:
     def data_set_of(self, script: str, options: list[str]) -> str:
         """The data set that a command names, or that its configuration or the run that it asks was made for."""
         named = value_of(options, "--dataset")
+        if named == "posed" and "elevation" in options:
+            named = "mugs"
         if named is not None or script.startswith("recipes/"):
             return named or configuration_of(script, options).dataset
         runs = [found for word in options if (found := RUN.fullmatch(word))]

@@ -33,7 +33,7 @@ from ssl_equi.evaluation.suite import (
     tasks_for,
 )
 from ssl_equi.evaluation.tables import in_short_tables
-from ssl_equi.evaluation.task import Task, TaskResult
+from ssl_equi.evaluation.task import TaskResult
 from ssl_equi.export.encoder import ENCODER_FOLDER, EncoderCard, encoder_export
 from ssl_equi.export.folder import Export
 from ssl_equi.export.predictor import PREDICTOR_FOLDER, PredictorCard, TrainedPredictor, predictor_export
@@ -72,7 +72,7 @@ class Ending:
         """
         check_splits(probed_parts(self.objective), self.data.probe_train, self.data.evaluation)
         if self.config.evaluate:
-            self.asked_tasks()
+            self.num_tasks()
         for export in self.exports(self.run.whole(self.objective)).values():
             self.run.processes.on_main_then_everywhere(export.check)
 
@@ -133,13 +133,21 @@ class Ending:
         """What comes behind the training, in words."""
         if not self.config.evaluate:
             return "the export"
-        probes = f"{len(self.asked_tasks())} probes"
+        probes = f"{self.num_tasks()} probes"
         return f"{probes} of it and of a random encoder" if self.config.compare_with_random else probes
 
-    def asked_tasks(self) -> list[Task]:
-        """What is asked, of groups of tasks each one; a UserError names what can't be."""
-        source, schema = self.source(self.objective), self.data.evaluation.schema
-        return asked_tasks(source, schema, self.protocol, self.tasks(self.objective))
+    def num_tasks(self) -> int:
+        """How many tasks are asked, of groups each one; a UserError names what can't be.
+
+        The first process looks, which alone has all weights where they are shared out.
+        """
+
+        def count() -> int:
+            objective = self.run.whole(self.objective)
+            source, schema = self.source(objective), self.data.evaluation.schema
+            return len(asked_tasks(source, schema, self.protocol, self.tasks(objective)))
+
+        return self.run.processes.on_main_then_everywhere(count)
 
     def tasks(self, objective: Objective) -> tuple[str, ...]:
         """What is asked: the tasks that are named, or one of each kind and those of the protocol.
