@@ -28,6 +28,7 @@ from ssl_equi.evaluation.samples import TaskSkipped, require_varied
 from ssl_equi.evaluation.task import PLACE, TASKS, Ask, Encoding, Subject, Task, TaskResult
 from ssl_equi.evaluation.tasks.latents import ABSOLUTE, RELATIVE, tasks_of_latent
 from ssl_equi.evaluation.tasks.pose import RELATIVE_ROTATION
+from ssl_equi.export.predictor import TrainedPredictor
 from ssl_equi.latents.actions import warning_of_signs
 from ssl_equi.latents.schema import LatentSchema
 from ssl_equi.runtime.frozen import state_sha256
@@ -118,7 +119,7 @@ def evaluate(
         raise UserError(f"{source.name} has no part {unknown[0]!r}: choose from {', '.join(source.parts)}")
     chosen = {part: source.parts[part] for part in parts or source.parts}
     check_splits(chosen, data.probe_train, data.evaluation)
-    asked = asked_tasks(source, data.evaluation.schema, protocol, tasks, further)
+    asked = asked_tasks(source.name, source.predictor, data.evaluation.schema, protocol, tasks, further)
     store, progress = store or FeatureStore(None), progress or LiveProgress(enabled=False)
     passes_before, started = store.encoder_passes, time.perf_counter()
     modules = {source.name: source.module}
@@ -202,7 +203,8 @@ def _has_latents(task: Task, schema: LatentSchema | None) -> bool:
 
 
 def asked_tasks(
-    source: EncoderSource,
+    encoder: str,
+    predictor: TrainedPredictor | None,
     schema: LatentSchema | None,
     protocol: ProbeProtocol,
     names: Sequence[str] = (),
@@ -211,12 +213,14 @@ def asked_tasks(
     """The tasks that are asked of data with these latents, in the order in which they are asked.
 
     Args:
+        encoder: its name.
+        predictor: the one beside it.
         names: of tasks, or of groups of them (see `ssl_equi.evaluation.task.Group`), or `all`. None: the protocol's,
             those of the data's own latents, and those of the predictor beside the encoder.
         further: tasks that are asked besides.
     """
     own = own_latent_tasks(schema)
-    known = {name: task for name, task in TASKS.items() if task.group != "predictor" or source.predictor is not None}
+    known = {name: task for name, task in TASKS.items() if task.group != "predictor" or predictor is not None}
     known |= own | {task.name: task for task in further}
     groups: dict[str, list[str]] = {"all": list(known)}
     for group in PLACE:
@@ -227,14 +231,14 @@ def asked_tasks(
     spelled_out = dict.fromkeys(member for name in chosen for member in groups.get(name, [name]))
     for name in spelled_out:
         if name not in known:
-            raise UserError(_why_unknown(name, source, schema, [*known, *groups]))
+            raise UserError(_why_unknown(name, encoder, schema, [*known, *groups]))
     asked = [known[name] for name in dict.fromkeys((*spelled_out, *(task.name for task in further)))]
     return sorted(asked, key=lambda task: PLACE[task.group])
 
 
-def _why_unknown(name: str, source: EncoderSource, schema: LatentSchema | None, known: Sequence[str]) -> str:
+def _why_unknown(name: str, encoder: str, schema: LatentSchema | None, known: Sequence[str]) -> str:
     if name in TASKS:
-        return f"{source.name} has no predictor beside it to ask for {name}: give a run that has"
+        return f"{encoder} has no predictor beside it to ask for {name}: give a run that has"
     close = get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(close)}" if close else f"choose from {', '.join(known)}"
     if name.startswith((RELATIVE, ABSOLUTE)):

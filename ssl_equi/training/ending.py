@@ -144,8 +144,8 @@ class Ending:
 
         def count() -> int:
             objective = self.run.whole(self.objective)
-            source, schema = self.source(objective), self.data.evaluation.schema
-            return len(asked_tasks(source, schema, self.protocol, self.tasks(objective)))
+            predictor, schema = self.predictor_from_features(objective), self.data.evaluation.schema
+            return len(asked_tasks(self.run.name, predictor, schema, self.protocol, self.tasks(objective)))
 
         return self.run.processes.on_main_then_everywhere(count)
 

@@ -294,7 +294,7 @@ def test_groups_of_tasks_have_names() -> None:
     source = EncoderSource("by hand", Contrasts(), {"all": slice(0, 3)}, SIDE, None, None, "", "by hand", None)
 
     def names(*tasks: str, further: Sequence[Task] = ()) -> list[str]:
-        return [task.name for task in asked_tasks(source, None, QUICK, tasks, further)]
+        return [task.name for task in asked_tasks(source.name, source.predictor, None, QUICK, tasks, further)]
 
     robustness = [name for name, task in TASKS.items() if task.group == "robustness"]
     assert len(robustness) == 4

@@ -50,7 +50,7 @@ def test_it_is_asked_and_shown_by_itself(tmp_path: Path, capsys: pytest.CaptureF
     data = DataSource("by hand", train, train, test, (0.5,) * 3, (0.2,) * 3)
     module, parts = Pixels(), {"all": slice(0, 12), "inv": slice(0, 6)}
     source = EncoderSource("pixels", module, parts, 8, None, None, state_sha256(module), "pixels", Pixels)
-    assert "feature_norm" in [each.name for each in asked_tasks(source, test.schema, ssl_equi())]
+    assert "feature_norm" in [each.name for each in asked_tasks(source.name, source.predictor, test.schema, ssl_equi())]
     results = evaluate(source, data, ProbeProtocol(bootstrap_resamples=50), tasks=("feature_norm",))
     whole, half = results.records
     assert {(record.task, record.metric) for record in results.records} == {("feature_norm", "length_mean")}

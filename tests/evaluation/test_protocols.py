@@ -9,6 +9,7 @@ from ssl_equi.evaluation import command
 from ssl_equi.evaluation.protocol import AUGMENTATION_EQUIVARIANCE, CORE_TASKS, PROBE_PROTOCOLS, ProtocolName
 from ssl_equi.evaluation.suite import asked_tasks
 from ssl_equi.latents.schema import THREEDIEBENCH_T
+from ssl_equi.runtime.progress import LiveProgress
 from ssl_equi.training import ending
 from tests.fakes import OF_FEATURES
 from tests.launched import ROOT, load_script
@@ -34,7 +35,9 @@ class AskedError(Exception):
 
 
 def remember(source: Any, data: Any, protocol: Any, *, tasks: tuple[str, ...] = (), **_: Any) -> None:
-    raise AskedError([task.name for task in asked_tasks(NOBODY, data.evaluation.schema, protocol, tasks)])
+    raise AskedError(
+        [task.name for task in asked_tasks(NOBODY.name, NOBODY.predictor, data.evaluation.schema, protocol, tasks)]
+    )
 
 
 @pytest.mark.parametrize("name", PROBE_PROTOCOLS)
@@ -58,11 +61,11 @@ def test_the_tasks_of_a_protocol_are_asked_through_every_door(
             monkeypatch.setattr(ending, "probed_parts", lambda objective: {})
             config = SimpleNamespace(
                 probe_protocol=name, image_size=8, encoder="", seed=0, compare_with_random=False, on_bad_record="raise",
-                max_skipped=0,
+                max_skipped=0, tasks=(),
             )  # fmt: skip
             run: Any = SimpleNamespace(name="nobody", device="cpu", processes=SimpleNamespace(rank=0))
             objective: Any = SimpleNamespace(encoder=None, latent_predictor=lambda: None)
-            ending.Ending(run, config, NOBODY, MOVING, {}).probe(objective)  # type: ignore[arg-type]
+            ending.Ending(run, config, NOBODY, MOVING, {}).probe(objective, LiveProgress(False))  # type: ignore[arg-type]
     (found,) = asked.value.args
     # A run ends with one task of each kind besides, so that runs with different protocols can be compared.
     further = [*CORE_TASKS, AUGMENTATION_EQUIVARIANCE] if door == "ending" else []

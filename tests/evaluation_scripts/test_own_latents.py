@@ -55,7 +55,7 @@ def test_every_protocol_asks_the_latents_of_the_data_besides(data: DataSource) -
     for schema, names, asked in (
         (TURNTABLE, (), [*sie().tasks, *OWN]), (TURNTABLE, ("knn", "latents"), ["knn", *OWN]), (None, ("latents",), []),
     ):  # fmt: skip
-        assert [task.name for task in asked_tasks(source(), schema, sie(), names)] == asked
+        assert [task.name for task in asked_tasks("mine", None, schema, sie(), names)] == asked
     results = evaluate(data)
     assert {record.task for record in results.records} == {"classification", *OWN}
     assert [note.partition(",")[0] for note in results.notes] == [*CORE_TASKS[1:]]

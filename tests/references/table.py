@@ -277,7 +277,9 @@ REFERENCES: dict[str, Reference] = {
     "seq_jepa_saccades stl10": reference(
         seq_jepa, views=5, actions=(4, 2), calls=JOINT, action_calls="all", layers=3, heads=4, predictor=TWO_LAYERS
     ),
-    "sie embedded": reference(sie, actions=(4,), calls=JOINT, projectors=VICREG_HEAD, weights=SIE),
+    **dict.fromkeys(
+        ("sie embedded", "sie demo"), reference(sie, actions=(4,), calls=JOINT, projectors=VICREG_HEAD, weights=SIE)
+    ),
     "sie paper": reference(sie, actions=(4,), calls=APART, projectors=VICREG_HEAD, weights=SIE),
     "sie threediebench_released": reference(
         sie, actions=(4,), calls=APART, projectors=VICREG_HEAD, weights=SIE_OF_SEQ_JEPA
