@@ -6,7 +6,7 @@ read class, rotation and colour from either half, on objects that were never see
 
     accelerate launch recipes/sie.py                            the embedded set; minutes on two CPU cores
     accelerate launch recipes/sie.py demo                       fewer steps and questions: half of that time
-    accelerate launch recipes/sie.py --actions rotation_color   the predictor is told how the colours change, too
+    accelerate launch recipes/sie.py --actions rotation_color   the predictor is conditioned on the colours, too
     accelerate launch --multi_gpu recipes/sie.py paper --data-dir SHARDS      3DIEBench with the paper's settings
 """
 
@@ -40,7 +40,7 @@ class Config(ActionsConfig):
     """
 
     views: ViewOptions = field(default_factory=ViewOptions)
-    """Where the views of an object come from, and how the change between them is told."""
+    """Where the views of an object come from, and in which form the change between them is given."""
     objective: SIEConfig = field(default_factory=SIEConfig)
     """Weights, sizes and ablations of the loss."""
 

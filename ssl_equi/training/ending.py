@@ -137,17 +137,9 @@ class Ending:
         return f"{probes} of it and of a random encoder" if self.config.compare_with_random else probes
 
     def num_tasks(self) -> int:
-        """How many tasks are asked, of groups each one; a UserError names what can't be.
-
-        The first process looks, which alone has all weights where they are shared out.
-        """
-
-        def count() -> int:
-            objective = self.run.whole(self.objective)
-            predictor, schema = self.predictor_from_features(objective), self.data.evaluation.schema
-            return len(asked_tasks(self.run.name, predictor, schema, self.protocol, self.tasks(objective)))
-
-        return self.run.processes.on_main_then_everywhere(count)
+        """How many tasks are asked, of groups each one; a UserError names what can't be."""
+        predictor, schema = self.predictor_from_features(self.objective), self.data.evaluation.schema
+        return len(asked_tasks(self.run.name, predictor, schema, self.protocol, self.tasks(self.objective)))
 
     def tasks(self, objective: Objective) -> tuple[str, ...]:
         """What is asked: the tasks that are named, or one of each kind and those of the protocol.

@@ -125,6 +125,8 @@ class Run:
             compile_networks(self.objective)
         if sharded:
             shard(self.objective, self.device)
+        # One may extend another. Collected once: a large encoder has thousands of modules.
+        self._objectives = [module for module in self.objective.modules() if isinstance(module, Objective)]
         self.state = RunState(self.objective, optimizer_of(self.objective), sharded)
         self.optimizer = self.accelerator.prepare_optimizer(self.state.optimizer)
         if sharded:  # such a model needs Accelerate's autocast, but no further wrapping
@@ -236,9 +238,8 @@ class Run:
                 return
 
     def _measure_what_is_logged(self, logs: bool) -> None:
-        for module in self.objective.modules():
-            if isinstance(module, Objective):
-                module.measures_action_gain = module.measures_monitors = logs
+        for objective in self._objectives:
+            objective.measures_action_gain = objective.measures_monitors = logs
 
     def _seed_step(self, step: int) -> None:
         # Python's hash of a tuple of integers is stable across processes and well mixed.

@@ -93,21 +93,19 @@ def map_in_processes(function: Callable[[Any], Any], tasks: Sequence[Any], pool:
 
 @contextmanager
 def _main_module_not_imported(function: Callable[[Any], Any]) -> Iterator[None]:
-    """A spawned process imports the script that started it: of a recipe seconds of libraries that rendering needs not.
+    """Lets processes start without importing the script that runs, unless the function is its own.
 
-    Python has no switch for it, and looks for the script's path and specification.
+    Python makes each of them import it, and with a recipe libraries that take seconds and that rendering doesn't use.
+    There is no switch for that; the script is found by these two attributes.
     """
     main = sys.modules["__main__"]
-    hidden = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
-    if getattr(function, "func", function).__module__ == "__main__":
-        hidden = {}
-    for name in hidden:
-        setattr(main, name, None)
+    is_its_own = getattr(function, "func", function).__module__ == "__main__"
+    found_by = {} if is_its_own else {name: getattr(main, name, None) for name in ("__file__", "__spec__")}
+    vars(main).update(dict.fromkeys(found_by))
     try:
         yield
     finally:
-        for name, value in hidden.items():
-            setattr(main, name, value)
+        vars(main).update(found_by)
 
 
 def rendered_records(

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from ssl_equi.encoders.checks import check_at_least
 
 GATED_BYTES = 2**28
-"""How large the gated inputs of several output capsules are, at most, that a GPU makes together."""
+"""At most, of the gated inputs that a GPU computes at once."""
 
 
 class _GatedProduct(torch.autograd.Function):
